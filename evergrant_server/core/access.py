@@ -1,0 +1,111 @@
+"""Who may do what: integrations (our clients at providers), apps, their keys and permits."""
+
+from datetime import datetime
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from evergrant_server.core.ids import AppId, IntegrationId, KeyId, PermitId, Tenant
+from evergrant_server.core.provider import RefreshRules
+
+
+class Endpoints(BaseModel):
+    """Where an integration's provider is reached: from its definition, or discovered and pinned."""
+
+    model_config = ConfigDict(frozen=True)
+
+    issuer: str | None = None
+    authorization_endpoint: str
+    token_endpoint: str
+    refresh_endpoint: str | None = None
+    revocation_endpoint: str | None = None
+    introspection_endpoint: str | None = None
+    iss_in_callback: bool = False  # authorization_response_iss_parameter_supported (RFC 9207)
+
+
+class IntegrationState(StrEnum):
+    DISCOVERING = "discovering"  # waits for the issuer's metadata
+    READY = "ready"
+    FAILED = "failed"  # `problem` says why
+
+
+class Integration(BaseModel):
+    """Our OAuth client at a provider, for one tenant. The client secret stays in the store."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tenant: Tenant
+    id: IntegrationId
+    name: str
+    provider: str
+    client_id: str
+    issuer: str | None = None
+    params: dict[str, str] = {}  # template parameters of the provider's URLs
+    client_auth: str | None = None  # overrides the provider's own
+    default_scopes: tuple[str, ...] = ()
+    scope_ceiling: tuple[str, ...] | None = None  # None: no ceiling of its own
+    refresh: RefreshRules = RefreshRules()
+    state: IntegrationState = IntegrationState.READY
+    problem: str | None = None
+    endpoints: Endpoints | None = None
+    created_at: datetime
+    changed_at: datetime
+    revision: int = 1
+
+
+class Action(StrEnum):
+    TOKEN = "token"
+    PROXY = "proxy"
+    CONNECT = "connect"
+    ADMIN = "admin"
+
+
+class App(BaseModel):
+    """A consumer: a pipeline, a service, an agent."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tenant: Tenant
+    id: AppId
+    name: str
+    disabled: bool = False
+    return_to: tuple[str, ...] = ()  # exact URLs a connect page may send the subject back to
+    created_at: datetime
+    revision: int = 1
+
+
+class AppKey(BaseModel):
+    """An API key: `evg_<key id>_<secret>`. Only a hash of the secret is kept."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tenant: Tenant
+    id: KeyId
+    app_id: AppId
+    secret_hash: str
+    created_at: datetime
+    revoked_at: datetime | None = None
+    last_used_at: datetime | None = None
+    revision: int = 1
+
+
+class Permit(BaseModel):
+    """A rule that lets an app use connections.
+
+    `integration` is a name, or `*` for every one. `subjects` holds exact subjects, or `*`.
+    `scope_ceiling` None means whatever the connection has. An `admin` permit reaches the
+    tenant's configuration, not tokens: those need `token`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    tenant: Tenant
+    id: PermitId
+    app_id: AppId
+    name: str
+    integration: str
+    subjects: tuple[str, ...] = Field(default=("*",), min_length=1)
+    scope_ceiling: tuple[str, ...] | None = None
+    actions: tuple[Action, ...] = Field(min_length=1)
+    created_at: datetime
+    revision: int = 1

@@ -1,0 +1,63 @@
+"""The words of the audit log: what is recorded, and what every record says."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from evergrant_server.core.ids import Tenant
+from evergrant_server.core.messages import Asked, Provenance
+
+
+class AuditAction(StrEnum):
+    LEASED = "lease.issued"
+    LEASE_REFUSED = "lease.refused"
+    CONNECTION_CREATED = "connection.created"
+    CONSENT_STARTED = "consent.started"
+    CONSENT_GRANTED = "consent.granted"
+    CONSENT_DENIED = "consent.denied"
+    CONSENT_EXPIRED = "consent.expired"
+    CONSENT_FAILED = "consent.failed"
+    CALLBACK_REFUSED = "callback.refused"
+    GRANT_INSTALLED = "grant.installed"
+    GRANT_REFRESHED = "grant.refreshed"
+    REFRESH_FAILED = "grant.refresh_failed"
+    NEEDS_REAUTH = "connection.needs_reauth"
+    REAUTHORIZE_ASKED = "connection.reauthorize_asked"
+    REVOKE_ASKED = "connection.revoke_asked"
+    REVOCATION_FAILED = "connection.revocation_failed"
+    REVOKED = "connection.revoked"
+    HISTORY_EXPORTED = "history.exported"
+    INTEGRATION_PUT = "integration.put"
+    INTEGRATION_DELETED = "integration.deleted"
+    INTEGRATION_DISCOVERED = "integration.discovered"
+    APP_PUT = "app.put"
+    APP_DELETED = "app.deleted"
+    KEY_CREATED = "key.created"
+    KEY_REVOKED = "key.revoked"
+    PERMIT_PUT = "permit.put"
+    PERMIT_DELETED = "permit.deleted"
+
+
+class AuditEntry(BaseModel):
+    """What happened, before it has a place in a chain. `detail` holds facts, never a secret."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tenant: Tenant
+    at: datetime
+    action: AuditAction
+    object: str  # the id of what it happened to
+    asked: Asked
+    detail: dict[str, Any] = {}
+    provenance: Provenance | None = None
+
+
+class AuditRecord(AuditEntry):
+    """An entry in its chain: gapless `seq` per (tenant, lane), each hash covering the one before."""
+
+    lane: str
+    seq: int
+    previous_hash: str
+    hash: str

@@ -1,0 +1,135 @@
+"""A connection: one subject's grant at one integration, and the only table of its states."""
+
+from datetime import datetime
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict
+
+from evergrant_server.core.errors import Code
+from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
+
+
+class State(StrEnum):
+    """Where a connection is in its life. "Refreshing" is not a state: it is an open attempt."""
+
+    PENDING_CONSENT = "pending_consent"
+    ACTIVE = "active"
+    NEEDS_REAUTH = "needs_reauth"
+    REVOKING = "revoking"
+    REVOKED = "revoked"
+    CONSENT_EXPIRED = "consent_expired"
+    DENIED = "denied"
+
+    @property
+    def final(self) -> bool:
+        """No event leaves a final state; the workflow of such a connection has ended."""
+        return self in (State.REVOKED, State.CONSENT_EXPIRED, State.DENIED)
+
+
+class Move(StrEnum):
+    """What moves a connection from one state to another."""
+
+    GRANTED = "granted"  # a consent's code was exchanged for tokens
+    CONSENT_DENIED = "consent_denied"
+    CONSENT_EXPIRED = "consent_expired"
+    REFRESHED = "refreshed"
+    REJECTED = "rejected"  # the provider refused the refresh token for good
+    REVOKE_ASKED = "revoke_asked"
+    REVOCATION_ENDED = "revocation_ended"  # confirmed, or declared impossible
+
+
+class Revocation(StrEnum):
+    """How `revoked` was reached; said with the state, so that nobody reads more into it."""
+
+    CONFIRMED = "confirmed"  # the provider answered as RFC 7009 section 2.2 asks
+    NOT_SUPPORTED = "not_supported"  # the provider is declared to have no revocation endpoint
+    NOTHING_HELD = "nothing_held"  # no token was ever installed
+
+
+TRANSITIONS: dict[tuple[State, Move], State] = {
+    (State.PENDING_CONSENT, Move.GRANTED): State.ACTIVE,
+    (State.PENDING_CONSENT, Move.CONSENT_DENIED): State.DENIED,
+    (State.PENDING_CONSENT, Move.CONSENT_EXPIRED): State.CONSENT_EXPIRED,
+    (State.PENDING_CONSENT, Move.REVOKE_ASKED): State.REVOKING,
+    (State.ACTIVE, Move.GRANTED): State.ACTIVE,
+    (State.ACTIVE, Move.REFRESHED): State.ACTIVE,
+    (State.ACTIVE, Move.REJECTED): State.NEEDS_REAUTH,
+    (State.ACTIVE, Move.REVOKE_ASKED): State.REVOKING,
+    (State.NEEDS_REAUTH, Move.GRANTED): State.ACTIVE,
+    (State.NEEDS_REAUTH, Move.REJECTED): State.NEEDS_REAUTH,
+    (State.NEEDS_REAUTH, Move.REVOKE_ASKED): State.REVOKING,
+    # A token that lands while revoking is kept only to be revoked.
+    (State.REVOKING, Move.GRANTED): State.REVOKING,
+    (State.REVOKING, Move.REFRESHED): State.REVOKING,
+    (State.REVOKING, Move.REJECTED): State.REVOKING,
+    (State.REVOKING, Move.REVOKE_ASKED): State.REVOKING,
+    (State.REVOKING, Move.REVOCATION_ENDED): State.REVOKED,
+}
+
+
+class IllegalMove(ValueError):
+    """A move that the table doesn't have: a bug, never a provider's doing."""
+
+
+def moved(state: State, move: Move) -> State:
+    """The state after `move`. Raises IllegalMove when the table has no such row."""
+    try:
+        return TRANSITIONS[(state, move)]
+    except KeyError:
+        raise IllegalMove(f"a connection that is {state} can't be {move}") from None
+
+
+class Connection(BaseModel):
+    """The row that a connection is. Verbs return the next row; `revision` is the store's business."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tenant: Tenant
+    id: ConnectionId
+    integration_id: IntegrationId
+    integration: str
+    provider: str
+    subject: str
+    label: str = "default"
+    state: State = State.PENDING_CONSENT
+    generation: int = 0
+    requested_scopes: tuple[str, ...] = ()
+    reason: Code | None = None  # why it needs somebody, or None
+    revocation: Revocation | None = None
+    revoke_reason: str | None = None
+    refresh_policy: str = "adaptive"
+    created_at: datetime
+    changed_at: datetime
+    consent_deadline: datetime
+    revision: int = 1
+
+    def granted(self, at: datetime) -> "Connection":
+        """A consent brought a new grant; the subject has repaired whatever was wrong."""
+        return self._moved(Move.GRANTED, at, generation=self.generation + 1, reason=None)
+
+    def refreshed(self, at: datetime) -> "Connection":
+        return self._moved(Move.REFRESHED, at, generation=self.generation + 1, reason=None)
+
+    def rejected(self, reason: Code, at: datetime) -> "Connection":
+        return self._moved(Move.REJECTED, at, reason=reason)
+
+    def consent_denied(self, at: datetime) -> "Connection":
+        return self._moved(Move.CONSENT_DENIED, at, reason=Code.CONSENT_DENIED)
+
+    def consent_expired(self, at: datetime) -> "Connection":
+        return self._moved(Move.CONSENT_EXPIRED, at, reason=Code.CONSENT_EXPIRED)
+
+    def revoke_asked(self, reason: str, at: datetime) -> "Connection":
+        """From the commit of this on no lease leaves; the first reason is kept."""
+        return self._moved(
+            Move.REVOKE_ASKED,
+            at,
+            reason=Code.CONNECTION_REVOKED,
+            revoke_reason=self.revoke_reason or reason,
+        )
+
+    def revocation_ended(self, how: Revocation, at: datetime) -> "Connection":
+        return self._moved(Move.REVOCATION_ENDED, at, revocation=how)
+
+    def _moved(self, move: Move, at: datetime, **changes: object) -> "Connection":
+        return self.model_copy(update={"state": moved(self.state, move), "changed_at": at, **changes})

@@ -1,0 +1,47 @@
+"""A consent: one try of one subject in one browser to grant access, from link to code."""
+
+from datetime import datetime
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict
+
+from evergrant_server.core.ids import ConnectionId, ConsentId, IntegrationId, Tenant
+
+
+class ConsentStatus(StrEnum):
+    OPEN = "open"  # the link exists; nobody has gone on yet
+    STARTED = "started"  # a browser is bound, a state and a verifier exist
+    CODE_RECEIVED = "code_received"  # the callback came; the code waits for the worker
+    DONE = "done"  # exchanged
+    DENIED = "denied"
+    FAILED = "failed"  # the provider refused the code, or us
+
+
+class Consent(BaseModel):
+    """The row, without its secrets: hashes identify link, state and browser.
+
+    `issuer` and `token_endpoint` are recorded when the browser is sent away: code, verifier
+    and secret go there and nowhere else (RFC 9700 section 4.4, RFC 9207 section 2.4).
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    tenant: Tenant
+    id: ConsentId
+    connection_id: ConnectionId
+    integration_id: IntegrationId
+    status: ConsentStatus = ConsentStatus.OPEN
+    scopes: tuple[str, ...] = ()
+    return_to: str | None = None
+    link_hash: str
+    state_hash: str | None = None
+    browser_hash: str | None = None
+    redirect_uri: str | None = None
+    issuer: str | None = None
+    token_endpoint: str | None = None
+    failure: str | None = None  # a Code
+    created_at: datetime
+    expires_at: datetime
+    by: str
+    trace_id: str
+    revision: int = 1

@@ -1,0 +1,243 @@
+"""Failures sorted by who repairs them, and the one table that says what follows.
+
+API, workflows, activities and the reference page all read `FAILURES`; nothing else
+decides whether something is tried again or which HTTP status it has.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """The class of a failure, named by what it takes to end it."""
+
+    RECONNECT_NEEDED = "ReconnectNeeded"
+    CLIENT_MISCONFIGURED = "ClientMisconfigured"
+    PROVIDER_UNAVAILABLE = "ProviderUnavailable"
+    DENIED = "Denied"
+    PLATFORM_UNAVAILABLE = "PlatformUnavailable"
+    BAD_REQUEST = "BadRequest"
+
+
+class Repairer(StrEnum):
+    """Who has to act."""
+
+    SUBJECT = "subject"
+    INTEGRATION_ADMIN = "integration_admin"
+    TIME = "time"
+    PERMIT_ADMIN = "permit_admin"
+    OPERATOR = "operator"
+    CALLER = "caller"
+
+
+class Retry(StrEnum):
+    """What the caller's side may do with the same request."""
+
+    NEVER = "never"  # the same request fails again until somebody acts
+    AFTER_REPAIR = "after_repair"  # workflows look again slowly: an admin may have acted
+    BACKOFF = "backoff"  # grows with each failure, honours Retry-After
+
+
+class Code(StrEnum):
+    """Stable names on the wire and in histories. Add, never rename."""
+
+    CONSENT_REQUIRED = "consent_required"
+    CONSENT_DENIED = "consent_denied"
+    CONSENT_EXPIRED = "consent_expired"
+    GRANT_REJECTED = "grant_rejected"
+    OUTCOME_UNKNOWN = "outcome_unknown"
+    CONNECTION_REVOKED = "connection_revoked"
+    SCOPE_NOT_GRANTED = "scope_not_granted"
+    CALLBACK_INVALID = "callback_invalid"
+
+    CLIENT_REJECTED = "client_rejected"
+    REPLY_UNREADABLE = "reply_unreadable"
+    DISCOVERY_FAILED = "discovery_failed"
+    EGRESS_REFUSED = "egress_refused"
+
+    PROVIDER_UNREACHABLE = "provider_unreachable"
+    PROVIDER_ERROR = "provider_error"
+    PROVIDER_RATE_LIMITED = "provider_rate_limited"
+    REFRESH_PENDING = "refresh_pending"
+
+    NOT_PERMITTED = "not_permitted"
+    APP_DISABLED = "app_disabled"
+    SCOPE_NOT_PERMITTED = "scope_not_permitted"
+
+    STORE_UNAVAILABLE = "store_unavailable"
+    STORE_CONFLICT = "store_conflict"
+    SCHEMA_MISMATCH = "schema_mismatch"
+    KEY_UNAVAILABLE = "key_unavailable"
+    SEAL_BROKEN = "seal_broken"
+    AUDIT_UNAVAILABLE = "audit_unavailable"
+    TEMPORAL_UNAVAILABLE = "temporal_unavailable"
+    INTERNAL = "internal"
+
+    INVALID_REQUEST = "invalid_request"
+    UNAUTHENTICATED = "unauthenticated"
+    NOT_FOUND = "not_found"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    PROVIDER_UNKNOWN = "provider_unknown"
+    ALREADY_EXISTS = "already_exists"
+    IDEMPOTENCY_CONFLICT = "idempotency_conflict"
+    BODY_TOO_LARGE = "body_too_large"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One row of the table: what a code means for retries, the wire and the reader."""
+
+    kind: Kind
+    repairer: Repairer
+    retry: Retry
+    status: int
+    meaning: str
+    repair: str
+
+
+def _reconnect(meaning: str, repair: str, status: int = 409) -> Rule:
+    return Rule(Kind.RECONNECT_NEEDED, Repairer.SUBJECT, Retry.NEVER, status, meaning, repair)
+
+
+def _client(meaning: str, repair: str) -> Rule:
+    return Rule(
+        Kind.CLIENT_MISCONFIGURED, Repairer.INTEGRATION_ADMIN, Retry.AFTER_REPAIR, 424, meaning, repair
+    )
+
+
+def _provider(meaning: str, repair: str = "Try again after Retry-After seconds.") -> Rule:
+    return Rule(Kind.PROVIDER_UNAVAILABLE, Repairer.TIME, Retry.BACKOFF, 503, meaning, repair)
+
+
+def _denied(meaning: str, repair: str) -> Rule:
+    return Rule(Kind.DENIED, Repairer.PERMIT_ADMIN, Retry.NEVER, 403, meaning, repair)
+
+
+def _platform(meaning: str, repair: str, status: int = 503) -> Rule:
+    return Rule(Kind.PLATFORM_UNAVAILABLE, Repairer.OPERATOR, Retry.BACKOFF, status, meaning, repair)
+
+
+def _caller(status: int, meaning: str, repair: str) -> Rule:
+    return Rule(Kind.BAD_REQUEST, Repairer.CALLER, Retry.NEVER, status, meaning, repair)
+
+
+FAILURES: dict[Code, Rule] = {
+    Code.CONSENT_REQUIRED: _reconnect(
+        "The subject has not consented, or must consent again.", "Send the subject to connect_url."
+    ),
+    Code.CONSENT_DENIED: _reconnect(
+        "The subject, or the provider for them, said no.", "Start a new connection when they agree."
+    ),
+    Code.CONSENT_EXPIRED: _reconnect(
+        "Nobody finished the consent before its deadline.", "Start a new connection."
+    ),
+    Code.GRANT_REJECTED: _reconnect(
+        "The provider no longer accepts this grant.", "Reauthorize the connection."
+    ),
+    Code.OUTCOME_UNKNOWN: _reconnect(
+        "A refresh was sent, its answer was lost and the old token is spent.",
+        "Reauthorize the connection.",
+    ),
+    Code.CONNECTION_REVOKED: _reconnect(
+        "The connection was revoked; revocation is final.", "Start a new connection."
+    ),
+    Code.SCOPE_NOT_GRANTED: _reconnect(
+        "The subject has not granted a scope that was asked for.",
+        "Reauthorize the connection with that scope.",
+    ),
+    Code.CALLBACK_INVALID: _reconnect(
+        "The provider's callback doesn't belong to an open consent in this browser.",
+        "Open the connect link again and finish in the same browser.",
+        status=400,
+    ),
+    Code.CLIENT_REJECTED: _client(
+        "The provider refused our client id, secret, redirect URI or request.",
+        "Correct the integration's client id and secret, or its registration at the provider.",
+    ),
+    Code.REPLY_UNREADABLE: _client(
+        "The provider answered, but not in a form its definition describes.",
+        "Check the provider's definition; the old grant was kept.",
+    ),
+    Code.DISCOVERY_FAILED: _client(
+        "The issuer's metadata could not be read, or names another issuer.",
+        "Check the issuer URL, exactly as the provider prints it.",
+    ),
+    Code.EGRESS_REFUSED: _client(
+        "A provider URL points where Evergrant may not connect.",
+        "Use a public https URL, or allow the host with EVERGRANT_EGRESS_ALLOW.",
+    ),
+    Code.PROVIDER_UNREACHABLE: _provider("The provider did not answer in time."),
+    Code.PROVIDER_ERROR: _provider("The provider answered with an error of its own."),
+    Code.PROVIDER_RATE_LIMITED: _provider("The provider asks us to slow down."),
+    Code.REFRESH_PENDING: _provider("A refresh is under way and has not ended yet."),
+    Code.NOT_PERMITTED: _denied(
+        "No permit of this app covers that.", "Give the app a permit for this integration and subject."
+    ),
+    Code.APP_DISABLED: _denied("The app is disabled.", "Enable the app."),
+    Code.SCOPE_NOT_PERMITTED: _denied(
+        "A scope is above the ceiling of the permit or the integration.",
+        "Ask for fewer scopes, or raise the ceiling.",
+    ),
+    Code.STORE_UNAVAILABLE: _platform("The store can't be reached.", "Check EVERGRANT_DATABASE_URL."),
+    Code.STORE_CONFLICT: _platform("The row changed while it was being changed.", "Try again.", 409),
+    Code.SCHEMA_MISMATCH: _platform(
+        "The database has another schema version than this code.",
+        "Run: python -m evergrant_server db upgrade. A newer database needs a newer server.",
+    ),
+    Code.KEY_UNAVAILABLE: _platform(
+        "A key that sealed this row is not in the key ring.", "Restore the key file."
+    ),
+    Code.SEAL_BROKEN: _platform(
+        "A sealed value was altered, moved or sealed with another key.",
+        "Restore the named row from a backup; nothing was guessed.",
+        500,
+    ),
+    Code.AUDIT_UNAVAILABLE: _platform(
+        "The audit record could not be committed, so nothing was handed out.", "Check the store."
+    ),
+    Code.TEMPORAL_UNAVAILABLE: _platform(
+        "Temporal can't be reached.", "Check EVERGRANT_TEMPORAL_ADDRESS and the Temporal server."
+    ),
+    Code.INTERNAL: _platform("Evergrant failed in a way it has no name for.", "Read the log.", 500),
+    Code.INVALID_REQUEST: _caller(400, "The request is malformed.", "Correct the named field."),
+    Code.UNAUTHENTICATED: _caller(
+        401, "No valid credential came with the request.", "Send Authorization: Bearer <api key>."
+    ),
+    Code.NOT_FOUND: _caller(
+        404, "There is no such thing, or not for this app.", "Check the name and the permit."
+    ),
+    Code.METHOD_NOT_ALLOWED: _caller(405, "This route has no such method.", "See /docs."),
+    Code.PROVIDER_UNKNOWN: _caller(
+        404, "No provider in the catalogue has this name.", "List them with GET /v1/providers."
+    ),
+    Code.ALREADY_EXISTS: _caller(409, "Something with this name is there already.", "Use another name."),
+    Code.IDEMPOTENCY_CONFLICT: _caller(
+        409, "This Idempotency-Key was used with another request.", "Use a new key."
+    ),
+    Code.BODY_TOO_LARGE: _caller(413, "The request body is too large.", "Send less than 1 MiB."),
+}
+
+
+class Failure(Exception):
+    """A typed failure: a code of the table, a message without secrets, and context without secrets.
+
+    `retry_after` is in seconds. `context` travels on the wire (for example `connect_url`,
+    `provider`, `field`).
+    """
+
+    def __init__(
+        self, code: Code, detail: str = "", *, retry_after: float | None = None, **context: str
+    ) -> None:
+        super().__init__(f"{code.value}: {detail or FAILURES[code].meaning}")
+        self.code = code
+        self.detail = detail or FAILURES[code].meaning
+        self.retry_after = retry_after
+        self.context = context
+
+    @property
+    def rule(self) -> Rule:
+        return FAILURES[self.code]
+
+    @property
+    def kind(self) -> Kind:
+        return self.rule.kind

@@ -1,0 +1,77 @@
+"""What a connection holds now: scopes and expiry, and the three words valid, due, fresh."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from evergrant_server.core.secret import Secret
+
+MAIN = "main"
+
+
+class TokenSet(BaseModel):
+    """The secrets and facts of one token reply, on their way from the judge to the store.
+
+    Never a message: its secrets refuse to be serialised. `expires_in` and
+    `refresh_expires_in` are seconds from `obtained_at`; None means the provider didn't say.
+    """
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    access_token: Secret
+    token_type: str = "Bearer"
+    refresh_token: Secret | None = None
+    id_token: Secret | None = None
+    expires_in: float | None = None
+    refresh_expires_in: float | None = None
+    scopes: tuple[str, ...] | None = None  # None: the reply had no scope, so as requested (RFC 6749 5.1)
+    metadata: dict[str, Any] = {}
+
+
+class Grant(BaseModel):
+    """The facts of a grant, without its secrets. Replaced whole, numbered by `generation`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    chain: str = MAIN
+    generation: int
+    token_type: str = "Bearer"
+    scopes: tuple[str, ...]
+    obtained_at: datetime
+    expires_at: datetime | None
+    refresh_expires_at: datetime | None = None
+    refreshable: bool
+    metadata: dict[str, Any] = {}
+
+    @property
+    def lifetime(self) -> timedelta | None:
+        """How long this provider let the access token live, or None when it never expires."""
+        return None if self.expires_at is None else self.expires_at - self.obtained_at
+
+    def valid(self, now: datetime) -> bool:
+        """Not expired."""
+        return self.expires_at is None or now < self.expires_at
+
+    def due(self, now: datetime, margin: timedelta) -> bool:
+        """Inside the refresh margin (the margin is capped, see `margin_of`)."""
+        if self.expires_at is None:
+            return False
+        return now >= self.expires_at - self.margin_of(margin)
+
+    def margin_of(self, margin: timedelta) -> timedelta:
+        """The margin for this grant: never more than a quarter of the token's lifetime."""
+        return margin if self.lifetime is None else min(margin, self.lifetime / 4)
+
+    def fresh(self, now: datetime, margin: timedelta, min_ttl: timedelta | None = None) -> bool:
+        """Valid for at least `min_ttl`, capped at what this provider is seen to give.
+
+        Without `min_ttl`, fresh means not due. The cap leaves the margin, so that asking for
+        more than a provider gives doesn't turn every lease into a refresh.
+        """
+        if self.expires_at is None:
+            return True
+        if min_ttl is None:
+            return not self.due(now, margin)
+        cap = (self.lifetime or min_ttl) - self.margin_of(margin)
+        return self.expires_at - now >= min(min_ttl, cap)

@@ -1,0 +1,55 @@
+"""Typed, prefixed identifiers. A prefix says what an id names; a type stops mixing them up."""
+
+import re
+import secrets
+from typing import NewType
+
+Tenant = NewType("Tenant", str)
+ConnectionId = NewType("ConnectionId", str)
+IntegrationId = NewType("IntegrationId", str)
+AppId = NewType("AppId", str)
+KeyId = NewType("KeyId", str)
+PermitId = NewType("PermitId", str)
+ConsentId = NewType("ConsentId", str)
+AttemptId = NewType("AttemptId", str)
+OutboxId = NewType("OutboxId", str)
+
+PREFIXES = {
+    "con": ConnectionId,
+    "int": IntegrationId,
+    "app": AppId,
+    "key": KeyId,
+    "per": PermitId,
+    "cns": ConsentId,
+    "att": AttemptId,
+    "out": OutboxId,
+}
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, lower case
+_LENGTH = 22  # 110 bits
+_SHAPE = re.compile(rf"^(?:{'|'.join(PREFIXES)})_[{_ALPHABET}]{{{_LENGTH}}}$")
+_SLUG = re.compile(r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")
+
+WORKFLOW_ID = re.compile(r"^connection:(?P<tenant>[a-z0-9-]+):(?P<connection>con_[0-9a-z]+)$")
+
+
+def new_id(prefix: str) -> str:
+    """A fresh random id such as `con_…`. Raises ValueError for a prefix nobody owns."""
+    if prefix not in PREFIXES:
+        raise ValueError(f"no id has the prefix {prefix!r}")
+    return f"{prefix}_" + "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))
+
+
+def is_id(value: str, prefix: str) -> bool:
+    """True when `value` has the shape of an id with this prefix."""
+    return bool(_SHAPE.match(value)) and value.startswith(f"{prefix}_")
+
+
+def is_slug(value: str) -> bool:
+    """True for names of tenants, integrations, apps and permits: a DNS label in lower case."""
+    return bool(_SLUG.match(value))
+
+
+def workflow_id(tenant: Tenant, connection: ConnectionId) -> str:
+    """The id of the one workflow that lives for this connection."""
+    return f"connection:{tenant}:{connection}"

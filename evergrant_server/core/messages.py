@@ -1,0 +1,278 @@
+"""Everything that crosses Temporal: names, inputs, signals, updates, results. No secrets.
+
+All a caller may know of the connection workflow is here: task queue, signal, update and
+query names, and the shapes of what they carry.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict
+
+from evergrant_server.core.connection import Revocation, State
+from evergrant_server.core.errors import Code, Repairer
+from evergrant_server.core.ids import AttemptId, ConnectionId, ConsentId, IntegrationId, Tenant
+
+TASK_QUEUE = "evergrant"
+CONNECTION_WORKFLOW = "ConnectionWorkflow"
+DISCOVERY_WORKFLOW = "DiscoveryWorkflow"
+
+SIGNAL_CONSENT_GRANTED = "consent_granted"
+SIGNAL_CONSENT_DENIED = "consent_denied"
+SIGNAL_REVOKE = "revoke"
+SIGNAL_ROTATE = "rotate"
+SIGNAL_REQUEST_TOKEN = "request_token"
+SIGNAL_PROVIDER_CHANGED = "provider_changed"
+SIGNAL_TOKEN_READY = "token_ready"  # sent back to the caller's workflow
+UPDATE_ENSURE_FRESH = "ensure_fresh"
+UPDATE_REAUTHORIZE = "reauthorize"
+UPDATE_REVOKE = "revoke"
+QUERY_DESCRIBE = "describe"
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Asked(Message):
+    """Who asked, and the trace they asked in. Carried by every command."""
+
+    by: str  # "app:<name>", "subject", "operator", "schedule"
+    trace_id: str = ""  # W3C trace id, 32 hex digits; "" when there is none
+
+
+class Life(Message):
+    """What the workflow knows of its connection: facts that decide the next step."""
+
+    state: State = State.PENDING_CONSENT
+    generation: int = 0
+    obtained_at: datetime | None = None
+    expires_at: datetime | None = None  # None while active: the token never expires
+    refreshable: bool = False
+    idle_s: float | None = None  # the refresh token dies after this many idle seconds
+    policy: str = "adaptive"
+    consent_deadline: datetime | None = None
+    leased: bool = True  # False: this generation was looked at and nobody had leased it
+    failures: int = 0  # refreshes or revocations failed in a row
+    retry_at: datetime | None = None
+    reason: Code | None = None
+    refusal: Code | None = None  # why the last thing that was asked could not be done
+    revoke_reason: str | None = None
+    revocation: Revocation | None = None
+    runs: int = 1  # runs since the connection began (continue-as-new adds one)
+    recent_consents: tuple[str, ...] = ()  # consents already exchanged or refused
+
+
+class GrantNews(Message):
+    """What an exchange or a refresh did to the grant: facts of the new one, or a failure."""
+
+    attempt_id: AttemptId | None = None
+    consent_id: ConsentId | None = None
+    state: State | None = None  # what the store says now
+    generation: int | None = None
+    obtained_at: datetime | None = None
+    expires_at: datetime | None = None
+    refreshable: bool = False
+    idle_s: float | None = None
+    not_leased: bool = False
+    failure: Code | None = None
+    retry_after: float | None = None  # seconds
+
+
+class RevocationNews(Message):
+    revocation: Revocation | None = None
+    failure: Code | None = None
+    retry_after: float | None = None
+
+
+class Event(StrEnum):
+    """What can happen to a connection's workflow: signals, updates, timers, activity results."""
+
+    CONSENT_GRANTED = "consent_granted"
+    CONSENT_DENIED = "consent_denied"
+    CODE_EXCHANGED = "code_exchanged"
+    FRESHNESS_ASKED = "freshness_asked"
+    TOKEN_REQUESTED = "token_requested"
+    ROTATE_ASKED = "rotate_asked"
+    REAUTHORIZE_ASKED = "reauthorize_asked"
+    TIME_CAME = "time_came"
+    GRANT_REFRESHED = "grant_refreshed"
+    REVOKE_ASKED = "revoke_asked"
+    REVOCATION_TRIED = "revocation_tried"
+    PROVIDER_CHANGED = "provider_changed"
+
+
+class Happening(Message):
+    """One event with what it brought."""
+
+    event: Event
+    asked: Asked
+    consent_id: ConsentId | None = None
+    seen_generation: int | None = None
+    reason: str | None = None
+    reply_to: str | None = None
+    news: GrantNews | None = None
+    revocation: RevocationNews | None = None
+
+
+class ConnectionStart(Message):
+    """The input of a connection's run; continue-as-new hands the next run the life so far."""
+
+    tenant: Tenant
+    connection_id: ConnectionId
+    integration_id: IntegrationId
+    integration: str
+    provider: str
+    subject_hash: str  # keyed; the subject itself is not in any index of Temporal
+    rules: int
+    life: Life
+    asked: Asked
+    waiting: tuple["Happening", ...] = ()  # signals that the previous run did not get to
+
+
+class Ended(Message):
+    """The result of a connection's workflow."""
+
+    state: State
+    revocation: Revocation | None = None
+    generations: int
+
+
+class ConsentGranted(Message):
+    attempt_id: ConsentId
+    asked: Asked
+
+
+class ConsentDenied(Message):
+    attempt_id: ConsentId
+    asked: Asked
+
+
+class Revoke(Message):
+    reason: str
+    asked: Asked
+
+
+class Rotate(Message):
+    reason: str
+    asked: Asked
+
+
+class RequestToken(Message):
+    """`app` asks for a fresh token; `token_ready` goes to the workflow `reply_to`."""
+
+    app: str
+    reply_to: str
+    asked: Asked
+
+
+class TokenReady(Message):
+    """The answer to `request_token`: facts, and a code instead when there is no token."""
+
+    connection_id: ConnectionId
+    generation: int
+    expires_at: datetime | None = None
+    problem: Code | None = None
+
+
+class ProviderChanged(Message):
+    version: int
+    asked: Asked
+
+
+class EnsureFresh(Message):
+    """Make the grant newer than `seen_generation`; done at once when it already is."""
+
+    seen_generation: int
+    asked: Asked
+
+
+class Freshness(Message):
+    """What `ensure_fresh` answers: the generation now, or why there is none."""
+
+    generation: int
+    problem: Code | None = None
+    retry_after: float | None = None
+
+
+class Reauthorize(Message):
+    consent_id: ConsentId
+    asked: Asked
+
+
+class Description(Message):
+    """What the `describe` query answers."""
+
+    connection_id: ConnectionId
+    state: State
+    generation: int
+    expires_at: datetime | None
+    next_step: str
+    next_at: datetime | None
+    reason: Code | None
+    repairer: Repairer | None
+    failures: int
+
+
+# --- activities -------------------------------------------------------------------------
+
+
+class Provenance(Message):
+    """Ties what an activity records to the history that decided it.
+
+    `event_id` is the last history event the workflow had seen when it decided.
+    """
+
+    workflow_id: str
+    run_id: str
+    event_id: int
+
+
+class Call(Message):
+    """What every activity of a connection is told."""
+
+    tenant: Tenant
+    connection_id: ConnectionId
+    asked: Asked
+    provenance: Provenance
+
+
+class ExchangeCode(Call):
+    consent_id: ConsentId
+
+
+class RefreshGrant(Call):
+    """Refresh from `generation`. `only_if_leased`: do nothing when nobody leased it."""
+
+    generation: int
+    only_if_leased: bool = False
+
+
+class EndConsent(Call):
+    consent_id: ConsentId | None = None  # None: the deadline passed
+    denied: bool
+
+
+class AskRevocation(Call):
+    """Write `revoking` to the store, for a revocation that began in Temporal."""
+
+    reason: str
+
+
+class RevokeGrant(Call):
+    """Tell the provider, then write `revoked`."""
+
+
+class RunEnds(Call):
+    """The run is about to close or continue as new: its history must be exported."""
+
+
+class Discover(Message):
+    tenant: Tenant
+    integration_id: IntegrationId
+    asked: Asked
+
+
+class Discovered(Message):
+    failure: Code | None = None
+    detail: str = ""

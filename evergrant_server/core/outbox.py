@@ -1,0 +1,32 @@
+"""What must reach Temporal, written in the transaction that made it true."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from evergrant_server.core.ids import OutboxId, Tenant
+
+
+class OutboxKind(StrEnum):
+    START_WORKFLOW = "start_workflow"  # payload: ConnectionStart
+    SIGNAL = "signal"  # payload: the signal's message; `name` is the signal
+    EXPORT_HISTORY = "export_history"  # payload: {"run_id": …}
+
+
+class OutboxMessage(BaseModel):
+    """One delivery, at least once and in order per `target` (a workflow id). No secrets."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tenant: Tenant
+    id: OutboxId
+    kind: OutboxKind
+    target: str
+    name: str = ""
+    payload: dict[str, Any]
+    created_at: datetime
+    attempts: int = 0
+    next_at: datetime | None = None
+    last_error: str | None = None
