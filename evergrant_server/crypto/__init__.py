@@ -1,0 +1,23 @@
+"""Sealing: the key ring, its lanes, and the bytes that a sealed value is made of.
+
+Owns the key file, the wrapping of keys by keys and AES-256-GCM over one value in one
+place. Doesn't own where sealed bytes are kept or which row needs which key: that is the
+store. Anything unknown or altered is a failure that names the row; nothing is guessed.
+"""
+
+from evergrant_server.crypto.envelope import Sealed, SealingKey, key_id_of, new_sealing_key, open_sealed, seal
+from evergrant_server.crypto.keyring import KeyRing, Lane, Role
+from evergrant_server.crypto.place import Place
+
+__all__ = [
+    "KeyRing",
+    "Lane",
+    "Place",
+    "Role",
+    "Sealed",
+    "SealingKey",
+    "key_id_of",
+    "new_sealing_key",
+    "open_sealed",
+    "seal",
+]

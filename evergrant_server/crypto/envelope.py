@@ -1,0 +1,105 @@
+"""One sealed value: `EVS`, format version, key id, nonce, then AES-256-GCM ciphertext and tag."""
+
+import secrets
+from typing import NoReturn
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.secret import SecretLeak
+from evergrant_server.crypto.place import Place, associated_data
+
+KEY_BYTES = 32
+VERSION = 1
+_MAGIC = b"EVS"
+_NONCE_BYTES = 12  # NIST SP 800-38D section 8.2.2: a random 96-bit nonce, at most 2^32 values a key
+_TAG_BYTES = 16
+_HEADER_BYTES = len(_MAGIC) + 2  # magic, version, length of the key id
+
+
+class Sealed(bytes):
+    """Sealed bytes. They are no secret, and still no log has a use for them."""
+
+    def __repr__(self) -> str:
+        return f"<sealed, {len(self)} bytes>"
+
+    __str__ = __repr__
+
+
+class SealingKey:
+    """256 bits with a name. Doesn't print and can't be pickled."""
+
+    __slots__ = ("_raw", "id")
+
+    def __init__(self, key_id: str, raw: bytes) -> None:
+        if len(raw) != KEY_BYTES:
+            raise ValueError("a sealing key has 32 bytes")
+        if not 0 < len(key_id.encode()) < 256:
+            raise ValueError("a key id has 1 to 255 bytes")
+        self.id = key_id
+        self._raw = raw
+
+    def reveal(self) -> bytes:
+        """The key itself, for a cipher or for wrapping it under another key."""
+        return self._raw
+
+    def __repr__(self) -> str:
+        return f"SealingKey({self.id!r}, ***)"
+
+    def __reduce__(self) -> NoReturn:
+        raise SecretLeak("a key is never pickled or copied into a message")
+
+
+def new_sealing_key(prefix: str) -> SealingKey:
+    """A fresh random key whose id is `<prefix>_` and 96 random bits."""
+    return SealingKey(f"{prefix}_{secrets.token_hex(12)}", secrets.token_bytes(KEY_BYTES))
+
+
+def seal(key: SealingKey, place: Place, value: bytes) -> Sealed:
+    """Seal `value` for `place`: it opens with this key, in this place, and nowhere else."""
+    name = key.id.encode()
+    nonce = secrets.token_bytes(_NONCE_BYTES)
+    body = AESGCM(key.reveal()).encrypt(nonce, value, associated_data(place, key.id, VERSION))
+    return Sealed(_MAGIC + bytes((VERSION, len(name))) + name + nonce + body)
+
+
+def key_id_of(sealed: bytes, place: Place) -> str:
+    """The id of the key that sealed this. Raises Failure SEAL_BROKEN when there is none to read."""
+    if len(sealed) < _HEADER_BYTES or sealed[:3] != _MAGIC:
+        raise broken(place, "is not a sealed value")
+    if sealed[3] != VERSION:
+        raise broken(place, f"has the unknown seal format {sealed[3]}")
+    end = _HEADER_BYTES + sealed[4]
+    if sealed[4] == 0 or len(sealed) < end + _NONCE_BYTES + _TAG_BYTES:
+        raise broken(place, "is cut short")
+    try:
+        return sealed[_HEADER_BYTES:end].decode()
+    except UnicodeDecodeError:
+        raise broken(place, "names no readable key") from None
+
+
+def open_sealed(key: SealingKey, place: Place, sealed: bytes) -> bytes:
+    """What was sealed for `place`.
+
+    Raises Failure SEAL_BROKEN when the bytes were altered, belong to another place or
+    generation, or were sealed with another key.
+    """
+    if key_id_of(sealed, place) != key.id:
+        raise broken(place, "was sealed with another key")
+    start = _HEADER_BYTES + sealed[4]
+    nonce, body = sealed[start : start + _NONCE_BYTES], sealed[start + _NONCE_BYTES :]
+    try:
+        return AESGCM(key.reveal()).decrypt(nonce, body, associated_data(place, key.id, VERSION))
+    except InvalidTag:
+        raise broken(place, "was altered, or belongs to another row, column or generation") from None
+
+
+def broken(place: Place, why: str) -> Failure:
+    """The failure that says which value can't be trusted."""
+    return Failure(Code.SEAL_BROKEN, f"{place}: the value {why}.", **place.context)
+
+
+def unavailable(place: Place, why: str) -> Failure:
+    """The failure that says for which value a key is missing."""
+    return Failure(Code.KEY_UNAVAILABLE, f"{place}: {why}.", **place.context)

@@ -1,0 +1,197 @@
+"""The key file: JSON, mode 0600, written whole or not at all, and refused when it looks wrong."""
+
+import base64
+import binascii
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.crypto.envelope import KEY_BYTES, SealingKey
+
+FORMAT = "evergrant-keys"
+VERSION = 1
+_LONGEST = 1 << 20  # bytes; a key file has a few kB
+_FEWEST_DISTINCT = 12  # of 32 random bytes about 30 differ; fewer than 12 never happens by chance
+
+
+@dataclass(frozen=True)
+class Roots:
+    """The root keys of one lane: every one still opens, `current` alone seals."""
+
+    current: str
+    keys: dict[str, SealingKey]
+
+
+@dataclass(frozen=True)
+class KeyFile:
+    """What a key file holds. `export` is True for a copy made for a role with fewer lanes."""
+
+    lanes: dict[str, Roots]
+    subject: SealingKey
+    derive: SealingKey
+    export: bool = False
+
+
+def refused(path: Path, why: str, repair: str) -> Failure:
+    return Failure(Code.KEY_UNAVAILABLE, f"The key file {path} {why}. {repair}", key_file=str(path))
+
+
+def read(path: Path) -> KeyFile:
+    """Read and check the file. Raises Failure KEY_UNAVAILABLE with a one-line repair."""
+    return _parsed(path, _read_private(path))
+
+
+def _read_private(path: Path) -> bytes:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise refused(path, "doesn't exist", "Restore it from a backup, or create one: keys init.") from None
+    except OSError as error:
+        reason = error.strerror or "is unreadable"
+        raise refused(path, f"can't be opened ({reason})", "Give this user access to it.") from None
+    with os.fdopen(descriptor, "rb") as file:
+        facts = os.fstat(file.fileno())
+        if not stat.S_ISREG(facts.st_mode):
+            raise refused(path, "is not a regular file", "Name the file itself.")
+        if facts.st_uid != os.geteuid():
+            raise refused(path, "belongs to another user", f"Run: chown {os.geteuid()} {path}")
+        if facts.st_mode & 0o077:
+            raise refused(path, "can be read or written by others", f"Run: chmod 600 {path}")
+        return file.read(_LONGEST + 1)
+
+
+def _parsed(path: Path, raw: bytes) -> KeyFile:
+    def malformed(what: str) -> NoReturn:
+        raise refused(path, f"is malformed: {what}", "Restore it from a backup.") from None
+
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({name for name, _ in pairs}) != len(pairs):
+            malformed("a name appears twice")
+        return dict(pairs)
+
+    def key(name: str, value: object) -> SealingKey:
+        try:
+            decoded = base64.b64decode(value if isinstance(value, str) else "", validate=True)
+        except (binascii.Error, ValueError):
+            malformed(f"key {name} is not base64")
+        if len(decoded) != KEY_BYTES:
+            malformed(f"key {name} has not {KEY_BYTES} bytes")
+        if weak(decoded):
+            raise refused(path, f"holds a weak key, {name}", "Create keys with keys init, never by hand.")
+        return SealingKey(name, decoded)
+
+    if len(raw) > _LONGEST:
+        malformed("it is too large")
+    try:
+        document = json.loads(raw, object_pairs_hook=no_duplicates)
+    except (ValueError, RecursionError):
+        malformed("it is not JSON")
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        malformed("it is not an Evergrant key file")
+    if document.get("version") != VERSION:
+        raise refused(path, "has another format version", "Use the server version that wrote it.")
+    if not isinstance(document.get("lanes"), dict) or not document["lanes"]:
+        malformed("it has no lanes")
+    lanes: dict[str, Roots] = {}
+    for lane, content in document["lanes"].items():
+        if not isinstance(content, dict) or not isinstance(content.get("keys"), dict):
+            malformed(f"lane {lane} has no keys")
+        if content.get("current") not in content["keys"]:
+            malformed(f"lane {lane} has no current key")
+        if not all(0 < len(name.encode()) < 256 for name in content["keys"]):
+            malformed(f"lane {lane} has a key without a usable name")
+        lanes[lane] = Roots(content["current"], {name: key(name, it) for name, it in content["keys"].items()})
+    file = KeyFile(
+        lanes,
+        key("subject", document.get("subject")),
+        key("derive", document.get("derive")),
+        document.get("export") is True,
+    )
+    held = [file.subject, file.derive, *(it for roots in lanes.values() for it in roots.keys.values())]
+    if len({it.reveal() for it in held}) != len(held):
+        raise refused(path, "uses one key twice", "Create keys with keys init, never by hand.")
+    return file
+
+
+def weak(raw: bytes) -> bool:
+    """True for keys no random generator makes: zeros, repetitions, sequences, typed text."""
+    steps = {(b - a) % 256 for a, b in zip(raw, raw[1:], strict=False)}
+    typed = all(32 <= byte < 127 for byte in raw)
+    return len(set(raw)) < _FEWEST_DISTINCT or len(steps) == 1 or typed
+
+
+def create(path: Path, file: KeyFile) -> None:
+    """Write a new file. An existing one is never touched: Failure KEY_UNAVAILABLE."""
+    with _complete(path, file) as finished:
+        try:
+            os.link(finished, path)  # fails when `path` exists, as O_EXCL does, and is never half-written
+        except FileExistsError:
+            raise refused(path, "exists already", "Use it, or name another file.") from None
+
+
+def rewrite(path: Path, file: KeyFile) -> None:
+    """Replace the file's content in one step."""
+    with _complete(path, file) as finished:
+        os.replace(finished, path)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the file's folder, so that two rotations don't lose one another's key."""
+    folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def _complete(path: Path, file: KeyFile) -> Iterator[Path]:
+    """A synced temporary file beside `path` with the content; gone afterwards, whatever happens."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as handle:
+            handle.write(_serialised(file))
+            handle.flush()
+            os.fsync(handle.fileno())
+        yield part
+        folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        reason = error.strerror or "unknown"
+        raise refused(path, f"can't be written ({reason})", "Give this user a writable folder.") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _serialised(file: KeyFile) -> bytes:
+    def text(key: SealingKey) -> str:
+        return base64.b64encode(key.reveal()).decode()
+
+    lanes = {
+        lane: {"current": roots.current, "keys": {name: text(key) for name, key in roots.keys.items()}}
+        for lane, roots in file.lanes.items()
+    }
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "export": file.export,
+        "lanes": lanes,
+        "subject": text(file.subject),
+        "derive": text(file.derive),
+    }
+    return json.dumps(document, indent=1).encode() + b"\n"

@@ -1,0 +1,172 @@
+"""The key ring: the root keys one process holds, by lane, and what may be done with them."""
+
+import hashlib
+import hmac
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.crypto import keyfile
+from evergrant_server.crypto.envelope import (
+    Sealed,
+    SealingKey,
+    key_id_of,
+    new_sealing_key,
+    open_sealed,
+    seal,
+    unavailable,
+)
+from evergrant_server.crypto.keyfile import KeyFile, Roots
+from evergrant_server.crypto.place import Place, encode_parts
+
+
+class Lane(StrEnum):
+    """What a key may open. Keys of one lane never open values of another."""
+
+    LEASE = "lease"  # access tokens
+    REFRESH = "refresh"  # refresh tokens and id tokens
+    INTAKE = "intake"  # client secrets, verifiers, codes, connect links
+
+
+class Role(StrEnum):
+    """Who opens the ring. The internet-facing API never holds the refresh lane."""
+
+    API = "api"
+    WORKER = "worker"
+    OPERATOR = "operator"
+
+
+LANES: dict[Role, frozenset[Lane]] = {
+    Role.API: frozenset({Lane.LEASE, Lane.INTAKE}),
+    Role.WORKER: frozenset(Lane),
+    Role.OPERATOR: frozenset(Lane),
+}
+
+
+class KeyRing:
+    """Root keys of the lanes a role may use. Doesn't print; every failure names the place."""
+
+    def __init__(self, path: Path, role: Role, file: KeyFile) -> None:
+        """Use `open` or `create`: they check the file. Lanes the role may not use are dropped here."""
+        self._path = path
+        self._role = role
+        self._file = replace(file, lanes={lane: file.lanes[lane] for lane in sorted(LANES[role])})
+
+    @classmethod
+    def open(cls, path: Path | str, role: Role) -> "KeyRing":
+        """Read the key file for `role`.
+
+        Raises Failure KEY_UNAVAILABLE, with a one-line repair, when the file is missing,
+        open to others, malformed, weak, or lacks a lane of the role.
+        """
+        path = Path(path)
+        file = keyfile.read(path)
+        missing = sorted(LANES[role] - file.lanes.keys())
+        if missing:
+            repair = f"Use the full key file, or run with a role that needs no {missing[0]} lane."
+            raise keyfile.refused(path, f"has no {missing[0]} lane, which a {role} needs", repair)
+        return cls(path, role, file)
+
+    @classmethod
+    def create(cls, path: Path | str, role: Role = Role.OPERATOR) -> "KeyRing":
+        """Write a new key file (mode 0600, with all lanes) and open it for `role`.
+
+        Raises Failure KEY_UNAVAILABLE when the file exists already or can't be written.
+        """
+        lanes = {lane.value: _with_new_key(None) for lane in Lane}
+        file = KeyFile(lanes, new_sealing_key("subject"), new_sealing_key("derive"))
+        keyfile.create(Path(path), file)
+        return cls.open(path, role)
+
+    @property
+    def role(self) -> Role:
+        return self._role
+
+    def __repr__(self) -> str:
+        return f"KeyRing({str(self._path)!r}, {self._role.value})"
+
+    def holds(self, lane: Lane) -> bool:
+        return lane in self._file.lanes
+
+    def restricted(self, role: Role) -> "KeyRing":
+        """The same ring with no more lanes than `role` may use; the others leave with this object.
+
+        Raises Failure KEY_UNAVAILABLE when this ring lacks a lane of the role: a ring never widens.
+        """
+        self._needs_lanes_of(role)
+        return KeyRing(self._path, role, self._file)
+
+    def export(self, path: Path | str, role: Role) -> None:
+        """Write a new key file for `role` alone, for a host that must not hold the other lanes.
+
+        It can't be rotated: rotate the full file and export again. Raises Failure
+        KEY_UNAVAILABLE when the file exists or this ring lacks a lane of the role.
+        """
+        self._needs_lanes_of(role)
+        lanes = {lane.value: self._file.lanes[lane] for lane in sorted(LANES[role])}
+        keyfile.create(Path(path), replace(self._file, lanes=lanes, export=True))
+
+    def rotate(self, lane: Lane) -> "KeyRing":
+        """Add a new current root key to the file; what the old ones wrapped stays readable.
+
+        Returns the ring as it is now. Other processes see the new key when they are
+        restarted. Raises Failure KEY_UNAVAILABLE for an exported file.
+        """
+        with keyfile.locked(self._path):
+            file = keyfile.read(self._path)
+            if file.export or lane not in self._file.lanes:
+                raise keyfile.refused(
+                    self._path, "is an export, or this role may not rotate it", "Rotate the full key file."
+                )
+            file = replace(file, lanes={**file.lanes, lane.value: _with_new_key(file.lanes[lane])})
+            keyfile.rewrite(self._path, file)
+        return KeyRing(self._path, self._role, file)
+
+    def wrap(self, lane: Lane, place: Place, key: SealingKey) -> Sealed:
+        """Seal a tenant's key under the lane's current root."""
+        roots = self._roots(lane, place)
+        return seal(roots.keys[roots.current], place, key.reveal())
+
+    def unwrap(self, lane: Lane, place: Place, key_id: str, wrapped: bytes) -> SealingKey:
+        """Open a tenant's key. Raises Failure KEY_UNAVAILABLE or SEAL_BROKEN naming its row."""
+        root_id = key_id_of(wrapped, place)
+        root = self._roots(lane, place).keys.get(root_id)
+        if root is None:
+            raise unavailable(place, f"root key {root_id!r} of lane {lane} is not in the key ring")
+        return SealingKey(key_id, open_sealed(root, place, wrapped))
+
+    def current(self, lane: Lane) -> str:
+        """The id of the root key that seals in this lane now."""
+        return self._file.lanes[lane].current
+
+    def subject_hash(self, tenant: str, subject: str) -> str:
+        """A keyed hash for search indexes: 128 bits of HMAC-SHA256 in hex, the same after a rotation."""
+        message = encode_parts("subject", tenant, subject)
+        return hmac.new(self._file.subject.reveal(), message, hashlib.sha256).hexdigest()[:32]
+
+    def derive(self, purpose: str) -> bytes:
+        """32 bytes for one purpose (HKDF-SHA256, RFC 5869), the same for every role and rotation."""
+        hkdf = HKDF(algorithm=SHA256(), length=32, salt=None, info=encode_parts("derive", purpose))
+        return hkdf.derive(self._file.derive.reveal())
+
+    def _roots(self, lane: Lane, place: Place) -> Roots:
+        roots = self._file.lanes.get(lane)
+        if roots is None:
+            raise unavailable(place, f"the {self._role} role doesn't hold the {lane} lane")
+        return roots
+
+    def _needs_lanes_of(self, role: Role) -> None:
+        missing = sorted(LANES[role] - self._file.lanes.keys())
+        if missing:
+            raise Failure(
+                Code.KEY_UNAVAILABLE, f"A ring of the {self._role} role doesn't hold the {missing[0]} lane."
+            )
+
+
+def _with_new_key(roots: Roots | None) -> Roots:
+    key = new_sealing_key("root")
+    return Roots(key.id, {**(roots.keys if roots else {}), key.id: key})

@@ -1,0 +1,63 @@
+"""The directory whose lock says that a worker is alive.
+
+An attempt names its journal, not a process: whoever holds the lock of that directory owns
+the attempt, and a lock that anyone can take means that the owner is gone. `flock` is
+released by the kernel when a process dies, however it dies.
+"""
+
+import fcntl
+import os
+import secrets
+from pathlib import Path
+
+from evergrant_server.core.errors import Code, Failure
+
+
+class JournalLock:
+    """Holds one directory below `folder` for this process's life."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take a free directory, or make one. Raises Failure STORE_UNAVAILABLE if the disk won't."""
+        self._folder = folder
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.id, self._fd = self._take()
+        except OSError as error:
+            raise Failure(
+                Code.STORE_UNAVAILABLE, f"the journal folder {folder} can't be used: {error.strerror}"
+            ) from None
+
+    def held(self, journal_id: str) -> bool | None:
+        """True while its owner lives, False when it died, None when it isn't on this host."""
+        if journal_id == self.id:
+            return True
+        if "/" in journal_id or not (self._folder / journal_id).is_dir():
+            return None
+        fd = _try_lock(self._folder / journal_id)
+        if fd is None:
+            return True
+        os.close(fd)
+        return False
+
+    def release(self) -> None:
+        os.close(self._fd)
+
+    def _take(self) -> tuple[str, int]:
+        for directory in sorted(path for path in self._folder.iterdir() if path.is_dir()):
+            fd = _try_lock(directory)
+            if fd is not None:
+                return directory.name, fd
+        directory = self._folder / f"jrn_{secrets.token_hex(8)}"
+        directory.mkdir(mode=0o700)
+        fd = _try_lock(directory)
+        return (directory.name, fd) if fd is not None else self._take()
+
+
+def _try_lock(directory: Path) -> int | None:
+    fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return None
+    return fd
