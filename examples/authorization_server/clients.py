@@ -1,0 +1,28 @@
+"""The rows that must exist before anybody can consent: one person, and confidential clients."""
+
+from django.contrib.auth import get_user_model
+from oauth2_provider.models import get_application_model
+
+from examples.authorization_server.configuration import Credentials
+from examples.authorization_server.options import SeededClient
+
+
+def register(client: SeededClient) -> None:
+    """Put a confidential authorization-code client; the same client id again replaces it."""
+    application = get_application_model()
+    application.objects.update_or_create(
+        client_id=client.client_id,
+        defaults={
+            "client_secret": client.client_secret,
+            "redirect_uris": client.redirect_uri,
+            "client_type": application.CLIENT_CONFIDENTIAL,
+            "authorization_grant_type": application.GRANT_AUTHORIZATION_CODE,
+            "name": client.client_id,
+        },
+    )
+
+
+def ensure_user(credentials: Credentials) -> None:
+    users = get_user_model().objects
+    if not users.filter(username=credentials.user).exists():
+        users.create_user(credentials.user, password=credentials.password)

@@ -1,0 +1,91 @@
+"""The routes: django-oauth-toolkit's endpoints, a login page, a resource, and the control surface."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import wraps
+
+from django.conf import settings
+from django.contrib.auth.views import LoginView
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.urls import include, path
+from django.utils.crypto import constant_time_compare
+from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.http import require_http_methods
+from oauth2_provider import views as oauth
+from oauth2_provider.decorators import protected_resource_metadata
+from oauth2_provider.models import get_access_token_model
+from oauth2_provider.urls import metadata_urlpatterns
+from oauth2_provider.utils import parse_bearer_token
+
+from examples.authorization_server.clients import register
+from examples.authorization_server.observing import counts, hold
+from examples.authorization_server.options import SeededClient
+
+View = Callable[[HttpRequest], HttpResponse]
+
+
+@require_http_methods(["GET"])
+@protected_resource_metadata(scopes=["read"])
+def whoami(request: HttpRequest) -> JsonResponse:
+    """The protected resource. 401 with a Bearer challenge without a live token (RFC 6750)."""
+    bearer = parse_bearer_token(request.META["HTTP_AUTHORIZATION"])
+    checksum = hashlib.sha256(bearer.encode()).hexdigest()
+    token = get_access_token_model().objects.select_related("user").get(token_checksum=checksum)
+    return JsonResponse({"user": token.user.get_username(), "scopes": sorted(token.scope.split())})
+
+
+def controlled(view: View) -> View:
+    """Only for whoever can read the credentials file: it holds the key that must be sent."""
+
+    @csrf_exempt
+    @wraps(view)
+    def checked(request: HttpRequest) -> HttpResponse:
+        if not constant_time_compare(request.headers.get("X-Control-Key", ""), settings.CONTROL_KEY):
+            return JsonResponse({"error": "X-Control-Key is missing or wrong"}, status=403)
+        return view(request)
+
+    return checked
+
+
+@controlled
+@require_http_methods(["POST"])
+def add_client(request: HttpRequest) -> JsonResponse:
+    """Register a confidential client: `{client_id, client_secret, redirect_uri}`."""
+    register(SeededClient(**json.loads(request.body)))
+    return JsonResponse({"registered": True}, status=201)
+
+
+@controlled
+@require_http_methods(["GET"])
+def show_counts(request: HttpRequest) -> JsonResponse:
+    return JsonResponse(counts.snapshot())
+
+
+@controlled
+@require_http_methods(["GET", "POST", "DELETE"])
+def withhold(request: HttpRequest) -> JsonResponse:
+    """POST `{grant_type}` withholds its next answer, DELETE lets go, GET says what is held."""
+    if request.method == "POST":
+        hold.arm(json.loads(request.body)["grant_type"])
+    elif request.method == "DELETE":
+        hold.release()
+    return JsonResponse(hold.snapshot())
+
+
+oauth_urlpatterns = [
+    *metadata_urlpatterns,
+    path("authorize/", oauth.AuthorizationView.as_view(), name="authorize"),
+    path("token/", oauth.TokenView.as_view(), name="token"),
+    path("revoke_token/", oauth.RevokeTokenView.as_view(), name="revoke-token"),
+    path("introspect/", oauth.IntrospectTokenView.as_view(), name="introspect"),
+]
+
+urlpatterns = [
+    path("", include((oauth_urlpatterns, "oauth2_provider"))),
+    path("login/", LoginView.as_view(), name="login"),
+    path("api/whoami", whoami),
+    path("_demo/clients", add_client),
+    path("_demo/counts", show_counts),
+    path("_demo/hold", withhold),
+]

@@ -1,0 +1,94 @@
+"""The authorization server's process, and what is asked of it besides OAuth."""
+
+import json
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import httpx2
+
+from examples.demo.processes import Process
+from examples.demo.subject import Landing, Subject
+
+
+class AuthorizationServer:
+    """A running `python -m examples.authorization_server`, its person and its control surface."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self.issuer: str = process.ready["issuer"]
+        self.pid = process.pid
+        known = json.loads(Path(process.ready["credentials"]).read_text())
+        self.user: str = known["user"]
+        self.password: str = known["password"]
+        self.client_id = "evergrant-demo"
+        self.client_secret = secrets.token_urlsafe(32)
+        self._control = httpx2.AsyncClient(
+            base_url=self.issuer,
+            headers={"X-Control-Key": known["control_key"]},
+            trust_env=False,
+            timeout=30,
+        )
+
+    @classmethod
+    async def start(cls, data: Path, *arguments: str, interpreter: Sequence[str] = ()) -> Self:
+        """Start it with `arguments` on a free port. `interpreter` holds options for Python itself."""
+        module = [*interpreter, "-m", "examples.authorization_server", "--data", str(data)]
+        return cls(await Process.start("authorization server", [*module, *arguments]))
+
+    async def stop(self) -> int:
+        await self._control.aclose()
+        return await self._process.stop()
+
+    def last_lines(self) -> list[str]:
+        """The last lines that the server wrote, for a failing test to show."""
+        return list(self._process.last_lines)
+
+    async def register(self, redirect_uri: str) -> None:
+        """Register this object's confidential client with the redirect URI."""
+        body = {
+            "client_id": self.client_id,
+            "client_secret": self.client_secret,
+            "redirect_uri": redirect_uri,
+        }
+        (await self._control.post("/_demo/clients", json=body)).raise_for_status()
+
+    async def calls(self, what: str) -> int:
+        """How often the token endpoint was called for a grant type, or `revocation`."""
+        return (await self._counts())["calls"].get(what, 0)
+
+    async def answers(self, what: str) -> dict[str, int]:
+        """Its answers to a grant type by HTTP status."""
+        return (await self._counts())["answers"].get(what, {})
+
+    async def hold_next(self, grant_type: str) -> None:
+        """Withhold the next answer to this grant type, once the server has acted."""
+        (await self._control.post("/_demo/hold", json={"grant_type": grant_type})).raise_for_status()
+
+    async def held(self) -> dict[str, Any]:
+        return (await self._control.get("/_demo/hold")).raise_for_status().json()
+
+    async def release(self) -> None:
+        (await self._control.delete("/_demo/hold")).raise_for_status()
+
+    async def introspect(self, token: str) -> dict[str, Any]:
+        """RFC 7662, with the client's own credentials."""
+        reply = await self._control.post(
+            "/introspect/", data={"token": token}, auth=(self.client_id, self.client_secret)
+        )
+        return reply.raise_for_status().json()
+
+    async def whoami(self, token: str) -> httpx2.Response:
+        """Call the protected resource."""
+        return await self._control.get("/api/whoami", headers={"Authorization": f"Bearer {token}"})
+
+    async def scripted_consent(
+        self, url: str, *, allow: bool = True, stop_before: str | None = None
+    ) -> Landing:
+        """A fresh browser opens `url`, logs in as this server's person and allows or declines."""
+        async with Subject(self.user, self.password) as subject:
+            return await subject.consent(url, allow=allow, stop_before=stop_before)
+
+    async def _counts(self) -> dict[str, Any]:
+        return (await self._control.get("/_demo/counts")).raise_for_status().json()

@@ -1,0 +1,106 @@
+"""Child processes that say they are ready with one line, and are ended by pid."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class DidNotStart(RuntimeError):
+    """A process ended, or kept silent, before it said that it is ready."""
+
+
+class Process:
+    """One child, in a session of its own so that a Ctrl-C here doesn't reach it on its own."""
+
+    def __init__(self, name: str, child: asyncio.subprocess.Process, ready: dict[str, Any]) -> None:
+        self.name = name
+        self.ready = ready
+        self._child = child
+        self._drains: list[asyncio.Task[None]] = []
+        self.last_lines: deque[str] = deque(maxlen=40)
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @classmethod
+    async def start(
+        cls,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        ready_prefix: str = "",
+        within_s: float = 60,
+        env: Mapping[str, str] | None = None,
+    ) -> "Process":
+        """Run this Python with `arguments`; wait for a line of `ready_prefix` and a JSON object.
+
+        Raises DidNotStart with the child's last words.
+        """
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *arguments,
+            cwd=ROOT,
+            env=dict(env) if env is not None else None,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+            limit=1 << 20,
+        )
+        process = cls(name, child, {})
+        assert child.stderr is not None
+        process._drain(child.stderr)
+        try:
+            process.ready = await asyncio.wait_for(process._until_ready(ready_prefix), within_s)
+        except BaseException as error:
+            await process.stop()
+            if isinstance(error, TimeoutError):
+                raise DidNotStart(process._words(f"said nothing for {within_s:.0f} s")) from None
+            raise
+        assert child.stdout is not None
+        process._drain(child.stdout)
+        return process
+
+    async def stop(self, grace: float = 20) -> int:
+        """Ask it to end, wait, and kill it only when it doesn't. Returns its exit status."""
+        if self._child.returncode is None:
+            self._child.terminate()
+            try:
+                await asyncio.wait_for(self._child.wait(), grace)
+            except TimeoutError:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._child.pid, signal.SIGKILL)
+                await self._child.wait()
+        await asyncio.gather(*self._drains)
+        assert self._child.returncode is not None
+        return self._child.returncode
+
+    async def _until_ready(self, prefix: str) -> dict[str, Any]:
+        assert self._child.stdout is not None
+        async for raw in self._child.stdout:
+            line = raw.decode(errors="replace").rstrip()
+            if line.startswith(prefix + "{") or (prefix and line.startswith(prefix)):
+                return json.loads(line.removeprefix(prefix))
+            self.last_lines.append(line)
+        await self._child.wait()
+        raise DidNotStart(self._words(f"ended with status {self._child.returncode}"))
+
+    def _drain(self, stream: asyncio.StreamReader) -> None:
+        async def read() -> None:
+            async for raw in stream:
+                self.last_lines.append(raw.decode(errors="replace").rstrip())
+
+        self._drains.append(asyncio.create_task(read()))
+
+    def _words(self, what: str) -> str:
+        return f"{self.name} {what}\n" + "\n".join(f"  {line}" for line in self.last_lines)
