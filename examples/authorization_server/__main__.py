@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from typing import Any
+from typing import Any, cast
 
 import django
 from django.core.management import call_command
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     _prepare(options, issuer, credentials)
     from django.core.wsgi import get_wsgi_application
 
-    server.set_app(get_wsgi_application())
+    server.set_app(cast("Any", get_wsgi_application()))  # Django types its handler as async, too
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     ready = {
         "issuer": issuer,

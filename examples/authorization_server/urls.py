@@ -29,7 +29,7 @@ View = Callable[[HttpRequest], HttpResponse]
 @protected_resource_metadata(scopes=["read"])
 def whoami(request: HttpRequest) -> JsonResponse:
     """The protected resource. 401 with a Bearer challenge without a live token (RFC 6750)."""
-    bearer = parse_bearer_token(request.META["HTTP_AUTHORIZATION"])
+    bearer = parse_bearer_token(request.META["HTTP_AUTHORIZATION"]) or ""
     checksum = hashlib.sha256(bearer.encode()).hexdigest()
     token = get_access_token_model().objects.select_related("user").get(token_checksum=checksum)
     return JsonResponse({"user": token.user.get_username(), "scopes": sorted(token.scope.split())})
@@ -41,7 +41,7 @@ def controlled(view: View) -> View:
     @csrf_exempt
     @wraps(view)
     def checked(request: HttpRequest) -> HttpResponse:
-        if not constant_time_compare(request.headers.get("X-Control-Key", ""), settings.CONTROL_KEY):
+        if not constant_time_compare(request.META.get("HTTP_X_CONTROL_KEY", ""), settings.CONTROL_KEY):
             return JsonResponse({"error": "X-Control-Key is missing or wrong"}, status=403)
         return view(request)
 

