@@ -1,0 +1,71 @@
+"""The client of Evergrant: name a connection, get a lease or a typed answer.
+
+Owns the two clients (`Evergrant`, `AsyncEvergrant`), what they return and what they raise,
+the `evergrant` command and, in `evergrant.temporal`, the Temporal plugin. Owns no policy, no
+storage and no OAuth: those are the server's, which this package never imports.
+
+Names are loaded when they are first used, so that `evergrant.temporal.workflow` can be
+imported inside Temporal's workflow sandbox, where an HTTP library can't.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from evergrant.async_client import AsyncEvergrant
+    from evergrant.errors import (
+        BadRequest,
+        ClientMisconfigured,
+        Denied,
+        EvergrantError,
+        PlatformUnavailable,
+        ProtocolError,
+        ProviderUnavailable,
+        ReconnectNeeded,
+        Unreachable,
+    )
+    from evergrant.models import (
+        App,
+        AuditItem,
+        Connection,
+        ConsentRequired,
+        Lease,
+        LeaseLeak,
+        Provider,
+        State,
+    )
+    from evergrant.sync_client import Evergrant
+
+__all__ = [
+    "App",
+    "AsyncEvergrant",
+    "AuditItem",
+    "BadRequest",
+    "ClientMisconfigured",
+    "Connection",
+    "ConsentRequired",
+    "Denied",
+    "Evergrant",
+    "EvergrantError",
+    "Lease",
+    "LeaseLeak",
+    "PlatformUnavailable",
+    "ProtocolError",
+    "Provider",
+    "ProviderUnavailable",
+    "ReconnectNeeded",
+    "State",
+    "Unreachable",
+]
+
+_MODELS = frozenset(
+    {"App", "AuditItem", "Connection", "ConsentRequired", "Lease", "LeaseLeak", "Provider", "State"}
+)
+_CLIENTS = {"Evergrant": "evergrant.sync_client", "AsyncEvergrant": "evergrant.async_client"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'evergrant' has no attribute {name!r}")
+    home = _CLIENTS.get(name) or ("evergrant.models" if name in _MODELS else "evergrant.errors")
+    return getattr(import_module(home), name)

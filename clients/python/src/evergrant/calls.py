@@ -1,0 +1,148 @@
+"""Every call of the API as data: what to send, and who reads the answer. Pure.
+
+The two clients differ in how they wait, not in what they say: both only carry these out.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Generic, TypeVar
+from urllib.parse import quote
+from uuid import uuid4
+
+from evergrant.models import App, AuditItem, Connection, ConsentRequired, Lease, Provider, State
+from evergrant.replies import (
+    Page,
+    Reply,
+    read_apps,
+    read_audit,
+    read_connection,
+    read_connections,
+    read_lease,
+    read_providers,
+)
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[Answer]):
+    """One request and its judge. Every call may be sent again: it reads, or it has a key."""
+
+    method: str
+    path: str
+    read: Callable[[Reply], Answer]
+    query: Mapping[str, str] | None = None
+    body: Mapping[str, object] | None = None
+    idempotency_key: str | None = None
+
+
+def lease(
+    integration: str,
+    subject: str,
+    *,
+    label: str = "default",
+    min_ttl: timedelta | None = None,
+    scopes: tuple[str, ...] | None = None,
+) -> Call[Lease | ConsentRequired]:
+    body = _given(
+        integration=integration, subject=subject, label=label, min_ttl=_seconds(min_ttl), scopes=_list(scopes)
+    )
+    return Call("POST", "/v1/lease", read_lease, body=body)
+
+
+def connect(
+    integration: str,
+    subject: str,
+    *,
+    label: str = "default",
+    scopes: tuple[str, ...] | None = None,
+    return_to: str | None = None,
+) -> Call[Connection]:
+    body = _given(
+        integration=integration, subject=subject, label=label, scopes=_list(scopes), return_to=return_to
+    )
+    return _command("/v1/connections", body)
+
+
+def connection(connection_id: str) -> Call[Connection]:
+    return Call("GET", _of(connection_id), read_connection)
+
+
+def connections(
+    *,
+    integration: str | None = None,
+    provider: str | None = None,
+    subject: str | None = None,
+    state: State | None = None,
+    expiring_before: datetime | None = None,
+    limit: int | None = None,
+) -> Call[Page[Connection]]:
+    query = {
+        "integration": integration,
+        "provider": provider,
+        "subject": subject,
+        "state": state.value if state else None,
+        "expiring_before": _rfc3339(expiring_before) if expiring_before else None,
+        "limit": str(limit) if limit is not None else None,
+    }
+    given = {name: value for name, value in query.items() if value is not None}
+    return Call("GET", "/v1/connections", read_connections, query=given)
+
+
+def refresh(connection_id: str) -> Call[Connection]:
+    return _command(f"{_of(connection_id)}/refresh", {})
+
+
+def reauthorize(connection_id: str, *, scopes: tuple[str, ...] | None = None) -> Call[Connection]:
+    return _command(f"{_of(connection_id)}/reauthorize", _given(scopes=_list(scopes)))
+
+
+def revoke(connection_id: str, reason: str) -> Call[Connection]:
+    return _command(f"{_of(connection_id)}/revoke", {"reason": reason})
+
+
+def audit(connection_id: str) -> Call[Page[AuditItem]]:
+    return Call("GET", f"{_of(connection_id)}/audit", read_audit)
+
+
+def providers() -> Call[Page[Provider]]:
+    return Call("GET", "/v1/providers", read_providers)
+
+
+def apps() -> Call[Page[App]]:
+    return Call("GET", "/v1/apps", read_apps)
+
+
+def after(call: Call[Page[Answer]], page: Page[Answer]) -> Call[Page[Answer]] | None:
+    """The call for the page behind `page`, None when it was the last."""
+    if page.next_cursor is None:
+        return None
+    return replace(call, query={**(call.query or {}), "cursor": page.next_cursor})
+
+
+def _command(path: str, body: Mapping[str, object]) -> Call[Connection]:
+    # The key is made once per call, not per attempt: that is what makes a retry safe.
+    return Call("POST", path, read_connection, body=body, idempotency_key=str(uuid4()))
+
+
+def _of(connection_id: str) -> str:
+    return f"/v1/connections/{quote(connection_id, safe='')}"
+
+
+def _given(**members: object) -> Mapping[str, object]:
+    return {name: value for name, value in members.items() if value is not None}
+
+
+def _list(scopes: tuple[str, ...] | None) -> list[str] | None:
+    return None if scopes is None else list(scopes)
+
+
+def _seconds(time: timedelta | None) -> float | None:
+    return None if time is None else time.total_seconds()
+
+
+def _rfc3339(at: datetime) -> str:
+    if at.tzinfo is None:
+        raise ValueError("expiring_before needs a time zone")
+    return at.isoformat()

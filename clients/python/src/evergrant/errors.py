@@ -1,0 +1,123 @@
+"""Everything the client raises, named for who repairs it.
+
+    EvergrantError
+    ├── ReconnectNeeded       the subject has to consent (again)
+    ├── ClientMisconfigured   the integration's admin has to correct our OAuth client
+    ├── ProviderUnavailable   time: the provider is down or asks to slow down
+    ├── Denied                the permit's admin has to allow it
+    ├── PlatformUnavailable   Evergrant's operator: store, keys, audit, Temporal
+    ├── BadRequest            you: the call or the client's own settings are wrong
+    ├── Unreachable           the network, or whatever stands in front of Evergrant
+    └── ProtocolError         another server, or another version, answered
+
+The first six come from a problem document (RFC 9457), whose `kind` is the class's name and
+whose `code` is stable. No message holds a token, a key or a connect link.
+"""
+
+from collections.abc import Mapping
+
+
+class EvergrantError(Exception):
+    """Base of all. `code` is stable, `detail` is for people, `repair` says what ends it.
+
+    `status` is the HTTP status, None when nothing was answered. `retry_after` is in seconds,
+    None when the server named no time. `context` holds the problem document's further members.
+    """
+
+    default_code = "unknown"
+    default_repair = "Read the detail."
+
+    def __init__(
+        self,
+        detail: str = "",
+        *,
+        code: str | None = None,
+        repair: str | None = None,
+        status: int | None = None,
+        retry_after: float | None = None,
+        context: Mapping[str, object] | None = None,
+    ) -> None:
+        self.code = code or self.default_code
+        self.detail = detail
+        self.repair = repair or self.default_repair
+        self.status = status
+        self.retry_after = retry_after
+        self.context: Mapping[str, object] = dict(context or {})
+        super().__init__(f"{self.code}: {detail}" if detail else self.code)
+
+    def _text(self, name: str) -> str | None:
+        value = self.context.get(name)
+        return value if isinstance(value, str) else None
+
+
+class ReconnectNeeded(EvergrantError):
+    """The subject has to consent, or consent again."""
+
+    default_code = "consent_required"
+    default_repair = "Send the subject to the connection's connect link."
+
+    @property
+    def connection_id(self) -> str | None:
+        return self._text("connection_id")
+
+    @property
+    def connect_url(self) -> str | None:
+        """For the subject alone: whoever opens it can consent in their place. Never log it."""
+        return self._text("connect_url")
+
+
+class ClientMisconfigured(EvergrantError):
+    """The provider doesn't accept our OAuth client, or its definition is wrong."""
+
+    default_repair = "Have the integration's admin correct it."
+
+
+class ProviderUnavailable(EvergrantError):
+    """The provider can't serve now. `retry_after` says when to come back, in seconds."""
+
+    default_repair = "Try again later."
+
+
+class Denied(EvergrantError):
+    """No permit of this app allows that."""
+
+    default_repair = "Have the permit's admin allow it."
+
+
+class PlatformUnavailable(EvergrantError):
+    """Evergrant itself can't serve now; nothing was handed out."""
+
+    default_repair = "Try again; if it stays, tell Evergrant's operator."
+
+
+class BadRequest(EvergrantError):
+    """The call, the credential or the client's settings are wrong."""
+
+    default_repair = "Correct the call or the client's settings."
+
+
+class Unreachable(EvergrantError):
+    """No answer came, or a gateway answered in Evergrant's place."""
+
+    default_code = "unreachable"
+    default_repair = "Check EVERGRANT_URL and that Evergrant is running."
+
+
+class ProtocolError(EvergrantError):
+    """What answered isn't this version of Evergrant. The answer itself is not quoted."""
+
+    default_code = "protocol_error"
+    default_repair = "Check that EVERGRANT_URL is Evergrant's, and that client and server versions match."
+
+
+KINDS: Mapping[str, type[EvergrantError]] = {
+    kind.__name__: kind
+    for kind in (
+        ReconnectNeeded,
+        ClientMisconfigured,
+        ProviderUnavailable,
+        Denied,
+        PlatformUnavailable,
+        BadRequest,
+    )
+}

@@ -1,0 +1,71 @@
+"""How long the client keeps trying, and when it gives up. Decides; the clients wait."""
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import stamina
+
+from evergrant.errors import PlatformUnavailable, ProviderUnavailable, ReconnectNeeded, Unreachable
+from evergrant.models import Connection, State
+
+DEADLINE = timedelta(seconds=30)
+ATTEMPT_LIMIT_S = 20.0  # longer than the server's own wait for a refresh
+CONNECT_LIMIT_S = 5.0
+_LONGEST_PAUSE_S = 2.0
+
+
+class Patience:
+    """One call's total time, from now on, whatever the number of attempts."""
+
+    def __init__(self, total: timedelta, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._ends = clock() + total.total_seconds()
+        self._longest_pause = min(_LONGEST_PAUSE_S, total.total_seconds() / 4)
+
+    def left(self) -> float:
+        """Seconds until the deadline, never negative."""
+        return max(0.0, self._ends - self._clock())
+
+    def attempts(self):  # stamina doesn't export the type: an iterator for `for` and `async for`
+        return stamina.retry_context(
+            on=self.verdict,
+            attempts=None,
+            timeout=None,  # the verdict ends it: it knows Retry-After
+            wait_initial=min(0.1, self._longest_pause),
+            wait_max=self._longest_pause,
+            wait_jitter=min(0.5, self._longest_pause),
+        )
+
+    def verdict(self, error: Exception) -> bool | float:
+        """Whether to send again: False, True (growing pauses) or after so many seconds.
+
+        A server that asks for more time than is left is obeyed by giving up at once.
+        """
+        if not isinstance(error, Unreachable | ProviderUnavailable | PlatformUnavailable):
+            return False
+        if error.status == 500:  # broken, not busy: the same request fails again
+            return False
+        if error.retry_after is None:
+            return self.left() > self._longest_pause
+        return error.retry_after if error.retry_after < self.left() else False
+
+    def pause(self, every: timedelta) -> float:
+        """Seconds until the next look. Raises TimeoutError when the time is up."""
+        if (left := self.left()) <= 0:
+            raise TimeoutError("nobody finished the consent in time")
+        return min(every.total_seconds(), left)
+
+
+def has_settled(connection: Connection, newer_than: int) -> bool:
+    """Whether a consent has come to its end well. Raises ReconnectNeeded when it ended otherwise."""
+    if connection.state is State.ACTIVE:
+        return connection.generation > newer_than
+    if connection.state.final or connection.state is State.REVOKING:
+        raise ReconnectNeeded(
+            f"the connection is {connection.state.value}",
+            code=connection.reason or connection.state.value,
+            repair="Start a new connection.",
+            context={"connection_id": connection.id},
+        )
+    return False

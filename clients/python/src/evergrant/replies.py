@@ -1,0 +1,218 @@
+"""The judge: what an answer of the server means. Pure; both clients use it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Generic, TypeVar
+
+from evergrant.errors import (
+    KINDS,
+    BadRequest,
+    ClientMisconfigured,
+    Denied,
+    EvergrantError,
+    PlatformUnavailable,
+    ProtocolError,
+    ProviderUnavailable,
+    Unreachable,
+)
+from evergrant.fields import Fields
+from evergrant.models import App, AuditItem, Connection, ConsentRequired, Lease, Provider, State
+
+Item = TypeVar("Item")
+
+# A server that is newer than this client may name a kind it doesn't know: the status is left.
+_BY_STATUS: Mapping[int, type[EvergrantError]] = {
+    403: Denied,
+    424: ClientMisconfigured,
+    429: ProviderUnavailable,
+}
+_GATEWAY = frozenset({429, 502, 503, 504})
+_STANDARD = frozenset(
+    {"type", "title", "status", "detail", "instance", "code", "kind", "retry_after", "repair"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer as it came. `headers` have lower-case names; the body may hold a token."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[Item]):
+    """One page of a list; `next_cursor` is None on the last."""
+
+    items: tuple[Item, ...]
+    next_cursor: str | None
+
+
+def read_lease(reply: Reply) -> Lease | ConsentRequired:
+    """200 is a lease; 409 `consent_required` is an answer too, not an error."""
+    if reply.status == 409 and (needed := _consent_required(reply)):
+        return needed
+    body = _body(reply, "lease")
+    return Lease(
+        body.text("access_token"),
+        token_type=body.text("token_type"),
+        expires_at=body.time_or_none("expires_at"),
+        scopes=body.texts("scopes"),
+        generation=body.integer("generation"),
+        connection_id=body.text("connection_id"),
+    )
+
+
+def read_connection(reply: Reply) -> Connection:
+    return _connection(_body(reply, "connection"))
+
+
+def read_connections(reply: Reply) -> Page[Connection]:
+    return _page(reply, "connection", _connection)
+
+
+def read_audit(reply: Reply) -> Page[AuditItem]:
+    return _page(reply, "audit item", _audit_item)
+
+
+def read_providers(reply: Reply) -> Page[Provider]:
+    return _page(reply, "provider", lambda item: Provider(name=item.text("name"), facts=item.members))
+
+
+def read_apps(reply: Reply) -> Page[App]:
+    return _page(reply, "app", _app)
+
+
+def failure_of(reply: Reply) -> EvergrantError:
+    """The error that an answer outside 2xx stands for (RFC 9457 section 3)."""
+    problem = _problem(reply)
+    wait = _retry_after(reply, problem)
+    if problem is None or not isinstance(problem.get("code"), str):
+        if reply.status in _GATEWAY:
+            return Unreachable(
+                f"a gateway answered HTTP {reply.status}", status=reply.status, retry_after=wait
+            )
+        return ProtocolError(f"HTTP {reply.status} without a problem document", status=reply.status)
+    kind = problem.get("kind")
+    known = KINDS.get(kind) if isinstance(kind, str) else None
+    return (known or _class_of_status(reply.status))(
+        _text(problem, "detail") or _text(problem, "title") or "",
+        code=_text(problem, "code"),
+        repair=_text(problem, "repair"),
+        status=reply.status,
+        retry_after=wait,
+        context={name: value for name, value in problem.items() if name not in _STANDARD},
+    )
+
+
+def _consent_required(reply: Reply) -> ConsentRequired | None:
+    problem = _problem(reply)
+    if problem is None or problem.get("code") != "consent_required" or "connect_url" not in problem:
+        return None
+    asked = Fields(problem, "problem document")
+    return ConsentRequired(
+        connect_url=asked.text("connect_url"),
+        connection_id=asked.text("connection_id"),
+        expires_at=asked.time_or_none("expires_at"),
+    )
+
+
+def _body(reply: Reply, what: str) -> Fields:
+    if not 200 <= reply.status < 300:
+        raise failure_of(reply)
+    return Fields.of_json(reply.body, what)
+
+
+def _page(reply: Reply, what: str, read: Callable[[Fields], Item]) -> Page[Item]:
+    body = _body(reply, f"{what} list")
+    items = tuple(read(Fields.of(item, what)) for item in body.array("items"))
+    return Page(items, body.text_or_none("next_cursor"))
+
+
+def _connection(item: Fields) -> Connection:
+    return Connection(
+        id=item.text("id"),
+        integration=item.text("integration"),
+        provider=item.text("provider"),
+        subject=item.text("subject"),
+        label=item.text("label"),
+        state=_state(item.text("state")),
+        generation=item.integer("generation"),
+        scopes=item.texts("scopes"),
+        expires_at=item.time_or_none("expires_at"),
+        reason=item.text_or_none("reason"),
+        repairer=item.text_or_none("repairer"),
+        created_at=item.time("created_at"),
+        changed_at=item.time("changed_at"),
+        connect_url=item.text_or_none("connect_url"),
+    )
+
+
+def _state(value: str) -> State:
+    try:
+        return State(value)
+    except ValueError:
+        raise ProtocolError(
+            f"the connection is in a state this client doesn't know: {value[:40]!r}"
+        ) from None
+
+
+def _audit_item(item: Fields) -> AuditItem:
+    return AuditItem(
+        seq=item.integer("seq"),
+        lane=item.text("lane"),
+        at=item.time("at"),
+        action=item.text("action"),
+        object=item.text("object"),
+        by=item.text("by"),
+        trace_id=item.text("trace_id"),
+        detail=item.mapping("detail"),
+        workflow_run_id=item.text_or_none("workflow_run_id"),
+        workflow_event_id=item.integer_or_none("workflow_event_id"),
+    )
+
+
+def _app(item: Fields) -> App:
+    return App(
+        id=item.text("id"),
+        name=item.text("name"),
+        disabled=item.boolean("disabled"),
+        created_at=item.time("created_at"),
+    )
+
+
+def _problem(reply: Reply) -> Mapping[str, object] | None:
+    """The problem document, or None when the body isn't one."""
+    if reply.headers.get("content-type", "").partition(";")[0].strip() != "application/problem+json":
+        return None
+    try:
+        return Fields.of_json(reply.body, "problem document").members
+    except ProtocolError:
+        return None
+
+
+def _retry_after(reply: Reply, problem: Mapping[str, object] | None) -> float | None:
+    """Seconds to wait: the document's own figure, else the header (RFC 9110 section 10.2.3)."""
+    said = (problem or {}).get("retry_after")
+    if isinstance(said, int | float) and not isinstance(said, bool) and said >= 0:
+        return float(said)
+    header = reply.headers.get("retry-after", "").strip()
+    if header.isascii() and header.isdigit():
+        return float(header)
+    try:
+        at = parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+
+
+def _class_of_status(status: int) -> type[EvergrantError]:
+    return _BY_STATUS.get(status) or (PlatformUnavailable if status >= 500 else BadRequest)
+
+
+def _text(members: Mapping[str, object], name: str) -> str | None:
+    value = members.get(name)
+    return value if isinstance(value, str) else None
