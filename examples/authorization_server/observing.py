@@ -1,5 +1,6 @@
-"""The server's own count of what came to its token endpoint, and answers withheld on request."""
+"""The server's own record of its token endpoint: calls, answers, secrets; and answers withheld."""
 
+import json
 import select
 import socket
 import threading
@@ -14,12 +15,16 @@ HOLD_LIMIT_S = 300.0
 
 
 class Counts:
-    """Calls per grant type, and how they were answered. In memory, for this process."""
+    """Calls per grant type, how they were answered, and every secret that crossed. In memory.
+
+    The secrets are kept so that whoever runs the server can search for them where none may be.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._calls: Counter[str] = Counter()
         self._answers: Counter[tuple[str, int]] = Counter()
+        self._secrets: set[str] = set()
 
     def called(self, what: str) -> None:
         with self._lock:
@@ -28,6 +33,19 @@ class Counts:
     def answered(self, what: str, status: int) -> None:
         with self._lock:
             self._answers[what, status] += 1
+
+    def crossed(self, request: HttpRequest, response: HttpResponse) -> None:
+        """Remember the single-use values of a request and the tokens of its answer."""
+        found = [request.POST.get(name) for name in ("code", "code_verifier", "refresh_token", "token")]
+        if response.status_code == 200 and response.content:
+            reply = json.loads(response.content)
+            found += [reply.get(name) for name in ("access_token", "refresh_token")]
+        with self._lock:
+            self._secrets.update(str(secret) for secret in found if secret)
+
+    def secrets(self) -> list[str]:
+        with self._lock:
+            return sorted(self._secrets)
 
     def snapshot(self) -> dict[str, dict[str, object]]:
         with self._lock:
@@ -119,5 +137,6 @@ class ObserveTokenEndpoint:
         counts.called(what)
         response = self._get_response(request)
         counts.answered(what, response.status_code)
+        counts.crossed(request, response)
         hold.withhold(what, request.META["authorization_server.connection"])
         return response

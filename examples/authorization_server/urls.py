@@ -14,7 +14,7 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_http_methods
 from oauth2_provider import views as oauth
 from oauth2_provider.decorators import protected_resource_metadata
-from oauth2_provider.models import get_access_token_model
+from oauth2_provider.models import get_access_token_model, get_refresh_token_model
 from oauth2_provider.urls import metadata_urlpatterns
 from oauth2_provider.utils import parse_bearer_token
 
@@ -63,6 +63,20 @@ def show_counts(request: HttpRequest) -> JsonResponse:
 
 
 @controlled
+@require_http_methods(["GET"])
+def show_issued(request: HttpRequest) -> JsonResponse:
+    """How many refresh tokens are live and spent, and every code, verifier and token that crossed."""
+    tokens = get_refresh_token_model().objects
+    return JsonResponse(
+        {
+            "live": tokens.filter(revoked__isnull=True).count(),
+            "spent": tokens.filter(revoked__isnull=False).count(),
+            "secrets": counts.secrets(),
+        }
+    )
+
+
+@controlled
 @require_http_methods(["GET", "POST", "DELETE"])
 def withhold(request: HttpRequest) -> JsonResponse:
     """POST `{grant_type}` withholds its next answer, DELETE lets go, GET says what is held."""
@@ -87,5 +101,6 @@ urlpatterns = [
     path("api/whoami", whoami),
     path("_demo/clients", add_client),
     path("_demo/counts", show_counts),
+    path("_demo/issued", show_issued),
     path("_demo/hold", withhold),
 ]

@@ -62,6 +62,16 @@ class AuthorizationServer:
         """Its answers to a grant type by HTTP status."""
         return (await self._counts())["answers"].get(what, {})
 
+    async def refresh_tokens(self) -> tuple[int, int]:
+        """How many refresh tokens are live, and how many are spent or revoked."""
+        issued = (await self._control.get("/_demo/issued")).raise_for_status().json()
+        return issued["live"], issued["spent"]
+
+    async def secrets(self) -> list[str]:
+        """Every code, verifier and token that ever crossed its token endpoint, and our client's secret."""
+        issued = (await self._control.get("/_demo/issued")).raise_for_status().json()
+        return [*issued["secrets"], self.client_secret]
+
     async def hold_next(self, grant_type: str) -> None:
         """Withhold the next answer to this grant type, once the server has acted."""
         (await self._control.post("/_demo/hold", json={"grant_type": grant_type})).raise_for_status()

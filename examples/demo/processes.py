@@ -89,7 +89,7 @@ class Process:
         assert self._child.stdout is not None
         async for raw in self._child.stdout:
             line = raw.decode(errors="replace").rstrip()
-            if line.startswith(prefix + "{") or (prefix and line.startswith(prefix)):
+            if line.startswith(prefix + "{"):
                 return json.loads(line.removeprefix(prefix))
             self.last_lines.append(line)
         await self._child.wait()

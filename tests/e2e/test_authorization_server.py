@@ -179,6 +179,7 @@ async def test_within_grace_the_old_refresh_token_brings_the_same_answer(client)
     second = (await client.refresh(first["refresh_token"])).json()
     again = await client.refresh(first["refresh_token"])
     assert again.status_code == 200
+    assert again.json()["expires_in"] == LIVE  # of the first answer: the token is older than this says
     assert {k: again.json()[k] for k in ("access_token", "refresh_token")} == {
         k: second[k] for k in ("access_token", "refresh_token")
     }
@@ -239,6 +240,18 @@ async def test_a_withheld_answer_was_acted_upon_and_its_client_may_vanish(server
     assert (await server.whoami(again["access_token"])).status_code == 200
 
 
+async def test_it_knows_what_it_issued(server, client):
+    live, spent = await server.refresh_tokens()
+    first = await client.tokens()
+    second = (await client.refresh(first["refresh_token"])).json()
+    assert await server.refresh_tokens() == (live + 1, spent + 1)
+    known = await server.secrets()
+    for tokens in (first, second):
+        assert tokens["access_token"] in known
+        assert tokens["refresh_token"] in known
+    assert client.verifier in known
+
+
 async def test_a_withheld_answer_comes_when_released(server, client):
     first, before = await client.tokens(), await server.held()
     await server.hold_next("refresh_token")
@@ -250,7 +263,7 @@ async def test_a_withheld_answer_comes_when_released(server, client):
 
 
 async def test_the_control_surface_needs_its_key(client):
-    for method, path in (("POST", "clients"), ("GET", "counts"), ("POST", "hold")):
+    for method, path in (("POST", "clients"), ("GET", "counts"), ("GET", "issued"), ("POST", "hold")):
         reply = await client.http.request(method, f"/_demo/{path}", json={}, headers={"X-Control-Key": "x"})
         assert reply.status_code == 403
 
