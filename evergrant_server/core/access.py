@@ -21,6 +21,7 @@ class Endpoints(BaseModel):
     revocation_endpoint: str | None = None
     introspection_endpoint: str | None = None
     iss_in_callback: bool = False  # authorization_response_iss_parameter_supported (RFC 9207)
+    token_auth_methods: tuple[str, ...] = ()  # token_endpoint_auth_methods_supported, when discovered
 
 
 class IntegrationState(StrEnum):

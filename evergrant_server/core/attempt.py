@@ -54,18 +54,48 @@ ANSWER_LIMIT = timedelta(seconds=45)  # the longest a provider is listened to, s
 
 
 def takeover(
-    attempt: Attempt, rules: RefreshRules, now: datetime, *, token_valid: bool, owner_alive: bool
+    attempt: Attempt,
+    rules: RefreshRules,
+    now: datetime,
+    *,
+    token_valid: bool,
+    owner_alive: bool | None,
+    in_flight: bool | None,
 ) -> Takeover:
     """Decide about an attempt of unknown outcome (DESIGN, protocol rule 5). Pure.
 
-    `none`, or inside a declared `grace`: resend. `strict` and `unknown`: never while the
-    owner's journal lock is held and the access token is still valid, nor while the owner's
-    answer can still come; afterwards resend once.
+    Rotation `none`, or inside a declared `grace`: resend. `strict` and `unknown`: never while
+    the owner's journal lock is held and the access token is still valid, nor while an answer
+    can still come; afterwards resend, once. `owner_alive` and `in_flight` are None when the
+    owner is on another host, which counts as alive until its answer can no longer come.
     """
-    answer_may_come = now < attempt.send_by + ANSWER_LIMIT
     safe_for = rules.resend_is_safe_for
-    if safe_for is not None and (now - attempt.opened_at) <= safe_for:
+    if not in_flight and safe_for is not None and now - attempt.opened_at <= safe_for:
         return Takeover.RESEND
-    if owner_alive and (token_valid or answer_may_come):
+    if answer_may_come(attempt, now, owner_alive=owner_alive, in_flight=in_flight):
+        return Takeover.WAIT
+    if owner_alive is not False and token_valid:
         return Takeover.WAIT
     return Takeover.RESEND
+
+
+def answer_may_come(
+    attempt: Attempt, now: datetime, *, owner_alive: bool | None, in_flight: bool | None
+) -> bool:
+    """True while somebody may still be listening for the provider's answer."""
+    if in_flight is not None:
+        return in_flight
+    return owner_alive is not False and now < attempt.send_by + ANSWER_LIMIT
+
+
+def outcome_of_refusal(status: int) -> Outcome | None:
+    """What an error answer says about the credential; None: it may or may not be spent.
+
+    429 and 503 say that the request was not served. Another 5xx can follow a commit at the
+    provider, and so can a 2xx that nobody can read.
+    """
+    if status in (429, 503):
+        return Outcome.NOT_SENT
+    if 400 <= status < 500:
+        return Outcome.REFUSED
+    return None

@@ -44,6 +44,33 @@ class Grant(BaseModel):
     refreshable: bool
     metadata: dict[str, Any] = {}
 
+    @classmethod
+    def from_tokens(
+        cls,
+        tokens: TokenSet,
+        *,
+        generation: int,
+        requested: tuple[str, ...],
+        at: datetime,
+        before: "Grant | None" = None,
+    ) -> "Grant":
+        """The facts of a token reply asked for `at`.
+
+        Absent scope means as requested, or as before (RFC 6749 sections 5.1 and 6); absent
+        refresh token on a refresh means that the old one stays.
+        """
+        return cls(
+            generation=generation,
+            token_type=tokens.token_type,
+            scopes=tokens.scopes if tokens.scopes is not None else (before.scopes if before else requested),
+            obtained_at=at,
+            expires_at=_after(at, tokens.expires_in),
+            refresh_expires_at=_after(at, tokens.refresh_expires_in)
+            or (before.refresh_expires_at if before else None),
+            refreshable=tokens.refresh_token is not None or (before is not None and before.refreshable),
+            metadata={**(before.metadata if before else {}), **tokens.metadata},
+        )
+
     @property
     def lifetime(self) -> timedelta | None:
         """How long this provider let the access token live, or None when it never expires."""
@@ -75,3 +102,7 @@ class Grant(BaseModel):
             return not self.due(now, margin)
         cap = (self.lifetime or min_ttl) - self.margin_of(margin)
         return self.expires_at - now >= min(min_ttl, cap)
+
+
+def _after(at: datetime, seconds: float | None) -> datetime | None:
+    return None if seconds is None else at + timedelta(seconds=seconds)

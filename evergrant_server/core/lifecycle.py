@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from evergrant_server.core.connection import Move, Revocation, State, moved
+from evergrant_server.core.connection import Connection, Move, State, moved
 from evergrant_server.core.errors import FAILURES, Code, Kind
+from evergrant_server.core.grant import Grant
 from evergrant_server.core.messages import Event, GrantNews, Happening, Life
 from evergrant_server.core.schedule import (
     RefreshPolicy,
@@ -56,7 +57,7 @@ class Wake:
 def next_step(life: Life, happening: Happening, now: datetime, rules: Rules, share: float = 0.0) -> Step:
     """Decide. `share` in [0, 1) spreads a fleet; it is an argument so that replay agrees."""
     if life.state.final:
-        return Step(life)
+        return Step(life.model_copy(update={"refusal": life.reason or Code.CONNECTION_REVOKED}))
     return _DECIDERS[happening.event](life.model_copy(update={"refusal": None}), happening, now, rules, share)
 
 
@@ -64,13 +65,38 @@ def wake(life: Life, rules: Rules, share: float = 0.0) -> Wake | None:
     """The next moment that matters by itself; None means only a message can."""
     match life.state:
         case State.PENDING_CONSENT:
-            return Wake(life.consent_deadline, "consent deadline") if life.consent_deadline else None
+            if life.consent_deadline is None:
+                return None
+            return Wake(life.consent_deadline + rules.consent_grace, "consent deadline")
         case State.REVOKING:
             return Wake(life.retry_at, "tell the provider again") if life.retry_at else None
         case State.ACTIVE:
             return _wake_active(life, rules, share)
         case _:
             return None
+
+
+def life_of(connection: Connection, grant: Grant | None, idle_s: float | None, now: datetime) -> Life:
+    """The life of a connection as the store tells it: a new workflow goes on from here."""
+    life = Life(
+        state=connection.state,
+        generation=connection.generation,
+        policy=connection.refresh_policy,
+        consent_deadline=connection.consent_deadline,
+        reason=connection.reason,
+        revoke_reason=connection.revoke_reason,
+        retry_at=now if connection.state is State.REVOKING else None,
+    )
+    if grant is None:
+        return life
+    return life.model_copy(
+        update={
+            "obtained_at": grant.obtained_at,
+            "expires_at": grant.expires_at,
+            "refreshable": grant.refreshable,
+            "idle_s": idle_s,
+        }
+    )
 
 
 def ensure_fresh_refusal(life: Life, seen_generation: int) -> Code | None:
@@ -269,5 +295,3 @@ _DECIDERS: dict[Event, _Decider] = {
     Event.REVOCATION_TRIED: _revocation_tried,
     Event.PROVIDER_CHANGED: _provider_changed,
 }
-
-__all__ = ["Do", "Revocation", "Step", "Wake", "ensure_fresh_refusal", "next_step", "wake"]

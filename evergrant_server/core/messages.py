@@ -30,6 +30,18 @@ UPDATE_REVOKE = "revoke"
 QUERY_DESCRIBE = "describe"
 
 
+class ActivityName(StrEnum):
+    """The side effects a workflow can ask for, as they read in the Temporal UI."""
+
+    EXCHANGE_CODE = "exchange_code"
+    REFRESH_GRANT = "refresh_grant"
+    END_CONSENT = "end_consent"
+    ASK_REVOCATION = "ask_revocation"
+    REVOKE_GRANT = "revoke_grant"
+    RUN_ENDS = "run_ends"
+    DISCOVER = "discover_endpoints"
+
+
 class Message(BaseModel):
     model_config = ConfigDict(frozen=True)
 

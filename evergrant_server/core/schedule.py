@@ -26,6 +26,7 @@ class Rules(BaseModel):
     longest_backoff: timedelta = timedelta(minutes=30)
     repair_interval: timedelta = timedelta(minutes=15)  # for what an admin must repair
     longest_revocation_backoff: timedelta = timedelta(hours=1)
+    consent_grace: timedelta = timedelta(minutes=1)  # a callback at the deadline still gets through
     keep_alive_share: float = 0.5  # refresh an idle grant after this share of its idle life
 
 

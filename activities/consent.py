@@ -1,0 +1,166 @@
+"""The end of a consent: its code exchanged for the first tokens, or its deadline, or a no."""
+
+from functools import partial
+
+from providers.flows import Sender
+from providers.replies import read_tokens
+from temporalio import activity
+
+from activities.failures import grant_news
+from activities.heartbeat import heartbeats
+from activities.holdings import Holder, Holdings, news_of
+from activities.records import connection_of, record, settled
+from activities.single_use import SingleUse
+from evergrant_server.core.attempt import Attempt, AttemptKind, Outcome
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.connection import State
+from evergrant_server.core.consent import Consent, ConsentStatus
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.grant import Grant, TokenSet
+from evergrant_server.core.messages import ActivityName, EndConsent, ExchangeCode, GrantNews
+from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.store import Store, Tx
+
+_CODES_ARE_SINGLE_USE = RefreshRules(rotation=Rotation.STRICT)  # RFC 6749 section 4.1.2
+
+
+class ConsentActivities:
+    """Exchanges codes and writes how a consent ended."""
+
+    def __init__(
+        self, store: Store, holder: Holder, sender: Sender, single_use: SingleUse, clock: Clock
+    ) -> None:
+        self._store = store
+        self._holder = holder
+        self._sender = sender
+        self._single_use = single_use
+        self._clock = clock
+
+    @activity.defn(name=ActivityName.EXCHANGE_CODE)
+    async def exchange_code(self, order: ExchangeCode) -> GrantNews:
+        """Spend the code of a consent, once. Says what the store holds afterwards."""
+        async with heartbeats():
+            try:
+                held = await self._holder.take(order.tenant, order.connection_id)
+                consent = await self._consent(order)
+                return await self._ended(consent, held) or await self._exchange(order, held, consent)
+            except Failure as failure:
+                if failure.code is Code.REFRESH_PENDING:
+                    raise  # Temporal asks again; nobody else would
+                return grant_news(failure)
+
+    async def _consent(self, order: ExchangeCode) -> Consent:
+        async with self._store.read() as tx:
+            consent = await tx.consents.get(order.tenant, order.consent_id)
+        if consent is None or consent.connection_id != order.connection_id:
+            raise Failure(Code.CALLBACK_INVALID, f"there is no consent {order.consent_id}")
+        return consent
+
+    async def _ended(self, consent: Consent, held: Holdings) -> GrantNews | None:
+        """The answer when an earlier try of this activity had already committed."""
+        if consent.status is ConsentStatus.DONE and held.grant is not None:
+            return news_of(held.connection, held.grant, held.integration)
+        if consent.status is not ConsentStatus.CODE_RECEIVED:
+            return GrantNews(failure=Code(consent.failure or Code.CALLBACK_INVALID))
+        return None
+
+    async def _exchange(self, order: ExchangeCode, held: Holdings, consent: Consent) -> GrantNews:
+        async with self._store.read() as tx:
+            code = await tx.consents.code(consent)
+            verifier = await tx.consents.verifier(consent)
+        redirect_uri, token_endpoint = consent.redirect_uri, consent.token_endpoint
+        if redirect_uri is None or token_endpoint is None:
+            raise Failure(Code.CALLBACK_INVALID, "the consent was never started")
+        # Code, verifier and secret go to the endpoint recorded when the browser left (RFC 9700 4.4).
+        endpoints = held.endpoints.model_copy(update={"token_endpoint": token_endpoint})
+        attempt, _ = await self._single_use.begin(
+            AttemptKind.CODE_EXCHANGE, held.connection, _CODES_ARE_SINGLE_USE, token_valid=False
+        )
+        return await self._single_use.spend(
+            attempt,
+            send=lambda check: self._sender.exchange_code(
+                held.spec,
+                endpoints,
+                held.client,
+                code=code,
+                verifier=verifier,
+                redirect_uri=redirect_uri,
+                before_send=check,
+            ),
+            judge=lambda reply: read_tokens(
+                held.spec, reply, requested_scopes=consent.scopes, refreshing=False
+            ),
+            commit=partial(self._install, order, held, consent),
+            settle=partial(self._settle, order, consent),
+        )
+
+    async def _install(
+        self, order: ExchangeCode, held: Holdings, consent: Consent, attempt: Attempt, tokens: TokenSet
+    ) -> GrantNews:
+        async def install(tx: Tx) -> GrantNews:
+            now = self._clock.now()
+            current = await connection_of(tx, order)
+            after = current.granted(now)
+            grant = Grant.from_tokens(
+                tokens, generation=after.generation, requested=consent.scopes, at=attempt.opened_at
+            )
+            saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
+            await tx.attempts.close(attempt, Outcome.INSTALLED, now)
+            await self._end(tx, consent, ConsentStatus.DONE)
+            await record(
+                tx,
+                order,
+                AuditAction.GRANT_INSTALLED,
+                now,
+                generation=grant.generation,
+                scopes=list(grant.scopes),
+                consent=consent.id,
+            )
+            return news_of(saved, grant, held.integration)
+
+        return await settled(self._store, install)
+
+    async def _settle(
+        self,
+        order: ExchangeCode,
+        consent: Consent,
+        attempt: Attempt,
+        failure: Failure,
+        outcome: Outcome | None,
+    ) -> GrantNews:
+        """Whatever went wrong, the code is done with: the subject opens the link again."""
+
+        async def settle(tx: Tx) -> GrantNews:
+            now = self._clock.now()
+            await tx.attempts.close(attempt, outcome or Outcome.REFUSED, now)
+            await self._end(tx, consent, ConsentStatus.FAILED, failure.code)
+            await record(tx, order, AuditAction.CONSENT_FAILED, now, reason=failure.code, consent=consent.id)
+            return GrantNews(attempt_id=attempt.id, failure=failure.code)
+
+        return await settled(self._store, settle)
+
+    async def _end(
+        self, tx: Tx, consent: Consent, status: ConsentStatus, failure: Code | None = None
+    ) -> None:
+        current = await tx.consents.get(consent.tenant, consent.id)
+        if current is None:
+            return
+        ended = current.model_copy(update={"status": status, "failure": failure})
+        await tx.consents.forget(await tx.consents.replace(ended, expected=current.revision))
+
+    @activity.defn(name=ActivityName.END_CONSENT)
+    async def end_consent(self, order: EndConsent) -> None:
+        """Write that nobody consented, unless something else was true first."""
+
+        async def end(tx: Tx) -> None:
+            now = self._clock.now()
+            current = await connection_of(tx, order)
+            if current.state is not State.PENDING_CONSENT:
+                return
+            after = current.consent_denied(now) if order.denied else current.consent_expired(now)
+            await tx.connections.replace(after, expected=current.revision)
+            action = AuditAction.CONSENT_DENIED if order.denied else AuditAction.CONSENT_EXPIRED
+            await record(tx, order, action, now)
+
+        await settled(self._store, end)

@@ -1,0 +1,38 @@
+"""Has a run's history kept beyond Temporal's retention."""
+
+from temporalio import activity
+
+from activities.records import settled
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.ids import OutboxId, new_id
+from evergrant_server.core.messages import ActivityName, RunEnds
+from evergrant_server.core.outbox import OutboxKind, OutboxMessage
+from evergrant_server.store import Store, Tx
+
+
+class HistoryActivities:
+    """Asks the relay for an export. A run can't export its own last events: they aren't there yet."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+
+    @activity.defn(name=ActivityName.RUN_ENDS)
+    async def run_ends(self, order: RunEnds) -> None:
+        message = OutboxMessage(
+            tenant=order.tenant,
+            id=OutboxId(new_id("out")),
+            kind=OutboxKind.EXPORT_HISTORY,
+            target=f"history:{order.provenance.run_id}",  # waits for nobody else's messages
+            payload={
+                "connection_id": order.connection_id,
+                "workflow_id": order.provenance.workflow_id,
+                "run_id": order.provenance.run_id,
+            },
+            created_at=self._clock.now(),
+        )
+
+        async def ask(tx: Tx) -> None:
+            await tx.outbox.add(message)
+
+        await settled(self._store, ask)

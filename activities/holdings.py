@@ -1,0 +1,72 @@
+"""What an activity needs in hand before it talks to a provider: rows, definition, client."""
+
+from dataclasses import dataclass
+
+from providers.client import OAuthClient
+from providers.resolve import endpoints_of
+
+from evergrant_server.core.access import Endpoints, Integration
+from evergrant_server.core.connection import Connection
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.grant import Grant
+from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.messages import GrantNews
+from evergrant_server.store import Store, Tx
+from providers.registry import Registry
+from providers.spec import ProviderSpec
+
+
+@dataclass(frozen=True)
+class Holdings:
+    connection: Connection
+    integration: Integration
+    grant: Grant | None
+    spec: ProviderSpec
+    endpoints: Endpoints
+    client: OAuthClient
+
+
+class Holder:
+    """Reads holdings. Every key that will be needed is unwrapped here, before any intent."""
+
+    def __init__(self, store: Store, registry: Registry) -> None:
+        self._store = store
+        self._registry = registry
+
+    async def take(self, tenant: Tenant, connection_id: ConnectionId) -> Holdings:
+        """Raises Failure NOT_FOUND, PROVIDER_UNKNOWN, KEY_UNAVAILABLE or STORE_UNAVAILABLE."""
+        async with self._store.read() as tx:
+            return await self.take_in(tx, tenant, connection_id)
+
+    async def take_in(self, tx: Tx, tenant: Tenant, connection_id: ConnectionId) -> Holdings:
+        connection = await tx.connections.get(tenant, connection_id)
+        if connection is None:
+            raise Failure(Code.NOT_FOUND, f"there is no connection {connection_id}")
+        integration = await tx.integrations.get(tenant, connection.integration_id)
+        if integration is None:
+            raise Failure(Code.CLIENT_REJECTED, f"the integration {connection.integration} was deleted")
+        spec = self._registry.get(integration.provider)
+        return Holdings(
+            connection=connection,
+            integration=integration,
+            grant=await tx.grants.get(tenant, connection_id),
+            spec=spec,
+            endpoints=integration.endpoints or endpoints_of(spec, integration.params),
+            client=OAuthClient(
+                client_id=integration.client_id,
+                client_secret=await tx.integrations.client_secret(integration),
+                auth=integration.client_auth or spec.client_auth,
+            ),
+        )
+
+
+def news_of(connection: Connection, grant: Grant, integration: Integration) -> GrantNews:
+    """The facts of the grant that the store holds now."""
+    return GrantNews(
+        state=connection.state,
+        generation=grant.generation,
+        obtained_at=grant.obtained_at,
+        expires_at=grant.expires_at,
+        refreshable=grant.refreshable,
+        idle_s=integration.refresh.refresh_token_idle_s,
+    )

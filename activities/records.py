@@ -1,0 +1,57 @@
+"""Commits that have to happen, and the audit record that goes with each."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import TypeVar
+
+from evergrant_server import audit
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.connection import Connection
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.messages import Call
+from evergrant_server.store import Store, Tx
+
+T = TypeVar("T")
+
+_LONGEST_WAIT_S = 5.0
+
+
+async def settled(store: Store, work: Callable[[Tx], Awaitable[T]]) -> T:
+    """Run `work` in a write transaction until it commits.
+
+    A conflict means that somebody else changed the row: `work` reads it again. A store that
+    is away is waited for: the answer in hand can't be asked for twice.
+    """
+    wait = 0.05
+    while True:
+        try:
+            async with store.write() as tx:
+                return await work(tx)
+        except Failure as failure:
+            if failure.code not in (Code.STORE_CONFLICT, Code.STORE_UNAVAILABLE):
+                raise
+        await asyncio.sleep(wait)
+        wait = min(wait * 2, _LONGEST_WAIT_S)
+
+
+async def record(tx: Tx, call: Call, action: AuditAction, at: datetime, **detail: object) -> None:
+    """Append what happened, with the workflow run and event that decided it."""
+    entry = AuditEntry(
+        tenant=call.tenant,
+        at=at,
+        action=action,
+        object=call.connection_id,
+        asked=call.asked,
+        detail=detail,
+        provenance=call.provenance,
+    )
+    await audit.append(tx, entry)
+
+
+async def connection_of(tx: Tx, call: Call) -> Connection:
+    """The row as it is now. Raises Failure NOT_FOUND when it is gone."""
+    connection = await tx.connections.get(call.tenant, call.connection_id)
+    if connection is None:
+        raise Failure(Code.NOT_FOUND, f"the row of {call.connection_id} is gone")
+    return connection

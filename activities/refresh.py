@@ -1,0 +1,153 @@
+"""Refresh: spend a refresh token for the next generation (RFC 6749 section 6)."""
+
+from functools import partial
+
+from providers.flows import Sender
+from providers.replies import read_tokens
+from temporalio import activity
+
+from activities.failures import grant_news
+from activities.heartbeat import heartbeats
+from activities.holdings import Holder, Holdings, news_of
+from activities.records import connection_of, record, settled
+from activities.single_use import SingleUse
+from evergrant_server.core.attempt import Attempt, AttemptKind, Outcome
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.connection import State
+from evergrant_server.core.errors import Code, Failure, Kind
+from evergrant_server.core.grant import Grant, TokenSet
+from evergrant_server.core.messages import ActivityName, GrantNews, RefreshGrant
+from evergrant_server.store import Store, Tx
+
+
+class RefreshActivities:
+    """Needs a store, a sender and the single-use protocol; knows no provider by name."""
+
+    def __init__(
+        self, store: Store, holder: Holder, sender: Sender, single_use: SingleUse, clock: Clock
+    ) -> None:
+        self._store = store
+        self._holder = holder
+        self._sender = sender
+        self._single_use = single_use
+        self._clock = clock
+
+    @activity.defn(name=ActivityName.REFRESH_GRANT)
+    async def refresh_grant(self, order: RefreshGrant) -> GrantNews:
+        """Refresh unless it is already done, unwanted or impossible; says what holds now."""
+        async with heartbeats():
+            try:
+                held = await self._holder.take(order.tenant, order.connection_id)
+                return await self._not_needed(order, held) or await self._refresh(order, held)
+            except Failure as failure:
+                return grant_news(failure)
+
+    async def _not_needed(self, order: RefreshGrant, held: Holdings) -> GrantNews | None:
+        """An answer that needs no provider: revoking, refreshed by an earlier try, or idle."""
+        connection, grant = held.connection, held.grant
+        if connection.state is not State.ACTIVE or grant is None:
+            if connection.state is State.REVOKING:
+                return GrantNews(state=State.REVOKING)
+            return GrantNews(state=connection.state, failure=connection.reason or Code.CONSENT_REQUIRED)
+        if connection.generation > order.generation:
+            return news_of(connection, grant, held.integration)
+        if order.only_if_leased:
+            async with self._store.read() as tx:
+                leased = await tx.usage.leased_generation(order.tenant, order.connection_id)
+            if leased < order.generation:
+                return GrantNews(not_leased=True)
+        return None
+
+    async def _refresh(self, order: RefreshGrant, held: Holdings) -> GrantNews:
+        assert held.grant is not None
+        async with self._store.read() as tx:
+            token = await tx.grants.refresh_token(held.connection)
+        if token is None:
+            return await self._out_of_tokens(order, held)
+        attempt, again = await self._single_use.begin(
+            AttemptKind.REFRESH,
+            held.connection,
+            held.integration.refresh,
+            token_valid=held.grant.valid(self._clock.now()),
+        )
+        scopes = held.grant.scopes
+        return await self._single_use.spend(
+            attempt,
+            send=lambda check: self._sender.refresh(
+                held.spec, held.endpoints, held.client, refresh_token=token, scopes=scopes, before_send=check
+            ),
+            judge=lambda reply: read_tokens(held.spec, reply, requested_scopes=scopes, refreshing=True),
+            commit=partial(self._install, order, held),
+            settle=partial(self._settle, order, again),
+        )
+
+    async def _install(
+        self, order: RefreshGrant, held: Holdings, attempt: Attempt, tokens: TokenSet
+    ) -> GrantNews:
+        """Compare-and-set until it holds: a revocation in between keeps its state."""
+
+        async def install(tx: Tx) -> GrantNews:
+            now = self._clock.now()
+            current = await connection_of(tx, order)
+            if current.generation != attempt.from_generation:
+                await tx.attempts.close(attempt, Outcome.SUPERSEDED, now)
+                newer = await tx.grants.get(order.tenant, order.connection_id)
+                return news_of(current, newer or before, held.integration)
+            after = current.refreshed(now)
+            grant = Grant.from_tokens(
+                tokens,
+                generation=after.generation,
+                requested=current.requested_scopes,
+                at=attempt.opened_at,
+                before=before,
+            )
+            saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
+            await tx.attempts.close(attempt, Outcome.INSTALLED, now)
+            await record(tx, order, AuditAction.GRANT_REFRESHED, now, generation=grant.generation)
+            return news_of(saved, grant, held.integration)
+
+        before = held.grant
+        assert before is not None
+        return await settled(self._store, install)
+
+    async def _settle(
+        self, order: RefreshGrant, again: bool, attempt: Attempt, failure: Failure, outcome: Outcome | None
+    ) -> GrantNews:
+        """Close the attempt unless its token may be spent; condemn the grant only when refused."""
+        code = failure.code
+        if code is Code.GRANT_REJECTED and again:
+            code = Code.OUTCOME_UNKNOWN  # the earlier send spent it, and its answer is lost
+
+        async def settle(tx: Tx) -> GrantNews:
+            now = self._clock.now()
+            if outcome is not None:
+                await tx.attempts.close(attempt, outcome, now)
+            current = await connection_of(tx, order)
+            condemned = failure.kind is Kind.RECONNECT_NEEDED and current.state is State.ACTIVE
+            if condemned:
+                await tx.connections.replace(current.rejected(code, now), expected=current.revision)
+            action = AuditAction.NEEDS_REAUTH if condemned else AuditAction.REFRESH_FAILED
+            await record(tx, order, action, now, reason=code)
+            if current.state is State.REVOKING:
+                return GrantNews(state=State.REVOKING)
+            return GrantNews(attempt_id=attempt.id, failure=code, retry_after=failure.retry_after)
+
+        return await settled(self._store, settle)
+
+    async def _out_of_tokens(self, order: RefreshGrant, held: Holdings) -> GrantNews:
+        """The grant can't be refreshed: when its access token is over, the subject must act."""
+        assert held.grant is not None
+        if held.grant.valid(self._clock.now()):
+            return news_of(held.connection, held.grant, held.integration)
+
+        async def expire(tx: Tx) -> GrantNews:
+            now = self._clock.now()
+            current = await connection_of(tx, order)
+            if current.state is State.ACTIVE:
+                rejected = current.rejected(Code.CONSENT_REQUIRED, now)
+                await tx.connections.replace(rejected, expected=current.revision)
+                await record(tx, order, AuditAction.NEEDS_REAUTH, now, reason=Code.CONSENT_REQUIRED)
+            return GrantNews(failure=Code.CONSENT_REQUIRED)
+
+        return await settled(self._store, expire)

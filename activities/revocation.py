@@ -1,0 +1,119 @@
+"""Revocation: the store first, then the provider, then `revoked` (RFC 7009)."""
+
+from providers.flows import Sender
+from providers.replies import read_revocation
+from temporalio import activity
+
+from activities.failures import revocation_news
+from activities.heartbeat import heartbeats
+from activities.holdings import Holder, Holdings
+from activities.records import connection_of, record, settled
+from activities.single_use import SingleUse
+from evergrant_server.core.attempt import AttemptKind, Outcome, answer_may_come
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.connection import Revocation, State
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.grant import MAIN
+from evergrant_server.core.messages import ActivityName, AskRevocation, RevocationNews, RevokeGrant
+from evergrant_server.core.secret import Secret
+from evergrant_server.store import Store, Tx
+
+_LOOK_AGAIN_S = 3.0
+
+
+class RevocationActivities:
+    """Tells the provider for as long as it takes, and shreds what is left."""
+
+    def __init__(
+        self, store: Store, holder: Holder, sender: Sender, single_use: SingleUse, clock: Clock
+    ) -> None:
+        self._store = store
+        self._holder = holder
+        self._sender = sender
+        self._single_use = single_use
+        self._clock = clock
+
+    @activity.defn(name=ActivityName.ASK_REVOCATION)
+    async def ask_revocation(self, order: AskRevocation) -> None:
+        """Write `revoking`, unless the API already has."""
+
+        async def ask(tx: Tx) -> None:
+            now = self._clock.now()
+            current = await connection_of(tx, order)
+            if current.state is State.REVOKING or current.state.final:
+                return
+            await tx.connections.replace(current.revoke_asked(order.reason, now), expected=current.revision)
+            await record(tx, order, AuditAction.REVOKE_ASKED, now, reason=order.reason)
+
+        await settled(self._store, ask)
+
+    @activity.defn(name=ActivityName.REVOKE_GRANT)
+    async def revoke_grant(self, order: RevokeGrant) -> RevocationNews:
+        """Revoke at the provider. Without a confirmation the news carry a failure, never a success."""
+        async with heartbeats():
+            held = await self._holder.take(order.tenant, order.connection_id)
+            if held.connection.state is State.REVOKED:
+                return RevocationNews(revocation=held.connection.revocation)
+            try:
+                await self._wait_for_answers(held)
+                how = await self._tell(held)
+            except Failure as failure:
+                await self._failed(order, failure)
+                return revocation_news(failure)
+            return await self._done(order, how)
+
+    async def _wait_for_answers(self, held: Holdings) -> None:
+        """A token that is still on its way must land first, so that it can be revoked too."""
+        connection = held.connection
+        async with self._store.read() as tx:
+            for kind in AttemptKind:
+                attempt = await tx.attempts.open_for(connection.tenant, connection.id, MAIN, kind)
+                if attempt is None:
+                    continue
+                alive, in_flight = self._single_use.fate(attempt)
+                if answer_may_come(attempt, self._clock.now(), owner_alive=alive, in_flight=in_flight):
+                    raise Failure(
+                        Code.REFRESH_PENDING, "a token is still on its way", retry_after=_LOOK_AGAIN_S
+                    )
+
+    async def _tell(self, held: Holdings) -> Revocation:
+        if held.grant is None:
+            return Revocation.NOTHING_HELD
+        if held.endpoints.revocation_endpoint is None:
+            return Revocation.NOT_SUPPORTED
+        async with self._store.read() as tx:
+            refresh_token = await tx.grants.refresh_token(held.connection)
+            access_token = await tx.grants.access_token(held.connection)
+        if refresh_token is not None:
+            await self._revoke(held, refresh_token, "refresh_token")
+        await self._revoke(held, access_token, "access_token")
+        return Revocation.CONFIRMED
+
+    async def _revoke(self, held: Holdings, token: Secret, hint: str) -> None:
+        """200 means done, also for an unknown token; 503 means still live (RFC 7009 section 2.2)."""
+        reply = await self._sender.revoke(held.spec, held.endpoints, held.client, token=token, hint=hint)
+        read_revocation(held.spec, reply)
+
+    async def _failed(self, order: RevokeGrant, failure: Failure) -> None:
+        async def note(tx: Tx) -> None:
+            await record(tx, order, AuditAction.REVOCATION_FAILED, self._clock.now(), reason=failure.code)
+
+        await settled(self._store, note)
+
+    async def _done(self, order: RevokeGrant, how: Revocation) -> RevocationNews:
+        async def done(tx: Tx) -> RevocationNews:
+            now = self._clock.now()
+            current = await connection_of(tx, order)
+            if current.state is State.REVOKED:
+                return RevocationNews(revocation=current.revocation)
+            for kind in AttemptKind:
+                attempt = await tx.attempts.open_for(order.tenant, order.connection_id, MAIN, kind)
+                if attempt is not None:
+                    await tx.attempts.close(attempt, Outcome.SUPERSEDED, now)
+            await tx.connections.replace(current.revocation_ended(how, now), expected=current.revision)
+            await tx.grants.shred(order.tenant, order.connection_id)
+            await record(tx, order, AuditAction.REVOKED, now, how=how)
+            return RevocationNews(revocation=how)
+
+        return await settled(self._store, done)

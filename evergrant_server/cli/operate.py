@@ -1,0 +1,93 @@
+"""What an operator does beside running processes."""
+
+import os
+import sys
+from pathlib import Path
+
+from evergrant_server import audit
+from evergrant_server.api.bootstrap import bootstrap_admin
+from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.ids import Tenant
+from evergrant_server.crypto.keyring import KeyRing, Lane, Role
+from evergrant_server.settings import Settings
+from evergrant_server.store import Store, schema
+from evergrant_server.temporal_link.connect import connect
+from evergrant_server.temporal_link.namespace import prepare
+from evergrant_server.wiring import platform
+
+
+async def upgrade(settings: Settings, namespace: bool) -> None:
+    before = await schema.current(settings.database_url)
+    await schema.upgrade(settings.database_url)
+    print(f"schema {before or 'none'} -> {schema.head()}")
+    if namespace:
+        client = await connect(settings)
+        await prepare(client, settings.history_retention)
+        print(
+            f"namespace {client.namespace}: search attributes, retention {settings.history_retention.days} days"
+        )
+
+
+async def current(settings: Settings) -> None:
+    print(f"{await schema.current(settings.database_url) or 'none'} (newest: {schema.head()})")
+
+
+def create_keys(settings: Settings) -> None:
+    settings.keys.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    KeyRing.create(settings.keys)
+    print(f"created {settings.keys}; back it up: without it nothing that is stored can be read")
+
+
+def rotate_keys(settings: Settings, lane: str) -> None:
+    if lane not in set(Lane):
+        raise Failure(Code.INVALID_REQUEST, f"there is no lane {lane!r}: use {', '.join(Lane)}")
+    ring = KeyRing.open(settings.keys, Role.OPERATOR)
+    print(f"{lane}: the current key is now {ring.rotate(Lane(lane))}; restart API and workers")
+
+
+def export_api_keys(settings: Settings, out: Path) -> None:
+    KeyRing.open(settings.keys, Role.OPERATOR).export(out, Role.API)
+    print(f"wrote {out}: it can open access tokens, and no refresh token")
+
+
+async def bootstrap(settings: Settings, again: bool, out: Path | None) -> None:
+    ring = KeyRing.open(settings.keys, Role.OPERATOR)
+    clock = SystemClock()
+    store = await Store.open(settings.database_url, ring, clock)
+    try:
+        key = await bootstrap_admin(store, clock, Tenant(settings.tenant), force=again)
+    finally:
+        await store.close()
+    if out is None:
+        print(key)
+        print("shown once; send it as: Authorization: Bearer <key>", file=sys.stderr)
+    else:
+        write_private(out, key + "\n")
+
+
+async def reconcile(settings: Settings) -> None:
+    async with platform(settings, Role.OPERATOR) as parts:
+        result = await parts.reconciler.all()
+    print(f"{result.live} live connections, {result.started} workflows started")
+
+
+async def verify_audit(settings: Settings) -> None:
+    ring = KeyRing.open(settings.keys, Role.API)
+    store = await Store.open(settings.database_url, ring, SystemClock())
+    try:
+        verdict = await audit.verify(store, Tenant(settings.tenant))
+    finally:
+        await store.close()
+    print(verdict)
+    if not verdict.ok:
+        raise Failure(Code.AUDIT_UNAVAILABLE, "the audit log was altered at the place above")
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only we can read, replacing what was there."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(text)

@@ -1,0 +1,88 @@
+"""One process that `dev` looks after: its log, its pid file, its restart, its end."""
+
+import asyncio
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+from evergrant_server.core.errors import Code, Failure
+
+_STOP_LIMIT_S = 110  # longer than a worker's graceful shutdown
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 10.0
+
+
+class Process:
+    """A child in a session of its own, so that Ctrl-C reaches `dev` alone."""
+
+    def __init__(
+        self, name: str, command: list[str], folder: Path, env: dict[str, str] | None = None
+    ) -> None:
+        self.name = name
+        self.pid_file = folder / f"{name}.pid"
+        self._command = command
+        self._log = folder / f"{name}.log"
+        self._env = env
+        self._child: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._child = await asyncio.create_subprocess_exec(
+                *self._command, stdout=log, stderr=log, stdin=asyncio.subprocess.DEVNULL,
+                env=self._env, start_new_session=True,
+            )  # fmt: skip
+        self.pid_file.write_text(f"{self._child.pid}\n")
+
+    async def wait(self) -> int:
+        assert self._child is not None
+        return await self._child.wait()
+
+    def raise_if_dead(self) -> None:
+        """Raise Failure INTERNAL with the last line of its log when it has ended."""
+        if self._child is None or self._child.returncode is None:
+            return
+        lines = self._log.read_text(errors="replace").strip().splitlines()
+        raise Failure(
+            Code.INTERNAL,
+            f"{self.name} ended with status {self._child.returncode}: {lines[-1] if lines else 'no output'} "
+            f"(log: {self._log})",
+        )
+
+    async def stop(self) -> None:
+        """Ask it to end and wait for that; end its whole session when it won't."""
+        child = self._child
+        if child is None:
+            return
+        if child.returncode is None:
+            with suppress(ProcessLookupError):
+                child.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(child.wait(), _STOP_LIMIT_S)
+            except TimeoutError:
+                with suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+                await child.wait()
+        self.pid_file.unlink(missing_ok=True)
+
+
+async def ended(stop: asyncio.Event, processes: list[Process]) -> None:
+    """Keep every process running until `stop`; one that dies is started again, ever slower."""
+
+    async def keep(process: Process) -> None:
+        pause = _FIRST_PAUSE_S
+        while True:
+            started = asyncio.get_running_loop().time()
+            status = await process.wait()
+            if asyncio.get_running_loop().time() - started > 60:
+                pause = _FIRST_PAUSE_S
+            print(f"{process.name} ended with status {status}; starting it again", flush=True)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE_S)
+            await process.start()
+
+    keepers = [asyncio.create_task(keep(process)) for process in processes]
+    await stop.wait()
+    for keeper in keepers:
+        keeper.cancel()
+    await asyncio.gather(*keepers, return_exceptions=True)

@@ -1,0 +1,72 @@
+"""The API in granian, the server that carried the lease path best."""
+
+import asyncio
+import os
+import socket
+
+from granian import Granian
+from granian.constants import Interfaces
+
+from evergrant_server.core.clock import SystemClock
+from evergrant_server.crypto.keyring import KeyRing, Role
+from evergrant_server.settings import BadSettings, Settings
+from evergrant_server.store import Store
+
+_HANDED_ON = (
+    "data_dir",
+    "database_url",
+    "key_file",
+    "host",
+    "port",
+    "public_url",
+    "temporal_address",
+    "temporal_namespace",
+    "log_level",
+)
+
+
+def serve_api(settings: Settings) -> None:
+    """Serve until a signal ends it. Says at once what would stop it from starting.
+
+    Raises Failure for keys and store, BadSettings for a port that is taken.
+    """
+    refuse_taken_port("EVERGRANT_PORT", settings.host, settings.port)
+    asyncio.run(_try_parts(settings))
+    os.environ.update(environment(settings))  # granian's processes read the settings from there
+    Granian(
+        "evergrant_server.asgi:application",
+        address=settings.host,
+        port=settings.port,
+        interface=Interfaces.ASGI,
+        workers=settings.api_workers,
+        log_level="warning",
+        log_access=False,
+        websockets=False,
+    ).serve()
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The settings as variables for a process of ours."""
+    values = {f"EVERGRANT_{name.upper()}": str(getattr(settings, name)) for name in _HANDED_ON}
+    values["EVERGRANT_EGRESS_ALLOW"] = ",".join(settings.egress_allow)
+    return values
+
+
+def refuse_taken_port(setting: str, host: str, port: int) -> None:
+    """Raise BadSettings when somebody listens there already."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise BadSettings(
+                f"{setting}: {host}:{port} can't be used ({error.strerror}); stop what listens there, "
+                "or choose another port"
+            ) from None
+
+
+async def _try_parts(settings: Settings) -> None:
+    ring = KeyRing.open(settings.keys, Role.API)
+    store = await Store.open(settings.database_url, ring, SystemClock())
+    await store.close()

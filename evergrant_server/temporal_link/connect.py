@@ -1,0 +1,34 @@
+"""Connecting, with one data converter for everybody who speaks to our workflows."""
+
+from typing import Any
+
+from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.envconfig import ClientConfig
+
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.settings import Settings
+
+
+async def connect(settings: Settings, *, lazy: bool = False, **options: Any) -> Client:
+    """A client for the configured namespace.
+
+    The address comes from `temporal_address`, else from Temporal's own environment and
+    profile file (`temporalio.envconfig`), which also bring TLS and API keys.
+    Raises Failure TEMPORAL_UNAVAILABLE, unless `lazy`.
+    """
+    profile: dict[str, Any] = {}
+    if not settings.temporal_address:
+        profile = dict(ClientConfig.load_client_connect_config(profile=settings.temporal_profile))
+    target = settings.temporal_address or profile.pop("target_host", "127.0.0.1:7233")
+    profile["namespace"] = (
+        settings.temporal_namespace
+        if settings.temporal_address
+        else profile.get("namespace", settings.temporal_namespace)
+    )
+    try:
+        return await Client.connect(
+            target, data_converter=pydantic_data_converter, lazy=lazy, **profile, **options
+        )
+    except RuntimeError:
+        raise Failure(Code.TEMPORAL_UNAVAILABLE, f"no Temporal server answers at {target}") from None

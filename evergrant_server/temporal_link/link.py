@@ -1,0 +1,204 @@
+"""The calls that API and relay make to workflows, with our failures instead of Temporal's."""
+
+from collections.abc import Awaitable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from temporalio.client import (
+    Client,
+    RPCTimeoutOrCancelledError,
+    WorkflowHandle,
+    WorkflowQueryFailedError,
+    WorkflowUpdateFailedError,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
+)
+from temporalio.common import (
+    SearchAttributeKey,
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from evergrant_server.core import search
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant, workflow_id
+from evergrant_server.core.messages import (
+    CONNECTION_WORKFLOW,
+    DISCOVERY_WORKFLOW,
+    QUERY_DESCRIBE,
+    TASK_QUEUE,
+    UPDATE_ENSURE_FRESH,
+    Asked,
+    ConnectionStart,
+    Description,
+    Discover,
+    Discovered,
+    EnsureFresh,
+    Freshness,
+)
+
+T = TypeVar("T")
+
+
+class WorkflowGone(Exception):
+    """There is no such workflow, or its run has closed: a message to it can't arrive any more."""
+
+
+class TemporalLink:
+    """Speaks to the workflows of one namespace. Every call has a time limit in seconds."""
+
+    def __init__(self, client: Client, task_queue: str = TASK_QUEUE) -> None:
+        self._client = client
+        self._task_queue = task_queue
+
+    async def ready(self) -> bool:
+        """True when Temporal answers."""
+        try:
+            return await self._client.service_client.check_health(timeout=timedelta(seconds=2))
+        except (RPCError, RuntimeError):
+            return False
+
+    async def ensure_fresh(
+        self, tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh, *, timeout: float
+    ) -> Freshness:
+        """Have the grant made newer than what was seen. Coalesce before calling.
+
+        Raises Failure REFRESH_PENDING when it takes longer than `timeout` seconds,
+        TEMPORAL_UNAVAILABLE when Temporal doesn't answer or knows no such workflow.
+        """
+        update = self._handle(tenant, connection_id).execute_update(
+            UPDATE_ENSURE_FRESH,
+            ask,
+            result_type=Freshness,
+            rpc_timeout=timedelta(seconds=timeout),
+        )
+        try:
+            return await update
+        except WorkflowUpdateFailedError as refused:
+            return _rejected(refused, ask)
+        except (WorkflowUpdateRPCTimeoutOrCancelledError, RPCTimeoutOrCancelledError):
+            raise Failure(Code.REFRESH_PENDING, retry_after=1.0) from None
+        except (RPCError, RuntimeError) as error:
+            raise _unavailable(error) from None
+
+    async def describe(
+        self, tenant: Tenant, connection_id: ConnectionId, timeout: float = 2.0
+    ) -> Description:
+        """Ask the workflow itself. Without a worker there is no answer, hence the limit."""
+        query = self._handle(tenant, connection_id).query(
+            QUERY_DESCRIBE, result_type=Description, rpc_timeout=timedelta(seconds=timeout)
+        )
+        try:
+            return await query
+        except (RPCError, WorkflowQueryFailedError, RuntimeError) as error:
+            raise _unavailable(error) from None
+
+    async def discover(
+        self, tenant: Tenant, integration_id: IntegrationId, asked: Asked, timeout: float
+    ) -> Discovered:
+        """Have an issuer's metadata read by a worker."""
+        return await self._guarded(
+            self._client.execute_workflow(
+                DISCOVERY_WORKFLOW,
+                Discover(tenant=tenant, integration_id=integration_id, asked=asked),
+                id=f"discovery:{tenant}:{integration_id}",
+                task_queue=self._task_queue,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                execution_timeout=timedelta(seconds=timeout),
+                result_type=Discovered,
+                static_summary="endpoints of an integration",
+            )
+        )
+
+    async def start_connection(self, start: ConnectionStart) -> None:
+        """Start the workflow of a connection, unless it runs already."""
+        attributes = {
+            search.TENANT: start.tenant,
+            search.PROVIDER: start.provider,
+            search.INTEGRATION: start.integration,
+            search.STATE: start.life.state,
+            search.SUBJECT: start.subject_hash,
+        }
+        pairs = [
+            SearchAttributePair(SearchAttributeKey.for_keyword(name), str(value))
+            for name, value in attributes.items()
+        ]
+        try:
+            await self._guarded(
+                self._client.start_workflow(
+                    CONNECTION_WORKFLOW,
+                    start,
+                    id=workflow_id(start.tenant, start.connection_id),
+                    task_queue=self._task_queue,
+                    id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                    id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
+                    search_attributes=TypedSearchAttributes(pairs),
+                    static_summary=f"{start.integration} ({start.provider})",
+                    static_details=f"asked for by {start.asked.by}",
+                )
+            )
+        except WorkflowAlreadyStartedError:
+            return  # it has even ended: nothing is left to start
+
+    async def signal(self, target: str, name: str, payload: dict[str, Any]) -> None:
+        """Signal a workflow by id. Raises WorkflowGone, or Failure TEMPORAL_UNAVAILABLE."""
+        await self._guarded(
+            self._client.get_workflow_handle(target).signal(name, payload, rpc_timeout=timedelta(seconds=10))
+        )
+
+    async def history(self, workflow: str, run_id: str | None = None) -> list[dict[str, Any]]:
+        """Every event of a run (the newest, without `run_id`), as Temporal's JSON."""
+        handle = self._client.get_workflow_handle(workflow, run_id=run_id)
+        history = await self._guarded(handle.fetch_history())
+        return history.to_json_dict()["events"]
+
+    async def current_run(self, workflow: str) -> str | None:
+        """The id of the newest run, or None when Temporal has none."""
+        try:
+            return (await self._guarded(self._client.get_workflow_handle(workflow).describe())).run_id
+        except WorkflowGone:
+            return None
+
+    async def running(self, workflow: str) -> bool:
+        """True while the newest run of this workflow is open."""
+        try:
+            description = await self._guarded(self._client.get_workflow_handle(workflow).describe())
+        except WorkflowGone:
+            return False
+        return description.close_time is None
+
+    async def is_closed(self, workflow: str, run_id: str) -> bool:
+        handle = self._client.get_workflow_handle(workflow, run_id=run_id)
+        return (await self._guarded(handle.describe())).close_time is not None
+
+    def _handle(self, tenant: Tenant, connection_id: ConnectionId) -> WorkflowHandle[Any, Any]:
+        return self._client.get_workflow_handle(workflow_id(tenant, connection_id))
+
+    async def _guarded(self, call: Awaitable[T]) -> T:
+        try:
+            return await call
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                raise WorkflowGone from None
+            raise _unavailable(error) from None
+        except RuntimeError as error:
+            raise _unavailable(error) from None
+
+
+def _rejected(refused: WorkflowUpdateFailedError, ask: EnsureFresh) -> Freshness:
+    """A validator's no, which names a code: the store already has the answer."""
+    cause = refused.cause
+    name = cause.type if isinstance(cause, ApplicationError) else None
+    if name in set(Code) and name != Code.STORE_CONFLICT:
+        return Freshness(generation=ask.seen_generation, problem=Code(name))
+    if name == Code.STORE_CONFLICT:
+        return Freshness(generation=ask.seen_generation + 1)
+    raise Failure(Code.INTERNAL, "the workflow refused an update in an unknown way") from None
+
+
+def _unavailable(error: Exception) -> Failure:
+    status = error.status.name if isinstance(error, RPCError) else type(error).__name__
+    return Failure(Code.TEMPORAL_UNAVAILABLE, f"Temporal didn't do it: {status}", retry_after=1.0)

@@ -1,0 +1,77 @@
+"""What a namespace must have before a worker may use it: search attributes and retention."""
+
+import asyncio
+from datetime import timedelta
+
+from google.protobuf.duration_pb2 import Duration
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.namespace.v1 import NamespaceConfig
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, UpdateNamespaceRequest
+from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
+
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.search import KEYWORDS
+
+
+async def prepare(client: Client, retention: timedelta) -> None:
+    """Register what is missing and raise retention to `retention`. Does nothing the second time.
+
+    Raises Failure TEMPORAL_UNAVAILABLE.
+    """
+    try:
+        await _register_search_attributes(client)
+        await _keep_closed_runs(client, retention)
+    except RPCError as error:
+        raise Failure(
+            Code.TEMPORAL_UNAVAILABLE, f"namespace {client.namespace} can't be prepared: {error.status.name}"
+        ) from None
+
+
+async def missing_search_attributes(client: Client) -> list[str]:
+    """The search attributes that the namespace doesn't have yet."""
+    found = await client.operator_service.list_search_attributes(
+        ListSearchAttributesRequest(namespace=client.namespace)
+    )
+    return [name for name in KEYWORDS if name not in found.custom_attributes]
+
+
+async def retention_of(client: Client) -> timedelta:
+    """How long the namespace keeps closed runs."""
+    answer = await client.workflow_service.describe_namespace(
+        DescribeNamespaceRequest(namespace=client.namespace)
+    )
+    return answer.config.workflow_execution_retention_ttl.ToTimedelta()
+
+
+async def _register_search_attributes(client: Client) -> None:
+    missing = await missing_search_attributes(client)
+    if not missing:
+        return
+    try:
+        await client.operator_service.add_search_attributes(
+            AddSearchAttributesRequest(
+                namespace=client.namespace,
+                search_attributes=dict.fromkeys(missing, IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD),
+            )
+        )
+    except RPCError as error:
+        if error.status is not RPCStatusCode.ALREADY_EXISTS:  # another process was faster
+            raise
+    async with asyncio.timeout(30):
+        while await missing_search_attributes(client):
+            await asyncio.sleep(0.1)
+
+
+async def _keep_closed_runs(client: Client, retention: timedelta) -> None:
+    if await retention_of(client) >= retention:
+        return
+    ttl = Duration()
+    ttl.FromTimedelta(retention)
+    await client.workflow_service.update_namespace(
+        UpdateNamespaceRequest(
+            namespace=client.namespace,
+            config=NamespaceConfig(workflow_execution_retention_ttl=ttl),
+        )
+    )

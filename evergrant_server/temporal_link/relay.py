@@ -1,0 +1,143 @@
+"""The relay: takes the outbox to Temporal, at least once and in order per workflow."""
+
+import asyncio
+import logging
+import secrets
+from contextlib import suppress
+from datetime import timedelta
+
+from evergrant_server import audit
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.ids import WORKFLOW_ID, ConnectionId, Tenant
+from evergrant_server.core.messages import Asked, ConnectionStart, Provenance
+from evergrant_server.core.outbox import OutboxKind, OutboxMessage
+from evergrant_server.store import HistoryExport, Store
+from evergrant_server.temporal_link.link import TemporalLink, WorkflowGone
+from evergrant_server.temporal_link.reconcile import Reconciler
+
+log = logging.getLogger("evergrant.relay")
+
+_HOLD = timedelta(seconds=30)  # a claim whose relay died is free again after this
+_BATCH = 50
+_SOON = timedelta(seconds=1)
+_LONGEST = timedelta(minutes=5)
+
+
+class OutboxRelay:
+    """Run any number of them: a message is claimed before it is delivered."""
+
+    def __init__(
+        self,
+        store: Store,
+        link: TemporalLink,
+        reconciler: Reconciler,
+        clock: Clock,
+        interval: timedelta = _SOON,
+    ) -> None:
+        self._store = store
+        self._link = link
+        self._reconciler = reconciler
+        self._clock = clock
+        self._interval = interval.total_seconds()
+        self._name = f"relay-{secrets.token_hex(4)}"
+        self._work = asyncio.Event()
+
+    def nudge(self) -> None:
+        """Say that a message was committed, so that nobody waits for the next look."""
+        self._work.set()
+
+    async def run(self) -> None:
+        """Deliver until cancelled."""
+        while True:
+            self._work.clear()
+            if await self.deliver() == 0:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._work.wait(), self._interval)
+
+    async def deliver(self) -> int:
+        """One round; says how many messages were claimed."""
+        try:
+            async with self._store.write() as tx:
+                batch = await tx.outbox.claim(self._name, self._clock.now(), _HOLD, _BATCH)
+            for message in batch:
+                await self._deliver(message)
+            return len(batch)
+        except Failure as failure:
+            log.warning("outbox: %s", failure.code)
+            return 0
+
+    async def _deliver(self, message: OutboxMessage) -> None:
+        try:
+            await self._hand_over(message)
+        except Failure as failure:
+            await self._postpone(message, failure.code)
+        except WorkflowGone:
+            await self._gone(message)
+        else:
+            await self._done(message)
+
+    async def _gone(self, message: OutboxMessage) -> None:
+        """Its run has closed, or Temporal has lost it: the store says which, and decides."""
+        match = WORKFLOW_ID.match(message.target)
+        revived = match is not None and await self._reconciler.revive(
+            Tenant(match["tenant"]), ConnectionId(match["connection"])
+        )
+        if revived:
+            await self._postpone(message, "workflow was started again")
+        else:
+            log.info("outbox: %s %s came too late for %s", message.kind, message.name, message.target)
+            await self._done(message)
+
+    async def _hand_over(self, message: OutboxMessage) -> None:
+        match message.kind:
+            case OutboxKind.START_WORKFLOW:
+                await self._link.start_connection(ConnectionStart.model_validate(message.payload))
+            case OutboxKind.SIGNAL:
+                await self._link.signal(message.target, message.name, message.payload)
+            case OutboxKind.EXPORT_HISTORY:
+                await self._export(message)
+
+    async def _export(self, message: OutboxMessage) -> None:
+        """Keep a closed run's history in the store, with an audit record that says so."""
+        payload = message.payload
+        workflow, run_id = payload["workflow_id"], payload["run_id"]
+        if not await self._link.is_closed(workflow, run_id):
+            raise Failure(Code.TEMPORAL_UNAVAILABLE, "the run has not closed yet")
+        events = await self._link.history(workflow, run_id)
+        now = self._clock.now()
+        last = int(events[-1]["eventId"])
+        export = HistoryExport(
+            tenant=message.tenant,
+            connection_id=payload["connection_id"],
+            workflow_id=workflow,
+            run_id=run_id,
+            exported_at=now,
+            closed=True,
+            last_event_id=last,
+            events=events,
+        )
+        entry = AuditEntry(
+            tenant=message.tenant,
+            at=now,
+            action=AuditAction.HISTORY_EXPORTED,
+            object=payload["connection_id"],
+            asked=Asked(by="schedule"),
+            detail={"events": last},
+            provenance=Provenance(workflow_id=workflow, run_id=run_id, event_id=last),
+        )
+        async with self._store.write() as tx:
+            await tx.histories.add(export)
+            await audit.append(tx, entry)
+
+    async def _done(self, message: OutboxMessage) -> None:
+        async with self._store.write() as tx:
+            await tx.outbox.delivered(message.id, self._clock.now())
+
+    async def _postpone(self, message: OutboxMessage, error: str) -> None:
+        wait = min(_SOON * 2 ** min(message.attempts, 10), _LONGEST)
+        if message.kind is OutboxKind.EXPORT_HISTORY and message.attempts < 10:
+            wait = _SOON / 4  # the run is just closing
+        async with self._store.write() as tx:
+            await tx.outbox.postpone(message.id, error, self._clock.now() + wait)

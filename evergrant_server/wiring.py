@@ -1,0 +1,103 @@
+"""Puts the parts together. The only place, beside `worker.py`, that knows all of them."""
+
+import importlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from providers.flows import Sender
+from temporalio.client import Client
+
+from activities.consent import ConsentActivities
+from activities.critical import CriticalSections
+from activities.discovery import DiscoveryActivities
+from activities.history import HistoryActivities
+from activities.holdings import Holder
+from activities.refresh import RefreshActivities
+from activities.revocation import RevocationActivities
+from activities.single_use import SingleUse
+from evergrant_server.core.clock import Clock, SystemClock
+from evergrant_server.crypto.keyring import KeyRing, Role
+from evergrant_server.egress import Egress, EgressPolicy
+from evergrant_server.journal.lock import JournalLock
+from evergrant_server.settings import BadSettings, Settings
+from evergrant_server.store import Store
+from evergrant_server.temporal_link import OutboxRelay, Reconciler, TemporalLink
+from evergrant_server.temporal_link.connect import connect
+from providers.registry import Registry
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What API, worker and operator commands all need."""
+
+    settings: Settings
+    clock: Clock
+    ring: KeyRing
+    store: Store
+    registry: Registry
+    client: Client
+    link: TemporalLink
+    reconciler: Reconciler
+    relay: OutboxRelay
+
+
+@asynccontextmanager
+async def platform(
+    settings: Settings, role: Role, *, clock: Clock | None = None, lazy: bool = False, **client_options: Any
+) -> AsyncIterator[Platform]:
+    """Open the parts and close them again.
+
+    `lazy` doesn't wait for Temporal: what needs it fails when it is used. Raises Failure
+    KEY_UNAVAILABLE, STORE_UNAVAILABLE, SCHEMA_MISMATCH or TEMPORAL_UNAVAILABLE.
+    """
+    refuse_strangers()
+    clock = clock or SystemClock()
+    ring = KeyRing.open(settings.keys, role)
+    store = await Store.open(settings.database_url, ring, clock)
+    try:
+        client = await connect(settings, lazy=lazy, **client_options)
+        link = TemporalLink(client)
+        reconciler = Reconciler(store, link, ring, clock)
+        relay = OutboxRelay(store, link, reconciler, clock, settings.relay_interval)
+        registry = Registry.load()
+        yield Platform(settings, clock, ring, store, registry, client, link, reconciler, relay)
+    finally:
+        await store.close()
+
+
+def activities(parts: Platform, sections: CriticalSections, journal: JournalLock) -> list[Callable[..., Any]]:
+    """Every activity, in plain sight."""
+    egress = Egress(EgressPolicy(allow=parts.settings.egress_allow))
+    sender = Sender(egress)
+    holder = Holder(parts.store, parts.registry)
+    single_use = SingleUse(parts.store, parts.clock, sections, journal)
+    consent = ConsentActivities(parts.store, holder, sender, single_use, parts.clock)
+    refresh = RefreshActivities(parts.store, holder, sender, single_use, parts.clock)
+    revocation = RevocationActivities(parts.store, holder, sender, single_use, parts.clock)
+    history = HistoryActivities(parts.store, parts.clock)
+    discovery = DiscoveryActivities(parts.store, egress, parts.clock)
+    return [
+        consent.exchange_code,
+        consent.end_consent,
+        refresh.refresh_grant,
+        revocation.ask_revocation,
+        revocation.revoke_grant,
+        history.run_ends,
+        discovery.discover_endpoints,
+    ]
+
+
+def refuse_strangers() -> None:
+    """Raise BadSettings when `workflows`, `activities` or `providers` is somebody else's package."""
+    for name in ("workflows", "activities", "providers"):
+        found = Path(importlib.import_module(name).__file__ or "").resolve()
+        if ROOT not in found.parents:
+            raise BadSettings(
+                f"the package {name!r} was imported from {found.parent}, not from Evergrant's checkout: "
+                "start from the checkout's root, or remove the other distribution"
+            )

@@ -1,0 +1,121 @@
+"""valid, due, fresh; and what is done about an attempt of unknown outcome."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from evergrant_server.core.attempt import (
+    ANSWER_LIMIT,
+    Attempt,
+    AttemptKind,
+    Outcome,
+    Takeover,
+    outcome_of_refusal,
+    takeover,
+)
+from evergrant_server.core.grant import Grant, TokenSet
+from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
+from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.core.secret import Secret
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+MARGIN = timedelta(minutes=5)
+
+
+def grant(lifetime_s: float | None) -> Grant:
+    return Grant(
+        generation=1,
+        scopes=("read",),
+        obtained_at=NOW,
+        expires_at=None if lifetime_s is None else NOW + timedelta(seconds=lifetime_s),
+        refreshable=True,
+    )
+
+
+def at(seconds: float) -> datetime:
+    return NOW + timedelta(seconds=seconds)
+
+
+def test_the_margin_is_never_more_than_a_quarter_of_the_lifetime():
+    assert not grant(20).due(at(14.9), MARGIN)
+    assert grant(20).due(at(15), MARGIN)
+    assert grant(3600).due(at(3300), MARGIN)
+
+
+def test_a_due_token_is_still_valid():
+    token = grant(20)
+    assert token.valid(at(19.9))
+    assert not token.valid(at(20))
+
+
+@pytest.mark.parametrize(
+    ("age", "min_ttl", "fresh"),
+    [(0, 60, True), (3500, 60, True), (3545, 60, False), (0, 99_999, True), (301, 99_999, False)],
+)
+def test_min_ttl_is_capped_so_that_it_cannot_ask_for_a_refresh_each_time(
+    age: float, min_ttl: float, fresh: bool
+):
+    assert grant(3600).fresh(at(age), MARGIN, timedelta(seconds=min_ttl)) is fresh
+
+
+def test_a_token_without_expiry_is_always_fresh():
+    assert grant(None).fresh(at(10**9), MARGIN, timedelta(days=9999))
+
+
+def test_rfc6749_6_no_refresh_token_in_the_reply_keeps_the_old_one():
+    before = grant(60).model_copy(update={"metadata": {"team": "a"}})
+    after = Grant.from_tokens(
+        TokenSet(access_token=Secret("x"), expires_in=60), generation=2, requested=("read", "write"), at=NOW,
+        before=before,
+    )  # fmt: skip
+    assert after.refreshable
+    assert after.scopes == ("read",)
+    assert after.metadata == {"team": "a"}
+
+
+def test_rfc6749_5_1_absent_scope_means_as_requested_and_a_narrower_one_is_recorded():
+    tokens = TokenSet(access_token=Secret("x"))
+    assert Grant.from_tokens(tokens, generation=1, requested=("a", "b"), at=NOW).scopes == ("a", "b")
+    narrowed = tokens.model_copy(update={"scopes": ("a",)})
+    assert Grant.from_tokens(narrowed, generation=1, requested=("a", "b"), at=NOW).scopes == ("a",)
+
+
+ATTEMPT = Attempt(
+    tenant=Tenant("t"), id=AttemptId("att_1"), connection_id=ConnectionId("con_1"), kind=AttemptKind.REFRESH,
+    from_generation=1, journal_id="jrn_1", opened_at=NOW, send_by=at(15),
+)  # fmt: skip
+LATE = at(15) + ANSWER_LIMIT + timedelta(seconds=1)
+
+
+@pytest.mark.parametrize(
+    ("rules", "now", "token_valid", "owner_alive", "in_flight", "verdict"),
+    [
+        (RefreshRules(rotation=Rotation.NONE), at(1), True, None, None, Takeover.RESEND),
+        (RefreshRules(rotation=Rotation.GRACE, grace_s=30), at(29), True, False, False, Takeover.RESEND),
+        (RefreshRules(rotation=Rotation.GRACE, grace_s=30), at(29), True, True, True, Takeover.WAIT),
+        (RefreshRules(rotation=Rotation.GRACE, grace_s=30), at(31), True, True, False, Takeover.WAIT),
+        (RefreshRules(rotation=Rotation.STRICT), at(1), True, True, False, Takeover.WAIT),
+        (RefreshRules(rotation=Rotation.STRICT), at(1), False, True, False, Takeover.RESEND),
+        (RefreshRules(rotation=Rotation.STRICT), at(1), False, True, True, Takeover.WAIT),
+        (RefreshRules(rotation=Rotation.STRICT), at(1), True, False, False, Takeover.RESEND),
+        (RefreshRules(rotation=Rotation.UNKNOWN), at(1), False, None, None, Takeover.WAIT),
+        (RefreshRules(rotation=Rotation.UNKNOWN), LATE, False, None, None, Takeover.RESEND),
+        (RefreshRules(rotation=Rotation.UNKNOWN), LATE, True, None, None, Takeover.WAIT),
+        (RefreshRules(rotation=Rotation.STRICT), at(1), False, True, None, Takeover.WAIT),
+        (RefreshRules(rotation=Rotation.STRICT), LATE, False, True, None, Takeover.RESEND),
+    ],
+)
+def test_takeover(rules, now, token_valid, owner_alive, in_flight, verdict):
+    found = takeover(
+        ATTEMPT, rules, now, token_valid=token_valid, owner_alive=owner_alive, in_flight=in_flight
+    )
+    assert found is verdict
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [(429, Outcome.NOT_SENT), (503, Outcome.NOT_SENT), (400, Outcome.REFUSED), (401, Outcome.REFUSED),
+     (500, None), (502, None), (504, None), (200, None)],
+)  # fmt: skip
+def test_what_an_error_answer_says_about_the_credential(status: int, outcome: Outcome | None):
+    assert outcome_of_refusal(status) is outcome

@@ -1,0 +1,87 @@
+"""The table of failures is whole; secrets can't be shown; ids have their shape."""
+
+import copy
+import json
+import pickle
+
+import pytest
+from pydantic import BaseModel
+
+from evergrant_server.core.errors import FAILURES, Code, Failure, Kind, Repairer, Retry
+from evergrant_server.core.ids import PREFIXES, is_id, is_slug, new_id
+from evergrant_server.core.secret import Secret, SecretLeak
+
+STATUS_OF_KIND = {
+    Kind.RECONNECT_NEEDED: {409, 400},
+    Kind.CLIENT_MISCONFIGURED: {424},
+    Kind.PROVIDER_UNAVAILABLE: {503},
+    Kind.DENIED: {403},
+    Kind.PLATFORM_UNAVAILABLE: {503, 500, 409},
+    Kind.BAD_REQUEST: {400, 401, 404, 405, 409, 413},
+}
+
+
+def test_every_code_has_a_row_and_every_row_a_repair():
+    assert set(FAILURES) == set(Code)
+    for rule in FAILURES.values():
+        assert rule.status in STATUS_OF_KIND[rule.kind]
+        assert rule.meaning.endswith(".")
+        assert rule.repair.endswith((".", "…"))
+
+
+def test_only_time_and_the_operator_are_retried_quickly():
+    for rule in FAILURES.values():
+        if rule.retry is Retry.BACKOFF:
+            assert rule.repairer in (Repairer.TIME, Repairer.OPERATOR)
+
+
+def test_a_failure_says_its_code_and_carries_context():
+    failure = Failure(Code.CONSENT_REQUIRED, connect_url="https://e/connect/x")
+    assert failure.kind is Kind.RECONNECT_NEEDED
+    assert failure.context == {"connect_url": "https://e/connect/x"}
+    assert str(failure).startswith("consent_required: ")
+
+
+class Holder(BaseModel):
+    secret: Secret
+
+
+@pytest.mark.parametrize(
+    "show", [repr, str, "{}".format, "%s".__mod__, lambda s: repr(Holder(secret=s)), lambda s: f"{s!r:>20}"]
+)
+def test_a_secret_does_not_print(show):
+    assert "hunter2" not in show(Secret("hunter2"))
+
+
+@pytest.mark.parametrize(
+    "leak",
+    [
+        pickle.dumps,
+        copy.deepcopy,
+        json.dumps,
+        lambda s: Holder(secret=s).model_dump(),
+        lambda s: Holder(secret=s).model_dump_json(),
+        lambda s: Holder(secret=s).model_dump(mode="json"),
+    ],
+)
+def test_a_secret_refuses_to_leave(leak):
+    with pytest.raises((SecretLeak, TypeError, ValueError)) as caught:
+        leak(Secret("hunter2"))
+    assert "hunter2" not in str(caught.value)
+
+
+def test_ids_are_typed_by_prefix():
+    for prefix in PREFIXES:
+        fresh = new_id(prefix)
+        assert is_id(fresh, prefix)
+        assert not any(is_id(fresh, other) for other in PREFIXES if other != prefix)
+    with pytest.raises(ValueError, match="no id has the prefix"):
+        new_id("xyz")
+
+
+@pytest.mark.parametrize(
+    ("name", "good"),
+    [("a", True), ("crm-prod", True), ("-a", False), ("A", False), ("a" * 64, False), ("", False)],
+)
+def test_slugs(name: str, good: bool):
+    assert is_slug(name) is good

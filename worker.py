@@ -1,0 +1,57 @@
+"""The worker: runs workflows and activities. Any number of copies, a journal each."""
+
+import asyncio
+import signal
+from datetime import timedelta
+
+from temporalio.worker import Worker
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+
+from activities.critical import CriticalSections
+from activities.failures import FailureInterceptor
+from evergrant_server.core.messages import TASK_QUEUE
+from evergrant_server.crypto.keyring import Role
+from evergrant_server.journal.lock import JournalLock
+from evergrant_server.settings import Settings, load_settings
+from evergrant_server.telemetry import configure_logging
+from evergrant_server.wiring import activities, platform
+from workflows import WORKFLOWS
+
+GRACE = timedelta(seconds=100)  # longer than any activity that talks to a provider
+
+
+async def run(settings: Settings, stop: asyncio.Event) -> None:
+    """Work until `stop` is set, then let what has begun come to its end."""
+    sections = CriticalSections()
+    journal = JournalLock(settings.data_dir / "journals")
+    async with platform(settings, Role.WORKER) as parts:
+        worker = Worker(
+            parts.client,
+            task_queue=TASK_QUEUE,
+            workflows=WORKFLOWS,
+            activities=activities(parts, sections, journal),
+            interceptors=[FailureInterceptor()],
+            workflow_runner=SandboxedWorkflowRunner(
+                SandboxRestrictions.default.with_passthrough_modules("evergrant_server.core", "pydantic")
+            ),
+            graceful_shutdown_timeout=GRACE,
+        )
+        relay = asyncio.create_task(parts.relay.run())
+        async with worker:
+            print("worker ready", flush=True)
+            await stop.wait()
+        await sections.drain()
+        relay.cancel()
+    journal.release()
+
+
+async def main(settings: Settings) -> None:
+    configure_logging(settings.log_level)
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await run(settings, stop)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(load_settings()))

@@ -1,0 +1,10 @@
+"""Durable life stories, deterministic and thin: they ask `core` what to do and have it done.
+
+Owns the order of things in time. Parses no reply, knows no provider, holds no secret;
+side effects are reached through `calls` alone.
+"""
+
+from workflows.connection import ConnectionWorkflow
+from workflows.discovery import DiscoveryWorkflow
+
+WORKFLOWS = (ConnectionWorkflow, DiscoveryWorkflow)

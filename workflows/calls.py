@@ -1,0 +1,106 @@
+"""Every activity a workflow may call: one typed wrapper each, with its name, limits and retries.
+
+Domain failures come back as results, so that `core` decides about them. What is raised is
+the platform's own trouble (store, keys, a lost worker); Temporal retries that for ever.
+"""
+
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+
+with workflow.unsafe.imports_passed_through():
+    from evergrant_server.core.attempt import ANSWER_LIMIT
+    from evergrant_server.core.messages import (
+        ActivityName,
+        AskRevocation,
+        Discover,
+        Discovered,
+        EndConsent,
+        ExchangeCode,
+        GrantNews,
+        RefreshGrant,
+        RevocationNews,
+        RevokeGrant,
+        RunEnds,
+    )
+
+SEND_LIMIT = timedelta(seconds=15)  # from the intent to the first byte, see Attempt.send_by
+_SLACK = timedelta(seconds=30)  # reading, judging and committing
+
+_PROVIDER = {
+    # Longer than everything inside it, so that the critical section is never cut.
+    "start_to_close_timeout": SEND_LIMIT + ANSWER_LIMIT + _SLACK,
+    # A worker that died is noticed after this; the next one asks `takeover` what to do.
+    "heartbeat_timeout": timedelta(seconds=5),
+    "retry_policy": RetryPolicy(
+        initial_interval=timedelta(seconds=1),
+        maximum_interval=timedelta(seconds=30),
+    ),
+}
+_STORE = {
+    "start_to_close_timeout": timedelta(seconds=20),
+    "retry_policy": RetryPolicy(
+        initial_interval=timedelta(milliseconds=500),
+        maximum_interval=timedelta(seconds=30),
+    ),
+}
+
+
+async def exchange_code(order: ExchangeCode) -> GrantNews:
+    """Spend the authorization code of a consent (RFC 6749 section 4.1.3)."""
+    return await workflow.execute_activity(
+        ActivityName.EXCHANGE_CODE,
+        order,
+        result_type=GrantNews,
+        summary=f"code of {order.consent_id}",
+        **_PROVIDER,
+    )
+
+
+async def refresh_grant(order: RefreshGrant) -> GrantNews:
+    """Spend the refresh token of a generation (RFC 6749 section 6)."""
+    return await workflow.execute_activity(
+        ActivityName.REFRESH_GRANT,
+        order,
+        result_type=GrantNews,
+        summary=f"from generation {order.generation}" + (" if leased" if order.only_if_leased else ""),
+        **_PROVIDER,
+    )
+
+
+async def revoke_grant(order: RevokeGrant) -> RevocationNews:
+    """Tell the provider (RFC 7009 section 2) and write `revoked` once it is true."""
+    return await workflow.execute_activity(
+        ActivityName.REVOKE_GRANT, order, result_type=RevocationNews, summary="at the provider", **_PROVIDER
+    )
+
+
+async def ask_revocation(order: AskRevocation) -> None:
+    """Write `revoking`: from that commit on no lease leaves."""
+    await workflow.execute_activity(
+        ActivityName.ASK_REVOCATION, order, summary="no lease from here on", **_STORE
+    )
+
+
+async def end_consent(order: EndConsent) -> None:
+    await workflow.execute_activity(
+        ActivityName.END_CONSENT, order, summary="denied" if order.denied else "deadline passed", **_STORE
+    )
+
+
+async def run_ends(order: RunEnds) -> None:
+    """Have this run's history exported once it has closed."""
+    await workflow.execute_activity(ActivityName.RUN_ENDS, order, summary="export this history", **_STORE)
+
+
+async def discover_endpoints(order: Discover) -> Discovered:
+    """Read an issuer's metadata and pin it (RFC 8414 section 3)."""
+    return await workflow.execute_activity(
+        ActivityName.DISCOVER,
+        order,
+        result_type=Discovered,
+        start_to_close_timeout=timedelta(seconds=60),
+        retry_policy=RetryPolicy(maximum_attempts=3, initial_interval=timedelta(seconds=1)),
+        summary=str(order.integration_id),
+    )

@@ -1,0 +1,253 @@
+"""The life of one connection, from consent to revocation.
+
+`run` waits for what happens next, asks `core.lifecycle` and carries out the step; the
+result of a step is the next thing that happens. Signals, updates and timers all go
+through one inbox, so that nothing is decided twice at once.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from temporalio import workflow
+from temporalio.common import VersioningBehavior
+from temporalio.exceptions import ApplicationError, FailureError
+
+with workflow.unsafe.imports_passed_through():
+    from evergrant_server.core import messages as m
+    from evergrant_server.core.connection import State
+    from evergrant_server.core.errors import FAILURES
+    from evergrant_server.core.lifecycle import Do, Step, Wake, ensure_fresh_refusal, next_step, wake
+    from evergrant_server.core.schedule import RULES, jitter
+    from workflows import calls
+    from workflows.presentation import STATE_ATTRIBUTE, details
+
+_BY_ITSELF = m.Asked(by="schedule")
+
+
+@dataclass
+class _Ticket:
+    """One happening in the inbox; `done` once everything it led to has been carried out."""
+
+    happening: m.Happening
+    done: bool = False
+
+
+@workflow.defn(name=m.CONNECTION_WORKFLOW, versioning_behavior=VersioningBehavior.AUTO_UPGRADE)
+class ConnectionWorkflow:
+    @workflow.init
+    def __init__(self, start: m.ConnectionStart) -> None:
+        self._start = start
+        self._rules = RULES[start.rules]
+        self._life = start.life
+        self._inbox = deque(_Ticket(happening) for happening in start.waiting)
+
+    @workflow.run
+    async def run(self, start: m.ConnectionStart) -> m.Ended:
+        self._show()
+        while not self._life.state.final:
+            await self._handle(await self._next())
+            if workflow.info().is_continue_as_new_suggested():
+                await self._continue_as_new()
+        await calls.run_ends(m.RunEnds(**self._call(None)))
+        await self._answer_everybody()
+        life = self._life
+        return m.Ended(state=life.state, revocation=life.revocation, generations=life.generation)
+
+    async def _next(self) -> _Ticket:
+        """The oldest thing in the inbox, or the moment that `wake` names."""
+        due = self._wake()
+        timeout = None if due is None else max((due.at - workflow.now()).total_seconds(), 0.001)
+        try:
+            await workflow.wait_condition(
+                lambda: bool(self._inbox), timeout=timeout, timeout_summary=due.why if due else None
+            )
+        except TimeoutError:
+            return _Ticket(m.Happening(event=m.Event.TIME_CAME, asked=_BY_ITSELF))
+        return self._inbox.popleft()
+
+    async def _handle(self, ticket: _Ticket) -> None:
+        await self._live_through(ticket.happening)
+        await self._reply(ticket)
+        ticket.done = True
+
+    async def _live_through(self, happening: m.Happening | None) -> None:
+        while happening is not None:
+            step = next_step(self._life, happening, workflow.now(), self._rules, self._share())
+            moved = step.life.state is not self._life.state
+            self._life = step.life
+            self._show(moved)
+            happening = await self._carry_out(step, happening)
+        self._show()
+
+    async def _carry_out(self, step: Step, cause: m.Happening) -> m.Happening | None:
+        """Have the step done by an activity; what came of it is the next happening."""
+        match step.do:
+            case Do.EXCHANGE_CODE:
+                assert cause.consent_id is not None
+                order = m.ExchangeCode(**self._call(cause), consent_id=cause.consent_id)
+                news = await calls.exchange_code(order)
+                return m.Happening(event=m.Event.CODE_EXCHANGED, asked=cause.asked, news=news)
+            case Do.REFRESH | Do.REFRESH_IF_LEASED:
+                order = m.RefreshGrant(
+                    **self._call(cause),
+                    generation=self._life.generation,
+                    only_if_leased=step.do is Do.REFRESH_IF_LEASED,
+                )
+                news = await calls.refresh_grant(order)
+                return m.Happening(event=m.Event.GRANT_REFRESHED, asked=cause.asked, news=news)
+            case Do.ASK_REVOCATION:
+                await calls.ask_revocation(
+                    m.AskRevocation(**self._call(cause), reason=self._life.revoke_reason or "")
+                )
+                return m.Happening(event=m.Event.REVOCATION_TRIED, asked=cause.asked)
+            case Do.REVOKE:
+                news = await calls.revoke_grant(m.RevokeGrant(**self._call(cause)))
+                return m.Happening(event=m.Event.REVOCATION_TRIED, asked=cause.asked, revocation=news)
+            case Do.END_CONSENT:
+                await calls.end_consent(
+                    m.EndConsent(**self._call(cause), consent_id=cause.consent_id, denied=step.denied)
+                )
+        return None
+
+    async def _reply(self, ticket: _Ticket) -> None:
+        """Answer a workflow that asked with `request_token`; it may be gone, which is its business."""
+        if ticket.happening.reply_to is None:
+            return
+        life = self._life
+        ready = m.TokenReady(
+            connection_id=self._start.connection_id,
+            generation=life.generation,
+            expires_at=life.expires_at,
+            problem=life.refusal or (None if life.state is State.ACTIVE else life.reason),
+        )
+        caller = workflow.get_external_workflow_handle(ticket.happening.reply_to)
+        try:
+            await caller.signal(m.SIGNAL_TOKEN_READY, ready)
+        except FailureError:
+            workflow.logger.warning("the workflow that asked for a token is gone")
+
+    async def _continue_as_new(self) -> None:
+        """Hand the life, and the signals nobody got to, to a fresh run."""
+        if self._life.state.final:
+            return
+        await calls.run_ends(m.RunEnds(**self._call(None)))
+        await self._answer_everybody()
+        if self._life.state.final:
+            return
+        waiting = tuple(ticket.happening for ticket in self._inbox)
+        life = self._life.model_copy(update={"runs": self._life.runs + 1})
+        workflow.continue_as_new(self._start.model_copy(update={"life": life, "waiting": waiting}))
+
+    async def _answer_everybody(self) -> None:
+        """Leave no update without its answer; signals may wait for the next run, if there is one."""
+        while not workflow.all_handlers_finished() or (self._inbox and self._life.state.final):
+            await workflow.wait_condition(lambda: bool(self._inbox) or workflow.all_handlers_finished())
+            if self._inbox:
+                await self._handle(self._inbox.popleft())
+
+    # --- messages ---------------------------------------------------------------------
+
+    @workflow.signal(name=m.SIGNAL_CONSENT_GRANTED)
+    def consent_granted(self, it: m.ConsentGranted) -> None:
+        self._put(m.Event.CONSENT_GRANTED, it.asked, consent_id=it.attempt_id)
+
+    @workflow.signal(name=m.SIGNAL_CONSENT_DENIED)
+    def consent_denied(self, it: m.ConsentDenied) -> None:
+        self._put(m.Event.CONSENT_DENIED, it.asked, consent_id=it.attempt_id)
+
+    @workflow.signal(name=m.SIGNAL_REVOKE)
+    def revoke_signal(self, it: m.Revoke) -> None:
+        self._put(m.Event.REVOKE_ASKED, it.asked, reason=it.reason)
+
+    @workflow.signal(name=m.SIGNAL_ROTATE)
+    def rotate(self, it: m.Rotate) -> None:
+        self._put(m.Event.ROTATE_ASKED, it.asked, reason=it.reason)
+
+    @workflow.signal(name=m.SIGNAL_REQUEST_TOKEN)
+    def request_token(self, it: m.RequestToken) -> None:
+        self._put(m.Event.TOKEN_REQUESTED, it.asked, reply_to=it.reply_to, reason=it.app)
+
+    @workflow.signal(name=m.SIGNAL_PROVIDER_CHANGED)
+    def provider_changed(self, it: m.ProviderChanged) -> None:
+        self._put(m.Event.PROVIDER_CHANGED, it.asked)
+
+    @workflow.update(name=m.UPDATE_ENSURE_FRESH)
+    async def ensure_fresh(self, it: m.EnsureFresh) -> m.Freshness:
+        """Callers share one refresh: the second finds the generation already newer."""
+        await self._done(self._put(m.Event.FRESHNESS_ASKED, it.asked, seen_generation=it.seen_generation))
+        retry_at = self._life.retry_at
+        return m.Freshness(
+            generation=self._life.generation,
+            problem=self._life.refusal if self._life.generation <= it.seen_generation else None,
+            retry_after=None if retry_at is None else max((retry_at - workflow.now()).total_seconds(), 0),
+        )
+
+    @ensure_fresh.validator
+    def _worth_it(self, it: m.EnsureFresh) -> None:
+        refusal = ensure_fresh_refusal(self._life, it.seen_generation)
+        if refusal is not None:
+            raise ApplicationError(FAILURES[refusal].meaning, type=refusal, non_retryable=True)
+
+    @workflow.update(name=m.UPDATE_REAUTHORIZE)
+    async def reauthorize(self, it: m.Reauthorize) -> m.Description:
+        await self._done(self._put(m.Event.REAUTHORIZE_ASKED, it.asked, consent_id=it.consent_id))
+        return self.describe()
+
+    @workflow.update(name=m.UPDATE_REVOKE)
+    async def revoke(self, it: m.Revoke) -> m.Description:
+        await self._done(self._put(m.Event.REVOKE_ASKED, it.asked, reason=it.reason))
+        return self.describe()
+
+    @revoke.validator
+    def _not_revoked_yet(self, it: m.Revoke) -> None:
+        if self._life.state.final:
+            raise ApplicationError("nothing is left to revoke", type=self._life.state, non_retryable=True)
+
+    @workflow.query(name=m.QUERY_DESCRIBE)
+    def describe(self) -> m.Description:
+        life, due = self._life, self._wake()
+        return m.Description(
+            connection_id=self._start.connection_id,
+            state=life.state,
+            generation=life.generation,
+            expires_at=life.expires_at,
+            next_step=due.why if due else "waits for a message",
+            next_at=due.at if due else None,
+            reason=life.reason,
+            repairer=FAILURES[life.reason].repairer if life.reason else None,
+            failures=life.failures,
+        )
+
+    # --- small parts ------------------------------------------------------------------
+
+    def _put(self, event: m.Event, asked: m.Asked, **brings: object) -> _Ticket:
+        ticket = _Ticket(m.Happening(event=event, asked=asked, **brings))
+        self._inbox.append(ticket)
+        return ticket
+
+    async def _done(self, ticket: _Ticket) -> None:
+        await workflow.wait_condition(lambda: ticket.done)
+
+    def _call(self, cause: m.Happening | None) -> dict[str, object]:
+        info = workflow.info()
+        return {
+            "tenant": self._start.tenant,
+            "connection_id": self._start.connection_id,
+            "asked": cause.asked if cause else _BY_ITSELF,
+            "provenance": m.Provenance(
+                workflow_id=info.workflow_id,
+                run_id=info.run_id,
+                event_id=info.get_current_history_length(),
+            ),
+        }
+
+    def _wake(self) -> Wake | None:
+        return wake(self._life, self._rules, self._share())
+
+    def _share(self) -> float:
+        return jitter(self._start.connection_id, self._life.generation)
+
+    def _show(self, moved: bool = False) -> None:
+        workflow.set_current_details(details(self._start, self._life, self._wake()))
+        if moved:
+            workflow.upsert_search_attributes([STATE_ATTRIBUTE.value_set(self._life.state)])

@@ -1,0 +1,29 @@
+"""How a connection reads in the Temporal UI: search attributes and current details."""
+
+from temporalio.common import SearchAttributeKey
+
+from evergrant_server.core.errors import FAILURES
+from evergrant_server.core.lifecycle import Wake
+from evergrant_server.core.messages import ConnectionStart, Life
+from evergrant_server.core.search import STATE
+
+STATE_ATTRIBUTE = SearchAttributeKey.for_keyword(STATE)
+
+
+def details(start: ConnectionStart, life: Life, due: Wake | None) -> str:
+    """Markdown for the UI's current details: what is, what comes next, who has to act."""
+    lines = [
+        f"**{life.state}** at `{start.integration}` ({start.provider}), generation {life.generation}",
+        f"- access token expires: {life.expires_at.isoformat() if life.expires_at else 'no expiry'}"
+        if life.generation
+        else "- no grant yet",
+        f"- next: {due.why} at {due.at.isoformat()}" if due else "- next: waits for a message",
+    ]
+    if life.reason is not None:
+        rule = FAILURES[life.reason]
+        lines.append(f"- `{life.reason}`: {rule.meaning} To repair ({rule.repairer}): {rule.repair}")
+    if life.failures:
+        lines.append(f"- failures in a row: {life.failures}")
+    if life.revocation is not None:
+        lines.append(f"- revocation: {life.revocation}")
+    return "\n".join(lines)
