@@ -4,6 +4,7 @@ import base64
 import binascii
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import secrets
@@ -123,7 +124,7 @@ def _parsed(path: Path, raw: bytes) -> KeyFile:
 
 def weak(raw: bytes) -> bool:
     """True for keys no random generator makes: zeros, repetitions, sequences, typed text."""
-    steps = {(b - a) % 256 for a, b in zip(raw, raw[1:], strict=False)}
+    steps = {(b - a) % 256 for a, b in itertools.pairwise(raw)}
     typed = all(32 <= byte < 127 for byte in raw)
     return len(set(raw)) < _FEWEST_DISTINCT or len(steps) == 1 or typed
 

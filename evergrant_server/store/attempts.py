@@ -1,0 +1,51 @@
+"""Attempts: the intent rows of single-use credentials. One open per connection and chain."""
+
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from evergrant_server.core.attempt import Attempt, AttemptKind, Outcome
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.store.records import compare_and_set, insert, one, values_of
+from evergrant_server.store.tables import AttemptRow
+
+
+class Attempts:
+    """Attempts of one transaction."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def open(self, attempt: Attempt) -> None:
+        """Commit to an intent. Raises Failure STORE_CONFLICT while another is open for this chain."""
+        if not await insert(self._connection, AttemptRow, values_of(attempt)):
+            raise Failure(
+                Code.STORE_CONFLICT,
+                f"{attempt.connection_id} has an open attempt on its {attempt.chain} chain.",
+                row=attempt.connection_id,
+            )
+
+    async def open_for(
+        self, tenant: Tenant, connection_id: ConnectionId, chain: str, kind: AttemptKind
+    ) -> Attempt | None:
+        """The open attempt of this kind, or None."""
+        row = await one(
+            self._connection,
+            AttemptRow,
+            tenant=tenant,
+            connection_id=connection_id,
+            chain=chain,
+            kind=kind.value,
+            outcome=None,
+        )
+        return None if row is None else Attempt.model_validate(row)
+
+    async def close(self, attempt: Attempt, outcome: Outcome, at: datetime) -> Attempt:
+        """Write how it ended, once. Raises Failure STORE_CONFLICT when it was closed meanwhile."""
+        if attempt.outcome is not None:
+            raise Failure(Code.STORE_CONFLICT, f"{attempt.id} was closed before.", row=attempt.id)
+        key = {"tenant": attempt.tenant, "id": attempt.id}
+        ending = {"outcome": outcome.value, "closed_at": at}
+        revision = await compare_and_set(self._connection, AttemptRow, key, ending, attempt.revision)
+        return attempt.model_copy(update={"outcome": outcome, "closed_at": at, "revision": revision})

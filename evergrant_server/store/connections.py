@@ -1,0 +1,94 @@
+"""Rows of connections. Whoever changes one says which revision they read."""
+
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, Select, and_, exists, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlmodel import col
+
+from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.grant import MAIN
+from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.store.records import compare_and_set, insert, one, taken, values_of, where
+from evergrant_server.store.tables import FINAL_STATES, ConnectionRow, GrantRow
+
+
+class Connections:
+    """Connections of one transaction."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def add(self, c: Connection) -> None:
+        """Add a connection. Raises Failure ALREADY_EXISTS when a live one has the same names."""
+        if not await insert(self._connection, ConnectionRow, values_of(c)):
+            raise taken(f"A live connection of this subject at {c.integration!r}, label {c.label!r},")
+
+    async def get(self, tenant: Tenant, id: ConnectionId) -> Connection | None:
+        row = await one(self._connection, ConnectionRow, tenant=tenant, id=id)
+        return None if row is None else Connection.model_validate(row)
+
+    async def by_names(
+        self, tenant: Tenant, integration_name: str, subject: str, label: str = "default"
+    ) -> Connection | None:
+        """The live connection with these names, or else the newest of the ended ones."""
+        names = where(
+            ConnectionRow, tenant=tenant, integration=integration_name, subject=subject, label=label
+        )
+        ended = col(ConnectionRow.state).in_(FINAL_STATES)
+        newest = col(ConnectionRow.created_at).desc()
+        found = await self._list(
+            select(ConnectionRow).where(names).order_by(ended, newest, col(ConnectionRow.id)).limit(1)
+        )
+        return found[0] if found else None
+
+    async def page(
+        self,
+        tenant: Tenant,
+        *,
+        integration: str | None = None,
+        provider: str | None = None,
+        subject: str | None = None,
+        state: State | None = None,
+        expiring_before: datetime | None = None,
+        after: str | None = None,
+        limit: int = 50,
+    ) -> list[Connection]:
+        """Connections sorted by id, after the id `after`; filters narrow, None doesn't."""
+        equal = {"integration": integration, "provider": provider, "subject": subject, "state": state}
+        given = {name: str(value) for name, value in equal.items() if value is not None}
+        query = select(ConnectionRow).where(where(ConnectionRow, tenant=tenant, **given))
+        if after is not None:
+            query = query.where(col(ConnectionRow.id) > after)
+        if expiring_before is not None:
+            query = query.where(_expires_before(expiring_before))
+        return await self._list(query.order_by(col(ConnectionRow.id)).limit(limit))
+
+    async def live(self, after: str | None = None, limit: int = 500) -> list[Connection]:
+        """Connections of every tenant that haven't ended, sorted by id."""
+        query = select(ConnectionRow).where(col(ConnectionRow.state).not_in(FINAL_STATES))
+        if after is not None:
+            query = query.where(col(ConnectionRow.id) > after)
+        return await self._list(query.order_by(col(ConnectionRow.id)).limit(limit))
+
+    async def replace(self, c: Connection, *, expected: int) -> Connection:
+        """Write `c` if its row is still at revision `expected`; returns it with the next one.
+
+        Raises Failure STORE_CONFLICT when the row changed meanwhile, NOT_FOUND when it is gone.
+        """
+        key = {"tenant": c.tenant, "id": c.id}
+        revision = await compare_and_set(self._connection, ConnectionRow, key, values_of(c), expected)
+        return c.model_copy(update={"revision": revision})
+
+    async def _list(self, query: Select[tuple[ConnectionRow]]) -> list[Connection]:
+        rows = (await self._connection.execute(query)).mappings()
+        return [Connection.model_validate(dict(row)) for row in rows]
+
+
+def _expires_before(moment: datetime) -> ColumnElement[bool]:
+    same = and_(
+        col(GrantRow.tenant) == col(ConnectionRow.tenant),
+        col(GrantRow.connection_id) == col(ConnectionRow.id),
+        col(GrantRow.chain) == MAIN,
+    )
+    return exists().where(same, col(GrantRow.expires_at) < moment)

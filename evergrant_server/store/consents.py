@@ -1,0 +1,105 @@
+"""Consents with their link, verifier and code, sealed by the tenant's intake key."""
+
+from datetime import datetime
+
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlmodel import col
+
+from evergrant_server.core.consent import Consent, ConsentStatus
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.ids import ConnectionId, ConsentId, Tenant
+from evergrant_server.core.secret import Secret
+from evergrant_server.crypto import Lane, Place
+from evergrant_server.store.records import Values, compare_and_set, insert, one, taken, values_of, where
+from evergrant_server.store.seals import NOBODY, Seals
+from evergrant_server.store.tables import ConsentRow
+
+_LINK, _VERIFIER, _CODE = "sealed_link", "sealed_verifier", "sealed_code"
+_CAN_GO_ON = (ConsentStatus.OPEN.value, ConsentStatus.STARTED.value)
+
+
+class Consents:
+    """Consents of one transaction."""
+
+    def __init__(self, connection: AsyncConnection, seals: Seals) -> None:
+        self._connection = connection
+        self._seals = seals
+
+    async def add(self, consent: Consent, link: Secret) -> None:
+        """Add a consent with its connect link. Raises Failure ALREADY_EXISTS."""
+        values = values_of(consent, **await self._sealed(consent, {_LINK: link}))
+        if not await insert(self._connection, ConsentRow, values):
+            raise taken(f"Consent {consent.id}, or one with its link,")
+
+    async def get(self, tenant: Tenant, id: ConsentId) -> Consent | None:
+        return await self._one(tenant=tenant, id=id)
+
+    async def by_link(self, link_hash: str) -> Consent | None:
+        """The consent of this link, in whichever tenant."""
+        return await self._one(link_hash=link_hash)
+
+    async def by_state(self, state_hash: str) -> Consent | None:
+        """The consent that this `state` belongs to, in whichever tenant."""
+        return await self._one(state_hash=state_hash)
+
+    async def open_for(self, tenant: Tenant, connection_id: ConnectionId, now: datetime) -> Consent | None:
+        """The newest consent that the subject can still go on with, or None."""
+        mine = where(ConsentRow, tenant=tenant, connection_id=connection_id)
+        open_now = col(ConsentRow.status).in_(_CAN_GO_ON) & (col(ConsentRow.expires_at) > now)
+        newest = (col(ConsentRow.created_at).desc(), col(ConsentRow.id).desc())
+        query = select(ConsentRow).where(mine, open_now).order_by(*newest).limit(1)
+        row = (await self._connection.execute(query)).mappings().one_or_none()
+        return None if row is None else Consent.model_validate(dict(row))
+
+    async def replace(
+        self, consent: Consent, *, expected: int, verifier: Secret | None = None, code: Secret | None = None
+    ) -> Consent:
+        """Write `consent` if its row is still at `expected`; secrets that are given are sealed with it.
+
+        Raises Failure STORE_CONFLICT when the row changed meanwhile, NOT_FOUND when it is gone.
+        """
+        given = {_VERIFIER: verifier, _CODE: code}
+        values = values_of(consent, **await self._sealed(consent, given))
+        key = {"tenant": consent.tenant, "id": consent.id}
+        revision = await compare_and_set(self._connection, ConsentRow, key, values, expected)
+        return consent.model_copy(update={"revision": revision})
+
+    async def link(self, consent: Consent) -> Secret:
+        """The connect link's secret. Raises Failure NOT_FOUND, SEAL_BROKEN, KEY_UNAVAILABLE."""
+        return await self._open(consent, _LINK)
+
+    async def verifier(self, consent: Consent) -> Secret:
+        """The PKCE verifier. Raises Failure NOT_FOUND, SEAL_BROKEN, KEY_UNAVAILABLE."""
+        return await self._open(consent, _VERIFIER)
+
+    async def code(self, consent: Consent) -> Secret:
+        """The authorization code. Raises Failure NOT_FOUND, SEAL_BROKEN, KEY_UNAVAILABLE."""
+        return await self._open(consent, _CODE)
+
+    async def forget(self, consent: Consent) -> None:
+        """Drop verifier and code: they were used. The row and its revision stay as they are."""
+        mine = where(ConsentRow, tenant=consent.tenant, id=consent.id)
+        empty: Values = {_VERIFIER: None, _CODE: None}
+        await self._connection.execute(update(ConsentRow).where(mine).values(empty))
+
+    async def _sealed(self, consent: Consent, secrets: dict[str, Secret | None]) -> Values:
+        return {
+            column: await self._seals.seal(Lane.INTAKE, NOBODY, _place(consent, column), secret)
+            for column, secret in secrets.items()
+            if secret is not None
+        }
+
+    async def _open(self, consent: Consent, column: str) -> Secret:
+        row = await one(self._connection, ConsentRow, tenant=consent.tenant, id=consent.id)
+        if row is None or row[column] is None:
+            raise Failure(Code.NOT_FOUND, f"{consent.id} holds no {column.removeprefix('sealed_')}.")
+        return await self._seals.open(Lane.INTAKE, NOBODY, _place(consent, column), row[column])
+
+    async def _one(self, **equal: str) -> Consent | None:
+        row = await one(self._connection, ConsentRow, **equal)
+        return None if row is None else Consent.model_validate(row)
+
+
+def _place(consent: Consent, column: str) -> Place:
+    return Place(consent.tenant, "consent", consent.id, column)

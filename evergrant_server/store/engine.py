@@ -1,0 +1,85 @@
+"""The engine: how each database is opened, and how its transactions begin."""
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, event, make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from evergrant_server.core.errors import Code, Failure
+
+_BUSY_MS = 5_000  # how long SQLite waits for another process's write
+_PG_SETTINGS = {
+    "application_name": "evergrant",
+    "timezone": "UTC",
+    "statement_timeout": "15000",  # ms
+    "lock_timeout": "10000",
+    "idle_in_transaction_session_timeout": "15000",
+}
+BEGIN = "evergrant_begin"  # execution option: what SQLite begins a transaction with; "" begins none
+
+
+def parsed(url: str) -> URL:
+    """The URL with its async driver. Raises Failure STORE_UNAVAILABLE for anything else."""
+    try:
+        made = make_url(url)
+    except (ArgumentError, ValueError):
+        raise _unusable("it is not a database URL") from None
+    match made.drivername:
+        case "sqlite" | "sqlite+aiosqlite":
+            if not made.database or made.database == ":memory:":
+                raise _unusable("SQLite needs a file")
+            return made.set(drivername="sqlite+aiosqlite")
+        case "postgresql" | "postgres" | "postgresql+asyncpg":
+            return made.set(drivername="postgresql+asyncpg")
+        case other:
+            raise _unusable(f"{other} is not sqlite+aiosqlite or postgresql+asyncpg")
+
+
+def make_engine(url: str) -> AsyncEngine:
+    """An engine whose statements never print their parameters and whose waits are all bounded."""
+    made = parsed(url)
+    if made.get_backend_name() == "sqlite":
+        engine = create_async_engine(made, hide_parameters=True, pool_size=8, max_overflow=8, pool_timeout=10)
+        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+        event.listen(engine.sync_engine, "begin", _begin_sqlite)
+        return engine
+    return create_async_engine(
+        made,
+        hide_parameters=True,
+        pool_size=8,
+        max_overflow=8,
+        pool_timeout=10,
+        connect_args={"timeout": 5, "command_timeout": 20, "server_settings": _PG_SETTINGS},
+    )
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The database file of a SQLite URL; None for PostgreSQL."""
+    made = parsed(url)
+    return Path(made.database or "") if made.get_backend_name() == "sqlite" else None
+
+
+def _prepare_sqlite(connection: Any, record: object) -> None:
+    connection.isolation_level = None  # the driver begins nothing by itself: `_begin_sqlite` does
+    cursor = connection.cursor()
+    for pragma in (
+        f"busy_timeout={_BUSY_MS}",
+        "journal_mode=WAL",
+        "synchronous=FULL",  # an intent must survive a power cut
+        "foreign_keys=ON",
+        "secure_delete=ON",  # shredded keys don't stay in free pages
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    statement = connection.get_execution_options().get(BEGIN, "BEGIN")
+    if statement:
+        connection.exec_driver_sql(statement)
+
+
+def _unusable(why: str) -> Failure:
+    return Failure(Code.STORE_UNAVAILABLE, f"EVERGRANT_DATABASE_URL can't be used: {why}.")

@@ -1,0 +1,52 @@
+"""What a database's complaint means to a caller: one translation, used by every transaction."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from evergrant_server.core.errors import Code, Failure
+
+_RETRY_AFTER = 1.0  # seconds
+_CONFLICT_STATES = frozenset({"40001", "40P01"})  # serialization_failure, deadlock_detected
+_SCHEMA_STATES = frozenset({"42P01", "42703"})  # undefined_table, undefined_column
+_SCHEMA_WORDS = ("no such table", "no such column", "has no column named")
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn the driver's exceptions into failures. The driver's text may quote values: it is left out."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise _failure_of(error) from None
+    except (OSError, TimeoutError) as error:
+        raise unavailable(type(error).__name__) from None
+
+
+def unavailable(why: str) -> Failure:
+    return Failure(Code.STORE_UNAVAILABLE, f"The store can't be used: {why}.", retry_after=_RETRY_AFTER)
+
+
+def _failure_of(error: SQLAlchemyError) -> Failure:
+    if isinstance(error, PoolTimeout):
+        return unavailable("all its connections are busy")
+    if not isinstance(error, DBAPIError):
+        return Failure(Code.INTERNAL, f"A statement failed: {type(error).__name__}.")
+    state = str(getattr(error.orig, "sqlstate", None) or "")
+    text = str(error.orig).lower()
+    if isinstance(error, IntegrityError) or state in _CONFLICT_STATES:
+        return Failure(Code.STORE_CONFLICT, "Another change came first; nothing was written.")
+    if state in _SCHEMA_STATES or any(words in text for words in _SCHEMA_WORDS):
+        return Failure(Code.SCHEMA_MISMATCH, "The database lacks a table or column this code uses.")
+    if isinstance(error, DataError) or state.startswith("22"):  # class 22: data exception
+        return Failure(Code.INVALID_REQUEST, "A value can't be stored by this database.")
+    return unavailable(_named(error, state))
+
+
+def _named(error: DBAPIError, state: str) -> str:
+    """A reason that quotes no statement and no value."""
+    name = type(error.orig).__name__ if error.orig is not None else type(error).__name__
+    sqlite = getattr(error.orig, "sqlite_errorname", "")
+    return " ".join(part for part in (name, state, sqlite) if part)

@@ -1,0 +1,52 @@
+"""Exported workflow histories: what happened, kept after Temporal has forgotten the run."""
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlmodel import col
+
+from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.store.records import compare_and_set, insert, one, values_of, where
+from evergrant_server.store.tables import HistoryRow
+
+
+class HistoryExport(BaseModel):
+    """One run of a connection's workflow. `closed`: the export has its last event."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tenant: Tenant
+    connection_id: ConnectionId
+    workflow_id: str
+    run_id: str
+    exported_at: datetime
+    closed: bool
+    last_event_id: int
+    events: list[dict[str, Any]]
+
+
+class Histories:
+    """Exports of one transaction."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def add(self, export: HistoryExport) -> None:
+        """Keep an export. A longer one of the same run replaces a shorter one, never the reverse."""
+        if await insert(self._connection, HistoryRow, values_of(export, revision=1)):
+            return
+        key = {"tenant": export.tenant, "workflow_id": export.workflow_id, "run_id": export.run_id}
+        old = await one(self._connection, HistoryRow, **key)
+        if old is None or (old["last_event_id"], old["closed"]) >= (export.last_event_id, export.closed):
+            return
+        await compare_and_set(self._connection, HistoryRow, key, values_of(export), old["revision"])
+
+    async def of(self, tenant: Tenant, connection_id: ConnectionId) -> list[HistoryExport]:
+        """Every exported run of a connection, in the order in which they were exported."""
+        mine = where(HistoryRow, tenant=tenant, connection_id=connection_id)
+        order = (col(HistoryRow.exported_at), col(HistoryRow.run_id))
+        rows = await self._connection.execute(select(HistoryRow).where(mine).order_by(*order))
+        return [HistoryExport.model_validate(dict(row)) for row in rows.mappings()]

@@ -1,0 +1,77 @@
+"""Answers kept for their `Idempotency-Key`. Bodies may hold connect links, so all are sealed."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import delete
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlmodel import col
+
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.ids import AppId, Tenant
+from evergrant_server.core.secret import Secret
+from evergrant_server.crypto import Lane, Place
+from evergrant_server.store.records import Values, insert, one
+from evergrant_server.store.seals import NOBODY, Seals
+from evergrant_server.store.tables import IdempotencyRow
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """An answer given before: the hash of its request, its HTTP status and its body's text."""
+
+    request_hash: str
+    status: int
+    body: str
+
+    def __repr__(self) -> str:
+        return f"Remembered(status={self.status}, body=<{len(self.body)} characters>)"
+
+
+class Idempotency:
+    """Remembered answers of one transaction."""
+
+    def __init__(self, connection: AsyncConnection, seals: Seals) -> None:
+        self._connection = connection
+        self._seals = seals
+
+    async def recall(self, tenant: Tenant, app_id: AppId, key: str) -> Remembered | None:
+        """The answer given for this key, or None. Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE."""
+        row = await one(self._connection, IdempotencyRow, tenant=tenant, app_id=app_id, key=key)
+        if row is None:
+            return None
+        place = _place(tenant, app_id, key)
+        body = await self._seals.open(Lane.INTAKE, NOBODY, place, row["sealed_body"])
+        return Remembered(row["request_hash"], row["status"], body.reveal())
+
+    async def remember(
+        self, tenant: Tenant, app_id: AppId, key: str, request_hash: str, status: int, body: str, at: datetime
+    ) -> None:
+        """Keep an answer. Raises Failure IDEMPOTENCY_CONFLICT when the key was used for another
+        request, STORE_CONFLICT when the same request was answered meanwhile: recall it."""
+        place = _place(tenant, app_id, key)
+        values: Values = {
+            "tenant": tenant,
+            "app_id": app_id,
+            "key": key,
+            "request_hash": request_hash,
+            "status": status,
+            "sealed_body": await self._seals.seal(Lane.INTAKE, NOBODY, place, Secret(body)),
+            "remembered_at": at,
+            "revision": 1,
+        }
+        if await insert(self._connection, IdempotencyRow, values):
+            return
+        first = await self.recall(tenant, app_id, key)
+        if first is not None and first.request_hash != request_hash:
+            raise Failure(Code.IDEMPOTENCY_CONFLICT)
+        raise Failure(Code.STORE_CONFLICT, "The same request was answered meanwhile.")
+
+    async def prune(self, before: datetime) -> int:
+        """Forget the answers given before this moment; returns how many."""
+        old = col(IdempotencyRow.remembered_at) < before
+        return (await self._connection.execute(delete(IdempotencyRow).where(old))).rowcount
+
+
+def _place(tenant: str, app_id: str, key: str) -> Place:
+    return Place(tenant, "idempotency", f"{app_id}/{key}", "sealed_body")

@@ -1,0 +1,155 @@
+"""The lease path's row: everything a lease is judged and made from, in one plain query."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import JSON, Boolean, Integer, String, TextClause, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from evergrant_server.core.connection import State
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.grant import MAIN, Grant
+from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
+from evergrant_server.core.secret import Secret
+from evergrant_server.crypto import KeyRing, Lane, Sealed, key_id_of, open_sealed
+from evergrant_server.crypto.envelope import broken, unavailable
+from evergrant_server.store.grants import ACCESS, grant_place, older_than_connection
+from evergrant_server.store.seals import KeyRows, unwrapped
+from evergrant_server.store.store import Store
+from evergrant_server.store.tables import LIVE
+from evergrant_server.store.types import SealedBytes, UtcDateTime
+
+_SELECT = f"""
+SELECT c.tenant, c.id AS connection_id, c.integration_id, c.integration, c.provider, c.subject, c.label,
+       c.state, c.reason, c.revision AS connection_revision, c.generation,
+       g.generation AS grant_generation, g.token_type, g.scopes, g.obtained_at, g.expires_at,
+       g.refresh_expires_at, g.refreshable, g.facts, g.sealed_access,
+       k.id AS key_id, k.sealed_key AS connection_key, t.id AS tenant_key_id, t.sealed_key AS tenant_key
+FROM connection c
+LEFT JOIN connection_grant g ON g.tenant = c.tenant AND g.connection_id = c.id AND g.chain = '{MAIN}'
+LEFT JOIN key k ON k.tenant = c.tenant AND k.connection_id = c.id AND k.lane = '{Lane.LEASE}'
+     AND k.retired_at IS NULL
+LEFT JOIN key t ON t.tenant = c.tenant AND t.id = k.parent AND t.lane = '{Lane.LEASE}'
+     AND t.connection_id = ''
+"""
+
+
+def _typed(condition: str) -> TextClause:
+    return text(_SELECT + condition).columns(
+        grant_generation=Integer,
+        token_type=String,
+        scopes=JSON,
+        obtained_at=UtcDateTime,
+        expires_at=UtcDateTime,
+        refresh_expires_at=UtcDateTime,
+        refreshable=Boolean,
+        facts=JSON,
+        sealed_access=SealedBytes,
+        connection_key=SealedBytes,
+        tenant_key=SealedBytes,
+    )
+
+
+_BY_ID = _typed("WHERE c.tenant = :tenant AND c.id = :id")
+_BY_NAMES = _typed(
+    "WHERE c.tenant = :tenant AND c.integration = :integration AND c.subject = :subject AND c.label = :label"
+    f" ORDER BY CASE WHEN c.{LIVE.text} THEN 0 ELSE 1 END, c.created_at DESC, c.id LIMIT 1"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRow:
+    """A connection with its main grant, sealed. Safe to cache: it opens only through the key ring."""
+
+    tenant: Tenant
+    connection_id: ConnectionId
+    integration_id: IntegrationId
+    integration: str
+    provider: str
+    subject: str
+    label: str
+    state: State
+    reason: Code | None
+    connection_revision: int
+    generation: int
+    grant: Grant | None
+    sealed_access: Sealed | None
+    keys: KeyRows | None
+
+    def open(self, ring: KeyRing) -> Secret:
+        """The access token. Raises Failure CONSENT_REQUIRED when there is none, and SEAL_BROKEN
+        or KEY_UNAVAILABLE that names the row."""
+        if self.grant is None or self.sealed_access is None:
+            raise Failure(Code.CONSENT_REQUIRED, f"{self.connection_id} holds no access token.")
+        place = grant_place(self.tenant, self.connection_id, MAIN, ACCESS, self.grant.generation)
+        if older_than_connection(MAIN, self.grant.generation, self.generation):
+            raise broken(place, "belongs to another generation than its connection")
+        if self.keys is None:
+            raise unavailable(place, "its key is not in the store")
+        if key_id_of(self.sealed_access, place) != self.keys.id:
+            raise broken(place, "was sealed with another key than its connection's")
+        key = unwrapped(ring, self.tenant, Lane.LEASE, self.keys)
+        return Secret(open_sealed(key, place, self.sealed_access).decode())
+
+
+class LeaseRows:
+    """Loads lease rows, each with one query outside any transaction."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def load(self, tenant: Tenant, connection_id: ConnectionId) -> LeaseRow | None:
+        """The row of this connection, or None. Raises Failure STORE_UNAVAILABLE."""
+        return await self._load(_BY_ID, {"tenant": tenant, "id": connection_id})
+
+    async def load_by_names(
+        self, tenant: Tenant, integration: str, subject: str, label: str = "default"
+    ) -> LeaseRow | None:
+        """The live connection with these names, or else the newest ended one, or None."""
+        names = {"tenant": tenant, "integration": integration, "subject": subject, "label": label}
+        return await self._load(_BY_NAMES, names)
+
+    async def _load(self, query: TextClause, parameters: dict[str, str]) -> LeaseRow | None:
+        async with self._store.single() as connection:
+            return await _first(connection, query, parameters)
+
+
+async def _first(
+    connection: AsyncConnection, query: TextClause, parameters: dict[str, str]
+) -> LeaseRow | None:
+    row = (await connection.execute(query, parameters)).mappings().first()
+    if row is None:
+        return None
+    keys: KeyRows | None = None
+    if row["key_id"] is not None and row["tenant_key_id"] is not None:
+        mine = (row["key_id"], row["connection_id"], row["connection_key"])
+        keys = KeyRows(*mine, row["tenant_key_id"], row["tenant_key"])
+    return LeaseRow(
+        row["tenant"],
+        row["connection_id"],
+        row["integration_id"],
+        row["integration"],
+        row["provider"],
+        row["subject"],
+        row["label"],
+        State(row["state"]),
+        None if row["reason"] is None else Code(row["reason"]),
+        row["connection_revision"],
+        row["generation"],
+        None if row["grant_generation"] is None else _grant(row),
+        row["sealed_access"],
+        keys,
+    )
+
+
+def _grant(row: Any) -> Grant:
+    return Grant(
+        generation=row["grant_generation"],
+        token_type=row["token_type"],
+        scopes=tuple(row["scopes"]),
+        obtained_at=row["obtained_at"],
+        expires_at=row["expires_at"],
+        refresh_expires_at=row["refresh_expires_at"],
+        refreshable=row["refreshable"],
+        metadata=row["facts"],
+    )

@@ -1,0 +1,106 @@
+"""The outbox: deliveries written in the transaction that made them true, in order per target."""
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import ColumnElement, delete, exists, func, or_, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import aliased
+from sqlmodel import col
+
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.ids import OutboxId
+from evergrant_server.core.outbox import OutboxMessage
+from evergrant_server.store.records import Values, insert, taken, values_of, where
+from evergrant_server.store.tables import OutboxRow
+
+_TARGET_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:target, 0))")
+
+
+class Outbox:
+    """Messages of one transaction. At least once, and in order for each target."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def add(self, message: OutboxMessage) -> None:
+        """Add a delivery. Raises Failure ALREADY_EXISTS for an id that is there."""
+        if self._connection.dialect.name == "postgresql":
+            # numbers are given at insert, not at commit: writers to one target take turns,
+            # so that a lower number never becomes visible after a higher one
+            await self._connection.execute(_TARGET_LOCK, {"target": message.target})
+        if not await insert(self._connection, OutboxRow, values_of(message, revision=1)):
+            raise taken(f"Message {message.id}")
+
+    async def claim(self, by: str, now: datetime, hold: timedelta, limit: int = 50) -> list[OutboxMessage]:
+        """Take messages that are due, for `hold`; the oldest undelivered one of each target alone.
+
+        Any number of relays may claim at once: none gets what another holds. A message that
+        was neither delivered nor postponed is claimable again after `hold`.
+        """
+        due = _undelivered() & _due(now) & ~_behind_another()
+        picked = select(col(OutboxRow.seq)).where(due).order_by(col(OutboxRow.seq)).limit(limit)
+        seqs = list((await self._connection.execute(picked.with_for_update(skip_locked=True))).scalars())
+        if not seqs:
+            return []
+        mine = col(OutboxRow.seq).in_(seqs)
+        taken_by: Values = {"claimed_by": by, "claimed_until": now + hold}
+        await self._connection.execute(update(OutboxRow).where(mine).values({**taken_by, **_NEXT}))
+        rows = await self._connection.execute(select(OutboxRow).where(mine).order_by(col(OutboxRow.seq)))
+        return [OutboxMessage.model_validate(dict(row)) for row in rows.mappings()]
+
+    async def delivered(self, id: OutboxId, at: datetime) -> None:
+        """Mark a message as delivered; a second time changes nothing."""
+        done: Values = {"delivered_at": at, "claimed_until": None, "last_error": None}
+        await self._change(id, done)
+
+    async def postpone(self, id: OutboxId, error: str, next_at: datetime) -> None:
+        """Give a claimed message back, to be tried from `next_at` on. `error` holds no secret."""
+        later: Values = {
+            "attempts": col(OutboxRow.attempts) + 1,
+            "last_error": error,
+            "next_at": next_at,
+            "claimed_by": None,
+            "claimed_until": None,
+        }
+        await self._change(id, later)
+
+    async def depth(self, now: datetime) -> int:
+        """How many messages written by `now` are not delivered, postponed ones included."""
+        written = col(OutboxRow.created_at) <= now
+        counted = select(func.count()).select_from(OutboxRow).where(_undelivered(), written)
+        return (await self._connection.execute(counted)).scalar_one()
+
+    async def prune(self, before: datetime) -> int:
+        """Delete the messages delivered before this moment; returns how many."""
+        old = col(OutboxRow.delivered_at) < before
+        return (await self._connection.execute(delete(OutboxRow).where(old))).rowcount
+
+    async def _change(self, id: OutboxId, values: Values) -> None:
+        statement = update(OutboxRow).where(where(OutboxRow, id=id), _undelivered())
+        if (await self._connection.execute(statement.values({**values, **_NEXT}))).rowcount == 1:
+            return
+        there = select(exists().where(where(OutboxRow, id=id)))
+        if not (await self._connection.execute(there)).scalar_one():
+            raise Failure(Code.NOT_FOUND, f"{id} doesn't exist.")
+
+
+_NEXT: Values = {"revision": col(OutboxRow.revision) + 1}
+
+
+def _undelivered() -> ColumnElement[bool]:
+    return col(OutboxRow.delivered_at).is_(None)
+
+
+def _due(now: datetime) -> ColumnElement[bool]:
+    next_at, until = col(OutboxRow.next_at), col(OutboxRow.claimed_until)
+    return or_(next_at.is_(None), next_at <= now) & or_(until.is_(None), until <= now)
+
+
+def _behind_another() -> ColumnElement[bool]:
+    """An earlier message for the same target is not delivered yet."""
+    earlier = aliased(OutboxRow)
+    return exists().where(
+        col(earlier.target) == col(OutboxRow.target),
+        col(earlier.seq) < col(OutboxRow.seq),
+        col(earlier.delivered_at).is_(None),
+    )

@@ -1,0 +1,74 @@
+"""Between values of core and rows: the few statements every repository is made of."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, NoReturn
+
+from pydantic import BaseModel
+from sqlalchemy import ColumnElement, Insert, and_, exists, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlmodel import col
+
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.store.tables import Row
+
+Values = dict[str, Any]
+
+
+def values_of(model: BaseModel, **more: Any) -> Values:
+    """The columns of a value of core: enums as their text, everything else as it is."""
+    plain = {name: it.value if isinstance(it, StrEnum) else it for name, it in model.model_dump().items()}
+    return {**plain, **more}
+
+
+def inserting(connection: AsyncConnection, table: type[Row]) -> Insert:
+    """An INSERT that does nothing when a unique index already has the row (both databases know it)."""
+    if connection.dialect.name == "sqlite":
+        return sqlite.insert(table).on_conflict_do_nothing()
+    return postgresql.insert(table).on_conflict_do_nothing()
+
+
+async def insert(connection: AsyncConnection, table: type[Row], values: Values) -> bool:
+    """Add a row. False when one of the table's unique indexes already has it."""
+    return (await connection.execute(inserting(connection, table).values(values))).rowcount == 1
+
+
+def where(table: type[Row], **equal: Any) -> ColumnElement[bool]:
+    """All of the named columns equal these values."""
+    return and_(*(col(getattr(table, name)) == value for name, value in equal.items()))
+
+
+async def one(connection: AsyncConnection, table: type[Row], **equal: Any) -> Mapping[str, Any] | None:
+    """The one row with these columns, or None."""
+    found = await connection.execute(select(table).where(where(table, **equal)))
+    row = found.mappings().one_or_none()
+    return None if row is None else dict(row)
+
+
+async def compare_and_set(
+    connection: AsyncConnection, table: type[Row], key: Values, values: Values, expected: int
+) -> int:
+    """Change the row only if its revision is `expected`; returns the new revision.
+
+    Raises Failure STORE_CONFLICT when it changed meanwhile, NOT_FOUND when it is gone.
+    """
+    changed = {**{n: v for n, v in values.items() if n not in key}, "revision": expected + 1}
+    statement = update(table).where(where(table, **key, revision=expected)).values(changed)
+    if (await connection.execute(statement)).rowcount != 1:
+        await _explain_conflict(connection, table, key, expected)
+    return expected + 1
+
+
+async def _explain_conflict(
+    connection: AsyncConnection, table: type[Row], key: Values, expected: int
+) -> NoReturn:
+    name = str(key.get("id", "the row"))
+    there = await connection.execute(select(exists().where(where(table, **key))))
+    if there.scalar_one():
+        raise Failure(Code.STORE_CONFLICT, f"{name} is no longer at revision {expected}.", row=name)
+    raise Failure(Code.NOT_FOUND, f"{name} doesn't exist.", row=name)
+
+
+def taken(what: str) -> Failure:
+    return Failure(Code.ALREADY_EXISTS, f"{what} exists already.")

@@ -1,0 +1,107 @@
+"""The schema's version: what the database has, what this code wants, and the way up."""
+
+import os
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.store.engine import BEGIN, make_engine, sqlite_file
+from evergrant_server.store.faults import translated, unavailable
+
+MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
+_UPGRADE_LOCK = 0x4576_6572  # "Ever": one upgrade at a time on PostgreSQL
+
+
+def head() -> str:
+    """The version this code is written for."""
+    newest = _scripts().get_current_head()
+    if newest is None:
+        raise Failure(Code.INTERNAL, f"No migration was found in {MIGRATIONS}.")
+    return newest
+
+
+async def current(url: str) -> str | None:
+    """The version the database has; None when it is empty. Raises Failure STORE_UNAVAILABLE."""
+    engine = make_engine(url)
+    try:
+        with translated():
+            async with engine.connect() as connection:
+                return await connection.run_sync(_version)
+    finally:
+        await engine.dispose()
+
+
+async def upgrade(url: str) -> None:
+    """Bring the database to `head()`, in one transaction; does nothing when it is there.
+
+    Raises Failure SCHEMA_MISMATCH for a database from a newer version, STORE_UNAVAILABLE
+    when it can't be reached.
+    """
+    _private_file(url)
+    engine = make_engine(url)
+    try:
+        with translated():
+            async with engine.execution_options(**{BEGIN: "BEGIN IMMEDIATE"}).begin() as connection:
+                await connection.run_sync(_upgrade)
+    finally:
+        await engine.dispose()
+
+
+def check(connection: Connection) -> None:
+    """Raise Failure SCHEMA_MISMATCH unless the database has exactly the version of this code."""
+    found, expected = _version(connection), head()
+    if found != expected:
+        raise _mismatch(found, expected)
+
+
+def _upgrade(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _UPGRADE_LOCK})
+    found, expected = _version(connection), head()
+    if found == expected:
+        return
+    if found is not None and not _known(found):
+        raise _mismatch(found, expected)
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _version(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _known(version: str) -> bool:
+    return any(script.revision == version for script in _scripts().walk_revisions())
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory(str(MIGRATIONS))
+
+
+def _mismatch(found: str | None, expected: str) -> Failure:
+    if found is None:
+        detail = f"The database is empty and this code wants schema {expected}."
+    elif _known(found):
+        detail = f"The database has the older schema {found} and this code wants {expected}."
+    else:
+        detail = f"The database has schema {found}, from a newer server; this code knows {expected}."
+    return Failure(Code.SCHEMA_MISMATCH, detail, found=found or "none", expected=expected)
+
+
+def _private_file(url: str) -> None:
+    """Make a new SQLite file readable by its owner alone, before SQLite makes it for everybody."""
+    file = sqlite_file(url)
+    if file is None:
+        return
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise unavailable(f"{file} can't be written ({error.strerror})") from None

