@@ -14,7 +14,7 @@ TEST_READY := $(VENV)/.ready-test
 INPUTS := requirements/build.txt requirements/setup.sh clients/python/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test dev lint format types imports docs histories db-upgrade lock clean
+.PHONY: help demo test dev lint format imports types docs histories db-upgrade lock clean
 
 help: ## show this list
 	@echo "Evergrant: make TARGET"

@@ -49,7 +49,7 @@ make_venv() {
 
 # One line for every tenth package on its way, so that a slow download can be told from a hang.
 progress() {
-    awk -v total="$(grep -c '^[a-zA-Z0-9]' "$lock")" '
+    awk -v total="$(cat "$lock" requirements/build.txt | grep -c '^[a-zA-Z0-9]')" '
         /^(Collecting|Requirement already satisfied)/ { seen++; if (seen % 10 == 0) print "    " seen " of up to " total }
         /^Installing collected packages/ { print "    unpacking" }
         { fflush() }' >&2
@@ -58,7 +58,9 @@ progress() {
 if ! suits "$venv/bin/python"; then
     make_venv
 fi
-"$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$venv/bin/python" -m ensurepip >/dev/null
+if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then  # made without pip, or cut short
+    "$venv/bin/python" -m ensurepip >/dev/null 2>&1 || make_venv
+fi
 
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check --no-input "$@"; }
 

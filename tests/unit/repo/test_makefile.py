@@ -1,0 +1,55 @@
+"""Make's targets explain themselves, and the locks hold only hashed pins."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+LOCKS = ("build", "demo", "server", "test")
+
+
+def pins(lock: str) -> dict[str, str]:
+    text = (ROOT / f"requirements/{lock}.txt").read_text(encoding="utf-8")
+    return dict(re.findall(r"^([a-z0-9._-]+)(?:\[[a-z0-9,-]+\])?==([^\s;]+)", text, flags=re.MULTILINE))
+
+
+def test_every_target_has_help() -> None:
+    phony = re.search(r"^\.PHONY:(.*)$", MAKEFILE, flags=re.MULTILINE)
+    assert phony is not None
+    targets = set(phony.group(1).split())
+    explained = set(re.findall(r"^([a-z-]+):.*## \S", MAKEFILE, flags=re.MULTILINE))
+    written = set(re.findall(r"^([a-z][a-z-]*):(?!=)", MAKEFILE, flags=re.MULTILINE))
+    assert targets == explained == written
+
+
+def test_help_prints_every_target() -> None:
+    shown = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    phony = re.search(r"^\.PHONY:(.*)$", MAKEFILE, flags=re.MULTILINE)
+    assert phony is not None
+    assert [line.split()[0] for line in shown.splitlines()[1:]] == phony.group(1).split()
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_pin_has_a_hash(lock: str) -> None:
+    text = (ROOT / f"requirements/{lock}.txt").read_text(encoding="utf-8")
+    entries = re.split(r"\n(?=\S)", text.strip())
+    assert entries
+    for entry in entries:
+        assert re.match(r"[a-z0-9._-]+(\[[a-z0-9,-]+\])?==\S+", entry), entry
+        assert "--hash=sha256:" in entry, entry
+
+
+@pytest.mark.parametrize("lock", ["build", "demo", "server"])
+def test_locks_agree_on_versions(lock: str) -> None:
+    everything = pins("test")
+    differing = {name for name, version in pins(lock).items() if everything.get(name, version) != version}
+    assert not differing
+
+
+def test_smaller_locks_lie_inside_the_larger() -> None:
+    assert pins("server").keys() < pins("demo").keys() < pins("test").keys()
