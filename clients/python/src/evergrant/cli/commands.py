@@ -1,0 +1,173 @@
+"""The commands. Each makes one call and shows what came back."""
+
+import sys
+from dataclasses import asdict
+from datetime import timedelta
+from importlib.metadata import version
+
+from cyclopts import App
+
+from evergrant.cli.options import DEFAULTS, Options
+from evergrant.cli.output import (
+    Format,
+    app_row,
+    audit_row,
+    connection_row,
+    lease_row,
+    provider_row,
+    show_one,
+    show_rows,
+)
+from evergrant.errors import ReconnectNeeded
+from evergrant.models import Connection, ConsentRequired, Lease, State
+
+_CONNECTIONS = ("id", "integration", "subject", "label", "state", "generation", "expires_at", "reason")
+_AUDIT = ("seq", "lane", "at", "action", "by", "detail")
+
+
+def providers(*, options: Options = DEFAULTS) -> None:
+    """List the providers of the catalogue."""
+    with options.client() as client:
+        show_rows((provider_row(it) for it in client.providers()), ("name", "title"), options.output)
+
+
+def list_connections(
+    *,
+    integration: str | None = None,
+    provider: str | None = None,
+    subject: str | None = None,
+    state: State | None = None,
+    options: Options = DEFAULTS,
+) -> None:
+    """List the connections this app may see."""
+    with options.client() as client:
+        found = client.connections(integration=integration, provider=provider, subject=subject, state=state)
+        show_rows((connection_row(it) for it in found), _CONNECTIONS, options.output)
+
+
+def get_connection(connection_id: str, /, *, options: Options = DEFAULTS) -> None:
+    """Show one connection."""
+    with options.client() as client:
+        _show(client.connection(connection_id), options)
+
+
+def connect(
+    integration: str,
+    subject: str,
+    /,
+    *,
+    label: str = "default",
+    scope: tuple[str, ...] = (),
+    return_to: str | None = None,
+    wait: float | None = None,
+    options: Options = DEFAULTS,
+) -> None:
+    """Open a consent and print the link for the subject.
+
+    Parameters
+    ----------
+    wait
+        Seconds to wait for the subject to finish; the link is printed first, on stderr.
+    """
+    with options.client() as client:
+        opened = client.connect(integration, subject, label=label, scopes=scope or None, return_to=return_to)
+        if wait is not None:
+            print(f"open {opened.connect_url}", file=sys.stderr, flush=True)
+            opened = client.wait_for_consent(opened.id, timedelta(seconds=wait))
+        _show(opened, options)
+
+
+def refresh(connection_id: str, /, *, options: Options = DEFAULTS) -> None:
+    """Make a connection's grant newer."""
+    with options.client() as client:
+        _show(client.refresh(connection_id), options)
+
+
+def reauthorize(connection_id: str, /, *, scope: tuple[str, ...] = (), options: Options = DEFAULTS) -> None:
+    """Open a new consent for a connection and print the link for its subject."""
+    with options.client() as client:
+        _show(client.reauthorize(connection_id, scopes=scope or None), options)
+
+
+def revoke(connection_id: str, /, *, reason: str, options: Options = DEFAULTS) -> None:
+    """Revoke a connection, for good."""
+    with options.client() as client:
+        _show(client.revoke(connection_id, reason), options)
+
+
+def token(
+    integration: str,
+    subject: str,
+    /,
+    *,
+    label: str = "default",
+    min_ttl: float | None = None,
+    scope: tuple[str, ...] = (),
+    show: bool = False,
+    options: Options = DEFAULTS,
+) -> None:
+    """Print an access token: bare into a pipe or a file, hidden on a terminal.
+
+    Parameters
+    ----------
+    min_ttl
+        Seconds the token must still be valid for.
+    show
+        Print the token to a terminal too.
+    """
+    least = None if min_ttl is None else timedelta(seconds=min_ttl)
+    with options.client() as client:
+        answer = client.lease(integration, subject, label=label, min_ttl=least, scopes=scope or None)
+    match answer:
+        case ConsentRequired():
+            raise ReconnectNeeded(
+                f"{subject} has not consented at {integration}",
+                repair=f"Send the subject to {answer.connect_url}",
+                context=asdict(answer),
+            )
+        case Lease():
+            visible = show or not sys.stdout.isatty()
+            if visible and options.output is Format.TABLE:
+                print(answer.access_token)
+            else:
+                show_one(lease_row(answer, show_token=visible), options.output)
+
+
+def list_apps(*, options: Options = DEFAULTS) -> None:
+    """List the apps of the tenant."""
+    with options.client() as client:
+        show_rows((app_row(it) for it in client.apps()), ("id", "name", "disabled"), options.output)
+
+
+def audit(connection_id: str, /, *, options: Options = DEFAULTS) -> None:
+    """Show a connection's audit records."""
+    with options.client() as client:
+        show_rows((audit_row(it) for it in client.audit(connection_id)), _AUDIT, options.output)
+
+
+def _show(connection: Connection, options: Options) -> None:
+    show_one(connection_row(connection), options.output)
+
+
+def build() -> App:
+    """The whole command, every subcommand in plain sight."""
+    app = App(
+        name="evergrant",
+        help="Managed OAuth from the shell: connections, tokens, audit.",
+        version=version("evergrant"),
+    )
+    app.command(providers)
+    connections = App(name="connections", help="Subjects' grants.")
+    connections.command(list_connections, name="ls")
+    connections.command(get_connection, name="get")
+    connections.command(connect)
+    connections.command(refresh)
+    connections.command(reauthorize)
+    connections.command(revoke)
+    app.command(connections)
+    app.command(token)
+    apps = App(name="apps", help="Consumers of Evergrant.")
+    apps.command(list_apps, name="ls")
+    app.command(apps)
+    app.command(audit)
+    return app

@@ -1,0 +1,38 @@
+"""From the command line to an exit status: 0 done, 1 refused or failed, 2 misused, 130 interrupted."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import CycloptsError
+
+from evergrant.cli.commands import build
+from evergrant.cli.output import show_error
+from evergrant.errors import EvergrantError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point. Always ends in SystemExit."""
+    sys.exit(_status(arguments))
+
+
+def _status(arguments: Sequence[str] | None) -> int:
+    try:
+        build()(arguments, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        words = " ".join(str(error).split())
+        print(f"evergrant: usage: {words} (See evergrant --help.)", file=sys.stderr)
+        return 2
+    except EvergrantError as error:
+        show_error(error)
+        return 1
+    except TimeoutError as error:
+        print(f"evergrant: timeout: {error} (Ask the subject to finish, then try again.)", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader has left; without this the interpreter complains again while it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0

@@ -1,0 +1,128 @@
+"""How results and errors look: a table for people, JSON for programs, one line for an error."""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from enum import StrEnum
+
+from rich.console import Console
+from rich.table import Table
+
+from evergrant.errors import EvergrantError
+from evergrant.models import App, AuditItem, Connection, Lease, Provider
+
+Row = Mapping[str, object]
+
+
+class Format(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+
+
+def show_rows(rows: Iterable[Row], columns: tuple[str, ...], output: Format) -> None:
+    """Many things: a table of `columns`, or a JSON array with everything."""
+    if output is Format.JSON:
+        print(json.dumps(list(rows), indent=2))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column.upper(), overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    _console().print(table)
+
+
+def show_one(row: Row, output: Format) -> None:
+    """One thing: name and value on a line each, or a JSON object."""
+    if output is Format.JSON:
+        print(json.dumps(row, indent=2))
+        return
+    width = max(len(name) for name in row)
+    for name, value in row.items():
+        print(f"{name:<{width}}  {_cell(value)}")
+
+
+def show_error(error: EvergrantError) -> None:
+    """One line on stderr: code, what happened, what to do."""
+    detail = f": {_line(error.detail)}" if error.detail else ""
+    print(f"evergrant: {error.code}{detail} ({_line(error.repair)})", file=sys.stderr)
+
+
+def connection_row(connection: Connection) -> Row:
+    row: dict[str, object] = {
+        "id": connection.id,
+        "integration": connection.integration,
+        "provider": connection.provider,
+        "subject": connection.subject,
+        "label": connection.label,
+        "state": connection.state.value,
+        "generation": connection.generation,
+        "scopes": list(connection.scopes),
+        "expires_at": _time(connection.expires_at),
+        "reason": connection.reason,
+        "repairer": connection.repairer,
+        "created_at": _time(connection.created_at),
+        "changed_at": _time(connection.changed_at),
+    }
+    return row | ({"connect_url": connection.connect_url} if connection.connect_url else {})
+
+
+def lease_row(lease: Lease, *, show_token: bool) -> Row:
+    return {
+        "access_token": lease.access_token if show_token else "(hidden: --show prints it)",
+        "token_type": lease.token_type,
+        "expires_at": _time(lease.expires_at),
+        "scopes": list(lease.scopes),
+        "generation": lease.generation,
+        "connection_id": lease.connection_id,
+    }
+
+
+def audit_row(item: AuditItem) -> Row:
+    return {
+        "seq": item.seq,
+        "lane": item.lane,
+        "at": _time(item.at),
+        "action": item.action,
+        "object": item.object,
+        "by": item.by,
+        "trace_id": item.trace_id,
+        "detail": dict(item.detail),
+        "workflow_run_id": item.workflow_run_id,
+        "workflow_event_id": item.workflow_event_id,
+    }
+
+
+def provider_row(provider: Provider) -> Row:
+    return provider.facts
+
+
+def app_row(app: App) -> Row:
+    return {"id": app.id, "name": app.name, "disabled": app.disabled, "created_at": _time(app.created_at)}
+
+
+def _console() -> Console:
+    # Into a file or a pipe nothing may be folded to the width of a terminal that isn't there.
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 10_000)
+
+
+def _cell(value: object) -> str:
+    match value:
+        case None:
+            return "-"
+        case list() | tuple():
+            return " ".join(str(part) for part in value) or "-"  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]  # a JSON list of anything
+        case dict():
+            return json.dumps(value)
+        case _:
+            return _line(str(value))
+
+
+def _line(text: str) -> str:
+    """Without control characters: what the server says must not steer the terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _time(at: datetime | None) -> str | None:
+    return None if at is None else at.isoformat()

@@ -1,0 +1,42 @@
+"""Evergrant inside Temporal: a plugin for the worker, and words for workflow code.
+
+Owns how an activity gets its lease (`lease`, `lease_blocking`), what keeps tokens out of
+Temporal (`EvergrantPlugin`), and how a workflow asks a connection's workflow for a fresh grant
+(`TokenInbox`, `request_token`). Owns no token: a workflow only ever learns that one is ready.
+
+Names are loaded when they are first used: workflow code takes `TokenInbox` from here inside
+the sandbox without loading an HTTP library.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from evergrant.temporal.leases import lease, lease_blocking
+    from evergrant.temporal.plugin import EvergrantPlugin
+    from evergrant.temporal.workflow import (
+        TokenInbox,
+        TokenNotReady,
+        TokenReady,
+        connection_workflow_id,
+        request_token,
+    )
+
+__all__ = [
+    "EvergrantPlugin",
+    "TokenInbox",
+    "TokenNotReady",
+    "TokenReady",
+    "connection_workflow_id",
+    "lease",
+    "lease_blocking",
+    "request_token",
+]
+
+_HOMES = {"EvergrantPlugin": "plugin", "lease": "leases", "lease_blocking": "leases"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'evergrant.temporal' has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'workflow')}"), name)

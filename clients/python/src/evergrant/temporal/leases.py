@@ -1,0 +1,89 @@
+"""The running activity's leases: taken from Evergrant when asked for, never through Temporal."""
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import timedelta
+
+from evergrant.async_client import AsyncEvergrant
+from evergrant.errors import ReconnectNeeded
+from evergrant.models import ConsentRequired, Lease
+from evergrant.sync_client import Evergrant
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """One worker's clients: for async activities, and for those that run in threads."""
+
+    asyncio: AsyncEvergrant
+    blocking: Evergrant
+
+
+class ActivityLeases:
+    """What one running activity has been given, so that none of it leaves with its result."""
+
+    def __init__(self, clients: Clients) -> None:
+        self.clients = clients
+        self._secrets: list[str] = []
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        return tuple(self._secrets)
+
+    def received(self, answer: Lease | ConsentRequired) -> Lease:
+        """Remember it. Raises ReconnectNeeded when it is no lease."""
+        match answer:
+            case Lease():
+                self._secrets.append(answer.access_token)
+                return answer
+            case ConsentRequired():
+                self._secrets.append(answer.connect_url)
+                raise ReconnectNeeded(
+                    f"{answer.connection_id} waits for its subject's consent",
+                    context={"connection_id": answer.connection_id, "connect_url": answer.connect_url},
+                )
+
+
+CURRENT: ContextVar[ActivityLeases | None] = ContextVar("evergrant_activity_leases", default=None)
+
+
+async def lease(
+    integration: str,
+    subject: str,
+    *,
+    label: str = "default",
+    min_ttl: timedelta | None = None,
+    scopes: tuple[str, ...] | None = None,
+) -> Lease:
+    """A lease for the running async activity. Raises EvergrantError.
+
+    Left uncaught, the error becomes a failure that is retried or not by its kind. Where nobody
+    has consented yet it is ReconnectNeeded; its connect link stays out of Temporal.
+    """
+    leases = _current()
+    answer = await leases.clients.asyncio.lease(
+        integration, subject, label=label, min_ttl=min_ttl, scopes=scopes
+    )
+    return leases.received(answer)
+
+
+def lease_blocking(
+    integration: str,
+    subject: str,
+    *,
+    label: str = "default",
+    min_ttl: timedelta | None = None,
+    scopes: tuple[str, ...] | None = None,
+) -> Lease:
+    """`lease` for an activity that runs in a thread."""
+    leases = _current()
+    answer = leases.clients.blocking.lease(integration, subject, label=label, min_ttl=min_ttl, scopes=scopes)
+    return leases.received(answer)
+
+
+def _current() -> ActivityLeases:
+    if (leases := CURRENT.get()) is None:
+        raise RuntimeError(
+            "no lease here: this isn't an activity of a worker with EvergrantPlugin, "
+            "or it runs in another process"
+        )
+    return leases

@@ -1,0 +1,72 @@
+"""`EvergrantPlugin`: one line in the worker, or in the client that the worker is made from."""
+
+import ssl
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+from temporalio.plugin import SimplePlugin
+from temporalio.worker import Worker, WorkerConfig
+
+from evergrant.async_client import AsyncEvergrant
+from evergrant.patience import DEADLINE
+from evergrant.sync_client import Evergrant
+from evergrant.temporal.interceptor import LeaseInterceptor
+from evergrant.temporal.leases import Clients
+
+
+class EvergrantPlugin(SimplePlugin):
+    """Gives a worker's activities their leases, and refuses tokens in what they hand to Temporal.
+
+    Takes what `Evergrant` takes, and opens its clients when a worker runs: a process that only
+    starts workflows needs no API key. Pass it to the Temporal client or to the worker; given to
+    both, it still acts once. It leaves the data converter alone.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        deadline: timedelta = DEADLINE,
+        tls: ssl.SSLContext | None = None,
+        allow_plain_http: bool = False,
+    ) -> None:
+        super().__init__(  # pyright: ignore[reportUnknownMemberType]  # temporalio leaves a Callable open
+            "evergrant.EvergrantPlugin", interceptors=[LeaseInterceptor(self._opened)]
+        )
+        self._asyncio = lambda: AsyncEvergrant(
+            url, api_key, deadline=deadline, tls=tls, allow_plain_http=allow_plain_http
+        )
+        self._blocking = lambda: Evergrant(
+            url, api_key, deadline=deadline, tls=tls, allow_plain_http=allow_plain_http
+        )
+        self._clients: Clients | None = None
+        self._running = 0
+
+    def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
+        configured = super().configure_worker(config)
+        if "interceptors" in configured:
+            configured["interceptors"] = list(dict.fromkeys(configured["interceptors"]))
+        return configured
+
+    async def run_worker(self, worker: Worker, next: Callable[[Worker], Awaitable[None]]) -> None:
+        """Hold the clients open while any worker runs. Raises BadRequest for missing settings."""
+        if self._clients is None:
+            self._clients = Clients(self._asyncio(), self._blocking())
+        self._running += 1
+        try:
+            await super().run_worker(worker, next)
+        finally:
+            self._running -= 1
+            if self._running == 0:
+                await self._close()
+
+    async def _close(self) -> None:
+        clients, self._clients = self._opened(), None
+        clients.blocking.close()
+        await clients.asyncio.aclose()
+
+    def _opened(self) -> Clients:
+        if self._clients is None:
+            raise RuntimeError("the worker of this activity isn't running")
+        return self._clients

@@ -1,0 +1,121 @@
+"""For workflow code: ask a connection's workflow for a fresh grant, and hear that it is ready.
+
+Imports the standard library and temporalio only, so it runs inside the sandbox. What comes
+back are facts; the token itself is leased in the activity that uses it.
+
+    @workflow.defn
+    class SyncContacts(TokenInbox):
+        @workflow.run
+        async def run(self, connection: str) -> int:
+            await self.token_for(connection, app="pipeline")
+            return await workflow.execute_activity(fetch, ...)
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from temporalio import workflow
+from temporalio.exceptions import ApplicationError, FailureError
+
+TOKEN_READY = "token_ready"
+REQUEST_TOKEN = "request_token"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Who asked, and in which trace (W3C trace id, "" when there is none)."""
+
+    by: str
+    trace_id: str = ""
+
+
+@dataclass(frozen=True)
+class RequestToken:
+    """What the connection's workflow is sent; it answers the workflow `reply_to`."""
+
+    app: str
+    reply_to: str
+    asked: Asked
+
+
+@dataclass(frozen=True)
+class TokenReady:
+    """What it answers. `problem` is a failure code when there is no usable grant."""
+
+    connection_id: str
+    generation: int
+    expires_at: datetime | None = None
+    problem: str | None = None
+
+
+class TokenNotReady(ApplicationError):
+    """There is no fresh grant; fails the workflow unless it is caught. `code` says why."""
+
+    def __init__(self, connection_id: str, code: str) -> None:
+        super().__init__(f"{connection_id} has no fresh grant: {code}", code, type=code, non_retryable=True)
+        self.connection_id = connection_id
+        self.code = code
+
+
+def connection_workflow_id(connection: str | tuple[str, str]) -> str:
+    """The id of the connection's workflow, from itself or from (tenant, connection id)."""
+    return connection if isinstance(connection, str) else f"connection:{connection[0]}:{connection[1]}"
+
+
+async def request_token(connection: str | tuple[str, str], *, app: str, trace_id: str = "") -> str:
+    """Ask for a fresh grant; `token_ready` is signalled back to this workflow.
+
+    Returns the connection's id, which the answer carries. Raises TokenNotReady with the code
+    `connection_not_running` when that connection has no workflow: it ended, or never was.
+    """
+    target = connection_workflow_id(connection)
+    asked = Asked(by=f"app:{app}", trace_id=trace_id)
+    message = RequestToken(app=app, reply_to=workflow.info().workflow_id, asked=asked)
+    connection_id = target.rpartition(":")[2]
+    try:
+        await workflow.get_external_workflow_handle(target).signal(REQUEST_TOKEN, message)
+    except FailureError as error:
+        raise TokenNotReady(connection_id, "connection_not_running") from error
+    return connection_id
+
+
+class TokenInbox:
+    """Mix into a workflow class: receives `token_ready`, and `token_for` asks and waits."""
+
+    @workflow.signal(name=TOKEN_READY)
+    def token_ready(self, news: TokenReady) -> None:
+        received, _ = self._received(news.connection_id)
+        self._letters()[news.connection_id] = (received + 1, news)
+
+    async def token_for(
+        self,
+        connection: str | tuple[str, str],
+        *,
+        app: str,
+        trace_id: str = "",
+        timeout: timedelta = timedelta(minutes=5),  # noqa: ASYNC109 - a durable timer, not asyncio's
+    ) -> TokenReady:
+        """Ask, and wait for the answer. Raises TokenNotReady; its code is `timeout` after `timeout`."""
+        connection_id = connection_workflow_id(connection).rpartition(":")[2]
+        before, _ = self._received(connection_id)
+        await request_token(connection, app=app, trace_id=trace_id)
+        try:
+            await workflow.wait_condition(
+                lambda: self._received(connection_id)[0] > before,
+                timeout=timeout,
+                timeout_summary=f"token of {connection_id}",
+            )
+        except TimeoutError:
+            raise TokenNotReady(connection_id, "timeout") from None
+        _, news = self._received(connection_id)
+        assert news is not None
+        if news.problem is not None:
+            raise TokenNotReady(connection_id, news.problem)
+        return news
+
+    def _received(self, connection_id: str) -> tuple[int, TokenReady | None]:
+        return self._letters().get(connection_id, (0, None))
+
+    def _letters(self) -> dict[str, tuple[int, TokenReady]]:
+        # Made on first use: a workflow's own __init__ need not know of this class.
+        return self.__dict__.setdefault("_evergrant_letters", {})
