@@ -38,9 +38,7 @@ class Grants:
         self._seals = seals
 
     async def get(self, tenant: Tenant, connection_id: ConnectionId, chain: str = MAIN) -> Grant | None:
-        row = await one(
-            self._connection, GrantRow, tenant=tenant, connection_id=connection_id, chain=chain
-        )
+        row = await one(self._connection, GrantRow, tenant=tenant, connection_id=connection_id, chain=chain)
         return None if row is None else grant_of(row)
 
     async def install(

@@ -10,7 +10,8 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -46,7 +47,8 @@ class Postgres:
 
         self._server: Any = get_server(self._folder / "data", cleanup_mode="stop")
         self._socket = str(self._server.get_postmaster_info().socket_dir)
-        asyncio.run(self._prepare())
+        with ThreadPoolExecutor(1) as aside:  # fixtures may ask from inside a running loop
+            aside.submit(asyncio.run, self._prepare()).result()
 
     def url(self, database: str) -> str:
         return f"postgresql+asyncpg://postgres@/{database}?host={self._socket}"
@@ -67,13 +69,12 @@ class Postgres:
         return self.url(name)
 
     async def drop(self, url: str) -> None:
-        name = url.rpartition("/")[0].rpartition("/")[2] if "?" not in url else _database_of(url)
+        name = url.partition("?")[0].rpartition("/")[2]
         await self.admin(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
     async def _prepare(self) -> None:
         await self.admin(
             "ALTER SYSTEM SET fsync = off",  # the server dies with the tests: nothing to keep
-            "ALTER SYSTEM SET max_connections = 200",
             "SELECT pg_reload_conf()",
             f"CREATE DATABASE {_TEMPLATE}",
         )
@@ -82,10 +83,6 @@ class Postgres:
     def stop(self) -> None:
         self._server.cleanup()
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _database_of(url: str) -> str:
-    return url.partition("?")[0].rpartition("/")[2]
 
 
 @cache
@@ -97,8 +94,8 @@ def postgres() -> Postgres:
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[Postgres]:
-    yield postgres()
+def postgres_server() -> Postgres:
+    return postgres()
 
 
 @pytest.fixture

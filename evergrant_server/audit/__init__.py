@@ -1,0 +1,12 @@
+"""The audit log: hash-chained records, written in the transaction of what they record.
+
+Owns the canonical form of a record, the chains (one per tenant and lane, with gapless
+numbers), their verification, and the group commit of leases. Doesn't own the tables
+(store), what is worth recording (its callers) or the words (`core.audit`).
+"""
+
+from evergrant_server.audit.chain import append, page, page_cursor
+from evergrant_server.audit.leases import LeaseClaim, LeaseLedger, Stale
+from evergrant_server.audit.verifier import Verdict, verify
+
+__all__ = ["LeaseClaim", "LeaseLedger", "Stale", "Verdict", "append", "page", "page_cursor", "verify"]

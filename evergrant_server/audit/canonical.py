@@ -1,0 +1,58 @@
+"""The bytes that a record's hash covers: JSON with one spelling for every value."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+FORMAT = 1
+FIRST = "0" * 64  # the previous hash of a chain's first record
+
+
+def canonical(value: Any) -> str:
+    """One JSON text per value: sorted names, no spaces, ASCII only, no NaN.
+
+    Raises TypeError for what JSON can't say (a Secret, for one) and for names that are not
+    text, ValueError for NaN and infinities.
+    """
+    _check_names(value)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def moment(at: datetime) -> str:
+    """UTC, always with microseconds: the same text whatever database it comes from."""
+    return at.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def record_hash(row: Mapping[str, Any]) -> str:
+    """SHA-256 over everything a row of the audit table says, the hash before it included."""
+    content = {
+        "format": FORMAT,
+        "tenant": row["tenant"],
+        "lane": row["lane"],
+        "seq": row["seq"],
+        "at": moment(row["at"]),
+        "action": row["action"],
+        "object": row["object"],
+        "by": row["by"],
+        "trace_id": row["trace_id"],
+        "detail": json.loads(row["detail"]),
+        "workflow_id": row["workflow_id"],
+        "run_id": row["run_id"],
+        "event_id": row["event_id"],
+        "previous_hash": row["previous_hash"],
+    }
+    return hashlib.sha256(canonical(content).encode()).hexdigest()
+
+
+def _check_names(value: Any) -> None:
+    """json.dumps would write the names 1 and "1" alike."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            if not isinstance(name, str):
+                raise TypeError(f"a name in an audit detail is text, not {type(name).__name__}")
+            _check_names(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_names(inner)

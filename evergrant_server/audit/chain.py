@@ -1,0 +1,143 @@
+"""Records in their chains: appended one after the other, and read in pages."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import insert as plain_insert
+from sqlalchemy import select, tuple_, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlmodel import col
+
+from evergrant_server.audit.canonical import FIRST, canonical, record_hash
+from evergrant_server.core.audit import AuditAction, AuditEntry, AuditRecord
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.ids import Tenant
+from evergrant_server.core.messages import Asked, Provenance
+from evergrant_server.store.records import Values, insert, where
+from evergrant_server.store.tables import AuditLaneRow, AuditRow
+from evergrant_server.store.tx import Tx
+
+
+async def append(tx: Tx, entry: AuditEntry, *, lane: str = "main") -> AuditRecord:
+    """Add a record to the chain (tenant, lane), committed or rolled back with `tx`.
+
+    Raises TypeError when the detail holds what JSON can't say: a Secret never gets in.
+    """
+    (row,) = await extend(tx.connection, entry.tenant, lane, [entry])
+    return _record_of(row)
+
+
+async def extend(
+    connection: AsyncConnection, tenant: Tenant, lane: str, entries: Sequence[AuditEntry]
+) -> list[Values]:
+    """Add entries of one tenant to one chain with a single INSERT; returns their rows.
+
+    The lane's row is locked until the transaction ends, so numbers have no gaps.
+    """
+    seq, previous = await _locked_head(connection, tenant, lane)
+    rows: list[Values] = []
+    for entry in entries:
+        seq += 1
+        row = _row_of(entry, lane, seq, previous)
+        previous = row["hash"] = record_hash(row)
+        rows.append(row)
+    await connection.execute(plain_insert(AuditRow), rows)
+    head: Values = {"count": seq, "last_hash": previous, "revision": col(AuditLaneRow.revision) + 1}
+    mine = where(AuditLaneRow, tenant=tenant, lane=lane)
+    await connection.execute(update(AuditLaneRow).where(mine).values(head))
+    return rows
+
+
+async def page(
+    tx: Tx,
+    tenant: Tenant,
+    *,
+    object: str | None = None,
+    after: str | None = None,
+    limit: int = 50,
+) -> list[AuditRecord]:
+    """Records of every lane, oldest first (by moment, lane, number), after the cursor `after`.
+
+    Cursors come from `page_cursor`. Raises Failure INVALID_REQUEST for any other.
+    """
+    order = (col(AuditRow.at), col(AuditRow.lane), col(AuditRow.seq))
+    query = select(AuditRow).where(where(AuditRow, tenant=tenant))
+    if object is not None:
+        query = query.where(col(AuditRow.object) == object)
+    if after is not None:
+        query = query.where(tuple_(*order) > tuple_(*_position(after), types=[it.type for it in order]))
+    rows = await tx.connection.execute(query.order_by(*order).limit(limit))
+    return [_record_of(row) for row in rows.mappings()]
+
+
+def page_cursor(record: AuditRecord) -> str:
+    """The opaque cursor of the page that begins after this record."""
+    position = [record.at.isoformat(), record.lane, record.seq]
+    return base64.urlsafe_b64encode(canonical(position).encode()).decode().rstrip("=")
+
+
+def _position(cursor: str) -> tuple[datetime, str, int]:
+    try:
+        at, lane, seq = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        position = datetime.fromisoformat(at), lane, seq
+    except (ValueError, TypeError):
+        position = None
+    if position is None or position[0].tzinfo is None or type(lane) is not str or type(seq) is not int:
+        raise Failure(Code.INVALID_REQUEST, "The cursor is not one of ours.", field="after")
+    return position
+
+
+async def _locked_head(connection: AsyncConnection, tenant: str, lane: str) -> tuple[int, str]:
+    """The chain's last number and hash, its row locked (SQLite's write transaction locks all)."""
+    mine = where(AuditLaneRow, tenant=tenant, lane=lane)
+    query = select(col(AuditLaneRow.count), col(AuditLaneRow.last_hash)).where(mine).with_for_update()
+    head = (await connection.execute(query)).one_or_none()
+    if head is None:
+        empty = {"tenant": tenant, "lane": lane, "count": 0, "last_hash": FIRST, "revision": 1}
+        await insert(connection, AuditLaneRow, empty)
+        head = (await connection.execute(query)).one()
+    return head[0], head[1]
+
+
+def _row_of(entry: AuditEntry, lane: str, seq: int, previous: str) -> Values:
+    came_from = entry.provenance
+    return {
+        "tenant": entry.tenant,
+        "lane": lane,
+        "seq": seq,
+        "at": entry.at,
+        "action": entry.action.value,
+        "object": entry.object,
+        "by": entry.asked.by,
+        "trace_id": entry.asked.trace_id,
+        "detail": canonical(entry.detail),
+        "workflow_id": came_from.workflow_id if came_from else None,
+        "run_id": came_from.run_id if came_from else None,
+        "event_id": came_from.event_id if came_from else None,
+        "previous_hash": previous,
+        "revision": 1,
+    }
+
+
+def _record_of(row: Mapping[str, Any]) -> AuditRecord:
+    provenance = None
+    if row["workflow_id"] is not None:
+        provenance = Provenance(
+            workflow_id=row["workflow_id"], run_id=row["run_id"], event_id=row["event_id"]
+        )
+    return AuditRecord(
+        tenant=row["tenant"],
+        at=row["at"],
+        action=AuditAction(row["action"]),
+        object=row["object"],
+        asked=Asked(by=row["by"], trace_id=row["trace_id"]),
+        detail=json.loads(row["detail"]),
+        provenance=provenance,
+        lane=row["lane"],
+        seq=row["seq"],
+        previous_hash=row["previous_hash"],
+        hash=row["hash"],
+    )

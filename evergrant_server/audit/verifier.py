@@ -1,0 +1,117 @@
+"""Is the log whole? Walks every chain and names the first place that isn't."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from sqlalchemy import func, select
+from sqlmodel import col
+
+from evergrant_server.audit.canonical import FIRST, record_hash
+from evergrant_server.core.ids import Tenant
+from evergrant_server.store import Store
+from evergrant_server.store.records import where
+from evergrant_server.store.tables import AuditLaneRow, AuditRow
+
+_STRIDE = 1_000  # records read at a time
+
+
+class Head(NamedTuple):
+    """How long a chain is and the hash of its last record: what an outside anchor would keep."""
+
+    count: int
+    last_hash: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`ok`, or the first bad place: lane, number and why. `heads` can be kept elsewhere."""
+
+    ok: bool
+    records: int
+    lane: str | None = None
+    seq: int | None = None
+    why: str | None = None
+    heads: dict[str, Head] = field(default_factory=dict)
+
+
+class _Flaw(NamedTuple):
+    seq: int
+    why: str
+
+
+async def verify(store: Store, tenant: Tenant) -> Verdict:
+    """Check every chain of a tenant against its hashes, numbers and recorded end.
+
+    Finds a record that was deleted, edited, put in another place, added by hand, and a tail
+    that was cut. It can't see one thing: somebody who may write to the database and cuts
+    the tail *and* sets the lane's count and hash back to match (or rewrites the whole chain
+    from some record on). Only a copy of `heads` outside the database shows that: the last
+    known head must still be in the chain. Raises Failure STORE_UNAVAILABLE.
+    """
+    heads, strays = await _heads(store, tenant)
+    checked = 0
+    for lane, head in sorted(heads.items()):
+        seen, flaw = await _walk(store, tenant, lane, head)
+        checked += seen
+        if flaw is not None:
+            return Verdict(False, checked, lane, flaw.seq, flaw.why, heads)
+    for lane, newest in sorted(strays.items()):
+        why = "there are records beyond the recorded end of the chain"
+        return Verdict(False, checked, lane, newest, why, heads)
+    return Verdict(True, checked, heads=heads)
+
+
+async def _heads(store: Store, tenant: Tenant) -> tuple[dict[str, Head], dict[str, int]]:
+    """The recorded end of every chain, and chains whose records go beyond it, in one snapshot."""
+    lanes = select(col(AuditLaneRow.lane), col(AuditLaneRow.count), col(AuditLaneRow.last_hash))
+    newest = select(col(AuditRow.lane), func.max(col(AuditRow.seq)))
+    async with store.read() as tx:
+        recorded = await tx.connection.execute(lanes.where(where(AuditLaneRow, tenant=tenant)))
+        heads = {lane: Head(count, last_hash) for lane, count, last_hash in recorded}
+        grouped = newest.where(where(AuditRow, tenant=tenant)).group_by(col(AuditRow.lane))
+        ends = dict((await tx.connection.execute(grouped)).tuples().all())
+    return heads, {lane: seq for lane, seq in ends.items() if lane not in heads or seq > heads[lane].count}
+
+
+async def _walk(store: Store, tenant: Tenant, lane: str, head: Head) -> tuple[int, _Flaw | None]:
+    """Check one chain up to its head; returns how many records were good, and the first flaw."""
+    seen, previous = 0, FIRST
+    while True:
+        rows = await _next_rows(store, tenant, lane, seen, head.count)
+        for row in rows:
+            flaw = _flaw_of(row, seen + 1, previous)
+            if flaw is not None:
+                return seen, flaw
+            seen, previous = row["seq"], row["hash"]
+        if len(rows) < _STRIDE:
+            break
+    if seen < head.count:
+        return seen, _Flaw(seen + 1, f"the tail is cut: {head.count} records were committed")
+    if previous != head.last_hash:
+        return seen, _Flaw(seen, "the last record isn't the one that was committed last")
+    return seen, None
+
+
+async def _next_rows(
+    store: Store, tenant: Tenant, lane: str, after: int, until: int
+) -> list[Mapping[str, Any]]:
+    place = where(AuditRow, tenant=tenant, lane=lane)
+    span = (col(AuditRow.seq) > after) & (col(AuditRow.seq) <= until)
+    query = select(AuditRow).where(place, span).order_by(col(AuditRow.seq)).limit(_STRIDE)
+    async with store.read() as tx:
+        return [dict(row) for row in (await tx.connection.execute(query)).mappings()]
+
+
+def _flaw_of(row: Mapping[str, Any], expected: int, previous: str) -> _Flaw | None:
+    if row["seq"] != expected:
+        return _Flaw(expected, "a record is missing")
+    try:
+        intact = record_hash(row) == row["hash"]
+    except (ValueError, TypeError):
+        intact = False  # the detail isn't even JSON any more
+    if not intact:
+        return _Flaw(expected, "the record was edited or moved: its hash doesn't cover its content")
+    if row["previous_hash"] != previous:
+        return _Flaw(expected, "the record doesn't follow the one before it")
+    return None
