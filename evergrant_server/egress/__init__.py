@@ -1,0 +1,24 @@
+"""The only way out: the HTTP transport every outbound call goes through.
+
+Owns where Evergrant may connect (SSRF guard), to which address (the checked one), for how
+long and for how many bytes. Doesn't know OAuth: what is sent and what an answer means is
+the business of `providers`.
+"""
+
+from evergrant_server.egress.client import ANSWER_TIME, BODY_LIMIT, CONNECT_TIME, Egress
+from evergrant_server.egress.policy import EgressPolicy
+from evergrant_server.egress.quiet import silence_http_debug_logs
+from evergrant_server.egress.transport import GuardedTransport, Watch
+
+silence_http_debug_logs()
+
+__all__ = [
+    "ANSWER_TIME",
+    "BODY_LIMIT",
+    "CONNECT_TIME",
+    "Egress",
+    "EgressPolicy",
+    "GuardedTransport",
+    "Watch",
+    "silence_http_debug_logs",
+]

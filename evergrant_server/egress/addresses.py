@@ -1,0 +1,55 @@
+"""Which addresses are the public internet. Pure.
+
+A host may be written in any notation the resolver accepts (decimal, octal, hexadecimal,
+IPv4 inside IPv6): what is judged is the address that comes out.
+"""
+
+import ipaddress
+from ipaddress import IPv4Address, IPv6Address
+
+_NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
+
+
+def _inner(address: IPv6Address) -> IPv4Address | None:
+    """The IPv4 address that an IPv6 address leads to, when it is one of the wrapping kinds."""
+    if address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    if address.sixtofour is not None:
+        return address.sixtofour
+    if any(address in network for network in _NAT64):
+        return IPv4Address(address.packed[-4:])
+    return None
+
+
+def refusal(text: str) -> str | None:
+    """Why this address may not be connected to, or None when it is public.
+
+    `text` is an address as the resolver prints it, with or without an IPv6 zone.
+    """
+    try:
+        address = ipaddress.ip_address(text.split("%", 1)[0])
+    except ValueError:
+        return "not an address"
+    if isinstance(address, IPv6Address):
+        if address.teredo is not None:
+            return "a Teredo tunnel address"
+        inner = _inner(address)
+        if inner is not None:
+            return _kind(inner)
+    return _kind(address)
+
+
+def _kind(address: IPv4Address | IPv6Address) -> str | None:
+    if address.is_loopback:
+        return "a loopback address"
+    if address.is_unspecified:
+        return "the unspecified address"
+    if address.is_link_local:
+        return "a link-local address"
+    if address.is_multicast:
+        return "a multicast address"
+    if address.is_reserved or (isinstance(address, IPv6Address) and address.is_site_local):
+        return "a reserved address"
+    if address.is_private or not address.is_global:
+        return "a private address"
+    return None

@@ -1,0 +1,56 @@
+"""Makes transports and clients that can go nowhere but through the guard."""
+
+import ssl
+from typing import Any
+
+import httpx2
+
+from evergrant_server.egress.network import default_tls
+from evergrant_server.egress.policy import EgressPolicy
+from evergrant_server.egress.transport import GuardedTransport, Watch
+
+CONNECT_TIME = 5.0  # seconds
+ANSWER_TIME = 30.0  # seconds for the whole exchange; less than core.attempt.ANSWER_LIMIT
+BODY_LIMIT = 1024 * 1024  # bytes, after decompression
+
+
+class Egress:
+    """The way out of one process. The TLS context is read once; connections belong to each call."""
+
+    def __init__(
+        self,
+        policy: EgressPolicy,
+        *,
+        tls: ssl.SSLContext | None = None,
+        connect_time: float = CONNECT_TIME,
+        answer_time: float = ANSWER_TIME,
+        body_limit: int = BODY_LIMIT,
+    ) -> None:
+        self.policy = policy
+        self._tls = tls or default_tls()
+        self._connect_time = connect_time
+        self._answer_time = answer_time
+        self._body_limit = body_limit
+
+    def transport(self, watch: Watch | None = None) -> httpx2.AsyncBaseTransport:
+        """A guarded transport. With `watch`, its `sent` says whether a byte left."""
+        return GuardedTransport(
+            self.policy,
+            tls=self._tls,
+            connect_time=self._connect_time,
+            answer_time=self._answer_time,
+            body_limit=self._body_limit,
+            watch=watch,
+        )
+
+    def client(self, **options: Any) -> httpx2.AsyncClient:
+        """An httpx2 client on a guarded transport.
+
+        Follows no redirect and reads neither proxies nor .netrc from the environment;
+        `options` can't turn that off. Use as `async with`.
+        """
+        options.update(transport=self.transport(), trust_env=False, follow_redirects=False, timeout=None)
+        for way_around in ("mounts", "proxy"):
+            if way_around in options:
+                raise TypeError(f"{way_around} would go around the egress guard")
+        return httpx2.AsyncClient(**options)

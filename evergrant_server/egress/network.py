@@ -1,0 +1,82 @@
+"""Resolves a host, checks every address, and connects to the one that was checked."""
+
+import socket
+import ssl
+from collections.abc import Iterable
+
+import anyio
+import httpcore2
+
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.egress.addresses import refusal
+from evergrant_server.egress.policy import EgressPolicy
+
+
+class GuardedBackend(httpcore2.AsyncNetworkBackend):
+    """Opens the sockets. A name is resolved here, once: no second lookup can rebind it.
+
+    httpcore2 keeps the name for SNI, certificate and Host; only the socket gets the address.
+    Raises Failure EGRESS_REFUSED, httpcore2.ConnectError and httpcore2.ConnectTimeout.
+    """
+
+    def __init__(self, policy: EgressPolicy) -> None:
+        self._policy = policy
+        self._sockets = httpcore2.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109  # httpcore2's interface, not ours
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        try:
+            with anyio.fail_after(timeout):
+                addresses = await self._addresses(host, port)
+                return await self._first(addresses, port, local_address, socket_options)
+        except TimeoutError:
+            raise httpcore2.ConnectTimeout(f"{host}:{port} did not accept a connection in time") from None
+
+    async def connect_unix_socket(
+        self,
+        path: str,
+        timeout: float | None = None,  # noqa: ASYNC109  # httpcore2's interface, not ours
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        raise Failure(Code.EGRESS_REFUSED, "a unix socket is not a provider")
+
+    async def _addresses(self, host: str, port: int) -> list[str]:
+        try:
+            found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            raise httpcore2.ConnectError(f"{host} does not resolve") from None
+        addresses = list(dict.fromkeys(entry[4][0] for entry in found))
+        if not self._policy.allows(host, port):
+            for address in addresses:
+                why = refusal(address)
+                if why:  # one bad address among good ones is how rebinding starts: refuse them all
+                    raise Failure(Code.EGRESS_REFUSED, f"{host} resolves to {why}", host=host)
+        return addresses
+
+    async def _first(
+        self,
+        addresses: list[str],
+        port: int,
+        local_address: str | None,
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None,
+    ) -> httpcore2.AsyncNetworkStream:
+        trouble: Exception = httpcore2.ConnectError("the host has no address")
+        for address in addresses:
+            try:
+                return await self._sockets.connect_tcp(
+                    address, port, local_address=local_address, socket_options=socket_options
+                )
+            except httpcore2.ConnectError as error:
+                trouble = error
+        raise trouble
+
+
+def default_tls() -> ssl.SSLContext:
+    """The machine's certificate authorities, or an operator's own through SSL_CERT_FILE."""
+    return httpcore2.default_ssl_context()

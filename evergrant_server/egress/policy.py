@@ -1,0 +1,70 @@
+"""Where Evergrant may connect: public hosts over https, and what an operator allowed by name."""
+
+from dataclasses import dataclass, field
+
+import httpx2
+
+from evergrant_server.core.errors import Code, Failure
+
+SAFE_PORTS = frozenset({443, 8443})
+
+
+def _target(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _parse(entry: str) -> str:
+    host, colon, port = entry.strip().lower().rpartition(":")
+    host = host.strip("[]")
+    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise Failure(
+            Code.INVALID_REQUEST,
+            f"egress allowance {entry!r} is not host:port",
+            field="EVERGRANT_EGRESS_ALLOW",
+        )
+    return _target(host, int(port))
+
+
+@dataclass(frozen=True)
+class EgressPolicy:
+    """The rule for every outbound URL.
+
+    Without an allowance: https only, ports 443 and 8443, public addresses only. Each entry
+    of `allow` (`host:port`) is a deliberate hole: for exactly that host and port, plain http
+    and private addresses are accepted too. Raises Failure INVALID_REQUEST for a bad entry.
+    """
+
+    allow: tuple[str, ...] = ()
+    _allowed: frozenset[str] = field(init=False, repr=False, default=frozenset())
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_allowed", frozenset(_parse(entry) for entry in self.allow))
+
+    def allows(self, host: str, port: int) -> bool:
+        """True when an operator made this exact host and port an exception."""
+        return _target(host.lower().strip("[]"), port) in self._allowed
+
+    def check_url(self, url: str | httpx2.URL) -> None:
+        """Refuse a URL by what can be seen without resolving it.
+
+        Raises Failure EGRESS_REFUSED; its detail names scheme, host and port, never path or query.
+        """
+        try:
+            parsed = httpx2.URL(url)
+        except (httpx2.InvalidURL, TypeError, ValueError):
+            raise Failure(Code.EGRESS_REFUSED, "not a URL") from None
+        if parsed.scheme not in ("https", "http") or not parsed.host:
+            raise Failure(Code.EGRESS_REFUSED, f"scheme {parsed.scheme[:16]!r} is not https")
+        if parsed.userinfo:
+            raise Failure(Code.EGRESS_REFUSED, "a URL with a user name or password in it", host=parsed.host)
+        port = parsed.port or (443 if parsed.scheme == "https" else 80)
+        if self.allows(parsed.host, port):
+            return
+        if parsed.scheme != "https":
+            raise Failure(Code.EGRESS_REFUSED, f"{_target(parsed.host, port)} is not https", host=parsed.host)
+        if port not in SAFE_PORTS:
+            raise Failure(
+                Code.EGRESS_REFUSED,
+                f"{_target(parsed.host, port)}: port is not 443 or 8443",
+                host=parsed.host,
+            )

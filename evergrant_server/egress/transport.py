@@ -1,0 +1,153 @@
+"""The guarded transport: policy, pinned connection, one time limit and one size limit."""
+
+import ssl
+import zlib
+from collections.abc import AsyncIterable, Callable
+
+import anyio
+import httpcore2
+import httpx2
+
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.egress.network import GuardedBackend
+from evergrant_server.egress.policy import EgressPolicy
+
+_TROUBLE: tuple[tuple[type[Exception], type[httpx2.TransportError]], ...] = (
+    (httpcore2.ConnectTimeout, httpx2.ConnectTimeout),
+    (httpcore2.ReadTimeout, httpx2.ReadTimeout),
+    (httpcore2.WriteTimeout, httpx2.WriteTimeout),
+    (httpcore2.PoolTimeout, httpx2.PoolTimeout),
+    (httpcore2.ConnectError, httpx2.ConnectError),
+    (httpcore2.ReadError, httpx2.ReadError),
+    (httpcore2.WriteError, httpx2.WriteError),
+    (httpcore2.ProtocolError, httpx2.RemoteProtocolError),
+)
+_STARTS_WRITING = frozenset({"http11.send_request_headers.started", "http2.send_request_headers.started"})
+
+
+class Watch:
+    """Sees the moment a request's first byte is written.
+
+    `before_send` is called just before it, with the connection already open; what it raises
+    stops the request. `sent` is False only when it is certain that no byte left.
+    """
+
+    def __init__(self, before_send: Callable[[], None] | None = None) -> None:
+        self._before_send = before_send
+        self.sent = False
+
+    async def trace(self, event: str, info: object) -> None:
+        """httpcore2's trace extension."""
+        if event in _STARTS_WRITING:
+            if self._before_send is not None:
+                self._before_send()
+            self.sent = True
+
+
+class GuardedTransport(httpx2.AsyncBaseTransport):
+    """Sends one request where the policy allows, and reads the whole answer within its limits.
+
+    The answer comes back complete and decoded. Raises Failure EGRESS_REFUSED (the policy),
+    Failure REPLY_UNREADABLE (too large, or an encoding nobody asked for), and httpx2's
+    transport errors (`ReadTimeout` when the whole answer took longer than `answer_time` seconds).
+    Connections are not kept: a stale one would make it unclear whether a request arrived.
+    """
+
+    def __init__(
+        self,
+        policy: EgressPolicy,
+        *,
+        tls: ssl.SSLContext,
+        connect_time: float,
+        answer_time: float,
+        body_limit: int,
+        watch: Watch | None = None,
+    ) -> None:
+        self._policy = policy
+        self._connect_time = connect_time
+        self._answer_time = answer_time
+        self._body_limit = body_limit
+        self._watch = watch
+        self._pool = httpcore2.AsyncConnectionPool(
+            ssl_context=tls, max_keepalive_connections=0, network_backend=GuardedBackend(policy)
+        )
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        self._policy.check_url(request.url)
+        assert isinstance(request.stream, AsyncIterable)
+        request.headers["Accept-Encoding"] = "identity"
+        extensions = {
+            "timeout": {"connect": self._connect_time, "read": self._answer_time, "write": self._answer_time}
+        }
+        if self._watch is not None:
+            extensions["trace"] = self._watch.trace  # type: ignore[assignment]  # a dict of mixed values
+        url = request.url
+        outgoing = httpcore2.Request(
+            method=request.method,
+            url=httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+            headers=request.headers.raw,
+            content=request.stream,
+            extensions=extensions,
+        )
+        try:
+            with anyio.fail_after(self._answer_time):
+                return await self._answer(outgoing)
+        except TimeoutError:
+            raise httpx2.ReadTimeout("the whole answer took too long", request=request) from None
+        except Exception as error:
+            for theirs, ours in _TROUBLE:
+                if isinstance(error, theirs):
+                    raise ours(str(error), request=request) from error
+            raise
+
+    async def _answer(self, outgoing: httpcore2.Request) -> httpx2.Response:
+        answer = await self._pool.handle_async_request(outgoing)
+        try:
+            assert isinstance(answer.stream, AsyncIterable)
+            headers = httpx2.Headers(answer.headers)
+            body = _Body(self._body_limit, headers.get("content-encoding", ""))
+            async for chunk in answer.stream:
+                body.add(chunk)
+        finally:
+            await answer.aclose()
+        for gone in ("content-encoding", "content-length", "transfer-encoding"):
+            headers.pop(gone, None)
+        return httpx2.Response(answer.status, headers=headers, content=body.whole())
+
+    async def aclose(self) -> None:
+        await self._pool.aclose()
+
+
+class _Body:
+    """Collects and decodes a body, and stops at the limit, before and after decoding."""
+
+    def __init__(self, limit: int, encoding: str) -> None:
+        self._limit = limit
+        self._raw = 0
+        self._parts = bytearray()
+        match encoding.strip().lower():
+            case "" | "identity":
+                self._decoder = None
+            case "gzip" | "x-gzip":
+                self._decoder = zlib.decompressobj(zlib.MAX_WBITS | 16)
+            case "deflate":
+                self._decoder = zlib.decompressobj()
+            case _:
+                raise Failure(Code.REPLY_UNREADABLE, "the answer has a content encoding nobody asked for")
+
+    def add(self, chunk: bytes) -> None:
+        self._raw += len(chunk)
+        if self._decoder is not None:
+            room = self._limit - len(self._parts) + 1  # one byte more shows that there is more
+            try:
+                chunk = self._decoder.decompress(chunk, room)
+            except zlib.error:
+                raise Failure(Code.REPLY_UNREADABLE, "the answer's compression is broken") from None
+        self._parts += chunk
+        if len(self._parts) > self._limit or self._raw > self._limit:
+            raise Failure(Code.REPLY_UNREADABLE, f"the answer is larger than {self._limit} bytes")
+
+    def whole(self) -> bytes:
+        if self._decoder is not None and self._raw and not self._decoder.eof:
+            raise Failure(Code.REPLY_UNREADABLE, "the answer's compression is cut short")
+        return bytes(self._parts)

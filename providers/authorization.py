@@ -1,0 +1,133 @@
+"""Builds the URL that takes the subject's browser to the provider. Pure, but for the two secrets.
+
+RFC 6749 section 4.1.1, RFC 7636; authlib builds the standard request, the definition bends it.
+"""
+
+import hashlib
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+
+from authlib.oauth2.client import OAuth2Client
+
+from evergrant_server.core.access import Endpoints, Integration
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.secret import Secret
+from providers.resolve import checked_params, endpoints_of, fill
+from providers.spec import ProviderSpec
+from providers.spec_request import Pkce
+
+_VERIFIER = re.compile(r"[A-Za-z0-9\-._~]{43,128}")  # RFC 7636 section 4.1
+_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 section 3.3
+
+
+def new_verifier() -> Secret:
+    """A PKCE verifier: 43 characters, 256 bits (RFC 7636 section 4.1)."""
+    return Secret(secrets.token_urlsafe(32))
+
+
+def new_state() -> Secret:
+    """A state: 43 characters, 256 bits, independent of any verifier."""
+    return Secret(secrets.token_urlsafe(32))
+
+
+def scopes_to_request(spec: ProviderSpec, integration: Integration, scopes: Sequence[str]) -> tuple[str, ...]:
+    """The scopes a consent asks for: those given, else the defaults, with the offline scope.
+
+    Raises Failure INVALID_REQUEST (field `scopes`) for a scope that can't be written.
+    """
+    if not spec.scopes_supported:
+        return ()
+    wanted = tuple(scopes) or integration.default_scopes or spec.default_scopes
+    if spec.offline_scope:
+        wanted = (*wanted, spec.offline_scope)
+    for scope in wanted:
+        if not _SCOPE.fullmatch(scope) or spec.scope_separator in scope:
+            raise Failure(Code.INVALID_REQUEST, f"{scope[:80]!r} is not a scope", field="scopes")
+    return tuple(dict.fromkeys(wanted))
+
+
+def authorization_request(
+    spec: ProviderSpec,
+    integration: Integration,
+    *,
+    redirect_uri: str,
+    state: Secret,
+    verifier: Secret,
+    scopes: Sequence[str],
+    params: Mapping[str, str] | None = None,
+) -> str:
+    """The URL to send the browser to. It holds the state, and the verifier only as its S256 challenge.
+
+    `params` are the caller's own (a login hint, say); each must be on the definition's list.
+    Raises Failure INVALID_REQUEST when the provider can't be used this way.
+    """
+    spec.require_usable()
+    if not _VERIFIER.fullmatch(verifier.reveal()) or verifier == state:
+        raise Failure(Code.INTERNAL, "a PKCE verifier must be 43 to 128 characters and not the state")
+    endpoints = endpoints_for(spec, integration)
+    values = checked_params(spec, integration.params)
+    extra = {name: fill(text, values, spec) for name, text in spec.authorization_params.items()}
+    extra |= _asked_for(spec, params or {})
+    wanted = scopes_to_request(spec, integration, scopes)
+    authlib = OAuth2Client(None, client_id=integration.client_id, code_challenge_method="S256")
+    url, _ = authlib.create_authorization_url(
+        endpoints.authorization_endpoint,
+        state=state.reveal(),
+        code_verifier=verifier.reveal() if spec.pkce is not Pkce.OFF else None,
+        redirect_uri=redirect_uri_of(spec, integration.params, redirect_uri),
+        scope=None,  # ours: separator and name differ
+        **extra,
+    )
+    return _bent(spec, url, wanted, verifier)
+
+
+def endpoints_for(spec: ProviderSpec, integration: Integration) -> Endpoints:
+    """An integration's endpoints: those discovered and kept with it, else the definition's."""
+    if integration.endpoints is not None:
+        return integration.endpoints
+    return endpoints_of(spec, integration.params)
+
+
+def redirect_uri_of(spec: ProviderSpec, params: Mapping[str, str], ours: str) -> str:
+    """What is sent as redirect_uri: our URL, or the name a provider knows it by."""
+    if spec.redirect_uri_override is None:
+        return ours
+    return fill(spec.redirect_uri_override, checked_params(spec, params), spec)
+
+
+def _asked_for(spec: ProviderSpec, params: Mapping[str, str]) -> dict[str, str]:
+    unknown = set(params) - set(spec.authorization_params_from_request)
+    if unknown:
+        detail = f"{min(unknown)[:64]} is not a parameter a caller may set at {spec.name}"
+        raise Failure(Code.INVALID_REQUEST, detail, field="params", provider=spec.name)
+    return dict(params)
+
+
+def _bent(spec: ProviderSpec, url: str, scopes: tuple[str, ...], verifier: Secret) -> str:
+    """The standard request in this provider's dialect: names, order, scope writing, fragment."""
+    parts = urlsplit(url)
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    if spec.pkce is not Pkce.OFF and spec.pkce_challenge_encoding == "hex":
+        challenge = hashlib.sha256(verifier.reveal().encode()).hexdigest()
+        query = [(name, challenge if name == "code_challenge" else value) for name, value in query]
+    if spec.scopes_supported and (scopes or not spec.omit_empty_scope):
+        query.append((spec.scope_param_name, spec.scope_separator.join(scopes)))
+    renames: dict[str, str | None] = dict(spec.authorization_param_names)
+    if spec.client_id_param != "client_id":
+        renames.setdefault("client_id", spec.client_id_param)
+    if spec.authorization_client_id_param:
+        renames["client_id"] = spec.authorization_client_id_param
+    named = [(renames.get(name, name), value) for name, value in query]
+    kept = [(name, value) for name, value in named if name is not None]
+    order = {name: place for place, name in enumerate(spec.authorization_param_order)}
+    kept.sort(key=lambda pair: order.get(pair[0], len(order)))
+    raw = spec.scope_separator if spec.scope_raw_encoding else ""
+    encoded = "&".join(
+        urlencode([(name, value)], quote_via=quote, safe=raw if name == spec.scope_param_name else "")
+        for name, value in kept
+    )
+    if spec.authorization_url_fragment_route:
+        return urlunsplit((*parts[:3], "", f"{spec.authorization_url_fragment_route}?{encoded}"))
+    return urlunsplit((*parts[:3], encoded, spec.authorization_url_fragment or ""))

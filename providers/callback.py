@@ -1,0 +1,112 @@
+"""Judges what came back with the subject's browser (RFC 6749 section 4.1.2, RFC 9207). Pure.
+
+Nothing here trusts the query: it was written by whoever sent the browser.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+from urllib.parse import unquote
+
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.secret import Secret
+from providers.spec import ProviderSpec
+
+Query = Sequence[tuple[str, str]]
+
+_MOST_PARAMS = 50
+_LONGEST = {"state": 512, "iss": 2048}
+_LONGEST_VALUE = 8192
+_ERROR = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
+_VISIBLE = re.compile(r"[\x20-\x7e]+")  # VSCHAR (RFC 6749 appendix A.5, A.11)
+
+
+@dataclass(frozen=True)
+class Callback:
+    """A well-formed callback: a code, or the provider's reason for having none."""
+
+    code: Secret | None
+    state: Secret | None
+    denied: bool
+    error: str | None  # a name such as access_denied; never the free text beside it
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def state_of(query: Query) -> Secret:
+    """The one state of a callback. Raises Failure CALLBACK_INVALID when there is none, or two."""
+    values = [value for name, value in query if name == "state"]
+    if len(values) != 1 or not values[0]:
+        _refuse("state is there twice" if len(values) > 1 else "state is missing")
+    if len(values[0]) > _LONGEST["state"] or not _VISIBLE.fullmatch(values[0]):
+        _refuse("state is malformed")
+    return Secret(values[0])
+
+
+def judge_callback(
+    query: Query, *, expected_issuer: str | None, iss_required: bool, spec: ProviderSpec | None = None
+) -> Callback:
+    """Read a callback for an attempt that was sent to `expected_issuer`.
+
+    `spec` gives the provider's own names for code and error. Raises Failure CALLBACK_INVALID:
+    a parameter twice (RFC 6749 section 3.1) or too long, a missing or wrong `iss` (RFC 9207
+    section 2.4, on error responses too), neither code nor error, or both.
+    """
+    params = _single(query)
+    state = state_of(query)
+    _check_issuer(params.get("iss"), expected_issuer, iss_required)
+    code_param = spec.callback_code_param if spec else "code"
+    error = _error(params, spec.callback_error_params if spec else ("error",))
+    code = params.get(code_param)
+    if error is not None:
+        if code:
+            _refuse("a code and an error at once")
+        denials = spec.callback_denials if spec else ("access_denied",)
+        return Callback(None, state, denied=error in denials, error=error)
+    if not code:
+        if spec and spec.callback_missing_code_is_denial:
+            return Callback(None, state, denied=True, error=None)
+        _refuse(f"{code_param} is missing")
+    if spec and spec.decode_code:
+        code = unquote(code)
+    if not _VISIBLE.fullmatch(code):
+        _refuse(f"{code_param} is malformed")
+    wanted = spec.callback_metadata_params if spec else ()
+    facts = {name: params[name] for name in wanted if name in params}
+    return Callback(Secret(code), state, denied=False, error=None, metadata=facts)
+
+
+def _single(query: Query) -> dict[str, str]:
+    if len(query) > _MOST_PARAMS:
+        _refuse("too many parameters")
+    for name, times in Counter(name for name, _ in query).items():
+        if times > 1:
+            _refuse(f"{_shown(name)} is there twice")
+    for name, value in query:
+        if len(name) > 256 or len(value) > _LONGEST.get(name, _LONGEST_VALUE):
+            _refuse(f"{_shown(name)} is too long")
+    return dict(query)
+
+
+def _check_issuer(iss: str | None, expected: str | None, required: bool) -> None:
+    if iss is None:
+        if required:  # it was advertised: its absence is how a mix-up looks
+            _refuse("iss is missing, though the provider says it sends it")
+    elif expected is not None and iss != expected:
+        _refuse("iss names another issuer")
+
+
+def _error(params: dict[str, str], names: tuple[str, ...]) -> str | None:
+    for name in names:
+        if name in params:
+            return params[name] if _ERROR.fullmatch(params[name]) else "unreadable_error"
+    return None
+
+
+def _shown(name: str) -> str:
+    return name if _ERROR.fullmatch(name) else "a parameter"
+
+
+def _refuse(why: str) -> NoReturn:
+    raise Failure(Code.CALLBACK_INVALID, f"The provider's callback was refused: {why}.")

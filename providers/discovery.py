@@ -1,0 +1,146 @@
+"""From an issuer URL to its endpoints: RFC 8414, then OpenID Connect Discovery 1.0.
+
+The issuer inside the document must equal the one asked for as a plain string (RFC 8414
+section 3.3): anything else lets one server speak for another.
+"""
+
+from typing import Any, NoReturn
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx2
+
+from evergrant_server.core.access import Endpoints
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.egress import Egress
+from providers.reading import Unreadable, kind, parse
+
+_LONGEST_URL = 2048
+_DOCUMENT_LIMIT = 256 * 1024  # bytes; real ones have a few thousand
+
+
+async def discover(egress: Egress, issuer: str) -> Endpoints:
+    """The endpoints a server publishes for `issuer`.
+
+    Raises Failure DISCOVERY_FAILED saying what was wrong where, EGRESS_REFUSED when a URL may
+    not be connected to, PROVIDER_UNREACHABLE or PROVIDER_ERROR when time may help.
+    """
+    _check_issuer(egress, issuer)
+    missing: list[str] = []
+    async with egress.client(headers={"Accept": "application/json", "User-Agent": "Evergrant"}) as http:
+        for url in document_urls(issuer):
+            document = await _document(http, url, issuer, missing)
+            if document is not None:
+                return _endpoints(egress, issuer, document)
+    _fail(issuer, "no metadata document: " + "; ".join(missing))
+
+
+def document_urls(issuer: str) -> tuple[str, ...]:
+    """Where the metadata of an issuer may be, in the order they are tried.
+
+    The well-known name goes between host and path (RFC 8414 section 3.1) or after the path
+    (OpenID Connect Discovery 4.1); servers mounted below a path often have RFC 8414's after it too.
+    """
+    parts = urlsplit(issuer)
+    path = parts.path.rstrip("/")  # both documents say: without a terminating slash
+
+    def at(place: str) -> str:
+        return urlunsplit((parts.scheme, parts.netloc, place, "", ""))
+
+    oauth, oidc = "/.well-known/oauth-authorization-server", "/.well-known/openid-configuration"
+    return tuple(dict.fromkeys([at(oauth + path), at(path + oidc), at(path + oauth)]))
+
+
+def _check_issuer(egress: Egress, issuer: str) -> None:
+    if len(issuer) > _LONGEST_URL:
+        _fail("", "the issuer is too long")
+    try:
+        parts = urlsplit(issuer)
+    except ValueError:
+        _fail("", "the issuer is not a URL")
+    if parts.query or parts.fragment or "?" in issuer or "#" in issuer:
+        _fail(issuer, "an issuer has no query and no fragment (RFC 8414 section 2)")
+    egress.policy.check_url(issuer)
+
+
+async def _document(
+    http: httpx2.AsyncClient, url: str, issuer: str, missing: list[str]
+) -> dict[str, Any] | None:
+    """One document, or None when it isn't there (`missing` then says why)."""
+    place = urlsplit(url).path
+    try:
+        answer = await http.get(url)
+    except httpx2.TransportError as error:
+        detail = f"{urlsplit(issuer).hostname} could not be reached ({type(error).__name__})"
+        raise Failure(Code.PROVIDER_UNREACHABLE, detail, issuer=issuer) from None
+    if answer.status_code == 429 or answer.status_code >= 500:
+        detail = f"{place} answered with status {answer.status_code}"
+        raise Failure(Code.PROVIDER_ERROR, detail, issuer=issuer)
+    if answer.status_code != 200:
+        missing.append(f"{place} answered with status {answer.status_code}")
+        return None
+    try:
+        if len(answer.content) > _DOCUMENT_LIMIT:
+            raise Unreadable(f"a body of {len(answer.content)} bytes")
+        return parse(answer.content, "json")
+    except Unreadable as why:
+        missing.append(f"{place} has {why}")  # a page that answers every path, most often
+        return None
+
+
+def _endpoints(egress: Egress, issuer: str, document: dict[str, Any]) -> Endpoints:
+    named = document.get("issuer")
+    if named != issuer:
+        _fail(issuer, "the document names another issuer" if named else "the document names no issuer")
+    methods = _strings(issuer, document, "code_challenge_methods_supported")
+    if methods is not None and "S256" not in methods:
+        _fail(issuer, "the server doesn't support PKCE with S256 (RFC 9700 section 2.1.1)")
+    grants = _strings(issuer, document, "grant_types_supported")
+    if grants is not None and "authorization_code" not in grants:
+        _fail(issuer, "the server has no authorization code grant")
+    iss = document.get("authorization_response_iss_parameter_supported", False)
+    if not isinstance(iss, bool):
+        _fail(issuer, f"authorization_response_iss_parameter_supported is {kind(iss)}")
+    return Endpoints(
+        issuer=issuer,
+        authorization_endpoint=_needed(egress, issuer, document, "authorization_endpoint"),
+        token_endpoint=_needed(egress, issuer, document, "token_endpoint"),
+        revocation_endpoint=_url(egress, issuer, document, "revocation_endpoint"),
+        introspection_endpoint=_url(egress, issuer, document, "introspection_endpoint"),
+        iss_in_callback=iss,
+        token_auth_methods=tuple(_strings(issuer, document, "token_endpoint_auth_methods_supported") or ()),
+    )
+
+
+def _needed(egress: Egress, issuer: str, document: dict[str, Any], name: str) -> str:
+    url = _url(egress, issuer, document, name)
+    if url is None:
+        _fail(issuer, f"{name} is missing")
+    return url
+
+
+def _url(egress: Egress, issuer: str, document: dict[str, Any], name: str) -> str | None:
+    url = document.get(name)
+    if url is None:
+        return None
+    if not isinstance(url, str) or len(url) > _LONGEST_URL or not url.isprintable() or "{" in url:
+        _fail(issuer, f"{name} is not a URL")
+    if "#" in url:
+        _fail(issuer, f"{name} has a fragment (RFC 6749 sections 3.1 and 3.2)")
+    try:
+        egress.policy.check_url(url)
+    except Failure as refused:
+        _fail(issuer, f"{name}: {refused.detail}")
+    return url
+
+
+def _strings(issuer: str, document: dict[str, Any], name: str) -> list[str] | None:
+    value = document.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        _fail(issuer, f"{name} is not an array of strings")
+    return value
+
+
+def _fail(issuer: str, why: str) -> NoReturn:
+    raise Failure(Code.DISCOVERY_FAILED, f"{issuer or 'discovery'}: {why}", issuer=issuer[:200])

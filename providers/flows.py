@@ -1,0 +1,278 @@
+"""Sends: code exchange, refresh, revocation, introspection. What an answer means is for `replies`.
+
+Every request leaves through authlib's AsyncOAuth2Client on the egress transport.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import httpx2
+
+from evergrant_server.core.access import Endpoints
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.secret import Secret
+from evergrant_server.egress import Egress, Watch
+from providers.authorization import redirect_uri_of
+from providers.client import Answered, OAuthClient, ProviderClient
+from providers.quirks import QUIRKS, Quirk
+from providers.reply import RawReply
+from providers.resolve import checked_params, fill, fill_url
+from providers.spec import ProviderSpec, Revocation
+from providers.spec_request import Pkce
+from providers.wire import Dialect, WireAuth
+
+BeforeSend = Callable[[], None]
+Params = Mapping[str, str]
+
+
+class SendFailed(Failure):
+    """No answer came. `sent` is False only when it is certain that no byte of the request left."""
+
+    def __init__(self, failure: Failure, *, sent: bool) -> None:
+        super().__init__(failure.code, failure.detail, retry_after=failure.retry_after, **failure.context)
+        self.failure = failure
+        self.sent = sent
+
+
+class Sender:
+    """Sends OAuth requests for any provider, one connection each.
+
+    Every method raises SendFailed when no answer came, and Failure INVALID_REQUEST before
+    anything is sent when the definition and the call don't fit. `before_send` is called when
+    the connection is open, just before the first byte; what it raises stops the request.
+    `params` are the integration's template parameters, for definitions that use them here.
+    """
+
+    def __init__(self, egress: Egress, quirks: Mapping[str, Quirk] = QUIRKS) -> None:
+        self._egress = egress
+        self._quirks = quirks
+
+    async def exchange_code(
+        self,
+        spec: ProviderSpec,
+        endpoints: Endpoints,
+        client: OAuthClient,
+        *,
+        code: Secret,
+        verifier: Secret,
+        redirect_uri: str,
+        params: Params | None = None,
+        before_send: BeforeSend | None = None,
+    ) -> RawReply:
+        """Swap an authorization code for tokens (RFC 6749 section 4.1.3, RFC 7636 section 4.5)."""
+        spec.require_usable()
+        params = params or {}
+        dialect = Dialect(
+            method=spec.token_request_method,
+            format=spec.token_request_format.value,
+            auth=client.auth,
+            renames=spec.token_request_param_names,
+            extra=_filled(spec, spec.token_params, params),
+            query=_filled(spec, spec.token_query_params, params),
+            headers=spec.token_request_headers,
+        )
+        standard = {"code": code.reveal(), "redirect_uri": redirect_uri_of(spec, params, redirect_uri)}
+        if spec.pkce is not Pkce.OFF:
+            standard["code_verifier"] = verifier.reveal()
+
+        def ask(authlib: ProviderClient) -> Awaitable[Any]:
+            auth = WireAuth(spec, client, dialect)
+            return authlib.fetch_token(
+                endpoints.token_endpoint, grant_type="authorization_code", auth=auth, **standard
+            )
+
+        return await self._send(spec, client, ask, before_send)
+
+    async def refresh(
+        self,
+        spec: ProviderSpec,
+        endpoints: Endpoints,
+        client: OAuthClient,
+        *,
+        refresh_token: Secret,
+        scopes: Sequence[str] = (),
+        redirect_uri: str | None = None,
+        params: Params | None = None,
+        before_send: BeforeSend | None = None,
+    ) -> RawReply:
+        """Use a refresh token (RFC 6749 section 6). `scopes` go along only where the provider wants them."""
+        spec.require_usable()
+        if not spec.refresh_supported:
+            detail = f"provider {spec.name} has no refresh"
+            raise Failure(Code.INVALID_REQUEST, detail, provider=spec.name, field="refresh_supported")
+        params = params or {}
+        in_header = spec.refresh_token_in == "header"
+        dialect = Dialect(
+            method=spec.token_request_method,
+            format=spec.token_request_format.value,
+            auth=spec.refresh_client_auth.value if spec.refresh_client_auth else client.auth,
+            renames=spec.token_request_param_names | spec.refresh_param_names,
+            extra=_filled(spec, spec.refresh_params, params) | _included(spec, redirect_uri, params),
+            query=_filled(spec, spec.token_query_params, params),
+            headers=spec.token_request_headers,
+            bearer=refresh_token.reveal() if in_header else None,
+            drop=("refresh_token",) if in_header else (),
+        )
+        standard = {"scope": spec.scope_separator.join(scopes)} if spec.refresh_sends_scope and scopes else {}
+
+        def ask(authlib: ProviderClient) -> Awaitable[Any]:
+            return authlib.refresh_token(
+                endpoints.refresh_endpoint or endpoints.token_endpoint,
+                refresh_token=refresh_token.reveal(),
+                auth=WireAuth(spec, client, dialect),
+                **standard,
+            )
+
+        return await self._send(spec, client, ask, before_send)
+
+    async def revoke(
+        self,
+        spec: ProviderSpec,
+        endpoints: Endpoints,
+        client: OAuthClient,
+        *,
+        token: Secret,
+        hint: str | None = None,
+        before_send: BeforeSend | None = None,
+    ) -> RawReply:
+        """Tell the provider to end a grant (RFC 7009 section 2.1, or the definition's own way).
+
+        `hint` is `refresh_token` or `access_token`; `spec.revocation.token` says which of the
+        two ends the grant.
+        """
+        rule = spec.revocation or Revocation()
+        url = _needed(spec, endpoints.revocation_endpoint, "revocation_endpoint")
+        url = fill_url(url, client_id=client.client_id, token=token.reveal())
+        dialect = _revocation_dialect(rule, client, token)
+
+        def ask(authlib: ProviderClient) -> Awaitable[Any]:
+            return authlib.revoke_token(
+                url, token=token.reveal(), token_type_hint=hint, auth=WireAuth(spec, client, dialect)
+            )
+
+        return await self._send(spec, client, ask, before_send)
+
+    async def introspect(
+        self,
+        spec: ProviderSpec,
+        endpoints: Endpoints,
+        client: OAuthClient,
+        *,
+        token: Secret,
+        hint: str | None = None,
+        before_send: BeforeSend | None = None,
+    ) -> RawReply:
+        """Ask whether a token is active (RFC 7662 section 2.1)."""
+        if spec.introspection is not None:
+            detail = f"{spec.name} introspects in a way of its own, which is not carried out"
+            raise Failure(Code.INVALID_REQUEST, detail, provider=spec.name, field="introspection")
+        url = _needed(spec, endpoints.introspection_endpoint, "introspection_endpoint")
+        dialect = Dialect(auth=client.auth)
+
+        def ask(authlib: ProviderClient) -> Awaitable[Any]:
+            return authlib.introspect_token(
+                url, token=token.reveal(), token_type_hint=hint, auth=WireAuth(spec, client, dialect)
+            )
+
+        return await self._send(spec, client, ask, before_send)
+
+    async def _send(
+        self,
+        spec: ProviderSpec,
+        client: OAuthClient,
+        ask: Callable[[ProviderClient], Awaitable[Any]],
+        before_send: BeforeSend | None,
+    ) -> RawReply:
+        watch = Watch(_stopping(before_send))
+        try:
+            async with ProviderClient(client, self._egress.transport(watch)) as authlib:
+                for name in spec.quirks:
+                    for hook in self._quirks[name].hooks:
+                        authlib.register_compliance_hook(hook, self._quirks[name].reshape)
+                response = await ask(authlib)
+        except Answered as answered:
+            response = answered.response
+        except _Stopped as stopped:
+            raise SendFailed(stopped.failure, sent=False) from stopped.__cause__
+        except httpx2.TransportError as error:
+            raise SendFailed(_unreachable(spec, error), sent=watch.sent) from None
+        except Failure as failure:
+            raise SendFailed(failure, sent=watch.sent) from None
+        return RawReply(
+            response.status_code, {k.lower(): v for k, v in response.headers.items()}, response.content
+        )
+
+
+class _Stopped(Exception):
+    """`before_send` said no."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__("stopped before sending")
+        self.failure = failure
+
+
+def _stopping(before_send: BeforeSend | None) -> BeforeSend | None:
+    if before_send is None:
+        return None
+
+    def check() -> None:
+        try:
+            before_send()
+        except Failure as failure:
+            raise _Stopped(failure) from failure
+        except Exception as error:
+            detail = "the request was stopped before a byte left"
+            raise _Stopped(Failure(Code.PROVIDER_UNREACHABLE, detail)) from error
+
+    return check
+
+
+def _unreachable(spec: ProviderSpec, error: httpx2.TransportError) -> Failure:
+    """Only the kind of trouble is told: an error's own text might quote a URL."""
+    timed_out = isinstance(error, httpx2.TimeoutException)
+    kind = "did not answer in time" if timed_out else f"could not be talked to ({type(error).__name__})"
+    return Failure(Code.PROVIDER_UNREACHABLE, f"{spec.name} {kind}", provider=spec.name)
+
+
+def _filled(spec: ProviderSpec, templates: Params, params: Params) -> dict[str, str]:
+    if not templates:
+        return {}
+    values = checked_params(spec, params)
+    return {name: fill(text, values, spec) for name, text in templates.items()}
+
+
+def _included(spec: ProviderSpec, redirect_uri: str | None, params: Params) -> dict[str, str]:
+    if "redirect_uri" not in spec.refresh_params_include:
+        return {}
+    if redirect_uri is None:
+        detail = f"{spec.name} wants the redirect URI in a refresh"
+        raise Failure(Code.INVALID_REQUEST, detail, provider=spec.name, field="refresh_params_include")
+    return {"redirect_uri": redirect_uri_of(spec, params, redirect_uri)}
+
+
+def _needed(spec: ProviderSpec, url: str | None, name: str) -> str:
+    if url is None:
+        raise Failure(Code.INVALID_REQUEST, f"{spec.name} has no {name}", provider=spec.name, field=name)
+    return url
+
+
+def _revocation_dialect(rule: Revocation, client: OAuthClient, token: Secret) -> Dialect:
+    headers = dict(rule.headers)
+    if rule.auth == "header" and rule.auth_template is not None:
+        secret = client.client_secret.reveal() if client.client_secret else ""
+        headers[rule.auth_header] = rule.auth_template.replace("{client_secret}", secret).replace(
+            "{client_id}", client.client_id
+        )
+    extra = {name: text.replace("{client_id}", client.client_id) for name, text in rule.params.items()}
+    return Dialect(
+        method=rule.method,
+        format=rule.format,
+        auth=client.auth if rule.auth == "client" else rule.auth,
+        renames={"token": rule.token_param, "token_type_hint": rule.hint_param},
+        extra=extra,
+        headers=headers,
+        bearer=token.reveal() if rule.auth == "bearer" else None,
+    )
+
+
+__all__ = ["RawReply", "SendFailed", "Sender"]

@@ -1,0 +1,196 @@
+"""Judges replies: tokens out of an answer, or a failure sorted by who repairs it. Pure.
+
+RFC 6749 sections 5.1, 5.2 and 6; RFC 7009 section 2.2; RFC 7662 section 2.2. No content of
+a reply reaches a message: only status, sizes, types and error names of a known shape.
+"""
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from evergrant_server.core.errors import Failure
+from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.secret import Secret
+from providers.reading import Unreadable, at, kind
+from providers.reply import RawReply
+from providers.spec import ProviderSpec, Revocation
+from providers.times import date_of, duration, until
+from providers.verdicts import body_of, error_of, refusal, unreadable
+
+_TOKEN = re.compile(r"[\x21-\x7e]{1,65536}")  # VSCHAR without space: it must fit into a header
+_LONGEST_FACT = 1024
+
+
+def read_tokens(
+    spec: ProviderSpec,
+    reply: RawReply,
+    *,
+    requested_scopes: Sequence[str],
+    refreshing: bool,
+    now: datetime | None = None,
+) -> TokenSet:
+    """The tokens of a reply to a code exchange or (`refreshing`) a refresh.
+
+    `now` is used for expiry given as a date, when the reply has no Date of its own. Without a
+    refresh token in it the set has None: the old one stays good (RFC 6749 section 6).
+    Raises Failure GRANT_REJECTED, CLIENT_REJECTED, PROVIDER_ERROR, PROVIDER_RATE_LIMITED
+    (both with retry_after in seconds when the provider gave one), REPLY_UNREADABLE.
+    """
+    _refuse_failures(spec, reply, spec.success_statuses)
+    data = body_of(spec, reply)
+    try:
+        return _tokens(spec, reply, data, requested_scopes, refreshing, now)
+    except Unreadable as why:
+        raise unreadable(spec, reply, str(why)) from None
+
+
+def read_revocation(spec: ProviderSpec, reply: RawReply) -> None:
+    """Returns when the provider has confirmed that the grant is dead; raises Failure otherwise.
+
+    200 means done even for a token it doesn't know (RFC 7009 section 2.2), and its body is
+    ignored unless the definition says how errors hide in it. 503 means the token still lives.
+    """
+    rule = spec.revocation or Revocation()
+    if reply.status in rule.gone_statuses:
+        return
+    error = _quiet_error(spec, reply)
+    if error and error in rule.gone_error_codes:
+        return
+    if reply.status not in rule.success_statuses:
+        raise refusal(spec, reply, error)
+    if error is not None and (spec.error_rules or spec.status_field):
+        raise refusal(spec, reply, error)
+
+
+def read_introspection(spec: ProviderSpec, reply: RawReply) -> bool:
+    """Whether the token is active: only the JSON boolean true says so (RFC 7662 section 2.2)."""
+    _refuse_failures(spec, reply, (200,))
+    active = body_of(spec, reply).get("active")
+    if not isinstance(active, bool):
+        raise unreadable(spec, reply, f"active that is {kind(active)}")
+    return active
+
+
+def _refuse_failures(spec: ProviderSpec, reply: RawReply, success: tuple[int, ...]) -> None:
+    """Raise for a status that isn't success, and for an error that hides behind one that is."""
+    error = _quiet_error(spec, reply)
+    if reply.status not in success or error is not None:
+        raise refusal(spec, reply, error)
+
+
+def _quiet_error(spec: ProviderSpec, reply: RawReply) -> str | None:
+    try:
+        return error_of(spec, body_of(spec, reply))
+    except Failure:
+        return None  # an unreadable body names no error
+
+
+def _tokens(
+    spec: ProviderSpec,
+    reply: RawReply,
+    data: dict[str, Any],
+    requested: Sequence[str],
+    refreshing: bool,
+    now: datetime | None,
+) -> TokenSet:
+    response = spec.response
+    access = at(data, response.access_token_path)
+    if access is None and response.alternate_access_token_path:
+        access = at(data, response.alternate_access_token_path)
+    if access is None:
+        raise Unreadable("no access token")
+    refresh_token = _token(at(data, response.refresh_token_path), "a refresh token")
+    scopes = _scopes(spec, at(data, response.scope_path))
+    if scopes is not None and spec.offline_scope in requested and (refresh_token or refreshing):
+        # granted though not listed: some providers don't echo the scope that yields a refresh token
+        scopes = tuple(dict.fromkeys((*scopes, str(spec.offline_scope))))
+    token = _token(access, "an access token")
+    if token is None:
+        raise Unreadable("an empty access token")
+    clock = date_of(reply.headers) or now
+    return TokenSet(
+        access_token=token,
+        token_type=_token_type(spec, at(data, response.token_type_path)),
+        refresh_token=refresh_token if spec.refresh_supported else None,
+        id_token=_token(at(data, response.id_token_path), "an id token"),
+        expires_in=_expires_in(spec, data, clock),
+        refresh_expires_in=_refresh_expires_in(spec, data, clock) if refresh_token else None,
+        scopes=scopes,
+        metadata=_metadata(spec, data),
+    )
+
+
+def _token(value: Any, what: str) -> Secret | None:
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise Unreadable(f"{what} that is {kind(value)}")
+    if not _TOKEN.fullmatch(value):
+        raise Unreadable(f"{what} with characters that no header may hold, or too long")
+    return Secret(value)
+
+
+def _token_type(spec: ProviderSpec, value: Any) -> str:
+    """RFC 6749 section 7.1: a type we don't know must not be used. Case doesn't matter (5.1)."""
+    known = spec.response.token_types
+    if value is None or value == "":
+        value = known[0]
+    if not isinstance(value, str):
+        raise Unreadable(f"a token type that is {kind(value)}")
+    if value.lower() not in {name.lower() for name in known}:
+        raise Unreadable("a token type that is not known")
+    return "Bearer" if value.lower() == "bearer" else value
+
+
+def _expires_in(spec: ProviderSpec, data: dict[str, Any], now: datetime | None) -> float | None:
+    response = spec.response
+    if response.expires_at_path:
+        moment = at(data, response.expires_at_path)
+        if moment is not None:
+            return until(moment, "an expiry", response.expires_at_format, now)
+    value = at(data, response.expires_in_path) if response.expires_in_path else None
+    if value is None:
+        return spec.assumed_lifetime_s
+    zero = response.zero_means_no_expiry
+    return duration(value, "expires_in", unit=response.expires_in_unit, zero_is_never=zero)
+
+
+def _refresh_expires_in(spec: ProviderSpec, data: dict[str, Any], now: datetime | None) -> float | None:
+    response = spec.response
+    if response.refresh_expires_at_path:
+        moment = at(data, response.refresh_expires_at_path)
+        return until(moment, "a refresh token's expiry", response.refresh_expires_at_format, now)
+    value = at(data, response.refresh_expires_in_path) if response.refresh_expires_in_path else None
+    if value is None:
+        return spec.refresh_token_lifetime_s
+    # zero is how some servers say that a refresh token has no end of its own
+    return duration(value, "a refresh token's lifetime", unit=response.expires_in_unit, zero_is_never=True)
+
+
+def _scopes(spec: ProviderSpec, value: Any) -> tuple[str, ...] | None:
+    """None when the reply has no scope: as requested, then (RFC 6749 section 5.1)."""
+    if value is None:
+        return None
+    if spec.response.scope_format == "array":
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise Unreadable(f"a scope that is {kind(value)}, not an array of strings")
+        parts = value
+    else:
+        if not isinstance(value, str):
+            raise Unreadable(f"a scope that is {kind(value)}, not a string")
+        parts = value.split(spec.response.scope_separator or spec.scope_separator)
+    return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+
+
+def _metadata(spec: ProviderSpec, data: dict[str, Any]) -> dict[str, Any]:
+    """Facts beside the tokens: short scalars at declared paths, keyed by path."""
+    facts = {path: at(data, path) for path in spec.response.metadata_paths}
+    for name, rule in spec.response.metadata_patterns.items():
+        found = re.search(rule.pattern, str(at(data, rule.path) or ""))
+        facts[name] = found.group(1) if found else None
+    return {
+        name: value
+        for name, value in facts.items()
+        if isinstance(value, str | int | float | bool) and len(str(value)) <= _LONGEST_FACT
+    }

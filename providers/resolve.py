@@ -1,0 +1,101 @@
+"""Fills in what a definition leaves to an integration: hosts, parameters, client authentication."""
+
+from collections.abc import Mapping
+from urllib.parse import quote
+
+from evergrant_server.core.access import Endpoints, Integration
+from evergrant_server.core.errors import Code, Failure
+from providers.spec import ClientAuth, ProviderSpec
+from providers.spec_base import PLACEHOLDER
+
+_LATER = frozenset({"client_id", "token"})  # known only when a revocation is sent
+
+
+def endpoints_of(spec: ProviderSpec, params: Mapping[str, str]) -> Endpoints:
+    """The provider's endpoints with this integration's template parameters in place.
+
+    Raises Failure INVALID_REQUEST naming the parameter that is missing, unknown or malformed,
+    and for a provider whose endpoints must be discovered.
+    """
+    if spec.authorization_endpoint is None or spec.token_endpoint is None:
+        detail = f"provider {spec.name} has no endpoints of its own; give an issuer"
+        raise Failure(Code.INVALID_REQUEST, detail, field="issuer", provider=spec.name)
+    values = checked_params(spec, params)
+
+    def filled(template: str | None) -> str | None:
+        return None if template is None else fill(template, values, spec, leave=_LATER)
+
+    template = spec.revocation.url if spec.revocation and spec.revocation.url else spec.revocation_endpoint
+    return Endpoints(
+        issuer=filled(spec.issuer),
+        authorization_endpoint=fill(spec.authorization_endpoint, values, spec),
+        token_endpoint=fill(spec.token_endpoint, values, spec),
+        refresh_endpoint=filled(spec.refresh_endpoint),
+        revocation_endpoint=filled(template),
+        introspection_endpoint=filled(spec.introspection_endpoint),
+        iss_in_callback=spec.iss_in_callback,
+    )
+
+
+def checked_params(spec: ProviderSpec, params: Mapping[str, str]) -> dict[str, str]:
+    """Normalised parameters with defaults. Raises Failure INVALID_REQUEST (field `params.<name>`)."""
+    unknown = set(params) - set(spec.template_params)
+    if unknown:
+        name = min(unknown)[:64]
+        raise _bad(spec, name, "is not a parameter of this provider")
+    values: dict[str, str] = {}
+    for name, rule in spec.template_params.items():
+        given = params.get(name, rule.default)
+        if given is None:
+            continue  # missed where a template needs it
+        value = rule.normal(given)
+        problem = rule.problem(value)
+        if problem:
+            raise _bad(spec, name, problem)
+        values[name] = value
+    return values
+
+
+def fill(
+    template: str, values: Mapping[str, str], spec: ProviderSpec, *, leave: frozenset[str] = frozenset()
+) -> str:
+    """A template with its placeholders replaced. Raises Failure INVALID_REQUEST for a missing one."""
+    out, at = [], 0
+    for found in PLACEHOLDER.finditer(template):
+        name = found.group(1)
+        out.append(template[at : found.start()])
+        if name in values:
+            out.append(values[name])
+        elif name in leave:
+            out.append(found.group(0))
+        else:
+            raise _bad(spec, name, "is missing")
+        at = found.end()
+    return "".join([*out, template[at:]])
+
+
+def fill_url(template: str, **values: str) -> str:
+    """A URL with values put in percent-encoded, so that none can leave its place."""
+    for name, value in values.items():
+        template = template.replace(f"{{{name}}}", quote(value, safe=""))
+    return template
+
+
+def client_auth_of(spec: ProviderSpec, integration: Integration) -> str:
+    """How this integration authenticates: its own choice, else what the provider takes.
+
+    For a discovered server, its metadata decides between Basic and the request body; Basic is
+    what every server must support (RFC 6749 section 2.3.1).
+    """
+    if integration.client_auth is not None:
+        return integration.client_auth
+    offered = integration.endpoints.token_auth_methods if integration.endpoints else ()
+    if spec.discovery and offered and spec.client_auth.value not in offered:
+        for method in (ClientAuth.BASIC, ClientAuth.POST):
+            if method.value in offered:
+                return method.value
+    return spec.client_auth.value
+
+
+def _bad(spec: ProviderSpec, name: str, problem: str) -> Failure:
+    return Failure(Code.INVALID_REQUEST, f"{name} {problem}", field=f"params.{name}", provider=spec.name)

@@ -1,0 +1,171 @@
+"""A provider's definition: the schema of `catalog/*.yaml`, with errors that name the field.
+
+The schema can say more than today's flows do. What a flow can't honour is refused when the
+provider is used (`require_usable`), never ignored.
+"""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.provider import RefreshRules, Rotation
+from providers.spec_base import PLACEHOLDER, Part, UrlTemplate, placeholders
+from providers.spec_lifecycle import EndPart, Refresh, RefreshPart, Revocation
+from providers.spec_request import AuthorizationPart, CallbackPart, ClientAuth, OtherGrants, TokenRequestPart
+from providers.spec_response import ApiRequest, ErrorPart, Lookup, Response
+from providers.spec_template import TemplateParam
+
+AuthMode = Literal[
+    "authorization_code",
+    "client_credentials",
+    "device_code",
+    "jwt_bearer",
+    "token_exchange",
+    "oauth1",
+    "api_key",
+]  # no password grant and no implicit flow (RFC 9700 sections 2.1.2 and 2.4)
+
+
+class Sources(Part):
+    """How many independent public sources agree on a field, and what only the vendor's pages say."""
+
+    agreeing: dict[str, int] = Field(default_factory=dict)
+    vendor_documentation: tuple[str, ...] = ()
+    disagreements: tuple[str, ...] = ()
+
+
+class Facts(Part):
+    """What people and other parts of the platform want to know; no OAuth request depends on it."""
+
+    display_name: str
+    categories: tuple[str, ...] = ()
+    docs_url: str | None = None
+    sources: Sources = Sources()
+    notes: tuple[str, ...] = ()
+    rate_limit: str | None = None
+    token_rate_limit: str | None = None
+    api_base_url: str | None = None
+    userinfo_endpoint: str | None = None
+    api_request: ApiRequest | None = None
+    post_auth: tuple[Lookup, ...] = ()
+
+
+class ProviderSpec(
+    Facts, AuthorizationPart, CallbackPart, TokenRequestPart, OtherGrants, ErrorPart, RefreshPart, EndPart
+):
+    """How one service speaks OAuth. The same for every tenant; names no secret."""
+
+    name: str = Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")
+    version: int = Field(1, ge=1)
+    auth_modes: tuple[AuthMode, ...] = Field(min_length=1)
+    discovery: bool = False  # endpoints come from the issuer an integration names
+    issuer: UrlTemplate | None = None
+    issuer_template: bool = False  # the issuer in its metadata is a template: can't be compared
+    iss_in_callback: bool = False  # authorization_response_iss_parameter_supported (RFC 9207)
+    template_params: dict[str, TemplateParam] = Field(default_factory=dict)
+    response: Response = Response()
+    quirks: tuple[str, ...] = ()  # named hooks, see providers/quirks
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> Self:
+        if "authorization_code" in self.auth_modes and not self.discovery:
+            for needed in ("authorization_endpoint", "token_endpoint"):
+                if getattr(self, needed) is None:
+                    raise ValueError(f"{needed} is missing, and there is no discovery")
+        known = set(self.template_params)
+        for name, url in self.url_templates().items():
+            unknown = {p for p in placeholders(url) if "." not in p} - known
+            unknown -= {"client_id", "token"} if name == "revocation.url" else set()
+            if unknown:
+                raise ValueError(f"{name} uses {sorted(unknown)}, which template_params doesn't define")
+        if self.rotation_grace_s is not None and self.refresh_rotates is not True:
+            raise ValueError("rotation_grace_s says something only when refresh_rotates is true")
+        if self.refresh_token_in == "header" and ClientAuth.BASIC in (
+            self.refresh_client_auth or self.client_auth,
+        ):
+            raise ValueError("refresh_token_in: header and client_secret_basic want the same header")
+        return self
+
+    def url_templates(self) -> dict[str, str]:
+        """Every URL of the OAuth requests, by field name, templates unfilled."""
+        urls: dict[str, str | None] = {
+            "authorization_endpoint": self.authorization_endpoint,
+            "token_endpoint": self.token_endpoint,
+            "refresh_endpoint": self.refresh_endpoint,
+            "revocation_endpoint": self.revocation_endpoint,
+            "revocation.url": self.revocation.url if self.revocation else None,
+            "introspection_endpoint": self.introspection_endpoint,
+            "issuer": self.issuer,
+        }
+        return {name: url for name, url in urls.items() if url is not None}
+
+    def refresh_rules(self) -> RefreshRules:
+        """How this provider's refresh tokens behave; what isn't known counts as strict."""
+        idle = self.refresh_token_idle_s
+        if self.refresh_rotates is False:
+            return RefreshRules(rotation=Rotation.NONE, refresh_token_idle_s=idle)
+        # each rotation starts a new lifetime, so a lifetime is also the longest idle time
+        idle = idle or self.refresh_token_lifetime_s
+        if self.refresh_rotates is None:
+            return RefreshRules(rotation=Rotation.UNKNOWN, refresh_token_idle_s=idle)
+        if self.rotation_grace_s == "unlimited":  # the old token stays good
+            return RefreshRules(rotation=Rotation.NONE, refresh_token_idle_s=idle)
+        if self.rotation_grace_s:
+            return RefreshRules(
+                rotation=Rotation.GRACE, grace_s=self.rotation_grace_s, refresh_token_idle_s=idle
+            )
+        return RefreshRules(rotation=Rotation.STRICT, refresh_token_idle_s=idle)
+
+    @property
+    def revokes(self) -> bool:
+        """False when the provider is declared to have no revocation. Discovery may still find one."""
+        return self.revocation_endpoint is not None or self.revocation is not None
+
+    def require_usable(self) -> None:
+        """Raise Failure INVALID_REQUEST when the authorization code flow can't honour this definition."""
+        if "authorization_code" not in self.auth_modes:
+            raise self._unusable("auth_modes", f"speaks {', '.join(self.auth_modes)}")
+        for field, (needed, why) in self._beyond().items():
+            if needed:
+                raise self._unusable(field, why)
+
+    def _unusable(self, field: str, why: str) -> Failure:
+        detail = f"provider {self.name} can't be used for an authorization code connection: {field}: {why}"
+        return Failure(Code.INVALID_REQUEST, detail, provider=self.name, field=field)
+
+    def _beyond(self) -> dict[str, tuple[Any, str]]:
+        """What the schema can say and the flows don't do: field -> (is it asked for, why not)."""
+        elsewhere = [n for n, p in self.template_params.items() if p.source != "integration"]
+        used = placeholders(*self.url_templates().values(), *self.token_params.values())
+        signed = "this way of client authentication is not carried out"
+        methods = {self.client_auth, self.refresh_client_auth} - {None}
+        return {
+            "client_auth": (methods - {ClientAuth.BASIC, ClientAuth.POST, ClientAuth.NONE}, signed),
+            "client_secret_generator": (self.client_secret_generator, signed),
+            "flow": (self.flow != "redirect", "the provider begins this flow"),
+            "callback_verify": (self.callback_verify, "callback signatures are not checked"),
+            "callback_metadata_params": (self.callback_metadata_params, "callback facts are not kept"),
+            "scope_from_callback": (self.scope_from_callback, "callback facts are not kept"),
+            "allow_unsolicited_callback": (self.allow_unsolicited_callback, "every callback needs a state"),
+            "scope_params": (self.scope_params, "a connection has one chain of tokens"),
+            "response.additional_tokens": (
+                self.response.additional_tokens,
+                "a connection has one chain of tokens",
+            ),
+            "response.id_token": (self.response.id_token == "verify", "id tokens are kept, not verified"),
+            "refresh.kind": (self.refresh != Refresh(), "only the refresh token grant is carried out"),
+            "refresh_extends_current": (self.refresh_extends_current, "a refresh must bring a token"),
+            "refresh_scope_param": (self.refresh_scope_param, "one token per connection"),
+            "post_token_exchange": (self.post_token_exchange, "no second exchange is carried out"),
+            "min_refresh_age_s": (self.min_refresh_age_s, "the schedule has no earliest time"),
+            "refresh_buffer_s": (self.refresh_buffer_s, "the schedule has its own margin"),
+            "issuer_template": (self.issuer_template, "an issuer is compared as a plain string"),
+            "template_params": (
+                used & set(elsewhere) or {n for n in used if "." in n},
+                "only an integration fills in parameters",
+            ),
+        }
+
+
+__all__ = ["PLACEHOLDER", "ClientAuth", "ProviderSpec", "Refresh", "Revocation", "TemplateParam"]

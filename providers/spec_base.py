@@ -1,0 +1,56 @@
+"""What every part of a provider's definition shares: strictness, and the small types."""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*(?:\.[a-zA-Z0-9_-]+)?)\}")
+_PATH = re.compile(r"^[A-Za-z0-9_\-:@/]+(?:\.[A-Za-z0-9_\-:@/]+)*$")
+_PARAM = re.compile(r"^[A-Za-z0-9_.\-\[\]]{1,64}$")
+_HEADER = re.compile(r"^[A-Za-z0-9-]{1,64}$")
+
+
+class Part(BaseModel):
+    """A frozen piece of a definition. An unknown field is an error: it would be ignored silently."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _url(value: str) -> str:
+    if not value.startswith("https://"):
+        raise ValueError("must start with https://")
+    authority = value.removeprefix("https://").split("/", 1)[0]
+    if not authority or "@" in authority or any(bad in value for bad in (" ", "\\", "\n")):
+        raise ValueError("must be a plain https URL without user name, spaces or backslashes")
+    if "{" in PLACEHOLDER.sub("", value) or "}" in PLACEHOLDER.sub("", value):
+        raise ValueError("has a brace that is not a {placeholder}")
+    return value
+
+
+def _matching(pattern: re.Pattern[str], what: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not pattern.match(value):
+            raise ValueError(f"is not {what}")
+        return value
+
+    return AfterValidator(check)
+
+
+UrlTemplate = Annotated[str, AfterValidator(_url)]
+"""An https URL, with `{name}` where a template parameter goes."""
+
+JsonPath = Annotated[str, _matching(_PATH, "a dotted path such as data.access_token")]
+"""Names joined by dots, from the top of the reply; a number picks an element of an array."""
+
+ParamName = Annotated[str, _matching(_PARAM, "a parameter name")]
+HeaderName = Annotated[str, _matching(_HEADER, "a header name")]
+
+Params = dict[ParamName, str]
+Renames = dict[ParamName, ParamName | None]
+"""Standard parameter name to the one this provider wants; null leaves the parameter out."""
+
+
+def placeholders(*texts: str | None) -> set[str]:
+    """The names in braces in these templates."""
+    return {name for text in texts if text for name in PLACEHOLDER.findall(text)}

@@ -1,0 +1,83 @@
+"""How a provider's tokens age and end: refresh, rotation, revocation, introspection."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from providers.spec_base import HeaderName, ParamName, Params, Part, Renames, UrlTemplate
+
+
+class Refresh(Part):
+    """How new access tokens are made. `refresh_token` is RFC 6749 section 6."""
+
+    kind: Literal["refresh_token", "access_token_exchange"] = "refresh_token"
+    grant_type: str | None = None
+    method: Literal["POST", "GET"] = "POST"
+    url: UrlTemplate | None = None
+    params: Params = Field(default_factory=dict)
+
+
+class RefreshPart(Part):
+    """RFC 6749 section 6, and what providers add to it. Lifetimes in seconds."""
+
+    refresh_supported: bool = True
+    refresh_endpoint: UrlTemplate | None = None
+    refresh_params: Params = Field(default_factory=dict)
+    refresh_param_names: Renames = Field(default_factory=dict)
+    refresh_params_include: tuple[Literal["redirect_uri"], ...] = ()
+    refresh_token_in: Literal["body", "header"] = "body"
+    refresh_sends_scope: bool = False
+    refresh_scope_param: ParamName | None = None  # the scope picks the resource a token is for
+    refresh_extends_current: bool = False
+    refresh: Refresh = Refresh()
+    post_token_exchange: Refresh | None = None
+    refresh_rotates: bool | None = None  # None: not known
+    rotation_grace_s: float | Literal["unlimited"] | None = None
+    on_reuse: Literal["family_revoked"] | None = None
+    refresh_token_lifetime_s: float | None = Field(None, gt=0)
+    refresh_token_idle_s: float | None = Field(None, gt=0)
+    access_token_lifetime_s: float | None = Field(None, gt=0)  # what is usual; the reply decides
+    assumed_lifetime_s: float | None = Field(None, gt=0)  # used when a reply has no expiry
+    min_refresh_age_s: float | None = Field(None, gt=0)
+    refresh_buffer_s: float | None = Field(None, gt=0)
+
+
+class Revocation(Part):
+    """A revocation request, when it is not RFC 7009 as written.
+
+    `url` and `params` may hold `{client_id}`; `url` may also hold `{token}`.
+    """
+
+    method: Literal["POST", "DELETE", "GET"] = "POST"
+    url: UrlTemplate | None = None  # None: the revocation endpoint
+    format: Literal["form", "json", "query", "none"] = "form"
+    auth: Literal["client", "client_secret_basic", "client_secret_post", "bearer", "header", "none"] = (
+        "client"
+    )
+    auth_header: HeaderName = "Authorization"
+    auth_template: str | None = None  # for `header`: "Client {client_secret}"
+    token: Literal["refresh_token", "access_token"] = "refresh_token"  # which token ends the grant
+    token_param: ParamName | None = "token"
+    hint_param: ParamName | None = "token_type_hint"
+    params: Params = Field(default_factory=dict)
+    headers: dict[HeaderName, str] = Field(default_factory=dict)
+    success_statuses: tuple[int, ...] = (200, 204)
+    gone_statuses: tuple[int, ...] = ()  # the provider doesn't know the token: it is dead already
+    gone_error_codes: tuple[str, ...] = ()
+
+
+class Introspection(Part):
+    """An introspection that is not RFC 7662."""
+
+    method: Literal["GET", "POST"] = "GET"
+    url: UrlTemplate
+    redact: bool = True
+
+
+class EndPart(Part):
+    """How a grant ends. No endpoint and no template: the provider has no revocation."""
+
+    revocation_endpoint: UrlTemplate | None = None
+    revocation: Revocation | None = None
+    introspection_endpoint: UrlTemplate | None = None
+    introspection: Introspection | None = None

@@ -1,0 +1,116 @@
+"""What a provider answers: where a reply keeps its tokens, and what its errors mean."""
+
+import re
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from providers.spec_base import JsonPath, ParamName, Part
+
+
+class MetadataPattern(Part):
+    """A fact cut out of a field: the pattern's first group."""
+
+    path: JsonPath
+    pattern: str
+
+    @field_validator("pattern")
+    @classmethod
+    def _one_group(cls, value: str) -> str:
+        if re.compile(value).groups != 1:
+            raise ValueError("must have exactly one group")
+        return value
+
+
+class AdditionalTokens(Part):
+    """Further tokens beside the main one."""
+
+    path: JsonPath
+    key: str
+
+
+class Response(Part):
+    """A token reply (RFC 6749 section 5.1). Paths that a reply lacks are simply absent."""
+
+    format: Literal["sniff", "json", "form"] = "sniff"  # what it is, whatever Content-Type says
+    strip_body_prefix: str | None = None
+    access_token_path: JsonPath = "access_token"
+    alternate_access_token_path: JsonPath | None = None
+    refresh_token_path: JsonPath | None = "refresh_token"
+    id_token_path: JsonPath | None = "id_token"
+    id_token: Literal["keep", "verify"] = "keep"
+    token_type_path: JsonPath | None = "token_type"
+    token_types: tuple[str, ...] = ("bearer",)  # accepted, case ignored; the first when absent
+    expires_in_path: JsonPath | None = "expires_in"
+    expires_in_unit: Literal["s", "ms"] = "s"
+    expires_at_path: JsonPath | None = None
+    expires_at_format: Literal["iso8601", "epoch_s", "epoch_ms"] = "iso8601"
+    zero_means_no_expiry: bool = False
+    refresh_expires_in_path: JsonPath | None = None
+    refresh_expires_at_path: JsonPath | None = None
+    refresh_expires_at_format: Literal["iso8601", "epoch_s", "epoch_ms"] = "iso8601"
+    scope_path: JsonPath | None = "scope"
+    scope_format: Literal["string", "array"] = "string"
+    scope_separator: str | None = Field(None, min_length=1, max_length=1)  # None: as requested
+    metadata_paths: tuple[JsonPath, ...] = ()
+    metadata_patterns: dict[str, MetadataPattern] = Field(default_factory=dict)
+    additional_tokens: AdditionalTokens | None = None
+
+
+class ErrorRule(Part):
+    """When a reply is an error whatever its HTTP status says.
+
+    The field at `path` is compared as JSON: a rule with `not_in` fires when the field is
+    there and has another value, one with `values` when it has one of these, one with neither
+    when the field is there at all.
+    """
+
+    path: JsonPath
+    not_in: tuple[Any, ...] | None = None
+    values: tuple[Any, ...] | None = None
+    code_path: JsonPath | None = None  # where the error's name is; None: at `path`
+
+    @model_validator(mode="after")
+    def _one_test(self) -> Self:
+        if self.not_in is not None and self.values is not None:
+            raise ValueError("has both not_in and values")
+        return self
+
+
+class ErrorPart(Part):
+    """Which answers mean success, which end the grant, and which only need time."""
+
+    success_statuses: tuple[int, ...] = (200,)
+    status_field: JsonPath | None = None  # with ok_values: anything else in it is an error
+    ok_values: tuple[Any, ...] = ()
+    error_rules: tuple[ErrorRule, ...] = ()
+    terminal_error_codes: tuple[str, ...] = ()
+    retryable_error_codes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _field_and_values(self) -> Self:
+        if (self.status_field is None) != (not self.ok_values):
+            raise ValueError("status_field and ok_values go together")
+        both = set(self.terminal_error_codes) & set(self.retryable_error_codes)
+        if both:
+            raise ValueError(f"codes are both terminal and retryable: {sorted(both)}")
+        return self
+
+
+class Lookup(Part):
+    """A question asked after consent: which account, which host."""
+
+    method: Literal["GET", "POST"] = "GET"
+    url: str
+    auth_scheme: str = "Bearer"
+    metadata: dict[str, JsonPath]
+    choose: JsonPath | None = None  # the array among which the subject must choose
+
+
+class ApiRequest(Part):
+    """How the provider's own API wants its credential."""
+
+    auth_header: str = "Authorization"
+    auth_scheme: str = "Bearer"
+    headers: dict[str, str] = Field(default_factory=dict)
+    query: dict[ParamName, str] = Field(default_factory=dict)

@@ -1,0 +1,80 @@
+"""Template parameters: the parts of a provider's URLs that an integration fills in.
+
+They decide which host gets a client secret, so each has a closed list or an anchored pattern.
+"""
+
+import re
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from providers.spec_base import Part
+
+_HOST = r"^(?=.{1,253}$)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,63}(?::[0-9]{1,5})?$"
+
+
+class TemplateParam(Part):
+    """One `{name}`: exactly one of `pattern`, `enum`, or `kind: arbitrary_host`.
+
+    `normalise` is done before the check. `source` says who fills it; what is not the
+    integration's admin comes from elsewhere in a flow.
+    """
+
+    pattern: str | None = None
+    enum: tuple[str, ...] | None = None
+    kind: Literal["text", "arbitrary_host"] = "text"
+    default: str | None = None
+    normalise: tuple[Literal["lower", "underscore_to_hyphen"], ...] = ()
+    source: Literal["integration", "callback", "post_auth_lookup"] = "integration"
+    description: str = ""
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        rules = [self.pattern is not None, self.enum is not None, self.kind == "arbitrary_host"]
+        if sum(rules) != 1:
+            raise ValueError("needs exactly one of pattern, enum, kind: arbitrary_host")
+        if self.pattern is not None:
+            _check_pattern(self.pattern)
+        if self.default is not None and self.problem(self.default):
+            raise ValueError("its default doesn't meet its own rule")
+        return self
+
+    def normal(self, value: str) -> str:
+        """The value as it goes into the URL."""
+        if "lower" in self.normalise or self.kind == "arbitrary_host":
+            value = value.lower()
+        return value.replace("_", "-") if "underscore_to_hyphen" in self.normalise else value
+
+    def problem(self, value: str) -> str | None:
+        """Why a normalised value may not go into the URL, or None."""
+        if not value or len(value) > 253 or not value.isascii() or not value.isprintable():
+            return "must be 1 to 253 printable ASCII characters"
+        if any(bad in value for bad in "/\\?#@%{} "):
+            return "must not hold / \\ ? # @ % { } or a space"
+        if self.enum is not None:
+            return None if value in self.enum else f"must be one of {', '.join(self.enum)}"
+        pattern = self.pattern if self.pattern is not None else _HOST
+
+        return None if re.fullmatch(pattern, value) else f"must match {pattern}"
+
+
+def _check_pattern(pattern: str) -> None:
+    if not (pattern.startswith("^") and pattern.endswith("$")) or pattern.endswith("\\$"):
+        raise ValueError("its pattern must be anchored: ^…$")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"its pattern is not a regular expression: {error}") from None
+    if "|" in _outside_groups(pattern):
+        raise ValueError("its pattern has an alternative that the anchors don't cover: ^(?:a|b)$")
+
+
+def _outside_groups(pattern: str) -> str:
+    """The pattern without escapes, classes and groups."""
+    flat = re.sub(r"\\.", "", pattern)
+    flat = re.sub(r"\[[^\]]*\]", "", flat)
+    while True:
+        shorter = re.sub(r"\([^()]*\)", "", flat)
+        if shorter == flat:
+            return flat
+        flat = shorter

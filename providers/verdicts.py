@@ -1,0 +1,112 @@
+"""Sorts a refusal by who repairs it. Pure.
+
+The rule behind the sorting: a grant is condemned only by an error that is known to mean
+so. Providers invent names, gateways answer in their place, and a page of HTML with status
+400 says nothing about a refresh token; calling it dead would send a subject back to a
+consent page for somebody's outage.
+"""
+
+import re
+from typing import Any
+
+from evergrant_server.core.errors import Code, Failure
+from providers.reading import Unreadable, at, parse
+from providers.reply import RawReply
+from providers.spec import ProviderSpec
+from providers.times import retry_after
+
+# RFC 6749 section 5.2, RFC 7009 section 2.2.1, and the name several providers use for 3.1.2.4
+_OURS = frozenset(
+    {
+        "invalid_client",
+        "unauthorized_client",
+        "invalid_request",
+        "unsupported_grant_type",
+        "unsupported_token_type",
+        "invalid_scope",
+        "invalid_target",  # RFC 8707 section 2
+        "redirect_uri_mismatch",
+        "invalid_redirect_uri",
+    }
+)
+_RATE = frozenset({"slow_down", "rate_limited", "ratelimited", "rate_limit_exceeded"})
+_SHOWABLE = re.compile(r"[a-z0-9_.\-]{1,64}")
+_WRONG_PLACE = frozenset({404, 405, 406, 410, 411, 413, 414, 415})
+
+
+def error_of(spec: ProviderSpec, data: dict[str, Any]) -> str | None:
+    """The name of the error a body reports, "" for one without a name, None when it reports none."""
+    for rule in spec.error_rules:
+        value = at(data, rule.path)
+        if value is None:
+            continue
+        if rule.not_in is not None:
+            fires = not _among(value, rule.not_in)
+        else:
+            fires = rule.values is None or _among(value, rule.values)
+        if fires:
+            return _name(at(data, rule.code_path or rule.path))
+    if spec.status_field is not None and not _among(at(data, spec.status_field), spec.ok_values):
+        return _name(at(data, spec.status_field))
+    error = data.get("error")
+    if isinstance(error, dict):
+        return _name(error.get("code") or error.get("type"))
+    return _name(error) if error else None
+
+
+def _among(value: Any, values: tuple[Any, ...]) -> bool:
+    """Membership as JSON sees it: true is not 1."""
+    return any(value == known and isinstance(value, bool) == isinstance(known, bool) for known in values)
+
+
+def _name(value: Any) -> str:
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+
+
+def refusal(spec: ProviderSpec, reply: RawReply, error: str | None) -> Failure:
+    """The failure an unsuccessful reply means. `error` is its name, when it had a readable one."""
+    wait = retry_after(reply.headers)
+    code = _sorted(spec, reply.status, error)
+    context = {"provider": spec.name, "provider_status": str(reply.status)}
+    if error and _SHOWABLE.fullmatch(error):
+        context["provider_error"] = error
+    said = f" and the error {context['provider_error']}" if "provider_error" in context else ""
+    waits = code in (Code.PROVIDER_ERROR, Code.PROVIDER_RATE_LIMITED)
+    return Failure(
+        code,
+        f"{spec.name} answered with status {reply.status}{said}",
+        retry_after=wait if waits else None,
+        **context,
+    )
+
+
+def _sorted(spec: ProviderSpec, status: int, error: str | None) -> Code:
+    if status == 429 or error in _RATE:
+        return Code.PROVIDER_RATE_LIMITED
+    if status >= 500 or error in spec.retryable_error_codes:
+        return Code.PROVIDER_ERROR
+    if error == "invalid_grant" or error in spec.terminal_error_codes:
+        return Code.GRANT_REJECTED
+    if error in _OURS:
+        return Code.CLIENT_REJECTED
+    if error is None and (status < 400 or status in _WRONG_PLACE):
+        return Code.REPLY_UNREADABLE  # a redirect or a missing page: the definition is wrong
+    return Code.PROVIDER_ERROR
+
+
+def unreadable(spec: ProviderSpec, reply: RawReply, why: str) -> Failure:
+    """REPLY_UNREADABLE with the shape of what came, never its content."""
+    return Failure(
+        Code.REPLY_UNREADABLE,
+        f"{spec.name} answered with status {reply.status} and {why}",
+        provider=spec.name,
+        provider_status=str(reply.status),
+    )
+
+
+def body_of(spec: ProviderSpec, reply: RawReply) -> dict[str, Any]:
+    """The reply's fields. Raises Failure REPLY_UNREADABLE."""
+    try:
+        return parse(reply.body, spec.response.format, spec.response.strip_body_prefix)
+    except Unreadable as why:
+        raise unreadable(spec, reply, str(why)) from None

@@ -1,0 +1,128 @@
+"""The last step before the wire: authlib's standard request in a provider's dialect.
+
+Client authentication, parameter names, body format and headers are put on here, in the one
+place authlib offers for it: the request's auth.
+"""
+
+import base64
+import json
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, quote_plus, urlencode
+
+import httpx2
+
+from evergrant_server.core.errors import Code, Failure
+from providers.client import OAuthClient
+from providers.spec import ClientAuth, ProviderSpec
+
+_STANDARD = {"Accept": "application/json", "User-Agent": "Evergrant"}
+_BODY_HEADERS = ("content-type", "content-length")
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How one request differs from RFC 6749. `extra` and `query` may hold `{client_id}`."""
+
+    method: str = "POST"
+    format: str = "form"
+    auth: str = ClientAuth.BASIC.value
+    renames: Mapping[str, str | None] = field(default_factory=dict)
+    extra: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    bearer: str | None = field(default=None, repr=False)  # a token of the subject's as the credential
+    drop: tuple[str, ...] = ()
+
+
+class WireAuth(httpx2.Auth):
+    """Turns the standard form request into the one this provider wants."""
+
+    requires_request_body = True
+
+    def __init__(self, spec: ProviderSpec, client: OAuthClient, dialect: Dialect) -> None:
+        self._spec = spec
+        self._client = client
+        self._dialect = dialect
+
+    def auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
+        dialect = self._dialect
+        fields = dict(parse_qsl(request.content.decode(), keep_blank_values=True))
+        fields = {name: value for name, value in fields.items() if name not in dialect.drop}
+        fields |= dialect.extra
+        headers = httpx2.Headers(
+            [(k, v) for k, v in request.headers.multi_items() if k.lower() not in (*_BODY_HEADERS, "host")]
+        )
+        headers.update(_STANDARD)
+        headers.update(dict(self._spec.required_headers))
+        headers.update(dict(dialect.headers))
+        if dialect.bearer is not None:
+            headers["Authorization"] = f"Bearer {dialect.bearer}"
+        self._identify(fields, headers)
+        yield _written(request, dialect, _renamed(fields, self._renames()), headers)
+
+    def _renames(self) -> dict[str, str | None]:
+        named: dict[str, str | None] = {
+            "client_id": self._spec.client_id_param,
+            "client_secret": self._spec.client_secret_param,
+        }
+        return named | dict(self._dialect.renames)
+
+    def _identify(self, fields: dict[str, str], headers: httpx2.Headers) -> None:
+        """Say who we are (RFC 6749 section 2.3.1)."""
+        match self._dialect.auth:
+            case ClientAuth.BASIC.value:
+                headers["Authorization"] = f"Basic {self._basic()}"
+            case ClientAuth.POST.value:
+                fields["client_id"] = self._client.client_id
+                if self._spec.client_secret_header:
+                    headers[self._spec.client_secret_header] = self._secret()
+                else:
+                    fields["client_secret"] = self._secret()
+            case ClientAuth.NONE.value:
+                fields["client_id"] = self._client.client_id
+            case "header" | "bearer":
+                pass  # the dialect's own header says it
+            case other:
+                detail = f"client authentication {other[:40]!r} is not carried out"
+                raise Failure(Code.INVALID_REQUEST, detail, field="client_auth", provider=self._spec.name)
+
+    def _secret(self) -> str:
+        if self._client.client_secret is None:
+            detail = f"the integration has no client secret, and {self._spec.name} wants one"
+            raise Failure(Code.CLIENT_REJECTED, detail, provider=self._spec.name)
+        return self._client.client_secret.reveal()
+
+    def _basic(self) -> str:
+        encode = quote_plus if self._spec.basic_auth_encoding == "form" else str
+        client_id, secret = encode(self._client.client_id), encode(self._secret())
+        pair = f"{client_id}:{secret}"
+        if self._spec.basic_auth_template is not None:
+            pair = self._spec.basic_auth_template.replace("{client_id}", client_id)
+            pair = pair.replace("{client_secret}", secret)
+        return base64.b64encode(pair.encode()).decode("ascii")
+
+
+def _renamed(fields: Mapping[str, str], renames: Mapping[str, str | None]) -> dict[str, str]:
+    named = {renames.get(name, name): value for name, value in fields.items()}
+    return {name: value for name, value in named.items() if name is not None}
+
+
+def _written(
+    request: httpx2.Request, dialect: Dialect, fields: dict[str, str], headers: httpx2.Headers
+) -> httpx2.Request:
+    """The request with its fields where this provider reads them."""
+    query = dict(dialect.query)
+    content = b""
+    if dialect.method == "GET" or dialect.format == "query":
+        query |= fields
+    elif dialect.format == "json":
+        headers["Content-Type"] = "application/json"
+        content = json.dumps(fields).encode()
+    elif dialect.format == "form":
+        headers["Content-Type"] = "application/x-www-form-urlencoded"
+        content = urlencode(fields).encode()
+    url = request.url.copy_merge_params(query) if query else request.url
+    rewritten = httpx2.Request(dialect.method, url, headers=headers, content=content or None)
+    rewritten.extensions = request.extensions
+    return rewritten
