@@ -1,0 +1,26 @@
+# The server: API and worker are the same image with another command.
+#   docker build -t evergrant . && docker run --rm evergrant serve
+FROM python:3.13-slim AS build
+WORKDIR /app
+COPY requirements/server.txt requirements/server.txt
+RUN python -m venv --without-pip /venv \
+    && python -m pip --python /venv/bin/python install --no-cache-dir --disable-pip-version-check \
+        --require-hashes --only-binary=:all: -r requirements/server.txt
+
+FROM python:3.13-slim
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 EVERGRANT_DATA_DIR=/var/lib/evergrant EVERGRANT_HOST=0.0.0.0
+# volumes mounted here take over these folders' owner
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin evergrant \
+    && install -d -o evergrant -g evergrant -m 0700 /var/lib/evergrant /keys/worker /keys/api
+COPY --from=build /venv /venv
+WORKDIR /app
+COPY alembic.ini worker.py ./
+COPY migrations migrations
+COPY evergrant_server evergrant_server
+COPY workflows workflows
+COPY activities activities
+COPY providers providers
+USER 10001
+EXPOSE 8480
+ENTRYPOINT ["python", "-m", "evergrant_server"]
+CMD ["serve"]
