@@ -1,0 +1,24 @@
+"""The workflow: ask for a fresh grant, wait until it is there, then fetch."""
+
+from datetime import timedelta
+
+from evergrant.temporal import TokenInbox
+from temporalio import workflow
+
+from examples.pipeline.messages import APP, Order, Report
+
+
+@workflow.defn
+class SyncContacts(TokenInbox):
+    """Reads a subject's contacts at a provider, without ever holding their token."""
+
+    @workflow.run
+    async def run(self, order: Order) -> Report:
+        await self.token_for(order.connection, app=APP, timeout=timedelta(minutes=2))
+        return await workflow.execute_activity(
+            "fetch_contacts",
+            order,
+            result_type=Report,
+            start_to_close_timeout=timedelta(minutes=1),
+            summary=f"contacts of {order.integration}",
+        )
