@@ -1,0 +1,133 @@
+"""A lease can't be shown, pickled, copied or written as JSON; settings don't leak the key."""
+
+import copy
+import dataclasses
+import json
+import logging
+import pickle
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from evergrant import BadRequest, Evergrant, Lease, LeaseLeak
+from evergrant.target import Target
+from pydantic_core import PydanticSerializationError, to_json
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.converter import DataConverter
+
+from tests.unit.client.conftest import Caller
+from tests.unit.client.scripted_evergrant import TOKEN, ScriptedEvergrant, lease
+
+
+@pytest.fixture
+def leased() -> Lease:
+    return Lease(
+        TOKEN,
+        token_type="Bearer",
+        expires_at=datetime(2030, 1, 1, tzinfo=UTC),
+        scopes=(),
+        generation=1,
+        connection_id="con_1",
+    )
+
+
+def test_no_way_of_printing_shows_the_token(leased: Lease):
+    shown = f"{leased} {leased!r} {leased!s} {[leased]}{leased:}"
+    assert TOKEN not in shown
+    assert shown.count("***") == 5
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickling_is_refused(leased: Lease, protocol: int):
+    with pytest.raises(LeaseLeak):
+        pickle.dumps(leased, protocol)
+
+
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda it: it.__getstate__()])
+def test_copying_is_refused(leased: Lease, way):
+    with pytest.raises(LeaseLeak):
+        way(leased)
+
+
+@pytest.mark.parametrize("way", [json.dumps, vars, dataclasses.asdict, dict, list])
+def test_it_can_not_be_taken_apart_by_accident(leased: Lease, way):
+    with pytest.raises(TypeError):
+        way(leased)
+
+
+def test_pydantic_refuses_it(leased: Lease):
+    with pytest.raises(PydanticSerializationError):
+        to_json({"lease": leased})
+
+
+@pytest.mark.parametrize("converter", [DataConverter.default, pydantic_data_converter])
+def test_temporals_converters_refuse_it(leased: Lease, converter: DataConverter):
+    with pytest.raises((TypeError, PydanticSerializationError)):
+        converter.payload_converter.to_payloads([{"lease": leased}])
+
+
+def test_it_can_not_be_changed(leased: Lease):
+    with pytest.raises(AttributeError):
+        leased.generation = 2  # type: ignore[misc]  # what is tested
+    with pytest.raises(AttributeError):
+        del leased.access_token
+
+
+async def test_logs_at_debug_hold_neither_key_nor_token(
+    caller: Caller, evergrant: ScriptedEvergrant, caplog: pytest.LogCaptureFixture
+):
+    evergrant.script("POST /v1/lease", lease())
+    with caplog.at_level(logging.DEBUG):
+        await caller.do("lease", "crm", "alice")
+    assert "/v1/lease" in caplog.text
+    assert TOKEN not in caplog.text
+    assert "evg_key_canary" not in caplog.text
+
+
+class TestTarget:
+    def test_arguments_win_over_the_environment(self):
+        env = {"EVERGRANT_URL": "https://a.example/", "EVERGRANT_API_KEY": "env"}
+        assert Target.find(environ=env) == Target("https://a.example", "env")
+        assert Target.find("https://b.example", "arg", environ=env) == Target("https://b.example", "arg")
+
+    def test_a_key_file_is_read_without_its_line_end(self, tmp_path: Path):
+        file = tmp_path / "key"
+        file.write_text("evg_from_file\n")
+        env = {"EVERGRANT_URL": "http://localhost:8080", "EVERGRANT_API_KEY_FILE": str(file)}
+        assert Target.find(environ=env).api_key == "evg_from_file"
+
+    def test_the_key_is_not_shown(self):
+        assert "canary" not in repr(Target("https://a.example", "canary"))
+
+    @pytest.mark.parametrize(
+        ("url", "env", "code"),
+        [
+            (None, {}, "url_missing"),
+            ("ftp://a.example", {}, "url_invalid"),
+            ("https://", {}, "url_invalid"),
+            ("http://a.example", {}, "plain_http_refused"),
+            ("http://127.0.0.1.a.example", {}, "plain_http_refused"),
+            ("https://a.example", {}, "api_key_missing"),
+            ("https://a.example", {"EVERGRANT_API_KEY_FILE": "/does/not/exist"}, "api_key_file_unreadable"),
+        ],
+    )
+    def test_bad_settings_have_a_code_and_a_repair(self, url: str | None, env: dict[str, str], code: str):
+        with pytest.raises(BadRequest) as refused:
+            Target.find(url, environ=env)
+        assert refused.value.code == code
+        assert "EVERGRANT_" in refused.value.repair
+
+    @pytest.mark.parametrize("url", ["http://127.8.9.1:1", "http://[::1]:1", "http://localhost"])
+    def test_plain_http_stays_on_this_machine(self, url: str):
+        assert Target.find(url, "key", environ={}).url == url
+
+    def test_plain_http_elsewhere_has_to_be_asked_for(self):
+        Target.find("http://a.example", "key", allow_plain_http=True, environ={})
+        Target.find("http://a.example", "key", environ={"EVERGRANT_ALLOW_PLAIN_HTTP": "1"})
+
+    def test_the_client_reads_the_environment(self, monkeypatch: pytest.MonkeyPatch):
+        with pytest.raises(BadRequest, match="url_missing"):
+            Evergrant()
+        monkeypatch.setenv("EVERGRANT_URL", "https://a.example")
+        monkeypatch.setenv("EVERGRANT_API_KEY", "key")
+        Evergrant().close()
