@@ -1,0 +1,154 @@
+"""What is done to one connection: refresh, reauthorize, revoke."""
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from evergrant_server.api.authentication import Caller
+from evergrant_server.api.connections import view_of
+from evergrant_server.api.establishing import Establishing, Opened, require_ready, signal
+from evergrant_server.api.guards import Asking, By, IdempotencyKey, With, visible_connection
+from evergrant_server.api.idempotency import Answer, Once
+from evergrant_server.api.parts import Parts
+from evergrant_server.api.shapes import ReauthorizeBody, RefreshBody, RevokeBody
+from evergrant_server.api.views import ConnectionView
+from evergrant_server.core.access import Action
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.messages import SIGNAL_REVOKE, Asked, Revoke
+from evergrant_server.store import Tx
+
+router = APIRouter(tags=["connections"])
+
+
+@router.post("/v1/connections/{connection_id}/refresh", response_model=ConnectionView)
+async def refresh(
+    connection_id: str,
+    request: Request,
+    parts: With,
+    caller: Asking,
+    asked: By,
+    body: RefreshBody | None = None,
+    key: IdempotencyKey = None,
+) -> Response:
+    """Have the grant made newer than `seen_generation`; many who ask share one refresh."""
+    once = Once(request, caller, key, body)
+    async with parts.store.read() as tx:
+        connection = await visible_connection(tx, caller, connection_id, Action.TOKEN, Action.CONNECT, Action.ADMIN)
+        answer = await once.recall(tx)
+    if answer is not None:
+        return answer.response()
+    require_leasable(connection)
+    seen = connection.generation
+    if body is not None and body.seen_generation is not None:
+        seen = min(body.seen_generation, seen)
+    if connection.generation <= seen:
+        await parts.freshening.refreshed(connection.tenant, connection.id, seen, asked)
+    async with parts.store.write() as tx:
+        connection = await visible_connection(tx, caller, connection_id)
+        answer = Answer.of(200, await view_of(tx, connection))
+        await once.remember(tx, answer, parts.clock.now())
+    return answer.response()
+
+
+@router.post("/v1/connections/{connection_id}/reauthorize", response_model=ConnectionView)
+async def reauthorize(
+    connection_id: str,
+    request: Request,
+    parts: With,
+    caller: Asking,
+    asked: By,
+    body: ReauthorizeBody | None = None,
+    key: IdempotencyKey = None,
+) -> Response:
+    """A new connect link. What the connection holds stays until the subject has consented again."""
+    once = Once(request, caller, key, body)
+    wanted = body or ReauthorizeBody()
+    async with parts.store.write() as tx:
+        answer = await once.recall(tx)
+        if answer is None:
+            connection = await visible_connection(tx, caller, connection_id, Action.CONNECT)
+            opened = await _ask_again(tx, Establishing(parts, caller, asked), parts, connection, wanted)
+            answer = Answer.of(200, await view_of(tx, connection, opened))
+            await once.remember(tx, answer, parts.clock.now())
+    return answer.response()
+
+
+async def _ask_again(
+    tx: Tx, establishing: Establishing, parts: Parts, connection: Connection, wanted: ReauthorizeBody
+) -> Opened:
+    if connection.state.final or connection.state is State.REVOKING:
+        raise Failure(connection.reason or Code.CONNECTION_REVOKED, connection_id=connection.id)
+    if connection.state is State.PENDING_CONSENT and connection.consent_deadline <= parts.clock.now():
+        raise Failure(Code.CONSENT_EXPIRED, connection_id=connection.id)
+    integration = await tx.integrations.get(connection.tenant, connection.integration_id)
+    if integration is None:
+        raise Failure(Code.NOT_FOUND)
+    require_ready(integration)
+    before = connection.requested_scopes or None
+    scopes = establishing.scopes(integration, connection.subject, wanted.scopes or before)
+    consent, url = await establishing.ask(tx, connection, scopes, wanted.return_to)
+    await establishing.record(
+        tx, AuditAction.REAUTHORIZE_ASKED, connection.id, consent_id=consent.id, scopes=list(scopes)
+    )
+    return Opened(connection, False, consent, url)
+
+
+@router.post("/v1/connections/{connection_id}/revoke", status_code=202, response_model=ConnectionView)
+async def revoke(
+    connection_id: str,
+    request: Request,
+    parts: With,
+    caller: Asking,
+    asked: By,
+    body: RevokeBody | None = None,
+    key: IdempotencyKey = None,
+) -> Response:
+    """Revoke, for good. From this answer on no lease leaves; the provider is told until it confirms."""
+    return await _revoke(connection_id, parts, caller, asked, body or RevokeBody(), Once(request, caller, key, body))
+
+
+@router.delete("/v1/connections/{connection_id}", status_code=202, response_model=ConnectionView)
+async def delete(connection_id: str, request: Request, parts: With, caller: Asking, asked: By) -> Response:
+    """The same as revoke: a connection is never deleted without the provider being told."""
+    once = Once(request, caller, None, None)
+    return await _revoke(connection_id, parts, caller, asked, RevokeBody(reason="deleted"), once)
+
+
+async def _revoke(
+    connection_id: str, parts: Parts, caller: Caller, asked: Asked, body: RevokeBody, once: Once
+) -> Response:
+    async with parts.store.write() as tx:
+        answer = await once.recall(tx)
+        if answer is None:
+            connection = await visible_connection(tx, caller, connection_id, Action.CONNECT, Action.ADMIN)
+            connection = await _written(tx, parts, caller, asked, connection, body.reason)
+            answer = Answer.of(202, await view_of(tx, connection))
+            await once.remember(tx, answer, parts.clock.now())
+    parts.relay.nudge()
+    return answer.response()
+
+
+async def _written(
+    tx: Tx, parts: Parts, caller: Caller, asked: Asked, connection: Connection, reason: str
+) -> Connection:
+    """Store, outbox and audit in one transaction: a revocation needs nothing else to hold."""
+    if connection.state.final or connection.state is State.REVOKING:
+        return connection  # the first one holds; asking again changes nothing
+    now = parts.clock.now()
+    after = await tx.connections.replace(connection.revoke_asked(reason, now), expected=connection.revision)
+    told = Revoke(reason=reason, asked=asked)
+    await tx.outbox.add(signal(after, SIGNAL_REVOKE, told.model_dump(mode="json"), now))
+    await Establishing(parts, caller, asked).record(tx, AuditAction.REVOKE_ASKED, after.id, reason=reason)
+    return after
+
+
+def require_leasable(connection: Connection) -> None:
+    """Raise Failure CONSENT_REQUIRED or what else keeps the connection from having a fresh grant."""
+    match connection.state:
+        case State.ACTIVE:
+            return
+        case State.PENDING_CONSENT:
+            raise Failure(Code.CONSENT_REQUIRED, connection_id=connection.id)
+        case _:
+            raise Failure(connection.reason or Code.CONSENT_REQUIRED, connection_id=connection.id)

@@ -1,0 +1,140 @@
+"""`/v1/connections`: start one, list them, look at one."""
+
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from evergrant_server.api.authentication import Caller
+from evergrant_server.api.establishing import Establishing, Opened, Wanted
+from evergrant_server.api.guards import Asking, By, IdempotencyKey, With, visible_connection
+from evergrant_server.api.idempotency import Answer, Once
+from evergrant_server.api.parts import Parts
+from evergrant_server.api.shapes import ConnectionBody
+from evergrant_server.api.views import ConnectionView, Page
+from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.errors import Failure
+from evergrant_server.policy import reaches
+from evergrant_server.store import Tx
+
+router = APIRouter(tags=["connections"])
+
+_SCAN = 200  # rows read at a time while looking for those the app may see
+_MOST_SCANS = 25
+_DESCRIBE_S = 1.0  # how long a read waits for the workflow's own words
+
+
+async def view_of(tx: Tx, connection: Connection, opened: Opened | None = None) -> ConnectionView:
+    grant = await tx.grants.get(connection.tenant, connection.id)
+    view = ConnectionView.of(connection, grant)
+    if opened is None or opened.consent is None:
+        return view
+    link = {"connect_url": opened.url, "connect_expires_at": opened.consent.expires_at}
+    return view.model_copy(update=link)
+
+
+@router.post(
+    "/v1/connections",
+    status_code=201,
+    response_model=ConnectionView,
+    responses={200: {"model": ConnectionView, "description": "It exists already"}},
+)
+async def start(
+    body: ConnectionBody,
+    request: Request,
+    parts: With,
+    caller: Asking,
+    asked: By,
+    key: IdempotencyKey = None,
+) -> Response:
+    """Start a connection, or get the one there is. Send the subject to `connect_url`."""
+    once = Once(request, caller, key, body)
+    wanted = Wanted(body.integration, body.subject, body.label, body.scopes, body.return_to)
+    async with parts.store.write() as tx:
+        answer = await once.recall(tx)
+        if answer is None:
+            opened = await Establishing(parts, caller, asked).connect(tx, wanted)
+            view = await view_of(tx, opened.connection, opened)
+            if opened.consent is not None:
+                view = view.model_copy(update={"expires_at": opened.consent.expires_at})
+            answer = Answer.of(201 if opened.created else 200, view)
+            await once.remember(tx, answer, parts.clock.now())
+    parts.relay.nudge()
+    return answer.response()
+
+
+@router.get("/v1/connections")
+async def listed(
+    parts: With,
+    caller: Asking,
+    integration: Annotated[str | None, Query(max_length=63)] = None,
+    provider: Annotated[str | None, Query(max_length=63)] = None,
+    subject: Annotated[str | None, Query(max_length=255)] = None,
+    state: State | None = None,
+    expiring_before: datetime | None = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=2000)] = None,
+) -> Page[ConnectionView]:
+    """The connections that the app has a permit for, sorted by id."""
+    filters = {
+        "integration": integration,
+        "provider": provider,
+        "subject": subject,
+        "state": state,
+        "expiring_before": expiring_before,
+    }
+    bound = {"list": "connections", "app": caller.app.id, **filters}
+    after = parts.cursors.read(cursor, caller.tenant, **bound)
+    async with parts.store.read() as tx:
+        found, last = await _visible(tx, caller, filters, after, limit)
+        items = [await view_of(tx, connection) for connection in found]
+    following = parts.cursors.write(last, caller.tenant, **bound) if last is not None else None
+    return Page(items=items, next_cursor=following)
+
+
+async def _visible(
+    tx: Tx, caller: Caller, filters: dict[str, object], after: str | None, limit: int
+) -> tuple[list[Connection], str | None]:
+    """Up to `limit` connections that the app may see, and the id to go on after, if there is more.
+
+    An app that sees little of a large tenant may get a short page with a cursor.
+    """
+    found: list[Connection] = []
+    for _ in range(_MOST_SCANS):
+        batch = await tx.connections.page(caller.tenant, **filters, after=after, limit=_SCAN)  # pyright: ignore[reportArgumentType]  # the filters' types differ by name
+        for connection in batch:
+            if reaches(caller.permits, integration=connection.integration, subject=connection.subject):
+                if len(found) == limit:
+                    return found, found[-1].id
+                found.append(connection)
+        if len(batch) < _SCAN:
+            return found, None
+        after = batch[-1].id
+    return found, after
+
+
+@router.get("/v1/connections/{connection_id}")
+async def shown(connection_id: str, parts: With, caller: Asking) -> ConnectionView:
+    """State, generation, expiry and what comes next. Never a secret."""
+    async with parts.store.read() as tx:
+        connection = await visible_connection(tx, caller, connection_id)
+        view = await view_of(tx, connection)
+    return view.model_copy(update=await _next(parts, connection))
+
+
+async def _next(parts: Parts, connection: Connection) -> dict[str, object]:
+    """What the workflow will do next, if it can be asked; the state says what others must do."""
+    match connection.state:
+        case State.PENDING_CONSENT:
+            return {"next_action": "consent", "next_at": connection.consent_deadline}
+        case State.NEEDS_REAUTH:
+            return {"next_action": "reauthorize"}
+        case State.ACTIVE | State.REVOKING:
+            try:
+                said = await parts.link.describe(connection.tenant, connection.id, timeout=_DESCRIBE_S)
+            except Failure:
+                return {}  # Temporal is away: what the store says is still true
+            return {"next_action": said.next_step, "next_at": said.next_at}
+        case _:
+            return {}

@@ -1,0 +1,262 @@
+"""Connections and consents as they begin: rows, outbox and audit in the transaction of the caller."""
+
+import hashlib
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from evergrant_server import audit
+from evergrant_server.api.authentication import Caller
+from evergrant_server.api.parts import Parts
+from evergrant_server.core.access import Action, Integration, IntegrationState
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.consent import Consent, ConsentStatus
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.ids import ConnectionId, ConsentId, OutboxId, new_id, workflow_id
+from evergrant_server.core.messages import Asked, ConnectionStart, Life
+from evergrant_server.core.outbox import OutboxKind, OutboxMessage
+from evergrant_server.core.schedule import NEWEST_RULES
+from evergrant_server.core.secret import Secret
+from evergrant_server.policy import Reason, above, decide
+from evergrant_server.store import Tx
+
+LINK_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A connection by its names, and what it should be able to do."""
+
+    integration: str
+    subject: str
+    label: str
+    scopes: tuple[str, ...] | None = None
+    return_to: str | None = None
+    leasing: bool = False  # asked for by a lease, which takes whatever link there is
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A connection and the link its subject can go on with; None when there is none to be had."""
+
+    connection: Connection
+    created: bool
+    consent: Consent | None = None
+    url: str | None = None
+
+
+def hash_of_link(link: str) -> str:
+    return hashlib.sha256(link.encode()).hexdigest()
+
+
+class Establishing:
+    """Creates connections and consents for one caller, in the caller's transaction."""
+
+    def __init__(self, parts: Parts, caller: Caller, asked: Asked) -> None:
+        self._parts = parts
+        self._caller = caller
+        self._asked = asked
+        self._now = parts.clock.now()
+
+    async def connect(self, tx: Tx, wanted: Wanted) -> Opened:
+        """The live connection of these names with its link, or a new one.
+
+        Raises Failure NOT_FOUND, NOT_PERMITTED, SCOPE_NOT_PERMITTED, DISCOVERY_FAILED,
+        INVALID_REQUEST for a `return_to` that isn't the app's, CONSENT_EXPIRED while an
+        unanswered consent is being closed.
+        """
+        integration = await self.integration(tx, wanted.integration, wanted.subject)
+        self._check_return_to(wanted.return_to)
+        scopes = self.scopes(integration, wanted.subject, wanted.scopes)
+        found = await tx.connections.by_names(
+            self._caller.tenant, wanted.integration, wanted.subject, wanted.label
+        )
+        if found is not None and not found.state.final:
+            return await self._with_link(tx, found, scopes, wanted)
+        connection = await self._add(tx, integration, wanted, scopes)
+        consent, url = await self.ask(tx, connection, scopes, wanted.return_to)
+        return Opened(connection, True, consent, url)
+
+    async def integration(self, tx: Tx, name: str, subject: str) -> Integration:
+        """The integration, when this app may connect this subject there and it is ready."""
+        verdict = decide(self._caller.permits, integration=name, subject=subject, action=Action.CONNECT)
+        found = await tx.integrations.by_name(self._caller.tenant, name)
+        if found is None or verdict.reason is Reason.NO_PERMIT:
+            raise Failure(Code.NOT_FOUND)
+        if not verdict.allowed:
+            raise Failure(Code.NOT_PERMITTED, "That needs the action connect.")
+        require_ready(found)
+        return found
+
+    def scopes(
+        self, integration: Integration, subject: str, asked: tuple[str, ...] | None
+    ) -> tuple[str, ...]:
+        """What to ask for. Raises Failure SCOPE_NOT_PERMITTED above a ceiling."""
+        spec = self._parts.registry.get(integration.provider)
+        scopes = tuple(dict.fromkeys(asked or integration.default_scopes or spec.default_scopes))
+        counted = tuple(scope for scope in scopes if scope != spec.offline_scope)
+        verdict = decide(
+            self._caller.permits,
+            integration=integration.name,
+            subject=subject,
+            action=Action.CONNECT,
+            scopes=counted,
+        )
+        if not verdict.allowed or above(counted, integration.scope_ceiling):
+            refuse_scopes(above(counted, verdict.ceiling, integration.scope_ceiling))
+        return scopes
+
+    async def ask(
+        self, tx: Tx, connection: Connection, scopes: tuple[str, ...], return_to: str | None
+    ) -> tuple[Consent, str]:
+        """A new consent and its connect link."""
+        self._check_return_to(return_to)
+        link = secrets.token_urlsafe(LINK_BYTES)
+        waits = connection.state is State.PENDING_CONSENT
+        consent = Consent(
+            tenant=connection.tenant,
+            id=ConsentId(new_id("cns")),
+            connection_id=connection.id,
+            integration_id=connection.integration_id,
+            scopes=scopes,
+            return_to=return_to,
+            link_hash=hash_of_link(link),
+            created_at=self._now,
+            # a pending connection ends at its deadline, and its links with it
+            expires_at=connection.consent_deadline if waits else self._now + self._parts.settings.consent_ttl,
+            by=self._asked.by,
+            trace_id=self._asked.trace_id,
+        )
+        await tx.consents.add(consent, Secret(link))
+        return consent, self._url(link)
+
+    async def record(self, tx: Tx, action: AuditAction, what: str, **detail: object) -> None:
+        entry = AuditEntry(
+            tenant=self._caller.tenant, at=self._now, action=action, object=what, asked=self._asked, detail=detail
+        )
+        await audit.append(tx, entry)
+
+    async def _with_link(
+        self, tx: Tx, connection: Connection, scopes: tuple[str, ...], wanted: Wanted
+    ) -> Opened:
+        if connection.state not in (State.PENDING_CONSENT, State.NEEDS_REAUTH):
+            return Opened(connection, False)
+        still_open = await tx.consents.open_for(connection.tenant, connection.id, self._now)
+        if still_open is not None and _fits(still_open, wanted):
+            link = await tx.consents.link(still_open)
+            return Opened(connection, False, still_open, self._url(link.reveal()))
+        if connection.state is State.PENDING_CONSENT and connection.consent_deadline <= self._now:
+            raise Failure(Code.CONSENT_EXPIRED, "Its consent is being closed; try again.", retry_after=5.0)
+        consent, url = await self.ask(tx, connection, scopes, wanted.return_to)
+        await self.record(tx, AuditAction.REAUTHORIZE_ASKED, connection.id, consent_id=consent.id)
+        return Opened(connection, False, consent, url)
+
+    async def _add(
+        self, tx: Tx, integration: Integration, wanted: Wanted, scopes: tuple[str, ...]
+    ) -> Connection:
+        deadline = self._now + self._parts.settings.consent_ttl
+        connection = Connection(
+            tenant=integration.tenant,
+            id=ConnectionId(new_id("con")),
+            integration_id=integration.id,
+            integration=integration.name,
+            provider=integration.provider,
+            subject=wanted.subject,
+            label=wanted.label,
+            requested_scopes=scopes,
+            created_at=self._now,
+            changed_at=self._now,
+            consent_deadline=deadline,
+        )
+        await tx.connections.add(connection)
+        await tx.outbox.add(self._start(connection))
+        await self.record(
+            tx,
+            AuditAction.CONNECTION_CREATED,
+            connection.id,
+            integration=integration.name,
+            label=wanted.label,
+            scopes=list(scopes),
+        )
+        return connection
+
+    def _start(self, connection: Connection) -> OutboxMessage:
+        start = ConnectionStart(
+            tenant=connection.tenant,
+            connection_id=connection.id,
+            integration_id=connection.integration_id,
+            integration=connection.integration,
+            provider=connection.provider,
+            subject_hash=self._parts.ring.subject_hash(connection.tenant, connection.subject),
+            rules=NEWEST_RULES,
+            life=Life(policy=connection.refresh_policy, consent_deadline=connection.consent_deadline),
+            asked=self._asked,
+        )
+        return OutboxMessage(
+            tenant=connection.tenant,
+            id=OutboxId(new_id("out")),
+            kind=OutboxKind.START_WORKFLOW,
+            target=workflow_id(connection.tenant, connection.id),
+            payload=start.model_dump(mode="json"),
+            created_at=self._now,
+        )
+
+    def _check_return_to(self, url: str | None) -> None:
+        """Compared character by character: no pattern, no prefix (RFC 9700 section 4.11)."""
+        if url is not None and url not in self._caller.app.return_to:
+            raise Failure(Code.INVALID_REQUEST, "return_to is not in the app's list.", field="return_to")
+
+    def _url(self, link: str) -> str:
+        return f"{self._parts.settings.public_url}/connect/{link}"
+
+
+def _fits(consent: Consent, wanted: Wanted) -> bool:
+    """May an open link be handed out again? It must ask for enough and lead to the same place.
+
+    A link that a browser has begun with works in that browser alone: who asks for a link by
+    name gets a new one, a pipeline that polls for a lease doesn't.
+    """
+    if wanted.scopes is not None and not set(wanted.scopes) <= set(consent.scopes):
+        return False
+    if wanted.leasing:
+        return True
+    return consent.status is ConsentStatus.OPEN and consent.return_to == wanted.return_to
+
+
+def signal(connection: Connection, name: str, payload: dict[str, object], now: datetime) -> OutboxMessage:
+    """A signal to the connection's workflow, for the outbox."""
+    return OutboxMessage(
+        tenant=connection.tenant,
+        id=OutboxId(new_id("out")),
+        kind=OutboxKind.SIGNAL,
+        target=workflow_id(connection.tenant, connection.id),
+        name=name,
+        payload=payload,
+        created_at=now,
+    )
+
+
+def require_ready(integration: Integration) -> None:
+    """Raise Failure DISCOVERY_FAILED unless the integration's endpoints are known."""
+    if integration.state is IntegrationState.FAILED:
+        raise Failure(
+            Code.DISCOVERY_FAILED, integration.problem or "", integration=integration.name
+        )
+    if integration.state is IntegrationState.DISCOVERING:
+        raise Failure(
+            Code.DISCOVERY_FAILED,
+            "The issuer's metadata has not been read yet.",
+            retry_after=5.0,
+            integration=integration.name,
+        )
+
+
+def refuse_scopes(scopes: Iterable[str]) -> None:
+    raise Failure(
+        Code.SCOPE_NOT_PERMITTED,
+        "A scope is above the ceiling of the permit or the integration.",
+        scopes=" ".join(scopes),
+    )
+

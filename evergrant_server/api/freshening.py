@@ -1,0 +1,157 @@
+"""Making grants fresh: one call to the workflow per connection and process, however many wait.
+
+The one who waits also watches the store; whichever answers first wins (DESIGN, invariant 2).
+"""
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from evergrant_server.api.ports import TemporalPort
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.connection import State
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.messages import Asked, EnsureFresh, Freshness
+from evergrant_server.store import LeaseRow, LeaseRows
+
+log = logging.getLogger("evergrant.api")
+
+WATCH_S = 0.075
+_PAUSE = timedelta(seconds=1)  # between two refreshes ahead that nobody waits for, after one failed
+_MOST_PAUSED = 10_000
+
+_Key = tuple[Tenant, ConnectionId, int]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The newest row that was seen, and why it is no newer, if it isn't."""
+
+    row: LeaseRow | None
+    failure: Failure | None = None
+    timed_out: bool = False
+
+
+class Freshening:
+    """The refreshes this process waits for. Every one ends by itself; `stop` cuts what is left."""
+
+    def __init__(self, rows: LeaseRows, link: TemporalPort, clock: Clock, longest: timedelta) -> None:
+        self._rows = rows
+        self._link = link
+        self._clock = clock
+        self._longest = longest.total_seconds()
+        self._running: dict[_Key, asyncio.Task[Outcome]] = {}
+        self._paused: dict[_Key, datetime] = {}
+
+    def ahead(self, tenant: Tenant, connection: ConnectionId, seen: int, asked: Asked) -> None:
+        """Start a refresh that nobody waits for, unless one runs or just failed."""
+        key = (tenant, connection, seen)
+        until = self._paused.get(key)
+        if until is not None and self._clock.now() < until:
+            return
+        self._task(key, asked)
+
+    async def newer(self, tenant: Tenant, connection: ConnectionId, seen: int, asked: Asked) -> Outcome:
+        """Wait until the store has something newer than `seen`, the workflow says no, or time is up."""
+        ends = asyncio.get_running_loop().time() + self._longest
+        while True:
+            task = self._task((tenant, connection, seen), asked)
+            left = ends - asyncio.get_running_loop().time()
+            await asyncio.wait((task,), timeout=max(left, 0))
+            if not task.done():
+                return Outcome(None, Failure(Code.REFRESH_PENDING, retry_after=1.0))
+            outcome = task.result()
+            # one who joined late has time left after the first one's limit
+            if not outcome.timed_out or asyncio.get_running_loop().time() >= ends - WATCH_S:
+                return outcome
+
+    async def refreshed(self, tenant: Tenant, connection: ConnectionId, seen: int, asked: Asked) -> None:
+        """As `newer`, for a command: raises the Failure when nothing newer came."""
+        outcome = await self.newer(tenant, connection, seen, asked)
+        if outcome.failure is not None and not _is_newer(outcome.row, seen):
+            raise outcome.failure
+
+    async def stop(self) -> None:
+        """End what nobody will wait for any more; the workflows go on without us."""
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _task(self, key: _Key, asked: Asked) -> asyncio.Task[Outcome]:
+        task = self._running.get(key)
+        if task is None:
+            task = asyncio.create_task(self._race(key, asked))
+            self._running[key] = task
+            task.add_done_callback(lambda done: self._ended(key, done))
+        return task
+
+    def _ended(self, key: _Key, task: asyncio.Task[Outcome]) -> None:
+        self._running.pop(key, None)
+        if task.cancelled() or task.exception() is not None:
+            return
+        failure = task.result().failure
+        if failure is None:
+            self._paused.pop(key, None)
+            return
+        if len(self._paused) >= _MOST_PAUSED:
+            self._paused.clear()
+        self._paused[key] = self._clock.now() + max(_PAUSE, timedelta(seconds=failure.retry_after or 0))
+
+    async def _race(self, key: _Key, asked: Asked) -> Outcome:
+        """Ask the workflow and watch the store at once."""
+        tenant, connection, seen = key
+        update = asyncio.create_task(self._ask(key, asked))
+        watch = asyncio.create_task(self._watch(key))
+        try:
+            await asyncio.wait((update, watch), timeout=self._longest, return_when=asyncio.FIRST_COMPLETED)
+            if watch.done() and watch.exception() is None:
+                return Outcome(watch.result())
+            timed_out = not update.done()
+            failure = Failure(Code.REFRESH_PENDING, retry_after=1.0) if timed_out else update.result()
+        finally:
+            for task in (update, watch):
+                task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.gather(update, watch, return_exceptions=True)
+        try:
+            row = await self._rows.load(tenant, connection)
+        except Failure as broken:
+            return Outcome(None, broken)
+        return Outcome(row, None if _is_newer(row, seen) else failure, timed_out)
+
+    async def _ask(self, key: _Key, asked: Asked) -> Failure:
+        """What the workflow says; the answer is judged by the store, which has the token."""
+        tenant, connection, seen = key
+        ask = EnsureFresh(seen_generation=seen, asked=asked)
+        try:
+            said = await self._link.ensure_fresh(tenant, connection, ask, timeout=self._longest)
+        except Failure as failure:
+            return failure
+        except Exception as error:
+            # the port promises Failures; a token that is valid must be served whatever breaks here
+            log.exception("ensure_fresh of %s: %s", connection, type(error).__name__)
+            return Failure(Code.TEMPORAL_UNAVAILABLE, retry_after=1.0)
+        return _said(said)
+
+    async def _watch(self, key: _Key) -> LeaseRow | None:
+        """Return as soon as the store has a newer generation, or a state that ends the waiting."""
+        tenant, connection, seen = key
+        while True:
+            await asyncio.sleep(WATCH_S)
+            row = await self._rows.load(tenant, connection)
+            if row is None or row.state is not State.ACTIVE or row.generation > seen:
+                return row
+
+
+def _is_newer(row: LeaseRow | None, seen: int) -> bool:
+    return row is not None and row.state is State.ACTIVE and row.generation > seen
+
+
+def _said(said: Freshness) -> Failure:
+    if said.problem is None:
+        return Failure(Code.REFRESH_PENDING, retry_after=said.retry_after or 1.0)
+    return Failure(said.problem, retry_after=said.retry_after)

@@ -1,0 +1,62 @@
+"""`Idempotency-Key` on commands: the same request twice is one command with one answer."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import datetime
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from evergrant_server.api.authentication import Caller
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.store import Tx
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A status and a body's text. It may hold a connect link or a new key, so it doesn't print."""
+
+    status: int
+    body: str
+
+    @classmethod
+    def of(cls, status: int, view: BaseModel) -> "Answer":
+        return cls(status, view.model_dump_json())
+
+    def response(self) -> Response:
+        return Response(self.body, self.status, media_type="application/json")
+
+    def __repr__(self) -> str:
+        return f"Answer({self.status}, ***)"
+
+
+class Once:
+    """One command of one caller. Without a key nothing is recalled and nothing remembered."""
+
+    def __init__(self, request: Request, caller: Caller, key: str | None, body: BaseModel | None) -> None:
+        said = body.model_dump(mode="json") if body is not None else None
+        asks = json.dumps([request.method, request.url.path, said], sort_keys=True)
+        self._hash = hashlib.sha256(asks.encode()).hexdigest()
+        self._caller = caller
+        self._key = key
+
+    async def recall(self, tx: Tx) -> Answer | None:
+        """The answer given before. Raises Failure IDEMPOTENCY_CONFLICT for another request's key."""
+        if self._key is None:
+            return None
+        found = await tx.idempotency.recall(self._caller.tenant, self._caller.app.id, self._key)
+        if found is None:
+            return None
+        if found.request_hash != self._hash:
+            raise Failure(Code.IDEMPOTENCY_CONFLICT)
+        return Answer(found.status, found.body)
+
+    async def remember(self, tx: Tx, answer: Answer, at: datetime) -> Answer:
+        """Keep the answer, in the transaction that made it true."""
+        if self._key is not None:
+            await tx.idempotency.remember(
+                self._caller.tenant, self._caller.app.id, self._key, self._hash, answer.status, answer.body, at
+            )
+        return answer

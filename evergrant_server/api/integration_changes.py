@@ -1,0 +1,126 @@
+"""What an integration may become. Where secrets are sent never changes under them."""
+
+from datetime import datetime
+
+from evergrant_server.api.shapes import IntegrationBody
+from evergrant_server.core.access import Integration, IntegrationState
+from evergrant_server.core.connection import Connection
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.ids import IntegrationId, Tenant, new_id
+from evergrant_server.policy import above
+from evergrant_server.store import Tx
+from providers.registry import Registry
+from providers.resolve import endpoints_of
+from providers.spec import ClientAuth, ProviderSpec
+
+_PAGE = 200
+
+
+def check(registry: Registry, body: IntegrationBody) -> ProviderSpec:
+    """The provider, when this client can be used there.
+
+    Raises Failure PROVIDER_UNKNOWN, or INVALID_REQUEST naming the field.
+    """
+    spec = registry.get(body.provider)
+    spec.require_usable()
+    if spec.discovery and not body.issuer:
+        raise Failure(Code.INVALID_REQUEST, f"{spec.name} needs an issuer.", field="issuer")
+    if body.issuer and not spec.discovery:
+        raise Failure(Code.INVALID_REQUEST, f"{spec.name} has its own issuer.", field="issuer")
+    if not spec.discovery:
+        endpoints_of(spec, body.params)
+    if body.client_secret is not None and not body.client_secret.reveal().strip():
+        raise Failure(Code.INVALID_REQUEST, "The client secret is empty.", field="client_secret")
+    if above(body.default_scopes, body.scope_ceiling):
+        raise Failure(Code.INVALID_REQUEST, "A default scope is above the ceiling.", field="default_scopes")
+    return spec
+
+
+def created(
+    spec: ProviderSpec, body: IntegrationBody, tenant: Tenant, name: str, now: datetime
+) -> Integration:
+    """A new integration. Raises Failure INVALID_REQUEST without the secret its provider wants."""
+    if body.client_secret is None and (body.client_auth or spec.client_auth) != ClientAuth.NONE:
+        raise Failure(
+            Code.INVALID_REQUEST,
+            "A client secret is needed, or client_auth none for a public client.",
+            field="client_secret",
+        )
+    return _filled(
+        spec,
+        body,
+        Integration(
+            tenant=tenant,
+            id=IntegrationId(new_id("int")),
+            name=name,
+            provider=spec.name,
+            client_id=body.client_id,
+            state=IntegrationState.DISCOVERING if spec.discovery else IntegrationState.READY,
+            created_at=now,
+            changed_at=now,
+        ),
+        now,
+    )
+
+
+async def changed(
+    tx: Tx, spec: ProviderSpec, body: IntegrationBody, before: Integration, now: datetime
+) -> Integration:
+    """The integration as `body` wants it.
+
+    Another provider, issuer or host would send tokens and secrets elsewhere: it needs that no
+    connection is live and that the secret is given again. Raises Failure INVALID_REQUEST.
+    """
+    moves = (body.provider, body.issuer, body.params) != (before.provider, before.issuer, before.params)
+    if moves and await _live(tx, before) is not None:
+        raise Failure(
+            Code.INVALID_REQUEST,
+            "Connections are live: provider, issuer and params can't change under them. Use a new name.",
+            field="provider",
+        )
+    other_client = moves or body.client_id != before.client_id
+    if other_client and body.client_secret is None and await tx.integrations.client_secret(before):
+        raise Failure(
+            Code.INVALID_REQUEST,
+            "Give the client secret again: the kept one belongs to the client as it was.",
+            field="client_secret",
+        )
+    discover = spec.discovery and (moves or before.state is not IntegrationState.READY)
+    update = {
+        "provider": spec.name,
+        "client_id": body.client_id,
+        "state": IntegrationState.DISCOVERING if discover else IntegrationState.READY,
+        "problem": None,
+        # endpoints that were discovered are pinned until the issuer changes
+        "endpoints": before.endpoints if spec.discovery and not discover else None,
+    }
+    return _filled(spec, body, before.model_copy(update=update), now)
+
+
+def _filled(spec: ProviderSpec, body: IntegrationBody, integration: Integration, now: datetime) -> Integration:
+    return integration.model_copy(
+        update={
+            "issuer": body.issuer,
+            "params": dict(body.params),
+            "client_auth": body.client_auth,
+            "default_scopes": body.default_scopes,
+            "scope_ceiling": body.scope_ceiling,
+            "refresh": body.refresh.over(spec.refresh_rules()),
+            "changed_at": now,
+        }
+    )
+
+
+async def _live(tx: Tx, integration: Integration) -> Connection | None:
+    """Any connection that has not ended. One that has ended holds nothing that could be sent."""
+    after: str | None = None
+    while True:
+        batch = await tx.connections.page(
+            integration.tenant, integration=integration.name, after=after, limit=_PAGE
+        )
+        for connection in batch:
+            if connection.integration_id == integration.id and not connection.state.final:
+                return connection
+        if len(batch) < _PAGE:
+            return None
+        after = batch[-1].id

@@ -1,0 +1,141 @@
+"""`/v1/integrations`: our OAuth clients at providers, one redirect URI each."""
+
+import asyncio
+import logging
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from starlette.responses import Response
+
+from evergrant_server import audit
+from evergrant_server.api.authentication import Caller
+from evergrant_server.api.guards import Asking, By, With, require
+from evergrant_server.api.integration_changes import changed, check, created
+from evergrant_server.api.parts import Parts
+from evergrant_server.api.shapes import IntegrationBody, Slug
+from evergrant_server.api.views import IntegrationView, Page
+from evergrant_server.core.access import Action, Integration, IntegrationState
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.messages import Asked
+from evergrant_server.policy import decide
+from evergrant_server.store import Tx
+
+log = logging.getLogger("evergrant.api")
+
+router = APIRouter(tags=["integrations"])
+
+DISCOVERY_S = 15.0
+
+
+async def _view(tx: Tx, parts: Parts, integration: Integration) -> IntegrationView:
+    secret = await tx.integrations.client_secret(integration)
+    return IntegrationView.of(
+        integration, redirect_uri=parts.redirect_uri(integration.id), has_secret=secret is not None
+    )
+
+
+def _require_admin(caller: Caller, name: str) -> None:
+    require(caller, Action.ADMIN, integration=name, subject=None, hidden=False)
+
+
+@router.put("/v1/integrations/{name}", status_code=200)
+async def put(
+    name: Slug, body: IntegrationBody, response: Response, parts: With, caller: Asking, asked: By
+) -> IntegrationView:
+    """Create or change an integration. One whose endpoints are discovered waits for a worker."""
+    _require_admin(caller, name)
+    now = parts.clock.now()
+    spec = check(parts.registry, body)
+    async with parts.store.write() as tx:
+        before = await tx.integrations.by_name(caller.tenant, name)
+        if before is None:
+            after = created(spec, body, caller.tenant, name, now)
+            await tx.integrations.put(after, body.client_secret, expected=None)
+        else:
+            after = await changed(tx, spec, body, before, now)
+            public = body.client_auth == "none" and body.client_secret is None
+            after = await tx.integrations.put(after, body.client_secret, expected=before.revision)
+            if public:
+                after = await tx.integrations.drop_client_secret(after, expected=after.revision)
+        await _record(tx, AuditAction.INTEGRATION_PUT, after, asked, now)
+    if after.state is IntegrationState.DISCOVERING:
+        await _discover(parts, after, asked)
+    response.status_code = 201 if before is None else 200
+    async with parts.store.read() as tx:
+        written = await tx.integrations.get(caller.tenant, after.id)
+        if written is None:
+            raise Failure(Code.NOT_FOUND)
+        return await _view(tx, parts, written)
+
+
+async def _discover(parts: Parts, integration: Integration, asked: Asked) -> None:
+    """Have a worker read the issuer's metadata. Raises Failure; the row says the same."""
+    try:
+        async with asyncio.timeout(DISCOVERY_S + 1):
+            found = await parts.link.discover(integration.tenant, integration.id, asked, timeout=DISCOVERY_S)
+    except Failure:
+        raise
+    except Exception as error:
+        # the worker didn't answer, or its workflow ended in a way the port has no name for
+        log.warning("discovery of %s: %s", integration.id, type(error).__name__)
+        raise Failure(
+            Code.TEMPORAL_UNAVAILABLE, "No worker read the issuer's metadata in time.", retry_after=5.0
+        ) from None
+    if found.failure is not None:
+        raise Failure(found.failure, found.detail, integration=integration.name)
+
+
+@router.get("/v1/integrations")
+async def listed(
+    parts: With,
+    caller: Asking,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=2000)] = None,
+) -> Page[IntegrationView]:
+    """Those that the app administers, sorted by name."""
+    bound = {"list": "integrations", "app": caller.app.id}
+    after = parts.cursors.read(cursor, caller.tenant, **bound)
+    async with parts.store.read() as tx:
+        found = await tx.integrations.page(caller.tenant, after, limit + 1)
+        shown = [await _view(tx, parts, it) for it in found[:limit] if _administers(caller, it.name)]
+    following = parts.cursors.write(found[limit - 1].name, caller.tenant, **bound) if len(found) > limit else None
+    return Page(items=shown, next_cursor=following)
+
+
+def _administers(caller: Caller, name: str) -> bool:
+    return decide(caller.permits, integration=name, subject=None, action=Action.ADMIN).allowed
+
+
+@router.get("/v1/integrations/{name}")
+async def shown(name: Slug, parts: With, caller: Asking) -> IntegrationView:
+    """One integration, with the redirect URI to register at the provider. Never the client secret."""
+    _require_admin(caller, name)
+    async with parts.store.read() as tx:
+        return await _view(tx, parts, await _named(tx, caller, name))
+
+
+@router.delete("/v1/integrations/{name}", status_code=204)
+async def delete(name: Slug, parts: With, caller: Asking, asked: By) -> Response:
+    """Delete it with its secret. Refused while it has connections that are not ended."""
+    _require_admin(caller, name)
+    async with parts.store.write() as tx:
+        integration = await _named(tx, caller, name)
+        await tx.integrations.delete(caller.tenant, integration.id)
+        await _record(tx, AuditAction.INTEGRATION_DELETED, integration, asked, parts.clock.now())
+    return Response(status_code=204)
+
+
+async def _named(tx: Tx, caller: Caller, name: str) -> Integration:
+    found = await tx.integrations.by_name(caller.tenant, name)
+    if found is None:
+        raise Failure(Code.NOT_FOUND)
+    return found
+
+
+async def _record(tx: Tx, action: AuditAction, it: Integration, asked: Asked, now: object) -> None:
+    detail = {"integration": it.name, "provider": it.provider, "client_id": it.client_id, "state": it.state.value}
+    entry = AuditEntry.model_validate(
+        {"tenant": it.tenant, "at": now, "action": action, "object": it.id, "asked": asked, "detail": detail}
+    )
+    await audit.append(tx, entry)

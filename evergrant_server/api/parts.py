@@ -1,0 +1,41 @@
+"""What the API is wired from."""
+
+from dataclasses import dataclass, field
+
+from evergrant_server.api.authentication import Authenticator
+from evergrant_server.api.cursors import Cursors
+from evergrant_server.api.freshening import Freshening
+from evergrant_server.api.ports import Relay, TemporalPort
+from evergrant_server.audit.leases import LeaseLedger
+from evergrant_server.core.clock import Clock
+from evergrant_server.crypto import KeyRing
+from evergrant_server.settings import Settings
+from evergrant_server.store import LeaseRows, Store
+from providers.registry import Registry
+
+
+@dataclass
+class Parts:
+    """Everything a route may use. The last three are made from the others."""
+
+    settings: Settings
+    store: Store
+    ring: KeyRing
+    registry: Registry
+    clock: Clock
+    link: TemporalPort
+    relay: Relay
+    ledger: LeaseLedger
+    lease_rows: LeaseRows
+    authenticator: Authenticator = field(init=False)
+    cursors: Cursors = field(init=False)
+    freshening: Freshening = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.authenticator = Authenticator(self.store)
+        self.cursors = Cursors(self.ring)
+        self.freshening = Freshening(self.lease_rows, self.link, self.clock, self.settings.lease_wait)
+
+    def redirect_uri(self, integration_id: str) -> str:
+        """Distinct per tenant and integration (RFC 9700 section 4.4.2.2)."""
+        return f"{self.settings.public_url}/oauth/callback/{integration_id}"

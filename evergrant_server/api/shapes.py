@@ -1,0 +1,152 @@
+"""What callers may send. Every body is strict: an unknown member is refused, not ignored."""
+
+import re
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from evergrant_server.core.access import Action
+from evergrant_server.core.ids import is_slug
+from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.core.secret import Secret
+
+_SCOPE = re.compile(r"^[\x21\x23-\x5b\x5d-\x7e]{1,256}$")  # scope-token, RFC 6749 section 3.3
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def _slug(value: str) -> str:
+    if not is_slug(value):
+        raise ValueError("use lower-case letters, digits and hyphens, at most 63")
+    return value
+
+
+def _printable(value: str) -> str:
+    if not value.isprintable() or value != value.strip():
+        raise ValueError("use printable characters, without space at either end")
+    return value
+
+
+def _subject(value: str) -> str:
+    if value == "*":
+        raise ValueError("* is not a subject: it means all of them")
+    return value
+
+
+def _scope(value: str) -> str:
+    if not _SCOPE.match(value):
+        raise ValueError("a scope has visible ASCII characters, without quotes or backslashes")
+    return value
+
+
+def _return_to(value: str) -> str:
+    """An absolute https URL (http on loopback alone), with nothing in it that browsers read differently."""
+    try:
+        url = urlsplit(value)
+        host, _ = url.hostname, url.port
+    except ValueError:
+        raise ValueError("is not a URL") from None
+    if not value.isascii() or not value.isprintable() or set(value) & set(' \\<>"'):
+        raise ValueError("has a character that a URL can't have")
+    if not host or "@" in url.netloc or url.fragment or "#" in value:
+        raise ValueError("needs a host, and no user name or fragment")
+    if url.scheme != "https" and not (url.scheme == "http" and host in _LOOPBACK):
+        raise ValueError("use https")
+    return value
+
+
+Slug = Annotated[str, AfterValidator(_slug)]
+Scope = Annotated[str, AfterValidator(_scope)]
+Scopes = Annotated[tuple[Scope, ...], Field(max_length=200)]
+Subject = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_printable), AfterValidator(_subject)]
+Label = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_printable)]
+ReturnTo = Annotated[str, Field(max_length=2000), AfterValidator(_return_to)]
+Text = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_printable)]
+MinTtl = Annotated[float, Field(ge=0, le=31_536_000, allow_inf_nan=False)]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ConnectionBody(Body):
+    """Start a connection. `return_to` must be in the app's list, character by character."""
+
+    integration: Slug
+    subject: Subject
+    label: Label = "default"
+    scopes: Scopes | None = None
+    flow: Literal["authorization_code"] = "authorization_code"
+    return_to: ReturnTo | None = None
+
+
+class ReauthorizeBody(Body):
+    """Ask the subject again, for the same scopes unless others are given."""
+
+    scopes: Scopes | None = None
+    return_to: ReturnTo | None = None
+
+
+class RefreshBody(Body):
+    """Have the grant made newer than `seen_generation` (default: the current one)."""
+
+    seen_generation: int | None = Field(default=None, ge=0)
+
+
+class RevokeBody(Body):
+    reason: Text = "asked for"
+
+
+class TokenBody(Body):
+    """`min_ttl` is seconds. `scopes` must all have been granted."""
+
+    min_ttl: MinTtl | None = None
+    scopes: Scopes | None = None
+
+
+class LeaseBody(TokenBody):
+    integration: Slug
+    subject: Subject
+    label: Label = "default"
+
+
+class RefreshRulesBody(Body):
+    """Overrides how the provider is known to treat refresh tokens. Seconds."""
+
+    rotation: Rotation | None = None
+    grace_s: float | None = Field(default=None, ge=0, le=86_400, allow_inf_nan=False)
+    refresh_token_idle_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+    def over(self, rules: RefreshRules) -> RefreshRules:
+        return rules.model_copy(update=self.model_dump(exclude_none=True))
+
+
+class IntegrationBody(Body):
+    """Our OAuth client at a provider. `client_secret` is written, never read; None keeps it."""
+
+    provider: Slug
+    client_id: Text
+    client_secret: Annotated[Secret, Field()] | None = None
+    issuer: Annotated[str, Field(max_length=2000), AfterValidator(_printable)] | None = None
+    params: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=253)]] = {}
+    client_auth: Literal["client_secret_basic", "client_secret_post", "none"] | None = None
+    default_scopes: Scopes = ()
+    scope_ceiling: Scopes | None = None
+    refresh: RefreshRulesBody = RefreshRulesBody()
+
+
+class AppBody(Body):
+    disabled: bool = False
+    return_to: Annotated[tuple[ReturnTo, ...], Field(max_length=50)] = ()
+
+
+class PermitBody(Body):
+    """`integration` is a name or `*`; `subjects` are exact, or `*` for every one."""
+
+    integration: Annotated[str, AfterValidator(lambda it: it if it == "*" else _slug(it))]
+    subjects: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_printable)], ...],
+        Field(min_length=1, max_length=1000),
+    ] = ("*",)
+    scope_ceiling: Scopes | None = None
+    actions: Annotated[tuple[Action, ...], Field(min_length=1)]

@@ -1,0 +1,51 @@
+"""Who a request belongs to in logs and audit: a request id for people, a trace id for machines."""
+
+import hashlib
+import re
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.types import Scope
+
+from evergrant_server.core.messages import Asked
+
+# W3C Trace Context section 3.2.2; version ff and an all-zero trace id are invalid
+_TRACEPARENT = re.compile(r"^(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?$")
+_REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
+_HEX_ID = re.compile(r"^[0-9a-f]{32}$")
+_KEY = "evergrant.trace"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """`trace_id` is 32 hex digits; `request_id` is the caller's own when it has a usable shape."""
+
+    request_id: str
+    trace_id: str
+
+    def asked_by(self, by: str) -> Asked:
+        return Asked(by=by, trace_id=self.trace_id)
+
+
+def begin_trace(scope: Scope) -> Trace:
+    """Read `traceparent` and `X-Request-Id`, or make them up; kept in the request's scope."""
+    headers: Iterable[tuple[bytes, bytes]] = scope["headers"]
+    given = {name: value.decode("latin-1") for name, value in headers if name in (b"traceparent", b"x-request-id")}
+    named = given.get(b"x-request-id", "")
+    request_id = named if _REQUEST_ID.match(named) else secrets.token_hex(16)
+    parent = _TRACEPARENT.match(given.get(b"traceparent", "").strip())
+    trace = Trace(request_id, parent.group(1) if parent else _as_trace_id(request_id))
+    scope[_KEY] = trace
+    return trace
+
+
+def trace_of(request: Request) -> Trace:
+    return request.scope[_KEY]
+
+
+def _as_trace_id(request_id: str) -> str:
+    """A UUID or 32 hex digits as they are; anything else by its hash, so that it can be found again."""
+    bare = request_id.replace("-", "").lower()
+    return bare if _HEX_ID.match(bare) else hashlib.sha256(request_id.encode()).hexdigest()[:32]

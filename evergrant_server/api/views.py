@@ -1,0 +1,191 @@
+"""What callers are shown. No view has a member that could hold a secret, but the two named for it."""
+
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from evergrant_server.core.access import Action, App, AppKey, Integration, IntegrationState, Permit
+from evergrant_server.core.audit import AuditRecord
+from evergrant_server.core.connection import Connection, Revocation, State
+from evergrant_server.core.errors import FAILURES, Code, Repairer
+from evergrant_server.core.grant import Grant
+from evergrant_server.core.provider import RefreshRules
+
+Item = TypeVar("Item")
+
+
+class View(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Page(View, Generic[Item]):
+    """One page of a list; `next_cursor` is null on the last."""
+
+    items: list[Item]
+    next_cursor: str | None = None
+
+
+class ConnectionView(View):
+    """`expires_at` is the access token's; right after `POST /v1/connections` it is the link's."""
+
+    id: str
+    integration: str
+    provider: str
+    subject: str
+    label: str
+    state: State
+    generation: int
+    scopes: tuple[str, ...]
+    requested_scopes: tuple[str, ...]
+    expires_at: datetime | None
+    reason: Code | None
+    repairer: Repairer | None
+    revocation: Revocation | None
+    revoke_reason: str | None
+    created_at: datetime
+    changed_at: datetime
+    revision: int
+    next_action: str | None = None
+    next_at: datetime | None = None
+    connect_url: str | None = None
+    connect_expires_at: datetime | None = None
+
+    @classmethod
+    def of(cls, connection: Connection, grant: Grant | None, **more: Any) -> "ConnectionView":
+        shown = connection.model_dump(exclude={"tenant", "integration_id", "consent_deadline", "refresh_policy"})
+        held = grant if grant and not connection.state.final else None
+        shown |= {
+            "scopes": held.scopes if held else (),
+            "expires_at": held.expires_at if held else None,
+            "repairer": FAILURES[connection.reason].repairer if connection.reason else None,
+        }
+        return cls(**(shown | more))
+
+
+class IntegrationView(View):
+    """Never the client secret: `has_client_secret` says whether there is one."""
+
+    id: str
+    name: str
+    provider: str
+    client_id: str
+    has_client_secret: bool
+    issuer: str | None
+    params: dict[str, str]
+    client_auth: str | None
+    default_scopes: tuple[str, ...]
+    scope_ceiling: tuple[str, ...] | None
+    refresh: RefreshRules
+    state: IntegrationState
+    problem: str | None
+    redirect_uri: str
+    created_at: datetime
+    changed_at: datetime
+    revision: int
+
+    @classmethod
+    def of(cls, integration: Integration, *, redirect_uri: str, has_secret: bool) -> "IntegrationView":
+        shown = integration.model_dump(exclude={"tenant", "endpoints"})
+        return cls(**shown, redirect_uri=redirect_uri, has_client_secret=has_secret)
+
+
+class AppView(View):
+    id: str
+    name: str
+    disabled: bool
+    return_to: tuple[str, ...]
+    created_at: datetime
+    revision: int
+
+    @classmethod
+    def of(cls, app: App) -> "AppView":
+        return cls(**app.model_dump(exclude={"tenant"}))
+
+
+class KeyView(View):
+    id: str
+    created_at: datetime
+    revoked_at: datetime | None
+
+    @classmethod
+    def of(cls, key: AppKey) -> "KeyView":
+        return cls(id=key.id, created_at=key.created_at, revoked_at=key.revoked_at)
+
+
+class NewKeyView(KeyView):
+    """The one answer that shows an API key."""
+
+    key: str
+
+
+class PermitView(View):
+    id: str
+    name: str
+    integration: str
+    subjects: tuple[str, ...]
+    scope_ceiling: tuple[str, ...] | None
+    actions: tuple[Action, ...]
+    created_at: datetime
+    revision: int
+
+    @classmethod
+    def of(cls, permit: Permit) -> "PermitView":
+        return cls(**permit.model_dump(exclude={"tenant", "app_id"}))
+
+
+class AuditView(View):
+    seq: int
+    lane: str
+    at: datetime
+    action: str
+    object: str
+    by: str
+    trace_id: str
+    detail: dict[str, Any]
+    workflow_id: str | None
+    workflow_run_id: str | None
+    workflow_event_id: int | None
+    hash: str
+
+    @classmethod
+    def of(cls, record: AuditRecord) -> "AuditView":
+        decided = record.provenance
+        return cls(
+            **record.model_dump(include={"seq", "lane", "at", "object", "detail", "hash"}),
+            action=record.action.value,
+            by=record.asked.by,
+            trace_id=record.asked.trace_id,
+            workflow_id=decided.workflow_id if decided else None,
+            workflow_run_id=decided.run_id if decided else None,
+            workflow_event_id=decided.event_id if decided else None,
+        )
+
+
+class LeaseView(View):
+    """The one answer that shows an access token."""
+
+    access_token: str
+    token_type: str
+    expires_at: datetime | None
+    scopes: tuple[str, ...]
+    generation: int
+    connection_id: str
+
+
+class TimelineEvent(View):
+    """One event of a connection's life, as its workflow's history has it."""
+
+    at: datetime
+    run_id: str
+    event_id: int
+    what: str
+    detail: dict[str, Any]
+
+
+class Timeline(View):
+    """`live` says whether the running workflow could be asked; exported runs are always there."""
+
+    items: list[TimelineEvent]
+    live: bool
+    next_cursor: str | None = None

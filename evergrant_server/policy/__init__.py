@@ -1,0 +1,9 @@
+"""Permit decisions: may this app do that, and up to which scopes. Pure.
+
+Owns the verdict and its reason. Doesn't own who is asking (api), where permits are kept
+(store) or what a refusal looks like on the wire (core.errors).
+"""
+
+from evergrant_server.policy.permits import Reason, Verdict, above, decide, reaches
+
+__all__ = ["Reason", "Verdict", "above", "decide", "reaches"]

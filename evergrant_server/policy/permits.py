@@ -1,0 +1,72 @@
+"""Which permit, if any, lets an app do something to a connection or to the tenant's configuration."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from evergrant_server.core.access import Action, Permit
+
+ANY = "*"
+
+
+class Reason(StrEnum):
+    """Why a verdict is as it is; the API turns it into a code."""
+
+    ALLOWED = "allowed"
+    NO_PERMIT = "no_permit"  # nothing covers it: for this app it doesn't exist
+    ACTION_NOT_PERMITTED = "action_not_permitted"
+    SCOPE_ABOVE_CEILING = "scope_above_ceiling"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`ceiling` is the scope ceiling of the permit that decided; None means it has none."""
+
+    allowed: bool
+    permit_name: str | None
+    reason: Reason
+    ceiling: tuple[str, ...] | None = None
+
+
+def decide(
+    permits: Sequence[Permit],
+    *,
+    integration: str | None,
+    subject: str | None,
+    action: Action,
+    scopes: Iterable[str] = (),
+) -> Verdict:
+    """Judge one action. Permits never add up: one of them must allow all of it.
+
+    `subject` None means the integration itself, `integration` None the whole tenant: only
+    permits for every subject, or every integration, reach those.
+    """
+    covering = [permit for permit in permits if _covers(permit, integration, subject)]
+    if not covering:
+        return Verdict(False, None, Reason.NO_PERMIT)
+    acting = sorted((p for p in covering if action in p.actions), key=lambda permit: permit.name)
+    if not acting:
+        return Verdict(False, None, Reason.ACTION_NOT_PERMITTED)
+    wanted = tuple(scopes)
+    for permit in acting:
+        if not above(wanted, permit.scope_ceiling):
+            return Verdict(True, permit.name, Reason.ALLOWED, permit.scope_ceiling)
+    return Verdict(False, acting[0].name, Reason.SCOPE_ABOVE_CEILING, acting[0].scope_ceiling)
+
+
+def reaches(permits: Sequence[Permit], *, integration: str | None, subject: str | None) -> bool:
+    """True when the app may know of it at all, whatever it may do with it."""
+    return any(_covers(permit, integration, subject) for permit in permits)
+
+
+def above(scopes: Iterable[str], *ceilings: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The scopes that at least one of the ceilings doesn't have. None is no ceiling."""
+    return tuple(
+        scope for scope in scopes if any(ceiling is not None and scope not in ceiling for ceiling in ceilings)
+    )
+
+
+def _covers(permit: Permit, integration: str | None, subject: str | None) -> bool:
+    if permit.integration != ANY and permit.integration != integration:
+        return False
+    return ANY in permit.subjects or (subject is not None and subject != ANY and subject in permit.subjects)
