@@ -2,8 +2,6 @@
 
 from functools import partial
 
-from providers.flows import Sender
-from providers.replies import read_tokens
 from temporalio import activity
 
 from activities.failures import grant_news
@@ -21,6 +19,8 @@ from evergrant_server.core.grant import Grant, TokenSet
 from evergrant_server.core.messages import ActivityName, EndConsent, ExchangeCode, GrantNews
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.store import Store, Tx
+from providers.flows import Sender
+from providers.replies import read_tokens
 
 _CODES_ARE_SINGLE_USE = RefreshRules(rotation=Rotation.STRICT)  # RFC 6749 section 4.1.2
 
@@ -86,10 +86,15 @@ class ConsentActivities:
                 code=code,
                 verifier=verifier,
                 redirect_uri=redirect_uri,
+                params=held.integration.params,
                 before_send=check,
             ),
             judge=lambda reply: read_tokens(
-                held.spec, reply, requested_scopes=consent.scopes, refreshing=False
+                held.spec,
+                reply,
+                requested_scopes=consent.scopes,
+                refreshing=False,
+                now=self._clock.now(),
             ),
             commit=partial(self._install, order, held, consent),
             settle=partial(self._settle, order, consent),

@@ -1,6 +1,5 @@
 """Reads an issuer's metadata and pins what it says to the integration (RFC 8414)."""
 
-from providers.discovery import discover
 from temporalio import activity
 
 from activities.records import settled
@@ -12,6 +11,7 @@ from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.messages import ActivityName, Discover, Discovered
 from evergrant_server.egress import Egress
 from evergrant_server.store import Store, Tx
+from providers.discovery import discover
 
 
 class DiscoveryActivities:

@@ -2,9 +2,6 @@
 
 from dataclasses import dataclass
 
-from providers.client import OAuthClient
-from providers.resolve import endpoints_of
-
 from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.errors import Code, Failure
@@ -12,7 +9,9 @@ from evergrant_server.core.grant import Grant
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages import GrantNews
 from evergrant_server.store import Store, Tx
+from providers.client import OAuthClient
 from providers.registry import Registry
+from providers.resolve import client_auth_of, endpoints_of
 from providers.spec import ProviderSpec
 
 
@@ -24,14 +23,16 @@ class Holdings:
     spec: ProviderSpec
     endpoints: Endpoints
     client: OAuthClient
+    redirect_uri: str
 
 
 class Holder:
     """Reads holdings. Every key that will be needed is unwrapped here, before any intent."""
 
-    def __init__(self, store: Store, registry: Registry) -> None:
+    def __init__(self, store: Store, registry: Registry, public_url: str) -> None:
         self._store = store
         self._registry = registry
+        self._public_url = public_url
 
     async def take(self, tenant: Tenant, connection_id: ConnectionId) -> Holdings:
         """Raises Failure NOT_FOUND, PROVIDER_UNKNOWN, KEY_UNAVAILABLE or STORE_UNAVAILABLE."""
@@ -55,8 +56,9 @@ class Holder:
             client=OAuthClient(
                 client_id=integration.client_id,
                 client_secret=await tx.integrations.client_secret(integration),
-                auth=integration.client_auth or spec.client_auth,
+                auth=client_auth_of(spec, integration),
             ),
+            redirect_uri=f"{self._public_url}/oauth/callback/{integration.id}",
         )
 
 

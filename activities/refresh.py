@@ -2,8 +2,6 @@
 
 from functools import partial
 
-from providers.flows import Sender
-from providers.replies import read_tokens
 from temporalio import activity
 
 from activities.failures import grant_news
@@ -19,6 +17,8 @@ from evergrant_server.core.errors import Code, Failure, Kind
 from evergrant_server.core.grant import Grant, TokenSet
 from evergrant_server.core.messages import ActivityName, GrantNews, RefreshGrant
 from evergrant_server.store import Store, Tx
+from providers.flows import Sender
+from providers.replies import read_tokens
 
 
 class RefreshActivities:
@@ -63,7 +63,7 @@ class RefreshActivities:
         assert held.grant is not None
         async with self._store.read() as tx:
             token = await tx.grants.refresh_token(held.connection)
-        if token is None:
+        if token is None or not held.spec.refresh_supported:
             return await self._out_of_tokens(order, held)
         attempt, again = await self._single_use.begin(
             AttemptKind.REFRESH,
@@ -75,9 +75,18 @@ class RefreshActivities:
         return await self._single_use.spend(
             attempt,
             send=lambda check: self._sender.refresh(
-                held.spec, held.endpoints, held.client, refresh_token=token, scopes=scopes, before_send=check
+                held.spec,
+                held.endpoints,
+                held.client,
+                refresh_token=token,
+                scopes=scopes,
+                redirect_uri=held.redirect_uri,
+                params=held.integration.params,
+                before_send=check,
             ),
-            judge=lambda reply: read_tokens(held.spec, reply, requested_scopes=scopes, refreshing=True),
+            judge=lambda reply: read_tokens(
+                held.spec, reply, requested_scopes=scopes, refreshing=True, now=self._clock.now()
+            ),
             commit=partial(self._install, order, held),
             settle=partial(self._settle, order, again),
         )
@@ -86,6 +95,8 @@ class RefreshActivities:
         self, order: RefreshGrant, held: Holdings, attempt: Attempt, tokens: TokenSet
     ) -> GrantNews:
         """Compare-and-set until it holds: a revocation in between keeps its state."""
+        before = held.grant
+        assert before is not None
 
         async def install(tx: Tx) -> GrantNews:
             now = self._clock.now()
@@ -107,8 +118,6 @@ class RefreshActivities:
             await record(tx, order, AuditAction.GRANT_REFRESHED, now, generation=grant.generation)
             return news_of(saved, grant, held.integration)
 
-        before = held.grant
-        assert before is not None
         return await settled(self._store, install)
 
     async def _settle(

@@ -1,7 +1,5 @@
 """Revocation: the store first, then the provider, then `revoked` (RFC 7009)."""
 
-from providers.flows import Sender
-from providers.replies import read_revocation
 from temporalio import activity
 
 from activities.failures import revocation_news
@@ -18,6 +16,8 @@ from evergrant_server.core.grant import MAIN
 from evergrant_server.core.messages import ActivityName, AskRevocation, RevocationNews, RevokeGrant
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store, Tx
+from providers.flows import Sender
+from providers.replies import read_revocation
 
 _LOOK_AGAIN_S = 3.0
 
@@ -85,6 +85,11 @@ class RevocationActivities:
         async with self._store.read() as tx:
             refresh_token = await tx.grants.refresh_token(held.connection)
             access_token = await tx.grants.access_token(held.connection)
+        rule = held.spec.revocation
+        if rule is not None:  # a way of its own: one token ends the whole grant
+            ends_it = refresh_token if rule.token == "refresh_token" and refresh_token else access_token
+            await self._revoke(held, ends_it, rule.token)
+            return Revocation.CONFIRMED
         if refresh_token is not None:
             await self._revoke(held, refresh_token, "refresh_token")
         await self._revoke(held, access_token, "access_token")

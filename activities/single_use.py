@@ -8,9 +8,6 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import TypeVar
 
-from providers.flows import SendFailed
-from providers.replies import RawReply
-
 from activities.critical import CriticalSections
 from evergrant_server.core.attempt import (
     Attempt,
@@ -28,6 +25,8 @@ from evergrant_server.core.ids import AttemptId, new_id
 from evergrant_server.core.provider import RefreshRules
 from evergrant_server.journal.lock import JournalLock
 from evergrant_server.store import Store
+from providers.flows import SendFailed
+from providers.reply import RawReply
 
 T = TypeVar("T")
 

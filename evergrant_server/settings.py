@@ -48,6 +48,9 @@ class Settings(BaseSettings):
     )
     temporal_namespace: str = Field(default="default", description="The Temporal namespace.")
     temporal_profile: str | None = Field(default=None, description="A profile of Temporal's envconfig file.")
+    temporal_port: int = Field(
+        default=8482, ge=1, le=65535, description="`dev` only: port of the Temporal server it starts."
+    )
     temporal_ui_port: int = Field(
         default=8481, ge=1, le=65535, description="`dev` only: port of the Temporal UI."
     )
@@ -68,7 +71,7 @@ class Settings(BaseSettings):
     )
     egress_allow: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
-        description="host:port pairs that may be private or plain http. Opens a door: for tests and inner servers.",
+        description="host:port pairs that may be private or plain http. A door: for tests and inner servers.",
     )
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
 

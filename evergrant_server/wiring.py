@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from providers.flows import Sender
 from temporalio.client import Client
 
 from activities.consent import ConsentActivities
@@ -26,6 +25,7 @@ from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
 from evergrant_server.temporal_link import OutboxRelay, Reconciler, TemporalLink
 from evergrant_server.temporal_link.connect import connect
+from providers.flows import Sender
 from providers.registry import Registry
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,7 +74,7 @@ def activities(parts: Platform, sections: CriticalSections, journal: JournalLock
     """Every activity, in plain sight."""
     egress = Egress(EgressPolicy(allow=parts.settings.egress_allow))
     sender = Sender(egress)
-    holder = Holder(parts.store, parts.registry)
+    holder = Holder(parts.store, parts.registry, parts.settings.public_url)
     single_use = SingleUse(parts.store, parts.clock, sections, journal)
     consent = ConsentActivities(parts.store, holder, sender, single_use, parts.clock)
     refresh = RefreshActivities(parts.store, holder, sender, single_use, parts.clock)

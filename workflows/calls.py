@@ -5,6 +5,7 @@ the platform's own trouble (store, keys, a lost worker); Temporal retries that f
 """
 
 from datetime import timedelta
+from typing import Any
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
@@ -28,7 +29,7 @@ with workflow.unsafe.imports_passed_through():
 SEND_LIMIT = timedelta(seconds=15)  # from the intent to the first byte, see Attempt.send_by
 _SLACK = timedelta(seconds=30)  # reading, judging and committing
 
-_PROVIDER = {
+_PROVIDER: dict[str, Any] = {
     # Longer than everything inside it, so that the critical section is never cut.
     "start_to_close_timeout": SEND_LIMIT + ANSWER_LIMIT + _SLACK,
     # A worker that died is noticed after this; the next one asks `takeover` what to do.
@@ -38,7 +39,7 @@ _PROVIDER = {
         maximum_interval=timedelta(seconds=30),
     ),
 }
-_STORE = {
+_STORE: dict[str, Any] = {
     "start_to_close_timeout": timedelta(seconds=20),
     "retry_policy": RetryPolicy(
         initial_interval=timedelta(milliseconds=500),

@@ -7,9 +7,9 @@ through one inbox, so that nothing is decided twice at once.
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 from temporalio import workflow
-from temporalio.common import VersioningBehavior
 from temporalio.exceptions import ApplicationError, FailureError
 
 with workflow.unsafe.imports_passed_through():
@@ -32,7 +32,7 @@ class _Ticket:
     done: bool = False
 
 
-@workflow.defn(name=m.CONNECTION_WORKFLOW, versioning_behavior=VersioningBehavior.AUTO_UPGRADE)
+@workflow.defn(name=m.CONNECTION_WORKFLOW)
 class ConnectionWorkflow:
     @workflow.init
     def __init__(self, start: m.ConnectionStart) -> None:
@@ -46,7 +46,7 @@ class ConnectionWorkflow:
         self._show()
         while not self._life.state.final:
             await self._handle(await self._next())
-            if workflow.info().is_continue_as_new_suggested():
+            if self._long_enough():
                 await self._continue_as_new()
         await calls.run_ends(m.RunEnds(**self._call(None)))
         await self._answer_everybody()
@@ -220,7 +220,7 @@ class ConnectionWorkflow:
 
     # --- small parts ------------------------------------------------------------------
 
-    def _put(self, event: m.Event, asked: m.Asked, **brings: object) -> _Ticket:
+    def _put(self, event: m.Event, asked: m.Asked, **brings: Any) -> _Ticket:
         ticket = _Ticket(m.Happening(event=event, asked=asked, **brings))
         self._inbox.append(ticket)
         return ticket
@@ -228,7 +228,7 @@ class ConnectionWorkflow:
     async def _done(self, ticket: _Ticket) -> None:
         await workflow.wait_condition(lambda: ticket.done)
 
-    def _call(self, cause: m.Happening | None) -> dict[str, object]:
+    def _call(self, cause: m.Happening | None) -> dict[str, Any]:
         info = workflow.info()
         return {
             "tenant": self._start.tenant,
@@ -240,6 +240,11 @@ class ConnectionWorkflow:
                 event_id=info.get_current_history_length(),
             ),
         }
+
+    def _long_enough(self) -> bool:
+        info = workflow.info()
+        length = info.get_current_history_length()
+        return info.is_continue_as_new_suggested() or length >= self._rules.longest_history
 
     def _wake(self) -> Wake | None:
         return wake(self._life, self._rules, self._share())

@@ -1,14 +1,13 @@
 """An integration's endpoints, read from its issuer once and pinned."""
 
 from temporalio import workflow
-from temporalio.common import VersioningBehavior
 
 with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.messages import DISCOVERY_WORKFLOW, Discover, Discovered
     from workflows import calls
 
 
-@workflow.defn(name=DISCOVERY_WORKFLOW, versioning_behavior=VersioningBehavior.AUTO_UPGRADE)
+@workflow.defn(name=DISCOVERY_WORKFLOW)
 class DiscoveryWorkflow:
     """The API makes no outbound call: it asks a worker, and history says what came of it."""
 

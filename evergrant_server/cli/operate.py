@@ -25,7 +25,7 @@ async def upgrade(settings: Settings, namespace: bool) -> None:
         client = await connect(settings)
         await prepare(client, settings.history_retention)
         print(
-            f"namespace {client.namespace}: search attributes, retention {settings.history_retention.days} days"
+            f"namespace {client.namespace}: search attributes, retention {settings.history_retention.days} d"
         )
 
 

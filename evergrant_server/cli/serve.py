@@ -6,6 +6,7 @@ import socket
 
 from granian import Granian
 from granian.constants import Interfaces
+from granian.log import LogLevels
 
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.crypto.keyring import KeyRing, Role
@@ -39,7 +40,7 @@ def serve_api(settings: Settings) -> None:
         port=settings.port,
         interface=Interfaces.ASGI,
         workers=settings.api_workers,
-        log_level="warning",
+        log_level=LogLevels.warning,
         log_access=False,
         websockets=False,
     ).serve()

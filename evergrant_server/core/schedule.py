@@ -27,6 +27,7 @@ class Rules(BaseModel):
     repair_interval: timedelta = timedelta(minutes=15)  # for what an admin must repair
     longest_revocation_backoff: timedelta = timedelta(hours=1)
     consent_grace: timedelta = timedelta(minutes=1)  # a callback at the deadline still gets through
+    longest_history: int = 2000  # events after which a run continues as new; Temporal's own limit is higher
     keep_alive_share: float = 0.5  # refresh an idle grant after this share of its idle life
 
 

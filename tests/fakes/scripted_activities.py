@@ -1,0 +1,87 @@
+"""Activities that answer from a script, under the names the workflows call."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from temporalio import activity
+
+from evergrant_server.core import messages as m
+from evergrant_server.core.connection import Revocation, State
+
+
+class ScriptedActivities:
+    """`answers[name]` holds what the next calls return; a default follows. `calls` counts.
+
+    An answer that is an asyncio.Event is waited for before the default is returned.
+    """
+
+    def __init__(self, lifetime: timedelta = timedelta(hours=1), idle_s: float | None = None) -> None:
+        self.lifetime = lifetime
+        self.idle_s = idle_s
+        self.generation = 0
+        self.answers: dict[str, list[Any]] = defaultdict(list)
+        self.calls: list[tuple[str, Any]] = []
+        self.now: Callable[[], datetime] = lambda: datetime.now(UTC)
+
+    def count(self, name: m.ActivityName) -> int:
+        return sum(1 for called, _ in self.calls if called == name)
+
+    def everything(self) -> list[Callable[..., Any]]:
+        return [
+            self.exchange_code,
+            self.refresh_grant,
+            self.end_consent,
+            self.ask_revocation,
+            self.revoke_grant,
+            self.run_ends,
+        ]
+
+    async def _answer(self, name: m.ActivityName, order: Any, default: Callable[[], Any]) -> Any:
+        self.calls.append((name, order))
+        if self.answers[name]:
+            answer = self.answers[name].pop(0)
+            if isinstance(answer, asyncio.Event):
+                await answer.wait()
+            else:
+                return answer
+        return default()
+
+    def _news(self) -> m.GrantNews:
+        self.generation += 1
+        now = activity.info().started_time
+        return m.GrantNews(
+            state=State.ACTIVE,
+            generation=self.generation,
+            obtained_at=now,
+            expires_at=now + self.lifetime,
+            refreshable=True,
+            idle_s=self.idle_s,
+        )
+
+    @activity.defn(name=m.ActivityName.EXCHANGE_CODE)
+    async def exchange_code(self, order: m.ExchangeCode) -> m.GrantNews:
+        return await self._answer(m.ActivityName.EXCHANGE_CODE, order, self._news)
+
+    @activity.defn(name=m.ActivityName.REFRESH_GRANT)
+    async def refresh_grant(self, order: m.RefreshGrant) -> m.GrantNews:
+        return await self._answer(m.ActivityName.REFRESH_GRANT, order, self._news)
+
+    @activity.defn(name=m.ActivityName.END_CONSENT)
+    async def end_consent(self, order: m.EndConsent) -> None:
+        await self._answer(m.ActivityName.END_CONSENT, order, lambda: None)
+
+    @activity.defn(name=m.ActivityName.ASK_REVOCATION)
+    async def ask_revocation(self, order: m.AskRevocation) -> None:
+        await self._answer(m.ActivityName.ASK_REVOCATION, order, lambda: None)
+
+    @activity.defn(name=m.ActivityName.REVOKE_GRANT)
+    async def revoke_grant(self, order: m.RevokeGrant) -> m.RevocationNews:
+        done = m.RevocationNews(revocation=Revocation.CONFIRMED)
+        return await self._answer(m.ActivityName.REVOKE_GRANT, order, lambda: done)
+
+    @activity.defn(name=m.ActivityName.RUN_ENDS)
+    async def run_ends(self, order: m.RunEnds) -> None:
+        await self._answer(m.ActivityName.RUN_ENDS, order, lambda: None)

@@ -1,0 +1,99 @@
+"""A connection's workflow under test: starting it, talking to it, waiting for it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from temporalio.client import Client, WorkflowHandle
+from temporalio.worker import Worker
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+
+from evergrant_server.core import messages as m
+from evergrant_server.core.ids import ConnectionId, ConsentId, IntegrationId, Tenant, new_id, workflow_id
+from tests.fakes.scripted_activities import ScriptedActivities
+from workflows import WORKFLOWS
+
+ASKED = m.Asked(by="app:crm-sync", trace_id="0af7651916cd43dd8448eb211c80319c")
+
+
+def a_start(**life: Any) -> m.ConnectionStart:
+    life.setdefault("consent_deadline", datetime.now(UTC) + timedelta(hours=1))
+    return m.ConnectionStart(
+        tenant=Tenant("acme"),
+        connection_id=ConnectionId(new_id("con")),
+        integration_id=IntegrationId(new_id("int")),
+        integration="crm",
+        provider="generic",
+        subject_hash="00" * 16,
+        rules=1,
+        life=m.Life(**life),
+        asked=ASKED,
+    )
+
+
+def a_consent() -> m.ConsentGranted:
+    return m.ConsentGranted(attempt_id=ConsentId(new_id("cns")), asked=ASKED)
+
+
+def a_worker(client: Client, scripted: ScriptedActivities, task_queue: str) -> Worker:
+    return Worker(
+        client,
+        task_queue=task_queue,
+        workflows=WORKFLOWS,
+        activities=scripted.everything(),
+        workflow_runner=SandboxedWorkflowRunner(
+            SandboxRestrictions.default.with_passthrough_modules("evergrant_server.core", "pydantic")
+        ),
+    )
+
+
+class Life:
+    """One connection's workflow under test."""
+
+    def __init__(
+        self, handle: WorkflowHandle[Any, m.Ended], scripted: ScriptedActivities, start: m.ConnectionStart
+    ):
+        self.handle = handle
+        self.scripted = scripted
+        self.start = start
+
+    async def describe(self) -> m.Description:
+        return await self.handle.query(m.QUERY_DESCRIBE, result_type=m.Description)
+
+    async def until(self, condition: Callable[[m.Description], bool]) -> m.Description:
+        async with asyncio.timeout(20):
+            while not condition(description := await self.describe()):
+                await asyncio.sleep(0.05)
+        return description
+
+    async def consent(self) -> m.Description:
+        await self.handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
+        return await self.until(lambda d: d.generation >= 1)
+
+    async def ensure_fresh(self, seen: int) -> m.Freshness:
+        ask = m.EnsureFresh(seen_generation=seen, asked=ASKED)
+        return await self.handle.execute_update(m.UPDATE_ENSURE_FRESH, ask, result_type=m.Freshness)
+
+    async def events(self) -> list[dict[str, Any]]:
+        return (await self.handle.fetch_history()).to_json_dict()["events"]
+
+
+@asynccontextmanager
+async def living(
+    client: Client, scripted: ScriptedActivities | None = None, **life: Any
+) -> AsyncIterator[Life]:
+    """Start a worker on a queue of its own, and a connection on it."""
+    scripted = scripted or ScriptedActivities()
+    start = a_start(**life)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(a_worker(client, scripted, f"queue-{start.connection_id}"))
+        handle = await client.start_workflow(
+            m.CONNECTION_WORKFLOW,
+            start,
+            id=workflow_id(start.tenant, start.connection_id),
+            task_queue=f"queue-{start.connection_id}",
+            result_type=m.Ended,
+        )
+        yield Life(handle, scripted, start)

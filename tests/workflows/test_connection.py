@@ -1,0 +1,181 @@
+"""The connection workflow on a real Temporal server, with activities that answer from a script."""
+
+import asyncio
+import base64
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from temporalio import workflow
+from temporalio.client import Client, WorkflowUpdateFailedError
+from temporalio.exceptions import ApplicationError
+from temporalio.worker import Worker
+
+from evergrant_server.core import messages as m
+from evergrant_server.core.connection import Revocation, State
+from evergrant_server.core.errors import Code
+from tests.fakes.scripted_activities import ScriptedActivities
+from tests.workflows.lives import ASKED, a_consent, living
+
+REFRESH = m.ActivityName.REFRESH_GRANT
+
+
+async def test_a_life_from_consent_to_revocation(client: Client):
+    async with living(client) as life:
+        assert (await life.describe()).state is State.PENDING_CONSENT
+        granted = await life.consent()
+        assert (granted.state, granted.next_step) == (State.ACTIVE, "refresh due")
+        assert (await life.ensure_fresh(1)).generation == 2
+        await life.handle.signal(m.SIGNAL_REVOKE, m.Revoke(reason="left", asked=ASKED))
+        ended = await life.handle.result()
+        assert ended == m.Ended(state=State.REVOKED, revocation=Revocation.CONFIRMED, generations=2)
+        called = [name for name, _ in life.scripted.calls]
+        assert called == ["exchange_code", "refresh_grant", "ask_revocation", "revoke_grant", "run_ends"]
+
+
+async def test_every_command_carries_who_asked_and_the_trace_into_history(client: Client):
+    async with living(client) as life:
+        await life.consent()
+        await life.ensure_fresh(1)
+        order = life.scripted.calls[-1][1]
+        assert order.asked == ASKED
+        assert order.provenance.run_id == (await life.handle.describe()).run_id
+        events = await life.events()
+        decided = next(e for e in events if int(e["eventId"]) == order.provenance.event_id)
+        assert decided["eventType"] == "EVENT_TYPE_WORKFLOW_TASK_STARTED"
+        signal = next(e for e in events if e["eventType"] == "EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED")
+        payload = signal["workflowExecutionSignaledEventAttributes"]["input"]["payloads"][0]["data"]
+        assert json.loads(base64.b64decode(payload))["asked"] == ASKED.model_dump()
+
+
+async def test_invariant_3_callers_share_one_refresh(client: Client):
+    scripted = ScriptedActivities()
+    async with living(client, scripted) as life:
+        await life.consent()
+        gate = asyncio.Event()
+        scripted.answers[REFRESH].append(gate)
+        callers = [asyncio.create_task(life.ensure_fresh(1)) for _ in range(8)]
+        async with asyncio.timeout(20):
+            while scripted.count(REFRESH) == 0:
+                await asyncio.sleep(0.02)
+        gate.set()
+        assert {(await caller).generation for caller in callers} == {2}
+        assert scripted.count(REFRESH) == 1
+
+
+async def test_the_validator_refuses_what_is_done_and_writes_nothing(client: Client):
+    async with living(client) as life:
+        await life.consent()
+        before = len(await life.events())
+        with pytest.raises(WorkflowUpdateFailedError) as refused:
+            await life.ensure_fresh(0)
+        assert isinstance(refused.value.cause, ApplicationError)
+        assert refused.value.cause.type == Code.STORE_CONFLICT
+        assert len(await life.events()) == before
+
+
+async def test_a_rejected_grant_is_said_to_whoever_waits(client: Client):
+    scripted = ScriptedActivities()
+    async with living(client, scripted) as life:
+        await life.consent()
+        scripted.answers[REFRESH].append(m.GrantNews(failure=Code.GRANT_REJECTED))
+        answer = await life.ensure_fresh(1)
+        assert answer.problem is Code.GRANT_REJECTED
+        described = await life.describe()
+        assert (described.state, described.repairer) == (State.NEEDS_REAUTH, "subject")
+        await life.handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
+        assert (await life.until(lambda d: d.state is State.ACTIVE)).generation == 2
+
+
+async def test_a_revocation_waits_for_the_provider_as_long_as_it_takes(client: Client):
+    scripted = ScriptedActivities()
+    down = m.RevocationNews(failure=Code.PROVIDER_UNREACHABLE)
+    scripted.answers[m.ActivityName.REVOKE_GRANT] += [down]
+    async with living(client, scripted) as life:
+        await life.consent()
+        await life.handle.execute_update(m.UPDATE_REVOKE, m.Revoke(reason="left", asked=ASKED))
+        described = await life.describe()
+        assert (described.state, described.failures) == (State.REVOKING, 1)
+        assert (await life.handle.result()).state is State.REVOKED
+        assert scripted.count(m.ActivityName.REVOKE_GRANT) == 2
+
+
+async def test_a_denied_and_an_expired_consent_end_the_workflow(client: Client):
+    async with living(client) as life:
+        denial = m.ConsentDenied(attempt_id=a_consent().attempt_id, asked=ASKED)
+        await life.handle.signal(m.SIGNAL_CONSENT_DENIED, denial)
+        assert (await life.handle.result()).state is State.DENIED
+    async with living(client, consent_deadline=datetime.now(UTC) - timedelta(minutes=2)) as life:
+        assert (await life.handle.result()).state is State.CONSENT_EXPIRED
+        assert life.scripted.calls[0][1].denied is False
+
+
+async def test_a_code_whose_signal_comes_twice_is_exchanged_once(client: Client):
+    async with living(client) as life:
+        granted = a_consent()
+        for _ in range(3):
+            await life.handle.signal(m.SIGNAL_CONSENT_GRANTED, granted)
+        await life.until(lambda d: d.generation == 1)
+        await life.handle.signal(m.SIGNAL_ROTATE, m.Rotate(reason="test", asked=ASKED))
+        await life.until(lambda d: d.generation == 2)
+        assert life.scripted.count(m.ActivityName.EXCHANGE_CODE) == 1
+
+
+@workflow.defn(name="SomebodyElse")
+class SomebodyElse:
+    """A pipeline that signals for its token and waits for the answer."""
+
+    def __init__(self) -> None:
+        self.ready: m.TokenReady | None = None
+
+    @workflow.run
+    async def run(self, connection: str) -> m.TokenReady:
+        ask = m.RequestToken(app="crm-sync", reply_to=workflow.info().workflow_id, asked=m.Asked(by="app:x"))
+        await workflow.get_external_workflow_handle(connection).signal(m.SIGNAL_REQUEST_TOKEN, ask)
+        await workflow.wait_condition(lambda: self.ready is not None)
+        assert self.ready is not None
+        return self.ready
+
+    @workflow.signal(name=m.SIGNAL_TOKEN_READY)
+    def token_ready(self, ready: m.TokenReady) -> None:
+        self.ready = ready
+
+
+async def ask_as_somebody_else(client: Client, connection: str) -> m.TokenReady:
+    queue = f"somebody-{connection}"
+    async with Worker(client, task_queue=queue, workflows=[SomebodyElse]):
+        return await client.execute_workflow(
+            SomebodyElse.run, connection, id=f"somebody-{connection}", task_queue=queue
+        )
+
+
+async def test_request_token_answers_the_workflow_that_asked(client: Client):
+    async with living(client) as life:
+        await life.consent()
+        ready = await ask_as_somebody_else(client, life.handle.id)
+        assert (ready.connection_id, ready.generation, ready.problem) == (life.start.connection_id, 1, None)
+
+
+async def test_request_token_says_why_there_is_none(client: Client):
+    async with living(client) as life:
+        ready = await ask_as_somebody_else(client, life.handle.id)
+        assert (ready.generation, ready.problem) == (0, Code.CONSENT_REQUIRED)
+
+
+async def test_a_caller_that_is_gone_disturbs_nobody(client: Client):
+    async with living(client) as life:
+        await life.consent()
+        ask = m.RequestToken(app="x", reply_to="no-such-workflow", asked=ASKED)
+        await life.handle.signal(m.SIGNAL_REQUEST_TOKEN, ask)
+        assert (await life.ensure_fresh(1)).generation == 2
+
+
+async def test_search_attributes_and_details_tell_the_story(client: Client):
+    async with living(client) as life:
+        await life.consent()
+        description = await life.handle.describe()
+        assert description.search_attributes["EvergrantState"] == ["active"]
+        details = await life.handle.query("__temporal_workflow_metadata")
+        assert "generation 1" in details.current_details
+        summaries = [e for e in await life.events() if "userMetadata" in e]
+        assert len(summaries) >= 2  # the exchange and the timer at least

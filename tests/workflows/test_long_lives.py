@@ -1,0 +1,125 @@
+"""Runs that get long, floods, and a year: history stays bounded and nothing is lost."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
+from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.testing import WorkflowEnvironment
+
+from evergrant_server.core import messages as m
+from evergrant_server.core.connection import State
+from evergrant_server.core.errors import Code
+from evergrant_server.core.ids import workflow_id
+from evergrant_server.core.schedule import RULES, Rules
+from evergrant_server.core.search import KEYWORDS
+from tests.fakes.scripted_activities import ScriptedActivities
+from tests.fakes.temporal import skipping_time
+from tests.workflows.lives import ASKED, Life, a_consent, a_start, a_worker, living
+
+REFRESH = m.ActivityName.REFRESH_GRANT
+
+
+@pytest.fixture
+def short_histories(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RULES, 1, Rules(longest_history=120))
+
+
+async def test_a_flood_of_signals_is_bounded_by_continue_as_new_and_loses_none(
+    client: Client, short_histories: None
+):
+    """Every rotate is a signal of its own; each must lead to its refresh, across runs."""
+    scripted = ScriptedActivities()
+    async with living(client, scripted) as life:
+        await life.consent()
+        rotate = m.Rotate(reason="flood", asked=ASKED)
+        await asyncio.gather(*(life.handle.signal(m.SIGNAL_ROTATE, rotate) for _ in range(60)))
+        await life.until(lambda d: d.generation == 61)
+        newest = client.get_workflow_handle(life.handle.id)
+        assert (await newest.describe()).run_id != life.handle.first_execution_run_id
+        length = (await newest.describe()).history_length
+        assert length < 400
+        runs = scripted.count(m.ActivityName.RUN_ENDS)
+        assert runs >= 2, "each run that ended was exported"
+
+
+async def test_updates_are_answered_across_continue_as_new(client: Client, short_histories: None):
+    async with living(client) as life:
+        generation = (await life.consent()).generation
+        handle = client.get_workflow_handle(life.handle.id)
+        for _ in range(25):
+            ask = m.EnsureFresh(seen_generation=generation, asked=ASKED)
+            answer = await handle.execute_update(m.UPDATE_ENSURE_FRESH, ask, result_type=m.Freshness)
+            assert answer.generation == generation + 1
+            generation = answer.generation
+        assert life.scripted.count(m.ActivityName.RUN_ENDS) >= 1
+
+
+class Year(ScriptedActivities):
+    """Days in `outage` answer `provider_error`; without `leased` nobody wants refreshing ahead."""
+
+    def __init__(
+        self, env: WorkflowEnvironment, begin: datetime, outage: range, leased: bool, idle_s: float | None
+    ):
+        super().__init__(idle_s=idle_s)
+        self._env, self._begin, self._outage, self._leased = env, begin, outage, leased
+
+    async def _answer(self, name: m.ActivityName, order: Any, default: Callable[[], Any]) -> Any:
+        day = (await self._env.get_current_time() - self._begin).days
+        if name == REFRESH and order.only_if_leased and not self._leased:
+            self.answers[name] = [m.GrantNews(not_leased=True)]
+        elif name == REFRESH and day in self._outage:
+            self.answers[name] = [m.GrantNews(failure=Code.PROVIDER_ERROR)]
+        return await super()._answer(name, order, default)
+
+
+async def one_year(policy: str, *, idle_s: float | None, leased: bool, outage: range = range(0)) -> int:
+    """How many times a year of one connection, with hourly tokens, asks for a refresh."""
+    async with skipping_time(data_converter=pydantic_data_converter) as env:
+        await prepare_search_attributes(env)
+        begin = await env.get_current_time()
+        scripted = Year(env, begin, outage, leased, idle_s)
+        start = a_start(policy=policy, consent_deadline=begin + timedelta(hours=1))
+        async with a_worker(env.client, scripted, "year"):
+            handle = await env.client.start_workflow(
+                m.CONNECTION_WORKFLOW, start, id=workflow_id(start.tenant, start.connection_id),
+                task_queue="year", result_type=m.Ended,
+            )  # fmt: skip
+            await handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
+            await env.sleep(timedelta(days=365))
+            life = Life(env.client.get_workflow_handle(handle.id, result_type=m.Ended), scripted, start)
+            assert (await life.describe()).state is State.ACTIVE
+            return scripted.count(REFRESH)
+
+
+async def prepare_search_attributes(env: WorkflowEnvironment) -> None:
+    request = AddSearchAttributesRequest(
+        namespace=env.client.namespace,
+        search_attributes=dict.fromkeys(KEYWORDS, IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD),
+    )
+    await env.client.operator_service.add_search_attributes(request)
+
+
+async def test_an_idle_year_costs_one_look_and_the_keep_alives():
+    """Nobody leases; the refresh token dies after 90 idle days, so it is used every 45."""
+    refreshes = await one_year("adaptive", idle_s=90 * 86_400.0, leased=False)
+    keep_alives = 365 / 45
+    looks_and_keep_alives = 2 * keep_alives + 2  # each new generation is looked at once
+    assert 12 <= refreshes <= looks_and_keep_alives
+
+
+async def test_an_idle_year_without_idle_expiry_costs_a_single_look():
+    refreshes = await one_year("adaptive", idle_s=None, leased=False)
+    assert refreshes == 1
+
+
+async def test_an_outage_of_a_day_costs_a_handful_of_calls():
+    """Half an hour between tries at the most: 48 in a day, and the climb to it."""
+    with_outage = await one_year("on_demand", idle_s=2 * 86_400.0, leased=True, outage=range(10, 11))
+    without = await one_year("on_demand", idle_s=2 * 86_400.0, leased=True)
+    assert with_outage - without <= 65
