@@ -184,12 +184,13 @@ class Sender:
         before_send: BeforeSend | None,
     ) -> RawReply:
         watch = Watch(_stopping(before_send))
+        transport = self._egress.transport(watch)
+        authlib = ProviderClient(client, transport)
+        for name in spec.quirks:
+            for hook in self._quirks[name].hooks:
+                authlib.register_compliance_hook(hook, self._quirks[name].reshape)
         try:
-            async with ProviderClient(client, self._egress.transport(watch)) as authlib:
-                for name in spec.quirks:
-                    for hook in self._quirks[name].hooks:
-                        authlib.register_compliance_hook(hook, self._quirks[name].reshape)
-                response = await ask(authlib)
+            response = await ask(authlib)
         except Answered as answered:
             response = answered.response
         except _Stopped as stopped:
@@ -198,6 +199,8 @@ class Sender:
             raise SendFailed(_unreachable(spec, error), sent=watch.sent) from None
         except Failure as failure:
             raise SendFailed(failure, sent=watch.sent) from None
+        finally:
+            await transport.aclose()
         return RawReply(
             response.status_code, {k.lower(): v for k, v in response.headers.items()}, response.content
         )

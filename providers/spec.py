@@ -64,7 +64,7 @@ class ProviderSpec(
     issuer_template: bool = False  # the issuer in its metadata is a template: can't be compared
     iss_in_callback: bool = False  # authorization_response_iss_parameter_supported (RFC 9207)
     template_params: dict[str, TemplateParam] = Field(default_factory=dict)
-    response: Response = Response()
+    response: Response = Field(default_factory=Response)
     quirks: tuple[str, ...] = ()  # named hooks, see providers/quirks
 
     @model_validator(mode="after")

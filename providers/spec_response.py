@@ -51,7 +51,7 @@ class Response(Part):
     refresh_expires_at_format: Literal["iso8601", "epoch_s", "epoch_ms"] = "iso8601"
     scope_path: JsonPath | None = "scope"
     scope_format: Literal["string", "array"] = "string"
-    scope_separator: str | None = Field(None, min_length=1, max_length=1)  # None: as requested
+    scope_separator: str | None = Field(default=None, min_length=1, max_length=1)  # None: as requested
     metadata_paths: tuple[JsonPath, ...] = ()
     metadata_patterns: dict[str, MetadataPattern] = Field(default_factory=dict)
     additional_tokens: AdditionalTokens | None = None

@@ -3,6 +3,7 @@
 import socket
 import ssl
 from collections.abc import Iterable
+from typing import cast
 
 import anyio
 import httpcore2
@@ -21,13 +22,13 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
 
     def __init__(self, policy: EgressPolicy) -> None:
         self._policy = policy
-        self._sockets = httpcore2.AnyIOBackend()
+        self._sockets = cast(httpcore2.AsyncNetworkBackend, httpcore2.AnyIOBackend())
 
     async def connect_tcp(
         self,
         host: str,
         port: int,
-        timeout: float | None = None,  # noqa: ASYNC109  # httpcore2's interface, not ours
+        timeout: float | None = None,  # httpcore2's interface, not ours
         local_address: str | None = None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
@@ -41,7 +42,7 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
     async def connect_unix_socket(
         self,
         path: str,
-        timeout: float | None = None,  # noqa: ASYNC109  # httpcore2's interface, not ours
+        timeout: float | None = None,  # httpcore2's interface, not ours
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
         raise Failure(Code.EGRESS_REFUSED, "a unix socket is not a provider")

@@ -1,0 +1,381 @@
+"""A real HTTP authorization server on loopback that does what a test's script says.
+
+    async with ScriptedProvider() as idp:
+        egress = Egress(EgressPolicy(allow=(idp.allowance,)))
+        idp.script(ok(), status(503, {"Retry-After": "7"}), drop_after_commit(), html())
+        ...
+        assert idp.count("token", grant_type="refresh_token") == 1
+
+It serves, below `idp.issuer`: RFC 8414 metadata, `/authorize` (consents by itself: redirects with
+`code`, `state` and `iss`), `/token`, `/revoke` and `/introspect`. Its client is `idp.client_id` /
+`idp.client_secret`, by Basic or in the body. PKCE S256 is demanded. Codes work once. Refresh tokens
+work once and a second use kills the whole family (`rotation="strict"`, the default), or stay good
+(`rotation="none"`).
+
+Each request at an endpoint takes the next answer of that endpoint's script (`script(..., at="token")`
+without more); with none left it answers `ok()`. The answers:
+
+- `ok(**fields)`            acts, and answers as RFC 6749 says, with `fields` put over the reply
+- `status(n, headers)`      answers with that status and an empty body, without acting
+- `error(name, n)`          answers with a JSON error, without acting
+- `html(n)`                 answers with a page, without acting
+- `raw(body, n, headers)`   answers with these bytes, without acting
+- `drop()`                  closes the connection without acting
+- `drop_after_commit()`     acts, then closes the connection: the answer is lost
+- `delay(event_or_seconds)` waits, then does `then` (default `ok()`)
+- `hold_answer(event)`      acts at once, and answers when the event is set
+
+`idp.calls` has every request as it came;
+`await idp.until("token", 2)` returns when the second token request has arrived.
+`idp.refreshes` counts rotations that the server really carried out.
+"""
+
+import asyncio
+import base64
+import hashlib
+import json
+import secrets
+from collections import defaultdict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal, Self
+from urllib.parse import parse_qsl, unquote_plus, urlencode, urlsplit
+
+from evergrant_server.core.clock import Clock, SystemClock
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One step of a script."""
+
+    acts: bool = True
+    answers: bool = True
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | None = None  # None: what acting gives
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    wait: "asyncio.Event | float | None" = None
+    wait_first: bool = True
+    then: "Answer | None" = None
+
+
+def ok(**fields: Any) -> Answer:
+    return Answer(fields=fields)
+
+
+def status(code: int, headers: Mapping[str, str] | None = None) -> Answer:
+    return Answer(acts=False, status=code, headers=headers or {}, body=b"")
+
+
+def error(name: str, code: int = 400) -> Answer:
+    return raw(json.dumps({"error": name}).encode(), code, {"Content-Type": "application/json"})
+
+
+def html(code: int = 200) -> Answer:
+    return raw(b"<!doctype html><title>Sorry</title>", code, {"Content-Type": "text/html"})
+
+
+def raw(body: bytes, code: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
+    return Answer(acts=False, status=code, headers=headers or {}, body=body)
+
+
+def drop() -> Answer:
+    return Answer(acts=False, answers=False)
+
+
+def drop_after_commit() -> Answer:
+    return Answer(answers=False)
+
+
+def delay(until: "asyncio.Event | float", then: Answer | None = None) -> Answer:
+    return Answer(wait=until, then=then or ok())
+
+
+def hold_answer(until: asyncio.Event) -> Answer:
+    return Answer(wait=until, wait_first=False)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request as it came."""
+
+    endpoint: str
+    method: str
+    target: str
+    headers: dict[str, str]
+    body: bytes
+    params: dict[str, str]
+
+
+@dataclass
+class Family:
+    """All tokens that grew from one consent."""
+
+    scope: str
+    refresh_token: str
+    alive: bool = True
+    used: set[str] = field(default_factory=set)
+    access_tokens: dict[str, float] = field(default_factory=dict)  # token -> end, epoch seconds
+
+
+class ScriptedProvider:
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        *,
+        rotation: Literal["strict", "none"] = "strict",
+        expires_in: int = 3600,
+        path: str = "",
+        clock: Clock | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.client_id = "client-1"
+        self.client_secret = "s3cret-" + secrets.token_hex(8)
+        self.calls: list[Call] = []
+        self.refreshes = 0
+        self.families: list[Family] = []
+        self.metadata = dict(metadata or {})  # put over the RFC 8414 document; None removes a field
+        self._rotation = rotation
+        self._expires_in = expires_in
+        self._path = path
+        self._clock = clock or SystemClock()
+        self._codes: dict[str, dict[str, str]] = {}
+        self._scripts: dict[str, deque[Answer]] = defaultdict(deque)
+        self._news = asyncio.Condition()
+        self._server: asyncio.Server | None = None
+        self._busy: set[asyncio.Task[Any]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port: int = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._busy:
+            task.cancel()
+        await asyncio.gather(*self._busy, return_exceptions=True)
+        await self._server.wait_closed()
+
+    @property
+    def allowance(self) -> str:
+        """What EgressPolicy(allow=…) needs to reach this server."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def origin(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def issuer(self) -> str:
+        return self.origin + self._path
+
+    def url(self, endpoint: str) -> str:
+        """The URL of `authorize`, `token`, `revoke` or `introspect`."""
+        return f"{self.issuer}/{endpoint}"
+
+    def script(self, *answers: Answer, at: str = "token") -> None:
+        """Queue answers for an endpoint, in order."""
+        self._scripts[at].extend(answers)
+
+    def count(self, endpoint: str, **params: str) -> int:
+        """How many requests came to an endpoint with these parameters."""
+        return sum(call.endpoint == endpoint and params.items() <= call.params.items() for call in self.calls)
+
+    async def until(self, endpoint: str, times: int = 1, timeout: float = 10) -> None:  # a test's own limit
+        """Wait until so many requests have arrived at an endpoint."""
+        async with asyncio.timeout(timeout), self._news:
+            await self._news.wait_for(lambda: self.count(endpoint) >= times)
+
+    def grant(self, scope: str = "read") -> dict[str, Any]:
+        """A token reply as after a consent, for tests that begin with a grant."""
+        return self._new_family(scope)
+
+    def active(self, token: str) -> bool:
+        now = self._clock.now().timestamp()
+        return any(
+            family.alive and (token == family.refresh_token or family.access_tokens.get(token, 0) > now)
+            for family in self.families
+        )
+
+    # --- HTTP ---------------------------------------------------------------------------
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._busy.add(task)
+        try:
+            call = await self._read(reader)
+            async with self._news:
+                self.calls.append(call)
+                self._news.notify_all()
+            reply = await self._reply(call)
+            if reply is not None:
+                writer.write(reply)
+                await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # the client went away, as some tests make it
+        finally:
+            self._busy.discard(task)
+            writer.close()
+
+    async def _read(self, reader: asyncio.StreamReader) -> Call:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        first, *lines = head.split("\r\n")
+        method, target, _ = first.split(" ")
+        headers = {n.lower(): v.strip() for n, _, v in (line.partition(":") for line in lines if line)}
+        body = await reader.readexactly(int(headers.get("content-length", "0")))
+        parts = urlsplit(target)
+        params = dict(parse_qsl(parts.query, keep_blank_values=True))
+        if "json" in headers.get("content-type", ""):
+            params |= {name: str(value) for name, value in json.loads(body or b"{}").items()}
+        else:
+            params |= dict(parse_qsl(body.decode("latin-1"), keep_blank_values=True))
+        if ".well-known" in parts.path:
+            endpoint = "metadata"
+        else:
+            endpoint = parts.path.removeprefix(self._path).strip("/")
+        return Call(endpoint, method, target, headers, body, params)
+
+    async def _reply(self, call: Call) -> bytes | None:
+        script = self._scripts[call.endpoint]
+        answer = script.popleft() if script else ok()
+        while answer.wait is not None and answer.wait_first:
+            await _waited(answer.wait)
+            answer = answer.then or ok()
+        code, headers, body = answer.status, dict(answer.headers), answer.body
+        if answer.acts:
+            code, acted, data = self._act(call)
+            headers = acted | headers
+            body = json.dumps({**data, **answer.fields}).encode() if data is not None else b""
+        if answer.wait is not None:
+            await _waited(answer.wait)
+        if not answer.answers:
+            return None
+        headers = {"Content-Length": str(len(body or b"")), "Connection": "close"} | headers
+        lines = [f"HTTP/1.1 {code} Scripted", *(f"{name}: {value}" for name, value in headers.items())]
+        return "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")
+
+    # --- the authorization server -------------------------------------------------------
+
+    def _act(self, call: Call) -> tuple[int, dict[str, str], dict[str, Any] | None]:
+        json_type = {"Content-Type": "application/json", "Cache-Control": "no-store"}
+        match call.endpoint:
+            case "metadata":
+                known = (f"/.well-known/oauth-authorization-server{self._path}",)
+                if urlsplit(call.target).path not in known:
+                    return 404, {}, None
+                return 200, json_type, self._document()
+            case "authorize":
+                return 302, {"Location": self._authorize(call.params)}, None
+            case "token" | "revoke" | "introspect" if not self._client_ok(call):
+                return 401, json_type, {"error": "invalid_client"}
+            case "token":
+                code, data = self._token(call.params)
+                return code, json_type, data
+            case "revoke":
+                self._revoke(call.params.get("token", ""))
+                return 200, {}, None
+            case "introspect":
+                return 200, json_type, {"active": self.active(call.params.get("token", ""))}
+            case _:
+                return 404, {}, None
+
+    def _document(self) -> dict[str, Any]:
+        document = {
+            "issuer": self.issuer,
+            "authorization_endpoint": self.url("authorize"),
+            "token_endpoint": self.url("token"),
+            "revocation_endpoint": self.url("revoke"),
+            "introspection_endpoint": self.url("introspect"),
+            "response_types_supported": ["code"],
+            "grant_types_supported": ["authorization_code", "refresh_token"],
+            "code_challenge_methods_supported": ["S256"],
+            "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
+            "authorization_response_iss_parameter_supported": True,
+        }
+        return {name: value for name, value in (document | self.metadata).items() if value is not None}
+
+    def _authorize(self, params: dict[str, str]) -> str:
+        back = {"state": params.get("state", ""), "iss": self.issuer}
+        good = params.get("client_id") == self.client_id and params.get("code_challenge_method") == "S256"
+        if good and params.get("response_type") == "code":
+            code = secrets.token_urlsafe(16)
+            self._codes[code] = params
+            back["code"] = code
+        else:
+            back["error"] = "invalid_request"
+        return f"{params.get('redirect_uri', '')}?{urlencode(back)}"
+
+    def _client_ok(self, call: Call) -> bool:
+        given = (call.params.get("client_id"), call.params.get("client_secret"))
+        scheme, _, value = call.headers.get("authorization", "").partition(" ")
+        if scheme == "Basic":
+            name, _, secret = base64.b64decode(value).decode().partition(":")
+            given = (unquote_plus(name), unquote_plus(secret))
+        return given == (self.client_id, self.client_secret)
+
+    def _token(self, params: dict[str, str]) -> tuple[int, dict[str, Any]]:
+        match params.get("grant_type"):
+            case "authorization_code":
+                asked = self._codes.pop(params.get("code", ""), None)
+                digest = hashlib.sha256(params.get("code_verifier", "").encode()).digest()
+                challenge = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+                if (
+                    asked is None
+                    or asked["code_challenge"] != challenge
+                    or asked.get("redirect_uri") != params.get("redirect_uri")
+                ):
+                    return 400, {"error": "invalid_grant"}
+                return 200, self._new_family(asked.get("scope", ""))
+            case "refresh_token":
+                return self._refresh(params.get("refresh_token", ""))
+            case _:
+                return 400, {"error": "unsupported_grant_type"}
+
+    def _refresh(self, token: str) -> tuple[int, dict[str, Any]]:
+        for family in self.families:
+            if token in family.used:
+                family.alive = False  # reuse: somebody else has the newer one (RFC 9700 section 4.14.2)
+            elif token == family.refresh_token and family.alive:
+                self.refreshes += 1
+                if self._rotation == "strict":
+                    family.used.add(token)
+                    family.refresh_token = "rt-" + secrets.token_urlsafe(16)
+                return 200, self._issue(family)
+        return 400, {"error": "invalid_grant"}
+
+    def _new_family(self, scope: str) -> dict[str, Any]:
+        family = Family(scope, "rt-" + secrets.token_urlsafe(16))
+        self.families.append(family)
+        return self._issue(family)
+
+    def _issue(self, family: Family) -> dict[str, Any]:
+        access = "at-" + secrets.token_urlsafe(16)
+        family.access_tokens[access] = self._clock.now().timestamp() + self._expires_in
+        reply = {
+            "access_token": access,
+            "token_type": "bearer",
+            "expires_in": self._expires_in,
+            "scope": family.scope,
+        }
+        if self._rotation == "strict" or len(family.access_tokens) == 1:
+            reply["refresh_token"] = family.refresh_token
+        return reply
+
+    def _revoke(self, token: str) -> None:
+        for family in self.families:
+            if token == family.refresh_token or token in family.access_tokens or token in family.used:
+                family.alive = False
+
+
+async def _waited(until: "asyncio.Event | float") -> None:
+    if isinstance(until, asyncio.Event):
+        await until.wait()
+    else:
+        await asyncio.sleep(until)

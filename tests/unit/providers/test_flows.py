@@ -1,0 +1,253 @@
+"""Requests over real sockets to a scripted authorization server."""
+
+import asyncio
+import logging
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+from authlib.integrations.httpx_client import AsyncOAuth2Client
+
+from evergrant_server.core.access import Endpoints
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.secret import Secret
+from evergrant_server.egress import Egress, EgressPolicy
+from providers.authorization import authorization_request, new_state, new_verifier
+from providers.callback import judge_callback
+from providers.client import OAuthClient
+from providers.discovery import discover
+from providers.flows import RawReply, Sender, SendFailed
+from providers.registry import Registry
+from providers.replies import read_introspection, read_revocation, read_tokens
+from providers.spec import ProviderSpec
+from tests.fakes.scripted_provider import (
+    ScriptedProvider,
+    delay,
+    drop,
+    drop_after_commit,
+    html,
+    ok,
+    status,
+)
+from tests.unit.providers.definitions import an_integration, spec_like
+
+REDIRECT = "https://evergrant.example/oauth/callback/int_1"
+GENERIC = Registry.load().get("generic")
+
+
+class Talk:
+    """One provider, one sender, one client."""
+
+    def __init__(self, idp: ScriptedProvider, *, auth: str = "client_secret_basic", **egress: float) -> None:
+        self.idp = idp
+        self.egress = Egress(EgressPolicy(allow=(idp.allowance,)), **egress)  # type: ignore[arg-type]  # floats only
+        self.sender = Sender(self.egress)
+        self.client = OAuthClient(idp.client_id, Secret(idp.client_secret), auth)
+        self.endpoints = Endpoints(
+            issuer=idp.issuer,
+            authorization_endpoint=idp.url("authorize"),
+            token_endpoint=idp.url("token"),
+            revocation_endpoint=idp.url("revoke"),
+            introspection_endpoint=idp.url("introspect"),
+        )
+
+    async def refresh(self, token: str, spec: ProviderSpec = GENERIC, **more: object) -> RawReply:
+        return await self.sender.refresh(
+            spec,
+            self.endpoints,
+            self.client,
+            refresh_token=Secret(token),
+            **more,  # type: ignore[arg-type]  # test shorthand
+        )
+
+
+@pytest.mark.parametrize("auth", ["client_secret_basic", "client_secret_post"])
+async def test_a_whole_life_from_discovery_to_revocation(auth: str) -> None:
+    async with ScriptedProvider(path="/o") as idp:
+        talk = Talk(idp, auth=auth)
+        endpoints = await discover(talk.egress, idp.issuer)
+        integration = an_integration("generic", endpoints=endpoints, client_id=idp.client_id)
+        state, verifier = new_state(), new_verifier()
+        url = authorization_request(
+            GENERIC, integration, redirect_uri=REDIRECT, state=state, verifier=verifier, scopes=("read",)
+        )
+        async with talk.egress.client() as browser:
+            answer = await browser.get(url)
+        query = parse_qsl(urlsplit(answer.headers["location"]).query)
+        callback = judge_callback(
+            query, expected_issuer=endpoints.issuer, iss_required=endpoints.iss_in_callback
+        )
+        assert callback.state == state
+        assert callback.code is not None
+        reply = await talk.sender.exchange_code(
+            GENERIC, endpoints, talk.client, code=callback.code, verifier=verifier, redirect_uri=REDIRECT
+        )
+        first = read_tokens(GENERIC, reply, requested_scopes=("read",), refreshing=False)
+        assert first.refresh_token is not None
+        assert (first.scopes, first.expires_in, first.token_type) == (("read",), 3600, "Bearer")
+        reply = await talk.sender.refresh(
+            GENERIC, endpoints, talk.client, refresh_token=first.refresh_token, scopes=("read",)
+        )
+        second = read_tokens(GENERIC, reply, requested_scopes=("read",), refreshing=True)
+        assert second.refresh_token not in (None, first.refresh_token)
+        assert "scope" not in idp.calls[-1].params
+        assert second.refresh_token is not None
+        await assert_active(talk, endpoints, second.access_token, active=True)
+        reply = await talk.sender.revoke(
+            GENERIC, endpoints, talk.client, token=second.refresh_token, hint="refresh_token"
+        )
+        read_revocation(GENERIC, reply)
+        assert idp.calls[-1].params["token_type_hint"] == "refresh_token"
+        await assert_active(talk, endpoints, second.access_token, active=False)
+
+
+async def assert_active(talk: Talk, endpoints: Endpoints, token: Secret, *, active: bool) -> None:
+    reply = await talk.sender.introspect(GENERIC, endpoints, talk.client, token=token)
+    assert read_introspection(GENERIC, reply) is active
+
+
+async def test_a_second_use_of_a_refresh_token_kills_the_family() -> None:
+    async with ScriptedProvider() as idp:
+        talk, grant = Talk(idp), idp.grant()
+        renewed = read_tokens(
+            GENERIC, await talk.refresh(grant["refresh_token"]), requested_scopes=(), refreshing=True
+        )
+        again = await talk.refresh(grant["refresh_token"])
+        with pytest.raises(Failure) as raised:
+            read_tokens(GENERIC, again, requested_scopes=(), refreshing=True)
+        assert raised.value.code is Code.GRANT_REJECTED
+        assert not idp.active(renewed.access_token.reveal())
+
+
+async def test_retry_after_reaches_the_judge() -> None:
+    async with ScriptedProvider() as idp:
+        idp.script(status(503, {"Retry-After": "7"}))
+        reply = await Talk(idp).refresh("x")
+        assert (reply.status, reply.headers["retry-after"]) == (503, "7")
+        with pytest.raises(Failure) as raised:
+            read_tokens(GENERIC, reply, requested_scopes=(), refreshing=True)
+        assert (raised.value.code, raised.value.retry_after) == (Code.PROVIDER_ERROR, 7.0)
+
+
+@pytest.mark.parametrize(("answer", "acted"), [(drop(), 0), (drop_after_commit(), 1)])
+async def test_a_lost_answer_is_a_failure_that_may_have_been_sent(answer: object, acted: int) -> None:
+    async with ScriptedProvider() as idp:
+        grant = idp.grant()
+        idp.script(answer)  # type: ignore[arg-type]  # parametrised
+        with pytest.raises(SendFailed) as raised:
+            await Talk(idp).refresh(grant["refresh_token"])
+        assert (raised.value.code, raised.value.sent) == (Code.PROVIDER_UNREACHABLE, True)
+        assert idp.refreshes == acted
+
+
+async def test_a_slow_answer_ends_at_the_limit() -> None:
+    async with ScriptedProvider() as idp:
+        idp.script(delay(asyncio.Event()))
+        with pytest.raises(SendFailed, match="in time") as raised:
+            await Talk(idp, answer_time=0.3).refresh("x")
+        assert raised.value.sent
+
+
+async def test_a_refused_connection_was_certainly_not_sent() -> None:
+    async with ScriptedProvider() as idp:
+        talk = Talk(idp)
+    with pytest.raises(SendFailed) as raised:
+        await talk.refresh("x")
+    assert (raised.value.code, raised.value.sent) == (Code.PROVIDER_UNREACHABLE, False)
+
+
+async def test_an_egress_refusal_was_certainly_not_sent() -> None:
+    async with ScriptedProvider() as idp:
+        talk = Talk(idp)
+        talk.sender = Sender(Egress(EgressPolicy()))
+        with pytest.raises(SendFailed) as raised:
+            await talk.refresh("x")
+        assert (raised.value.code, raised.value.sent, idp.calls) == (Code.EGRESS_REFUSED, False, [])
+
+
+async def test_before_send_stops_the_request_with_its_own_failure() -> None:
+    def too_late() -> None:
+        raise Failure(Code.REFRESH_PENDING, "send_by has passed")
+
+    async with ScriptedProvider() as idp:
+        with pytest.raises(SendFailed) as raised:
+            await Talk(idp).refresh("x", before_send=too_late)
+        assert (raised.value.code, raised.value.sent, idp.calls) == (Code.REFRESH_PENDING, False, [])
+
+
+async def test_before_send_runs_once_the_connection_is_open() -> None:
+    seen: list[int] = []
+    async with ScriptedProvider() as idp:
+        grant = idp.grant()
+        await Talk(idp).refresh(grant["refresh_token"], before_send=lambda: seen.append(len(idp.calls)))
+    assert seen == [0]
+
+
+async def test_a_page_with_200_is_unreadable() -> None:
+    async with ScriptedProvider() as idp:
+        idp.script(html())
+        reply = await Talk(idp).refresh("x")
+        with pytest.raises(Failure) as raised:
+            read_tokens(GENERIC, reply, requested_scopes=(), refreshing=True)
+        assert raised.value.code is Code.REPLY_UNREADABLE
+
+
+async def test_every_oauth2_flow_goes_through_authlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one place a client function is replaced: to prove that nothing goes round it."""
+
+    async def refuse(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("authlib was asked")
+
+    monkeypatch.setattr(AsyncOAuth2Client, "request", refuse)
+    async with ScriptedProvider() as idp:
+        talk = Talk(idp)
+        s, e, c, secret = talk.sender, talk.endpoints, talk.client, Secret("x")
+        flows = (
+            s.exchange_code(GENERIC, e, c, code=secret, verifier=secret, redirect_uri=REDIRECT),
+            s.refresh(GENERIC, e, c, refresh_token=secret),
+            s.revoke(GENERIC, e, c, token=secret),
+            s.introspect(GENERIC, e, c, token=secret),
+        )
+        for flow in flows:
+            with pytest.raises(RuntimeError, match="authlib was asked"):
+                await flow
+        assert idp.calls == []
+
+
+async def test_no_secret_of_a_get_token_request_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    for name in ("httpx2", "httpcore2.http11", "httpcore2.connection"):
+        caplog.set_level(logging.DEBUG, logger=name)
+    spec = spec_like(token_request_method="GET", client_auth="client_secret_post")
+    async with ScriptedProvider() as idp:
+        talk, grant = Talk(idp, auth="client_secret_post"), idp.grant()
+        reply = await talk.refresh(grant["refresh_token"], spec)
+        assert idp.calls[-1].method == "GET"
+        assert reply.status == 200
+        for secret in (grant["refresh_token"], idp.client_secret):
+            assert secret in idp.calls[-1].target
+            assert secret not in caplog.text
+        assert grant["refresh_token"] not in repr(reply)
+    httpx2_lines = [record for record in caplog.records if record.name.startswith(("httpx2", "httpcore2"))]
+    assert httpx2_lines == []
+
+
+async def test_a_refresh_token_in_the_header() -> None:
+    spec = spec_like(refresh_token_in="header", client_auth="client_secret_post")
+    async with ScriptedProvider() as idp:
+        idp.script(ok())
+        await Talk(idp, auth="client_secret_post").refresh("rt-x", spec)
+        assert idp.calls[-1].headers["authorization"] == "Bearer rt-x"
+        assert "refresh_token" not in idp.calls[-1].params
+
+
+async def test_a_basic_secret_is_form_encoded_first() -> None:
+    """RFC 6749 section 2.3.1."""
+    async with ScriptedProvider() as idp:
+        idp.client_secret = "a+b/c:d%e é"
+        grant = idp.grant()
+        assert (await Talk(idp).refresh(grant["refresh_token"])).status == 200
+
+
+def test_a_reply_shows_nothing_of_itself() -> None:
+    reply = RawReply(200, {"set-cookie": "canary"}, b"canary")
+    assert "canary" not in repr(reply)
