@@ -9,7 +9,7 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -145,7 +145,7 @@ def rewrite(path: Path, file: KeyFile) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Generator[None]:
     """Hold the file's folder, so that two rotations don't lose one another's key."""
     folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -156,7 +156,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _complete(path: Path, file: KeyFile) -> Iterator[Path]:
+def _complete(path: Path, file: KeyFile) -> Generator[Path]:
     """A synced temporary file beside `path` with the content; gone afterwards, whatever happens."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:

@@ -10,7 +10,7 @@ from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.grant import MAIN
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.store.records import compare_and_set, insert, one, taken, values_of, where
-from evergrant_server.store.tables import FINAL_STATES, ConnectionRow, GrantRow
+from evergrant_server.store.tables import FINAL_STATES, ConnectionGrantRow, ConnectionRow
 
 
 class Connections:
@@ -87,8 +87,8 @@ class Connections:
 
 def _expires_before(moment: datetime) -> ColumnElement[bool]:
     same = and_(
-        col(GrantRow.tenant) == col(ConnectionRow.tenant),
-        col(GrantRow.connection_id) == col(ConnectionRow.id),
-        col(GrantRow.chain) == MAIN,
+        col(ConnectionGrantRow.tenant) == col(ConnectionRow.tenant),
+        col(ConnectionGrantRow.connection_id) == col(ConnectionRow.id),
+        col(ConnectionGrantRow.chain) == MAIN,
     )
-    return exists().where(same, col(GrantRow.expires_at) < moment)
+    return exists().where(same, col(ConnectionGrantRow.expires_at) < moment)

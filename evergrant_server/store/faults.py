@@ -1,6 +1,6 @@
 """What a database's complaint means to a caller: one translation, used by every transaction."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
@@ -15,7 +15,7 @@ _SCHEMA_WORDS = ("no such table", "no such column", "has no column named")
 
 
 @contextmanager
-def translated() -> Iterator[None]:
+def translated() -> Generator[None]:
     """Turn the driver's exceptions into failures. The driver's text may quote values: it is left out."""
     try:
         yield

@@ -16,7 +16,7 @@ from evergrant_server.crypto import Lane, Place, Sealed
 from evergrant_server.crypto.envelope import broken
 from evergrant_server.store.records import Values, compare_and_set, insert, one, values_of, where
 from evergrant_server.store.seals import Seals
-from evergrant_server.store.tables import ConnectionRow, ConsentRow, GrantRow
+from evergrant_server.store.tables import ConnectionGrantRow, ConnectionRow, ConsentRow
 
 ACCESS, REFRESH, ID_TOKEN = "sealed_access", "sealed_refresh", "sealed_id_token"
 
@@ -38,7 +38,9 @@ class Grants:
         self._seals = seals
 
     async def get(self, tenant: Tenant, connection_id: ConnectionId, chain: str = MAIN) -> Grant | None:
-        row = await one(self._connection, GrantRow, tenant=tenant, connection_id=connection_id, chain=chain)
+        row = await one(
+            self._connection, ConnectionGrantRow, tenant=tenant, connection_id=connection_id, chain=chain
+        )
         return None if row is None else grant_of(row)
 
     async def install(
@@ -89,16 +91,23 @@ class Grants:
         """Destroy the connection's keys and every sealed column of it; facts stay."""
         await self._seals.destroy(tenant, connection_id)
         mine = {"tenant": tenant, "connection_id": connection_id}
-        empty: Values = {ACCESS: None, REFRESH: None, ID_TOKEN: None, "revision": col(GrantRow.revision) + 1}
-        await self._connection.execute(update(GrantRow).where(where(GrantRow, **mine)).values(empty))
+        empty: Values = {
+            ACCESS: None,
+            REFRESH: None,
+            ID_TOKEN: None,
+            "revision": col(ConnectionGrantRow.revision) + 1,
+        }
+        await self._connection.execute(
+            update(ConnectionGrantRow).where(where(ConnectionGrantRow, **mine)).values(empty)
+        )
         consents: Values = {"sealed_link": None, "sealed_verifier": None, "sealed_code": None}
         await self._connection.execute(update(ConsentRow).where(where(ConsentRow, **mine)).values(consents))
 
     async def _put(self, values: Values, old: Mapping[str, Any] | None) -> None:
         key = {name: values[name] for name in ("tenant", "connection_id", "chain")}
         if old is not None:
-            await compare_and_set(self._connection, GrantRow, key, values, old["revision"])
-        elif not await insert(self._connection, GrantRow, values):
+            await compare_and_set(self._connection, ConnectionGrantRow, key, values, old["revision"])
+        elif not await insert(self._connection, ConnectionGrantRow, values):
             raise Failure(Code.STORE_CONFLICT, f"{key['connection_id']} was granted meanwhile.")
 
     async def _kept(
@@ -130,12 +139,12 @@ class Grants:
         return await self._seals.open(lane, owner.id, place, row[column])
 
     async def _row(self, owner: Connection, chain: str) -> Mapping[str, Any] | None:
-        same = (col(ConnectionRow.tenant) == col(GrantRow.tenant)) & (
-            col(ConnectionRow.id) == col(GrantRow.connection_id)
+        same = (col(ConnectionRow.tenant) == col(ConnectionGrantRow.tenant)) & (
+            col(ConnectionRow.id) == col(ConnectionGrantRow.connection_id)
         )
-        mine = where(GrantRow, tenant=owner.tenant, connection_id=owner.id, chain=chain)
+        mine = where(ConnectionGrantRow, tenant=owner.tenant, connection_id=owner.id, chain=chain)
         generation = col(ConnectionRow.generation).label("connection_generation")
-        query = select(GrantRow, generation).join(ConnectionRow, same).where(mine)
+        query = select(ConnectionGrantRow, generation).join(ConnectionRow, same).where(mine)
         return (await self._connection.execute(query)).mappings().one_or_none()
 
 

@@ -1,7 +1,7 @@
 """The store itself: opened once per process, handing out transactions."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -59,14 +59,14 @@ class Store:
         await self._engine.dispose()
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[Tx]:
+    async def read(self) -> AsyncGenerator[Tx]:
         """One snapshot: every query inside sees the same moment."""
         with translated():
             async with self._readers.connect() as connection:
                 yield self._tx(connection)
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[Tx]:
+    async def write(self) -> AsyncGenerator[Tx]:
         """One change: committed on a clean exit, rolled back on an exception.
 
         Nothing but database calls may be awaited inside. Raises Failure STORE_UNAVAILABLE
@@ -80,7 +80,7 @@ class Store:
             yield self._tx(connection)
 
     @asynccontextmanager
-    async def single(self) -> AsyncIterator[AsyncConnection]:
+    async def single(self) -> AsyncGenerator[AsyncConnection]:
         """A connection for one plain query, without a transaction around it: the lease path's."""
         with translated():
             async with self._single.connect() as connection:

@@ -5,10 +5,12 @@ Statements are built from these classes with SQLAlchemy Core: rows never become 
 objects, because the rows are not the domain.
 """
 
+import re
 from datetime import datetime
 from typing import Any, ClassVar
 
 from sqlalchemy import JSON, BigInteger, Index, Integer, MetaData, Text, UniqueConstraint, text
+from sqlalchemy.orm import declared_attr
 from sqlmodel import Field, ForeignKeyConstraint, SQLModel
 
 from evergrant_server.core.connection import State
@@ -58,9 +60,13 @@ class Row(SQLModel):
     metadata: ClassVar[MetaData] = METADATA  # pyright: ignore[reportIncompatibleVariableOverride]  # our own schema, not SQLModel's global one
     model_config = {"arbitrary_types_allowed": True}
 
+    @declared_attr.directive
+    def __tablename__(cls) -> str:  # noqa: N805  # SQLAlchemy hands over the class
+        """`AppKeyRow` is the table `app_key`."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__.removesuffix("Row")).lower()
+
 
 class ConnectionRow(Row, table=True):
-    __tablename__ = "connection"
     __table_args__ = (
         Index(
             "uq_connection_live",
@@ -95,8 +101,7 @@ class ConnectionRow(Row, table=True):
     revision: int
 
 
-class GrantRow(Row, table=True):
-    __tablename__ = "connection_grant"
+class ConnectionGrantRow(Row, table=True):
     __table_args__ = (_of_connection(), Index(None, "tenant", "expires_at"))
     tenant: str = Field(primary_key=True)
     connection_id: str = Field(primary_key=True)
@@ -116,7 +121,6 @@ class GrantRow(Row, table=True):
 
 
 class IntegrationRow(Row, table=True):
-    __tablename__ = "integration"
     __table_args__ = (UniqueConstraint("tenant", "name"), Index(None, "id", unique=True))
     tenant: str = Field(primary_key=True)
     id: str = Field(primary_key=True)
@@ -139,7 +143,6 @@ class IntegrationRow(Row, table=True):
 
 
 class AppRow(Row, table=True):
-    __tablename__ = "app"
     __table_args__ = (UniqueConstraint("tenant", "name"), Index(None, "id", unique=True))
     tenant: str = Field(primary_key=True)
     id: str = Field(primary_key=True)
@@ -151,7 +154,6 @@ class AppRow(Row, table=True):
 
 
 class AppKeyRow(Row, table=True):
-    __tablename__ = "app_key"
     __table_args__ = (_of_app(), Index(None, "id", unique=True), Index(None, "tenant", "app_id"))
     tenant: str = Field(primary_key=True)
     id: str = Field(primary_key=True)
@@ -164,7 +166,6 @@ class AppKeyRow(Row, table=True):
 
 
 class PermitRow(Row, table=True):
-    __tablename__ = "permit"
     __table_args__ = (_of_app(), UniqueConstraint("tenant", "app_id", "name"))
     tenant: str = Field(primary_key=True)
     id: str = Field(primary_key=True)
@@ -179,7 +180,6 @@ class PermitRow(Row, table=True):
 
 
 class ConsentRow(Row, table=True):
-    __tablename__ = "consent"
     __table_args__ = (
         _of_connection(),
         Index(None, "link_hash", unique=True),
@@ -211,7 +211,6 @@ class ConsentRow(Row, table=True):
 
 
 class AttemptRow(Row, table=True):
-    __tablename__ = "attempt"
     __table_args__ = (
         _of_connection(),
         Index(
@@ -239,7 +238,6 @@ class AttemptRow(Row, table=True):
 
 
 class OutboxRow(Row, table=True):
-    __tablename__ = "outbox"
     __table_args__ = (
         Index(None, "id", unique=True),
         Index(
@@ -269,7 +267,6 @@ class OutboxRow(Row, table=True):
 
 
 class UsageRow(Row, table=True):
-    __tablename__ = "usage"
     __table_args__ = (_of_connection(),)
     tenant: str = Field(primary_key=True)
     connection_id: str = Field(primary_key=True)
@@ -278,7 +275,6 @@ class UsageRow(Row, table=True):
 
 
 class AuditRow(Row, table=True):
-    __tablename__ = "audit"
     __table_args__ = (Index(None, "tenant", "object", "at"), Index(None, "tenant", "at"))
     tenant: str = Field(primary_key=True)
     lane: str = Field(primary_key=True)
@@ -298,7 +294,6 @@ class AuditRow(Row, table=True):
 
 
 class AuditLaneRow(Row, table=True):
-    __tablename__ = "audit_lane"
     tenant: str = Field(primary_key=True)
     lane: str = Field(primary_key=True)
     count: int = Field(sa_type=BigInteger)
@@ -307,7 +302,6 @@ class AuditLaneRow(Row, table=True):
 
 
 class HistoryRow(Row, table=True):
-    __tablename__ = "history"
     __table_args__ = (_of_connection(), Index(None, "tenant", "connection_id"))
     tenant: str = Field(primary_key=True)
     connection_id: str
@@ -323,7 +317,6 @@ class HistoryRow(Row, table=True):
 class KeyRow(Row, table=True):
     """A tenant's key (`connection_id` empty, wrapped by a root) or a connection's (by the tenant's)."""
 
-    __tablename__ = "key"
     __table_args__ = (
         Index(
             "uq_key_current",
@@ -347,7 +340,6 @@ class KeyRow(Row, table=True):
 
 
 class IdempotencyRow(Row, table=True):
-    __tablename__ = "idempotency"
     __table_args__ = (Index(None, "remembered_at"),)
     tenant: str = Field(primary_key=True)
     app_id: str = Field(primary_key=True)

@@ -1,0 +1,160 @@
+"""Values of core to put into a store."""
+
+from datetime import timedelta
+from typing import Any
+
+from evergrant_server.core.access import App, AppKey, Integration, Permit
+from evergrant_server.core.attempt import Attempt, AttemptKind
+from evergrant_server.core.connection import Connection
+from evergrant_server.core.consent import Consent
+from evergrant_server.core.grant import Grant, TokenSet
+from evergrant_server.core.ids import Tenant, new_id
+from evergrant_server.core.outbox import OutboxKind, OutboxMessage
+from evergrant_server.core.secret import Secret
+from evergrant_server.store import Store
+from tests.fakes.databases import NOW
+
+ACME = Tenant("acme")
+
+
+def a_connection(**changes: Any) -> Connection:
+    values: dict[str, Any] = {
+        "tenant": ACME,
+        "id": new_id("con"),
+        "integration_id": "int_0000000000000000000000",
+        "integration": "github",
+        "provider": "github",
+        "subject": "user-1",
+        "requested_scopes": ("repo", "user"),
+        "created_at": NOW,
+        "changed_at": NOW,
+        "consent_deadline": NOW + timedelta(hours=1),
+    }
+    return Connection(**{**values, **changes})
+
+
+def some_tokens(access: str = "at-1", refresh: str | None = "rt-1", id_token: str | None = None) -> TokenSet:
+    return TokenSet(
+        access_token=Secret(access),
+        refresh_token=None if refresh is None else Secret(refresh),
+        id_token=None if id_token is None else Secret(id_token),
+        expires_in=3600,
+    )
+
+
+def a_grant(generation: int, **changes: Any) -> Grant:
+    values: dict[str, Any] = {
+        "generation": generation,
+        "scopes": ("repo",),
+        "obtained_at": NOW,
+        "expires_at": NOW + timedelta(hours=1),
+        "refreshable": True,
+        "metadata": {"team": {"id": 7}},
+    }
+    return Grant(**{**values, **changes})
+
+
+async def added(store: Store, connection: Connection) -> Connection:
+    async with store.write() as tx:
+        await tx.connections.add(connection)
+    return connection
+
+
+async def granted(store: Store, **changes: Any) -> Connection:
+    """A connection that holds generation 1: at-1 and rt-1."""
+    connection = await added(store, a_connection(**changes))
+    return await refreshed(store, connection, some_tokens(id_token="it-1"))
+
+
+async def refreshed(store: Store, connection: Connection, tokens: TokenSet) -> Connection:
+    after = connection.granted(NOW)
+    async with store.write() as tx:
+        return await tx.grants.install(
+            after, tokens, a_grant(after.generation), expected=connection.revision
+        )
+
+
+def an_integration(**changes: Any) -> Integration:
+    values: dict[str, Any] = {
+        "tenant": ACME,
+        "id": new_id("int"),
+        "name": "github",
+        "provider": "github",
+        "client_id": "client-1",
+        "default_scopes": ("repo",),
+        "created_at": NOW,
+        "changed_at": NOW,
+    }
+    return Integration(**{**values, **changes})
+
+
+def an_app(**changes: Any) -> App:
+    values: dict[str, Any] = {"tenant": ACME, "id": new_id("app"), "name": "billing", "created_at": NOW}
+    return App(**{**values, **changes})
+
+
+def a_key(app: App, **changes: Any) -> AppKey:
+    values: dict[str, Any] = {
+        "tenant": app.tenant,
+        "id": new_id("key"),
+        "app_id": app.id,
+        "secret_hash": "f" * 64,
+        "created_at": NOW,
+    }
+    return AppKey(**{**values, **changes})
+
+
+def a_permit(app: App, **changes: Any) -> Permit:
+    values: dict[str, Any] = {
+        "tenant": app.tenant,
+        "id": new_id("per"),
+        "app_id": app.id,
+        "name": "read",
+        "integration": "github",
+        "actions": ("token",),
+        "created_at": NOW,
+    }
+    return Permit(**{**values, **changes})
+
+
+def a_consent(connection: Connection, **changes: Any) -> Consent:
+    consent_id = new_id("cns")
+    values: dict[str, Any] = {
+        "tenant": connection.tenant,
+        "id": consent_id,
+        "connection_id": connection.id,
+        "integration_id": connection.integration_id,
+        "link_hash": f"link-of-{consent_id}",
+        "created_at": NOW,
+        "expires_at": NOW + timedelta(hours=1),
+        "by": "app:billing",
+        "trace_id": "0" * 32,
+    }
+    return Consent(**{**values, **changes})
+
+
+def an_attempt(connection: Connection, **changes: Any) -> Attempt:
+    values: dict[str, Any] = {
+        "tenant": connection.tenant,
+        "id": new_id("att"),
+        "connection_id": connection.id,
+        "kind": AttemptKind.REFRESH,
+        "from_generation": connection.generation,
+        "journal_id": "journal-1",
+        "opened_at": NOW,
+        "send_by": NOW + timedelta(seconds=5),
+    }
+    return Attempt(**{**values, **changes})
+
+
+def a_message(target: str = "connection:acme:con_1", **changes: Any) -> OutboxMessage:
+    values: dict[str, Any] = {
+        "tenant": ACME,
+        "id": new_id("out"),
+        "kind": OutboxKind.SIGNAL,
+        "target": target,
+        "name": "revoke",
+        "payload": {"reason": "asked"},
+        "created_at": NOW,
+    }
+    return OutboxMessage(**{**values, **changes})

@@ -1,0 +1,169 @@
+"""Connections: names are unique while live, and whoever changes one says what they read."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+
+from evergrant_server.core.connection import Connection, Revocation, State
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.ids import Tenant
+from evergrant_server.store import Store
+from tests.conformance.store.samples import ACME, a_connection, added, granted
+from tests.fakes.databases import NOW
+
+
+async def test_what_is_added_comes_back_equal(store: Store):
+    connection = await added(store, a_connection())
+    async with store.read() as tx:
+        assert await tx.connections.get(ACME, connection.id) == connection
+
+
+async def test_moments_keep_microseconds_and_their_instant(store: Store):
+    elsewhere = datetime(2026, 7, 1, 12, 0, 0, 123456, tzinfo=timezone(timedelta(hours=5, minutes=30)))
+    connection = await added(store, a_connection(created_at=elsewhere))
+    async with store.read() as tx:
+        kept = await tx.connections.get(ACME, connection.id)
+    assert kept is not None
+    assert kept.created_at == elsewhere
+    assert kept.created_at.tzinfo is UTC
+
+
+async def test_another_tenant_sees_nothing(store: Store):
+    connection = await added(store, a_connection())
+    async with store.read() as tx:
+        for tenant in ("acm", "acme2", "ACME", "acme%"):
+            assert await tx.connections.get(Tenant(tenant), connection.id) is None
+            assert await tx.connections.by_names(Tenant(tenant), "github", "user-1") is None
+            assert await tx.connections.page(Tenant(tenant)) == []
+
+
+async def test_two_live_connections_cannot_share_their_names(store: Store):
+    await added(store, a_connection())
+    with pytest.raises(Failure) as caught:
+        await added(store, a_connection())
+    assert caught.value.code is Code.ALREADY_EXISTS
+    await added(store, a_connection(label="second"))
+    await added(store, a_connection(tenant="other"))
+
+
+async def test_an_ended_connection_frees_its_names(store: Store):
+    first = await added(store, a_connection())
+    async with store.write() as tx:
+        await tx.connections.replace(first.consent_denied(NOW), expected=1)
+    second = await added(store, a_connection(created_at=NOW + timedelta(minutes=1)))
+    async with store.read() as tx:
+        assert await tx.connections.by_names(ACME, "github", "user-1", "default") == second
+
+
+async def test_without_a_live_connection_the_newest_answers_to_the_names(store: Store):
+    ended = []
+    for minute in (2, 3, 1):
+        connection = await added(store, a_connection(created_at=NOW + timedelta(minutes=minute)))
+        async with store.write() as tx:
+            ended.append(await tx.connections.replace(connection.consent_denied(NOW), expected=1))
+    async with store.read() as tx:
+        assert await tx.connections.by_names(ACME, "github", "user-1", "default") == ended[1]
+
+
+async def test_replace_moves_the_revision_and_refuses_an_old_one(store: Store):
+    first = await added(store, a_connection())
+    async with store.write() as tx:
+        second = await tx.connections.replace(first.revoke_asked("asked", NOW), expected=1)
+    assert second.revision == 2
+    with pytest.raises(Failure) as caught:
+        async with store.write() as tx:
+            await tx.connections.replace(first.granted(NOW), expected=1)
+    assert caught.value.code is Code.STORE_CONFLICT
+    async with store.read() as tx:
+        assert await tx.connections.get(ACME, first.id) == second
+
+
+async def test_replacing_what_is_not_there_is_not_found(store: Store):
+    with pytest.raises(Failure) as caught:
+        async with store.write() as tx:
+            await tx.connections.replace(a_connection(), expected=1)
+    assert caught.value.code is Code.NOT_FOUND
+
+
+async def test_of_two_concurrent_writers_one_wins(store: Store):
+    first = await added(store, a_connection())
+
+    async def change(reason: str) -> Connection:
+        async with store.write() as tx:
+            return await tx.connections.replace(first.revoke_asked(reason, NOW), expected=1)
+
+    ended = await asyncio.gather(*(change(f"r{n}") for n in range(6)), return_exceptions=True)
+    winners = [it for it in ended if isinstance(it, Connection)]
+    losers = [it.code for it in ended if isinstance(it, Failure)]
+    assert len(winners) == 1
+    assert losers == [Code.STORE_CONFLICT] * 5
+    async with store.read() as tx:
+        assert await tx.connections.get(ACME, first.id) == winners[0]
+
+
+async def test_of_two_concurrent_adders_one_wins(store: Store):
+    ended = await asyncio.gather(
+        *(added(store, a_connection()) for _ in range(5)), return_exceptions=True
+    )
+    assert sum(isinstance(it, Connection) for it in ended) == 1
+    assert [it.code for it in ended if isinstance(it, Failure)] == [Code.ALREADY_EXISTS] * 4
+
+
+async def test_an_exception_rolls_everything_back(store: Store):
+    connection = a_connection()
+    with pytest.raises(RuntimeError, match="no"):
+        async with store.write() as tx:
+            await tx.connections.add(connection)
+            raise RuntimeError("no")
+    async with store.read() as tx:
+        assert await tx.connections.get(ACME, connection.id) is None
+
+
+async def test_a_read_sees_one_moment(store: Store):
+    first = await added(store, a_connection())
+    async with store.read() as tx:
+        before = await tx.connections.get(ACME, first.id)
+        async with store.write() as other:
+            await other.connections.replace(first.granted(NOW), expected=1)
+        assert await tx.connections.get(ACME, first.id) == before
+
+
+async def test_pages_are_sorted_by_id_and_miss_nothing(store: Store):
+    wanted = sorted([(await added(store, a_connection(subject=f"s{n}"))).id for n in range(7)])
+    await added(store, a_connection(tenant="other"))
+    seen: list[str] = []
+    async with store.read() as tx:
+        while page := await tx.connections.page(ACME, after=seen[-1] if seen else None, limit=3):
+            seen += [it.id for it in page]
+    assert seen == wanted
+
+
+async def test_filters_narrow_a_page(store: Store):
+    one = await granted(store, subject="a")
+    two = await added(store, a_connection(subject="b", provider="google", integration="mail"))
+
+    async def ids(**filters: object) -> set[str]:
+        async with store.read() as tx:
+            return {it.id for it in await tx.connections.page(ACME, **filters)}  # type: ignore[arg-type]  # the filters differ by case
+
+    assert await ids(subject="a") == {one.id}
+    assert await ids(provider="google") == {two.id}
+    assert await ids(integration="mail") == {two.id}
+    assert await ids(state=State.ACTIVE) == {one.id}
+    assert await ids(expiring_before=NOW + timedelta(hours=1, seconds=1)) == {one.id}
+    assert await ids(expiring_before=NOW + timedelta(hours=1)) == set()
+    assert await ids(subject="a", provider="google") == set()
+
+
+async def test_live_spans_tenants_and_leaves_out_the_ended(store: Store):
+    one = await added(store, a_connection())
+    two = await added(store, a_connection(tenant="other"))
+    ended = await added(store, a_connection(subject="gone"))
+    async with store.write() as tx:
+        revoking = await tx.connections.replace(ended.revoke_asked("x", NOW), expected=1)
+        await tx.connections.replace(revoking.revocation_ended(Revocation.NOTHING_HELD, NOW), expected=2)
+    async with store.read() as tx:
+        live = await tx.connections.live(None, 10)
+        assert [it.id for it in live] == sorted([one.id, two.id])
+        assert [it.id for it in await tx.connections.live(live[0].id, 10)] == [live[1].id]

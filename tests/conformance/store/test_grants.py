@@ -1,0 +1,330 @@
+"""Grants: installed whole, sealed in their lanes, opened nowhere but in their own place."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, select, update
+
+from evergrant_server.core.clock import SetClock
+from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.crypto import KeyRing, Lane, Role
+from evergrant_server.store import LeaseRows, Store
+from evergrant_server.store.tables import METADATA, ConnectionGrantRow, ConnectionRow, KeyRow, Row
+from tests.conformance.store.samples import (
+    ACME,
+    a_connection,
+    a_grant,
+    added,
+    granted,
+    refreshed,
+    some_tokens,
+)
+from tests.fakes.databases import NOW
+
+
+async def columns_of(store: Store, table: type[Row], **equal: Any) -> dict[str, Any]:
+    async with store.read() as tx:
+        query = select(table).filter_by(**equal)
+        return dict((await tx.connection.execute(query)).mappings().one())
+
+
+async def tamper(store: Store, table: type[Row], values: dict[str, Any], **equal: Any) -> None:
+    """Change a row as somebody with the database's password would."""
+    async with store.write() as tx:
+        await tx.connection.execute(update(table).filter_by(**equal).values(values))
+
+
+async def refusal(store: Store, connection: Connection, column: str = "access_token") -> Failure:
+    with pytest.raises(Failure) as caught:
+        async with store.read() as tx:
+            await getattr(tx.grants, column)(connection)
+    return caught.value
+
+
+async def test_a_grant_comes_back_with_its_tokens(store: Store):
+    connection = await granted(store)
+    assert (connection.state, connection.generation, connection.revision) == (State.ACTIVE, 1, 2)
+    async with store.read() as tx:
+        assert await tx.grants.get(ACME, connection.id) == a_grant(1)
+        assert (await tx.grants.access_token(connection)).reveal() == "at-1"
+        assert (await tx.grants.refresh_token(connection)) is not None
+        assert (await tx.grants.id_token(connection)) is not None
+        assert await tx.connections.get(ACME, connection.id) == connection
+
+
+async def test_rfc6749_6_a_reply_without_a_refresh_token_keeps_the_old_one(store: Store):
+    connection = await refreshed(store, await granted(store), some_tokens("at-2", None))
+    async with store.read() as tx:
+        assert (await tx.grants.access_token(connection)).reveal() == "at-2"
+        kept = await tx.grants.refresh_token(connection)
+        named = await tx.grants.id_token(connection)
+    assert kept is not None
+    assert kept.reveal() == "rt-1"
+    assert named is not None
+    assert named.reveal() == "it-1"
+
+
+async def test_a_late_refresh_installs_nothing_after_a_revocation(store: Store):
+    connection = await granted(store)
+    async with store.write() as tx:
+        await tx.connections.replace(connection.revoke_asked("x", NOW), expected=connection.revision)
+    with pytest.raises(Failure) as caught:
+        await refreshed(store, connection, some_tokens("at-2", "rt-2"))
+    assert caught.value.code is Code.STORE_CONFLICT
+    row = await columns_of(store, ConnectionGrantRow, connection_id=connection.id)
+    assert row["generation"] == 1
+
+
+async def test_a_grant_of_another_generation_than_its_connection_is_a_bug(store: Store):
+    connection = await added(store, a_connection())
+    with pytest.raises(ValueError, match="generation"):
+        async with store.write() as tx:
+            await tx.grants.install(connection.granted(NOW), some_tokens(), a_grant(7), expected=1)
+
+
+async def test_a_connection_without_a_grant_holds_no_token(store: Store):
+    connection = await added(store, a_connection())
+    assert (await refusal(store, connection)).code is Code.CONSENT_REQUIRED
+    async with store.read() as tx:
+        assert await tx.grants.refresh_token(connection) is None
+        assert await tx.grants.get(ACME, connection.id) is None
+
+
+async def test_the_api_role_opens_access_tokens_and_never_refresh_tokens(
+    store: Store, database_url: str, key_path: Path, clock: SetClock
+):
+    connection = await granted(store)
+    api = await Store.open(database_url, KeyRing.open(key_path, Role.API), clock)
+    try:
+        async with api.read() as tx:
+            assert (await tx.grants.access_token(connection)).reveal() == "at-1"
+        for column in ("refresh_token", "id_token"):
+            failure = await refusal(api, connection, column)
+            assert failure.code is Code.KEY_UNAVAILABLE
+            assert failure.context["row"] == f"{connection.id}/main"
+        with pytest.raises(Failure) as caught:
+            await refreshed(api, connection, some_tokens("at-2", "rt-2"))
+        assert caught.value.code is Code.KEY_UNAVAILABLE
+    finally:
+        await api.close()
+    async with store.read() as tx:
+        assert (await tx.grants.access_token(connection)).reveal() == "at-1"
+
+
+async def test_the_wrapped_keys_of_the_refresh_lane_do_not_open_with_the_lease_root(
+    store: Store, key_path: Path
+):
+    """Even with the database in hand and lane names rewritten, the API's ring opens nothing."""
+    connection = await granted(store)
+    async with store.write() as tx:
+        await tx.connection.execute(KeyRow.__table__.delete().where(KeyRow.lane == Lane.LEASE))  # type: ignore[attr-defined]  # SQLModel adds it
+    await tamper(store, KeyRow, {"lane": Lane.LEASE.value}, lane=Lane.REFRESH.value)
+    row = await columns_of(store, ConnectionGrantRow, connection_id=connection.id)
+    await tamper(
+        store, ConnectionGrantRow, {"sealed_access": row["sealed_refresh"]}, connection_id=connection.id
+    )
+    lease = await LeaseRows(store).load(ACME, connection.id)
+    assert lease is not None
+    with pytest.raises(Failure) as caught:
+        lease.open(KeyRing.open(key_path, Role.API))
+    assert caught.value.code is Code.KEY_UNAVAILABLE
+
+
+@pytest.mark.parametrize("column", ["sealed_access", "sealed_refresh", "sealed_id_token"])
+async def test_every_altered_byte_is_seen(store: Store, column: str):
+    connection = await granted(store)
+    here = {"connection_id": connection.id}
+    good = bytes((await columns_of(store, ConnectionGrantRow, **here))[column])
+    name = {"sealed_access": "access_token", "sealed_refresh": "refresh_token"}.get(column, "id_token")
+    for place in (0, 3, 4, 6, 40, len(good) - 1):
+        bad = bytearray(good)
+        bad[place] ^= 1
+        await tamper(store, ConnectionGrantRow, {column: type_sealed(bytes(bad))}, **here)
+        failure = await refusal(store, connection, name)
+        assert failure.code in (Code.SEAL_BROKEN, Code.KEY_UNAVAILABLE)
+        assert failure.context["row"] == f"{connection.id}/main"
+        assert failure.context["column"] == column
+    await tamper(store, ConnectionGrantRow, {column: type_sealed(b"")}, **here)
+    assert (await refusal(store, connection, name)).code is Code.SEAL_BROKEN
+
+
+def type_sealed(raw: bytes) -> Any:
+    from evergrant_server.crypto import Sealed
+
+    return Sealed(raw)
+
+
+@pytest.mark.parametrize("other", [{"subject": "user-2"}, {"tenant": "other"}])
+async def test_a_token_swapped_between_rows_or_tenants_is_seen(store: Store, other: dict[str, str]):
+    mine, theirs = await granted(store), await granted(store, **other)
+    stolen = await columns_of(store, ConnectionGrantRow, connection_id=theirs.id)
+    await tamper(
+        store, ConnectionGrantRow, {"sealed_access": stolen["sealed_access"]}, connection_id=mine.id
+    )
+    failure = await refusal(store, mine)
+    assert failure.code in (Code.SEAL_BROKEN, Code.KEY_UNAVAILABLE)
+    lease = await LeaseRows(store).load(ACME, mine.id)
+    assert lease is not None
+    with pytest.raises(Failure, match=mine.id):
+        lease.open(store.ring)
+
+
+async def test_a_token_swapped_together_with_its_key_is_seen(store: Store):
+    mine, theirs = await granted(store), await granted(store, subject="user-2")
+    stolen = await columns_of(store, ConnectionGrantRow, connection_id=theirs.id)
+    await tamper(
+        store, ConnectionGrantRow, {"sealed_access": stolen["sealed_access"]}, connection_id=mine.id
+    )
+    await tamper(store, KeyRow, {"connection_id": "nobody"}, connection_id=mine.id)
+    await tamper(store, KeyRow, {"connection_id": mine.id}, connection_id=theirs.id)
+    assert (await refusal(store, mine)).code is Code.SEAL_BROKEN
+
+
+async def test_a_token_swapped_between_columns_is_seen(store: Store):
+    connection = await granted(store)
+    here = {"connection_id": connection.id}
+    row = await columns_of(store, ConnectionGrantRow, **here)
+    swapped = {"sealed_refresh": row["sealed_id_token"], "sealed_id_token": row["sealed_refresh"]}
+    await tamper(store, ConnectionGrantRow, swapped, **here)
+    assert (await refusal(store, connection, "refresh_token")).code is Code.SEAL_BROKEN
+    await tamper(store, ConnectionGrantRow, {"sealed_access": row["sealed_refresh"]}, **here)
+    assert (await refusal(store, connection)).code in (Code.SEAL_BROKEN, Code.KEY_UNAVAILABLE)
+
+
+async def test_an_older_ciphertext_put_back_is_seen(store: Store):
+    first = await granted(store)
+    here = {"connection_id": first.id}
+    old = await columns_of(store, ConnectionGrantRow, **here)
+    second = await refreshed(store, first, some_tokens("at-2", "rt-2"))
+    await tamper(store, ConnectionGrantRow, {"sealed_access": old["sealed_access"]}, **here)
+    assert (await refusal(store, second)).code is Code.SEAL_BROKEN
+    await tamper(
+        store, ConnectionGrantRow, {"sealed_access": old["sealed_access"], "generation": 1}, **here
+    )
+    assert (await refusal(store, second)).code is Code.SEAL_BROKEN
+    lease = await LeaseRows(store).load(ACME, first.id)
+    assert lease is not None
+    with pytest.raises(Failure) as caught:
+        lease.open(store.ring)
+    assert caught.value.code is Code.SEAL_BROKEN
+
+
+async def test_a_caller_with_an_older_connection_is_told_to_read_again(store: Store):
+    first = await granted(store)
+    await refreshed(store, first, some_tokens("at-2", "rt-2"))
+    assert (await refusal(store, first)).code is Code.STORE_CONFLICT
+
+
+async def test_shredding_leaves_facts_and_no_secret(store: Store):
+    connection, other = await granted(store), await granted(store, subject="user-2")
+    before = await columns_of(store, ConnectionGrantRow, connection_id=connection.id)
+    async with store.write() as tx:
+        await tx.grants.shred(ACME, connection.id)
+    async with store.read() as tx:
+        assert await tx.grants.get(ACME, connection.id) == a_grant(1)
+        assert await tx.grants.refresh_token(connection) is None
+        assert (await tx.grants.access_token(other)).reveal() == "at-1"
+    assert (await refusal(store, connection)).code is Code.CONSENT_REQUIRED
+    # a row from a backup doesn't open any more: its key is gone
+    await tamper(
+        store,
+        ConnectionGrantRow,
+        {"sealed_access": before["sealed_access"]},
+        connection_id=connection.id,
+    )
+    assert (await refusal(store, connection)).code is Code.KEY_UNAVAILABLE
+
+
+async def test_rows_sealed_under_an_old_root_stay_readable(
+    store: Store, database_url: str, ring: KeyRing, clock: SetClock
+):
+    connection = await granted(store)
+    rotated = ring
+    for lane in Lane:
+        rotated = rotated.rotate(lane)
+    after = await Store.open(database_url, rotated, clock)
+    try:
+        async with after.read() as tx:
+            assert (await tx.grants.access_token(connection)).reveal() == "at-1"
+        newcomer = await granted(after, tenant="newcomer")
+        async with after.read() as tx:
+            assert (await tx.grants.access_token(newcomer)).reveal() == "at-1"
+    finally:
+        await after.close()
+    with pytest.raises(Failure) as caught:  # the ring from before the rotation lacks the new root
+        async with store.read() as tx:
+            await tx.grants.access_token(newcomer)
+    assert caught.value.code is Code.KEY_UNAVAILABLE
+
+
+async def test_another_key_file_opens_nothing_and_names_the_row(
+    store: Store, database_url: str, tmp_path: Path, clock: SetClock
+):
+    connection = await granted(store)
+    stranger = await Store.open(database_url, KeyRing.create(tmp_path / "other.json"), clock)
+    try:
+        failure = await refusal(stranger, connection)
+    finally:
+        await stranger.close()
+    assert failure.code is Code.KEY_UNAVAILABLE
+    assert failure.context["table"] == "key"
+
+
+async def test_no_token_is_anywhere_in_the_database(store: Store):
+    await granted(store)
+    async with store.read() as tx:
+        for table in METADATA.sorted_tables:
+            for row in (await tx.connection.execute(select(table))).all():
+                content = b"|".join(bytes(it) if isinstance(it, bytes) else str(it).encode() for it in row)
+                assert b"at-1" not in content
+                assert b"rt-1" not in content
+                assert "EVS" not in repr(row)
+
+
+def test_rows_do_not_print_sealed_bytes():
+    row = ConnectionGrantRow(sealed_access=type_sealed(b"EVS-secret"))
+    assert "EVS-secret" not in repr(row)
+    assert "EVS-secret" not in str(row)
+
+
+async def test_a_naive_moment_or_an_unsealed_value_cannot_be_stored(store: Store):
+    connection = await granted(store)
+    here = {"connection_id": connection.id}
+    for values in ({"obtained_at": NOW.replace(tzinfo=None)}, {"sealed_access": b"plain"}):
+        with pytest.raises(Failure) as caught:
+            await tamper(store, ConnectionGrantRow, values, **here)
+        assert caught.value.code is Code.INTERNAL
+
+
+async def test_two_first_grants_of_a_tenant_agree_on_its_keys(store: Store):
+    import asyncio
+
+    connections = await asyncio.gather(*(granted(store, subject=f"s{n}") for n in range(6)))
+    async with store.read() as tx:
+        for connection in connections:
+            assert (await tx.grants.access_token(connection)).reveal() == "at-1"
+        keys = (await tx.connection.execute(select(KeyRow).filter_by(connection_id=""))).all()
+    assert len(keys) == 2  # lease and refresh: nothing of this tenant used intake yet
+
+
+async def test_a_second_chain_has_tokens_of_its_own(store: Store):
+    connection = await granted(store)
+    after = connection.granted(NOW)
+    async with store.write() as tx:
+        grant = a_grant(after.generation, chain="bot")
+        await tx.grants.install(after, some_tokens("bot-at", None), grant, expected=connection.revision)
+    async with store.read() as tx:
+        assert (await tx.grants.access_token(after, "bot")).reveal() == "bot-at"
+        assert await tx.grants.refresh_token(after, "bot") is None
+
+
+async def test_a_foreign_key_stops_a_grant_without_its_connection(store: Store):
+    columns = await columns_of(store, ConnectionGrantRow, connection_id=(await granted(store)).id)
+    with pytest.raises(Failure) as caught:
+        async with store.write() as tx:
+            orphan = {**columns, "connection_id": "con_nobody"}
+            await tx.connection.execute(insert(ConnectionGrantRow).values(orphan))
+    assert caught.value.code is Code.STORE_CONFLICT
+    assert ConnectionRow.__tablename__ == "connection"
