@@ -42,9 +42,9 @@ class Process:
         within_s: float = 60,
         env: Mapping[str, str] | None = None,
     ) -> "Process":
-        """Run this Python with `arguments`; wait for a line of `ready_prefix` and a JSON object.
+        """Run this Python with `arguments`; wait for a line of `ready_prefix` and perhaps a JSON object.
 
-        Raises DidNotStart with the child's last words.
+        An empty prefix waits for a JSON object. Raises DidNotStart with the child's last words.
         """
         child = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -71,7 +71,7 @@ class Process:
         process._drain(child.stdout)
         return process
 
-    async def stop(self, grace: float = 20) -> int:
+    async def stop(self, grace: float = 60) -> int:
         """Ask it to end, wait, and kill it only when it doesn't. Returns its exit status."""
         if self._child.returncode is None:
             self._child.terminate()
@@ -89,8 +89,11 @@ class Process:
         assert self._child.stdout is not None
         async for raw in self._child.stdout:
             line = raw.decode(errors="replace").rstrip()
-            if line.startswith(prefix + "{"):
-                return json.loads(line.removeprefix(prefix))
+            rest = line.removeprefix(prefix)
+            if line.startswith(prefix) and rest.startswith("{"):
+                return json.loads(rest)
+            if prefix and line.startswith(prefix):
+                return {}
             self.last_lines.append(line)
         await self._child.wait()
         raise DidNotStart(self._words(f"ended with status {self._child.returncode}"))

@@ -1,0 +1,137 @@
+"""What Temporal remembers: a connection's timeline, and a search for secrets in every history."""
+
+import base64
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from temporalio.api.common.v1 import Payload
+from temporalio.api.enums.v1 import EventType
+from temporalio.api.history.v1 import HistoryEvent
+from temporalio.client import Client
+
+_PREFIX = "EVENT_TYPE_"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One line of a timeline."""
+
+    at: datetime
+    what: str
+    detail: str
+
+
+async def timeline(client: Client, workflow_id: str) -> list[Moment]:
+    """The life of a workflow's newest run, event by event, leaving out Temporal's own bookkeeping."""
+    moments = []
+    async for event in client.get_workflow_handle(workflow_id).fetch_history_events():
+        told = _told(event)
+        if told is not None:
+            moments.append(Moment(event.event_time.ToDatetime(), *told))
+    return moments
+
+
+def _told(event: HistoryEvent) -> tuple[str, str] | None:
+    kind = EventType.Name(event.event_type).removeprefix(_PREFIX)
+    match kind:
+        case "WORKFLOW_EXECUTION_STARTED":
+            return "begins", _by(event.workflow_execution_started_event_attributes.input.payloads)
+        case "WORKFLOW_EXECUTION_SIGNALED":
+            signal = event.workflow_execution_signaled_event_attributes
+            return f"signal {signal.signal_name}", _by(signal.input.payloads)
+        case "WORKFLOW_EXECUTION_UPDATE_ACCEPTED":
+            update = event.workflow_execution_update_accepted_event_attributes.accepted_request.input
+            return f"update {update.name}", _by(update.args.payloads)
+        case "ACTIVITY_TASK_SCHEDULED":
+            activity = event.activity_task_scheduled_event_attributes.activity_type.name
+            return f"does {activity}", _summary(event)
+        case "ACTIVITY_TASK_STARTED":
+            started = event.activity_task_started_event_attributes
+            again = started.attempt > 1
+            return ("  again", f"attempt {started.attempt}, after: {_failure(started)}") if again else None
+        case "ACTIVITY_TASK_COMPLETED":
+            return "  done", _facts(event.activity_task_completed_event_attributes.result.payloads)
+        case "TIMER_STARTED":
+            return "sleeps", _summary(event)
+        case "TIMER_FIRED":
+            return "wakes", ""
+        case "WORKFLOW_EXECUTION_COMPLETED":
+            result = event.workflow_execution_completed_event_attributes.result
+            return "ends", _facts(result.payloads)
+        case _:
+            return None
+
+
+def _failure(started: Any) -> str:
+    failure = started.last_failure
+    while failure.HasField("cause"):
+        failure = failure.cause
+    return failure.message or "a failure without words"
+
+
+def _by(payloads: Iterable[Payload]) -> str:
+    for value in map(_value, payloads):
+        if isinstance(value, dict) and isinstance(value.get("asked"), dict):
+            return f"by {value['asked'].get('by', '?')}"
+    return ""
+
+
+def _facts(payloads: Iterable[Payload]) -> str:
+    for value in map(_value, payloads):
+        if isinstance(value, dict):
+            names = ("state", "generation", "revocation", "failure", "generations")
+            return ", ".join(f"{name} {value[name]}" for name in names if value.get(name) is not None)
+    return ""
+
+
+def _summary(event: HistoryEvent) -> str:
+    if not event.HasField("user_metadata"):
+        return ""
+    return str(_value(event.user_metadata.summary) or "")
+
+
+def _value(payload: Payload) -> Any:
+    if not payload.metadata.get("encoding", b"").startswith(b"json/"):
+        return None
+    return json.loads(payload.data)
+
+
+@dataclass(frozen=True)
+class Search:
+    """What was looked through, and in which workflows something was found."""
+
+    workflows: tuple[str, ...]
+    events: int
+    found_in: tuple[str, ...]
+
+
+async def search(client: Client, workflow_ids: Iterable[str], secrets: Iterable[str]) -> Search:
+    """Look for the secrets, as they are and in base64, in these histories and all others listed."""
+    needles = [needle for secret in secrets for needle in _shapes(secret)]
+    names = set(workflow_ids)
+    async for workflow in client.list_workflows():
+        names.add(workflow.id)
+    events, found = 0, []
+    for name in sorted(names):
+        handle = client.get_workflow_handle(name)
+        hay = [(await handle.describe()).raw_description.SerializeToString()]
+        async for event in handle.fetch_history_events():
+            hay.append(event.SerializeToString())
+        events += len(hay) - 1
+        if any(needle in straw for needle in needles for straw in hay):
+            found.append(name)
+    return Search(tuple(sorted(names)), events, tuple(found))
+
+
+def _shapes(secret: str) -> list[bytes]:
+    """The secret itself, and its base64 wherever it may begin in a longer text (three ways)."""
+    raw = secret.encode()
+    shapes = [raw]
+    for shift in range(3):
+        whole = base64.b64encode(b"\0" * shift + raw)
+        # Characters at both ends depend on neighbours: leave them out.
+        shapes.append(whole[(0, 2, 3)[shift] : len(whole) - 4])
+    return shapes

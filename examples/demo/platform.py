@@ -1,0 +1,110 @@
+"""Evergrant as `python -m evergrant_server dev` starts it, in a data folder of the demo's own."""
+
+import hashlib
+import os
+import signal
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+from examples.demo.processes import ROOT, Process
+from examples.demo.waiting import until
+
+_KEPT = ("EVERGRANT_DATABASE_URL", "EVERGRANT_KEY_FILE", "EVERGRANT_LOG_LEVEL")
+
+
+class Platform:
+    """The running platform: API, worker, and Temporal with its UI."""
+
+    def __init__(self, process: Process, data: Path) -> None:
+        self._process = process
+        self._data = data
+        facts = process.ready
+        self.api: str = facts["api"]
+        self.ui: str = facts["ui"]
+        self.temporal: str = facts["temporal"]
+        self.namespace: str = facts.get("namespace", "default")
+        self._worker_pid_file = Path(facts["worker_pid_file"])
+        self.admin_key = Path(facts["admin_key_file"]).read_text().strip()
+
+    @classmethod
+    async def start(cls, data: Path, egress_allow: str) -> "Platform":
+        """Start it on free ports; it may reach `egress_allow` (host:port) over plain HTTP."""
+        command = ["-m", "evergrant_server", "dev", "--data-dir", str(data), "--port", str(_free_port())]
+        env = _environment(egress_allow)
+        return cls(await Process.start("evergrant", command, ready_prefix="ready ", env=env), data)
+
+    def worker_pid(self) -> int:
+        return int(self._worker_pid_file.read_text())
+
+    async def new_worker(self, instead_of: int) -> int:
+        """Wait until another worker runs than the one that was killed."""
+
+        async def found() -> int | None:
+            with suppress(OSError, ValueError):
+                pid = self.worker_pid()
+                return pid if pid != instead_of and _alive(pid) else None
+            return None
+
+        return await until(found, "a new worker", 60)
+
+    def pids(self) -> list[int]:
+        """Every process of the platform, by its pid files."""
+        return [int(file.read_text()) for file in self._data.glob("*.pid")] + [self._process.pid]
+
+    async def stop(self) -> int:
+        pids = self.pids()
+        status = await self._process.stop()
+        for pid in filter(_alive, pids):  # only when `dev` itself had to be killed
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return status
+
+    def last_lines(self) -> list[str]:
+        return list(self._process.last_lines)
+
+
+def still_running(pids: list[int]) -> list[int]:
+    return [pid for pid in pids if _alive(pid)]
+
+
+def _environment(egress_allow: str) -> dict[str, str]:
+    """Ours, without settings of another installation that happen to be set here."""
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if name in _KEPT or not name.startswith(("EVERGRANT_", "TEMPORAL_"))
+    }
+    url = env.get("EVERGRANT_DATABASE_URL")
+    if url and "EVERGRANT_KEY_FILE" not in env:
+        # The keys must live as long as the database that they opened, not as long as this run.
+        known_by = hashlib.sha256(url.encode()).hexdigest()[:12]
+        env["EVERGRANT_KEY_FILE"] = str(ROOT / ".demo" / f"keys-{known_by}.json")
+        (ROOT / ".demo").mkdir(mode=0o700, exist_ok=True)
+    ports = {"EVERGRANT_TEMPORAL_PORT": _free_port(), "EVERGRANT_TEMPORAL_UI_PORT": _free_port()}
+    return {
+        **env,
+        "EVERGRANT_EGRESS_ALLOW": egress_allow,
+        **{name: str(port) for name, port in ports.items()},
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return not _zombie(pid)
+
+
+def _zombie(pid: int) -> bool:
+    """A process that ended, but whose parent hasn't looked yet (where /proc tells)."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return False
