@@ -42,7 +42,7 @@ format: $(TEST_READY) ## let ruff put imports and layout in order
 
 imports: $(TEST_READY) ## who may import whom (import-linter)
 	@echo "==> import rules"
-	@PYTHONPATH=.:clients/python/src $(BIN)/lint-imports --no-cache
+	@PYTHONPATH=.:clients/python/src $(BIN)/lint-imports --no-cache --no-logo
 
 types: $(TEST_READY) ## the types (pyright, strict where it matters most)
 	@echo "==> pyright"

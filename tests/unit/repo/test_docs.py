@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from docs.generate import DOCS, PAGES
+from examples.demo.claims import Claim
 
 ROOT = Path(__file__).parents[3]
 PROJECTS = (ROOT / "pyproject.toml", ROOT / "clients/python/pyproject.toml")
@@ -57,3 +58,8 @@ def test_every_decision_is_in_the_list() -> None:
         re.findall(r"\((\d{4}-[a-z0-9-]+\.md)\)", (folder / "README.md").read_text(encoding="utf-8"))
     )
     assert listed == {path.name for path in folder.glob("[0-9]*.md")}
+
+
+def test_readme_lists_what_the_demo_observes() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^- ✓ (.+)$", text, flags=re.MULTILINE) == [str(claim) for claim in Claim]
