@@ -48,12 +48,14 @@ class Grants:
     ) -> Connection:
         """Write the connection `after` and its new grant in one go, if the row is still at `expected`.
 
+        The main chain's grant has the connection's generation; other chains count their own.
+
         A reply without a refresh token or id token keeps the old one (RFC 6749 section 6,
         OpenID Connect Core section 12.2). Needs the lease and refresh lanes. Raises Failure
         STORE_CONFLICT, NOT_FOUND, KEY_UNAVAILABLE.
         """
-        if grant.generation != after.generation:
-            raise ValueError("a grant is installed with the generation of its connection")
+        if grant.chain == MAIN and grant.generation != after.generation:
+            raise ValueError("a main grant is installed with the generation of its connection")
         key = {"tenant": after.tenant, "id": after.id}
         revision = await compare_and_set(self._connection, ConnectionRow, key, values_of(after), expected)
         old = await self._row(after, grant.chain)
@@ -132,7 +134,7 @@ class Grants:
         if row is None or row[column] is None:
             return None
         place = grant_place(owner.tenant, owner.id, chain, column, row["generation"])
-        if older_than_connection(chain, row["generation"], row["connection_generation"]):
+        if put_back(chain, row["generation"], row["connection_generation"]):
             raise broken(place, "belongs to another generation than its connection")
         if row["connection_generation"] != owner.generation:
             raise Failure(Code.STORE_CONFLICT, f"{owner.id} is no longer at generation {owner.generation}.")
@@ -148,8 +150,9 @@ class Grants:
         return (await self._connection.execute(query)).mappings().one_or_none()
 
 
-def older_than_connection(chain: str, grant_generation: int, connection_generation: int) -> bool:
-    """True when this grant can't be the connection's: somebody put an older row back."""
-    if chain == MAIN:
-        return grant_generation != connection_generation
-    return grant_generation > connection_generation
+def put_back(chain: str, grant_generation: int, connection_generation: int) -> bool:
+    """True when a main grant isn't its connection's newest: somebody put an older row back.
+
+    A connection's generation is its main chain's; other chains are numbered on their own.
+    """
+    return chain == MAIN and grant_generation != connection_generation

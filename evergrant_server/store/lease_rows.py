@@ -13,7 +13,7 @@ from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing, Lane, Sealed, key_id_of, open_sealed
 from evergrant_server.crypto.envelope import broken, unavailable
-from evergrant_server.store.grants import ACCESS, grant_place, older_than_connection
+from evergrant_server.store.grants import ACCESS, grant_place, put_back
 from evergrant_server.store.seals import KeyRows, unwrapped
 from evergrant_server.store.store import Store
 from evergrant_server.store.tables import LIVE
@@ -82,7 +82,7 @@ class LeaseRow:
         if self.grant is None or self.sealed_access is None:
             raise Failure(Code.CONSENT_REQUIRED, f"{self.connection_id} holds no access token.")
         place = grant_place(self.tenant, self.connection_id, MAIN, ACCESS, self.grant.generation)
-        if older_than_connection(MAIN, self.grant.generation, self.generation):
+        if put_back(MAIN, self.grant.generation, self.generation):
             raise broken(place, "belongs to another generation than its connection")
         if self.keys is None:
             raise unavailable(place, "its key is not in the store")

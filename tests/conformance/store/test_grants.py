@@ -311,13 +311,13 @@ async def test_two_first_grants_of_a_tenant_agree_on_its_keys(store: Store):
 
 async def test_a_second_chain_has_tokens_of_its_own(store: Store):
     connection = await granted(store)
-    after = connection.granted(NOW)
     async with store.write() as tx:
-        grant = a_grant(after.generation, chain="bot")
-        await tx.grants.install(after, some_tokens("bot-at", None), grant, expected=connection.revision)
+        grant, tokens = a_grant(5, chain="bot"), some_tokens("bot-at", None)
+        after = await tx.grants.install(connection, tokens, grant, expected=connection.revision)
     async with store.read() as tx:
         assert (await tx.grants.access_token(after, "bot")).reveal() == "bot-at"
         assert await tx.grants.refresh_token(after, "bot") is None
+        assert (await tx.grants.access_token(after)).reveal() == "at-1"
 
 
 async def test_a_foreign_key_stops_a_grant_without_its_connection(store: Store):

@@ -1,0 +1,205 @@
+"""Integrations, apps, keys and permits."""
+
+import pytest
+from sqlalchemy import select, update
+
+from evergrant_server.core.access import Action, App, Endpoints, IntegrationState
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.ids import Tenant
+from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.core.secret import Secret
+from evergrant_server.store import Store
+from evergrant_server.store.tables import IntegrationRow
+from tests.conformance.store.samples import (
+    ACME,
+    a_connection,
+    a_key,
+    a_permit,
+    added,
+    an_app,
+    an_integration,
+)
+from tests.fakes.databases import NOW
+
+
+async def test_an_integration_comes_back_equal_and_keeps_its_secret(store: Store):
+    made = an_integration(
+        refresh=RefreshRules(rotation=Rotation.GRACE, grace_s=30),
+        endpoints=Endpoints(authorization_endpoint="https://a/auth", token_endpoint="https://a/token"),
+        params={"shop": "one"},
+        scope_ceiling=(),
+    )
+    async with store.write() as tx:
+        await tx.integrations.put(made, Secret("s-1"), expected=None)
+    async with store.read() as tx:
+        assert await tx.integrations.get(ACME, made.id) == made
+        assert await tx.integrations.by_name(ACME, "github") == made
+        assert await tx.integrations.find(made.id) == made
+        assert await tx.integrations.get(Tenant("other"), made.id) is None
+        assert await tx.integrations.client_secret(made) == Secret("s-1")
+
+
+async def test_changing_an_integration_keeps_or_replaces_the_secret(store: Store):
+    made = an_integration()
+    async with store.write() as tx:
+        await tx.integrations.put(made, Secret("s-1"), expected=None)
+        ready = made.model_copy(update={"state": IntegrationState.FAILED, "problem": "gone"})
+        kept = await tx.integrations.put(ready, None, expected=1)
+        assert await tx.integrations.client_secret(kept) == Secret("s-1")
+        changed = await tx.integrations.put(kept, Secret("s-2"), expected=2)
+        assert await tx.integrations.client_secret(changed) == Secret("s-2")
+        public = await tx.integrations.drop_client_secret(changed, expected=3)
+        assert await tx.integrations.client_secret(public) is None
+        with pytest.raises(Failure) as caught:
+            await tx.integrations.replace(made, expected=1)
+    assert caught.value.code is Code.STORE_CONFLICT
+
+
+async def test_an_integrations_name_is_taken_once_per_tenant(store: Store):
+    async with store.write() as tx:
+        await tx.integrations.put(an_integration(), None, expected=None)
+        await tx.integrations.put(an_integration(tenant="other"), None, expected=None)
+        with pytest.raises(Failure) as caught:
+            await tx.integrations.put(an_integration(), None, expected=None)
+    assert caught.value.code is Code.ALREADY_EXISTS
+    async with store.read() as tx:
+        assert [it.name for it in await tx.integrations.page(ACME, None, 10)] == ["github"]
+        assert await tx.integrations.page(ACME, "github", 10) == []
+
+
+async def test_a_client_secret_swapped_between_integrations_is_seen(store: Store):
+    one, two = an_integration(), an_integration(name="second")
+    async with store.write() as tx:
+        await tx.integrations.put(one, Secret("s-1"), expected=None)
+        await tx.integrations.put(two, Secret("s-2"), expected=None)
+        theirs = (
+            await tx.connection.execute(
+                select(IntegrationRow.sealed_client_secret).filter_by(id=two.id)  # type: ignore[call-overload]  # a column, for SQLAlchemy
+            )
+        ).scalar_one()
+        await tx.connection.execute(
+            update(IntegrationRow).filter_by(id=one.id).values(sealed_client_secret=theirs)
+        )
+        with pytest.raises(Failure) as caught:
+            await tx.integrations.client_secret(one)
+    assert caught.value.code is Code.SEAL_BROKEN
+    assert caught.value.context == {
+        "table": "integration",
+        "row": one.id,
+        "column": "sealed_client_secret",
+    }
+
+
+async def test_an_integration_with_live_connections_stays(store: Store):
+    made = an_integration()
+    async with store.write() as tx:
+        await tx.integrations.put(made, Secret("s-1"), expected=None)
+    connection = await added(store, a_connection(integration_id=made.id))
+    with pytest.raises(Failure) as caught:
+        async with store.write() as tx:
+            await tx.integrations.delete(ACME, made.id)
+    assert caught.value.code is Code.STORE_CONFLICT
+    async with store.write() as tx:
+        await tx.connections.replace(connection.consent_denied(NOW), expected=1)
+        await tx.integrations.delete(ACME, made.id)
+    with pytest.raises(Failure) as caught:
+        async with store.write() as tx:
+            await tx.integrations.delete(ACME, made.id)
+    assert caught.value.code is Code.NOT_FOUND
+
+
+async def the_app(store: Store, app: App) -> App:
+    async with store.read() as tx:
+        found = await tx.access.app(ACME, app.id)
+    assert found is not None
+    return found
+
+
+async def test_any_change_of_keys_or_permits_moves_the_apps_revision(store: Store):
+    app = an_app()
+    key, permit = a_key(app), a_permit(app)
+    async with store.write() as tx:
+        await tx.access.put_app(app, expected=None)
+    revisions = [(await the_app(store, app)).revision]
+    for change in (
+        lambda tx: tx.access.add_key(key),
+        lambda tx: tx.access.put_permit(permit, expected=None),
+        lambda tx: tx.access.put_permit(permit.model_copy(update={"subjects": ("a",)}), expected=1),
+        lambda tx: tx.access.revoke_key(ACME, key.id, NOW),
+        lambda tx: tx.access.delete_permit(ACME, app.id, "read"),
+    ):
+        async with store.write() as tx:
+            await change(tx)
+        revisions.append((await the_app(store, app)).revision)
+    assert revisions == [1, 2, 3, 4, 5, 6]
+
+
+async def test_a_key_is_found_by_its_id_alone_and_stays_known_when_revoked(store: Store):
+    app = an_app()
+    key = a_key(app)
+    async with store.write() as tx:
+        await tx.access.put_app(app, expected=None)
+        await tx.access.add_key(key)
+        revoked = await tx.access.revoke_key(ACME, key.id, NOW)
+        assert await tx.access.revoke_key(ACME, key.id, NOW) == revoked
+    async with store.read() as tx:
+        found = await tx.access.key(key.id)
+        assert found == (revoked, await tx.access.app(ACME, app.id))
+        assert await tx.access.keys(ACME, app.id) == [revoked]
+        assert await tx.access.key("key_none") is None  # type: ignore[arg-type]  # not an id of ours
+    for missing in (lambda tx: tx.access.revoke_key(Tenant("other"), key.id, NOW),):
+        with pytest.raises(Failure) as caught:
+            async with store.write() as tx:
+                await missing(tx)
+        assert caught.value.code is Code.NOT_FOUND
+
+
+async def test_keys_and_permits_need_their_app_and_go_with_it(store: Store):
+    app = an_app()
+    for orphan in (
+        lambda tx: tx.access.add_key(a_key(app)),
+        lambda tx: tx.access.put_permit(a_permit(app), expected=None),
+        lambda tx: tx.access.delete_permit(ACME, app.id, "read"),
+        lambda tx: tx.access.delete_app(ACME, app.id),
+    ):
+        with pytest.raises(Failure) as caught:
+            async with store.write() as tx:
+                await orphan(tx)
+        assert caught.value.code is Code.NOT_FOUND
+    async with store.write() as tx:
+        await tx.access.put_app(app, expected=None)
+        await tx.access.add_key(a_key(app))
+        await tx.access.put_permit(a_permit(app), expected=None)
+        await tx.access.delete_app(ACME, app.id)
+    async with store.read() as tx:
+        assert await tx.access.keys(ACME, app.id) == []
+        assert await tx.access.permits(ACME, app.id) == []
+
+
+async def test_apps_and_permits_are_named_once_and_come_back_equal(store: Store):
+    app = an_app(return_to=("https://app.example/done",))
+    permit = a_permit(app, scope_ceiling=("repo",), actions=(Action.TOKEN, Action.CONNECT))
+    async with store.write() as tx:
+        await tx.access.put_app(app, expected=None)
+        await tx.access.put_permit(permit, expected=None)
+        for twice in (
+            lambda: tx.access.put_app(an_app(), expected=None),
+            lambda: tx.access.put_permit(a_permit(app), expected=None),
+        ):
+            with pytest.raises(Failure) as caught:
+                await twice()
+            assert caught.value.code is Code.ALREADY_EXISTS
+    async with store.read() as tx:
+        assert await tx.access.permit(ACME, app.id, "read") == permit
+        assert await tx.access.permits(ACME, app.id) == [permit]
+        named = await tx.access.app_by_name(ACME, "billing")
+        assert named is not None
+        assert named.return_to == app.return_to
+        assert [it.id for it in await tx.access.apps(ACME, None, 5)] == [app.id]
+    disabled = named.model_copy(update={"disabled": True})
+    async with store.write() as tx:
+        after = await tx.access.put_app(disabled, expected=named.revision)
+        with pytest.raises(Failure) as caught:
+            await tx.access.put_app(named, expected=named.revision)
+    assert caught.value.code is Code.STORE_CONFLICT
+    assert await the_app(store, app) == after

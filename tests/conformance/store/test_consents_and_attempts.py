@@ -1,0 +1,123 @@
+"""Consents hold their secrets until they are used; attempts are open one at a time."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from evergrant_server.core.attempt import AttemptKind, Outcome
+from evergrant_server.core.consent import ConsentStatus
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.secret import Secret
+from evergrant_server.store import Store
+from tests.conformance.store.samples import ACME, a_connection, a_consent, added, an_attempt, granted
+from tests.fakes.databases import NOW
+
+
+async def test_a_consent_lives_from_link_to_code(store: Store):
+    consent = a_consent(await added(store, a_connection()))
+    async with store.write() as tx:
+        await tx.consents.add(consent, Secret("the-link"))
+    started = consent.model_copy(
+        update={"status": ConsentStatus.STARTED, "state_hash": "state-1", "browser_hash": "browser-1"}
+    )
+    async with store.write() as tx:
+        started = await tx.consents.replace(started, expected=1, verifier=Secret("v" * 43))
+    received = started.model_copy(update={"status": ConsentStatus.CODE_RECEIVED})
+    async with store.write() as tx:
+        received = await tx.consents.replace(received, expected=2, code=Secret("code-1"))
+    async with store.read() as tx:
+        assert await tx.consents.by_link(consent.link_hash) == received
+        assert await tx.consents.by_state("state-1") == received
+        assert await tx.consents.get(ACME, consent.id) == received
+        assert await tx.consents.link(received) == Secret("the-link")
+        assert await tx.consents.verifier(received) == Secret("v" * 43)
+        assert await tx.consents.code(received) == Secret("code-1")
+
+
+async def test_of_many_callbacks_with_one_state_one_wins(store: Store):
+    consent = a_consent(await added(store, a_connection()))
+    async with store.write() as tx:
+        await tx.consents.add(consent, Secret("link"))
+    received = consent.model_copy(update={"status": ConsentStatus.CODE_RECEIVED})
+
+    async def callback(n: int) -> None:
+        async with store.write() as tx:
+            await tx.consents.replace(received, expected=1, code=Secret(f"code-{n}"))
+
+    ended = await asyncio.gather(*(callback(n) for n in range(6)), return_exceptions=True)
+    assert [it.code for it in ended if isinstance(it, Failure)] == [Code.STORE_CONFLICT] * 5
+
+
+async def test_forgotten_secrets_are_gone(store: Store):
+    consent = a_consent(await added(store, a_connection()))
+    async with store.write() as tx:
+        await tx.consents.add(consent, Secret("link"))
+        consent = await tx.consents.replace(consent, expected=1, verifier=Secret("v"), code=Secret("c"))
+        await tx.consents.forget(consent)
+    for read in (lambda tx: tx.consents.verifier(consent), lambda tx: tx.consents.code(consent)):
+        with pytest.raises(Failure) as caught:
+            async with store.read() as tx:
+                await read(tx)
+        assert caught.value.code is Code.NOT_FOUND
+
+
+async def test_only_a_consent_that_can_go_on_is_open(store: Store):
+    connection = await added(store, a_connection())
+    old = a_consent(connection, created_at=NOW - timedelta(minutes=5))
+    new = a_consent(connection, status=ConsentStatus.STARTED)
+    async with store.write() as tx:
+        for consent in (old, new, a_consent(connection, status=ConsentStatus.DENIED)):
+            await tx.consents.add(consent, Secret("link"))
+    async with store.read() as tx:
+        assert await tx.consents.open_for(ACME, connection.id, NOW) == new
+        assert await tx.consents.open_for(ACME, connection.id, NOW + timedelta(hours=1)) is None
+
+
+async def test_a_link_or_state_belongs_to_one_consent(store: Store):
+    connection = await added(store, a_connection())
+    async with store.write() as tx:
+        await tx.consents.add(a_consent(connection, link_hash="same"), Secret("link"))
+        with pytest.raises(Failure) as caught:
+            await tx.consents.add(a_consent(connection, link_hash="same"), Secret("link"))
+    assert caught.value.code is Code.ALREADY_EXISTS
+
+
+async def test_one_attempt_is_open_per_connection_and_chain(store: Store):
+    connection = await granted(store)
+
+    async def begin() -> None:
+        async with store.write() as tx:
+            await tx.attempts.open(an_attempt(connection))
+
+    ended = await asyncio.gather(*(begin() for _ in range(5)), return_exceptions=True)
+    assert [it.code for it in ended if isinstance(it, Failure)] == [Code.STORE_CONFLICT] * 4
+    async with store.write() as tx:
+        await tx.attempts.open(an_attempt(connection, chain="bot"))
+
+
+async def test_an_attempt_is_closed_once_and_makes_room(store: Store):
+    connection = await granted(store)
+    attempt = an_attempt(connection)
+    async with store.write() as tx:
+        await tx.attempts.open(attempt)
+        kinds = (AttemptKind.REFRESH, AttemptKind.CODE_EXCHANGE)
+        found = [await tx.attempts.open_for(ACME, connection.id, "main", kind) for kind in kinds]
+    assert found == [attempt, None]
+
+    async def close(outcome: Outcome) -> None:
+        async with store.write() as tx:
+            await tx.attempts.close(attempt, outcome, NOW)
+
+    ended = await asyncio.gather(
+        close(Outcome.INSTALLED), close(Outcome.SUPERSEDED), return_exceptions=True
+    )
+    assert [it.code for it in ended if isinstance(it, Failure)] == [Code.STORE_CONFLICT]
+    async with store.write() as tx:
+        assert await tx.attempts.open_for(ACME, connection.id, "main", AttemptKind.REFRESH) is None
+        again = an_attempt(connection)
+        await tx.attempts.open(again)
+        closed = await tx.attempts.close(again, Outcome.NOT_SENT, NOW)
+        with pytest.raises(Failure):
+            await tx.attempts.close(closed, Outcome.INSTALLED, NOW)
+    assert (closed.outcome, closed.closed_at, closed.revision) == (Outcome.NOT_SENT, NOW, 2)

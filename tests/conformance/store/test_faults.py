@@ -1,0 +1,129 @@
+"""A database that can't be used is one clear failure, at the start and in the middle of life."""
+
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from evergrant_server.core.clock import SetClock
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.crypto import KeyRing
+from evergrant_server.store import LeaseRows, Store, engine, schema
+from tests.conformance.store.samples import ACME, a_connection, added, granted
+from tests.fakes.databases import Postgres, sqlite_url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://u:pw-canary@localhost/x",
+        "not a url",
+        "sqlite+aiosqlite://",
+        "postgresql+asyncpg://u:pw-canary@127.0.0.1:9/none",
+        "postgresql+asyncpg://u:pw-canary@/none?host=/nonexistent",
+        "sqlite+aiosqlite:////proc/nowhere/x.db",
+    ],
+)
+async def test_an_unusable_database_is_unavailable_and_quotes_no_password(
+    url: str, ring: KeyRing, clock: SetClock
+):
+    for use in (lambda: Store.open(url, ring, clock), lambda: schema.upgrade(url)):
+        with pytest.raises(Failure) as caught:
+            await use()
+        assert caught.value.code is Code.STORE_UNAVAILABLE
+        assert "pw-canary" not in str(caught.value)
+        assert caught.value.__cause__ is None
+
+
+async def test_a_file_that_is_no_database_is_unavailable(tmp_path: Path, ring: KeyRing, clock: SetClock):
+    (tmp_path / "evergrant.db").write_bytes(b"this is not SQLite" * 100)
+    with pytest.raises(Failure) as caught:
+        await Store.open(sqlite_url(tmp_path), ring, clock)
+    assert caught.value.code is Code.STORE_UNAVAILABLE
+
+
+async def test_a_sqlite_file_locked_by_another_process_is_unavailable(
+    tmp_path: Path, ring: KeyRing, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(engine, "_BUSY_MS", 50)
+    await schema.upgrade(sqlite_url(tmp_path))
+    store = await Store.open(sqlite_url(tmp_path), ring, clock)
+    other = sqlite3.connect(tmp_path / "evergrant.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        with pytest.raises(Failure) as caught:
+            await added(store, a_connection())
+        assert caught.value.code is Code.STORE_UNAVAILABLE
+        async with store.read() as tx:  # readers go on
+            assert await tx.connections.page(ACME) == []
+    finally:
+        other.close()
+    await added(store, a_connection())
+    await store.close()
+
+
+async def test_a_postgresql_that_drops_its_connections_is_unavailable_and_then_back(
+    postgres_server: Postgres, ring: KeyRing, clock: SetClock
+):
+    url = await postgres_server.fresh()
+    name = url.partition("?")[0].rpartition("/")[2]
+    store = await Store.open(url, ring, clock)
+    connection = await granted(store)
+    await postgres_server.admin(
+        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+    )
+    with pytest.raises(Failure) as caught:
+        await LeaseRows(store).load(ACME, connection.id)
+    assert caught.value.code is Code.STORE_UNAVAILABLE
+    assert await LeaseRows(store).load(ACME, connection.id) is not None
+    await store.close()
+    await postgres_server.drop(url)
+
+
+async def test_postgresql_ends_statements_and_idle_transactions_by_itself(
+    postgres_server: Postgres, ring: KeyRing, clock: SetClock
+):
+    url = await postgres_server.fresh()
+    store = await Store.open(url, ring, clock)
+    async with store.read() as tx:
+        for setting in ("statement_timeout", "idle_in_transaction_session_timeout"):
+            shown = await tx.connection.execute(text(f"SHOW {setting}"))
+            assert shown.scalar_one() == "15s"
+        zone = await tx.connection.execute(text("SHOW timezone"))
+        assert zone.scalar_one() == "UTC"
+    await store.close()
+    await postgres_server.drop(url)
+
+
+async def test_a_missing_table_is_a_schema_mismatch(store: Store):
+    async with store.write() as tx:
+        await tx.connection.execute(text("DROP TABLE outbox"))
+    with pytest.raises(Failure) as caught:
+        async with store.read() as tx:
+            await tx.outbox.depth(tx_now())
+    assert caught.value.code is Code.SCHEMA_MISMATCH
+
+
+def tx_now():
+    from tests.fakes.databases import NOW
+
+    return NOW
+
+
+async def test_a_cancelled_writer_leaves_the_store_usable(store: Store):
+    began = asyncio.Event()
+
+    async def hang() -> None:
+        async with store.write() as tx:
+            await tx.connections.add(a_connection())
+            began.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(hang())
+    await began.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await added(store, a_connection())

@@ -1,0 +1,120 @@
+"""The outbox: in order per target, and no message in two relays' hands."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.outbox import OutboxMessage
+from evergrant_server.store import Store
+from tests.conformance.store.samples import a_message
+from tests.fakes.databases import NOW
+
+HOLD = timedelta(seconds=30)
+
+
+async def put(store: Store, *messages: OutboxMessage) -> None:
+    async with store.write() as tx:
+        for message in messages:
+            await tx.outbox.add(message)
+
+
+async def claim(store: Store, by: str = "relay", after: float = 0, limit: int = 50) -> list[str]:
+    async with store.write() as tx:
+        claimed = await tx.outbox.claim(by, NOW + timedelta(seconds=after), HOLD, limit)
+    return [it.id for it in claimed]
+
+
+async def test_messages_of_one_target_come_one_after_the_other(store: Store):
+    one, two, three = (a_message("a", name=name) for name in ("1", "2", "3"))
+    await put(store, one, two, three)
+    for message in (one, two, three):
+        assert await claim(store) == [message.id]
+        assert await claim(store) == []
+        async with store.write() as tx:
+            await tx.outbox.delivered(message.id, NOW)
+    assert await claim(store) == []
+
+
+async def test_targets_do_not_wait_for_each_other(store: Store):
+    messages = [a_message(target) for target in ("a", "b", "a", "c")]
+    await put(store, *messages)
+    assert await claim(store) == [messages[0].id, messages[1].id, messages[3].id]
+
+
+async def test_a_claimed_message_comes_back_after_the_hold(store: Store):
+    message = a_message()
+    await put(store, message)
+    assert await claim(store, "dead") == [message.id]
+    assert await claim(store, after=29) == []
+    assert await claim(store, after=30) == [message.id]
+
+
+async def test_a_postponed_message_waits_and_so_do_those_behind_it(store: Store):
+    one, two, other = a_message("a"), a_message("a"), a_message("b")
+    await put(store, one, two, other)
+    assert len(await claim(store)) == 2
+    async with store.write() as tx:
+        await tx.outbox.postpone(one.id, "temporal_unavailable", NOW + timedelta(seconds=5))
+        await tx.outbox.delivered(other.id, NOW)
+    assert await claim(store, after=4) == []
+    async with store.write() as tx:
+        (again,) = await tx.outbox.claim("relay", NOW + timedelta(seconds=5), HOLD)
+    assert (again.id, again.attempts, again.last_error) == (one.id, 1, "temporal_unavailable")
+    assert again.payload == {"reason": "asked"}
+
+
+async def test_many_relays_never_share_a_message(store: Store):
+    messages = [a_message(f"target-{n % 10}") for n in range(40)]
+    await put(store, *messages)
+    delivered: list[tuple[str, str]] = []
+
+    async def relay(name: str) -> None:
+        while len(delivered) < len(messages):
+            async with store.write() as tx:
+                claimed = await tx.outbox.claim(name, NOW, HOLD, 3)
+            for message in claimed:
+                delivered.append((message.target, message.id))
+                async with store.write() as tx:
+                    await tx.outbox.delivered(message.id, NOW)
+
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(relay(f"relay-{n}") for n in range(4)))
+    assert len(delivered) == len(set(delivered)) == len(messages)
+    for target in {it.target for it in messages}:
+        in_order = [it.id for it in messages if it.target == target]
+        assert [id for where, id in delivered if where == target] == in_order
+
+
+async def test_a_message_rolls_back_with_what_made_it_true(store: Store):
+    with pytest.raises(RuntimeError, match="no"):
+        async with store.write() as tx:
+            await tx.outbox.add(a_message())
+            raise RuntimeError("no")
+    assert await claim(store) == []
+
+
+async def test_depth_counts_what_is_not_delivered_and_prune_drops_what_is(store: Store):
+    one, two = a_message("a"), a_message("b")
+    await put(store, one, two)
+    async with store.write() as tx:
+        assert await tx.outbox.depth(NOW) == 2
+        await tx.outbox.postpone(two.id, "x", NOW + timedelta(hours=1))
+        await tx.outbox.delivered(one.id, NOW)
+        await tx.outbox.delivered(one.id, NOW)
+        assert await tx.outbox.depth(NOW) == 1
+        assert await tx.outbox.prune(NOW + timedelta(seconds=1)) == 1
+        assert await tx.outbox.depth(NOW) == 1
+
+
+async def test_an_unknown_or_doubled_message_is_refused(store: Store):
+    message = a_message()
+    await put(store, message)
+    with pytest.raises(Failure) as caught:
+        await put(store, message)
+    assert caught.value.code is Code.ALREADY_EXISTS
+    with pytest.raises(Failure) as caught:
+        async with store.write() as tx:
+            await tx.outbox.delivered(a_message().id, NOW)
+    assert caught.value.code is Code.NOT_FOUND

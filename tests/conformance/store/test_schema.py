@@ -1,0 +1,103 @@
+"""The schema: made from nothing, the same as the models, refused when it is another."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection, inspect, text
+
+from evergrant_server.core.clock import SetClock
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.crypto import KeyRing
+from evergrant_server.store import Store, schema
+from evergrant_server.store.engine import make_engine
+from evergrant_server.store.tables import METADATA
+
+
+async def test_an_empty_database_is_brought_to_head_and_stays_there(empty_url: str):
+    assert await schema.current(empty_url) is None
+    await schema.upgrade(empty_url)
+    await schema.upgrade(empty_url)
+    assert await schema.current(empty_url) == schema.head()
+
+
+async def test_many_upgrades_at_once_end_at_head(empty_url: str):
+    await asyncio.gather(*(schema.upgrade(empty_url) for _ in range(3)))
+    assert await schema.current(empty_url) == schema.head()
+
+
+async def test_models_and_migrations_agree(database_url: str):
+    def differences(connection: Connection) -> list[object]:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        return list(compare_metadata(context, METADATA))
+
+    engine = make_engine(database_url)
+    async with engine.connect() as connection:
+        assert await connection.run_sync(differences) == []
+    await engine.dispose()
+
+
+async def test_partial_indexes_are_partial_in_the_database_too(database_url: str):
+    """Alembic's comparison doesn't look at conditions."""
+    engine = make_engine(database_url)
+    async with engine.connect() as connection:
+        sqlite = engine.dialect.name == "sqlite"
+        query = "SELECT sql FROM sqlite_master" if sqlite else "SELECT indexdef FROM pg_indexes"
+        definitions = [it for it in (await connection.execute(text(query))).scalars() if it]
+    await engine.dispose()
+    for name in ("uq_connection_live", "uq_attempt_open", "uq_key_current", "ix_outbox_undelivered"):
+        (definition,) = [it for it in definitions if f"INDEX {name} " in it]
+        assert " WHERE " in definition
+
+
+async def test_every_table_starts_with_tenant_and_carries_a_revision(database_url: str):
+    def columns(connection: Connection) -> dict[str, list[str]]:
+        inspector = inspect(connection)
+        names = [it for it in inspector.get_table_names() if it != "alembic_version"]
+        return {name: [it["name"] for it in inspector.get_columns(name)] for name in names}
+
+    engine = make_engine(database_url)
+    async with engine.connect() as connection:
+        tables = await connection.run_sync(columns)
+    await engine.dispose()
+    assert len(tables) == 15
+    for name, names in tables.items():
+        assert names[0] == "tenant", name
+        assert "revision" in names, name
+
+
+async def test_an_empty_database_is_refused(empty_url: str, ring: KeyRing, clock: SetClock):
+    with pytest.raises(Failure) as caught:
+        await Store.open(empty_url, ring, clock)
+    assert caught.value.code is Code.SCHEMA_MISMATCH
+    assert caught.value.context == {"found": "none", "expected": schema.head()}
+    await (await Store.open(empty_url, ring, clock, expect_schema=False)).close()
+
+
+async def test_a_database_from_a_newer_version_is_refused(
+    database_url: str, ring: KeyRing, clock: SetClock
+):
+    engine = make_engine(database_url)
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    await engine.dispose()
+    for refused in (lambda: Store.open(database_url, ring, clock), lambda: schema.upgrade(database_url)):
+        with pytest.raises(Failure, match="newer") as caught:
+            await refused()
+        assert caught.value.code is Code.SCHEMA_MISMATCH
+        assert caught.value.context == {"found": "9999", "expected": schema.head()}
+    assert await schema.current(database_url) == "9999"
+
+
+async def test_a_new_sqlite_file_is_private_and_durable(tmp_path: Path):
+    file = tmp_path / "deep" / "store.db"
+    await schema.upgrade(f"sqlite+aiosqlite:///{file}")
+    assert file.stat().st_mode & 0o777 == 0o600
+    engine = make_engine(f"sqlite+aiosqlite:///{file}")
+    async with engine.connect() as connection:
+        asked = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout", "secure_delete")
+        found = [(await connection.execute(text(f"PRAGMA {it}"))).scalar_one() for it in asked]
+    await engine.dispose()
+    assert found == ["wal", 2, 1, 5000, 1]
