@@ -195,6 +195,8 @@ class Sender:
             response = answered.response
         except _Stopped as stopped:
             raise SendFailed(stopped.failure, sent=False) from stopped.__cause__
+        except httpx2.InvalidURL:
+            raise SendFailed(Failure(Code.EGRESS_REFUSED, "not a URL"), sent=False) from None
         except httpx2.TransportError as error:
             raise SendFailed(_unreachable(spec, error), sent=watch.sent) from None
         except Failure as failure:

@@ -1,11 +1,13 @@
 """Where Evergrant may connect: public hosts over https, and what an operator allowed by name."""
 
+import re
 from dataclasses import dataclass, field
 
 import httpx2
 
 from evergrant_server.core.errors import Code, Failure
 
+_HOST = re.compile(r"[a-z0-9.\-_]+|[0-9a-f:.]+")
 SAFE_PORTS = frozenset({443, 8443})
 
 
@@ -16,7 +18,7 @@ def _target(host: str, port: int) -> str:
 def _parse(entry: str) -> str:
     host, colon, port = entry.strip().lower().rpartition(":")
     host = host.strip("[]")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if not colon or not _HOST.fullmatch(host) or not port.isdigit() or not 0 < int(port) < 65536:
         raise Failure(
             Code.INVALID_REQUEST,
             f"egress allowance {entry!r} is not host:port",

@@ -1,0 +1,281 @@
+"""The way out: what is refused, and limits seen against real servers on loopback."""
+
+import asyncio
+import gzip
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from evergrant_server.core.attempt import ANSWER_LIMIT
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.egress import ANSWER_TIME, Egress, EgressPolicy, Watch
+from evergrant_server.egress.addresses import refusal
+from evergrant_server.egress.network import default_tls
+
+Respond = Callable[[asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def a_server(respond: Respond, heads: list[bytes] | None = None) -> AsyncIterator[int]:
+    """A loopback server that reads one request head and lets `respond` write."""
+    busy: set[asyncio.Task[object]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        busy.add(task)
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+            if heads is not None:
+                heads.append(head)
+            await respond(writer)
+            await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # the client hung up, as these tests want
+        finally:
+            busy.discard(task)
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for task in busy:
+            task.cancel()
+        await asyncio.gather(*busy, return_exceptions=True)
+        await server.wait_closed()
+
+
+def answering(body: bytes, *headers: str, status: str = "200 OK") -> Respond:
+    async def respond(writer: asyncio.StreamWriter) -> None:
+        lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", "Connection: close", *headers, "", ""]
+        writer.write("\r\n".join(lines).encode() + body)
+
+    return respond
+
+
+async def get(egress: Egress, url: str, **options: object) -> httpx2.Response:
+    async with egress.client(**options) as client:
+        return await client.get(url)
+
+
+def egress_to(port: int, **limits: float) -> Egress:
+    return Egress(EgressPolicy(allow=(f"127.0.0.1:{port}",)), **limits)  # type: ignore[arg-type]  # test shorthand
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "127.8.8.8",
+        "10.1.2.3",
+        "172.16.0.1",
+        "192.168.1.1",
+        "100.64.0.1",
+        "169.254.169.254",
+        "0.0.0.0",
+        "224.0.0.1",
+        "240.0.0.1",
+        "255.255.255.255",
+        "192.0.2.1",
+        "198.18.0.1",
+        "::1",
+        "::",
+        "fe80::1",
+        "fe80::1%eth0",
+        "fc00::1",
+        "fec0::1",
+        "ff02::1",
+        "::ffff:127.0.0.1",
+        "::ffff:10.0.0.1",
+        "::127.0.0.1",
+        "64:ff9b::7f00:1",
+        "64:ff9b:1::a00:1",
+        "2002:7f00:1::1",
+        "2001:0:4136:e378:8000:63bf:3fff:fdd2",
+        "2001:db8::1",
+        "not an address",
+    ],
+)
+def test_addresses_that_are_not_the_public_internet_are_refused(address: str) -> None:
+    assert refusal(address) is not None
+
+
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "64:ff9b::808:808", "::ffff:8.8.8.8"]
+)
+def test_public_addresses_are_accepted(address: str) -> None:
+    assert refusal(address) is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://127.0.0.1/",
+        "https://2130706433/",
+        "https://0x7f000001/",
+        "https://0177.0.0.1/",
+        "https://127.1/",
+        "https://[::1]/",
+        "https://[::ffff:127.0.0.1]/",
+        "https://localhost/",
+        "https://localhost./",
+        "http://example.com/",
+        "https://example.com:22/",
+        "https://user:pass@example.com/",
+        "ftp://example.com/",
+        "file:///etc/passwd",
+    ],
+)
+async def test_urls_in_any_notation_are_refused_before_a_byte_leaves(url: str) -> None:
+    # a notation that no resolver here reads doesn't resolve, which is as good
+    with pytest.raises(
+        (Failure, httpx2.UnsupportedProtocol, httpx2.ConnectError, httpx2.InvalidURL)
+    ) as raised:
+        await get(Egress(EgressPolicy()), url)
+    if isinstance(raised.value, Failure):
+        assert raised.value.code is Code.EGRESS_REFUSED
+
+
+async def test_the_checked_address_is_the_one_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rebinding: the name resolves once. The second, private answer is never asked for."""
+    answers = [["93.184.215.14"], ["127.0.0.1"]]
+    dialled: list[str] = []
+
+    async def resolve(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        return [(2, 1, 6, "", (address, port)) for address in answers.pop(0)]
+
+    async def dial(*, remote_host: str, **_: object) -> None:
+        dialled.append(remote_host)
+        raise OSError("nobody there")
+
+    monkeypatch.setattr("anyio.getaddrinfo", resolve)
+    monkeypatch.setattr("anyio.connect_tcp", dial)
+    with pytest.raises(httpx2.ConnectError):
+        await get(Egress(EgressPolicy()), "https://rebinding.example/")
+    assert (dialled, len(answers)) == (["93.184.215.14"], 1)
+
+
+async def test_one_private_address_among_public_ones_refuses_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def resolve(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        return [(2, 1, 6, "", (address, port)) for address in ("8.8.8.8", "10.0.0.1")]
+
+    monkeypatch.setattr("anyio.getaddrinfo", resolve)
+    with pytest.raises(Failure, match="private"):
+        await get(Egress(EgressPolicy()), "https://mixed.example/")
+
+
+async def test_an_allowance_is_for_exactly_one_host_and_port() -> None:
+    async with a_server(answering(b"hi")) as port:
+        assert (await get(egress_to(port), f"http://127.0.0.1:{port}/")).content == b"hi"
+        for other in (f"http://localhost:{port}/", "http://127.0.0.1:9/"):
+            with pytest.raises(Failure) as raised:
+                await get(egress_to(port), other)
+            assert raised.value.code is Code.EGRESS_REFUSED
+
+
+@pytest.mark.parametrize("entry", ["localhost", "http://localhost:80", ":80", "host:0", "host:99999", ""])
+def test_a_malformed_allowance_is_an_error(entry: str) -> None:
+    with pytest.raises(Failure, match="host:port"):
+        EgressPolicy(allow=(entry,))
+
+
+async def test_redirects_are_not_followed() -> None:
+    async with a_server(answering(b"", "Location: https://evil.example/", status="302 Found")) as port:
+        assert (await get(egress_to(port), f"http://127.0.0.1:{port}/")).status_code == 302
+
+
+async def test_ambient_proxies_and_netrc_are_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login someone password canary\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    heads: list[bytes] = []
+    async with a_server(answering(b"direct"), heads) as port:
+        assert (await get(egress_to(port), f"http://127.0.0.1:{port}/")).content == b"direct"
+    assert b"authorization" not in heads[0].lower()
+    assert f"host: 127.0.0.1:{port}".encode() in heads[0].lower()
+
+
+async def test_nothing_goes_round_the_guard() -> None:
+    with pytest.raises(TypeError, match="proxy"):
+        Egress(EgressPolicy()).client(proxy="http://127.0.0.1:1")
+
+
+@pytest.mark.parametrize(
+    "respond",
+    [
+        answering(b"x" * 2_000_000),
+        answering(gzip.compress(b"\0" * 20_000_000), "Content-Encoding: gzip"),
+    ],
+    ids=["large", "gzip bomb"],
+)
+async def test_a_body_over_the_limit_is_refused(respond: Respond) -> None:
+    async with a_server(respond) as port:
+        with pytest.raises(Failure, match="larger than 1048576") as raised:
+            await get(egress_to(port), f"http://127.0.0.1:{port}/")
+        assert raised.value.code is Code.REPLY_UNREADABLE
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding"), [(b"not gzip", "gzip"), (gzip.compress(b"cut")[:-4], "gzip"), (b"x", "br")]
+)
+async def test_a_broken_encoding_is_refused(body: bytes, encoding: str) -> None:
+    async with a_server(answering(body, f"Content-Encoding: {encoding}")) as port:
+        with pytest.raises(Failure) as raised:
+            await get(egress_to(port), f"http://127.0.0.1:{port}/")
+        assert raised.value.code is Code.REPLY_UNREADABLE
+
+
+async def test_gzip_that_nobody_asked_for_is_read() -> None:
+    async with a_server(answering(gzip.compress(b"hello"), "Content-Encoding: gzip")) as port:
+        assert (await get(egress_to(port), f"http://127.0.0.1:{port}/")).text == "hello"
+
+
+async def test_a_slow_loris_ends_at_the_limit_for_the_whole_answer() -> None:
+    async def drip(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+        while True:
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    async with a_server(drip) as port:
+        with pytest.raises(httpx2.ReadTimeout):
+            await get(egress_to(port, answer_time=0.3), f"http://127.0.0.1:{port}/")
+
+
+async def test_a_watch_knows_that_a_byte_left_only_after_the_connection() -> None:
+    async with a_server(answering(b"")) as port:
+        watch = Watch()
+        async with httpx2.AsyncClient(transport=egress_to(port).transport(watch)) as client:
+            await client.get(f"http://127.0.0.1:{port}/")
+        assert watch.sent
+    watch = Watch()
+    async with httpx2.AsyncClient(transport=egress_to(port).transport(watch)) as client:
+        with pytest.raises(httpx2.ConnectError):
+            await client.get(f"http://127.0.0.1:{port}/")
+    assert not watch.sent
+
+
+async def test_plain_http_behind_https_is_not_sent_to() -> None:
+    """An https URL whose server doesn't speak TLS: the request never leaves in the clear."""
+    heads: list[bytes] = []
+    async with a_server(answering(b""), heads) as port:
+        watch = Watch()
+        async with httpx2.AsyncClient(transport=egress_to(port, connect_time=0.3).transport(watch)) as client:
+            with pytest.raises(httpx2.TransportError):
+                await client.get(f"https://127.0.0.1:{port}/secret")
+        assert not watch.sent
+    assert b"secret" not in b"".join(heads)
+
+
+def test_certificates_are_checked_and_limits_fit_the_protocol() -> None:
+    assert default_tls().verify_mode is ssl.CERT_REQUIRED
+    assert ANSWER_LIMIT.total_seconds() > ANSWER_TIME

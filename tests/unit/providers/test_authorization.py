@@ -1,0 +1,207 @@
+"""The URL the browser is sent to: PKCE, dialects, and template parameters that stay in their place."""
+
+import base64
+import hashlib
+import re
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+
+from evergrant_server.core.access import Endpoints
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.secret import Secret
+from providers.authorization import authorization_request, new_state, new_verifier
+from providers.resolve import client_auth_of, endpoints_of
+from providers.spec import ProviderSpec
+from tests.unit.providers.definitions import an_integration, spec_like
+
+REDIRECT = "https://evergrant.example/oauth/callback/int_1"
+STATE, VERIFIER = Secret("s" * 43), Secret("v" * 43)
+
+
+def url_for(spec: ProviderSpec, scopes: tuple[str, ...] = ("read", "write"), **fields: Any) -> str:
+    params = fields.pop("asked", None)
+    return authorization_request(
+        spec,
+        an_integration(**fields),
+        redirect_uri=REDIRECT,
+        state=STATE,
+        verifier=VERIFIER,
+        scopes=scopes,
+        params=params,
+    )
+
+
+def query_of(url: str) -> dict[str, str]:
+    pairs = parse_qsl(urlsplit(url).query, keep_blank_values=True)
+    assert len(pairs) == len(dict(pairs)), "a parameter twice"
+    return dict(pairs)
+
+
+def test_rfc7636_4_1_verifiers_have_256_bits_and_are_never_the_state() -> None:
+    verifiers = {new_verifier().reveal() for _ in range(50)}
+    states = {new_state().reveal() for _ in range(50)}
+    assert len(verifiers | states) == 100
+    for value in verifiers:
+        assert re.fullmatch(r"[A-Za-z0-9\-._~]{43,128}", value)
+        assert len(base64.urlsafe_b64decode(value + "=")) == 32
+
+
+@pytest.mark.parametrize("verifier", ["v" * 42, "v" * 129, "v" * 42 + " ", STATE.reveal(), ""])
+def test_rfc7636_4_1_a_bad_verifier_is_never_sent(verifier: str) -> None:
+    with pytest.raises(Failure) as raised:
+        authorization_request(
+            spec_like(),
+            an_integration(),
+            redirect_uri=REDIRECT,
+            state=STATE,
+            verifier=Secret(verifier),
+            scopes=(),
+        )
+    assert raised.value.code is Code.INTERNAL
+
+
+def test_rfc9700_4_5_pkce_s256() -> None:
+    url = url_for(spec_like())
+    digest = hashlib.sha256(VERIFIER.reveal().encode()).digest()
+    assert query_of(url) == {
+        "response_type": "code",
+        "client_id": "client-1",
+        "redirect_uri": REDIRECT,
+        "scope": "read write",
+        "state": STATE.reveal(),
+        "code_challenge": base64.urlsafe_b64encode(digest).rstrip(b"=").decode(),
+        "code_challenge_method": "S256",
+    }
+    assert VERIFIER.reveal() not in url
+
+
+@pytest.mark.parametrize(
+    ("fields", "seen"),
+    [
+        ({"scope_separator": ","}, {"scope": "read,write"}),
+        ({"scope_param_name": "perms"}, {"perms": "read write"}),
+        ({"offline_scope": "offline"}, {"scope": "read write offline"}),
+        ({"client_id_param": "client_key"}, {"client_key": "client-1"}),
+        ({"authorization_client_id_param": "application_id"}, {"application_id": "client-1"}),
+        ({"authorization_param_names": {"redirect_uri": "redirect_url"}}, {"redirect_url": REDIRECT}),
+        ({"authorization_params": {"access_type": "offline"}}, {"access_type": "offline"}),
+        ({"authorization_endpoint": "https://acme.example/a?tenant=1"}, {"tenant": "1"}),
+    ],
+)
+def test_a_dialect_is_spoken(fields: dict[str, Any], seen: dict[str, str]) -> None:
+    assert seen.items() <= query_of(url_for(spec_like(**fields))).items()
+
+
+@pytest.mark.parametrize(
+    ("fields", "gone"),
+    [
+        ({"pkce": "off"}, "code_challenge"),
+        ({"scopes_supported": False}, "scope"),
+        ({"authorization_param_names": {"response_type": None}}, "response_type"),
+        ({"client_id_param": "appid"}, "client_id"),
+    ],
+)
+def test_what_a_provider_refuses_is_left_out(fields: dict[str, Any], gone: str) -> None:
+    assert gone not in query_of(url_for(spec_like(**fields)))
+
+
+def test_rarer_dialects() -> None:
+    hexed = query_of(url_for(spec_like(pkce_challenge_encoding="hex")))
+    assert hexed["code_challenge"] == hashlib.sha256(VERIFIER.reveal().encode()).hexdigest()
+    assert "scope=read+write" in url_for(spec_like(scope_separator="+", scope_raw_encoding=True))
+    assert url_for(spec_like(authorization_url_fragment="wechat_redirect")).endswith("#wechat_redirect")
+    assert "#/authorize?response_type=code" in url_for(
+        spec_like(authorization_url_fragment_route="/authorize")
+    )
+    ordered = url_for(spec_like(authorization_param_order=["state", "client_id"]))
+    assert urlsplit(ordered).query.startswith(f"state={STATE.reveal()}&client_id=client-1&")
+    assert "scope" not in query_of(url_for(spec_like(), scopes=()))
+    assert query_of(url_for(spec_like(omit_empty_scope=False), scopes=()))["scope"] == ""
+
+
+def test_scopes_default_to_the_integration_then_the_definition() -> None:
+    spec = spec_like(default_scopes=["theirs"])
+    assert query_of(url_for(spec, scopes=()))["scope"] == "theirs"
+    assert query_of(url_for(spec, scopes=(), default_scopes=("ours",)))["scope"] == "ours"
+
+
+@pytest.mark.parametrize("scope", ["two words", "", 'quo"te', "back\\slash", "new\nline", "ümlaut"])
+def test_rfc6749_3_3_a_scope_that_cannot_be_written_is_refused(scope: str) -> None:
+    with pytest.raises(Failure) as raised:
+        url_for(spec_like(), scopes=(scope,))
+    assert raised.value.context["field"] == "scopes"
+
+
+def test_callers_parameters_come_from_a_list() -> None:
+    spec = spec_like(authorization_params_from_request=["login_hint"])
+    assert query_of(url_for(spec, asked={"login_hint": "ann"}))["login_hint"] == "ann"
+    for name in ("redirect_uri", "state", "scope", "prompt"):
+        with pytest.raises(Failure, match=name):
+            url_for(spec, asked={name: "x"})
+
+
+def test_discovered_endpoints_come_first() -> None:
+    endpoints = Endpoints(
+        authorization_endpoint="https://found.example/a", token_endpoint="https://found.example/t"
+    )
+    assert url_for(spec_like(), endpoints=endpoints).startswith("https://found.example/a?")
+
+
+HOSTED = {
+    "authorization_endpoint": "https://{sub}.acme.example/authorize",
+    "token_endpoint": "https://{sub}.acme.example/token",
+    "template_params": {
+        "sub": {"pattern": "^[a-z0-9-]{1,63}$", "normalise": ["lower", "underscore_to_hyphen"]}
+    },
+}
+
+
+def test_template_parameters_fill_every_endpoint() -> None:
+    endpoints = endpoints_of(spec_like(**HOSTED), {"sub": "My_Shop"})
+    assert endpoints.token_endpoint == "https://my-shop.acme.example/token"
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "a.b", "a/b", "evil.example/#", "a@b", "a%2f", "a\n", "a b", "{sub}", "x" * 64, "a\\b", "a?b", "ü"],
+)
+def test_template_parameters_cannot_leave_their_place(value: str) -> None:
+    with pytest.raises(Failure) as raised:
+        endpoints_of(spec_like(**HOSTED), {"sub": value})
+    assert (raised.value.code, raised.value.context["field"]) == (Code.INVALID_REQUEST, "params.sub")
+
+
+@pytest.mark.parametrize("params", [{}, {"sub": "a", "other": "b"}])
+def test_missing_and_unknown_parameters_are_named(params: dict[str, str]) -> None:
+    with pytest.raises(Failure) as raised:
+        endpoints_of(spec_like(**HOSTED), params)
+    assert raised.value.context["field"] == ("params.other" if params else "params.sub")
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "[::1]", "a..b", "host", "-a.example", "h.example/x"]
+)
+def test_an_arbitrary_host_must_look_like_a_public_name(host: str) -> None:
+    fields = HOSTED | {"template_params": {"sub": {"kind": "arbitrary_host"}}}
+    with pytest.raises(Failure):
+        endpoints_of(spec_like(**fields), {"sub": host})
+
+
+@pytest.mark.parametrize(
+    ("offered", "own", "expected"),
+    [
+        ((), None, "client_secret_basic"),
+        (("client_secret_post",), None, "client_secret_post"),
+        (("client_secret_post", "client_secret_basic"), None, "client_secret_basic"),
+        (("private_key_jwt",), None, "client_secret_basic"),
+        (("client_secret_basic",), "none", "none"),
+    ],
+)
+def test_client_authentication_of_a_discovered_server(
+    offered: tuple[str, ...], own: str | None, expected: str
+) -> None:
+    endpoints = Endpoints(authorization_endpoint="a", token_endpoint="t", token_auth_methods=offered)
+    integration = an_integration(endpoints=endpoints, client_auth=own)
+    assert client_auth_of(spec_like(discovery=True), integration) == expected

@@ -1,0 +1,122 @@
+"""What came back with the browser: one state, one issuer, a code or a reason."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evergrant_server.core.errors import Code, Failure
+from providers.callback import Callback, judge_callback, state_of
+from providers.spec import ProviderSpec
+from tests.unit.providers.definitions import spec_like
+
+ISSUER = "https://idp.example"
+Query = list[tuple[str, str]]
+GOOD: Query = [("code", "c0de"), ("state", "st"), ("iss", ISSUER)]
+
+
+def judge(query: Query, *, required: bool = True, spec: ProviderSpec | None = None) -> Callback:
+    return judge_callback(query, expected_issuer=ISSUER, iss_required=required, spec=spec)
+
+
+def refused(query: Query, *, required: bool = True) -> str:
+    with pytest.raises(Failure) as raised:
+        judge(query, required=required)
+    assert raised.value.code is Code.CALLBACK_INVALID
+    return raised.value.detail
+
+
+def test_rfc6749_4_1_2_a_code_and_its_state() -> None:
+    callback = judge(GOOD)
+    assert callback.code is not None
+    assert callback.state is not None
+    assert (callback.code.reveal(), callback.state.reveal()) == ("c0de", "st")
+    assert (callback.denied, callback.error) == (False, None)
+    assert "c0de" not in repr(callback)
+
+
+@pytest.mark.parametrize("name", ["state", "code", "iss", "anything"])
+def test_rfc6749_3_1_a_parameter_twice_is_refused(name: str) -> None:
+    value = dict(GOOD).get(name, "x")
+    assert "twice" in refused([*GOOD, (name, value), (name, value)])
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        [],
+        [("code", "c")],
+        [("code", "c"), ("state", "")],
+        [("state", "st"), ("iss", ISSUER)],
+        [("code", ""), ("state", "st"), ("iss", ISSUER)],
+        [*GOOD, ("error", "access_denied")],
+        [("code", "c"), ("state", "s" * 513), ("iss", ISSUER)],
+        [("code", "c" * 8193), ("state", "st"), ("iss", ISSUER)],
+        [("code", "a\nb"), ("state", "st"), ("iss", ISSUER)],
+        [("code", "ü"), ("state", "st"), ("iss", ISSUER)],
+        [("code", "c"), ("state", "s\x00"), ("iss", ISSUER)],
+        [*GOOD, *((f"p{n}", "") for n in range(50))],
+        [*GOOD, ("n" * 300, "x")],
+    ],
+)
+def test_a_malformed_callback_is_refused(query: Query) -> None:
+    refused(query)
+
+
+@pytest.mark.parametrize("iss", [ISSUER + "/", ISSUER.upper(), "https://evil.example", "", "x" * 3000])
+@pytest.mark.parametrize("rest", [[("code", "c")], [("error", "access_denied")]])
+def test_rfc9207_2_4_a_wrong_issuer_is_refused_on_errors_too(iss: str, rest: Query) -> None:
+    for required in (True, False):
+        assert "iss" in refused([*rest, ("state", "st"), ("iss", iss)], required=required)
+
+
+@pytest.mark.parametrize("rest", [[("code", "c")], [("error", "access_denied")]])
+def test_rfc9207_2_4_advertised_but_missing_is_refused(rest: Query) -> None:
+    assert "iss is missing" in refused([*rest, ("state", "st")])
+    judge([*rest, ("state", "st")], required=False)
+
+
+@pytest.mark.parametrize(
+    ("error", "denied", "shown"),
+    [
+        ("access_denied", True, "access_denied"),
+        ("server_error", False, "server_error"),
+        ("<script>alert(1)</script>", False, "unreadable_error"),
+        ("", False, "unreadable_error"),
+    ],
+)
+def test_an_error_has_a_name_and_nothing_else(error: str, denied: bool, shown: str) -> None:
+    query = [("error", error), ("error_description", "<b>canary</b>"), ("state", "st"), ("iss", ISSUER)]
+    callback = judge(query)
+    assert (callback.code, callback.denied, callback.error) == (None, denied, shown)
+    assert "canary" not in repr(callback)
+
+
+def test_a_provider_has_its_own_names() -> None:
+    spec = spec_like(
+        callback_code_param="auth_code",
+        callback_error_params=["error", "errCode"],
+        callback_denials=["user_cancelled"],
+        callback_metadata_params=["realmId"],
+        decode_code=True,
+    )
+    callback = judge([("auth_code", "a%2Fb"), ("state", "s"), ("iss", ISSUER), ("realmId", "9")], spec=spec)
+    assert callback.code is not None
+    assert (callback.code.reveal(), callback.metadata) == ("a/b", {"realmId": "9"})
+    assert judge([("errCode", "user_cancelled"), ("state", "s"), ("iss", ISSUER)], spec=spec).denied
+    quiet = spec_like(callback_missing_code_is_denial=True)
+    assert judge([("state", "s"), ("iss", ISSUER)], spec=quiet).denied
+
+
+NAMES = st.sampled_from(["code", "state", "iss", "error"]) | st.text(max_size=5)
+VALUES = st.sampled_from([ISSUER, "access_denied", "x"]) | st.text(max_size=600)
+
+
+@settings(max_examples=300, deadline=None)
+@given(query=st.lists(st.tuples(NAMES, VALUES), max_size=6), required=st.booleans())
+def test_whatever_comes_only_a_callback_or_a_failure_comes_out(query: Query, required: bool) -> None:
+    try:
+        callback = judge(query, required=required)
+    except Failure:
+        return
+    assert callback.state == state_of(query)
+    assert (callback.code is None) == (callback.error is not None)

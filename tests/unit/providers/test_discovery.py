@@ -1,0 +1,157 @@
+"""From an issuer to its endpoints, against a scripted server."""
+
+import json
+from typing import Any
+
+import pytest
+
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.egress import Egress, EgressPolicy
+from providers.discovery import discover, document_urls
+from tests.fakes.scripted_provider import ScriptedProvider, drop, html, raw, status
+
+
+def egress_to(idp: ScriptedProvider) -> Egress:
+    return Egress(EgressPolicy(allow=(idp.allowance,)))
+
+
+async def failure(metadata: dict[str, Any]) -> Failure:
+    async with ScriptedProvider(metadata=metadata) as idp:
+        with pytest.raises(Failure) as raised:
+            await discover(egress_to(idp), idp.issuer)
+        return raised.value
+
+
+def test_rfc8414_3_1_the_well_known_name_goes_between_host_and_path() -> None:
+    oauth, oidc = "/.well-known/oauth-authorization-server", "/.well-known/openid-configuration"
+    assert document_urls("https://h.example") == (f"https://h.example{oauth}", f"https://h.example{oidc}")
+    assert document_urls("https://h.example/") == document_urls("https://h.example")
+    assert document_urls("https://h.example:8443/t/1") == (
+        f"https://h.example:8443{oauth}/t/1",
+        f"https://h.example:8443/t/1{oidc}",
+        f"https://h.example:8443/t/1{oauth}",
+    )
+
+
+@pytest.mark.parametrize("path", ["", "/o", "/a/b"])
+async def test_endpoints_come_from_the_document(path: str) -> None:
+    async with ScriptedProvider(path=path) as idp:
+        endpoints = await discover(egress_to(idp), idp.issuer)
+        assert endpoints.issuer == idp.issuer
+        assert endpoints.token_endpoint == idp.url("token")
+        assert endpoints.revocation_endpoint == idp.url("revoke")
+        assert endpoints.iss_in_callback
+        assert endpoints.token_auth_methods == ("client_secret_basic", "client_secret_post")
+
+
+@pytest.mark.parametrize("missing", [status(404), html(), html(404), raw(b"[]"), status(302)])
+async def test_openid_and_mounted_documents_are_tried_next(missing: Any) -> None:
+    async with ScriptedProvider(path="/o") as idp:
+        document = {
+            "issuer": idp.issuer,
+            "authorization_endpoint": idp.url("authorize") + "/",
+            "token_endpoint": idp.url("token") + "/",
+        }
+        idp.script(missing, missing, raw(json.dumps(document).encode()), at="metadata")
+        endpoints = await discover(egress_to(idp), idp.issuer)
+        assert endpoints.token_endpoint == idp.url("token") + "/"
+        assert [call.target for call in idp.calls] == [
+            "/.well-known/oauth-authorization-server/o",
+            "/o/.well-known/openid-configuration",
+            "/o/.well-known/oauth-authorization-server",
+        ]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ({"issuer": "https://evil.example"}, "another issuer"),
+        ({"issuer": None}, "no issuer"),
+        ({"issuer": ["x"]}, "another issuer"),
+        ({"code_challenge_methods_supported": ["plain"]}, "S256"),
+        ({"code_challenge_methods_supported": []}, "S256"),
+        ({"code_challenge_methods_supported": "S256"}, "not an array"),
+        ({"grant_types_supported": ["client_credentials"]}, "authorization code"),
+        ({"authorization_response_iss_parameter_supported": "true"}, "a string"),
+        ({"token_endpoint": None}, "token_endpoint is missing"),
+        ({"authorization_endpoint": None}, "authorization_endpoint is missing"),
+        ({"token_endpoint": 7}, "token_endpoint is not a URL"),
+        ({"token_endpoint": "http://idp.example/token"}, "not https"),
+        ({"token_endpoint": "javascript:alert(1)"}, "token_endpoint"),
+        ({"authorization_endpoint": "javascript:alert(1)"}, "authorization_endpoint"),
+        ({"token_endpoint": "//evil.example/token"}, "token_endpoint"),
+        ({"token_endpoint": "https://a@evil.example/token"}, "user name"),
+        ({"token_endpoint": "https://idp.example:22/token"}, "port"),
+        ({"token_endpoint": "https://idp.example/token#x"}, "fragment"),
+        ({"revocation_endpoint": "file:///etc/passwd"}, "revocation_endpoint"),
+        ({"token_endpoint_auth_methods_supported": {}}, "not an array"),
+    ],
+)
+async def test_a_document_that_is_wrong_says_what(metadata: dict[str, Any], said: str) -> None:
+    raised = await failure(metadata)
+    assert raised.code is Code.DISCOVERY_FAILED
+    assert said in raised.detail
+
+
+async def test_an_issuer_is_compared_as_a_plain_string() -> None:
+    async with ScriptedProvider() as idp:
+        for close in (idp.issuer + "/", idp.issuer.replace("http:", "HTTP:")):
+            with pytest.raises(Failure, match="another issuer"):
+                await discover(egress_to(idp), close)
+
+
+async def test_no_pkce_field_is_no_refusal() -> None:
+    async with ScriptedProvider(metadata={"code_challenge_methods_supported": None}) as idp:
+        assert (await discover(egress_to(idp), idp.issuer)).token_endpoint
+
+
+async def test_no_document_anywhere_names_every_place() -> None:
+    async with ScriptedProvider(path="/o") as idp:
+        idp.script(status(404), html(), status(403), at="metadata")
+        with pytest.raises(Failure) as raised:
+            await discover(egress_to(idp), idp.issuer)
+        assert raised.value.code is Code.DISCOVERY_FAILED
+        for place in (
+            "/.well-known/oauth-authorization-server/o",
+            "/o/.well-known/openid-configuration",
+            "403",
+        ):
+            assert place in raised.value.detail
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (status(503), Code.PROVIDER_ERROR),
+        (status(429), Code.PROVIDER_ERROR),
+        (drop(), Code.PROVIDER_UNREACHABLE),
+        (raw(b" " * 2_000_000), Code.REPLY_UNREADABLE),
+        (raw(b'{"issuer": "' + b"x" * 300_000 + b'"}'), Code.DISCOVERY_FAILED),
+    ],
+)
+async def test_trouble_is_sorted(answer: Any, code: Code) -> None:
+    async with ScriptedProvider() as idp:
+        idp.script(answer, status(404), at="metadata")
+        with pytest.raises(Failure) as raised:
+            await discover(egress_to(idp), idp.issuer)
+        assert raised.value.code is code
+
+
+@pytest.mark.parametrize(
+    ("issuer", "code"),
+    [
+        ("http://idp.example", Code.EGRESS_REFUSED),
+        ("https://127.0.0.1", Code.EGRESS_REFUSED),
+        ("https://[::ffff:10.0.0.1]", Code.EGRESS_REFUSED),
+        ("https://idp.example?x=1", Code.DISCOVERY_FAILED),
+        ("https://idp.example#x", Code.DISCOVERY_FAILED),
+        ("https://idp.example/" + "x" * 3000, Code.DISCOVERY_FAILED),
+        ("idp.example", Code.EGRESS_REFUSED),
+        ("https://[", Code.DISCOVERY_FAILED),
+        ("", Code.EGRESS_REFUSED),
+    ],
+)
+async def test_an_issuer_that_may_not_be_asked(issuer: str, code: Code) -> None:
+    with pytest.raises(Failure) as raised:
+        await discover(Egress(EgressPolicy()), issuer)
+    assert raised.value.code is code

@@ -1,0 +1,385 @@
+"""The judge, by tables: what a reply says, and who repairs what it doesn't."""
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evergrant_server.core.errors import Code, Failure, Kind
+from evergrant_server.core.grant import TokenSet
+from providers.replies import read_introspection, read_revocation, read_tokens
+from providers.reply import RawReply
+from providers.spec import ProviderSpec
+from tests.unit.providers.definitions import NOW, spec_like
+
+PLAIN = spec_like()
+GOOD: dict[str, Any] = {"access_token": "at", "token_type": "Bearer", "expires_in": 3600}
+
+
+def reply_of(data: Any, status: int = 200, **headers: str) -> RawReply:
+    body = data if isinstance(data, bytes) else json.dumps(data).encode()
+    return RawReply(status, {name.replace("_", "-"): value for name, value in headers.items()}, body)
+
+
+def read(data: Any, status: int = 200, spec: ProviderSpec = PLAIN, **headers: str) -> TokenSet:
+    reply = reply_of(data, status, **headers)
+    return read_tokens(spec, reply, requested_scopes=("read", "write"), refreshing=True, now=NOW)
+
+
+def failure(data: Any, status: int = 200, spec: ProviderSpec = PLAIN, **headers: str) -> Failure:
+    with pytest.raises(Failure) as raised:
+        read(data, status, spec, **headers)
+    return raised.value
+
+
+def test_rfc6749_5_1_a_full_reply() -> None:
+    tokens = read(GOOD | {"refresh_token": "rt", "id_token": "id", "scope": "read  write read", "extra": 1})
+    assert tokens.access_token.reveal() == "at"
+    assert tokens.refresh_token is not None
+    assert tokens.refresh_token.reveal() == "rt"
+    assert tokens.id_token is not None
+    assert (tokens.scopes, tokens.expires_in, tokens.metadata) == (("read", "write"), 3600.0, {})
+
+
+def test_rfc6749_5_1_absent_scope_and_expiry_stay_absent() -> None:
+    tokens = read({"access_token": "at", "token_type": "bearer"})
+    assert (tokens.scopes, tokens.expires_in, tokens.token_type) == (None, None, "Bearer")
+
+
+@pytest.mark.parametrize("absent", [{}, {"refresh_token": None}, {"refresh_token": ""}])
+def test_rfc6749_6_no_refresh_token_in_the_reply_means_keep_the_old_one(absent: dict[str, Any]) -> None:
+    assert read(GOOD | absent).refresh_token is None
+
+
+@pytest.mark.parametrize("token_type", ["bearer", "BEARER", "Bearer", "", None])
+def test_rfc6749_5_1_token_type_ignores_case(token_type: str | None) -> None:
+    assert read(GOOD | {"token_type": token_type}).token_type == "Bearer"
+
+
+@pytest.mark.parametrize("token_type", ["mac", "DPoP", "N_A", 7, ["bearer"], {"a": 1}])
+def test_rfc6749_7_1_an_unknown_token_type_is_refused(token_type: Any) -> None:
+    assert failure(GOOD | {"token_type": token_type}).code is Code.REPLY_UNREADABLE
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [("3600", 3600.0), (3600, 3600.0), (3600.0, 3600.0), (None, None)]
+)
+def test_rfc6749_a_14_expires_in_is_digits(value: Any, seconds: float | None) -> None:
+    assert read(GOOD | {"expires_in": value}).expires_in == seconds
+
+
+@pytest.mark.parametrize(
+    "literal",
+    [
+        "-1",
+        "0",
+        "1.5",
+        "1e99",
+        "NaN",
+        "Infinity",
+        "true",
+        '"abc"',
+        '"-1"',
+        '"1.5"',
+        '""',
+        "[]",
+        "{}",
+        "9" * 5000,
+    ],
+)
+def test_a_hostile_expires_in_is_unreadable(literal: str) -> None:
+    body = f'{{"access_token": "canary", "token_type": "bearer", "expires_in": {literal}}}'.encode()
+    raised = failure(body)
+    assert raised.code is Code.REPLY_UNREADABLE
+    assert "canary" not in str(raised)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"   ",
+        b"null",
+        b"[]",
+        b'"text"',
+        b"12",
+        b"\xff\xfe{}",
+        b"<html><body>canary</body></html>",
+        b"<!doctype html>",
+        b"Service temporarily canary",
+        b'{"access_token": "at", "access_token": "canary", "token_type": "bearer"}',
+        b'{"access_token": "at", "token_type": "bearer", "more": {"canary": 1, "canary": 2}}',
+        b"access_token=at&access_token=canary&token_type=bearer",
+        b'{"access_token": "at"',
+        b'{"a":' * 5000 + b"1" + b"}" * 5000,
+        b'{"access_token": "at", "x": ' + b"[" * 40 + b"]" * 40 + b"}",
+        b'{"token_type": "bearer"}',
+        b'{"access_token": ""}',
+        b'{"access_token": null}',
+        b'{"access_token": 7}',
+        b'{"access_token": {"canary": 1}}',
+        b'{"access_token": "with\\r\\nX-Header: canary"}',
+        b'{"access_token": "at", "refresh_token": 7}',
+        b'{"access_token": "at", "scope": 7}',
+        b'{"access_token": "at", "scope": {"canary": 1}}',
+    ],
+)
+def test_what_isnt_a_token_reply_is_unreadable_and_not_shown(body: bytes) -> None:
+    raised = failure(body)
+    assert raised.code is Code.REPLY_UNREADABLE
+    assert "canary" not in f"{raised} {raised.context}"
+
+
+def test_a_byte_order_mark_and_a_form_are_read() -> None:
+    assert read(b"\xef\xbb\xbf" + json.dumps(GOOD).encode()).expires_in == 3600
+    tokens = read(b"access_token=at&token_type=bearer&expires_in=60&scope=read+write")
+    assert (tokens.expires_in, tokens.scopes) == (60.0, ("read", "write"))
+
+
+@pytest.mark.parametrize(
+    ("status", "data", "code"),
+    [
+        (400, {"error": "invalid_grant"}, Code.GRANT_REJECTED),
+        (401, {"error": "invalid_grant"}, Code.GRANT_REJECTED),
+        (200, {"error": "invalid_grant"}, Code.GRANT_REJECTED),
+        (401, {"error": "invalid_client"}, Code.CLIENT_REJECTED),
+        (400, {"error": "unauthorized_client"}, Code.CLIENT_REJECTED),
+        (400, {"error": "invalid_request"}, Code.CLIENT_REJECTED),
+        (400, {"error": "unsupported_grant_type"}, Code.CLIENT_REJECTED),
+        (400, {"error": "invalid_scope"}, Code.CLIENT_REJECTED),
+        (400, {"error": "redirect_uri_mismatch"}, Code.CLIENT_REJECTED),
+        (429, {}, Code.PROVIDER_RATE_LIMITED),
+        (429, {"error": "invalid_grant"}, Code.PROVIDER_RATE_LIMITED),
+        (400, {"error": "slow_down"}, Code.PROVIDER_RATE_LIMITED),
+        (500, {"error": "invalid_grant"}, Code.PROVIDER_ERROR),
+        (502, b"<html>", Code.PROVIDER_ERROR),
+        (503, {"error": "temporarily_unavailable"}, Code.PROVIDER_ERROR),
+        (400, {"error": "temporarily_unavailable"}, Code.PROVIDER_ERROR),
+        (400, {"error": "server_error"}, Code.PROVIDER_ERROR),
+        (400, {"error": "something_of_theirs"}, Code.PROVIDER_ERROR),
+        (200, {"error": "something_of_theirs"}, Code.PROVIDER_ERROR),
+        (400, b"", Code.PROVIDER_ERROR),
+        (400, b"<html>", Code.PROVIDER_ERROR),
+        (401, b"nope", Code.PROVIDER_ERROR),
+        (403, {}, Code.PROVIDER_ERROR),
+        (302, b"", Code.REPLY_UNREADABLE),
+        (404, b"<html>", Code.REPLY_UNREADABLE),
+        (201, GOOD, Code.REPLY_UNREADABLE),
+    ],
+)
+def test_a_refusal_is_sorted_by_who_repairs_it(status: int, data: Any, code: Code) -> None:
+    assert failure(data, status).code is code
+
+
+def test_only_known_errors_condemn_a_grant() -> None:
+    """Whatever a provider invents, a grant is kept unless the error is known to end it."""
+    for status in (400, 401, 403, 409, 422, 500):
+        for data in (b"", b"<html>", {"error": "invented"}, {"message": "no"}, {"error": {"code": 7}}):
+            assert failure(data, status).kind is not Kind.RECONNECT_NEEDED
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        ("invalid_grant", True),
+        ("x" * 65, False),
+        ("<script>canary", False),
+        ("Wörter", False),
+        ("A B", False),
+    ],
+)
+def test_an_error_name_is_shown_only_in_its_known_shape(error: str, shown: bool) -> None:
+    raised = failure({"error": error, "error_description": "canary"}, 400)
+    assert (raised.context.get("provider_error") == error) is shown
+    assert (error in str(raised)) is shown
+    assert "canary" not in f"{raised} {raised.context}"
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry_after": "7"}, 7.0),
+        ({"retry_after": "Fri, 01 May 2026 12:01:00 GMT", "date": "Fri, 01 May 2026 12:00:00 GMT"}, 60.0),
+        ({"retry_after": "Fri, 01 May 2026 11:00:00 GMT", "date": "Fri, 01 May 2026 12:00:00 GMT"}, 0.0),
+        ({"retry_after": "99999999999"}, 86400.0),
+        ({"retry_after": "-1"}, None),
+        ({"retry_after": "soon"}, None),
+        ({}, None),
+    ],
+)
+def test_rfc9110_retry_after(headers: dict[str, str], seconds: float | None) -> None:
+    assert failure(b"", 503, **headers).retry_after == seconds
+
+
+def test_declared_names_nested_and_renamed() -> None:
+    spec = spec_like(
+        response={
+            "access_token_path": "data.0.accessToken",
+            "refresh_token_path": "data.0.refreshToken",
+            "expires_in_path": "data.0.ttl",
+            "expires_in_unit": "ms",
+            "scope_path": "data.0.scopes",
+            "scope_format": "array",
+            "metadata_paths": ["account.id", "account.missing", "account"],
+            "metadata_patterns": {"user": {"path": "data.0.accessToken", "pattern": "^([0-9]+)\\."}},
+            "strip_body_prefix": "&&&START&&&",
+        }
+    )
+    inner = {"accessToken": "42.abc", "refreshToken": "rt", "ttl": 90_000, "scopes": ["a", "b"]}
+    body = b"&&&START&&&" + json.dumps({"data": [inner], "account": {"id": 7}}).encode()
+    tokens = read(body, spec=spec)
+    assert tokens.access_token.reveal() == "42.abc"
+    assert (tokens.expires_in, tokens.scopes) == (90.0, ("a", "b"))
+    assert tokens.metadata == {"account.id": 7, "user": "42"}
+
+
+@pytest.mark.parametrize(
+    ("how", "value", "date", "seconds"),
+    [
+        ("iso8601", "2026-05-01T13:00:00Z", None, 3600.0),
+        ("iso8601", "2026-05-01T13:00:00", None, 3600.0),
+        ("iso8601", "2026-05-01T13:00:00Z", "Fri, 01 May 2026 12:30:00 GMT", 1800.0),
+        ("epoch_s", NOW.timestamp() + 60, None, 60.0),
+        ("epoch_s", str(NOW.timestamp() + 60), None, 60.0),
+        ("epoch_ms", (NOW.timestamp() + 60) * 1000, None, 60.0),
+    ],
+)
+def test_absolute_expiry(how: str, value: Any, date: str | None, seconds: float) -> None:
+    spec = spec_like(response={"expires_at_path": "until", "expires_at_format": how})
+    headers = {"date": date} if date else {}
+    assert read({"access_token": "at", "until": value}, spec=spec, **headers).expires_in == seconds
+
+
+@pytest.mark.parametrize("value", ["2026-05-01T11:00:00Z", "yesterday", True, [], 1e300, "9" * 400])
+@pytest.mark.parametrize("how", ["iso8601", "epoch_s"])
+def test_a_hostile_absolute_expiry_is_unreadable(how: str, value: Any) -> None:
+    spec = spec_like(response={"expires_at_path": "until", "expires_at_format": how})
+    assert failure({"access_token": "at", "until": value}, spec=spec).code is Code.REPLY_UNREADABLE
+
+
+def test_lifetimes_by_declaration() -> None:
+    assert read({"access_token": "a"}, spec=spec_like(assumed_lifetime_s=600)).expires_in == 600
+    never = spec_like(response={"zero_means_no_expiry": True})
+    assert read({"access_token": "a", "expires_in": 0}, spec=never).expires_in is None
+    spec = spec_like(refresh_token_lifetime_s=50, response={"refresh_expires_in_path": "refresh_expires_in"})
+    with_refresh = GOOD | {"refresh_token": "rt"}
+    assert read(with_refresh, spec=spec).refresh_expires_in == 50
+    assert read(with_refresh | {"refresh_expires_in": "9"}, spec=spec).refresh_expires_in == 9
+    assert read(GOOD, spec=spec).refresh_expires_in is None
+
+
+def test_an_offline_scope_that_isnt_echoed_is_no_downgrade() -> None:
+    spec = spec_like(offline_scope="offline_access")
+    reply = reply_of(GOOD | {"refresh_token": "rt", "scope": "read"})
+    tokens = read_tokens(spec, reply, requested_scopes=("read", "offline_access"), refreshing=False)
+    assert tokens.scopes == ("read", "offline_access")
+
+
+SLACKLIKE = spec_like(
+    error_rules=[{"path": "ok", "not_in": [True], "code_path": "error"}],
+    terminal_error_codes=["token_revoked"],
+    retryable_error_codes=["internal_error"],
+)
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        ({"ok": False, "error": "token_revoked"}, Code.GRANT_REJECTED),
+        ({"ok": False, "error": "internal_error"}, Code.PROVIDER_ERROR),
+        ({"ok": 1, "error": "token_revoked"}, Code.GRANT_REJECTED),
+        ({"ok": False}, Code.PROVIDER_ERROR),
+    ],
+)
+def test_errors_behind_200_by_rule(data: dict[str, Any], code: Code) -> None:
+    assert failure(data, 200, SLACKLIKE).code is code
+    assert read(GOOD | {"ok": True}, spec=SLACKLIKE).expires_in == 3600
+
+
+def test_status_fields_and_error_objects() -> None:
+    spec = spec_like(status_field="result", ok_values=["0000", 0], terminal_error_codes=["5001", "190"])
+    assert read(GOOD | {"result": "0000"}, spec=spec).expires_in == 3600
+    assert failure(GOOD | {"result": 5001}, spec=spec).code is Code.GRANT_REJECTED
+    assert failure(GOOD, spec=spec).code is Code.PROVIDER_ERROR
+    assert failure({"error": {"code": 190}, "result": 0}, 400, spec).code is Code.GRANT_REJECTED
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>", {"error": "ignored"}, GOOD])
+def test_rfc7009_2_2_200_means_done_whatever_the_body(data: Any) -> None:
+    read_revocation(PLAIN, reply_of(data))
+
+
+@pytest.mark.parametrize(
+    ("status", "data", "code"),
+    [
+        (503, b"", Code.PROVIDER_ERROR),
+        (500, b"", Code.PROVIDER_ERROR),
+        (429, b"", Code.PROVIDER_RATE_LIMITED),
+        (401, {"error": "invalid_client"}, Code.CLIENT_REJECTED),
+        (400, {"error": "unsupported_token_type"}, Code.CLIENT_REJECTED),
+        (400, b"", Code.PROVIDER_ERROR),
+        (302, b"", Code.REPLY_UNREADABLE),
+        (404, b"", Code.REPLY_UNREADABLE),
+    ],
+)
+def test_rfc7009_2_2_nothing_is_revoked_before_it_is_confirmed(status: int, data: Any, code: Code) -> None:
+    with pytest.raises(Failure) as raised:
+        read_revocation(PLAIN, reply_of(data, status))
+    assert raised.value.code is code
+
+
+def test_a_revocation_by_declaration() -> None:
+    spec = spec_like(
+        error_rules=[{"path": "ok", "not_in": [True], "code_path": "error"}],
+        revocation={"gone_error_codes": ["token_revoked"], "gone_statuses": [404]},
+    )
+    read_revocation(spec, reply_of({"ok": True}))
+    read_revocation(spec, reply_of({"ok": False, "error": "token_revoked"}))
+    read_revocation(spec, reply_of(b"", 404))
+    with pytest.raises(Failure):
+        read_revocation(spec, reply_of({"ok": False, "error": "internal"}))
+
+
+@pytest.mark.parametrize("active", ["true", 1, None, [True]])
+def test_rfc7662_2_2_active_is_the_json_boolean(active: Any) -> None:
+    assert read_introspection(PLAIN, reply_of({"active": True})) is True
+    assert read_introspection(PLAIN, reply_of({"active": False})) is False
+    with pytest.raises(Failure):
+        read_introspection(PLAIN, reply_of({"active": active}))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = st.sampled_from(
+    ["access_token", "token_type", "expires_in", "refresh_token", "scope", "error", "ok"]
+)
+BODIES = st.binary(max_size=200) | st.dictionaries(FIELDS, JSON).map(lambda data: json.dumps(data).encode())
+SPECS = st.sampled_from(
+    [
+        PLAIN,
+        SLACKLIKE,
+        spec_like(response={"expires_at_path": "expires_in", "expires_at_format": "epoch_ms"}),
+        spec_like(response={"scope_format": "array", "metadata_paths": ["error", "ok.1"]}),
+    ]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(body=BODIES, status=st.integers(100, 599), spec=SPECS, wait=st.text(max_size=12))
+def test_whatever_comes_only_a_failure_comes_out(
+    body: bytes, status: int, spec: ProviderSpec, wait: str
+) -> None:
+    reply = RawReply(status, {"retry-after": wait, "date": wait}, body)
+    for judge in (
+        lambda: read_tokens(spec, reply, requested_scopes=("a",), refreshing=False, now=NOW),
+        lambda: read_revocation(spec, reply),
+        lambda: read_introspection(spec, reply),
+    ):
+        with suppress(Failure):
+            judge()
