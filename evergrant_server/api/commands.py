@@ -5,11 +5,13 @@ from starlette.responses import Response
 
 from evergrant_server.api.authentication import Caller
 from evergrant_server.api.connections import view_of
-from evergrant_server.api.establishing import Establishing, Opened, require_ready, signal
+from evergrant_server.api.establishing import Establishing, Opened, require_ready
 from evergrant_server.api.guards import Asking, By, IdempotencyKey, With, visible_connection
 from evergrant_server.api.idempotency import Answer, Once
+from evergrant_server.api.outgoing import signal
 from evergrant_server.api.parts import Parts
 from evergrant_server.api.shapes import ReauthorizeBody, RefreshBody, RevokeBody
+from evergrant_server.api.transactions import committed
 from evergrant_server.api.views import ConnectionView
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
@@ -34,7 +36,9 @@ async def refresh(
     """Have the grant made newer than `seen_generation`; many who ask share one refresh."""
     once = Once(request, caller, key, body)
     async with parts.store.read() as tx:
-        connection = await visible_connection(tx, caller, connection_id, Action.TOKEN, Action.CONNECT, Action.ADMIN)
+        connection = await visible_connection(
+            tx, caller, connection_id, Action.TOKEN, Action.CONNECT, Action.ADMIN
+        )
         answer = await once.recall(tx)
     if answer is not None:
         return answer.response()
@@ -44,11 +48,15 @@ async def refresh(
         seen = min(body.seen_generation, seen)
     if connection.generation <= seen:
         await parts.freshening.refreshed(connection.tenant, connection.id, seen, asked)
-    async with parts.store.write() as tx:
-        connection = await visible_connection(tx, caller, connection_id)
-        answer = Answer.of(200, await view_of(tx, connection))
-        await once.remember(tx, answer, parts.clock.now())
-    return answer.response()
+
+    async def show(tx: Tx) -> Answer:
+        recalled = await once.recall(tx)
+        if recalled is not None:
+            return recalled
+        now_it_is = await view_of(tx, await visible_connection(tx, caller, connection_id))
+        return await once.remember(tx, Answer.of(200, now_it_is), parts.clock.now())
+
+    return (await committed(parts.store, show)).response()
 
 
 @router.post("/v1/connections/{connection_id}/reauthorize", response_model=ConnectionView)
@@ -64,14 +72,17 @@ async def reauthorize(
     """A new connect link. What the connection holds stays until the subject has consented again."""
     once = Once(request, caller, key, body)
     wanted = body or ReauthorizeBody()
-    async with parts.store.write() as tx:
-        answer = await once.recall(tx)
-        if answer is None:
-            connection = await visible_connection(tx, caller, connection_id, Action.CONNECT)
-            opened = await _ask_again(tx, Establishing(parts, caller, asked), parts, connection, wanted)
-            answer = Answer.of(200, await view_of(tx, connection, opened))
-            await once.remember(tx, answer, parts.clock.now())
-    return answer.response()
+
+    async def ask(tx: Tx) -> Answer:
+        recalled = await once.recall(tx)
+        if recalled is not None:
+            return recalled
+        connection = await visible_connection(tx, caller, connection_id, Action.CONNECT)
+        opened = await _ask_again(tx, Establishing(parts, caller, asked), parts, connection, wanted)
+        answer = Answer.of(200, await view_of(tx, connection, opened))
+        return await once.remember(tx, answer, parts.clock.now())
+
+    return (await committed(parts.store, ask)).response()
 
 
 async def _ask_again(
@@ -105,7 +116,9 @@ async def revoke(
     key: IdempotencyKey = None,
 ) -> Response:
     """Revoke, for good. From this answer on no lease leaves; the provider is told until it confirms."""
-    return await _revoke(connection_id, parts, caller, asked, body or RevokeBody(), Once(request, caller, key, body))
+    return await _revoke(
+        connection_id, parts, caller, asked, body or RevokeBody(), Once(request, caller, key, body)
+    )
 
 
 @router.delete("/v1/connections/{connection_id}", status_code=202, response_model=ConnectionView)
@@ -118,13 +131,16 @@ async def delete(connection_id: str, request: Request, parts: With, caller: Aski
 async def _revoke(
     connection_id: str, parts: Parts, caller: Caller, asked: Asked, body: RevokeBody, once: Once
 ) -> Response:
-    async with parts.store.write() as tx:
-        answer = await once.recall(tx)
-        if answer is None:
-            connection = await visible_connection(tx, caller, connection_id, Action.CONNECT, Action.ADMIN)
-            connection = await _written(tx, parts, caller, asked, connection, body.reason)
-            answer = Answer.of(202, await view_of(tx, connection))
-            await once.remember(tx, answer, parts.clock.now())
+    async def write(tx: Tx) -> Answer:
+        recalled = await once.recall(tx)
+        if recalled is not None:
+            return recalled
+        connection = await visible_connection(tx, caller, connection_id, Action.CONNECT, Action.ADMIN)
+        after = await _written(tx, parts, caller, asked, connection, body.reason)
+        answer = Answer.of(202, await view_of(tx, after))
+        return await once.remember(tx, answer, parts.clock.now())
+
+    answer = await committed(parts.store, write)
     parts.relay.nudge()
     return answer.response()
 
@@ -138,7 +154,7 @@ async def _written(
     now = parts.clock.now()
     after = await tx.connections.replace(connection.revoke_asked(reason, now), expected=connection.revision)
     told = Revoke(reason=reason, asked=asked)
-    await tx.outbox.add(signal(after, SIGNAL_REVOKE, told.model_dump(mode="json"), now))
+    await tx.outbox.add(signal(after, SIGNAL_REVOKE, told, now))
     await Establishing(parts, caller, asked).record(tx, AuditAction.REVOKE_ASKED, after.id, reason=reason)
     return after
 

@@ -12,6 +12,7 @@ from evergrant_server.api.guards import Asking, By, IdempotencyKey, With, visibl
 from evergrant_server.api.idempotency import Answer, Once
 from evergrant_server.api.parts import Parts
 from evergrant_server.api.shapes import ConnectionBody
+from evergrant_server.api.transactions import committed
 from evergrant_server.api.views import ConnectionView, Page
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Failure
@@ -51,15 +52,19 @@ async def start(
     """Start a connection, or get the one there is. Send the subject to `connect_url`."""
     once = Once(request, caller, key, body)
     wanted = Wanted(body.integration, body.subject, body.label, body.scopes, body.return_to)
-    async with parts.store.write() as tx:
-        answer = await once.recall(tx)
-        if answer is None:
-            opened = await Establishing(parts, caller, asked).connect(tx, wanted)
-            view = await view_of(tx, opened.connection, opened)
-            if opened.consent is not None:
-                view = view.model_copy(update={"expires_at": opened.consent.expires_at})
-            answer = Answer.of(201 if opened.created else 200, view)
-            await once.remember(tx, answer, parts.clock.now())
+
+    async def begin(tx: Tx) -> Answer:
+        recalled = await once.recall(tx)
+        if recalled is not None:
+            return recalled
+        opened = await Establishing(parts, caller, asked).connect(tx, wanted)
+        view = await view_of(tx, opened.connection, opened)
+        if opened.consent is not None:
+            view = view.model_copy(update={"expires_at": opened.consent.expires_at})
+        answer = Answer.of(201 if opened.created else 200, view)
+        return await once.remember(tx, answer, parts.clock.now())
+
+    answer = await committed(parts.store, begin)
     parts.relay.nudge()
     return answer.response()
 

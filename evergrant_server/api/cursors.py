@@ -29,7 +29,9 @@ class Cursors:
         if cursor is None:
             return None
         try:
-            raw = base64.b64decode(cursor[:_LONGEST] + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+            raw = base64.b64decode(
+                cursor[:_LONGEST] + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True
+            )
         except (binascii.Error, ValueError):
             raw = b""
         tag, body = raw[:_TAG_BYTES], raw[_TAG_BYTES:]

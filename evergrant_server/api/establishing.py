@@ -4,20 +4,18 @@ import hashlib
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
 
 from evergrant_server import audit
 from evergrant_server.api.authentication import Caller
+from evergrant_server.api.outgoing import start
 from evergrant_server.api.parts import Parts
 from evergrant_server.core.access import Action, Integration, IntegrationState
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.consent import Consent, ConsentStatus
 from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.ids import ConnectionId, ConsentId, OutboxId, new_id, workflow_id
-from evergrant_server.core.messages import Asked, ConnectionStart, Life
-from evergrant_server.core.outbox import OutboxKind, OutboxMessage
-from evergrant_server.core.schedule import NEWEST_RULES
+from evergrant_server.core.ids import ConnectionId, ConsentId, new_id
+from evergrant_server.core.messages import Asked
 from evergrant_server.core.secret import Secret
 from evergrant_server.policy import Reason, above, decide
 from evergrant_server.store import Tx
@@ -134,7 +132,12 @@ class Establishing:
 
     async def record(self, tx: Tx, action: AuditAction, what: str, **detail: object) -> None:
         entry = AuditEntry(
-            tenant=self._caller.tenant, at=self._now, action=action, object=what, asked=self._asked, detail=detail
+            tenant=self._caller.tenant,
+            at=self._now,
+            action=action,
+            object=what,
+            asked=self._asked,
+            detail=detail,
         )
         await audit.append(tx, entry)
 
@@ -170,8 +173,13 @@ class Establishing:
             changed_at=self._now,
             consent_deadline=deadline,
         )
-        await tx.connections.add(connection)
-        await tx.outbox.add(self._start(connection))
+        try:
+            await tx.connections.add(connection)
+        except Failure as failure:
+            if failure.code is not Code.ALREADY_EXISTS:
+                raise
+            raise Failure(Code.STORE_CONFLICT, "It was started meanwhile.") from None
+        await tx.outbox.add(start(connection, self._parts.ring, self._asked, self._now))
         await self.record(
             tx,
             AuditAction.CONNECTION_CREATED,
@@ -181,27 +189,6 @@ class Establishing:
             scopes=list(scopes),
         )
         return connection
-
-    def _start(self, connection: Connection) -> OutboxMessage:
-        start = ConnectionStart(
-            tenant=connection.tenant,
-            connection_id=connection.id,
-            integration_id=connection.integration_id,
-            integration=connection.integration,
-            provider=connection.provider,
-            subject_hash=self._parts.ring.subject_hash(connection.tenant, connection.subject),
-            rules=NEWEST_RULES,
-            life=Life(policy=connection.refresh_policy, consent_deadline=connection.consent_deadline),
-            asked=self._asked,
-        )
-        return OutboxMessage(
-            tenant=connection.tenant,
-            id=OutboxId(new_id("out")),
-            kind=OutboxKind.START_WORKFLOW,
-            target=workflow_id(connection.tenant, connection.id),
-            payload=start.model_dump(mode="json"),
-            created_at=self._now,
-        )
 
     def _check_return_to(self, url: str | None) -> None:
         """Compared character by character: no pattern, no prefix (RFC 9700 section 4.11)."""
@@ -225,25 +212,10 @@ def _fits(consent: Consent, wanted: Wanted) -> bool:
     return consent.status is ConsentStatus.OPEN and consent.return_to == wanted.return_to
 
 
-def signal(connection: Connection, name: str, payload: dict[str, object], now: datetime) -> OutboxMessage:
-    """A signal to the connection's workflow, for the outbox."""
-    return OutboxMessage(
-        tenant=connection.tenant,
-        id=OutboxId(new_id("out")),
-        kind=OutboxKind.SIGNAL,
-        target=workflow_id(connection.tenant, connection.id),
-        name=name,
-        payload=payload,
-        created_at=now,
-    )
-
-
 def require_ready(integration: Integration) -> None:
     """Raise Failure DISCOVERY_FAILED unless the integration's endpoints are known."""
     if integration.state is IntegrationState.FAILED:
-        raise Failure(
-            Code.DISCOVERY_FAILED, integration.problem or "", integration=integration.name
-        )
+        raise Failure(Code.DISCOVERY_FAILED, integration.problem or "", integration=integration.name)
     if integration.state is IntegrationState.DISCOVERING:
         raise Failure(
             Code.DISCOVERY_FAILED,
@@ -259,4 +231,3 @@ def refuse_scopes(scopes: Iterable[str]) -> None:
         "A scope is above the ceiling of the permit or the integration.",
         scopes=" ".join(scopes),
     )
-

@@ -70,9 +70,7 @@ def require(
     raise Failure(Code.NOT_PERMITTED, f"That needs the action {' or '.join(actions)}.")
 
 
-async def visible_connection(
-    tx: Tx, caller: Caller, connection_id: str, *actions: Action
-) -> Connection:
+async def visible_connection(tx: Tx, caller: Caller, connection_id: str, *actions: Action) -> Connection:
     """The connection, if this app may know of it and may do one of `actions` (none: just look).
 
     Raises Failure NOT_FOUND, the same for what is absent, another tenant's and not permitted;

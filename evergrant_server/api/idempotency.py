@@ -57,6 +57,12 @@ class Once:
         """Keep the answer, in the transaction that made it true."""
         if self._key is not None:
             await tx.idempotency.remember(
-                self._caller.tenant, self._caller.app.id, self._key, self._hash, answer.status, answer.body, at
+                self._caller.tenant,
+                self._caller.app.id,
+                self._key,
+                self._hash,
+                answer.status,
+                answer.body,
+                at,
             )
         return answer

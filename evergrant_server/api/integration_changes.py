@@ -97,7 +97,9 @@ async def changed(
     return _filled(spec, body, before.model_copy(update=update), now)
 
 
-def _filled(spec: ProviderSpec, body: IntegrationBody, integration: Integration, now: datetime) -> Integration:
+def _filled(
+    spec: ProviderSpec, body: IntegrationBody, integration: Integration, now: datetime
+) -> Integration:
     return integration.model_copy(
         update={
             "issuer": body.issuer,

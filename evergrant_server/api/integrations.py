@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -99,7 +100,9 @@ async def listed(
     async with parts.store.read() as tx:
         found = await tx.integrations.page(caller.tenant, after, limit + 1)
         shown = [await _view(tx, parts, it) for it in found[:limit] if _administers(caller, it.name)]
-    following = parts.cursors.write(found[limit - 1].name, caller.tenant, **bound) if len(found) > limit else None
+    following = None
+    if len(found) > limit:
+        following = parts.cursors.write(found[limit - 1].name, caller.tenant, **bound)
     return Page(items=shown, next_cursor=following)
 
 
@@ -133,9 +136,13 @@ async def _named(tx: Tx, caller: Caller, name: str) -> Integration:
     return found
 
 
-async def _record(tx: Tx, action: AuditAction, it: Integration, asked: Asked, now: object) -> None:
-    detail = {"integration": it.name, "provider": it.provider, "client_id": it.client_id, "state": it.state.value}
-    entry = AuditEntry.model_validate(
-        {"tenant": it.tenant, "at": now, "action": action, "object": it.id, "asked": asked, "detail": detail}
+async def _record(tx: Tx, action: AuditAction, it: Integration, asked: Asked, now: datetime) -> None:
+    entry = AuditEntry(
+        tenant=it.tenant,
+        at=now,
+        action=action,
+        object=it.id,
+        asked=asked,
+        detail={"integration": it.name, "provider": it.provider, "client_id": it.client_id},
     )
     await audit.append(tx, entry)

@@ -155,13 +155,11 @@ class Leasing:
         self._within_ceiling(caller, row, ask.body.scopes or ())
 
     def _check_scopes(self, caller: Caller, ask: Ask, row: LeaseRow) -> None:
-        """What was asked must be granted; and a token is never cut down, so all it can do must be permitted."""
+        """What was asked must be granted; and all that the token can do must be permitted."""
         assert row.grant is not None
         missing = above(ask.body.scopes or (), row.grant.scopes)
         if missing:
-            raise Failure(
-                Code.SCOPE_NOT_GRANTED, connection_id=row.connection_id, scopes=" ".join(missing)
-            )
+            raise Failure(Code.SCOPE_NOT_GRANTED, connection_id=row.connection_id, scopes=" ".join(missing))
         self._within_ceiling(caller, row, row.grant.scopes)
 
     def _within_ceiling(self, caller: Caller, row: LeaseRow, scopes: tuple[str, ...]) -> None:

@@ -9,6 +9,7 @@ from evergrant_server.api.authentication import Caller
 from evergrant_server.api.establishing import Establishing, Wanted
 from evergrant_server.api.parts import Parts
 from evergrant_server.api.shapes import LeaseBody, TokenBody
+from evergrant_server.api.transactions import committed
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connection import State
@@ -67,25 +68,28 @@ class Refusals:
     async def _consent_required(
         self, caller: Caller, wanted: Wanted, asked: Asked, connection_id: ConnectionId | None
     ) -> Failure:
-        context: dict[str, str] = {"connection_id": connection_id} if connection_id else {}
+        needed = Failure(Code.CONSENT_REQUIRED)
+        if connection_id is not None:
+            needed.context["connection_id"] = connection_id
         may_connect = decide(
             caller.permits, integration=wanted.integration, subject=wanted.subject, action=Action.CONNECT
         )
         if not may_connect.allowed:
-            return Failure(Code.CONSENT_REQUIRED, **context)
+            return needed
+        establishing = Establishing(self._parts, caller, asked)
         try:
-            async with self._parts.store.write() as tx:
-                opened = await Establishing(self._parts, caller, asked).connect(tx, wanted)
+            opened = await committed(self._parts.store, lambda tx: establishing.connect(tx, wanted))
         except Failure as failure:
-            # an unanswered consent is just being closed: there is no link for a moment
-            closing = failure.code is Code.CONSENT_EXPIRED
-            return Failure(Code.CONSENT_REQUIRED, retry_after=5.0, **context) if closing else failure
+            if failure.code is not Code.CONSENT_EXPIRED:
+                return failure
+            needed.retry_after = 5.0  # an unanswered consent is just being closed: no link for a moment
+            return needed
         self._parts.relay.nudge()
-        context["connection_id"] = opened.connection.id
+        needed.context["connection_id"] = opened.connection.id
         if opened.url is not None and opened.consent is not None:
-            context["connect_url"] = opened.url
-            context["expires_at"] = opened.consent.expires_at.isoformat()
-        return Failure(Code.CONSENT_REQUIRED, **context)
+            needed.context["connect_url"] = opened.url
+            needed.context["expires_at"] = opened.consent.expires_at.isoformat()
+        return needed
 
     async def record(self, caller: Caller, ask: Ask, asked: Asked, failure: Failure) -> None:
         """Put the refusal into the log, best effort: it hands out nothing, so it needs no proof."""

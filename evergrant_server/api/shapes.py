@@ -58,7 +58,9 @@ def _return_to(value: str) -> str:
 Slug = Annotated[str, AfterValidator(_slug)]
 Scope = Annotated[str, AfterValidator(_scope)]
 Scopes = Annotated[tuple[Scope, ...], Field(max_length=200)]
-Subject = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_printable), AfterValidator(_subject)]
+Subject = Annotated[
+    str, Field(min_length=1, max_length=255), AfterValidator(_printable), AfterValidator(_subject)
+]
 Label = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_printable)]
 ReturnTo = Annotated[str, Field(max_length=2000), AfterValidator(_return_to)]
 Text = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_printable)]

@@ -12,7 +12,9 @@ from starlette.types import Scope
 from evergrant_server.core.messages import Asked
 
 # W3C Trace Context section 3.2.2; version ff and an all-zero trace id are invalid
-_TRACEPARENT = re.compile(r"^(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?$")
+_TRACEPARENT = re.compile(
+    r"^(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?$"
+)
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 _HEX_ID = re.compile(r"^[0-9a-f]{32}$")
 _KEY = "evergrant.trace"
@@ -32,7 +34,8 @@ class Trace:
 def begin_trace(scope: Scope) -> Trace:
     """Read `traceparent` and `X-Request-Id`, or make them up; kept in the request's scope."""
     headers: Iterable[tuple[bytes, bytes]] = scope["headers"]
-    given = {name: value.decode("latin-1") for name, value in headers if name in (b"traceparent", b"x-request-id")}
+    ours = (b"traceparent", b"x-request-id")
+    given = {name: value.decode("latin-1") for name, value in headers if name in ours}
     named = given.get(b"x-request-id", "")
     request_id = named if _REQUEST_ID.match(named) else secrets.token_hex(16)
     parent = _TRACEPARENT.match(given.get(b"traceparent", "").strip())

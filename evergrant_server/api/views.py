@@ -53,7 +53,8 @@ class ConnectionView(View):
 
     @classmethod
     def of(cls, connection: Connection, grant: Grant | None, **more: Any) -> "ConnectionView":
-        shown = connection.model_dump(exclude={"tenant", "integration_id", "consent_deadline", "refresh_policy"})
+        hidden = {"tenant", "integration_id", "consent_deadline", "refresh_policy"}
+        shown = connection.model_dump(exclude=hidden)
         held = grant if grant and not connection.state.final else None
         shown |= {
             "scopes": held.scopes if held else (),

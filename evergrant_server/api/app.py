@@ -1,0 +1,75 @@
+"""The application: every route in plain sight."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from evergrant_server.api import (
+    apps,
+    audits,
+    callback,
+    catalogue,
+    commands,
+    connect,
+    connections,
+    health,
+    integrations,
+    keys,
+    leases,
+    problems,
+    reference,
+)
+from evergrant_server.api.envelope import Envelope
+from evergrant_server.api.parts import Parts
+from evergrant_server.api.subjects import Subjects
+
+VERSION = "0.1.0"
+
+ROUTERS = (
+    health.router,
+    catalogue.router,
+    integrations.router,
+    apps.router,
+    keys.router,
+    connections.router,
+    commands.router,
+    audits.router,
+    connect.router,
+    callback.router,
+    reference.router,
+)
+
+
+def create_app(parts: Parts) -> FastAPI:
+    """The ASGI application over `parts`. The caller starts and stops the ledger and the relay."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await parts.freshening.stop()
+
+    app = FastAPI(
+        title="Evergrant",
+        version=VERSION,
+        description="Managed OAuth: name a connection, get a working token or who must do what.",
+        docs_url=None,  # FastAPI's own pages load scripts from elsewhere
+        redoc_url=None,
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    app.state.parts = parts
+    app.state.subjects = Subjects(parts)
+    problems.install(app, parts.settings.public_url)
+    app.router.routes.extend(leases.routes(parts))
+    for router in ROUTERS:
+        app.include_router(router)
+    app.openapi = lambda: _described(app)
+    app.add_middleware(Envelope, base_url=parts.settings.public_url)
+    return app
+
+
+def _described(app: FastAPI) -> dict[str, object]:
+    if app.openapi_schema is None:
+        app.openapi_schema = reference.describe(app)
+    return app.openapi_schema

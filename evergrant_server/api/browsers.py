@@ -1,0 +1,92 @@
+"""The subject's browser: its cookie, the CSRF token of its forms, and the headers of its pages."""
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from evergrant_server.crypto import KeyRing
+
+_SHAPE = re.compile(r"^[A-Za-z0-9_-]{43}$")
+_HOST = re.compile(r"^[A-Za-z0-9.-]+$|^\[[0-9a-fA-F:.]+\]$")
+
+
+class Browsers:
+    """Recognises a browser by a random cookie; what is stored is its hash."""
+
+    def __init__(self, public_url: str, ring: KeyRing) -> None:
+        self.secure = public_url.startswith("https://")
+        # `__Host-` needs Secure, which browsers refuse to keep over plain http
+        self.cookie = "__Host-evergrant" if self.secure else "evergrant-dev"
+        self._key = ring.derive("api.csrf")
+
+    def of(self, request: Request) -> str | None:
+        """The browser's cookie, if it has one of ours."""
+        value = request.cookies.get(self.cookie, "")
+        return value if _SHAPE.match(value) else None
+
+    @staticmethod
+    def new() -> str:
+        return secrets.token_urlsafe(32)
+
+    @staticmethod
+    def hash_of(browser: str) -> str:
+        return hashlib.sha256(browser.encode()).hexdigest()
+
+    def is_bound(self, request: Request, browser_hash: str | None) -> bool:
+        """True when the request comes from the browser that was bound, compared in constant time."""
+        browser = self.of(request)
+        given = self.hash_of(browser or self.new())
+        return hmac.compare_digest(given, browser_hash or "") and browser is not None
+
+    def csrf(self, browser: str, link: str) -> str:
+        """A token only our page in this browser can have: HMAC-SHA256 over browser and link."""
+        message = f"{self.hash_of(browser)}:{self.hash_of(link)}"
+        return hmac.new(self._key, message.encode(), hashlib.sha256).hexdigest()
+
+    def is_csrf(self, given: str, browser: str, link: str) -> bool:
+        return hmac.compare_digest(given.encode(), self.csrf(browser, link).encode())
+
+    def keep(self, response: Response, browser: str) -> None:
+        response.set_cookie(self.cookie, browser, path="/", secure=self.secure, httponly=True, samesite="lax")
+
+
+def page(html: str, status: int = 200, *, next_hops: Iterable[str | None] = ()) -> Response:
+    """A page that loads nothing from elsewhere. `next_hops` are URLs its form may lead to.
+
+    Browsers apply `form-action` to the redirects that follow a form, too.
+    """
+    targets = " ".join(["'self'", *dict.fromkeys(origin for hop in next_hops if (origin := origin_of(hop)))])
+    policy = (
+        "default-src 'none'; style-src 'self'; img-src 'self'; "
+        f"form-action {targets}; frame-ancestors 'none'; base-uri 'none'"
+    )
+    return HTMLResponse(html, status, _guarded({"Content-Security-Policy": policy}))
+
+
+def redirect(url: str) -> Response:
+    """303: the next request is a GET, whatever this one was."""
+    return RedirectResponse(url, 303, _guarded({}))
+
+
+def origin_of(url: str | None) -> str | None:
+    """Scheme, host and port as a CSP source, or None for what can't be written as one."""
+    parts = urlsplit(url or "")
+    if parts.scheme not in ("https", "http") or not _HOST.match(parts.netloc.rsplit(":", 1)[0]):
+        return None
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _guarded(headers: dict[str, str]) -> dict[str, str]:
+    return {
+        **headers,
+        "Cache-Control": "no-store",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+        "X-Frame-Options": "DENY",
+    }

@@ -1,0 +1,229 @@
+"""`/oauth/callback/{integration}`: where a provider sends the subject's browser back.
+
+Whoever sent the browser wrote the query, so nothing in it is trusted: the state must be
+one of ours, unused, unexpired, of this integration and of this browser.
+"""
+
+import asyncio
+import logging
+from contextlib import suppress
+from urllib.parse import parse_qsl, urlencode
+
+from fastapi import APIRouter, Request
+from starlette.responses import HTMLResponse, Response
+
+from evergrant_server.api.browsers import redirect
+from evergrant_server.api.connect import hash_of_state
+from evergrant_server.api.outgoing import signal
+from evergrant_server.api.subjects import SUBJECT, Going, Subjects, as_page, require_open, subjects_of
+from evergrant_server.api.tracing import trace_of
+from evergrant_server.core.access import Integration
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.consent import Consent, ConsentStatus
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.ids import IntegrationId, is_id
+from evergrant_server.core.messages import (
+    SIGNAL_CONSENT_DENIED,
+    SIGNAL_CONSENT_GRANTED,
+    ConsentDenied,
+    ConsentGranted,
+)
+from evergrant_server.store import Tx
+from providers.authorization import endpoints_for
+from providers.callback import Callback, judge_callback, state_of
+
+log = logging.getLogger("evergrant.api")
+
+router = APIRouter(tags=["pages"], default_response_class=HTMLResponse)
+
+WAIT_S = 15.0
+_LOOK_S = 0.1
+_LONGEST_QUERY = 16_384
+_MOST_FIELDS = 60
+_OURS_TO_REPAIR = frozenset(
+    {"invalid_request", "unauthorized_client", "unsupported_response_type", "invalid_scope"}
+)
+
+Query = list[tuple[str, str]]
+
+
+@router.post("/oauth/callback/{integration_id}")
+@as_page
+async def posted(request: Request, integration_id: str) -> Response:
+    """`response_mode=form_post`: a browser sends no Lax cookie with it, so it comes again as a GET."""
+    query = _parsed(await request.body())
+    return redirect(f"/oauth/callback/{_known(integration_id)}?{urlencode(query)}")
+
+
+@router.get("/oauth/callback/{integration_id}")
+@as_page
+async def came_back(request: Request, integration_id: str) -> Response:
+    """Take the code, hand it to the worker by way of the store, and show what came of it."""
+    subjects = subjects_of(request)
+    received = await _received(subjects, request, _known(integration_id))
+    subjects.parts.relay.nudge()
+    settled = await _settled(subjects, received)
+    if settled.consent.status in (ConsentStatus.DONE, ConsentStatus.DENIED) and settled.consent.return_to:
+        return await subjects.shown(settled)
+    # the link's own page says how it stands: no code in the address bar, and safe to load again
+    async with subjects.parts.store.read() as tx:
+        link = await tx.consents.link(settled.consent)
+    return redirect(f"/connect/{link.reveal()}")
+
+
+async def _received(subjects: Subjects, request: Request, integration_id: IntegrationId) -> Going:
+    """Judge the callback and write what it brought. Every refusal is in the audit log."""
+    parts, consent, integration = subjects.parts, None, None
+    try:
+        async with parts.store.read() as tx:
+            integration = await tx.integrations.find(integration_id)
+            query = _parsed(request.scope["query_string"])
+            consent = await tx.consents.by_state(hash_of_state(state_of(query)))
+            going = await _mine(subjects, tx, request, consent, integration)
+    except Failure as failure:
+        await _refuse(subjects, request, integration, None, failure)
+        raise
+    try:
+        callback = _judged(subjects, going, query)
+    except Failure as failure:
+        await _refuse(subjects, request, integration, going, failure)
+        raise
+    try:
+        return await _written(subjects, request, going, callback)
+    except Failure as failure:
+        if failure.code is not Code.STORE_CONFLICT:
+            raise
+        used = Failure(Code.CALLBACK_INVALID, "This callback was used already.")
+        await _refuse(subjects, request, integration, None, used)
+        raise used from None
+
+
+async def _mine(
+    subjects: Subjects,
+    tx: Tx,
+    request: Request,
+    consent: Consent | None,
+    integration: Integration | None,
+) -> Going:
+    """The consent this state belongs to. One answer for whatever is wrong: it says nothing to a guesser."""
+    unknown = Failure(Code.CALLBACK_INVALID, "The state is not known in this browser.")
+    if consent is None or integration is None:
+        raise unknown
+    same = consent.integration_id == integration.id and consent.tenant == integration.tenant
+    expected = subjects.parts.redirect_uri(integration.id)
+    if not same or consent.redirect_uri != expected:
+        raise unknown
+    if not subjects.browsers.is_bound(request, consent.browser_hash):
+        raise unknown
+    if consent.status is not ConsentStatus.STARTED:
+        raise Failure(Code.CALLBACK_INVALID, "This callback was used already.")
+    going = await subjects.going(tx, consent)
+    require_open(going, subjects.parts.clock.now())
+    return going
+
+
+def _judged(subjects: Subjects, going: Going, query: Query) -> Callback:
+    spec = subjects.parts.registry.get(going.integration.provider)
+    endpoints = endpoints_for(spec, going.integration)
+    if endpoints.token_endpoint != going.consent.token_endpoint:
+        # code and verifier go to the endpoint recorded for this attempt, or nowhere
+        raise Failure(Code.CALLBACK_INVALID, "The integration's endpoints changed meanwhile.")
+    return judge_callback(
+        query, expected_issuer=going.consent.issuer, iss_required=endpoints.iss_in_callback, spec=spec
+    )
+
+
+async def _written(subjects: Subjects, request: Request, going: Going, callback: Callback) -> Going:
+    """Consent, outbox and audit in one transaction. Of parallel callbacks one wins (compare-and-set)."""
+    status, failure = _outcome(callback)
+    asked = trace_of(request).asked_by(SUBJECT)
+    now = subjects.parts.clock.now()
+    after = going.consent.model_copy(update={"status": status, "failure": failure})
+    async with subjects.parts.store.write() as tx:
+        after = await tx.consents.replace(after, expected=going.consent.revision, code=callback.code)
+        if status is ConsentStatus.CODE_RECEIVED:
+            granted = ConsentGranted(attempt_id=after.id, asked=asked)
+            await tx.outbox.add(signal(going.connection, SIGNAL_CONSENT_GRANTED, granted, now))
+        elif status is ConsentStatus.DENIED:
+            denied = ConsentDenied(attempt_id=after.id, asked=asked)
+            await tx.outbox.add(signal(going.connection, SIGNAL_CONSENT_DENIED, denied, now))
+        await subjects.record(
+            tx,
+            request,
+            _ACTIONS[status],
+            after.tenant,
+            going.connection.id,
+            consent_id=after.id,
+            **({"error": callback.error} if callback.error else {}),
+        )
+    return Going(after, going.connection, going.integration, going.provider)
+
+
+_ACTIONS = {
+    ConsentStatus.CODE_RECEIVED: AuditAction.CONSENT_GRANTED,
+    ConsentStatus.DENIED: AuditAction.CONSENT_DENIED,
+    ConsentStatus.FAILED: AuditAction.CONSENT_FAILED,
+}
+
+
+def _outcome(callback: Callback) -> tuple[ConsentStatus, Code | None]:
+    if callback.denied:
+        return ConsentStatus.DENIED, Code.CONSENT_DENIED
+    if callback.code is not None:
+        return ConsentStatus.CODE_RECEIVED, None
+    ours = callback.error in _OURS_TO_REPAIR
+    return ConsentStatus.FAILED, Code.CLIENT_REJECTED if ours else Code.PROVIDER_ERROR
+
+
+async def _settled(subjects: Subjects, going: Going) -> Going:
+    """Wait for the worker, for a while: it writes DONE or FAILED."""
+    consent = going.consent
+    with suppress(TimeoutError):
+        async with asyncio.timeout(WAIT_S):
+            while consent.status is ConsentStatus.CODE_RECEIVED:
+                await asyncio.sleep(_LOOK_S)
+                async with subjects.parts.store.read() as tx:
+                    consent = await tx.consents.get(consent.tenant, consent.id) or consent
+    return Going(consent, going.connection, going.integration, going.provider)
+
+
+async def _refuse(
+    subjects: Subjects,
+    request: Request,
+    integration: Integration | None,
+    going: Going | None,
+    failure: Failure,
+) -> None:
+    """Record it. With `going`, the callback came from the right browser and was bad: its attempt ends."""
+    if integration is None:
+        log.info("callback refused: no integration; %s", failure.code)
+        return
+    detail = {"code": failure.code.value, "why": failure.detail}
+    with suppress(Failure):  # the refusal stands, whatever the log can say about it
+        async with subjects.parts.store.write() as tx:
+            what = integration.id
+            if going is not None:
+                what = going.connection.id
+                ended = {"status": ConsentStatus.FAILED, "failure": failure.code}
+                await tx.consents.replace(
+                    going.consent.model_copy(update=ended), expected=going.consent.revision
+                )
+            await subjects.record(
+                tx, request, AuditAction.CALLBACK_REFUSED, integration.tenant, what, **detail
+            )
+
+
+def _known(integration_id: str) -> IntegrationId:
+    if not is_id(integration_id, "int"):
+        raise Failure(Code.NOT_FOUND, "This address is not known.")
+    return IntegrationId(integration_id)
+
+
+def _parsed(raw: bytes) -> Query:
+    """The parameters in order, doubled ones included. Raises Failure CALLBACK_INVALID."""
+    if len(raw) > _LONGEST_QUERY:
+        raise Failure(Code.CALLBACK_INVALID, "The callback is too long.")
+    try:
+        return parse_qsl(raw.decode("ascii"), keep_blank_values=True, max_num_fields=_MOST_FIELDS)
+    except ValueError:
+        raise Failure(Code.CALLBACK_INVALID, "The callback can't be read.") from None

@@ -1,0 +1,90 @@
+"""Renders the pages. What a provider or a caller wrote appears as text only, escaped."""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from evergrant_server.console.wording import in_words
+from evergrant_server.core.consent import Consent
+from evergrant_server.core.errors import Failure
+
+_HERE = Path(__file__).parent
+STYLE = (_HERE / "static" / "evergrant.css").read_bytes()
+
+
+class Pages:
+    """The templates, compiled once."""
+
+    def __init__(self) -> None:
+        self._templates = Environment(
+            loader=FileSystemLoader(_HERE / "templates"),
+            autoescape=True,  # whatever the file is called
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+
+    def connect(self, *, provider: str, integration: str, subject: str, consent: Consent, csrf: str) -> str:
+        """Who asks for what, and a button to go on."""
+        return self._render(
+            "connect.html",
+            title=f"Connect {provider}",
+            provider=provider,
+            integration=integration,
+            subject=subject,
+            asking=consent.by.removeprefix("app:"),
+            scopes=[(in_words(scope), scope) for scope in consent.scopes],
+            csrf=csrf,
+        )
+
+    def waiting(self, *, provider: str) -> str:
+        """The provider said yes; a worker is fetching the token."""
+        return self._render(
+            "result.html",
+            title=f"Connecting {provider}",
+            mark="wait",
+            text="Almost done. This page looks again by itself every two seconds.",
+            code=None,
+            refresh=2,
+        )
+
+    def connected(self, *, provider: str) -> str:
+        return self._render(
+            "result.html",
+            title=f"{provider} is connected",
+            mark="good",
+            text="You can close this window.",
+            code=None,
+            refresh=None,
+        )
+
+    def declined(self, *, provider: str) -> str:
+        return self._render(
+            "result.html",
+            title=f"{provider} is not connected",
+            mark="bad",
+            text="Access was declined, and nothing was stored. You can close this window.",
+            code="consent_denied",
+            refresh=None,
+        )
+
+    def failed(self, failure: Failure) -> str:
+        """Our own words for the failure, by its code: nothing of what was sent to us."""
+        return self._render(
+            "result.html",
+            title="This didn't work",
+            mark="bad",
+            text=f"{failure.detail} {failure.rule.repair}",
+            code=failure.code.value,
+            refresh=None,
+        )
+
+    def reference(self, *, routes: list[dict[str, Any]], failures: list[dict[str, Any]], version: str) -> str:
+        """The routes and the failure table, for people; /openapi.json is for machines."""
+        return self._render(
+            "reference.html", title="Evergrant API", routes=routes, failures=failures, version=version
+        )
+
+    def _render(self, template: str, **values: Any) -> str:
+        return self._templates.get_template(template).render(values)
