@@ -115,7 +115,7 @@ class AsyncEvergrant:
     async def wait_for_consent(
         self,
         connection_id: str,
-        timeout: timedelta,  # noqa: ASYNC109 - it ends a wait between calls, and cancels none
+        timeout: timedelta,
         *,
         newer_than: int = 0,
         every: timedelta = timedelta(seconds=2),

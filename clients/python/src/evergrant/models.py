@@ -102,7 +102,8 @@ class Connection:
     """One subject's grant at one integration. No token: those come with a lease.
 
     `reason` is a failure code and `repairer` who has to act, both None while all is well.
-    `expires_at` is the access token's. `connect_url` is there after `connect` and `reauthorize`.
+    `expires_at` is the access token's; in the answer to `connect` it is the link's, as the server
+    says it. `connect_url` and `connect_expires_at` are there after `connect` and `reauthorize`.
     """
 
     id: str
@@ -119,6 +120,7 @@ class Connection:
     created_at: datetime
     changed_at: datetime
     connect_url: str | None = field(default=None, repr=False)
+    connect_expires_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

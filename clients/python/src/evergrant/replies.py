@@ -148,6 +148,7 @@ def _connection(item: Fields) -> Connection:
         created_at=item.time("created_at"),
         changed_at=item.time("changed_at"),
         connect_url=item.text_or_none("connect_url"),
+        connect_expires_at=item.time_or_none("connect_expires_at"),
     )
 
 

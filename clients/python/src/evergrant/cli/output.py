@@ -65,7 +65,10 @@ def connection_row(connection: Connection) -> Row:
         "created_at": _time(connection.created_at),
         "changed_at": _time(connection.changed_at),
     }
-    return row | ({"connect_url": connection.connect_url} if connection.connect_url else {})
+    if connection.connect_url is not None:
+        row["connect_url"] = connection.connect_url
+        row["connect_expires_at"] = _time(connection.connect_expires_at)
+    return row
 
 
 def lease_row(lease: Lease, *, show_token: bool) -> Row:

@@ -93,7 +93,7 @@ class TokenInbox:
         *,
         app: str,
         trace_id: str = "",
-        timeout: timedelta = timedelta(minutes=5),  # noqa: ASYNC109 - a durable timer, not asyncio's
+        timeout: timedelta = timedelta(minutes=5),
     ) -> TokenReady:
         """Ask, and wait for the answer. Raises TokenNotReady; its code is `timeout` after `timeout`."""
         connection_id = connection_workflow_id(connection).rpartition(":")[2]
