@@ -7,10 +7,11 @@ EVERGRANT_DATABASE_URL makes it run on that database instead of SQLite.
 import asyncio
 import os
 import secrets
+import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from time import monotonic
@@ -46,9 +47,12 @@ async def demo(console: Console, by_hand: bool) -> bool:
 async def _tell(console: Console, claims: Claims, by_hand: bool, started: list[int]) -> None:
     async with AsyncExitStack() as stack:
         data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="evergrant-demo-")))
+        stack.push(_keep_logs_of(console, data))
         with console.status("starting the authorization server and Evergrant…"):
             server, platform = await _start(stack, data, started)
-        console.print(f"[dim]Evergrant {platform.api}   Temporal UI {platform.ui}   {server.issuer}[/]")
+        console.print(
+            f"[dim]Evergrant {platform.api}   Temporal UI {platform.ui}   {server.issuer}[/]", soft_wrap=True
+        )
         suffix = secrets.token_hex(3)
         admin = await stack.enter_async_context(EvergrantApi(platform.api, platform.admin_key))
         with console.status("configuring…"):
@@ -59,6 +63,21 @@ async def _tell(console: Console, claims: Claims, by_hand: bool, started: list[i
         await _steps(it, stack, data, started)
         with console.status("ending everything…"):
             await stack.aclose()
+
+
+def _keep_logs_of(console: Console, data: Path) -> Callable[..., None]:
+    """When a step fails, its logs outlive the data folder."""
+
+    def keep(kind: type[BaseException] | None, *_: object) -> None:
+        logs = list(data.glob("*/*.log"))
+        if kind is None or not issubclass(kind, Exception) or not logs:
+            return
+        kept = Path(tempfile.mkdtemp(prefix="evergrant-demo-logs-"))
+        for log in logs:
+            shutil.copy(log, kept)
+        console.print(f"the logs are in {kept}")
+
+    return keep
 
 
 async def _start(

@@ -37,7 +37,7 @@ class Claims:
     def observed(self, claim: Claim, figure: str) -> None:
         """Tick a claim off, with the figure that was seen."""
         self._seen[claim] = figure
-        self._console.print(f"[green]✓[/] {escape(claim)} [dim]— {escape(figure)}[/]")
+        self._console.print(f"[green]✓[/] {escape(claim)} [dim]— {escape(figure)}[/]", soft_wrap=True)
 
     def missing(self) -> list[Claim]:
         return [claim for claim in Claim if claim not in self._seen]
@@ -46,7 +46,7 @@ class Claims:
         """Print the verdict; True when every claim was observed."""
         missing = self.missing()
         for claim in missing:
-            self._console.print(f"[red]✗ not observed:[/] {escape(claim)}")
+            self._console.print(f"[red]✗ not observed:[/] {escape(claim)}", soft_wrap=True)
         if missing:
             self._console.print(f"[red]{len(self._seen)} of {len(Claim)} observed[/] in {seconds:.0f} s")
         else:
