@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy import BigInteger, String, Tuple, select, tuple_, update
 from sqlalchemy import insert as plain_insert
-from sqlalchemy import select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
@@ -16,9 +16,10 @@ from evergrant_server.core.audit import AuditAction, AuditEntry, AuditRecord
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages import Asked, Provenance
-from evergrant_server.store.records import Values, insert, where
+from evergrant_server.store.records import Values, every, insert, where
 from evergrant_server.store.tables import AuditLaneRow, AuditRow
 from evergrant_server.store.tx import Tx
+from evergrant_server.store.types import UtcDateTime
 
 
 async def append(tx: Tx, entry: AuditEntry, *, lane: str = "main") -> AuditRecord:
@@ -68,15 +69,18 @@ async def page(
     if object is not None:
         query = query.where(col(AuditRow.object) == object)
     if after is not None:
-        query = query.where(tuple_(*order) > tuple_(*_position(after), types=[it.type for it in order]))
-    rows = await tx.connection.execute(query.order_by(*order).limit(limit))
-    return [_record_of(row) for row in rows.mappings()]
+        query = query.where(tuple_(*order) > _after(after))
+    return [_record_of(row) for row in await every(tx.connection, query.order_by(*order).limit(limit))]
 
 
 def page_cursor(record: AuditRecord) -> str:
     """The opaque cursor of the page that begins after this record."""
     position = [record.at.isoformat(), record.lane, record.seq]
     return base64.urlsafe_b64encode(canonical(position).encode()).decode().rstrip("=")
+
+
+def _after(cursor: str) -> Tuple:
+    return tuple_(*_position(cursor), types=[UtcDateTime(), String(), BigInteger()])
 
 
 def _position(cursor: str) -> tuple[datetime, str, int]:

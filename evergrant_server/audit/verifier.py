@@ -70,7 +70,7 @@ async def _heads(store: Store, tenant: Tenant) -> tuple[dict[str, Head], dict[st
         recorded = await tx.connection.execute(lanes.where(where(AuditLaneRow, tenant=tenant)))
         heads = {lane: Head(count, last_hash) for lane, count, last_hash in recorded}
         grouped = newest.where(where(AuditRow, tenant=tenant)).group_by(col(AuditRow.lane))
-        ends = dict((await tx.connection.execute(grouped)).tuples().all())
+        ends = {lane: seq for lane, seq in await tx.connection.execute(grouped)}
     return heads, {lane: seq for lane, seq in ends.items() if lane not in heads or seq > heads[lane].count}
 
 

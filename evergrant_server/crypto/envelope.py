@@ -97,9 +97,9 @@ def open_sealed(key: SealingKey, place: Place, sealed: bytes) -> bytes:
 
 def broken(place: Place, why: str) -> Failure:
     """The failure that says which value can't be trusted."""
-    return Failure(Code.SEAL_BROKEN, f"{place}: the value {why}.", **place.context)
+    return Failure(Code.SEAL_BROKEN, f"{place}: the value {why}.", retry_after=None, **place.context)
 
 
 def unavailable(place: Place, why: str) -> Failure:
     """The failure that says for which value a key is missing."""
-    return Failure(Code.KEY_UNAVAILABLE, f"{place}: {why}.", **place.context)
+    return Failure(Code.KEY_UNAVAILABLE, f"{place}: {why}.", retry_after=None, **place.context)

@@ -58,15 +58,17 @@ def _read_private(path: Path) -> bytes:
     except OSError as error:
         reason = error.strerror or "is unreadable"
         raise refused(path, f"can't be opened ({reason})", "Give this user access to it.") from None
-    with os.fdopen(descriptor, "rb") as file:
-        facts = os.fstat(file.fileno())
+    try:
+        facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
             raise refused(path, "is not a regular file", "Name the file itself.")
         if facts.st_uid != os.geteuid():
             raise refused(path, "belongs to another user", f"Run: chown {os.geteuid()} {path}")
         if facts.st_mode & 0o077:
             raise refused(path, "can be read or written by others", f"Run: chmod 600 {path}")
-        return file.read(_LONGEST + 1)
+        return os.read(descriptor, _LONGEST + 1)
+    finally:
+        os.close(descriptor)
 
 
 def _parsed(path: Path, raw: bytes) -> KeyFile:

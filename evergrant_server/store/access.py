@@ -9,7 +9,7 @@ from sqlmodel import col
 from evergrant_server.core.access import App, AppKey, Permit
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import AppId, KeyId, Tenant
-from evergrant_server.store.records import compare_and_set, insert, one, taken, values_of, where
+from evergrant_server.store.records import compare_and_set, every, insert, one, taken, values_of, where
 from evergrant_server.store.tables import AppKeyRow, AppRow, PermitRow
 
 
@@ -43,8 +43,8 @@ class Access:
         query = select(AppRow).where(where(AppRow, tenant=tenant))
         if after is not None:
             query = query.where(col(AppRow.name) > after)
-        rows = await self._connection.execute(query.order_by(col(AppRow.name)).limit(limit))
-        return [App.model_validate(dict(row)) for row in rows.mappings()]
+        rows = await every(self._connection, query.order_by(col(AppRow.name)).limit(limit))
+        return [App.model_validate(row) for row in rows]
 
     async def delete_app(self, tenant: Tenant, id: AppId) -> None:
         """Delete an app with its keys and permits. Raises Failure NOT_FOUND."""
@@ -69,8 +69,8 @@ class Access:
 
     async def keys(self, tenant: Tenant, app_id: AppId) -> list[AppKey]:
         mine = where(AppKeyRow, tenant=tenant, app_id=app_id)
-        rows = await self._connection.execute(select(AppKeyRow).where(mine).order_by(col(AppKeyRow.id)))
-        return [AppKey.model_validate(dict(row)) for row in rows.mappings()]
+        rows = await every(self._connection, select(AppKeyRow).where(mine).order_by(col(AppKeyRow.id)))
+        return [AppKey.model_validate(row) for row in rows]
 
     async def revoke_key(self, tenant: Tenant, key_id: KeyId, at: datetime) -> AppKey:
         """Revoke a key; revoking it again changes nothing. Raises Failure NOT_FOUND."""
@@ -107,8 +107,8 @@ class Access:
     async def permits(self, tenant: Tenant, app_id: AppId) -> list[Permit]:
         """All permits of an app, sorted by name."""
         mine = where(PermitRow, tenant=tenant, app_id=app_id)
-        rows = await self._connection.execute(select(PermitRow).where(mine).order_by(col(PermitRow.name)))
-        return [Permit.model_validate(dict(row)) for row in rows.mappings()]
+        rows = await every(self._connection, select(PermitRow).where(mine).order_by(col(PermitRow.name)))
+        return [Permit.model_validate(row) for row in rows]
 
     async def delete_permit(self, tenant: Tenant, app_id: AppId, name: str) -> None:
         """Delete a permit. Raises Failure NOT_FOUND."""

@@ -2,14 +2,14 @@
 
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Select, and_, exists, select
+from sqlalchemy import ColumnElement, Executable, and_, exists, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.grant import MAIN
 from evergrant_server.core.ids import ConnectionId, Tenant
-from evergrant_server.store.records import compare_and_set, insert, one, taken, values_of, where
+from evergrant_server.store.records import compare_and_set, every, insert, one, taken, values_of, where
 from evergrant_server.store.tables import FINAL_STATES, ConnectionGrantRow, ConnectionRow
 
 
@@ -80,9 +80,8 @@ class Connections:
         revision = await compare_and_set(self._connection, ConnectionRow, key, values_of(c), expected)
         return c.model_copy(update={"revision": revision})
 
-    async def _list(self, query: Select[tuple[ConnectionRow]]) -> list[Connection]:
-        rows = (await self._connection.execute(query)).mappings()
-        return [Connection.model_validate(dict(row)) for row in rows]
+    async def _list(self, query: Executable) -> list[Connection]:
+        return [Connection.model_validate(row) for row in await every(self._connection, query)]
 
 
 def _expires_before(moment: datetime) -> ColumnElement[bool]:

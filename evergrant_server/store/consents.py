@@ -11,7 +11,16 @@ from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import ConnectionId, ConsentId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import Lane, Place
-from evergrant_server.store.records import Values, compare_and_set, insert, one, taken, values_of, where
+from evergrant_server.store.records import (
+    Values,
+    compare_and_set,
+    first,
+    insert,
+    one,
+    taken,
+    values_of,
+    where,
+)
 from evergrant_server.store.seals import NOBODY, Seals
 from evergrant_server.store.tables import ConsentRow
 
@@ -49,8 +58,8 @@ class Consents:
         open_now = col(ConsentRow.status).in_(_CAN_GO_ON) & (col(ConsentRow.expires_at) > now)
         newest = (col(ConsentRow.created_at).desc(), col(ConsentRow.id).desc())
         query = select(ConsentRow).where(mine, open_now).order_by(*newest).limit(1)
-        row = (await self._connection.execute(query)).mappings().one_or_none()
-        return None if row is None else Consent.model_validate(dict(row))
+        row = await first(self._connection, query)
+        return None if row is None else Consent.model_validate(row)
 
     async def replace(
         self, consent: Consent, *, expected: int, verifier: Secret | None = None, code: Secret | None = None

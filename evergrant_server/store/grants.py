@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import Label, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
@@ -14,7 +14,7 @@ from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import Lane, Place, Sealed
 from evergrant_server.crypto.envelope import broken
-from evergrant_server.store.records import Values, compare_and_set, insert, one, values_of, where
+from evergrant_server.store.records import Values, compare_and_set, first, insert, one, values_of, where
 from evergrant_server.store.seals import Seals
 from evergrant_server.store.tables import ConnectionGrantRow, ConnectionRow, ConsentRow
 
@@ -145,9 +145,9 @@ class Grants:
             col(ConnectionRow.id) == col(ConnectionGrantRow.connection_id)
         )
         mine = where(ConnectionGrantRow, tenant=owner.tenant, connection_id=owner.id, chain=chain)
-        generation = col(ConnectionRow.generation).label("connection_generation")
+        generation: Label[int] = col(ConnectionRow.generation).label("connection_generation")
         query = select(ConnectionGrantRow, generation).join(ConnectionRow, same).where(mine)
-        return (await self._connection.execute(query)).mappings().one_or_none()
+        return await first(self._connection, query)
 
 
 def put_back(chain: str, grant_generation: int, connection_generation: int) -> bool:

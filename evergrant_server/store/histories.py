@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from evergrant_server.core.ids import ConnectionId, Tenant
-from evergrant_server.store.records import compare_and_set, insert, one, values_of, where
+from evergrant_server.store.records import compare_and_set, every, insert, one, values_of, where
 from evergrant_server.store.tables import HistoryRow
 
 
@@ -48,5 +48,5 @@ class Histories:
         """Every exported run of a connection, in the order in which they were exported."""
         mine = where(HistoryRow, tenant=tenant, connection_id=connection_id)
         order = (col(HistoryRow.exported_at), col(HistoryRow.run_id))
-        rows = await self._connection.execute(select(HistoryRow).where(mine).order_by(*order))
-        return [HistoryExport.model_validate(dict(row)) for row in rows.mappings()]
+        rows = await every(self._connection, select(HistoryRow).where(mine).order_by(*order))
+        return [HistoryExport.model_validate(row) for row in rows]

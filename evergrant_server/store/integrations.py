@@ -9,7 +9,16 @@ from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import IntegrationId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import Lane, Place, Sealed
-from evergrant_server.store.records import Values, compare_and_set, insert, one, taken, values_of, where
+from evergrant_server.store.records import (
+    Values,
+    compare_and_set,
+    every,
+    insert,
+    one,
+    taken,
+    values_of,
+    where,
+)
 from evergrant_server.store.seals import NOBODY, Seals
 from evergrant_server.store.tables import FINAL_STATES, ConnectionRow, IntegrationRow
 
@@ -53,8 +62,8 @@ class Integrations:
         query = select(IntegrationRow).where(where(IntegrationRow, tenant=tenant))
         if after is not None:
             query = query.where(col(IntegrationRow.name) > after)
-        rows = await self._connection.execute(query.order_by(col(IntegrationRow.name)).limit(limit))
-        return [Integration.model_validate(dict(row)) for row in rows.mappings()]
+        rows = await every(self._connection, query.order_by(col(IntegrationRow.name)).limit(limit))
+        return [Integration.model_validate(row) for row in rows]
 
     async def delete(self, tenant: Tenant, id: IntegrationId) -> None:
         """Delete it with its secret. Raises Failure NOT_FOUND, or STORE_CONFLICT while it has

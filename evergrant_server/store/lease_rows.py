@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import JSON, Boolean, Integer, String, TextClause, text
+from sqlalchemy import JSON, Boolean, Integer, String, TextualSelect, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from evergrant_server.core.connection import State
@@ -34,7 +34,7 @@ LEFT JOIN key t ON t.tenant = c.tenant AND t.id = k.parent AND t.lane = '{Lane.L
 """
 
 
-def _typed(condition: str) -> TextClause:
+def _typed(condition: str) -> TextualSelect:
     return text(_SELECT + condition).columns(
         grant_generation=Integer,
         token_type=String,
@@ -109,13 +109,13 @@ class LeaseRows:
         names = {"tenant": tenant, "integration": integration, "subject": subject, "label": label}
         return await self._load(_BY_NAMES, names)
 
-    async def _load(self, query: TextClause, parameters: dict[str, str]) -> LeaseRow | None:
+    async def _load(self, query: TextualSelect, parameters: dict[str, str]) -> LeaseRow | None:
         async with self._store.single() as connection:
             return await _first(connection, query, parameters)
 
 
 async def _first(
-    connection: AsyncConnection, query: TextClause, parameters: dict[str, str]
+    connection: AsyncConnection, query: TextualSelect, parameters: dict[str, str]
 ) -> LeaseRow | None:
     row = (await connection.execute(query, parameters)).mappings().first()
     if row is None:

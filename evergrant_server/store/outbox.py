@@ -10,7 +10,7 @@ from sqlmodel import col
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import OutboxId
 from evergrant_server.core.outbox import OutboxMessage
-from evergrant_server.store.records import Values, insert, taken, values_of, where
+from evergrant_server.store.records import Values, every, insert, taken, values_of, where
 from evergrant_server.store.tables import OutboxRow
 
 _TARGET_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:target, 0))")
@@ -45,8 +45,8 @@ class Outbox:
         mine = col(OutboxRow.seq).in_(seqs)
         taken_by: Values = {"claimed_by": by, "claimed_until": now + hold}
         await self._connection.execute(update(OutboxRow).where(mine).values({**taken_by, **_NEXT}))
-        rows = await self._connection.execute(select(OutboxRow).where(mine).order_by(col(OutboxRow.seq)))
-        return [OutboxMessage.model_validate(dict(row)) for row in rows.mappings()]
+        rows = await every(self._connection, select(OutboxRow).where(mine).order_by(col(OutboxRow.seq)))
+        return [OutboxMessage.model_validate(row) for row in rows]
 
     async def delivered(self, id: OutboxId, at: datetime) -> None:
         """Mark a message as delivered; a second time changes nothing."""

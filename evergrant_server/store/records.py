@@ -1,11 +1,10 @@
 """Between values of core and rows: the few statements every repository is made of."""
 
-from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, NoReturn
 
 from pydantic import BaseModel
-from sqlalchemy import ColumnElement, Insert, and_, exists, select, update
+from sqlalchemy import ColumnElement, Executable, Insert, and_, exists, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
@@ -39,11 +38,21 @@ def where(table: type[Row], **equal: Any) -> ColumnElement[bool]:
     return and_(*(col(getattr(table, name)) == value for name, value in equal.items()))
 
 
-async def one(connection: AsyncConnection, table: type[Row], **equal: Any) -> Mapping[str, Any] | None:
+async def one(connection: AsyncConnection, table: type[Row], **equal: Any) -> Values | None:
     """The one row with these columns, or None."""
-    found = await connection.execute(select(table).where(where(table, **equal)))
-    row = found.mappings().one_or_none()
-    return None if row is None else dict(row)
+    return await first(connection, select(table).where(where(table, **equal)))
+
+
+async def first(connection: AsyncConnection, query: Executable) -> Values | None:
+    """The query's first row by its column names, or None."""
+    row = (await connection.execute(query)).mappings().first()
+    return None if row is None else {str(name): value for name, value in row.items()}
+
+
+async def every(connection: AsyncConnection, query: Executable) -> list[Values]:
+    """The query's rows by their column names."""
+    rows = (await connection.execute(query)).mappings()
+    return [{str(name): value for name, value in row.items()} for row in rows]
 
 
 async def compare_and_set(

@@ -7,7 +7,7 @@ a connection are sealed by the tenant's intake key itself. No plain key outlives
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import and_, delete, select
+from sqlalchemy import Label, and_, delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 from sqlmodel import col
@@ -25,7 +25,7 @@ from evergrant_server.crypto import (
     seal,
 )
 from evergrant_server.crypto.envelope import broken, unavailable
-from evergrant_server.store.records import insert, where
+from evergrant_server.store.records import first, insert, where
 from evergrant_server.store.tables import KeyRow
 
 NOBODY = ""  # the connection id of a tenant's own key
@@ -127,20 +127,27 @@ class Seals:
             col(above.lane) == col(KeyRow.lane),
             col(above.id) == col(KeyRow.parent),
         )
-        columns = (KeyRow.id, KeyRow.connection_id, KeyRow.sealed_key, above.id, above.sealed_key)
+        parent_id: Label[str] = col(above.id).label("parent_id")
+        parent_key: Label[Sealed] = col(above.sealed_key).label("parent_key")
         query = (
-            select(*(col(it) for it in columns))
+            select(
+                col(KeyRow.id),
+                col(KeyRow.connection_id),
+                col(KeyRow.sealed_key),
+                parent_id,
+                parent_key,
+            )
             .select_from(KeyRow)
             .outerjoin(above, over)
             .where(where(KeyRow, tenant=tenant, lane=lane.value, **equal))
         )
-        row = (await self._connection.execute(query)).one_or_none()
+        row = await first(self._connection, query)
         if row is None:
             return None
-        key_id, connection_id, wrapped, parent_id, parent = row
-        if connection_id == NOBODY:
-            return KeyRows(key_id, NOBODY, wrapped, key_id, wrapped)
-        if parent is None:
-            place = key_place(tenant, key_id, lane, connection_id)
+        mine = (row["id"], row["connection_id"], row["sealed_key"])
+        if row["connection_id"] == NOBODY:
+            return KeyRows(*mine, row["id"], row["sealed_key"])
+        if row["parent_key"] is None:
+            place = key_place(tenant, row["id"], lane, row["connection_id"])
             raise unavailable(place, "the tenant key that wraps it is not in the store")
-        return KeyRows(key_id, connection_id, wrapped, parent_id, parent)
+        return KeyRows(*mine, row["parent_id"], row["parent_key"])

@@ -61,7 +61,7 @@ class Row(SQLModel):
     model_config = {"arbitrary_types_allowed": True}
 
     @declared_attr.directive
-    def __tablename__(cls) -> str:  # noqa: N805  # SQLAlchemy hands over the class
+    def __tablename__(cls) -> str:  # noqa: N805  # pyright: ignore[reportIncompatibleVariableOverride]  # as SQLModel does: SQLAlchemy hands over the class
         """`AppKeyRow` is the table `app_key`."""
         return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__.removesuffix("Row")).lower()
 

@@ -69,9 +69,7 @@ async def granted(store: Store, **changes: Any) -> Connection:
 async def refreshed(store: Store, connection: Connection, tokens: TokenSet) -> Connection:
     after = connection.granted(NOW)
     async with store.write() as tx:
-        return await tx.grants.install(
-            after, tokens, a_grant(after.generation), expected=connection.revision
-        )
+        return await tx.grants.install(after, tokens, a_grant(after.generation), expected=connection.revision)
 
 
 def an_integration(**changes: Any) -> Integration:

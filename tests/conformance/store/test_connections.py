@@ -103,19 +103,21 @@ async def test_of_two_concurrent_writers_one_wins(store: Store):
 
 
 async def test_of_two_concurrent_adders_one_wins(store: Store):
-    ended = await asyncio.gather(
-        *(added(store, a_connection()) for _ in range(5)), return_exceptions=True
-    )
+    ended = await asyncio.gather(*(added(store, a_connection()) for _ in range(5)), return_exceptions=True)
     assert sum(isinstance(it, Connection) for it in ended) == 1
     assert [it.code for it in ended if isinstance(it, Failure)] == [Code.ALREADY_EXISTS] * 4
 
 
 async def test_an_exception_rolls_everything_back(store: Store):
     connection = a_connection()
-    with pytest.raises(RuntimeError, match="no"):
+
+    async def fail_after_adding() -> None:
         async with store.write() as tx:
             await tx.connections.add(connection)
             raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        await fail_after_adding()
     async with store.read() as tx:
         assert await tx.connections.get(ACME, connection.id) is None
 

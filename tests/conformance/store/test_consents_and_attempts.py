@@ -109,9 +109,7 @@ async def test_an_attempt_is_closed_once_and_makes_room(store: Store):
         async with store.write() as tx:
             await tx.attempts.close(attempt, outcome, NOW)
 
-    ended = await asyncio.gather(
-        close(Outcome.INSTALLED), close(Outcome.SUPERSEDED), return_exceptions=True
-    )
+    ended = await asyncio.gather(close(Outcome.INSTALLED), close(Outcome.SUPERSEDED), return_exceptions=True)
     assert [it.code for it in ended if isinstance(it, Failure)] == [Code.STORE_CONFLICT]
     async with store.write() as tx:
         assert await tx.attempts.open_for(ACME, connection.id, "main", AttemptKind.REFRESH) is None

@@ -12,7 +12,7 @@ from evergrant_server.core.errors import Code, Failure
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import LeaseRows, Store, engine, schema
 from tests.conformance.store.samples import ACME, a_connection, added, granted
-from tests.fakes.databases import Postgres, sqlite_url
+from tests.fakes.databases import NOW, Postgres, sqlite_url
 
 
 @pytest.mark.parametrize(
@@ -102,14 +102,8 @@ async def test_a_missing_table_is_a_schema_mismatch(store: Store):
         await tx.connection.execute(text("DROP TABLE outbox"))
     with pytest.raises(Failure) as caught:
         async with store.read() as tx:
-            await tx.outbox.depth(tx_now())
+            await tx.outbox.depth(NOW)
     assert caught.value.code is Code.SCHEMA_MISMATCH
-
-
-def tx_now():
-    from tests.fakes.databases import NOW
-
-    return NOW
 
 
 async def test_a_cancelled_writer_leaves_the_store_usable(store: Store):

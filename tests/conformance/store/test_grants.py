@@ -1,5 +1,6 @@
 """Grants: installed whole, sealed in their lanes, opened nowhere but in their own place."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ from sqlalchemy import insert, select, update
 from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code, Failure
-from evergrant_server.crypto import KeyRing, Lane, Role
+from evergrant_server.crypto import KeyRing, Lane, Role, Sealed
 from evergrant_server.store import LeaseRows, Store
-from evergrant_server.store.tables import METADATA, ConnectionGrantRow, ConnectionRow, KeyRow, Row
+from evergrant_server.store.tables import METADATA, ConnectionGrantRow, KeyRow, Row
 from tests.conformance.store.samples import (
     ACME,
     a_connection,
@@ -141,28 +142,20 @@ async def test_every_altered_byte_is_seen(store: Store, column: str):
     for place in (0, 3, 4, 6, 40, len(good) - 1):
         bad = bytearray(good)
         bad[place] ^= 1
-        await tamper(store, ConnectionGrantRow, {column: type_sealed(bytes(bad))}, **here)
+        await tamper(store, ConnectionGrantRow, {column: Sealed(bytes(bad))}, **here)
         failure = await refusal(store, connection, name)
         assert failure.code in (Code.SEAL_BROKEN, Code.KEY_UNAVAILABLE)
         assert failure.context["row"] == f"{connection.id}/main"
         assert failure.context["column"] == column
-    await tamper(store, ConnectionGrantRow, {column: type_sealed(b"")}, **here)
+    await tamper(store, ConnectionGrantRow, {column: Sealed(b"")}, **here)
     assert (await refusal(store, connection, name)).code is Code.SEAL_BROKEN
-
-
-def type_sealed(raw: bytes) -> Any:
-    from evergrant_server.crypto import Sealed
-
-    return Sealed(raw)
 
 
 @pytest.mark.parametrize("other", [{"subject": "user-2"}, {"tenant": "other"}])
 async def test_a_token_swapped_between_rows_or_tenants_is_seen(store: Store, other: dict[str, str]):
     mine, theirs = await granted(store), await granted(store, **other)
     stolen = await columns_of(store, ConnectionGrantRow, connection_id=theirs.id)
-    await tamper(
-        store, ConnectionGrantRow, {"sealed_access": stolen["sealed_access"]}, connection_id=mine.id
-    )
+    await tamper(store, ConnectionGrantRow, {"sealed_access": stolen["sealed_access"]}, connection_id=mine.id)
     failure = await refusal(store, mine)
     assert failure.code in (Code.SEAL_BROKEN, Code.KEY_UNAVAILABLE)
     lease = await LeaseRows(store).load(ACME, mine.id)
@@ -174,9 +167,7 @@ async def test_a_token_swapped_between_rows_or_tenants_is_seen(store: Store, oth
 async def test_a_token_swapped_together_with_its_key_is_seen(store: Store):
     mine, theirs = await granted(store), await granted(store, subject="user-2")
     stolen = await columns_of(store, ConnectionGrantRow, connection_id=theirs.id)
-    await tamper(
-        store, ConnectionGrantRow, {"sealed_access": stolen["sealed_access"]}, connection_id=mine.id
-    )
+    await tamper(store, ConnectionGrantRow, {"sealed_access": stolen["sealed_access"]}, connection_id=mine.id)
     await tamper(store, KeyRow, {"connection_id": "nobody"}, connection_id=mine.id)
     await tamper(store, KeyRow, {"connection_id": mine.id}, connection_id=theirs.id)
     assert (await refusal(store, mine)).code is Code.SEAL_BROKEN
@@ -200,9 +191,7 @@ async def test_an_older_ciphertext_put_back_is_seen(store: Store):
     second = await refreshed(store, first, some_tokens("at-2", "rt-2"))
     await tamper(store, ConnectionGrantRow, {"sealed_access": old["sealed_access"]}, **here)
     assert (await refusal(store, second)).code is Code.SEAL_BROKEN
-    await tamper(
-        store, ConnectionGrantRow, {"sealed_access": old["sealed_access"], "generation": 1}, **here
-    )
+    await tamper(store, ConnectionGrantRow, {"sealed_access": old["sealed_access"], "generation": 1}, **here)
     assert (await refusal(store, second)).code is Code.SEAL_BROKEN
     lease = await LeaseRows(store).load(ACME, first.id)
     assert lease is not None
@@ -284,7 +273,7 @@ async def test_no_token_is_anywhere_in_the_database(store: Store):
 
 
 def test_rows_do_not_print_sealed_bytes():
-    row = ConnectionGrantRow(sealed_access=type_sealed(b"EVS-secret"))
+    row = ConnectionGrantRow(sealed_access=Sealed(b"EVS-secret"))
     assert "EVS-secret" not in repr(row)
     assert "EVS-secret" not in str(row)
 
@@ -299,8 +288,6 @@ async def test_a_naive_moment_or_an_unsealed_value_cannot_be_stored(store: Store
 
 
 async def test_two_first_grants_of_a_tenant_agree_on_its_keys(store: Store):
-    import asyncio
-
     connections = await asyncio.gather(*(granted(store, subject=f"s{n}") for n in range(6)))
     async with store.read() as tx:
         for connection in connections:
@@ -322,9 +309,8 @@ async def test_a_second_chain_has_tokens_of_its_own(store: Store):
 
 async def test_a_foreign_key_stops_a_grant_without_its_connection(store: Store):
     columns = await columns_of(store, ConnectionGrantRow, connection_id=(await granted(store)).id)
+    orphan = insert(ConnectionGrantRow).values({**columns, "connection_id": "con_nobody"})
     with pytest.raises(Failure) as caught:
         async with store.write() as tx:
-            orphan = {**columns, "connection_id": "con_nobody"}
-            await tx.connection.execute(insert(ConnectionGrantRow).values(orphan))
+            await tx.connection.execute(orphan)
     assert caught.value.code is Code.STORE_CONFLICT
-    assert ConnectionRow.__tablename__ == "connection"

@@ -10,7 +10,15 @@ from evergrant_server.core.ids import ConnectionId, Tenant, new_id
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import HistoryExport, LeaseRows, Store
 from evergrant_server.store.tables import IdempotencyRow
-from tests.conformance.store.samples import ACME, a_connection, a_grant, added, granted, refreshed, some_tokens
+from tests.conformance.store.samples import (
+    ACME,
+    a_connection,
+    a_grant,
+    added,
+    granted,
+    refreshed,
+    some_tokens,
+)
 from tests.fakes.databases import NOW
 
 

@@ -88,10 +88,13 @@ async def test_many_relays_never_share_a_message(store: Store):
 
 
 async def test_a_message_rolls_back_with_what_made_it_true(store: Store):
-    with pytest.raises(RuntimeError, match="no"):
+    async def fail_after_adding() -> None:
         async with store.write() as tx:
             await tx.outbox.add(a_message())
             raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        await fail_after_adding()
     assert await claim(store) == []
 
 

@@ -76,9 +76,7 @@ async def test_an_empty_database_is_refused(empty_url: str, ring: KeyRing, clock
     await (await Store.open(empty_url, ring, clock, expect_schema=False)).close()
 
 
-async def test_a_database_from_a_newer_version_is_refused(
-    database_url: str, ring: KeyRing, clock: SetClock
-):
+async def test_a_database_from_a_newer_version_is_refused(database_url: str, ring: KeyRing, clock: SetClock):
     engine = make_engine(database_url)
     async with engine.begin() as connection:
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))

@@ -1,0 +1,222 @@
+"""Chains: gapless, committed with what they record, and every tampering named by its place."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import delete, insert, select, update
+from sqlmodel import col
+
+from evergrant_server import audit
+from evergrant_server.audit import verifier
+from evergrant_server.audit.canonical import record_hash
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.ids import Tenant
+from evergrant_server.core.messages import Asked, Provenance
+from evergrant_server.core.secret import Secret
+from evergrant_server.store import Store
+from evergrant_server.store.tables import AuditLaneRow, AuditRow
+from tests.fakes.databases import NOW
+
+ACME = Tenant("acme")
+
+
+def an_entry(object: str = "con_1", **changes: Any) -> AuditEntry:
+    values: dict[str, Any] = {
+        "tenant": ACME,
+        "at": NOW,
+        "action": AuditAction.GRANT_REFRESHED,
+        "object": object,
+        "asked": Asked(by="schedule", trace_id="a" * 32),
+        "detail": {"generation": 2, "scopes": ["repo"], "share": 0.1, "odd": "\u0000\ud7ff\U0001f512"},
+    }
+    return AuditEntry(**{**values, **changes})
+
+
+async def put(store: Store, *entries: AuditEntry, lane: str = "main") -> None:
+    for entry in entries:
+        async with store.write() as tx:
+            await audit.append(tx, entry, lane=lane)
+
+
+async def test_records_follow_each_other_and_come_back_equal(store: Store):
+    provenance = Provenance(workflow_id="connection:acme:con_1", run_id="run-1", event_id=17)
+    entries = [an_entry(), an_entry("con_2", provenance=provenance), an_entry(detail={})]
+    async with store.write() as tx:
+        records = [await audit.append(tx, entry) for entry in entries]
+    assert [it.seq for it in records] == [1, 2, 3]
+    assert [it.previous_hash for it in records] == ["0" * 64, records[0].hash, records[1].hash]
+    async with store.read() as tx:
+        assert await audit.page(tx, ACME, limit=10) == records
+        assert await audit.page(tx, ACME, object="con_2", limit=10) == [records[1]]
+        assert await audit.page(tx, Tenant("other"), limit=10) == []
+    assert records[1].provenance == provenance
+    verdict = await audit.verify(store, ACME)
+    assert (verdict.ok, verdict.records) == (True, 3)
+    assert verdict.heads["main"] == (3, records[2].hash)
+
+
+async def test_a_rolled_back_record_leaves_no_gap(store: Store):
+    async def fail_after_appending() -> None:
+        async with store.write() as tx:
+            await audit.append(tx, an_entry())
+            raise RuntimeError("no")
+
+    await put(store, an_entry())
+    with pytest.raises(RuntimeError, match="no"):
+        await fail_after_appending()
+    await put(store, an_entry())
+    async with store.read() as tx:
+        assert [it.seq for it in await audit.page(tx, ACME, limit=5)] == [1, 2]
+    assert (await audit.verify(store, ACME)).ok
+
+
+async def test_concurrent_writers_share_a_chain_without_gaps(store: Store):
+    await asyncio.gather(*(put(store, an_entry(f"con_{n}")) for n in range(12)))
+    async with store.read() as tx:
+        seqs = sorted(it.seq for it in await audit.page(tx, ACME, limit=50))
+    assert seqs == list(range(1, 13))
+    assert (await audit.verify(store, ACME)).ok
+
+
+async def test_lanes_and_tenants_have_chains_of_their_own(store: Store):
+    await put(store, an_entry(), an_entry(tenant="other"))
+    await put(store, an_entry(), an_entry(), lane="lease-1")
+    verdict = await audit.verify(store, ACME)
+    assert {lane: head.count for lane, head in verdict.heads.items()} == {"main": 1, "lease-1": 2}
+    assert (await audit.verify(store, Tenant("nobody"))).ok
+
+
+async def test_a_secret_never_gets_in(store: Store):
+    with pytest.raises(TypeError):
+        await put(store, an_entry(detail={"token": Secret("canary")}))
+    async with store.read() as tx:
+        assert await audit.page(tx, ACME, limit=5) == []
+
+
+async def test_pages_go_on_where_the_last_one_ended(store: Store):
+    entries = [an_entry(at=NOW + timedelta(seconds=n // 2)) for n in range(9)]
+    for n, entry in enumerate(entries):
+        await put(store, entry, lane=("a", "b")[n % 2])
+    seen: list[tuple[Any, str, int]] = []
+    after: str | None = None
+    async with store.read() as tx:
+        while page := await audit.page(tx, ACME, after=after, limit=4):
+            seen += [(it.at, it.lane, it.seq) for it in page]
+            after = audit.page_cursor(page[-1])
+    assert seen == sorted(seen)
+    assert len(seen) == len(set(seen)) == 9
+
+
+@pytest.mark.parametrize("cursor", ["", "x", "bm90IGpzb24", "WzEsMiwzXQ", "eyJhIjoxfQ", "W10", "é"])
+async def test_a_forged_cursor_is_an_invalid_request(store: Store, cursor: str):
+    with pytest.raises(Failure) as caught:
+        async with store.read() as tx:
+            await audit.page(tx, ACME, after=cursor, limit=5)
+    assert caught.value.code is Code.INVALID_REQUEST
+    assert caught.value.context == {"field": "after"}
+
+
+Tampering = Callable[[Any], Awaitable[object]]
+_seq = col(AuditRow.seq)
+
+
+def _edit(seq: int, **values: Any) -> Tampering:
+    return lambda c: c.execute(update(AuditRow).where(_seq == seq).values(values))
+
+
+def _remove(*seqs: int) -> Tampering:
+    return lambda c: c.execute(delete(AuditRow).where(_seq.in_(seqs)))
+
+
+async def _swap(connection: Any) -> None:
+    for old, new in ((2, 99), (3, 2), (99, 3)):
+        await connection.execute(update(AuditRow).where(_seq == old).values(seq=new))
+
+
+async def _rehash_one(connection: Any) -> None:
+    """Edit a record and give it a hash that covers the edit: the next one no longer follows."""
+    row = dict((await connection.execute(select(AuditRow).where(_seq == 3))).mappings().one())
+    row["object"] = "con_forged"
+    values = {"object": row["object"], "hash": record_hash(row)}
+    await connection.execute(update(AuditRow).where(_seq == 3).values(values))
+
+
+async def _add_beyond(connection: Any) -> None:
+    row = dict((await connection.execute(select(AuditRow).where(_seq == 5))).mappings().one())
+    row |= {"seq": 6, "previous_hash": row["hash"]}
+    await connection.execute(insert(AuditRow).values(row | {"hash": record_hash(row)}))
+
+
+async def _renumber_after_removal(connection: Any) -> None:
+    await connection.execute(delete(AuditRow).where(_seq == 2))
+    for seq in (3, 4, 5):
+        await connection.execute(update(AuditRow).where(_seq == seq).values(seq=seq - 1))
+    await connection.execute(update(AuditLaneRow).values(count=4))
+
+
+CASES: dict[str, tuple[Tampering, int, str]] = {
+    "deleted": (_remove(3), 3, "missing"),
+    "first deleted": (_remove(1), 1, "missing"),
+    "all deleted": (_remove(1, 2, 3, 4, 5), 1, "tail is cut"),
+    "tail cut": (_remove(4, 5), 4, "tail is cut"),
+    "object edited": (_edit(2, object="con_9"), 2, "edited"),
+    "moment edited": (_edit(2, at=NOW + timedelta(microseconds=1)), 2, "edited"),
+    "who edited": (_edit(4, by="operator"), 4, "edited"),
+    "action edited": (_edit(4, action="nonsense"), 4, "edited"),
+    "detail edited": (_edit(5, detail='{"generation":3}'), 5, "edited"),
+    "detail broken": (_edit(5, detail="{"), 5, "edited"),
+    "run edited": (_edit(1, run_id="run-9"), 1, "edited"),
+    "hash edited": (_edit(1, hash="0" * 64), 1, "edited"),
+    "reordered": (_swap, 2, "edited or moved"),
+    "edited and hashed again": (_rehash_one, 4, "doesn't follow"),
+    "added by hand": (_add_beyond, 6, "beyond the recorded end"),
+    "removed and renumbered": (_renumber_after_removal, 2, "edited or moved"),
+    "last hash edited": (
+        lambda c: c.execute(update(AuditLaneRow).values(last_hash="f" * 64)),
+        5,
+        "isn't the one",
+    ),
+    "lane row deleted": (lambda c: c.execute(delete(AuditLaneRow)), 5, "beyond the recorded end"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_the_verifier_names_the_place(store: Store, case: str):
+    tampering, seq, why = CASES[case]
+    await put(store, *(an_entry(f"con_{n}") for n in range(1, 6)))
+    assert (await audit.verify(store, ACME)).ok
+    async with store.write() as tx:
+        await tampering(tx.connection)
+    verdict = await audit.verify(store, ACME)
+    assert not verdict.ok
+    assert (verdict.lane, verdict.seq) == ("main", seq)
+    assert verdict.why is not None
+    assert why in verdict.why
+
+
+async def test_a_chain_longer_than_one_stride_is_walked_to_its_end(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(verifier, "_STRIDE", 2)
+    await put(store, *(an_entry(f"con_{n}") for n in range(5)))
+    assert (await audit.verify(store, ACME)).records == 5
+    async with store.write() as tx:
+        await tx.connection.execute(delete(AuditRow).where(_seq == 5))
+    assert (await audit.verify(store, ACME)).seq == 5
+
+
+async def test_cutting_both_is_seen_only_with_a_head_kept_elsewhere(store: Store):
+    """What the docstring of `verify` admits."""
+    await put(store, *(an_entry(f"con_{n}") for n in range(5)))
+    kept_elsewhere = (await audit.verify(store, ACME)).heads["main"]
+    async with store.write() as tx:
+        await tx.connection.execute(delete(AuditRow).where(_seq == 5))
+        fourth = (await tx.connection.execute(select(AuditRow).where(_seq == 4))).mappings().one()
+        await tx.connection.execute(update(AuditLaneRow).values(count=4, last_hash=fourth["hash"]))
+    verdict = await audit.verify(store, ACME)
+    assert verdict.ok
+    assert verdict.heads["main"].count < kept_elsewhere.count

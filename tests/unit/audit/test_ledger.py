@@ -1,0 +1,245 @@
+"""The lease ledger: no lease that isn't committed, and none after a committed revocation."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from sqlalchemy import event, text
+
+from evergrant_server import audit
+from evergrant_server.audit import LeaseClaim, LeaseLedger, Stale
+from evergrant_server.core.access import App
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.clock import SetClock
+from evergrant_server.core.connection import Connection
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.messages import Asked
+from evergrant_server.crypto import KeyRing
+from evergrant_server.store import Store
+from tests.conformance.store.samples import (
+    ACME,
+    a_key,
+    a_permit,
+    an_app,
+    granted,
+    refreshed,
+    some_tokens,
+)
+from tests.fakes.databases import NOW
+
+
+@pytest_asyncio.fixture
+async def ledger(store: Store, clock: SetClock) -> AsyncIterator[LeaseLedger]:
+    running = LeaseLedger(store, "lease-1", clock)
+    await running.start()
+    yield running
+    await running.stop()
+
+
+async def an_app_of(store: Store, **changes: Any) -> App:
+    app = an_app(**changes)
+    async with store.write() as tx:
+        return await tx.access.put_app(app, expected=None)
+
+
+def a_claim(connection: Connection, app: App, **changes: Any) -> LeaseClaim:
+    values: dict[str, Any] = {
+        "tenant": connection.tenant,
+        "connection_id": connection.id,
+        "connection_revision": connection.revision,
+        "app_id": app.id,
+        "app_revision": app.revision,
+        "generation": connection.generation,
+        "asked": Asked(by="app:billing", trace_id="b" * 32),
+        "scopes": ("repo",),
+        "at": NOW,
+    }
+    return LeaseClaim(**{**values, **changes})
+
+
+def count_commits(store: Store) -> list[None]:
+    commits: list[None] = []
+    event.listen(store._engine.sync_engine, "commit", lambda _: commits.append(None))
+    return commits
+
+
+async def leases_in_the_log(store: Store) -> list[tuple[str, int]]:
+    async with store.read() as tx:
+        records = await audit.page(tx, ACME, limit=500)
+    return [(it.object, it.seq) for it in records if it.action is AuditAction.LEASED]
+
+
+async def test_a_lease_is_in_the_log_when_record_returns(store: Store, ledger: LeaseLedger):
+    connection, app = await granted(store), await an_app_of(store)
+    await ledger.record(a_claim(connection, app))
+    async with store.read() as tx:
+        (record,) = await audit.page(tx, ACME, object=connection.id, limit=5)
+        assert await tx.usage.leased_generation(ACME, connection.id) == 1
+        assert await tx.connections.get(ACME, connection.id) == connection  # its revision didn't move
+    assert record.lane == "lease-1"
+    assert record.asked == Asked(by="app:billing", trace_id="b" * 32)
+    assert record.detail == {"app": app.id, "generation": 1, "scopes": ["repo"]}
+
+
+async def test_fifty_leases_at_once_make_one_gapless_chain_in_few_commits(store: Store, ledger: LeaseLedger):
+    connections = [await granted(store, subject=f"s{n}") for n in range(5)]
+    app = await an_app_of(store)
+    commits = count_commits(store)
+    await asyncio.gather(*(ledger.record(a_claim(connections[n % 5], app)) for n in range(50)))
+    assert len(commits) <= 5
+    assert [seq for _, seq in await leases_in_the_log(store)] == list(range(1, 51))
+    assert (await audit.verify(store, ACME)).ok
+
+
+async def test_a_committed_revocation_stops_the_next_lease(store: Store, ledger: LeaseLedger):
+    connection, app = await granted(store), await an_app_of(store)
+    claim = a_claim(connection, app)
+    async with store.write() as tx:
+        await tx.connections.replace(connection.revoke_asked("x", NOW), expected=connection.revision)
+    for late in (claim, a_claim(connection, app, connection_revision=connection.revision + 1)):
+        with pytest.raises(Stale):
+            await ledger.record(late)
+    assert await leases_in_the_log(store) == []
+
+
+async def test_a_revocation_while_others_lease_lets_only_earlier_leases_through(
+    store: Store, ledger: LeaseLedger
+):
+    connection, other = await granted(store), await granted(store, subject="other")
+    app = await an_app_of(store)
+    revoked = asyncio.Event()
+    leased_after: list[None] = []
+
+    async def lease() -> None:
+        while True:
+            began_after = revoked.is_set()
+            await ledger.record(a_claim(other, app))
+            try:
+                await ledger.record(a_claim(connection, app))
+            except Stale:
+                return
+            if began_after:
+                leased_after.append(None)
+
+    async def revoke() -> None:
+        async with store.write() as tx:
+            await tx.connections.replace(connection.revoke_asked("x", NOW), expected=connection.revision)
+        revoked.set()
+
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(lease() for _ in range(8)), revoke())
+    assert leased_after == []
+    assert (await audit.verify(store, ACME)).ok
+
+
+async def test_a_change_of_app_key_permit_or_generation_makes_a_claim_stale(
+    store: Store, ledger: LeaseLedger
+):
+    connection, app = await granted(store), await an_app_of(store)
+    await ledger.record(a_claim(connection, app))
+    async with store.write() as tx:
+        await tx.access.put_permit(a_permit(app), expected=None)
+    with pytest.raises(Stale):
+        await ledger.record(a_claim(connection, app))
+    async with store.write() as tx:
+        await tx.access.add_key(a_key(app))
+        now = await tx.access.app(ACME, app.id)
+    assert now is not None
+    await ledger.record(a_claim(connection, now))
+    async with store.write() as tx:
+        disabled = await tx.access.put_app(now.model_copy(update={"disabled": True}), expected=now.revision)
+    with pytest.raises(Stale):
+        await ledger.record(a_claim(connection, disabled))
+    newer = await refreshed(store, connection, some_tokens("at-2", "rt-2"))
+    with pytest.raises(Stale):
+        await ledger.record(a_claim(newer, disabled, generation=1))
+
+
+async def test_a_foreign_tenant_or_an_unknown_id_is_stale(store: Store, ledger: LeaseLedger):
+    connection, app = await granted(store), await an_app_of(store)
+    stranger = await an_app_of(store, tenant="other")
+    for claim in (
+        a_claim(connection, app, tenant="other"),
+        a_claim(connection, stranger),
+        a_claim(connection, app, connection_id="con_none"),
+        a_claim(connection, app, app_id="app_none"),
+    ):
+        with pytest.raises(Stale):
+            await ledger.record(claim)
+
+
+async def test_the_stale_do_not_hold_up_the_good(store: Store, ledger: LeaseLedger):
+    connection, app = await granted(store), await an_app_of(store)
+    good, stale = a_claim(connection, app), a_claim(connection, app, connection_revision=99)
+    ended = await asyncio.gather(*(ledger.record(it) for it in [good, stale] * 5), return_exceptions=True)
+    assert [type(it) for it in ended] == [type(None), Stale] * 5
+    assert [seq for _, seq in await leases_in_the_log(store)] == [1, 2, 3, 4, 5]
+
+
+async def test_when_the_log_cannot_be_written_nothing_is_leased(store: Store, ledger: LeaseLedger):
+    connection, app = await granted(store), await an_app_of(store)
+    async with store.write() as tx:
+        await tx.connection.execute(text("ALTER TABLE audit RENAME TO audit_gone"))
+    ended = await asyncio.gather(
+        *(ledger.record(a_claim(connection, app)) for _ in range(3)), return_exceptions=True
+    )
+    assert [it.code for it in ended if isinstance(it, Failure)] == [Code.AUDIT_UNAVAILABLE] * 3
+    async with store.write() as tx:
+        await tx.connection.execute(text("ALTER TABLE audit_gone RENAME TO audit"))
+        assert await tx.usage.leased_generation(ACME, connection.id) == 0
+    await ledger.record(a_claim(connection, app))
+    assert len(await leases_in_the_log(store)) == 1
+
+
+async def test_a_caller_who_left_disturbs_nobody(store: Store, ledger: LeaseLedger):
+    connection, app = await granted(store), await an_app_of(store)
+    leaving = asyncio.create_task(ledger.record(a_claim(connection, app)))
+    staying = asyncio.create_task(ledger.record(a_claim(connection, app)))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await staying
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    assert len(await leases_in_the_log(store)) == 2  # the log says at least what was handed out
+
+
+async def test_stopping_commits_what_waits_and_refuses_the_rest(store: Store, clock: SetClock):
+    connection, app = await granted(store), await an_app_of(store)
+    ledger = LeaseLedger(store, "lease-1", clock)
+    with pytest.raises(Failure) as caught:
+        await ledger.record(a_claim(connection, app))
+    assert caught.value.code is Code.AUDIT_UNAVAILABLE
+    await ledger.start()
+    with pytest.raises(RuntimeError, match="already"):
+        await ledger.start()
+    waiting = [asyncio.create_task(ledger.record(a_claim(connection, app))) for _ in range(4)]
+    await asyncio.sleep(0)
+    await ledger.stop()
+    await asyncio.gather(*waiting)
+    with pytest.raises(Failure):
+        await ledger.record(a_claim(connection, app))
+    assert len(await leases_in_the_log(store)) == 4
+
+
+async def test_two_processes_lease_beside_each_other(
+    store: Store, database_url: str, ring: KeyRing, clock: SetClock
+):
+    connections = [await granted(store, subject=f"s{n}") for n in range(4)]
+    app = await an_app_of(store)
+    second = await Store.open(database_url, ring, clock)
+    ledgers = [LeaseLedger(store, "lease-1", clock), LeaseLedger(second, "lease-2", clock)]
+    for ledger in ledgers:
+        await ledger.start()
+
+    async def lease(n: int) -> None:
+        await ledgers[n % 2].record(a_claim(connections[n % 4], app))
+
+    await asyncio.gather(*(lease(n) for n in range(40)))
+    for ledger in ledgers:
+        await ledger.stop()
+    await second.close()
+    verdict = await audit.verify(store, ACME)
+    assert verdict.ok
+    assert {lane: head.count for lane, head in verdict.heads.items()} == {"lease-1": 20, "lease-2": 20}

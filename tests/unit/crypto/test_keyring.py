@@ -1,0 +1,208 @@
+"""The key file and the ring: lanes by role, rotation, and every file that is refused."""
+
+import base64
+import json
+import os
+import stat
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.crypto import KeyRing, Lane, Place, Role, new_sealing_key
+from evergrant_server.crypto.keyfile import weak
+
+PLACE = Place("acme", "key", "tky_1", "sealed_key:refresh:")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    KeyRing.create(tmp_path / "keys.json")
+    return tmp_path / "keys.json"
+
+
+def refusal(act: Callable[[], Any]) -> Failure:
+    with pytest.raises(Failure) as caught:
+        act()
+    assert caught.value.code is Code.KEY_UNAVAILABLE
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def test_a_new_file_is_private_and_leaves_nothing_beside_it(path: Path):
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [it.name for it in path.parent.iterdir()] == ["keys.json"]
+
+
+def test_an_existing_file_is_never_replaced(path: Path):
+    before = path.read_bytes()
+    assert "exists" in refusal(lambda: KeyRing.create(path)).detail
+    assert path.read_bytes() == before
+    assert [it.name for it in path.parent.iterdir()] == ["keys.json"]
+
+
+def test_a_dangling_link_is_not_followed_at_creation(tmp_path: Path):
+    (tmp_path / "keys.json").symlink_to(tmp_path / "elsewhere")
+    refusal(lambda: KeyRing.create(tmp_path / "keys.json"))
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o644, 0o666])
+def test_a_file_open_to_others_is_refused_with_the_repair(path: Path, mode: int):
+    path.chmod(mode)
+    assert f"chmod 600 {path}" in refusal(lambda: KeyRing.open(path, Role.API)).detail
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_file_of_another_user_is_refused(path: Path):
+    os.chown(path, 12345, -1)
+    assert "another user" in refusal(lambda: KeyRing.open(path, Role.API)).detail
+
+
+def test_a_missing_file_a_folder_and_a_pipe_are_refused(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    assert "doesn't exist" in refusal(lambda: KeyRing.open(tmp_path / "none", Role.API)).detail
+    assert "regular" in refusal(lambda: KeyRing.open(tmp_path / "pipe", Role.API)).detail
+    refusal(lambda: KeyRing.open(tmp_path, Role.API))
+
+
+def _set(*names: str, to: Any) -> Callable[[dict[str, Any]], None]:
+    def change(document: dict[str, Any]) -> None:
+        for name in names[:-1]:
+            document = document[name]
+        document[names[-1]] = to
+
+    return change
+
+
+def _b64(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _set("format", to="other"),
+        _set("version", to=2),
+        _set("lanes", to={}),
+        _set("lanes", to=[]),
+        _set("lanes", "lease", to=None),
+        _set("lanes", "lease", "keys", to={}),
+        _set("lanes", "lease", "current", to="root_none"),
+        _set("lanes", "lease", "keys", "", to="x"),
+        _set("subject", to=None),
+        _set("subject", to="not base64!"),
+        _set("derive", to=_b64(b"short")),
+        _set("derive", to=_b64(bytes(32))),
+        _set("derive", to=_b64(b"\xff" * 32)),
+        _set("derive", to=_b64(bytes(range(32)))),
+        _set("derive", to=_b64(b"change-me-change-me-change-me-!!")),
+    ],
+)
+def test_a_malformed_or_weak_file_is_refused(path: Path, change: Callable[[dict[str, Any]], None]):
+    document = json.loads(path.read_text())
+    held = [key for lane in document["lanes"].values() for key in lane["keys"].values()]
+    change(document)
+    path.write_text(json.dumps(document))
+    failure = refusal(lambda: KeyRing.open(path, Role.API))
+    assert not any(key in str(failure) for key in held)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "[" * 100_000, '{"format": 1, "format": 2}'])
+def test_what_is_not_our_json_is_refused(path: Path, content: str):
+    path.write_text(content)
+    refusal(lambda: KeyRing.open(path, Role.API))
+
+
+def test_one_key_used_twice_is_refused(path: Path):
+    document = json.loads(path.read_text())
+    document["subject"] = document["derive"]
+    path.write_text(json.dumps(document))
+    assert "twice" in refusal(lambda: KeyRing.open(path, Role.API)).detail
+
+
+def test_random_keys_do_not_look_weak():
+    assert not any(weak(os.urandom(32)) for _ in range(5_000))
+
+
+def test_the_api_role_never_holds_the_refresh_lane(path: Path):
+    api, worker = KeyRing.open(path, Role.API), KeyRing.open(path, Role.WORKER)
+    key = new_sealing_key("tky")
+    wrapped = worker.wrap(Lane.REFRESH, PLACE, key)
+    assert worker.unwrap(Lane.REFRESH, PLACE, key.id, wrapped).reveal() == key.reveal()
+    failure = refusal(lambda: api.unwrap(Lane.REFRESH, PLACE, key.id, wrapped))
+    assert failure.context["row"] == "tky_1"
+    refusal(lambda: api.wrap(Lane.REFRESH, PLACE, key))
+    for lane in (Lane.LEASE, Lane.INTAKE):  # with the lanes it has, it can't open it either
+        refusal(lambda lane=lane: api.unwrap(lane, PLACE, key.id, wrapped))
+    assert [api.holds(lane) for lane in (Lane.LEASE, Lane.REFRESH, Lane.INTAKE)] == [True, False, True]
+
+
+def test_a_ring_narrows_and_never_widens(path: Path):
+    worker = KeyRing.open(path, Role.WORKER)
+    api = worker.restricted(Role.API)
+    assert not api.holds(Lane.REFRESH)
+    refusal(lambda: api.restricted(Role.WORKER))
+    refusal(lambda: api.export(path.with_name("full.json"), Role.WORKER))
+
+
+def test_an_export_for_the_api_holds_no_refresh_key(path: Path):
+    exported = path.with_name("api.json")
+    full = KeyRing.open(path, Role.OPERATOR)
+    full.export(exported, Role.API)
+    refresh = json.loads(path.read_text())["lanes"]["refresh"]["keys"].values()
+    assert not any(key in exported.read_text() for key in refresh)
+    api = KeyRing.open(exported, Role.API)
+    assert api.current(Lane.LEASE) == full.current(Lane.LEASE)
+    assert "refresh" in refusal(lambda: KeyRing.open(exported, Role.WORKER)).detail
+    assert "full" in refusal(lambda: api.rotate(Lane.LEASE)).detail
+    refusal(lambda: full.export(exported, Role.API))
+
+
+def test_rotation_seals_with_a_new_key_and_opens_with_the_old(path: Path):
+    first = KeyRing.open(path, Role.WORKER)
+    key = new_sealing_key("tky")
+    old = first.wrap(Lane.REFRESH, PLACE, key)
+    second = first.rotate(Lane.REFRESH)
+    assert second.current(Lane.REFRESH) != first.current(Lane.REFRESH)
+    assert second.current(Lane.LEASE) == first.current(Lane.LEASE)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    for ring in (second, KeyRing.open(path, Role.WORKER)):
+        assert ring.unwrap(Lane.REFRESH, PLACE, key.id, old).reveal() == key.reveal()
+    new = second.wrap(Lane.REFRESH, PLACE, key)
+    assert "not in the key ring" in refusal(lambda: first.unwrap(Lane.REFRESH, PLACE, key.id, new)).detail
+
+
+def test_the_api_role_can_rotate_no_refresh_lane(path: Path):
+    refusal(lambda: KeyRing.open(path, Role.API).rotate(Lane.REFRESH))
+
+
+def test_rotations_at_once_lose_no_key(path: Path):
+    ring = KeyRing.open(path, Role.OPERATOR)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: ring.rotate(Lane.LEASE), range(8)))
+    assert len(json.loads(path.read_text())["lanes"]["lease"]["keys"]) == 9
+
+
+def test_hashes_and_derived_keys_are_keyed_and_outlive_a_rotation(path: Path, tmp_path: Path):
+    api, worker = KeyRing.open(path, Role.API), KeyRing.open(path, Role.WORKER)
+    stranger = KeyRing.create(tmp_path / "other.json")
+    digest, derived = api.subject_hash("acme", "user-1"), api.derive("csrf")
+    assert len(digest) == 32
+    assert int(digest, 16)
+    assert len(derived) == 32
+    rotated = worker.rotate(Lane.INTAKE).rotate(Lane.LEASE)
+    assert rotated.subject_hash("acme", "user-1") == digest
+    assert rotated.derive("csrf") == derived
+    assert worker.subject_hash("acm", "euser-1") != digest
+    assert stranger.subject_hash("acme", "user-1") != digest
+    assert stranger.derive("csrf") != derived
+    assert api.derive("cookies") != derived
+
+
+def test_a_ring_does_not_print_its_keys(path: Path):
+    ring = KeyRing.open(path, Role.API)
+    assert repr(ring) == f"KeyRing({str(path)!r}, api)"
