@@ -9,7 +9,6 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 
 from activities.critical import CriticalSections
 from activities.failures import FailureInterceptor
-from evergrant_server.core.messages import TASK_QUEUE
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.journal.lock import JournalLock
 from evergrant_server.settings import Settings, load_settings
@@ -27,7 +26,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     async with platform(settings, Role.WORKER) as parts:
         worker = Worker(
             parts.client,
-            task_queue=TASK_QUEUE,
+            task_queue=settings.temporal_task_queue,
             workflows=WORKFLOWS,
             activities=activities(parts, sections, journal),
             interceptors=[FailureInterceptor()],

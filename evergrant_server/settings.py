@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from evergrant_server.core.messages import TASK_QUEUE
+
 
 class BadSettings(ValueError):
     """A setting that can't be used; the message names it and says what would be right."""
@@ -47,6 +49,10 @@ class Settings(BaseSettings):
         default="", description="host:port of Temporal's frontend; empty: envconfig."
     )
     temporal_namespace: str = Field(default="default", description="The Temporal namespace.")
+    temporal_task_queue: str = Field(
+        default=TASK_QUEUE,
+        description="The task queue of workflows and activities; the same for API and workers.",
+    )
     temporal_profile: str | None = Field(default=None, description="A profile of Temporal's envconfig file.")
     temporal_port: int = Field(
         default=8482, ge=1, le=65535, description="`dev` only: port of the Temporal server it starts."

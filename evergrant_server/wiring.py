@@ -61,7 +61,7 @@ async def platform(
     store = await Store.open(settings.database_url, ring, clock)
     try:
         client = await connect(settings, lazy=lazy, **client_options)
-        link = TemporalLink(client)
+        link = TemporalLink(client, settings.temporal_task_queue)
         reconciler = Reconciler(store, link, ring, clock)
         relay = OutboxRelay(store, link, reconciler, clock, settings.relay_interval)
         registry = Registry.load()

@@ -40,6 +40,7 @@ class ConnectionWorkflow:
         self._rules = RULES[start.rules]
         self._life = start.life
         self._inbox = deque(_Ticket(happening) for happening in start.waiting)
+        self._busy = False  # something is being carried out, and the store may be ahead of the life
 
     @workflow.run
     async def run(self, start: m.ConnectionStart) -> m.Ended:
@@ -66,9 +67,10 @@ class ConnectionWorkflow:
         return self._inbox.popleft()
 
     async def _handle(self, ticket: _Ticket) -> None:
+        self._busy = True
         await self._live_through(ticket.happening)
         await self._reply(ticket)
-        ticket.done = True
+        self._busy, ticket.done = False, True
 
     async def _live_through(self, happening: m.Happening | None) -> None:
         while happening is not None:
@@ -184,7 +186,7 @@ class ConnectionWorkflow:
 
     @ensure_fresh.validator
     def _worth_it(self, it: m.EnsureFresh) -> None:
-        refusal = ensure_fresh_refusal(self._life, it.seen_generation)
+        refusal = None if self._busy else ensure_fresh_refusal(self._life, it.seen_generation)
         if refusal is not None:
             raise ApplicationError(FAILURES[refusal].meaning, type=refusal, non_retryable=True)
 

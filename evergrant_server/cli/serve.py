@@ -22,6 +22,7 @@ _HANDED_ON = (
     "public_url",
     "temporal_address",
     "temporal_namespace",
+    "temporal_task_queue",
     "log_level",
 )
 

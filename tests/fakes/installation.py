@@ -1,0 +1,272 @@
+"""A whole installation in this process: store, keys, a worker on a real Temporal server, the relay.
+
+    async with installation(temporal_address, database_url, data_dir, allow=(idp.allowance,)) as place:
+        connection = await place.connect(idp)
+
+The API is not part of it; what a browser and the API would write is written by `connect`.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import httpx2
+
+import worker
+from evergrant_server import audit
+from evergrant_server.core.access import Endpoints, Integration
+from evergrant_server.core.audit import AuditAction, AuditRecord
+from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.consent import Consent, ConsentStatus
+from evergrant_server.core.ids import (
+    ConnectionId,
+    ConsentId,
+    IntegrationId,
+    OutboxId,
+    Tenant,
+    new_id,
+    workflow_id,
+)
+from evergrant_server.core.lifecycle import life_of
+from evergrant_server.core.messages import (
+    SIGNAL_CONSENT_GRANTED,
+    SIGNAL_REVOKE,
+    Asked,
+    ConnectionStart,
+    ConsentGranted,
+    EnsureFresh,
+    Freshness,
+    Message,
+    Revoke,
+)
+from evergrant_server.core.outbox import OutboxKind, OutboxMessage
+from evergrant_server.core.provider import RefreshRules
+from evergrant_server.core.secret import Secret
+from evergrant_server.crypto.keyring import KeyRing, Role
+from evergrant_server.settings import Settings, load_settings
+from evergrant_server.store import Tx, schema
+from evergrant_server.wiring import Platform, platform
+from providers.authorization import authorization_request, new_state, new_verifier
+from tests.fakes.scripted_provider import ScriptedProvider
+
+TENANT = Tenant("acme")
+ASKED = Asked(by="app:crm-sync", trace_id="0af7651916cd43dd8448eb211c80319c")
+CALLBACK = "http://127.0.0.1:9/oauth/callback"
+
+
+class Installation:
+    """The parts, and the shortest way to a connection that is alive."""
+
+    def __init__(self, parts: Platform) -> None:
+        self.parts = parts
+        self.store = parts.store
+
+    async def integration(self, idp: ScriptedProvider, rules: RefreshRules | None = None) -> Integration:
+        now = self.parts.clock.now()
+        integration = Integration(
+            tenant=TENANT,
+            id=IntegrationId(new_id("int")),
+            name=f"crm-{new_id('int')[-6:]}",
+            provider="generic",
+            client_id=idp.client_id,
+            issuer=idp.issuer,
+            default_scopes=("read",),
+            refresh=rules or RefreshRules(),
+            endpoints=Endpoints(
+                issuer=idp.issuer,
+                authorization_endpoint=f"{idp.issuer}/authorize",
+                token_endpoint=f"{idp.issuer}/token",
+                revocation_endpoint=f"{idp.issuer}/revoke",
+            ),
+            created_at=now,
+            changed_at=now,
+        )
+        async with self.store.write() as tx:
+            return await tx.integrations.put(integration, Secret(idp.client_secret), expected=None)
+
+    async def connect(
+        self, idp: ScriptedProvider, rules: RefreshRules | None = None, *, policy: str = "on_demand"
+    ) -> Connection:
+        """A connection with its first grant, as a consent leaves it."""
+        integration = await self.integration(idp, rules)
+        connection = await self.begin(integration, policy)
+        await self.consent(idp, integration, connection)
+        return await self.until(connection, lambda c: c.state is State.ACTIVE)
+
+    async def begin(self, integration: Integration, policy: str = "on_demand") -> Connection:
+        """A connection whose subject hasn't consented yet, with its workflow."""
+        now = self.parts.clock.now()
+        connection = Connection(
+            tenant=TENANT,
+            id=ConnectionId(new_id("con")),
+            integration_id=integration.id,
+            integration=integration.name,
+            provider=integration.provider,
+            subject="user-1",
+            requested_scopes=("read",),
+            refresh_policy=policy,
+            created_at=now,
+            changed_at=now,
+            consent_deadline=now + timedelta(hours=1),
+        )
+        start = ConnectionStart(
+            tenant=TENANT,
+            connection_id=connection.id,
+            integration_id=integration.id,
+            integration=integration.name,
+            provider=integration.provider,
+            subject_hash=self.parts.ring.subject_hash(TENANT, connection.subject),
+            rules=1,
+            life=life_of(connection, None, None, now),
+            asked=ASKED,
+        )
+        async with self.store.write() as tx:
+            await tx.connections.add(connection)
+            await self._put(tx, connection, OutboxKind.START_WORKFLOW, "", start)
+        self.parts.relay.nudge()
+        return connection
+
+    async def consent(
+        self, idp: ScriptedProvider, integration: Integration, connection: Connection
+    ) -> Consent:
+        """What the connect page and the callback write, with a code of the real server."""
+        now = self.parts.clock.now()
+        verifier = new_verifier()
+        code = await self._code(integration, verifier)
+        consent = Consent(
+            tenant=TENANT,
+            id=ConsentId(new_id("cns")),
+            connection_id=connection.id,
+            integration_id=integration.id,
+            status=ConsentStatus.STARTED,
+            scopes=("read",),
+            link_hash=new_id("cns"),
+            state_hash=new_id("cns"),
+            browser_hash="b",
+            redirect_uri=f"{CALLBACK}/{integration.id}",
+            issuer=idp.issuer,
+            token_endpoint=f"{idp.issuer}/token",
+            created_at=now,
+            expires_at=now + timedelta(hours=1),
+            by="subject",
+            trace_id="",
+        )
+        granted = ConsentGranted(attempt_id=consent.id, asked=Asked(by="subject"))
+        async with self.store.write() as tx:
+            await tx.consents.add(consent, Secret("link"))
+            received = consent.model_copy(update={"status": ConsentStatus.CODE_RECEIVED})
+            consent = await tx.consents.replace(received, expected=1, verifier=verifier, code=Secret(code))
+            await self._put(tx, connection, OutboxKind.SIGNAL, SIGNAL_CONSENT_GRANTED, granted)
+        self.parts.relay.nudge()
+        return consent
+
+    async def _code(self, integration: Integration, verifier: Secret) -> str:
+        """Go where the browser is sent; the scripted server consents by itself."""
+        url = authorization_request(
+            self.parts.registry.get(integration.provider),
+            integration,
+            redirect_uri=f"{CALLBACK}/{integration.id}",
+            state=new_state(),
+            verifier=verifier,
+            scopes=("read",),
+        )
+        async with httpx2.AsyncClient(trust_env=False) as browser:
+            answer = await browser.get(url)
+        return dict(parse_qsl(urlsplit(answer.headers["location"]).query))["code"]
+
+    async def revoke(self, connection: Connection) -> None:
+        """What the API writes: the store first, the workflow by the outbox."""
+        async with self.store.write() as tx:
+            current = await tx.connections.get(TENANT, connection.id)
+            assert current is not None
+            asked = current.revoke_asked("left", self.parts.clock.now())
+            await tx.connections.replace(asked, expected=current.revision)
+            order = Revoke(reason="left", asked=ASKED)
+            await self._put(tx, connection, OutboxKind.SIGNAL, SIGNAL_REVOKE, order)
+        self.parts.relay.nudge()
+
+    async def ensure_fresh(self, connection: Connection, seen: int, limit_s: float = 20) -> Freshness:
+        ask = EnsureFresh(seen_generation=seen, asked=ASKED)
+        return await self.parts.link.ensure_fresh(TENANT, connection.id, ask, timeout=limit_s)
+
+    async def row(self, connection: Connection) -> Connection:
+        async with self.store.read() as tx:
+            found = await tx.connections.get(TENANT, connection.id)
+        assert found is not None
+        return found
+
+    async def until(self, connection: Connection, condition: Any, limit_s: float = 20) -> Connection:
+        async with asyncio.timeout(limit_s):
+            while not condition(row := await self.row(connection)):
+                await asyncio.sleep(0.05)
+        return row
+
+    async def audited(self, connection: Connection) -> list[AuditRecord]:
+        async with self.store.read() as tx:
+            return await audit.page(tx, TENANT, object=connection.id, limit=100)
+
+    async def actions(self, connection: Connection) -> list[AuditAction]:
+        return [record.action for record in await self.audited(connection)]
+
+    async def until_exported(self, connection: Connection) -> list[AuditAction]:
+        """Wait until a closed run's history is in the store."""
+        async with asyncio.timeout(20):
+            while AuditAction.HISTORY_EXPORTED not in (found := await self.actions(connection)):
+                await asyncio.sleep(0.05)
+        return found
+
+    async def _put(
+        self, tx: Tx, connection: Connection, kind: OutboxKind, name: str, payload: Message
+    ) -> None:
+        message = OutboxMessage(
+            tenant=TENANT,
+            id=OutboxId(new_id("out")),
+            kind=kind,
+            target=workflow_id(TENANT, connection.id),
+            name=name,
+            payload=payload.model_dump(mode="json"),
+            created_at=self.parts.clock.now(),
+        )
+        await tx.outbox.add(message)
+
+
+async def prepared(
+    temporal_address: str, database_url: str, data_dir: Path, allow: tuple[str, ...]
+) -> Settings:
+    """Keys, schema and settings of an installation with a task queue of its own."""
+    settings = load_settings(
+        data_dir=data_dir,
+        database_url=database_url,
+        temporal_address=temporal_address,
+        temporal_task_queue=f"evergrant-{new_id('out')[-8:]}",
+        egress_allow=allow,
+    )
+    if not settings.keys.exists():
+        KeyRing.create(settings.keys)
+    await schema.upgrade(settings.database_url)
+    return settings
+
+
+@asynccontextmanager
+async def running_worker(settings: Settings) -> AsyncIterator[None]:
+    """A worker in this process, for the length of a block."""
+    stop = asyncio.Event()
+    task = asyncio.create_task(worker.run(settings, stop))
+    try:
+        yield
+    finally:
+        stop.set()
+        await task
+
+
+@asynccontextmanager
+async def installation(
+    temporal_address: str, database_url: str, data_dir: Path, *, allow: tuple[str, ...] = ()
+) -> AsyncIterator[Installation]:
+    settings = await prepared(temporal_address, database_url, data_dir, allow)
+    async with platform(settings, Role.OPERATOR) as parts, running_worker(settings):
+        yield Installation(parts)

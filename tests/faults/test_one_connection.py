@@ -1,0 +1,205 @@
+"""One connection on real parts against a provider that misbehaves: what is kept, said and counted.
+
+Store (SQLite and PostgreSQL), worker and Temporal are real; the provider does what the script says.
+"""
+
+import asyncio
+
+import pytest
+
+from evergrant_server.core.attempt import AttemptKind
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connection import Connection, Revocation, State
+from evergrant_server.core.errors import Code
+from evergrant_server.core.ids import workflow_id
+from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.core.secret import Secret
+from tests.fakes.installation import TENANT, Installation
+from tests.fakes.scripted_provider import (
+    ScriptedProvider,
+    drop,
+    drop_after_commit,
+    error,
+    hold_answer,
+    html,
+    ok,
+    raw,
+    status,
+)
+
+STRICT = RefreshRules(rotation=Rotation.STRICT)
+NEVER_ROTATES = RefreshRules(rotation=Rotation.NONE)
+
+
+async def access_token(place: Installation, connection: Connection) -> Secret:
+    async with place.store.read() as tx:
+        return await tx.grants.access_token(await place.row(connection))
+
+
+async def open_attempts(place: Installation, connection: Connection) -> int:
+    async with place.store.read() as tx:
+        found = [await tx.attempts.open_for(TENANT, connection.id, "main", kind) for kind in AttemptKind]
+    return sum(attempt is not None for attempt in found)
+
+
+async def test_a_whole_life(place: Installation, idp: ScriptedProvider):
+    connection = await place.connect(idp)
+    assert (await place.ensure_fresh(connection, 1)).generation == 2
+    token = (await access_token(place, connection)).reveal()
+    assert idp.active(token)
+    await place.revoke(connection)
+    ended = await place.until(connection, lambda c: c.state is State.REVOKED)
+    assert ended.revocation is Revocation.CONFIRMED
+    assert not idp.active(token)
+    assert await open_attempts(place, connection) == 0
+    exported = await place.until_exported(connection)
+    assert exported == [
+        AuditAction.GRANT_INSTALLED,
+        AuditAction.GRANT_REFRESHED,
+        AuditAction.REVOKED,
+        AuditAction.HISTORY_EXPORTED,
+    ]
+
+
+async def test_an_audit_record_names_its_run_and_the_event_that_decided(
+    place: Installation, idp: ScriptedProvider
+):
+    connection = await place.connect(idp)
+    (installed,) = await place.audited(connection)
+    assert installed.provenance is not None
+    events = await place.parts.link.history(installed.provenance.workflow_id, installed.provenance.run_id)
+    decided = next(e for e in events if int(e["eventId"]) == installed.provenance.event_id)
+    assert decided["eventType"] == "EVENT_TYPE_WORKFLOW_TASK_STARTED"
+    following = [e["eventType"] for e in events if int(e["eventId"]) > installed.provenance.event_id]
+    assert "EVENT_TYPE_ACTIVITY_TASK_SCHEDULED" in following[:3]
+
+
+async def test_invariant_3_fifty_callers_cost_one_refresh(place: Installation, idp: ScriptedProvider):
+    """Ten at a time: Temporal takes ten updates in flight; the API coalesces the rest."""
+    connection = await place.connect(idp)
+    for _ in range(5):
+        answers = await asyncio.gather(*(place.ensure_fresh(connection, 1) for _ in range(10)))
+        assert {answer.generation for answer in answers} == {2}
+    assert idp.refreshes == 1
+
+
+@pytest.mark.parametrize(
+    "answer", [status(503, {"Retry-After": "1"}), status(500), html(), drop(), raw(b"{}")]
+)
+async def test_what_is_no_refusal_costs_nobody_their_connection(
+    place: Installation, idp: ScriptedProvider, answer
+):
+    connection = await place.connect(idp, NEVER_ROTATES)
+    before = (await access_token(place, connection)).reveal()
+    idp.script(answer)
+    told = await place.ensure_fresh(connection, 1)
+    assert told.problem in (Code.PROVIDER_ERROR, Code.PROVIDER_UNREACHABLE, Code.REPLY_UNREADABLE)
+    row = await place.row(connection)
+    assert (row.state, row.generation) == (State.ACTIVE, 1)
+    assert (await access_token(place, connection)).reveal() == before
+
+
+async def test_an_outage_ends_by_itself(place: Installation, idp: ScriptedProvider):
+    connection = await place.connect(idp, NEVER_ROTATES)
+    idp.script(status(503), status(503))
+    assert (await place.ensure_fresh(connection, 1)).problem is Code.PROVIDER_ERROR
+    healed = await place.until(connection, lambda c: c.generation == 2)
+    assert healed.state is State.ACTIVE
+    assert idp.count("token", grant_type="refresh_token") == 3
+
+
+async def test_a_refused_refresh_token_asks_for_the_subject(place: Installation, idp: ScriptedProvider):
+    connection = await place.connect(idp)
+    idp.script(error("invalid_grant"))
+    assert (await place.ensure_fresh(connection, 1)).problem is Code.GRANT_REJECTED
+    row = await place.row(connection)
+    assert (row.state, row.reason) == (State.NEEDS_REAUTH, Code.GRANT_REJECTED)
+    assert AuditAction.NEEDS_REAUTH in await place.actions(connection)
+
+
+async def test_a_reconnect_keeps_the_connection(place: Installation, idp: ScriptedProvider):
+    connection = await place.connect(idp)
+    idp.script(error("invalid_grant"))
+    await place.ensure_fresh(connection, 1)
+    async with place.store.read() as tx:
+        integration = await tx.integrations.get(TENANT, connection.integration_id)
+    assert integration is not None
+    await place.consent(idp, integration, connection)
+    again = await place.until(connection, lambda c: c.state is State.ACTIVE)
+    assert (again.id, again.generation) == (connection.id, 2)
+
+
+async def test_a_lost_answer_is_sent_again_where_that_is_safe(place: Installation, lenient: ScriptedProvider):
+    connection = await place.connect(lenient, NEVER_ROTATES)
+    lenient.script(drop_after_commit())
+    assert (await place.ensure_fresh(connection, 1)).problem is Code.PROVIDER_UNREACHABLE
+    healed = await place.until(connection, lambda c: c.generation == 2)
+    assert healed.state is State.ACTIVE
+
+
+async def test_a_lost_answer_is_not_sent_again_while_a_strict_provider_still_honours_the_token(
+    place: Installation, idp: ScriptedProvider
+):
+    """A second use would kill the family, and with it the access token that is still good."""
+    connection = await place.connect(idp, STRICT)
+    token = (await access_token(place, connection)).reveal()
+    idp.script(drop_after_commit())
+    assert (await place.ensure_fresh(connection, 1)).problem is Code.PROVIDER_UNREACHABLE
+    assert (await place.ensure_fresh(connection, 1)).problem is not None
+    assert idp.count("token", grant_type="refresh_token") == 1
+    assert idp.active(token)
+    assert await open_attempts(place, connection) == 1
+
+
+async def test_a_revocation_during_a_refresh_wins_and_takes_the_new_token_along(
+    place: Installation, idp: ScriptedProvider
+):
+    """Invariant 7: what lands while revoking is kept only to be revoked."""
+    connection = await place.connect(idp, STRICT)
+    gate = asyncio.Event()
+    idp.script(hold_answer(gate))
+    refresh = asyncio.create_task(place.ensure_fresh(connection, 1))
+    await idp.until("token", 2)
+    await place.revoke(connection)
+    assert (await place.row(connection)).state is State.REVOKING
+    gate.set()
+    await refresh
+    ended = await place.until(connection, lambda c: c.state is State.REVOKED)
+    assert ended.generation == 2
+    assert not any(family.alive for family in idp.families)
+
+
+async def test_revoked_is_said_only_once_the_provider_has_confirmed(
+    place: Installation, idp: ScriptedProvider
+):
+    connection = await place.connect(idp)
+    idp.script(status(503, {"Retry-After": "1"}), at="revoke")
+    await place.revoke(connection)
+    await idp.until("revoke", 1)
+    assert (await place.row(connection)).state is State.REVOKING
+    ended = await place.until(connection, lambda c: c.state is State.REVOKED)
+    assert ended.revocation is Revocation.CONFIRMED
+    assert AuditAction.REVOCATION_FAILED in await place.actions(connection)
+
+
+async def test_a_code_that_the_provider_refuses_leaves_the_consent_open_for_another_try(
+    place: Installation, idp: ScriptedProvider
+):
+    integration = await place.integration(idp)
+    connection = await place.begin(integration)
+    idp.script(error("invalid_grant"), ok())
+    await place.consent(idp, integration, connection)
+    await idp.until("token", 1)
+    assert (await place.row(connection)).state is State.PENDING_CONSENT
+    await place.consent(idp, integration, connection)
+    assert (await place.until(connection, lambda c: c.state is State.ACTIVE)).generation == 1
+
+
+async def test_invariant_9_reconcile_rebuilds_what_temporal_lost(place: Installation, idp: ScriptedProvider):
+    first, second = await place.connect(idp), await place.connect(idp)
+    await place.parts.client.get_workflow_handle(workflow_id(TENANT, first.id)).terminate()
+    done = await place.parts.reconciler.all()
+    assert (done.live, done.started) == (2, 1)
+    assert (await place.parts.reconciler.all()).started == 0
+    for connection in (first, second):
+        assert (await place.ensure_fresh(connection, 1)).generation == 2
