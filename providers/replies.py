@@ -132,15 +132,14 @@ def _token(value: Any, what: str) -> Secret | None:
 
 
 def _token_type(spec: ProviderSpec, value: Any) -> str:
-    """RFC 6749 section 7.1: a type we don't know must not be used. Case doesn't matter (5.1)."""
-    known = spec.response.token_types
+    """Always Bearer: a type we don't know must not be used (RFC 6749 section 7.1), case ignored (5.1)."""
     if value is None or value == "":
-        value = known[0]
+        return "Bearer"
     if not isinstance(value, str):
         raise Unreadable(f"a token type that is {kind(value)}")
-    if value.lower() not in {name.lower() for name in known}:
+    if value.lower() not in {name.lower() for name in spec.response.bearer_token_types}:
         raise Unreadable("a token type that is not known")
-    return "Bearer" if value.lower() == "bearer" else value
+    return "Bearer"
 
 
 def _expires_in(spec: ProviderSpec, data: dict[str, Any], now: datetime | None) -> float | None:
@@ -179,8 +178,9 @@ def _scopes(spec: ProviderSpec, value: Any) -> tuple[str, ...] | None:
     else:
         if not isinstance(value, str):
             raise Unreadable(f"a scope that is {kind(value)}, not a string")
-        parts = value.split(spec.response.scope_separator or spec.scope_separator)
-    return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+        # no scope holds white space (RFC 6749 section 3.3), so it separates whatever else does
+        parts = value.replace(spec.response.scope_separator or spec.scope_separator, " ").split()
+    return tuple(dict.fromkeys(part for part in parts if part))
 
 
 def _metadata(spec: ProviderSpec, data: dict[str, Any]) -> dict[str, Any]:

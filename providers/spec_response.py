@@ -40,7 +40,7 @@ class Response(Part):
     id_token_path: JsonPath | None = "id_token"
     id_token: Literal["keep", "verify"] = "keep"
     token_type_path: JsonPath | None = "token_type"
-    token_types: tuple[str, ...] = ("bearer",)  # accepted, case ignored; the first when absent
+    bearer_token_types: tuple[str, ...] = ("bearer",)  # names for RFC 6750, case ignored
     expires_in_path: JsonPath | None = "expires_in"
     expires_in_unit: Literal["s", "ms"] = "s"
     expires_at_path: JsonPath | None = None

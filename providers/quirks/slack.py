@@ -22,6 +22,4 @@ def token_under_authed_user(reply: httpx2.Response) -> httpx2.Response:
         return reply
     lifted = {key: value for key, value in data.items() if key not in _MOVED}
     lifted |= {key: user[key] for key in _MOVED if key in user}
-    # Slack says "user" where RFC 6749 wants the way of using the token
-    lifted["token_type"] = "Bearer"
     return httpx2.Response(reply.status_code, headers=reply.headers, content=json.dumps(lifted).encode())

@@ -1,0 +1,201 @@
+"""One exchange per provider: what must be sent, a reply in its documented shape, what must be read.
+
+A vector is `vectors/<provider>.yaml`; docs/guide/adding-a-provider.md describes it. Requests go
+over a real socket to a server on loopback; a provider's host becomes the first part of the path.
+"""
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+import yaml
+
+from evergrant_server.core.access import Endpoints, Integration
+from evergrant_server.core.errors import Failure
+from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.secret import Secret
+from evergrant_server.egress import Egress, EgressPolicy
+from providers.authorization import authorization_request, endpoints_for, scopes_to_request
+from providers.client import OAuthClient
+from providers.flows import Sender
+from providers.registry import Registry
+from providers.replies import read_revocation, read_tokens
+from providers.reply import RawReply
+from providers.resolve import client_auth_of
+from providers.spec import ProviderSpec
+from tests.fakes.scripted_provider import Call, ScriptedProvider, raw
+from tests.unit.providers.definitions import NOW, an_integration
+
+VECTORS = Path(__file__).parent / "vectors"
+REGISTRY = Registry.load()
+REDIRECT = "https://evergrant.example/oauth/callback/int_1"
+SECRETS = {
+    "<state>": "state-" + "s" * 37,
+    "<verifier>": "verifier-" + "v" * 34,
+    "<code>": "a code",
+    "<refresh token>": "rt-1",
+    "<access token>": "at-1",
+    "<new access token>": "at-2",
+    "<new refresh token>": "rt-2",
+    "<id token>": "id-1",
+}
+_DIGEST = hashlib.sha256(SECRETS["<verifier>"].encode()).digest()
+SECRETS["<challenge>"] = base64.urlsafe_b64encode(_DIGEST).rstrip(b"=").decode()
+
+
+def test_every_provider_has_a_vector_and_every_vector_a_provider() -> None:
+    assert {path.stem for path in VECTORS.glob("*.yaml")} == set(REGISTRY.names())
+
+
+def known(value: Any) -> Any:
+    """A vector's part with its `<names>` replaced."""
+    if isinstance(value, str):
+        for name, secret in SECRETS.items():
+            value = value.replace(name, secret)
+        return value
+    if isinstance(value, dict):
+        return {name: known(item) for name, item in value.items()}
+    return [known(item) for item in value] if isinstance(value, list) else value
+
+
+class Exchange:
+    """One provider and its vector."""
+
+    def __init__(self, name: str) -> None:
+        self.spec: ProviderSpec = REGISTRY.get(name)
+        self.vector: dict[str, Any] = known(yaml.safe_load((VECTORS / f"{name}.yaml").read_text()))
+        given = self.vector.get("endpoints")
+        self.integration: Integration = an_integration(
+            name,
+            params=self.vector.get("params", {}),
+            endpoints=Endpoints(**given) if given else None,
+        )
+        self.client = OAuthClient("client-1", Secret("s3cret"), client_auth_of(self.spec, self.integration))
+        self.scopes = scopes_to_request(self.spec, self.integration, self.vector["scopes"])
+
+    def endpoints_at(self, origin: str) -> Endpoints:
+        theirs = endpoints_for(self.spec, self.integration)
+        moved = {
+            name: url.replace("https://", f"{origin}/")
+            for name, url in theirs.model_dump().items()
+            if name.endswith("_endpoint") and url is not None
+        }
+        return theirs.model_copy(update=moved)
+
+    def read(self, reply: RawReply, *, refreshing: bool) -> TokenSet:
+        return read_tokens(self.spec, reply, requested_scopes=self.scopes, refreshing=refreshing, now=NOW)
+
+
+@pytest.fixture(params=REGISTRY.names())
+def exchange(request: pytest.FixtureRequest) -> Exchange:
+    return Exchange(request.param)
+
+
+def test_the_browser_is_sent_with_exactly_this(exchange: Exchange) -> None:
+    url = authorization_request(
+        exchange.spec,
+        exchange.integration,
+        redirect_uri=REDIRECT,
+        state=Secret(SECRETS["<state>"]),
+        verifier=Secret(SECRETS["<verifier>"]),
+        scopes=exchange.vector["scopes"],
+    )
+    expected = exchange.vector["authorize"]
+    assert url.partition("?")[0] == expected["url"]
+    pairs = parse_qsl(urlsplit(url).query, keep_blank_values=True)
+    assert dict(pairs) == expected["query"]
+    assert len(pairs) == len(expected["query"])
+
+
+@pytest.mark.parametrize("kind", ["exchange", "refresh", "revoke"])
+async def test_a_request_as_documented_and_its_reply_read(exchange: Exchange, kind: str) -> None:
+    expected = exchange.vector.get(kind)
+    if expected is None:
+        supported = exchange.spec.revokes if kind == "revoke" else exchange.spec.refresh_supported
+        assert not supported, f"the vector has no {kind}, and the provider has"
+        return
+    async with ScriptedProvider() as server:
+        where = expected["request"]["url"].removeprefix("https://")
+        server.script(raw_reply(expected["reply"]), at=where)
+        reply = await send(exchange, kind, server)
+        assert len(server.calls) == 1
+        assert_request(server.calls[0], expected["request"])
+    if kind == "revoke":
+        read_revocation(exchange.spec, reply)
+    else:
+        assert_tokens(exchange.read(reply, refreshing=kind == "refresh"), expected["tokens"])
+
+
+async def test_refusals_are_sorted_as_this_provider_means_them(exchange: Exchange) -> None:
+    assert exchange.vector["refusals"]
+    for refusal in exchange.vector["refusals"]:
+        async with ScriptedProvider() as server:
+            where = urlsplit(exchange.endpoints_at(server.origin).token_endpoint).path.strip("/")
+            server.script(raw_reply(refusal["reply"]), at=where)
+            reply = await send(exchange, "exchange", server)
+        with pytest.raises(Failure) as raised:
+            exchange.read(reply, refreshing=True)
+        assert raised.value.code.value == refusal["code"]
+
+
+async def send(exchange: Exchange, kind: str, server: ScriptedProvider) -> RawReply:
+    sender = Sender(Egress(EgressPolicy(allow=(server.allowance,))))
+    spec, client, endpoints = exchange.spec, exchange.client, exchange.endpoints_at(server.origin)
+    if kind == "exchange":
+        return await sender.exchange_code(
+            spec,
+            endpoints,
+            client,
+            code=Secret(SECRETS["<code>"]),
+            verifier=Secret(SECRETS["<verifier>"]),
+            redirect_uri=REDIRECT,
+            params=exchange.integration.params,
+        )
+    if kind == "refresh":
+        token = Secret(SECRETS["<refresh token>"])
+        return await sender.refresh(spec, endpoints, client, refresh_token=token, scopes=exchange.scopes)
+    which = spec.revocation.token if spec.revocation else "refresh_token"
+    token = Secret(SECRETS[f"<{which.replace('_', ' ')}>"])
+    return await sender.revoke(spec, endpoints, client, token=token, hint=which)
+
+
+def raw_reply(reply: dict[str, Any]) -> Any:
+    body = json.dumps(reply["json"]).encode() if "json" in reply else b""
+    return raw(body, reply["status"], {"Content-Type": "application/json", **reply.get("headers", {})})
+
+
+def assert_request(call: Call, expected: dict[str, Any]) -> None:
+    assert call.method == expected["method"]
+    assert "https://" + call.target.lstrip("/") == expected["url"], "nothing in the query but what is listed"
+    content_type = call.headers.get("content-type")
+    if "json" in expected:
+        assert (content_type, json.loads(call.body)) == ("application/json", expected["json"])
+    elif expected["form"]:
+        pairs = parse_qsl(call.body.decode(), keep_blank_values=True)
+        assert (dict(pairs), len(pairs)) == (expected["form"], len(expected["form"]))
+        assert content_type == "application/x-www-form-urlencoded"
+    else:
+        assert call.body == b""
+    for name, value in expected.get("headers", {}).items():
+        assert call.headers[name] == value
+    if "authorization" not in expected.get("headers", {}):
+        assert "authorization" not in call.headers
+    assert call.headers["accept"] == "application/json"
+
+
+def assert_tokens(tokens: TokenSet, expected: dict[str, Any]) -> None:
+    assert tokens.access_token.reveal() == expected["access_token"]
+    refresh_token = tokens.refresh_token.reveal() if tokens.refresh_token else None
+    assert refresh_token == expected["refresh_token"]
+    scopes = tuple(expected["scopes"]) if expected["scopes"] is not None else None
+    assert (tokens.token_type, tokens.expires_in, tokens.scopes) == ("Bearer", expected["expires_in"], scopes)
+    assert tokens.metadata == expected.get("metadata", {})
+    if "id_token" in expected:
+        assert tokens.id_token is not None
+        assert tokens.id_token.reveal() == expected["id_token"]
+    if "refresh_expires_in" in expected:
+        assert tokens.refresh_expires_in == expected["refresh_expires_in"]

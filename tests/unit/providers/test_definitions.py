@@ -1,0 +1,174 @@
+"""Definitions: errors that name provider and field, what may be said, and what may be used."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.provider import Rotation
+from providers.quirks import QUIRKS
+from providers.registry import CATALOG, Registry, read_spec
+from tests.unit.providers.definitions import spec_like
+
+MINIMAL = """
+name: acme
+display_name: Acme
+auth_modes: [authorization_code]
+authorization_endpoint: https://acme.example/authorize
+token_endpoint: https://acme.example/token
+"""
+
+
+def problem(text: str) -> str:
+    with pytest.raises(Failure) as raised:
+        read_spec(text, "acme.yaml")
+    assert raised.value.code is Code.INVALID_REQUEST
+    return raised.value.detail
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("acces_params: {}", "acces_params: Extra inputs"),
+        ("response: {acess_token_path: x}", "response.acess_token_path"),
+        ("client_auth: basic", "client_auth"),
+        ("auth_modes: [password]", "auth_modes"),
+        ("auth_modes: [implicit]", "auth_modes"),
+        ("auth_modes: []", "auth_modes"),
+        ("pkce: plain", "pkce"),
+        ("token_endpoint: http://acme.example/token", "token_endpoint: must start with https://"),
+        ("token_endpoint: https://a@acme.example/token", "token_endpoint"),
+        ("token_endpoint: https://{host}/token", "['host']"),
+        ("token_endpoint: https://{/token", "brace"),
+        ("template_params: {sub: {pattern: '[a-z]+'}}", "anchored"),
+        ("template_params: {sub: {pattern: '^a|b$'}}", "alternative"),
+        ("template_params: {sub: {pattern: '^[a-z$'}}", "regular expression"),
+        ("template_params: {sub: {}}", "exactly one"),
+        ("template_params: {sub: {enum: [a], pattern: '^a$'}}", "exactly one"),
+        ("template_params: {sub: {enum: [a], default: b}}", "default"),
+        ("rotation_grace_s: 5", "rotation_grace_s"),
+        ("status_field: result", "ok_values"),
+        ("terminal_error_codes: [x]\nretryable_error_codes: [x]", "both"),
+        ("quirks: [no_such_hook]", "no_such_hook"),
+        ("refresh_token_in: header", "same header"),
+        ("name: Acme Inc", "name"),
+        ("scope_separator: ', '", "scope_separator"),
+        ("error_rules: [{path: ok, not_in: [1], values: [2]}]", "both not_in and values"),
+        ("token_params: {'a b': x}", "token_params"),
+    ],
+)
+def test_a_wrong_definition_names_provider_and_field(lines: str, said: str) -> None:
+    replaced = {line.split(":")[0] for line in lines.splitlines()}
+    kept = [line for line in MINIMAL.splitlines() if line.split(":")[0] not in replaced]
+    detail = problem("\n".join([*kept, lines]))
+    assert said in detail
+    assert "acme.yaml" in detail
+
+
+@pytest.mark.parametrize("text", ["", "[]", "a: [", "a: 1\na: 2", "!!python/object:os.system {}"])
+def test_what_isnt_a_definition_is_refused(text: str) -> None:
+    assert "acme.yaml" in problem(text)
+
+
+def test_missing_endpoints_are_named_unless_discovered() -> None:
+    text = "name: acme\ndisplay_name: Acme\nauth_modes: [authorization_code]\n"
+    assert "authorization_endpoint is missing" in problem(text)
+    assert read_spec(text + "discovery: true\n", "acme.yaml").discovery
+
+
+def test_a_file_is_called_as_its_provider(tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text(MINIMAL)
+    with pytest.raises(Failure, match="the file is called 'other'"):
+        Registry.load(tmp_path)
+
+
+def test_the_catalogue_loads_and_is_usable() -> None:
+    registry = Registry.load()
+    assert len(registry.names()) == len(list(CATALOG.glob("*.yaml"))) == 16
+    for spec in registry.all():
+        spec.require_usable()
+    with pytest.raises(Failure) as raised:
+        registry.get("no-such-provider")
+    assert raised.value.code is Code.PROVIDER_UNKNOWN
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"auth_modes": ["client_credentials"]},
+        {"auth_modes": ["oauth1"]},
+        {"client_auth": "private_key_jwt"},
+        {"client_auth": "tls_client_auth"},
+        {"refresh_client_auth": "client_secret_jwt"},
+        {"client_secret_generator": {"kind": "jwt", "alg": "ES256", "lifetime_s": 60}},
+        {"flow": "install"},
+        {"callback_verify": {"kind": "hmac_sha256_query", "param": "hmac", "secret": "client_secret"}},
+        {"callback_metadata_params": ["realmId"]},
+        {"scope_from_callback": True},
+        {"allow_unsolicited_callback": True},
+        {"scope_params": {"user": "user_scope"}},
+        {"response": {"additional_tokens": {"path": "other_tokens", "key": "resource_server"}}},
+        {"response": {"id_token": "verify"}},
+        {"refresh": {"kind": "access_token_exchange", "grant_type": "fb_exchange_token"}},
+        {"post_token_exchange": {"kind": "access_token_exchange"}},
+        {"refresh_extends_current": True},
+        {"refresh_scope_param": "resource"},
+        {"min_refresh_age_s": 570},
+        {"refresh_buffer_s": 30},
+        {"issuer_template": True},
+        {"token_params": {"device_id": "{callback.device_id}"}},
+        {
+            "token_endpoint": "https://{host}/token",
+            "template_params": {"host": {"pattern": "^[a-z]+$", "source": "callback"}},
+        },
+    ],
+)
+def test_what_no_flow_carries_out_can_be_said_but_not_used(fields: dict[str, Any]) -> None:
+    spec = spec_like(**fields)
+    with pytest.raises(Failure) as raised:
+        spec.require_usable()
+    assert raised.value.code is Code.INVALID_REQUEST
+    assert raised.value.context["provider"] == "acme"
+
+
+@pytest.mark.parametrize(
+    ("fields", "rotation", "grace", "idle"),
+    [
+        ({}, Rotation.UNKNOWN, 0, None),
+        ({"refresh_rotates": False}, Rotation.NONE, 0, None),
+        ({"refresh_rotates": True}, Rotation.STRICT, 0, None),
+        ({"refresh_rotates": True, "rotation_grace_s": 60}, Rotation.GRACE, 60, None),
+        ({"refresh_rotates": True, "rotation_grace_s": 0}, Rotation.STRICT, 0, None),
+        ({"refresh_rotates": True, "rotation_grace_s": "unlimited"}, Rotation.NONE, 0, None),
+        ({"refresh_rotates": True, "refresh_token_lifetime_s": 99}, Rotation.STRICT, 0, 99),
+        ({"refresh_rotates": False, "refresh_token_lifetime_s": 99}, Rotation.NONE, 0, None),
+        ({"refresh_rotates": False, "refresh_token_idle_s": 9}, Rotation.NONE, 0, 9),
+    ],
+)
+def test_refresh_rules(fields: dict[str, Any], rotation: Rotation, grace: float, idle: float | None) -> None:
+    rules = spec_like(**fields).refresh_rules()
+    assert (rules.rotation, rules.grace_s, rules.refresh_token_idle_s) == (rotation, grace, idle)
+
+
+@pytest.mark.parametrize(
+    ("data", "token"),
+    [
+        ({"ok": True, "authed_user": {"access_token": "user", "expires_in": 9}}, "user"),
+        ({"access_token": "bot", "authed_user": {"access_token": "user"}}, "bot"),
+        ({"authed_user": {"id": "U1"}}, None),
+        ({"authed_user": "x"}, None),
+        ([], None),
+    ],
+)
+def test_token_under_authed_user(data: Any, token: str | None) -> None:
+    quirk = QUIRKS["token_under_authed_user"]
+    reply = quirk.reshape(httpx2.Response(200, content=json.dumps(data).encode()))
+    read = json.loads(reply.content)
+    assert (read.get("access_token") if isinstance(read, dict) else None) == token
+
+
+def test_every_quirk_is_used_by_a_definition() -> None:
+    assert {name for spec in Registry.load().all() for name in spec.quirks} == set(QUIRKS)
