@@ -4,7 +4,8 @@ from datetime import datetime
 
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.ids import OutboxId, new_id, workflow_id
-from evergrant_server.core.messages import Asked, ConnectionStart, Life, Message
+from evergrant_server.core.lifecycle import life_of
+from evergrant_server.core.messages import Asked, ConnectionStart, Message
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
 from evergrant_server.core.schedule import NEWEST_RULES
 from evergrant_server.crypto import KeyRing
@@ -20,7 +21,7 @@ def start(connection: Connection, ring: KeyRing, asked: Asked, now: datetime) ->
         provider=connection.provider,
         subject_hash=ring.subject_hash(connection.tenant, connection.subject),
         rules=NEWEST_RULES,
-        life=Life(policy=connection.refresh_policy, consent_deadline=connection.consent_deadline),
+        life=life_of(connection, None, None, now),
         asked=asked,
     )
     return _message(connection, OutboxKind.START_WORKFLOW, "", order, now)

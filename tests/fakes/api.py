@@ -1,0 +1,335 @@
+"""The API in this process over a real store and registry, with a scripted stand-in for Temporal.
+
+    api.link.refreshes_with("at-2")     # what a workflow would do, done to the real store
+    answer = await api.post("/v1/lease", key, {...})
+
+Two stores share one database: the API's own (its ring can't open refresh tokens), and the
+worker's, through which tokens arrive.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from evergrant_server.api.app import create_app
+from evergrant_server.api.authentication import format_key, hash_of, new_key_secret
+from evergrant_server.api.parts import Parts
+from evergrant_server.audit.leases import LeaseLedger
+from evergrant_server.core.access import Action, App, AppKey, Integration, Permit
+from evergrant_server.core.clock import SetClock
+from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.grant import Grant, TokenSet
+from evergrant_server.core.ids import (
+    AppId,
+    ConnectionId,
+    IntegrationId,
+    KeyId,
+    PermitId,
+    Tenant,
+    new_id,
+)
+from evergrant_server.core.messages import Asked, Description, Discovered, EnsureFresh, Freshness
+from evergrant_server.core.secret import Secret
+from evergrant_server.crypto import KeyRing, Role
+from evergrant_server.settings import Settings
+from evergrant_server.store import LeaseRows, Store, schema
+from providers.registry import Registry
+from tests.fakes.databases import NOW, sqlite_url
+
+TENANT = Tenant("acme")
+OTHER = Tenant("acme-2")  # one tenant's name begins with the other's
+PUBLIC_URL = "https://evergrant.test"
+LIFETIME = 3600.0
+
+Refresh = Callable[[Tenant, ConnectionId, EnsureFresh], Awaitable[Freshness]]
+
+
+class ScriptedLink:
+    """Stands where TemporalLink stands. Does nothing it isn't told; keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[EnsureFresh] = []
+        self.discoveries: list[IntegrationId] = []
+        self.events: dict[str | None, list[dict[str, Any]]] = {}
+        self.up = True
+        self.on_refresh: Refresh | None = None
+        self.on_discover: Callable[[Tenant, IntegrationId], Awaitable[Discovered]] | None = None
+
+    async def ensure_fresh(
+        self, tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh, *, timeout: float
+    ) -> Freshness:
+        self.asked.append(ask)
+        self._must_be_up()
+        if self.on_refresh is None:
+            raise AssertionError("nobody expected a refresh")
+        return await self.on_refresh(tenant, connection_id, ask)
+
+    async def describe(
+        self, tenant: Tenant, connection_id: ConnectionId, timeout: float = 2.0
+    ) -> Description:
+        self._must_be_up()
+        return Description(
+            connection_id=connection_id,
+            state=State.ACTIVE,
+            generation=1,
+            expires_at=None,
+            next_step="refresh due",
+            next_at=NOW,
+            reason=None,
+            repairer=None,
+            failures=0,
+        )
+
+    async def discover(
+        self, tenant: Tenant, integration_id: IntegrationId, asked: Asked, timeout: float
+    ) -> Discovered:
+        self.discoveries.append(integration_id)
+        self._must_be_up()
+        assert self.on_discover is not None
+        return await self.on_discover(tenant, integration_id)
+
+    async def ready(self) -> bool:
+        return self.up
+
+    async def history(self, workflow: str, run_id: str | None = None) -> list[dict[str, Any]]:
+        self._must_be_up()
+        return self.events[run_id]
+
+    def _must_be_up(self) -> None:
+        if not self.up:
+            raise Failure(Code.TEMPORAL_UNAVAILABLE, retry_after=1.0)
+
+
+class CountingRelay:
+    """Stands where OutboxRelay stands; `on_nudge` may do what a worker would."""
+
+    def __init__(self) -> None:
+        self.nudges = 0
+
+    def nudge(self) -> None:
+        self.nudges += 1
+
+
+class Api:
+    """One API process with its client, and the shortest way to apps, integrations, connections."""
+
+    def __init__(self, parts: Parts, worker: Store, clock: SetClock) -> None:
+        self.parts = parts
+        self.store = parts.store
+        self.worker = worker
+        self.clock = clock
+        self.link: ScriptedLink = parts.link  # type: ignore[assignment]  # it is one: see `running_api`
+        self.relay: CountingRelay = parts.relay  # type: ignore[assignment]  # it is one: see `running_api`
+        self.app = create_app(parts)
+        self.client = self.browser()
+
+    def browser(self) -> httpx2.AsyncClient:
+        """A client with cookies of its own, which follows no redirect."""
+        transport = httpx2.ASGITransport(app=self.app)
+        base = self.parts.settings.public_url
+        return httpx2.AsyncClient(transport=transport, base_url=base, follow_redirects=False)
+
+    async def call(self, method: str, path: str, key: str | None = None, **more: Any) -> httpx2.Response:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return await self.client.request(method, path, headers=headers | more.pop("headers", {}), **more)
+
+    async def get(self, path: str, key: str | None = None, **more: Any) -> httpx2.Response:
+        return await self.call("GET", path, key, **more)
+
+    async def post(self, path: str, key: str | None = None, body: Any = None, **more: Any) -> httpx2.Response:
+        return await self.call("POST", path, key, json=body if body is not None else {}, **more)
+
+    async def lease(self, key: str, **more: Any) -> httpx2.Response:
+        return await self.post("/v1/lease", key, {"integration": "crm", "subject": "user-1", **more})
+
+    async def app_with(
+        self,
+        name: str,
+        *actions: Action,
+        tenant: Tenant = TENANT,
+        integration: str = "*",
+        subjects: tuple[str, ...] = ("*",),
+        ceiling: tuple[str, ...] | None = None,
+        return_to: tuple[str, ...] = (),
+    ) -> str:
+        """An app with one permit for `actions` (none: no permit at all). Returns its key."""
+        app = App(
+            tenant=tenant, id=AppId(new_id("app")), name=name, return_to=return_to, created_at=self.clock.now()
+        )
+        secret = new_key_secret()
+        key = AppKey(
+            tenant=tenant,
+            id=KeyId(new_id("key")),
+            app_id=app.id,
+            secret_hash=hash_of(secret),
+            created_at=self.clock.now(),
+        )
+        async with self.worker.write() as tx:
+            await tx.access.put_app(app, expected=None)
+            await tx.access.add_key(key)
+            if actions:
+                permit = Permit(
+                    tenant=tenant,
+                    id=PermitId(new_id("per")),
+                    app_id=app.id,
+                    name="only",
+                    integration=integration,
+                    subjects=subjects,
+                    scope_ceiling=ceiling,
+                    actions=actions,
+                    created_at=self.clock.now(),
+                )
+                await tx.access.put_permit(permit, expected=None)
+        return format_key(key.id, secret)
+
+    async def integration(
+        self, name: str = "crm", *, tenant: Tenant = TENANT, provider: str = "gitlab", **more: Any
+    ) -> Integration:
+        now = self.clock.now()
+        values: dict[str, Any] = {
+            "tenant": tenant,
+            "id": IntegrationId(new_id("int")),
+            "name": name,
+            "provider": provider,
+            "client_id": "client-1",
+            "default_scopes": ("read_user",),
+            "created_at": now,
+            "changed_at": now,
+            **more,
+        }
+        async with self.worker.write() as tx:
+            return await tx.integrations.put(Integration(**values), Secret("hush-hush"), expected=None)
+
+    async def connection(self, integration: Integration, **changes: Any) -> Connection:
+        """A connection that waits for its consent."""
+        now = self.clock.now()
+        values: dict[str, Any] = {
+            "tenant": integration.tenant,
+            "id": ConnectionId(new_id("con")),
+            "integration_id": integration.id,
+            "integration": integration.name,
+            "provider": integration.provider,
+            "subject": "user-1",
+            "requested_scopes": ("read_user",),
+            "created_at": now,
+            "changed_at": now,
+            "consent_deadline": now + timedelta(hours=1),
+            **changes,
+        }
+        connection = Connection(**values)
+        async with self.worker.write() as tx:
+            await tx.connections.add(connection)
+        return connection
+
+    async def active(
+        self, integration: Integration, token: str = "at-1", *, lifetime: float | None = LIFETIME, **changes: Any
+    ) -> Connection:
+        """A connection with a grant whose access token is `token`."""
+        scopes = changes.pop("scopes", ("read_user",))
+        connection = await self.connection(integration, **changes)
+        return await self.install(connection, token, lifetime=lifetime, scopes=scopes)
+
+    async def install(
+        self,
+        connection: Connection,
+        token: str,
+        *,
+        lifetime: float | None = LIFETIME,
+        scopes: tuple[str, ...] = ("read_user",),
+    ) -> Connection:
+        """What a worker does when a token arrives."""
+        now = self.clock.now()
+        tokens = TokenSet(
+            access_token=Secret(token), refresh_token=Secret(f"rt-of-{token}"), expires_in=lifetime, scopes=scopes
+        )
+        async with self.worker.write() as tx:
+            current = await tx.connections.get(connection.tenant, connection.id)
+            assert current is not None
+            after = current.refreshed(now) if current.generation else current.granted(now)
+            grant = Grant.from_tokens(
+                tokens, generation=after.generation, requested=current.requested_scopes, at=now
+            )
+            return await tx.grants.install(after, tokens, grant, expected=current.revision)
+
+    def refreshes_with(self, *tokens: str, after: asyncio.Event | None = None) -> None:
+        """Each ensure_fresh installs the next of `tokens` in the real store, as the workflow would."""
+        left = list(tokens)
+
+        async def refresh(tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh) -> Freshness:
+            if after is not None:
+                await after.wait()
+            now_it_is = await self.row(tenant, connection_id)
+            installed = await self.install(now_it_is, left.pop(0))
+            return Freshness(generation=installed.generation)
+
+        self.link.on_refresh = refresh
+
+    def refreshes_fail(self, problem: Code, retry_after: float | None = None) -> None:
+        async def refuse(tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh) -> Freshness:
+            return Freshness(generation=ask.seen_generation, problem=problem, retry_after=retry_after)
+
+        self.link.on_refresh = refuse
+
+    async def row(self, tenant: Tenant, connection_id: ConnectionId) -> Connection:
+        async with self.worker.read() as tx:
+            found = await tx.connections.get(tenant, connection_id)
+        assert found is not None
+        return found
+
+    async def change(self, connection: Connection, changed: Callable[[Connection], Connection]) -> Connection:
+        """What another process does to a connection."""
+        async with self.worker.write() as tx:
+            current = await tx.connections.get(connection.tenant, connection.id)
+            assert current is not None
+            return await tx.connections.replace(changed(current), expected=current.revision)
+
+
+@asynccontextmanager
+async def running_api(
+    folder: Path, *, public_url: str = PUBLIC_URL, lease_wait: float = 3.0
+) -> AsyncIterator[Api]:
+    """A fresh SQLite database, keys, and the API over them."""
+    clock = SetClock(NOW)
+    key_file = folder / "keys.json"
+    KeyRing.create(key_file)
+    url = sqlite_url(folder)
+    await schema.upgrade(url)
+    settings = Settings(
+        data_dir=folder,
+        database_url=url,
+        key_file=key_file,
+        public_url=public_url,
+        tenant=TENANT,
+        lease_wait=timedelta(seconds=lease_wait),
+    )
+    ring = KeyRing.open(key_file, Role.API)
+    store = await Store.open(url, ring, clock)
+    worker = await Store.open(url, KeyRing.open(key_file, Role.WORKER), clock)
+    ledger = LeaseLedger(store, "api-test", clock)
+    await ledger.start()
+    parts = Parts(
+        settings=settings,
+        store=store,
+        ring=ring,
+        registry=Registry.load(),
+        clock=clock,
+        link=ScriptedLink(),
+        relay=CountingRelay(),
+        ledger=ledger,
+        lease_rows=LeaseRows(store),
+    )
+    api = Api(parts, worker, clock)
+    try:
+        yield api
+    finally:
+        await api.client.aclose()
+        await parts.freshening.stop()
+        await ledger.stop()
+        await store.close()
+        await worker.close()

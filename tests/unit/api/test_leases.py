@@ -1,0 +1,202 @@
+"""The lease path: fresh, due, expired, refused; what is asked of the workflow, and what is recorded."""
+
+import asyncio
+
+from evergrant_server import audit
+from evergrant_server.core.access import Action
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connection import Connection
+from evergrant_server.core.errors import Code
+from tests.fakes.api import TENANT, Api
+
+
+async def actions_of(api: Api, what: str) -> list[AuditAction]:
+    async with api.worker.read() as tx:
+        return [record.action for record in await audit.page(tx, TENANT, object=what, limit=100)]
+
+
+async def test_a_fresh_lease_says_what_the_token_can_do(api: Api):
+    connection = await api.active(await api.integration())
+    answer = await api.lease(await api.app_with("pipeline", Action.TOKEN))
+    assert answer.status_code == 200, answer.text
+    assert answer.json() == {
+        "access_token": "at-1",
+        "token_type": "Bearer",
+        "expires_at": "2026-01-02T04:04:05.678901+00:00",
+        "scopes": ["read_user"],
+        "generation": 1,
+        "connection_id": connection.id,
+    }
+    assert answer.headers["cache-control"] == "no-store"
+    assert await actions_of(api, connection.id) == [AuditAction.LEASED]
+    async with api.worker.read() as tx:
+        assert await tx.usage.leased_generation(TENANT, connection.id) == 1
+
+
+async def test_a_lease_by_id_with_an_empty_body(api: Api):
+    connection = await api.active(await api.integration())
+    key = await api.app_with("pipeline", Action.TOKEN)
+    answer = await api.call("POST", f"/v1/connections/{connection.id}/token", key)
+    assert answer.json()["access_token"] == "at-1"
+    again = await api.call("POST", f"/v1/connections/{connection.id}/token", key)
+    assert again.json()["access_token"] == "at-1"
+    assert await actions_of(api, connection.id) == [AuditAction.LEASED] * 2
+
+
+async def test_a_due_token_is_served_now_and_refreshed_behind(api: Api):
+    connection = await api.active(await api.integration())
+    key = await api.app_with("pipeline", Action.TOKEN)
+    api.clock.advance(3500)
+    api.refreshes_with("at-2")
+    assert (await api.lease(key)).json()["access_token"] == "at-1"
+    await until(lambda: newer(api, connection, 1))
+    assert (await api.lease(key)).json()["access_token"] == "at-2"
+    assert len(api.link.asked) == 1
+
+
+async def test_an_expired_token_waits_for_one_refresh_shared_by_all(api: Api):
+    await api.active(await api.integration())
+    key = await api.app_with("pipeline", Action.TOKEN)
+    api.clock.advance(3601)
+    gate = asyncio.Event()
+    api.refreshes_with("at-2", after=gate)
+    waiting = [asyncio.create_task(api.lease(key)) for _ in range(50)]
+    await until(lambda: async_true(len(api.link.asked) == 1))
+    gate.set()
+    answers = await asyncio.gather(*waiting)
+    assert {answer.json()["access_token"] for answer in answers} == {"at-2"}
+    assert len(api.link.asked) == 1
+
+
+async def test_the_store_may_answer_before_the_workflow(api: Api):
+    """The update hangs; another process installs the token: whichever answers first wins."""
+    connection = await api.active(await api.integration())
+    key = await api.app_with("pipeline", Action.TOKEN)
+    api.clock.advance(3601)
+    never = asyncio.Event()
+    api.refreshes_with("unused", after=never)
+    waiting = asyncio.create_task(api.lease(key))
+    await until(lambda: async_true(len(api.link.asked) == 1))
+    await api.install(connection, "at-2")
+    assert (await waiting).json()["access_token"] == "at-2"
+
+
+async def test_min_ttl_waits_for_a_longer_lived_token(api: Api):
+    await api.active(await api.integration())
+    key = await api.app_with("pipeline", Action.TOKEN)
+    api.clock.advance(1800)
+    api.refreshes_with("at-2")
+    assert (await api.lease(key, min_ttl=600)).json()["access_token"] == "at-1"
+    assert (await api.lease(key, min_ttl=2400)).json()["access_token"] == "at-2"
+
+
+async def test_a_refusal_names_who_repairs_it_and_when_to_come_back(api: Api):
+    connection = await api.active(await api.integration())
+    key = await api.app_with("pipeline", Action.TOKEN)
+    api.clock.advance(3601)
+    api.refreshes_fail(Code.PROVIDER_RATE_LIMITED, 17.2)
+    answer = await api.lease(key)
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "18"
+    problem = answer.json()
+    assert (problem["code"], problem["kind"], problem["repairer"]) == (
+        "provider_rate_limited",
+        "ProviderUnavailable",
+        "time",
+    )
+    assert problem["retry_after"] == 17.2
+    assert await actions_of(api, connection.id) == [AuditAction.LEASE_REFUSED]
+
+
+async def test_temporal_away_and_the_token_expired(api: Api):
+    await api.active(await api.integration())
+    key = await api.app_with("pipeline", Action.TOKEN)
+    api.clock.advance(3601)
+    api.link.up = False
+    answer = await api.lease(key)
+    assert (answer.status_code, answer.json()["code"]) == (503, "temporal_unavailable")
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+async def test_a_refresh_that_is_refused_for_good_leads_to_a_connect_link(api: Api):
+    connection = await api.active(await api.integration())
+    key = await api.app_with("pipeline", Action.TOKEN, Action.CONNECT)
+    api.clock.advance(3601)
+
+    async def refused(tenant, connection_id, ask):
+        await api.change(connection, lambda it: it.rejected(Code.GRANT_REJECTED, api.clock.now()))
+        from evergrant_server.core.messages import Freshness
+
+        return Freshness(generation=1, problem=Code.GRANT_REJECTED)
+
+    api.link.on_refresh = refused
+    answer = await api.lease(key)
+    assert (answer.status_code, answer.json()["code"]) == (409, "consent_required")
+    assert answer.json()["connect_url"].startswith("https://evergrant.test/connect/")
+    assert answer.json()["connection_id"] == connection.id
+
+
+async def test_nothing_there_begins_a_connection_for_an_app_that_may_connect(api: Api):
+    await api.integration()
+    key = await api.app_with("pipeline", Action.TOKEN, Action.CONNECT)
+    first, second = await api.lease(key), await api.lease(key)
+    assert (first.status_code, first.json()["code"]) == (409, "consent_required")
+    assert first.json()["connect_url"] == second.json()["connect_url"]
+    assert first.json()["connection_id"] == second.json()["connection_id"]
+    assert first.json()["expires_at"] == "2026-01-02T04:04:05.678901+00:00"
+    assert api.relay.nudges >= 1
+
+
+async def test_nothing_there_is_404_for_an_app_that_may_not_connect(api: Api):
+    await api.integration()
+    answer = await api.lease(await api.app_with("pipeline", Action.TOKEN))
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+async def test_scopes_that_were_not_granted_and_scopes_above_the_ceiling(api: Api):
+    await api.active(await api.integration(), scopes=("read_user", "api"))
+    wide = await api.app_with("wide", Action.TOKEN)
+    narrow = await api.app_with("narrow", Action.TOKEN, ceiling=("read_user",))
+    assert (await api.lease(wide, scopes=["read_user"])).status_code == 200
+    missing = await api.lease(wide, scopes=["read_user", "sudo"])
+    assert (missing.status_code, missing.json()["code"]) == (409, "scope_not_granted")
+    assert missing.json()["scopes"] == "sudo"
+    above = await api.lease(narrow, scopes=["api"])
+    assert (above.status_code, above.json()["code"]) == (403, "scope_not_permitted")
+    # the token itself can do more than the permit allows: it doesn't leave whatever was asked
+    assert (await api.lease(narrow)).json()["code"] == "scope_not_permitted"
+    assert (await api.lease(narrow, scopes=["read_user"])).json()["code"] == "scope_not_permitted"
+
+
+async def test_a_token_that_never_expires(api: Api):
+    await api.active(await api.integration(), lifetime=None)
+    key = await api.app_with("pipeline", Action.TOKEN)
+    api.clock.advance(365 * 86_400)
+    answer = await api.lease(key, min_ttl=86_400)
+    assert answer.json()["expires_at"] is None
+    assert api.link.asked == []
+
+
+async def test_one_who_waits_gets_a_typed_answer_when_time_is_up(api: Api):
+    await api.active(await api.integration())
+    key = await api.app_with("pipeline", Action.TOKEN)
+    api.clock.advance(3601)
+    api.refreshes_with("unused", after=asyncio.Event())
+    began = asyncio.get_running_loop().time()
+    answer = await api.lease(key)
+    assert (answer.status_code, answer.json()["code"]) == (503, "refresh_pending")
+    assert 2.5 < asyncio.get_running_loop().time() - began < 5
+
+
+async def newer(api: Api, connection: Connection, generation: int) -> bool:
+    return (await api.row(connection.tenant, connection.id)).generation > generation
+
+
+async def async_true(value: bool) -> bool:
+    return value
+
+
+async def until(condition, limit_s: float = 5) -> None:
+    async with asyncio.timeout(limit_s):
+        while not await condition():
+            await asyncio.sleep(0.01)
