@@ -14,10 +14,11 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress, Watch
 from providers.authorization import redirect_uri_of
 from providers.client import Answered, OAuthClient, ProviderClient
+from providers.dialects import exchange_dialect, refresh_dialect, revocation_dialect
 from providers.quirks import QUIRKS, Quirk
 from providers.reply import RawReply
-from providers.resolve import checked_params, fill, fill_url
-from providers.spec import ProviderSpec, Revocation
+from providers.resolve import fill_url
+from providers.spec import ProviderSpec
 from providers.spec_request import Pkce
 from providers.wire import Dialect, WireAuth
 
@@ -62,15 +63,7 @@ class Sender:
         """Swap an authorization code for tokens (RFC 6749 section 4.1.3, RFC 7636 section 4.5)."""
         spec.require_usable()
         params = params or {}
-        dialect = Dialect(
-            method=spec.token_request_method,
-            format=spec.token_request_format.value,
-            auth=client.auth,
-            renames=spec.token_request_param_names,
-            extra=_filled(spec, spec.token_params, params),
-            query=_filled(spec, spec.token_query_params, params),
-            headers=spec.token_request_headers,
-        )
+        dialect = exchange_dialect(spec, client, params)
         standard = {"code": code.reveal(), "redirect_uri": redirect_uri_of(spec, params, redirect_uri)}
         if spec.pkce is not Pkce.OFF:
             standard["code_verifier"] = verifier.reveal()
@@ -100,19 +93,7 @@ class Sender:
         if not spec.refresh_supported:
             detail = f"provider {spec.name} has no refresh"
             raise Failure(Code.INVALID_REQUEST, detail, provider=spec.name, field="refresh_supported")
-        params = params or {}
-        in_header = spec.refresh_token_in == "header"
-        dialect = Dialect(
-            method=spec.token_request_method,
-            format=spec.token_request_format.value,
-            auth=spec.refresh_client_auth.value if spec.refresh_client_auth else client.auth,
-            renames=spec.token_request_param_names | spec.refresh_param_names,
-            extra=_filled(spec, spec.refresh_params, params) | _included(spec, redirect_uri, params),
-            query=_filled(spec, spec.token_query_params, params),
-            headers=spec.token_request_headers,
-            bearer=refresh_token.reveal() if in_header else None,
-            drop=("refresh_token",) if in_header else (),
-        )
+        dialect = refresh_dialect(spec, client, refresh_token, redirect_uri, params or {})
         standard = {"scope": spec.scope_separator.join(scopes)} if spec.refresh_sends_scope and scopes else {}
 
         def ask(authlib: ProviderClient) -> Awaitable[Any]:
@@ -140,10 +121,9 @@ class Sender:
         `hint` is `refresh_token` or `access_token`; `spec.revocation.token` says which of the
         two ends the grant.
         """
-        rule = spec.revocation or Revocation()
         url = _needed(spec, endpoints.revocation_endpoint, "revocation_endpoint")
         url = fill_url(url, client_id=client.client_id, token=token.reveal())
-        dialect = _revocation_dialect(rule, client, token)
+        dialect = revocation_dialect(spec, client, token)
 
         def ask(authlib: ProviderClient) -> Awaitable[Any]:
             return authlib.revoke_token(
@@ -239,45 +219,10 @@ def _unreachable(spec: ProviderSpec, error: httpx2.TransportError) -> Failure:
     return Failure(Code.PROVIDER_UNREACHABLE, f"{spec.name} {kind}", provider=spec.name)
 
 
-def _filled(spec: ProviderSpec, templates: Params, params: Params) -> dict[str, str]:
-    if not templates:
-        return {}
-    values = checked_params(spec, params)
-    return {name: fill(text, values, spec) for name, text in templates.items()}
-
-
-def _included(spec: ProviderSpec, redirect_uri: str | None, params: Params) -> dict[str, str]:
-    if "redirect_uri" not in spec.refresh_params_include:
-        return {}
-    if redirect_uri is None:
-        detail = f"{spec.name} wants the redirect URI in a refresh"
-        raise Failure(Code.INVALID_REQUEST, detail, provider=spec.name, field="refresh_params_include")
-    return {"redirect_uri": redirect_uri_of(spec, params, redirect_uri)}
-
-
 def _needed(spec: ProviderSpec, url: str | None, name: str) -> str:
     if url is None:
         raise Failure(Code.INVALID_REQUEST, f"{spec.name} has no {name}", provider=spec.name, field=name)
     return url
-
-
-def _revocation_dialect(rule: Revocation, client: OAuthClient, token: Secret) -> Dialect:
-    headers = dict(rule.headers)
-    if rule.auth == "header" and rule.auth_template is not None:
-        secret = client.client_secret.reveal() if client.client_secret else ""
-        headers[rule.auth_header] = rule.auth_template.replace("{client_secret}", secret).replace(
-            "{client_id}", client.client_id
-        )
-    extra = {name: text.replace("{client_id}", client.client_id) for name, text in rule.params.items()}
-    return Dialect(
-        method=rule.method,
-        format=rule.format,
-        auth=client.auth if rule.auth == "client" else rule.auth,
-        renames={"token": rule.token_param, "token_type_hint": rule.hint_param},
-        extra=extra,
-        headers=headers,
-        bearer=token.reveal() if rule.auth == "bearer" else None,
-    )
 
 
 __all__ = ["RawReply", "SendFailed", "Sender"]

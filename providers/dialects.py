@@ -1,0 +1,79 @@
+"""From a definition to the dialect of one request: exchange, refresh, revocation. Pure."""
+
+from collections.abc import Mapping
+
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.secret import Secret
+from providers.authorization import redirect_uri_of
+from providers.client import OAuthClient
+from providers.resolve import checked_params, fill
+from providers.spec import ProviderSpec, Revocation
+from providers.wire import Dialect
+
+Params = Mapping[str, str]
+
+
+def exchange_dialect(spec: ProviderSpec, client: OAuthClient, params: Params) -> Dialect:
+    """How a code exchange is written. Raises Failure INVALID_REQUEST for a missing parameter."""
+    return Dialect(
+        method=spec.token_request_method,
+        format=spec.token_request_format.value,
+        auth=client.auth,
+        renames=spec.token_request_param_names,
+        extra=_filled(spec, spec.token_params, params),
+        query=_filled(spec, spec.token_query_params, params),
+        headers=spec.token_request_headers,
+    )
+
+
+def refresh_dialect(
+    spec: ProviderSpec, client: OAuthClient, token: Secret, redirect_uri: str | None, params: Params
+) -> Dialect:
+    """How a refresh is written. Raises Failure INVALID_REQUEST for a missing parameter."""
+    in_header = spec.refresh_token_in == "header"
+    return Dialect(
+        method=spec.token_request_method,
+        format=spec.token_request_format.value,
+        auth=spec.refresh_client_auth.value if spec.refresh_client_auth else client.auth,
+        renames=spec.token_request_param_names | spec.refresh_param_names,
+        extra=_filled(spec, spec.refresh_params, params) | _included(spec, redirect_uri, params),
+        query=_filled(spec, spec.token_query_params, params),
+        headers=spec.token_request_headers,
+        bearer=token.reveal() if in_header else None,
+        drop=("refresh_token",) if in_header else (),
+    )
+
+
+def revocation_dialect(spec: ProviderSpec, client: OAuthClient, token: Secret) -> Dialect:
+    """How a revocation is written: RFC 7009, or the definition's template."""
+    rule = spec.revocation or Revocation()
+    headers = dict(rule.headers)
+    if rule.auth == "header" and rule.auth_template is not None:
+        secret = client.client_secret.reveal() if client.client_secret else ""
+        text = rule.auth_template.replace("{client_secret}", secret)
+        headers[rule.auth_header] = text.replace("{client_id}", client.client_id)
+    return Dialect(
+        method=rule.method,
+        format=rule.format,
+        auth=client.auth if rule.auth == "client" else rule.auth,
+        renames={"token": rule.token_param, "token_type_hint": rule.hint_param},
+        extra={name: text.replace("{client_id}", client.client_id) for name, text in rule.params.items()},
+        headers=headers,
+        bearer=token.reveal() if rule.auth == "bearer" else None,
+    )
+
+
+def _filled(spec: ProviderSpec, templates: Params, params: Params) -> dict[str, str]:
+    if not templates:
+        return {}
+    values = checked_params(spec, params)
+    return {name: fill(text, values, spec) for name, text in templates.items()}
+
+
+def _included(spec: ProviderSpec, redirect_uri: str | None, params: Params) -> dict[str, str]:
+    if "redirect_uri" not in spec.refresh_params_include:
+        return {}
+    if redirect_uri is None:
+        detail = f"{spec.name} wants the redirect URI in a refresh"
+        raise Failure(Code.INVALID_REQUEST, detail, provider=spec.name, field="refresh_params_include")
+    return {"redirect_uri": redirect_uri_of(spec, params, redirect_uri)}
