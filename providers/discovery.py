@@ -37,8 +37,9 @@ async def discover(egress: Egress, issuer: str) -> Endpoints:
 def document_urls(issuer: str) -> tuple[str, ...]:
     """Where the metadata of an issuer may be, in the order they are tried.
 
-    The well-known name goes between host and path (RFC 8414 section 3.1) or after the path
-    (OpenID Connect Discovery 4.1); servers mounted below a path often have RFC 8414's after it too.
+    RFC 8414's name goes between host and path (section 3.1); servers mounted below a path often
+    have it after the path instead. OpenID's goes after the path (Discovery 1.0 section 4.1) and
+    is last: its document may lack the revocation endpoint, which is not among its fields.
     """
     parts = urlsplit(issuer)
     path = parts.path.rstrip("/")  # both documents say: without a terminating slash
@@ -47,7 +48,7 @@ def document_urls(issuer: str) -> tuple[str, ...]:
         return urlunsplit((parts.scheme, parts.netloc, place, "", ""))
 
     oauth, oidc = "/.well-known/oauth-authorization-server", "/.well-known/openid-configuration"
-    return tuple(dict.fromkeys([at(oauth + path), at(path + oidc), at(path + oauth)]))
+    return tuple(dict.fromkeys([at(oauth + path), at(path + oauth), at(path + oidc)]))
 
 
 def _check_issuer(egress: Egress, issuer: str) -> None:

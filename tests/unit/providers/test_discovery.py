@@ -28,8 +28,8 @@ def test_rfc8414_3_1_the_well_known_name_goes_between_host_and_path() -> None:
     assert document_urls("https://h.example/") == document_urls("https://h.example")
     assert document_urls("https://h.example:8443/t/1") == (
         f"https://h.example:8443{oauth}/t/1",
-        f"https://h.example:8443/t/1{oidc}",
         f"https://h.example:8443/t/1{oauth}",
+        f"https://h.example:8443/t/1{oidc}",
     )
 
 
@@ -57,8 +57,8 @@ async def test_openid_and_mounted_documents_are_tried_next(missing: Any) -> None
         assert endpoints.token_endpoint == idp.url("token") + "/"
         assert [call.target for call in idp.calls] == [
             "/.well-known/oauth-authorization-server/o",
-            "/o/.well-known/openid-configuration",
             "/o/.well-known/oauth-authorization-server",
+            "/o/.well-known/openid-configuration",
         ]
 
 
