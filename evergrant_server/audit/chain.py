@@ -25,6 +25,9 @@ from evergrant_server.store.types import UtcDateTime
 async def append(tx: Tx, entry: AuditEntry, *, lane: str = "main") -> AuditRecord:
     """Add a record to the chain (tenant, lane), committed or rolled back with `tx`.
 
+    Change the rows first and append last: from here to the commit the chain is locked, and
+    writers that lock a chain before a row would wait for each other crosswise.
+
     Raises TypeError when the detail holds what JSON can't say: a Secret never gets in.
     """
     (row,) = await extend(tx.connection, entry.tenant, lane, [entry])

@@ -104,7 +104,7 @@ class LeaseLedger:
         Raises Stale when connection or app changed since the claim was judged, Failure
         AUDIT_UNAVAILABLE when the log can't be written.
         """
-        if self._task is None or self._stopping:
+        if self._task is None or self._task.done() or self._stopping:
             raise _unavailable("the lease ledger isn't running")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(claim, done))
@@ -112,36 +112,46 @@ class LeaseLedger:
         await done
 
     async def _run(self) -> None:
+        try:
+            await self._run_until_stopped()
+        finally:
+            self._fail(self._waiting, _unavailable("the lease ledger ended"))
+
+    async def _run_until_stopped(self) -> None:
         while True:
             await self._came.wait()
             batch, self._waiting = self._waiting[:_LARGEST_BATCH], self._waiting[_LARGEST_BATCH:]
-            if not batch:
-                if self._stopping:
-                    return
+            if batch:
+                await self._settle(batch)
+            elif self._stopping:
+                return
+            else:
                 self._came.clear()
-                continue
-            await self._settle(batch)
 
     async def _settle(self, batch: Sequence[_Waiting]) -> None:
         """Commit a batch and tell each caller; nobody is left waiting, whatever happens."""
-        problem: Failure = _unavailable("the ledger was stopped while it committed")
-        good: frozenset[int] | None = None
+        problem = _unavailable("the ledger was stopped while it committed")
         try:
             good = await self._commit([it.claim for it in batch])
+            for place, (_, done) in enumerate(batch):
+                if done.done():
+                    continue  # its caller has gone; the record stays, and says more than was handed out
+                if place in good:
+                    done.set_result(None)
+                else:
+                    done.set_exception(Stale())
         except Failure as failure:
             problem = _unavailable(failure.detail)
         except Exception as error:
             problem = _unavailable(type(error).__name__)
         finally:
-            for place, (_, done) in enumerate(batch):
-                if done.done():
-                    continue  # its caller has gone; the record stays, and says more than was handed out
-                if good is None:
-                    done.set_exception(problem)
-                elif place in good:
-                    done.set_result(None)
-                else:
-                    done.set_exception(Stale())
+            self._fail(batch, problem)
+
+    @staticmethod
+    def _fail(batch: Sequence[_Waiting], problem: Failure) -> None:
+        for _, done in batch:
+            if not done.done():
+                done.set_exception(problem)
 
     async def _commit(self, claims: Sequence[LeaseClaim]) -> frozenset[int]:
         """Write what still holds, in one transaction; returns the places of those claims."""

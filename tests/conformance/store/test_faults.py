@@ -97,6 +97,25 @@ async def test_postgresql_ends_statements_and_idle_transactions_by_itself(
     await postgres_server.drop(url)
 
 
+async def test_a_postgresql_database_that_does_not_exist_is_unavailable(
+    postgres_server: Postgres, ring: KeyRing, clock: SetClock
+):
+    for url in (postgres_server.url("nowhere"), postgres_server.url("postgres").replace("postgres@", "who@")):
+        with pytest.raises(Failure) as caught:
+            await Store.open(url, ring, clock)
+        assert caught.value.code is Code.STORE_UNAVAILABLE
+
+
+async def test_a_value_the_database_cannot_hold_is_an_invalid_request(store: Store):
+    impossible = a_connection(subject="a\x00b")  # PostgreSQL has no NUL in text, SQLite has
+    if store.sqlite:
+        await added(store, impossible)
+        return
+    with pytest.raises(Failure) as caught:
+        await added(store, impossible)
+    assert caught.value.code is Code.INVALID_REQUEST
+
+
 async def test_a_missing_table_is_a_schema_mismatch(store: Store):
     async with store.write() as tx:
         await tx.connection.execute(text("DROP TABLE outbox"))

@@ -134,6 +134,32 @@ async def test_a_revocation_while_others_lease_lets_only_earlier_leases_through(
     assert (await audit.verify(store, ACME)).ok
 
 
+async def test_a_lease_waits_for_a_revocation_that_is_being_committed(store: Store, ledger: LeaseLedger):
+    connection, app = await granted(store), await an_app_of(store)
+    async with store.write() as tx:
+        await tx.connections.replace(connection.revoke_asked("x", NOW), expected=connection.revision)
+        lease = asyncio.create_task(ledger.record(a_claim(connection, app)))
+        for _ in range(50):  # round trips to the database: time enough for a lease that doesn't wait
+            await tx.connection.execute(text("SELECT 1"))
+        assert not lease.done()
+    with pytest.raises(Stale):
+        await lease
+
+
+async def test_a_ledger_that_was_cancelled_leaves_nobody_waiting(store: Store, clock: SetClock):
+    connection, app = await granted(store), await an_app_of(store)
+    ledger = LeaseLedger(store, "lease-1", clock)
+    await ledger.start()
+    waiting = [asyncio.create_task(ledger.record(a_claim(connection, app))) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert ledger._task is not None
+    ledger._task.cancel()
+    ended = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [it.code for it in ended if isinstance(it, Failure)] == [Code.AUDIT_UNAVAILABLE] * 3
+    with pytest.raises(Failure):
+        await ledger.record(a_claim(connection, app))
+
+
 async def test_a_change_of_app_key_permit_or_generation_makes_a_claim_stale(
     store: Store, ledger: LeaseLedger
 ):
