@@ -1,0 +1,51 @@
+"""A subject's browser at our pages: opens a link, goes on, comes back from the provider."""
+
+import re
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import httpx2
+
+from tests.fakes.api import Api
+
+_CSRF = re.compile(r'name="csrf" value="([0-9a-f]+)"')
+
+
+class Visitor:
+    """One browser with its own cookies. What it was sent away with is kept for tests to bend."""
+
+    def __init__(self, api: Api) -> None:
+        self.browser = api.browser()
+        self.provider_url = ""
+
+    async def open(self, connect_url: str) -> httpx2.Response:
+        return await self.browser.get(connect_url)
+
+    async def go_on(self, connect_url: str) -> httpx2.Response:
+        """Open the page and press its button."""
+        shown = await self.open(connect_url)
+        found = _CSRF.search(shown.text)
+        assert found is not None, shown.text
+        answer = await self.browser.post(connect_url, data={"csrf": found.group(1)})
+        if answer.status_code == 303:
+            self.provider_url = answer.headers["location"]
+        return answer
+
+    @property
+    def sent(self) -> dict[str, str]:
+        """The parameters of the authorization request."""
+        return {name: values[0] for name, values in parse_qs(urlsplit(self.provider_url).query).items()}
+
+    async def come_back(self, path: str | None = None, **params: str) -> httpx2.Response:
+        """Where the provider sends the browser: by default with the state it was given and a code."""
+        given = {"state": self.sent["state"], "code": "code-1", **params}
+        query = urlencode({name: value for name, value in given.items() if value is not None})
+        return await self.browser.get(f"{path or self.sent['redirect_uri']}?{query}")
+
+    async def raw(self, query: str) -> httpx2.Response:
+        return await self.browser.get(f"{self.sent['redirect_uri']}?{query}")
+
+    async def follow(self, answer: httpx2.Response) -> httpx2.Response:
+        """Follow redirects on our own pages."""
+        while answer.status_code == 303 and urlsplit(answer.headers["location"]).netloc == "":
+            answer = await self.browser.get(answer.headers["location"])
+        return answer

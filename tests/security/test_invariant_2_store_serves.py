@@ -1,0 +1,42 @@
+"""Invariant 2: the workflow coordinates, the store serves."""
+
+from typing import Any
+
+from evergrant_server.core.access import Action
+from tests.fakes.api import Api
+
+
+class Untouchable:
+    """Stands for Temporal: whoever asks it for anything has broken the invariant."""
+
+    def __init__(self) -> None:
+        self.touched: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        self.touched.append(name)
+        raise AssertionError(f"a fresh lease reached Temporal: {name}")
+
+
+async def test_a_fresh_lease_never_touches_temporal(api: Api):
+    connection = await api.active(await api.integration())
+    key = await api.app_with("pipeline", Action.TOKEN)
+    untouchable = Untouchable()
+    api.parts.link = untouchable  # type: ignore[assignment]  # it answers nothing, on purpose
+    api.parts.freshening._link = untouchable
+    for min_ttl in (None, 60, 1800):
+        body = {} if min_ttl is None else {"min_ttl": min_ttl}
+        assert (await api.lease(key, **body)).status_code == 200
+        by_id = await api.post(f"/v1/connections/{connection.id}/token", key, body)
+        assert by_id.status_code == 200
+    assert untouchable.touched == []
+
+
+async def test_the_untouchable_link_is_noticed(api: Api):
+    """The test above can fail: an expired token does reach the link."""
+    await api.active(await api.integration())
+    key = await api.app_with("pipeline", Action.TOKEN)
+    untouchable = Untouchable()
+    api.parts.freshening._link = untouchable  # type: ignore[assignment]  # it answers nothing, on purpose
+    api.clock.advance(3601)
+    assert (await api.lease(key)).status_code == 503
+    assert untouchable.touched == ["ensure_fresh"]

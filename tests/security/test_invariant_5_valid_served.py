@@ -1,0 +1,76 @@
+"""Invariant 5: a token that is valid is served, whatever the refresh is doing."""
+
+import asyncio
+
+import pytest
+
+from evergrant_server.core.access import Action
+from evergrant_server.core.errors import Code
+from tests.fakes.api import Api
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        Code.PROVIDER_UNREACHABLE,
+        Code.PROVIDER_RATE_LIMITED,
+        Code.CLIENT_REJECTED,
+        Code.REPLY_UNREADABLE,
+        Code.STORE_UNAVAILABLE,
+    ],
+)
+async def test_a_failing_refresh_withholds_nothing(api: Api, problem: Code):
+    await api.active(await api.integration())
+    key = await api.app_with("pipeline", Action.TOKEN)
+    api.refreshes_fail(problem, retry_after=30)
+    api.clock.advance(3590)
+    for body in ({}, {"min_ttl": 1800}):
+        answer = await api.lease(key, **body)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["access_token"] == "at-1"
+    api.clock.advance(11)
+    assert (await api.lease(key)).json()["code"] == problem
+
+
+async def test_temporal_away_withholds_nothing(api: Api):
+    await api.active(await api.integration())
+    key = await api.app_with("pipeline", Action.TOKEN)
+    api.link.up = False
+    api.clock.advance(3590)
+    assert (await api.lease(key)).status_code == 200
+    assert (await api.lease(key, min_ttl=1800)).status_code == 200
+
+
+async def test_a_refresh_that_hangs_withholds_nothing(api: Api):
+    await api.active(await api.integration())
+    key = await api.app_with("pipeline", Action.TOKEN)
+    api.refreshes_with("unused", after=asyncio.Event())
+    api.clock.advance(3590)
+    assert (await asyncio.wait_for(api.lease(key), 1)).status_code == 200
+    assert (await api.lease(key, min_ttl=1800)).json()["access_token"] == "at-1"
+
+
+async def test_a_refused_refresh_token_leaves_the_access_token_good(api: Api):
+    connection = await api.active(await api.integration())
+    key = await api.app_with("pipeline", Action.TOKEN)
+    assert (await api.lease(key)).status_code == 200
+    await api.change(connection, lambda it: it.rejected(Code.GRANT_REJECTED, api.clock.now()))
+    assert (await api.lease(key)).json()["access_token"] == "at-1"
+    api.clock.advance(3601)
+    assert (await api.lease(key)).json()["code"] == "consent_required"
+
+
+async def test_a_provider_that_is_down_is_not_stormed(api: Api):
+    """Leases of a due token start one refresh, not one each, and none while it just failed."""
+    await api.active(await api.integration())
+    key = await api.app_with("pipeline", Action.TOKEN)
+    api.refreshes_fail(Code.PROVIDER_RATE_LIMITED, retry_after=60)
+    api.clock.advance(3500)
+    for _ in range(10):
+        assert (await api.lease(key)).status_code == 200
+        await asyncio.gather(*api.parts.freshening._running.values())
+    assert len(api.link.asked) == 1
+    api.clock.advance(61)
+    assert (await api.lease(key)).status_code == 200
+    await asyncio.gather(*api.parts.freshening._running.values())
+    assert len(api.link.asked) == 2

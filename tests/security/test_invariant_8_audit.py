@@ -1,0 +1,75 @@
+"""Invariant 8: no token leaves without a committed audit record."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from evergrant_server import audit
+from evergrant_server.audit.leases import LeaseLedger
+from evergrant_server.core.access import Action
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.store import Store, Tx
+from tests.fakes.api import TENANT, Api
+
+
+class FullDisk:
+    """A store that reads and can't write."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.sqlite = store.sqlite
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[Tx]:
+        raise Failure(Code.STORE_UNAVAILABLE, "no room on the disk")
+        yield  # a generator
+
+
+@pytest.fixture
+async def unwritable(api: Api) -> AsyncIterator[Api]:
+    ledger = LeaseLedger(FullDisk(api.store), "api-full", api.clock)  # type: ignore[arg-type]  # the part of a store that a ledger uses
+    await ledger.start()
+    api.parts.ledger = ledger
+    yield api
+    await ledger.stop()
+
+
+async def test_the_audit_log_can_not_be_written(unwritable: Api):
+    api = unwritable
+    await api.active(await api.integration())
+    key = await api.app_with("pipeline", Action.TOKEN)
+    for _ in range(3):
+        answer = await api.lease(key)
+        assert (answer.status_code, answer.json()["code"]) == (503, "audit_unavailable")
+        assert "at-1" not in answer.text
+        assert answer.headers["retry-after"]
+
+
+async def test_a_ledger_that_was_stopped_lets_nothing_out(api: Api):
+    await api.active(await api.integration())
+    key = await api.app_with("pipeline", Action.TOKEN)
+    ledger = LeaseLedger(api.store, "api-stopped", api.clock)
+    api.parts.ledger = ledger
+    assert (await api.lease(key)).json()["code"] == "audit_unavailable"
+
+
+async def test_every_lease_and_every_refusal_is_in_the_log(api: Api):
+    connection = await api.active(await api.integration())
+    may, may_not = await api.app_with("may", Action.TOKEN), await api.app_with("may-not", Action.CONNECT)
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    for _ in range(3):
+        headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+        path = f"/v1/connections/{connection.id}/token"
+        assert (await api.post(path, may, headers=headers)).status_code == 200
+        assert (await api.post(path, may_not, headers=headers)).status_code == 403
+    async with api.worker.read() as tx:
+        records = await audit.page(tx, TENANT, object=connection.id, limit=100)
+    issued = [it for it in records if it.action is AuditAction.LEASED]
+    refused = [it for it in records if it.action is AuditAction.LEASE_REFUSED]
+    assert (len(issued), len(refused)) == (3, 3)
+    assert {it.asked.by for it in issued} == {"app:may"}
+    assert {it.asked.by for it in refused} == {"app:may-not"}
+    assert {it.asked.trace_id for it in records} == {trace}
+    assert (await audit.verify(api.worker, TENANT)).ok
