@@ -190,7 +190,7 @@ async def test_a_missing_parameter_is_named_before_anything_is_sent() -> None:
 async def test_revocation_dialects(
     revocation: dict[str, Any] | None, method: str, params: dict[str, str], authorization: str | None
 ) -> None:
-    fields = {"revocation": revocation} if revocation else {}
+    fields: Any = {"revocation": revocation} if revocation else {}
     call = await sent("revoke", **fields)
     assert (call.method, call.params, call.headers.get("authorization")) == (method, params, authorization)
 

@@ -210,7 +210,7 @@ def test_an_error_name_is_shown_only_in_its_known_shape(error: str, shown: bool)
         ({}, None),
     ],
 )
-def test_rfc9110_retry_after(headers: dict[str, str], seconds: float | None) -> None:
+def test_rfc9110_retry_after(headers: Any, seconds: float | None) -> None:
     assert failure(b"", 503, **headers).retry_after == seconds
 
 
@@ -249,7 +249,7 @@ def test_declared_names_nested_and_renamed() -> None:
 )
 def test_absolute_expiry(how: str, value: Any, date: str | None, seconds: float) -> None:
     spec = spec_like(response={"expires_at_path": "until", "expires_at_format": how})
-    headers = {"date": date} if date else {}
+    headers: Any = {"date": date} if date else {}
     assert read({"access_token": "at", "until": value}, spec=spec, **headers).expires_in == seconds
 
 
