@@ -36,4 +36,4 @@ def test_every_decision_is_in_the_list() -> None:
 
 def test_readme_lists_what_the_demo_observes() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert re.findall(r"^- ✓ (.+)$", text, flags=re.MULTILINE) == [str(claim) for claim in Claim]
+    assert re.findall(r"^✓ (.+?) — ", text, flags=re.MULTILINE) == [str(claim) for claim in Claim]
