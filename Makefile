@@ -51,8 +51,8 @@ types: $(TEST_READY) ## the types (pyright, strict where it matters most)
 docs: $(TEST_READY) ## write the pages that are made from code: docs/errors.md, settings, audit actions
 	@PYTHONPATH=. $(PY) docs/generate.py
 
-histories: $(TEST_READY) ## record the golden workflow histories that the replay test reads
-	@$(PY) -m tests.workflows.record
+histories: $(TEST_READY) ## record the golden workflow histories that are missing; the replay test reads them
+	@$(PY) -m tests.workflows.stories
 
 db-upgrade: $(DEMO_READY) ## bring the database of EVERGRANT_DATABASE_URL to this code's schema
 	@$(PY) -m evergrant_server db upgrade
