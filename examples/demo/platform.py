@@ -32,7 +32,11 @@ class Platform:
         """Start it on free ports; it may reach `egress_allow` (host:port) over plain HTTP."""
         command = ["-m", "evergrant_server", "dev", "--data-dir", str(data), "--port", str(_free_port())]
         env = _environment(egress_allow)
-        return cls(await Process.start("evergrant", command, ready_prefix="ready ", env=env), data)
+        try:
+            return cls(await Process.start("evergrant", command, ready_prefix="ready ", env=env), data)
+        except BaseException:
+            _kill(_pids(data))
+            raise
 
     def worker_pid(self) -> int:
         return int(self._worker_pid_file.read_text())
@@ -50,15 +54,15 @@ class Platform:
 
     def pids(self) -> list[int]:
         """Every process of the platform, by its pid files."""
-        return [int(file.read_text()) for file in self._data.glob("*.pid")] + [self._process.pid]
+        return [*_pids(self._data), self._process.pid]
 
     async def stop(self) -> int:
-        pids = self.pids()
-        status = await self._process.stop()
-        for pid in filter(_alive, pids):  # only when `dev` itself had to be killed
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        return status
+        """Ask `dev` to end everything; what is left when it had to be killed is killed as well."""
+        pids = _pids(self._data)
+        try:
+            return await self._process.stop()
+        finally:
+            _kill(pids)
 
     def last_lines(self) -> list[str]:
         return list(self._process.last_lines)
@@ -66,6 +70,21 @@ class Platform:
 
 def still_running(pids: list[int]) -> list[int]:
     return [pid for pid in pids if _alive(pid)]
+
+
+def _pids(data: Path) -> list[int]:
+    """What `dev` has started, each the leader of a session of its own."""
+    pids = []
+    for file in data.glob("*.pid"):
+        with suppress(OSError, ValueError):  # being written, or gone by now
+            pids.append(int(file.read_text()))
+    return pids
+
+
+def _kill(leaders: list[int]) -> None:
+    for pid in filter(_alive, leaders):
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
 
 
 def _environment(egress_allow: str) -> dict[str, str]:

@@ -71,7 +71,7 @@ class Process:
         process._drain(child.stdout)
         return process
 
-    async def stop(self, grace: float = 60) -> int:
+    async def stop(self, grace: float = 30) -> int:
         """Ask it to end, wait, and kill it only when it doesn't. Returns its exit status."""
         if self._child.returncode is None:
             self._child.terminate()
