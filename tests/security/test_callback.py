@@ -1,0 +1,302 @@
+"""The callback under attack: each ends with a clear error, nothing stored, nothing lost, a record."""
+
+import asyncio
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from evergrant_server import audit
+from evergrant_server.api.establishing import hash_of_link
+from evergrant_server.core.access import Action, Endpoints, Integration
+from evergrant_server.core.audit import AuditAction, AuditRecord
+from evergrant_server.core.consent import Consent, ConsentStatus
+from evergrant_server.core.ids import ConnectionId
+from tests.fakes.api import OTHER, TENANT, Api
+from tests.fakes.visitor import Visitor
+
+ISSUER = "https://idp.example"
+ENDPOINTS = Endpoints(
+    issuer=ISSUER,
+    authorization_endpoint=f"{ISSUER}/authorize",
+    token_endpoint=f"{ISSUER}/token",
+    iss_in_callback=True,
+)
+
+
+class Started:
+    """A consent whose browser was sent away, and what the store says of it."""
+
+    def __init__(self, api: Api, visitor: Visitor, connection_id: str, link: str) -> None:
+        self.api = api
+        self.visitor = visitor
+        self.connection_id = ConnectionId(connection_id)
+        self.link = link
+
+    async def consent(self) -> Consent:
+        async with self.api.worker.read() as tx:
+            found = await tx.consents.by_link(hash_of_link(self.link.rsplit("/", 1)[1]))
+        assert found is not None
+        return found
+
+    async def records(self, action: AuditAction) -> list[AuditRecord]:
+        async with self.api.worker.read() as tx:
+            return [it for it in await audit.page(tx, TENANT, limit=500) if it.action is action]
+
+    async def signals(self) -> list[str]:
+        async with self.api.worker.write() as tx:
+            claimed = []
+            while batch := await tx.outbox.claim("test", self.api.clock.now(), self.api.parts.settings.lease_wait):
+                claimed += [message.name for message in batch if message.name]
+                for message in batch:
+                    await tx.outbox.delivered(message.id, self.api.clock.now())
+        return claimed
+
+    async def worker_finishes(self, status: ConsentStatus = ConsentStatus.DONE) -> None:
+        """What the worker does once the code is there."""
+        async with asyncio.timeout(5):
+            while (consent := await self.consent()).status is not ConsentStatus.CODE_RECEIVED:
+                await asyncio.sleep(0.01)
+        async with self.api.worker.write() as tx:
+            await tx.consents.replace(
+                consent.model_copy(update={"status": status}), expected=consent.revision
+            )
+
+    async def assert_untouched(self) -> None:
+        """Still STARTED, no code, no signal, and the refusal on record."""
+        assert (await self.consent()).status is ConsentStatus.STARTED
+        assert await self.signals() == []
+        assert await self.records(AuditAction.CALLBACK_REFUSED)
+
+
+async def an_integration(api: Api, **more) -> Integration:
+    return await api.integration(provider="generic", issuer=ISSUER, endpoints=ENDPOINTS, **more)
+
+
+async def started(api: Api, *, return_to: str | None = None, name: str = "crm") -> Started:
+    await an_integration(api, name=name)
+    listed = (return_to,) if return_to else ()
+    key = await api.app_with(f"asker-{name}", Action.CONNECT, return_to=listed)
+    body = {"integration": name, "subject": "user-1"} | ({"return_to": return_to} if return_to else {})
+    made = (await api.post("/v1/connections", key, body)).json()
+    visitor = Visitor(api)
+    answer = await visitor.go_on(made["connect_url"])
+    assert answer.status_code == 303, answer.text
+    return Started(api, visitor, made["id"], made["connect_url"])
+
+
+async def assert_refused(answer, code: str = "callback_invalid", status: int = 400) -> None:
+    assert answer.status_code == status, answer.text
+    assert code in answer.text
+    assert "Traceback" not in answer.text
+
+
+async def test_a_callback_hands_the_code_to_the_worker(api: Api):
+    it = await started(api)
+    answer, _ = await asyncio.gather(it.visitor.come_back(iss=ISSUER), it.worker_finishes())
+    shown = await it.visitor.follow(answer)
+    assert shown.status_code == 200
+    assert "crm is connected" in shown.text
+    assert await it.signals() == ["consent_granted"]
+    (record,) = await it.records(AuditAction.CONSENT_GRANTED)
+    assert (record.object, record.asked.by) == (it.connection_id, "subject")
+    consent = await it.consent()
+    assert (consent.issuer, consent.token_endpoint) == (ISSUER, ENDPOINTS.token_endpoint)
+    async with api.worker.read() as tx:
+        assert (await tx.consents.code(consent)).reveal() == "code-1"
+
+
+async def test_rfc9700_4_5_pkce_s256_fresh_for_every_attempt(api: Api):
+    it = await started(api)
+    first = it.visitor.sent
+    await it.visitor.go_on(it.link)
+    second = it.visitor.sent
+    assert first["code_challenge_method"] == second["code_challenge_method"] == "S256"
+    assert len(first["code_challenge"]) == 43
+    assert first["code_challenge"] != second["code_challenge"]
+    assert first["state"] != second["state"]
+    async with api.worker.read() as tx:
+        verifier = (await tx.consents.verifier(await it.consent())).reveal()
+    assert 43 <= len(verifier) <= 128
+    assert verifier not in (first["state"], second["state"])
+    # the first attempt's state is worth nothing any more
+    await assert_refused(await it.visitor.come_back(state=first["state"], iss=ISSUER))
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "code=c&iss=https%3A%2F%2Fidp.example",
+        "state=&code=c&iss=https%3A%2F%2Fidp.example",
+        "state={state}&state={state}&code=c&iss=https%3A%2F%2Fidp.example",
+        "state=guessed&code=c&iss=https%3A%2F%2Fidp.example",
+        "",
+        "state={state}%00&code=c",
+        "&".join(f"p{n}=1" for n in range(100)),
+    ],
+    ids=["missing", "empty", "doubled", "guessed", "nothing", "nul", "many"],
+)
+async def test_rfc9700_4_7_a_state_that_is_not_ours(api: Api, query: str):
+    it = await started(api)
+    await assert_refused(await it.visitor.raw(query.format(state=it.visitor.sent["state"])))
+    await it.assert_untouched()
+
+
+async def test_rfc9700_4_7_a_state_from_another_browser(api: Api):
+    it = await started(api)
+    attacker = Visitor(api)
+    attacker.provider_url = it.visitor.provider_url
+    await assert_refused(await attacker.come_back(iss=ISSUER))
+    attacker.browser.cookies.set("__Host-evergrant", "A" * 43, domain="evergrant.test")
+    await assert_refused(await attacker.come_back(iss=ISSUER))
+    await it.assert_untouched()
+    # and the rightful browser still gets through
+    answer, _ = await asyncio.gather(it.visitor.come_back(iss=ISSUER), it.worker_finishes())
+    assert (await it.visitor.follow(answer)).status_code == 200
+
+
+async def test_rfc9700_4_7_a_state_that_expired(api: Api):
+    it = await started(api)
+    api.clock.advance(3601)
+    await assert_refused(await it.visitor.come_back(iss=ISSUER), "consent_expired", 409)
+    await it.assert_untouched()
+
+
+async def test_rfc9700_4_7_a_state_that_was_used(api: Api):
+    it = await started(api)
+    await asyncio.gather(it.visitor.come_back(iss=ISSUER), it.worker_finishes())
+    assert await it.signals() == ["consent_granted"]
+    await assert_refused(await it.visitor.come_back(iss=ISSUER, code="another"))
+    assert await it.signals() == []
+    assert len(await it.records(AuditAction.CALLBACK_REFUSED)) == 1
+
+
+async def test_many_parallel_callbacks_with_one_state_make_one_exchange(api: Api):
+    it = await started(api)
+    answers = await asyncio.gather(
+        *(it.visitor.come_back(iss=ISSUER, code=f"code-{n}") for n in range(12)), it.worker_finishes()
+    )
+    statuses = sorted(answer.status_code for answer in answers if answer is not None)
+    assert statuses == [303] + [400] * 11
+    assert await it.signals() == ["consent_granted"]
+    assert len(await it.records(AuditAction.CONSENT_GRANTED)) == 1
+    assert len(await it.records(AuditAction.CALLBACK_REFUSED)) == 11
+
+
+async def test_another_integrations_callback_address(api: Api):
+    """Mix-up: the redirect URI is distinct per integration and checked on return."""
+    it = await started(api)
+    second = await an_integration(api, name="other")
+    foreign = await an_integration(api, name="crm", tenant=OTHER)
+    for integration in (second, foreign):
+        await assert_refused(await it.visitor.come_back(f"/oauth/callback/{integration.id}", iss=ISSUER))
+    for address in ("int_0000000000000000000000", "int_x", "con_0000000000000000000000"):
+        answer = await it.visitor.come_back(f"/oauth/callback/{address}", iss=ISSUER)
+        assert answer.status_code in (400, 404)
+    await it.assert_untouched()
+
+
+@pytest.mark.parametrize(
+    "iss", ["https://evil.example", "https://idp.example/", "HTTPS://idp.example", "", None]
+)
+@pytest.mark.parametrize("what", [{"code": "c"}, {"code": None, "error": "access_denied"}])
+async def test_rfc9207_2_4_issuer_compared_as_a_plain_string(api: Api, iss: str | None, what: dict):
+    """On error responses too; and advertised but missing is refused. The attempt is spent."""
+    it = await started(api)
+    await assert_refused(await it.visitor.come_back(**{"iss": iss, **what}))
+    assert (await it.consent()).status is ConsentStatus.FAILED
+    assert await it.signals() == []
+    assert await it.records(AuditAction.CALLBACK_REFUSED)
+    await assert_refused(await it.visitor.come_back(iss=ISSUER))
+
+
+async def test_rfc6749_3_1_a_doubled_code_is_refused(api: Api):
+    it = await started(api)
+    state = it.visitor.sent["state"]
+    await assert_refused(
+        await it.visitor.raw(f"state={state}&code=a&code=b&iss=https%3A%2F%2Fidp.example")
+    )
+    assert await it.signals() == []
+
+
+async def test_a_denial_is_a_denial_and_html_in_it_is_never_shown(api: Api):
+    it = await started(api)
+    answer = await it.visitor.come_back(
+        code=None,
+        error="access_denied",
+        error_description="<script>alert(1)</script>",
+        error_uri="https://evil.example",
+        iss=ISSUER,
+    )
+    shown = await it.visitor.follow(answer)
+    assert "declined" in shown.text
+    for echoed in ("<script", "alert(1)", "evil.example"):
+        assert echoed not in answer.text + shown.text
+    assert await it.signals() == ["consent_denied"]
+    assert await it.records(AuditAction.CONSENT_DENIED)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [("server_error", "provider_error"), ("invalid_scope", "client_rejected"), ("<b>x</b>", "provider_error")],
+)
+async def test_another_error_ends_the_attempt_and_not_the_connection(api: Api, error: str, code: str):
+    it = await started(api)
+    answer = await it.visitor.follow(await it.visitor.come_back(code=None, error=error, iss=ISSUER))
+    assert code in answer.text
+    assert "<b>x</b>" not in answer.text
+    assert (await it.consent()).status is ConsentStatus.FAILED
+    assert await it.signals() == []
+
+
+async def test_endpoints_that_changed_meanwhile_get_no_code(api: Api):
+    """Code and verifier go to the token endpoint recorded for the attempt, or nowhere."""
+    it = await started(api)
+    async with api.worker.write() as tx:
+        integration = await tx.integrations.by_name(TENANT, "crm")
+        assert integration is not None
+        moved = ENDPOINTS.model_copy(update={"token_endpoint": "https://evil.example/token"})
+        await tx.integrations.replace(
+            integration.model_copy(update={"endpoints": moved}), expected=integration.revision
+        )
+    await assert_refused(await it.visitor.come_back(iss=ISSUER))
+    assert await it.signals() == []
+
+
+async def test_a_revocation_between_link_and_callback(api: Api):
+    it = await started(api)
+    connection = await api.row(TENANT, it.connection_id)
+    await api.change(connection, lambda c: c.revoke_asked("left", api.clock.now()))
+    await assert_refused(await it.visitor.come_back(iss=ISSUER), "connection_revoked", 409)
+    assert await it.signals() == []
+
+
+async def test_form_post_comes_again_as_a_get_with_the_cookie(api: Api):
+    it = await started(api)
+    sent = it.visitor.sent
+    body = {"state": sent["state"], "code": "code-1", "iss": ISSUER}
+    posted = await api.browser().post(sent["redirect_uri"], data=body)  # Lax: no cookie on this one
+    assert posted.status_code == 303
+    where = urlsplit(posted.headers["location"])
+    assert (where.netloc, where.path) == ("", urlsplit(sent["redirect_uri"]).path)
+    assert parse_qs(where.query) == {name: [value] for name, value in body.items()}
+    answer, _ = await asyncio.gather(it.visitor.browser.get(posted.headers["location"]), it.worker_finishes())
+    assert (await it.visitor.follow(answer)).status_code == 200
+
+
+async def test_rfc9700_4_11_return_to_gets_the_outcome_and_nothing_else(api: Api):
+    it = await started(api, return_to="https://app.example/done?tab=1")
+    answer, _ = await asyncio.gather(it.visitor.come_back(iss=ISSUER), it.worker_finishes())
+    assert answer.status_code == 303
+    expected = f"https://app.example/done?tab=1&connection_id={it.connection_id}&state=active"
+    assert answer.headers["location"] == expected
+
+
+async def test_rfc9700_4_11_a_return_to_that_was_taken_off_the_list_is_not_followed(api: Api):
+    it = await started(api, return_to="https://app.example/done")
+    async with api.worker.write() as tx:
+        app = await tx.access.app_by_name(TENANT, "asker-crm")
+        assert app is not None
+        await tx.access.put_app(app.model_copy(update={"return_to": ()}), expected=app.revision)
+    answer, _ = await asyncio.gather(it.visitor.come_back(iss=ISSUER), it.worker_finishes())
+    assert answer.status_code == 200
+    assert "is connected" in answer.text
