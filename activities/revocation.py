@@ -87,8 +87,10 @@ class RevocationActivities:
             access_token = await tx.grants.access_token(held.connection)
         rule = held.spec.revocation
         if rule is not None:  # a way of its own: one token ends the whole grant
-            ends_it = refresh_token if rule.token == "refresh_token" and refresh_token else access_token
-            await self._revoke(held, ends_it, rule.token)
+            if rule.token == "refresh_token" and refresh_token is not None:
+                await self._revoke(held, refresh_token, "refresh_token")
+            else:
+                await self._revoke(held, access_token, "access_token")
             return Revocation.CONFIRMED
         if refresh_token is not None:
             await self._revoke(held, refresh_token, "refresh_token")

@@ -23,6 +23,9 @@ from evergrant_server.cli.process import Process, ended
 from evergrant_server.cli.serve import environment, refuse_taken_port
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.settings import BadSettings, Settings
+from evergrant_server.store import schema
+from evergrant_server.temporal_link.connect import connect
+from evergrant_server.temporal_link.namespace import prepare
 
 _START_LIMIT_S = 60
 
@@ -97,11 +100,12 @@ async def _until_ready(settings: Settings, temporal: Process, api: Process, work
 
 
 async def _upgrade(settings: Settings, temporal: Process) -> None:
-    """Schema and namespace, as soon as Temporal answers."""
+    """Schema, then the namespace as soon as Temporal answers."""
+    await schema.upgrade(settings.database_url)
     for attempt in range(_START_LIMIT_S * 5):
         temporal.raise_if_dead()
         try:
-            return await operate.upgrade(settings, namespace=True)
+            return await prepare(await connect(settings), settings.history_retention)
         except Failure as failure:
             if failure.code is not Code.TEMPORAL_UNAVAILABLE or attempt == _START_LIMIT_S * 5 - 1:
                 raise

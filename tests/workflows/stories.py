@@ -1,0 +1,150 @@
+"""Lives worth keeping: each is run once, and its history kept for replay.
+
+`python -m tests.workflows.stories [NAME …]` records them into `histories/`; an existing file is never
+overwritten, since a history that was once real must replay for ever. A change of the
+workflow adds a story, or a second recording under a new name.
+"""
+
+import asyncio
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
+
+from evergrant_server.core import messages as m
+from evergrant_server.core.connection import State
+from evergrant_server.core.errors import Code
+from evergrant_server.temporal_link.namespace import prepare
+from tests.fakes.scripted_activities import ScriptedActivities
+from tests.fakes.temporal import running_temporal
+from tests.workflows.lives import ASKED, Life, a_consent, living
+
+HISTORIES = Path(__file__).parent / "histories"
+REFRESH = m.ActivityName.REFRESH_GRANT
+
+Story = Callable[[Client], Awaitable[Life]]
+
+
+async def whole_life(client: Client) -> Life:
+    async with living(client) as life:
+        await life.consent()
+        await life.ensure_fresh(1)
+        await life.handle.signal(m.SIGNAL_REVOKE, m.Revoke(reason="left", asked=ASKED))
+        await life.handle.result()
+        return life
+
+
+async def denied(client: Client) -> Life:
+    async with living(client) as life:
+        no = m.ConsentDenied(attempt_id=a_consent().attempt_id, asked=ASKED)
+        await life.handle.signal(m.SIGNAL_CONSENT_DENIED, no)
+        await life.handle.result()
+        return life
+
+
+async def nobody_consented(client: Client) -> Life:
+    async with living(client, consent_deadline=datetime.now(UTC) - timedelta(seconds=58)) as life:
+        await life.handle.result()
+        return life
+
+
+async def outage_then_refused_then_reconnected(client: Client) -> Life:
+    scripted = ScriptedActivities()
+    async with living(client, scripted) as life:
+        await life.consent()
+        scripted.answers[REFRESH] += [
+            m.GrantNews(failure=Code.PROVIDER_UNREACHABLE),
+            m.GrantNews(failure=Code.PROVIDER_RATE_LIMITED, retry_after=1),
+            m.GrantNews(failure=Code.GRANT_REJECTED),
+        ]
+        await life.ensure_fresh(1)
+        await life.until(lambda d: d.state is State.NEEDS_REAUTH)
+        again = m.Reauthorize(consent_id=a_consent().attempt_id, asked=ASKED)
+        await life.handle.execute_update(m.UPDATE_REAUTHORIZE, again, result_type=m.Description)
+        await life.handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
+        await life.until(lambda d: d.state is State.ACTIVE)
+        return life
+
+
+async def idle_then_kept_alive(client: Client) -> Life:
+    scripted = ScriptedActivities(lifetime=timedelta(seconds=2), idle_s=8)
+    scripted.answers[REFRESH].append(m.GrantNews(not_leased=True))
+    async with living(client, scripted) as life:
+        await life.consent()
+        await life.until(lambda d: d.generation == 2)
+        return life
+
+
+async def asked_by_a_pipeline_while_revoking(client: Client) -> Life:
+    scripted = ScriptedActivities()
+    scripted.answers[m.ActivityName.REVOKE_GRANT].append(m.RevocationNews(failure=Code.PROVIDER_ERROR))
+    async with living(client, scripted) as life:
+        await life.consent()
+        await life.handle.execute_update(m.UPDATE_REVOKE, m.Revoke(reason="left", asked=ASKED))
+        ask = m.RequestToken(app="crm-sync", reply_to="a-pipeline-that-is-gone", asked=ASKED)
+        await life.handle.signal(m.SIGNAL_REQUEST_TOKEN, ask)
+        await life.handle.result()
+        return life
+
+
+async def rotated_and_repaired(client: Client) -> Life:
+    scripted = ScriptedActivities()
+    async with living(client, scripted, policy="warm") as life:
+        await life.consent()
+        await life.handle.signal(m.SIGNAL_ROTATE, m.Rotate(reason="leak suspected", asked=ASKED))
+        await life.until(lambda d: d.generation == 2)
+        scripted.answers[REFRESH].append(m.GrantNews(failure=Code.CLIENT_REJECTED))
+        await life.ensure_fresh(2)
+        await life.handle.signal(m.SIGNAL_PROVIDER_CHANGED, m.ProviderChanged(version=2, asked=ASKED))
+        await life.until(lambda d: d.generation == 3)
+        return life
+
+
+async def continued_as_new(client: Client) -> Life:
+    """Recorded with the newest rules: a run that is as long as runs get."""
+    async with living(client) as life:
+        await life.consent()
+        rotate = m.Rotate(reason="many", asked=ASKED)
+        await asyncio.gather(*(life.handle.signal(m.SIGNAL_ROTATE, rotate) for _ in range(330)))
+        first = client.get_workflow_handle(life.handle.id, run_id=life.handle.first_execution_run_id)
+        async with asyncio.timeout(120):
+            while (await first.describe()).close_time is None:
+                await asyncio.sleep(0.2)
+        return Life(first, life.scripted, life.start)
+
+
+STORIES: dict[str, Story] = {
+    "1_whole_life": whole_life,
+    "1_denied": denied,
+    "1_nobody_consented": nobody_consented,
+    "1_outage_then_refused_then_reconnected": outage_then_refused_then_reconnected,
+    "1_idle_then_kept_alive": idle_then_kept_alive,
+    "1_asked_by_a_pipeline_while_revoking": asked_by_a_pipeline_while_revoking,
+    "1_rotated_and_repaired": rotated_and_repaired,
+    "1_continued_as_new": continued_as_new,
+}
+
+
+async def record(names: list[str]) -> None:
+    with tempfile.TemporaryDirectory(prefix="evergrant-") as folder:
+        async with running_temporal(Path(folder)) as server:
+            client = await Client.connect(
+                server.address, data_converter=pydantic_data_converter, identity="worker"
+            )
+            await prepare(client, timedelta(days=365))
+            for name in names or STORIES:
+                file = HISTORIES / f"{name}.json"
+                if file.exists():
+                    print(f"{name}: kept")
+                    continue
+                life = await STORIES[name](client)
+                file.write_text((await life.handle.fetch_history()).to_json() + "\n")
+                print(f"{name}: recorded")
+
+
+if __name__ == "__main__":
+    asyncio.run(record(sys.argv[1:]))

@@ -1,0 +1,58 @@
+"""Every history that was ever recorded replays with today's code."""
+
+import json
+
+import pytest
+from temporalio.client import WorkflowHistory
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.worker import Replayer
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+from temporalio.workflow import NondeterminismError
+
+from tests.workflows.stories import HISTORIES, STORIES
+from workflows import WORKFLOWS
+
+FILES = sorted(HISTORIES.glob("*.json"))
+
+
+def replayer() -> Replayer:
+    return Replayer(
+        workflows=WORKFLOWS,
+        data_converter=pydantic_data_converter,
+        workflow_runner=SandboxedWorkflowRunner(
+            SandboxRestrictions.default.with_passthrough_modules("evergrant_server.core", "pydantic")
+        ),
+    )
+
+
+def history(name: str) -> WorkflowHistory:
+    return WorkflowHistory.from_json(f"replay-{name}", (HISTORIES / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("name", [file.stem for file in FILES])
+async def test_replay(name: str):
+    await replayer().replay_workflow(history(name))
+
+
+def test_every_story_is_recorded_and_every_recording_is_a_story():
+    assert {file.stem for file in FILES} == set(STORIES)
+
+
+async def test_replay_can_fail():
+    """A history with its refresh taken for an exchange must not pass."""
+    name = "1_whole_life"
+    changed = (HISTORIES / f"{name}.json").read_text().replace('"refresh_grant"', '"exchange_code"')
+    with pytest.raises((NondeterminismError, Exception)) as caught:
+        await replayer().replay_workflow(WorkflowHistory.from_json("replay-changed", changed))
+    assert "ondeterminism" in repr(caught.value)
+
+
+@pytest.mark.parametrize("name", [file.stem for file in FILES])
+def test_a_recording_names_no_machine(name: str):
+    identities = {
+        value["identity"]
+        for event in json.loads((HISTORIES / f"{name}.json").read_text())["events"]
+        for value in event.values()
+        if isinstance(value, dict) and value.get("identity")
+    }
+    assert identities <= {"worker", "history-service"}
