@@ -1,0 +1,210 @@
+"""Who may do what: every route of the application against ids of another tenant and another app."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from evergrant_server.core.access import Action
+from evergrant_server.core.connection import Connection
+from tests.fakes.api import OTHER, TENANT, Api
+
+# What each route needs to be worth calling; a route that isn't here fails the suite.
+BODIES: dict[str, Any] = {
+    "PUT /v1/integrations/{name}": {"provider": "gitlab", "client_id": "c", "client_secret": "s"},
+    "PUT /v1/apps/{name}": {},
+    "PUT /v1/apps/{name}/permits/{permit_name}": {"integration": "*", "actions": ["token"]},
+    "POST /v1/connections": {"integration": "theirs", "subject": "user-1"},
+    "POST /v1/lease": {"integration": "theirs", "subject": "user-1"},
+}
+OPEN = {"/livez", "/readyz", "/docs", "/openapi.json", "/static/evergrant.css"}
+PAGES = ("/connect/", "/oauth/callback/")
+# Lists and the catalogue have no id: they must show nothing of anybody else's.
+LISTS = {"/v1/providers", "/v1/providers/{provider}", "/v1/integrations", "/v1/apps", "/v1/connections",
+         "/v1/audit", "/v1/audit/verify"}  # fmt: skip
+
+
+def routes(api: Api) -> Iterator[tuple[str, str]]:
+    """Every method and path that the application answers, from its own description."""
+    for path, operations in api.app.openapi()["paths"].items():
+        for method in operations:
+            yield method.upper(), path
+
+
+def guarded(api: Api) -> list[tuple[str, str]]:
+    return [(m, p) for m, p in routes(api) if p not in OPEN and not p.startswith(PAGES)]
+
+
+def filled(path: str, values: dict[str, str]) -> str:
+    return re.sub(r"\{(\w+)\}", lambda found: values[found.group(1)], path)
+
+
+async def theirs(api: Api) -> tuple[Connection, dict[str, str]]:
+    """Another tenant's world, whose name begins with ours, and every id in it."""
+    integration = await api.integration("theirs", tenant=OTHER)
+    connection = await api.active(integration, "at-secret")
+    key = await api.app_with("their-app", Action.ADMIN, Action.TOKEN, Action.CONNECT, tenant=OTHER)
+    values = {
+        "name": "theirs",
+        "provider": "gitlab",
+        "connection_id": connection.id,
+        "permit_name": "only",
+        "key_id": "_".join(key.split("_")[1:3]),
+    }
+    return connection, values
+
+
+async def test_the_description_has_every_route(api: Api):
+    """The matrix below is generated from it, so nothing may be missing there."""
+    described = {path for _, path in routes(api)} | {"/docs", "/openapi.json", "/static/evergrant.css"}
+    served = {path for route in api.app.router.routes if (path := getattr(route, "path", None))}
+    included = {
+        path
+        for route in api.app.router.routes
+        for inner in getattr(getattr(route, "original_router", None), "routes", ())
+        if (path := getattr(inner, "path", None))
+    }
+    assert {path for path in served | included if path} <= described
+    assert len(guarded(api)) > 25
+
+
+async def test_every_route_without_a_key_is_401(api: Api):
+    _, values = await theirs(api)
+    for method, path in guarded(api):
+        answer = await api.call(method, filled(path, values), json=BODIES.get(f"{method} {path}", {}))
+        assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated"), (method, path)
+
+
+@pytest.mark.parametrize("actions", [(Action.ADMIN, Action.TOKEN, Action.CONNECT)])
+async def test_every_route_with_another_tenants_ids_is_404_the_same_as_absent(api: Api, actions):
+    connection, values = await theirs(api)
+    key = await api.app_with("ours", *actions)
+    absent = dict.fromkeys(values, "nothing-here") | {
+        "connection_id": "con_0000000000000000000000",
+        "key_id": "key_0000000000000000000000",
+    }
+    creates = {"PUT /v1/integrations/{name}", "PUT /v1/apps/{name}"}  # names are per tenant: these make our own
+    tried = 0
+    for method, path in guarded(api):
+        if path in LISTS and f"{method} {path}" not in BODIES or f"{method} {path}" in creates:
+            continue
+        body = BODIES.get(f"{method} {path}", {})
+        foreign = await api.call(method, filled(path, values), key, json=body)
+        nothing = await api.call(method, filled(path, absent), key, json=body)
+        assert foreign.status_code == 404, (method, path, foreign.text)
+        assert foreign.json() == nothing.json(), (method, path)
+        tried += 1
+    assert tried > 15
+    assert await api.row(OTHER, connection.id) == connection
+
+
+async def test_lists_show_nothing_of_another_tenant(api: Api):
+    connection, _ = await theirs(api)
+    key = await api.app_with("ours", Action.ADMIN, Action.TOKEN, Action.CONNECT)
+    for path in ("/v1/integrations", "/v1/connections", "/v1/apps", "/v1/audit"):
+        answer = await api.get(path, key)
+        assert answer.status_code == 200
+        for hidden in (connection.id, "theirs", "their-app", OTHER):
+            assert hidden not in answer.text, path
+
+
+async def test_an_app_without_a_permit_sees_404_on_every_route_of_a_connection(api: Api):
+    connection = await api.active(await api.integration())
+    others = {
+        "no permit": await api.app_with("a"),
+        "another integration": await api.app_with("b", *Action, integration="crm2"),
+        "another subject": await api.app_with("c", *Action, subjects=("user-2", "user", "user-11")),
+    }
+    for why, key in others.items():
+        for method, path in guarded(api):
+            if "{connection_id}" in path:
+                answer = await api.call(method, path.format(connection_id=connection.id), key, json={})
+                assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), (why, method, path)
+        assert (await api.lease(key)).status_code == 404
+        assert (await api.get("/v1/connections", key)).json()["items"] == []
+    assert await api.row(TENANT, connection.id) == connection
+
+
+async def test_admin_routes_need_an_admin_permit_for_the_whole_tenant(api: Api):
+    await api.integration()
+    _, values = await theirs(api)
+    not_admin = [
+        await api.app_with("user", Action.TOKEN, Action.CONNECT, Action.PROXY),
+        await api.app_with("one", Action.ADMIN, integration="crm2"),
+        await api.app_with("few", Action.ADMIN, subjects=("user-1",)),
+    ]
+    prefixes = ("/v1/apps", "/v1/audit")
+    for key in not_admin:
+        for method, path in guarded(api):
+            if path.startswith(prefixes) or path == "/v1/integrations/{name}":
+                url = filled(path, values | {"name": "crm"})
+                answer = await api.call(method, url, key, json=BODIES.get(f"{method} {path}", {}))
+                assert (answer.status_code, answer.json()["code"]) == (403, "not_permitted"), (method, path)
+        assert (await api.get("/v1/integrations", key)).json()["items"] == []
+
+
+async def test_actions_are_not_interchangeable(api: Api):
+    connection = await api.active(await api.integration())
+    admin = await api.app_with("boss", Action.ADMIN)
+    token = await api.app_with("reader", Action.TOKEN)
+    connect = await api.app_with("asker", Action.CONNECT)
+    at = f"/v1/connections/{connection.id}"
+    new = {"integration": "crm", "subject": "user-2"}
+    for key, path, body in (
+        (admin, f"{at}/token", {}),
+        (connect, f"{at}/token", {}),
+        (admin, "/v1/connections", new),
+        (token, "/v1/connections", new),
+        (token, f"{at}/revoke", {}),
+        (token, f"{at}/reauthorize", {}),
+        (admin, f"{at}/reauthorize", {}),
+    ):
+        answer = await api.post(path, key, body)
+        assert (answer.status_code, answer.json()["code"]) == (403, "not_permitted"), path
+        assert "at-1" not in answer.text
+    assert (await api.get(f"{at}/audit", token)).status_code == 403
+    assert (await api.get(f"{at}/history", token)).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("POST /v1/connections", {"integration": "crm", "subject": "u", "tenant": "acme-2"}),
+        ("POST /v1/connections", {"integration": "crm", "subject": "u", "state": "active"}),
+        ("POST /v1/connections", {"integration": "crm", "subject": "u", "generation": 7}),
+        ("POST /v1/lease", {"integration": "crm", "subject": "user-1", "tenant": "acme-2"}),
+        ("PUT /v1/apps/new", {"id": "app_0000000000000000000000"}),
+        ("PUT /v1/apps/new", {"tenant": "acme-2"}),
+        ("PUT /v1/apps/new", {"revision": 99}),
+        ("PUT /v1/apps/boss/permits/x", {"integration": "*", "actions": ["token"], "app_id": "app_x"}),
+        ("PUT /v1/integrations/new", {"provider": "gitlab", "client_id": "c", "client_secret": "s",
+                                      "endpoints": {"token_endpoint": "https://evil.example"}}),
+        ("PUT /v1/integrations/new", {"provider": "gitlab", "client_id": "c", "client_secret": "s",
+                                      "state": "ready"}),
+    ],
+)  # fmt: skip
+async def test_mass_assignment_is_refused_and_nothing_written(api: Api, path: str, body: dict):
+    await api.integration()
+    admin = await api.app_with("boss", *Action)
+    method, url = path.split()
+    answer = await api.call(method, url, admin, json=body)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request"), answer.text
+    async with api.worker.read() as tx:
+        assert await tx.connections.page(TENANT) == []
+        assert [app.name for app in await tx.access.apps(TENANT)] == ["boss"]
+        assert [it.name for it in await tx.integrations.page(TENANT)] == ["crm"]
+
+
+async def test_scopes_never_widen_by_asking_again(api: Api):
+    """Ceilings of permit and integration hold for new connections and for step-up alike."""
+    integration = await api.integration(scope_ceiling=("read_user", "api"))
+    connection = await api.active(integration)
+    key = await api.app_with("asker", Action.CONNECT, ceiling=("read_user", "sudo"))
+    for scopes in (["api"], ["sudo"], ["read_user", "api"]):
+        again = await api.post(f"/v1/connections/{connection.id}/reauthorize", key, {"scopes": scopes})
+        new = {"integration": "crm", "subject": "user-2", "scopes": scopes}
+        for answer in (again, await api.post("/v1/connections", key, new)):
+            assert (answer.status_code, answer.json()["code"]) == (403, "scope_not_permitted")
+    good = await api.post(f"/v1/connections/{connection.id}/reauthorize", key, {"scopes": ["read_user"]})
+    assert good.status_code == 200

@@ -1,0 +1,172 @@
+"""The subject's pages: nothing from elsewhere, no framing, no forged forms, no redirector."""
+
+import re
+
+import pytest
+
+from evergrant_server.core.access import Action
+from evergrant_server.core.ids import ConnectionId
+from tests.fakes.api import TENANT, Api, running_api
+from tests.fakes.visitor import Visitor
+
+RETURN = "https://app.example/done"
+
+
+async def connect_url(api: Api, **body) -> str:
+    await api.integration()
+    key = await api.app_with("<i>Sneaky</i>" if body.pop("sneaky", False) else "asker", Action.CONNECT,
+                             return_to=(RETURN,))  # fmt: skip
+    made = await api.post("/v1/connections", key, {"integration": "crm", "subject": "user-1", **body})
+    assert made.status_code == 201, made.text
+    return made.json()["connect_url"]
+
+
+async def test_the_page_says_who_asks_for_what(api: Api):
+    page = await Visitor(api).open(await connect_url(api, subject="maria@example.org", scopes=["openid", "api"]))
+    assert page.status_code == 200
+    for said in ("asker", "GitLab", "crm", "maria@example.org", "Know who you are", "openid", "api"):
+        assert said in page.text
+
+
+async def test_what_callers_wrote_is_escaped(api: Api):
+    page = await Visitor(api).open(await connect_url(api, subject="<script>alert(1)</script>", sneaky=True))
+    assert "<script" not in page.text
+    assert "<i>" not in page.text
+    assert "&lt;script&gt;" in page.text
+
+
+async def test_csp_lets_nothing_in_from_elsewhere_and_the_form_out_to_the_provider(api: Api):
+    page = await Visitor(api).open(await connect_url(api, return_to=RETURN))
+    policy = dict(part.strip().split(" ", 1) for part in page.headers["content-security-policy"].split(";"))
+    assert policy == {
+        "default-src": "'none'",
+        "style-src": "'self'",
+        "img-src": "'self'",
+        "form-action": "'self' https://gitlab.com https://app.example",
+        "frame-ancestors": "'none'",
+        "base-uri": "'none'",
+    }
+    assert page.headers["referrer-policy"] == "no-referrer"
+    assert page.headers["cache-control"] == "no-store"
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert "<script" not in page.text
+    assert "style=" not in page.text
+    assert set(re.findall(r'(?:src|href)="([^"]+)"', page.text)) == {"/static/evergrant.css"}
+    assert (await api.get("/static/evergrant.css")).headers["content-type"].startswith("text/css")
+
+
+async def test_the_cookie_is_bound_to_this_host(api: Api):
+    page = await Visitor(api).open(await connect_url(api))
+    cookie = page.headers["set-cookie"]
+    assert cookie.startswith("__Host-evergrant=")
+    assert {part.strip().lower() for part in cookie.split(";")[1:]} == {
+        "httponly", "secure", "path=/", "samesite=lax"
+    }  # fmt: skip
+
+
+async def test_plain_http_on_loopback_has_a_cookie_of_another_name(tmp_path):
+    async with running_api(tmp_path, public_url="http://127.0.0.1:8480") as api:
+        page = await Visitor(api).open(await connect_url(api))
+        assert page.headers["set-cookie"].startswith("evergrant-dev=")
+        assert "secure" not in page.headers["set-cookie"].lower()
+
+
+async def test_looking_changes_nothing(api: Api):
+    """Link previews send GETs, any number of them, from anywhere."""
+    url = await connect_url(api)
+    for _ in range(3):
+        assert (await Visitor(api).open(url)).status_code == 200
+    assert (await Visitor(api).go_on(url)).status_code == 303
+
+
+@pytest.mark.parametrize("form", [{}, {"csrf": ""}, {"csrf": "0" * 64}, {"csrf": "é"}])
+async def test_csrf_a_form_from_elsewhere_is_refused(api: Api, form: dict[str, str]):
+    url = await connect_url(api)
+    visitor = Visitor(api)
+    await visitor.open(url)
+    answer = await visitor.browser.post(url, data=form)
+    assert (answer.status_code, "callback_invalid" in answer.text) == (400, True)
+
+
+async def test_csrf_a_token_of_another_browser_or_another_link_is_refused(api: Api):
+    url = await connect_url(api)
+    key = await api.app_with("second", Action.CONNECT)
+    made = await api.post("/v1/connections", key, {"integration": "crm", "subject": "user-2"})
+    other_url = made.json()["connect_url"]
+    visitor, attacker = Visitor(api), Visitor(api)
+    await visitor.open(url)
+    mine = re.search(r'value="([0-9a-f]{64})"', (await visitor.open(other_url)).text)
+    theirs = re.search(r'value="([0-9a-f]{64})"', (await attacker.open(url)).text)
+    assert mine and theirs
+    for token in (mine.group(1), theirs.group(1)):
+        assert (await visitor.browser.post(url, data={"csrf": token})).status_code == 400
+    assert (await api.browser().post(url, data={"csrf": theirs.group(1)})).status_code == 400
+
+
+async def test_a_link_begun_in_one_browser_is_refused_in_another(api: Api):
+    """The subject who starts is the one who finishes."""
+    url = await connect_url(api)
+    visitor, other = Visitor(api), Visitor(api)
+    assert (await visitor.go_on(url)).status_code == 303
+    looked = await other.open(url)
+    assert (looked.status_code, "another browser" in looked.text) == (400, True)
+    token = api.app.state.subjects.browsers.csrf(other.browser.cookies.get("__Host-evergrant") or "A" * 43, url)
+    assert (await other.browser.post(url, data={"csrf": token})).status_code == 400
+    assert (await visitor.go_on(url)).status_code == 303
+
+
+async def test_links_that_are_unknown_expired_or_of_a_revoked_connection(api: Api):
+    unknown = await Visitor(api).open("/connect/nobody-knows-this")
+    assert (unknown.status_code, "not_found" in unknown.text) == (404, True)
+    url = await connect_url(api)
+    async with api.worker.read() as tx:
+        (connection,) = await tx.connections.page(TENANT)
+    api.clock.advance(3600)
+    expired = await Visitor(api).open(url)
+    assert (expired.status_code, "consent_expired" in expired.text) == (409, True)
+    api.clock.advance(-3600)
+    connection = await api.row(TENANT, ConnectionId(connection.id))
+    await api.change(connection, lambda it: it.revoke_asked("left", api.clock.now()))
+    revoked = await Visitor(api).open(url)
+    assert (revoked.status_code, "connection_revoked" in revoked.text) == (409, True)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://app.example/done/",
+        "https://app.example/done?x=1",
+        "https://app.example/",
+        "https://app.example.evil.example/done",
+        "https://APP.example/done",
+        "//evil.example",
+        "/\\evil.example",
+        "https://app.example@evil.example/done",
+        "https://evil.example/#https://app.example/done",
+        "javascript:alert(1)",
+        "data:text/html,x",
+        "http://app.example/done",
+    ],
+)
+async def test_rfc9700_4_11_no_open_redirector(api: Api, url: str):
+    """Compared character by character with the app's list."""
+    await api.integration()
+    key = await api.app_with("asker", Action.CONNECT, return_to=(RETURN,))
+    body = {"integration": "crm", "subject": "user-1", "return_to": url}
+    answer = await api.post("/v1/connections", key, body)
+    assert (answer.status_code, answer.json()["field"]) == (400, "return_to")
+    async with api.worker.read() as tx:
+        assert await tx.connections.page(TENANT) == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["//evil", "\\evil", "https://u@h/", "javascript:x", "https://h/#f", "http://h/", "https:///x", "https://h /",
+     "https://h/\n", "https://h:99999/", "ftp://h/", "", "https://h/é"],
+)  # fmt: skip
+async def test_rfc9700_4_11_what_can_not_be_listed(api: Api, url: str):
+    admin = await api.app_with("boss", Action.ADMIN)
+    answer = await api.call("PUT", "/v1/apps/a", admin, json={"return_to": [url]})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["field"].startswith("return_to")
+    assert (await api.call("PUT", "/v1/apps/a", admin, json={"return_to": [RETURN]})).status_code == 201
