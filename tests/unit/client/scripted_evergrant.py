@@ -143,6 +143,8 @@ async def scripted_evergrant() -> AsyncIterator[ScriptedEvergrant]:
         connections.add(task)
         try:
             await evergrant.serve(reader, writer)
+        except asyncio.CancelledError:
+            pass  # only the end of the block below cancels; asyncio's own callback would log it as an error
         finally:
             connections.discard(task)
 

@@ -14,6 +14,7 @@ from tests.unit.client.scripted_evergrant import (
     connection,
     consent_required,
     lease,
+    problem,
 )
 
 MOMENT = timedelta(milliseconds=1)
@@ -42,6 +43,13 @@ async def test_a_missing_consent_is_an_answer(caller: Caller, evergrant: Scripte
     needed = await caller.do("lease", "crm", "alice")
     assert needed == ConsentRequired(connect_url=LINK, connection_id="con_1", expires_at=None)
     assert LINK not in repr(needed)
+
+
+async def test_a_consent_that_this_app_may_not_open_is_an_error(caller: Caller, evergrant: ScriptedEvergrant):
+    evergrant.script("POST /v1/lease", problem(409, "ReconnectNeeded", "consent_required"))
+    with pytest.raises(ReconnectNeeded) as refused:
+        await caller.do("lease", "crm", "alice")
+    assert refused.value.connect_url is None
 
 
 @pytest.mark.parametrize(

@@ -171,11 +171,11 @@ async def test_providers_apps_and_audit(evergrant: ScriptedEvergrant):
         "workflow_event_id": None,
     }
     for route, item in (
-        ("providers", {"name": "github", "title": "GitHub"}),
+        ("providers", {"name": "github", "display_name": "GitHub"}),
         ("apps", app),
         ("connections/con_1/audit", record),
     ):
         evergrant.script(f"GET /v1/{route}", Answer(200, {"items": [item], "next_cursor": None}))
-    assert "github" in (await command(evergrant, "providers")).out
+    assert "GitHub" in (await command(evergrant, "providers")).out
     assert "etl" in (await command(evergrant, "apps", "ls")).out
     assert "connection.created" in (await command(evergrant, "audit", "con_1")).out

@@ -247,7 +247,8 @@ class TestPipeline:
             assert (run.returncode, err) == (0, b"")
             assert b'"ids": ["alice"]' in out
             worker.terminate()
-            assert await asyncio.wait_for(worker.wait(), 30) == 0
+            _, said = await asyncio.wait_for(worker.communicate(), 30)
+            assert (worker.returncode, said.decode()) == (0, "")
 
 
 async def start_connection(client: Client, problem: Code | None = None) -> str:

@@ -104,9 +104,11 @@ class AsyncEvergrant:
         """Make the grant newer than it is now."""
         return await self._do(calls.refresh(connection_id))
 
-    async def reauthorize(self, connection_id: str, *, scopes: tuple[str, ...] | None = None) -> Connection:
+    async def reauthorize(
+        self, connection_id: str, *, scopes: tuple[str, ...] | None = None, return_to: str | None = None
+    ) -> Connection:
         """Open a new consent for the same connection; what it holds stays until that is given."""
-        return await self._do(calls.reauthorize(connection_id, scopes=scopes))
+        return await self._do(calls.reauthorize(connection_id, scopes=scopes, return_to=return_to))
 
     async def revoke(self, connection_id: str, reason: str) -> Connection:
         """Revoke. From the answer on no lease leaves; the state is `revoked` once the provider agrees."""

@@ -94,8 +94,11 @@ def refresh(connection_id: str) -> Call[Connection]:
     return _command(f"{_of(connection_id)}/refresh", {})
 
 
-def reauthorize(connection_id: str, *, scopes: tuple[str, ...] | None = None) -> Call[Connection]:
-    return _command(f"{_of(connection_id)}/reauthorize", _given(scopes=_list(scopes)))
+def reauthorize(
+    connection_id: str, *, scopes: tuple[str, ...] | None = None, return_to: str | None = None
+) -> Call[Connection]:
+    body = _given(scopes=_list(scopes), return_to=return_to)
+    return _command(f"{_of(connection_id)}/reauthorize", body)
 
 
 def revoke(connection_id: str, reason: str) -> Call[Connection]:

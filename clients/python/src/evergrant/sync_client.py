@@ -102,9 +102,11 @@ class Evergrant:
         """Make the grant newer than it is now."""
         return self._do(calls.refresh(connection_id))
 
-    def reauthorize(self, connection_id: str, *, scopes: tuple[str, ...] | None = None) -> Connection:
+    def reauthorize(
+        self, connection_id: str, *, scopes: tuple[str, ...] | None = None, return_to: str | None = None
+    ) -> Connection:
         """Open a new consent for the same connection; what it holds stays until that is given."""
-        return self._do(calls.reauthorize(connection_id, scopes=scopes))
+        return self._do(calls.reauthorize(connection_id, scopes=scopes, return_to=return_to))
 
     def revoke(self, connection_id: str, reason: str) -> Connection:
         """Revoke. From the answer on no lease leaves; the state is `revoked` once the provider agrees."""

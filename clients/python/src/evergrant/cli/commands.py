@@ -22,13 +22,14 @@ from evergrant.errors import ReconnectNeeded
 from evergrant.models import Connection, ConsentRequired, Lease, State
 
 _CONNECTIONS = ("id", "integration", "subject", "label", "state", "generation", "expires_at", "reason")
+_PROVIDERS = ("name", "display_name", "categories", "default_scopes")
 _AUDIT = ("seq", "lane", "at", "action", "by", "detail")
 
 
 def providers(*, options: Options = DEFAULTS) -> None:
     """List the providers of the catalogue."""
     with options.client() as client:
-        show_rows((provider_row(it) for it in client.providers()), ("name", "title"), options.output)
+        show_rows((provider_row(it) for it in client.providers()), _PROVIDERS, options.output)
 
 
 def list_connections(
