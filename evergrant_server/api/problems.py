@@ -22,6 +22,8 @@ log = logging.getLogger("evergrant.api")
 MEDIA_TYPE = "application/problem+json"
 _NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_-]{0,40}$")
 _MOST_ERRORS = 20
+_NOT_JSON = "not valid JSON"
+_UNREAD = [{"field": "body", "problem": _NOT_JSON}]
 _BY_STATUS = {
     401: Code.UNAUTHENTICATED,
     403: Code.NOT_PERMITTED,
@@ -70,6 +72,8 @@ def field_errors(error: ValidationError | RequestValidationError) -> list[dict[s
     """Which fields are wrong and why, without the values that were sent."""
     found: list[dict[str, str]] = []
     for entry in list(error.errors())[:_MOST_ERRORS]:
+        if entry["type"] == "json_invalid":  # its place is an offset, not a field
+            return _UNREAD
         loc = [str(part) for part in entry["loc"] if part not in ("body", "query", "path", "header")]
         name = ".".join(part if part.isdigit() or _NAME.match(part) else "?" for part in loc)
         found.append({"field": name or "body", "problem": _reason(entry)})
@@ -77,8 +81,6 @@ def field_errors(error: ValidationError | RequestValidationError) -> list[dict[s
 
 
 def _reason(entry: dict[str, Any] | Any) -> str:
-    if entry["type"] == "json_invalid":
-        return "the body is not valid JSON"
     return str(entry["msg"]).removeprefix("Value error, ")
 
 
@@ -104,6 +106,10 @@ def install(app: FastAPI, base_url: str) -> None:
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if error.status_code == 400:  # FastAPI's word for a body that can't be decoded
+            return problem(
+                Failure(Code.INVALID_REQUEST, f"body: {_NOT_JSON}", field="body"), base_url, _UNREAD
+            )
         code = _BY_STATUS.get(error.status_code, Code.INVALID_REQUEST)
         response = problem(Failure(code), base_url)
         if error.headers and "Allow" in error.headers:

@@ -159,9 +159,8 @@ class Api:
         return_to: tuple[str, ...] = (),
     ) -> str:
         """An app with one permit for `actions` (none: no permit at all). Returns its key."""
-        app = App(
-            tenant=tenant, id=AppId(new_id("app")), name=name, return_to=return_to, created_at=self.clock.now()
-        )
+        now = self.clock.now()
+        app = App(tenant=tenant, id=AppId(new_id("app")), name=name, return_to=return_to, created_at=now)
         secret = new_key_secret()
         key = AppKey(
             tenant=tenant,
@@ -228,7 +227,12 @@ class Api:
         return connection
 
     async def active(
-        self, integration: Integration, token: str = "at-1", *, lifetime: float | None = LIFETIME, **changes: Any
+        self,
+        integration: Integration,
+        token: str = "at-1",
+        *,
+        lifetime: float | None = LIFETIME,
+        **changes: Any,
     ) -> Connection:
         """A connection with a grant whose access token is `token`."""
         scopes = changes.pop("scopes", ("read_user",))
@@ -246,7 +250,10 @@ class Api:
         """What a worker does when a token arrives."""
         now = self.clock.now()
         tokens = TokenSet(
-            access_token=Secret(token), refresh_token=Secret(f"rt-of-{token}"), expires_in=lifetime, scopes=scopes
+            access_token=Secret(token),
+            refresh_token=Secret(f"rt-of-{token}"),
+            expires_in=lifetime,
+            scopes=scopes,
         )
         async with self.worker.write() as tx:
             current = await tx.connections.get(connection.tenant, connection.id)

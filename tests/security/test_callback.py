@@ -1,6 +1,7 @@
 """The callback under attack: each ends with a clear error, nothing stored, nothing lost, a record."""
 
 import asyncio
+from datetime import timedelta
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -45,10 +46,11 @@ class Started:
     async def signals(self) -> list[str]:
         async with self.api.worker.write() as tx:
             claimed = []
-            while batch := await tx.outbox.claim("test", self.api.clock.now(), self.api.parts.settings.lease_wait):
+            now, hold = self.api.clock.now(), timedelta(seconds=30)
+            while batch := await tx.outbox.claim("test", now, hold):
                 claimed += [message.name for message in batch if message.name]
                 for message in batch:
-                    await tx.outbox.delivered(message.id, self.api.clock.now())
+                    await tx.outbox.delivered(message.id, now)
         return claimed
 
     async def worker_finishes(self, status: ConsentStatus = ConsentStatus.DONE) -> None:
@@ -212,9 +214,7 @@ async def test_rfc9207_2_4_issuer_compared_as_a_plain_string(api: Api, iss: str 
 async def test_rfc6749_3_1_a_doubled_code_is_refused(api: Api):
     it = await started(api)
     state = it.visitor.sent["state"]
-    await assert_refused(
-        await it.visitor.raw(f"state={state}&code=a&code=b&iss=https%3A%2F%2Fidp.example")
-    )
+    await assert_refused(await it.visitor.raw(f"state={state}&code=a&code=b&iss=https%3A%2F%2Fidp.example"))
     assert await it.signals() == []
 
 
@@ -237,7 +237,11 @@ async def test_a_denial_is_a_denial_and_html_in_it_is_never_shown(api: Api):
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [("server_error", "provider_error"), ("invalid_scope", "client_rejected"), ("<b>x</b>", "provider_error")],
+    [
+        ("server_error", "provider_error"),
+        ("invalid_scope", "client_rejected"),
+        ("<b>x</b>", "provider_error"),
+    ],
 )
 async def test_another_error_ends_the_attempt_and_not_the_connection(api: Api, error: str, code: str):
     it = await started(api)

@@ -22,7 +22,9 @@ async def connect_url(api: Api, **body) -> str:
 
 
 async def test_the_page_says_who_asks_for_what(api: Api):
-    page = await Visitor(api).open(await connect_url(api, subject="maria@example.org", scopes=["openid", "api"]))
+    page = await Visitor(api).open(
+        await connect_url(api, subject="maria@example.org", scopes=["openid", "api"])
+    )
     assert page.status_code == 200
     for said in ("asker", "GitLab", "crm", "maria@example.org", "Know who you are", "openid", "api"):
         assert said in page.text
@@ -97,7 +99,8 @@ async def test_csrf_a_token_of_another_browser_or_another_link_is_refused(api: A
     await visitor.open(url)
     mine = re.search(r'value="([0-9a-f]{64})"', (await visitor.open(other_url)).text)
     theirs = re.search(r'value="([0-9a-f]{64})"', (await attacker.open(url)).text)
-    assert mine and theirs
+    assert mine
+    assert theirs
     for token in (mine.group(1), theirs.group(1)):
         assert (await visitor.browser.post(url, data={"csrf": token})).status_code == 400
     assert (await api.browser().post(url, data={"csrf": theirs.group(1)})).status_code == 400
@@ -107,11 +110,12 @@ async def test_a_link_begun_in_one_browser_is_refused_in_another(api: Api):
     """The subject who starts is the one who finishes."""
     url = await connect_url(api)
     visitor, other = Visitor(api), Visitor(api)
+    token = re.search(r'value="([0-9a-f]{64})"', (await other.open(url)).text)
+    assert token
     assert (await visitor.go_on(url)).status_code == 303
-    looked = await other.open(url)
-    assert (looked.status_code, "another browser" in looked.text) == (400, True)
-    token = api.app.state.subjects.browsers.csrf(other.browser.cookies.get("__Host-evergrant") or "A" * 43, url)
-    assert (await other.browser.post(url, data={"csrf": token})).status_code == 400
+    pressed = await other.browser.post(url, data={"csrf": token.group(1)})  # a good form, too late
+    for answer in (pressed, await other.open(url)):
+        assert (answer.status_code, "another browser" in answer.text) == (400, True)
     assert (await visitor.go_on(url)).status_code == 303
 
 
@@ -161,8 +165,8 @@ async def test_rfc9700_4_11_no_open_redirector(api: Api, url: str):
 
 @pytest.mark.parametrize(
     "url",
-    ["//evil", "\\evil", "https://u@h/", "javascript:x", "https://h/#f", "http://h/", "https:///x", "https://h /",
-     "https://h/\n", "https://h:99999/", "ftp://h/", "", "https://h/é"],
+    ["//evil", "\\evil", "https://u@h/", "javascript:x", "https://h/#f", "http://h/", "https:///x",
+     "https://h /", "https://h/\n", "https://h:99999/", "ftp://h/", "", "https://h/é"],
 )  # fmt: skip
 async def test_rfc9700_4_11_what_can_not_be_listed(api: Api, url: str):
     admin = await api.app_with("boss", Action.ADMIN)

@@ -57,9 +57,7 @@ def test_a_verdict_says_why(permits, asks, reason):
 def test_permits_do_not_add_up():
     """Reading by one permit and writing by another isn't both at once."""
     permits = [permit("a", ceiling=("read",)), permit("b", ceiling=("write",))]
-    both = decide(
-        permits, integration="crm", subject="u", action=Action.TOKEN, scopes=("read", "write")
-    )
+    both = decide(permits, integration="crm", subject="u", action=Action.TOKEN, scopes=("read", "write"))
     assert both.reason is Reason.SCOPE_ABOVE_CEILING
     one = decide(permits, integration="crm", subject="u", action=Action.TOKEN, scopes=("write",))
     assert (one.permit_name, one.ceiling) == ("b", ("write",))

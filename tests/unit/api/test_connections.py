@@ -1,0 +1,177 @@
+"""Connections over HTTP: begin, look, list, refresh, reauthorize, revoke; each idempotent."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from evergrant_server import audit
+from evergrant_server.core.access import Action
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.errors import Code
+from evergrant_server.core.messages import ConnectionStart
+from evergrant_server.core.outbox import OutboxKind
+from tests.fakes.api import TENANT, Api
+
+NEW = {"integration": "crm", "subject": "user-1"}
+
+
+async def outbox(api: Api):
+    async with api.worker.write() as tx:
+        return await tx.outbox.claim("test", api.clock.now(), timedelta(seconds=30))
+
+
+async def actions(api: Api, what: str) -> list[AuditAction]:
+    async with api.worker.read() as tx:
+        return [it.action for it in await audit.page(tx, TENANT, object=what)]
+
+
+async def test_begin_writes_rows_outbox_and_audit_together(api: Api):
+    await api.integration()
+    key = await api.app_with("asker", Action.CONNECT)
+    answer = await api.post("/v1/connections", key, NEW)
+    assert answer.status_code == 201, answer.text
+    body = answer.json()
+    assert (body["state"], body["generation"], body["label"]) == ("pending_consent", 0, "default")
+    assert body["connect_url"].startswith("https://evergrant.test/connect/")
+    assert body["expires_at"] == body["connect_expires_at"] == "2026-01-02T04:04:05.678901Z"
+    assert body["requested_scopes"] == ["read_user"]
+    (message,) = await outbox(api)
+    assert (message.kind, message.target) == (OutboxKind.START_WORKFLOW, f"connection:acme:{body['id']}")
+    start = ConnectionStart.model_validate(message.payload)
+    assert (start.connection_id, start.asked.by) == (body["id"], "app:asker")
+    assert "user-1" not in str(message.payload)
+    assert await actions(api, body["id"]) == [AuditAction.CONNECTION_CREATED]
+    assert api.relay.nudges == 1
+
+
+async def test_begin_again_gives_what_there_is(api: Api):
+    integration = await api.integration()
+    key = await api.app_with("asker", Action.CONNECT)
+    first = (await api.post("/v1/connections", key, NEW)).json()
+    again = await api.post("/v1/connections", key, NEW)
+    assert again.status_code == 200
+    assert (again.json()["id"], again.json()["connect_url"]) == (first["id"], first["connect_url"])
+    active = await api.active(integration, subject="user-2")
+    there = await api.post("/v1/connections", key, {**NEW, "subject": "user-2"})
+    assert (there.status_code, there.json()["id"], there.json()["state"]) == (200, active.id, "active")
+    assert there.json()["connect_url"] is None
+
+
+async def test_parallel_beginnings_make_one_connection(api: Api):
+    await api.integration()
+    key = await api.app_with("asker", Action.CONNECT)
+    answers = await asyncio.gather(*(api.post("/v1/connections", key, NEW) for _ in range(8)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 7 + [201]
+    assert len({answer.json()["id"] for answer in answers}) == 1
+
+
+async def test_idempotency_key(api: Api):
+    await api.integration()
+    key = await api.app_with("asker", Action.CONNECT)
+    headers = {"Idempotency-Key": "k-1"}
+    answers = await asyncio.gather(
+        *(api.post("/v1/connections", key, NEW, headers=headers) for _ in range(5))
+    )
+    assert {answer.status_code for answer in answers} == {201}
+    assert len({answer.text for answer in answers}) == 1
+    other = await api.post("/v1/connections", key, {**NEW, "subject": "user-2"}, headers=headers)
+    assert (other.status_code, other.json()["code"]) == (409, "idempotency_conflict")
+    # another app's key of the same name is another key
+    second = await api.app_with("second", Action.CONNECT)
+    assert (await api.post("/v1/connections", second, NEW, headers=headers)).status_code == 200
+
+
+async def test_after_a_revocation_a_new_connection_begins(api: Api):
+    connection = await api.active(await api.integration())
+    key = await api.app_with("asker", Action.CONNECT)
+    await api.change(connection, lambda it: it.revoke_asked("left", api.clock.now()))
+    still = await api.post("/v1/connections", key, NEW)
+    assert (still.status_code, still.json()["state"]) == (200, "revoking")
+    from evergrant_server.core.connection import Revocation
+
+    await api.change(connection, lambda it: it.revocation_ended(Revocation.CONFIRMED, api.clock.now()))
+    assert (await api.post("/v1/connections", key, NEW)).status_code == 201
+
+
+async def test_look_says_what_comes_next_and_never_a_secret(api: Api):
+    connection = await api.active(await api.integration())
+    key = await api.app_with("reader", Action.TOKEN)
+    body = (await api.get(f"/v1/connections/{connection.id}", key)).json()
+    assert (body["state"], body["generation"], body["scopes"]) == ("active", 1, ["read_user"])
+    assert (body["expires_at"], body["next_action"]) == ("2026-01-02T04:04:05.678901Z", "refresh due")
+    assert "at-1" not in str(body)
+    api.link.up = False
+    assert (await api.get(f"/v1/connections/{connection.id}", key)).json()["state"] == "active"
+
+
+async def test_lists_filter_and_show_only_what_a_permit_covers(api: Api):
+    integration = await api.integration()
+    for subject in ("a", "b", "c"):
+        await api.active(integration, subject=subject)
+    pending = await api.connection(integration, subject="d")
+    everyone = await api.app_with("everyone", Action.TOKEN)
+    some = await api.app_with("some", Action.TOKEN, subjects=("a", "d"))
+
+    async def subjects(key: str, query: str = "") -> set[str]:
+        return {it["subject"] for it in (await api.get(f"/v1/connections{query}", key)).json()["items"]}
+
+    assert await subjects(everyone) == {"a", "b", "c", "d"}
+    assert await subjects(some) == {"a", "d"}
+    assert await subjects(everyone, "?state=active&subject=b") == {"b"}
+    assert await subjects(everyone, "?state=pending_consent") == {pending.subject}
+    assert await subjects(everyone, "?expiring_before=2026-01-02T05:00:00Z") == {"a", "b", "c"}
+    assert (await api.get("/v1/connections?state=nonsense", everyone)).status_code == 400
+
+
+async def test_refresh_waits_for_the_workflow(api: Api):
+    connection = await api.active(await api.integration())
+    key = await api.app_with("reader", Action.TOKEN)
+    api.refreshes_with("at-2")
+    at = f"/v1/connections/{connection.id}/refresh"
+    answer = await api.post(at, key)
+    assert (answer.status_code, answer.json()["generation"]) == (200, 2)
+    # somebody who saw an older generation needs no refresh
+    assert (await api.post(at, key, {"seen_generation": 1})).json()["generation"] == 2
+    assert len(api.link.asked) == 1
+    api.refreshes_fail(Code.CLIENT_REJECTED)
+    failed = await api.post(at, key)
+    assert (failed.status_code, failed.json()["code"]) == (424, "client_rejected")
+
+
+async def test_reauthorize_opens_a_new_link_and_keeps_the_token(api: Api):
+    connection = await api.active(await api.integration())
+    key = await api.app_with("asker", Action.CONNECT, Action.TOKEN)
+    answer = await api.post(f"/v1/connections/{connection.id}/reauthorize", key, {"scopes": ["api"]})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["connect_url"]
+    assert answer.json()["state"] == "active"
+    assert (await api.lease(key)).status_code == 200
+    assert AuditAction.REAUTHORIZE_ASKED in await actions(api, connection.id)
+
+
+@pytest.mark.parametrize("how", ["revoke", "delete"])
+async def test_revoke_once_and_again(api: Api, how: str):
+    connection = await api.active(await api.integration())
+    key = await api.app_with("asker", Action.ADMIN)
+    for _ in range(2):
+        if how == "revoke":
+            answer = await api.post(f"/v1/connections/{connection.id}/revoke", key, {"reason": "left"})
+        else:
+            answer = await api.call("DELETE", f"/v1/connections/{connection.id}", key)
+        assert (answer.status_code, answer.json()["state"]) == (202, "revoking")
+    assert (await actions(api, connection.id)).count(AuditAction.REVOKE_ASKED) == 1
+    assert len(await outbox(api)) == 1
+    again = await api.app_with("again", Action.CONNECT)
+    refused = await api.post(f"/v1/connections/{connection.id}/reauthorize", again)
+    assert (refused.status_code, refused.json()["code"]) == (409, "connection_revoked")
+
+
+async def test_an_integration_that_is_not_ready_connects_nobody(api: Api):
+    await api.integration(provider="generic", issuer="https://idp.example", state="discovering")
+    await api.integration("bad", provider="generic", issuer="https://x.example", state="failed", problem="no")
+    key = await api.app_with("asker", Action.CONNECT)
+    for name in ("crm", "bad"):
+        answer = await api.post("/v1/connections", key, {**NEW, "integration": name})
+        assert (answer.status_code, answer.json()["code"]) == (424, "discovery_failed")
+    assert await outbox(api) == []
