@@ -1,0 +1,201 @@
+"""Integrations, apps, keys, permits and the first admin, over HTTP."""
+
+import pytest
+
+from evergrant_server import audit
+from evergrant_server.api.bootstrap import bootstrap_admin
+from evergrant_server.core.access import Action, Endpoints, Integration, IntegrationState
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.messages import Discovered
+from tests.fakes.api import TENANT, Api
+
+GITLAB = {"provider": "gitlab", "client_id": "client-1", "client_secret": "canary-secret"}
+GENERIC = {**GITLAB, "provider": "generic", "issuer": "https://idp.example"}
+ENDPOINTS = Endpoints(
+    issuer="https://idp.example",
+    authorization_endpoint="https://idp.example/authorize",
+    token_endpoint="https://idp.example/token",
+)
+
+
+@pytest.fixture
+async def admin(api: Api) -> str:
+    return await bootstrap_admin(api.store, api.clock, TENANT)
+
+
+async def put(api: Api, admin: str, body: dict, name: str = "crm"):
+    return await api.call("PUT", f"/v1/integrations/{name}", admin, json=body)
+
+
+async def stored(api: Api, name: str = "crm") -> Integration:
+    async with api.worker.read() as tx:
+        found = await tx.integrations.by_name(TENANT, name)
+    assert found is not None
+    return found
+
+
+def discovers(api: Api, failure: Code | None = None) -> None:
+    async def discover(tenant, integration_id):
+        changes = {"state": IntegrationState.READY, "endpoints": ENDPOINTS}
+        if failure:
+            changes = {"state": IntegrationState.FAILED, "problem": "it names another issuer"}
+        async with api.worker.write() as tx:
+            before = await tx.integrations.get(tenant, integration_id)
+            assert before is not None
+            await tx.integrations.replace(before.model_copy(update=changes), expected=before.revision)
+        return Discovered(failure=failure, detail="it names another issuer" if failure else "")
+
+    api.link.on_discover = discover
+
+
+async def test_the_first_admin_key_is_made_once(api: Api, admin: str):
+    assert (await api.get("/v1/apps", admin)).json()["items"][0]["name"] == "admin"
+    with pytest.raises(Failure) as refused:
+        await bootstrap_admin(api.store, api.clock, TENANT)
+    assert refused.value.code is Code.ALREADY_EXISTS
+    second = await bootstrap_admin(api.store, api.clock, TENANT, force=True)
+    assert second != admin
+    assert (await api.get("/v1/apps", second)).status_code == 200
+    assert (await api.get("/v1/apps", admin)).status_code == 200
+    # an admin permit reaches configuration, not tokens
+    await api.active(await api.integration())
+    assert (await api.lease(admin)).status_code == 403
+
+
+async def test_an_integration_shows_its_redirect_uri_and_never_its_secret(api: Api, admin: str):
+    made = await put(api, admin, GITLAB)
+    assert made.status_code == 201, made.text
+    it = made.json()
+    assert it["redirect_uri"] == f"https://evergrant.test/oauth/callback/{it['id']}"
+    assert (it["has_client_secret"], it["state"]) == (True, "ready")
+    listed = await api.get("/v1/integrations", admin)
+    shown = await api.get("/v1/integrations/crm", admin)
+    for answer in (made, listed, shown):
+        assert "canary-secret" not in answer.text
+    async with api.worker.read() as tx:
+        secret = await tx.integrations.client_secret(await stored(api))
+    assert secret is not None
+    assert secret.reveal() == "canary-secret"
+
+
+async def test_changing_keeps_the_secret_and_the_id(api: Api, admin: str):
+    first = (await put(api, admin, GITLAB)).json()
+    body = {
+        "provider": "gitlab",
+        "client_id": "client-1",
+        "scope_ceiling": ["api"],
+        "refresh": {"rotation": "none"},
+    }
+    second = await put(api, admin, body)
+    assert second.status_code == 200, second.text
+    it = second.json()
+    assert (it["id"], it["has_client_secret"], it["scope_ceiling"]) == (first["id"], True, ["api"])
+    assert it["refresh"]["rotation"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "field"),
+    [
+        ({**GITLAB, "provider": "nobody"}, "provider_unknown", "provider"),
+        ({"provider": "gitlab", "client_id": "c"}, "invalid_request", "client_secret"),
+        ({**GITLAB, "client_secret": " "}, "invalid_request", "client_secret"),
+        ({**GITLAB, "issuer": "https://idp.example"}, "invalid_request", "issuer"),
+        ({**GENERIC, "issuer": None}, "invalid_request", "issuer"),
+        ({**GITLAB, "params": {"x": "y"}}, "invalid_request", "params.x"),
+        ({**GITLAB, "default_scopes": ["api"], "scope_ceiling": []}, "invalid_request", "default_scopes"),
+        ({**GITLAB, "client_auth": "plain"}, "invalid_request", "client_auth"),
+    ],
+)
+async def test_bad_integrations_name_their_field_and_write_nothing(api: Api, admin: str, body, code, field):
+    answer = await put(api, admin, body)
+    assert (answer.json()["code"], answer.json()["field"]) == (code, field), answer.text
+    assert "canary-secret" not in answer.text
+    assert (await api.get("/v1/integrations/crm", admin)).status_code == 404
+
+
+async def test_an_issuer_is_discovered_by_a_worker_and_pinned(api: Api, admin: str):
+    discovers(api)
+    made = await put(api, admin, GENERIC)
+    assert (made.status_code, made.json()["state"]) == (201, "ready"), made.text
+    again = await put(api, admin, {**GENERIC, "default_scopes": ["read"]})
+    assert (again.status_code, again.json()["state"]) == (200, "ready")
+    assert len(api.link.discoveries) == 1
+    assert (await stored(api)).endpoints == ENDPOINTS
+
+
+async def test_a_failed_discovery_is_said_and_can_be_tried_again(api: Api, admin: str):
+    discovers(api, Code.DISCOVERY_FAILED)
+    failed = await put(api, admin, GENERIC)
+    assert (failed.status_code, failed.json()["code"]) == (424, "discovery_failed")
+    assert (await api.get("/v1/integrations/crm", admin)).json()["state"] == "failed"
+    discovers(api)
+    assert (await put(api, admin, GENERIC)).json()["state"] == "ready"
+    api.link.up = False
+    away = await put(api, admin, {**GENERIC, "issuer": "https://two.example"}, "two")
+    assert (away.status_code, away.json()["code"]) == (503, "temporal_unavailable")
+
+
+async def test_secrets_and_tokens_are_never_redirected_to_another_server(api: Api, admin: str):
+    """A new issuer needs the secret again, and no live connection at all."""
+    discovers(api)
+    await put(api, admin, GENERIC)
+    evil = {"provider": "generic", "client_id": "client-1", "issuer": "https://evil.example"}
+    refused = await put(api, admin, evil)
+    assert (refused.status_code, refused.json()["field"]) == (400, "client_secret")
+    await api.active(await stored(api))
+    refused = await put(api, admin, {**evil, "client_secret": "mine"})
+    assert (refused.status_code, refused.json()["field"]) == (400, "provider")
+    assert (await stored(api)).issuer == "https://idp.example"
+    deleted = await api.call("DELETE", "/v1/integrations/crm", admin)
+    assert (deleted.status_code, deleted.json()["code"]) == (409, "store_conflict")
+
+
+async def test_a_public_client_drops_its_secret(api: Api, admin: str):
+    await put(api, admin, GITLAB)
+    public = {"provider": "gitlab", "client_id": "client-1", "client_auth": "none"}
+    assert (await put(api, admin, public)).json()["has_client_secret"] is False
+
+
+async def test_apps_permits_and_keys_live_and_die(api: Api, admin: str):
+    assert (await api.call("PUT", "/v1/apps/pipeline", admin, json={})).status_code == 201
+    assert (await api.call("PUT", "/v1/apps/pipeline", admin, json={"disabled": False})).status_code == 200
+    permit = {
+        "integration": "crm",
+        "subjects": ["user-1"],
+        "actions": ["token"],
+        "scope_ceiling": ["read_user"],
+    }
+    at = "/v1/apps/pipeline/permits/crm"
+    assert (await api.call("PUT", at, admin, json=permit)).status_code == 201
+    assert (await api.call("PUT", at, admin, json=permit)).status_code == 200
+    assert (await api.get(at, admin)).json()["subjects"] == ["user-1"]
+    headers = {"Idempotency-Key": "k"}
+    made = [await api.post("/v1/apps/pipeline/keys", admin, headers=headers) for _ in range(2)]
+    assert made[0].json() == made[1].json()
+    key = made[0].json()["key"]
+    await api.active(await api.integration())
+    assert (await api.lease(key)).status_code == 200
+    assert (await api.call("DELETE", at, admin)).status_code == 204
+    assert (await api.call("DELETE", at, admin)).status_code == 404
+    assert (await api.lease(key)).status_code == 404
+    assert (await api.call("DELETE", "/v1/apps/pipeline", admin)).status_code == 204
+    assert (await api.lease(key)).status_code == 401
+    actions = [it["action"] for it in (await api.get("/v1/audit?limit=500", admin)).json()["items"]]
+    for action in ("app.put", "permit.put", "key.created", "permit.deleted", "app.deleted"):
+        assert action in actions
+    assert (await audit.verify(api.worker, TENANT)).ok
+
+
+async def test_an_admin_can_not_lock_itself_out(api: Api, admin: str):
+    assert (await api.call("DELETE", "/v1/apps/admin", admin)).status_code == 400
+    assert (await api.call("PUT", "/v1/apps/admin", admin, json={"disabled": True})).status_code == 400
+    assert (await api.get("/v1/apps", admin)).status_code == 200
+
+
+async def test_the_catalogue(api: Api):
+    key = await api.app_with("anybody", Action.TOKEN)
+    names = {it["name"] for it in (await api.get("/v1/providers", key)).json()["items"]}
+    assert {"github", "google", "generic"} <= names
+    one = (await api.get("/v1/providers/github", key)).json()
+    assert one["definition"]["token_endpoint"] == "https://github.com/login/oauth/access_token"
+    assert (await api.get("/v1/providers/nobody", key)).json()["code"] == "provider_unknown"
