@@ -11,6 +11,7 @@ from activities.critical import CriticalSections
 from activities.failures import FailureInterceptor
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.journal.lock import JournalLock
+from evergrant_server.leaving import leave
 from evergrant_server.settings import Settings, load_settings
 from evergrant_server.telemetry import configure_logging
 from evergrant_server.wiring import activities, platform
@@ -34,6 +35,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
                 SandboxRestrictions.default.with_passthrough_modules("evergrant_server.core", "pydantic")
             ),
             graceful_shutdown_timeout=GRACE,
+            sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),  # a dead worker's share moves on
         )
         relay = asyncio.create_task(parts.relay.run())
         async with worker:
@@ -54,3 +56,4 @@ async def main(settings: Settings) -> None:
 
 if __name__ == "__main__":
     asyncio.run(main(load_settings()))
+    leave(0)

@@ -65,7 +65,7 @@ class RefreshActivities:
             token = await tx.grants.refresh_token(held.connection)
         if token is None or not held.spec.refresh_supported:
             return await self._out_of_tokens(order, held)
-        attempt, again = await self._single_use.begin(
+        attempt, earlier = await self._single_use.begin(
             AttemptKind.REFRESH,
             held.connection,
             held.integration.refresh,
@@ -87,16 +87,23 @@ class RefreshActivities:
             judge=lambda reply: read_tokens(
                 held.spec, reply, requested_scopes=scopes, refreshing=True, now=self._clock.now()
             ),
-            commit=partial(self._install, order, held),
-            settle=partial(self._settle, order, again),
+            commit=partial(self._install, order, held, earlier),
+            settle=partial(self._settle, order, earlier),
         )
 
     async def _install(
-        self, order: RefreshGrant, held: Holdings, attempt: Attempt, tokens: TokenSet
+        self,
+        order: RefreshGrant,
+        held: Holdings,
+        earlier: Attempt | None,
+        attempt: Attempt,
+        tokens: TokenSet,
     ) -> GrantNews:
         """Compare-and-set until it holds: a revocation in between keeps its state."""
         before = held.grant
         assert before is not None
+        # A server may answer a second send with the first one's token and its full lifetime anew.
+        asked_at = earlier.opened_at if earlier else attempt.opened_at
 
         async def install(tx: Tx) -> GrantNews:
             now = self._clock.now()
@@ -110,7 +117,7 @@ class RefreshActivities:
                 tokens,
                 generation=after.generation,
                 requested=current.requested_scopes,
-                at=attempt.opened_at,
+                at=asked_at,
                 before=before,
             )
             saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
@@ -121,11 +128,16 @@ class RefreshActivities:
         return await settled(self._store, install)
 
     async def _settle(
-        self, order: RefreshGrant, again: bool, attempt: Attempt, failure: Failure, outcome: Outcome | None
+        self,
+        order: RefreshGrant,
+        earlier: Attempt | None,
+        attempt: Attempt,
+        failure: Failure,
+        outcome: Outcome | None,
     ) -> GrantNews:
         """Close the attempt unless its token may be spent; condemn the grant only when refused."""
         code = failure.code
-        if code is Code.GRANT_REJECTED and again:
+        if code is Code.GRANT_REJECTED and earlier is not None:
             code = Code.OUTCOME_UNKNOWN  # the earlier send spent it, and its answer is lost
 
         async def settle(tx: Tx) -> GrantNews:

@@ -50,8 +50,8 @@ class SingleUse:
 
     async def begin(
         self, kind: AttemptKind, connection: Connection, rules: RefreshRules, *, token_valid: bool
-    ) -> tuple[Attempt, bool]:
-        """Commit the intent; says also whether it sends again what an earlier attempt sent.
+    ) -> tuple[Attempt, Attempt | None]:
+        """Commit the intent; says also which attempt already sent this credential, if one did.
 
         Raises Failure REFRESH_PENDING while an earlier attempt has to be waited for.
         """
@@ -74,7 +74,7 @@ class SingleUse:
                     self._may_take_over(earlier, rules, token_valid)
                 await tx.attempts.close(earlier, Outcome.SUPERSEDED, now)
             await tx.attempts.open(attempt)
-        return attempt, same_token
+        return attempt, earlier if same_token else None
 
     async def spend(
         self, attempt: Attempt, *, send: Send, judge: Judge, commit: Commit[T], settle: Settle[T]

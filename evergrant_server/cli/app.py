@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 from cyclopts import App, Group, Parameter
 
 from evergrant_server.core.errors import Failure
+from evergrant_server.leaving import leave
 from evergrant_server.settings import BadSettings, Settings, load_settings
 
 app = App(
@@ -165,7 +166,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _fail(f"{failure.code}: {failure.detail}\n  {failure.rule.repair}", 1)
     except KeyboardInterrupt:
         _fail("stopped", 130)
-    sys.exit(0)
+    leave(0)
 
 
 def _settings(flags: Flags | None) -> Settings:
@@ -178,4 +179,4 @@ def _finish(work: Coroutine[Any, Any, None]) -> None:
 
 def _fail(message: str, status: int) -> NoReturn:
     print(f"evergrant: {message}", file=sys.stderr)
-    sys.exit(status)
+    leave(status)

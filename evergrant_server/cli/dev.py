@@ -19,7 +19,7 @@ from typing import Any
 import httpx2
 
 from evergrant_server.cli import operate
-from evergrant_server.cli.process import Process, ended
+from evergrant_server.cli.process import WORKER_END_LIMIT_S, Process, ended
 from evergrant_server.cli.serve import environment, refuse_taken_port
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.settings import BadSettings, Settings
@@ -40,7 +40,7 @@ async def run(settings: Settings) -> None:
     env = {**os.environ, **environment(settings)}
     me = [sys.executable, "-m", "evergrant_server"]
     api = Process("api", [*me, "serve"], settings.data_dir, env)
-    worker = Process("worker", [*me, "worker"], settings.data_dir, env)
+    worker = Process("worker", [*me, "worker"], settings.data_dir, env, end_limit_s=WORKER_END_LIMIT_S)
     try:
         await temporal.start()
         await _or_stop(stop, _until_ready(settings, temporal, api, worker))
@@ -78,7 +78,14 @@ def _temporal_command(settings: Settings) -> list[str]:
         "--log-level": "error",
     }
     pragmas = ["--sqlite-pragma", "journal_mode=WAL", "--sqlite-pragma", "synchronous=NORMAL"]
-    return [binary, "server", "start-dev", *(part for pair in options.items() for part in pair), *pragmas]
+    return [
+        binary,
+        "server",
+        "start-dev",
+        "--ui-disable-news-fetch",
+        *(part for pair in options.items() for part in pair),
+        *pragmas,
+    ]
 
 
 async def _until_ready(settings: Settings, temporal: Process, api: Process, worker: Process) -> None:
@@ -91,7 +98,8 @@ async def _until_ready(settings: Settings, temporal: Process, api: Process, work
     async with httpx2.AsyncClient(trust_env=False) as http:
         for _ in range(_START_LIMIT_S * 10):
             with suppress(httpx2.HTTPError):
-                if (await http.get(f"http://{settings.host}:{settings.port}/readyz")).status_code == 200:
+                api_ready = await http.get(f"http://{settings.host}:{settings.port}/readyz")
+                if api_ready.status_code == 200 and worker.has_said("worker ready"):
                     return
             for process in (temporal, api, worker):
                 process.raise_if_dead()

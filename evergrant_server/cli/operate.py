@@ -43,7 +43,8 @@ def rotate_keys(settings: Settings, lane: str) -> None:
     if lane not in set(Lane):
         raise Failure(Code.INVALID_REQUEST, f"there is no lane {lane!r}: use {', '.join(Lane)}")
     ring = KeyRing.open(settings.keys, Role.OPERATOR)
-    print(f"{lane}: the current key is now {ring.rotate(Lane(lane))}; restart API and workers")
+    current = ring.rotate(Lane(lane)).current(Lane(lane))
+    print(f"{lane}: the current key is now {current}; restart API and workers")
 
 
 def export_api_keys(settings: Settings, out: Path) -> None:

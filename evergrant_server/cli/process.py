@@ -8,7 +8,8 @@ from pathlib import Path
 
 from evergrant_server.core.errors import Code, Failure
 
-_STOP_LIMIT_S = 110  # longer than a worker's graceful shutdown
+WORKER_END_LIMIT_S = 110.0  # longer than a worker's graceful shutdown
+_END_LIMIT_S = 10.0
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 10.0
 
@@ -17,17 +18,25 @@ class Process:
     """A child in a session of its own, so that Ctrl-C reaches `dev` alone."""
 
     def __init__(
-        self, name: str, command: list[str], folder: Path, env: dict[str, str] | None = None
+        self,
+        name: str,
+        command: list[str],
+        folder: Path,
+        env: dict[str, str] | None = None,
+        end_limit_s: float = _END_LIMIT_S,
     ) -> None:
         self.name = name
+        self._end_limit_s = end_limit_s
         self.pid_file = folder / f"{name}.pid"
         self._command = command
         self._log = folder / f"{name}.log"
         self._env = env
         self._child: asyncio.subprocess.Process | None = None
+        self._said_before = 0
 
     async def start(self) -> None:
         with self._log.open("ab") as log:
+            self._said_before = log.tell()
             self._child = await asyncio.create_subprocess_exec(
                 *self._command, stdout=log, stderr=log, stdin=asyncio.subprocess.DEVNULL,
                 env=self._env, start_new_session=True,
@@ -37,6 +46,12 @@ class Process:
     async def wait(self) -> int:
         assert self._child is not None
         return await self._child.wait()
+
+    def has_said(self, words: str) -> bool:
+        """Has it logged `words` since its last start?"""
+        with self._log.open("rb") as log:
+            log.seek(self._said_before)
+            return words.encode() in log.read()
 
     def raise_if_dead(self) -> None:
         """Raise Failure INTERNAL with the last line of its log when it has ended."""
@@ -58,7 +73,7 @@ class Process:
             with suppress(ProcessLookupError):
                 child.send_signal(signal.SIGTERM)
             try:
-                await asyncio.wait_for(child.wait(), _STOP_LIMIT_S)
+                await asyncio.wait_for(child.wait(), self._end_limit_s)
             except TimeoutError:
                 with suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)

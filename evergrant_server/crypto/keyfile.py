@@ -54,7 +54,7 @@ def _read_private(path: Path) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise refused(path, "doesn't exist", "Restore it from a backup, or create one: keys init.") from None
+        raise refused(path, "doesn't exist", "Restore it from a backup, or create one: keys create.") from None
     except OSError as error:
         reason = error.strerror or "is unreadable"
         raise refused(path, f"can't be opened ({reason})", "Give this user access to it.") from None
@@ -88,7 +88,7 @@ def _parsed(path: Path, raw: bytes) -> KeyFile:
         if len(decoded) != KEY_BYTES:
             malformed(f"key {name} has not {KEY_BYTES} bytes")
         if weak(decoded):
-            raise refused(path, f"holds a weak key, {name}", "Create keys with keys init, never by hand.")
+            raise refused(path, f"holds a weak key, {name}", "Create keys with keys create, never by hand.")
         return SealingKey(name, decoded)
 
     if len(raw) > _LONGEST:
@@ -120,7 +120,7 @@ def _parsed(path: Path, raw: bytes) -> KeyFile:
     )
     held = [file.subject, file.derive, *(it for roots in lanes.values() for it in roots.keys.values())]
     if len({it.reveal() for it in held}) != len(held):
-        raise refused(path, "uses one key twice", "Create keys with keys init, never by hand.")
+        raise refused(path, "uses one key twice", "Create keys with keys create, never by hand.")
     return file
 
 

@@ -9,7 +9,6 @@ import os
 import secrets
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,6 +18,7 @@ from time import monotonic
 from rich.console import Console
 from temporalio.client import Client
 
+from evergrant_server.leaving import leave
 from examples.demo import endings, pipeline, story
 from examples.demo.authorization_server import AuthorizationServer
 from examples.demo.claims import Claim, Claims
@@ -153,4 +153,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
