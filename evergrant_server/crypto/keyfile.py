@@ -54,7 +54,7 @@ def _read_private(path: Path) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise refused(path, "doesn't exist", "Restore it from a backup, or create one: keys create.") from None
+        raise refused(path, "doesn't exist", "Restore a backup, or run: keys create.") from None
     except OSError as error:
         reason = error.strerror or "is unreadable"
         raise refused(path, f"can't be opened ({reason})", "Give this user access to it.") from None
