@@ -22,6 +22,8 @@ from evergrant_server.store import Tx
 
 router = APIRouter(tags=["connections"])
 
+_REVOKE_TRIES = 100
+
 
 @router.post("/v1/connections/{connection_id}/refresh", response_model=ConnectionView)
 async def refresh(
@@ -140,7 +142,8 @@ async def _revoke(
         answer = Answer.of(202, await view_of(tx, after))
         return await once.remember(tx, answer, parts.clock.now())
 
-    answer = await committed(parts.store, write)
+    # however busy the row is, a revocation gets through
+    answer = await committed(parts.store, write, tries=_REVOKE_TRIES)
     parts.relay.nudge()
     return answer.response()
 

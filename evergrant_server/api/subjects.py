@@ -51,8 +51,9 @@ class Subjects:
             integration = await tx.integrations.get(consent.tenant, consent.integration_id)
             if connection is not None and integration is not None:
                 spec = self.parts.registry.get(integration.provider)
-                # a server found by its issuer has no name of its own: its admin gave it one
-                name = integration.name if spec.discovery else spec.display_name
+                # a server found by its issuer is known to people by where they log in
+                host = urlsplit(integration.issuer or "").hostname if spec.discovery else None
+                name = host or spec.display_name
                 return Going(consent, connection, integration, name)
         raise Failure(Code.NOT_FOUND, "This link is not known.")
 

@@ -1,5 +1,7 @@
 """A change that is tried again when another one came first."""
 
+import asyncio
+import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -8,20 +10,22 @@ from evergrant_server.store import Store, Tx
 
 T = TypeVar("T")
 
-_TRIES = 4
+TRIES = 4
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.05
 
 
-async def committed(store: Store, work: Callable[[Tx], Awaitable[T]]) -> T:
+async def committed(store: Store, work: Callable[[Tx], Awaitable[T]], *, tries: int = TRIES) -> T:
     """Run `work` in a write transaction: whole or not at all, and again after a conflict.
 
     `work` reads what it decides by inside, so a second run sees what the first one lost to.
-    Raises Failure STORE_CONFLICT after four tries, and whatever `work` raises.
+    Raises Failure STORE_CONFLICT after `tries`, and whatever `work` raises.
     """
-    for attempt in range(1, _TRIES + 1):
+    for attempt in range(1, tries + 1):
         try:
             async with store.write() as tx:
                 return await work(tx)
         except Failure as failure:
-            if failure.code is not Code.STORE_CONFLICT or attempt == _TRIES:
+            if failure.code is not Code.STORE_CONFLICT or attempt == tries:
                 raise
+        await asyncio.sleep(random.uniform(0, min(_FIRST_PAUSE_S * 2**attempt, _LONGEST_PAUSE_S)))
     raise AssertionError("unreachable")

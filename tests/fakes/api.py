@@ -299,13 +299,13 @@ class Api:
 
 @asynccontextmanager
 async def running_api(
-    folder: Path, *, public_url: str = PUBLIC_URL, lease_wait: float = 3.0
+    folder: Path, *, public_url: str = PUBLIC_URL, lease_wait: float = 3.0, database_url: str = ""
 ) -> AsyncIterator[Api]:
-    """A fresh SQLite database, keys, and the API over them."""
+    """Keys, and the API over a database: a fresh SQLite file, unless one is named."""
     clock = SetClock(NOW)
     key_file = folder / "keys.json"
     KeyRing.create(key_file)
-    url = sqlite_url(folder)
+    url = database_url or sqlite_url(folder)
     await schema.upgrade(url)
     settings = Settings(
         data_dir=folder,

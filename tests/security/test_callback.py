@@ -97,7 +97,7 @@ async def test_a_callback_hands_the_code_to_the_worker(api: Api):
     answer, _ = await asyncio.gather(it.visitor.come_back(iss=ISSUER), it.worker_finishes())
     shown = await it.visitor.follow(answer)
     assert shown.status_code == 200
-    assert "crm is connected" in shown.text
+    assert "idp.example is connected" in shown.text
     assert await it.signals() == ["consent_granted"]
     (record,) = await it.records(AuditAction.CONSENT_GRANTED)
     assert (record.object, record.asked.by) == (it.connection_id, "subject")
