@@ -17,6 +17,13 @@ class ConsentStatus(StrEnum):
     FAILED = "failed"  # the provider refused the code, or us
 
 
+class ConsentKind(StrEnum):
+    """Where the tokens of a consent come from."""
+
+    CODE = "code"  # from a code that the subject's browser brings
+    IMPORT = "import"  # they came with the consent: somebody else asked the subject before
+
+
 class Consent(BaseModel):
     """The row, without its secrets: hashes identify link, state and browser.
 
@@ -30,6 +37,7 @@ class Consent(BaseModel):
     id: ConsentId
     connection_id: ConnectionId
     integration_id: IntegrationId
+    kind: ConsentKind = ConsentKind.CODE
     status: ConsentStatus = ConsentStatus.OPEN
     scopes: tuple[str, ...] = ()
     return_to: str | None = None

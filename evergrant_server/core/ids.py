@@ -13,6 +13,7 @@ PermitId = NewType("PermitId", str)
 ConsentId = NewType("ConsentId", str)
 AttemptId = NewType("AttemptId", str)
 OutboxId = NewType("OutboxId", str)
+ExportId = NewType("ExportId", str)
 
 PREFIXES = {
     "con": ConnectionId,
@@ -23,6 +24,7 @@ PREFIXES = {
     "cns": ConsentId,
     "att": AttemptId,
     "out": OutboxId,
+    "exp": ExportId,
 }
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, lower case
@@ -53,3 +55,8 @@ def is_slug(value: str) -> bool:
 def workflow_id(tenant: Tenant, connection: ConnectionId) -> str:
     """The id of the one workflow that lives for this connection."""
     return f"connection:{tenant}:{connection}"
+
+
+def export_workflow_id(tenant: Tenant, export: ExportId) -> str:
+    """The id of the workflow that writes this export."""
+    return f"export:{tenant}:{export}"

@@ -11,11 +11,12 @@ from pydantic import BaseModel, ConfigDict
 
 from evergrant_server.core.connection import Revocation, State
 from evergrant_server.core.errors import Code, Repairer
-from evergrant_server.core.ids import AttemptId, ConnectionId, ConsentId, IntegrationId, Tenant
+from evergrant_server.core.ids import AttemptId, ConnectionId, ConsentId, ExportId, IntegrationId, Tenant
 
 TASK_QUEUE = "evergrant"
 CONNECTION_WORKFLOW = "ConnectionWorkflow"
 DISCOVERY_WORKFLOW = "DiscoveryWorkflow"
+EXPORT_WORKFLOW = "ExportWorkflow"
 
 SIGNAL_CONSENT_GRANTED = "consent_granted"
 SIGNAL_CONSENT_DENIED = "consent_denied"
@@ -40,6 +41,8 @@ class ActivityName(StrEnum):
     REVOKE_GRANT = "revoke_grant"
     RUN_ENDS = "run_ends"
     DISCOVER = "discover_endpoints"
+    EXPORT_PAGE = "export_page"
+    DROP_EXPORT = "drop_export"
 
 
 class Message(BaseModel):
@@ -288,3 +291,50 @@ class Discover(Message):
 class Discovered(Message):
     failure: Code | None = None
     detail: str = ""
+
+
+# --- exports ----------------------------------------------------------------------------
+
+
+class ExportStart(Message):
+    """The input of an export's run. What is exported, and to which key, is in the store."""
+
+    tenant: Tenant
+    export_id: ExportId
+    expires_at: datetime  # what nobody fetched by then is deleted
+    pages: int = 0  # written by earlier runs
+    asked: Asked
+
+
+class ExportCall(Message):
+    """What the activities of an export are told."""
+
+    tenant: Tenant
+    export_id: ExportId
+    asked: Asked
+    provenance: Provenance
+
+
+class ExportPage(ExportCall):
+    """Seal the page with this number, counted from 0; done at once when it is there already."""
+
+    page: int
+
+
+class DropExport(ExportCall):
+    """Delete the sealed lines that nobody fetched."""
+
+
+class ExportProgress(Message):
+    """Counts alone: how many connections were sealed, and how many had nothing to seal."""
+
+    exported: int
+    skipped: int
+    done: bool
+
+
+class Exported(Message):
+    """The result of an export's workflow."""
+
+    exported: int
+    skipped: int

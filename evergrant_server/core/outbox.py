@@ -12,6 +12,7 @@ from evergrant_server.core.ids import OutboxId, Tenant
 class OutboxKind(StrEnum):
     START_WORKFLOW = "start_workflow"  # payload: ConnectionStart
     SIGNAL = "signal"  # payload: the signal's message; `name` is the signal
+    START_EXPORT = "start_export"  # payload: ExportStart
     EXPORT_HISTORY = "export_history"  # payload: {"run_id": …}
 
 

@@ -6,9 +6,10 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
-from evergrant_server.core.consent import Consent, ConsentStatus
+from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import ConnectionId, ConsentId, Tenant
+from evergrant_server.core.imports import ImportedTokens
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import Lane, Place
 from evergrant_server.store.records import (
@@ -25,6 +26,7 @@ from evergrant_server.store.seals import NOBODY, Seals
 from evergrant_server.store.tables import ConsentRow
 
 _LINK, _VERIFIER, _CODE = "sealed_link", "sealed_verifier", "sealed_code"
+_TOKENS = "sealed_tokens"
 _CAN_GO_ON = (ConsentStatus.OPEN.value, ConsentStatus.STARTED.value)
 
 
@@ -40,6 +42,16 @@ class Consents:
         values = values_of(consent, **await self._sealed(consent, {_LINK: link}))
         if not await insert(self._connection, ConsentRow, values):
             raise taken(f"Consent {consent.id}, or one with its link,")
+
+    async def add_import(self, consent: Consent, tokens: ImportedTokens) -> None:
+        """Add a consent that already has its tokens; nobody has a link to it. Raises ALREADY_EXISTS."""
+        values = values_of(consent, **await self._sealed(consent, {_TOKENS: tokens.as_secret()}))
+        if not await insert(self._connection, ConsentRow, values):
+            raise taken(f"Consent {consent.id}")
+
+    async def import_of(self, tenant: Tenant, connection_id: ConnectionId) -> Consent | None:
+        """The import that this connection began with, or None."""
+        return await self._one(tenant=tenant, connection_id=connection_id, kind=ConsentKind.IMPORT.value)
 
     async def get(self, tenant: Tenant, id: ConsentId) -> Consent | None:
         return await self._one(tenant=tenant, id=id)
@@ -86,10 +98,14 @@ class Consents:
         """The authorization code. Raises Failure NOT_FOUND, SEAL_BROKEN, KEY_UNAVAILABLE."""
         return await self._open(consent, _CODE)
 
+    async def tokens(self, consent: Consent) -> ImportedTokens:
+        """What came with an import. Raises Failure NOT_FOUND, SEAL_BROKEN, KEY_UNAVAILABLE."""
+        return ImportedTokens.from_secret(await self._open(consent, _TOKENS))
+
     async def forget(self, consent: Consent) -> None:
-        """Drop verifier and code: they were used. The row and its revision stay as they are."""
+        """Drop verifier, code and tokens: they were used. The row and its revision stay as they are."""
         mine = where(ConsentRow, tenant=consent.tenant, id=consent.id)
-        empty: Values = {_VERIFIER: None, _CODE: None}
+        empty: Values = {_VERIFIER: None, _CODE: None, _TOKENS: None}
         await self._connection.execute(update(ConsentRow).where(mine).values(empty))
 
     async def _sealed(self, consent: Consent, secrets: dict[str, Secret | None]) -> Values:

@@ -102,7 +102,8 @@ class Grants:
         await self._connection.execute(
             update(ConnectionGrantRow).where(where(ConnectionGrantRow, **mine)).values(empty)
         )
-        consents: Values = {"sealed_link": None, "sealed_verifier": None, "sealed_code": None}
+        columns = ("sealed_link", "sealed_verifier", "sealed_code", "sealed_tokens")
+        consents: Values = dict.fromkeys(columns)
         await self._connection.execute(update(ConsentRow).where(where(ConsentRow, **mine)).values(consents))
 
     async def _put(self, values: Values, old: Mapping[str, Any] | None) -> None:

@@ -190,6 +190,7 @@ class ConsentRow(Row, table=True):
     id: str = Field(primary_key=True)
     connection_id: str
     integration_id: str
+    kind: str
     status: str
     scopes: list[str] = _json()
     return_to: str | None = None
@@ -207,6 +208,36 @@ class ConsentRow(Row, table=True):
     sealed_link: Sealed | None = _sealed()
     sealed_verifier: Sealed | None = _sealed()
     sealed_code: Sealed | None = _sealed()
+    sealed_tokens: Sealed | None = _sealed()
+    revision: int
+
+
+class ExportRow(Row, table=True):
+    __table_args__ = (Index(None, "id", unique=True),)
+    tenant: str = Field(primary_key=True)
+    id: str = Field(primary_key=True)
+    status: str
+    recipient: dict[str, str] = _json()
+    filters: dict[str, Any] = _json()
+    exported: int
+    skipped: int
+    pages: int
+    after: str | None = None
+    by: str
+    trace_id: str
+    created_at: datetime = _moment()
+    expires_at: datetime = _moment()
+    revision: int
+
+
+class ExportLineRow(Row, table=True):
+    __table_args__ = (
+        ForeignKeyConstraint(["tenant", "export_id"], ["export.tenant", "export.id"], ondelete="CASCADE"),
+    )
+    tenant: str = Field(primary_key=True)
+    export_id: str = Field(primary_key=True)
+    seq: int = Field(primary_key=True, sa_type=BIG, sa_column_kwargs={"autoincrement": False})  # pyright: ignore[reportArgumentType]  # an instance carries the variant
+    jwe: str = Field(sa_type=Text)
     revision: int
 
 

@@ -10,6 +10,7 @@ from evergrant_server.store.access import Access
 from evergrant_server.store.attempts import Attempts
 from evergrant_server.store.connections import Connections
 from evergrant_server.store.consents import Consents
+from evergrant_server.store.exports import Exports
 from evergrant_server.store.grants import Grants
 from evergrant_server.store.histories import Histories
 from evergrant_server.store.idempotency import Idempotency
@@ -45,6 +46,10 @@ class Tx:
     @cached_property
     def consents(self) -> Consents:
         return Consents(self.connection, self._seals)
+
+    @cached_property
+    def exports(self) -> Exports:
+        return Exports(self.connection)
 
     @cached_property
     def attempts(self) -> Attempts:

@@ -1,0 +1,60 @@
+"""An export: grants on their way out, each sealed to a key that an admin gave."""
+
+from datetime import datetime
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict
+
+from evergrant_server.core.ids import ExportId, Tenant
+
+
+class ExportStatus(StrEnum):
+    RUNNING = "running"  # a worker is sealing
+    READY = "ready"  # every line is there
+    GONE = "gone"  # the lines were deleted: fetched, or nobody came for them
+
+
+class ExportFilters(BaseModel):
+    """Which connections; None narrows nothing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    integration: str | None = None
+    provider: str | None = None
+    subject: str | None = None
+
+
+class Export(BaseModel):
+    """The row. `recipient` is a public key (JWK, RFC 7517); `after` is the last connection looked at."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tenant: Tenant
+    id: ExportId
+    status: ExportStatus = ExportStatus.RUNNING
+    recipient: dict[str, str]
+    filters: ExportFilters = ExportFilters()
+    exported: int = 0
+    skipped: int = 0
+    pages: int = 0
+    after: str | None = None
+    by: str
+    trace_id: str
+    created_at: datetime
+    expires_at: datetime
+    revision: int = 1
+
+    def sealed(self, exported: int, skipped: int, after: str | None) -> "Export":
+        """One more page is written; without `after` it was the last."""
+        return self.model_copy(
+            update={
+                "exported": self.exported + exported,
+                "skipped": self.skipped + skipped,
+                "pages": self.pages + 1,
+                "after": after or self.after,
+                "status": ExportStatus.RUNNING if after else ExportStatus.READY,
+            }
+        )
+
+    def dropped(self) -> "Export":
+        return self.model_copy(update={"status": ExportStatus.GONE})
