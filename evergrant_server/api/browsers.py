@@ -4,8 +4,6 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Iterable
-from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -13,7 +11,6 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from evergrant_server.crypto import KeyRing
 
 _SHAPE = re.compile(r"^[A-Za-z0-9_-]{43}$")
-_HOST = re.compile(r"^[A-Za-z0-9.-]+$|^\[[0-9a-fA-F:.]+\]$")
 
 
 class Browsers:
@@ -56,15 +53,11 @@ class Browsers:
         response.set_cookie(self.cookie, browser, path="/", secure=self.secure, httponly=True, samesite="lax")
 
 
-def page(html: str, status: int = 200, *, next_hops: Iterable[str | None] = ()) -> Response:
-    """A page that loads nothing from elsewhere. `next_hops` are URLs its form may lead to.
-
-    Browsers apply `form-action` to the redirects that follow a form, too.
-    """
-    targets = " ".join(["'self'", *dict.fromkeys(origin for hop in next_hops if (origin := origin_of(hop)))])
+def page(html: str, status: int = 200) -> Response:
+    """A page that loads nothing from elsewhere, and whose form leads to us alone."""
     policy = (
         "default-src 'none'; style-src 'self'; img-src 'self'; "
-        f"form-action {targets}; frame-ancestors 'none'; base-uri 'none'"
+        "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
     )
     return HTMLResponse(html, status, _guarded({"Content-Security-Policy": policy}))
 
@@ -72,14 +65,6 @@ def page(html: str, status: int = 200, *, next_hops: Iterable[str | None] = ()) 
 def redirect(url: str) -> Response:
     """303: the next request is a GET, whatever this one was."""
     return RedirectResponse(url, 303, _guarded({}))
-
-
-def origin_of(url: str | None) -> str | None:
-    """Scheme, host and port as a CSP source, or None for what can't be written as one."""
-    parts = urlsplit(url or "")
-    if parts.scheme not in ("https", "http") or not _HOST.match(parts.netloc.rsplit(":", 1)[0]):
-        return None
-    return f"{parts.scheme}://{parts.netloc}"
 
 
 def _guarded(headers: dict[str, str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response
 
-from evergrant_server.api.browsers import page, redirect
+from evergrant_server.api.browsers import page
 from evergrant_server.api.establishing import hash_of_link, require_ready
 from evergrant_server.api.subjects import Going, Subjects, as_page, require_open, subjects_of
 from evergrant_server.core.audit import AuditAction
@@ -40,7 +40,6 @@ async def show(request: Request, link: str) -> Response:
         return await subjects.shown(going)
     _require_mine(subjects, request, going)
     browser = subjects.browsers.of(request) or subjects.browsers.new()
-    endpoints = endpoints_for(subjects.parts.registry.get(going.integration.provider), going.integration)
     html = subjects.pages.connect(
         provider=going.provider,
         integration=going.integration.name,
@@ -48,7 +47,7 @@ async def show(request: Request, link: str) -> Response:
         consent=going.consent,
         csrf=subjects.browsers.csrf(browser, link),
     )
-    response = page(html, next_hops=(endpoints.authorization_endpoint, going.consent.return_to))
+    response = page(html)
     subjects.browsers.keep(response, browser)
     return response
 
@@ -66,7 +65,7 @@ async def go_on(request: Request, link: str) -> Response:
         )
     for attempt in range(1, _TRIES + 1):
         try:
-            return redirect(await _started(subjects, request, link, browser))
+            return page(await _started(subjects, request, link, browser))
         except Failure as failure:  # a double click: the second one wins, and the browser follows it
             if failure.code is not Code.STORE_CONFLICT or attempt == _TRIES:
                 raise
@@ -74,7 +73,7 @@ async def go_on(request: Request, link: str) -> Response:
 
 
 async def _started(subjects: Subjects, request: Request, link: str, browser: str) -> str:
-    """The provider's URL, once the attempt it belongs to is committed."""
+    """A page that leads to the provider, once the attempt it belongs to is committed."""
     parts = subjects.parts
     state, verifier = new_state(), new_verifier()
     async with parts.store.write() as tx:
@@ -103,7 +102,7 @@ async def _started(subjects: Subjects, request: Request, link: str, browser: str
         )
         await tx.consents.replace(started, expected=going.consent.revision, verifier=verifier)
         await _record(tx, subjects, request, going)
-    return url
+    return subjects.pages.leaving(provider=going.provider, url=url)
 
 
 async def _record(tx: Tx, subjects: Subjects, request: Request, going: Going) -> None:

@@ -7,7 +7,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evergrant_server.console.wording import in_words
 from evergrant_server.core.consent import Consent
-from evergrant_server.core.errors import Failure
+from evergrant_server.core.errors import Code, Failure
 
 _HERE = Path(__file__).parent
 STYLE = (_HERE / "static" / "evergrant.css").read_bytes()
@@ -37,6 +37,10 @@ class Pages:
             scopes=[(in_words(scope), scope) for scope in consent.scopes],
             csrf=csrf,
         )
+
+    def leaving(self, *, provider: str, url: str) -> str:
+        """Sends the browser on. Not a redirect: `form-action` would hold for every hop behind it."""
+        return self._render("leaving.html", title=f"Taking you to {provider}", provider=provider, url=url)
 
     def waiting(self, *, provider: str) -> str:
         """The provider said yes; a worker is fetching the token."""
@@ -75,7 +79,7 @@ class Pages:
             "result.html",
             title="This didn't work",
             mark="bad",
-            text=f"{failure.detail} {failure.rule.repair}",
+            text=f"{failure.detail} {_repair(failure)}",
             code=failure.code.value,
             refresh=None,
         )
@@ -88,3 +92,10 @@ class Pages:
 
     def _render(self, template: str, **values: Any) -> str:
         return self._templates.get_template(template).render(values)
+
+
+def _repair(failure: Failure) -> str:
+    """What a subject can do: tables are written for apps and admins."""
+    if failure.code in (Code.NOT_FOUND, Code.CONSENT_EXPIRED, Code.CONNECTION_REVOKED):
+        return "Ask whoever sent you the link for a new one."
+    return failure.rule.repair

@@ -30,13 +30,17 @@ class _FormReader(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.forms: list[Form] = []
+        self.onward: str | None = None
         self._form: Form | None = None
         self._button: dict[str, str] | None = None
         self._label = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         attributes = {name: value or "" for name, value in attrs}
-        if tag == "form":
+        if tag == "meta" and attributes.get("http-equiv", "").lower() == "refresh":
+            _, _, url = attributes.get("content", "").partition("url=")
+            self.onward = url or None
+        elif tag == "form":
             self._form = Form(attributes.get("method", "get").lower(), attributes.get("action", ""))
             self.forms.append(self._form)
         elif self._form is not None and tag == "input":
@@ -71,7 +75,16 @@ class _FormReader(HTMLParser):
 
 def read_forms(html: str) -> list[Form]:
     """Every form of the page, in order."""
+    return _read(html).forms
+
+
+def read_refresh(html: str) -> str | None:
+    """Where the page sends the browser on by itself, if it does."""
+    return _read(html).onward
+
+
+def _read(html: str) -> _FormReader:
     reader = _FormReader()
     reader.feed(html)
     reader.close()
-    return reader.forms
+    return reader

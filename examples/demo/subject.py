@@ -6,7 +6,7 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx2
 
-from examples.demo.forms import Button, Form, read_forms
+from examples.demo.forms import Button, Form, read_forms, read_refresh
 
 _MOST_STEPS = 30
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -56,6 +56,10 @@ class Subject:
             response = await self._browser.send(request)
             if response.status_code in _REDIRECTS:
                 request = self._redirected(request, response)
+                continue
+            onward = read_refresh(response.text) if response.status_code == 200 else None
+            if onward is not None:
+                request = self._browser.build_request("GET", urljoin(str(response.url), onward))
                 continue
             form = _form_to_fill(response)
             if form is None:

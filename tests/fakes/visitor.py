@@ -1,5 +1,6 @@
 """A subject's browser at our pages: opens a link, goes on, comes back from the provider."""
 
+import html
 import re
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -7,6 +8,7 @@ import httpx2
 
 from tests.fakes.api import Api
 
+_LEAVING = re.compile(r'<meta http-equiv="refresh" content="0;url=([^"]+)">')
 _CSRF = re.compile(r'name="csrf" value="([0-9a-f]+)"')
 
 
@@ -26,8 +28,8 @@ class Visitor:
         found = _CSRF.search(shown.text)
         assert found is not None, shown.text
         answer = await self.browser.post(connect_url, data={"csrf": found.group(1)})
-        if answer.status_code == 303:
-            self.provider_url = answer.headers["location"]
+        if (leaving := _LEAVING.search(answer.text)) is not None:
+            self.provider_url = html.unescape(leaving.group(1))
         return answer
 
     @property

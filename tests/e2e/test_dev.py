@@ -1,0 +1,85 @@
+"""`python -m evergrant_server dev`, as a process: it starts, ends cleanly, and comes back as it was."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from examples.demo.platform import Platform, still_running
+from examples.demo.processes import ROOT
+from tests.fakes.temporal import free_port
+
+NOBODY = "127.0.0.1:9"
+
+
+async def ready(platform: Platform) -> int:
+    async with httpx2.AsyncClient(trust_env=False) as http:
+        return (await http.get(f"{platform.api}/readyz")).status_code
+
+
+async def get(platform: Platform, path: str) -> httpx2.Response:
+    headers = {"Authorization": f"Bearer {platform.admin_key}"}
+    async with httpx2.AsyncClient(trust_env=False, headers=headers) as http:
+        return await http.get(f"{platform.api}{path}")
+
+
+async def test_it_ends_with_everything_and_the_second_start_finds_it_as_it_was(tmp_path: Path):
+    first = await Platform.start(tmp_path, NOBODY)
+    pids = first.pids()
+    assert await ready(first) == 200
+    headers = {"Authorization": f"Bearer {first.admin_key}"}
+    async with httpx2.AsyncClient(trust_env=False, headers=headers) as http:
+        assert (await http.put(f"{first.api}/v1/apps/crm-sync", json={})).status_code < 300
+    assert await first.stop() == 0
+    assert still_running(pids) == []
+    assert list(tmp_path.glob("*.pid")) == []
+
+    second = await Platform.start(tmp_path, NOBODY)
+    try:
+        assert second.admin_key == first.admin_key
+        assert (await get(second, "/v1/apps/crm-sync")).status_code == 200
+    finally:
+        assert await second.stop() == 0
+
+
+async def test_ctrl_c_while_it_starts_leaves_nothing_behind(tmp_path: Path):
+    """The interrupt comes as soon as Temporal runs, while schema and namespace are being prepared."""
+    environment = {**os.environ, "EVERGRANT_TEMPORAL_PORT": str(free_port())}
+    environment |= {"EVERGRANT_TEMPORAL_UI_PORT": str(free_port()), "EVERGRANT_PORT": str(free_port())}
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "evergrant_server", "dev", "--data-dir", str(tmp_path),
+        cwd=ROOT, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    pid_file = tmp_path / "temporal.pid"
+    async with asyncio.timeout(30):
+        while not pid_file.exists() or not pid_file.read_text().strip():
+            await asyncio.sleep(0.02)
+    temporal = int(pid_file.read_text())
+    child.send_signal(signal.SIGINT)
+    output, _ = await asyncio.wait_for(child.communicate(), 60)
+    assert child.returncode == 0, output.decode()
+    assert b"Traceback" not in output
+    assert still_running([temporal]) == []
+
+
+@pytest.mark.parametrize("taken", ["PORT", "TEMPORAL_PORT", "TEMPORAL_UI_PORT"])
+async def test_a_port_in_use_is_named(tmp_path: Path, taken: str):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        ports = {name: str(free_port()) for name in ("PORT", "TEMPORAL_PORT", "TEMPORAL_UI_PORT")}
+        ports[taken] = str(listener.getsockname()[1])
+        environment = {**os.environ, **{f"EVERGRANT_{name}": port for name, port in ports.items()}}
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "evergrant_server", "dev", "--data-dir", str(tmp_path),
+            cwd=ROOT, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        _, complaint = await asyncio.wait_for(child.communicate(), 60)
+    assert child.returncode == 2
+    (line,) = complaint.decode().strip().splitlines()
+    assert f"EVERGRANT_{taken}: 127.0.0.1:{ports[taken]} can't be used" in line
