@@ -213,7 +213,7 @@ class ConnectionWorkflow:
             state=life.state,
             generation=life.generation,
             expires_at=life.expires_at,
-            next_step=due.why if due else "waits for a message",
+            next_step=due.why if due else "nothing, until somebody asks",
             next_at=due.at if due else None,
             reason=life.reason,
             repairer=FAILURES[life.reason].repairer if life.reason else None,

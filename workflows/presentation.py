@@ -14,10 +14,11 @@ def details(start: ConnectionStart, life: Life, due: Wake | None) -> str:
     """Markdown for the UI's current details: what is, what comes next, who has to act."""
     lines = [
         f"**{life.state}** at `{start.integration}` ({start.provider}), generation {life.generation}",
+        "",
         f"- access token expires: {life.expires_at.isoformat() if life.expires_at else 'no expiry'}"
         if life.generation
         else "- no grant yet",
-        f"- next: {due.why} at {due.at.isoformat()}" if due else "- next: waits for a message",
+        f"- next: {due.why} at {due.at.isoformat()}" if due else "- next: nothing, until somebody asks",
     ]
     if life.reason is not None:
         rule = FAILURES[life.reason]
