@@ -21,7 +21,7 @@ _RETURNED = (Kind.RECONNECT_NEEDED, Kind.CLIENT_MISCONFIGURED, Kind.PROVIDER_UNA
 
 def grant_news(failure: Failure) -> GrantNews:
     """A failure that `core` decides about, as a result. The platform's own are raised again."""
-    if failure.kind not in _RETURNED:
+    if failure.kind not in _RETURNED and failure.rule.retry is not Retry.AFTER_REPAIR:
         raise failure
     return GrantNews(failure=failure.code, retry_after=failure.retry_after)
 

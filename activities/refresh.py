@@ -52,6 +52,11 @@ class RefreshActivities:
             return GrantNews(state=connection.state, failure=connection.reason or Code.CONSENT_REQUIRED)
         if connection.generation > order.generation:
             return news_of(connection, grant, held.integration)
+        if connection.generation < order.generation:
+            raise Failure(
+                Code.STORE_BEHIND,
+                f"generation {connection.generation} is stored, {order.generation} was seen",
+            )
         if order.only_if_leased:
             async with self._store.read() as tx:
                 leased = await tx.usage.leased_generation(order.tenant, order.connection_id)

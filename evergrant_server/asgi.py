@@ -47,19 +47,19 @@ class Application:
         self._open.push_async_callback(ledger.stop)
         relay = asyncio.create_task(parts.relay.run())
         self._open.push_async_callback(_cancel, relay)
-        self._app = create_app(
-            Parts(
-                settings=settings,
-                store=parts.store,
-                ring=parts.ring,
-                registry=parts.registry,
-                clock=parts.clock,
-                link=parts.link,
-                relay=parts.relay,
-                ledger=ledger,
-                lease_rows=LeaseRows(parts.store),
-            )
+        api = Parts(
+            settings=settings,
+            store=parts.store,
+            ring=parts.ring,
+            registry=parts.registry,
+            clock=parts.clock,
+            link=parts.link,
+            relay=parts.relay,
+            ledger=ledger,
+            lease_rows=LeaseRows(parts.store),
         )
+        self._open.push_async_callback(api.freshening.stop)  # before the ledger it ends in
+        self._app = create_app(api)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

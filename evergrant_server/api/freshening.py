@@ -135,7 +135,7 @@ class Freshening:
             # the port promises Failures; a token that is valid must be served whatever breaks here
             log.exception("ensure_fresh of %s: %s", connection, type(error).__name__)
             return Failure(Code.TEMPORAL_UNAVAILABLE, retry_after=1.0)
-        return _said(said)
+        return _said(said, seen)
 
     async def _watch(self, key: _Key) -> LeaseRow | None:
         """Return as soon as the store has a newer generation, or a state that ends the waiting."""
@@ -151,7 +151,10 @@ def _is_newer(row: LeaseRow | None, seen: int) -> bool:
     return row is not None and row.state is State.ACTIVE and row.generation > seen
 
 
-def _said(said: Freshness) -> Failure:
+def _said(said: Freshness, seen: int) -> Failure:
+    """Why there is nothing newer, if the store has nothing newer after this."""
+    if said.problem is None and said.generation > seen:
+        return Failure(Code.STORE_BEHIND)  # the store is written first: it can't be behind by itself
     if said.problem is None:
         return Failure(Code.REFRESH_PENDING, retry_after=said.retry_after or 1.0)
     return Failure(said.problem, retry_after=said.retry_after)

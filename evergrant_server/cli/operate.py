@@ -10,7 +10,7 @@ from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.crypto.keyring import KeyRing, Lane, Role
-from evergrant_server.settings import Settings
+from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store, schema
 from evergrant_server.temporal_link.connect import connect
 from evergrant_server.temporal_link.namespace import prepare
@@ -41,7 +41,7 @@ def create_keys(settings: Settings) -> None:
 
 def rotate_keys(settings: Settings, lane: str) -> None:
     if lane not in set(Lane):
-        raise Failure(Code.INVALID_REQUEST, f"there is no lane {lane!r}: use {', '.join(Lane)}")
+        raise BadSettings(f"there is no lane {lane!r}: use {', '.join(Lane)}")
     ring = KeyRing.open(settings.keys, Role.OPERATOR)
     current = ring.rotate(Lane(lane)).current(Lane(lane))
     print(f"{lane}: the current key is now {current}; restart API and workers")
@@ -71,6 +71,10 @@ async def reconcile(settings: Settings) -> None:
     async with platform(settings, Role.OPERATOR) as parts:
         result = await parts.reconciler.all()
     print(f"{result.live} live connections, {result.started} workflows started")
+    for connection_id in result.behind:
+        print(f"{connection_id}: the store is behind its workflow; restore a newer backup, or reauthorize it")
+    if result.behind:
+        raise Failure(Code.STORE_BEHIND, f"{len(result.behind)} connections are behind their workflows")
 
 
 async def verify_audit(settings: Settings) -> None:

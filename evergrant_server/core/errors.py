@@ -67,6 +67,7 @@ class Code(StrEnum):
     STORE_UNAVAILABLE = "store_unavailable"
     STORE_CONFLICT = "store_conflict"
     SCHEMA_MISMATCH = "schema_mismatch"
+    STORE_BEHIND = "store_behind"
     KEY_UNAVAILABLE = "key_unavailable"
     SEAL_BROKEN = "seal_broken"
     AUDIT_UNAVAILABLE = "audit_unavailable"
@@ -183,6 +184,15 @@ FAILURES: dict[Code, Rule] = {
     Code.SCHEMA_MISMATCH: _platform(
         "The database has another schema version than this code.",
         "Run: python -m evergrant_server db upgrade. A newer database needs a newer server.",
+    ),
+    Code.STORE_BEHIND: Rule(
+        Kind.PLATFORM_UNAVAILABLE,
+        Repairer.OPERATOR,
+        Retry.AFTER_REPAIR,
+        503,
+        "The store holds an older generation than the workflow knows: it was restored from a backup, "
+        "and its refresh token may be spent.",
+        "Restore a newer backup, or reauthorize the connection.",
     ),
     Code.KEY_UNAVAILABLE: _platform(
         "A key that sealed this row is not in the key ring.", "Restore the key file."

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.consent import ConsentStatus
+from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import ConnectionId, Tenant, workflow_id
 from evergrant_server.core.lifecycle import life_of
 from evergrant_server.core.messages import Asked, ConnectionStart, Event, Happening
@@ -19,10 +20,15 @@ _BATCH = 100
 
 @dataclass(frozen=True)
 class Reconciled:
-    """How many live connections there are, and for how many a workflow had to be started."""
+    """How many live connections there are, and for how many a workflow had to be started.
+
+    `behind` names those whose workflow knows a newer generation than the store: the store was
+    restored from a backup, and their refresh tokens may be spent.
+    """
 
     live: int
     started: int
+    behind: tuple[str, ...] = ()
 
 
 class Reconciler:
@@ -37,6 +43,7 @@ class Reconciler:
     async def all(self) -> Reconciled:
         """Go through the store in batches. Raises Failure TEMPORAL_UNAVAILABLE."""
         live = started = 0
+        behind: list[str] = []
         after: str | None = None
         while True:
             async with self._store.read() as tx:
@@ -44,8 +51,10 @@ class Reconciler:
             for connection in batch:
                 live += 1
                 started += await self._one(connection)
+                if await self._is_behind(connection):
+                    behind.append(connection.id)
             if len(batch) < _BATCH:
-                return Reconciled(live=live, started=started)
+                return Reconciled(live=live, started=started, behind=tuple(behind))
             after = batch[-1].id
 
     async def revive(self, tenant: Tenant, connection_id: ConnectionId) -> bool:
@@ -64,6 +73,18 @@ class Reconciler:
             start = await self._start(tx, connection)
         await self._link.start_connection(start)
         return True
+
+    async def _is_behind(self, connection: Connection) -> bool:
+        """Ask the workflow; what no worker answers for now is not accused."""
+        try:
+            known = await self._link.describe(connection.tenant, connection.id)
+        except Failure:
+            return False
+        if known.generation <= connection.generation:
+            return False
+        async with self._store.read() as tx:  # it may have been refreshed while we asked
+            now = await tx.connections.get(connection.tenant, connection.id)
+        return now is not None and known.generation > now.generation
 
     async def _start(self, tx: Tx, connection: Connection) -> ConnectionStart:
         tenant, now = connection.tenant, self._clock.now()

@@ -22,6 +22,7 @@ from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.consent import Consent, ConsentStatus
+from evergrant_server.core.grant import Grant, TokenSet
 from evergrant_server.core.ids import (
     ConnectionId,
     ConsentId,
@@ -204,6 +205,23 @@ class Installation:
             while not condition(row := await self.row(connection)):
                 await asyncio.sleep(0.05)
         return row
+
+    async def grant(self, connection: Connection) -> tuple[Connection, Grant]:
+        """What a backup would hold of it now."""
+        async with self.store.read() as tx:
+            row = await tx.connections.get(TENANT, connection.id)
+            grant = await tx.grants.get(TENANT, connection.id)
+        assert row is not None
+        assert grant is not None
+        return row, grant
+
+    async def restore(self, connection: Connection, backup: tuple[Connection, Grant]) -> None:
+        """Put an older row back, as restoring the database would."""
+        old, grant = backup
+        current = await self.row(connection)
+        tokens = TokenSet(access_token=Secret("an-old-token"), refresh_token=Secret("a-spent-token"))
+        async with self.store.write() as tx:
+            await tx.grants.install(old, tokens, grant, expected=current.revision)
 
     async def audited(self, connection: Connection) -> list[AuditRecord]:
         async with self.store.read() as tx:

@@ -203,3 +203,18 @@ async def test_invariant_9_reconcile_rebuilds_what_temporal_lost(place: Installa
     assert (await place.parts.reconciler.all()).started == 0
     for connection in (first, second):
         assert (await place.ensure_fresh(connection, 1)).generation == 2
+
+
+async def test_invariant_9_a_store_from_an_old_backup_sends_no_spent_token(
+    place: Installation, idp: ScriptedProvider
+):
+    """The workflow's generation tells; nothing is sent, and reconcile names the connection."""
+    connection = await place.connect(idp)
+    old = await place.grant(connection)
+    await place.ensure_fresh(connection, 1)
+    await place.restore(connection, old)
+    sent = idp.count("token")
+    told = await place.ensure_fresh(connection, 2)
+    assert told.problem is Code.STORE_BEHIND
+    assert idp.count("token") == sent
+    assert (await place.parts.reconciler.all()).behind == (connection.id,)
