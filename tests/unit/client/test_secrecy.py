@@ -73,8 +73,18 @@ def test_it_can_not_be_changed(leased: Lease):
         del leased.access_token
 
 
+@pytest.fixture
+def talkative(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The HTTP libraries as a user has them, whatever this process has silenced for the server."""
+    for name, logger in logging.Logger.manager.loggerDict.items():
+        if name.startswith(("httpx2", "httpcore2")) and isinstance(logger, logging.Logger):
+            monkeypatch.setattr(logger, "filters", [])
+            monkeypatch.setattr(logger, "level", logging.NOTSET)
+    logging.Logger.manager._clear_cache()  # type: ignore[attr-defined]  # levels are remembered
+
+
 async def test_logs_at_debug_hold_neither_key_nor_token(
-    caller: Caller, evergrant: ScriptedEvergrant, caplog: pytest.LogCaptureFixture
+    caller: Caller, evergrant: ScriptedEvergrant, caplog: pytest.LogCaptureFixture, talkative: None
 ):
     evergrant.script("POST /v1/lease", lease())
     with caplog.at_level(logging.DEBUG):
