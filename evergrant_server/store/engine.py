@@ -17,6 +17,13 @@ _PG_SETTINGS = {
     "lock_timeout": "10000",
     "idle_in_transaction_session_timeout": "15000",
 }
+_PRAGMAS = (
+    f"busy_timeout={_BUSY_MS}",
+    "journal_mode=WAL",
+    "synchronous=FULL",  # an intent must survive a power cut
+    "foreign_keys=ON",
+    "secure_delete=ON",  # shredded keys don't stay in free pages
+)
 BEGIN = "evergrant_begin"  # execution option: what SQLite begins a transaction with; "" begins none
 
 
@@ -63,16 +70,14 @@ def sqlite_file(url: str) -> Path | None:
 
 def _prepare_sqlite(connection: Any, record: object) -> None:
     connection.isolation_level = None  # the driver begins nothing by itself: `_begin_sqlite` does
-    cursor = connection.cursor()
-    for pragma in (
-        f"busy_timeout={_BUSY_MS}",
-        "journal_mode=WAL",
-        "synchronous=FULL",  # an intent must survive a power cut
-        "foreign_keys=ON",
-        "secure_delete=ON",  # shredded keys don't stay in free pages
-    ):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
+    try:
+        cursor = connection.cursor()
+        for pragma in _PRAGMAS:
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+    except BaseException:
+        connection.close()  # the pool never gets to know it, and its thread would go on
+        raise
 
 
 def _begin_sqlite(connection: Connection) -> None:
