@@ -14,6 +14,7 @@ from evergrant_server.journal.lock import JournalLock
 from evergrant_server.leaving import leave
 from evergrant_server.settings import Settings, load_settings
 from evergrant_server.telemetry import configure_logging
+from evergrant_server.temporal_link.namespace import refuse_unprepared
 from evergrant_server.wiring import activities, platform
 from workflows import WORKFLOWS
 
@@ -25,6 +26,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     sections = CriticalSections()
     journal = JournalLock(settings.data_dir / "journals")
     async with platform(settings, Role.WORKER) as parts:
+        await refuse_unprepared(parts.client)
         worker = Worker(
             parts.client,
             task_queue=settings.temporal_task_queue,

@@ -4,3 +4,5 @@ Owns everything between an app that names a connection and the provider that iss
 tokens, except the life stories (`workflows/`), their side effects (`activities/`) and how
 each provider speaks (`providers/`).
 """
+
+__version__ = "0.1.0"

@@ -4,16 +4,24 @@ Secrets are read from files only. The Temporal connection may also come from a p
 `temporalio.envconfig` (see `temporal_link`).
 """
 
+import os
+import re
 from datetime import timedelta
+from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from evergrant_server.core.messages import TASK_QUEUE
+
+PREFIX = "EVERGRANT_"
+SETTINGS_FILE = "evergrant.env"
+_OURS_TOO = {"EVERGRANT_URL", "EVERGRANT_API_KEY", "EVERGRANT_API_KEY_FILE"}  # the client's
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
 class BadSettings(ValueError):
@@ -24,8 +32,8 @@ class Settings(BaseSettings):
     """What an operator may set. Durations are seconds (or ISO 8601)."""
 
     model_config = SettingsConfigDict(
-        env_prefix="EVERGRANT_",
-        env_file="evergrant.env",
+        env_prefix=PREFIX,
+        env_file=SETTINGS_FILE,
         env_file_encoding="utf-8",
         extra="ignore",
     )
@@ -34,7 +42,10 @@ class Settings(BaseSettings):
         default=Path(".evergrant"), description="Where the embedded parts keep their files."
     )
     database_url: str = Field(
-        default="", description="SQLAlchemy URL of the store; empty: SQLite in the data folder."
+        default="", repr=False, description="SQLAlchemy URL of the store; empty: SQLite in the data folder."
+    )
+    database_password_file: Path | None = Field(
+        default=None, description="A file with the database's password, which then isn't in the URL."
     )
     key_file: Path | None = Field(
         default=None, description="The key ring; empty: keys.json in the data folder."
@@ -95,15 +106,15 @@ class Settings(BaseSettings):
     def _host_and_port(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for entry in value:
             host, colon, port = entry.rpartition(":")
-            if not (host and colon and port.isdigit()):
-                raise ValueError(f"{entry!r} is not host:port")
+            if not (host and colon and port.isdigit() and 0 < int(port) < 65536) or "/" in host:
+                raise ValueError(f"{entry!r} is not host:port; write for example 10.0.0.7:8443")
         return value
 
     @field_validator("log_level")
     @classmethod
     def _level(cls, value: str) -> str:
-        if value.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
-            raise ValueError("use DEBUG, INFO, WARNING or ERROR")
+        if value.upper() not in _LEVELS:
+            raise ValueError(f"{value!r} is no level; use {', '.join(_LEVELS)}")
         return value.upper()
 
     @field_validator("database_url")
@@ -113,11 +124,28 @@ class Settings(BaseSettings):
             raise ValueError("use sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER@HOST/DATABASE")
         return value
 
+    @field_validator("temporal_address")
+    @classmethod
+    def _frontend(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if value and (not host or not port.isdigit() or "/" in value):
+            raise ValueError(f"{value!r} is not host:port; Temporal's frontend listens on 7233 by default")
+        return value
+
+    @field_validator("history_retention", "consent_ttl", "lease_wait", "relay_interval")
+    @classmethod
+    def _positive(cls, value: timedelta) -> timedelta:
+        if value <= timedelta(0):
+            raise ValueError("must be more than 0 seconds")
+        return value
+
     @model_validator(mode="after")
     def _derive(self) -> "Settings":
         self.data_dir = self.data_dir.expanduser().absolute()
         if not self.database_url:
             self.database_url = f"sqlite+aiosqlite:///{self.data_dir / 'evergrant.db'}"
+        elif self.database_password_file is not None:
+            self.database_url = _with_password(self.database_url, self.database_password_file)
         if self.key_file is None:
             self.key_file = self.data_dir / "keys.json"
         if not self.public_url:
@@ -129,9 +157,12 @@ class Settings(BaseSettings):
     def _check_public_url(self) -> None:
         url = urlsplit(self.public_url)
         if url.scheme not in ("http", "https") or not url.hostname or url.path or url.query or url.fragment:
-            raise ValueError("public_url must be https://host[:port], without a path")
+            raise ValueError("EVERGRANT_PUBLIC_URL must be https://host[:port], without a path")
         if url.scheme == "http" and not _is_loopback(url.hostname):
-            raise ValueError("public_url may be http only on a loopback address; use https")
+            raise ValueError(
+                "EVERGRANT_PUBLIC_URL may be http only on a loopback address; "
+                f"use https://{url.netloc} and end TLS in front of the API"
+            )
 
     @property
     def keys(self) -> Path:
@@ -153,17 +184,55 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def _with_password(url: str, file: Path) -> str:
+    """The URL with the password that the file holds."""
+    try:
+        password = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        raise ValueError(f"EVERGRANT_DATABASE_PASSWORD_FILE: {file} can't be read ({reason})") from None
+    if not password:
+        raise ValueError(f"EVERGRANT_DATABASE_PASSWORD_FILE: {file} is empty; write the password into it")
+    scheme, _, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    user, at, host = authority.rpartition("@")
+    if not at:
+        raise ValueError("EVERGRANT_DATABASE_URL: names no user for the password; use USER@HOST/DATABASE")
+    return f"{scheme}://{user.partition(':')[0]}:{quote(password, safe='')}@{host}{slash}{path}"
+
+
 def load_settings(**flags: Any) -> Settings:
     """Read the settings; `flags` win, None flags count as not given.
 
     Raises BadSettings with one line per setting that is wrong.
     """
     given = {name: value for name, value in flags.items() if value is not None}
+    lines = _misspelt()
     try:
-        return Settings(**given)
+        settings = Settings(**given)
     except ValidationError as error:
-        lines = []
         for problem in error.errors(include_input=False, include_url=False):
-            name = ".".join(str(part) for part in problem["loc"]) or "settings"
-            lines.append(f"EVERGRANT_{name.upper()}: {problem['msg'].removeprefix('Value error, ')}")
-        raise BadSettings("\n".join(lines)) from None
+            said = problem["msg"].removeprefix("Value error, ")
+            name = ".".join(str(part) for part in problem["loc"])
+            lines.append(f"{PREFIX}{name.upper()}: {said}" if name else said)
+        raise BadSettings("\n  ".join(lines)) from None
+    if lines:
+        raise BadSettings("\n  ".join(lines))
+    return settings
+
+
+def _misspelt() -> list[str]:
+    """Names that are almost a setting: they would be ignored, and the default used instead."""
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    names = {name.upper() for name in os.environ}
+    try:
+        text = Path(SETTINGS_FILE).read_text(encoding="utf-8")
+        names |= {it.upper() for it in re.findall(r"^\s*(?:export\s+)?(\w+)\s*=", text, re.MULTILINE)}
+    except FileNotFoundError:
+        pass
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        return [f"{Path(SETTINGS_FILE).absolute()}: can't be read ({reason}); correct or remove it"]
+    unknown = sorted(it for it in names if it.startswith(PREFIX) and it not in known | _OURS_TOO)
+    meant = [(name, get_close_matches(name, known, n=1, cutoff=0.85)) for name in unknown]
+    return [f"{name}: there is no such setting; did you mean {near[0]}?" for name, near in meant if near]

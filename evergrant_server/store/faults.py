@@ -11,6 +11,25 @@ from evergrant_server.core.errors import Code, Failure
 _RETRY_AFTER = 1.0  # seconds
 _CONFLICT_STATES = frozenset({"40001", "40P01"})  # serialization_failure, deadlock_detected
 _SCHEMA_STATES = frozenset({"42P01", "42703"})  # undefined_table, undefined_column
+# what an operator can act on, by SQLSTATE or SQLite's error name
+_NAMED = {
+    "28P01": "it refused the user or the password",
+    "28000": "it refused the user",
+    "3D000": "it has no database of that name",
+    "53300": "it has no connection left to give",
+    "SQLITE_CANTOPEN": "its file can't be opened or isn't there",
+    "SQLITE_READONLY": "its file or folder is read-only",
+    "SQLITE_READONLY_DIRECTORY": "its file or folder is read-only",
+    "SQLITE_READONLY_CANTINIT": "its file or folder is read-only",
+    "SQLITE_NOTADB": "its file is no SQLite database",
+    "SQLITE_FULL": "the disk is full",
+    "SQLITE_BUSY": "another process holds it",
+}
+_UNREACHABLE = {
+    "ConnectionRefusedError": "nothing listens at its address",
+    "gaierror": "its host name isn't known",
+    "TimeoutError": "it didn't answer in time",
+}
 _SCHEMA_WORDS = ("no such table", "no such column", "has no column named")
 
 
@@ -22,7 +41,8 @@ def translated() -> Generator[None]:
     except SQLAlchemyError as error:
         raise _failure_of(error) from None
     except (OSError, TimeoutError) as error:
-        raise unavailable(type(error).__name__) from None
+        name = type(error).__name__
+        raise unavailable(f"{_UNREACHABLE[name]} ({name})" if name in _UNREACHABLE else name) from None
 
 
 def unavailable(why: str) -> Failure:
@@ -49,4 +69,6 @@ def _named(error: DBAPIError, state: str) -> str:
     """A reason that quotes no statement and no value."""
     name = type(error.orig).__name__ if error.orig is not None else type(error).__name__
     sqlite = getattr(error.orig, "sqlite_errorname", "")
-    return " ".join(part for part in (name, state, sqlite) if part)
+    quoted = " ".join(part for part in (name, state, sqlite) if part)
+    known = _NAMED.get(state) or _NAMED.get(sqlite)
+    return f"{known} ({quoted})" if known else quoted

@@ -25,8 +25,16 @@ def head() -> str:
     return newest
 
 
+def refuse_absent_file(url: str) -> None:
+    """Raise Failure SCHEMA_MISMATCH when SQLite's file isn't there: opening it would make it."""
+    if _absent(url):
+        raise _mismatch(None, head())
+
+
 async def current(url: str) -> str | None:
     """The version the database has; None when it is empty. Raises Failure STORE_UNAVAILABLE."""
+    if _absent(url):
+        return None
     engine = make_engine(url)
     try:
         with translated():
@@ -65,7 +73,7 @@ def _upgrade(connection: Connection) -> None:
     found, expected = _version(connection), head()
     if found == expected:
         return
-    if found is not None and not _known(found):
+    if found is not None and not known(found):
         raise _mismatch(found, expected)
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
@@ -77,7 +85,8 @@ def _version(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
 
 
-def _known(version: str) -> bool:
+def known(version: str) -> bool:
+    """Is this a version of ours?"""
     return any(script.revision == version for script in _scripts().walk_revisions())
 
 
@@ -88,11 +97,16 @@ def _scripts() -> ScriptDirectory:
 def _mismatch(found: str | None, expected: str) -> Failure:
     if found is None:
         detail = f"The database is empty and this code wants schema {expected}."
-    elif _known(found):
+    elif known(found):
         detail = f"The database has the older schema {found} and this code wants {expected}."
     else:
         detail = f"The database has schema {found}, from a newer server; this code knows {expected}."
     return Failure(Code.SCHEMA_MISMATCH, detail, found=found or "none", expected=expected)
+
+
+def _absent(url: str) -> bool:
+    file = sqlite_file(url)
+    return file is not None and not file.exists()
 
 
 def _private_file(url: str) -> None:

@@ -43,6 +43,8 @@ class Store:
         Raises Failure STORE_UNAVAILABLE when it can't be reached, and, unless
         `expect_schema` is False, SCHEMA_MISMATCH when its version isn't this code's.
         """
+        if expect_schema:
+            schema.refuse_absent_file(url)
         engine = make_engine(url)
         try:
             with translated():

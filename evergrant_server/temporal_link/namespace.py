@@ -1,4 +1,4 @@
-"""What a namespace must have before a worker may use it: search attributes and retention."""
+"""What a namespace must have before a worker may use it: itself, search attributes, retention."""
 
 import asyncio
 from datetime import timedelta
@@ -7,7 +7,11 @@ from google.protobuf.duration_pb2 import Duration
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.namespace.v1 import NamespaceConfig
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, UpdateNamespaceRequest
+from temporalio.api.workflowservice.v1 import (
+    DescribeNamespaceRequest,
+    RegisterNamespaceRequest,
+    UpdateNamespaceRequest,
+)
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -16,17 +20,36 @@ from evergrant_server.core.search import KEYWORDS
 
 
 async def prepare(client: Client, retention: timedelta) -> None:
-    """Register what is missing and raise retention to `retention`. Does nothing the second time.
+    """Register what is missing, the namespace too, and raise retention to `retention`.
 
-    Raises Failure TEMPORAL_UNAVAILABLE.
+    Does nothing the second time. Raises Failure TEMPORAL_UNAVAILABLE.
     """
     try:
+        await _register_namespace(client, retention)
         await _register_search_attributes(client)
         await _keep_closed_runs(client, retention)
     except RPCError as error:
         raise Failure(
             Code.TEMPORAL_UNAVAILABLE, f"namespace {client.namespace} can't be prepared: {error.status.name}"
         ) from None
+
+
+async def refuse_unprepared(client: Client) -> None:
+    """Raise Failure TEMPORAL_UNAVAILABLE, with the repair, when a worker couldn't work here."""
+    repair = "Run: python -m evergrant_server db upgrade"
+    try:
+        missing = await missing_search_attributes(client)
+    except RPCError as error:
+        why = "doesn't exist" if error.status is RPCStatusCode.NOT_FOUND else f"answers {error.status.name}"
+        raise Failure(
+            Code.TEMPORAL_UNAVAILABLE, f"the namespace {client.namespace} {why}. {repair}"
+        ) from None
+    if missing:
+        names = ", ".join(missing)
+        raise Failure(
+            Code.TEMPORAL_UNAVAILABLE,
+            f"the namespace {client.namespace} lacks the search attributes {names}. {repair}",
+        )
 
 
 async def missing_search_attributes(client: Client) -> list[str]:
@@ -43,6 +66,38 @@ async def retention_of(client: Client) -> timedelta:
         DescribeNamespaceRequest(namespace=client.namespace)
     )
     return answer.config.workflow_execution_retention_ttl.ToTimedelta()
+
+
+async def _register_namespace(client: Client, retention: timedelta) -> None:
+    try:
+        await retention_of(client)
+        return
+    except RPCError as error:
+        if error.status is not RPCStatusCode.NOT_FOUND:
+            raise
+    ttl = Duration()
+    ttl.FromTimedelta(retention)
+    asked = RegisterNamespaceRequest(
+        namespace=client.namespace, workflow_execution_retention_period=ttl, description="Evergrant"
+    )
+    try:
+        await client.workflow_service.register_namespace(asked)
+    except RPCError as error:
+        if error.status is not RPCStatusCode.ALREADY_EXISTS:  # another process was faster
+            raise
+    async with asyncio.timeout(60):  # servers look up namespaces in a cache of a few seconds
+        while not await _known(client):
+            await asyncio.sleep(0.2)
+
+
+async def _known(client: Client) -> bool:
+    try:
+        await missing_search_attributes(client)
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return False
+        raise
+    return True
 
 
 async def _register_search_attributes(client: Client) -> None:

@@ -1,0 +1,123 @@
+"""The doctor's checks of the database: reachable, migrated, ours, delivered, on time."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+from evergrant_server.cli.diagnosis import ME, Problem, compared
+from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.crypto import KeyRing, Lane, Role, keyfile
+from evergrant_server.settings import Settings
+from evergrant_server.store import Store, schema
+from evergrant_server.store.probe import database_time, open_tenant_key, waiting
+
+OLDEST = timedelta(minutes=1)  # an outbox message that waits longer isn't being delivered
+
+
+async def reachable(settings: Settings) -> str:
+    began = time.monotonic()
+    try:
+        await schema.current(settings.database_url)
+    except Failure as failure:
+        raise _unreachable(failure) from None
+    kind = "SQLite" if settings.sqlite else "PostgreSQL"
+    return f"{kind} answers in {(time.monotonic() - began) * 1000:.0f} ms"
+
+
+async def migrations(settings: Settings) -> str:
+    try:
+        found, newest = await schema.current(settings.database_url), schema.head()
+    except Failure as failure:
+        raise _unreachable(failure) from None
+    if found == newest:
+        return f"schema {found}, the newest"
+    if found is not None and not schema.known(found):
+        raise Problem(
+            f"schema {found} is from a newer server than this one ({newest})",
+            "Run the release that wrote it, or a newer one; never downgrade a database",
+        )
+    raise Problem(f"schema {found or 'none'}, this code needs {newest}", f"{ME} db upgrade")
+
+
+async def keys_open(settings: Settings) -> str:
+    """Unwrap one tenant key of each lane that this key file holds."""
+    ring, lanes = _ring(settings)
+    async with _store(settings, ring) as store:
+        opened = []
+        for lane in sorted(lanes):
+            try:
+                if await open_tenant_key(store, ring, Lane(lane)):
+                    opened.append(lane)
+            except Failure as failure:
+                if failure.code not in (Code.KEY_UNAVAILABLE, Code.SEAL_BROKEN):
+                    raise
+                raise Problem(
+                    f"{settings.keys} doesn't open this database's keys: {failure.detail}",
+                    "Set EVERGRANT_KEY_FILE to the key file that filled this database, or restore that file",
+                ) from None
+    if not opened:
+        return "the database holds no sealed value yet"
+    return f"opened a tenant's key in the lanes {', '.join(opened)}"
+
+
+async def outbox(settings: Settings) -> str:
+    async with _store(settings, _ring(settings)[0]) as store:
+        depth, oldest = await waiting(store)
+    if oldest is None:
+        return "nothing waits"
+    age = SystemClock().now() - oldest
+    if age > OLDEST:
+        raise Problem(
+            f"{depth} messages wait, the oldest for {age.total_seconds():.0f} s: nobody delivers them",
+            f"{ME} worker    # and see the checks of Temporal",
+        )
+    return f"{depth} waiting, the oldest for {max(age.total_seconds(), 0):.0f} s"
+
+
+async def clock(settings: Settings) -> str:
+    async with _store(settings, _ring(settings)[0]) as store:
+        await database_time(store)  # the first one also opens the connection
+        before = SystemClock().now()
+        theirs = await database_time(store)
+    if theirs is None:
+        return "SQLite uses this host's clock"
+    return compared(theirs, before, SystemClock().now(), "the database's")
+
+
+def _ring(settings: Settings) -> tuple[KeyRing, frozenset[str]]:
+    """The ring, for the widest role its file allows; without a usable file there is nothing to compare."""
+    try:
+        lanes = frozenset(keyfile.read(settings.keys).lanes)
+        role = Role.OPERATOR if Lane.REFRESH in lanes else Role.API
+        return KeyRing.open(settings.keys, role), lanes
+    except Failure as failure:
+        raise Problem(
+            f"can't be checked without a usable key file: {failure.detail}", _see("key file")
+        ) from None
+
+
+@asynccontextmanager
+async def _store(settings: Settings, ring: KeyRing) -> AsyncIterator[Store]:
+    try:
+        store = await Store.open(settings.database_url, ring, SystemClock())
+    except Failure as failure:
+        if failure.code is Code.SCHEMA_MISMATCH:
+            raise Problem(f"can't be checked: {failure.detail}", _see("migrations")) from None
+        raise _unreachable(failure) from None
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def _unreachable(failure: Failure) -> Problem:
+    return Problem(
+        failure.detail,
+        "Start the database, or correct EVERGRANT_DATABASE_URL (and EVERGRANT_DATABASE_PASSWORD_FILE)",
+    )
+
+
+def _see(check: str) -> str:
+    return f"See the check '{check}'"
