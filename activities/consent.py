@@ -9,11 +9,12 @@ from activities.heartbeat import heartbeats
 from activities.holdings import Holder, Holdings, news_of
 from activities.records import connection_of, record, settled
 from activities.single_use import SingleUse
+from activities.transfer import end_consent, install_import
 from evergrant_server.core.attempt import Attempt, AttemptKind, Outcome
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import State
-from evergrant_server.core.consent import Consent, ConsentStatus
+from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.grant import Grant, TokenSet
 from evergrant_server.core.messages import ActivityName, EndConsent, ExchangeCode, GrantNews
@@ -39,11 +40,16 @@ class ConsentActivities:
 
     @activity.defn(name=ActivityName.EXCHANGE_CODE)
     async def exchange_code(self, order: ExchangeCode) -> GrantNews:
-        """Spend the code of a consent, once. Says what the store holds afterwards."""
+        """Spend the code of a consent, once. Says what the store holds afterwards.
+
+        An import is a consent that came with its tokens: they are installed, and nothing is spent.
+        """
         async with heartbeats():
             try:
                 held = await self._holder.take(order.tenant, order.connection_id)
                 consent = await self._consent(order)
+                if consent.kind is ConsentKind.IMPORT:
+                    return await install_import(self._store, self._clock, order, held, consent)
                 return await self._ended(consent, held) or await self._exchange(order, held, consent)
             except Failure as failure:
                 if failure.code is Code.REFRESH_PENDING:
@@ -149,10 +155,8 @@ class ConsentActivities:
         self, tx: Tx, consent: Consent, status: ConsentStatus, failure: Code | None = None
     ) -> None:
         current = await tx.consents.get(consent.tenant, consent.id)
-        if current is None:
-            return
-        ended = current.model_copy(update={"status": status, "failure": failure})
-        await tx.consents.forget(await tx.consents.replace(ended, expected=current.revision))
+        if current is not None:
+            await end_consent(tx, current, status, failure)
 
     @activity.defn(name=ActivityName.END_CONSENT)
     async def end_consent(self, order: EndConsent) -> None:
@@ -165,6 +169,9 @@ class ConsentActivities:
                 return
             after = current.consent_denied(now) if order.denied else current.consent_expired(now)
             await tx.connections.replace(after, expected=current.revision)
+            imported = await tx.consents.import_of(order.tenant, order.connection_id)
+            if imported is not None:  # nothing could install it until now: its tokens don't stay behind
+                await end_consent(tx, imported, ConsentStatus.FAILED, Code.CONSENT_EXPIRED)
             action = AuditAction.CONSENT_DENIED if order.denied else AuditAction.CONSENT_EXPIRED
             await record(tx, order, action, now)
 

@@ -17,6 +17,7 @@ from activities.holdings import Holder
 from activities.refresh import RefreshActivities
 from activities.revocation import RevocationActivities
 from activities.single_use import SingleUse
+from activities.transfer import ExportActivities
 from evergrant_server.core.clock import Clock, SystemClock
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.egress import Egress, EgressPolicy
@@ -81,6 +82,7 @@ def activities(parts: Platform, sections: CriticalSections, journal: JournalLock
     revocation = RevocationActivities(parts.store, holder, sender, single_use, parts.clock)
     history = HistoryActivities(parts.store, parts.clock)
     discovery = DiscoveryActivities(parts.store, egress, parts.clock)
+    export = ExportActivities(parts.store, parts.clock)
     return [
         consent.exchange_code,
         consent.end_consent,
@@ -89,6 +91,8 @@ def activities(parts: Platform, sections: CriticalSections, journal: JournalLock
         revocation.revoke_grant,
         history.run_ends,
         discovery.discover_endpoints,
+        export.export_page,
+        export.drop_export,
     ]
 
 

@@ -6,5 +6,6 @@ side effects are reached through `calls` alone.
 
 from workflows.connection import ConnectionWorkflow
 from workflows.discovery import DiscoveryWorkflow
+from workflows.export import ExportWorkflow
 
-WORKFLOWS = (ConnectionWorkflow, DiscoveryWorkflow)
+WORKFLOWS = (ConnectionWorkflow, DiscoveryWorkflow, ExportWorkflow)

@@ -17,8 +17,11 @@ with workflow.unsafe.imports_passed_through():
         AskRevocation,
         Discover,
         Discovered,
+        DropExport,
         EndConsent,
         ExchangeCode,
+        ExportPage,
+        ExportProgress,
         GrantNews,
         RefreshGrant,
         RevocationNews,
@@ -105,3 +108,23 @@ async def discover_endpoints(order: Discover) -> Discovered:
         retry_policy=RetryPolicy(maximum_attempts=3, initial_interval=timedelta(seconds=1)),
         summary=str(order.integration_id),
     )
+
+
+async def export_page(order: ExportPage) -> ExportProgress:
+    """Seal one page of grants to the export's key."""
+    return await workflow.execute_activity(
+        ActivityName.EXPORT_PAGE,
+        order,
+        result_type=ExportProgress,
+        summary=f"page {order.page + 1}",
+        start_to_close_timeout=timedelta(seconds=120),
+        heartbeat_timeout=timedelta(seconds=10),
+        retry_policy=RetryPolicy(
+            initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(seconds=30)
+        ),
+    )
+
+
+async def drop_export(order: DropExport) -> None:
+    """Delete the sealed lines that nobody fetched."""
+    await workflow.execute_activity(ActivityName.DROP_EXPORT, order, summary="nobody came for it", **_STORE)

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from temporalio.client import (
     Client,
     RPCTimeoutOrCancelledError,
+    WorkflowFailureError,
     WorkflowHandle,
     WorkflowQueryFailedError,
     WorkflowUpdateFailedError,
@@ -24,10 +25,11 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from evergrant_server.core import search
 from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant, workflow_id
+from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant, export_workflow_id, workflow_id
 from evergrant_server.core.messages import (
     CONNECTION_WORKFLOW,
     DISCOVERY_WORKFLOW,
+    EXPORT_WORKFLOW,
     QUERY_DESCRIBE,
     TASK_QUEUE,
     UPDATE_ENSURE_FRESH,
@@ -37,6 +39,7 @@ from evergrant_server.core.messages import (
     Discover,
     Discovered,
     EnsureFresh,
+    ExportStart,
     Freshness,
 )
 
@@ -143,6 +146,24 @@ class TemporalLink:
         except WorkflowAlreadyStartedError:
             return  # it has even ended: nothing is left to start
 
+    async def start_export(self, start: ExportStart) -> None:
+        """Start the workflow of an export, unless it runs already or has ended."""
+        try:
+            await self._guarded(
+                self._client.start_workflow(
+                    EXPORT_WORKFLOW,
+                    start,
+                    id=export_workflow_id(start.tenant, start.export_id),
+                    task_queue=self._task_queue,
+                    id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                    id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                    static_summary="export of grants",
+                    static_details=f"asked for by {start.asked.by}",
+                )
+            )
+        except WorkflowAlreadyStartedError:
+            return
+
     async def signal(self, target: str, name: str, payload: dict[str, Any]) -> None:
         """Signal a workflow by id. Raises WorkflowGone, or Failure TEMPORAL_UNAVAILABLE."""
         await self._guarded(
@@ -184,6 +205,8 @@ class TemporalLink:
             if error.status is RPCStatusCode.NOT_FOUND:
                 raise WorkflowGone from None
             raise _unavailable(error) from None
+        except WorkflowFailureError as error:  # it was not done in time, or was ended by hand
+            raise _unavailable(error.cause or error) from None
         except RuntimeError as error:
             raise _unavailable(error) from None
 
@@ -199,6 +222,6 @@ def _rejected(refused: WorkflowUpdateFailedError, ask: EnsureFresh) -> Freshness
     raise Failure(Code.INTERNAL, "the workflow refused an update in an unknown way") from None
 
 
-def _unavailable(error: Exception) -> Failure:
+def _unavailable(error: BaseException) -> Failure:
     status = error.status.name if isinstance(error, RPCError) else type(error).__name__
     return Failure(Code.TEMPORAL_UNAVAILABLE, f"Temporal didn't do it: {status}", retry_after=1.0)

@@ -11,7 +11,7 @@ from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import WORKFLOW_ID, ConnectionId, Tenant
-from evergrant_server.core.messages import Asked, ConnectionStart, Provenance
+from evergrant_server.core.messages import Asked, ConnectionStart, ExportStart, Provenance
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
 from evergrant_server.store import HistoryExport, Store
 from evergrant_server.temporal_link.link import TemporalLink, WorkflowGone
@@ -96,6 +96,8 @@ class OutboxRelay:
                 await self._link.start_connection(ConnectionStart.model_validate(message.payload))
             case OutboxKind.SIGNAL:
                 await self._link.signal(message.target, message.name, message.payload)
+            case OutboxKind.START_EXPORT:
+                await self._link.start_export(ExportStart.model_validate(message.payload))
             case OutboxKind.EXPORT_HISTORY:
                 await self._export(message)
 

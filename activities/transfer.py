@@ -1,0 +1,184 @@
+"""Grants that come in with their tokens, and grants that leave sealed to an admin's key."""
+
+import json
+from datetime import datetime
+
+from temporalio import activity
+
+from activities.heartbeat import heartbeats
+from activities.holdings import Holdings, news_of
+from activities.records import connection_of, record, settled
+from evergrant_server import audit
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.consent import Consent, ConsentStatus
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.export import Export, ExportStatus
+from evergrant_server.core.grant import Grant
+from evergrant_server.core.messages import (
+    ActivityName,
+    DropExport,
+    ExchangeCode,
+    ExportCall,
+    ExportPage,
+    ExportProgress,
+    GrantNews,
+)
+from evergrant_server.core.secret import Secret
+from evergrant_server.crypto import Recipient
+from evergrant_server.store import Store, Tx
+
+PAGE = 100  # connections looked at in one transaction
+
+
+async def install_import(
+    store: Store, clock: Clock, order: ExchangeCode, held: Holdings, consent: Consent
+) -> GrantNews:
+    """Move an import's tokens from the intake lane into the connection's own lanes.
+
+    No provider is asked, so nothing is spent and nothing can be lost: one transaction, tried
+    until it holds.
+    """
+
+    async def install(tx: Tx) -> GrantNews:
+        now = clock.now()
+        current = await connection_of(tx, order)
+        waiting = await tx.consents.get(consent.tenant, consent.id)
+        if waiting is None or waiting.status is not ConsentStatus.CODE_RECEIVED:
+            grant = await tx.grants.get(order.tenant, order.connection_id)
+            return news_of(current, grant, held.integration) if grant else GrantNews(state=current.state)
+        if current.state.final:
+            await end_consent(tx, waiting, ConsentStatus.FAILED, Code.CONSENT_EXPIRED)
+            return GrantNews(failure=Code.CONSENT_EXPIRED)
+        imported = await tx.consents.tokens(waiting)
+        obtained_at = imported.obtained_at(consent.created_at)
+        tokens = imported.token_set(obtained_at)
+        after = current.granted(now)
+        grant = Grant.from_tokens(
+            tokens, generation=after.generation, requested=consent.scopes, at=obtained_at
+        )
+        saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
+        await end_consent(tx, waiting, ConsentStatus.DONE)
+        await record(
+            tx,
+            order,
+            AuditAction.GRANT_INSTALLED,
+            now,
+            generation=grant.generation,
+            scopes=list(grant.scopes),
+            consent=consent.id,
+            imported=True,
+        )
+        return news_of(saved, grant, held.integration)
+
+    return await settled(store, install)
+
+
+async def end_consent(tx: Tx, current: Consent, status: ConsentStatus, failure: Code | None = None) -> None:
+    """Write how a consent ended, and drop its secrets."""
+    ended = current.model_copy(update={"status": status, "failure": failure})
+    await tx.consents.forget(await tx.consents.replace(ended, expected=current.revision))
+
+
+class ExportActivities:
+    """Only a worker can open refresh tokens, so only a worker can export them."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+
+    @activity.defn(name=ActivityName.EXPORT_PAGE)
+    async def export_page(self, order: ExportPage) -> ExportProgress:
+        """Seal one page of connections, with an audit record for each in the same transaction."""
+
+        async def write(tx: Tx) -> ExportProgress:
+            export = await _export_of(tx, order)
+            if export.pages > order.page or export.status is not ExportStatus.RUNNING:
+                return _progress(export)  # an earlier try of this activity had committed
+            recipient = Recipient.read(dict(export.recipient))
+            found = await tx.connections.page(
+                export.tenant, **export.filters.model_dump(), after=export.after, limit=PAGE
+            )
+            lines: list[str] = []
+            for connection in found:
+                if (line := await _line(tx, connection)) is None:
+                    continue
+                lines.append(recipient.seal(line))
+                detail = {"export": export.id, "key": recipient.thumbprint}
+                await self._record(tx, order, AuditAction.CONNECTION_EXPORTED, connection.id, detail)
+            last = found[-1].id if len(found) == PAGE else None
+            after = export.sealed(len(lines), len(found) - len(lines), last)
+            return _progress(await tx.exports.write_page(export, after, lines))
+
+        async with heartbeats():
+            return await settled(self._store, write)
+
+    @activity.defn(name=ActivityName.DROP_EXPORT)
+    async def drop_export(self, order: DropExport) -> None:
+        """Delete what nobody fetched in time; does nothing when it is gone already."""
+
+        async def drop(tx: Tx) -> None:
+            export = await _export_of(tx, order)
+            if export.status is ExportStatus.GONE:
+                return
+            await tx.exports.drop(export)
+            await self._record(tx, order, AuditAction.EXPORT_DROPPED, export.id, {"why": "expired"})
+
+        await settled(self._store, drop)
+
+    async def _record(
+        self, tx: Tx, order: ExportCall, action: AuditAction, what: str, detail: dict[str, object]
+    ) -> None:
+        entry = AuditEntry(
+            tenant=order.tenant,
+            at=self._clock.now(),
+            action=action,
+            object=what,
+            asked=order.asked,
+            detail=detail,
+            provenance=order.provenance,
+        )
+        await audit.append(tx, entry)
+
+
+async def _export_of(tx: Tx, order: ExportCall) -> Export:
+    export = await tx.exports.get(order.tenant, order.export_id)
+    if export is None:
+        raise Failure(Code.NOT_FOUND, f"there is no export {order.export_id}")
+    return export
+
+
+def _progress(export: Export) -> ExportProgress:
+    done = export.status is not ExportStatus.RUNNING
+    return ExportProgress(exported=export.exported, skipped=export.skipped, done=done)
+
+
+async def _line(tx: Tx, connection: Connection) -> Secret | None:
+    """What `import` takes, or None: no live grant, or one whose seal is broken and that can't be read."""
+    grant = await tx.grants.get(connection.tenant, connection.id)
+    if connection.state is not State.ACTIVE or grant is None:
+        return None
+    try:
+        access = await tx.grants.access_token(connection)
+        refresh = await tx.grants.refresh_token(connection)
+    except Failure as failure:
+        if failure.code is not Code.SEAL_BROKEN:
+            raise
+        return None
+    item = {
+        "integration": connection.integration,
+        "subject": connection.subject,
+        "label": connection.label,
+        "access_token": access.reveal(),
+        "refresh_token": None if refresh is None else refresh.reveal(),
+        "token_type": grant.token_type,
+        "scopes": list(grant.scopes),
+        "metadata": grant.metadata,
+        **_expiry(grant.expires_at),
+    }
+    return Secret(json.dumps({name: value for name, value in item.items() if value is not None}))
+
+
+def _expiry(at: datetime | None) -> dict[str, object]:
+    return {"never_expires": True} if at is None else {"expires_at": at.isoformat()}

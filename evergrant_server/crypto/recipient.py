@@ -1,0 +1,79 @@
+"""Sealing to somebody outside: JWE (RFC 7516) to a public key that we don't have the other half of."""
+
+from typing import Any, NoReturn
+
+from joserfc import jwe, jwk
+from joserfc.errors import JoseError
+
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.secret import Secret
+
+ALGORITHM = "ECDH-ES+A256KW"  # RFC 7518 section 4.6
+ENCRYPTION = "A256GCM"  # RFC 7518 section 5.3
+_ALLOWED = [ALGORITHM, ENCRYPTION]
+_CURVES = {"OKP": ("X25519",), "EC": ("P-256",)}
+_PRIVATE = ("d", "p", "q", "dp", "dq", "qi", "k")
+
+
+class Recipient:
+    """A public key and what is sealed to it. Only its owner can open that, we can't."""
+
+    def __init__(self, key: jwk.OKPKey | jwk.ECKey) -> None:
+        self._key = key
+        self.thumbprint = key.thumbprint()  # RFC 7638
+
+    @classmethod
+    def read(cls, given: dict[str, Any] | str) -> "Recipient":
+        """A public X25519 or P-256 key, as a JWK (RFC 7517, RFC 8037) or in PEM.
+
+        Raises Failure INVALID_REQUEST; what was given is never quoted: it may be the private half.
+        """
+        key = _of_pem(given) if isinstance(given, str) else _of_jwk(given)
+        if key.is_private:
+            _refuse("is a private key: give the public half, and keep this one to yourself")
+        if key.curve_name not in _CURVES[key.key_type]:
+            _refuse("needs the curve X25519 or P-256")
+        recipient = cls(key)
+        try:
+            recipient.seal(Secret("tried"))  # RFC 7748 section 6.1: no secret with a point of low order
+        except (JoseError, ValueError):
+            _refuse("can't be sealed to")
+        return recipient
+
+    @property
+    def jwk(self) -> dict[str, str]:
+        """The public key, as it may be kept."""
+        return {name: str(value) for name, value in self._key.as_dict(private=False).items()}
+
+    def seal(self, value: Secret) -> str:
+        """A compact JWE (RFC 7516 section 7.1) with a fresh ephemeral key."""
+        header = {"alg": ALGORITHM, "enc": ENCRYPTION, "kid": self.thumbprint, "cty": "json"}
+        return jwe.encrypt_compact(header, value.reveal().encode(), self._key, algorithms=_ALLOWED)
+
+
+def _of_jwk(given: dict[str, Any]) -> jwk.OKPKey | jwk.ECKey:
+    if any(name in given for name in _PRIVATE):
+        _refuse("is a private key: give the public half, and keep this one to yourself")
+    kind = given.get("kty")
+    bare: dict[str, str | list[str]] = {
+        name: given[name] for name in ("kty", "crv", "x", "y") if isinstance(given.get(name), str)
+    }
+    if kind not in _CURVES or any(len(it) > 100 for it in bare.values()):
+        _refuse("is no JWK of an X25519 or P-256 key")
+    try:
+        return jwk.OKPKey.import_key(bare) if kind == "OKP" else jwk.ECKey.import_key(bare)
+    except (JoseError, ValueError, KeyError, TypeError):
+        _refuse("is no JWK of an X25519 or P-256 key")
+
+
+def _of_pem(given: str) -> jwk.OKPKey | jwk.ECKey:
+    for kind in (jwk.OKPKey, jwk.ECKey):
+        try:
+            return kind.import_key(given)
+        except (JoseError, ValueError, TypeError):
+            continue
+    _refuse("is no PEM of an X25519 or P-256 key")
+
+
+def _refuse(why: str) -> NoReturn:
+    raise Failure(Code.INVALID_REQUEST, f"public_key: {why}", field="public_key") from None
