@@ -16,6 +16,8 @@ from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.wiring import ROOT, refuse_strangers
 from providers.registry import CATALOG, Registry
 
+_NOT_NEEDED = "an API with PostgreSQL keeps nothing on disk"
+
 
 async def packages(settings: Settings) -> str:
     """`workflows`, `activities` and `providers` are ours."""
@@ -63,7 +65,19 @@ def _key_repair(path: Path) -> str:
     return f"Restore {path} from its backup"
 
 
+def _nothing_kept(settings: Settings) -> bool:
+    """An API with its own key file and PostgreSQL writes no file: its disk may be read-only."""
+    if settings.sqlite:
+        return False
+    try:
+        return Lane.REFRESH not in keyfile.read(settings.keys).lanes
+    except Failure:
+        return False
+
+
 async def data_folder(settings: Settings) -> str:
+    if _nothing_kept(settings):
+        return _NOT_NEEDED
     folder = settings.data_dir
     quoted = shlex.quote(str(folder))
     if not folder.is_dir():
@@ -80,6 +94,8 @@ async def data_folder(settings: Settings) -> str:
 
 async def journal(settings: Settings) -> str:
     """A worker must be able to write its journal here, and to lock it."""
+    if _nothing_kept(settings):
+        return _NOT_NEEDED
     folder = settings.data_dir / "journals"
     above = folder if folder.is_dir() else settings.data_dir
     probe = above / f".doctor-{secrets.token_hex(8)}"  # a file: workers look at folders alone

@@ -24,6 +24,7 @@ _HANDED_ON = (
     "temporal_namespace",
     "temporal_task_queue",
     "log_level",
+    "log_format",
 )
 
 

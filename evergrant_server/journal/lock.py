@@ -20,7 +20,8 @@ class JournalLock:
         """Take a free directory, or make one. Raises Failure STORE_UNAVAILABLE if the disk won't."""
         self._folder = folder
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # parents made on the way are open
+            folder.mkdir(mode=0o700, exist_ok=True)
             self.id, self._fd = self._take()
         except OSError as error:
             raise Failure(
