@@ -19,6 +19,7 @@ from evergrant_server.api import (
     leases,
     problems,
     reference,
+    transfer,
 )
 from evergrant_server.api.envelope import Envelope
 from evergrant_server.api.parts import Parts
@@ -32,6 +33,7 @@ ROUTERS = (
     integrations.router,
     apps.router,
     keys.router,
+    transfer.router,  # before the routes that take any id in the place of its words
     connections.router,
     commands.router,
     audits.router,
@@ -65,7 +67,7 @@ def create_app(parts: Parts) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     app.openapi = lambda: _described(app)
-    app.add_middleware(Envelope, base_url=parts.settings.public_url)
+    app.add_middleware(Envelope, base_url=parts.settings.public_url, version=VERSION)
     return app
 
 

@@ -146,6 +146,9 @@ class Establishing:
     ) -> Opened:
         if connection.state not in (State.PENDING_CONSENT, State.NEEDS_REAUTH):
             return Opened(connection, False)
+        if await _being_imported(tx, connection):
+            # its grant is on its way to a worker: nobody has to consent again
+            raise Failure(Code.REFRESH_PENDING, "Its import is being installed.", retry_after=1.0)
         still_open = await tx.consents.open_for(connection.tenant, connection.id, self._now)
         if still_open is not None and _fits(still_open, wanted):
             link = await tx.consents.link(still_open)
@@ -197,6 +200,13 @@ class Establishing:
 
     def _url(self, link: str) -> str:
         return f"{self._parts.settings.public_url}/connect/{link}"
+
+
+async def _being_imported(tx: Tx, connection: Connection) -> bool:
+    if connection.state is not State.PENDING_CONSENT:
+        return False
+    imported = await tx.consents.import_of(connection.tenant, connection.id)
+    return imported is not None and imported.status is ConsentStatus.CODE_RECEIVED
 
 
 def _fits(consent: Consent, wanted: Wanted) -> bool:

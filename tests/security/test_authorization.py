@@ -22,7 +22,8 @@ OPEN = {"/livez", "/readyz", "/docs", "/openapi.json", "/static/evergrant.css"}
 PAGES = ("/connect/", "/oauth/callback/")
 # Lists and the catalogue have no id: they must show nothing of anybody else's.
 LISTS = {"/v1/providers", "/v1/providers/{provider}", "/v1/integrations", "/v1/apps", "/v1/connections",
-         "/v1/audit", "/v1/audit/verify"}  # fmt: skip
+         "/v1/audit", "/v1/audit/verify",
+         "/v1/connections/import", "/v1/connections/export"}  # fmt: skip
 
 
 def routes(api: Api) -> Iterator[tuple[str, str]]:
@@ -139,9 +140,11 @@ async def test_admin_routes_need_an_admin_permit_for_the_whole_tenant(api: Api):
     prefixes = ("/v1/apps", "/v1/audit")
     for key in not_admin:
         for method, path in guarded(api):
-            if path.startswith(prefixes) or path == "/v1/integrations/{name}":
+            transfer = path in ("/v1/connections/import", "/v1/connections/export")
+            if path.startswith(prefixes) or path == "/v1/integrations/{name}" or transfer:
                 url = filled(path, values | {"name": "crm"})
-                answer = await api.call(method, url, key, json=BODIES.get(f"{method} {path}", {}))
+                body = BODIES.get(f"{method} {path}", {})
+                answer = await api.call(method, url, key, json=body)
                 assert (answer.status_code, answer.json()["code"]) == (403, "not_permitted"), (method, path)
         assert (await api.get("/v1/integrations", key)).json()["items"] == []
 

@@ -1,0 +1,222 @@
+"""Import and export over HTTP: items stand for themselves, nothing is echoed, nobody else's is reached."""
+
+import json
+from typing import Any
+
+import pytest
+from joserfc import jwk
+
+from evergrant_server.core.access import Action
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.export import ExportStatus
+from evergrant_server.core.ids import ExportId
+from evergrant_server.core.outbox import OutboxKind
+from evergrant_server.crypto import Recipient
+from tests.fakes.api import OTHER, TENANT, Api
+
+ACCESS, REFRESH = "canary-access-0123", "canary-refresh-4567"
+
+
+def item(**changes: Any) -> dict[str, Any]:
+    good = {
+        "integration": "crm",
+        "subject": "user-1",
+        "access_token": ACCESS,
+        "refresh_token": REFRESH,
+        "expires_in": 3600,
+        "scopes": ["read_user"],
+    }
+    return {name: value for name, value in (good | changes).items() if value is not None}
+
+
+async def sent(api: Api, key: str, *items: Any, **more: Any) -> list[dict[str, Any]]:
+    body = {"items": list(items), "verify": False, **more}
+    answer = await api.post("/v1/connections/import", key, body)
+    assert answer.status_code == 200, answer.text
+    for secret in (ACCESS, REFRESH):
+        assert secret not in answer.text
+    return answer.json()["items"]
+
+
+@pytest.fixture(autouse=True)
+def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No worker installs anything here."""
+    monkeypatch.setattr("evergrant_server.api.transfer_verification.WAIT_S", 0.2)
+
+
+async def test_an_import_is_one_transaction_and_a_second_one_changes_nothing(api: Api):
+    await api.integration()
+    key = await api.app_with("boss", Action.ADMIN)
+    first, again = await sent(api, key, item(), item())
+    assert (first["status"], first["verification"], again["status"]) == ("imported", "unverified", "exists")
+    assert first["connection_id"] == again["connection_id"]
+    (third,) = await sent(api, key, item())
+    assert (third["status"], third["connection_id"]) == ("exists", first["connection_id"])
+    async with api.worker.write() as tx:
+        (row,) = await tx.connections.page(TENANT)
+        consent = await tx.consents.import_of(TENANT, row.id)
+        assert consent is not None
+        tokens = await tx.consents.tokens(consent)
+        waiting = await tx.outbox.claim("test", api.clock.now(), api.clock.now() - api.clock.now())
+    assert (tokens.access_token.reveal(), tokens.refresh_token and tokens.refresh_token.reveal()) == (
+        ACCESS,
+        REFRESH,
+    )
+    assert [it.kind for it in waiting] == [OutboxKind.START_WORKFLOW]  # the signal is behind it
+    assert ACCESS not in json.dumps([it.payload for it in waiting])
+
+
+async def test_the_api_cannot_open_what_a_worker_has_installed(api: Api):
+    await api.integration()
+    connection = await api.active(await api.integration("crm2"))
+    with pytest.raises(Failure) as caught:
+        async with api.store.read() as tx:
+            await tx.grants.refresh_token(connection)
+    assert caught.value.code is Code.KEY_UNAVAILABLE
+
+
+async def test_a_dry_run_writes_nothing(api: Api):
+    await api.integration()
+    key = await api.app_with("boss", Action.ADMIN)
+    outcomes = await sent(api, key, item(), item(integration="none"), dry_run=True)
+    assert [(it["status"], it["code"]) for it in outcomes] == [
+        ("would_import", None),
+        ("invalid", "not_found"),
+    ]
+    async with api.worker.read() as tx:
+        assert await tx.connections.page(TENANT) == []
+    assert api.relay.nudges == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "field"),
+    [
+        ({"integration": "none"}, "not_found", "integration"),
+        ({"integration": "theirs"}, "not_found", "integration"),
+        ({"scopes": ["read_user", "sudo"]}, "scope_not_permitted", None),
+        ({"subject": "*"}, "invalid_request", "subject"),
+        ({"subject": "a\u0000b"}, "invalid_request", "subject"),
+        ({"subject": 7}, "invalid_request", "subject"),
+        ({"access_token": None}, "invalid_request", "access_token"),
+        ({"access_token": [ACCESS]}, "invalid_request", "access_token"),
+        ({"access_token": f"{ACCESS}\n"}, "invalid_request", "access_token"),
+        ({"access_token": ACCESS * 2000}, "invalid_request", "access_token"),
+        ({"expires_in": None}, "invalid_request", "item"),
+        ({"expires": "unknown"}, "invalid_request", "item"),
+        ({"expires_in": None, "expires": "soon"}, "invalid_request", "expires"),
+        ({"expires_in": -1}, "invalid_request", "expires_in"),
+        ({"expires_in": None, "expires_at": "2030-01-01T00:00:00"}, "invalid_request", "expires_at"),
+        ({"expires_in": None, "expires": "unknown", "refresh_token": None}, "invalid_request", "expires"),
+        ({"scopes": "read_user"}, "invalid_request", "scopes"),
+        ({"metadata": {"a": {"b": 1}}}, "invalid_request", None),
+        ({"tenant": "acme-2"}, "invalid_request", "tenant"),
+        ({"integration": "plain"}, "invalid_request", "refresh_token"),
+    ],
+)
+async def test_a_bad_item_is_typed_and_touches_no_other(
+    api: Api, changes: dict, code: str, field: str | None
+):
+    await api.integration(scope_ceiling=("read_user",))
+    await api.integration("theirs", tenant=OTHER)
+    await api.integration("plain", provider="github", default_scopes=())
+    key = await api.app_with("boss", Action.ADMIN)
+    bad, good = await sent(api, key, item(**changes), item(subject="user-2"))
+    assert (bad["status"], bad["code"]) == ("invalid", code), bad
+    if field is not None:
+        assert bad["field"] == field, bad
+    assert good["status"] == "imported"
+    async with api.worker.read() as tx:
+        assert [it.subject for it in await tx.connections.page(TENANT)] == ["user-2"]
+        assert await tx.connections.page(OTHER) == []
+
+
+@pytest.mark.parametrize("raw", ["[]", "7", "null", '"text"', '{"integration": "crm", "integration": "crm"}'])
+async def test_items_that_are_no_objects_or_say_something_twice(api: Api, raw: str):
+    await api.integration()
+    key = await api.app_with("boss", Action.ADMIN)
+    body = f'{{"verify": false, "items": [{raw}, {json.dumps(item())}]}}'
+    headers = {"content-type": "application/json"}
+    answer = await api.call("POST", "/v1/connections/import", key, content=body, headers=headers)
+    bad, good = answer.json()["items"]
+    assert (bad["status"], bad["code"], good["status"]) == ("invalid", "invalid_request", "imported")
+
+
+async def test_a_lease_meanwhile_sends_nobody_to_consent(api: Api):
+    await api.integration()
+    admin = await api.app_with("boss", Action.ADMIN)
+    await sent(api, admin, item())
+    user = await api.app_with("user", Action.TOKEN, Action.CONNECT)
+    answer = await api.lease(user)
+    assert (answer.status_code, answer.json()["code"]) == (503, "refresh_pending")
+    assert "connect_url" not in answer.text
+
+
+async def test_an_import_is_audited_without_its_tokens(api: Api):
+    await api.integration()
+    key = await api.app_with("boss", Action.ADMIN)
+    (outcome,) = await sent(api, key, item())
+    answer = await api.get(f"/v1/connections/{outcome['connection_id']}/audit", key)
+    assert [it["action"] for it in answer.json()["items"]] == [AuditAction.CONNECTION_IMPORTED]
+    assert ACCESS not in answer.text
+
+
+@pytest.mark.parametrize(
+    "public_key",
+    [
+        {},
+        "no pem",
+        {"kty": "oct", "k": "c2VjcmV0"},
+        {"kty": "OKP", "crv": "X25519", "x": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"},
+        jwk.OKPKey.generate_key("Ed25519").as_dict(private=False),
+        jwk.ECKey.generate_key("P-384").as_dict(private=False),
+        jwk.OKPKey.generate_key("X25519").as_dict(private=True),
+        jwk.ECKey.generate_key("P-256").as_pem(private=True).decode(),
+    ],
+)
+async def test_a_key_that_nothing_can_be_sealed_to_is_refused_and_not_quoted(api: Api, public_key: Any):
+    key = await api.app_with("boss", Action.ADMIN)
+    answer = await api.post("/v1/connections/export", key, {"public_key": public_key})
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+    if isinstance(public_key, dict) and "d" in public_key:
+        assert public_key["d"] not in answer.text
+        assert "private" in answer.json()["detail"]
+
+
+async def test_an_export_waits_for_a_worker_and_belongs_to_its_tenant(api: Api):
+    key = await api.app_with("boss", Action.ADMIN)
+    public = jwk.OKPKey.generate_key("X25519").as_dict(private=False)
+    asked = await api.post("/v1/connections/export", key, {"public_key": public})
+    assert asked.status_code == 202
+    where = f"/v1/connections/export?id={asked.json()['id']}"
+    assert (await api.get(where, key)).status_code == 202
+    other = await api.app_with("other", Action.ADMIN, tenant=OTHER)
+    for method in ("GET", "DELETE"):
+        assert (await api.call(method, where, other)).status_code == 404
+    async with api.worker.write() as tx:
+        export = await tx.exports.get(TENANT, ExportId(asked.json()["id"]))
+        assert export is not None
+        await tx.exports.write_page(export, export.sealed(2, 1, None), ["line-1", "line-2"])
+    assert (await api.get(where, key)).text == "line-1\nline-2\n"
+    assert (await api.get(f"{where}&after=1", key)).text == "line-2\n"
+    assert (await api.call("DELETE", where, key)).json()["status"] == ExportStatus.GONE
+    assert (await api.get(where, key)).status_code == 404
+    records = (await api.get("/v1/audit", key)).json()["items"]
+    assert {it["action"] for it in records} >= {
+        AuditAction.EXPORT_ASKED,
+        AuditAction.CONNECTIONS_EXPORTED,
+        AuditAction.EXPORT_DROPPED,
+    }
+
+
+def test_what_is_sealed_opens_with_the_other_half_alone():
+    from joserfc import jwe
+
+    from evergrant_server.core.secret import Secret
+
+    for private in (jwk.OKPKey.generate_key("X25519"), jwk.ECKey.generate_key("P-256")):
+        for given in (private.as_dict(private=False), private.as_pem(private=False).decode()):
+            sealed = Recipient.read(given).seal(Secret(REFRESH))
+            assert REFRESH not in sealed
+            opened = jwe.decrypt_compact(sealed, private, algorithms=["ECDH-ES+A256KW", "A256GCM"])
+            assert opened.plaintext == REFRESH.encode()
