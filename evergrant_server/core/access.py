@@ -86,7 +86,6 @@ class AppKey(BaseModel):
     secret_hash: str
     created_at: datetime
     revoked_at: datetime | None = None
-    last_used_at: datetime | None = None
     revision: int = 1
 
 

@@ -161,7 +161,6 @@ class AppKeyRow(Row, table=True):
     secret_hash: str
     created_at: datetime = _moment()
     revoked_at: datetime | None = _maybe_moment()
-    last_used_at: datetime | None = _maybe_moment()
     revision: int
 
 

@@ -136,7 +136,6 @@ def _access() -> None:
         _text("secret_hash"),
         _moment("created_at"),
         _moment("revoked_at", null=True),
-        _moment("last_used_at", null=True),
         _number("revision"),
         _key("app_key", "tenant", "id"),
         _of("app_key", "app", "app_id", "CASCADE"),
