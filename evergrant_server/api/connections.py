@@ -13,7 +13,7 @@ from evergrant_server.api.idempotency import Answer, Once
 from evergrant_server.api.parts import Parts
 from evergrant_server.api.shapes import ConnectionBody
 from evergrant_server.api.transactions import committed
-from evergrant_server.api.views import ConnectionView, Page
+from evergrant_server.api.views import ConnectionView, LiveView, Page
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Failure
 from evergrant_server.policy import reaches
@@ -24,6 +24,7 @@ router = APIRouter(tags=["connections"])
 _SCAN = 200  # rows read at a time while looking for those the app may see
 _MOST_SCANS = 25
 _DESCRIBE_S = 1.0  # how long a read waits for the workflow's own words
+_LIVE_S = 2.0  # how long one waits that asks for nothing else
 
 
 async def view_of(tx: Tx, connection: Connection, opened: Opened | None = None) -> ConnectionView:
@@ -120,26 +121,54 @@ async def _visible(
 
 
 @router.get("/v1/connections/{connection_id}")
-async def shown(connection_id: str, parts: With, caller: Asking) -> ConnectionView:
-    """State, generation, expiry and what comes next. Never a secret."""
+async def shown(
+    connection_id: str,
+    parts: With,
+    caller: Asking,
+    live: Annotated[bool, Query(description="Ask the workflow itself, two seconds at most")] = False,
+) -> ConnectionView:
+    """State, generation, expiry and what comes next. Never a secret.
+
+    With `live=true` also what the workflow says of itself, and which members differ from the store.
+    """
     async with parts.store.read() as tx:
         connection = await visible_connection(tx, caller, connection_id)
         view = await view_of(tx, connection)
+    if live:
+        return await _with_live(parts, connection, view)
     return view.model_copy(update=await _next(parts, connection))
 
 
-async def _next(parts: Parts, connection: Connection) -> dict[str, object]:
-    """What the workflow will do next, if it can be asked; the state says what others must do."""
+async def _with_live(parts: Parts, connection: Connection, view: ConnectionView) -> ConnectionView:
+    """`live` stays null when Temporal or its workers are away, or have forgotten the workflow."""
+    try:
+        said = await parts.link.describe(connection.tenant, connection.id, timeout=_LIVE_S)
+    except Failure:
+        return view.model_copy(update=_waits_for(connection) or {})
+    live = LiveView.of(said)
+    told = _waits_for(connection) or {"next_action": said.next_step, "next_at": said.next_at}
+    return view.model_copy(update={**told, "live": live, "differs": live.differs_from(view)})
+
+
+def _waits_for(connection: Connection) -> dict[str, object] | None:
+    """What others must do before the workflow can, None when it is the workflow's turn."""
     match connection.state:
         case State.PENDING_CONSENT:
             return {"next_action": "consent", "next_at": connection.consent_deadline}
         case State.NEEDS_REAUTH:
             return {"next_action": "reauthorize"}
         case State.ACTIVE | State.REVOKING:
-            try:
-                said = await parts.link.describe(connection.tenant, connection.id, timeout=_DESCRIBE_S)
-            except Failure:
-                return {}  # Temporal is away: what the store says is still true
-            return {"next_action": said.next_step, "next_at": said.next_at}
+            return None
         case _:
             return {}
+
+
+async def _next(parts: Parts, connection: Connection) -> dict[str, object]:
+    """What the workflow will do next, if it can be asked; the state says what others must do."""
+    if (told := _waits_for(connection)) is not None:
+        return told
+    try:
+        said = await parts.link.describe(connection.tenant, connection.id, timeout=_DESCRIBE_S)
+    except Failure:
+        return {}  # Temporal is away: what the store says is still true
+    return {"next_action": said.next_step, "next_at": said.next_at}

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from evergrant_server.api.problems import problem
 from evergrant_server.api.tracing import begin_trace
 from evergrant_server.core.errors import Code, Failure
+from evergrant_server.telemetry_names import Event
 
 log = logging.getLogger("evergrant.api")
 
@@ -18,9 +19,10 @@ BODY_LIMIT = 1 << 20  # bytes
 class Envelope:
     """Plain ASGI middleware: it is on the lease path, so it does little and copies nothing."""
 
-    def __init__(self, app: ASGIApp, base_url: str) -> None:
+    def __init__(self, app: ASGIApp, base_url: str, version: str) -> None:
         self._app = app
         self._base_url = base_url
+        self._version = version
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -35,6 +37,7 @@ class Envelope:
                 started = True
                 headers = MutableHeaders(raw=message["headers"])
                 headers["X-Request-Id"] = trace.request_id
+                headers["Evergrant-Version"] = self._version  # clients refuse another major version
                 headers.setdefault("Cache-Control", "no-store")
                 headers.setdefault("X-Content-Type-Options", "nosniff")
                 headers.setdefault("Referrer-Policy", "no-referrer")
@@ -45,8 +48,8 @@ class Envelope:
             return
         try:
             await self._app(scope, _limited(receive), sending)
-        except Exception as error:
-            log.exception("unexpected %s [request %s]", type(error).__name__, trace.request_id)
+        except Exception:
+            log.exception("%s: request %s", Event.UNEXPECTED.value, trace.request_id)
             if started:
                 raise
             response = problem(Failure(Code.INTERNAL, request_id=trace.request_id), self._base_url)

@@ -10,6 +10,7 @@ from evergrant_server.core.audit import AuditRecord
 from evergrant_server.core.connection import Connection, Revocation, State
 from evergrant_server.core.errors import FAILURES, Code, Repairer
 from evergrant_server.core.grant import Grant
+from evergrant_server.core.messages import Description
 from evergrant_server.core.provider import RefreshRules
 
 Item = TypeVar("Item")
@@ -26,8 +27,36 @@ class Page(View, Generic[Item]):
     next_cursor: str | None = None
 
 
+class LiveView(View):
+    """What the workflow says of itself (the `describe` query)."""
+
+    state: State
+    generation: int
+    expires_at: datetime | None
+    reason: Code | None
+    repairer: Repairer | None
+    failures: int
+    next_step: str
+    next_at: datetime | None
+
+    @classmethod
+    def of(cls, said: Description) -> "LiveView":
+        return cls(**said.model_dump(exclude={"connection_id"}))
+
+    def differs_from(self, stored: "ConnectionView") -> tuple[str, ...]:
+        """The members that the store says otherwise; an ended connection has no expiry in the store."""
+        names = ("state", "generation", "reason") if stored.state.final else _COMPARED
+        return tuple(name for name in names if getattr(self, name) != getattr(stored, name))
+
+
+_COMPARED = ("state", "generation", "expires_at", "reason")
+
+
 class ConnectionView(View):
-    """`expires_at` is the access token's; right after `POST /v1/connections` it is the link's."""
+    """`expires_at` is the access token's; right after `POST /v1/connections` it is the link's.
+
+    `live` and `differs` are null unless they were asked for and the workflow answered.
+    """
 
     id: str
     integration: str
@@ -50,6 +79,8 @@ class ConnectionView(View):
     next_at: datetime | None = None
     connect_url: str | None = None
     connect_expires_at: datetime | None = None
+    live: LiveView | None = None
+    differs: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, connection: Connection, grant: Grant | None, **more: Any) -> "ConnectionView":

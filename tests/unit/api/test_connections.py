@@ -105,6 +105,33 @@ async def test_look_says_what_comes_next_and_never_a_secret(api: Api):
     assert (await api.get(f"/v1/connections/{connection.id}", key)).json()["state"] == "active"
 
 
+async def test_live_is_the_workflows_own_word_and_says_where_it_differs(api: Api):
+    connection = await api.active(await api.integration())
+    key = await api.app_with("reader", Action.TOKEN)
+    path = f"/v1/connections/{connection.id}"
+    assert (await api.get(path, key)).json()["live"] is None
+    body = (await api.get(f"{path}?live=true", key)).json()
+    assert (body["live"]["state"], body["live"]["generation"]) == ("active", 1)
+    assert (body["live"]["next_step"], body["next_action"]) == ("refresh due", "refresh due")
+    assert body["differs"] == ["expires_at"]  # the scripted workflow knows of none
+    await api.change(connection, lambda it: it.revoke_asked("left", api.clock.now()))
+    assert (await api.get(f"{path}?live=true", key)).json()["differs"][0] == "state"
+    api.link.up = False
+    away = (await api.get(f"{path}?live=true", key)).json()
+    assert (away["state"], away["live"], away["differs"]) == ("revoking", None, None)
+
+
+async def test_live_asks_only_about_what_the_app_may_see(api: Api):
+    connection = await api.active(await api.integration())
+    stranger = await api.app_with("stranger", Action.TOKEN, subjects=("somebody-else",))
+    assert (await api.get(f"/v1/connections/{connection.id}?live=true", stranger)).status_code == 404
+
+
+async def test_every_answer_says_which_version_answered(api: Api):
+    for answer in (await api.get("/livez", ""), await api.get("/v1/connections", "no key")):
+        assert answer.headers["evergrant-version"] == api.app.version
+
+
 async def test_lists_filter_and_show_only_what_a_permit_covers(api: Api):
     integration = await api.integration()
     for subject in ("a", "b", "c"):
