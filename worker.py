@@ -13,11 +13,13 @@ from evergrant_server.crypto.keyring import Role
 from evergrant_server.journal.lock import JournalLock
 from evergrant_server.leaving import leave
 from evergrant_server.settings import Settings, load_settings
-from evergrant_server.telemetry import configure_logging
+from evergrant_server.temporal_link.measuring import measured
 from evergrant_server.temporal_link.namespace import refuse_unprepared
-from evergrant_server.wiring import activities, platform
+from evergrant_server.temporal_link.tracing import AskedInterceptor
+from evergrant_server.wiring import activities, observe, platform, stop_observing
 from workflows import WORKFLOWS
 
+SERVICE = "evergrant-worker"
 GRACE = timedelta(seconds=100)  # longer than any activity that talks to a provider
 
 
@@ -25,14 +27,14 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     """Work until `stop` is set, then let what has begun come to its end."""
     sections = CriticalSections()
     journal = JournalLock(settings.data_dir / "journals")
-    async with platform(settings, Role.WORKER) as parts:
+    async with measured(settings, SERVICE) as options, platform(settings, Role.WORKER, **options) as parts:
         await refuse_unprepared(parts.client)
         worker = Worker(
             parts.client,
             task_queue=settings.temporal_task_queue,
             workflows=WORKFLOWS,
             activities=activities(parts, sections, journal),
-            interceptors=[FailureInterceptor()],
+            interceptors=[FailureInterceptor(), AskedInterceptor()],
             workflow_runner=SandboxedWorkflowRunner(
                 SandboxRestrictions.default.with_passthrough_modules("evergrant_server.core", "pydantic")
             ),
@@ -49,11 +51,12 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
 
 
 async def main(settings: Settings) -> None:
-    configure_logging(settings.log_level)
+    observe(settings, SERVICE)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await run(settings, stop)
+    await asyncio.to_thread(stop_observing)
 
 
 if __name__ == "__main__":

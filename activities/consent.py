@@ -10,6 +10,7 @@ from activities.holdings import Holder, Holdings, news_of
 from activities.records import connection_of, record, settled
 from activities.single_use import SingleUse
 from activities.transfer import end_consent, install_import
+from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.core.attempt import Attempt, AttemptKind, Outcome
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
@@ -83,7 +84,7 @@ class ConsentActivities:
         attempt, _ = await self._single_use.begin(
             AttemptKind.CODE_EXCHANGE, held.connection, _CODES_ARE_SINGLE_USE, token_valid=False
         )
-        return await self._single_use.spend(
+        news = await self._single_use.spend(
             attempt,
             send=lambda check: self._sender.exchange_code(
                 held.spec,
@@ -105,6 +106,8 @@ class ConsentActivities:
             commit=partial(self._install, order, held, consent),
             settle=partial(self._settle, order, consent),
         )
+        metrics.code_exchanged(held.spec.name, news.failure)
+        return news
 
     async def _install(
         self, order: ExchangeCode, held: Holdings, consent: Consent, attempt: Attempt, tokens: TokenSet

@@ -13,6 +13,8 @@ from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, 
 
 from evergrant_server.core.errors import Code, Failure, Kind, Retry
 from evergrant_server.core.messages import GrantNews, RevocationNews
+from evergrant_server.telemetry import say
+from evergrant_server.telemetry_names import Event
 
 log = logging.getLogger("evergrant.activities")
 
@@ -63,7 +65,8 @@ class _Mapped(ActivityInboundInterceptor):
         except Exception as unexpected:
             # The message may quote anything: only the type and the place are kept.
             where = _innermost(unexpected)
-            log.error("activity %s failed: %s at %s", input.fn.__name__, type(unexpected).__name__, where)
+            what = f"{input.fn.__name__}: {type(unexpected).__name__} at {where}"
+            say(log, logging.ERROR, Event.ACTIVITY_FAILED, what)
             error = ApplicationError(f"unexpected {type(unexpected).__name__}", type=Code.INTERNAL)
         raise error from None
 

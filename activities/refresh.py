@@ -9,6 +9,7 @@ from activities.heartbeat import heartbeats
 from activities.holdings import Holder, Holdings, news_of
 from activities.records import connection_of, record, settled
 from activities.single_use import SingleUse
+from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.core.attempt import Attempt, AttemptKind, Outcome
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
@@ -77,7 +78,7 @@ class RefreshActivities:
             token_valid=held.grant.valid(self._clock.now()),
         )
         scopes = held.grant.scopes
-        return await self._single_use.spend(
+        spending = self._single_use.spend(
             attempt,
             send=lambda check: self._sender.refresh(
                 held.spec,
@@ -95,6 +96,7 @@ class RefreshActivities:
             commit=partial(self._install, order, held, earlier),
             settle=partial(self._settle, order, earlier),
         )
+        return await metrics.refresh_measured(held.spec.name, spending)
 
     async def _install(
         self,

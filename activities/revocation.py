@@ -7,6 +7,7 @@ from activities.heartbeat import heartbeats
 from activities.holdings import Holder, Holdings
 from activities.records import connection_of, record, settled
 from activities.single_use import SingleUse
+from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.core.attempt import AttemptKind, Outcome, answer_may_come
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
@@ -59,8 +60,10 @@ class RevocationActivities:
                 await self._wait_for_answers(held)
                 how = await self._tell(held)
             except Failure as failure:
+                metrics.revocation_tried(held.spec.name, failure.code)
                 await self._failed(order, failure)
                 return revocation_news(failure)
+            metrics.revocation_tried(held.spec.name, how)
             return await self._done(order, how)
 
     async def _wait_for_answers(self, held: Holdings) -> None:

@@ -10,10 +10,10 @@ from evergrant_server.api.parts import Parts
 from evergrant_server.audit.leases import LeaseLedger
 from evergrant_server.core.ids import new_id
 from evergrant_server.crypto.keyring import Role
+from evergrant_server.garbage import freeze_what_started
 from evergrant_server.settings import load_settings
 from evergrant_server.store import LeaseRows
-from evergrant_server.telemetry import configure_logging
-from evergrant_server.wiring import platform
+from evergrant_server.wiring import observe, platform, stop_observing
 
 
 class Application:
@@ -40,7 +40,8 @@ class Application:
 
     async def _start(self) -> None:
         settings = load_settings()
-        configure_logging(settings.log_level)
+        observe(settings, "evergrant-api")
+        self._open.push_async_callback(asyncio.to_thread, stop_observing)
         parts = await self._open.enter_async_context(platform(settings, Role.API, lazy=True))
         ledger = LeaseLedger(parts.store, f"api-{os.getpid()}-{new_id('out')[-6:]}", parts.clock)
         await ledger.start()
@@ -60,6 +61,7 @@ class Application:
         )
         self._open.push_async_callback(api.freshening.stop)  # before the ledger it ends in
         self._app = create_app(api)
+        freeze_what_started()
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -10,7 +10,7 @@ from datetime import timedelta
 from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -91,6 +91,16 @@ class Settings(BaseSettings):
         description="host:port pairs that may be private or plain http. A door: for tests and inner servers.",
     )
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="`text` for people, `json` for one JSON object a line."
+    )
+    metrics_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="Where a worker serves `/metrics`, Temporal's own included; empty: nowhere.",
+    )
+    metrics_host: str = Field(default="127.0.0.1", description="The address it serves them on.")
 
     @field_validator("egress_allow", mode="before")
     @classmethod

@@ -1,10 +1,8 @@
 """Puts the parts together. The only place, beside `worker.py`, that knows all of them."""
 
-import importlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from temporalio.client import Client
@@ -18,18 +16,23 @@ from activities.refresh import RefreshActivities
 from activities.revocation import RevocationActivities
 from activities.single_use import SingleUse
 from activities.transfer import ExportActivities
+from evergrant_server import telemetry_metrics, telemetry_traces
+from evergrant_server.checkout import refuse_strangers
 from evergrant_server.core.clock import Clock, SystemClock
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.journal.lock import JournalLock
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
+from evergrant_server.store.probe import refuse_foreign_keys
+from evergrant_server.telemetry import configure_logging
+from evergrant_server.telemetry_sdk import BadTelemetry
+from evergrant_server.telemetry_traces import TracedTransport
 from evergrant_server.temporal_link import OutboxRelay, Reconciler, TemporalLink
 from evergrant_server.temporal_link.connect import connect
+from evergrant_server.temporal_link.tracing import plugins, replay_safe_provider
 from providers.flows import Sender
 from providers.registry import Registry
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ async def platform(
     ring = KeyRing.open(settings.keys, role)
     store = await Store.open(settings.database_url, ring, clock)
     try:
-        client = await connect(settings, lazy=lazy, **client_options)
+        await refuse_foreign_keys(store, ring)
+        client = await connect(settings, lazy=lazy, plugins=plugins(), **client_options)
         link = TemporalLink(client, settings.temporal_task_queue)
         reconciler = Reconciler(store, link, ring, clock)
         relay = OutboxRelay(store, link, reconciler, clock, settings.relay_interval)
@@ -73,7 +77,8 @@ async def platform(
 
 def activities(parts: Platform, sections: CriticalSections, journal: JournalLock) -> list[Callable[..., Any]]:
     """Every activity, in plain sight."""
-    egress = Egress(EgressPolicy(allow=parts.settings.egress_allow))
+    around = TracedTransport if telemetry_traces.on() else None
+    egress = Egress(EgressPolicy(allow=parts.settings.egress_allow), around=around)
     sender = Sender(egress)
     holder = Holder(parts.store, parts.registry, parts.settings.public_url)
     single_use = SingleUse(parts.store, parts.clock, sections, journal)
@@ -96,12 +101,20 @@ def activities(parts: Platform, sections: CriticalSections, journal: JournalLock
     ]
 
 
-def refuse_strangers() -> None:
-    """Raise BadSettings when `workflows`, `activities` or `providers` is somebody else's package."""
-    for name in ("workflows", "activities", "providers"):
-        found = Path(importlib.import_module(name).__file__ or "").resolve()
-        if ROOT not in found.parents:
-            raise BadSettings(
-                f"the package {name!r} was imported from {found.parent}, not from Evergrant's checkout: "
-                "start from the checkout's root, or remove the other distribution"
-            )
+def observe(settings: Settings, service: str) -> None:
+    """Start a process's logs, metrics and (if the environment asks for them) traces.
+
+    Raises BadSettings for an `OTEL_…` variable that can't be used.
+    """
+    configure_logging(settings.log_level, settings.log_format)
+    try:
+        telemetry_traces.start(service, replay_safe_provider)
+        telemetry_metrics.start(service)
+    except BadTelemetry as error:
+        raise BadSettings(str(error)) from None
+
+
+def stop_observing() -> None:
+    """Send what the exporters still hold; a collector that is away costs a few seconds at most."""
+    telemetry_traces.stop()
+    telemetry_metrics.stop()

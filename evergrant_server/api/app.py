@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
+from evergrant_server import telemetry_traces
 from evergrant_server.api import (
     apps,
     audits,
@@ -68,6 +69,8 @@ def create_app(parts: Parts) -> FastAPI:
         app.include_router(router)
     app.openapi = lambda: _described(app)
     app.add_middleware(Envelope, base_url=parts.settings.public_url, version=VERSION)
+    if telemetry_traces.on():
+        app.add_middleware(telemetry_traces.Traced)  # around the envelope, which reads the span
     return app
 
 

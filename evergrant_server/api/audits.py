@@ -14,6 +14,8 @@ from evergrant_server.api.views import AuditView, Page, Timeline
 from evergrant_server.core.access import Action
 from evergrant_server.core.ids import workflow_id
 from evergrant_server.store import Tx
+from evergrant_server.telemetry import say
+from evergrant_server.telemetry_names import Event
 
 log = logging.getLogger("evergrant.api")
 
@@ -96,6 +98,6 @@ async def _add_live(parts: Parts, workflow: str, runs: dict[str, list[dict[str, 
                 return True
     except Exception as error:
         # Temporal is away, or has forgotten the run: what was exported is shown all the same
-        log.info("history of %s: %s", workflow, type(error).__name__)
+        say(log, logging.INFO, Event.HISTORY_UNREADABLE, type(error).__name__, object=workflow)
         return False
     return True

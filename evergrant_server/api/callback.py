@@ -29,6 +29,8 @@ from evergrant_server.core.messages import (
     ConsentGranted,
 )
 from evergrant_server.store import Tx
+from evergrant_server.telemetry import say
+from evergrant_server.telemetry_names import Event
 from providers.authorization import endpoints_for
 from providers.callback import Callback, judge_callback, state_of
 
@@ -196,7 +198,7 @@ async def _refuse(
 ) -> None:
     """Record it. With `going`, the callback came from the right browser and was bad: its attempt ends."""
     if integration is None:
-        log.info("callback refused: no integration; %s", failure.code)
+        say(log, logging.INFO, Event.CALLBACK_REFUSED, "no integration", code=failure.code)
         return
     detail = {"code": failure.code.value, "why": failure.detail}
     with suppress(Failure):  # the refusal stands, whatever the log can say about it

@@ -16,6 +16,8 @@ from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages import Asked, EnsureFresh, Freshness
 from evergrant_server.store import LeaseRow, LeaseRows
+from evergrant_server.telemetry import say
+from evergrant_server.telemetry_names import Event
 
 log = logging.getLogger("evergrant.api")
 
@@ -133,7 +135,7 @@ class Freshening:
             return failure
         except Exception as error:
             # the port promises Failures; a token that is valid must be served whatever breaks here
-            log.exception("ensure_fresh of %s: %s", connection, type(error).__name__)
+            say(log, logging.ERROR, Event.ENSURE_FRESH_FAILED, type(error).__name__, object=connection)
             return Failure(Code.TEMPORAL_UNAVAILABLE, retry_after=1.0)
         return _said(said, seen)
 

@@ -1,14 +1,17 @@
-"""`/livez` and `/readyz`: does the process run, and can it serve."""
+"""`/livez`, `/readyz` and `/metrics`: does the process run, can it serve, and what has it done."""
 
 import logging
 
 from fastapi import APIRouter, Response
 
+from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.api.guards import With
 from evergrant_server.api.parts import Parts
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import AppId, Tenant
 from evergrant_server.crypto import Lane, Place, new_sealing_key
+from evergrant_server.telemetry import say
+from evergrant_server.telemetry_names import Event
 
 log = logging.getLogger("evergrant.api")
 
@@ -19,6 +22,12 @@ router = APIRouter(tags=["health"])
 async def live() -> dict[str, str]:
     """The process answers."""
     return {"status": "ok"}
+
+
+@router.get("/metrics", response_class=Response)
+async def prometheus() -> Response:
+    """This process's metrics in Prometheus's text format. No tenant, id or subject is in them."""
+    return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)
 
 
 @router.get("/readyz")
@@ -59,5 +68,5 @@ async def _temporal(parts: Parts) -> str:
         return "ok" if await parts.link.ready() else Code.TEMPORAL_UNAVAILABLE.value
     except Exception as error:
         # whatever it is, it is Temporal's and doesn't make this process unready
-        log.warning("readyz: Temporal: %s", type(error).__name__)
+        say(log, logging.WARNING, Event.TEMPORAL_NOT_READY, type(error).__name__)
         return Code.TEMPORAL_UNAVAILABLE.value

@@ -21,6 +21,8 @@ from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.messages import Asked
 from evergrant_server.policy import decide
 from evergrant_server.store import Tx
+from evergrant_server.telemetry import say
+from evergrant_server.telemetry_names import Event
 
 log = logging.getLogger("evergrant.api")
 
@@ -79,7 +81,7 @@ async def _discover(parts: Parts, integration: Integration, asked: Asked) -> Non
         raise
     except Exception as error:
         # the worker didn't answer, or its workflow ended in a way the port has no name for
-        log.warning("discovery of %s: %s", integration.id, type(error).__name__)
+        say(log, logging.WARNING, Event.DISCOVERY_FAILED, type(error).__name__, object=integration.id)
         raise Failure(
             Code.TEMPORAL_UNAVAILABLE, "No worker read the issuer's metadata in time.", retry_after=5.0
         ) from None

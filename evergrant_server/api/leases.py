@@ -7,13 +7,16 @@ from typing import TypeVar
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
+from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.api.leasing import Lease, Leasing
 from evergrant_server.api.parts import Parts
 from evergrant_server.api.problems import invalid
 from evergrant_server.api.refusals import Ask
 from evergrant_server.api.shapes import LeaseBody, TokenBody
+from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import ConnectionId
 
 LEASE_PATH = "/v1/lease"
@@ -21,6 +24,14 @@ TOKEN_PATH = "/v1/connections/{connection_id}/token"
 
 B = TypeVar("B", bound=TokenBody)
 Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class LeaseRoute(Route):
+    """Leaves itself in the scope, as FastAPI's routes do, so that a trace knows the template."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, found = super().matches(scope)
+        return match, {**found, "route": self} if found else found
 
 
 def routes(parts: Parts) -> list[Route]:
@@ -42,8 +53,8 @@ def routes(parts: Parts) -> list[Route]:
         return _shown(lease, parts)
 
     return [
-        Route(LEASE_PATH, _checked(by_names, base_url), methods=["POST"]),
-        Route(TOKEN_PATH, _checked(by_id, base_url), methods=["POST"]),
+        LeaseRoute(LEASE_PATH, _checked(by_names, base_url), methods=["POST"]),
+        LeaseRoute(TOKEN_PATH, _checked(by_id, base_url), methods=["POST"]),
     ]
 
 
@@ -51,7 +62,11 @@ def _checked(endpoint: Endpoint, base_url: str) -> Endpoint:
     async def checked(request: Request) -> Response:
         try:
             return await endpoint(request)
+        except Failure as failure:
+            metrics.lease_refused(failure.code)
+            raise
         except ValidationError as error:
+            metrics.lease_refused(Code.INVALID_REQUEST)
             return invalid(error, base_url)
 
     return checked
@@ -66,10 +81,13 @@ def _shown(lease: Lease, parts: Parts) -> Response:
     """Open the seal. The lease is in the audit log by now (invariant 8)."""
     row = lease.row
     assert row.grant is not None
+    expires_at = row.grant.expires_at
+    left = (expires_at - parts.clock.now()).total_seconds() if expires_at else None
+    metrics.leased(row.provider, left)
     body = {
         "access_token": row.open(parts.ring).reveal(),
         "token_type": row.grant.token_type,
-        "expires_at": row.grant.expires_at.isoformat() if row.grant.expires_at else None,
+        "expires_at": expires_at.isoformat() if expires_at else None,
         "scopes": row.grant.scopes,
         "generation": row.generation,
         "connection_id": row.connection_id,

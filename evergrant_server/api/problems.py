@@ -16,6 +16,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from evergrant_server.core.errors import FAILURES, Code, Failure
+from evergrant_server.telemetry import say
+from evergrant_server.telemetry_names import Event
+from evergrant_server.telemetry_traces import note_code
 
 log = logging.getLogger("evergrant.api")
 
@@ -96,8 +99,9 @@ def install(app: FastAPI, base_url: str) -> None:
 
     async def on_failure(request: Request, failure: Exception) -> Response:
         assert isinstance(failure, Failure)
+        note_code(failure.code)
         if failure.rule.status >= 500:
-            log.warning("%s %s", request.scope.get("path"), failure)
+            say(log, logging.WARNING, Event.REQUEST_FAILED, failure.detail, code=failure.code)
         return problem(failure, base_url)
 
     async def on_invalid(request: Request, error: Exception) -> Response:

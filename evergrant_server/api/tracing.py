@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.types import Scope
 
 from evergrant_server.core.messages import Asked
+from evergrant_server.telemetry_traces import here
 
 # W3C Trace Context section 3.2.2; version ff and an all-zero trace id are invalid
 _TRACEPARENT = re.compile(
@@ -22,13 +23,17 @@ _KEY = "evergrant.trace"
 
 @dataclass(frozen=True)
 class Trace:
-    """`trace_id` is 32 hex digits; `request_id` is the caller's own when it has a usable shape."""
+    """`trace_id` is 32 hex digits; `request_id` is the caller's own when it has a usable shape.
+
+    `span_id` is "" unless this process traces; then both ids are those of the request's span.
+    """
 
     request_id: str
     trace_id: str
+    span_id: str = ""
 
     def asked_by(self, by: str) -> Asked:
-        return Asked(by=by, trace_id=self.trace_id)
+        return Asked(by=by, trace_id=self.trace_id, span_id=self.span_id)
 
 
 def begin_trace(scope: Scope) -> Trace:
@@ -39,7 +44,10 @@ def begin_trace(scope: Scope) -> Trace:
     named = given.get(b"x-request-id", "")
     request_id = named if _REQUEST_ID.match(named) else secrets.token_hex(16)
     parent = _TRACEPARENT.match(given.get(b"traceparent", "").strip())
-    trace = Trace(request_id, parent.group(1) if parent else _as_trace_id(request_id))
+    trace_id, span_id = here()
+    if not span_id:
+        trace_id = parent.group(1) if parent else _as_trace_id(request_id)
+    trace = Trace(request_id, trace_id, span_id)
     scope[_KEY] = trace
     return trace
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from sqlalchemy import Integer, TextClause, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.audit.chain import extend
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
@@ -133,6 +134,7 @@ class LeaseLedger:
         problem = _unavailable("the ledger was stopped while it committed")
         try:
             good = await self._commit([it.claim for it in batch])
+            metrics.audit_committed(len(good))
             for place, (_, done) in enumerate(batch):
                 if done.done():
                     continue  # its caller has gone; the record stays, and says more than was handed out

@@ -54,6 +54,7 @@ class Asked(Message):
 
     by: str  # "app:<name>", "subject", "operator", "schedule"
     trace_id: str = ""  # W3C trace id, 32 hex digits; "" when there is none
+    span_id: str = ""  # the span that asked, 16 hex digits; "" when it isn't traced
 
 
 class Life(Message):

@@ -1,6 +1,7 @@
 """Makes transports and clients that can go nowhere but through the guard."""
 
 import ssl
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
@@ -14,8 +15,14 @@ ANSWER_TIME = 30.0  # seconds for the whole exchange; less than core.attempt.ANS
 BODY_LIMIT = 1024 * 1024  # bytes, after decompression
 
 
+Around = Callable[[httpx2.AsyncBaseTransport], httpx2.AsyncBaseTransport]
+
+
 class Egress:
-    """The way out of one process. The TLS context is read once; connections belong to each call."""
+    """The way out of one process. The TLS context is read once; connections belong to each call.
+
+    `around` may watch what passes, as a trace does; the guard is inside it and stays the last.
+    """
 
     def __init__(
         self,
@@ -25,16 +32,18 @@ class Egress:
         connect_time: float = CONNECT_TIME,
         answer_time: float = ANSWER_TIME,
         body_limit: int = BODY_LIMIT,
+        around: Around | None = None,
     ) -> None:
         self.policy = policy
         self._tls = tls or default_tls()
         self._connect_time = connect_time
         self._answer_time = answer_time
         self._body_limit = body_limit
+        self._around = around
 
     def transport(self, watch: Watch | None = None) -> httpx2.AsyncBaseTransport:
         """A guarded transport. With `watch`, its `sent` says whether a byte left."""
-        return GuardedTransport(
+        guarded = GuardedTransport(
             self.policy,
             tls=self._tls,
             connect_time=self._connect_time,
@@ -42,6 +51,7 @@ class Egress:
             body_limit=self._body_limit,
             watch=watch,
         )
+        return self._around(guarded) if self._around else guarded
 
     def client(self, **options: Any) -> httpx2.AsyncClient:
         """An httpx2 client on a guarded transport.

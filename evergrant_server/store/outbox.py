@@ -70,6 +70,11 @@ class Outbox:
         counted = select(func.count()).select_from(OutboxRow).where(_undelivered(), written)
         return (await self._connection.execute(counted)).scalar_one()
 
+    async def oldest(self) -> datetime | None:
+        """When the oldest undelivered message was written."""
+        first = select(func.min(col(OutboxRow.created_at))).where(_undelivered())
+        return (await self._connection.execute(first)).scalar_one_or_none()
+
     async def prune(self, before: datetime) -> int:
         """Delete the messages delivered before this moment; returns how many."""
         old = col(OutboxRow.delivered_at) < before

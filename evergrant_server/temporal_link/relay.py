@@ -7,6 +7,8 @@ from contextlib import suppress
 from datetime import timedelta
 
 from evergrant_server import audit
+from evergrant_server import telemetry_metrics as metrics
+from evergrant_server import telemetry_traces as traces
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import Code, Failure
@@ -14,6 +16,8 @@ from evergrant_server.core.ids import WORKFLOW_ID, ConnectionId, Tenant
 from evergrant_server.core.messages import Asked, ConnectionStart, ExportStart, Provenance
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
 from evergrant_server.store import HistoryExport, Store
+from evergrant_server.telemetry import say
+from evergrant_server.telemetry_names import Event
 from evergrant_server.temporal_link.link import TemporalLink, WorkflowGone
 from evergrant_server.temporal_link.reconcile import Reconciler
 
@@ -23,6 +27,7 @@ _HOLD = timedelta(seconds=30)  # a claim whose relay died is free again after th
 _BATCH = 50
 _SOON = timedelta(seconds=1)
 _LONGEST = timedelta(minutes=5)
+_MEASURE_S = 5.0
 
 
 class OutboxRelay:
@@ -43,6 +48,7 @@ class OutboxRelay:
         self._interval = interval.total_seconds()
         self._name = f"relay-{secrets.token_hex(4)}"
         self._work = asyncio.Event()
+        self._measured = -_MEASURE_S
 
     def nudge(self) -> None:
         """Say that a message was committed, so that nobody waits for the next look."""
@@ -52,9 +58,25 @@ class OutboxRelay:
         """Deliver until cancelled."""
         while True:
             self._work.clear()
+            await self._measure()
             if await self.deliver() == 0:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._work.wait(), self._interval)
+
+    async def _measure(self) -> None:
+        """Say how much waits and for how long; every few seconds, for it costs a query."""
+        if self._loop_time() < self._measured + _MEASURE_S:
+            return
+        self._measured = self._loop_time()
+        now = self._clock.now()
+        with suppress(Failure):  # the next round says that the store is away
+            async with self._store.read() as tx:
+                depth, oldest = await tx.outbox.depth(now), await tx.outbox.oldest()
+            metrics.outbox_seen(depth, (now - oldest).total_seconds() if oldest else 0)
+
+    @staticmethod
+    def _loop_time() -> float:
+        return asyncio.get_running_loop().time()
 
     async def deliver(self) -> int:
         """One round; says how many messages were claimed."""
@@ -65,12 +87,13 @@ class OutboxRelay:
                 await self._deliver(message)
             return len(batch)
         except Failure as failure:
-            log.warning("outbox: %s", failure.code)
+            say(log, logging.WARNING, Event.OUTBOX_STUCK, code=failure.code)
             return 0
 
     async def _deliver(self, message: OutboxMessage) -> None:
         try:
-            await self._hand_over(message)
+            with traces.following(_asked(message)):
+                await self._hand_over(message)
         except Failure as failure:
             await self._postpone(message, failure.code)
         except WorkflowGone:
@@ -87,7 +110,8 @@ class OutboxRelay:
         if revived:
             await self._postpone(message, "workflow was started again")
         else:
-            log.info("outbox: %s %s came too late for %s", message.kind, message.name, message.target)
+            what = f"{message.kind} {message.name}"
+            say(log, logging.INFO, Event.MESSAGE_TOO_LATE, what, object=message.target)
             await self._done(message)
 
     async def _hand_over(self, message: OutboxMessage) -> None:
@@ -143,3 +167,9 @@ class OutboxRelay:
             wait = _SOON / 4  # the run is just closing
         async with self._store.write() as tx:
             await tx.outbox.postpone(message.id, error, self._clock.now() + wait)
+
+
+def _asked(message: OutboxMessage) -> Asked | None:
+    """Who wrote the message, and in which trace."""
+    asked = message.payload.get("asked")
+    return Asked.model_validate(asked) if asked else None

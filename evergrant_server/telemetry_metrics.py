@@ -1,0 +1,159 @@
+"""Metrics: one line wherever something is counted, and how the counts leave the process.
+
+Recording costs next to nothing until `start` has been called. Attributes are few and have few
+values: providers, outcomes and codes; never a tenant, an id or a subject.
+"""
+
+import time
+from collections.abc import Awaitable
+from contextlib import suppress
+from typing import Any, Protocol, TypeVar
+
+from opentelemetry import metrics
+
+from evergrant_server import telemetry_names as names
+from evergrant_server.core.errors import Failure
+from evergrant_server.telemetry_names import OUTCOME, PROVIDER, MetricName
+from evergrant_server.telemetry_sdk import otlp_wanted, resource
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_UNKNOWN = "unknown"  # refused before it was clear which provider it was about
+
+_meter = metrics.get_meter("evergrant")  # a stand-in until a provider is set
+
+
+class News(Protocol):
+    """What an activity's answer says of its success."""
+
+    @property
+    def failure(self) -> str | None: ...
+
+
+N = TypeVar("N", bound=News)
+
+
+def _counter(it: MetricName) -> metrics.Counter:
+    return _meter.create_counter(it.name, it.unit, it.meaning)
+
+
+def _histogram(it: MetricName) -> metrics.Histogram:
+    return _meter.create_histogram(
+        it.name, it.unit, it.meaning, explicit_bucket_boundaries_advisory=list(it.buckets)
+    )
+
+
+_leases, _time_to_expiry = _counter(names.LEASES), _histogram(names.TIME_TO_EXPIRY)
+_refreshes, _refresh_time = _counter(names.REFRESHES), _histogram(names.REFRESH_TIME)
+_exchanges, _revocations = _counter(names.EXCHANGES), _counter(names.REVOCATIONS)
+_audit_batch = _histogram(names.AUDIT_BATCH)
+_outbox_depth = _meter.create_gauge(
+    names.OUTBOX_DEPTH.name, names.OUTBOX_DEPTH.unit, names.OUTBOX_DEPTH.meaning
+)
+_outbox_age = _meter.create_gauge(names.OUTBOX_AGE.name, names.OUTBOX_AGE.unit, names.OUTBOX_AGE.meaning)
+
+
+def leased(provider: str, seconds_left: float | None) -> None:
+    """A lease has left."""
+    _leases.add(1, {PROVIDER: provider, OUTCOME: "leased"})
+    if seconds_left is not None:
+        _time_to_expiry.record(seconds_left, {PROVIDER: provider})
+
+
+def lease_refused(code: str) -> None:
+    _leases.add(1, {PROVIDER: _UNKNOWN, OUTCOME: code})
+
+
+async def refresh_measured(provider: str, work: Awaitable[N]) -> N:
+    """Await a refresh, and say how it ended and how long it took."""
+    began = time.perf_counter()
+    outcome = "cut"  # cancelled, or the platform's own trouble without a code
+    try:
+        news = await work
+        outcome = news.failure or "refreshed"
+        return news
+    except Failure as failure:
+        outcome = failure.code.value
+        raise
+    finally:
+        about = {PROVIDER: provider, OUTCOME: str(outcome)}
+        _refreshes.add(1, about)
+        _refresh_time.record(time.perf_counter() - began, about)
+
+
+def code_exchanged(provider: str, failure: str | None) -> None:
+    _exchanges.add(1, {PROVIDER: provider, OUTCOME: str(failure or "granted")})
+
+
+def revocation_tried(provider: str, outcome: str) -> None:
+    """`outcome` is how it was revoked, or a failure's code."""
+    _revocations.add(1, {PROVIDER: provider, OUTCOME: str(outcome)})
+
+
+def audit_committed(records: int) -> None:
+    _audit_batch.record(records)
+
+
+def outbox_seen(depth: int, oldest_age_s: float) -> None:
+    _outbox_depth.set(depth)
+    _outbox_age.set(oldest_age_s)
+
+
+# --- how they leave the process -----------------------------------------------------------
+
+
+class _Running:
+    """The readers of this process. The SDK's provider can be set once a process."""
+
+    def __init__(self) -> None:
+        self.provider: Any = None
+        self.registry: Any = None
+
+
+_running = _Running()
+
+
+def start(service: str) -> Any:
+    """Collect from now on: for `exposition`, and over OTLP when the environment asks for it.
+
+    Returns the SDK's meter provider. A second call changes nothing.
+    """
+    if _running.provider is not None:
+        return _running.provider
+    from opentelemetry.exporter.prometheus import PrometheusMetricReader
+    from opentelemetry.sdk.metrics import MeterProvider
+    from prometheus_client import CollectorRegistry
+
+    registry = CollectorRegistry()
+    readers: list[Any] = [PrometheusMetricReader(scope_info_enabled=False, registry=registry)]
+    if otlp_wanted("METRICS"):
+        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+        from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+
+        readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
+    provider = MeterProvider(readers, resource(service), shutdown_on_exit=False)
+    metrics.set_meter_provider(provider)
+    _running.provider, _running.registry = provider, registry
+    return provider
+
+
+def stop(limit_ms: float = 2000) -> None:
+    """Send what is left, within the limit."""
+    if _running.provider is not None:
+        with suppress(Exception):  # the last numbers are not worth a failed shutdown
+            _running.provider.force_flush(limit_ms)
+
+
+def exposition() -> bytes:
+    """This process's metrics in Prometheus's text format; empty before `start`."""
+    if _running.registry is None:
+        return b""
+    from prometheus_client import generate_latest
+
+    return generate_latest(_running.registry)
+
+
+def expose(host: str, port: int) -> Any:
+    """Serve `exposition` on a port of its own, from a thread. Raises OSError when it is taken."""
+    from prometheus_client import start_http_server
+
+    return start_http_server(port, host, _running.registry)

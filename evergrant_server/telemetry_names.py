@@ -1,0 +1,198 @@
+"""The names of everything that telemetry says: the one source for code, docs and tests.
+
+Names follow OpenTelemetry's semantic conventions where those have one, and begin with
+`evergrant.` where they don't. `docs/telemetry.md` lists the same, which a test compares.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+# --- attributes ---------------------------------------------------------------------------
+
+HTTP_METHOD = "http.request.method"
+HTTP_STATUS = "http.response.status_code"
+HTTP_ROUTE = "http.route"
+SERVER_ADDRESS = "server.address"
+SERVER_PORT = "server.port"
+ERROR_TYPE = "error.type"
+CODE = "evergrant.code"
+OUTCOME = "evergrant.outcome"
+PROVIDER = "evergrant.provider"
+
+ATTRIBUTES = {
+    HTTP_METHOD: "the method",
+    HTTP_STATUS: "the status that was answered",
+    HTTP_ROUTE: "the route's template, never the path: a path may hold a connect link",
+    SERVER_ADDRESS: "the provider's host, without path or query",
+    SERVER_PORT: "the provider's port",
+    ERROR_TYPE: "a failure's code, a status from 500 on, or the name of an exception's class",
+    CODE: "the code of the problem document that was answered (errors.md)",
+    OUTCOME: "how it ended: a word of success, or a failure's code (errors.md)",
+    PROVIDER: "the provider's name in the catalogue",
+}
+
+# --- spans --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SpanName:
+    """`name` is how the span is called; parts in braces vary."""
+
+    name: str
+    kind: str
+    where: str
+    attributes: tuple[str, ...] = ()
+
+
+SERVER_SPAN = SpanName(
+    "{method} {route}",
+    "server",
+    "the API, around every request",
+    (HTTP_METHOD, HTTP_ROUTE, HTTP_STATUS, CODE, ERROR_TYPE),
+)
+CLIENT_SPAN = SpanName(
+    "{method}",
+    "client",
+    "the worker, around every request to a provider",
+    (HTTP_METHOD, SERVER_ADDRESS, SERVER_PORT, HTTP_STATUS, ERROR_TYPE),
+)
+_TEMPORAL = ("temporalWorkflowID", "temporalRunID", "temporalActivityID")
+SPANS = (
+    SERVER_SPAN,
+    SpanName("StartWorkflow:{workflow}", "client", "the relay, or the API's discovery", _TEMPORAL[:1]),
+    SpanName("SignalWorkflow:{signal}", "client", "the relay", _TEMPORAL[:1]),
+    SpanName("StartWorkflowUpdate:{update}", "client", "the API, asking a workflow", _TEMPORAL[:1]),
+    SpanName("QueryWorkflow:{query}", "client", "the API, with `live`", _TEMPORAL[:1]),
+    SpanName("RunWorkflow:{workflow}", "server", "the worker: a whole run, ended with it", _TEMPORAL[:2]),
+    SpanName("HandleSignal:{signal}", "server", "the worker, in the workflow", _TEMPORAL[:2]),
+    SpanName("ValidateUpdate:{update}", "server", "the worker, in the workflow", _TEMPORAL[:2]),
+    SpanName("HandleUpdate:{update}", "server", "the worker, in the workflow", _TEMPORAL[:2]),
+    SpanName("HandleQuery:{query}", "server", "the worker, in the workflow", _TEMPORAL[:2]),
+    SpanName("SignalExternalWorkflow:{signal}", "client", "the worker, answering another workflow", ()),
+    SpanName("StartActivity:{activity}", "client", "the worker, in the workflow", _TEMPORAL[:2]),
+    SpanName("RunActivity:{activity}", "server", "the worker", _TEMPORAL),
+    CLIENT_SPAN,
+)
+
+# --- metrics ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MetricName:
+    """`unit` is UCUM's; a unit in braces counts things. `buckets` make it a histogram."""
+
+    name: str
+    kind: str  # counter, histogram, gauge
+    unit: str
+    meaning: str
+    attributes: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+_LIFE = (0, 30, 60, 300, 600, 1800, 3600, 7200, 14400, 28800, 86400, 604800, 2592000)
+_CALL = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30)
+_BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256, 500)
+
+LEASES = MetricName(
+    "evergrant.lease.count", "counter", "{lease}", "requests for a lease", (PROVIDER, OUTCOME)
+)
+TIME_TO_EXPIRY = MetricName(
+    "evergrant.lease.time_to_expiry",
+    "histogram",
+    "s",
+    "how long a leased token is still valid; tokens without an expiry are left out",
+    (PROVIDER,),
+    _LIFE,
+)
+REFRESHES = MetricName(
+    "evergrant.refresh.count", "counter", "{refresh}", "refreshes that reached the provider's turn",
+    (PROVIDER, OUTCOME),
+)  # fmt: skip
+REFRESH_TIME = MetricName(
+    "evergrant.refresh.duration",
+    "histogram",
+    "s",
+    "from the request to the provider to the commit of its answer",
+    (PROVIDER, OUTCOME),
+    _CALL,
+)
+EXCHANGES = MetricName(
+    "evergrant.code_exchange.count", "counter", "{exchange}", "authorization codes spent", (PROVIDER, OUTCOME)
+)
+REVOCATIONS = MetricName(
+    "evergrant.revocation.count", "counter", "{revocation}", "tries to revoke a grant", (PROVIDER, OUTCOME)
+)
+OUTBOX_DEPTH = MetricName(
+    "evergrant.outbox.depth", "gauge", "{message}", "messages that wait for delivery, postponed ones included"
+)
+OUTBOX_AGE = MetricName(
+    "evergrant.outbox.oldest_age", "gauge", "s", "how long the oldest of them has waited; 0 when none waits"
+)
+AUDIT_BATCH = MetricName(
+    "evergrant.audit.batch.size", "histogram", "{record}", "leases committed to the audit log together",
+    (), _BATCH,
+)  # fmt: skip
+METRICS = (
+    LEASES, TIME_TO_EXPIRY, REFRESHES, REFRESH_TIME, EXCHANGES, REVOCATIONS, OUTBOX_DEPTH, OUTBOX_AGE,
+    AUDIT_BATCH,
+)  # fmt: skip
+
+# --- logs ---------------------------------------------------------------------------------
+
+
+class LogField(StrEnum):
+    """The members of a JSON log line. Those after `message` are there when they have a value."""
+
+    TIME = "time"
+    LEVEL = "level"
+    LOGGER = "logger"
+    MESSAGE = "message"
+    TRACE_ID = "trace_id"
+    SPAN_ID = "span_id"
+    CODE = "code"
+    OBJECT = "object"
+    EXCEPTION = "exception"
+    STACK = "stack"
+
+
+LOG_FIELDS = {
+    LogField.TIME: "RFC 3339, UTC",
+    LogField.LEVEL: "DEBUG, INFO, WARNING or ERROR",
+    LogField.LOGGER: "who speaks",
+    LogField.MESSAGE: "one sentence",
+    LogField.TRACE_ID: "the W3C trace id, 32 hex digits",
+    LogField.SPAN_ID: "the span, 16 hex digits",
+    LogField.CODE: "a failure's code (errors.md)",
+    LogField.OBJECT: "the id it is about",
+    LogField.EXCEPTION: "the exception's class; its text is left out, for it may quote anything",
+    LogField.STACK: "file, line and function of each frame; no source lines, no values",
+}
+
+
+class Event(StrEnum):
+    """What our own code logs; each is the beginning of its message."""
+
+    ACTIVITY_FAILED = "activity failed"
+    CALLBACK_REFUSED = "callback refused"
+    DISCOVERY_FAILED = "discovery failed"
+    ENSURE_FRESH_FAILED = "ensure_fresh failed"
+    HISTORY_UNREADABLE = "history unreadable"
+    MESSAGE_TOO_LATE = "message too late"
+    OUTBOX_STUCK = "outbox stuck"
+    REQUEST_FAILED = "request failed"
+    TEMPORAL_NOT_READY = "temporal not ready"
+    UNEXPECTED = "unexpected error"
+
+
+EVENTS = {
+    Event.ACTIVITY_FAILED: "an activity ended with an exception nobody foresaw",
+    Event.CALLBACK_REFUSED: "a callback named no integration",
+    Event.DISCOVERY_FAILED: "an issuer's metadata couldn't be read, in a way nobody foresaw",
+    Event.ENSURE_FRESH_FAILED: "asking a workflow for a fresh grant broke; a valid token is served anyway",
+    Event.HISTORY_UNREADABLE: "Temporal doesn't have a history that was asked for",
+    Event.MESSAGE_TOO_LATE: "a message's workflow had ended before it came",
+    Event.OUTBOX_STUCK: "a round of the relay failed; the next one tries again",
+    Event.REQUEST_FAILED: "a request was answered with a status of 500 or more",
+    Event.TEMPORAL_NOT_READY: "`/readyz` couldn't reach Temporal",
+    Event.UNEXPECTED: "a request ended with an exception nobody foresaw; answered with code `internal`",
+}
