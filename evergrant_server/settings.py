@@ -223,6 +223,8 @@ def load_settings(**flags: Any) -> Settings:
     except ValidationError as error:
         for problem in error.errors(include_input=False, include_url=False):
             said = problem["msg"].removeprefix("Value error, ")
+            if problem["type"].startswith("time_delta"):
+                said = "use seconds, or an ISO 8601 duration such as PT10M or P365D"
             name = ".".join(str(part) for part in problem["loc"])
             lines.append(f"{PREFIX}{name.upper()}: {said}" if name else said)
         raise BadSettings("\n  ".join(lines)) from None

@@ -26,7 +26,12 @@ async def bootstrap_admin(store: Store, clock: Clock, tenant: Tenant, *, force: 
             await tx.access.put_app(app, expected=None)
             await _record(tx, app, AuditAction.APP_PUT, app.id)
         elif not force:
-            raise Failure(Code.ALREADY_EXISTS, "The first admin key was made already.", app=ADMIN)
+            raise Failure(
+                Code.ALREADY_EXISTS,
+                "The first admin key was made already. "
+                "For another one, run: python -m evergrant_server keys bootstrap --again",
+                app=ADMIN,
+            )
         if await tx.access.permit(tenant, app.id, ADMIN) is None:
             permit = Permit(
                 tenant=tenant,

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NoReturn
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from evergrant_server import __version__
+from evergrant_server.checkout import refuse_strangers
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.leaving import leave
 from evergrant_server.settings import BadSettings, Settings, load_settings
@@ -185,6 +186,7 @@ def verify(*, flags: Flags | None = None) -> None:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit. Failures are one message on standard error."""
     try:
+        refuse_strangers()
         app(arguments, print_error=False, exit_on_error=False)
     except CycloptsError as error:
         _fail(f"invalid_usage: {' '.join(str(error).split())}\n  {_usage(error)}", 2)
@@ -207,9 +209,10 @@ def _usage(error: CycloptsError) -> str:
 
 
 def _told(failure: Failure) -> str:
-    """Code, detail and repair. A key file's detail has its own repair, and the exact command."""
+    """Code, detail and repair. A detail that names the exact command needs no other repair."""
     said = f"{failure.code}: {failure.detail}"
-    return said if "key_file" in failure.context else f"{said}\n  {failure.rule.repair}"
+    repaired = "key_file" in failure.context or "python -m evergrant_server" in failure.detail
+    return said if repaired else f"{said}\n  {failure.rule.repair}"
 
 
 def _unforeseen(error: Exception) -> str:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import httpx2
 
+from evergrant_server.checkout import ROOT, refuse_strangers
 from evergrant_server.cli.diagnosis import ME, Problem
 from evergrant_server.core.errors import Failure
 from evergrant_server.crypto import Lane, keyfile
 from evergrant_server.settings import BadSettings, Settings
-from evergrant_server.wiring import ROOT, refuse_strangers
 from providers.registry import CATALOG, Registry
 
 _NOT_NEEDED = "an API with PostgreSQL keeps nothing on disk"

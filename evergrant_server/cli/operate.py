@@ -34,7 +34,6 @@ async def current(settings: Settings) -> None:
 
 
 def create_keys(settings: Settings) -> None:
-    settings.keys.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     KeyRing.create(settings.keys)
     print(f"created {settings.keys}; back it up: without it nothing that is stored can be read")
 

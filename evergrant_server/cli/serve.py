@@ -12,6 +12,8 @@ from evergrant_server.core.clock import SystemClock
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
+from evergrant_server.store.probe import refuse_foreign_keys
+from providers.registry import Registry
 
 _HANDED_ON = (
     "data_dir",
@@ -36,16 +38,21 @@ def serve_api(settings: Settings) -> None:
     refuse_taken_port("EVERGRANT_PORT", settings.host, settings.port)
     asyncio.run(_try_parts(settings))
     os.environ.update(environment(settings))  # granian's processes read the settings from there
-    Granian(
-        "evergrant_server.asgi:application",
-        address=settings.host,
-        port=settings.port,
+    server("evergrant_server.asgi:application", settings.host, settings.port, settings.api_workers).serve()
+
+
+def server(target: str, host: str, port: int, workers: int) -> Granian:
+    """granian as the API runs in it; the benchmarks run what they compare with in the same."""
+    return Granian(
+        target,
+        address=host,
+        port=port,
         interface=Interfaces.ASGI,
-        workers=settings.api_workers,
+        workers=workers,
         log_level=LogLevels.warning,
         log_access=False,
         websockets=False,
-    ).serve()
+    )
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -71,5 +78,9 @@ def refuse_taken_port(setting: str, host: str, port: int) -> None:
 
 async def _try_parts(settings: Settings) -> None:
     ring = KeyRing.open(settings.keys, Role.API)
+    Registry.load()
     store = await Store.open(settings.database_url, ring, SystemClock())
-    await store.close()
+    try:
+        await refuse_foreign_keys(store, ring)
+    finally:
+        await store.close()

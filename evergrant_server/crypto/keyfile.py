@@ -54,7 +54,8 @@ def _read_private(path: Path) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise refused(path, "doesn't exist", "Restore a backup, or run: keys create.") from None
+        repair = "Restore a backup, or run: python -m evergrant_server keys create"
+        raise refused(path, "doesn't exist", repair) from None
     except OSError as error:
         reason = error.strerror or "is unreadable"
         raise refused(path, f"can't be opened ({reason})", "Give this user access to it.") from None
@@ -178,7 +179,8 @@ def _complete(path: Path, file: KeyFile) -> Generator[Path]:
         reason = error.strerror or "unknown"
         raise refused(path, f"can't be written ({reason})", "Give this user a writable folder.") from None
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where nothing could be made there is nothing to remove
+            part.unlink(missing_ok=True)
 
 
 def _serialised(file: KeyFile) -> bytes:

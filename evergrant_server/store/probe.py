@@ -5,6 +5,7 @@ from datetime import datetime
 from sqlalchemy import func, select, text
 from sqlmodel import col
 
+from evergrant_server.core.errors import Code, Failure
 from evergrant_server.crypto import KeyRing, Lane
 from evergrant_server.store.records import first, where
 from evergrant_server.store.seals import NOBODY, KeyRows, unwrapped
@@ -46,3 +47,25 @@ async def open_tenant_key(store: Store, ring: KeyRing, lane: Lane) -> str | None
         return None
     key, sealed = row["id"], row["sealed_key"]
     return unwrapped(ring, row["tenant"], lane, KeyRows(key, NOBODY, sealed, key, sealed)).id
+
+
+async def refuse_foreign_keys(store: Store, ring: KeyRing) -> None:
+    """Raise Failure KEY_UNAVAILABLE when this ring doesn't open what the database holds.
+
+    Found at the start: a process that went on would seal new rows with keys that the old ones
+    don't know.
+    """
+    for lane in Lane:
+        if not ring.holds(lane):
+            continue
+        try:
+            await open_tenant_key(store, ring, lane)
+        except Failure as failure:
+            if failure.code not in (Code.KEY_UNAVAILABLE, Code.SEAL_BROKEN):
+                raise
+            raise Failure(
+                Code.KEY_UNAVAILABLE,
+                f"{ring!r} doesn't open this database's keys ({failure.detail}) "
+                "Set EVERGRANT_KEY_FILE to the key file that filled this database, or restore that file.",
+                key_file="another database's",
+            ) from None

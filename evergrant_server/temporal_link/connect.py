@@ -7,7 +7,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
 
 from evergrant_server.core.errors import Code, Failure
-from evergrant_server.settings import Settings
+from evergrant_server.settings import BadSettings, Settings
 
 
 async def connect(settings: Settings, *, lazy: bool = False, **options: Any) -> Client:
@@ -19,7 +19,11 @@ async def connect(settings: Settings, *, lazy: bool = False, **options: Any) -> 
     """
     profile: dict[str, Any] = {}
     if not settings.temporal_address:
-        profile = dict(ClientConfig.load_client_connect_config(profile=settings.temporal_profile))
+        try:
+            profile = dict(ClientConfig.load_client_connect_config(profile=settings.temporal_profile))
+        except RuntimeError as error:
+            repair = "correct Temporal's profile file, or unset it"
+            raise BadSettings(f"EVERGRANT_TEMPORAL_PROFILE: {error}; {repair}") from None
     target = settings.temporal_address or profile.pop("target_host", "127.0.0.1:7233")
     profile["namespace"] = (
         settings.temporal_namespace
