@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 from evergrant import Evergrant
@@ -42,7 +43,7 @@ def test_a_forgotten_outcome_is_found(tmp_path: Path):
 
 async def test_it_runs(evergrant: ScriptedEvergrant):
     route = "POST /v1/lease"
-    with Evergrant(evergrant.url, "key") as client:
+    with Evergrant(evergrant.url, "key", cache_leases_for=timedelta(0)) as client:
         evergrant.script(route, lease())
         assert "until 2030" in await asyncio.to_thread(outcome, client)
         evergrant.script(route, consent_required())

@@ -3,11 +3,14 @@
 from datetime import timedelta
 from typing import assert_never
 
+import httpx2
 from evergrant import (
+    AsyncEvergrant,
     BadRequest,
     ClientMisconfigured,
     Connection,
     ConsentRequired,
+    ConsentTimeout,
     Denied,
     Evergrant,
     EvergrantError,
@@ -37,6 +40,8 @@ def outcome(client: Evergrant) -> str:
 
 def repairer(error: EvergrantError) -> str:
     match error:
+        case ConsentTimeout():
+            return f"nobody came: {error.repair}"
         case ReconnectNeeded():
             return f"subject: {error.connect_url}"
         case ClientMisconfigured():
@@ -53,6 +58,26 @@ def repairer(error: EvergrantError) -> str:
             return f"whoever runs the network: {error.code}"
         case _:
             return "a newer client"
+
+
+def bare(client: Evergrant) -> str:
+    try:
+        return client.token("crm", "alice")
+    except ReconnectNeeded as needed:
+        return f"send alice to {needed.connect_url}"
+
+
+async def call(client: AsyncEvergrant) -> int:
+    auth = client.auth("crm", "alice", origins="https://api.example.com")
+    async with httpx2.AsyncClient(auth=auth) as http:
+        return (await http.get("https://api.example.com/contacts")).status_code
+
+
+def compared(client: Evergrant, connection_id: str) -> str:
+    found = client.connection(connection_id, live=True)
+    if found.live is None:
+        return "its workflow could not be asked"
+    return f"{found.live.next_step}; the store differs in {', '.join(found.differs) or 'nothing'}"
 
 
 def advice(connection: Connection) -> str:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from evergrant.errors import (
         BadRequest,
         ClientMisconfigured,
+        ConsentTimeout,
         Denied,
         EvergrantError,
         PlatformUnavailable,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         ConsentRequired,
         Lease,
         LeaseLeak,
+        Live,
         Provider,
         State,
     )
@@ -44,11 +46,13 @@ __all__ = [
     "ClientMisconfigured",
     "Connection",
     "ConsentRequired",
+    "ConsentTimeout",
     "Denied",
     "Evergrant",
     "EvergrantError",
     "Lease",
     "LeaseLeak",
+    "Live",
     "PlatformUnavailable",
     "ProtocolError",
     "Provider",
@@ -59,7 +63,7 @@ __all__ = [
 ]
 
 _MODELS = frozenset(
-    {"App", "AuditItem", "Connection", "ConsentRequired", "Lease", "LeaseLeak", "Provider", "State"}
+    {"App", "AuditItem", "Connection", "ConsentRequired", "Lease", "LeaseLeak", "Live", "Provider", "State"}
 )
 _CLIENTS = {"Evergrant": "evergrant.sync_client", "AsyncEvergrant": "evergrant.async_client"}
 

@@ -10,15 +10,16 @@ from typing import Generic, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
-from evergrant.models import App, AuditItem, Connection, ConsentRequired, Lease, Provider, State
+from evergrant.models import App, AuditItem, Connection, Provider, State
 from evergrant.replies import (
+    Leased,
     Page,
     Reply,
     read_apps,
     read_audit,
     read_connection,
     read_connections,
-    read_lease,
+    read_leased,
     read_providers,
 )
 
@@ -44,11 +45,11 @@ def lease(
     label: str = "default",
     min_ttl: timedelta | None = None,
     scopes: tuple[str, ...] | None = None,
-) -> Call[Lease | ConsentRequired]:
+) -> Call[Leased]:
     body = _given(
         integration=integration, subject=subject, label=label, min_ttl=_seconds(min_ttl), scopes=_list(scopes)
     )
-    return Call("POST", "/v1/lease", read_lease, body=body)
+    return Call("POST", "/v1/lease", read_leased, body=body)
 
 
 def connect(
@@ -65,8 +66,9 @@ def connect(
     return _command("/v1/connections", body)
 
 
-def connection(connection_id: str) -> Call[Connection]:
-    return Call("GET", _of(connection_id), read_connection)
+def connection(connection_id: str, *, live: bool = False) -> Call[Connection]:
+    query = {"live": "true"} if live else None
+    return Call("GET", _of(connection_id), read_connection, query=query)
 
 
 def connections(
@@ -90,8 +92,8 @@ def connections(
     return Call("GET", "/v1/connections", read_connections, query=given)
 
 
-def refresh(connection_id: str) -> Call[Connection]:
-    return _command(f"{_of(connection_id)}/refresh", {})
+def refresh(connection_id: str, *, seen_generation: int | None = None) -> Call[Connection]:
+    return _command(f"{_of(connection_id)}/refresh", _given(seen_generation=seen_generation))
 
 
 def reauthorize(
@@ -105,8 +107,9 @@ def revoke(connection_id: str, reason: str) -> Call[Connection]:
     return _command(f"{_of(connection_id)}/revoke", {"reason": reason})
 
 
-def audit(connection_id: str) -> Call[Page[AuditItem]]:
-    return Call("GET", f"{_of(connection_id)}/audit", read_audit)
+def audit(connection_id: str | None = None) -> Call[Page[AuditItem]]:
+    path = "/v1/audit" if connection_id is None else f"{_of(connection_id)}/audit"
+    return Call("GET", path, read_audit)
 
 
 def providers() -> Call[Page[Provider]]:

@@ -2,6 +2,7 @@
 
     EvergrantError
     ├── ReconnectNeeded       the subject has to consent (again)
+    │   └── ConsentTimeout    nobody did within the time that was waited; also a TimeoutError
     ├── ClientMisconfigured   the integration's admin has to correct our OAuth client
     ├── ProviderUnavailable   time: the provider is down or asks to slow down
     ├── Denied                the permit's admin has to allow it
@@ -64,6 +65,13 @@ class ReconnectNeeded(EvergrantError):
     def connect_url(self) -> str | None:
         """For the subject alone: whoever opens it can consent in their place. Never log it."""
         return self._text("connect_url")
+
+
+class ConsentTimeout(ReconnectNeeded, TimeoutError):
+    """Nobody finished the consent before the deadline that `wait_for_consent` was given."""
+
+    default_code = "consent_timeout"
+    default_repair = "Ask the subject to finish, then wait again."
 
 
 class ClientMisconfigured(EvergrantError):

@@ -6,6 +6,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, NoReturn, SupportsIndex, final
 
+from evergrant.errors import ReconnectNeeded
+
 
 class LeaseLeak(TypeError):
     """Something tried to pickle, copy or serialise a lease."""
@@ -79,6 +81,13 @@ class ConsentRequired:
     connection_id: str
     expires_at: datetime | None
 
+    def as_error(self) -> ReconnectNeeded:
+        """The same answer for code that wants a token or an exception. Its message has no link."""
+        return ReconnectNeeded(
+            f"{self.connection_id} waits for its subject's consent",
+            context={"connection_id": self.connection_id, "connect_url": self.connect_url},
+        )
+
 
 class State(StrEnum):
     """Where a connection is in its life."""
@@ -104,6 +113,8 @@ class Connection:
     `reason` is a failure code and `repairer` who has to act, both None while all is well.
     `expires_at` is the access token's; in the answer to `connect` it is the link's, as the server
     says it. `connect_url` and `connect_expires_at` are there after `connect` and `reauthorize`.
+    `live` is there when it was asked for and the workflow answered; `differs` names the members
+    that it says otherwise.
     """
 
     id: str
@@ -121,6 +132,22 @@ class Connection:
     changed_at: datetime
     connect_url: str | None = field(default=None, repr=False)
     connect_expires_at: datetime | None = None
+    live: "Live | None" = None
+    differs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What the connection's workflow says of itself. `next_step` is for people."""
+
+    state: State
+    generation: int
+    expires_at: datetime | None
+    reason: str | None
+    repairer: str | None
+    failures: int
+    next_step: str
+    next_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,20 @@ from datetime import timedelta
 
 import stamina
 
-from evergrant.errors import PlatformUnavailable, ProviderUnavailable, ReconnectNeeded, Unreachable
+from evergrant.errors import (
+    ConsentTimeout,
+    PlatformUnavailable,
+    ProviderUnavailable,
+    ReconnectNeeded,
+    Unreachable,
+)
 from evergrant.models import Connection, State
 
 DEADLINE = timedelta(seconds=30)
 ATTEMPT_LIMIT_S = 20.0  # longer than the server's own wait for a refresh
 CONNECT_LIMIT_S = 5.0
 _LONGEST_PAUSE_S = 2.0
+_LAST_LOOK_S = 2.0
 
 
 class Patience:
@@ -50,10 +57,14 @@ class Patience:
             return self.left() > self._longest_pause
         return error.retry_after if error.retry_after < self.left() else False
 
+    def for_a_look(self) -> float:
+        """Seconds for looking once more: a last look at the deadline still gets its answer."""
+        return max(self.left(), _LAST_LOOK_S)
+
     def pause(self, every: timedelta) -> float:
-        """Seconds until the next look. Raises TimeoutError when the time is up."""
+        """Seconds until the next look. Raises ConsentTimeout when the time is up."""
         if (left := self.left()) <= 0:
-            raise TimeoutError("nobody finished the consent in time")
+            raise ConsentTimeout("nobody finished the consent in time")
         return min(every.total_seconds(), left)
 
 

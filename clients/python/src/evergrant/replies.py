@@ -18,9 +18,11 @@ from evergrant.errors import (
     Unreachable,
 )
 from evergrant.fields import Fields
-from evergrant.models import App, AuditItem, Connection, ConsentRequired, Lease, Provider, State
+from evergrant.models import App, AuditItem, Connection, ConsentRequired, Lease, Live, Provider, State
 
 Item = TypeVar("Item")
+
+SERVER_MAJOR = 0  # the server's major version, which this client's follows
 
 # A server that is newer than this client may name a kind it doesn't know: the status is left.
 _BY_STATUS: Mapping[int, type[EvergrantError]] = {
@@ -64,6 +66,31 @@ def read_lease(reply: Reply) -> Lease | ConsentRequired:
         generation=body.integer("generation"),
         connection_id=body.text("connection_id"),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Leased:
+    """What a lease call came to, and the server's clock when it answered (RFC 9110 section 6.6.1)."""
+
+    answer: Lease | ConsentRequired
+    server_time: datetime | None
+
+
+def read_leased(reply: Reply) -> Leased:
+    return Leased(read_lease(reply), _date(reply))
+
+
+def check_version(reply: Reply, major: int = SERVER_MAJOR) -> None:
+    """Raises ProtocolError when a server of another major version answered, whatever it said."""
+    said = reply.headers.get("evergrant-version", "").strip()
+    theirs = said.partition(".")[0]
+    if theirs.isascii() and theirs.isdigit() and int(theirs) != major:
+        raise ProtocolError(
+            f"the server is Evergrant {said[:20]}, this client speaks to version {major}",
+            code="version_mismatch",
+            repair=f"Install the client of the server's version: pip install 'evergrant=={int(theirs)}.*'",
+            status=reply.status,
+        )
 
 
 def read_connection(reply: Reply) -> Connection:
@@ -149,6 +176,22 @@ def _connection(item: Fields) -> Connection:
         changed_at=item.time("changed_at"),
         connect_url=item.text_or_none("connect_url"),
         connect_expires_at=item.time_or_none("connect_expires_at"),
+        live=_live(item.mapping("live")) if item.members.get("live") is not None else None,
+        differs=item.texts("differs") if item.members.get("differs") is not None else (),
+    )
+
+
+def _live(said: Mapping[str, object]) -> Live:
+    item = Fields(said, "live connection")
+    return Live(
+        state=_state(item.text("state")),
+        generation=item.integer("generation"),
+        expires_at=item.time_or_none("expires_at"),
+        reason=item.text_or_none("reason"),
+        repairer=item.text_or_none("repairer"),
+        failures=item.integer("failures"),
+        next_step=item.text("next_step"),
+        next_at=item.time_or_none("next_at"),
     )
 
 
@@ -203,11 +246,20 @@ def _retry_after(reply: Reply, problem: Mapping[str, object] | None) -> float | 
     header = reply.headers.get("retry-after", "").strip()
     if header.isascii() and header.isdigit():
         return float(header)
+    at = _http_date(header)
+    return None if at is None else max(0.0, (at - datetime.now(UTC)).total_seconds())
+
+
+def _date(reply: Reply) -> datetime | None:
+    return _http_date(reply.headers.get("date", ""))
+
+
+def _http_date(text: str) -> datetime | None:
     try:
-        at = parsedate_to_datetime(header)
+        at = parsedate_to_datetime(text)
     except ValueError:
         return None
-    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    return at.replace(tzinfo=at.tzinfo or UTC)
 
 
 def _class_of_status(status: int) -> type[EvergrantError]:

@@ -8,7 +8,7 @@ import httpx2
 from evergrant.calls import Answer, Call
 from evergrant.errors import EvergrantError, ProtocolError, Unreachable
 from evergrant.patience import ATTEMPT_LIMIT_S, CONNECT_LIMIT_S, Patience
-from evergrant.replies import Reply
+from evergrant.replies import Reply, check_version
 from evergrant.target import Target
 
 
@@ -42,8 +42,11 @@ def request_of(call: Call[Answer], target: Target, patience: Patience) -> Sent:
 
 
 def reply_of(response: httpx2.Response) -> Reply:
+    """The answer as the judge takes it. Raises ProtocolError for a server of another major version."""
     headers = {name.lower(): value for name, value in response.headers.items()}
-    return Reply(response.status_code, headers, response.content)
+    reply = Reply(response.status_code, headers, response.content)
+    check_version(reply)
+    return reply
 
 
 def failure_of_transport(error: httpx2.RequestError) -> EvergrantError:

@@ -2,7 +2,7 @@
 
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Self
@@ -10,20 +10,27 @@ from typing import Self
 import httpx2
 
 from evergrant import calls
+from evergrant.auth import LeaseAuth, Origins, Reports
+from evergrant.caching import CACHE_LEASES_FOR, Clock, LeaseCache, LeaseKey, utc_now
 from evergrant.calls import Answer, Call
+from evergrant.flights import Flights
 from evergrant.models import App, AuditItem, Connection, ConsentRequired, Lease, Provider, State
 from evergrant.patience import DEADLINE, Patience, has_settled
 from evergrant.replies import Page
 from evergrant.sending import failure_of_transport, reply_of, request_of
 from evergrant.target import Target
+from evergrant.transfer import Transfers
 
 
-class Evergrant:
+class Evergrant(Transfers):
     """Evergrant over HTTP, for code that blocks. A context manager; threads may share one.
 
     `url` and `api_key` default to EVERGRANT_URL and EVERGRANT_API_KEY (or the file named by
     EVERGRANT_API_KEY_FILE). `deadline` bounds each call with all its attempts. Plain http is
     for this machine only, unless `allow_plain_http`. Every method raises `EvergrantError`.
+
+    `cache_leases_for` bounds how long a lease is served again from this process, and with that how
+    long one can outlive a revocation made elsewhere; zero asks Evergrant each time.
     """
 
     def __init__(
@@ -34,9 +41,15 @@ class Evergrant:
         deadline: timedelta = DEADLINE,
         tls: ssl.SSLContext | None = None,
         allow_plain_http: bool = False,
+        cache_leases_for: timedelta = CACHE_LEASES_FOR,
+        clock: Clock = utc_now,
     ) -> None:
         self._target = Target.find(url, api_key, allow_plain_http=allow_plain_http)
         self._deadline = deadline
+        self._cache = LeaseCache(cache_leases_for, clock)
+        self._leasing = Flights[Lease | ConsentRequired]()
+        self._reporting = Flights[Connection]()
+        self._reports = Reports()
         # Neither a proxy nor a .netrc of the environment gets to see the API key.
         self._http = httpx2.Client(verify=tls or True, trust_env=False)
 
@@ -60,8 +73,65 @@ class Evergrant:
         min_ttl: timedelta | None = None,
         scopes: tuple[str, ...] | None = None,
     ) -> Lease | ConsentRequired:
-        """A token that is valid for at least `min_ttl`, or where to send the subject."""
-        return self._do(calls.lease(integration, subject, label=label, min_ttl=min_ttl, scopes=scopes))
+        """A token that is valid for at least `min_ttl`, or where to send the subject.
+
+        Answered from this process where it can be; callers who ask for the same at once share a call.
+        """
+        key = LeaseKey(integration, subject, label, scopes)
+        if (cached := self._cache.get(key, min_ttl)) is not None:
+            return cached
+        call = calls.lease(integration, subject, label=label, min_ttl=min_ttl, scopes=scopes)
+
+        def ask() -> Lease | ConsentRequired:
+            asked = self._cache.asking()
+            leased = self._do(call)
+            if isinstance(leased.answer, Lease):
+                self._cache.keep(key, leased.answer, asked, leased.server_time)
+            return leased.answer
+
+        return self._leasing.share((key, min_ttl), ask)
+
+    def token(
+        self,
+        integration: str,
+        subject: str,
+        *,
+        label: str = "default",
+        min_ttl: timedelta | None = None,
+        scopes: tuple[str, ...] | None = None,
+    ) -> str:
+        """The bare access token, for code that has no use for the rest.
+
+        Raises ReconnectNeeded, with `connect_url`, where `lease` returns `ConsentRequired`.
+        """
+        return (self._taken(integration, subject, label, min_ttl, scopes)).access_token
+
+    def auth(
+        self,
+        integration: str,
+        subject: str,
+        *,
+        origins: str | Iterable[str],
+        label: str = "default",
+        min_ttl: timedelta | None = None,
+        scopes: tuple[str, ...] | None = None,
+    ) -> LeaseAuth:
+        """For httpx2: puts a token on each request to `origins` (`https://api.example.com`), no others.
+
+        A 401 is reported to Evergrant, once per grant, and the request is sent once more with the
+        newer token. Requests raise ReconnectNeeded while a consent is missing.
+        """
+
+        def take() -> Lease:
+            return self._taken(integration, subject, label, min_ttl, scopes)
+
+        def report(refused: Lease) -> Lease:
+            self._cache.forget(refused.connection_id, refused.generation)
+            if not self._reports.made(refused):
+                self._report(refused)
+            return take()
+
+        return LeaseAuth(Origins.of(origins), self._reports, take, report)
 
     def connect(
         self,
@@ -75,8 +145,9 @@ class Evergrant:
         """Open a consent. The subject finishes it at the connection's `connect_url`."""
         return self._do(calls.connect(integration, subject, label=label, scopes=scopes, return_to=return_to))
 
-    def connection(self, connection_id: str) -> Connection:
-        return self._do(calls.connection(connection_id))
+    def connection(self, connection_id: str, *, live: bool = False) -> Connection:
+        """The connection as the store has it; with `live` also in its workflow's own words."""
+        return self._do(calls.connection(connection_id, live=live))
 
     def connections(
         self,
@@ -98,9 +169,10 @@ class Evergrant:
             )
         )
 
-    def refresh(self, connection_id: str) -> Connection:
-        """Make the grant newer than it is now."""
-        return self._do(calls.refresh(connection_id))
+    def refresh(self, connection_id: str, *, seen_generation: int | None = None) -> Connection:
+        """Make the grant newer than `seen_generation`, by default than it is now."""
+        self._cache.forget(connection_id)
+        return self._do(calls.refresh(connection_id, seen_generation=seen_generation))
 
     def reauthorize(
         self, connection_id: str, *, scopes: tuple[str, ...] | None = None, return_to: str | None = None
@@ -110,7 +182,10 @@ class Evergrant:
 
     def revoke(self, connection_id: str, reason: str) -> Connection:
         """Revoke. From the answer on no lease leaves; the state is `revoked` once the provider agrees."""
-        return self._do(calls.revoke(connection_id, reason))
+        try:
+            return self._do(calls.revoke(connection_id, reason))
+        finally:
+            self._cache.forget(connection_id)  # also when the answer was lost: it may have been done
 
     def wait_for_consent(
         self,
@@ -122,18 +197,18 @@ class Evergrant:
     ) -> Connection:
         """The connection, once the subject has consented.
 
-        After `reauthorize`, pass its `generation` as `newer_than`. Raises TimeoutError after
-        `timeout`, ReconnectNeeded when the consent was denied, expired or the connection revoked.
+        After `reauthorize`, pass its `generation` as `newer_than`. Raises ConsentTimeout
+        after `timeout`, ReconnectNeeded when the consent was denied, expired or the connection revoked.
         """
         patience = Patience(timeout)
         while True:
-            found = self.connection(connection_id)
+            found = self._do(calls.connection(connection_id), patience.for_a_look())
             if has_settled(found, newer_than):
                 return found
             time.sleep(patience.pause(every))
 
-    def audit(self, connection_id: str) -> Iterator[AuditItem]:
-        """The connection's audit records, page by page as they are read."""
+    def audit(self, connection_id: str | None = None) -> Iterator[AuditItem]:
+        """A connection's audit records, or the whole tenant's, page by page as they are read."""
         return self._items(calls.audit(connection_id))
 
     def providers(self) -> Iterator[Provider]:
@@ -142,8 +217,29 @@ class Evergrant:
     def apps(self) -> Iterator[App]:
         return self._items(calls.apps())
 
-    def _do(self, call: Call[Answer]) -> Answer:
-        patience = Patience(self._deadline)
+    def _taken(
+        self,
+        integration: str,
+        subject: str,
+        label: str,
+        min_ttl: timedelta | None,
+        scopes: tuple[str, ...] | None,
+    ) -> Lease:
+        answer = self.lease(integration, subject, label=label, min_ttl=min_ttl, scopes=scopes)
+        if isinstance(answer, ConsentRequired):
+            raise answer.as_error()
+        return answer
+
+    def _report(self, refused: Lease) -> None:
+        """Say that the resource refused this grant's token; many who were refused say it once."""
+        seen = (refused.connection_id, refused.generation)
+        call = calls.refresh(refused.connection_id, seen_generation=refused.generation)
+        self._reporting.share(seen, lambda: self._do(call))
+        self._reports.remember(refused)
+
+    def _do(self, call: Call[Answer], within_s: float | None = None) -> Answer:
+        total = self._deadline if within_s is None else min(self._deadline, timedelta(seconds=within_s))
+        patience = Patience(total)
         for attempt in patience.attempts():
             with attempt:
                 try:

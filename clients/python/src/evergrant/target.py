@@ -49,7 +49,7 @@ def _check(base: str, allow_plain_http: bool) -> None:
         raise BadRequest(
             "the URL is not an http(s) URL", code="url_invalid", repair="Set EVERGRANT_URL to https://…"
         )
-    if parsed.scheme == "http" and not _is_this_machine(parsed.host) and not allow_plain_http:
+    if parsed.scheme == "http" and not is_this_machine(parsed.host) and not allow_plain_http:
         raise BadRequest(
             f"plain http to {parsed.host} would show the API key and tokens to the network",
             code="plain_http_refused",
@@ -57,7 +57,7 @@ def _check(base: str, allow_plain_http: bool) -> None:
         )
 
 
-def _is_this_machine(host: str) -> bool:
+def is_this_machine(host: str) -> bool:
     try:
         return ip_address(host).is_loopback
     except ValueError:

@@ -26,9 +26,6 @@ def _status(arguments: Sequence[str] | None) -> int:
     except EvergrantError as error:
         show_error(error)
         return 1
-    except TimeoutError as error:
-        print(f"evergrant: timeout: {error} (Ask the subject to finish, then try again.)", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

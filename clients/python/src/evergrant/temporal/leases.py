@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from evergrant.async_client import AsyncEvergrant
-from evergrant.errors import ReconnectNeeded
 from evergrant.models import ConsentRequired, Lease
 from evergrant.sync_client import Evergrant
 
@@ -37,10 +36,7 @@ class ActivityLeases:
                 return answer
             case ConsentRequired():
                 self._secrets.append(answer.connect_url)
-                raise ReconnectNeeded(
-                    f"{answer.connection_id} waits for its subject's consent",
-                    context={"connection_id": answer.connection_id, "connect_url": answer.connect_url},
-                )
+                raise answer.as_error()
 
 
 CURRENT: ContextVar[ActivityLeases | None] = ContextVar("evergrant_activity_leases", default=None)

@@ -1,0 +1,166 @@
+"""`auth()`: an httpx2.Auth that takes a lease per request and reports a token that was refused.
+
+The token goes to the allowed origins alone. After a redirect to another origin httpx2 takes the
+header off, and what that origin answers says nothing about the token.
+"""
+
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
+from dataclasses import dataclass
+from threading import Lock
+
+import httpx2
+
+from evergrant.errors import BadRequest
+from evergrant.models import Lease
+from evergrant.target import is_this_machine
+
+_Origin = tuple[str, str, int]
+_PORTS = {"http": 80, "https": 443}
+_MOST_REPORTS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Origins:
+    """Where a token may be sent: scheme, host and port (RFC 6454 section 4)."""
+
+    allowed: frozenset[_Origin]
+
+    @classmethod
+    def of(cls, origins: str | Iterable[str]) -> "Origins":
+        """Raises BadRequest for none, for what is no origin, and for plain http to another machine."""
+        given = (origins,) if isinstance(origins, str) else tuple(origins)
+        if not given:
+            raise BadRequest("no origin is allowed", code="origin_invalid", repair="Name the API's origin.")
+        return cls(frozenset(_checked(origin) for origin in given))
+
+    def allow(self, url: httpx2.URL) -> bool:
+        return _origin(url) in self.allowed
+
+
+def _checked(origin: str) -> _Origin:
+    try:
+        url = httpx2.URL(origin)
+    except (httpx2.InvalidURL, TypeError):
+        url = httpx2.URL("")
+    rest = url.path.strip("/") or url.query or url.fragment or url.userinfo
+    secure = url.scheme == "https" or (url.scheme == "http" and is_this_machine(url.host))
+    if rest or not url.host or not secure:
+        raise BadRequest(
+            "an origin is https://host or https://host:port, without a path",
+            code="origin_invalid",
+            repair="Name the API's origin; plain http is for this machine only.",
+        )
+    return _origin(url)
+
+
+def _origin(url: httpx2.URL) -> _Origin:
+    return (url.scheme, url.host, url.port or _PORTS.get(url.scheme, 0))
+
+
+class Reports:
+    """Which grants were reported as refused: each one once, however many requests it failed."""
+
+    def __init__(self) -> None:
+        self._made: OrderedDict[tuple[str, int], None] = OrderedDict()
+        self._lock = Lock()
+
+    def made(self, lease: Lease) -> bool:
+        with self._lock:
+            return (lease.connection_id, lease.generation) in self._made
+
+    def remember(self, lease: Lease) -> None:
+        with self._lock:
+            self._made[(lease.connection_id, lease.generation)] = None
+            if len(self._made) > _MOST_REPORTS:
+                self._made.popitem(last=False)
+
+
+class LeaseAuth(httpx2.Auth):
+    """For httpx2.Client. `take` gives a lease; `report` has a refused one replaced, and returns that."""
+
+    def __init__(
+        self,
+        origins: Origins,
+        reports: Reports,
+        take: Callable[[], Lease],
+        report: Callable[[Lease], Lease],
+    ) -> None:
+        self._origins = origins
+        self._reports = reports
+        self._take = take
+        self._report = report
+
+    def sync_auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
+        if not self._origins.allow(request.url):
+            yield request
+            return
+        lease = self._take()
+        response = yield _carrying(request, lease)
+        if not _refused(request, response):
+            return
+        newer = self._report(lease)
+        if newer.generation <= lease.generation or not _can_repeat(request):
+            return
+        if _refused(request, (yield _carrying(request, newer))):
+            self._reports.remember(newer)  # a new token was refused too: another won't help
+
+    async def async_auth_flow(
+        self, request: httpx2.Request
+    ) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
+        raise RuntimeError("this auth is for httpx2.Client; take AsyncEvergrant's for httpx2.AsyncClient")
+        yield request  # makes it a generator, as httpx2 expects
+
+
+class AsyncLeaseAuth(httpx2.Auth):
+    """For httpx2.AsyncClient: `LeaseAuth`, awaited."""
+
+    def __init__(
+        self,
+        origins: Origins,
+        reports: Reports,
+        take: Callable[[], Awaitable[Lease]],
+        report: Callable[[Lease], Awaitable[Lease]],
+    ) -> None:
+        self._origins = origins
+        self._reports = reports
+        self._take = take
+        self._report = report
+
+    async def async_auth_flow(
+        self, request: httpx2.Request
+    ) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
+        if not self._origins.allow(request.url):
+            yield request
+            return
+        lease = await self._take()
+        response = yield _carrying(request, lease)
+        if not _refused(request, response):
+            return
+        newer = await self._report(lease)
+        if newer.generation <= lease.generation or not _can_repeat(request):
+            return
+        if _refused(request, (yield _carrying(request, newer))):
+            self._reports.remember(newer)  # a new token was refused too: another won't help
+
+    def sync_auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
+        raise RuntimeError("this auth is for httpx2.AsyncClient; take Evergrant's for httpx2.Client")
+        yield request  # makes it a generator, as httpx2 expects
+
+
+def _carrying(request: httpx2.Request, lease: Lease) -> httpx2.Request:
+    kind = "Bearer" if lease.token_type.lower() == "bearer" else lease.token_type
+    request.headers["authorization"] = f"{kind} {lease.access_token}"
+    return request
+
+
+def _refused(request: httpx2.Request, response: httpx2.Response) -> bool:
+    """A 401 to a request that carried the token, not to one that a redirect took it from."""
+    answered = response.request
+    carried = answered.headers.get("authorization") == request.headers["authorization"]
+    return response.status_code == 401 and carried and _origin(answered.url) == _origin(request.url)
+
+
+def _can_repeat(request: httpx2.Request) -> bool:
+    """A body that is streamed is gone; one in memory can be sent again."""
+    return isinstance(request.stream, httpx2.ByteStream)
