@@ -18,6 +18,7 @@ from evergrant.cli.output import (
     show_one,
     show_rows,
 )
+from evergrant.cli.transfer import export_file, export_key, import_file
 from evergrant.errors import ReconnectNeeded
 from evergrant.models import Connection, ConsentRequired, Lease, State
 
@@ -171,4 +172,7 @@ def build() -> App:
     apps.command(list_apps, name="ls")
     app.command(apps)
     app.command(audit)
+    app.command(import_file, name="import")
+    app.command(export_file, name="export")
+    app.command(export_key, name="export-key")
     return app

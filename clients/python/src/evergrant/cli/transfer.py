@@ -1,0 +1,232 @@
+"""`evergrant import`, `export` and `export-key`: files of grants, in and out."""
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, BinaryIO, TextIO
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from evergrant.cli.options import DEFAULTS, Options
+from evergrant.cli.output import Format, show_one
+from evergrant.errors import BadRequest, EvergrantError
+from evergrant.sync_client import Evergrant
+from evergrant.transfer import AT_ONCE, Export, ImportOutcome, ImportStatus, SealedLines, looks
+from evergrant.transfer_files import (
+    BadLine,
+    GoodLine,
+    Opener,
+    new_key,
+    read_lines,
+    read_public_key,
+    unusable,
+    write_private,
+)
+
+_BATCH_BYTES = 600_000  # a request's body may have 1 MiB
+_SHOWN = 1000  # failed lines kept for the JSON report; all of them are counted
+
+
+@dataclass
+class _Report:
+    """What became of a file, counted; failures by line number."""
+
+    path: str
+    machine: bool
+    counts: Counter[str] = field(default_factory=Counter[str])
+    failures: list[dict[str, object]] = field(default_factory=list[dict[str, object]])
+    last: int = 0
+
+    def add(self, number: int, outcome: ImportOutcome) -> None:
+        self.last = number
+        self.counts[outcome.status.value] += 1
+        if outcome.verification is not None:
+            self.counts[outcome.verification] += 1
+        if outcome.failed:
+            self.fail(number, outcome.code or "unknown", outcome.detail or "")
+
+    def bad(self, line: BadLine) -> None:
+        self.last = line.number
+        self.counts[ImportStatus.INVALID.value] += 1
+        self.fail(line.number, line.code, line.detail)
+
+    def fail(self, number: int, code: str, detail: str) -> None:
+        if len(self.failures) < _SHOWN:
+            self.failures.append({"line": number, "code": code, "detail": detail})
+        if not self.machine:
+            words = "".join(letter if letter.isprintable() else " " for letter in detail)
+            print(f"{self.path}:{number}: {code}: {words}", file=sys.stderr)
+
+    def show(self, seconds: float, options: Options) -> None:
+        row: dict[str, object] = {
+            name: self.counts[name]
+            for name in ("imported", "would_import", "exists", "invalid", "verified", "unverified", "failed")
+        }
+        row["seconds"] = round(seconds, 1)
+        if options.output is Format.JSON:
+            row["failures"] = sorted(self.failures, key=lambda it: str(it["line"]).zfill(12))
+        show_one(row, options.output)
+
+    @property
+    def status(self) -> int:
+        return 1 if self.counts["invalid"] or self.counts["failed"] else 0
+
+
+def import_file(
+    file: Path,
+    /,
+    *,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    verify: bool = True,
+    key: Path | None = None,
+    options: Options = DEFAULTS,
+) -> None:
+    """Import existing grants, one JSON object a line. Running it again changes nothing.
+
+    Parameters
+    ----------
+    dry_run
+        Judge every line, write nothing.
+    verify
+        Refresh each grant once after it is in. Stop whatever else refreshes them first.
+    key
+        Private key of a sealed export.
+    """
+    opener = Opener(key) if key else None
+    started = time.monotonic()
+    report = _Report(str(file), options.output is Format.JSON)
+    try:
+        source = file.open("rb")
+    except OSError as error:
+        raise unusable(file, error) from None
+    with source, options.client() as client, _progress(source) as advance:
+        try:
+            for batch in _batches(read_lines(source, opener), report):
+                items = [line.item for line in batch]
+                outcomes = client.import_connections(items, dry_run=dry_run, verify=verify)
+                for line, outcome in zip(batch, outcomes, strict=True):
+                    report.add(line.number, outcome)
+                advance(batch[-1].end)
+        except (EvergrantError, KeyboardInterrupt):
+            print(f"evergrant: stopped after line {report.last}; run it again to go on", file=sys.stderr)
+            report.show(time.monotonic() - started, options)
+            raise
+    report.show(time.monotonic() - started, options)
+    if report.status:
+        sys.exit(report.status)
+
+
+def _batches(lines: Iterator[GoodLine | BadLine], report: _Report) -> Iterator[list[GoodLine]]:
+    """Good lines in requests' worth; bad ones are reported as they come."""
+    batch: list[GoodLine] = []
+    begins = end = 0
+    for line in lines:
+        if isinstance(line, BadLine):
+            report.bad(line)
+            end = line.end
+            continue
+        if batch and (len(batch) == AT_ONCE or line.end - begins > _BATCH_BYTES):
+            yield batch
+            batch, begins = [], end
+        batch.append(line)
+        end = line.end
+    if batch:
+        yield batch
+
+
+@contextmanager
+def _progress(source: BinaryIO) -> Generator[Callable[[int], None]]:
+    """A bar over the file's bytes, for people alone."""
+    size = os.fstat(source.fileno()).st_size
+    columns = (TextColumn("importing"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+    ) as bar:
+        task = bar.add_task("import", total=size or None)
+
+        def advance(end: int) -> None:
+            bar.update(task, completed=end)
+
+        yield advance
+
+
+def export_file(
+    *,
+    to: Path,
+    out: Path,
+    integration: str | None = None,
+    provider: str | None = None,
+    subject: str | None = None,
+    wait: float = 3600,
+    options: Options = DEFAULTS,
+) -> None:
+    """Export every live grant, each line sealed to a public key. It can be imported elsewhere.
+
+    Parameters
+    ----------
+    to
+        Public key: an X25519 or P-256 JWK, or PEM. `evergrant export-key` makes a pair.
+    out
+        A new file for the sealed lines.
+    wait
+        Seconds to wait for the server to seal them.
+    """
+    public = read_public_key(to)
+    try:
+        written = os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii")
+    except OSError as error:
+        raise unusable(out, error) from None
+    done = False
+    try:
+        with written, options.client() as client:
+            export = client.start_export(public, integration=integration, provider=provider, subject=subject)
+            first = _sealed(client, export, timedelta(seconds=wait))
+            total = _fetch(client, export.id, first, written)
+            written.flush()
+            os.fsync(written.fileno())
+            ended = client.drop_export(export.id)  # the file is safe: the server's copy can go
+        done = True
+    finally:
+        if not done:
+            out.unlink(missing_ok=True)  # half an export looks like a whole one
+    row = {"id": export.id, "exported": total, "skipped": ended.skipped, "key": ended.key, "file": str(out)}
+    show_one(row, options.output)
+
+
+def _sealed(client: Evergrant, export: Export, limit: timedelta) -> SealedLines:
+    for pause in looks(limit):
+        page = client.export_lines(export.id)
+        if isinstance(page, SealedLines):
+            return page
+        time.sleep(min(pause, 0.2 if page.exported == 0 else 1.0))
+    raise AssertionError("looks ends by raising")
+
+
+def _fetch(client: Evergrant, export_id: str, page: Export | SealedLines, written: TextIO) -> int:
+    fetched = 0
+    while isinstance(page, SealedLines):
+        for line in page.lines:
+            written.write(line + "\n")
+        fetched += len(page.lines)
+        if fetched >= page.exported or not page.lines:
+            return fetched
+        page = client.export_lines(export_id, fetched)
+    raise BadRequest(
+        "the export began anew while it was fetched", code="export_changed", repair="Run it again."
+    )
+
+
+def export_key(private: Path, public: Path, /) -> None:
+    """Make a key pair for `export --to PUBLIC` and `import --key PRIVATE`. Nothing leaves this machine."""
+    secret, shown = new_key()
+    write_private(private, secret)
+    write_private(public, shown)
+    print(f"private: {private} (keep it)\npublic:  {public}")
