@@ -51,33 +51,37 @@ class Flags:
 @app.command
 def dev(*, flags: Flags | None = None) -> None:
     """Run everything in one command: Temporal with its UI, the API and a worker."""
+    settings = _settings(flags)
     from evergrant_server.cli import dev as development
 
-    _finish(development.run(_settings(flags)))
+    _finish(development.run(settings))
 
 
 @app.command
 def serve(*, flags: Flags | None = None) -> None:
     """Run the API."""
+    settings = _settings(flags)
     from evergrant_server.cli.serve import serve_api
 
-    serve_api(_settings(flags))
+    serve_api(settings)
 
 
 @app.command
 def worker(*, flags: Flags | None = None) -> None:
     """Run a worker. Start as many as you like, each with a data folder of its own or shared."""
+    settings = _settings(flags)
     import worker as worker_process
 
-    _finish(worker_process.main(_settings(flags)))
+    _finish(worker_process.main(settings))
 
 
 @app.command
 def reconcile(*, flags: Flags | None = None) -> None:
     """Start a workflow for every live connection that has none. Harmless to repeat."""
+    settings = _settings(flags)
     from evergrant_server.cli import operate
 
-    _finish(operate.reconcile(_settings(flags)))
+    _finish(operate.reconcile(settings))
 
 
 @app.command
@@ -95,9 +99,10 @@ def doctor(
     output
         `text`, or `json`: a list of objects with `check`, `ok`, `detail` and `repair`.
     """
+    settings = _settings(flags)
     from evergrant_server.cli import doctor as diagnosis
 
-    if not asyncio.run(diagnosis.run(_settings(flags), output)):
+    if not asyncio.run(diagnosis.run(settings, output)):
         leave(1)
 
 
@@ -117,41 +122,46 @@ def upgrade(*, namespace: bool = True, flags: Flags | None = None) -> None:
     namespace
         Also register search attributes and set the retention of closed runs.
     """
+    settings = _settings(flags)
     from evergrant_server.cli import operate
 
-    _finish(operate.upgrade(_settings(flags), namespace))
+    _finish(operate.upgrade(settings, namespace))
 
 
 @db.command
 def current(*, flags: Flags | None = None) -> None:
     """Print the schema's version, and the newest this code knows."""
+    settings = _settings(flags)
     from evergrant_server.cli import operate
 
-    _finish(operate.current(_settings(flags)))
+    _finish(operate.current(settings))
 
 
 @keys.command
 def create(*, flags: Flags | None = None) -> None:
     """Create the key file. An existing one is never overwritten."""
+    settings = _settings(flags)
     from evergrant_server.cli import operate
 
-    operate.create_keys(_settings(flags))
+    operate.create_keys(settings)
 
 
 @keys.command
 def rotate(lane: str, *, flags: Flags | None = None) -> None:
     """Add a new current root key to a lane (lease, refresh or intake). Old rows stay readable."""
+    settings = _settings(flags)
     from evergrant_server.cli import operate
 
-    operate.rotate_keys(_settings(flags), lane)
+    operate.rotate_keys(settings, lane)
 
 
 @keys.command
 def export_api(out: Path, *, flags: Flags | None = None) -> None:
     """Write the key file for API processes: without the refresh lane."""
+    settings = _settings(flags)
     from evergrant_server.cli import operate
 
-    operate.export_api_keys(_settings(flags), out)
+    operate.export_api_keys(settings, out)
 
 
 @keys.command
@@ -170,17 +180,19 @@ def bootstrap(
     out
         Write the key to this file (mode 0600) instead of printing it.
     """
+    settings = _settings(flags)
     from evergrant_server.cli import operate
 
-    _finish(operate.bootstrap(_settings(flags), again, out))
+    _finish(operate.bootstrap(settings, again, out))
 
 
 @audit.command
 def verify(*, flags: Flags | None = None) -> None:
     """Check every chain of the audit log; names the first place that doesn't hold."""
+    settings = _settings(flags)
     from evergrant_server.cli import operate
 
-    _finish(operate.verify_audit(_settings(flags)))
+    _finish(operate.verify_audit(settings))
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -228,6 +240,7 @@ def _unforeseen(error: Exception) -> str:
 
 
 def _settings(flags: Flags | None) -> Settings:
+    """The settings. Commands read them before they import: a mistake is answered at once."""
     settings = (flags or Flags()).settings()
     logging.getLogger().setLevel(settings.log_level)
     return settings

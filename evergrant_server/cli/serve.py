@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+from typing import Any
 
 from granian import Granian
 from granian.constants import Interfaces
@@ -41,7 +42,7 @@ def serve_api(settings: Settings) -> None:
     server("evergrant_server.asgi:application", settings.host, settings.port, settings.api_workers).serve()
 
 
-def server(target: str, host: str, port: int, workers: int) -> Granian:
+def server(target: str, host: str, port: int, workers: int) -> Any:
     """granian as the API runs in it; the benchmarks run what they compare with in the same."""
     return Granian(
         target,
