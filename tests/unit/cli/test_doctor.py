@@ -1,0 +1,126 @@
+"""The doctor's checks stand alone, end in time, and compare clocks by what both sides know."""
+
+import asyncio
+import os
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from evergrant_server.cli import doctor, doctor_here
+from evergrant_server.cli.diagnosis import Problem, compared
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.crypto import KeyRing, Role
+from evergrant_server.settings import Settings, load_settings
+
+NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    KeyRing.create(tmp_path / "keys.json")
+    tmp_path.chmod(0o700)
+    return load_settings(data_dir=tmp_path)
+
+
+async def fine(settings: Settings) -> str:
+    return "fine"
+
+
+async def problem(settings: Settings) -> str:
+    raise Problem("it is broken", "mend it")
+
+
+async def failure(settings: Settings) -> str:
+    raise Failure(Code.STORE_UNAVAILABLE, "gone")
+
+
+async def unforeseen(settings: Settings) -> str:
+    raise KeyError("a secret, perhaps")
+
+
+async def forever(settings: Settings) -> str:
+    await asyncio.Event().wait()
+    return "never"
+
+
+async def test_one_that_fails_hides_no_other(settings: Settings) -> None:
+    checks = {"a": problem, "b": failure, "c": unforeseen, "d": fine}
+    found = await doctor.diagnose(settings, checks)
+    assert [(it.check, it.ok) for it in found] == [("a", False), ("b", False), ("c", False), ("d", True)]
+    assert found[0].repair == "mend it"
+    assert "EVERGRANT_DATABASE_URL" in found[1].repair
+    assert "secret" not in found[2].detail
+
+
+async def test_one_that_hangs_ends_in_time(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.LIMIT_S < 5
+    monkeypatch.setattr(doctor, "LIMIT_S", 0.05)
+    began = time.monotonic()
+    found = await doctor.diagnose(settings, {"hangs": forever, "fine": fine})
+    assert [it.ok for it in found] == [False, True]
+    assert time.monotonic() - began < 2
+
+
+async def test_every_problem_comes_with_a_repair(settings: Settings) -> None:
+    """With a key file and nothing else running."""
+    found = await doctor.diagnose(settings)
+    assert len(found) == len(doctor.CHECKS)
+    assert [it.check for it in found if not it.ok and not it.repair] == []
+    assert {it.check for it in found if it.ok} >= {
+        "packages",
+        "catalogue",
+        "key file",
+        "data folder",
+        "journal",
+    }
+
+
+@pytest.mark.parametrize(
+    ("mode", "repair"), [(0o640, "chmod 600"), (0o604, "chmod 600"), (0o400, ""), (0o600, "")]
+)
+async def test_key_file_modes(settings: Settings, mode: int, repair: str) -> None:
+    settings.keys.chmod(mode)
+    if not repair:
+        assert "refresh" in await doctor_here.key_file(settings)
+        return
+    with pytest.raises(Problem) as found:
+        await doctor_here.key_file(settings)
+    assert found.value.repair == f"{repair} {settings.keys}"
+
+
+async def test_the_apis_key_file_is_told_apart(settings: Settings) -> None:
+    exported = settings.data_dir / "api.json"
+    KeyRing.open(settings.keys, Role.OPERATOR).export(exported, Role.API)
+    settings.key_file = exported
+    assert "the API's file" in await doctor_here.key_file(settings)
+
+
+async def test_an_open_data_folder_is_a_problem(settings: Settings) -> None:
+    settings.data_dir.chmod(0o755)
+    with pytest.raises(Problem) as found:
+        await doctor_here.data_folder(settings)
+    assert found.value.repair == f"chmod 700 {settings.data_dir}"
+
+
+async def test_the_journal_check_leaves_nothing(settings: Settings) -> None:
+    before = sorted(os.listdir(settings.data_dir))
+    await doctor_here.journal(settings)
+    assert sorted(os.listdir(settings.data_dir)) == before
+
+
+@pytest.mark.parametrize("seconds", [-4, 0, 3, 4])
+def test_clocks_that_agree(seconds: int) -> None:
+    assert "agree" in compared(NOON + timedelta(seconds=seconds), NOON, NOON, "its")
+
+
+@pytest.mark.parametrize(("seconds", "where"), [(-6, "6.0 s behind"), (300, "300.0 s ahead of")])
+def test_clocks_that_do_not(seconds: int, where: str) -> None:
+    with pytest.raises(Problem, match=where):
+        compared(NOON + timedelta(seconds=seconds), NOON, NOON, "its")
+
+
+def test_a_slow_answer_is_no_skew() -> None:
+    after = NOON + timedelta(seconds=30)
+    assert "agree" in compared(NOON + timedelta(seconds=10), NOON, after, "its")
