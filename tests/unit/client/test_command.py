@@ -142,6 +142,58 @@ async def test_revoke_sends_its_reason(evergrant: ScriptedEvergrant):
     assert evergrant.seen[0].body == {"reason": "left the company"}
 
 
+@pytest.mark.parametrize("output", ["table", "json"])
+async def test_live_shows_where_the_store_differs(evergrant: ScriptedEvergrant, output: str):
+    said = {
+        "state": "needs_reauth",
+        "generation": 1,
+        "expires_at": None,
+        "reason": "grant_rejected",
+        "repairer": "subject",
+        "failures": 1,
+        "next_step": "wait for a new consent",
+        "next_at": None,
+    }
+    differs = ["state", "reason"]
+    evergrant.script("GET /v1/connections/con_1", Answer(200, connection(live=said, differs=differs)))
+    ended = await command(evergrant, "connections", "get", "con_1", "--live", "-o", output)
+    assert (ended.status, ended.err) == (0, "")
+    assert evergrant.seen[0].query == {"live": "true"}
+    if output == "json":
+        shown = json.loads(ended.out)
+        assert (shown["state"], shown["live"], shown["differs"]) == ("active", said, differs)
+    else:
+        marked = [line.split()[0] for line in ended.out.splitlines() if line.rstrip().endswith("differs")]
+        assert marked == differs
+        assert "wait for a new consent" in ended.out
+
+
+async def test_live_without_an_answer_shows_the_store_and_fails(evergrant: ScriptedEvergrant):
+    evergrant.script("GET /v1/connections/con_1", Answer(200, connection(live=None, differs=None)))
+    ended = await command(evergrant, "connections", "get", "con_1", "--live")
+    assert ended.status == 1
+    assert "active" in ended.out
+    assert ended.err.startswith("evergrant: temporal_unavailable: ")
+    assert ended.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (problem(401, "BadRequest", "unauthenticated"), "unauthenticated"),
+        (Answer(404, "<html>", content_type="text/html"), "protocol_error"),
+        (Answer(200, {"items": []}, {"evergrant-version": "9.1.0"}), "version_mismatch"),
+    ],
+)
+async def test_a_wrong_key_url_or_version_is_one_line(
+    evergrant: ScriptedEvergrant, answer: Answer, code: str
+):
+    evergrant.script("GET /v1/connections", answer)
+    ended = await command(evergrant, "connections", "ls")
+    assert (ended.status, ended.out, ended.err.count("\n")) == (1, "", 1)
+    assert ended.err.startswith(f"evergrant: {code}: ")
+
+
 async def test_connect_waits_for_the_subject(evergrant: ScriptedEvergrant):
     pending = connection(state="pending_consent", connect_url=LINK)
     evergrant.script("POST /v1/connections", Answer(201, pending))
@@ -179,3 +231,5 @@ async def test_providers_apps_and_audit(evergrant: ScriptedEvergrant):
     assert "GitHub" in (await command(evergrant, "providers")).out
     assert "etl" in (await command(evergrant, "apps", "ls")).out
     assert "connection.created" in (await command(evergrant, "audit", "con_1")).out
+    evergrant.script("GET /v1/audit", Answer(200, {"items": [record], "next_cursor": None}))
+    assert "connection.created" in (await command(evergrant, "audit")).out

@@ -53,7 +53,9 @@ async def client(temporal: TemporalServer) -> Client:
 
 @pytest.fixture
 def plugin(evergrant: ScriptedEvergrant) -> EvergrantPlugin:
-    return EvergrantPlugin(evergrant.url, "evg_key", deadline=timedelta(seconds=2))
+    return EvergrantPlugin(
+        evergrant.url, "evg_key", deadline=timedelta(seconds=2), cache_leases_for=timedelta(0)
+    )
 
 
 @pytest.fixture

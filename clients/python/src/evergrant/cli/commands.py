@@ -1,7 +1,6 @@
 """The commands. Each makes one call and shows what came back."""
 
 import sys
-from dataclasses import asdict
 from datetime import timedelta
 from importlib.metadata import version
 
@@ -15,11 +14,12 @@ from evergrant.cli.output import (
     connection_row,
     lease_row,
     provider_row,
+    show_live,
     show_one,
     show_rows,
 )
 from evergrant.cli.transfer import export_file, export_key, import_file
-from evergrant.errors import ReconnectNeeded
+from evergrant.errors import PlatformUnavailable, ReconnectNeeded
 from evergrant.models import Connection, ConsentRequired, Lease, State
 
 _CONNECTIONS = ("id", "integration", "subject", "label", "state", "generation", "expires_at", "reason")
@@ -47,10 +47,26 @@ def list_connections(
         show_rows((connection_row(it) for it in found), _CONNECTIONS, options.output)
 
 
-def get_connection(connection_id: str, /, *, options: Options = DEFAULTS) -> None:
-    """Show one connection."""
+def get_connection(connection_id: str, /, *, live: bool = False, options: Options = DEFAULTS) -> None:
+    """Show one connection.
+
+    Parameters
+    ----------
+    live
+        Ask its workflow too, two seconds at most, and show where the store says otherwise.
+    """
     with options.client() as client:
-        _show(client.connection(connection_id), options)
+        found = client.connection(connection_id, live=live)
+    if not live:
+        _show(found, options)
+        return
+    show_live(found, options.output)
+    if found.live is None:
+        raise PlatformUnavailable(
+            "the workflow could not be asked; this is what the store says",
+            code="temporal_unavailable",
+            repair="Check that Temporal and the workers run.",
+        )
 
 
 def connect(
@@ -125,7 +141,7 @@ def token(
             raise ReconnectNeeded(
                 f"{subject} has not consented at {integration}",
                 repair=f"Send the subject to {answer.connect_url}",
-                context=asdict(answer),
+                context=answer.as_error().context,
             )
         case Lease():
             visible = show or not sys.stdout.isatty()
@@ -141,8 +157,8 @@ def list_apps(*, options: Options = DEFAULTS) -> None:
         show_rows((app_row(it) for it in client.apps()), ("id", "name", "disabled"), options.output)
 
 
-def audit(connection_id: str, /, *, options: Options = DEFAULTS) -> None:
-    """Show a connection's audit records."""
+def audit(connection_id: str | None = None, /, *, options: Options = DEFAULTS) -> None:
+    """Show a connection's audit records, or without one the whole tenant's."""
     with options.client() as client:
         show_rows((audit_row(it) for it in client.audit(connection_id)), _AUDIT, options.output)
 

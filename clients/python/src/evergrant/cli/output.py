@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evergrant.errors import EvergrantError
-from evergrant.models import App, AuditItem, Connection, Lease, Provider
+from evergrant.models import App, AuditItem, Connection, Lease, Live, Provider
 
 Row = Mapping[str, object]
 
@@ -43,6 +43,28 @@ def show_one(row: Row, output: Format) -> None:
         print(f"{name:<{width}}  {_cell(value)}")
 
 
+def show_live(connection: Connection, output: Format) -> None:
+    """A connection beside what its workflow says of it; `differs` marks where they disagree."""
+    row = connection_row(connection)
+    said = None if connection.live is None else live_row(connection.live)
+    if output is Format.JSON:
+        show_one({**row, "live": said, "differs": list(connection.differs)}, output)
+        return
+    show_one(row, output)
+    if said is not None:
+        print()
+        rows = (
+            {
+                "member": name,
+                "store": row.get(name, ""),
+                "workflow": value,
+                "differs": "differs" if name in connection.differs else "",
+            }
+            for name, value in said.items()
+        )
+        show_rows(rows, ("member", "store", "workflow", "differs"), output)
+
+
 def show_error(error: EvergrantError) -> None:
     """One line on stderr: code, what happened, what to do."""
     detail = f": {_line(error.detail)}" if error.detail else ""
@@ -69,6 +91,19 @@ def connection_row(connection: Connection) -> Row:
         row["connect_url"] = connection.connect_url
         row["connect_expires_at"] = _time(connection.connect_expires_at)
     return row
+
+
+def live_row(live: Live) -> Row:
+    return {
+        "state": live.state.value,
+        "generation": live.generation,
+        "expires_at": _time(live.expires_at),
+        "reason": live.reason,
+        "repairer": live.repairer,
+        "failures": live.failures,
+        "next_step": live.next_step,
+        "next_at": _time(live.next_at),
+    }
 
 
 def lease_row(lease: Lease, *, show_token: bool) -> Row:

@@ -8,6 +8,7 @@ from temporalio.plugin import SimplePlugin
 from temporalio.worker import Worker, WorkerConfig
 
 from evergrant.async_client import AsyncEvergrant
+from evergrant.caching import CACHE_LEASES_FOR
 from evergrant.patience import DEADLINE
 from evergrant.sync_client import Evergrant
 from evergrant.temporal.interceptor import LeaseInterceptor
@@ -30,15 +31,26 @@ class EvergrantPlugin(SimplePlugin):
         deadline: timedelta = DEADLINE,
         tls: ssl.SSLContext | None = None,
         allow_plain_http: bool = False,
+        cache_leases_for: timedelta = CACHE_LEASES_FOR,
     ) -> None:
         super().__init__(  # pyright: ignore[reportUnknownMemberType]  # temporalio leaves a Callable open
             "evergrant.EvergrantPlugin", interceptors=[LeaseInterceptor(self._opened)]
         )
         self._asyncio = lambda: AsyncEvergrant(
-            url, api_key, deadline=deadline, tls=tls, allow_plain_http=allow_plain_http
+            url,
+            api_key,
+            deadline=deadline,
+            tls=tls,
+            allow_plain_http=allow_plain_http,
+            cache_leases_for=cache_leases_for,
         )
         self._blocking = lambda: Evergrant(
-            url, api_key, deadline=deadline, tls=tls, allow_plain_http=allow_plain_http
+            url,
+            api_key,
+            deadline=deadline,
+            tls=tls,
+            allow_plain_http=allow_plain_http,
+            cache_leases_for=cache_leases_for,
         )
         self._clients: Clients | None = None
         self._running = 0

@@ -1,0 +1,173 @@
+"""The fake server: what a test tells it, and the thread that answers on loopback."""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from http.server import ThreadingHTTPServer
+from threading import RLock, Thread
+from types import TracebackType
+from typing import Self
+
+from evergrant.models import State
+from evergrant.testing.answers import Answer, problem
+from evergrant.testing.clock import SetClock
+from evergrant.testing.connections import LIFETIME, FakeConnection
+from evergrant.testing.routes import route
+from evergrant.testing.serving import handler
+
+API_KEY = "evg_fake_key"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request that reached the fake. Headers have lower-case names."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str] = field(repr=False)
+    body: Mapping[str, object] = field(repr=False)
+
+
+class FakeEvergrant:
+    """An Evergrant that does what a test tells it. A context manager; threads may use it.
+
+    Connections that nobody made begin when they are asked for, and wait for consent. `requests`
+    holds all that came in. `version` is what it says of itself.
+    """
+
+    def __init__(self, clock: SetClock | None = None, *, api_key: str = API_KEY) -> None:
+        self.clock = clock or SetClock()
+        self.api_key = api_key
+        self.version = "0.1.0"
+        self.requests: list[Request] = []
+        self.connections: dict[str, FakeConnection] = {}
+        self.lock = RLock()
+        self._next: deque[Answer] = deque()
+        self._down: Answer | None = None
+        self._http = ThreadingHTTPServer(
+            ("127.0.0.1", 0), handler(self.answer, lambda: self.version, self.clock)
+        )
+        self._http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
+        self._thread = Thread(target=self._http.serve_forever, args=(0.01,), daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.shutdown()
+        self._thread.join()
+        self._http.server_close()
+
+    # --- what a test tells it ---------------------------------------------------------
+
+    def connect(
+        self,
+        integration: str,
+        subject: str,
+        *,
+        label: str = "default",
+        token: str | None = None,
+        lifetime: timedelta | None = LIFETIME,
+        scopes: tuple[str, ...] = (),
+    ) -> FakeConnection:
+        """An active connection. `lifetime` is that of each of its tokens, None for never expiring."""
+        with self.lock:
+            made = self.pending(integration, subject, label=label, lifetime=lifetime, scopes=scopes)
+            made.consent()
+            if token is not None:
+                made.token = token
+            return made
+
+    def pending(
+        self,
+        integration: str,
+        subject: str,
+        *,
+        label: str = "default",
+        lifetime: timedelta | None = LIFETIME,
+        scopes: tuple[str, ...] = (),
+    ) -> FakeConnection:
+        """A connection whose subject has not consented yet: `ConsentRequired`, until `consent()`."""
+        with self.lock:
+            made = FakeConnection(
+                id=f"con_fake{len(self.connections) + 1}",
+                integration=integration,
+                subject=subject,
+                label=label,
+                now=self.clock,
+                url=self.url,
+                lifetime=lifetime,
+                scopes=scopes,
+            )
+            made.events.append((self.clock(), "connection.created"))
+            self.connections[made.id] = made
+            return made
+
+    def fail(
+        self, code: str, *, kind: str, status: int, times: int = 1, retry_after: float | None = None
+    ) -> None:
+        """Answer the next `times` requests with this problem, then go on as before."""
+        with self.lock:
+            self._next.extend([problem(status, kind, code, retry_after=retry_after)] * times)
+
+    def drop(self, times: int = 1) -> None:
+        """Close the next `times` connections without an answer, before anything was done."""
+        with self.lock:
+            self._next.extend([Answer(0)] * times)
+
+    def go_down(self, retry_after: float | None = None) -> None:
+        """An outage: every request gets 503 `store_unavailable`, until `come_back`."""
+        with self.lock:
+            self._down = problem(503, "PlatformUnavailable", "store_unavailable", retry_after=retry_after)
+
+    def come_back(self) -> None:
+        with self.lock:
+            self._down = None
+            self._next.clear()
+
+    def called(self, method: str, path: str) -> int:
+        """How often a route was called: `called("POST", "/v1/lease")`."""
+        with self.lock:
+            return sum(1 for it in self.requests if (it.method, it.path) == (method, path))
+
+    # --- what it answers --------------------------------------------------------------
+
+    def answer(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        headers: Mapping[str, str],
+        body: Mapping[str, object],
+    ) -> Answer:
+        with self.lock:
+            self.requests.append(Request(method, path, query, headers, body))
+            if self._down is not None:
+                return self._down
+            if self._next:
+                return self._next.popleft()
+            if not path.startswith("/connect/") and headers.get("authorization") != f"Bearer {self.api_key}":
+                return problem(401, "BadRequest", "unauthenticated")
+            return route(self, method, path, query, body)
+
+    def by_names(self, integration: str, subject: str, label: str) -> FakeConnection | None:
+        """The connection that has not ended, else the newest."""
+        names = (integration, subject, label)
+        found = [it for it in self.connections.values() if (it.integration, it.subject, it.label) == names]
+        living = [it for it in found if not it.state.final]
+        return next(iter(living or found[::-1]), None)
+
+    def all(self, query: Mapping[str, str]) -> list[FakeConnection]:
+        asked = {name: query[name] for name in ("integration", "subject") if name in query}
+        return [
+            it
+            for it in self.connections.values()
+            if all(getattr(it, name) == value for name, value in asked.items())
+            and it.state == State(query.get("state", it.state))
+        ]

@@ -1,0 +1,31 @@
+"""pytest fixtures, loaded by themselves where `evergrant` is installed."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from evergrant.testing import FakeEvergrant, SetClock
+
+# The fake is imported by the fixtures, not by this module: pytest loads it in every run.
+
+
+@pytest.fixture
+def evergrant_clock() -> "SetClock":
+    """The clock of `fake_evergrant`; pass it to the clients as well: `Evergrant(clock=evergrant_clock)`."""
+    from evergrant.testing import SetClock
+
+    return SetClock()
+
+
+@pytest.fixture
+def fake_evergrant(evergrant_clock: "SetClock", monkeypatch: pytest.MonkeyPatch) -> "Iterator[FakeEvergrant]":
+    """A fake Evergrant; EVERGRANT_URL and EVERGRANT_API_KEY point to it during the test."""
+    from evergrant.testing import FakeEvergrant
+
+    with FakeEvergrant(evergrant_clock) as fake:
+        monkeypatch.setenv("EVERGRANT_URL", fake.url)
+        monkeypatch.setenv("EVERGRANT_API_KEY", fake.api_key)
+        monkeypatch.delenv("EVERGRANT_API_KEY_FILE", raising=False)
+        yield fake

@@ -1,0 +1,153 @@
+"""The routes of the fake: the shapes of Evergrant's HTTP API, over connections in memory."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from evergrant.models import State
+from evergrant.testing.answers import Answer, problem
+from evergrant.testing.connections import FakeConnection, live, shown, stamp
+
+if TYPE_CHECKING:
+    from evergrant.testing.fake import FakeEvergrant
+
+Body = Mapping[str, object]
+
+
+def route(fake: "FakeEvergrant", method: str, path: str, query: Mapping[str, str], body: Body) -> Answer:
+    match (method, path.strip("/").split("/")):
+        case ("POST", ["v1", "lease"]):
+            return _lease(fake, body)
+        case ("POST", ["v1", "connections"]):
+            return _connect(fake, body)
+        case ("GET", ["v1", "connections"]):
+            return _page([shown(it) for it in fake.all(query)])
+        case (_, ["v1", "connections", connection_id, *rest]):
+            found = fake.connections.get(connection_id)
+            if found is None:
+                return problem(404, "BadRequest", "not_found")
+            return _one(found, method, rest, query, body)
+        case ("GET", ["v1", "audit"]):
+            return _page([it for one in fake.connections.values() for it in _audit(one)])
+        case ("GET", ["v1", "providers"]):
+            return _page([{"name": "fake", "display_name": "Fake", "categories": [], "default_scopes": []}])
+        case ("GET", ["v1", "apps"]):
+            created = stamp(fake.clock())
+            return _page([{"id": "app_fake", "name": "fake", "disabled": False, "created_at": created}])
+        case (_, ["connect", link]):
+            return _subject(fake, method, link)
+        case _:
+            return problem(404, "BadRequest", "not_found")
+
+
+def _lease(fake: "FakeEvergrant", body: Body) -> Answer:
+    names = str(body.get("integration")), str(body.get("subject")), str(body.get("label", "default"))
+    found = fake.by_names(*names)
+    if found is None or found.state in (State.CONSENT_EXPIRED, State.DENIED):
+        found = fake.pending(names[0], names[1], label=names[2])
+    if found.state is State.ACTIVE:
+        least = body.get("min_ttl")
+        found.make_fresh(timedelta(seconds=least if isinstance(least, int | float) else 0))
+        return _leased(found, body)
+    if found.state in (State.PENDING_CONSENT, State.NEEDS_REAUTH):
+        return problem(
+            409,
+            "ReconnectNeeded",
+            "consent_required",
+            connection_id=found.id,
+            connect_url=found.ask_consent(),
+            expires_at=stamp(found.link_expires_at),
+        )
+    return problem(409, "ReconnectNeeded", found.reason or "connection_revoked", connection_id=found.id)
+
+
+def _leased(found: FakeConnection, body: Body) -> Answer:
+    if not found.valid:
+        return problem(503, "ProviderUnavailable", "refresh_pending", retry_after=1)
+    asked = body.get("scopes")
+    if isinstance(asked, list) and not set(found.scopes).issuperset(map(str, asked)):  # pyright: ignore[reportUnknownArgumentType]  # a JSON list of anything
+        return problem(409, "ReconnectNeeded", "scope_not_granted", connection_id=found.id)
+    found.leases += 1
+    return Answer(
+        200,
+        {
+            "access_token": found.token,
+            "token_type": "Bearer",
+            "expires_at": stamp(found.expires_at),
+            "scopes": list(found.scopes),
+            "generation": found.generation,
+            "connection_id": found.id,
+        },
+    )
+
+
+def _connect(fake: "FakeEvergrant", body: Body) -> Answer:
+    names = str(body.get("integration")), str(body.get("subject")), str(body.get("label", "default"))
+    found = fake.by_names(*names)
+    if found is None or found.state.final:
+        found = fake.pending(names[0], names[1], label=names[2])
+        return Answer(201, shown(found, link=True))
+    return Answer(200, shown(found, link=found.state is State.PENDING_CONSENT))
+
+
+def _one(found: FakeConnection, method: str, rest: list[str], query: Mapping[str, str], body: Body) -> Answer:
+    match (method, rest):
+        case ("GET", []):
+            if query.get("live") == "true":
+                return Answer(200, shown(found) | {"live": live(found), "differs": ()})
+            return Answer(200, shown(found))
+        case ("GET", ["audit"]):
+            return _page(_audit(found))
+        case ("POST", ["refresh"]):
+            return _refresh(found, body)
+        case ("POST", ["reauthorize"]):
+            return Answer(200, shown(found, link=True))
+        case ("POST", ["revoke"]) | ("DELETE", []):
+            if not found.state.final:
+                found.revoke()
+            return Answer(202, shown(found))
+        case _:
+            return problem(404, "BadRequest", "not_found")
+
+
+def _refresh(found: FakeConnection, body: Body) -> Answer:
+    if found.state is not State.ACTIVE:
+        return problem(409, "ReconnectNeeded", found.reason or "consent_required", connection_id=found.id)
+    seen = body.get("seen_generation")
+    if not isinstance(seen, int) or seen >= found.generation:
+        if found.refuses_refresh:
+            return problem(503, "ProviderUnavailable", "refresh_pending", retry_after=1)
+        found.rotate()
+    return Answer(200, shown(found))
+
+
+def _subject(fake: "FakeEvergrant", method: str, link: str) -> Answer:
+    """The connect link: it can be looked at, and a POST consents, as the subject's browser would."""
+    for found in fake.connections.values():
+        if found.link.endswith(f"/{link}"):
+            if method == "POST":
+                found.consent()
+            return Answer(200, {"connection_id": found.id, "state": found.state.value})
+    return problem(404, "BadRequest", "not_found")
+
+
+def _audit(found: FakeConnection) -> list[dict[str, object]]:
+    return [
+        {
+            "seq": number,
+            "lane": "main",
+            "at": stamp(at),
+            "action": action,
+            "object": found.id,
+            "by": "fake",
+            "trace_id": "",
+            "detail": {},
+            "workflow_run_id": None,
+            "workflow_event_id": None,
+        }
+        for number, (at, action) in enumerate(found.events, 1)
+    ]
+
+
+def _page(items: list[dict[str, object]]) -> Answer:
+    return Answer(200, {"items": items, "next_cursor": None})

@@ -1,0 +1,146 @@
+"""What `evergrant.testing` gives to users, used as they would: fixtures, one scripted life, failures."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import httpx2
+import pytest
+import stamina
+from evergrant import (
+    AsyncEvergrant,
+    ConsentRequired,
+    ConsentTimeout,
+    Evergrant,
+    Lease,
+    PlatformUnavailable,
+    ProtocolError,
+    ReconnectNeeded,
+    State,
+    Unreachable,
+)
+from evergrant.testing import FakeEvergrant, SetClock
+from evergrant.testing.connections import live, shown
+
+from evergrant_server.api.views import ConnectionView, LeaseView, LiveView
+
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def client(fake_evergrant: FakeEvergrant, evergrant_clock: SetClock):
+    with Evergrant(clock=evergrant_clock) as made, stamina.set_testing(True, attempts=2):
+        yield made
+
+
+def test_a_life(fake_evergrant: FakeEvergrant, client: Evergrant, evergrant_clock: SetClock):
+    needed = client.lease("crm", "alice")
+    assert isinstance(needed, ConsentRequired)
+    fake_evergrant.connections[needed.connection_id].consent()
+    assert client.wait_for_consent(needed.connection_id, HOUR).state is State.ACTIVE
+    first = client.lease("crm", "alice")
+    assert isinstance(first, Lease)
+    evergrant_clock.advance(HOUR)
+    second = client.lease("crm", "alice")
+    assert isinstance(second, Lease)
+    assert (first.generation, second.generation) == (1, 2)
+    client.revoke(second.connection_id, "done")
+    with pytest.raises(ReconnectNeeded, match="connection_revoked"):
+        client.lease("crm", "alice")
+    actions = [it.action for it in client.audit(second.connection_id)]
+    assert actions[-1] == "connection.revoked"
+    assert client.connect("crm", "alice").id != second.connection_id
+
+
+def test_the_connect_link_works(fake_evergrant: FakeEvergrant, client: Evergrant):
+    opened = client.connect("crm", "alice")
+    assert opened.connect_url is not None
+    assert httpx2.get(opened.connect_url).json()["state"] == "pending_consent"
+    httpx2.post(opened.connect_url).raise_for_status()
+    assert client.connection(opened.id).state is State.ACTIVE
+
+
+def test_a_consent_that_never_comes(client: Evergrant):
+    opened = client.connect("crm", "alice")
+    moment = timedelta(milliseconds=5)
+    with pytest.raises(ConsentTimeout) as late:
+        client.wait_for_consent(opened.id, 4 * moment, every=moment)
+    assert isinstance(late.value, TimeoutError)
+    assert isinstance(late.value, ReconnectNeeded)
+    assert str(late.value) == "consent_timeout: nobody finished the consent in time"
+
+
+def test_a_revocation_made_elsewhere_is_seen_within_the_bound(
+    fake_evergrant: FakeEvergrant, client: Evergrant, evergrant_clock: SetClock
+):
+    alice = fake_evergrant.connect("crm", "alice", token="known")
+    assert client.token("crm", "alice") == "known"
+    alice.revoke()
+    assert client.token("crm", "alice") == "known"
+    evergrant_clock.advance(timedelta(seconds=30))
+    with pytest.raises(ReconnectNeeded):
+        client.token("crm", "alice")
+    assert alice.leases == 1
+
+
+def test_outages_and_failures(fake_evergrant: FakeEvergrant, client: Evergrant):
+    alice = fake_evergrant.connect("crm", "alice")
+    fake_evergrant.go_down()
+    with pytest.raises(PlatformUnavailable):
+        client.token("crm", "alice")
+    fake_evergrant.come_back()
+    fake_evergrant.drop()
+    assert client.token("crm", "alice") == alice.token
+    fake_evergrant.fail("client_rejected", kind="ClientMisconfigured", status=424)
+    with pytest.raises(Exception, match="client_rejected"):
+        client.connection(alice.id)
+    fake_evergrant.drop(times=2)
+    with pytest.raises(Unreachable):
+        client.connection(alice.id)
+    fake_evergrant.version = "9.0.0"
+    with pytest.raises(ProtocolError, match=r"9\.0\.0"):
+        client.connection(alice.id)
+
+
+async def test_rotation_and_asyncio(fake_evergrant: FakeEvergrant, evergrant_clock: SetClock):
+    alice = fake_evergrant.connect("crm", "alice", lifetime=None)
+    async with AsyncEvergrant(clock=evergrant_clock) as client:
+        old = await client.lease("crm", "alice")
+        alice.rotate()
+        evergrant_clock.advance(timedelta(seconds=30))
+        new = await client.lease("crm", "alice")
+        assert isinstance(old, Lease)
+        assert isinstance(new, Lease)
+        assert (new.expires_at, new.generation, new.access_token) == (None, 2, alice.token)
+        assert [it.id async for it in client.connections(state=State.ACTIVE)] == [alice.id]
+        assert [it.name async for it in client.providers()] == ["fake"]
+    assert fake_evergrant.called("POST", "/v1/lease") == 2
+
+
+def test_a_wrong_key(fake_evergrant: FakeEvergrant):
+    with Evergrant(api_key="another") as client, pytest.raises(Exception, match="unauthenticated"):
+        client.token("crm", "alice")
+
+
+def test_it_has_the_servers_shapes(fake_evergrant: FakeEvergrant):
+    """The fake says nothing that the server's views don't have, and all that a lease has."""
+    alice = fake_evergrant.connect("crm", "alice")
+    assert set(shown(alice, link=True)) <= set(ConnectionView.model_fields)
+    assert set(live(alice)) == set(LiveView.model_fields)
+    with httpx2.Client(headers={"authorization": f"Bearer {fake_evergrant.api_key}"}) as http:
+        leased = http.post(f"{fake_evergrant.url}/v1/lease", json={"integration": "crm", "subject": "alice"})
+    assert set(leased.json()) == set(LeaseView.model_fields)
+
+
+async def test_the_command_and_live(fake_evergrant: FakeEvergrant):
+    alice = fake_evergrant.connect("crm", "alice")
+    command = str(Path(sys.executable).parent / "evergrant")
+    arguments = [command, "connections", "get", alice.id, "--live"]
+    run = await asyncio.to_thread(
+        subprocess.run, arguments, env=dict(os.environ), capture_output=True, text=True, timeout=30
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "refresh due" in run.stdout
