@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from docs.generate import DOCS, PAGES
+from evergrant_server.cli.doctor import CHECKS
 from examples.demo.claims import Claim
 
 ROOT = Path(__file__).parents[3]
-MARKDOWN = sorted([ROOT / "README.md", *DOCS.rglob("*.md"), ROOT / "clients/python/README.md"])
+MARKDOWN = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), ROOT / "clients/python/README.md"])
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -24,6 +25,18 @@ def test_links_inside_the_repository_lead_somewhere(path: Path) -> None:
         if target.startswith(("http://", "https://", "#")):
             continue
         assert (path.parent / target.partition("#")[0]).exists(), f"{path.name} links to {target}"
+
+
+def test_every_check_of_the_doctor_is_explained() -> None:
+    text = (DOCS / "guide/operations.md").read_text(encoding="utf-8")
+    explained = re.findall(
+        r"^\| ([^|]+) \|", text.partition("## doctor")[2].partition("## ")[0], re.MULTILINE
+    )
+    names = [name for row in explained[2:] for name in re.split(r"; | and ", row)]
+    spread = [
+        part.strip() for name in names for part in ([name] if name.startswith("clock") else name.split(","))
+    ]
+    assert sorted(spread) == sorted(CHECKS)
 
 
 def test_every_decision_is_in_the_list() -> None:
