@@ -27,42 +27,11 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
 from tests.fakes.databases import Postgres, migrated_sqlite, postgres, sqlite_url
-from tests.fakes.mistakes import COMMAND, ROOT, Mistake, Told, carried_out
+from tests.fakes.mistakes import COMMAND, IN_SETTINGS, ROOT, Mistake, Told, carried_out
 from tests.fakes.temporal import TemporalServer, free_port, running_temporal
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 TOGETHER = 2  # how many run at a time
-SETTINGS = [
-    Mistake("an unknown log level", "serve", 2, ("EVERGRANT_LOG_LEVEL", "DEBUG, INFO"),
-            env={"EVERGRANT_LOG_LEVEL": "loud"}),
-    Mistake("a port that is no number", "serve", 2, ("EVERGRANT_PORT", "integer"),
-            env={"EVERGRANT_PORT": "http"}),
-    Mistake("a port out of range", "serve --port 99999", 2, ("EVERGRANT_PORT", "65535")),
-    Mistake("a flag's value of the wrong kind", "serve --port http", 2, ("--port", "serve --help")),
-    Mistake("an unknown flag", "serve --hots 127.0.0.1", 2, ("--hots", "--host", "serve --help")),
-    Mistake("an unknown command", "sevre", 2, ("sevre", "serve", "--help")),
-    Mistake("a missing argument", "keys rotate", 2, ("lane", "keys rotate --help")),
-    Mistake("a misspelt setting", "db current", 2,
-            ("EVERGRANT_DATABSE_URL", "did you mean EVERGRANT_DATABASE_URL"),
-            env={"EVERGRANT_DATABSE_URL": "postgresql+asyncpg://evergrant@db/evergrant"}),
-    Mistake("plain http on a public host", "serve", 2, ("EVERGRANT_PUBLIC_URL", "https://auth.example.com"),
-            env={"EVERGRANT_PUBLIC_URL": "http://auth.example.com"}),
-    Mistake("a public URL with a path", "serve", 2, ("EVERGRANT_PUBLIC_URL", "without a path"),
-            env={"EVERGRANT_PUBLIC_URL": "https://example.com/evergrant"}),
-    Mistake("an egress allowance without a port", "worker", 2,
-            ("EVERGRANT_EGRESS_ALLOW", "10.0.0.7", "host:port"),
-            env={"EVERGRANT_EGRESS_ALLOW": "10.0.0.7"}),
-    Mistake("a database of another kind", "db upgrade", 2, ("EVERGRANT_DATABASE_URL", "postgresql+asyncpg://"),
-            env={"EVERGRANT_DATABASE_URL": "mysql://evergrant@db/evergrant"}),
-    Mistake("a Temporal address that is a URL", "worker", 2, ("EVERGRANT_TEMPORAL_ADDRESS", "host:port"),
-            env={"EVERGRANT_TEMPORAL_ADDRESS": "https://temporal:7233"}),
-    Mistake("a duration in words", "serve", 2, ("EVERGRANT_HISTORY_RETENTION", "seconds", "P365D"),
-            env={"EVERGRANT_HISTORY_RETENTION": "a year"}),
-    Mistake("a password file that isn't there", "db upgrade", 2,
-            ("EVERGRANT_DATABASE_PASSWORD_FILE", "/nowhere"),
-            env={"EVERGRANT_DATABASE_PASSWORD_FILE": "/nowhere",
-                 "EVERGRANT_DATABASE_URL": "postgresql+asyncpg://evergrant@db/evergrant"}),
-]  # fmt: skip
 SERVER_URL = "EVERGRANT_DATABASE_URL"
 
 
@@ -278,7 +247,7 @@ async def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[M
         port = await stack.enter_async_context(_taken())
         place = Place(root, temporal, postgres())
         settings = await place.sound("settings")
-        table = [(mistake, settings) for mistake in SETTINGS]
+        table = [(mistake, settings) for mistake in IN_SETTINGS]
         table += [
             (
                 Mistake(
