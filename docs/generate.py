@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic_core import PydanticUndefined
 
+from docs import telemetry_page
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import FAILURES, Kind, Repairer, Retry
 from evergrant_server.settings import Settings
@@ -147,6 +148,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "errors.md": errors,
     "reference/settings.md": settings,
     "reference/audit.md": audit_actions,
+    "telemetry.md": lambda: telemetry_page.page(NOTE, table),
 }
 
 

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 
 from evergrant_server import telemetry_traces
 from evergrant_server.api import (
@@ -27,6 +28,15 @@ from evergrant_server.api.parts import Parts
 from evergrant_server.api.subjects import Subjects
 
 VERSION = "0.1.0"
+
+# FastAPI's own spans quote the path, which may hold a connect link, and its logs quote exceptions.
+_NOT_BY_ITSELF: TelemetryConfig = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+    "auto_configure": False,
+}
 
 ROUTERS = (
     health.router,
@@ -60,6 +70,7 @@ def create_app(parts: Parts) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
         redirect_slashes=False,
+        telemetry=_NOT_BY_ITSELF,
     )
     app.state.parts = parts
     app.state.subjects = Subjects(parts)

@@ -44,6 +44,12 @@ USED_OTHERWISE = {
 BROUGHT_BY = {
     "django": "django-oauth-toolkit",
     "googleapis-common-protos": "temporalio",
+    # the namespace `opentelemetry` is shared: whoever imports it seems to import all of these
+    "opentelemetry-exporter-http-transport": "opentelemetry-exporter-otlp-proto-http",
+    "opentelemetry-exporter-otlp-common": "opentelemetry-exporter-otlp-proto-http",
+    "opentelemetry-exporter-otlp-proto-common": "opentelemetry-exporter-otlp-proto-http",
+    "opentelemetry-proto": "opentelemetry-exporter-otlp-proto-http",
+    "opentelemetry-semantic-conventions": "opentelemetry-sdk",
     "protobuf": "temporalio",
     "pydantic-core": "pydantic",
     "starlette": "fastapi",

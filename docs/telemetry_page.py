@@ -1,0 +1,88 @@
+"""docs/telemetry.md: the tables of `evergrant_server.telemetry_names`, and what to know around them."""
+
+from collections.abc import Callable, Iterable
+
+from evergrant_server.telemetry_names import ATTRIBUTES, EVENTS, LOG_FIELDS, METRICS, SPANS
+
+Table = Callable[[tuple[str, ...], Iterable[tuple[str, ...]]], list[str]]
+
+_TRACES = """
+## Traces
+
+Off by default: no SDK is installed, and a span costs nothing. They are on in every process (API and
+worker) that has `OTEL_EXPORTER_OTLP_ENDPOINT` (or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`) in its
+environment; the protocol is `http/protobuf` (port 4318). The other standard variables work as usual:
+`OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_TRACES_SAMPLER`, `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`,
+`OTEL_BSP_*`, `OTEL_TRACES_EXPORTER=none`, `OTEL_SDK_DISABLED=true`. A queue with a bound and a thread
+of its own send the spans: a collector that is away loses spans, and never delays a lease.
+
+A caller's `traceparent` is continued; `tracestate` and `baggage` are not read. The trace id of a
+request is the one in the audit log. A refresh belongs to the trace of whoever asked for it:
+
+```
+POST /v1/lease                                 the API
+  StartWorkflowUpdate:ensure_fresh             the API, to Temporal
+    HandleUpdate:ensure_fresh                  the workflow
+      StartActivity:refresh_grant              the workflow
+        RunActivity:refresh_grant              the worker
+          POST                                 the provider
+```
+
+What a workflow does by its own timer belongs to the trace of its run. `RunWorkflow` ends when the run
+does, which may take years. No span holds a URL, a path, a header, a body or an exception's text of ours.
+"""
+_METRICS = """
+## Metrics
+
+`GET /metrics` on the API and, with `EVERGRANT_METRICS_PORT`, on a worker, in Prometheus's text format
+(names with underscores and units: `evergrant_lease_count_total`, `evergrant_refresh_duration_seconds`).
+A worker's page has the metrics of Temporal's SDK too (`temporal_…`). With an OTLP endpoint configured
+(`OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_METRICS_ENDPOINT`) the same are pushed.
+
+Each process counts for itself. With `EVERGRANT_API_WORKERS` above 1 a scrape reaches one of the API's
+processes, so push over OTLP there, or run more copies of one process each. Attributes have few values:
+no tenant, id or subject is ever among them, so the page needs no authentication.
+"""
+_LOGS = """
+## Logs
+
+One line each on standard error: text, or with `EVERGRANT_LOG_FORMAT=json` one JSON object. Libraries
+that log requests speak from WARNING on, whatever `EVERGRANT_LOG_LEVEL` says.
+"""
+
+
+def page(note: str, table: Table) -> str:
+    spans = [(f"`{it.name}`", it.kind, it.where, _ticked(it.attributes)) for it in SPANS]
+    metrics = [
+        (f"`{it.name}`", it.kind, f"`{it.unit}`", it.meaning, _ticked(it.attributes)) for it in METRICS
+    ]
+    return "\n".join(
+        [
+            note,
+            "# Telemetry",
+            "",
+            "Traces, metrics and logs say which provider, which outcome, which code and (logs and traces)",
+            "which id. None of them holds a secret; a test plants some everywhere and looks for them.",
+            _TRACES,
+            *table(("span", "kind", "where", "attributes"), spans),
+            "",
+            "The names with a colon, and their attributes, are those of Temporal's own plugin.",
+            _METRICS,
+            *table(("metric", "kind", "unit", "what it counts", "attributes"), metrics),
+            "",
+            "## Attributes",
+            "",
+            *table(("attribute", "what it is"), [(f"`{name}`", it) for name, it in ATTRIBUTES.items()]),
+            _LOGS,
+            *table(("member", "what it is"), [(f"`{it.value}`", said) for it, said in LOG_FIELDS.items()]),
+            "",
+            "### Events",
+            "",
+            *table(("message begins with", "logged when"), [(f"`{it.value}`", EVENTS[it]) for it in EVENTS]),
+            "",
+        ]
+    )
+
+
+def _ticked(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "none"

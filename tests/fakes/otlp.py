@@ -1,0 +1,79 @@
+"""A real OTLP receiver (oteltap) on loopback that keeps every span it gets."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from oteltap import OtelTapHttpProtobufReceiver, OtelTapHttpProtobufReceiverSettings
+
+from tests.fakes.temporal import free_port
+
+
+class Received:
+    """What arrived so far."""
+
+    def __init__(self, port: int) -> None:
+        self.env = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
+            "OTEL_BSP_SCHEDULE_DELAY": "100",
+            "OTEL_METRIC_EXPORT_INTERVAL": "500",
+        }
+        self.endpoint = f"http://127.0.0.1:{port}/v1/traces"
+        self.spans: list[Span] = []
+        self.metrics: list[Any] = []
+
+    def trace(self, trace_id: str) -> list[Span]:
+        return [span for span in self.spans if span.trace_id.hex() == trace_id]
+
+    async def until(self, condition: Callable[[], Any], limit_s: float = 20) -> Any:
+        async with asyncio.timeout(limit_s):
+            while not (found := condition()):
+                await asyncio.sleep(0.05)
+        return found
+
+
+@asynccontextmanager
+async def running_receiver() -> AsyncIterator[Received]:
+    port = free_port()
+    received = Received(port)
+    settings = OtelTapHttpProtobufReceiverSettings(http_port=port, listen_on_all_interfaces=False)
+    async with OtelTapHttpProtobufReceiver(settings) as receiver:
+        spans, metrics = receiver.stream_traces(), receiver.stream_metrics()
+
+        async def keep(stream: AsyncIterator[Any], into: list[Any]) -> None:
+            async for it in stream:
+                into.append(it)
+
+        keeping = [
+            asyncio.create_task(keep(spans, received.spans)),
+            asyncio.create_task(keep(metrics, received.metrics)),
+        ]
+        yield received
+        for task in keeping:
+            task.cancel()
+        await asyncio.gather(*keeping, return_exceptions=True)
+
+
+def attributes(span: Span) -> dict[str, Any]:
+    return {it.key: getattr(it.value, it.value.WhichOneof("value")) for it in span.attributes}
+
+
+def tree(spans: list[Span]) -> str:
+    """The spans below each other, as a person reads a trace."""
+    lines: list[str] = []
+    known = {span.span_id for span in spans}
+    by_parent: dict[bytes, list[Span]] = {}
+    for span in sorted(spans, key=lambda it: it.start_time_unix_nano):
+        by_parent.setdefault(span.parent_span_id if span.parent_span_id in known else b"", []).append(span)
+
+    def put(span: Span, depth: int) -> None:
+        took = (span.end_time_unix_nano - span.start_time_unix_nano) / 1e6
+        lines.append(f"{'  ' * depth}{span.name}  {took:.1f} ms  {attributes(span)}")
+        for child in by_parent.get(span.span_id, []):
+            put(child, depth + 1)
+
+    for root in by_parent.get(b"", []):
+        put(root, 0)
+    return "\n".join(lines)

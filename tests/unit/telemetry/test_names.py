@@ -1,0 +1,106 @@
+"""The table of names is what the code uses, and what docs/telemetry.md says."""
+
+import io
+import json
+import logging
+import re
+from pathlib import Path
+
+import pytest
+
+from evergrant_server import telemetry_names as names
+from evergrant_server.telemetry import configure_logging, say
+from evergrant_server.telemetry_names import ATTRIBUTES, EVENTS, LOG_FIELDS, METRICS, Event, LogField
+from evergrant_server.telemetry_sdk import BadTelemetry, otlp_wanted
+
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs/telemetry.md").read_text(encoding="utf-8")
+CODE = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for folder in ("evergrant_server", "activities", "providers", "workflows")
+    for path in (ROOT / folder).rglob("*.py")
+}
+
+
+def test_every_name_is_on_the_page() -> None:
+    listed = set(re.findall(r"^\| `([^`]+)` \|", PAGE, flags=re.MULTILINE))
+    ours = {it.name for it in (*names.SPANS, *METRICS)} | set(ATTRIBUTES) | {it.value for it in Event}
+    assert listed == ours | {field.value for field in LogField}
+
+
+def test_every_event_and_field_is_explained() -> None:
+    assert set(EVENTS) == set(Event)
+    assert set(LOG_FIELDS) == set(LogField)
+
+
+@pytest.mark.parametrize("event", Event)
+def test_every_event_is_logged_somewhere(event: Event) -> None:
+    users = [name for name, text in CODE.items() if f"Event.{event.name}" in text]
+    assert [name for name in users if name != "evergrant_server/telemetry_names.py"]
+
+
+def test_whoever_logs_says_an_event() -> None:
+    free = re.compile(r"\blog\.(?:debug|info|warning|error)\(")
+    assert [name for name, text in CODE.items() if free.search(text)] == []
+
+
+def test_names_of_metrics_and_attributes_are_written_once() -> None:
+    for name, text in CODE.items():
+        if name != "evergrant_server/telemetry_names.py":
+            used = re.findall(r'"((?:evergrant|http\.re|server\.)[a-z_.]*\.[a-z_.]+)"', text)
+            assert {it for it in used if it in ATTRIBUTES or it in {m.name for m in METRICS}} == set(), name
+
+
+def test_a_json_line_has_code_and_id_but_no_text_of_an_exception() -> None:
+    out = io.StringIO()
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    try:
+        configure_logging("DEBUG", "json", out)
+        say(logging.getLogger("t"), logging.WARNING, Event.OUTBOX_STUCK, code="store_unavailable", object="x")
+        try:
+            raise ValueError("secret-in-a-message")
+        except ValueError:
+            logging.getLogger("t").exception("broke")
+        configure_logging("DEBUG", "text", out)
+        try:
+            raise ValueError("secret-in-a-message")
+        except ValueError:
+            logging.getLogger("t").exception("broke again")
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+    first, second, *text = out.getvalue().splitlines()
+    assert json.loads(first)["code"] == "store_unavailable"
+    assert json.loads(first)["object"] == "x"
+    assert json.loads(second)["exception"] == "ValueError"
+    assert json.loads(second)["stack"]
+    assert "ValueError" in "".join(text)
+    assert "secret" not in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("env", "wanted"),
+    [
+        ({}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}, True),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c:4318/v1/traces"}, True),
+        ({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://c:4318/v1/metrics"}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318", "OTEL_TRACES_EXPORTER": "none"}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318", "OTEL_SDK_DISABLED": "true"}, False),
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, True),
+    ],
+)
+def test_traces_are_off_unless_asked_for(
+    env: dict[str, str], wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert otlp_wanted("TRACES") is wanted
+
+
+def test_a_protocol_that_is_not_spoken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4317")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    with pytest.raises(BadTelemetry, match="http/protobuf"):
+        otlp_wanted("TRACES")
