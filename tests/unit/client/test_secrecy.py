@@ -5,13 +5,19 @@ import dataclasses
 import json
 import logging
 import pickle
+import pprint
+import traceback
 from datetime import UTC, datetime
+from io import StringIO
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
 from evergrant import BadRequest, Evergrant, Lease, LeaseLeak
 from evergrant.target import Target
 from pydantic_core import PydanticSerializationError, to_json
+from rich.console import Console
+from rich.pretty import Pretty
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.converter import DataConverter
 
@@ -35,6 +41,33 @@ def test_no_way_of_printing_shows_the_token(leased: Lease):
     shown = f"{leased} {leased!r} {leased!s} {[leased]}{leased:}"
     assert TOKEN not in shown
     assert shown.count("***") == 5
+
+
+def test_pretty_printers_and_logging_show_no_token(leased: Lease, caplog: pytest.LogCaptureFixture):
+    logging.getLogger("user").warning("%s %r", leased, {"lease": leased})
+    pretty = Console(record=True, width=200, file=StringIO())
+    pretty.print(leased, [leased])
+    pretty.print(Pretty({"lease": leased}, expand_all=True))
+    said = pprint.pformat({"lease": leased}) + f"{leased!a}" + caplog.text + pretty.export_text()
+    assert TOKEN not in said
+    assert said.count("***") >= 6
+
+
+def test_it_does_not_cross_to_another_process(leased: Lease):
+    with pytest.raises(LeaseLeak):
+        ForkingPickler.dumps({"lease": leased})
+
+
+def test_a_traceback_with_locals_shows_no_token(leased: Lease):
+    def fails(lease: Lease) -> None:
+        raise ValueError("went wrong")
+
+    try:
+        fails(leased)
+    except ValueError as error:
+        told = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+    assert "Lease(access_token=***" in told
+    assert TOKEN not in told
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

@@ -236,10 +236,14 @@ class AsyncEvergrant(AsyncTransfers):
 
     async def _report(self, refused: Lease) -> None:
         """Say that the resource refused this grant's token; many who were refused say it once."""
-        seen = (refused.connection_id, refused.generation)
         call = calls.refresh(refused.connection_id, seen_generation=refused.generation)
-        await self._reporting.share(seen, lambda: self._do(call))
-        self._reports.remember(refused)
+
+        async def tell() -> Connection:
+            newer = await self._do(call)
+            self._reports.remember(refused)  # before the flight lands: who comes later must see it
+            return newer
+
+        await self._reporting.share((refused.connection_id, refused.generation), tell)
 
     async def _do(self, call: Call[Answer], within_s: float | None = None) -> Answer:
         total = self._deadline if within_s is None else min(self._deadline, timedelta(seconds=within_s))
