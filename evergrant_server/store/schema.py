@@ -106,7 +106,7 @@ def _mismatch(found: str | None, expected: str) -> Failure:
 
 def _absent(url: str) -> bool:
     file = sqlite_file(url)
-    return file is not None and not file.exists()
+    return file is not None and file.parent.is_dir() and not file.exists()
 
 
 def _private_file(url: str) -> None:
