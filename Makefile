@@ -3,7 +3,7 @@ SHELL := /bin/bash
 VENV ?= .venv
 PY := $(VENV)/bin/python
 BIN := $(VENV)/bin
-CHECKED := evergrant_server workflows activities providers clients examples migrations docs tests worker.py
+CHECKED := evergrant_server workflows activities providers clients examples migrations docs tests bench worker.py
 
 # pyright must not look for newer releases of itself
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -14,7 +14,7 @@ TEST_READY := $(VENV)/.ready-test
 INPUTS := requirements/build.txt requirements/setup.sh clients/python/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test dev lint format imports types docs histories db-upgrade doctor sbom lock clean
+.PHONY: help demo test bench dev lint format imports types docs histories db-upgrade doctor sbom lock clean
 
 help: ## show this list
 	@echo "Evergrant: make TARGET"
@@ -26,6 +26,10 @@ demo: $(DEMO_READY) ## watch one connection live its whole life, on real parts (
 test: lint ## every check and every test, PostgreSQL and Temporal included
 	@echo "==> tests"
 	@$(PY) -m pytest
+
+SECONDS ?= 6
+bench: $(TEST_READY) ## ratios measured in one run, under four minutes (SECONDS=6: of each side of each measurement)
+	@$(PY) -m bench --seconds $(SECONDS)
 
 dev: $(DEMO_READY) ## leave the whole platform running here, and print its addresses
 	@$(PY) -m evergrant_server dev

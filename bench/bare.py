@@ -1,0 +1,73 @@
+"""What a lease is compared with: a FastAPI POST route that does nothing but parse and answer.
+
+`python -m bench.bare PORT BYTES` serves it as `python -m evergrant_server serve` serves the
+API: the same granian configuration, the same treatment of the garbage collector. It reads
+the body into a pydantic model and answers with a model of about `BYTES` bytes, as a route
+of any service would.
+"""
+
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Response
+from pydantic import BaseModel, ConfigDict
+
+from bench.load import HOST
+from evergrant_server.cli.serve import server
+from evergrant_server.garbage import freeze_what_started
+from evergrant_server.leaving import leave
+
+_BYTES = "BENCH_ANSWER_BYTES"  # read by the process that granian starts
+_FRAME = '{"access_token":""}'
+
+
+class Ask(BaseModel):
+    """The members that a lease's body has."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    integration: str
+    subject: str
+    label: str = "default"
+
+
+class Answer(BaseModel):
+    access_token: str
+
+
+@asynccontextmanager
+async def _lifespan(_: FastAPI) -> AsyncIterator[None]:
+    freeze_what_started()
+    yield
+
+
+def _app() -> FastAPI:
+    app = FastAPI(openapi_url=None, lifespan=_lifespan)
+    token = "a" * max(int(os.environ.get(_BYTES, "300")) - len(_FRAME), 1)
+
+    @app.get("/livez")
+    async def livez() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @app.post("/v1/lease")
+    async def lease(body: Ask, response: Response) -> Answer:
+        response.headers["Cache-Control"] = "no-store"
+        return Answer(access_token=token)
+
+    return app
+
+
+application = _app()
+
+
+def main(port: int, size: int) -> None:
+    """Serve until a signal ends it."""
+    os.environ[_BYTES] = str(size)
+    server("bench.bare:application", HOST, port, 1).serve()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
+    leave(0)

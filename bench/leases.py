@@ -1,0 +1,118 @@
+"""Lease reads per second through the real server, against a bare route in the same server."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+from bench import place
+from bench.bounds import Bounds
+from bench.place import Place, lease_request
+from bench.ports import free_port
+from bench.processes import Generator, module, running, shown
+from evergrant_server.cli.serve import environment
+
+CLIENTS = (16, 64)
+_CONNECTIONS = 100  # leased in turn
+_ROUNDS = 3  # the two sides alternate, so that what else the machine does meets both
+_WARM_UP = 0.5  # seconds
+
+
+@dataclass
+class Side:
+    """One of the two servers, and what the rounds against it gave."""
+
+    port: int
+    requests: list[str]
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def per_second(self) -> float:
+        return sum(len(it["latencies"]) for it in self.rounds) / sum(it["seconds"] for it in self.rounds)
+
+    def percentile(self, percent: int) -> float:
+        """Milliseconds."""
+        every = [latency for it in self.rounds for latency in it["latencies"]]
+        return quantiles(every, n=100, method="inclusive")[percent - 1] * 1000
+
+
+@dataclass(frozen=True)
+class LeaseRate:
+    """One row: leases against the bare route. Latencies are milliseconds, `ratios` one a round."""
+
+    store: str
+    clients: int
+    lease: Side
+    bare: Side
+
+    @property
+    def ratio(self) -> float:
+        return self.lease.per_second / self.bare.per_second
+
+    @property
+    def ratios(self) -> list[float]:
+        pairs = zip(self.lease.rounds, self.bare.rounds, strict=True)
+        return [_rate(ours) / _rate(theirs) for ours, theirs in pairs]
+
+
+@asynccontextmanager
+async def two_servers(
+    folder: Path, database_url: str, generator: Generator
+) -> AsyncIterator[tuple[Place, int]]:
+    """The API over a prepared store, and the bare route with an answer of the same size."""
+    ready = await place.prepare(
+        folder, database_url, free_port(), [place.token_reply() for _ in range(_CONNECTIONS)]
+    )
+    api = module("evergrant_server serve", folder, env=environment(ready.settings))
+    async with running(api, port=ready.settings.port):
+        size = await _answer_bytes(generator, ready)
+        port = free_port()
+        async with running(module("bench.bare", folder, str(port), str(size)), port=port):
+            yield ready, port
+
+
+async def measure(
+    store: str, ready: Place, bare_port: int, generator: Generator, bounds: Bounds
+) -> list[LeaseRate]:
+    """Both sides in short rounds by turns, for each number of clients. Raises RuntimeError when
+    the server refuses a lease."""
+    found: list[LeaseRate] = []
+    for clients in CLIENTS:
+        lease = Side(ready.settings.port, ready.requests())
+        bare = Side(bare_port, [lease_request(bare_port, ready.key, it.subject) for it in ready.connections])
+        for side in (lease, bare):
+            await _round(generator, side, clients, _WARM_UP, bounds.most)
+        for _ in range(_ROUNDS):
+            for side in (lease, bare):
+                seconds = bounds.seconds / _ROUNDS
+                side.rounds.append(await _round(generator, side, clients, seconds, bounds.most))
+        found.append(LeaseRate(store, clients, lease, bare))
+    return found
+
+
+async def _round(generator: Generator, side: Side, clients: int, seconds: float, most: int) -> dict[str, Any]:
+    result = await generator.round(
+        port=side.port, clients=clients, seconds=seconds, most=most, requests=side.requests
+    )
+    _refuse_refusals([result])
+    return result
+
+
+async def _answer_bytes(generator: Generator, ready: Place) -> int:
+    """The size of a lease's body, from a real one."""
+    result = await generator.round(
+        port=ready.settings.port, clients=1, seconds=10, most=1, requests=ready.requests()[:1]
+    )
+    _refuse_refusals([result])
+    return result["body_bytes"]
+
+
+def _refuse_refusals(rounds: Sequence[dict[str, Any]]) -> None:
+    if any(it["refused"] for it in rounds):
+        raise RuntimeError(f"a request was not answered with 200: {shown(rounds)}")
+
+
+def _rate(one: dict[str, Any]) -> float:
+    return len(one["latencies"]) / one["seconds"]

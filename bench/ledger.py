@@ -1,0 +1,118 @@
+"""What the audit log costs: the lease ledger alone, against one commit for each record."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from itertools import cycle
+from time import perf_counter
+
+from sqlalchemy import text
+
+from bench.bounds import Bounds
+from bench.place import TENANT, Place
+from evergrant_server import audit
+from evergrant_server.audit.leases import LeaseClaim, LeaseLedger
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.messages import Asked
+from evergrant_server.crypto.keyring import KeyRing, Role
+from evergrant_server.store import Store
+
+CALLERS = (16, 64)
+_LANE, _PLAIN = "bench", "bench-plain"
+_ASKED = Asked(by="app:pipeline", trace_id="0af7651916cd43dd8448eb211c80319c")
+
+
+@dataclass(frozen=True)
+class LedgerRate:
+    """One row. Rates are records a second; `batch` is the mean number of records in a commit."""
+
+    store: str
+    callers: int
+    ledger: float
+    batch: float
+    plain: float
+
+    @property
+    def ratio(self) -> float:
+        return self.ledger / self.plain
+
+
+async def measure(store: str, ready: Place, bounds: Bounds) -> list[LedgerRate]:
+    """Callers who each wait for their record's commit: through the ledger, then one by one."""
+    settings, clock = ready.settings, SystemClock()
+    opened = await Store.open(settings.database_url, KeyRing.open(settings.keys, Role.API), clock)
+    claims = cycle([_claim(ready, number) for number in range(len(ready.connections))])
+    ledger = LeaseLedger(opened, _LANE, clock)
+
+    async def grouped() -> None:
+        await ledger.record(replace(next(claims), at=clock.now()))
+
+    async def alone() -> None:
+        async with opened.write() as tx:
+            await audit.append(tx, _entry(next(claims)), lane=_PLAIN)
+
+    found: list[LedgerRate] = []
+    await ledger.start()
+    try:
+        for callers in CALLERS:
+            records, commits = await _head(opened)
+            rate = await _rate(grouped, callers, bounds)
+            more_records, more_commits = await _head(opened)
+            batch = (more_records - records) / (more_commits - commits)
+            found.append(LedgerRate(store, callers, rate, batch, await _rate(alone, callers, bounds)))
+    finally:
+        await ledger.stop()
+        await opened.close()
+    return found
+
+
+async def _rate(work: Callable[[], Awaitable[None]], callers: int, bounds: Bounds) -> float:
+    """How often a second `work` is done, with that many callers in closed loops."""
+    until = perf_counter() + bounds.seconds
+    done = 0
+
+    async def call() -> None:
+        nonlocal done
+        while perf_counter() < until and done < bounds.most:
+            await work()
+            done += 1
+
+    began = perf_counter()
+    await asyncio.gather(*(call() for _ in range(callers)))
+    return done / (perf_counter() - began)
+
+
+async def _head(store: Store) -> tuple[int, int]:
+    """Records in the ledger's lane, and its row's revision, which every commit raises by one."""
+    query = text("SELECT count, revision FROM audit_lane WHERE tenant = :tenant AND lane = :lane")
+    async with store.read() as tx:
+        row = (await tx.connection.execute(query, {"tenant": TENANT, "lane": _LANE})).one_or_none()
+    return (0, 0) if row is None else (row[0], row[1])
+
+
+def _claim(ready: Place, number: int) -> LeaseClaim:
+    connection = ready.connections[number]
+    return LeaseClaim(
+        tenant=TENANT,
+        connection_id=connection.id,
+        connection_revision=connection.revision,
+        app_id=ready.app.id,
+        app_revision=ready.app.revision,
+        generation=connection.generation,
+        asked=_ASKED,
+        scopes=connection.requested_scopes,
+        at=connection.created_at,
+    )
+
+
+def _entry(claim: LeaseClaim) -> AuditEntry:
+    """The record that the ledger writes for this claim."""
+    return AuditEntry(
+        tenant=claim.tenant,
+        at=SystemClock().now(),
+        action=AuditAction.LEASED,
+        object=claim.connection_id,
+        asked=claim.asked,
+        detail={"app": claim.app_id, "generation": claim.generation, "scopes": list(claim.scopes)},
+    )

@@ -1,0 +1,151 @@
+"""A prepared installation: keys, schema, one app with a permit, connections that hold a grant."""
+
+import json
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.load import HOST
+from evergrant_server.api.authentication import format_key, hash_of, new_key_secret
+from evergrant_server.core.access import Action, App, AppKey, Endpoints, Integration, Permit
+from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.connection import Connection
+from evergrant_server.core.grant import Grant, TokenSet
+from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, KeyId, PermitId, Tenant, new_id
+from evergrant_server.core.secret import Secret
+from evergrant_server.crypto.keyring import KeyRing, Role
+from evergrant_server.settings import Settings, load_settings
+from evergrant_server.store import Store, Tx, schema
+
+TENANT = Tenant("bench")
+_CLOCK = SystemClock()
+_SCOPES = ("read", "write")
+_LIFETIME_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """What the measurements need to know of it. `key` is the app's API key."""
+
+    settings: Settings
+    key: str
+    app: App
+    connections: tuple[Connection, ...]
+
+    def requests(self) -> list[str]:
+        """One lease request for each connection, as bytes on the wire."""
+        return [lease_request(self.settings.port, self.key, it.subject) for it in self.connections]
+
+
+def lease_request(port: int, key: str, subject: str) -> str:
+    body = json.dumps({"integration": "crm", "subject": subject}, separators=(",", ":"))
+    return (
+        f"POST /v1/lease HTTP/1.1\r\nHost: {HOST}:{port}\r\nAuthorization: Bearer {key}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    )
+
+
+async def prepare(
+    folder: Path,
+    database_url: str,
+    port: int,
+    grants: list[dict[str, Any]],
+    *,
+    issuer: str = "https://crm.test",
+    client_secret: str = "hush",
+    **settings: Any,
+) -> Place:
+    """Make it. Each of `grants` is a token reply; each becomes one active connection."""
+    made = load_settings(data_dir=folder, database_url=database_url, port=port, tenant=TENANT, **settings)
+    KeyRing.create(made.keys)
+    await schema.upgrade(made.database_url)
+    store = await Store.open(made.database_url, KeyRing.open(made.keys, Role.WORKER), _CLOCK)
+    try:
+        async with store.write() as tx:
+            app, key = await _app(tx)
+            integration = await tx.integrations.put(
+                _integration(issuer), Secret(client_secret), expected=None
+            )
+            connections = [await _connection(tx, integration, n, it) for n, it in enumerate(grants)]
+    finally:
+        await store.close()
+    return Place(made, key, app, tuple(connections))
+
+
+def token_reply() -> dict[str, Any]:
+    """What a provider says, with an opaque token of an ordinary size."""
+    return {"access_token": secrets.token_urlsafe(96), "refresh_token": secrets.token_urlsafe(32)}
+
+
+async def _app(tx: Tx) -> tuple[App, str]:
+    now = _CLOCK.now()
+    app = App(tenant=TENANT, id=AppId(new_id("app")), name="pipeline", created_at=now)
+    secret = new_key_secret()
+    key = AppKey(
+        tenant=TENANT, id=KeyId(new_id("key")), app_id=app.id, secret_hash=hash_of(secret), created_at=now
+    )
+    permit = Permit(
+        tenant=TENANT,
+        id=PermitId(new_id("per")),
+        app_id=app.id,
+        name="crm",
+        integration="crm",
+        scope_ceiling=_SCOPES,
+        actions=(Action.TOKEN,),
+        created_at=now,
+    )
+    await tx.access.put_app(app, expected=None)
+    await tx.access.add_key(key)
+    await tx.access.put_permit(permit, expected=None)
+    current = await tx.access.app(TENANT, app.id)
+    assert current is not None
+    return current, format_key(key.id, secret)
+
+
+def _integration(issuer: str) -> Integration:
+    now = _CLOCK.now()
+    return Integration(
+        tenant=TENANT,
+        id=IntegrationId(new_id("int")),
+        name="crm",
+        provider="generic",
+        client_id="client-1",
+        issuer=issuer,
+        default_scopes=_SCOPES,
+        endpoints=Endpoints(
+            issuer=issuer,
+            authorization_endpoint=f"{issuer}/authorize",
+            token_endpoint=f"{issuer}/token",
+            revocation_endpoint=f"{issuer}/revoke",
+        ),
+        created_at=now,
+        changed_at=now,
+    )
+
+
+async def _connection(tx: Tx, integration: Integration, number: int, reply: dict[str, Any]) -> Connection:
+    now = _CLOCK.now()
+    connection = Connection(
+        tenant=TENANT,
+        id=ConnectionId(new_id("con")),
+        integration_id=integration.id,
+        integration=integration.name,
+        provider=integration.provider,
+        subject=f"user-{number:04}",
+        requested_scopes=_SCOPES,
+        refresh_policy="on_demand",
+        consent_deadline=now,
+        created_at=now,
+        changed_at=now,
+    )
+    await tx.connections.add(connection)
+    tokens = TokenSet(
+        access_token=Secret(reply["access_token"]),
+        refresh_token=Secret(reply["refresh_token"]),
+        expires_in=_LIFETIME_S,
+        scopes=_SCOPES,
+    )
+    after = connection.granted(now)
+    grant = Grant.from_tokens(tokens, generation=after.generation, requested=_SCOPES, at=now)
+    return await tx.grants.install(after, tokens, grant, expected=connection.revision)

