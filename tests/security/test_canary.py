@@ -1,0 +1,329 @@
+"""A whole life with known secrets at LOG_LEVEL=DEBUG, and then a search for them everywhere.
+
+The secrets are the real ones of that life: what the provider minted and was sent, what the API
+handed out, what the key file holds.
+"""
+
+import asyncio
+import json
+import secrets as chance
+import shutil
+import sqlite3
+import tempfile
+import traceback
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from temporalio.client import Client
+
+from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.secret import Secret
+from evergrant_server.crypto.keyring import KeyRing, Role
+from examples.demo.subject import Subject
+from examples.demo.waiting import NeverHappened, until
+from providers.client import OAuthClient
+from providers.reply import RawReply
+from tests.fakes.otlp import Received, running_receiver
+from tests.fakes.processes import RunningPlatform, running_platform
+from tests.fakes.scripted_provider import ScriptedProvider, ok, raw
+from tests.fakes.temporal import running_temporal
+from tests.security.canaries import decoded, dump, files, forms, hits, keys_of
+
+Secrets = dict[str, list[str | bytes]]
+Places = dict[str, Sequence[bytes]]
+
+
+@asynccontextmanager
+async def resource() -> AsyncIterator[str]:
+    """What the pipeline reads with its lease."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        body = b'{"items": [{"id": "7"}]}'
+        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
+        writer.write(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/contacts"
+
+
+class Life:
+    """One connection from consent to revocation, and what it leaves behind."""
+
+    def __init__(self, platform: RunningPlatform, idp: ScriptedProvider, received: Received) -> None:
+        self.platform = platform
+        self.idp = idp
+        self.received = received
+        self.secrets: Secrets = {}
+        self.places: Places = {}
+        self.answers: list[bytes] = []
+        self.queries: list[bytes] = []
+        self.dumps: list[bytes] = []
+
+    async def live(self) -> None:
+        platform, idp = self.platform, self.idp
+        await platform.integration("crm", idp)
+        key = await platform.app("pipeline", "crm", "token", "connect")
+        idp.script(ok(expires_in=2, id_token=self._id_token()))
+        async with platform.caller(key) as app, platform.client() as admin:
+            made = (
+                await app.post("/v1/connections", json={"integration": "crm", "subject": "user-1"})
+            ).json()
+            async with Subject("", "") as subject:
+                await subject.consent(made["connect_url"])
+                cookies = [it.value for it in subject._browser.cookies.jar if it.value]
+            connection = f"/v1/connections/{made['id']}"
+            await self._state(admin, connection, "active")
+            self.dumps += dump(platform.data / "evergrant.db")
+            await self._expired(admin, connection)
+            await self._trouble(app)
+            await self._pipeline(key, made["id"])
+            await self._look(admin, connection, made["id"])
+            self.dumps += dump(platform.data / "evergrant.db")
+            await admin.post(f"{connection}/revoke", json={})
+            await self._state(admin, connection, "revoked")
+            await self._exported(admin, connection)
+            self._known(key, made["connect_url"], cookies)
+            await self._gather(admin, made["id"])
+
+    def _planted(self, kind: str) -> str:
+        value = f'{kind} "+/%{chance.token_urlsafe(24)}'
+        self.secrets.setdefault(kind, []).append(value)
+        return value
+
+    def _id_token(self) -> str:
+        """In a JWT's shape; nobody checks its signature at a token endpoint (OpenID Connect 3.1.3.7)."""
+        claims = _b64(json.dumps({"sub": "user-1", "jti": chance.token_hex(16)}))
+        token = f"{_b64(json.dumps({'alg': 'none'}))}.{claims}.{chance.token_urlsafe(24)}".replace("=", "")
+        self.secrets["id token"] = [token]
+        return token
+
+    async def _trouble(self, app: httpx2.AsyncClient) -> None:
+        """Requests that fail with secrets in them, and a provider that echoes what it was sent."""
+        token = self.idp.families[-1].refresh_token
+        echo = json.dumps({"error": "server_error", "error_description": f"bad {token}"}).encode()
+        self.idp.script(raw(echo, 503, {"Content-Type": "application/json"}))
+        body = {"integration": "crm", "subject": "user-1", "min_ttl": 5}
+        wrong = self._planted("wrong API key").replace('"', "").replace(" ", "")
+        bad = self._planted("token in a request")
+        calls = [
+            app.post("/v1/lease", json=body),
+            app.post("/v1/lease", json={**body, "scopes": bad}),
+            app.post("/v1/lease", content=f'{{"x": "{wrong}'),
+            app.post("/v1/lease", json=body, headers={"Authorization": f"Bearer evg_key_x_{wrong}"}),
+            app.get("/oauth/callback/int_none", params={"state": bad, "code": bad}),
+            app.get(f"/connect/{wrong.replace('/', '')}"),
+        ]
+        for answer in await asyncio.gather(*calls):
+            assert answer.status_code >= 400 or "access_token" in answer.text, answer.text
+            if answer.status_code >= 400:
+                self.answers.append(answer.content)
+        self.secrets["wrong API key"] = [wrong]
+
+        async def healed() -> bool | None:
+            return (await app.post("/v1/lease", json=body)).status_code == 200 or None
+
+        await until(healed, "a lease after the trouble", 30)
+
+    async def _pipeline(self, key: str, connection_id: str) -> None:
+        """Somebody else's workflow, in its own worker, takes a lease."""
+        platform = self.platform
+        async with resource() as url:
+            env = {"EVERGRANT_URL": platform.url, "EVERGRANT_API_KEY": key}
+            at = ("--temporal", platform.temporal)
+            await platform.start("pipeline", "examples.pipeline", *at, "worker", **env)
+            await platform.until_said("pipeline", "is running")
+            order = ["--integration", "crm", "--subject", "user-1", "--connection", connection_id]
+            run = ("run", *order, "--resource", url, "--id", "sync")
+            await platform.start("sync", "examples.pipeline", *at, *run)
+            async with asyncio.timeout(60):
+                status = await platform.children["sync"].wait()
+            assert status == 0, platform.log("sync").decode()
+
+    async def _look(self, admin: httpx2.AsyncClient, connection: str, connection_id: str) -> None:
+        client = await Client.connect(self.platform.temporal)
+        handle = client.get_workflow_handle(f"connection:default:{connection_id}")
+        described = await handle.describe()
+        answers = [await handle.query("describe"), described.raw_description.SerializeToString().hex()]
+        self.queries += [json.dumps(it).encode() for it in answers]
+        self.queries.append(described.raw_description.SerializeToString())
+        for path in (
+            connection,
+            f"{connection}/audit",
+            "/v1/audit?limit=100",
+            "/v1/integrations",
+            "/v1/apps/pipeline",
+        ):
+            self.answers.append((await admin.get(path)).content)
+
+    def _known(self, key: str, connect_url: str, cookies: list[str]) -> None:
+        calls = [call for call in self.idp.calls if call.endpoint == "token"]
+        families = self.idp.families
+        self.secrets |= {
+            "client secret": [self.idp.client_secret],
+            "code": [it.params["code"] for it in calls if "code" in it.params],
+            "verifier": [it.params["code_verifier"] for it in calls if "code_verifier" in it.params],
+            "state": [it.params["state"] for it in self.idp.calls if it.endpoint == "authorize"],
+            "access token": [token for family in families for token in family.access_tokens],
+            "refresh token": [token for it in families for token in (*it.used, it.refresh_token)],
+            "API key": [it.split("_", 3)[3] for it in (key, self.platform.admin_key)],
+            "connect link": [connect_url.rpartition("/")[2]],
+            "browser cookie": list(cookies),
+            "key-file key": keys_of(self.platform.key_file),
+        }
+        assert all(self.secrets.values()), "a kind of secret was never seen"
+        assert len(self.secrets["refresh token"]) >= 2, "nothing was rotated"
+
+    async def _gather(self, admin: httpx2.AsyncClient, connection_id: str) -> None:
+        platform, client = self.platform, await Client.connect(self.platform.temporal)
+        async with httpx2.AsyncClient(trust_env=False) as http:
+            metrics = [
+                (await admin.get("/metrics")).content,
+                (await http.get(platform.worker_metrics)).content,
+            ]
+
+        async def history(workflow: str) -> list[bytes]:
+            found = await client.get_workflow_handle(workflow).fetch_history()
+            return list(decoded(found.to_json_dict()))
+
+        histories = await history(f"connection:default:{connection_id}"), await history("sync")
+        self.dumps += dump(platform.data / "evergrant.db")
+        await platform.stop()  # the exporters send what they hold
+        await self.received.until(lambda: any("revoke" in it.name for it in self.received.spans))
+        self.places = {
+            "logs": [platform.log(name) for name in ("api", "worker", "pipeline", "sync")],
+            "traces": [it.SerializeToString() for it in self.received.spans],
+            "metrics": metrics + [it.SerializeToString() for it in self.received.metrics],
+            "answers and problem documents": self.answers,
+            "queries, memo and search attributes": self.queries,
+            "history of the connection": histories[0],
+            "history of the pipeline": histories[1],
+            "database: every table, the file and its log": self.dumps,
+            "data folder and journals": list(files(platform.data)),
+        }
+
+    async def _state(self, http: httpx2.AsyncClient, connection: str, wanted: str) -> None:
+        async def reached() -> bool | None:
+            seen.append((await http.get(connection)).json()["state"])
+            return seen[-1] == wanted or None
+
+        seen: list[str] = []
+        try:
+            await until(reached, wanted, 30)
+        except NeverHappened:
+            logs = self.platform.log("worker").decode()[-2000:]
+            raise AssertionError(f"it is {seen[-1]}, not {wanted}: {logs}") from None
+
+    async def _expired(self, http: httpx2.AsyncClient, connection: str) -> None:
+        end = datetime.fromisoformat((await http.get(connection)).json()["expires_at"])
+
+        async def over() -> bool | None:
+            return datetime.now(UTC) > end or None
+
+        await until(over, "the end of the token", 30)
+
+    async def _exported(self, http: httpx2.AsyncClient, connection: str) -> None:
+        async def there() -> bool | None:
+            return "history.exported" in (await http.get(f"{connection}/audit")).text or None
+
+        await until(there, "the exported history", 30)
+
+
+async def test_no_secret_of_a_whole_life_is_anywhere(capsys: pytest.CaptureFixture[str]):
+    with tempfile.TemporaryDirectory(prefix="evergrant-") as name:
+        folder = Path(name)
+        async with (
+            ScriptedProvider() as idp,
+            running_receiver() as received,
+            running_temporal(folder) as temporal,
+        ):
+            idp.client_secret = 'cl"/' + chance.token_urlsafe(24)
+            env = {**received.env, "EVERGRANT_LOG_LEVEL": "DEBUG", "EVERGRANT_LOG_FORMAT": "json"}
+            async with running_platform(
+                folder, temporal.address, allow=(idp.allowance,), env=env
+            ) as platform:
+                life = Life(platform, idp, received)
+                await life.live()
+                await _controls_fire(life, folder)
+        count = sum(len(it) for it in life.secrets.values())
+        found = {place: hits(life.secrets, texts) for place, texts in life.places.items()}
+        with capsys.disabled():
+            print(f"\nlooked for {count} secrets of {len(life.secrets)} kinds: {', '.join(life.secrets)}")
+            print(f"in {len(forms('x' * 20))} forms: {', '.join(forms('x' * 20))}")
+            for place, texts in life.places.items():
+                size = sum(len(it) for it in texts)
+                print(f"  {place}: {len(texts)} pieces, {size} bytes, {len(found[place])} hits")
+            print(f"hits in all: {sum(len(it) for it in found.values())}")
+        assert all(sum(len(it) for it in texts) > 200 for texts in life.places.values()), "an empty place"
+        assert {place: it for place, it in found.items() if it} == {}
+
+
+async def _controls_fire(life: Life, folder: Path) -> None:
+    """The search finds a secret in each kind of place, once it is put there in the place's own way."""
+    value = str(life.secrets["access token"][0])
+    planted: Secrets = {"access token": [value]}
+    for place, texts in life.places.items():
+        for form, needle in forms(value).items():
+            assert hits(planted, [*texts, b"{" + needle + b"}"]), (place, form)
+    payload = {"data": forms(value)["raw"].hex(), "failure": {"message": f"it was {value}"}}
+    inner = {"payloads": [{"data": _b64(json.dumps({"token": value}))}]}
+    for event in (payload, inner, {"header": {"fields": {"_tracer-data": {"data": _b64(f'"{value}"')}}}}):
+        assert hits(planted, list(decoded({"events": [event]}))), event
+    copy = folder / "copy.db"
+    shutil.copy(life.platform.data / "evergrant.db", copy)
+    database = sqlite3.connect(copy)
+    database.execute("CREATE TABLE planted (sealed BLOB)")
+    database.execute("INSERT INTO planted VALUES (?)", (value.encode(),))
+    database.commit()
+    database.close()
+    assert hits(planted, list(dump(copy)))
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(endpoint=life.received.endpoint)))
+    span = provider.get_tracer("control").start_span(
+        "control", attributes={"url.full": f"https://x/?t={value}"}
+    )
+    await asyncio.to_thread(span.end)
+    await life.received.until(lambda: any(it.name == "control" for it in life.received.spans))
+    assert hits(planted, [it.SerializeToString() for it in life.received.spans])
+
+
+def _b64(text: str) -> str:
+    import base64
+
+    return base64.b64encode(text.encode()).decode()
+
+
+def test_no_secret_shows_in_reprs_and_tracebacks(tmp_path: Path):
+    """Values that hold secrets, printed as a debugger or a traceback with its locals prints them."""
+    value = 'canary "+/%' + chance.token_urlsafe(24)
+    KeyRing.create(tmp_path / "keys.json")
+    held: dict[str, Any] = {
+        "secret": Secret(value),
+        "client": OAuthClient("id", Secret(value), "client_secret_basic"),
+        "reply": RawReply(200, {"set-cookie": value}, value.encode()),
+        "tokens": TokenSet(access_token=Secret(value), refresh_token=Secret(value), expires_in=1, scopes=()),
+        "ring": KeyRing.open(tmp_path / "keys.json", Role.WORKER),
+    }
+
+    def fails(held: dict[str, Any]) -> None:
+        raise ValueError(f"{held}")
+
+    try:
+        fails(held)
+    except ValueError as error:
+        shown = traceback.TracebackException.from_exception(error, capture_locals=False)
+        with_locals = "".join(f"{name}={it!r} {it}" for name, it in held.items())
+        text = "".join(shown.format()) + with_locals
+    known: Secrets = {"canary": [value], "key-file key": keys_of(tmp_path / "keys.json")}
+    assert hits(known, [text.encode()]) == []
+    assert hits(known, [f"{text}{value}".encode()]), "the control"
