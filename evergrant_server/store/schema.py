@@ -105,8 +105,11 @@ def _mismatch(found: str | None, expected: str) -> Failure:
 
 
 def _absent(url: str) -> bool:
+    """Is it SQLite, without its file? Raises Failure STORE_UNAVAILABLE when even its folder isn't there."""
     file = sqlite_file(url)
-    return file is not None and file.parent.is_dir() and not file.exists()
+    if file is not None and not file.parent.is_dir():
+        raise unavailable(f"the folder {file.parent} isn't there")
+    return file is not None and not file.exists()
 
 
 def _private_file(url: str) -> None:
