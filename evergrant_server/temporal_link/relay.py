@@ -91,11 +91,19 @@ class OutboxRelay:
             return 0
 
     async def _deliver(self, message: OutboxMessage) -> None:
+        """Hand one message over or put it off; what is wrong with it is not in others' way."""
+        try:
+            await self._try(message)
+        except Failure as failure:
+            await self._postpone(message, failure.code)
+        except Exception as unexpected:
+            # its text may quote anything: only the kind is kept
+            await self._postpone(message, f"{Code.INTERNAL}: {type(unexpected).__name__}")
+
+    async def _try(self, message: OutboxMessage) -> None:
         try:
             with traces.following(_asked(message)):
                 await self._hand_over(message)
-        except Failure as failure:
-            await self._postpone(message, failure.code)
         except WorkflowGone:
             await self._gone(message)
         else:

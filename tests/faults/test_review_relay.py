@@ -1,0 +1,83 @@
+"""One message that can't be delivered is in nobody else's way, and ends no relay."""
+
+from datetime import timedelta
+from typing import Any, cast
+
+import pytest
+
+from evergrant_server.core.clock import SetClock
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.ids import ConnectionId, OutboxId, Tenant, new_id, workflow_id
+from evergrant_server.core.outbox import OutboxKind, OutboxMessage
+from evergrant_server.store import Store
+from evergrant_server.temporal_link import OutboxRelay
+from evergrant_server.temporal_link.link import WorkflowGone
+from tests.fakes.databases import (  # noqa: F401  # fixtures
+    clock,
+    database_url,
+    key_path,
+    postgres_server,
+    ring,
+    store,
+)
+
+TENANT = Tenant("acme")
+BAD, GOOD = (workflow_id(TENANT, ConnectionId(new_id("con"))) for _ in range(2))
+
+
+class Trouble:
+    """Stands where link and reconciler stand: what concerns BAD goes wrong as a test says."""
+
+    def __init__(self, at_signal: Exception | None = None, at_revival: Exception | None = None) -> None:
+        self._at_signal, self._at_revival = at_signal, at_revival
+        self.signalled: list[str] = []
+
+    async def signal(self, target: str, name: str, payload: dict[str, Any]) -> None:
+        if target == BAD:
+            raise self._at_signal or WorkflowGone
+        self.signalled.append(target)
+
+    async def revive(self, tenant: Tenant, connection_id: ConnectionId) -> bool:
+        assert self._at_revival is not None
+        raise self._at_revival
+
+
+async def put(store: Store, clock: SetClock, target: str) -> None:  # noqa: F811  # the fixtures' values
+    message = OutboxMessage(
+        tenant=TENANT,
+        id=OutboxId(new_id("out")),
+        kind=OutboxKind.SIGNAL,
+        target=target,
+        name="revoke",
+        payload={},
+        created_at=clock.now(),
+    )
+    async with store.write() as tx:
+        await tx.outbox.add(message)
+
+
+@pytest.mark.parametrize(
+    "goes_wrong",
+    [
+        {"at_signal": ValueError("its text may be a secret")},
+        {"at_signal": Failure(Code.TEMPORAL_UNAVAILABLE)},
+        {"at_revival": Failure(Code.TEMPORAL_UNAVAILABLE)},
+        {"at_revival": KeyError("rules")},
+    ],
+)
+async def test_what_can_t_be_delivered_is_put_off_and_the_next_one_delivered(
+    store: Store,  # noqa: F811  # the fixture
+    clock: SetClock,  # noqa: F811  # the fixture
+    goes_wrong: dict[str, Exception],
+):
+    trouble = Trouble(**goes_wrong)
+    await put(store, clock, BAD)
+    await put(store, clock, GOOD)
+    relay = OutboxRelay(store, cast(Any, trouble), cast(Any, trouble), clock)
+    assert await relay.deliver() == 2
+    assert trouble.signalled == [GOOD]
+    clock.advance(2)
+    async with store.write() as tx:
+        (again,) = await tx.outbox.claim("somebody", clock.now(), timedelta(seconds=1))
+    assert (again.target, again.attempts) == (BAD, 1)
+    assert "secret" not in (again.last_error or "")
