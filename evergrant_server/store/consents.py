@@ -53,6 +53,14 @@ class Consents:
         """The import that this connection began with, or None."""
         return await self._one(tenant=tenant, connection_id=connection_id, kind=ConsentKind.IMPORT.value)
 
+    async def received_for(self, tenant: Tenant, connection_id: ConnectionId) -> Consent | None:
+        """The newest consent whose code, or whose tokens, wait for a worker; or None."""
+        mine = where(ConsentRow, tenant=tenant, connection_id=connection_id)
+        waits = col(ConsentRow.status) == ConsentStatus.CODE_RECEIVED.value
+        newest = (col(ConsentRow.created_at).desc(), col(ConsentRow.id).desc())
+        row = await first(self._connection, select(ConsentRow).where(mine, waits).order_by(*newest).limit(1))
+        return None if row is None else Consent.model_validate(row)
+
     async def get(self, tenant: Tenant, id: ConsentId) -> Consent | None:
         return await self._one(tenant=tenant, id=id)
 

@@ -116,8 +116,12 @@ class TemporalLink:
             )
         )
 
-    async def start_connection(self, start: ConnectionStart) -> None:
-        """Start the workflow of a connection, unless it runs already."""
+    async def start_connection(self, start: ConnectionStart, *, again: bool = False) -> None:
+        """Start the workflow of a connection, unless it runs already.
+
+        One that has ended as it should is not started, but `again`: when the store, read
+        afterwards, still says that the connection lives.
+        """
         attributes = {
             search.TENANT: start.tenant,
             search.PROVIDER: start.provider,
@@ -137,7 +141,9 @@ class TemporalLink:
                     id=workflow_id(start.tenant, start.connection_id),
                     task_queue=self._task_queue,
                     id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                    id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
+                    id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE
+                    if again
+                    else WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
                     search_attributes=TypedSearchAttributes(pairs),
                     static_summary=f"{start.integration} ({start.provider})",
                     static_details=f"asked for by {start.asked.by}",

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import Connection
-from evergrant_server.core.consent import ConsentStatus
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import ConnectionId, Tenant, workflow_id
 from evergrant_server.core.lifecycle import life_of
@@ -66,12 +65,14 @@ class Reconciler:
         return await self._one(connection)
 
     async def _one(self, connection: Connection) -> bool:
-        before = await self._link.running(workflow_id(connection.tenant, connection.id))
-        if before:
+        if await self._link.running(workflow_id(connection.tenant, connection.id)):
             return False
-        async with self._store.read() as tx:
-            start = await self._start(tx, connection)
-        await self._link.start_connection(start)
+        async with self._store.read() as tx:  # after the look at Temporal: it may just have ended
+            now = await tx.connections.get(connection.tenant, connection.id)
+            if now is None or now.state.final:
+                return False
+            start = await self._start(tx, now)
+        await self._link.start_connection(start, again=True)
         return True
 
     async def _is_behind(self, connection: Connection) -> bool:
@@ -90,9 +91,9 @@ class Reconciler:
         tenant, now = connection.tenant, self._clock.now()
         integration = await tx.integrations.get(tenant, connection.integration_id)
         grant = await tx.grants.get(tenant, connection.id)
-        consent = await tx.consents.open_for(tenant, connection.id, now)
+        consent = await tx.consents.received_for(tenant, connection.id)
         waiting = ()
-        if consent is not None and consent.status is ConsentStatus.CODE_RECEIVED:
+        if consent is not None:
             waiting = (Happening(event=Event.CONSENT_GRANTED, asked=_BY, consent_id=consent.id),)
         idle_s = integration.refresh.refresh_token_idle_s if integration else None
         return ConnectionStart(
