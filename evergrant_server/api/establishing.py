@@ -67,11 +67,13 @@ class Establishing:
         """
         integration = await self.integration(tx, wanted.integration, wanted.subject)
         self._check_return_to(wanted.return_to)
-        scopes = self.scopes(integration, wanted.subject, wanted.scopes)
         found = await tx.connections.by_names(
             self._caller.tenant, wanted.integration, wanted.subject, wanted.label
         )
-        if found is not None and not found.state.final:
+        live = found is not None and not found.state.final
+        before = found.requested_scopes if found is not None and live else ()
+        scopes = self.scopes(integration, wanted.subject, _asked_for(wanted, before))
+        if found is not None and live:
             return await self._with_link(tx, found, scopes, wanted)
         connection = await self._add(tx, integration, wanted, scopes)
         consent, url = await self.ask(tx, connection, scopes, wanted.return_to)
@@ -207,6 +209,17 @@ async def _being_imported(tx: Tx, connection: Connection) -> bool:
         return False
     imported = await tx.consents.import_of(connection.tenant, connection.id)
     return imported is not None and imported.status is ConsentStatus.CODE_RECEIVED
+
+
+def _asked_for(wanted: Wanted, before: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Consenting again takes nothing away that the connection could do.
+
+    A lease names what it needs of a connection that others use as well; who asks for a link by
+    name and says which scopes, means these.
+    """
+    if wanted.scopes is None:
+        return before or None
+    return (*before, *wanted.scopes) if wanted.leasing else wanted.scopes
 
 
 def _fits(consent: Consent, wanted: Wanted) -> bool:
