@@ -7,16 +7,16 @@ from temporalio import activity
 from activities.failures import grant_news
 from activities.heartbeat import heartbeats
 from activities.holdings import Holder, Holdings, news_of
-from activities.records import connection_of, record, settled
+from activities.records import closed, connection_of, record, settled
 from activities.single_use import SingleUse
 from activities.transfer import end_consent, install_import
 from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.core.attempt import Attempt, AttemptKind, Outcome
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
-from evergrant_server.core.connection import State
+from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import Code, Failure, Kind
 from evergrant_server.core.grant import Grant, TokenSet
 from evergrant_server.core.messages import ActivityName, EndConsent, ExchangeCode, GrantNews
 from evergrant_server.core.provider import RefreshRules, Rotation
@@ -47,15 +47,41 @@ class ConsentActivities:
         """
         async with heartbeats():
             try:
-                held = await self._holder.take(order.tenant, order.connection_id)
                 consent = await self._consent(order)
+                held = await self._holder.take(order.tenant, order.connection_id)
                 if consent.kind is ConsentKind.IMPORT:
                     return await install_import(self._store, self._clock, order, held, consent)
                 return await self._ended(consent, held) or await self._exchange(order, held, consent)
             except Failure as failure:
                 if failure.code is Code.REFRESH_PENDING:
                     raise  # Temporal asks again; nobody else would
-                return grant_news(failure)
+                if failure.kind is Kind.PLATFORM_UNAVAILABLE and await self._is_import(order):
+                    raise  # its tokens wait here, and are good when the platform is again
+                news = grant_news(failure)
+                await self._give_up(order, failure)
+                return news
+
+    async def _is_import(self, order: ExchangeCode) -> bool:
+        async with self._store.read() as tx:
+            consent = await tx.consents.get(order.tenant, order.consent_id)
+        return consent is not None and consent.kind is ConsentKind.IMPORT
+
+    async def _give_up(self, order: ExchangeCode, failure: Failure) -> None:
+        """A code that can't be spent doesn't wait for ever: the subject opens a link again.
+
+        An import's tokens are no such code: they stay, until its deadline.
+        """
+
+        async def give_up(tx: Tx) -> None:
+            consent = await tx.consents.get(order.tenant, order.consent_id)
+            waits = consent is not None and consent.status is ConsentStatus.CODE_RECEIVED
+            if consent is None or not waits or consent.kind is ConsentKind.IMPORT:
+                return
+            await end_consent(tx, consent, ConsentStatus.FAILED, failure.code)
+            now = self._clock.now()
+            await record(tx, order, AuditAction.CONSENT_FAILED, now, reason=failure.code, consent=consent.id)
+
+        await settled(self._store, give_up)
 
     async def _consent(self, order: ExchangeCode) -> Consent:
         async with self._store.read() as tx:
@@ -70,6 +96,8 @@ class ConsentActivities:
             return news_of(held.connection, held.grant, held.integration)
         if consent.status is not ConsentStatus.CODE_RECEIVED:
             return GrantNews(failure=Code(consent.failure or Code.CALLBACK_INVALID))
+        if held.connection.state is State.REVOKING or held.connection.state.final:
+            raise Failure(Code.CONNECTION_REVOKED)  # an unspent code is no grant: nothing to revoke
         return None
 
     async def _exchange(self, order: ExchangeCode, held: Holdings, consent: Consent) -> GrantNews:
@@ -115,12 +143,13 @@ class ConsentActivities:
         async def install(tx: Tx) -> GrantNews:
             now = self._clock.now()
             current = await connection_of(tx, order)
-            after = current.granted(now)
+            # a consent by which scopes were added or given up says what the next one asks for
+            after = current.granted(now).model_copy(update={"requested_scopes": consent.scopes})
             grant = Grant.from_tokens(
                 tokens, generation=after.generation, requested=consent.scopes, at=attempt.opened_at
             )
             saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
-            await tx.attempts.close(attempt, Outcome.INSTALLED, now)
+            await closed(tx, attempt, Outcome.INSTALLED, now)
             await self._end(tx, consent, ConsentStatus.DONE)
             await record(
                 tx,
@@ -147,7 +176,7 @@ class ConsentActivities:
 
         async def settle(tx: Tx) -> GrantNews:
             now = self._clock.now()
-            await tx.attempts.close(attempt, outcome or Outcome.REFUSED, now)
+            await closed(tx, attempt, outcome or Outcome.REFUSED, now)
             await self._end(tx, consent, ConsentStatus.FAILED, failure.code)
             await record(tx, order, AuditAction.CONSENT_FAILED, now, reason=failure.code, consent=consent.id)
             return GrantNews(attempt_id=attempt.id, failure=failure.code)
@@ -162,14 +191,17 @@ class ConsentActivities:
             await end_consent(tx, current, status, failure)
 
     @activity.defn(name=ActivityName.END_CONSENT)
-    async def end_consent(self, order: EndConsent) -> None:
-        """Write that nobody consented, unless something else was true first."""
+    async def end_consent(self, order: EndConsent) -> GrantNews | None:
+        """Write that nobody consented, unless something else was true first: then say what."""
 
-        async def end(tx: Tx) -> None:
+        async def end(tx: Tx) -> GrantNews | None:
             now = self._clock.now()
             current = await connection_of(tx, order)
             if current.state is not State.PENDING_CONSENT:
-                return
+                return await _what_is_true(tx, current)
+            received = await tx.consents.received_for(order.tenant, order.connection_id)
+            if received is not None and received.kind is ConsentKind.CODE:  # its message comes later
+                return GrantNews(state=current.state, consent_id=received.id)
             after = current.consent_denied(now) if order.denied else current.consent_expired(now)
             await tx.connections.replace(after, expected=current.revision)
             imported = await tx.consents.import_of(order.tenant, order.connection_id)
@@ -177,5 +209,17 @@ class ConsentActivities:
                 await end_consent(tx, imported, ConsentStatus.FAILED, Code.CONSENT_EXPIRED)
             action = AuditAction.CONSENT_DENIED if order.denied else AuditAction.CONSENT_EXPIRED
             await record(tx, order, action, now)
+            return None
 
-        await settled(self._store, end)
+        return await settled(self._store, end)
+
+
+async def _what_is_true(tx: Tx, current: Connection) -> GrantNews | None:
+    """What the store says of a connection whose consent is over for its workflow; None: the same."""
+    if current.state.final:
+        return None
+    grant = await tx.grants.get(current.tenant, current.id)
+    integration = await tx.integrations.get(current.tenant, current.integration_id)
+    if current.state is State.REVOKING or grant is None or integration is None:
+        return GrantNews(state=current.state)
+    return news_of(current, grant, integration)

@@ -18,19 +18,21 @@ from evergrant_server.telemetry_names import Event
 
 log = logging.getLogger("evergrant.activities")
 
-_RETURNED = (Kind.RECONNECT_NEEDED, Kind.CLIENT_MISCONFIGURED, Kind.PROVIDER_UNAVAILABLE)
+# Temporal asks again for these, and nothing else can be done meanwhile. What else fails goes
+# back as a result: a workflow that can't do one thing must still hear of the next.
+_RAISED = (Code.STORE_UNAVAILABLE, Code.STORE_CONFLICT, Code.SCHEMA_MISMATCH)
 
 
 def grant_news(failure: Failure) -> GrantNews:
-    """A failure that `core` decides about, as a result. The platform's own are raised again."""
-    if failure.kind not in _RETURNED and failure.rule.retry is not Retry.AFTER_REPAIR:
+    """A failure that `core` decides about, as a result. The store's own are raised again."""
+    if failure.code in _RAISED:
         raise failure
     return GrantNews(failure=failure.code, retry_after=failure.retry_after)
 
 
 def revocation_news(failure: Failure) -> RevocationNews:
     """As `grant_news`, for revocation."""
-    if failure.kind not in _RETURNED:
+    if failure.code in _RAISED:
         raise failure
     return RevocationNews(failure=failure.code, retry_after=failure.retry_after)
 

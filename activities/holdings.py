@@ -35,7 +35,8 @@ class Holder:
         self._public_url = public_url
 
     async def take(self, tenant: Tenant, connection_id: ConnectionId) -> Holdings:
-        """Raises Failure NOT_FOUND, PROVIDER_UNKNOWN, KEY_UNAVAILABLE or STORE_UNAVAILABLE."""
+        """Raises Failure NOT_FOUND, CLIENT_REJECTED (its definition is gone, or doesn't fit any
+        more), KEY_UNAVAILABLE, SEAL_BROKEN or STORE_UNAVAILABLE."""
         async with self._store.read() as tx:
             return await self.take_in(tx, tenant, connection_id)
 
@@ -46,13 +47,13 @@ class Holder:
         integration = await tx.integrations.get(tenant, connection.integration_id)
         if integration is None:
             raise Failure(Code.CLIENT_REJECTED, f"the integration {connection.integration} was deleted")
-        spec = self._registry.get(integration.provider)
+        spec, endpoints = self._defined(integration)
         return Holdings(
             connection=connection,
             integration=integration,
             grant=await tx.grants.get(tenant, connection_id),
             spec=spec,
-            endpoints=integration.endpoints or endpoints_of(spec, integration.params),
+            endpoints=endpoints,
             client=OAuthClient(
                 client_id=integration.client_id,
                 client_secret=await tx.integrations.client_secret(integration),
@@ -60,6 +61,13 @@ class Holder:
             ),
             redirect_uri=f"{self._public_url}/oauth/callback/{integration.id}",
         )
+
+    def _defined(self, integration: Integration) -> tuple[ProviderSpec, Endpoints]:
+        try:
+            spec = self._registry.get(integration.provider)
+            return spec, integration.endpoints or endpoints_of(spec, integration.params)
+        except Failure as failure:  # the catalogue changed under it: an admin's to repair, no caller's
+            raise Failure(Code.CLIENT_REJECTED, failure.detail) from None
 
 
 def news_of(connection: Connection, grant: Grant, integration: Integration) -> GrantNews:

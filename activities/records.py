@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from evergrant_server import audit
+from evergrant_server.core.attempt import Attempt, Outcome
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.errors import Code, Failure
@@ -47,6 +48,13 @@ async def record(tx: Tx, call: Call, action: AuditAction, at: datetime, **detail
         provenance=call.provenance,
     )
     await audit.append(tx, entry)
+
+
+async def closed(tx: Tx, attempt: Attempt, outcome: Outcome, at: datetime) -> None:
+    """Write how an attempt ended, unless another one took over and said so already."""
+    now = await tx.attempts.open_for(attempt.tenant, attempt.connection_id, attempt.chain, attempt.kind)
+    if now is not None and now.id == attempt.id:
+        await tx.attempts.close(now, outcome, at)
 
 
 async def connection_of(tx: Tx, call: Call) -> Connection:

@@ -7,7 +7,7 @@ from temporalio import activity
 from activities.failures import grant_news
 from activities.heartbeat import heartbeats
 from activities.holdings import Holder, Holdings, news_of
-from activities.records import connection_of, record, settled
+from activities.records import closed, connection_of, record, settled
 from activities.single_use import SingleUse
 from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.core.attempt import Attempt, AttemptKind, Outcome
@@ -116,9 +116,14 @@ class RefreshActivities:
             now = self._clock.now()
             current = await connection_of(tx, order)
             if current.generation != attempt.from_generation:
-                await tx.attempts.close(attempt, Outcome.SUPERSEDED, now)
+                await closed(tx, attempt, Outcome.SUPERSEDED, now)
                 newer = await tx.grants.get(order.tenant, order.connection_id)
                 return news_of(current, newer or before, held.integration)
+            if current.state not in (State.ACTIVE, State.REVOKING):
+                # another worker took over and was refused: what comes after that is not believed
+                await closed(tx, attempt, Outcome.SUPERSEDED, now)
+                await record(tx, order, AuditAction.REFRESH_FAILED, now, reason="came too late")
+                return GrantNews(state=current.state, failure=current.reason or Code.CONSENT_REQUIRED)
             after = current.refreshed(now)
             grant = Grant.from_tokens(
                 tokens,
@@ -128,7 +133,7 @@ class RefreshActivities:
                 before=before,
             )
             saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
-            await tx.attempts.close(attempt, Outcome.INSTALLED, now)
+            await closed(tx, attempt, Outcome.INSTALLED, now)
             await record(tx, order, AuditAction.GRANT_REFRESHED, now, generation=grant.generation)
             return news_of(saved, grant, held.integration)
 
@@ -150,9 +155,12 @@ class RefreshActivities:
         async def settle(tx: Tx) -> GrantNews:
             now = self._clock.now()
             if outcome is not None:
-                await tx.attempts.close(attempt, outcome, now)
+                await closed(tx, attempt, outcome, now)
             current = await connection_of(tx, order)
-            condemned = failure.kind is Kind.RECONNECT_NEEDED and current.state is State.ACTIVE
+            # a late no about a grant that was replaced meanwhile says nothing about the new one
+            same_grant = current.generation == attempt.from_generation
+            refused = failure.kind is Kind.RECONNECT_NEEDED
+            condemned = refused and same_grant and current.state is State.ACTIVE
             if condemned:
                 await tx.connections.replace(current.rejected(code, now), expected=current.revision)
             action = AuditAction.NEEDS_REAUTH if condemned else AuditAction.REFRESH_FAILED

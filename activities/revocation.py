@@ -6,14 +6,13 @@ from activities.failures import revocation_news
 from activities.heartbeat import heartbeats
 from activities.holdings import Holder, Holdings
 from activities.records import connection_of, record, settled
-from activities.single_use import SingleUse
+from activities.single_use import SingleUse, open_attempt
 from evergrant_server import telemetry_metrics as metrics
-from evergrant_server.core.attempt import AttemptKind, Outcome, answer_may_come
+from evergrant_server.core.attempt import Outcome
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import Revocation, State
 from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.grant import MAIN
 from evergrant_server.core.messages import ActivityName, AskRevocation, RevocationNews, RevokeGrant
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store, Tx
@@ -53,32 +52,32 @@ class RevocationActivities:
     async def revoke_grant(self, order: RevokeGrant) -> RevocationNews:
         """Revoke at the provider. Without a confirmation the news carry a failure, never a success."""
         async with heartbeats():
-            held = await self._holder.take(order.tenant, order.connection_id)
-            if held.connection.state is State.REVOKED:
-                return RevocationNews(revocation=held.connection.revocation)
             try:
-                await self._wait_for_answers(held)
-                how = await self._tell(held)
+                held = await self._holder.take(order.tenant, order.connection_id)
+                if held.connection.state.final:
+                    return RevocationNews(revocation=held.connection.revocation or Revocation.NOTHING_HELD)
+                how = await self._tried(held)
             except Failure as failure:
-                metrics.revocation_tried(held.spec.name, failure.code)
                 await self._failed(order, failure)
                 return revocation_news(failure)
-            metrics.revocation_tried(held.spec.name, how)
             return await self._done(order, how)
+
+    async def _tried(self, held: Holdings) -> Revocation:
+        try:
+            await self._wait_for_answers(held)
+            how = await self._tell(held)
+        except Failure as failure:
+            metrics.revocation_tried(held.spec.name, failure.code)
+            raise
+        metrics.revocation_tried(held.spec.name, how)
+        return how
 
     async def _wait_for_answers(self, held: Holdings) -> None:
         """A token that is still on its way must land first, so that it can be revoked too."""
-        connection = held.connection
         async with self._store.read() as tx:
-            for kind in AttemptKind:
-                attempt = await tx.attempts.open_for(connection.tenant, connection.id, MAIN, kind)
-                if attempt is None:
-                    continue
-                alive, in_flight = self._single_use.fate(attempt)
-                if answer_may_come(attempt, self._clock.now(), owner_alive=alive, in_flight=in_flight):
-                    raise Failure(
-                        Code.REFRESH_PENDING, "a token is still on its way", retry_after=_LOOK_AGAIN_S
-                    )
+            attempt = await open_attempt(tx, held.connection)
+        if attempt is not None and self._single_use.may_answer(attempt):
+            raise Failure(Code.REFRESH_PENDING, "a token is still on its way", retry_after=_LOOK_AGAIN_S)
 
     async def _tell(self, held: Holdings) -> Revocation:
         if held.grant is None:
@@ -117,10 +116,9 @@ class RevocationActivities:
             current = await connection_of(tx, order)
             if current.state is State.REVOKED:
                 return RevocationNews(revocation=current.revocation)
-            for kind in AttemptKind:
-                attempt = await tx.attempts.open_for(order.tenant, order.connection_id, MAIN, kind)
-                if attempt is not None:
-                    await tx.attempts.close(attempt, Outcome.SUPERSEDED, now)
+            attempt = await open_attempt(tx, current)
+            if attempt is not None:
+                await tx.attempts.close(attempt, Outcome.SUPERSEDED, now)
             await tx.connections.replace(current.revocation_ended(how, now), expected=current.revision)
             await tx.grants.shred(order.tenant, order.connection_id)
             await record(tx, order, AuditAction.REVOKED, now, how=how)

@@ -14,17 +14,18 @@ from evergrant_server.core.attempt import (
     AttemptKind,
     Outcome,
     Takeover,
+    answer_may_come,
     outcome_of_refusal,
     takeover,
 )
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import Connection
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import Code, Failure, Kind
 from evergrant_server.core.grant import MAIN, TokenSet
 from evergrant_server.core.ids import AttemptId, new_id
 from evergrant_server.core.provider import RefreshRules
 from evergrant_server.journal.lock import JournalLock
-from evergrant_server.store import Store
+from evergrant_server.store import Store, Tx
 from providers.flows import SendFailed
 from providers.reply import RawReply
 
@@ -67,11 +68,17 @@ class SingleUse:
             send_by=now + SEND_LIMIT,
         )
         async with self._store.write() as tx:
-            earlier = await tx.attempts.open_for(connection.tenant, connection.id, MAIN, kind)
-            same_token = earlier is not None and earlier.from_generation == connection.generation
+            earlier = await open_attempt(tx, connection)
+            same_token = (
+                earlier is not None
+                and earlier.kind is kind
+                and earlier.from_generation == connection.generation
+            )
             if earlier is not None:
                 if same_token:
                     self._may_take_over(earlier, rules, token_valid)
+                elif self.may_answer(earlier):
+                    raise _pending("another credential of this connection is being spent")
                 await tx.attempts.close(earlier, Outcome.SUPERSEDED, now)
             await tx.attempts.open(attempt)
         return attempt, earlier if same_token else None
@@ -89,17 +96,21 @@ class SingleUse:
 
         def check() -> None:
             if loop.time() > send_by:
-                raise Failure(Code.REFRESH_PENDING, "too late to send", retry_after=_LOOK_AGAIN_S)
+                raise _pending("too late to send")
 
         async def section() -> T:
             try:
                 reply = await send(check)
             except SendFailed as failure:
                 return await settle(attempt, failure, None if failure.sent else Outcome.NOT_SENT)
+            except Failure as failure:  # the definition and the call don't fit: nothing was sent
+                return await settle(attempt, _ours(failure), Outcome.NOT_SENT)
             try:
                 tokens = judge(reply)
             except Failure as failure:
-                return await settle(attempt, failure, outcome_of_refusal(reply.status))
+                refused = failure.kind is Kind.RECONNECT_NEEDED  # also when it came with status 200
+                outcome = Outcome.REFUSED if refused else outcome_of_refusal(reply.status)
+                return await settle(attempt, failure, outcome)
             return await commit(attempt, tokens)
 
         return await self._sections.run(attempt.id, section())
@@ -111,6 +122,11 @@ class SingleUse:
             return alive, self._sections.in_flight(attempt.id)
         return alive, False if alive is False else None
 
+    def may_answer(self, attempt: Attempt) -> bool:
+        """True while its answer may still come and be installed."""
+        alive, in_flight = self.fate(attempt)
+        return answer_may_come(attempt, self._clock.now(), owner_alive=alive, in_flight=in_flight)
+
     def _may_take_over(self, attempt: Attempt, rules: RefreshRules, token_valid: bool) -> None:
         alive, in_flight = self.fate(attempt)
         now = self._clock.now()
@@ -118,6 +134,24 @@ class SingleUse:
             attempt, rules, now, token_valid=token_valid, owner_alive=alive, in_flight=in_flight
         )
         if verdict is Takeover.WAIT:
-            raise Failure(
-                Code.REFRESH_PENDING, "an earlier attempt has no known outcome yet", retry_after=_LOOK_AGAIN_S
-            )
+            raise _pending("an earlier attempt has no known outcome yet")
+
+
+async def open_attempt(tx: Tx, connection: Connection) -> Attempt | None:
+    """What is being spent for this connection, or was when somebody died. One at a time, of any kind."""
+    for kind in AttemptKind:
+        attempt = await tx.attempts.open_for(connection.tenant, connection.id, MAIN, kind)
+        if attempt is not None:
+            return attempt
+    return None
+
+
+def _pending(why: str) -> Failure:
+    return Failure(Code.REFRESH_PENDING, why, retry_after=_LOOK_AGAIN_S)
+
+
+def _ours(failure: Failure) -> Failure:
+    """What a definition gets wrong is the integration's to repair, not a caller's."""
+    if failure.kind is not Kind.BAD_REQUEST:
+        return failure
+    return Failure(Code.CLIENT_REJECTED, failure.detail)

@@ -1,7 +1,7 @@
 """Every activity a workflow may call: one typed wrapper each, with its name, limits and retries.
 
 Domain failures come back as results, so that `core` decides about them. What is raised is
-the platform's own trouble (store, keys, a lost worker); Temporal retries that for ever.
+the store's own trouble, and a lost worker; Temporal retries that for ever.
 """
 
 from datetime import timedelta
@@ -87,9 +87,14 @@ async def ask_revocation(order: AskRevocation) -> None:
     )
 
 
-async def end_consent(order: EndConsent) -> None:
-    await workflow.execute_activity(
-        ActivityName.END_CONSENT, order, summary="denied" if order.denied else "deadline passed", **_STORE
+async def end_consent(order: EndConsent) -> GrantNews | None:
+    """Write that nobody consented; news when the store says something else."""
+    return await workflow.execute_activity(
+        ActivityName.END_CONSENT,
+        order,
+        result_type=GrantNews | None,  # pyright: ignore[reportArgumentType]  # a union is read as well
+        summary="denied" if order.denied else "deadline passed",
+        **_STORE,
     )
 
 

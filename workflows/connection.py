@@ -85,8 +85,9 @@ class ConnectionWorkflow:
         """Have the step done by an activity; what came of it is the next happening."""
         match step.do:
             case Do.EXCHANGE_CODE:
-                assert cause.consent_id is not None
-                order = m.ExchangeCode(**self._call(cause), consent_id=cause.consent_id)
+                consent_id = cause.consent_id or (cause.news and cause.news.consent_id)
+                assert consent_id is not None
+                order = m.ExchangeCode(**self._call(cause), consent_id=consent_id)
                 news = await calls.exchange_code(order)
                 return m.Happening(event=m.Event.CODE_EXCHANGED, asked=cause.asked, news=news)
             case Do.REFRESH | Do.REFRESH_IF_LEASED:
@@ -106,9 +107,10 @@ class ConnectionWorkflow:
                 news = await calls.revoke_grant(m.RevokeGrant(**self._call(cause)))
                 return m.Happening(event=m.Event.REVOCATION_TRIED, asked=cause.asked, revocation=news)
             case Do.END_CONSENT:
-                await calls.end_consent(
-                    m.EndConsent(**self._call(cause), consent_id=cause.consent_id, denied=step.denied)
-                )
+                order = m.EndConsent(**self._call(cause), consent_id=cause.consent_id, denied=step.denied)
+                news = await calls.end_consent(order)
+                if news is not None:
+                    return m.Happening(event=m.Event.CONSENT_STANDS, asked=cause.asked, news=news)
         return None
 
     async def _reply(self, ticket: _Ticket) -> None:
@@ -167,6 +169,9 @@ class ConnectionWorkflow:
 
     @workflow.signal(name=m.SIGNAL_REQUEST_TOKEN)
     def request_token(self, it: m.RequestToken) -> None:
+        if not m.is_workflow_id(it.reply_to):
+            workflow.logger.warning("a request for a token names no workflow to answer")
+            return
         self._put(m.Event.TOKEN_REQUESTED, it.asked, reply_to=it.reply_to, reason=it.app)
 
     @workflow.signal(name=m.SIGNAL_PROVIDER_CHANGED)

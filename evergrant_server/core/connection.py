@@ -105,10 +105,10 @@ class Connection(BaseModel):
 
     def granted(self, at: datetime) -> "Connection":
         """A consent brought a new grant; the subject has repaired whatever was wrong."""
-        return self._moved(Move.GRANTED, at, generation=self.generation + 1, reason=None)
+        return self._moved(Move.GRANTED, at, generation=self.generation + 1, reason=self._repaired())
 
     def refreshed(self, at: datetime) -> "Connection":
-        return self._moved(Move.REFRESHED, at, generation=self.generation + 1, reason=None)
+        return self._moved(Move.REFRESHED, at, generation=self.generation + 1, reason=self._repaired())
 
     def rejected(self, reason: Code, at: datetime) -> "Connection":
         return self._moved(Move.REJECTED, at, reason=reason)
@@ -130,6 +130,10 @@ class Connection(BaseModel):
 
     def revocation_ended(self, how: Revocation, at: datetime) -> "Connection":
         return self._moved(Move.REVOCATION_ENDED, at, revocation=how)
+
+    def _repaired(self) -> Code | None:
+        """A new grant repairs whatever was wrong; it doesn't undo a revocation."""
+        return self.reason if self.state is State.REVOKING else None
 
     def _moved(self, move: Move, at: datetime, **changes: object) -> "Connection":
         return self.model_copy(update={"state": moved(self.state, move), "changed_at": at, **changes})

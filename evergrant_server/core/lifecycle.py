@@ -13,6 +13,7 @@ from enum import StrEnum
 from evergrant_server.core.connection import Connection, Move, State, moved
 from evergrant_server.core.errors import FAILURES, Code, Kind
 from evergrant_server.core.grant import Grant
+from evergrant_server.core.ids import ConsentId
 from evergrant_server.core.messages import Event, GrantNews, Happening, Life
 from evergrant_server.core.schedule import (
     RefreshPolicy,
@@ -56,7 +57,7 @@ class Wake:
 
 def next_step(life: Life, happening: Happening, now: datetime, rules: Rules, share: float = 0.0) -> Step:
     """Decide. `share` in [0, 1) spreads a fleet; it is an argument so that replay agrees."""
-    if life.state.final:
+    if life.state.final and happening.event is not Event.CONSENT_STANDS:
         return Step(life.model_copy(update={"refusal": life.reason or Code.CONNECTION_REVOKED}))
     return _DECIDERS[happening.event](life.model_copy(update={"refusal": None}), happening, now, rules, share)
 
@@ -124,7 +125,11 @@ def _wake_active(life: Life, rules: Rules, share: float) -> Wake | None:
 def _consent_granted(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
     if it.consent_id is None or it.consent_id in life.recent_consents:
         return Step(life)
-    recent = (*life.recent_consents, it.consent_id)[-_REMEMBERED_CONSENTS:]
+    return _exchange(life, it.consent_id)
+
+
+def _exchange(life: Life, consent: ConsentId) -> Step:
+    recent = (*life.recent_consents, consent)[-_REMEMBERED_CONSENTS:]
     return Step(life.model_copy(update={"recent_consents": recent}), Do.EXCHANGE_CODE)
 
 
@@ -132,6 +137,19 @@ def _consent_denied(life: Life, it: Happening, now: datetime, rules: Rules, shar
     if life.state is not State.PENDING_CONSENT:
         return Step(life)  # a reconnect was declined: what there was before stays
     return Step(_end(life, Move.CONSENT_DENIED, Code.CONSENT_DENIED), Do.END_CONSENT, denied=True)
+
+
+def _consent_stands(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
+    """The end of the consent could not be written: the store says revoking, granted, or a code waits."""
+    news = it.news
+    if news is None or life.state not in (State.CONSENT_EXPIRED, State.DENIED):
+        return Step(life)
+    pending = life.model_copy(update={"state": State.PENDING_CONSENT, "reason": None})
+    if news.state is State.REVOKING:
+        return _revoking(pending, Do.REVOKE)
+    if news.consent_id is not None:
+        return _exchange(pending, news.consent_id)
+    return _installed(pending, Move.GRANTED, news)
 
 
 def _code_exchanged(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
@@ -148,7 +166,7 @@ def _grant_refreshed(life: Life, it: Happening, now: datetime, rules: Rules, sha
     if news.not_leased:
         return Step(life.model_copy(update={"leased": False, "retry_at": None}))
     if news.failure is None:
-        return _installed(life, Move.REFRESHED, news)
+        return _not_at_once(life, _installed(life, Move.REFRESHED, news), now, rules)
     if FAILURES[news.failure].kind is Kind.RECONNECT_NEEDED:
         changes = {
             "state": moved(life.state, Move.REJECTED),
@@ -160,6 +178,9 @@ def _grant_refreshed(life: Life, it: Happening, now: datetime, rules: Rules, sha
         return Step(life.model_copy(update=changes))
     failures = life.failures + 1
     again = retry_at(now, failures, news.failure, news.retry_after, rules, share)
+    if news.failure is Code.REFRESH_PENDING and life.expires_at is not None and now < life.expires_at:
+        # what is waited for may be decided once the token is over: callers then wait for us alone
+        again = min(again, life.expires_at + rules.first_backoff)
     changes = {"failures": failures, "retry_at": again, "reason": news.failure, "refusal": news.failure}
     return Step(life.model_copy(update=changes))
 
@@ -238,6 +259,15 @@ def _refresh_now(life: Life, now: datetime) -> Step:
     return Step(life, Do.REFRESH)
 
 
+def _not_at_once(before: Life, step: Step, now: datetime, rules: Rules) -> Step:
+    """A refresh that brought nothing newer is not due again at once, whatever the grant says."""
+    life = step.life
+    if life.state is not State.ACTIVE or life.generation > before.generation:
+        return step
+    again = max(life.expires_at or now, now + rules.first_backoff)
+    return Step(life.model_copy(update={"retry_at": again}), step.do)
+
+
 def _installed(life: Life, move: Move, news: GrantNews) -> Step:
     state = moved(life.state, move)
     changes = {
@@ -294,4 +324,5 @@ _DECIDERS: dict[Event, _Decider] = {
     Event.REVOKE_ASKED: _revoke_asked,
     Event.REVOCATION_TRIED: _revocation_tried,
     Event.PROVIDER_CHANGED: _provider_changed,
+    Event.CONSENT_STANDS: _consent_stands,
 }

@@ -13,6 +13,8 @@ from evergrant_server.core.connection import Revocation, State
 from evergrant_server.core.errors import Code, Repairer
 from evergrant_server.core.ids import AttemptId, ConnectionId, ConsentId, ExportId, IntegrationId, Tenant
 
+_LONGEST_ID = 1000  # bytes, Temporal's own limit
+
 TASK_QUEUE = "evergrant"
 CONNECTION_WORKFLOW = "ConnectionWorkflow"
 DISCOVERY_WORKFLOW = "DiscoveryWorkflow"
@@ -116,6 +118,7 @@ class Event(StrEnum):
     REVOKE_ASKED = "revoke_asked"
     REVOCATION_TRIED = "revocation_tried"
     PROVIDER_CHANGED = "provider_changed"
+    CONSENT_STANDS = "consent_stands"
 
 
 class Happening(Message):
@@ -180,6 +183,11 @@ class RequestToken(Message):
     app: str
     reply_to: str
     asked: Asked
+
+
+def is_workflow_id(value: str) -> bool:
+    """True when Temporal takes `value` as a workflow id. One that it doesn't fails the whole task."""
+    return 0 < len(value.encode()) <= _LONGEST_ID
 
 
 class TokenReady(Message):

@@ -98,7 +98,13 @@ class Installation:
         await self.consent(idp, integration, connection)
         return await self.until(connection, lambda c: c.state is State.ACTIVE)
 
-    async def begin(self, integration: Integration, policy: str = "on_demand") -> Connection:
+    async def begin(
+        self,
+        integration: Integration,
+        policy: str = "on_demand",
+        *,
+        deadline: timedelta = timedelta(hours=1),
+    ) -> Connection:
         """A connection whose subject hasn't consented yet, with its workflow."""
         now = self.parts.clock.now()
         connection = Connection(
@@ -112,7 +118,7 @@ class Installation:
             refresh_policy=policy,
             created_at=now,
             changed_at=now,
-            consent_deadline=now + timedelta(hours=1),
+            consent_deadline=now + deadline,
         )
         start = ConnectionStart(
             tenant=TENANT,
@@ -132,9 +138,12 @@ class Installation:
         return connection
 
     async def consent(
-        self, idp: ScriptedProvider, integration: Integration, connection: Connection
+        self, idp: ScriptedProvider, integration: Integration, connection: Connection, *, tell: bool = True
     ) -> Consent:
-        """What the connect page and the callback write, with a code of the real server."""
+        """What the connect page and the callback write, with a code of the real server.
+
+        Without `tell` the workflow isn't told: its message is under way, or was lost with it.
+        """
         now = self.parts.clock.now()
         verifier = new_verifier()
         code = await self._code(integration, verifier)
@@ -156,14 +165,20 @@ class Installation:
             by="subject",
             trace_id="",
         )
-        granted = ConsentGranted(attempt_id=consent.id, asked=Asked(by="subject"))
         async with self.store.write() as tx:
             await tx.consents.add(consent, Secret("link"))
             received = consent.model_copy(update={"status": ConsentStatus.CODE_RECEIVED})
             consent = await tx.consents.replace(received, expected=1, verifier=verifier, code=Secret(code))
+        if tell:
+            await self.tell_consent(connection, consent)
+        return consent
+
+    async def tell_consent(self, connection: Connection, consent: Consent) -> None:
+        """The message alone, for when it comes later than what it says."""
+        granted = ConsentGranted(attempt_id=consent.id, asked=Asked(by="subject"))
+        async with self.store.write() as tx:
             await self._put(tx, connection, OutboxKind.SIGNAL, SIGNAL_CONSENT_GRANTED, granted)
         self.parts.relay.nudge()
-        return consent
 
     async def _code(self, integration: Integration, verifier: Secret) -> str:
         """Go where the browser is sent; the scripted server consents by itself."""
@@ -179,13 +194,19 @@ class Installation:
             answer = await browser.get(url)
         return dict(parse_qsl(urlsplit(answer.headers["location"]).query))["code"]
 
-    async def revoke(self, connection: Connection) -> None:
+    async def revoke(self, connection: Connection, *, tell: bool = True) -> None:
         """What the API writes: the store first, the workflow by the outbox."""
         async with self.store.write() as tx:
             current = await tx.connections.get(TENANT, connection.id)
             assert current is not None
             asked = current.revoke_asked("left", self.parts.clock.now())
             await tx.connections.replace(asked, expected=current.revision)
+        if tell:
+            await self.tell_revoke(connection)
+
+    async def tell_revoke(self, connection: Connection) -> None:
+        """The message alone, for when it comes later than what it says."""
+        async with self.store.write() as tx:
             order = Revoke(reason="left", asked=ASKED)
             await self._put(tx, connection, OutboxKind.SIGNAL, SIGNAL_REVOKE, order)
         self.parts.relay.nudge()
@@ -229,6 +250,17 @@ class Installation:
 
     async def actions(self, connection: Connection) -> list[AuditAction]:
         return [record.action for record in await self.audited(connection)]
+
+    async def until_started(self, connection: Connection) -> None:
+        """Wait until the connection's workflow is there."""
+        async with asyncio.timeout(20):
+            while not await self.parts.link.running(workflow_id(TENANT, connection.id)):
+                await asyncio.sleep(0.05)
+
+    async def until_audited(self, connection: Connection, action: AuditAction) -> None:
+        async with asyncio.timeout(20):
+            while action not in await self.actions(connection):
+                await asyncio.sleep(0.05)
 
     async def until_exported(self, connection: Connection) -> list[AuditAction]:
         """Wait until a closed run's history is in the store."""

@@ -179,3 +179,14 @@ async def test_search_attributes_and_details_tell_the_story(client: Client):
         assert "generation 1" in details.current_details
         summaries = [e for e in await life.events() if "userMetadata" in e]
         assert len(summaries) >= 2  # the exchange and the timer at least
+
+
+@pytest.mark.parametrize("nobody", ["", "x" * 1001])
+async def test_a_request_for_a_token_that_names_no_workflow_stops_nothing(client: Client, nobody: str):
+    """Temporal refuses such an id by failing the whole task, again and again."""
+    async with living(client) as life:
+        await life.consent()
+        ask = m.RequestToken(app="crm-sync", reply_to=nobody, asked=ASKED)
+        await life.handle.signal(m.SIGNAL_REQUEST_TOKEN, ask)
+        async with asyncio.timeout(15):
+            assert (await life.ensure_fresh(1)).generation == 2

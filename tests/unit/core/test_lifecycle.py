@@ -4,9 +4,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from evergrant_server.core.connection import IllegalMove, Move, Revocation, State, moved
+from evergrant_server.core.connection import Connection, IllegalMove, Move, Revocation, State, moved
 from evergrant_server.core.errors import Code
-from evergrant_server.core.ids import ConsentId
+from evergrant_server.core.ids import ConnectionId, ConsentId, IntegrationId, Tenant
 from evergrant_server.core.lifecycle import Do, ensure_fresh_refusal, next_step, wake
 from evergrant_server.core.messages import Asked, Event, GrantNews, Happening, Life, RevocationNews
 from evergrant_server.core.schedule import RULES
@@ -159,3 +159,70 @@ def test_final_states_have_no_way_out():
             if state.final:
                 with pytest.raises(IllegalMove):
                     moved(state, move)
+
+
+def test_a_refresh_that_brings_nothing_newer_is_not_due_again_at_once():
+    """A grant that can't be refreshed, looked at by a clock that is behind."""
+    expired = NOW + HOUR
+    life = ACTIVE.model_copy(update={"refreshable": False})
+    news = GrantNews(state=State.ACTIVE, generation=3, obtained_at=NOW, expires_at=expired)
+    after = step(life, Event.GRANT_REFRESHED, expired, news=news).life
+    due = wake(after, RULES_1)
+    assert due is not None
+    assert due.at >= expired + RULES_1.first_backoff
+    early = step(life, Event.GRANT_REFRESHED, NOW, news=news).life
+    again = wake(early, RULES_1)
+    assert again is not None
+    assert again.at == expired
+
+
+def test_what_waits_for_an_unknown_outcome_looks_again_when_the_token_is_over():
+    life = ACTIVE.model_copy(update={"failures": 12})
+    news = GrantNews(failure=Code.REFRESH_PENDING)
+    nearly = NOW + HOUR - timedelta(seconds=30)
+    assert step(life, Event.GRANT_REFRESHED, nearly, news=news).life.retry_at == (
+        NOW + HOUR + RULES_1.first_backoff
+    )
+    over = step(life, Event.GRANT_REFRESHED, NOW + HOUR, news=news).life
+    assert over.retry_at is not None
+    assert over.retry_at > NOW + HOUR + timedelta(minutes=10)
+
+
+def test_a_consent_whose_end_the_store_contradicts_goes_on():
+    over = step(Life(consent_deadline=NOW), Event.TIME_CAME, NOW + HOUR).life
+    assert over.state is State.CONSENT_EXPIRED
+    revoking = step(over, Event.CONSENT_STANDS, news=GrantNews(state=State.REVOKING))
+    assert (revoking.life.state, revoking.do) == (State.REVOKING, Do.REVOKE)
+    waits = GrantNews(state=State.PENDING_CONSENT, consent_id=ConsentId("cns_1"))
+    exchanging = step(over, Event.CONSENT_STANDS, news=waits)
+    assert (exchanging.life.state, exchanging.do) == (State.PENDING_CONSENT, Do.EXCHANGE_CODE)
+    assert exchanging.life.reason is None
+    granted = GrantNews(state=State.ACTIVE, generation=1, obtained_at=NOW, expires_at=NOW + HOUR)
+    assert step(over, Event.CONSENT_STANDS, news=granted).life.state is State.ACTIVE
+
+
+def test_revoked_stays_revoked_whatever_stands():
+    revoked = Life(state=State.REVOKED, reason=Code.CONNECTION_REVOKED)
+    stands = GrantNews(state=State.PENDING_CONSENT, consent_id=ConsentId("cns_1"))
+    after = step(revoked, Event.CONSENT_STANDS, news=stands)
+    assert (after.life.state, after.do) == (State.REVOKED, Do.NOTHING)
+
+
+def test_a_grant_that_lands_while_revoking_keeps_the_reason():
+    connection = Connection(
+        tenant=Tenant("acme"),
+        id=ConnectionId("con_1"),
+        integration_id=IntegrationId("int_1"),
+        integration="crm",
+        provider="generic",
+        subject="user-1",
+        state=State.ACTIVE,
+        created_at=NOW,
+        changed_at=NOW,
+        consent_deadline=NOW,
+    )
+    revoking = connection.revoke_asked("left", NOW)
+    for landed in (revoking.refreshed(NOW), revoking.granted(NOW)):
+        assert (landed.state, landed.reason) == (State.REVOKING, Code.CONNECTION_REVOKED)
+    rejected = connection.rejected(Code.GRANT_REJECTED, NOW)
+    assert rejected.granted(NOW).reason is None

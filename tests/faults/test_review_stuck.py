@@ -1,0 +1,199 @@
+"""States out of which nothing led: each test is one, and shows what leads out of it now."""
+
+import json
+from datetime import timedelta
+
+from sqlalchemy import update
+
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connection import Connection, Revocation, State
+from evergrant_server.core.consent import Consent, ConsentStatus
+from evergrant_server.core.errors import Code
+from evergrant_server.core.ids import workflow_id
+from evergrant_server.core.messages import SIGNAL_PROVIDER_CHANGED, ProviderChanged
+from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.crypto import Sealed
+from evergrant_server.store.records import one, where
+from evergrant_server.store.tables import ConnectionGrantRow, ConsentRow, IntegrationRow
+from tests.fakes.installation import ASKED, TENANT, Installation
+from tests.fakes.scripted_provider import ScriptedProvider, drop_after_commit, raw
+from tests.faults.test_one_connection import open_attempts
+
+STRICT = RefreshRules(rotation=Rotation.STRICT)
+NEARLY_OVER = timedelta(seconds=-58)  # the deadline's grace of a minute ends in two seconds
+
+
+def altered(sealed: Sealed) -> Sealed:
+    return Sealed(sealed[:-1] + bytes([sealed[-1] ^ 1]))
+
+
+async def reconnect(place: Installation, idp: ScriptedProvider, connection: Connection) -> Consent:
+    async with place.store.read() as tx:
+        integration = await tx.integrations.get(TENANT, connection.integration_id)
+    assert integration is not None
+    return await place.consent(idp, integration, connection)
+
+
+async def consent_of(place: Installation, consent: Consent) -> Consent:
+    async with place.store.read() as tx:
+        found = await tx.consents.get(TENANT, consent.id)
+    assert found is not None
+    return found
+
+
+async def ended(place: Installation, connection: Connection) -> None:
+    """Wait until the workflow's run has closed."""
+    await place.parts.client.get_workflow_handle(workflow_id(TENANT, connection.id)).result()
+
+
+async def test_a_reconnect_supersedes_a_refresh_whose_answer_was_lost(
+    place: Installation, idp: ScriptedProvider
+):
+    connection = await place.connect(idp, STRICT)
+    idp.script(drop_after_commit())
+    await place.ensure_fresh(connection, 1)
+    assert await open_attempts(place, connection) == 1
+    await reconnect(place, idp, connection)
+    again = await place.until(connection, lambda c: c.generation == 2)
+    assert again.state is State.ACTIVE
+    assert await open_attempts(place, connection) == 0
+
+
+async def test_a_refusal_that_comes_with_status_200_doesn_t_block_the_reconnect(
+    place: Installation, idp: ScriptedProvider
+):
+    """GitHub answers so."""
+    connection = await place.connect(idp, STRICT)
+    idp.script(raw(json.dumps({"error": "invalid_grant"}).encode(), 200))
+    assert (await place.ensure_fresh(connection, 1)).problem is Code.GRANT_REJECTED
+    assert await open_attempts(place, connection) == 0
+    await reconnect(place, idp, connection)
+    assert (await place.until(connection, lambda c: c.state is State.ACTIVE)).generation == 2
+
+
+async def test_a_revocation_that_meets_the_deadline_is_carried_out(
+    place: Installation, idp: ScriptedProvider
+):
+    """The store says revoking before the workflow hears of it, and its time has come."""
+    connection = await place.begin(await place.integration(idp), deadline=NEARLY_OVER)
+    await place.revoke(connection, tell=False)
+    over = await place.until(connection, lambda c: c.state.final)
+    assert (over.state, over.revocation) == (State.REVOKED, Revocation.NOTHING_HELD)
+    await ended(place, connection)
+
+
+async def test_a_code_that_came_before_the_deadline_is_exchanged_after_it(
+    place: Installation, idp: ScriptedProvider
+):
+    """Nobody relayed its message in time; the subject has consented all the same."""
+    integration = await place.integration(idp)
+    connection = await place.begin(integration, deadline=NEARLY_OVER)
+    await place.consent(idp, integration, connection, tell=False)
+    granted = await place.until(connection, lambda c: c.state is not State.PENDING_CONSENT)
+    assert (granted.state, granted.generation) == (State.ACTIVE, 1)
+    assert (await place.ensure_fresh(connection, 1)).generation == 2
+
+
+async def test_a_live_row_gets_a_workflow_even_when_its_last_one_has_ended(
+    place: Installation, idp: ScriptedProvider
+):
+    """A store restored from a backup, say: what it says is live must be revocable."""
+    connection = await place.begin(await place.integration(idp), deadline=NEARLY_OVER)
+    before = await place.row(connection)
+    over = await place.until(connection, lambda c: c.state.final)
+    assert over.state is State.CONSENT_EXPIRED
+    await ended(place, connection)
+    async with place.store.write() as tx:
+        await tx.connections.replace(before, expected=over.revision)
+    await place.revoke(connection)
+    await place.until(connection, lambda c: c.state is State.REVOKED)
+
+
+async def test_reconcile_hands_over_a_code_that_waits(place: Installation, idp: ScriptedProvider):
+    integration = await place.integration(idp)
+    connection = await place.begin(integration)
+    handle = place.parts.client.get_workflow_handle(workflow_id(TENANT, connection.id))
+    await place.until_started(connection)
+    await handle.terminate()
+    await place.consent(idp, integration, connection, tell=False)
+    assert (await place.parts.reconciler.all()).started == 1
+    assert (await place.until(connection, lambda c: c.state is State.ACTIVE)).generation == 1
+
+
+async def test_a_broken_seal_doesn_t_stand_between_a_subject_and_a_new_grant(
+    place: Installation, idp: ScriptedProvider
+):
+    connection = await place.connect(idp)
+    async with place.store.write() as tx:
+        mine = where(ConnectionGrantRow, tenant=TENANT, connection_id=connection.id)
+        row = await one(tx.connection, ConnectionGrantRow, tenant=TENANT, connection_id=connection.id)
+        assert row is not None
+        broken = altered(row["sealed_refresh"])
+        await tx.connection.execute(update(ConnectionGrantRow).where(mine).values(sealed_refresh=broken))
+    assert (await place.ensure_fresh(connection, 1)).problem is Code.SEAL_BROKEN
+    await reconnect(place, idp, connection)
+    assert (await place.until(connection, lambda c: c.generation == 2)).state is State.ACTIVE
+
+
+async def test_a_provider_that_left_the_catalogue_ends_no_workflow(
+    place: Installation, idp: ScriptedProvider
+):
+    connection = await place.connect(idp)
+    mine = where(IntegrationRow, tenant=TENANT, id=connection.integration_id)
+    async with place.store.write() as tx:
+        await tx.connection.execute(update(IntegrationRow).where(mine).values(provider="was-renamed"))
+    assert (await place.ensure_fresh(connection, 1)).problem is Code.CLIENT_REJECTED
+    await place.revoke(connection)
+    await place.until_audited(connection, AuditAction.REVOCATION_FAILED)
+    async with place.store.write() as tx:
+        await tx.connection.execute(update(IntegrationRow).where(mine).values(provider="generic"))
+    handle = place.parts.client.get_workflow_handle(workflow_id(TENANT, connection.id))
+    await handle.signal(SIGNAL_PROVIDER_CHANGED, ProviderChanged(version=2, asked=ASKED))
+    assert (await place.until(connection, lambda c: c.state is State.REVOKED)).revocation
+
+
+async def test_a_code_that_can_t_be_exchanged_leaves_no_page_waiting(
+    place: Installation, idp: ScriptedProvider
+):
+    integration = await place.integration(idp)
+    connection = await place.begin(integration)
+    mine = where(IntegrationRow, tenant=TENANT, id=integration.id)
+    async with place.store.write() as tx:
+        await tx.connection.execute(update(IntegrationRow).where(mine).values(provider="was-renamed"))
+    consent = await place.consent(idp, integration, connection)
+    await place.until_audited(connection, AuditAction.CONSENT_FAILED)
+    failed = await consent_of(place, consent)
+    assert (failed.status, failed.failure) == (ConsentStatus.FAILED, Code.CLIENT_REJECTED)
+
+
+async def test_a_code_whose_seal_is_broken_doesn_t_block_what_comes_behind_it(
+    place: Installation, idp: ScriptedProvider
+):
+    integration = await place.integration(idp)
+    connection = await place.begin(integration)
+    consent = await place.consent(idp, integration, connection, tell=False)
+    async with place.store.write() as tx:
+        mine = where(ConsentRow, tenant=TENANT, id=consent.id)
+        row = await one(tx.connection, ConsentRow, tenant=TENANT, id=consent.id)
+        assert row is not None
+        broken = altered(row["sealed_code"])
+        await tx.connection.execute(update(ConsentRow).where(mine).values(sealed_code=broken))
+    await place.tell_consent(connection, consent)
+    await place.until_audited(connection, AuditAction.CONSENT_FAILED)
+    assert (await consent_of(place, consent)).failure is not None
+    await reconnect(place, idp, connection)
+    assert (await place.until(connection, lambda c: c.state is State.ACTIVE)).generation == 1
+
+
+async def test_a_code_is_not_spent_for_a_connection_that_is_being_revoked(
+    place: Installation, idp: ScriptedProvider
+):
+    integration = await place.integration(idp)
+    connection = await place.begin(integration)
+    await place.revoke(connection, tell=False)
+    consent = await place.consent(idp, integration, connection)
+    await place.tell_revoke(connection)
+    over = await place.until(connection, lambda c: c.state is State.REVOKED)
+    assert (over.generation, over.revocation) == (0, Revocation.NOTHING_HELD)
+    assert idp.count("token") == 0
+    assert (await consent_of(place, consent)).failure == Code.CONNECTION_REVOKED
