@@ -121,3 +121,14 @@ async def test_an_unknown_or_doubled_message_is_refused(store: Store):
         async with store.write() as tx:
             await tx.outbox.delivered(a_message().id, NOW)
     assert caught.value.code is Code.NOT_FOUND
+
+
+async def test_the_oldest_undelivered_message_says_how_long_the_outbox_has_waited(store: Store):
+    early = a_message("a").model_copy(update={"created_at": NOW - timedelta(minutes=5)})
+    async with store.read() as tx:
+        assert await tx.outbox.oldest() is None
+    await put(store, early, a_message("b"))
+    async with store.write() as tx:
+        assert await tx.outbox.oldest() == NOW - timedelta(minutes=5)
+        await tx.outbox.delivered(early.id, NOW)
+        assert await tx.outbox.oldest() == NOW
