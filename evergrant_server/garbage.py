@@ -8,8 +8,8 @@ _YOUNG, _MIDDLE, _OLD = 50_000, 50, 100  # allocations, then collections of the 
 def freeze_what_started() -> None:
     """Call once, when everything is imported and open.
 
-    A full collection walks every object of every module. Under load it came several times a
-    second and stopped the event loop each time; a lease's p99 was ten times its p50.
+    A full collection walks every object of every module and stops the event loop meanwhile, so
+    it lengthens the slowest leases. What is frozen isn't walked, and the rest less often.
     """
     gc.collect()
     gc.freeze()
