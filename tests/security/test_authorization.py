@@ -18,7 +18,7 @@ BODIES: dict[str, Any] = {
     "POST /v1/connections": {"integration": "theirs", "subject": "user-1"},
     "POST /v1/lease": {"integration": "theirs", "subject": "user-1"},
 }
-OPEN = {"/livez", "/readyz", "/docs", "/openapi.json", "/static/evergrant.css"}
+OPEN = {"/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/static/evergrant.css"}
 PAGES = ("/connect/", "/oauth/callback/")
 # Lists and the catalogue have no id: they must show nothing of anybody else's.
 LISTS = {"/v1/providers", "/v1/providers/{provider}", "/v1/integrations", "/v1/apps", "/v1/connections",
