@@ -11,7 +11,7 @@ import socket
 import sqlite3
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -108,7 +108,7 @@ async def databases(place: Place) -> AsyncIterator[tuple[Mistake, Path]]:
         ("older", "0001", "python -m evergrant_server db upgrade"),
     ):
         folder = await place.sound(name)
-        with sqlite3.connect(folder / "evergrant.db") as database:
+        with closing(sqlite3.connect(folder / "evergrant.db")) as database, database:
             database.execute("UPDATE alembic_version SET version_num = ?", (version,))
         said = ("schema_mismatch", version, repair)
         yield Mistake(f"a database from a server that is {name}", "serve", 1, said), folder
