@@ -4,47 +4,97 @@ The second worker has a journal folder of its own, as on another host.
 """
 
 import asyncio
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from temporalio.testing import ActivityEnvironment
 
+from activities import single_use
+from activities.consent import ConsentActivities
 from activities.critical import CriticalSections
 from activities.holdings import Holder
 from activities.refresh import RefreshActivities
+from activities.revocation import RevocationActivities
 from activities.single_use import SingleUse
-from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.access import Integration
+from evergrant_server.core.attempt import AttemptKind
+from evergrant_server.core.connection import Connection, Revocation, State
+from evergrant_server.core.consent import Consent
+from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import workflow_id
-from evergrant_server.core.messages import GrantNews, Provenance, RefreshGrant
+from evergrant_server.core.messages import (
+    ExchangeCode,
+    GrantNews,
+    Provenance,
+    RefreshGrant,
+    RevocationNews,
+    RevokeGrant,
+)
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.journal.lock import JournalLock
 from providers.flows import Sender
 from tests.fakes.installation import ASKED, TENANT, Installation
-from tests.fakes.scripted_provider import ScriptedProvider, delay, error, hold_answer
+from tests.fakes.scripted_provider import ScriptedProvider, delay, drop_after_commit, error, hold_answer
 from tests.faults.test_one_connection import open_attempts
 
 NEVER_ROTATES = RefreshRules(rotation=Rotation.NONE)
 
 
-def a_worker(place: Installation, idp: ScriptedProvider, journals: Path) -> RefreshActivities:
-    parts = place.parts
-    sender = Sender(Egress(EgressPolicy(allow=(idp.allowance,))))
-    single_use = SingleUse(parts.store, parts.clock, CriticalSections(), JournalLock(journals))
-    holder = Holder(parts.store, parts.registry, parts.settings.public_url)
-    return RefreshActivities(parts.store, holder, sender, single_use, parts.clock)
+class Activities:
+    """What one worker would run, called without Temporal."""
+
+    def __init__(self, place: Installation, allow: tuple[str, ...], journals: Path) -> None:
+        parts = place.parts
+        self.journal = JournalLock(journals)
+        sender = Sender(Egress(EgressPolicy(allow=allow)))
+        protocol = SingleUse(parts.store, parts.clock, CriticalSections(), self.journal)
+        holder = Holder(parts.store, parts.registry, parts.settings.public_url)
+        common = (parts.store, holder, sender, protocol, parts.clock)
+        self._refresh = RefreshActivities(*common)
+        self._revocation = RevocationActivities(*common)
+        self._consent = ConsentActivities(*common)
+
+    async def refresh(
+        self, connection: Connection, generation: int, env: ActivityEnvironment | None = None
+    ) -> GrantNews:
+        order = RefreshGrant(**_call(connection), generation=generation)
+        async with asyncio.timeout(20):
+            return await (env or ActivityEnvironment()).run(self._refresh.refresh_grant, order)
+
+    async def revoke(self, connection: Connection) -> RevocationNews:
+        order = RevokeGrant(**_call(connection))
+        return await ActivityEnvironment().run(self._revocation.revoke_grant, order)
+
+    async def exchange(self, connection: Connection, consent: Consent) -> GrantNews:
+        order = ExchangeCode(**_call(connection), consent_id=consent.id)
+        return await ActivityEnvironment().run(self._consent.exchange_code, order)
 
 
-async def refresh(worker: RefreshActivities, connection: Connection, generation: int) -> GrantNews:
-    order = RefreshGrant(
-        tenant=TENANT,
-        connection_id=connection.id,
-        asked=ASKED,
-        provenance=Provenance(workflow_id=workflow_id(TENANT, connection.id), run_id="r", event_id=1),
-        generation=generation,
-    )
-    async with asyncio.timeout(20):
-        return await ActivityEnvironment().run(worker.refresh_grant, order)
+def _call(connection: Connection) -> dict[str, Any]:
+    workflow = workflow_id(TENANT, connection.id)
+    provenance = Provenance(workflow_id=workflow, run_id="r", event_id=1)
+    return {
+        "tenant": TENANT,
+        "connection_id": connection.id,
+        "asked": ASKED,
+        "provenance": provenance,
+    }
+
+
+def two_hosts(place: Installation, idp: ScriptedProvider, folder: Path) -> tuple[Activities, Activities]:
+    """Neither sees the other's journals."""
+    allow = (idp.allowance,)
+    return Activities(place, allow, folder / "slow"), Activities(place, allow, folder / "quick")
+
+
+async def integration_of(place: Installation, connection: Connection) -> Integration:
+    async with place.store.read() as tx:
+        found = await tx.integrations.get(TENANT, connection.integration_id)
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize("refused", [False, True])
@@ -53,12 +103,12 @@ async def test_an_answer_that_comes_after_a_takeover_ends_quietly(
 ):
     """It changes nothing: the newer grant stays, a late no doesn't condemn it, and nobody loops."""
     connection = await place.connect(lenient, NEVER_ROTATES)
-    slow, quick = (a_worker(place, lenient, tmp_path / name) for name in ("slow", "quick"))
+    slow, quick = two_hosts(place, lenient, tmp_path)
     gate = asyncio.Event()
     lenient.script(delay(gate, error("invalid_grant")) if refused else hold_answer(gate))
-    late = asyncio.create_task(refresh(slow, connection, 1))
+    late = asyncio.create_task(slow.refresh(connection, 1))
     await lenient.until("token", 2)
-    assert (await refresh(quick, connection, 1)).generation == 2
+    assert (await quick.refresh(connection, 1)).generation == 2
     gate.set()
     await late
     row = await place.row(connection)
@@ -70,14 +120,111 @@ async def test_an_answer_that_comes_after_the_takeover_was_refused_is_not_believ
     place: Installation, lenient: ScriptedProvider, tmp_path: Path
 ):
     connection = await place.connect(lenient, NEVER_ROTATES)
-    slow, quick = (a_worker(place, lenient, tmp_path / name) for name in ("slow", "quick"))
+    slow, quick = two_hosts(place, lenient, tmp_path)
     gate = asyncio.Event()
     lenient.script(hold_answer(gate), error("invalid_grant"))
-    late = asyncio.create_task(refresh(slow, connection, 1))
+    late = asyncio.create_task(slow.refresh(connection, 1))
     await lenient.until("token", 2)
-    await refresh(quick, connection, 1)
+    await quick.refresh(connection, 1)
     gate.set()
     news = await late
     row = await place.row(connection)
     assert (row.state, news.failure) == (State.NEEDS_REAUTH, row.reason)
+    assert await open_attempts(place, connection) == 0
+
+
+async def test_what_is_in_flight_here_is_not_sent_again(
+    place: Installation, lenient: ScriptedProvider, tmp_path: Path
+):
+    """Temporal gave the activity up and asks again; the provider would take the token, too."""
+    connection = await place.connect(lenient, NEVER_ROTATES)
+    worker = Activities(place, (lenient.allowance,), tmp_path / "here")
+    gate = asyncio.Event()
+    lenient.script(hold_answer(gate))
+    first = asyncio.create_task(worker.refresh(connection, 1))
+    await lenient.until("token", 2)
+    assert (await worker.refresh(connection, 1)).failure is Code.REFRESH_PENDING
+    gate.set()
+    assert (await first).generation == 2
+    assert (await worker.refresh(connection, 1)).generation == 2, "done already"
+    assert lenient.count("token", grant_type="refresh_token") == 1
+
+
+async def test_a_revocation_and_a_new_code_wait_for_what_is_in_flight(
+    place: Installation, lenient: ScriptedProvider, tmp_path: Path
+):
+    """The first would miss the token that lands; the second would be overtaken by it."""
+    connection = await place.connect(lenient, NEVER_ROTATES)
+    worker = Activities(place, (lenient.allowance,), tmp_path / "here")
+    gate = asyncio.Event()
+    lenient.script(hold_answer(gate))
+    refresh = asyncio.create_task(worker.refresh(connection, 1))
+    await lenient.until("token", 2)
+    integration = await integration_of(place, connection)
+    consent = await place.consent(lenient, integration, connection, tell=False)
+    with pytest.raises(Failure) as waits:
+        await worker.exchange(connection, consent)
+    assert waits.value.code is Code.REFRESH_PENDING
+    await place.revoke(connection, tell=False)
+    assert (await worker.revoke(connection)).failure is Code.REFRESH_PENDING
+    assert lenient.count("revoke") == 0
+    gate.set()
+    assert (await refresh).state is State.REVOKING
+    assert (await worker.revoke(connection)).revocation is Revocation.CONFIRMED
+    assert not any(family.alive for family in lenient.families if family.used or family.access_tokens)
+
+
+async def test_cancelling_the_activity_doesn_t_cut_the_critical_section(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    connection = await place.connect(idp)
+    worker = Activities(place, (idp.allowance,), tmp_path / "here")
+    gate, env = asyncio.Event(), ActivityEnvironment()
+    idp.script(hold_answer(gate))
+    refresh = asyncio.create_task(worker.refresh(connection, 1, env))
+    await idp.until("token", 2)
+    env.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await refresh
+    gate.set()
+    assert (await place.until(connection, lambda c: c.generation == 2)).state is State.ACTIVE
+
+
+async def test_a_token_spent_by_a_worker_that_died_is_sent_once_more_and_named_honestly(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    connection = await place.connect(idp, RefreshRules(rotation=Rotation.STRICT))
+    journals = tmp_path / "one-host"
+    dies, goes_on = (Activities(place, (idp.allowance,), journals) for _ in range(2))
+    idp.script(drop_after_commit())
+    assert (await dies.refresh(connection, 1)).failure is Code.PROVIDER_UNREACHABLE
+    assert (await goes_on.refresh(connection, 1)).failure is Code.REFRESH_PENDING
+    dies.journal.release()
+    assert (await goes_on.refresh(connection, 1)).failure is Code.OUTCOME_UNKNOWN
+    row = await place.row(connection)
+    assert (row.state, row.reason) == (State.NEEDS_REAUTH, Code.OUTCOME_UNKNOWN)
+
+
+async def test_a_second_send_doesn_t_make_a_token_younger(
+    place: Installation, lenient: ScriptedProvider, tmp_path: Path
+):
+    connection = await place.connect(lenient, NEVER_ROTATES)
+    worker = Activities(place, (lenient.allowance,), tmp_path / "here")
+    lenient.script(drop_after_commit())
+    await worker.refresh(connection, 1)
+    async with place.store.read() as tx:
+        first = await tx.attempts.open_for(TENANT, connection.id, "main", AttemptKind.REFRESH)
+    assert first is not None
+    assert (await worker.refresh(connection, 1)).obtained_at == first.opened_at
+
+
+async def test_an_intent_that_is_too_old_is_not_sent(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A process that was stopped between intent and send; somebody else may have taken over."""
+    connection = await place.connect(idp)
+    worker = Activities(place, (idp.allowance,), tmp_path / "here")
+    monkeypatch.setattr(single_use, "SEND_LIMIT", timedelta(seconds=-1))
+    assert (await worker.refresh(connection, 1)).failure is Code.REFRESH_PENDING
+    assert idp.count("token", grant_type="refresh_token") == 0
     assert await open_attempts(place, connection) == 0
