@@ -28,7 +28,7 @@ from evergrant_server.telemetry_names import (
 from evergrant_server.telemetry_sdk import otlp_wanted, resource
 
 # W3C Trace Context section 3.2.2
-_TRACEPARENT = re.compile(r"^(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?$")
+_TRACEPARENT = re.compile(r"^(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?\Z")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
 _OTHER = "_OTHER"  # the conventions' word for a method nobody knows
 

@@ -13,7 +13,7 @@ from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import KeyId, Tenant
 from evergrant_server.store import Store
 
-_KEY = re.compile(r"^evg_(key_[0-9a-z]{22})_([0-9a-f]{64})$")
+_KEY = re.compile(r"^evg_(key_[0-9a-z]{22})_([0-9a-f]{64})\Z")
 _NOBODY = hashlib.sha256(secrets.token_bytes(32)).hexdigest()
 _MOST_CACHED = 10_000
 

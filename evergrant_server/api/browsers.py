@@ -10,7 +10,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from evergrant_server.crypto import KeyRing
 
-_SHAPE = re.compile(r"^[A-Za-z0-9_-]{43}$")
+_SHAPE = re.compile(r"^[A-Za-z0-9_-]{43}\Z")
 
 
 class Browsers:

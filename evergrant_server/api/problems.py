@@ -23,7 +23,7 @@ from evergrant_server.telemetry_traces import note_code
 log = logging.getLogger("evergrant.api")
 
 MEDIA_TYPE = "application/problem+json"
-_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_-]{0,40}$")
+_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_-]{0,40}\Z")
 _MOST_ERRORS = 20
 _NOT_JSON = "not valid JSON"
 _UNREAD = [{"field": "body", "problem": _NOT_JSON}]

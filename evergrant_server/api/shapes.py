@@ -11,7 +11,7 @@ from evergrant_server.core.ids import is_slug
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
 
-_SCOPE = re.compile(r"^[\x21\x23-\x5b\x5d-\x7e]{1,256}$")  # scope-token, RFC 6749 section 3.3
+_SCOPE = re.compile(r"^[\x21\x23-\x5b\x5d-\x7e]{1,256}\Z")  # scope-token, RFC 6749 section 3.3
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 

@@ -16,8 +16,8 @@ from evergrant_server.telemetry_traces import here
 _TRACEPARENT = re.compile(
     r"^(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?$"
 )
-_REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
-_HEX_ID = re.compile(r"^[0-9a-f]{32}$")
+_REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}\Z")
+_HEX_ID = re.compile(r"^[0-9a-f]{32}\Z")
 _KEY = "evergrant.trace"
 
 

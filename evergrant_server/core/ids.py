@@ -29,10 +29,10 @@ PREFIXES = {
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, lower case
 _LENGTH = 22  # 110 bits
-_SHAPE = re.compile(rf"^(?:{'|'.join(PREFIXES)})_[{_ALPHABET}]{{{_LENGTH}}}$")
-_SLUG = re.compile(r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")
+_SHAPE = re.compile(rf"^(?:{'|'.join(PREFIXES)})_[{_ALPHABET}]{{{_LENGTH}}}\Z")
+_SLUG = re.compile(r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
 
-WORKFLOW_ID = re.compile(r"^connection:(?P<tenant>[a-z0-9-]+):(?P<connection>con_[0-9a-z]+)$")
+WORKFLOW_ID = re.compile(r"^connection:(?P<tenant>[a-z0-9-]+):(?P<connection>con_[0-9a-z]+)\Z")
 
 
 def new_id(prefix: str) -> str:

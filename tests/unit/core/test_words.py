@@ -85,3 +85,11 @@ def test_ids_are_typed_by_prefix():
 )
 def test_slugs(name: str, good: bool):
     assert is_slug(name) is good
+
+
+@pytest.mark.parametrize(
+    "shape", [lambda it: is_slug(f"crm{it}"), lambda it: is_id(new_id("con") + it, "con")]
+)
+def test_a_name_with_a_newline_behind_it_is_another_name(shape):
+    assert shape("")
+    assert not shape("\n")
