@@ -47,8 +47,10 @@ async def test_a_due_token_is_served_now_and_refreshed_behind(api: Api):
     connection = await api.active(await api.integration())
     key = await api.app_with("pipeline", Action.TOKEN)
     api.clock.advance(3500)
-    api.refreshes_with("at-2")
+    gate = asyncio.Event()
+    api.refreshes_with("at-2", after=gate)
     assert (await api.lease(key)).json()["access_token"] == "at-1"
+    gate.set()
     await until(lambda: newer(api, connection, 1))
     assert (await api.lease(key)).json()["access_token"] == "at-2"
     assert len(api.link.asked) == 1
