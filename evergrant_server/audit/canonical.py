@@ -8,6 +8,7 @@ from typing import Any
 
 FORMAT = 1
 FIRST = "0" * 64  # the previous hash of a chain's first record
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def canonical(value: Any) -> str:
@@ -17,7 +18,7 @@ def canonical(value: Any) -> str:
     text, ValueError for NaN and infinities.
     """
     _check_names(value)
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def moment(at: datetime) -> str:

@@ -41,17 +41,24 @@ async def extend(
 
     The lane's row is locked until the transaction ends, so numbers have no gaps.
     """
-    seq, previous = await _locked_head(connection, tenant, lane)
+    rows = linked(entries, lane, *await _locked_head(connection, tenant, lane))
+    await connection.execute(plain_insert(AuditRow), rows)
+    last = rows[-1]
+    moved = col(AuditLaneRow.revision) + 1
+    head: Values = {"count": last["seq"], "last_hash": last["hash"], "revision": moved}
+    mine = where(AuditLaneRow, tenant=tenant, lane=lane)
+    await connection.execute(update(AuditLaneRow).where(mine).values(head))
+    return rows
+
+
+def linked(entries: Sequence[AuditEntry], lane: str, seq: int, previous: str) -> list[Values]:
+    """The rows of these entries, behind the record that has number `seq` and hash `previous`."""
     rows: list[Values] = []
     for entry in entries:
         seq += 1
         row = _row_of(entry, lane, seq, previous)
         previous = row["hash"] = record_hash(row)
         rows.append(row)
-    await connection.execute(plain_insert(AuditRow), rows)
-    head: Values = {"count": seq, "last_hash": previous, "revision": col(AuditLaneRow.revision) + 1}
-    mine = where(AuditLaneRow, tenant=tenant, lane=lane)
-    await connection.execute(update(AuditLaneRow).where(mine).values(head))
     return rows
 
 

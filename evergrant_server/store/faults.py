@@ -1,8 +1,10 @@
 """What a database's complaint means to a caller: one translation, used by every transaction."""
 
+import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager
 
+from asyncpg import InterfaceError, PostgresError
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -40,6 +42,8 @@ def translated() -> Generator[None]:
         yield
     except SQLAlchemyError as error:
         raise _failure_of(error) from None
+    except (sqlite3.Error, PostgresError, InterfaceError) as error:  # from store.hop
+        raise _failure_of(DBAPIError("", None, error)) from None
     except (OSError, TimeoutError) as error:
         name = type(error).__name__
         raise unavailable(f"{_UNREACHABLE[name]} ({name})" if name in _UNREACHABLE else name) from None

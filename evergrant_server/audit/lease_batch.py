@@ -1,0 +1,200 @@
+"""One batch of leases in one transaction: looked at again, chained, counted.
+
+The statements are written out for each driver, because building them took longer than
+running them.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from evergrant_server.audit.canonical import FIRST
+from evergrant_server.audit.chain import linked
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.connection import State
+from evergrant_server.core.ids import AppId, ConnectionId, Tenant
+from evergrant_server.core.messages import Asked
+from evergrant_server.store import Tx
+from evergrant_server.store.hop import on_postgresql, on_sqlite
+
+# A token that is valid is served while the subject is asked to consent again, too.
+_LEASABLE = frozenset({State.ACTIVE.value, State.NEEDS_REAUTH.value})
+_COLUMNS = (
+    "tenant", "lane", "seq", "at", "action", "object", "by", "trace_id", "detail",
+    "workflow_id", "run_id", "event_id", "previous_hash", "hash", "revision",
+)  # fmt: skip
+_NAMES = ", ".join(f'"{name}"' for name in _COLUMNS)
+_RAISED = (
+    " ON CONFLICT (tenant, connection_id) DO UPDATE"
+    " SET leased_generation = excluded.leased_generation, revision = usage.revision + 1"
+    " WHERE usage.leased_generation < excluded.leased_generation"
+)
+
+_LITE_CONNECTIONS = (
+    "SELECT id, tenant, revision, generation, state FROM connection"
+    " WHERE id IN (SELECT value FROM json_each(?))"
+)
+_LITE_APPS = "SELECT id, tenant, revision, disabled FROM app WHERE id IN (SELECT value FROM json_each(?))"
+_LITE_HEAD = "SELECT count, last_hash FROM audit_lane WHERE tenant = ? AND lane = ?"
+_LITE_FIRST = "INSERT INTO audit_lane (tenant, lane, count, last_hash, revision) VALUES (?, ?, 0, ?, 1)"
+_LITE_RECORDS = f"INSERT INTO audit ({_NAMES}) VALUES ({', '.join(':' + name for name in _COLUMNS)})"
+_LITE_MOVED = (
+    "UPDATE audit_lane SET count = ?, last_hash = ?, revision = revision + 1 WHERE tenant = ? AND lane = ?"
+)
+_LITE_USAGE = (
+    "INSERT INTO usage (tenant, connection_id, leased_generation, revision) VALUES (?, ?, ?, 1)" + _RAISED
+)
+
+# On PostgreSQL a change of these rows waits for this transaction: it commits before or after
+# the lease is in the log, never in between. In order of ids, so that two ledgers never wait crosswise.
+_PG_CONNECTIONS = (
+    "SELECT id, tenant, revision, generation, state FROM connection WHERE id = ANY($1::varchar[])"
+    " ORDER BY id FOR SHARE"
+)
+_PG_APPS = (
+    "SELECT id, tenant, revision, disabled FROM app WHERE id = ANY($1::varchar[]) ORDER BY id FOR SHARE"
+)
+_PG_HEAD = "SELECT count, last_hash FROM audit_lane WHERE tenant = $1 AND lane = $2 FOR UPDATE"
+_PG_FIRST = (
+    "INSERT INTO audit_lane (tenant, lane, count, last_hash, revision) VALUES ($1, $2, 0, $3, 1)"
+    " ON CONFLICT DO NOTHING"
+)
+_PG_TYPES = (
+    "varchar", "varchar", "bigint", "timestamptz", "varchar", "varchar", "varchar", "varchar", "text",
+    "varchar", "varchar", "integer", "varchar", "varchar", "integer",
+)  # fmt: skip
+_PG_RECORDS = (
+    f"WITH moved AS (UPDATE audit_lane SET count = $16, last_hash = $17, revision = revision + 1"
+    f" WHERE tenant = $18 AND lane = $19)"
+    f" INSERT INTO audit ({_NAMES})"
+    f" SELECT * FROM unnest({', '.join(f'${n}::{it}[]' for n, it in enumerate(_PG_TYPES, 1))})"
+)
+_PG_USAGE = (
+    "INSERT INTO usage (tenant, connection_id, leased_generation, revision)"
+    " SELECT *, 1 FROM unnest($1::varchar[], $2::varchar[], $3::integer[])" + _RAISED
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseClaim:
+    """A lease that was judged and not handed out yet, with the revisions it was judged by."""
+
+    tenant: Tenant
+    connection_id: ConnectionId
+    connection_revision: int
+    app_id: AppId
+    app_revision: int
+    generation: int
+    asked: Asked
+    scopes: tuple[str, ...]
+    at: datetime
+
+
+async def write_sqlite(tx: Tx, lane: str, claims: Sequence[LeaseClaim]) -> frozenset[int]:
+    """Write what still holds; returns the places of those claims. The transaction is IMMEDIATE."""
+    return await on_sqlite(tx.connection, lambda raw: _write_sqlite(raw, lane, claims))
+
+
+def _write_sqlite(raw: sqlite3.Connection, lane: str, claims: Sequence[LeaseClaim]) -> frozenset[int]:
+    connection_ids, app_ids = _ids(claims)
+    good = _good(
+        claims,
+        raw.execute(_LITE_CONNECTIONS, (json.dumps(connection_ids),)),
+        raw.execute(_LITE_APPS, (json.dumps(app_ids),)),
+    )
+    kept = [claims[place] for place in sorted(good)]
+    for tenant, entries in _by_tenant(kept):
+        head = raw.execute(_LITE_HEAD, (tenant, lane)).fetchone()
+        if head is None:
+            raw.execute(_LITE_FIRST, (tenant, lane, FIRST))
+            head = (0, FIRST)
+        rows = linked(entries, lane, *head)
+        raw.executemany(_LITE_RECORDS, [{**row, "at": _lite_moment(row["at"])} for row in rows])
+        raw.execute(_LITE_MOVED, (rows[-1]["seq"], rows[-1]["hash"], tenant, lane))
+    raw.executemany(_LITE_USAGE, _newest_generations(kept))
+    return good
+
+
+async def write_postgresql(tx: Tx, lane: str, claims: Sequence[LeaseClaim]) -> frozenset[int]:
+    """Write what still holds; returns the places of those claims."""
+    raw = await on_postgresql(tx.connection)
+    connection_ids, app_ids = _ids(claims)
+    async with raw.transaction():
+        connections = await raw.fetch(_PG_CONNECTIONS, connection_ids)
+        good = _good(claims, connections, await raw.fetch(_PG_APPS, app_ids))
+        kept = [claims[place] for place in sorted(good)]
+        for tenant, entries in _by_tenant(kept):
+            rows = linked(entries, lane, *await _locked_head(raw, tenant, lane))
+            columns = ([row[name] for row in rows] for name in _COLUMNS)
+            await raw.execute(_PG_RECORDS, *columns, rows[-1]["seq"], rows[-1]["hash"], tenant, lane)
+        if kept:
+            await raw.execute(_PG_USAGE, *zip(*_newest_generations(kept), strict=True))
+    return good
+
+
+async def _locked_head(raw: Any, tenant: str, lane: str) -> tuple[int, str]:
+    head = await raw.fetchrow(_PG_HEAD, tenant, lane)
+    if head is None:
+        await raw.execute(_PG_FIRST, tenant, lane, FIRST)
+        head = await raw.fetchrow(_PG_HEAD, tenant, lane)
+    return head[0], head[1]
+
+
+def _ids(claims: Sequence[LeaseClaim]) -> tuple[list[str], list[str]]:
+    return sorted({it.connection_id for it in claims}), sorted({it.app_id for it in claims})
+
+
+def _good(
+    claims: Sequence[LeaseClaim], connection_rows: Iterable[Any], app_rows: Iterable[Any]
+) -> frozenset[int]:
+    connections: Mapping[str, tuple[object, ...]] = {row[0]: tuple(row) for row in connection_rows}
+    apps: Mapping[str, tuple[object, ...]] = {row[0]: tuple(row) for row in app_rows}
+    return frozenset(
+        place
+        for place, claim in enumerate(claims)
+        if _connection_holds(claim, connections.get(claim.connection_id))
+        and apps.get(claim.app_id) == (claim.app_id, claim.tenant, claim.app_revision, False)
+    )
+
+
+def _connection_holds(claim: LeaseClaim, row: tuple[object, ...] | None) -> bool:
+    judged = (claim.connection_id, claim.tenant, claim.connection_revision, claim.generation)
+    return row is not None and row[:4] == judged and row[4] in _LEASABLE
+
+
+def _by_tenant(claims: Iterable[LeaseClaim]) -> list[tuple[Tenant, list[AuditEntry]]]:
+    """Always in the same order: two ledgers never wait crosswise."""
+    found: dict[Tenant, list[AuditEntry]] = {}
+    for claim in claims:
+        found.setdefault(claim.tenant, []).append(_entry(claim))
+    return sorted(found.items())
+
+
+def _entry(claim: LeaseClaim) -> AuditEntry:
+    return AuditEntry(
+        tenant=claim.tenant,
+        at=claim.at,
+        action=AuditAction.LEASED,
+        object=claim.connection_id,
+        asked=claim.asked,
+        detail={"app": claim.app_id, "generation": claim.generation, "scopes": list(claim.scopes)},
+    )
+
+
+def _newest_generations(claims: Sequence[LeaseClaim]) -> list[tuple[str, str, int]]:
+    newest: dict[tuple[str, str], int] = {}
+    for claim in claims:
+        place = (claim.tenant, claim.connection_id)
+        newest[place] = max(newest.get(place, 0), claim.generation)
+    return [(*place, generation) for place, generation in sorted(newest.items())]
+
+
+def _lite_moment(at: datetime) -> str:
+    """As SQLAlchemy writes it: UTC, without the zone, always with microseconds."""
+    return at.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+
+
+__all__ = ["LeaseClaim", "write_postgresql", "write_sqlite"]
