@@ -75,10 +75,12 @@ def create_app(parts: Parts) -> FastAPI:
     app.state.parts = parts
     app.state.subjects = Subjects(parts)
     problems.install(app, parts.settings.public_url)
-    app.router.routes.extend(leases.routes(parts))
+    lease_routes = leases.routes(parts)
+    app.router.routes.extend(lease_routes)
     for router in ROUTERS:
         app.include_router(router)
     app.openapi = lambda: _described(app)
+    app.add_middleware(leases.Ahead, routes=lease_routes)
     app.add_middleware(Envelope, base_url=parts.settings.public_url, version=VERSION)
     if telemetry_traces.on():
         app.add_middleware(telemetry_traces.Traced)  # around the envelope, which reads the span

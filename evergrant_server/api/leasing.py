@@ -152,7 +152,8 @@ class Leasing:
             raise Failure(Code.NOT_FOUND)
         if not verdict.allowed:
             raise Failure(Code.NOT_PERMITTED, "That needs the action token.")
-        self._within_ceiling(caller, row, ask.body.scopes or ())
+        if ask.body.scopes:
+            self._within_ceiling(caller, row, ask.body.scopes)
 
     def _check_scopes(self, caller: Caller, ask: Ask, row: LeaseRow) -> None:
         """What was asked must be granted; and all that the token can do must be permitted."""
