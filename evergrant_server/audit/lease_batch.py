@@ -107,7 +107,7 @@ def _write_sqlite(raw: sqlite3.Connection, lane: str, claims: Sequence[LeaseClai
     )
     kept = [claims[place] for place in sorted(good)]
     for tenant, entries in _by_tenant(kept):
-        head = raw.execute(_LITE_HEAD, (tenant, lane)).fetchone()
+        head: tuple[int, str] | None = raw.execute(_LITE_HEAD, (tenant, lane)).fetchone()
         if head is None:
             raw.execute(_LITE_FIRST, (tenant, lane, FIRST))
             head = (0, FIRST)
