@@ -6,38 +6,27 @@ from temporalio import activity
 
 from activities.failures import grant_news
 from activities.heartbeat import heartbeats
-from activities.holdings import Holder, Holdings, news_of
+from activities.holdings import Holdings, news_of
+from activities.provider_activities import ProviderActivities
 from activities.records import closed, connection_of, record, settled
-from activities.single_use import SingleUse
 from activities.transfer import end_consent, install_import
 from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.core.attempt import Attempt, AttemptKind, Outcome
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.errors import Code, Failure, Kind
 from evergrant_server.core.grant import Grant, TokenSet
 from evergrant_server.core.messages import ActivityName, EndConsent, ExchangeCode, GrantNews
 from evergrant_server.core.provider import RefreshRules, Rotation
-from evergrant_server.store import Store, Tx
-from providers.flows import Sender
+from evergrant_server.store import Tx
 from providers.replies import read_tokens
 
 _CODES_ARE_SINGLE_USE = RefreshRules(rotation=Rotation.STRICT)  # RFC 6749 section 4.1.2
 
 
-class ConsentActivities:
+class ConsentActivities(ProviderActivities):
     """Exchanges codes and writes how a consent ended."""
-
-    def __init__(
-        self, store: Store, holder: Holder, sender: Sender, single_use: SingleUse, clock: Clock
-    ) -> None:
-        self._store = store
-        self._holder = holder
-        self._sender = sender
-        self._single_use = single_use
-        self._clock = clock
 
     @activity.defn(name=ActivityName.EXCHANGE_CODE)
     async def exchange_code(self, order: ExchangeCode) -> GrantNews:

@@ -6,33 +6,22 @@ from temporalio import activity
 
 from activities.failures import grant_news
 from activities.heartbeat import heartbeats
-from activities.holdings import Holder, Holdings, news_of
+from activities.holdings import Holdings, news_of
+from activities.provider_activities import ProviderActivities
 from activities.records import closed, connection_of, record, settled
-from activities.single_use import SingleUse
 from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.core.attempt import Attempt, AttemptKind, Outcome
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import State
 from evergrant_server.core.errors import Code, Failure, Kind
 from evergrant_server.core.grant import Grant, TokenSet
 from evergrant_server.core.messages import ActivityName, GrantNews, RefreshGrant
-from evergrant_server.store import Store, Tx
-from providers.flows import Sender
+from evergrant_server.store import Tx
 from providers.replies import read_tokens
 
 
-class RefreshActivities:
+class RefreshActivities(ProviderActivities):
     """Needs a store, a sender and the single-use protocol; knows no provider by name."""
-
-    def __init__(
-        self, store: Store, holder: Holder, sender: Sender, single_use: SingleUse, clock: Clock
-    ) -> None:
-        self._store = store
-        self._holder = holder
-        self._sender = sender
-        self._single_use = single_use
-        self._clock = clock
 
     @activity.defn(name=ActivityName.REFRESH_GRANT)
     async def refresh_grant(self, order: RefreshGrant) -> GrantNews:

@@ -4,35 +4,25 @@ from temporalio import activity
 
 from activities.failures import revocation_news
 from activities.heartbeat import heartbeats
-from activities.holdings import Holder, Holdings
+from activities.holdings import Holdings
+from activities.provider_activities import ProviderActivities
 from activities.records import connection_of, record, settled
-from activities.single_use import SingleUse, open_attempt
+from activities.single_use import open_attempt
 from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.core.attempt import Outcome
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import Revocation, State
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.messages import ActivityName, AskRevocation, RevocationNews, RevokeGrant
 from evergrant_server.core.secret import Secret
-from evergrant_server.store import Store, Tx
-from providers.flows import Sender
+from evergrant_server.store import Tx
 from providers.replies import read_revocation
 
 _LOOK_AGAIN_S = 3.0
 
 
-class RevocationActivities:
+class RevocationActivities(ProviderActivities):
     """Tells the provider for as long as it takes, and shreds what is left."""
-
-    def __init__(
-        self, store: Store, holder: Holder, sender: Sender, single_use: SingleUse, clock: Clock
-    ) -> None:
-        self._store = store
-        self._holder = holder
-        self._sender = sender
-        self._single_use = single_use
-        self._clock = clock
 
     @activity.defn(name=ActivityName.ASK_REVOCATION)
     async def ask_revocation(self, order: AskRevocation) -> None:
