@@ -3,6 +3,7 @@
 Items and sealed lines pass through; nothing here looks into a token.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -103,11 +104,12 @@ def drop_call(export_id: str) -> Call[Export]:
     return Call("DELETE", "/v1/connections/export", _export, query={"id": export_id})
 
 
-class Transfers:
+class Transfers(ABC):
     """What `Evergrant` does beside leasing: existing grants in, sealed grants out."""
 
+    @abstractmethod
     def _do(self, call: Call[Answer]) -> Answer:
-        raise NotImplementedError("the client knows how to wait")
+        """Send and wait; the client knows how."""
 
     def import_connections(
         self, items: Iterable[Item], *, dry_run: bool = False, verify: bool = True
@@ -141,11 +143,12 @@ class Transfers:
         return self._do(drop_call(export_id))
 
 
-class AsyncTransfers:
+class AsyncTransfers(ABC):
     """The same for `AsyncEvergrant`."""
 
+    @abstractmethod
     async def _do(self, call: Call[Answer]) -> Answer:
-        raise NotImplementedError("the client knows how to wait")
+        """Send and wait; the client knows how."""
 
     async def import_connections(
         self, items: Iterable[Item], *, dry_run: bool = False, verify: bool = True
