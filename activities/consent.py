@@ -4,6 +4,7 @@ from functools import partial
 
 from temporalio import activity
 
+from activities.client_secrets import client_refused
 from activities.failures import grant_news
 from activities.heartbeat import heartbeats
 from activities.holdings import Holdings, news_of
@@ -40,7 +41,9 @@ class ConsentActivities(ProviderActivities):
                 held = await self._holder.take(order.tenant, order.connection_id)
                 if consent.kind is ConsentKind.IMPORT:
                     return await install_import(self._store, self._clock, order, held, consent)
-                return await self._ended(consent, held) or await self._exchange(order, held, consent)
+                return await self._ended(consent, held) or await self._either_secret.asked(
+                    order, held, partial(self._exchange, order, consent)
+                )
             except Failure as failure:
                 if failure.code is Code.REFRESH_PENDING:
                     raise  # Temporal asks again; nobody else would
@@ -89,7 +92,7 @@ class ConsentActivities(ProviderActivities):
             raise Failure(Code.CONNECTION_REVOKED)  # an unspent code is no grant: nothing to revoke
         return None
 
-    async def _exchange(self, order: ExchangeCode, held: Holdings, consent: Consent) -> GrantNews:
+    async def _exchange(self, order: ExchangeCode, consent: Consent, held: Holdings) -> GrantNews:
         async with self._store.read() as tx:
             code = await tx.consents.code(consent)
             verifier = await tx.consents.verifier(consent)
@@ -121,7 +124,7 @@ class ConsentActivities(ProviderActivities):
                 now=self._clock.now(),
             ),
             commit=partial(self._install, order, held, consent),
-            settle=partial(self._settle, order, consent),
+            settle=partial(self._settle, order, held, consent),
         )
         metrics.code_exchanged(held.spec.name, news.failure)
         return news
@@ -156,16 +159,20 @@ class ConsentActivities(ProviderActivities):
     async def _settle(
         self,
         order: ExchangeCode,
+        held: Holdings,
         consent: Consent,
         attempt: Attempt,
         failure: Failure,
         outcome: Outcome | None,
     ) -> GrantNews:
-        """Whatever went wrong, the code is done with: the subject opens the link again."""
+        """The code is done with, and the subject opens the link again; but for a refused secret
+        when there is another one."""
 
         async def settle(tx: Tx) -> GrantNews:
             now = self._clock.now()
             await closed(tx, attempt, outcome or Outcome.REFUSED, now)
+            if client_refused(failure) and held.other_client is not None:
+                return GrantNews(attempt_id=attempt.id, failure=failure.code, client_refused=True)
             await self._end(tx, consent, ConsentStatus.FAILED, failure.code)
             await record(tx, order, AuditAction.CONSENT_FAILED, now, reason=failure.code, consent=consent.id)
             return GrantNews(attempt_id=attempt.id, failure=failure.code)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from evergrant_server.core.access import Endpoints, Integration
+from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.grant import Grant
@@ -24,15 +25,17 @@ class Holdings:
     endpoints: Endpoints
     client: OAuthClient
     redirect_uri: str
+    other_client: OAuthClient | None = None  # in the overlap of a rotation: with the other secret
 
 
 class Holder:
     """Reads holdings. Every key that will be needed is unwrapped here, before any intent."""
 
-    def __init__(self, store: Store, registry: Registry, public_url: str) -> None:
+    def __init__(self, store: Store, registry: Registry, public_url: str, clock: Clock) -> None:
         self._store = store
         self._registry = registry
         self._public_url = public_url
+        self._clock = clock
 
     async def take(self, tenant: Tenant, connection_id: ConnectionId) -> Holdings:
         """Raises Failure NOT_FOUND, CLIENT_REJECTED (its definition is gone, or doesn't fit any
@@ -48,19 +51,27 @@ class Holder:
         if integration is None:
             raise Failure(Code.CLIENT_REJECTED, f"the integration {connection.integration} was deleted")
         spec, endpoints = self._defined(integration)
+        clients = await self._clients(tx, spec, integration)
         return Holdings(
             connection=connection,
             integration=integration,
             grant=await tx.grants.get(tenant, connection_id),
             spec=spec,
             endpoints=endpoints,
-            client=OAuthClient(
-                client_id=integration.client_id,
-                client_secret=await tx.integrations.client_secret(integration),
-                auth=client_auth_of(spec, integration),
-            ),
+            client=clients[0],
+            other_client=clients[1] if len(clients) > 1 else None,
             redirect_uri=f"{self._public_url}/oauth/callback/{integration.id}",
         )
+
+    async def _clients(self, tx: Tx, spec: ProviderSpec, integration: Integration) -> list[OAuthClient]:
+        """Our client with the secret that is tried first, then with the other one, if there is one."""
+        secrets = [await tx.integrations.client_secret(integration)]
+        if integration.previous_secret_counts(self._clock.now()):
+            secrets.append(await tx.integrations.previous_secret(integration))
+        if integration.secret_refused_at is not None:
+            secrets.reverse()
+        auth = client_auth_of(spec, integration)
+        return [OAuthClient(integration.client_id, secret, auth) for secret in secrets]
 
     def _defined(self, integration: Integration) -> tuple[ProviderSpec, Endpoints]:
         try:

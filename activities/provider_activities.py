@@ -1,5 +1,6 @@
 """What every class of activities that talks to a provider is made of."""
 
+from activities.client_secrets import EitherSecret
 from activities.holdings import Holder
 from activities.single_use import SingleUse
 from evergrant_server.core.clock import Clock
@@ -18,3 +19,4 @@ class ProviderActivities:
         self._sender = sender
         self._single_use = single_use
         self._clock = clock
+        self._either_secret = EitherSecret(store, clock)

@@ -4,6 +4,7 @@ from functools import partial
 
 from temporalio import activity
 
+from activities.client_secrets import client_refused
 from activities.failures import grant_news
 from activities.heartbeat import heartbeats
 from activities.holdings import Holdings, news_of
@@ -29,7 +30,9 @@ class RefreshActivities(ProviderActivities):
         async with heartbeats():
             try:
                 held = await self._holder.take(order.tenant, order.connection_id)
-                return await self._not_needed(order, held) or await self._refresh(order, held)
+                return await self._not_needed(order, held) or await self._either_secret.asked(
+                    order, held, partial(self._refresh, order)
+                )
             except Failure as failure:
                 return grant_news(failure)
 
@@ -156,7 +159,12 @@ class RefreshActivities(ProviderActivities):
             await record(tx, order, action, now, reason=code)
             if current.state is State.REVOKING:
                 return GrantNews(state=State.REVOKING)
-            return GrantNews(attempt_id=attempt.id, failure=code, retry_after=failure.retry_after)
+            return GrantNews(
+                attempt_id=attempt.id,
+                failure=code,
+                retry_after=failure.retry_after,
+                client_refused=client_refused(failure),
+            )
 
         return await settled(self._store, settle)
 

@@ -2,6 +2,7 @@
 
 from temporalio import activity
 
+from activities.client_secrets import client_refused, with_other
 from activities.failures import revocation_news
 from activities.heartbeat import heartbeats
 from activities.holdings import Holdings
@@ -46,20 +47,30 @@ class RevocationActivities(ProviderActivities):
                 held = await self._holder.take(order.tenant, order.connection_id)
                 if held.connection.state.final:
                     return RevocationNews(revocation=held.connection.revocation or Revocation.NOTHING_HELD)
-                how = await self._tried(held)
+                how = await self._tried(order, held)
             except Failure as failure:
                 await self._failed(order, failure)
                 return revocation_news(failure)
             return await self._done(order, how)
 
-    async def _tried(self, held: Holdings) -> Revocation:
+    async def _tried(self, order: RevokeGrant, held: Holdings) -> Revocation:
         try:
             await self._wait_for_answers(held)
-            how = await self._tell(held)
+            how = await self._tell_with_either_secret(order, held)
         except Failure as failure:
             metrics.revocation_tried(held.spec.name, failure.code)
             raise
         metrics.revocation_tried(held.spec.name, how)
+        return how
+
+    async def _tell_with_either_secret(self, order: RevokeGrant, held: Holdings) -> Revocation:
+        try:
+            return await self._tell(held)
+        except Failure as failure:
+            if not client_refused(failure) or held.other_client is None:
+                raise
+        how = await self._tell(with_other(held))
+        await self._either_secret.note(order, held)
         return how
 
     async def _wait_for_answers(self, held: Holdings) -> None:

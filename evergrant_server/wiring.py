@@ -80,7 +80,7 @@ def activities(parts: Platform, sections: CriticalSections, journal: JournalLock
     around = TracedTransport if telemetry_traces.on() else None
     egress = Egress(EgressPolicy(allow=parts.settings.egress_allow), around=around)
     sender = Sender(egress)
-    holder = Holder(parts.store, parts.registry, parts.settings.public_url)
+    holder = Holder(parts.store, parts.registry, parts.settings.public_url, parts.clock)
     single_use = SingleUse(parts.store, parts.clock, sections, journal)
     consent = ConsentActivities(parts.store, holder, sender, single_use, parts.clock)
     refresh = RefreshActivities(parts.store, holder, sender, single_use, parts.clock)

@@ -1,12 +1,13 @@
 """What an integration may become. Where secrets are sent never changes under them."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from evergrant_server.api.shapes import IntegrationBody
+from evergrant_server.api.shapes import IntegrationBody, RotateSecretBody
 from evergrant_server.core.access import Integration, IntegrationState
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import IntegrationId, Tenant, new_id
+from evergrant_server.core.secret import Secret
 from evergrant_server.policy import above
 from evergrant_server.store import Tx
 from providers.registry import Registry
@@ -29,8 +30,8 @@ def check(registry: Registry, body: IntegrationBody) -> ProviderSpec:
         raise Failure(Code.INVALID_REQUEST, f"{spec.name} has its own issuer.", field="issuer")
     if not spec.discovery:
         endpoints_of(spec, body.params)
-    if body.client_secret is not None and not body.client_secret.reveal().strip():
-        raise Failure(Code.INVALID_REQUEST, "The client secret is empty.", field="client_secret")
+    if body.client_secret is not None:
+        _require_text(body.client_secret)
     if above(body.default_scopes, body.scope_ceiling):
         raise Failure(Code.INVALID_REQUEST, "A default scope is above the ceiling.", field="default_scopes")
     return spec
@@ -95,6 +96,31 @@ async def changed(
         "endpoints": before.endpoints if spec.discovery and not discover else None,
     }
     return _filled(spec, body, before.model_copy(update=update), now)
+
+
+async def secret_changed(tx: Tx, before: Integration, body: RotateSecretBody, now: datetime) -> Integration:
+    """The integration with its secret rotated or rolled back. Raises Failure INVALID_REQUEST."""
+    if body.roll_back is (body.client_secret is not None):
+        raise Failure(
+            Code.INVALID_REQUEST, "Give either a client secret or roll_back.", field="client_secret"
+        )
+    if before.client_auth == ClientAuth.NONE or await tx.integrations.client_secret(before) is None:
+        raise Failure(Code.INVALID_REQUEST, "A public client has no secret to rotate.", field="client_secret")
+    after = before.model_copy(update={"changed_at": now})
+    if body.client_secret is None:
+        return await tx.integrations.roll_secret_back(after, expected=before.revision)
+    _require_text(body.client_secret)
+    if body.client_secret == await tx.integrations.client_secret(before):
+        return before  # said twice: the overlap is of the two before it
+    until = now + timedelta(seconds=body.overlap_s)
+    return await tx.integrations.rotate_secret(
+        after, body.client_secret, until=until, expected=before.revision
+    )
+
+
+def _require_text(secret: Secret) -> None:
+    if not secret.reveal().strip():
+        raise Failure(Code.INVALID_REQUEST, "The client secret is empty.", field="client_secret")
 
 
 def _filled(

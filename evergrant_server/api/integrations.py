@@ -5,15 +5,17 @@ import logging
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from evergrant_server import audit
 from evergrant_server.api.authentication import Caller
-from evergrant_server.api.guards import Asking, By, With, require
-from evergrant_server.api.integration_changes import changed, check, created
+from evergrant_server.api.guards import Asking, By, IdempotencyKey, With, require
+from evergrant_server.api.idempotency import Answer, Once
+from evergrant_server.api.integration_changes import changed, check, created, secret_changed
 from evergrant_server.api.parts import Parts
-from evergrant_server.api.shapes import IntegrationBody, Slug
+from evergrant_server.api.shapes import IntegrationBody, RotateSecretBody, Slug
+from evergrant_server.api.transactions import committed
 from evergrant_server.api.views import IntegrationView, Page
 from evergrant_server.core.access import Action, Integration, IntegrationState
 from evergrant_server.core.audit import AuditAction, AuditEntry
@@ -70,6 +72,38 @@ async def put(
         if written is None:
             raise Failure(Code.NOT_FOUND)
         return await _view(tx, parts, written)
+
+
+@router.post("/v1/integrations/{name}/rotate-secret", response_model=IntegrationView)
+async def rotate_secret(
+    name: Slug,
+    body: RotateSecretBody,
+    request: Request,
+    parts: With,
+    caller: Asking,
+    asked: By,
+    key: IdempotencyKey = None,
+) -> Response:
+    """Put a new client secret first, and keep the one before it for `overlap_s` seconds.
+
+    What the provider refuses with the one is tried with the other, so that no lease fails
+    whichever of the two it knows. `roll_back` makes the one before the only one again.
+    """
+    _require_admin(caller, name)
+    once = Once(request, caller, key, body.model_copy(update={"client_secret": None}))  # no hash of it
+
+    async def rotate(tx: Tx) -> Answer:
+        recalled = await once.recall(tx)
+        if recalled is not None:
+            return recalled
+        now = parts.clock.now()
+        before = await _named(tx, caller, name)
+        after = await secret_changed(tx, before, body, now)
+        action = AuditAction.SECRET_ROLLED_BACK if body.roll_back else AuditAction.SECRET_ROTATED
+        await _record(tx, action, after, asked, now)
+        return await once.remember(tx, Answer.of(200, await _view(tx, parts, after)), now)
+
+    return (await committed(parts.store, rotate)).response()
 
 
 async def _discover(parts: Parts, integration: Integration, asked: Asked) -> None:

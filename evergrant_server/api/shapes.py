@@ -137,6 +137,14 @@ class IntegrationBody(Body):
     refresh: RefreshRulesBody = RefreshRulesBody()
 
 
+class RotateSecretBody(Body):
+    """Either a new `client_secret`, or `roll_back` to the one before it. `overlap_s` is seconds."""
+
+    client_secret: Annotated[Secret, Field()] | None = None
+    overlap_s: Annotated[float, Field(ge=0, le=31_536_000, allow_inf_nan=False)] = 86_400
+    roll_back: bool = False
+
+
 class AppBody(Body):
     disabled: bool = False
     return_to: Annotated[tuple[ReturnTo, ...], Field(max_length=50)] = ()

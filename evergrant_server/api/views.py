@@ -96,7 +96,11 @@ class ConnectionView(View):
 
 
 class IntegrationView(View):
-    """Never the client secret: `has_client_secret` says whether there is one."""
+    """Never the client secret: `has_client_secret` says whether there is one.
+
+    In the overlap of a rotation `previous_secret_until` says how long the secret before it is
+    tried as well; `secret_refused_at` that the provider takes that one, and refuses the new one.
+    """
 
     id: str
     name: str
@@ -111,6 +115,8 @@ class IntegrationView(View):
     refresh: RefreshRules
     state: IntegrationState
     problem: str | None
+    previous_secret_until: datetime | None
+    secret_refused_at: datetime | None
     redirect_uri: str
     created_at: datetime
     changed_at: datetime

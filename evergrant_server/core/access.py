@@ -31,7 +31,7 @@ class IntegrationState(StrEnum):
 
 
 class Integration(BaseModel):
-    """Our OAuth client at a provider, for one tenant. The client secret stays in the store."""
+    """Our OAuth client at a provider, for one tenant. The client secrets stay in the store."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -49,9 +49,16 @@ class Integration(BaseModel):
     state: IntegrationState = IntegrationState.READY
     problem: str | None = None
     endpoints: Endpoints | None = None
+    previous_secret_until: datetime | None = None  # the secret before this one is tried as well, until then
+    secret_refused_at: datetime | None = None  # the provider takes the previous secret, and not this one
     created_at: datetime
     changed_at: datetime
     revision: int = 1
+
+    def previous_secret_counts(self, now: datetime) -> bool:
+        """True in the overlap of a rotation, and after it while the new secret is the refused one."""
+        until = self.previous_secret_until
+        return until is not None and (now < until or self.secret_refused_at is not None)
 
 
 class Action(StrEnum):

@@ -95,6 +95,7 @@ class GrantNews(Message):
     not_leased: bool = False
     failure: Code | None = None
     retry_after: float | None = None  # seconds
+    client_refused: bool = False  # the provider refused our secret, and didn't look at the grant
 
 
 class RevocationNews(Message):

@@ -1,6 +1,8 @@
 """Integrations and their client secrets, sealed by the tenant's intake key."""
 
-from sqlalchemy import delete, exists, select
+from datetime import datetime
+
+from sqlalchemy import and_, delete, exists, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
@@ -23,6 +25,8 @@ from evergrant_server.store.seals import NOBODY, Seals
 from evergrant_server.store.tables import FINAL_STATES, ConnectionRow, IntegrationRow
 
 _COLUMN = "sealed_client_secret"
+_PREVIOUS = "sealed_previous_secret"
+_OVER: Values = {"previous_secret_until": None, "secret_refused_at": None}
 
 
 class Integrations:
@@ -39,10 +43,12 @@ class Integrations:
         or NOT_FOUND when changing.
         """
         sealed: Values = {}
-        if client_secret is not None:
-            sealed = {_COLUMN: await self._sealed(i, client_secret)}
+        if client_secret is not None:  # at once, without an overlap: `rotate_secret` is the other way
+            i = i.model_copy(update=_OVER)
+            sealed = {_COLUMN: await self._sealed(i, client_secret), _PREVIOUS: None}
         if expected is None:
-            if not await insert(self._connection, IntegrationRow, values_of(i, **{_COLUMN: None, **sealed})):
+            values = values_of(i, **{_COLUMN: None, _PREVIOUS: None, **sealed})
+            if not await insert(self._connection, IntegrationRow, values):
                 raise taken(f"Integration {i.name!r}")
             return i
         return await self._change(i, expected, sealed)
@@ -80,14 +86,48 @@ class Integrations:
 
     async def client_secret(self, i: Integration) -> Secret | None:
         """The client secret, or None for a public client. Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE."""
-        row = await one(self._connection, IntegrationRow, tenant=i.tenant, id=i.id)
-        if row is None or row[_COLUMN] is None:
-            return None
-        return await self._seals.open(Lane.INTAKE, NOBODY, _place(i), row[_COLUMN])
+        return await self._opened(i, _COLUMN)
+
+    async def previous_secret(self, i: Integration) -> Secret | None:
+        """The secret that a rotation replaced, while it is kept. Raises as `client_secret`."""
+        return await self._opened(i, _PREVIOUS)
+
+    async def rotate_secret(
+        self, i: Integration, new: Secret, *, until: datetime, expected: int
+    ) -> Integration:
+        """Put `new` first and keep the secret before it until `until`.
+
+        A secret that the provider refuses is not worth keeping: the one before it stays instead.
+        Raises Failure STORE_CONFLICT, NOT_FOUND, SEAL_BROKEN, KEY_UNAVAILABLE.
+        """
+        kept = await self._opened(i, _PREVIOUS if i.secret_refused_at is not None else _COLUMN)
+        after = i.model_copy(
+            update={"previous_secret_until": until if kept else None, "secret_refused_at": None}
+        )
+        sealed: Values = {_COLUMN: await self._sealed(i, new)}
+        sealed[_PREVIOUS] = await self._sealed(i, kept, _PREVIOUS) if kept else None
+        return await self._change(after, expected, sealed)
+
+    async def roll_secret_back(self, i: Integration, *, expected: int) -> Integration:
+        """The secret before the rotation is the only one again. Raises as `rotate_secret`, and
+        Failure INVALID_REQUEST when none is kept."""
+        kept = await self._opened(i, _PREVIOUS)
+        if kept is None:
+            raise Failure(Code.INVALID_REQUEST, "No previous client secret is kept.", field="roll_back")
+        after = i.model_copy(update=_OVER)
+        return await self._change(after, expected, {_COLUMN: await self._sealed(i, kept), _PREVIOUS: None})
+
+    async def drop_overlapped(self, now: datetime) -> int:
+        """Forget the secrets whose overlap has ended; says how many. One that alone works stays."""
+        over = and_(
+            col(IntegrationRow.previous_secret_until) <= now, col(IntegrationRow.secret_refused_at).is_(None)
+        )
+        changes = {_PREVIOUS: None, **_OVER, "revision": IntegrationRow.revision + 1}
+        return (await self._connection.execute(update(IntegrationRow).where(over).values(changes))).rowcount
 
     async def drop_client_secret(self, i: Integration, *, expected: int) -> Integration:
-        """Make it a public client: the old secret is gone."""
-        return await self._change(i, expected, {_COLUMN: None})
+        """Make it a public client: the old secrets are gone."""
+        return await self._change(i.model_copy(update=_OVER), expected, {_COLUMN: None, _PREVIOUS: None})
 
     async def replace(self, i: Integration, *, expected: int) -> Integration:
         """Write `i` if its row is still at revision `expected`. Raises Failure STORE_CONFLICT, NOT_FOUND."""
@@ -99,13 +139,19 @@ class Integrations:
         revision = await compare_and_set(self._connection, IntegrationRow, key, values, expected)
         return i.model_copy(update={"revision": revision})
 
-    async def _sealed(self, i: Integration, secret: Secret) -> Sealed:
-        return await self._seals.seal(Lane.INTAKE, NOBODY, _place(i), secret)
+    async def _opened(self, i: Integration, column: str) -> Secret | None:
+        row = await one(self._connection, IntegrationRow, tenant=i.tenant, id=i.id)
+        if row is None or row[column] is None:
+            return None
+        return await self._seals.open(Lane.INTAKE, NOBODY, _place(i, column), row[column])
+
+    async def _sealed(self, i: Integration, secret: Secret, column: str = _COLUMN) -> Sealed:
+        return await self._seals.seal(Lane.INTAKE, NOBODY, _place(i, column), secret)
 
     async def _one(self, **equal: str) -> Integration | None:
         row = await one(self._connection, IntegrationRow, **equal)
         return None if row is None else Integration.model_validate(row)
 
 
-def _place(i: Integration) -> Place:
-    return Place(i.tenant, "integration", i.id, _COLUMN)
+def _place(i: Integration, column: str) -> Place:
+    return Place(i.tenant, "integration", i.id, column)

@@ -137,6 +137,9 @@ class IntegrationRow(Row, table=True):
     problem: str | None = None
     endpoints: dict[str, Any] | None = Field(default=None, sa_type=JSON)
     sealed_client_secret: Sealed | None = _sealed()
+    sealed_previous_secret: Sealed | None = _sealed()
+    previous_secret_until: datetime | None = _maybe_moment()
+    secret_refused_at: datetime | None = _maybe_moment()
     created_at: datetime = _moment()
     changed_at: datetime = _moment()
     revision: int

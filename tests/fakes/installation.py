@@ -104,6 +104,7 @@ class Installation:
         policy: str = "on_demand",
         *,
         deadline: timedelta = timedelta(hours=1),
+        subject: str = "user-1",
     ) -> Connection:
         """A connection whose subject hasn't consented yet, with its workflow."""
         now = self.parts.clock.now()
@@ -113,7 +114,7 @@ class Installation:
             integration_id=integration.id,
             integration=integration.name,
             provider=integration.provider,
-            subject="user-1",
+            subject=subject,
             requested_scopes=("read",),
             refresh_policy=policy,
             created_at=now,

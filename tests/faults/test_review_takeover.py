@@ -51,7 +51,7 @@ class Activities:
         self.journal = JournalLock(journals)
         sender = Sender(Egress(EgressPolicy(allow=allow)))
         protocol = SingleUse(parts.store, parts.clock, CriticalSections(), self.journal)
-        holder = Holder(parts.store, parts.registry, parts.settings.public_url)
+        holder = Holder(parts.store, parts.registry, parts.settings.public_url, parts.clock)
         common = (parts.store, holder, sender, protocol, parts.clock)
         self._refresh = RefreshActivities(*common)
         self._revocation = RevocationActivities(*common)

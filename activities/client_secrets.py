@@ -1,0 +1,71 @@
+"""A rotation's two client secrets: what the provider refuses with one is tried with the other.
+
+A client is authenticated before anything else is looked at (RFC 6749 section 3.2.1), so a
+refused secret has spent no refresh token and no code: the second try is an attempt of its own.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from activities.holdings import Holdings
+from activities.records import record, settled
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.messages import Call, GrantNews
+from evergrant_server.store import Store, Tx
+
+_SAYS_SO = ("invalid_client", "unauthorized_client")  # RFC 6749 section 5.2
+
+
+def client_refused(failure: Failure) -> bool:
+    """True when the provider refused who we are, rather than what we asked for."""
+    said = failure.context
+    refused = said.get("provider_error") in _SAYS_SO or said.get("provider_status") == "401"
+    return failure.code is Code.CLIENT_REJECTED and refused
+
+
+class EitherSecret:
+    """Asks once, and with the other secret when the first was refused."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+
+    async def asked(
+        self, order: Call, held: Holdings, ask: Callable[[Holdings], Awaitable[GrantNews]]
+    ) -> GrantNews:
+        """What the provider says to whichever secret it takes; the integration notes which."""
+        news = await ask(held)
+        if not news.client_refused or held.other_client is None:
+            return news
+        again = await ask(with_other(held))
+        if again.client_refused:  # the provider may have changed over between the two
+            return await ask(replace(held, other_client=None))
+        await self.note(order, held)
+        return again
+
+    async def note(self, order: Call, held: Holdings) -> None:
+        """The provider took the other secret: it comes first from here on."""
+        before = held.integration
+
+        async def swap(tx: Tx) -> None:
+            now = self._clock.now()
+            current = await tx.integrations.get(before.tenant, before.id)
+            if current is None or current.previous_secret_until is None:
+                return  # rotated or rolled back meanwhile: it is about other secrets
+            if (current.secret_refused_at is None) is not (before.secret_refused_at is None):
+                return  # another connection's try has said so
+            refused_at = now if current.secret_refused_at is None else None
+            after = current.model_copy(update={"secret_refused_at": refused_at, "changed_at": now})
+            await tx.integrations.replace(after, expected=current.revision)
+            action = AuditAction.SECRET_REFUSED if refused_at else AuditAction.SECRET_ACCEPTED
+            await record(tx, order, action, now, integration=current.name, integration_id=current.id)
+
+        await settled(self._store, swap)
+
+
+def with_other(held: Holdings) -> Holdings:
+    """The same in hand, with the other secret."""
+    assert held.other_client is not None
+    return replace(held, client=held.other_client, other_client=None)
