@@ -15,6 +15,7 @@ from evergrant_server.leaving import leave
 from evergrant_server.settings import Settings, load_settings
 from evergrant_server.temporal_link.measuring import measured
 from evergrant_server.temporal_link.namespace import refuse_unprepared
+from evergrant_server.temporal_link.schedules import keep_schedules
 from evergrant_server.temporal_link.tracing import AskedInterceptor
 from evergrant_server.wiring import activities, observe, platform, stop_observing
 from workflows import WORKFLOWS
@@ -42,11 +43,13 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
             sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),  # a dead worker's share moves on
         )
         relay = asyncio.create_task(parts.relay.run())
+        schedules = asyncio.create_task(keep_schedules(parts.client, settings))
         async with worker:
             print("worker ready", flush=True)
             await stop.wait()
         await sections.drain()
         relay.cancel()
+        schedules.cancel()
     journal.release()
 
 

@@ -4,9 +4,8 @@ from temporalio import activity
 
 from activities.records import settled
 from evergrant_server.core.clock import Clock
-from evergrant_server.core.ids import OutboxId, new_id
 from evergrant_server.core.messages import ActivityName, RunEnds
-from evergrant_server.core.outbox import OutboxKind, OutboxMessage
+from evergrant_server.core.outbox import history_export
 from evergrant_server.store import Store, Tx
 
 
@@ -19,17 +18,9 @@ class HistoryActivities:
 
     @activity.defn(name=ActivityName.RUN_ENDS)
     async def run_ends(self, order: RunEnds) -> None:
-        message = OutboxMessage(
-            tenant=order.tenant,
-            id=OutboxId(new_id("out")),
-            kind=OutboxKind.EXPORT_HISTORY,
-            target=f"history:{order.provenance.run_id}",  # waits for nobody else's messages
-            payload={
-                "connection_id": order.connection_id,
-                "workflow_id": order.provenance.workflow_id,
-                "run_id": order.provenance.run_id,
-            },
-            created_at=self._clock.now(),
+        run = order.provenance
+        message = history_export(
+            order.tenant, order.connection_id, run.workflow_id, run.run_id, self._clock.now()
         )
 
         async def ask(tx: Tx) -> None:

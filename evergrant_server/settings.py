@@ -86,6 +86,11 @@ class Settings(BaseSettings):
     relay_interval: timedelta = Field(
         default=timedelta(seconds=1), description="How often the outbox is looked at when nobody nudges it."
     )
+    reconcile_interval: timedelta = Field(
+        default=timedelta(minutes=5),
+        description="How often live connections without a workflow are looked for, "
+        "and how long one is without at the most.",
+    )
     egress_allow: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="host:port pairs that may be private or plain http. A door: for tests and inner servers.",
@@ -142,7 +147,7 @@ class Settings(BaseSettings):
             raise ValueError(f"{value!r} is not host:port; Temporal's frontend listens on 7233 by default")
         return value
 
-    @field_validator("history_retention", "consent_ttl", "lease_wait", "relay_interval")
+    @field_validator("history_retention", "consent_ttl", "lease_wait", "relay_interval", "reconcile_interval")
     @classmethod
     def _positive(cls, value: timedelta) -> timedelta:
         if value <= timedelta(0):

@@ -180,6 +180,8 @@ class Event(StrEnum):
     MESSAGE_TOO_LATE = "message too late"
     OUTBOX_STUCK = "outbox stuck"
     REQUEST_FAILED = "request failed"
+    SCHEDULE_MISSING = "schedule missing"
+    STORE_BEHIND = "store behind"
     TEMPORAL_NOT_READY = "temporal not ready"
     UNEXPECTED = "unexpected error"
 
@@ -193,6 +195,8 @@ EVENTS = {
     Event.MESSAGE_TOO_LATE: "a message's workflow had ended before it came",
     Event.OUTBOX_STUCK: "a round of the relay failed; the next one tries again",
     Event.REQUEST_FAILED: "a request was answered with a status of 500 or more",
+    Event.SCHEDULE_MISSING: "a Temporal Schedule couldn't be declared; it is tried again in minutes",
+    Event.STORE_BEHIND: "a workflow knows a newer generation than the store, which came from a backup",
     Event.TEMPORAL_NOT_READY: "`/readyz` couldn't reach Temporal",
     Event.UNEXPECTED: "a request ended with an exception nobody foresaw; answered with code `internal`",
 }

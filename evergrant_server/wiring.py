@@ -12,6 +12,7 @@ from activities.critical import CriticalSections
 from activities.discovery import DiscoveryActivities
 from activities.history import HistoryActivities
 from activities.holdings import Holder
+from activities.reconcile import ReconcileActivities
 from activities.refresh import RefreshActivities
 from activities.revocation import RevocationActivities
 from activities.single_use import SingleUse
@@ -28,7 +29,7 @@ from evergrant_server.store.probe import refuse_foreign_keys
 from evergrant_server.telemetry import configure_logging
 from evergrant_server.telemetry_sdk import BadTelemetry
 from evergrant_server.telemetry_traces import TracedTransport
-from evergrant_server.temporal_link import OutboxRelay, Reconciler, TemporalLink
+from evergrant_server.temporal_link import ClosedRuns, OutboxRelay, Reconciler, TemporalLink
 from evergrant_server.temporal_link.connect import connect
 from evergrant_server.temporal_link.tracing import plugins, replay_safe_provider
 from providers.flows import Sender
@@ -88,6 +89,8 @@ def activities(parts: Platform, sections: CriticalSections, journal: JournalLock
     history = HistoryActivities(parts.store, parts.clock)
     discovery = DiscoveryActivities(parts.store, egress, parts.clock)
     export = ExportActivities(parts.store, parts.clock)
+    closed_runs = ClosedRuns(parts.store, parts.link, parts.clock)
+    upkeep = ReconcileActivities(parts.store, parts.reconciler, closed_runs, parts.clock)
     return [
         consent.exchange_code,
         consent.end_consent,
@@ -98,6 +101,7 @@ def activities(parts: Platform, sections: CriticalSections, journal: JournalLock
         discovery.discover_endpoints,
         export.export_page,
         export.drop_export,
+        upkeep.reconcile,
     ]
 
 

@@ -7,5 +7,6 @@ side effects are reached through `calls` alone.
 from workflows.connection import ConnectionWorkflow
 from workflows.discovery import DiscoveryWorkflow
 from workflows.export import ExportWorkflow
+from workflows.reconcile import ReconcileWorkflow
 
-WORKFLOWS = (ConnectionWorkflow, DiscoveryWorkflow, ExportWorkflow)
+WORKFLOWS = (ConnectionWorkflow, DiscoveryWorkflow, ExportWorkflow, ReconcileWorkflow)

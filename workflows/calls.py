@@ -28,6 +28,7 @@ with workflow.unsafe.imports_passed_through():
         RevokeGrant,
         RunEnds,
     )
+    from evergrant_server.core.upkeep import ReconcileOrder, Reconciliation
 
 SEND_LIMIT = timedelta(seconds=15)  # from the intent to the first byte, see Attempt.send_by
 _SLACK = timedelta(seconds=30)  # reading, judging and committing
@@ -133,3 +134,18 @@ async def export_page(order: ExportPage) -> ExportProgress:
 async def drop_export(order: DropExport) -> None:
     """Delete the sealed lines that nobody fetched."""
     await workflow.execute_activity(ActivityName.DROP_EXPORT, order, summary="nobody came for it", **_STORE)
+
+
+async def reconcile(order: ReconcileOrder) -> Reconciliation:
+    """Go through the store; a worker that takes over goes on where the last one was."""
+    return await workflow.execute_activity(
+        ActivityName.RECONCILE,
+        order,
+        result_type=Reconciliation,
+        summary="every live connection",
+        start_to_close_timeout=timedelta(hours=1),
+        heartbeat_timeout=timedelta(seconds=20),
+        retry_policy=RetryPolicy(
+            initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=30)
+        ),
+    )

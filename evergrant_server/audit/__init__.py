@@ -7,6 +7,18 @@ numbers), their verification, and the group commit of leases. Doesn't own the ta
 
 from evergrant_server.audit.chain import append, page, page_cursor
 from evergrant_server.audit.leases import LeaseClaim, LeaseLedger, Stale
+from evergrant_server.audit.marks import holds_mark, newest_mark
 from evergrant_server.audit.verifier import Verdict, verify
 
-__all__ = ["LeaseClaim", "LeaseLedger", "Stale", "Verdict", "append", "page", "page_cursor", "verify"]
+__all__ = [
+    "LeaseClaim",
+    "LeaseLedger",
+    "Stale",
+    "Verdict",
+    "append",
+    "holds_mark",
+    "newest_mark",
+    "page",
+    "page_cursor",
+    "verify",
+]

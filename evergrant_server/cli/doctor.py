@@ -32,6 +32,7 @@ CHECKS: dict[str, Check] = {
     "retention": doctor_temporal.retention,
     "search attributes": doctor_temporal.search_attributes,
     "workers": doctor_temporal.workers,
+    "schedules": doctor_temporal.schedules,
     "clock, Temporal": doctor_temporal.clock,
     "public URL": doctor_here.public_url,
 }

@@ -11,6 +11,7 @@ from evergrant_server.core.errors import Failure
 from evergrant_server.settings import Settings
 from evergrant_server.temporal_link import probe
 from evergrant_server.temporal_link.connect import connect
+from evergrant_server.temporal_link.schedules import standing
 
 UPGRADE = f"{ME} db upgrade"
 
@@ -66,6 +67,21 @@ async def workers(settings: Settings) -> str:
         )
     names = sorted({*found.workflows, *found.activities})
     return f"polled the task queue {settings.temporal_task_queue!r} lately: {', '.join(names)}"
+
+
+async def schedules(settings: Settings) -> str:
+    """Those that workers declare. A paused one was paused by somebody: it isn't ours to resume."""
+    found = await standing(await _client(settings), settings)
+    missing = [it.routine.name for it in found if not it.there]
+    if missing:
+        raise Problem(
+            f"no schedule {', '.join(missing)}: live connections without a workflow aren't found",
+            f"{ME} worker (it declares its schedules)",
+        )
+    paused = [f"{it.routine.name} ({it.note})" for it in found if it.paused]
+    if paused:
+        raise Problem(f"paused: {', '.join(paused)}", "Unpause it under Schedules in the Temporal UI")
+    return f"{', '.join(it.routine.name for it in found)}: there, and not paused"
 
 
 async def clock(settings: Settings) -> str:

@@ -45,6 +45,7 @@ class ActivityName(StrEnum):
     DISCOVER = "discover_endpoints"
     EXPORT_PAGE = "export_page"
     DROP_EXPORT = "drop_export"
+    RECONCILE = "reconcile"
 
 
 class Message(BaseModel):

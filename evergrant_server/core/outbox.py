@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from evergrant_server.core.ids import OutboxId, Tenant
+from evergrant_server.core.ids import ConnectionId, OutboxId, Tenant, new_id
 
 
 class OutboxKind(StrEnum):
@@ -31,3 +31,22 @@ class OutboxMessage(BaseModel):
     attempts: int = 0
     next_at: datetime | None = None
     last_error: str | None = None
+
+
+def history_target(run_id: str) -> str:
+    """A target of its own: an export waits for nobody else's messages."""
+    return f"history:{run_id}"
+
+
+def history_export(
+    tenant: Tenant, connection_id: ConnectionId, workflow_id: str, run_id: str, at: datetime
+) -> OutboxMessage:
+    """Have a run's history kept, once it has closed."""
+    return OutboxMessage(
+        tenant=tenant,
+        id=OutboxId(new_id("out")),
+        kind=OutboxKind.EXPORT_HISTORY,
+        target=history_target(run_id),
+        payload={"connection_id": connection_id, "workflow_id": workflow_id, "run_id": run_id},
+        created_at=at,
+    )

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import select
+from sqlalchemy import select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
@@ -50,3 +50,9 @@ class Histories:
         order = (col(HistoryRow.exported_at), col(HistoryRow.run_id))
         rows = await every(self._connection, select(HistoryRow).where(mine).order_by(*order))
         return [HistoryExport.model_validate(row) for row in rows]
+
+    async def closed_among(self, runs: list[tuple[Tenant, str, str]]) -> set[str]:
+        """The ids of those runs (tenant, workflow id, run id) whose whole history is kept."""
+        key = tuple_(col(HistoryRow.tenant), col(HistoryRow.workflow_id), col(HistoryRow.run_id))
+        query = select(col(HistoryRow.run_id)).where(key.in_(runs), col(HistoryRow.closed).is_(True))
+        return set((await self._connection.execute(query)).scalars())

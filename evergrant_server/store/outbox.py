@@ -64,6 +64,11 @@ class Outbox:
         }
         await self._change(id, later)
 
+    async def waiting_among(self, targets: list[str]) -> set[str]:
+        """Those of these targets for which a message is not delivered yet."""
+        query = select(col(OutboxRow.target)).where(_undelivered(), col(OutboxRow.target).in_(targets))
+        return set((await self._connection.execute(query)).scalars())
+
     async def depth(self, now: datetime) -> int:
         """How many messages written by `now` are not delivered, postponed ones included."""
         written = col(OutboxRow.created_at) <= now

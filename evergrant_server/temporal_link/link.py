@@ -1,12 +1,14 @@
 """The calls that API and relay make to workflows, with our failures instead of Temporal's."""
 
 from collections.abc import Awaitable
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from temporalio.client import (
     Client,
     RPCTimeoutOrCancelledError,
+    WorkflowExecution,
     WorkflowFailureError,
     WorkflowHandle,
     WorkflowQueryFailedError,
@@ -48,6 +50,14 @@ T = TypeVar("T")
 
 class WorkflowGone(Exception):
     """There is no such workflow, or its run has closed: a message to it can't arrive any more."""
+
+
+@dataclass(frozen=True)
+class ClosedRun:
+    """One run that has ended, however it did."""
+
+    workflow_id: str
+    run_id: str
 
 
 class TemporalLink:
@@ -116,11 +126,14 @@ class TemporalLink:
             )
         )
 
-    async def start_connection(self, start: ConnectionStart, *, again: bool = False) -> None:
+    async def start_connection(
+        self, start: ConnectionStart, *, again: bool = False, instead: bool = False
+    ) -> None:
         """Start the workflow of a connection, unless it runs already.
 
         One that has ended as it should is not started, but `again`: when the store, read
-        afterwards, still says that the connection lives.
+        afterwards, still says that the connection lives. With `instead` a running one is
+        terminated by the same call, so that there is no moment without one.
         """
         attributes = {
             search.TENANT: start.tenant,
@@ -140,7 +153,9 @@ class TemporalLink:
                     start,
                     id=workflow_id(start.tenant, start.connection_id),
                     task_queue=self._task_queue,
-                    id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                    id_conflict_policy=WorkflowIDConflictPolicy.TERMINATE_EXISTING
+                    if instead
+                    else WorkflowIDConflictPolicy.USE_EXISTING,
                     id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE
                     if again
                     else WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
@@ -196,6 +211,27 @@ class TemporalLink:
         except WorkflowGone:
             return False
         return description.close_time is None
+
+    async def running_connections(self) -> dict[str, datetime]:
+        """Ids of running connection workflows, with when their runs began, as visibility has them.
+
+        Visibility lags behind: what is missing here may run all the same.
+        """
+        query = f"WorkflowType = '{CONNECTION_WORKFLOW}' AND ExecutionStatus = 'Running'"
+        return {it.id: it.start_time for it in await self._listed(query)}
+
+    async def closed_connections(self, since: datetime | None) -> list[ClosedRun]:
+        """Runs of connection workflows that closed since then and are still kept by Temporal."""
+        query = f"WorkflowType = '{CONNECTION_WORKFLOW}' AND ExecutionStatus != 'Running'"
+        if since is not None:
+            query += f" AND CloseTime >= '{since.isoformat()}'"
+        return [ClosedRun(it.id, it.run_id) for it in await self._listed(query)]
+
+    async def _listed(self, query: str) -> list[WorkflowExecution]:
+        async def every() -> list[WorkflowExecution]:
+            return [it async for it in self._client.list_workflows(query, page_size=1000)]
+
+        return await self._guarded(every())
 
     async def is_closed(self, workflow: str, run_id: str) -> bool:
         handle = self._client.get_workflow_handle(workflow, run_id=run_id)

@@ -1,10 +1,16 @@
 """Rebuilds what Temporal should hold from what the store holds."""
 
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import TypeVar
 
+from evergrant_server.core.attempt import ANSWER_LIMIT, AttemptKind
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.errors import Failure
+from evergrant_server.core.grant import MAIN
 from evergrant_server.core.ids import ConnectionId, Tenant, workflow_id
 from evergrant_server.core.lifecycle import life_of
 from evergrant_server.core.messages import Asked, ConnectionStart, Event, Happening
@@ -13,21 +19,53 @@ from evergrant_server.crypto.keyring import KeyRing
 from evergrant_server.store import Store, Tx
 from evergrant_server.temporal_link.link import TemporalLink
 
+T = TypeVar("T")
+
 _BY = Asked(by="reconcile")
-_BATCH = 100
+_BATCH = 200
+_AT_ONCE = 16  # starts, looks and questions under way; Temporal's frontend takes far more
+_SILENT = 32  # questions in a row that nobody answers: no worker is there
 
 
 @dataclass(frozen=True)
 class Reconciled:
-    """How many live connections there are, and for how many a workflow had to be started.
+    """How far a pass is, and in the end what it did.
 
     `behind` names those whose workflow knows a newer generation than the store: the store was
-    restored from a backup, and their refresh tokens may be spent.
+    restored from a backup, and their refresh tokens may be spent. `busy` names those that were
+    to be restarted and may be awaiting a provider's answer.
     """
 
-    live: int
-    started: int
+    live: int = 0
+    started: int = 0
+    restarted: int = 0
     behind: tuple[str, ...] = ()
+    busy: tuple[str, ...] = ()
+    compared: bool = True  # False: no worker answered, so nobody knows whether the store is behind
+    after: str | None = None  # the last connection that was looked at
+
+    def and_(self, one: "_Looked") -> "Reconciled":
+        name = one.connection.id
+        return replace(
+            self,
+            live=self.live + 1,
+            started=self.started + one.started,
+            restarted=self.restarted + one.restarted,
+            behind=(*self.behind, name) if one.behind else self.behind,
+            busy=(*self.busy, name) if one.busy else self.busy,
+            after=name,
+        )
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """What was found and done for one connection."""
+
+    connection: Connection
+    started: bool = False
+    restarted: bool = False
+    behind: bool = False
+    busy: bool = False
 
 
 class Reconciler:
@@ -39,22 +77,34 @@ class Reconciler:
         self._ring = ring
         self._clock = clock
 
-    async def all(self) -> Reconciled:
-        """Go through the store in batches. Raises Failure TEMPORAL_UNAVAILABLE."""
-        live = started = 0
-        behind: list[str] = []
-        after: str | None = None
+    async def all(
+        self,
+        *,
+        compare: bool = True,
+        older_than: timedelta | None = None,
+        told: Callable[[Reconciled], None] | None = None,
+        begin: Reconciled | None = None,
+    ) -> Reconciled:
+        """Go through the store in batches, on from `begin`; `told` hears of each batch.
+
+        `compare` asks each workflow for its generation. `older_than` starts anew what has run
+        for longer. Raises Failure TEMPORAL_UNAVAILABLE or STORE_UNAVAILABLE.
+        """
+        going = _Pass(self, await self._link.running_connections(), compare, older_than)
+        done = begin or Reconciled()
         while True:
             async with self._store.read() as tx:
-                batch = await tx.connections.live(after, _BATCH)
-            for connection in batch:
-                live += 1
-                started += await self._one(connection)
-                if await self._is_behind(connection):
-                    behind.append(connection.id)
+                batch = await tx.connections.live(done.after, _BATCH)
+            for looked in await together(going.look_at(it) for it in batch):
+                done = done.and_(looked)
+            done = replace(done, compared=done.compared and going.answered)
+            if told is not None and batch:
+                told(done)
             if len(batch) < _BATCH:
-                return Reconciled(live=live, started=started, behind=tuple(behind))
-            after = batch[-1].id
+                return done
+
+    def now(self) -> datetime:
+        return self._clock.now()
 
     async def revive(self, tenant: Tenant, connection_id: ConnectionId) -> bool:
         """Start the workflow of one connection; False when it is not to live any more."""
@@ -62,30 +112,48 @@ class Reconciler:
             connection = await tx.connections.get(tenant, connection_id)
         if connection is None or connection.state.final:
             return False
-        return await self._one(connection)
+        return await self.started(connection)
 
-    async def _one(self, connection: Connection) -> bool:
+    async def started(self, connection: Connection) -> bool:
+        """Start its workflow unless it runs. Visibility may lag, so Temporal itself is asked."""
         if await self._link.running(workflow_id(connection.tenant, connection.id)):
             return False
-        async with self._store.read() as tx:  # after the look at Temporal: it may just have ended
-            now = await tx.connections.get(connection.tenant, connection.id)
-            if now is None or now.state.final:
-                return False
-            start = await self._start(tx, now)
-        await self._link.start_connection(start, again=True)
-        return True
+        return await self._start_from_store(connection)
 
-    async def _is_behind(self, connection: Connection) -> bool:
-        """Ask the workflow; what no worker answers for now is not accused."""
+    async def restarted(self, connection: Connection) -> bool | None:
+        """End its run and start another in one call; None while an answer may be on its way.
+
+        The new run begins with what the store says. A refresh that is under way would go on
+        without the run that asked for it; nothing would be sent twice, for its attempt is open,
+        but nobody would hear what came of it at once: so it is left for the next pass.
+        """
+        async with self._store.read() as tx:
+            for kind in AttemptKind:
+                attempt = await tx.attempts.open_for(connection.tenant, connection.id, MAIN, kind)
+                if attempt is not None and self._clock.now() < attempt.send_by + ANSWER_LIMIT:
+                    return None
+        return await self._start_from_store(connection, instead=True)
+
+    async def is_behind(self, connection: Connection) -> bool | None:
+        """Ask the workflow; None when no worker answers: what can't be asked is not accused."""
         try:
             known = await self._link.describe(connection.tenant, connection.id)
         except Failure:
-            return False
+            return None
         if known.generation <= connection.generation:
             return False
         async with self._store.read() as tx:  # it may have been refreshed while we asked
             now = await tx.connections.get(connection.tenant, connection.id)
         return now is not None and known.generation > now.generation
+
+    async def _start_from_store(self, connection: Connection, *, instead: bool = False) -> bool:
+        async with self._store.read() as tx:  # after the look at Temporal: it may just have ended
+            now = await tx.connections.get(connection.tenant, connection.id)
+            if now is None or now.state.final:
+                return False
+            start = await self._start(tx, now)
+        await self._link.start_connection(start, again=True, instead=instead)
+        return True
 
     async def _start(self, tx: Tx, connection: Connection) -> ConnectionStart:
         tenant, now = connection.tenant, self._clock.now()
@@ -108,3 +176,50 @@ class Reconciler:
             asked=_BY,
             waiting=waiting,
         )
+
+
+class _Pass:
+    """One pass: what visibility said when it began, and whether any worker answers questions."""
+
+    def __init__(
+        self,
+        reconciler: Reconciler,
+        running: dict[str, datetime],
+        compare: bool,
+        older_than: timedelta | None,
+    ) -> None:
+        self._reconciler = reconciler
+        self._running = running
+        self._compare = compare
+        self._before = None if older_than is None else reconciler.now() - older_than
+        self._unanswered = 0
+
+    @property
+    def answered(self) -> bool:
+        return self._unanswered < _SILENT
+
+    async def look_at(self, connection: Connection) -> _Looked:
+        began = self._running.get(workflow_id(connection.tenant, connection.id))
+        if began is None and await self._reconciler.started(connection):
+            return _Looked(connection, started=True)
+        behind = self._compare and self.answered and await self._behind(connection)
+        if behind or began is None or self._before is None or began >= self._before:
+            return _Looked(connection, behind=behind)
+        restarted = await self._reconciler.restarted(connection)
+        return _Looked(connection, restarted=restarted is True, busy=restarted is None)
+
+    async def _behind(self, connection: Connection) -> bool:
+        behind = await self._reconciler.is_behind(connection)
+        self._unanswered = self._unanswered + 1 if behind is None else 0
+        return behind is True
+
+
+async def together(work: Iterable[Awaitable[T]]) -> list[T]:
+    """The results in order, with a bounded number under way."""
+    turn = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(it: Awaitable[T]) -> T:
+        async with turn:
+            return await it
+
+    return await asyncio.gather(*(one(it) for it in work))

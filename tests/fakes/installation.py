@@ -286,15 +286,20 @@ class Installation:
 
 
 async def prepared(
-    temporal_address: str, database_url: str, data_dir: Path, allow: tuple[str, ...]
+    temporal_address: str, database_url: str, data_dir: Path, allow: tuple[str, ...], **more: Any
 ) -> Settings:
-    """Keys, schema and settings of an installation with a task queue of its own."""
+    """Keys, schema and settings of an installation with a task queue of its own.
+
+    Its schedules begin nothing by themselves, unless `more` says so: tests count what was started.
+    """
+    more.setdefault("reconcile_interval", timedelta(days=365))
     settings = load_settings(
         data_dir=data_dir,
         database_url=database_url,
         temporal_address=temporal_address,
         temporal_task_queue=f"evergrant-{new_id('out')[-8:]}",
         egress_allow=allow,
+        **more,
     )
     if not settings.keys.exists():
         KeyRing.create(settings.keys)
@@ -316,8 +321,8 @@ async def running_worker(settings: Settings) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def installation(
-    temporal_address: str, database_url: str, data_dir: Path, *, allow: tuple[str, ...] = ()
+    temporal_address: str, database_url: str, data_dir: Path, *, allow: tuple[str, ...] = (), **more: Any
 ) -> AsyncIterator[Installation]:
-    settings = await prepared(temporal_address, database_url, data_dir, allow)
+    settings = await prepared(temporal_address, database_url, data_dir, allow, **more)
     async with platform(settings, Role.OPERATOR) as parts, running_worker(settings):
         yield Installation(parts)

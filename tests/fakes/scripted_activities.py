@@ -10,6 +10,7 @@ from temporalio import activity
 
 from evergrant_server.core import messages as m
 from evergrant_server.core.connection import Revocation, State
+from evergrant_server.core.upkeep import ReconcileOrder, Reconciliation
 
 
 class ScriptedActivities:
@@ -37,6 +38,7 @@ class ScriptedActivities:
             self.ask_revocation,
             self.revoke_grant,
             self.run_ends,
+            self.reconcile,
         ]
 
     async def _answer(self, name: m.ActivityName, order: Any, default: Callable[[], Any]) -> Any:
@@ -85,3 +87,7 @@ class ScriptedActivities:
     @activity.defn(name=m.ActivityName.RUN_ENDS)
     async def run_ends(self, order: m.RunEnds) -> None:
         await self._answer(m.ActivityName.RUN_ENDS, order, lambda: None)
+
+    @activity.defn(name=m.ActivityName.RECONCILE)
+    async def reconcile(self, order: ReconcileOrder) -> Reconciliation:
+        return await self._answer(m.ActivityName.RECONCILE, order, lambda: Reconciliation(live=3, started=1))

@@ -18,10 +18,11 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from evergrant_server.core import messages as m
 from evergrant_server.core.connection import State
 from evergrant_server.core.errors import Code
+from evergrant_server.core.upkeep import RECONCILE_WORKFLOW, ReconcileOrder
 from evergrant_server.temporal_link.namespace import prepare
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import running_temporal
-from tests.workflows.lives import ASKED, Life, a_consent, living
+from tests.workflows.lives import ASKED, Life, a_consent, a_start, a_worker, living
 
 HISTORIES = Path(__file__).parent / "histories"
 REFRESH = m.ActivityName.REFRESH_GRANT
@@ -117,6 +118,16 @@ async def continued_as_new(client: Client) -> Life:
         return Life(first, life.scripted, life.start)
 
 
+async def reconciled(client: Client) -> Life:
+    """What the schedule starts."""
+    scripted = ScriptedActivities()
+    async with a_worker(client, scripted, "queue-reconcile"):
+        await client.execute_workflow(
+            RECONCILE_WORKFLOW, ReconcileOrder(), id="evergrant:reconcile", task_queue="queue-reconcile"
+        )
+        return Life(client.get_workflow_handle("evergrant:reconcile"), scripted, a_start())
+
+
 STORIES: dict[str, Story] = {
     "1_whole_life": whole_life,
     "1_denied": denied,
@@ -126,6 +137,7 @@ STORIES: dict[str, Story] = {
     "1_asked_by_a_pipeline_while_revoking": asked_by_a_pipeline_while_revoking,
     "1_rotated_and_repaired": rotated_and_repaired,
     "1_continued_as_new": continued_as_new,
+    "1_reconciled": reconciled,
 }
 
 

@@ -1,0 +1,77 @@
+"""Finds live connections without a workflow, and closed runs whose history nobody has kept."""
+
+from datetime import timedelta
+
+from temporalio import activity
+
+from activities.heartbeat import heartbeats
+from evergrant_server import audit
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.messages import ActivityName
+from evergrant_server.core.upkeep import Mark, ReconcileOrder, Reconciliation
+from evergrant_server.store import Store
+from evergrant_server.temporal_link import ClosedRuns, Reconciled, Reconciler
+
+_OVERLAP = timedelta(minutes=10)  # a run that closed this long before a pass may have been invisible to it
+_SHOWN = 20
+
+
+class ReconcileActivities:
+    """What the schedule has done again and again. A pass that was cut goes on where it was."""
+
+    def __init__(self, store: Store, reconciler: Reconciler, closed_runs: ClosedRuns, clock: Clock) -> None:
+        self._store = store
+        self._reconciler = reconciler
+        self._closed_runs = closed_runs
+        self._clock = clock
+
+    @activity.defn(name=ActivityName.RECONCILE)
+    async def reconcile(self, order: ReconcileOrder) -> Reconciliation:
+        """One pass. Workflows are asked for their generation only when the store seems to be a backup."""
+        began = self._clock.now()
+        progress = _Progress(_last_heartbeat())
+        async with heartbeats(lambda: progress.news):
+            compare = order.compare or not await self._holds(order.mark)
+            done = await self._reconciler.all(
+                compare=compare, begin=Reconciled(after=progress.before.after), told=progress.tell
+            )
+            progress.tell(done)
+            exported = await self._closed_runs.have_exported(order.closed_since)
+            mark = await self._next_mark(order, progress.news, done.compared)
+        ends = {"exported": exported, "mark": mark, "closed_since": began - _OVERLAP, "after": None}
+        return progress.news.model_copy(update=ends)
+
+    async def _holds(self, mark: Mark | None) -> bool:
+        if mark is None:
+            return True
+        async with self._store.read() as tx:
+            return await audit.holds_mark(tx, mark)
+
+    async def _next_mark(self, order: ReconcileOrder, news: Reconciliation, compared: bool) -> Mark | None:
+        """The old one while somebody is behind or nobody knows, so that the next pass asks again."""
+        if news.behind or not compared:
+            return order.mark
+        async with self._store.read() as tx:
+            return await audit.newest_mark(tx)
+
+
+class _Progress:
+    """What earlier tries of this activity have done, and this one on top."""
+
+    def __init__(self, before: Reconciliation) -> None:
+        self.before = self.news = before
+
+    def tell(self, done: Reconciled) -> None:
+        before = self.before
+        self.news = Reconciliation(
+            live=before.live + done.live,
+            started=before.started + done.started,
+            behind=before.behind + len(done.behind),
+            first_behind=(*before.first_behind, *done.behind)[:_SHOWN],
+            after=done.after,
+        )
+
+
+def _last_heartbeat() -> Reconciliation:
+    details = activity.info().heartbeat_details
+    return Reconciliation.model_validate(details[0]) if details else Reconciliation()

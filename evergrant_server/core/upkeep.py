@@ -1,0 +1,37 @@
+"""What recurs: the messages of workflows that a Temporal Schedule starts. No secrets."""
+
+from datetime import datetime
+
+from evergrant_server.core.ids import Tenant
+from evergrant_server.core.messages import Message
+
+RECONCILE_WORKFLOW = "ReconcileWorkflow"
+
+
+class Mark(Message):
+    """A record that the store had in its audit log. A store that lacks it came from an older backup."""
+
+    tenant: Tenant
+    seq: int
+    hash: str
+
+
+class ReconcileOrder(Message):
+    """Find live connections without a workflow. The schedule sends it empty."""
+
+    mark: Mark | None = None  # what the store had at the end of the last pass
+    closed_since: datetime | None = None  # runs that closed before it are exported already
+    compare: bool = False  # ask every workflow for its generation, whatever the mark says
+
+
+class Reconciliation(Message):
+    """Counts alone, and the first few ids that somebody has to look at. The next pass goes on from here."""
+
+    live: int = 0
+    started: int = 0
+    behind: int = 0  # the workflow knows a newer generation than the store
+    first_behind: tuple[str, ...] = ()
+    after: str | None = None  # the last connection that was looked at, while the pass goes on
+    exported: int = 0  # histories of closed runs that nobody had asked for yet
+    mark: Mark | None = None
+    closed_since: datetime | None = None

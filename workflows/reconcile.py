@@ -1,0 +1,21 @@
+"""One pass over the store: every live connection gets its workflow again."""
+
+from temporalio import workflow
+
+with workflow.unsafe.imports_passed_through():
+    from evergrant_server.core.upkeep import RECONCILE_WORKFLOW, ReconcileOrder, Reconciliation
+    from workflows import calls
+
+
+@workflow.defn(name=RECONCILE_WORKFLOW)
+class ReconcileWorkflow:
+    """Started by a schedule. Hands on what the last pass has noted; knows counts alone."""
+
+    @workflow.run
+    async def run(self, order: ReconcileOrder) -> Reconciliation:
+        if workflow.has_last_completion_result():
+            last = workflow.get_last_completion_result(Reconciliation)
+            if last is not None:
+                noted = {"mark": last.mark, "closed_since": last.closed_since}
+                order = order.model_copy(update=noted)
+        return await calls.reconcile(order)
