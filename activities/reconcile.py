@@ -1,5 +1,6 @@
 """Finds live connections without a workflow, and closed runs whose history nobody has kept."""
 
+import logging
 from datetime import timedelta
 
 from temporalio import activity
@@ -7,10 +8,15 @@ from temporalio import activity
 from activities.heartbeat import heartbeats
 from evergrant_server import audit
 from evergrant_server.core.clock import Clock
+from evergrant_server.core.errors import Code
 from evergrant_server.core.messages import ActivityName
 from evergrant_server.core.upkeep import Mark, ReconcileOrder, Reconciliation
 from evergrant_server.store import Store
+from evergrant_server.telemetry import say
+from evergrant_server.telemetry_names import Event
 from evergrant_server.temporal_link import ClosedRuns, Reconciled, Reconciler
+
+log = logging.getLogger("evergrant.reconcile")
 
 _OVERLAP = timedelta(minutes=10)  # a run that closed this long before a pass may have been invisible to it
 _SHOWN = 20
@@ -63,6 +69,8 @@ class _Progress:
 
     def tell(self, done: Reconciled) -> None:
         before = self.before
+        for connection_id in done.behind[self.news.behind - before.behind :]:
+            say(log, logging.WARNING, Event.STORE_BEHIND, code=Code.STORE_BEHIND, object=connection_id)
         self.news = Reconciliation(
             live=before.live + done.live,
             started=before.started + done.started,
