@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*(?:\.[a-zA-Z0-9_-]+)?)\}")
 _PATH = re.compile(r"^[A-Za-z0-9_\-:@/]+(?:\.[A-Za-z0-9_\-:@/]+)*\Z")
 _PARAM = re.compile(r"^[A-Za-z0-9_.\-\[\]]{1,64}\Z")
-_HEADER = re.compile(r"^[A-Za-z0-9-]{1,64}\Z")
+_HEADER = re.compile(r"^[A-Za-z0-9_-]{1,64}\Z")
 
 
 class Part(BaseModel):

@@ -1,0 +1,43 @@
+"""A definition without what no flow carries out yet, so that the rest of its exchange is tried all the same."""
+
+from typing import Any
+
+from evergrant_server.core.errors import Failure
+from providers.spec import ProviderSpec
+
+
+def lifted(spec: ProviderSpec) -> ProviderSpec:
+    """The definition with every field that `require_usable` refuses put back to its default."""
+    while True:
+        try:
+            spec.require_usable()
+        except Failure as refused:
+            if refused.context["field"] == "auth_modes":
+                return spec
+            less = _without(spec, str(refused.context["field"]))
+            assert less != spec, f"{spec.name}: {refused.context['field']} is refused, and nothing to lift"
+            spec = less
+        else:
+            return spec
+
+
+def _without(spec: ProviderSpec, field: str) -> ProviderSpec:
+    if field == "template_params":
+        return spec.model_copy(update=_filled_in_by_an_admin(spec))
+    name, _, inner = field.partition(".")
+    if name == "response":
+        less = spec.response.model_copy(update={inner: type(spec.response).model_fields[inner].default})
+        return spec.model_copy(update={"response": less})
+    return spec.model_copy(update={name: _default(name)})
+
+
+def _default(name: str) -> Any:
+    return ProviderSpec.model_fields[name].get_default(call_default_factory=True)
+
+
+def _filled_in_by_an_admin(spec: ProviderSpec) -> dict[str, Any]:
+    """What comes from a callback is given as a parameter, or left out of the request."""
+    given = {n: p.model_copy(update={"source": "integration"}) for n, p in spec.template_params.items()}
+    kept = {k: v for k, v in spec.token_params.items() if "{callback." not in v}
+    again = {k: v for k, v in spec.refresh_params.items() if "{callback." not in v}
+    return {"template_params": given, "token_params": kept, "refresh_params": again}
