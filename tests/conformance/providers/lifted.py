@@ -1,4 +1,4 @@
-"""A definition without what no flow carries out yet, so that the rest of its exchange is tried all the same."""
+"""A definition without what no flow carries out yet, so that the rest of its exchange is tried."""
 
 from typing import Any
 
@@ -8,17 +8,21 @@ from providers.spec import ProviderSpec
 
 def lifted(spec: ProviderSpec) -> ProviderSpec:
     """The definition with every field that `require_usable` refuses put back to its default."""
-    while True:
-        try:
-            spec.require_usable()
-        except Failure as refused:
-            if refused.context["field"] == "auth_modes":
-                return spec
-            less = _without(spec, str(refused.context["field"]))
-            assert less != spec, f"{spec.name}: {refused.context['field']} is refused, and nothing to lift"
-            spec = less
-        else:
-            return spec
+    while (field := refused_for(spec)) not in (None, "auth_modes"):
+        less = _without(spec, str(field))
+        if less == spec:
+            raise AssertionError(f"{spec.name}: {field} is refused, and nothing to lift")
+        spec = less
+    return spec
+
+
+def refused_for(spec: ProviderSpec) -> str | None:
+    """The field for which a definition can't be used, or None."""
+    try:
+        spec.require_usable()
+    except Failure as failure:
+        return str(failure.context["field"])
+    return None
 
 
 def _without(spec: ProviderSpec, field: str) -> ProviderSpec:

@@ -11,7 +11,7 @@ from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.provider import Rotation
 from providers.quirks import QUIRKS
 from providers.registry import CATALOG, Registry, read_spec
-from providers.spec import ProviderSpec
+from tests.conformance.providers.lifted import refused_for
 from tests.unit.providers.definitions import spec_like
 
 MINIMAL = """
@@ -86,19 +86,10 @@ def test_a_file_is_called_as_its_provider(tmp_path: Path) -> None:
         Registry.load(tmp_path)
 
 
-def refusal_of(spec: ProviderSpec) -> str | None:
-    """The field for which a definition can't be used, or None."""
-    try:
-        spec.require_usable()
-    except Failure as failure:
-        return str(failure.context["field"])
-    return None
-
-
 def test_the_catalogue_loads_and_says_what_it_cant_do() -> None:
     registry = Registry.load()
     assert len(registry.names()) == len(list(CATALOG.glob("*.yaml"))) > 300
-    refused = {spec.name: why for spec in registry.all() if (why := refusal_of(spec))}
+    refused = {spec.name: why for spec in registry.all() if (why := refused_for(spec))}
     assert refused["marketo"] == "auth_modes", "it knows no authorization code"
     assert len(refused) < 40, refused
     with pytest.raises(Failure) as raised:
