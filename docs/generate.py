@@ -74,6 +74,12 @@ WHEN = {
     AuditAction.KEY_REVOKED: "an API key was revoked",
     AuditAction.PERMIT_PUT: "a permit was created or changed",
     AuditAction.PERMIT_DELETED: "a permit was deleted",
+    AuditAction.WEBHOOK_PUT: "a webhook was created or changed",
+    AuditAction.WEBHOOK_DELETED: "a webhook was deleted, with its log and what waited",
+    AuditAction.WEBHOOK_SECRET_ROTATED: "a webhook got a new signing secret; says the overlap in seconds",
+    AuditAction.WEBHOOK_DISABLED: "a webhook's endpoint answered 410, or failed for too long; says which",
+    AuditAction.WEBHOOK_TESTED: "somebody had a ping sent to a webhook",
+    AuditAction.DELIVERY_REPLAYED: "somebody had a delivery sent again",
 }
 
 

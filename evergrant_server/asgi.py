@@ -10,6 +10,7 @@ from evergrant_server.api.parts import Parts
 from evergrant_server.audit.leases import LeaseLedger
 from evergrant_server.core.ids import new_id
 from evergrant_server.crypto.keyring import Role
+from evergrant_server.egress import EgressPolicy
 from evergrant_server.garbage import freeze_what_started
 from evergrant_server.settings import load_settings
 from evergrant_server.store import LeaseRows
@@ -58,6 +59,7 @@ class Application:
             relay=parts.relay,
             ledger=ledger,
             lease_rows=LeaseRows(parts.store),
+            check_endpoint=EgressPolicy(allow=settings.egress_allow).check_endpoint,
         )
         self._open.push_async_callback(api.freshening.stop)  # before the ledger it ends in
         self._app = create_app(api)

@@ -91,6 +91,18 @@ class Settings(BaseSettings):
         description="How often live connections without a workflow are looked for, "
         "and how long one is without at the most.",
     )
+    webhook_retention: timedelta = Field(
+        default=timedelta(days=30),
+        description="How long the log of deliveries to webhooks, and with it what can be replayed, is kept.",
+    )
+    webhook_give_up_after: timedelta = Field(
+        default=timedelta(days=5),
+        description="How long a webhook's endpoint may fail before the webhook is disabled.",
+    )
+    webhook_secret_overlap: timedelta = Field(
+        default=timedelta(days=1),
+        description="How long a rotated signing secret of a webhook still signs beside the new one.",
+    )
     egress_allow: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="host:port pairs that may be private or plain http. A door: for tests and inner servers.",
@@ -147,7 +159,16 @@ class Settings(BaseSettings):
             raise ValueError(f"{value!r} is not host:port; Temporal's frontend listens on 7233 by default")
         return value
 
-    @field_validator("history_retention", "consent_ttl", "lease_wait", "relay_interval", "reconcile_interval")
+    @field_validator(
+        "history_retention",
+        "consent_ttl",
+        "lease_wait",
+        "relay_interval",
+        "reconcile_interval",
+        "webhook_retention",
+        "webhook_give_up_after",
+        "webhook_secret_overlap",
+    )
     @classmethod
     def _positive(cls, value: timedelta) -> timedelta:
         if value <= timedelta(0):

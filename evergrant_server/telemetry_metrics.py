@@ -45,6 +45,7 @@ def _histogram(it: MetricName) -> metrics.Histogram:
 _leases, _time_to_expiry = _counter(names.LEASES), _histogram(names.TIME_TO_EXPIRY)
 _refreshes, _refresh_time = _counter(names.REFRESHES), _histogram(names.REFRESH_TIME)
 _exchanges, _revocations = _counter(names.EXCHANGES), _counter(names.REVOCATIONS)
+_deliveries = _counter(names.DELIVERIES)
 _audit_batch = _histogram(names.AUDIT_BATCH)
 _outbox_depth = _meter.create_gauge(
     names.OUTBOX_DEPTH.name, names.OUTBOX_DEPTH.unit, names.OUTBOX_DEPTH.meaning
@@ -87,6 +88,11 @@ def code_exchanged(provider: str, failure: str | None) -> None:
 def revocation_tried(provider: str, outcome: str) -> None:
     """`outcome` is how it was revoked, or a failure's code."""
     _revocations.add(1, {PROVIDER: provider, OUTCOME: str(outcome)})
+
+
+def webhook_tried(problem: str | None) -> None:
+    """One try to deliver an event; None: it got through."""
+    _deliveries.add(1, {OUTCOME: str(problem or "delivered")})
 
 
 def audit_committed(records: int) -> None:

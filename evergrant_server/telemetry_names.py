@@ -27,7 +27,7 @@ ATTRIBUTES = {
     SERVER_PORT: "the provider's port",
     ERROR_TYPE: "a failure's code, a status from 500 on, or the name of an exception's class",
     CODE: "the code of the problem document that was answered (errors.md)",
-    OUTCOME: "how it ended: a word of success, or a failure's code (errors.md)",
+    OUTCOME: "how it ended: a word of success, or a failure's code (errors.md); a delivery's problem",
     PROVIDER: "the provider's name in the catalogue",
 }
 
@@ -122,6 +122,10 @@ EXCHANGES = MetricName(
 REVOCATIONS = MetricName(
     "evergrant.revocation.count", "counter", "{revocation}", "tries to revoke a grant", (PROVIDER, OUTCOME)
 )
+DELIVERIES = MetricName(
+    "evergrant.webhook.delivery.count", "counter", "{delivery}", "tries to deliver an event to a webhook",
+    (OUTCOME,),
+)  # fmt: skip
 OUTBOX_DEPTH = MetricName(
     "evergrant.outbox.depth", "gauge", "{message}", "messages that wait for delivery, postponed ones included"
 )
@@ -133,8 +137,8 @@ AUDIT_BATCH = MetricName(
     (), _BATCH,
 )  # fmt: skip
 METRICS = (
-    LEASES, TIME_TO_EXPIRY, REFRESHES, REFRESH_TIME, EXCHANGES, REVOCATIONS, OUTBOX_DEPTH, OUTBOX_AGE,
-    AUDIT_BATCH,
+    LEASES, TIME_TO_EXPIRY, REFRESHES, REFRESH_TIME, EXCHANGES, REVOCATIONS, DELIVERIES, OUTBOX_DEPTH,
+    OUTBOX_AGE, AUDIT_BATCH,
 )  # fmt: skip
 
 # --- logs ---------------------------------------------------------------------------------

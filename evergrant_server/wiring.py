@@ -17,6 +17,7 @@ from activities.refresh import RefreshActivities
 from activities.revocation import RevocationActivities
 from activities.single_use import SingleUse
 from activities.transfer import ExportActivities
+from activities.webhooks import ANSWER_TIME, WebhookActivities
 from evergrant_server import telemetry_metrics, telemetry_traces
 from evergrant_server.checkout import refuse_strangers
 from evergrant_server.core.clock import Clock, SystemClock
@@ -79,7 +80,8 @@ async def platform(
 def activities(parts: Platform, sections: CriticalSections, journal: JournalLock) -> list[Callable[..., Any]]:
     """Every activity, in plain sight."""
     around = TracedTransport if telemetry_traces.on() else None
-    egress = Egress(EgressPolicy(allow=parts.settings.egress_allow), around=around)
+    policy = EgressPolicy(allow=parts.settings.egress_allow)
+    egress = Egress(policy, around=around)
     sender = Sender(egress)
     holder = Holder(parts.store, parts.registry, parts.settings.public_url, parts.clock)
     single_use = SingleUse(parts.store, parts.clock, sections, journal)
@@ -91,6 +93,13 @@ def activities(parts: Platform, sections: CriticalSections, journal: JournalLock
     export = ExportActivities(parts.store, parts.clock)
     closed_runs = ClosedRuns(parts.store, parts.link, parts.clock)
     upkeep = ReconcileActivities(parts.store, parts.reconciler, closed_runs, parts.clock)
+    webhooks = WebhookActivities(
+        parts.store,
+        Egress(policy, answer_time=ANSWER_TIME, around=around),
+        parts.clock,
+        give_up_after=parts.settings.webhook_give_up_after,
+        retention=parts.settings.webhook_retention,
+    )
     return [
         consent.exchange_code,
         consent.end_consent,
@@ -102,6 +111,7 @@ def activities(parts: Platform, sections: CriticalSections, journal: JournalLock
         export.export_page,
         export.drop_export,
         upkeep.reconcile,
+        webhooks.deliver_due,
     ]
 
 

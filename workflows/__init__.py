@@ -8,5 +8,12 @@ from workflows.connection import ConnectionWorkflow
 from workflows.discovery import DiscoveryWorkflow
 from workflows.export import ExportWorkflow
 from workflows.reconcile import ReconcileWorkflow
+from workflows.webhooks import WebhookDeliveryWorkflow
 
-WORKFLOWS = (ConnectionWorkflow, DiscoveryWorkflow, ExportWorkflow, ReconcileWorkflow)
+WORKFLOWS = (
+    ConnectionWorkflow,
+    DiscoveryWorkflow,
+    ExportWorkflow,
+    ReconcileWorkflow,
+    WebhookDeliveryWorkflow,
+)

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
+from temporalio.common import Priority, RetryPolicy
 
 with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.attempt import ANSWER_LIMIT
@@ -29,6 +29,7 @@ with workflow.unsafe.imports_passed_through():
         RunEnds,
     )
     from evergrant_server.core.upkeep import ReconcileOrder, Reconciliation
+    from evergrant_server.core.webhook_messages import DeliverDue, DeliveryRound
 
 SEND_LIMIT = timedelta(seconds=15)  # from the intent to the first byte, see Attempt.send_by
 _SLACK = timedelta(seconds=30)  # reading, judging and committing
@@ -43,6 +44,7 @@ _PROVIDER: dict[str, Any] = {
         maximum_interval=timedelta(seconds=30),
     ),
 }
+_AFTER_GRANTS = Priority(priority_key=4)  # 3 is the default: news can wait, tokens can't
 _STORE: dict[str, Any] = {
     "start_to_close_timeout": timedelta(seconds=20),
     "retry_policy": RetryPolicy(
@@ -148,4 +150,20 @@ async def reconcile(order: ReconcileOrder) -> Reconciliation:
         retry_policy=RetryPolicy(
             initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=30)
         ),
+    )
+
+
+async def deliver_due(order: DeliverDue) -> DeliveryRound:
+    """Send a webhook what is due."""
+    return await workflow.execute_activity(
+        ActivityName.DELIVER_DUE,
+        order,
+        result_type=DeliveryRound,
+        summary="a round of deliveries",
+        start_to_close_timeout=timedelta(minutes=3),
+        heartbeat_timeout=timedelta(seconds=10),
+        retry_policy=RetryPolicy(
+            initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1)
+        ),
+        priority=_AFTER_GRANTS,
     )

@@ -22,6 +22,8 @@ from evergrant_server.api import (
     problems,
     reference,
     transfer,
+    webhook_deliveries,
+    webhooks,
 )
 from evergrant_server.api.envelope import Envelope
 from evergrant_server.api.parts import Parts
@@ -48,6 +50,8 @@ ROUTERS = (
     connections.router,
     commands.router,
     audits.router,
+    webhooks.router,
+    webhook_deliveries.router,
     connect.router,
     callback.router,
     reference.router,

@@ -1,5 +1,6 @@
 """What the API is wired from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from evergrant_server.api.authentication import Authenticator
@@ -16,7 +17,10 @@ from providers.registry import Registry
 
 @dataclass
 class Parts:
-    """Everything a route may use. The last three are made from the others."""
+    """Everything a route may use. The last three are made from the others.
+
+    `check_endpoint` raises Failure EGRESS_REFUSED for a URL that could never be called from here.
+    """
 
     settings: Settings
     store: Store
@@ -27,6 +31,7 @@ class Parts:
     relay: Relay
     ledger: LeaseLedger
     lease_rows: LeaseRows
+    check_endpoint: Callable[[str], None]
     authenticator: Authenticator = field(init=False)
     cursors: Cursors = field(init=False)
     freshening: Freshening = field(init=False)

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from evergrant_server.audit.canonical import FIRST, canonical, record_hash
+from evergrant_server.audit.publishing import publish
 from evergrant_server.core.audit import AuditAction, AuditEntry, AuditRecord
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import Tenant
@@ -23,13 +24,15 @@ from evergrant_server.store.types import UtcDateTime
 
 
 async def append(tx: Tx, entry: AuditEntry, *, lane: str = "main") -> AuditRecord:
-    """Add a record to the chain (tenant, lane), committed or rolled back with `tx`.
+    """Add a record to the chain (tenant, lane), committed or rolled back with `tx`; and what webhooks
+    are to be told of it.
 
     Change the rows first and append last: from here to the commit the chain is locked, and
     writers that lock a chain before a row would wait for each other crosswise.
 
     Raises TypeError when the detail holds what JSON can't say: a Secret never gets in.
     """
+    await publish(tx, entry)
     (row,) = await extend(tx.connection, entry.tenant, lane, [entry])
     return _record_of(row)
 

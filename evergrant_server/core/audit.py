@@ -52,6 +52,12 @@ class AuditAction(StrEnum):
     KEY_REVOKED = "key.revoked"
     PERMIT_PUT = "permit.put"
     PERMIT_DELETED = "permit.deleted"
+    WEBHOOK_PUT = "webhook.put"
+    WEBHOOK_DELETED = "webhook.deleted"
+    WEBHOOK_SECRET_ROTATED = "webhook.secret_rotated"
+    WEBHOOK_DISABLED = "webhook.disabled"
+    WEBHOOK_TESTED = "webhook.tested"
+    DELIVERY_REPLAYED = "webhook.delivery_replayed"
 
 
 class AuditEntry(BaseModel):

@@ -14,6 +14,9 @@ ConsentId = NewType("ConsentId", str)
 AttemptId = NewType("AttemptId", str)
 OutboxId = NewType("OutboxId", str)
 ExportId = NewType("ExportId", str)
+WebhookId = NewType("WebhookId", str)
+EventId = NewType("EventId", str)
+DeliveryId = NewType("DeliveryId", str)
 
 PREFIXES = {
     "con": ConnectionId,
@@ -25,6 +28,9 @@ PREFIXES = {
     "att": AttemptId,
     "out": OutboxId,
     "exp": ExportId,
+    "whk": WebhookId,
+    "evt": EventId,
+    "dlv": DeliveryId,
 }
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, lower case
@@ -60,3 +66,8 @@ def workflow_id(tenant: Tenant, connection: ConnectionId) -> str:
 def export_workflow_id(tenant: Tenant, export: ExportId) -> str:
     """The id of the workflow that writes this export."""
     return f"export:{tenant}:{export}"
+
+
+def webhook_workflow_id(tenant: Tenant, webhook: WebhookId) -> str:
+    """The id of the one workflow that delivers to this webhook."""
+    return f"webhook:{tenant}:{webhook}"

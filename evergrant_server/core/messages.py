@@ -46,6 +46,7 @@ class ActivityName(StrEnum):
     EXPORT_PAGE = "export_page"
     DROP_EXPORT = "drop_export"
     RECONCILE = "reconcile"
+    DELIVER_DUE = "deliver_due"
 
 
 class Message(BaseModel):

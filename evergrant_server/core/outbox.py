@@ -13,6 +13,7 @@ class OutboxKind(StrEnum):
     START_WORKFLOW = "start_workflow"  # payload: ConnectionStart
     SIGNAL = "signal"  # payload: the signal's message; `name` is the signal
     START_EXPORT = "start_export"  # payload: ExportStart
+    WAKE_WEBHOOK = "wake_webhook"  # payload: WakeWebhook
     EXPORT_HISTORY = "export_history"  # payload: {"run_id": …}
 
 

@@ -5,6 +5,7 @@ IPv4 inside IPv6): what is judged is the address that comes out.
 """
 
 import ipaddress
+import socket
 from ipaddress import IPv4Address, IPv6Address
 
 _NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
@@ -37,6 +38,18 @@ def refusal(text: str) -> str | None:
         if inner is not None:
             return _kind(inner)
     return _kind(address)
+
+
+def literal(host: str) -> str | None:
+    """The address that a URL's host already is, in any notation resolvers take (`127.1`, `0x7f000001`)."""
+    try:
+        return str(ipaddress.ip_address(host.strip("[]")))
+    except ValueError:
+        pass
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host))
+    except OSError:
+        return None
 
 
 def _kind(address: IPv4Address | IPv6Address) -> str | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import httpx2
 
 from evergrant_server.core.errors import Code, Failure
+from evergrant_server.egress.addresses import literal, refusal
 
 _HOST = re.compile(r"[a-z0-9.\-_]+|[0-9a-f:.]+")
 SAFE_PORTS = frozenset({443, 8443})
@@ -70,3 +71,22 @@ class EgressPolicy:
                 f"{_target(parsed.host, port)}: port is not 443 or 8443",
                 host=parsed.host,
             )
+
+    def check_endpoint(self, url: str) -> None:
+        """`check_url`, and what else can be said of a URL that will be called later. Resolves nothing.
+
+        A host that is an address must be a public one; what a name leads to is judged at each
+        call. Raises Failure EGRESS_REFUSED.
+        """
+        self.check_url(url)
+        parsed = httpx2.URL(url)
+        port = parsed.port or (443 if parsed.scheme == "https" else 80)
+        if self.allows(parsed.host, port):
+            return
+        host = parsed.host.rstrip(".").lower()
+        address = literal(host)
+        why = refusal(address) if address is not None else None
+        if host == "localhost" or host.endswith(".localhost"):  # RFC 6761 section 6.3
+            why = "a loopback address"
+        if why:
+            raise Failure(Code.EGRESS_REFUSED, f"{parsed.host} is {why}", host=parsed.host)

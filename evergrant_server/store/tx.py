@@ -10,6 +10,7 @@ from evergrant_server.store.access import Access
 from evergrant_server.store.attempts import Attempts
 from evergrant_server.store.connections import Connections
 from evergrant_server.store.consents import Consents
+from evergrant_server.store.deliveries import Deliveries
 from evergrant_server.store.exports import Exports
 from evergrant_server.store.grants import Grants
 from evergrant_server.store.histories import Histories
@@ -18,6 +19,7 @@ from evergrant_server.store.integrations import Integrations
 from evergrant_server.store.outbox import Outbox
 from evergrant_server.store.seals import Seals
 from evergrant_server.store.usage import Usage
+from evergrant_server.store.webhooks import Webhooks
 
 
 class Tx:
@@ -66,6 +68,14 @@ class Tx:
     @cached_property
     def histories(self) -> Histories:
         return Histories(self.connection)
+
+    @cached_property
+    def webhooks(self) -> Webhooks:
+        return Webhooks(self.connection, self._seals)
+
+    @cached_property
+    def deliveries(self) -> Deliveries:
+        return Deliveries(self.connection)
 
     @cached_property
     def idempotency(self) -> Idempotency:

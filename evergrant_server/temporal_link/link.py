@@ -27,7 +27,14 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from evergrant_server.core import search
 from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant, export_workflow_id, workflow_id
+from evergrant_server.core.ids import (
+    ConnectionId,
+    IntegrationId,
+    Tenant,
+    export_workflow_id,
+    webhook_workflow_id,
+    workflow_id,
+)
 from evergrant_server.core.messages import (
     CONNECTION_WORKFLOW,
     DISCOVERY_WORKFLOW,
@@ -44,6 +51,7 @@ from evergrant_server.core.messages import (
     ExportStart,
     Freshness,
 )
+from evergrant_server.core.webhook_messages import SIGNAL_WAKE, WEBHOOK_WORKFLOW, WakeWebhook, WebhookStart
 
 T = TypeVar("T")
 
@@ -184,6 +192,21 @@ class TemporalLink:
             )
         except WorkflowAlreadyStartedError:
             return
+
+    async def wake_webhook(self, order: WakeWebhook) -> None:
+        """Signal the workflow that delivers to this webhook, or start it with the signal."""
+        await self._guarded(
+            self._client.start_workflow(
+                WEBHOOK_WORKFLOW,
+                WebhookStart(tenant=order.tenant, webhook_id=order.webhook_id),
+                id=webhook_workflow_id(order.tenant, order.webhook_id),
+                task_queue=self._task_queue,
+                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+                start_signal=SIGNAL_WAKE,
+                start_signal_args=[order],
+                static_summary="deliveries to a webhook",
+            )
+        )
 
     async def signal(self, target: str, name: str, payload: dict[str, Any]) -> None:
         """Signal a workflow by id. Raises WorkflowGone, or Failure TEMPORAL_UNAVAILABLE."""

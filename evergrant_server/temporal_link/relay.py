@@ -15,6 +15,7 @@ from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import WORKFLOW_ID, ConnectionId, Tenant
 from evergrant_server.core.messages import Asked, ConnectionStart, ExportStart, Provenance
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
+from evergrant_server.core.webhook_messages import WakeWebhook
 from evergrant_server.store import HistoryExport, Store
 from evergrant_server.telemetry import say
 from evergrant_server.telemetry_names import Event
@@ -130,6 +131,8 @@ class OutboxRelay:
                 await self._link.signal(message.target, message.name, message.payload)
             case OutboxKind.START_EXPORT:
                 await self._link.start_export(ExportStart.model_validate(message.payload))
+            case OutboxKind.WAKE_WEBHOOK:
+                await self._link.wake_webhook(WakeWebhook.model_validate(message.payload))
             case OutboxKind.EXPORT_HISTORY:
                 await self._export(message)
 

@@ -33,6 +33,7 @@ from evergrant_server.core.ids import AppId, IntegrationId, KeyId, PermitId, Ten
 from evergrant_server.core.messages import EXPORT_WORKFLOW
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto.keyring import Lane, Role
+from evergrant_server.egress import EgressPolicy
 from evergrant_server.settings import Settings
 from evergrant_server.store import LeaseRows
 from evergrant_server.temporal_link.namespace import prepare
@@ -126,6 +127,7 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
                 relay=parts.relay,
                 ledger=ledger,
                 lease_rows=LeaseRows(parts.store),
+                check_endpoint=EgressPolicy(allow=settings.egress_allow).check_endpoint,
             )
         )
         async with served(app) as url:

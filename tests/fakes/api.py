@@ -37,6 +37,7 @@ from evergrant_server.core.ids import (
 from evergrant_server.core.messages import Asked, Description, Discovered, EnsureFresh, Freshness
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing, Role
+from evergrant_server.egress import EgressPolicy
 from evergrant_server.settings import Settings
 from evergrant_server.store import LeaseRows, Store, schema
 from providers.registry import Registry
@@ -330,6 +331,7 @@ async def running_api(
         relay=CountingRelay(),
         ledger=ledger,
         lease_rows=LeaseRows(store),
+        check_endpoint=EgressPolicy(allow=settings.egress_allow).check_endpoint,
     )
     api = Api(parts, worker, clock)
     try:

@@ -11,6 +11,7 @@ from temporalio import activity
 from evergrant_server.core import messages as m
 from evergrant_server.core.connection import Revocation, State
 from evergrant_server.core.upkeep import ReconcileOrder, Reconciliation
+from evergrant_server.core.webhook_messages import DeliverDue, DeliveryRound
 
 
 class ScriptedActivities:
@@ -39,6 +40,7 @@ class ScriptedActivities:
             self.revoke_grant,
             self.run_ends,
             self.reconcile,
+            self.deliver_due,
         ]
 
     async def _answer(self, name: m.ActivityName, order: Any, default: Callable[[], Any]) -> Any:
@@ -91,3 +93,7 @@ class ScriptedActivities:
     @activity.defn(name=m.ActivityName.RECONCILE)
     async def reconcile(self, order: ReconcileOrder) -> Reconciliation:
         return await self._answer(m.ActivityName.RECONCILE, order, lambda: Reconciliation(live=3, started=1))
+
+    @activity.defn(name=m.ActivityName.DELIVER_DUE)
+    async def deliver_due(self, order: DeliverDue) -> DeliveryRound:
+        return await self._answer(m.ActivityName.DELIVER_DUE, order, DeliveryRound)

@@ -16,13 +16,14 @@ BODIES: dict[str, Any] = {
     "PUT /v1/apps/{name}": {},
     "PUT /v1/apps/{name}/permits/{permit_name}": {"integration": "*", "actions": ["token"]},
     "POST /v1/connections": {"integration": "theirs", "subject": "user-1"},
+    "PUT /v1/webhooks/{name}": {"url": "https://hooks.example.com/in"},
     "POST /v1/lease": {"integration": "theirs", "subject": "user-1"},
 }
 OPEN = {"/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/static/evergrant.css"}
 PAGES = ("/connect/", "/oauth/callback/")
 # Lists and the catalogue have no id: they must show nothing of anybody else's.
 LISTS = {"/v1/providers", "/v1/providers/{provider}", "/v1/integrations", "/v1/apps", "/v1/connections",
-         "/v1/audit", "/v1/audit/verify",
+         "/v1/audit", "/v1/audit/verify", "/v1/webhooks",
          "/v1/connections/import", "/v1/connections/export"}  # fmt: skip
 
 
@@ -46,11 +47,14 @@ async def theirs(api: Api) -> tuple[Connection, dict[str, str]]:
     integration = await api.integration("theirs", tenant=OTHER)
     connection = await api.active(integration, "at-secret")
     key = await api.app_with("their-app", Action.ADMIN, Action.TOKEN, Action.CONNECT, tenant=OTHER)
+    await api.call("PUT", "/v1/webhooks/theirs", key, json={"url": "https://theirs.example.com/in"})
+    ping = await api.post("/v1/webhooks/theirs/test", key)
     values = {
         "name": "theirs",
         "provider": "gitlab",
         "connection_id": connection.id,
         "permit_name": "only",
+        "delivery_id": ping.json()["id"],
         "key_id": "_".join(key.split("_")[1:3]),
     }
     return connection, values
@@ -84,9 +88,10 @@ async def test_every_route_with_another_tenants_ids_is_404_the_same_as_absent(ap
     absent = dict.fromkeys(values, "nothing-here") | {
         "connection_id": "con_0000000000000000000000",
         "key_id": "key_0000000000000000000000",
+        "delivery_id": "dlv_0000000000000000000000",
     }
     # names are per tenant: these make our own
-    creates = {"PUT /v1/integrations/{name}", "PUT /v1/apps/{name}"}
+    creates = {"PUT /v1/integrations/{name}", "PUT /v1/apps/{name}", "PUT /v1/webhooks/{name}"}
     tried = 0
     for method, path in guarded(api):
         route = f"{method} {path}"
@@ -105,7 +110,7 @@ async def test_every_route_with_another_tenants_ids_is_404_the_same_as_absent(ap
 async def test_lists_show_nothing_of_another_tenant(api: Api):
     connection, _ = await theirs(api)
     key = await api.app_with("ours", Action.ADMIN, Action.TOKEN, Action.CONNECT)
-    for path in ("/v1/integrations", "/v1/connections", "/v1/apps", "/v1/audit"):
+    for path in ("/v1/integrations", "/v1/connections", "/v1/apps", "/v1/audit", "/v1/webhooks"):
         answer = await api.get(path, key)
         assert answer.status_code == 200
         for hidden in (connection.id, "theirs", "their-app", OTHER):
@@ -137,7 +142,7 @@ async def test_admin_routes_need_an_admin_permit_for_the_whole_tenant(api: Api):
         await api.app_with("one", Action.ADMIN, integration="crm2"),
         await api.app_with("few", Action.ADMIN, subjects=("user-1",)),
     ]
-    prefixes = ("/v1/apps", "/v1/audit")
+    prefixes = ("/v1/apps", "/v1/audit", "/v1/webhooks")
     for key in not_admin:
         for method, path in guarded(api):
             transfer = path in ("/v1/connections/import", "/v1/connections/export")
@@ -183,6 +188,9 @@ async def test_actions_are_not_interchangeable(api: Api):
         ("PUT /v1/apps/new", {"tenant": "acme-2"}),
         ("PUT /v1/apps/new", {"revision": 99}),
         ("PUT /v1/apps/boss/permits/x", {"integration": "*", "actions": ["token"], "app_id": "app_x"}),
+        ("PUT /v1/webhooks/new", {"url": "https://hooks.example.com/in", "secret": "whsec_ours"}),
+        ("PUT /v1/webhooks/new", {"url": "https://hooks.example.com/in", "tenant": "acme-2"}),
+        ("PUT /v1/webhooks/new", {"url": "https://hooks.example.com/in", "disabled_by": "gone"}),
         ("PUT /v1/integrations/new", {"provider": "gitlab", "client_id": "c", "client_secret": "s",
                                       "endpoints": {"token_endpoint": "https://evil.example"}}),
         ("PUT /v1/integrations/new", {"provider": "gitlab", "client_id": "c", "client_secret": "s",

@@ -47,7 +47,13 @@ async def test_partial_indexes_are_partial_in_the_database_too(database_url: str
         query = "SELECT sql FROM sqlite_master" if sqlite else "SELECT indexdef FROM pg_indexes"
         definitions = [it for it in (await connection.execute(text(query))).scalars() if it]
     await engine.dispose()
-    for name in ("uq_connection_live", "uq_attempt_open", "uq_key_current", "ix_outbox_undelivered"):
+    for name in (
+        "uq_connection_live",
+        "uq_attempt_open",
+        "uq_key_current",
+        "ix_outbox_undelivered",
+        "ix_delivery_pending",
+    ):
         (definition,) = [it for it in definitions if f"INDEX {name} " in it]
         assert " WHERE " in definition
 
@@ -62,7 +68,7 @@ async def test_every_table_starts_with_tenant_and_carries_a_revision(database_ur
     async with engine.connect() as connection:
         tables = await connection.run_sync(columns)
     await engine.dispose()
-    assert len(tables) == 17
+    assert len(tables) == 20
     for name, names in tables.items():
         assert names[0] == "tenant", name
         assert "revision" in names, name

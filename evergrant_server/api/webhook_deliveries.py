@@ -1,0 +1,118 @@
+"""The log of what a webhook was sent, and what can be sent by hand. For admins of the tenant alone."""
+
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from evergrant_server import audit
+from evergrant_server.api.guards import By, IdempotencyKey, TenantAdmin, With
+from evergrant_server.api.idempotency import Answer, Once
+from evergrant_server.api.shapes import Slug
+from evergrant_server.api.transactions import committed
+from evergrant_server.api.views import Page
+from evergrant_server.api.webhook_shapes import DeliveryView
+from evergrant_server.api.webhooks import Cursor, named, record
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.events import EventType, WebhookEvent, ping_body
+from evergrant_server.core.ids import DeliveryId, EventId, new_id
+from evergrant_server.core.webhooks import DeliveryStatus
+from evergrant_server.store import Tx
+
+router = APIRouter(tags=["webhooks"])
+
+
+@router.post("/v1/webhooks/{name}/test", status_code=202, response_model=DeliveryView)
+async def send_ping(
+    name: Slug, request: Request, parts: With, caller: TenantAdmin, asked: By, key: IdempotencyKey = None
+) -> Response:
+    """Send a `webhook.ping`, before anything that waits. Look at the log for what came of it."""
+    once = Once(request, caller, key, None)
+
+    async def ping(tx: Tx) -> Answer:
+        recalled = await once.recall(tx)
+        if recalled is not None:
+            return recalled
+        now = parts.clock.now()
+        webhook = await named(tx, caller.tenant, name)
+        if webhook.disabled:
+            raise Failure(Code.INVALID_REQUEST, "The webhook is disabled: enable it first.", field="disabled")
+        event = WebhookEvent(
+            tenant=caller.tenant,
+            id=EventId(new_id("evt")),
+            type=EventType.PING,
+            connection_id=None,
+            at=now,
+            body=ping_body(caller.tenant, webhook.name, now),
+        )
+        (delivery,) = await audit.tell(tx, [webhook], event, asked, now, by_hand=True)
+        await record(tx, AuditAction.WEBHOOK_TESTED, webhook, asked, now, event=event.id)
+        return await once.remember(tx, Answer.of(202, DeliveryView.of(delivery)), now)
+
+    answer = await committed(parts.store, ping)
+    parts.relay.nudge()
+    return answer.response()
+
+
+@router.get("/v1/webhooks/{name}/deliveries")
+async def deliveries(
+    name: Slug,
+    parts: With,
+    caller: TenantAdmin,
+    status: DeliveryStatus | None = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Cursor = None,
+) -> Page[DeliveryView]:
+    """What was sent and what came of it, newest first, for as long as the log is kept."""
+    async with parts.store.read() as tx:
+        webhook = await named(tx, caller.tenant, name)
+        bound = {"list": "deliveries", "of": webhook.id, "status": status}
+        after = parts.cursors.read(cursor, caller.tenant, **bound)
+        position = None
+        if after is not None:
+            at, _, id = after.partition(" ")
+            position = datetime.fromisoformat(at), id
+        found = await tx.deliveries.page(
+            caller.tenant, webhook.id, status=status, after=position, limit=limit + 1
+        )
+    following = None
+    if len(found) > limit:
+        last = found[limit - 1]
+        following = parts.cursors.write(f"{last.created_at.isoformat()} {last.id}", caller.tenant, **bound)
+    return Page(items=[DeliveryView.of(it) for it in found[:limit]], next_cursor=following)
+
+
+@router.post(
+    "/v1/webhooks/{name}/deliveries/{delivery_id}/replay", status_code=202, response_model=DeliveryView
+)
+async def replay(
+    name: Slug,
+    delivery_id: str,
+    request: Request,
+    parts: With,
+    caller: TenantAdmin,
+    asked: By,
+    key: IdempotencyKey = None,
+) -> Response:
+    """Send one delivery again, whatever became of it. Its `webhook-id` stays: receivers know it by that."""
+    once = Once(request, caller, key, None)
+
+    async def again(tx: Tx) -> Answer:
+        recalled = await once.recall(tx)
+        if recalled is not None:
+            return recalled
+        now = parts.clock.now()
+        webhook = await named(tx, caller.tenant, name)
+        found = await tx.deliveries.get(caller.tenant, DeliveryId(delivery_id))
+        if found is None or found.webhook_id != webhook.id:
+            raise Failure(Code.NOT_FOUND)
+        after = await tx.deliveries.replace(found.replayed(now), expected=found.revision)
+        await audit.wake(tx, webhook, asked, now, at_once=True)
+        await record(tx, AuditAction.DELIVERY_REPLAYED, webhook, asked, now, delivery=found.id)
+        return await once.remember(tx, Answer.of(202, DeliveryView.of(after)), now)
+
+    answer = await committed(parts.store, again)
+    parts.relay.nudge()
+    return answer.response()

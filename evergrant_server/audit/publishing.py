@@ -1,0 +1,92 @@
+"""Records that are events: written for whoever subscribed, in the record's own transaction."""
+
+from datetime import datetime
+
+from evergrant_server.core.audit import AuditEntry
+from evergrant_server.core.events import EventType, WebhookEvent, body_of, events_of
+from evergrant_server.core.ids import ConnectionId, DeliveryId, EventId, OutboxId, new_id, webhook_workflow_id
+from evergrant_server.core.messages import Asked
+from evergrant_server.core.outbox import OutboxKind, OutboxMessage
+from evergrant_server.core.webhook_messages import WakeWebhook
+from evergrant_server.core.webhooks import Delivery, Webhook
+from evergrant_server.store.tx import Tx
+
+
+async def publish(tx: Tx, entry: AuditEntry) -> None:
+    """Write the events that this record is, with a delivery to each webhook that wants them.
+
+    When nobody listens, that is one look at an index and nothing is written. Called before the
+    chain is locked, for the order of locks.
+    """
+    types = events_of(entry.action, entry.detail)
+    if not types:
+        return
+    listening = await tx.webhooks.listening(entry.tenant)
+    if not any(type in webhook.events for webhook in listening for type in types):
+        return
+    connection = await tx.connections.get(entry.tenant, ConnectionId(entry.object))
+    if connection is None:
+        return
+    grant = await tx.grants.get(entry.tenant, connection.id)
+    for type in types:
+        told = [webhook for webhook in listening if webhook.wants(type, connection.integration)]
+        body = body_of(type, entry, connection, grant)
+        await tell(tx, told, _event(entry, connection.id, type, body), entry.asked, entry.at)
+
+
+async def tell(
+    tx: Tx,
+    webhooks: list[Webhook],
+    event: WebhookEvent,
+    asked: Asked,
+    now: datetime,
+    *,
+    by_hand: bool = False,
+) -> list[Delivery]:
+    """Write one event, its deliveries and the messages that wake those who deliver."""
+    if not webhooks:
+        return []
+    await tx.deliveries.add_event(event)
+    written: list[Delivery] = []
+    for webhook in webhooks:
+        delivery = Delivery(
+            tenant=event.tenant,
+            id=DeliveryId(new_id("dlv")),
+            webhook_id=webhook.id,
+            event_id=event.id,
+            event_type=event.type,
+            by_hand=by_hand,
+            next_at=now,
+            created_at=now,
+        )
+        await tx.deliveries.add(delivery)
+        await wake(tx, webhook, asked, now, at_once=by_hand)
+        written.append(delivery)
+    return written
+
+
+async def wake(tx: Tx, webhook: Webhook, asked: Asked, now: datetime, *, at_once: bool = False) -> None:
+    """Have the webhook's workflow look at what waits."""
+    order = WakeWebhook(tenant=webhook.tenant, webhook_id=webhook.id, at_once=at_once, asked=asked)
+    id = OutboxId(new_id("out"))
+    message = OutboxMessage(
+        tenant=webhook.tenant,
+        id=id,
+        kind=OutboxKind.WAKE_WEBHOOK,
+        # a target of its own: wakes need no order, and their writers must not wait for each other
+        target=f"{webhook_workflow_id(webhook.tenant, webhook.id)}:{id}",
+        payload=order.model_dump(mode="json"),
+        created_at=now,
+    )
+    await tx.outbox.add(message)
+
+
+def _event(entry: AuditEntry, connection_id: ConnectionId, type: EventType, body: str) -> WebhookEvent:
+    return WebhookEvent(
+        tenant=entry.tenant,
+        id=EventId(new_id("evt")),
+        type=type,
+        connection_id=connection_id,
+        at=entry.at,
+        body=body,
+    )

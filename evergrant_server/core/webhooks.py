@@ -1,0 +1,221 @@
+"""Webhooks: who is told which events, how a message is signed, when it is tried again. Pure.
+
+Two waits, because two things can be wrong. A delivery that fails waits by itself (`WAITS`), so
+that one event that a receiver chokes on is not in the others' way. An endpoint that fails is left
+alone as a whole (`pause_after`) and then gets one try at a time, however much has gathered.
+"""
+
+import base64
+import hashlib
+import hmac
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from evergrant_server.core.events import EventType
+from evergrant_server.core.ids import DeliveryId, EventId, Tenant, WebhookId
+from evergrant_server.core.schedule import jitter
+from evergrant_server.core.secret import Secret
+
+ANY_INTEGRATION: Literal["*"] = "*"
+SECRET_PREFIX = "whsec_"
+SECRET_BYTES = 32  # Standard Webhooks asks for 24 to 64
+LINGER = timedelta(minutes=5)  # a workflow without work ends after this; a burst shares one
+LONGEST_HISTORY = 2000  # events after which a run continues as new
+
+
+class DisabledBy(StrEnum):
+    ADMIN = "admin"
+    GONE = "gone"  # the endpoint answered 410
+    FAILING = "failing"  # nothing got through for as long as the setting allows
+
+
+class Webhook(BaseModel):
+    """Who is told what. The signing secret, and the one before it, stay in the store.
+
+    `failures` counts tries that failed in a row at this endpoint, whatever the event; `paused_until`
+    is when the next one goes out, and until it succeeds only one at a time does.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    tenant: Tenant
+    id: WebhookId
+    name: str
+    url: str
+    events: tuple[EventType, ...]
+    integration: str = ANY_INTEGRATION
+    disabled_by: DisabledBy | None = None
+    failures: int = 0
+    failing_since: datetime | None = None
+    paused_until: datetime | None = None
+    previous_secret_until: datetime | None = None
+    secret_changed_at: datetime
+    created_at: datetime
+    changed_at: datetime
+    revision: int = 1
+
+    @property
+    def disabled(self) -> bool:
+        return self.disabled_by is not None
+
+    def wants(self, type: EventType, integration: str) -> bool:
+        return (
+            not self.disabled and type in self.events and self.integration in (ANY_INTEGRATION, integration)
+        )
+
+    def enabled(self) -> "Webhook":
+        """As good as new: what waited is tried at once."""
+        fresh = {"disabled_by": None, "failures": 0, "failing_since": None, "paused_until": None}
+        return self.model_copy(update=fresh)
+
+    def paused(self, now: datetime) -> bool:
+        """True while the endpoint is left alone."""
+        return self.paused_until is not None and now < self.paused_until
+
+    def gone(self) -> "Webhook":
+        return self.model_copy(update={"disabled_by": DisabledBy.GONE})
+
+    def got_through(self) -> "Webhook":
+        return self.model_copy(update={"failures": 0, "failing_since": None, "paused_until": None})
+
+    def failed(self, now: datetime, retry_after: float | None, give_up_after: timedelta) -> "Webhook":
+        """One more failure in a row; disabled when they have gone on for `give_up_after`."""
+        failures = self.failures + 1
+        since = self.failing_since or now
+        changes: dict[str, object] = {
+            "failures": failures,
+            "failing_since": since,
+            "paused_until": now + pause_after(failures, retry_after, jitter(self.id, failures)),
+        }
+        if now - since >= give_up_after:
+            changes["disabled_by"] = DisabledBy.FAILING
+        return self.model_copy(update=changes)
+
+
+class DeliveryStatus(StrEnum):
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    FAILED = "failed"  # given up; it can be replayed
+
+
+class Problem(StrEnum):
+    """Why a try did not deliver. What the receiver said is not kept."""
+
+    REFUSED = "refused"  # a status outside 2xx
+    REDIRECTED = "redirected"  # a redirect is not followed: its target was never checked
+    GONE = "gone"  # 410: the receiver wants no more
+    TIMED_OUT = "timed_out"
+    UNREACHABLE = "unreachable"
+    UNREADABLE = "unreadable"  # an answer without end, or one that is no HTTP
+    EGRESS_REFUSED = "egress_refused"  # the address is not one we connect to
+
+
+def problem_of(status: int) -> Problem | None:
+    """What an answer's status means; None: delivered."""
+    if 200 <= status < 300:
+        return None
+    if status == 410:
+        return Problem.GONE
+    return Problem.REDIRECTED if 300 <= status < 400 else Problem.REFUSED
+
+
+class Delivery(BaseModel):
+    """One event on its way to one webhook. `tries` counts since it was last (re)played."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tenant: Tenant
+    id: DeliveryId
+    webhook_id: WebhookId
+    event_id: EventId
+    event_type: EventType
+    status: DeliveryStatus = DeliveryStatus.PENDING
+    by_hand: bool = False  # a ping or a replay: goes before the others, and not into a pause
+    attempts: int = 0
+    tries: int = 0
+    response_status: int | None = None
+    problem: str | None = None  # a Problem
+    next_at: datetime | None
+    created_at: datetime
+    ended_at: datetime | None = None
+    revision: int = 1
+
+    def delivered(self, status: int, at: datetime) -> "Delivery":
+        return self._tried(
+            status=DeliveryStatus.DELIVERED, response_status=status, problem=None, next_at=None, ended_at=at
+        )
+
+    def missed(self, status: int | None, problem: str, at: datetime) -> "Delivery":
+        """Not delivered by this try; given up after the last one."""
+        wait = wait_before(self.tries + 1, jitter(self.id, self.attempts + 1))
+        return self._tried(
+            status=DeliveryStatus.PENDING if wait is not None else DeliveryStatus.FAILED,
+            response_status=status,
+            problem=problem,
+            next_at=None if wait is None else at + wait,
+            ended_at=None if wait is not None else at,
+        )
+
+    def replayed(self, at: datetime) -> "Delivery":
+        again = {
+            "status": DeliveryStatus.PENDING,
+            "by_hand": True,
+            "tries": 0,
+            "next_at": at,
+            "ended_at": None,
+        }
+        return self.model_copy(update=again)
+
+    def _tried(self, **changes: object) -> "Delivery":
+        counted = {"attempts": self.attempts + 1, "tries": self.tries + 1, "by_hand": False}
+        return self.model_copy(update={**counted, **changes})
+
+
+# --- how it is signed ----------------------------------------------------------------
+
+
+def signed_headers(secrets: tuple[Secret, ...], id: EventId, at: datetime, body: str) -> dict[str, str]:
+    """Standard Webhooks' three headers; with two secrets, a signature by each (its section on rotation)."""
+    timestamp = str(int(at.timestamp()))
+    signed = f"{id}.{timestamp}.{body}".encode()
+    return {
+        "webhook-id": id,
+        "webhook-timestamp": timestamp,
+        "webhook-signature": " ".join(_signature(secret, signed) for secret in secrets),
+    }
+
+
+def new_secret(random: bytes) -> Secret:
+    return Secret(SECRET_PREFIX + base64.b64encode(random).decode())
+
+
+def _signature(secret: Secret, signed: bytes) -> str:
+    key = base64.b64decode(secret.reveal().removeprefix(SECRET_PREFIX))
+    return "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
+
+
+# --- when it is tried again ---------------------------------------------------------------
+
+# Before the second try, the third …: a little over three days in all.
+WAITS = tuple(
+    timedelta(seconds=seconds)
+    for seconds in (5, 60, 300, 1800, 7200, 21_600, 43_200, 86_400, 86_400)
+)  # fmt: skip
+_FIRST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=5), timedelta(hours=1)
+_LONGEST_WAIT_ASKED = timedelta(days=1).total_seconds()
+
+
+def wait_before(tries: int, share: float) -> timedelta | None:
+    """How long after the `tries`-th try of a delivery the next one is; None: it was the last."""
+    return WAITS[tries - 1] * (0.8 + 0.4 * share) if tries <= len(WAITS) else None
+
+
+def pause_after(failures: int, retry_after: float | None, share: float) -> timedelta:
+    """How long an endpoint is left alone after so many failures in a row, whatever waits for it."""
+    wait = min(_FIRST_PAUSE * 2 ** min(failures - 1, 20), _LONGEST_PAUSE) * (0.8 + 0.4 * share)
+    if retry_after is not None:
+        wait = max(wait, timedelta(seconds=min(retry_after, _LONGEST_WAIT_ASKED)))
+    return wait

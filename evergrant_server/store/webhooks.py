@@ -1,0 +1,130 @@
+"""Webhooks and their signing secrets, sealed by the tenant's intake key: admins make them, workers sign."""
+
+from datetime import datetime
+
+from sqlalchemy import delete, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlmodel import col
+
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.ids import Tenant, WebhookId
+from evergrant_server.core.secret import Secret
+from evergrant_server.core.webhooks import Webhook
+from evergrant_server.crypto import Lane, Place, Sealed
+from evergrant_server.store.records import (
+    Values,
+    compare_and_set,
+    every,
+    insert,
+    one,
+    taken,
+    values_of,
+    where,
+)
+from evergrant_server.store.seals import NOBODY, Seals
+from evergrant_server.store.webhook_tables import DeliveryRow, WebhookRow
+
+_SECRET, _PREVIOUS = "sealed_secret", "sealed_previous_secret"
+
+
+class Webhooks:
+    """Webhooks of one transaction."""
+
+    def __init__(self, connection: AsyncConnection, seals: Seals) -> None:
+        self._connection = connection
+        self._seals = seals
+
+    async def add(self, webhook: Webhook, secret: Secret) -> Webhook:
+        """Add a webhook with its secret. Raises Failure ALREADY_EXISTS when the name is there."""
+        sealed = await self._sealed(webhook, _SECRET, secret)
+        values = values_of(webhook, **{_SECRET: sealed, _PREVIOUS: None})
+        if not await insert(self._connection, WebhookRow, values):
+            raise taken(f"Webhook {webhook.name!r}")
+        return webhook
+
+    async def get(self, tenant: Tenant, id: WebhookId) -> Webhook | None:
+        return await self._one(tenant=tenant, id=id)
+
+    async def by_name(self, tenant: Tenant, name: str) -> Webhook | None:
+        return await self._one(tenant=tenant, name=name)
+
+    async def page(self, tenant: Tenant, after: str | None = None, limit: int = 50) -> list[Webhook]:
+        """Webhooks sorted by name, after the name `after`."""
+        query = select(WebhookRow).where(where(WebhookRow, tenant=tenant))
+        if after is not None:
+            query = query.where(col(WebhookRow.name) > after)
+        rows = await every(self._connection, query.order_by(col(WebhookRow.name)).limit(limit))
+        return [Webhook.model_validate(row) for row in rows]
+
+    async def listening(self, tenant: Tenant) -> list[Webhook]:
+        """Those of the tenant that are not disabled: a handful, or none, in one look at an index."""
+        query = select(WebhookRow).where(where(WebhookRow, tenant=tenant, disabled_by=None))
+        return [Webhook.model_validate(row) for row in await every(self._connection, query)]
+
+    async def waiting(self, after: tuple[str, str], limit: int) -> list[Webhook]:
+        """Those of every tenant that are not disabled, by tenant and id, behind `after`."""
+        key = (col(WebhookRow.tenant), col(WebhookRow.id))
+        behind = (key[0] > after[0]) | ((key[0] == after[0]) & (key[1] > after[1]))
+        query = select(WebhookRow).where(behind, col(WebhookRow.disabled_by).is_(None))
+        rows = await every(self._connection, query.order_by(*key).limit(limit))
+        return [Webhook.model_validate(row) for row in rows]
+
+    async def replace(self, webhook: Webhook, *, expected: int) -> Webhook:
+        """Write it if its row is still at revision `expected`. Raises Failure STORE_CONFLICT, NOT_FOUND."""
+        return await self._change(webhook, expected, {})
+
+    async def rotate(self, webhook: Webhook, new: Secret, *, expected: int) -> Webhook:
+        """Give it a new secret; the one before stays beside it, for as long as the row says.
+
+        Raises Failure STORE_CONFLICT, NOT_FOUND, SEAL_BROKEN, KEY_UNAVAILABLE.
+        """
+        old = await self._opened(webhook, _SECRET)
+        kept = old is not None and webhook.previous_secret_until is not None
+        sealed: Values = {
+            _SECRET: await self._sealed(webhook, _SECRET, new),
+            _PREVIOUS: await self._sealed(webhook, _PREVIOUS, old) if old and kept else None,
+        }
+        return await self._change(webhook, expected, sealed)
+
+    async def secrets(self, webhook: Webhook, now: datetime) -> tuple[Secret, ...]:
+        """What messages are signed with now: the secret and, during its overlap, the one before.
+
+        Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE.
+        """
+        current = await self._opened(webhook, _SECRET)
+        until = webhook.previous_secret_until
+        previous = None if until is None or now >= until else await self._opened(webhook, _PREVIOUS)
+        return tuple(it for it in (current, previous) if it is not None)
+
+    async def delete(self, tenant: Tenant, id: WebhookId) -> None:
+        """Delete it with its secrets and its deliveries. Raises Failure NOT_FOUND."""
+        gone = await self._connection.execute(
+            delete(WebhookRow).where(where(WebhookRow, tenant=tenant, id=id))
+        )
+        if gone.rowcount != 1:
+            raise Failure(Code.NOT_FOUND, f"{id} doesn't exist.")
+        mine = where(DeliveryRow, tenant=tenant, webhook_id=id)
+        await self._connection.execute(delete(DeliveryRow).where(mine))
+
+    async def _change(self, webhook: Webhook, expected: int, sealed: Values) -> Webhook:
+        key = {"tenant": webhook.tenant, "id": webhook.id}
+        values = values_of(webhook, **sealed)
+        revision = await compare_and_set(self._connection, WebhookRow, key, values, expected)
+        return webhook.model_copy(update={"revision": revision})
+
+    async def _sealed(self, webhook: Webhook, column: str, secret: Secret) -> Sealed:
+        return await self._seals.seal(Lane.INTAKE, NOBODY, _place(webhook, column), secret)
+
+    async def _opened(self, webhook: Webhook, column: str) -> Secret | None:
+        row = await one(self._connection, WebhookRow, tenant=webhook.tenant, id=webhook.id)
+        if row is None or row[column] is None:
+            return None
+        return await self._seals.open(Lane.INTAKE, NOBODY, _place(webhook, column), row[column])
+
+    async def _one(self, **equal: str) -> Webhook | None:
+        row = await one(self._connection, WebhookRow, **equal)
+        return None if row is None else Webhook.model_validate(row)
+
+
+def _place(webhook: Webhook, column: str) -> Place:
+    return Place(webhook.tenant, "webhook", webhook.id, column)
