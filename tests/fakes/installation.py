@@ -249,6 +249,11 @@ class Installation:
         async with self.store.read() as tx:
             return await audit.page(tx, TENANT, object=connection.id, limit=100)
 
+    async def records(self, action: AuditAction) -> list[AuditRecord]:
+        """Every record of this kind in the tenant's log."""
+        async with self.store.read() as tx:
+            return [it for it in await audit.page(tx, TENANT, limit=500) if it.action is action]
+
     async def actions(self, connection: Connection) -> list[AuditAction]:
         return [record.action for record in await self.audited(connection)]
 

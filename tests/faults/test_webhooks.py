@@ -1,0 +1,130 @@
+"""Events reach a receiver: real store, worker, Temporal and HTTP; the receiver does what the script says."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from standardwebhooks import Webhook as Judge
+
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connection import State
+from evergrant_server.core.errors import Code
+from evergrant_server.core.events import OF_CONNECTIONS, EventType
+from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.core.webhooks import DeliveryStatus, DisabledBy, Problem
+from tests.fakes.installation import Installation, installation
+from tests.fakes.receiver import Receiver
+from tests.fakes.scripted_provider import ScriptedProvider, error
+from tests.fakes.webhooks import SECRET, listening, log_of, reread, until_log, until_row
+
+
+@pytest_asyncio.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with Receiver() as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def here(
+    temporal_address: str, database_url: str, tmp_path: Path, idp: ScriptedProvider, receiver: Receiver
+) -> AsyncIterator[Installation]:
+    allow = (idp.allowance, receiver.allowance)
+    async with installation(temporal_address, database_url, tmp_path, allow=allow) as place:
+        yield place
+
+
+async def test_a_life_is_told_signed_and_in_words_a_receiver_can_use(
+    here: Installation, idp: ScriptedProvider, receiver: Receiver
+):
+    webhook = await listening(here.store, receiver.url, here.parts.clock.now(), events=OF_CONNECTIONS)
+    connection = await here.connect(idp)
+    await here.ensure_fresh(connection, 1)
+    await here.revoke(connection)
+    await here.until(connection, lambda c: c.state is State.REVOKED)
+    await receiver.until(3)
+    told = {}
+    for message in receiver.received:
+        body = Judge(SECRET.reveal()).verify(message.body, message.headers)
+        told[body["type"]] = body["data"]
+        assert message.headers["content-type"] == "application/json"
+    assert set(told) == {"connection.created", "connection.refreshed", "connection.revoked"}
+    created = told["connection.created"]
+    assert (created["connection_id"], created["subject"]) == (connection.id, "user-1")
+    assert (created["state"], created["generation"], created["reauthorize"]) == ("active", 1, None)
+    assert told["connection.refreshed"]["generation"] == 2
+    assert told["connection.revoked"]["revocation"] == "confirmed"
+    log = await until_log(here.store, webhook, lambda it: all(d.status == "delivered" for d in it))
+    assert sorted(it.event_id for it in log) == sorted(it.id for it in receiver.received)
+
+
+async def test_a_lost_grant_says_who_must_act_and_where(
+    here: Installation, idp: ScriptedProvider, receiver: Receiver
+):
+    await listening(here.store, receiver.url, here.parts.clock.now())
+    connection = await here.connect(idp, RefreshRules(rotation=Rotation.STRICT))
+    idp.script(error("invalid_grant"))
+    await here.ensure_fresh(connection, 1)
+    await receiver.until(2)
+    bodies = [json.loads(it.body) for it in receiver.received]
+    (lost,) = [it["data"] for it in bodies if it["type"] == EventType.NEEDS_REAUTH]
+    assert (lost["reason"], lost["repairer"]) == (Code.GRANT_REJECTED, "subject")
+    assert lost["reauthorize"] == f"/v1/connections/{connection.id}/reauthorize"
+    assert "connection.refreshed" not in {it["type"] for it in bodies}, "nobody asked for it"
+
+
+async def test_500s_then_ok_is_delivered_once_under_one_id(
+    here: Installation, idp: ScriptedProvider, receiver: Receiver
+):
+    webhook = await listening(here.store, receiver.url, here.parts.clock.now())
+    receiver.script(500)
+    await here.connect(idp)
+    first, second = await receiver.until(2)
+    assert first.id == second.id
+    assert first.body == second.body
+    Judge(SECRET.reveal()).verify(second.body, second.headers)
+    (delivery,) = await until_log(here.store, webhook, lambda it: it[0].status == "delivered")
+    assert (delivery.attempts, delivery.response_status, delivery.problem) == (2, 204, None)
+    assert (await reread(here.store, webhook)).failures == 0
+
+
+async def test_410_disables_the_webhook_and_says_so(
+    here: Installation, idp: ScriptedProvider, receiver: Receiver
+):
+    webhook = await listening(here.store, receiver.url, here.parts.clock.now())
+    receiver.script(410)
+    await here.connect(idp)
+    (delivery,) = await until_log(here.store, webhook, lambda it: bool(it) and it[0].attempts == 1)
+    assert (delivery.status, delivery.problem) == (DeliveryStatus.PENDING, Problem.GONE)
+    after = await until_row(here.store, webhook, lambda it: it.disabled)
+    assert after.disabled_by is DisabledBy.GONE
+    records = await here.records(AuditAction.WEBHOOK_DISABLED)
+    assert [(it.object, it.detail["why"], it.asked.by) for it in records] == [
+        (webhook.id, "gone", "schedule")
+    ]
+
+
+async def test_nobody_subscribed_nothing_written(
+    here: Installation, idp: ScriptedProvider, receiver: Receiver
+):
+    other = await listening(here.store, receiver.url, here.parts.clock.now(), integration="another")
+    off = await listening(
+        here.store, receiver.url, here.parts.clock.now(), name="off", disabled_by=DisabledBy.ADMIN
+    )
+    connection = await here.connect(idp)
+    await here.ensure_fresh(connection, 1)
+    assert await log_of(here.store, other) == await log_of(here.store, off) == []
+    assert receiver.received == []
+
+
+@pytest.mark.parametrize("location", ["https://127.0.0.1/", "http://169.254.169.254/latest"])
+async def test_a_redirect_is_not_followed(
+    here: Installation, idp: ScriptedProvider, receiver: Receiver, location: str
+):
+    webhook = await listening(here.store, receiver.url, here.parts.clock.now())
+    receiver.headers["location"] = location
+    receiver.script(307)
+    await here.connect(idp)
+    (delivery,) = await until_log(here.store, webhook, lambda it: bool(it) and it[0].attempts == 1)
+    assert delivery.problem == Problem.REDIRECTED
