@@ -90,4 +90,7 @@ def news_of(connection: Connection, grant: Grant, integration: Integration) -> G
         expires_at=grant.expires_at,
         refreshable=grant.refreshable,
         idle_s=integration.refresh.refresh_token_idle_s,
+        refresh_expires_at=grant.refresh_expires_at,
+        margin_s=integration.refresh.margin_s,
+        min_age_s=integration.refresh.min_age_s,
     )

@@ -4,25 +4,42 @@ from functools import partial
 
 from temporalio import activity
 
+from activities.breaker import Circuits, Passage
 from activities.client_secrets import client_refused
 from activities.failures import grant_news
 from activities.heartbeat import heartbeats
-from activities.holdings import Holdings, news_of
+from activities.holdings import Holder, Holdings, news_of
 from activities.provider_activities import ProviderActivities
 from activities.records import closed, connection_of, record, settled
+from activities.single_use import SingleUse
 from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.core.attempt import Attempt, AttemptKind, Outcome
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connection import State
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code, Failure, Kind
 from evergrant_server.core.grant import Grant, TokenSet
 from evergrant_server.core.messages import ActivityName, GrantNews, RefreshGrant
-from evergrant_server.store import Tx
+from evergrant_server.core.secret import Secret
+from evergrant_server.store import Store, Tx
+from providers.flows import Sender
 from providers.replies import read_tokens
 
 
 class RefreshActivities(ProviderActivities):
     """Needs a store, a sender and the single-use protocol; knows no provider by name."""
+
+    def __init__(
+        self,
+        store: Store,
+        holder: Holder,
+        sender: Sender,
+        single_use: SingleUse,
+        clock: Clock,
+        circuits: Circuits,
+    ) -> None:
+        super().__init__(store, holder, sender, single_use, clock)
+        self._circuits = circuits
 
     @activity.defn(name=ActivityName.REFRESH_GRANT)
     async def refresh_grant(self, order: RefreshGrant) -> GrantNews:
@@ -63,6 +80,11 @@ class RefreshActivities(ProviderActivities):
             token = await tx.grants.refresh_token(held.connection)
         if token is None or not held.spec.refresh_supported:
             return await self._out_of_tokens(order, held)
+        async with self._circuits.passing(held.integration) as passage:
+            return await self._send(order, held, token, passage)
+
+    async def _send(self, order: RefreshGrant, held: Holdings, token: Secret, passage: Passage) -> GrantNews:
+        assert held.grant is not None
         attempt, earlier = await self._single_use.begin(
             AttemptKind.REFRESH,
             held.connection,
@@ -72,21 +94,23 @@ class RefreshActivities(ProviderActivities):
         scopes = held.grant.scopes
         spending = self._single_use.spend(
             attempt,
-            send=lambda check: self._sender.refresh(
-                held.spec,
-                held.endpoints,
-                held.client,
-                refresh_token=token,
-                scopes=scopes,
-                redirect_uri=held.redirect_uri,
-                params=held.integration.params,
-                before_send=check,
+            send=lambda check: passage.watch(
+                self._sender.refresh(
+                    held.spec,
+                    held.endpoints,
+                    held.client,
+                    refresh_token=token,
+                    scopes=scopes,
+                    redirect_uri=held.redirect_uri,
+                    params=held.integration.params,
+                    before_send=check,
+                )
             ),
             judge=lambda reply: read_tokens(
                 held.spec, reply, requested_scopes=scopes, refreshing=True, now=self._clock.now()
             ),
             commit=partial(self._install, order, held, earlier),
-            settle=partial(self._settle, order, earlier),
+            settle=partial(self._settle, order, held, earlier),
         )
         return await metrics.refresh_measured(held.spec.name, spending)
 
@@ -134,6 +158,7 @@ class RefreshActivities(ProviderActivities):
     async def _settle(
         self,
         order: RefreshGrant,
+        held: Holdings,
         earlier: Attempt | None,
         attempt: Attempt,
         failure: Failure,
@@ -149,10 +174,12 @@ class RefreshActivities(ProviderActivities):
             if outcome is not None:
                 await closed(tx, attempt, outcome, now)
             current = await connection_of(tx, order)
-            # a late no about a grant that was replaced meanwhile says nothing about the new one
-            same_grant = current.generation == attempt.from_generation
+            if current.generation != attempt.from_generation and current.state is State.ACTIVE:
+                # a late no about a grant that was replaced meanwhile says nothing about the new one
+                await record(tx, order, AuditAction.REFRESH_FAILED, now, reason=code, superseded=True)
+                return await self._replaced(tx, current, held)
             refused = failure.kind is Kind.RECONNECT_NEEDED
-            condemned = refused and same_grant and current.state is State.ACTIVE
+            condemned = refused and current.state is State.ACTIVE
             if condemned:
                 await tx.connections.replace(current.rejected(code, now), expected=current.revision)
             action = AuditAction.NEEDS_REAUTH if condemned else AuditAction.REFRESH_FAILED
@@ -164,9 +191,16 @@ class RefreshActivities(ProviderActivities):
                 failure=code,
                 retry_after=failure.retry_after,
                 client_refused=client_refused(failure),
+                refused=outcome is Outcome.REFUSED,
             )
 
         return await settled(self._store, settle)
+
+    async def _replaced(self, tx: Tx, current: Connection, held: Holdings) -> GrantNews:
+        """Somebody else brought a newer grant: an import, a consent, another worker."""
+        newer = await tx.grants.get(current.tenant, current.id)
+        assert newer is not None
+        return news_of(current, newer, held.integration)
 
     async def _out_of_tokens(self, order: RefreshGrant, held: Holdings) -> GrantNews:
         """The grant can't be refreshed: when its access token is over, the subject must act."""

@@ -109,7 +109,7 @@ class SingleUse:
                 tokens = judge(reply)
             except Failure as failure:
                 refused = failure.kind is Kind.RECONNECT_NEEDED  # also when it came with status 200
-                outcome = Outcome.REFUSED if refused else outcome_of_refusal(reply.status)
+                outcome = Outcome.REFUSED if refused else outcome_of_refusal(reply.status, failure.code)
                 return await settle(attempt, failure, outcome)
             return await commit(attempt, tokens)
 

@@ -103,6 +103,15 @@ class Settings(BaseSettings):
         default=timedelta(days=1),
         description="How long a rotated signing secret of a webhook still signs beside the new one.",
     )
+    circuit_threshold: int = Field(
+        default=5,
+        ge=0,
+        description="Failures in a row, over all connections of an integration, after which a worker sends "
+        "its provider one probe at a time; 0: never.",
+    )
+    circuit_longest_gap: timedelta = Field(
+        default=timedelta(minutes=10), description="The longest time between two probes."
+    )
     egress_allow: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="host:port pairs that may be private or plain http. A door: for tests and inner servers.",
@@ -168,6 +177,7 @@ class Settings(BaseSettings):
         "webhook_retention",
         "webhook_give_up_after",
         "webhook_secret_overlap",
+        "circuit_longest_gap",
     )
     @classmethod
     def _positive(cls, value: timedelta) -> timedelta:

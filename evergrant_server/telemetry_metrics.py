@@ -53,6 +53,11 @@ _outbox_depth = _meter.create_gauge(
 _outbox_age = _meter.create_gauge(names.OUTBOX_AGE.name, names.OUTBOX_AGE.unit, names.OUTBOX_AGE.meaning)
 
 
+_circuits_open = _meter.create_gauge(
+    names.CIRCUITS_OPEN.name, names.CIRCUITS_OPEN.unit, names.CIRCUITS_OPEN.meaning
+)
+
+
 def leased(provider: str, seconds_left: float | None) -> None:
     """A lease has left."""
     _leases.add(1, {PROVIDER: provider, OUTCOME: "leased"})
@@ -97,6 +102,10 @@ def webhook_tried(problem: str | None) -> None:
 
 def audit_committed(records: int) -> None:
     _audit_batch.record(records)
+
+
+def circuits_open(provider: str, integrations: int) -> None:
+    _circuits_open.set(integrations, {PROVIDER: provider})
 
 
 def outbox_seen(depth: int, oldest_age_s: float) -> None:

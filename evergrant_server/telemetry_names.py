@@ -136,9 +136,16 @@ AUDIT_BATCH = MetricName(
     "evergrant.audit.batch.size", "histogram", "{record}", "leases committed to the audit log together",
     (), _BATCH,
 )  # fmt: skip
+CIRCUITS_OPEN = MetricName(
+    "evergrant.circuit.open",
+    "gauge",
+    "{integration}",
+    "integrations that this worker leaves alone because their provider fails",
+    (PROVIDER,),
+)
 METRICS = (
     LEASES, TIME_TO_EXPIRY, REFRESHES, REFRESH_TIME, EXCHANGES, REVOCATIONS, DELIVERIES, OUTBOX_DEPTH,
-    OUTBOX_AGE, AUDIT_BATCH,
+    OUTBOX_AGE, AUDIT_BATCH, CIRCUITS_OPEN,
 )  # fmt: skip
 
 # --- logs ---------------------------------------------------------------------------------

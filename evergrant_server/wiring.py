@@ -7,6 +7,8 @@ from typing import Any
 
 from temporalio.client import Client
 
+from activities.announcing import AnnouncingActivities
+from activities.breaker import Circuits
 from activities.consent import ConsentActivities
 from activities.critical import CriticalSections
 from activities.discovery import DiscoveryActivities
@@ -20,6 +22,7 @@ from activities.transfer import ExportActivities
 from activities.webhooks import ANSWER_TIME, WebhookActivities
 from evergrant_server import telemetry_metrics, telemetry_traces
 from evergrant_server.checkout import refuse_strangers
+from evergrant_server.core.circuit import CircuitRules
 from evergrant_server.core.clock import Clock, SystemClock
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.egress import Egress, EgressPolicy
@@ -85,11 +88,18 @@ def activities(parts: Platform, sections: CriticalSections, journal: JournalLock
     sender = Sender(egress)
     holder = Holder(parts.store, parts.registry, parts.settings.public_url, parts.clock)
     single_use = SingleUse(parts.store, parts.clock, sections, journal)
+    circuits = Circuits(
+        CircuitRules(
+            threshold=parts.settings.circuit_threshold,
+            longest_gap=parts.settings.circuit_longest_gap.total_seconds(),
+        )
+    )
     consent = ConsentActivities(parts.store, holder, sender, single_use, parts.clock)
-    refresh = RefreshActivities(parts.store, holder, sender, single_use, parts.clock)
+    refresh = RefreshActivities(parts.store, holder, sender, single_use, parts.clock, circuits)
     revocation = RevocationActivities(parts.store, holder, sender, single_use, parts.clock)
     history = HistoryActivities(parts.store, parts.clock)
     discovery = DiscoveryActivities(parts.store, egress, parts.clock)
+    announcing = AnnouncingActivities(parts.store, parts.clock)
     export = ExportActivities(parts.store, parts.clock)
     closed_runs = ClosedRuns(parts.store, parts.link, parts.clock)
     upkeep = ReconcileActivities(parts.store, parts.reconciler, closed_runs, parts.clock)
@@ -108,6 +118,7 @@ def activities(parts: Platform, sections: CriticalSections, journal: JournalLock
         revocation.revoke_grant,
         history.run_ends,
         discovery.discover_endpoints,
+        announcing.announce_expiry,
         export.export_page,
         export.drop_export,
         upkeep.reconcile,

@@ -37,7 +37,7 @@ def read_tokens(
     Raises Failure GRANT_REJECTED, CLIENT_REJECTED, PROVIDER_ERROR, PROVIDER_RATE_LIMITED
     (both with retry_after in seconds when the provider gave one), REPLY_UNREADABLE.
     """
-    _refuse_failures(spec, reply, spec.success_statuses)
+    _refuse_failures(spec, reply, spec.success_statuses, now)
     data = body_of(spec, reply)
     try:
         return _tokens(spec, reply, data, requested_scopes, refreshing, now)
@@ -72,11 +72,13 @@ def read_introspection(spec: ProviderSpec, reply: RawReply) -> bool:
     return active
 
 
-def _refuse_failures(spec: ProviderSpec, reply: RawReply, success: tuple[int, ...]) -> None:
+def _refuse_failures(
+    spec: ProviderSpec, reply: RawReply, success: tuple[int, ...], now: datetime | None = None
+) -> None:
     """Raise for a status that isn't success, and for an error that hides behind one that is."""
     error = _quiet_error(spec, reply)
     if reply.status not in success or error is not None:
-        raise refusal(spec, reply, error)
+        raise refusal(spec, reply, error, now)
 
 
 def _quiet_error(spec: ProviderSpec, reply: RawReply) -> str | None:

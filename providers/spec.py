@@ -102,20 +102,27 @@ class ProviderSpec(
 
     def refresh_rules(self) -> RefreshRules:
         """How this provider's refresh tokens behave; what isn't known counts as strict."""
+        rotation, grace_s = self._rotation()
         idle = self.refresh_token_idle_s
-        if self.refresh_rotates is False:
-            return RefreshRules(rotation=Rotation.NONE, refresh_token_idle_s=idle)
-        # each rotation starts a new lifetime, so a lifetime is also the longest idle time
-        idle = idle or self.refresh_token_lifetime_s
+        if self.refresh_rotates is not False:
+            # each rotation starts a new lifetime, so a lifetime is also the longest idle time
+            idle = idle or self.refresh_token_lifetime_s
+        return RefreshRules(
+            rotation=rotation,
+            grace_s=grace_s,
+            refresh_token_idle_s=idle,
+            margin_s=self.refresh_buffer_s,
+            min_age_s=self.min_refresh_age_s,
+        )
+
+    def _rotation(self) -> tuple[Rotation, float]:
         if self.refresh_rotates is None:
-            return RefreshRules(rotation=Rotation.UNKNOWN, refresh_token_idle_s=idle)
-        if self.rotation_grace_s == "unlimited":  # the old token stays good
-            return RefreshRules(rotation=Rotation.NONE, refresh_token_idle_s=idle)
+            return Rotation.UNKNOWN, 0
+        if not self.refresh_rotates or self.rotation_grace_s == "unlimited":  # the old token stays good
+            return Rotation.NONE, 0
         if self.rotation_grace_s:
-            return RefreshRules(
-                rotation=Rotation.GRACE, grace_s=self.rotation_grace_s, refresh_token_idle_s=idle
-            )
-        return RefreshRules(rotation=Rotation.STRICT, refresh_token_idle_s=idle)
+            return Rotation.GRACE, self.rotation_grace_s
+        return Rotation.STRICT, 0
 
     @property
     def revokes(self) -> bool:
@@ -158,8 +165,6 @@ class ProviderSpec(
             "refresh_extends_current": (self.refresh_extends_current, "a refresh must bring a token"),
             "refresh_scope_param": (self.refresh_scope_param, "one token per connection"),
             "post_token_exchange": (self.post_token_exchange, "no second exchange is carried out"),
-            "min_refresh_age_s": (self.min_refresh_age_s, "the schedule has no earliest time"),
-            "refresh_buffer_s": (self.refresh_buffer_s, "the schedule has its own margin"),
             "issuer_template": (self.issuer_template, "an issuer is compared as a plain string"),
             "template_params": (
                 used & set(elsewhere) or {n for n in used if "." in n},

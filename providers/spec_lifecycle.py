@@ -38,8 +38,8 @@ class RefreshPart(Part):
     refresh_token_idle_s: float | None = Field(None, gt=0)
     access_token_lifetime_s: float | None = Field(None, gt=0)  # what is usual; the reply decides
     assumed_lifetime_s: float | None = Field(None, gt=0)  # used when a reply has no expiry
-    min_refresh_age_s: float | None = Field(None, gt=0)
-    refresh_buffer_s: float | None = Field(None, gt=0)
+    min_refresh_age_s: float | None = Field(None, gt=0)  # a younger access token is not refreshed
+    refresh_buffer_s: float | None = Field(None, gt=0)  # an earlier refresh before the expiry is refused
 
 
 class Revocation(Part):

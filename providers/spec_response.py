@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from providers.spec_base import JsonPath, ParamName, Part
+from providers.spec_base import HeaderName, JsonPath, ParamName, Part
 
 
 class MetadataPattern(Part):
@@ -86,6 +86,8 @@ class ErrorPart(Part):
     error_rules: tuple[ErrorRule, ...] = ()
     terminal_error_codes: tuple[str, ...] = ()
     retryable_error_codes: tuple[str, ...] = ()
+    rate_limit_reset_header: HeaderName | None = None  # read where a reply has no Retry-After
+    rate_limit_reset_format: Literal["seconds", "epoch_s", "epoch_ms", "iso8601"] = "epoch_s"
 
     @model_validator(mode="after")
     def _field_and_values(self) -> Self:

@@ -79,6 +79,21 @@ def retry_after(headers: dict[str, str], now: datetime | None = None) -> float |
     return min(max((moment - now).total_seconds(), 0.0), _LONGEST_RETRY_S)
 
 
+def reset_after(headers: dict[str, str], name: str, how: str, now: datetime | None = None) -> float | None:
+    """Seconds until a rate limit ends, from the header in which a provider says it; a day at most."""
+    text = headers.get(name.lower(), "").strip()
+    if how == "seconds":
+        return min(float(text), _LONGEST_RETRY_S) if _DIGITS.fullmatch(text) else None
+    now = date_of(headers) or now
+    if not text or now is None:
+        return None
+    try:
+        left = (_moment(text, how) - now).total_seconds()
+    except (ValueError, TypeError, OverflowError, OSError):
+        return None
+    return min(max(left, 0.0), _LONGEST_RETRY_S)
+
+
 def _http_date(text: str) -> datetime | None:
     try:
         moment = parsedate_to_datetime(text)

@@ -7,13 +7,14 @@ consent page for somebody's outage.
 """
 
 import re
+from datetime import datetime
 from typing import Any
 
 from evergrant_server.core.errors import Code, Failure
 from providers.reading import Unreadable, at, parse
 from providers.reply import RawReply
 from providers.spec import ProviderSpec
-from providers.times import retry_after
+from providers.times import reset_after, retry_after
 
 # RFC 6749 section 5.2, RFC 7009 section 2.2.1, and the name several providers use for 3.1.2.4
 _OURS = frozenset(
@@ -27,6 +28,16 @@ _OURS = frozenset(
         "invalid_target",  # RFC 8707 section 2
         "redirect_uri_mismatch",
         "invalid_redirect_uri",
+    }
+)
+# OpenID Connect Core section 3.1.2.6, on a refresh too: only the subject can go on
+_SUBJECTS = frozenset(
+    {
+        "invalid_grant",
+        "interaction_required",
+        "login_required",
+        "consent_required",
+        "account_selection_required",
     }
 )
 _RATE = frozenset({"slow_down", "rate_limited", "ratelimited", "rate_limit_exceeded"})
@@ -63,9 +74,14 @@ def _name(value: Any) -> str:
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 
-def refusal(spec: ProviderSpec, reply: RawReply, error: str | None) -> Failure:
-    """The failure an unsuccessful reply means. `error` is its name, when it had a readable one."""
-    wait = retry_after(reply.headers)
+def refusal(spec: ProviderSpec, reply: RawReply, error: str | None, now: datetime | None = None) -> Failure:
+    """The failure an unsuccessful reply means. `error` is its name, when it had a readable one.
+
+    `now` is for a wait that is given as a date, in a reply without one of its own.
+    """
+    wait = retry_after(reply.headers, now)
+    if wait is None and spec.rate_limit_reset_header:
+        wait = reset_after(reply.headers, spec.rate_limit_reset_header, spec.rate_limit_reset_format, now)
     code = _sorted(spec, reply.status, error)
     context = {"provider": spec.name, "provider_status": str(reply.status)}
     if error and _SHOWABLE.fullmatch(error):
@@ -85,7 +101,7 @@ def _sorted(spec: ProviderSpec, status: int, error: str | None) -> Code:
         return Code.PROVIDER_RATE_LIMITED
     if status >= 500 or error in spec.retryable_error_codes:
         return Code.PROVIDER_ERROR
-    if error == "invalid_grant" or error in spec.terminal_error_codes:
+    if error in _SUBJECTS or error in spec.terminal_error_codes:
         return Code.GRANT_REJECTED
     if error in _OURS:
         return Code.CLIENT_REJECTED

@@ -14,6 +14,7 @@ with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.attempt import ANSWER_LIMIT
     from evergrant_server.core.messages import (
         ActivityName,
+        AnnounceExpiry,
         AskRevocation,
         Discover,
         Discovered,
@@ -87,6 +88,13 @@ async def ask_revocation(order: AskRevocation) -> None:
     """Write `revoking`: from that commit on no lease leaves."""
     await workflow.execute_activity(
         ActivityName.ASK_REVOCATION, order, summary="no lease from here on", **_STORE
+    )
+
+
+async def announce_expiry(order: AnnounceExpiry) -> None:
+    """Record that the grant will end, so that somebody acts before it has."""
+    await workflow.execute_activity(
+        ActivityName.ANNOUNCE_EXPIRY, order, summary=f"{order.days} days before", **_STORE
     )
 
 

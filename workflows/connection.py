@@ -17,7 +17,8 @@ with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.connection import State
     from evergrant_server.core.errors import FAILURES
     from evergrant_server.core.lifecycle import Do, Step, Wake, ensure_fresh_refusal, next_step, wake
-    from evergrant_server.core.schedule import RULES, jitter
+    from evergrant_server.core.schedule import NEWEST_RULES, RULES, jitter
+    from evergrant_server.core.waking import end_of
     from workflows import calls
     from workflows.presentation import STATE_ATTRIBUTE, details
 
@@ -70,6 +71,7 @@ class ConnectionWorkflow:
         self._busy = True
         await self._live_through(ticket.happening)
         await self._reply(ticket)
+        await self._reply_again()
         self._busy, ticket.done = False, True
 
     async def _live_through(self, happening: m.Happening | None) -> None:
@@ -98,6 +100,12 @@ class ConnectionWorkflow:
                 )
                 news = await calls.refresh_grant(order)
                 return m.Happening(event=m.Event.GRANT_REFRESHED, asked=cause.asked, news=news)
+            case Do.ANNOUNCE:
+                ends_at = end_of(self._life)
+                assert ends_at is not None
+                await calls.announce_expiry(
+                    m.AnnounceExpiry(**self._call(cause), days=step.days, ends_at=ends_at)
+                )
             case Do.ASK_REVOCATION:
                 await calls.ask_revocation(
                     m.AskRevocation(**self._call(cause), reason=self._life.revoke_reason or "")
@@ -115,16 +123,27 @@ class ConnectionWorkflow:
 
     async def _reply(self, ticket: _Ticket) -> None:
         """Answer a workflow that asked with `request_token`; it may be gone, which is its business."""
-        if ticket.happening.reply_to is None:
-            return
+        if ticket.happening.reply_to is not None:
+            await self._tell(ticket.happening.reply_to)
+
+    async def _reply_again(self) -> None:
+        """Tell those who were told no, and wait: somebody has repaired it, or it has ended."""
+        life = self._life
+        if life.reply_later and (life.state is State.ACTIVE or life.state.final):
+            self._life = life.model_copy(update={"reply_later": ()})
+            for caller in life.reply_later:
+                await self._tell(caller)
+
+    async def _tell(self, workflow_id: str) -> None:
         life = self._life
         ready = m.TokenReady(
             connection_id=self._start.connection_id,
             generation=life.generation,
             expires_at=life.expires_at,
             problem=life.refusal or (None if life.state is State.ACTIVE else life.reason),
+            again=workflow_id in life.reply_later,
         )
-        caller = workflow.get_external_workflow_handle(ticket.happening.reply_to)
+        caller = workflow.get_external_workflow_handle(workflow_id)
         try:
             await caller.signal(m.SIGNAL_TOKEN_READY, ready)
         except FailureError:
@@ -140,7 +159,8 @@ class ConnectionWorkflow:
             return
         waiting = tuple(ticket.happening for ticket in self._inbox)
         life = self._life.model_copy(update={"runs": self._life.runs + 1})
-        workflow.continue_as_new(self._start.model_copy(update={"life": life, "waiting": waiting}))
+        changes = {"life": life, "waiting": waiting, "rules": NEWEST_RULES}
+        workflow.continue_as_new(self._start.model_copy(update=changes))
 
     async def _answer_everybody(self) -> None:
         """Leave no update without its answer; signals may wait for the next run, if there is one."""
@@ -181,12 +201,18 @@ class ConnectionWorkflow:
     @workflow.update(name=m.UPDATE_ENSURE_FRESH)
     async def ensure_fresh(self, it: m.EnsureFresh) -> m.Freshness:
         """Callers share one refresh: the second finds the generation already newer."""
-        await self._done(self._put(m.Event.FRESHNESS_ASKED, it.asked, seen_generation=it.seen_generation))
-        retry_at = self._life.retry_at
+        ticket = self._put(
+            m.Event.FRESHNESS_ASKED, it.asked, seen_generation=it.seen_generation, wish=it.wish
+        )
+        await self._done(ticket)
+        life = self._life
+        if life.declined_s is not None and life.generation <= it.seen_generation:
+            return m.Freshness(generation=life.generation, retry_after=life.declined_s, declined=True)
+        again = life.ask_at or life.retry_at
         return m.Freshness(
-            generation=self._life.generation,
-            problem=self._life.refusal if self._life.generation <= it.seen_generation else None,
-            retry_after=None if retry_at is None else max((retry_at - workflow.now()).total_seconds(), 0),
+            generation=life.generation,
+            problem=life.refusal if life.generation <= it.seen_generation else None,
+            retry_after=None if again is None else max((again - workflow.now()).total_seconds(), 0),
         )
 
     @ensure_fresh.validator

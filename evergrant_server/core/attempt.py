@@ -5,6 +5,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
+from evergrant_server.core.errors import Code
 from evergrant_server.core.grant import MAIN
 from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
 from evergrant_server.core.provider import RefreshRules
@@ -88,14 +89,16 @@ def answer_may_come(
     return owner_alive is not False and now < attempt.send_by + ANSWER_LIMIT
 
 
-def outcome_of_refusal(status: int) -> Outcome | None:
+def outcome_of_refusal(status: int, code: Code = Code.REPLY_UNREADABLE) -> Outcome | None:
     """What an error answer says about the credential; None: it may or may not be spent.
 
-    429 and 503 say that the request was not served. Another 5xx can follow a commit at the
-    provider, and so can a 2xx that nobody can read.
+    429, 503 and "slow down" say that the request was not served. Another 5xx can follow a commit
+    at the provider, and so can a 2xx that nobody can read. A 2xx that reports an error has
+    refused instead of acting: many providers say everything with status 200.
     """
-    if status in (429, 503):
+    if status in (429, 503) or code is Code.PROVIDER_RATE_LIMITED:
         return Outcome.NOT_SENT
-    if 400 <= status < 500:
+    reports_error = 200 <= status < 300 and code is not Code.REPLY_UNREADABLE
+    if 400 <= status < 500 or reports_error:
         return Outcome.REFUSED
     return None

@@ -7,23 +7,20 @@ a wait never hides a revocation: these are the properties its tests look for.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from evergrant_server.core.connection import Connection, Move, State, moved
 from evergrant_server.core.errors import FAILURES, Code, Kind
 from evergrant_server.core.grant import Grant
 from evergrant_server.core.ids import ConsentId
-from evergrant_server.core.messages import Event, GrantNews, Happening, Life
-from evergrant_server.core.schedule import (
-    RefreshPolicy,
-    Rules,
-    due_at,
-    keep_alive_at,
-    retry_at,
-)
+from evergrant_server.core.messages import Event, GrantNews, Happening, Life, Wish
+from evergrant_server.core.schedule import RefreshPolicy, Rules, ask_at, forced_at, retry_at
+from evergrant_server.core.waking import Wake, due, earliest, end_of, same_end, settles_at, wake
 
 _REMEMBERED_CONSENTS = 20
+_MOST_REPLIES_LATER = 100
+_A_MINUTE = timedelta(minutes=1)
 
 
 class Do(StrEnum):
@@ -36,6 +33,7 @@ class Do(StrEnum):
     END_CONSENT = "end consent"
     ASK_REVOCATION = "write revocation"
     REVOKE = "revoke at the provider"
+    ANNOUNCE = "announce that the grant ends"
 
 
 @dataclass(frozen=True)
@@ -45,36 +43,15 @@ class Step:
     life: Life
     do: Do = Do.NOTHING
     denied: bool = False  # with END_CONSENT: said no, instead of ran out
-
-
-@dataclass(frozen=True)
-class Wake:
-    """When the workflow looks again without being asked, and why."""
-
-    at: datetime
-    why: str
+    days: int = 0  # with ANNOUNCE: before the end
 
 
 def next_step(life: Life, happening: Happening, now: datetime, rules: Rules, share: float = 0.0) -> Step:
     """Decide. `share` in [0, 1) spreads a fleet; it is an argument so that replay agrees."""
     if life.state.final and happening.event is not Event.CONSENT_STANDS:
         return Step(life.model_copy(update={"refusal": life.reason or Code.CONNECTION_REVOKED}))
-    return _DECIDERS[happening.event](life.model_copy(update={"refusal": None}), happening, now, rules, share)
-
-
-def wake(life: Life, rules: Rules, share: float = 0.0) -> Wake | None:
-    """The next moment that matters by itself; None means only a message can."""
-    match life.state:
-        case State.PENDING_CONSENT:
-            if life.consent_deadline is None:
-                return None
-            return Wake(life.consent_deadline + rules.consent_grace, "consent deadline")
-        case State.REVOKING:
-            return Wake(life.retry_at, "tell the provider again") if life.retry_at else None
-        case State.ACTIVE:
-            return _wake_active(life, rules, share)
-        case _:
-            return None
+    heard = life.model_copy(update={"refusal": None, "declined_s": None})
+    return _DECIDERS[happening.event](heard, happening, now, rules, share)
 
 
 def life_of(connection: Connection, grant: Grant | None, idle_s: float | None, now: datetime) -> Life:
@@ -96,6 +73,8 @@ def life_of(connection: Connection, grant: Grant | None, idle_s: float | None, n
             "expires_at": grant.expires_at,
             "refreshable": grant.refreshable,
             "idle_s": idle_s,
+            "refresh_expires_at": grant.refresh_expires_at,
+            "end_known_at": grant.obtained_at,
         }
     )
 
@@ -105,21 +84,6 @@ def ensure_fresh_refusal(life: Life, seen_generation: int) -> Code | None:
     if life.state is State.ACTIVE:
         return Code.STORE_CONFLICT if life.generation > seen_generation else None
     return life.reason or Code.CONSENT_REQUIRED
-
-
-def _wake_active(life: Life, rules: Rules, share: float) -> Wake | None:
-    if life.retry_at is not None:
-        return Wake(life.retry_at, "try the refresh again")
-    if life.expires_at is None or life.obtained_at is None:
-        return None
-    if not life.refreshable:
-        return Wake(life.expires_at, "access token expires, and can't be refreshed")
-    ahead = life.policy == RefreshPolicy.WARM or (life.policy == RefreshPolicy.ADAPTIVE and life.leased)
-    if ahead:
-        return Wake(due_at(life.obtained_at, life.expires_at, rules, share), "refresh due")
-    if life.idle_s is None:
-        return None
-    return Wake(keep_alive_at(life.obtained_at, life.idle_s, rules, share), "keep the refresh token alive")
 
 
 def _consent_granted(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
@@ -149,14 +113,14 @@ def _consent_stands(life: Life, it: Happening, now: datetime, rules: Rules, shar
         return _revoking(pending, Do.REVOKE)
     if news.consent_id is not None:
         return _exchange(pending, news.consent_id)
-    return _installed(pending, Move.GRANTED, news)
+    return _installed(pending, Move.GRANTED, news, now)
 
 
 def _code_exchanged(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
     news = it.news or GrantNews()
     if news.failure is not None:
         return Step(life.model_copy(update={"refusal": news.failure}))
-    return _installed(life, Move.GRANTED, news)
+    return _installed(life, Move.GRANTED, news, now)
 
 
 def _grant_refreshed(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
@@ -166,22 +130,30 @@ def _grant_refreshed(life: Life, it: Happening, now: datetime, rules: Rules, sha
     if news.not_leased:
         return Step(life.model_copy(update={"leased": False, "retry_at": None}))
     if news.failure is None:
-        return _not_at_once(life, _installed(life, Move.REFRESHED, news), now, rules)
+        return _not_at_once(life, _installed(life, Move.REFRESHED, news, now), now, rules)
     if FAILURES[news.failure].kind is Kind.RECONNECT_NEEDED:
         changes = {
             "state": moved(life.state, Move.REJECTED),
             "reason": news.failure,
             "refusal": news.failure,
             "retry_at": None,
+            "ask_at": None,
             "failures": 0,
         }
         return Step(life.model_copy(update=changes))
     failures = life.failures + 1
-    again = retry_at(now, failures, news.failure, news.retry_after, rules, share)
+    again = retry_at(now, failures, news.failure, news.retry_after, rules, share, refused=news.refused)
     if news.failure is Code.REFRESH_PENDING and life.expires_at is not None and now < life.expires_at:
         # what is waited for may be decided once the token is over: callers then wait for us alone
         again = min(again, life.expires_at + rules.first_backoff)
-    changes = {"failures": failures, "retry_at": again, "reason": news.failure, "refusal": news.failure}
+    asked = ask_at(now, again, news.failure, news.retry_after, rules, refused=news.refused)
+    changes = {
+        "failures": failures,
+        "retry_at": again,
+        "ask_at": asked,
+        "reason": news.failure,
+        "refusal": news.failure,
+    }
     return Step(life.model_copy(update=changes))
 
 
@@ -189,13 +161,42 @@ def _freshness_asked(life: Life, it: Happening, now: datetime, rules: Rules, sha
     seen = it.seen_generation if it.seen_generation is not None else life.generation
     if life.state is State.ACTIVE and life.generation > seen:
         return Step(life)
+    if it.wish is Wish.UNAUTHORIZED:
+        return _forced(life, now, rules)
+    settles = settles_at(life, rules)
+    since = life.installed_at
+    if it.wish is Wish.DUE and settles is not None and since is not None and since <= now < settles:
+        return _declined(life, settles - now)
     return _refresh_now(life, now)
+
+
+def _forced(life: Life, now: datetime, rules: Rules) -> Step:
+    """A token was refused that should be good. Once it's replaced, a second refusal proves nothing."""
+    forgotten = life.forced_at is None or now - life.forced_at >= rules.forced_forgotten
+    times = 0 if forgotten else life.forced
+    if times and life.forced_at is not None:
+        until = forced_at(life.forced_at, times, rules)
+        if now < until:
+            return _declined(life, until - now)
+    step = _refresh_now(life, now)
+    if step.do is not Do.REFRESH:
+        return step
+    return Step(step.life.model_copy(update={"forced": times + 1, "forced_at": now}), step.do)
+
+
+def _declined(life: Life, wait: timedelta) -> Step:
+    return Step(life.model_copy(update={"declined_s": wait.total_seconds()}))
 
 
 def _token_requested(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
     if life.state is State.ACTIVE and not _is_due(life, now, rules):
         return Step(life)
-    return _refresh_now(life, now)
+    step = _refresh_now(life, now)
+    waits = step.life.state in (State.PENDING_CONSENT, State.NEEDS_REAUTH)
+    if not waits or it.reply_to is None or not rules.answers_again:
+        return step
+    later = tuple(dict.fromkeys((*life.reply_later, it.reply_to)))[-_MOST_REPLIES_LATER:]
+    return Step(step.life.model_copy(update={"reply_later": later}), step.do)
 
 
 def _rotate_asked(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
@@ -208,13 +209,18 @@ def _reauthorize_asked(life: Life, it: Happening, now: datetime, rules: Rules, s
 
 def _provider_changed(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
     """An admin may have repaired what failed: look again at once."""
-    return Step(life.model_copy(update={"retry_at": now if life.failures else life.retry_at}))
+    if not life.failures:
+        return Step(life)
+    spread = rules.repaired_spread * share  # a whole fleet hears of it at once
+    return Step(life.model_copy(update={"retry_at": now + spread, "ask_at": now}))
 
 
 def _time_came(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
-    due = wake(life, rules, share)
-    if due is None or now < due.at:
+    woken = wake(life, rules, share)
+    if woken is None or now < woken.at:
         return Step(life)
+    if woken.days is not None:
+        return _announce(life, now, rules)
     if life.state is State.PENDING_CONSENT:
         return Step(_end(life, Move.CONSENT_EXPIRED, Code.CONSENT_EXPIRED), Do.END_CONSENT)
     if life.state is State.REVOKING:
@@ -254,9 +260,22 @@ def _refresh_now(life: Life, now: datetime) -> Step:
         return Step(life.model_copy(update={"refusal": life.reason or Code.CONSENT_REQUIRED}))
     if life.expires_at is None and not life.refreshable:
         return Step(life)
-    if life.retry_at is not None and now < life.retry_at:
+    again = life.ask_at or life.retry_at
+    if again is not None and now < again:
         return Step(life.model_copy(update={"refusal": life.reason}))  # an outage costs no call per caller
+    allowed = earliest(life)
+    if allowed is not None and now < allowed:
+        return _declined(life, allowed - now)
     return Step(life, Do.REFRESH)
+
+
+def _announce(life: Life, now: datetime, rules: Rules) -> Step:
+    """Say the smallest number that is true; those that were missed are not made up for."""
+    end = end_of(life)
+    assert end is not None
+    come = tuple(d for d in rules.announce_days if end - timedelta(days=d) <= now)
+    announced = tuple(sorted({*life.announced, *come}, reverse=True))
+    return Step(life.model_copy(update={"announced": announced}), Do.ANNOUNCE, days=min(come))
 
 
 def _not_at_once(before: Life, step: Step, now: datetime, rules: Rules) -> Step:
@@ -268,7 +287,7 @@ def _not_at_once(before: Life, step: Step, now: datetime, rules: Rules) -> Step:
     return Step(life.model_copy(update={"retry_at": again}), step.do)
 
 
-def _installed(life: Life, move: Move, news: GrantNews) -> Step:
+def _installed(life: Life, move: Move, news: GrantNews, now: datetime) -> Step:
     state = moved(life.state, move)
     changes = {
         "state": state,
@@ -281,11 +300,32 @@ def _installed(life: Life, move: Move, news: GrantNews) -> Step:
         "failures": 0,
         "retry_at": None,
         "reason": Code.CONNECTION_REVOKED if state is State.REVOKING else None,
+        "ask_at": None,
+        "installed_at": now,
+        "refresh_expires_at": news.refresh_expires_at,
+        "refresh_extends": _extends(life, move, news),
+        "margin_s": news.margin_s,
+        "min_age_s": news.min_age_s,
     }
     after = life.model_copy(update=changes)
+    if not same_end(end_of(life), end_of(after)):
+        after = after.model_copy(update={"end_known_at": news.obtained_at, "announced": ()})
     if news.state is State.REVOKING or state is State.REVOKING:
         return _revoking(after, Do.REVOKE)
     return Step(after)
+
+
+def _extends(life: Life, move: Move, news: GrantNews) -> bool | None:
+    """Did this refresh move the refresh token's end along with it? None while that isn't known."""
+    if move is not Move.REFRESHED:
+        return None  # another grant: what was seen of the old one says nothing
+    before, after = life.refresh_expires_at, news.refresh_expires_at
+    if before is None or after is None or life.obtained_at is None or news.obtained_at is None:
+        return life.refresh_extends
+    passed = news.obtained_at - life.obtained_at
+    if passed < _A_MINUTE:
+        return life.refresh_extends  # too short to tell a moved end from a rounded one
+    return after - before > passed / 2
 
 
 def _revoking(life: Life, do: Do, reason: str | None = None) -> Step:
@@ -304,9 +344,8 @@ def _end(life: Life, move: Move, reason: Code) -> Life:
 
 
 def _is_due(life: Life, now: datetime, rules: Rules) -> bool:
-    if life.expires_at is None or life.obtained_at is None:
-        return False
-    return now >= due_at(life.obtained_at, life.expires_at, rules, 0.0)
+    at = due(life, rules)
+    return at is not None and now >= at
 
 
 _Decider = Callable[[Life, Happening, datetime, Rules, float], Step]
@@ -326,3 +365,5 @@ _DECIDERS: dict[Event, _Decider] = {
     Event.PROVIDER_CHANGED: _provider_changed,
     Event.CONSENT_STANDS: _consent_stands,
 }
+
+__all__ = ["Do", "Step", "Wake", "ensure_fresh_refusal", "life_of", "next_step", "wake"]

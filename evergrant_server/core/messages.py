@@ -7,11 +7,30 @@ query names, and the shapes of what they carry.
 from datetime import datetime
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict
-
 from evergrant_server.core.connection import Revocation, State
 from evergrant_server.core.errors import Code, Repairer
-from evergrant_server.core.ids import AttemptId, ConnectionId, ConsentId, ExportId, IntegrationId, Tenant
+from evergrant_server.core.export_messages import (
+    DropExport as DropExport,
+)
+from evergrant_server.core.export_messages import (
+    ExportCall as ExportCall,
+)
+from evergrant_server.core.export_messages import (
+    Exported as Exported,
+)
+from evergrant_server.core.export_messages import (
+    ExportPage as ExportPage,
+)
+from evergrant_server.core.export_messages import (
+    ExportProgress as ExportProgress,
+)
+from evergrant_server.core.export_messages import (
+    ExportStart as ExportStart,
+)
+from evergrant_server.core.ids import AttemptId, ConnectionId, ConsentId, IntegrationId, Tenant
+from evergrant_server.core.message import Asked as Asked
+from evergrant_server.core.message import Message
+from evergrant_server.core.message import Provenance as Provenance
 
 _LONGEST_ID = 1000  # bytes, Temporal's own limit
 
@@ -43,22 +62,11 @@ class ActivityName(StrEnum):
     REVOKE_GRANT = "revoke_grant"
     RUN_ENDS = "run_ends"
     DISCOVER = "discover_endpoints"
+    ANNOUNCE_EXPIRY = "announce_expiry"
     EXPORT_PAGE = "export_page"
     DROP_EXPORT = "drop_export"
     RECONCILE = "reconcile"
     DELIVER_DUE = "deliver_due"
-
-
-class Message(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class Asked(Message):
-    """Who asked, and the trace they asked in. Carried by every command."""
-
-    by: str  # "app:<name>", "subject", "operator", "schedule"
-    trace_id: str = ""  # W3C trace id, 32 hex digits; "" when there is none
-    span_id: str = ""  # the span that asked, 16 hex digits; "" when it isn't traced
 
 
 class Life(Message):
@@ -81,6 +89,18 @@ class Life(Message):
     revocation: Revocation | None = None
     runs: int = 1  # runs since the connection began (continue-as-new adds one)
     recent_consents: tuple[str, ...] = ()  # consents already exchanged or refused
+    ask_at: datetime | None = None  # from when on a caller may cause another try; None: at `retry_at`
+    declined_s: float | None = None  # the last thing asked was not done, and may be asked again after this
+    installed_at: datetime | None = None  # when this workflow heard of the grant, by its own clock
+    refresh_expires_at: datetime | None = None
+    refresh_extends: bool | None = None  # does a refresh move that moment? None: not seen yet
+    margin_s: float | None = None  # a refresh earlier before the expiry is refused
+    min_age_s: float | None = None  # a refresh of a younger token is refused
+    end_known_at: datetime | None = None  # since when `announced` is about this end
+    announced: tuple[int, ...] = ()  # days before the end that were announced
+    forced: int = 0  # refreshes that reports of a refused token have forced, see `forced_at`
+    forced_at: datetime | None = None
+    reply_later: tuple[str, ...] = ()  # workflows that hear again once there is a token
 
 
 class GrantNews(Message):
@@ -94,10 +114,14 @@ class GrantNews(Message):
     expires_at: datetime | None = None
     refreshable: bool = False
     idle_s: float | None = None
+    refresh_expires_at: datetime | None = None
+    margin_s: float | None = None
+    min_age_s: float | None = None
     not_leased: bool = False
     failure: Code | None = None
     retry_after: float | None = None  # seconds
     client_refused: bool = False  # the provider refused our secret, and didn't look at the grant
+    refused: bool = False  # the provider answered this grant, with an error that nobody knows
 
 
 class RevocationNews(Message):
@@ -124,6 +148,14 @@ class Event(StrEnum):
     CONSENT_STANDS = "consent_stands"
 
 
+class Wish(StrEnum):
+    """Why somebody wants a newer grant."""
+
+    COMMAND = ""  # because they say so
+    DUE = "due"  # it looks due by their clock
+    UNAUTHORIZED = "unauthorized"  # its token was refused, though it should be good
+
+
 class Happening(Message):
     """One event with what it brought."""
 
@@ -133,6 +165,7 @@ class Happening(Message):
     seen_generation: int | None = None
     reason: str | None = None
     reply_to: str | None = None
+    wish: Wish = Wish.COMMAND
     news: GrantNews | None = None
     revocation: RevocationNews | None = None
 
@@ -194,12 +227,16 @@ def is_workflow_id(value: str) -> bool:
 
 
 class TokenReady(Message):
-    """The answer to `request_token`: facts, and a code instead when there is no token."""
+    """The answer to `request_token`: facts, and a code instead when there is no token.
+
+    `again`: the subject or an admin has to act; another answer comes when there is a token.
+    """
 
     connection_id: ConnectionId
     generation: int
     expires_at: datetime | None = None
     problem: Code | None = None
+    again: bool = False
 
 
 class ProviderChanged(Message):
@@ -212,14 +249,19 @@ class EnsureFresh(Message):
 
     seen_generation: int
     asked: Asked
+    wish: Wish = Wish.COMMAND
 
 
 class Freshness(Message):
-    """What `ensure_fresh` answers: the generation now, or why there is none."""
+    """What `ensure_fresh` answers: the generation now, or why there is none.
+
+    `declined`: nothing is wrong, and nothing was done either; ask again after `retry_after`.
+    """
 
     generation: int
     problem: Code | None = None
     retry_after: float | None = None
+    declined: bool = False
 
 
 class Reauthorize(Message):
@@ -244,17 +286,6 @@ class Description(Message):
 # --- activities -------------------------------------------------------------------------
 
 
-class Provenance(Message):
-    """Ties what an activity records to the history that decided it.
-
-    `event_id` is the last history event the workflow had seen when it decided.
-    """
-
-    workflow_id: str
-    run_id: str
-    event_id: int
-
-
 class Call(Message):
     """What every activity of a connection is told."""
 
@@ -273,6 +304,13 @@ class RefreshGrant(Call):
 
     generation: int
     only_if_leased: bool = False
+
+
+class AnnounceExpiry(Call):
+    """Record that the grant ends in `days` days, at `ends_at`, unless the subject consents again."""
+
+    days: int
+    ends_at: datetime
 
 
 class EndConsent(Call):
@@ -303,50 +341,3 @@ class Discover(Message):
 class Discovered(Message):
     failure: Code | None = None
     detail: str = ""
-
-
-# --- exports ----------------------------------------------------------------------------
-
-
-class ExportStart(Message):
-    """The input of an export's run. What is exported, and to which key, is in the store."""
-
-    tenant: Tenant
-    export_id: ExportId
-    expires_at: datetime  # what nobody fetched by then is deleted
-    pages: int = 0  # written by earlier runs
-    asked: Asked
-
-
-class ExportCall(Message):
-    """What the activities of an export are told."""
-
-    tenant: Tenant
-    export_id: ExportId
-    asked: Asked
-    provenance: Provenance
-
-
-class ExportPage(ExportCall):
-    """Seal the page with this number, counted from 0; done at once when it is there already."""
-
-    page: int
-
-
-class DropExport(ExportCall):
-    """Delete the sealed lines that nobody fetched."""
-
-
-class ExportProgress(Message):
-    """Counts alone: how many connections were sealed, and how many had nothing to seal."""
-
-    exported: int
-    skipped: int
-    done: bool
-
-
-class Exported(Message):
-    """The result of an export's workflow."""
-
-    exported: int
-    skipped: int

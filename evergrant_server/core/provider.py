@@ -23,6 +23,8 @@ class RefreshRules(BaseModel):
     rotation: Rotation = Rotation.UNKNOWN
     grace_s: float = 0
     refresh_token_idle_s: float | None = None
+    margin_s: float | None = None  # refreshes this long before the expiry, and is refused any earlier
+    min_age_s: float | None = None  # a token younger than this is not refreshed
 
     @property
     def resend_is_safe_for(self) -> timedelta | None:

@@ -29,9 +29,42 @@ class Rules(BaseModel):
     consent_grace: timedelta = timedelta(minutes=1)  # a callback at the deadline still gets through
     longest_history: int = 2000  # events after which a run continues as new; Temporal's own limit is higher
     keep_alive_share: float = 0.5  # refresh an idle grant after this share of its idle life
+    # Version 1 had none of what follows: its defaults are how it behaved.
+    backoff_growth: float = 2.0
+    repair_growth: float = 1.0
+    longest_repair_interval: timedelta = timedelta(minutes=15)
+    first_refused: timedelta | None = None  # an answer that refuses, by a name nobody knows
+    refused_growth: float = 6.0
+    longest_refused: timedelta = timedelta(hours=12)
+    asked_backoff: timedelta | None = None  # callers may cause a try this often, while time repairs it
+    longest_retry_after: timedelta = timedelta(days=1)  # a Retry-After above it is not believed
+    shortest_interval: timedelta | None = None  # between two refreshes, capped at a quarter of the lifetime
+    forced_interval: timedelta = timedelta(minutes=5)  # after a 401 report, doubled while that doesn't help
+    longest_forced_interval: timedelta = timedelta(hours=6)
+    forced_forgotten: timedelta = timedelta(days=1)
+    announce_days: tuple[int, ...] = ()  # before a grant ends that no refresh extends
+    tracks_refresh_expiry: bool = False
+    repaired_spread: timedelta = timedelta(0)  # over which a fleet tries what an admin has repaired
+    answers_again: bool = False  # a workflow that was told no hears again when there is a token
 
 
-RULES: dict[int, Rules] = {1: Rules()}
+RULES: dict[int, Rules] = {
+    1: Rules(),
+    2: Rules(
+        backoff_growth=4.0,
+        longest_backoff=timedelta(hours=2),
+        repair_growth=2.0,
+        longest_repair_interval=timedelta(hours=6),
+        first_refused=timedelta(minutes=1),
+        asked_backoff=timedelta(minutes=1),
+        longest_retry_after=timedelta(hours=1),
+        shortest_interval=timedelta(minutes=2),
+        announce_days=(14, 3, 1),
+        tracks_refresh_expiry=True,
+        repaired_spread=timedelta(minutes=1),
+        answers_again=True,
+    ),
+}
 NEWEST_RULES = max(RULES)
 
 
@@ -41,10 +74,27 @@ def jitter(identity: str, generation: int) -> float:
     return int.from_bytes(digest[:8]) / 2**64
 
 
-def due_at(obtained_at: datetime, expires_at: datetime, rules: Rules, share: float) -> datetime:
-    """When a refresh ahead of expiry starts: at the margin, up to `spread` of it earlier."""
-    margin = min(rules.margin, (expires_at - obtained_at) / 4)
-    return expires_at - margin - margin * rules.spread * share
+def due_at(
+    obtained_at: datetime,
+    expires_at: datetime,
+    rules: Rules,
+    share: float,
+    *,
+    margin_s: float | None = None,
+    min_age_s: float | None = None,
+) -> datetime:
+    """When a refresh ahead of expiry starts: at the margin, up to `spread` of it earlier.
+
+    A provider may have a margin of its own (`margin_s`: earlier is refused, so it is spread
+    towards the expiry), and an age under which it refuses to refresh at all.
+    """
+    if margin_s is not None:
+        margin = min(timedelta(seconds=margin_s), expires_at - obtained_at)
+        due = expires_at - margin * (1 - rules.spread * share)
+    else:
+        margin = min(rules.margin, (expires_at - obtained_at) / 4)
+        due = expires_at - margin - margin * rules.spread * share
+    return due if min_age_s is None else max(due, obtained_at + timedelta(seconds=min_age_s))
 
 
 def keep_alive_at(obtained_at: datetime, idle_s: float, rules: Rules, share: float) -> datetime:
@@ -54,13 +104,51 @@ def keep_alive_at(obtained_at: datetime, idle_s: float, rules: Rules, share: flo
 
 
 def retry_at(
-    now: datetime, failures: int, code: Code, retry_after: float | None, rules: Rules, share: float
+    now: datetime,
+    failures: int,
+    code: Code,
+    retry_after: float | None,
+    rules: Rules,
+    share: float,
+    *,
+    refused: bool = False,
 ) -> datetime:
-    """When to try again after `failures` failures in a row: the table's class, then Retry-After."""
+    """When to try again after `failures` failures in a row: the table's class, then Retry-After.
+
+    `refused`: the provider answered this grant with an error that nobody knows. It may be dead,
+    and then each further try is one too many.
+    """
     if FAILURES[code].retry is Retry.AFTER_REPAIR:
-        return now + rules.repair_interval
-    wait = min(rules.first_backoff * 2 ** min(failures - 1, 20), rules.longest_backoff)
+        wait = _grown(rules.repair_interval, rules.repair_growth, failures, rules.longest_repair_interval)
+        return now + wait
+    if refused and rules.first_refused is not None:
+        wait = _grown(rules.first_refused, rules.refused_growth, failures, rules.longest_refused)
+    else:
+        wait = _grown(rules.first_backoff, rules.backoff_growth, failures, rules.longest_backoff)
     wait = wait * (0.75 + 0.5 * share)
-    if retry_after is not None:
-        wait = max(wait, timedelta(seconds=retry_after))
-    return now + wait
+    return now + max(wait, _told(retry_after, rules))
+
+
+def ask_at(
+    now: datetime, retry: datetime, code: Code, retry_after: float | None, rules: Rules, *, refused: bool
+) -> datetime:
+    """From when on a caller's wish causes another try: sooner than the workflow's own, in an outage.
+
+    Not for what an admin must repair, nor for a refusal: callers would hammer a dead grant.
+    """
+    if rules.asked_backoff is None or refused or FAILURES[code].retry is Retry.AFTER_REPAIR:
+        return retry
+    return min(retry, now + max(rules.asked_backoff, _told(retry_after, rules)))
+
+
+def forced_at(last: datetime, times: int, rules: Rules) -> datetime:
+    """When a report of a refused token may force a refresh again, after `times` that didn't help."""
+    return last + _grown(rules.forced_interval, 2.0, times, rules.longest_forced_interval)
+
+
+def _grown(first: timedelta, growth: float, times: int, longest: timedelta) -> timedelta:
+    return min(first * growth ** min(max(times - 1, 0), 12), longest)
+
+
+def _told(retry_after: float | None, rules: Rules) -> timedelta:
+    return min(timedelta(seconds=retry_after or 0), rules.longest_retry_after)

@@ -46,6 +46,7 @@ from evergrant_server.core.messages import (
 )
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
 from evergrant_server.core.provider import RefreshRules
+from evergrant_server.core.schedule import NEWEST_RULES
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.settings import Settings, load_settings
@@ -128,7 +129,7 @@ class Installation:
             integration=integration.name,
             provider=integration.provider,
             subject_hash=self.parts.ring.subject_hash(TENANT, connection.subject),
-            rules=1,
+            rules=NEWEST_RULES,
             life=life_of(connection, None, None, now),
             asked=ASKED,
         )

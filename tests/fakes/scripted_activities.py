@@ -41,6 +41,7 @@ class ScriptedActivities:
             self.run_ends,
             self.reconcile,
             self.deliver_due,
+            self.announce_expiry,
         ]
 
     async def _answer(self, name: m.ActivityName, order: Any, default: Callable[[], Any]) -> Any:
@@ -97,3 +98,7 @@ class ScriptedActivities:
     @activity.defn(name=m.ActivityName.DELIVER_DUE)
     async def deliver_due(self, order: DeliverDue) -> DeliveryRound:
         return await self._answer(m.ActivityName.DELIVER_DUE, order, DeliveryRound)
+
+    @activity.defn(name=m.ActivityName.ANNOUNCE_EXPIRY)
+    async def announce_expiry(self, order: m.AnnounceExpiry) -> None:
+        await self._answer(m.ActivityName.ANNOUNCE_EXPIRY, order, lambda: None)

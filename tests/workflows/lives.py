@@ -12,6 +12,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 
 from evergrant_server.core import messages as m
 from evergrant_server.core.ids import ConnectionId, ConsentId, IntegrationId, Tenant, new_id, workflow_id
+from evergrant_server.core.schedule import NEWEST_RULES
 from tests.fakes.scripted_activities import ScriptedActivities
 from workflows import WORKFLOWS
 
@@ -27,7 +28,7 @@ def a_start(**life: Any) -> m.ConnectionStart:
         integration="crm",
         provider="generic",
         subject_hash="00" * 16,
-        rules=1,
+        rules=NEWEST_RULES,
         life=m.Life(**life),
         asked=ASKED,
     )

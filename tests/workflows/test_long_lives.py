@@ -16,7 +16,7 @@ from evergrant_server.core import messages as m
 from evergrant_server.core.connection import State
 from evergrant_server.core.errors import Code
 from evergrant_server.core.ids import workflow_id
-from evergrant_server.core.schedule import RULES, Rules
+from evergrant_server.core.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.search import KEYWORDS
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import skipping_time
@@ -27,7 +27,8 @@ REFRESH = m.ActivityName.REFRESH_GRANT
 
 @pytest.fixture
 def short_histories(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(RULES, 1, Rules(longest_history=120))
+    short = RULES[NEWEST_RULES].model_copy(update={"longest_history": 120})
+    monkeypatch.setitem(RULES, NEWEST_RULES, short)
 
 
 async def test_a_flood_of_signals_is_bounded_by_continue_as_new_and_loses_none(

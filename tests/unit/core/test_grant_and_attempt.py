@@ -13,6 +13,7 @@ from evergrant_server.core.attempt import (
     outcome_of_refusal,
     takeover,
 )
+from evergrant_server.core.errors import Code
 from evergrant_server.core.grant import Grant, TokenSet
 from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
 from evergrant_server.core.provider import RefreshRules, Rotation
@@ -119,3 +120,18 @@ def test_takeover(rules, now, token_valid, owner_alive, in_flight, verdict):
 )  # fmt: skip
 def test_what_an_error_answer_says_about_the_credential(status: int, outcome: Outcome | None):
     assert outcome_of_refusal(status) is outcome
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "outcome"),
+    [
+        (200, Code.PROVIDER_ERROR, Outcome.REFUSED),  # it reports an error: it did not act
+        (200, Code.GRANT_REJECTED, Outcome.REFUSED),
+        (200, Code.PROVIDER_RATE_LIMITED, Outcome.NOT_SENT),
+        (200, Code.REPLY_UNREADABLE, None),
+        (302, Code.REPLY_UNREADABLE, None),
+        (500, Code.PROVIDER_ERROR, None),
+    ],
+)
+def test_an_error_with_status_200_is_a_refusal(status: int, code: Code, outcome: Outcome | None) -> None:
+    assert outcome_of_refusal(status, code) is outcome

@@ -10,7 +10,7 @@ from evergrant_server.core.connection import Revocation, State
 from evergrant_server.core.errors import FAILURES, Code, Kind
 from evergrant_server.core.ids import ConsentId
 from evergrant_server.core.lifecycle import Do, next_step, wake
-from evergrant_server.core.messages import Asked, Event, GrantNews, Happening, Life, RevocationNews
+from evergrant_server.core.messages import Asked, Event, GrantNews, Happening, Life, RevocationNews, Wish
 from evergrant_server.core.schedule import RULES, RefreshPolicy
 
 ASKED = Asked(by="app:test")
@@ -24,8 +24,9 @@ PROVIDER_FAILURES = [
 class Lives(RuleBasedStateMachine):
     """A workflow without Temporal: it carries steps out with results that hypothesis picks."""
 
-    @initialize(policy=st.sampled_from(list(RefreshPolicy)))
-    def begin(self, policy: RefreshPolicy) -> None:
+    @initialize(policy=st.sampled_from(list(RefreshPolicy)), version=st.sampled_from(list(RULES)))
+    def begin(self, policy: RefreshPolicy, version: int) -> None:
+        self.rules = RULES[version]
         self.now = datetime(2030, 1, 1, tzinfo=UTC)
         self.life = Life(policy=policy, consent_deadline=self.now + timedelta(hours=1))
         self.store_generation = 0
@@ -36,7 +37,7 @@ class Lives(RuleBasedStateMachine):
 
     def happen(self, event: Event, **brings: object) -> Do:
         before = self.life
-        step = next_step(self.life, Happening(event=event, asked=ASKED, **brings), self.now, RULES[1])
+        step = next_step(self.life, Happening(event=event, asked=ASKED, **brings), self.now, self.rules)
         self.life = step.life
         self.revoke_seen |= self.life.state in (State.REVOKING, State.REVOKED)
         assert self.life.generation >= before.generation
@@ -69,6 +70,9 @@ class Lives(RuleBasedStateMachine):
                         )
                     )
                     do = self.happen(Event.REVOCATION_TRIED, revocation=news)
+                case Do.ANNOUNCE:
+                    assert self.life.state is State.ACTIVE
+                    do = Do.NOTHING
                 case Do.END_CONSENT:
                     assert self.life.state in (State.DENIED, State.CONSENT_EXPIRED)
                     do = Do.NOTHING
@@ -78,9 +82,11 @@ class Lives(RuleBasedStateMachine):
             return GrantNews(
                 failure=data.draw(st.sampled_from(PROVIDER_FAILURES)),
                 retry_after=data.draw(st.one_of(st.none(), st.floats(0, 3600))),
+                refused=data.draw(st.booleans()),
             )
         self.store_generation += 1
         lifetime = data.draw(st.one_of(st.none(), st.integers(1, 100_000)))
+        age = data.draw(st.one_of(st.none(), st.integers(1, 40)))
         return GrantNews(
             state=State.REVOKING if data.draw(st.integers(0, 9)) == 0 else State.ACTIVE,
             generation=self.store_generation,
@@ -88,6 +94,9 @@ class Lives(RuleBasedStateMachine):
             expires_at=None if lifetime is None else self.now + timedelta(seconds=lifetime),
             refreshable=data.draw(st.booleans()),
             idle_s=data.draw(st.one_of(st.none(), st.just(86_400.0 * 90))),
+            refresh_expires_at=None if age is None else self.now + timedelta(days=age),
+            margin_s=data.draw(st.one_of(st.none(), st.just(30.0))),
+            min_age_s=data.draw(st.one_of(st.none(), st.just(86_400.0))),
         )
 
     @rule(data=st.data(), again=st.booleans())
@@ -107,10 +116,10 @@ class Lives(RuleBasedStateMachine):
         if was is not State.PENDING_CONSENT:
             assert self.life.state is was
 
-    @rule(data=st.data(), behind=st.integers(0, 2))
-    def freshness_asked(self, data: st.DataObject, behind: int) -> None:
+    @rule(data=st.data(), behind=st.integers(0, 2), wish=st.sampled_from(list(Wish)))
+    def freshness_asked(self, data: st.DataObject, behind: int, wish: Wish) -> None:
         seen = max(self.life.generation - behind, 0)
-        do = self.happen(Event.FRESHNESS_ASKED, seen_generation=seen)
+        do = self.happen(Event.FRESHNESS_ASKED, seen_generation=seen, wish=wish)
         if behind and self.life.state is State.ACTIVE and self.life.generation > seen:
             assert do is Do.NOTHING, "callers share one refresh"
         self.carry_out(do, data)
@@ -129,7 +138,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def time_passes_to_the_next_wake(self, data: st.DataObject) -> None:
-        due = wake(self.life, RULES[1])
+        due = wake(self.life, self.rules)
         if due is None:
             return
         self.now = max(self.now, due.at)
@@ -159,7 +168,7 @@ class Lives(RuleBasedStateMachine):
     def what_needs_nobody_wakes_by_itself(self) -> None:
         """A connection that only time can move on has a next moment."""
         if self.life.state in (State.PENDING_CONSENT, State.REVOKING):
-            assert wake(self.life, RULES[1]) is not None
+            assert wake(self.life, self.rules) is not None
 
     @invariant()
     def a_reason_says_why_somebody_must_act(self) -> None:

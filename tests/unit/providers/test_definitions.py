@@ -118,8 +118,6 @@ def test_the_catalogue_loads_and_says_what_it_cant_do() -> None:
         {"post_token_exchange": {"kind": "access_token_exchange"}},
         {"refresh_extends_current": True},
         {"refresh_scope_param": "resource"},
-        {"min_refresh_age_s": 570},
-        {"refresh_buffer_s": 30},
         {"issuer_template": True},
         {"token_params": {"device_id": "{callback.device_id}"}},
         {

@@ -1,0 +1,123 @@
+"""When a connection's workflow looks again without being asked, and what for. Pure."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from evergrant_server.core.connection import State
+from evergrant_server.core.messages import Life
+from evergrant_server.core.schedule import RefreshPolicy, Rules, due_at, keep_alive_at
+
+_SAME_END = timedelta(hours=1)  # replies round, and clocks differ a little
+
+
+@dataclass(frozen=True)
+class Wake:
+    """When the workflow looks again without being asked, and why.
+
+    `days`: to announce that the grant ends in as many days.
+    """
+
+    at: datetime
+    why: str
+    days: int | None = None
+
+
+def wake(life: Life, rules: Rules, share: float = 0.0) -> Wake | None:
+    """The next moment that matters by itself; None means only a message can."""
+    match life.state:
+        case State.PENDING_CONSENT:
+            if life.consent_deadline is None:
+                return None
+            return Wake(life.consent_deadline + rules.consent_grace, "consent deadline")
+        case State.REVOKING:
+            return Wake(life.retry_at, "tell the provider again") if life.retry_at else None
+        case State.ACTIVE:
+            moments = (_refresh(life, rules, share), _announcement(life, rules))
+            return min((it for it in moments if it), key=lambda it: it.at, default=None)
+        case _:
+            return None
+
+
+def due(life: Life, rules: Rules, share: float = 0.0) -> datetime | None:
+    """When the access token is to be replaced; None when it never expires."""
+    if life.expires_at is None or life.obtained_at is None:
+        return None
+    return due_at(
+        life.obtained_at, life.expires_at, rules, share, margin_s=life.margin_s, min_age_s=life.min_age_s
+    )
+
+
+def earliest(life: Life) -> datetime | None:
+    """Before this the provider is declared to refuse a refresh."""
+    moments: list[datetime] = []
+    if life.min_age_s is not None and life.obtained_at is not None:
+        moments.append(life.obtained_at + timedelta(seconds=life.min_age_s))
+    if life.margin_s is not None and life.expires_at is not None:
+        moments.append(life.expires_at - timedelta(seconds=life.margin_s))
+    return max(moments, default=None)
+
+
+def settles_at(life: Life, rules: Rules) -> datetime | None:
+    """Until then a grant that just came is not due, whatever a clock says of it.
+
+    A worker's clock that is an hour behind brings tokens that look over at once.
+    """
+    if rules.shortest_interval is None or life.installed_at is None:
+        return None
+    if life.expires_at is None or life.obtained_at is None:
+        return None
+    return life.installed_at + min(rules.shortest_interval, (life.expires_at - life.obtained_at) / 4)
+
+
+def end_of(life: Life) -> datetime | None:
+    """When the grant ends unless the subject consents again; None when nothing says that it does."""
+    if not life.refreshable:
+        return life.expires_at
+    if life.refresh_extends is False or life.failures:
+        return life.refresh_expires_at
+    return None  # refreshing keeps it alive
+
+
+def same_end(one: datetime | None, other: datetime | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return abs(one - other) <= _SAME_END
+
+
+def _refresh(life: Life, rules: Rules, share: float) -> Wake | None:
+    if life.retry_at is not None:
+        return Wake(life.retry_at, "try the refresh again")
+    if life.expires_at is None or life.obtained_at is None:
+        return None
+    if not life.refreshable:
+        return Wake(life.expires_at, "access token expires, and can't be refreshed")
+    ahead = life.policy == RefreshPolicy.WARM or (life.policy == RefreshPolicy.ADAPTIVE and life.leased)
+    at = due(life, rules, share)
+    if ahead and at is not None:
+        return Wake(max(at, settles_at(life, rules) or at), "refresh due")
+    return _keep_alive(life, rules, share)
+
+
+def _keep_alive(life: Life, rules: Rules, share: float) -> Wake | None:
+    """Before the refresh token dies of idleness, or of an age that a refresh starts anew."""
+    assert life.obtained_at is not None
+    spans = [] if life.idle_s is None else [life.idle_s]
+    ages = rules.tracks_refresh_expiry and life.refreshable and life.refresh_extends is not False
+    if ages and life.refresh_expires_at is not None:
+        left = (life.refresh_expires_at - life.obtained_at).total_seconds()
+        spans += [left] if left > 0 else []
+    if not spans:
+        return None
+    return Wake(keep_alive_at(life.obtained_at, min(spans), rules, share), "keep the refresh token alive")
+
+
+def _announcement(life: Life, rules: Rules) -> Wake | None:
+    """The next announcement: of those that were missed only the last, none from before the grant."""
+    end, known = end_of(life), life.end_known_at or life.obtained_at
+    if end is None or known is None:
+        return None
+    open_ = [d for d in rules.announce_days if d not in life.announced and end - timedelta(days=d) > known]
+    if not open_:
+        return None
+    days = max(open_)
+    return Wake(end - timedelta(days=days), "announce that the grant ends", days)

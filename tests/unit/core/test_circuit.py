@@ -1,0 +1,110 @@
+"""A provider that is down for hours: few sends, one at a time, and no stampede when it is back."""
+
+from evergrant_server.core.circuit import Circuit, CircuitRules, admit, answered, failed, unheard
+from evergrant_server.core.errors import Code
+
+RULES = CircuitRules()
+DOWN = Code.PROVIDER_UNREACHABLE
+
+
+def opened(now: float = 0.0) -> Circuit:
+    it = Circuit()
+    for _ in range(RULES.threshold):
+        it = failed(it, now, RULES, DOWN, None, probe=False)
+    return it
+
+
+def test_it_opens_after_failures_in_a_row_and_not_before():
+    it = Circuit()
+    for _ in range(RULES.threshold - 1):
+        it = failed(it, 0, RULES, DOWN, None, probe=False)
+        assert admit(it, 0, RULES, 0)[1].go_in == 0
+    it = answered(it, 0, RULES)
+    assert it == Circuit(), "an answer in between, be it a refusal, begins the count anew"
+    refused = admit(opened(), 1, RULES, 0)[1]
+    assert (refused.go_in, opened().reason) == (None, DOWN)
+    assert refused.retry_after >= RULES.first_gap - 1
+
+
+def test_one_probe_at_a_time():
+    it, first = admit(opened(), 100, RULES, 0)
+    assert first.probe
+    assert first.go_in == 0
+    assert admit(it, 100, RULES, 0)[1].go_in is None
+    assert admit(it, 100 + RULES.probe_limit, RULES, 0)[1].probe, "a probe that is never heard of is lost"
+    assert admit(unheard(it, probe=True), 100, RULES, 0)[1].probe, "nothing was sent: the next one probes"
+
+
+def test_an_outage_of_twelve_hours_costs_few_probes_and_a_short_wait_at_its_end():
+    """Callers ask every second."""
+    it, probes, end = opened(), 0, 12 * 3600
+    for now in range(end):
+        it, admission = admit(it, now, RULES, 0)
+        if admission.go_in is not None:
+            assert admission.probe
+            probes += 1
+            it = failed(it, now + 0.5, RULES, DOWN, None, probe=True)
+    assert probes < 90
+    assert it.next_probe - end <= RULES.longest_gap
+
+
+def test_a_short_outage_is_over_soon():
+    """The gap is about a third of the outage so far."""
+    it = opened()
+    for now in range(60):
+        it, admission = admit(it, now, RULES, 0)
+        if admission.probe:
+            it = failed(it, now, RULES, DOWN, None, probe=True)
+    assert it.next_probe - 60 <= 25
+
+
+def test_when_it_is_back_the_others_follow_at_a_bounded_rate():
+    it, probe = admit(opened(), 100, RULES, 0)
+    assert probe.probe
+    it = answered(it, 100, RULES)
+    sends, now, waiting = [], 100.0, 500
+    while waiting:
+        it, admission = admit(it, now, RULES, 0.5)
+        if admission.go_in is None:
+            now += 0.25
+            continue
+        waiting -= 1
+        sends.append(now + admission.go_in)
+    for second in range(60):
+        in_it = sum(100 + second <= at < 101 + second for at in sends)
+        assert in_it <= RULES.first_rate * 2 ** ((second + 1) / RULES.doubling) + 1
+    assert sends[-1] < 100 + RULES.recovery, "and nobody waits for long"
+
+
+def test_a_failure_while_it_recovers_opens_it_again():
+    it = answered(admit(opened(), 100, RULES, 0)[0], 100, RULES)
+    it = failed(it, 101, RULES, DOWN, None, probe=False)
+    assert it.opened
+    it = answered(admit(it, 200, RULES, 0)[0], 200, RULES)
+    assert admit(it, 200 + RULES.recovery, RULES, 0)[0] == Circuit()
+
+
+def test_who_was_sent_before_it_opened_tells_nothing_new():
+    it = opened()
+    assert failed(it, 1, RULES, DOWN, None, probe=False) == it
+
+
+def test_a_rate_limit_with_a_time_is_kept_at_once_and_an_absurd_one_is_not_believed():
+    it = failed(Circuit(), 0, RULES, Code.PROVIDER_RATE_LIMITED, 30, probe=False)
+    assert admit(it, 29, RULES, 0)[1].go_in is None
+    assert admit(it, 30, RULES, 0)[1].probe
+    it = failed(Circuit(), 0, RULES, Code.PROVIDER_RATE_LIMITED, 86_400, probe=False)
+    assert admit(it, RULES.longest_gap, RULES, 0)[1].probe
+
+
+def test_it_can_be_turned_off():
+    off = CircuitRules(threshold=0)
+    it = Circuit()
+    for _ in range(100):
+        it = failed(it, 0, off, DOWN, None, probe=False)
+    assert admit(it, 0, off, 0)[1].go_in == 0
+
+
+def test_those_who_are_sent_away_come_back_spread():
+    waits = {admit(opened(), 1, RULES, share / 10)[1].retry_after for share in range(10)}
+    assert len(waits) == 10

@@ -1,0 +1,156 @@
+"""Refusals, by tables: who repairs what a provider says no to, and when it may be asked again."""
+
+from typing import Any
+
+import pytest
+
+from evergrant_server.core.errors import Code, Kind
+from tests.unit.providers.definitions import NOW, spec_like
+from tests.unit.providers.test_replies import GOOD, SLACKLIKE, failure, read
+
+
+@pytest.mark.parametrize(
+    ("status", "data", "code"),
+    [
+        (400, {"error": "invalid_grant"}, Code.GRANT_REJECTED),
+        (401, {"error": "invalid_grant"}, Code.GRANT_REJECTED),
+        (200, {"error": "invalid_grant"}, Code.GRANT_REJECTED),
+        (401, {"error": "invalid_client"}, Code.CLIENT_REJECTED),
+        (400, {"error": "unauthorized_client"}, Code.CLIENT_REJECTED),
+        (400, {"error": "invalid_request"}, Code.CLIENT_REJECTED),
+        (400, {"error": "unsupported_grant_type"}, Code.CLIENT_REJECTED),
+        (400, {"error": "invalid_scope"}, Code.CLIENT_REJECTED),
+        (400, {"error": "redirect_uri_mismatch"}, Code.CLIENT_REJECTED),
+        (429, {}, Code.PROVIDER_RATE_LIMITED),
+        (429, {"error": "invalid_grant"}, Code.PROVIDER_RATE_LIMITED),
+        (400, {"error": "slow_down"}, Code.PROVIDER_RATE_LIMITED),
+        (500, {"error": "invalid_grant"}, Code.PROVIDER_ERROR),
+        (502, b"<html>", Code.PROVIDER_ERROR),
+        (503, {"error": "temporarily_unavailable"}, Code.PROVIDER_ERROR),
+        (400, {"error": "temporarily_unavailable"}, Code.PROVIDER_ERROR),
+        (400, {"error": "server_error"}, Code.PROVIDER_ERROR),
+        (400, {"error": "something_of_theirs"}, Code.PROVIDER_ERROR),
+        (200, {"error": "something_of_theirs"}, Code.PROVIDER_ERROR),
+        (400, b"", Code.PROVIDER_ERROR),
+        (400, b"<html>", Code.PROVIDER_ERROR),
+        (401, b"nope", Code.PROVIDER_ERROR),
+        (403, {}, Code.PROVIDER_ERROR),
+        (400, {"error": "invalid_code"}, Code.PROVIDER_ERROR),
+        (400, {"error": "interaction_required"}, Code.GRANT_REJECTED),
+        (400, {"error": "login_required"}, Code.GRANT_REJECTED),
+        (400, {"error": ["invalid_grant"]}, Code.PROVIDER_ERROR),
+        (400, {"error": {"code": "invalid_grant"}}, Code.GRANT_REJECTED),
+        (400, {"error": {"message": "invalid_grant"}}, Code.PROVIDER_ERROR),
+        (400, b"error=invalid_grant&error_description=gone", Code.GRANT_REJECTED),
+        (400, [{"error": "invalid_grant"}], Code.PROVIDER_ERROR),
+        (400, {"Error": "invalid_grant"}, Code.PROVIDER_ERROR),
+        (400, {"error": " invalid_grant "}, Code.PROVIDER_ERROR),
+        (200, {"error": "slow_down"}, Code.PROVIDER_RATE_LIMITED),
+        (200, GOOD | {"error": "invalid_grant"}, Code.GRANT_REJECTED),
+        (200, b"<html>invalid_grant</html>", Code.REPLY_UNREADABLE),
+        (204, b"", Code.REPLY_UNREADABLE),
+        (408, b"", Code.PROVIDER_ERROR),
+        (421, b"", Code.PROVIDER_ERROR),
+        (599, b"", Code.PROVIDER_ERROR),
+        (302, b"", Code.REPLY_UNREADABLE),
+        (404, b"<html>", Code.REPLY_UNREADABLE),
+        (201, GOOD, Code.REPLY_UNREADABLE),
+    ],
+)
+def test_a_refusal_is_sorted_by_who_repairs_it(status: int, data: Any, code: Code) -> None:
+    assert failure(data, status).code is code
+
+
+def test_only_known_errors_condemn_a_grant() -> None:
+    """Whatever a provider invents, a grant is kept unless the error is known to end it."""
+    for status in (400, 401, 403, 409, 422, 500):
+        for data in (b"", b"<html>", {"error": "invented"}, {"message": "no"}, {"error": {"code": 7}}):
+            assert failure(data, status).kind is not Kind.RECONNECT_NEEDED
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        ("invalid_grant", True),
+        ("x" * 65, False),
+        ("<script>canary", False),
+        ("Wörter", False),
+        ("A B", False),
+    ],
+)
+def test_an_error_name_is_shown_only_in_its_known_shape(error: str, shown: bool) -> None:
+    raised = failure({"error": error, "error_description": "canary"}, 400)
+    assert (raised.context.get("provider_error") == error) is shown
+    assert (error in str(raised)) is shown
+    assert "canary" not in f"{raised} {raised.context}"
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry_after": "7"}, 7.0),
+        ({"retry_after": "Fri, 01 May 2026 12:01:00 GMT", "date": "Fri, 01 May 2026 12:00:00 GMT"}, 60.0),
+        ({"retry_after": "Fri, 01 May 2026 11:00:00 GMT", "date": "Fri, 01 May 2026 12:00:00 GMT"}, 0.0),
+        ({"retry_after": "99999999999"}, 86400.0),
+        ({"retry_after": "Fri, 01 May 2026 12:01:00 GMT"}, 60.0),  # by our clock, without one of theirs
+        ({"retry_after": "Fri, 01 May 2099 12:01:00 GMT"}, 86400.0),
+        ({"retry_after": "Friday, 01-May-26 12:01:00 GMT"}, 60.0),
+        ({"retry_after": "2026-05-01T12:01:00Z"}, None),
+        ({"retry_after": "7.5"}, None),
+        ({"retry_after": "inf"}, None),
+        ({"retry_after": "9" * 400}, None),
+        ({"retry_after": " 7 "}, 7.0),
+        ({"retry_after": "-1"}, None),
+        ({"retry_after": "soon"}, None),
+        ({}, None),
+    ],
+)
+def test_rfc9110_retry_after(headers: Any, seconds: float | None) -> None:
+    assert failure(b"", 503, **headers).retry_after == seconds
+
+
+@pytest.mark.parametrize(
+    ("how", "value", "seconds"),
+    [
+        ("epoch_s", str(int(NOW.timestamp()) + 90), 90.0),
+        ("epoch_ms", str((int(NOW.timestamp()) + 90) * 1000), 90.0),
+        ("iso8601", "2026-05-01T12:01:30Z", 90.0),
+        ("seconds", "90", 90.0),
+        ("seconds", "99999999", 86400.0),
+        ("epoch_s", "99999999999", 86400.0),
+        ("epoch_s", "1", 0.0),
+        ("epoch_s", "nan", None),
+        ("epoch_s", "1e400", None),
+        ("epoch_s", "soon", None),
+        ("seconds", "-3", None),
+        ("iso8601", "", None),
+    ],
+)
+def test_a_declared_rate_limit_header_says_when_it_ends(how: str, value: str, seconds: float | None) -> None:
+    spec = spec_like(rate_limit_reset_header="X-RateLimit-Reset", rate_limit_reset_format=how)
+    headers = {"x_ratelimit_reset": value}
+    assert failure(b"", 429, spec, **headers).retry_after == seconds
+    assert failure(b"", 429, spec, **headers, retry_after="7").retry_after == 7.0
+    assert failure(b"", 429, **headers).retry_after is None, "nobody declared it"
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        ({"ok": False, "error": "token_revoked"}, Code.GRANT_REJECTED),
+        ({"ok": False, "error": "internal_error"}, Code.PROVIDER_ERROR),
+        ({"ok": 1, "error": "token_revoked"}, Code.GRANT_REJECTED),
+        ({"ok": False}, Code.PROVIDER_ERROR),
+    ],
+)
+def test_errors_behind_200_by_rule(data: dict[str, Any], code: Code) -> None:
+    assert failure(data, 200, SLACKLIKE).code is code
+    assert read(GOOD | {"ok": True}, spec=SLACKLIKE).expires_in == 3600
+
+
+def test_status_fields_and_error_objects() -> None:
+    spec = spec_like(status_field="result", ok_values=["0000", 0], terminal_error_codes=["5001", "190"])
+    assert read(GOOD | {"result": "0000"}, spec=spec).expires_in == 3600
+    assert failure(GOOD | {"result": 5001}, spec=spec).code is Code.GRANT_REJECTED
+    assert failure(GOOD, spec=spec).code is Code.PROVIDER_ERROR
+    assert failure({"error": {"code": 190}, "result": 0}, 400, spec).code is Code.GRANT_REJECTED
