@@ -10,7 +10,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 from activities.critical import CriticalSections
 from activities.failures import FailureInterceptor
 from evergrant_server.crypto.keyring import Role
-from evergrant_server.journal.lock import JournalLock
+from evergrant_server.journal import Journal
 from evergrant_server.leaving import leave
 from evergrant_server.settings import Settings, load_settings
 from evergrant_server.temporal_link.measuring import measured
@@ -27,14 +27,15 @@ GRACE = timedelta(seconds=100)  # longer than any activity that talks to a provi
 async def run(settings: Settings, stop: asyncio.Event) -> None:
     """Work until `stop` is set, then let what has begun come to its end."""
     sections = CriticalSections()
-    journal = JournalLock(settings.data_dir / "journals")
+    journal = Journal(settings.data_dir / "journals")
     async with measured(settings, SERVICE) as options, platform(settings, Role.WORKER, **options) as parts:
         await refuse_unprepared(parts.client)
+        work = activities(parts, sections, journal)
         worker = Worker(
             parts.client,
             task_queue=settings.temporal_task_queue,
             workflows=WORKFLOWS,
-            activities=activities(parts, sections, journal),
+            activities=work.activities,
             interceptors=[FailureInterceptor(), AskedInterceptor()],
             workflow_runner=SandboxedWorkflowRunner(
                 SandboxRestrictions.default.with_passthrough_modules("evergrant_server.core", "pydantic")
@@ -42,14 +43,14 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
             graceful_shutdown_timeout=GRACE,
             sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),  # a dead worker's share moves on
         )
-        relay = asyncio.create_task(parts.relay.run())
-        schedules = asyncio.create_task(keep_schedules(parts.client, settings))
+        running = (parts.relay.run(), work.replayer.run(), keep_schedules(parts.client, settings))
+        beside = [asyncio.create_task(it) for it in running]
         async with worker:
             print("worker ready", flush=True)
             await stop.wait()
         await sections.drain()
-        relay.cancel()
-        schedules.cancel()
+        for task in beside:
+            task.cancel()
     journal.release()
 
 

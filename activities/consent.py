@@ -1,18 +1,22 @@
 """The end of a consent: its code exchanged for the first tokens, or its deadline, or a no."""
 
+from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 
 from temporalio import activity
 
+from activities.answers import Answer
 from activities.client_secrets import client_refused
 from activities.failures import grant_news
 from activities.heartbeat import heartbeats
 from activities.holdings import Holdings, news_of
 from activities.provider_activities import ProviderActivities
 from activities.records import closed, connection_of, record, settled
+from activities.single_use import Ending, Use
 from activities.transfer import end_consent, install_import
 from evergrant_server import telemetry_metrics as metrics
-from evergrant_server.core.attempt import Attempt, AttemptKind, Outcome
+from evergrant_server.core.attempt import AttemptKind, Outcome
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus
@@ -23,6 +27,8 @@ from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.store import Tx
 from providers.replies import read_tokens
 
+_ASKED_AGAIN = (Code.REFRESH_PENDING, Code.JOURNAL_UNAVAILABLE)
+_PATIENCE = 200  # tries, three seconds apart: longer than an answer may be waited for
 _CODES_ARE_SINGLE_USE = RefreshRules(rotation=Rotation.STRICT)  # RFC 6749 section 4.1.2
 
 
@@ -45,8 +51,8 @@ class ConsentActivities(ProviderActivities):
                     order, held, partial(self._exchange, order, consent)
                 )
             except Failure as failure:
-                if failure.code is Code.REFRESH_PENDING:
-                    raise  # Temporal asks again; nobody else would
+                if failure.code in _ASKED_AGAIN and activity.info().attempt < _PATIENCE:
+                    raise  # nothing was sent. Temporal asks again; nobody else would
                 if failure.kind is Kind.PLATFORM_UNAVAILABLE and await self._is_import(order):
                     raise  # its tokens wait here, and are good when the platform is again
                 news = grant_news(failure)
@@ -101,11 +107,16 @@ class ConsentActivities(ProviderActivities):
             raise Failure(Code.CALLBACK_INVALID, "the consent was never started")
         # Code, verifier and secret go to the endpoint recorded when the browser left (RFC 9700 4.4).
         endpoints = held.endpoints.model_copy(update={"token_endpoint": token_endpoint})
-        attempt, _ = await self._single_use.begin(
-            AttemptKind.CODE_EXCHANGE, held.connection, _CODES_ARE_SINGLE_USE, token_valid=False
+        use = await self._single_use.begin(
+            AttemptKind.CODE_EXCHANGE,
+            held.connection,
+            _CODES_ARE_SINGLE_USE,
+            token_valid=False,
+            credential=consent.id,
         )
         news = await self._single_use.spend(
-            attempt,
+            use,
+            order,
             send=lambda check: self._sender.exchange_code(
                 held.spec,
                 endpoints,
@@ -116,29 +127,42 @@ class ConsentActivities(ProviderActivities):
                 params=held.integration.params,
                 before_send=check,
             ),
-            judge=lambda reply: read_tokens(
-                held.spec,
-                reply,
-                requested_scopes=consent.scopes,
-                refreshing=False,
-                now=self._clock.now(),
-            ),
-            commit=partial(self._install, order, held, consent),
-            settle=partial(self._settle, order, held, consent),
+            ending=self._ending(order, held, consent, self._clock.now),
         )
         metrics.code_exchanged(held.spec.name, news.failure)
         return news
 
+    async def answered(self, use: Use, answer: Answer) -> GrantNews:
+        """An answer from a journal, through the same judge and commit as one that has just come."""
+        order = ExchangeCode.model_validate(answer.order)
+        consent = await self._consent(order)
+        held = await self._holder.take(order.tenant, order.connection_id)
+        ending = self._ending(order, held, consent, lambda: answer.came_at)
+        return await self._single_use.conclude(use, answer.reply, ending)
+
+    def _ending(
+        self, order: ExchangeCode, held: Holdings, consent: Consent, came_at: Callable[[], datetime]
+    ) -> Ending[GrantNews]:
+        return Ending(
+            judge=lambda reply: read_tokens(
+                held.spec, reply, requested_scopes=consent.scopes, refreshing=False, now=came_at()
+            ),
+            commit=partial(self._install, order, held, consent),
+            settle=partial(self._settle, order, held, consent),
+        )
+
     async def _install(
-        self, order: ExchangeCode, held: Holdings, consent: Consent, attempt: Attempt, tokens: TokenSet
+        self, order: ExchangeCode, held: Holdings, consent: Consent, use: Use, tokens: TokenSet
     ) -> GrantNews:
+        attempt = use.attempt
+
         async def install(tx: Tx) -> GrantNews:
             now = self._clock.now()
             current = await connection_of(tx, order)
             # a consent by which scopes were added or given up says what the next one asks for
             after = current.granted(now).model_copy(update={"requested_scopes": consent.scopes})
             grant = Grant.from_tokens(
-                tokens, generation=after.generation, requested=consent.scopes, at=attempt.opened_at
+                tokens, generation=after.generation, requested=consent.scopes, at=attempt.first_opened_at
             )
             saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
             await closed(tx, attempt, Outcome.INSTALLED, now)
@@ -154,14 +178,14 @@ class ConsentActivities(ProviderActivities):
             )
             return news_of(saved, grant, held.integration)
 
-        return await settled(self._store, install)
+        return await settled(self._store, install, use.keys)
 
     async def _settle(
         self,
         order: ExchangeCode,
         held: Holdings,
         consent: Consent,
-        attempt: Attempt,
+        use: Use,
         failure: Failure,
         outcome: Outcome | None,
     ) -> GrantNews:
@@ -170,12 +194,12 @@ class ConsentActivities(ProviderActivities):
 
         async def settle(tx: Tx) -> GrantNews:
             now = self._clock.now()
-            await closed(tx, attempt, outcome or Outcome.REFUSED, now)
+            await closed(tx, use.attempt, outcome or Outcome.REFUSED, now)
             if client_refused(failure) and held.other_client is not None:
-                return GrantNews(attempt_id=attempt.id, failure=failure.code, client_refused=True)
+                return GrantNews(attempt_id=use.attempt.id, failure=failure.code, client_refused=True)
             await self._end(tx, consent, ConsentStatus.FAILED, failure.code)
             await record(tx, order, AuditAction.CONSENT_FAILED, now, reason=failure.code, consent=consent.id)
-            return GrantNews(attempt_id=attempt.id, failure=failure.code)
+            return GrantNews(attempt_id=use.attempt.id, failure=failure.code)
 
         return await settled(self._store, settle)
 

@@ -11,23 +11,24 @@ from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.messages import Call
-from evergrant_server.store import Store, Tx
+from evergrant_server.store import HeldKeys, Store, Tx
 
 T = TypeVar("T")
 
 _LONGEST_WAIT_S = 5.0
 
 
-async def settled(store: Store, work: Callable[[Tx], Awaitable[T]]) -> T:
+async def settled(store: Store, work: Callable[[Tx], Awaitable[T]], keys: HeldKeys | None = None) -> T:
     """Run `work` in a write transaction until it commits.
 
     A conflict means that somebody else changed the row: `work` reads it again. A store that
-    is away is waited for: the answer in hand can't be asked for twice.
+    is away is waited for: the answer in hand can't be asked for twice. `keys` were held before
+    it came, so that a key service that is away is not.
     """
     wait = 0.05
     while True:
         try:
-            async with store.write() as tx:
+            async with store.write(keys) as tx:
                 return await work(tx)
         except Failure as failure:
             if failure.code not in (Code.STORE_CONFLICT, Code.STORE_UNAVAILABLE):

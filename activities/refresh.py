@@ -1,9 +1,12 @@
 """Refresh: spend a refresh token for the next generation (RFC 6749 section 6)."""
 
+from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 
 from temporalio import activity
 
+from activities.answers import Answer
 from activities.breaker import Circuits, Passage
 from activities.client_secrets import client_refused
 from activities.failures import grant_news
@@ -11,9 +14,9 @@ from activities.heartbeat import heartbeats
 from activities.holdings import Holder, Holdings, news_of
 from activities.provider_activities import ProviderActivities
 from activities.records import closed, connection_of, record, settled
-from activities.single_use import SingleUse
+from activities.single_use import Ending, SingleUse, Use, open_attempt
 from evergrant_server import telemetry_metrics as metrics
-from evergrant_server.core.attempt import Attempt, AttemptKind, Outcome
+from evergrant_server.core.attempt import AttemptKind, Outcome
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import Connection, State
@@ -85,15 +88,21 @@ class RefreshActivities(ProviderActivities):
 
     async def _send(self, order: RefreshGrant, held: Holdings, token: Secret, passage: Passage) -> GrantNews:
         assert held.grant is not None
-        attempt, earlier = await self._single_use.begin(
-            AttemptKind.REFRESH,
-            held.connection,
-            held.integration.refresh,
-            token_valid=held.grant.valid(self._clock.now()),
-        )
+        try:
+            use = await self._single_use.begin(
+                AttemptKind.REFRESH,
+                held.connection,
+                held.integration.refresh,
+                token_valid=held.grant.valid(self._clock.now()),
+            )
+        except Failure as failure:
+            if failure.code is not Code.OUTCOME_UNKNOWN:
+                raise
+            return await self._give_up(order)
         scopes = held.grant.scopes
         spending = self._single_use.spend(
-            attempt,
+            use,
+            order,
             send=lambda check: passage.watch(
                 self._sender.refresh(
                     held.spec,
@@ -106,27 +115,33 @@ class RefreshActivities(ProviderActivities):
                     before_send=check,
                 )
             ),
-            judge=lambda reply: read_tokens(
-                held.spec, reply, requested_scopes=scopes, refreshing=True, now=self._clock.now()
-            ),
-            commit=partial(self._install, order, held, earlier),
-            settle=partial(self._settle, order, held, earlier),
+            ending=self._ending(order, held, self._clock.now),
         )
         return await metrics.refresh_measured(held.spec.name, spending)
 
-    async def _install(
-        self,
-        order: RefreshGrant,
-        held: Holdings,
-        earlier: Attempt | None,
-        attempt: Attempt,
-        tokens: TokenSet,
-    ) -> GrantNews:
+    async def answered(self, use: Use, answer: Answer) -> GrantNews:
+        """An answer from a journal, through the same judge and commit as one that has just come."""
+        order = RefreshGrant.model_validate(answer.order)
+        held = await self._holder.take(order.tenant, order.connection_id)
+        ending = self._ending(order, held, lambda: answer.came_at)
+        return await self._single_use.conclude(use, answer.reply, ending)
+
+    def _ending(
+        self, order: RefreshGrant, held: Holdings, came_at: Callable[[], datetime]
+    ) -> Ending[GrantNews]:
+        scopes = held.grant.scopes if held.grant else ()
+        return Ending(
+            judge=lambda reply: read_tokens(
+                held.spec, reply, requested_scopes=scopes, refreshing=True, now=came_at()
+            ),
+            commit=partial(self._install, order, held),
+            settle=partial(self._settle, order, held),
+        )
+
+    async def _install(self, order: RefreshGrant, held: Holdings, use: Use, tokens: TokenSet) -> GrantNews:
         """Compare-and-set until it holds: a revocation in between keeps its state."""
-        before = held.grant
+        before, attempt = held.grant, use.attempt
         assert before is not None
-        # A server may answer a second send with the first one's token and its full lifetime anew.
-        asked_at = earlier.opened_at if earlier else attempt.opened_at
 
         async def install(tx: Tx) -> GrantNews:
             now = self._clock.now()
@@ -145,7 +160,8 @@ class RefreshActivities(ProviderActivities):
                 tokens,
                 generation=after.generation,
                 requested=current.requested_scopes,
-                at=asked_at,
+                # a server may answer a second send with the first one's token and its full lifetime anew
+                at=attempt.first_opened_at,
                 before=before,
             )
             saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
@@ -153,21 +169,15 @@ class RefreshActivities(ProviderActivities):
             await record(tx, order, AuditAction.GRANT_REFRESHED, now, generation=grant.generation)
             return news_of(saved, grant, held.integration)
 
-        return await settled(self._store, install)
+        return await settled(self._store, install, use.keys)
 
     async def _settle(
-        self,
-        order: RefreshGrant,
-        held: Holdings,
-        earlier: Attempt | None,
-        attempt: Attempt,
-        failure: Failure,
-        outcome: Outcome | None,
+        self, order: RefreshGrant, held: Holdings, use: Use, failure: Failure, outcome: Outcome | None
     ) -> GrantNews:
         """Close the attempt unless its token may be spent; condemn the grant only when refused."""
-        code = failure.code
-        if code is Code.GRANT_REJECTED and earlier is not None:
-            code = Code.OUTCOME_UNKNOWN  # the earlier send spent it, and its answer is lost
+        code, attempt = failure.code, use.attempt
+        if code is Code.GRANT_REJECTED and attempt.sends > 1:
+            code = Code.OUTCOME_UNKNOWN  # an earlier send spent it, and its answer is lost
 
         async def settle(tx: Tx) -> GrantNews:
             now = self._clock.now()
@@ -201,6 +211,20 @@ class RefreshActivities(ProviderActivities):
         newer = await tx.grants.get(current.tenant, current.id)
         assert newer is not None
         return news_of(current, newer, held.integration)
+
+    async def _give_up(self, order: RefreshGrant) -> GrantNews:
+        """Its token was sent as often as it may be, and nobody knows what became of it."""
+        code, now = Code.OUTCOME_UNKNOWN, self._clock.now()
+        async with self._store.write() as tx:
+            current = await connection_of(tx, order)
+            attempt = await open_attempt(tx, current)
+            if current.state is not State.ACTIVE or current.generation != order.generation:
+                raise Failure(Code.STORE_CONFLICT, "another change came first")  # Temporal asks again
+            if attempt is not None:
+                await tx.attempts.close(attempt, Outcome.GIVEN_UP, now)
+            await tx.connections.replace(current.rejected(code, now), expected=current.revision)
+            await record(tx, order, AuditAction.NEEDS_REAUTH, now, reason=code)
+        return GrantNews(failure=code)
 
     async def _out_of_tokens(self, order: RefreshGrant, held: Holdings) -> GrantNews:
         """The grant can't be refreshed: when its access token is over, the subject must act."""

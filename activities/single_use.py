@@ -1,20 +1,28 @@
-"""The protocol for single-use credentials: intent before, commit after, nothing between is cut.
+"""The protocol for single-use credentials: intent before, journal after, nothing between is cut.
 
-Refresh tokens and authorization codes are spent here and nowhere else.
+Refresh tokens, authorization codes and whatever else works once are spent here and nowhere
+else. The order is the rule (docs/protocol.md): keys held, room on disk, intent, send, journal,
+commit, drop.
 """
 
 import asyncio
+import logging
+import time
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
+from activities.answers import Answer
 from activities.critical import CriticalSections
 from evergrant_server.core.attempt import (
+    LIMITS,
     Attempt,
     AttemptKind,
+    Limits,
     Outcome,
     Takeover,
     answer_may_come,
+    may_send,
     outcome_of_refusal,
     takeover,
 )
@@ -23,131 +31,239 @@ from evergrant_server.core.connection import Connection
 from evergrant_server.core.errors import Code, Failure, Kind
 from evergrant_server.core.grant import MAIN, TokenSet
 from evergrant_server.core.ids import AttemptId, new_id
+from evergrant_server.core.messages import Call
 from evergrant_server.core.provider import RefreshRules
-from evergrant_server.journal.lock import JournalLock
-from evergrant_server.store import Store, Tx
+from evergrant_server.crypto import Lane
+from evergrant_server.journal import Entry, Fate, Journal, Room
+from evergrant_server.store import HeldKeys, Store, Tx
+from evergrant_server.telemetry import frames, say
+from evergrant_server.telemetry_names import Event
 from providers.flows import SendFailed
 from providers.reply import RawReply
 
+log = logging.getLogger("evergrant.protocol")
+
 T = TypeVar("T")
 
-SEND_LIMIT = timedelta(seconds=15)  # from the intent's commit to the first byte
-_LOOK_AGAIN_S = 3.0
+LANES = (Lane.LEASE, Lane.REFRESH)  # what an answer is sealed with, in the journal and in the store
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use under way: its intent is committed, and what its answer needs is in hand."""
+
+    attempt: Attempt
+    keys: HeldKeys
+    room: Room | None = None  # None: its answer came from a journal
+
 
 Send = Callable[[Callable[[], None]], Awaitable[RawReply]]
-Judge = Callable[[RawReply], TokenSet]
-Commit = Callable[[Attempt, TokenSet], Awaitable[T]]
-Settle = Callable[[Attempt, Failure, Outcome | None], Awaitable[T]]
+
+
+@dataclass(frozen=True)
+class Ending(Generic[T]):
+    """What becomes of an answer. The same for one that has just come and for one from a journal.
+
+    `judge` is pure. `commit` gets the tokens; `settle` gets the failure and what it says about
+    the credential (None: it may be spent, and the attempt stays open).
+    """
+
+    judge: Callable[[RawReply], TokenSet]
+    commit: Callable[[Use, TokenSet], Awaitable[T]]
+    settle: Callable[[Use, Failure, Outcome | None], Awaitable[T]]
 
 
 class SingleUse:
     """Opens attempts, spends what they are for, and settles them whatever the answer is."""
 
-    def __init__(self, store: Store, clock: Clock, sections: CriticalSections, journal: JournalLock) -> None:
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        sections: CriticalSections,
+        journal: Journal,
+        limits: Limits = LIMITS,
+    ) -> None:
         self._store = store
         self._clock = clock
         self._sections = sections
         self._journal = journal
+        self.limits = limits
 
     async def begin(
-        self, kind: AttemptKind, connection: Connection, rules: RefreshRules, *, token_valid: bool
-    ) -> tuple[Attempt, Attempt | None]:
-        """Commit the intent; says also which attempt already sent this credential, if one did.
+        self,
+        kind: AttemptKind,
+        connection: Connection,
+        rules: RefreshRules,
+        *,
+        token_valid: bool,
+        credential: str = "",
+    ) -> Use:
+        """Hold the keys, reserve room, then commit the intent. Nothing was sent when it raises.
 
-        Raises Failure REFRESH_PENDING while an earlier attempt has to be waited for.
+        Raises Failure REFRESH_PENDING while an earlier attempt has to be waited for,
+        OUTCOME_UNKNOWN when the credential was sent as often as it may be, and
+        KEY_UNAVAILABLE, JOURNAL_UNAVAILABLE or STORE_UNAVAILABLE.
         """
+        keys = await self._store.hold_keys(connection.tenant, connection.id, LANES)
         now = self._clock.now()
         attempt = Attempt(
             tenant=connection.tenant,
             id=AttemptId(new_id("att")),
             connection_id=connection.id,
             kind=kind,
+            credential=credential,
             from_generation=connection.generation,
             journal_id=self._journal.id,
             opened_at=now,
-            send_by=now + SEND_LIMIT,
+            send_by=now + self.limits.send,
         )
-        async with self._store.write() as tx:
-            earlier = await open_attempt(tx, connection)
-            same_token = (
-                earlier is not None
-                and earlier.kind is kind
-                and earlier.from_generation == connection.generation
-            )
-            if earlier is not None:
-                if same_token:
-                    self._may_take_over(earlier, rules, token_valid)
-                elif self.may_answer(earlier):
-                    raise _pending("another credential of this connection is being spent")
-                await tx.attempts.close(earlier, Outcome.SUPERSEDED, now)
-            await tx.attempts.open(attempt)
-        return attempt, earlier if same_token else None
+        room = await asyncio.to_thread(self._journal.reserve, attempt)
+        try:
+            async with self._store.write() as tx:
+                attempt = await self._intend(tx, attempt, rules, token_valid)
+        except BaseException:
+            room.release()
+            raise
+        return Use(attempt, keys, room)
 
-    async def spend(
-        self, attempt: Attempt, *, send: Send, judge: Judge, commit: Commit[T], settle: Settle[T]
-    ) -> T:
-        """Send, judge and commit in a section that nothing cuts.
-
-        `commit` gets the tokens; `settle` gets the failure and what it says about the
-        credential (None: it may be spent, and the attempt stays open).
-        """
-        loop = asyncio.get_running_loop()
-        send_by = loop.time() + SEND_LIMIT.total_seconds()  # elapsed time: no clock jump moves it
+    async def spend(self, use: Use, order: Call, *, send: Send, ending: Ending[T]) -> T:
+        """Send, journal, judge and commit in a section that nothing cuts."""
+        send_by = _elapsed() + self.limits.send.total_seconds()  # no clock jump moves it
 
         def check() -> None:
-            if loop.time() > send_by:
-                raise _pending("too late to send")
+            if _elapsed() > send_by:
+                raise self._pending("too late to send")
 
         async def section() -> T:
             try:
-                reply = await send(check)
-            except SendFailed as failure:
-                return await settle(attempt, failure, None if failure.sent else Outcome.NOT_SENT)
-            except Failure as failure:  # the definition and the call don't fit: nothing was sent
-                return await settle(attempt, _ours(failure), Outcome.NOT_SENT)
-            try:
-                tokens = judge(reply)
-            except Failure as failure:
-                refused = failure.kind is Kind.RECONNECT_NEEDED  # also when it came with status 200
-                outcome = Outcome.REFUSED if refused else outcome_of_refusal(reply.status, failure.code)
-                return await settle(attempt, failure, outcome)
-            return await commit(attempt, tokens)
+                return await self._section(use, order, check, send, ending)
+            finally:
+                if use.room is not None:
+                    await asyncio.to_thread(use.room.release)
 
-        return await self._sections.run(attempt.id, section())
+        return await self._sections.run(use.attempt.id, section())
 
-    def fate(self, attempt: Attempt) -> tuple[bool | None, bool | None]:
-        """What is known of an attempt's owner: is it alive, is its answer still awaited?"""
-        alive = self._journal.held(attempt.journal_id)
-        if attempt.journal_id == self._journal.id:
-            return alive, self._sections.in_flight(attempt.id)
-        return alive, False if alive is False else None
+    async def conclude(self, use: Use, reply: RawReply, ending: Ending[T]) -> T:
+        """Judge an answer and have the store hold what it says. Whatever raises, the answer isn't lost:
+
+        a caller drops its entry only after this has returned.
+        """
+        try:
+            tokens = ending.judge(reply)
+        except Failure as failure:
+            refused = failure.kind is Kind.RECONNECT_NEEDED  # also when it came with status 200
+            outcome = Outcome.REFUSED if refused else outcome_of_refusal(reply.status, failure.code)
+            return await ending.settle(use, failure, outcome)
+        except Exception as unexpected:
+            self._unexpected(use, unexpected)
+            raise Failure(Code.INTERNAL, "the answer can't be judged; the journal keeps it") from None
+        return await ending.commit(use, tokens)
+
+    def fate(self, attempt: Attempt) -> Fate:
+        """What is known of an attempt: is its owner alive, is it under way, is its answer here?"""
+        seen = self._journal.fate(attempt)
+        if attempt.journal_id != self._journal.id:
+            return seen
+        return Fate(seen.owner_alive, self._sections.in_flight(attempt.id), seen.answered)
 
     def may_answer(self, attempt: Attempt) -> bool:
         """True while its answer may still come and be installed."""
-        alive, in_flight = self.fate(attempt)
-        return answer_may_come(attempt, self._clock.now(), owner_alive=alive, in_flight=in_flight)
+        fate = self.fate(attempt)
+        return answer_may_come(
+            attempt,
+            self._clock.now(),
+            owner_alive=fate.owner_alive,
+            in_flight=fate.in_flight,
+            answered=fate.answered,
+            limits=self.limits,
+        )
+
+    async def _intend(self, tx: Tx, attempt: Attempt, rules: RefreshRules, token_valid: bool) -> Attempt:
+        earlier = await tx.attempts.opened(attempt.tenant, attempt.connection_id, attempt.chain)
+        unknown = await tx.attempts.last_unknown(attempt)
+        if earlier is not None:
+            if earlier.spends(attempt.kind, attempt.from_generation, attempt.credential):
+                self._may_take_over(earlier, rules, token_valid)
+            elif self.may_answer(earlier):
+                raise self._pending("another credential of this connection is being spent")
+            await tx.attempts.close(earlier, Outcome.SUPERSEDED, attempt.opened_at)
+        if unknown is not None:
+            if not may_send(rules, unknown.sends):
+                raise _given_up()
+            again = {"sends": unknown.sends + 1, "asked_at": unknown.first_opened_at}
+            attempt = attempt.model_copy(update=again)
+        await tx.attempts.open(attempt)
+        return attempt
 
     def _may_take_over(self, attempt: Attempt, rules: RefreshRules, token_valid: bool) -> None:
-        alive, in_flight = self.fate(attempt)
-        now = self._clock.now()
+        fate = self.fate(attempt)
         verdict = takeover(
-            attempt, rules, now, token_valid=token_valid, owner_alive=alive, in_flight=in_flight
+            attempt,
+            rules,
+            self._clock.now(),
+            token_valid=token_valid,
+            owner_alive=fate.owner_alive,
+            in_flight=fate.in_flight,
+            answered=fate.answered,
+            limits=self.limits,
         )
         if verdict is Takeover.WAIT:
-            raise _pending("an earlier attempt has no known outcome yet")
+            raise self._pending("an earlier attempt has no known outcome yet")
+        if verdict is Takeover.GIVE_UP:
+            raise _given_up()
+
+    async def _section(
+        self, use: Use, order: Call, check: Callable[[], None], send: Send, ending: Ending[T]
+    ) -> T:
+        try:
+            reply = await send(check)
+        except SendFailed as failure:
+            return await ending.settle(use, failure, None if failure.sent else Outcome.NOT_SENT)
+        except Failure as failure:  # the definition and the call don't fit: nothing was sent
+            return await ending.settle(use, _ours(failure), Outcome.NOT_SENT)
+        except Exception as unexpected:  # whether a byte left isn't known
+            self._unexpected(use, unexpected)
+            return await ending.settle(use, Failure(Code.INTERNAL), None)
+        entry = await self._journalled(use, order, reply)
+        concluded = await self.conclude(use, reply, ending)
+        if entry is not None:
+            await asyncio.to_thread(entry.drop)
+        return concluded
+
+    async def _journalled(self, use: Use, order: Call, reply: RawReply) -> Entry | None:
+        """Before anything else is done with it. A disk that broke meanwhile stops no commit."""
+        assert use.room is not None
+        packed = Answer.to(order, reply, self._clock.now()).packed()
+        try:
+            return await asyncio.to_thread(use.room.keep, use.keys.current(Lane.REFRESH), packed)
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+            say(log, logging.ERROR, Event.JOURNAL_FAILED, why, object=use.attempt.id)
+            return None
+
+    def _pending(self, why: str) -> Failure:
+        return Failure(Code.REFRESH_PENDING, why, retry_after=self.limits.look_again.total_seconds())
+
+    @staticmethod
+    def _unexpected(use: Use, error: Exception) -> None:
+        """Its text may quote anything: only the type and the place are kept."""
+        what = f"{type(error).__name__} at {frames(error)[-1]}"
+        say(log, logging.ERROR, Event.PROTOCOL_FAILED, what, object=use.attempt.id)
 
 
 async def open_attempt(tx: Tx, connection: Connection) -> Attempt | None:
     """What is being spent for this connection, or was when somebody died. One at a time, of any kind."""
-    for kind in AttemptKind:
-        attempt = await tx.attempts.open_for(connection.tenant, connection.id, MAIN, kind)
-        if attempt is not None:
-            return attempt
-    return None
+    return await tx.attempts.opened(connection.tenant, connection.id, MAIN)
 
 
-def _pending(why: str) -> Failure:
-    return Failure(Code.REFRESH_PENDING, why, retry_after=_LOOK_AGAIN_S)
+def _elapsed() -> float:
+    """Seconds that also pass while the machine sleeps: another host's clock doesn't stop then."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def _given_up() -> Failure:
+    return Failure(Code.OUTCOME_UNKNOWN, "it was sent twice and both answers are lost; not sent again")
 
 
 def _ours(failure: Failure) -> Failure:

@@ -51,6 +51,13 @@ _outbox_depth = _meter.create_gauge(
     names.OUTBOX_DEPTH.name, names.OUTBOX_DEPTH.unit, names.OUTBOX_DEPTH.meaning
 )
 _outbox_age = _meter.create_gauge(names.OUTBOX_AGE.name, names.OUTBOX_AGE.unit, names.OUTBOX_AGE.meaning)
+_journal_waiting = _meter.create_gauge(
+    names.JOURNAL_WAITING.name, names.JOURNAL_WAITING.unit, names.JOURNAL_WAITING.meaning
+)
+_journal_set_aside = _meter.create_gauge(
+    names.JOURNAL_SET_ASIDE.name, names.JOURNAL_SET_ASIDE.unit, names.JOURNAL_SET_ASIDE.meaning
+)
+_journal_replayed = _counter(names.JOURNAL_REPLAYED)
 
 
 _circuits_open = _meter.create_gauge(
@@ -111,6 +118,15 @@ def circuits_open(provider: str, integrations: int) -> None:
 def outbox_seen(depth: int, oldest_age_s: float) -> None:
     _outbox_depth.set(depth)
     _outbox_age.set(oldest_age_s)
+
+
+def journal_seen(waiting: int, set_aside: int) -> None:
+    _journal_waiting.set(waiting)
+    _journal_set_aside.set(set_aside)
+
+
+def journal_replayed(outcome: str) -> None:
+    _journal_replayed.add(1, {OUTCOME: str(outcome)})
 
 
 # --- how they leave the process -----------------------------------------------------------

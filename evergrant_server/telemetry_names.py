@@ -143,9 +143,19 @@ CIRCUITS_OPEN = MetricName(
     "integrations that this worker leaves alone because their provider fails",
     (PROVIDER,),
 )
+JOURNAL_WAITING = MetricName(
+    "evergrant.journal.waiting", "gauge", "{entry}", "answers in this host's journals that the store hasn't"
+)
+JOURNAL_SET_ASIDE = MetricName(
+    "evergrant.journal.set_aside", "gauge", "{entry}", "journal entries of this host that can't be read"
+)
+JOURNAL_REPLAYED = MetricName(
+    "evergrant.journal.replayed", "counter", "{entry}", "journal entries that were replayed, or set aside",
+    (OUTCOME,),
+)  # fmt: skip
 METRICS = (
     LEASES, TIME_TO_EXPIRY, REFRESHES, REFRESH_TIME, EXCHANGES, REVOCATIONS, DELIVERIES, OUTBOX_DEPTH,
-    OUTBOX_AGE, AUDIT_BATCH, CIRCUITS_OPEN,
+    OUTBOX_AGE, AUDIT_BATCH, CIRCUITS_OPEN, JOURNAL_WAITING, JOURNAL_SET_ASIDE, JOURNAL_REPLAYED,
 )  # fmt: skip
 
 # --- logs ---------------------------------------------------------------------------------
@@ -188,8 +198,12 @@ class Event(StrEnum):
     DISCOVERY_FAILED = "discovery failed"
     ENSURE_FRESH_FAILED = "ensure_fresh failed"
     HISTORY_UNREADABLE = "history unreadable"
+    JOURNAL_FAILED = "journal failed"
+    JOURNAL_REPLAYED = "journal replayed"
+    JOURNAL_STUCK = "journal stuck"
     MESSAGE_TOO_LATE = "message too late"
     OUTBOX_STUCK = "outbox stuck"
+    PROTOCOL_FAILED = "protocol failed"
     REQUEST_FAILED = "request failed"
     SCHEDULE_MISSING = "schedule missing"
     STORE_BEHIND = "store behind"
@@ -203,8 +217,12 @@ EVENTS = {
     Event.DISCOVERY_FAILED: "an issuer's metadata couldn't be read, in a way nobody foresaw",
     Event.ENSURE_FRESH_FAILED: "asking a workflow for a fresh grant broke; a valid token is served anyway",
     Event.HISTORY_UNREADABLE: "Temporal doesn't have a history that was asked for",
+    Event.JOURNAL_FAILED: "an answer couldn't be written to the journal; it was committed without",
+    Event.JOURNAL_REPLAYED: "an answer that a worker had left behind is in the store now",
+    Event.JOURNAL_STUCK: "a journal's entry couldn't be replayed; it is kept. Said once for each reason",
     Event.MESSAGE_TOO_LATE: "a message's workflow had ended before it came",
     Event.OUTBOX_STUCK: "a round of the relay failed; the next one tries again",
+    Event.PROTOCOL_FAILED: "sending a credential or judging its answer broke, in a way nobody foresaw",
     Event.REQUEST_FAILED: "a request was answered with a status of 500 or more",
     Event.SCHEDULE_MISSING: "a Temporal Schedule couldn't be declared; it is tried again in minutes",
     Event.STORE_BEHIND: "a workflow knows a newer generation than the store, which came from a backup",

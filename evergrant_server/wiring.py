@@ -16,17 +16,19 @@ from activities.history import HistoryActivities
 from activities.holdings import Holder
 from activities.reconcile import ReconcileActivities
 from activities.refresh import RefreshActivities
+from activities.replay import Replayer
 from activities.revocation import RevocationActivities
 from activities.single_use import SingleUse
 from activities.transfer import ExportActivities
 from activities.webhooks import ANSWER_TIME, WebhookActivities
 from evergrant_server import telemetry_metrics, telemetry_traces
 from evergrant_server.checkout import refuse_strangers
+from evergrant_server.core.attempt import LIMITS, AttemptKind, Limits
 from evergrant_server.core.circuit import CircuitRules
 from evergrant_server.core.clock import Clock, SystemClock
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.egress import Egress, EgressPolicy
-from evergrant_server.journal.lock import JournalLock
+from evergrant_server.journal import Journal
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
 from evergrant_server.store.probe import refuse_foreign_keys
@@ -80,14 +82,24 @@ async def platform(
         await store.close()
 
 
-def activities(parts: Platform, sections: CriticalSections, journal: JournalLock) -> list[Callable[..., Any]]:
-    """Every activity, in plain sight."""
+@dataclass(frozen=True)
+class Work:
+    """What a worker does: activities for Temporal, and the replay of journals by itself."""
+
+    activities: list[Callable[..., Any]]
+    replayer: Replayer
+
+
+def activities(
+    parts: Platform, sections: CriticalSections, journal: Journal, limits: Limits = LIMITS
+) -> Work:
+    """Every activity, in plain sight; a harness gives `limits` of its own."""
     around = TracedTransport if telemetry_traces.on() else None
     policy = EgressPolicy(allow=parts.settings.egress_allow)
     egress = Egress(policy, around=around)
     sender = Sender(egress)
     holder = Holder(parts.store, parts.registry, parts.settings.public_url, parts.clock)
-    single_use = SingleUse(parts.store, parts.clock, sections, journal)
+    single_use = SingleUse(parts.store, parts.clock, sections, journal, limits)
     circuits = Circuits(
         CircuitRules(
             threshold=parts.settings.circuit_threshold,
@@ -110,7 +122,8 @@ def activities(parts: Platform, sections: CriticalSections, journal: JournalLock
         give_up_after=parts.settings.webhook_give_up_after,
         retention=parts.settings.webhook_retention,
     )
-    return [
+    endings = {AttemptKind.REFRESH: refresh.answered, AttemptKind.CODE_EXCHANGE: consent.answered}
+    offered = [
         consent.exchange_code,
         consent.end_consent,
         refresh.refresh_grant,
@@ -124,6 +137,7 @@ def activities(parts: Platform, sections: CriticalSections, journal: JournalLock
         upkeep.reconcile,
         webhooks.deliver_due,
     ]
+    return Work(offered, Replayer(parts.store, journal, sections, endings))
 
 
 def observe(settings: Settings, service: str) -> None:

@@ -11,7 +11,7 @@ from temporalio import workflow
 from temporalio.common import Priority, RetryPolicy
 
 with workflow.unsafe.imports_passed_through():
-    from evergrant_server.core.attempt import ANSWER_LIMIT
+    from evergrant_server.core.attempt import LIMITS
     from evergrant_server.core.messages import (
         ActivityName,
         AnnounceExpiry,
@@ -32,12 +32,11 @@ with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.upkeep import ReconcileOrder, Reconciliation
     from evergrant_server.core.webhook_messages import DeliverDue, DeliveryRound
 
-SEND_LIMIT = timedelta(seconds=15)  # from the intent to the first byte, see Attempt.send_by
 _SLACK = timedelta(seconds=30)  # reading, judging and committing
 
 _PROVIDER: dict[str, Any] = {
     # Longer than everything inside it, so that the critical section is never cut.
-    "start_to_close_timeout": SEND_LIMIT + ANSWER_LIMIT + _SLACK,
+    "start_to_close_timeout": LIMITS.send + LIMITS.answer + _SLACK,
     # A worker that died is noticed after this; the next one asks `takeover` what to do.
     "heartbeat_timeout": timedelta(seconds=5),
     "retry_policy": RetryPolicy(

@@ -1,4 +1,8 @@
-"""One use of a single-use credential: the intent that is committed before anything is sent."""
+"""One use of a single-use credential: the intent that is committed before anything is sent.
+
+The rules are in docs/protocol.md; they are pure functions here, so that a model can try them
+all (tests/unit/core/test_protocol_model.py).
+"""
 
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -12,8 +16,13 @@ from evergrant_server.core.provider import RefreshRules
 
 
 class AttemptKind(StrEnum):
-    REFRESH = "refresh"
-    CODE_EXCHANGE = "code_exchange"
+    """What is spent."""
+
+    REFRESH = "refresh"  # the refresh token of a generation
+    CODE_EXCHANGE = "code_exchange"  # the authorization code of a consent
+    LATE_ANSWER = "late_answer"  # the refresh token of an answer that came too late to be installed
+    DEVICE_CODE = "device_code"  # the poll that a device code's approval answers (RFC 8628 section 3.4)
+    REGISTRATION = "registration"  # an initial access token (RFC 7591 section 3)
 
 
 class Outcome(StrEnum):
@@ -23,10 +32,31 @@ class Outcome(StrEnum):
     REFUSED = "refused"  # the provider answered; the credential is spent or bad
     NOT_SENT = "not_sent"  # it is certain that no byte left, or the provider said it did nothing
     SUPERSEDED = "superseded"  # another attempt took over
+    GIVEN_UP = "given_up"  # unknown for good: the credential may not be sent once more
+
+
+class Limits(BaseModel):
+    """The time a use may take. A harness scales them down; workers use `LIMITS`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    send: timedelta = timedelta(seconds=15)  # from the intent's commit to the first byte
+    answer: timedelta = timedelta(seconds=45)  # the longest a provider is listened to, see egress
+    look_again: timedelta = timedelta(seconds=3)  # how soon to ask again for what must be waited for
+    replay: timedelta = timedelta(minutes=10)  # a journalled answer keeps nobody else waiting for longer
+
+
+LIMITS = Limits()
+MOST_SENDS = 2  # of a credential whose second use may be its family's end: the first, and one more
 
 
 class Attempt(BaseModel):
-    """The intent row. `send_by` is the last moment at which its bytes may be written."""
+    """The intent row. `send_by` is the last moment at which its bytes may be written.
+
+    `credential` tells apart what shares a generation: the consent a code came with, say.
+    `sends` counts the uses of this credential whose outcome nobody knows, this one included;
+    it is carried from attempt to attempt, through restarts and from worker to worker.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -35,13 +65,25 @@ class Attempt(BaseModel):
     connection_id: ConnectionId
     chain: str = MAIN
     kind: AttemptKind
+    credential: str = ""
     from_generation: int
     journal_id: str
     opened_at: datetime
     send_by: datetime
+    sends: int = 1
+    asked_at: datetime | None = None  # when the first of these uses was opened; None: this is it
     outcome: Outcome | None = None
     closed_at: datetime | None = None
     revision: int = 1
+
+    @property
+    def first_opened_at(self) -> datetime:
+        """When this credential may first have been used: grace and a token's age count from here."""
+        return self.asked_at or self.opened_at
+
+    def spends(self, kind: AttemptKind, from_generation: int, credential: str) -> bool:
+        """True when it is a use of this very credential."""
+        return (self.kind, self.from_generation, self.credential) == (kind, from_generation, credential)
 
 
 class Takeover(StrEnum):
@@ -49,9 +91,7 @@ class Takeover(StrEnum):
 
     RESEND = "resend"
     WAIT = "wait"
-
-
-ANSWER_LIMIT = timedelta(seconds=45)  # the longest a provider is listened to, see egress
+    GIVE_UP = "give up"  # it was sent as often as it may be: its outcome stays unknown
 
 
 def takeover(
@@ -62,31 +102,54 @@ def takeover(
     token_valid: bool,
     owner_alive: bool | None,
     in_flight: bool | None,
+    answered: bool = False,
+    limits: Limits = LIMITS,
 ) -> Takeover:
-    """Decide about an attempt of unknown outcome (DESIGN, protocol rule 5). Pure.
+    """Decide about an attempt of unknown outcome (docs/protocol.md). Pure.
 
+    `answered`: its answer is in a journal of this host. It is replayed, never asked for again.
     Rotation `none`, or inside a declared `grace`: resend. `strict` and `unknown`: never while
     the owner's journal lock is held and the access token is still valid, nor while an answer
-    can still come; afterwards resend, once. `owner_alive` and `in_flight` are None when the
-    owner is on another host, which counts as alive until its answer can no longer come.
+    can still come; afterwards resend, once in the credential's life. `owner_alive` and
+    `in_flight` are None when the owner is on another host, which counts as alive until its
+    answer can no longer come.
     """
+    if answered or in_flight:
+        return Takeover.WAIT
     safe_for = rules.resend_is_safe_for
-    if not in_flight and safe_for is not None and now - attempt.opened_at <= safe_for:
+    if safe_for is not None and now - attempt.first_opened_at <= safe_for:
         return Takeover.RESEND
-    if answer_may_come(attempt, now, owner_alive=owner_alive, in_flight=in_flight):
+    if answer_may_come(attempt, now, owner_alive=owner_alive, in_flight=in_flight, limits=limits):
         return Takeover.WAIT
     if owner_alive is not False and token_valid:
         return Takeover.WAIT
-    return Takeover.RESEND
+    return Takeover.RESEND if may_send(rules, attempt.sends) else Takeover.GIVE_UP
+
+
+def may_send(rules: RefreshRules, unknown_sends: int) -> bool:
+    """True while a credential with so many sends of unknown outcome may be sent once more."""
+    return rules.resend_is_safe_for == timedelta.max or unknown_sends < MOST_SENDS
 
 
 def answer_may_come(
-    attempt: Attempt, now: datetime, *, owner_alive: bool | None, in_flight: bool | None
+    attempt: Attempt,
+    now: datetime,
+    *,
+    owner_alive: bool | None,
+    in_flight: bool | None,
+    answered: bool = False,
+    limits: Limits = LIMITS,
 ) -> bool:
-    """True while somebody may still be listening for the provider's answer."""
+    """True while what comes of it has to be waited for: by a revocation, or by a new consent.
+
+    Somebody may be listening, or a journal has the answer. One that can't be replayed (a mistake
+    in judging it, a key that is away) doesn't stand in their way for ever.
+    """
+    if answered:
+        return now < attempt.send_by + limits.answer + limits.replay
     if in_flight is not None:
         return in_flight
-    return owner_alive is not False and now < attempt.send_by + ANSWER_LIMIT
+    return owner_alive is not False and now < attempt.send_by + limits.answer
 
 
 def outcome_of_refusal(status: int, code: Code = Code.REPLY_UNREADABLE) -> Outcome | None:

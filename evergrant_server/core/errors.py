@@ -71,6 +71,7 @@ class Code(StrEnum):
     KEY_UNAVAILABLE = "key_unavailable"
     SEAL_BROKEN = "seal_broken"
     AUDIT_UNAVAILABLE = "audit_unavailable"
+    JOURNAL_UNAVAILABLE = "journal_unavailable"
     TEMPORAL_UNAVAILABLE = "temporal_unavailable"
     INTERNAL = "internal"
 
@@ -204,6 +205,10 @@ FAILURES: dict[Code, Rule] = {
     ),
     Code.AUDIT_UNAVAILABLE: _platform(
         "The audit record could not be committed, so nothing was handed out.", "Check the store."
+    ),
+    Code.JOURNAL_UNAVAILABLE: _platform(
+        "A worker's journal has no room for a provider's answer, so nothing was sent.",
+        "Make room on the worker's disk, or give it a data folder it can write.",
     ),
     Code.TEMPORAL_UNAVAILABLE: _platform(
         "Temporal can't be reached.", "Check EVERGRANT_TEMPORAL_ADDRESS and the Temporal server."

@@ -11,7 +11,7 @@ from evergrant_server.egress.policy import EgressPolicy
 from evergrant_server.egress.transport import GuardedTransport, Watch
 
 CONNECT_TIME = 5.0  # seconds
-ANSWER_TIME = 30.0  # seconds for the whole exchange; less than core.attempt.ANSWER_LIMIT
+ANSWER_TIME = 30.0  # seconds for the whole exchange; less than core.attempt.LIMITS.answer
 BODY_LIMIT = 1024 * 1024  # bytes, after decompression
 
 

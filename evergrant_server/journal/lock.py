@@ -40,6 +40,10 @@ class JournalLock:
         os.close(fd)
         return False
 
+    def take(self, directory: Path) -> int | None:
+        """Hold another directory whose owner is gone, until the descriptor is closed; None: it isn't free."""
+        return _try_lock(directory)
+
     def release(self) -> None:
         os.close(self._fd)
 

@@ -2,13 +2,17 @@
 
 from datetime import datetime
 
+from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlmodel import col
 
 from evergrant_server.core.attempt import Attempt, AttemptKind, Outcome
 from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.ids import ConnectionId, Tenant
-from evergrant_server.store.records import compare_and_set, insert, one, values_of
+from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
+from evergrant_server.store.records import compare_and_set, first, insert, one, values_of, where
 from evergrant_server.store.tables import AttemptRow
+
+_UNKNOWN = (Outcome.SUPERSEDED.value, Outcome.GIVEN_UP.value)
 
 
 class Attempts:
@@ -38,6 +42,43 @@ class Attempts:
             chain=chain,
             kind=kind.value,
             outcome=None,
+        )
+        return None if row is None else Attempt.model_validate(row)
+
+    async def get(self, tenant: Tenant, id: AttemptId) -> Attempt | None:
+        row = await one(self._connection, AttemptRow, tenant=tenant, id=id)
+        return None if row is None else Attempt.model_validate(row)
+
+    async def opened(self, tenant: Tenant, connection_id: ConnectionId, chain: str) -> Attempt | None:
+        """The open attempt of this chain, of whatever kind: there is one at most."""
+        row = await one(
+            self._connection,
+            AttemptRow,
+            tenant=tenant,
+            connection_id=connection_id,
+            chain=chain,
+            outcome=None,
+        )
+        return None if row is None else Attempt.model_validate(row)
+
+    async def last_unknown(self, wanted: Attempt) -> Attempt | None:
+        """The newest use of the same credential whose outcome nobody knows, closed or not.
+
+        It carries the count of them all, so that no restart and no takeover forgets a use.
+        """
+        same = where(
+            AttemptRow,
+            tenant=wanted.tenant,
+            connection_id=wanted.connection_id,
+            from_generation=wanted.from_generation,
+            chain=wanted.chain,
+            kind=wanted.kind.value,
+            credential=wanted.credential,
+        )
+        unknown = or_(col(AttemptRow.outcome).is_(None), col(AttemptRow.outcome).in_(_UNKNOWN))
+        newest = (col(AttemptRow.sends).desc(), col(AttemptRow.opened_at).desc())
+        row = await first(
+            self._connection, select(AttemptRow).where(same, unknown).order_by(*newest).limit(1)
         )
         return None if row is None else Attempt.model_validate(row)
 

@@ -1,9 +1,11 @@
 """Sealed columns of one transaction: which key seals what, and where that key is kept.
 
 Root (key ring) -> tenant key (a row) -> connection key (a row) -> column. Secrets without
-a connection are sealed by the tenant's intake key itself. No plain key outlives the call.
+a connection are sealed by the tenant's intake key itself. No plain key outlives the call, but
+for those that a single-use credential's answer will need (`HeldKeys`).
 """
 
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import NamedTuple
 
@@ -41,6 +43,28 @@ class KeyRows(NamedTuple):
     tenant_key: Sealed
 
 
+class HeldKeys:
+    """Keys of one connection, unwrapped before an intent: its answer needs no key service.
+
+    Doesn't print. Kept for one attempt, and dropped with it.
+    """
+
+    __slots__ = ("_by_id", "_current")
+
+    def __init__(self, current: Mapping[Lane, SealingKey]) -> None:
+        self._current = dict(current)
+        self._by_id = {key.id: key for key in current.values()}
+
+    def current(self, lane: Lane) -> SealingKey:
+        return self._current[lane]
+
+    def get(self, key_id: str) -> SealingKey | None:
+        return self._by_id.get(key_id)
+
+    def __repr__(self) -> str:
+        return f"HeldKeys({', '.join(self._current)})"
+
+
 def key_place(tenant: str, key_id: str, lane: Lane, connection_id: str) -> Place:
     """Where a wrapped key lives; its lane and connection are part of the place."""
     return Place(tenant, "key", key_id, f"sealed_key:{lane.value}:{connection_id}")
@@ -59,10 +83,28 @@ def unwrapped(ring: KeyRing, tenant: str, lane: Lane, rows: KeyRows) -> SealingK
 class Seals:
     """Seals and opens columns within one transaction; makes missing keys in the same one."""
 
-    def __init__(self, connection: AsyncConnection, ring: KeyRing, now: datetime) -> None:
+    def __init__(
+        self, connection: AsyncConnection, ring: KeyRing, now: datetime, held: HeldKeys | None = None
+    ) -> None:
         self._connection = connection
         self._ring = ring
         self._now = now
+        self._held = held
+
+    async def found(self, tenant: str, connection_id: str, lanes: Iterable[Lane]) -> HeldKeys | None:
+        """The connection's current keys, or None when one wasn't made yet. Raises as `hold` does."""
+        keys: dict[Lane, SealingKey] = {}
+        for lane in lanes:
+            rows = await self._rows(tenant, lane, connection_id=connection_id, retired_at=None)
+            if rows is None:
+                return None
+            keys[lane] = unwrapped(self._ring, tenant, lane, rows)
+        return HeldKeys(keys)
+
+    async def hold(self, tenant: str, connection_id: str, lanes: Iterable[Lane]) -> HeldKeys:
+        """The connection's current keys, made when needed. Raises Failure KEY_UNAVAILABLE, SEAL_BROKEN."""
+        place = Place(tenant, "key", connection_id, "held")
+        return HeldKeys({lane: await self._current(lane, connection_id, place) for lane in lanes})
 
     async def seal(self, lane: Lane, connection_id: str, place: Place, value: Secret) -> Sealed:
         """Seal a column of a connection (or, with NOBODY, of the tenant), making its key when needed."""
@@ -70,6 +112,10 @@ class Seals:
 
     async def open(self, lane: Lane, connection_id: str, place: Place, sealed: bytes) -> Secret:
         """Open a column. Raises Failure SEAL_BROKEN or KEY_UNAVAILABLE that names it."""
+        return Secret((await self.open_bytes(lane, connection_id, place, sealed)).decode())
+
+    async def open_bytes(self, lane: Lane, connection_id: str, place: Place, sealed: bytes) -> bytes:
+        """As `open`, for what is no text: a journal's entry."""
         if not self._ring.holds(lane):
             raise unavailable(place, f"the {self._ring.role} role doesn't hold the {lane} lane")
         key_id = key_id_of(sealed, place)
@@ -78,8 +124,8 @@ class Seals:
             raise unavailable(place, f"its key {key_id} is not in the store")
         if rows.connection_id != connection_id:
             raise broken(place, "was sealed with a key of another connection")
-        key = unwrapped(self._ring, place.tenant, lane, rows)
-        return Secret(open_sealed(key, place, sealed).decode())
+        key = self._unwrapped(place.tenant, lane, rows)
+        return open_sealed(key, place, sealed)
 
     async def destroy(self, tenant: str, connection_id: str) -> None:
         """Delete the connection's keys: whatever they sealed, here or in a backup's rows, is gone."""
@@ -96,7 +142,11 @@ class Seals:
             rows = await self._rows(place.tenant, lane, **current)
         if rows is None:
             raise unavailable(place, "its key vanished while it was being made")
-        return unwrapped(self._ring, place.tenant, lane, rows)
+        return self._unwrapped(place.tenant, lane, rows)
+
+    def _unwrapped(self, tenant: str, lane: Lane, rows: KeyRows) -> SealingKey:
+        held = self._held.get(rows.id) if self._held else None
+        return held or unwrapped(self._ring, tenant, lane, rows)
 
     async def _create(self, tenant: str, lane: Lane, connection_id: str, for_place: Place) -> None:
         """Add a key; when another writer was faster, theirs is the one (the index allows one)."""

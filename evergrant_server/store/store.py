@@ -7,10 +7,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from evergrant_server.core.clock import Clock
-from evergrant_server.crypto import KeyRing
+from evergrant_server.crypto import KeyRing, Lane
 from evergrant_server.store import schema
 from evergrant_server.store.engine import BEGIN, make_engine
 from evergrant_server.store.faults import translated
+from evergrant_server.store.seals import HeldKeys
 from evergrant_server.store.tx import Tx
 
 
@@ -68,10 +69,11 @@ class Store:
                 yield self._tx(connection)
 
     @asynccontextmanager
-    async def write(self) -> AsyncGenerator[Tx]:
+    async def write(self, keys: HeldKeys | None = None) -> AsyncGenerator[Tx]:
         """One change: committed on a clean exit, rolled back on an exception.
 
-        Nothing but database calls may be awaited inside. Raises Failure STORE_UNAVAILABLE
+        With `keys`, what they seal or open needs no key service. Nothing but database calls
+        may be awaited inside. Raises Failure STORE_UNAVAILABLE
         when it can't begin or commit, STORE_CONFLICT when another change came first.
         """
         async with AsyncExitStack() as stack:
@@ -79,7 +81,7 @@ class Store:
                 await stack.enter_async_context(self._writing)
             stack.enter_context(translated())
             connection = await stack.enter_async_context(self._writers.begin())
-            yield self._tx(connection)
+            yield self._tx(connection, keys)
 
     @asynccontextmanager
     async def single(self) -> AsyncGenerator[AsyncConnection]:
@@ -88,5 +90,17 @@ class Store:
             async with self._single.connect() as connection:
                 yield connection
 
-    def _tx(self, connection: AsyncConnection) -> Tx:
-        return Tx(connection, self.ring, self._clock.now())
+    async def hold_keys(self, tenant: str, connection_id: str, lanes: tuple[Lane, ...]) -> HeldKeys:
+        """Unwrap the keys that a connection's next answer will need, making those it lacks.
+
+        Raises Failure KEY_UNAVAILABLE, SEAL_BROKEN, STORE_UNAVAILABLE.
+        """
+        async with self.read() as tx:
+            found = await tx.keys.found(tenant, connection_id, lanes)
+        if found is not None:
+            return found
+        async with self.write() as tx:
+            return await tx.keys.hold(tenant, connection_id, lanes)
+
+    def _tx(self, connection: AsyncConnection, keys: HeldKeys | None = None) -> Tx:
+        return Tx(connection, self.ring, self._clock.now(), keys)

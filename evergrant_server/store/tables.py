@@ -255,18 +255,35 @@ class AttemptRow(Row, table=True):
             sqlite_where=text("outcome IS NULL"),
             postgresql_where=text("outcome IS NULL"),
         ),
+        Index(None, "tenant", "connection_id", "from_generation"),
     )
     tenant: str = Field(primary_key=True)
     id: str = Field(primary_key=True)
     connection_id: str
     chain: str
     kind: str
+    credential: str
     from_generation: int
     journal_id: str
     opened_at: datetime = _moment()
     send_by: datetime = _moment()
+    sends: int
+    asked_at: datetime | None = _maybe_moment()
     outcome: str | None = None
     closed_at: datetime | None = _maybe_moment()
+    revision: int
+
+
+class LateAnswerRow(Row, table=True):
+    __table_args__ = (_of_connection(), Index(None, "tenant", "connection_id"))
+    tenant: str = Field(primary_key=True)
+    attempt_id: str = Field(primary_key=True)
+    connection_id: str
+    chain: str
+    from_generation: int
+    asked_at: datetime = _moment()
+    came_at: datetime = _moment()
+    sealed_tokens: Sealed = _sealed()
     revision: int
 
 

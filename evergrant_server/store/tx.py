@@ -17,7 +17,7 @@ from evergrant_server.store.histories import Histories
 from evergrant_server.store.idempotency import Idempotency
 from evergrant_server.store.integrations import Integrations
 from evergrant_server.store.outbox import Outbox
-from evergrant_server.store.seals import Seals
+from evergrant_server.store.seals import HeldKeys, Seals
 from evergrant_server.store.usage import Usage
 from evergrant_server.store.webhooks import Webhooks
 
@@ -25,9 +25,15 @@ from evergrant_server.store.webhooks import Webhooks
 class Tx:
     """The repositories of one transaction. Nothing but calls to these may be awaited inside it."""
 
-    def __init__(self, connection: AsyncConnection, ring: KeyRing, now: datetime) -> None:
+    def __init__(
+        self, connection: AsyncConnection, ring: KeyRing, now: datetime, held: HeldKeys | None = None
+    ) -> None:
         self.connection = connection
-        self._seals = Seals(connection, ring, now)
+        self._seals = Seals(connection, ring, now, held)
+
+    @property
+    def keys(self) -> Seals:
+        return self._seals
 
     @cached_property
     def connections(self) -> Connections:

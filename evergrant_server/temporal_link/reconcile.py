@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from evergrant_server.core.attempt import ANSWER_LIMIT, AttemptKind
+from evergrant_server.core.attempt import LIMITS, AttemptKind
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.errors import Failure
@@ -130,7 +130,7 @@ class Reconciler:
         async with self._store.read() as tx:
             for kind in AttemptKind:
                 attempt = await tx.attempts.open_for(connection.tenant, connection.id, MAIN, kind)
-                if attempt is not None and self._clock.now() < attempt.send_by + ANSWER_LIMIT:
+                if attempt is not None and self._clock.now() < attempt.send_by + LIMITS.answer:
                     return None
         return await self._start_from_store(connection, instead=True)
 

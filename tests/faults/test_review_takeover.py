@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from temporalio.testing import ActivityEnvironment
 
-from activities import single_use
 from activities.consent import ConsentActivities
 from activities.critical import CriticalSections
 from activities.holdings import Holder
 from activities.refresh import RefreshActivities
+from activities.replay import Replayer
 from activities.revocation import RevocationActivities
 from activities.single_use import SingleUse
 from evergrant_server.core.access import Integration
-from evergrant_server.core.attempt import AttemptKind
+from evergrant_server.core.attempt import LIMITS, AttemptKind, Limits
 from evergrant_server.core.connection import Connection, Revocation, State
 from evergrant_server.core.consent import Consent
 from evergrant_server.core.errors import Code, Failure
@@ -34,7 +34,8 @@ from evergrant_server.core.messages import (
 )
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.egress import Egress, EgressPolicy
-from evergrant_server.journal.lock import JournalLock
+from evergrant_server.journal import Journal
+from evergrant_server.store import Store
 from providers.flows import Sender
 from tests.fakes.installation import ASKED, TENANT, Installation
 from tests.fakes.scripted_provider import ScriptedProvider, delay, drop_after_commit, error, hold_answer
@@ -46,16 +47,30 @@ NEVER_ROTATES = RefreshRules(rotation=Rotation.NONE)
 class Activities:
     """What one worker would run, called without Temporal."""
 
-    def __init__(self, place: Installation, allow: tuple[str, ...], journals: Path) -> None:
+    def __init__(
+        self,
+        place: Installation,
+        allow: tuple[str, ...],
+        journals: Path,
+        limits: Limits = LIMITS,
+        store: Store | None = None,
+    ) -> None:
         parts = place.parts
-        self.journal = JournalLock(journals)
+        store = store or parts.store
+        self.journal = Journal(journals)
+        sections = CriticalSections()
         sender = Sender(Egress(EgressPolicy(allow=allow)))
-        protocol = SingleUse(parts.store, parts.clock, CriticalSections(), self.journal)
-        holder = Holder(parts.store, parts.registry, parts.settings.public_url, parts.clock)
-        common = (parts.store, holder, sender, protocol, parts.clock)
+        protocol = SingleUse(store, parts.clock, sections, self.journal, limits)
+        holder = Holder(store, parts.registry, parts.settings.public_url, parts.clock)
+        common = (store, holder, sender, protocol, parts.clock)
         self._refresh = RefreshActivities(*common)
         self._revocation = RevocationActivities(*common)
         self._consent = ConsentActivities(*common)
+        endings = {
+            AttemptKind.REFRESH: self._refresh.answered,
+            AttemptKind.CODE_EXCHANGE: self._consent.answered,
+        }
+        self.replayer = Replayer(store, self.journal, sections, endings)
 
     async def refresh(
         self, connection: Connection, generation: int, env: ActivityEnvironment | None = None
@@ -219,12 +234,12 @@ async def test_a_second_send_doesn_t_make_a_token_younger(
 
 
 async def test_an_intent_that_is_too_old_is_not_sent(
-    place: Installation, idp: ScriptedProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     """A process that was stopped between intent and send; somebody else may have taken over."""
     connection = await place.connect(idp)
-    worker = Activities(place, (idp.allowance,), tmp_path / "here")
-    monkeypatch.setattr(single_use, "SEND_LIMIT", timedelta(seconds=-1))
+    limits = Limits(send=timedelta(seconds=-1))
+    worker = Activities(place, (idp.allowance,), tmp_path / "here", limits)
     assert (await worker.refresh(connection, 1)).failure is Code.REFRESH_PENDING
     assert idp.count("token", grant_type="refresh_token") == 0
     assert await open_attempts(place, connection) == 0

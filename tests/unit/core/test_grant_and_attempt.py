@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from evergrant_server.core.attempt import (
-    ANSWER_LIMIT,
+    LIMITS,
     Attempt,
     AttemptKind,
     Outcome,
@@ -85,7 +85,7 @@ ATTEMPT = Attempt(
     tenant=Tenant("t"), id=AttemptId("att_1"), connection_id=ConnectionId("con_1"), kind=AttemptKind.REFRESH,
     from_generation=1, journal_id="jrn_1", opened_at=NOW, send_by=at(15),
 )  # fmt: skip
-LATE = at(15) + ANSWER_LIMIT + timedelta(seconds=1)
+LATE = at(15) + LIMITS.answer + timedelta(seconds=1)
 
 
 @pytest.mark.parametrize(

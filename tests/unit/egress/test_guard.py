@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from evergrant_server.core.attempt import ANSWER_LIMIT
+from evergrant_server.core.attempt import LIMITS
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.egress import ANSWER_TIME, Egress, EgressPolicy, Watch
 from evergrant_server.egress.addresses import refusal
@@ -278,4 +278,4 @@ async def test_plain_http_behind_https_is_not_sent_to() -> None:
 
 def test_certificates_are_checked_and_limits_fit_the_protocol() -> None:
     assert default_tls().verify_mode is ssl.CERT_REQUIRED
-    assert ANSWER_LIMIT.total_seconds() > ANSWER_TIME
+    assert LIMITS.answer.total_seconds() > ANSWER_TIME

@@ -1,0 +1,118 @@
+"""Replays what owners left behind: answers that a journal of this host has and the store hasn't.
+
+Any worker of a host replays its own entries whose commit failed and those of every owner that
+is gone, at start-up and from then on. What can't be read is kept, set aside and told.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+
+from activities.answers import Answer
+from activities.critical import CriticalSections
+from activities.single_use import LANES, Use
+from evergrant_server import telemetry_metrics as metrics
+from evergrant_server.core.attempt import AttemptKind
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.crypto import Lane
+from evergrant_server.journal import Entry, Journal
+from evergrant_server.journal.journal import attempt_id_of
+from evergrant_server.store import Store
+from evergrant_server.telemetry import frames, say
+from evergrant_server.telemetry_names import Event
+
+log = logging.getLogger("evergrant.journal")
+
+Conclude = Callable[[Use, Answer], Awaitable[object]]
+
+_OFTEN = timedelta(seconds=1)
+
+
+class Replayer:
+    """Takes journals' entries through the same judge and commit as an answer that has just come."""
+
+    def __init__(
+        self,
+        store: Store,
+        journal: Journal,
+        sections: CriticalSections,
+        endings: Mapping[AttemptKind, Conclude],
+    ) -> None:
+        self._store = store
+        self._journal = journal
+        self._sections = sections
+        self._endings = endings
+        self._told: set[tuple[Path, str]] = set()
+
+    async def run(self, interval: timedelta = _OFTEN) -> None:
+        """Sweep until cancelled."""
+        while True:
+            try:
+                await self.sweep()
+            except Exception as unexpected:  # one bad entry must not end the sweeping of the others
+                self._say(self._journal.folder, Code.INTERNAL, type(unexpected).__name__)
+            await asyncio.sleep(interval.total_seconds())
+
+    async def sweep(self) -> int:
+        """Replay what is free; says how many answers the store has now that it hadn't."""
+        done = 0
+        for path in self._journal.mine():
+            if not self._sections.in_flight(attempt_id_of(path)):
+                done += await self._one(path)
+        with self._journal.abandoned() as left:
+            for path in left:
+                done += await self._one(path)
+        metrics.journal_seen(*self._journal.left_behind())
+        return done
+
+    async def _one(self, path: Path) -> bool:
+        try:
+            entry = await asyncio.to_thread(Entry.read, path)
+            outcome = await self._replay(entry)
+        except FileNotFoundError:
+            return False  # its own section was faster
+        except Failure as failure:
+            self._failed(path, failure)
+            return False
+        except Exception as unexpected:
+            self._say(path, Code.INTERNAL, f"{type(unexpected).__name__} at {frames(unexpected)[-1]}")
+            return False
+        await asyncio.to_thread(entry.drop)
+        metrics.journal_replayed(outcome)
+        say(log, logging.WARNING, Event.JOURNAL_REPLAYED, outcome, object=entry.header.attempt_id)
+        return True
+
+    async def _replay(self, entry: Entry) -> str:
+        header = entry.header
+        async with self._store.read() as tx:
+            connection = await tx.connections.get(header.tenant, header.connection_id)
+            attempt = await tx.attempts.get(header.tenant, header.attempt_id)
+            if connection is not None and connection.state.final:
+                return "revoked"  # its keys were destroyed: nobody can open this, and nobody should
+            if connection is None or attempt is None:
+                raise Failure(Code.STORE_BEHIND, "the store doesn't know the attempt of this answer")
+            packed = await tx.keys.open_bytes(Lane.REFRESH, header.connection_id, header.place, entry.sealed)
+        answer = Answer.unpacked(packed)
+        keys = await self._store.hold_keys(header.tenant, header.connection_id, LANES)
+        work = self._endings[attempt.kind](Use(attempt, keys), answer)
+        await self._sections.run(attempt.id, _awaited(work))
+        return "replayed"
+
+    def _failed(self, path: Path, failure: Failure) -> None:
+        """Unreadable for good: out of the way. Everything else is tried again."""
+        if failure.code is Code.SEAL_BROKEN:
+            path = self._journal.set_aside(path)
+            metrics.journal_replayed(failure.code)
+        self._say(path, failure.code, failure.detail)
+
+    def _say(self, path: Path, code: Code, detail: str) -> None:
+        """Once for each trouble, not once a sweep."""
+        if (path, code) not in self._told:
+            self._told.add((path, code))
+            say(log, logging.ERROR, Event.JOURNAL_STUCK, detail, code=code, object=path.stem)
+
+
+async def _awaited(work: Awaitable[object]) -> object:
+    return await work

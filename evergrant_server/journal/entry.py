@@ -1,0 +1,145 @@
+"""One answer on disk: room reserved before the intent, filled at once, dropped after the commit.
+
+A file `<attempt>.room` says that its attempt is under way. Filled, it is renamed to
+`<attempt>.entry`: whole, or not there. The first line is the header in clear, ids alone; the
+rest is one sealed value, bound to tenant, attempt and generation (see `Header.place`).
+"""
+
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from evergrant_server.core.attempt import Attempt, AttemptKind
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
+from evergrant_server.crypto import Place, Sealed, SealingKey, seal
+
+ROOM, ENTRY, SET_ASIDE = ".room", ".entry", ".set-aside"
+ROOM_BYTES = 256 * 1024  # three tokens of the longest kind, and what else a reply says
+_FORMAT = 1
+
+
+class Header(BaseModel):
+    """Whose answer it is. In clear, so that its key can be found; no secret."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: int = _FORMAT
+    tenant: Tenant
+    connection_id: ConnectionId
+    attempt_id: AttemptId
+    kind: AttemptKind
+    from_generation: int
+
+    @classmethod
+    def of(cls, attempt: Attempt) -> "Header":
+        return cls(
+            tenant=attempt.tenant,
+            connection_id=attempt.connection_id,
+            attempt_id=attempt.id,
+            kind=attempt.kind,
+            from_generation=attempt.from_generation,
+        )
+
+    @property
+    def place(self) -> Place:
+        """What the seal is bound to: a header that was changed opens nothing."""
+        column = f"answer:{self.connection_id}:{self.kind}:{self.format}"
+        return Place(self.tenant, "journal", self.attempt_id, column, self.from_generation)
+
+
+class Entry:
+    """A sealed answer that waits for the store."""
+
+    def __init__(self, path: Path, header: Header, sealed: Sealed) -> None:
+        self.path = path
+        self.header = header
+        self.sealed = sealed
+
+    @classmethod
+    def read(cls, path: Path) -> "Entry":
+        """Raises Failure SEAL_BROKEN when it is torn, and OSError when the disk won't."""
+        first, _, sealed = path.read_bytes().partition(b"\n")
+        try:
+            header = Header.model_validate_json(first)
+        except ValidationError:
+            raise _torn(path, "has no header") from None
+        if header.format != _FORMAT or path.stem != header.attempt_id or not sealed:
+            raise _torn(path, "is cut short, or another's")
+        return cls(path, header, Sealed(sealed))
+
+    def drop(self) -> None:
+        """The store has it. A drop that gets lost is found out by whoever replays it."""
+        self.path.unlink(missing_ok=True)
+
+
+class Room:
+    """Reserved space for the answer of one attempt. Blocking calls: use a thread."""
+
+    def __init__(self, directory: Path, attempt: Attempt, size: int = ROOM_BYTES) -> None:
+        """Raises Failure JOURNAL_UNAVAILABLE: a full disk is found before anything is sent."""
+        self._directory = directory
+        self._path = directory / f"{attempt.id}{ROOM}"
+        self.header = Header.of(attempt)
+        try:
+            self._fd: int | None = os.open(
+                self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+            )
+        except OSError as error:
+            raise _no_room(directory, error) from None
+        try:
+            os.posix_fallocate(self._fd, 0, size)
+            sync_directory(directory)
+        except OSError as error:
+            self.release()
+            raise _no_room(directory, error) from None
+
+    def keep(self, key: SealingKey, answer: bytes) -> Entry:
+        """Seal the answer, fsync it, give it its name and fsync that. Raises OSError."""
+        if self._fd is None:
+            raise OSError(errno.EBADF, "this room was given back")
+        sealed = seal(key, self.header.place, answer)
+        whole = self.header.model_dump_json().encode() + b"\n" + sealed
+        written = 0
+        while written < len(whole):
+            written += os.pwrite(self._fd, whole[written:], written)
+        os.ftruncate(self._fd, len(whole))
+        os.fsync(self._fd)
+        path = self._path.with_suffix(ENTRY)
+        os.rename(self._path, path)
+        sync_directory(self._directory)
+        self._close()
+        return Entry(path, self.header, sealed)
+
+    def release(self) -> None:
+        """No answer came. Does nothing once it was kept."""
+        if self._fd is not None:
+            self._close()
+            with suppress(OSError):  # the next owner sweeps it
+                self._path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def sync_directory(directory: Path) -> None:
+    """Make names durable: a rename is safe only once its directory is on disk."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _no_room(directory: Path, error: OSError) -> Failure:
+    why = error.strerror or type(error).__name__
+    return Failure(Code.JOURNAL_UNAVAILABLE, f"The journal {directory} has no room for an answer: {why}.")
+
+
+def _torn(path: Path, why: str) -> Failure:
+    return Failure(Code.SEAL_BROKEN, f"The journal entry {path} {why}.")

@@ -1,0 +1,110 @@
+"""What one worker writes, and what it can know of every other worker's journal on its host."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from evergrant_server.core.attempt import Attempt
+from evergrant_server.core.ids import AttemptId
+from evergrant_server.journal.entry import ENTRY, ROOM, SET_ASIDE, Entry, Room
+from evergrant_server.journal.lock import JournalLock
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What is known here of an attempt. None: its owner is on another host."""
+
+    owner_alive: bool | None
+    in_flight: bool | None
+    answered: bool
+
+
+class Journal:
+    """The journals of one host, seen by the worker that owns one of them."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises Failure STORE_UNAVAILABLE when the folder can't be used."""
+        self._lock = JournalLock(folder)
+        self.folder = folder
+        self._mine = folder / self._lock.id
+        for left in self._mine.glob(f"*{ROOM}"):
+            left.unlink(missing_ok=True)  # an owner died before an answer: its attempt tells of it
+
+    @property
+    def id(self) -> str:
+        return self._lock.id
+
+    def reserve(self, attempt: Attempt) -> Room:
+        """Room for its answer. Raises Failure JOURNAL_UNAVAILABLE when there is none."""
+        return Room(self._mine, attempt)
+
+    def fate(self, attempt: Attempt) -> Fate:
+        """What can be seen of an attempt from here. The order counts: a dead owner answers no more."""
+        alive = self._lock.held(attempt.journal_id)
+        if alive is None:
+            return Fate(None, None, False)
+        under_way = alive and self._path(attempt, ROOM).exists()
+        # a room becomes an entry by its renaming: looked for in this order, none is missed
+        return Fate(alive, under_way, self._path(attempt, ENTRY).exists())
+
+    def entry(self, attempt: Attempt) -> Entry | None:
+        """Its answer, if one waits on this host. Raises Failure SEAL_BROKEN when it is torn."""
+        if self._lock.held(attempt.journal_id) is None:
+            return None
+        try:
+            return Entry.read(self._path(attempt, ENTRY))
+        except FileNotFoundError:
+            return None
+
+    def mine(self) -> list[Path]:
+        return _entries(self._mine)
+
+    @contextmanager
+    def abandoned(self) -> Iterator[list[Path]]:
+        """The entries of every owner that is gone, whose locks are held for the length of the block."""
+        found: list[Path] = []
+        held: list[int] = []
+        try:
+            for directory in sorted(self.folder.iterdir()):
+                if directory.is_dir() and directory != self._mine and _entries(directory):
+                    fd = self._lock.take(directory)
+                    if fd is not None:
+                        held.append(fd)
+                        found += _entries(directory)
+            yield found
+        finally:
+            for fd in held:
+                os.close(fd)
+
+    def left_behind(self) -> tuple[int, int]:
+        """On this host, dead owners and living ones: answers that wait, and those set aside."""
+        waiting, aside = left_behind(self.folder)
+        return len(waiting), len(aside)
+
+    def set_aside(self, path: Path) -> Path:
+        """Keep what can't be read out of the way; doctor and a metric tell of it."""
+        aside = path.with_suffix(SET_ASIDE)
+        os.rename(path, aside)
+        return aside
+
+    def release(self) -> None:
+        """Give the directory up. What is in it is anybody's to replay."""
+        self._lock.release()
+
+    def _path(self, attempt: Attempt, suffix: str) -> Path:
+        return self.folder / attempt.journal_id / f"{attempt.id}{suffix}"
+
+
+def _entries(directory: Path) -> list[Path]:
+    return sorted(directory.glob(f"*{ENTRY}"))
+
+
+def attempt_id_of(path: Path) -> AttemptId:
+    return AttemptId(path.stem)
+
+
+def left_behind(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Of all journals below a folder: the answers that wait, and those set aside as unreadable."""
+    return sorted(folder.glob(f"*/*{ENTRY}")), sorted(folder.glob(f"*/*{SET_ASIDE}"))

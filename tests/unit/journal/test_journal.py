@@ -1,0 +1,176 @@
+"""Entries on disk: room first, whole or not there, bound to their attempt, never deleted unread."""
+
+import json
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from activities.answers import Answer
+from evergrant_server.core.attempt import Attempt, AttemptKind
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
+from evergrant_server.crypto import SealingKey, new_sealing_key, open_sealed
+from evergrant_server.journal import Entry, Fate, Journal
+from providers.reply import RawReply
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+SECRET = b"rt-a-refresh-token-that-works-once"
+
+
+def an_attempt(journal: Journal, name: str = "att_1") -> Attempt:
+    return Attempt(
+        tenant=Tenant("acme"),
+        id=AttemptId(name),
+        connection_id=ConnectionId("con_1"),
+        kind=AttemptKind.REFRESH,
+        from_generation=3,
+        journal_id=journal.id,
+        opened_at=NOW,
+        send_by=NOW + timedelta(seconds=15),
+    )
+
+
+@pytest.fixture
+def key() -> SealingKey:
+    return new_sealing_key("cky")
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "journals")
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """The kernel refuses to make any file larger, as it refuses on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def kept(journal: Journal, key: SealingKey, name: str = "att_1") -> Entry:
+    return journal.reserve(an_attempt(journal, name)).keep(key, SECRET)
+
+
+def opened(path: Path, key: SealingKey) -> bytes:
+    entry = Entry.read(path)
+    return open_sealed(key, entry.header.place, entry.sealed)
+
+
+def test_an_answer_is_sealed_for_its_attempt_and_found_again(journal: Journal, key: SealingKey):
+    kept(journal, key)
+    found = journal.entry(an_attempt(journal))
+    assert found is not None
+    assert open_sealed(key, found.header.place, found.sealed) == SECRET
+    assert SECRET not in found.path.read_bytes()
+    found.drop()
+    assert journal.entry(an_attempt(journal)) is None
+
+
+def test_a_full_disk_is_found_before_anything_is_sent(journal: Journal):
+    with largest_file(4096), pytest.raises(Failure) as caught:
+        journal.reserve(an_attempt(journal))
+    assert caught.value.code is Code.JOURNAL_UNAVAILABLE
+    assert [it.name for it in journal.folder.glob("*/*")] == ["lock"], "nothing is left behind"
+    journal.reserve(an_attempt(journal)).release()
+
+
+def test_room_that_was_reserved_takes_an_answer_when_the_disk_is_full_meanwhile(
+    journal: Journal, key: SealingKey
+):
+    room = journal.reserve(an_attempt(journal))
+    assert os.stat(journal.folder / journal.id / "att_1.room").st_blocks * 512 >= 256 * 1024
+    room.keep(key, b"x" * (200 * 1024))
+
+
+def test_a_journal_that_is_gone_is_found_before_anything_is_sent(journal: Journal):
+    (journal.folder / journal.id / "lock").unlink()
+    (journal.folder / journal.id).rmdir()
+    with pytest.raises(Failure) as caught:
+        journal.reserve(an_attempt(journal))
+    assert caught.value.code is Code.JOURNAL_UNAVAILABLE
+
+
+@pytest.mark.parametrize("size", [0, 10, 200, -1])
+def test_a_torn_entry_is_told_from_a_whole_one(journal: Journal, key: SealingKey, size: int):
+    path = kept(journal, key).path
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(Failure) as caught:
+        opened(path, key)
+    assert caught.value.code is Code.SEAL_BROKEN
+
+
+@pytest.mark.parametrize("field", ["tenant", "connection_id", "kind", "from_generation", "attempt_id"])
+def test_a_changed_header_opens_nothing(journal: Journal, key: SealingKey, field: str):
+    path = kept(journal, key).path
+    first, _, sealed = path.read_bytes().partition(b"\n")
+    changed = json.loads(first) | {field: {"from_generation": 4, "kind": "code_exchange"}.get(field, "att_2")}
+    moved = path.with_name("att_2.entry") if field == "attempt_id" else path
+    moved.write_bytes(json.dumps(changed).encode() + b"\n" + sealed)
+    entry = Entry.read(moved)
+    with pytest.raises(Failure) as caught:
+        open_sealed(key, entry.header.place, entry.sealed)
+    assert caught.value.code is Code.SEAL_BROKEN
+
+
+def test_what_can_be_known_of_another_worker_on_the_host(tmp_path: Path, key: SealingKey):
+    owner, other = Journal(tmp_path / "journals"), Journal(tmp_path / "journals")
+    attempt = an_attempt(owner)
+    assert other.fate(attempt) == Fate(True, False, False), "its section has ended"
+    room = owner.reserve(attempt)
+    assert other.fate(attempt) == Fate(True, True, False)
+    room.keep(key, SECRET)
+    assert other.fate(attempt) == Fate(True, False, True)
+    owner.release()
+    assert other.fate(attempt) == Fate(False, False, True)
+    elsewhere = attempt.model_copy(update={"journal_id": "jrn_elsewhere"})
+    assert other.fate(elsewhere) == Fate(None, None, False)
+
+
+def test_only_the_journals_of_the_gone_are_free(tmp_path: Path, key: SealingKey):
+    owner, other = Journal(tmp_path / "journals"), Journal(tmp_path / "journals")
+    entry = kept(owner, key)
+    with other.abandoned() as found:
+        assert found == []
+    owner.release()
+    third = Journal(tmp_path / "elsewhere")
+    third.release()
+    with other.abandoned() as found:
+        assert found == [entry.path]
+        assert other.fate(an_attempt(owner)).owner_alive is True, "nobody else may replay it meanwhile"
+
+
+def test_the_next_owner_of_a_directory_has_its_entries(tmp_path: Path, key: SealingKey):
+    owner = Journal(tmp_path / "journals")
+    entry = kept(owner, key)
+    owner.reserve(an_attempt(owner, "att_9"))  # it dies before an answer comes
+    owner.release()
+    heir = Journal(tmp_path / "journals")
+    assert (heir.id, heir.mine()) == (owner.id, [entry.path])
+    assert not list(heir.folder.glob("*/*.room"))
+
+
+def test_what_can_t_be_read_is_kept_out_of_the_way(journal: Journal, key: SealingKey):
+    path = journal.set_aside(kept(journal, key).path)
+    assert path.exists()
+    assert journal.mine() == []
+    assert journal.left_behind() == (0, 1)
+
+
+def test_an_answer_is_packed_whole_and_shows_nothing():
+    reply = RawReply(200, {"date": "x"}, b'{"access_token": "\xff\n"}')
+    answer = Answer({"tenant": "acme"}, NOW, reply)
+    assert Answer.unpacked(answer.packed()) == answer
+    assert "access_token" not in repr(answer)
+    for broken in (b"", b"{}\nx", b"[1]\n", b'{"order": 1, "status": 1, "headers": {}}'):
+        with pytest.raises(Failure) as caught:
+            Answer.unpacked(broken)
+        assert caught.value.code is Code.SEAL_BROKEN
