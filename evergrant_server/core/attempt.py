@@ -86,6 +86,21 @@ class Attempt(BaseModel):
         return (self.kind, self.from_generation, self.credential) == (kind, from_generation, credential)
 
 
+class LateAnswer(BaseModel):
+    """Tokens that came when the connection had been given up, without them: to be verified first."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tenant: Tenant
+    attempt_id: AttemptId
+    connection_id: ConnectionId
+    chain: str = MAIN
+    from_generation: int
+    asked_at: datetime
+    came_at: datetime
+    revision: int = 1
+
+
 class Takeover(StrEnum):
     """What to do about an open attempt that somebody else began."""
 

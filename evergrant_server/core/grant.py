@@ -1,5 +1,6 @@
 """What a connection holds now: scopes and expiry, and the three words valid, due, fresh."""
 
+import json
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -27,6 +28,17 @@ class TokenSet(BaseModel):
     refresh_expires_in: float | None = None
     scopes: tuple[str, ...] | None = None  # None: the reply had no scope, so as requested (RFC 6749 5.1)
     metadata: dict[str, Any] = {}
+
+    def as_secret(self) -> Secret:
+        """All of it as one text, for a sealer."""
+        plain = {
+            name: value.reveal() if isinstance(value, Secret) else value for name, value in self if value
+        }
+        return Secret(json.dumps(plain))
+
+    @classmethod
+    def from_secret(cls, text: Secret) -> "TokenSet":
+        return cls.model_validate(json.loads(text.reveal()))
 
 
 class Grant(BaseModel):

@@ -14,6 +14,7 @@ from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import Lane, Place, Sealed
 from evergrant_server.crypto.envelope import broken
+from evergrant_server.store.late_answers import LateAnswers
 from evergrant_server.store.records import Values, compare_and_set, first, insert, one, values_of, where
 from evergrant_server.store.seals import Seals
 from evergrant_server.store.tables import ConnectionGrantRow, ConnectionRow, ConsentRow
@@ -103,6 +104,7 @@ class Grants:
             update(ConnectionGrantRow).where(where(ConnectionGrantRow, **mine)).values(empty)
         )
         columns = ("sealed_link", "sealed_verifier", "sealed_code", "sealed_tokens")
+        await LateAnswers(self._connection, self._seals).drop(tenant, connection_id)
         consents: Values = dict.fromkeys(columns)
         await self._connection.execute(update(ConsentRow).where(where(ConsentRow, **mine)).values(consents))
 

@@ -274,19 +274,6 @@ class AttemptRow(Row, table=True):
     revision: int
 
 
-class LateAnswerRow(Row, table=True):
-    __table_args__ = (_of_connection(), Index(None, "tenant", "connection_id"))
-    tenant: str = Field(primary_key=True)
-    attempt_id: str = Field(primary_key=True)
-    connection_id: str
-    chain: str
-    from_generation: int
-    asked_at: datetime = _moment()
-    came_at: datetime = _moment()
-    sealed_tokens: Sealed = _sealed()
-    revision: int
-
-
 class OutboxRow(Row, table=True):
     __table_args__ = (
         Index(None, "id", unique=True),

@@ -16,6 +16,7 @@ from evergrant_server.store.grants import Grants
 from evergrant_server.store.histories import Histories
 from evergrant_server.store.idempotency import Idempotency
 from evergrant_server.store.integrations import Integrations
+from evergrant_server.store.late_answers import LateAnswers
 from evergrant_server.store.outbox import Outbox
 from evergrant_server.store.seals import HeldKeys, Seals
 from evergrant_server.store.usage import Usage
@@ -62,6 +63,10 @@ class Tx:
     @cached_property
     def attempts(self) -> Attempts:
         return Attempts(self.connection)
+
+    @cached_property
+    def late_answers(self) -> LateAnswers:
+        return LateAnswers(self.connection, self._seals)
 
     @cached_property
     def outbox(self) -> Outbox:
