@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from temporalio.testing import ActivityEnvironment
 
+from activities.breaker import Circuits
 from activities.consent import ConsentActivities
 from activities.critical import CriticalSections
 from activities.holdings import Holder
@@ -20,6 +21,7 @@ from activities.revocation import RevocationActivities
 from activities.single_use import SingleUse
 from evergrant_server.core.access import Integration
 from evergrant_server.core.attempt import LIMITS, AttemptKind, Limits
+from evergrant_server.core.circuit import CircuitRules
 from evergrant_server.core.connection import Connection, Revocation, State
 from evergrant_server.core.consent import Consent
 from evergrant_server.core.errors import Code, Failure
@@ -63,7 +65,7 @@ class Activities:
         protocol = SingleUse(store, parts.clock, sections, self.journal, limits)
         holder = Holder(store, parts.registry, parts.settings.public_url, parts.clock)
         common = (store, holder, sender, protocol, parts.clock)
-        self._refresh = RefreshActivities(*common)
+        self._refresh = RefreshActivities(*common, Circuits(CircuitRules(threshold=0)))
         self._revocation = RevocationActivities(*common)
         self._consent = ConsentActivities(*common)
         endings = {
