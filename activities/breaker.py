@@ -19,7 +19,7 @@ from providers.flows import SendFailed
 from providers.reply import RawReply
 from providers.times import retry_after
 
-_Key = tuple[IntegrationId, int]
+_Key = tuple[IntegrationId, int, str]
 _MOST = 10_000
 
 
@@ -81,12 +81,13 @@ class Circuits:
         self._circuits: dict[_Key, tuple[str, Circuit]] = {}
 
     @asynccontextmanager
-    async def passing(self, integration: Integration) -> AsyncIterator[Passage]:
+    async def passing(self, integration: Integration, definition: str = "") -> AsyncIterator[Passage]:
         """Wait for a turn, if it comes soon. Raises HeldBack.
 
-        A repaired integration is another revision, and starts with a closed circuit.
+        A repaired integration is another revision, and starts with a closed circuit; so does each
+        version of a definition, whose faults must not close the way of the one before.
         """
-        key = (integration.id, integration.revision)
+        key = (integration.id, integration.revision, definition)
         _, circuit = self._circuits.get(key, ("", Circuit()))
         circuit, admission = admit(circuit, self._elapsed(), self._rules, self._chance())
         if admission.go_in is None:

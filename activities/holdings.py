@@ -1,10 +1,11 @@
 """What an activity needs in hand before it talks to a provider: rows, definition, client."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import Connection
+from evergrant_server.core.definition import Definition
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.grant import Grant
 from evergrant_server.core.ids import ConnectionId, Tenant
@@ -26,6 +27,32 @@ class Holdings:
     client: OAuthClient
     redirect_uri: str
     other_client: OAuthClient | None = None  # in the overlap of a rotation: with the other secret
+    definition: Definition | None = None  # the tenant's own version that `spec` is from
+    older: ProviderSpec | None = None  # while that one is staged: what answered before
+
+    @property
+    def definition_id(self) -> str:
+        """The tenant's version that answers, "" for the catalogue's own."""
+        return self.definition.id if self.definition else ""
+
+    @property
+    def provisional(self) -> bool:
+        """A staged version answers: its refusals are asked again before they are believed."""
+        return self.older is not None
+
+    def as_before(self) -> "Holdings":
+        """The same in hand, by the definition that answered before. Raises as `Holder.take`."""
+        assert self.older is not None
+        auth = client_auth_of(self.older, self.integration)
+        return replace(
+            self,
+            spec=self.older,
+            endpoints=_endpoints(self.older, self.integration),
+            client=replace(self.client, auth=auth),
+            other_client=replace(self.other_client, auth=auth) if self.other_client else None,
+            definition=None,
+            older=None,
+        )
 
 
 class Holder:
@@ -50,16 +77,18 @@ class Holder:
         integration = await tx.integrations.get(tenant, connection.integration_id)
         if integration is None:
             raise Failure(Code.CLIENT_REJECTED, f"the integration {connection.integration} was deleted")
-        spec, endpoints = self._defined(integration)
+        spec, definition, older = await self._defined(tx, connection, integration)
         clients = await self._clients(tx, spec, integration)
         return Holdings(
             connection=connection,
             integration=integration,
             grant=await tx.grants.get(tenant, connection_id),
             spec=spec,
-            endpoints=endpoints,
+            endpoints=_endpoints(spec, integration),
             client=clients[0],
             other_client=clients[1] if len(clients) > 1 else None,
+            definition=definition,
+            older=older,
             redirect_uri=f"{self._public_url}/oauth/callback/{integration.id}",
         )
 
@@ -73,12 +102,23 @@ class Holder:
         auth = client_auth_of(spec, integration)
         return [OAuthClient(integration.client_id, secret, auth) for secret in secrets]
 
-    def _defined(self, integration: Integration) -> tuple[ProviderSpec, Endpoints]:
+    async def _defined(
+        self, tx: Tx, connection: Connection, integration: Integration
+    ) -> tuple[ProviderSpec, Definition | None, ProviderSpec | None]:
+        versions = await tx.definitions.serving(integration.tenant, integration.provider)
         try:
-            spec = self._registry.get(integration.provider)
-            return spec, integration.endpoints or endpoints_of(spec, integration.params)
+            answering = self._registry.chosen(integration.provider, versions, connection.id)
         except Failure as failure:  # the catalogue changed under it: an admin's to repair, no caller's
             raise Failure(Code.CLIENT_REJECTED, failure.detail) from None
+        older = answering[1][0] if len(answering) > 1 else None
+        return (*answering[0], older)
+
+
+def _endpoints(spec: ProviderSpec, integration: Integration) -> Endpoints:
+    try:
+        return integration.endpoints or endpoints_of(spec, integration.params)
+    except Failure as failure:  # as above
+        raise Failure(Code.CLIENT_REJECTED, failure.detail) from None
 
 
 def news_of(connection: Connection, grant: Grant, integration: Integration) -> GrantNews:

@@ -1,6 +1,7 @@
 """What every class of activities that talks to a provider is made of."""
 
 from activities.client_secrets import EitherSecret
+from activities.definitions import EitherDefinition
 from activities.holdings import Holder
 from activities.single_use import SingleUse
 from evergrant_server.core.clock import Clock
@@ -20,3 +21,4 @@ class ProviderActivities:
         self._single_use = single_use
         self._clock = clock
         self._either_secret = EitherSecret(store, clock)
+        self._either_definition = EitherDefinition(store)

@@ -51,7 +51,7 @@ class RefreshActivities(ProviderActivities):
             try:
                 held = await self._holder.take(order.tenant, order.connection_id)
                 return await self._not_needed(order, held) or await self._either_secret.asked(
-                    order, held, partial(self._refresh, order)
+                    order, held, partial(self._by_definition, order)
                 )
             except Failure as failure:
                 return grant_news(failure)
@@ -77,13 +77,16 @@ class RefreshActivities(ProviderActivities):
                 return GrantNews(not_leased=True)
         return None
 
+    async def _by_definition(self, order: RefreshGrant, held: Holdings) -> GrantNews:
+        return await self._either_definition.asked(held, partial(self._refresh, order))
+
     async def _refresh(self, order: RefreshGrant, held: Holdings) -> GrantNews:
         assert held.grant is not None
         async with self._store.read() as tx:
             token = await tx.grants.refresh_token(held.connection)
         if token is None or not held.spec.refresh_supported:
             return await self._out_of_tokens(order, held)
-        async with self._circuits.passing(held.integration) as passage:
+        async with self._circuits.passing(held.integration, held.definition_id) as passage:
             return await self._send(order, held, token, passage)
 
     async def _send(self, order: RefreshGrant, held: Holdings, token: Secret, passage: Passage) -> GrantNews:
@@ -189,7 +192,8 @@ class RefreshActivities(ProviderActivities):
                 await record(tx, order, AuditAction.REFRESH_FAILED, now, reason=code, superseded=True)
                 return await self._replaced(tx, current, held)
             refused = failure.kind is Kind.RECONNECT_NEEDED
-            condemned = refused and current.state is State.ACTIVE
+            believed = not held.provisional  # a staged definition's refusals are not
+            condemned = refused and believed and current.state is State.ACTIVE
             if condemned:
                 await tx.connections.replace(current.rejected(code, now), expected=current.revision)
             action = AuditAction.NEEDS_REAUTH if condemned else AuditAction.REFRESH_FAILED

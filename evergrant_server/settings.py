@@ -116,6 +116,10 @@ class Settings(BaseSettings):
         default=(),
         description="host:port pairs that may be private or plain http. A door: for tests and inner servers.",
     )
+    four_eyes: bool = Field(
+        default=False,
+        description="Whoever proposed a provider's definition can't approve it: another app must.",
+    )
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_format: Literal["text", "json"] = Field(
         default="text", description="`text` for people, `json` for one JSON object a line."

@@ -14,6 +14,7 @@ from activities.critical import CriticalSections
 from activities.discovery import DiscoveryActivities
 from activities.history import HistoryActivities
 from activities.holdings import Holder
+from activities.onboarding import OnboardingActivities
 from activities.reconcile import ReconcileActivities
 from activities.refresh import RefreshActivities
 from activities.replay import Replayer
@@ -122,6 +123,7 @@ def activities(
         give_up_after=parts.settings.webhook_give_up_after,
         retention=parts.settings.webhook_retention,
     )
+    onboarding = OnboardingActivities(parts.store, parts.registry, egress, parts.clock)
     endings = {AttemptKind.REFRESH: refresh.answered, AttemptKind.CODE_EXCHANGE: consent.answered}
     offered = [
         consent.exchange_code,
@@ -136,6 +138,9 @@ def activities(
         export.drop_export,
         upkeep.reconcile,
         webhooks.deliver_due,
+        onboarding.check_definition,
+        onboarding.decide_definition,
+        onboarding.watch_definition,
     ]
     return Work(offered, Replayer(parts.store, journal, sections, endings))
 

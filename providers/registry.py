@@ -1,16 +1,19 @@
 """The catalogue in memory: every definition read and checked once, found by name."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+from evergrant_server.core.definition import Definition, chosen
 from evergrant_server.core.errors import Code, Failure
 from providers.quirks import QUIRKS
 from providers.spec import ProviderSpec
 
 CATALOG = Path(__file__).parent / "catalog"
+_MOST_BROUGHT = 1000  # parsed versions of tenants kept in memory
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -27,10 +30,11 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 class Registry:
-    """The providers of one catalogue. Immutable: a changed file needs a new `load`."""
+    """The providers of one catalogue. A changed file needs a new `load`; what tenants bring is asked for."""
 
     def __init__(self, specs: dict[str, ProviderSpec]) -> None:
         self._specs = dict(sorted(specs.items()))
+        self._brought: dict[str, ProviderSpec] = {}
 
     @classmethod
     def load(cls, folder: Path | None = None) -> "Registry":
@@ -55,6 +59,41 @@ class Registry:
                 Code.PROVIDER_UNKNOWN, f"no provider is called {name[:64]!r}", field="provider"
             ) from None
 
+    def chosen(
+        self, name: str, versions: Sequence[Definition], identity: str | None = None
+    ) -> list[tuple[ProviderSpec, Definition | None]]:
+        """Who answers for `identity`: a tenant's version before the catalogue's own (None).
+
+        While a version is staged, the one that answered before it comes second. Raises Failure
+        PROVIDER_UNKNOWN when there is neither.
+        """
+        found: list[tuple[ProviderSpec, Definition | None]] = []
+        for definition in chosen(versions, identity):
+            if definition is not None:
+                found.append((self.read(definition), definition))
+            elif name in self._specs or not found:
+                found.append((self.get(name), None))
+        return found
+
+    def spec(self, name: str, versions: Sequence[Definition], identity: str | None = None) -> ProviderSpec:
+        """The definition that answers first. Raises Failure PROVIDER_UNKNOWN."""
+        return self.chosen(name, versions, identity)[0][0]
+
+    def read(self, definition: Definition) -> ProviderSpec:
+        """What a tenant's version says; parsed once, for a version never changes."""
+        known = self._brought.get(definition.id)
+        if known is None:
+            if len(self._brought) >= _MOST_BROUGHT:
+                self._brought.clear()
+            known = spec_of(definition.document, f"version {definition.version}")
+            self._brought[definition.id] = known
+        return known
+
+    def offline_scope(self, name: str) -> str | None:
+        """The scope that only yields a refresh token; None also for what a tenant alone defines."""
+        spec = self._specs.get(name)
+        return spec.offline_scope if spec else None
+
     def names(self) -> tuple[str, ...]:
         return tuple(self._specs)
 
@@ -68,6 +107,11 @@ def read_spec(text: str, where: str) -> ProviderSpec:
         data = yaml.load(text, Loader=_StrictLoader)  # a SafeLoader underneath
     except yaml.YAMLError as error:
         raise _wrong(where, f"is not YAML: {' '.join(str(error).split())[:300]}") from None
+    return spec_of(data, where)
+
+
+def spec_of(data: object, where: str) -> ProviderSpec:
+    """A definition from what a document holds. Raises Failure INVALID_REQUEST as `read_spec`."""
     if not isinstance(data, dict):
         raise _wrong(where, "is not a mapping of fields")
     try:

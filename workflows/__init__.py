@@ -7,6 +7,7 @@ side effects are reached through `calls` alone.
 from workflows.connection import ConnectionWorkflow
 from workflows.discovery import DiscoveryWorkflow
 from workflows.export import ExportWorkflow
+from workflows.onboarding import OnboardingWorkflow
 from workflows.reconcile import ReconcileWorkflow
 from workflows.webhooks import WebhookDeliveryWorkflow
 
@@ -14,6 +15,7 @@ WORKFLOWS = (
     ConnectionWorkflow,
     DiscoveryWorkflow,
     ExportWorkflow,
+    OnboardingWorkflow,
     ReconcileWorkflow,
     WebhookDeliveryWorkflow,
 )

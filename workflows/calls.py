@@ -29,6 +29,7 @@ with workflow.unsafe.imports_passed_through():
         RevokeGrant,
         RunEnds,
     )
+    from evergrant_server.core.onboarding import DefinitionCall, DefinitionNews
     from evergrant_server.core.upkeep import ReconcileOrder, Reconciliation
     from evergrant_server.core.webhook_messages import DeliverDue, DeliveryRound
 
@@ -173,4 +174,33 @@ async def deliver_due(order: DeliverDue) -> DeliveryRound:
             initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1)
         ),
         priority=_AFTER_GRANTS,
+    )
+
+
+async def check_definition(order: DefinitionCall) -> DefinitionNews:
+    """Look at a proposed definition, its hosts and its endpoints."""
+    return await workflow.execute_activity(
+        ActivityName.CHECK_DEFINITION,
+        order,
+        result_type=DefinitionNews,
+        summary="schema, hosts, endpoints",
+        start_to_close_timeout=timedelta(seconds=180),
+        heartbeat_timeout=timedelta(seconds=10),
+        retry_policy=RetryPolicy(
+            initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=30)
+        ),
+    )
+
+
+async def decide_definition(order: DefinitionCall) -> DefinitionNews:
+    """Carry out what an admin decided."""
+    return await workflow.execute_activity(
+        ActivityName.DECIDE_DEFINITION, order, result_type=DefinitionNews, summary="as decided", **_STORE
+    )
+
+
+async def watch_definition(order: DefinitionCall) -> DefinitionNews:
+    """Roll a staged definition on or back, or let it be."""
+    return await workflow.execute_activity(
+        ActivityName.WATCH_DEFINITION, order, result_type=DefinitionNews, summary="the stage so far", **_STORE
     )

@@ -19,6 +19,7 @@ from evergrant_server.api import (
     integrations,
     keys,
     leases,
+    onboarding,
     problems,
     reference,
     transfer,
@@ -43,6 +44,7 @@ _NOT_BY_ITSELF: TelemetryConfig = {
 ROUTERS = (
     health.router,
     catalogue.router,
+    onboarding.router,
     integrations.router,
     apps.router,
     keys.router,

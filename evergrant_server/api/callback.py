@@ -7,6 +7,7 @@ one of ours, unused, unexpired, of this integration and of this browser.
 import asyncio
 import logging
 from contextlib import suppress
+from dataclasses import replace
 from urllib.parse import parse_qsl, urlencode
 
 from fastapi import APIRouter, Request
@@ -125,7 +126,7 @@ async def _mine(
 
 
 def _judged(subjects: Subjects, going: Going, query: Query) -> Callback:
-    spec = subjects.parts.registry.get(going.integration.provider)
+    spec = going.spec
     endpoints = endpoints_for(spec, going.integration)
     if endpoints.token_endpoint != going.consent.token_endpoint:
         # code and verifier go to the endpoint recorded for this attempt, or nowhere
@@ -158,7 +159,7 @@ async def _written(subjects: Subjects, request: Request, going: Going, callback:
             consent_id=after.id,
             **({"error": callback.error} if callback.error else {}),
         )
-    return Going(after, going.connection, going.integration, going.provider)
+    return replace(going, consent=after)
 
 
 _ACTIONS = {
@@ -186,7 +187,7 @@ async def _settled(subjects: Subjects, going: Going) -> Going:
                 await asyncio.sleep(_LOOK_S)
                 async with subjects.parts.store.read() as tx:
                     consent = await tx.consents.get(consent.tenant, consent.id) or consent
-    return Going(consent, going.connection, going.integration, going.provider)
+    return replace(going, consent=consent)
 
 
 async def _refuse(

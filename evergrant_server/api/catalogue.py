@@ -1,9 +1,10 @@
-"""`/v1/providers`: the catalogue, the same for everybody who is authenticated."""
+"""`/v1/providers`: the catalogue, with a tenant's own definitions before it."""
 
 from typing import Any
 
 from fastapi import APIRouter
 
+from evergrant_server.api.definitions import spec_named
 from evergrant_server.api.guards import Asking, With
 from evergrant_server.api.views import Page
 from providers.spec import ProviderSpec
@@ -14,13 +15,20 @@ router = APIRouter(tags=["providers"])
 @router.get("/v1/providers")
 async def listed(parts: With, caller: Asking) -> Page[dict[str, Any]]:
     """Every provider by name."""
-    return Page(items=[_short(spec) for spec in parts.registry.all()])
+    found = {spec.name: spec for spec in parts.registry.all()}
+    async with parts.store.read() as tx:
+        for name in await tx.definitions.names(caller.tenant):
+            versions = await tx.definitions.serving(caller.tenant, name)
+            if name in found or versions:
+                found[name] = parts.registry.spec(name, versions)
+    return Page(items=[_short(found[name]) for name in sorted(found)])
 
 
 @router.get("/v1/providers/{provider}")
 async def shown(provider: str, parts: With, caller: Asking) -> dict[str, Any]:
     """A provider's definition: only what it says, without the defaults."""
-    spec = parts.registry.get(provider)
+    async with parts.store.read() as tx:
+        spec = await spec_named(tx, parts.registry, caller.tenant, provider)
     return {**_short(spec), "definition": spec.model_dump(mode="json", exclude_defaults=True)}
 
 

@@ -99,7 +99,7 @@ async def _ask_again(
         raise Failure(Code.NOT_FOUND)
     require_ready(integration)
     before = connection.requested_scopes or None
-    scopes = establishing.scopes(integration, connection.subject, wanted.scopes or before)
+    scopes = await establishing.scopes(tx, integration, connection.subject, wanted.scopes or before)
     consent, url = await establishing.ask(tx, connection, scopes, wanted.return_to)
     await establishing.record(
         tx, AuditAction.REAUTHORIZE_ASKED, connection.id, consent_id=consent.id, scopes=list(scopes)

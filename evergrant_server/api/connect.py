@@ -80,7 +80,7 @@ async def _started(subjects: Subjects, request: Request, link: str, browser: str
         going = await subjects.going(tx, await tx.consents.by_link(hash_of_link(link)))
         _require_mine(subjects, request, going)
         redirect_uri = parts.redirect_uri(going.integration.id)
-        spec = parts.registry.get(going.integration.provider)
+        spec = going.spec
         url = authorization_request(
             spec,
             going.integration,

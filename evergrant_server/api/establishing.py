@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from evergrant_server import audit
 from evergrant_server.api.authentication import Caller
+from evergrant_server.api.definitions import spec_of
 from evergrant_server.api.outgoing import start
 from evergrant_server.api.parts import Parts
 from evergrant_server.core.access import Action, Integration, IntegrationState
@@ -72,7 +73,7 @@ class Establishing:
         )
         live = found is not None and not found.state.final
         before = found.requested_scopes if found is not None and live else ()
-        scopes = self.scopes(integration, wanted.subject, _asked_for(wanted, before))
+        scopes = await self.scopes(tx, integration, wanted.subject, _asked_for(wanted, before))
         if found is not None and live:
             return await self._with_link(tx, found, scopes, wanted)
         connection = await self._add(tx, integration, wanted, scopes)
@@ -90,11 +91,11 @@ class Establishing:
         require_ready(found)
         return found
 
-    def scopes(
-        self, integration: Integration, subject: str, asked: tuple[str, ...] | None
+    async def scopes(
+        self, tx: Tx, integration: Integration, subject: str, asked: tuple[str, ...] | None
     ) -> tuple[str, ...]:
         """What to ask for. Raises Failure SCOPE_NOT_PERMITTED above a ceiling."""
-        spec = self._parts.registry.get(integration.provider)
+        spec = await spec_of(tx, self._parts.registry, integration)
         scopes = tuple(dict.fromkeys(asked or integration.default_scopes or spec.default_scopes))
         counted = tuple(scope for scope in scopes if scope != spec.offline_scope)
         verdict = decide(

@@ -10,19 +10,14 @@ from evergrant_server.core.ids import IntegrationId, Tenant, new_id
 from evergrant_server.core.secret import Secret
 from evergrant_server.policy import above
 from evergrant_server.store import Tx
-from providers.registry import Registry
 from providers.resolve import endpoints_of
 from providers.spec import ClientAuth, ProviderSpec
 
 _PAGE = 200
 
 
-def check(registry: Registry, body: IntegrationBody) -> ProviderSpec:
-    """The provider, when this client can be used there.
-
-    Raises Failure PROVIDER_UNKNOWN, or INVALID_REQUEST naming the field.
-    """
-    spec = registry.get(body.provider)
+def check(spec: ProviderSpec, body: IntegrationBody) -> None:
+    """Raise Failure INVALID_REQUEST naming the field, unless this client can be used there."""
     spec.require_usable()
     if spec.discovery and not body.issuer:
         raise Failure(Code.INVALID_REQUEST, f"{spec.name} needs an issuer.", field="issuer")
@@ -34,7 +29,6 @@ def check(registry: Registry, body: IntegrationBody) -> ProviderSpec:
         _require_text(body.client_secret)
     if above(body.default_scopes, body.scope_ceiling):
         raise Failure(Code.INVALID_REQUEST, "A default scope is above the ceiling.", field="default_scopes")
-    return spec
 
 
 def created(

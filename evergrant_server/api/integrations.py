@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from evergrant_server import audit
 from evergrant_server.api.authentication import Caller
+from evergrant_server.api.definitions import spec_named
 from evergrant_server.api.guards import Asking, By, IdempotencyKey, With, require
 from evergrant_server.api.idempotency import Answer, Once
 from evergrant_server.api.integration_changes import changed, check, created, secret_changed
@@ -51,8 +52,9 @@ async def put(
     """Create or change an integration. One whose endpoints are discovered waits for a worker."""
     _require_admin(caller, name)
     now = parts.clock.now()
-    spec = check(parts.registry, body)
     async with parts.store.write() as tx:
+        spec = await spec_named(tx, parts.registry, caller.tenant, body.provider)
+        check(spec, body)
         before = await tx.integrations.by_name(caller.tenant, name)
         if before is None:
             after = created(spec, body, caller.tenant, name, now)

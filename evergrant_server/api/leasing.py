@@ -164,7 +164,7 @@ class Leasing:
         self._within_ceiling(caller, row, row.grant.scopes)
 
     def _within_ceiling(self, caller: Caller, row: LeaseRow, scopes: tuple[str, ...]) -> None:
-        offline = self._parts.registry.get(row.provider).offline_scope
+        offline = self._parts.registry.offline_scope(row.provider)
         verdict = decide(
             caller.permits,
             integration=row.integration,

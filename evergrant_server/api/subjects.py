@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from evergrant_server import audit
 from evergrant_server.api.browsers import Browsers, page, redirect
+from evergrant_server.api.definitions import spec_for
 from evergrant_server.api.parts import Parts
 from evergrant_server.api.tracing import trace_of
 from evergrant_server.console import Pages
@@ -22,6 +23,7 @@ from evergrant_server.core.consent import Consent, ConsentStatus
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.store import Tx
+from providers.spec import ProviderSpec
 
 SUBJECT = "subject"  # who asks, on these pages
 
@@ -33,6 +35,7 @@ class Going:
     consent: Consent
     connection: Connection
     integration: Integration
+    spec: ProviderSpec
     provider: str  # as people call it
 
 
@@ -50,11 +53,11 @@ class Subjects:
             connection = await tx.connections.get(consent.tenant, consent.connection_id)
             integration = await tx.integrations.get(consent.tenant, consent.integration_id)
             if connection is not None and integration is not None:
-                spec = self.parts.registry.get(integration.provider)
+                spec = await spec_for(tx, self.parts.registry, integration, consent)
                 # a server found by its issuer is known to people by where they log in
                 host = urlsplit(integration.issuer or "").hostname if spec.discovery else None
                 name = host or spec.display_name
-                return Going(consent, connection, integration, name)
+                return Going(consent, connection, integration, spec, name)
         raise Failure(Code.NOT_FOUND, "This link is not known.")
 
     async def shown(self, going: Going) -> Response:

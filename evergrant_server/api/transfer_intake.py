@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from evergrant_server import audit
 from evergrant_server.api.authentication import Caller
+from evergrant_server.api.definitions import spec_of
 from evergrant_server.api.establishing import hash_of_link, refuse_scopes, require_ready
 from evergrant_server.api.outgoing import signal, start
 from evergrant_server.api.parts import Parts
@@ -77,7 +78,7 @@ class Intake:
         if integration is None:
             raise Failure(Code.NOT_FOUND, "There is no such integration.", field="integration")
         require_ready(integration)
-        spec = self._parts.registry.get(integration.provider)
+        spec = await spec_of(tx, self._parts.registry, integration)
         self._usable(spec, item)
         return integration, self._scopes(integration, spec, item)
 

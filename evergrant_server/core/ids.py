@@ -17,6 +17,7 @@ ExportId = NewType("ExportId", str)
 WebhookId = NewType("WebhookId", str)
 EventId = NewType("EventId", str)
 DeliveryId = NewType("DeliveryId", str)
+DefinitionId = NewType("DefinitionId", str)
 
 PREFIXES = {
     "con": ConnectionId,
@@ -31,6 +32,7 @@ PREFIXES = {
     "whk": WebhookId,
     "evt": EventId,
     "dlv": DeliveryId,
+    "def": DefinitionId,
 }
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, lower case
@@ -71,3 +73,8 @@ def export_workflow_id(tenant: Tenant, export: ExportId) -> str:
 def webhook_workflow_id(tenant: Tenant, webhook: WebhookId) -> str:
     """The id of the one workflow that delivers to this webhook."""
     return f"webhook:{tenant}:{webhook}"
+
+
+def onboarding_workflow_id(tenant: Tenant, definition: DefinitionId) -> str:
+    """The id of the workflow that checks, decides and rolls out this version of a definition."""
+    return f"onboarding:{tenant}:{definition}"

@@ -67,6 +67,9 @@ class ActivityName(StrEnum):
     DROP_EXPORT = "drop_export"
     RECONCILE = "reconcile"
     DELIVER_DUE = "deliver_due"
+    CHECK_DEFINITION = "check_definition"
+    DECIDE_DEFINITION = "decide_definition"
+    WATCH_DEFINITION = "watch_definition"
 
 
 class Life(Message):

@@ -14,6 +14,7 @@ class OutboxKind(StrEnum):
     SIGNAL = "signal"  # payload: the signal's message; `name` is the signal
     START_EXPORT = "start_export"  # payload: ExportStart
     WAKE_WEBHOOK = "wake_webhook"  # payload: WakeWebhook
+    START_ONBOARDING = "start_onboarding"  # payload: OnboardingStart
     EXPORT_HISTORY = "export_history"  # payload: {"run_id": …}
 
 

@@ -5,65 +5,26 @@ Statements are built from these classes with SQLAlchemy Core: rows never become 
 objects, because the rows are not the domain.
 """
 
-import re
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Index, Integer, MetaData, Text, UniqueConstraint, text
-from sqlalchemy.orm import declared_attr
-from sqlmodel import Field, ForeignKeyConstraint, SQLModel
+from sqlalchemy import JSON, BigInteger, Index, Text, UniqueConstraint, text
+from sqlmodel import Field, ForeignKeyConstraint
 
 from evergrant_server.core.connection import State
 from evergrant_server.crypto import Sealed
-from evergrant_server.store.types import SealedBytes, UtcDateTime
+from evergrant_server.store.columns import BIG, METADATA, Row
+from evergrant_server.store.columns import json_column as _json
+from evergrant_server.store.columns import maybe_moment as _maybe_moment
+from evergrant_server.store.columns import moment as _moment
+from evergrant_server.store.columns import of_app as _of_app
+from evergrant_server.store.columns import of_connection as _of_connection
+from evergrant_server.store.columns import sealed_column as _sealed
 
-METADATA = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "fk": "fk_%(table_name)s_%(referred_table_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
+__all__ = ["METADATA", "Row"]
+
 FINAL_STATES = tuple(state.value for state in State if state.final)
 LIVE = text("state NOT IN ({})".format(", ".join(f"'{state}'" for state in sorted(FINAL_STATES))))
-BIG = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers only INTEGER keys by itself
-
-
-def _moment() -> Any:
-    return Field(sa_type=UtcDateTime)
-
-
-def _maybe_moment() -> Any:
-    return Field(default=None, sa_type=UtcDateTime)
-
-
-def _json() -> Any:
-    return Field(sa_type=JSON)
-
-
-def _sealed() -> Any:
-    return Field(default=None, sa_type=SealedBytes)
-
-
-def _of_connection() -> ForeignKeyConstraint:
-    return ForeignKeyConstraint(["tenant", "connection_id"], ["connection.tenant", "connection.id"])
-
-
-def _of_app() -> ForeignKeyConstraint:
-    return ForeignKeyConstraint(["tenant", "app_id"], ["app.tenant", "app.id"], ondelete="CASCADE")
-
-
-class Row(SQLModel):
-    """What all rows share: one schema, and no sealed bytes in `repr`."""
-
-    metadata: ClassVar[MetaData] = METADATA  # pyright: ignore[reportIncompatibleVariableOverride]  # our own schema, not SQLModel's global one
-    model_config = {"arbitrary_types_allowed": True}
-
-    @declared_attr.directive
-    def __tablename__(cls) -> str:  # noqa: N805  # pyright: ignore[reportIncompatibleVariableOverride]  # as SQLModel does: SQLAlchemy hands over the class
-        """`AppKeyRow` is the table `app_key`."""
-        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__.removesuffix("Row")).lower()
 
 
 class ConnectionRow(Row, table=True):

@@ -10,6 +10,7 @@ from evergrant_server.store.access import Access
 from evergrant_server.store.attempts import Attempts
 from evergrant_server.store.connections import Connections
 from evergrant_server.store.consents import Consents
+from evergrant_server.store.definitions import Definitions
 from evergrant_server.store.deliveries import Deliveries
 from evergrant_server.store.exports import Exports
 from evergrant_server.store.grants import Grants
@@ -47,6 +48,10 @@ class Tx:
     @cached_property
     def integrations(self) -> Integrations:
         return Integrations(self.connection, self._seals)
+
+    @cached_property
+    def definitions(self) -> Definitions:
+        return Definitions(self.connection)
 
     @cached_property
     def access(self) -> Access:

@@ -32,6 +32,7 @@ from evergrant_server.core.ids import (
     IntegrationId,
     Tenant,
     export_workflow_id,
+    onboarding_workflow_id,
     webhook_workflow_id,
     workflow_id,
 )
@@ -51,6 +52,7 @@ from evergrant_server.core.messages import (
     ExportStart,
     Freshness,
 )
+from evergrant_server.core.onboarding import ONBOARDING_WORKFLOW, OnboardingStart
 from evergrant_server.core.webhook_messages import SIGNAL_WAKE, WEBHOOK_WORKFLOW, WakeWebhook, WebhookStart
 
 T = TypeVar("T")
@@ -207,6 +209,24 @@ class TemporalLink:
                 static_summary="deliveries to a webhook",
             )
         )
+
+    async def start_onboarding(self, start: OnboardingStart) -> None:
+        """Start the workflow of a proposed definition, unless it runs already or has ended."""
+        try:
+            await self._guarded(
+                self._client.start_workflow(
+                    ONBOARDING_WORKFLOW,
+                    start,
+                    id=onboarding_workflow_id(start.tenant, start.definition_id),
+                    task_queue=self._task_queue,
+                    id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                    id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                    static_summary=f"definition of {start.provider}",
+                    static_details=f"proposed by {start.asked.by}",
+                )
+            )
+        except WorkflowAlreadyStartedError:
+            return
 
     async def signal(self, target: str, name: str, payload: dict[str, Any]) -> None:
         """Signal a workflow by id. Raises WorkflowGone, or Failure TEMPORAL_UNAVAILABLE."""

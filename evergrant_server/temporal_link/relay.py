@@ -14,6 +14,7 @@ from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import WORKFLOW_ID, ConnectionId, Tenant
 from evergrant_server.core.messages import Asked, ConnectionStart, ExportStart, Provenance
+from evergrant_server.core.onboarding import OnboardingStart
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
 from evergrant_server.core.webhook_messages import WakeWebhook
 from evergrant_server.store import HistoryExport, Store
@@ -133,6 +134,8 @@ class OutboxRelay:
                 await self._link.start_export(ExportStart.model_validate(message.payload))
             case OutboxKind.WAKE_WEBHOOK:
                 await self._link.wake_webhook(WakeWebhook.model_validate(message.payload))
+            case OutboxKind.START_ONBOARDING:
+                await self._link.start_onboarding(OnboardingStart.model_validate(message.payload))
             case OutboxKind.EXPORT_HISTORY:
                 await self._export(message)
 

@@ -148,7 +148,7 @@ class Installation:
         """
         now = self.parts.clock.now()
         verifier = new_verifier()
-        code = await self._code(integration, verifier)
+        code = await self._code(idp, integration, verifier)
         consent = Consent(
             tenant=TENANT,
             id=ConsentId(new_id("cns")),
@@ -182,17 +182,19 @@ class Installation:
             await self._put(tx, connection, OutboxKind.SIGNAL, SIGNAL_CONSENT_GRANTED, granted)
         self.parts.relay.nudge()
 
-    async def _code(self, integration: Integration, verifier: Secret) -> str:
+    async def _code(self, idp: ScriptedProvider, integration: Integration, verifier: Secret) -> str:
         """Go where the browser is sent; the scripted server consents by itself."""
+        async with self.store.read() as tx:
+            brought = await tx.definitions.serving(TENANT, integration.provider)
         url = authorization_request(
-            self.parts.registry.get(integration.provider),
+            self.parts.registry.spec(integration.provider, brought),
             integration,
             redirect_uri=f"{CALLBACK}/{integration.id}",
             state=new_state(),
             verifier=verifier,
             scopes=("read",),
         )
-        async with httpx2.AsyncClient(trust_env=False) as browser:
+        async with httpx2.AsyncClient(trust_env=False, verify=idp.tls.trust if idp.tls else True) as browser:
             answer = await browser.get(url)
         return dict(parse_qsl(urlsplit(answer.headers["location"]).query))["code"]
 
@@ -257,6 +259,10 @@ class Installation:
 
     async def actions(self, connection: Connection) -> list[AuditAction]:
         return [record.action for record in await self.audited(connection)]
+
+    async def actions_on(self, object: str) -> list[AuditAction]:
+        async with self.store.read() as tx:
+            return [record.action for record in await audit.page(tx, TENANT, object=object, limit=100)]
 
     async def until_started(self, connection: Connection) -> None:
         """Wait until the connection's workflow is there."""

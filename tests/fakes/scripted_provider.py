@@ -43,6 +43,7 @@ from typing import Any, Literal, Self
 from urllib.parse import parse_qsl, unquote_plus, urlencode, urlsplit
 
 from evergrant_server.core.clock import Clock, SystemClock
+from tests.fakes.certificates import LoopbackTls
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,10 @@ class ScriptedProvider:
         path: str = "",
         clock: Clock | None = None,
         metadata: Mapping[str, Any] | None = None,
+        tls: LoopbackTls | None = None,
     ) -> None:
+        self.tls = tls
+        self.aliases: dict[str, str] = {}  # another path -> the endpoint it is
         self.client_id = "client-1"
         self.client_secret = "s3cret-" + secrets.token_hex(8)
         self.calls: list[Call] = []
@@ -148,7 +152,9 @@ class ScriptedProvider:
         self._busy: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(
+            self._serve, "127.0.0.1", 0, ssl=self.tls.server if self.tls else None
+        )
         self.port: int = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -169,7 +175,7 @@ class ScriptedProvider:
 
     @property
     def origin(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     @property
     def issuer(self) -> str:
@@ -240,6 +246,7 @@ class ScriptedProvider:
             endpoint = "metadata"
         else:
             endpoint = parts.path.removeprefix(self._path).strip("/")
+            endpoint = self.aliases.get(endpoint, endpoint)
         return Call(endpoint, method, target, headers, body, params)
 
     async def _reply(self, call: Call) -> bytes | None:

@@ -8,6 +8,8 @@ import pytest
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.connection import Connection
+from evergrant_server.core.definition import Definition, DefinitionState
+from evergrant_server.core.ids import DefinitionId, new_id
 from tests.fakes.api import OTHER, TENANT, Api
 
 # What each route needs to be worth calling; a route that isn't here fails the suite.
@@ -15,8 +17,12 @@ BODIES: dict[str, Any] = {
     "PUT /v1/integrations/{name}": {"provider": "gitlab", "client_id": "c", "client_secret": "s"},
     "PUT /v1/apps/{name}": {},
     "PUT /v1/apps/{name}/permits/{permit_name}": {"integration": "*", "actions": ["token"]},
+    "POST /v1/providers": {"definition": {}},
     "POST /v1/connections": {"integration": "theirs", "subject": "user-1"},
     "PUT /v1/webhooks/{name}": {"url": "https://hooks.example.com/in"},
+    "POST /v1/providers/{provider}/approve": {"version": 1},
+    "POST /v1/providers/{provider}/reject": {"version": 1, "reason": "no"},
+    "POST /v1/providers/{provider}/roll-back": {"version": 1},
     "POST /v1/lease": {"integration": "theirs", "subject": "user-1"},
 }
 OPEN = {"/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/static/evergrant.css"}
@@ -46,6 +52,7 @@ async def theirs(api: Api) -> tuple[Connection, dict[str, str]]:
     """Another tenant's world, whose name begins with ours, and every id in it."""
     integration = await api.integration("theirs", tenant=OTHER)
     connection = await api.active(integration, "at-secret")
+    await a_definition(api)
     key = await api.app_with("their-app", Action.ADMIN, Action.TOKEN, Action.CONNECT, tenant=OTHER)
     await api.call("PUT", "/v1/webhooks/theirs", key, json={"url": "https://theirs.example.com/in"})
     ping = await api.post("/v1/webhooks/theirs/test", key)
@@ -58,6 +65,25 @@ async def theirs(api: Api) -> tuple[Connection, dict[str, str]]:
         "key_id": "_".join(key.split("_")[1:3]),
     }
     return connection, values
+
+
+async def a_definition(api: Api) -> None:
+    """A version of theirs that waits for a decision of theirs."""
+    now = api.clock.now()
+    async with api.worker.write() as tx:
+        await tx.definitions.add(
+            Definition(
+                tenant=OTHER,
+                id=DefinitionId(new_id("def")),
+                name="gitlab",
+                version=1,
+                document={},
+                state=DefinitionState.WAITING,
+                proposed_by="app:their-app",
+                created_at=now,
+                changed_at=now,
+            )
+        )
 
 
 async def test_the_description_has_every_route(api: Api):
@@ -91,7 +117,12 @@ async def test_every_route_with_another_tenants_ids_is_404_the_same_as_absent(ap
         "delivery_id": "dlv_0000000000000000000000",
     }
     # names are per tenant: these make our own
-    creates = {"PUT /v1/integrations/{name}", "PUT /v1/apps/{name}", "PUT /v1/webhooks/{name}"}
+    creates = {
+        "POST /v1/providers",
+        "PUT /v1/integrations/{name}",
+        "PUT /v1/apps/{name}",
+        "PUT /v1/webhooks/{name}",
+    }
     tried = 0
     for method, path in guarded(api):
         route = f"{method} {path}"

@@ -17,12 +17,14 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 
 from evergrant_server.core import messages as m
 from evergrant_server.core.connection import State
+from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import Code
 from evergrant_server.core.upkeep import RECONCILE_WORKFLOW, ReconcileOrder
 from evergrant_server.temporal_link.namespace import prepare
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import running_temporal
 from tests.workflows.lives import ASKED, Life, a_consent, a_start, a_worker, living
+from tests.workflows.onboardings import FOREVER, ScriptedOnboarding, decided, onboarding, wanted_back
 
 HISTORIES = Path(__file__).parent / "histories"
 REFRESH = m.ActivityName.REFRESH_GRANT
@@ -128,6 +130,25 @@ async def reconciled(client: Client) -> Life:
         return Life(client.get_workflow_handle("evergrant:reconcile"), scripted, a_start())
 
 
+async def onboarded_in_stages(client: Client) -> Life:
+    scripted = ScriptedOnboarding(
+        DefinitionState.WAITING, DefinitionState.STAGED, DefinitionState.STAGED, DefinitionState.ACTIVE
+    )
+    async with onboarding(client, scripted) as handle:
+        await decided(handle)
+        await handle.result()
+        return Life(handle, ScriptedActivities(), a_start())
+
+
+async def onboarding_rolled_back(client: Client) -> Life:
+    scripted = ScriptedOnboarding(DefinitionState.WAITING, DefinitionState.STAGED)
+    async with onboarding(client, scripted, watch_s=FOREVER) as handle:
+        await decided(handle)
+        await wanted_back(handle)
+        await handle.result()
+        return Life(handle, ScriptedActivities(), a_start())
+
+
 STORIES: dict[str, Story] = {
     "1_whole_life": whole_life,
     "1_denied": denied,
@@ -138,6 +159,8 @@ STORIES: dict[str, Story] = {
     "1_rotated_and_repaired": rotated_and_repaired,
     "1_continued_as_new": continued_as_new,
     "1_reconciled": reconciled,
+    "onboarding_1_in_stages": onboarded_in_stages,
+    "onboarding_1_rolled_back": onboarding_rolled_back,
 }
 
 

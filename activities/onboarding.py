@@ -1,0 +1,144 @@
+"""A definition's way in: checked by machine, decided by an admin, rolled out in stages."""
+
+from temporalio import activity
+
+from activities.heartbeat import heartbeats
+from activities.records import settled
+from evergrant_server import audit
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.definition import Definition, DefinitionState, Verdict, verdict
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.messages import ActivityName
+from evergrant_server.core.onboarding import DefinitionCall, DefinitionNews
+from evergrant_server.egress import Egress
+from evergrant_server.store import Store, Tx
+from providers.checking import check_definition
+from providers.registry import Registry
+
+_NOBODY = "nobody decided in time"
+
+
+class OnboardingActivities:
+    def __init__(self, store: Store, registry: Registry, egress: Egress, clock: Clock) -> None:
+        self._store = store
+        self._registry = registry
+        self._egress = egress
+        self._clock = clock
+
+    @activity.defn(name=ActivityName.CHECK_DEFINITION)
+    async def check_definition(self, order: DefinitionCall) -> DefinitionNews:
+        """Look at schema, hosts, TLS and endpoints, and write what was found."""
+        async with heartbeats():
+            async with self._store.read() as tx:
+                definition = await _of(tx, order)
+                serving = await tx.definitions.serving(order.tenant, definition.name)
+            if definition.state is not DefinitionState.CHECKING:
+                return _news(definition)
+            before = (
+                self._registry.spec(definition.name, serving) if self._replaces(definition, serving) else None
+            )
+            findings = await check_definition(self._egress, self._registry.read(definition), before)
+
+        async def write(tx: Tx) -> DefinitionNews:
+            now = self._clock.now()
+            current = await _of(tx, order)
+            if current.state is not DefinitionState.CHECKING:
+                return _news(current)
+            after = await tx.definitions.replace(current.checked(findings, now), expected=current.revision)
+            wrong = [it.check for it in findings if it.level != "ok"]
+            await self._record(tx, order, AuditAction.DEFINITION_CHECKED, after, not_ok=wrong)
+            return _news(after)
+
+        return await settled(self._store, write)
+
+    @activity.defn(name=ActivityName.DECIDE_DEFINITION)
+    async def decide_definition(self, order: DefinitionCall) -> DefinitionNews:
+        """Carry out what an admin decided: the first stage, or the end."""
+
+        async def write(tx: Tx) -> DefinitionNews:
+            now = self._clock.now()
+            current = await _of(tx, order)
+            if current.state is not DefinitionState.WAITING:
+                return _news(current)
+            if current.approved:
+                serving = await tx.definitions.serving(order.tenant, current.name)
+                return await self._moved(
+                    tx, order, current, current.begun(now, replaces=self._replaces(current, serving))
+                )
+            if current.approved is None and not order.overdue:
+                return _news(current)
+            return await self._moved(tx, order, current, current.rejected(now, _NOBODY))
+
+        return await settled(self._store, write)
+
+    @activity.defn(name=ActivityName.WATCH_DEFINITION)
+    async def watch_definition(self, order: DefinitionCall) -> DefinitionNews:
+        """Look at a stage's counts, and roll on or back."""
+
+        async def write(tx: Tx) -> DefinitionNews:
+            now = self._clock.now()
+            current = await _of(tx, order)
+            if current.state is not DefinitionState.STAGED:
+                return _news(current)
+            if order.roll_back is not None:
+                return await self._moved(tx, order, current, current.rolled_back(order.roll_back, now))
+            match verdict(current, now):
+                case Verdict.WAIT:
+                    return _news(current)
+                case Verdict.ROLL_ON:
+                    return await self._moved(tx, order, current, current.rolled_on(now))
+                case Verdict.ROLL_BACK:
+                    why = f"{current.bad} of {current.good + current.bad} refreshes worked only as before"
+                    return await self._moved(tx, order, current, current.rolled_back(why, now))
+
+        return await settled(self._store, write)
+
+    def _replaces(self, definition: Definition, serving: list[Definition]) -> bool:
+        return bool(serving) or definition.name in self._registry.names()
+
+    async def _moved(
+        self, tx: Tx, order: DefinitionCall, before: Definition, after: Definition
+    ) -> DefinitionNews:
+        """Write the move with its record; what an active version replaces ends with it."""
+        saved = await tx.definitions.replace(after, expected=before.revision)
+        if saved.state is DefinitionState.ACTIVE:
+            for older in await tx.definitions.serving(order.tenant, saved.name):
+                if older.version < saved.version:
+                    ended = older.replaced(self._clock.now())
+                    await tx.definitions.replace(ended, expected=older.revision)
+        await self._record(tx, order, _ACTIONS[saved.state], saved, share=saved.share, reason=saved.reason)
+        return _news(saved)
+
+    async def _record(
+        self, tx: Tx, order: DefinitionCall, action: AuditAction, it: Definition, **detail: object
+    ) -> None:
+        entry = AuditEntry(
+            tenant=it.tenant,
+            at=self._clock.now(),
+            action=action,
+            object=it.id,
+            asked=order.asked,
+            detail={"provider": it.name, "version": it.version, **detail},
+            provenance=order.provenance,
+        )
+        await audit.append(tx, entry)
+
+
+_ACTIONS = {
+    DefinitionState.STAGED: AuditAction.DEFINITION_STAGED,
+    DefinitionState.ACTIVE: AuditAction.DEFINITION_ACTIVATED,
+    DefinitionState.REJECTED: AuditAction.DEFINITION_REJECTED,
+    DefinitionState.ROLLED_BACK: AuditAction.DEFINITION_ROLLED_BACK,
+}
+
+
+async def _of(tx: Tx, order: DefinitionCall) -> Definition:
+    found = await tx.definitions.get(order.tenant, order.definition_id)
+    if found is None:
+        raise Failure(Code.NOT_FOUND, f"there is no definition {order.definition_id}")
+    return found
+
+
+def _news(it: Definition) -> DefinitionNews:
+    return DefinitionNews(state=it.state, share=it.share, good=it.good, bad=it.bad)

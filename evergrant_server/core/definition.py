@@ -1,0 +1,181 @@
+"""A definition that a tenant brings: proposed, checked, decided, and rolled out in stages. Pure.
+
+One that replaces another serves a share of the connections first. What it fails is asked again
+the way it was asked before, and counted; the counts decide whether it rolls on or back.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from evergrant_server.core.ids import DefinitionId, Tenant
+
+LONGEST_STAGE = 24  # a stage that sees too little ends after this many times its length
+
+
+class DefinitionState(StrEnum):
+    """Where a version of a definition is."""
+
+    CHECKING = "checking"  # a worker is looking at it
+    WAITING = "waiting"  # sound; an admin decides
+    UNSOUND = "unsound"  # a check found a problem; propose another version
+    REJECTED = "rejected"
+    STAGED = "staged"  # serves a share of the connections, and is watched
+    ACTIVE = "active"  # serves all
+    ROLLED_BACK = "rolled_back"
+    REPLACED = "replaced"  # a newer version is active
+
+    @property
+    def serves(self) -> bool:
+        return self in (DefinitionState.STAGED, DefinitionState.ACTIVE)
+
+    @property
+    def open(self) -> bool:
+        """Its workflow still has something to do."""
+        return self in (DefinitionState.CHECKING, DefinitionState.WAITING, DefinitionState.STAGED)
+
+
+class Level(StrEnum):
+    OK = "ok"
+    WARNING = "warning"  # for whoever decides
+    PROBLEM = "problem"  # can't be approved
+
+
+class Finding(BaseModel):
+    """What one check by machine says. No secret: hosts, statuses and names of fields."""
+
+    model_config = ConfigDict(frozen=True)
+
+    check: str
+    level: Level
+    detail: str
+
+
+class Rollout(BaseModel):
+    """How a version replaces another. `stage_s` is seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shares: tuple[float, ...] = Field(default=(0.05, 0.25, 1.0), min_length=1, max_length=20)
+    stage_s: float = Field(default=3600, ge=0, le=2_592_000, allow_inf_nan=False)
+    enough: int = Field(default=20, ge=0)  # refreshes that a stage wants to see
+    most_bad: float = Field(default=0.1, ge=0, le=1, allow_inf_nan=False)
+
+    def model_post_init(self, context: Any, /) -> None:
+        rising = all(a < b for a, b in zip(self.shares, self.shares[1:], strict=False))
+        if not rising or self.shares[0] <= 0 or self.shares[-1] != 1:
+            raise ValueError("shares rise from above 0 to 1")
+
+
+class Definition(BaseModel):
+    """One version of a provider's definition, for one tenant. It comes before the catalogue's."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tenant: Tenant
+    id: DefinitionId
+    name: str
+    version: int
+    document: dict[str, Any]
+    state: DefinitionState = DefinitionState.CHECKING
+    share: float = 0
+    rollout: Rollout = Rollout()
+    findings: tuple[Finding, ...] = ()
+    good: int = 0  # refreshes in this stage that worked
+    bad: int = 0  # and those that had to be asked again the way before
+    proposed_by: str
+    decided_by: str | None = None
+    approved: bool | None = None
+    reason: str | None = None
+    created_at: datetime
+    changed_at: datetime
+    revision: int = 1
+
+    def serves(self, identity: str | None) -> bool:
+        """True when this version answers for `identity`; None: only what answers for all does."""
+        if not self.state.serves:
+            return False
+        return self.share >= 1 if identity is None else _place(self.id, identity) < self.share
+
+    def checked(self, findings: Sequence[Finding], at: datetime) -> "Definition":
+        unsound = any(it.level is Level.PROBLEM for it in findings)
+        state = DefinitionState.UNSOUND if unsound else DefinitionState.WAITING
+        return self._with(at, state=state, findings=tuple(findings))
+
+    def decided(self, by: str, reason: str | None, at: datetime, *, approved: bool) -> "Definition":
+        """An admin has said yes or no; the workflow carries it out."""
+        return self._with(at, decided_by=by, approved=approved, reason=reason)
+
+    def rejected(self, at: datetime, reason: str | None = None) -> "Definition":
+        return self._with(at, state=DefinitionState.REJECTED, reason=self.reason or reason)
+
+    def begun(self, at: datetime, *, replaces: bool) -> "Definition":
+        """The first stage; a provider that was not there before has nothing to be staged against."""
+        if not replaces:
+            return self._with(at, state=DefinitionState.ACTIVE, share=1.0)
+        return self._staged(self.rollout.shares[0], at)
+
+    def rolled_on(self, at: datetime) -> "Definition":
+        """The next stage; after the last it is active."""
+        larger = [share for share in self.rollout.shares if share > self.share]
+        if not larger:
+            return self._with(at, state=DefinitionState.ACTIVE)
+        return self._staged(larger[0], at)
+
+    def rolled_back(self, reason: str, at: datetime) -> "Definition":
+        return self._with(at, state=DefinitionState.ROLLED_BACK, share=0.0, reason=reason)
+
+    def replaced(self, at: datetime) -> "Definition":
+        return self._with(at, state=DefinitionState.REPLACED, share=0.0)
+
+    def _staged(self, share: float, at: datetime) -> "Definition":
+        return self._with(at, state=DefinitionState.STAGED, share=share, good=0, bad=0)
+
+    def _with(self, at: datetime, **changes: Any) -> "Definition":
+        return self.model_copy(update={"changed_at": at, **changes})
+
+
+class Verdict(StrEnum):
+    WAIT = "wait"
+    ROLL_ON = "roll on"
+    ROLL_BACK = "roll back"
+
+
+_FEWEST_BAD = 3  # one or two may be the provider's doing
+
+
+def verdict(staged: Definition, now: datetime) -> Verdict:
+    """What the stage so far says. Too many failures end it at once; too few refreshes prolong it."""
+    seen = staged.good + staged.bad
+    if staged.bad >= _FEWEST_BAD and staged.bad > staged.rollout.most_bad * seen:
+        return Verdict.ROLL_BACK
+    stage = timedelta(seconds=staged.rollout.stage_s)
+    if now < staged.changed_at + stage:
+        return Verdict.WAIT
+    if seen >= staged.rollout.enough or now >= staged.changed_at + stage * LONGEST_STAGE:
+        return Verdict.ROLL_ON
+    return Verdict.WAIT
+
+
+def chosen(versions: Sequence[Definition], identity: str | None) -> tuple[Definition | None, ...]:
+    """The version that answers for `identity`, and while it is staged the one that did before.
+
+    None stands for the catalogue's own. One element means that there is nothing to fall back on.
+    """
+    serving = sorted((it for it in versions if it.serves(identity)), key=lambda it: -it.version)
+    if not serving:
+        return (None,)
+    newest = serving[0]
+    if newest.state is DefinitionState.ACTIVE:
+        return (newest,)
+    return (newest, serving[1] if len(serving) > 1 else None)
+
+
+def _place(id: str, identity: str) -> float:
+    """Where a connection stands in [0, 1): the same in every stage of a version, another in the next."""
+    digest = hashlib.sha256(f"{id}:{identity}".encode()).digest()
+    return int.from_bytes(digest[:8]) / 2**64

@@ -1,0 +1,56 @@
+"""What all tables are made of: the schema they belong to, the row they share, and their columns."""
+
+import re
+from typing import Any, ClassVar
+
+from sqlalchemy import JSON, BigInteger, Integer, MetaData
+from sqlalchemy.orm import declared_attr
+from sqlmodel import Field, ForeignKeyConstraint, SQLModel
+
+from evergrant_server.store.types import SealedBytes, UtcDateTime
+
+METADATA = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+BIG = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers only INTEGER keys by itself
+
+
+def moment() -> Any:
+    return Field(sa_type=UtcDateTime)
+
+
+def maybe_moment() -> Any:
+    return Field(default=None, sa_type=UtcDateTime)
+
+
+def json_column() -> Any:
+    return Field(sa_type=JSON)
+
+
+def sealed_column() -> Any:
+    return Field(default=None, sa_type=SealedBytes)
+
+
+def of_connection() -> ForeignKeyConstraint:
+    return ForeignKeyConstraint(["tenant", "connection_id"], ["connection.tenant", "connection.id"])
+
+
+def of_app() -> ForeignKeyConstraint:
+    return ForeignKeyConstraint(["tenant", "app_id"], ["app.tenant", "app.id"], ondelete="CASCADE")
+
+
+class Row(SQLModel):
+    """What all rows share: one schema, and no sealed bytes in `repr`."""
+
+    metadata: ClassVar[MetaData] = METADATA  # pyright: ignore[reportIncompatibleVariableOverride]  # our own schema, not SQLModel's global one
+    model_config = {"arbitrary_types_allowed": True}
+
+    @declared_attr.directive
+    def __tablename__(cls) -> str:  # noqa: N805  # pyright: ignore[reportIncompatibleVariableOverride]  # as SQLModel does: SQLAlchemy hands over the class
+        """`AppKeyRow` is the table `app_key`."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__.removesuffix("Row")).lower()

@@ -1,0 +1,92 @@
+"""Definitions of providers that tenants brought, a row a version."""
+
+from sqlalchemy import func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlmodel import col
+
+from evergrant_server.core.definition import Definition, DefinitionState
+from evergrant_server.core.ids import DefinitionId, Tenant
+from evergrant_server.store.records import (
+    Values,
+    compare_and_set,
+    every,
+    insert,
+    one,
+    taken,
+    values_of,
+    where,
+)
+from evergrant_server.store.tables_definition import DefinitionRow
+
+_SERVING = tuple(state.value for state in DefinitionState if state.serves)
+_OPEN = tuple(state.value for state in DefinitionState if state.open)
+
+
+class Definitions:
+    """Definitions of one transaction."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def add(self, definition: Definition) -> None:
+        """Add a version. Raises Failure ALREADY_EXISTS when somebody else took its number."""
+        if not await insert(self._connection, DefinitionRow, _values(definition)):
+            raise taken(f"Version {definition.version} of {definition.name}")
+
+    async def get(self, tenant: Tenant, id: DefinitionId) -> Definition | None:
+        row = await one(self._connection, DefinitionRow, tenant=tenant, id=id)
+        return None if row is None else Definition.model_validate(row)
+
+    async def version(self, tenant: Tenant, name: str, version: int) -> Definition | None:
+        row = await one(self._connection, DefinitionRow, tenant=tenant, name=name, version=version)
+        return None if row is None else Definition.model_validate(row)
+
+    async def serving(self, tenant: Tenant, name: str) -> list[Definition]:
+        """Those that answer for connections of this provider now."""
+        mine = where(DefinitionRow, tenant=tenant, name=name)
+        return await self._some(select(DefinitionRow).where(mine, col(DefinitionRow.state).in_(_SERVING)))
+
+    async def unfinished(self, tenant: Tenant, name: str) -> Definition | None:
+        """The version of this provider that is under way, if one is."""
+        mine = where(DefinitionRow, tenant=tenant, name=name)
+        found = await self._some(select(DefinitionRow).where(mine, col(DefinitionRow.state).in_(_OPEN)))
+        return found[0] if found else None
+
+    async def versions(self, tenant: Tenant, name: str) -> list[Definition]:
+        """Every version, the newest first."""
+        mine = where(DefinitionRow, tenant=tenant, name=name)
+        newest = col(DefinitionRow.version).desc()
+        return await self._some(select(DefinitionRow).where(mine).order_by(newest))
+
+    async def names(self, tenant: Tenant) -> list[str]:
+        """Providers that this tenant has a definition of."""
+        mine = where(DefinitionRow, tenant=tenant)
+        query = select(col(DefinitionRow.name)).where(mine).distinct().order_by(col(DefinitionRow.name))
+        return list((await self._connection.execute(query)).scalars())
+
+    async def next_version(self, tenant: Tenant, name: str) -> int:
+        mine = where(DefinitionRow, tenant=tenant, name=name)
+        query = select(func.max(col(DefinitionRow.version))).where(mine)
+        return ((await self._connection.execute(query)).scalar_one() or 0) + 1
+
+    async def count(self, definition: Definition, *, good: bool) -> None:
+        """One more refresh under a staged version. Not a change of the row: its revision stays."""
+        column = DefinitionRow.good if good else DefinitionRow.bad
+        mine = where(DefinitionRow, tenant=definition.tenant, id=definition.id, share=definition.share)
+        await self._connection.execute(update(DefinitionRow).where(mine).values({column: column + 1}))  # pyright: ignore[reportArgumentType]  # a column, for SQLAlchemy
+
+    async def replace(self, definition: Definition, *, expected: int) -> Definition:
+        """Write a row if it is still at revision `expected`. Raises Failure STORE_CONFLICT, NOT_FOUND."""
+        key = {"tenant": definition.tenant, "id": definition.id}
+        values = _values(definition)
+        revision = await compare_and_set(self._connection, DefinitionRow, key, values, expected)
+        return definition.model_copy(update={"revision": revision})
+
+    async def _some(self, query: object) -> list[Definition]:
+        return [Definition.model_validate(row) for row in await every(self._connection, query)]  # pyright: ignore[reportArgumentType]  # a select
+
+
+def _values(definition: Definition) -> Values:
+    """The columns; what is a list or a model of core is written as JSON."""
+    plain = definition.model_dump(mode="json")
+    return values_of(definition, rollout=plain["rollout"], findings=plain["findings"])

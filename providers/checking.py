@@ -1,0 +1,129 @@
+"""Checks of a definition by machine, before anybody approves it. Sends no secret and no code of anybody's.
+
+What an endpoint answers to a request that can't succeed shows whether it is one: a token
+endpoint refuses an unknown client in the words of RFC 6749 section 5.2, a web page doesn't.
+"""
+
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+import httpx2
+
+from evergrant_server.core.definition import Finding, Level
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.egress import Egress
+from providers.reply import RawReply
+from providers.resolve import checked_params, fill
+from providers.spec import ProviderSpec
+from providers.spec_base import placeholders
+from providers.verdicts import body_of, error_of, refusal
+
+_DRY_RUN = {
+    "grant_type": "authorization_code",
+    "code": "evergrant-dry-run",
+    "client_id": "evergrant-dry-run",
+    "redirect_uri": "https://evergrant.invalid/",
+}
+_SECRETS_GO_TO = ("token_endpoint", "refresh_endpoint", "revocation_endpoint", "introspection_endpoint")
+
+
+async def check_definition(egress: Egress, spec: ProviderSpec, before: ProviderSpec | None) -> list[Finding]:
+    """What is found out about a definition; `before` is the one it would replace."""
+    findings = [_usable(spec), *_hosts(spec, before)]
+    urls, unfilled = _urls(spec)
+    if unfilled:
+        named = ", ".join(sorted(unfilled))
+        findings.append(_warn("endpoints", f"not looked at, for want of parameters: {named}"))
+    for name, url in urls.items():
+        findings.append(await _looked_at(egress, spec, name, url))
+    return findings
+
+
+def _usable(spec: ProviderSpec) -> Finding:
+    try:
+        spec.require_usable()
+    except Failure as failure:
+        return _problem("schema", failure.detail)
+    return _ok("schema", f"version {spec.version} says nothing that the flows can't honour")
+
+
+def _hosts(spec: ProviderSpec, before: ProviderSpec | None) -> Iterable[Finding]:
+    """A replacement that sends secrets to a new host is for an admin to see."""
+    if before is None:
+        return
+    new = _secret_hosts(spec) - _secret_hosts(before)
+    if new:
+        yield _warn(
+            "hosts", f"tokens and client secrets would go to {', '.join(sorted(new))}, as they don't now"
+        )
+    else:
+        yield _ok("hosts", "tokens and client secrets go to no new host")
+
+
+def _secret_hosts(spec: ProviderSpec) -> set[str]:
+    urls = spec.url_templates()
+    return {urlsplit(urls[name]).netloc for name in _SECRETS_GO_TO if name in urls}
+
+
+def _urls(spec: ProviderSpec) -> tuple[dict[str, str], set[str]]:
+    """The endpoints with default parameters in place, and those that need parameters nobody gave."""
+    values = checked_params(spec, {})
+    urls, unfilled = {}, set[str]()
+    for name in ("authorization_endpoint", "token_endpoint", "refresh_endpoint"):
+        template = spec.url_templates().get(name)
+        if template is None:
+            continue
+        if placeholders(template) - set(values):
+            unfilled.add(name)
+        else:
+            urls[name] = fill(template, values, spec)
+    return urls, unfilled
+
+
+async def _looked_at(egress: Egress, spec: ProviderSpec, name: str, url: str) -> Finding:
+    """One request through the guard: scheme, port, address, TLS, and what comes back."""
+    try:
+        async with egress.client(headers={"Accept": "application/json", "User-Agent": "Evergrant"}) as http:
+            if name == "authorization_endpoint":
+                return _page(name, await http.get(url))
+            return _token_endpoint(spec, name, await http.post(url, data=_DRY_RUN))
+    except Failure as failure:
+        return _problem(name, failure.detail)
+    except httpx2.TransportError as error:
+        return _problem(name, f"{urlsplit(url).hostname} could not be reached ({type(error).__name__})")
+
+
+def _page(name: str, answer: httpx2.Response) -> Finding:
+    if answer.status_code in (404, 405, 410):
+        return _problem(name, f"there is no page: status {answer.status_code}")
+    if answer.status_code >= 500:
+        return _warn(name, f"it has trouble of its own: status {answer.status_code}")
+    return _ok(name, f"status {answer.status_code}")
+
+
+def _token_endpoint(spec: ProviderSpec, name: str, answer: httpx2.Response) -> Finding:
+    reply = RawReply(answer.status_code, {k.lower(): v for k, v in answer.headers.items()}, answer.content)
+    try:
+        error = error_of(spec, body_of(spec, reply))
+    except Failure:
+        error = None
+    failure = refusal(spec, reply, error)
+    if failure.code in (Code.GRANT_REJECTED, Code.CLIENT_REJECTED) and (error or reply.status == 401):
+        return _ok(name, f"refuses an unknown client as a token endpoint does: {failure.detail}")
+    if failure.code in (Code.PROVIDER_RATE_LIMITED, Code.PROVIDER_ERROR) and reply.status != 400:
+        return _warn(name, f"it has trouble of its own: {failure.detail}")
+    if 400 <= reply.status < 500 and reply.status not in (404, 405, 410):
+        return _warn(name, f"refuses in words of its own: {failure.detail}")
+    return _problem(name, f"doesn't answer as a token endpoint: {failure.detail}")
+
+
+def _ok(check: str, detail: str) -> Finding:
+    return Finding(check=check, level=Level.OK, detail=detail)
+
+
+def _warn(check: str, detail: str) -> Finding:
+    return Finding(check=check, level=Level.WARNING, detail=detail)
+
+
+def _problem(check: str, detail: str) -> Finding:
+    return Finding(check=check, level=Level.PROBLEM, detail=detail)

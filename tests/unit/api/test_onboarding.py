@@ -1,0 +1,134 @@
+"""`/v1/providers`: proposing, deciding and rolling back, over HTTP."""
+
+from datetime import timedelta
+
+import pytest
+
+from evergrant_server.api.bootstrap import bootstrap_admin
+from evergrant_server.core.access import Action
+from evergrant_server.core.definition import DefinitionState
+from evergrant_server.core.outbox import OutboxKind
+from tests.fakes.api import TENANT, Api
+
+ACME = {
+    "name": "acme-crm",
+    "display_name": "Acme CRM",
+    "auth_modes": ["authorization_code"],
+    "authorization_endpoint": "https://acme.example/authorize",
+    "token_endpoint": "https://acme.example/token",
+}
+
+
+@pytest.fixture
+async def admin(api: Api) -> str:
+    return await bootstrap_admin(api.store, api.clock, TENANT)
+
+
+async def propose(api: Api, admin: str, **more: object):
+    return await api.post("/v1/providers", admin, {"definition": ACME, **more})
+
+
+async def moved(api: Api, state: DefinitionState, share: float = 0.0) -> None:
+    """What the worker writes."""
+    async with api.worker.write() as tx:
+        found = await tx.definitions.version(TENANT, "acme-crm", 1)
+        assert found is not None
+        after = found.model_copy(update={"state": state, "share": share})
+        await tx.definitions.replace(after, expected=found.revision)
+
+
+async def test_a_proposal_is_checked_before_anything_uses_it(api: Api, admin: str):
+    answer = await propose(api, admin)
+    assert answer.status_code == 201
+    assert (answer.json()["version"], answer.json()["state"]) == (1, "checking")
+    assert (await api.get("/v1/providers/acme-crm", admin)).status_code == 404
+    async with api.worker.write() as tx:
+        sent = await tx.outbox.claim("test", api.clock.now(), timedelta(seconds=1), 10)
+    assert [it.kind for it in sent] == [OutboxKind.START_ONBOARDING]
+
+
+async def test_what_is_active_is_in_the_catalogue_of_its_tenant_alone(api: Api, admin: str):
+    await propose(api, admin)
+    await moved(api, DefinitionState.ACTIVE, 1.0)
+    assert (await api.get("/v1/providers/acme-crm", admin)).json()["display_name"] == "Acme CRM"
+    names = [it["name"] for it in (await api.get("/v1/providers", admin)).json()["items"]]
+    assert "acme-crm" in names
+    assert names == sorted(names)
+    body = {"provider": "acme-crm", "client_id": "c", "client_secret": "s"}
+    assert (await api.call("PUT", "/v1/integrations/crm", admin, json=body)).status_code == 201
+
+
+async def test_one_version_at_a_time(api: Api, admin: str):
+    await propose(api, admin)
+    second = await propose(api, admin)
+    assert (second.status_code, second.json()["code"]) == (409, "already_exists")
+
+
+async def test_the_first_decision_counts(api: Api, admin: str):
+    await propose(api, admin)
+    await moved(api, DefinitionState.WAITING)
+    approved = await api.post("/v1/providers/acme-crm/approve", admin, {"version": 1})
+    assert approved.json()["approved"] is True
+    late = await api.post("/v1/providers/acme-crm/reject", admin, {"version": 1, "reason": "no"})
+    assert (late.status_code, late.json()["field"]) == (400, "version")
+
+
+@pytest.mark.parametrize("state", [DefinitionState.CHECKING, DefinitionState.UNSOUND, DefinitionState.ACTIVE])
+async def test_only_what_waits_is_decided(api: Api, admin: str, state: DefinitionState):
+    await propose(api, admin)
+    await moved(api, state)
+    answer = await api.post("/v1/providers/acme-crm/approve", admin, {"version": 1})
+    assert answer.status_code == 400
+
+
+async def test_a_rejection_says_why(api: Api, admin: str):
+    await propose(api, admin)
+    await moved(api, DefinitionState.WAITING)
+    answer = await api.post("/v1/providers/acme-crm/reject", admin, {"version": 1})
+    assert answer.json()["field"] == "reason"
+
+
+async def test_four_eyes(api: Api, admin: str):
+    object.__setattr__(api.parts, "settings", api.parts.settings.model_copy(update={"four_eyes": True}))
+    await propose(api, admin)
+    await moved(api, DefinitionState.WAITING)
+    own = await api.post("/v1/providers/acme-crm/approve", admin, {"version": 1})
+    assert (own.status_code, own.json()["code"]) == (403, "not_permitted")
+    other = await api.app_with("second-admin", Action.ADMIN)
+    answer = await api.post("/v1/providers/acme-crm/approve", other, {"version": 1})
+    assert answer.json()["decided_by"] == "app:second-admin"
+
+
+async def test_only_a_staged_version_rolls_back(api: Api, admin: str):
+    await propose(api, admin)
+    body = {"version": 1, "reason": "support tickets"}
+    assert (await api.post("/v1/providers/acme-crm/roll-back", admin, body)).status_code == 400
+    await moved(api, DefinitionState.STAGED, 0.05)
+    assert (await api.post("/v1/providers/acme-crm/roll-back", admin, body)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"token_endpoint": "http://acme.example/token"}, "token_endpoint"),
+        ({"token_endpoint": None}, "definition"),
+        ({"unheard_of": 1}, "unheard_of"),
+        ({"quirks": ["not_one"]}, "quirks"),
+        ({"name": "../etc"}, "name"),
+    ],
+)
+async def test_a_malformed_definition_names_its_field(api: Api, admin: str, changes: dict, field: str):
+    answer = await api.post("/v1/providers", admin, {"definition": ACME | changes})
+    assert (answer.status_code, answer.json()["field"]) == (400, field)
+
+
+async def test_without_an_admin_permit_nobody_proposes(api: Api):
+    key = await api.app_with("pipeline")
+    assert (await propose(api, key)).status_code == 403
+
+
+async def test_versions_show_what_was_decided(api: Api, admin: str):
+    assert (await api.get("/v1/providers/acme-crm/versions", admin)).status_code == 404
+    await propose(api, admin)
+    shown = (await api.get("/v1/providers/acme-crm/versions", admin)).json()["items"]
+    assert [(it["version"], it["state"], it["proposed_by"]) for it in shown] == [(1, "checking", "app:admin")]

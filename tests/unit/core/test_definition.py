@@ -1,0 +1,116 @@
+"""Which version answers for whom, and what a stage's counts decide."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evergrant_server.core.definition import (
+    LONGEST_STAGE,
+    Definition,
+    DefinitionState,
+    Finding,
+    Level,
+    Rollout,
+    Verdict,
+    chosen,
+    verdict,
+)
+from evergrant_server.core.ids import DefinitionId, Tenant, new_id
+
+NOW = datetime(2026, 5, 1, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+
+
+def a_version(version: int = 1, **changes: Any) -> Definition:
+    values = {
+        "tenant": Tenant("acme"),
+        "id": DefinitionId(new_id("def")),
+        "name": "acme-crm",
+        "version": version,
+        "document": {},
+        "proposed_by": "app:ops",
+        "created_at": NOW,
+        "changed_at": NOW,
+    }
+    return Definition(**(values | changes))
+
+
+def staged(share: float = 0.05, **changes: Any) -> Definition:
+    return a_version(2, state=DefinitionState.STAGED, share=share, **changes)
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "after", "said"),
+    [
+        (0, 0, 0 * HOUR, Verdict.WAIT),
+        (0, 2, 0 * HOUR, Verdict.WAIT),  # one or two may be the provider's doing
+        (0, 3, 0 * HOUR, Verdict.ROLL_BACK),
+        (27, 3, 0 * HOUR, Verdict.WAIT),  # a tenth is the most, and not more than it
+        (26, 3, 0 * HOUR, Verdict.ROLL_BACK),
+        (26, 3, 2 * HOUR, Verdict.ROLL_BACK),  # however long it lasted
+        (20, 0, HOUR - timedelta(seconds=1), Verdict.WAIT),
+        (20, 0, HOUR, Verdict.ROLL_ON),
+        (18, 2, HOUR, Verdict.ROLL_ON),
+        (19, 0, HOUR, Verdict.WAIT),  # it has seen too little
+        (0, 0, HOUR * LONGEST_STAGE, Verdict.ROLL_ON),  # but not for ever
+    ],
+)
+def test_what_a_stage_decides(good: int, bad: int, after: timedelta, said: Verdict):
+    assert verdict(staged(good=good, bad=bad), NOW + after) is said
+
+
+def test_a_rollout_goes_through_its_shares_and_counts_each_stage_anew():
+    now = staged(good=9, bad=1)
+    second = now.rolled_on(NOW)
+    assert (second.share, second.good, second.bad) == (0.25, 0, 0)
+    third = second.rolled_on(NOW)
+    assert (third.state, third.share) == (DefinitionState.STAGED, 1.0)
+    assert third.rolled_on(NOW).state is DefinitionState.ACTIVE
+
+
+def test_what_replaces_nothing_is_active_at_once():
+    assert a_version().begun(NOW, replaces=False).state is DefinitionState.ACTIVE
+    assert a_version().begun(NOW, replaces=True).share == 0.05
+
+
+def test_one_problem_makes_it_unsound_and_a_warning_does_not():
+    fine = Finding(check="hosts", level=Level.WARNING, detail="a new host")
+    wrong = Finding(check="token_endpoint", level=Level.PROBLEM, detail="404")
+    assert a_version().checked([fine], NOW).state is DefinitionState.WAITING
+    assert a_version().checked([fine, wrong], NOW).state is DefinitionState.UNSOUND
+
+
+@given(st.floats(min_value=0.01, max_value=0.99), st.integers(min_value=0, max_value=10_000))
+def test_who_is_served_stays_served_when_the_share_grows(share: float, number: int):
+    small = staged(share)
+    larger = small.model_copy(update={"share": min(share * 2, 1.0)})
+    assert larger.serves(f"con_{number}") or not small.serves(f"con_{number}")
+
+
+def test_a_share_is_about_that_many():
+    it = staged(0.25)
+    assert 2_300 < sum(it.serves(f"con_{number}") for number in range(10_000)) < 2_700
+
+
+@pytest.mark.parametrize("state", [it for it in DefinitionState if not it.serves])
+def test_only_what_was_approved_answers(state: DefinitionState):
+    assert chosen([a_version(state=state, share=1.0)], "con_1") == (None,)
+
+
+def test_the_newest_comes_first_and_what_answered_before_second_while_it_is_staged():
+    first = a_version(1, state=DefinitionState.ACTIVE, share=1.0)
+    second = staged(1.0)
+    assert chosen([first, second], "con_1") == (second, first)
+    assert chosen([second], "con_1") == (second, None)  # the catalogue's own
+    assert chosen([first], None) == (first,)
+    outside = staged(1e-12)
+    assert chosen([first, outside], "con_1") == (first,)
+
+
+@pytest.mark.parametrize("shares", [(), (0.5,), (0.5, 0.25, 1.0), (0.0, 1.0), (0.5, 1.0, 1.5)])
+def test_a_rollout_rises_to_all(shares: tuple[float, ...]):
+    with pytest.raises(ValueError, match="shares"):
+        Rollout(shares=shares)

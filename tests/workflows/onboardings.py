@@ -1,0 +1,90 @@
+"""An onboarding's workflow under test: activities that answer from a script, and its start."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+from temporalio import activity
+from temporalio.client import Client, WorkflowHandle
+from temporalio.worker import Worker
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+
+from evergrant_server.core import onboarding as m
+from evergrant_server.core.definition import DefinitionState
+from evergrant_server.core.ids import DefinitionId, Tenant, new_id, onboarding_workflow_id
+from evergrant_server.core.messages import ActivityName
+from tests.workflows.lives import ASKED
+from workflows import WORKFLOWS
+
+
+class ScriptedOnboarding:
+    """`checked` is what the checks say, `stages` what each look at a stage says; `orders` keeps the calls."""
+
+    def __init__(self, checked: DefinitionState, *stages: DefinitionState) -> None:
+        self.checked = checked
+        self.stages = list(stages)
+        self.orders: list[tuple[str, m.DefinitionCall]] = []
+
+    def everything(self) -> list[Any]:
+        return [self.check_definition, self.decide_definition, self.watch_definition]
+
+    @activity.defn(name=ActivityName.CHECK_DEFINITION)
+    async def check_definition(self, order: m.DefinitionCall) -> m.DefinitionNews:
+        self.orders.append(("check", order))
+        return m.DefinitionNews(state=self.checked)
+
+    @activity.defn(name=ActivityName.DECIDE_DEFINITION)
+    async def decide_definition(self, order: m.DefinitionCall) -> m.DefinitionNews:
+        self.orders.append(("decide", order))
+        if order.overdue or not self.stages:
+            return m.DefinitionNews(state=DefinitionState.REJECTED)
+        return m.DefinitionNews(state=self.stages.pop(0), share=0.05)
+
+    @activity.defn(name=ActivityName.WATCH_DEFINITION)
+    async def watch_definition(self, order: m.DefinitionCall) -> m.DefinitionNews:
+        self.orders.append(("watch", order))
+        if order.roll_back is not None:
+            return m.DefinitionNews(state=DefinitionState.ROLLED_BACK)
+        return m.DefinitionNews(state=self.stages.pop(0), share=0.25)
+
+
+@asynccontextmanager
+async def onboarding(
+    client: Client, scripted: ScriptedOnboarding, *, watch_s: float = 1.0
+) -> AsyncIterator[WorkflowHandle[Any, m.Onboarded]]:
+    """Start a worker on a queue of its own, and an onboarding on it."""
+    start = m.OnboardingStart(
+        tenant=Tenant("acme"),
+        definition_id=DefinitionId(new_id("def")),
+        provider="acme-crm",
+        watch_s=watch_s,
+        asked=ASKED,
+    )
+    queue = f"queue-{start.definition_id}"
+    passing = SandboxRestrictions.default.with_passthrough_modules("evergrant_server.core", "pydantic")
+    async with Worker(
+        client,
+        task_queue=queue,
+        workflows=WORKFLOWS,
+        activities=scripted.everything(),
+        workflow_runner=SandboxedWorkflowRunner(passing),
+    ):
+        yield await client.start_workflow(
+            m.ONBOARDING_WORKFLOW,
+            start,
+            id=onboarding_workflow_id(start.tenant, start.definition_id),
+            task_queue=queue,
+            result_type=m.Onboarded,
+        )
+
+
+async def decided(handle: WorkflowHandle[Any, Any]) -> None:
+    await handle.signal(m.SIGNAL_DECIDED, m.Decided(asked=ASKED))
+
+
+async def wanted_back(handle: WorkflowHandle[Any, Any]) -> None:
+    await handle.signal(m.SIGNAL_ROLL_BACK, m.RollBack(reason="support tickets", asked=ASKED))
+
+
+FOREVER = timedelta(days=1).total_seconds()
