@@ -16,7 +16,7 @@ from evergrant_server.store.records import (
     values_of,
     where,
 )
-from evergrant_server.store.tables_definition import DefinitionRow
+from evergrant_server.store.definition_tables import DefinitionRow
 
 _SERVING = tuple(state.value for state in DefinitionState if state.serves)
 _OPEN = tuple(state.value for state in DefinitionState if state.open)
