@@ -6,6 +6,7 @@ from sqlmodel import col
 
 from evergrant_server.core.definition import Definition, DefinitionState
 from evergrant_server.core.ids import DefinitionId, Tenant
+from evergrant_server.store.definition_tables import DefinitionRow
 from evergrant_server.store.records import (
     Values,
     compare_and_set,
@@ -16,7 +17,6 @@ from evergrant_server.store.records import (
     values_of,
     where,
 )
-from evergrant_server.store.definition_tables import DefinitionRow
 
 _SERVING = tuple(state.value for state in DefinitionState if state.serves)
 _OPEN = tuple(state.value for state in DefinitionState if state.open)
