@@ -54,6 +54,8 @@ WHEN = {
     AuditAction.CONNECTION_FAILING: "refreshes keep failing; whoever can repair it should look",
     AuditAction.CONNECTION_RECOVERED: "it works again after it had been failing, or had needed a consent",
     AuditAction.CONNECTION_EXPIRING: "the refresh token, or a grant that can't be refreshed, ends soon",
+    AuditAction.HEARD_FROM_PROVIDER: "the provider told something that does not end the grant: it is older, "
+    "or only a refresh can tell",
     AuditAction.REVOKED_ELSEWHERE: "the provider said that the subject, or it, ended the grant over there",
     AuditAction.ANSWER_CAME_LATE: "an answer that had been given up came; it is looked at before it is used",
     AuditAction.REAUTHORIZE_ASKED: "somebody asked for a new consent",

@@ -15,6 +15,7 @@ from temporalio.exceptions import ApplicationError, FailureError
 with workflow.unsafe.imports_passed_through():
     from evergrant_server.core import messages as m
     from evergrant_server.core.connection import State
+    from evergrant_server.core.elsewhere import SIGNAL_REVOKED_ELSEWHERE, RevokedElsewhere
     from evergrant_server.core.errors import FAILURES
     from evergrant_server.core.lifecycle import Do, Step, Wake, ensure_fresh_refusal, next_step, wake
     from evergrant_server.core.schedule import NEWEST_RULES, RULES, jitter
@@ -197,6 +198,10 @@ class ConnectionWorkflow:
     @workflow.signal(name=m.SIGNAL_PROVIDER_CHANGED)
     def provider_changed(self, it: m.ProviderChanged) -> None:
         self._put(m.Event.PROVIDER_CHANGED, it.asked)
+
+    @workflow.signal(name=SIGNAL_REVOKED_ELSEWHERE)
+    def revoked_elsewhere(self, it: RevokedElsewhere) -> None:
+        self._put(m.Event.REVOKED_ELSEWHERE, it.asked, seen_generation=it.generation, reason=it.source)
 
     @workflow.update(name=m.UPDATE_ENSURE_FRESH)
     async def ensure_fresh(self, it: m.EnsureFresh) -> m.Freshness:

@@ -14,6 +14,7 @@ from evergrant_server.api.tracing import trace_of
 from evergrant_server.audit.leases import LeaseClaim, Stale
 from evergrant_server.core.access import Action
 from evergrant_server.core.connection import State
+from evergrant_server.core.elsewhere import leasable
 from evergrant_server.core.errors import Code, Failure, Kind
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages import Asked
@@ -23,8 +24,6 @@ from evergrant_server.store import LeaseRow
 
 _TRIES = 4  # a row that keeps changing under a lease is worth a few looks, not a loop
 _MOST_CACHED = 50_000
-# What the ledger lets out: a token that is still valid is served while the subject is asked again.
-LEASABLE = (State.ACTIVE, State.NEEDS_REAUTH)
 
 _Names = tuple[Tenant, str, str, str]
 _Id = tuple[Tenant, ConnectionId]
@@ -77,9 +76,9 @@ class Leasing:
         if row is None:
             raise await self._refusals.nothing_there(caller, ask, asked)
         self._check_permit(caller, ask, row)
-        if row.state in LEASABLE:
+        if leasable(row.state, row.reason):
             row = await self._fresh(ask, row, asked)
-        if row.state not in LEASABLE or not self._is_valid(row):
+        if not leasable(row.state, row.reason) or not self._is_valid(row):
             raise await self._refusals.not_leasable(caller, ask, row, asked)
         self._check_scopes(caller, ask, row)
         await self._parts.ledger.record(self._claim(caller, row, asked))
@@ -135,7 +134,7 @@ class Leasing:
 
     def _servable(self, row: LeaseRow | None, ask: Ask) -> bool:
         """Can this row be leased as it is, at most with a refresh ahead?"""
-        if row is None or row.state not in LEASABLE or not self._is_valid(row):
+        if row is None or not leasable(row.state, row.reason) or not self._is_valid(row):
             return False
         return ask.min_ttl is None or self._is_fresh(row, ask)
 

@@ -50,7 +50,10 @@ class Refusals:
                 return Failure(Code.REFRESH_PENDING, retry_after=1.0, connection_id=row.connection_id)
             case _:
                 wanted = Wanted(row.integration, row.subject, row.label, ask.body.scopes, leasing=True)
-                return await self._consent_required(caller, wanted, asked, row.connection_id)
+                needed = await self._consent_required(caller, wanted, asked, row.connection_id)
+                if row.reason is Code.GRANT_REVOKED_ELSEWHERE:
+                    needed.context["reason"] = row.reason.value
+                return needed
 
     async def nothing_there(self, caller: Caller, ask: Ask, asked: Asked) -> Failure:
         """Absent: begin it for an app that may connect; for any other it just isn't there."""

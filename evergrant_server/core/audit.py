@@ -33,6 +33,7 @@ class AuditAction(StrEnum):
     CONNECTION_RECOVERED = "connection.recovered"
     CONNECTION_EXPIRING = "connection.expiring"
     REVOKED_ELSEWHERE = "connection.revoked_elsewhere"
+    HEARD_FROM_PROVIDER = "connection.heard_from_provider"
     ANSWER_CAME_LATE = "grant.answer_came_late"
     REAUTHORIZE_ASKED = "connection.reauthorize_asked"
     REVOKE_ASKED = "connection.revoke_asked"

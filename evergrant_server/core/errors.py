@@ -46,6 +46,7 @@ class Code(StrEnum):
     CONSENT_EXPIRED = "consent_expired"
     GRANT_REJECTED = "grant_rejected"
     OUTCOME_UNKNOWN = "outcome_unknown"
+    GRANT_REVOKED_ELSEWHERE = "grant_revoked_elsewhere"
     CONNECTION_REVOKED = "connection_revoked"
     SCOPE_NOT_GRANTED = "scope_not_granted"
     CALLBACK_INVALID = "callback_invalid"
@@ -139,6 +140,10 @@ FAILURES: dict[Code, Rule] = {
     Code.OUTCOME_UNKNOWN: _reconnect(
         "A refresh was sent, its answer was lost and the old token is spent.",
         "Reauthorize the connection.",
+    ),
+    Code.GRANT_REVOKED_ELSEWHERE: _reconnect(
+        "The provider said that the subject, or it, ended this grant on its side.",
+        "Reauthorize the connection; or revoke it, if the subject doesn't want it any more.",
     ),
     Code.CONNECTION_REVOKED: _reconnect(
         "The connection was revoked; revocation is final.", "Start a new connection."

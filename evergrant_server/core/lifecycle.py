@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from evergrant_server.core.connection import Connection, Move, State, moved
+from evergrant_server.core.elsewhere import ended_elsewhere
 from evergrant_server.core.errors import FAILURES, Code, Kind
 from evergrant_server.core.grant import Grant
 from evergrant_server.core.ids import ConsentId
@@ -203,6 +204,11 @@ def _rotate_asked(life: Life, it: Happening, now: datetime, rules: Rules, share:
     return _refresh_now(life, now)
 
 
+def _revoked_elsewhere(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
+    """The store says so already. A grant that came while the news were under way lives."""
+    return Step(ended_elsewhere(life, it.seen_generation or 0))
+
+
 def _reauthorize_asked(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
     return Step(life)  # the consent is in the store; its code comes as consent_granted
 
@@ -364,6 +370,7 @@ _DECIDERS: dict[Event, _Decider] = {
     Event.REVOCATION_TRIED: _revocation_tried,
     Event.PROVIDER_CHANGED: _provider_changed,
     Event.CONSENT_STANDS: _consent_stands,
+    Event.REVOKED_ELSEWHERE: _revoked_elsewhere,
 }
 
 __all__ = ["Do", "Step", "Wake", "ensure_fresh_refusal", "life_of", "next_step", "wake"]

@@ -149,6 +149,7 @@ class Event(StrEnum):
     REVOCATION_TRIED = "revocation_tried"
     PROVIDER_CHANGED = "provider_changed"
     CONSENT_STANDS = "consent_stands"
+    REVOKED_ELSEWHERE = "revoked_elsewhere"
 
 
 class Wish(StrEnum):

@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from evergrant_server.core.ids import ConnectionId, OutboxId, Tenant, new_id
+from evergrant_server.core.ids import ConnectionId, OutboxId, Tenant, new_id, workflow_id
+from evergrant_server.core.message import Message
 
 
 class OutboxKind(StrEnum):
@@ -50,5 +51,20 @@ def history_export(
         kind=OutboxKind.EXPORT_HISTORY,
         target=history_target(run_id),
         payload={"connection_id": connection_id, "workflow_id": workflow_id, "run_id": run_id},
+        created_at=at,
+    )
+
+
+def signal_to(
+    tenant: Tenant, connection_id: ConnectionId, name: str, said: Message, at: datetime
+) -> OutboxMessage:
+    """A signal to the workflow of a connection."""
+    return OutboxMessage(
+        tenant=tenant,
+        id=OutboxId(new_id("out")),
+        kind=OutboxKind.SIGNAL,
+        target=workflow_id(tenant, connection_id),
+        name=name,
+        payload=said.model_dump(mode="json"),
         created_at=at,
     )

@@ -18,6 +18,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from evergrant_server.core import messages as m
 from evergrant_server.core.connection import State
 from evergrant_server.core.definition import DefinitionState
+from evergrant_server.core.elsewhere import SIGNAL_REVOKED_ELSEWHERE, RevokedElsewhere, Source
 from evergrant_server.core.errors import Code
 from evergrant_server.core.upkeep import RECONCILE_WORKFLOW, ReconcileOrder
 from evergrant_server.temporal_link.namespace import prepare
@@ -107,6 +108,17 @@ async def rotated_and_repaired(client: Client) -> Life:
         return life
 
 
+async def revoked_elsewhere_then_reconnected(client: Client) -> Life:
+    async with living(client) as life:
+        await life.consent()
+        over = RevokedElsewhere(generation=1, source=Source.SECURITY_EVENT, asked=m.Asked(by="provider"))
+        await life.handle.signal(SIGNAL_REVOKED_ELSEWHERE, over)
+        await life.until(lambda d: d.state is State.NEEDS_REAUTH)
+        await life.handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
+        await life.until(lambda d: d.state is State.ACTIVE)
+        return life
+
+
 async def continued_as_new(client: Client) -> Life:
     """Recorded with the newest rules: a run that is as long as runs get."""
     async with living(client) as life:
@@ -159,6 +171,7 @@ STORIES: dict[str, Story] = {
     "1_rotated_and_repaired": rotated_and_repaired,
     "1_continued_as_new": continued_as_new,
     "1_reconciled": reconciled,
+    "2_revoked_elsewhere_then_reconnected": revoked_elsewhere_then_reconnected,
     "onboarding_1_in_stages": onboarded_in_stages,
     "onboarding_1_rolled_back": onboarding_rolled_back,
 }

@@ -132,6 +132,15 @@ class Lives(RuleBasedStateMachine):
     def rotate_asked(self, data: st.DataObject) -> None:
         self.carry_out(self.happen(Event.ROTATE_ASKED, reason="test"), data)
 
+    @rule(data=st.data(), behind=st.integers(0, 2))
+    def revoked_elsewhere(self, data: st.DataObject, behind: int) -> None:
+        before = self.life
+        self.carry_out(self.happen(Event.REVOKED_ELSEWHERE, seen_generation=before.generation - behind), data)
+        if behind or before.state not in (State.ACTIVE, State.NEEDS_REAUTH):
+            assert self.life.state is before.state
+        else:
+            assert self.life.state is State.NEEDS_REAUTH
+
     @rule(data=st.data())
     def provider_changed(self, data: st.DataObject) -> None:
         self.carry_out(self.happen(Event.PROVIDER_CHANGED), data)

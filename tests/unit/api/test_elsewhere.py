@@ -1,0 +1,113 @@
+"""Revoked elsewhere, as an app sees it: no lease from the commit on, and a link that repairs it."""
+
+from datetime import timedelta
+
+import pytest
+
+from evergrant_server import audit
+from evergrant_server.audit.elsewhere import hear
+from evergrant_server.core.access import Action
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.elsewhere import NewsFromElsewhere, Source, Verdict, Weight
+from evergrant_server.core.errors import Code
+from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.messages import Asked
+from evergrant_server.core.secret import Secret
+from tests.fakes.api import TENANT, Api
+
+PROVIDER = Asked(by="provider:gitlab")
+
+
+async def heard(api: Api, connection: Connection, weight: Weight = Weight.ENDED, **more: object) -> Verdict:
+    told = NewsFromElsewhere(source=Source.HOOK, kind="uninstalled", weight=weight, **more)
+    async with api.store.write() as tx:
+        current = await tx.connections.get(connection.tenant, connection.id)
+        assert current is not None
+        return await hear(tx, current, told, PROVIDER, api.clock.now())
+
+
+async def recorded(api: Api, connection: Connection) -> list[AuditAction]:
+    async with api.store.read() as tx:
+        return [it.action for it in await audit.page(tx, TENANT, object=connection.id, limit=100)]
+
+
+async def test_no_lease_leaves_though_the_token_is_cached_and_valid(api: Api):
+    connection = await api.active(await api.integration())
+    key = await api.app_with("pipeline", Action.TOKEN, Action.CONNECT)
+    for _ in range(2):
+        assert (await api.lease(key)).status_code == 200
+    assert await heard(api, connection) is Verdict.ENDED
+    answer = await api.lease(key)
+    assert (answer.status_code, answer.json()["code"]) == (409, "consent_required")
+    assert answer.json()["reason"] == "grant_revoked_elsewhere"
+    assert answer.json()["connect_url"]
+    assert answer.json()["connection_id"] == connection.id
+    shown = (await api.get(f"/v1/connections/{connection.id}", key)).json()
+    assert (shown["state"], shown["reason"], shown["repairer"]) == (
+        "needs_reauth",
+        "grant_revoked_elsewhere",
+        "subject",
+    )
+
+
+async def test_its_workflow_is_told_and_the_log_says_who_told_us(api: Api):
+    connection = await api.active(await api.integration())
+    await heard(api, connection)
+    async with api.store.read() as tx:
+        (record,) = await audit.page(tx, TENANT, object=connection.id)
+        told = await tx.outbox.depth(api.clock.now())
+    assert record.action is AuditAction.REVOKED_ELSEWHERE
+    assert (record.detail["source"], record.detail["kind"]) == ("hook", "uninstalled")
+    assert record.detail["reason"] == Code.GRANT_REVOKED_ELSEWHERE
+    assert told == 1
+
+
+async def test_news_twice_are_one_revocation(api: Api):
+    connection = await api.active(await api.integration())
+    assert await heard(api, connection) is Verdict.ENDED
+    assert await heard(api, connection) is Verdict.NOTHING_HELD
+    assert await recorded(api, connection) == [AuditAction.REVOKED_ELSEWHERE]
+
+
+async def test_older_news_are_recorded_and_change_nothing(api: Api):
+    connection = await api.active(await api.integration())
+    before = api.clock.now() - timedelta(seconds=1)
+    assert await heard(api, connection, at=before) is Verdict.OLDER
+    assert (await api.row(TENANT, connection.id)).state is State.ACTIVE
+    assert await recorded(api, connection) == [AuditAction.HEARD_FROM_PROVIDER]
+
+
+async def test_a_doubt_asks_for_a_refresh_and_the_token_is_served_meanwhile(api: Api):
+    connection = await api.active(await api.integration())
+    key = await api.app_with("pipeline", Action.TOKEN)
+    assert await heard(api, connection, Weight.DOUBTED) is Verdict.ASKED
+    assert (await api.lease(key)).status_code == 200
+    async with api.store.write() as tx:
+        (message,) = await tx.outbox.claim("test", api.clock.now(), timedelta(seconds=1), 10)
+    assert message.name == "rotate"
+
+
+@pytest.mark.parametrize("reason", [Code.GRANT_REJECTED, Code.OUTCOME_UNKNOWN])
+async def test_a_token_that_was_still_served_is_served_no_more(api: Api, reason: Code):
+    connection = await api.active(await api.integration())
+    key = await api.app_with("pipeline", Action.TOKEN)
+    await api.change(connection, lambda it: it.rejected(reason, api.clock.now()))
+    assert (await api.lease(key)).status_code == 200
+    await heard(api, connection)
+    assert (await api.lease(key)).json()["code"] == "consent_required"
+
+
+async def test_a_new_consent_repairs_it(api: Api):
+    connection = await api.active(await api.integration())
+    key = await api.app_with("pipeline", Action.TOKEN)
+    await heard(api, connection)
+    again = await api.row(TENANT, connection.id)
+    async with api.worker.write() as tx:
+        grant = await tx.grants.get(TENANT, connection.id)
+        assert grant is not None
+        after = again.granted(api.clock.now())
+        newer = grant.model_copy(update={"generation": after.generation})
+        tokens = TokenSet(access_token=Secret("at-new"))
+        await tx.grants.install(after, tokens, newer, expected=again.revision)
+    assert (await api.lease(key)).json()["access_token"] == "at-new"
