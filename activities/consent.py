@@ -160,7 +160,8 @@ class ConsentActivities(ProviderActivities):
             now = self._clock.now()
             current = await connection_of(tx, order)
             # a consent by which scopes were added or given up says what the next one asks for
-            after = current.granted(now).model_copy(update={"requested_scopes": consent.scopes})
+            granted = current.granted(now, order.generation)
+            after = granted.model_copy(update={"requested_scopes": consent.scopes})
             grant = Grant.from_tokens(
                 tokens, generation=after.generation, requested=consent.scopes, at=attempt.first_opened_at
             )

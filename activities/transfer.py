@@ -54,7 +54,7 @@ async def install_import(
         imported = await tx.consents.tokens(waiting)
         obtained_at = imported.obtained_at(consent.created_at)
         tokens = imported.token_set(obtained_at)
-        after = current.granted(now)
+        after = current.granted(now, order.generation)
         grant = Grant.from_tokens(
             tokens, generation=after.generation, requested=consent.scopes, at=obtained_at
         )

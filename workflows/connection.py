@@ -90,13 +90,16 @@ class ConnectionWorkflow:
             case Do.EXCHANGE_CODE:
                 consent_id = cause.consent_id or (cause.news and cause.news.consent_id)
                 assert consent_id is not None
-                order = m.ExchangeCode(**self._call(cause), consent_id=consent_id)
+                order = m.ExchangeCode(
+                    **self._call(cause), consent_id=consent_id, generation=self._life.generation
+                )
                 news = await calls.exchange_code(order)
                 return m.Happening(event=m.Event.CODE_EXCHANGED, asked=cause.asked, news=news)
             case Do.REFRESH | Do.REFRESH_IF_LEASED:
                 order = m.RefreshGrant(
                     **self._call(cause),
-                    generation=self._life.generation,
+                    # a caller may have read a newer one: this run was reset, or began from a backup
+                    generation=max(self._life.generation, cause.seen_generation or 0),
                     only_if_leased=step.do is Do.REFRESH_IF_LEASED,
                 )
                 news = await calls.refresh_grant(order)

@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -76,12 +77,28 @@ def worker(*, flags: Flags | None = None) -> None:
 
 
 @app.command
-def reconcile(*, flags: Flags | None = None) -> None:
-    """Start a workflow for every live connection that has none. Harmless to repeat."""
+def reconcile(
+    *,
+    restart_older_than: timedelta | None = None,
+    compare: bool = True,
+    flags: Flags | None = None,
+) -> None:
+    """Start a workflow for every live connection that has none. Harmless to repeat.
+
+    Exits 1 when the store turns out to be older than the workflows, and names the connections.
+
+    Parameters
+    ----------
+    restart_older_than
+        Also start anew what has run for longer, such as 30d or 12h: for runs that no worker
+        of today can go on with.
+    compare
+        Ask every workflow for the generation it knows. It takes most of the time.
+    """
     settings = _settings(flags)
     from evergrant_server.cli import operate
 
-    _finish(operate.reconcile(settings))
+    _finish(operate.reconcile(settings, restart_older_than, compare))
 
 
 @app.command

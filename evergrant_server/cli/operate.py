@@ -2,6 +2,8 @@
 
 import os
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 
 from evergrant_server import audit
@@ -12,6 +14,7 @@ from evergrant_server.core.ids import Tenant
 from evergrant_server.crypto.keyring import KeyRing, Lane, Role
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store, schema
+from evergrant_server.temporal_link import Reconciled
 from evergrant_server.temporal_link.connect import connect
 from evergrant_server.temporal_link.namespace import prepare
 from evergrant_server.wiring import platform
@@ -66,14 +69,33 @@ async def bootstrap(settings: Settings, again: bool, out: Path | None) -> None:
         write_private(out, key + "\n")
 
 
-async def reconcile(settings: Settings) -> None:
+async def reconcile(settings: Settings, older_than: timedelta | None, compare: bool) -> None:
+    said = Said()
     async with platform(settings, Role.OPERATOR) as parts:
-        result = await parts.reconciler.all()
+        result = await parts.reconciler.all(compare=compare, older_than=older_than, told=said.progress)
     print(f"{result.live} live connections, {result.started} workflows started")
+    if older_than is not None:
+        print(f"{result.restarted} restarted, {len(result.busy)} left for later: an answer may yet come")
     for connection_id in result.behind:
         print(f"{connection_id}: the store is behind its workflow; restore a newer backup, or reauthorize it")
+    if compare and not result.compared:
+        print("no worker answers, so nobody knows whether the store is behind; start one and run this again")
     if result.behind:
         raise Failure(Code.STORE_BEHIND, f"{len(result.behind)} connections are behind their workflows")
+
+
+class Said:
+    """Prints how far a pass is, no more than once a second."""
+
+    def __init__(self) -> None:
+        self._at = time.monotonic()
+
+    def progress(self, so_far: Reconciled) -> None:
+        if time.monotonic() - self._at < 1:
+            return
+        self._at = time.monotonic()
+        counts = f"{so_far.live} live, {so_far.started} started, {len(so_far.behind)} behind"
+        print(f"{counts}, {so_far.restarted} restarted" if so_far.restarted else counts, flush=True)
 
 
 async def verify_audit(settings: Settings) -> None:

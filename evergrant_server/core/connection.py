@@ -103,9 +103,14 @@ class Connection(BaseModel):
     consent_deadline: datetime
     revision: int = 1
 
-    def granted(self, at: datetime) -> "Connection":
-        """A consent brought a new grant; the subject has repaired whatever was wrong."""
-        return self._moved(Move.GRANTED, at, generation=self.generation + 1, reason=self._repaired())
+    def granted(self, at: datetime, known: int = 0) -> "Connection":
+        """A consent brought a new grant; the subject has repaired whatever was wrong.
+
+        `known` is the newest generation that the workflow knows: a row from an older backup goes
+        beyond it, or the new grant would look like one of those that were lost.
+        """
+        generation = max(self.generation, known) + 1
+        return self._moved(Move.GRANTED, at, generation=generation, reason=self._repaired())
 
     def refreshed(self, at: datetime) -> "Connection":
         return self._moved(Move.REFRESHED, at, generation=self.generation + 1, reason=self._repaired())

@@ -301,6 +301,7 @@ class Call(Message):
 
 class ExchangeCode(Call):
     consent_id: ConsentId
+    generation: int = 0  # the newest that the workflow knows
 
 
 class RefreshGrant(Call):

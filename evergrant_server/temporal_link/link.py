@@ -63,6 +63,21 @@ class WorkflowGone(Exception):
 
 
 @dataclass(frozen=True)
+class Running:
+    """When a run began, and the state that it shows."""
+
+    began: datetime
+    state: str | None
+
+
+@dataclass(frozen=True)
+class NewestRun:
+    run_id: str
+    running: bool
+    state: str | None  # the last one it showed
+
+
+@dataclass(frozen=True)
 class ClosedRun:
     """One run that has ended, however it did."""
 
@@ -247,6 +262,25 @@ class TemporalLink:
         except WorkflowGone:
             return None
 
+    async def newest_run(self, workflow: str) -> NewestRun | None:
+        """The newest run, or None when Temporal has none: from Temporal itself, not from visibility."""
+        try:
+            found = await self._guarded(self._client.get_workflow_handle(workflow).describe())
+        except WorkflowGone:
+            return None
+        return NewestRun(found.run_id, found.close_time is None, _state(found))
+
+    async def idle(self, workflow: str) -> bool:
+        """True while the newest run waits for a message or a time, and for no activity."""
+        try:
+            found = await self._guarded(self._client.get_workflow_handle(workflow).describe())
+        except WorkflowGone:
+            return False
+        busy = found.raw_description.pending_activities or found.raw_description.HasField(
+            "pending_workflow_task"
+        )
+        return found.close_time is None and not busy
+
     async def running(self, workflow: str) -> bool:
         """True while the newest run of this workflow is open."""
         try:
@@ -255,13 +289,13 @@ class TemporalLink:
             return False
         return description.close_time is None
 
-    async def running_connections(self) -> dict[str, datetime]:
-        """Ids of running connection workflows, with when their runs began, as visibility has them.
+    async def running_connections(self) -> dict[str, Running]:
+        """Running connection workflows by id, as visibility has them.
 
         Visibility lags behind: what is missing here may run all the same.
         """
         query = f"WorkflowType = '{CONNECTION_WORKFLOW}' AND ExecutionStatus = 'Running'"
-        return {it.id: it.start_time for it in await self._listed(query)}
+        return {it.id: Running(it.start_time, _state(it)) for it in await self._listed(query)}
 
     async def closed_connections(self, since: datetime | None) -> list[ClosedRun]:
         """Runs of connection workflows that closed since then and are still kept by Temporal."""
@@ -294,6 +328,10 @@ class TemporalLink:
             raise _unavailable(error.cause or error) from None
         except RuntimeError as error:
             raise _unavailable(error) from None
+
+
+def _state(found: WorkflowExecution) -> str | None:
+    return found.typed_search_attributes.get(SearchAttributeKey.for_keyword(search.STATE))
 
 
 def _rejected(refused: WorkflowUpdateFailedError, ask: EnsureFresh) -> Freshness:

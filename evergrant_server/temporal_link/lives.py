@@ -1,0 +1,96 @@
+"""Begins the workflow of a connection with what the store says of it."""
+
+import base64
+import binascii
+import json
+from typing import Any
+
+from evergrant_server.core.attempt import LIMITS
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.connection import Connection
+from evergrant_server.core.grant import MAIN
+from evergrant_server.core.lifecycle import life_of
+from evergrant_server.core.messages import Asked, ConnectionStart, Event, Happening
+from evergrant_server.core.schedule import NEWEST_RULES
+from evergrant_server.crypto.keyring import KeyRing
+from evergrant_server.store import Store, Tx
+from evergrant_server.temporal_link.link import TemporalLink
+
+BY = Asked(by="reconcile")
+
+
+class Lives:
+    """Starts runs; which connections need one is its caller's to find out."""
+
+    def __init__(self, store: Store, link: TemporalLink, ring: KeyRing, clock: Clock) -> None:
+        self._store = store
+        self._link = link
+        self._ring = ring
+        self._clock = clock
+
+    async def begin(self, connection: Connection, *, known: int = 0, instead: bool = False) -> bool:
+        """Start its workflow, unless its row has ended meanwhile.
+
+        `known` is a generation that an earlier run is known to have had: the new one remembers
+        it, so that a store that is behind still shows. `instead` ends a running one in the same call.
+        """
+        async with self._store.read() as tx:  # after the look at Temporal: it may just have ended
+            now = await tx.connections.get(connection.tenant, connection.id)
+            if now is None or now.state.final:
+                return False
+            start = await self._start(tx, now, known)
+        await self._link.start_connection(start, again=True, instead=instead)
+        return True
+
+    async def may_be_answered(self, connection: Connection) -> bool:
+        """True while a credential of it is being spent, as far as the store tells."""
+        async with self._store.read() as tx:
+            attempt = await tx.attempts.opened(connection.tenant, connection.id, MAIN)
+        return attempt is not None and self._clock.now() < attempt.send_by + LIMITS.answer
+
+    async def _start(self, tx: Tx, connection: Connection, known: int) -> ConnectionStart:
+        tenant, now = connection.tenant, self._clock.now()
+        integration = await tx.integrations.get(tenant, connection.integration_id)
+        grant = await tx.grants.get(tenant, connection.id)
+        consent = await tx.consents.received_for(tenant, connection.id)
+        waiting = ()
+        if consent is not None:
+            waiting = (Happening(event=Event.CONSENT_GRANTED, asked=BY, consent_id=consent.id),)
+        idle_s = integration.refresh.refresh_token_idle_s if integration else None
+        life = life_of(connection, grant, idle_s, now)
+        return ConnectionStart(
+            tenant=tenant,
+            connection_id=connection.id,
+            integration_id=connection.integration_id,
+            integration=connection.integration,
+            provider=connection.provider,
+            subject_hash=self._ring.subject_hash(tenant, connection.subject),
+            rules=NEWEST_RULES,
+            life=life.model_copy(update={"generation": max(life.generation, known)}),
+            asked=BY,
+            waiting=waiting,
+        )
+
+
+def generation_in(events: list[dict[str, Any]]) -> int:
+    """The newest generation that a run's history tells of; 0 when it tells of none."""
+    return max((_generation(payload) for event in events for payload in _payloads(event)), default=0)
+
+
+def _payloads(event: dict[str, Any]) -> list[dict[str, Any]]:
+    for attributes in (value for name, value in event.items() if name.endswith("EventAttributes")):
+        said = attributes.get("result") or attributes.get("input") or {}
+        return said.get("payloads") or []
+    return []
+
+
+def _generation(payload: dict[str, Any]) -> int:
+    try:
+        said = json.loads(base64.b64decode(payload["data"]))
+    except (KeyError, binascii.Error, ValueError):
+        return 0
+    if not isinstance(said, dict):
+        return 0
+    found = said.get("life", said)
+    generation = found.get("generation") if isinstance(found, dict) else None
+    return generation if isinstance(generation, int) else 0
