@@ -21,6 +21,7 @@ with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.schedule import NEWEST_RULES, RULES, jitter
     from evergrant_server.core.waking import end_of
     from workflows import calls
+    from workflows.cancelling import despite_cancellation
     from workflows.presentation import STATE_ATTRIBUTE, details
 
 _BY_ITSELF = m.Asked(by="schedule")
@@ -42,31 +43,40 @@ class ConnectionWorkflow:
         self._rules = RULES[start.rules]
         self._life = start.life
         self._inbox = deque(_Ticket(happening) for happening in start.waiting)
+        self._cancelled = False  # by hand
         self._busy = False  # something is being carried out, and the store may be ahead of the life
 
     @workflow.run
     async def run(self, start: m.ConnectionStart) -> m.Ended:
+        """Only a revocation ends a life: one whose run is cancelled by hand goes on in a new run."""
+        return await despite_cancellation(self._live(), self._cancel_asked)
+
+    async def _live(self) -> m.Ended:
         self._show()
         while not self._life.state.final:
-            await self._handle(await self._next())
-            if self._long_enough():
+            ticket = await self._next()
+            if ticket is not None:
+                await self._handle(ticket)
+            if self._cancelled or self._long_enough():
                 await self._continue_as_new()
         await calls.run_ends(m.RunEnds(**self._call(None)))
         await self._answer_everybody()
         life = self._life
         return m.Ended(state=life.state, revocation=life.revocation, generations=life.generation)
 
-    async def _next(self) -> _Ticket:
-        """The oldest thing in the inbox, or the moment that `wake` names."""
+    async def _next(self) -> _Ticket | None:
+        """The oldest thing in the inbox, or the moment that `wake` names; None: a new run comes first."""
         due = self._wake()
         timeout = None if due is None else max((due.at - workflow.now()).total_seconds(), 0.001)
         try:
             await workflow.wait_condition(
-                lambda: bool(self._inbox), timeout=timeout, timeout_summary=due.why if due else None
+                lambda: bool(self._inbox) or self._cancelled,
+                timeout=timeout,
+                timeout_summary=due.why if due else None,
             )
         except TimeoutError:
             return _Ticket(m.Happening(event=m.Event.TIME_CAME, asked=_BY_ITSELF))
-        return self._inbox.popleft()
+        return self._inbox.popleft() if self._inbox else None
 
     async def _handle(self, ticket: _Ticket) -> None:
         self._busy = True
@@ -265,6 +275,9 @@ class ConnectionWorkflow:
         ticket = _Ticket(m.Happening(event=event, asked=asked, **brings))
         self._inbox.append(ticket)
         return ticket
+
+    def _cancel_asked(self) -> None:
+        self._cancelled = True
 
     async def _done(self, ticket: _Ticket) -> None:
         await workflow.wait_condition(lambda: ticket.done)

@@ -15,7 +15,7 @@ from evergrant_server.store import Store
 from evergrant_server.temporal_link.link import TemporalLink
 from evergrant_server.temporal_link.lives import BY, Lives, generation_in
 
-_SETTLED = timedelta(seconds=30)  # a workflow hears of a change within moments
+_SETTLED = timedelta(seconds=10)  # a workflow hears of a change within moments
 _FORGOTTEN = "it was revoked before, and the store came from an older backup"
 
 
