@@ -180,6 +180,10 @@ class SingleUse:
         )
 
     async def _intend(self, tx: Tx, attempt: Attempt, rules: RefreshRules, token_valid: bool) -> Attempt:
+        now = await tx.connections.get(attempt.tenant, attempt.connection_id)
+        if now is None or now.generation != attempt.from_generation:
+            # an attempt that ended since the credential was read has spent it, and left no open row
+            raise Failure(Code.STORE_CONFLICT, f"{attempt.connection_id} was refreshed meanwhile")
         earlier = await tx.attempts.opened(attempt.tenant, attempt.connection_id, attempt.chain)
         unknown = await tx.attempts.last_unknown(attempt)
         if earlier is not None:

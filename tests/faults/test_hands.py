@@ -21,10 +21,15 @@ from temporalio.api.workflowservice.v1 import (
 )
 from temporalio.client import WorkflowExecutionStatus
 
+from activities.critical import CriticalSections
+from activities.single_use import SingleUse
+from evergrant_server.core.attempt import AttemptKind
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, Revocation, State
+from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import workflow_id
 from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.journal import Journal
 from tests.fakes.databases import sqlite_url
 from tests.fakes.installation import TENANT, Installation, installation
 from tests.fakes.scripted_provider import ScriptedProvider, hold_answer
@@ -197,3 +202,17 @@ async def test_a_revocation_under_way_is_carried_out_all_the_same(
     over = await place.until(connection, lambda row: row.state is State.REVOKED, limit_s=60)
     assert over.revocation is Revocation.CONFIRMED
     assert not any(family.alive for family in idp.families)
+
+
+async def test_a_credential_that_was_spent_since_it_was_read_gets_no_intent(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    """The attempt that spent it has ended, so no open row is in the way: the generation is."""
+    connection = await place.connect(idp, STRICT)
+    assert (await place.ensure_fresh(connection, 1)).generation == 2
+    journal = Journal(tmp_path / "another")
+    single_use = SingleUse(place.store, place.parts.clock, CriticalSections(), journal)
+    with pytest.raises(Failure) as refused:
+        await single_use.begin(AttemptKind.REFRESH, connection, STRICT, token_valid=True)
+    assert refused.value.code is Code.STORE_CONFLICT
+    journal.release()

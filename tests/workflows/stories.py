@@ -132,6 +132,27 @@ async def continued_as_new(client: Client) -> Life:
         return Life(first, life.scripted, life.start)
 
 
+async def cancelled_in_the_middle_of_a_refresh(client: Client) -> Life:
+    """The refresh is finished, and another run goes on."""
+    scripted = ScriptedActivities()
+    async with living(client, scripted) as life:
+        await life.consent()
+        gate = asyncio.Event()
+        scripted.answers[REFRESH].append(gate)
+        asked = asyncio.create_task(life.ensure_fresh(1))
+        async with asyncio.timeout(20):
+            while scripted.count(REFRESH) == 0:
+                await asyncio.sleep(0.02)
+        await life.handle.cancel()
+        gate.set()
+        await asked
+        first = client.get_workflow_handle(life.handle.id, run_id=life.handle.first_execution_run_id)
+        async with asyncio.timeout(20):
+            while (await first.describe()).close_time is None:
+                await asyncio.sleep(0.05)
+        return Life(first, scripted, life.start)
+
+
 async def reconciled(client: Client) -> Life:
     """What the schedule starts."""
     scripted = ScriptedActivities()
@@ -172,6 +193,7 @@ STORIES: dict[str, Story] = {
     "1_continued_as_new": continued_as_new,
     "1_reconciled": reconciled,
     "2_revoked_elsewhere_then_reconnected": revoked_elsewhere_then_reconnected,
+    "1_cancelled_in_the_middle_of_a_refresh": cancelled_in_the_middle_of_a_refresh,
     "onboarding_1_in_stages": onboarded_in_stages,
     "onboarding_1_rolled_back": onboarding_rolled_back,
 }
