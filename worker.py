@@ -9,6 +9,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 
 from activities.critical import CriticalSections
 from activities.failures import FailureInterceptor
+from evergrant_server.core.attempt import LIMITS, Limits
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.journal import Journal
 from evergrant_server.leaving import leave
@@ -24,13 +25,13 @@ SERVICE = "evergrant-worker"
 GRACE = timedelta(seconds=100)  # longer than any activity that talks to a provider
 
 
-async def run(settings: Settings, stop: asyncio.Event) -> None:
-    """Work until `stop` is set, then let what has begun come to its end."""
+async def run(settings: Settings, stop: asyncio.Event, limits: Limits = LIMITS) -> None:
+    """Work until `stop` is set, then let what has begun come to its end. Tests give shorter `limits`."""
     sections = CriticalSections()
     journal = Journal(settings.data_dir / "journals")
     async with measured(settings, SERVICE) as options, platform(settings, Role.WORKER, **options) as parts:
         await refuse_unprepared(parts.client)
-        work = activities(parts, sections, journal)
+        work = activities(parts, sections, journal, limits)
         worker = Worker(
             parts.client,
             task_queue=settings.temporal_task_queue,

@@ -11,6 +11,7 @@ from activities.client_secrets import client_refused
 from activities.failures import grant_news
 from activities.heartbeat import heartbeats
 from activities.holdings import Holdings, news_of
+from activities.late_answers import keep_late
 from activities.provider_activities import ProviderActivities
 from activities.records import closed, connection_of, record, settled
 from activities.single_use import Ending, Use
@@ -22,6 +23,7 @@ from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.errors import Code, Failure, Kind
 from evergrant_server.core.grant import Grant, TokenSet
+from evergrant_server.core.late import WANTED
 from evergrant_server.core.messages import ActivityName, EndConsent, ExchangeCode, GrantNews
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.store import Tx
@@ -159,6 +161,11 @@ class ConsentActivities(ProviderActivities):
         async def install(tx: Tx) -> GrantNews:
             now = self._clock.now()
             current = await connection_of(tx, order)
+            if not await tx.attempts.is_open(attempt):
+                # another worker took over and was refused: what comes after that is verified first
+                if current.generation == attempt.from_generation and current.state in WANTED:
+                    await keep_late(tx, order, use, tokens, now)
+                return GrantNews(attempt_id=attempt.id, failure=Code.OUTCOME_UNKNOWN)
             # a consent by which scopes were added or given up says what the next one asks for
             granted = current.granted(now, order.generation)
             after = granted.model_copy(update={"requested_scopes": consent.scopes})

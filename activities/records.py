@@ -53,8 +53,8 @@ async def record(tx: Tx, call: Call, action: AuditAction, at: datetime, **detail
 
 async def closed(tx: Tx, attempt: Attempt, outcome: Outcome, at: datetime) -> None:
     """Write how an attempt ended, unless another one took over and said so already."""
-    now = await tx.attempts.open_for(attempt.tenant, attempt.connection_id, attempt.chain, attempt.kind)
-    if now is not None and now.id == attempt.id:
+    now = await tx.attempts.get(attempt.tenant, attempt.id)
+    if now is not None and now.outcome is None:
         await tx.attempts.close(now, outcome, at)
 
 

@@ -12,6 +12,7 @@ from activities.client_secrets import client_refused
 from activities.failures import grant_news
 from activities.heartbeat import heartbeats
 from activities.holdings import Holder, Holdings, news_of
+from activities.late_answers import keep_late
 from activities.provider_activities import ProviderActivities
 from activities.records import closed, connection_of, record, settled
 from activities.single_use import Ending, SingleUse, Use, open_attempt
@@ -22,6 +23,7 @@ from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code, Failure, Kind
 from evergrant_server.core.grant import Grant, TokenSet
+from evergrant_server.core.late import WANTED
 from evergrant_server.core.messages import ActivityName, GrantNews, RefreshGrant
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store, Tx
@@ -154,9 +156,10 @@ class RefreshActivities(ProviderActivities):
                 newer = await tx.grants.get(order.tenant, order.connection_id)
                 return news_of(current, newer or before, held.integration)
             if current.state not in (State.ACTIVE, State.REVOKING):
-                # another worker took over and was refused: what comes after that is not believed
+                # another worker took over and was refused: what comes after that is verified first
                 await closed(tx, attempt, Outcome.SUPERSEDED, now)
-                await record(tx, order, AuditAction.REFRESH_FAILED, now, reason="came too late")
+                if current.state in WANTED:
+                    await keep_late(tx, order, use, tokens, now)
                 return GrantNews(state=current.state, failure=current.reason or Code.CONSENT_REQUIRED)
             after = current.refreshed(now)
             grant = Grant.from_tokens(

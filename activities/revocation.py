@@ -14,6 +14,7 @@ from evergrant_server.core.attempt import Outcome
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Revocation, State
 from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.grant import TokenSet
 from evergrant_server.core.messages import ActivityName, AskRevocation, RevocationNews, RevokeGrant
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Tx
@@ -81,10 +82,16 @@ class RevocationActivities(ProviderActivities):
             raise Failure(Code.REFRESH_PENDING, "a token is still on its way", retry_after=_LOOK_AGAIN_S)
 
     async def _tell(self, held: Holdings) -> Revocation:
-        if held.grant is None:
+        late = await self._late_tokens(held)
+        if held.grant is None and not late:
             return Revocation.NOTHING_HELD
         if held.endpoints.revocation_endpoint is None:
             return Revocation.NOT_SUPPORTED
+        for tokens in late:  # not believed, and perhaps alive all the same
+            hint = "refresh_token" if tokens.refresh_token else "access_token"
+            await self._revoke(held, tokens.refresh_token or tokens.access_token, hint)
+        if held.grant is None:
+            return Revocation.CONFIRMED
         async with self._store.read() as tx:
             refresh_token = await tx.grants.refresh_token(held.connection)
             access_token = await tx.grants.access_token(held.connection)
@@ -99,6 +106,11 @@ class RevocationActivities(ProviderActivities):
             await self._revoke(held, refresh_token, "refresh_token")
         await self._revoke(held, access_token, "access_token")
         return Revocation.CONFIRMED
+
+    async def _late_tokens(self, held: Holdings) -> list[TokenSet]:
+        async with self._store.read() as tx:
+            found = await tx.late_answers.of(held.connection.tenant, held.connection.id)
+            return [await tx.late_answers.tokens(late) for late in found]
 
     async def _revoke(self, held: Holdings, token: Secret, hint: str) -> None:
         """200 means done, also for an unknown token; 503 means still live (RFC 7009 section 2.2)."""

@@ -14,6 +14,7 @@ from activities.critical import CriticalSections
 from activities.discovery import DiscoveryActivities
 from activities.history import HistoryActivities
 from activities.holdings import Holder
+from activities.late_answers import LateAnswerActivities
 from activities.onboarding import OnboardingActivities
 from activities.reconcile import ReconcileActivities
 from activities.refresh import RefreshActivities
@@ -124,11 +125,17 @@ def activities(
         retention=parts.settings.webhook_retention,
     )
     onboarding = OnboardingActivities(parts.store, parts.registry, egress, parts.clock)
-    endings = {AttemptKind.REFRESH: refresh.answered, AttemptKind.CODE_EXCHANGE: consent.answered}
+    late = LateAnswerActivities(parts.store, holder, sender, single_use, parts.clock)
+    endings = {
+        AttemptKind.REFRESH: refresh.answered,
+        AttemptKind.CODE_EXCHANGE: consent.answered,
+        AttemptKind.LATE_ANSWER: late.answered,
+    }
     offered = [
         consent.exchange_code,
         consent.end_consent,
         refresh.refresh_grant,
+        late.verify_late_answer,
         revocation.ask_revocation,
         revocation.revoke_grant,
         history.run_ends,

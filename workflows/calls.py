@@ -12,6 +12,7 @@ from temporalio.common import Priority, RetryPolicy
 
 with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.attempt import LIMITS
+    from evergrant_server.core.late_messages import VerifyLateAnswer
     from evergrant_server.core.messages import (
         ActivityName,
         AnnounceExpiry,
@@ -88,6 +89,17 @@ async def ask_revocation(order: AskRevocation) -> None:
     """Write `revoking`: from that commit on no lease leaves."""
     await workflow.execute_activity(
         ActivityName.ASK_REVOCATION, order, summary="no lease from here on", **_STORE
+    )
+
+
+async def verify_late_answer(order: VerifyLateAnswer) -> GrantNews:
+    """Find out, by a refresh, whether an answer that came too late is any good."""
+    return await workflow.execute_activity(
+        ActivityName.VERIFY_LATE_ANSWER,
+        order,
+        result_type=GrantNews,
+        summary=f"of {order.attempt_id}",
+        **_PROVIDER,
     )
 
 

@@ -17,6 +17,7 @@ with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.connection import State
     from evergrant_server.core.elsewhere import SIGNAL_REVOKED_ELSEWHERE, RevokedElsewhere
     from evergrant_server.core.errors import FAILURES
+    from evergrant_server.core.late_messages import SIGNAL_ANSWER_CAME_LATE, AnswerCameLate, VerifyLateAnswer
     from evergrant_server.core.lifecycle import Do, Step, Wake, ensure_fresh_refusal, next_step, wake
     from evergrant_server.core.schedule import NEWEST_RULES, RULES, jitter
     from evergrant_server.core.waking import end_of
@@ -114,6 +115,12 @@ class ConnectionWorkflow:
                 )
                 news = await calls.refresh_grant(order)
                 return m.Happening(event=m.Event.GRANT_REFRESHED, asked=cause.asked, news=news)
+            case Do.VERIFY_LATE:
+                assert self._life.late is not None
+                news = await calls.verify_late_answer(
+                    VerifyLateAnswer(**self._call(cause), attempt_id=self._life.late)
+                )
+                return m.Happening(event=m.Event.LATE_ANSWER_TRIED, asked=cause.asked, news=news)
             case Do.ANNOUNCE:
                 ends_at = end_of(self._life)
                 assert ends_at is not None
@@ -215,6 +222,10 @@ class ConnectionWorkflow:
     @workflow.signal(name=SIGNAL_REVOKED_ELSEWHERE)
     def revoked_elsewhere(self, it: RevokedElsewhere) -> None:
         self._put(m.Event.REVOKED_ELSEWHERE, it.asked, seen_generation=it.generation, reason=it.source)
+
+    @workflow.signal(name=SIGNAL_ANSWER_CAME_LATE)
+    def answer_came_late(self, it: AnswerCameLate) -> None:
+        self._put(m.Event.ANSWER_CAME_LATE, it.asked, attempt_id=it.attempt_id)
 
     @workflow.update(name=m.UPDATE_ENSURE_FRESH)
     async def ensure_fresh(self, it: m.EnsureFresh) -> m.Freshness:

@@ -32,7 +32,9 @@ class TokenSet(BaseModel):
     def as_secret(self) -> Secret:
         """All of it as one text, for a sealer."""
         plain = {
-            name: value.reveal() if isinstance(value, Secret) else value for name, value in self if value
+            name: value.reveal() if isinstance(value, Secret) else value
+            for name, value in self
+            if value is not None
         }
         return Secret(json.dumps(plain))
 

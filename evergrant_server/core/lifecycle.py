@@ -15,6 +15,7 @@ from evergrant_server.core.elsewhere import ended_elsewhere
 from evergrant_server.core.errors import FAILURES, Code, Kind
 from evergrant_server.core.grant import Grant
 from evergrant_server.core.ids import ConsentId
+from evergrant_server.core.late import not_verified, to_verify, verify_at
 from evergrant_server.core.messages import Event, GrantNews, Happening, Life, Wish
 from evergrant_server.core.schedule import RefreshPolicy, Rules, ask_at, forced_at, retry_at
 from evergrant_server.core.waking import Wake, due, earliest, end_of, same_end, settles_at, wake
@@ -35,6 +36,7 @@ class Do(StrEnum):
     ASK_REVOCATION = "write revocation"
     REVOKE = "revoke at the provider"
     ANNOUNCE = "announce that the grant ends"
+    VERIFY_LATE = "verify a late answer"
 
 
 @dataclass(frozen=True)
@@ -227,6 +229,8 @@ def _time_came(life: Life, it: Happening, now: datetime, rules: Rules, share: fl
         return Step(life)
     if woken.days is not None:
         return _announce(life, now, rules)
+    if woken.at == verify_at(life):
+        return Step(life, Do.VERIFY_LATE)
     if life.state is State.PENDING_CONSENT:
         return Step(_end(life, Move.CONSENT_EXPIRED, Code.CONSENT_EXPIRED), Do.END_CONSENT)
     if life.state is State.REVOKING:
@@ -235,6 +239,20 @@ def _time_came(life: Life, it: Happening, now: datetime, rules: Rules, share: fl
     if adaptive and life.leased and life.failures == 0:
         return Step(life, Do.REFRESH_IF_LEASED)
     return Step(life, Do.REFRESH)
+
+
+def _answer_came_late(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
+    verifying = to_verify(life, it.attempt_id)
+    return Step(life) if verifying is None else Step(verifying, Do.VERIFY_LATE)
+
+
+def _late_answer_tried(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
+    news = it.news or GrantNews()
+    if news.state is State.REVOKING and news.generation is None:
+        return _revoking(life, Do.REVOKE)
+    if news.failure is None and news.generation is not None:
+        return _installed(life, Move.GRANTED, news, now)
+    return Step(not_verified(life, news, now, rules, share))
 
 
 def _revoke_asked(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
@@ -312,6 +330,7 @@ def _installed(life: Life, move: Move, news: GrantNews, now: datetime) -> Step:
         "refresh_extends": _extends(life, move, news),
         "margin_s": news.margin_s,
         "min_age_s": news.min_age_s,
+        "late": None,
     }
     after = life.model_copy(update=changes)
     if not same_end(end_of(life), end_of(after)):
@@ -371,6 +390,8 @@ _DECIDERS: dict[Event, _Decider] = {
     Event.PROVIDER_CHANGED: _provider_changed,
     Event.CONSENT_STANDS: _consent_stands,
     Event.REVOKED_ELSEWHERE: _revoked_elsewhere,
+    Event.ANSWER_CAME_LATE: _answer_came_late,
+    Event.LATE_ANSWER_TRIED: _late_answer_tried,
 }
 
 __all__ = ["Do", "Step", "Wake", "ensure_fresh_refusal", "life_of", "next_step", "wake"]

@@ -63,6 +63,7 @@ class ActivityName(StrEnum):
     RUN_ENDS = "run_ends"
     DISCOVER = "discover_endpoints"
     ANNOUNCE_EXPIRY = "announce_expiry"
+    VERIFY_LATE_ANSWER = "verify_late_answer"
     EXPORT_PAGE = "export_page"
     DROP_EXPORT = "drop_export"
     RECONCILE = "reconcile"
@@ -103,6 +104,7 @@ class Life(Message):
     announced: tuple[int, ...] = ()  # days before the end that were announced
     forced: int = 0  # refreshes that reports of a refused token have forced, see `forced_at`
     forced_at: datetime | None = None
+    late: AttemptId | None = None  # an answer that came too late waits to be verified
     reply_later: tuple[str, ...] = ()  # workflows that hear again once there is a token
 
 
@@ -150,6 +152,8 @@ class Event(StrEnum):
     PROVIDER_CHANGED = "provider_changed"
     CONSENT_STANDS = "consent_stands"
     REVOKED_ELSEWHERE = "revoked_elsewhere"
+    ANSWER_CAME_LATE = "answer_came_late"
+    LATE_ANSWER_TRIED = "late_answer_tried"
 
 
 class Wish(StrEnum):
@@ -166,6 +170,7 @@ class Happening(Message):
     event: Event
     asked: Asked
     consent_id: ConsentId | None = None
+    attempt_id: AttemptId | None = None
     seen_generation: int | None = None
     reason: str | None = None
     reply_to: str | None = None

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from evergrant_server.core.connection import State
+from evergrant_server.core.late import verify_at
 from evergrant_server.core.messages import Life
 from evergrant_server.core.schedule import RefreshPolicy, Rules, due_at, keep_alive_at
 
@@ -26,9 +27,10 @@ def wake(life: Life, rules: Rules, share: float = 0.0) -> Wake | None:
     """The next moment that matters by itself; None means only a message can."""
     match life.state:
         case State.PENDING_CONSENT:
-            if life.consent_deadline is None:
-                return None
-            return Wake(life.consent_deadline + rules.consent_grace, "consent deadline")
+            moments = (_deadline(life, rules), _late_answer(life))
+            return min((it for it in moments if it), key=lambda it: it.at, default=None)
+        case State.NEEDS_REAUTH:
+            return _late_answer(life)
         case State.REVOKING:
             return Wake(life.retry_at, "tell the provider again") if life.retry_at else None
         case State.ACTIVE:
@@ -36,6 +38,17 @@ def wake(life: Life, rules: Rules, share: float = 0.0) -> Wake | None:
             return min((it for it in moments if it), key=lambda it: it.at, default=None)
         case _:
             return None
+
+
+def _deadline(life: Life, rules: Rules) -> Wake | None:
+    if life.consent_deadline is None:
+        return None
+    return Wake(life.consent_deadline + rules.consent_grace, "consent deadline")
+
+
+def _late_answer(life: Life) -> Wake | None:
+    at = verify_at(life)
+    return None if at is None else Wake(at, "verify the late answer again")
 
 
 def due(life: Life, rules: Rules, share: float = 0.0) -> datetime | None:

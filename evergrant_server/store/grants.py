@@ -72,6 +72,7 @@ class Grants:
             "revision": 1 if old is None else old["revision"] + 1,
         }
         await self._put(values, old)
+        await LateAnswers(self._connection, self._seals).drop(after.tenant, after.id)  # superseded
         return after.model_copy(update={"revision": revision})
 
     async def access_token(self, grant_owner: Connection, chain: str = MAIN) -> Secret:

@@ -53,9 +53,12 @@ class Lives:
         integration = await tx.integrations.get(tenant, connection.integration_id)
         grant = await tx.grants.get(tenant, connection.id)
         consent = await tx.consents.received_for(tenant, connection.id)
-        waiting = ()
+        waiting: tuple[Happening, ...] = ()
         if consent is not None:
             waiting = (Happening(event=Event.CONSENT_GRANTED, asked=BY, consent_id=consent.id),)
+        for late in await tx.late_answers.of(tenant, connection.id):
+            came = Happening(event=Event.ANSWER_CAME_LATE, asked=BY, attempt_id=late.attempt_id)
+            waiting = (*waiting, came)
         idle_s = integration.refresh.refresh_token_idle_s if integration else None
         life = life_of(connection, grant, idle_s, now)
         return ConnectionStart(

@@ -19,6 +19,7 @@ import httpx2
 import worker
 from evergrant_server import audit
 from evergrant_server.core.access import Endpoints, Integration
+from evergrant_server.core.attempt import LIMITS, Limits
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.consent import Consent, ConsentStatus
@@ -320,10 +321,10 @@ async def prepared(
 
 
 @asynccontextmanager
-async def running_worker(settings: Settings) -> AsyncIterator[None]:
+async def running_worker(settings: Settings, limits: Limits = LIMITS) -> AsyncIterator[None]:
     """A worker in this process, for the length of a block."""
     stop = asyncio.Event()
-    task = asyncio.create_task(worker.run(settings, stop))
+    task = asyncio.create_task(worker.run(settings, stop, limits))
     try:
         yield
     finally:
@@ -333,8 +334,14 @@ async def running_worker(settings: Settings) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def installation(
-    temporal_address: str, database_url: str, data_dir: Path, *, allow: tuple[str, ...] = (), **more: Any
+    temporal_address: str,
+    database_url: str,
+    data_dir: Path,
+    *,
+    allow: tuple[str, ...] = (),
+    limits: Limits = LIMITS,
+    **more: Any,
 ) -> AsyncIterator[Installation]:
     settings = await prepared(temporal_address, database_url, data_dir, allow, **more)
-    async with platform(settings, Role.OPERATOR) as parts, running_worker(settings):
+    async with platform(settings, Role.OPERATOR) as parts, running_worker(settings, limits):
         yield Installation(parts)

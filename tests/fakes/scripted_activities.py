@@ -10,6 +10,7 @@ from temporalio import activity
 
 from evergrant_server.core import messages as m
 from evergrant_server.core.connection import Revocation, State
+from evergrant_server.core.late_messages import VerifyLateAnswer
 from evergrant_server.core.upkeep import ReconcileOrder, Reconciliation
 from evergrant_server.core.webhook_messages import DeliverDue, DeliveryRound
 
@@ -35,6 +36,7 @@ class ScriptedActivities:
         return [
             self.exchange_code,
             self.refresh_grant,
+            self.verify_late_answer,
             self.end_consent,
             self.ask_revocation,
             self.revoke_grant,
@@ -73,6 +75,10 @@ class ScriptedActivities:
     @activity.defn(name=m.ActivityName.REFRESH_GRANT)
     async def refresh_grant(self, order: m.RefreshGrant) -> m.GrantNews:
         return await self._answer(m.ActivityName.REFRESH_GRANT, order, self._news)
+
+    @activity.defn(name=m.ActivityName.VERIFY_LATE_ANSWER)
+    async def verify_late_answer(self, order: VerifyLateAnswer) -> m.GrantNews:
+        return await self._answer(m.ActivityName.VERIFY_LATE_ANSWER, order, self._news)
 
     @activity.defn(name=m.ActivityName.END_CONSENT)
     async def end_consent(self, order: m.EndConsent) -> None:

@@ -15,6 +15,7 @@ from activities.breaker import Circuits
 from activities.consent import ConsentActivities
 from activities.critical import CriticalSections
 from activities.holdings import Holder
+from activities.late_answers import LateAnswerActivities
 from activities.refresh import RefreshActivities
 from activities.replay import Replayer
 from activities.revocation import RevocationActivities
@@ -68,9 +69,11 @@ class Activities:
         self._refresh = RefreshActivities(*common, Circuits(CircuitRules(threshold=0)))
         self._revocation = RevocationActivities(*common)
         self._consent = ConsentActivities(*common)
+        self._late = LateAnswerActivities(*common)
         endings = {
             AttemptKind.REFRESH: self._refresh.answered,
             AttemptKind.CODE_EXCHANGE: self._consent.answered,
+            AttemptKind.LATE_ANSWER: self._late.answered,
         }
         self.replayer = Replayer(store, self.journal, sections, endings)
 
@@ -133,7 +136,7 @@ async def test_an_answer_that_comes_after_a_takeover_ends_quietly(
     assert await open_attempts(place, connection) == 0
 
 
-async def test_an_answer_that_comes_after_the_takeover_was_refused_is_not_believed(
+async def test_an_answer_that_comes_after_the_takeover_was_refused_is_verified_first(
     place: Installation, lenient: ScriptedProvider, tmp_path: Path
 ):
     connection = await place.connect(lenient, NEVER_ROTATES)

@@ -20,6 +20,8 @@ from evergrant_server.core.connection import State
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.elsewhere import SIGNAL_REVOKED_ELSEWHERE, RevokedElsewhere, Source
 from evergrant_server.core.errors import Code
+from evergrant_server.core.ids import AttemptId, new_id
+from evergrant_server.core.late_messages import SIGNAL_ANSWER_CAME_LATE, AnswerCameLate
 from evergrant_server.core.upkeep import RECONCILE_WORKFLOW, ReconcileOrder
 from evergrant_server.temporal_link.namespace import prepare
 from tests.fakes.scripted_activities import ScriptedActivities
@@ -119,6 +121,21 @@ async def revoked_elsewhere_then_reconnected(client: Client) -> Life:
         return life
 
 
+async def answer_came_late(client: Client) -> Life:
+    """Given up, an outage while the late answer is verified, and back."""
+    scripted = ScriptedActivities()
+    async with living(client, scripted) as life:
+        await life.consent()
+        scripted.answers[REFRESH].append(m.GrantNews(failure=Code.OUTCOME_UNKNOWN))
+        await life.ensure_fresh(1)
+        await life.until(lambda d: d.state is State.NEEDS_REAUTH)
+        scripted.answers[m.ActivityName.VERIFY_LATE_ANSWER].append(m.GrantNews(failure=Code.PROVIDER_ERROR))
+        came = AnswerCameLate(attempt_id=AttemptId(new_id("att")), asked=ASKED)
+        await life.handle.signal(SIGNAL_ANSWER_CAME_LATE, came)
+        await life.until(lambda d: d.state is State.ACTIVE)
+        return life
+
+
 async def continued_as_new(client: Client) -> Life:
     """Recorded with the newest rules: a run that is as long as runs get."""
     async with living(client) as life:
@@ -196,6 +213,7 @@ STORIES: dict[str, Story] = {
     "1_cancelled_in_the_middle_of_a_refresh": cancelled_in_the_middle_of_a_refresh,
     "onboarding_1_in_stages": onboarded_in_stages,
     "onboarding_1_rolled_back": onboarding_rolled_back,
+    "2_answer_came_late": answer_came_late,
 }
 
 

@@ -1,0 +1,212 @@
+"""Answers that came when their connection had been given up: kept, verified, and only then believed."""
+
+from collections.abc import Callable
+from datetime import datetime
+from functools import partial
+
+from temporalio import activity
+
+from activities.answers import Answer
+from activities.failures import grant_news
+from activities.heartbeat import heartbeats
+from activities.holdings import Holdings, news_of
+from activities.provider_activities import ProviderActivities
+from activities.records import closed, connection_of, record, settled
+from activities.single_use import Ending, Use
+from evergrant_server.core.attempt import AttemptKind, LateAnswer, Outcome
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.errors import Code, Failure, Kind
+from evergrant_server.core.grant import Grant, TokenSet
+from evergrant_server.core.ids import OutboxId, new_id, workflow_id
+from evergrant_server.core.late import WANTED
+from evergrant_server.core.late_messages import SIGNAL_ANSWER_CAME_LATE, AnswerCameLate, VerifyLateAnswer
+from evergrant_server.core.messages import ActivityName, Call, GrantNews
+from evergrant_server.core.outbox import OutboxKind, OutboxMessage
+from evergrant_server.store import Tx
+from providers.replies import read_tokens
+
+
+async def keep_late(tx: Tx, order: Call, use: Use, tokens: TokenSet, at: datetime) -> None:
+    """Keep the tokens sealed and tell the workflow, in the transaction that finds them late."""
+    attempt = use.attempt
+    late = LateAnswer(
+        tenant=attempt.tenant,
+        attempt_id=attempt.id,
+        connection_id=attempt.connection_id,
+        from_generation=attempt.from_generation,
+        asked_at=attempt.first_opened_at,
+        came_at=at,
+    )
+    if not await tx.late_answers.keep(late, tokens):
+        return  # replayed: it is kept already
+    await record(
+        tx,
+        order,
+        AuditAction.ANSWER_CAME_LATE,
+        at,
+        attempt=attempt.id,
+        from_generation=attempt.from_generation,
+        sends=attempt.sends,
+        sent_by=attempt.send_by.isoformat(),
+    )
+    told = AnswerCameLate(attempt_id=attempt.id, asked=order.asked)
+    message = OutboxMessage(
+        tenant=attempt.tenant,
+        id=OutboxId(new_id("out")),
+        kind=OutboxKind.SIGNAL,
+        target=workflow_id(attempt.tenant, attempt.connection_id),
+        name=SIGNAL_ANSWER_CAME_LATE,
+        payload=told.model_dump(mode="json"),
+        created_at=at,
+    )
+    await tx.outbox.add(message)
+
+
+class LateAnswerActivities(ProviderActivities):
+    """Spends the late answer's refresh token by the same protocol: a success is the proof."""
+
+    @activity.defn(name=ActivityName.VERIFY_LATE_ANSWER)
+    async def verify_late_answer(self, order: VerifyLateAnswer) -> GrantNews:
+        """Says what holds now. A failure of kind ReconnectNeeded means that it can't be believed."""
+        async with heartbeats():
+            try:
+                held = await self._holder.take(order.tenant, order.connection_id)
+                async with self._store.read() as tx:
+                    late = await tx.late_answers.get(order.tenant, order.attempt_id)
+                if late is None or not _wanted(held.connection, late):
+                    return await self._moot(order)
+                ask = partial(self._verify, order, late)
+                return await self._either_secret.asked(order, held, ask)
+            except Failure as failure:
+                return grant_news(failure)
+
+    async def answered(self, use: Use, answer: Answer) -> GrantNews:
+        """An answer from a journal, through the same judge and commit as one that has just come."""
+        order = VerifyLateAnswer.model_validate(answer.order)
+        held = await self._holder.take(order.tenant, order.connection_id)
+        async with self._store.read() as tx:
+            late = await tx.late_answers.get(order.tenant, order.attempt_id)
+            tokens = await tx.late_answers.tokens(late) if late else None
+        if tokens is None:
+            return await self._moot(order)
+        ending = self._ending(order, held, tokens, lambda: answer.came_at)
+        return await self._single_use.conclude(use, answer.reply, ending)
+
+    async def _verify(self, order: VerifyLateAnswer, late: LateAnswer, held: Holdings) -> GrantNews:
+        async with self._store.read() as tx:
+            tokens = await tx.late_answers.tokens(late)
+        token = tokens.refresh_token
+        if token is None or not held.spec.refresh_supported:
+            return await self._refused(order, Code.CONSENT_REQUIRED)  # nothing to verify it with
+        try:
+            use = await self._single_use.begin(
+                AttemptKind.LATE_ANSWER,
+                held.connection,
+                held.integration.refresh,
+                token_valid=False,
+                credential=late.attempt_id,
+            )
+        except Failure as failure:
+            if failure.code is not Code.OUTCOME_UNKNOWN:
+                raise
+            return await self._refused(order, failure.code)
+        return await self._single_use.spend(
+            use,
+            order,
+            send=lambda check: self._sender.refresh(
+                held.spec,
+                held.endpoints,
+                held.client,
+                refresh_token=token,
+                scopes=held.connection.requested_scopes,
+                redirect_uri=held.redirect_uri,
+                params=held.integration.params,
+                before_send=check,
+            ),
+            ending=self._ending(order, held, tokens, self._clock.now),
+        )
+
+    def _ending(
+        self, order: VerifyLateAnswer, held: Holdings, late: TokenSet, came_at: Callable[[], datetime]
+    ) -> Ending[GrantNews]:
+        scopes = held.connection.requested_scopes
+        return Ending(
+            judge=lambda reply: read_tokens(
+                held.spec, reply, requested_scopes=scopes, refreshing=True, now=came_at()
+            ),
+            commit=partial(self._adopt, order, held, late),
+            settle=partial(self._settle, order),
+        )
+
+    async def _adopt(
+        self, order: VerifyLateAnswer, held: Holdings, late: TokenSet, use: Use, tokens: TokenSet
+    ) -> GrantNews:
+        """It works: the connection is back. What it held before is replaced whole."""
+        # no refresh token in the reply: the one that was just used stays good (RFC 6749 section 6)
+        kept = {"refresh_token": tokens.refresh_token or late.refresh_token, "id_token": late.id_token}
+        tokens = tokens.model_copy(update={**kept, "scopes": tokens.scopes or late.scopes})
+
+        async def adopt(tx: Tx) -> GrantNews:
+            now = self._clock.now()
+            current = await connection_of(tx, order)
+            if current.generation != use.attempt.from_generation or current.state.final:
+                await closed(tx, use.attempt, Outcome.SUPERSEDED, now)
+                return await self._what_holds(tx, current, held)
+            after = current.granted(now)
+            grant = Grant.from_tokens(
+                tokens,
+                generation=after.generation,
+                requested=current.requested_scopes,
+                at=use.attempt.first_opened_at,
+                before=held.grant,
+            )
+            saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
+            await closed(tx, use.attempt, Outcome.INSTALLED, now)
+            detail = {"generation": grant.generation, "late_attempt": order.attempt_id}
+            await record(tx, order, AuditAction.CONNECTION_RECOVERED, now, **detail)
+            return news_of(saved, grant, held.integration)
+
+        return await settled(self._store, adopt, use.keys)
+
+    async def _settle(
+        self, order: VerifyLateAnswer, use: Use, failure: Failure, outcome: Outcome | None
+    ) -> GrantNews:
+        async def close(tx: Tx) -> None:
+            if outcome is not None:
+                await closed(tx, use.attempt, outcome, self._clock.now())
+
+        await settled(self._store, close)
+        if failure.kind is Kind.RECONNECT_NEEDED:
+            return await self._refused(order, failure.code)
+        return GrantNews(attempt_id=use.attempt.id, failure=failure.code, retry_after=failure.retry_after)
+
+    async def _refused(self, order: VerifyLateAnswer, code: Code) -> GrantNews:
+        """As dead as the rest: its tokens go, and the connection stays as it is."""
+
+        async def refuse(tx: Tx) -> GrantNews:
+            await tx.late_answers.drop(order.tenant, order.connection_id)
+            detail = {"attempt": order.attempt_id, "verified": False, "reason": code}
+            await record(tx, order, AuditAction.ANSWER_CAME_LATE, self._clock.now(), **detail)
+            return GrantNews(failure=code)
+
+        return await settled(self._store, refuse)
+
+    async def _moot(self, order: VerifyLateAnswer) -> GrantNews:
+        """Verified by an earlier try, or overtaken by another grant or a revocation."""
+        held = await self._holder.take(order.tenant, order.connection_id)
+        async with self._store.read() as tx:
+            return await self._what_holds(tx, held.connection, held)
+
+    @staticmethod
+    async def _what_holds(tx: Tx, current: Connection, held: Holdings) -> GrantNews:
+        grant = await tx.grants.get(current.tenant, current.id)
+        if current.state is State.ACTIVE and grant is not None:
+            return news_of(current, grant, held.integration)
+        if current.state is State.REVOKING:
+            return GrantNews(state=State.REVOKING)
+        return GrantNews(state=current.state, failure=current.reason or Code.CONSENT_REQUIRED)
+
+
+def _wanted(connection: Connection, late: LateAnswer) -> bool:
+    return connection.state in WANTED and connection.generation == late.from_generation

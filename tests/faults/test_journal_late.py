@@ -1,0 +1,178 @@
+"""An answer that comes when the connection was given up: kept, verified, believed only if it works.
+
+The slow worker has a journal folder of its own, as on another host; the installation's own
+worker can't see it, waits as long as it must, and takes over.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from evergrant_server.core.attempt import LateAnswer, Limits
+from evergrant_server.core.audit import AuditAction, AuditRecord
+from evergrant_server.core.connection import Connection, Revocation, State
+from evergrant_server.core.errors import Code
+from evergrant_server.core.messages import GrantNews
+from evergrant_server.core.provider import RefreshRules, Rotation
+from tests.fakes.databases import database_url, postgres_server  # noqa: F401  # fixtures
+from tests.fakes.installation import TENANT, Installation, installation
+from tests.fakes.scripted_provider import ScriptedProvider, drop, error, hold_answer, status
+from tests.faults.test_one_connection import open_attempts
+from tests.faults.test_review_takeover import Activities, integration_of
+
+STRICT = RefreshRules(rotation=Rotation.STRICT)
+SHORT = Limits(send=timedelta(seconds=0.5), answer=timedelta(seconds=0.5), look_again=timedelta(seconds=0.2))
+
+
+@pytest_asyncio.fixture
+async def brief() -> AsyncIterator[ScriptedProvider]:
+    """A strict provider whose access tokens are soon over."""
+    async with ScriptedProvider(expires_in=1) as provider:
+        yield provider
+
+
+@pytest_asyncio.fixture
+async def place(
+    temporal_address: str,
+    database_url: str,  # noqa: F811  # the fixture
+    tmp_path: Path,
+    brief: ScriptedProvider,
+) -> AsyncIterator[Installation]:
+    allow = (brief.allowance,)
+    async with installation(temporal_address, database_url, tmp_path, allow=allow, limits=SHORT) as here:
+        yield here
+
+
+class Slow:
+    """A worker on another host that has sent, and whose answer doesn't come."""
+
+    def __init__(self, place: Installation, idp: ScriptedProvider, folder: Path) -> None:
+        self._place = place
+        self._idp = idp
+        self._gate = asyncio.Event()
+        self._worker = Activities(place, (idp.allowance,), folder / "elsewhere", SHORT)
+        self._refresh: asyncio.Task[GrantNews] | None = None
+
+    async def refreshes(self, connection: Connection) -> None:
+        self._idp.script(hold_answer(self._gate))
+        sent = self._idp.count("token")
+        self._refresh = asyncio.create_task(self._worker.refresh(connection, connection.generation))
+        await self._idp.until("token", sent + 1)
+
+    async def answered(self) -> GrantNews:
+        assert self._refresh is not None
+        self._gate.set()
+        return await self._refresh
+
+
+async def given_up(place: Installation, idp: ScriptedProvider, slow: Slow) -> Connection:
+    """Another worker took over from the slow one, and was refused."""
+    connection = await place.connect(idp, STRICT)
+    await slow.refreshes(connection)
+    await place.ensure_fresh(connection, 1)
+    lost = await place.until(connection, lambda c: c.state is State.NEEDS_REAUTH, 30)
+    assert lost.reason is Code.OUTCOME_UNKNOWN
+    assert idp.count("token", grant_type="refresh_token") == 2
+    return lost
+
+
+async def late_answers(place: Installation, connection: Connection) -> list[LateAnswer]:
+    async with place.store.read() as tx:
+        return await tx.late_answers.of(TENANT, connection.id)
+
+
+async def late_records(place: Installation, connection: Connection) -> list[AuditRecord]:
+    found = await place.audited(connection)
+    return [it for it in found if it.action is AuditAction.ANSWER_CAME_LATE]
+
+
+async def test_a_late_answer_that_still_works_brings_the_connection_back(
+    place: Installation, brief: ScriptedProvider, tmp_path: Path
+):
+    """The provider refuses a second use and leaves the family alone."""
+    slow = Slow(place, brief, tmp_path)
+    connection = await place.connect(brief, STRICT)
+    await slow.refreshes(connection)
+    brief.script(error("invalid_grant"))
+    await place.ensure_fresh(connection, 1)
+    await place.until(connection, lambda c: c.state is State.NEEDS_REAUTH, 30)
+    await slow.answered()
+    back = await place.until(connection, lambda c: c.state is State.ACTIVE)
+    assert back.generation == 2
+    assert back.reason is None
+    actions = await place.actions(connection)
+    assert actions[-2:] == [AuditAction.ANSWER_CAME_LATE, AuditAction.CONNECTION_RECOVERED]
+    assert await late_answers(place, connection) == []
+    assert await open_attempts(place, connection) == 0
+    assert (await place.ensure_fresh(connection, 2)).generation == 3, "its refresh token is the newest"
+    assert brief.families[-1].alive
+
+
+async def test_a_late_answer_of_a_family_that_was_ended_is_not_believed(
+    place: Installation, brief: ScriptedProvider, tmp_path: Path
+):
+    slow = Slow(place, brief, tmp_path)
+    connection = await given_up(place, brief, slow)
+    assert not brief.families[-1].alive
+    await slow.answered()
+    async with asyncio.timeout(20):
+        while len(await late_records(place, connection)) < 2:
+            await asyncio.sleep(0.05)
+    came, refused = await late_records(place, connection)
+    assert came.detail["sends"] == 1
+    assert (refused.detail["verified"], refused.detail["reason"]) == (False, Code.GRANT_REJECTED)
+    row = await place.row(connection)
+    assert (row.state, row.reason, row.generation) == (State.NEEDS_REAUTH, Code.OUTCOME_UNKNOWN, 1)
+    assert await late_answers(place, connection) == []
+
+
+@pytest.mark.parametrize("trouble", [status(503), drop()])
+async def test_a_late_answer_is_verified_again_until_the_provider_says_what_it_is(
+    place: Installation, brief: ScriptedProvider, tmp_path: Path, trouble
+):
+    slow = Slow(place, brief, tmp_path)
+    connection = await place.connect(brief, STRICT)
+    await slow.refreshes(connection)
+    brief.script(error("invalid_grant"), trouble)
+    await place.ensure_fresh(connection, 1)
+    await place.until(connection, lambda c: c.state is State.NEEDS_REAUTH, 30)
+    await slow.answered()
+    await place.until(connection, lambda c: c.state is State.ACTIVE, 30)
+
+
+async def test_a_late_answer_is_overtaken_by_a_new_consent(
+    place: Installation, brief: ScriptedProvider, tmp_path: Path
+):
+    slow = Slow(place, brief, tmp_path)
+    connection = await given_up(place, brief, slow)
+    await place.consent(brief, await integration_of(place, connection), connection)
+    await place.until(connection, lambda c: c.generation == 2)
+    await slow.answered()
+    assert await late_answers(place, connection) == []
+    assert (await place.row(connection)).generation == 2
+    assert await late_records(place, connection) == []
+
+
+async def test_a_late_answer_is_revoked_with_its_connection(
+    place: Installation, brief: ScriptedProvider, tmp_path: Path
+):
+    """Nobody has verified it when the subject leaves: it may be alive, so it's revoked as well."""
+    slow = Slow(place, brief, tmp_path)
+    connection = await place.connect(brief, STRICT)
+    await slow.refreshes(connection)
+    brief.script(error("invalid_grant"), *(status(503) for _ in range(50)))
+    await place.ensure_fresh(connection, 1)
+    await place.until(connection, lambda c: c.state is State.NEEDS_REAUTH, 30)
+    await slow.answered()
+    assert len(await late_answers(place, connection)) == 1
+    await place.revoke(connection)
+    ended = await place.until(connection, lambda c: c.state is State.REVOKED, 30)
+    assert ended.revocation is Revocation.CONFIRMED
+    family = brief.families[-1]
+    revoked = [call.params["token"] for call in brief.calls if call.endpoint == "revoke"]
+    assert family.refresh_token in revoked
+    assert await late_answers(place, connection) == []
