@@ -2,31 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from evergrant_server.core.definition import Definition, chosen
 from evergrant_server.core.errors import Code, Failure
 from providers.quirks import QUIRKS
+from providers.reading import kind
 from providers.spec import ProviderSpec
+from providers.strict_yaml import MOST_CHARACTERS, NotYaml, read_yaml
 
 CATALOG = Path(__file__).parent / "catalog"
 _MOST_BROUGHT = 1000  # parsed versions of tenants kept in memory
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key written twice: the second would win silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]  # PyYAML has no types
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} is there twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
+_MOST_LINES = 12
 
 
 class Registry:
@@ -44,7 +33,7 @@ class Registry:
         """
         specs: dict[str, ProviderSpec] = {}
         for path in sorted((folder or CATALOG).glob("*.yaml")):
-            spec = read_spec(path.read_text(encoding="utf-8"), path.name)
+            spec = read_spec(_text_of(path), path.name)
             if spec.name != path.stem:
                 raise _wrong(path.name, f"name: is {spec.name!r}, but the file is called {path.stem!r}")
             specs[spec.name] = spec
@@ -104,28 +93,54 @@ class Registry:
 def read_spec(text: str, where: str) -> ProviderSpec:
     """One definition from YAML. Raises Failure INVALID_REQUEST with every wrong field named."""
     try:
-        data = yaml.load(text, Loader=_StrictLoader)  # a SafeLoader underneath
-    except yaml.YAMLError as error:
-        raise _wrong(where, f"is not YAML: {' '.join(str(error).split())[:300]}") from None
+        data = read_yaml(text)
+    except NotYaml as error:
+        raise _wrong(where, str(error)) from None
     return spec_of(data, where)
 
 
 def spec_of(data: object, where: str) -> ProviderSpec:
     """A definition from what a document holds. Raises Failure INVALID_REQUEST as `read_spec`."""
     if not isinstance(data, dict):
-        raise _wrong(where, "is not a mapping of fields")
+        raise _wrong(where, f"is {kind(data)}, not a mapping of fields")
     try:
         spec = ProviderSpec.model_validate(data)
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(map(str, item['loc'])) or 'definition'}: {item['msg'].removeprefix('Value error, ')}"
-            for item in error.errors(include_url=False, include_input=False)
-        ]
-        raise _wrong(where, "; ".join(lines), str(data.get("name", ""))) from None
+        found = error.errors(include_url=False, include_context=False)
+        lines = [_line(item) for item in found[:_MOST_LINES]]
+        if len(found) > _MOST_LINES:
+            lines.append(f"and {len(found) - _MOST_LINES} more")
+        raise _wrong(where, "; ".join(lines), str(data.get("name", ""))[:64]) from None
     unknown = set(spec.quirks) - set(QUIRKS)
     if unknown:
-        raise _wrong(where, f"quirks: no hook is called {', '.join(sorted(unknown))}", spec.name)
+        raise _wrong(where, f"quirks: no hook is called {', '.join(sorted(unknown))[:200]}", spec.name)
     return spec
+
+
+def _text_of(path: Path) -> str:
+    """A file's text, no more of it than is read. Raises Failure INVALID_REQUEST."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4 * MOST_CHARACTERS + 1).decode("utf-8")
+    except UnicodeDecodeError:
+        raise _wrong(path.name, "is not UTF-8") from None
+    except OSError as error:
+        raise _wrong(path.name, f"can't be read: {error.strerror}") from None
+
+
+def _line(item: ErrorDetails) -> str:
+    """Field, what is wrong, and the shape of what stands there; never the value."""
+    field = ".".join(_shown(str(part)) for part in item["loc"]) or "definition"
+    said = item["msg"].removeprefix("Value error, ")
+    if not item["loc"] or item["type"] == "missing":
+        return f"{field}: {said}"
+    value = item["input"]
+    size = f" of {len(value)} characters" if isinstance(value, str) else ""
+    return f"{field}: {said} (there is {kind(value)}{size})"
+
+
+def _shown(name: str) -> str:
+    return name[:64] if name.isprintable() else ascii(name[:64])
 
 
 def _wrong(where: str, what: str, provider: str = "") -> Failure:

@@ -189,7 +189,7 @@ def _metadata(spec: ProviderSpec, data: dict[str, Any]) -> dict[str, Any]:
     """Facts beside the tokens: short scalars at declared paths, keyed by path."""
     facts = {path: at(data, path) for path in spec.response.metadata_paths}
     for name, rule in spec.response.metadata_patterns.items():
-        found = re.search(rule.pattern, str(at(data, rule.path) or ""))
+        found = re.search(rule.pattern, str(at(data, rule.path) or "")[:_LONGEST_FACT])
         facts[name] = found.group(1) if found else None
     return {
         name: value

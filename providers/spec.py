@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.provider import RefreshRules, Rotation
-from providers.spec_base import PLACEHOLDER, Part, UrlTemplate, placeholders
+from providers.spec_base import PLACEHOLDER, Line, Part, UrlTemplate, placeholders
 from providers.spec_lifecycle import EndPart, Refresh, RefreshPart, Revocation
 from providers.spec_request import AuthorizationPart, CallbackPart, ClientAuth, OtherGrants, TokenRequestPart
 from providers.spec_response import ApiRequest, ErrorPart, Lookup, Response
@@ -38,15 +38,15 @@ class Sources(Part):
 class Facts(Part):
     """What people and other parts of the platform want to know; no OAuth request depends on it."""
 
-    display_name: str
+    display_name: Line
     categories: tuple[str, ...] = ()
-    docs_url: str | None = None
+    docs_url: UrlTemplate | None = None
     sources: Sources = Sources()
-    notes: tuple[str, ...] = ()
-    rate_limit: str | None = None
-    token_rate_limit: str | None = None
-    api_base_url: str | None = None
-    userinfo_endpoint: str | None = None
+    notes: tuple[Line, ...] = ()
+    rate_limit: Line | None = None
+    token_rate_limit: Line | None = None
+    api_base_url: UrlTemplate | None = None
+    userinfo_endpoint: UrlTemplate | None = None
     api_request: ApiRequest | None = None
     post_auth: tuple[Lookup, ...] = ()
 
@@ -79,6 +79,10 @@ class ProviderSpec(
             unknown -= {"client_id", "token"} if name == "revocation.url" else set()
             if unknown:
                 raise ValueError(f"{name} uses {sorted(unknown)}, which template_params doesn't define")
+        for name, texts in self._param_templates().items():
+            unknown = {p for p in placeholders(*texts) if "." not in p} - known
+            if unknown:
+                raise ValueError(f"{name} uses {sorted(unknown)}, which template_params doesn't define")
         if self.rotation_grace_s is not None and self.refresh_rotates is not True:
             raise ValueError("rotation_grace_s says something only when refresh_rotates is true")
         if self.refresh_token_in == "header" and ClientAuth.BASIC in (
@@ -86,6 +90,12 @@ class ProviderSpec(
         ):
             raise ValueError("refresh_token_in: header and client_secret_basic want the same header")
         return self
+
+    def _param_templates(self) -> dict[str, tuple[str | None, ...]]:
+        """What is filled in beside URLs, by field name."""
+        fields = ("authorization_params", "token_params", "token_query_params", "refresh_params")
+        filled = {name: tuple(getattr(self, name).values()) for name in fields}
+        return {**filled, "redirect_uri_override": (self.redirect_uri_override,)}
 
     def url_templates(self) -> dict[str, str]:
         """Every URL of the OAuth requests, by field name, templates unfilled."""

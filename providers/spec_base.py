@@ -3,28 +3,30 @@
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*(?:\.[a-zA-Z0-9_-]+)?)\}")
 _PATH = re.compile(r"^[A-Za-z0-9_\-:@/]+(?:\.[A-Za-z0-9_\-:@/]+)*\Z")
 _PARAM = re.compile(r"^[A-Za-z0-9_.\-\[\]]{1,64}\Z")
+_AUTHORITY = re.compile(r"^(?:[A-Za-z0-9.-]|\{[a-z][a-z0-9_]*\})+(?::[0-9]{1,5})?\Z")
 _HEADER = re.compile(r"^[A-Za-z0-9_-]{1,64}\Z")
 
 
 class Part(BaseModel):
     """A frozen piece of a definition. An unknown field is an error: it would be ignored silently."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def _url(value: str) -> str:
     if not value.startswith("https://"):
         raise ValueError("must start with https://")
-    authority = value.removeprefix("https://").split("/", 1)[0]
-    if not authority or "@" in authority or any(bad in value for bad in (" ", "\\", "\n")):
-        raise ValueError("must be a plain https URL without user name, spaces or backslashes")
     if "{" in PLACEHOLDER.sub("", value) or "}" in PLACEHOLDER.sub("", value):
         raise ValueError("has a brace that is not a {placeholder}")
+    authority = value.removeprefix("https://").split("/", 1)[0]
+    plain = value.isascii() and value.isprintable() and not any(bad in value for bad in (" ", "\\"))
+    if not plain or not _AUTHORITY.match(authority):
+        raise ValueError("must be a plain https URL: a host in ASCII, no user name, spaces or backslashes")
     return value
 
 
@@ -42,6 +44,24 @@ UrlTemplate = Annotated[str, AfterValidator(_url)]
 
 JsonPath = Annotated[str, _matching(_PATH, "a dotted path such as data.access_token")]
 """Names joined by dots, from the top of the reply; a number picks an element of an array."""
+
+
+def _printable(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("must be one line of printable characters")
+    return value
+
+
+def _header_value(value: str) -> str:
+    if not value.isascii() or not value.isprintable():
+        raise ValueError("must be printable ASCII: it becomes a header")
+    return value
+
+
+Line = Annotated[str, AfterValidator(_printable), Field(min_length=1, max_length=600)]
+"""Words for people: one line, no control characters."""
+
+HeaderValue = Annotated[str, AfterValidator(_header_value), Field(max_length=1024)]
 
 ParamName = Annotated[str, _matching(_PARAM, "a parameter name")]
 HeaderName = Annotated[str, _matching(_HEADER, "a header name")]

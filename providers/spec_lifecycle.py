@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat
 
-from providers.spec_base import HeaderName, ParamName, Params, Part, Renames, UrlTemplate
+from providers.spec_base import HeaderName, HeaderValue, ParamName, Params, Part, Renames, UrlTemplate
 
 
 class Refresh(Part):
@@ -32,7 +32,7 @@ class RefreshPart(Part):
     refresh: Refresh = Refresh()
     post_token_exchange: Refresh | None = None
     refresh_rotates: bool | None = None  # None: not known
-    rotation_grace_s: float | Literal["unlimited"] | None = None
+    rotation_grace_s: NonNegativeFloat | Literal["unlimited"] | None = None
     on_reuse: Literal["family_revoked"] | None = None
     refresh_token_lifetime_s: float | None = Field(None, gt=0)
     refresh_token_idle_s: float | None = Field(None, gt=0)
@@ -55,12 +55,12 @@ class Revocation(Part):
         "client"
     )
     auth_header: HeaderName = "Authorization"
-    auth_template: str | None = None  # for `header`: "Client {client_secret}"
+    auth_template: HeaderValue | None = None  # for `header`: "Client {client_secret}"
     token: Literal["refresh_token", "access_token"] = "refresh_token"  # which token ends the grant
     token_param: ParamName | None = "token"
     hint_param: ParamName | None = "token_type_hint"
     params: Params = Field(default_factory=dict)
-    headers: dict[HeaderName, str] = Field(default_factory=dict)
+    headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict)
     success_statuses: tuple[int, ...] = (200, 204)
     gone_statuses: tuple[int, ...] = ()  # the provider doesn't know the token: it is dead already
     gone_error_codes: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from providers.spec_base import HeaderName, ParamName, Params, Part, Renames, UrlTemplate
+from providers.spec_base import HeaderName, HeaderValue, ParamName, Params, Part, Renames, UrlTemplate
 
 
 class ClientAuth(StrEnum):
@@ -101,8 +101,10 @@ class TokenRequestPart(Part):
     token_endpoint: UrlTemplate | None = None
     token_request_method: Literal["POST", "GET"] = "POST"
     token_request_format: Format = Format.FORM
-    token_request_headers: dict[HeaderName, str] = Field(default_factory=dict)
-    required_headers: dict[HeaderName, str] = Field(default_factory=dict)  # on every request to this provider
+    token_request_headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict)
+    required_headers: dict[HeaderName, HeaderValue] = Field(
+        default_factory=dict
+    )  # on every request to this provider
     token_request_param_names: Renames = Field(default_factory=dict)
     token_params: Params = Field(default_factory=dict)
     token_query_params: Params = Field(default_factory=dict)

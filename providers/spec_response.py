@@ -1,11 +1,11 @@
 """What a provider answers: where a reply keeps its tokens, and what its errors mean."""
 
-import re
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from providers.spec_base import HeaderName, JsonPath, ParamName, Part
+from providers.patterns import BadPattern, check_pattern
+from providers.spec_base import HeaderName, HeaderValue, JsonPath, ParamName, Part, UrlTemplate
 
 
 class MetadataPattern(Part):
@@ -17,8 +17,10 @@ class MetadataPattern(Part):
     @field_validator("pattern")
     @classmethod
     def _one_group(cls, value: str) -> str:
-        if re.compile(value).groups != 1:
-            raise ValueError("must have exactly one group")
+        try:
+            check_pattern(value, groups=1, anchored_end=False)
+        except BadPattern as error:
+            raise ValueError(str(error)) from None
         return value
 
 
@@ -103,8 +105,8 @@ class Lookup(Part):
     """A question asked after consent: which account, which host."""
 
     method: Literal["GET", "POST"] = "GET"
-    url: str
-    auth_scheme: str = "Bearer"
+    url: UrlTemplate
+    auth_scheme: HeaderValue = "Bearer"
     metadata: dict[str, JsonPath]
     choose: JsonPath | None = None  # the array among which the subject must choose
 
@@ -112,7 +114,7 @@ class Lookup(Part):
 class ApiRequest(Part):
     """How the provider's own API wants its credential."""
 
-    auth_header: str = "Authorization"
-    auth_scheme: str = "Bearer"
-    headers: dict[str, str] = Field(default_factory=dict)
+    auth_header: HeaderName = "Authorization"
+    auth_scheme: HeaderValue = "Bearer"
+    headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict)
     query: dict[ParamName, str] = Field(default_factory=dict)

@@ -8,6 +8,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
+from providers.patterns import BadPattern, check_pattern
 from providers.spec_base import Part
 
 _HOST = r"^(?=.{1,253}$)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,63}(?::[0-9]{1,5})?$"
@@ -59,22 +60,8 @@ class TemplateParam(Part):
 
 
 def _check_pattern(pattern: str) -> None:
-    if not (pattern.startswith("^") and pattern.endswith("$")) or pattern.endswith("\\$"):
-        raise ValueError("its pattern must be anchored: ^…$")
     try:
+        check_pattern(pattern)
         re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"its pattern is not a regular expression: {error}") from None
-    if "|" in _outside_groups(pattern):
-        raise ValueError("its pattern has an alternative that the anchors don't cover: ^(?:a|b)$")
-
-
-def _outside_groups(pattern: str) -> str:
-    """The pattern without escapes, classes and groups."""
-    flat = re.sub(r"\\.", "", pattern)
-    flat = re.sub(r"\[[^\]]*\]", "", flat)
-    while True:
-        shorter = re.sub(r"\([^()]*\)", "", flat)
-        if shorter == flat:
-            return flat
-        flat = shorter
+    except (BadPattern, re.error) as error:
+        raise ValueError(f"its pattern {error}") from None

@@ -1,0 +1,183 @@
+"""Definitions written to do harm: each ends in one typed error that names provider and field, soon."""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evergrant_server.core.errors import Code, Failure
+from providers.patterns import BadPattern, check_pattern
+from providers.registry import Registry, read_spec
+from tests.unit.providers.test_definitions import MINIMAL
+
+METADATA_PATTERN = "response.metadata_patterns.a.pattern"
+BILLION = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
+
+
+def refused(text: str) -> Failure:
+    with pytest.raises(Failure) as raised:
+        read_spec(text, "acme.yaml")
+    failure = raised.value
+    assert failure.code is Code.INVALID_REQUEST
+    assert failure.detail.isprintable()
+    assert len(failure.detail) < 4000
+    return failure
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (BILLION, "anchors and aliases"),
+        ("name: &n acme\n", "anchors and aliases"),
+        (MINIMAL + "x: " + "[" * 3000, "is nested too deeply"),
+        (MINIMAL + "note: " + "9" * 70_000, "characters; 65536 are read at most"),
+        (MINIMAL + "version: " + "9" * 5000, "a number or a date"),
+        (MINIMAL + "? [a]\n: b\n", "a key must be a word"),
+        (MINIMAL + "!!python/name:os.system x: y\n", "is not YAML"),
+        (MINIMAL + "<<: {a: b}\n", "Extra inputs"),
+        ("- a\n", "is an array, not a mapping"),
+        ("\x00", "is not YAML"),
+        (MINIMAL + "name: acme\n", "'name' is there twice"),
+        (MINIMAL + "? " + "k" * 1000 + "\n: v\n", "Extra inputs"),
+        (MINIMAL + "".join(f"field{n}: 1\n" for n in range(500)), "and 488 more"),
+    ],
+)
+def test_what_is_no_plain_data_is_refused(text: str, said: str) -> None:
+    assert said in refused(text).detail
+
+
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [
+        ("token_endpoint: https://\u0430cme.example/token", "token_endpoint"),  # a Cyrillic letter
+        ("token_endpoint: https://evil.example?.acme.example/token", "token_endpoint"),
+        ("token_endpoint: https://acme.example#@evil.example/", "token_endpoint"),
+        ("token_endpoint: https://[::1]/token", "token_endpoint"),
+        ('token_endpoint: "https://acme.example/\\r\\nX: y"', "token_endpoint"),
+        ("docs_url: javascript:alert(1)", "docs_url"),
+        ("post_auth: [{url: 'http://169.254.169.254/', metadata: {a: b}}]", "post_auth.0.url"),
+        ('display_name: "Ac\\u202eme"', "display_name"),
+        ('notes: ["a\\nb"]', "notes.0"),
+        ('required_headers: {x: "a\\r\\nb: c"}', "required_headers.x"),
+        ('required_headers: {"a b": c}', "required_headers.a b.[key]"),
+        ("refresh_token_lifetime_s: .inf", "refresh_token_lifetime_s"),
+        ("refresh_token_idle_s: .nan", "refresh_token_idle_s"),
+        ("refresh_rotates: true\nrotation_grace_s: -1", "rotation_grace_s"),
+        ("token_params: {a: '{client_secret}'}", "definition"),
+        ("redirect_uri_override: '{nobody}'", "definition"),
+        ("template_params: {a: {pattern: '^(?:[a-z]+)+$'}}", "template_params.a"),
+        (
+            "response: {metadata_patterns: {a: {path: b, pattern: '^(a*)*$'}}}",
+            "response.metadata_patterns.a.pattern",
+        ),
+        (
+            "response: {metadata_patterns: {a: {path: b, pattern: '(a)'}}}",
+            "response.metadata_patterns.a.pattern",
+        ),
+    ],
+)
+def test_a_hostile_field_is_named_and_never_quoted(line: str, field: str) -> None:
+    replaced = line.split(":")[0]
+    kept = [kept for kept in MINIMAL.splitlines() if kept.split(":")[0] != replaced]
+    failure = refused("\n".join([*kept, line]))
+    assert f"provider 'acme' in acme.yaml: {field}" in failure.detail
+    assert "evil" not in failure.detail
+    assert "169.254" not in failure.detail
+
+
+def test_the_shape_of_what_stands_there_is_told() -> None:
+    text = MINIMAL.replace("https://acme.example/token", "http://acme.example/token")
+    said = "token_endpoint: must start with https:// (there is a string of 25 characters)"
+    assert said in refused(text).detail
+    assert refused(MINIMAL + "pkce: [1]\n").detail.endswith("(there is an array)")
+
+
+def test_files_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    for name, content in (("a.yaml", b"\xff\xfe"), ("b.yaml", b"name: x\n" * 100_000)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(Failure, match=name):
+            Registry.load(tmp_path)
+        (tmp_path / name).unlink()
+    (tmp_path / "c.yaml").mkdir()
+    with pytest.raises(Failure, match=r"c\.yaml: can't be read"):
+        Registry.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$",
+        r"^(?:[a-z0-9-]+\.)+acme\.example$",
+        r"^(?:-[a-z]+)*$",
+        r"^(?:a|b{2,3})$",
+    ],
+)
+def test_patterns_that_end_are_taken(pattern: str) -> None:
+    check_pattern(pattern)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "why"),
+    [
+        ("^(?:a+)+$", "may never end"),
+        ("^(?:a|a)*$", "may never end"),
+        ("^(?:a|ab)+$", "may never end"),
+        ("^(?:a?){40}$", "may never end"),
+        ("^(?:a{1,63}){1,8}$", "may never end"),
+        ("^(?:a*b)*$", None),
+        ("^a*a*a*a*$", "too many repeats"),
+        ("^(?:a*|b)(?:a*|b)(?:a*|b)(?:a*|b)$", "too many repeats"),
+        ("^.*$", "dot"),
+        ("^.$", "dot"),
+        ("^[^a]$", "may not be there"),
+        (r"^\S+$", r"has \S"),
+        (r"^(?=a)a$", "looks around"),
+        (r"^(?i:a)$", "looks around"),
+        (r"^(a)\1$", r"has \1"),
+        ("^a|b$", "anchors"),
+        ("a", "anchored"),
+        ("^a", "anchored"),
+        (r"^a\$", "anchored"),
+        ("^(a)$", "no capturing group"),
+        ("^(?:)*$", "repeats nothing"),
+        ("^" + "(?:" * 20 + "a" + ")" * 20 + "$", "nested"),
+        ("^" + "a" * 500 + "$", "longer"),
+        ("^a{2,1}$", "out of order"),
+        ("^a{x}$", "count"),
+        ("^a**$", "twice"),
+        ("^[b-a]$", "backwards"),
+        ("^[]$", "empty class"),
+        ("^[a$", "too early"),
+        ("^(?:a$", "too early"),
+        ("^a)$", "too many"),
+        ("^a^b$", "can't stand there"),
+    ],
+)
+def test_patterns_that_may_not_end_or_match_anything_are_refused(pattern: str, why: str | None) -> None:
+    if why is None:
+        check_pattern(pattern)
+        return
+    with pytest.raises(BadPattern, match=re.escape(why)):
+        check_pattern(pattern)
+
+
+PARTS = (*"ab-|*+?)^$", "[ab]", "[a-z]", "(?:", "{1,9}", "{0,63}", "\\.")
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(st.sampled_from(PARTS), max_size=12).map(lambda it: f"^{''.join(it)}$"), st.sampled_from("ab.-")
+)
+def test_what_is_taken_matches_soon(pattern: str, letter: str) -> None:
+    try:
+        check_pattern(pattern)
+    except BadPattern:
+        return
+    compiled = re.compile(pattern)  # the small language is a part of Python's
+    began = time.thread_time()
+    for text in (letter * 253, letter * 252 + "!", "ab" * 126 + "!", "a." * 126 + "!"):
+        compiled.fullmatch(text)
+    assert time.thread_time() - began < 5, "seconds of this thread's own work"
