@@ -42,10 +42,12 @@ class WebhookDeliveryWorkflow:
     async def _look_again(self, done: m.DeliveryRound) -> bool:
         """Wait for the next moment or message that matters; False when there is none."""
         left = LINGER if done.next_at is None else done.next_at - workflow.now()
+        if left <= timedelta(0):
+            return True  # a round was full: a timer would only make the rest wait
         try:
             await workflow.wait_condition(
                 lambda: self._matters(done) or self._long_enough(),
-                timeout=max(left, timedelta(milliseconds=1)),
+                timeout=left,
                 timeout_summary=_why(done),
             )
         except TimeoutError:

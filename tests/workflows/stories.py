@@ -11,8 +11,9 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, Protocol
 
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowHandle
 from temporalio.contrib.pydantic import pydantic_data_converter
 
 from evergrant_server.core import messages as m
@@ -23,6 +24,7 @@ from evergrant_server.core.errors import Code
 from evergrant_server.core.ids import AttemptId, new_id
 from evergrant_server.core.late_messages import SIGNAL_ANSWER_CAME_LATE, AnswerCameLate
 from evergrant_server.core.upkeep import RECONCILE_WORKFLOW, ReconcileOrder
+from evergrant_server.core.webhook_messages import DeliveryRound
 from evergrant_server.temporal_link.namespace import prepare
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import running_temporal
@@ -32,7 +34,14 @@ from tests.workflows.onboardings import FOREVER, ScriptedOnboarding, decided, on
 HISTORIES = Path(__file__).parent / "histories"
 REFRESH = m.ActivityName.REFRESH_GRANT
 
-Story = Callable[[Client], Awaitable[Life]]
+
+class Lived(Protocol):
+    """What has a history: a connection's life, or a webhook's."""
+
+    handle: WorkflowHandle[Any, Any]
+
+
+Story = Callable[[Client], Awaitable[Lived]]
 
 
 async def whole_life(client: Client) -> Life:
@@ -199,6 +208,29 @@ async def onboarding_rolled_back(client: Client) -> Life:
         return Life(handle, ScriptedActivities(), a_start())
 
 
+async def told_to_a_receiver_that_was_down(client: Client) -> Lived:
+    """Full rounds, a pause that only a person cuts, a timer that ends one, and events meanwhile."""
+    scripted = ScriptedActivities()
+    now = datetime.now(UTC)
+    paused = DeliveryRound(failed=1, next_at=now + timedelta(hours=1), paused=True)
+    soon = DeliveryRound(failed=1, next_at=now + timedelta(seconds=4), paused=True)
+    scripted.answers[m.ActivityName.DELIVER_DUE] = [
+        DeliveryRound(delivered=20, next_at=now),
+        paused,
+        soon,
+        DeliveryRound(delivered=1),
+    ]
+    async with delivering(client, scripted.everything()) as told:
+        await told.wake()
+        await until_called(scripted, 2)
+        await told.wake()
+        await told.wake(at_once=True)
+        await until_called(scripted, 4)
+        await told.wake()
+        await until_called(scripted, 5)
+        return told
+
+
 STORIES: dict[str, Story] = {
     "1_whole_life": whole_life,
     "1_denied": denied,
@@ -208,6 +240,7 @@ STORIES: dict[str, Story] = {
     "1_asked_by_a_pipeline_while_revoking": asked_by_a_pipeline_while_revoking,
     "1_rotated_and_repaired": rotated_and_repaired,
     "1_continued_as_new": continued_as_new,
+    "webhook_told_to_a_receiver_that_was_down": told_to_a_receiver_that_was_down,
     "1_reconciled": reconciled,
     "2_revoked_elsewhere_then_reconnected": revoked_elsewhere_then_reconnected,
     "1_cancelled_in_the_middle_of_a_refresh": cancelled_in_the_middle_of_a_refresh,

@@ -1,0 +1,233 @@
+"""Webhooks, events and deliveries: what is due, in which order, for how long; and whose secret it is."""
+
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import text
+
+from evergrant_server import audit
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.events import OF_CONNECTIONS, EventType, WebhookEvent
+from evergrant_server.core.ids import EventId, Tenant, new_id
+from evergrant_server.core.messages import Asked
+from evergrant_server.core.webhooks import Delivery, DeliveryStatus, DisabledBy, Problem, Webhook, new_secret
+from evergrant_server.crypto import KeyRing, Role
+from evergrant_server.store import Store
+from tests.conformance.store.samples import granted
+from tests.fakes.databases import NOW
+from tests.fakes.webhooks import SECRET, TENANT, a_webhook, listening, log_of, reread
+
+URL = "https://hooks.example.com/in"
+ASKED = Asked(by="app:boss")
+OTHER = Tenant("acme-2")
+
+
+async def told(store: Store, webhook: Webhook, *, after: float = 0, by_hand: bool = False) -> Delivery:
+    """One event of its own, on its way to the webhook."""
+    at = NOW + timedelta(seconds=after)
+    event = WebhookEvent(
+        tenant=webhook.tenant,
+        id=EventId(new_id("evt")),
+        type=EventType.PING,
+        connection_id=None,
+        at=at,
+        body="{}",
+    )
+    async with store.write() as tx:
+        (delivery,) = await audit.tell(tx, [webhook], event, ASKED, at, by_hand=by_hand)
+    return delivery
+
+
+async def due(store: Store, webhook: Webhook, after: float = 0, *, by_hand: bool = False) -> list[str]:
+    async with store.read() as tx:
+        found = await tx.deliveries.due(webhook, NOW + timedelta(seconds=after), 10, by_hand=by_hand)
+    return [it.id for it in found]
+
+
+async def recorded(store: Store, tenant: Tenant, object: str, action: AuditAction, **detail: object) -> None:
+    entry = AuditEntry(tenant=tenant, at=NOW, action=action, object=object, asked=ASKED, detail=detail)
+    async with store.write() as tx:
+        await audit.append(tx, entry)
+
+
+async def test_secrets_are_sealed_rotated_and_forgotten(store: Store):
+    webhook = await listening(store, URL, NOW)
+    new = new_secret(b"n" * 32)
+    until = NOW + timedelta(hours=1)
+    async with store.write() as tx:
+        assert await tx.webhooks.secrets(webhook, NOW) == (SECRET,)
+        overlapping = webhook.model_copy(update={"previous_secret_until": until})
+        rotated = await tx.webhooks.rotate(overlapping, new, expected=1)
+        assert await tx.webhooks.secrets(rotated, NOW) == (new, SECRET)
+        assert await tx.webhooks.secrets(rotated, until) == (new,)
+        newest = new_secret(b"m" * 32)
+        at_once = rotated.model_copy(update={"previous_secret_until": None})
+        leaked = await tx.webhooks.rotate(at_once, newest, expected=2)
+        assert await tx.webhooks.secrets(leaked, NOW) == (newest,)
+        with pytest.raises(Failure) as caught:
+            await tx.webhooks.rotate(webhook, new, expected=1)
+    assert caught.value.code is Code.STORE_CONFLICT
+
+
+async def test_a_sealed_secret_opens_in_no_other_column_or_row(store: Store):
+    """AAD names row and column: the secret before can't be put back as the current one."""
+    webhook = await listening(store, URL, NOW)
+    await listening(store, URL, NOW, name="other")
+    async with store.write() as tx:
+        overlapping = webhook.model_copy(update={"previous_secret_until": NOW + timedelta(hours=1)})
+        webhook = await tx.webhooks.rotate(overlapping, new_secret(b"n" * 32), expected=1)
+    mine = "UPDATE webhook SET sealed_secret = {} WHERE name = 'hooks'"
+    for put_there in (
+        "sealed_previous_secret",
+        "(SELECT sealed_secret FROM webhook WHERE name = 'other')",
+    ):
+        async with store.write() as tx:
+            await tx.connection.execute(text(mine.format(put_there)))
+            with pytest.raises(Failure) as caught:
+                await tx.webhooks.secrets(webhook, NOW)
+        assert caught.value.code is Code.SEAL_BROKEN
+
+
+async def test_names_are_per_tenant(store: Store):
+    await listening(store, URL, NOW)
+    theirs = await listening(store, URL, NOW, tenant=OTHER)
+    async with store.write() as tx:
+        with pytest.raises(Failure) as caught:
+            await tx.webhooks.add(a_webhook(URL, NOW), SECRET)
+        assert caught.value.code is Code.ALREADY_EXISTS
+        assert await tx.webhooks.get(TENANT, theirs.id) is None
+        assert [it.tenant for it in await tx.webhooks.listening(OTHER)] == [OTHER]
+
+
+async def test_what_is_due_longest_overdue_first_and_by_hand_apart(store: Store):
+    webhook = await listening(store, URL, NOW)
+    late = await told(store, webhook, after=5)
+    first = await told(store, webhook)
+    asked_for = await told(store, webhook, after=3, by_hand=True)
+    assert await due(store, webhook, 4) == [first.id]
+    assert await due(store, webhook, 6) == [first.id, late.id]
+    assert await due(store, webhook, 2, by_hand=True) == []
+    assert await due(store, webhook, 3, by_hand=True) == [asked_for.id]
+    async with store.write() as tx:
+        done = first.delivered(204, NOW)
+        await tx.deliveries.replace(done, expected=1)
+        assert await tx.deliveries.next_at(webhook, by_hand=False) == late.next_at
+        with pytest.raises(Failure) as caught:
+            await tx.deliveries.replace(first.missed(500, Problem.REFUSED, NOW), expected=1)
+    assert caught.value.code is Code.STORE_CONFLICT
+    assert await due(store, webhook, 6) == [late.id]
+
+
+async def test_the_log_is_newest_first_in_pages(store: Store):
+    webhook = await listening(store, URL, NOW)
+    other = await listening(store, URL, NOW, name="other")
+    written = [await told(store, webhook, after=n // 2) for n in range(6)]
+    await told(store, other)
+    expected = sorted(written, key=lambda it: (it.created_at, it.id), reverse=True)
+    seen: list[Delivery] = []
+    while True:
+        async with store.read() as tx:
+            after = (seen[-1].created_at, seen[-1].id) if seen else None
+            page = await tx.deliveries.page(TENANT, webhook.id, after=after, limit=4)
+        seen += page
+        if len(page) < 4:
+            break
+    assert seen == expected
+    async with store.read() as tx:
+        assert await tx.deliveries.page(TENANT, webhook.id, status=DeliveryStatus.FAILED) == []
+
+
+async def test_old_deliveries_go_and_their_events_once_nobody_waits(store: Store):
+    webhook = await listening(store, URL, NOW)
+    other = await listening(store, URL, NOW, name="other")
+    event = WebhookEvent(
+        tenant=TENANT, id=EventId("evt_shared"), type=EventType.PING, connection_id=None, at=NOW, body="{}"
+    )
+    async with store.write() as tx:
+        await audit.tell(tx, [webhook, other], event, ASKED, NOW)
+    recent = await told(store, webhook, after=100)
+    before = NOW + timedelta(seconds=50)
+    async with store.write() as tx:
+        assert await tx.deliveries.prune(TENANT, webhook.id, before) == 1
+        assert await tx.deliveries.event(TENANT, event.id) is not None, "the other one still waits for it"
+        assert await tx.deliveries.prune(TENANT, other.id, before) == 1
+        assert await tx.deliveries.event(TENANT, event.id) is None
+        assert await tx.deliveries.event(TENANT, recent.event_id) is not None
+    assert [it.id for it in await log_of(store, webhook)] == [recent.id]
+
+
+async def test_deleting_a_webhook_takes_what_waited_with_it(store: Store):
+    webhook = await listening(store, URL, NOW)
+    await told(store, webhook)
+    async with store.write() as tx:
+        await tx.webhooks.delete(TENANT, webhook.id)
+        with pytest.raises(Failure) as caught:
+            await tx.webhooks.delete(TENANT, webhook.id)
+    assert caught.value.code is Code.NOT_FOUND
+    assert await log_of(store, webhook) == []
+
+
+async def test_an_event_stands_or_falls_with_its_record(store: Store):
+    webhook = await listening(store, URL, NOW)
+    connection = await granted(store, tenant=TENANT)
+    entry = AuditEntry(
+        tenant=TENANT,
+        at=NOW,
+        action=AuditAction.GRANT_INSTALLED,
+        object=connection.id,
+        asked=ASKED,
+        detail={"generation": 1},
+    )
+
+    async def broken_off() -> None:
+        async with store.write() as tx:
+            await audit.append(tx, entry)
+            raise RuntimeError("the transaction ends here")
+
+    with pytest.raises(RuntimeError):
+        await broken_off()
+    assert await log_of(store, webhook) == []
+    async with store.write() as tx:
+        await audit.append(tx, entry)
+    (delivery,) = await log_of(store, webhook)
+    async with store.write() as tx:
+        event = await tx.deliveries.event(TENANT, delivery.event_id)
+        (message,) = await tx.outbox.claim("relay", NOW, timedelta(seconds=30))
+    assert event is not None
+    assert event.connection_id == connection.id
+    assert message.payload["webhook_id"] == webhook.id
+    assert "at-1" not in event.body
+    assert "rt-1" not in event.body
+
+
+async def test_a_lost_answer_is_two_events_each_once(store: Store):
+    webhook = await listening(store, URL, NOW)
+    connection = await granted(store, tenant=TENANT)
+    await recorded(store, TENANT, connection.id, AuditAction.NEEDS_REAUTH, reason=Code.OUTCOME_UNKNOWN)
+    told_of = [it.event_type for it in await log_of(store, webhook)]
+    assert sorted(told_of) == [EventType.NEEDS_REAUTH, EventType.OUTCOME_UNKNOWN]
+
+
+async def test_nobody_is_told_what_they_did_not_ask_for(store: Store):
+    connection = await granted(store, tenant=TENANT)
+    deaf = [
+        await listening(store, URL, NOW, name="other-events", events=(EventType.REVOKED,)),
+        await listening(store, URL, NOW, name="other-integration", integration="nobody"),
+        await listening(store, URL, NOW, name="off", disabled_by=DisabledBy.ADMIN),
+        await listening(store, URL, NOW, name="other-tenant", tenant=OTHER, events=OF_CONNECTIONS),
+    ]
+    await recorded(store, TENANT, connection.id, AuditAction.GRANT_REFRESHED, generation=2)
+    for webhook in deaf:
+        assert await log_of(store, webhook) == []
+    async with store.write() as tx:
+        assert await tx.outbox.claim("relay", NOW, timedelta(seconds=30)) == []
+
+
+async def test_the_api_can_seal_what_a_worker_opens(store: Store, ring: KeyRing):
+    """Both roles hold the intake lane."""
+    webhook = await listening(store, URL, NOW)
+    for role in (Role.API, Role.WORKER):
+        store.ring = ring.restricted(role)
+        async with store.read() as tx:
+            assert await tx.webhooks.secrets(await reread(store, webhook), NOW) == (SECRET,)

@@ -1,0 +1,123 @@
+"""Which audit record is which event, and what an event says."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.connection import Connection, Revocation, State
+from evergrant_server.core.errors import FAILURES, Code, Repairer
+from evergrant_server.core.events import BY_DEFAULT, EVENTS_OF, OF_CONNECTIONS, EventType, body_of, events_of
+from evergrant_server.core.grant import Grant
+from evergrant_server.core.messages import Asked
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("action", "detail", "expected"),
+    [
+        (AuditAction.GRANT_INSTALLED, {"generation": 1}, [EventType.CREATED]),
+        (AuditAction.GRANT_INSTALLED, {"generation": 1, "imported": True}, [EventType.CREATED]),
+        (AuditAction.GRANT_INSTALLED, {"generation": 7}, []),
+        (AuditAction.GRANT_REFRESHED, {"generation": 8}, [EventType.REFRESHED]),
+        (AuditAction.CONNECTION_FAILING, {}, [EventType.FAILING]),
+        (AuditAction.CONNECTION_RECOVERED, {}, [EventType.RECOVERED]),
+        (AuditAction.CONNECTION_EXPIRING, {}, [EventType.EXPIRING]),
+        (AuditAction.NEEDS_REAUTH, {"reason": Code.GRANT_REJECTED}, [EventType.NEEDS_REAUTH]),
+        (
+            AuditAction.NEEDS_REAUTH,
+            {"reason": Code.OUTCOME_UNKNOWN},
+            [EventType.NEEDS_REAUTH, EventType.OUTCOME_UNKNOWN],
+        ),
+        (AuditAction.REVOKED_ELSEWHERE, {}, [EventType.NEEDS_REAUTH]),
+        (AuditAction.REVOKED, {"how": Revocation.CONFIRMED}, [EventType.REVOKED]),
+        (AuditAction.REVOKE_ASKED, {"reason": "left"}, []),
+        (AuditAction.REFRESH_FAILED, {"reason": Code.PROVIDER_ERROR}, []),
+        (AuditAction.LEASED, {}, []),
+    ],
+)
+def test_a_record_is_these_events(action: AuditAction, detail: dict[str, Any], expected: list[EventType]):
+    assert list(events_of(action, detail)) == expected
+
+
+def test_every_event_of_connections_comes_from_some_record():
+    reasons = ({"generation": 1}, {"reason": Code.OUTCOME_UNKNOWN})
+    told = {type for action in EVENTS_OF for detail in reasons for type in events_of(action, detail)}
+    assert told == set(OF_CONNECTIONS)
+
+
+def test_only_refreshed_has_to_be_asked_for():
+    assert set(OF_CONNECTIONS) - set(BY_DEFAULT) == {EventType.REFRESHED}
+
+
+def said(state: State, why: Code | None = None, **detail: Any) -> dict[str, Any]:
+    connection = Connection.model_validate(
+        {
+            "tenant": "acme",
+            "id": "con_1",
+            "integration_id": "int_1",
+            "integration": "crm",
+            "provider": "hubspot",
+            "subject": "alice",
+            "state": state,
+            "generation": 7,
+            "reason": why,
+            "created_at": NOW,
+            "changed_at": NOW,
+            "consent_deadline": NOW,
+        }
+    )
+    until = NOW + timedelta(hours=1)
+    grant = Grant(generation=7, scopes=(), obtained_at=NOW, expires_at=until, refreshable=True)
+    entry = AuditEntry.model_validate(
+        {
+            "tenant": "acme",
+            "at": NOW,
+            "action": AuditAction.NEEDS_REAUTH,
+            "object": "con_1",
+            "asked": Asked(by="schedule"),
+            "detail": detail,
+        }
+    )
+    return json.loads(body_of(EventType.NEEDS_REAUTH, entry, connection, grant))
+
+
+def test_what_an_event_says():
+    assert said(State.NEEDS_REAUTH, Code.GRANT_REJECTED) == {
+        "type": "connection.needs_reauth",
+        "timestamp": "2026-03-01T12:00:00Z",
+        "data": {
+            "tenant": "acme",
+            "connection_id": "con_1",
+            "integration": "crm",
+            "provider": "hubspot",
+            "subject": "alice",
+            "label": "default",
+            "state": "needs_reauth",
+            "generation": 7,
+            "expires_at": "2026-03-01T13:00:00Z",
+            "refresh_expires_at": None,
+            "reason": "grant_rejected",
+            "repairer": "subject",
+            "reauthorize": "/v1/connections/con_1/reauthorize",
+            "revocation": None,
+        },
+    }
+
+
+@pytest.mark.parametrize("reason", list(Code))
+def test_reauthorize_is_a_hint_exactly_where_the_subject_repairs(reason: Code):
+    hint = said(State.ACTIVE, None, reason=reason.value)["data"]["reauthorize"]
+    assert (hint is not None) == (FAILURES[reason].repairer is Repairer.SUBJECT)
+
+
+def test_the_words_of_a_person_are_no_reason():
+    data = said(State.REVOKED, Code.CONNECTION_REVOKED, reason="left us")["data"]
+    assert data["reason"] == "connection_revoked"
+
+
+def test_nothing_leads_back_from_a_final_state():
+    assert said(State.REVOKED, Code.CONNECTION_REVOKED)["data"]["reauthorize"] is None

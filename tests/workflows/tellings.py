@@ -1,0 +1,75 @@
+"""A webhook's workflow under test: waking it as the relay does, and waiting for its rounds."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from temporalio.client import Client, WorkflowHandle
+from temporalio.worker import Worker
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+
+from evergrant_server.core.ids import Tenant, WebhookId, new_id, webhook_workflow_id
+from evergrant_server.core.messages import ActivityName, Asked
+from evergrant_server.core.webhook_messages import (
+    SIGNAL_WAKE,
+    WEBHOOK_WORKFLOW,
+    DeliveryRound,
+    WakeWebhook,
+    WebhookStart,
+)
+from tests.fakes.scripted_activities import ScriptedActivities
+from workflows import WORKFLOWS
+
+ASKED = Asked(by="app:boss")
+TENANT = Tenant("acme")
+
+
+class Told:
+    """A webhook's workflow under test."""
+
+    def __init__(self, client: Client, queue: str, webhook: WebhookId) -> None:
+        self._client, self._queue, self.webhook = client, queue, webhook
+
+    @property
+    def handle(self) -> WorkflowHandle[Any, DeliveryRound]:
+        return self._client.get_workflow_handle(webhook_workflow_id(TENANT, self.webhook))
+
+    async def wake(self, *, at_once: bool = False) -> WorkflowHandle[Any, DeliveryRound]:
+        """What the relay does."""
+        order = WakeWebhook(tenant=TENANT, webhook_id=self.webhook, at_once=at_once, asked=ASKED)
+        return await self._client.start_workflow(
+            WEBHOOK_WORKFLOW,
+            WebhookStart(tenant=TENANT, webhook_id=self.webhook),
+            id=webhook_workflow_id(TENANT, self.webhook),
+            task_queue=self._queue,
+            start_signal=SIGNAL_WAKE,
+            start_signal_args=[order],
+            result_type=DeliveryRound,
+        )
+
+
+@asynccontextmanager
+async def delivering(
+    client: Client, activities: list[Any], webhook: WebhookId | None = None
+) -> AsyncIterator[Told]:
+    """A worker on a queue of its own, and a webhook it delivers to."""
+    webhook = webhook or WebhookId(new_id("whk"))
+    queue = f"queue-{webhook}"
+    worker = Worker(
+        client,
+        task_queue=queue,
+        workflows=WORKFLOWS,
+        activities=activities,
+        workflow_runner=SandboxedWorkflowRunner(
+            SandboxRestrictions.default.with_passthrough_modules("evergrant_server.core", "pydantic")
+        ),
+    )
+    async with worker:
+        yield Told(client, queue, webhook)
+
+
+async def until_called(scripted: ScriptedActivities, count: int) -> None:
+    async with asyncio.timeout(20):
+        while scripted.count(ActivityName.DELIVER_DUE) < count:
+            await asyncio.sleep(0.02)

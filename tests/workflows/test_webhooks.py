@@ -1,0 +1,151 @@
+"""The workflow that delivers to a webhook: its waits, its end, and a receiver that is down for hours."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio import activity
+from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
+
+from activities.webhooks import WebhookActivities
+from evergrant_server import audit
+from evergrant_server.core import webhooks as core
+from evergrant_server.core.events import EventType, WebhookEvent
+from evergrant_server.core.ids import EventId, Tenant, WebhookId, new_id, webhook_workflow_id
+from evergrant_server.core.messages import ActivityName, Asked
+from evergrant_server.core.webhook_messages import (
+    DeliveryRound,
+)
+from evergrant_server.crypto import KeyRing, Role
+from evergrant_server.egress import Egress, EgressPolicy
+from evergrant_server.store import Store
+from tests.fakes.databases import migrated_sqlite, sqlite_url
+from tests.fakes.receiver import Receiver
+from tests.fakes.scripted_activities import ScriptedActivities
+from tests.fakes.temporal import skipping_time
+from tests.fakes.webhooks import listening, log_of
+from tests.workflows.tellings import delivering, until_called
+
+ASKED = Asked(by="app:boss")
+TENANT = Tenant("acme")
+DELIVER = ActivityName.DELIVER_DUE
+
+
+async def test_it_ends_when_nothing_has_waited_for_a_while():
+    scripted = ScriptedActivities()
+    async with skipping_time(data_converter=pydantic_data_converter) as env:
+        scripted.answers[DELIVER] = [DeliveryRound(delivered=3), DeliveryRound(delivered=1, failed=1)]
+        async with delivering(env.client, scripted.everything()) as told:
+            began = await env.get_current_time()
+            handle = await told.wake()
+            assert await handle.result() == DeliveryRound(delivered=3)
+            assert await env.get_current_time() - began >= core.LINGER
+            again = await told.wake()
+            assert (await again.result()).delivered == 1
+
+
+async def test_an_endpoint_in_a_pause_is_not_looked_at_for_each_event_but_for_a_person(client: Client):
+    scripted = ScriptedActivities()
+    in_an_hour = datetime.now(UTC) + timedelta(hours=1)
+    paused = DeliveryRound(failed=1, next_at=in_an_hour, paused=True)
+    scripted.answers[DELIVER] = [paused, paused]
+    async with delivering(client, scripted.everything()) as told:
+        await told.wake()
+        await until_called(scripted, 1)
+        for _ in range(20):
+            await told.wake()
+        handle = await told.wake(at_once=True)
+        await until_called(scripted, 2)
+        await told.wake()
+        await handle.terminate("seen enough")
+        assert scripted.count(DELIVER) <= 3, "one at first, one for the person; one may cross a signal"
+
+
+async def test_events_while_it_delivers_lead_to_another_round(client: Client):
+    scripted = ScriptedActivities()
+    hold = asyncio.Event()
+    scripted.answers[DELIVER] = [hold]
+    async with delivering(client, scripted.everything()) as told:
+        handle = await told.wake()
+        await until_called(scripted, 1)
+        for _ in range(30):
+            await told.wake()
+        hold.set()
+        await until_called(scripted, 2)
+        await asyncio.sleep(0)
+        assert scripted.count(DELIVER) == 2, "thirty messages, one look"
+        await handle.terminate("seen enough")
+
+
+async def test_a_long_run_continues_as_new(client: Client, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(core, "LONGEST_HISTORY", 40)
+    scripted = ScriptedActivities()
+    scripted.answers[DELIVER] = [DeliveryRound(delivered=1, next_at=datetime.now(UTC)) for _ in range(20)]
+    webhook = WebhookId(new_id("whk"))
+    async with delivering(client, scripted.everything(), webhook) as told:
+        first = await told.wake()
+        await until_called(scripted, 21)
+        newest = await client.get_workflow_handle(webhook_workflow_id(TENANT, webhook)).describe()
+        await client.get_workflow_handle(webhook_workflow_id(TENANT, webhook)).terminate("seen enough")
+    assert newest.run_id != first.first_execution_run_id
+    assert newest.history_length < 80
+
+
+class TemporalsClock:
+    """The time of the server that skips it, as activities see it."""
+
+    def __init__(self, now: datetime) -> None:
+        self._now = now
+
+    def now(self) -> datetime:
+        if activity.in_activity():
+            self._now = activity.info().started_time
+        return self._now
+
+
+async def test_a_receiver_that_is_down_for_hours_gets_everything_once(tmp_path: Path):
+    """Twelve hours of 503: few calls, then each event exactly once, in a flood that is bounded."""
+    await migrated_sqlite(tmp_path)
+    KeyRing.create(tmp_path / "keys.json")
+    async with (
+        Receiver() as receiver,
+        skipping_time(data_converter=pydantic_data_converter) as env,
+    ):
+        began = await env.get_current_time()
+        clock = TemporalsClock(began)
+        ring = KeyRing.open(tmp_path / "keys.json", Role.WORKER)
+        store = await Store.open(sqlite_url(tmp_path), ring, clock)
+        webhook = await listening(store, receiver.url, began)
+        egress = Egress(EgressPolicy(allow=(receiver.allowance,)))
+        days = timedelta(days=5)
+        deliver = WebhookActivities(store, egress, clock, give_up_after=days, retention=days * 6)
+        up_again = began + timedelta(hours=12)
+
+        async def down_for_hours(_: Any) -> int:
+            return 503 if clock.now() < up_again else 204
+
+        receiver.answer = down_for_hours
+        for _ in range(50):
+            event = WebhookEvent(
+                tenant=TENANT,
+                id=EventId(new_id("evt")),
+                type=EventType.PING,
+                connection_id=None,
+                at=began,
+                body="{}",
+            )
+            async with store.write() as tx:
+                await audit.tell(tx, [webhook], event, ASKED, began)
+        async with delivering(env.client, [deliver.deliver_due], webhook.id) as told:
+            result = await (await told.wake()).result()
+        log = await log_of(store, webhook)
+        await store.close()
+    refused = [it for it in receiver.received if it.status == 503]
+    arrived = [it.id for it in receiver.received if it.status == 204]
+    assert sorted(arrived) == sorted(it.event_id for it in log)
+    assert all(it.status == "delivered" for it in log)
+    assert result.delivered == 50
+    assert len(refused) < 30, f"{len(refused)} calls in twelve hours"
