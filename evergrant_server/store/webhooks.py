@@ -2,14 +2,14 @@
 
 from datetime import datetime
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, exists, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import Tenant, WebhookId
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.webhooks import Webhook
+from evergrant_server.core.webhooks import DeliveryStatus, Webhook
 from evergrant_server.crypto import Lane, Place, Sealed
 from evergrant_server.store.records import (
     Values,
@@ -61,13 +61,18 @@ class Webhooks:
         query = select(WebhookRow).where(where(WebhookRow, tenant=tenant, disabled_by=None))
         return [Webhook.model_validate(row) for row in await every(self._connection, query)]
 
-    async def waiting(self, after: tuple[str, str], limit: int) -> list[Webhook]:
-        """Those of every tenant that are not disabled, by tenant and id, behind `after`."""
-        key = (col(WebhookRow.tenant), col(WebhookRow.id))
-        behind = (key[0] > after[0]) | ((key[0] == after[0]) & (key[1] > after[1]))
-        query = select(WebhookRow).where(behind, col(WebhookRow.disabled_by).is_(None))
-        rows = await every(self._connection, query.order_by(*key).limit(limit))
-        return [Webhook.model_validate(row) for row in rows]
+    async def overdue(self, before: datetime) -> list[Webhook]:
+        """Those of every tenant that should have been sent something before this moment."""
+        paused_until = col(WebhookRow.paused_until)
+        waits = exists().where(
+            col(DeliveryRow.tenant) == col(WebhookRow.tenant),
+            col(DeliveryRow.webhook_id) == col(WebhookRow.id),
+            col(DeliveryRow.status) == DeliveryStatus.PENDING.value,
+            col(DeliveryRow.next_at) < before,
+        )
+        works = col(WebhookRow.disabled_by).is_(None), or_(paused_until.is_(None), paused_until < before)
+        query = select(WebhookRow).where(*works, waits)
+        return [Webhook.model_validate(row) for row in await every(self._connection, query)]
 
     async def replace(self, webhook: Webhook, *, expected: int) -> Webhook:
         """Write it if its row is still at revision `expected`. Raises Failure STORE_CONFLICT, NOT_FOUND."""

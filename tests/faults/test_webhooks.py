@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import State
 from evergrant_server.core.errors import Code
 from evergrant_server.core.events import OF_CONNECTIONS, EventType
+from evergrant_server.core.ids import webhook_workflow_id
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.core.webhooks import DeliveryStatus, DisabledBy, Problem
-from tests.fakes.installation import Installation, installation
+from tests.fakes.installation import TENANT, Installation, installation
 from tests.fakes.receiver import Receiver
 from tests.fakes.scripted_provider import ScriptedProvider, error
 from tests.fakes.webhooks import SECRET, listening, log_of, reread, until_log, until_row
@@ -116,6 +118,31 @@ async def test_nobody_subscribed_nothing_written(
     await here.ensure_fresh(connection, 1)
     assert await log_of(here.store, other) == await log_of(here.store, off) == []
     assert receiver.received == []
+
+
+async def test_a_workflow_that_was_ended_by_hand_is_given_back_by_reconcile(
+    here: Installation, idp: ScriptedProvider, receiver: Receiver
+):
+    """Terminated in the Temporal UI while its endpoint was down: what waited goes out all the same."""
+    webhook = await listening(here.store, receiver.url, here.parts.clock.now())
+    receiver.script(500)
+    await here.connect(idp)
+    await until_row(here.store, webhook, lambda it: it.failures == 1)
+    handle = here.parts.client.get_workflow_handle(webhook_workflow_id(TENANT, webhook.id))
+    await handle.terminate("by hand")
+    (delivery,) = await log_of(here.store, webhook)
+    late = here.parts.clock.now() - timedelta(minutes=10)
+    async with here.store.write() as tx:
+        row = await tx.webhooks.get(TENANT, webhook.id)
+        assert row is not None
+        await tx.webhooks.replace(row.model_copy(update={"paused_until": late}), expected=row.revision)
+        current = await tx.deliveries.get(TENANT, delivery.id)
+        assert current is not None
+        moved = current.model_copy(update={"next_at": late})
+        await tx.deliveries.replace(moved, expected=current.revision)
+    await here.parts.reconciler.all()
+    await until_log(here.store, webhook, lambda it: it[0].status == "delivered")
+    assert len(receiver.received) == 2
 
 
 @pytest.mark.parametrize("location", ["https://127.0.0.1/", "http://169.254.169.254/latest"])

@@ -30,6 +30,7 @@ from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import running_temporal
 from tests.workflows.lives import ASKED, Life, a_consent, a_start, a_worker, living
 from tests.workflows.onboardings import FOREVER, ScriptedOnboarding, decided, onboarding, wanted_back
+from tests.workflows.tellings import delivering, until_called
 
 HISTORIES = Path(__file__).parent / "histories"
 REFRESH = m.ActivityName.REFRESH_GRANT

@@ -119,6 +119,27 @@ async def test_what_is_due_longest_overdue_first_and_by_hand_apart(store: Store)
     assert await due(store, webhook, 6) == [late.id]
 
 
+async def test_whose_deliveries_are_late(store: Store):
+    late = await listening(store, URL, NOW, name="late")
+    paused = await listening(store, URL, NOW, name="paused", paused_until=NOW + timedelta(hours=1))
+    disabled = await listening(store, URL, NOW, name="off", disabled_by=DisabledBy.GONE)
+    theirs = await listening(store, URL, NOW, tenant=OTHER)
+    done = await listening(store, URL, NOW, name="done")
+    for webhook in (late, paused, disabled, theirs):
+        await told(store, webhook)
+    delivery = await told(store, done)
+    async with store.write() as tx:
+        await tx.deliveries.replace(delivery.delivered(200, NOW), expected=1)
+
+    async def overdue(after: float) -> set[str]:
+        async with store.read() as tx:
+            return {it.id for it in await tx.webhooks.overdue(NOW + timedelta(seconds=after))}
+
+    assert await overdue(0) == set()
+    assert await overdue(1) == {late.id, theirs.id}
+    assert await overdue(3601) == {late.id, theirs.id, paused.id}
+
+
 async def test_the_log_is_newest_first_in_pages(store: Store):
     webhook = await listening(store, URL, NOW)
     other = await listening(store, URL, NOW, name="other")

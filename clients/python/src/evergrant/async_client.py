@@ -20,9 +20,10 @@ from evergrant.replies import Page
 from evergrant.sending import failure_of_transport, reply_of, request_of
 from evergrant.target import Target
 from evergrant.transfer import AsyncTransfers
+from evergrant.webhook_calls import AsyncWebhooks
 
 
-class AsyncEvergrant(AsyncTransfers):
+class AsyncEvergrant(AsyncTransfers, AsyncWebhooks):
     """Evergrant over HTTP, for asyncio. An async context manager; tasks of one event loop may share one.
 
     `url` and `api_key` default to EVERGRANT_URL and EVERGRANT_API_KEY (or the file named by

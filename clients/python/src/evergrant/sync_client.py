@@ -20,9 +20,10 @@ from evergrant.replies import Page
 from evergrant.sending import failure_of_transport, reply_of, request_of
 from evergrant.target import Target
 from evergrant.transfer import Transfers
+from evergrant.webhook_calls import Webhooks
 
 
-class Evergrant(Transfers):
+class Evergrant(Transfers, Webhooks):
     """Evergrant over HTTP, for code that blocks. A context manager; threads may share one.
 
     `url` and `api_key` default to EVERGRANT_URL and EVERGRANT_API_KEY (or the file named by

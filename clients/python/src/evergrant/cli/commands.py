@@ -19,6 +19,7 @@ from evergrant.cli.output import (
     show_rows,
 )
 from evergrant.cli.transfer import export_file, export_key, import_file
+from evergrant.cli.webhooks import webhooks_app
 from evergrant.errors import PlatformUnavailable, ReconnectNeeded
 from evergrant.models import Connection, ConsentRequired, Lease, State
 
@@ -188,6 +189,7 @@ def build() -> App:
     apps.command(list_apps, name="ls")
     app.command(apps)
     app.command(audit)
+    app.command(webhooks_app())
     app.command(import_file, name="import")
     app.command(export_file, name="export")
     app.command(export_key, name="export-key")
