@@ -1,58 +1,229 @@
-"""Reads an issuer's metadata and pins what it says to the integration (RFC 8414)."""
+"""Reads an issuer's metadata and pins it (RFC 8414), registers us there, and looks again later."""
+
+from datetime import timedelta
+from typing import Any
 
 from temporalio import activity
 
+from activities.heartbeat import heartbeats
 from activities.records import settled
 from evergrant_server import audit
-from evergrant_server.core.access import IntegrationState
+from evergrant_server.core.access import Endpoints, Integration, IntegrationState, Registration
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.messages import ActivityName, Discover, Discovered
+from evergrant_server.core.messages import ActivityName, Asked, Discover, Discovered
+from evergrant_server.core.upkeep import MetadataRead, RereadMetadata
 from evergrant_server.egress import Egress
 from evergrant_server.store import Store, Tx
-from providers.discovery import discover
+from providers.client_metadata import Registered, auth_to_ask_for, client_metadata, read_registration
+from providers.discovery import discover, weakened
+from providers.flows import SendFailed
+from providers.registration import register
+
+_BY = Asked(by="schedule")
+_AT_A_TIME = 20  # documents a pass, so that no issuer's outage makes a pass of hours
 
 
 class DiscoveryActivities:
-    def __init__(self, store: Store, egress: Egress, clock: Clock) -> None:
+    def __init__(self, store: Store, egress: Egress, clock: Clock, public_url: str) -> None:
         self._store = store
         self._egress = egress
         self._clock = clock
+        self._public_url = public_url
 
     @activity.defn(name=ActivityName.DISCOVER)
     async def discover_endpoints(self, order: Discover) -> Discovered:
-        """Write READY with the endpoints, or FAILED with the reason, to the integration."""
+        """Write READY with the endpoints (and our client id), or FAILED with the reason."""
         async with self._store.read() as tx:
             integration = await tx.integrations.get(order.tenant, order.integration_id)
         if integration is None or integration.issuer is None:
             return Discovered(failure=Code.NOT_FOUND, detail="the integration is gone, or has no issuer")
         try:
             endpoints = await discover(self._egress, integration.issuer)
+            registered = await self._registered(integration, endpoints)
         except Failure as failure:
-            changes = {"state": IntegrationState.FAILED, "problem": failure.detail}
-            outcome = Discovered(failure=failure.code, detail=failure.detail)
-        else:
-            changes = {"state": IntegrationState.READY, "problem": None, "endpoints": endpoints}
-            outcome = Discovered()
+            return await self._failed(order, integration, failure)
+        return await self._ready(order, integration, endpoints, registered)
 
+    async def _registered(self, integration: Integration, endpoints: Endpoints) -> Registered | None:
+        """Register us, if that is wanted and not done. Raises Failure."""
+        if (
+            integration.registration is Registration.METADATA_DOCUMENT
+            and not endpoints.takes_metadata_documents
+        ):
+            raise _impossible("it reads no client metadata documents")
+        if integration.registration is not Registration.DYNAMIC or integration.client_id:
+            return None
+        if endpoints.registration_endpoint is None:
+            raise _impossible("it has no registration endpoint")
+        integration, initial = await self._intended(integration)
+        auth = auth_to_ask_for(endpoints)
+        redirect_uri = f"{self._public_url}/oauth/callback/{integration.id}"
+        metadata = client_metadata(redirect_uri, auth=auth, scopes=integration.default_scopes)
+        try:
+            reply = await register(self._egress, endpoints.registration_endpoint, metadata, initial)
+        except SendFailed as failure:
+            if not failure.sent:
+                await self._not_sent(integration)
+            raise
+        return read_registration(reply, asked_auth=auth)
+
+    async def _intended(self, integration: Integration) -> tuple[Integration, Any]:
+        """Commit the intent. An initial access token whose use has no known outcome is not sent again."""
+
+        async def intend(tx: Tx) -> tuple[Integration, Any]:
+            current = await tx.integrations.get(integration.tenant, integration.id)
+            if current is None or current.issuer != integration.issuer:
+                raise Failure(Code.NOT_FOUND, "the integration was changed meanwhile")
+            initial = await tx.integrations.initial_token(current)
+            if initial is not None and current.registration_sent_at is not None:
+                why = "the answer to the registration is lost; give another initial access token"
+                raise Failure(Code.CLIENT_REJECTED, why, field="initial_access_token")
+            sent = current.model_copy(update={"registration_sent_at": self._clock.now()})
+            return await tx.integrations.replace(sent, expected=current.revision), initial
+
+        return await settled(self._store, intend)
+
+    async def _not_sent(self, integration: Integration) -> None:
+        async def forget(tx: Tx) -> None:
+            current = await tx.integrations.get(integration.tenant, integration.id)
+            if current is not None and current.registration_sent_at == integration.registration_sent_at:
+                unsent = current.model_copy(update={"registration_sent_at": None})
+                await tx.integrations.replace(unsent, expected=current.revision)
+
+        await settled(self._store, forget)
+
+    async def _ready(
+        self, order: Discover, seen: Integration, endpoints: Endpoints, registered: Registered | None
+    ) -> Discovered:
         async def pin(tx: Tx) -> None:
             now = self._clock.now()
-            current = await tx.integrations.get(order.tenant, order.integration_id)
-            if current is None or current.issuer != integration.issuer:
-                return  # it was changed meanwhile; its own discovery is under way
-            await tx.integrations.replace(
-                current.model_copy(update={**changes, "changed_at": now}), expected=current.revision
-            )
-            entry = AuditEntry(
-                tenant=order.tenant,
-                at=now,
-                action=AuditAction.INTEGRATION_DISCOVERED,
-                object=order.integration_id,
-                asked=order.asked,
-                detail={"issuer": integration.issuer, "problem": outcome.failure},
-            )
-            await audit.append(tx, entry)
+            current = await _unchanged(tx, seen)
+            if current is None:
+                return
+            changes = {
+                "state": IntegrationState.READY,
+                "problem": None,
+                "endpoints": endpoints,
+                "changed_at": now,
+                "metadata_read_at": now,
+            }
+            if registered is not None:
+                changes |= {
+                    "client_id": registered.client_id,
+                    "client_auth": registered.client_auth,
+                    "client_secret_expires_at": registered.secret_expires_at,
+                    "registration_url": registered.management_url,
+                }
+            after = current.model_copy(update=changes)
+            if registered is None:
+                await tx.integrations.replace(after, expected=current.revision)
+            else:
+                await tx.integrations.registered(after, registered.client_secret, registered.management_token)
+                await self._record(
+                    tx, AuditAction.CLIENT_REGISTERED, after, order.asked, client_id=registered.client_id
+                )
+            await self._record(tx, AuditAction.INTEGRATION_DISCOVERED, after, order.asked, problem=None)
 
         await settled(self._store, pin)
-        return outcome
+        return Discovered()
+
+    async def _failed(self, order: Discover, seen: Integration, failure: Failure) -> Discovered:
+        async def write(tx: Tx) -> None:
+            current = await _unchanged(tx, seen)
+            if current is None:
+                return
+            after = current.model_copy(
+                update={
+                    "state": IntegrationState.FAILED,
+                    "problem": failure.detail,
+                    "changed_at": self._clock.now(),
+                }
+            )
+            await tx.integrations.replace(after, expected=current.revision)
+            await self._record(
+                tx, AuditAction.INTEGRATION_DISCOVERED, after, order.asked, problem=failure.code
+            )
+
+        await settled(self._store, write)
+        return Discovered(failure=failure.code, detail=failure.detail)
+
+    # --- looking again ------------------------------------------------------------------
+
+    @activity.defn(name=ActivityName.REREAD_METADATA)
+    async def reread_metadata(self, order: RereadMetadata) -> MetadataRead:
+        """Compare what is pinned with what issuers publish now. What weakens it is refused and told."""
+        before = self._clock.now() - timedelta(seconds=order.older_than_s)
+        changed = refused = 0
+        async with heartbeats():
+            async with self._store.read() as tx:
+                due = await tx.integrations.with_old_metadata(before, _AT_A_TIME)
+            for integration in due:
+                action = await self._compared(integration)
+                changed += action is AuditAction.METADATA_CHANGED
+                refused += action is AuditAction.METADATA_REFUSED
+        return MetadataRead(read=len(due), changed=changed, refused=refused)
+
+    async def _compared(self, seen: Integration) -> AuditAction | None:
+        """An issuer that is away has changed nothing; one whose document went bad is told of."""
+        assert seen.issuer is not None
+        reasons: tuple[str, ...] = ()
+        now_it_says = seen.endpoints
+        try:
+            now_it_says = await discover(self._egress, seen.issuer)
+        except Failure as failure:
+            if failure.code in (Code.DISCOVERY_FAILED, Code.EGRESS_REFUSED):
+                reasons = (failure.detail,)
+        if seen.endpoints is not None and now_it_says is not None and not reasons:
+            reasons = weakened(seen.endpoints, now_it_says, seen.client_auth)
+
+        async def write(tx: Tx) -> AuditAction | None:
+            now = self._clock.now()
+            current = await _unchanged(tx, seen)
+            if current is None or current.endpoints != seen.endpoints:
+                return None
+            action, changes = _verdict(current, now_it_says, reasons)
+            after = current.model_copy(update={"metadata_read_at": now, **changes})
+            await tx.integrations.replace(after, expected=current.revision)
+            if action is not None:
+                await self._record(tx, action, after, _BY, reasons=list(reasons))
+            return action
+
+        return await settled(self._store, write)
+
+    async def _record(
+        self, tx: Tx, action: AuditAction, it: Integration, asked: Asked, **detail: object
+    ) -> None:
+        entry = AuditEntry(
+            tenant=it.tenant,
+            at=self._clock.now(),
+            action=action,
+            object=it.id,
+            asked=asked,
+            detail={"issuer": it.issuer, **detail},
+        )
+        await audit.append(tx, entry)
+
+
+def _verdict(
+    current: Integration, now_it_says: Endpoints | None, reasons: tuple[str, ...]
+) -> tuple[AuditAction | None, dict[str, Any]]:
+    """What to write. The same refusal is told once, not every day."""
+    if reasons:
+        problem = "the issuer's metadata was refused, the pinned endpoints stay: " + "; ".join(reasons)
+        told = current.problem == problem
+        return (None if told else AuditAction.METADATA_REFUSED), {"problem": problem}
+    if now_it_says != current.endpoints:
+        return AuditAction.METADATA_CHANGED, {"endpoints": now_it_says, "problem": None}
+    return None, {"problem": None}
+
+
+async def _unchanged(tx: Tx, seen: Integration) -> Integration | None:
+    """The row, unless it has another issuer by now: its own discovery is under way then."""
+    current = await tx.integrations.get(seen.tenant, seen.id)
+    return current if current is not None and current.issuer == seen.issuer else None
+
+
+def _impossible(why: str) -> Failure:
+    return Failure(Code.CLIENT_REJECTED, f"the server can't register us: {why}", field="registration")

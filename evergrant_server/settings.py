@@ -91,6 +91,10 @@ class Settings(BaseSettings):
         description="How often live connections without a workflow are looked for, "
         "and how long one is without at the most.",
     )
+    metadata_interval: timedelta = Field(
+        default=timedelta(hours=1),
+        description="How often discovered metadata is looked for that is over a day old; 20 issuers a time.",
+    )
     webhook_retention: timedelta = Field(
         default=timedelta(days=30),
         description="How long the log of deliveries to webhooks, and with it what can be replayed, is kept.",
@@ -178,6 +182,7 @@ class Settings(BaseSettings):
         "lease_wait",
         "relay_interval",
         "reconcile_interval",
+        "metadata_interval",
         "webhook_retention",
         "webhook_give_up_after",
         "webhook_secret_overlap",

@@ -112,7 +112,7 @@ def activities(
     refresh = RefreshActivities(parts.store, holder, sender, single_use, parts.clock, circuits)
     revocation = RevocationActivities(parts.store, holder, sender, single_use, parts.clock)
     history = HistoryActivities(parts.store, parts.clock)
-    discovery = DiscoveryActivities(parts.store, egress, parts.clock)
+    discovery = DiscoveryActivities(parts.store, egress, parts.clock, parts.settings.public_url)
     announcing = AnnouncingActivities(parts.store, parts.clock)
     export = ExportActivities(parts.store, parts.clock)
     closed_runs = ClosedRuns(parts.store, parts.link, parts.clock)
@@ -140,6 +140,7 @@ def activities(
         revocation.revoke_grant,
         history.run_ends,
         discovery.discover_endpoints,
+        discovery.reread_metadata,
         announcing.announce_expiry,
         export.export_page,
         export.drop_export,

@@ -109,7 +109,43 @@ def _endpoints(egress: Egress, issuer: str, document: dict[str, Any]) -> Endpoin
         introspection_endpoint=_url(egress, issuer, document, "introspection_endpoint"),
         iss_in_callback=iss,
         token_auth_methods=tuple(_strings(issuer, document, "token_endpoint_auth_methods_supported") or ()),
+        registration_endpoint=_url(egress, issuer, document, "registration_endpoint"),
+        takes_metadata_documents=document.get("client_id_metadata_document_supported") is True,
     )
+
+
+def weakened(pinned: Endpoints, now: Endpoints, client_auth: str | None = None) -> tuple[str, ...]:
+    """Why newly read metadata must not replace what is pinned; empty when it may. Pure.
+
+    A document that was taken over could send codes, tokens and secrets to another host, or
+    have a check left out that protected its clients (RFC 9700 section 4.4).
+    """
+    reasons = [
+        f"{name} would move to another host"
+        for name in (
+            "authorization_endpoint",
+            "token_endpoint",
+            "revocation_endpoint",
+            "introspection_endpoint",
+        )
+        if _moved(getattr(pinned, name), getattr(now, name))
+    ]
+    if pinned.iss_in_callback and not now.iss_in_callback:
+        reasons.append("callbacks would no longer name their issuer (RFC 9207)")
+    if pinned.revocation_endpoint is not None and now.revocation_endpoint is None:
+        reasons.append("grants could no longer be revoked (RFC 7009)")
+    if client_auth and now.token_auth_methods and client_auth not in now.token_auth_methods:
+        reasons.append(f"our client authentication, {client_auth}, would no longer be taken")
+    return tuple(reasons)
+
+
+def _moved(before: str | None, after: str | None) -> bool:
+    return before is not None and after is not None and _origin(before) != _origin(after)
+
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc.lower()
 
 
 def _needed(egress: Egress, issuer: str, document: dict[str, Any], name: str) -> str:

@@ -9,6 +9,7 @@ from workflows.discovery import DiscoveryWorkflow
 from workflows.export import ExportWorkflow
 from workflows.onboarding import OnboardingWorkflow
 from workflows.reconcile import ReconcileWorkflow
+from workflows.rediscovery import RereadMetadataWorkflow
 from workflows.webhooks import WebhookDeliveryWorkflow
 
 WORKFLOWS = (
@@ -17,5 +18,6 @@ WORKFLOWS = (
     ExportWorkflow,
     OnboardingWorkflow,
     ReconcileWorkflow,
+    RereadMetadataWorkflow,
     WebhookDeliveryWorkflow,
 )

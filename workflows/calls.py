@@ -31,7 +31,7 @@ with workflow.unsafe.imports_passed_through():
         RunEnds,
     )
     from evergrant_server.core.onboarding import DefinitionCall, DefinitionNews
-    from evergrant_server.core.upkeep import ReconcileOrder, Reconciliation
+    from evergrant_server.core.upkeep import MetadataRead, ReconcileOrder, Reconciliation, RereadMetadata
     from evergrant_server.core.webhook_messages import DeliverDue, DeliveryRound
 
 _SLACK = timedelta(seconds=30)  # reading, judging and committing
@@ -215,4 +215,17 @@ async def watch_definition(order: DefinitionCall) -> DefinitionNews:
     """Roll a staged definition on or back, or let it be."""
     return await workflow.execute_activity(
         ActivityName.WATCH_DEFINITION, order, result_type=DefinitionNews, summary="the stage so far", **_STORE
+    )
+
+
+async def reread_metadata(order: RereadMetadata) -> MetadataRead:
+    """Compare discovered metadata with what issuers publish now."""
+    return await workflow.execute_activity(
+        ActivityName.REREAD_METADATA,
+        order,
+        result_type=MetadataRead,
+        summary="discovered metadata",
+        start_to_close_timeout=timedelta(minutes=30),
+        heartbeat_timeout=timedelta(seconds=20),
+        retry_policy=RetryPolicy(maximum_attempts=3, initial_interval=timedelta(seconds=5)),
     )

@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 
 from evergrant_server.api.shapes import IntegrationBody, RotateSecretBody
-from evergrant_server.core.access import Integration, IntegrationState
+from evergrant_server.core.access import Integration, IntegrationState, Registration
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import IntegrationId, Tenant, new_id
@@ -25,17 +25,39 @@ def check(spec: ProviderSpec, body: IntegrationBody) -> None:
         raise Failure(Code.INVALID_REQUEST, f"{spec.name} has its own issuer.", field="issuer")
     if not spec.discovery:
         endpoints_of(spec, body.params)
+    _check_client(spec, body)
     if body.client_secret is not None:
         _require_text(body.client_secret)
     if above(body.default_scopes, body.scope_ceiling):
         raise Failure(Code.INVALID_REQUEST, "A default scope is above the ceiling.", field="default_scopes")
 
 
+def _check_client(spec: ProviderSpec, body: IntegrationBody) -> None:
+    """A client id that somebody registered, or a registration by a worker."""
+    if (body.client_id is None) is (body.registration is None):
+        raise Failure(Code.INVALID_REQUEST, "Give a client id, or a registration.", field="client_id")
+    if body.registration is None:
+        if body.initial_access_token is not None:
+            raise Failure(Code.INVALID_REQUEST, "It is for a registration.", field="initial_access_token")
+        return
+    if not spec.discovery:
+        why = f"{spec.name} has no issuer whose metadata says where to register."
+        raise Failure(Code.INVALID_REQUEST, why, field="registration")
+    if body.client_secret is not None or body.client_auth is not None:
+        why = "The registration says how we authenticate."
+        raise Failure(
+            Code.INVALID_REQUEST, why, field="client_secret" if body.client_secret else "client_auth"
+        )
+    if body.initial_access_token is not None and body.registration is not Registration.DYNAMIC:
+        raise Failure(Code.INVALID_REQUEST, "A document needs none.", field="initial_access_token")
+
+
 def created(
     spec: ProviderSpec, body: IntegrationBody, tenant: Tenant, name: str, now: datetime
 ) -> Integration:
     """A new integration. Raises Failure INVALID_REQUEST without the secret its provider wants."""
-    if body.client_secret is None and (body.client_auth or spec.client_auth) != ClientAuth.NONE:
+    secret_given = body.client_secret is not None or body.registration is not None
+    if not secret_given and (body.client_auth or spec.client_auth) != ClientAuth.NONE:
         raise Failure(
             Code.INVALID_REQUEST,
             "A client secret is needed, or client_auth none for a public client.",
@@ -49,7 +71,7 @@ def created(
             id=IntegrationId(new_id("int")),
             name=name,
             provider=spec.name,
-            client_id=body.client_id,
+            client_id=body.client_id or "",
             state=IntegrationState.DISCOVERING if spec.discovery else IntegrationState.READY,
             created_at=now,
             changed_at=now,
@@ -73,6 +95,8 @@ async def changed(
             "Connections are live: provider, issuer and params can't change under them. Use a new name.",
             field="provider",
         )
+    if body.registration is not None:
+        return _registering(spec, body, before, moves, now)
     other_client = moves or body.client_id != before.client_id
     if other_client and body.client_secret is None and await tx.integrations.client_secret(before):
         raise Failure(
@@ -84,10 +108,28 @@ async def changed(
     update = {
         "provider": spec.name,
         "client_id": body.client_id,
+        "registration": None,
         "state": IntegrationState.DISCOVERING if discover else IntegrationState.READY,
         "problem": None,
         # endpoints that were discovered are pinned until the issuer changes
         "endpoints": before.endpoints if spec.discovery and not discover else None,
+    }
+    return _filled(spec, body, before.model_copy(update=update), now)
+
+
+def _registering(
+    spec: ProviderSpec, body: IntegrationBody, before: Integration, moves: bool, now: datetime
+) -> Integration:
+    """As `body` wants it, by a registration: the one there is, unless it was at another issuer."""
+    kept = before.registration is body.registration and not moves and before.state is IntegrationState.READY
+    if kept:
+        return _filled(spec, body, before, now).model_copy(update={"client_auth": before.client_auth})
+    update = {
+        "provider": spec.name,
+        "client_id": "",
+        "state": IntegrationState.DISCOVERING,
+        "problem": None,
+        "endpoints": None,
     }
     return _filled(spec, body, before.model_copy(update=update), now)
 
@@ -124,7 +166,10 @@ def _filled(
         update={
             "issuer": body.issuer,
             "params": dict(body.params),
-            "client_auth": body.client_auth,
+            "client_auth": "none"
+            if body.registration is Registration.METADATA_DOCUMENT
+            else body.client_auth,
+            "registration": body.registration,
             "default_scopes": body.default_scopes,
             "scope_ceiling": body.scope_ceiling,
             "refresh": body.refresh.over(spec.refresh_rules()),

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from evergrant_server import audit
+from evergrant_server.api import documents
 from evergrant_server.api.authentication import Caller
 from evergrant_server.api.definitions import spec_named
 from evergrant_server.api.guards import Asking, By, IdempotencyKey, With, require
@@ -18,10 +19,11 @@ from evergrant_server.api.parts import Parts
 from evergrant_server.api.shapes import IntegrationBody, RotateSecretBody, Slug
 from evergrant_server.api.transactions import committed
 from evergrant_server.api.views import IntegrationView, Page
-from evergrant_server.core.access import Action, Integration, IntegrationState
+from evergrant_server.core.access import Action, Integration, IntegrationState, Registration
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.messages import Asked
+from evergrant_server.core.secret import Secret
 from evergrant_server.policy import decide
 from evergrant_server.store import Tx
 from evergrant_server.telemetry import say
@@ -65,6 +67,8 @@ async def put(
             after = await tx.integrations.put(after, body.client_secret, expected=before.revision)
             if public:
                 after = await tx.integrations.drop_client_secret(after, expected=after.revision)
+        if body.registration is not None and after.state is IntegrationState.DISCOVERING:
+            after = await _to_register(tx, parts, after, body.initial_access_token)
         await _record(tx, AuditAction.INTEGRATION_PUT, after, asked, now)
     if after.state is IntegrationState.DISCOVERING:
         await _discover(parts, after, asked)
@@ -106,6 +110,14 @@ async def rotate_secret(
         return await once.remember(tx, Answer.of(200, await _view(tx, parts, after)), now)
 
     return (await committed(parts.store, rotate)).response()
+
+
+async def _to_register(tx: Tx, parts: Parts, integration: Integration, initial: Secret | None) -> Integration:
+    """Leave it to the worker; of a metadata document the client id is its URL, which is ours to say."""
+    if integration.registration is Registration.METADATA_DOCUMENT:
+        url = documents.url_of(parts.settings.public_url, integration.id)
+        integration = integration.model_copy(update={"client_id": url})
+    return await tx.integrations.wants_registration(integration, initial)
 
 
 async def _discover(parts: Parts, integration: Integration, asked: Asked) -> None:

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from evergrant_server.core.access import Action
+from evergrant_server.core.access import Action, Registration
 from evergrant_server.core.ids import is_slug
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
@@ -124,10 +124,16 @@ class RefreshRulesBody(Body):
 
 
 class IntegrationBody(Body):
-    """Our OAuth client at a provider. `client_secret` is written, never read; None keeps it."""
+    """Our OAuth client at a provider. `client_secret` is written, never read; None keeps it.
+
+    Instead of a client id, `registration` has a worker register us at the issuer: `dynamic`
+    (RFC 7591, with `initial_access_token` if it demands one), or `metadata_document`.
+    """
 
     provider: Slug
-    client_id: Text
+    client_id: Text | None = None
+    registration: Registration | None = None
+    initial_access_token: Annotated[Secret, Field()] | None = None
     client_secret: Annotated[Secret, Field()] | None = None
     issuer: Annotated[str, Field(max_length=2000), AfterValidator(_printable)] | None = None
     params: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=253)]] = {}

@@ -5,7 +5,15 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from evergrant_server.core.access import Action, App, AppKey, Integration, IntegrationState, Permit
+from evergrant_server.core.access import (
+    Action,
+    App,
+    AppKey,
+    Integration,
+    IntegrationState,
+    Permit,
+    Registration,
+)
 from evergrant_server.core.audit import AuditRecord
 from evergrant_server.core.connection import Connection, Revocation, State
 from evergrant_server.core.errors import FAILURES, Code, Repairer
@@ -117,6 +125,10 @@ class IntegrationView(View):
     problem: str | None
     previous_secret_until: datetime | None
     secret_refused_at: datetime | None
+    registration: Registration | None
+    registration_url: str | None
+    client_secret_expires_at: datetime | None
+    metadata_read_at: datetime | None
     redirect_uri: str
     created_at: datetime
     changed_at: datetime
@@ -124,7 +136,7 @@ class IntegrationView(View):
 
     @classmethod
     def of(cls, integration: Integration, *, redirect_uri: str, has_secret: bool) -> "IntegrationView":
-        shown = integration.model_dump(exclude={"tenant", "endpoints"})
+        shown = integration.model_dump(exclude={"tenant", "endpoints", "registration_sent_at"})
         return cls(**shown, redirect_uri=redirect_uri, has_client_secret=has_secret)
 
 

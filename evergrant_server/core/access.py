@@ -22,12 +22,21 @@ class Endpoints(BaseModel):
     introspection_endpoint: str | None = None
     iss_in_callback: bool = False  # authorization_response_iss_parameter_supported (RFC 9207)
     token_auth_methods: tuple[str, ...] = ()  # token_endpoint_auth_methods_supported, when discovered
+    registration_endpoint: str | None = None  # RFC 7591 section 3
+    takes_metadata_documents: bool = False  # client_id_metadata_document_supported
 
 
 class IntegrationState(StrEnum):
     DISCOVERING = "discovering"  # waits for the issuer's metadata
     READY = "ready"
     FAILED = "failed"  # `problem` says why
+
+
+class Registration(StrEnum):
+    """How we come by a client id, when nobody gives one."""
+
+    DYNAMIC = "dynamic"  # RFC 7591: the server makes one
+    METADATA_DOCUMENT = "metadata_document"  # it is the URL of a document about us, which the server reads
 
 
 class Integration(BaseModel):
@@ -50,6 +59,11 @@ class Integration(BaseModel):
     problem: str | None = None
     endpoints: Endpoints | None = None
     previous_secret_until: datetime | None = None  # the secret before this one is tried as well, until then
+    registration: Registration | None = None
+    registration_sent_at: datetime | None = None  # the intent: an initial token is not sent twice
+    registration_url: str | None = None  # where the registration is managed (RFC 7592 section 3)
+    client_secret_expires_at: datetime | None = None
+    metadata_read_at: datetime | None = None  # when what was discovered was last compared
     secret_refused_at: datetime | None = None  # the provider takes the previous secret, and not this one
     created_at: datetime
     changed_at: datetime

@@ -62,6 +62,7 @@ class ActivityName(StrEnum):
     REVOKE_GRANT = "revoke_grant"
     RUN_ENDS = "run_ends"
     DISCOVER = "discover_endpoints"
+    REREAD_METADATA = "reread_metadata"
     ANNOUNCE_EXPIRY = "announce_expiry"
     VERIFY_LATE_ANSWER = "verify_late_answer"
     EXPORT_PAGE = "export_page"

@@ -6,6 +6,7 @@ from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages import Message
 
 RECONCILE_WORKFLOW = "ReconcileWorkflow"
+REREAD_WORKFLOW = "RereadMetadataWorkflow"
 
 
 class Mark(Message):
@@ -35,3 +36,15 @@ class Reconciliation(Message):
     exported: int = 0  # histories of closed runs that nobody had asked for yet
     mark: Mark | None = None
     closed_since: datetime | None = None
+
+
+class RereadMetadata(Message):
+    """Compare discovered metadata that was last read longer ago than this."""
+
+    older_than_s: float = 86_400
+
+
+class MetadataRead(Message):
+    read: int
+    changed: int
+    refused: int  # it would have weakened what is pinned

@@ -53,13 +53,13 @@ class Egress:
         )
         return self._around(guarded) if self._around else guarded
 
-    def client(self, **options: Any) -> httpx2.AsyncClient:
-        """An httpx2 client on a guarded transport.
+    def client(self, watch: Watch | None = None, **options: Any) -> httpx2.AsyncClient:
+        """An httpx2 client on a guarded transport. `watch` is for one request.
 
         Follows no redirect and reads neither proxies nor .netrc from the environment;
         `options` can't turn that off. Use as `async with`.
         """
-        options.update(transport=self.transport(), trust_env=False, follow_redirects=False, timeout=None)
+        options.update(transport=self.transport(watch), trust_env=False, follow_redirects=False, timeout=None)
         for way_around in ("mounts", "proxy"):
             if way_around in options:
                 raise TypeError(f"{way_around} would go around the egress guard")

@@ -2,11 +2,11 @@
 
 from datetime import datetime
 
-from sqlalchemy import and_, delete, exists, select, update
+from sqlalchemy import and_, delete, exists, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
-from evergrant_server.core.access import Integration
+from evergrant_server.core.access import Integration, IntegrationState
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import IntegrationId, Tenant
 from evergrant_server.core.secret import Secret
@@ -26,6 +26,8 @@ from evergrant_server.store.tables import FINAL_STATES, ConnectionRow, Integrati
 
 _COLUMN = "sealed_client_secret"
 _PREVIOUS = "sealed_previous_secret"
+_INITIAL = "sealed_initial_token"
+_MANAGEMENT = "sealed_registration_token"
 _OVER: Values = {"previous_secret_until": None, "secret_refused_at": None}
 
 
@@ -47,7 +49,9 @@ class Integrations:
             i = i.model_copy(update=_OVER)
             sealed = {_COLUMN: await self._sealed(i, client_secret), _PREVIOUS: None}
         if expected is None:
-            values = values_of(i, **{_COLUMN: None, _PREVIOUS: None, **sealed})
+            values = values_of(
+                i, **{_COLUMN: None, _PREVIOUS: None, _INITIAL: None, _MANAGEMENT: None, **sealed}
+            )
             if not await insert(self._connection, IntegrationRow, values):
                 raise taken(f"Integration {i.name!r}")
             return i
@@ -116,6 +120,47 @@ class Integrations:
             raise Failure(Code.INVALID_REQUEST, "No previous client secret is kept.", field="roll_back")
         after = i.model_copy(update=_OVER)
         return await self._change(after, expected, {_COLUMN: await self._sealed(i, kept), _PREVIOUS: None})
+
+    async def wants_registration(self, i: Integration, initial: Secret | None) -> Integration:
+        """Have a worker register us; `initial` is the token the server demands for it, used once.
+
+        Raises Failure STORE_CONFLICT, NOT_FOUND.
+        """
+        sealed = await self._sealed(i, initial, _INITIAL) if initial else None
+        fresh = {"registration_sent_at": None, "registration_url": None, "client_secret_expires_at": None}
+        values: Values = {_INITIAL: sealed, _MANAGEMENT: None, _COLUMN: None, _PREVIOUS: None}
+        return await self._change(i.model_copy(update={**fresh, **_OVER}), i.revision, values)
+
+    async def initial_token(self, i: Integration) -> Secret | None:
+        """The initial access token (RFC 7591 section 3), until it was used."""
+        return await self._opened(i, _INITIAL)
+
+    async def registered(
+        self, i: Integration, secret: Secret | None, management: Secret | None
+    ) -> Integration:
+        """What the server made of us; the initial token is gone. Raises Failure STORE_CONFLICT, NOT_FOUND."""
+        values: Values = {
+            _COLUMN: await self._sealed(i, secret) if secret else None,
+            _MANAGEMENT: await self._sealed(i, management, _MANAGEMENT) if management else None,
+            _INITIAL: None,
+        }
+        return await self._change(i, i.revision, values)
+
+    async def with_old_metadata(self, before: datetime, limit: int) -> list[Integration]:
+        """Those whose discovered metadata was last compared before that, the oldest first."""
+        old = or_(
+            col(IntegrationRow.metadata_read_at).is_(None), col(IntegrationRow.metadata_read_at) < before
+        )
+        ready = and_(
+            col(IntegrationRow.issuer).is_not(None),
+            col(IntegrationRow.state) == IntegrationState.READY.value,
+            old,
+        )
+        oldest = col(IntegrationRow.metadata_read_at).asc().nulls_first()
+        rows = await every(
+            self._connection, select(IntegrationRow).where(ready).order_by(oldest).limit(limit)
+        )
+        return [Integration.model_validate(row) for row in rows]
 
     async def drop_overlapped(self, now: datetime) -> int:
         """Forget the secrets whose overlap has ended; says how many. One that alone works stays."""

@@ -101,6 +101,13 @@ class IntegrationRow(Row, table=True):
     sealed_previous_secret: Sealed | None = _sealed()
     previous_secret_until: datetime | None = _maybe_moment()
     secret_refused_at: datetime | None = _maybe_moment()
+    registration: str | None = None
+    registration_sent_at: datetime | None = _maybe_moment()
+    registration_url: str | None = None
+    client_secret_expires_at: datetime | None = _maybe_moment()
+    metadata_read_at: datetime | None = _maybe_moment()
+    sealed_initial_token: Sealed | None = _sealed()
+    sealed_registration_token: Sealed | None = _sealed()
     created_at: datetime = _moment()
     changed_at: datetime = _moment()
     revision: int

@@ -29,7 +29,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.messages import Message
-from evergrant_server.core.upkeep import RECONCILE_WORKFLOW, ReconcileOrder
+from evergrant_server.core.upkeep import RECONCILE_WORKFLOW, REREAD_WORKFLOW, ReconcileOrder, RereadMetadata
 from evergrant_server.settings import Settings
 from evergrant_server.telemetry import say
 from evergrant_server.telemetry_names import Event
@@ -59,6 +59,13 @@ ROUTINES = (
         order=ReconcileOrder(),
         every=lambda settings: settings.reconcile_interval,
         note="gives every live connection its workflow again, and exports histories",
+    ),
+    Routine(
+        name="reread-metadata",
+        workflow=REREAD_WORKFLOW,
+        order=RereadMetadata(),
+        every=lambda settings: settings.metadata_interval,
+        note="compares what was discovered with what issuers publish now",
     ),
 )
 

@@ -92,6 +92,12 @@ oauth_urlpatterns = [
     path("authorize/", oauth.AuthorizationView.as_view(), name="authorize"),
     path("token/", oauth.TokenView.as_view(), name="token"),
     path("revoke_token/", oauth.RevokeTokenView.as_view(), name="revoke-token"),
+    path("register/", oauth.DynamicClientRegistrationView.as_view(), name="dcr-register"),
+    path(
+        "register/<str:client_id>/",
+        oauth.DynamicClientRegistrationManagementView.as_view(),
+        name="dcr-register-management",
+    ),
     path("introspect/", oauth.IntrospectTokenView.as_view(), name="introspect"),
 ]
 

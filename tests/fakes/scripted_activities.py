@@ -11,7 +11,7 @@ from temporalio import activity
 from evergrant_server.core import messages as m
 from evergrant_server.core.connection import Revocation, State
 from evergrant_server.core.late_messages import VerifyLateAnswer
-from evergrant_server.core.upkeep import ReconcileOrder, Reconciliation
+from evergrant_server.core.upkeep import MetadataRead, ReconcileOrder, Reconciliation, RereadMetadata
 from evergrant_server.core.webhook_messages import DeliverDue, DeliveryRound
 
 
@@ -41,6 +41,7 @@ class ScriptedActivities:
             self.ask_revocation,
             self.revoke_grant,
             self.run_ends,
+            self.reread_metadata,
             self.reconcile,
             self.deliver_due,
             self.announce_expiry,
@@ -108,3 +109,8 @@ class ScriptedActivities:
     @activity.defn(name=m.ActivityName.ANNOUNCE_EXPIRY)
     async def announce_expiry(self, order: m.AnnounceExpiry) -> None:
         await self._answer(m.ActivityName.ANNOUNCE_EXPIRY, order, lambda: None)
+
+    @activity.defn(name=m.ActivityName.REREAD_METADATA)
+    async def reread_metadata(self, order: RereadMetadata) -> MetadataRead:
+        none = MetadataRead(read=0, changed=0, refused=0)
+        return await self._answer(m.ActivityName.REREAD_METADATA, order, lambda: none)

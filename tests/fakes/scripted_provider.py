@@ -134,6 +134,7 @@ class ScriptedProvider:
         tls: LoopbackTls | None = None,
     ) -> None:
         self.tls = tls
+        self.redirect_uris: list[str] = []  # of the client that registered itself
         self.aliases: dict[str, str] = {}  # another path -> the endpoint it is
         self.client_id = "client-1"
         self.client_secret = "s3cret-" + secrets.token_hex(8)
@@ -288,10 +289,26 @@ class ScriptedProvider:
             case "revoke":
                 self._revoke(call.params.get("token", ""))
                 return 200, {}, None
+            case "register":
+                return 201, json_type, self._register(json.loads(call.body))
             case "introspect":
                 return 200, json_type, {"active": self.active(call.params.get("token", ""))}
             case _:
                 return 404, {}, None
+
+    def _register(self, metadata: dict[str, Any]) -> dict[str, Any]:
+        """RFC 7591 section 3.2.1: from here on that client is the one it knows."""
+        self.client_id = "client-" + secrets.token_hex(4)
+        self.client_secret = "s3cret-" + secrets.token_hex(8)
+        self.redirect_uris = metadata["redirect_uris"]
+        return {
+            **metadata,
+            "client_id": self.client_id,
+            "client_secret": self.client_secret,
+            "client_secret_expires_at": 0,
+            "registration_access_token": "rat-" + secrets.token_hex(8),
+            "registration_client_uri": f"{self.issuer}/register/{self.client_id}",
+        }
 
     def _document(self) -> dict[str, Any]:
         document = {

@@ -25,7 +25,15 @@ BODIES: dict[str, Any] = {
     "POST /v1/providers/{provider}/roll-back": {"version": 1},
     "POST /v1/lease": {"integration": "theirs", "subject": "user-1"},
 }
-OPEN = {"/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/static/evergrant.css"}
+OPEN = {
+    "/oauth/client/{integration_id}",
+    "/livez",
+    "/readyz",
+    "/metrics",
+    "/docs",
+    "/openapi.json",
+    "/static/evergrant.css",
+}
 PAGES = ("/connect/", "/oauth/callback/")
 # Lists and the catalogue have no id: they must show nothing of anybody else's.
 LISTS = {"/v1/providers", "/v1/providers/{provider}", "/v1/integrations", "/v1/apps", "/v1/connections",

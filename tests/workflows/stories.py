@@ -23,7 +23,7 @@ from evergrant_server.core.elsewhere import SIGNAL_REVOKED_ELSEWHERE, RevokedEls
 from evergrant_server.core.errors import Code
 from evergrant_server.core.ids import AttemptId, new_id
 from evergrant_server.core.late_messages import SIGNAL_ANSWER_CAME_LATE, AnswerCameLate
-from evergrant_server.core.upkeep import RECONCILE_WORKFLOW, ReconcileOrder
+from evergrant_server.core.upkeep import RECONCILE_WORKFLOW, REREAD_WORKFLOW, ReconcileOrder, RereadMetadata
 from evergrant_server.core.webhook_messages import DeliveryRound
 from evergrant_server.temporal_link.namespace import prepare
 from tests.fakes.scripted_activities import ScriptedActivities
@@ -190,6 +190,17 @@ async def reconciled(client: Client) -> Life:
         return Life(client.get_workflow_handle("evergrant:reconcile"), scripted, a_start())
 
 
+async def metadata_read_again(client: Client) -> Life:
+    """What the schedule starts."""
+    scripted = ScriptedActivities()
+    async with a_worker(client, scripted, "queue-reread"):
+        handle = await client.start_workflow(
+            REREAD_WORKFLOW, RereadMetadata(), id="evergrant:reread-metadata", task_queue="queue-reread"
+        )
+        await handle.result()
+        return Life(handle, scripted, a_start())
+
+
 async def onboarded_in_stages(client: Client) -> Life:
     scripted = ScriptedOnboarding(
         DefinitionState.WAITING, DefinitionState.STAGED, DefinitionState.STAGED, DefinitionState.ACTIVE
@@ -245,6 +256,7 @@ STORIES: dict[str, Story] = {
     "1_reconciled": reconciled,
     "2_revoked_elsewhere_then_reconnected": revoked_elsewhere_then_reconnected,
     "1_cancelled_in_the_middle_of_a_refresh": cancelled_in_the_middle_of_a_refresh,
+    "1_metadata_read_again": metadata_read_again,
     "onboarding_1_in_stages": onboarded_in_stages,
     "onboarding_1_rolled_back": onboarding_rolled_back,
     "2_answer_came_late": answer_came_late,

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from evergrant_server.core.access import Endpoints
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.egress import Egress, EgressPolicy
-from providers.discovery import discover, document_urls
+from providers.discovery import discover, document_urls, weakened
 from tests.fakes.scripted_provider import ScriptedProvider, drop, html, raw, status
 
 
@@ -155,3 +156,47 @@ async def test_an_issuer_that_may_not_be_asked(issuer: str, code: Code) -> None:
     with pytest.raises(Failure) as raised:
         await discover(Egress(EgressPolicy()), issuer)
     assert raised.value.code is code
+
+
+PINNED = Endpoints(
+    issuer="https://idp.example",
+    authorization_endpoint="https://idp.example/authorize",
+    token_endpoint="https://idp.example/token",
+    revocation_endpoint="https://idp.example/revoke",
+    iss_in_callback=True,
+    token_auth_methods=("client_secret_basic",),
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"token_endpoint": "https://evil.example/token"}, "token_endpoint would move"),
+        ({"token_endpoint": "https://idp.example:8443/token"}, "token_endpoint would move"),
+        (
+            {"authorization_endpoint": "https://idp.example.evil/authorize"},
+            "authorization_endpoint would move",
+        ),
+        ({"revocation_endpoint": None}, "could no longer be revoked"),
+        ({"iss_in_callback": False}, "no longer name their issuer"),
+        ({"token_auth_methods": ("private_key_jwt",)}, "client_secret_basic, would no longer be taken"),
+    ],
+)
+def test_what_would_weaken_a_pinned_issuer_is_named(changes: dict[str, Any], why: str) -> None:
+    (reason,) = weakened(PINNED, PINNED.model_copy(update=changes), "client_secret_basic")
+    assert why in reason
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"token_endpoint": "https://IDP.example/v2/token"},
+        {"introspection_endpoint": "https://idp.example/introspect"},
+        {"token_auth_methods": ("client_secret_basic", "private_key_jwt")},
+        {"token_auth_methods": ()},
+        {"takes_metadata_documents": True},
+    ],
+)
+def test_what_weakens_nothing_may_replace_it(changes: dict[str, Any]) -> None:
+    assert weakened(PINNED, PINNED.model_copy(update=changes), "client_secret_basic") == ()

@@ -1,0 +1,38 @@
+"""Who we are, as a document that an authorization server reads: the client id is its URL.
+
+OAuth Client ID Metadata Document (draft-ietf-oauth-client-id-metadata-document), section 4.
+"""
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from evergrant_server.api.guards import With
+from evergrant_server.core.access import Registration
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.ids import IntegrationId, is_id
+from providers.client_metadata import client_metadata
+
+router = APIRouter(tags=["pages"])
+
+_FOR_A_WHILE = "public, max-age=3600"
+
+
+def url_of(public_url: str, integration_id: str) -> str:
+    return f"{public_url}/oauth/client/{integration_id}"
+
+
+@router.get("/oauth/client/{integration_id}")
+async def document(integration_id: str, response: Response, parts: With) -> dict[str, Any]:
+    """The metadata of one integration's client. Public, and holds nothing that isn't."""
+    if not is_id(integration_id, "int"):
+        raise Failure(Code.NOT_FOUND)
+    async with parts.store.read() as tx:
+        found = await tx.integrations.find(IntegrationId(integration_id))
+    if found is None or found.registration is not Registration.METADATA_DOCUMENT:
+        raise Failure(Code.NOT_FOUND)
+    response.headers["Cache-Control"] = _FOR_A_WHILE
+    url = url_of(parts.settings.public_url, found.id)
+    return client_metadata(
+        parts.redirect_uri(found.id), auth="none", scopes=found.default_scopes, client_id=url
+    )

@@ -1,0 +1,36 @@
+"""Registers our client at a server that lets clients register themselves (RFC 7591 section 3).
+
+A registration belongs to the issuer it was made at and is never used elsewhere. What the
+answer means is for `client_metadata`.
+"""
+
+import json
+from typing import Any
+
+import httpx2
+
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.secret import Secret
+from evergrant_server.egress import Egress, Watch
+from providers.client_metadata import CLIENT_NAME
+from providers.flows import SendFailed
+from providers.reply import RawReply
+
+
+async def register(
+    egress: Egress, endpoint: str, metadata: dict[str, Any], initial_token: Secret | None
+) -> RawReply:
+    """POST the metadata (RFC 7591 section 3.1). Raises SendFailed, which says whether a byte left."""
+    headers = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": CLIENT_NAME}
+    if initial_token is not None:
+        headers["Authorization"] = f"Bearer {initial_token.reveal()}"
+    watch = Watch()
+    try:
+        async with egress.client(watch, headers=headers) as http:
+            answer = await http.post(endpoint, content=json.dumps(metadata).encode())
+    except Failure as failure:
+        raise SendFailed(failure, sent=watch.sent) from None
+    except httpx2.TransportError as error:
+        why = f"the registration endpoint could not be reached ({type(error).__name__})"
+        raise SendFailed(Failure(Code.PROVIDER_UNREACHABLE, why), sent=watch.sent) from None
+    return RawReply(answer.status_code, {k.lower(): v for k, v in answer.headers.items()}, answer.content)

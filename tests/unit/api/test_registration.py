@@ -1,0 +1,112 @@
+"""`PUT /v1/integrations/{i}` without a client id: registration by a worker, and the document about us."""
+
+from typing import Any
+
+import pytest
+
+from evergrant_server.api.bootstrap import bootstrap_admin
+from evergrant_server.core.access import Endpoints, Integration, IntegrationState
+from evergrant_server.core.messages import Discovered
+from tests.fakes.api import TENANT, Api
+
+ISSUER = "https://idp.example"
+DYNAMIC = {"provider": "generic", "issuer": ISSUER, "registration": "dynamic"}
+DOCUMENT = {**DYNAMIC, "registration": "metadata_document"}
+
+
+@pytest.fixture
+async def admin(api: Api) -> str:
+    return await bootstrap_admin(api.store, api.clock, TENANT)
+
+
+async def put(api: Api, admin: str, body: dict[str, Any]):
+    return await api.call("PUT", "/v1/integrations/crm", admin, json=body)
+
+
+async def stored(api: Api) -> Integration:
+    async with api.worker.read() as tx:
+        found = await tx.integrations.by_name(TENANT, "crm")
+    assert found is not None
+    return found
+
+
+def discovers(api: Api, client_id: str | None = None) -> None:
+    """What the worker writes."""
+
+    async def discover(tenant, integration_id):
+        async with api.worker.write() as tx:
+            before = await tx.integrations.get(tenant, integration_id)
+            assert before is not None
+            changes = {
+                "state": IntegrationState.READY,
+                "endpoints": Endpoints(authorization_endpoint=f"{ISSUER}/a", token_endpoint=f"{ISSUER}/t"),
+                "client_id": client_id or before.client_id,
+            }
+            await tx.integrations.replace(before.model_copy(update=changes), expected=before.revision)
+        return Discovered()
+
+    api.link.on_discover = discover
+
+
+async def test_a_client_id_comes_from_the_issuer(api: Api, admin: str):
+    discovers(api, "made-by-the-issuer")
+    answer = await put(api, admin, {**DYNAMIC, "initial_access_token": "canary-iat"})
+    assert answer.status_code == 201
+    assert answer.json()["client_id"] == "made-by-the-issuer"
+    assert answer.json()["registration"] == "dynamic"
+    assert "canary" not in answer.text
+    async with api.worker.read() as tx:
+        initial = await tx.integrations.initial_token(await stored(api))
+    assert initial is not None
+    assert initial.reveal() == "canary-iat"
+
+
+async def test_putting_it_again_keeps_the_registration(api: Api, admin: str):
+    discovers(api, "made-by-the-issuer")
+    await put(api, admin, DYNAMIC)
+    api.link.on_discover = None
+    answer = await put(api, admin, {**DYNAMIC, "default_scopes": ["read"]})
+    assert (answer.status_code, answer.json()["client_id"]) == (200, "made-by-the-issuer")
+
+
+async def test_another_issuer_is_another_registration(api: Api, admin: str):
+    discovers(api, "made-by-the-first")
+    await put(api, admin, DYNAMIC)
+    discovers(api, "made-by-the-second")
+    answer = await put(api, admin, {**DYNAMIC, "issuer": "https://other.example"})
+    assert answer.json()["client_id"] == "made-by-the-second"
+
+
+async def test_a_document_about_us_is_at_our_client_id(api: Api, admin: str):
+    discovers(api)
+    client_id = (await put(api, admin, DOCUMENT)).json()["client_id"]
+    assert client_id == f"{api.parts.settings.public_url}/oauth/client/{(await stored(api)).id}"
+    shown = await api.get(client_id.removeprefix(api.parts.settings.public_url))
+    assert shown.json()["client_id"] == client_id
+    assert shown.json()["token_endpoint_auth_method"] == "none"
+    assert shown.json()["redirect_uris"] == [api.parts.redirect_uri((await stored(api)).id)]
+    assert shown.headers["cache-control"] == "public, max-age=3600"
+
+
+async def test_no_other_integration_has_a_document(api: Api, admin: str):
+    discovers(api, "made-by-the-issuer")
+    await put(api, admin, DYNAMIC)
+    for what in ((await stored(api)).id, "int_0000000000000000000000", "nothing", "..%2Fkeys"):
+        assert (await api.get(f"/oauth/client/{what}")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"client_id": "c"}, "client_id"),
+        ({"registration": None}, "client_id"),
+        ({"client_secret": "s"}, "client_secret"),
+        ({"client_auth": "none"}, "client_auth"),
+        ({"provider": "gitlab", "issuer": None}, "registration"),
+        ({"registration": "metadata_document", "initial_access_token": "t"}, "initial_access_token"),
+        ({"registration": None, "client_id": "c", "initial_access_token": "t"}, "initial_access_token"),
+    ],
+)
+async def test_what_does_not_fit_a_registration_is_refused(api: Api, admin: str, changes: dict, field: str):
+    answer = await put(api, admin, DYNAMIC | changes)
+    assert (answer.status_code, answer.json()["field"]) == (400, field)
