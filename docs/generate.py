@@ -66,7 +66,7 @@ WHEN = {
     AuditAction.INTEGRATION_PUT: "an integration was created or changed",
     AuditAction.CLIENT_REGISTERED: "the issuer registered us as a client, and made the client id",
     AuditAction.METADATA_CHANGED: "an issuer's metadata was read again, and its endpoints replaced",
-    AuditAction.METADATA_REFUSED: "an issuer's metadata would weaken what is pinned; the pinned endpoints stay",
+    AuditAction.METADATA_REFUSED: "an issuer's metadata would weaken what is pinned, which stays",
     AuditAction.SECRET_ROTATED: "a new client secret came first; the one before it is kept for an overlap",
     AuditAction.SECRET_ROLLED_BACK: "the client secret before the rotation is the only one again",
     AuditAction.SECRET_REFUSED: "the provider refused the new client secret and took the one before it",
