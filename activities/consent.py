@@ -24,13 +24,13 @@ from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.errors import Code, Failure, Kind
 from evergrant_server.core.grant import Grant, TokenSet
 from evergrant_server.core.late import WANTED
-from evergrant_server.core.messages import ActivityName, EndConsent, ExchangeCode, GrantNews
+from evergrant_server.core.messages import ActivityName, EndConsent, ExchangeCode, GrantNews, MintGrant
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.store import Tx
 from providers.replies import read_tokens
 
-_ASKED_AGAIN = (Code.REFRESH_PENDING, Code.JOURNAL_UNAVAILABLE)
-_PATIENCE = 200  # tries, three seconds apart: longer than an answer may be waited for
+ASKED_AGAIN = (Code.REFRESH_PENDING, Code.JOURNAL_UNAVAILABLE)
+PATIENCE = 200  # tries, three seconds apart: longer than an answer may be waited for
 _CODES_ARE_SINGLE_USE = RefreshRules(rotation=Rotation.STRICT)  # RFC 6749 section 4.1.2
 
 
@@ -53,7 +53,7 @@ class ConsentActivities(ProviderActivities):
                     order, held, partial(self._exchange, order, consent)
                 )
             except Failure as failure:
-                if failure.code in _ASKED_AGAIN and activity.info().attempt < _PATIENCE:
+                if failure.code in ASKED_AGAIN and activity.info().attempt < PATIENCE:
                     raise  # nothing was sent. Temporal asks again; nobody else would
                 if failure.kind is Kind.PLATFORM_UNAVAILABLE and await self._is_import(order):
                     raise  # its tokens wait here, and are good when the platform is again
@@ -83,7 +83,7 @@ class ConsentActivities(ProviderActivities):
 
         await settled(self._store, give_up)
 
-    async def _consent(self, order: ExchangeCode) -> Consent:
+    async def _consent(self, order: ExchangeCode | MintGrant) -> Consent:
         async with self._store.read() as tx:
             consent = await tx.consents.get(order.tenant, order.consent_id)
         if consent is None or consent.connection_id != order.connection_id:
@@ -154,7 +154,12 @@ class ConsentActivities(ProviderActivities):
         )
 
     async def _install(
-        self, order: ExchangeCode, held: Holdings, consent: Consent, use: Use, tokens: TokenSet
+        self,
+        order: ExchangeCode | MintGrant,
+        held: Holdings,
+        consent: Consent,
+        use: Use,
+        tokens: TokenSet,
     ) -> GrantNews:
         attempt = use.attempt
 
@@ -170,7 +175,11 @@ class ConsentActivities(ProviderActivities):
             granted = current.granted(now, order.generation)
             after = granted.model_copy(update={"requested_scopes": consent.scopes})
             grant = Grant.from_tokens(
-                tokens, generation=after.generation, requested=consent.scopes, at=attempt.first_opened_at
+                tokens,
+                generation=after.generation,
+                requested=consent.scopes,
+                at=attempt.first_opened_at,
+                renewable=current.flow.mints,
             )
             saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
             await closed(tx, attempt, Outcome.INSTALLED, now)
@@ -232,9 +241,8 @@ class ConsentActivities(ProviderActivities):
                 return GrantNews(state=current.state, consent_id=received.id)
             after = current.consent_denied(now) if order.denied else current.consent_expired(now)
             await tx.connections.replace(after, expected=current.revision)
-            imported = await tx.consents.import_of(order.tenant, order.connection_id)
-            if imported is not None:  # nothing could install it until now: its tokens don't stay behind
-                await end_consent(tx, imported, ConsentStatus.FAILED, Code.CONSENT_EXPIRED)
+            if received is not None:  # nothing came of it until now: its secrets don't stay behind
+                await end_consent(tx, received, ConsentStatus.FAILED, Code.CONSENT_EXPIRED)
             action = AuditAction.CONSENT_DENIED if order.denied else AuditAction.CONSENT_EXPIRED
             await record(tx, order, action, now)
             return None

@@ -13,7 +13,7 @@ from evergrant_server.core.messages import GrantNews
 from evergrant_server.store import Store, Tx
 from providers.client import OAuthClient
 from providers.registry import Registry
-from providers.resolve import client_auth_of, endpoints_of
+from providers.resolve import assertion_audience, client_auth_of, endpoints_of
 from providers.spec import ProviderSpec
 
 
@@ -43,13 +43,17 @@ class Holdings:
     def as_before(self) -> "Holdings":
         """The same in hand, by the definition that answered before. Raises as `Holder.take`."""
         assert self.older is not None
-        auth = client_auth_of(self.older, self.integration)
+        endpoints = _endpoints(self.older, self.integration)
+        said = {
+            "auth": client_auth_of(self.older, self.integration),
+            "audience": assertion_audience(self.older, endpoints),
+        }
         return replace(
             self,
             spec=self.older,
-            endpoints=_endpoints(self.older, self.integration),
-            client=replace(self.client, auth=auth),
-            other_client=replace(self.other_client, auth=auth) if self.other_client else None,
+            endpoints=endpoints,
+            client=replace(self.client, **said),
+            other_client=replace(self.other_client, **said) if self.other_client else None,
             definition=None,
             older=None,
         )
@@ -78,13 +82,14 @@ class Holder:
         if integration is None:
             raise Failure(Code.CLIENT_REJECTED, f"the integration {connection.integration} was deleted")
         spec, definition, older = await self._defined(tx, connection, integration)
-        clients = await self._clients(tx, spec, integration)
+        endpoints = _endpoints(spec, integration)
+        clients = await self._clients(tx, spec, endpoints, integration)
         return Holdings(
             connection=connection,
             integration=integration,
             grant=await tx.grants.get(tenant, connection_id),
             spec=spec,
-            endpoints=_endpoints(spec, integration),
+            endpoints=endpoints,
             client=clients[0],
             other_client=clients[1] if len(clients) > 1 else None,
             definition=definition,
@@ -92,15 +97,22 @@ class Holder:
             redirect_uri=f"{self._public_url}/oauth/callback/{integration.id}",
         )
 
-    async def _clients(self, tx: Tx, spec: ProviderSpec, integration: Integration) -> list[OAuthClient]:
+    async def _clients(
+        self, tx: Tx, spec: ProviderSpec, endpoints: Endpoints, integration: Integration
+    ) -> list[OAuthClient]:
         """Our client with the secret that is tried first, then with the other one, if there is one."""
         secrets = [await tx.integrations.client_secret(integration)]
         if integration.previous_secret_counts(self._clock.now()):
             secrets.append(await tx.integrations.previous_secret(integration))
         if integration.secret_refused_at is not None:
             secrets.reverse()
+        key = await tx.integrations.client_key(integration)
         auth = client_auth_of(spec, integration)
-        return [OAuthClient(integration.client_id, secret, auth) for secret in secrets]
+        audience = assertion_audience(spec, endpoints)
+        return [
+            OAuthClient(integration.client_id, secret, auth, key, audience, self._clock.now)
+            for secret in secrets
+        ]
 
     async def _defined(
         self, tx: Tx, connection: Connection, integration: Integration

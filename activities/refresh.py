@@ -15,6 +15,7 @@ from activities.holdings import Holder, Holdings, news_of
 from activities.late_answers import keep_late
 from activities.provider_activities import ProviderActivities
 from activities.records import closed, connection_of, record, settled
+from activities.renewal import Renewal, by_minting, by_refresh_token, renewed
 from activities.single_use import Ending, SingleUse, Use, open_attempt
 from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.core.attempt import AttemptKind, Outcome
@@ -25,10 +26,8 @@ from evergrant_server.core.errors import Code, Failure, Kind
 from evergrant_server.core.grant import Grant, TokenSet
 from evergrant_server.core.late import WANTED
 from evergrant_server.core.messages import ActivityName, GrantNews, RefreshGrant
-from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store, Tx
 from providers.flows import Sender
-from providers.replies import read_tokens
 
 
 class RefreshActivities(ProviderActivities):
@@ -84,45 +83,44 @@ class RefreshActivities(ProviderActivities):
 
     async def _refresh(self, order: RefreshGrant, held: Holdings) -> GrantNews:
         assert held.grant is not None
-        async with self._store.read() as tx:
-            token = await tx.grants.refresh_token(held.connection)
-        if token is None or not held.spec.refresh_supported:
+        renewal = await self._renewal(held)
+        if renewal is None:
             return await self._out_of_tokens(order, held)
         async with self._circuits.passing(held.integration, held.definition_id) as passage:
-            return await self._send(order, held, token, passage)
+            return await self._send(order, held, renewal, passage)
 
-    async def _send(self, order: RefreshGrant, held: Holdings, token: Secret, passage: Passage) -> GrantNews:
+    async def _send(
+        self, order: RefreshGrant, held: Holdings, renewal: Renewal, passage: Passage
+    ) -> GrantNews:
         assert held.grant is not None
         try:
             use = await self._single_use.begin(
                 AttemptKind.REFRESH,
                 held.connection,
-                held.integration.refresh,
+                renewal.rules,
                 token_valid=held.grant.valid(self._clock.now()),
             )
         except Failure as failure:
             if failure.code is not Code.OUTCOME_UNKNOWN:
                 raise
             return await self._give_up(order)
-        scopes = held.grant.scopes
         spending = self._single_use.spend(
             use,
             order,
-            send=lambda check: passage.watch(
-                self._sender.refresh(
-                    held.spec,
-                    held.endpoints,
-                    held.client,
-                    refresh_token=token,
-                    scopes=scopes,
-                    redirect_uri=held.redirect_uri,
-                    params=held.integration.params,
-                    before_send=check,
-                )
-            ),
+            send=lambda check: passage.watch(renewal.send(check)),
             ending=self._ending(order, held, self._clock.now),
         )
         return await metrics.refresh_measured(held.spec.name, spending)
+
+    async def _renewal(self, held: Holdings) -> Renewal | None:
+        """What the next token is made from; None when there is nothing."""
+        if held.connection.flow.mints:
+            return by_minting(self._sender, self._clock, held, held.connection.requested_scopes)
+        async with self._store.read() as tx:
+            token = await tx.grants.refresh_token(held.connection)
+        if token is None or not held.spec.refresh_supported:
+            return None
+        return by_refresh_token(self._sender, held, token)
 
     async def answered(self, use: Use, answer: Answer) -> GrantNews:
         """An answer from a journal, through the same judge and commit as one that has just come."""
@@ -134,11 +132,8 @@ class RefreshActivities(ProviderActivities):
     def _ending(
         self, order: RefreshGrant, held: Holdings, came_at: Callable[[], datetime]
     ) -> Ending[GrantNews]:
-        scopes = held.grant.scopes if held.grant else ()
         return Ending(
-            judge=lambda reply: read_tokens(
-                held.spec, reply, requested_scopes=scopes, refreshing=True, now=came_at()
-            ),
+            judge=lambda reply: renewed(held, reply, came_at()),
             commit=partial(self._install, order, held),
             settle=partial(self._settle, order, held),
         )
@@ -169,6 +164,7 @@ class RefreshActivities(ProviderActivities):
                 # a server may answer a second send with the first one's token and its full lifetime anew
                 at=attempt.first_opened_at,
                 before=before,
+                renewable=current.flow.mints,
             )
             saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
             await closed(tx, attempt, Outcome.INSTALLED, now)
@@ -182,7 +178,7 @@ class RefreshActivities(ProviderActivities):
     ) -> GrantNews:
         """Close the attempt unless its token may be spent; condemn the grant only when refused."""
         code, attempt = failure.code, use.attempt
-        if code is Code.GRANT_REJECTED and attempt.sends > 1:
+        if code is Code.GRANT_REJECTED and attempt.sends > 1 and not held.connection.flow.mints:
             code = Code.OUTCOME_UNKNOWN  # an earlier send spent it, and its answer is lost
 
         async def settle(tx: Tx) -> GrantNews:

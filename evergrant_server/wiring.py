@@ -15,6 +15,7 @@ from activities.discovery import DiscoveryActivities
 from activities.history import HistoryActivities
 from activities.holdings import Holder
 from activities.late_answers import LateAnswerActivities
+from activities.minting import MintActivities
 from activities.onboarding import OnboardingActivities
 from activities.reconcile import ReconcileActivities
 from activities.refresh import RefreshActivities
@@ -109,6 +110,7 @@ def activities(
         )
     )
     consent = ConsentActivities(parts.store, holder, sender, single_use, parts.clock)
+    minting = MintActivities(parts.store, holder, sender, single_use, parts.clock)
     refresh = RefreshActivities(parts.store, holder, sender, single_use, parts.clock, circuits)
     revocation = RevocationActivities(parts.store, holder, sender, single_use, parts.clock)
     history = HistoryActivities(parts.store, parts.clock)
@@ -130,10 +132,12 @@ def activities(
         AttemptKind.REFRESH: refresh.answered,
         AttemptKind.CODE_EXCHANGE: consent.answered,
         AttemptKind.LATE_ANSWER: late.answered,
+        AttemptKind.MINT: minting.answered,
     }
     offered = [
         consent.exchange_code,
         consent.end_consent,
+        minting.mint_grant,
         refresh.refresh_grant,
         late.verify_late_answer,
         revocation.ask_revocation,

@@ -67,6 +67,9 @@ def authorization_request(
     if not _VERIFIER.fullmatch(verifier.reveal()) or verifier == state:
         raise Failure(Code.INTERNAL, "a PKCE verifier must be 43 to 128 characters and not the state")
     endpoints = endpoints_for(spec, integration)
+    if endpoints.authorization_endpoint is None:
+        detail = f"{spec.name} has no page where somebody could consent"
+        raise Failure(Code.INVALID_REQUEST, detail, provider=spec.name, field="flow")
     values = checked_params(spec, integration.params)
     extra = {name: fill(text, values, spec) for name, text in spec.authorization_params.items()}
     extra |= _asked_for(spec, params or {})

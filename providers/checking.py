@@ -41,7 +41,7 @@ async def check_definition(egress: Egress, spec: ProviderSpec, before: ProviderS
 
 def _usable(spec: ProviderSpec) -> Finding:
     try:
-        spec.require_usable()
+        spec.require_some_use()
     except Failure as failure:
         return _problem("schema", failure.detail)
     return _ok("schema", f"version {spec.version} says nothing that the flows can't honour")

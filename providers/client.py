@@ -1,20 +1,31 @@
 """Our OAuth client at a provider, and authlib's client bent to hand over the raw reply."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 
 import httpx2
 from authlib.integrations.httpx_client import AsyncOAuth2Client
 
+from evergrant_server.core.client_key import ClientKey
+from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.secret import Secret
 
 
 @dataclass(frozen=True)
 class OAuthClient:
-    """Who we are at a provider. `auth` is client_secret_basic, client_secret_post or none."""
+    """Who we are at a provider. `auth` is a `ClientAuth`.
+
+    `key` signs where `auth` is private_key_jwt, for the one `audience` the provider knows itself
+    by (RFC 7523 section 3), at the time that `now` tells.
+    """
 
     client_id: str
     client_secret: Secret | None
     auth: str
+    key: ClientKey | None = None
+    audience: str = ""
+    now: Callable[[], datetime] = SystemClock().now
 
 
 class Answered(Exception):  # carries a reply out of authlib; nothing went wrong

@@ -20,8 +20,8 @@ def exchange_dialect(spec: ProviderSpec, client: OAuthClient, params: Params) ->
         format=spec.token_request_format.value,
         auth=client.auth,
         renames=spec.token_request_param_names,
-        extra=_filled(spec, spec.token_params, params),
-        query=_filled(spec, spec.token_query_params, params),
+        extra=filled_params(spec, spec.token_params, params),
+        query=filled_params(spec, spec.token_query_params, params),
         headers=spec.token_request_headers,
     )
 
@@ -36,8 +36,8 @@ def refresh_dialect(
         format=spec.token_request_format.value,
         auth=spec.refresh_client_auth.value if spec.refresh_client_auth else client.auth,
         renames=spec.token_request_param_names | spec.refresh_param_names,
-        extra=_filled(spec, spec.refresh_params, params) | _included(spec, redirect_uri, params),
-        query=_filled(spec, spec.token_query_params, params),
+        extra=filled_params(spec, spec.refresh_params, params) | _included(spec, redirect_uri, params),
+        query=filled_params(spec, spec.token_query_params, params),
         headers=spec.token_request_headers,
         bearer=token.reveal() if in_header else None,
         drop=("refresh_token",) if in_header else (),
@@ -63,7 +63,8 @@ def revocation_dialect(spec: ProviderSpec, client: OAuthClient, token: Secret) -
     )
 
 
-def _filled(spec: ProviderSpec, templates: Params, params: Params) -> dict[str, str]:
+def filled_params(spec: ProviderSpec, templates: Params, params: Params) -> dict[str, str]:
+    """Parameters with the integration's own in place. Raises Failure INVALID_REQUEST for a missing one."""
     if not templates:
         return {}
     values = checked_params(spec, params)

@@ -92,21 +92,24 @@ def _endpoints(egress: Egress, issuer: str, document: dict[str, Any]) -> Endpoin
     named = document.get("issuer")
     if named != issuer:
         _fail(issuer, "the document names another issuer" if named else "the document names no issuer")
-    methods = _strings(issuer, document, "code_challenge_methods_supported")
-    if methods is not None and "S256" not in methods:
-        _fail(issuer, "the server doesn't support PKCE with S256 (RFC 9700 section 2.1.1)")
     grants = _strings(issuer, document, "grant_types_supported")
-    if grants is not None and "authorization_code" not in grants:
-        _fail(issuer, "the server has no authorization code grant")
+    browser = grants is None or "authorization_code" in grants
+    methods = _strings(issuer, document, "code_challenge_methods_supported")
+    if browser and methods is not None and "S256" not in methods:
+        _fail(issuer, "the server doesn't support PKCE with S256 (RFC 9700 section 2.1.1)")
     iss = document.get("authorization_response_iss_parameter_supported", False)
     if not isinstance(iss, bool):
         _fail(issuer, f"authorization_response_iss_parameter_supported is {kind(iss)}")
     return Endpoints(
         issuer=issuer,
-        authorization_endpoint=_needed(egress, issuer, document, "authorization_endpoint"),
+        # a server without the code grant may still be used by flows that need no browser
+        authorization_endpoint=_needed(egress, issuer, document, "authorization_endpoint")
+        if browser
+        else None,
         token_endpoint=_needed(egress, issuer, document, "token_endpoint"),
         revocation_endpoint=_url(egress, issuer, document, "revocation_endpoint"),
         introspection_endpoint=_url(egress, issuer, document, "introspection_endpoint"),
+        device_authorization_endpoint=_url(egress, issuer, document, "device_authorization_endpoint"),
         iss_in_callback=iss,
         token_auth_methods=tuple(_strings(issuer, document, "token_endpoint_auth_methods_supported") or ()),
         registration_endpoint=_url(egress, issuer, document, "registration_endpoint"),

@@ -1,4 +1,4 @@
-"""Sends: code exchange, refresh, revocation, introspection. What an answer means is for `replies`.
+"""Sends: code exchange, refresh, minting, revocation, introspection. What an answer means is for `replies`.
 
 Every request leaves through authlib's AsyncOAuth2Client on the egress transport.
 """
@@ -10,11 +10,13 @@ import httpx2
 
 from evergrant_server.core.access import Endpoints
 from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.flow import Flow
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress, Watch
 from providers.authorization import redirect_uri_of
 from providers.client import Answered, OAuthClient, ProviderClient
 from providers.dialects import exchange_dialect, refresh_dialect, revocation_dialect
+from providers.minting import TokenRequest
 from providers.quirks import QUIRKS, Quirk
 from providers.reply import RawReply
 from providers.resolve import fill_url
@@ -86,10 +88,11 @@ class Sender:
         scopes: Sequence[str] = (),
         redirect_uri: str | None = None,
         params: Params | None = None,
+        flow: Flow = Flow.AUTHORIZATION_CODE,
         before_send: BeforeSend | None = None,
     ) -> RawReply:
         """Use a refresh token (RFC 6749 section 6). `scopes` go along only where the provider wants them."""
-        spec.require_usable()
+        spec.require_usable(flow)
         if not spec.refresh_supported:
             detail = f"provider {spec.name} has no refresh"
             raise Failure(Code.INVALID_REQUEST, detail, provider=spec.name, field="refresh_supported")
@@ -103,6 +106,22 @@ class Sender:
                 auth=WireAuth(spec, client, dialect),
                 **standard,
             )
+
+        return await self._send(spec, client, ask, before_send)
+
+    async def mint(
+        self,
+        spec: ProviderSpec,
+        client: OAuthClient,
+        request: TokenRequest,
+        *,
+        before_send: BeforeSend | None = None,
+    ) -> RawReply:
+        """Ask for tokens on the strength of what we hold ourselves (RFC 6749 section 4.4, RFC 7523)."""
+
+        def ask(authlib: ProviderClient) -> Awaitable[Any]:
+            auth = WireAuth(spec, client, request.dialect)
+            return authlib.fetch_token(request.url, grant_type=request.grant_type, auth=auth)
 
         return await self._send(spec, client, ask, before_send)
 

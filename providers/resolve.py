@@ -17,7 +17,7 @@ def endpoints_of(spec: ProviderSpec, params: Mapping[str, str]) -> Endpoints:
     Raises Failure INVALID_REQUEST naming the parameter that is missing, unknown or malformed,
     and for a provider whose endpoints must be discovered.
     """
-    if spec.authorization_endpoint is None or spec.token_endpoint is None:
+    if spec.token_endpoint is None:
         detail = f"provider {spec.name} has no endpoints of its own; give an issuer"
         raise Failure(Code.INVALID_REQUEST, detail, field="issuer", provider=spec.name)
     values = checked_params(spec, params)
@@ -28,11 +28,12 @@ def endpoints_of(spec: ProviderSpec, params: Mapping[str, str]) -> Endpoints:
     template = spec.revocation.url if spec.revocation and spec.revocation.url else spec.revocation_endpoint
     return Endpoints(
         issuer=filled(spec.issuer),
-        authorization_endpoint=fill(spec.authorization_endpoint, values, spec),
+        authorization_endpoint=filled(spec.authorization_endpoint),
         token_endpoint=fill(spec.token_endpoint, values, spec),
         refresh_endpoint=filled(spec.refresh_endpoint),
         revocation_endpoint=filled(template),
         introspection_endpoint=filled(spec.introspection_endpoint),
+        device_authorization_endpoint=filled(spec.device_authorization_endpoint),
         iss_in_callback=spec.iss_in_callback,
     )
 
@@ -95,6 +96,17 @@ def client_auth_of(spec: ProviderSpec, integration: Integration) -> str:
             if method.value in offered:
                 return method.value
     return spec.client_auth.value
+
+
+def assertion_audience(spec: ProviderSpec, endpoints: Endpoints) -> str:
+    """Whom a signed client assertion is for: one string (RFC 7523 section 3).
+
+    The issuer, since a token endpoint can be another server's by a mix-up; the token endpoint where
+    the definition says so, or there is no issuer.
+    """
+    if spec.client_assertion_audience == "issuer" and endpoints.issuer is not None:
+        return endpoints.issuer
+    return endpoints.token_endpoint
 
 
 def _bad(spec: ProviderSpec, name: str, problem: str) -> Failure:

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.flow import Flow
 from evergrant_server.core.provider import RefreshRules, Rotation
 from providers.spec_base import PLACEHOLDER, Line, Part, UrlTemplate, placeholders
 from providers.spec_lifecycle import EndPart, Refresh, RefreshPart, Revocation
@@ -25,6 +26,36 @@ AuthMode = Literal[
     "oauth1",
     "api_key",
 ]  # no password grant and no implicit flow (RFC 9700 sections 2.1.2 and 2.4)
+
+
+_CARRIED_OUT = frozenset(ClientAuth) - {ClientAuth.TLS}
+_NO_BROWSER = tuple(flow for flow in Flow if flow is not Flow.AUTHORIZATION_CODE)
+_MINTING = tuple(flow for flow in Flow if flow.mints)
+_NOT_ASKED_OF: dict[str, tuple[Flow, ...]] = {  # flows that have nothing to do with a field
+    **dict.fromkeys(
+        (
+            "flow",
+            "callback_verify",
+            "callback_metadata_params",
+            "scope_from_callback",
+            "allow_unsolicited_callback",
+            "scope_params",
+            "issuer_template",
+        ),
+        _NO_BROWSER,
+    ),
+    **dict.fromkeys(
+        (
+            "refresh.kind",
+            "refresh_extends_current",
+            "refresh_scope_param",
+            "post_token_exchange",
+            "min_refresh_age_s",
+            "refresh_buffer_s",
+        ),
+        _MINTING,
+    ),
+}
 
 
 class Sources(Part):
@@ -106,6 +137,7 @@ class ProviderSpec(
             "revocation_endpoint": self.revocation_endpoint,
             "revocation.url": self.revocation.url if self.revocation else None,
             "introspection_endpoint": self.introspection_endpoint,
+            "device_authorization_endpoint": self.device_authorization_endpoint,
             "issuer": self.issuer,
         }
         return {name: url for name, url in urls.items() if url is not None}
@@ -139,16 +171,29 @@ class ProviderSpec(
         """False when the provider is declared to have no revocation. Discovery may still find one."""
         return self.revocation_endpoint is not None or self.revocation is not None
 
-    def require_usable(self) -> None:
-        """Raise Failure INVALID_REQUEST when the authorization code flow can't honour this definition."""
-        if "authorization_code" not in self.auth_modes:
-            raise self._unusable("auth_modes", f"speaks {', '.join(self.auth_modes)}")
+    def require_usable(self, flow: Flow = Flow.AUTHORIZATION_CODE) -> None:
+        """Raise Failure INVALID_REQUEST when this flow can't honour this definition."""
+        if flow.value not in self.auth_modes:
+            raise self._unusable(flow, "auth_modes", f"speaks {', '.join(self.auth_modes)}")
         for field, (needed, why) in self._beyond().items():
-            if needed:
-                raise self._unusable(field, why)
+            if needed and flow not in _NOT_ASKED_OF.get(field, ()):
+                raise self._unusable(flow, field, why)
 
-    def _unusable(self, field: str, why: str) -> Failure:
-        detail = f"provider {self.name} can't be used for an authorization code connection: {field}: {why}"
+    def require_some_use(self) -> None:
+        """Raise the Failure of `require_usable` for the first flow, unless there is one that works."""
+        flows = [flow for flow in Flow if flow.value in self.auth_modes] or [Flow.AUTHORIZATION_CODE]
+        failures: list[Failure] = []
+        for flow in flows:
+            try:
+                return self.require_usable(flow)
+            except Failure as failure:
+                failures.append(failure)
+        raise failures[0]
+
+    def _unusable(self, flow: Flow, field: str, why: str) -> Failure:
+        name = flow.value.replace("_", " ")
+        article = "an" if name[0] in "aeiou" else "a"
+        detail = f"provider {self.name} can't be used for {article} {name} connection: {field}: {why}"
         return Failure(Code.INVALID_REQUEST, detail, provider=self.name, field=field)
 
     def _beyond(self) -> dict[str, tuple[Any, str]]:
@@ -158,7 +203,7 @@ class ProviderSpec(
         signed = "this way of client authentication is not carried out"
         methods = {self.client_auth, self.refresh_client_auth} - {None}
         return {
-            "client_auth": (methods - {ClientAuth.BASIC, ClientAuth.POST, ClientAuth.NONE}, signed),
+            "client_auth": (methods - _CARRIED_OUT, signed),
             "client_secret_generator": (self.client_secret_generator, signed),
             "flow": (self.flow != "redirect", "the provider begins this flow"),
             "callback_verify": (self.callback_verify, "callback signatures are not checked"),

@@ -111,6 +111,7 @@ class TokenRequestPart(Part):
     optional_token_params: Params = Field(default_factory=dict)
     client_auth: ClientAuth = ClientAuth.BASIC
     refresh_client_auth: ClientAuth | None = None
+    client_assertion_audience: Literal["issuer", "token_endpoint"] = "issuer"  # RFC 7523 section 3
     basic_auth_template: str | None = None  # for example "{client_secret}:"
     basic_auth_encoding: Literal["form", "raw"] = "form"  # RFC 6749 section 2.3.1 says form
     client_id_param: ParamName = "client_id"
@@ -130,9 +131,14 @@ class ClientCredentialsGrant(Part):
 class JwtBearerGrant(Part):
     """RFC 7523 section 2.1: a signed assertion is the grant."""
 
-    alg: str = "RS256"
-    claims: Params
-    lifetime_s: int = Field(3600, gt=0)
+    alg: str | None = None  # None: what the key is for
+    # `{client_id}`, `{subject}`, `{scopes}`, `{token_endpoint}`, `{issuer}` and template parameters;
+    # a claim that comes out empty is left out
+    claims: Params = Field(
+        default_factory=lambda: {"iss": "{client_id}", "sub": "{client_id}", "aud": "{token_endpoint}"}
+    )
+    claims_when: dict[ParamName, Params] = Field(default_factory=dict)  # when this parameter is `yes`
+    lifetime_s: int = Field(default=3600, gt=0)
 
 
 class TokenExchangeGrant(Part):

@@ -13,6 +13,8 @@ from urllib.parse import parse_qsl, quote_plus, urlencode
 import httpx2
 
 from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.secret import Secret
+from providers.assertions import ASSERTION_TYPE, client_assertion, secret_assertion
 from providers.client import OAuthClient
 from providers.spec import ClientAuth, ProviderSpec
 
@@ -28,7 +30,8 @@ class Dialect:
     format: str = "form"
     auth: str = ClientAuth.BASIC.value
     renames: Mapping[str, str | None] = field(default_factory=dict)
-    extra: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, str] = field(default_factory=dict, repr=False)  # an assertion may be among them
+    repeated: tuple[tuple[str, str], ...] = ()  # what may be there several times
     query: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     bearer: str | None = field(default=None, repr=False)  # a token of the subject's as the credential
@@ -81,6 +84,10 @@ class WireAuth(httpx2.Auth):
                     fields["client_secret"] = self._secret()
             case ClientAuth.NONE.value:
                 fields["client_id"] = self._client.client_id
+            case ClientAuth.PRIVATE_KEY_JWT.value | ClientAuth.SECRET_JWT.value as method:
+                fields["client_id"] = self._client.client_id
+                fields["client_assertion_type"] = ASSERTION_TYPE
+                fields["client_assertion"] = self._assertion(method)
             case "header" | "bearer":
                 pass  # the dialect's own header says it
             case other:
@@ -92,6 +99,16 @@ class WireAuth(httpx2.Auth):
             detail = f"the integration has no client secret, and {self._spec.name} wants one"
             raise Failure(Code.CLIENT_REJECTED, detail, provider=self._spec.name)
         return self._client.client_secret.reveal()
+
+    def _assertion(self, method: str) -> str:
+        """Made anew for each request: its id works once (RFC 7523 section 3)."""
+        client = self._client
+        if method == ClientAuth.SECRET_JWT.value:
+            return secret_assertion(client.client_id, client.audience, Secret(self._secret()), client.now())
+        if client.key is None:
+            detail = f"the integration has no key, and {self._spec.name} wants one"
+            raise Failure(Code.CLIENT_REJECTED, detail, provider=self._spec.name)
+        return client_assertion(client.client_id, client.audience, client.key, client.now())
 
     def _basic(self) -> str:
         encode = quote_plus if self._spec.basic_auth_encoding == "form" else str
@@ -112,17 +129,25 @@ def _written(
     request: httpx2.Request, dialect: Dialect, fields: dict[str, str], headers: httpx2.Headers
 ) -> httpx2.Request:
     """The request with its fields where this provider reads them."""
-    query = dict(dialect.query)
+    query: dict[str, str | list[str]] = dict(dialect.query)
     content = b""
     if dialect.method == "GET" or dialect.format == "query":
-        query |= fields
+        query |= fields | _grouped(dialect.repeated)
     elif dialect.format == "json":
         headers["Content-Type"] = "application/json"
-        content = json.dumps(fields).encode()
+        content = json.dumps(fields | _grouped(dialect.repeated)).encode()
     elif dialect.format == "form":
         headers["Content-Type"] = "application/x-www-form-urlencoded"
-        content = urlencode(fields).encode()
+        content = urlencode([*fields.items(), *dialect.repeated]).encode()
     url = request.url.copy_merge_params(query) if query else request.url
     rewritten = httpx2.Request(dialect.method, url, headers=headers, content=content or None)
     rewritten.extensions = request.extensions
     return rewritten
+
+
+def _grouped(repeated: tuple[tuple[str, str], ...]) -> dict[str, str | list[str]]:
+    """One value as it is, several as a list."""
+    found: dict[str, list[str]] = {}
+    for name, value in repeated:
+        found.setdefault(name, []).append(value)
+    return {name: values[0] if len(values) == 1 else values for name, values in found.items()}

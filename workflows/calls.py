@@ -25,6 +25,7 @@ with workflow.unsafe.imports_passed_through():
         ExportPage,
         ExportProgress,
         GrantNews,
+        MintGrant,
         RefreshGrant,
         RevocationNews,
         RevokeGrant,
@@ -64,6 +65,13 @@ async def exchange_code(order: ExchangeCode) -> GrantNews:
         result_type=GrantNews,
         summary=f"code of {order.consent_id}",
         **_PROVIDER,
+    )
+
+
+async def mint_grant(order: MintGrant) -> GrantNews:
+    """Make the first tokens from what we hold ourselves (RFC 6749 section 4.4, RFC 7523)."""
+    return await workflow.execute_activity(
+        ActivityName.MINT_GRANT, order, result_type=GrantNews, summary=f"for {order.consent_id}", **_PROVIDER
     )
 
 

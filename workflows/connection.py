@@ -106,6 +106,13 @@ class ConnectionWorkflow:
                 )
                 news = await calls.exchange_code(order)
                 return m.Happening(event=m.Event.CODE_EXCHANGED, asked=cause.asked, news=news)
+            case Do.MINT:
+                consent_id = self._life.waiting_consent
+                assert consent_id is not None
+                news = await calls.mint_grant(m.MintGrant(**self._call(cause), consent_id=consent_id))
+                return m.Happening(
+                    event=m.Event.GRANT_MINTED, asked=cause.asked, news=news, consent_id=consent_id
+                )
             case Do.REFRESH | Do.REFRESH_IF_LEASED:
                 order = m.RefreshGrant(
                     **self._call(cause),

@@ -5,7 +5,7 @@ from starlette.responses import Response
 
 from evergrant_server.api.authentication import Caller
 from evergrant_server.api.connections import view_of
-from evergrant_server.api.establishing import Establishing, Opened, require_ready
+from evergrant_server.api.establishing import Establishing, Opened, mint, require_ready
 from evergrant_server.api.guards import Asking, By, IdempotencyKey, With, visible_connection
 from evergrant_server.api.idempotency import Answer, Once
 from evergrant_server.api.outgoing import signal
@@ -84,7 +84,9 @@ async def reauthorize(
         answer = Answer.of(200, await view_of(tx, connection, opened))
         return await once.remember(tx, answer, parts.clock.now())
 
-    return (await committed(parts.store, ask)).response()
+    answer = await committed(parts.store, ask)
+    parts.relay.nudge()  # a flow that asks nobody begins at once
+    return answer.response()
 
 
 async def _ask_again(
@@ -100,11 +102,14 @@ async def _ask_again(
     require_ready(integration)
     before = connection.requested_scopes or None
     scopes = await establishing.scopes(tx, integration, connection.subject, wanted.scopes or before)
-    consent, url = await establishing.ask(tx, connection, scopes, wanted.return_to)
+    if connection.flow.mints:
+        consent, url = await mint(tx, connection, scopes, establishing.asked, parts.clock.now()), None
+    else:
+        consent, url = await establishing.ask(tx, connection, scopes, wanted.return_to)
     await establishing.record(
         tx, AuditAction.REAUTHORIZE_ASKED, connection.id, consent_id=consent.id, scopes=list(scopes)
     )
-    return Opened(connection, False, consent, url)
+    return Opened(connection, False, consent if url else None, url)
 
 
 @router.post("/v1/connections/{connection_id}/revoke", status_code=202, response_model=ConnectionView)

@@ -16,6 +16,7 @@ from evergrant_server.api.transactions import committed
 from evergrant_server.api.views import ConnectionView, LiveView, Page
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Failure
+from evergrant_server.core.flow import Target
 from evergrant_server.policy import reaches
 from evergrant_server.store import Tx
 
@@ -52,7 +53,15 @@ async def start(
 ) -> Response:
     """Start a connection, or get the one there is. Send the subject to `connect_url`."""
     once = Once(request, caller, key, body)
-    wanted = Wanted(body.integration, body.subject, body.label, body.scopes, body.return_to)
+    wanted = Wanted(
+        body.integration,
+        body.subject,
+        body.label,
+        body.scopes,
+        body.return_to,
+        flow=body.flow,
+        target=Target(resources=body.resources, audience=body.audience),
+    )
 
     async def begin(tx: Tx) -> Answer:
         recalled = await once.recall(tx)
@@ -154,6 +163,8 @@ def _waits_for(connection: Connection) -> dict[str, object] | None:
     """What others must do before the workflow can, None when it is the workflow's turn."""
     match connection.state:
         case State.PENDING_CONSENT:
+            if connection.flow.mints:
+                return None
             return {"next_action": "consent", "next_at": connection.consent_deadline}
         case State.NEEDS_REAUTH:
             return {"next_action": "reauthorize"}

@@ -3,25 +3,30 @@
 import hashlib
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 
 from evergrant_server import audit
 from evergrant_server.api.authentication import Caller
 from evergrant_server.api.definitions import spec_of
-from evergrant_server.api.outgoing import start
+from evergrant_server.api.outgoing import signal, start
 from evergrant_server.api.parts import Parts
 from evergrant_server.core.access import Action, Integration, IntegrationState
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.consent import Consent, ConsentStatus
+from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.flow import Flow, Target
 from evergrant_server.core.ids import ConnectionId, ConsentId, new_id
-from evergrant_server.core.messages import Asked
+from evergrant_server.core.messages import SIGNAL_CONSENT_GRANTED, Asked, ConsentGranted
 from evergrant_server.core.secret import Secret
 from evergrant_server.policy import Reason, above, decide
 from evergrant_server.store import Tx
+from providers.spec import ProviderSpec
 
 LINK_BYTES = 32
+MINT_WITHIN = timedelta(days=7)  # an admin's time to repair what keeps the first token from being made
+_MINTED_SOON_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class Wanted:
     scopes: tuple[str, ...] | None = None
     return_to: str | None = None
     leasing: bool = False  # asked for by a lease, which takes whatever link there is
+    flow: Flow | None = None  # None: as it is, or as the provider's definition says first
+    target: Target = field(default_factory=Target)
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ class Establishing:
     def __init__(self, parts: Parts, caller: Caller, asked: Asked) -> None:
         self._parts = parts
         self._caller = caller
-        self._asked = asked
+        self.asked = asked
         self._now = parts.clock.now()
 
     async def connect(self, tx: Tx, wanted: Wanted) -> Opened:
@@ -72,11 +79,15 @@ class Establishing:
             self._caller.tenant, wanted.integration, wanted.subject, wanted.label
         )
         live = found is not None and not found.state.final
+        flow = await self._flow(tx, integration, found if live else None, wanted.flow)
         before = found.requested_scopes if found is not None and live else ()
         scopes = await self.scopes(tx, integration, wanted.subject, _asked_for(wanted, before))
         if found is not None and live:
             return await self._with_link(tx, found, scopes, wanted)
-        connection = await self._add(tx, integration, wanted, scopes)
+        connection = await self._add(tx, integration, wanted, scopes, flow)
+        if flow.mints:
+            await mint(tx, connection, scopes, self.asked, self._now)
+            return Opened(connection, True)
         consent, url = await self.ask(tx, connection, scopes, wanted.return_to)
         return Opened(connection, True, consent, url)
 
@@ -109,6 +120,20 @@ class Establishing:
             refuse_scopes(above(counted, verdict.ceiling, integration.scope_ceiling))
         return scopes
 
+    async def _flow(
+        self, tx: Tx, integration: Integration, there: Connection | None, asked: Flow | None
+    ) -> Flow:
+        """How the connection comes by its tokens. Raises Failure INVALID_REQUEST, ALREADY_EXISTS."""
+        if there is not None:
+            if asked is not None and asked is not there.flow:
+                detail = f"A live connection of these names has the flow {there.flow.value}."
+                raise Failure(Code.ALREADY_EXISTS, detail, field="flow")
+            return there.flow
+        spec = await spec_of(tx, self._parts.registry, integration)
+        flow = asked or first_flow(spec)
+        spec.require_usable(flow)
+        return flow
+
     async def ask(
         self, tx: Tx, connection: Connection, scopes: tuple[str, ...], return_to: str | None
     ) -> tuple[Consent, str]:
@@ -127,8 +152,8 @@ class Establishing:
             created_at=self._now,
             # a pending connection ends at its deadline, and its links with it
             expires_at=connection.consent_deadline if waits else self._now + self._parts.settings.consent_ttl,
-            by=self._asked.by,
-            trace_id=self._asked.trace_id,
+            by=self.asked.by,
+            trace_id=self.asked.trace_id,
         )
         await tx.consents.add(consent, Secret(link))
         return consent, self._url(link)
@@ -139,7 +164,7 @@ class Establishing:
             at=self._now,
             action=action,
             object=what,
-            asked=self._asked,
+            asked=self.asked,
             detail=detail,
         )
         await audit.append(tx, entry)
@@ -149,6 +174,8 @@ class Establishing:
     ) -> Opened:
         if connection.state not in (State.PENDING_CONSENT, State.NEEDS_REAUTH):
             return Opened(connection, False)
+        if connection.flow.mints:
+            return await self._minted_again(tx, connection, scopes, wanted)
         if await _being_imported(tx, connection):
             # its grant is on its way to a worker: nobody has to consent again
             raise Failure(Code.REFRESH_PENDING, "Its import is being installed.", retry_after=1.0)
@@ -162,10 +189,24 @@ class Establishing:
         await self.record(tx, AuditAction.REAUTHORIZE_ASKED, connection.id, consent_id=consent.id)
         return Opened(connection, False, consent, url)
 
+    async def _minted_again(
+        self, tx: Tx, connection: Connection, scopes: tuple[str, ...], wanted: Wanted
+    ) -> Opened:
+        """Who asks by name has a failed one tried again; a lease that is polled for has not."""
+        if await tx.consents.received_for(connection.tenant, connection.id) is None:
+            if wanted.leasing:
+                raise Failure(connection.reason or Code.REFRESH_PENDING, connection_id=connection.id)
+            consent = await mint(tx, connection, scopes, self.asked, self._now)
+            await self.record(tx, AuditAction.REAUTHORIZE_ASKED, connection.id, consent_id=consent.id)
+        elif wanted.leasing:
+            code = connection.reason or Code.REFRESH_PENDING
+            raise Failure(code, retry_after=_MINTED_SOON_S, connection_id=connection.id)
+        return Opened(connection, False)
+
     async def _add(
-        self, tx: Tx, integration: Integration, wanted: Wanted, scopes: tuple[str, ...]
+        self, tx: Tx, integration: Integration, wanted: Wanted, scopes: tuple[str, ...], flow: Flow
     ) -> Connection:
-        deadline = self._now + self._parts.settings.consent_ttl
+        deadline = self._now + (MINT_WITHIN if flow.mints else self._parts.settings.consent_ttl)
         connection = Connection(
             tenant=integration.tenant,
             id=ConnectionId(new_id("con")),
@@ -175,6 +216,8 @@ class Establishing:
             subject=wanted.subject,
             label=wanted.label,
             requested_scopes=scopes,
+            flow=flow,
+            target=wanted.target,
             created_at=self._now,
             changed_at=self._now,
             consent_deadline=deadline,
@@ -185,7 +228,7 @@ class Establishing:
             if failure.code is not Code.ALREADY_EXISTS:
                 raise
             raise Failure(Code.STORE_CONFLICT, "It was started meanwhile.") from None
-        await tx.outbox.add(start(connection, self._parts.ring, self._asked, self._now))
+        await tx.outbox.add(start(connection, self._parts.ring, self.asked, self._now))
         await self.record(
             tx,
             AuditAction.CONNECTION_CREATED,
@@ -193,6 +236,7 @@ class Establishing:
             integration=integration.name,
             label=wanted.label,
             scopes=list(scopes),
+            flow=flow,
         )
         return connection
 
@@ -203,6 +247,30 @@ class Establishing:
 
     def _url(self, link: str) -> str:
         return f"{self._parts.settings.public_url}/connect/{link}"
+
+
+async def mint(
+    tx: Tx, connection: Connection, scopes: tuple[str, ...], asked: Asked, now: datetime
+) -> Consent:
+    """Have a worker make the first tokens: a consent that nobody has to give, and no link leads to."""
+    consent = Consent(
+        tenant=connection.tenant,
+        id=ConsentId(new_id("cns")),
+        connection_id=connection.id,
+        integration_id=connection.integration_id,
+        kind=ConsentKind.MINT,
+        status=ConsentStatus.CODE_RECEIVED,
+        scopes=scopes,
+        link_hash=hash_of_link(secrets.token_urlsafe(LINK_BYTES)),
+        created_at=now,
+        expires_at=now + MINT_WITHIN,
+        by=asked.by,
+        trace_id=asked.trace_id,
+    )
+    await tx.consents.add(consent, None)
+    granted = ConsentGranted(attempt_id=consent.id, asked=asked)
+    await tx.outbox.add(signal(connection, SIGNAL_CONSENT_GRANTED, granted, now))
+    return consent
 
 
 async def _being_imported(tx: Tx, connection: Connection) -> bool:
@@ -234,6 +302,12 @@ def _fits(consent: Consent, wanted: Wanted) -> bool:
     if wanted.leasing:
         return True
     return consent.status is ConsentStatus.OPEN and consent.return_to == wanted.return_to
+
+
+def first_flow(spec: ProviderSpec) -> Flow:
+    """What a connection does when nobody says: the first of the definition's flows that works here."""
+    known = [Flow(mode) for mode in spec.auth_modes if mode in set(Flow)]
+    return known[0] if known else Flow.AUTHORIZATION_CODE
 
 
 def require_ready(integration: Integration) -> None:

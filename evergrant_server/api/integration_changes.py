@@ -4,21 +4,24 @@ from datetime import datetime, timedelta
 
 from evergrant_server.api.shapes import IntegrationBody, RotateSecretBody
 from evergrant_server.core.access import Integration, IntegrationState, Registration
+from evergrant_server.core.client_key import ClientKey
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import IntegrationId, Tenant, new_id
 from evergrant_server.core.secret import Secret
 from evergrant_server.policy import above
 from evergrant_server.store import Tx
+from providers.assertions import signing_key
 from providers.resolve import endpoints_of
 from providers.spec import ClientAuth, ProviderSpec
 
 _PAGE = 200
+_WITHOUT_SECRET = (ClientAuth.NONE, ClientAuth.PRIVATE_KEY_JWT)
 
 
 def check(spec: ProviderSpec, body: IntegrationBody) -> None:
     """Raise Failure INVALID_REQUEST naming the field, unless this client can be used there."""
-    spec.require_usable()
+    spec.require_some_use()
     if spec.discovery and not body.issuer:
         raise Failure(Code.INVALID_REQUEST, f"{spec.name} needs an issuer.", field="issuer")
     if body.issuer and not spec.discovery:
@@ -30,6 +33,18 @@ def check(spec: ProviderSpec, body: IntegrationBody) -> None:
         _require_text(body.client_secret)
     if above(body.default_scopes, body.scope_ceiling):
         raise Failure(Code.INVALID_REQUEST, "A default scope is above the ceiling.", field="default_scopes")
+
+
+def key_of(body: IntegrationBody) -> ClientKey | None:
+    """The key that was sent. Raises Failure INVALID_REQUEST for one that can't sign."""
+    if body.client_key is None:
+        return None
+    key = ClientKey(private=body.client_key.private, id=body.client_key.id)
+    try:
+        signing_key(key)
+    except Failure as failure:
+        raise Failure(Code.INVALID_REQUEST, failure.detail, field="client_key") from None
+    return key
 
 
 def _check_client(spec: ProviderSpec, body: IntegrationBody) -> None:
@@ -56,8 +71,11 @@ def created(
     spec: ProviderSpec, body: IntegrationBody, tenant: Tenant, name: str, now: datetime
 ) -> Integration:
     """A new integration. Raises Failure INVALID_REQUEST without the secret its provider wants."""
+    method = ClientAuth(body.client_auth or spec.client_auth)
+    if method is ClientAuth.PRIVATE_KEY_JWT and body.client_key is None:
+        raise Failure(Code.INVALID_REQUEST, "A client key is needed to sign with.", field="client_key")
     secret_given = body.client_secret is not None or body.registration is not None
-    if not secret_given and (body.client_auth or spec.client_auth) != ClientAuth.NONE:
+    if not secret_given and method not in _WITHOUT_SECRET:
         raise Failure(
             Code.INVALID_REQUEST,
             "A client secret is needed, or client_auth none for a public client.",
@@ -103,6 +121,12 @@ async def changed(
             Code.INVALID_REQUEST,
             "Give the client secret again: the kept one belongs to the client as it was.",
             field="client_secret",
+        )
+    if other_client and body.client_key is None and await tx.integrations.client_key(before):
+        raise Failure(
+            Code.INVALID_REQUEST,
+            "Give the client key again: the kept one belongs to the client as it was.",
+            field="client_key",
         )
     discover = spec.discovery and (moves or before.state is not IntegrationState.READY)
     update = {

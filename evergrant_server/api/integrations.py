@@ -14,7 +14,7 @@ from evergrant_server.api.authentication import Caller
 from evergrant_server.api.definitions import spec_named
 from evergrant_server.api.guards import Asking, By, IdempotencyKey, With, require
 from evergrant_server.api.idempotency import Answer, Once
-from evergrant_server.api.integration_changes import changed, check, created, secret_changed
+from evergrant_server.api.integration_changes import changed, check, created, key_of, secret_changed
 from evergrant_server.api.parts import Parts
 from evergrant_server.api.shapes import IntegrationBody, RotateSecretBody, Slug
 from evergrant_server.api.transactions import committed
@@ -37,9 +37,11 @@ DISCOVERY_S = 15.0
 
 
 async def _view(tx: Tx, parts: Parts, integration: Integration) -> IntegrationView:
-    secret = await tx.integrations.client_secret(integration)
     return IntegrationView.of(
-        integration, redirect_uri=parts.redirect_uri(integration.id), has_secret=secret is not None
+        integration,
+        redirect_uri=parts.redirect_uri(integration.id),
+        has_secret=await tx.integrations.client_secret(integration) is not None,
+        has_key=await tx.integrations.client_key(integration) is not None,
     )
 
 
@@ -54,17 +56,20 @@ async def put(
     """Create or change an integration. One whose endpoints are discovered waits for a worker."""
     _require_admin(caller, name)
     now = parts.clock.now()
+    key = key_of(body)
     async with parts.store.write() as tx:
         spec = await spec_named(tx, parts.registry, caller.tenant, body.provider)
         check(spec, body)
         before = await tx.integrations.by_name(caller.tenant, name)
         if before is None:
             after = created(spec, body, caller.tenant, name, now)
-            await tx.integrations.put(after, body.client_secret, expected=None)
+            await tx.integrations.put(after, body.client_secret, expected=None, client_key=key)
         else:
             after = await changed(tx, spec, body, before, now)
-            public = body.client_auth == "none" and body.client_secret is None
-            after = await tx.integrations.put(after, body.client_secret, expected=before.revision)
+            public = body.client_auth == "none" and body.client_secret is None and key is None
+            after = await tx.integrations.put(
+                after, body.client_secret, expected=before.revision, client_key=key
+            )
             if public:
                 after = await tx.integrations.drop_client_secret(after, expected=after.revision)
         if body.registration is not None and after.state is IntegrationState.DISCOVERING:

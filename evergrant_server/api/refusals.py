@@ -88,6 +88,8 @@ class Refusals:
             needed.retry_after = 5.0  # an unanswered consent is just being closed: no link for a moment
             return needed
         self._parts.relay.nudge()
+        if opened.connection.flow.mints:  # nobody has to consent: it is only not there yet
+            return Failure(Code.REFRESH_PENDING, retry_after=1.0, connection_id=opened.connection.id)
         needed.context["connection_id"] = opened.connection.id
         if opened.url is not None and opened.consent is not None:
             needed.context["connect_url"] = opened.url

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from evergrant_server.core.access import Action, Registration
+from evergrant_server.core.flow import Flow
 from evergrant_server.core.ids import is_slug
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
@@ -55,6 +56,17 @@ def _return_to(value: str) -> str:
     return value
 
 
+def _resource(value: str) -> str:
+    """An absolute URI without a fragment (RFC 8707 section 2)."""
+    try:
+        uri = urlsplit(value)
+    except ValueError:
+        raise ValueError("is not a URI") from None
+    if not uri.scheme or not (uri.netloc or uri.path) or "#" in value or not value.isascii() or " " in value:
+        raise ValueError("must be an absolute URI without a fragment")
+    return value
+
+
 Slug = Annotated[str, AfterValidator(_slug)]
 Scope = Annotated[str, AfterValidator(_scope)]
 Scopes = Annotated[tuple[Scope, ...], Field(max_length=200)]
@@ -63,6 +75,7 @@ Subject = Annotated[
 ]
 Label = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_printable)]
 ReturnTo = Annotated[str, Field(max_length=2000), AfterValidator(_return_to)]
+Resource = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_resource)]
 Text = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_printable)]
 MinTtl = Annotated[float, Field(ge=0, le=31_536_000, allow_inf_nan=False)]
 
@@ -72,13 +85,19 @@ class Body(BaseModel):
 
 
 class ConnectionBody(Body):
-    """Start a connection. `return_to` must be in the app's list, character by character."""
+    """Start a connection. `return_to` must be in the app's list, character by character.
+
+    `flow` is how it comes by its tokens; without it, as the provider's definition says first.
+    `resources` (RFC 8707) and `audience` say what the tokens are for, where a flow has room for it.
+    """
 
     integration: Slug
     subject: Subject
     label: Label = "default"
     scopes: Scopes | None = None
-    flow: Literal["authorization_code"] = "authorization_code"
+    flow: Flow | None = None
+    resources: Annotated[tuple[Resource, ...], Field(max_length=5)] = ()
+    audience: Text | None = None
     return_to: ReturnTo | None = None
 
 
@@ -123,8 +142,15 @@ class RefreshRulesBody(Body):
         return rules.model_copy(update=self.model_dump(exclude_none=True))
 
 
+class ClientKeyBody(Body):
+    """A private key of ours, as PEM or as a JWK; `id` is the `kid` the provider knows it by."""
+
+    private: Annotated[Secret, Field()]
+    id: Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_printable)] | None = None
+
+
 class IntegrationBody(Body):
-    """Our OAuth client at a provider. `client_secret` is written, never read; None keeps it.
+    """Our OAuth client at a provider. Secret and key are written, never read; None keeps them.
 
     Instead of a client id, `registration` has a worker register us at the issuer: `dynamic`
     (RFC 7591, with `initial_access_token` if it demands one), or `metadata_document`.
@@ -137,7 +163,11 @@ class IntegrationBody(Body):
     client_secret: Annotated[Secret, Field()] | None = None
     issuer: Annotated[str, Field(max_length=2000), AfterValidator(_printable)] | None = None
     params: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=253)]] = {}
-    client_auth: Literal["client_secret_basic", "client_secret_post", "none"] | None = None
+    client_auth: (
+        Literal["client_secret_basic", "client_secret_post", "client_secret_jwt", "private_key_jwt", "none"]
+        | None
+    ) = None
+    client_key: ClientKeyBody | None = None
     default_scopes: Scopes = ()
     scope_ceiling: Scopes | None = None
     refresh: RefreshRulesBody = RefreshRulesBody()

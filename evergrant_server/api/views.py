@@ -17,6 +17,7 @@ from evergrant_server.core.access import (
 from evergrant_server.core.audit import AuditRecord
 from evergrant_server.core.connection import Connection, Revocation, State
 from evergrant_server.core.errors import FAILURES, Code, Repairer
+from evergrant_server.core.flow import Flow
 from evergrant_server.core.grant import Grant
 from evergrant_server.core.messages import Description
 from evergrant_server.core.provider import RefreshRules
@@ -80,6 +81,9 @@ class ConnectionView(View):
     repairer: Repairer | None
     revocation: Revocation | None
     revoke_reason: str | None
+    flow: Flow
+    resources: tuple[str, ...] = ()
+    audience: str | None = None
     created_at: datetime
     changed_at: datetime
     revision: int
@@ -92,10 +96,11 @@ class ConnectionView(View):
 
     @classmethod
     def of(cls, connection: Connection, grant: Grant | None, **more: Any) -> "ConnectionView":
-        hidden = {"tenant", "integration_id", "consent_deadline", "refresh_policy"}
+        hidden = {"tenant", "integration_id", "consent_deadline", "refresh_policy", "target"}
         shown = connection.model_dump(exclude=hidden)
         held = grant if grant and not connection.state.final else None
         shown |= {
+            **connection.target.model_dump(),
             "scopes": held.scopes if held else (),
             "expires_at": held.expires_at if held else None,
             "repairer": FAILURES[connection.reason].repairer if connection.reason else None,
@@ -104,7 +109,7 @@ class ConnectionView(View):
 
 
 class IntegrationView(View):
-    """Never the client secret: `has_client_secret` says whether there is one.
+    """Never the client secret or key: `has_client_secret`, `has_client_key` say whether there is one.
 
     In the overlap of a rotation `previous_secret_until` says how long the secret before it is
     tried as well; `secret_refused_at` that the provider takes that one, and refuses the new one.
@@ -115,6 +120,7 @@ class IntegrationView(View):
     provider: str
     client_id: str
     has_client_secret: bool
+    has_client_key: bool
     issuer: str | None
     params: dict[str, str]
     client_auth: str | None
@@ -135,9 +141,11 @@ class IntegrationView(View):
     revision: int
 
     @classmethod
-    def of(cls, integration: Integration, *, redirect_uri: str, has_secret: bool) -> "IntegrationView":
+    def of(
+        cls, integration: Integration, *, redirect_uri: str, has_secret: bool, has_key: bool = False
+    ) -> "IntegrationView":
         shown = integration.model_dump(exclude={"tenant", "endpoints", "registration_sent_at"})
-        return cls(**shown, redirect_uri=redirect_uri, has_client_secret=has_secret)
+        return cls(**shown, redirect_uri=redirect_uri, has_client_secret=has_secret, has_client_key=has_key)
 
 
 class AppView(View):

@@ -15,11 +15,12 @@ class Endpoints(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     issuer: str | None = None
-    authorization_endpoint: str
+    authorization_endpoint: str | None = None  # None: nobody consents in a browser there
     token_endpoint: str
     refresh_endpoint: str | None = None
     revocation_endpoint: str | None = None
     introspection_endpoint: str | None = None
+    device_authorization_endpoint: str | None = None  # RFC 8628 section 3.1
     iss_in_callback: bool = False  # authorization_response_iss_parameter_supported (RFC 9207)
     token_auth_methods: tuple[str, ...] = ()  # token_endpoint_auth_methods_supported, when discovered
     registration_endpoint: str | None = None  # RFC 7591 section 3

@@ -22,6 +22,7 @@ class AttemptKind(StrEnum):
     CODE_EXCHANGE = "code_exchange"  # the authorization code of a consent
     LATE_ANSWER = "late_answer"  # the refresh token of an answer that came too late to be installed
     DEVICE_CODE = "device_code"  # the poll that a device code's approval answers (RFC 8628 section 3.4)
+    MINT = "mint"  # nothing: but the answer must land before a revocation ends
     REGISTRATION = "registration"  # an initial access token (RFC 7591 section 3)
 
 

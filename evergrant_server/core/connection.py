@@ -6,6 +6,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict
 
 from evergrant_server.core.errors import Code
+from evergrant_server.core.flow import Flow, Target
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 
 
@@ -98,6 +99,9 @@ class Connection(BaseModel):
     revocation: Revocation | None = None
     revoke_reason: str | None = None
     refresh_policy: str = "adaptive"
+    flow: Flow = Flow.AUTHORIZATION_CODE
+    target: Target = Target()
+    source: ConnectionId | None = None  # whose token is exchanged for this one's
     created_at: datetime
     changed_at: datetime
     consent_deadline: datetime
@@ -111,6 +115,12 @@ class Connection(BaseModel):
         """
         generation = max(self.generation, known) + 1
         return self._moved(Move.GRANTED, at, generation=generation, reason=self._repaired())
+
+    def waits_because(self, reason: Code, at: datetime) -> "Connection":
+        """Nothing was granted yet, and this is why: shown, and cleared by the first grant."""
+        if self.state is not State.PENDING_CONSENT:
+            raise IllegalMove(f"a connection that is {self.state} doesn't wait for its first grant")
+        return self.model_copy(update={"reason": reason, "changed_at": at})
 
     def refreshed(self, at: datetime) -> "Connection":
         return self._moved(Move.REFRESHED, at, generation=self.generation + 1, reason=self._repaired())

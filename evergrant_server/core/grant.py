@@ -67,11 +67,13 @@ class Grant(BaseModel):
         requested: tuple[str, ...],
         at: datetime,
         before: "Grant | None" = None,
+        renewable: bool = False,
     ) -> "Grant":
         """The facts of a token reply asked for `at`.
 
         Absent scope means as requested, or as before (RFC 6749 sections 5.1 and 6); absent
-        refresh token on a refresh means that the old one stays.
+        refresh token on a refresh means that the old one stays. `renewable`: new tokens are made
+        without a refresh token.
         """
         return cls(
             generation=generation,
@@ -81,7 +83,9 @@ class Grant(BaseModel):
             expires_at=_after(at, tokens.expires_in),
             refresh_expires_at=_after(at, tokens.refresh_expires_in)
             or (before.refresh_expires_at if before else None),
-            refreshable=tokens.refresh_token is not None or (before is not None and before.refreshable),
+            refreshable=renewable
+            or tokens.refresh_token is not None
+            or (before is not None and before.refreshable),
             metadata={**(before.metadata if before else {}), **tokens.metadata},
         )
 

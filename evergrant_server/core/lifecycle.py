@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from evergrant_server.core.connection import Connection, Move, State, moved
 from evergrant_server.core.elsewhere import ended_elsewhere
-from evergrant_server.core.errors import FAILURES, Code, Kind
+from evergrant_server.core.errors import FAILURES, Code, Kind, Retry
 from evergrant_server.core.grant import Grant
 from evergrant_server.core.ids import ConsentId
 from evergrant_server.core.late import not_verified, to_verify, verify_at
@@ -30,6 +30,7 @@ class Do(StrEnum):
 
     NOTHING = "nothing"
     EXCHANGE_CODE = "exchange code"
+    MINT = "mint"
     REFRESH = "refresh"
     REFRESH_IF_LEASED = "refresh if leased"
     END_CONSENT = "end consent"
@@ -63,6 +64,7 @@ def life_of(connection: Connection, grant: Grant | None, idle_s: float | None, n
         state=connection.state,
         generation=connection.generation,
         policy=connection.refresh_policy,
+        flow=connection.flow,
         consent_deadline=connection.consent_deadline,
         reason=connection.reason,
         revoke_reason=connection.revoke_reason,
@@ -97,6 +99,8 @@ def _consent_granted(life: Life, it: Happening, now: datetime, rules: Rules, sha
 
 def _exchange(life: Life, consent: ConsentId) -> Step:
     recent = (*life.recent_consents, consent)[-_REMEMBERED_CONSENTS:]
+    if life.flow.mints:
+        return Step(life.model_copy(update={"recent_consents": recent, "waiting_consent": consent}), Do.MINT)
     return Step(life.model_copy(update={"recent_consents": recent}), Do.EXCHANGE_CODE)
 
 
@@ -124,6 +128,21 @@ def _code_exchanged(life: Life, it: Happening, now: datetime, rules: Rules, shar
     if news.failure is not None:
         return Step(life.model_copy(update={"refusal": news.failure}))
     return _installed(life, Move.GRANTED, news, now)
+
+
+def _grant_minted(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
+    """The first token, or why there is none yet: what time or an admin may repair is tried again."""
+    news = it.news or GrantNews()
+    if news.failure is None:
+        return _installed(life.model_copy(update={"waiting_consent": None}), Move.GRANTED, news, now)
+    changes: dict[str, object] = {"refusal": news.failure, "waiting_consent": None}
+    if life.state in (State.PENDING_CONSENT, State.NEEDS_REAUTH):
+        failures = life.failures + 1
+        changes |= {"failures": failures, "reason": news.failure, "retry_at": None}
+        if FAILURES[news.failure].retry is not Retry.NEVER:
+            again = retry_at(now, failures, news.failure, news.retry_after, rules, share)
+            changes |= {"waiting_consent": it.consent_id, "retry_at": again}
+    return Step(life.model_copy(update=changes))
 
 
 def _grant_refreshed(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
@@ -231,6 +250,8 @@ def _time_came(life: Life, it: Happening, now: datetime, rules: Rules, share: fl
         return _announce(life, now, rules)
     if woken.at == verify_at(life):
         return Step(life, Do.VERIFY_LATE)
+    if woken.mints:
+        return Step(life, Do.MINT)
     if life.state is State.PENDING_CONSENT:
         return Step(_end(life, Move.CONSENT_EXPIRED, Code.CONSENT_EXPIRED), Do.END_CONSENT)
     if life.state is State.REVOKING:
@@ -379,6 +400,7 @@ _DECIDERS: dict[Event, _Decider] = {
     Event.CONSENT_GRANTED: _consent_granted,
     Event.CONSENT_DENIED: _consent_denied,
     Event.CODE_EXCHANGED: _code_exchanged,
+    Event.GRANT_MINTED: _grant_minted,
     Event.FRESHNESS_ASKED: _freshness_asked,
     Event.TOKEN_REQUESTED: _token_requested,
     Event.ROTATE_ASKED: _rotate_asked,

@@ -27,6 +27,7 @@ from evergrant_server.core.export_messages import (
 from evergrant_server.core.export_messages import (
     ExportStart as ExportStart,
 )
+from evergrant_server.core.flow import Flow
 from evergrant_server.core.ids import AttemptId, ConnectionId, ConsentId, IntegrationId, Tenant
 from evergrant_server.core.message import Asked as Asked
 from evergrant_server.core.message import Message
@@ -56,6 +57,7 @@ class ActivityName(StrEnum):
     """The side effects a workflow can ask for, as they read in the Temporal UI."""
 
     EXCHANGE_CODE = "exchange_code"
+    MINT_GRANT = "mint_grant"
     REFRESH_GRANT = "refresh_grant"
     END_CONSENT = "end_consent"
     ASK_REVOCATION = "ask_revocation"
@@ -107,6 +109,8 @@ class Life(Message):
     forced_at: datetime | None = None
     late: AttemptId | None = None  # an answer that came too late waits to be verified
     reply_later: tuple[str, ...] = ()  # workflows that hear again once there is a token
+    flow: Flow = Flow.AUTHORIZATION_CODE
+    waiting_consent: ConsentId | None = None  # not over: it is looked at again at `retry_at`
 
 
 class GrantNews(Message):
@@ -142,6 +146,7 @@ class Event(StrEnum):
     CONSENT_GRANTED = "consent_granted"
     CONSENT_DENIED = "consent_denied"
     CODE_EXCHANGED = "code_exchanged"
+    GRANT_MINTED = "grant_minted"
     FRESHNESS_ASKED = "freshness_asked"
     TOKEN_REQUESTED = "token_requested"
     ROTATE_ASKED = "rotate_asked"
@@ -308,6 +313,12 @@ class Call(Message):
 class ExchangeCode(Call):
     consent_id: ConsentId
     generation: int = 0  # the newest that the workflow knows
+
+
+class MintGrant(Call):
+    """Make the first tokens from what we hold ourselves. The consent says who asked for what."""
+
+    consent_id: ConsentId
 
 
 class RefreshGrant(Call):

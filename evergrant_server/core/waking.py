@@ -15,27 +15,27 @@ _SAME_END = timedelta(hours=1)  # replies round, and clocks differ a little
 class Wake:
     """When the workflow looks again without being asked, and why.
 
-    `days`: to announce that the grant ends in as many days.
+    `days`: to announce that the grant ends in as many days. `mints`: to ask for a first token
+    again, where nobody has to consent.
     """
 
     at: datetime
     why: str
     days: int | None = None
+    mints: bool = False
 
 
 def wake(life: Life, rules: Rules, share: float = 0.0) -> Wake | None:
     """The next moment that matters by itself; None means only a message can."""
     match life.state:
         case State.PENDING_CONSENT:
-            moments = (_deadline(life, rules), _late_answer(life))
-            return min((it for it in moments if it), key=lambda it: it.at, default=None)
+            return _earlier(_deadline(life, rules), _late_answer(life), _minting(life))
         case State.NEEDS_REAUTH:
-            return _late_answer(life)
+            return _earlier(_late_answer(life), _minting(life))
         case State.REVOKING:
             return Wake(life.retry_at, "tell the provider again") if life.retry_at else None
         case State.ACTIVE:
-            moments = (_refresh(life, rules, share), _announcement(life, rules))
-            return min((it for it in moments if it), key=lambda it: it.at, default=None)
+            return _earlier(_refresh(life, rules, share), _announcement(life, rules))
         case _:
             return None
 
@@ -95,6 +95,17 @@ def same_end(one: datetime | None, other: datetime | None) -> bool:
     if one is None or other is None:
         return one is other
     return abs(one - other) <= _SAME_END
+
+
+def _earlier(*moments: Wake | None) -> Wake | None:
+    return min((it for it in moments if it), key=lambda it: it.at, default=None)
+
+
+def _minting(life: Life) -> Wake | None:
+    """A consent that nobody has to give is looked at again by itself."""
+    if life.waiting_consent is None or life.retry_at is None:
+        return None
+    return Wake(life.retry_at, "ask for the first token again", mints=True)
 
 
 def _refresh(life: Life, rules: Rules, share: float) -> Wake | None:

@@ -37,8 +37,8 @@ class Consents:
         self._connection = connection
         self._seals = seals
 
-    async def add(self, consent: Consent, link: Secret) -> None:
-        """Add a consent with its connect link. Raises Failure ALREADY_EXISTS."""
+    async def add(self, consent: Consent, link: Secret | None) -> None:
+        """Add a consent with its connect link, if there is one. Raises Failure ALREADY_EXISTS."""
         values = values_of(consent, **await self._sealed(consent, {_LINK: link}))
         if not await insert(self._connection, ConsentRow, values):
             raise taken(f"Consent {consent.id}, or one with its link,")

@@ -1,4 +1,4 @@
-"""Integrations and their client secrets, sealed by the tenant's intake key."""
+"""Integrations with their client secrets and keys, sealed by the tenant's intake key."""
 
 from datetime import datetime
 
@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from evergrant_server.core.access import Integration, IntegrationState
+from evergrant_server.core.client_key import ClientKey
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import IntegrationId, Tenant
 from evergrant_server.core.secret import Secret
@@ -29,6 +30,7 @@ _PREVIOUS = "sealed_previous_secret"
 _INITIAL = "sealed_initial_token"
 _MANAGEMENT = "sealed_registration_token"
 _OVER: Values = {"previous_secret_until": None, "secret_refused_at": None}
+_KEY = "sealed_client_key"
 
 
 class Integrations:
@@ -38,8 +40,15 @@ class Integrations:
         self._connection = connection
         self._seals = seals
 
-    async def put(self, i: Integration, client_secret: Secret | None, *, expected: int | None) -> Integration:
-        """Add (`expected` None) or change an integration; `client_secret` None keeps the old one.
+    async def put(
+        self,
+        i: Integration,
+        client_secret: Secret | None,
+        *,
+        expected: int | None,
+        client_key: ClientKey | None = None,
+    ) -> Integration:
+        """Add (`expected` None) or change an integration; a secret or key that is None keeps the old one.
 
         Raises Failure ALREADY_EXISTS when adding a name or id that is there, STORE_CONFLICT
         or NOT_FOUND when changing.
@@ -48,10 +57,11 @@ class Integrations:
         if client_secret is not None:  # at once, without an overlap: `rotate_secret` is the other way
             i = i.model_copy(update=_OVER)
             sealed = {_COLUMN: await self._sealed(i, client_secret), _PREVIOUS: None}
+        if client_key is not None:
+            sealed[_KEY] = await self._sealed(i, client_key.as_secret(), _KEY)
         if expected is None:
-            values = values_of(
-                i, **{_COLUMN: None, _PREVIOUS: None, _INITIAL: None, _MANAGEMENT: None, **sealed}
-            )
+            empty = dict.fromkeys((_COLUMN, _PREVIOUS, _INITIAL, _MANAGEMENT, _KEY))
+            values = values_of(i, **{**empty, **sealed})
             if not await insert(self._connection, IntegrationRow, values):
                 raise taken(f"Integration {i.name!r}")
             return i
@@ -91,6 +101,11 @@ class Integrations:
     async def client_secret(self, i: Integration) -> Secret | None:
         """The client secret, or None for a public client. Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE."""
         return await self._opened(i, _COLUMN)
+
+    async def client_key(self, i: Integration) -> ClientKey | None:
+        """Our key at the provider, or None. Raises as `client_secret`."""
+        text = await self._opened(i, _KEY)
+        return None if text is None else ClientKey.from_secret(text)
 
     async def previous_secret(self, i: Integration) -> Secret | None:
         """The secret that a rotation replaced, while it is kept. Raises as `client_secret`."""
@@ -171,8 +186,9 @@ class Integrations:
         return (await self._connection.execute(update(IntegrationRow).where(over).values(changes))).rowcount
 
     async def drop_client_secret(self, i: Integration, *, expected: int) -> Integration:
-        """Make it a public client: the old secrets are gone."""
-        return await self._change(i.model_copy(update=_OVER), expected, {_COLUMN: None, _PREVIOUS: None})
+        """Make it a public client: the old secrets and the key are gone."""
+        gone: Values = {_COLUMN: None, _PREVIOUS: None, _KEY: None}
+        return await self._change(i.model_copy(update=_OVER), expected, gone)
 
     async def replace(self, i: Integration, *, expected: int) -> Integration:
         """Write `i` if its row is still at revision `expected`. Raises Failure STORE_CONFLICT, NOT_FOUND."""

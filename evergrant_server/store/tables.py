@@ -56,6 +56,9 @@ class ConnectionRow(Row, table=True):
     revocation: str | None = None
     revoke_reason: str | None = None
     refresh_policy: str
+    flow: str
+    target: dict[str, Any] = _json()
+    source: str | None = None
     created_at: datetime = _moment()
     changed_at: datetime = _moment()
     consent_deadline: datetime = _moment()
@@ -108,6 +111,7 @@ class IntegrationRow(Row, table=True):
     metadata_read_at: datetime | None = _maybe_moment()
     sealed_initial_token: Sealed | None = _sealed()
     sealed_registration_token: Sealed | None = _sealed()
+    sealed_client_key: Sealed | None = _sealed()
     created_at: datetime = _moment()
     changed_at: datetime = _moment()
     revision: int
@@ -179,6 +183,7 @@ class ConsentRow(Row, table=True):
     sealed_verifier: Sealed | None = _sealed()
     sealed_code: Sealed | None = _sealed()
     sealed_tokens: Sealed | None = _sealed()
+    sealed_device: Sealed | None = _sealed()
     revision: int
 
 

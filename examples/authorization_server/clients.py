@@ -8,7 +8,7 @@ from examples.authorization_server.options import SeededClient
 
 
 def register(client: SeededClient) -> None:
-    """Put a confidential authorization-code client; the same client id again replaces it."""
+    """Put a confidential client of one grant type; the same client id again replaces it."""
     application = get_application_model()
     application.objects.update_or_create(
         client_id=client.client_id,
@@ -16,7 +16,7 @@ def register(client: SeededClient) -> None:
             "client_secret": client.client_secret,
             "redirect_uris": client.redirect_uri,
             "client_type": application.CLIENT_CONFIDENTIAL,
-            "authorization_grant_type": application.GRANT_AUTHORIZATION_CODE,
+            "authorization_grant_type": client.grant_type,
             "name": client.client_id,
         },
     )

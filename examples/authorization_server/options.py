@@ -10,6 +10,7 @@ class SeededClient:
     client_id: str
     client_secret: str
     redirect_uri: str
+    grant_type: str = "authorization-code"  # as django-oauth-toolkit writes it
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def controlled(view: View) -> View:
 @controlled
 @require_http_methods(["POST"])
 def add_client(request: HttpRequest) -> JsonResponse:
-    """Register a confidential client: `{client_id, client_secret, redirect_uri}`."""
+    """Register a confidential client: `{client_id, client_secret, redirect_uri, grant_type?}`."""
     register(SeededClient(**json.loads(request.body)))
     return JsonResponse({"registered": True}, status=201)
 

@@ -45,12 +45,15 @@ class AuthorizationServer:
         """The last lines that the server wrote, for a failing test to show."""
         return list(self._process.last_lines)
 
-    async def register(self, redirect_uri: str) -> None:
-        """Register this object's confidential client with the redirect URI."""
+    async def register(
+        self, redirect_uri: str, *, client_id: str | None = None, grant_type: str = "authorization-code"
+    ) -> None:
+        """Register this object's confidential client, or another one with its secret."""
         body = {
-            "client_id": self.client_id,
+            "client_id": client_id or self.client_id,
             "client_secret": self.client_secret,
             "redirect_uri": redirect_uri,
+            "grant_type": grant_type,
         }
         (await self._control.post("/_demo/clients", json=body)).raise_for_status()
 

@@ -35,6 +35,7 @@ class ScriptedActivities:
     def everything(self) -> list[Callable[..., Any]]:
         return [
             self.exchange_code,
+            self.mint_grant,
             self.refresh_grant,
             self.verify_late_answer,
             self.end_consent,
@@ -72,6 +73,10 @@ class ScriptedActivities:
     @activity.defn(name=m.ActivityName.EXCHANGE_CODE)
     async def exchange_code(self, order: m.ExchangeCode) -> m.GrantNews:
         return await self._answer(m.ActivityName.EXCHANGE_CODE, order, self._news)
+
+    @activity.defn(name=m.ActivityName.MINT_GRANT)
+    async def mint_grant(self, order: m.MintGrant) -> m.GrantNews:
+        return await self._answer(m.ActivityName.MINT_GRANT, order, self._news)
 
     @activity.defn(name=m.ActivityName.REFRESH_GRANT)
     async def refresh_grant(self, order: m.RefreshGrant) -> m.GrantNews:

@@ -243,6 +243,18 @@ async def told_to_a_receiver_that_was_down(client: Client) -> Lived:
         return told
 
 
+async def minted_after_an_outage(client: Client) -> Life:
+    """Nobody consents: the first token is asked for again by itself, the next ones are minted too."""
+    scripted = ScriptedActivities()
+    scripted.answers[m.ActivityName.MINT_GRANT].append(m.GrantNews(failure=Code.PROVIDER_UNREACHABLE))
+    async with living(client, scripted, flow="client_credentials") as life:
+        await life.consent()
+        await life.ensure_fresh(1)
+        await life.handle.signal(m.SIGNAL_REVOKE, m.Revoke(reason="left", asked=ASKED))
+        await life.handle.result()
+        return life
+
+
 STORIES: dict[str, Story] = {
     "1_whole_life": whole_life,
     "1_denied": denied,
@@ -260,6 +272,7 @@ STORIES: dict[str, Story] = {
     "onboarding_1_in_stages": onboarded_in_stages,
     "onboarding_1_rolled_back": onboarding_rolled_back,
     "2_answer_came_late": answer_came_late,
+    "1_minted_after_an_outage": minted_after_an_outage,
 }
 
 

@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from evergrant_server.core.connection import Revocation, State
 from evergrant_server.core.errors import FAILURES, Code, Kind
+from evergrant_server.core.flow import Flow
 from evergrant_server.core.ids import ConsentId
 from evergrant_server.core.lifecycle import Do, next_step, wake
 from evergrant_server.core.messages import Asked, Event, GrantNews, Happening, Life, RevocationNews, Wish
@@ -24,11 +25,15 @@ PROVIDER_FAILURES = [
 class Lives(RuleBasedStateMachine):
     """A workflow without Temporal: it carries steps out with results that hypothesis picks."""
 
-    @initialize(policy=st.sampled_from(list(RefreshPolicy)), version=st.sampled_from(list(RULES)))
-    def begin(self, policy: RefreshPolicy, version: int) -> None:
+    @initialize(
+        policy=st.sampled_from(list(RefreshPolicy)),
+        version=st.sampled_from(list(RULES)),
+        flow=st.sampled_from(list(Flow)),
+    )
+    def begin(self, policy: RefreshPolicy, version: int, flow: Flow) -> None:
         self.rules = RULES[version]
         self.now = datetime(2030, 1, 1, tzinfo=UTC)
-        self.life = Life(policy=policy, consent_deadline=self.now + timedelta(hours=1))
+        self.life = Life(policy=policy, flow=flow, consent_deadline=self.now + timedelta(hours=1))
         self.store_generation = 0
         self.consents = 0
         self.revoke_seen = False
@@ -51,6 +56,10 @@ class Lives(RuleBasedStateMachine):
             match do:
                 case Do.EXCHANGE_CODE:
                     do = self.happen(Event.CODE_EXCHANGED, news=self.news(data))
+                case Do.MINT:
+                    consent = self.life.waiting_consent
+                    assert consent is not None
+                    do = self.happen(Event.GRANT_MINTED, news=self.news(data), consent_id=consent)
                 case Do.REFRESH | Do.REFRESH_IF_LEASED:
                     assert self.life.state is State.ACTIVE
                     if do is Do.REFRESH_IF_LEASED and data.draw(st.booleans()):

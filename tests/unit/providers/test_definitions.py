@@ -8,6 +8,7 @@ import httpx2
 import pytest
 
 from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.flow import Flow
 from evergrant_server.core.provider import Rotation
 from providers.quirks import QUIRKS
 from providers.registry import CATALOG, Registry, read_spec
@@ -102,9 +103,8 @@ def test_the_catalogue_loads_and_says_what_it_cant_do() -> None:
     [
         {"auth_modes": ["client_credentials"]},
         {"auth_modes": ["oauth1"]},
-        {"client_auth": "private_key_jwt"},
         {"client_auth": "tls_client_auth"},
-        {"refresh_client_auth": "client_secret_jwt"},
+        {"refresh_client_auth": "tls_client_auth"},
         {"client_secret_generator": {"kind": "jwt", "alg": "ES256", "lifetime_s": 60}},
         {"flow": "install"},
         {"callback_verify": {"kind": "hmac_sha256_query", "param": "hmac", "secret": "client_secret"}},
@@ -132,6 +132,19 @@ def test_what_no_flow_carries_out_can_be_said_but_not_used(fields: dict[str, Any
         spec.require_usable()
     assert raised.value.code is Code.INVALID_REQUEST
     assert raised.value.context["provider"] == "acme"
+
+
+def test_a_flow_is_kept_from_a_definition_only_by_what_it_would_use() -> None:
+    both = ["authorization_code", "client_credentials"]
+    spec = spec_like(auth_modes=both, scope_from_callback=True, min_refresh_age_s=570)
+    spec.require_usable(Flow.CLIENT_CREDENTIALS)
+    spec.require_some_use()
+    with pytest.raises(Failure, match="an authorization code connection: scope_from_callback"):
+        spec.require_usable(Flow.AUTHORIZATION_CODE)
+    with pytest.raises(Failure, match="a jwt bearer connection: auth_modes"):
+        spec.require_usable(Flow.JWT_BEARER)
+    with pytest.raises(Failure, match="speaks oauth1"):
+        spec_like(auth_modes=["oauth1"]).require_some_use()
 
 
 @pytest.mark.parametrize(

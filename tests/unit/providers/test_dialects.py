@@ -212,7 +212,7 @@ async def test_what_does_not_fit_is_refused_before_sending() -> None:
         assert (raised.value.code, raised.value.sent) == (Code.CLIENT_REJECTED, False)
         with pytest.raises(SendFailed, match="not carried out"):
             await sender.refresh(
-                spec_like(), endpoints, OAuthClient("c", None, "private_key_jwt"), refresh_token=TOKEN
+                spec_like(), endpoints, OAuthClient("c", None, "tls_client_auth"), refresh_token=TOKEN
             )
         with pytest.raises(Failure, match="no refresh"):
             await sender.refresh(spec_like(refresh_supported=False), endpoints, nobody, refresh_token=TOKEN)

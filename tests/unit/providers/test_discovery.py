@@ -72,7 +72,6 @@ async def test_openid_and_mounted_documents_are_tried_next(missing: Any) -> None
         ({"code_challenge_methods_supported": ["plain"]}, "S256"),
         ({"code_challenge_methods_supported": []}, "S256"),
         ({"code_challenge_methods_supported": "S256"}, "not an array"),
-        ({"grant_types_supported": ["client_credentials"]}, "authorization code"),
         ({"authorization_response_iss_parameter_supported": "true"}, "a string"),
         ({"token_endpoint": None}, "token_endpoint is missing"),
         ({"authorization_endpoint": None}, "authorization_endpoint is missing"),
@@ -156,6 +155,13 @@ async def test_an_issuer_that_may_not_be_asked(issuer: str, code: Code) -> None:
     with pytest.raises(Failure) as raised:
         await discover(Egress(EgressPolicy()), issuer)
     assert raised.value.code is code
+
+
+async def test_a_server_without_the_code_grant_is_for_flows_that_need_no_browser() -> None:
+    only = {"grant_types_supported": ["client_credentials"], "code_challenge_methods_supported": ["plain"]}
+    async with ScriptedProvider(metadata=only) as idp:
+        endpoints = await discover(egress_to(idp), idp.issuer)
+    assert (endpoints.token_endpoint, endpoints.authorization_endpoint) == (idp.url("token"), None)
 
 
 PINNED = Endpoints(

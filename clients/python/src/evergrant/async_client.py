@@ -144,10 +144,27 @@ class AsyncEvergrant(AsyncTransfers, AsyncWebhooks):
         label: str = "default",
         scopes: tuple[str, ...] | None = None,
         return_to: str | None = None,
+        flow: str | None = None,
+        resources: tuple[str, ...] = (),
+        audience: str | None = None,
     ) -> Connection:
-        """Open a consent. The subject finishes it at the connection's `connect_url`."""
+        """Begin a connection. Where its `flow` asks somebody, they finish it at `connect_url`.
+
+        Without `flow` the provider's definition decides; with `client_credentials`, `jwt_bearer` and
+        the like nobody is asked, and the connection becomes active by itself. `resources` (RFC 8707)
+        and `audience` say what its tokens are for.
+        """
         return await self._do(
-            calls.connect(integration, subject, label=label, scopes=scopes, return_to=return_to)
+            calls.connect(
+                integration,
+                subject,
+                label=label,
+                scopes=scopes,
+                return_to=return_to,
+                flow=flow,
+                resources=resources,
+                audience=audience,
+            )
         )
 
     async def connection(self, connection_id: str, *, live: bool = False) -> Connection:

@@ -59,9 +59,19 @@ def connect(
     label: str = "default",
     scopes: tuple[str, ...] | None = None,
     return_to: str | None = None,
+    flow: str | None = None,
+    resources: tuple[str, ...] = (),
+    audience: str | None = None,
 ) -> Call[Connection]:
     body = _given(
-        integration=integration, subject=subject, label=label, scopes=_list(scopes), return_to=return_to
+        integration=integration,
+        subject=subject,
+        label=label,
+        scopes=_list(scopes),
+        return_to=return_to,
+        flow=flow,
+        resources=list(resources) or None,
+        audience=audience,
     )
     return _command("/v1/connections", body)
 

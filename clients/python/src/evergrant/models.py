@@ -134,6 +134,7 @@ class Connection:
     connect_expires_at: datetime | None = None
     live: "Live | None" = None
     differs: tuple[str, ...] = ()
+    flow: str = "authorization_code"
 
 
 @dataclass(frozen=True, slots=True)

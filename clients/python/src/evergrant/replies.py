@@ -178,6 +178,7 @@ def _connection(item: Fields) -> Connection:
         connect_expires_at=item.time_or_none("connect_expires_at"),
         live=_live(item.mapping("live")) if item.members.get("live") is not None else None,
         differs=item.texts("differs") if item.members.get("differs") is not None else (),
+        flow=item.text_or_none("flow") or "authorization_code",
     )
 
 

@@ -78,20 +78,39 @@ def connect(
     label: str = "default",
     scope: tuple[str, ...] = (),
     return_to: str | None = None,
+    flow: str | None = None,
+    resource: tuple[str, ...] = (),
+    audience: str | None = None,
     wait: float | None = None,
     options: Options = DEFAULTS,
 ) -> None:
-    """Open a consent and print the link for the subject.
+    """Begin a connection and print what its subject has to do, if anything.
 
     Parameters
     ----------
+    flow
+        How it comes by its tokens, such as client_credentials; by default as the provider's definition says.
+    resource
+        What its tokens are for, an absolute URI (RFC 8707).
+    audience
+        The same, for servers that have a parameter of this name instead.
     wait
         Seconds to wait for the subject to finish; the link is printed first, on stderr.
     """
     with options.client() as client:
-        opened = client.connect(integration, subject, label=label, scopes=scope or None, return_to=return_to)
+        opened = client.connect(
+            integration,
+            subject,
+            label=label,
+            scopes=scope or None,
+            return_to=return_to,
+            flow=flow,
+            resources=resource,
+            audience=audience,
+        )
         if wait is not None:
-            print(f"open {opened.connect_url}", file=sys.stderr, flush=True)
+            if opened.connect_url is not None:
+                print(f"open {opened.connect_url}", file=sys.stderr, flush=True)
             opened = client.wait_for_consent(opened.id, timedelta(seconds=wait))
         _show(opened, options)
 
@@ -179,7 +198,7 @@ def build() -> App:
     connections = App(name="connections", help="Subjects' grants.")
     connections.command(list_connections, name="ls")
     connections.command(get_connection, name="get")
-    connections.command(connect)
+    connections.command(connect, name=("connect", "create"))
     connections.command(refresh)
     connections.command(reauthorize)
     connections.command(revoke)

@@ -78,6 +78,7 @@ def connection_row(connection: Connection) -> Row:
         "provider": connection.provider,
         "subject": connection.subject,
         "label": connection.label,
+        "flow": connection.flow,
         "state": connection.state.value,
         "generation": connection.generation,
         "scopes": list(connection.scopes),

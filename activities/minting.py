@@ -1,0 +1,101 @@
+"""The first grant of a connection whose tokens nobody consents to: asked for, judged, installed."""
+
+from collections.abc import Callable
+from datetime import datetime
+from functools import partial
+
+from temporalio import activity
+
+from activities.answers import Answer
+from activities.client_secrets import client_refused
+from activities.consent import ASKED_AGAIN, PATIENCE, ConsentActivities
+from activities.failures import grant_news
+from activities.heartbeat import heartbeats
+from activities.holdings import Holdings
+from activities.records import closed, connection_of, record, settled
+from activities.renewal import by_minting, minted
+from activities.single_use import Ending, Use
+from activities.transfer import end_consent
+from evergrant_server.core.attempt import AttemptKind, Outcome
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connection import State
+from evergrant_server.core.consent import Consent, ConsentStatus
+from evergrant_server.core.errors import Failure, Retry
+from evergrant_server.core.messages import ActivityName, GrantNews, MintGrant
+from evergrant_server.store import Tx
+
+
+class MintActivities(ConsentActivities):
+    """Installs as a consent's end does; asks the provider with what the integration holds."""
+
+    @activity.defn(name=ActivityName.MINT_GRANT)
+    async def mint_grant(self, order: MintGrant) -> GrantNews:
+        """Make the first tokens. What can be repaired leaves the consent waiting for the next try."""
+        async with heartbeats():
+            try:
+                consent = await self._consent(order)
+                held = await self._holder.take(order.tenant, order.connection_id)
+                return await self._ended(consent, held) or await self._either_secret.asked(
+                    order, held, partial(self._mint, order, consent)
+                )
+            except Failure as failure:
+                if failure.code in ASKED_AGAIN and activity.info().attempt < PATIENCE:
+                    raise  # nothing was sent, and Temporal asks again
+                news = grant_news(failure)
+                await self._note(order, failure)
+                return news
+
+    async def _mint(self, order: MintGrant, consent: Consent, held: Holdings) -> GrantNews:
+        renewal = by_minting(self._sender, self._clock, held, consent.scopes)
+        use = await self._single_use.begin(
+            AttemptKind.MINT, held.connection, renewal.rules, token_valid=False, credential=consent.id
+        )
+        ending = self._ending_of(order, held, consent, self._clock.now)
+        return await self._single_use.spend(use, order, send=renewal.send, ending=ending)
+
+    async def answered(self, use: Use, answer: Answer) -> GrantNews:
+        """An answer from a journal, through the same judge and commit as one that has just come."""
+        order = MintGrant.model_validate(answer.order)
+        consent = await self._consent(order)
+        held = await self._holder.take(order.tenant, order.connection_id)
+        ending = self._ending_of(order, held, consent, lambda: answer.came_at)
+        return await self._single_use.conclude(use, answer.reply, ending)
+
+    def _ending_of(
+        self, order: MintGrant, held: Holdings, consent: Consent, came_at: Callable[[], datetime]
+    ) -> Ending[GrantNews]:
+        return Ending(
+            judge=lambda reply: minted(held, reply, consent.scopes, came_at()),
+            commit=partial(self._install, order, held, consent),
+            settle=partial(self._settle_mint, order, held),
+        )
+
+    async def _settle_mint(
+        self, order: MintGrant, held: Holdings, use: Use, failure: Failure, outcome: Outcome | None
+    ) -> GrantNews:
+        """An answer that was lost holds a token that nobody has; the next try asks for another."""
+
+        async def settle(tx: Tx) -> GrantNews:
+            await closed(tx, use.attempt, outcome or Outcome.REFUSED, self._clock.now())
+            if client_refused(failure) and held.other_client is not None:
+                return GrantNews(attempt_id=use.attempt.id, failure=failure.code, client_refused=True)
+            await self._noted(tx, order, failure)
+            return GrantNews(attempt_id=use.attempt.id, failure=failure.code, retry_after=failure.retry_after)
+
+        return await settled(self._store, settle)
+
+    async def _note(self, order: MintGrant, failure: Failure) -> None:
+        await settled(self._store, lambda tx: self._noted(tx, order, failure))
+
+    async def _noted(self, tx: Tx, order: MintGrant, failure: Failure) -> None:
+        """Say why on the row; a failure that the same request meets again ends the consent."""
+        now = self._clock.now()
+        consent = await tx.consents.get(order.tenant, order.consent_id)
+        if consent is None or consent.status is not ConsentStatus.CODE_RECEIVED:
+            return
+        if failure.rule.retry is Retry.NEVER:
+            await end_consent(tx, consent, ConsentStatus.FAILED, failure.code)
+        current = await connection_of(tx, order)
+        if current.state is State.PENDING_CONSENT:
+            await tx.connections.replace(current.waits_because(failure.code, now), expected=current.revision)
+        await record(tx, order, AuditAction.CONSENT_FAILED, now, reason=failure.code, consent=consent.id)

@@ -1,0 +1,76 @@
+"""What a new access token is made from: a refresh token, or what we hold ourselves."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from activities.holdings import Holdings
+from activities.single_use import Send
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.core.secret import Secret
+from providers.flows import Sender
+from providers.minting import Minting, mint_request
+from providers.replies import read_tokens
+from providers.reply import RawReply
+
+_NOTHING_IS_SPENT = RefreshRules(rotation=Rotation.NONE)
+
+
+@dataclass(frozen=True)
+class Renewal:
+    """How the next token is asked for, and what an answer that was lost may have cost."""
+
+    rules: RefreshRules
+    send: Send
+
+
+def by_refresh_token(sender: Sender, held: Holdings, token: Secret) -> Renewal:
+    """Spend the refresh token (RFC 6749 section 6)."""
+    assert held.grant is not None
+    scopes = held.grant.scopes
+    return Renewal(
+        held.integration.refresh,
+        lambda check: sender.refresh(
+            held.spec,
+            held.endpoints,
+            held.client,
+            refresh_token=token,
+            scopes=scopes,
+            redirect_uri=held.redirect_uri,
+            params=held.integration.params,
+            flow=held.connection.flow,
+            before_send=check,
+        ),
+    )
+
+
+def by_minting(sender: Sender, clock: Clock, held: Holdings, scopes: tuple[str, ...]) -> Renewal:
+    """Ask again as at first: nothing is spent, so an answer that was lost costs another request."""
+    connection = held.connection
+    asked = Minting(
+        scopes=scopes,
+        target=connection.target,
+        subject=connection.subject,
+        params=held.integration.params,
+        at=clock.now(),
+    )
+    request = mint_request(held.spec, connection.flow, held.endpoints, held.client, asked)
+    return Renewal(
+        _NOTHING_IS_SPENT, lambda check: sender.mint(held.spec, held.client, request, before_send=check)
+    )
+
+
+def renewed(held: Holdings, reply: RawReply, came_at: datetime) -> TokenSet:
+    """The tokens of an answer to a renewal. Pure. Raises as `read_tokens`."""
+    if held.connection.flow.mints:
+        return minted(held, reply, held.connection.requested_scopes, came_at)
+    scopes = held.grant.scopes if held.grant else ()
+    return read_tokens(held.spec, reply, requested_scopes=scopes, refreshing=True, now=came_at)
+
+
+def minted(held: Holdings, reply: RawReply, scopes: tuple[str, ...], came_at: datetime) -> TokenSet:
+    """The tokens of a minting, without a refresh token: one more secret, which nothing needs
+    (RFC 6749 section 4.4.3). Pure. Raises as `read_tokens`."""
+    tokens = read_tokens(held.spec, reply, requested_scopes=scopes, refreshing=False, now=came_at)
+    return tokens.model_copy(update={"refresh_token": None, "refresh_expires_in": None})

@@ -1,0 +1,42 @@
+"""How a connection comes by its tokens: the flow it was started with, and what follows from it.
+
+The life of a connection is the same whatever its flow. What differs is what replaces the
+subject's consent, and what a new access token is made from.
+"""
+
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Flow(StrEnum):
+    """Names as in a definition's `auth_modes`. A column, and part of histories: add, never rename."""
+
+    AUTHORIZATION_CODE = "authorization_code"  # RFC 6749 section 4.1
+    CLIENT_CREDENTIALS = "client_credentials"  # RFC 6749 section 4.4
+    JWT_BEARER = "jwt_bearer"  # RFC 7523 section 2.1: service accounts
+    DEVICE_CODE = "device_code"  # RFC 8628
+
+    @property
+    def mints(self) -> bool:
+        """Nobody is asked: what we hold of our own makes a token, as often as it is needed.
+
+        Nothing is spent by that, so an answer that was lost costs nothing but another request.
+        """
+        return self in (Flow.CLIENT_CREDENTIALS, Flow.JWT_BEARER)
+
+
+class Target(BaseModel):
+    """Where a connection's tokens are for, passed on as it was asked for.
+
+    `resources` are absolute URIs (RFC 8707 section 2); `audience` is the parameter that some
+    servers had before it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    resources: tuple[str, ...] = ()
+    audience: str | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.resources or self.audience)

@@ -1,0 +1,119 @@
+"""Requests for tokens that nobody has to consent to. Pure, but for an assertion's random id.
+
+Each is a form for the token endpoint; `flows` sends it and `replies` judges what comes back.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from evergrant_server.core.access import Endpoints
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.flow import Flow, Target
+from providers.assertions import signed
+from providers.client import OAuthClient
+from providers.dialects import filled_params
+from providers.resolve import checked_params
+from providers.spec import PLACEHOLDER, ProviderSpec
+from providers.spec_request import ClientCredentialsGrant, JwtBearerGrant
+from providers.wire import Dialect
+
+JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+
+
+@dataclass(frozen=True)
+class Minting:
+    """Who asks for what: everything a request for a token of our own is made from."""
+
+    scopes: tuple[str, ...]
+    target: Target
+    subject: str
+    params: Mapping[str, str]
+    at: datetime
+
+
+@dataclass(frozen=True)
+class TokenRequest:
+    """One request to the token endpoint. `dialect` holds the fields: some are secrets, so no repr."""
+
+    url: str
+    grant_type: str
+    dialect: Dialect
+
+
+def mint_request(
+    spec: ProviderSpec, flow: Flow, endpoints: Endpoints, client: OAuthClient, asked: Minting
+) -> TokenRequest:
+    """The request for a token in one of the flows that mint.
+
+    Raises Failure INVALID_REQUEST when the definition doesn't speak this flow, CLIENT_REJECTED
+    when the integration lacks what it needs.
+    """
+    spec.require_usable(flow)
+    match flow:
+        case Flow.CLIENT_CREDENTIALS:
+            rule = spec.client_credentials or ClientCredentialsGrant()
+            return _request(spec, endpoints, client, asked, rule.grant_type, rule.params)
+        case Flow.JWT_BEARER:
+            assertion = {"assertion": _assertion(spec, endpoints, client, asked)}
+            return _request(spec, endpoints, client, asked, JWT_BEARER, {}, assertion)
+        case _:
+            detail = f"{flow.value} needs somebody who consents"
+            raise Failure(Code.INVALID_REQUEST, detail, field="flow", provider=spec.name)
+
+
+def _request(
+    spec: ProviderSpec,
+    endpoints: Endpoints,
+    client: OAuthClient,
+    asked: Minting,
+    grant_type: str,
+    templates: Mapping[str, str],
+    secrets: Mapping[str, str] | None = None,
+) -> TokenRequest:
+    fields = filled_params(spec, templates, asked.params) | dict(secrets or {})
+    if asked.scopes and spec.scopes_supported:
+        fields[spec.scope_param_name] = spec.scope_separator.join(asked.scopes)
+    if asked.target.audience:
+        fields["audience"] = asked.target.audience
+    dialect = Dialect(
+        method=spec.token_request_method,
+        format=spec.token_request_format.value,
+        auth=client.auth,
+        renames=spec.token_request_param_names,
+        extra=fields,
+        repeated=tuple(("resource", uri) for uri in asked.target.resources),  # RFC 8707 section 2
+        query=filled_params(spec, spec.token_query_params, asked.params),
+        headers=spec.token_request_headers,
+    )
+    return TokenRequest(endpoints.token_endpoint, grant_type, dialect)
+
+
+def _assertion(spec: ProviderSpec, endpoints: Endpoints, client: OAuthClient, asked: Minting) -> str:
+    """The grant itself: who we are, for whom, what for, signed (RFC 7523 section 3)."""
+    if client.key is None:
+        detail = f"the integration has no key, and {spec.name} wants a signed assertion"
+        raise Failure(Code.CLIENT_REJECTED, detail, provider=spec.name, field="client_key")
+    rule = spec.jwt_bearer or JwtBearerGrant()
+    given = checked_params(spec, asked.params)
+    templates = dict(rule.claims)
+    for param, more in rule.claims_when.items():
+        if given.get(param) == "yes":
+            templates |= more
+    words = {
+        "client_id": client.client_id,
+        "subject": asked.subject,
+        "scopes": " ".join(asked.scopes),
+        "token_endpoint": endpoints.token_endpoint,
+        "issuer": endpoints.issuer or endpoints.token_endpoint,
+        **given,
+    }
+    now = int(asked.at.timestamp())
+    claims: dict[str, object] = {name: _said(text, words) for name, text in templates.items()}
+    claims |= {"iat": now, "exp": now + rule.lifetime_s}
+    return signed(client.key, {k: v for k, v in claims.items() if v != ""}, alg=rule.alg)
+
+
+def _said(template: str, words: Mapping[str, str]) -> str:
+    """The template in one pass: a value that holds braces stays what it is."""
+    return PLACEHOLDER.sub(lambda found: words.get(found.group(1), ""), template)

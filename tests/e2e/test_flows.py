@@ -1,0 +1,204 @@
+"""Every flow, end to end through the whole platform: API, workflow, worker, lease, revocation.
+
+`docs/flows.md` says which server each is tested against, and names these tests.
+"""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from joserfc.jwk import ECKey
+
+from examples.demo.authorization_server import AuthorizationServer
+from examples.demo.evergrant_api import EvergrantApi, Refused
+from examples.demo.platform import Platform
+from examples.demo.waiting import until
+from tests.fakes.other_grants import JWT_BEARER, OtherGrants
+from tests.fakes.scripted_provider import error, status
+
+COMMAND = str(Path(sys.executable).parent / "evergrant")
+KEY = ECKey.generate_key("P-256", {"kid": "ours-1"})
+PRIVATE = {"private": KEY.as_pem(private=True).decode(), "id": "ours-1"}
+TOKEN_S = 6
+SOON_S = 30
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # one platform for all of them: it takes seconds
+
+
+class World:
+    """The platform, a real authorization server, a scripted one, and an app that may do everything."""
+
+    def __init__(self, platform: Platform, real: AuthorizationServer, idp: OtherGrants, key: str) -> None:
+        self.platform = platform
+        self.real = real
+        self.idp = idp
+        self.key = key
+        self.api = EvergrantApi(platform.api, key)
+        self.admin = EvergrantApi(platform.api, platform.admin_key)
+
+    async def integration(self, name: str, server: AuthorizationServer | OtherGrants, **more: Any) -> dict:
+        body = {
+            "provider": "generic",
+            "issuer": server.issuer,
+            "client_id": server.client_id,
+            "client_secret": server.client_secret,
+            "default_scopes": ["read"],
+            **more,
+        }
+        return await self.admin.put(f"/v1/integrations/{name}", {k: v for k, v in body.items() if v})
+
+    async def connect(self, integration: str, flow: str, subject: str = "nightly", **more: Any) -> dict:
+        body = {"integration": integration, "subject": subject, "flow": flow, **more}
+        return await self.api.post("/v1/connections", body)
+
+    async def active(self, integration: str, flow: str, subject: str = "nightly", **more: Any) -> dict:
+        begun = await self.connect(integration, flow, subject, **more)
+        assert begun["connect_url"] is None
+        return await self.api.state(begun["id"], "active", SOON_S)
+
+    async def revoked(self, connection: dict) -> dict:
+        await self.api.post(f"/v1/connections/{connection['id']}/revoke", {"reason": "the test is over"})
+        return await self.api.state(connection["id"], "revoked", SOON_S)
+
+    async def run(self, *command: str) -> tuple[int | None, str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("EVERGRANT_")}
+        env = {**kept, "EVERGRANT_URL": self.platform.api, "EVERGRANT_API_KEY": self.key}
+        pipe = asyncio.subprocess.PIPE
+        child = await asyncio.create_subprocess_exec(COMMAND, *command, env=env, stdout=pipe, stderr=pipe)
+        out, err = await asyncio.wait_for(child.communicate(), 60)
+        return child.returncode, out.decode(), err.decode()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    folder = tmp_path_factory.mktemp("flows")
+    (folder / "as").mkdir()
+    async with AsyncExitStack() as stack:
+        keys = {"ours-1": KEY.as_dict(private=False)}
+        idp = await stack.enter_async_context(OtherGrants(keys=keys, expires_in=TOKEN_S))
+        real = await AuthorizationServer.start(folder / "as", "--access-token-seconds", str(TOKEN_S))
+        stack.push_async_callback(real.stop)
+        await real.register("http://127.0.0.1:1/callback")  # it may introspect
+        allow = f"{real.issuer.removeprefix('http://')},{idp.allowance}"
+        platform = await Platform.start(folder / "data", allow)
+        stack.push_async_callback(platform.stop)
+        admin = await stack.enter_async_context(EvergrantApi(platform.api, platform.admin_key))
+        await admin.put("/v1/apps/jobs", {})
+        permit = {"integration": "*", "actions": ["token", "connect"]}
+        await admin.put("/v1/apps/jobs/permits/all", permit)
+        made = World(platform, real, idp, (await admin.post("/v1/apps/jobs/keys"))["key"])
+        await stack.enter_async_context(made.api)
+        await stack.enter_async_context(made.admin)
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(world: World) -> None:
+    world.idp.calls.clear()
+    world.idp.assertions.clear()
+
+
+async def test_rfc6749_4_4_client_credentials_at_a_real_server(world: World):
+    """Active without a browser, minted again when it is due, revoked at the server."""
+    await world.real.register("", client_id="machine", grant_type="client-credentials")
+    await world.integration("machine", world.real, client_id="machine")
+    connection = await world.active("machine", "client_credentials")
+    assert (connection["flow"], connection["scopes"]) == ("client_credentials", ["read"])
+    first = await world.api.lease("machine", "nightly")
+    assert await introspected(world, first)
+
+    async def newer() -> dict | None:
+        lease = await world.api.lease("machine", "nightly")
+        return lease if lease["generation"] > first["generation"] else None
+
+    second = await until(newer, "another token", TOKEN_S + 10)
+    assert second["access_token"] != first["access_token"]
+    assert await world.real.calls("client_credentials") >= 2
+    assert await world.real.calls("refresh_token") == 0
+    assert (await world.revoked(connection))["revocation"] == "confirmed"
+    assert not await introspected(world, second)
+
+
+async def introspected(world: World, lease: dict) -> bool:
+    return (await world.real.introspect(lease["access_token"]))["active"]
+
+
+async def test_rfc7523_2_2_private_key_jwt_says_who_we_are(world: World):
+    await world.integration(
+        "signing", world.idp, client_secret=None, client_auth="private_key_jwt", client_key=PRIVATE
+    )
+    connection = await world.active("signing", "client_credentials", resources=["https://api.example/v1"])
+    assert connection["resources"] == ["https://api.example/v1"]
+    assert world.idp.count("token", resource="https://api.example/v1") == 1
+    shown = await world.admin.get("/v1/integrations/signing")
+    assert (shown["has_client_key"], shown["has_client_secret"]) == (True, False)
+    assert "PRIVATE" not in json.dumps(shown)
+    (claims,) = world.idp.assertions
+    assert (claims["iss"], claims["aud"]) == (world.idp.client_id, world.idp.issuer)
+    assert (await world.revoked(connection))["revocation"] == "confirmed"
+    assert len(world.idp.assertions) == 2  # the revocation was signed as well
+
+
+async def test_rfc7523_2_1_jwt_bearer(world: World):
+    """A service account: the signed assertion is the grant, signed again for each token."""
+    await world.integration("service", world.idp, client_auth="none", client_secret=None, client_key=PRIVATE)
+    connection = await world.active("service", "jwt_bearer")
+    await world.api.post(f"/v1/connections/{connection['id']}/refresh")
+    assert world.idp.count("token", grant_type=JWT_BEARER) == 2
+    assert {claims["aud"] for claims in world.idp.assertions} == {world.idp.url("token")}
+
+
+async def test_a_first_token_is_asked_for_until_it_comes(world: World):
+    """What time or an admin repairs is tried again by the workflow; the row says why it waits."""
+    await world.integration("slow", world.idp)
+    world.idp.script(status(503, {"Retry-After": "2"}), error("invalid_client", 401))
+    begun = await world.connect("slow", "client_credentials")
+
+    async def why() -> str | None:
+        return (await world.api.connection(begun["id"]))["reason"]
+
+    assert await until(why, "a reason", SOON_S) == "provider_error"
+    with pytest.raises(Refused) as refused:  # no link: there is nobody who could consent
+        await world.api.lease("slow", "nightly")
+    assert refused.value.code == "provider_error"
+
+    async def ours() -> bool | None:
+        return await why() == "client_rejected" or None
+
+    await until(ours, "the second answer", SOON_S)
+    assert (await world.connect("slow", "client_credentials"))["id"] == begun["id"]
+    assert world.idp.count("token") == 2  # an admin's to repair: looked at again slowly
+
+
+async def test_a_live_connection_keeps_its_flow(world: World):
+    await world.integration("one", world.idp)
+    await world.active("one", "client_credentials")
+    with pytest.raises(Refused) as refused:
+        await world.connect("one", "authorization_code")
+    assert (refused.value.status, refused.value.code) == (409, "already_exists")
+    again = await world.api.post("/v1/connections", {"integration": "one", "subject": "nightly"})
+    assert (again["flow"], again["state"]) == ("client_credentials", "active")
+
+
+async def test_a_flow_the_provider_does_not_speak_is_refused(world: World):
+    await world.admin.put(
+        "/v1/integrations/slacked", {"provider": "slack", "client_id": "c", "client_secret": "s"}
+    )
+    with pytest.raises(Refused) as refused:
+        await world.connect("slacked", "client_credentials")
+    assert (refused.value.status, refused.value.code) == (400, "invalid_request")
+
+
+async def test_the_command_begins_a_flow(world: World):
+    await world.integration("shell", world.idp)
+    command = ("connections", "create", "shell", "nightly", "--flow", "client_credentials")
+    code, out, err = await world.run(*command, "--wait", "20", "-o", "json")
+    assert (code, err) == (0, "")
+    assert (json.loads(out)["state"], json.loads(out)["flow"]) == ("active", "client_credentials")

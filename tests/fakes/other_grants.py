@@ -1,0 +1,91 @@
+"""The scripted authorization server with the grants that need no browser, and clients that sign.
+
+    async with OtherGrants(keys={"kid-1": public_jwk}) as idp:
+        idp.script(error("authorization_pending"), ok(), at="token")
+
+On top of `ScriptedProvider`: `client_credentials` (RFC 6749 section 4.4), the JWT bearer grant (RFC
+7523), and `private_key_jwt` and `client_secret_jwt` clients, whose assertions must be for this issuer,
+fresh and never seen before. `idp.assertions` keeps what they claimed.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from joserfc import jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import JWKRegistry, OctKey
+
+from tests.fakes.scripted_provider import Call, Family, ScriptedProvider
+
+JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+CLIENT_ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+_ALGORITHMS = ["RS256", "PS256", "ES256", "Ed25519", "HS256"]
+
+
+class OtherGrants(ScriptedProvider):
+    """See the module's docstring. `keys` are public JWKs by their `kid`."""
+
+    def __init__(self, *, keys: Mapping[str, Mapping[str, Any]] | None = None, **more: Any) -> None:
+        super().__init__(**more)
+        self.keys = dict(keys or {})
+        self.assertions: list[dict[str, Any]] = []
+        self._seen: set[str] = set()
+
+    def _document(self) -> dict[str, Any]:
+        grants = ["authorization_code", "refresh_token", "client_credentials", JWT_BEARER]
+        methods = ["client_secret_basic", "client_secret_post", "private_key_jwt", "client_secret_jwt"]
+        extra = {"grant_types_supported": grants, "token_endpoint_auth_methods_supported": methods}
+        return {**super()._document(), **extra}
+
+    def _client_ok(self, call: Call) -> bool:
+        if call.params.get("client_assertion_type") == CLIENT_ASSERTION:
+            claims = self._verified(call.params.get("client_assertion", ""))
+            return claims is not None and self._is_us(claims)
+        if call.params.get("grant_type") == JWT_BEARER:
+            return True  # the assertion says who it is
+        return super()._client_ok(call)
+
+    def _token(self, params: dict[str, str]) -> tuple[int, dict[str, Any]]:
+        match params.get("grant_type"):
+            case "client_credentials":
+                return 200, self._minted(params)
+            case grant if grant == JWT_BEARER:
+                claims = self._verified(params.get("assertion", ""))
+                if claims is None or claims.get("aud") != self.url("token"):
+                    return 400, {"error": "invalid_grant"}
+                return 200, self._minted({**params, "scope": claims.get("scope", "")})
+            case _:
+                return super()._token(params)
+
+    def _minted(self, params: Mapping[str, str]) -> dict[str, Any]:
+        """A token without a refresh token (RFC 6749 section 4.4.3)."""
+        family = Family(params.get("scope", ""), "")
+        self.families.append(family)
+        reply = self._issue(family)
+        reply.pop("refresh_token", None)
+        return reply
+
+    def _verified(self, assertion: str) -> dict[str, Any] | None:
+        """The claims of a fresh assertion that was never seen, signed with a key that is known."""
+        try:
+            token = jwt.decode(assertion, self._key_of, algorithms=_ALGORITHMS)
+        except (JoseError, ValueError, KeyError):
+            return None
+        claims = dict(token.claims)
+        self.assertions.append(claims)
+        jti = claims.get("jti") or json.dumps(claims, sort_keys=True) + assertion
+        if claims.get("exp", 0) <= time.time() or jti in self._seen:
+            return None
+        self._seen.add(jti)
+        return claims
+
+    def _key_of(self, signed: Any) -> Any:
+        header = signed.headers()
+        if header["alg"] == "HS256":
+            return OctKey.import_key(self.client_secret)
+        return JWKRegistry.import_key(dict(self.keys[header["kid"]]))
+
+    def _is_us(self, claims: Mapping[str, Any]) -> bool:
+        return claims["iss"] == claims["sub"] == self.client_id and claims["aud"] == self.issuer

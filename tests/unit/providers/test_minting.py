@@ -1,0 +1,193 @@
+"""Tokens that nobody consents to, and clients that sign: what is sent, over real sockets."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
+
+from evergrant_server.core.client_key import ClientKey
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.flow import Flow, Target
+from evergrant_server.core.secret import Secret
+from providers.assertions import algorithm_of, client_assertion, signing_key
+from providers.client import OAuthClient
+from providers.minting import Minting, mint_request
+from providers.replies import read_tokens
+from tests.fakes.other_grants import OtherGrants
+from tests.unit.providers.definitions import spec_like
+from tests.unit.providers.test_flows import Talk
+
+KEY = ECKey.generate_key("P-256", {"kid": "ours-1"})
+OURS = ClientKey(private=Secret(json.dumps(KEY.as_dict(private=True))))
+SHORT = (
+    generate_private_key(65537, 1024)
+    .private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    .decode()
+)
+BOTH = ["client_credentials", "jwt_bearer"]
+
+
+def asked(**more: Any) -> Minting:
+    plain: dict[str, Any] = {
+        "scopes": ("read", "write"),
+        "target": Target(),
+        "subject": "sam@example.com",
+        "params": {},
+        "at": datetime.now(UTC),
+    }
+    return Minting(**(plain | more))
+
+
+def an_idp() -> OtherGrants:
+    return OtherGrants(keys={"ours-1": KEY.as_dict(private=False)})
+
+
+class Signing(Talk):
+    """A client of the scripted server that may have a key."""
+
+    def __init__(self, idp: OtherGrants, auth: str, key: ClientKey | None = OURS) -> None:
+        super().__init__(idp, auth=auth)
+        secret = Secret(idp.client_secret) if auth.startswith("client_secret") else None
+        self.client = OAuthClient(idp.client_id, secret, auth, key, audience=idp.issuer)
+
+    async def mint(self, flow: Flow, *, spec: dict[str, Any] | None = None, **more: Any):
+        definition = spec_like(auth_modes=BOTH, **(spec or {}))
+        request = mint_request(definition, flow, self.endpoints, self.client, asked(**more))
+        reply = await self.sender.mint(definition, self.client, request)
+        return read_tokens(definition, reply, requested_scopes=("read",), refreshing=False)
+
+
+@pytest.mark.parametrize(
+    "auth", ["client_secret_basic", "client_secret_post", "client_secret_jwt", "private_key_jwt"]
+)
+async def test_rfc6749_4_4_client_credentials_however_we_say_who_we_are(auth: str) -> None:
+    async with an_idp() as idp:
+        tokens = await Signing(idp, auth).mint(Flow.CLIENT_CREDENTIALS)
+        assert idp.active(tokens.access_token.reveal())
+        assert tokens.refresh_token is None
+        assert tokens.scopes == ("read", "write")
+        assert idp.count("token", grant_type="client_credentials", scope="read write") == 1
+
+
+async def test_rfc7523_3_an_assertion_is_for_one_audience_once_and_for_a_minute() -> None:
+    async with an_idp() as idp:
+        talk = Signing(idp, "private_key_jwt")
+        for _ in range(2):
+            await talk.mint(Flow.CLIENT_CREDENTIALS)
+        first, second = idp.assertions
+        assert first["iss"] == first["sub"] == idp.client_id
+        assert first["aud"] == idp.issuer  # one string, not an array
+        assert 0 < first["exp"] - first["iat"] <= 60
+        assert first["jti"] != second["jti"]
+        (sent, _) = [call.params for call in idp.calls if call.endpoint == "token"]
+        assert (sent["client_id"], "client_secret" in sent) == (idp.client_id, False)
+
+
+async def test_rfc8707_2_resources_are_repeated_and_audience_goes_along() -> None:
+    target = Target(resources=("https://a.example/", "https://b.example/"), audience="api")
+    async with an_idp() as idp:
+        await Signing(idp, "client_secret_basic").mint(Flow.CLIENT_CREDENTIALS, target=target)
+        body = idp.calls[-1].body.decode()
+    assert body.count("resource=https%3A%2F%2F") == 2
+    assert "audience=api" in body
+
+
+async def test_a_dialect_of_client_credentials_is_written_as_declared() -> None:
+    spec = {
+        "client_credentials": {"grant_type": "account_credentials", "params": {"account_id": "{account}"}},
+        "template_params": {"account": {"pattern": "^[a-z0-9]+$"}},
+    }
+    async with an_idp() as idp:
+        with pytest.raises(Failure) as refused:  # the scripted server knows no such grant
+            await Signing(idp, "client_secret_basic").mint(
+                Flow.CLIENT_CREDENTIALS, spec=spec, params={"account": "a1"}
+            )
+        assert refused.value.code is Code.CLIENT_REJECTED
+        assert idp.count("token", grant_type="account_credentials", account_id="a1") == 1
+
+
+async def test_rfc7523_2_1_the_assertion_is_the_grant() -> None:
+    claims = {"iss": "{client_id}", "aud": "{token_endpoint}", "scope": "{scopes}"}
+    spec = {
+        "jwt_bearer": {"claims": claims, "claims_when": {"impersonate": {"sub": "{subject}"}}},
+        "template_params": {"impersonate": {"enum": ["yes", "no"], "default": "no"}},
+    }
+    async with an_idp() as idp:
+        talk = Signing(idp, "none")
+        tokens = await talk.mint(Flow.JWT_BEARER, spec=spec)
+        assert idp.active(tokens.access_token.reveal())
+        await talk.mint(Flow.JWT_BEARER, spec=spec, params={"impersonate": "yes"}, subject="{client_id}")
+        alone, impersonating = idp.assertions
+    assert "sub" not in alone
+    assert (alone["iss"], alone["aud"], alone["scope"]) == (idp.client_id, idp.url("token"), "read write")
+    assert impersonating["sub"] == "{client_id}"  # a subject's name is no template
+
+
+async def test_without_a_key_nothing_is_sent() -> None:
+    async with an_idp() as idp:
+        for auth, flow in (("private_key_jwt", Flow.CLIENT_CREDENTIALS), ("none", Flow.JWT_BEARER)):
+            with pytest.raises(Failure, match="no key") as refused:
+                await Signing(idp, auth, None).mint(flow)
+            assert refused.value.code is Code.CLIENT_REJECTED
+        assert idp.calls == []
+
+
+async def test_a_key_the_provider_does_not_know_is_refused_as_ours_to_repair() -> None:
+    stranger = ClientKey(private=Secret(ECKey.generate_key("P-256").as_pem().decode()), id="ours-1")
+    async with an_idp() as idp:
+        with pytest.raises(Failure) as refused:
+            await Signing(idp, "private_key_jwt", stranger).mint(Flow.CLIENT_CREDENTIALS)
+        assert refused.value.code is Code.CLIENT_REJECTED
+
+
+@pytest.mark.parametrize("flow", [Flow.AUTHORIZATION_CODE, Flow.DEVICE_CODE])
+def test_a_flow_that_asks_somebody_is_not_minted(flow: Flow) -> None:
+    spec = spec_like(auth_modes=[*BOTH, "authorization_code", "device_code"])
+    from evergrant_server.core.access import Endpoints
+
+    with pytest.raises(Failure, match="somebody who consents"):
+        mint_request(spec, flow, Endpoints(token_endpoint="x"), OAuthClient("c", None, "none"), asked())
+
+
+@pytest.mark.parametrize(
+    ("made", "algorithm"),
+    [
+        (RSAKey.generate_key(2048), "RS256"),
+        (RSAKey.generate_key(2048, {"alg": "PS256"}), "PS256"),
+        (ECKey.generate_key("P-256"), "ES256"),
+        (ECKey.generate_key("P-384"), "ES384"),
+        (OKPKey.generate_key("Ed25519"), "Ed25519"),
+    ],
+)
+def test_a_key_says_how_it_signs(made: Any, algorithm: str) -> None:
+    as_jwk = ClientKey(private=Secret(json.dumps(made.as_dict(private=True))))
+    assert algorithm_of(signing_key(as_jwk)) == algorithm
+    assert client_assertion("c", "https://idp.example", as_jwk, datetime.now(UTC)).count(".") == 2
+    if "alg" not in made.as_dict():
+        as_pem = ClientKey(private=Secret(made.as_pem(private=True).decode()), id="k")
+        assert algorithm_of(signing_key(as_pem)) == algorithm
+
+
+@pytest.mark.filterwarnings("ignore:Key size")  # the library says so, too
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("hush", "neither a PEM"),
+        ("{}", "neither a PEM"),
+        ("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----", "neither a PEM"),
+        (json.dumps(KEY.as_dict(private=False)), "not a private key"),
+        (json.dumps(OctKey.generate_key().as_dict(private=True)), "not a private key"),
+        (SHORT, "2048 bits"),
+        (json.dumps(OKPKey.generate_key("X25519").as_dict(private=True)), "not used for signatures"),
+        (json.dumps({**KEY.as_dict(private=True), "alg": "none"}), "none of a signature"),
+    ],
+)
+def test_what_cannot_sign_is_refused_without_being_shown(text: str, said: str) -> None:
+    with pytest.raises(Failure, match=said) as refused:
+        signing_key(ClientKey(private=Secret(text)))
+    assert refused.value.code is Code.CLIENT_REJECTED
+    assert text[:20] not in str(refused.value)
