@@ -109,7 +109,10 @@ class ConnectionWorkflow:
             case Do.MINT:
                 consent_id = self._life.waiting_consent
                 assert consent_id is not None
-                news = await calls.mint_grant(m.MintGrant(**self._call(cause), consent_id=consent_id))
+                order = m.MintGrant(
+                    **self._call(cause), consent_id=consent_id, generation=self._life.generation
+                )
+                news = await calls.mint_grant(order)
                 return m.Happening(
                     event=m.Event.GRANT_MINTED, asked=cause.asked, news=news, consent_id=consent_id
                 )

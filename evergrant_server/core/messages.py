@@ -319,6 +319,7 @@ class MintGrant(Call):
     """Make the first tokens from what we hold ourselves. The consent says who asked for what."""
 
     consent_id: ConsentId
+    generation: int = 0  # the newest that the workflow knows
 
 
 class RefreshGrant(Call):
