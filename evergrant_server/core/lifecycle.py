@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from evergrant_server.core.connection import Connection, Move, State, moved
+from evergrant_server.core.beginning import life_of as life_of
+from evergrant_server.core.connection import Move, State, moved
 from evergrant_server.core.elsewhere import ended_elsewhere
-from evergrant_server.core.errors import FAILURES, Code, Kind, Retry
-from evergrant_server.core.grant import Grant
+from evergrant_server.core.errors import FAILURES, Code, Kind
+from evergrant_server.core.first_token import minted, not_minted
 from evergrant_server.core.ids import ConsentId
 from evergrant_server.core.late import not_verified, to_verify, verify_at
 from evergrant_server.core.messages import Event, GrantNews, Happening, Life, Wish
@@ -56,32 +57,6 @@ def next_step(life: Life, happening: Happening, now: datetime, rules: Rules, sha
         return Step(life.model_copy(update={"refusal": life.reason or Code.CONNECTION_REVOKED}))
     heard = life.model_copy(update={"refusal": None, "declined_s": None})
     return _DECIDERS[happening.event](heard, happening, now, rules, share)
-
-
-def life_of(connection: Connection, grant: Grant | None, idle_s: float | None, now: datetime) -> Life:
-    """The life of a connection as the store tells it: a new workflow goes on from here."""
-    life = Life(
-        state=connection.state,
-        generation=connection.generation,
-        policy=connection.refresh_policy,
-        flow=connection.flow,
-        consent_deadline=connection.consent_deadline,
-        reason=connection.reason,
-        revoke_reason=connection.revoke_reason,
-        retry_at=now if connection.state is State.REVOKING else None,
-    )
-    if grant is None:
-        return life
-    return life.model_copy(
-        update={
-            "obtained_at": grant.obtained_at,
-            "expires_at": grant.expires_at,
-            "refreshable": grant.refreshable,
-            "idle_s": idle_s,
-            "refresh_expires_at": grant.refresh_expires_at,
-            "end_known_at": grant.obtained_at,
-        }
-    )
 
 
 def ensure_fresh_refusal(life: Life, seen_generation: int) -> Code | None:
@@ -131,18 +106,10 @@ def _code_exchanged(life: Life, it: Happening, now: datetime, rules: Rules, shar
 
 
 def _grant_minted(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
-    """The first token, or why there is none yet: what time or an admin may repair is tried again."""
     news = it.news or GrantNews()
     if news.failure is None:
-        return _installed(life.model_copy(update={"waiting_consent": None}), Move.GRANTED, news, now)
-    changes: dict[str, object] = {"refusal": news.failure, "waiting_consent": None}
-    if life.state in (State.PENDING_CONSENT, State.NEEDS_REAUTH):
-        failures = life.failures + 1
-        changes |= {"failures": failures, "reason": news.failure, "retry_at": None}
-        if FAILURES[news.failure].retry is not Retry.NEVER:
-            again = retry_at(now, failures, news.failure, news.retry_after, rules, share)
-            changes |= {"waiting_consent": it.consent_id, "retry_at": again}
-    return Step(life.model_copy(update=changes))
+        return _installed(minted(life), Move.GRANTED, news, now)
+    return Step(not_minted(life, news, it.consent_id, now, rules, share))
 
 
 def _grant_refreshed(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:

@@ -1,9 +1,7 @@
 """A real HTTP authorization server on loopback that does what a test's script says.
 
     async with ScriptedProvider() as idp:
-        egress = Egress(EgressPolicy(allow=(idp.allowance,)))
         idp.script(ok(), status(503, {"Retry-After": "7"}), drop_after_commit(), html())
-        ...
         assert idp.count("token", grant_type="refresh_token") == 1
 
 It serves, below `idp.issuer`: RFC 8414 metadata, `/authorize` (consents by itself: redirects with
@@ -16,18 +14,14 @@ Each request at an endpoint takes the next answer of that endpoint's script (`sc
 without more); with none left it answers `ok()`. The answers:
 
 - `ok(**fields)`            acts, and answers as RFC 6749 says, with `fields` put over the reply
-- `status(n, headers)`      answers with that status and an empty body, without acting
-- `error(name, n)`          answers with a JSON error, without acting
-- `html(n)`                 answers with a page, without acting
-- `raw(body, n, headers)`   answers with these bytes, without acting
-- `drop()`                  closes the connection without acting
+- without acting: `status(n, headers)` with an empty body, `error(name, n)` with a JSON error,
+  `html(n)` with a page, `raw(body, n, headers)` with these bytes; `drop()` closes the connection
 - `drop_after_commit()`     acts, then closes the connection: the answer is lost
 - `delay(event_or_seconds)` waits, then does `then` (default `ok()`)
 - `hold_answer(event)`      acts at once, and answers when the event is set
 
-`idp.calls` has every request as it came;
-`await idp.until("token", 2)` returns when the second token request has arrived.
-`idp.refreshes` counts rotations that the server really carried out.
+`idp.calls` has every request as it came; `await idp.until("token", 2)` returns when the second
+token request has arrived. `idp.refreshes` counts rotations that the server really carried out.
 """
 
 import asyncio

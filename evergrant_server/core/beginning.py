@@ -1,0 +1,33 @@
+"""Where a connection's workflow begins: its life as the store tells it. Pure."""
+
+from datetime import datetime
+
+from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.grant import Grant
+from evergrant_server.core.messages import Life
+
+
+def life_of(connection: Connection, grant: Grant | None, idle_s: float | None, now: datetime) -> Life:
+    """The life of a connection as the store tells it: a new workflow goes on from here."""
+    life = Life(
+        state=connection.state,
+        generation=connection.generation,
+        policy=connection.refresh_policy,
+        flow=connection.flow,
+        consent_deadline=connection.consent_deadline,
+        reason=connection.reason,
+        revoke_reason=connection.revoke_reason,
+        retry_at=now if connection.state is State.REVOKING else None,
+    )
+    if grant is None:
+        return life
+    return life.model_copy(
+        update={
+            "obtained_at": grant.obtained_at,
+            "expires_at": grant.expires_at,
+            "refreshable": grant.refreshable,
+            "idle_s": idle_s,
+            "refresh_expires_at": grant.refresh_expires_at,
+            "end_known_at": grant.obtained_at,
+        }
+    )
