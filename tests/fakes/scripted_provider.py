@@ -38,57 +38,18 @@ from urllib.parse import parse_qsl, unquote_plus, urlencode, urlsplit
 
 from evergrant_server.core.clock import Clock, SystemClock
 from tests.fakes.certificates import LoopbackTls
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One step of a script."""
-
-    acts: bool = True
-    answers: bool = True
-    status: int = 200
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes | None = None  # None: what acting gives
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    wait: "asyncio.Event | float | None" = None
-    wait_first: bool = True
-    then: "Answer | None" = None
-
-
-def ok(**fields: Any) -> Answer:
-    return Answer(fields=fields)
-
-
-def status(code: int, headers: Mapping[str, str] | None = None) -> Answer:
-    return Answer(acts=False, status=code, headers=headers or {}, body=b"")
-
-
-def error(name: str, code: int = 400) -> Answer:
-    return raw(json.dumps({"error": name}).encode(), code, {"Content-Type": "application/json"})
-
-
-def html(code: int = 200) -> Answer:
-    return raw(b"<!doctype html><title>Sorry</title>", code, {"Content-Type": "text/html"})
-
-
-def raw(body: bytes, code: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
-    return Answer(acts=False, status=code, headers=headers or {}, body=body)
-
-
-def drop() -> Answer:
-    return Answer(acts=False, answers=False)
-
-
-def drop_after_commit() -> Answer:
-    return Answer(answers=False)
-
-
-def delay(until: "asyncio.Event | float", then: Answer | None = None) -> Answer:
-    return Answer(wait=until, then=then or ok())
-
-
-def hold_answer(until: asyncio.Event) -> Answer:
-    return Answer(wait=until, wait_first=False)
+from tests.fakes.scripted_answers import (
+    Answer,
+    delay,
+    drop,
+    drop_after_commit,
+    error,
+    hold_answer,
+    html,
+    ok,
+    raw,
+    status,
+)
 
 
 @dataclass(frozen=True)
@@ -397,3 +358,20 @@ async def _waited(until: "asyncio.Event | float") -> None:
         await until.wait()
     else:
         await asyncio.sleep(until)
+
+
+__all__ = [
+    "Answer",
+    "Call",
+    "Family",
+    "ScriptedProvider",
+    "delay",
+    "drop",
+    "drop_after_commit",
+    "error",
+    "hold_answer",
+    "html",
+    "ok",
+    "raw",
+    "status",
+]
