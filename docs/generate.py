@@ -54,6 +54,9 @@ WHEN = {
     AuditAction.CONNECTION_FAILING: "refreshes keep failing; whoever can repair it should look",
     AuditAction.CONNECTION_RECOVERED: "it works again after it had been failing, or had needed a consent",
     AuditAction.CONNECTION_EXPIRING: "the refresh token, or a grant that can't be refreshed, ends soon",
+    AuditAction.SECURITY_EVENT: "a provider's security event or hook came in, signed, and was handled",
+    AuditAction.RECEIVER_PUT: "the receiver of an integration's security events was created or changed",
+    AuditAction.RECEIVER_DELETED: "the receiver of an integration's security events was deleted",
     AuditAction.HEARD_FROM_PROVIDER: "the provider told something that does not end the grant: it is older, "
     "or only a refresh can tell",
     AuditAction.REVOKED_ELSEWHERE: "the provider said that the subject, or it, ended the grant over there",

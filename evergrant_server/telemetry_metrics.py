@@ -57,6 +57,7 @@ _journal_waiting = _meter.create_gauge(
 _journal_set_aside = _meter.create_gauge(
     names.JOURNAL_SET_ASIDE.name, names.JOURNAL_SET_ASIDE.unit, names.JOURNAL_SET_ASIDE.meaning
 )
+_security_events = _counter(names.SECURITY_EVENTS)
 _journal_replayed = _counter(names.JOURNAL_REPLAYED)
 
 
@@ -105,6 +106,11 @@ def revocation_tried(provider: str, outcome: str) -> None:
 def webhook_tried(problem: str | None) -> None:
     """One try to deliver an event; None: it got through."""
     _deliveries.add(1, {OUTCOME: str(problem or "delivered")})
+
+
+def security_event(outcome: str) -> None:
+    """Something came in at a receiver; `outcome` is `heard`, or why it wasn't believed."""
+    _security_events.add(1, {OUTCOME: outcome})
 
 
 def audit_committed(records: int) -> None:

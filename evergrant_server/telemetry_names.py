@@ -126,6 +126,10 @@ DELIVERIES = MetricName(
     "evergrant.webhook.delivery.count", "counter", "{delivery}", "tries to deliver an event to a webhook",
     (OUTCOME,),
 )  # fmt: skip
+SECURITY_EVENTS = MetricName(
+    "evergrant.security_event.count", "counter", "{event}", "security events and hooks that providers sent",
+    (OUTCOME,),
+)  # fmt: skip
 OUTBOX_DEPTH = MetricName(
     "evergrant.outbox.depth", "gauge", "{message}", "messages that wait for delivery, postponed ones included"
 )
@@ -154,8 +158,9 @@ JOURNAL_REPLAYED = MetricName(
     (OUTCOME,),
 )  # fmt: skip
 METRICS = (
-    LEASES, TIME_TO_EXPIRY, REFRESHES, REFRESH_TIME, EXCHANGES, REVOCATIONS, DELIVERIES, OUTBOX_DEPTH,
-    OUTBOX_AGE, AUDIT_BATCH, CIRCUITS_OPEN, JOURNAL_WAITING, JOURNAL_SET_ASIDE, JOURNAL_REPLAYED,
+    LEASES, TIME_TO_EXPIRY, REFRESHES, REFRESH_TIME, EXCHANGES, REVOCATIONS, DELIVERIES, SECURITY_EVENTS,
+    OUTBOX_DEPTH, OUTBOX_AGE, AUDIT_BATCH, CIRCUITS_OPEN, JOURNAL_WAITING, JOURNAL_SET_ASIDE,
+    JOURNAL_REPLAYED,
 )  # fmt: skip
 
 # --- logs ---------------------------------------------------------------------------------
@@ -205,6 +210,7 @@ class Event(StrEnum):
     OUTBOX_STUCK = "outbox stuck"
     PROTOCOL_FAILED = "protocol failed"
     REQUEST_FAILED = "request failed"
+    SECURITY_EVENT_REFUSED = "security event refused"
     SCHEDULE_MISSING = "schedule missing"
     STORE_BEHIND = "store behind"
     TEMPORAL_NOT_READY = "temporal not ready"
@@ -224,6 +230,7 @@ EVENTS = {
     Event.OUTBOX_STUCK: "a round of the relay failed; the next one tries again",
     Event.PROTOCOL_FAILED: "sending a credential or judging its answer broke, in a way nobody foresaw",
     Event.REQUEST_FAILED: "a request was answered with a status of 500 or more",
+    Event.SECURITY_EVENT_REFUSED: "what came in at a receiver was not believed; says the word of RFC 8935",
     Event.SCHEDULE_MISSING: "a Temporal Schedule couldn't be declared; it is tried again in minutes",
     Event.STORE_BEHIND: "a workflow knows a newer generation than the store, which came from a backup",
     Event.TEMPORAL_NOT_READY: "`/readyz` couldn't reach Temporal",

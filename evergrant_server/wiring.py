@@ -17,6 +17,7 @@ from activities.holdings import Holder
 from activities.late_answers import LateAnswerActivities
 from activities.minting import MintActivities
 from activities.onboarding import OnboardingActivities
+from activities.receiver_keys import ReceiverKeysActivities
 from activities.reconcile import ReconcileActivities
 from activities.refresh import RefreshActivities
 from activities.replay import Replayer
@@ -119,6 +120,7 @@ def activities(
     export = ExportActivities(parts.store, parts.clock)
     closed_runs = ClosedRuns(parts.store, parts.link, parts.clock)
     upkeep = ReconcileActivities(parts.store, parts.reconciler, closed_runs, parts.clock)
+    receiver_keys = ReceiverKeysActivities(parts.store, egress, parts.clock)
     webhooks = WebhookActivities(
         parts.store,
         Egress(policy, answer_time=ANSWER_TIME, around=around),
@@ -150,6 +152,7 @@ def activities(
         export.drop_export,
         upkeep.reconcile,
         webhooks.deliver_due,
+        receiver_keys.fetch_keys,
         onboarding.check_definition,
         onboarding.decide_definition,
         onboarding.watch_definition,

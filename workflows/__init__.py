@@ -8,6 +8,7 @@ from workflows.connection import ConnectionWorkflow
 from workflows.discovery import DiscoveryWorkflow
 from workflows.export import ExportWorkflow
 from workflows.onboarding import OnboardingWorkflow
+from workflows.receiver_keys import FetchKeysWorkflow
 from workflows.reconcile import ReconcileWorkflow
 from workflows.rediscovery import RereadMetadataWorkflow
 from workflows.webhooks import WebhookDeliveryWorkflow
@@ -16,6 +17,7 @@ WORKFLOWS = (
     ConnectionWorkflow,
     DiscoveryWorkflow,
     ExportWorkflow,
+    FetchKeysWorkflow,
     OnboardingWorkflow,
     ReconcileWorkflow,
     RereadMetadataWorkflow,

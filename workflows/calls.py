@@ -32,6 +32,7 @@ with workflow.unsafe.imports_passed_through():
         RunEnds,
     )
     from evergrant_server.core.onboarding import DefinitionCall, DefinitionNews
+    from evergrant_server.core.receivers import ACTIVITY_FETCH_KEYS, FetchKeys, KeysFetched
     from evergrant_server.core.upkeep import MetadataRead, ReconcileOrder, Reconciliation, RereadMetadata
     from evergrant_server.core.webhook_messages import DeliverDue, DeliveryRound
 
@@ -178,6 +179,18 @@ async def reconcile(order: ReconcileOrder) -> Reconciliation:
         retry_policy=RetryPolicy(
             initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=30)
         ),
+    )
+
+
+async def fetch_keys(order: FetchKeys) -> KeysFetched:
+    """Read a transmitter's keys and pin them (RFC 7517)."""
+    return await workflow.execute_activity(
+        ACTIVITY_FETCH_KEYS,
+        order,
+        result_type=KeysFetched,
+        summary=str(order.receiver_id),
+        start_to_close_timeout=timedelta(seconds=60),
+        retry_policy=RetryPolicy(maximum_attempts=5, initial_interval=timedelta(seconds=1)),
     )
 
 

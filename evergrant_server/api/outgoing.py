@@ -7,6 +7,7 @@ from evergrant_server.core.ids import OutboxId, new_id, workflow_id
 from evergrant_server.core.lifecycle import life_of
 from evergrant_server.core.messages import Asked, ConnectionStart, Message
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
+from evergrant_server.core.receivers import FetchKeys, Receiver
 from evergrant_server.core.schedule import NEWEST_RULES
 from evergrant_server.crypto import KeyRing
 
@@ -30,6 +31,19 @@ def start(connection: Connection, ring: KeyRing, asked: Asked, now: datetime) ->
 def signal(connection: Connection, name: str, said: Message, now: datetime) -> OutboxMessage:
     """A signal to the workflow of a connection."""
     return _message(connection, OutboxKind.SIGNAL, name, said, now)
+
+
+def fetch_keys(receiver: Receiver, asked: Asked, now: datetime) -> OutboxMessage:
+    """Have a worker read the keys of a receiver's transmitter."""
+    order = FetchKeys(tenant=receiver.tenant, receiver_id=receiver.id, asked=asked)
+    return OutboxMessage(
+        tenant=receiver.tenant,
+        id=OutboxId(new_id("out")),
+        kind=OutboxKind.FETCH_KEYS,
+        target=f"keys:{receiver.tenant}:{receiver.id}",
+        payload=order.model_dump(mode="json"),
+        created_at=now,
+    )
 
 
 def _message(

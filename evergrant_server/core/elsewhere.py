@@ -4,7 +4,7 @@ A provider says so by introspection, a security event or a hook of its own. What
 stops the connection at once; what is not is a reason to refresh: the token endpoint knows.
 """
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from evergrant_server.core.connection import Connection, State
@@ -13,6 +13,7 @@ from evergrant_server.core.grant import Grant
 from evergrant_server.core.message import Asked, Message
 from evergrant_server.core.messages import Life
 
+_TELLING_TAKES = timedelta(minutes=10)
 SIGNAL_REVOKED_ELSEWHERE = "revoked_elsewhere"
 
 
@@ -38,6 +39,7 @@ class NewsFromElsewhere(Message):
     kind: str  # the event's type, as the provider names it
     weight: Weight
     at: datetime | None = None
+    issued: bool = False  # `at` is when it was told; it happened at some moment before
     generation: int | None = None  # the grant it is about, where it is known: news of an older one are old
 
 
@@ -71,11 +73,17 @@ def judge_news(connection: Connection, grant: Grant | None, news: NewsFromElsewh
         return Verdict.OLDER
     if news.generation is not None and news.generation < grant.generation:
         return Verdict.OLDER
-    if news.weight is Weight.ENDED:
+    if news.weight is Weight.ENDED and not _may_be_older(grant, news):
         return Verdict.ENDED
     if connection.state is not State.ACTIVE:
         return Verdict.NOTHING_HELD
     return Verdict.ASKED if grant.refreshable else Verdict.UNTESTABLE
+
+
+def _may_be_older(grant: Grant, news: NewsFromElsewhere) -> bool:
+    """Told without its moment, just after the grant was obtained: it may be about the one before."""
+    recent = news.at is not None and news.at - grant.obtained_at < _TELLING_TAKES
+    return news.issued and recent and grant.refreshable
 
 
 def leasable(state: State, reason: Code | None) -> bool:

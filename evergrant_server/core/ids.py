@@ -17,6 +17,7 @@ ExportId = NewType("ExportId", str)
 WebhookId = NewType("WebhookId", str)
 EventId = NewType("EventId", str)
 DeliveryId = NewType("DeliveryId", str)
+ReceiverId = NewType("ReceiverId", str)
 DefinitionId = NewType("DefinitionId", str)
 
 PREFIXES = {
@@ -32,6 +33,7 @@ PREFIXES = {
     "whk": WebhookId,
     "evt": EventId,
     "dlv": DeliveryId,
+    "rcv": ReceiverId,
     "def": DefinitionId,
 }
 

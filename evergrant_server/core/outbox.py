@@ -16,6 +16,7 @@ class OutboxKind(StrEnum):
     START_EXPORT = "start_export"  # payload: ExportStart
     WAKE_WEBHOOK = "wake_webhook"  # payload: WakeWebhook
     START_ONBOARDING = "start_onboarding"  # payload: OnboardingStart
+    FETCH_KEYS = "fetch_keys"  # payload: FetchKeys
     EXPORT_HISTORY = "export_history"  # payload: {"run_id": …}
 
 

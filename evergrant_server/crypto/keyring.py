@@ -148,6 +148,11 @@ class KeyRing:
         message = encode_parts("subject", tenant, subject)
         return hmac.new(self._file.subject.reveal(), message, hashlib.sha256).hexdigest()[:32]
 
+    def account_hash(self, tenant: str, integration: str, name: str, value: str) -> str:
+        """A keyed hash of what a provider calls an account or token, as long as `subject_hash`."""
+        message = encode_parts("account", tenant, integration, name, value)
+        return hmac.new(self._file.subject.reveal(), message, hashlib.sha256).hexdigest()[:32]
+
     def derive(self, purpose: str) -> bytes:
         """32 bytes for one purpose (HKDF-SHA256, RFC 5869), the same for every role and rotation."""
         hkdf = HKDF(algorithm=SHA256(), length=32, salt=None, info=encode_parts("derive", purpose))

@@ -15,6 +15,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import Lane, Place, Sealed
 from evergrant_server.crypto.envelope import broken
 from evergrant_server.store.late_answers import LateAnswers
+from evergrant_server.store.marks import Marks
 from evergrant_server.store.records import Values, compare_and_set, first, insert, one, values_of, where
 from evergrant_server.store.seals import Seals
 from evergrant_server.store.tables import ConnectionGrantRow, ConnectionRow, ConsentRow
@@ -73,6 +74,8 @@ class Grants:
         }
         await self._put(values, old)
         await LateAnswers(self._connection, self._seals).drop(after.tenant, after.id)  # superseded
+        if grant.chain == MAIN:
+            await Marks(self._connection, self._seals.ring).follow(after, tokens, grant)
         return after.model_copy(update={"revision": revision})
 
     async def access_token(self, grant_owner: Connection, chain: str = MAIN) -> Secret:
@@ -94,6 +97,7 @@ class Grants:
     async def shred(self, tenant: Tenant, connection_id: ConnectionId) -> None:
         """Destroy the connection's keys and every sealed column of it; facts stay."""
         await self._seals.destroy(tenant, connection_id)
+        await Marks(self._connection, self._seals.ring).forget(tenant, connection_id)
         mine = {"tenant": tenant, "connection_id": connection_id}
         empty: Values = {
             ACCESS: None,

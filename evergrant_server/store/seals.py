@@ -87,7 +87,7 @@ class Seals:
         self, connection: AsyncConnection, ring: KeyRing, now: datetime, held: HeldKeys | None = None
     ) -> None:
         self._connection = connection
-        self._ring = ring
+        self.ring = ring
         self._now = now
         self._held = held
 
@@ -98,7 +98,7 @@ class Seals:
             rows = await self._rows(tenant, lane, connection_id=connection_id, retired_at=None)
             if rows is None:
                 return None
-            keys[lane] = unwrapped(self._ring, tenant, lane, rows)
+            keys[lane] = unwrapped(self.ring, tenant, lane, rows)
         return HeldKeys(keys)
 
     async def hold(self, tenant: str, connection_id: str, lanes: Iterable[Lane]) -> HeldKeys:
@@ -116,8 +116,8 @@ class Seals:
 
     async def open_bytes(self, lane: Lane, connection_id: str, place: Place, sealed: bytes) -> bytes:
         """As `open`, for what is no text: a journal's entry."""
-        if not self._ring.holds(lane):
-            raise unavailable(place, f"the {self._ring.role} role doesn't hold the {lane} lane")
+        if not self.ring.holds(lane):
+            raise unavailable(place, f"the {self.ring.role} role doesn't hold the {lane} lane")
         key_id = key_id_of(sealed, place)
         rows = await self._rows(place.tenant, lane, id=key_id)
         if rows is None:
@@ -133,8 +133,8 @@ class Seals:
         await self._connection.execute(delete(KeyRow).where(keys, col(KeyRow.connection_id) != NOBODY))
 
     async def _current(self, lane: Lane, connection_id: str, place: Place) -> SealingKey:
-        if not self._ring.holds(lane):
-            raise unavailable(place, f"the {self._ring.role} role doesn't hold the {lane} lane")
+        if not self.ring.holds(lane):
+            raise unavailable(place, f"the {self.ring.role} role doesn't hold the {lane} lane")
         current = {"connection_id": connection_id, "retired_at": None}
         rows = await self._rows(place.tenant, lane, **current)
         if rows is None:
@@ -146,14 +146,14 @@ class Seals:
 
     def _unwrapped(self, tenant: str, lane: Lane, rows: KeyRows) -> SealingKey:
         held = self._held.get(rows.id) if self._held else None
-        return held or unwrapped(self._ring, tenant, lane, rows)
+        return held or unwrapped(self.ring, tenant, lane, rows)
 
     async def _create(self, tenant: str, lane: Lane, connection_id: str, for_place: Place) -> None:
         """Add a key; when another writer was faster, theirs is the one (the index allows one)."""
         key = new_sealing_key("tky" if connection_id == NOBODY else "cky")
         place = key_place(tenant, key.id, lane, connection_id)
         if connection_id == NOBODY:
-            parent, wrapped = self._ring.current(lane), self._ring.wrap(lane, place, key)
+            parent, wrapped = self.ring.current(lane), self.ring.wrap(lane, place, key)
         else:
             above = await self._current(lane, NOBODY, for_place)
             parent, wrapped = above.id, seal(above, place, key.reveal())

@@ -17,8 +17,11 @@ from evergrant_server.store.grants import Grants
 from evergrant_server.store.histories import Histories
 from evergrant_server.store.idempotency import Idempotency
 from evergrant_server.store.integrations import Integrations
+from evergrant_server.store.introspections import Introspections
 from evergrant_server.store.late_answers import LateAnswers
+from evergrant_server.store.marks import Marks
 from evergrant_server.store.outbox import Outbox
+from evergrant_server.store.receivers import Receivers
 from evergrant_server.store.seals import HeldKeys, Seals
 from evergrant_server.store.usage import Usage
 from evergrant_server.store.webhooks import Webhooks
@@ -92,6 +95,18 @@ class Tx:
     @cached_property
     def deliveries(self) -> Deliveries:
         return Deliveries(self.connection)
+
+    @cached_property
+    def receivers(self) -> Receivers:
+        return Receivers(self.connection, self._seals)
+
+    @cached_property
+    def marks(self) -> Marks:
+        return Marks(self.connection, self._seals.ring)
+
+    @cached_property
+    def introspections(self) -> Introspections:
+        return Introspections(self.connection)
 
     @cached_property
     def idempotency(self) -> Idempotency:

@@ -53,6 +53,7 @@ from evergrant_server.core.messages import (
     Freshness,
 )
 from evergrant_server.core.onboarding import ONBOARDING_WORKFLOW, OnboardingStart
+from evergrant_server.core.receivers import FETCH_KEYS_WORKFLOW, FetchKeys
 from evergrant_server.core.webhook_messages import SIGNAL_WAKE, WEBHOOK_WORKFLOW, WakeWebhook, WebhookStart
 
 T = TypeVar("T")
@@ -209,6 +210,19 @@ class TemporalLink:
             )
         except WorkflowAlreadyStartedError:
             return
+
+    async def fetch_keys(self, order: FetchKeys) -> None:
+        """Have a transmitter's keys read, unless that is under way."""
+        await self._guarded(
+            self._client.start_workflow(
+                FETCH_KEYS_WORKFLOW,
+                order,
+                id=f"keys:{order.tenant}:{order.receiver_id}",
+                task_queue=self._task_queue,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                static_summary="keys of a security event transmitter",
+            )
+        )
 
     async def wake_webhook(self, order: WakeWebhook) -> None:
         """Signal the workflow that delivers to this webhook, or start it with the signal."""

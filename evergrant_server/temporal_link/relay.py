@@ -16,6 +16,7 @@ from evergrant_server.core.ids import WORKFLOW_ID, ConnectionId, Tenant
 from evergrant_server.core.messages import Asked, ConnectionStart, ExportStart, Provenance
 from evergrant_server.core.onboarding import OnboardingStart
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
+from evergrant_server.core.receivers import FetchKeys
 from evergrant_server.core.webhook_messages import WakeWebhook
 from evergrant_server.store import HistoryExport, Store
 from evergrant_server.telemetry import say
@@ -136,6 +137,8 @@ class OutboxRelay:
                 await self._link.wake_webhook(WakeWebhook.model_validate(message.payload))
             case OutboxKind.START_ONBOARDING:
                 await self._link.start_onboarding(OnboardingStart.model_validate(message.payload))
+            case OutboxKind.FETCH_KEYS:
+                await self._link.fetch_keys(FetchKeys.model_validate(message.payload))
             case OutboxKind.EXPORT_HISTORY:
                 await self._export(message)
 

@@ -1,0 +1,68 @@
+"""What a grant is known by at its provider: read from its token reply. Pure."""
+
+import base64
+import binascii
+import hashlib
+import json
+from typing import Any
+
+from evergrant_server.core.grant import Grant, TokenSet
+from evergrant_server.core.receivers import Mark
+from evergrant_server.core.secret import Secret
+
+SUB, EMAIL = "sub", "email"
+TOKEN_PREFIX, TOKEN_HASH = "refresh_token_prefix", "refresh_token_sha512_sha512"
+_PREFIX = 16  # characters, as Google counts them
+_LONGEST = 256
+
+
+def fact(path: str) -> str:
+    """The name of the mark that a fact of the grant is."""
+    return f"fact:{path}"
+
+
+def marks_of(tokens: TokenSet, grant: Grant) -> dict[str, Mark]:
+    """Marks by name. A reply without an id token or refresh token says nothing about those."""
+    found = {fact(path): str(value) for path, value in grant.metadata.items() if _is_id(value)}
+    if tokens.id_token is not None:
+        found |= _of_id_token(tokens.id_token)
+    if tokens.refresh_token is not None:
+        found |= _of_refresh_token(tokens.refresh_token)
+    return {name: Mark(name, value) for name, value in found.items() if 0 < len(value) <= _LONGEST}
+
+
+def silent_names(tokens: TokenSet) -> frozenset[str]:
+    """Names whose older marks stay: this reply has nothing in place of what they came from."""
+    of_id = () if tokens.id_token is not None else (SUB, EMAIL)
+    of_refresh = () if tokens.refresh_token is not None else (TOKEN_PREFIX, TOKEN_HASH)
+    return frozenset((*of_id, *of_refresh))
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool)
+
+
+def _of_id_token(id_token: Secret) -> dict[str, str]:
+    """Unverified: it came from the token endpoint itself, over TLS (OpenID Connect Core 3.1.3.7)."""
+    try:
+        payload = id_token.reveal().split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    except (IndexError, ValueError, binascii.Error, RecursionError):
+        return {}
+    if not isinstance(claims, dict):
+        return {}
+    sub, email = claims.get("sub"), claims.get("email")
+    found = {SUB: sub} if isinstance(sub, str) else {}
+    if isinstance(email, str) and claims.get("email_verified") is True:
+        found[EMAIL] = email.casefold()
+    return found
+
+
+def _of_refresh_token(token: Secret) -> dict[str, str]:
+    """As providers name a token without showing it; short ones would be shown by their prefix."""
+    raw = token.reveal()
+    twice = hashlib.sha512(hashlib.sha512(raw.encode()).digest()).digest()
+    found = {TOKEN_HASH: base64.b64encode(twice).decode()}
+    if len(raw) > 2 * _PREFIX:
+        found[TOKEN_PREFIX] = raw[:_PREFIX]
+    return found

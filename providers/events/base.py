@@ -1,0 +1,145 @@
+"""What every verifier takes and gives, and the steps that most of them share."""
+
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
+
+from evergrant_server.core.elsewhere import Weight
+from evergrant_server.core.receivers import Mark
+from evergrant_server.core.secret import Secret
+
+WINDOW = timedelta(minutes=5)  # how far a signed moment may be from now
+LONGEST_ID = 256
+ACCOUNT = "account"  # a mark that the receiver's `account_in` gives its meaning
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """One request. Header names are in lower case; the body is as it came."""
+
+    headers: Mapping[str, str]
+    body: bytes
+    now: datetime
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What a request is verified by. `issuers` are those whose subjects are this integration's."""
+
+    secret: Secret | None = None
+    issuer: str | None = None
+    issuers: frozenset[str] = frozenset()
+    audience: tuple[str, ...] = ()
+    client_id: str = ""
+    keys: tuple[dict[str, Any], ...] | None = None
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing that happened. A connection is meant that bears every mark of one of `accounts`.
+
+    `issued`: `at` is when it was told; it happened at some moment before.
+    """
+
+    kind: str
+    weight: Weight
+    accounts: tuple[frozenset[Mark], ...] = ()
+    at: datetime | None = None
+    issued: bool = False
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A request that is what it says. `id` is the same when it comes again."""
+
+    id: str
+    facts: tuple[Fact, ...] = ()
+    noted: Mapping[str, str] = field(default_factory=dict)  # worth a record though nothing follows
+    answer: dict[str, str] | None = None  # what the provider wants to hear, instead of nothing
+
+
+class Refused(Exception):
+    """Not believed. `err` is a code of RFC 8935 section 2.4; nothing of the request is quoted."""
+
+    def __init__(self, err: str, description: str) -> None:
+        super().__init__(f"{err}: {description}")
+        self.err = err
+        self.description = description
+
+
+class UnknownKey(Exception):
+    """Signed with a key that is not pinned: its transmitter may have a newer one."""
+
+
+class Verifier(Protocol):
+    def __call__(self, it: Incoming, trust: Trust) -> Heard: ...
+
+
+def account(value: object) -> tuple[frozenset[Mark], ...]:
+    """Whoever the provider calls by this id; nobody, when it is no id."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return ()
+    name = str(value)
+    return (frozenset({Mark(ACCOUNT, name)}),) if 0 < len(name) <= LONGEST_ID else ()
+
+
+def key_of(trust: Trust) -> bytes:
+    if trust.secret is None:
+        raise Refused("authentication_failed", "No signing secret is configured.")
+    return trust.secret.reveal().encode()
+
+
+def same(expected: str, given: str) -> bool:
+    """Compared in constant time."""
+    return hmac.compare_digest(expected.encode(), given.encode("utf-8", "replace"))
+
+
+def hex_hmac(key: bytes, *parts: bytes) -> str:
+    return hmac.new(key, b"".join(parts), hashlib.sha256).hexdigest()
+
+
+def require(signature_holds: bool) -> None:
+    if not signature_holds:
+        raise Refused("authentication_failed", "The signature doesn't hold.")
+
+
+def signed_moment(text: str, now: datetime) -> datetime:
+    """A moment in Unix seconds that the signature covers. Raises Refused outside the window."""
+    moment = unix(text) if text.isascii() and text.isdigit() else None
+    if moment is None or abs(now - moment) > WINDOW:
+        raise Refused("invalid_request", "The timestamp is missing, or too far from now.")
+    return moment
+
+
+def unix(value: object, *, unit: float = 1) -> datetime | None:
+    """A moment given as a number of seconds (times `unit`) since 1970; None when it is none."""
+    try:
+        return datetime.fromtimestamp(float(str(value)) * unit, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def body_object(body: bytes) -> dict[str, Any]:
+    """The body as a JSON object. Raises Refused."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise Refused("invalid_request", "The body is not a JSON object.")
+    return value
+
+
+def member(value: object, *names: str) -> Any:
+    """A member inside objects, or None."""
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"\n".join(parts)).hexdigest()

@@ -1,0 +1,110 @@
+"""What the events of a token mean: one table of types, and whom their subjects name."""
+
+from datetime import datetime
+from typing import Any
+
+from evergrant_server.core.elsewhere import Weight
+from evergrant_server.core.marks import EMAIL, TOKEN_HASH, TOKEN_PREFIX
+from evergrant_server.core.receivers import Mark
+from providers.events.base import LONGEST_ID, Fact, account, unix
+
+_SCHEMAS = "https://schemas.openid.net/secevent"
+# RISC 1.0, CAEP 1.0, and the OAuth event types that Google sends
+WEIGHTS: dict[str, Weight] = {
+    f"{_SCHEMAS}/risc/event-type/account-disabled": Weight.ENDED,
+    f"{_SCHEMAS}/risc/event-type/account-purged": Weight.ENDED,
+    f"{_SCHEMAS}/oauth/event-type/tokens-revoked": Weight.ENDED,
+    f"{_SCHEMAS}/oauth/event-type/token-revoked": Weight.ENDED,
+    # a session that ended says little about a grant: the token endpoint knows
+    f"{_SCHEMAS}/risc/event-type/sessions-revoked": Weight.DOUBTED,
+    f"{_SCHEMAS}/risc/event-type/account-credential-change-required": Weight.DOUBTED,
+    f"{_SCHEMAS}/caep/event-type/session-revoked": Weight.DOUBTED,
+    f"{_SCHEMAS}/caep/event-type/credential-change": Weight.DOUBTED,
+}
+_VERIFICATIONS = (
+    f"{_SCHEMAS}/risc/event-type/verification",
+    f"{_SCHEMAS}/ssf/event-type/verification",
+)
+_TOKEN_NAMES = {"prefix": TOKEN_PREFIX, "hash_base64_sha512_sha512": TOKEN_HASH}
+_Accounts = tuple[frozenset[Mark], ...]
+
+
+def facts_of(
+    events: dict[str, Any], claims: dict[str, Any], issued_at: datetime, issuers: frozenset[str]
+) -> tuple[Fact, ...]:
+    """One fact for each event that can concern a grant, whether or not its subject is known here."""
+    found: list[Fact] = []
+    for kind, event in events.items():
+        weight = WEIGHTS.get(kind)
+        if weight is None or not isinstance(event, dict):
+            continue
+        subject = event.get("subject") or claims.get("sub_id")
+        told = _moment(event.get("event_timestamp")) or _moment(claims.get("toe"))
+        at = min(told, issued_at) if told is not None else issued_at
+        found.append(Fact(kind, weight, _accounts(subject, issuers), at, issued=told is None))
+    return tuple(found)
+
+
+def verification_state(events: dict[str, Any]) -> str | None:
+    """The `state` of a verification event, empty when it has none; None when it is no such event."""
+    for kind in _VERIFICATIONS:
+        if kind in events:
+            state = events[kind].get("state") if isinstance(events[kind], dict) else None
+            return state[:LONGEST_ID] if isinstance(state, str) else ""
+    return None
+
+
+def _moment(value: Any) -> datetime | None:
+    return unix(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _accounts(subject: Any, issuers: frozenset[str]) -> _Accounts:
+    """By `format` (RFC 9493), or `subject_type`, as its drafts and Google have it."""
+    if not isinstance(subject, dict):
+        return ()
+    match str(subject.get("format") or subject.get("subject_type")).replace("-", "_"):
+        case "iss_sub" | "id_token_claims":
+            return _of_issuer(subject, issuers)
+        case "email":
+            return _of_email(subject.get("email"))
+        case "opaque":
+            return account(subject.get("id"))
+        case "account":
+            return ()  # an acct: URI names nobody that we know
+        case "oauth_token" | "token":
+            return _of_token(subject)
+        case "complex":
+            return _accounts(subject.get("user"), issuers)
+        case "aliases":
+            each = subject.get("identifiers")
+            return tuple(
+                it for one in (each if isinstance(each, list) else ())[:10] for it in _alias(one, issuers)
+            )
+    return ()
+
+
+def _alias(subject: Any, issuers: frozenset[str]) -> _Accounts:
+    """RFC 9493 section 3.2.8: no aliases in aliases."""
+    nested = isinstance(subject, dict) and subject.get("format") in ("aliases", "complex")
+    return () if nested else _accounts(subject, issuers)
+
+
+def _of_issuer(subject: dict[str, Any], issuers: frozenset[str]) -> _Accounts:
+    """A `sub` means something together with its issuer alone."""
+    sub = subject.get("sub")
+    return account(sub) if subject.get("iss") in issuers and isinstance(sub, str) else ()
+
+
+def _of_email(email: Any) -> _Accounts:
+    if not isinstance(email, str) or not 0 < len(email) <= LONGEST_ID:
+        return ()
+    return (frozenset({Mark(EMAIL, email.casefold())}),)
+
+
+def _of_token(subject: dict[str, Any]) -> _Accounts:
+    """Google's way to name a refresh token: its first 16 characters, or its double SHA-512."""
+    name = _TOKEN_NAMES.get(str(subject.get("token_identifier_alg")))
+    token = subject.get("token")
+    if subject.get("token_type") != "refresh_token" or name is None or not isinstance(token, str):
+        return ()
+    return (frozenset({Mark(name, token)}),) if 0 < len(token) <= LONGEST_ID else ()

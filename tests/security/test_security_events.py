@@ -1,0 +1,296 @@
+"""Security events (RFC 8417, RFC 8935): each attack carried out, and what a believed one does."""
+
+import hashlib
+import json
+from base64 import b64encode, urlsafe_b64decode, urlsafe_b64encode
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from evergrant_server.core.access import Action
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connection import State
+from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.secret import Secret
+from tests.fakes.api import OTHER, TENANT, Api
+from tests.fakes.security_events import (
+    HEARD,
+    REFRESH,
+    TRANSMITTER,
+    granted,
+    push,
+    receiver,
+    records,
+    state,
+    unix,
+    world,
+)
+from tests.fakes.transmitter import (
+    ISSUER,
+    SESSIONS_REVOKED,
+    TOKEN_REVOKED,
+    TOKENS_REVOKED,
+    VERIFICATION,
+    Transmitter,
+)
+
+
+async def test_rfc8935_2_a_believed_event_stops_leases_and_is_answered_202(api: Api):
+    connection, path, key = await world(api)
+    assert (await api.lease(key)).status_code == 200
+    answer = await push(api, path, TRANSMITTER.token(unix(api)))
+    assert (answer.status_code, answer.content) == (202, b"")
+    refused = await api.lease(key)
+    assert (refused.status_code, refused.json()["reason"]) == (409, "grant_revoked_elsewhere")
+    assert await state(api, connection) is State.NEEDS_REAUTH
+    event, ended = await records(api, *HEARD)
+    assert {event.action, ended.action} == {AuditAction.SECURITY_EVENT, AuditAction.REVOKED_ELSEWHERE}
+    assert event.asked.by == "provider:gitlab"
+
+
+FORGED = Transmitter()
+ATTACKS: dict[str, tuple[Any, str]] = {
+    "another issuer": (lambda at: TRANSMITTER.token(at, iss="https://evil.example/"), "invalid_issuer"),
+    "issuer without its slash": (lambda at: TRANSMITTER.token(at, iss=ISSUER[:-1]), "invalid_issuer"),
+    "no issuer": (lambda at: TRANSMITTER.token(at, iss=None), "invalid_issuer"),
+    "another audience": (lambda at: TRANSMITTER.token(at, aud="client-2"), "invalid_audience"),
+    "audience as a prefix": (lambda at: TRANSMITTER.token(at, aud="client-10"), "invalid_audience"),
+    "an audience of objects": (lambda at: TRANSMITTER.token(at, aud=[{"a": 1}]), "invalid_audience"),
+    "no audience": (lambda at: TRANSMITTER.token(at, aud=None), "invalid_audience"),
+    "alg none": (TRANSMITTER.unsigned, "invalid_key"),
+    "HS256 with the public key": (TRANSMITTER.signed_with_public_key, "invalid_key"),
+    "signed by somebody else": (lambda at: TRANSMITTER.token(at, key=FORGED.key), "authentication_failed"),
+    "a key of another kind": (
+        lambda at: TRANSMITTER.token(at, header={"alg": "ES256", "kid": "ec-1"}, key=FORGED.ec),
+        "authentication_failed",
+    ),
+    "unknown crit": (
+        lambda at: _with_header(TRANSMITTER.token(at), {"crit": ["x"], "x": 1}),
+        "invalid_request",
+    ),
+    "an unencoded payload": (
+        lambda at: _with_header(TRANSMITTER.token(at), {"b64": False}),
+        "invalid_request",
+    ),
+    "another typ": (lambda at: TRANSMITTER.token(at, header={"typ": "JWT"}), "invalid_request"),
+    "an id token": (
+        lambda at: TRANSMITTER.token(at, header={"typ": None}, sub="account-1", exp=at + 60),
+        "invalid_request",
+    ),
+    "no typ, and an expiry": (
+        lambda at: TRANSMITTER.token(at, header={"typ": None}, exp=at + 60),
+        "invalid_request",
+    ),
+    "a subject at the top": (lambda at: TRANSMITTER.token(at, sub="account-1"), "invalid_request"),
+    "no jti": (lambda at: TRANSMITTER.token(at, jti=None), "invalid_request"),
+    "no iat": (lambda at: TRANSMITTER.token(at, undated=True), "invalid_request"),
+    "from the future": (lambda at: TRANSMITTER.token(at + 301), "invalid_request"),
+    "too old to know whether it is a replay": (
+        lambda at: TRANSMITTER.token(at - 31 * 86_400),
+        "invalid_request",
+    ),
+    "no events": (lambda at: TRANSMITTER.token(at, events={}), "invalid_request"),
+    "not a token": (lambda at: b"hello", "invalid_request"),
+    "too large": (lambda at: TRANSMITTER.token(at, filler="x" * 70_000), "invalid_request"),
+    "JSON that nests too deep": (lambda at: b"W" * 40_000 + b".e30.c2ln", "invalid_request"),
+}
+
+
+def _with_header(token: bytes, more: dict[str, Any]) -> bytes:
+    """Altered headers don't verify; these must be refused before anybody looks."""
+    head, payload, signature = token.split(b".")
+    header = json.loads(urlsafe_b64decode(head + b"=" * (-len(head) % 4))) | more
+    return urlsafe_b64encode(json.dumps(header).encode()).rstrip(b"=") + b"." + payload + b"." + signature
+
+
+async def test_rfc8935_2_4_what_is_not_believed_changes_nothing_and_writes_nothing(api: Api):
+    connection, path, _ = await world(api)
+    for name, (make, err) in ATTACKS.items():
+        answer = await push(api, path, make(unix(api)))
+        assert (answer.status_code, answer.json()["err"]) == (400, err), name
+        assert "account-1" not in answer.text
+    assert await state(api, connection) is State.ACTIVE
+    assert await records(api, *HEARD) == []
+
+
+async def test_rfc8935_2_1_the_content_type_is_required(api: Api):
+    connection, path, _ = await world(api)
+    answer = await push(api, path, TRANSMITTER.token(unix(api)), "application/json")
+    assert (answer.status_code, answer.json()["err"]) == (400, "invalid_request")
+    assert await state(api, connection) is State.ACTIVE
+
+
+async def test_a_replayed_event_is_acknowledged_and_changes_nothing(api: Api):
+    connection, path, _ = await world(api)
+    token = TRANSMITTER.token(unix(api))
+    await push(api, path, token)
+    repaired = await api.row(TENANT, connection.id)
+    async with api.worker.write() as tx:  # the subject has consented again, in the same second
+        grant = await tx.grants.get(TENANT, connection.id)
+        assert grant is not None
+        after = repaired.granted(api.clock.now())
+        tokens = TokenSet(access_token=Secret("at-2"))
+        newer = grant.model_copy(update={"generation": after.generation})
+        await tx.grants.install(after, tokens, newer, expected=repaired.revision)
+    assert (await push(api, path, token)).status_code == 202
+    assert await state(api, connection) is State.ACTIVE
+    assert len(await records(api, AuditAction.SECURITY_EVENT)) == 1
+
+
+async def test_an_event_older_than_the_grant_is_recorded_and_ignored(api: Api):
+    connection, path, _ = await world(api)
+    assert (await push(api, path, TRANSMITTER.token(unix(api) - 3001))).status_code == 202
+    assert await state(api, connection) is State.ACTIVE
+    (heard,) = await records(api, AuditAction.HEARD_FROM_PROVIDER)
+    assert heard.detail["verdict"] == "older"
+    told = TRANSMITTER.token(unix(api), toe=unix(api) - 3001)
+    await push(api, path, told)
+    assert await state(api, connection) is State.ACTIVE
+
+
+async def test_told_just_after_a_consent_without_its_moment_it_is_a_reason_to_look(api: Api):
+    """The subject revoked and consented again before the transmitter got round to telling."""
+    key = await api.app_with("admin", Action.ADMIN, Action.TOKEN)
+    connection = await granted(api, await api.integration())
+    path = await receiver(api, key)
+    api.clock.advance(30)
+    await push(api, path, TRANSMITTER.token(unix(api)))
+    assert await state(api, connection) is State.ACTIVE
+    (heard,) = await records(api, AuditAction.HEARD_FROM_PROVIDER)
+    assert heard.detail["verdict"] == "asked"
+    await push(api, path, TRANSMITTER.token(unix(api), toe=unix(api) - 5))
+    assert await state(api, connection) is State.NEEDS_REAUTH
+
+
+async def test_another_tenants_subject_is_not_touched(api: Api):
+    """Same provider, same client id, same account: what comes in here is about our connections alone."""
+    _, path, _ = await world(api)
+    theirs = await granted(api, await api.integration(tenant=OTHER))
+    second = await granted(api, await api.integration("second"))
+    await push(api, path, TRANSMITTER.token(unix(api)))
+    assert await state(api, theirs) is State.ACTIVE
+    assert await state(api, second) is State.ACTIVE
+
+
+NOBODYS: list[dict[str, Any]] = [
+    {"subject_type": "iss-sub", "iss": "https://another.example/", "sub": "account-1"},
+    {"subject_type": "iss-sub", "iss": ISSUER, "sub": "account-2"},
+    {"subject_type": "iss-sub", "sub": "account-1"},
+    {"format": "email", "email": "account-2@example.com"},
+    {"format": "opaque", "id": "account-2"},
+    {"format": "account", "uri": "acct:account-1@example.com"},
+    {"format": "aliases", "identifiers": [{"format": "aliases", "identifiers": []}, "junk"]},
+    {"format": "oauth_token", "token_type": "refresh_token", "token_identifier_alg": "md5", "token": "x"},
+    {"format": "iss_sub", "iss": ISSUER, "sub": ["account-1"]},
+]
+
+
+async def test_rfc9493_a_subject_that_is_nobodys_here_changes_nothing(api: Api):
+    connection, path, _ = await world(api)
+    for subject in NOBODYS:
+        assert (await push(api, path, TRANSMITTER.token(unix(api), subject=subject))).status_code == 202
+    assert await state(api, connection) is State.ACTIVE
+
+
+DOUBLE = hashlib.sha512(hashlib.sha512(REFRESH.encode()).digest()).digest()
+
+
+@pytest.mark.parametrize(
+    ("kind", "subject"),
+    [
+        (TOKENS_REVOKED, {"format": "iss_sub", "iss": ISSUER, "sub": "account-1"}),
+        (TOKENS_REVOKED, {"subject_type": "id_token_claims", "iss": ISSUER, "sub": "account-1"}),
+        (TOKENS_REVOKED, {"format": "email", "email": "Account-1@Example.com"}),
+        (TOKENS_REVOKED, {"format": "opaque", "id": "account-1"}),
+        (
+            TOKENS_REVOKED,
+            {"format": "complex", "user": {"format": "iss_sub", "iss": ISSUER, "sub": "account-1"}},
+        ),
+        (
+            TOKENS_REVOKED,
+            {"format": "aliases", "identifiers": [{"format": "opaque", "id": "account-1"}]},
+        ),
+        (
+            TOKEN_REVOKED,
+            {
+                "subject_type": "oauth_token",
+                "token_type": "refresh_token",
+                "token_identifier_alg": "prefix",
+                "token": REFRESH[:16],
+            },
+        ),
+        (
+            TOKEN_REVOKED,
+            {
+                "subject_type": "oauth_token",
+                "token_type": "refresh_token",
+                "token_identifier_alg": "hash_base64_sha512_sha512",
+                "token": b64encode(DOUBLE).decode(),
+            },
+        ),
+    ],
+)
+async def test_rfc9493_subjects_and_googles_tokens(api: Api, kind: str, subject: dict[str, Any]):
+    connection, path, _ = await world(api)
+    await push(api, path, TRANSMITTER.token(unix(api), kind=kind, subject=subject))
+    assert await state(api, connection) is State.NEEDS_REAUTH
+
+
+async def test_a_session_that_ended_asks_for_a_refresh(api: Api):
+    connection, path, key = await world(api)
+    await push(api, path, TRANSMITTER.token(unix(api), kind=SESSIONS_REVOKED))
+    assert await state(api, connection) is State.ACTIVE
+    assert (await api.lease(key)).status_code == 200
+    async with api.store.write() as tx:
+        sent = await tx.outbox.claim("test", api.clock.now(), timedelta(seconds=1), 10)
+    assert "rotate" in [message.name for message in sent]
+
+
+async def test_ssf_verification_is_answered_and_its_state_recorded(api: Api):
+    _, path, _ = await world(api)
+    token = TRANSMITTER.token(unix(api), kind=VERIFICATION, event={"state": "VGhpcyBpcyBh"})
+    assert (await push(api, path, token)).status_code == 202
+    (heard,) = await records(api, AuditAction.SECURITY_EVENT)
+    assert heard.detail["state"] == "VGhpcyBpcyBh"
+
+
+async def test_an_ec_key_and_a_token_without_typ_are_as_good(api: Api):
+    connection, path, _ = await world(api)
+    token = TRANSMITTER.token(unix(api), header={"alg": "ES256", "kid": "ec-1", "typ": None})
+    assert (await push(api, path, token)).status_code == 202
+    assert await state(api, connection) is State.NEEDS_REAUTH
+
+
+async def test_an_unknown_key_has_the_keys_read_once_in_a_while(api: Api):
+    """Nobody makes us call a transmitter by sending noise."""
+    _, path, _ = await world(api)
+    api.clock.advance(600)
+
+    async def asked() -> int:
+        async with api.store.read() as tx:
+            return await tx.outbox.depth(api.clock.now())
+
+    before = await asked()
+    for _ in range(5):
+        answer = await push(api, path, TRANSMITTER.token(unix(api), header={"kid": "newer"}))
+        assert answer.status_code == 503
+        assert answer.headers["Retry-After"] == "10"
+    assert await asked() == before + 1
+    receiver_id = path.rpartition("/")[2]
+    async with api.worker.write() as tx:  # the worker has read them, and the key isn't among them
+        found = await tx.receivers.find(receiver_id)
+        await tx.receivers.replace(
+            found.model_copy(update={"keys_at": api.clock.now()}), expected=found.revision
+        )
+    answer = await push(api, path, TRANSMITTER.token(unix(api), header={"kid": "newer"}))
+    assert (answer.status_code, answer.json()["err"]) == (400, "invalid_key")
+    assert await asked() == before + 1
+
+
+@pytest.mark.parametrize(
+    "receiver_id", ["rcv_0000000000000000000000", "int_0000000000000000000000", "x", "%00"]
+)
+async def test_an_address_that_is_nobodys_is_404(api: Api, receiver_id: str):
+    answer = await push(api, f"/v1/security-events/{receiver_id}", b"x")
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")

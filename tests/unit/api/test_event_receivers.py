@@ -1,0 +1,87 @@
+"""Where a provider's news come in: configured by an admin, with a secret that is never shown."""
+
+import hashlib
+import hmac
+import json
+from typing import Any
+
+import pytest
+
+from evergrant_server.core.access import Action
+from evergrant_server.core.connection import State
+from evergrant_server.core.errors import Code
+from tests.fakes.api import TENANT, Api
+from tests.fakes.security_events import (
+    PUT,
+    TRANSMITTER,
+    granted,
+    push,
+    state,
+    unix,
+    world,
+)
+from tests.fakes.transmitter import (
+    ISSUER,
+)
+
+
+async def test_nobody_without_the_admin_permit_configures_a_receiver(api: Api):
+    await api.integration()
+    for actions in ((Action.TOKEN,), (Action.CONNECT,)):
+        key = await api.app_with(f"app-{actions[0]}", *actions)
+        for method in ("PUT", "GET", "DELETE"):
+            answer = await api.call(method, "/v1/integrations/crm/security-events", key, json=PUT)
+            assert answer.status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"kind": "set", "issuer": ISSUER}, "jwks_uri"),
+        ({"kind": "set", "jwks_uri": "https://a.example/keys"}, "issuer"),
+        (PUT | {"jwks_uri": "http://127.0.0.1:1/keys"}, "jwks_uri"),
+        (PUT | {"jwks_uri": "file:///etc/passwd"}, "jwks_uri"),
+        (PUT | {"secret": "s"}, "secret"),
+        ({"kind": "slack"}, "secret"),
+        ({"kind": "slack", "secret": ""}, "secret"),
+        ({"kind": "slack", "secret": "s", "issuer": ISSUER}, "issuer"),
+        ({"kind": "zoom", "secret": "s", "account_in": "a b"}, "account_in"),
+    ],
+)
+async def test_a_receiver_that_could_not_work_is_refused(api: Api, body: dict[str, Any], field: str):
+    await api.integration()
+    key = await api.app_with("admin", Action.ADMIN)
+    answer = await api.call("PUT", "/v1/integrations/crm/security-events", key, json=body)
+    assert answer.status_code == 400
+    assert answer.json()["field"] == field
+
+
+async def test_a_hook_with_a_secret_end_to_end_and_the_secret_is_never_shown(api: Api):
+    key = await api.app_with("admin", Action.ADMIN, Action.TOKEN)
+    integration = await api.integration()
+    connection = await granted(api, integration, subject="zoom-user-1")
+    body = {"kind": "zoom", "secret": "hush-hush-hook"}
+    made = await api.call("PUT", "/v1/integrations/crm/security-events", key, json=body)
+    assert made.status_code == 201
+    assert made.json()["has_secret"] is True
+    shown = await api.get("/v1/integrations/crm/security-events", key)
+    assert "hush" not in made.text + shown.text
+    api.clock.advance(60)
+    at = str(int(api.clock.now().timestamp()))
+    event = {"event": "app_deauthorized", "event_ts": int(at) * 1000, "payload": {"user_id": "zoom-user-1"}}
+    raw = json.dumps(event).encode()
+    signature = hmac.new(b"hush-hush-hook", b"v0:" + at.encode() + b":" + raw, hashlib.sha256).hexdigest()
+    headers = {"x-zm-request-timestamp": at, "x-zm-signature": f"v0={signature}"}
+    path = made.json()["url"].removeprefix(api.parts.settings.public_url)
+    wrong = await api.client.post(path, content=raw + b" ", headers=headers)
+    assert (wrong.status_code, wrong.json()["err"]) == (400, "authentication_failed")
+    assert (await api.client.post(path, content=raw, headers=headers)).status_code == 200
+    row = await api.row(TENANT, connection.id)
+    assert (row.state, row.reason) == (State.NEEDS_REAUTH, Code.GRANT_REVOKED_ELSEWHERE)
+
+
+async def test_a_deleted_receiver_hears_nothing(api: Api):
+    connection, path, key = await world(api)
+    assert (await api.call("DELETE", "/v1/integrations/crm/security-events", key)).status_code == 204
+    assert (await push(api, path, TRANSMITTER.token(unix(api)))).status_code == 404
+    assert await state(api, connection) is State.ACTIVE

@@ -1,0 +1,176 @@
+"""Hooks of providers: their documented examples verify, and nothing that was changed does."""
+
+import hashlib
+import hmac
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from evergrant_server.core.elsewhere import Weight
+from evergrant_server.core.receivers import Mark, ReceiverKind
+from evergrant_server.core.secret import Secret
+from providers.events import VERIFIERS, Heard, Incoming, Refused, Trust
+from providers.events.base import hex_hmac
+from providers.events.keys import keys_of
+from tests.fakes.transmitter import Transmitter
+
+NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
+UNIX = str(int(NOW.timestamp()))
+TRUST = Trust(secret=Secret("hush"), client_id="client-1")
+
+
+def hear(kind: ReceiverKind, body: bytes, headers: dict[str, str], trust: Trust = TRUST, now=NOW) -> Heard:
+    return VERIFIERS[kind](Incoming(headers, body, now), trust)
+
+
+def slack(body: dict[str, object], at: str = UNIX) -> tuple[bytes, dict[str, str]]:
+    raw = json.dumps(body).encode()
+    signature = hmac.new(b"hush", b"v0:" + at.encode() + b":" + raw, hashlib.sha256).hexdigest()
+    return raw, {"x-slack-request-timestamp": at, "x-slack-signature": f"v0={signature}"}
+
+
+def zoom(body: dict[str, object], at: str = UNIX) -> tuple[bytes, dict[str, str]]:
+    raw = json.dumps(body).encode()
+    signature = hmac.new(b"hush", b"v0:" + at.encode() + b":" + raw, hashlib.sha256).hexdigest()
+    return raw, {"x-zm-request-timestamp": at, "x-zm-signature": f"v0={signature}"}
+
+
+def github(body: dict[str, object], event: str = "github_app_authorization") -> tuple[bytes, dict[str, str]]:
+    raw = json.dumps(body).encode()
+    signature = hmac.new(b"hush", raw, hashlib.sha256).hexdigest()
+    return raw, {"x-hub-signature-256": f"sha256={signature}", "x-github-event": event}
+
+
+def test_every_kind_has_a_verifier():
+    assert set(VERIFIERS) == set(ReceiverKind)
+
+
+def test_slacks_documented_example():
+    """docs.slack.dev, "Verifying requests from Slack"."""
+    body = (
+        b"token=xyzz0WbapA4vBCDEFasx0q6G&team_id=T1DC2JH3J&team_domain=testteamnow&channel_id=G8PSS9T3V"
+        b"&channel_name=foobar&user_id=U2CERLKJA&user_name=roadrunner&command=%2Fwebhook-collect&text="
+        b"&response_url=https%3A%2F%2Fhooks.slack.com%2Fcommands%2FT1DC2JH3J%2F397700885554%2F96rGlfmibIGlg"
+        b"cZRskXaIFfN&trigger_id=398738663015.47445629121.803a0bc887a14d10d2c447fce8b6703c"
+    )
+    signature = hex_hmac(b"8f742231b10e8888abcd99yyyzzz85a5", b"v0:", b"1531420618", b":", body)
+    assert signature == "a2114d57b48eac39b9ad189dd8316235a7b4a8d21a10bd27519666489c69b503"
+
+
+def test_githubs_documented_example():
+    """docs.github.com, "Validating webhook deliveries"."""
+    trust = Trust(secret=Secret("It's a Secret to Everybody"))
+    signature = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"
+    heard = hear(ReceiverKind.GITHUB, b"Hello, World!", {"x-hub-signature-256": signature}, trust)
+    assert heard.facts == ()
+    with pytest.raises(Refused):
+        hear(ReceiverKind.GITHUB, b"Hello, World?", {"x-hub-signature-256": signature}, trust)
+
+
+def test_slack_names_users_for_revoked_tokens_and_a_workspace_for_an_uninstall():
+    revoked = {
+        "type": "event_callback",
+        "team_id": "T1",
+        "event_id": "Ev1",
+        "event_time": int(UNIX) - 10,
+        "event": {"type": "tokens_revoked", "tokens": {"oauth": ["U1"], "bot": ["B1"]}},
+    }
+    heard = hear(ReceiverKind.SLACK, *slack(revoked))
+    (it,) = heard.facts
+    team = Mark("fact:team.id", "T1")
+    assert heard.id == "Ev1"
+    assert it.accounts == (
+        frozenset({team, Mark("fact:authed_user.id", "U1")}),
+        frozenset({team, Mark("fact:bot_user_id", "B1")}),
+    )
+    assert (it.weight, it.at) == (Weight.ENDED, NOW - timedelta(seconds=10))
+    gone = {
+        "type": "event_callback",
+        "team_id": "T1",
+        "event_id": "Ev2",
+        "event": {"type": "app_uninstalled"},
+    }
+    assert hear(ReceiverKind.SLACK, *slack(gone)).facts[0].accounts == (frozenset({team}),)
+    message = {"type": "event_callback", "team_id": "T1", "event": {"type": "message"}}
+    assert hear(ReceiverKind.SLACK, *slack(message)).facts == ()
+
+
+def test_slack_and_zoom_are_answered_when_they_ask_whether_we_listen():
+    asked = slack({"type": "url_verification", "challenge": "3eZbrw1a"})
+    assert hear(ReceiverKind.SLACK, *asked).answer == {"challenge": "3eZbrw1a"}
+    asked = zoom({"event": "endpoint.url_validation", "payload": {"plainToken": "qgg8vlvZRS6UYooatFL8Aw"}})
+    answer = hear(ReceiverKind.ZOOM, *asked).answer
+    assert answer is not None
+    assert answer["encryptedToken"] == hmac.new(b"hush", b"qgg8vlvZRS6UYooatFL8Aw", "sha256").hexdigest()
+
+
+def test_zoom_names_the_user_and_the_moment():
+    body = {
+        "event": "app_deauthorized",
+        "event_ts": int(UNIX) * 1000 - 500,
+        "payload": {"user_id": "zu-1", "client_id": "client-1"},
+    }
+    (it,) = hear(ReceiverKind.ZOOM, *zoom(body)).facts
+    assert it.accounts == (frozenset({Mark("account", "zu-1")}),)
+    assert it.at == NOW - timedelta(milliseconds=500)
+    body["payload"] = {"user_id": "zu-1", "client_id": "another app"}
+    assert hear(ReceiverKind.ZOOM, *zoom(body)).facts == ()
+
+
+def test_github_is_a_reason_to_look_for_its_signature_covers_no_moment():
+    heard = hear(ReceiverKind.GITHUB, *github({"action": "revoked", "sender": {"id": 7, "login": "ann"}}))
+    (it,) = heard.facts
+    assert it.weight is Weight.DOUBTED
+    assert it.accounts == (frozenset({Mark("account", "7")}), frozenset({Mark("account", "ann")}))
+    assert hear(ReceiverKind.GITHUB, *github({"action": "opened"}, "issues")).facts == ()
+
+
+def test_metas_signed_request():
+    """The example of a published test of the same algorithm, and one with a user."""
+    trust = Trust(secret=Secret("secret"))
+    known = (
+        "vlXgu64BQGFSQrY0ZcJBZASMvYvTHu9GQ0YM9rjPSso.eyJhbGdvcml0aG0iOiJITUFDLVNIQTI1NiIsIjAiOiJwYXlsb2FkIn0"
+    )
+    heard = hear(ReceiverKind.META, b"signed_request=" + known.encode(), {}, trust)
+    assert heard.facts[0].accounts == ()
+    for other in (known[:-1] + "1", "x" + known[1:], "", ".", "no-dot"):
+        with pytest.raises(Refused):
+            hear(ReceiverKind.META, b"signed_request=" + other.encode(), {}, trust)
+
+
+@pytest.mark.parametrize(("kind", "make"), [(ReceiverKind.SLACK, slack), (ReceiverKind.ZOOM, zoom)])
+@pytest.mark.parametrize("seconds", [-301, 301])
+def test_a_signed_moment_that_is_too_far_from_now(kind: ReceiverKind, make, seconds: int):
+    body = {"event": "app_deauthorized", "type": "event_callback"}
+    with pytest.raises(Refused, match="timestamp"):
+        hear(kind, *make(body, str(int(UNIX) + seconds)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [(ReceiverKind.SLACK, slack), (ReceiverKind.ZOOM, zoom), (ReceiverKind.GITHUB, github)],
+)
+def test_nothing_that_was_changed_is_believed(kind: ReceiverKind, make):
+    body, headers = make({"event": "app_deauthorized", "action": "revoked"})
+    hear(kind, body, headers)
+    changed = [(body + b" ", headers), (body, {})]
+    for name in headers:
+        if "event" not in name:
+            changed.append(
+                (body, {**headers, name: headers[name][:-1] + ("0" if headers[name][-1] != "0" else "1")})
+            )
+    for other_body, other_headers in changed:
+        with pytest.raises(Refused):
+            hear(kind, other_body, other_headers)
+    for trust in (Trust(secret=Secret("other")), Trust()):
+        with pytest.raises(Refused):
+            hear(kind, body, headers, trust)
+
+
+def test_of_a_key_set_only_public_keys_for_signatures_are_kept():
+    transmitter = Transmitter()
+    private = transmitter.key.as_dict(private=True)
+    more = [{"kty": "oct", "k": "c2VjcmV0"}, {"kty": "RSA", "use": "enc", "n": "x", "e": "AQAB"}, "junk"]
+    kept = keys_of(json.dumps({"keys": [private, *more]}).encode())
+    assert [set(key) for key in kept] == [{"kty", "kid", "use", "n", "e"}]
