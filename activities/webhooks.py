@@ -25,6 +25,8 @@ from providers.times import retry_after
 ANSWER_TIME = 15.0  # seconds, for the whole exchange
 ROUND = 20  # deliveries; a round ends well inside its time-out, however slow the receiver
 AT_ONCE = 4  # deliveries to one endpoint at the same time
+ROUNDS_AT_ONCE = 20  # in one worker: slow receivers must not take the places that refreshes need
+_BUSY_WAIT = timedelta(seconds=5)
 
 _BY_ITSELF = Asked(by="schedule")
 
@@ -56,6 +58,7 @@ class WebhookActivities:
         self._clock = clock
         self._give_up_after = give_up_after
         self._retention = retention
+        self._under_way = 0
 
     @activity.defn(name=ActivityName.DELIVER_DUE)
     async def deliver_due(self, order: DeliverDue) -> DeliveryRound:
@@ -63,17 +66,26 @@ class WebhookActivities:
 
         The first one goes alone: an endpoint that is down costs one call a round.
         """
-        async with heartbeats():
-            ready = await self._ready(order)
-            if ready is None:
-                return DeliveryRound()
-            outcomes = [await self._deliver(ready, it) for it in ready.due[:1]]
-            if outcomes and outcomes[0].problem is None:
-                turns = asyncio.Semaphore(AT_ONCE)
-                outcomes += await asyncio.gather(*(self._in_turn(turns, ready, it) for it in ready.due[1:]))
-            if outcomes:
-                await self._note_health(ready.webhook, outcomes)
-            return await self._said(order, outcomes)
+        if self._under_way >= ROUNDS_AT_ONCE:
+            return DeliveryRound(next_at=self._clock.now() + _BUSY_WAIT, paused=True)
+        self._under_way += 1
+        try:
+            async with heartbeats():
+                return await self._round(order)
+        finally:
+            self._under_way -= 1
+
+    async def _round(self, order: DeliverDue) -> DeliveryRound:
+        ready = await self._ready(order)
+        if ready is None:
+            return DeliveryRound()
+        outcomes = [await self._deliver(ready, it) for it in ready.due[:1]]
+        if outcomes and outcomes[0].problem is None:
+            turns = asyncio.Semaphore(AT_ONCE)
+            outcomes += await asyncio.gather(*(self._in_turn(turns, ready, it) for it in ready.due[1:]))
+        if outcomes:
+            await self._note_health(ready.webhook, outcomes)
+        return await self._said(order, outcomes)
 
     async def _ready(self, order: DeliverDue) -> _Order | None:
         now = self._clock.now()

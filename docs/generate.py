@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic_core import PydanticUndefined
 
-from docs import telemetry_page
+from docs import events_page, telemetry_page
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import FAILURES, Kind, Repairer, Retry
 from evergrant_server.settings import Settings
@@ -178,6 +178,8 @@ PAGES: dict[str, Callable[[], str]] = {
     "errors.md": errors,
     "reference/settings.md": settings,
     "reference/audit.md": audit_actions,
+    "reference/events.md": lambda: events_page.page(NOTE, table),
+    "reference/event.schema.json": events_page.schema,
     "telemetry.md": lambda: telemetry_page.page(NOTE, table),
 }
 

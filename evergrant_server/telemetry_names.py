@@ -23,8 +23,8 @@ ATTRIBUTES = {
     HTTP_METHOD: "the method",
     HTTP_STATUS: "the status that was answered",
     HTTP_ROUTE: "the route's template, never the path: a path may hold a connect link",
-    SERVER_ADDRESS: "the provider's host, without path or query",
-    SERVER_PORT: "the provider's port",
+    SERVER_ADDRESS: "the provider's or receiver's host, without path or query",
+    SERVER_PORT: "the port there",
     ERROR_TYPE: "a failure's code, a status from 500 on, or the name of an exception's class",
     CODE: "the code of the problem document that was answered (errors.md)",
     OUTCOME: "how it ended: a word of success, or a failure's code (errors.md); a delivery's problem",
@@ -53,7 +53,7 @@ SERVER_SPAN = SpanName(
 CLIENT_SPAN = SpanName(
     "{method}",
     "client",
-    "the worker, around every request to a provider",
+    "the worker, around every request to a provider or a webhook's receiver",
     (HTTP_METHOD, SERVER_ADDRESS, SERVER_PORT, HTTP_STATUS, ERROR_TYPE),
 )
 _TEMPORAL = ("temporalWorkflowID", "temporalRunID", "temporalActivityID")

@@ -4,7 +4,15 @@ from datetime import datetime
 
 from evergrant_server.core.audit import AuditEntry
 from evergrant_server.core.events import EventType, WebhookEvent, body_of, events_of
-from evergrant_server.core.ids import ConnectionId, DeliveryId, EventId, OutboxId, new_id, webhook_workflow_id
+from evergrant_server.core.ids import (
+    ConnectionId,
+    DeliveryId,
+    EventId,
+    OutboxId,
+    derived_id,
+    new_id,
+    webhook_workflow_id,
+)
 from evergrant_server.core.messages import Asked
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
 from evergrant_server.core.webhook_messages import WakeWebhook
@@ -43,10 +51,12 @@ async def tell(
     *,
     by_hand: bool = False,
 ) -> list[Delivery]:
-    """Write one event, its deliveries and the messages that wake those who deliver."""
-    if not webhooks:
+    """Write one event, its deliveries and the messages that wake those who deliver.
+
+    An event that is there already was told: nothing is written.
+    """
+    if not webhooks or not await tx.deliveries.add_event(event):
         return []
-    await tx.deliveries.add_event(event)
     written: list[Delivery] = []
     for webhook in webhooks:
         delivery = Delivery(
@@ -82,9 +92,16 @@ async def wake(tx: Tx, webhook: Webhook, asked: Asked, now: datetime, *, at_once
 
 
 def _event(entry: AuditEntry, connection_id: ConnectionId, type: EventType, body: str) -> WebhookEvent:
+    """What one decision of a workflow leads to is one event, however often its activity is tried."""
+    by = entry.provenance
+    id = (
+        derived_id("evt", entry.tenant, connection_id, type, by.workflow_id, by.run_id, by.event_id)
+        if by
+        else new_id("evt")
+    )
     return WebhookEvent(
         tenant=entry.tenant,
-        id=EventId(new_id("evt")),
+        id=EventId(id),
         type=type,
         connection_id=connection_id,
         at=entry.at,

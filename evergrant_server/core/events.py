@@ -6,14 +6,14 @@ log. Doesn't know who listens: that is `webhooks`.
 
 import json
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from evergrant_server.core.audit import AuditAction, AuditEntry
-from evergrant_server.core.connection import Connection
+from evergrant_server.core.connection import Connection, Revocation, State
 from evergrant_server.core.errors import FAILURES, Code, Repairer
 from evergrant_server.core.grant import Grant
 from evergrant_server.core.ids import ConnectionId, EventId, Tenant
@@ -92,36 +92,62 @@ class WebhookEvent(BaseModel):
     revision: int = 1
 
 
+class EventData(BaseModel):
+    """The facts of a connection as they were when it happened. No member could hold a secret."""
+
+    tenant: str = Field(description="the tenant's name")
+    connection_id: str = Field(description="which connection")
+    integration: str = Field(description="the integration's name")
+    provider: str = Field(description="the provider's name in the catalogue")
+    subject: str = Field(description="whose account it is, as the app named it")
+    label: str = Field(description="tells several connections of one subject apart")
+    state: State = Field(description="the state it was in then")
+    generation: int = Field(description="how many grants it has had; the newer of two events has the higher")
+    expires_at: datetime | None = Field(description="when the access token ends; null: never, or no token")
+    refresh_expires_at: datetime | None = Field(description="when the refresh token ends, if that is known")
+    ends_at: datetime | None = Field(description="with `connection.expiring`: when it ends for good")
+    reason: Code | None = Field(description="why it needs somebody: a code of errors.md")
+    repairer: Repairer | None = Field(description="who has to act")
+    reauthorize: str | None = Field(
+        description="where to POST for a new connect link, when the subject has to act; a path of the API"
+    )
+    revocation: Revocation | None = Field(description="with `connection.revoked`: how that was reached")
+
+
+class EventMessage(BaseModel):
+    """What is sent about a connection: Standard Webhooks' type, timestamp and data."""
+
+    type: EventType
+    timestamp: datetime = Field(description="when it happened, which may be long before it is delivered")
+    data: EventData
+
+
 def body_of(type: EventType, entry: AuditEntry, connection: Connection, grant: Grant | None) -> str:
-    """The event as it is sent: Standard Webhooks' type, timestamp and data."""
+    """The event as it is sent."""
     reason = _reason(entry.detail.get("reason")) or connection.reason
     repairer = FAILURES[reason].repairer if reason else None
     asks = repairer is Repairer.SUBJECT and not connection.state.final
-    data: dict[str, object] = {
-        "tenant": connection.tenant,
-        "connection_id": connection.id,
-        "integration": connection.integration,
-        "provider": connection.provider,
-        "subject": connection.subject,
-        "label": connection.label,
-        "state": connection.state.value,
-        "generation": connection.generation,
-        "expires_at": _time(grant.expires_at if grant else None),
-        "refresh_expires_at": _time(grant.refresh_expires_at if grant else None),
-        "reason": reason.value if reason else None,
-        "repairer": repairer.value if repairer else None,
-        "reauthorize": f"/v1/connections/{connection.id}/reauthorize" if asks else None,
-        "revocation": connection.revocation.value if connection.revocation else None,
-    }
-    return _body(type, entry.at, data)
+    names = {"tenant", "integration", "provider", "subject", "label", "state", "generation", "revocation"}
+    data = EventData(
+        **connection.model_dump(include=names),
+        connection_id=connection.id,
+        expires_at=grant.expires_at if grant else None,
+        refresh_expires_at=grant.refresh_expires_at if grant else None,
+        ends_at=_moment(entry.detail.get("ends_at")),
+        reason=reason,
+        repairer=repairer,
+        reauthorize=f"/v1/connections/{connection.id}/reauthorize" if asks else None,
+    )
+    return EventMessage(type=type, timestamp=entry.at, data=data).model_dump_json()
 
 
 def ping_body(tenant: Tenant, webhook: str, at: datetime) -> str:
-    return _body(EventType.PING, at, {"tenant": tenant, "webhook": webhook})
-
-
-def _body(type: EventType, at: datetime, data: Mapping[str, object]) -> str:
-    return json.dumps({"type": type.value, "timestamp": _time(at), "data": data}, separators=(",", ":"))
+    said = {
+        "type": EventType.PING,
+        "timestamp": at.isoformat(),
+        "data": {"tenant": tenant, "webhook": webhook},
+    }
+    return json.dumps(said, separators=(",", ":"))
 
 
 def _reason(said: object) -> Code | None:
@@ -129,5 +155,9 @@ def _reason(said: object) -> Code | None:
     return Code(said) if isinstance(said, str) and said in set(Code) else None
 
 
-def _time(at: datetime | None) -> str | None:
-    return None if at is None else at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+def _moment(said: object) -> datetime | None:
+    """A moment that a record gives. One that can't be read is left out: the record matters more."""
+    try:
+        return datetime.fromisoformat(said) if isinstance(said, str) else None
+    except ValueError:
+        return None

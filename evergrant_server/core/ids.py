@@ -1,5 +1,6 @@
 """Typed, prefixed identifiers. A prefix says what an id names; a type stops mixing them up."""
 
+import hashlib
 import re
 import secrets
 from typing import NewType
@@ -50,6 +51,14 @@ def new_id(prefix: str) -> str:
     if prefix not in PREFIXES:
         raise ValueError(f"no id has the prefix {prefix!r}")
     return f"{prefix}_" + "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))
+
+
+def derived_id(prefix: str, *parts: str | int) -> str:
+    """The one id with this prefix for these parts: who derives it twice means the same thing."""
+    if prefix not in PREFIXES:
+        raise ValueError(f"no id has the prefix {prefix!r}")
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return f"{prefix}_" + "".join(_ALPHABET[byte % 32] for byte in digest[:_LENGTH])
 
 
 def is_id(value: str, prefix: str) -> bool:

@@ -199,7 +199,7 @@ def _signature(secret: Secret, signed: bytes) -> str:
 
 # --- when it is tried again ---------------------------------------------------------------
 
-# Before the second try, the third …: a little over three days in all.
+# Before the second try, the third …: about three days in all.
 WAITS = tuple(
     timedelta(seconds=seconds)
     for seconds in (5, 60, 300, 1800, 7200, 21_600, 43_200, 86_400, 86_400)

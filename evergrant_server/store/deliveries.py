@@ -21,10 +21,9 @@ class Deliveries:
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
 
-    async def add_event(self, event: WebhookEvent) -> None:
-        """Add an event. Raises Failure ALREADY_EXISTS."""
-        if not await insert(self._connection, EventRow, values_of(event)):
-            raise taken(f"Event {event.id}")
+    async def add_event(self, event: WebhookEvent) -> bool:
+        """Add an event; False when it is there already."""
+        return await insert(self._connection, EventRow, values_of(event))
 
     async def event(self, tenant: Tenant, id: EventId) -> WebhookEvent | None:
         row = await one(self._connection, EventRow, tenant=tenant, id=id)

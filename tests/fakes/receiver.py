@@ -66,6 +66,12 @@ class Receiver:
                 await self._changed.wait()
         return self.received
 
+    async def until_busy(self, count: int, limit_s: float = 20) -> None:
+        """Wait until this many messages are being looked at."""
+        async with asyncio.timeout(limit_s):
+            while self.at_once < count:
+                await asyncio.sleep(0.01)
+
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
         body = (await receive())["body"]
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}

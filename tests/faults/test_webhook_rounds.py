@@ -10,7 +10,7 @@ import pytest_asyncio
 from standardwebhooks import Webhook as Judge
 from temporalio.testing import ActivityEnvironment
 
-from activities.webhooks import AT_ONCE, ROUND, WebhookActivities
+from activities.webhooks import AT_ONCE, ROUND, ROUNDS_AT_ONCE, WebhookActivities
 from evergrant_server import audit
 from evergrant_server.core.clock import SetClock
 from evergrant_server.core.events import EventType, WebhookEvent
@@ -49,16 +49,18 @@ class Rounds:
             async with self.store.write() as tx:
                 await audit.tell(tx, [self.webhook], event, ASKED, event.at, by_hand=by_hand)
 
-    async def round(self, **limits: Any) -> DeliveryRound:
-        activities = WebhookActivities(
+    def activities(self, **limits: Any) -> WebhookActivities:
+        return WebhookActivities(
             self.store,
             Egress(EgressPolicy(allow=self.allow), **limits),
             self.clock,
             give_up_after=GIVE_UP,
             retention=RETENTION,
         )
+
+    async def round(self, **limits: Any) -> DeliveryRound:
         order = DeliverDue(tenant=TENANT, webhook_id=self.webhook.id)
-        return await ActivityEnvironment().run(activities.deliver_due, order)
+        return await ActivityEnvironment().run(self.activities(**limits).deliver_due, order)
 
     async def row(self) -> Webhook:
         return await reread(self.store, self.webhook)
@@ -238,6 +240,32 @@ async def test_a_name_that_rebinds_after_registration_is_not_followed(
     (delivery,) = await log_of(rounds.store, rounds.webhook)
     assert (asked, delivery.problem) == (["rebinding.example"], Problem.EGRESS_REFUSED)
     assert rounds.receiver.received == []
+
+
+async def test_slow_receivers_take_a_bounded_share_of_a_worker(rounds: Rounds):
+    """A worker has a hundred places for activities, and refreshes need them too."""
+    hold = asyncio.Event()
+
+    async def held(message: Received) -> int:
+        await hold.wait()
+        return 204
+
+    rounds.receiver.answer = held
+    await rounds.tell()
+    activities = rounds.activities()
+    order = DeliverDue(tenant=TENANT, webhook_id=rounds.webhook.id)
+    slow = [
+        asyncio.create_task(ActivityEnvironment().run(activities.deliver_due, order))
+        for _ in range(ROUNDS_AT_ONCE)
+    ]
+    await rounds.receiver.until_busy(ROUNDS_AT_ONCE)
+    refused = await ActivityEnvironment().run(activities.deliver_due, order)
+    assert (refused.paused, refused.delivered, refused.failed) == (True, 0, 0)
+    assert refused.next_at is not None
+    assert refused.next_at > rounds.clock.now()
+    hold.set()
+    await asyncio.gather(*slow)
+    assert (await ActivityEnvironment().run(activities.deliver_due, order)).next_at is None
 
 
 async def test_what_the_old_url_did_is_not_held_against_the_new_one(rounds: Rounds):

@@ -5,6 +5,7 @@ handed out, what the key file holds.
 """
 
 import asyncio
+import base64
 import json
 import secrets as chance
 import shutil
@@ -24,6 +25,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from temporalio.client import Client
 
+from evergrant_server.core.events import OF_CONNECTIONS
 from evergrant_server.core.grant import TokenSet
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto.keyring import KeyRing, Role
@@ -33,6 +35,7 @@ from providers.client import OAuthClient
 from providers.reply import RawReply
 from tests.fakes.otlp import Received, running_receiver
 from tests.fakes.processes import RunningPlatform, running_platform
+from tests.fakes.receiver import Receiver
 from tests.fakes.scripted_provider import ScriptedProvider, ok, raw
 from tests.fakes.temporal import running_temporal
 from tests.security.canaries import decoded, dump, files, forms, hits, keys_of
@@ -60,9 +63,12 @@ async def resource() -> AsyncIterator[str]:
 class Life:
     """One connection from consent to revocation, and what it leaves behind."""
 
-    def __init__(self, platform: RunningPlatform, idp: ScriptedProvider, received: Received) -> None:
+    def __init__(
+        self, platform: RunningPlatform, idp: ScriptedProvider, received: Received, hooks: Receiver
+    ) -> None:
         self.platform = platform
         self.idp = idp
+        self.hooks = hooks
         self.received = received
         self.secrets: Secrets = {}
         self.places: Places = {}
@@ -73,6 +79,7 @@ class Life:
     async def live(self) -> None:
         platform, idp = self.platform, self.idp
         await platform.integration("crm", idp)
+        await self._webhook()
         key = await platform.app("pipeline", "crm", "token", "connect")
         idp.script(ok(expires_in=2, id_token=self._id_token()))
         async with platform.caller(key) as app, platform.client() as admin:
@@ -93,8 +100,31 @@ class Life:
             await admin.post(f"{connection}/revoke", json={})
             await self._state(admin, connection, "revoked")
             await self._exported(admin, connection)
+            await self._told()
             self._known(key, made["connect_url"], cookies)
             await self._gather(admin, made["id"])
+
+    async def _webhook(self) -> None:
+        """Subscribed to everything, with a secret that is rotated while the other still signs."""
+        events = [it.value for it in OF_CONNECTIONS]
+        async with self.platform.client() as admin:
+            made = await admin.put("/v1/webhooks/hooks", json={"url": self.hooks.url, "events": events})
+            rotated = await admin.post("/v1/webhooks/hooks/rotate-secret", json={})
+        self.webhook_id = made.json()["id"]
+        both = [it.json()["secret"].removeprefix("whsec_") for it in (made, rotated)]
+        self.secrets["webhook secret"] = [*both, *(base64.b64decode(it) for it in both)]
+
+    async def _told(self) -> None:
+        """Until the last event was delivered, with both signatures."""
+
+        async def revoked() -> bool | None:
+            return any(b"connection.revoked" in it.body for it in self.hooks.received) or None
+
+        await until(revoked, "the event of the revocation", 30)
+        assert all(len(it.headers["webhook-signature"].split()) == 2 for it in self.hooks.received)
+        async with self.platform.client() as admin:
+            for path in ("/v1/webhooks", "/v1/webhooks/hooks", "/v1/webhooks/hooks/deliveries"):
+                self.answers.append((await admin.get(path)).content)
 
     def _planted(self, kind: str) -> str:
         value = f'{kind} "+/%{chance.token_urlsafe(24)}'
@@ -197,6 +227,7 @@ class Life:
             return list(decoded(found.to_json_dict()))
 
         histories = await history(f"connection:default:{connection_id}"), await history("sync")
+        of_webhook = await history(f"webhook:default:{self.webhook_id}")
         self.dumps += dump(platform.data / "evergrant.db")
         await platform.stop()  # the exporters send what they hold
         await self.received.until(lambda: any("revoke" in it.name for it in self.received.spans))
@@ -208,6 +239,10 @@ class Life:
             "queries, memo and search attributes": self.queries,
             "history of the connection": histories[0],
             "history of the pipeline": histories[1],
+            "history of the webhook": of_webhook,
+            "what a receiver was sent": [
+                it.body + json.dumps(it.headers).encode() for it in self.hooks.received
+            ],
             "database: every table, the file and its log": self.dumps,
             "data folder and journals": list(files(platform.data)),
         }
@@ -244,15 +279,16 @@ async def test_no_secret_of_a_whole_life_is_anywhere(capsys: pytest.CaptureFixtu
         folder = Path(name)
         async with (
             ScriptedProvider() as idp,
+            Receiver() as hooks,
             running_receiver() as received,
             running_temporal(folder) as temporal,
         ):
             idp.client_secret = 'cl"/' + chance.token_urlsafe(24)
             env = {**received.env, "EVERGRANT_LOG_LEVEL": "DEBUG", "EVERGRANT_LOG_FORMAT": "json"}
             async with running_platform(
-                folder, temporal.address, allow=(idp.allowance,), env=env
+                folder, temporal.address, allow=(idp.allowance, hooks.allowance), env=env
             ) as platform:
-                life = Life(platform, idp, received)
+                life = Life(platform, idp, received, hooks)
                 await life.live()
                 await _controls_fire(life, folder)
         count = sum(len(it) for it in life.secrets.values())

@@ -10,7 +10,7 @@ from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.events import OF_CONNECTIONS, EventType, WebhookEvent
 from evergrant_server.core.ids import EventId, Tenant, new_id
-from evergrant_server.core.messages import Asked
+from evergrant_server.core.messages import Asked, Provenance
 from evergrant_server.core.webhooks import Delivery, DeliveryStatus, DisabledBy, Problem, Webhook, new_secret
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
@@ -220,6 +220,32 @@ async def test_an_event_stands_or_falls_with_its_record(store: Store):
     assert message.payload["webhook_id"] == webhook.id
     assert "at-1" not in event.body
     assert "rt-1" not in event.body
+
+
+async def test_an_activity_that_is_tried_again_after_its_commit_tells_nothing_twice(store: Store):
+    """Its record may be there twice; the decision behind it, and so the event, is one."""
+    webhook = await listening(store, URL, NOW)
+    connection = await granted(store, tenant=TENANT)
+    decided = Provenance(workflow_id="connection:acme:con_1", run_id="run", event_id=17)
+
+    async def announced(by: Provenance, at: float) -> None:
+        entry = AuditEntry(
+            tenant=TENANT,
+            at=NOW + timedelta(seconds=at),
+            action=AuditAction.CONNECTION_EXPIRING,
+            object=connection.id,
+            asked=ASKED,
+            detail={"days": 14},
+            provenance=by,
+        )
+        async with store.write() as tx:
+            await audit.append(tx, entry)
+
+    for at in range(3):
+        await announced(decided, at)
+    assert len(await log_of(store, webhook)) == 1
+    await announced(decided.model_copy(update={"event_id": 31}), 9)
+    assert len(await log_of(store, webhook)) == 2, "another decision is another event"
 
 
 async def test_a_lost_answer_is_two_events_each_once(store: Store):

@@ -2,8 +2,10 @@
 
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from evergrant_server.core.audit import AuditAction, AuditEntry
@@ -13,6 +15,7 @@ from evergrant_server.core.events import BY_DEFAULT, EVENTS_OF, OF_CONNECTIONS, 
 from evergrant_server.core.grant import Grant
 from evergrant_server.core.messages import Asked
 
+ROOT = Path(__file__).parents[3]
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
@@ -100,6 +103,7 @@ def test_what_an_event_says():
             "generation": 7,
             "expires_at": "2026-03-01T13:00:00Z",
             "refresh_expires_at": None,
+            "ends_at": None,
             "reason": "grant_rejected",
             "repairer": "subject",
             "reauthorize": "/v1/connections/con_1/reauthorize",
@@ -121,3 +125,17 @@ def test_the_words_of_a_person_are_no_reason():
 
 def test_nothing_leads_back_from_a_final_state():
     assert said(State.REVOKED, Code.CONNECTION_REVOKED)["data"]["reauthorize"] is None
+
+
+def test_what_ends_is_said_with_its_moment():
+    until = said(State.ACTIVE, days=3, ends_at="2026-03-04T12:00:00+00:00")["data"]["ends_at"]
+    assert until == "2026-03-04T12:00:00Z"
+    assert said(State.ACTIVE, ends_at="soon")["data"]["ends_at"] is None
+
+
+def test_what_is_sent_fits_the_published_schema():
+    schema = json.loads((ROOT / "docs/reference/event.schema.json").read_text())
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.validate(said(State.NEEDS_REAUTH, Code.GRANT_REJECTED))
+    broken = said(State.ACTIVE) | {"type": "connection.exploded"}
+    assert not validator.is_valid(broken)

@@ -44,6 +44,7 @@ USED_OTHERWISE = {
 BROUGHT_BY = {
     "django": "django-oauth-toolkit",
     "googleapis-common-protos": "temporalio",
+    "jsonschema": "check-jsonschema",
     # the namespace `opentelemetry` is shared: whoever imports it seems to import all of these
     "opentelemetry-exporter-http-transport": "opentelemetry-exporter-otlp-proto-http",
     "opentelemetry-exporter-otlp-common": "opentelemetry-exporter-otlp-proto-http",
