@@ -4,9 +4,9 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, String, Tuple, select, tuple_, update
+from sqlalchemy import BigInteger, String, Tuple, exists, select, tuple_, update
 from sqlalchemy import insert as plain_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
@@ -21,6 +21,7 @@ from evergrant_server.store.records import Values, every, insert, where
 from evergrant_server.store.tables import AuditLaneRow, AuditRow
 from evergrant_server.store.tx import Tx
 from evergrant_server.store.types import UtcDateTime
+from evergrant_server.store.webhook_tables import WebhookRow
 
 
 async def append(tx: Tx, entry: AuditEntry, *, lane: str = "main") -> AuditRecord:
@@ -32,26 +33,16 @@ async def append(tx: Tx, entry: AuditEntry, *, lane: str = "main") -> AuditRecor
 
     Raises TypeError when the detail holds what JSON can't say: a Secret never gets in.
     """
-    await publish(tx, entry)
-    (row,) = await extend(tx.connection, entry.tenant, lane, [entry])
-    return _record_of(row)
-
-
-async def extend(
-    connection: AsyncConnection, tenant: Tenant, lane: str, entries: Sequence[AuditEntry]
-) -> list[Values]:
-    """Add entries of one tenant to one chain with a single INSERT; returns their rows.
-
-    The lane's row is locked until the transaction ends, so numbers have no gaps.
-    """
-    rows = linked(entries, lane, *await _locked_head(connection, tenant, lane))
-    await connection.execute(plain_insert(AuditRow), rows)
-    last = rows[-1]
+    head = await _locked_head(tx.connection, entry.tenant, lane)
+    (row,) = linked([entry], lane, head.count, head.last_hash)
+    await tx.connection.execute(plain_insert(AuditRow), row)
     moved = col(AuditLaneRow.revision) + 1
-    head: Values = {"count": last["seq"], "last_hash": last["hash"], "revision": moved}
-    mine = where(AuditLaneRow, tenant=tenant, lane=lane)
-    await connection.execute(update(AuditLaneRow).where(mine).values(head))
-    return rows
+    after: Values = {"count": row["seq"], "last_hash": row["hash"], "revision": moved}
+    mine = where(AuditLaneRow, tenant=entry.tenant, lane=lane)
+    await tx.connection.execute(update(AuditLaneRow).where(mine).values(after))
+    if head.heard:
+        await publish(tx, entry)
+    return _record_of(row)
 
 
 def linked(entries: Sequence[AuditEntry], lane: str, seq: int, previous: str) -> list[Values]:
@@ -107,16 +98,28 @@ def _position(cursor: str) -> tuple[datetime, str, int]:
     return position
 
 
-async def _locked_head(connection: AsyncConnection, tenant: str, lane: str) -> tuple[int, str]:
-    """The chain's last number and hash, its row locked (SQLite's write transaction locks all)."""
+class _Head(NamedTuple):
+    """The end of a chain, and whether the tenant has a webhook: asked on the way, at no cost."""
+
+    count: int
+    last_hash: str
+    heard: bool
+
+
+async def _locked_head(connection: AsyncConnection, tenant: str, lane: str) -> _Head:
+    """The chain's end, its row locked until the transaction ends, so that numbers have no gaps.
+
+    (SQLite's write transaction locks all.)
+    """
     mine = where(AuditLaneRow, tenant=tenant, lane=lane)
-    query = select(col(AuditLaneRow.count), col(AuditLaneRow.last_hash)).where(mine).with_for_update()
+    heard = exists().where(where(WebhookRow, tenant=tenant, disabled_by=None))
+    query = select(col(AuditLaneRow.count), col(AuditLaneRow.last_hash), heard).where(mine).with_for_update()
     head = (await connection.execute(query)).one_or_none()
     if head is None:
         empty = {"tenant": tenant, "lane": lane, "count": 0, "last_hash": FIRST, "revision": 1}
         await insert(connection, AuditLaneRow, empty)
         head = (await connection.execute(query)).one()
-    return head[0], head[1]
+    return _Head(head[0], head[1], bool(head[2]))
 
 
 def _row_of(entry: AuditEntry, lane: str, seq: int, previous: str) -> Values:

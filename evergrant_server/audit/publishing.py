@@ -23,8 +23,7 @@ from evergrant_server.store.tx import Tx
 async def publish(tx: Tx, entry: AuditEntry) -> None:
     """Write the events that this record is, with a delivery to each webhook that wants them.
 
-    When nobody listens, that is one look at an index and nothing is written. Called before the
-    chain is locked, for the order of locks.
+    Called with the chain locked: what is written are new rows, which nobody else waits for.
     """
     types = events_of(entry.action, entry.detail)
     if not types:
