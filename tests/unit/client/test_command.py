@@ -123,6 +123,7 @@ async def test_lists_as_table_and_as_json(evergrant: ScriptedEvergrant):
     assert row.split()[:3] == ["con_1", "crm", long]
     (item,) = json.loads((await command(evergrant, "connections", "ls", "-o", "json")).out)
     assert item == connection(subject=long) | {
+        "flow": "authorization_code",
         "created_at": "2030-01-01T00:00:00+00:00",
         "changed_at": "2030-01-01T00:00:00+00:00",
     }

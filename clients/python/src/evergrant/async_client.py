@@ -10,6 +10,7 @@ from typing import Self
 import httpx2
 
 from evergrant import calls
+from evergrant.administration import AsyncAdministration
 from evergrant.auth import AsyncLeaseAuth, Origins, Reports
 from evergrant.caching import CACHE_LEASES_FOR, Clock, LeaseCache, LeaseKey, utc_now
 from evergrant.calls import Answer, Call
@@ -23,7 +24,7 @@ from evergrant.transfer import AsyncTransfers
 from evergrant.webhook_calls import AsyncWebhooks
 
 
-class AsyncEvergrant(AsyncTransfers, AsyncWebhooks):
+class AsyncEvergrant(AsyncTransfers, AsyncWebhooks, AsyncAdministration):
     """Evergrant over HTTP, for asyncio. An async context manager; tasks of one event loop may share one.
 
     `url` and `api_key` default to EVERGRANT_URL and EVERGRANT_API_KEY (or the file named by

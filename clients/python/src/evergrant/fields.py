@@ -53,6 +53,12 @@ class Fields:
     def integer_or_none(self, name: str) -> int | None:
         return None if self._members.get(name) is None else self.integer(name)
 
+    def number(self, name: str) -> float:
+        value = self._members.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        return self._wrong(name, "a number")
+
     def boolean(self, name: str) -> bool:
         value = self._members.get(name)
         return value if isinstance(value, bool) else self._wrong(name, "true or false")

@@ -10,6 +10,7 @@ from typing import Self
 import httpx2
 
 from evergrant import calls
+from evergrant.administration import Administration
 from evergrant.auth import LeaseAuth, Origins, Reports
 from evergrant.caching import CACHE_LEASES_FOR, Clock, LeaseCache, LeaseKey, utc_now
 from evergrant.calls import Answer, Call
@@ -23,7 +24,7 @@ from evergrant.transfer import Transfers
 from evergrant.webhook_calls import Webhooks
 
 
-class Evergrant(Transfers, Webhooks):
+class Evergrant(Transfers, Webhooks, Administration):
     """Evergrant over HTTP, for code that blocks. A context manager; threads may share one.
 
     `url` and `api_key` default to EVERGRANT_URL and EVERGRANT_API_KEY (or the file named by

@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 from cyclopts import App
 
+from evergrant.cli.administration import integrations_app, providers_app
 from evergrant.cli.options import DEFAULTS, Options
 from evergrant.cli.output import (
     Format,
@@ -13,7 +14,6 @@ from evergrant.cli.output import (
     audit_row,
     connection_row,
     lease_row,
-    provider_row,
     show_live,
     show_one,
     show_rows,
@@ -24,14 +24,7 @@ from evergrant.errors import PlatformUnavailable, ReconnectNeeded
 from evergrant.models import Connection, ConsentRequired, Lease, State
 
 _CONNECTIONS = ("id", "integration", "subject", "label", "state", "generation", "expires_at", "reason")
-_PROVIDERS = ("name", "display_name", "categories", "default_scopes")
 _AUDIT = ("seq", "lane", "at", "action", "by", "detail")
-
-
-def providers(*, options: Options = DEFAULTS) -> None:
-    """List the providers of the catalogue."""
-    with options.client() as client:
-        show_rows((provider_row(it) for it in client.providers()), _PROVIDERS, options.output)
 
 
 def list_connections(
@@ -194,7 +187,8 @@ def build() -> App:
         help="Managed OAuth from the shell: connections, tokens, audit.",
         version=version("evergrant"),
     )
-    app.command(providers)
+    app.command(providers_app())
+    app.command(integrations_app())
     connections = App(name="connections", help="Subjects' grants.")
     connections.command(list_connections, name="ls")
     connections.command(get_connection, name="get")
