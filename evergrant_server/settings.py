@@ -95,6 +95,10 @@ class Settings(BaseSettings):
         default=timedelta(hours=1),
         description="How often discovered metadata is looked for that is over a day old; 20 issuers a time.",
     )
+    introspection_interval: timedelta = Field(
+        default=timedelta(hours=12),
+        description="How often a provider that offers it is asked whether a grant still lives.",
+    )
     webhook_retention: timedelta = Field(
         default=timedelta(days=30),
         description="How long the log of deliveries to webhooks, and with it what can be replayed, is kept.",
@@ -183,6 +187,7 @@ class Settings(BaseSettings):
         "relay_interval",
         "reconcile_interval",
         "metadata_interval",
+        "introspection_interval",
         "webhook_retention",
         "webhook_give_up_after",
         "webhook_secret_overlap",

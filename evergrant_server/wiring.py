@@ -12,6 +12,7 @@ from activities.breaker import Circuits
 from activities.consent import ConsentActivities
 from activities.critical import CriticalSections
 from activities.discovery import DiscoveryActivities
+from activities.elsewhere import ElsewhereActivities
 from activities.history import HistoryActivities
 from activities.holdings import Holder
 from activities.late_answers import LateAnswerActivities
@@ -121,6 +122,9 @@ def activities(
     closed_runs = ClosedRuns(parts.store, parts.link, parts.clock)
     upkeep = ReconcileActivities(parts.store, parts.reconciler, closed_runs, parts.clock)
     receiver_keys = ReceiverKeysActivities(parts.store, egress, parts.clock)
+    elsewhere = ElsewhereActivities(
+        parts.store, holder, sender, receiver_keys, parts.clock, parts.settings.introspection_interval
+    )
     webhooks = WebhookActivities(
         parts.store,
         Egress(policy, answer_time=ANSWER_TIME, around=around),
@@ -153,6 +157,7 @@ def activities(
         upkeep.reconcile,
         webhooks.deliver_due,
         receiver_keys.fetch_keys,
+        elsewhere.look_elsewhere,
         onboarding.check_definition,
         onboarding.decide_definition,
         onboarding.watch_definition,

@@ -6,6 +6,7 @@ side effects are reached through `calls` alone.
 
 from workflows.connection import ConnectionWorkflow
 from workflows.discovery import DiscoveryWorkflow
+from workflows.elsewhere import LookElsewhereWorkflow
 from workflows.export import ExportWorkflow
 from workflows.onboarding import OnboardingWorkflow
 from workflows.receiver_keys import FetchKeysWorkflow
@@ -18,6 +19,7 @@ WORKFLOWS = (
     DiscoveryWorkflow,
     ExportWorkflow,
     FetchKeysWorkflow,
+    LookElsewhereWorkflow,
     OnboardingWorkflow,
     ReconcileWorkflow,
     RereadMetadataWorkflow,

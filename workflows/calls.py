@@ -33,7 +33,15 @@ with workflow.unsafe.imports_passed_through():
     )
     from evergrant_server.core.onboarding import DefinitionCall, DefinitionNews
     from evergrant_server.core.receivers import ACTIVITY_FETCH_KEYS, FetchKeys, KeysFetched
-    from evergrant_server.core.upkeep import MetadataRead, ReconcileOrder, Reconciliation, RereadMetadata
+    from evergrant_server.core.upkeep import (
+        ACTIVITY_LOOK_ELSEWHERE,
+        LookedElsewhere,
+        LookElsewhere,
+        MetadataRead,
+        ReconcileOrder,
+        Reconciliation,
+        RereadMetadata,
+    )
     from evergrant_server.core.webhook_messages import DeliverDue, DeliveryRound
 
 _SLACK = timedelta(seconds=30)  # reading, judging and committing
@@ -179,6 +187,20 @@ async def reconcile(order: ReconcileOrder) -> Reconciliation:
         retry_policy=RetryPolicy(
             initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=30)
         ),
+    )
+
+
+async def look_elsewhere(order: LookElsewhere) -> LookedElsewhere:
+    """Ask providers whether grants still live (RFC 7662); what isn't reached comes first next time."""
+    return await workflow.execute_activity(
+        ACTIVITY_LOOK_ELSEWHERE,
+        order,
+        result_type=LookedElsewhere,
+        summary="grants that ended elsewhere",
+        start_to_close_timeout=timedelta(minutes=50),
+        heartbeat_timeout=timedelta(seconds=120),
+        retry_policy=RetryPolicy(maximum_attempts=3, initial_interval=timedelta(seconds=10)),
+        priority=_AFTER_GRANTS,
     )
 
 

@@ -7,6 +7,8 @@ from evergrant_server.core.messages import Message
 
 RECONCILE_WORKFLOW = "ReconcileWorkflow"
 REREAD_WORKFLOW = "RereadMetadataWorkflow"
+LOOK_ELSEWHERE_WORKFLOW = "LookElsewhereWorkflow"
+ACTIVITY_LOOK_ELSEWHERE = "look_elsewhere"
 
 
 class Mark(Message):
@@ -48,3 +50,16 @@ class MetadataRead(Message):
     read: int
     changed: int
     refused: int  # it would have weakened what is pinned
+
+
+class LookElsewhere(Message):
+    """Ask providers that introspect whether grants still live, those whose turn it is."""
+
+
+class LookedElsewhere(Message):
+    """Counts alone."""
+
+    checked: int = 0
+    ended: int = 0
+    asked: int = 0  # the workflow refreshes, and so finds out
+    failed: int = 0

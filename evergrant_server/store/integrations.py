@@ -85,6 +85,14 @@ class Integrations:
         rows = await every(self._connection, query.order_by(col(IntegrationRow.name)).limit(limit))
         return [Integration.model_validate(row) for row in rows]
 
+    async def every_tenants(self, after: str | None = None, limit: int = 200) -> list[Integration]:
+        """Integrations of every tenant, sorted by id, after the id `after`."""
+        query = select(IntegrationRow)
+        if after is not None:
+            query = query.where(col(IntegrationRow.id) > after)
+        rows = await every(self._connection, query.order_by(col(IntegrationRow.id)).limit(limit))
+        return [Integration.model_validate(row) for row in rows]
+
     async def delete(self, tenant: Tenant, id: IntegrationId) -> None:
         """Delete it with its secret. Raises Failure NOT_FOUND, or STORE_CONFLICT while it has
         connections that are not ended: they could never be refreshed or revoked again."""

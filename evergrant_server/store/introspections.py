@@ -3,14 +3,15 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Executable, Select, and_, select
+from sqlalchemy import Executable, Select, and_, exists, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
+from evergrant_server.core.introspection import Finding
 from evergrant_server.store.elsewhere_tables import IntrospectionRow
-from evergrant_server.store.records import compare_and_set, every, insert, one
+from evergrant_server.store.records import compare_and_set, every, insert, one, where
 from evergrant_server.store.tables import ConnectionRow
 
 NEVER = "never"
@@ -52,6 +53,17 @@ class Introspections:
             await insert(self._connection, IntrospectionRow, {**values, "revision": 1})
         else:
             await compare_and_set(self._connection, IntrospectionRow, key, values, old["revision"])
+
+    async def has_answered(self, tenant: Tenant, integration_id: IntegrationId) -> bool:
+        """True when this provider has said of a refresh token that it is active: it knows of them."""
+        same = and_(
+            col(IntrospectionRow.tenant) == col(ConnectionRow.tenant),
+            col(IntrospectionRow.connection_id) == col(ConnectionRow.id),
+        )
+        mine = where(ConnectionRow, tenant=tenant, integration_id=integration_id)
+        known = col(IntrospectionRow.outcome) == Finding.REFRESH_TOKEN_ACTIVE.value
+        found = await self._connection.execute(select(exists().where(same, mine, known)))
+        return bool(found.scalar_one())
 
     async def outcome(self, tenant: Tenant, connection_id: ConnectionId) -> str | None:
         """What came of the last one; None: it isn't planned."""

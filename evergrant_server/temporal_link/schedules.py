@@ -29,7 +29,14 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.messages import Message
-from evergrant_server.core.upkeep import RECONCILE_WORKFLOW, REREAD_WORKFLOW, ReconcileOrder, RereadMetadata
+from evergrant_server.core.upkeep import (
+    LOOK_ELSEWHERE_WORKFLOW,
+    RECONCILE_WORKFLOW,
+    REREAD_WORKFLOW,
+    LookElsewhere,
+    ReconcileOrder,
+    RereadMetadata,
+)
 from evergrant_server.settings import Settings
 from evergrant_server.telemetry import say
 from evergrant_server.telemetry_names import Event
@@ -66,6 +73,14 @@ ROUTINES = (
         order=RereadMetadata(),
         every=lambda settings: settings.metadata_interval,
         note="compares what was discovered with what issuers publish now",
+    ),
+    Routine(
+        name="look-elsewhere",
+        workflow=LOOK_ELSEWHERE_WORKFLOW,
+        order=LookElsewhere(),
+        # each connection is asked about once in an interval; a pass takes those whose turn it is
+        every=lambda settings: max(settings.introspection_interval / 24, timedelta(minutes=1)),
+        note="asks providers that introspect whether grants still live",
     ),
 )
 

@@ -22,26 +22,20 @@ from typing import Any
 import pytest_asyncio
 from evergrant import AsyncEvergrant, Lease
 
-from evergrant_server.api.app import create_app
 from evergrant_server.api.authentication import format_key, hash_of, new_key_secret
-from evergrant_server.api.parts import Parts
 from evergrant_server.audit import verify
-from evergrant_server.audit.leases import LeaseLedger
 from evergrant_server.core.access import Action, App, AppKey, Endpoints, Integration, Permit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.ids import AppId, IntegrationId, KeyId, PermitId, Tenant, new_id
 from evergrant_server.core.messages import EXPORT_WORKFLOW
 from evergrant_server.core.secret import Secret
-from evergrant_server.crypto.keyring import Lane, Role
-from evergrant_server.egress import EgressPolicy
-from evergrant_server.settings import Settings
-from evergrant_server.store import LeaseRows
+from evergrant_server.crypto.keyring import Role
 from evergrant_server.temporal_link.namespace import prepare
 from evergrant_server.wiring import Platform, platform
 from tests.fakes.databases import migrated_sqlite, sqlite_url
-from tests.fakes.http_server import served
 from tests.fakes.installation import prepared, running_worker
 from tests.fakes.scripted_provider import Family, ScriptedProvider
+from tests.fakes.serving import serving
 from tests.fakes.temporal import running_temporal
 
 GRANTS = int(os.environ.get("EVERGRANT_TEST_GRANTS", "60"))
@@ -106,36 +100,6 @@ async def instance(address: str, folder: Path, idp: ScriptedProvider) -> AsyncIt
     ):
         await integration(parts, idp)
         yield Instance(url, await admin(parts), parts)
-
-
-@asynccontextmanager
-async def serving(settings: Settings) -> AsyncIterator[str]:
-    """The API, with the keys of the API's role and no others."""
-    async with platform(settings, Role.API) as parts:
-        assert not parts.ring.holds(Lane.REFRESH)
-        ledger = LeaseLedger(parts.store, "api-test", parts.clock)
-        await ledger.start()
-        relay = asyncio.create_task(parts.relay.run())
-        app = create_app(
-            Parts(
-                settings=settings,
-                store=parts.store,
-                ring=parts.ring,
-                registry=parts.registry,
-                clock=parts.clock,
-                link=parts.link,
-                relay=parts.relay,
-                ledger=ledger,
-                lease_rows=LeaseRows(parts.store),
-                check_endpoint=EgressPolicy(allow=settings.egress_allow).check_endpoint,
-            )
-        )
-        async with served(app) as url:
-            yield url
-        relay.cancel()
-        await asyncio.gather(relay, return_exceptions=True)
-        await app.state.parts.freshening.stop()
-        await ledger.stop()
 
 
 async def integration(parts: Platform, idp: ScriptedProvider) -> None:

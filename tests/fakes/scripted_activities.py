@@ -11,7 +11,16 @@ from temporalio import activity
 from evergrant_server.core import messages as m
 from evergrant_server.core.connection import Revocation, State
 from evergrant_server.core.late_messages import VerifyLateAnswer
-from evergrant_server.core.upkeep import MetadataRead, ReconcileOrder, Reconciliation, RereadMetadata
+from evergrant_server.core.receivers import ACTIVITY_FETCH_KEYS, FetchKeys, KeysFetched
+from evergrant_server.core.upkeep import (
+    ACTIVITY_LOOK_ELSEWHERE,
+    LookedElsewhere,
+    LookElsewhere,
+    MetadataRead,
+    ReconcileOrder,
+    Reconciliation,
+    RereadMetadata,
+)
 from evergrant_server.core.webhook_messages import DeliverDue, DeliveryRound
 
 
@@ -43,6 +52,8 @@ class ScriptedActivities:
             self.revoke_grant,
             self.run_ends,
             self.reread_metadata,
+            self.look_elsewhere,
+            self.fetch_keys,
             self.reconcile,
             self.deliver_due,
             self.announce_expiry,
@@ -119,3 +130,11 @@ class ScriptedActivities:
     async def reread_metadata(self, order: RereadMetadata) -> MetadataRead:
         none = MetadataRead(read=0, changed=0, refused=0)
         return await self._answer(m.ActivityName.REREAD_METADATA, order, lambda: none)
+
+    @activity.defn(name=ACTIVITY_LOOK_ELSEWHERE)
+    async def look_elsewhere(self, order: LookElsewhere) -> LookedElsewhere:
+        return LookedElsewhere(checked=3, ended=1)
+
+    @activity.defn(name=ACTIVITY_FETCH_KEYS)
+    async def fetch_keys(self, order: FetchKeys) -> KeysFetched:
+        return KeysFetched(keys=2)

@@ -21,9 +21,17 @@ from evergrant_server.core.connection import State
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.elsewhere import SIGNAL_REVOKED_ELSEWHERE, RevokedElsewhere, Source
 from evergrant_server.core.errors import Code
-from evergrant_server.core.ids import AttemptId, new_id
+from evergrant_server.core.ids import AttemptId, ReceiverId, Tenant, new_id
 from evergrant_server.core.late_messages import SIGNAL_ANSWER_CAME_LATE, AnswerCameLate
-from evergrant_server.core.upkeep import RECONCILE_WORKFLOW, REREAD_WORKFLOW, ReconcileOrder, RereadMetadata
+from evergrant_server.core.receivers import FETCH_KEYS_WORKFLOW, FetchKeys
+from evergrant_server.core.upkeep import (
+    LOOK_ELSEWHERE_WORKFLOW,
+    RECONCILE_WORKFLOW,
+    REREAD_WORKFLOW,
+    LookElsewhere,
+    ReconcileOrder,
+    RereadMetadata,
+)
 from evergrant_server.core.webhook_messages import DeliveryRound
 from evergrant_server.temporal_link.namespace import prepare
 from tests.fakes.scripted_activities import ScriptedActivities
@@ -201,6 +209,26 @@ async def metadata_read_again(client: Client) -> Life:
         return Life(handle, scripted, a_start())
 
 
+async def looked_elsewhere(client: Client) -> Life:
+    """What the schedule starts."""
+    scripted = ScriptedActivities()
+    async with a_worker(client, scripted, "queue-elsewhere"):
+        name = "evergrant:look-elsewhere"
+        await client.execute_workflow(
+            LOOK_ELSEWHERE_WORKFLOW, LookElsewhere(), id=name, task_queue="queue-elsewhere"
+        )
+        return Life(client.get_workflow_handle(name), scripted, a_start())
+
+
+async def keys_fetched(client: Client) -> Life:
+    async with a_worker(client, scripted := ScriptedActivities(), "queue-keys"):
+        receiver_id = ReceiverId("rcv_0000000000000000000000")
+        order = FetchKeys(tenant=Tenant("acme"), receiver_id=receiver_id, asked=ASKED)
+        name = f"keys:acme:{receiver_id}"
+        await client.execute_workflow(FETCH_KEYS_WORKFLOW, order, id=name, task_queue="queue-keys")
+        return Life(client.get_workflow_handle(name), scripted, a_start())
+
+
 async def onboarded_in_stages(client: Client) -> Life:
     scripted = ScriptedOnboarding(
         DefinitionState.WAITING, DefinitionState.STAGED, DefinitionState.STAGED, DefinitionState.ACTIVE
@@ -266,6 +294,8 @@ STORIES: dict[str, Story] = {
     "1_continued_as_new": continued_as_new,
     "webhook_told_to_a_receiver_that_was_down": told_to_a_receiver_that_was_down,
     "1_reconciled": reconciled,
+    "1_looked_elsewhere": looked_elsewhere,
+    "1_keys_fetched": keys_fetched,
     "2_revoked_elsewhere_then_reconnected": revoked_elsewhere_then_reconnected,
     "1_cancelled_in_the_middle_of_a_refresh": cancelled_in_the_middle_of_a_refresh,
     "1_metadata_read_again": metadata_read_again,

@@ -1,0 +1,45 @@
+"""The API over HTTP beside a worker, on the parts of an installation's settings."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from evergrant_server.api.app import create_app
+from evergrant_server.api.parts import Parts
+from evergrant_server.audit.leases import LeaseLedger
+from evergrant_server.crypto.keyring import Lane, Role
+from evergrant_server.egress import EgressPolicy
+from evergrant_server.settings import Settings
+from evergrant_server.store import LeaseRows
+from evergrant_server.wiring import platform
+from tests.fakes.http_server import served
+
+
+@asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[str]:
+    """The API, with the keys of the API's role and no others."""
+    async with platform(settings, Role.API) as parts:
+        assert not parts.ring.holds(Lane.REFRESH)
+        ledger = LeaseLedger(parts.store, "api-test", parts.clock)
+        await ledger.start()
+        relay = asyncio.create_task(parts.relay.run())
+        app = create_app(
+            Parts(
+                settings=settings,
+                store=parts.store,
+                ring=parts.ring,
+                registry=parts.registry,
+                clock=parts.clock,
+                link=parts.link,
+                relay=parts.relay,
+                ledger=ledger,
+                lease_rows=LeaseRows(parts.store),
+                check_endpoint=EgressPolicy(allow=settings.egress_allow).check_endpoint,
+            )
+        )
+        async with served(app) as url:
+            yield url
+        relay.cancel()
+        await asyncio.gather(relay, return_exceptions=True)
+        await app.state.parts.freshening.stop()
+        await ledger.stop()

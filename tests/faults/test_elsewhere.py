@@ -1,0 +1,189 @@
+"""Grants that end at their provider while we hold them: asked for, told, and told at a bad moment.
+
+Store (SQLite and PostgreSQL), worker and Temporal are real; the provider does what the script says.
+"""
+
+import asyncio
+
+import pytest
+
+from evergrant_server.audit.elsewhere import hear
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.elsewhere import NewsFromElsewhere, Source, Verdict, Weight
+from evergrant_server.core.errors import Code
+from evergrant_server.core.introspection import Finding
+from evergrant_server.core.messages import Asked
+from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.core.upkeep import LOOK_ELSEWHERE_WORKFLOW, LookedElsewhere, LookElsewhere
+from tests.fakes.installation import TENANT, Installation
+from tests.fakes.scripted_provider import ScriptedProvider, hold_answer, html, raw, status
+
+STRICT = RefreshRules(rotation=Rotation.STRICT)
+PROVIDER = Asked(by="provider:generic")
+
+
+async def introspected(place: Installation, idp: ScriptedProvider) -> Connection:
+    """A connection whose provider introspects, and that is asked about at the next pass."""
+    connection = await place.connect(idp, STRICT)
+    async with place.store.write() as tx:
+        integration = await tx.integrations.get(TENANT, connection.integration_id)
+        assert integration is not None
+        assert integration.endpoints is not None
+        endpoints = integration.endpoints.model_copy(update={"introspection_endpoint": idp.url("introspect")})
+        after = integration.model_copy(update={"endpoints": endpoints})
+        await tx.integrations.replace(after, expected=integration.revision)
+    await due(place, connection)
+    return connection
+
+
+async def due(place: Installation, connection: Connection) -> None:
+    async with place.store.write() as tx:
+        known = await tx.introspections.outcome(TENANT, connection.id)
+        now = place.parts.clock.now()
+        await tx.introspections.plan(TENANT, connection.id, now, outcome=known or "never")
+
+
+async def one_pass(place: Installation) -> LookedElsewhere:
+    """What the schedule starts."""
+    return await place.parts.client.execute_workflow(
+        LOOK_ELSEWHERE_WORKFLOW,
+        LookElsewhere(),
+        id=f"look-elsewhere-{place.parts.settings.temporal_task_queue}",
+        task_queue=place.parts.settings.temporal_task_queue,
+        result_type=LookedElsewhere,
+    )
+
+
+async def outcome(place: Installation, connection: Connection) -> str | None:
+    async with place.store.read() as tx:
+        return await tx.introspections.outcome(TENANT, connection.id)
+
+
+async def until_told(place: Installation, connection: Connection, state: State) -> None:
+    """Wait until the workflow says so as well."""
+    async with asyncio.timeout(20):
+        while (await place.parts.link.describe(TENANT, connection.id)).state is not state:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_grant_that_its_provider_ended_is_noticed_before_anybody_needs_it(
+    place: Installation, idp: ScriptedProvider
+):
+    connection = await introspected(place, idp)
+    assert await one_pass(place) == LookedElsewhere(checked=1)
+    assert await outcome(place, connection) == Finding.REFRESH_TOKEN_ACTIVE
+    idp.families[-1].alive = False  # its subject has taken it back
+    await due(place, connection)
+    assert await one_pass(place) == LookedElsewhere(checked=1, ended=1)
+    row = await place.row(connection)
+    assert (row.state, row.reason) == (State.NEEDS_REAUTH, Code.GRANT_REVOKED_ELSEWHERE)
+    await until_told(place, connection, State.NEEDS_REAUTH)
+    assert idp.refreshes == 0
+    assert (await one_pass(place)).checked == 0, "its turn is over"
+
+
+async def test_rfc7662_2_2_a_server_that_knows_no_refresh_tokens_condemns_nobody(
+    place: Installation, idp: ScriptedProvider
+):
+    """It says `active: false` of every refresh token; the access token is asked about instead."""
+    connection = await introspected(place, idp)
+    idp.script(raw(b'{"active": false}', 200), at="introspect")
+    await one_pass(place)
+    assert await outcome(place, connection) == Finding.ACCESS_TOKEN_ACTIVE
+    assert (await place.row(connection)).state is State.ACTIVE
+    assert idp.refreshes == 0
+
+
+async def test_a_dead_access_token_is_a_reason_to_refresh_and_no_more(
+    place: Installation, idp: ScriptedProvider
+):
+    connection = await introspected(place, idp)
+    dead = raw(b'{"active": false}', 200)
+    idp.script(dead, dead, at="introspect")
+    assert (await one_pass(place)).asked == 1
+    refreshed = await place.until(connection, lambda it: it.generation == 2)
+    assert refreshed.state is State.ACTIVE
+    assert AuditAction.HEARD_FROM_PROVIDER in await place.actions(connection)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        status(500),
+        status(401),
+        html(),
+        raw(b'{"active": "false"}', 200),
+        raw(b'{"active": 0}', 200),
+        raw(b"{}", 200),
+    ],
+)
+async def test_rfc7662_2_2_errors_condemn_nobody(place: Installation, idp: ScriptedProvider, answer):
+    connection = await introspected(place, idp)
+    await one_pass(place)
+    idp.script(answer, at="introspect")
+    await due(place, connection)
+    assert (await one_pass(place)).failed == 1
+    assert (await place.row(connection)).state is State.ACTIVE
+    assert await place.actions(connection) == [AuditAction.GRANT_INSTALLED]
+
+
+async def told(place: Installation, connection: Connection) -> Verdict:
+    news = NewsFromElsewhere(source=Source.SECURITY_EVENT, kind="tokens-revoked", weight=Weight.ENDED)
+    async with place.store.write() as tx:
+        row = await tx.connections.get(TENANT, connection.id)
+        assert row is not None
+        verdict = await hear(tx, row, news, PROVIDER, place.parts.clock.now())
+    place.parts.relay.nudge()
+    return verdict
+
+
+async def test_a_refresh_under_way_that_succeeds_is_verified_before_it_is_believed(
+    place: Installation, idp: ScriptedProvider
+):
+    """Its answer may be older than the news. The token it brought is tried, and the grant lives."""
+    connection = await place.connect(idp, STRICT)
+    gate = asyncio.Event()
+    idp.script(hold_answer(gate))
+    refreshing = asyncio.create_task(place.ensure_fresh(connection, 1))
+    await idp.until("token", 2)
+    assert await told(place, connection) is Verdict.ENDED
+    assert (await place.row(connection)).state is State.NEEDS_REAUTH
+    gate.set()
+    await refreshing
+    alive = await place.until(connection, lambda it: it.state is State.ACTIVE)
+    assert alive.generation == 2
+    assert alive.reason is None
+    assert AuditAction.ANSWER_CAME_LATE in await place.actions(connection)
+    await until_told(place, connection, State.ACTIVE)
+
+
+async def test_a_refresh_under_way_whose_grant_is_dead_changes_nothing(
+    place: Installation, idp: ScriptedProvider
+):
+    connection = await place.connect(idp, STRICT)
+    gate = asyncio.Event()
+    idp.script(hold_answer(gate))
+    refreshing = asyncio.create_task(place.ensure_fresh(connection, 1))
+    await idp.until("token", 2)
+    await told(place, connection)
+    idp.families[-1].alive = False
+    gate.set()
+    await refreshing
+    await idp.until("token", 3)
+    await until_told(place, connection, State.NEEDS_REAUTH)
+    row = await place.row(connection)
+    assert (row.state, row.generation) == (State.NEEDS_REAUTH, 1)
+
+
+async def test_a_doubt_is_settled_by_the_token_endpoint(place: Installation, idp: ScriptedProvider):
+    connection = await place.connect(idp, STRICT)
+    idp.families[-1].alive = False
+    news = NewsFromElsewhere(source=Source.HOOK, kind="github", weight=Weight.DOUBTED)
+    async with place.store.write() as tx:
+        row = await tx.connections.get(TENANT, connection.id)
+        assert row is not None
+        assert await hear(tx, row, news, PROVIDER, place.parts.clock.now()) is Verdict.ASKED
+    place.parts.relay.nudge()
+    ended = await place.until(connection, lambda it: it.state is State.NEEDS_REAUTH)
+    assert ended.reason is Code.GRANT_REJECTED
