@@ -5,16 +5,19 @@
 A test renders them again and compares. The prose pages around them are written by hand.
 """
 
+import json
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 from pydantic_core import PydanticUndefined
 
-from docs import events_page, telemetry_page
+from docs import events_page, provider_pages, telemetry_page
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import FAILURES, Kind, Repairer, Retry
 from evergrant_server.settings import Settings
+from providers.spec import ProviderSpec
 
 DOCS = Path(__file__).parent
 NOTE = "<!-- Made by `make docs` from the code. Change the code, not this page. -->\n"
@@ -174,6 +177,13 @@ def audit_actions() -> str:
     )
 
 
+def provider_schema() -> str:
+    """For editors: `# yaml-language-server: $schema=…` at the top of a definition."""
+    schema = ProviderSpec.model_json_schema()
+    schema["title"] = "A provider of Evergrant's catalogue"
+    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "errors.md": errors,
     "reference/settings.md": settings,
@@ -181,11 +191,14 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/events.md": lambda: events_page.page(NOTE, table),
     "reference/event.schema.json": events_page.schema,
     "telemetry.md": lambda: telemetry_page.page(NOTE, table),
+    "reference/provider.schema.json": provider_schema,
+    **{name: partial(provider_pages.page, name, NOTE) for name in provider_pages.names()},
 }
 
 
 def main() -> None:
     for name, render in PAGES.items():
+        (DOCS / name).parent.mkdir(exist_ok=True)
         (DOCS / name).write_text(render(), encoding="utf-8")
         print(f"wrote docs/{name}")
 

@@ -33,9 +33,7 @@ class Registry:
         """
         specs: dict[str, ProviderSpec] = {}
         for path in sorted((folder or CATALOG).glob("*.yaml")):
-            spec = read_spec(_text_of(path), path.name)
-            if spec.name != path.stem:
-                raise _wrong(path.name, f"name: is {spec.name!r}, but the file is called {path.stem!r}")
+            spec = read_file(path)
             specs[spec.name] = spec
         return cls(specs)
 
@@ -88,6 +86,14 @@ class Registry:
 
     def all(self) -> tuple[ProviderSpec, ...]:
         return tuple(self._specs.values())
+
+
+def read_file(path: Path) -> ProviderSpec:
+    """One definition from its file. Raises Failure INVALID_REQUEST as `read_spec`."""
+    spec = read_spec(_text_of(path), path.name)
+    if spec.name != path.stem:
+        raise _wrong(path.name, f"name: is {spec.name!r}, but the file is called {path.stem!r}")
+    return spec
 
 
 def read_spec(text: str, where: str) -> ProviderSpec:

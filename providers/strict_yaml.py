@@ -7,38 +7,31 @@ second win silently.
 from typing import Any
 
 import yaml
-from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
 MOST_CHARACTERS = 64 * 1024
+_DEEPEST = 32
+
+# libyaml's, where PyYAML was built with it: the catalogue is read at every start
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class NotYaml(ValueError):
     """Why a text was not read. It names positions and kinds, and shows little of the text."""
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses anchors, aliases, and a key written twice."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML has no types
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise ComposerError(None, None, "anchors and aliases are not read", event.start_mark)
-        return super().compose_node(parent, index)
+class _StrictLoader(_Loader):  # type: ignore[misc]  # one of two, both SafeLoaders
+    """SafeLoader that refuses a key written twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise _refused("a key must be a word", key)
+                raise ConstructorError(None, None, "a key must be a word", key.start_mark)
             if key.value in seen:
-                raise _refused(f"{key.value[:64]!r} is there twice", key)
+                raise ConstructorError(None, None, f"{key.value[:64]!r} is there twice", key.start_mark)
             seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _refused(why: str, node: yaml.Node) -> ConstructorError:
-    return ConstructorError(None, None, why, node.start_mark)
+        return dict(super().construct_mapping(node, deep))
 
 
 def read_yaml(text: str) -> Any:
@@ -46,10 +39,25 @@ def read_yaml(text: str) -> Any:
     if len(text) > MOST_CHARACTERS:
         raise NotYaml(f"has {len(text)} characters; {MOST_CHARACTERS} are read at most")
     try:
+        _refuse_bombs(text)
         return yaml.load(text, Loader=_StrictLoader)  # a SafeLoader underneath
     except yaml.YAMLError as error:
         raise NotYaml(f"is not YAML: {' '.join(str(error).split())[:300]}") from None
-    except RecursionError:
-        raise NotYaml("is nested too deeply") from None
-    except ValueError:  # a number or a date that Python can't hold
+    except ValueError as error:
+        if isinstance(error, NotYaml):
+            raise
         raise NotYaml("has a number or a date that can't be read") from None
+
+
+def _refuse_bombs(text: str) -> None:
+    """Look at the events alone, before anything is built from them."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise NotYaml(f"has anchors or aliases, which are not read (line {event.start_mark.line + 1})")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > _DEEPEST:
+                raise NotYaml("is nested too deeply")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1

@@ -126,7 +126,8 @@ def doctor(
 db = App(name="db", help="The database's schema, and the Temporal namespace.")
 keys = App(name="keys", help="The key ring, and the first API key.")
 audit = App(name="audit", help="The audit log.")
-for group in (db, keys, audit):
+providers = App(name="providers", help="The catalogue of providers.")
+for group in (db, keys, audit, providers):
     app.command(group)
 
 
@@ -210,6 +211,32 @@ def verify(*, flags: Flags | None = None) -> None:
     from evergrant_server.cli import operate
 
     _finish(operate.verify_audit(settings))
+
+
+@providers.command(name="check")
+def check_providers(
+    *,
+    catalog: Path | None = None,
+    vectors: Path | None = None,
+    output: Annotated[Literal["text", "json"], Parameter(name=["--output", "-o"])] = "text",
+) -> None:
+    """Look at every definition and vector, and say what contradicts itself, is loose or is missing.
+
+    Asks no provider. Exits 0 when nothing is wrong, 1 otherwise, with file, field and repair.
+
+    Parameters
+    ----------
+    catalog
+        A folder of definitions; the checkout's own without one.
+    vectors
+        A folder of exchange vectors; the checkout's own without one.
+    output
+        `text`, or `json`: the counts, and problems with `file`, `field`, `what` and `repair`.
+    """
+    from evergrant_server.cli import catalogue
+
+    if not catalogue.check(catalog, vectors, output):
+        leave(1)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from evergrant_server.core.errors import Failure
+from providers.catalogue_report import refused_for
 from providers.spec import ProviderSpec
 
 
@@ -14,15 +14,6 @@ def lifted(spec: ProviderSpec) -> ProviderSpec:
             raise AssertionError(f"{spec.name}: {field} is refused, and nothing to lift")
         spec = less
     return spec
-
-
-def refused_for(spec: ProviderSpec) -> str | None:
-    """The field for which a definition can't be used, or None."""
-    try:
-        spec.require_usable()
-    except Failure as failure:
-        return str(failure.context["field"])
-    return None
 
 
 def _without(spec: ProviderSpec, field: str) -> ProviderSpec:

@@ -10,9 +10,9 @@ import pytest
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.flow import Flow
 from evergrant_server.core.provider import Rotation
+from providers.catalogue_report import refused_for
 from providers.quirks import QUIRKS
 from providers.registry import CATALOG, Registry, read_spec
-from tests.conformance.providers.lifted import refused_for
 from tests.unit.providers.definitions import spec_like
 
 MINIMAL = """

@@ -1,0 +1,93 @@
+"""Renders the pages about providers from the catalogue: an index by category, and a page for each letter."""
+
+from collections import defaultdict
+from functools import cache
+from string import ascii_lowercase
+
+from docs import provider_words as words
+from providers.categories import CATEGORIES
+from providers.registry import Registry
+from providers.spec import ProviderSpec
+
+_FOLDER = "providers"
+_HEAD = ("| provider | name | flows | tokens |", "| --- | --- | --- | --- |")
+
+
+@cache
+def _specs() -> tuple[ProviderSpec, ...]:
+    return tuple(sorted(Registry.load().all(), key=lambda spec: spec.name))
+
+
+def letter_of(spec: ProviderSpec) -> str:
+    return spec.name[0] if spec.name[0] in ascii_lowercase else "0"
+
+
+def names() -> tuple[str, ...]:
+    """The pages below `docs/`."""
+    letters = sorted({letter_of(spec) for spec in _specs()})
+    return (f"{_FOLDER}/README.md", *(f"{_FOLDER}/{letter}.md" for letter in letters))
+
+
+def page(name: str, note: str) -> str:
+    """One page's text."""
+    letter = name.removeprefix(f"{_FOLDER}/").removesuffix(".md")
+    return _index(note) if letter == "README" else _letter(letter, note)
+
+
+def _index(note: str) -> str:
+    specs = _specs()
+    by_category: dict[str, list[ProviderSpec]] = defaultdict(list)
+    for spec in specs:
+        for category in spec.categories:
+            by_category[category].append(spec)
+    lines = [
+        note,
+        "# Providers",
+        "",
+        f"{len(specs)} services, by what they are for. Each links to what Evergrant knows of it: flows,",
+        "scopes, how its tokens age and end, where to register a client, and how many sources say so. A",
+        "server with metadata of its own (RFC 8414, OpenID Connect Discovery) needs no entry: it is",
+        "`generic` with an issuer. [Adding a provider](../guide/adding-a-provider.md) takes one file and",
+        "one vector; [providers of your own](../guide/own-providers.md) take none of ours.",
+        "",
+        "`python -m evergrant_server providers check` looks at all of them.",
+    ]
+    for category in sorted(by_category, key=lambda name: CATEGORIES[name]):
+        lines += ["", f"## {CATEGORIES[category]}", "", *_HEAD]
+        lines += [_row(spec) for spec in by_category[category]]
+    return "\n".join(lines) + "\n"
+
+
+def _row(spec: ProviderSpec) -> str:
+    link = f"[{words.plain(spec.display_name)}]({letter_of(spec)}.md#{spec.name})"
+    return f"| {link} | `{spec.name}` | {', '.join(words.flows(spec))} | {words.in_short(spec)} |"
+
+
+def _letter(letter: str, note: str) -> str:
+    lines = [note, f"# Providers: {letter.upper()}", "", "[All providers](README.md)"]
+    for spec in _specs():
+        if letter_of(spec) == letter:
+            lines += ["", f"## {spec.name}", "", f"**{words.plain(spec.display_name)}**", "", *_about(spec)]
+    return "\n".join(lines) + "\n"
+
+
+def _about(spec: ProviderSpec) -> list[str]:
+    """What is known of one provider, a line each; what isn't known has none."""
+    said = {
+        "Flows": ", ".join(words.flows(spec)),
+        "Register a client": f"<{spec.docs_url}>" if spec.docs_url else "",
+        "Parameters": words.parameters(spec),
+        "Scopes": words.scopes(spec),
+        "PKCE": words.pkce(spec),
+        "Client authentication": words.client(spec),
+        "Access tokens": words.access_tokens(spec),
+        "Refresh tokens": words.refresh_tokens(spec),
+        "Revocation": words.revocation(spec),
+        "API": f"`{spec.api_base_url}`" if spec.api_base_url else "",
+        "Limits": words.limits(spec),
+        "Peculiar": words.peculiar(spec),
+        "Notes": "; ".join(words.plain(note) for note in spec.notes),
+        "Not usable yet": words.not_yet(spec),
+        "Sources": words.sources(spec),
+    }
+    return [f"- {name}: {text}" for name, text in said.items() if text]

@@ -1,0 +1,206 @@
+"""What a definition says, in words for people."""
+
+from providers.catalogue_report import refused_for
+from providers.spec import ClientAuth, ProviderSpec
+from providers.spec_request import Format, Pkce
+
+_FLOWS = {
+    "authorization_code": "authorization code",
+    "client_credentials": "client credentials",
+    "device_code": "device",
+    "jwt_bearer": "JWT bearer",
+    "token_exchange": "token exchange",
+    "oauth1": "OAuth 1.0a",
+    "api_key": "API key",
+}
+_CLIENT = {
+    ClientAuth.BASIC: "secret in the Authorization header (Basic)",
+    ClientAuth.POST: "secret among the parameters",
+    ClientAuth.NONE: "none: a public client",
+    ClientAuth.PRIVATE_KEY_JWT: "signed with a private key (RFC 7523)",
+    ClientAuth.SECRET_JWT: "signed with the secret",
+    ClientAuth.TLS: "mutual TLS",
+}
+_SEPARATORS = {" ": "spaces", ",": "commas", ";": "semicolons", "+": "plus signs"}
+_SPANS = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    for bad, good in (("\\", "\\\\"), ("<", "&lt;"), ("|", "\\|"), ("*", "\\*"), ("[", "\\["), ("_", "\\_")):
+        text = text.replace(bad, good)
+    return text
+
+
+def span(seconds: float) -> str:
+    """A length of time in its largest whole unit."""
+    for length, name in _SPANS:
+        if seconds >= length and seconds % length == 0:
+            count = int(seconds // length)
+            return f"{count} {name}" + ("s" if count != 1 else "")
+    return f"{seconds:g} seconds"
+
+
+def flows(spec: ProviderSpec) -> list[str]:
+    return [_FLOWS.get(mode, mode.replace("_", " ")) for mode in spec.auth_modes]
+
+
+def in_short(spec: ProviderSpec) -> str:
+    if "authorization_code" not in spec.auth_modes:
+        return "no consent in a browser"
+    if not spec.refresh_supported:
+        return "no refresh"
+    rotates = {True: "refresh, rotating", False: "refresh", None: "refresh, rotation not known"}
+    return rotates[spec.refresh_rotates]
+
+
+def parameters(spec: ProviderSpec) -> str:
+    parts = []
+    for name, rule in spec.template_params.items():
+        takes = "any host" if rule.kind == "arbitrary_host" else ""
+        if rule.enum:
+            takes = "one of " + ", ".join(f"`{value}`" for value in rule.enum)
+        usual = f"usually `{rule.default}`" if rule.default else ""
+        if rule.source != "integration":
+            usual = f"from the {rule.source.replace('_', ' ')}"
+        facts = "; ".join(fact for fact in (plain(rule.description), takes, usual) if fact)
+        parts.append(f"`{name}`" + (f" ({facts})" if facts else ""))
+    return ", ".join(parts)
+
+
+def scopes(spec: ProviderSpec) -> str:
+    if not spec.scopes_supported:
+        return "none; what an app may do is set where it is registered" if spec.docs_url else "none"
+    parts = []
+    if spec.scope_separator != " ":
+        parts.append(f"separated by {_SEPARATORS.get(spec.scope_separator, spec.scope_separator)}")
+    if spec.default_scopes:
+        parts.append("asked for by default: " + ", ".join(f"`{scope}`" for scope in spec.default_scopes))
+    if spec.offline_scope:
+        parts.append(f"`{spec.offline_scope}` yields the refresh token and is always added")
+    if spec.optional_scope_param:
+        parts.append(f"optional ones ride in `{spec.optional_scope_param}`")
+    return "; ".join(parts)
+
+
+def pkce(spec: ProviderSpec) -> str:
+    if "authorization_code" not in spec.auth_modes:
+        return ""
+    said = {
+        Pkce.REQUIRED: "demanded",
+        Pkce.S256: "S256",
+        Pkce.OFF: "not sent: it is refused or ignored there",
+    }
+    return said.get(spec.pkce, "sent, S256")
+
+
+def client(spec: ProviderSpec) -> str:
+    text = _CLIENT[spec.client_auth]
+    if spec.client_secret_header:
+        text = f"secret in the header `{spec.client_secret_header}`"
+    if spec.client_secret_generator:
+        text = "a secret that is a signed JWT, made on demand"
+    known = spec.sources.agreeing.keys() | set(spec.sources.vendor_documentation)
+    if "client_auth" not in known and spec.client_auth is ClientAuth.BASIC:
+        text += "; not known, so as RFC 6749 says"
+    if spec.refresh_client_auth:
+        text += f"; when refreshing: {_CLIENT[spec.refresh_client_auth]}"
+    return text
+
+
+def access_tokens(spec: ProviderSpec) -> str:
+    if spec.assumed_lifetime_s:
+        return f"last {span(spec.assumed_lifetime_s)}, which the reply doesn't say"
+    if spec.access_token_lifetime_s:
+        return f"last {span(spec.access_token_lifetime_s)}; the reply decides"
+    return "" if spec.refresh_supported else "don't expire by themselves, as far as is known"
+
+
+def refresh_tokens(spec: ProviderSpec) -> str:
+    if not spec.refresh_supported or "authorization_code" not in spec.auth_modes:
+        return "none"
+    if spec.refresh.kind != "refresh_token":
+        return "none; the access token itself is exchanged for a new one"
+    parts = {
+        True: ["rotate: each works once"],
+        False: ["stay the same"],
+        None: ["rotation isn't known, so each is treated as if it worked once"],
+    }[spec.refresh_rotates]
+    if spec.rotation_grace_s == "unlimited":
+        parts = ["a new one comes each time, and the old one stays good"]
+    elif spec.rotation_grace_s:
+        parts.append(f"the old one works for {span(spec.rotation_grace_s)} more")
+    if spec.on_reuse:
+        parts.append("using one twice ends the whole grant")
+    if spec.refresh_token_lifetime_s:
+        parts.append(f"last {span(spec.refresh_token_lifetime_s)}")
+    if spec.refresh_token_idle_s:
+        parts.append(f"end after {span(spec.refresh_token_idle_s)} without use")
+    return "; ".join(parts)
+
+
+def revocation(spec: ProviderSpec) -> str:
+    if not spec.revokes:
+        return "none is known: the subject ends the grant at the provider" if not spec.discovery else ""
+    return "as RFC 7009 says" if spec.revocation is None else "in its own way"
+
+
+def limits(spec: ProviderSpec) -> str:
+    parts = [plain(spec.rate_limit)] if spec.rate_limit else []
+    if spec.token_rate_limit:
+        parts.append(f"at the token endpoint {plain(spec.token_rate_limit)}")
+    return "; ".join(parts)
+
+
+def peculiar(spec: ProviderSpec) -> str:
+    """What differs from RFC 6749, and the API's own way to take a token."""
+    response = spec.response
+    said = {
+        "the token request is a GET": spec.token_request_method == "GET",
+        "the token request is JSON": spec.token_request_format is Format.JSON,
+        "parameters of the token request ride in the query": spec.token_request_format is Format.QUERY,
+        "parameters have other names": spec.client_id_param != "client_id"
+        or spec.authorization_client_id_param
+        or spec.authorization_param_names
+        or spec.token_request_param_names,
+        "refreshing has a URL of its own": spec.refresh_endpoint,
+        "tokens sit deeper in the reply": "." in response.access_token_path,
+        "fields of the reply have other names": "." not in response.access_token_path
+        and response.access_token_path != "access_token",
+        "the expiry is a date": response.expires_at_path,
+        "errors come with status 200": spec.error_rules or spec.status_field,
+        "the callback carries facts: " + ", ".join(f"`{n}`" for n in spec.callback_metadata_params): (
+            spec.callback_metadata_params
+        ),
+        "the callback is signed": spec.callback_verify,
+        "the provider begins the flow": spec.flow == "install",
+        "granted scopes are told in the callback": spec.scope_from_callback,
+        "an account is looked up after consent": spec.post_auth,
+        f"the API takes the token in `{_api_header(spec)}`": spec.api_request and _api_header(spec),
+    }
+    return "; ".join(text for text, holds in said.items() if holds)
+
+
+def _api_header(spec: ProviderSpec) -> str:
+    rule = spec.api_request
+    if rule is None or (rule.auth_header, rule.auth_scheme) == ("Authorization", "Bearer"):
+        return ""
+    return f"{rule.auth_header}: {rule.auth_scheme}".removesuffix(": ")
+
+
+def not_yet(spec: ProviderSpec) -> str:
+    field = refused_for(spec)
+    return f"`{field}` is not carried out; an integration is refused" if field else ""
+
+
+def sources(spec: ProviderSpec) -> str:
+    agreeing = spec.sources.agreeing.get("token_endpoint", 0)
+    parts = [f"{agreeing} agree on the token endpoint" if agreeing > 1 else ""]
+    if agreeing == 1:
+        parts = ["one for the token endpoint"]
+    if spec.sources.vendor_documentation:
+        fields = ", ".join(f"`{name}`" for name in spec.sources.vendor_documentation)
+        parts.append(f"the vendor's pages alone say {fields}")
+    if spec.sources.disagreements:
+        parts.append("the definition lists who says otherwise")
+    return "; ".join(part for part in parts if part)

@@ -1,0 +1,43 @@
+"""`providers check`: the catalogue looked at, for whoever adds to it."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Literal
+
+from evergrant_server.core.errors import Code, Failure
+from providers.catalogue_report import VECTORS, Report, report
+from providers.registry import CATALOG
+
+
+def check(catalog: Path | None, vectors: Path | None, output: Literal["text", "json"]) -> bool:
+    """Print what is wrong, or that nothing is. True when nothing is. Raises Failure INVALID_REQUEST."""
+    for folder in (catalog, vectors):
+        if folder is not None and not folder.is_dir():
+            raise Failure(Code.INVALID_REQUEST, f"{folder} is no folder")
+    found = report(catalog or CATALOG, vectors or VECTORS)
+    write = _json if output == "json" else _text
+    sys.stdout.write(write(found))
+    return not found.problems and found.count > 0
+
+
+def _text(found: Report) -> str:
+    lines = [str(problem) for problem in found.problems]
+    vectors = f"{found.vectors} vectors" if found.vectors is not None else "no vectors here to look at"
+    lines.append(
+        f"{found.count} providers, {found.share:.0%} with two or more sources, {vectors}, "
+        f"{found.refused_at_use} not usable yet, {len(found.problems)} problems"
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _json(found: Report) -> str:
+    problems = [vars(problem) for problem in found.problems]
+    body = {
+        "count": found.count,
+        "share_with_two_sources": round(found.share, 4),
+        "vectors": found.vectors,
+        "refused_at_use": found.refused_at_use,
+        "problems": problems,
+    }
+    return json.dumps(body, indent=2) + "\n"

@@ -1,0 +1,126 @@
+"""The whole catalogue looked at: every definition, every vector, and what they say about each other.
+
+Reads files and sends nothing. `checking.py` asks a definition's endpoints; this asks nobody.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from evergrant_server.core.errors import Failure
+from providers.registry import CATALOG, read_file
+from providers.rules import Problem, problems_of
+from providers.spec import ProviderSpec
+from providers.strict_yaml import NotYaml, read_yaml
+
+VECTORS = CATALOG.parent.parent / "tests" / "conformance" / "providers" / "vectors"
+_ENOUGH = 2  # independent sources
+_GUIDE = "docs/guide/adding-a-provider.md says how"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was looked at, and what is wrong with it."""
+
+    count: int
+    with_two_sources: int
+    refused_at_use: int  # definitions that say more than the flows carry out
+    vectors: int | None  # None: they are not here
+    problems: tuple[Problem, ...] = field(default=())
+
+    @property
+    def share(self) -> float:
+        """The part of definitions whose token endpoint two or more independent sources agree on."""
+        return self.with_two_sources / self.count if self.count else 0.0
+
+
+def report(catalog: Path = CATALOG, vectors: Path | None = VECTORS) -> Report:
+    """Look at every definition of a folder, and at the vectors when there is a folder of them."""
+    specs: dict[str, ProviderSpec] = {}
+    problems: list[Problem] = []
+    for path in sorted(catalog.glob("*.yaml")):
+        try:
+            spec = specs[path.stem] = read_file(path)
+        except Failure as failure:
+            what = failure.detail.partition(f"{path.name}: ")[2]
+            where, _, rest = what.partition(": ")
+            named = bool(rest) and " " not in where
+            problems.append(
+                Problem(path.name, where if named else "file", rest if named else what, "Correct it")
+            )
+        else:
+            problems += problems_of(spec, path.name)
+    problems += _disagreements(specs)
+    here = vectors is not None and vectors.is_dir()
+    if vectors is not None and here:
+        problems += _vectors(specs, vectors)
+    return Report(
+        count=len(specs),
+        with_two_sources=sum(
+            spec.sources.agreeing.get("token_endpoint", 0) >= _ENOUGH for spec in specs.values()
+        ),
+        refused_at_use=sum(refused_for(spec) is not None for spec in specs.values()),
+        vectors=len(list(vectors.glob("*.yaml"))) if vectors is not None and here else None,
+        problems=tuple(problems),
+    )
+
+
+def refused_for(spec: ProviderSpec) -> str | None:
+    """The field for which a definition can't be used, or None."""
+    try:
+        spec.require_usable()
+    except Failure as failure:
+        return str(failure.context["field"])
+    return None
+
+
+def _disagreements(specs: dict[str, ProviderSpec]) -> Iterator[Problem]:
+    """One token endpoint reads requests in one way: definitions that share it must agree."""
+    sharing: dict[str, list[ProviderSpec]] = defaultdict(list)
+    for spec in specs.values():
+        if spec.token_endpoint is not None and "{domain}" not in spec.token_endpoint:
+            sharing[spec.token_endpoint].append(spec)
+    for first, *others in sharing.values():
+        for other in others:
+            for name in ("client_auth", "token_request_format", "token_request_method", "client_id_param"):
+                if getattr(first, name) != getattr(other, name) and not _by_key(first, other):
+                    yield Problem(
+                        f"{other.name}.yaml",
+                        name,
+                        f"differs from {first.name}.yaml, which has the same token endpoint",
+                        "Find out which is right",
+                    )
+
+
+def _by_key(*specs: ProviderSpec) -> bool:
+    """A service account proves itself by what it signs, at the endpoint that others use with a secret."""
+    return any(spec.auth_modes == ("jwt_bearer",) for spec in specs)
+
+
+def _vectors(specs: dict[str, ProviderSpec], folder: Path) -> Iterator[Problem]:
+    there = {path.stem: path for path in folder.glob("*.yaml")}
+    for name in sorted(there.keys() - specs.keys()):
+        yield Problem(f"vectors/{name}.yaml", "file", "has no definition", "Rename it, or delete it")
+    for name, spec in specs.items():
+        if name not in there:
+            yield Problem(f"vectors/{name}.yaml", "file", "is missing", f"Write one: {_GUIDE}")
+            continue
+        try:
+            vector = read_yaml(there[name].read_text(encoding="utf-8"))
+        except (NotYaml, UnicodeDecodeError) as error:
+            yield Problem(f"vectors/{name}.yaml", "file", str(error)[:300], "Correct it")
+            continue
+        for part in _parts(spec):
+            if not isinstance(vector, dict) or not vector.get(part):
+                yield Problem(f"vectors/{name}.yaml", part, "is missing", f"Say it: {_GUIDE}")
+
+
+def _parts(spec: ProviderSpec) -> tuple[str, ...]:
+    """What a vector has to show, for what its definition says."""
+    if "authorization_code" not in spec.auth_modes:
+        return ("grant", "refusals")
+    parts = ("authorize", "exchange", "refusals")
+    if spec.refresh_supported:
+        parts += ("refresh",)
+    return (*parts, "revoke") if spec.revokes else parts

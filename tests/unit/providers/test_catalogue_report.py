@@ -1,0 +1,176 @@
+"""`providers check`: each rule fires on what it is about, and the catalogue itself is clean."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from providers.catalogue_report import report
+from providers.rules import problems_of
+from tests.unit.providers.definitions import spec_like
+
+ROOT = Path(__file__).parents[3]
+NO_REFRESH = {"refresh_supported": False, "revocation_endpoint": None}
+DOMAIN = {"token_endpoint": "https://{d}/token", "authorization_endpoint": "https://{d}/authorize"}
+SUBDOMAIN = {"token_endpoint": "https://{d}.acme.example/token"}
+
+
+def found(**fields: Any) -> set[str]:
+    spec = spec_like(**{"categories": ["crm"], "sources": {"agreeing": {"token_endpoint": 2}}, **fields})
+    return {problem.field for problem in problems_of(spec, "acme.yaml")}
+
+
+def pinned(where: dict[str, str], **rule: Any) -> set[str]:
+    return found(**where, revocation_endpoint=None, template_params={"d": rule})
+
+
+def test_a_plain_definition_has_no_problem() -> None:
+    assert found() == set()
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({**NO_REFRESH, "refresh_rotates": True}, "refresh_rotates"),
+        ({**NO_REFRESH, "refresh_endpoint": "https://acme.example/r"}, "refresh_endpoint"),
+        ({**NO_REFRESH, "refresh_token_idle_s": 5}, "refresh_token_idle_s"),
+        ({**NO_REFRESH, "offline_scope": "offline"}, "offline_scope"),
+        ({"refresh_supported": False}, "revocation.token"),
+        ({"refresh_rotates": False, "on_reuse": "family_revoked"}, "on_reuse"),
+        ({"scopes_supported": False, "default_scopes": ["a"]}, "default_scopes"),
+        ({"scopes_supported": False, "scope_separator": ","}, "scope_separator"),
+        ({"default_scopes": ["a b"]}, "default_scopes"),
+        ({"default_scopes": ["a", "offline"], "offline_scope": "offline"}, "default_scopes"),
+        ({"client_auth": "client_secret_basic", "client_secret_param": "secret"}, "client_secret_param"),
+        ({"client_auth": "none", "client_secret_header": "x-secret"}, "client_secret_header"),
+        (
+            {"client_auth": "client_secret_post", "basic_auth_template": "{client_secret}:"},
+            "basic_auth_template",
+        ),
+        ({"pkce": "off", "pkce_challenge_encoding": "hex"}, "pkce_challenge_encoding"),
+        ({"pkce": "off", "client_auth": "none"}, "pkce"),
+        ({"token_request_method": "GET", "token_request_format": "json"}, "token_request_format"),
+        ({"auth_modes": ["authorization_code", "device_code"]}, "device_authorization_endpoint"),
+        ({"device_authorization_endpoint": "https://acme.example/d"}, "auth_modes"),
+        ({"auth_modes": ["oauth1"]}, "request_token_endpoint"),
+        ({"client_credentials": {}}, "client_credentials"),
+        ({"revocation_endpoint": None, "revocation": {}}, "revocation"),
+        ({"revocation": {"url": "https://acme.example/x"}}, "revocation_endpoint"),
+        ({"revocation": {"auth": "header"}}, "revocation.auth_template"),
+        ({"response": {"expires_at_format": "epoch_s"}}, "response.expires_at_format"),
+        ({"response": {"refresh_expires_at_format": "epoch_ms"}}, "response.refresh_expires_at_format"),
+        ({"response": {"metadata_paths": ["incoming_webhook.url"]}}, "response.metadata_paths"),
+        ({"response": {"metadata_paths": ["access_token"]}}, "response.metadata_paths"),
+        ({"callback_metadata_params": ["code"]}, "callback_metadata_params"),
+        ({"template_params": {"d": {"enum": ["a"]}}}, "template_params.d"),
+        ({"token_endpoint": "https://127.0.0.1/token"}, "token_endpoint"),
+        ({"token_endpoint": "https://internal/token"}, "token_endpoint"),
+        ({"token_endpoint": "https://login.acme.example/token", "sources": {}}, "sources.agreeing"),
+        ({"sources": {"agreeing": {"tokn_endpoint": 2}}}, "sources"),
+        ({"categories": ["crmm"]}, "categories"),
+        ({"categories": []}, "categories"),
+    ],
+)
+def test_what_cant_be_meant_is_found(fields: dict[str, Any], field: str) -> None:
+    assert field in found(**fields)
+
+
+@pytest.mark.parametrize(
+    ("where", "rule"),
+    [
+        (DOMAIN, {"pattern": r"^[a-z.]+$"}),
+        (DOMAIN, {"pattern": r"^(?:[a-z]+\.)+com$"}),
+        (DOMAIN, {"pattern": r"^[a-z0-9.]+$"}),
+        ({"token_endpoint": "https://acme.{d}/token"}, {"pattern": "^[a-z]{2,12}$"}),
+        ({"token_endpoint": "https://{d}.com/token"}, {"pattern": "^[a-z]+$"}),
+        ({"token_endpoint": "https://{d}.co.uk/token"}, {"pattern": "^[a-z]+$"}),
+    ],
+)
+def test_a_host_that_anybody_could_own_is_found(where: dict[str, str], rule: dict[str, Any]) -> None:
+    assert "template_params.d" in pinned(where, **rule)
+
+
+@pytest.mark.parametrize(
+    ("where", "rule"),
+    [
+        (DOMAIN, {"pattern": r"^(?:[a-z]+\.)+acme\.example$"}),
+        (DOMAIN, {"kind": "arbitrary_host"}),
+        (DOMAIN, {"enum": ["a.acme.example", "b.acme.example"]}),
+        (SUBDOMAIN, {"pattern": r"^[a-z0-9.]+$"}),
+        ({"token_endpoint": "https://acme.{d}/token"}, {"pattern": "^(?:com|co\\.uk)$"}),
+        ({"token_endpoint": "https://acme.example/{d}/token"}, {"pattern": "^[a-z.]+$"}),
+    ],
+)
+def test_a_host_that_the_vendor_owns_is_no_problem(where: dict[str, str], rule: dict[str, Any]) -> None:
+    assert pinned(where, **rule) == set()
+
+
+def written(folder: Path, name: str, **fields: Any) -> None:
+    plain = {
+        "name": name,
+        "display_name": name,
+        "categories": ["crm"],
+        "auth_modes": ["authorization_code"],
+        "authorization_endpoint": "https://acme.example/authorize",
+        "token_endpoint": "https://acme.example/token",
+        "sources": {"agreeing": {"token_endpoint": 2}},
+    }
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(plain | fields))
+
+
+def test_files_vectors_and_each_other_are_looked_at(tmp_path: Path) -> None:
+    vectors = tmp_path / "vectors"
+    vectors.mkdir()
+    written(tmp_path, "one")
+    written(tmp_path, "two", client_auth="client_secret_post", sources={})
+    (tmp_path / "three.yaml").write_text("name: [")
+    written(tmp_path, "four", pkce="plain")
+    (vectors / "two.yaml").write_text("authorize: {a: b}\nexchange: {a: b}\n")
+    (vectors / "five.yaml").write_text("a: b")
+    found = report(tmp_path, vectors)
+    assert (found.count, found.with_two_sources, found.vectors) == (2, 1, 2)
+    assert {(problem.file, problem.field) for problem in found.problems} == {
+        ("two.yaml", "client_auth"),
+        ("three.yaml", "file"),
+        ("four.yaml", "pkce"),
+        ("vectors/one.yaml", "file"),
+        ("vectors/two.yaml", "refusals"),
+        ("vectors/two.yaml", "refresh"),
+        ("vectors/five.yaml", "file"),
+    }
+    assert report(tmp_path, tmp_path / "nowhere").vectors is None
+
+
+def test_the_catalogue_is_clean_and_looked_at_soon() -> None:
+    began = time.process_time()
+    found = report()
+    assert found.problems == ()
+    assert found.count >= 250
+    assert found.share > 0.9
+    assert time.process_time() - began < 3, "seconds of this process's own work"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "evergrant_server", "providers", "check", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_the_command_says_what_is_wrong_and_exits_with_one(tmp_path: Path) -> None:
+    written(tmp_path, "one", token_request_method="GET", token_request_format="json")
+    told = run("--catalog", str(tmp_path), "--vectors", str(tmp_path), "-o", "json")
+    assert told.returncode == 1, told.stderr
+    read = json.loads(told.stdout)
+    assert read["count"] == 1
+    assert read["problems"][0]["field"] == "token_request_format"
+    assert run("--catalog", str(tmp_path / "nowhere")).stderr.startswith("evergrant: invalid_request")
+
+
+def test_the_command_says_that_nothing_is_wrong() -> None:
+    told = run()
+    assert told.returncode == 0, told.stdout
+    assert told.stdout.endswith(" 0 problems\n")
