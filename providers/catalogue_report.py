@@ -67,9 +67,9 @@ def report(catalog: Path = CATALOG, vectors: Path | None = VECTORS) -> Report:
 
 
 def refused_for(spec: ProviderSpec) -> str | None:
-    """The field for which a definition can't be used, or None."""
+    """The field for which a definition can't be used in any flow, or None."""
     try:
-        spec.require_usable()
+        spec.require_some_use()
     except Failure as failure:
         return str(failure.context["field"])
     return None
@@ -119,7 +119,7 @@ def _vectors(specs: dict[str, ProviderSpec], folder: Path) -> Iterator[Problem]:
 def _parts(spec: ProviderSpec) -> tuple[str, ...]:
     """What a vector has to show, for what its definition says."""
     if "authorization_code" not in spec.auth_modes:
-        return ("grant", "refusals")
+        return ("grants", "refusals")
     parts = ("authorize", "exchange", "refusals")
     if spec.refresh_supported:
         parts += ("refresh",)

@@ -189,6 +189,8 @@ def parameters_are_used(spec: ProviderSpec) -> Found:
         text for text in _texts(spec.model_dump(mode="json", exclude={"template_params", "notes", "sources"}))
     ]
     used = placeholders(*texts)
+    if spec.jwt_bearer is not None:
+        used |= spec.jwt_bearer.claims_when.keys()
     for name in spec.template_params:
         if name not in used:
             yield f"template_params.{name}", "is used by nothing", _DROP

@@ -2,18 +2,26 @@
 
 from typing import Any
 
-from providers.catalogue_report import refused_for
+from evergrant_server.core.errors import Failure
 from providers.spec import ProviderSpec
 
 
 def lifted(spec: ProviderSpec) -> ProviderSpec:
     """The definition with every field that `require_usable` refuses put back to its default."""
-    while (field := refused_for(spec)) not in (None, "auth_modes"):
+    while (field := _refused_for(spec)) not in (None, "auth_modes"):
         less = _without(spec, str(field))
         if less == spec:
             raise AssertionError(f"{spec.name}: {field} is refused, and nothing to lift")
         spec = less
     return spec
+
+
+def _refused_for(spec: ProviderSpec) -> str | None:
+    try:
+        spec.require_usable()
+    except Failure as failure:
+        return str(failure.context["field"])
+    return None
 
 
 def _without(spec: ProviderSpec, field: str) -> ProviderSpec:

@@ -91,7 +91,7 @@ def test_the_catalogue_loads_and_says_what_it_cant_do() -> None:
     registry = Registry.load()
     assert len(registry.names()) == len(list(CATALOG.glob("*.yaml"))) > 300
     refused = {spec.name: why for spec in registry.all() if (why := refused_for(spec))}
-    assert refused["marketo"] == "auth_modes", "it knows no authorization code"
+    assert refused["trello"] == "auth_modes", "it knows OAuth 1.0a alone"
     assert len(refused) < 40, refused
     with pytest.raises(Failure) as raised:
         registry.get("no-such-provider")
