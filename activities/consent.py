@@ -95,7 +95,7 @@ class ConsentActivities(ProviderActivities):
         if consent.status is ConsentStatus.DONE and held.grant is not None:
             return news_of(held.connection, held.grant, held.integration)
         if consent.status is not ConsentStatus.CODE_RECEIVED:
-            return GrantNews(failure=Code(consent.failure or Code.CALLBACK_INVALID))
+            return GrantNews(failure=Code(consent.failure or Code.CALLBACK_INVALID), over=True)
         if held.connection.state is State.REVOKING or held.connection.state.final:
             raise Failure(Code.CONNECTION_REVOKED)  # an unspent code is no grant: nothing to revoke
         return None

@@ -14,7 +14,7 @@ from providers.minting import Minting, mint_request
 from providers.replies import read_tokens
 from providers.reply import RawReply
 
-_NOTHING_IS_SPENT = RefreshRules(rotation=Rotation.NONE)
+NOTHING_IS_SPENT = RefreshRules(rotation=Rotation.NONE)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def by_minting(sender: Sender, clock: Clock, held: Holdings, scopes: tuple[str, 
     )
     request = mint_request(held.spec, connection.flow, held.endpoints, held.client, asked)
     return Renewal(
-        _NOTHING_IS_SPENT, lambda check: sender.mint(held.spec, held.client, request, before_send=check)
+        NOTHING_IS_SPENT, lambda check: sender.mint(held.spec, held.client, request, before_send=check)
     )
 
 

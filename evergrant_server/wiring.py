@@ -11,6 +11,7 @@ from activities.announcing import AnnouncingActivities
 from activities.breaker import Circuits
 from activities.consent import ConsentActivities
 from activities.critical import CriticalSections
+from activities.devices import DeviceActivities
 from activities.discovery import DiscoveryActivities
 from activities.elsewhere import ElsewhereActivities
 from activities.history import HistoryActivities
@@ -113,6 +114,7 @@ def activities(
     )
     consent = ConsentActivities(parts.store, holder, sender, single_use, parts.clock)
     minting = MintActivities(parts.store, holder, sender, single_use, parts.clock)
+    devices = DeviceActivities(parts.store, holder, sender, single_use, parts.clock)
     refresh = RefreshActivities(parts.store, holder, sender, single_use, parts.clock, circuits)
     revocation = RevocationActivities(parts.store, holder, sender, single_use, parts.clock)
     history = HistoryActivities(parts.store, parts.clock)
@@ -139,11 +141,13 @@ def activities(
         AttemptKind.CODE_EXCHANGE: consent.answered,
         AttemptKind.LATE_ANSWER: late.answered,
         AttemptKind.MINT: minting.answered,
+        AttemptKind.DEVICE_CODE: devices.answered,
     }
     offered = [
         consent.exchange_code,
         consent.end_consent,
         minting.mint_grant,
+        devices.poll_device,
         refresh.refresh_grant,
         late.verify_late_answer,
         revocation.ask_revocation,

@@ -84,6 +84,13 @@ async def mint_grant(order: MintGrant) -> GrantNews:
     )
 
 
+async def poll_device(order: MintGrant) -> GrantNews:
+    """Get a device code, or ask about it once (RFC 8628 sections 3.1 and 3.4)."""
+    return await workflow.execute_activity(
+        ActivityName.POLL_DEVICE, order, result_type=GrantNews, summary=f"for {order.consent_id}", **_PROVIDER
+    )
+
+
 async def refresh_grant(order: RefreshGrant) -> GrantNews:
     """Spend the refresh token of a generation (RFC 6749 section 6)."""
     return await workflow.execute_activity(

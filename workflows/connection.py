@@ -106,13 +106,14 @@ class ConnectionWorkflow:
                 )
                 news = await calls.exchange_code(order)
                 return m.Happening(event=m.Event.CODE_EXCHANGED, asked=cause.asked, news=news)
-            case Do.MINT:
+            case Do.MINT | Do.POLL:
                 consent_id = self._life.waiting_consent
                 assert consent_id is not None
                 order = m.MintGrant(
                     **self._call(cause), consent_id=consent_id, generation=self._life.generation
                 )
-                news = await calls.mint_grant(order)
+                first_tokens = calls.poll_device if step.do is Do.POLL else calls.mint_grant
+                news = await first_tokens(order)
                 return m.Happening(
                     event=m.Event.GRANT_MINTED, asked=cause.asked, news=news, consent_id=consent_id
                 )

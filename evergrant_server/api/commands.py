@@ -5,6 +5,7 @@ from starlette.responses import Response
 
 from evergrant_server.api.authentication import Caller
 from evergrant_server.api.connections import view_of
+from evergrant_server.api.device_codes import with_device
 from evergrant_server.api.establishing import Establishing, Opened, mint, require_ready
 from evergrant_server.api.guards import Asking, By, IdempotencyKey, With, visible_connection
 from evergrant_server.api.idempotency import Answer, Once
@@ -85,8 +86,8 @@ async def reauthorize(
         return await once.remember(tx, answer, parts.clock.now())
 
     answer = await committed(parts.store, ask)
-    parts.relay.nudge()  # a flow that asks nobody begins at once
-    return answer.response()
+    parts.relay.nudge()  # a flow that no browser begins is begun by a worker
+    return (await with_device(parts, caller.tenant, answer)).response()
 
 
 async def _ask_again(

@@ -13,7 +13,8 @@ from evergrant_server.api.browsers import page
 from evergrant_server.api.establishing import hash_of_link, require_ready
 from evergrant_server.api.subjects import Going, Subjects, as_page, require_open, subjects_of
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.consent import ConsentStatus
+from evergrant_server.core.consent import ConsentKind, ConsentStatus
+from evergrant_server.core.device import DeviceCode
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Tx
@@ -36,6 +37,9 @@ async def show(request: Request, link: str) -> Response:
     subjects = subjects_of(request)
     async with subjects.parts.store.read() as tx:
         going = await subjects.going(tx, await tx.consents.by_link(hash_of_link(link)))
+        device = await tx.consents.device(going.consent)
+    if going.consent.kind is ConsentKind.DEVICE:
+        return await _device(subjects, going, device)
     if _is_over(subjects, request, going):
         return await subjects.shown(going)
     _require_mine(subjects, request, going)
@@ -50,6 +54,15 @@ async def show(request: Request, link: str) -> Response:
     response = page(html)
     subjects.browsers.keep(response, browser)
     return response
+
+
+async def _device(subjects: Subjects, going: Going, device: DeviceCode | None) -> Response:
+    """The code to type in elsewhere. Nothing is bound to this browser: there is nothing to take over."""
+    if going.consent.status is not ConsentStatus.CODE_RECEIVED or device is None:
+        return await subjects.shown(going)
+    if device.expires_at <= subjects.parts.clock.now():
+        raise Failure(Code.CONSENT_EXPIRED, "This code has expired.")
+    return page(subjects.pages.device(provider=going.provider, consent=going.consent, device=device))
 
 
 @router.post("/connect/{link}")

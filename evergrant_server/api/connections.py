@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from evergrant_server.api.authentication import Caller
+from evergrant_server.api.device_codes import device_of, with_device
 from evergrant_server.api.establishing import Establishing, Opened, Wanted
 from evergrant_server.api.guards import Asking, By, IdempotencyKey, With, visible_connection
 from evergrant_server.api.idempotency import Answer, Once
@@ -14,10 +15,11 @@ from evergrant_server.api.parts import Parts
 from evergrant_server.api.shapes import ConnectionBody
 from evergrant_server.api.transactions import committed
 from evergrant_server.api.views import ConnectionView, LiveView, Page
+from evergrant_server.core.access import Action
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.flow import Target
-from evergrant_server.policy import reaches
+from evergrant_server.policy import decide, reaches
 from evergrant_server.store import Tx
 
 router = APIRouter(tags=["connections"])
@@ -76,7 +78,7 @@ async def start(
 
     answer = await committed(parts.store, begin)
     parts.relay.nudge()
-    return answer.response()
+    return (await with_device(parts, caller.tenant, answer)).response()
 
 
 @router.get("/v1/connections")
@@ -143,9 +145,20 @@ async def shown(
     async with parts.store.read() as tx:
         connection = await visible_connection(tx, caller, connection_id)
         view = await view_of(tx, connection)
+        if _may_connect(caller, connection):  # who knows a code could have another account approve it
+            view = view.model_copy(update={"device": await device_of(tx, connection)})
     if live:
         return await _with_live(parts, connection, view)
     return view.model_copy(update=await _next(parts, connection))
+
+
+def _may_connect(caller: Caller, connection: Connection) -> bool:
+    return decide(
+        caller.permits,
+        integration=connection.integration,
+        subject=connection.subject,
+        action=Action.CONNECT,
+    ).allowed
 
 
 async def _with_live(parts: Parts, connection: Connection, view: ConnectionView) -> ConnectionView:

@@ -141,11 +141,14 @@ class Establishing:
         self._check_return_to(return_to)
         link = secrets.token_urlsafe(LINK_BYTES)
         waits = connection.state is State.PENDING_CONSENT
+        device = connection.flow is Flow.DEVICE_CODE  # a worker gets a code, and asks about it
         consent = Consent(
             tenant=connection.tenant,
             id=ConsentId(new_id("cns")),
             connection_id=connection.id,
             integration_id=connection.integration_id,
+            kind=ConsentKind.DEVICE if device else ConsentKind.CODE,
+            status=ConsentStatus.CODE_RECEIVED if device else ConsentStatus.OPEN,
             scopes=scopes,
             return_to=return_to,
             link_hash=hash_of_link(link),
@@ -156,6 +159,8 @@ class Establishing:
             trace_id=self.asked.trace_id,
         )
         await tx.consents.add(consent, Secret(link))
+        if device:
+            await _begun(tx, connection, consent, self.asked, self._now)
         return consent, self._url(link)
 
     async def record(self, tx: Tx, action: AuditAction, what: str, **detail: object) -> None:
@@ -179,7 +184,7 @@ class Establishing:
         if await _being_imported(tx, connection):
             # its grant is on its way to a worker: nobody has to consent again
             raise Failure(Code.REFRESH_PENDING, "Its import is being installed.", retry_after=1.0)
-        still_open = await tx.consents.open_for(connection.tenant, connection.id, self._now)
+        still_open = await self._still_open(tx, connection)
         if still_open is not None and _fits(still_open, wanted):
             link = await tx.consents.link(still_open)
             return Opened(connection, False, still_open, self._url(link.reveal()))
@@ -188,6 +193,12 @@ class Establishing:
         consent, url = await self.ask(tx, connection, scopes, wanted.return_to)
         await self.record(tx, AuditAction.REAUTHORIZE_ASKED, connection.id, consent_id=consent.id)
         return Opened(connection, False, consent, url)
+
+    async def _still_open(self, tx: Tx, connection: Connection) -> Consent | None:
+        if connection.flow is not Flow.DEVICE_CODE:
+            return await tx.consents.open_for(connection.tenant, connection.id, self._now)
+        waiting = await tx.consents.received_for(connection.tenant, connection.id)
+        return waiting if waiting is not None and waiting.expires_at > self._now else None
 
     async def _minted_again(
         self, tx: Tx, connection: Connection, scopes: tuple[str, ...], wanted: Wanted
@@ -268,9 +279,14 @@ async def mint(
         trace_id=asked.trace_id,
     )
     await tx.consents.add(consent, None)
+    await _begun(tx, connection, consent, asked, now)
+    return consent
+
+
+async def _begun(tx: Tx, connection: Connection, consent: Consent, asked: Asked, now: datetime) -> None:
+    """The workflow goes on with a consent that no browser brings anything for."""
     granted = ConsentGranted(attempt_id=consent.id, asked=asked)
     await tx.outbox.add(signal(connection, SIGNAL_CONSENT_GRANTED, granted, now))
-    return consent
 
 
 async def _being_imported(tx: Tx, connection: Connection) -> bool:
@@ -301,7 +317,8 @@ def _fits(consent: Consent, wanted: Wanted) -> bool:
         return False
     if wanted.leasing:
         return True
-    return consent.status is ConsentStatus.OPEN and consent.return_to == wanted.return_to
+    begun = consent.status is not ConsentStatus.OPEN and consent.kind is not ConsentKind.DEVICE
+    return not begun and consent.return_to == wanted.return_to
 
 
 def first_flow(spec: ProviderSpec) -> Flow:

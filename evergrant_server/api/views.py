@@ -16,6 +16,7 @@ from evergrant_server.core.access import (
 )
 from evergrant_server.core.audit import AuditRecord
 from evergrant_server.core.connection import Connection, Revocation, State
+from evergrant_server.core.device import DeviceCode
 from evergrant_server.core.errors import FAILURES, Code, Repairer
 from evergrant_server.core.flow import Flow
 from evergrant_server.core.grant import Grant
@@ -61,6 +62,19 @@ class LiveView(View):
 _COMPARED = ("state", "generation", "expires_at", "reason")
 
 
+class DeviceView(View):
+    """What the subject does in the device flow: type `user_code` in at `verification_uri`."""
+
+    user_code: str
+    verification_uri: str
+    verification_uri_complete: str | None
+    expires_at: datetime
+
+    @classmethod
+    def of(cls, device: DeviceCode) -> "DeviceView":
+        return cls(**device.model_dump(include=set(cls.model_fields)))
+
+
 class ConnectionView(View):
     """`expires_at` is the access token's; right after `POST /v1/connections` it is the link's.
 
@@ -91,6 +105,7 @@ class ConnectionView(View):
     next_at: datetime | None = None
     connect_url: str | None = None
     connect_expires_at: datetime | None = None
+    device: DeviceView | None = None
     live: LiveView | None = None
     differs: tuple[str, ...] | None = None
 

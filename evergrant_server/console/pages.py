@@ -7,6 +7,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evergrant_server.console.wording import in_words
 from evergrant_server.core.consent import Consent
+from evergrant_server.core.device import DeviceCode
 from evergrant_server.core.errors import Code, Failure
 
 _HERE = Path(__file__).parent
@@ -41,6 +42,20 @@ class Pages:
     def leaving(self, *, provider: str, url: str) -> str:
         """Sends the browser on. Not a redirect: `form-action` would hold for every hop behind it."""
         return self._render("leaving.html", title=f"Taking you to {provider}", provider=provider, url=url)
+
+    def device(self, *, provider: str, consent: Consent, device: DeviceCode) -> str:
+        """The code, and where to type it in; the page looks again until it was approved."""
+        return self._render(
+            "device.html",
+            title=f"Connect {provider}",
+            provider=provider,
+            asking=consent.by.removeprefix("app:"),
+            scopes=[(in_words(scope), scope) for scope in consent.scopes],
+            user_code=device.user_code,
+            address=device.verification_uri,
+            complete=device.verification_uri_complete or device.verification_uri,
+            refresh=5,
+        )
 
     def waiting(self, *, provider: str) -> str:
         """The provider said yes; a worker is fetching the token."""

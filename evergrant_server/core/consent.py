@@ -22,6 +22,7 @@ class ConsentKind(StrEnum):
 
     CODE = "code"  # from a code that the subject's browser brings
     IMPORT = "import"  # they came with the consent: somebody else asked the subject before
+    DEVICE = "device"  # from a code that the subject types in elsewhere (RFC 8628)
     MINT = "mint"  # from what we hold ourselves: nobody is asked
 
 

@@ -25,6 +25,11 @@ class Flow(StrEnum):
         """
         return self in (Flow.CLIENT_CREDENTIALS, Flow.JWT_BEARER)
 
+    @property
+    def asks_in_browser(self) -> bool:
+        """The subject's browser brings a code back to us."""
+        return self is Flow.AUTHORIZATION_CODE
+
 
 class Target(BaseModel):
     """Where a connection's tokens are for, passed on as it was asked for.

@@ -14,7 +14,8 @@ from evergrant_server.core.beginning import life_of as life_of
 from evergrant_server.core.connection import Move, State, moved
 from evergrant_server.core.elsewhere import ended_elsewhere
 from evergrant_server.core.errors import FAILURES, Code, Kind
-from evergrant_server.core.first_token import minted, not_minted
+from evergrant_server.core.first_token import minted, not_minted, polled
+from evergrant_server.core.flow import Flow
 from evergrant_server.core.ids import ConsentId
 from evergrant_server.core.late import not_verified, to_verify, verify_at
 from evergrant_server.core.messages import Event, GrantNews, Happening, Life, Wish
@@ -24,6 +25,7 @@ from evergrant_server.core.waking import Wake, due, earliest, end_of, same_end, 
 _REMEMBERED_CONSENTS = 20
 _MOST_REPLIES_LATER = 100
 _A_MINUTE = timedelta(minutes=1)
+_ENDS = {Code.CONSENT_DENIED: Move.CONSENT_DENIED, Code.CONSENT_EXPIRED: Move.CONSENT_EXPIRED}
 
 
 class Do(StrEnum):
@@ -32,6 +34,7 @@ class Do(StrEnum):
     NOTHING = "nothing"
     EXCHANGE_CODE = "exchange code"
     MINT = "mint"
+    POLL = "ask about the device code"
     REFRESH = "refresh"
     REFRESH_IF_LEASED = "refresh if leased"
     END_CONSENT = "end consent"
@@ -74,9 +77,10 @@ def _consent_granted(life: Life, it: Happening, now: datetime, rules: Rules, sha
 
 def _exchange(life: Life, consent: ConsentId) -> Step:
     recent = (*life.recent_consents, consent)[-_REMEMBERED_CONSENTS:]
-    if life.flow.mints:
-        return Step(life.model_copy(update={"recent_consents": recent, "waiting_consent": consent}), Do.MINT)
-    return Step(life.model_copy(update={"recent_consents": recent}), Do.EXCHANGE_CODE)
+    life = life.model_copy(update={"recent_consents": recent})
+    if life.flow.asks_in_browser:
+        return Step(life, Do.EXCHANGE_CODE)
+    return Step(life.model_copy(update={"waiting_consent": consent}), _first(life))
 
 
 def _consent_denied(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
@@ -105,10 +109,19 @@ def _code_exchanged(life: Life, it: Happening, now: datetime, rules: Rules, shar
     return _installed(life, Move.GRANTED, news, now)
 
 
+def _first(life: Life) -> Do:
+    return Do.POLL if life.flow is Flow.DEVICE_CODE else Do.MINT
+
+
 def _grant_minted(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
     news = it.news or GrantNews()
+    if news.poll is not None:
+        return Step(polled(life, news, news.poll, it.consent_id, now))
     if news.failure is None:
         return _installed(minted(life), Move.GRANTED, news, now)
+    if news.failure in _ENDS and life.state is State.PENDING_CONSENT:
+        ended = _end(minted(life), _ENDS[news.failure], news.failure)
+        return Step(ended, Do.END_CONSENT, denied=ended.state is State.DENIED)
     return Step(not_minted(life, news, it.consent_id, now, rules, share))
 
 
@@ -218,7 +231,7 @@ def _time_came(life: Life, it: Happening, now: datetime, rules: Rules, share: fl
     if woken.at == verify_at(life):
         return Step(life, Do.VERIFY_LATE)
     if woken.mints:
-        return Step(life, Do.MINT)
+        return Step(life, _first(life))
     if life.state is State.PENDING_CONSENT:
         return Step(_end(life, Move.CONSENT_EXPIRED, Code.CONSENT_EXPIRED), Do.END_CONSENT)
     if life.state is State.REVOKING:

@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from evergrant_server.core.connection import Revocation, State
+from evergrant_server.core.device import Poll
 from evergrant_server.core.errors import Code, Repairer
 from evergrant_server.core.export_messages import (
     DropExport as DropExport,
@@ -58,6 +59,7 @@ class ActivityName(StrEnum):
 
     EXCHANGE_CODE = "exchange_code"
     MINT_GRANT = "mint_grant"
+    POLL_DEVICE = "poll_device"
     REFRESH_GRANT = "refresh_grant"
     END_CONSENT = "end_consent"
     ASK_REVOCATION = "ask_revocation"
@@ -110,7 +112,9 @@ class Life(Message):
     late: AttemptId | None = None  # an answer that came too late waits to be verified
     reply_later: tuple[str, ...] = ()  # workflows that hear again once there is a token
     flow: Flow = Flow.AUTHORIZATION_CODE
-    waiting_consent: ConsentId | None = None  # not over: it is looked at again at `retry_at`
+    waiting_consent: ConsentId | None = None  # not over: looked at again at `retry_at`, or `poll_at`
+    poll_at: datetime | None = None
+    poll_interval_s: float | None = None
 
 
 class GrantNews(Message):
@@ -131,6 +135,9 @@ class GrantNews(Message):
     failure: Code | None = None
     retry_after: float | None = None  # seconds
     client_refused: bool = False  # the provider refused our secret, and didn't look at the grant
+    poll: Poll | None = None  # a device code: neither tokens nor an end yet
+    interval_s: float | None = None  # how often the provider wants to be asked about it
+    over: bool = False  # the consent has ended: asking again brings nothing
     refused: bool = False  # the provider answered this grant, with an error that nobody knows
 
 

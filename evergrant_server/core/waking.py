@@ -35,7 +35,7 @@ def wake(life: Life, rules: Rules, share: float = 0.0) -> Wake | None:
         case State.REVOKING:
             return Wake(life.retry_at, "tell the provider again") if life.retry_at else None
         case State.ACTIVE:
-            return _earlier(_refresh(life, rules, share), _announcement(life, rules))
+            return _earlier(_refresh(life, rules, share), _announcement(life, rules), _polling(life))
         case _:
             return None
 
@@ -103,9 +103,13 @@ def _earlier(*moments: Wake | None) -> Wake | None:
 
 def _minting(life: Life) -> Wake | None:
     """A consent that nobody has to give is looked at again by itself."""
-    if life.waiting_consent is None or life.retry_at is None:
-        return None
-    return Wake(life.retry_at, "ask for the first token again", mints=True)
+    if life.waiting_consent is None or life.poll_at is not None:
+        return _polling(life)
+    return Wake(life.retry_at, "ask for the first token again", mints=True) if life.retry_at else None
+
+
+def _polling(life: Life) -> Wake | None:
+    return Wake(life.poll_at, "ask whether the code was approved", mints=True) if life.poll_at else None
 
 
 def _refresh(life: Life, rules: Rules, share: float) -> Wake | None:

@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus
+from evergrant_server.core.device import DeviceCode
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import ConnectionId, ConsentId, Tenant
 from evergrant_server.core.imports import ImportedTokens
@@ -27,6 +28,7 @@ from evergrant_server.store.tables import ConsentRow
 
 _LINK, _VERIFIER, _CODE = "sealed_link", "sealed_verifier", "sealed_code"
 _TOKENS = "sealed_tokens"
+_DEVICE = "sealed_device"
 _CAN_GO_ON = (ConsentStatus.OPEN.value, ConsentStatus.STARTED.value)
 
 
@@ -110,10 +112,27 @@ class Consents:
         """What came with an import. Raises Failure NOT_FOUND, SEAL_BROKEN, KEY_UNAVAILABLE."""
         return ImportedTokens.from_secret(await self._open(consent, _TOKENS))
 
+    async def keep_device(self, consent: Consent, device: DeviceCode, *, expected: int) -> Consent:
+        """Keep the code that was got; the consent ends with it. Raises Failure STORE_CONFLICT, NOT_FOUND."""
+        after = consent.model_copy(update={"expires_at": device.expires_at})
+        values = values_of(after, **await self._sealed(after, {_DEVICE: device.as_secret()}))
+        key = {"tenant": consent.tenant, "id": consent.id}
+        revision = await compare_and_set(self._connection, ConsentRow, key, values, expected)
+        return after.model_copy(update={"revision": revision})
+
+    async def device(self, consent: Consent) -> DeviceCode | None:
+        """The device code, or None before there is one. Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE."""
+        try:
+            return DeviceCode.from_secret(await self._open(consent, _DEVICE))
+        except Failure as failure:
+            if failure.code is not Code.NOT_FOUND:
+                raise
+            return None
+
     async def forget(self, consent: Consent) -> None:
-        """Drop verifier, code and tokens: they were used. The row and its revision stay as they are."""
+        """Drop verifier, codes and tokens: they were used. The row and its revision stay as they are."""
         mine = where(ConsentRow, tenant=consent.tenant, id=consent.id)
-        empty: Values = {_VERIFIER: None, _CODE: None, _TOKENS: None}
+        empty: Values = dict.fromkeys((_VERIFIER, _CODE, _TOKENS, _DEVICE))
         await self._connection.execute(update(ConsentRow).where(mine).values(empty))
 
     async def _sealed(self, consent: Consent, secrets: dict[str, Secret | None]) -> Values:

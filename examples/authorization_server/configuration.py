@@ -99,6 +99,8 @@ def _oauth(options: Options, issuer: str) -> dict[str, object]:
         "SCOPES": {**SCOPES, "introspection": "Introspect tokens"},
         "DEFAULT_SCOPES": ["read"],
         "PKCE_REQUIRED": True,
+        "OAUTH_DEVICE_VERIFICATION_URI": f"{issuer}/device/",
+        "DEVICE_FLOW_INTERVAL": options.device_interval,
         "ACCESS_TOKEN_EXPIRE_SECONDS": options.access_token_seconds,
         "ROTATE_REFRESH_TOKEN": options.rotate,
         "REFRESH_TOKEN_REUSE_PROTECTION": options.reuse_protection,

@@ -25,6 +25,16 @@ from examples.authorization_server.options import SeededClient
 View = Callable[[HttpRequest], HttpResponse]
 
 
+class Metadata(oauth.OAuthServerMetadataView):
+    """Its own document, and the device authorization endpoint (RFC 8628 section 4), which it leaves out."""
+
+    def get(self, request: HttpRequest, *args: object, **kwargs: object) -> JsonResponse:
+        said = json.loads(super().get(request, *args, **kwargs).content)
+        return JsonResponse(
+            {**said, "device_authorization_endpoint": f"{said['issuer']}/device-authorization/"}
+        )
+
+
 @require_http_methods(["GET"])
 @protected_resource_metadata(scopes=["read"])
 def whoami(request: HttpRequest) -> JsonResponse:
@@ -88,6 +98,7 @@ def withhold(request: HttpRequest) -> JsonResponse:
 
 
 oauth_urlpatterns = [
+    path(".well-known/oauth-authorization-server", Metadata.as_view(), name="oauth-server-metadata"),
     *metadata_urlpatterns,
     path("authorize/", oauth.AuthorizationView.as_view(), name="authorize"),
     path("token/", oauth.TokenView.as_view(), name="token"),
@@ -99,6 +110,18 @@ oauth_urlpatterns = [
         name="dcr-register-management",
     ),
     path("introspect/", oauth.IntrospectTokenView.as_view(), name="introspect"),
+    path("device-authorization/", oauth.DeviceAuthorizationView.as_view(), name="device-authorization"),
+    path("device/", oauth.DeviceUserCodeView.as_view(), name="device"),
+    path(
+        "device-confirm/<slug:client_id>/<slug:user_code>",
+        oauth.DeviceConfirmView.as_view(),
+        name="device-confirm",
+    ),
+    path(
+        "device-grant-status/<slug:client_id>/<slug:user_code>",
+        oauth.DeviceGrantStatusView.as_view(),
+        name="device-grant-status",
+    ),
 ]
 
 urlpatterns = [

@@ -6,12 +6,15 @@
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import pytest_asyncio
 from joserfc.jwk import ECKey
@@ -20,8 +23,8 @@ from examples.demo.authorization_server import AuthorizationServer
 from examples.demo.evergrant_api import EvergrantApi, Refused
 from examples.demo.platform import Platform
 from examples.demo.waiting import until
-from tests.fakes.other_grants import JWT_BEARER, OtherGrants
-from tests.fakes.scripted_provider import error, status
+from tests.fakes.other_grants import DEVICE_CODE, JWT_BEARER, OtherGrants
+from tests.fakes.scripted_provider import drop, error, status
 
 COMMAND = str(Path(sys.executable).parent / "evergrant")
 KEY = ECKey.generate_key("P-256", {"kid": "ours-1"})
@@ -83,7 +86,8 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
     async with AsyncExitStack() as stack:
         keys = {"ours-1": KEY.as_dict(private=False)}
         idp = await stack.enter_async_context(OtherGrants(keys=keys, expires_in=TOKEN_S))
-        real = await AuthorizationServer.start(folder / "as", "--access-token-seconds", str(TOKEN_S))
+        seconds = ("--access-token-seconds", str(TOKEN_S), "--device-interval", "1")
+        real = await AuthorizationServer.start(folder / "as", *seconds)
         stack.push_async_callback(real.stop)
         await real.register("http://127.0.0.1:1/callback")  # it may introspect
         allow = f"{real.issuer.removeprefix('http://')},{idp.allowance}"
@@ -153,6 +157,85 @@ async def test_rfc7523_2_1_jwt_bearer(world: World):
     await world.api.post(f"/v1/connections/{connection['id']}/refresh")
     assert world.idp.count("token", grant_type=JWT_BEARER) == 2
     assert {claims["aud"] for claims in world.idp.assertions} == {world.idp.url("token")}
+
+
+async def test_rfc8628_device_authorization_at_a_real_server(world: World):
+    """The code is shown by API and page; a person types it in elsewhere; the tokens come by themselves."""
+    await world.real.register("", client_id="television", grant_type=DEVICE_CODE)
+    await world.integration("television", world.real, client_id="television")
+    begun = await world.connect("television", "device_code", "sam")
+    device = begun["device"]
+    assert (begun["state"], device["verification_uri"]) == ("pending_consent", f"{world.real.issuer}/device/")
+    async with httpx2.AsyncClient(trust_env=False) as browser:
+        page = await browser.get(begun["connect_url"])
+        assert device["user_code"] in page.text
+        await world.real.scripted_consent(f"{device['verification_uri']}?user_code={device['user_code']}")
+        connection = await world.api.state(begun["id"], "active", SOON_S)
+        assert "is connected" in (await browser.get(begun["connect_url"])).text
+    lease = await world.api.lease("television", "sam")
+    assert (await world.real.whoami(lease["access_token"])).json()["user"] == world.real.user
+    assert connection["device"] is None  # shown while it is waited for
+    refreshed = await world.api.post(f"/v1/connections/{begun['id']}/refresh")
+    assert refreshed["generation"] == 2
+    assert (await world.revoked(connection))["revocation"] == "confirmed"
+
+
+async def test_rfc8628_3_5_slow_down_and_silence_are_heeded(world: World):
+    await world.integration("slowly", world.idp)
+    world.idp.script(error("authorization_pending"), drop(), error("slow_down"))
+    begun = await world.connect("slowly", "device_code", "sam")
+    await world.idp.until("token", 3, timeout=20)
+    world.idp.approve(begun["device"]["user_code"])
+    await world.api.state(begun["id"], "active", SOON_S)
+    assert world.idp.count("device") == 1
+    asked = [call.at for call in world.idp.calls if call.endpoint == "token"]
+    waits = [later - earlier for earlier, later in pairwise(asked)]
+    assert [round(wait) for wait in waits[:3]] == pytest.approx([1, 2, 7], abs=1)  # +5 s for good
+
+
+async def test_rfc8628_a_code_survives_the_workers_restart(world: World):
+    await world.integration("restarted", world.idp)
+    begun = await world.connect("restarted", "device_code", "sam")
+    await world.idp.until("token", 1)
+    pid = world.platform.worker_pid()
+    os.kill(pid, signal.SIGKILL)
+    world.idp.approve(begun["device"]["user_code"])
+    await world.platform.new_worker(pid)
+    await world.api.state(begun["id"], "active", 60)
+    assert world.idp.count("device") == 1  # the same code, not another one
+
+
+@pytest.mark.parametrize(
+    ("answer", "state"), [("access_denied", "denied"), ("expired_token", "consent_expired")]
+)
+async def test_rfc8628_a_code_that_is_over_ends_the_connection(world: World, answer: str, state: str):
+    await world.integration(f"over-{state.replace('_', '-')}", world.idp)
+    world.idp.script(error(answer))
+    begun = await world.connect(f"over-{state.replace('_', '-')}", "device_code", "sam")
+    ended = await world.api.state(begun["id"], state, SOON_S)
+    assert ended["device"] is None
+    asked = world.idp.count("token")
+    await asyncio.sleep(2)  # twice the interval: nobody asks again
+    assert world.idp.count("token") == asked == 1
+
+
+async def test_the_command_shows_a_device_code(world: World):
+    await world.integration("shown", world.idp)
+
+    async def approved() -> None:
+        await world.idp.until("device", 1)
+        await world.idp.until("token", 1)
+        begun = await world.api.get("/v1/connections?integration=shown")
+        device = (await world.api.connection(begun["items"][0]["id"]))["device"]
+        world.idp.approve(device["user_code"])
+
+    approving = asyncio.create_task(approved())
+    command = ("connections", "create", "shown", "sam", "--flow", "device_code", "--wait", "30", "-o", "json")
+    code, out, err = await world.run(*command)
+    await approving
+    assert code == 0, err
+    assert err.startswith(f"open {world.idp.url('activate')} and enter ")
+    assert json.loads(out)["state"] == "active"
 
 
 async def test_a_first_token_is_asked_for_until_it_comes(world: World):

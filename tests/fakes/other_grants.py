@@ -5,12 +5,15 @@
 
 On top of `ScriptedProvider`: `client_credentials` (RFC 6749 section 4.4), the JWT bearer grant (RFC
 7523), and `private_key_jwt` and `client_secret_jwt` clients, whose assertions must be for this issuer,
-fresh and never seen before. `idp.assertions` keeps what they claimed.
+fresh and never seen before. `idp.assertions` keeps what they claimed. The device flow (RFC 8628) at
+`/device`: `idp.approve(user_code)` and `idp.deny(user_code)` are what a person does elsewhere.
 """
 
 import json
+import secrets
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from joserfc import jwt
@@ -20,8 +23,16 @@ from joserfc.jwk import JWKRegistry, OctKey
 from tests.fakes.scripted_provider import Call, Family, ScriptedProvider
 
 JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+DEVICE_CODE = "urn:ietf:params:oauth:grant-type:device_code"
 CLIENT_ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _ALGORITHMS = ["RS256", "PS256", "ES256", "Ed25519", "HS256"]
+
+
+@dataclass
+class _Device:
+    user_code: str
+    scope: str
+    said: str = ""
 
 
 class OtherGrants(ScriptedProvider):
@@ -31,13 +42,61 @@ class OtherGrants(ScriptedProvider):
         super().__init__(**more)
         self.keys = dict(keys or {})
         self.assertions: list[dict[str, Any]] = []
+        self.interval: int | None = 1  # seconds between polls; None: left to the client
+        self.code_lives_s = 600
         self._seen: set[str] = set()
+        self._devices: dict[str, _Device] = {}
 
     def _document(self) -> dict[str, Any]:
         grants = ["authorization_code", "refresh_token", "client_credentials", JWT_BEARER]
         methods = ["client_secret_basic", "client_secret_post", "private_key_jwt", "client_secret_jwt"]
-        extra = {"grant_types_supported": grants, "token_endpoint_auth_methods_supported": methods}
+        extra = {
+            "grant_types_supported": [*grants, DEVICE_CODE],
+            "token_endpoint_auth_methods_supported": methods,
+            "device_authorization_endpoint": self.url("device"),
+        }
         return {**super()._document(), **extra}
+
+    def approve(self, user_code: str) -> None:
+        self._device(user_code).said = "yes"
+
+    def deny(self, user_code: str) -> None:
+        self._device(user_code).said = "no"
+
+    def _device(self, user_code: str) -> "_Device":
+        return next(it for it in self._devices.values() if it.user_code == user_code)
+
+    def _act(self, call: Call) -> tuple[int, dict[str, str], dict[str, Any] | None]:
+        if call.endpoint != "device":
+            return super()._act(call)
+        if not self._client_ok(call):
+            return 401, {}, {"error": "invalid_client"}
+        code = "dc-" + secrets.token_urlsafe(16)
+        made = _Device(secrets.token_hex(4).upper(), call.params.get("scope", ""))
+        self._devices[code] = made
+        reply: dict[str, Any] = {
+            "device_code": code,
+            "user_code": made.user_code,
+            "verification_uri": self.url("activate"),
+            "expires_in": self.code_lives_s,
+        }
+        if self.interval is not None:
+            reply["interval"] = self.interval
+        return 200, {"Content-Type": "application/json"}, reply
+
+    def _polled(self, code: str) -> tuple[int, dict[str, Any]]:
+        device = self._devices.get(code)
+        match device and device.said:
+            case "":
+                return 400, {"error": "authorization_pending"}
+            case "no":
+                return 400, {"error": "access_denied"}
+            case "yes":
+                assert device is not None
+                device.said = "used"  # a device code works once
+                return 200, self._new_family(device.scope)
+            case _:
+                return 400, {"error": "invalid_grant"}
 
     def _client_ok(self, call: Call) -> bool:
         if call.params.get("client_assertion_type") == CLIENT_ASSERTION:
@@ -49,6 +108,8 @@ class OtherGrants(ScriptedProvider):
 
     def _token(self, params: dict[str, str]) -> tuple[int, dict[str, Any]]:
         match params.get("grant_type"):
+            case grant if grant == DEVICE_CODE:
+                return self._polled(params.get("device_code", ""))
             case "client_credentials":
                 return 200, self._minted(params)
             case grant if grant == JWT_BEARER:

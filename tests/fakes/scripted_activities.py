@@ -45,6 +45,7 @@ class ScriptedActivities:
         return [
             self.exchange_code,
             self.mint_grant,
+            self.poll_device,
             self.refresh_grant,
             self.verify_late_answer,
             self.end_consent,
@@ -88,6 +89,10 @@ class ScriptedActivities:
     @activity.defn(name=m.ActivityName.MINT_GRANT)
     async def mint_grant(self, order: m.MintGrant) -> m.GrantNews:
         return await self._answer(m.ActivityName.MINT_GRANT, order, self._news)
+
+    @activity.defn(name=m.ActivityName.POLL_DEVICE)
+    async def poll_device(self, order: m.MintGrant) -> m.GrantNews:
+        return await self._answer(m.ActivityName.POLL_DEVICE, order, self._news)
 
     @activity.defn(name=m.ActivityName.REFRESH_GRANT)
     async def refresh_grant(self, order: m.RefreshGrant) -> m.GrantNews:

@@ -12,7 +12,6 @@ work once and a second use kills the whole family (`rotation="strict"`, the defa
 
 Each request at an endpoint takes the next answer of that endpoint's script (`script(..., at="token")`
 without more); with none left it answers `ok()`. The answers:
-
 - `ok(**fields)`            acts, and answers as RFC 6749 says, with `fields` put over the reply
 - without acting: `status(n, headers)` with an empty body, `error(name, n)` with a JSON error,
   `html(n)` with a page, `raw(body, n, headers)` with these bytes; `drop()` closes the connection
@@ -29,6 +28,7 @@ import base64
 import hashlib
 import json
 import secrets
+import time
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -62,6 +62,7 @@ class Call:
     headers: dict[str, str]
     body: bytes
     params: dict[str, str]
+    at: float = field(default_factory=time.monotonic)
 
 
 @dataclass

@@ -19,6 +19,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from evergrant_server.core import messages as m
 from evergrant_server.core.connection import State
 from evergrant_server.core.definition import DefinitionState
+from evergrant_server.core.device import Poll
 from evergrant_server.core.elsewhere import SIGNAL_REVOKED_ELSEWHERE, RevokedElsewhere, Source
 from evergrant_server.core.errors import Code
 from evergrant_server.core.ids import AttemptId, ReceiverId, Tenant, new_id
@@ -283,6 +284,32 @@ async def minted_after_an_outage(client: Client) -> Life:
         return life
 
 
+async def approved_on_another_device(client: Client) -> Life:
+    """A code is asked about until it was approved: slower when told so, and when nothing is heard."""
+    scripted = ScriptedActivities()
+    scripted.answers[m.ActivityName.POLL_DEVICE] += [
+        m.GrantNews(poll=Poll.BEGUN, interval_s=0.2),
+        m.GrantNews(poll=Poll.PENDING),
+        m.GrantNews(poll=Poll.UNHEARD),
+    ]
+    async with living(client, scripted, flow="device_code") as life:
+        await life.consent()
+        await life.ensure_fresh(1)
+        return life
+
+
+async def device_code_denied(client: Client) -> Life:
+    scripted = ScriptedActivities()
+    scripted.answers[m.ActivityName.POLL_DEVICE] += [
+        m.GrantNews(poll=Poll.BEGUN, interval_s=0.2),
+        m.GrantNews(failure=Code.CONSENT_DENIED, over=True),
+    ]
+    async with living(client, scripted, flow="device_code") as life:
+        await life.handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
+        await life.handle.result()
+        return life
+
+
 STORIES: dict[str, Story] = {
     "1_whole_life": whole_life,
     "1_denied": denied,
@@ -303,6 +330,8 @@ STORIES: dict[str, Story] = {
     "onboarding_1_rolled_back": onboarding_rolled_back,
     "2_answer_came_late": answer_came_late,
     "1_minted_after_an_outage": minted_after_an_outage,
+    "1_approved_on_another_device": approved_on_another_device,
+    "1_device_code_denied": device_code_denied,
 }
 
 

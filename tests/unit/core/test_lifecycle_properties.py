@@ -56,7 +56,7 @@ class Lives(RuleBasedStateMachine):
             match do:
                 case Do.EXCHANGE_CODE:
                     do = self.happen(Event.CODE_EXCHANGED, news=self.news(data))
-                case Do.MINT:
+                case Do.MINT | Do.POLL:
                     consent = self.life.waiting_consent
                     assert consent is not None
                     do = self.happen(Event.GRANT_MINTED, news=self.news(data), consent_id=consent)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         AuditItem,
         Connection,
         ConsentRequired,
+        DeviceCode,
         Lease,
         LeaseLeak,
         Live,
@@ -48,6 +49,7 @@ __all__ = [
     "ConsentRequired",
     "ConsentTimeout",
     "Denied",
+    "DeviceCode",
     "Evergrant",
     "EvergrantError",
     "Lease",
@@ -63,7 +65,18 @@ __all__ = [
 ]
 
 _MODELS = frozenset(
-    {"App", "AuditItem", "Connection", "ConsentRequired", "Lease", "LeaseLeak", "Live", "Provider", "State"}
+    {
+        "App",
+        "AuditItem",
+        "Connection",
+        "ConsentRequired",
+        "DeviceCode",
+        "Lease",
+        "LeaseLeak",
+        "Live",
+        "Provider",
+        "State",
+    }
 )
 _CLIENTS = {"Evergrant": "evergrant.sync_client", "AsyncEvergrant": "evergrant.async_client"}
 

@@ -135,6 +135,17 @@ class Connection:
     live: "Live | None" = None
     differs: tuple[str, ...] = ()
     flow: str = "authorization_code"
+    device: "DeviceCode | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceCode:
+    """What the subject does in the device flow: type `user_code` in at `verification_uri`."""
+
+    user_code: str
+    verification_uri: str
+    verification_uri_complete: str | None
+    expires_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

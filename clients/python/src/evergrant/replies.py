@@ -18,7 +18,17 @@ from evergrant.errors import (
     Unreachable,
 )
 from evergrant.fields import Fields
-from evergrant.models import App, AuditItem, Connection, ConsentRequired, Lease, Live, Provider, State
+from evergrant.models import (
+    App,
+    AuditItem,
+    Connection,
+    ConsentRequired,
+    DeviceCode,
+    Lease,
+    Live,
+    Provider,
+    State,
+)
 
 Item = TypeVar("Item")
 
@@ -179,6 +189,17 @@ def _connection(item: Fields) -> Connection:
         live=_live(item.mapping("live")) if item.members.get("live") is not None else None,
         differs=item.texts("differs") if item.members.get("differs") is not None else (),
         flow=item.text_or_none("flow") or "authorization_code",
+        device=_device(item.mapping("device")) if item.members.get("device") is not None else None,
+    )
+
+
+def _device(said: Mapping[str, object]) -> DeviceCode:
+    item = Fields(said, "device code")
+    return DeviceCode(
+        user_code=item.text("user_code"),
+        verification_uri=item.text("verification_uri"),
+        verification_uri_complete=item.text_or_none("verification_uri_complete"),
+        expires_at=item.time("expires_at"),
     )
 
 

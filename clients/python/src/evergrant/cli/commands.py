@@ -102,7 +102,10 @@ def connect(
             audience=audience,
         )
         if wait is not None:
-            if opened.connect_url is not None:
+            if opened.device is not None:
+                where = f"open {opened.device.verification_uri} and enter {opened.device.user_code}"
+                print(where, file=sys.stderr, flush=True)
+            elif opened.connect_url is not None:
                 print(f"open {opened.connect_url}", file=sys.stderr, flush=True)
             opened = client.wait_for_consent(opened.id, timedelta(seconds=wait))
         _show(opened, options)

@@ -88,6 +88,9 @@ def connection_row(connection: Connection) -> Row:
         "created_at": _time(connection.created_at),
         "changed_at": _time(connection.changed_at),
     }
+    if connection.device is not None:
+        row["user_code"] = connection.device.user_code
+        row["verification_uri"] = connection.device.verification_uri
     if connection.connect_url is not None:
         row["connect_url"] = connection.connect_url
         row["connect_expires_at"] = _time(connection.connect_expires_at)
