@@ -36,6 +36,9 @@ class EventType(StrEnum):
 OF_CONNECTIONS = tuple(it for it in EventType if it is not EventType.PING)
 BY_DEFAULT = tuple(it for it in OF_CONNECTIONS if it is not EventType.REFRESHED)  # hourly, each connection
 
+# their records say what was wrong before
+_ALL_IS_WELL = (EventType.CREATED, EventType.REFRESHED, EventType.RECOVERED)
+
 _Detail = Mapping[str, Any]
 _Judge = Callable[[_Detail], tuple[EventType, ...]]
 
@@ -124,8 +127,14 @@ class EventMessage(BaseModel):
 
 def body_of(type: EventType, entry: AuditEntry, connection: Connection, grant: Grant | None) -> str:
     """The event as it is sent."""
-    reason = _reason(entry.detail.get("reason")) or connection.reason
+    reason = (
+        connection.reason
+        if type in _ALL_IS_WELL
+        else _reason(entry.detail.get("reason")) or connection.reason
+    )
     repairer = FAILURES[reason].repairer if reason else None
+    if type is EventType.EXPIRING and not connection.flow.mints:
+        repairer = Repairer.SUBJECT  # nothing is wrong yet, and nobody else can keep it alive
     asks = repairer is Repairer.SUBJECT and not connection.state.final
     names = {"tenant", "integration", "provider", "subject", "label", "state", "generation", "revocation"}
     data = EventData(

@@ -22,7 +22,7 @@ from evergrant_server.store.records import (
     where,
 )
 from evergrant_server.store.seals import NOBODY, Seals
-from evergrant_server.store.webhook_tables import DeliveryRow, WebhookRow
+from evergrant_server.store.webhook_tables import DeliveryRow, EventRow, WebhookRow
 
 _SECRET, _PREVIOUS = "sealed_secret", "sealed_previous_secret"
 
@@ -110,6 +110,10 @@ class Webhooks:
             raise Failure(Code.NOT_FOUND, f"{id} doesn't exist.")
         mine = where(DeliveryRow, tenant=tenant, webhook_id=id)
         await self._connection.execute(delete(DeliveryRow).where(mine))
+        waited_for = exists().where(
+            col(DeliveryRow.tenant) == col(EventRow.tenant), col(DeliveryRow.event_id) == col(EventRow.id)
+        )
+        await self._connection.execute(delete(EventRow).where(where(EventRow, tenant=tenant), ~waited_for))
 
     async def _change(self, webhook: Webhook, expected: int, sealed: Values) -> Webhook:
         key = {"tenant": webhook.tenant, "id": webhook.id}

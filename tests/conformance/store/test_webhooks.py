@@ -180,9 +180,12 @@ async def test_old_deliveries_go_and_their_events_once_nobody_waits(store: Store
 
 async def test_deleting_a_webhook_takes_what_waited_with_it(store: Store):
     webhook = await listening(store, URL, NOW)
-    await told(store, webhook)
+    other = await listening(store, URL, NOW, name="other")
+    gone, stays = await told(store, webhook), await told(store, other)
     async with store.write() as tx:
         await tx.webhooks.delete(TENANT, webhook.id)
+        assert await tx.deliveries.event(TENANT, gone.event_id) is None
+        assert await tx.deliveries.event(TENANT, stays.event_id) is not None
         with pytest.raises(Failure) as caught:
             await tx.webhooks.delete(TENANT, webhook.id)
     assert caught.value.code is Code.NOT_FOUND

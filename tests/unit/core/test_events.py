@@ -56,7 +56,9 @@ def test_only_refreshed_has_to_be_asked_for():
     assert set(OF_CONNECTIONS) - set(BY_DEFAULT) == {EventType.REFRESHED}
 
 
-def said(state: State, why: Code | None = None, **detail: Any) -> dict[str, Any]:
+def said(
+    state: State, why: Code | None = None, type: EventType = EventType.NEEDS_REAUTH, **detail: Any
+) -> dict[str, Any]:
     connection = Connection.model_validate(
         {
             "tenant": "acme",
@@ -85,7 +87,7 @@ def said(state: State, why: Code | None = None, **detail: Any) -> dict[str, Any]
             "detail": detail,
         }
     )
-    return json.loads(body_of(EventType.NEEDS_REAUTH, entry, connection, grant))
+    return json.loads(body_of(type, entry, connection, grant))
 
 
 def test_what_an_event_says():
@@ -139,3 +141,14 @@ def test_what_is_sent_fits_the_published_schema():
     validator.validate(said(State.NEEDS_REAUTH, Code.GRANT_REJECTED))
     broken = said(State.ACTIVE) | {"type": "connection.exploded"}
     assert not validator.is_valid(broken)
+
+
+def test_what_it_recovered_from_asks_nobody_for_anything():
+    data = said(State.ACTIVE, type=EventType.RECOVERED, reason=Code.GRANT_REJECTED)["data"]
+    assert (data["reason"], data["repairer"], data["reauthorize"]) == (None, None, None)
+
+
+def test_what_expires_is_the_subjects_to_prolong():
+    data = said(State.ACTIVE, type=EventType.EXPIRING, days=3)["data"]
+    assert (data["reason"], data["repairer"]) == (None, "subject")
+    assert data["reauthorize"] == "/v1/connections/con_1/reauthorize"
