@@ -263,8 +263,10 @@ async def test_nobody_is_told_what_they_did_not_ask_for(store: Store):
     connection = await granted(store, tenant=TENANT)
     deaf = [
         await listening(store, URL, NOW, name="other-events", events=(EventType.REVOKED,)),
-        await listening(store, URL, NOW, name="other-integration", integration="nobody"),
-        await listening(store, URL, NOW, name="off", disabled_by=DisabledBy.ADMIN),
+        await listening(
+            store, URL, NOW, name="other-integration", integration="nobody", events=OF_CONNECTIONS
+        ),
+        await listening(store, URL, NOW, name="off", disabled_by=DisabledBy.ADMIN, events=OF_CONNECTIONS),
         await listening(store, URL, NOW, name="other-tenant", tenant=OTHER, events=OF_CONNECTIONS),
     ]
     await recorded(store, TENANT, connection.id, AuditAction.GRANT_REFRESHED, generation=2)
