@@ -1,0 +1,162 @@
+"""What is known of grants at their providers, on both databases."""
+
+from datetime import timedelta
+
+import pytest
+
+from evergrant_server.audit.elsewhere import hear
+from evergrant_server.core.connection import Connection
+from evergrant_server.core.elsewhere import NewsFromElsewhere, Source, Verdict, Weight
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.ids import IntegrationId, ReceiverId, Tenant, new_id
+from evergrant_server.core.introspection import Finding
+from evergrant_server.core.messages import Asked
+from evergrant_server.core.receivers import Mark, Receiver, ReceiverKind
+from evergrant_server.core.secret import Secret
+from evergrant_server.store import Store
+from tests.conformance.store.samples import ACME, a_connection, a_grant, added, an_integration, some_tokens
+from tests.fakes.databases import NOW
+from tests.fakes.transmitter import id_token
+
+ANOTHER = IntegrationId("int_1111111111111111111111")
+
+
+async def granted(store: Store, sub: str = "account-1", **changes: object) -> Connection:
+    connection = await added(store, a_connection(**changes))
+    after = connection.granted(NOW)
+    tokens = some_tokens(refresh="rt-" + "x" * 40, id_token=id_token(sub))
+    grant = a_grant(1, metadata={"team.id": "T1", "authed_user.id": sub, "flag": True})
+    async with store.write() as tx:
+        return await tx.grants.install(after, tokens, grant, expected=connection.revision)
+
+
+async def bearers(store: Store, *marks: Mark, tenant: Tenant = ACME, integration: str = "") -> list[str]:
+    where = IntegrationId(integration or "int_0000000000000000000000")
+    async with store.read() as tx:
+        return list(await tx.marks.bearers(tenant, where, frozenset(marks)))
+
+
+async def test_a_connection_is_found_by_every_mark_it_bears_and_by_no_other(store: Store):
+    one = await granted(store)
+    two = await granted(store, "account-2", subject="user-2")
+    assert await bearers(store, Mark("sub", "account-1")) == [one.id]
+    assert await bearers(store, Mark("fact:team.id", "T1")) == sorted([one.id, two.id])
+    both = (Mark("fact:team.id", "T1"), Mark("fact:authed_user.id", "account-2"))
+    assert await bearers(store, *both) == [two.id]
+    assert await bearers(store, Mark("fact:team.id", "T2"), Mark("sub", "account-1")) == []
+    assert await bearers(store, Mark("fact:authed_user.id", "T1")) == [], "a value belongs to its name"
+    assert await bearers(store, Mark("fact:flag", "True")) == []
+    assert await bearers(store) == []
+    assert await bearers(store, Mark("sub", "account-1"), integration=ANOTHER) == []
+    assert await bearers(store, Mark("sub", "account-1"), tenant=Tenant("acme2")) == []
+
+
+async def test_marks_follow_the_tokens_and_are_forgotten_with_them(store: Store):
+    one = await granted(store)
+    prefix = Mark("refresh_token_prefix", "rt-xxxxxxxxxxxxx")
+    assert await bearers(store, prefix) == [one.id]
+    rotated = some_tokens(access="at-2", refresh="rt-" + "y" * 40)
+    after = one.refreshed(NOW)
+    async with store.write() as tx:
+        one = await tx.grants.install(after, rotated, a_grant(2, metadata={}), expected=one.revision)
+    assert await bearers(store, prefix) == []
+    assert await bearers(store, Mark("refresh_token_prefix", "rt-yyyyyyyyyyyyy")) == [one.id]
+    assert await bearers(store, Mark("sub", "account-1")) == [one.id], "no id token came in its place"
+    assert await bearers(store, Mark("fact:team.id", "T1")) == []
+    async with store.write() as tx:
+        await tx.grants.shred(ACME, one.id)
+    assert await bearers(store, Mark("sub", "account-1")) == []
+
+
+async def test_a_mark_is_stored_as_a_keyed_hash(store: Store):
+    await granted(store)
+    async with store.read() as tx:
+        rows = (await tx.connection.exec_driver_sql("SELECT mark FROM account_mark")).scalars().all()
+    assert len(rows) >= 4
+    assert all(len(row) == 32 and "account" not in row and "rt-" not in row for row in rows)
+
+
+async def test_news_against_a_stale_row_are_a_conflict_and_write_nothing(store: Store):
+    one = await granted(store)
+    async with store.write() as tx:
+        await tx.connections.replace(one, expected=one.revision)
+    news = NewsFromElsewhere(source=Source.HOOK, kind="x", weight=Weight.ENDED)
+    with pytest.raises(Failure) as conflict:
+        async with store.write() as tx:
+            await hear(tx, one, news, Asked(by="provider:x"), NOW)
+    assert conflict.value.code is Code.STORE_CONFLICT
+    async with store.write() as tx:
+        current = await tx.connections.get(ACME, one.id)
+        assert current is not None
+        assert await hear(tx, current, news, Asked(by="provider:x"), NOW) is Verdict.ENDED
+
+
+def a_receiver(**changes: object) -> Receiver:
+    values: dict[str, object] = {
+        "tenant": ACME,
+        "id": ReceiverId(new_id("rcv")),
+        "integration_id": IntegrationId("int_0000000000000000000000"),
+        "kind": ReceiverKind.SET,
+        "jwks_uri": "https://a.example/keys",
+        "keys": ({"kty": "RSA", "n": "x", "e": "AQAB"},),
+        "created_at": NOW,
+        "changed_at": NOW,
+    }
+    return Receiver.model_validate({**values, **changes})
+
+
+async def test_a_receiver_comes_back_equal_with_its_secret_sealed(store: Store):
+    integration = an_integration()
+    receiver = a_receiver(integration_id=integration.id)
+    async with store.write() as tx:
+        await tx.integrations.put(integration, None, expected=None)
+        await tx.receivers.put(receiver, Secret("hush-hush"), expected=None)
+    async with store.read() as tx:
+        assert await tx.receivers.find(receiver.id) == receiver
+        assert await tx.receivers.of_integration(Tenant("acme2"), integration.id) is None
+        secret = await tx.receivers.secret(receiver)
+        assert secret is not None
+        assert secret.reveal() == "hush-hush"
+        assert [it.id for it in await tx.receivers.with_old_keys(NOW)] == [receiver.id]
+    async with store.write() as tx:
+        after = await tx.receivers.put(receiver, None, expected=1)
+        assert await tx.receivers.secret(after) is not None, "not given again: kept"
+        with pytest.raises(Failure):
+            await tx.receivers.put(a_receiver(integration_id=integration.id), None, expected=None)
+    async with store.write() as tx:
+        await tx.integrations.delete(ACME, integration.id)
+        assert await tx.receivers.find(receiver.id) is None
+
+
+async def test_an_event_is_noted_once_and_forgotten_when_it_is_old(store: Store):
+    integration = an_integration()
+    receiver = a_receiver(integration_id=integration.id)
+    async with store.write() as tx:
+        await tx.integrations.put(integration, None, expected=None)
+        await tx.receivers.put(receiver, None, expected=None)
+        assert await tx.receivers.note(receiver, "a" * 64, NOW) is True
+        assert await tx.receivers.note(receiver, "a" * 64, NOW) is False
+        assert await tx.receivers.received(receiver, "a" * 64)
+        assert await tx.receivers.forget_received(NOW) == 0
+        assert await tx.receivers.forget_received(NOW + timedelta(seconds=1)) == 1
+        assert not await tx.receivers.received(receiver, "a" * 64)
+
+
+async def test_introspection_has_its_own_order_and_leaves_the_connection_alone(store: Store):
+    one = await granted(store)
+    integration = one.integration_id
+    async with store.read() as tx:
+        assert [it.id for it in await tx.introspections.unknown(ACME, integration, 10)] == [one.id]
+        assert not await tx.introspections.has_answered(ACME, integration)
+    async with store.write() as tx:
+        await tx.introspections.plan(ACME, one.id, NOW)
+        assert await tx.introspections.unknown(ACME, integration, 10) == []
+        assert [it.id for it in await tx.introspections.due(ACME, integration, NOW, 10)] == [one.id]
+        later = NOW + timedelta(hours=1)
+        found = Finding.REFRESH_TOKEN_ACTIVE.value
+        await tx.introspections.plan(ACME, one.id, later, outcome=found, checked_at=NOW)
+        assert await tx.introspections.due(ACME, integration, NOW, 10) == []
+        assert await tx.introspections.has_answered(ACME, integration)
+        assert not await tx.introspections.has_answered(ACME, ANOTHER)
+    async with store.read() as tx:
+        assert await tx.connections.get(ACME, one.id) == one
