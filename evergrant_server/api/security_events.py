@@ -124,10 +124,14 @@ async def _unknown_key(parts: Parts, receiver: Receiver, asked: Asked) -> Respon
     if last is not None and now - last < _ASK_AGAIN and not waits:
         return _refusal(receiver, Refused("invalid_key", "The token's key is none of the transmitter's."))
     if last is None or now - last >= _ASK_AGAIN:
-        async with parts.store.write() as tx:
-            after = receiver.model_copy(update={"keys_asked_at": now})
-            await tx.receivers.replace(after, expected=receiver.revision)
-            await tx.outbox.add(fetch_keys(after, asked, now))
+        try:
+            async with parts.store.write() as tx:
+                after = receiver.model_copy(update={"keys_asked_at": now})
+                await tx.receivers.replace(after, expected=receiver.revision)
+                await tx.outbox.add(fetch_keys(after, asked, now))
+        except Failure as failure:
+            if failure.code is not Code.STORE_CONFLICT:
+                raise  # and if it is, another request has asked at the same moment
         parts.relay.nudge()
     raise Failure(Code.PROVIDER_UNREACHABLE, "The transmitter's keys are being read.", retry_after=10.0)
 
