@@ -14,6 +14,7 @@ from evergrant_server.core.errors import Code, Failure
 from evergrant_server.egress import Egress
 from providers.reply import RawReply
 from providers.resolve import checked_params, fill
+from providers.rules import problems_of
 from providers.spec import ProviderSpec
 from providers.spec_base import placeholders
 from providers.verdicts import body_of, error_of, refusal
@@ -24,12 +25,13 @@ _DRY_RUN = {
     "client_id": "evergrant-dry-run",
     "redirect_uri": "https://evergrant.invalid/",
 }
+_OURS_ALONE = ("categories", "sources")  # how the catalogue is kept, nothing about a provider
 _SECRETS_GO_TO = ("token_endpoint", "refresh_endpoint", "revocation_endpoint", "introspection_endpoint")
 
 
 async def check_definition(egress: Egress, spec: ProviderSpec, before: ProviderSpec | None) -> list[Finding]:
     """What is found out about a definition; `before` is the one it would replace."""
-    findings = [_usable(spec), *_hosts(spec, before)]
+    findings = [_usable(spec), *_ruled(spec), *_hosts(spec, before)]
     urls, unfilled = _urls(spec)
     if unfilled:
         named = ", ".join(sorted(unfilled))
@@ -45,6 +47,13 @@ def _usable(spec: ProviderSpec) -> Finding:
     except Failure as failure:
         return _problem("schema", failure.detail)
     return _ok("schema", f"version {spec.version} says nothing that the flows can't honour")
+
+
+def _ruled(spec: ProviderSpec) -> Iterable[Finding]:
+    """What reads well and can't be meant; the catalogue has nothing of it."""
+    for problem in problems_of(spec, spec.name):
+        if problem.field.split(".")[0] not in _OURS_ALONE:
+            yield _warn("rules", f"{problem.field}: {problem.what}. {problem.repair}.")
 
 
 def _hosts(spec: ProviderSpec, before: ProviderSpec | None) -> Iterable[Finding]:

@@ -24,9 +24,10 @@ def check(catalog: Path | None, vectors: Path | None, output: Literal["text", "j
 def _text(found: Report) -> str:
     lines = [str(problem) for problem in found.problems]
     vectors = f"{found.vectors} vectors" if found.vectors is not None else "no vectors here to look at"
+    count = len(found.problems)
     lines.append(
         f"{found.count} providers, {found.share:.0%} with two or more sources, {vectors}, "
-        f"{found.refused_at_use} not usable yet, {len(found.problems)} problems"
+        f"{found.refused_at_use} not usable yet, {count} problem{'s' * (count != 1)}"
     )
     return "\n".join(lines) + "\n"
 

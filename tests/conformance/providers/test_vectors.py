@@ -5,110 +5,58 @@ over a real socket to a server on loopback; a provider's host becomes the first 
 What a definition says and no flow carries out is lifted off first: it is refused at use.
 """
 
-import base64
-import hashlib
-import json
-from dataclasses import replace
+import re
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
-import yaml
-from joserfc.jwk import RSAKey
 
-from evergrant_server.core.access import Endpoints, Integration
-from evergrant_server.core.client_key import ClientKey
+from docs.generate import DOCS
 from evergrant_server.core.errors import Failure
-from evergrant_server.core.flow import Flow, Target
-from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.flow import Flow
 from evergrant_server.core.secret import Secret
-from evergrant_server.egress import Egress, EgressPolicy
-from providers.authorization import authorization_request, endpoints_for, scopes_to_request
+from providers.authorization import authorization_request
 from providers.callback import judge_callback
-from providers.client import OAuthClient
-from providers.flows import Sender
-from providers.minting import Minting, mint_request
-from providers.registry import Registry
-from providers.replies import read_revocation, read_tokens
-from providers.reply import RawReply
-from providers.resolve import client_auth_of
-from providers.spec import ProviderSpec
-from tests.conformance.providers.lifted import lifted
-from tests.fakes.scripted_provider import Call, ScriptedProvider, raw
-from tests.unit.providers.definitions import NOW, an_integration
+from providers.registry import Registry, read_spec
+from providers.replies import read_revocation
+from providers.rules import problems_of
+from providers.strict_yaml import read_yaml
+from tests.conformance.providers.exchanges import (
+    REDIRECT,
+    SECRETS,
+    Exchange,
+    as_read,
+    assert_request,
+    assert_tokens,
+    minted,
+    raw_reply,
+    send,
+)
+from tests.fakes.scripted_provider import ScriptedProvider
 
-KEY = ClientKey(private=Secret(json.dumps(RSAKey.generate_key(2048).as_dict(private=True))))
+GUIDE = DOCS / "guide" / "adding-a-provider.md"
 VECTORS = Path(__file__).parent / "vectors"
 REGISTRY = Registry.load()
-REDIRECT = "https://evergrant.example/oauth/callback/int_1"
-SECRETS = {
-    "<state>": "state-" + "s" * 37,
-    "<verifier>": "verifier-" + "v" * 34,
-    "<code>": "a code",
-    "<refresh token>": "rt-1",
-    "<access token>": "at-1",
-    "<new access token>": "at-2",
-    "<new refresh token>": "rt-2",
-    "<id token>": "id-1",
-}
-_DIGEST = hashlib.sha256(SECRETS["<verifier>"].encode()).digest()
-SECRETS["<challenge>"] = base64.urlsafe_b64encode(_DIGEST).rstrip(b"=").decode()
 
 
 def test_every_provider_has_a_vector_and_every_vector_a_provider() -> None:
     assert {path.stem for path in VECTORS.glob("*.yaml")} == set(REGISTRY.names())
 
 
-def known(value: Any) -> Any:
-    """A vector's part with its `<names>` replaced."""
-    if isinstance(value, str):
-        for name, secret in SECRETS.items():
-            value = value.replace(name, secret)
-        return value
-    if isinstance(value, dict):
-        return {name: known(item) for name, item in value.items()}
-    return [known(item) for item in value] if isinstance(value, list) else value
-
-
-class Exchange:
-    """One provider and its vector."""
-
-    def __init__(self, name: str) -> None:
-        self.spec: ProviderSpec = lifted(REGISTRY.get(name))
-        self.vector: dict[str, Any] = known(yaml.safe_load((VECTORS / f"{name}.yaml").read_text()))
-        given = self.vector.get("endpoints")
-        self.integration: Integration = an_integration(
-            name,
-            params=self.vector.get("params", {}),
-            endpoints=Endpoints(**given) if given else None,
-        )
-        self.client = OAuthClient("client-1", Secret("s3cret"), client_auth_of(self.spec, self.integration))
-        self.scopes = scopes_to_request(self.spec, self.integration, self.vector["scopes"])
-
-    @property
-    def speaks_code(self) -> bool:
-        return "authorization_code" in self.spec.auth_modes
-
-    def endpoints(self) -> Endpoints:
-        return endpoints_for(self.spec, self.integration)
-
-    def endpoints_at(self, origin: str) -> Endpoints:
-        theirs = self.endpoints()
-        moved = {
-            name: url.replace("https://", f"{origin}/")
-            for name, url in theirs.model_dump().items()
-            if name.endswith("_endpoint") and url is not None
-        }
-        return theirs.model_copy(update=moved)
-
-    def read(self, reply: RawReply, *, refreshing: bool) -> TokenSet:
-        return read_tokens(self.spec, reply, requested_scopes=self.scopes, refreshing=refreshing, now=NOW)
-
-
-@pytest.fixture(params=REGISTRY.names())
+@pytest.fixture(params=(*REGISTRY.names(), GUIDE.name))
 def exchange(request: pytest.FixtureRequest) -> Exchange:
-    return Exchange(request.param)
+    if request.param == GUIDE.name:
+        return the_guides()
+    vector = read_yaml((VECTORS / f"{request.param}.yaml").read_text(encoding="utf-8"))
+    return Exchange(REGISTRY.get(request.param), vector)
+
+
+def the_guides() -> Exchange:
+    """What a newcomer copies from the page has to work as it stands."""
+    definition, vector = re.findall(r"```yaml\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    spec = read_spec(definition, GUIDE.name)
+    assert problems_of(spec, GUIDE.name) == []
+    return Exchange(spec, read_yaml(vector))
 
 
 def test_the_browser_is_sent_with_exactly_this(exchange: Exchange) -> None:
@@ -142,7 +90,7 @@ async def test_a_request_as_documented_and_its_reply_read(exchange: Exchange, ki
     if not exchange.speaks_code:
         assert expected is None
         return
-    if kind == "refresh" and exchange.spec.refresh != REGISTRY.get(exchange.spec.name).refresh:
+    if kind == "refresh" and exchange.spec.refresh != exchange.whole.refresh:
         return  # its own way of refreshing was lifted off
     if expected is None:
         supported = exchange.spec.revokes if kind == "revoke" else exchange.spec.refresh_supported
@@ -170,38 +118,6 @@ async def test_grants_that_ask_nobody(exchange: Exchange) -> None:
         assert_tokens(exchange.read(tokens, refreshing=False), expected["tokens"])
 
 
-async def minted(exchange: Exchange, flow: Flow, expected: dict[str, Any]) -> RawReply:
-    """The reply to a request as the vector has it; an assertion is compared by what it claims."""
-    async with ScriptedProvider() as server:
-        where = expected["request"]["url"].removeprefix("https://").strip("/")
-        server.script(raw_reply(expected["reply"]), at=where)
-        endpoints = exchange.endpoints_at(server.origin)
-        asked = Minting(
-            exchange.vector["scopes"], Target(), "sam@acme.example", exchange.integration.params, NOW
-        )
-        ours = replace(exchange.client, key=KEY)
-        # signed for the provider's own address, not for the loopback server's
-        signed = mint_request(exchange.spec, flow, exchange.endpoints(), ours, asked)
-        request = replace(signed, url=endpoints.token_endpoint)
-        sender = Sender(Egress(EgressPolicy(allow=(server.allowance,))))
-        reply = await sender.mint(exchange.spec, exchange.client, request)
-    sent = server.calls[0]
-    if "claims" in expected:
-        assertion = dict(parse_qsl(sent.body.decode()))["assertion"]
-        assert claims_of(assertion) == expected["claims"]
-        expected["request"]["form"]["assertion"] = assertion
-    assert_request(sent, expected["request"])
-    return reply
-
-
-def claims_of(assertion: str) -> dict[str, Any]:
-    """What an assertion says; its times as how long it lives."""
-    payload = assertion.split(".")[1]
-    claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-    lives = claims.pop("exp") - claims.pop("iat")
-    return {**claims, "lives": lives}
-
-
 def test_refusals_are_sorted_as_this_provider_means_them(exchange: Exchange) -> None:
     assert exchange.vector["refusals"]
     for refusal in exchange.vector["refusals"]:
@@ -217,90 +133,9 @@ def test_odd_replies_are_read(exchange: Exchange) -> None:
 
 
 def test_callbacks_in_this_providers_words_are_read(exchange: Exchange) -> None:
-    spec = REGISTRY.get(exchange.spec.name)
     for callback in exchange.vector.get("callbacks", []):
         query = [(name, str(value)) for name, value in callback["query"].items()]
-        read = judge_callback(query, expected_issuer=None, iss_required=False, spec=spec)
+        read = judge_callback(query, expected_issuer=None, iss_required=False, spec=exchange.whole)
         code = read.code.reveal() if read.code else None
         assert (code, read.denied) == (callback.get("code"), callback.get("denied", False))
         assert read.metadata == callback.get("metadata", {})
-
-
-async def send(exchange: Exchange, kind: str, server: ScriptedProvider) -> RawReply:
-    sender = Sender(Egress(EgressPolicy(allow=(server.allowance,))))
-    spec, client, endpoints = exchange.spec, exchange.client, exchange.endpoints_at(server.origin)
-    if kind == "exchange":
-        return await sender.exchange_code(
-            spec,
-            endpoints,
-            client,
-            code=Secret(SECRETS["<code>"]),
-            verifier=Secret(SECRETS["<verifier>"]),
-            redirect_uri=REDIRECT,
-            params=exchange.integration.params,
-        )
-    if kind == "refresh":
-        token = Secret(SECRETS["<refresh token>"])
-        return await sender.refresh(
-            spec,
-            endpoints,
-            client,
-            refresh_token=token,
-            scopes=exchange.scopes,
-            params=exchange.integration.params,
-        )
-    which = spec.revocation.token if spec.revocation else "refresh_token"
-    token = Secret(SECRETS[f"<{which.replace('_', ' ')}>"])
-    return await sender.revoke(spec, endpoints, client, token=token, hint=which)
-
-
-def raw_reply(reply: dict[str, Any]) -> Any:
-    read = as_read(reply)
-    return raw(read.body, read.status, read.headers)
-
-
-def as_read(reply: dict[str, Any]) -> RawReply:
-    """A vector's reply: `json`, or `text` as it came."""
-    body = json.dumps(reply["json"]) if "json" in reply else reply.get("text", "")
-    headers = {"content-type": "application/json"}
-    headers |= {name.lower(): value for name, value in reply.get("headers", {}).items()}
-    return RawReply(reply["status"], headers, body.encode())
-
-
-def assert_request(call: Call, expected: dict[str, Any]) -> None:
-    assert call.method == expected["method"]
-    target, _, query = call.target.partition("?")
-    if "query" in expected:
-        pairs = parse_qsl(query, keep_blank_values=True)
-        assert (dict(pairs), len(pairs)) == (expected["query"], len(expected["query"]))
-    else:
-        target = call.target
-    assert "https://" + target.lstrip("/") == expected["url"], "nothing in the query but what is listed"
-    content_type = call.headers.get("content-type")
-    if "json" in expected:
-        assert (content_type, json.loads(call.body)) == ("application/json", expected["json"])
-    elif expected.get("form"):
-        pairs = parse_qsl(call.body.decode(), keep_blank_values=True)
-        assert (dict(pairs), len(pairs)) == (expected["form"], len(expected["form"]))
-        assert content_type == "application/x-www-form-urlencoded"
-    else:
-        assert call.body == b""
-    for name, value in expected.get("headers", {}).items():
-        assert call.headers[name.lower()] == value
-    if "authorization" not in expected.get("headers", {}):
-        assert "authorization" not in call.headers
-    assert call.headers["accept"] == "application/json"
-
-
-def assert_tokens(tokens: TokenSet, expected: dict[str, Any]) -> None:
-    assert tokens.access_token.reveal() == expected["access_token"]
-    refresh_token = tokens.refresh_token.reveal() if tokens.refresh_token else None
-    assert refresh_token == expected["refresh_token"]
-    scopes = tuple(expected["scopes"]) if expected["scopes"] is not None else None
-    assert (tokens.token_type, tokens.expires_in, tokens.scopes) == ("Bearer", expected["expires_in"], scopes)
-    assert tokens.metadata == expected.get("metadata", {})
-    if "id_token" in expected:
-        assert tokens.id_token is not None
-        assert tokens.id_token.reveal() == expected["id_token"]
-    if "refresh_expires_in" in expected:
-        assert tokens.refresh_expires_in == expected["refresh_expires_in"]
