@@ -21,6 +21,7 @@ from tests.unit.client.scripted_evergrant import (
     problem,
 )
 
+ROOT = Path(__file__).parents[3]
 COMMAND = str(Path(sys.executable).parent / "evergrant")
 
 
@@ -34,6 +35,7 @@ class Ended:
 async def command(evergrant: ScriptedEvergrant, *arguments: str, terminal: bool = False) -> Ended:
     """Run it with stdout a pipe, or a terminal."""
     env = {"PATH": os.environ["PATH"], "EVERGRANT_URL": evergrant.url, "EVERGRANT_API_KEY": "evg_canary"}
+    env["PYTHONPATH"] = str(ROOT / "clients/python/src")  # this checkout's, whichever is installed
     ours, theirs = pty.openpty() if terminal else (None, None)
     child = await asyncio.create_subprocess_exec(
         COMMAND,
@@ -234,3 +236,19 @@ async def test_providers_apps_and_audit(evergrant: ScriptedEvergrant):
     assert "connection.created" in (await command(evergrant, "audit", "con_1")).out
     evergrant.script("GET /v1/audit", Answer(200, {"items": [record], "next_cursor": None}))
     assert "connection.created" in (await command(evergrant, "audit")).out
+
+
+async def test_the_catalogue_of_a_checkout_is_looked_at_by_the_server_there(evergrant: ScriptedEvergrant):
+    ended = await command(evergrant, "providers", "check", str(ROOT))
+    assert ended.status == 0, ended
+    assert " providers, " in ended.out
+    assert ended.out.endswith(" 0 problems\n")
+    as_json = await command(evergrant, "providers", "check", str(ROOT), "-o", "json")
+    assert json.loads(as_json.out)["problems"] == []
+    assert evergrant.seen == []
+
+
+async def test_no_checkout_is_no_catalogue(evergrant: ScriptedEvergrant, tmp_path: Path):
+    ended = await command(evergrant, "providers", "check", str(tmp_path))
+    assert (ended.status, ended.out) == (1, "")
+    assert "is no checkout of Evergrant" in ended.err

@@ -9,6 +9,7 @@ from typing import Annotated, cast
 from cyclopts import App, Parameter
 
 from evergrant.administration import Integration, ProviderVersion
+from evergrant.cli.catalogue import check_catalogue
 from evergrant.cli.options import DEFAULTS, Options
 from evergrant.cli.output import Row, provider_row, show_one, show_rows
 from evergrant.errors import BadRequest
@@ -165,6 +166,7 @@ def providers_app() -> App:
     app = App(name="providers", help="The catalogue, and definitions of your own.")
     app.default(list_providers)
     app.command(list_providers, name=("ls", "list"))
+    app.command(check_catalogue, name="check")
     app.command(propose)
     app.command(versions)
     app.command(approve)
