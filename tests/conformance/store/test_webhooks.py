@@ -1,5 +1,6 @@
 """Webhooks, events and deliveries: what is due, in which order, for how long; and whose secret it is."""
 
+import json
 from datetime import timedelta
 
 import pytest
@@ -257,6 +258,35 @@ async def test_a_lost_answer_is_two_events_each_once(store: Store):
     await recorded(store, TENANT, connection.id, AuditAction.NEEDS_REAUTH, reason=Code.OUTCOME_UNKNOWN)
     told_of = [it.event_type for it in await log_of(store, webhook)]
     assert sorted(told_of) == [EventType.NEEDS_REAUTH, EventType.OUTCOME_UNKNOWN]
+
+
+@pytest.mark.parametrize(
+    ("action", "detail", "type", "repairer"),
+    [
+        (AuditAction.CONNECTION_FAILING, {"reason": Code.CLIENT_REJECTED}, "failing", "integration_admin"),
+        (AuditAction.CONNECTION_FAILING, {"reason": Code.PROVIDER_ERROR}, "failing", "time"),
+        (AuditAction.CONNECTION_RECOVERED, {"reason": Code.PROVIDER_ERROR}, "recovered", None),
+        (AuditAction.CONNECTION_EXPIRING, {"days": 3, "ends_at": NOW.isoformat()}, "expiring", "subject"),
+        (
+            AuditAction.REVOKED_ELSEWHERE,
+            {"reason": Code.GRANT_REVOKED_ELSEWHERE.value},
+            "needs_reauth",
+            "subject",
+        ),
+    ],
+)
+async def test_who_repairs_is_in_what_is_told(
+    store: Store, action: AuditAction, detail: dict[str, object], type: str, repairer: str | None
+):
+    webhook = await listening(store, URL, NOW)
+    connection = await granted(store, tenant=TENANT)
+    await recorded(store, TENANT, connection.id, action, **detail)
+    (delivery,) = await log_of(store, webhook)
+    async with store.read() as tx:
+        event = await tx.deliveries.event(TENANT, delivery.event_id)
+    assert event is not None
+    said = json.loads(event.body)
+    assert (said["type"], said["data"]["repairer"]) == (f"connection.{type}", repairer)
 
 
 async def test_nobody_is_told_what_they_did_not_ask_for(store: Store):
