@@ -7,13 +7,14 @@ commit, drop.
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from activities.answers import Answer
 from activities.critical import CriticalSections
+from activities.sending import Sending
+from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.core.attempt import (
     LIMITS,
     Attempt,
@@ -34,6 +35,7 @@ from evergrant_server.core.ids import AttemptId, new_id
 from evergrant_server.core.messages import Call
 from evergrant_server.core.provider import RefreshRules
 from evergrant_server.crypto import Lane
+from evergrant_server.egress import BeforeSend
 from evergrant_server.journal import Entry, Fate, Journal, Room
 from evergrant_server.store import HeldKeys, Store, Tx
 from evergrant_server.telemetry import frames, say
@@ -57,7 +59,7 @@ class Use:
     room: Room | None = None  # None: its answer came from a journal
 
 
-Send = Callable[[Callable[[], None]], Awaitable[RawReply]]
+Send = Callable[[BeforeSend], Awaitable[RawReply]]
 
 
 @dataclass(frozen=True)
@@ -129,18 +131,16 @@ class SingleUse:
 
     async def spend(self, use: Use, order: Call, *, send: Send, ending: Ending[T]) -> T:
         """Send, journal, judge and commit in a section that nothing cuts."""
-        send_by = _elapsed() + self.limits.send.total_seconds()  # no clock jump moves it
-
-        def check() -> None:
-            if _elapsed() > send_by:
-                raise self._pending("too late to send")
+        assert use.room is not None
+        room, limits = use.room, self.limits
+        sending = Sending(room, self._clock, limits.send.total_seconds(), limits.look_again.total_seconds())
 
         async def section() -> T:
             try:
-                return await self._section(use, order, check, send, ending)
+                return await self._section(use, order, sending, send, ending)
             finally:
-                if use.room is not None:
-                    await asyncio.to_thread(use.room.release)
+                await asyncio.to_thread(room.release)
+                await sending.tell_if_sent_twice(self._store, use.attempt, order)
 
         return await self._sections.run(use.attempt.id, section())
 
@@ -164,7 +164,9 @@ class SingleUse:
         """What is known of an attempt: is its owner alive, is it under way, is its answer here?"""
         seen = self._journal.fate(attempt)
         if attempt.journal_id != self._journal.id:
-            return seen
+            # a worker that was stopped past every deadline is fenced off rather than waited for
+            over = self._clock.now() >= attempt.send_by + self.limits.answer
+            return replace(seen, in_flight=False) if seen.in_flight and over else seen
         return Fate(seen.owner_alive, self._sections.in_flight(attempt.id), seen.answered)
 
     def may_answer(self, attempt: Attempt) -> bool:
@@ -216,12 +218,14 @@ class SingleUse:
             raise self._pending("an earlier attempt has no known outcome yet")
         if verdict is Takeover.GIVE_UP:
             raise _given_up()
+        if not self._journal.fence(attempt):
+            raise self._pending("its owner was stopped in the instant of sending")
+        if fate.owner_alive is None and rules.resend_is_safe_for is None:
+            metrics.sent_twice("possible")  # nobody here can see whether its owner is stopped
 
-    async def _section(
-        self, use: Use, order: Call, check: Callable[[], None], send: Send, ending: Ending[T]
-    ) -> T:
+    async def _section(self, use: Use, order: Call, sending: Sending, send: Send, ending: Ending[T]) -> T:
         try:
-            reply = await send(check)
+            reply = await send(sending.check)
         except SendFailed as failure:
             return await ending.settle(use, failure, None if failure.sent else Outcome.NOT_SENT)
         except Failure as failure:  # the definition and the call don't fit: nothing was sent
@@ -259,11 +263,6 @@ class SingleUse:
 async def open_attempt(tx: Tx, connection: Connection) -> Attempt | None:
     """What is being spent for this connection, or was when somebody died. One at a time, of any kind."""
     return await tx.attempts.opened(connection.tenant, connection.id, MAIN)
-
-
-def _elapsed() -> float:
-    """Seconds that also pass while the machine sleeps: another host's clock doesn't stop then."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _given_up() -> Failure:

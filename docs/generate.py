@@ -63,6 +63,7 @@ WHEN = {
     AuditAction.HEARD_FROM_PROVIDER: "the provider told something that does not end the grant: it is older, "
     "or only a refresh can tell",
     AuditAction.REVOKED_ELSEWHERE: "the provider said that the subject, or it, ended the grant over there",
+    AuditAction.SENT_TWICE: "a worker was stopped past its deadline, and a credential left two of them",
     AuditAction.ANSWER_CAME_LATE: "an answer that had been given up came; it is looked at before it is used",
     AuditAction.REAUTHORIZE_ASKED: "somebody asked for a new consent",
     AuditAction.REVOKE_ASKED: "somebody asked for revocation; no lease leaves from here on",

@@ -59,6 +59,7 @@ _journal_set_aside = _meter.create_gauge(
 )
 _security_events = _counter(names.SECURITY_EVENTS)
 _journal_replayed = _counter(names.JOURNAL_REPLAYED)
+_sent_twice, _send_window = _counter(names.SENT_TWICE), _histogram(names.SEND_WINDOW)
 
 
 _circuits_open = _meter.create_gauge(
@@ -133,6 +134,15 @@ def journal_seen(waiting: int, set_aside: int) -> None:
 
 def journal_replayed(outcome: str) -> None:
     _journal_replayed.add(1, {OUTCOME: str(outcome)})
+
+
+def sent_twice(outcome: str) -> None:
+    """`outcome` is "possible", "one after the other" or "overlapped"."""
+    _sent_twice.add(1, {OUTCOME: outcome})
+
+
+def send_window(seconds: float) -> None:
+    _send_window.record(seconds)
 
 
 # --- how they leave the process -----------------------------------------------------------

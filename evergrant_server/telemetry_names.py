@@ -91,6 +91,7 @@ class MetricName:
 
 _LIFE = (0, 30, 60, 300, 600, 1800, 3600, 7200, 14400, 28800, 86400, 604800, 2592000)
 _CALL = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30)
+_INSTANT = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.1, 1, 10, 60)
 _BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256, 500)
 
 LEASES = MetricName(
@@ -157,10 +158,25 @@ JOURNAL_REPLAYED = MetricName(
     "evergrant.journal.replayed", "counter", "{entry}", "journal entries that were replayed, or set aside",
     (OUTCOME,),
 )  # fmt: skip
+SENT_TWICE = MetricName(
+    "evergrant.double_send.count",
+    "counter",
+    "{send}",
+    "credentials that two workers have sent, or may have: possible, one after the other, overlapped",
+    (OUTCOME,),
+)
+SEND_WINDOW = MetricName(
+    "evergrant.double_send.window",
+    "histogram",
+    "s",
+    "from the last check of a credential's deadline to its last byte: what no client can exclude",
+    (),
+    _INSTANT,
+)
 METRICS = (
     LEASES, TIME_TO_EXPIRY, REFRESHES, REFRESH_TIME, EXCHANGES, REVOCATIONS, DELIVERIES, SECURITY_EVENTS,
     OUTBOX_DEPTH, OUTBOX_AGE, AUDIT_BATCH, CIRCUITS_OPEN, JOURNAL_WAITING, JOURNAL_SET_ASIDE,
-    JOURNAL_REPLAYED,
+    JOURNAL_REPLAYED, SENT_TWICE, SEND_WINDOW,
 )  # fmt: skip
 
 # --- logs ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from evergrant_server.core.access import Endpoints
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.flow import Flow
 from evergrant_server.core.secret import Secret
-from evergrant_server.egress import Egress, Watch
+from evergrant_server.egress import BeforeSend, Egress, Watch
 from providers.authorization import redirect_uri_of
 from providers.client import Answered, OAuthClient, ProviderClient
 from providers.dialects import exchange_dialect, refresh_dialect, revocation_dialect
@@ -24,7 +24,6 @@ from providers.spec import ProviderSpec
 from providers.spec_request import Pkce
 from providers.wire import Dialect, WireAuth
 
-BeforeSend = Callable[[], None]
 Params = Mapping[str, str]
 
 
@@ -219,9 +218,9 @@ def _stopping(before_send: BeforeSend | None) -> BeforeSend | None:
     if before_send is None:
         return None
 
-    def check() -> None:
+    def check() -> Callable[[], None] | None:
         try:
-            before_send()
+            return before_send()
         except Failure as failure:
             raise _Stopped(failure) from failure
         except Exception as error:

@@ -38,6 +38,7 @@ class AuditAction(StrEnum):
     RECEIVER_DELETED = "security_events.deleted"
     HEARD_FROM_PROVIDER = "connection.heard_from_provider"
     ANSWER_CAME_LATE = "grant.answer_came_late"
+    SENT_TWICE = "grant.sent_twice"
     REAUTHORIZE_ASKED = "connection.reauthorize_asked"
     REVOKE_ASKED = "connection.revoke_asked"
     REVOCATION_FAILED = "connection.revocation_failed"

@@ -8,7 +8,7 @@ the business of `providers`.
 from evergrant_server.egress.client import ANSWER_TIME, BODY_LIMIT, CONNECT_TIME, Egress
 from evergrant_server.egress.policy import EgressPolicy
 from evergrant_server.egress.quiet import silence_http_debug_logs
-from evergrant_server.egress.transport import GuardedTransport, Watch
+from evergrant_server.egress.transport import BeforeSend, GuardedTransport, Watch
 
 silence_http_debug_logs()
 
@@ -16,6 +16,7 @@ __all__ = [
     "ANSWER_TIME",
     "BODY_LIMIT",
     "CONNECT_TIME",
+    "BeforeSend",
     "Egress",
     "EgressPolicy",
     "GuardedTransport",

@@ -23,25 +23,32 @@ _TROUBLE: tuple[tuple[type[Exception], type[httpx2.TransportError]], ...] = (
     (httpcore2.ProtocolError, httpx2.RemoteProtocolError),
 )
 _STARTS_WRITING = frozenset({"http11.send_request_headers.started", "http2.send_request_headers.started"})
+_HAS_WRITTEN = frozenset({"http11.send_request_body.complete", "http2.send_request_body.complete"})
+
+BeforeSend = Callable[[], Callable[[], None] | None]
 
 
 class Watch:
     """Sees the moment a request's first byte is written.
 
-    `before_send` is called just before it, with the connection already open; what it raises
+    `before_send` is called just before it, with the connection already open; what it returns,
+    if anything, is called when the last byte has been written. What it raises
     stops the request. `sent` is False only when it is certain that no byte left.
     """
 
-    def __init__(self, before_send: Callable[[], None] | None = None) -> None:
+    def __init__(self, before_send: BeforeSend | None = None) -> None:
         self._before_send = before_send
+        self._after: Callable[[], None] | None = None
         self.sent = False
 
     async def trace(self, event: str, info: object) -> None:
         """httpcore2's trace extension."""
         if event in _STARTS_WRITING:
             if self._before_send is not None:
-                self._before_send()
+                self._after = self._before_send()
             self.sent = True
+        elif event in _HAS_WRITTEN and self._after is not None:
+            self._after()
 
 
 class GuardedTransport(httpx2.AsyncBaseTransport):

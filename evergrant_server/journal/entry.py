@@ -6,6 +6,7 @@ rest is one sealed value, bound to tenant, attempt and generation (see `Header.p
 """
 
 import errno
+import fcntl
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -97,11 +98,34 @@ class Room:
             self.release()
             raise _no_room(directory, error) from None
 
+    def enter(self) -> bool:
+        """Begin to send; False when another worker of this host has fenced this attempt off.
+
+        Held until `leave`: nobody can fence it off meanwhile, and whoever wants to must wait.
+        """
+        if self._fd is None:
+            return False
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False  # it is being fenced off this instant
+        if os.fstat(self._fd).st_nlink == 0:
+            self.leave()
+            return False
+        return True
+
+    def leave(self) -> None:
+        """The bytes are written, or will not be."""
+        if self._fd is not None:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+
     def keep(self, key: SealingKey, answer: bytes) -> Entry:
         """Seal the answer, fsync it, give it its name and fsync that. Raises OSError."""
         if self._fd is None:
             raise OSError(errno.EBADF, "this room was given back")
         sealed = seal(key, self.header.place, answer)
+        if os.fstat(self._fd).st_nlink == 0:
+            self._again()  # fenced off after it was sent: the answer is late, and kept all the same
         whole = self.header.model_dump_json().encode() + b"\n" + sealed
         written = 0
         while written < len(whole):
@@ -121,10 +145,33 @@ class Room:
             with suppress(OSError):  # the next owner sweeps it
                 self._path.unlink(missing_ok=True)
 
+    def _again(self) -> None:
+        self._close()
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+
     def _close(self) -> None:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+
+def fence(path: Path) -> bool:
+    """Take the room of another worker's attempt away, so that it can't send any more.
+
+    False while it is between its check and its last byte: it can't be stopped there.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True  # its section has ended
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
 
 
 def sync_directory(directory: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evergrant_server.core.attempt import Attempt
 from evergrant_server.core.ids import AttemptId
-from evergrant_server.journal.entry import ENTRY, ROOM, SET_ASIDE, Entry, Room
+from evergrant_server.journal.entry import ENTRY, ROOM, SET_ASIDE, Entry, Room, fence
 from evergrant_server.journal.lock import JournalLock
 
 
@@ -48,6 +48,12 @@ class Journal:
         under_way = alive and self._path(attempt, ROOM).exists()
         # a room becomes an entry by its renaming: looked for in this order, none is missed
         return Fate(alive, under_way, self._path(attempt, ENTRY).exists())
+
+    def fence(self, attempt: Attempt) -> bool:
+        """Make sure that its owner sends no more, as far as this host can: False when it can't be stopped."""
+        if attempt.journal_id == self.id or self._lock.held(attempt.journal_id) is not True:
+            return True
+        return fence(self._path(attempt, ROOM))
 
     def entry(self, attempt: Attempt) -> Entry | None:
         """Its answer, if one waits on this host. Raises Failure SEAL_BROKEN when it is torn."""

@@ -135,6 +135,40 @@ def test_what_can_be_known_of_another_worker_on_the_host(tmp_path: Path, key: Se
     assert other.fate(elsewhere) == Fate(None, None, False)
 
 
+def test_a_worker_that_was_stopped_before_it_sent_is_fenced_off(tmp_path: Path):
+    owner, other = Journal(tmp_path / "journals"), Journal(tmp_path / "journals")
+    room = owner.reserve(an_attempt(owner))
+    assert other.fence(an_attempt(owner))
+    assert not room.enter(), "it doesn't send any more"
+
+
+def test_a_worker_that_is_between_its_check_and_its_last_byte_can_t_be_fenced_off(tmp_path: Path):
+    owner, other = Journal(tmp_path / "journals"), Journal(tmp_path / "journals")
+    room = owner.reserve(an_attempt(owner))
+    assert room.enter()
+    assert not other.fence(an_attempt(owner))
+    room.leave()
+    assert other.fence(an_attempt(owner))
+
+
+def test_the_answer_of_a_worker_that_was_fenced_off_is_kept(tmp_path: Path, key: SealingKey):
+    owner, other = Journal(tmp_path / "journals"), Journal(tmp_path / "journals")
+    room = owner.reserve(an_attempt(owner))
+    room.enter()
+    room.leave()
+    other.fence(an_attempt(owner))
+    assert opened(room.keep(key, SECRET).path, key) == SECRET
+
+
+def test_nobody_is_fenced_off_on_another_host_or_when_gone(tmp_path: Path):
+    owner, other = Journal(tmp_path / "journals"), Journal(tmp_path / "journals")
+    owner.reserve(an_attempt(owner))
+    elsewhere = an_attempt(owner).model_copy(update={"journal_id": "jrn_elsewhere"})
+    assert other.fence(elsewhere)
+    owner.release()
+    assert other.fence(an_attempt(owner))
+
+
 def test_only_the_journals_of_the_gone_are_free(tmp_path: Path, key: SealingKey):
     owner, other = Journal(tmp_path / "journals"), Journal(tmp_path / "journals")
     entry = kept(owner, key)
