@@ -23,9 +23,9 @@ from evergrant_server.core.attempt import (
     Outcome,
     Takeover,
     answer_may_come,
-    may_send,
+    counted,
+    decide,
     outcome_of_refusal,
-    takeover,
 )
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import Connection
@@ -188,26 +188,13 @@ class SingleUse:
             raise Failure(Code.STORE_CONFLICT, f"{attempt.connection_id} was refreshed meanwhile")
         earlier = await tx.attempts.opened(attempt.tenant, attempt.connection_id, attempt.chain)
         unknown = await tx.attempts.last_unknown(attempt)
-        if earlier is not None:
-            if earlier.spends(attempt.kind, attempt.from_generation, attempt.credential):
-                self._may_take_over(earlier, rules, token_valid)
-            elif self.may_answer(earlier):
-                raise self._pending("another credential of this connection is being spent")
-            await tx.attempts.close(earlier, Outcome.SUPERSEDED, attempt.opened_at)
-        if unknown is not None:
-            if not may_send(rules, unknown.sends):
-                raise _given_up()
-            again = {"sends": unknown.sends + 1, "asked_at": unknown.first_opened_at}
-            attempt = attempt.model_copy(update=again)
-        await tx.attempts.open(attempt)
-        return attempt
-
-    def _may_take_over(self, attempt: Attempt, rules: RefreshRules, token_valid: bool) -> None:
-        fate = self.fate(attempt)
-        verdict = takeover(
+        fate = self.fate(earlier) if earlier is not None else Fate(None, None, False)
+        verdict = decide(
             attempt,
             rules,
             self._clock.now(),
+            opened=earlier,
+            unknown=unknown,
             token_valid=token_valid,
             owner_alive=fate.owner_alive,
             in_flight=fate.in_flight,
@@ -217,11 +204,20 @@ class SingleUse:
         if verdict is Takeover.WAIT:
             raise self._pending("an earlier attempt has no known outcome yet")
         if verdict is Takeover.GIVE_UP:
-            raise _given_up()
-        if not self._journal.fence(attempt):
+            raise Failure(Code.OUTCOME_UNKNOWN, "sent twice, and both answers are lost: not sent again")
+        attempt = counted(attempt, unknown)
+        if earlier is not None:
+            self._takes_over(earlier, attempt, rules, fate)
+            await tx.attempts.close(earlier, Outcome.SUPERSEDED, attempt.opened_at)
+        await tx.attempts.open(attempt)
+        return attempt
+
+    def _takes_over(self, earlier: Attempt, attempt: Attempt, rules: RefreshRules, fate: Fate) -> None:
+        """Fence its owner off where that can be done, and say where it can't."""
+        if not self._journal.fence(earlier):
             raise self._pending("its owner was stopped in the instant of sending")
-        if fate.owner_alive is None and rules.resend_is_safe_for is None:
-            metrics.sent_twice("possible")  # nobody here can see whether its owner is stopped
+        if attempt.sends > 1 and fate.owner_alive is None and rules.resend_is_safe_for is None:
+            metrics.sent_twice("possible")
 
     async def _section(self, use: Use, order: Call, sending: Sending, send: Send, ending: Ending[T]) -> T:
         try:
@@ -263,10 +259,6 @@ class SingleUse:
 async def open_attempt(tx: Tx, connection: Connection) -> Attempt | None:
     """What is being spent for this connection, or was when somebody died. One at a time, of any kind."""
     return await tx.attempts.opened(connection.tenant, connection.id, MAIN)
-
-
-def _given_up() -> Failure:
-    return Failure(Code.OUTCOME_UNKNOWN, "it was sent twice and both answers are lost; not sent again")
 
 
 def _ours(failure: Failure) -> Failure:

@@ -132,19 +132,60 @@ def takeover(
     """
     if answered or in_flight:
         return Takeover.WAIT
-    safe_for = rules.resend_is_safe_for
-    if safe_for is not None and now - attempt.first_opened_at <= safe_for:
+    if _safe(rules, attempt, now):
         return Takeover.RESEND
     if answer_may_come(attempt, now, owner_alive=owner_alive, in_flight=in_flight, limits=limits):
         return Takeover.WAIT
     if owner_alive is not False and token_valid:
         return Takeover.WAIT
-    return Takeover.RESEND if may_send(rules, attempt.sends) else Takeover.GIVE_UP
+    return Takeover.RESEND if may_send(rules, attempt, now) else Takeover.GIVE_UP
 
 
-def may_send(rules: RefreshRules, unknown_sends: int) -> bool:
-    """True while a credential with so many sends of unknown outcome may be sent once more."""
-    return rules.resend_is_safe_for == timedelta.max or unknown_sends < MOST_SENDS
+def may_send(rules: RefreshRules, last: Attempt, now: datetime) -> bool:
+    """True while a credential may be sent once more after `last`, its newest use of unknown outcome."""
+    return _safe(rules, last, now) or last.sends < MOST_SENDS
+
+
+def decide(
+    wanted: Attempt,
+    rules: RefreshRules,
+    now: datetime,
+    *,
+    opened: Attempt | None,
+    unknown: Attempt | None,
+    token_valid: bool,
+    owner_alive: bool | None = None,
+    in_flight: bool | None = None,
+    answered: bool = False,
+    limits: Limits = LIMITS,
+) -> Takeover:
+    """May `wanted` be the next attempt of its chain? Pure; RESEND means yes.
+
+    `opened` is the chain's open attempt, of which the last arguments tell what can be seen;
+    `unknown` is the newest use of this very credential whose outcome nobody knows.
+    """
+    seen = {"owner_alive": owner_alive, "in_flight": in_flight, "answered": answered}
+    if opened is not None and opened.spends(wanted.kind, wanted.from_generation, wanted.credential):
+        return takeover(opened, rules, now, token_valid=token_valid, limits=limits, **seen)
+    if opened is not None and answer_may_come(opened, now, limits=limits, **seen):
+        return Takeover.WAIT
+    if unknown is not None and not may_send(rules, unknown, now):
+        return Takeover.GIVE_UP
+    return Takeover.RESEND
+
+
+def counted(wanted: Attempt, unknown: Attempt | None) -> Attempt:
+    """`wanted` with the uses before it: the count goes from attempt to attempt."""
+    if unknown is None:
+        return wanted
+    before = {"sends": unknown.sends + 1, "asked_at": unknown.first_opened_at}
+    return wanted.model_copy(update=before)
+
+
+def _safe(rules: RefreshRules, last: Attempt, now: datetime) -> bool:
+    """Inside the time in which the provider takes the same credential again."""
+    safe_for = rules.resend_is_safe_for
+    return safe_for is not None and now - last.first_opened_at <= safe_for
 
 
 def answer_may_come(

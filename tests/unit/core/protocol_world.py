@@ -1,0 +1,462 @@
+"""A world for the protocol's rules: two hosts, three workers, one connection, one provider.
+
+What decides is the real thing (`decide`, `counted`, `outcome_of_refusal` of core.attempt); the
+world supplies what the decisions are about: processes that stop and die at every step, answers
+that get lost, journals that only their host can see, time. A `Rules` without one of its rules
+is a protocol without it, which the model must be able to refute.
+"""
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from enum import Enum, auto
+
+from evergrant_server.core.attempt import (
+    MOST_SENDS,
+    Attempt,
+    AttemptKind,
+    Limits,
+    Outcome,
+    Takeover,
+    counted,
+    decide,
+    outcome_of_refusal,
+)
+from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
+from evergrant_server.core.provider import RefreshRules, Rotation
+
+START = datetime(2030, 1, 1, tzinfo=UTC)
+LIMITS = Limits(send=timedelta(seconds=15), answer=timedelta(seconds=45))
+LIFETIME = timedelta(seconds=100)
+GRACE = 30.0
+UNKNOWN = (None, Outcome.SUPERSEDED, Outcome.GIVEN_UP)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The protocol's rules, each of which can be taken away."""
+
+    waits: bool = True  # takeover asks at all
+    send_by: bool = True  # checked just before the bytes
+    journal: bool = True  # the answer is written down before anything else
+    journal_first: bool = True  # takeover looks for an answer before it sends again
+    compare: bool = True  # commit only over the generation that was read
+    counts: bool = True  # sends are counted through takeovers
+    fences: bool = True  # a stopped worker of this host can't send after a takeover
+    verifies: bool = True  # a late answer is refreshed with before it is believed
+
+
+class Stage(Enum):
+    """Where a worker is in its critical section."""
+
+    INTENDED = auto()
+    CHECKED = auto()  # between the last check and the bytes
+    WRITTEN = auto()
+    ANSWERED = auto()  # the answer is in memory alone
+    KEPT = auto()  # and in the journal, where there is one
+
+
+@dataclass
+class Answer:
+    """What the provider said: the next token, or no."""
+
+    token: int | None
+    access_until: datetime | None = None
+
+
+@dataclass
+class Section:
+    attempt: Attempt
+    token: int
+    stage: Stage = Stage.INTENDED
+    answer: Answer | None = None
+    written_at: datetime | None = None
+    fenced: bool = False
+    stopped_in_window: bool = False
+    verifies: bool = False
+
+
+@dataclass
+class Worker:
+    name: str
+    host: str
+    alive: bool = True
+    paused: bool = False
+    section: Section | None = None
+    entries: list[tuple[Section, Answer]] = field(default_factory=list)
+
+
+class Provider:
+    """One family of refresh tokens, numbered."""
+
+    def __init__(self, rotation: Rotation, kills: bool) -> None:
+        self.rotation = rotation
+        self.kills = kills  # a second use ends the family (RFC 9700 section 4.14.2)
+        self.newest = 1
+        self.alive = True
+        self.used_at: dict[int, datetime] = {}
+
+    def accepts(self, token: int, now: datetime) -> bool:
+        if not self.alive:
+            return False
+        if self.rotation is Rotation.NONE or token == self.newest:
+            return True
+        used = self.used_at.get(token)
+        in_grace = used is not None and now - used <= timedelta(seconds=GRACE)
+        return self.rotation is Rotation.GRACE and in_grace and token == self.newest - 1
+
+    def use(self, token: int, now: datetime) -> Answer:
+        if not self.accepts(token, now):
+            if token in self.used_at and self.kills and self.rotation is not Rotation.NONE:
+                self.alive = False
+            return Answer(None)
+        if self.rotation is Rotation.NONE:
+            return Answer(token, now + LIFETIME)
+        if token == self.newest:
+            self.used_at[token] = now
+            self.newest += 1
+        return Answer(self.newest, now + LIFETIME)
+
+
+class World:
+    """Everything, with a step for whatever can happen. Violations are assertions."""
+
+    def __init__(self, rotation: Rotation, kills: bool, rules: Rules = Rules()) -> None:
+        self.rules = rules
+        self.now = START
+        self.provider = Provider(rotation, kills)
+        grace = GRACE if rotation is Rotation.GRACE else 0
+        self.refresh_rules = RefreshRules(rotation=rotation, grace_s=grace)
+        self.workers = {name: Worker(name, name[0]) for name in ("a1", "a2", "b1")}
+        self.attempts: list[Attempt] = []
+        self.active, self.generation, self.token = True, 1, 1
+        self.access_until = START + LIFETIME
+        self.late: Answer | None = None
+        self.answer_died = False  # lost between the provider's commit and the journal's fsync
+        self.out_of_reach = False  # sent again while an answer lay on a host that couldn't be seen
+        self.writes: dict[int, int] = {}
+        self.windows = 0
+
+    # --- what a worker does -------------------------------------------------------------
+
+    def begin(self, name: str) -> None:
+        """A refresh is asked of this worker."""
+        worker = self.workers[name]
+        if not worker.alive or worker.paused or worker.section is not None:
+            return
+        verifies = not self.active and self.late is not None
+        if not self.active and not verifies:
+            return
+        wanted = Attempt(
+            tenant=Tenant("t"),
+            id=AttemptId(f"att_{len(self.attempts)}"),
+            connection_id=ConnectionId("con_1"),
+            kind=AttemptKind.LATE_ANSWER if verifies else AttemptKind.REFRESH,
+            credential=f"late {self.late.token}" if verifies and self.late else "",
+            from_generation=self.generation,
+            journal_id=name,
+            opened_at=self.now,
+            send_by=self.now + LIMITS.send,
+        )
+        opened = next((it for it in self.attempts if it.outcome is None), None)
+        unknown = self._unknown(wanted)
+        verdict = self._decide(worker, wanted, opened, unknown)
+        if verdict is Takeover.WAIT:
+            return
+        if verdict is Takeover.GIVE_UP:
+            self._given_up(opened, verifies)
+            return
+        if opened is not None:
+            if not self._fence(worker, opened):
+                return
+            self._close(opened, Outcome.SUPERSEDED)
+            self._look_for_answers(worker, opened)
+        wanted = counted(wanted, unknown) if self.rules.counts else wanted
+        self.attempts.append(wanted)
+        token = self.late.token if verifies and self.late and self.late.token else self.token
+        worker.section = Section(wanted, token, verifies=verifies)
+
+    def step(self, name: str) -> None:
+        """The next await point of its section."""
+        worker = self.workers[name]
+        section = worker.section
+        if section is None or worker.paused or not worker.alive:
+            return
+        match section.stage:
+            case Stage.INTENDED:
+                too_late = self.now > section.attempt.send_by
+                if (self.rules.send_by and too_late) or section.fenced:
+                    self._close(section.attempt, Outcome.NOT_SENT)
+                    worker.section = None
+                else:
+                    section.stage = Stage.CHECKED
+            case Stage.CHECKED:
+                self._write(worker, section)
+            case Stage.WRITTEN:
+                self._receive(worker, section)
+            case Stage.ANSWERED:
+                if self.rules.journal and section.answer is not None:
+                    worker.entries.append((section, section.answer))
+                section.stage = Stage.KEPT
+            case Stage.KEPT:
+                assert section.answer is not None
+                self._commit(section, section.answer)
+                worker.entries = [it for it in worker.entries if it[0] is not section]
+                worker.section = None
+
+    def replay(self, name: str) -> None:
+        """Its own entries, and those of the dead on its host."""
+        worker = self.workers[name]
+        if not worker.alive or worker.paused:
+            return
+        for other in self._on_host(worker):
+            if other is not worker and other.alive:
+                continue
+            for section, answer in list(other.entries):
+                if section is not other.section:
+                    self._commit(section, answer)
+                    other.entries.remove((section, answer))
+
+    # --- what befalls it ----------------------------------------------------------------
+
+    def pause(self, name: str) -> None:
+        worker = self.workers[name]
+        if worker.alive:
+            worker.paused = True
+
+    def resume(self, name: str) -> None:
+        self.workers[name].paused = False
+
+    def kill(self, name: str) -> None:
+        worker = self.workers[name]
+        section = worker.section
+        if section is not None and section.stage in (Stage.WRITTEN, Stage.ANSWERED):
+            self._died(section)
+        worker.alive, worker.paused, worker.section = False, False, None
+
+    def restart(self, name: str) -> None:
+        self.workers[name].alive = True
+
+    def lose_answer(self, name: str) -> None:
+        """The network takes it, after the provider acted."""
+        worker = self.workers[name]
+        section = worker.section
+        if section is not None and section.stage is Stage.WRITTEN and not worker.paused and worker.alive:
+            self._died(section)
+            worker.section = None
+
+    def fail(self, name: str, status: int) -> None:
+        """An error instead of an answer: the provider did nothing, or acted and failed then."""
+        worker = self.workers[name]
+        section = worker.section
+        if section is None or section.stage is not Stage.WRITTEN or worker.paused or not worker.alive:
+            return
+        outcome = outcome_of_refusal(status)
+        if outcome is not None:
+            return  # only those that say nothing are worth a world of their own
+        self._died(section)
+        worker.section = None
+
+    def wait(self, seconds: int) -> None:
+        self.now += timedelta(seconds=seconds)
+        for worker in self.workers.values():
+            if worker.section is not None and worker.section.stage is Stage.CHECKED:
+                worker.section.stopped_in_window = True
+
+    # --- the world's own ----------------------------------------------------------------
+
+    def _decide(
+        self, worker: Worker, wanted: Attempt, opened: Attempt | None, unknown: Attempt | None
+    ) -> Takeover:
+        alive, in_flight, answered = self._fate(worker, opened)
+        if not self.rules.waits:
+            return Takeover.RESEND
+        return decide(
+            wanted,
+            self.refresh_rules,
+            self.now,
+            opened=opened,
+            unknown=unknown if self.rules.counts else None,
+            token_valid=self.active and self.now < self.access_until,
+            owner_alive=alive,
+            in_flight=in_flight,
+            answered=answered and self.rules.journal_first,
+            limits=LIMITS,
+        )
+
+    def _fate(self, worker: Worker, opened: Attempt | None) -> tuple[bool | None, bool | None, bool]:
+        """What SingleUse.fate sees."""
+        if opened is None:
+            return None, None, False
+        owner = self.workers[opened.journal_id]
+        if owner.host != worker.host:
+            return None, None, False
+        mine = owner.section is not None and owner.section.attempt.id == opened.id
+        if owner is not worker and mine and self.now >= opened.send_by + LIMITS.answer:
+            mine = False  # it can be fenced off
+        answered = any(it[0].attempt.id == opened.id for it in owner.entries)
+        return owner.alive, mine, answered
+
+    def _fence(self, worker: Worker, opened: Attempt) -> bool:
+        owner = self.workers[opened.journal_id]
+        section = owner.section
+        if not self.rules.fences or owner is worker or owner.host != worker.host or not owner.alive:
+            return True
+        if section is None or section.attempt.id != opened.id:
+            return True
+        if section.stage is Stage.CHECKED:
+            return False
+        section.fenced = True
+        return True
+
+    def _write(self, worker: Worker, section: Section) -> None:
+        token = section.token
+        harmless = self.refresh_rules.resend_is_safe_for is not None  # the provider takes it again
+        taken_over = self._current(section.attempt).outcome is Outcome.SUPERSEDED
+        if taken_over and not harmless:
+            assert section.stopped_in_window, "sent after a takeover, outside the window"
+            by = self.attempts[self.attempts.index(self._current(section.attempt)) + 1]
+            assert self.workers[by.journal_id].host != worker.host, "two uses on one host"
+        self.windows += taken_over and section.stopped_in_window
+        for other in self._on_host(worker):
+            flying = other.section
+            busy = flying is not None and flying is not section and flying.stage is Stage.WRITTEN
+            if (
+                busy
+                and not harmless
+                and flying
+                and flying.token == token
+                and other.alive
+                and flying.written_at
+            ):
+                late = self.now >= flying.attempt.send_by + LIMITS.answer
+                assert late, "two uses in flight on one host"
+        self.writes[token] = self.writes.get(token, 0) + 1
+        if not harmless:
+            assert self.writes[token] <= MOST_SENDS + self.windows, "sent more than once more"
+        section.written_at = self.now
+        section.stage = Stage.WRITTEN
+        section.answer = self.provider.use(token, self.now)
+        assert section.answer is not None
+
+    def _receive(self, worker: Worker, section: Section) -> None:
+        assert section.written_at is not None
+        section.stage = Stage.ANSWERED
+
+    def _commit(self, section: Section, answer: Answer) -> None:
+        attempt = self._current(section.attempt)
+        still = self.generation == attempt.from_generation
+        if answer.token is None:
+            self._refused(section, attempt, still)
+        elif section.verifies:
+            if still or not self.rules.compare:
+                self._install(answer)
+            self._close(attempt, Outcome.INSTALLED)
+        elif self.rules.compare and not still:
+            self._close(attempt, Outcome.SUPERSEDED)
+        elif self.active or not self.rules.verifies or not self.rules.compare:
+            self._install(answer)
+            self._close(attempt, Outcome.INSTALLED)
+        else:
+            self.late = answer
+            self._close(attempt, Outcome.SUPERSEDED)
+
+    def _refused(self, section: Section, attempt: Attempt, still: bool) -> None:
+        self._close(attempt, Outcome.REFUSED)
+        if section.verifies:
+            self.late = None
+        elif still or not self.rules.compare:
+            self.active = False
+
+    def _install(self, answer: Answer) -> None:
+        assert answer.token is not None
+        assert answer.access_until is not None
+        self.token, self.generation, self.active = answer.token, self.generation + 1, True
+        self.access_until = answer.access_until
+        self.late = None
+
+    def _given_up(self, opened: Attempt | None, verifies: bool) -> None:
+        if opened is not None:
+            self._close(opened, Outcome.GIVEN_UP)
+        if verifies:
+            self.late = None
+        else:
+            self.active = False
+
+    def _look_for_answers(self, worker: Worker, opened: Attempt) -> None:
+        """Nobody sends again what lies answered within his reach; what doesn't is out of reach."""
+        owner = self.workers[opened.journal_id]
+        kept = any(it[0].attempt.id == opened.id for it in owner.entries)
+        section = owner.section if owner.section and owner.section.attempt.id == opened.id else None
+        pending = section is not None and section.answer is not None
+        if owner.host == worker.host:
+            assert not kept, "sent again although the answer lay in a journal of this host"
+        if kept or pending:
+            self.out_of_reach = True
+
+    def _died(self, section: Section) -> None:
+        if section.answer is not None and section.answer.token is not None:
+            self.answer_died = True
+
+    def _unknown(self, wanted: Attempt) -> Attempt | None:
+        """What store.attempts.last_unknown finds."""
+        same = [
+            it
+            for it in self.attempts
+            if it.spends(wanted.kind, wanted.from_generation, wanted.credential) and it.outcome in UNKNOWN
+        ]
+        return max(same, key=lambda it: (it.sends, it.opened_at), default=None)
+
+    def _current(self, attempt: Attempt) -> Attempt:
+        return next(it for it in self.attempts if it.id == attempt.id)
+
+    def _close(self, attempt: Attempt, outcome: Outcome) -> None:
+        if self._current(attempt).outcome is None:
+            at = self.attempts.index(self._current(attempt))
+            self.attempts[at] = self.attempts[at].model_copy(update={"outcome": outcome})
+
+    def _on_host(self, worker: Worker) -> list[Worker]:
+        return [it for it in self.workers.values() if it.host == worker.host]
+
+    # --- what must hold -----------------------------------------------------------------
+
+    def check(self) -> None:
+        """At every moment."""
+        quiet = all(it.section is None and not it.entries for it in self.workers.values())
+        now = [it for it in self.attempts if it.from_generation == self.generation]
+        known = not any(it.outcome in UNKNOWN for it in now)  # else another use finds out
+        if quiet and self.active and known:
+            usable = self.provider.accepts(self.token, self.now)
+            assert usable or self.windows, "called active, and the provider knows it dead"
+
+    def settle(self) -> None:
+        """Once faults stop, every attempt ends, and what the provider still honours is held."""
+        for name in self.workers:
+            self.resume(name)
+            self.restart(name)
+        for _ in range(60):
+            for name in self.workers:
+                for _ in Stage:
+                    self.step(name)
+                self.replay(name)
+            wanted = self.late is not None or (self.active and self.now >= self.access_until)
+            if self._pending() is None and not wanted:
+                break
+            for name in self.workers:
+                self.begin(name)
+            if not any(it.section for it in self.workers.values()):
+                self.wait(20)
+        assert self._pending() is None, "an attempt never ended"
+        assert all(it.section is None and not it.entries for it in self.workers.values()), "stuck"
+        assert self.late is None, "a late answer was forgotten"
+        if not self.active:
+            assert self._excused() or self.windows, "lost, though no answer had died"
+
+    def _excused(self) -> bool:
+        return self.answer_died or self.out_of_reach
+
+    def _pending(self) -> Attempt | None:
+        return next((it for it in self.attempts if it.outcome is None), None)
+
+
+def without(rule: str) -> Rules:
+    return replace(Rules(), **{rule: False})
