@@ -14,10 +14,12 @@ from activities.answers import Answer
 from activities.critical import CriticalSections
 from activities.single_use import LANES, Use
 from evergrant_server import telemetry_metrics as metrics
-from evergrant_server.core.attempt import AttemptKind
+from evergrant_server.core.attempt import AttemptKind, Outcome
+from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.crypto import Lane
 from evergrant_server.journal import Entry, Journal
+from evergrant_server.journal.entry import ROOM, unsent
 from evergrant_server.journal.journal import attempt_id_of
 from evergrant_server.store import Store
 from evergrant_server.telemetry import frames, say
@@ -36,11 +38,13 @@ class Replayer:
     def __init__(
         self,
         store: Store,
+        clock: Clock,
         journal: Journal,
         sections: CriticalSections,
         endings: Mapping[AttemptKind, Conclude],
     ) -> None:
         self._store = store
+        self._clock = clock
         self._journal = journal
         self._sections = sections
         self._endings = endings
@@ -59,7 +63,7 @@ class Replayer:
         """Replay what is free; says how many answers the store has now that it hadn't."""
         done = 0
         for path in self._journal.mine():
-            if not self._sections.in_flight(attempt_id_of(path)):
+            if not self._sections.in_flight(attempt_id_of(path)):  # its own section is about to drop it
                 done += await self._one(path)
         with self._journal.abandoned() as left:
             for path in left:
@@ -68,6 +72,9 @@ class Replayer:
         return done
 
     async def _one(self, path: Path) -> bool:
+        if path.suffix == ROOM:
+            await self._no_answer(path)
+            return False
         try:
             entry = await asyncio.to_thread(Entry.read, path)
             outcome = await self._replay(entry)
@@ -83,6 +90,19 @@ class Replayer:
         metrics.journal_replayed(outcome)
         say(log, logging.WARNING, Event.JOURNAL_REPLAYED, outcome, object=entry.header.attempt_id)
         return True
+
+    async def _no_answer(self, path: Path) -> None:
+        """An owner died before an answer. What it certainly didn't send counts as no use."""
+        try:
+            header = await asyncio.to_thread(unsent, path)
+            if header is not None:
+                async with self._store.write() as tx:
+                    attempt = await tx.attempts.get(header.tenant, header.attempt_id)
+                    if attempt is not None and attempt.outcome is None:
+                        await tx.attempts.close(attempt, Outcome.NOT_SENT, self._clock.now())
+            await asyncio.to_thread(path.unlink, missing_ok=True)
+        except (Failure, OSError):
+            return  # the next sweep
 
     async def _replay(self, entry: Entry) -> str:
         header = entry.header

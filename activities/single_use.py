@@ -167,7 +167,7 @@ class SingleUse:
             # a worker that was stopped past every deadline is fenced off rather than waited for
             over = self._clock.now() >= attempt.send_by + self.limits.answer
             return replace(seen, in_flight=False) if seen.in_flight and over else seen
-        return Fate(seen.owner_alive, self._sections.in_flight(attempt.id), seen.answered)
+        return replace(seen, in_flight=seen.in_flight or self._sections.in_flight(attempt.id))
 
     def may_answer(self, attempt: Attempt) -> bool:
         """True while its answer may still come and be installed."""
@@ -187,8 +187,11 @@ class SingleUse:
             # an attempt that ended since the credential was read has spent it, and left no open row
             raise Failure(Code.STORE_CONFLICT, f"{attempt.connection_id} was refreshed meanwhile")
         earlier = await tx.attempts.opened(attempt.tenant, attempt.connection_id, attempt.chain)
-        unknown = await tx.attempts.last_unknown(attempt)
         fate = self.fate(earlier) if earlier is not None else Fate(None, None, False)
+        if earlier is not None and fate.unsent:  # its owner died first: that was no use
+            await tx.attempts.close(earlier, Outcome.NOT_SENT, attempt.opened_at)
+            earlier = None
+        unknown = await tx.attempts.last_unknown(attempt)
         verdict = decide(
             attempt,
             rules,

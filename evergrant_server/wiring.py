@@ -166,7 +166,7 @@ def activities(
         onboarding.decide_definition,
         onboarding.watch_definition,
     ]
-    return Work(offered, Replayer(parts.store, journal, sections, endings))
+    return Work(offered, Replayer(parts.store, parts.clock, journal, sections, endings))
 
 
 def observe(settings: Settings, service: str) -> None:

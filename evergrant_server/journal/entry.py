@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,6 +22,7 @@ from evergrant_server.crypto import Place, Sealed, SealingKey, seal
 ROOM, ENTRY, SET_ASIDE = ".room", ".entry", ".set-aside"
 ROOM_BYTES = 256 * 1024  # three tokens of the longest kind, and what else a reply says
 _FORMAT = 1
+_UNSENT, _SENT = b" unsent\n", b" sent  \n"
 
 
 class Header(BaseModel):
@@ -80,9 +82,15 @@ class Entry:
 class Room:
     """Reserved space for the answer of one attempt. Blocking calls: use a thread."""
 
-    def __init__(self, directory: Path, attempt: Attempt, size: int = ROOM_BYTES) -> None:
-        """Raises Failure JOURNAL_UNAVAILABLE: a full disk is found before anything is sent."""
+    def __init__(
+        self, directory: Path, attempt: Attempt, live: set[AttemptId], size: int = ROOM_BYTES
+    ) -> None:
+        """`live` names it for as long as it is used.
+
+        Raises Failure JOURNAL_UNAVAILABLE: a full disk is found before anything is sent.
+        """
         self._directory = directory
+        self._live = live
         self._path = directory / f"{attempt.id}{ROOM}"
         self.header = Header.of(attempt)
         try:
@@ -91,8 +99,10 @@ class Room:
             )
         except OSError as error:
             raise _no_room(directory, error) from None
+        live.add(attempt.id)
         try:
             os.posix_fallocate(self._fd, 0, size)
+            os.pwrite(self._fd, _boot() + _UNSENT + self.header.model_dump_json().encode() + b"\n", 0)
             sync_directory(directory)
         except OSError as error:
             self.release()
@@ -112,6 +122,7 @@ class Room:
         if os.fstat(self._fd).st_nlink == 0:
             self.leave()
             return False
+        os.pwrite(self._fd, _SENT, len(_boot()))  # from here on nobody may say that nothing was sent
         return True
 
     def leave(self) -> None:
@@ -146,13 +157,30 @@ class Room:
                 self._path.unlink(missing_ok=True)
 
     def _again(self) -> None:
-        self._close()
+        assert self._fd is not None
+        os.close(self._fd)
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
 
     def _close(self) -> None:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+        self._live.discard(self.header.attempt_id)
+
+
+def unsent(path: Path) -> Header | None:
+    """Whose room it is, when it is certain that its attempt, whose owner is gone, sent nothing.
+
+    A mark that only this kernel remembers is enough to know it of a process that died; after
+    the machine itself went down, nothing is certain.
+    """
+    try:
+        with path.open("rb") as room:
+            if room.read(len(_boot() + _UNSENT)) != _boot() + _UNSENT:
+                return None
+            return Header.model_validate_json(room.readline())
+    except (OSError, ValidationError):
+        return None
 
 
 def fence(path: Path) -> bool:
@@ -181,6 +209,12 @@ def sync_directory(directory: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+@cache
+def _boot() -> bytes:
+    """The machine's run, another one after each start of it."""
+    return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
 
 
 def _no_room(directory: Path, error: OSError) -> Failure:

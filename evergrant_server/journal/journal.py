@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evergrant_server.core.attempt import Attempt
 from evergrant_server.core.ids import AttemptId
-from evergrant_server.journal.entry import ENTRY, ROOM, SET_ASIDE, Entry, Room, fence
+from evergrant_server.journal.entry import ENTRY, ROOM, SET_ASIDE, Entry, Room, fence, unsent
 from evergrant_server.journal.lock import JournalLock
 
 
@@ -19,6 +19,7 @@ class Fate:
     owner_alive: bool | None
     in_flight: bool | None
     answered: bool
+    unsent: bool = False  # its owner died, and it is certain that no byte had left
 
 
 class Journal:
@@ -29,8 +30,7 @@ class Journal:
         self._lock = JournalLock(folder)
         self.folder = folder
         self._mine = folder / self._lock.id
-        for left in self._mine.glob(f"*{ROOM}"):
-            left.unlink(missing_ok=True)  # an owner died before an answer: its attempt tells of it
+        self._live: set[AttemptId] = set()
 
     @property
     def id(self) -> str:
@@ -38,16 +38,20 @@ class Journal:
 
     def reserve(self, attempt: Attempt) -> Room:
         """Room for its answer. Raises Failure JOURNAL_UNAVAILABLE when there is none."""
-        return Room(self._mine, attempt)
+        return Room(self._mine, attempt, self._live)
 
     def fate(self, attempt: Attempt) -> Fate:
         """What can be seen of an attempt from here. The order counts: a dead owner answers no more."""
         alive = self._lock.held(attempt.journal_id)
         if alive is None:
             return Fate(None, None, False)
-        under_way = alive and self._path(attempt, ROOM).exists()
+        mine = attempt.journal_id == self.id
+        room = self._path(attempt, ROOM)
+        under_way = attempt.id in self._live if mine else alive and room.exists()
         # a room becomes an entry by its renaming: looked for in this order, none is missed
-        return Fate(alive, under_way, self._path(attempt, ENTRY).exists())
+        answered = self._path(attempt, ENTRY).exists()
+        gone = not under_way and (mine or not alive)
+        return Fate(alive, under_way, answered, gone and unsent(room) is not None)
 
     def fence(self, attempt: Attempt) -> bool:
         """Make sure that its owner sends no more, as far as this host can: False when it can't be stopped."""
@@ -65,20 +69,21 @@ class Journal:
             return None
 
     def mine(self) -> list[Path]:
-        return _entries(self._mine)
+        """Its entries, and the rooms that an earlier owner of this directory left."""
+        return [it for it in _left(self._mine) if attempt_id_of(it) not in self._live]
 
     @contextmanager
     def abandoned(self) -> Iterator[list[Path]]:
-        """The entries of every owner that is gone, whose locks are held for the length of the block."""
+        """Entries and rooms of every owner that is gone, whose locks are held for the length of the block."""
         found: list[Path] = []
         held: list[int] = []
         try:
             for directory in sorted(self.folder.iterdir()):
-                if directory.is_dir() and directory != self._mine and _entries(directory):
+                if directory.is_dir() and directory != self._mine and _left(directory):
                     fd = self._lock.take(directory)
                     if fd is not None:
                         held.append(fd)
-                        found += _entries(directory)
+                        found += _left(directory)
             yield found
         finally:
             for fd in held:
@@ -103,8 +108,8 @@ class Journal:
         return self.folder / attempt.journal_id / f"{attempt.id}{suffix}"
 
 
-def _entries(directory: Path) -> list[Path]:
-    return sorted(directory.glob(f"*{ENTRY}"))
+def _left(directory: Path) -> list[Path]:
+    return sorted([*directory.glob(f"*{ENTRY}"), *directory.glob(f"*{ROOM}")])
 
 
 def attempt_id_of(path: Path) -> AttemptId:

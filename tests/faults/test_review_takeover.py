@@ -75,7 +75,7 @@ class Activities:
             AttemptKind.CODE_EXCHANGE: self._consent.answered,
             AttemptKind.LATE_ANSWER: self._late.answered,
         }
-        self.replayer = Replayer(store, self.journal, sections, endings)
+        self.replayer = Replayer(store, parts.clock, self.journal, sections, endings)
 
     async def refresh(
         self, connection: Connection, generation: int, env: ActivityEnvironment | None = None

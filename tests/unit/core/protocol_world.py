@@ -42,6 +42,7 @@ class Rules:
     compare: bool = True  # commit only over the generation that was read
     counts: bool = True  # sends are counted through takeovers
     fences: bool = True  # a stopped worker of this host can't send after a takeover
+    unsent: bool = True  # what died before it sent is no use of the credential
     verifies: bool = True  # a late answer is refreshed with before it is believed
 
 
@@ -83,6 +84,7 @@ class Worker:
     paused: bool = False
     section: Section | None = None
     entries: list[tuple[Section, Answer]] = field(default_factory=list)
+    rooms: list[Section] = field(default_factory=list)  # died before anything was sent
 
 
 class Provider:
@@ -132,7 +134,7 @@ class World:
         self.access_until = START + LIFETIME
         self.late: Answer | None = None
         self.answer_died = False  # lost between the provider's commit and the journal's fsync
-        self.out_of_reach = False  # sent again while an answer lay on a host that couldn't be seen
+        self.out_of_reach = False  # taken over from who couldn't be asked
         self.writes: dict[int, int] = {}
         self.windows = 0
 
@@ -158,10 +160,15 @@ class World:
             send_by=self.now + LIMITS.send,
         )
         opened = next((it for it in self.attempts if it.outcome is None), None)
+        if opened is not None and self.rules.unsent and self._never_sent(worker, opened):
+            self._close(opened, Outcome.NOT_SENT)
+            opened = None
         unknown = self._unknown(wanted)
         verdict = self._decide(worker, wanted, opened, unknown)
         if verdict is Takeover.WAIT:
             return
+        if opened is not None and self._out_of_reach(worker, opened):
+            self.out_of_reach = True
         if verdict is Takeover.GIVE_UP:
             self._given_up(opened, verifies)
             return
@@ -231,6 +238,8 @@ class World:
         section = worker.section
         if section is not None and section.stage in (Stage.WRITTEN, Stage.ANSWERED):
             self._died(section)
+        if section is not None and section.stage is Stage.INTENDED:
+            worker.rooms.append(section)
         worker.alive, worker.paused, worker.section = False, False, None
 
     def restart(self, name: str) -> None:
@@ -295,6 +304,16 @@ class World:
             mine = False  # it can be fenced off
         answered = any(it[0].attempt.id == opened.id for it in owner.entries)
         return owner.alive, mine, answered
+
+    def _out_of_reach(self, worker: Worker, opened: Attempt) -> bool:
+        """On another host, or stopped past every deadline: nobody can say what came of it."""
+        owner = self.workers[opened.journal_id]
+        stopped = owner.section is not None and owner.section.attempt.id == opened.id
+        return owner.host != worker.host or stopped
+
+    def _never_sent(self, worker: Worker, opened: Attempt) -> bool:
+        owner = self.workers[opened.journal_id]
+        return owner.host == worker.host and any(it.attempt.id == opened.id for it in owner.rooms)
 
     def _fence(self, worker: Worker, opened: Attempt) -> bool:
         owner = self.workers[opened.journal_id]
@@ -383,15 +402,11 @@ class World:
             self.active = False
 
     def _look_for_answers(self, worker: Worker, opened: Attempt) -> None:
-        """Nobody sends again what lies answered within his reach; what doesn't is out of reach."""
+        """Nobody sends again what lies answered within his reach."""
         owner = self.workers[opened.journal_id]
         kept = any(it[0].attempt.id == opened.id for it in owner.entries)
-        section = owner.section if owner.section and owner.section.attempt.id == opened.id else None
-        pending = section is not None and section.answer is not None
-        if owner.host == worker.host:
-            assert not kept, "sent again although the answer lay in a journal of this host"
-        if kept or pending:
-            self.out_of_reach = True
+        near = owner.host == worker.host
+        assert not (near and kept), "sent again although the answer lay in a journal of this host"
 
     def _died(self, section: Section) -> None:
         if section.answer is not None and section.answer.token is not None:
