@@ -240,6 +240,8 @@ class World:
             self._died(section)
         if section is not None and section.stage is Stage.INTENDED:
             worker.rooms.append(section)
+        if section is not None and section.stage is Stage.CHECKED:
+            self.answer_died = True  # in the instant of sending: nobody can say whether it was sent
         worker.alive, worker.paused, worker.section = False, False, None
 
     def restart(self, name: str) -> None:
