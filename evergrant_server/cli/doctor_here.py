@@ -13,6 +13,7 @@ from evergrant_server.checkout import ROOT, refuse_strangers
 from evergrant_server.cli.diagnosis import ME, Problem
 from evergrant_server.core.errors import Failure
 from evergrant_server.crypto import Lane, keyfile
+from evergrant_server.journal.journal import left_behind
 from evergrant_server.settings import BadSettings, Settings
 from providers.registry import CATALOG, Registry
 
@@ -113,7 +114,12 @@ async def journal(settings: Settings) -> str:
         raise Problem(f"{above} can't be written and locked ({error.strerror})", repair) from None
     if above != folder:
         return f"{folder} will be made by the first worker"
-    return f"{folder}: written, locked; {sum(it.is_dir() for it in folder.iterdir())} journals"
+    waiting, unreadable = left_behind(folder)
+    if unreadable:
+        repair = f"ls {shlex.quote(str(folder))}/*/*.set-aside    # named by attempt; see docs/protocol.md"
+        raise Problem(f"{len(unreadable)} entries of {folder} can't be read, and are kept", repair)
+    count = sum(it.is_dir() for it in folder.iterdir())
+    return f"{folder}: written, locked; {count} journals, {len(waiting)} answers wait for the store"
 
 
 async def public_url(settings: Settings) -> str:

@@ -164,10 +164,20 @@ def decide(
     `opened` is the chain's open attempt, of which the last arguments tell what can be seen;
     `unknown` is the newest use of this very credential whose outcome nobody knows.
     """
-    seen = {"owner_alive": owner_alive, "in_flight": in_flight, "answered": answered}
     if opened is not None and opened.spends(wanted.kind, wanted.from_generation, wanted.credential):
-        return takeover(opened, rules, now, token_valid=token_valid, limits=limits, **seen)
-    if opened is not None and answer_may_come(opened, now, limits=limits, **seen):
+        return takeover(
+            opened,
+            rules,
+            now,
+            token_valid=token_valid,
+            owner_alive=owner_alive,
+            in_flight=in_flight,
+            answered=answered,
+            limits=limits,
+        )
+    if opened is not None and answer_may_come(
+        opened, now, owner_alive=owner_alive, in_flight=in_flight, answered=answered, limits=limits
+    ):
         return Takeover.WAIT
     if unknown is not None and not may_send(rules, unknown, now):
         return Takeover.GIVE_UP

@@ -17,20 +17,23 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from evergrant_server.core.attempt import Attempt, AttemptKind
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connection import State
+from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.ids import AttemptId, new_id
 from evergrant_server.core.provider import RefreshRules, Rotation
-from evergrant_server.crypto import Lane, Place, SealingKey
+from evergrant_server.crypto import Lane, Place, SealingKey, new_sealing_key
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.settings import Settings
 from evergrant_server.store import Store
 from evergrant_server.wiring import platform
 from tests.fakes.databases import migrated_sqlite, sqlite_url
-from tests.fakes.installation import Installation, prepared
+from tests.fakes.installation import TENANT, Installation, prepared
 from tests.fakes.scripted_provider import ScriptedProvider, hold_answer
 from tests.faults.test_one_connection import open_attempts
 from tests.faults.test_review_takeover import Activities
+from tests.security.canaries import hits
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
 ROOT = Path(__file__).parents[2]
@@ -144,8 +147,9 @@ async def test_a_worker_killed_between_journal_and_commit_costs_nothing(
     assert await place.actions(connection) == [AuditAction.GRANT_INSTALLED, AuditAction.GRANT_REFRESHED]
     assert (await place.ensure_fresh(connection, 2)).generation == 3, "its new refresh token is the family's"
     family = idp.families[-1]
-    for token in (*family.used, family.refresh_token, *family.access_tokens):
-        assert token.encode() not in written
+    tokens = [*family.used, family.refresh_token, *family.access_tokens]
+    assert hits({"token": tokens, "client secret": [idp.client_secret]}, [written]) == []
+    assert hits({"connection": [connection.id]}, [written]), "its header is in clear, and was looked at"
 
 
 class FailingRing(KeyRing):
@@ -211,3 +215,50 @@ async def test_a_journal_without_room_is_found_before_anything_is_sent(
     assert await open_attempts(place, connection) == 0
     shutil.move(tmp_path / "unmounted", mine)
     assert (await worker.refresh(connection, 1)).generation == 2
+
+
+async def left_behind(place: Installation, connection: Connection, dies: Activities) -> Path:
+    """The entry of a worker that is gone, sealed with a key that nobody knows."""
+    now = place.parts.clock.now()
+    attempt = Attempt(
+        tenant=TENANT,
+        id=AttemptId(new_id("att")),
+        connection_id=connection.id,
+        kind=AttemptKind.REFRESH,
+        from_generation=1,
+        journal_id=dies.journal.id,
+        opened_at=now,
+        send_by=now,
+    )
+    async with place.store.write() as tx:
+        await tx.attempts.open(attempt)
+    path = dies.journal.reserve(attempt).keep(new_sealing_key("cky"), b"an answer").path
+    dies.journal.release()
+    return path
+
+
+async def test_a_torn_entry_is_kept_out_of_the_way_and_the_connection_goes_on(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    connection = await place.connect(idp, STRICT)
+    dies, lives = (Activities(place, (idp.allowance,), tmp_path / "host") for _ in range(2))
+    path = await left_behind(place, connection, dies)
+    path.write_bytes(path.read_bytes()[:-1][:40])
+    assert (await lives.refresh(connection, 1)).failure is Code.REFRESH_PENDING, "there may be an answer"
+    assert await lives.replayer.sweep() == 0
+    assert path.with_suffix(".set-aside").exists()
+    assert lives.journal.left_behind() == (0, 1)
+    assert (await lives.refresh(connection, 1)).generation == 2, "as for any answer that is lost"
+
+
+async def test_an_entry_whose_key_is_away_is_waited_for(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    connection = await place.connect(idp, STRICT)
+    dies, lives = (Activities(place, (idp.allowance,), tmp_path / "host") for _ in range(2))
+    path = await left_behind(place, connection, dies)
+    for _ in range(2):
+        assert await lives.replayer.sweep() == 0
+        assert (await lives.refresh(connection, 1)).failure is Code.REFRESH_PENDING
+    assert path.exists()
+    assert idp.count("token", grant_type="refresh_token") == 0
