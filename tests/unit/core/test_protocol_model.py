@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from evergrant_server.core.provider import Rotation
-from tests.unit.core.protocol_world import Rules, World, without
+from tests.unit.core.protocol_parts import Rules, without
+from tests.unit.core.protocol_world import World
 
 WORKERS = st.sampled_from(["a1", "a2", "b1"])
 ROTATIONS = st.sampled_from([Rotation.STRICT, Rotation.UNKNOWN, Rotation.GRACE, Rotation.NONE])
