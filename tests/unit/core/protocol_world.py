@@ -38,7 +38,7 @@ from tests.unit.core.protocol_parts import (
 class World:
     """Everything, with a step for whatever can happen. Violations are assertions."""
 
-    def __init__(self, rotation: Rotation, kills: bool, rules: Rules = Rules()) -> None:
+    def __init__(self, rotation: Rotation, kills: bool, rules: Rules) -> None:
         self.rules = rules
         self.now = START
         self.provider = Provider(rotation, kills)
