@@ -1,5 +1,7 @@
 """Revocation: the store first, then the provider, then `revoked` (RFC 7009)."""
 
+import logging
+
 from temporalio import activity
 
 from activities.client_secrets import client_refused, with_other
@@ -18,9 +20,15 @@ from evergrant_server.core.grant import TokenSet
 from evergrant_server.core.messages import ActivityName, AskRevocation, RevocationNews, RevokeGrant
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Tx
-from providers.replies import read_revocation
+from evergrant_server.telemetry import frames, say
+from evergrant_server.telemetry_names import Event
+from providers.replies import read_revocation, revokes_no_such_token
+
+log = logging.getLogger("evergrant.activities")
 
 _LOOK_AGAIN_S = 3.0
+_FROM_BEST = (Revocation.CONFIRMED, Revocation.ACCESS_TOKEN_ONLY, Revocation.NOT_SUPPORTED)
+_FORGOTTEN = "asked for before, and the store came from an older backup"
 
 
 class RevocationActivities(ProviderActivities):
@@ -50,8 +58,12 @@ class RevocationActivities(ProviderActivities):
                     return RevocationNews(revocation=held.connection.revocation or Revocation.NOTHING_HELD)
                 how = await self._tried(order, held)
             except Failure as failure:
-                await self._failed(order, failure)
-                return revocation_news(failure)
+                return await self._failed(order, failure)
+            except Exception as unexpected:
+                # its text may quote anything; tried again ever more slowly, as what has a name
+                what = f"revoke_grant: {type(unexpected).__name__} at {frames(unexpected)[-1]}"
+                say(log, logging.ERROR, Event.ACTIVITY_FAILED, what, object=order.connection_id)
+                return await self._failed(order, Failure(Code.INTERNAL))
             return await self._done(order, how)
 
     async def _tried(self, order: RevokeGrant, held: Holdings) -> Revocation:
@@ -87,41 +99,56 @@ class RevocationActivities(ProviderActivities):
             return Revocation.NOTHING_HELD
         if held.endpoints.revocation_endpoint is None:
             return Revocation.NOT_SUPPORTED
-        for tokens in late:  # not believed, and perhaps alive all the same
-            hint = "refresh_token" if tokens.refresh_token else "access_token"
-            await self._revoke(held, tokens.refresh_token or tokens.access_token, hint)
-        if held.grant is None:
-            return Revocation.CONFIRMED
-        async with self._store.read() as tx:
-            refresh_token = await tx.grants.refresh_token(held.connection)
-            access_token = await tx.grants.access_token(held.connection)
+        # late ones are not believed, and perhaps alive all the same
+        told = [await self._ended(held, it.refresh_token, it.access_token) for it in late]
+        if held.grant is not None:
+            async with self._store.read() as tx:
+                refresh_token = await tx.grants.refresh_token(held.connection)
+                access_token = await tx.grants.access_token(held.connection)
+            told.append(await self._ended(held, refresh_token, access_token))
+        return max(told, key=_FROM_BEST.index)
+
+    async def _ended(self, held: Holdings, refresh_token: Secret | None, access_token: Secret) -> Revocation:
         rule = held.spec.revocation
+        refresh, access = (refresh_token, "refresh_token"), (access_token, "access_token")
         if rule is not None:  # a way of its own: one token ends the whole grant
-            if rule.token == "refresh_token" and refresh_token is not None:
-                await self._revoke(held, refresh_token, "refresh_token")
-            else:
-                await self._revoke(held, access_token, "access_token")
+            first, second = (refresh, access) if rule.token == "refresh_token" else (access, refresh)
+            ended = await self._revoked(held, *first) or await self._revoked(held, *second)
+            return Revocation.CONFIRMED if ended else Revocation.NOT_SUPPORTED
+        grant_ended = await self._revoked(held, *refresh)
+        access_ended = await self._revoked(held, *access)
+        if grant_ended or (access_ended and refresh_token is None):
             return Revocation.CONFIRMED
-        if refresh_token is not None:
-            await self._revoke(held, refresh_token, "refresh_token")
-        await self._revoke(held, access_token, "access_token")
-        return Revocation.CONFIRMED
+        return Revocation.ACCESS_TOKEN_ONLY if access_ended else Revocation.NOT_SUPPORTED
 
     async def _late_tokens(self, held: Holdings) -> list[TokenSet]:
         async with self._store.read() as tx:
             found = await tx.late_answers.of(held.connection.tenant, held.connection.id)
             return [await tx.late_answers.tokens(late) for late in found]
 
-    async def _revoke(self, held: Holdings, token: Secret, hint: str) -> None:
-        """200 means done, also for an unknown token; 503 means still live (RFC 7009 section 2.2)."""
-        reply = await self._sender.revoke(held.spec, held.endpoints, held.client, token=token, hint=hint)
-        read_revocation(held.spec, reply)
+    async def _revoked(self, held: Holdings, token: Secret | None, hint: str) -> bool:
+        """False when there is no such token, or the provider revokes none of its kind.
 
-    async def _failed(self, order: RevokeGrant, failure: Failure) -> None:
+        200 means done, also for an unknown token; 503 means still live (RFC 7009 section 2.2).
+        """
+        if token is None:
+            return False
+        reply = await self._sender.revoke(held.spec, held.endpoints, held.client, token=token, hint=hint)
+        if revokes_no_such_token(held.spec, reply):
+            return False
+        read_revocation(held.spec, reply)
+        return True
+
+    async def _failed(self, order: RevokeGrant, failure: Failure) -> RevocationNews:
+        news = revocation_news(failure)
+        if failure.code is Code.REFRESH_PENDING:
+            return news  # nothing was tried yet
+
         async def note(tx: Tx) -> None:
             await record(tx, order, AuditAction.REVOCATION_FAILED, self._clock.now(), reason=failure.code)
 
         await settled(self._store, note)
+        return news
 
     async def _done(self, order: RevokeGrant, how: Revocation) -> RevocationNews:
         async def done(tx: Tx) -> RevocationNews:
@@ -132,9 +159,13 @@ class RevocationActivities(ProviderActivities):
             attempt = await open_attempt(tx, current)
             if attempt is not None:
                 await tx.attempts.close(attempt, Outcome.SUPERSEDED, now)
-            await tx.connections.replace(current.revocation_ended(how, now), expected=current.revision)
-            await tx.grants.shred(order.tenant, order.connection_id)
-            await record(tx, order, AuditAction.REVOKED, now, how=how)
+            asked = current if current.state is State.REVOKING else current.revoke_asked(_FORGOTTEN, now)
+            await tx.connections.replace(asked.revocation_ended(how, now), expected=current.revision)
+            destroyed = await tx.grants.shred(order.tenant, order.connection_id)
+            said = {"how": how, "keys_destroyed": destroyed}
+            if attempt is not None:  # a token that came with it was never seen, and so never revoked
+                said["answer_lost"] = attempt.id
+            await record(tx, order, AuditAction.REVOKED, now, **said)
             return RevocationNews(revocation=how)
 
         return await settled(self._store, done)

@@ -63,6 +63,11 @@ def read_revocation(spec: ProviderSpec, reply: RawReply) -> None:
         raise refusal(spec, reply, error)
 
 
+def revokes_no_such_token(spec: ProviderSpec, reply: RawReply) -> bool:
+    """Whether the provider says that it can't revoke this kind of token (RFC 7009 section 2.2.1)."""
+    return reply.status == 400 and _quiet_error(spec, reply) == "unsupported_token_type"
+
+
 def read_introspection(spec: ProviderSpec, reply: RawReply) -> bool:
     """Whether the token is active: only the JSON boolean true says so (RFC 7662 section 2.2)."""
     _refuse_failures(spec, reply, (200,))

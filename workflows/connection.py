@@ -289,6 +289,8 @@ class ConnectionWorkflow:
             reason=life.reason,
             repairer=FAILURES[life.reason].repairer if life.reason else None,
             failures=life.failures,
+            failed=life.failed,
+            failing_since=life.failing_since,
         )
 
     # --- small parts ------------------------------------------------------------------

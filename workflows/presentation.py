@@ -25,6 +25,8 @@ def details(start: ConnectionStart, life: Life, due: Wake | None) -> str:
         lines.append(f"- `{life.reason}`: {rule.meaning} To repair ({rule.repairer}): {rule.repair}")
     if life.failures:
         lines.append(f"- failures in a row: {life.failures}")
+    if life.failed is not None and life.failing_since is not None:
+        lines.append(f"- revoking fails since {life.failing_since.isoformat()}, last with `{life.failed}`")
     if life.revocation is not None:
         lines.append(f"- revocation: {life.revocation}")
     return "\n".join(lines)

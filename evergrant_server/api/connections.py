@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from evergrant_server import audit
 from evergrant_server.api.authentication import Caller
 from evergrant_server.api.device_codes import device_of, with_device
 from evergrant_server.api.establishing import Establishing, Opened, Wanted
@@ -14,10 +15,11 @@ from evergrant_server.api.idempotency import Answer, Once
 from evergrant_server.api.parts import Parts
 from evergrant_server.api.shapes import ConnectionBody
 from evergrant_server.api.transactions import committed
-from evergrant_server.api.views import ConnectionView, LiveView, Page
+from evergrant_server.api.views import ConnectionView, LiveView, Page, RevokingView
 from evergrant_server.core.access import Action
+from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.errors import Failure
+from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.flow import Target
 from evergrant_server.policy import decide, reaches
 from evergrant_server.store import Tx
@@ -33,10 +35,23 @@ _LIVE_S = 2.0  # how long one waits that asks for nothing else
 async def view_of(tx: Tx, connection: Connection, opened: Opened | None = None) -> ConnectionView:
     grant = await tx.grants.get(connection.tenant, connection.id)
     view = ConnectionView.of(connection, grant)
+    if connection.state is State.REVOKING:
+        view = view.model_copy(update={"revoking": await _revoking(tx, connection)})
     if opened is None or opened.consent is None:
         return view
     link = {"connect_url": opened.url, "connect_expires_at": opened.consent.expires_at}
     return view.model_copy(update=link)
+
+
+async def _revoking(tx: Tx, connection: Connection) -> RevokingView:
+    """From the audit log, which knows it also while Temporal is away."""
+    asked = await audit.newest(tx, connection.tenant, connection.id, AuditAction.REVOKE_ASKED)
+    failed = await audit.newest(tx, connection.tenant, connection.id, AuditAction.REVOCATION_FAILED)
+    return RevokingView(
+        since=asked.at if asked else None,
+        failure=Code(failed.detail["reason"]) if failed else None,
+        failed_at=failed.at if failed else None,
+    )
 
 
 @router.post(

@@ -48,6 +48,8 @@ class LiveView(View):
     failures: int
     next_step: str
     next_at: datetime | None
+    failed: Code | None = None
+    failing_since: datetime | None = None
 
     @classmethod
     def of(cls, said: Description) -> "LiveView":
@@ -75,9 +77,18 @@ class DeviceView(View):
         return cls(**device.model_dump(include=set(cls.model_fields)))
 
 
+class RevokingView(View):
+    """How far a revocation is that the provider hasn't confirmed. `failure` is what the last try met."""
+
+    since: datetime | None
+    failure: Code | None
+    failed_at: datetime | None
+
+
 class ConnectionView(View):
     """`expires_at` is the access token's; right after `POST /v1/connections` it is the link's.
 
+    `revoking` is there while the provider hasn't confirmed a revocation yet.
     `live` and `differs` are null unless they were asked for and the workflow answered.
     """
 
@@ -106,6 +117,7 @@ class ConnectionView(View):
     connect_url: str | None = None
     connect_expires_at: datetime | None = None
     device: DeviceView | None = None
+    revoking: RevokingView | None = None
     live: LiveView | None = None
     differs: tuple[str, ...] | None = None
 

@@ -6,7 +6,7 @@ told. Doesn't own the tables (store), what is worth recording (its callers) or t
 (`core.audit`, `core.events`).
 """
 
-from evergrant_server.audit.chain import append, page, page_cursor
+from evergrant_server.audit.chain import append, newest, page, page_cursor
 from evergrant_server.audit.leases import LeaseClaim, LeaseLedger, Stale
 from evergrant_server.audit.marks import holds_mark, newest_mark
 from evergrant_server.audit.publishing import tell, wake
@@ -19,6 +19,7 @@ __all__ = [
     "Verdict",
     "append",
     "holds_mark",
+    "newest",
     "newest_mark",
     "page",
     "page_cursor",

@@ -77,6 +77,15 @@ async def page(
     return [_record_of(row) for row in await every(tx.connection, query.order_by(*order).limit(limit))]
 
 
+async def newest(tx: Tx, tenant: Tenant, object: str, action: AuditAction) -> AuditRecord | None:
+    """The last record of this action about an object, or None."""
+    mine = where(AuditRow, tenant=tenant, object=object, action=action.value)
+    found = await every(
+        tx.connection, select(AuditRow).where(mine).order_by(col(AuditRow.at).desc()).limit(1)
+    )
+    return _record_of(found[0]) if found else None
+
+
 def page_cursor(record: AuditRecord) -> str:
     """The opaque cursor of the page that begins after this record."""
     position = [record.at.isoformat(), record.lane, record.seq]

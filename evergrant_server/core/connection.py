@@ -43,7 +43,8 @@ class Revocation(StrEnum):
     """How `revoked` was reached; said with the state, so that nobody reads more into it."""
 
     CONFIRMED = "confirmed"  # the provider answered as RFC 7009 section 2.2 asks
-    NOT_SUPPORTED = "not_supported"  # the provider is declared to have no revocation endpoint
+    ACCESS_TOKEN_ONLY = "access_token_only"  # it revokes no refresh token: what it keeps may live on there
+    NOT_SUPPORTED = "not_supported"  # the provider has no revocation endpoint, or it revokes none of ours
     NOTHING_HELD = "nothing_held"  # no token was ever installed
 
 

@@ -270,13 +270,18 @@ def _revocation_tried(life: Life, it: Happening, now: datetime, rules: Rules, sh
         changes = {
             "state": moved(life.state, Move.REVOCATION_ENDED),
             "revocation": news.revocation,
+            "failed": None,
+            "failing_since": None,
             "retry_at": None,
         }
         return Step(life.model_copy(update=changes))
     failures = life.failures + 1
     capped = rules.model_copy(update={"longest_backoff": rules.longest_revocation_backoff})
     again = retry_at(now, failures, news.failure or Code.INTERNAL, news.retry_after, capped, share)
-    return Step(life.model_copy(update={"failures": failures, "retry_at": again}))
+    changes = {"failures": failures, "retry_at": again}
+    if news.failure is not Code.REFRESH_PENDING:  # which only waits for a token, to revoke that too
+        changes |= {"failed": news.failure, "failing_since": life.failing_since or now}
+    return Step(life.model_copy(update=changes))
 
 
 def _refresh_now(life: Life, now: datetime) -> Step:

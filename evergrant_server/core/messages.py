@@ -91,6 +91,8 @@ class Life(Message):
     consent_deadline: datetime | None = None
     leased: bool = True  # False: this generation was looked at and nobody had leased it
     failures: int = 0  # refreshes or revocations failed in a row
+    failed: Code | None = None  # what the last of these revocations met
+    failing_since: datetime | None = None  # the first of them
     retry_at: datetime | None = None
     reason: Code | None = None
     refusal: Code | None = None  # why the last thing that was asked could not be done
@@ -303,6 +305,8 @@ class Description(Message):
     reason: Code | None
     repairer: Repairer | None
     failures: int
+    failed: Code | None = None  # what the last try to revoke met
+    failing_since: datetime | None = None  # when the first of these tries failed
 
 
 # --- activities -------------------------------------------------------------------------

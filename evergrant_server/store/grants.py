@@ -94,9 +94,12 @@ class Grants:
         """The newest id token, or None. Raises Failure KEY_UNAVAILABLE without the refresh lane."""
         return await self._open(Lane.REFRESH, connection, chain, ID_TOKEN)
 
-    async def shred(self, tenant: Tenant, connection_id: ConnectionId) -> None:
-        """Destroy the connection's keys and every sealed column of it; facts stay."""
-        await self._seals.destroy(tenant, connection_id)
+    async def shred(self, tenant: Tenant, connection_id: ConnectionId) -> int:
+        """Destroy the connection's keys, of every lane, and every sealed column of it; facts stay.
+
+        Says how many keys there were.
+        """
+        destroyed = await self._seals.destroy(tenant, connection_id)
         await Marks(self._connection, self._seals.ring).forget(tenant, connection_id)
         mine = {"tenant": tenant, "connection_id": connection_id}
         empty: Values = {
@@ -112,6 +115,7 @@ class Grants:
         await LateAnswers(self._connection, self._seals).drop(tenant, connection_id)
         consents: Values = dict.fromkeys(columns)
         await self._connection.execute(update(ConsentRow).where(where(ConsentRow, **mine)).values(consents))
+        return destroyed
 
     async def _put(self, values: Values, old: Mapping[str, Any] | None) -> None:
         key = {name: values[name] for name in ("tenant", "connection_id", "chain")}

@@ -127,10 +127,11 @@ class Seals:
         key = self._unwrapped(place.tenant, lane, rows)
         return open_sealed(key, place, sealed)
 
-    async def destroy(self, tenant: str, connection_id: str) -> None:
+    async def destroy(self, tenant: str, connection_id: str) -> int:
         """Delete the connection's keys: whatever they sealed, here or in a backup's rows, is gone."""
         keys = where(KeyRow, tenant=tenant, connection_id=connection_id)
-        await self._connection.execute(delete(KeyRow).where(keys, col(KeyRow.connection_id) != NOBODY))
+        gone = delete(KeyRow).where(keys, col(KeyRow.connection_id) != NOBODY)
+        return (await self._connection.execute(gone)).rowcount
 
     async def _current(self, lane: Lane, connection_id: str, place: Place) -> SealingKey:
         if not self.ring.holds(lane):

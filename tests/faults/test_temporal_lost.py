@@ -79,10 +79,12 @@ async def started(platform: RunningPlatform) -> int:
     return int(told[1])
 
 
-async def add_connections(store: Store, integration: Integration, idp: ScriptedProvider) -> None:
-    """Each with a first grant, its access token over."""
+async def add_connections(
+    store: Store, integration: Integration, idp: ScriptedProvider, many: int = MANY, age_s: float = 3600
+) -> None:
+    """Each with a first grant, its access token over unless it is younger."""
     now = datetime.now(UTC)
-    for number in range(MANY):
+    for number in range(many):
         connection = Connection(
             tenant=TENANT, id=ConnectionId(new_id("con")), integration_id=integration.id,
             integration=integration.name, provider=integration.provider, subject=f"user-{number}",
@@ -92,10 +94,12 @@ async def add_connections(store: Store, integration: Integration, idp: ScriptedP
         reply = idp.grant()
         tokens = TokenSet(
             access_token=Secret(reply["access_token"]), refresh_token=Secret(reply["refresh_token"]),
-            expires_in=60, scopes=("read",),
+            expires_in=600, scopes=("read",),
         )  # fmt: skip
         after = connection.granted(now)
-        grant = Grant.from_tokens(tokens, generation=1, requested=("read",), at=now - timedelta(hours=1))
+        grant = Grant.from_tokens(
+            tokens, generation=1, requested=("read",), at=now - timedelta(seconds=age_s)
+        )
         async with store.write() as tx:
             await tx.connections.add(connection)
             await tx.grants.install(after, tokens, grant, expected=1)

@@ -124,3 +124,43 @@ async def test_an_outage_of_a_day_costs_a_handful_of_calls():
     with_outage = await one_year("on_demand", idle_s=2 * 86_400.0, leased=True, outage=range(10, 11))
     without = await one_year("on_demand", idle_s=2 * 86_400.0, leased=True)
     assert with_outage - without <= 65
+
+
+class DaysDown(Year):
+    """The provider's revocation endpoint is down for five days."""
+
+    async def _answer(self, name: m.ActivityName, order: Any, default: Callable[[], Any]) -> Any:
+        up_again = await self._env.get_current_time() - self._begin >= timedelta(days=5)
+        if name == m.ActivityName.REVOKE_GRANT and not up_again:
+            self.answers[name] = [m.RevocationNews(failure=Code.PROVIDER_UNREACHABLE)]
+        return await super()._answer(name, order, default)
+
+
+@pytest.mark.parametrize("rules", RULES)
+async def test_a_revocation_outlasts_five_days_without_the_provider(rules: int):
+    """Never given up, at most once an hour, and what fails and since when is said all along."""
+    async with skipping_time(data_converter=pydantic_data_converter) as env:
+        await prepare_search_attributes(env)
+        begin = await env.get_current_time()
+        scripted = DaysDown(env, begin, range(0), leased=False, idle_s=None)
+        start = a_start(policy="on_demand", consent_deadline=begin + timedelta(hours=1))
+        start = start.model_copy(update={"rules": rules})
+        async with a_worker(env.client, scripted, "days"):
+            handle = await env.client.start_workflow(
+                m.CONNECTION_WORKFLOW, start, id=workflow_id(start.tenant, start.connection_id),
+                task_queue="days", result_type=m.Ended,
+            )  # fmt: skip
+            await handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
+            await handle.signal(m.SIGNAL_REVOKE, m.Revoke(reason="left", asked=ASKED))
+            await env.sleep(timedelta(days=3))
+            life = Life(env.client.get_workflow_handle(handle.id, result_type=m.Ended), scripted, start)
+            said = await life.describe()
+            assert (said.state, said.failed) == (State.REVOKING, Code.PROVIDER_UNREACHABLE)
+            assert said.failing_since is not None
+            assert said.failing_since - begin < timedelta(minutes=1)
+            assert said.next_at is not None
+            await env.sleep(timedelta(days=2, hours=2))
+            assert (await life.describe()).state is State.REVOKED
+            tries = scripted.count(m.ActivityName.REVOKE_GRANT)
+            assert 5 * 24 * 0.7 < tries < 5 * 24 * 1.4 + 12
+            print(f"rules {rules}: {tries} tries")

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         LeaseLeak,
         Live,
         Provider,
+        Revoking,
         State,
     )
     from evergrant.sync_client import Evergrant
@@ -60,6 +61,7 @@ __all__ = [
     "Provider",
     "ProviderUnavailable",
     "ReconnectNeeded",
+    "Revoking",
     "State",
     "Unreachable",
 ]
@@ -75,6 +77,7 @@ _MODELS = frozenset(
         "LeaseLeak",
         "Live",
         "Provider",
+        "Revoking",
         "State",
     }
 )

@@ -113,6 +113,7 @@ class Connection:
     `reason` is a failure code and `repairer` who has to act, both None while all is well.
     `expires_at` is the access token's; in the answer to `connect` it is the link's, as the server
     says it. `connect_url` and `connect_expires_at` are there after `connect` and `reauthorize`.
+    `revoking` is there while the provider hasn't confirmed a revocation yet.
     `live` is there when it was asked for and the workflow answered; `differs` names the members
     that it says otherwise.
     """
@@ -136,6 +137,7 @@ class Connection:
     differs: tuple[str, ...] = ()
     flow: str = "authorization_code"
     device: "DeviceCode | None" = None
+    revoking: "Revoking | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,15 @@ class DeviceCode:
     verification_uri: str
     verification_uri_complete: str | None
     expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Revoking:
+    """How far a revocation is. `failure` is the code that the last try met, at `failed_at`."""
+
+    since: datetime | None
+    failure: str | None
+    failed_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)

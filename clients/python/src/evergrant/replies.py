@@ -27,6 +27,7 @@ from evergrant.models import (
     Lease,
     Live,
     Provider,
+    Revoking,
     State,
 )
 
@@ -190,6 +191,7 @@ def _connection(item: Fields) -> Connection:
         differs=item.texts("differs") if item.members.get("differs") is not None else (),
         flow=item.text_or_none("flow") or "authorization_code",
         device=_device(item.mapping("device")) if item.members.get("device") is not None else None,
+        revoking=_revoking(item.mapping("revoking")) if item.members.get("revoking") is not None else None,
     )
 
 
@@ -200,6 +202,15 @@ def _device(said: Mapping[str, object]) -> DeviceCode:
         verification_uri=item.text("verification_uri"),
         verification_uri_complete=item.text_or_none("verification_uri_complete"),
         expires_at=item.time("expires_at"),
+    )
+
+
+def _revoking(said: Mapping[str, object]) -> Revoking:
+    item = Fields(said, "revocation")
+    return Revoking(
+        since=item.time_or_none("since"),
+        failure=item.text_or_none("failure"),
+        failed_at=item.time_or_none("failed_at"),
     )
 
 

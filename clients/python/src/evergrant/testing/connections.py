@@ -121,6 +121,8 @@ def live(it: FakeConnection) -> dict[str, object]:
         "failures": 0,
         "next_step": "refresh due" if it.state is State.ACTIVE else "wait",
         "next_at": stamp(it.expires_at),
+        "failed": None,
+        "failing_since": None,
     }
 
 
