@@ -185,6 +185,9 @@ async def test_a_cancelled_run_is_followed_by_another(place: Installation, idp: 
             while (now := await handle.describe()).run_id == before:
                 await asyncio.sleep(0.05)
         assert now.status is WorkflowExecutionStatus.RUNNING
+        ended = place.parts.client.get_workflow_handle(handle.id, run_id=before)
+        # by itself, not by the schedule that finds what was cancelled
+        assert (await ended.describe()).status is WorkflowExecutionStatus.CONTINUED_AS_NEW
     assert (await place.ensure_fresh(connection, 1)).generation == 2
 
 
