@@ -19,6 +19,7 @@ from evergrant_server.core.flow import Flow
 from evergrant_server.core.ids import ConsentId
 from evergrant_server.core.late import not_verified, to_verify, verify_at
 from evergrant_server.core.messages import Event, GrantNews, Happening, Life, Wish
+from evergrant_server.core.revoking import revoking_goes_on
 from evergrant_server.core.schedule import RefreshPolicy, Rules, ask_at, forced_at, retry_at
 from evergrant_server.core.waking import Wake, due, earliest, end_of, same_end, settles_at, wake
 
@@ -263,25 +264,9 @@ def _revoke_asked(life: Life, it: Happening, now: datetime, rules: Rules, share:
 
 
 def _revocation_tried(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
-    news = it.revocation
-    if news is None:  # it is written; now the provider
+    if it.revocation is None:  # it is written; now the provider
         return Step(life, Do.REVOKE)
-    if news.revocation is not None:
-        changes = {
-            "state": moved(life.state, Move.REVOCATION_ENDED),
-            "revocation": news.revocation,
-            "failed": None,
-            "failing_since": None,
-            "retry_at": None,
-        }
-        return Step(life.model_copy(update=changes))
-    failures = life.failures + 1
-    capped = rules.model_copy(update={"longest_backoff": rules.longest_revocation_backoff})
-    again = retry_at(now, failures, news.failure or Code.INTERNAL, news.retry_after, capped, share)
-    changes = {"failures": failures, "retry_at": again}
-    if news.failure is not Code.REFRESH_PENDING:  # which only waits for a token, to revoke that too
-        changes |= {"failed": news.failure, "failing_since": life.failing_since or now}
-    return Step(life.model_copy(update=changes))
+    return Step(revoking_goes_on(life, it.revocation, now, rules, share))
 
 
 def _refresh_now(life: Life, now: datetime) -> Step:
