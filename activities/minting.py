@@ -15,12 +15,15 @@ from activities.holdings import Holdings
 from activities.records import closed, connection_of, record, settled
 from activities.renewal import by_minting, minted
 from activities.single_use import Ending, Use
-from activities.transfer import end_consent
+from activities.subject_tokens import subject_token_of
+from activities.transfer import end_consent, install_import
 from evergrant_server.core.attempt import AttemptKind, Outcome
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import State
-from evergrant_server.core.consent import Consent, ConsentStatus
+from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.errors import Failure, Retry
+from evergrant_server.core.flow import Flow
+from evergrant_server.core.grant import TokenSet
 from evergrant_server.core.messages import ActivityName, GrantNews, MintGrant
 from evergrant_server.store import Tx
 
@@ -35,6 +38,8 @@ class MintActivities(ConsentActivities):
             try:
                 consent = await self._consent(order)
                 held = await self._holder.take(order.tenant, order.connection_id)
+                if consent.kind is ConsentKind.IMPORT:  # a credential that somebody brought
+                    return await install_import(self._store, self._clock, order, held, consent)
                 return await self._ended(consent, held) or await self._either_secret.asked(
                     order, held, partial(self._mint, order, consent)
                 )
@@ -46,7 +51,8 @@ class MintActivities(ConsentActivities):
                 return news
 
     async def _mint(self, order: MintGrant, consent: Consent, held: Holdings) -> GrantNews:
-        renewal = by_minting(self._sender, self._clock, held, consent.scopes)
+        exchanged = await subject_token_of(self._store, self._clock, order.asked, held, consent)
+        renewal = by_minting(self._sender, self._clock, held, consent.scopes, exchanged)
         use = await self._single_use.begin(
             AttemptKind.MINT, held.connection, renewal.rules, token_valid=False, credential=consent.id
         )
@@ -66,9 +72,20 @@ class MintActivities(ConsentActivities):
     ) -> Ending[GrantNews]:
         return Ending(
             judge=lambda reply: minted(held, reply, consent.scopes, came_at()),
-            commit=partial(self._install, order, held, consent),
+            commit=partial(self._install_minted, order, held, consent),
             settle=partial(self._settle_mint, order, held),
         )
+
+    async def _install_minted(
+        self, order: MintGrant, held: Holdings, consent: Consent, use: Use, tokens: TokenSet
+    ) -> GrantNews:
+        """A token that was brought to be exchanged stays, where refresh tokens are: the next one is
+        made from it too."""
+        if held.connection.flow is Flow.TOKEN_EXCHANGE and held.connection.source is None:
+            async with self._store.read() as tx:
+                brought = (await tx.consents.tokens(consent)).access_token
+            tokens = tokens.model_copy(update={"refresh_token": brought})
+        return await self._install(order, held, consent, use, tokens)
 
     async def _settle_mint(
         self, order: MintGrant, held: Holdings, use: Use, failure: Failure, outcome: Outcome | None

@@ -17,6 +17,7 @@ from activities.provider_activities import ProviderActivities
 from activities.records import closed, connection_of, record, settled
 from activities.renewal import Renewal, by_minting, by_refresh_token, renewed
 from activities.single_use import Ending, SingleUse, Use, open_attempt
+from activities.subject_tokens import subject_token_of
 from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.core.attempt import AttemptKind, Outcome
 from evergrant_server.core.audit import AuditAction
@@ -83,7 +84,7 @@ class RefreshActivities(ProviderActivities):
 
     async def _refresh(self, order: RefreshGrant, held: Holdings) -> GrantNews:
         assert held.grant is not None
-        renewal = await self._renewal(held)
+        renewal = await self._renewal(order, held)
         if renewal is None:
             return await self._out_of_tokens(order, held)
         async with self._circuits.passing(held.integration, held.definition_id) as passage:
@@ -112,10 +113,12 @@ class RefreshActivities(ProviderActivities):
         )
         return await metrics.refresh_measured(held.spec.name, spending)
 
-    async def _renewal(self, held: Holdings) -> Renewal | None:
+    async def _renewal(self, order: RefreshGrant, held: Holdings) -> Renewal | None:
         """What the next token is made from; None when there is nothing."""
         if held.connection.flow.mints:
-            return by_minting(self._sender, self._clock, held, held.connection.requested_scopes)
+            exchanged = await subject_token_of(self._store, self._clock, order.asked, held)
+            scopes = held.connection.requested_scopes
+            return by_minting(self._sender, self._clock, held, scopes, exchanged)
         async with self._store.read() as tx:
             token = await tx.grants.refresh_token(held.connection)
         if token is None or not held.spec.refresh_supported:

@@ -6,11 +6,12 @@ from datetime import datetime
 from activities.holdings import Holdings
 from activities.single_use import Send
 from evergrant_server.core.clock import Clock
+from evergrant_server.core.flow import Flow
 from evergrant_server.core.grant import TokenSet
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
 from providers.flows import Sender
-from providers.minting import Minting, mint_request
+from providers.minting import Minting, mint_request, read_exchanged
 from providers.replies import read_tokens
 from providers.reply import RawReply
 
@@ -45,7 +46,13 @@ def by_refresh_token(sender: Sender, held: Holdings, token: Secret) -> Renewal:
     )
 
 
-def by_minting(sender: Sender, clock: Clock, held: Holdings, scopes: tuple[str, ...]) -> Renewal:
+def by_minting(
+    sender: Sender,
+    clock: Clock,
+    held: Holdings,
+    scopes: tuple[str, ...],
+    subject_token: Secret | None = None,
+) -> Renewal:
     """Ask again as at first: nothing is spent, so an answer that was lost costs another request."""
     connection = held.connection
     asked = Minting(
@@ -54,6 +61,7 @@ def by_minting(sender: Sender, clock: Clock, held: Holdings, scopes: tuple[str, 
         subject=connection.subject,
         params=held.integration.params,
         at=clock.now(),
+        subject_token=subject_token,
     )
     request = mint_request(held.spec, connection.flow, held.endpoints, held.client, asked)
     return Renewal(
@@ -72,5 +80,8 @@ def renewed(held: Holdings, reply: RawReply, came_at: datetime) -> TokenSet:
 def minted(held: Holdings, reply: RawReply, scopes: tuple[str, ...], came_at: datetime) -> TokenSet:
     """The tokens of a minting, without a refresh token: one more secret, which nothing needs
     (RFC 6749 section 4.4.3). Pure. Raises as `read_tokens`."""
-    tokens = read_tokens(held.spec, reply, requested_scopes=scopes, refreshing=False, now=came_at)
+    if held.connection.flow is Flow.TOKEN_EXCHANGE:
+        tokens = read_exchanged(held.spec, reply, requested_scopes=scopes, now=came_at)
+    else:
+        tokens = read_tokens(held.spec, reply, requested_scopes=scopes, refreshing=False, now=came_at)
     return tokens.model_copy(update={"refresh_token": None, "refresh_expires_in": None})

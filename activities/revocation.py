@@ -97,14 +97,16 @@ class RevocationActivities(ProviderActivities):
         late = await self._late_tokens(held)
         if held.grant is None and not late:
             return Revocation.NOTHING_HELD
-        if held.endpoints.revocation_endpoint is None:
-            return Revocation.NOT_SUPPORTED
+        if held.endpoints.revocation_endpoint is None or held.connection.flow.static:
+            return Revocation.NOT_SUPPORTED  # a key that somebody brought is theirs to take back
         # late ones are not believed, and perhaps alive all the same
         told = [await self._ended(held, it.refresh_token, it.access_token) for it in late]
         if held.grant is not None:
             async with self._store.read() as tx:
                 refresh_token = await tx.grants.refresh_token(held.connection)
                 access_token = await tx.grants.access_token(held.connection)
+            if held.connection.flow.mints:
+                refresh_token = None  # what was brought to be exchanged is not ours to end
             told.append(await self._ended(held, refresh_token, access_token))
         return max(told, key=_FROM_BEST.index)
 

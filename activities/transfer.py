@@ -24,6 +24,7 @@ from evergrant_server.core.messages import (
     ExportPage,
     ExportProgress,
     GrantNews,
+    MintGrant,
 )
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import Recipient
@@ -33,7 +34,7 @@ PAGE = 100  # connections looked at in one transaction
 
 
 async def install_import(
-    store: Store, clock: Clock, order: ExchangeCode, held: Holdings, consent: Consent
+    store: Store, clock: Clock, order: ExchangeCode | MintGrant, held: Holdings, consent: Consent
 ) -> GrantNews:
     """Move an import's tokens from the intake lane into the connection's own lanes.
 

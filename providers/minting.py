@@ -3,21 +3,29 @@
 Each is a form for the token endpoint; `flows` sends it and `replies` judges what comes back.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from evergrant_server.core.access import Endpoints
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.flow import Flow, Target
+from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.secret import Secret
 from providers.assertions import signed
 from providers.client import OAuthClient
 from providers.dialects import filled_params
+from providers.replies import read_tokens
+from providers.reply import RawReply
 from providers.resolve import checked_params
 from providers.spec import PLACEHOLDER, ProviderSpec
-from providers.spec_request import ClientCredentialsGrant, JwtBearerGrant
+from providers.spec_request import ClientCredentialsGrant, JwtBearerGrant, TokenExchangeGrant
+from providers.verdicts import body_of, unreadable
 from providers.wire import Dialect
 
+TOKEN_EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
+ACCESS_TOKEN_TYPE = "urn:ietf:params:oauth:token-type:access_token"
+_USABLE_TYPES = (ACCESS_TOKEN_TYPE, "urn:ietf:params:oauth:token-type:jwt")
 JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 
 
@@ -30,6 +38,7 @@ class Minting:
     subject: str
     params: Mapping[str, str]
     at: datetime
+    subject_token: Secret | None = None  # what is exchanged
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,9 @@ def mint_request(
         case Flow.JWT_BEARER:
             assertion = {"assertion": _assertion(spec, endpoints, client, asked)}
             return _request(spec, endpoints, client, asked, JWT_BEARER, {}, assertion)
+        case Flow.TOKEN_EXCHANGE:
+            rule = spec.token_exchange or TokenExchangeGrant()
+            return _request(spec, endpoints, client, asked, TOKEN_EXCHANGE, rule.params, _exchanged(asked))
         case _:
             detail = f"{flow.value} needs somebody who consents"
             raise Failure(Code.INVALID_REQUEST, detail, field="flow", provider=spec.name)
@@ -87,6 +99,33 @@ def _request(
         headers=spec.token_request_headers,
     )
     return TokenRequest(endpoints.token_endpoint, grant_type, dialect)
+
+
+def _exchanged(asked: Minting) -> dict[str, str]:
+    """The token that is exchanged, and of what type it is (RFC 8693 section 2.1)."""
+    if asked.subject_token is None:
+        raise Failure(Code.CLIENT_REJECTED, "there is no token to exchange", field="subject_token")
+    return {
+        "subject_token": asked.subject_token.reveal(),
+        "subject_token_type": asked.target.subject_token_type or ACCESS_TOKEN_TYPE,
+        "requested_token_type": ACCESS_TOKEN_TYPE,
+    }
+
+
+def read_exchanged(
+    spec: ProviderSpec, reply: RawReply, *, requested_scopes: Sequence[str], now: datetime
+) -> TokenSet:
+    """The token of an exchange, when it is one that opens an API (RFC 8693 section 2.2.1). Pure.
+
+    Raises as `read_tokens`; REPLY_UNREADABLE without an `issued_token_type`, or for another one:
+    what was issued instead may be anything, and would be sent about as a bearer token.
+    """
+    tokens = read_tokens(spec, reply, requested_scopes=requested_scopes, refreshing=False, now=now)
+    issued = body_of(spec, reply).get("issued_token_type")
+    if issued not in _USABLE_TYPES:
+        known = "no issued_token_type" if issued is None else "an issued_token_type that is no access token"
+        raise unreadable(spec, reply, known)
+    return tokens
 
 
 def _assertion(spec: ProviderSpec, endpoints: Endpoints, client: OAuthClient, asked: Minting) -> str:

@@ -173,6 +173,8 @@ class ProviderSpec(
 
     def require_usable(self, flow: Flow = Flow.AUTHORIZATION_CODE) -> None:
         """Raise Failure INVALID_REQUEST when this flow can't honour this definition."""
+        if flow.static:
+            return  # nothing is ever asked of the provider
         if flow.value not in self.auth_modes:
             raise self._unusable(flow, "auth_modes", f"speaks {', '.join(self.auth_modes)}")
         for field, (needed, why) in self._beyond().items():

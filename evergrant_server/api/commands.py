@@ -18,6 +18,7 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.flow import Flow
 from evergrant_server.core.messages import SIGNAL_REVOKE, Asked, Revoke
 from evergrant_server.store import Tx
 
@@ -103,6 +104,8 @@ async def _ask_again(
     require_ready(integration)
     before = connection.requested_scopes or None
     scopes = await establishing.scopes(tx, integration, connection.subject, wanted.scopes or before)
+    if connection.flow.static or (connection.flow is Flow.TOKEN_EXCHANGE and connection.source is None):
+        raise Failure(Code.INVALID_REQUEST, "Revoke it, and begin one with the new credential.", field="flow")
     if connection.flow.mints:
         consent, url = await mint(tx, connection, scopes, establishing.asked, parts.clock.now()), None
     else:

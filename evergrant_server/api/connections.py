@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from evergrant_server import audit
 from evergrant_server.api.authentication import Caller
+from evergrant_server.api.brought import check_brought, static_tokens
 from evergrant_server.api.device_codes import device_of, with_device
 from evergrant_server.api.establishing import Establishing, Opened, Wanted
 from evergrant_server.api.guards import Asking, By, IdempotencyKey, With, visible_connection
@@ -20,9 +21,12 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.flow import Target
+from evergrant_server.core.flow import Flow, Target
+from evergrant_server.core.ids import ConnectionId
+from evergrant_server.core.imports import ImportedTokens
 from evergrant_server.policy import decide, reaches
 from evergrant_server.store import Tx
+from providers.spec import ProviderSpec
 
 router = APIRouter(tags=["connections"])
 
@@ -69,7 +73,8 @@ async def start(
     key: IdempotencyKey = None,
 ) -> Response:
     """Start a connection, or get the one there is. Send the subject to `connect_url`."""
-    once = Once(request, caller, key, body)
+    without = {"subject_token": None, "credential": None}
+    once = Once(request, caller, key, body.model_copy(update=without))  # no hash of a secret
     wanted = Wanted(
         body.integration,
         body.subject,
@@ -77,13 +82,21 @@ async def start(
         body.scopes,
         body.return_to,
         flow=body.flow,
-        target=Target(resources=body.resources, audience=body.audience),
+        target=Target(
+            resources=body.resources,
+            audience=body.audience,
+            subject_token_type=body.subject_token_type,
+        ),
+        source=None if body.source is None else ConnectionId(body.source),
+        brought=lambda spec, flow: _brought(spec, flow, body),
     )
 
     async def begin(tx: Tx) -> Answer:
         recalled = await once.recall(tx)
         if recalled is not None:
             return recalled
+        if body.source is not None:  # its token is used: whoever may have it may have this
+            await visible_connection(tx, caller, body.source, Action.TOKEN)
         opened = await Establishing(parts, caller, asked).connect(tx, wanted)
         view = await view_of(tx, opened.connection, opened)
         if opened.consent is not None:
@@ -165,6 +178,15 @@ async def shown(
     if live:
         return await _with_live(parts, connection, view)
     return view.model_copy(update=await _next(parts, connection))
+
+
+def _brought(spec: ProviderSpec, flow: Flow, body: ConnectionBody) -> ImportedTokens | None:
+    check_brought(flow, body)
+    if body.credential is not None:
+        return static_tokens(spec, flow, body.credential)
+    if body.subject_token is not None:
+        return ImportedTokens(access_token=body.subject_token, expires_at=None)
+    return None
 
 
 def _may_connect(caller: Caller, connection: Connection) -> bool:

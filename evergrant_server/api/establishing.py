@@ -2,7 +2,7 @@
 
 import hashlib
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -18,6 +18,7 @@ from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.flow import Flow, Target
 from evergrant_server.core.ids import ConnectionId, ConsentId, new_id
+from evergrant_server.core.imports import ImportedTokens
 from evergrant_server.core.messages import SIGNAL_CONSENT_GRANTED, Asked, ConsentGranted
 from evergrant_server.core.secret import Secret
 from evergrant_server.policy import Reason, above, decide
@@ -41,6 +42,8 @@ class Wanted:
     leasing: bool = False  # asked for by a lease, which takes whatever link there is
     flow: Flow | None = None  # None: as it is, or as the provider's definition says first
     target: Target = field(default_factory=Target)
+    source: ConnectionId | None = None
+    brought: Callable[[ProviderSpec, Flow], ImportedTokens | None] = lambda spec, flow: None
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,10 @@ class Establishing:
         scopes = await self.scopes(tx, integration, wanted.subject, _asked_for(wanted, before))
         if found is not None and live:
             return await self._with_link(tx, found, scopes, wanted)
+        brought = wanted.brought(await spec_of(tx, self._parts.registry, integration), flow)
         connection = await self._add(tx, integration, wanted, scopes, flow)
-        if flow.mints:
-            await mint(tx, connection, scopes, self.asked, self._now)
+        if flow.mints or flow.static:
+            await mint(tx, connection, scopes, self.asked, self._now, brought)
             return Opened(connection, True)
         consent, url = await self.ask(tx, connection, scopes, wanted.return_to)
         return Opened(connection, True, consent, url)
@@ -179,6 +183,8 @@ class Establishing:
     ) -> Opened:
         if connection.state not in (State.PENDING_CONSENT, State.NEEDS_REAUTH):
             return Opened(connection, False)
+        if connection.flow.static:
+            return Opened(connection, False)
         if connection.flow.mints:
             return await self._minted_again(tx, connection, scopes, wanted)
         if await _being_imported(tx, connection):
@@ -217,7 +223,8 @@ class Establishing:
     async def _add(
         self, tx: Tx, integration: Integration, wanted: Wanted, scopes: tuple[str, ...], flow: Flow
     ) -> Connection:
-        deadline = self._now + (MINT_WITHIN if flow.mints else self._parts.settings.consent_ttl)
+        nobody = flow.mints or flow.static
+        deadline = self._now + (MINT_WITHIN if nobody else self._parts.settings.consent_ttl)
         connection = Connection(
             tenant=integration.tenant,
             id=ConnectionId(new_id("con")),
@@ -229,6 +236,7 @@ class Establishing:
             requested_scopes=scopes,
             flow=flow,
             target=wanted.target,
+            source=wanted.source,
             created_at=self._now,
             changed_at=self._now,
             consent_deadline=deadline,
@@ -261,15 +269,23 @@ class Establishing:
 
 
 async def mint(
-    tx: Tx, connection: Connection, scopes: tuple[str, ...], asked: Asked, now: datetime
+    tx: Tx,
+    connection: Connection,
+    scopes: tuple[str, ...],
+    asked: Asked,
+    now: datetime,
+    brought: ImportedTokens | None = None,
 ) -> Consent:
-    """Have a worker make the first tokens: a consent that nobody has to give, and no link leads to."""
+    """Have a worker make the first tokens: a consent that nobody has to give, and no link leads to.
+
+    `brought`: what they are made from, or what is installed as it is.
+    """
     consent = Consent(
         tenant=connection.tenant,
         id=ConsentId(new_id("cns")),
         connection_id=connection.id,
         integration_id=connection.integration_id,
-        kind=ConsentKind.MINT,
+        kind=ConsentKind.IMPORT if connection.flow.static else ConsentKind.MINT,
         status=ConsentStatus.CODE_RECEIVED,
         scopes=scopes,
         link_hash=hash_of_link(secrets.token_urlsafe(LINK_BYTES)),
@@ -278,7 +294,10 @@ async def mint(
         by=asked.by,
         trace_id=asked.trace_id,
     )
-    await tx.consents.add(consent, None)
+    if brought is None:
+        await tx.consents.add(consent, None)
+    else:
+        await tx.consents.add_import(consent, brought)
     await _begun(tx, connection, consent, asked, now)
     return consent
 
@@ -323,8 +342,9 @@ def _fits(consent: Consent, wanted: Wanted) -> bool:
 
 def first_flow(spec: ProviderSpec) -> Flow:
     """What a connection does when nobody says: the first of the definition's flows that works here."""
+    needs_more = (Flow.TOKEN_EXCHANGE, Flow.API_KEY, Flow.BASIC)  # than names
     known = [Flow(mode) for mode in spec.auth_modes if mode in set(Flow)]
-    return known[0] if known else Flow.AUTHORIZATION_CODE
+    return next((it for it in known if it not in needs_more), Flow.AUTHORIZATION_CODE)
 
 
 def require_ready(integration: Integration) -> None:

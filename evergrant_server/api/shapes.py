@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from evergrant_server.core.access import Action, Registration
 from evergrant_server.core.flow import Flow
-from evergrant_server.core.ids import is_slug
+from evergrant_server.core.ids import is_id, is_slug
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
 
@@ -56,6 +56,12 @@ def _return_to(value: str) -> str:
     return value
 
 
+def _connection(value: str) -> str:
+    if not is_id(value, "con"):
+        raise ValueError("is not a connection's id")
+    return value
+
+
 def _resource(value: str) -> str:
     """An absolute URI without a fragment (RFC 8707 section 2)."""
     try:
@@ -84,11 +90,21 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class CredentialBody(Body):
+    """A credential that doesn't change by itself: an API key, or a user name and a password (RFC 7617)."""
+
+    api_key: Annotated[Secret, Field()] | None = None
+    username: Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_printable)] | None = None
+    password: Annotated[Secret, Field()] | None = None
+
+
 class ConnectionBody(Body):
     """Start a connection. `return_to` must be in the app's list, character by character.
 
     `flow` is how it comes by its tokens; without it, as the provider's definition says first.
     `resources` (RFC 8707) and `audience` say what the tokens are for, where a flow has room for it.
+    `token_exchange` wants a `source` (a connection whose token is exchanged) or a `subject_token`;
+    `api_key` and `basic` want the `credential`.
     """
 
     integration: Slug
@@ -98,6 +114,10 @@ class ConnectionBody(Body):
     flow: Flow | None = None
     resources: Annotated[tuple[Resource, ...], Field(max_length=5)] = ()
     audience: Text | None = None
+    source: Annotated[str, AfterValidator(_connection)] | None = None
+    subject_token: Annotated[Secret, Field()] | None = None
+    subject_token_type: Annotated[str, Field(max_length=200), AfterValidator(_resource)] | None = None
+    credential: CredentialBody | None = None
     return_to: ReturnTo | None = None
 
 

@@ -16,6 +16,9 @@ class Flow(StrEnum):
     CLIENT_CREDENTIALS = "client_credentials"  # RFC 6749 section 4.4
     JWT_BEARER = "jwt_bearer"  # RFC 7523 section 2.1: service accounts
     DEVICE_CODE = "device_code"  # RFC 8628
+    TOKEN_EXCHANGE = "token_exchange"  # RFC 8693
+    API_KEY = "api_key"
+    BASIC = "basic"  # RFC 7617
 
     @property
     def mints(self) -> bool:
@@ -23,7 +26,12 @@ class Flow(StrEnum):
 
         Nothing is spent by that, so an answer that was lost costs nothing but another request.
         """
-        return self in (Flow.CLIENT_CREDENTIALS, Flow.JWT_BEARER)
+        return self in (Flow.CLIENT_CREDENTIALS, Flow.JWT_BEARER, Flow.TOKEN_EXCHANGE)
+
+    @property
+    def static(self) -> bool:
+        """Somebody brings the credential, and it is good until they bring another."""
+        return self in (Flow.API_KEY, Flow.BASIC)
 
     @property
     def asks_in_browser(self) -> bool:
@@ -42,6 +50,7 @@ class Target(BaseModel):
 
     resources: tuple[str, ...] = ()
     audience: str | None = None
+    subject_token_type: str | None = None  # of a token that was brought to be exchanged (RFC 8693 section 3)
 
     def __bool__(self) -> bool:
         return bool(self.resources or self.audience)

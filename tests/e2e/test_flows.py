@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -23,7 +24,7 @@ from examples.demo.authorization_server import AuthorizationServer
 from examples.demo.evergrant_api import EvergrantApi, Refused
 from examples.demo.platform import Platform
 from examples.demo.waiting import until
-from tests.fakes.other_grants import DEVICE_CODE, JWT_BEARER, OtherGrants
+from tests.fakes.other_grants import DEVICE_CODE, JWT_BEARER, TOKEN_EXCHANGE, OtherGrants
 from tests.fakes.scripted_provider import drop, error, status
 
 COMMAND = str(Path(sys.executable).parent / "evergrant")
@@ -236,6 +237,97 @@ async def test_the_command_shows_a_device_code(world: World):
     assert code == 0, err
     assert err.startswith(f"open {world.idp.url('activate')} and enter ")
     assert json.loads(out)["state"] == "active"
+
+
+async def test_rfc8693_token_exchange_from_another_connection(world: World):
+    """The source's token is exchanged; one that is over is made new by the source's own workflow first."""
+    await world.integration("front", world.idp)
+    await world.integration("back", world.idp)
+    source = await world.active("front", "client_credentials")
+    connection = await world.active("back", "token_exchange", source=source["id"], audience="backend")
+    lease = await world.api.lease("front", "nightly")
+    assert world.idp.count("token", grant_type=TOKEN_EXCHANGE, subject_token=lease["access_token"]) == 1
+    await asyncio.sleep(TOKEN_S + 1)  # until the source's token is over, and nobody leases it
+    assert world.idp.active(lease["access_token"]) is False
+
+    async def exchanged() -> dict | None:
+        with contextlib.suppress(Refused):
+            return await world.api.lease("back", "nightly")
+        return None
+
+    second = await until(exchanged, "an exchange of the newer token", SOON_S)
+    assert world.idp.active(second["access_token"])
+    assert world.idp.count("token", audience="backend") >= 2
+    assert (await world.revoked(connection))["revocation"] == "confirmed"
+    assert (await world.api.connection(source["id"]))["state"] == "active"
+
+
+async def test_rfc8693_token_exchange_of_a_token_that_was_brought(world: World):
+    await world.integration("bridge", world.idp)
+    theirs = world.idp.grant()["access_token"]
+    connection = await world.active("bridge", "token_exchange", subject_token=theirs)
+    world.idp.script(error("invalid_grant"))  # it has ended over there
+    with pytest.raises(Refused) as refused:
+        await world.api.post(f"/v1/connections/{connection['id']}/refresh")
+    assert refused.value.code == "grant_rejected"
+    assert (await world.api.connection(connection["id"]))["state"] == "needs_reauth"
+
+
+async def test_a_source_is_only_for_who_may_lease_it(world: World):
+    await world.integration("hidden", world.idp)
+    source = await world.active("hidden", "client_credentials")
+    await world.admin.put("/v1/apps/stranger", {})
+    permit = {"integration": "bridge", "actions": ["token", "connect"]}
+    await world.admin.put("/v1/apps/stranger/permits/one", permit)
+    key = (await world.admin.post("/v1/apps/stranger/keys"))["key"]
+    await world.integration("bridge", world.idp)
+    body = {"integration": "bridge", "subject": "x", "flow": "token_exchange", "source": source["id"]}
+    async with EvergrantApi(world.platform.api, key) as stranger:
+        with pytest.raises(Refused) as refused:
+            await stranger.post("/v1/connections", body)
+    assert refused.value.status == 404
+
+
+@pytest.mark.parametrize(
+    ("flow", "credential", "token", "kind"),
+    [
+        ("api_key", {"api_key": "sk-live-1"}, "sk-live-1", "ApiKey"),
+        ("basic", {"username": "sam", "password": "pass:word"}, "c2FtOnBhc3M6d29yZA==", "Basic"),
+    ],
+)
+async def test_static_credentials_are_leased_like_any_other(
+    world: World, flow: str, credential: dict, token: str, kind: str
+):
+    name = flow.replace("_", "-")
+    await world.integration(name, world.idp)
+    connection = await world.active(name, flow, credential=credential)
+    lease = await world.api.lease(name, "nightly")
+    assert (lease["access_token"], lease["token_type"], lease["expires_at"]) == (token, kind, None)
+    assert (await world.revoked(connection))["revocation"] == "not_supported"
+    with pytest.raises(Refused):
+        await world.api.lease(name, "nightly")
+    assert world.idp.calls == [call for call in world.idp.calls if call.endpoint == "metadata"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"flow": "api_key"},
+        {"flow": "api_key", "credential": {"api_key": "a b"}},
+        {"flow": "api_key", "credential": {"username": "sam", "password": "x"}},
+        {"flow": "basic", "credential": {"username": "a:b", "password": "x"}},
+        {"flow": "client_credentials", "credential": {"api_key": "k"}},
+        {"flow": "authorization_code", "credential": {"api_key": "k"}},
+        {"flow": "token_exchange"},
+        {"flow": "token_exchange", "subject_token": "a\nb"},
+        {"flow": "client_credentials", "subject_token": "t"},
+    ],
+)
+async def test_what_a_flow_cannot_use_is_refused(world: World, body: dict):
+    await world.integration("strictly", world.idp)
+    with pytest.raises(Refused) as refused:
+        await world.api.post("/v1/connections", {"integration": "strictly", "subject": "x", **body})
+    assert (refused.value.status, refused.value.code) == (400, "invalid_request")
 
 
 async def test_a_first_token_is_asked_for_until_it_comes(world: World):

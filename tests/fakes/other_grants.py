@@ -3,10 +3,11 @@
     async with OtherGrants(keys={"kid-1": public_jwk}) as idp:
         idp.script(error("authorization_pending"), ok(), at="token")
 
-On top of `ScriptedProvider`: `client_credentials` (RFC 6749 section 4.4), the JWT bearer grant (RFC
-7523), and `private_key_jwt` and `client_secret_jwt` clients, whose assertions must be for this issuer,
-fresh and never seen before. `idp.assertions` keeps what they claimed. The device flow (RFC 8628) at
-`/device`: `idp.approve(user_code)` and `idp.deny(user_code)` are what a person does elsewhere.
+On top of `ScriptedProvider`: `client_credentials` (RFC 6749 section 4.4), token exchange (RFC 8693) of
+its own tokens, the JWT bearer grant (RFC 7523), and `private_key_jwt` and `client_secret_jwt` clients,
+whose assertions must be for this issuer, fresh and never seen before. `idp.assertions` keeps what they
+claimed. The device flow (RFC 8628) at `/device`: `idp.approve(user_code)` and `idp.deny(user_code)` are
+what a person does elsewhere.
 """
 
 import json
@@ -23,6 +24,8 @@ from joserfc.jwk import JWKRegistry, OctKey
 from tests.fakes.scripted_provider import Call, Family, ScriptedProvider
 
 JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+TOKEN_EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
+ACCESS_TOKEN_TYPE = "urn:ietf:params:oauth:token-type:access_token"
 DEVICE_CODE = "urn:ietf:params:oauth:grant-type:device_code"
 CLIENT_ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _ALGORITHMS = ["RS256", "PS256", "ES256", "Ed25519", "HS256"]
@@ -108,6 +111,10 @@ class OtherGrants(ScriptedProvider):
 
     def _token(self, params: dict[str, str]) -> tuple[int, dict[str, Any]]:
         match params.get("grant_type"):
+            case grant if grant == TOKEN_EXCHANGE:
+                if not self.active(params.get("subject_token", "")):
+                    return 400, {"error": "invalid_grant"}
+                return 200, {**self._minted(params), "issued_token_type": ACCESS_TOKEN_TYPE}
             case grant if grant == DEVICE_CODE:
                 return self._polled(params.get("device_code", ""))
             case "client_credentials":

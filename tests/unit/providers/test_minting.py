@@ -1,5 +1,6 @@
 """Tokens that nobody consents to, and clients that sign: what is sent, over real sockets."""
 
+import contextlib
 import json
 from datetime import UTC, datetime
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from hypothesis import given
+from hypothesis import strategies as st
 from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 
 from evergrant_server.core.client_key import ClientKey
@@ -15,8 +18,9 @@ from evergrant_server.core.flow import Flow, Target
 from evergrant_server.core.secret import Secret
 from providers.assertions import algorithm_of, client_assertion, signing_key
 from providers.client import OAuthClient
-from providers.minting import Minting, mint_request
+from providers.minting import ACCESS_TOKEN_TYPE, Minting, mint_request, read_exchanged
 from providers.replies import read_tokens
+from providers.reply import RawReply
 from tests.fakes.other_grants import OtherGrants
 from tests.unit.providers.definitions import spec_like
 from tests.unit.providers.test_flows import Talk
@@ -28,7 +32,7 @@ SHORT = (
     .private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     .decode()
 )
-BOTH = ["client_credentials", "jwt_bearer"]
+BOTH = ["client_credentials", "jwt_bearer", "token_exchange"]
 
 
 def asked(**more: Any) -> Minting:
@@ -191,3 +195,77 @@ def test_what_cannot_sign_is_refused_without_being_shown(text: str, said: str) -
         signing_key(ClientKey(private=Secret(text)))
     assert refused.value.code is Code.CLIENT_REJECTED
     assert text[:20] not in str(refused.value)
+
+
+# --- token exchange (RFC 8693) ----------------------------------------------------------
+
+
+async def test_rfc8693_2_1_a_token_is_exchanged_for_another_audience() -> None:
+    async with an_idp() as idp:
+        theirs = idp.grant()["access_token"]
+        talk = Signing(idp, "client_secret_basic")
+        target = Target(resources=("https://backend.example/api",), audience="backend")
+        tokens = await talk.mint(Flow.TOKEN_EXCHANGE, subject_token=Secret(theirs), target=target)
+        assert idp.active(tokens.access_token.reveal())
+        (sent,) = [call.params for call in idp.calls]
+    assert sent["subject_token"] == theirs
+    assert sent["subject_token_type"] == sent["requested_token_type"] == ACCESS_TOKEN_TYPE
+    assert (sent["audience"], sent["resource"]) == ("backend", "https://backend.example/api")
+    with pytest.raises(Failure, match="no token to exchange"):
+        await talk.mint(Flow.TOKEN_EXCHANGE)
+
+
+GOOD = {
+    "access_token": "at",
+    "issued_token_type": ACCESS_TOKEN_TYPE,
+    "token_type": "Bearer",
+    "expires_in": 60,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({}, None),
+        ({"issued_token_type": "urn:ietf:params:oauth:token-type:jwt"}, None),
+        ({"issued_token_type": None}, Code.REPLY_UNREADABLE),
+        ({"issued_token_type": "urn:ietf:params:oauth:token-type:refresh_token"}, Code.REPLY_UNREADABLE),
+        ({"issued_token_type": "urn:ietf:params:oauth:token-type:saml2"}, Code.REPLY_UNREADABLE),
+        ({"issued_token_type": [ACCESS_TOKEN_TYPE]}, Code.REPLY_UNREADABLE),
+        ({"token_type": "N_A"}, Code.REPLY_UNREADABLE),  # section 2.2.1: not for use as a bearer token
+        ({"access_token": None}, Code.REPLY_UNREADABLE),
+        ({"error": "invalid_target"}, Code.CLIENT_REJECTED),
+        ({"error": "invalid_grant"}, Code.GRANT_REJECTED),
+    ],
+)
+def test_rfc8693_2_2_1_what_was_issued_is_looked_at(changes: dict[str, Any], code: Code | None) -> None:
+    body = {name: it for name, it in (GOOD | changes).items() if it is not None}
+    reply = RawReply(200, {}, json.dumps(body).encode())
+    spec = spec_like(auth_modes=BOTH)
+    if code is None:
+        tokens = read_exchanged(spec, reply, requested_scopes=(), now=datetime.now(UTC))
+        assert tokens.access_token.reveal() == "at"
+        return
+    with pytest.raises(Failure) as refused:
+        read_exchanged(spec, reply, requested_scopes=(), now=datetime.now(UTC))
+    assert refused.value.code is code
+
+
+_VALUES = st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.text(), max_size=2)
+
+
+@given(
+    body=st.binary(max_size=200)
+    | st.dictionaries(st.sampled_from([*GOOD, "error", "scope"]), _VALUES).map(
+        lambda it: json.dumps(it).encode()
+    ),
+    status=st.sampled_from([200, 201, 302, 400, 401, 429, 500]),
+)
+def test_nothing_but_typed_failures_comes_out_of_an_exchange(body: bytes, status: int) -> None:
+    with contextlib.suppress(Failure):
+        read_exchanged(
+            spec_like(auth_modes=BOTH),
+            RawReply(status, {}, body),
+            requested_scopes=("read",),
+            now=datetime.now(UTC),
+        )
