@@ -143,6 +143,7 @@ async def send(exchange: Exchange, kind: str, server: ScriptedProvider) -> RawRe
             client,
             refresh_token=token,
             scopes=exchange.scopes,
+            redirect_uri=REDIRECT,
             params=exchange.integration.params,
         )
     which = spec.revocation.token if spec.revocation else "refresh_token"
