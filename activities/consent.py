@@ -16,6 +16,7 @@ from activities.provider_activities import ProviderActivities
 from activities.records import closed, connection_of, record, settled
 from activities.single_use import Ending, Use
 from activities.transfer import end_consent, install_import
+from activities.wellbeing import note_recovery
 from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.core.attempt import AttemptKind, Outcome
 from evergrant_server.core.audit import AuditAction
@@ -183,6 +184,7 @@ class ConsentActivities(ProviderActivities):
             )
             saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
             await closed(tx, attempt, Outcome.INSTALLED, now)
+            await note_recovery(tx, order, current, now)
             await self._end(tx, consent, ConsentStatus.DONE)
             await record(
                 tx,

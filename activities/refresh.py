@@ -9,6 +9,7 @@ from temporalio import activity
 from activities.answers import Answer
 from activities.breaker import Circuits, Passage
 from activities.client_secrets import client_refused
+from activities.clocks import correction_of
 from activities.failures import grant_news
 from activities.heartbeat import heartbeats
 from activities.holdings import Holder, Holdings, news_of
@@ -18,6 +19,7 @@ from activities.records import closed, connection_of, record, settled
 from activities.renewal import Renewal, by_minting, by_refresh_token, renewed
 from activities.single_use import Ending, SingleUse, Use, open_attempt
 from activities.subject_tokens import subject_token_of
+from activities.wellbeing import note_failure, note_recovery, note_unsent
 from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.core.attempt import AttemptKind, Outcome
 from evergrant_server.core.audit import AuditAction
@@ -56,7 +58,9 @@ class RefreshActivities(ProviderActivities):
                     order, held, partial(self._by_definition, order)
                 )
             except Failure as failure:
-                return grant_news(failure)
+                news = grant_news(failure)
+                await note_unsent(self._store, self._clock, order, failure)
+                return news
 
     async def _not_needed(self, order: RefreshGrant, held: Holdings) -> GrantNews | None:
         """An answer that needs no provider: revoking, refreshed by an earlier try, or idle."""
@@ -145,6 +149,7 @@ class RefreshActivities(ProviderActivities):
         """Compare-and-set until it holds: a revocation in between keeps its state."""
         before, attempt = held.grant, use.attempt
         assert before is not None
+        wrong = correction_of(self._clock, attempt, tokens)
 
         async def install(tx: Tx) -> GrantNews:
             now = self._clock.now()
@@ -165,12 +170,13 @@ class RefreshActivities(ProviderActivities):
                 generation=after.generation,
                 requested=current.requested_scopes,
                 # a server may answer a second send with the first one's token and its full lifetime anew
-                at=attempt.first_opened_at,
+                at=attempt.first_opened_at + wrong,
                 before=before,
                 renewable=current.flow.mints,
             )
             saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
             await closed(tx, attempt, Outcome.INSTALLED, now)
+            await note_recovery(tx, order, current, now)
             await record(tx, order, AuditAction.GRANT_REFRESHED, now, generation=grant.generation)
             return news_of(saved, grant, held.integration)
 
@@ -198,6 +204,9 @@ class RefreshActivities(ProviderActivities):
             condemned = refused and believed and current.state is State.ACTIVE
             if condemned:
                 await tx.connections.replace(current.rejected(code, now), expected=current.revision)
+            else:
+                over = held.grant is not None and not held.grant.valid(now)
+                await note_failure(tx, order, current, code, now, token_over=over)
             action = AuditAction.NEEDS_REAUTH if condemned else AuditAction.REFRESH_FAILED
             await record(tx, order, action, now, reason=code)
             if current.state is State.REVOKING:

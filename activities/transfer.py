@@ -8,6 +8,7 @@ from temporalio import activity
 from activities.heartbeat import heartbeats
 from activities.holdings import Holdings, news_of
 from activities.records import connection_of, record, settled
+from activities.wellbeing import note_recovery
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
@@ -60,6 +61,7 @@ async def install_import(
             tokens, generation=after.generation, requested=consent.scopes, at=obtained_at
         )
         saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
+        await note_recovery(tx, order, current, now)
         await end_consent(tx, waiting, ConsentStatus.DONE)
         await record(
             tx,

@@ -125,6 +125,7 @@ def _tokens(
         refresh_expires_in=_refresh_expires_in(spec, data, clock) if refresh_token else None,
         scopes=scopes,
         metadata=_metadata(spec, data),
+        said_at=date_of(reply.headers),
     )
 
 

@@ -37,7 +37,11 @@ async def refresh(
     body: RefreshBody | None = None,
     key: IdempotencyKey = None,
 ) -> Response:
-    """Have the grant made newer than `seen_generation`; many who ask share one refresh."""
+    """Have the grant made newer than `generation`; many who ask share one refresh.
+
+    A report of a refused token refreshes once for that generation. The answer shows the
+    generation there is now: the same as before when another refresh would not help.
+    """
     once = Once(request, caller, key, body)
     async with parts.store.read() as tx:
         connection = await visible_connection(
@@ -48,10 +52,12 @@ async def refresh(
         return answer.response()
     require_leasable(connection)
     seen = connection.generation
-    if body is not None and body.seen_generation is not None:
-        seen = min(body.seen_generation, seen)
+    if body is not None and body.seen is not None:
+        seen = min(body.seen, seen)
     if connection.generation <= seen:
-        await parts.freshening.refreshed(connection.tenant, connection.id, seen, asked)
+        freshening, report = parts.freshening, body is not None and body.reason is not None
+        ask = freshening.reported if report else freshening.refreshed
+        await ask(connection.tenant, connection.id, seen, asked)
 
     async def show(tx: Tx) -> Answer:
         recalled = await once.recall(tx)

@@ -14,7 +14,7 @@ from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import State
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
-from evergrant_server.core.messages import Asked, EnsureFresh, Freshness
+from evergrant_server.core.messages import Asked, EnsureFresh, Freshness, Wish
 from evergrant_server.store import LeaseRow, LeaseRows
 from evergrant_server.telemetry import say
 from evergrant_server.telemetry_names import Event
@@ -25,7 +25,7 @@ WATCH_S = 0.075
 _PAUSE = timedelta(seconds=1)  # between two refreshes ahead that nobody waits for, after one failed
 _MOST_PAUSED = 10_000
 
-_Key = tuple[Tenant, ConnectionId, int]
+_Key = tuple[Tenant, ConnectionId, int, Wish]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,10 @@ class Outcome:
     row: LeaseRow | None
     failure: Failure | None = None
     timed_out: bool = False
+
+
+class _Declined(Failure):
+    """Nothing is wrong, and nothing was done: what is asked for was done just now, or would be refused."""
 
 
 class Freshening:
@@ -50,17 +54,17 @@ class Freshening:
 
     def ahead(self, tenant: Tenant, connection: ConnectionId, seen: int, asked: Asked) -> None:
         """Start a refresh that nobody waits for, unless one runs or just failed."""
-        key = (tenant, connection, seen)
-        until = self._paused.get(key)
-        if until is not None and self._clock.now() < until:
-            return
-        self._task(key, asked)
+        key = (tenant, connection, seen, Wish.DUE)
+        if not self._pauses(key):
+            self._task(key, asked)
 
-    async def newer(self, tenant: Tenant, connection: ConnectionId, seen: int, asked: Asked) -> Outcome:
+    async def newer(
+        self, tenant: Tenant, connection: ConnectionId, seen: int, asked: Asked, wish: Wish = Wish.COMMAND
+    ) -> Outcome:
         """Wait until the store has something newer than `seen`, the workflow says no, or time is up."""
         ends = asyncio.get_running_loop().time() + self._longest
         while True:
-            task = self._task((tenant, connection, seen), asked)
+            task = self._task((tenant, connection, seen, wish), asked)
             left = ends - asyncio.get_running_loop().time()
             await asyncio.wait((task,), timeout=max(left, 0))
             if not task.done():
@@ -76,12 +80,29 @@ class Freshening:
         if outcome.failure is not None and not _is_newer(outcome.row, seen):
             raise outcome.failure
 
+    async def reported(self, tenant: Tenant, connection: ConnectionId, seen: int, asked: Asked) -> None:
+        """As `refreshed`, because the token of `seen` was refused; returns also when that helps nobody.
+
+        A provider that says 401 for want of a permission gets one refresh, and then more rarely:
+        the workflow declines, and until it would not it isn't asked.
+        """
+        if self._pauses((tenant, connection, seen, Wish.UNAUTHORIZED)):
+            return
+        outcome = await self.newer(tenant, connection, seen, asked, Wish.UNAUTHORIZED)
+        declined = isinstance(outcome.failure, _Declined)
+        if outcome.failure is not None and not declined and not _is_newer(outcome.row, seen):
+            raise outcome.failure
+
     async def stop(self) -> None:
         """End what nobody will wait for any more; the workflows go on without us."""
         tasks = list(self._running.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _pauses(self, key: _Key) -> bool:
+        until = self._paused.get(key)
+        return until is not None and self._clock.now() < until
 
     def _task(self, key: _Key, asked: Asked) -> asyncio.Task[Outcome]:
         task = self._running.get(key)
@@ -105,7 +126,7 @@ class Freshening:
 
     async def _race(self, key: _Key, asked: Asked) -> Outcome:
         """Ask the workflow and watch the store at once."""
-        tenant, connection, seen = key
+        tenant, connection, seen, _ = key
         with contextlib.suppress(Failure):
             row = await self._rows.load(tenant, connection)
             if _is_over(row, seen):  # one who comes late finds it done
@@ -131,8 +152,8 @@ class Freshening:
 
     async def _ask(self, key: _Key, asked: Asked) -> Failure:
         """What the workflow says; the answer is judged by the store, which has the token."""
-        tenant, connection, seen = key
-        ask = EnsureFresh(seen_generation=seen, asked=asked)
+        tenant, connection, seen, wish = key
+        ask = EnsureFresh(seen_generation=seen, asked=asked, wish=wish)
         try:
             said = await self._link.ensure_fresh(tenant, connection, ask, timeout=self._longest)
         except Failure as failure:
@@ -145,7 +166,7 @@ class Freshening:
 
     async def _watch(self, key: _Key) -> LeaseRow | None:
         """Return as soon as the store has a newer generation, or a state that ends the waiting."""
-        tenant, connection, seen = key
+        tenant, connection, seen, _ = key
         while True:
             await asyncio.sleep(WATCH_S)
             row = await self._rows.load(tenant, connection)
@@ -164,6 +185,8 @@ def _is_newer(row: LeaseRow | None, seen: int) -> bool:
 
 def _said(said: Freshness, seen: int) -> Failure:
     """Why there is nothing newer, if the store has nothing newer after this."""
+    if said.declined:
+        return _Declined(Code.REFRESH_PENDING, retry_after=said.retry_after)
     if said.problem is None and said.generation > seen:
         return Failure(Code.STORE_BEHIND)  # the store is written first: it can't be behind by itself
     if said.problem is None:

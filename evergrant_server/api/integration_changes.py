@@ -2,12 +2,14 @@
 
 from datetime import datetime, timedelta
 
+from evergrant_server.api.outgoing import signal
 from evergrant_server.api.shapes import IntegrationBody, RotateSecretBody
 from evergrant_server.core.access import Integration, IntegrationState, Registration
 from evergrant_server.core.client_key import ClientKey
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import IntegrationId, Tenant, new_id
+from evergrant_server.core.messages import SIGNAL_PROVIDER_CHANGED, Asked, ProviderChanged
 from evergrant_server.core.secret import Secret
 from evergrant_server.policy import above
 from evergrant_server.store import Tx
@@ -181,6 +183,13 @@ async def secret_changed(tx: Tx, before: Integration, body: RotateSecretBody, no
 def _require_text(secret: Secret) -> None:
     if not secret.reveal().strip():
         raise Failure(Code.INVALID_REQUEST, "The client secret is empty.", field="client_secret")
+
+
+async def tell_failing(tx: Tx, integration: Integration, asked: Asked, now: datetime) -> None:
+    """Have every connection whose refresh failed try again: what failed may be repaired now."""
+    said = ProviderChanged(version=integration.revision, asked=asked)
+    for connection in await tx.connections.failing(integration.tenant, integration.id):
+        await tx.outbox.add(signal(connection, SIGNAL_PROVIDER_CHANGED, said, now))
 
 
 def _filled(

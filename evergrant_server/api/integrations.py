@@ -14,7 +14,14 @@ from evergrant_server.api.authentication import Caller
 from evergrant_server.api.definitions import spec_named
 from evergrant_server.api.guards import Asking, By, IdempotencyKey, With, require
 from evergrant_server.api.idempotency import Answer, Once
-from evergrant_server.api.integration_changes import changed, check, created, key_of, secret_changed
+from evergrant_server.api.integration_changes import (
+    changed,
+    check,
+    created,
+    key_of,
+    secret_changed,
+    tell_failing,
+)
 from evergrant_server.api.parts import Parts
 from evergrant_server.api.shapes import IntegrationBody, RotateSecretBody, Slug
 from evergrant_server.api.transactions import committed
@@ -72,9 +79,11 @@ async def put(
             )
             if public:
                 after = await tx.integrations.drop_client_secret(after, expected=after.revision)
+            await tell_failing(tx, after, asked, now)
         if body.registration is not None and after.state is IntegrationState.DISCOVERING:
             after = await _to_register(tx, parts, after, body.initial_access_token)
         await _record(tx, AuditAction.INTEGRATION_PUT, after, asked, now)
+    parts.relay.nudge()
     if after.state is IntegrationState.DISCOVERING:
         await _discover(parts, after, asked)
     response.status_code = 201 if before is None else 200
@@ -112,9 +121,12 @@ async def rotate_secret(
         after = await secret_changed(tx, before, body, now)
         action = AuditAction.SECRET_ROLLED_BACK if body.roll_back else AuditAction.SECRET_ROTATED
         await _record(tx, action, after, asked, now)
+        await tell_failing(tx, after, asked, now)
         return await once.remember(tx, Answer.of(200, await _view(tx, parts, after)), now)
 
-    return (await committed(parts.store, rotate)).response()
+    answer = await committed(parts.store, rotate)
+    parts.relay.nudge()
+    return answer.response()
 
 
 async def _to_register(tx: Tx, parts: Parts, integration: Integration, initial: Secret | None) -> Integration:

@@ -17,7 +17,7 @@ from evergrant_server.core.connection import State
 from evergrant_server.core.elsewhere import leasable
 from evergrant_server.core.errors import Code, Failure, Kind
 from evergrant_server.core.ids import ConnectionId, Tenant
-from evergrant_server.core.messages import Asked
+from evergrant_server.core.messages import Asked, Wish
 from evergrant_server.core.schedule import NEWEST_RULES, RULES
 from evergrant_server.policy import Reason, above, decide
 from evergrant_server.store import LeaseRow
@@ -120,7 +120,7 @@ class Leasing:
         if self._is_valid(row) and ask.min_ttl is None:
             freshening.ahead(row.tenant, row.connection_id, row.generation, asked)
             return row
-        outcome = await freshening.newer(row.tenant, row.connection_id, row.generation, asked)
+        outcome = await freshening.newer(row.tenant, row.connection_id, row.generation, asked, Wish.DUE)
         newest = outcome.row or row
         if self._is_valid(newest) or newest.state is not State.ACTIVE:
             return newest

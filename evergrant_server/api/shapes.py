@@ -129,9 +129,19 @@ class ReauthorizeBody(Body):
 
 
 class RefreshBody(Body):
-    """Have the grant made newer than `seen_generation` (default: the current one)."""
+    """Have the grant made newer than `generation` (default: the current one).
 
+    With the reason `unauthorized` it is a report: the provider's API answered 401 to that
+    generation's token, which should be good. `seen_generation` is another name for `generation`.
+    """
+
+    generation: int | None = Field(default=None, ge=0)
     seen_generation: int | None = Field(default=None, ge=0)
+    reason: Literal["unauthorized"] | None = None
+
+    @property
+    def seen(self) -> int | None:
+        return self.generation if self.generation is not None else self.seen_generation
 
 
 class RevokeBody(Body):

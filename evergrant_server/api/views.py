@@ -89,7 +89,9 @@ class ConnectionView(View):
     """`expires_at` is the access token's; right after `POST /v1/connections` it is the link's.
 
     `revoking` is there while the provider hasn't confirmed a revocation yet.
-    `live` and `differs` are null unless they were asked for and the workflow answered.
+    `failing_since` is set while refreshes keep failing; what it holds is valid until it expires.
+    `live` (with the next attempt as `next_at`) and `differs` are null unless they were asked for
+    and the workflow answered.
     """
 
     id: str
@@ -104,6 +106,10 @@ class ConnectionView(View):
     expires_at: datetime | None
     reason: Code | None
     repairer: Repairer | None
+    failures: int
+    last_failure: Code | None
+    last_failed_at: datetime | None
+    failing_since: datetime | None
     revocation: Revocation | None
     revoke_reason: str | None
     flow: Flow
@@ -130,9 +136,13 @@ class ConnectionView(View):
             **connection.target.model_dump(),
             "scopes": held.scopes if held else (),
             "expires_at": held.expires_at if held else None,
-            "repairer": FAILURES[connection.reason].repairer if connection.reason else None,
+            "repairer": _repairer(connection.reason or connection.last_failure),
         }
         return cls(**(shown | more))
+
+
+def _repairer(why: Code | None) -> Repairer | None:
+    return FAILURES[why].repairer if why else None
 
 
 class IntegrationView(View):

@@ -10,6 +10,20 @@ class Clock(Protocol):
     def now(self) -> datetime: ...
 
 
+TOLERANCE = timedelta(minutes=2)  # clocks of different hosts may differ by this much, and nobody minds
+
+
+def correction(*others: timedelta | None) -> timedelta:
+    """What to add to our clock, from how far two other clocks are ahead of it.
+
+    The middle of three counts, so that neither one wrong clock is followed, be it ours, nor a
+    provider's that is a day off. With fewer than three there is no telling: zero.
+    """
+    known = sorted([timedelta(0), *(it for it in others if it is not None)])
+    middle = known[1] if len(known) == 3 else timedelta(0)
+    return middle if abs(middle) > TOLERANCE else timedelta(0)
+
+
 class SystemClock:
     """The machine's own clock."""
 

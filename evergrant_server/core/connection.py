@@ -69,6 +69,9 @@ TRANSITIONS: dict[tuple[State, Move], State] = {
 }
 
 
+_FAILING_AFTER = 3
+
+
 class IllegalMove(ValueError):
     """A move that the table doesn't have: a bug, never a provider's doing."""
 
@@ -106,6 +109,10 @@ class Connection(BaseModel):
     created_at: datetime
     changed_at: datetime
     consent_deadline: datetime
+    failures: int = 0  # refreshes that failed in a row
+    last_failure: Code | None = None
+    last_failed_at: datetime | None = None
+    failing_since: datetime | None = None  # set once it was announced that refreshes keep failing
     revision: int = 1
 
     def granted(self, at: datetime, known: int = 0) -> "Connection":
@@ -114,8 +121,7 @@ class Connection(BaseModel):
         `known` is the newest generation that the workflow knows: a row from an older backup goes
         beyond it, or the new grant would look like one of those that were lost.
         """
-        generation = max(self.generation, known) + 1
-        return self._moved(Move.GRANTED, at, generation=generation, reason=self._repaired())
+        return self._well(Move.GRANTED, at, max(self.generation, known) + 1)
 
     def waits_because(self, reason: Code, at: datetime) -> "Connection":
         """Nothing was granted yet, and this is why: shown, and cleared by the first grant."""
@@ -123,8 +129,25 @@ class Connection(BaseModel):
             raise IllegalMove(f"a connection that is {self.state} doesn't wait for its first grant")
         return self.model_copy(update={"reason": reason, "changed_at": at})
 
+    @property
+    def unwell(self) -> bool:
+        """Somebody was told that it doesn't work, and is to hear when it does again."""
+        return self.failing_since is not None or self.state is State.NEEDS_REAUTH
+
     def refreshed(self, at: datetime) -> "Connection":
-        return self._moved(Move.REFRESHED, at, generation=self.generation + 1, reason=self._repaired())
+        return self._well(Move.REFRESHED, at, self.generation + 1)
+
+    def refresh_failed(self, why: Code, at: datetime, *, token_over: bool) -> "Connection":
+        """It is failing from the third failure in a row, or once callers feel it."""
+        failures = self.failures + 1
+        failing = failures >= _FAILING_AFTER or token_over
+        changes = {
+            "failures": failures,
+            "last_failure": why,
+            "last_failed_at": at,
+            "failing_since": self.failing_since or (at if failing else None),
+        }
+        return self.model_copy(update=changes)
 
     def rejected(self, reason: Code, at: datetime) -> "Connection":
         return self._moved(Move.REJECTED, at, reason=reason)
@@ -147,9 +170,17 @@ class Connection(BaseModel):
     def revocation_ended(self, how: Revocation, at: datetime) -> "Connection":
         return self._moved(Move.REVOCATION_ENDED, at, revocation=how)
 
-    def _repaired(self) -> Code | None:
+    def _well(self, move: Move, at: datetime, generation: int) -> "Connection":
         """A new grant repairs whatever was wrong; it doesn't undo a revocation."""
-        return self.reason if self.state is State.REVOKING else None
+        changes = {
+            "generation": generation,
+            "reason": self.reason if self.state is State.REVOKING else None,
+            "failures": 0,
+            "last_failure": None,
+            "last_failed_at": None,
+            "failing_since": None,
+        }
+        return self._moved(move, at, **changes)
 
     def _moved(self, move: Move, at: datetime, **changes: object) -> "Connection":
         return self.model_copy(update={"state": moved(self.state, move), "changed_at": at, **changes})

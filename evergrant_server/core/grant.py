@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from evergrant_server.core.clock import TOLERANCE
 from evergrant_server.core.secret import Secret
 
 MAIN = "main"
@@ -28,6 +29,7 @@ class TokenSet(BaseModel):
     refresh_expires_in: float | None = None
     scopes: tuple[str, ...] | None = None  # None: the reply had no scope, so as requested (RFC 6749 5.1)
     metadata: dict[str, Any] = {}
+    said_at: datetime | None = None  # by the provider's clock, if the reply had one
 
     def as_secret(self) -> Secret:
         """All of it as one text, for a sealer."""
@@ -102,6 +104,8 @@ class Grant(BaseModel):
         """Inside the refresh margin (the margin is capped, see `margin_of`)."""
         if self.expires_at is None:
             return False
+        if self.obtained_at - now > TOLERANCE:
+            return True  # from the future: some clock was wrong, and its end can't be trusted either
         return now >= self.expires_at - self.margin_of(margin)
 
     def margin_of(self, margin: timedelta) -> timedelta:

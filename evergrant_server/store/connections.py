@@ -8,7 +8,7 @@ from sqlmodel import col
 
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.grant import MAIN
-from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.store.records import compare_and_set, every, insert, one, taken, values_of, where
 from evergrant_server.store.tables import FINAL_STATES, ConnectionGrantRow, ConnectionRow
 
@@ -63,6 +63,15 @@ class Connections:
         if expiring_before is not None:
             query = query.where(_expires_before(expiring_before))
         return await self._list(query.order_by(col(ConnectionRow.id)).limit(limit))
+
+    async def failing(self, tenant: Tenant, integration_id: IntegrationId) -> list[Connection]:
+        """Live connections of an integration whose last refresh failed, sorted by id."""
+        query = select(ConnectionRow).where(
+            where(ConnectionRow, tenant=tenant, integration_id=integration_id),
+            col(ConnectionRow.state).not_in(FINAL_STATES),
+            col(ConnectionRow.failures) > 0,
+        )
+        return await self._list(query.order_by(col(ConnectionRow.id)))
 
     async def live(self, after: str | None = None, limit: int = 500) -> list[Connection]:
         """Connections of every tenant that haven't ended, sorted by id."""

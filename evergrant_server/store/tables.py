@@ -62,6 +62,10 @@ class ConnectionRow(Row, table=True):
     created_at: datetime = _moment()
     changed_at: datetime = _moment()
     consent_deadline: datetime = _moment()
+    failures: int = 0
+    last_failure: str | None = None
+    last_failed_at: datetime | None = _maybe_moment()
+    failing_since: datetime | None = _maybe_moment()
     revision: int
 
 

@@ -113,7 +113,7 @@ def http(request: pytest.FixtureRequest, evergrant_clock: SetClock) -> Http:
 
 def refreshes(fake: FakeEvergrant, alice: FakeConnection) -> list[Any]:
     path = f"/v1/connections/{alice.id}/refresh"
-    return [it.body["seen_generation"] for it in fake.requests if it.path == path]
+    return [it.body["generation"] for it in fake.requests if it.path == path]
 
 
 async def test_each_request_carries_a_token(

@@ -255,7 +255,7 @@ class AsyncEvergrant(AsyncTransfers, AsyncWebhooks, AsyncAdministration):
 
     async def _report(self, refused: Lease) -> None:
         """Say that the resource refused this grant's token; many who were refused say it once."""
-        call = calls.refresh(refused.connection_id, seen_generation=refused.generation)
+        call = calls.report_refused(refused.connection_id, refused.generation)
 
         async def tell() -> Connection:
             newer = await self._do(call)

@@ -102,6 +102,11 @@ def connections(
     return Call("GET", "/v1/connections", read_connections, query=given)
 
 
+def report_refused(connection_id: str, generation: int) -> Call[Connection]:
+    body = {"generation": generation, "reason": "unauthorized"}
+    return _command(f"{_of(connection_id)}/refresh", body)
+
+
 def refresh(connection_id: str, *, seen_generation: int | None = None) -> Call[Connection]:
     return _command(f"{_of(connection_id)}/refresh", _given(seen_generation=seen_generation))
 

@@ -253,7 +253,7 @@ class Evergrant(Transfers, Webhooks, Administration):
 
     def _report(self, refused: Lease) -> None:
         """Say that the resource refused this grant's token; many who were refused say it once."""
-        call = calls.refresh(refused.connection_id, seen_generation=refused.generation)
+        call = calls.report_refused(refused.connection_id, refused.generation)
 
         def tell() -> Connection:
             newer = self._do(call)

@@ -113,7 +113,7 @@ def _one(found: FakeConnection, method: str, rest: list[str], query: Mapping[str
 def _refresh(found: FakeConnection, body: Body) -> Answer:
     if found.state is not State.ACTIVE:
         return problem(409, "ReconnectNeeded", found.reason or "consent_required", connection_id=found.id)
-    seen = body.get("seen_generation")
+    seen = body.get("generation", body.get("seen_generation"))
     if not isinstance(seen, int) or seen >= found.generation:
         if found.refuses_refresh:
             return problem(503, "ProviderUnavailable", "refresh_pending", retry_after=1)

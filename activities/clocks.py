@@ -1,0 +1,16 @@
+"""How wrong a worker's clock is, where Temporal's and the provider's both say so."""
+
+from datetime import timedelta
+
+from temporalio import activity
+
+from evergrant_server.core.attempt import Attempt
+from evergrant_server.core.clock import Clock, correction
+from evergrant_server.core.grant import TokenSet
+
+
+def correction_of(clock: Clock, attempt: Attempt, tokens: TokenSet) -> timedelta:
+    """What to add to the moment at which `tokens` were asked for, when they have just come."""
+    temporal = activity.info().started_time - attempt.opened_at if activity.in_activity() else None
+    provider = None if tokens.said_at is None else tokens.said_at - clock.now()
+    return correction(temporal, provider)

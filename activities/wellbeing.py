@@ -1,0 +1,56 @@
+"""Failing and recovered: who can repair a connection hears of it once, and once more when it works."""
+
+from datetime import datetime
+
+from activities.records import connection_of, record, settled
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.errors import FAILURES, Code, Failure
+from evergrant_server.core.messages import Call
+from evergrant_server.store import Store, Tx
+
+_PASSES = (Code.REFRESH_PENDING, Code.NOT_FOUND)  # nothing is known to be wrong, or nothing is there
+
+
+async def note_failure(
+    tx: Tx, call: Call, current: Connection, why: Code, now: datetime, *, token_over: bool
+) -> None:
+    """Count a refresh that failed; the one with which it is failing is announced."""
+    if current.state is not State.ACTIVE:
+        return
+    after = current.refresh_failed(why, now, token_over=token_over)
+    await tx.connections.replace(after, expected=current.revision)
+    if current.failing_since is None and after.failing_since is not None:
+        repairer = FAILURES[why].repairer
+        await record(
+            tx,
+            call,
+            AuditAction.CONNECTION_FAILING,
+            now,
+            reason=why,
+            failures=after.failures,
+            repairer=repairer,
+        )
+
+
+async def note_recovery(tx: Tx, call: Call, before: Connection, now: datetime) -> None:
+    """After a grant was installed over `before`."""
+    if before.unwell and before.state is not State.REVOKING:
+        reason = before.last_failure or before.reason
+        await record(tx, call, AuditAction.CONNECTION_RECOVERED, now, reason=reason)
+
+
+async def note_unsent(store: Store, clock: Clock, call: Call, failure: Failure) -> None:
+    """Nothing was sent: a circuit is open, or a key is away. Callers feel it once the token is over."""
+    if failure.code in _PASSES:
+        return
+
+    async def note(tx: Tx) -> None:
+        current, now = await connection_of(tx, call), clock.now()
+        grant = await tx.grants.get(call.tenant, call.connection_id)
+        over = grant is not None and not grant.valid(now)
+        if over and current.failing_since is None:
+            await note_failure(tx, call, current, failure.code, now, token_over=True)
+
+    await settled(store, note)

@@ -1,0 +1,88 @@
+"""Failing, recovered, expiring: said once each, in the store's words, on real parts."""
+
+from datetime import timedelta
+
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.errors import Code
+from evergrant_server.core.ids import workflow_id
+from evergrant_server.core.messages import SIGNAL_PROVIDER_CHANGED, Freshness, ProviderChanged
+from evergrant_server.core.provider import RefreshRules, Rotation
+from tests.fakes.installation import ASKED, TENANT, Installation
+from tests.fakes.scripted_provider import ScriptedProvider, error, ok, status
+
+NEVER_ROTATES = RefreshRules(rotation=Rotation.NONE)
+FAILING, RECOVERED = AuditAction.CONNECTION_FAILING, AuditAction.CONNECTION_RECOVERED
+
+
+async def look_again(place: Installation, connection: Connection) -> Freshness:
+    """An admin has changed the integration, and somebody wants a token."""
+    workflow = place.parts.client.get_workflow_handle(workflow_id(TENANT, connection.id))
+    await workflow.signal(SIGNAL_PROVIDER_CHANGED, ProviderChanged(version=2, asked=ASKED))
+    return await place.ensure_fresh(connection, 1)
+
+
+async def test_failing_is_said_once_and_so_is_that_it_works_again(
+    place: Installation, lenient: ScriptedProvider
+):
+    connection = await place.connect(lenient, NEVER_ROTATES)
+    lenient.script(*[error("invalid_client", 401)] * 5)
+    for tries in range(1, 6):
+        assert (await look_again(place, connection)).problem is Code.CLIENT_REJECTED
+        assert (await place.row(connection)).failures == tries
+    row = await place.row(connection)
+    assert (row.state, row.last_failure) == (State.ACTIVE, Code.CLIENT_REJECTED)
+    assert row.failing_since is not None
+    told = [it for it in await place.audited(connection) if it.action is FAILING]
+    assert [it.detail["failures"] for it in told] == [3], "once, with the third"
+    assert told[0].detail["repairer"] == "integration_admin"
+    described = await place.parts.link.describe(TENANT, connection.id)
+    assert (described.reason, described.repairer) == (Code.CLIENT_REJECTED, "integration_admin")
+    assert (await look_again(place, connection)).generation == 2
+    well = await place.row(connection)
+    assert (well.failures, well.last_failure, well.failing_since) == (0, None, None)
+    actions = await place.actions(connection)
+    assert (actions.count(FAILING), actions.count(RECOVERED)) == (1, 1)
+
+
+async def test_one_failure_is_nobodys_business(place: Installation, lenient: ScriptedProvider):
+    connection = await place.connect(lenient, NEVER_ROTATES)
+    lenient.script(status(503))
+    await place.ensure_fresh(connection, 1)
+    await place.until(connection, lambda c: c.generation == 2)
+    assert not {FAILING, RECOVERED} & set(await place.actions(connection))
+
+
+async def test_a_consent_that_repairs_is_a_recovery(place: Installation, idp: ScriptedProvider):
+    connection = await place.connect(idp)
+    idp.script(error("invalid_grant"))
+    await place.ensure_fresh(connection, 1)
+    async with place.store.read() as tx:
+        integration = await tx.integrations.get(TENANT, connection.integration_id)
+    assert integration is not None
+    await place.consent(idp, integration, connection)
+    await place.until(connection, lambda c: c.state is State.ACTIVE)
+    recovered = [it for it in await place.audited(connection) if it.action is RECOVERED]
+    assert [it.detail["reason"] for it in recovered] == [Code.GRANT_REJECTED]
+
+
+async def test_an_end_that_comes_near_is_recorded(place: Installation, idp: ScriptedProvider):
+    """A token that lasts a day and two seconds, and no refresh token."""
+    integration = await place.integration(idp)
+    connection = await place.begin(integration, "warm")
+    idp.script(ok(refresh_token=None, expires_in=86_400 + 2))
+    await place.consent(idp, integration, connection)
+    await place.until_audited(connection, AuditAction.CONNECTION_EXPIRING)
+    (record,) = [it for it in await place.audited(connection) if it.action is AuditAction.CONNECTION_EXPIRING]
+    assert record.detail["days"] == 1
+    assert (await place.row(connection)).state is State.ACTIVE
+
+
+async def test_a_grant_from_the_future_is_due(place: Installation, lenient: ScriptedProvider):
+    """Our clock was an hour ahead when it came, and has been set right."""
+    connection = await place.connect(lenient, NEVER_ROTATES)
+    _, grant = await place.grant(connection)
+    now = place.parts.clock.now()
+    assert not grant.due(now, timedelta(minutes=5))
+    assert grant.due(now - timedelta(hours=1), timedelta(minutes=5))
+    assert grant.valid(now - timedelta(hours=1)), "and served meanwhile"
