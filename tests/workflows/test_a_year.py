@@ -1,0 +1,90 @@
+"""A year of one connection: calls at the provider and history events, printed and asserted as counts."""
+
+from datetime import timedelta
+
+from evergrant_server.core import messages as m
+from evergrant_server.core.connection import State
+from evergrant_server.core.errors import Code
+from tests.workflows.year import DAY, HOUR, Provider, alive, described, events_of, living_with, pass_by, skipping
+
+OUTAGE = (100 * DAY, 100 * DAY + 12 * HOUR)
+QUARTER = (180 * DAY, 271 * DAY)
+
+
+def away(passed: timedelta) -> bool:
+    return OUTAGE[0] <= passed < OUTAGE[1]
+
+
+def leased(passed: timedelta) -> bool:
+    return not QUARTER[0] <= passed < QUARTER[1]
+
+
+async def test_a_year_with_an_outage_and_an_idle_quarter():
+    """Hourly tokens, leased all the time but for a quarter; the refresh token lives 90 days from each use."""
+    async with skipping() as env:
+        provider = Provider(env.get_current_time, away=away, leased=leased, refresh_lives=90 * DAY)
+        async with living_with(env, provider, "adaptive") as handle:
+            first_run = (await handle.describe()).run_id
+            await pass_by(env, QUARTER[1])
+            idle = [it for it in provider.sent if QUARTER[0] + HOUR <= it]
+            woken = await described(handle)
+            ask = m.EnsureFresh(seen_generation=woken.generation, asked=m.Asked(by="app:back"))
+            fresh = await handle.execute_update(m.UPDATE_ENSURE_FRESH, ask, result_type=m.Freshness)
+            assert fresh.problem is None, "the quarter has not cost the grant"
+            await pass_by(env, 365 * DAY - QUARTER[1])
+            assert await alive(handle)
+            events, runs = await events_of(env.client, handle, first_run)
+    during = [it for it in provider.sent if away(it)]
+    print(
+        f"\na year: {len(provider.sent)} calls at the provider ({len(during)} in an outage of 12 hours, "
+        f"{len(idle)} in an idle quarter), {events} history events in {runs} runs"
+    )
+    busy = (365 * DAY - (QUARTER[1] - QUARTER[0]) - 12 * HOUR) / HOUR
+    assert len(during) <= 15
+    assert 1 <= len(idle) <= 4, "kept alive"
+    # every 55 minutes or so: an hour less the margin and its spread
+    assert busy <= len(provider.sent) <= busy * 60 / 53
+    assert events <= 13 * len(provider.sent) + 10 * runs + 400
+    assert not provider.announced
+
+
+async def test_a_hard_end_is_announced_and_then_needs_its_subject():
+    """90 days from the consent, whatever is refreshed."""
+    async with skipping() as env:
+        provider = Provider(
+            env.get_current_time, leased=lambda passed: False, refresh_lives=90 * DAY, rotates=False
+        )
+        async with living_with(env, provider, "adaptive") as handle:
+            await env.sleep(89.5 * DAY)
+            assert provider.announced == [14, 3, 1]
+            assert await alive(handle)
+            assert len(provider.sent) <= 2, "the one that has shown that a refresh moves nothing"
+            await env.sleep(2 * DAY)
+            generation = (await described(handle)).generation
+            ask = m.EnsureFresh(seen_generation=generation, asked=m.Asked(by="app:late"))
+            told = await handle.execute_update(m.UPDATE_ENSURE_FRESH, ask, result_type=m.Freshness)
+            assert told.problem is Code.GRANT_REJECTED
+            assert (await described(handle)).state is State.NEEDS_REAUTH
+
+
+async def test_a_caller_is_served_soon_after_an_outage_of_twelve_hours():
+    """Somebody asks every ten minutes; nobody waits for the half hours of a schedule."""
+    end = 20 * HOUR
+    async with skipping() as env:
+        provider = Provider(env.get_current_time, away=lambda passed: 8 * HOUR <= passed < end)
+        async with living_with(env, provider, "on_demand") as handle:
+            await env.sleep(8 * HOUR + timedelta(minutes=1))
+            served = None
+            for minutes in range(0, 14 * 60, 10):
+                known = await described(handle)
+                ask = m.EnsureFresh(seen_generation=known.generation, asked=m.Asked(by="app:reader"))
+                told = await handle.execute_update(m.UPDATE_ENSURE_FRESH, ask, result_type=m.Freshness)
+                if told.problem is None:
+                    served = timedelta(hours=8, minutes=minutes + 1)
+                    break
+                await env.sleep(timedelta(minutes=10))
+    assert served is not None
+    calls = len([it for it in provider.sent if it < end])
+    print(f"\nan outage of 12 hours with a caller every 10 minutes: {calls} calls, served {served - end} later")
+    assert served - end <= timedelta(minutes=21)
+    assert calls <= 90

@@ -1,0 +1,140 @@
+"""A year of one connection in seconds: what it costs at the provider and in Temporal's history.
+
+The activities answer as the real ones would: who leases, when the provider is away, and how its
+refresh tokens age are the story's. Time is the test server's, which skips what nobody waits for.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from typing import Any
+
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
+from temporalio.client import Client, WorkflowHandle
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.testing import WorkflowEnvironment
+
+from evergrant_server.core import messages as m
+from evergrant_server.core.circuit import Circuit, CircuitRules, admit, answered, failed
+from evergrant_server.core.connection import State
+from evergrant_server.core.errors import Code
+from evergrant_server.core.ids import workflow_id
+from evergrant_server.core.search import KEYWORDS
+from tests.fakes.scripted_activities import ScriptedActivities
+from tests.fakes.temporal import skipping_time
+from tests.workflows.lives import a_consent, a_start, a_worker
+
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+REFRESH = m.ActivityName.REFRESH_GRANT
+
+
+class Provider(ScriptedActivities):
+    """Refreshes as the activity does, circuit included; `away` and `leased` are asked with the time passed."""
+
+    def __init__(
+        self,
+        now: Callable[[], Any],
+        *,
+        away: Callable[[timedelta], bool] = lambda passed: False,
+        leased: Callable[[timedelta], bool] = lambda passed: True,
+        idle_s: float | None = None,
+        refresh_lives: timedelta | None = None,
+        rotates: bool = True,
+    ) -> None:
+        super().__init__(idle_s=idle_s)
+        self._now, self._away, self._leased = now, away, leased
+        self._refresh_lives, self._rotates = refresh_lives, rotates
+        self._ends: datetime | None = None
+        self._circuit, self._rules = Circuit(), CircuitRules()
+        self.begin: datetime | None = None
+        self.sent: list[timedelta] = []
+        self.announced: list[int] = []
+
+    async def _answer(self, name: m.ActivityName, order: Any, default: Callable[[], Any]) -> Any:
+        now = await self._now()
+        self.begin = self.begin or now
+        passed = now - self.begin
+        self.calls.append((name, order))
+        if name == m.ActivityName.ANNOUNCE_EXPIRY:
+            self.announced.append(order.days)
+        if name == REFRESH:
+            return self._refreshed(order, now, passed)
+        return self._dated(default(), now) if name == m.ActivityName.EXCHANGE_CODE else default()
+
+    def _refreshed(self, order: Any, now: datetime, passed: timedelta) -> m.GrantNews:
+        if order.only_if_leased and not self._leased(passed):
+            return m.GrantNews(not_leased=True)
+        at = now.timestamp()
+        self._circuit, admission = admit(self._circuit, at, self._rules, 0.5)
+        if admission.go_in is None:
+            return m.GrantNews(failure=Code.PROVIDER_ERROR, retry_after=admission.retry_after)
+        self.sent.append(passed)
+        if self._away(passed):
+            self._circuit = failed(
+                self._circuit, at, self._rules, Code.PROVIDER_ERROR, None, probe=admission.probe
+            )
+            return m.GrantNews(failure=Code.PROVIDER_ERROR)
+        self._circuit = answered(self._circuit, at, self._rules)
+        if self._ends is not None and now >= self._ends:
+            return m.GrantNews(failure=Code.GRANT_REJECTED)
+        return self._dated(self._news(), now)
+
+    def _dated(self, news: m.GrantNews, now: datetime) -> m.GrantNews:
+        if self._refresh_lives and (self._ends is None or self._rotates):
+            self._ends = now + self._refresh_lives
+        dates = {"obtained_at": now, "expires_at": now + self.lifetime, "refresh_expires_at": self._ends}
+        return news.model_copy(update=dates)
+
+
+@asynccontextmanager
+async def skipping() -> AsyncIterator[WorkflowEnvironment]:
+    async with skipping_time(data_converter=pydantic_data_converter) as env:
+        request = AddSearchAttributesRequest(
+            namespace=env.client.namespace,
+            search_attributes=dict.fromkeys(KEYWORDS, IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD),
+        )
+        await env.client.operator_service.add_search_attributes(request)
+        yield env
+
+
+@asynccontextmanager
+async def living_with(
+    env: WorkflowEnvironment, provider: Provider, policy: str
+) -> AsyncIterator[WorkflowHandle[Any, m.Ended]]:
+    begin = await env.get_current_time()
+    start = a_start(policy=policy, consent_deadline=begin + HOUR)
+    async with a_worker(env.client, provider, "year"):
+        handle = await env.client.start_workflow(
+            m.CONNECTION_WORKFLOW, start, id=workflow_id(start.tenant, start.connection_id),
+            task_queue="year", result_type=m.Ended,
+        )  # fmt: skip
+        await handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
+        yield env.client.get_workflow_handle(handle.id, result_type=m.Ended)
+
+
+async def described(handle: WorkflowHandle[Any, m.Ended]) -> m.Description:
+    return await handle.query(m.QUERY_DESCRIBE, result_type=m.Description)
+
+
+async def events_of(client: Client, handle: WorkflowHandle[Any, m.Ended], first_run: str) -> tuple[int, int]:
+    """History events of all runs, and the number of runs."""
+    events, runs, run = 0, 0, first_run
+    while run:
+        one = client.get_workflow_handle(handle.id, run_id=run)
+        history = await one.fetch_history()
+        events, runs = events + len(history.events), runs + 1
+        last = history.events[-1]
+        run = last.workflow_execution_continued_as_new_event_attributes.new_execution_run_id
+    return events, runs
+
+
+async def alive(handle: WorkflowHandle[Any, m.Ended]) -> bool:
+    return (await described(handle)).state is State.ACTIVE
+
+
+async def pass_by(env: WorkflowEnvironment, time: timedelta) -> None:
+    """Skip, a week a call: one that is under way for minutes is cut off."""
+    while time > timedelta(0):
+        await env.sleep(min(time, 7 * DAY))
+        time -= 7 * DAY
