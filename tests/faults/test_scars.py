@@ -1,13 +1,14 @@
 """What has hurt others who keep refresh tokens, once each, on real parts."""
 
 import asyncio
+import contextlib
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.errors import Code
+from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.grant import TokenSet
 from evergrant_server.core.ids import workflow_id
 from evergrant_server.core.provider import RefreshRules, Rotation
@@ -118,7 +119,9 @@ async def test_a_lifetime_that_can_not_be_read_keeps_the_old_grant_and_causes_no
 ):
     """Zero would make a token that is due at once, for ever."""
     connection = await place.connect(lenient, NEVER_ROTATES)
-    lenient.script(raw(b'{"access_token": "at", "token_type": "bearer", "expires_in": ' + said.encode() + b"}"))
+    lenient.script(
+        raw(b'{"access_token": "at", "token_type": "bearer", "expires_in": ' + said.encode() + b"}")
+    )
     assert (await place.ensure_fresh(connection, 1)).problem is Code.REPLY_UNREADABLE
     for _ in range(5):
         assert (await place.ensure_fresh(connection, 1)).problem is Code.REPLY_UNREADABLE
@@ -164,9 +167,7 @@ async def test_one_dead_connection_is_asked_for_once_however_many_want_it(
     told = await place.ensure_fresh(connection, 1)
     assert told.problem is Code.GRANT_REJECTED
     for _ in range(20):
-        try:
-            told = await place.ensure_fresh(connection, 1)
-        except Exception as refused:  # the update's validator says no, which costs no event
-            assert "grant_rejected" in repr(refused) or "grant_rejected" in repr(refused.__cause__)
+        with contextlib.suppress(Failure):  # the update's validator says no, which costs no event
+            await place.ensure_fresh(connection, 1)
     assert refreshes(idp) == 1
     assert (await place.row(connection)).state is State.NEEDS_REAUTH

@@ -16,6 +16,7 @@ from evergrant_server.core.schedule import NEWEST_RULES
 from tests.fakes.scripted_activities import ScriptedActivities
 from workflows import WORKFLOWS
 
+_SIGNALLED_BACK = "EVENT_TYPE_EXTERNAL_WORKFLOW_EXECUTION_SIGNALED"
 ASKED = m.Asked(by="app:crm-sync", trace_id="0af7651916cd43dd8448eb211c80319c")
 
 
@@ -72,6 +73,15 @@ class Life:
     async def consent(self) -> m.Description:
         await self.handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
         return await self.until(lambda d: d.generation >= 1)
+
+    async def until_answered(self, requests: int) -> None:
+        """Wait until so many workflows have been signalled back."""
+        async with asyncio.timeout(20):
+            while True:
+                kinds = [event["eventType"] for event in await self.events()]
+                if sum(kind == _SIGNALLED_BACK for kind in kinds) >= requests:
+                    return
+                await asyncio.sleep(0.05)
 
     async def ensure_fresh(self, seen: int) -> m.Freshness:
         ask = m.EnsureFresh(seen_generation=seen, asked=ASKED)

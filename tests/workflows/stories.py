@@ -310,7 +310,44 @@ async def device_code_denied(client: Client) -> Life:
         return life
 
 
+async def told_no_and_told_again(client: Client) -> Life:
+    """A pipeline asks while the subject has to act; it hears at once, and once more when it works."""
+    scripted = ScriptedActivities()
+    async with living(client, scripted) as life:
+        await life.consent()
+        scripted.answers[REFRESH].append(m.GrantNews(failure=Code.GRANT_REJECTED))
+        await life.ensure_fresh(1)
+        ask = m.RequestToken(app="crm-sync", reply_to="a-pipeline-that-is-gone", asked=ASKED)
+        await life.handle.signal(m.SIGNAL_REQUEST_TOKEN, ask)
+        await life.handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
+        await life.until(lambda d: d.generation == 2)
+        return life
+
+
+async def end_announced(client: Client) -> Life:
+    """A grant that can't be refreshed lasts a day and a little: that is recorded, and a 401 reported."""
+    scripted = ScriptedActivities(lifetime=timedelta(days=1, seconds=2))
+    now = datetime.now(UTC)
+    scripted.answers[m.ActivityName.EXCHANGE_CODE].append(
+        m.GrantNews(
+            state=State.ACTIVE, generation=1, obtained_at=now, expires_at=now + timedelta(days=1, seconds=2)
+        )
+    )
+    async with living(client, scripted) as life:
+        await life.consent()
+        async with asyncio.timeout(30):
+            while not scripted.count(m.ActivityName.ANNOUNCE_EXPIRY):
+                await asyncio.sleep(0.1)
+        scripted.generation = 1
+        for generation in (1, 2):  # the second is declined
+            report = m.EnsureFresh(seen_generation=generation, asked=ASKED, wish=m.Wish.UNAUTHORIZED)
+            await life.handle.execute_update(m.UPDATE_ENSURE_FRESH, report, result_type=m.Freshness)
+        return life
+
+
 STORIES: dict[str, Story] = {
+    "2_told_no_and_told_again": told_no_and_told_again,
+    "2_end_announced": end_announced,
     "1_whole_life": whole_life,
     "1_denied": denied,
     "1_nobody_consented": nobody_consented,

@@ -6,6 +6,7 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from evergrant.temporal import TokenInbox, TokenNotReady
 from temporalio import workflow
 from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
@@ -160,6 +161,42 @@ async def test_request_token_says_why_there_is_none(client: Client):
     async with living(client) as life:
         ready = await ask_as_somebody_else(client, life.handle.id)
         assert (ready.generation, ready.problem) == (0, Code.CONSENT_REQUIRED)
+
+
+@workflow.defn(name="PatientPipeline")
+class PatientPipeline(TokenInbox):
+    """Is told no, and waits until somebody has repaired it."""
+
+    @workflow.run
+    async def run(self, connection: str) -> tuple[str, int]:
+        try:
+            await self.token_for(connection, app="crm-sync")
+        except TokenNotReady as no:
+            if not no.again:
+                raise
+            ready = await self.token_repaired(connection, timeout=timedelta(days=30))
+            return no.code, ready.generation
+        return "", 0
+
+
+async def test_who_was_told_no_hears_again_when_the_subject_has_acted(client: Client):
+    scripted = ScriptedActivities()
+    async with living(client, scripted) as life:
+        await life.consent()
+        scripted.answers[REFRESH].append(m.GrantNews(failure=Code.GRANT_REJECTED))
+        await life.ensure_fresh(1)
+        queue = f"patient-{life.handle.id}"
+        async with Worker(client, task_queue=queue, workflows=[PatientPipeline]):
+            pipelines = [
+                await client.start_workflow(
+                    PatientPipeline.run, life.handle.id, id=f"{queue}-{number}", task_queue=queue
+                )
+                for number in range(3)
+            ]
+            await life.until_answered(3)
+            await life.handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
+            results = [await it.result() for it in pipelines]
+        assert [tuple(it) for it in results] == [("grant_rejected", 2)] * 3
 
 
 async def test_a_caller_that_is_gone_disturbs_nobody(client: Client):

@@ -30,7 +30,7 @@ REFRESH = m.ActivityName.REFRESH_GRANT
 
 
 class Provider(ScriptedActivities):
-    """Refreshes as the activity does, circuit included; `away` and `leased` are asked with the time passed."""
+    """Refreshes as the activity does, circuit included; `away` and `leased` get the time passed."""
 
     def __init__(
         self,

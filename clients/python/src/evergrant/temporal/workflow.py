@@ -40,21 +40,29 @@ class RequestToken:
 
 @dataclass(frozen=True)
 class TokenReady:
-    """What it answers. `problem` is a failure code when there is no usable grant."""
+    """What it answers. `problem` is a failure code when there is no usable grant.
+
+    `again`: somebody has to act, and another answer comes when there is a token.
+    """
 
     connection_id: str
     generation: int
     expires_at: datetime | None = None
     problem: str | None = None
+    again: bool = False
 
 
 class TokenNotReady(ApplicationError):
-    """There is no fresh grant; fails the workflow unless it is caught. `code` says why."""
+    """There is no fresh grant; fails the workflow unless it is caught. `code` says why.
 
-    def __init__(self, connection_id: str, code: str) -> None:
+    `again`: it can be waited for, with `TokenInbox.token_repaired`.
+    """
+
+    def __init__(self, connection_id: str, code: str, *, again: bool = False) -> None:
         super().__init__(f"{connection_id} has no fresh grant: {code}", code, type=code, non_retryable=True)
         self.connection_id = connection_id
         self.code = code
+        self.again = again
 
 
 def connection_workflow_id(connection: str | tuple[str, str]) -> str:
@@ -107,10 +115,34 @@ class TokenInbox:
             )
         except TimeoutError:
             raise TokenNotReady(connection_id, "timeout") from None
+        return self._good(connection_id)
+
+    async def token_repaired(
+        self, connection: str | tuple[str, str], *, timeout: timedelta = timedelta(days=7)
+    ) -> TokenReady:
+        """After a TokenNotReady with `again`: wait, for days if need be, until somebody has acted.
+
+        Raises TokenNotReady when the connection ended instead; its code is `timeout` after `timeout`.
+        """
+        connection_id = connection_workflow_id(connection).rpartition(":")[2]
+
+        def decided() -> bool:
+            _, news = self._received(connection_id)
+            return news is not None and not news.again
+
+        try:
+            await workflow.wait_condition(
+                decided, timeout=timeout, timeout_summary=f"repair of {connection_id}"
+            )
+        except TimeoutError:
+            raise TokenNotReady(connection_id, "timeout") from None
+        return self._good(connection_id)
+
+    def _good(self, connection_id: str) -> TokenReady:
         _, news = self._received(connection_id)
         assert news is not None
         if news.problem is not None:
-            raise TokenNotReady(connection_id, news.problem)
+            raise TokenNotReady(connection_id, news.problem, again=news.again)
         return news
 
     def _received(self, connection_id: str) -> tuple[int, TokenReady | None]:
