@@ -5,6 +5,7 @@ from datetime import timedelta
 from evergrant_server.core import messages as m
 from evergrant_server.core.connection import State
 from evergrant_server.core.errors import Code
+from tests.workflows.lives import a_consent
 from tests.workflows.year import (
     DAY,
     HOUR,
@@ -98,3 +99,23 @@ async def test_a_caller_is_served_soon_after_an_outage_of_twelve_hours():
     print(f"\n12 hours away, a caller every 10 minutes: {calls} calls, served {served - end} later")
     assert served - end <= timedelta(minutes=21)
     assert calls <= 90
+
+
+async def test_a_subject_who_takes_forty_days_costs_nothing_meanwhile():
+    """needs_reauth waits for a person: no call, no timer; then the same connection goes on."""
+    async with skipping() as env:
+        provider = Provider(env.get_current_time, refresh_lives=2 * HOUR, rotates=False)
+        async with living_with(env, provider, "warm") as handle:
+            first_run = (await handle.describe()).run_id
+            await env.sleep(5 * HOUR)
+            assert (await described(handle)).state is State.NEEDS_REAUTH
+            sent, events = len(provider.sent), await events_of(env.client, handle, first_run)
+            await pass_by(env, 40 * DAY)
+            assert (len(provider.sent), await events_of(env.client, handle, first_run)) == (sent, events)
+            provider.forget()
+            generation = (await described(handle)).generation
+            await handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
+            await env.sleep(timedelta(minutes=1))
+            again = await described(handle)
+            assert (again.state, again.generation) == (State.ACTIVE, generation + 1)
+            assert again.reason is None

@@ -51,6 +51,10 @@ class Provider(ScriptedActivities):
         self.sent: list[timedelta] = []
         self.announced: list[int] = []
 
+    def forget(self) -> None:
+        """The subject consents again: the next refresh token has its whole life before it."""
+        self._ends = None
+
     async def _answer(self, name: m.ActivityName, order: Any, default: Callable[[], Any]) -> Any:
         now = await self._now()
         self.begin = self.begin or now
