@@ -56,7 +56,7 @@ def revocation_dialect(spec: ProviderSpec, client: OAuthClient, token: Secret) -
         method=rule.method,
         format=rule.format,
         auth=client.auth if rule.auth == "client" else rule.auth,
-        renames={"token": rule.token_param, "token_type_hint": rule.hint_param},
+        renames={"token": rule.token_param, "token_type_hint": rule.hint_param} | rule.param_names,
         extra={name: text.replace("{client_id}", client.client_id) for name, text in rule.params.items()},
         headers=headers,
         bearer=token.reveal() if rule.auth == "bearer" else None,

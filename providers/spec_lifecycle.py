@@ -60,6 +60,7 @@ class Revocation(Part):
     token_param: ParamName | None = "token"
     hint_param: ParamName | None = "token_type_hint"
     params: Params = Field(default_factory=dict)
+    param_names: Renames = Field(default_factory=dict)  # the client's own: {client_id: clientId}
     headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict)
     success_statuses: tuple[int, ...] = (200, 204)
     gone_statuses: tuple[int, ...] = ()  # the provider doesn't know the token: it is dead already

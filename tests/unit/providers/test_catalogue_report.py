@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from evergrant_server.egress import Egress, EgressPolicy
 from providers.catalogue_report import report
+from providers.checking import check_definition
 from providers.rules import problems_of
 from tests.unit.providers.definitions import spec_like
 
@@ -174,3 +176,16 @@ def test_the_command_says_that_nothing_is_wrong() -> None:
     told = run()
     assert told.returncode == 0, told.stdout
     assert told.stdout.endswith(" 0 problems\n")
+
+
+async def test_a_tenants_definition_is_looked_at_by_the_same_rules() -> None:
+    spec = spec_like(
+        authorization_endpoint="https://{d}/authorize",
+        token_endpoint="https://{d}/token",
+        revocation_endpoint=None,
+        template_params={"d": {"pattern": "^[a-z.]+$"}},  # no default: there is no host to ask
+    )
+    findings = await check_definition(Egress(EgressPolicy()), spec, None)
+    warned = [finding.detail for finding in findings if finding.check == "rules"]
+    assert len(warned) == 1, "neither categories nor sources: those are the catalogue's own"
+    assert warned[0].startswith("template_params.d: lets evil.com into the host")
