@@ -14,7 +14,7 @@ TEST_READY := $(VENV)/.ready-test
 INPUTS := requirements/build.txt requirements/setup.sh clients/python/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench dev lint format imports types docs histories db-upgrade doctor sbom lock clean
+.PHONY: help demo test bench faults dev lint format imports types docs histories db-upgrade doctor sbom lock clean
 
 help: ## show this list
 	@echo "Evergrant: make TARGET"
@@ -30,6 +30,12 @@ test: lint ## every check and every test, PostgreSQL and Temporal included
 SECONDS ?= 6
 bench: $(TEST_READY) ## ratios measured in one run, under four minutes (SECONDS=6: of each side of each measurement)
 	@$(PY) -m bench --seconds $(SECONDS)
+
+SEED ?= 1
+CASES ?= 0
+faults: SECONDS := $(if $(filter command line,$(origin SECONDS)),$(SECONDS),120)
+faults: $(TEST_READY) ## kill, stop and rob a refresh at every await, then a random run: CASES=0 (all) SECONDS=120 SEED=1
+	@$(PY) -m tests.faults.harness --cases $(CASES) --seconds $(SECONDS) --seed $(SEED)
 
 dev: $(DEMO_READY) ## leave the whole platform running here, and print its addresses
 	@$(PY) -m evergrant_server dev

@@ -183,7 +183,8 @@ class ConsentActivities(ProviderActivities):
                 renewable=current.flow.mints,
             )
             saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
-            await closed(tx, attempt, Outcome.INSTALLED, now)
+            # not `closed`: who takes over in this moment makes this a conflict, and is_open says so then
+            await tx.attempts.close(attempt, Outcome.INSTALLED, now)
             await note_recovery(tx, order, current, now)
             await self._end(tx, consent, ConsentStatus.DONE)
             await record(
@@ -209,24 +210,33 @@ class ConsentActivities(ProviderActivities):
         outcome: Outcome | None,
     ) -> GrantNews:
         """The code is done with, and the subject opens the link again; but for a refused secret
-        when there is another one."""
+        when there is another one, and for a code that we were too late to send: it is still good."""
+        unsent = outcome is Outcome.NOT_SENT and failure.code is Code.REFRESH_PENDING
+        code = failure.code
+        if code is Code.GRANT_REJECTED and use.attempt.sends > 1:
+            code = Code.OUTCOME_UNKNOWN  # an earlier send spent it, and its answer is lost
 
         async def settle(tx: Tx) -> GrantNews:
             now = self._clock.now()
             await closed(tx, use.attempt, outcome or Outcome.REFUSED, now)
+            if unsent:
+                return GrantNews(attempt_id=use.attempt.id, failure=code)
             if client_refused(failure) and held.other_client is not None:
                 return GrantNews(attempt_id=use.attempt.id, failure=failure.code, client_refused=True)
-            await self._end(tx, consent, ConsentStatus.FAILED, failure.code)
-            await record(tx, order, AuditAction.CONSENT_FAILED, now, reason=failure.code, consent=consent.id)
-            return GrantNews(attempt_id=use.attempt.id, failure=failure.code)
+            await self._end(tx, consent, ConsentStatus.FAILED, code)
+            await record(tx, order, AuditAction.CONSENT_FAILED, now, reason=code, consent=consent.id)
+            return GrantNews(attempt_id=use.attempt.id, failure=code)
 
-        return await settled(self._store, settle)
+        news = await settled(self._store, settle)
+        if unsent:
+            raise failure
+        return news
 
     async def _end(
         self, tx: Tx, consent: Consent, status: ConsentStatus, failure: Code | None = None
     ) -> None:
         current = await tx.consents.get(consent.tenant, consent.id)
-        if current is not None:
+        if current is not None and current.status is not ConsentStatus.DONE:  # what is done stays done
             await end_consent(tx, current, status, failure)
 
     @activity.defn(name=ActivityName.END_CONSENT)

@@ -182,10 +182,7 @@ class SingleUse:
         )
 
     async def _intend(self, tx: Tx, attempt: Attempt, rules: RefreshRules, token_valid: bool) -> Attempt:
-        now = await tx.connections.get(attempt.tenant, attempt.connection_id)
-        if now is None or now.generation != attempt.from_generation:
-            # an attempt that ended since the credential was read has spent it, and left no open row
-            raise Failure(Code.STORE_CONFLICT, f"{attempt.connection_id} was refreshed meanwhile")
+        await _still_unspent(tx, attempt)
         earlier = await tx.attempts.opened(attempt.tenant, attempt.connection_id, attempt.chain)
         fate = self.fate(earlier) if earlier is not None else Fate(None, None, False)
         if earlier is not None and fate.unsent:  # its owner died first: that was no use
@@ -213,6 +210,7 @@ class SingleUse:
             self._takes_over(earlier, attempt, rules, fate)
             await tx.attempts.close(earlier, Outcome.SUPERSEDED, attempt.opened_at)
         await tx.attempts.open(attempt)
+        await _still_unspent(tx, attempt)  # and again: from here on nobody else can open one
         return attempt
 
     def _takes_over(self, earlier: Attempt, attempt: Attempt, rules: RefreshRules, fate: Fate) -> None:
@@ -257,6 +255,14 @@ class SingleUse:
         """Its text may quote anything: only the type and the place are kept."""
         what = f"{type(error).__name__} at {frames(error)[-1]}"
         say(log, logging.ERROR, Event.PROTOCOL_FAILED, what, object=use.attempt.id)
+
+
+async def _still_unspent(tx: Tx, attempt: Attempt) -> None:
+    """Raises Failure STORE_CONFLICT when an attempt that ended since the credential was read has
+    spent it: it left no open row, but a newer generation."""
+    now = await tx.connections.get(attempt.tenant, attempt.connection_id)
+    if now is None or now.generation != attempt.from_generation:
+        raise Failure(Code.STORE_CONFLICT, f"{attempt.connection_id} was refreshed meanwhile")
 
 
 async def open_attempt(tx: Tx, connection: Connection) -> Attempt | None:

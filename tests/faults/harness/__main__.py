@@ -1,0 +1,48 @@
+"""`make faults`: the table, then the random run. Ends with 1 when anything was violated or lost.
+
+python -m tests.faults.harness --seconds 120 --seed 1 [--cases 2000]
+"""
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from pathlib import Path
+
+from evergrant_server.leaving import leave
+from tests.faults.harness.report import table_report
+from tests.faults.harness.walking import Walked, walk_table
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+async def table(folder: Path, cases: int, seed: int, broken: tuple[str, ...]) -> Walked:
+    say("==> the table: every await point of the refresh and of the code exchange")
+    return await walk_table(
+        folder, lambda it: it.sample(cases, seed) if cases else it.cases, broken=broken, say=say
+    )
+
+
+async def main(arguments: argparse.Namespace) -> int:
+    with tempfile.TemporaryDirectory(prefix="evergrant-faults-") as name:
+        broken = tuple(arguments.broken)
+        walked = await table(Path(name), arguments.cases, arguments.seed, broken)
+        say(table_report(walked))
+        return 1 if walked.bad or walked.table.never else 0
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=120, help="of the random run; 0: without it")
+    parser.add_argument("--seed", type=int, default=1, help="of the plan of faults, and of the sample")
+    parser.add_argument("--cases", type=int, default=0, help="walk so many of the table; 0: all")
+    parser.add_argument("--broken", action="append", default=[], help="a build that is broken on purpose")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    status = asyncio.run(main(arguments()))
+    sys.stdout.flush()
+    leave(status)

@@ -1,0 +1,254 @@
+"""The database of the table: real PostgreSQL, with witnesses that the product knows nothing of.
+
+A trigger looks at every change of a connection's row and of its grant: a revision that isn't the next
+one was written over a newer row; a generation never goes back; `revoked` and `revoking` are never left.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import asyncpg
+import httpx2
+import yaml
+
+from evergrant_server.core.access import Endpoints, Integration
+from evergrant_server.core.attempt import Attempt, AttemptKind
+from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.connection import Connection
+from evergrant_server.core.consent import Consent, ConsentStatus
+from evergrant_server.core.definition import Definition, DefinitionState
+from evergrant_server.core.grant import Grant, TokenSet
+from evergrant_server.core.ids import ConnectionId, ConsentId, DefinitionId, IntegrationId, Tenant, new_id
+from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.core.secret import Secret
+from evergrant_server.crypto.keyring import KeyRing, Role
+from evergrant_server.store import Store
+from providers.authorization import authorization_request, new_state, new_verifier
+from providers.registry import Registry
+from tests.fakes.databases import postgres
+from tests.faults.harness.points import ROOT
+from tests.faults.harness.provider import GRACE_S, StrictProvider
+from tests.faults.harness.scenarios import ON_TRIAL
+
+TENANT = Tenant("faults")
+PUBLIC_URL = "http://127.0.0.1:9"
+CATALOG = ROOT / "providers" / "catalog"
+WITNESS = Path(__file__).with_name("witness.sql")
+
+
+_SECRETS = {
+    "right": lambda right: (right,),
+    "rotated too early": lambda right: (right, "not yet"),
+    "wrong": lambda right: ("wrong", "wrong as well"),
+}
+
+
+@dataclass(frozen=True)
+class End:
+    """What the store says when a case is over."""
+
+    connection: Connection
+    consent: Consent | None
+    refresh_token: str | None
+    open_attempts: int
+    wrongs: tuple[str, ...]  # what the witness saw
+
+
+class Ground:
+    """One migrated database for the whole table, and the shortest way to a connection in it."""
+
+    def __init__(self, url: str, key_file: Path, store: Store, witness: asyncpg.Connection) -> None:
+        self.url, self.key_file, self.store = url, key_file, store
+        self._witness = witness
+        self._asking = asyncio.Lock()  # one question at a time on one connection
+        self._clock = SystemClock()
+        self._registry = Registry.load()
+
+    @classmethod
+    async def open(cls, folder: Path) -> "Ground":
+        url = await postgres().fresh()
+        key_file = folder / f"{new_id('key')}.json"
+        KeyRing.create(key_file)
+        witness = await asyncpg.connect(**_arguments(url))
+        await witness.execute(WITNESS.read_text(encoding="utf-8"))
+        store = await Store.open(url, KeyRing.open(key_file, Role.WORKER), SystemClock())
+        ground = cls(url, key_file, store, witness)
+        await ground._stage_a_definition()
+        return ground
+
+    async def _stage_a_definition(self) -> None:
+        """A version of a provider's definition that is being tried, for scenarios that use it."""
+        document = yaml.safe_load((CATALOG / "generic.yaml").read_text(encoding="utf-8"))
+        now = self._clock.now()
+        definition = Definition(
+            tenant=TENANT,
+            id=DefinitionId(new_id("def")),
+            name=ON_TRIAL,
+            version=1,
+            document={**document, "name": ON_TRIAL},
+            state=DefinitionState.STAGED,
+            share=1.0,
+            proposed_by="harness",
+            created_at=now,
+            changed_at=now,
+        )
+        async with self.store.write() as tx:
+            await tx.definitions.add(definition)
+
+    async def close(self) -> None:
+        await self.store.close()
+        await self._witness.close()
+        await postgres().drop(self.url)
+
+    async def integration(
+        self, idp: StrictProvider, rotation: Rotation, provider: str, secrets: str
+    ) -> Integration:
+        now = self._clock.now()
+        grace = GRACE_S if rotation is Rotation.GRACE else 0
+        integration = Integration(
+            tenant=TENANT,
+            id=IntegrationId(new_id("int")),
+            name=new_id("int"),
+            provider=provider,
+            client_id=idp.client_id,
+            issuer=idp.issuer,
+            default_scopes=("read",),
+            refresh=RefreshRules(rotation=rotation, grace_s=grace),
+            endpoints=Endpoints(
+                issuer=idp.issuer,
+                authorization_endpoint=idp.url("authorize"),
+                token_endpoint=idp.url("token"),
+                revocation_endpoint=idp.url("revoke"),
+            ),
+            created_at=now,
+            changed_at=now,
+        )
+        async with self.store.write() as tx:
+            first, *after = _SECRETS[secrets](idp.client_secret)
+            integration = await tx.integrations.put(integration, Secret(first), expected=None)
+            for secret in after:
+                integration = await tx.integrations.rotate_secret(
+                    integration,
+                    Secret(secret),
+                    until=now + timedelta(hours=1),
+                    expected=integration.revision,
+                )
+            return integration
+
+    async def connection(self, integration: Integration) -> Connection:
+        """One whose subject hasn't consented yet."""
+        now = self._clock.now()
+        connection = Connection(
+            tenant=TENANT,
+            id=ConnectionId(new_id("con")),
+            integration_id=integration.id,
+            integration=integration.name,
+            provider=integration.provider,
+            subject="user-1",
+            requested_scopes=("read",),
+            created_at=now,
+            changed_at=now,
+            consent_deadline=now + timedelta(hours=1),
+        )
+        async with self.store.write() as tx:
+            await tx.connections.add(connection)
+        return connection
+
+    async def granted(self, connection: Connection, idp: StrictProvider, *, refreshable: bool) -> Connection:
+        """The same with its first grant, as a code exchange leaves it."""
+        given = idp.grant()
+        now = self._clock.now()
+        tokens = TokenSet(
+            access_token=Secret(given["access_token"]),
+            refresh_token=Secret(given["refresh_token"]) if refreshable else None,
+            expires_in=given["expires_in"],
+        )
+        after = connection.granted(now)
+        grant = Grant.from_tokens(tokens, generation=after.generation, requested=("read",), at=now)
+        async with self.store.write() as tx:
+            return await tx.grants.install(after, tokens, grant, expected=connection.revision)
+
+    async def leased(self, connection: Connection) -> None:
+        """As the ledger leaves it when somebody took this generation."""
+        put = "INSERT INTO usage (tenant, connection_id, leased_generation, revision) VALUES ($1, $2, $3, 1)"
+        async with self._asking:
+            await self._witness.execute(put, TENANT, connection.id, connection.generation)
+
+    async def consent(
+        self, idp: StrictProvider, integration: Integration, connection: Connection, *, started: bool = True
+    ) -> Consent:
+        """A consent with a code of the real server; not `started`: one that can't be exchanged."""
+        now = self._clock.now()
+        verifier = new_verifier()
+        redirect_uri = f"{PUBLIC_URL}/oauth/callback/{integration.id}"
+        url = authorization_request(
+            self._registry.get("generic"),
+            integration,
+            redirect_uri=redirect_uri,
+            state=new_state(),
+            verifier=verifier,
+            scopes=("read",),
+        )
+        async with httpx2.AsyncClient(trust_env=False) as browser:
+            answer = await browser.get(url)
+        code = dict(parse_qsl(urlsplit(answer.headers["location"]).query))["code"]
+        consent = Consent(
+            tenant=TENANT,
+            id=ConsentId(new_id("cns")),
+            connection_id=connection.id,
+            integration_id=integration.id,
+            status=ConsentStatus.STARTED,
+            scopes=("read",),
+            link_hash=new_id("cns"),
+            state_hash=new_id("cns"),
+            browser_hash="b",
+            redirect_uri=redirect_uri,
+            issuer=idp.issuer,
+            token_endpoint=idp.url("token") if started else None,
+            created_at=now,
+            expires_at=now + timedelta(hours=1),
+            by="subject",
+            trace_id="",
+        )
+        async with self.store.write() as tx:
+            await tx.consents.add(consent, Secret("link"))
+            received = consent.model_copy(update={"status": ConsentStatus.CODE_RECEIVED})
+            return await tx.consents.replace(received, expected=1, verifier=verifier, code=Secret(code))
+
+    async def revoke(self, connection: Connection) -> None:
+        """What the API writes first when somebody revokes."""
+        async with self.store.write() as tx:
+            current = await tx.connections.get(TENANT, connection.id)
+            assert current is not None
+            await tx.connections.replace(
+                current.revoke_asked("left", self._clock.now()), expected=current.revision
+            )
+
+    async def end(self, connection: Connection, consent: Consent | None) -> End:
+        async with self.store.read() as tx:
+            row = await tx.connections.get(TENANT, connection.id)
+            assert row is not None
+            refresh = await tx.grants.refresh_token(row) if row.generation else None
+            open_ones: list[Attempt | None] = [
+                await tx.attempts.open_for(TENANT, connection.id, "main", kind) for kind in AttemptKind
+            ]
+            now = await tx.consents.get(TENANT, consent.id) if consent else None
+        async with self._asking:
+            seen = await self._witness.fetch("SELECT wrong FROM witness WHERE row_id = $1", connection.id)
+        wrongs = tuple(str(it["wrong"]) for it in seen)
+        token = refresh.reveal() if refresh is not None else None
+        return End(row, now, token, sum(it is not None for it in open_ones), wrongs)
+
+
+def _arguments(url: str) -> dict[str, Any]:
+    """asyncpg's own arguments for a store's URL."""
+    parts = urlsplit(url.replace("postgresql+asyncpg", "postgresql"))
+    return {
+        "host": dict(parse_qsl(parts.query))["host"],
+        "user": "postgres",
+        "database": parts.path.lstrip("/"),
+    }

@@ -1,0 +1,145 @@
+"""What a case may end with. Everything else is a violation, or a connection lost."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from evergrant_server.core.connection import State
+from evergrant_server.core.consent import ConsentStatus
+from evergrant_server.core.errors import Code
+from evergrant_server.core.provider import Rotation
+from tests.faults.harness.scenarios import EXCHANGE, REFRESH
+from tests.faults.harness.table import WRITING, Way
+from tests.faults.harness.walk import Layout, Told
+
+
+class Verdict(StrEnum):
+    KEPT = "kept"
+    REFUSED = "refused, as scripted"
+    REVOKED = "revoked meanwhile"
+    UNKNOWN = "outcome_unknown"
+    UNREACHABLE = "outcome_unknown, its journal on a host that was away too long"
+    CROSSED = "sent again by another host while its own host replayed the answer"
+    DOUBLE = "double_send_window"
+    ASKED_AGAIN = "code not exchanged, subject asked again"
+    LOST = "lost"
+    VIOLATION = "violation"
+
+
+BAD = (Verdict.LOST, Verdict.VIOLATION)
+
+
+@dataclass
+class Judged:
+    told: Told
+    verdict: Verdict
+    why: list[str] = field(default_factory=list)
+    double_sends: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.verdict.upper()}: {self.told.case}: {'; '.join(self.why)}"
+
+
+def judge(told: Told, way: Way) -> Judged:
+    """The oracles of one case; the worst thing found is its verdict."""
+    wrongs = [*told.end.wrongs]
+    overlapping = told.idp.in_flight_together()
+    if overlapping and told.case.layout is not Layout.HOSTS:
+        wrongs.append(f"{overlapping} uses of one credential in flight together on one host")
+    if told.hung:
+        wrongs.append("nobody came to an outcome")
+    wrongs += [it for it in told.raised if it.startswith("unexpected")]
+    if told.end.open_attempts and not told.case.revoked:  # a revocation settles what it finds open
+        wrongs.append("an attempt is still open")
+    ended = _of_refresh if told.case.scenario.flow == REFRESH else _of_exchange
+    verdict, why = ended(told, way)
+    if verdict is Verdict.LOST:
+        verdict, why = _excused(told, way) or (verdict, why)
+    if wrongs and verdict is not Verdict.LOST:
+        verdict = Verdict.VIOLATION
+    return Judged(told, verdict, [*wrongs, *([why] if why else [])], overlapping)
+
+
+def in_window(told: Told, way: Way) -> bool:
+    """The provider had acted, and nothing of ours had kept its answer, when the fault came."""
+    acted = any(use.acted is not None and use.good for use in told.idp.uses)
+    fault = told.case.fault
+    return acted and fault is not None and way.index(fault) < way.kept
+
+
+def double_sent(told: Told) -> bool:
+    """Stopped between the last check and the first byte: what no client can exclude across hosts."""
+    fault = told.case.fault
+    stopped = fault is not None and (fault.kind, fault.side, fault.point) == ("stop", "after", WRITING)
+    return stopped and told.case.layout is Layout.HOSTS
+
+
+def _excused(told: Told, way: Way) -> tuple[Verdict, str] | None:
+    """A loss that no client can exclude: it is counted, by its own name."""
+    fault = told.case.fault
+    if double_sent(told):
+        return Verdict.DOUBLE, ""
+    kept = fault is not None and way.index(fault) >= way.kept
+    if told.case.layout is Layout.HOSTS and kept and len(told.idp.uses) > 1:
+        return Verdict.CROSSED, ""
+    return None
+
+
+def _away(told: Told) -> bool:
+    """Another host went on, and the journal with the answer was out of its reach for too long."""
+    return told.case.layout is Layout.HOSTS and told.case.fault is not None
+
+
+def _of_refresh(told: Told, way: Way) -> tuple[Verdict, str]:
+    connection, scenario = told.end.connection, told.case.scenario
+    match connection.state:
+        case State.REVOKING if told.case.revoked:
+            return Verdict.REVOKED, ""
+        case State.ACTIVE:
+            return _of_active(told)
+        case State.NEEDS_REAUTH if scenario.refused:
+            return Verdict.REFUSED, ""
+        case State.NEEDS_REAUTH if connection.reason is Code.OUTCOME_UNKNOWN:
+            return _of_unknown(told, way)
+        case _:
+            return Verdict.LOST, f"ended {connection.state} because of {connection.reason}"
+
+
+def _of_unknown(told: Told, way: Way) -> tuple[Verdict, str]:
+    """`outcome_unknown` is honest only when an answer died, or was out of reach."""
+    spends = told.case.rotation is Rotation.STRICT or told.case.scenario.flow == EXCHANGE
+    if spends and in_window(told, way):
+        return Verdict.UNKNOWN, ""
+    if spends and _away(told):
+        return Verdict.UNREACHABLE, ""
+    if told.case.rotation is Rotation.GRACE and len(told.idp.uses) > 1:
+        return Verdict.UNKNOWN, "two answers lost: not sent a third time, grace or not"
+    return Verdict.LOST, "given up as outcome_unknown, and no answer had died in the window"
+
+
+def _of_active(told: Told) -> tuple[Verdict, str]:
+    if told.case.scenario.provider == "crooked" or told.case.scenario.secrets == "wrong":
+        return Verdict.REFUSED, ""
+    if told.case.revoked:
+        return Verdict.VIOLATION, "a revocation was undone"
+    if not told.idp.usable(told.end.refresh_token):
+        return Verdict.LOST, "the store calls it active, the provider has killed it"
+    proof = told.proof
+    if proof is None or proof.failure is not None:
+        return Verdict.LOST, f"one more refresh ended {proof.failure if proof else 'never'}"
+    return Verdict.KEPT, ""
+
+
+def _of_exchange(told: Told, way: Way) -> tuple[Verdict, str]:
+    connection, consent = told.end.connection, told.end.consent
+    assert consent is not None
+    if consent.status is ConsentStatus.DONE and connection.state is State.ACTIVE:
+        return _of_active(told)
+    if consent.status is not ConsentStatus.FAILED or connection.state is not State.PENDING_CONSENT:
+        return Verdict.LOST, f"consent {consent.status}, connection {connection.state}"
+    if told.case.scenario.refused:
+        return Verdict.REFUSED, ""
+    if consent.failure == Code.OUTCOME_UNKNOWN:
+        return _of_unknown(told, way)
+    if consent.failure == Code.PROVIDER_UNREACHABLE:
+        return Verdict.ASKED_AGAIN, ""
+    return Verdict.LOST, f"the consent failed with {consent.failure} while its code was good"

@@ -1,0 +1,20 @@
+"""The path's limits, shortened: what takes a minute in production takes a second here."""
+
+from datetime import timedelta
+
+HTTP_S = 0.9  # the longest a provider is listened to
+SEND_S = 0.6  # from the intent to the first byte
+ANSWER_S = 1.1  # after that nobody listens any more
+TOKEN_S = 1  # an access token's life
+LOOK_AGAIN_S = 0.1
+REPLAY_S = 6.0  # a journalled answer keeps nobody else waiting for longer
+SWEEP_S = 0.15  # how often journals are looked through
+BEAT_S = 0.2
+DATABASE_MS = 900  # statement, lock and idle-in-transaction time-outs
+PAUSE_S = 2.4  # past every one of them
+MOMENT_S = 0.4  # shorter than any of them: somebody else's change comes in between
+CASE_S = 20.0  # a case that takes longer hangs
+
+
+def seconds(number: float) -> timedelta:
+    return timedelta(seconds=number)

@@ -1,0 +1,132 @@
+"""What happens where a point is passed: nothing, a record, or the fault that was planned there."""
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+from pydantic import BaseModel
+
+BEFORE, AFTER = "before", "after"
+
+
+class Fault(BaseModel):
+    """What befalls a worker at the n-th passage of a point, counted from 1."""
+
+    point: str
+    kind: str  # "die", "stop", "lost" or "cut"
+    side: str = BEFORE
+    passage: int = 1
+    answered_by: str = "task"
+
+
+class Passages:
+    """The points that this process has passed, and what is planned for it."""
+
+    def __init__(self) -> None:
+        self.log: list[tuple[str, str, float]] = []  # point, side, monotonic seconds
+        self.plan: list[Fault] = []
+        self.tell: Callable[[Fault], None] = lambda fault: None
+        self.cut: Callable[[], None] = lambda: None
+        self.lost: Callable[[Fault], Exception | None] = lambda fault: None
+        self._counted: Counter[tuple[str, str]] = Counter()
+
+    def start(self, plan: list[Fault]) -> None:
+        self.log, self.plan = [], list(plan)
+        self._counted.clear()
+
+    def passed(self, name: str, side: str) -> Exception | None:
+        """Count it and do what is planned; returns what the one who awaits shall hear instead."""
+        self.log.append((name, side, time.monotonic()))
+        self._counted[name, side] += 1
+        for fault in self.plan:
+            due = (fault.point, fault.side) == (name, side)
+            if due and fault.passage == self._counted[name, side]:
+                return self._befall(fault)
+        return None
+
+    def _befall(self, fault: Fault) -> Exception | None:
+        self.tell(fault)
+        match fault.kind:
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            case "cut":
+                self.cut()
+            case _:
+                return self.lost(fault)
+        return None
+
+
+passages = Passages()
+
+
+async def point(name: str, awaited: Awaitable[Any]) -> Any:
+    """Await it, and pass the point."""
+    passages.passed(name, BEFORE)
+    try:
+        result = await awaited
+    except Exception:  # some answers are raised
+        robbed = passages.passed(name, AFTER)
+        if robbed is not None:
+            raise robbed from None
+        raise
+    except BaseException:
+        passages.passed(name, AFTER)
+        raise
+    robbed = passages.passed(name, AFTER)
+    if robbed is not None:
+        raise robbed
+    return result
+
+
+class _Around:
+    def __init__(self, name: str, inner: Any) -> None:
+        self._name, self._inner = name, inner
+
+    async def __aenter__(self) -> Any:
+        name = f"{self._name}.enter"
+        passages.passed(name, BEFORE)
+        value = await self._inner.__aenter__()
+        robbed = passages.passed(name, AFTER)
+        if robbed is not None:
+            await self._inner.__aexit__(type(robbed), robbed, None)
+            raise robbed
+        return value
+
+    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> Any:
+        name = f"{self._name}.exit"
+        passages.passed(name, BEFORE)
+        quiet = await self._inner.__aexit__(kind, error, trace)
+        robbed = passages.passed(name, AFTER)
+        if robbed is not None and error is None:
+            raise robbed
+        return quiet
+
+
+def step(name: str, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """A system call, in whatever thread."""
+    passages.passed(name, BEFORE)
+    result = call(*arguments, **named)
+    robbed = passages.passed(name, AFTER)
+    if robbed is not None:
+        raise robbed
+    return result
+
+
+def around(name: str, inner: Any) -> _Around:
+    return _Around(name, inner)
+
+
+@contextmanager
+def called(name: str) -> Generator[None]:
+    """An async function that awaits nothing: its caller awaits it."""
+    passages.passed(name, BEFORE)
+    yield
+    robbed = passages.passed(name, AFTER)
+    if robbed is not None:
+        raise robbed

@@ -1,0 +1,41 @@
+"""What a walk of the table and a run print at their end."""
+
+from collections import Counter
+from statistics import median
+
+from tests.faults.harness.judge import Verdict
+from tests.faults.harness.walking import Walked
+
+_WORDS = {"die": "process killed", "stop": "process stopped", "lost": "answer lost", "cut": "activity cut"}
+
+
+def rows(title: str, pairs: list[tuple[str, object]]) -> str:
+    """Two columns, the numbers to the right."""
+    width = max(len(name) for name, _ in pairs) + 2
+    return "\n".join([title, *(f"  {name:<{width}}{value!s:>10}" for name, value in pairs)])
+
+
+def table_report(walked: Walked) -> str:
+    """The numbers of a walk."""
+    table, windows = walked.table, walked.windows_ms
+    there = len(table.points) - len(table.elsewhere)
+    faults = [(_WORDS[kind], number) for kind, number in sorted(walked.faults.items())]
+    pairs: list[tuple[str, object]] = [
+        ("points on the path", there),
+        ("points walked", f"{table.coverage:.0f} %"),
+        ("cases there are", len(table.cases)),
+        ("cases walked", walked.cases),
+        ("seconds", f"{walked.took_s:.0f}"),
+        *faults,
+        *((verdict.value, walked.verdicts[verdict]) for verdict in Verdict),
+        ("uses in flight together, across hosts", walked.double_sends),
+        ("point not reached, timing too tight", len(walked.unreached)),
+        ("window commit to fsync, median ms", f"{median(windows):.1f}" if windows else "-"),
+    ]
+    lines = [rows("the table", pairs)]
+    lines += [
+        f"  {count} points not on the path: {why}" for why, count in Counter(table.elsewhere.values()).items()
+    ]
+    lines += [f"  NEVER WALKED: {name}" for name in table.never]
+    lines += [f"  {it}" for it in walked.bad]
+    return "\n".join(lines)

@@ -1,0 +1,112 @@
+"""The ways that a refresh and a code exchange can take through the code: together they pass every point."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from evergrant_server.core.provider import Rotation
+from tests.fakes.scripted_provider import Answer, drop, drop_after_commit, error, ok
+from tests.faults.harness.passages import AFTER, Fault
+
+REFRESH, EXCHANGE = "refresh_grant", "exchange_code"
+ROTATIONS = (Rotation.NONE, Rotation.GRACE, Rotation.STRICT)
+CROOKED = "crooked"  # a definition that can't be used; the workers' registry has it
+ON_TRIAL = "on-trial"  # a definition of which the tenant has a staged version
+
+
+def _nothing(rotation: Rotation) -> tuple[Answer, ...]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One way: what the provider is told to answer, and what befalls the worker besides the fault."""
+
+    name: str
+    flow: str
+    answers: Callable[[Rotation], tuple[Answer, ...]] = _nothing
+    befalls: tuple[Fault, ...] = ()
+    refused: bool = False  # the provider says no, or the consent can't be exchanged: that is the right end
+    provider: str = "generic"
+    refreshable: bool = True
+    started: bool = True
+    secrets: str = "right"
+    replayed: bool = False  # a worker before this one died with the answer in its journal
+    neighbour: bool = False  # and this one was there already: it has a journal of its own
+    queued: bool = False  # the circuit lets it through after a moment, as at the end of an outage
+    leased: bool = False
+    held: bool = False  # the provider answers late, and the worker is shut down meanwhile
+    rotations: tuple[Rotation, ...] = field(default=ROTATIONS)
+
+
+def _refused(rotation: Rotation) -> tuple[Answer, ...]:
+    return (error("invalid_grant"), error("invalid_grant"), error("invalid_grant"))
+
+
+def _answered_then_refused(rotation: Rotation) -> tuple[Answer, ...]:
+    """The second use is refused: a strict server does so by itself."""
+    return () if rotation is Rotation.STRICT else (ok(), error("invalid_grant"))
+
+
+ANSWER_READ = "activities.single_use:SingleUse._section#1"
+JOURNALLED = "activities.single_use:SingleUse._journalled#1"
+COMMITTED = "activities.records:settled#1.exit"
+LOST_COMMIT = Fault(point=COMMITTED, side=AFTER, kind="lost", answered_by="store")
+READ_TOO_LATE = Fault(point=ANSWER_READ, side=AFTER, kind="stop")
+UNEXPECTED = Fault(point="providers.flows:Sender._send#1", side=AFTER, kind="lost", answered_by="unexpected")
+LOST_CONSENT = Fault(
+    point="activities.consent:ConsentActivities._consent#1.exit", side=AFTER, kind="lost", answered_by="store"
+)
+
+SCENARIOS = (
+    Scenario("refresh", REFRESH, leased=True),
+    Scenario("code exchange", EXCHANGE),
+    Scenario("refresh, refused", REFRESH, _refused, refused=True),
+    Scenario("refresh, connection closed without acting", REFRESH, lambda _: (drop(),)),
+    Scenario("refresh, definition can't be used", REFRESH, refused=True, provider=CROOKED),
+    Scenario("refresh, nothing to refresh with", REFRESH, refused=True, refreshable=False),
+    Scenario("refresh, the commit's answer lost", REFRESH, befalls=(LOST_COMMIT,)),
+    Scenario(
+        "refresh, answer read too late",
+        REFRESH,
+        _answered_then_refused,
+        befalls=(READ_TOO_LATE,),
+        refused=True,
+    ),
+    Scenario(
+        "refresh, refusal read too late",
+        REFRESH,
+        lambda _: (error("invalid_grant"), ok()),
+        befalls=(READ_TOO_LATE,),
+        refused=True,  # unless another host went on meanwhile
+    ),
+    Scenario(
+        "code exchange, answer read too late",
+        EXCHANGE,
+        befalls=(READ_TOO_LATE,),
+        refused=True,
+    ),
+    Scenario("refresh, a library's mistake", REFRESH, befalls=(UNEXPECTED,), refused=True),
+    Scenario("refresh, in a queue after an outage", REFRESH, queued=True),
+    Scenario("refresh, definition on trial works", REFRESH, provider=ON_TRIAL),
+    Scenario(
+        "refresh, definition on trial fails",
+        REFRESH,
+        lambda _: (error("invalid_grant"), ok()),
+        provider=ON_TRIAL,
+    ),
+    Scenario("refresh, worker shut down meanwhile", REFRESH, held=True),
+    Scenario(
+        "refresh, two answers lost",
+        REFRESH,
+        lambda _: (drop_after_commit(), drop_after_commit()),
+        refused=True,
+    ),
+    Scenario("refresh, secret rotated too early", REFRESH, secrets="rotated too early"),
+    Scenario("refresh, no secret is right", REFRESH, secrets="wrong", refused=True),
+    Scenario("refresh, answer in a journal", REFRESH, replayed=True),
+    Scenario("code exchange, answer in a journal", EXCHANGE, replayed=True),
+    Scenario("refresh, answer in a neighbour's journal", REFRESH, replayed=True, neighbour=True),
+    Scenario("code exchange, refused", EXCHANGE, _refused, refused=True),
+    Scenario("code exchange, consent never started", EXCHANGE, started=False, refused=True),
+    Scenario("code exchange, store away at first", EXCHANGE, befalls=(LOST_CONSENT,)),
+)

@@ -1,0 +1,18 @@
+"""What a worker of a case is told before anything else. Imports nothing of the path."""
+
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from tests.faults.harness.passages import Fault
+
+
+class Start(BaseModel):
+    name: str
+    database_url: str
+    key_file: Path
+    journals: Path
+    allow: str
+    public_url: str
+    plan: list[Fault] = []
+    queued: bool = False

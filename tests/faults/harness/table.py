@@ -1,0 +1,142 @@
+"""The table: which cases there are, from a run of each scenario without any fault."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from evergrant_server.core.provider import Rotation
+from tests.faults.harness.ground import Ground
+from tests.faults.harness.hands import Warm
+from tests.faults.harness.limits import TOKEN_S
+from tests.faults.harness.passages import AFTER, BEFORE, Fault
+from tests.faults.harness.points import Point, existing
+from tests.faults.harness.provider import StrictProvider
+from tests.faults.harness.scenarios import JOURNALLED, SCENARIOS, Scenario
+from tests.faults.harness.walk import Case, Layout, Told, Walk
+
+Passage = tuple[str, str, int]  # point, side, the how-manieth time
+_KEPT = (JOURNALLED, AFTER, 1)
+_MOST_PASSAGES = 3  # of one point in one way: later ones, as in a loop, are in the same place
+_SWEEPING = "activities.replay:"  # goes on beside everything; walked where it finds something
+WRITING = "evergrant_server.egress.transport:Watch.trace#1"  # after it the first byte is written
+
+
+@dataclass(frozen=True)
+class Way:
+    """What a scenario passes, in order, when nothing befalls it."""
+
+    scenario: Scenario
+    rotation: Rotation
+    told: Told
+    passed: tuple[Passage, ...]
+    times: tuple[float, ...]
+
+    def index(self, fault: Fault) -> int:
+        return self.passed.index((fault.point, fault.side, fault.passage))
+
+    @property
+    def kept(self) -> int:
+        """Where the provider's answer can't be lost any more."""
+        if self.scenario.replayed:
+            return 0
+        return self.passed.index(_KEPT) if _KEPT in self.passed else len(self.passed)
+
+    @property
+    def window_ms(self) -> float | None:
+        """From the provider's commit to our journal's fsync, when nothing is in the way."""
+        acted = [use.acted for use in self.told.idp.uses if use.acted and use.good]
+        plain = self.scenario.name in (SCENARIOS[0].name, SCENARIOS[1].name)
+        if not acted or not plain or _KEPT not in self.passed:
+            return None
+        return (self.times[self.kept] - acted[0]) * 1000
+
+
+class Table:
+    """Everything that is walked."""
+
+    def __init__(self, ways: list[Way]) -> None:
+        self.ways = {(way.scenario.name, way.rotation): way for way in ways}
+        self.points = {point.name: point for point in existing()}
+        self.elsewhere = {
+            name: why for name, point in self.points.items() if (why := point.elsewhere) is not None
+        }
+        self.cases = [case for rotation in Rotation for case in self._of(rotation)]
+
+    @classmethod
+    async def learn(
+        cls, ground: Ground, warm: Warm, folder: Path, scenarios: Sequence[Scenario] = SCENARIOS
+    ) -> "Table":
+        """Run each scenario once, some at a time."""
+        turns = asyncio.Semaphore(6)
+
+        async def learnt(scenario: Scenario, rotation: Rotation) -> Way:
+            async with turns:
+                return await _way(scenario, rotation, ground, warm, folder)
+
+        ways = [learnt(scenario, rotation) for scenario in scenarios for rotation in scenario.rotations]
+        return cls(list(await asyncio.gather(*ways)))
+
+    @property
+    def never(self) -> list[str]:
+        """Points on the path that no case walks: the table would not be complete."""
+        walked = {case.fault.point for case in self.cases if case.fault}
+        return sorted(name for name in self.points if name not in walked and name not in self.elsewhere)
+
+    @property
+    def coverage(self) -> float:
+        there = len(self.points) - len(self.elsewhere)
+        return 100.0 * (there - len(self.never)) / there
+
+    def sample(self, number: int, seed: int) -> list[Case]:
+        """Some of the cases, the same for the same seed; every point that spends is among them."""
+        return random.Random(seed).sample(self.cases, min(number, len(self.cases)))
+
+    def _of(self, rotation: Rotation) -> Iterable[Case]:
+        seen: set[str] = set()
+        for number, scenario in enumerate(SCENARIOS):
+            way = self.ways.get((scenario.name, rotation))
+            if way is None:
+                continue
+            fresh = {name for name, _, _ in way.passed} - (seen if number > 1 else set())
+            seen |= fresh
+            for passage in way.passed:
+                if passage[0] in fresh and passage[2] <= _MOST_PASSAGES:
+                    yield from _cases(way, passage, self.points[passage[0]])
+
+
+def _cases(way: Way, passage: Passage, point: Point) -> Iterable[Case]:
+    name, side, count = passage
+    fault = Fault(point=name, side=side, passage=count, kind="die")
+    robbed = {"kind": "lost" if point.kind != "task" else "cut", "answered_by": point.kind}
+    for layout in Layout:
+        case = Case(way.scenario, fault, layout, way.rotation)
+        yield case
+        if side == AFTER:
+            yield replace(case, fault=fault.model_copy(update=robbed))
+        if side == BEFORE or name == WRITING:
+            stopped = replace(case, fault=fault.model_copy(update={"kind": "stop"}))
+            yield stopped
+            if way.scenario.name == "refresh" and layout is not Layout.ONE:
+                yield replace(stopped, revoked=True)
+
+
+async def _way(
+    scenario: Scenario, rotation: Rotation, ground: Ground, warm: Warm, folder: Path
+) -> Way:  # fmt: skip
+    layout = Layout.HOSTS if scenario.befalls and scenario.befalls[0].kind == "stop" else Layout.ONE
+    async with StrictProvider(rotation, TOKEN_S) as idp:
+        case = Case(scenario, None, layout, rotation)
+        walk = Walk(case, ground, warm, folder / f"way-{scenario.name}-{rotation}".replace(" ", "-"), idp)
+        told = await walk.run()
+    counted: Counter[tuple[str, str]] = Counter()
+    passed: list[Passage] = []
+    times = []
+    for name, side, at in walk.first:
+        counted[name, side] += 1
+        if scenario.replayed or not name.startswith(_SWEEPING):
+            passed.append((name, side, counted[name, side]))
+            times.append(at)
+    return Way(scenario, rotation, told, tuple(passed), tuple(times))

@@ -1,0 +1,283 @@
+"""One case of the table: a worker, a fault at a point, and whoever goes on afterwards."""
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.consent import Consent
+from evergrant_server.core.errors import FAILURES, Code, Kind
+from evergrant_server.core.ids import workflow_id
+from evergrant_server.core.messages import Asked, ExchangeCode, GrantNews, Provenance, RefreshGrant
+from evergrant_server.core.provider import Rotation
+from tests.fakes.scripted_provider import hold_answer
+from tests.faults.harness.ground import PUBLIC_URL, TENANT, End, Ground
+from tests.faults.harness.hands import Answer, Hand, Warm
+from tests.faults.harness.limits import CASE_S, HTTP_S, MOMENT_S, PAUSE_S, TOKEN_S
+from tests.faults.harness.passages import AFTER, Fault
+from tests.faults.harness.provider import StrictProvider
+from tests.faults.harness.scenarios import JOURNALLED, REFRESH, Scenario
+from tests.faults.harness.starting import Start
+
+_ASK_AGAIN_S = 0.08
+_LEAVES = Fault(point=JOURNALLED, side=AFTER, kind="die")
+
+
+class Layout(StrEnum):
+    """Who goes on after the fault."""
+
+    ONE = "one worker"  # the same one, or what restarts in its place
+    TWO = "two, one host"  # another one, with a journal of its own in the same folder
+    HOSTS = "two hosts"  # another one that sees nothing of the first one's journal
+
+
+@dataclass(frozen=True)
+class Case:
+    scenario: Scenario
+    fault: Fault | None
+    layout: Layout
+    rotation: Rotation
+    revoked: bool = False  # somebody revokes while the worker is stopped
+
+    def __str__(self) -> str:
+        fault = self.fault
+        where = f"{fault.kind} {fault.side} {fault.point} ({fault.passage})" if fault else "no fault"
+        more = ", revoked meanwhile" if self.revoked else ""
+        return f"{self.scenario.name} | {where}{more} | {self.layout} | {self.rotation}"
+
+
+@dataclass
+class Told:
+    """Everything that is known of a case when it is over."""
+
+    case: Case
+    reached: bool
+    end: End
+    idp: StrictProvider
+    passed: list[tuple[str, str, float]]
+    proof: GrantNews | None = None  # one more refresh, when the store calls the connection active
+    hung: bool = False
+    took_s: float = 0.0
+    raised: list[str] = field(default_factory=list)
+    error: str = ""
+
+
+class Walk:
+    """Carries out one case."""
+
+    def __init__(self, case: Case, ground: Ground, warm: Warm, folder: Path, idp: StrictProvider) -> None:
+        self._case, self._ground, self._warm, self._idp = case, ground, warm, idp
+        self._folder = folder
+        self._hands: list[Hand] = []
+        self._raised: list[str] = []
+        self._passed: list[tuple[str, str, float]] = []
+        self.first: list[tuple[str, str, float]] = []  # by the first worker, until its answer
+        self._until = time.monotonic() + CASE_S
+
+    async def run(self) -> Told:
+        began = time.monotonic()
+        hung, reached, proof = False, False, None
+        self._connection, self._consent, self._order = await self._prepare()
+        try:
+            async with asyncio.timeout(CASE_S + 3):
+                reached = await self._happen()
+                end = await self._ground.end(self._connection, self._consent)
+                if end.connection.state is State.ACTIVE:
+                    proof = await self._prove(end.connection)
+        except TimeoutError:
+            hung = True
+        finally:
+            await asyncio.gather(*(hand.end() for hand in self._hands))
+        end = await self._ground.end(self._connection, self._consent)
+        took = time.monotonic() - began
+        return Told(
+            self._case, reached, end, self._idp, self._passed, proof, hung, took, self._raised
+        )  # fmt: skip
+
+    async def rehearse(self, hand: Hand | None) -> Hand:
+        """Ask once, without any fault, and keep the worker."""
+        self._connection, self._consent, self._order = await self._prepare()
+        hand = hand or await self._hand("rehearsal")
+        answer = await hand.ask(self._case.scenario.flow, self._order)
+        if answer.news is None or GrantNews.model_validate(answer.news).failure is not None:
+            raise RuntimeError(f"without any fault: {answer}")
+        return hand
+
+    # --- before -------------------------------------------------------------------------
+
+    async def _prepare(self) -> tuple[Connection, Consent | None, Any]:
+        scenario = self._case.scenario
+        integration = await self._ground.integration(
+            self._idp, self._case.rotation, scenario.provider, scenario.secrets
+        )
+        connection = await self._ground.connection(integration)
+        consent = None
+        if scenario.flow == REFRESH:
+            connection = await self._ground.granted(
+                connection, self._idp, refreshable=scenario.refreshable
+            )  # fmt: skip
+        else:
+            consent = await self._ground.consent(
+                self._idp, integration, connection, started=scenario.started
+            )  # fmt: skip
+        if scenario.leased:
+            await self._ground.leased(connection)
+        self._idp.script(*scenario.answers(self._case.rotation))
+        call: dict[str, Any] = {
+            "tenant": TENANT,
+            "connection_id": connection.id,
+            "asked": Asked(by="harness"),
+            "provenance": Provenance(
+                workflow_id=workflow_id(TENANT, connection.id), run_id="r", event_id=1
+            ),
+        }  # fmt: skip
+        if consent is not None:
+            return connection, consent, ExchangeCode(**call, consent_id=consent.id)
+        order = RefreshGrant(**call, generation=connection.generation, only_if_leased=scenario.leased)
+        return connection, None, order
+
+    async def _hand(self, name: str, *plan: Fault) -> Hand:
+        host = "host-b" if name == "b" and self._case.layout is Layout.HOSTS else "host-a"
+        journals = self._folder / host / "journals"
+        journals.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        start = Start(
+            name=name,
+            database_url=self._ground.url,
+            key_file=self._ground.key_file,
+            journals=journals,
+            allow=self._idp.allowance,
+            public_url=PUBLIC_URL,
+            plan=list(plan),
+            queued=self._case.scenario.queued and name == "a",
+        )
+        hand = await self._warm.hand(start)
+        self._hands.append(hand)
+        return hand
+
+    # --- the case itself ----------------------------------------------------------------
+
+    async def _happen(self) -> bool:
+        """Run it to an outcome; says whether the fault's point was reached."""
+        case, scenario = self._case, self._case.scenario
+        plan = [*scenario.befalls, *([case.fault] if case.fault else [])]
+        leaves = await self._hand("zero", _LEAVES) if scenario.replayed else None
+        if leaves is not None and not scenario.neighbour:
+            await self._leave_an_answer(leaves)
+        first = await self._hand("a", *plan)
+        if leaves is not None and scenario.neighbour:
+            await self._leave_an_answer(leaves)
+        other = None if case.layout is Layout.ONE else await self._hand("b")
+        if not scenario.refreshable:
+            await asyncio.sleep(TOKEN_S)
+        gate = asyncio.Event()
+        if scenario.held:
+            self._idp.script(hold_answer(gate))
+        answer = None
+        while answer is None or not self._over(first, answer):
+            answering = asyncio.create_task(first.ask(scenario.flow, self._order))
+            if scenario.held and not gate.is_set():
+                await self._shut_down(first, gate)
+            await self._until_over(first, other, answering)
+            if answer is not None:
+                await asyncio.sleep(_ASK_AGAIN_S)
+            answer = await answering
+            self._note(answer)
+        self.first = list(self._passed)
+        if not answer.died:
+            await self._until_outcome(other or first, answer if other is None else None)
+        else:
+            await first.gone.wait()
+            restarted = await self._hand("a2")
+            await self._until_outcome(other or restarted)
+        return case.fault is None or first.befell(case.fault)
+
+    def _over(self, first: Hand, answer: Answer) -> bool:
+        """The first worker is asked until its fault has befallen it, or nobody would ask again."""
+        fault = self._case.fault
+        befallen = fault is not None and first.befell(fault)
+        return answer.died or befallen or ended(self._case.scenario, answer) or time.monotonic() > self._until
+
+    async def _leave_an_answer(self, dies: Hand) -> None:
+        """A worker dies between its journal's fsync and the commit."""
+        answer = await dies.ask(self._case.scenario.flow, self._order)
+        assert answer.died, answer
+        await dies.gone.wait()
+
+    async def _shut_down(self, first: Hand, gate: asyncio.Event) -> None:
+        """The worker ends while the provider still thinks: the section is let come to its end."""
+        with contextlib.suppress(TimeoutError):
+            await self._idp.until("token", 1, timeout=2)
+        draining = asyncio.create_task(first.ask("drain", self._order))
+        draining.add_done_callback(lambda done: self._note(done.result()))
+        await asyncio.sleep(HTTP_S / 5)
+        gate.set()
+
+    async def _until_over(self, first: Hand, other: Hand | None, answering: asyncio.Task[Answer]) -> None:
+        """Until the first worker has answered or died; stopped, it is let go on after every deadline."""
+        while True:
+            stopped = asyncio.create_task(first.stopped.acquire())
+            await asyncio.wait({answering, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not stopped.done():
+                stopped.cancel()
+                return
+            pause_s = MOMENT_S if self._case.revoked else PAUSE_S
+            pause = asyncio.create_task(asyncio.sleep(pause_s))
+            if self._case.revoked:
+                await self._ground.revoke(self._connection)
+            elif other is not None:
+                await self._until_outcome(other, give_up_after=pause_s)
+            await pause
+            first.goes_on()
+
+    async def _until_outcome(
+        self, hand: Hand, answer: Answer | None = None, *, give_up_after: float | None = None
+    ) -> None:
+        """What Temporal and the workflow do: ask again until an answer ends it."""
+        until = min(self._until, time.monotonic() + (give_up_after or CASE_S))
+        while answer is None or not ended(self._case.scenario, answer):
+            if time.monotonic() > until:
+                if give_up_after is None:
+                    raise TimeoutError
+                return
+            if answer is not None:
+                await asyncio.sleep(_ASK_AGAIN_S)
+            answer = await hand.ask(self._case.scenario.flow, self._order)
+            self._note(answer)
+
+    async def _prove(self, connection: Connection) -> GrantNews:
+        """The connection works: it can be refreshed once more, by a worker that nothing befalls."""
+        hand = await self._hand("proof")
+        order = RefreshGrant(**self._order.model_dump(include=_CALL), generation=connection.generation)
+        until = time.monotonic() + CASE_S / 2
+        while True:
+            answer = await hand.ask(REFRESH, order)
+            if answer.news is not None:
+                news = GrantNews.model_validate(answer.news)
+                if not _transient(news.failure) or time.monotonic() > until:
+                    return news
+            await asyncio.sleep(_ASK_AGAIN_S)
+
+    def _note(self, answer: Answer) -> None:
+        self._passed += answer.passed
+        if answer.raised:
+            self._raised.append(answer.raised)
+
+
+_CALL = {"tenant", "connection_id", "asked", "provenance"}
+
+
+def ended(scenario: Scenario, answer: Answer) -> bool:
+    """True when neither Temporal nor the workflow would ask again."""
+    if answer.news is None:
+        return False
+    failure = GrantNews.model_validate(answer.news).failure
+    return scenario.flow != REFRESH or not _transient(failure)
+
+
+def _transient(failure: Code | None) -> bool:
+    waits = (Kind.PROVIDER_UNAVAILABLE, Kind.PLATFORM_UNAVAILABLE)
+    return failure is not None and FAILURES[failure].kind in waits

@@ -1,0 +1,104 @@
+"""Walks many cases side by side, and adds up what they ended with."""
+
+import asyncio
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.faults.harness.ground import Ground
+from tests.faults.harness.hands import Warm
+from tests.faults.harness.judge import BAD, Judged, Verdict, judge
+from tests.faults.harness.limits import TOKEN_S
+from tests.faults.harness.provider import StrictProvider
+from tests.faults.harness.rehearsal import rehearse
+from tests.faults.harness.scenarios import SCENARIOS, Scenario
+from tests.faults.harness.table import Table
+from tests.faults.harness.walk import Case, Walk
+
+AT_ONCE = 8
+_TRIES = 3  # a busy machine may let a short limit pass before the point is reached
+
+
+@dataclass
+class Walked:
+    """What a walk of the table came to."""
+
+    table: Table
+    cases: int
+    took_s: float
+    judged: list[Judged] = field(default_factory=list)
+    unreached: list[Case] = field(default_factory=list)
+
+    @property
+    def verdicts(self) -> Counter[Verdict]:
+        return Counter(it.verdict for it in self.judged)
+
+    @property
+    def faults(self) -> Counter[str]:
+        return Counter(it.told.case.fault.kind for it in self.judged if it.told.case.fault)
+
+    @property
+    def bad(self) -> list[Judged]:
+        return [it for it in self.judged if it.verdict in BAD]
+
+    @property
+    def double_sends(self) -> int:
+        return sum(it.double_sends for it in self.judged)
+
+    @property
+    def windows_ms(self) -> list[float]:
+        return sorted(ms for way in self.table.ways.values() if (ms := way.window_ms) is not None)
+
+
+Choose = Callable[[Table], Sequence[Case]]
+Say = Callable[[str], None]
+
+
+async def walk_table(
+    folder: Path,
+    choose: Choose,
+    *,
+    broken: tuple[str, ...] = (),
+    scenarios: Sequence[Scenario] = SCENARIOS,
+    say: Say = lambda line: None,
+) -> Walked:
+    """Learn the ways, choose cases, carry them out."""
+    began = time.monotonic()
+    folder = Path(tempfile.mkdtemp(dir=folder))
+    async with AsyncExitStack() as stack:
+        ground = await Ground.open(folder)
+        stack.push_async_callback(ground.close)
+        warm = await Warm.start(folder, *broken)
+        stack.push_async_callback(warm.stop)
+        await rehearse(ground, warm, folder)
+        table = await Table.learn(ground, warm, folder, scenarios)
+        cases = choose(table)
+        say(f"{len(table.cases)} cases, {len(cases)} of them now; {table.coverage:.0f} % of the points")
+        walked = Walked(table, len(cases), 0)
+        queue = list(enumerate(cases))[::-1]
+
+        async def one_after_another() -> None:
+            while queue:
+                number, case = queue.pop()
+                await _one(walked, case, ground, warm, folder / f"case-{number}")
+                if number and number % 500 == 0:
+                    say(f"  {number} cases, {len(walked.bad)} bad, {time.monotonic() - began:.0f} s")
+
+        await asyncio.gather(*(one_after_another() for _ in range(AT_ONCE)))
+    walked.took_s = time.monotonic() - began
+    return walked
+
+
+async def _one(walked: Walked, case: Case, ground: Ground, warm: Warm, folder: Path) -> None:
+    for number in range(_TRIES):
+        async with StrictProvider(case.rotation, TOKEN_S) as idp:
+            told = await Walk(case, ground, warm, folder / str(number), idp).run()
+        if told.reached:
+            break
+    else:
+        walked.unreached.append(case)
+    walked.judged.append(judge(told, walked.table.ways[case.scenario.name, case.rotation]))

@@ -1,0 +1,57 @@
+"""The fork server: imports once, with the points marked, and forks a worker for each caller.
+
+python -m tests.faults.harness.warm SOCKET [BROKEN...]
+"""
+
+import gc
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+from tests.faults.harness.starting import Start
+
+
+def serve(path: str) -> None:
+    """Fork a worker for every connection but the first, which rehearses here."""
+    from tests.faults.harness import worker
+
+    worker.shorten()
+    worker.read_catalogue()
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(path)
+    listening.listen(64)
+    print("warm", flush=True)
+    _work(listening.accept()[0], worker.rehearse)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel takes the dead away
+    gc.freeze()
+    while True:
+        line, _ = listening.accept()
+        if os.fork():
+            line.close()
+            continue
+        listening.close()
+        try:
+            _work(line, worker.main)
+        finally:
+            os._exit(0)
+
+
+def _work(line: socket.socket, work: Callable[[Start, socket.socket], None]) -> None:
+    """The first line says what the worker is."""
+    with line.makefile("rb", buffering=0) as told:
+        start = Start.model_validate_json(told.readline())
+    work(start, line)
+    line.close()
+
+
+def main(path: str, *broken: str) -> None:
+    from tests.faults.harness import broken_builds, points
+
+    points.install([broken_builds.BUILDS[name] for name in broken])
+    serve(path)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

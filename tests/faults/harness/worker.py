@@ -1,0 +1,221 @@
+"""One worker process of a case: the real activities on a real store, told what to do by its parent.
+
+It runs below the fork server (`warm`), with every limit shortened so that a case takes a second. What
+Temporal would do, the parent does: it asks again until it is told an outcome.
+"""
+
+import asyncio
+import errno
+import json
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, cast
+
+import httpcore2
+import httpx2
+from sqlalchemy.ext.asyncio import AsyncEngine
+from temporalio.testing import ActivityEnvironment
+
+from activities import breaker, heartbeat
+from activities.critical import CriticalSections
+from evergrant_server import wiring
+from evergrant_server.core.attempt import Limits
+from evergrant_server.core.circuit import Admission
+from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.messages import ExchangeCode, GrantNews, RefreshGrant
+from evergrant_server.crypto.keyring import KeyRing, Role
+from evergrant_server.egress import Egress
+from evergrant_server.egress.network import default_tls
+from evergrant_server.journal import Journal
+from evergrant_server.settings import Settings
+from evergrant_server.store import Store, engine
+from providers.flows import SendFailed
+from providers.registry import Registry
+from tests.faults.harness.limits import (
+    ANSWER_S,
+    BEAT_S,
+    DATABASE_MS,
+    HTTP_S,
+    LOOK_AGAIN_S,
+    REPLAY_S,
+    SEND_S,
+    SWEEP_S,
+    seconds,
+)
+from tests.faults.harness.passages import Fault, passages
+from tests.faults.harness.scenarios import CROOKED, ON_TRIAL
+from tests.faults.harness.starting import Start
+
+WORKER = "x-harness-worker"
+TLS = default_tls()
+LIMITS = Limits(
+    send=seconds(SEND_S),
+    answer=seconds(ANSWER_S),
+    look_again=seconds(LOOK_AGAIN_S),
+    replay=seconds(REPLAY_S),
+)
+_ORDERS = {"refresh_grant": RefreshGrant, "exchange_code": ExchangeCode, "drain": RefreshGrant}
+registry: list[Registry] = []  # read once, by the fork server
+engines: dict[str, AsyncEngine] = {}  # with their compiled statements, from the rehearsal
+
+
+def read_catalogue() -> None:
+    """The catalogue, and a definition that loads and can't be used."""
+    found = Registry.load()
+    generic = found.get("generic")
+    found._specs[CROOKED] = generic.model_copy(update={"name": CROOKED, "auth_modes": ("device_code",)})
+    found._specs[ON_TRIAL] = generic.model_copy(update={"name": ON_TRIAL})
+    registry.append(found)
+
+
+def shorten() -> None:
+    """Every limit of the path, in this process alone."""
+    heartbeat._INTERVAL_S = BEAT_S
+    engine._PG_SETTINGS.update(
+        statement_timeout=str(DATABASE_MS),
+        lock_timeout=str(DATABASE_MS),
+        idle_in_transaction_session_timeout=str(DATABASE_MS),
+    )
+
+
+class Named(httpx2.AsyncBaseTransport):
+    """Says which worker a request came from, for the records of the other end."""
+
+    def __init__(self, inner: httpx2.AsyncBaseTransport, name: str) -> None:
+        self._inner, self._name = inner, name
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        request.headers[WORKER] = self._name
+        return await self._inner.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+def parts_of(start: Start) -> wiring.Platform:
+    """A worker's parts without Temporal."""
+    settings = Settings(
+        data_dir=start.journals.parent,
+        database_url=start.database_url,
+        key_file=start.key_file,
+        public_url=start.public_url,
+        egress_allow=(start.allow,),
+    )
+    ring = KeyRing.open(start.key_file, Role.WORKER)
+    clock = SystemClock()
+    if start.database_url not in engines:
+        engines[start.database_url] = engine.make_engine(start.database_url)
+    store = Store(engines[start.database_url], ring, clock)
+    nothing = cast(Any, None)
+    return wiring.Platform(settings, clock, ring, store, registry[0], nothing, nothing, nothing, nothing)
+
+
+def work_of(parts: wiring.Platform, sections: CriticalSections, start: Start) -> wiring.Work:
+    def egress(policy: Any, *, answer_time: float = HTTP_S, around: Any = None) -> Egress:
+        def named(inner: httpx2.AsyncBaseTransport) -> httpx2.AsyncBaseTransport:
+            return Named(inner, start.name)
+
+        return Egress(policy, tls=TLS, connect_time=HTTP_S, answer_time=HTTP_S, around=named)
+
+    if start.queued:
+        breaker.admit = lambda it, now, rules, share: (it, Admission(BEAT_S))
+    wiring.Egress = egress  # type: ignore[misc,assignment]  # this process is a case's alone
+    return wiring.activities(parts, sections, Journal(start.journals), LIMITS)
+
+
+def lost(fault: Fault) -> Exception | None:
+    """What is heard instead of an answer that got lost on its way."""
+    if fault.answered_by == "store":
+        return Failure(Code.STORE_UNAVAILABLE, "the answer was lost", retry_after=0.1)
+    if fault.answered_by == "unexpected":
+        return RuntimeError("a library's mistake")
+    if fault.answered_by == "disk":
+        return OSError(errno.EIO, "the answer was lost")
+    if (
+        fault.point.startswith(("providers.flows:Sender.", "activities.breaker"))
+        and "_send#" not in fault.point
+    ):
+        return SendFailed(Failure(Code.PROVIDER_UNREACHABLE, "the answer was lost"), sent=True)
+    if fault.point.startswith("providers"):
+        return httpx2.ReadError("the answer was lost")
+    if "network" in fault.point:
+        return httpcore2.ConnectError("the answer was lost")
+    return httpcore2.ReadError("the answer was lost")
+
+
+class Child:
+    """Answers its parent's orders until the socket closes."""
+
+    def __init__(self, start: Start, line: socket.socket) -> None:
+        self._line = line
+        self._environment: ActivityEnvironment | None = None
+        passages.tell = lambda fault: self._say({"at": fault.model_dump()})
+        passages.cut = self._cut
+        passages.lost = lost
+        passages.start(start.plan)
+        self._start = start
+
+    def _say(self, message: dict[str, Any]) -> None:
+        os.write(self._line.fileno(), json.dumps(message).encode() + b"\n")
+
+    def _cut(self) -> None:
+        """What Temporal does at start-to-close: it cancels the activity, not what it awaits."""
+        if self._environment is not None:
+            self._environment.cancel()
+
+    async def run(self) -> None:
+        parts = parts_of(self._start)
+        sections = CriticalSections()
+        work = work_of(parts, sections, self._start)
+        does: dict[str, Callable[..., Any]] = {it.__name__: it for it in work.activities}
+
+        async def drain(order: Any) -> GrantNews:
+            await sections.drain()
+            return GrantNews()
+
+        does["drain"] = drain
+        replaying = asyncio.create_task(work.replayer.run(seconds(SWEEP_S)))
+        self._say({"pid": os.getpid()})
+        reader, _ = await asyncio.open_connection(sock=self._line.dup())
+        under_way: set[asyncio.Task[None]] = set()
+        while line := await reader.readline():
+            task = asyncio.create_task(self._obey(does, json.loads(line)))
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)
+        replaying.cancel()
+
+    async def _obey(self, does: dict[str, Callable[..., Any]], order: dict[str, Any]) -> None:
+        call = _ORDERS[order["do"]].model_validate(order["call"])
+        environment = ActivityEnvironment()
+        if order["do"] != "drain":
+            self._environment = environment
+        answer: dict[str, Any] = {"id": order["id"]}
+        try:
+            news: GrantNews = await environment.run(does[order["do"]], call)
+            answer["news"] = news.model_dump(mode="json")
+        except Failure as failure:
+            answer["raised"] = failure.code
+        except asyncio.CancelledError:
+            answer["raised"] = "cut"
+        except Exception as unexpected:
+            answer["raised"] = f"unexpected {type(unexpected).__name__}: {unexpected}"
+        answer["passed"] = passages.log
+        passages.log = []
+        self._say(answer)
+
+
+def main(start: Start, line: socket.socket) -> None:
+    asyncio.run(Child(start, line).run())
+
+
+def rehearse(start: Start, line: socket.socket) -> None:
+    """The same in the fork server itself, so that what is slow the first time is done."""
+
+    async def rehearsal() -> None:
+        await Child(start, line).run()
+        for it in engines.values():
+            await it.dispose()
+
+    asyncio.run(rehearsal())
