@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evergrant_server.core.provider import Rotation
+from tests.faults.harness.chaos import run
 from tests.faults.harness.judge import Verdict
 from tests.faults.harness.passages import AFTER
+from tests.faults.harness.plan import plan, told
 from tests.faults.harness.scenarios import JOURNALLED, SCENARIOS
 from tests.faults.harness.table import Table
 from tests.faults.harness.walk import Case, Layout
@@ -59,3 +61,18 @@ async def test_a_build_without_compare_and_set_undoes_a_revocation(tmp_path: Pat
     broken = await _walk(tmp_path, _revoked_while_the_answer_is_committed, "no-compare-and-set")
     assert [str(it) for it in whole.bad] == []
     assert any("revoking became active" in str(it) for it in broken.bad)
+
+
+async def test_a_random_run_loses_nothing_and_gives_every_reader_a_typed_answer(tmp_path: Path):
+    ran = await run(tmp_path, 25, SEED, readers=40, connections=40)
+    assert ran.violations == []
+    assert ran.aftermath.lost == []
+    assert ran.not_injected == []
+    assert ran.seen.leases > 0
+    assert ran.aftermath.refreshes > 0
+
+
+def test_a_seed_draws_the_same_plan_with_every_kind_of_fault():
+    assert plan(SEED, 120) == plan(SEED, 120)
+    assert plan(SEED, 120) != plan(SEED + 1, 120)
+    assert len(told(plan(SEED, 25))) == 13

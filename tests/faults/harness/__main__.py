@@ -8,9 +8,12 @@ import asyncio
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 
 from evergrant_server.leaving import leave
-from tests.faults.harness.report import table_report
+from tests.faults.harness.chaos import run
+from tests.faults.harness.plan import plan
+from tests.faults.harness.report import run_report, table_report
 from tests.faults.harness.walking import Walked, walk_table
 
 
@@ -30,7 +33,19 @@ async def main(arguments: argparse.Namespace) -> int:
         broken = tuple(arguments.broken)
         walked = await table(Path(name), arguments.cases, arguments.seed, broken)
         say(table_report(walked))
-        return 1 if walked.bad or walked.table.never else 0
+        bad = bool(walked.bad or walked.table.never)
+        if arguments.seconds:
+            bad |= await random_run(Path(name), arguments, walked.windows_ms)
+        return int(bad)
+
+
+async def random_run(folder: Path, arguments: argparse.Namespace, windows_ms: list[float]) -> bool:
+    say(f"==> the random run: seed {arguments.seed}, {arguments.seconds:.0f} s")
+    for it in plan(arguments.seed, arguments.seconds):
+        say(f"  {it.at:6.1f} s  {it.kind}")
+    ran = await run(Path(tempfile.mkdtemp(dir=folder)), arguments.seconds, arguments.seed)
+    say(run_report(ran, median(windows_ms) if windows_ms else None))
+    return ran.bad
 
 
 def arguments() -> argparse.Namespace:

@@ -73,7 +73,7 @@ class Ground:
         url = await postgres().fresh()
         key_file = folder / f"{new_id('key')}.json"
         KeyRing.create(key_file)
-        witness = await asyncpg.connect(**_arguments(url))
+        witness = await asyncpg.connect(**arguments_of(url))
         await witness.execute(WITNESS.read_text(encoding="utf-8"))
         store = await Store.open(url, KeyRing.open(key_file, Role.WORKER), SystemClock())
         ground = cls(url, key_file, store, witness)
@@ -139,7 +139,7 @@ class Ground:
                 )
             return integration
 
-    async def connection(self, integration: Integration) -> Connection:
+    async def connection(self, integration: Integration, subject: str = "user-1") -> Connection:
         """One whose subject hasn't consented yet."""
         now = self._clock.now()
         connection = Connection(
@@ -148,7 +148,7 @@ class Ground:
             integration_id=integration.id,
             integration=integration.name,
             provider=integration.provider,
-            subject="user-1",
+            subject=subject,
             requested_scopes=("read",),
             created_at=now,
             changed_at=now,
@@ -228,6 +228,10 @@ class Ground:
                 current.revoke_asked("left", self._clock.now()), expected=current.revision
             )
 
+    async def count(self, query: str) -> int:
+        async with self._asking:
+            return int(await self._witness.fetchval(query) or 0)
+
     async def end(self, connection: Connection, consent: Consent | None) -> End:
         async with self.store.read() as tx:
             row = await tx.connections.get(TENANT, connection.id)
@@ -244,7 +248,7 @@ class Ground:
         return End(row, now, token, sum(it is not None for it in open_ones), wrongs)
 
 
-def _arguments(url: str) -> dict[str, Any]:
+def arguments_of(url: str) -> dict[str, Any]:
     """asyncpg's own arguments for a store's URL."""
     parts = urlsplit(url.replace("postgresql+asyncpg", "postgresql"))
     return {

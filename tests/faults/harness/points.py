@@ -199,12 +199,17 @@ def existing() -> list[Point]:
 class Hook(importlib.abc.MetaPathFinder):
     """Loads the modules of the path with their points marked, and others with what a build breaks."""
 
-    def __init__(self, changes: Iterable[Change] = (), *, mark: bool = True) -> None:
+    def __init__(
+        self, changes: Iterable[Change] = (), *, mark: bool = True, only: tuple[str, ...] = ()
+    ) -> None:
         self._changes = tuple(changes)
         self._mark = mark
+        self._only = only
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if not name.startswith(("activities", "evergrant_server", "providers")):
+            return None
+        if self._only and name not in self._only:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         if spec is None or not isinstance(spec.loader, importlib.machinery.SourceFileLoader):

@@ -3,7 +3,9 @@
 from collections import Counter
 from statistics import median
 
+from tests.faults.harness.chaos import Ran
 from tests.faults.harness.judge import Verdict
+from tests.faults.harness.plan import told
 from tests.faults.harness.walking import Walked
 
 _WORDS = {"die": "process killed", "stop": "process stopped", "lost": "answer lost", "cut": "activity cut"}
@@ -39,3 +41,29 @@ def table_report(walked: Walked) -> str:
     lines += [f"  NEVER WALKED: {name}" for name in table.never]
     lines += [f"  {it}" for it in walked.bad]
     return "\n".join(lines)
+
+
+def run_report(ran: Ran, window_ms: float | None) -> str:
+    """The numbers of a random run; the window is the table's, measured where nothing is in the way."""
+    after, seen = ran.aftermath, ran.seen
+    pairs: list[tuple[str, object]] = [
+        *sorted(told(ran.injected).items()),
+        ("faults that could not be injected", len(ran.not_injected)),
+        ("refreshes", after.refreshes),
+        ("calls for them", after.uses),
+        ("leases", seen.leases),
+        *((f"answered {code}", number) for code, number in sorted(seen.answers.items()) if code != "token"),
+        ("slowest answer to a reader, s", f"{seen.slowest_s:.1f}"),
+        *((f"connections {state}", number) for state, number in sorted(after.states.items())),
+        ("violations", len(ran.violations)),
+        ("lost", len(after.lost)),
+        ("outcome_unknown", len(after.unknown)),
+        ("window commit to fsync, median ms", f"{window_ms:.1f}" if window_ms is not None else "-"),
+        ("seconds", f"{ran.took_s:.0f}"),
+    ]
+    return "\n".join(
+        [
+            rows("the random run", pairs),
+            *(f"  {it}" for it in [*ran.not_injected, *ran.violations, *after.lost]),
+        ]
+    )

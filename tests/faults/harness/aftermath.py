@@ -1,0 +1,119 @@
+"""After a random run: what the provider, the store, the audit and the logs say about it."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.errors import Code, Failure
+from tests.faults.harness.ground import End
+from tests.faults.harness.plan import Injection
+from tests.faults.harness.readers import Seen
+from tests.faults.harness.site_processes import Installation
+from tests.security.canaries import hits
+
+_SECRETS = 40  # of each kind are looked for
+_ENDED = (State.REVOKING, State.REVOKED)
+
+
+@dataclass
+class Aftermath:
+    refreshes: int = 0
+    states: Counter[str] = field(default_factory=Counter)
+    lost: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
+    uses: int = 0
+    killed_families: int = 0
+    windows_ms: list[float] = field(default_factory=list)
+
+
+async def judged(
+    here: Installation,
+    connections: Sequence[Connection],
+    seen: Seen,
+    injected: list[Injection],
+    settling_s: float,
+) -> Aftermath:
+    """Wait until nothing is open any more, then look at everything."""
+    after = Aftermath(refreshes=here.idp.refreshes, uses=len(here.idp.uses))
+    ends = await _settled(here, connections, settling_s)
+    for end in ends:
+        _judge(end, here, after)
+    pairs = here.idp.in_flight_together()
+    if pairs:
+        after.violations.append(f"{pairs} uses of one refresh token in flight together on one host")
+    await _audited(here, seen, after)
+    faulty = sum(it.kind not in ("revocation", "clock jumps an hour") for it in injected)
+    if after.uses > 2 * after.refreshes + 20 * faulty:
+        after.violations.append(
+            f"{after.uses} calls for {after.refreshes} refreshes: beyond the retry budget"
+        )
+    _searched(here, after)
+    after.killed_families = sum(not family.alive for family in here.idp.families)
+    return after
+
+
+async def _settled(here: Installation, connections: Sequence[Connection], limit_s: float) -> list[End]:
+    until = time.monotonic() + limit_s
+    while True:
+        ends = [await _end(here, connection) for connection in connections]
+        waiting = [it for it in ends if it.open_attempts and it.connection.state is State.ACTIVE]
+        if not waiting or time.monotonic() > until:
+            return ends
+        await asyncio.sleep(2)
+
+
+async def _end(here: Installation, connection: Connection) -> End:
+    """Our own sessions were dropped with everybody's: ask again."""
+    for _ in range(20):
+        try:
+            return await here.ground.end(connection, None)
+        except Failure as failure:
+            if failure.code is not Code.STORE_UNAVAILABLE:
+                raise
+    raise TimeoutError("the database doesn't come back")
+
+
+def _judge(end: End, here: Installation, after: Aftermath) -> None:
+    row = end.connection
+    after.states[row.state] += 1
+    after.violations += [f"{row.id}: {wrong}" for wrong in end.wrongs]
+    if row.state is State.NEEDS_REAUTH and row.reason is Code.OUTCOME_UNKNOWN:
+        after.unknown.append(row.id)
+    elif row.state is State.NEEDS_REAUTH:
+        after.lost.append(f"{row.id}: needs_reauth because of {row.reason}")
+    elif row.state is State.ACTIVE and end.open_attempts:
+        after.violations.append(f"{row.id}: an attempt is still open")
+    elif row.state is State.ACTIVE and not here.idp.usable(end.refresh_token):
+        after.lost.append(f"{row.id}: the store calls it active, the provider has killed it")
+    elif row.state not in (State.ACTIVE, *_ENDED):
+        after.lost.append(f"{row.id}: {row.state}")
+
+
+async def _audited(here: Installation, seen: Seen, after: Aftermath) -> None:
+    """A record for each lease that left, and for each generation that came."""
+    leases = await here.ground.count("SELECT count(*) FROM audit WHERE action = 'lease.issued'")
+    if leases < seen.leases:
+        after.violations.append(f"{seen.leases} leases left, {leases} are in the audit log")
+    generations = await here.ground.count("SELECT sum(generation - 1) FROM connection")
+    refreshed = await here.ground.count("SELECT count(*) FROM audit WHERE action = 'grant.refreshed'")
+    if refreshed != generations:
+        after.violations.append(f"{generations} generations came, {refreshed} are in the audit log")
+
+
+def _searched(here: Installation, after: Aftermath) -> None:
+    """No secret in any log, nor in Temporal's database."""
+    tokens = [token for family in here.idp.families for token in family.access_tokens]
+    spent = [token for family in here.idp.families for token in family.used]
+    secrets = {
+        "access token": tokens[-_SECRETS:],
+        "refresh token": spent[-_SECRETS:],
+        "client secret": [here.idp.client_secret],
+    }
+    files = [*here.platform.logs.glob("*.log"), *(here.folder / "temporal").glob("temporal.db*")]
+    for path in files:
+        found = hits(secrets, [path.read_bytes()])
+        after.violations += [f"{path.name} holds a secret: {it}" for it in found]

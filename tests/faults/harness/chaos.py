@@ -1,0 +1,147 @@
+"""The random run: a whole installation, readers, and faults by a plan that a seed has drawn."""
+
+import asyncio
+import random
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2
+
+from evergrant_server.core.connection import Connection
+from evergrant_server.core.provider import Rotation
+from tests.fakes.scripted_provider import delay, drop, drop_after_commit, status
+from tests.faults.harness.aftermath import Aftermath, judged
+from tests.faults.harness.plan import Injection, plan
+from tests.faults.harness.provider import StrictProvider
+from tests.faults.harness.readers import DEADLINE_S, READERS, Seen, read
+from tests.faults.harness.site_processes import Installation, installed
+
+CONNECTIONS = 200
+TOKEN_S = 40
+_SETTLING_S = 75.0  # after the last fault: every attempt has an outcome by then
+_HOUR_S = 3600.0
+_SLOW_S = 35.0  # longer than a provider is listened to
+
+
+@dataclass
+class Ran:
+    injected: list[Injection]
+    seen: Seen
+    aftermath: Aftermath
+    took_s: float
+    not_injected: list[str] = field(default_factory=list)
+
+    @property
+    def violations(self) -> list[str]:
+        return self.seen.violations + self.aftermath.violations
+
+    @property
+    def bad(self) -> bool:
+        return bool(self.violations or self.aftermath.lost)
+
+
+async def run(
+    folder: Path, seconds: float, seed: int, *, readers: int = READERS, connections: int = CONNECTIONS
+) -> Ran:
+    """Start everything, hurt it, let it settle, and judge."""
+    began = time.monotonic()
+    injections = plan(seed, seconds)
+    chance = random.Random(seed)
+    async with StrictProvider(Rotation.STRICT, TOKEN_S) as idp, installed(folder, idp) as here:
+        integration = await here.ground.integration(idp, Rotation.STRICT, "generic", "right")
+        made = []
+        for number in range(connections):
+            connection = await here.ground.connection(integration, f"user-{number}")
+            made.append(await here.ground.granted(connection, idp, refreshable=True))
+        await here.platform.start("reconcile", "evergrant_server", "reconcile")
+        await here.platform.children["reconcile"].wait()
+        key = await here.platform.app("reader", "*", "token")
+        seen = Seen()
+        headers = {"Authorization": f"Bearer {key}"}
+        clients = [
+            httpx2.AsyncClient(
+                base_url=url, headers=headers, trust_env=False, timeout=DEADLINE_S, limits=_LIMITS
+            )
+            for url in here.urls
+        ]
+        until = time.monotonic() + seconds
+        supervising = asyncio.create_task(here.supervise())
+        hurting = asyncio.create_task(_hurt(here, injections, made, seen))
+        lives = (
+            read(clients, made, idp, seen, random.Random(chance.random()), until) for _ in range(readers)
+        )
+        try:
+            await asyncio.gather(*lives)
+            failed = await hurting
+            aftermath = await judged(here, made, seen, injections, _SETTLING_S)
+        finally:
+            supervising.cancel()
+            await asyncio.gather(*(it.aclose() for it in clients))
+    return Ran(injections, seen, aftermath, time.monotonic() - began, failed)
+
+
+_LIMITS = httpx2.Limits(max_connections=READERS, max_keepalive_connections=READERS)
+
+
+async def _hurt(
+    here: Installation, injections: list[Injection], connections: list[Connection], seen: Seen
+) -> list[str]:
+    """Each injection at its time; those that last go on beside the others. Says what didn't work."""
+    began = time.monotonic()
+    under_way: list[asyncio.Task[None]] = []
+    for number, injection in enumerate(injections):
+        await asyncio.sleep(max(0.0, began + injection.at - time.monotonic()))
+        victim = connections[number % len(connections)]
+        under_way.append(asyncio.create_task(_inject(here, injection, victim, seen)))
+    ended = await asyncio.gather(*under_way, return_exceptions=True)
+    return [
+        f"{injection.kind}: {type(it).__name__} {it}"
+        for injection, it in zip(injections, ended, strict=True)
+        if isinstance(it, BaseException)
+    ]
+
+
+async def _inject(here: Installation, it: Injection, victim: Connection, seen: Seen) -> None:
+    worker = here.workers[it.worker]
+    match it.kind:
+        case "worker killed":
+            here.signal(worker, signal.SIGKILL)
+        case "worker stopped":
+            here.signal(worker, signal.SIGSTOP)
+            await asyncio.sleep(it.lasts)
+            here.signal(worker, signal.SIGCONT)
+        case "answer lost":
+            here.idp.script(drop_after_commit())
+        case "provider answers 500":
+            here.idp.script(status(500))
+        case "provider answers 429":
+            here.idp.script(status(429, {"Retry-After": "2"}))
+        case "provider is slow":
+            here.idp.script(delay(_SLOW_S, drop()))
+        case "provider closes the connection":
+            here.idp.script(drop())
+        case "database restarted":
+            await here.database_drops_everybody()
+        case "database away":
+            await here.database_drops_everybody(min(it.lasts, 10.0))
+        case "Temporal restarted":
+            await here.temporal_restarts()
+        case "clock jumps an hour":
+            here.clock_jumps(_HOUR_S)
+        case "key file away":
+            await here.key_file_away(min(it.lasts, 8.0), worker)
+        case "revocation":
+            await _revoke(here, victim, seen)
+
+
+async def _revoke(here: Installation, victim: Connection, seen: Seen) -> None:
+    async with here.platform.client() as admin:
+        for _ in range(60):
+            answer = await admin.post(f"/v1/connections/{victim.id}/revoke", json={"reason": "left"})
+            if answer.is_success:
+                seen.revoked[victim.id] = time.monotonic()
+                return
+            await asyncio.sleep(1)
+    raise RuntimeError(f"not revoked: {answer.text[:200]}")

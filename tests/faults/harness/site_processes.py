@@ -1,0 +1,131 @@
+"""The random run's installation: real processes on PostgreSQL and Temporal, and who restarts them."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import asyncpg
+
+from evergrant_server.core.clock import SystemClock
+from evergrant_server.crypto.keyring import KeyRing, Role
+from evergrant_server.store import Store
+from evergrant_server.temporal_link.namespace import prepare
+from tests.fakes.databases import postgres
+from tests.fakes.processes import ROOT, RunningPlatform, running_platform
+from tests.fakes.temporal import TemporalServer, free_port
+from tests.faults.harness.ground import TENANT, WITNESS, Ground, arguments_of
+from tests.faults.harness.moved_clock import FILE
+from tests.faults.harness.plan import WORKERS
+from tests.faults.harness.provider import StrictProvider
+
+_RESTART_S = 0.5
+
+
+@dataclass
+class Installation:
+    """Four workers on one host, two APIs, Temporal, a database: and the hands that hurt them."""
+
+    platform: RunningPlatform
+    ground: Ground
+    idp: StrictProvider
+    folder: Path
+    temporal: TemporalServer
+    urls: tuple[str, ...]
+    clock_file: Path
+    busy: set[str] = field(default_factory=set)  # what is being hurt already
+
+    @property
+    def workers(self) -> list[str]:
+        return ["worker", *(f"worker-{number}" for number in range(2, WORKERS + 1))]
+
+    async def supervise(self) -> None:
+        """Start again what has ended, as an orchestrator does."""
+        while True:
+            for name in self.workers:
+                if self.platform.children[name].returncode is not None:
+                    await self.platform.start(name, "worker")
+            await asyncio.sleep(_RESTART_S)
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        child = self.platform.children[name]
+        if child.returncode is None:
+            child.send_signal(number)
+
+    async def database_drops_everybody(self, away_s: float = 0.0) -> None:
+        """What clients see of a restart: every session ends, and for a while there is none."""
+        name = self.ground.url.partition("?")[0].rpartition("/")[2]
+        if away_s:
+            await postgres().admin(f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS false")
+        ours = f"datname = '{name}' AND application_name = 'evergrant' AND pid <> pg_backend_pid()"
+        await postgres().admin(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {ours}")
+        if away_s:
+            await asyncio.sleep(away_s)
+            await postgres().admin(f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true")
+
+    async def temporal_restarts(self) -> None:
+        port = int(self.temporal.address.rpartition(":")[2])
+        await self.temporal.kill()
+        self.temporal = await TemporalServer.start(self.folder / "temporal", port=port)
+
+    def clock_jumps(self, seconds: float) -> None:
+        before = float(self.clock_file.read_text(encoding="utf-8"))
+        beside = self.clock_file.with_suffix(".new")
+        beside.write_text(str(before + seconds), encoding="utf-8")
+        os.replace(beside, self.clock_file)
+
+    async def key_file_away(self, seconds: float, worker: str) -> None:
+        """Who runs has its keys; who starts meanwhile refuses to, and is started again."""
+        hidden = self.platform.key_file.with_suffix(".away")
+        os.rename(self.platform.key_file, hidden)
+        self.signal(worker, signal.SIGKILL)
+        await asyncio.sleep(seconds)
+        os.rename(hidden, self.platform.key_file)
+
+
+@asynccontextmanager
+async def installed(folder: Path, idp: StrictProvider) -> AsyncIterator[Installation]:
+    """Everything running; ends every process that it started."""
+    clock_file = folder / "clock"
+    clock_file.write_text("0", encoding="utf-8")
+    (folder / "temporal").mkdir()
+    url = await postgres().fresh()
+    temporal = await TemporalServer.start(folder / "temporal")
+    here = None
+    try:
+        await prepare(await temporal.client(), timedelta(days=1))
+        path = [ROOT / "tests/faults/harness/site", ROOT, ROOT / "clients/python/src"]
+        env = {
+            "EVERGRANT_DATABASE_URL": url,
+            "EVERGRANT_TENANT": TENANT,
+            "PYTHONPATH": os.pathsep.join(str(it) for it in path),
+            FILE: str(clock_file),
+        }
+        async with running_platform(folder, temporal.address, allow=(idp.allowance,), env=env) as platform:
+            witness = await asyncpg.connect(**arguments_of(url))
+            await witness.execute(WITNESS.read_text(encoding="utf-8"))
+            keys = KeyRing.open(platform.key_file, Role.WORKER)
+            store = await Store.open(url, keys, SystemClock())
+            port = free_port()
+            await platform.start("api-2", "evergrant_server", "serve", EVERGRANT_PORT=str(port))
+            for number in range(2, WORKERS + 1):
+                await platform.start(f"worker-{number}", "worker")
+            urls = (platform.url, f"http://127.0.0.1:{port}")
+            ground = Ground(url, platform.key_file, store, witness)
+            here = Installation(platform, ground, idp, folder, temporal, urls, clock_file)
+            try:
+                yield here
+            finally:
+                for name in here.workers:
+                    here.signal(name, signal.SIGCONT)
+                await ground.store.close()
+                await witness.close()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            await (here.temporal if here else temporal).stop()
+        await postgres().drop(url)
