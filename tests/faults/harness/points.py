@@ -58,6 +58,7 @@ ELSEWHERE = {
 
 ELSEWHERE_CALLED = {
     "install_import": "an import brings its tokens: no provider is asked",
+    "subject_token_of": "a minting spends nothing",
 }
 JOURNAL_STEPS = f"{JOURNAL}.entry"  # its system calls: between two of them a process can die as well
 

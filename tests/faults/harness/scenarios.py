@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from evergrant_server.core.provider import Rotation
 from tests.fakes.scripted_provider import Answer, drop, drop_after_commit, error, ok
-from tests.faults.harness.passages import AFTER, Fault
+from tests.faults.harness.passages import AFTER, BEFORE, Fault
 
 REFRESH, EXCHANGE = "refresh_grant", "exchange_code"
 ROTATIONS = (Rotation.NONE, Rotation.GRACE, Rotation.STRICT)
@@ -32,6 +32,8 @@ class Scenario:
     secrets: str = "right"
     replayed: bool = False  # a worker before this one died with the answer in its journal
     neighbour: bool = False  # and this one was there already: it has a journal of its own
+    leaves: Fault | None = None  # what befalls the worker before this one; None: dead with its answer kept
+    layouts: tuple[str, ...] = ("one worker", "two, one host", "two hosts")
     queued: bool = False  # the circuit lets it through after a moment, as at the end of an outage
     leased: bool = False
     held: bool = False  # the provider answers late, and the worker is shut down meanwhile
@@ -56,6 +58,10 @@ UNEXPECTED = Fault(point="providers.flows:Sender._send#1", side=AFTER, kind="los
 LOST_CONSENT = Fault(
     point="activities.consent:ConsentActivities._consent#1.exit", side=AFTER, kind="lost", answered_by="store"
 )
+
+SENDING = "activities.single_use:SingleUse._section#1"
+UNSENT = Fault(point=SENDING, side=BEFORE, kind="die")
+STOPPED = Fault(point=SENDING, side=BEFORE, kind="stop")
 
 SCENARIOS = (
     Scenario("refresh", REFRESH, leased=True),
@@ -106,6 +112,24 @@ SCENARIOS = (
     Scenario("refresh, answer in a journal", REFRESH, replayed=True),
     Scenario("code exchange, answer in a journal", EXCHANGE, replayed=True),
     Scenario("refresh, answer in a neighbour's journal", REFRESH, replayed=True, neighbour=True),
+    Scenario("refresh, a dead worker's room", REFRESH, replayed=True, leaves=UNSENT),
+    Scenario("refresh, a dead neighbour's room", REFRESH, replayed=True, neighbour=True, leaves=UNSENT),
+    Scenario(
+        "refresh, a stopped neighbour is fenced off",
+        REFRESH,
+        replayed=True,
+        neighbour=True,
+        leaves=STOPPED,
+        layouts=("two, one host",),
+    ),
+    Scenario(
+        "refresh, fenced off with an answer",
+        REFRESH,
+        _answered_then_refused,
+        befalls=(READ_TOO_LATE,),
+        refused=True,
+        layouts=("two, one host",),
+    ),
     Scenario("code exchange, refused", EXCHANGE, _refused, refused=True),
     Scenario("code exchange, consent never started", EXCHANGE, started=False, refused=True),
     Scenario("code exchange, store away at first", EXCHANGE, befalls=(LOST_CONSENT,)),

@@ -111,7 +111,7 @@ def _cases(way: Way, passage: Passage, point: Point) -> Iterable[Case]:
     name, side, count = passage
     fault = Fault(point=name, side=side, passage=count, kind="die")
     robbed = {"kind": "lost" if point.kind != "task" else "cut", "answered_by": point.kind}
-    for layout in Layout:
+    for layout in (Layout(it) for it in way.scenario.layouts):
         case = Case(way.scenario, fault, layout, way.rotation)
         yield case
         if side == AFTER:
@@ -126,7 +126,10 @@ def _cases(way: Way, passage: Passage, point: Point) -> Iterable[Case]:
 async def _way(
     scenario: Scenario, rotation: Rotation, ground: Ground, warm: Warm, folder: Path
 ) -> Way:  # fmt: skip
-    layout = Layout.HOSTS if scenario.befalls and scenario.befalls[0].kind == "stop" else Layout.ONE
+    stopped = bool(scenario.befalls) and scenario.befalls[0].kind == "stop"
+    layout = Layout.HOSTS if stopped else Layout.ONE
+    if len(scenario.layouts) == 1:
+        layout = Layout(scenario.layouts[0])
     async with StrictProvider(rotation, TOKEN_S) as idp:
         case = Case(scenario, None, layout, rotation)
         walk = Walk(case, ground, warm, folder / f"way-{scenario.name}-{rotation}".replace(" ", "-"), idp)

@@ -74,6 +74,7 @@ class Walk:
         self._folder = folder
         self._hands: list[Hand] = []
         self._raised: list[str] = []
+        self._left_stopped: tuple[Hand, asyncio.Task[Answer]] | None = None
         self._passed: list[tuple[str, str, float]] = []
         self.first: list[tuple[str, str, float]] = []  # by the first worker, until its answer
         self._until = time.monotonic() + CASE_S
@@ -164,7 +165,7 @@ class Walk:
         """Run it to an outcome; says whether the fault's point was reached."""
         case, scenario = self._case, self._case.scenario
         plan = [*scenario.befalls, *([case.fault] if case.fault else [])]
-        leaves = await self._hand("zero", _LEAVES) if scenario.replayed else None
+        leaves = await self._hand("zero", scenario.leaves or _LEAVES) if scenario.replayed else None
         if leaves is not None and not scenario.neighbour:
             await self._leave_an_answer(leaves)
         first = await self._hand("a", *plan)
@@ -193,6 +194,9 @@ class Walk:
             await first.gone.wait()
             restarted = await self._hand("a2")
             await self._until_outcome(other or restarted)
+        if self._left_stopped is not None:
+            self._left_stopped[0].goes_on()
+            await self._left_stopped[1]
         return case.fault is None or first.befell(case.fault)
 
     def _over(self, first: Hand, answer: Answer) -> bool:
@@ -203,9 +207,15 @@ class Walk:
 
     async def _leave_an_answer(self, dies: Hand) -> None:
         """A worker dies between its journal's fsync and the commit."""
-        answer = await dies.ask(self._case.scenario.flow, self._order)
-        assert answer.died, answer
-        await dies.gone.wait()
+        asked = asyncio.create_task(dies.ask(self._case.scenario.flow, self._order))
+        stopped = asyncio.create_task(dies.stopped.acquire())
+        await asyncio.wait({asked, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if asked.done():
+            stopped.cancel()
+            assert asked.result().died, asked.result()
+            await dies.gone.wait()
+        else:
+            self._left_stopped = dies, asked
 
     async def _shut_down(self, first: Hand, gate: asyncio.Event) -> None:
         """The worker ends while the provider still thinks: the section is let come to its end."""
