@@ -83,6 +83,8 @@ def _judge(end: End, here: Installation, after: Aftermath) -> None:
     after.violations += [f"{row.id}: {wrong}" for wrong in end.wrongs]
     if row.state is State.NEEDS_REAUTH and row.reason is Code.OUTCOME_UNKNOWN:
         after.unknown.append(row.id)
+        if here.idp.usable(end.refresh_token):
+            after.lost.append(f"{row.id}: given up, and the provider still honours its token")
     elif row.state is State.NEEDS_REAUTH:
         after.lost.append(f"{row.id}: needs_reauth because of {row.reason}")
     elif row.state is State.ACTIVE and end.open_attempts:

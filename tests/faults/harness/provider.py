@@ -87,8 +87,9 @@ class StrictProvider(ScriptedProvider):
     def in_flight_together(self) -> int:
         """Pairs of uses of one credential that were under way at the same time."""
         pairs = 0
-        for number, one in enumerate(self.uses):
-            for other in self.uses[number + 1 :]:
+        acted = [use for use in self.uses if use.acted is not None]  # others used nothing
+        for number, one in enumerate(acted):
+            for other in acted[number + 1 :]:
                 if one.credential == other.credential:
                     ends = one.over if one.over is not None else float("inf")
                     pairs += other.came < ends
