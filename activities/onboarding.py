@@ -141,4 +141,5 @@ async def _of(tx: Tx, order: DefinitionCall) -> Definition:
 
 
 def _news(it: Definition) -> DefinitionNews:
-    return DefinitionNews(state=it.state, share=it.share, good=it.good, bad=it.bad)
+    decided = it.approved is not None
+    return DefinitionNews(state=it.state, share=it.share, good=it.good, bad=it.bad, decided=decided)

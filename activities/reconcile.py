@@ -43,9 +43,15 @@ class ReconcileActivities:
             )
             progress.tell(done)
             exported = await self._closed_runs.have_exported(order.closed_since)
+            await self._forget_old_secrets()
             mark = await self._next_mark(order, progress.news, done.compared)
         ends = {"exported": exported, "mark": mark, "closed_since": began - _OVERLAP, "after": None}
         return progress.news.model_copy(update=ends)
+
+    async def _forget_old_secrets(self) -> None:
+        """Client secrets whose overlap has ended don't stay."""
+        async with self._store.write() as tx:
+            await tx.integrations.drop_overlapped(self._clock.now())
 
     async def _holds(self, mark: Mark | None) -> bool:
         if mark is None:

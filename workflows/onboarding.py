@@ -30,6 +30,7 @@ class OnboardingWorkflow:
     async def run(self, start: m.OnboardingStart) -> m.Onboarded:
         news = await calls.check_definition(m.DefinitionCall(**self._call()))
         if news.state is DefinitionState.WAITING:
+            self._decided = self._decided or news.decided  # this run may follow one that was ended
             news = await self._decision()
         while news.state is DefinitionState.STAGED:
             news = await self._stage(news)

@@ -31,9 +31,6 @@ from providers.registry import spec_of
 
 router = APIRouter(tags=["providers"])
 
-_LOOKS_A_STAGE = 4
-_SOONEST_LOOK_S = 1.0
-
 
 class ProposeBody(Body):
     """`definition` is what a file of the catalogue says, as JSON."""
@@ -215,7 +212,7 @@ def start(definition: Definition, asked: Asked, now: datetime) -> OutboxMessage:
         tenant=definition.tenant,
         definition_id=definition.id,
         provider=definition.name,
-        watch_s=max(definition.rollout.stage_s / _LOOKS_A_STAGE, _SOONEST_LOOK_S),
+        watch_s=definition.rollout.watch_s,
         asked=asked,
     )
     return _message(definition, OutboxKind.START_ONBOARDING, "", order, now)

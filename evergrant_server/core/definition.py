@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from evergrant_server.core.ids import DefinitionId, Tenant
 
+_LOOKS_A_STAGE = 4
+_SOONEST_LOOK_S = 1.0
 LONGEST_STAGE = 24  # a stage that sees too little ends after this many times its length
 
 
@@ -64,6 +66,11 @@ class Rollout(BaseModel):
     stage_s: float = Field(default=3600, ge=0, le=2_592_000, allow_inf_nan=False)
     enough: int = Field(default=20, ge=0)  # refreshes that a stage wants to see
     most_bad: float = Field(default=0.1, ge=0, le=1, allow_inf_nan=False)
+
+    @property
+    def watch_s(self) -> float:
+        """Seconds between two looks at a stage."""
+        return max(self.stage_s / _LOOKS_A_STAGE, _SOONEST_LOOK_S)
 
     def model_post_init(self, context: Any, /) -> None:
         rising = all(a < b for a, b in zip(self.shares, self.shares[1:], strict=False))

@@ -48,6 +48,7 @@ class DefinitionNews(Message):
     share: float = 0
     good: int = 0
     bad: int = 0
+    decided: bool = False  # an admin has said yes or no
 
 
 class Onboarded(Message):

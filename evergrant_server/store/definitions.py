@@ -52,6 +52,10 @@ class Definitions:
         found = await self._some(select(DefinitionRow).where(mine, col(DefinitionRow.state).in_(_OPEN)))
         return found[0] if found else None
 
+    async def all_unfinished(self) -> list[Definition]:
+        """Every version that is under way, of every tenant: reconcile gives them their workflow."""
+        return await self._some(select(DefinitionRow).where(col(DefinitionRow.state).in_(_OPEN)))
+
     async def versions(self, tenant: Tenant, name: str) -> list[Definition]:
         """Every version, the newest first."""
         mine = where(DefinitionRow, tenant=tenant, name=name)

@@ -249,7 +249,7 @@ class TemporalLink:
                     id=onboarding_workflow_id(start.tenant, start.definition_id),
                     task_queue=self._task_queue,
                     id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                    id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                    id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
                     static_summary=f"definition of {start.provider}",
                     static_details=f"proposed by {start.asked.by}",
                 )

@@ -14,6 +14,7 @@ from evergrant_server.store import Store
 from evergrant_server.temporal_link.drifts import Drifts, Found
 from evergrant_server.temporal_link.link import Running, TemporalLink
 from evergrant_server.temporal_link.lives import Lives
+from evergrant_server.temporal_link.onboardings import restart_onboardings
 from evergrant_server.temporal_link.overdue import wake_overdue
 
 T = TypeVar("T")
@@ -89,6 +90,7 @@ class Reconciler:
                     told(done)
             if len(batch) < _BATCH:
                 await wake_overdue(self._store, self._link, self._clock)
+                await restart_onboardings(self._store, self._link)
                 return done
 
     async def revive(self, tenant: Tenant, connection_id: ConnectionId) -> bool:

@@ -17,7 +17,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.definition import Definition, DefinitionState, Level, Rollout
 from evergrant_server.core.errors import Code
-from evergrant_server.core.ids import DefinitionId, IntegrationId, new_id
+from evergrant_server.core.ids import DefinitionId, IntegrationId, new_id, onboarding_workflow_id
 from evergrant_server.core.onboarding import SIGNAL_DECIDED, Decided
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
@@ -216,3 +216,19 @@ async def test_a_rejected_version_never_serves_and_all_of_it_is_on_record(
         AuditAction.DEFINITION_CHECKED,
         AuditAction.DEFINITION_REJECTED,
     ]
+
+
+async def test_an_onboarding_that_was_ended_by_hand_goes_on_where_it_was(
+    place: Installation, idp: ScriptedProvider
+):
+    """Its workflow is terminated before the decision, and the decision finds none; reconcile mends it."""
+    onboarding = Onboarding(place)
+    proposed = await onboarding.propose(document(idp))
+    handle = place.parts.client.get_workflow_handle(onboarding_workflow_id(TENANT, proposed.id))
+    await handle.terminate()
+    now = place.parts.clock.now()
+    async with place.store.write() as tx:
+        decided = proposed.decided("app:admin", "looked at it", now, approved=True)
+        await tx.definitions.replace(decided, expected=proposed.revision)
+    await place.parts.reconciler.all()
+    await onboarding.until(proposed, lambda it: it.state is DefinitionState.ACTIVE)
