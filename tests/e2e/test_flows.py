@@ -271,6 +271,9 @@ async def test_rfc8693_token_exchange_of_a_token_that_was_brought(world: World):
         await world.api.post(f"/v1/connections/{connection['id']}/refresh")
     assert refused.value.code == "grant_rejected"
     assert (await world.api.connection(connection["id"]))["state"] == "needs_reauth"
+    assert (await world.revoked(connection))["revocation"] == "confirmed"
+    assert world.idp.active(theirs)  # what was brought is not ours to end
+    assert world.idp.count("revoke", token=theirs) == 0
 
 
 async def test_a_source_is_only_for_who_may_lease_it(world: World):
