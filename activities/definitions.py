@@ -2,8 +2,10 @@
 
 from collections.abc import Awaitable, Callable
 
+from activities.failures import grant_news
 from activities.holdings import Holdings
-from evergrant_server.core.errors import Code
+from evergrant_server.core.definition import Definition
+from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.messages import GrantNews
 from evergrant_server.store import Store
 
@@ -18,6 +20,7 @@ _MAY_BE_ITS_FAULT = frozenset(
         Code.EGRESS_REFUSED,
         Code.PROVIDER_UNREACHABLE,
         Code.PROVIDER_ERROR,
+        Code.INVALID_REQUEST,
     }
 )
 
@@ -30,20 +33,27 @@ class EitherDefinition:
 
     async def asked(self, held: Holdings, ask: Callable[[Holdings], Awaitable[GrantNews]]) -> GrantNews:
         """Raises what `ask` raises; REFRESH_PENDING when the first send's outcome is not known yet."""
-        news = await ask(held)
-        if not held.provisional:
-            return news
+        if held.passed_over is not None:
+            return await self._counted(held, held.passed_over, await ask(held), good=False)
+        if held.definition is None or not held.provisional:
+            return await ask(held)
+        try:
+            news = await ask(held)
+        except Failure as failure:  # nothing was sent: it is left alone, or doesn't speak this flow
+            if failure.code not in _MAY_BE_ITS_FAULT:
+                raise
+            news = grant_news(failure)
         if news.failure is None:
-            await self._count(held, good=True)
-            return news
+            return await self._counted(held, held.definition, news, good=not news.read_as_before)
         if news.failure not in _MAY_BE_ITS_FAULT:
             return news
-        again = await ask(held.as_before())
-        if again.failure is None:
-            await self._count(held, good=False)
-        return again
+        return await self._counted(held, held.definition, await ask(held.as_before()), good=False)
 
-    async def _count(self, held: Holdings, *, good: bool) -> None:
-        assert held.definition is not None
-        async with self._store.write() as tx:
-            await tx.definitions.count(held.definition, good=good)
+    async def _counted(
+        self, held: Holdings, definition: Definition, news: GrantNews, *, good: bool
+    ) -> GrantNews:
+        """Only what brought a newer grant tells anything about the version."""
+        if news.failure is None and (news.generation or 0) > held.connection.generation:
+            async with self._store.write() as tx:
+                await tx.definitions.count(definition, good=good)
+        return news

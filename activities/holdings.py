@@ -29,6 +29,7 @@ class Holdings:
     other_client: OAuthClient | None = None  # in the overlap of a rotation: with the other secret
     definition: Definition | None = None  # the tenant's own version that `spec` is from
     older: ProviderSpec | None = None  # while that one is staged: what answered before
+    passed_over: Definition | None = None  # a staged version that isn't asked: what works counts against it
 
     @property
     def definition_id(self) -> str:
@@ -39,6 +40,14 @@ class Holdings:
     def provisional(self) -> bool:
         """A staged version answers: its refusals are asked again before they are believed."""
         return self.older is not None
+
+    def believed(self) -> "Holdings":
+        """The same in hand, for what can't be asked twice: a staged version isn't relied on yet."""
+        return self.as_before() if self.provisional else self
+
+    def passing_over(self) -> "Holdings":
+        """As before, since the staged version can't be asked, or must not be."""
+        return replace(self.as_before(), passed_over=self.definition)
 
     def as_before(self) -> "Holdings":
         """The same in hand, by the definition that answered before. Raises as `Holder.take`."""
@@ -82,7 +91,14 @@ class Holder:
         if integration is None:
             raise Failure(Code.CLIENT_REJECTED, f"the integration {connection.integration} was deleted")
         spec, definition, older = await self._defined(tx, connection, integration)
-        endpoints = _endpoints(spec, integration)
+        passed_over: Definition | None = None
+        try:
+            endpoints = _endpoints(spec, integration)
+        except Failure:
+            if older is None:
+                raise
+            passed_over, spec, definition, older = definition, older, None, None
+            endpoints = _endpoints(spec, integration)
         clients = await self._clients(tx, spec, endpoints, integration)
         return Holdings(
             connection=connection,
@@ -94,6 +110,7 @@ class Holder:
             other_client=clients[1] if len(clients) > 1 else None,
             definition=definition,
             older=older,
+            passed_over=passed_over,
             redirect_uri=f"{self._public_url}/oauth/callback/{integration.id}",
         )
 

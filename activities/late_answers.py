@@ -71,7 +71,7 @@ class LateAnswerActivities(ProviderActivities):
         """Says what holds now. A failure of kind ReconnectNeeded means that it can't be believed."""
         async with heartbeats():
             try:
-                held = await self._holder.take(order.tenant, order.connection_id)
+                held = (await self._holder.take(order.tenant, order.connection_id)).believed()
                 async with self._store.read() as tx:
                     late = await tx.late_answers.get(order.tenant, order.attempt_id)
                 if late is None or not _wanted(held.connection, late):
@@ -84,7 +84,7 @@ class LateAnswerActivities(ProviderActivities):
     async def answered(self, use: Use, answer: Answer) -> GrantNews:
         """An answer from a journal, through the same judge and commit as one that has just come."""
         order = VerifyLateAnswer.model_validate(answer.order)
-        held = await self._holder.take(order.tenant, order.connection_id)
+        held = (await self._holder.take(order.tenant, order.connection_id)).believed()
         async with self._store.read() as tx:
             late = await tx.late_answers.get(order.tenant, order.attempt_id)
             tokens = await tx.late_answers.tokens(late) if late else None
@@ -182,10 +182,10 @@ class LateAnswerActivities(ProviderActivities):
         return GrantNews(attempt_id=use.attempt.id, failure=failure.code, retry_after=failure.retry_after)
 
     async def _refused(self, order: VerifyLateAnswer, code: Code) -> GrantNews:
-        """As dead as the rest: its tokens go, and the connection stays as it is."""
+        """As dead as the rest: its tokens go, no other late answer's, and the connection stays as it is."""
 
         async def refuse(tx: Tx) -> GrantNews:
-            await tx.late_answers.drop(order.tenant, order.connection_id)
+            await tx.late_answers.drop(order.tenant, order.connection_id, order.attempt_id)
             detail = {"attempt": order.attempt_id, "verified": False, "reason": code}
             await record(tx, order, AuditAction.ANSWER_CAME_LATE, self._clock.now(), **detail)
             return GrantNews(failure=code)

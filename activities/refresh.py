@@ -1,7 +1,5 @@
 """Refresh: spend a refresh token for the next generation (RFC 6749 section 6)."""
 
-from collections.abc import Callable
-from datetime import datetime
 from functools import partial
 
 from temporalio import activity
@@ -16,7 +14,7 @@ from activities.holdings import Holder, Holdings, news_of
 from activities.late_answers import keep_late
 from activities.provider_activities import ProviderActivities
 from activities.records import closed, connection_of, record, settled
-from activities.renewal import Renewal, by_minting, by_refresh_token, renewed
+from activities.renewal import Reading, Renewal, by_minting, by_refresh_token
 from activities.single_use import Ending, SingleUse, Use, open_attempt
 from activities.subject_tokens import subject_token_of
 from activities.wellbeing import note_failure, note_recovery, note_unsent
@@ -84,11 +82,18 @@ class RefreshActivities(ProviderActivities):
         return None
 
     async def _by_definition(self, order: RefreshGrant, held: Holdings) -> GrantNews:
+        """A credential may be sent twice at most: a staged version gets one of these, never the last."""
+        if held.provisional:
+            async with self._store.read() as tx:
+                left_open = await open_attempt(tx, held.connection)
+            held = held if left_open is None else held.passing_over()
         return await self._either_definition.asked(held, partial(self._refresh, order))
 
     async def _refresh(self, order: RefreshGrant, held: Holdings) -> GrantNews:
         assert held.grant is not None
         renewal = await self._renewal(order, held)
+        if renewal is None and held.provisional and not held.spec.refresh_supported:
+            return GrantNews(failure=Code.CLIENT_REJECTED)  # so it says; the version before is asked
         if renewal is None:
             return await self._out_of_tokens(order, held)
         async with self._circuits.passing(held.integration, held.definition_id) as passage:
@@ -109,13 +114,15 @@ class RefreshActivities(ProviderActivities):
             if failure.code is not Code.OUTCOME_UNKNOWN:
                 raise
             return await self._give_up(order)
+        reading = Reading(held, self._clock.now)
         spending = self._single_use.spend(
             use,
             order,
             send=lambda check: passage.watch(renewal.send(check)),
-            ending=self._ending(order, held, self._clock.now),
+            ending=self._ending(order, held, reading),
         )
-        return await metrics.refresh_measured(held.spec.name, spending)
+        news = await metrics.refresh_measured(held.spec.name, spending)
+        return news.model_copy(update={"read_as_before": reading.as_before})
 
     async def _renewal(self, order: RefreshGrant, held: Holdings) -> Renewal | None:
         """What the next token is made from; None when there is nothing."""
@@ -133,14 +140,12 @@ class RefreshActivities(ProviderActivities):
         """An answer from a journal, through the same judge and commit as one that has just come."""
         order = RefreshGrant.model_validate(answer.order)
         held = await self._holder.take(order.tenant, order.connection_id)
-        ending = self._ending(order, held, lambda: answer.came_at)
+        ending = self._ending(order, held, Reading(held, lambda: answer.came_at))
         return await self._single_use.conclude(use, answer.reply, ending)
 
-    def _ending(
-        self, order: RefreshGrant, held: Holdings, came_at: Callable[[], datetime]
-    ) -> Ending[GrantNews]:
+    def _ending(self, order: RefreshGrant, held: Holdings, reading: Reading) -> Ending[GrantNews]:
         return Ending(
-            judge=lambda reply: renewed(held, reply, came_at()),
+            judge=reading.tokens,
             commit=partial(self._install, order, held),
             settle=partial(self._settle, order, held),
         )

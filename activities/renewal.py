@@ -1,11 +1,14 @@
 """What a new access token is made from: a refresh token, or what we hold ourselves."""
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
 from activities.holdings import Holdings
 from activities.single_use import Send
 from evergrant_server.core.clock import Clock
+from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.flow import Flow
 from evergrant_server.core.grant import TokenSet
 from evergrant_server.core.provider import RefreshRules, Rotation
@@ -67,6 +70,29 @@ def by_minting(
     return Renewal(
         NOTHING_IS_SPENT, lambda check: sender.mint(held.spec, held.client, request, before_send=check)
     )
+
+
+@dataclass
+class Reading:
+    """Reads the answer to a renewal. What a staged version can't read is read as before it: the
+    tokens in it come once."""
+
+    held: Holdings
+    came_at: Callable[[], datetime]
+    as_before: bool = False
+
+    def tokens(self, reply: RawReply) -> TokenSet:
+        """Raises as `read_tokens`."""
+        try:
+            return renewed(self.held, reply, self.came_at())
+        except Failure as failure:
+            if not self.held.provisional or failure.code is not Code.REPLY_UNREADABLE:
+                raise
+            with suppress(Failure):
+                tokens = renewed(self.held.as_before(), reply, self.came_at())
+                self.as_before = True
+                return tokens
+            raise
 
 
 def renewed(held: Holdings, reply: RawReply, came_at: datetime) -> TokenSet:

@@ -56,7 +56,7 @@ class RevocationActivities(ProviderActivities):
                 held = await self._holder.take(order.tenant, order.connection_id)
                 if held.connection.state.final:
                     return RevocationNews(revocation=held.connection.revocation or Revocation.NOTHING_HELD)
-                how = await self._tried(order, held)
+                how = await self._tried(order, held.believed())  # a wrong endpoint would say yes, too
             except Failure as failure:
                 return await self._failed(order, failure)
             except Exception as unexpected:

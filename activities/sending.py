@@ -25,14 +25,17 @@ def elapsed() -> float:
 
 
 class Sending:
-    """Lets the bytes of one attempt out, until `limit_s` seconds after it was made."""
+    """Lets the bytes of one attempt out, until `send_by`: elapsed seconds, so no clock jump moves it.
 
-    def __init__(self, room: Room, clock: Clock, limit_s: float, look_again_s: float) -> None:
+    It counts from before the intent, as the row's does for every other worker: a process that is
+    stopped while it commits finds out here.
+    """
+
+    def __init__(self, room: Room, clock: Clock, send_by: float, look_again_s: float) -> None:
         self._room = room
         self._clock = clock
         self._look_again_s = look_again_s
-        self._began = elapsed()
-        self._send_by = self._began + limit_s  # no clock jump moves it
+        self._send_by = send_by
         self.checked_at: datetime | None = None
         self.written_at: datetime | None = None  # None: no byte is known to have left
 

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 from activities.answers import Answer
 from activities.critical import CriticalSections
-from activities.sending import Sending
+from activities.sending import Sending, elapsed
 from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.core.attempt import (
     LIMITS,
@@ -57,6 +57,7 @@ class Use:
     attempt: Attempt
     keys: HeldKeys
     room: Room | None = None  # None: its answer came from a journal
+    began: float = 0.0  # elapsed time before the intent, from which `send_by` counts
 
 
 Send = Callable[[BeforeSend], Awaitable[RawReply]]
@@ -108,7 +109,7 @@ class SingleUse:
         KEY_UNAVAILABLE, JOURNAL_UNAVAILABLE or STORE_UNAVAILABLE.
         """
         keys = await self._store.hold_keys(connection.tenant, connection.id, LANES)
-        now = self._clock.now()
+        began, now = elapsed(), self._clock.now()
         attempt = Attempt(
             tenant=connection.tenant,
             id=AttemptId(new_id("att")),
@@ -127,13 +128,14 @@ class SingleUse:
         except BaseException:
             room.release()
             raise
-        return Use(attempt, keys, room)
+        return Use(attempt, keys, room, began)
 
     async def spend(self, use: Use, order: Call, *, send: Send, ending: Ending[T]) -> T:
         """Send, journal, judge and commit in a section that nothing cuts."""
         assert use.room is not None
         room, limits = use.room, self.limits
-        sending = Sending(room, self._clock, limits.send.total_seconds(), limits.look_again.total_seconds())
+        send_by = use.began + limits.send.total_seconds()
+        sending = Sending(room, self._clock, send_by, limits.look_again.total_seconds())
 
         async def section() -> T:
             try:

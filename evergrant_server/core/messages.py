@@ -141,6 +141,7 @@ class GrantNews(Message):
     interval_s: float | None = None  # how often the provider wants to be asked about it
     over: bool = False  # the consent has ended: asking again brings nothing
     refused: bool = False  # the provider answered this grant, with an error that nobody knows
+    read_as_before: bool = False  # a staged definition couldn't read the answer, the one before it could
 
 
 class RevocationNews(Message):

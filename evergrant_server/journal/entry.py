@@ -93,13 +93,14 @@ class Room:
         self._live = live
         self._path = directory / f"{attempt.id}{ROOM}"
         self.header = Header.of(attempt)
+        live.add(attempt.id)  # before the file is there: a sweep takes a room that nobody uses away
         try:
             self._fd: int | None = os.open(
                 self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
             )
         except OSError as error:
+            live.discard(attempt.id)
             raise _no_room(directory, error) from None
-        live.add(attempt.id)
         try:
             os.posix_fallocate(self._fd, 0, size)
             os.pwrite(self._fd, _boot() + _UNSENT + self.header.model_dump_json().encode() + b"\n", 0)

@@ -45,9 +45,13 @@ class LateAnswers:
         opened = await self._seals.open(Lane.REFRESH, late.connection_id, _place(late), sealed)
         return TokenSet.from_secret(opened)
 
-    async def drop(self, tenant: Tenant, connection_id: ConnectionId) -> None:
-        """Delete all of a connection: verified, superseded or shredded."""
+    async def drop(
+        self, tenant: Tenant, connection_id: ConnectionId, attempt_id: AttemptId | None = None
+    ) -> None:
+        """Delete the one of an attempt, or all of a connection: superseded or shredded."""
         mine = where(LateAnswerRow, tenant=tenant, connection_id=connection_id)
+        if attempt_id is not None:
+            mine = where(LateAnswerRow, tenant=tenant, attempt_id=attempt_id)
         await self._connection.execute(delete(LateAnswerRow).where(mine))
 
 

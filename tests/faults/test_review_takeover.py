@@ -26,7 +26,8 @@ from evergrant_server.core.circuit import CircuitRules
 from evergrant_server.core.connection import Connection, Revocation, State
 from evergrant_server.core.consent import Consent
 from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.ids import workflow_id
+from evergrant_server.core.ids import AttemptId, workflow_id
+from evergrant_server.core.late_messages import VerifyLateAnswer
 from evergrant_server.core.messages import (
     ExchangeCode,
     GrantNews,
@@ -87,6 +88,10 @@ class Activities:
     async def revoke(self, connection: Connection) -> RevocationNews:
         order = RevokeGrant(**_call(connection))
         return await ActivityEnvironment().run(self._revocation.revoke_grant, order)
+
+    async def verify(self, connection: Connection, late: AttemptId) -> GrantNews:
+        order = VerifyLateAnswer(**_call(connection), attempt_id=late)
+        return await ActivityEnvironment().run(self._late.verify_late_answer, order)
 
     async def exchange(self, connection: Connection, consent: Consent) -> GrantNews:
         order = ExchangeCode(**_call(connection), consent_id=consent.id)

@@ -1,0 +1,94 @@
+"""Single-use credentials: pauses before the send, and more late answers than one."""
+
+import asyncio
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from activities.critical import CriticalSections
+from activities.single_use import Ending, SingleUse, Use
+from evergrant_server.core.attempt import AttemptKind, LateAnswer, Limits, Outcome
+from evergrant_server.core.connection import State
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.ids import AttemptId, new_id
+from evergrant_server.core.messages import Call, Provenance
+from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.core.secret import Secret
+from evergrant_server.egress import BeforeSend
+from evergrant_server.journal import Journal
+from providers.reply import RawReply
+from tests.fakes.installation import ASKED, TENANT, Installation
+from tests.fakes.scripted_provider import ScriptedProvider, error
+from tests.faults.test_review_takeover import Activities
+
+STRICT = RefreshRules(rotation=Rotation.STRICT)
+
+
+async def test_the_time_to_send_counts_from_before_the_intent(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    """Others count it from the row's `opened_at`: a pause during or after the commit is part of it."""
+    connection = await place.connect(idp, STRICT)
+    journal = Journal(tmp_path / "another-host")
+    limits = Limits(send=timedelta(seconds=0.2))
+    single_use = SingleUse(place.store, place.parts.clock, CriticalSections(), journal, limits)
+    use = await single_use.begin(AttemptKind.REFRESH, connection, STRICT, token_valid=True)
+    await asyncio.sleep(0.3)  # the process is stopped
+    left: list[bool] = []
+    said: list[tuple[Code, Outcome | None]] = []
+
+    async def send(check: BeforeSend) -> RawReply:
+        check()
+        left.append(True)
+        return RawReply(200, {}, b"{}")
+
+    async def settle(use: Use, failure: Failure, outcome: Outcome | None) -> None:
+        said.append((failure.code, outcome))
+
+    def judge(reply: RawReply) -> TokenSet:
+        raise Failure(Code.REPLY_UNREADABLE)
+
+    async def commit(use: Use, tokens: TokenSet) -> None:
+        raise AssertionError("nothing was judged good")
+
+    provenance = Provenance(workflow_id="w", run_id="r", event_id=1)
+    order = Call(tenant=TENANT, connection_id=connection.id, asked=ASKED, provenance=provenance)
+    await single_use.spend(use, order, send=send, ending=Ending(judge, commit, settle))
+    assert left == []
+    assert said == [(Code.REFRESH_PENDING, Outcome.NOT_SENT)]
+    journal.release()
+
+
+@pytest.mark.parametrize("refused", [0, 1])
+async def test_a_late_answer_that_is_refused_takes_no_other_with_it(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path, refused: int
+):
+    """Two workers sent, and both answers came late: one of them may be the newest token there is."""
+    connection = await place.connect(idp, STRICT)
+    idp.script(error("invalid_grant"))
+    await place.ensure_fresh(connection, 1)
+    await place.until(connection, lambda it: it.state is State.NEEDS_REAUTH)
+    now = place.parts.clock.now()
+    kept = [
+        LateAnswer(
+            tenant=TENANT,
+            attempt_id=AttemptId(new_id("att")),
+            connection_id=connection.id,
+            from_generation=1,
+            asked_at=now,
+            came_at=now,
+        )
+        for _ in range(2)
+    ]
+    async with place.store.write() as tx:
+        for late in kept:
+            tokens = TokenSet(access_token=Secret("a"), refresh_token=Secret(f"dead-{late.attempt_id}"))
+            assert await tx.late_answers.keep(late, tokens)
+    worker = Activities(place, (idp.allowance,), tmp_path / "here")
+    news = await worker.verify(connection, kept[refused].attempt_id)
+    assert news.failure is Code.GRANT_REJECTED
+    async with place.store.read() as tx:
+        left = await tx.late_answers.of(TENANT, connection.id)
+    assert [it.attempt_id for it in left] == [kept[1 - refused].attempt_id]
