@@ -11,7 +11,7 @@ from activities.holdings import Holdings
 from activities.records import record, settled
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import FAILURES, Code, Failure, Kind
 from evergrant_server.core.messages import Call, GrantNews
 from evergrant_server.store import Store, Tx
 
@@ -42,7 +42,8 @@ class EitherSecret:
         again = await ask(with_other(held))
         if again.client_refused:  # the provider may have changed over between the two
             return await ask(replace(held, other_client=None))
-        await self.note(order, held)
+        if again.failure is None or FAILURES[again.failure].kind is Kind.RECONNECT_NEEDED:
+            await self.note(order, held)  # no outage says that the other one was taken
         return again
 
     async def note(self, order: Call, held: Holdings) -> None:

@@ -136,7 +136,8 @@ def _keep_alive(life: Life, rules: Rules, share: float) -> Wake | None:
         spans += [left] if left > 0 else []
     if not spans:
         return None
-    return Wake(keep_alive_at(life.obtained_at, min(spans), rules, share), "keep the refresh token alive")
+    at = keep_alive_at(life.obtained_at, min(spans), rules, share)
+    return Wake(max(at, settles_at(life, rules) or at), "keep the refresh token alive")
 
 
 def _announcement(life: Life, rules: Rules) -> Wake | None:

@@ -13,7 +13,7 @@ from evergrant_server.core.errors import Code
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
 from tests.fakes.installation import TENANT, Installation
-from tests.fakes.scripted_provider import ScriptedProvider
+from tests.fakes.scripted_provider import ScriptedProvider, error, status
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
 
@@ -56,6 +56,15 @@ async def test_the_secret_that_works_comes_first(place: Installation, idp: Scrip
     before = idp.count("token")
     await place.ensure_fresh(connection, 2)
     assert idp.count("token") == before + 1
+
+
+async def test_an_outage_says_nothing_of_the_other_secret(place: Installation, idp: ScriptedProvider):
+    connection = await place.connect(idp, STRICT)
+    await rotate(place, await integration_of(place, connection), "new-secret")
+    idp.script(error("invalid_client", 401), status(503))
+    await place.ensure_fresh(connection, 1)
+    assert idp.count("token", grant_type="refresh_token") == 2
+    assert (await integration_of(place, connection)).secret_refused_at is None
 
 
 async def test_a_code_survives_a_refused_secret(place: Installation, idp: ScriptedProvider):

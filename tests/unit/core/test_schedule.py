@@ -279,3 +279,23 @@ def test_what_only_looks_due_is_not_refreshed_again_at_once_but_a_command_is():
     back = NOW - HOUR  # the workflow's clock jumped back: what it knows is from the future
     jumped = step(life, Event.FRESHNESS_ASKED, back, seen_generation=life.generation, wish=Wish.DUE)
     assert jumped.do is Do.REFRESH
+
+
+def test_a_clock_that_is_behind_makes_no_loop_of_keeping_alive():
+    """A worker's clock says of every grant that it came a day ago, and its idle life is an hour."""
+    generations = iter(range(4, 100))
+
+    def answer(now: datetime) -> GrantNews:
+        came = now - DAY
+        return GrantNews(
+            state=State.ACTIVE,
+            generation=next(generations),
+            obtained_at=came,
+            expires_at=came + HOUR,
+            refreshable=True,
+            idle_s=3600,
+        )
+
+    life = ACTIVE.model_copy(update={"policy": "on_demand", "idle_s": 3600})
+    _, tries, _ = simulated(life, answer, NOW + 2 * HOUR)
+    assert 1 < len(tries) <= 2 + 90 * 60 / 120
