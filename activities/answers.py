@@ -17,10 +17,11 @@ class Answer:
     order: dict[str, Any] = field(repr=False)  # the activity's input, to be read by who wrote it
     came_at: datetime
     reply: RawReply
+    provisional: bool = False  # a staged definition asked: a refusal isn't believed, whoever reads it
 
     @classmethod
-    def to(cls, order: Call, reply: RawReply, came_at: datetime) -> "Answer":
-        return cls(order.model_dump(mode="json"), came_at, reply)
+    def to(cls, order: Call, reply: RawReply, came_at: datetime, *, provisional: bool = False) -> "Answer":
+        return cls(order.model_dump(mode="json"), came_at, reply, provisional)
 
     def packed(self) -> bytes:
         """One line of JSON, then the body as it came."""
@@ -29,6 +30,7 @@ class Answer:
             "came_at": self.came_at.isoformat(),
             "status": self.reply.status,
             "headers": self.reply.headers,
+            "provisional": self.provisional,
         }
         return json.dumps(facts).encode() + b"\n" + self.reply.body
 
@@ -39,6 +41,7 @@ class Answer:
         try:
             facts = json.loads(first)
             reply = RawReply(facts["status"], facts["headers"], body)
-            return cls(facts["order"], datetime.fromisoformat(facts["came_at"]), reply)
+            came_at = datetime.fromisoformat(facts["came_at"])
+            return cls(facts["order"], came_at, reply, facts.get("provisional", False))
         except (ValueError, KeyError, TypeError):
             raise Failure(Code.SEAL_BROKEN, "the entry holds no answer") from None

@@ -119,7 +119,7 @@ class RefreshActivities(ProviderActivities):
             use,
             order,
             send=lambda check: passage.watch(renewal.send(check)),
-            ending=self._ending(order, held, reading),
+            ending=self._ending(order, held, reading, provisional=held.provisional),
         )
         news = await metrics.refresh_measured(held.spec.name, spending)
         return news.model_copy(update={"read_as_before": reading.as_before})
@@ -140,14 +140,19 @@ class RefreshActivities(ProviderActivities):
         """An answer from a journal, through the same judge and commit as one that has just come."""
         order = RefreshGrant.model_validate(answer.order)
         held = await self._holder.take(order.tenant, order.connection_id)
-        ending = self._ending(order, held, Reading(held, lambda: answer.came_at))
+        reading = Reading(held, lambda: answer.came_at)
+        provisional = held.provisional or answer.provisional  # it may have been rolled back since
+        ending = self._ending(order, held, reading, provisional=provisional)
         return await self._single_use.conclude(use, answer.reply, ending)
 
-    def _ending(self, order: RefreshGrant, held: Holdings, reading: Reading) -> Ending[GrantNews]:
+    def _ending(
+        self, order: RefreshGrant, held: Holdings, reading: Reading, *, provisional: bool
+    ) -> Ending[GrantNews]:
         return Ending(
             judge=reading.tokens,
             commit=partial(self._install, order, held),
-            settle=partial(self._settle, order, held),
+            settle=partial(self._settle, order, held, not provisional),
+            provisional=provisional,
         )
 
     async def _install(self, order: RefreshGrant, held: Holdings, use: Use, tokens: TokenSet) -> GrantNews:
@@ -188,7 +193,13 @@ class RefreshActivities(ProviderActivities):
         return await settled(self._store, install, use.keys)
 
     async def _settle(
-        self, order: RefreshGrant, held: Holdings, use: Use, failure: Failure, outcome: Outcome | None
+        self,
+        order: RefreshGrant,
+        held: Holdings,
+        believed: bool,  # a staged definition's refusals are not
+        use: Use,
+        failure: Failure,
+        outcome: Outcome | None,
     ) -> GrantNews:
         """Close the attempt unless its token may be spent; condemn the grant only when refused."""
         code, attempt = failure.code, use.attempt
@@ -205,7 +216,6 @@ class RefreshActivities(ProviderActivities):
                 await record(tx, order, AuditAction.REFRESH_FAILED, now, reason=code, superseded=True)
                 return await self._replaced(tx, current, held)
             refused = failure.kind is Kind.RECONNECT_NEEDED
-            believed = not held.provisional  # a staged definition's refusals are not
             condemned = refused and believed and current.state is State.ACTIVE
             if condemned:
                 await tx.connections.replace(current.rejected(code, now), expected=current.revision)

@@ -74,6 +74,7 @@ class Ending(Generic[T]):
     judge: Callable[[RawReply], TokenSet]
     commit: Callable[[Use, TokenSet], Awaitable[T]]
     settle: Callable[[Use, Failure, Outcome | None], Awaitable[T]]
+    provisional: bool = False  # by a staged definition, which the journal has to remember
 
 
 class SingleUse:
@@ -232,18 +233,18 @@ class SingleUse:
         except Exception as unexpected:  # whether a byte left isn't known
             self._unexpected(use, unexpected)
             return await ending.settle(use, Failure(Code.INTERNAL), None)
-        entry = await self._journalled(use, order, reply)
+        answer = Answer.to(order, reply, self._clock.now(), provisional=ending.provisional)
+        entry = await self._journalled(use, answer)
         concluded = await self.conclude(use, reply, ending)
         if entry is not None:
             await asyncio.to_thread(entry.drop)
         return concluded
 
-    async def _journalled(self, use: Use, order: Call, reply: RawReply) -> Entry | None:
+    async def _journalled(self, use: Use, answer: Answer) -> Entry | None:
         """Before anything else is done with it. A disk that broke meanwhile stops no commit."""
         assert use.room is not None
-        packed = Answer.to(order, reply, self._clock.now()).packed()
         try:
-            return await asyncio.to_thread(use.room.keep, use.keys.current(Lane.REFRESH), packed)
+            return await asyncio.to_thread(use.room.keep, use.keys.current(Lane.REFRESH), answer.packed())
         except OSError as error:
             why = error.strerror or type(error).__name__
             say(log, logging.ERROR, Event.JOURNAL_FAILED, why, object=use.attempt.id)

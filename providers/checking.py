@@ -4,7 +4,7 @@ What an endpoint answers to a request that can't succeed shows whether it is one
 endpoint refuses an unknown client in the words of RFC 6749 section 5.2, a web page doesn't.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 import httpx2
@@ -26,7 +26,14 @@ _DRY_RUN = {
     "redirect_uri": "https://evergrant.invalid/",
 }
 _OURS_ALONE = ("categories", "sources")  # how the catalogue is kept, nothing about a provider
-_SECRETS_GO_TO = ("token_endpoint", "refresh_endpoint", "revocation_endpoint", "introspection_endpoint")
+_SECRETS_GO_TO = (
+    "token_endpoint",
+    "refresh_endpoint",
+    "revocation_endpoint",
+    "revocation.url",
+    "introspection_endpoint",
+    "device_authorization_endpoint",
+)
 
 
 async def check_definition(egress: Egress, spec: ProviderSpec, before: ProviderSpec | None) -> list[Finding]:
@@ -70,8 +77,15 @@ def _hosts(spec: ProviderSpec, before: ProviderSpec | None) -> Iterable[Finding]
 
 
 def _secret_hosts(spec: ProviderSpec) -> set[str]:
-    urls = spec.url_templates()
-    return {urlsplit(urls[name]).netloc for name in _SECRETS_GO_TO if name in urls}
+    """With defaults in place: another default is another host for whoever gave none."""
+    urls, values = spec.url_templates(), checked_params(spec, {})
+    return {_host(urls[name], values) for name in _SECRETS_GO_TO if name in urls}
+
+
+def _host(template: str, values: Mapping[str, str]) -> str:
+    for name, value in values.items():
+        template = template.replace(f"{{{name}}}", value)
+    return urlsplit(template).netloc
 
 
 def _urls(spec: ProviderSpec) -> tuple[dict[str, str], set[str]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from activities.answers import Answer
 from activities.critical import CriticalSections
 from activities.single_use import Ending, SingleUse, Use
 from evergrant_server.core.attempt import AttemptKind, LateAnswer, Limits, Outcome
@@ -13,9 +14,10 @@ from evergrant_server.core.connection import State
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.grant import TokenSet
 from evergrant_server.core.ids import AttemptId, new_id
-from evergrant_server.core.messages import Call, Provenance
+from evergrant_server.core.messages import Call, Provenance, RefreshGrant
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
+from evergrant_server.crypto import Lane
 from evergrant_server.egress import BeforeSend
 from evergrant_server.journal import Journal
 from providers.reply import RawReply
@@ -92,3 +94,25 @@ async def test_a_late_answer_that_is_refused_takes_no_other_with_it(
     async with place.store.read() as tx:
         left = await tx.late_answers.of(TENANT, connection.id)
     assert [it.attempt_id for it in left] == [kept[1 - refused].attempt_id]
+
+
+@pytest.mark.parametrize(("provisional", "state"), [(True, State.ACTIVE), (False, State.NEEDS_REAUTH)])
+async def test_a_staged_definitions_refusal_is_not_believed_by_whoever_replays_it(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path, provisional: bool, state: State
+):
+    """Its worker died with the answer in its journal, and the definition was rolled back meanwhile."""
+    connection = await place.connect(idp, STRICT)
+    journal = Journal(tmp_path / "one-host")
+    dies = SingleUse(place.store, place.parts.clock, CriticalSections(), journal)
+    use = await dies.begin(AttemptKind.REFRESH, connection, STRICT, token_valid=True)
+    assert use.room is not None
+    provenance = Provenance(workflow_id="w", run_id="r", event_id=1)
+    order = RefreshGrant(
+        tenant=TENANT, connection_id=connection.id, asked=ASKED, provenance=provenance, generation=1
+    )
+    reply = RawReply(400, {"content-type": "application/json"}, b'{"error": "invalid_grant"}')
+    answer = Answer.to(order, reply, place.parts.clock.now(), provisional=provisional)
+    use.room.keep(use.keys.current(Lane.REFRESH), answer.packed())
+    journal.release()
+    assert await Activities(place, (idp.allowance,), tmp_path / "one-host").replayer.sweep() == 1
+    assert (await place.row(connection)).state is state

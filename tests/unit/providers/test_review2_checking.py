@@ -1,0 +1,49 @@
+"""Whoever approves a definition is told of every host to which a secret would go as it doesn't now."""
+
+from typing import Any
+
+import pytest
+
+from evergrant_server.core.definition import Finding, Level
+from evergrant_server.egress import Egress, EgressPolicy
+from providers.checking import check_definition
+from providers.registry import spec_of
+
+BEFORE: dict[str, Any] = {
+    "name": "acme-crm",
+    "display_name": "Acme CRM",
+    "auth_modes": ["authorization_code"],
+    "authorization_endpoint": "https://127.0.0.1/authorize",  # refused: nothing is sent anywhere
+    "token_endpoint": "https://{region}/token",
+    "refresh_endpoint": "https://127.0.0.1/refresh",
+    "template_params": {
+        "region": {"enum": ["127.0.0.2", "127.0.0.3"], "default": "127.0.0.2"},
+    },
+    "revocation_endpoint": "https://127.0.0.1/revoke",
+    "pkce": "S256",
+}
+
+
+async def hosts(**changed: Any) -> Finding:
+    before, after = spec_of(BEFORE, "before"), spec_of(BEFORE | changed, "after")
+    findings = await check_definition(Egress(EgressPolicy()), after, before)
+    (found,) = [it for it in findings if it.check == "hosts"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("host", "changed"),
+    [
+        ("127.0.0.9", {"revocation": {"url": "https://127.0.0.9/revoke"}}),
+        ("127.0.0.9", {"device_authorization_endpoint": "https://127.0.0.9/device"}),
+        ("127.0.0.3", {"template_params": {"region": {"enum": ["127.0.0.3"], "default": "127.0.0.3"}}}),
+    ],
+)
+async def test_a_new_host_for_secrets_is_named(host: str, changed: dict[str, Any]):
+    found = await hosts(**changed)
+    assert found.level is Level.WARNING
+    assert host in found.detail
+
+
+async def test_the_same_hosts_are_no_warning():
+    assert (await hosts(display_name="Acme")).level is Level.OK
