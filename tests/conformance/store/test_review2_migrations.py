@@ -74,8 +74,8 @@ async def test_a_database_in_use_keeps_its_rows(empty_url: str, since: str):
         await schema.upgrade(empty_url)
         async with engine.begin() as database:
             kept = {table: len(await database.run_sync(rows, table)) for table in tables}
-            found = (await database.execute(sa.select(ConnectionRow.__table__))).mappings().one()  # pyright: ignore[reportAttributeAccessIssue]
-            tried = (await database.execute(sa.select(AttemptRow.__table__))).mappings().one()  # pyright: ignore[reportAttributeAccessIssue]
+            found = (await database.execute(sa.select(ConnectionRow.__table__))).mappings().one()  # pyright: ignore[reportAttributeAccessIssue]  # SQLModel adds it
+            tried = (await database.execute(sa.select(AttemptRow.__table__))).mappings().one()  # pyright: ignore[reportAttributeAccessIssue]  # SQLModel adds it
     finally:
         await engine.dispose()
     assert kept == dict.fromkeys(tables, 1)
