@@ -18,11 +18,10 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code, Failure, Kind
 from evergrant_server.core.grant import Grant, TokenSet
-from evergrant_server.core.ids import OutboxId, new_id, workflow_id
 from evergrant_server.core.late import WANTED
 from evergrant_server.core.late_messages import SIGNAL_ANSWER_CAME_LATE, AnswerCameLate, VerifyLateAnswer
 from evergrant_server.core.messages import ActivityName, Call, GrantNews
-from evergrant_server.core.outbox import OutboxKind, OutboxMessage
+from evergrant_server.core.outbox import signal_to
 from evergrant_server.store import Tx
 from providers.replies import read_tokens
 
@@ -51,15 +50,7 @@ async def keep_late(tx: Tx, order: Call, use: Use, tokens: TokenSet, at: datetim
         sent_by=attempt.send_by.isoformat(),
     )
     told = AnswerCameLate(attempt_id=attempt.id, asked=order.asked)
-    message = OutboxMessage(
-        tenant=attempt.tenant,
-        id=OutboxId(new_id("out")),
-        kind=OutboxKind.SIGNAL,
-        target=workflow_id(attempt.tenant, attempt.connection_id),
-        name=SIGNAL_ANSWER_CAME_LATE,
-        payload=told.model_dump(mode="json"),
-        created_at=at,
-    )
+    message = signal_to(attempt.tenant, attempt.connection_id, SIGNAL_ANSWER_CAME_LATE, told, at)
     await tx.outbox.add(message)
 
 

@@ -6,9 +6,9 @@ from evergrant_server.core.connection import State
 from evergrant_server.core.consent import Consent
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.flow import Flow
-from evergrant_server.core.ids import ConnectionId, OutboxId, Tenant, new_id, workflow_id
+from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages import SIGNAL_ROTATE, Asked, Rotate
-from evergrant_server.core.outbox import OutboxKind, OutboxMessage
+from evergrant_server.core.outbox import signal_to
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store, Tx
 
@@ -57,13 +57,5 @@ async def _ask_for_a_newer_one(
     tx: Tx, clock: Clock, asked: Asked, tenant: Tenant, source: ConnectionId
 ) -> None:
     order = Rotate(reason="its token is to be exchanged", asked=asked)
-    message = OutboxMessage(
-        tenant=tenant,
-        id=OutboxId(new_id("out")),
-        kind=OutboxKind.SIGNAL,
-        target=workflow_id(tenant, source),
-        name=SIGNAL_ROTATE,
-        payload=order.model_dump(mode="json"),
-        created_at=clock.now(),
-    )
+    message = signal_to(tenant, source, SIGNAL_ROTATE, order, clock.now())
     await tx.outbox.add(message)

@@ -16,7 +16,7 @@ from evergrant_server.api.views import Page, View
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.definition import Definition, DefinitionState, Finding, Rollout
 from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.ids import DefinitionId, OutboxId, new_id, onboarding_workflow_id
+from evergrant_server.core.ids import DefinitionId, new_id, onboarding_workflow_id
 from evergrant_server.core.messages import Asked, Message
 from evergrant_server.core.onboarding import (
     SIGNAL_DECIDED,
@@ -25,7 +25,7 @@ from evergrant_server.core.onboarding import (
     OnboardingStart,
     RollBack,
 )
-from evergrant_server.core.outbox import OutboxKind, OutboxMessage
+from evergrant_server.core.outbox import OutboxKind, OutboxMessage, written
 from evergrant_server.store import Tx
 from providers.registry import spec_of
 
@@ -221,15 +221,8 @@ def start(definition: Definition, asked: Asked, now: datetime) -> OutboxMessage:
 def _message(
     definition: Definition, kind: OutboxKind, name: str, said: Message, now: datetime
 ) -> OutboxMessage:
-    return OutboxMessage(
-        tenant=definition.tenant,
-        id=OutboxId(new_id("out")),
-        kind=kind,
-        target=onboarding_workflow_id(definition.tenant, definition.id),
-        name=name,
-        payload=said.model_dump(mode="json"),
-        created_at=now,
-    )
+    target = onboarding_workflow_id(definition.tenant, definition.id)
+    return written(definition.tenant, kind, target, said, now, name=name)
 
 
 async def _record(

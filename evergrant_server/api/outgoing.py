@@ -3,10 +3,10 @@
 from datetime import datetime
 
 from evergrant_server.core.connection import Connection
-from evergrant_server.core.ids import OutboxId, new_id, workflow_id
+from evergrant_server.core.ids import workflow_id
 from evergrant_server.core.lifecycle import life_of
 from evergrant_server.core.messages import Asked, ConnectionStart, Message
-from evergrant_server.core.outbox import OutboxKind, OutboxMessage
+from evergrant_server.core.outbox import OutboxKind, OutboxMessage, signal_to, written
 from evergrant_server.core.receivers import FetchKeys, Receiver
 from evergrant_server.core.schedule import NEWEST_RULES
 from evergrant_server.crypto import KeyRing
@@ -25,36 +25,17 @@ def start(connection: Connection, ring: KeyRing, asked: Asked, now: datetime) ->
         life=life_of(connection, None, None, now),
         asked=asked,
     )
-    return _message(connection, OutboxKind.START_WORKFLOW, "", order, now)
+    target = workflow_id(connection.tenant, connection.id)
+    return written(connection.tenant, OutboxKind.START_WORKFLOW, target, order, now)
 
 
 def signal(connection: Connection, name: str, said: Message, now: datetime) -> OutboxMessage:
     """A signal to the workflow of a connection."""
-    return _message(connection, OutboxKind.SIGNAL, name, said, now)
+    return signal_to(connection.tenant, connection.id, name, said, now)
 
 
 def fetch_keys(receiver: Receiver, asked: Asked, now: datetime) -> OutboxMessage:
     """Have a worker read the keys of a receiver's transmitter."""
     order = FetchKeys(tenant=receiver.tenant, receiver_id=receiver.id, asked=asked)
-    return OutboxMessage(
-        tenant=receiver.tenant,
-        id=OutboxId(new_id("out")),
-        kind=OutboxKind.FETCH_KEYS,
-        target=f"keys:{receiver.tenant}:{receiver.id}",
-        payload=order.model_dump(mode="json"),
-        created_at=now,
-    )
-
-
-def _message(
-    connection: Connection, kind: OutboxKind, name: str, payload: Message, now: datetime
-) -> OutboxMessage:
-    return OutboxMessage(
-        tenant=connection.tenant,
-        id=OutboxId(new_id("out")),
-        kind=kind,
-        target=workflow_id(connection.tenant, connection.id),
-        name=name,
-        payload=payload.model_dump(mode="json"),
-        created_at=now,
-    )
+    target = f"keys:{receiver.tenant}:{receiver.id}"
+    return written(receiver.tenant, OutboxKind.FETCH_KEYS, target, order, now)

@@ -22,9 +22,9 @@ from evergrant_server.api.transfer_verification import Verification
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.export import Export, ExportStatus
-from evergrant_server.core.ids import ExportId, OutboxId, Tenant, export_workflow_id, new_id
+from evergrant_server.core.ids import ExportId, Tenant, export_workflow_id, new_id
 from evergrant_server.core.messages import Asked, ExportStart
-from evergrant_server.core.outbox import OutboxKind, OutboxMessage
+from evergrant_server.core.outbox import OutboxKind, OutboxMessage, written
 from evergrant_server.crypto import Recipient
 from evergrant_server.store import Tx
 
@@ -161,14 +161,8 @@ async def _export_of(tx: Tx, tenant: Tenant, id: str) -> Export:
 
 def _start(export: Export, asked: Asked) -> OutboxMessage:
     order = ExportStart(tenant=export.tenant, export_id=export.id, expires_at=export.expires_at, asked=asked)
-    return OutboxMessage(
-        tenant=export.tenant,
-        id=OutboxId(new_id("out")),
-        kind=OutboxKind.START_EXPORT,
-        target=export_workflow_id(export.tenant, export.id),
-        payload=order.model_dump(mode="json"),
-        created_at=export.created_at,
-    )
+    target = export_workflow_id(export.tenant, export.id)
+    return written(export.tenant, OutboxKind.START_EXPORT, target, order, export.created_at)
 
 
 async def _record(

@@ -37,6 +37,21 @@ class OutboxMessage(BaseModel):
     last_error: str | None = None
 
 
+def written(
+    tenant: Tenant, kind: OutboxKind, target: str, said: Message, at: datetime, *, name: str = ""
+) -> OutboxMessage:
+    """A message that says `said`, to be added in the transaction that makes it true."""
+    return OutboxMessage(
+        tenant=tenant,
+        id=OutboxId(new_id("out")),
+        kind=kind,
+        target=target,
+        name=name,
+        payload=said.model_dump(mode="json"),
+        created_at=at,
+    )
+
+
 def history_target(run_id: str) -> str:
     """A target of its own: an export waits for nobody else's messages."""
     return f"history:{run_id}"
@@ -60,12 +75,4 @@ def signal_to(
     tenant: Tenant, connection_id: ConnectionId, name: str, said: Message, at: datetime
 ) -> OutboxMessage:
     """A signal to the workflow of a connection."""
-    return OutboxMessage(
-        tenant=tenant,
-        id=OutboxId(new_id("out")),
-        kind=OutboxKind.SIGNAL,
-        target=workflow_id(tenant, connection_id),
-        name=name,
-        payload=said.model_dump(mode="json"),
-        created_at=at,
-    )
+    return written(tenant, OutboxKind.SIGNAL, workflow_id(tenant, connection_id), said, at, name=name)

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from evergrant.calls import Call
 from evergrant.fields import Fields
-from evergrant.replies import Page, Reply, failure_of
+from evergrant.replies import Page, Reply, done, good, page_of
 
 Answer = TypeVar("Answer")
 
@@ -77,7 +77,7 @@ def put_call(name: str, members: Mapping[str, object]) -> Call[Integration]:
 
 
 def delete_call(name: str) -> Call[None]:
-    return Call("DELETE", _integration_at(name), _gone)
+    return Call("DELETE", _integration_at(name), done)
 
 
 def rotate_call(name: str, client_secret: str | None, overlap: timedelta | None) -> Call[Integration]:
@@ -227,25 +227,12 @@ def _provider_at(name: str) -> str:
     return f"/v1/providers/{quote(name, safe='')}"
 
 
-def _good(reply: Reply, what: str) -> Fields:
-    if not 200 <= reply.status < 300:
-        raise failure_of(reply)
-    return Fields.of_json(reply.body, what)
-
-
-def _gone(reply: Reply) -> None:
-    if not 200 <= reply.status < 300:
-        raise failure_of(reply)
-
-
 def _integration_of(reply: Reply) -> Integration:
-    return _integration(_good(reply, "integration"))
+    return _integration(good(reply, "integration"))
 
 
 def _integrations(reply: Reply) -> Page[Integration]:
-    body = _good(reply, "integration list")
-    items = tuple(_integration(Fields.of(it, "integration")) for it in body.array("items"))
-    return Page(items, body.text_or_none("next_cursor"))
+    return page_of(reply, "integration", _integration)
 
 
 def _integration(item: Fields) -> Integration:
@@ -264,13 +251,11 @@ def _integration(item: Fields) -> Integration:
 
 
 def _version_of(reply: Reply) -> ProviderVersion:
-    return _version(_good(reply, "provider version"))
+    return _version(good(reply, "provider version"))
 
 
 def _versions(reply: Reply) -> Page[ProviderVersion]:
-    body = _good(reply, "list of provider versions")
-    items = tuple(_version(Fields.of(it, "provider version")) for it in body.array("items"))
-    return Page(items, body.text_or_none("next_cursor"))
+    return page_of(reply, "provider version", _version)
 
 
 def _version(item: Fields) -> ProviderVersion:

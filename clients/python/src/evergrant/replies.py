@@ -124,6 +124,25 @@ def read_apps(reply: Reply) -> Page[App]:
     return _page(reply, "app", _app)
 
 
+def good(reply: Reply, what: str) -> Fields:
+    """The members of an answer with a status of 2xx. Raises the error that any other stands for."""
+    done(reply)
+    return Fields.of_json(reply.body, what)
+
+
+def done(reply: Reply) -> None:
+    """Nothing is read of an answer with a status of 2xx. Raises the error that any other stands for."""
+    if not 200 <= reply.status < 300:
+        raise failure_of(reply)
+
+
+def page_of(reply: Reply, what: str, item: Callable[[Fields], Item]) -> Page[Item]:
+    """One page of a list, each item read by `item`."""
+    body = good(reply, f"{what} list")
+    items = tuple(item(Fields.of(it, what)) for it in body.array("items"))
+    return Page(items, body.text_or_none("next_cursor"))
+
+
 def failure_of(reply: Reply) -> EvergrantError:
     """The error that an answer outside 2xx stands for (RFC 9457 section 3)."""
     problem = _problem(reply)

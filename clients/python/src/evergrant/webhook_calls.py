@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from evergrant.calls import Call
 from evergrant.fields import Fields
-from evergrant.replies import Page, Reply, failure_of
+from evergrant.replies import Page, Reply, done, good, page_of
 
 Answer = TypeVar("Answer")
 _AT = "/v1/webhooks"
@@ -76,7 +76,7 @@ def list_call() -> Call[Page[Webhook]]:
 
 
 def delete_call(name: str) -> Call[None]:
-    return Call("DELETE", _of(name), _gone)
+    return Call("DELETE", _of(name), done)
 
 
 def rotate_call(name: str, overlap: timedelta | None) -> Call[Webhook]:
@@ -207,35 +207,20 @@ def _of(name: str) -> str:
     return f"{_AT}/{quote(name, safe='')}"
 
 
-def _good(reply: Reply, what: str) -> Fields:
-    if not 200 <= reply.status < 300:
-        raise failure_of(reply)
-    return Fields.of_json(reply.body, what)
-
-
-def _gone(reply: Reply) -> None:
-    if not 200 <= reply.status < 300:
-        raise failure_of(reply)
-
-
 def _webhook_of(reply: Reply) -> Webhook:
-    return _webhook(_good(reply, "webhook"))
+    return _webhook(good(reply, "webhook"))
 
 
 def _delivery_of(reply: Reply) -> WebhookDelivery:
-    return _delivery(_good(reply, "delivery"))
+    return _delivery(good(reply, "delivery"))
 
 
 def _webhooks(reply: Reply) -> Page[Webhook]:
-    body = _good(reply, "webhook list")
-    items = tuple(_webhook(Fields.of(it, "webhook")) for it in body.array("items"))
-    return Page(items, body.text_or_none("next_cursor"))
+    return page_of(reply, "webhook", _webhook)
 
 
 def _deliveries(reply: Reply) -> Page[WebhookDelivery]:
-    body = _good(reply, "delivery list")
-    items = tuple(_delivery(Fields.of(it, "delivery")) for it in body.array("items"))
-    return Page(items, body.text_or_none("next_cursor"))
+    return page_of(reply, "delivery", _delivery)
 
 
 def _webhook(item: Fields) -> Webhook:
