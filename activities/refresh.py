@@ -1,5 +1,6 @@
 """Refresh: spend a refresh token for the next generation (RFC 6749 section 6)."""
 
+from datetime import datetime
 from functools import partial
 
 from temporalio import activity
@@ -26,7 +27,8 @@ from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code, Failure, Kind
 from evergrant_server.core.grant import Grant, TokenSet
 from evergrant_server.core.late import WANTED
-from evergrant_server.core.messages import ActivityName, GrantNews, RefreshGrant
+from evergrant_server.core.messages import SIGNAL_ROTATE, ActivityName, GrantNews, RefreshGrant, Rotate
+from evergrant_server.core.outbox import signal_to
 from evergrant_server.store import Store, Tx
 from providers.flows import Sender
 
@@ -214,6 +216,8 @@ class RefreshActivities(ProviderActivities):
             if current.generation != attempt.from_generation and current.state is State.ACTIVE:
                 # a late no about a grant that was replaced meanwhile says nothing about the new one
                 await record(tx, order, AuditAction.REFRESH_FAILED, now, reason=code, superseded=True)
+                if code is Code.OUTCOME_UNKNOWN:
+                    await _tried_at_once(tx, order, now)
                 return await self._replaced(tx, current, held)
             refused = failure.kind is Kind.RECONNECT_NEEDED
             condemned = refused and believed and current.state is State.ACTIVE
@@ -272,3 +276,10 @@ class RefreshActivities(ProviderActivities):
             return GrantNews(failure=Code.CONSENT_REQUIRED)
 
         return await settled(self._store, expire)
+
+
+async def _tried_at_once(tx: Tx, order: RefreshGrant, now: datetime) -> None:
+    """A second use was refused after the first one's answer was installed: that may have ended its
+    family. A refresh finds out now, and not when somebody needs the token."""
+    rotate = Rotate(reason="a second use of the token before it was refused", asked=order.asked)
+    await tx.outbox.add(signal_to(order.tenant, order.connection_id, SIGNAL_ROTATE, rotate, now))

@@ -47,6 +47,7 @@ log = logging.getLogger("evergrant.protocol")
 
 T = TypeVar("T")
 
+_MOST_SET_ASIDE = 1000  # files of a quarter of a megabyte at the most, told of by doctor and a metric
 LANES = (Lane.LEASE, Lane.REFRESH)  # what an answer is sealed with, in the journal and in the store
 
 
@@ -237,8 +238,16 @@ class SingleUse:
         entry = await self._journalled(use, answer)
         concluded = await self.conclude(use, reply, ending)
         if entry is not None:
-            await asyncio.to_thread(entry.drop)
+            await asyncio.to_thread(self._put_away, entry, reply, ending)
         return concluded
+
+    def _put_away(self, entry: Entry, reply: RawReply, ending: Ending[T]) -> None:
+        """The store has it, so its entry goes; but an answer that said yes and that nobody can read
+        may hold the only good token: it is set aside for a repaired definition."""
+        if _said_yes_unread(reply, ending) and self._journal.left_behind()[1] < _MOST_SET_ASIDE:
+            self._journal.set_aside(entry.path)
+        else:
+            entry.drop()
 
     async def _journalled(self, use: Use, answer: Answer) -> Entry | None:
         """Before anything else is done with it. A disk that broke meanwhile stops no commit."""
@@ -271,6 +280,16 @@ async def _still_unspent(tx: Tx, attempt: Attempt) -> None:
 async def open_attempt(tx: Tx, connection: Connection) -> Attempt | None:
     """What is being spent for this connection, or was when somebody died. One at a time, of any kind."""
     return await tx.attempts.opened(connection.tenant, connection.id, MAIN)
+
+
+def _said_yes_unread(reply: RawReply, ending: Ending[T]) -> bool:
+    if not 200 <= reply.status < 300:
+        return False
+    try:
+        ending.judge(reply)
+    except Failure as failure:
+        return failure.code is Code.REPLY_UNREADABLE
+    return False
 
 
 def _ours(failure: Failure) -> Failure:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from evergrant_server.core.definition import Finding, Level
+from evergrant_server.core.definition import HOSTS, Finding, Level
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.egress import Egress
 from providers.reply import RawReply
@@ -70,10 +70,10 @@ def _hosts(spec: ProviderSpec, before: ProviderSpec | None) -> Iterable[Finding]
     new = _secret_hosts(spec) - _secret_hosts(before)
     if new:
         yield _warn(
-            "hosts", f"tokens and client secrets would go to {', '.join(sorted(new))}, as they don't now"
+            HOSTS, f"tokens and client secrets would go to {', '.join(sorted(new))}, as they don't now"
         )
     else:
-        yield _ok("hosts", "tokens and client secrets go to no new host")
+        yield _ok(HOSTS, "tokens and client secrets go to no new host")
 
 
 def _secret_hosts(spec: ProviderSpec) -> set[str]:

@@ -40,8 +40,11 @@ class ProposeBody(Body):
 
 
 class DecisionBody(Body):
+    """`accept_hosts`: whoever approves has seen that secrets and tokens would go to new hosts."""
+
     version: int
     reason: Text | None = None
+    accept_hosts: bool = False
 
 
 class RollBackBody(Body):
@@ -176,12 +179,18 @@ async def _decided(
     async def write(tx: Tx) -> Definition:
         now = parts.clock.now()
         found = await _version(tx, tenant, provider, body.version)
-        if found.state is not DefinitionState.WAITING or found.approved is not None:
+        decidable = found.state is DefinitionState.WAITING or (
+            found.state is DefinitionState.CHECKING and not approved  # a check that hangs ends here
+        )
+        if not decidable or found.approved is not None:
             raise Failure(
                 Code.INVALID_REQUEST, f"It is {found.state.value}: nothing to decide.", field="version"
             )
         if approved and parts.settings.four_eyes and found.proposed_by == asked.by:
             raise Failure(Code.NOT_PERMITTED, "Whoever proposed it can't approve it: EVERGRANT_FOUR_EYES.")
+        if approved and found.moves_secrets and not body.accept_hosts:
+            why = "Client secrets and tokens would go to new hosts: see the finding, and accept them."
+            raise Failure(Code.INVALID_REQUEST, why, field="accept_hosts")
         decided = found.decided(asked.by, body.reason, now, approved=approved)
         saved = await tx.definitions.replace(decided, expected=found.revision)
         await tell(tx, saved, SIGNAL_DECIDED, Decided(asked=asked), asked, now)

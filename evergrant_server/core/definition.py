@@ -47,6 +47,9 @@ class Level(StrEnum):
     PROBLEM = "problem"  # can't be approved
 
 
+HOSTS = "hosts"  # the check of where secrets go
+
+
 class Finding(BaseModel):
     """What one check by machine says. No secret: hosts, statuses and names of fields."""
 
@@ -101,6 +104,11 @@ class Definition(BaseModel):
     created_at: datetime
     changed_at: datetime
     revision: int = 1
+
+    @property
+    def moves_secrets(self) -> bool:
+        """A check found that secrets would go where they don't go now."""
+        return any(it.check == HOSTS and it.level is Level.WARNING for it in self.findings)
 
     def serves(self, identity: str | None) -> bool:
         """True when this version answers for `identity`; None: only what answers for all does."""

@@ -42,7 +42,7 @@ from evergrant_server.journal import Journal
 from evergrant_server.store import Store
 from providers.flows import Sender
 from tests.fakes.installation import ASKED, TENANT, Installation
-from tests.fakes.scripted_provider import ScriptedProvider, delay, drop_after_commit, error, hold_answer
+from tests.fakes.scripted_provider import ScriptedProvider, delay, drop_after_commit, error, hold_answer, ok
 from tests.faults.test_one_connection import open_attempts
 
 NEVER_ROTATES = RefreshRules(rotation=Rotation.NONE)
@@ -158,6 +158,34 @@ async def test_an_answer_that_comes_after_the_takeover_was_refused_is_verified_f
     assert await open_attempts(place, connection) == 0
 
 
+async def test_a_second_use_that_is_refused_after_the_first_was_installed_has_the_new_grant_tried(
+    place: Installation, lenient: ScriptedProvider, tmp_path: Path
+):
+    """The refusal may have ended the family: whether the new token works is found out at once."""
+    connection = await place.connect(lenient, NEVER_ROTATES)
+    slow, quick = two_hosts(place, lenient, tmp_path)
+    first, second = asyncio.Event(), asyncio.Event()
+    lenient.script(hold_answer(first), delay(second, error("invalid_grant")))
+    slowly = asyncio.create_task(slow.refresh(connection, 1))
+    await lenient.until("token", 2)
+    again = asyncio.create_task(quick.refresh(connection, 1))
+    await lenient.until("token", 3)
+    first.set()
+    assert (await slowly).generation == 2
+    second.set()
+    assert (await again).generation == 2
+    assert (await place.row(connection)).state is State.ACTIVE
+    async with asyncio.timeout(20):
+        while "rotate" not in await signals(place, connection):
+            await asyncio.sleep(0.05)
+
+
+async def signals(place: Installation, connection: Connection) -> list[str]:
+    events = await place.parts.link.history(workflow_id(TENANT, connection.id))
+    said = (event.get("workflowExecutionSignaledEventAttributes") for event in events)
+    return [it["signalName"] for it in said if it]
+
+
 async def test_what_is_in_flight_here_is_not_sent_again(
     place: Installation, lenient: ScriptedProvider, tmp_path: Path
 ):
@@ -253,3 +281,31 @@ async def test_an_intent_that_is_too_old_is_not_sent(
     assert (await worker.refresh(connection, 1)).failure is Code.REFRESH_PENDING
     assert idp.count("token", grant_type="refresh_token") == 0
     assert await open_attempts(place, connection) == 0
+
+
+async def test_a_yes_that_nobody_can_read_is_set_aside_and_read_once_the_definition_is_repaired(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    """The provider has rotated: what it said holds the only good token, and must not be dropped."""
+    connection = await place.connect(idp)
+    here = Activities(place, (idp.allowance,), tmp_path / "here")
+    idp.script(ok(token_type="of another kind"))
+    assert (await here.refresh(connection, 1)).failure is Code.REPLY_UNREADABLE
+    (aside,) = (tmp_path / "here").glob("*/*.set-aside")
+    spec = place.parts.registry.get("generic")
+    readable = spec.model_copy(
+        update={"response": spec.response.model_copy(update={"bearer_token_types": ("of another kind",)})}
+    )
+    place.parts.registry._specs["generic"] = readable
+    aside.rename(aside.with_suffix(".entry"))
+    assert await here.replayer.sweep() == 1
+    assert (await place.row(connection)).generation == 2
+    assert (await place.row(connection)).state is State.ACTIVE
+
+
+async def test_a_refusal_is_no_answer_to_keep(place: Installation, idp: ScriptedProvider, tmp_path: Path):
+    connection = await place.connect(idp)
+    here = Activities(place, (idp.allowance,), tmp_path / "here")
+    idp.script(error("invalid_grant"))
+    await here.refresh(connection, 1)
+    assert list((tmp_path / "here").glob("*/*.*")) == []

@@ -6,7 +6,7 @@ import pytest
 
 from evergrant_server.api.bootstrap import bootstrap_admin
 from evergrant_server.core.access import Action
-from evergrant_server.core.definition import DefinitionState
+from evergrant_server.core.definition import DefinitionState, Finding, Level
 from evergrant_server.core.outbox import OutboxKind
 from tests.fakes.api import TENANT, Api
 
@@ -132,3 +132,24 @@ async def test_versions_show_what_was_decided(api: Api, admin: str):
     await propose(api, admin)
     shown = (await api.get("/v1/providers/acme-crm/versions", admin)).json()["items"]
     assert [(it["version"], it["state"], it["proposed_by"]) for it in shown] == [(1, "checking", "app:admin")]
+
+
+async def test_new_hosts_for_secrets_are_accepted_by_name_or_not_at_all(api: Api, admin: str):
+    """RFC 9700 section 4.4: one approval would move every live client secret and refresh token."""
+    await propose(api, admin)
+    await moved(api, DefinitionState.WAITING)
+    warned = (Finding(check="hosts", level=Level.WARNING, detail="tokens would go to evil.example"),)
+    async with api.worker.write() as tx:
+        found = await tx.definitions.version(TENANT, "acme-crm", 1)
+        assert found is not None
+        await tx.definitions.replace(found.model_copy(update={"findings": warned}), expected=found.revision)
+    refused = await api.post("/v1/providers/acme-crm/approve", admin, {"version": 1})
+    assert (refused.status_code, refused.json()["field"]) == (400, "accept_hosts")
+    body = {"version": 1, "accept_hosts": True}
+    assert (await api.post("/v1/providers/acme-crm/approve", admin, body)).json()["approved"] is True
+
+
+async def test_a_check_that_hangs_can_be_ended_by_a_rejection(api: Api, admin: str):
+    await propose(api, admin)
+    answer = await api.post("/v1/providers/acme-crm/reject", admin, {"version": 1, "reason": "it hangs"})
+    assert (answer.status_code, answer.json()["approved"]) == (200, False)

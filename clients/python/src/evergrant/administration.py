@@ -101,9 +101,11 @@ def versions_call(name: str) -> Call[Page[ProviderVersion]]:
     return Call("GET", f"{_provider_at(name)}/versions", _versions)
 
 
-def decide_call(name: str, what: str, version: int, reason: str | None) -> Call[ProviderVersion]:
+def decide_call(
+    name: str, what: str, version: int, reason: str | None, **more: object
+) -> Call[ProviderVersion]:
     """`what` is approve, reject or roll-back; the server takes the first decision alone."""
-    body = {"version": version} | ({"reason": reason} if reason is not None else {})
+    body = {"version": version, **more} | ({"reason": reason} if reason is not None else {})
     return Call("POST", f"{_provider_at(name)}/{what}", _version_of, body=body)
 
 
@@ -151,8 +153,11 @@ class Administration(ABC):
         """The versions this tenant brought, the newest first."""
         return self._items(versions_call(name))
 
-    def approve_provider(self, name: str, version: int, *, reason: str | None = None) -> ProviderVersion:
-        return self._do(decide_call(name, "approve", version, reason))
+    def approve_provider(
+        self, name: str, version: int, *, reason: str | None = None, accept_hosts: bool = False
+    ) -> ProviderVersion:
+        """`accept_hosts`: you have seen the finding that secrets would go to new hosts."""
+        return self._do(decide_call(name, "approve", version, reason, accept_hosts=accept_hosts))
 
     def reject_provider(self, name: str, version: int, reason: str) -> ProviderVersion:
         return self._do(decide_call(name, "reject", version, reason))
@@ -207,9 +212,10 @@ class AsyncAdministration(ABC):
         return self._items(versions_call(name))
 
     async def approve_provider(
-        self, name: str, version: int, *, reason: str | None = None
+        self, name: str, version: int, *, reason: str | None = None, accept_hosts: bool = False
     ) -> ProviderVersion:
-        return await self._do(decide_call(name, "approve", version, reason))
+        """`accept_hosts`: you have seen the finding that secrets would go to new hosts."""
+        return await self._do(decide_call(name, "approve", version, reason, accept_hosts=accept_hosts))
 
     async def reject_provider(self, name: str, version: int, reason: str) -> ProviderVersion:
         return await self._do(decide_call(name, "reject", version, reason))

@@ -50,11 +50,24 @@ def versions(provider: str, /, *, options: Options = DEFAULTS) -> None:
 
 
 def approve(
-    provider: str, version: int, /, *, reason: str | None = None, options: Options = DEFAULTS
+    provider: str,
+    version: int,
+    /,
+    *,
+    reason: str | None = None,
+    accept_hosts: bool = False,
+    options: Options = DEFAULTS,
 ) -> None:
-    """Let a checked version in."""
+    """Let a checked version in.
+
+    Parameters
+    ----------
+    accept_hosts
+        You have seen the finding that client secrets and tokens would go to new hosts.
+    """
     with options.client() as client:
-        _show_version(client.approve_provider(provider, version, reason=reason), options)
+        found = client.approve_provider(provider, version, reason=reason, accept_hosts=accept_hosts)
+        _show_version(found, options)
 
 
 def reject(provider: str, version: int, /, *, reason: str, options: Options = DEFAULTS) -> None:
