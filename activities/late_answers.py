@@ -16,7 +16,7 @@ from activities.single_use import Ending, Use
 from evergrant_server.core.attempt import AttemptKind, LateAnswer, Outcome
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.errors import Code, Failure, Kind
+from evergrant_server.core.errors import FAILURES, Code, Failure, Kind
 from evergrant_server.core.grant import Grant, TokenSet
 from evergrant_server.core.late import WANTED
 from evergrant_server.core.late_messages import SIGNAL_ANSWER_CAME_LATE, AnswerCameLate, VerifyLateAnswer
@@ -62,15 +62,29 @@ class LateAnswerActivities(ProviderActivities):
         """Says what holds now. A failure of kind ReconnectNeeded means that it can't be believed."""
         async with heartbeats():
             try:
-                held = (await self._holder.take(order.tenant, order.connection_id)).believed()
-                async with self._store.read() as tx:
-                    late = await tx.late_answers.get(order.tenant, order.attempt_id)
-                if late is None or not _wanted(held.connection, late):
-                    return await self._moot(order)
-                ask = partial(self._verify, order, late)
-                return await self._either_secret.asked(order, held, ask)
+                news = await self._tried(order)
+                return news if _undecided(news) else await self._and_next(order, news)
             except Failure as failure:
                 return grant_news(failure)
+
+    async def _tried(self, order: VerifyLateAnswer) -> GrantNews:
+        held = (await self._holder.take(order.tenant, order.connection_id)).believed()
+        async with self._store.read() as tx:
+            late = await tx.late_answers.get(order.tenant, order.attempt_id)
+        if late is None or not _wanted(held.connection, late):
+            return await self._moot(order)
+        ask = partial(self._verify, order, late)
+        return await self._either_secret.asked(order, held, ask)
+
+    async def _and_next(self, order: VerifyLateAnswer, news: GrantNews) -> GrantNews:
+        """This one is done with: the workflow knows one at a time, and is told of another that is kept."""
+        async with self._store.read() as tx:
+            connection = await connection_of(tx, order)
+            kept = await tx.late_answers.of(order.tenant, order.connection_id)
+        others = (
+            it.attempt_id for it in kept if it.attempt_id != order.attempt_id and _wanted(connection, it)
+        )
+        return news.model_copy(update={"late_next": next(others, None)})
 
     async def answered(self, use: Use, answer: Answer) -> GrantNews:
         """An answer from a journal, through the same judge and commit as one that has just come."""
@@ -187,7 +201,8 @@ class LateAnswerActivities(ProviderActivities):
         """Verified by an earlier try, or overtaken by another grant or a revocation."""
         held = await self._holder.take(order.tenant, order.connection_id)
         async with self._store.read() as tx:
-            return await self._what_holds(tx, held.connection, held)
+            holds = await self._what_holds(tx, held.connection, held)
+        return holds.model_copy(update={"over": holds.failure is not None})
 
     @staticmethod
     async def _what_holds(tx: Tx, current: Connection, held: Holdings) -> GrantNews:
@@ -201,3 +216,10 @@ class LateAnswerActivities(ProviderActivities):
 
 def _wanted(connection: Connection, late: LateAnswer) -> bool:
     return connection.state in WANTED and connection.generation == late.from_generation
+
+
+def _undecided(news: GrantNews) -> bool:
+    """It brought a grant, or nothing that says whether it is any good."""
+    if news.failure is None:
+        return True
+    return not news.over and FAILURES[news.failure].kind is not Kind.RECONNECT_NEEDED

@@ -5,6 +5,7 @@ meanwhile. It is verified by a refresh, and until that has an answer it is not f
 """
 
 from datetime import datetime
+from typing import Any
 
 from evergrant_server.core.connection import State
 from evergrant_server.core.errors import FAILURES, Code, Kind
@@ -16,23 +17,43 @@ from evergrant_server.core.schedule import Rules, retry_at
 WANTED = (State.PENDING_CONSENT, State.NEEDS_REAUTH)
 
 
-def to_verify(life: Life, attempt_id: AttemptId | None) -> Life | None:
+# What a life knows of none.
+NONE_LATE: dict[str, Any] = {"late": None, "late_at": None, "late_failures": 0}
+
+
+def to_verify(life: Life, attempt_id: AttemptId | None, rules: Rules) -> Life | None:
     """The life that verifies it now; None when nothing can come of it any more."""
     if attempt_id is None or life.state not in WANTED:
         return None
-    return life.model_copy(update={"late": attempt_id, "retry_at": None, "failures": 0})
+    return life.model_copy(update={**_ended(life, rules), "late": attempt_id})
 
 
 def verify_at(life: Life) -> datetime | None:
     """When to try the verification again; None when there is none to try."""
-    return life.retry_at if life.late is not None and life.state in WANTED else None
+    if life.late is None or life.state not in WANTED:
+        return None
+    return life.late_at or life.retry_at  # a life that began before they were apart has the second
 
 
 def not_verified(life: Life, news: GrantNews, now: datetime, rules: Rules, share: float) -> Life:
     """Refused: it is as dead as the rest. Anything else says nothing about it: again, later."""
     code = news.failure or Code.INTERNAL
-    if news.failure is None or FAILURES[code].kind is Kind.RECONNECT_NEEDED:
-        return life.model_copy(update={"late": None, "retry_at": None, "failures": 0})
-    failures = life.failures + 1
+    if news.failure is None or news.over or FAILURES[code].kind is Kind.RECONNECT_NEEDED:
+        return life.model_copy(update=_ended(life, rules))
+    failures = (life.late_failures if rules.late_apart else life.failures) + 1
     again = retry_at(now, failures, code, news.retry_after, rules, share)
-    return life.model_copy(update={"failures": failures, "retry_at": again})
+    if not rules.late_apart:
+        return life.model_copy(update={"failures": failures, "retry_at": again})
+    return life.model_copy(update={"late_failures": failures, "late_at": again})
+
+
+def repaired(life: Life, at: datetime) -> Life:
+    """What may have hindered the verification is repaired."""
+    return life if life.late_at is None else life.model_copy(update={"late_at": at})
+
+
+def _ended(life: Life, rules: Rules) -> dict[str, Any]:
+    """One is done with. A first token that is waited for is asked for again when it would have been."""
+    if rules.late_apart and life.waiting_consent is not None:
+        return NONE_LATE
+    return {**NONE_LATE, "retry_at": None, "failures": 0}

@@ -17,7 +17,7 @@ from evergrant_server.core.errors import FAILURES, Code, Kind
 from evergrant_server.core.first_token import minted, not_minted, polled
 from evergrant_server.core.flow import Flow
 from evergrant_server.core.ids import ConsentId
-from evergrant_server.core.late import not_verified, to_verify, verify_at
+from evergrant_server.core.late import NONE_LATE, not_verified, repaired, to_verify, verify_at
 from evergrant_server.core.messages import Event, GrantNews, Happening, Life, Wish
 from evergrant_server.core.revoking import revoking_goes_on
 from evergrant_server.core.schedule import RefreshPolicy, Rules, ask_at, forced_at, retry_at
@@ -217,10 +217,11 @@ def _reauthorize_asked(life: Life, it: Happening, now: datetime, rules: Rules, s
 
 def _provider_changed(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
     """An admin may have repaired what failed: look again at once."""
+    again = now + rules.repaired_spread * share  # a whole fleet hears of it at once
+    life = repaired(life, again)
     if not life.failures:
         return Step(life)
-    spread = rules.repaired_spread * share  # a whole fleet hears of it at once
-    return Step(life.model_copy(update={"retry_at": now + spread, "ask_at": now}))
+    return Step(life.model_copy(update={"retry_at": again, "ask_at": now}))
 
 
 def _time_came(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
@@ -244,7 +245,7 @@ def _time_came(life: Life, it: Happening, now: datetime, rules: Rules, share: fl
 
 
 def _answer_came_late(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
-    verifying = to_verify(life, it.attempt_id)
+    verifying = to_verify(life, it.attempt_id, rules)
     return Step(life) if verifying is None else Step(verifying, Do.VERIFY_LATE)
 
 
@@ -254,6 +255,9 @@ def _late_answer_tried(life: Life, it: Happening, now: datetime, rules: Rules, s
         return _revoking(life, Do.REVOKE)
     if news.failure is None and news.generation is not None:
         return _installed(life, Move.GRANTED, news, now)
+    following = to_verify(life, news.late_next, rules)
+    if following is not None:
+        return Step(following, Do.VERIFY_LATE)
     return Step(not_verified(life, news, now, rules, share))
 
 
@@ -321,7 +325,7 @@ def _installed(life: Life, move: Move, news: GrantNews, now: datetime) -> Step:
         "refresh_extends": _extends(life, move, news),
         "margin_s": news.margin_s,
         "min_age_s": news.min_age_s,
-        "late": None,
+        **NONE_LATE,
     }
     after = life.model_copy(update=changes)
     if not same_end(end_of(life), end_of(after)):

@@ -117,6 +117,8 @@ class Life(Message):
     waiting_consent: ConsentId | None = None  # not over: looked at again at `retry_at`, or `poll_at`
     poll_at: datetime | None = None
     poll_interval_s: float | None = None
+    late_at: datetime | None = None  # when `late` is verified again; before rules 3 that was `retry_at`
+    late_failures: int = 0  # verifications of it that said nothing, in a row
 
 
 class GrantNews(Message):
@@ -142,6 +144,7 @@ class GrantNews(Message):
     over: bool = False  # the consent has ended: asking again brings nothing
     refused: bool = False  # the provider answered this grant, with an error that nobody knows
     read_as_before: bool = False  # a staged definition couldn't read the answer, the one before it could
+    late_next: AttemptId | None = None  # a late answer is done with, and this one is kept and untried
 
 
 class RevocationNews(Message):

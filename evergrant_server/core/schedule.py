@@ -46,24 +46,28 @@ class Rules(BaseModel):
     tracks_refresh_expiry: bool = False
     repaired_spread: timedelta = timedelta(0)  # over which a fleet tries what an admin has repaired
     answers_again: bool = False  # a workflow that was told no hears again when there is a token
+    late_apart: bool = False  # a late answer and a first token are each tried again at a moment of its own
 
+
+_RULES_2 = Rules(
+    backoff_growth=4.0,
+    longest_backoff=timedelta(hours=2),
+    repair_growth=2.0,
+    longest_repair_interval=timedelta(hours=6),
+    first_refused=timedelta(minutes=1),
+    asked_backoff=timedelta(minutes=1),
+    longest_retry_after=timedelta(hours=1),
+    shortest_interval=timedelta(minutes=2),
+    announce_days=(14, 3, 1),
+    tracks_refresh_expiry=True,
+    repaired_spread=timedelta(minutes=1),
+    answers_again=True,
+)
 
 RULES: dict[int, Rules] = {
     1: Rules(),
-    2: Rules(
-        backoff_growth=4.0,
-        longest_backoff=timedelta(hours=2),
-        repair_growth=2.0,
-        longest_repair_interval=timedelta(hours=6),
-        first_refused=timedelta(minutes=1),
-        asked_backoff=timedelta(minutes=1),
-        longest_retry_after=timedelta(hours=1),
-        shortest_interval=timedelta(minutes=2),
-        announce_days=(14, 3, 1),
-        tracks_refresh_expiry=True,
-        repaired_spread=timedelta(minutes=1),
-        answers_again=True,
-    ),
+    2: _RULES_2,
+    3: _RULES_2.model_copy(update={"late_apart": True}),
 }
 NEWEST_RULES = max(RULES)
 

@@ -91,9 +91,13 @@ async def test_a_late_answer_that_is_refused_takes_no_other_with_it(
     worker = Activities(place, (idp.allowance,), tmp_path / "here")
     news = await worker.verify(connection, kept[refused].attempt_id)
     assert news.failure is Code.GRANT_REJECTED
+    assert news.late_next == kept[1 - refused].attempt_id, "it is tried next"
+    again = await worker.verify(connection, kept[refused].attempt_id)
+    assert again.late_next == news.late_next, "the first news of it may be lost"
     async with place.store.read() as tx:
         left = await tx.late_answers.of(TENANT, connection.id)
     assert [it.attempt_id for it in left] == [kept[1 - refused].attempt_id]
+    assert (await worker.verify(connection, kept[1 - refused].attempt_id)).late_next is None
 
 
 @pytest.mark.parametrize(("provisional", "state"), [(True, State.ACTIVE), (False, State.NEEDS_REAUTH)])

@@ -155,6 +155,26 @@ async def answer_came_late(client: Client) -> Life:
         return life
 
 
+async def late_answers_one_after_another(client: Client) -> Life:
+    """The first waits through an outage, the second is refused, and so the first is tried again."""
+    scripted = ScriptedActivities()
+    async with living(client, scripted) as life:
+        await life.consent()
+        scripted.answers[REFRESH].append(m.GrantNews(failure=Code.OUTCOME_UNKNOWN))
+        await life.ensure_fresh(1)
+        await life.until(lambda d: d.state is State.NEEDS_REAUTH)
+        first, second = (AnswerCameLate(attempt_id=AttemptId(new_id("att")), asked=ASKED) for _ in range(2))
+        verify = m.ActivityName.VERIFY_LATE_ANSWER
+        away = m.GrantNews(failure=Code.PROVIDER_ERROR, retry_after=600)
+        refused = m.GrantNews(failure=Code.GRANT_REJECTED, late_next=first.attempt_id)
+        scripted.answers[verify] += [away, refused]
+        await life.handle.signal(SIGNAL_ANSWER_CAME_LATE, first)
+        await life.until(lambda d: d.next_at is not None)
+        await life.handle.signal(SIGNAL_ANSWER_CAME_LATE, second)
+        await life.until(lambda d: d.state is State.ACTIVE)
+        return life
+
+
 async def continued_as_new(client: Client) -> Life:
     """Recorded with the newest rules: a run that is as long as runs get."""
     async with living(client) as life:
@@ -366,6 +386,7 @@ STORIES: dict[str, Story] = {
     "onboarding_1_in_stages": onboarded_in_stages,
     "onboarding_1_rolled_back": onboarding_rolled_back,
     "2_answer_came_late": answer_came_late,
+    "3_late_answers_one_after_another": late_answers_one_after_another,
     "1_minted_after_an_outage": minted_after_an_outage,
     "1_approved_on_another_device": approved_on_another_device,
     "1_device_code_denied": device_code_denied,
