@@ -14,7 +14,7 @@ from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.core.access import Integration
 from evergrant_server.core.circuit import Circuit, CircuitRules, admit, answered, failed, unheard
 from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.ids import IntegrationId
+from evergrant_server.core.ids import ConnectionId, IntegrationId
 from providers.flows import SendFailed
 from providers.reply import RawReply
 from providers.times import retry_after
@@ -30,11 +30,14 @@ class HeldBack(Failure):
 class Passage:
     """Leave to send one request; what comes of it is told to the circuit."""
 
-    def __init__(self, circuits: "Circuits", key: _Key, provider: str, probe: bool) -> None:
+    def __init__(
+        self, circuits: "Circuits", key: _Key, provider: str, probe: bool, connection: ConnectionId
+    ) -> None:
         self._circuits = circuits
         self._key = key
         self._provider = provider
         self._probe = probe
+        self._connection = connection
         self.heard = False
 
     async def watch(self, sending: Awaitable[RawReply]) -> RawReply:
@@ -58,7 +61,8 @@ class Passage:
             self._note(lambda it, now, rules: unheard(it, probe=self._probe))
 
     def _failed(self, code: Code, wait: float | None) -> None:
-        self._note(lambda it, now, rules: failed(it, now, rules, code, wait, probe=self._probe))
+        probe, whose = self._probe, self._connection
+        self._note(lambda it, now, rules: failed(it, now, rules, code, wait, probe=probe, connection=whose))
 
     def _note(self, change: Callable[[Circuit, float, CircuitRules], Circuit]) -> None:
         self.heard = True
@@ -81,8 +85,10 @@ class Circuits:
         self._circuits: dict[_Key, tuple[str, Circuit]] = {}
 
     @asynccontextmanager
-    async def passing(self, integration: Integration, definition: str = "") -> AsyncIterator[Passage]:
-        """Wait for a turn, if it comes soon. Raises HeldBack.
+    async def passing(
+        self, integration: Integration, connection: ConnectionId, definition: str = ""
+    ) -> AsyncIterator[Passage]:
+        """Wait for a turn of `connection`, if it comes soon. Raises HeldBack.
 
         A repaired integration is another revision, and starts with a closed circuit; so does each
         version of a definition, whose faults must not close the way of the one before.
@@ -94,7 +100,7 @@ class Circuits:
             why = f"{integration.provider} fails for every connection of {integration.name}; it is left alone"
             raise HeldBack(circuit.reason or Code.PROVIDER_ERROR, why, retry_after=admission.retry_after)
         self._put(key, integration.provider, circuit)
-        passage = Passage(self, key, integration.provider, admission.probe)
+        passage = Passage(self, key, integration.provider, admission.probe, connection)
         try:
             if admission.go_in:
                 await asyncio.sleep(admission.go_in)

@@ -98,7 +98,8 @@ class RefreshActivities(ProviderActivities):
             return GrantNews(failure=Code.CLIENT_REJECTED)  # so it says; the version before is asked
         if renewal is None:
             return await self._out_of_tokens(order, held)
-        async with self._circuits.passing(held.integration, held.definition_id) as passage:
+        mine = held.connection.id
+        async with self._circuits.passing(held.integration, mine, held.definition_id) as passage:
             return await self._send(order, held, renewal, passage)
 
     async def _send(

@@ -10,6 +10,7 @@ Moments are seconds of a clock that only goes forward: no clock jump opens or cl
 from dataclasses import dataclass, replace
 
 from evergrant_server.core.errors import Code
+from evergrant_server.core.ids import ConnectionId
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class CircuitRules:
     """The numbers. Seconds; a `threshold` of 0 turns the circuit off."""
 
     threshold: int = 5  # failures in a row, over all connections of the integration
+    limited: int = 3  # connections that are rate limited in a row; fewer may each have a limit of their own
     first_gap: float = 5.0
     gap_growth: float = 1.5  # so a gap is about a third of the outage so far
     longest_gap: float = 600.0
@@ -39,6 +41,7 @@ class Circuit:
     probing_since: float | None = None
     recovering_since: float | None = None
     next_turn: float = 0.0
+    limited: tuple[ConnectionId | None, ...] = ()  # who was rate limited since the last answer
 
 
 @dataclass(frozen=True)
@@ -82,28 +85,49 @@ def answered(it: Circuit, now: float, rules: CircuitRules) -> Circuit:
     if it.opened:
         return Circuit(recovering_since=now, next_turn=now + 1 / rules.first_rate)
     if it.recovering_since is not None and now - it.recovering_since < rules.recovery:
-        return replace(it, failures=0)
+        return replace(it, failures=0, limited=())
     return Circuit()
 
 
 def failed(
-    it: Circuit, now: float, rules: CircuitRules, code: Code, retry_after: float | None, *, probe: bool
+    it: Circuit,
+    now: float,
+    rules: CircuitRules,
+    code: Code,
+    retry_after: float | None,
+    *,
+    probe: bool,
+    connection: ConnectionId | None = None,
 ) -> Circuit:
-    """No answer came, or one that says that nobody is served. To be rate limited opens it at once."""
-    if not rules.threshold:
+    """No answer came, or one that says that nobody is served.
+
+    A rate limit may be one connection's own, and its schedule keeps to it: only when several
+    are limited in a row is it the provider's word to everybody.
+    """
+    if not rules.threshold or (it.opened and not probe):  # sent before it opened: it tells nothing new
         return it
-    told = min(retry_after or 0.0, rules.longest_gap)
+    one = code is Code.PROVIDER_RATE_LIMITED
+    it = replace(it, limited=_limited(it, rules, connection)) if one else it
+    everybody = not one or len(it.limited) >= rules.limited
+    told = min(retry_after or 0.0, rules.longest_gap) if everybody else 0.0
     if it.opened:
-        if not probe:  # sent before it opened: it tells nothing new
-            return it
         gap = min(rules.first_gap * rules.gap_growth ** min(it.probes + 1, 50), rules.longest_gap)
         probes = it.probes + 1
         return replace(it, reason=code, probes=probes, next_probe=now + max(gap, told), probing_since=None)
-    failures = it.failures + 1
-    limited = code is Code.PROVIDER_RATE_LIMITED and told > 0
-    if failures >= rules.threshold or limited or it.recovering_since is not None:
-        return Circuit(failures, code, opened=True, next_probe=now + (told or rules.first_gap))
+    if not everybody:
+        return it
+    failures = it.failures if one else it.failures + 1
+    if failures >= rules.threshold or one or it.recovering_since is not None:
+        next_probe = now + (told or rules.first_gap)
+        return Circuit(failures, code, opened=True, next_probe=next_probe, limited=it.limited)
     return replace(it, failures=failures, reason=code)
+
+
+def _limited(
+    it: Circuit, rules: CircuitRules, connection: ConnectionId | None
+) -> tuple[ConnectionId | None, ...]:
+    """Each counts once, and no more are remembered than matter."""
+    return tuple(dict.fromkeys((*it.limited, connection)))[: rules.limited]
 
 
 def unheard(it: Circuit, *, probe: bool) -> Circuit:

@@ -1,7 +1,10 @@
 """A provider that is down for hours: few sends, one at a time, and no stampede when it is back."""
 
+import pytest
+
 from evergrant_server.core.circuit import Circuit, CircuitRules, admit, answered, failed, unheard
 from evergrant_server.core.errors import Code
+from evergrant_server.core.ids import ConnectionId
 
 RULES = CircuitRules()
 DOWN = Code.PROVIDER_UNREACHABLE
@@ -89,12 +92,66 @@ def test_who_was_sent_before_it_opened_tells_nothing_new():
     assert failed(it, 1, RULES, DOWN, None, probe=False) == it
 
 
-def test_a_rate_limit_with_a_time_is_kept_at_once_and_an_absurd_one_is_not_believed():
-    it = failed(Circuit(), 0, RULES, Code.PROVIDER_RATE_LIMITED, 30, probe=False)
-    assert admit(it, 29, RULES, 0)[1].go_in is None
-    assert admit(it, 30, RULES, 0)[1].probe
-    it = failed(Circuit(), 0, RULES, Code.PROVIDER_RATE_LIMITED, 86_400, probe=False)
-    assert admit(it, RULES.longest_gap, RULES, 0)[1].probe
+LIMITED = Code.PROVIDER_RATE_LIMITED
+
+
+def limited(
+    it: Circuit, number: int, wait: float | None = 30, now: float = 0, probe: bool = False
+) -> Circuit:
+    return failed(it, now, RULES, LIMITED, wait, probe=probe, connection=ConnectionId(f"con_{number}"))
+
+
+@pytest.mark.parametrize("wait", [None, 30, 86_400])
+def test_a_connection_that_is_rate_limited_stops_no_other(wait: float | None):
+    """Some providers limit each user: it waits by its own schedule, and the others are served."""
+    it = Circuit()
+    for now in range(100):
+        it = limited(it, now % (RULES.limited - 1), wait, now)
+        assert admit(it, now, RULES, 0)[1].go_in == 0
+
+
+def test_when_several_are_rate_limited_in_a_row_everybody_waits_and_an_absurd_time_is_not_believed():
+    for wait, waited in ((30, 30), (86_400, RULES.longest_gap), (None, RULES.first_gap)):
+        it = Circuit()
+        for number in range(RULES.limited):
+            assert not it.opened
+            it = limited(it, number, wait)
+        assert admit(it, waited - 1, RULES, 0)[1].go_in is None
+        assert admit(it, waited, RULES, 0)[1].probe
+
+
+def test_one_that_is_served_in_between_begins_the_count_of_the_limited_anew():
+    it = Circuit()
+    for number in range(10):
+        it = limited(limited(it, number), number + 10)
+        it = answered(it, 0, RULES)
+    assert it == Circuit()
+
+
+def test_one_that_is_rate_limited_ends_no_recovery():
+    it = answered(admit(opened(), 100, RULES, 0)[0], 100, RULES)
+    for now in range(101, 110):
+        it = limited(it, 1, 600, now)
+        assert not it.opened
+    assert limited(limited(it, 2, 600, 110), 3, 600, 110).opened
+
+
+def test_a_probe_that_is_rate_limited_alone_prolongs_an_outage_by_a_gap_and_not_by_its_own_time():
+    it = limited(admit(opened(), 100, RULES, 0)[0], 1, 600, 100, probe=True)
+    assert it.opened
+    assert it.next_probe - 100 < 2 * RULES.first_gap
+    for number in range(RULES.limited):
+        it = limited(admit(it, it.next_probe, RULES, 0)[0], number, 600, it.next_probe, probe=True)
+    assert admit(it, it.next_probe - 1, RULES, 0)[1].go_in is None
+    assert it.next_probe > 600, "several in a row: it is the provider's word to everybody"
+
+
+def test_an_outage_opens_it_whoever_is_rate_limited_meanwhile():
+    it = Circuit()
+    for _ in range(RULES.threshold):
+        assert not it.opened
+        it = limited(failed(it, 0, RULES, DOWN, None, probe=False), 1)
+    assert it.opened
 
 
 def test_it_can_be_turned_off():
