@@ -22,8 +22,7 @@ from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.device import Poll
 from evergrant_server.core.elsewhere import SIGNAL_REVOKED_ELSEWHERE, RevokedElsewhere, Source
 from evergrant_server.core.errors import Code
-from evergrant_server.core.ids import AttemptId, ReceiverId, Tenant, new_id
-from evergrant_server.core.late_messages import SIGNAL_ANSWER_CAME_LATE, AnswerCameLate
+from evergrant_server.core.ids import ReceiverId, Tenant
 from evergrant_server.core.receivers import FETCH_KEYS_WORKFLOW, FetchKeys
 from evergrant_server.core.upkeep import (
     LOOK_ELSEWHERE_WORKFLOW,
@@ -37,6 +36,7 @@ from evergrant_server.core.webhook_messages import DeliveryRound
 from evergrant_server.temporal_link.namespace import prepare
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import running_temporal
+from tests.workflows.late_stories import answer_came_late, late_answers_one_after_another
 from tests.workflows.lives import ASKED, Life, a_consent, a_start, a_worker, living
 from tests.workflows.onboardings import FOREVER, ScriptedOnboarding, decided, onboarding, wanted_back
 from tests.workflows.tellings import delivering, until_called
@@ -136,41 +136,6 @@ async def revoked_elsewhere_then_reconnected(client: Client) -> Life:
         await life.handle.signal(SIGNAL_REVOKED_ELSEWHERE, over)
         await life.until(lambda d: d.state is State.NEEDS_REAUTH)
         await life.handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
-        await life.until(lambda d: d.state is State.ACTIVE)
-        return life
-
-
-async def answer_came_late(client: Client) -> Life:
-    """Given up, an outage while the late answer is verified, and back."""
-    scripted = ScriptedActivities()
-    async with living(client, scripted) as life:
-        await life.consent()
-        scripted.answers[REFRESH].append(m.GrantNews(failure=Code.OUTCOME_UNKNOWN))
-        await life.ensure_fresh(1)
-        await life.until(lambda d: d.state is State.NEEDS_REAUTH)
-        scripted.answers[m.ActivityName.VERIFY_LATE_ANSWER].append(m.GrantNews(failure=Code.PROVIDER_ERROR))
-        came = AnswerCameLate(attempt_id=AttemptId(new_id("att")), asked=ASKED)
-        await life.handle.signal(SIGNAL_ANSWER_CAME_LATE, came)
-        await life.until(lambda d: d.state is State.ACTIVE)
-        return life
-
-
-async def late_answers_one_after_another(client: Client) -> Life:
-    """The first waits through an outage, the second is refused, and so the first is tried again."""
-    scripted = ScriptedActivities()
-    async with living(client, scripted) as life:
-        await life.consent()
-        scripted.answers[REFRESH].append(m.GrantNews(failure=Code.OUTCOME_UNKNOWN))
-        await life.ensure_fresh(1)
-        await life.until(lambda d: d.state is State.NEEDS_REAUTH)
-        first, second = (AnswerCameLate(attempt_id=AttemptId(new_id("att")), asked=ASKED) for _ in range(2))
-        verify = m.ActivityName.VERIFY_LATE_ANSWER
-        away = m.GrantNews(failure=Code.PROVIDER_ERROR, retry_after=600)
-        refused = m.GrantNews(failure=Code.GRANT_REJECTED, late_next=first.attempt_id)
-        scripted.answers[verify] += [away, refused]
-        await life.handle.signal(SIGNAL_ANSWER_CAME_LATE, first)
-        await life.until(lambda d: d.next_at is not None)
-        await life.handle.signal(SIGNAL_ANSWER_CAME_LATE, second)
         await life.until(lambda d: d.state is State.ACTIVE)
         return life
 

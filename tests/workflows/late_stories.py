@@ -1,0 +1,48 @@
+"""Stories of answers that came too late to be installed."""
+
+from temporalio.client import Client
+
+from evergrant_server.core import messages as m
+from evergrant_server.core.connection import State
+from evergrant_server.core.errors import Code
+from evergrant_server.core.ids import AttemptId, new_id
+from evergrant_server.core.late_messages import SIGNAL_ANSWER_CAME_LATE, AnswerCameLate
+from tests.fakes.scripted_activities import ScriptedActivities
+from tests.workflows.lives import ASKED, Life, living
+
+REFRESH = m.ActivityName.REFRESH_GRANT
+
+
+async def answer_came_late(client: Client) -> Life:
+    """Given up, an outage while the late answer is verified, and back."""
+    scripted = ScriptedActivities()
+    async with living(client, scripted) as life:
+        await life.consent()
+        scripted.answers[REFRESH].append(m.GrantNews(failure=Code.OUTCOME_UNKNOWN))
+        await life.ensure_fresh(1)
+        await life.until(lambda d: d.state is State.NEEDS_REAUTH)
+        scripted.answers[m.ActivityName.VERIFY_LATE_ANSWER].append(m.GrantNews(failure=Code.PROVIDER_ERROR))
+        came = AnswerCameLate(attempt_id=AttemptId(new_id("att")), asked=ASKED)
+        await life.handle.signal(SIGNAL_ANSWER_CAME_LATE, came)
+        await life.until(lambda d: d.state is State.ACTIVE)
+        return life
+
+
+async def late_answers_one_after_another(client: Client) -> Life:
+    """The first waits through an outage, the second is refused, and so the first is tried again."""
+    scripted = ScriptedActivities()
+    async with living(client, scripted) as life:
+        await life.consent()
+        scripted.answers[REFRESH].append(m.GrantNews(failure=Code.OUTCOME_UNKNOWN))
+        await life.ensure_fresh(1)
+        await life.until(lambda d: d.state is State.NEEDS_REAUTH)
+        first, second = (AnswerCameLate(attempt_id=AttemptId(new_id("att")), asked=ASKED) for _ in range(2))
+        verify = m.ActivityName.VERIFY_LATE_ANSWER
+        away = m.GrantNews(failure=Code.PROVIDER_ERROR, retry_after=600)
+        refused = m.GrantNews(failure=Code.GRANT_REJECTED, late_next=first.attempt_id)
+        scripted.answers[verify] += [away, refused]
+        await life.handle.signal(SIGNAL_ANSWER_CAME_LATE, first)
+        await life.until(lambda d: d.next_at is not None)
+        await life.handle.signal(SIGNAL_ANSWER_CAME_LATE, second)
+        await life.until(lambda d: d.state is State.ACTIVE)
+        return life
