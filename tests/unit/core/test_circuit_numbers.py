@@ -1,0 +1,100 @@
+"""The circuit to the number, with rules that are easy to reckon with."""
+
+from dataclasses import replace
+
+import pytest
+
+from evergrant_server.core.circuit import Admission, Circuit, CircuitRules, admit, answered, failed, unheard
+from evergrant_server.core.errors import Code
+
+DOWN = Code.PROVIDER_UNREACHABLE
+PLAIN = CircuitRules(
+    threshold=2, first_gap=10, gap_growth=2, longest_gap=35, probe_limit=50, first_rate=4, doubling=10,
+    recovery=100, patience=2,
+)  # fmt: skip
+OPEN = Circuit(failures=2, reason=DOWN, opened=True, next_probe=10)
+PROBING = replace(OPEN, probing_since=10)
+LIMITED = Code.PROVIDER_RATE_LIMITED
+
+
+def test_the_first_failure_is_remembered_and_the_second_opens():
+    first = failed(Circuit(), 0, PLAIN, DOWN, None, probe=False)
+    assert first == Circuit(failures=1, reason=DOWN)
+    assert failed(first, 0, PLAIN, DOWN, None, probe=False) == OPEN
+
+
+def test_the_gaps_between_probes_grow_up_to_the_longest_and_a_longer_wish_is_kept():
+    it, gaps = OPEN, []
+    for _ in range(3):
+        it = failed(it, 100, PLAIN, DOWN, None, probe=True)
+        gaps.append(it.next_probe - 100)
+    assert gaps == [20, 35, 35]
+    assert (it.probes, it.probing_since) == (3, None)
+    assert failed(OPEN, 100, PLAIN, LIMITED, 30, probe=True).next_probe == 130
+    assert failed(OPEN, 100, PLAIN, LIMITED, 5, probe=True).next_probe == 120
+    assert failed(PROBING, 100, PLAIN, LIMITED, None, probe=True).reason is LIMITED, "the newest is told"
+
+
+def test_a_year_of_probes_is_no_number_too_large():
+    it = failed(replace(OPEN, probes=100_000), 0, PLAIN, DOWN, None, probe=True)
+    assert it.next_probe == PLAIN.longest_gap
+
+
+@pytest.mark.parametrize(
+    ("code", "retry_after", "opens"), [(LIMITED, 0.5, 0.5), (LIMITED, None, None), (DOWN, 30, None)]
+)
+def test_only_a_limit_with_a_time_opens_it_at_the_first_failure(
+    code: Code, retry_after: float | None, opens: float | None
+):
+    it = failed(Circuit(), 0, PLAIN, code, retry_after, probe=False)
+    assert (it.opened, it.next_probe) == (opens is not None, opens or 0.0)
+
+
+def test_a_circuit_that_is_turned_off_opens_for_no_limit_either():
+    off = replace(PLAIN, threshold=0)
+    assert failed(Circuit(), 0, off, LIMITED, 30, probe=False) == Circuit()
+
+
+def test_a_probe_leaves_when_its_time_has_come_and_the_next_when_it_is_lost():
+    assert not admit(OPEN, 9.9, PLAIN, 0)[1].probe
+    assert admit(OPEN, 10, PLAIN, 0) == (PROBING, Admission(0.0, probe=True))
+    assert not admit(PROBING, 59.9, PLAIN, 0)[1].probe
+    assert admit(PROBING, 60, PLAIN, 0)[0].probing_since == 60
+
+
+def test_who_is_sent_away_comes_back_after_the_next_probe():
+    later = replace(OPEN, next_probe=100)
+    assert admit(later, 60, PLAIN, 0) == (later, Admission(None, 40))
+    assert admit(later, 60, PLAIN, 0.5)[1].retry_after == 45, "up to a quarter later"
+    assert admit(later, 95, PLAIN, 0)[1].retry_after == PLAIN.first_gap, "and no sooner than the first gap"
+
+
+def test_after_a_probe_turns_are_given_at_a_rate_that_doubles():
+    it = answered(PROBING, 20, PLAIN)
+    assert it == Circuit(recovering_since=20, next_turn=20.25)
+    it, first = admit(it, 20, PLAIN, 0)
+    assert (first, it.next_turn) == (Admission(0.25), 20.5)
+    it, faster = admit(it, 30, PLAIN, 0)
+    assert (faster, it.next_turn) == (Admission(0.0), 30.125)
+
+
+def test_who_would_wait_too_long_for_a_turn_is_sent_away_spread_over_half_of_what_is_left():
+    it = Circuit(recovering_since=0, next_turn=42)
+    assert admit(it, 40, PLAIN, 0.5)[1] == Admission(2), "as long as its patience"
+    it = replace(it, next_turn=43)
+    assert admit(it, 40, PLAIN, 0.5) == (it, Admission(None, 3 + 0.5 * 60 / 2))
+
+
+def test_it_is_closed_a_while_after_the_last_failure():
+    it = Circuit(failures=1, recovering_since=0, next_turn=0)
+    assert admit(it, 99.9, PLAIN, 0)[0].recovering_since == 0
+    assert admit(it, 100, PLAIN, 0) == (Circuit(), Admission(0.0))
+    assert answered(it, 99.9, PLAIN) == replace(it, failures=0)
+    assert answered(it, 100, PLAIN) == Circuit()
+
+
+def test_only_a_probe_that_was_not_heard_of_makes_way_for_another():
+    assert unheard(PROBING, probe=True) == OPEN
+    assert unheard(PROBING, probe=False) == PROBING
+    closed = Circuit(probing_since=1)
+    assert unheard(closed, probe=True) is closed

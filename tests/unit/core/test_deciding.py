@@ -1,0 +1,148 @@
+"""May an attempt be the next of its chain? Each case of `decide`, and each edge of its times."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from evergrant_server.core.attempt import (
+    LIMITS,
+    MOST_SENDS,
+    Attempt,
+    AttemptKind,
+    Outcome,
+    Takeover,
+    answer_may_come,
+    counted,
+    decide,
+    may_send,
+    outcome_of_refusal,
+    takeover,
+)
+from evergrant_server.core.errors import Code
+from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
+from evergrant_server.core.provider import RefreshRules, Rotation
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+TICK = timedelta(microseconds=1)
+STRICT = RefreshRules(rotation=Rotation.STRICT)
+GRACE = RefreshRules(rotation=Rotation.GRACE, grace_s=30)
+RESEND, WAIT, GIVE_UP = Takeover.RESEND, Takeover.WAIT, Takeover.GIVE_UP
+
+OPEN = Attempt(
+    tenant=Tenant("t"), id=AttemptId("att_1"), connection_id=ConnectionId("con_1"), kind=AttemptKind.REFRESH,
+    from_generation=1, journal_id="jrn_1", opened_at=NOW, send_by=NOW + LIMITS.send,
+)  # fmt: skip
+LISTENED = OPEN.send_by + LIMITS.answer  # from here on nobody listens for its answer
+KEPT = LISTENED + LIMITS.replay
+WANTED = OPEN.model_copy(update={"id": AttemptId("att_2")})
+CONSENT = WANTED.model_copy(update={"kind": AttemptKind.CODE_EXCHANGE, "credential": "cns_1"})
+TWICE = OPEN.model_copy(update={"sends": MOST_SENDS})
+
+
+def decided(wanted: Attempt, now: datetime, opened: Attempt | None = None, **more: object) -> Takeover:
+    seen = {"unknown": None, "token_valid": False} | more
+    return decide(wanted, STRICT, now, opened=opened, **seen)
+
+
+def test_what_was_never_sent_may_be_sent():
+    assert decided(WANTED, NOW) is RESEND
+
+
+def test_a_lost_use_may_be_repeated_once_and_never_again():
+    assert decided(WANTED, LISTENED, unknown=OPEN) is RESEND
+    assert decided(WANTED, LISTENED, unknown=TWICE) is GIVE_UP
+    assert decide(WANTED, GRACE, NOW, opened=None, unknown=TWICE, token_valid=False) is RESEND
+
+
+@pytest.mark.parametrize(
+    ("sees", "now", "verdict"),
+    [
+        ({"owner_alive": None}, LISTENED - TICK, WAIT),
+        ({"owner_alive": None}, LISTENED, RESEND),
+        ({"owner_alive": True}, LISTENED - TICK, WAIT),
+        ({"owner_alive": False}, NOW, RESEND),
+        ({"owner_alive": True, "in_flight": False}, NOW, RESEND),
+        ({"owner_alive": False, "in_flight": True}, KEPT, WAIT),
+        ({"owner_alive": False, "in_flight": False, "answered": True}, KEPT - TICK, WAIT),
+        ({"owner_alive": False, "in_flight": True, "answered": True}, KEPT, RESEND),
+    ],
+)
+def test_another_credential_waits_for_what_may_still_come(
+    sees: dict[str, object], now: datetime, verdict: Takeover
+):
+    """A new consent while a refresh is open: two answers at once would write over one another."""
+    assert decided(CONSENT, now, OPEN, **sees) is verdict
+
+
+@pytest.mark.parametrize("differs", [{"kind": AttemptKind.CODE_EXCHANGE}, {"from_generation": 2}])
+def test_the_count_of_one_credential_says_nothing_of_another(differs: dict[str, object]):
+    other = WANTED.model_copy(update=differs)
+    assert decided(other, LISTENED, TWICE) is RESEND
+    assert decided(WANTED, LISTENED, TWICE) is GIVE_UP
+
+
+def test_an_answer_on_disk_is_never_asked_for_again():
+    for now in (NOW, KEPT + timedelta(days=1)):
+        assert decided(WANTED, now, OPEN, owner_alive=False, in_flight=False, answered=True) is WAIT
+
+
+def test_the_same_credential_is_not_sent_while_its_owner_lives_and_the_token_works():
+    alive = {"owner_alive": True, "in_flight": False}
+    assert decided(WANTED, NOW, OPEN, token_valid=True, **alive) is WAIT
+    assert decided(WANTED, NOW, OPEN, token_valid=False, **alive) is RESEND
+    gone = {"owner_alive": False, "in_flight": False}
+    assert decided(WANTED, NOW, OPEN, token_valid=True, **gone) is RESEND
+
+
+def test_a_worker_sends_soon_and_listens_for_longer_than_that():
+    assert timedelta(0) < LIMITS.look_again < LIMITS.send < LIMITS.answer < LIMITS.replay
+    assert LIMITS.answer == timedelta(seconds=45), "docs/protocol.md names it"
+    assert LIMITS.replay == timedelta(minutes=10), "and this one"
+
+
+def test_the_limits_are_those_that_were_given():
+    quick = LIMITS.model_copy(update={"answer": timedelta(seconds=1), "replay": timedelta(seconds=1)})
+    later = OPEN.send_by + timedelta(seconds=1)
+    for wanted in (WANTED, CONSENT):
+        assert decided(wanted, later, OPEN) is WAIT
+        assert decided(wanted, later, OPEN, limits=quick) is RESEND
+    assert decided(CONSENT, later + timedelta(seconds=1), OPEN, answered=True, limits=quick) is RESEND
+
+
+def test_a_grace_is_over_the_moment_after_its_last():
+    alive = {"token_valid": True, "owner_alive": True, "in_flight": False}
+    end = NOW + timedelta(seconds=30)
+    assert takeover(OPEN, GRACE, end, **alive) is RESEND
+    assert takeover(OPEN, GRACE, end + TICK, **alive) is WAIT
+    again = OPEN.model_copy(update={"asked_at": NOW, "opened_at": end, "sends": MOST_SENDS})
+    assert may_send(GRACE, again, end)
+    assert not may_send(GRACE, again, end + TICK), "it counts from the first use, not from the last"
+
+
+@pytest.mark.parametrize(("in_flight", "may"), [(True, True), (False, False)])
+def test_what_is_seen_on_this_host_is_believed(in_flight: bool, may: bool):
+    for now in (NOW, KEPT):
+        assert answer_may_come(OPEN, now, owner_alive=True, in_flight=in_flight) is may
+
+
+def test_uses_are_counted_from_the_first():
+    assert counted(WANTED, None) is WANTED
+    second = counted(WANTED.model_copy(update={"opened_at": LISTENED}), OPEN)
+    assert (second.sends, second.asked_at, second.first_opened_at) == (2, NOW, NOW)
+    third = counted(WANTED, second)
+    assert (third.sends, third.first_opened_at) == (3, NOW)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "outcome"),
+    [
+        (199, Code.PROVIDER_ERROR, None),
+        (299, Code.PROVIDER_ERROR, Outcome.REFUSED),
+        (300, Code.PROVIDER_ERROR, None),
+        (399, Code.PROVIDER_ERROR, None),
+        (499, Code.REPLY_UNREADABLE, Outcome.REFUSED),
+        (500, Code.PROVIDER_RATE_LIMITED, Outcome.NOT_SENT),
+    ],
+)
+def test_the_edges_of_what_a_status_says(status: int, code: Code, outcome: Outcome | None):
+    assert outcome_of_refusal(status, code) is outcome

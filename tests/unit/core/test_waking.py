@@ -1,0 +1,168 @@
+"""Which moment a life waits for: every state, every reason, and the edges between them."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from evergrant_server.core.connection import State
+from evergrant_server.core.ids import AttemptId, ConsentId
+from evergrant_server.core.messages import Life
+from evergrant_server.core.schedule import RULES, Rules
+from evergrant_server.core.waking import Wake, due, earliest, end_of, same_end, settles_at, wake
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+HOUR, DAY, MINUTE, TICK = (
+    timedelta(hours=1),
+    timedelta(days=1),
+    timedelta(minutes=1),
+    timedelta(microseconds=1),
+)
+NEW = RULES[2]
+SOON, LATER = NOW + MINUTE, NOW + HOUR
+ACTIVE = Life(
+    state=State.ACTIVE, generation=3, obtained_at=NOW, expires_at=NOW + HOUR, refreshable=True, policy="warm"
+)
+DUE = NOW + timedelta(minutes=55)
+
+
+def life(base: Life = ACTIVE, /, **what: object) -> Life:
+    return base.model_copy(update=what)
+
+
+def moment(it: Life, rules: Rules = NEW, share: float = 0.0) -> datetime | None:
+    woken = wake(it, rules, share)
+    return woken and woken.at
+
+
+def waiting(**what: object) -> Life:
+    return Life(state=State.PENDING_CONSENT, **what)
+
+
+@pytest.mark.parametrize("state", [State.PENDING_CONSENT, State.NEEDS_REAUTH])
+def test_without_a_grant_a_late_answer_and_a_first_token_are_looked_at(state: State):
+    assert wake(Life(state=state), NEW) is None
+    late = Life(state=state, late=AttemptId("att_1"), retry_at=SOON)
+    assert wake(late, NEW) == Wake(SOON, "verify the late answer again")
+    mints = Life(state=state, waiting_consent=ConsentId("cns_1"), retry_at=SOON)
+    assert wake(mints, NEW) == Wake(SOON, "ask for the first token again", mints=True)
+    assert wake(life(mints, waiting_consent=None), NEW) is None
+    polls = life(mints, poll_at=LATER)
+    assert wake(polls, NEW) == Wake(LATER, "ask whether the code was approved", mints=True)
+    assert wake(life(polls, retry_at=None, waiting_consent=None), NEW) == wake(polls, NEW)
+
+
+def test_a_consent_ends_a_grace_after_its_deadline_unless_something_comes_before():
+    assert wake(waiting(consent_deadline=LATER), NEW) == Wake(LATER + NEW.consent_grace, "consent deadline")
+    both = waiting(consent_deadline=LATER, late=AttemptId("att_1"), retry_at=SOON)
+    assert moment(both) == SOON
+    assert moment(waiting(consent_deadline=NOW - HOUR, poll_at=SOON)) == NOW - HOUR + NEW.consent_grace
+    assert wake(Life(state=State.NEEDS_REAUTH, consent_deadline=LATER), NEW) is None
+
+
+def test_what_is_over_is_not_looked_at():
+    told = Life(state=State.REVOKING, retry_at=SOON)
+    assert wake(told, NEW) == Wake(SOON, "tell the provider again")
+    assert wake(life(told, retry_at=None), NEW) is None
+    assert wake(life(told, state=State.REVOKED), NEW) is None
+
+
+def test_a_refresh_that_failed_is_tried_when_that_was_said():
+    assert wake(life(retry_at=NOW + DAY), NEW) == Wake(NOW + DAY, "try the refresh again")
+
+
+def test_an_active_connection_still_polls_for_another_consent():
+    assert moment(life(poll_at=SOON)) == SOON
+    assert moment(life(poll_at=DUE + MINUTE)) == DUE
+
+
+@pytest.mark.parametrize("missing", ["expires_at", "obtained_at"])
+def test_a_token_without_an_end_is_never_due(missing: str):
+    endless = life(idle_s=60.0, **{missing: None})
+    assert wake(endless, NEW) is None
+    assert due(endless, NEW) is None
+
+
+def test_a_grant_that_can_t_be_refreshed_ends_with_its_token():
+    it = life(refreshable=False, idle_s=60.0, end_known_at=NOW)
+    assert wake(it, NEW) == Wake(NOW + HOUR, "access token expires, and can't be refreshed")
+
+
+@pytest.mark.parametrize(
+    ("policy", "leased", "ahead"),
+    [("warm", False, True), ("adaptive", True, True), ("adaptive", False, False), ("on_demand", True, False)],
+)
+def test_who_is_refreshed_ahead(policy: str, leased: bool, ahead: bool):
+    found = wake(life(policy=policy, leased=leased, idle_s=40 * 3600.0), NEW)
+    assert found == (
+        Wake(DUE, "refresh due") if ahead else Wake(NOW + 20 * HOUR, "keep the refresh token alive")
+    )
+
+
+def test_a_refresh_comes_no_sooner_than_the_grant_has_settled():
+    behind = life(obtained_at=NOW - HOUR, expires_at=NOW, installed_at=NOW)
+    assert moment(behind) == NOW + NEW.shortest_interval
+    kept = life(behind, policy="on_demand", idle_s=60.0)
+    assert moment(kept) == NOW + NEW.shortest_interval
+    assert moment(life(kept, idle_s=86_400.0)) == NOW + 11 * HOUR
+    assert moment(behind, RULES[1]) == NOW - 5 * MINUTE
+
+
+def test_a_grant_settles_for_a_quarter_of_a_short_life():
+    assert settles_at(life(installed_at=NOW), NEW) == NOW + 2 * MINUTE
+    assert settles_at(life(installed_at=NOW, expires_at=NOW + 4 * MINUTE), NEW) == NOW + MINUTE
+    assert settles_at(ACTIVE, NEW) is None
+    assert settles_at(life(installed_at=NOW), RULES[1]) is None
+    for missing in ("expires_at", "obtained_at"):
+        assert settles_at(life(installed_at=NOW, **{missing: None}), NEW) is None
+
+
+def test_a_refresh_token_s_age_keeps_it_alive_where_a_refresh_may_start_it_anew():
+    idle = life(policy="on_demand", refresh_expires_at=NOW + 30 * DAY)
+    assert moment(idle) == NOW + 15 * DAY
+    assert moment(life(idle, refresh_extends=True)) == NOW + 15 * DAY
+    assert moment(life(idle, idle_s=10 * 86_400.0)) == NOW + 5 * DAY, "whichever is shorter"
+    assert moment(life(idle, refresh_extends=False, end_known_at=NOW + 30 * DAY)) is None
+    assert moment(idle, RULES[1]) is None, "the first rules knew nothing of it"
+    assert moment(life(idle, refresh_expires_at=NOW)) is None, "over already"
+    assert moment(life(idle, refresh_expires_at=NOW - DAY)) is None
+
+
+def test_before_this_the_provider_refuses():
+    assert earliest(ACTIVE) is None
+    assert earliest(life(min_age_s=60.0)) == NOW + MINUTE
+    assert earliest(life(margin_s=600.0)) == NOW + 50 * MINUTE
+    assert earliest(life(min_age_s=60.0, margin_s=600.0)) == NOW + 50 * MINUTE
+    assert earliest(life(min_age_s=60.0, obtained_at=None)) is None
+    assert earliest(life(margin_s=60.0, expires_at=None)) is None
+    assert due(life(min_age_s=7200.0), NEW) == NOW + 2 * HOUR
+    assert due(life(margin_s=60.0), NEW) == NOW + 59 * MINUTE
+
+
+def test_the_end_of_a_grant():
+    assert end_of(life(refreshable=False)) == NOW + HOUR
+    dated = life(refresh_expires_at=NOW + DAY)
+    assert end_of(dated) is None, "not seen yet: it is thought to be extended"
+    assert end_of(life(dated, refresh_extends=True)) is None
+    assert end_of(life(dated, refresh_extends=False)) == NOW + DAY
+    assert end_of(life(dated, refresh_extends=True, failures=1)) == NOW + DAY
+
+
+def test_ends_an_hour_apart_are_the_same():
+    assert same_end(None, None)
+    assert not same_end(NOW, None)
+    assert not same_end(None, NOW)
+    assert same_end(NOW, NOW + HOUR)
+    assert same_end(NOW + HOUR, NOW)
+    assert not same_end(NOW, NOW + HOUR + TICK)
+
+
+def test_the_next_announcement_is_the_longest_that_is_open():
+    ends = life(refreshable=False, expires_at=NOW + 30 * DAY, end_known_at=NOW)
+    assert wake(ends, NEW) == Wake(NOW + 16 * DAY, "announce that the grant ends", 14)
+    assert wake(life(ends, announced=(14,)), NEW) == Wake(NOW + 27 * DAY, "announce that the grant ends", 3)
+    done = wake(life(ends, announced=(14, 3, 1)), NEW)
+    assert done == Wake(NOW + 30 * DAY, "access token expires, and can't be refreshed")
+    assert moment(life(ends, end_known_at=NOW + 16 * DAY)) == NOW + 27 * DAY, "none from before it was known"
+    assert moment(life(ends, end_known_at=NOW + 16 * DAY - TICK)) == NOW + 16 * DAY
+    assert moment(life(ends, end_known_at=None)) == NOW + 16 * DAY, "then since it was obtained"
+    assert wake(life(ends, end_known_at=None, obtained_at=None), NEW) is None
