@@ -123,6 +123,7 @@ def test_a_refresh_token_s_age_keeps_it_alive_where_a_refresh_may_start_it_anew(
     assert moment(life(idle, idle_s=10 * 86_400.0)) == NOW + 5 * DAY, "whichever is shorter"
     assert moment(life(idle, refresh_extends=False, end_known_at=NOW + 30 * DAY)) is None
     assert moment(idle, RULES[1]) is None, "the first rules knew nothing of it"
+    assert moment(life(idle, refresh_expires_at=NOW + timedelta(seconds=1))) == NOW + timedelta(seconds=0.5)
     assert moment(life(idle, refresh_expires_at=NOW)) is None, "over already"
     assert moment(life(idle, refresh_expires_at=NOW - DAY)) is None
 

@@ -108,7 +108,7 @@ def test_no_two_are_between_the_check_and_the_last_byte(room: Room, path: Path):
     assert room.enter()
     with pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    assert not fence(path)
+    assert fence(path) is False
     assert path.exists(), "who sends keeps its room"
     room.leave()
     fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -142,8 +142,10 @@ def test_a_room_that_was_given_back_sends_and_keeps_nothing(
 def test_a_kept_answer_is_the_whole_file_and_its_room_is_over(
     room: Room, path: Path, key: SealingKey, live: set[AttemptId]
 ):
+    reserved = path.stat().st_ino
     entry = room.keep(key, SECRET)
     assert entry.path == path.with_suffix(".entry")
+    assert entry.path.stat().st_ino == reserved, "it took the room that was reserved for it"
     assert not path.exists()
     assert live == set()
     assert room.enter() is False
@@ -163,6 +165,19 @@ def test_a_late_answer_has_a_file_of_its_owner_alone(room: Room, path: Path, key
     path.write_bytes(b"x" * 10_000)  # a room of the same name that somebody else left
     entry = room.keep(key, SECRET)
     assert open_sealed(key, entry.header.place, Entry.read(entry.path).sealed) == SECRET
+
+
+def descriptors() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+def test_no_descriptor_is_left_open(tmp_path: Path, live: set[AttemptId], key: SealingKey):
+    before = descriptors()
+    room = Room(tmp_path, ATTEMPT, live)
+    fence(tmp_path / "att_1.room")
+    room.keep(key, SECRET)
+    Room(tmp_path, ATTEMPT, live).release()
+    assert descriptors() == before
 
 
 def test_the_seal_is_bound_to_all_of_its_header():
