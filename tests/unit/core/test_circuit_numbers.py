@@ -6,11 +6,12 @@ import pytest
 
 from evergrant_server.core.circuit import Admission, Circuit, CircuitRules, admit, answered, failed, unheard
 from evergrant_server.core.errors import Code
+from evergrant_server.core.ids import ConnectionId
 
 DOWN = Code.PROVIDER_UNREACHABLE
 PLAIN = CircuitRules(
-    threshold=2, first_gap=10, gap_growth=2, longest_gap=35, probe_limit=50, first_rate=4, doubling=10,
-    recovery=100, patience=2,
+    threshold=2, limited=1, first_gap=10, gap_growth=2, longest_gap=35, probe_limit=50, first_rate=4,
+    doubling=10, recovery=100, patience=2,
 )  # fmt: skip
 OPEN = Circuit(failures=2, reason=DOWN, opened=True, next_probe=10)
 PROBING = replace(OPEN, probing_since=10)
@@ -35,19 +36,39 @@ def test_the_gaps_between_probes_grow_up_to_the_longest_and_a_longer_wish_is_kep
     assert failed(PROBING, 100, PLAIN, LIMITED, None, probe=True).reason is LIMITED, "the newest is told"
 
 
+def test_a_probe_that_failed_makes_way_for_the_next():
+    it = failed(PROBING, 15, PLAIN, DOWN, None, probe=True)
+    assert it.probing_since is None
+    assert admit(it, it.next_probe, PLAIN, 0)[1].probe, "before it would have been taken for lost"
+
+
 def test_a_year_of_probes_is_no_number_too_large():
     it = failed(replace(OPEN, probes=100_000), 0, PLAIN, DOWN, None, probe=True)
     assert it.next_probe == PLAIN.longest_gap
 
 
 @pytest.mark.parametrize(
-    ("code", "retry_after", "opens"), [(LIMITED, 0.5, 0.5), (LIMITED, None, None), (DOWN, 30, None)]
+    ("code", "retry_after", "opens"), [(LIMITED, 0.5, 0.5), (LIMITED, None, 10), (DOWN, 30, None)]
 )
-def test_only_a_limit_with_a_time_opens_it_at_the_first_failure(
+def test_a_limit_of_everybody_opens_it_at_once_for_the_time_that_was_told(
     code: Code, retry_after: float | None, opens: float | None
 ):
     it = failed(Circuit(), 0, PLAIN, code, retry_after, probe=False)
     assert (it.opened, it.next_probe) == (opens is not None, opens or 0.0)
+
+
+def test_limits_are_counted_by_connection_beside_the_failures():
+    two = replace(PLAIN, limited=2)
+    one, other = ConnectionId("con_1"), ConnectionId("con_2")
+    first = failed(Circuit(failures=1), 0, two, LIMITED, 30, probe=False, connection=one)
+    assert first == Circuit(failures=1, limited=(one,))
+    assert failed(first, 0, two, LIMITED, 30, probe=False, connection=one) == first
+    second = failed(first, 0, two, LIMITED, 30, probe=False, connection=other)
+    assert second == Circuit(1, LIMITED, opened=True, next_probe=30, limited=(one, other))
+    third = failed(second, 50, two, LIMITED, 30, probe=True, connection=ConnectionId("con_3"))
+    assert (third.limited, third.next_probe) == ((one, other), 80)
+    served = answered(replace(first, recovering_since=0), 1, two)
+    assert served == Circuit(recovering_since=0)
 
 
 def test_a_circuit_that_is_turned_off_opens_for_no_limit_either():
