@@ -33,6 +33,7 @@ USED_OTHERWISE = {
     "import-linter": "a command",
     "oauthlib": "a bound on what django-oauth-toolkit brings",
     "pyright": "a command",
+    "pytest-xdist": "pytest loads it",
     "python-multipart": "Starlette loads it to read forms",
     "ruff": "a command",
     "setuptools": "the build backend of this repository",
