@@ -217,7 +217,8 @@ def _reauthorize_asked(life: Life, it: Happening, now: datetime, rules: Rules, s
 
 def _provider_changed(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
     """An admin may have repaired what failed: look again at once."""
-    again = now + rules.repaired_spread * share  # a whole fleet hears of it at once
+    spread = timedelta(0) if life.state is State.REVOKING else rules.repaired_spread
+    again = now + spread * share  # a whole fleet hears of it at once, and a revocation waits for nobody
     life = repaired(life, again)
     if not life.failures:
         return Step(life)
