@@ -112,6 +112,8 @@ def test_it_is_closed_a_while_after_the_last_failure():
     assert admit(it, 100, PLAIN, 0) == (Circuit(), Admission(0.0))
     assert answered(it, 99.9, PLAIN) == replace(it, failures=0)
     assert answered(it, 100, PLAIN) == Circuit()
+    later = replace(it, recovering_since=20)
+    assert answered(later, 119.9, PLAIN) == replace(later, failures=0)
 
 
 def test_only_a_probe_that_was_not_heard_of_makes_way_for_another():

@@ -133,6 +133,7 @@ FIRST = {
     "longest_retry_after": 86_400, "shortest_interval": None, "forced_interval": 300,
     "longest_forced_interval": 21_600, "forced_forgotten": 86_400, "announce_days": (),
     "tracks_refresh_expiry": False, "repaired_spread": 0, "answers_again": False,
+    "late_apart": False,
 }  # fmt: skip
 SECOND = FIRST | {
     "backoff_growth": 4, "longest_backoff": 7200, "repair_growth": 2, "longest_repair_interval": 21_600,

@@ -162,8 +162,8 @@ def test_a_kept_answer_is_the_whole_file_and_its_room_is_over(
 
 def test_a_late_answer_has_a_file_of_its_owner_alone(room: Room, path: Path, key: SealingKey):
     assert fence(path)
-    path.write_bytes(b"x" * 10_000)  # a room of the same name that somebody else left
     entry = room.keep(key, SECRET)
+    assert stat.S_IMODE(entry.path.stat().st_mode) == 0o600
     assert open_sealed(key, entry.header.place, Entry.read(entry.path).sealed) == SECRET
 
 
