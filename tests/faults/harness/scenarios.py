@@ -34,6 +34,7 @@ class Scenario:
     neighbour: bool = False  # and this one was there already: it has a journal of its own
     leaves: Fault | None = None  # what befalls the worker before this one; None: dead with its answer kept
     layouts: tuple[str, ...] = ("one worker", "two, one host", "two hosts")
+    sweeps_late: bool = False  # the refresh comes before it has looked through any journal
     queued: bool = False  # the circuit lets it through after a moment, as at the end of an outage
     leased: bool = False
     held: bool = False  # the provider answers late, and the worker is shut down meanwhile
@@ -62,6 +63,7 @@ LOST_CONSENT = Fault(
 SENDING = "activities.single_use:SingleUse._section#1"
 UNSENT = Fault(point=SENDING, side=BEFORE, kind="die")
 STOPPED = Fault(point=SENDING, side=BEFORE, kind="stop")
+UNHEARD = Fault(point=SENDING, side=AFTER, kind="die")
 
 SCENARIOS = (
     Scenario("refresh", REFRESH, leased=True),
@@ -100,6 +102,22 @@ SCENARIOS = (
         lambda _: (error("invalid_grant"), ok()),
         provider=ON_TRIAL,
     ),
+    Scenario(
+        "refresh, definition on trial is passed over",
+        REFRESH,
+        provider=ON_TRIAL,
+        replayed=True,
+        leaves=UNHEARD,
+        rotations=(Rotation.NONE,),
+    ),
+    Scenario(
+        "refresh, a second use refused too late",
+        REFRESH,
+        lambda _: (drop(), error("invalid_grant"), ok()),
+        befalls=(READ_TOO_LATE.model_copy(update={"passage": 2}),),
+        refused=True,  # unless another host went on meanwhile
+        rotations=(Rotation.NONE,),
+    ),
     Scenario("refresh, worker shut down meanwhile", REFRESH, held=True),
     Scenario(
         "refresh, two answers lost",
@@ -113,6 +131,13 @@ SCENARIOS = (
     Scenario("code exchange, answer in a journal", EXCHANGE, replayed=True),
     Scenario("refresh, answer in a neighbour's journal", REFRESH, replayed=True, neighbour=True),
     Scenario("refresh, a dead worker's room", REFRESH, replayed=True, leaves=UNSENT),
+    Scenario(
+        "refresh, a dead worker's room, not swept yet",
+        REFRESH,
+        replayed=True,
+        leaves=UNSENT,
+        sweeps_late=True,
+    ),
     Scenario("refresh, a dead neighbour's room", REFRESH, replayed=True, neighbour=True, leaves=UNSENT),
     Scenario(
         "refresh, a stopped neighbour is fenced off",

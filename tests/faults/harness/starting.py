@@ -16,3 +16,4 @@ class Start(BaseModel):
     public_url: str
     plan: list[Fault] = []
     queued: bool = False
+    sweeps_late: bool = False

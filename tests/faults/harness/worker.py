@@ -41,6 +41,7 @@ from tests.faults.harness.limits import (
     LOOK_AGAIN_S,
     REPLAY_S,
     SEND_S,
+    SWEEP_LATE_S,
     SWEEP_S,
     seconds,
 )
@@ -176,7 +177,7 @@ class Child:
             return GrantNews()
 
         does["drain"] = drain
-        replaying = asyncio.create_task(work.replayer.run(seconds(SWEEP_S)))
+        replaying = asyncio.create_task(self._sweep(work))
         self._say({"pid": os.getpid()})
         reader, _ = await asyncio.open_connection(sock=self._line.dup())
         under_way: set[asyncio.Task[None]] = set()
@@ -185,6 +186,11 @@ class Child:
             under_way.add(task)
             task.add_done_callback(under_way.discard)
         replaying.cancel()
+
+    async def _sweep(self, work: wiring.Work) -> None:
+        if self._start.sweeps_late:
+            await asyncio.sleep(SWEEP_LATE_S)
+        await work.replayer.run(seconds(SWEEP_S))
 
     async def _obey(self, does: dict[str, Callable[..., Any]], order: dict[str, Any]) -> None:
         call = _ORDERS[order["do"]].model_validate(order["call"])
