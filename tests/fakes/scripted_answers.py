@@ -20,6 +20,7 @@ class Answer:
     wait: "asyncio.Event | float | None" = None
     wait_first: bool = True
     then: "Answer | None" = None
+    drips_s: float = 0.0  # the reply is sent a byte at a time, over so many seconds
 
 
 def ok(**fields: Any) -> Answer:
@@ -52,6 +53,10 @@ def drop_after_commit() -> Answer:
 
 def delay(until: "asyncio.Event | float", then: Answer | None = None) -> Answer:
     return Answer(wait=until, then=then or ok())
+
+
+def drip(over_s: float) -> Answer:
+    return Answer(drips_s=over_s)
 
 
 def hold_answer(until: asyncio.Event) -> Answer:

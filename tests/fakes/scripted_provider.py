@@ -18,6 +18,7 @@ without more); with none left it answers `ok()`. The answers:
 - `drop_after_commit()`     acts, then closes the connection: the answer is lost
 - `delay(event_or_seconds)` waits, then does `then` (default `ok()`)
 - `hold_answer(event)`      acts at once, and answers when the event is set
+- `drip(seconds)`           acts at once, and sends its answer a byte at a time over so many seconds
 
 `idp.calls` has every request as it came; `await idp.until("token", 2)` returns when the second
 token request has arrived. `idp.refreshes` counts rotations that the server really carried out.
@@ -41,6 +42,7 @@ from tests.fakes.certificates import LoopbackTls
 from tests.fakes.scripted_answers import (
     Answer,
     delay,
+    drip,
     drop,
     drop_after_commit,
     error,
@@ -177,7 +179,7 @@ class ScriptedProvider:
             async with self._news:
                 self.calls.append(call)
                 self._news.notify_all()
-            reply = await self._reply(call)
+            reply = await self._reply(call, writer)
             if reply is not None:
                 writer.write(reply)
                 await writer.drain()
@@ -206,7 +208,7 @@ class ScriptedProvider:
             endpoint = self.aliases.get(endpoint, endpoint)
         return Call(endpoint, method, target, headers, body, params)
 
-    async def _reply(self, call: Call) -> bytes | None:
+    async def _reply(self, call: Call, writer: asyncio.StreamWriter) -> bytes | None:
         script = self._scripts[call.endpoint]
         answer = script.popleft() if script else ok()
         while answer.wait is not None and answer.wait_first:
@@ -223,7 +225,11 @@ class ScriptedProvider:
             return None
         headers = {"Content-Length": str(len(body or b"")), "Connection": "close"} | headers
         lines = [f"HTTP/1.1 {code} Scripted", *(f"{name}: {value}" for name, value in headers.items())]
-        return "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")
+        reply = "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")
+        if answer.drips_s:
+            await _dripped(writer, reply, answer.drips_s)
+            return b""
+        return reply
 
     # --- the authorization server -------------------------------------------------------
 
@@ -354,6 +360,14 @@ class ScriptedProvider:
                 family.alive = False
 
 
+async def _dripped(writer: asyncio.StreamWriter, reply: bytes, over_s: float) -> None:
+    """Raises ConnectionError once the other end has gone away."""
+    for number in range(len(reply)):
+        writer.write(reply[number : number + 1])
+        await writer.drain()
+        await asyncio.sleep(over_s / len(reply))
+
+
 async def _waited(until: "asyncio.Event | float") -> None:
     if isinstance(until, asyncio.Event):
         await until.wait()
@@ -367,6 +381,7 @@ __all__ = [
     "Family",
     "ScriptedProvider",
     "delay",
+    "drip",
     "drop",
     "drop_after_commit",
     "error",

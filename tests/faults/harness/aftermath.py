@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.ids import ConnectionId
 from tests.faults.harness.ground import End
 from tests.faults.harness.plan import Injection
 from tests.faults.harness.readers import Seen
+from tests.faults.harness.real_server import Counted
 from tests.faults.harness.site_processes import Installation
 from tests.security.canaries import hits
 
@@ -27,21 +29,24 @@ class Aftermath:
     violations: list[str] = field(default_factory=list)
     uses: int = 0
     killed_families: int = 0
-    windows_ms: list[float] = field(default_factory=list)
+    real: Counted = field(default_factory=Counted)
+    real_states: Counter[str] = field(default_factory=Counter)
 
 
 async def judged(
     here: Installation,
     connections: Sequence[Connection],
+    consented: Sequence[str],
     seen: Seen,
     injected: list[Injection],
     settling_s: float,
 ) -> Aftermath:
     """Wait until nothing is open any more, then look at everything."""
     after = Aftermath(refreshes=here.idp.refreshes, uses=len(here.idp.uses))
-    ends = await _settled(here, connections, settling_s)
-    for end in ends:
-        _judge(end, here, after)
+    ends = await _settled(here, [*(it.id for it in connections), *consented], settling_s)
+    for end in ends[: len(connections)]:
+        _judge(end, here.idp.usable(end.refresh_token), after, after.states)
+    await _judge_real(here, ends[len(connections) :], after)
     pairs = here.idp.in_flight_together()
     if pairs:
         after.violations.append(f"{pairs} uses of one refresh token in flight together on one host")
@@ -51,12 +56,22 @@ async def judged(
         after.violations.append(
             f"{after.uses} calls for {after.refreshes} refreshes: beyond the retry budget"
         )
-    _searched(here, after)
+    _searched(here, await here.real.secrets(), after)
     after.killed_families = sum(not family.alive for family in here.idp.families)
     return after
 
 
-async def _settled(here: Installation, connections: Sequence[Connection], limit_s: float) -> list[End]:
+async def _judge_real(here: Installation, ends: list[End], after: Aftermath) -> None:
+    """By the server's own counts, and by asking it with what the store holds: nothing comes after."""
+    after.real = await here.real.counted()
+    for end in ends:
+        _judge(end, await here.real.honours(end.refresh_token), after, after.real_states)
+    active = after.real_states[State.ACTIVE]
+    if after.real.live < active:
+        after.violations.append(f"{active} active connections, the real server has {after.real.live} grants")
+
+
+async def _settled(here: Installation, connections: Sequence[str], limit_s: float) -> list[End]:
     until = time.monotonic() + limit_s
     while True:
         ends = [await _end(here, connection) for connection in connections]
@@ -66,30 +81,30 @@ async def _settled(here: Installation, connections: Sequence[Connection], limit_
         await asyncio.sleep(2)
 
 
-async def _end(here: Installation, connection: Connection) -> End:
+async def _end(here: Installation, connection: str) -> End:
     """Our own sessions were dropped with everybody's: ask again."""
     for _ in range(20):
         try:
-            return await here.ground.end(connection, None)
+            return await here.ground.end(ConnectionId(connection), None)
         except Failure as failure:
             if failure.code is not Code.STORE_UNAVAILABLE:
                 raise
     raise TimeoutError("the database doesn't come back")
 
 
-def _judge(end: End, here: Installation, after: Aftermath) -> None:
+def _judge(end: End, usable: bool, after: Aftermath, states: Counter[str]) -> None:
     row = end.connection
-    after.states[row.state] += 1
+    states[row.state] += 1
     after.violations += [f"{row.id}: {wrong}" for wrong in end.wrongs]
     if row.state is State.NEEDS_REAUTH and row.reason is Code.OUTCOME_UNKNOWN:
         after.unknown.append(row.id)
-        if here.idp.usable(end.refresh_token):
+        if usable:
             after.lost.append(f"{row.id}: given up, and the provider still honours its token")
     elif row.state is State.NEEDS_REAUTH:
         after.lost.append(f"{row.id}: needs_reauth because of {row.reason}")
     elif row.state is State.ACTIVE and end.open_attempts:
         after.violations.append(f"{row.id}: an attempt is still open")
-    elif row.state is State.ACTIVE and not here.idp.usable(end.refresh_token):
+    elif row.state is State.ACTIVE and not usable:
         after.lost.append(f"{row.id}: the store calls it active, the provider has killed it")
     elif row.state not in (State.ACTIVE, *_ENDED):
         after.lost.append(f"{row.id}: {row.state}")
@@ -106,7 +121,7 @@ async def _audited(here: Installation, seen: Seen, after: Aftermath) -> None:
         after.violations.append(f"{generations} generations came, {refreshed} are in the audit log")
 
 
-def _searched(here: Installation, after: Aftermath) -> None:
+def _searched(here: Installation, theirs: list[str], after: Aftermath) -> None:
     """No secret in any log, nor in Temporal's database."""
     tokens = [token for family in here.idp.families for token in family.access_tokens]
     spent = [token for family in here.idp.families for token in family.used]
@@ -114,6 +129,7 @@ def _searched(here: Installation, after: Aftermath) -> None:
         "access token": tokens[-_SECRETS:],
         "refresh token": spent[-_SECRETS:],
         "client secret": [here.idp.client_secret],
+        "secret of the real server": theirs[-_SECRETS:],
     }
     files = [*here.platform.logs.glob("*.log"), *(here.folder / "temporal").glob("temporal.db*")]
     for path in files:

@@ -11,11 +11,13 @@ import httpx2
 
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.provider import Rotation
-from tests.fakes.scripted_provider import delay, drop, drop_after_commit, status
+from tests.fakes.scripted_provider import delay, drip, drop, drop_after_commit, status
 from tests.faults.harness.aftermath import Aftermath, judged
 from tests.faults.harness.plan import Injection, plan
 from tests.faults.harness.provider import StrictProvider
 from tests.faults.harness.readers import DEADLINE_S, READERS, Seen, read
+from tests.faults.harness.real_server import READERS as REAL_READERS
+from tests.faults.harness.real_server import real_server
 from tests.faults.harness.site_processes import Installation, installed
 
 CONNECTIONS = 200
@@ -23,6 +25,7 @@ TOKEN_S = 40
 _SETTLING_S = 75.0  # after the last fault: every attempt has an outcome by then
 _HOUR_S = 3600.0
 _SLOW_S = 35.0  # longer than a provider is listened to
+_DRIPS_S = 6.0  # not as long as that
 
 
 @dataclass
@@ -49,7 +52,11 @@ async def run(
     began = time.monotonic()
     injections = plan(seed, seconds)
     chance = random.Random(seed)
-    async with StrictProvider(Rotation.STRICT, TOKEN_S) as idp, installed(folder, idp) as here:
+    async with (
+        StrictProvider(Rotation.STRICT, TOKEN_S) as idp,
+        real_server(folder / "real") as real,
+        installed(folder, idp, real) as here,
+    ):
         integration = await here.ground.integration(idp, Rotation.STRICT, "generic", "right")
         made = []
         for number in range(connections):
@@ -57,6 +64,7 @@ async def run(
             made.append(await here.ground.granted(connection, idp, refreshable=True))
         await here.platform.start("reconcile", "evergrant_server", "reconcile")
         await here.platform.children["reconcile"].wait()
+        consented = await real.consented(here.platform)
         key = await here.platform.app("reader", "*", "token")
         seen = Seen()
         headers = {"Authorization": f"Bearer {key}"}
@@ -69,13 +77,20 @@ async def run(
         until = time.monotonic() + seconds
         supervising = asyncio.create_task(here.supervise())
         hurting = asyncio.create_task(_hurt(here, injections, made, seen))
-        lives = (
-            read(clients, made, idp, seen, random.Random(chance.random()), until) for _ in range(readers)
-        )
+
+        async def taken(token: str) -> bool:
+            return idp.active(token)
+
+        groups = (([it.id for it in made], taken, readers), (consented, real.works, REAL_READERS))
+        lives = [
+            read(clients, ids, works, seen, random.Random(chance.random()), until)
+            for ids, works, number in groups
+            for _ in range(number)
+        ]
         try:
             await asyncio.gather(*lives)
             failed = await hurting
-            aftermath = await judged(here, made, seen, injections, _SETTLING_S)
+            aftermath = await judged(here, made, consented, seen, injections, _SETTLING_S)
         finally:
             supervising.cancel()
             await asyncio.gather(*(it.aclose() for it in clients))
@@ -120,10 +135,18 @@ async def _inject(here: Installation, it: Injection, victim: Connection, seen: S
             here.idp.script(status(429, {"Retry-After": "2"}))
         case "provider is slow":
             here.idp.script(delay(_SLOW_S, drop()))
+        case "answer drips past the limit":
+            here.idp.script(drip(_SLOW_S))
+        case "answer drips and ends":
+            here.idp.script(drip(_DRIPS_S))
         case "provider closes the connection":
             here.idp.script(drop())
-        case "database restarted":
+        case "real server's answer withheld":
+            await here.real.withhold_an_answer()
+        case "database sessions ended":
             await here.database_drops_everybody()
+        case "database restarted":
+            await here.database_restarts()
         case "database away":
             await here.database_drops_everybody(min(it.lasts, 10.0))
         case "Temporal restarted":

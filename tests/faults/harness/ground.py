@@ -99,10 +99,19 @@ class Ground:
         async with self.store.write() as tx:
             await tx.definitions.add(definition)
 
-    async def close(self) -> None:
+    async def let_go(self) -> None:
         await self.store.close()
         await self._witness.close()
+
+    async def close(self) -> None:
+        await self.let_go()
         await postgres().drop(self.url)
+
+    async def _asked(self) -> asyncpg.Connection:
+        """The witness's own session, which ends with everybody's when the server is restarted."""
+        if self._witness.is_closed():
+            self._witness = await asyncpg.connect(**arguments_of(self.url))
+        return self._witness
 
     async def integration(
         self, idp: StrictProvider, rotation: Rotation, provider: str, secrets: str
@@ -176,7 +185,7 @@ class Ground:
         """As the ledger leaves it when somebody took this generation."""
         put = "INSERT INTO usage (tenant, connection_id, leased_generation, revision) VALUES ($1, $2, $3, 1)"
         async with self._asking:
-            await self._witness.execute(put, TENANT, connection.id, connection.generation)
+            await (await self._asked()).execute(put, TENANT, connection.id, connection.generation)
 
     async def consent(
         self, idp: StrictProvider, integration: Integration, connection: Connection, *, started: bool = True
@@ -230,19 +239,20 @@ class Ground:
 
     async def count(self, query: str) -> int:
         async with self._asking:
-            return int(await self._witness.fetchval(query) or 0)
+            return int(await (await self._asked()).fetchval(query) or 0)
 
-    async def end(self, connection: Connection, consent: Consent | None) -> End:
+    async def end(self, connection: ConnectionId, consent: Consent | None) -> End:
         async with self.store.read() as tx:
-            row = await tx.connections.get(TENANT, connection.id)
+            row = await tx.connections.get(TENANT, connection)
             assert row is not None
             refresh = await tx.grants.refresh_token(row) if row.generation else None
             open_ones: list[Attempt | None] = [
-                await tx.attempts.open_for(TENANT, connection.id, "main", kind) for kind in AttemptKind
+                await tx.attempts.open_for(TENANT, connection, "main", kind) for kind in AttemptKind
             ]
             now = await tx.consents.get(TENANT, consent.id) if consent else None
         async with self._asking:
-            seen = await self._witness.fetch("SELECT wrong FROM witness WHERE row_id = $1", connection.id)
+            witness = await self._asked()
+            seen = await witness.fetch("SELECT wrong FROM witness WHERE row_id = $1", connection)
         wrongs = tuple(str(it["wrong"]) for it in seen)
         token = refresh.reveal() if refresh is not None else None
         return End(row, now, token, sum(it is not None for it in open_ones), wrongs)

@@ -7,15 +7,19 @@ from dataclasses import dataclass
 WORKERS = 4
 _EVERY_S = 2.5  # on average one fault in so many seconds
 _LONG_ENOUGH_S = 240  # a run in which a stop outlasts even the longest limit of the path
-_KINDS = {
+KINDS = {
     "worker killed": 5,
     "worker stopped": 3,
     "answer lost": 5,
     "provider answers 500": 3,
     "provider answers 429": 3,
     "provider is slow": 2,
+    "answer drips past the limit": 2,
+    "answer drips and ends": 2,
     "provider closes the connection": 2,
-    "database restarted": 2,
+    "real server's answer withheld": 2,
+    "database sessions ended": 2,
+    "database restarted": 1,
     "database away": 1,
     "Temporal restarted": 1,
     "clock jumps an hour": 1,
@@ -35,9 +39,9 @@ class Injection:
 def plan(seed: int, seconds: float) -> list[Injection]:
     """Every kind at least once where there is room, then by weight; none in the last quarter."""
     chance = random.Random(seed)
-    number = max(len(_KINDS), int(seconds * 0.75 / _EVERY_S))
-    kinds = list(_KINDS)
-    kinds += chance.choices(list(_KINDS), list(_KINDS.values()), k=number - len(kinds))
+    number = max(len(KINDS), int(seconds * 0.75 / _EVERY_S))
+    kinds = list(KINDS)
+    kinds += chance.choices(list(KINDS), list(KINDS.values()), k=number - len(kinds))
     chance.shuffle(kinds)
     longest = 75.0 if seconds >= _LONG_ENOUGH_S else min(20.0, seconds / 4)
     times = sorted(chance.uniform(0, seconds * 0.75) for _ in kinds)

@@ -5,6 +5,7 @@ first use gave (RFC 6749 section 4.1.2).
 """
 
 import time
+from asyncio import StreamWriter
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,14 +36,14 @@ class StrictProvider(ScriptedProvider):
         self._codes_used: dict[str, Family] = {}
         self._replaced: dict[str, float] = {}
 
-    async def _reply(self, call: Call) -> bytes | None:
+    async def _reply(self, call: Call, writer: StreamWriter) -> bytes | None:
         credential = call.params.get("refresh_token") or call.params.get("code")
         if call.endpoint != "token" or not credential:
-            return await super()._reply(call)
+            return await super()._reply(call, writer)
         use = Use(credential, call.headers.get("x-harness-worker", ""), time.monotonic())
         self.uses.append(use)
         try:
-            return await super()._reply(call)
+            return await super()._reply(call, writer)
         finally:
             use.over = time.monotonic()
 

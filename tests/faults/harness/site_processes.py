@@ -23,6 +23,7 @@ from tests.faults.harness.ground import TENANT, WITNESS, Ground, arguments_of
 from tests.faults.harness.moved_clock import FILE
 from tests.faults.harness.plan import WORKERS
 from tests.faults.harness.provider import StrictProvider
+from tests.faults.harness.real_server import RealServer
 
 _RESTART_S = 0.5
 
@@ -38,7 +39,8 @@ class Installation:
     temporal: TemporalServer
     urls: tuple[str, ...]
     clock_file: Path
-    busy: set[str] = field(default_factory=set)  # what is being hurt already
+    real: RealServer
+    database: asyncio.Lock = field(default_factory=asyncio.Lock)  # hurt one way at a time
 
     @property
     def workers(self) -> list[str]:
@@ -60,13 +62,19 @@ class Installation:
     async def database_drops_everybody(self, away_s: float = 0.0) -> None:
         """What clients see of a restart: every session ends, and for a while there is none."""
         name = self.ground.url.partition("?")[0].rpartition("/")[2]
-        if away_s:
-            await postgres().admin(f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS false")
         ours = f"datname = '{name}' AND application_name = 'evergrant' AND pid <> pg_backend_pid()"
-        await postgres().admin(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {ours}")
-        if away_s:
-            await asyncio.sleep(away_s)
-            await postgres().admin(f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true")
+        async with self.database:
+            if away_s:
+                await postgres().admin(f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS false")
+            await postgres().admin(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {ours}")
+            if away_s:
+                await asyncio.sleep(away_s)
+                await postgres().admin(f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true")
+
+    async def database_restarts(self) -> None:
+        """The server itself: a fast shutdown, and the same data on the same socket."""
+        async with self.database:
+            await asyncio.to_thread(postgres().restart)
 
     async def temporal_restarts(self) -> None:
         port = int(self.temporal.address.rpartition(":")[2])
@@ -89,7 +97,7 @@ class Installation:
 
 
 @asynccontextmanager
-async def installed(folder: Path, idp: StrictProvider) -> AsyncIterator[Installation]:
+async def installed(folder: Path, idp: StrictProvider, real: RealServer) -> AsyncIterator[Installation]:
     """Everything running; ends every process that it started."""
     clock_file = folder / "clock"
     clock_file.write_text("0", encoding="utf-8")
@@ -106,7 +114,8 @@ async def installed(folder: Path, idp: StrictProvider) -> AsyncIterator[Installa
             "PYTHONPATH": os.pathsep.join(str(it) for it in path),
             FILE: str(clock_file),
         }
-        async with running_platform(folder, temporal.address, allow=(idp.allowance,), env=env) as platform:
+        allow = (idp.allowance, real.allowance)
+        async with running_platform(folder, temporal.address, allow=allow, env=env) as platform:
             witness = await asyncpg.connect(**arguments_of(url))
             await witness.execute(WITNESS.read_text(encoding="utf-8"))
             keys = KeyRing.open(platform.key_file, Role.WORKER)
@@ -117,14 +126,13 @@ async def installed(folder: Path, idp: StrictProvider) -> AsyncIterator[Installa
                 await platform.start(f"worker-{number}", "worker")
             urls = (platform.url, f"http://127.0.0.1:{port}")
             ground = Ground(url, platform.key_file, store, witness)
-            here = Installation(platform, ground, idp, folder, temporal, urls, clock_file)
+            here = Installation(platform, ground, idp, folder, temporal, urls, clock_file, real)
             try:
                 yield here
             finally:
                 for name in here.workers:
                     here.signal(name, signal.SIGCONT)
-                await ground.store.close()
-                await witness.close()
+                await ground.let_go()
     finally:
         with contextlib.suppress(ProcessLookupError):
             await (here.temporal if here else temporal).stop()

@@ -86,14 +86,14 @@ class Walk:
         try:
             async with asyncio.timeout(CASE_S + 3):
                 reached = await self._happen()
-                end = await self._ground.end(self._connection, self._consent)
+                end = await self._ground.end(self._connection.id, self._consent)
                 if end.connection.state is State.ACTIVE:
                     proof = await self._prove(end.connection)
         except TimeoutError:
             hung = True
         finally:
             await asyncio.gather(*(hand.end() for hand in self._hands))
-        end = await self._ground.end(self._connection, self._consent)
+        end = await self._ground.end(self._connection.id, self._consent)
         took = time.monotonic() - began
         return Told(
             self._case, reached, end, self._idp, self._passed, proof, hung, took, self._raised
@@ -154,6 +154,7 @@ class Walk:
             public_url=PUBLIC_URL,
             plan=list(plan),
             queued=self._case.scenario.queued and name == "a",
+            sweeps_late=self._case.scenario.sweeps_late and name == "a",
         )
         hand = await self._warm.hand(start)
         self._hands.append(hand)
