@@ -34,9 +34,11 @@ bench: $(TEST_READY) ## ratios measured in one run, under four minutes (SECONDS=
 
 SEED ?= 1
 CASES ?= 0
+SHARD ?= 1/1
+JOBS ?= 1
 faults: SECONDS := $(if $(filter command line,$(origin SECONDS)),$(SECONDS),120)
-faults: $(TEST_READY) ## kill, stop and rob a refresh at every await, then a random run: CASES=0 (all) SECONDS=120 SEED=1
-	@$(PY) -m tests.faults.harness --cases $(CASES) --seconds $(SECONDS) --seed $(SEED)
+faults: $(TEST_READY) ## kill, stop and rob a refresh at every await, then a random run: CASES=0 (all) SHARD=1/1 JOBS=1 SECONDS=120 SEED=1
+	@$(PY) -m tests.faults.harness --cases $(CASES) --shard $(SHARD) --jobs $(JOBS) --seconds $(SECONDS) --seed $(SEED)
 
 dev: $(DEMO_READY) ## leave the whole platform running here, and print its addresses
 	@$(PY) -m evergrant_server dev

@@ -1,6 +1,6 @@
 """`make faults`: the table, then the random run. Ends with 1 when anything was violated or lost.
 
-python -m tests.faults.harness --seconds 120 --seed 1 [--cases 2000]
+python -m tests.faults.harness --seconds 120 --seed 1 [--cases 2000] [--shard 1/4] [--jobs 2]
 """
 
 import argparse
@@ -14,6 +14,8 @@ from evergrant_server.leaving import leave
 from tests.faults.harness.chaos import run
 from tests.faults.harness.plan import plan
 from tests.faults.harness.report import run_report, table_report
+from tests.faults.harness.table import Table
+from tests.faults.harness.walk import Case
 from tests.faults.harness.walking import Walked, walk_table
 
 
@@ -21,17 +23,21 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-async def table(folder: Path, cases: int, seed: int, broken: tuple[str, ...]) -> Walked:
+async def table(folder: Path, arguments: argparse.Namespace) -> Walked:
     say("==> the table: every await point of the refresh and of the code exchange")
-    return await walk_table(
-        folder, lambda it: it.sample(cases, seed) if cases else it.cases, broken=broken, say=say
-    )
+    number, of = arguments.shard
+
+    def chosen(it: Table) -> list[Case]:
+        piece = it.shard(number, of)
+        return it.sample(arguments.cases, arguments.seed, piece) if arguments.cases else piece
+
+    broken = tuple(arguments.broken)
+    return await walk_table(folder, chosen, broken=broken, jobs=arguments.jobs, say=say)
 
 
 async def main(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="evergrant-faults-") as name:
-        broken = tuple(arguments.broken)
-        walked = await table(Path(name), arguments.cases, arguments.seed, broken)
+        walked = await table(Path(name), arguments)
         say(table_report(walked))
         bad = bool(walked.bad or walked.table.never)
         if arguments.seconds:
@@ -48,11 +54,21 @@ async def random_run(folder: Path, arguments: argparse.Namespace, windows_ms: li
     return ran.bad
 
 
+def piece(text: str) -> tuple[int, int]:
+    """`2/4`: the second of four."""
+    number, _, of = text.partition("/")
+    if not (number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
+        raise argparse.ArgumentTypeError("a piece of the table is given as NUMBER/OF, as 1/4")
+    return int(number), int(of)
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
     parser.add_argument("--seconds", type=float, default=120, help="of the random run; 0: without it")
     parser.add_argument("--seed", type=int, default=1, help="of the plan of faults, and of the sample")
     parser.add_argument("--cases", type=int, default=0, help="walk so many of the table; 0: all")
+    parser.add_argument("--shard", type=piece, default=(1, 1), help="1/4: the first quarter of the table")
+    parser.add_argument("--jobs", type=int, default=1, help="fork servers at once, eight cases each")
     parser.add_argument("--broken", action="append", default=[], help="a build that is broken on purpose")
     return parser.parse_args()
 

@@ -30,6 +30,7 @@ class Walked:
     table: Table
     cases: int
     took_s: float
+    walking_s: float = 0.0  # without learning the ways
     judged: list[Judged] = field(default_factory=list)
     unreached: list[Case] = field(default_factory=list)
 
@@ -64,31 +65,36 @@ async def walk_table(
     *,
     broken: tuple[str, ...] = (),
     scenarios: Sequence[Scenario] = SCENARIOS,
+    jobs: int = 1,
     say: Say = lambda line: None,
 ) -> Walked:
-    """Learn the ways, choose cases, carry them out."""
+    """Learn the ways, choose cases, carry them out: each job has a fork server of its own."""
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(dir=folder))
     async with AsyncExitStack() as stack:
         ground = await Ground.open(folder)
         stack.push_async_callback(ground.close)
-        warm = await Warm.start(folder, *broken)
-        stack.push_async_callback(warm.stop)
-        await rehearse(ground, warm, folder)
-        table = await Table.learn(ground, warm, folder, scenarios)
+        servers: list[Warm] = []
+        for _ in range(jobs):
+            servers.append(await Warm.start(folder, *broken))
+            stack.push_async_callback(servers[-1].stop)
+            await rehearse(ground, servers[-1], folder)
+        table = await Table.learn(ground, servers[0], folder, scenarios)
         cases = choose(table)
         say(f"{len(table.cases)} cases, {len(cases)} of them now; {table.coverage:.0f} % of the points")
         walked = Walked(table, len(cases), 0)
+        learnt = time.monotonic()
         queue = list(enumerate(cases))[::-1]
 
-        async def one_after_another() -> None:
+        async def one_after_another(warm: Warm) -> None:
             while queue:
                 number, case = queue.pop()
                 await _one(walked, case, ground, warm, folder / f"case-{number}")
                 if number and number % 500 == 0:
                     say(f"  {number} cases, {len(walked.bad)} bad, {time.monotonic() - began:.0f} s")
 
-        await asyncio.gather(*(one_after_another() for _ in range(AT_ONCE)))
+        await asyncio.gather(*(one_after_another(it) for it in servers for _ in range(AT_ONCE)))
+        walked.walking_s = time.monotonic() - learnt
     walked.took_s = time.monotonic() - began
     return walked
 
