@@ -148,6 +148,12 @@ class ScriptedProvider:
         """Queue answers for an endpoint, in order."""
         self._scripts[at].extend(answers)
 
+    def unscript(self, at: str = "token") -> int:
+        """Forget what is queued and nobody came for; returns how many answers that were."""
+        forgotten = len(self._scripts[at])
+        self._scripts[at].clear()
+        return forgotten
+
     def count(self, endpoint: str, **params: str) -> int:
         """How many requests came to an endpoint with these parameters."""
         return sum(call.endpoint == endpoint and params.items() <= call.params.items() for call in self.calls)

@@ -1,11 +1,15 @@
 """After a random run: what the provider, the store, the audit and the logs say about it."""
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import httpx2
+
+from evergrant_server.core.attempt import Attempt
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import ConnectionId
@@ -37,13 +41,14 @@ async def judged(
     here: Installation,
     connections: Sequence[Connection],
     consented: Sequence[str],
+    reader: httpx2.AsyncClient,
     seen: Seen,
     injected: list[Injection],
     settling_s: float,
 ) -> Aftermath:
     """Wait until nothing is open any more, then look at everything."""
     after = Aftermath(refreshes=here.idp.refreshes, uses=len(here.idp.uses))
-    ends = await _settled(here, [*(it.id for it in connections), *consented], settling_s)
+    ends = await _settled(here, [*(it.id for it in connections), *consented], reader, settling_s)
     for end in ends[: len(connections)]:
         _judge(end, here.idp.usable(end.refresh_token), after, after.states)
     await _judge_real(here, ends[len(connections) :], after)
@@ -71,13 +76,19 @@ async def _judge_real(here: Installation, ends: list[End], after: Aftermath) -> 
         after.violations.append(f"{active} active connections, the real server has {after.real.live} grants")
 
 
-async def _settled(here: Installation, connections: Sequence[str], limit_s: float) -> list[End]:
+async def _settled(
+    here: Installation, connections: Sequence[str], reader: httpx2.AsyncClient, limit_s: float
+) -> list[End]:
+    """Until no attempt is open. Somebody needs each of them: what nobody leases may rest as it is."""
     until = time.monotonic() + limit_s
     while True:
         ends = [await _end(here, connection) for connection in connections]
         waiting = [it for it in ends if it.open_attempts and it.connection.state is State.ACTIVE]
         if not waiting or time.monotonic() > until:
             return ends
+        for end in waiting:
+            with contextlib.suppress(httpx2.HTTPError):
+                await reader.post(f"/v1/connections/{end.connection.id}/token", json={})
         await asyncio.sleep(2)
 
 
@@ -103,11 +114,16 @@ def _judge(end: End, usable: bool, after: Aftermath, states: Counter[str]) -> No
     elif row.state is State.NEEDS_REAUTH:
         after.lost.append(f"{row.id}: needs_reauth because of {row.reason}")
     elif row.state is State.ACTIVE and end.open_attempts:
-        after.violations.append(f"{row.id}: an attempt is still open")
+        after.violations += [f"{row.id}: still open: {_told(it)}" for it in end.open_attempts]
     elif row.state is State.ACTIVE and not usable:
         after.lost.append(f"{row.id}: the store calls it active, the provider has killed it")
     elif row.state not in (State.ACTIVE, *_ENDED):
         after.lost.append(f"{row.id}: {row.state}")
+
+
+def _told(attempt: Attempt) -> str:
+    began = attempt.opened_at.time().isoformat("seconds")
+    return f"attempt {attempt.sends} at generation {attempt.from_generation}, begun {began} by our clock"
 
 
 async def _audited(here: Installation, seen: Seen, after: Aftermath) -> None:

@@ -54,7 +54,7 @@ class End:
     connection: Connection
     consent: Consent | None
     refresh_token: str | None
-    open_attempts: int
+    open_attempts: tuple[Attempt, ...]
     wrongs: tuple[str, ...]  # what the witness saw
 
 
@@ -255,7 +255,7 @@ class Ground:
             seen = await witness.fetch("SELECT wrong FROM witness WHERE row_id = $1", connection)
         wrongs = tuple(str(it["wrong"]) for it in seen)
         token = refresh.reveal() if refresh is not None else None
-        return End(row, now, token, sum(it is not None for it in open_ones), wrongs)
+        return End(row, now, token, tuple(it for it in open_ones if it is not None), wrongs)
 
 
 def arguments_of(url: str) -> dict[str, Any]:

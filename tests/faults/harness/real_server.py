@@ -86,6 +86,9 @@ class RealServer:
         """The next refresh is carried out, and its answer kept back until nobody listens any more."""
         await self._server.hold_next("refresh_token")
 
+    async def withhold_no_more(self) -> None:
+        await self._server.release()
+
     async def counted(self) -> Counted:
         live, spent = await self._server.refresh_tokens()
         answers = await self._server.answers("refresh_token")

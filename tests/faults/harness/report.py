@@ -51,6 +51,7 @@ def run_report(ran: Ran, window_ms: float | None) -> str:
     pairs: list[tuple[str, object]] = [
         *sorted(told(ran.injected).items()),
         ("faults that could not be injected", len(ran.not_injected)),
+        ("bad answers that nobody came for", ran.unmet),
         ("refreshes", after.refreshes),
         ("calls for them", after.uses),
         ("leases", seen.leases),
