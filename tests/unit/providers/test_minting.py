@@ -189,6 +189,16 @@ def test_a_key_says_how_it_signs(made: Any, algorithm: str) -> None:
         (json.dumps(OKPKey.generate_key("X25519").as_dict(private=True)), "not used for signatures"),
         (json.dumps({**KEY.as_dict(private=True), "alg": "none"}), "none of a signature"),
     ],
+    ids=[
+        "text",
+        "{}",
+        "PEM",
+        "public",
+        "symmetric",
+        "short",
+        "agreement",
+        "alg none",
+    ],  # keys differ each run
 )
 def test_what_cannot_sign_is_refused_without_being_shown(text: str, said: str) -> None:
     with pytest.raises(Failure, match=said) as refused:
