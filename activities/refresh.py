@@ -84,7 +84,7 @@ class RefreshActivities(ProviderActivities):
         return None
 
     async def _by_definition(self, order: RefreshGrant, held: Holdings) -> GrantNews:
-        """A credential may be sent twice at most: a staged version gets one of these, never the last."""
+        """What a staged version has left open is asked about the way it was asked before."""
         if held.provisional:
             async with self._store.read() as tx:
                 left_open = await open_attempt(tx, held.connection)

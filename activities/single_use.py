@@ -208,7 +208,7 @@ class SingleUse:
         if verdict is Takeover.WAIT:
             raise self._pending("an earlier attempt has no known outcome yet")
         if verdict is Takeover.GIVE_UP:
-            raise Failure(Code.OUTCOME_UNKNOWN, "sent twice, and both answers are lost: not sent again")
+            raise Failure(Code.OUTCOME_UNKNOWN, "it was sent as often as it may be, and no answer came")
         attempt = counted(attempt, unknown)
         if earlier is not None:
             self._takes_over(earlier, attempt, rules, fate)

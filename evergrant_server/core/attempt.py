@@ -48,7 +48,10 @@ class Limits(BaseModel):
 
 
 LIMITS = Limits()
-MOST_SENDS = 2  # of a credential whose second use may be its family's end: the first, and one more
+# Of a credential whose second use may be its family's end. Once nobody can be listening any more,
+# sending again can lose nothing that isn't lost: an outage that answers 500 for days must not
+# condemn a grant that it never touched. The first use that is refused says what became of it.
+MOST_SENDS = 1000
 
 
 class Attempt(BaseModel):

@@ -42,7 +42,15 @@ from evergrant_server.journal import Journal
 from evergrant_server.store import Store
 from providers.flows import Sender
 from tests.fakes.installation import ASKED, TENANT, Installation
-from tests.fakes.scripted_provider import ScriptedProvider, delay, drop_after_commit, error, hold_answer, ok
+from tests.fakes.scripted_provider import (
+    ScriptedProvider,
+    delay,
+    drop_after_commit,
+    error,
+    hold_answer,
+    ok,
+    status,
+)
 from tests.faults.test_one_connection import open_attempts
 
 NEVER_ROTATES = RefreshRules(rotation=Rotation.NONE)
@@ -309,3 +317,38 @@ async def test_a_refusal_is_no_answer_to_keep(place: Installation, idp: Scripted
     idp.script(error("invalid_grant"))
     await here.refresh(connection, 1)
     assert list((tmp_path / "here").glob("*/*.*")) == []
+
+
+async def test_an_outage_that_answers_500_condemns_no_grant_that_it_never_touched(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    """A 500 doesn't say whether the token is spent. Sending again does, once nobody can be listening:
+    what would be lost by it is lost already (strict rotation, the access token over)."""
+    idp.script(ok(expires_in=1))
+    connection = await place.connect(idp)
+    here = Activities(place, (idp.allowance,), tmp_path / "here")
+    async with asyncio.timeout(20):
+        while (await place.grant(connection))[1].valid(place.parts.clock.now()):
+            await asyncio.sleep(0.05)
+    idp.script(*[status(500)] * 5)
+    for _ in range(5):
+        assert (await here.refresh(connection, 1)).failure is Code.PROVIDER_ERROR
+        assert (await place.row(connection)).state is State.ACTIVE
+    assert (await here.refresh(connection, 1)).generation == 2
+
+
+async def test_a_500_that_followed_a_commit_is_named_honestly_at_the_first_refusal(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    idp.script(ok(expires_in=1))
+    connection = await place.connect(idp)
+    here = Activities(place, (idp.allowance,), tmp_path / "here")
+    async with asyncio.timeout(20):
+        while (await place.grant(connection))[1].valid(place.parts.clock.now()):
+            await asyncio.sleep(0.05)
+    idp.script(drop_after_commit(), status(500), status(500))
+    for _ in range(3):
+        await here.refresh(connection, 1)
+    assert (await here.refresh(connection, 1)).failure is Code.OUTCOME_UNKNOWN
+    row = await place.row(connection)
+    assert (row.state, row.reason) == (State.NEEDS_REAUTH, Code.OUTCOME_UNKNOWN)

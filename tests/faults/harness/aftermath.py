@@ -30,7 +30,6 @@ class Aftermath:
     states: Counter[str] = field(default_factory=Counter)
     lost: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
-    in_vain: list[str] = field(default_factory=list)  # of these: neither of two sends did anything
     violations: list[str] = field(default_factory=list)
     uses: int = 0
     killed_families: int = 0
@@ -51,8 +50,6 @@ async def judged(
     after = Aftermath(refreshes=here.idp.refreshes, uses=len(here.idp.uses))
     ends = await _settled(here, [*(it.id for it in connections), *consented], reader, settling_s)
     for end in ends[: len(connections)]:
-        if end.connection.reason is Code.OUTCOME_UNKNOWN and here.idp.sent_in_vain(end.refresh_token):
-            after.in_vain.append(end.connection.id)
         _judge(end, here.idp.usable(end.refresh_token), after, after.states)
     await _judge_real(here, ends[len(connections) :], after)
     pairs = here.idp.in_flight_together()
@@ -112,7 +109,7 @@ def _judge(end: End, usable: bool, after: Aftermath, states: Counter[str]) -> No
     after.violations += [f"{row.id}: {wrong}" for wrong in end.wrongs]
     if row.state is State.NEEDS_REAUTH and row.reason is Code.OUTCOME_UNKNOWN:
         after.unknown.append(row.id)
-        if usable and row.id not in after.in_vain:
+        if usable:
             after.lost.append(f"{row.id}: given up, and the provider still honours its token")
     elif row.state is State.NEEDS_REAUTH:
         after.lost.append(f"{row.id}: needs_reauth because of {row.reason}")

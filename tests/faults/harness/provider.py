@@ -9,7 +9,6 @@ from asyncio import StreamWriter
 from dataclasses import dataclass
 from typing import Any
 
-from evergrant_server.core.attempt import MOST_SENDS
 from tests.fakes.scripted_provider import Call, Family, ScriptedProvider
 
 GRACE_S = 60.0
@@ -85,11 +84,6 @@ class StrictProvider(ScriptedProvider):
             if family.alive and (current or graced):
                 return True
         return False
-
-    def sent_in_vain(self, refresh_token: str | None) -> bool:
-        """It came as often as it may be sent, and each time nothing was done: nobody else can know."""
-        uses = [use for use in self.uses if use.credential == refresh_token]
-        return len(uses) >= MOST_SENDS and not any(use.good for use in uses)
 
     def in_flight_together(self) -> int:
         """Pairs of uses of one credential that were under way at the same time."""

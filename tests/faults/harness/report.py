@@ -65,7 +65,6 @@ def run_report(ran: Ran, window_ms: float | None) -> str:
         ("violations", len(ran.violations)),
         ("lost", len(after.lost)),
         ("outcome_unknown", len(after.unknown)),
-        ("of these, sent twice and neither did anything", len(after.in_vain)),
         ("window commit to fsync, median ms", f"{window_ms:.1f}" if window_ms is not None else "-"),
         ("seconds", f"{ran.took_s:.0f}"),
     ]

@@ -8,8 +8,8 @@ is a protocol without it, which the model must be able to refute.
 
 from datetime import timedelta
 
+from evergrant_server.core import attempt as protocol
 from evergrant_server.core.attempt import (
-    MOST_SENDS,
     Attempt,
     AttemptKind,
     Outcome,
@@ -269,7 +269,7 @@ class World:
                 assert late, "two uses in flight on one host"
         self.writes[token] = self.writes.get(token, 0) + 1
         if not harmless:
-            assert self.writes[token] <= MOST_SENDS + self.windows, "sent more than once more"
+            assert self.writes[token] <= protocol.MOST_SENDS + self.windows, "sent more than once more"
         section.written_at = self.now
         section.stage = Stage.WRITTEN
         section.answer = self.provider.use(token, self.now)

@@ -11,12 +11,19 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from evergrant_server.core import attempt as protocol
 from evergrant_server.core.provider import Rotation
 from tests.unit.core.protocol_parts import Rules, without
 from tests.unit.core.protocol_world import World
 
 WORKERS = st.sampled_from(["a1", "a2", "b1"])
 ROTATIONS = st.sampled_from([Rotation.STRICT, Rotation.UNKNOWN, Rotation.GRACE, Rotation.NONE])
+
+
+@pytest.fixture(autouse=True)
+def smallest_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One send and one more: walks are short, and a bound that is not kept shows in them."""
+    monkeypatch.setattr(protocol, "MOST_SENDS", 2)
 
 
 class Protocol(RuleBasedStateMachine):
