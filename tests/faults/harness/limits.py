@@ -14,6 +14,7 @@ BEAT_S = 0.2
 DATABASE_MS = 900  # statement, lock and idle-in-transaction time-outs
 PAUSE_S = 2.4  # past every one of them
 MOMENT_S = 0.4  # shorter than any of them: somebody else's change comes in between
+MOST_SENDS = 2  # a thousand in production: what happens then is on the table, too
 CASE_S = 20.0  # a case that takes longer hangs
 
 

@@ -20,6 +20,7 @@ from temporalio.testing import ActivityEnvironment
 from activities import breaker, heartbeat
 from activities.critical import CriticalSections
 from evergrant_server import wiring
+from evergrant_server.core import attempt as protocol
 from evergrant_server.core.attempt import Limits
 from evergrant_server.core.circuit import Admission
 from evergrant_server.core.clock import SystemClock
@@ -39,6 +40,7 @@ from tests.faults.harness.limits import (
     DATABASE_MS,
     HTTP_S,
     LOOK_AGAIN_S,
+    MOST_SENDS,
     REPLAY_S,
     SEND_S,
     SWEEP_LATE_S,
@@ -74,6 +76,7 @@ def read_catalogue() -> None:
 def shorten() -> None:
     """Every limit of the path, in this process alone."""
     heartbeat._INTERVAL_S = BEAT_S
+    protocol.MOST_SENDS = MOST_SENDS
     engine._PG_SETTINGS.update(
         statement_timeout=str(DATABASE_MS),
         lock_timeout=str(DATABASE_MS),
