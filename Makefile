@@ -23,10 +23,9 @@ help: ## show this list
 demo: $(DEMO_READY) ## watch one connection live its whole life, on real parts (OPEN=1: you give the consent)
 	@$(PY) -m examples.demo
 
-AT_ONCE ?= 2
-test: lint ## every check and every test, PostgreSQL and Temporal included (AT_ONCE=2: files side by side)
+test: lint ## every check and every test, PostgreSQL and Temporal included
 	@echo "==> tests"
-	@$(PY) -m pytest -n $(AT_ONCE) --dist loadfile
+	@$(PY) -m pytest
 
 SECONDS ?= 6
 bench: $(TEST_READY) ## ratios measured in one run, under four minutes (SECONDS=6: of each side of each measurement)
