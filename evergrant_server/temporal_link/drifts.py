@@ -73,7 +73,11 @@ class Drifts:
                 return Found(now, behind=True)
             case Drift.STORE_FORGOT_REVOCATION:
                 await self._remember_revocation(now)
-                return Found(now, behind=True)
+                # a closed run answers too, and visibility may still call it running
+                began = known.state.final and await self._lives.begin(
+                    now, known=known.generation, instead=True
+                )
+                return Found(now, started=began, behind=True)
             case Drift.REVOCATION_UNTOLD if await self._settled(now):
                 await self._tell_revocation(now)
             case Drift.WORKFLOW_BEHIND if await self._settled(now):

@@ -21,6 +21,8 @@ from evergrant_server.core.ids import workflow_id
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.core.upkeep import RECONCILE_WORKFLOW, ReconcileOrder, Reconciliation
 from evergrant_server.store.tables import METADATA
+from evergrant_server.temporal_link.drifts import Drifts
+from evergrant_server.temporal_link.lives import Lives
 from evergrant_server.temporal_link.namespace import prepare
 from tests.fakes.installation import TENANT, Installation, installation
 from tests.fakes.scripted_provider import ScriptedProvider
@@ -179,6 +181,23 @@ async def test_a_revocation_that_the_backup_has_forgotten_is_carried_out_again(
     assert (await place.row(connection)).state is not State.ACTIVE
     await place.until(connection, lambda row: row.state is State.REVOKED)
     assert idp.count("revoke") > told
+
+
+async def test_a_closed_run_that_visibility_still_shows_is_followed_by_one_that_revokes(
+    place: Installation, idp: ScriptedProvider, backup: Backup
+):
+    """A pass that looks a moment after the end finds it running, and asks it."""
+    connection = await place.connect(idp, STRICT)
+    restore = await backup()
+    await place.revoke(connection)
+    await place.until(connection, lambda row: row.state is State.REVOKED)
+    await place.parts.client.get_workflow_handle(workflow_id(TENANT, connection.id)).result()
+    await restore()
+    parts = place.parts
+    lives = Lives(parts.store, parts.link, parts.ring, parts.clock)
+    found = await Drifts(parts.store, parts.link, lives, parts.clock).compared(connection)
+    assert (found.started, found.behind) == (True, True)
+    await place.until(connection, lambda row: row.state is State.REVOKED)
 
 
 @pytest_asyncio.fixture
