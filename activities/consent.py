@@ -180,7 +180,8 @@ class ConsentActivities(ProviderActivities):
                 generation=after.generation,
                 requested=consent.scopes,
                 at=attempt.first_opened_at,
-                renewable=current.flow.mints,
+                renewable=held.renewable or held.spec.post_token_exchange is not None,
+                interim=held.spec.post_token_exchange is not None,
             )
             saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
             # not `closed`: who takes over in this moment makes this a conflict, and is_open says so then

@@ -14,7 +14,7 @@ from evergrant_server.store import Store, Tx
 from providers.client import OAuthClient
 from providers.registry import Registry
 from providers.resolve import assertion_audience, client_auth_of, endpoints_of
-from providers.spec import ProviderSpec
+from providers.spec import ProviderSpec, Refresh
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,27 @@ class Holdings:
     def provisional(self) -> bool:
         """A staged version answers: its refusals are asked again before they are believed."""
         return self.older is not None
+
+    @property
+    def exchange(self) -> Refresh | None:
+        """How the access token that is held is exchanged for the next one; None: not at all."""
+        flow, first = self.connection.flow, self.spec.post_token_exchange
+        if flow.mints or flow.static:
+            return None
+        if first is not None and self.grant is not None and self.grant.interim:
+            return first
+        return self.spec.refresh if self.spec.renews_by_access_token else None
+
+    @property
+    def spends_nothing(self) -> bool:
+        """A refresh uses nothing up, so an answer that was lost costs another request."""
+        return self.connection.flow.mints or self.exchange is not None
+
+    @property
+    def renewable(self) -> bool:
+        """New tokens are made without a refresh token."""
+        flow = self.connection.flow
+        return flow.mints or (self.spec.renews_by_access_token and not flow.static)
 
     def believed(self) -> "Holdings":
         """The same in hand, for what can't be asked twice: a staged version isn't relied on yet."""
@@ -161,5 +182,7 @@ def news_of(connection: Connection, grant: Grant, integration: Integration) -> G
         idle_s=integration.refresh.refresh_token_idle_s,
         refresh_expires_at=grant.refresh_expires_at,
         margin_s=integration.refresh.margin_s,
-        min_age_s=integration.refresh.min_age_s,
+        min_age_s=None if grant.interim else integration.refresh.min_age_s,
+        interim=grant.interim,
+        ends_together=grant.ends_together,
     )

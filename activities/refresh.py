@@ -15,7 +15,7 @@ from activities.holdings import Holder, Holdings, news_of
 from activities.late_answers import keep_late
 from activities.provider_activities import ProviderActivities
 from activities.records import closed, connection_of, record, settled
-from activities.renewal import Reading, Renewal, by_minting, by_refresh_token
+from activities.renewal import Reading, Renewal, by_access_token, by_minting, by_refresh_token
 from activities.single_use import Ending, SingleUse, Use, open_attempt
 from activities.subject_tokens import subject_token_of
 from activities.wellbeing import note_failure, note_recovery, note_unsent
@@ -133,6 +133,13 @@ class RefreshActivities(ProviderActivities):
             exchanged = await subject_token_of(self._store, self._clock, order.asked, held)
             scopes = held.connection.requested_scopes
             return by_minting(self._sender, self._clock, held, scopes, exchanged)
+        if held.exchange is not None:
+            assert held.grant is not None
+            if not held.grant.valid(self._clock.now()):
+                return None
+            async with self._store.read() as tx:
+                access_token = await tx.grants.access_token(held.connection)
+            return by_access_token(self._sender, held, held.exchange, access_token)
         async with self._store.read() as tx:
             token = await tx.grants.refresh_token(held.connection)
         if token is None or not held.spec.refresh_supported:
@@ -185,7 +192,7 @@ class RefreshActivities(ProviderActivities):
                 # a server may answer a second send with the first one's token and its full lifetime anew
                 at=attempt.first_opened_at + wrong,
                 before=before,
-                renewable=current.flow.mints,
+                renewable=held.renewable,
             )
             saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
             await closed(tx, attempt, Outcome.INSTALLED, now)
@@ -206,7 +213,7 @@ class RefreshActivities(ProviderActivities):
     ) -> GrantNews:
         """Close the attempt unless its token may be spent; condemn the grant only when refused."""
         code, attempt = failure.code, use.attempt
-        if code is Code.GRANT_REJECTED and attempt.sends > 1 and not held.connection.flow.mints:
+        if code is Code.GRANT_REJECTED and attempt.sends > 1 and not held.spends_nothing:
             code = Code.OUTCOME_UNKNOWN  # an earlier send spent it, and its answer is lost
 
         async def settle(tx: Tx) -> GrantNews:

@@ -1,4 +1,4 @@
-"""What a new access token is made from: a refresh token, or what we hold ourselves."""
+"""What a new access token is made from: a refresh token, the one before it, or what we hold ourselves."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +17,7 @@ from providers.flows import Sender
 from providers.minting import Minting, mint_request, read_exchanged
 from providers.replies import read_tokens
 from providers.reply import RawReply
+from providers.spec import Refresh
 
 NOTHING_IS_SPENT = RefreshRules(rotation=Rotation.NONE)
 
@@ -44,6 +45,22 @@ def by_refresh_token(sender: Sender, held: Holdings, token: Secret) -> Renewal:
             redirect_uri=held.redirect_uri,
             params=held.integration.params,
             flow=held.connection.flow,
+            before_send=check,
+        ),
+    )
+
+
+def by_access_token(sender: Sender, held: Holdings, rule: Refresh, token: Secret) -> Renewal:
+    """Exchange the access token while it is good; it stays good, so nothing is spent."""
+    return Renewal(
+        NOTHING_IS_SPENT,
+        lambda check: sender.exchange_access_token(
+            held.spec,
+            held.endpoints,
+            held.client,
+            rule,
+            token=token,
+            params=held.integration.params,
             before_send=check,
         ),
     )

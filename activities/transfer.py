@@ -57,8 +57,16 @@ async def install_import(
         obtained_at = imported.obtained_at(consent.created_at)
         tokens = imported.token_set(obtained_at)
         after = current.granted(now, order.generation)
+        if held.exchange is not None:  # the token is what the next one is made from
+            tokens = tokens.model_copy(
+                update={"refresh_token": None, "refresh_expires_in": tokens.expires_in}
+            )
         grant = Grant.from_tokens(
-            tokens, generation=after.generation, requested=consent.scopes, at=obtained_at
+            tokens,
+            generation=after.generation,
+            requested=consent.scopes,
+            at=obtained_at,
+            renewable=held.renewable,
         )
         saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
         await note_recovery(tx, order, current, now)

@@ -123,4 +123,6 @@ def _parts(spec: ProviderSpec) -> tuple[str, ...]:
     parts = ("authorize", "exchange", "refusals")
     if spec.refresh_supported:
         parts += ("refresh",)
+    if spec.post_token_exchange is not None:
+        parts += ("post_exchange",)
     return (*parts, "revoke") if spec.revokes else parts

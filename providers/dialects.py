@@ -7,7 +7,7 @@ from evergrant_server.core.secret import Secret
 from providers.authorization import redirect_uri_of
 from providers.client import OAuthClient
 from providers.resolve import checked_params, fill
-from providers.spec import ProviderSpec, Revocation
+from providers.spec import ProviderSpec, Refresh, Revocation
 from providers.wire import Dialect
 
 Params = Mapping[str, str]
@@ -41,6 +41,22 @@ def refresh_dialect(
         headers=spec.token_request_headers,
         bearer=token.reveal() if in_header else None,
         drop=("refresh_token",) if in_header else (),
+    )
+
+
+def renewal_dialect(
+    spec: ProviderSpec, client: OAuthClient, rule: Refresh, token: Secret, params: Params
+) -> Dialect:
+    """How an access token is exchanged for its successor. Raises as `refresh_dialect`."""
+    renames = dict(spec.token_request_param_names)
+    if rule.client == "secret":
+        renames["client_id"] = None
+    return Dialect(
+        method=rule.method,
+        auth="none at all" if rule.client == "none" else client.auth,
+        renames=renames,
+        extra={rule.token_param: token.reveal()} | filled_params(spec, rule.params, params),
+        headers=spec.token_request_headers,
     )
 
 

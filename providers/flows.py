@@ -1,4 +1,4 @@
-"""Sends: code exchange, refresh, minting, revocation, introspection. What an answer means is for `replies`.
+"""Sends: code exchange, refresh, minting, revocation, introspection. What answers mean is for `replies`.
 
 Every request leaves through authlib's AsyncOAuth2Client on the egress transport.
 """
@@ -15,12 +15,12 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.egress import BeforeSend, Egress, Watch
 from providers.authorization import redirect_uri_of
 from providers.client import Answered, OAuthClient, ProviderClient
-from providers.dialects import exchange_dialect, refresh_dialect, revocation_dialect
+from providers.dialects import exchange_dialect, refresh_dialect, renewal_dialect, revocation_dialect
 from providers.minting import TokenRequest
 from providers.quirks import QUIRKS, Quirk
 from providers.reply import RawReply
-from providers.resolve import fill_url
-from providers.spec import ProviderSpec
+from providers.resolve import checked_params, fill, fill_url
+from providers.spec import ProviderSpec, Refresh
 from providers.spec_request import Pkce
 from providers.wire import Dialect, WireAuth
 
@@ -105,6 +105,29 @@ class Sender:
                 auth=WireAuth(spec, client, dialect),
                 **standard,
             )
+
+        return await self._send(spec, client, ask, before_send)
+
+    async def exchange_access_token(
+        self,
+        spec: ProviderSpec,
+        endpoints: Endpoints,
+        client: OAuthClient,
+        rule: Refresh,
+        *,
+        token: Secret,
+        params: Params | None = None,
+        before_send: BeforeSend | None = None,
+    ) -> RawReply:
+        """Exchange an access token that is good for its successor. No RFC: Meta's services do it."""
+        dialect = renewal_dialect(spec, client, rule, token, params or {})
+        url = endpoints.token_endpoint
+        if rule.url is not None:
+            url = fill(rule.url, checked_params(spec, params or {}), spec)
+
+        def ask(authlib: ProviderClient) -> Awaitable[Any]:
+            auth = WireAuth(spec, client, dialect)
+            return authlib.fetch_token(url, grant_type=rule.grant_type, auth=auth)
 
         return await self._send(spec, client, ask, before_send)
 

@@ -116,13 +116,17 @@ def _tokens(
     if token is None:
         raise Unreadable("an empty access token")
     clock = date_of(reply.headers) or now
+    expires_in = _expires_in(spec, data, clock)
+    refresh_expires_in = _refresh_expires_in(spec, data, clock) if refresh_token else None
+    if spec.renews_by_access_token:  # the token is what the next one is made from
+        refresh_token, refresh_expires_in = None, expires_in
     return TokenSet(
         access_token=token,
         token_type=_token_type(spec, at(data, response.token_type_path)),
         refresh_token=refresh_token if spec.refresh_supported else None,
         id_token=_token(at(data, response.id_token_path), "an id token"),
-        expires_in=_expires_in(spec, data, clock),
-        refresh_expires_in=_refresh_expires_in(spec, data, clock) if refresh_token else None,
+        expires_in=expires_in,
+        refresh_expires_in=refresh_expires_in,
         scopes=scopes,
         metadata=_metadata(spec, data),
         said_at=date_of(reply.headers),

@@ -46,10 +46,8 @@ _NOT_ASKED_OF: dict[str, tuple[Flow, ...]] = {  # flows that have nothing to do 
     ),
     **dict.fromkeys(
         (
-            "refresh.kind",
             "refresh_extends_current",
             "refresh_scope_param",
-            "post_token_exchange",
             "min_refresh_age_s",
             "refresh_buffer_s",
         ),
@@ -120,6 +118,11 @@ class ProviderSpec(
             self.refresh_client_auth or self.client_auth,
         ):
             raise ValueError("refresh_token_in: header and client_secret_basic want the same header")
+        first = self.post_token_exchange
+        if first is not None and first.kind != "access_token_exchange":
+            raise ValueError("post_token_exchange is of kind access_token_exchange")
+        if first is not None and self.refresh_supported and not self.renews_by_access_token:
+            raise ValueError("post_token_exchange and refresh tokens at once: nobody says which is spent")
         return self
 
     def _param_templates(self) -> dict[str, tuple[str | None, ...]]:
@@ -134,6 +137,8 @@ class ProviderSpec(
             "authorization_endpoint": self.authorization_endpoint,
             "token_endpoint": self.token_endpoint,
             "refresh_endpoint": self.refresh_endpoint,
+            "refresh.url": self.refresh.url,
+            "post_token_exchange.url": self.post_token_exchange.url if self.post_token_exchange else None,
             "revocation_endpoint": self.revocation_endpoint,
             "revocation.url": self.revocation.url if self.revocation else None,
             "introspection_endpoint": self.introspection_endpoint,
@@ -165,6 +170,11 @@ class ProviderSpec(
         if self.rotation_grace_s:
             return Rotation.GRACE, self.rotation_grace_s
         return Rotation.STRICT, 0
+
+    @property
+    def renews_by_access_token(self) -> bool:
+        """The access token is its own refresh token: once it is over, nothing can be made from it."""
+        return self.refresh_supported and self.refresh.kind == "access_token_exchange"
 
     @property
     def revokes(self) -> bool:
@@ -218,10 +228,8 @@ class ProviderSpec(
                 "a connection has one chain of tokens",
             ),
             "response.id_token": (self.response.id_token == "verify", "id tokens are kept, not verified"),
-            "refresh.kind": (self.refresh != Refresh(), "only the refresh token grant is carried out"),
             "refresh_extends_current": (self.refresh_extends_current, "a refresh must bring a token"),
             "refresh_scope_param": (self.refresh_scope_param, "one token per connection"),
-            "post_token_exchange": (self.post_token_exchange, "no second exchange is carried out"),
             "issuer_template": (self.issuer_template, "an issuer is compared as a plain string"),
             "template_params": (
                 used & set(elsewhere) or {n for n in used if "." in n},

@@ -1,20 +1,35 @@
 """How a provider's tokens age and end: refresh, rotation, revocation, introspection."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field, NonNegativeFloat, model_validator
 
 from providers.spec_base import HeaderName, HeaderValue, ParamName, Params, Part, Renames, UrlTemplate
 
 
 class Refresh(Part):
-    """How new access tokens are made. `refresh_token` is RFC 6749 section 6."""
+    """How new access tokens are made. `refresh_token` is RFC 6749 section 6.
+
+    With `access_token_exchange` the access token itself is sent, while it is good, and there is
+    no refresh token. The other fields belong to that kind.
+    """
 
     kind: Literal["refresh_token", "access_token_exchange"] = "refresh_token"
     grant_type: str | None = None
     method: Literal["POST", "GET"] = "POST"
-    url: UrlTemplate | None = None
+    url: UrlTemplate | None = None  # None: the token endpoint
+    token_param: ParamName = "access_token"
+    client: Literal["client_auth", "secret", "none"] = "client_auth"  # `secret`: without our client id
     params: Params = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _says_what_for(self) -> Self:
+        exchange = self.kind == "access_token_exchange"
+        if exchange and self.grant_type is None:
+            raise ValueError("an access_token_exchange needs its grant_type")
+        if not exchange and self != type(self).model_construct():
+            raise ValueError("url, method, grant_type and the like belong to kind: access_token_exchange")
+        return self
 
 
 class RefreshPart(Part):
@@ -30,7 +45,7 @@ class RefreshPart(Part):
     refresh_scope_param: ParamName | None = None  # the scope picks the resource a token is for
     refresh_extends_current: bool = False
     refresh: Refresh = Refresh()
-    post_token_exchange: Refresh | None = None
+    post_token_exchange: Refresh | None = None  # a first token is exchanged once, for a long-lived one
     refresh_rotates: bool | None = None  # None: not known
     rotation_grace_s: NonNegativeFloat | Literal["unlimited"] | None = None
     on_reuse: Literal["family_revoked"] | None = None

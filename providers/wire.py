@@ -88,8 +88,8 @@ class WireAuth(httpx2.Auth):
                 fields["client_id"] = self._client.client_id
                 fields["client_assertion_type"] = ASSERTION_TYPE
                 fields["client_assertion"] = self._assertion(method)
-            case "header" | "bearer":
-                pass  # the dialect's own header says it
+            case "header" | "bearer" | "none at all":
+                pass  # the dialect's own header says it, or the token that is sent
             case other:
                 detail = f"client authentication {other[:40]!r} is not carried out"
                 raise Failure(Code.INVALID_REQUEST, detail, field="client_auth", provider=self._spec.name)

@@ -29,5 +29,7 @@ def life_of(connection: Connection, grant: Grant | None, idle_s: float | None, n
             "idle_s": idle_s,
             "refresh_expires_at": grant.refresh_expires_at,
             "end_known_at": grant.obtained_at,
+            "interim": grant.interim,
+            "ends_together": grant.ends_together,
         }
     )

@@ -58,6 +58,7 @@ class Grant(BaseModel):
     expires_at: datetime | None
     refresh_expires_at: datetime | None = None
     refreshable: bool
+    interim: bool = False  # the provider gives a long-lived token for it, and that one is what we hold
     metadata: dict[str, Any] = {}
 
     @classmethod
@@ -70,13 +71,15 @@ class Grant(BaseModel):
         at: datetime,
         before: "Grant | None" = None,
         renewable: bool = False,
+        interim: bool = False,
     ) -> "Grant":
         """The facts of a token reply asked for `at`.
 
         Absent scope means as requested, or as before (RFC 6749 sections 5.1 and 6); absent
         refresh token on a refresh means that the old one stays. `renewable`: new tokens are made
-        without a refresh token.
+        without a refresh token. What was said of an `interim` token's end says nothing of the next.
         """
+        kept = before if before is not None and not before.interim else None
         return cls(
             generation=generation,
             token_type=tokens.token_type,
@@ -84,10 +87,11 @@ class Grant(BaseModel):
             obtained_at=at,
             expires_at=_after(at, tokens.expires_in),
             refresh_expires_at=_after(at, tokens.refresh_expires_in)
-            or (before.refresh_expires_at if before else None),
+            or (kept.refresh_expires_at if kept else None),
             refreshable=renewable
             or tokens.refresh_token is not None
-            or (before is not None and before.refreshable),
+            or (kept is not None and kept.refreshable),
+            interim=interim,
             metadata={**(before.metadata if before else {}), **tokens.metadata},
         )
 
@@ -95,6 +99,12 @@ class Grant(BaseModel):
     def lifetime(self) -> timedelta | None:
         """How long this provider let the access token live, or None when it never expires."""
         return None if self.expires_at is None else self.expires_at - self.obtained_at
+
+    @property
+    def ends_together(self) -> bool:
+        """What a refresh is made from is over no later than the access token: it can't wait for that."""
+        ends, refresh_ends = self.expires_at, self.refresh_expires_at
+        return self.refreshable and ends is not None and refresh_ends is not None and refresh_ends <= ends
 
     def valid(self, now: datetime) -> bool:
         """Not expired."""

@@ -240,7 +240,8 @@ def _time_came(life: Life, it: Happening, now: datetime, rules: Rules, share: fl
     if life.state is State.REVOKING:
         return Step(life, Do.REVOKE)
     adaptive = life.policy == RefreshPolicy.ADAPTIVE and life.refreshable
-    if adaptive and life.leased and life.failures == 0:
+    in_any_case = life.interim or life.ends_together  # nothing could be made of it later
+    if adaptive and life.leased and life.failures == 0 and not in_any_case:
         return Step(life, Do.REFRESH_IF_LEASED)
     return Step(life, Do.REFRESH)
 
@@ -326,6 +327,8 @@ def _installed(life: Life, move: Move, news: GrantNews, now: datetime) -> Step:
         "refresh_extends": _extends(life, move, news),
         "margin_s": news.margin_s,
         "min_age_s": news.min_age_s,
+        "interim": news.interim,
+        "ends_together": news.ends_together,
         **NONE_LATE,
     }
     after = life.model_copy(update=changes)

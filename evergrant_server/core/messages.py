@@ -119,6 +119,8 @@ class Life(Message):
     poll_interval_s: float | None = None
     late_at: datetime | None = None  # when `late` is verified again; before rules 3 that was `retry_at`
     late_failures: int = 0  # verifications of it that said nothing, in a row
+    interim: bool = False  # this token is to be exchanged for a long-lived one, at once
+    ends_together: bool = False  # what a refresh is made from is over when the access token is
 
 
 class GrantNews(Message):
@@ -135,6 +137,8 @@ class GrantNews(Message):
     refresh_expires_at: datetime | None = None
     margin_s: float | None = None
     min_age_s: float | None = None
+    interim: bool = False
+    ends_together: bool = False
     not_leased: bool = False
     failure: Code | None = None
     retry_after: float | None = None  # seconds

@@ -115,15 +115,30 @@ def _polling(life: Life) -> Wake | None:
 def _refresh(life: Life, rules: Rules, share: float) -> Wake | None:
     if life.retry_at is not None:
         return Wake(life.retry_at, "try the refresh again")
+    if life.interim and life.obtained_at is not None:
+        return Wake(life.obtained_at, "exchange the first token for a long-lived one")
     if life.expires_at is None or life.obtained_at is None:
         return None
     if not life.refreshable:
         return Wake(life.expires_at, "access token expires, and can't be refreshed")
+    if life.ends_together:
+        return _before_the_end(life, rules, share)
     ahead = life.policy == RefreshPolicy.WARM or (life.policy == RefreshPolicy.ADAPTIVE and life.leased)
     at = due(life, rules, share)
     if ahead and at is not None:
         return Wake(max(at, settles_at(life, rules) or at), "refresh due")
     return _keep_alive(life, rules, share)
+
+
+def _before_the_end(life: Life, rules: Rules, share: float) -> Wake | None:
+    """Once the token is over, nothing can be made from it: an outage has half of its life to end.
+
+    Where a refresh doesn't move the end, an earlier one is for nothing.
+    """
+    kept, last = _keep_alive(life, rules, share), due(life, rules, share)
+    if kept is None:
+        return None if last is None else Wake(max(last, settles_at(life, rules) or last), "refresh due")
+    return Wake(max(kept.at, earliest(life) or kept.at), "refresh long before the token ends")
 
 
 def _keep_alive(life: Life, rules: Rules, share: float) -> Wake | None:

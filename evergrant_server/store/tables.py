@@ -81,6 +81,7 @@ class ConnectionGrantRow(Row, table=True):
     expires_at: datetime | None = _maybe_moment()
     refresh_expires_at: datetime | None = _maybe_moment()
     refreshable: bool
+    interim: bool = False
     facts: dict[str, Any] = _json()  # the grant's `metadata`
     sealed_access: Sealed | None = _sealed()
     sealed_refresh: Sealed | None = _sealed()

@@ -135,6 +135,12 @@ async def send(exchange: Exchange, kind: str, server: ScriptedProvider) -> RawRe
             redirect_uri=REDIRECT,
             params=exchange.integration.params,
         )
+    rule = spec.post_token_exchange if kind == "post_exchange" else spec.refresh
+    if rule is not None and (kind == "post_exchange" or (kind == "refresh" and spec.renews_by_access_token)):
+        if rule.url is not None:
+            rule = rule.model_copy(update={"url": rule.url.replace("https://", f"{server.origin}/")})
+        token, given = Secret(SECRETS["<access token>"]), exchange.integration.params
+        return await sender.exchange_access_token(spec, endpoints, client, rule, token=token, params=given)
     if kind == "refresh":
         token = Secret(SECRETS["<refresh token>"])
         return await sender.refresh(

@@ -84,17 +84,20 @@ def test_the_browser_is_sent_with_exactly_this(exchange: Exchange) -> None:
     assert expected.get("raw", "") in query
 
 
-@pytest.mark.parametrize("kind", ["exchange", "refresh", "revoke"])
+@pytest.mark.parametrize("kind", ["exchange", "post_exchange", "refresh", "revoke"])
 async def test_a_request_as_documented_and_its_reply_read(exchange: Exchange, kind: str) -> None:
     expected = exchange.vector.get(kind)
     if not exchange.speaks_code:
         assert expected is None
         return
-    if kind == "refresh" and exchange.spec.refresh != exchange.whole.refresh:
-        return  # its own way of refreshing was lifted off
     if expected is None:
-        supported = exchange.spec.revokes if kind == "revoke" else exchange.spec.refresh_supported
-        assert not supported, f"the vector has no {kind}, and the provider has"
+        spec = exchange.spec
+        supported = {
+            "revoke": spec.revokes,
+            "refresh": spec.refresh_supported,
+            "post_exchange": spec.post_token_exchange is not None,
+        }
+        assert not supported[kind], f"the vector has no {kind}, and the provider has"
         return
     async with ScriptedProvider() as server:
         where = expected["request"]["url"].removeprefix("https://").partition("?")[0].strip("/")
@@ -105,7 +108,7 @@ async def test_a_request_as_documented_and_its_reply_read(exchange: Exchange, ki
     if kind == "revoke":
         read_revocation(exchange.spec, reply)
     else:
-        assert_tokens(exchange.read(reply, refreshing=kind == "refresh"), expected["tokens"])
+        assert_tokens(exchange.read(reply, refreshing=kind != "exchange"), expected["tokens"])
 
 
 async def test_grants_that_ask_nobody(exchange: Exchange) -> None:

@@ -167,3 +167,29 @@ def test_the_next_announcement_is_the_longest_that_is_open():
     assert moment(life(ends, end_known_at=NOW + 16 * DAY - TICK)) == NOW + 16 * DAY
     assert moment(life(ends, end_known_at=None)) == NOW + 16 * DAY, "then since it was obtained"
     assert wake(life(ends, end_known_at=None, obtained_at=None), NEW) is None
+
+
+ITSELF = life(
+    expires_at=NOW + 60 * DAY, refresh_expires_at=NOW + 60 * DAY, ends_together=True, min_age_s=86_400.0
+)
+
+
+def test_a_first_token_is_exchanged_at_once():
+    assert moment(life(interim=True)) == NOW
+    assert moment(life(interim=True, expires_at=None)) == NOW
+    assert moment(life(interim=True, retry_at=SOON)) == SOON
+
+
+@pytest.mark.parametrize("policy", ["warm", "adaptive", "on_demand"])
+def test_what_can_only_be_refreshed_while_it_is_good_is_refreshed_at_half_of_its_life(policy: str):
+    assert moment(life(ITSELF, policy=policy)) == NOW + 30 * DAY
+    assert moment(life(ITSELF, policy=policy, leased=False)) == NOW + 30 * DAY
+
+
+def test_never_younger_than_the_provider_wants():
+    short = life(ITSELF, expires_at=NOW + 36 * HOUR, refresh_expires_at=NOW + 36 * HOUR)
+    assert moment(short) == NOW + DAY
+
+
+def test_where_a_refresh_moves_no_end_it_waits_for_the_margin():
+    assert moment(life(ITSELF, refresh_extends=False, announced=(14, 3, 1))) == NOW + 60 * DAY - 5 * MINUTE

@@ -114,8 +114,6 @@ def test_the_catalogue_loads_and_says_what_it_cant_do() -> None:
         {"scope_params": {"user": "user_scope"}},
         {"response": {"additional_tokens": {"path": "other_tokens", "key": "resource_server"}}},
         {"response": {"id_token": "verify"}},
-        {"refresh": {"kind": "access_token_exchange", "grant_type": "fb_exchange_token"}},
-        {"post_token_exchange": {"kind": "access_token_exchange"}},
         {"refresh_extends_current": True},
         {"refresh_scope_param": "resource"},
         {"issuer_template": True},
