@@ -102,6 +102,7 @@ $(DEMO_READY): requirements/demo.txt $(INPUTS)
 	@bash requirements/setup.sh $(VENV) requirements/demo.txt
 	@touch $@
 
-$(TEST_READY): requirements/test.txt $(INPUTS)
+$(TEST_READY): requirements/test.txt requirements/node.sh tests/fakes/oidc/package-lock.json $(INPUTS)
 	@bash requirements/setup.sh $(VENV) requirements/test.txt
+	@bash requirements/node.sh $(VENV)
 	@touch $@ $(DEMO_READY)

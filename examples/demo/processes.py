@@ -41,13 +41,14 @@ class Process:
         ready_prefix: str = "",
         within_s: float = 60,
         env: Mapping[str, str] | None = None,
+        program: str = sys.executable,
     ) -> "Process":
-        """Run this Python with `arguments`; wait for a line of `ready_prefix` and perhaps a JSON object.
+        """Run `program` (this Python) with `arguments`; wait for a line of `ready_prefix` and perhaps JSON.
 
         An empty prefix waits for a JSON object. Raises DidNotStart with the child's last words.
         """
         child = await asyncio.create_subprocess_exec(
-            sys.executable,
+            program,
             *arguments,
             cwd=ROOT,
             env=dict(env) if env is not None else None,

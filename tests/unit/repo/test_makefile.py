@@ -1,5 +1,6 @@
 """Make's targets explain themselves, and the locks hold only hashed pins."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -53,3 +54,14 @@ def test_locks_agree_on_versions(lock: str) -> None:
 
 def test_smaller_locks_lie_inside_the_larger() -> None:
     assert pins("server").keys() < pins("demo").keys() < pins("test").keys()
+
+
+def test_javascript_packages_are_pinned_by_hash_and_from_no_address() -> None:
+    lock = json.loads((ROOT / "tests/fakes/oidc/package-lock.json").read_text(encoding="utf-8"))
+    packages = {name: facts for name, facts in lock["packages"].items() if name}
+    assert packages
+    assert {
+        name for name, facts in packages.items() if not facts.get("integrity", "").startswith("sha512-")
+    } == set()
+    assert {name for name, facts in packages.items() if "resolved" in facts} == set()
+    assert {name for name, facts in packages.items() if facts.get("hasInstallScript")} == set()

@@ -1,0 +1,191 @@
+"""Flows against panva's oidc-provider, a certified server that is as strict as the RFCs let it be.
+
+A refresh token that is used twice ends its whole grant there, so a life that survives is one in
+which nothing was sent twice. `docs/flows.md` names these tests.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import pytest
+import pytest_asyncio
+from joserfc.jwk import ECKey
+
+from examples.demo.evergrant_api import EvergrantApi, Refused
+from examples.demo.platform import Platform
+from examples.demo.waiting import until
+from tests.fakes.oidc_provider import CODE, OidcProvider, running_oidc_provider
+from tests.fakes.other_grants import DEVICE_CODE
+
+KEY = ECKey.generate_key("P-256", {"kid": "ours-1", "alg": "ES256", "use": "sig"})
+PRIVATE = {"private": KEY.as_pem(private=True).decode(), "id": "ours-1"}
+SOON_S = 30
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # one platform for all of them: it takes seconds
+
+
+class World:
+    """The platform, the server, and an app that may do everything."""
+
+    def __init__(self, platform: Platform, server: OidcProvider, key: str) -> None:
+        self.platform = platform
+        self.server = server
+        self.api = EvergrantApi(platform.api, key)
+        self.admin = EvergrantApi(platform.api, platform.admin_key)
+
+    async def integration(self, name: str, **body: Any) -> dict:
+        """Once its metadata has been read, and once we are registered if that was asked for."""
+        body = {"provider": "generic", "issuer": self.server.issuer, "default_scopes": ["read"], **body}
+        await self.admin.put(f"/v1/integrations/{name}", body)
+
+        async def ready() -> dict | None:
+            found = await self.admin.get(f"/v1/integrations/{name}")
+            return found if found["state"] != "discovering" else None
+
+        made = await until(ready, "the issuer's metadata", SOON_S)
+        assert made["state"] == "ready", made["problem"]
+        return made
+
+    async def browsing(self, name: str, **metadata: Any) -> dict[str, Any]:
+        """An integration of the code grant, with a client that the test knows the secret of."""
+        made = await self.integration(name, client_id="not-yet", client_auth="none")
+        client = await self.server.register(made["redirect_uri"], **metadata)
+        auth = client["token_endpoint_auth_method"]
+        secret = {"client_secret": client["client_secret"]} if auth != "none" else {}
+        await self.integration(name, client_id=client["client_id"], client_auth=auth, **secret)
+        return client
+
+    async def machine(self, name: str, **metadata: Any) -> dict[str, Any]:
+        """An integration that asks nobody, and its client."""
+        client = await self.server.register(**metadata)
+        key = "jwks" in metadata
+        ours = {"client_key": PRIVATE} if key else {"client_secret": client["client_secret"]}
+        auth = client["token_endpoint_auth_method"]
+        await self.integration(name, client_id=client["client_id"], client_auth=auth, **ours)
+        return client
+
+    async def begin(self, integration: str, flow: str = CODE, **more: Any) -> dict:
+        body = {"integration": integration, "subject": "sam", "flow": flow, **more}
+        return await self.api.post("/v1/connections", body)
+
+    async def consented(self, integration: str, **more: Any) -> dict:
+        """A connection that its subject has just consented to."""
+        begun = await self.begin(integration, **more)
+        landing = await self.server.consent(begun["connect_url"])
+        assert landing.response is not None
+        assert landing.response.status_code == 200, landing.response.text
+        return await self.api.state(begun["id"], "active", SOON_S)
+
+    async def refreshed(self, connection: dict) -> dict:
+        return await self.api.post(f"/v1/connections/{connection['id']}/refresh")
+
+    async def revoked(self, connection: dict) -> dict:
+        await self.api.post(f"/v1/connections/{connection['id']}/revoke", {"reason": "the test is over"})
+        return await self.api.state(connection["id"], "revoked", SOON_S)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(running_oidc_provider())
+        allow = server.issuer.removeprefix("http://")
+        platform = await Platform.start(tmp_path_factory.mktemp("oidc") / "data", allow)
+        stack.push_async_callback(platform.stop)
+        admin = await stack.enter_async_context(EvergrantApi(platform.api, platform.admin_key))
+        await admin.put("/v1/apps/jobs", {})
+        permit = {"integration": "*", "actions": ["token", "connect"]}
+        await admin.put("/v1/apps/jobs/permits/all", permit)
+        made = World(platform, server, (await admin.post("/v1/apps/jobs/keys"))["key"])
+        await stack.enter_async_context(made.api)
+        await stack.enter_async_context(made.admin)
+        yield made
+
+
+async def test_a_life_from_registration_to_revocation(world: World):
+    """Registered by itself (RFC 7591), code with PKCE and `iss` (RFC 9207), strict rotation, revoked."""
+    made = await world.integration("registered", registration="dynamic")
+    assert made["client_id"]
+    connection = await world.consented("registered")
+    (asked,) = await world.server.calls("authorization", client_id=made["client_id"])
+    assert asked["asked"]["code_challenge_method"] == "S256"
+    first = await world.api.lease("registered", "sam")
+    for generation in (2, 3):
+        assert (await world.refreshed(connection))["generation"] == generation
+    refreshes = await world.server.calls("token", grant_type="refresh_token")
+    sent = [call["asked"]["refresh_token"] for call in refreshes]
+    assert len(set(sent)) == len(sent)  # a second use would have ended it
+    last = await world.api.lease("registered", "sam")
+    assert last["access_token"] != first["access_token"]
+    witness = await world.server.register()
+    assert (await world.server.active(witness, last["access_token"]))["active"]
+    assert (await world.revoked(connection))["revocation"] == "confirmed"
+    assert not (await world.server.active(witness, last["access_token"]))["active"]
+
+
+async def test_rfc9207_a_callback_that_lost_its_issuer_is_refused(world: World):
+    client = await world.browsing("mixed-up")
+    begun = await world.begin("mixed-up")
+    callback = (await world.admin.get("/v1/integrations/mixed-up"))["redirect_uri"]
+    async with world.server.person("sam") as person:
+        landing = await person.consent(begun["connect_url"], stop_before=callback)
+        query = dict(parse_qsl(urlsplit(landing.url).query))
+        assert query.pop("iss") == world.server.issuer
+        refused = (await person.consent(f"{callback}?{urlencode(query)}")).response
+    assert refused is not None
+    assert (refused.status_code, "callback_invalid" in refused.text) == (400, True)
+    assert not await world.server.calls("token", client_id=client["client_id"])
+    assert (await world.api.connection(begun["id"]))["state"] == "pending_consent"
+
+
+async def test_rfc9700_4_14_a_stolen_refresh_token_ends_the_grant_and_the_subject_is_asked(world: World):
+    """Somebody else uses a spent token: the server ends the family, and we say who repairs it."""
+    client = await world.browsing("stolen")
+    connection = await world.consented("stolen")
+    await world.refreshed(connection)
+    (use,) = await world.server.calls("token", client_id=client["client_id"], grant_type="refresh_token")
+    thief = await world.server.token(
+        client, grant_type="refresh_token", refresh_token=use["asked"]["refresh_token"]
+    )
+    assert (thief.status_code, thief.json()["error"]) == (400, "invalid_grant")
+    with contextlib.suppress(Refused):  # or the row as it stands by then, whichever is there first
+        await world.refreshed(connection)
+    condemned = await world.api.state(connection["id"], "needs_reauth", SOON_S)
+    assert (condemned["reason"], condemned["repairer"]) == ("grant_rejected", "subject")
+    again = await world.consented("stolen")  # the same link a lease would have given
+    assert (again["id"], again["generation"]) == (connection["id"], 3)
+    assert (await world.revoked(again))["revocation"] == "confirmed"
+
+
+async def test_rfc7523_2_2_private_key_jwt_and_rfc8707_resource(world: World):
+    jwks = {"keys": [KEY.as_dict(private=False)]}
+    client = await world.machine("signing", token_endpoint_auth_method="private_key_jwt", jwks=jwks)
+    begun = await world.begin("signing", "client_credentials", resources=[world.server.resource])
+    connection = await world.api.state(begun["id"], "active", SOON_S)
+    lease = await world.api.lease("signing", "sam")
+    witness = await world.server.register()
+    said = await world.server.active(witness, lease["access_token"])
+    assert (said["active"], said["aud"], said["client_id"]) == (
+        True,
+        world.server.resource,
+        client["client_id"],
+    )
+    assert (await world.refreshed(connection))["generation"] == 2
+    assert await world.server.calls("token", grant_type="client_credentials", client_id=client["client_id"])
+    assert (await world.revoked(connection))["revocation"] == "confirmed"
+
+
+async def test_rfc8628_device_authorization(world: World):
+    client = await world.server.register(
+        grant_types=[DEVICE_CODE, "refresh_token"], token_endpoint_auth_method="client_secret_post"
+    )
+    ours = {"client_secret": client["client_secret"], "client_auth": "client_secret_post"}
+    await world.integration("television", client_id=client["client_id"], **ours)
+    begun = await world.begin("television", "device_code")
+    code = begun["device"]["user_code"]
+    await world.server.consent(f"{begun['device']['verification_uri']}?user_code={code}")
+    connection = await world.api.state(begun["id"], "active", SOON_S)
+    assert (await world.refreshed(connection))["generation"] == 2
+    assert (await world.revoked(connection))["revocation"] == "confirmed"

@@ -1,0 +1,95 @@
+// panva's oidc-provider on a free port of loopback, for end-to-end tests (tests/fakes/oidc_provider.py).
+// Anybody may register a client (RFC 7591) and log in as anybody. It remembers what it was asked at
+// its OAuth endpoints, and forgets everything when it ends.
+//
+//   node server.mjs FOLDER_WITH_NODE_MODULES '{"accessTokenSeconds": 6, "dpopNonce": true, ...}'
+import { generateKeyPairSync, randomBytes } from 'node:crypto';
+import { createServer } from 'node:http';
+import { createRequire } from 'node:module';
+import { pathToFileURL } from 'node:url';
+
+const [, , packages, given] = process.argv;
+const defaults = { accessTokenSeconds: 3600, dpopNonce: false, requirePar: false };
+const options = { ...defaults, ...JSON.parse(given) };
+console.info = console.warn = () => {}; // its advice to whoever would run it in production
+const resolve = createRequire(pathToFileURL(`${packages}/`)).resolve;
+const { default: Provider, errors } = await import(pathToFileURL(resolve('oidc-provider')));
+
+const API = 'https://api.example/v1'; // the resource that tokens may be for (RFC 8707)
+const server = createServer();
+await new Promise((listening) => server.listen(0, '127.0.0.1', listening));
+const issuer = `http://127.0.0.1:${server.address().port}`;
+const { privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' });
+const calls = [];
+
+// its forms have their button outside, which is for browsers that run scripts
+const withButton = (form, label) => form.replace('</form>', `<button type="submit">${label}</button></form>`);
+
+const provider = new Provider(issuer, {
+  jwks: { keys: [{ ...privateKey.export({ format: 'jwk' }), alg: 'ES256', use: 'sig', kid: 'only' }] },
+  clientDefaults: { id_token_signed_response_alg: 'ES256' },
+  cookies: { keys: [randomBytes(32).toString('hex')] },
+  scopes: ['openid', 'offline_access', 'read', 'write'],
+  rotateRefreshToken: true, // and whoever uses one twice loses the grant
+  issueRefreshToken: async (ctx, client) => client.grantTypeAllowed('refresh_token'),
+  findAccount: async (ctx, id) => ({ accountId: id, claims: async () => ({ sub: id }) }),
+  pkce: { required: () => true },
+  ttl: {
+    AccessToken: options.accessTokenSeconds,
+    ClientCredentials: options.accessTokenSeconds,
+    DeviceCode: 600,
+    RefreshToken: 86400,
+    PushedAuthorizationRequest: 60,
+    Grant: 86400,
+    Interaction: 600,
+    Session: 86400,
+  },
+  features: {
+    clientCredentials: { enabled: true },
+    introspection: { enabled: true },
+    registration: { enabled: true },
+    registrationManagement: { enabled: true },
+    revocation: { enabled: true },
+    pushedAuthorizationRequests: {
+      enabled: true,
+      requirePushedAuthorizationRequests: options.requirePar,
+    },
+    dPoP: { enabled: true, nonceSecret: randomBytes(32), requireNonce: () => options.dpopNonce },
+    resourceIndicators: {
+      enabled: true,
+      getResourceServerInfo: async (ctx, indicator) => {
+        if (indicator !== API) throw new errors.InvalidTarget();
+        return { scope: 'read write', accessTokenFormat: 'opaque', audience: API };
+      },
+    },
+    deviceFlow: {
+      enabled: true,
+      userCodeInputSource: async (ctx, form) => { ctx.body = withButton(form, 'Continue'); },
+      userCodeConfirmSource: async (ctx, form) => { ctx.body = withButton(form, 'Continue'); },
+    },
+  },
+});
+
+provider.use(async (ctx, next) => {
+  if (ctx.path === '/_test/calls') {
+    ctx.body = calls;
+    return;
+  }
+  await next();
+  const { route, params, body } = ctx.oidc ?? {};
+  if (!['token', 'pushed_authorization_request', 'authorization', 'revocation'].includes(route)) return;
+  const asked = route === 'authorization' ? Object.fromEntries(new URLSearchParams(ctx.querystring)) : body;
+  calls.push({
+    route,
+    status: ctx.status,
+    error: ctx.body?.error ?? null,
+    client_id: ctx.oidc.client?.clientId ?? null,
+    grant_type: params?.grant_type ?? null,
+    proof: Boolean(ctx.get('dpop')),
+    asked: asked ?? {},
+  });
+});
+
+server.on('request', provider.callback());
+process.on('SIGTERM', () => process.exit(0));
+console.log(JSON.stringify({ issuer, resource: API }));
