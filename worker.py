@@ -52,6 +52,7 @@ async def run(settings: Settings, stop: asyncio.Event, limits: Limits = LIMITS) 
         await sections.drain()
         for task in beside:
             task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)  # before what they use is closed
     journal.release()
 
 

@@ -73,7 +73,8 @@ class Process:
             with suppress(ProcessLookupError):
                 child.send_signal(signal.SIGTERM)
             try:
-                await asyncio.wait_for(child.wait(), self._end_limit_s)
+                async with asyncio.timeout(self._end_limit_s):
+                    await child.wait()
             except TimeoutError:
                 with suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)

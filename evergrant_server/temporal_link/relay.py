@@ -63,8 +63,10 @@ class OutboxRelay:
             self._work.clear()
             await self._measure()
             if await self.deliver() == 0:
+                # not wait_for: before Python 3.12 it loses a cancellation that comes with a nudge
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._work.wait(), self._interval)
+                    async with asyncio.timeout(self._interval):
+                        await self._work.wait()
 
     async def _measure(self) -> None:
         """Say how much waits and for how long; every few seconds, for it costs a query."""

@@ -1,5 +1,6 @@
 """One message that can't be delivered is in nobody else's way, and ends no relay."""
 
+import asyncio
 from datetime import timedelta
 from typing import Any, cast
 
@@ -81,3 +82,25 @@ async def test_what_can_t_be_delivered_is_put_off_and_the_next_one_delivered(
         (again,) = await tx.outbox.claim("somebody", clock.now(), timedelta(seconds=1))
     assert (again.target, again.attempts) == (BAD, 1)
     assert "secret" not in (again.last_error or "")
+
+
+async def test_a_relay_that_is_ended_as_it_is_nudged_ends(
+    store: Store,  # noqa: F811  # the fixture
+    clock: SetClock,  # noqa: F811  # the fixture
+):
+    """A process is told to end at the moment at which a commit says that there is work."""
+    looked = asyncio.Event()
+
+    class Idle(OutboxRelay):
+        async def deliver(self) -> int:
+            looked.set()
+            return 0
+
+    nobody: Any = None
+    relay = Idle(store, nobody, nobody, clock, timedelta(hours=1))
+    running = asyncio.create_task(relay.run())
+    await looked.wait()  # from here on it waits for a nudge
+    relay.nudge()
+    running.cancel()
+    done, _ = await asyncio.wait({running}, timeout=5)
+    assert done

@@ -224,7 +224,9 @@ async def test_a_body_over_the_limit_is_refused(respond: Respond) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "encoding"), [(b"not gzip", "gzip"), (gzip.compress(b"cut")[:-4], "gzip"), (b"x", "br")]
+    ("body", "encoding"),
+    [(b"not gzip", "gzip"), (gzip.compress(b"cut")[:-4], "gzip"), (b"x", "br")],
+    ids=["not gzip", "cut off", "unknown"],
 )
 async def test_a_broken_encoding_is_refused(body: bytes, encoding: str) -> None:
     async with a_server(answering(body, f"Content-Encoding: {encoding}")) as port:
