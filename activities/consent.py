@@ -29,6 +29,7 @@ from evergrant_server.core.messages import ActivityName, EndConsent, ExchangeCod
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.store import Tx
 from providers.replies import read_tokens
+from providers.resolve import bound_params
 
 ASKED_AGAIN = (Code.REFRESH_PENDING, Code.JOURNAL_UNAVAILABLE)
 PATIENCE = 200  # tries, three seconds apart: longer than an answer may be waited for
@@ -127,7 +128,7 @@ class ConsentActivities(ProviderActivities):
                 code=code,
                 verifier=verifier,
                 redirect_uri=redirect_uri,
-                params=held.integration.params,
+                params=held.integration.params | bound_params(held.spec, consent.facts),
                 before_send=check,
             ),
             ending=self._ending(order, held, consent, self._clock.now),
@@ -162,7 +163,7 @@ class ConsentActivities(ProviderActivities):
         use: Use,
         tokens: TokenSet,
     ) -> GrantNews:
-        attempt = use.attempt
+        attempt, tokens = use.attempt, _with_callback(tokens, consent)
 
         async def install(tx: Tx) -> GrantNews:
             now = self._clock.now()
@@ -261,6 +262,12 @@ class ConsentActivities(ProviderActivities):
             return None
 
         return await settled(self._store, end)
+
+
+def _with_callback(tokens: TokenSet, consent: Consent) -> TokenSet:
+    """What came with the code belongs to the grant as what came with the tokens does."""
+    scopes = tokens.scopes if tokens.scopes is not None else consent.granted_scopes
+    return tokens.model_copy(update={"metadata": tokens.metadata | consent.facts, "scopes": scopes})
 
 
 async def _what_is_true(tx: Tx, current: Connection) -> GrantNews | None:

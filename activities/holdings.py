@@ -11,9 +11,10 @@ from evergrant_server.core.grant import Grant
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages import GrantNews
 from evergrant_server.store import Store, Tx
+from providers.authorization import endpoints_for
 from providers.client import OAuthClient
 from providers.registry import Registry
-from providers.resolve import assertion_audience, client_auth_of, endpoints_of
+from providers.resolve import assertion_audience, bound_params, client_auth_of
 from providers.spec import ProviderSpec, Refresh
 
 
@@ -62,6 +63,11 @@ class Holdings:
         flow = self.connection.flow
         return flow.mints or (self.spec.renews_by_access_token and not flow.static)
 
+    @property
+    def params(self) -> dict[str, str]:
+        """What templates are filled from: the integration's, and what came in this connection's callback."""
+        return self.integration.params | bound_params(self.spec, self.grant.metadata if self.grant else {})
+
     def believed(self) -> "Holdings":
         """The same in hand, for what can't be asked twice: a staged version isn't relied on yet."""
         return self.as_before() if self.provisional else self
@@ -73,7 +79,7 @@ class Holdings:
     def as_before(self) -> "Holdings":
         """The same in hand, by the definition that answered before. Raises as `Holder.take`."""
         assert self.older is not None
-        endpoints = _endpoints(self.older, self.integration)
+        endpoints = _endpoints(self.older, self.integration, self.grant)
         said = {
             "auth": client_auth_of(self.older, self.integration),
             "audience": assertion_audience(self.older, endpoints),
@@ -112,19 +118,20 @@ class Holder:
         if integration is None:
             raise Failure(Code.CLIENT_REJECTED, f"the integration {connection.integration} was deleted")
         spec, definition, older = await self._defined(tx, connection, integration)
+        grant = await tx.grants.get(tenant, connection_id)
         passed_over: Definition | None = None
         try:
-            endpoints = _endpoints(spec, integration)
+            endpoints = _endpoints(spec, integration, grant)
         except Failure:
             if older is None:
                 raise
             passed_over, spec, definition, older = definition, older, None, None
-            endpoints = _endpoints(spec, integration)
+            endpoints = _endpoints(spec, integration, grant)
         clients = await self._clients(tx, spec, endpoints, integration)
         return Holdings(
             connection=connection,
             integration=integration,
-            grant=await tx.grants.get(tenant, connection_id),
+            grant=grant,
             spec=spec,
             endpoints=endpoints,
             client=clients[0],
@@ -164,9 +171,9 @@ class Holder:
         return (*answering[0], older)
 
 
-def _endpoints(spec: ProviderSpec, integration: Integration) -> Endpoints:
+def _endpoints(spec: ProviderSpec, integration: Integration, grant: Grant | None) -> Endpoints:
     try:
-        return integration.endpoints or endpoints_of(spec, integration.params)
+        return endpoints_for(spec, integration, grant.metadata if grant else {})
     except Failure as failure:  # as above
         raise Failure(Code.CLIENT_REJECTED, failure.detail) from None
 

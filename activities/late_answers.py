@@ -126,7 +126,7 @@ class LateAnswerActivities(ProviderActivities):
                 refresh_token=token,
                 scopes=held.connection.requested_scopes,
                 redirect_uri=held.redirect_uri,
-                params=held.integration.params,
+                params=held.params,
                 before_send=check,
             ),
             ending=self._ending(order, held, tokens, self._clock.now),

@@ -43,7 +43,7 @@ def by_refresh_token(sender: Sender, held: Holdings, token: Secret) -> Renewal:
             refresh_token=token,
             scopes=scopes,
             redirect_uri=held.redirect_uri,
-            params=held.integration.params,
+            params=held.params,
             flow=held.connection.flow,
             before_send=check,
         ),
@@ -60,7 +60,7 @@ def by_access_token(sender: Sender, held: Holdings, rule: Refresh, token: Secret
             held.client,
             rule,
             token=token,
-            params=held.integration.params,
+            params=held.params,
             before_send=check,
         ),
     )
@@ -79,7 +79,7 @@ def by_minting(
         scopes=scopes,
         target=connection.target,
         subject=connection.subject,
-        params=held.integration.params,
+        params=held.params,
         at=clock.now(),
         subject_token=subject_token,
     )

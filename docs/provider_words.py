@@ -1,6 +1,6 @@
 """What a definition says, in words for people."""
 
-from providers.catalogue_report import refused_for
+from providers.catalogue_report import unusable_in
 from providers.spec import ClientAuth, ProviderSpec
 from providers.spec_request import Format, Pkce
 
@@ -189,8 +189,8 @@ def _api_header(spec: ProviderSpec) -> str:
 
 
 def not_yet(spec: ProviderSpec) -> str:
-    field = refused_for(spec)
-    return f"`{field}` is not carried out; an integration is refused" if field else ""
+    said = [f"{it.flow.replace('_', ' ')}: `{it.field}`: {it.why}" for it in unusable_in(spec)]
+    return "; ".join(dict.fromkeys(said))
 
 
 def sources(spec: ProviderSpec) -> str:

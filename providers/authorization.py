@@ -7,6 +7,7 @@ import hashlib
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from authlib.oauth2.client import OAuth2Client
@@ -14,7 +15,7 @@ from authlib.oauth2.client import OAuth2Client
 from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.secret import Secret
-from providers.resolve import checked_params, endpoints_of, fill
+from providers.resolve import bound_params, checked_params, complete, endpoints_of, fill
 from providers.spec import ProviderSpec
 from providers.spec_request import Pkce
 
@@ -76,7 +77,7 @@ def authorization_request(
     wanted = scopes_to_request(spec, integration, scopes)
     authlib = OAuth2Client(None, client_id=integration.client_id, code_challenge_method="S256")
     url, _ = authlib.create_authorization_url(
-        endpoints.authorization_endpoint,
+        complete(spec, endpoints.authorization_endpoint),
         state=state.reveal(),
         code_verifier=verifier.reveal() if spec.pkce is not Pkce.OFF else None,
         redirect_uri=redirect_uri_of(spec, integration.params, redirect_uri),
@@ -86,11 +87,16 @@ def authorization_request(
     return _bent(spec, url, wanted, verifier)
 
 
-def endpoints_for(spec: ProviderSpec, integration: Integration) -> Endpoints:
-    """An integration's endpoints: those discovered and kept with it, else the definition's."""
+def endpoints_for(
+    spec: ProviderSpec, integration: Integration, facts: Mapping[str, Any] | None = None
+) -> Endpoints:
+    """An integration's endpoints: those discovered and kept with it, else the definition's.
+
+    `facts` are what is known of a connection; a callback may have brought a part of a URL.
+    """
     if integration.endpoints is not None:
         return integration.endpoints
-    return endpoints_of(spec, integration.params)
+    return endpoints_of(spec, {**integration.params, **bound_params(spec, facts or {})})
 
 
 def redirect_uri_of(spec: ProviderSpec, params: Mapping[str, str], ours: str) -> str:

@@ -5,13 +5,14 @@ Nothing here trusts the query: it was written by whoever sent the browser.
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 from urllib.parse import unquote
 
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.secret import Secret
+from providers.callback_facts import facts_of, scopes_of
 from providers.spec import ProviderSpec
 
 Query = Sequence[tuple[str, str]]
@@ -31,7 +32,8 @@ class Callback:
     state: Secret | None
     denied: bool
     error: str | None  # a name such as access_denied; never the free text beside it
-    metadata: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)  # checked, by declared name
+    scopes: tuple[str, ...] | None = None  # those granted, where a callback says so
 
 
 def state_of(query: Query) -> Secret:
@@ -45,20 +47,27 @@ def state_of(query: Query) -> Secret:
 
 
 def judge_callback(
-    query: Query, *, expected_issuer: str | None, iss_required: bool, spec: ProviderSpec | None = None
+    query: Query,
+    *,
+    expected_issuer: str | None,
+    iss_required: bool,
+    spec: ProviderSpec | None = None,
+    params: Mapping[str, str] | None = None,
+    requested: Sequence[str] = (),
 ) -> Callback:
     """Read a callback for an attempt that was sent to `expected_issuer`.
 
-    `spec` gives the provider's own names for code and error. Raises Failure CALLBACK_INVALID:
+    `spec` gives the provider's own names for code and error, and what else to read; `params` are
+    the integration's, `requested` the scopes that were asked for. Raises Failure CALLBACK_INVALID:
     a parameter twice (RFC 6749 section 3.1) or too long, a missing or wrong `iss` (RFC 9207
     section 2.4, on error responses too), neither code nor error, or both.
     """
-    params = _single(query)
+    given = _single(query)
     state = state_of(query)
-    _check_issuer(params.get("iss"), expected_issuer, iss_required)
+    _check_issuer(given.get("iss"), expected_issuer, iss_required)
     code_param = spec.callback_code_param if spec else "code"
-    error = _error(params, spec.callback_error_params if spec else ("error",))
-    code = params.get(code_param)
+    error = _error(given, spec.callback_error_params if spec else ("error",))
+    code = given.get(code_param)
     if error is not None:
         if code:
             _refuse("a code and an error at once")
@@ -72,9 +81,10 @@ def judge_callback(
         code = unquote(code)
     if not _VISIBLE.fullmatch(code):
         _refuse(f"{code_param} is malformed")
-    wanted = spec.callback_metadata_params if spec else ()
-    facts = {name: params[name] for name in wanted if name in params}
-    return Callback(Secret(code), state, denied=False, error=None, metadata=facts)
+    if spec is None:
+        return Callback(Secret(code), state, denied=False, error=None)
+    facts = facts_of(spec, given, params or {})
+    return Callback(Secret(code), state, False, None, facts, scopes_of(spec, given, requested))
 
 
 def _single(query: Query) -> dict[str, str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evergrant_server.core.errors import Failure
+from evergrant_server.core.flow import Flow
 from providers.registry import CATALOG, read_file
 from providers.rules import Problem, problems_of
 from providers.spec import ProviderSpec
@@ -20,12 +21,28 @@ _GUIDE = "docs/guide/adding-a-provider.md says how"
 
 
 @dataclass(frozen=True)
+class Unusable:
+    """A flow that a definition speaks and can't be used in, with the field and the reason."""
+
+    provider: str
+    flow: str
+    field: str
+    why: str
+    altogether: bool  # no other flow of this definition works either
+
+    def __str__(self) -> str:
+        kind = "not usable" if self.altogether else f"usable, but not for {self.flow}"
+        return f"{self.provider}: {kind}: {self.field}: {self.why}"
+
+
+@dataclass(frozen=True)
 class Report:
     """What was looked at, and what is wrong with it."""
 
     count: int
     with_two_sources: int
     refused_at_use: int  # definitions that say more than the flows carry out
+    unusable: tuple[Unusable, ...]  # flows that definitions speak and nobody can use yet
     vectors: int | None  # None: they are not here
     problems: tuple[Problem, ...] = field(default=())
 
@@ -61,6 +78,7 @@ def report(catalog: Path = CATALOG, vectors: Path | None = VECTORS) -> Report:
             spec.sources.agreeing.get("token_endpoint", 0) >= _ENOUGH for spec in specs.values()
         ),
         refused_at_use=sum(refused_for(spec) is not None for spec in specs.values()),
+        unusable=tuple(it for spec in specs.values() for it in unusable_in(spec)),
         vectors=len(list(vectors.glob("*.yaml"))) if vectors is not None and here else None,
         problems=tuple(problems),
     )
@@ -75,11 +93,23 @@ def refused_for(spec: ProviderSpec) -> str | None:
     return None
 
 
+def unusable_in(spec: ProviderSpec) -> Iterator[Unusable]:
+    """The flows of a definition that are refused when they are used, one reason each."""
+    dead = refused_for(spec) is not None
+    for mode in spec.auth_modes:
+        if mode not in set(Flow):
+            yield Unusable(spec.name, mode, "auth_modes", f"{mode} is not carried out", dead)
+            continue
+        for field_name, why in spec.refusals(Flow(mode)):
+            yield Unusable(spec.name, mode, field_name, why, dead)
+            break
+
+
 def _disagreements(specs: dict[str, ProviderSpec]) -> Iterator[Problem]:
     """One token endpoint reads requests in one way: definitions that share it must agree."""
     sharing: dict[str, list[ProviderSpec]] = defaultdict(list)
     for spec in specs.values():
-        if spec.token_endpoint is not None and "{domain}" not in spec.token_endpoint:
+        if spec.token_endpoint is not None and not spec.token_endpoint.startswith("https://{"):
             sharing[spec.token_endpoint].append(spec)
     for first, *others in sharing.values():
         for other in others:

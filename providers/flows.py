@@ -19,7 +19,7 @@ from providers.dialects import exchange_dialect, refresh_dialect, renewal_dialec
 from providers.minting import TokenRequest
 from providers.quirks import QUIRKS, Quirk
 from providers.reply import RawReply
-from providers.resolve import checked_params, fill, fill_url
+from providers.resolve import checked_params, complete, fill, fill_url
 from providers.spec import ProviderSpec, Refresh
 from providers.spec_request import Pkce
 from providers.wire import Dialect, WireAuth
@@ -63,6 +63,7 @@ class Sender:
     ) -> RawReply:
         """Swap an authorization code for tokens (RFC 6749 section 4.1.3, RFC 7636 section 4.5)."""
         spec.require_usable()
+        url = complete(spec, endpoints.token_endpoint)
         params = params or {}
         dialect = exchange_dialect(spec, client, params)
         standard = {"code": code.reveal(), "redirect_uri": redirect_uri_of(spec, params, redirect_uri)}
@@ -71,9 +72,7 @@ class Sender:
 
         def ask(authlib: ProviderClient) -> Awaitable[Any]:
             auth = WireAuth(spec, client, dialect)
-            return authlib.fetch_token(
-                endpoints.token_endpoint, grant_type="authorization_code", auth=auth, **standard
-            )
+            return authlib.fetch_token(url, grant_type="authorization_code", auth=auth, **standard)
 
         return await self._send(spec, client, ask, before_send)
 
@@ -95,12 +94,13 @@ class Sender:
         if not spec.refresh_supported:
             detail = f"provider {spec.name} has no refresh"
             raise Failure(Code.INVALID_REQUEST, detail, provider=spec.name, field="refresh_supported")
+        url = complete(spec, endpoints.refresh_endpoint or endpoints.token_endpoint)
         dialect = refresh_dialect(spec, client, refresh_token, redirect_uri, params or {})
         standard = {"scope": spec.scope_separator.join(scopes)} if spec.refresh_sends_scope and scopes else {}
 
         def ask(authlib: ProviderClient) -> Awaitable[Any]:
             return authlib.refresh_token(
-                endpoints.refresh_endpoint or endpoints.token_endpoint,
+                url,
                 refresh_token=refresh_token.reveal(),
                 auth=WireAuth(spec, client, dialect),
                 **standard,
@@ -140,10 +140,11 @@ class Sender:
         before_send: BeforeSend | None = None,
     ) -> RawReply:
         """Ask for tokens on the strength of what we hold ourselves (RFC 6749 section 4.4, RFC 7523)."""
+        url = complete(spec, request.url)
 
         def ask(authlib: ProviderClient) -> Awaitable[Any]:
             auth = WireAuth(spec, client, request.dialect)
-            return authlib.fetch_token(request.url, grant_type=request.grant_type, auth=auth)
+            return authlib.fetch_token(url, grant_type=request.grant_type, auth=auth)
 
         return await self._send(spec, client, ask, before_send)
 
@@ -163,7 +164,7 @@ class Sender:
         two ends the grant.
         """
         url = _needed(spec, endpoints.revocation_endpoint, "revocation_endpoint")
-        url = fill_url(url, client_id=client.client_id, token=token.reveal())
+        url = complete(spec, fill_url(url, client_id=client.client_id, token=token.reveal()))
         dialect = revocation_dialect(spec, client, token)
 
         def ask(authlib: ProviderClient) -> Awaitable[Any]:
@@ -187,7 +188,7 @@ class Sender:
         if spec.introspection is not None:
             detail = f"{spec.name} introspects in a way of its own, which is not carried out"
             raise Failure(Code.INVALID_REQUEST, detail, provider=spec.name, field="introspection")
-        url = _needed(spec, endpoints.introspection_endpoint, "introspection_endpoint")
+        url = complete(spec, _needed(spec, endpoints.introspection_endpoint, "introspection_endpoint"))
         dialect = Dialect(auth=client.auth)
 
         def ask(authlib: ProviderClient) -> Awaitable[Any]:

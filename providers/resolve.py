@@ -1,6 +1,7 @@
-"""Fills in what a definition leaves to an integration: hosts, parameters, client authentication."""
+"""Fills in what a definition leaves open: hosts, parameters, client authentication."""
 
 from collections.abc import Mapping
+from typing import Any
 from urllib.parse import quote
 
 from evergrant_server.core.access import Endpoints, Integration
@@ -14,6 +15,7 @@ _LATER = frozenset({"client_id", "token"})  # known only when a revocation is se
 def endpoints_of(spec: ProviderSpec, params: Mapping[str, str]) -> Endpoints:
     """The provider's endpoints with this integration's template parameters in place.
 
+    What a callback brings may be missing still: its place stays, and `complete` refuses to send there.
     Raises Failure INVALID_REQUEST naming the parameter that is missing, unknown or malformed,
     and for a provider whose endpoints must be discovered.
     """
@@ -21,21 +23,39 @@ def endpoints_of(spec: ProviderSpec, params: Mapping[str, str]) -> Endpoints:
         detail = f"provider {spec.name} has no endpoints of its own; give an issuer"
         raise Failure(Code.INVALID_REQUEST, detail, field="issuer", provider=spec.name)
     values = checked_params(spec, params)
+    later = _from_callback(spec)
 
     def filled(template: str | None) -> str | None:
-        return None if template is None else fill(template, values, spec, leave=_LATER)
+        return None if template is None else fill(template, values, spec, leave=_LATER | later)
 
     template = spec.revocation.url if spec.revocation and spec.revocation.url else spec.revocation_endpoint
     return Endpoints(
         issuer=filled(spec.issuer),
         authorization_endpoint=filled(spec.authorization_endpoint),
-        token_endpoint=fill(spec.token_endpoint, values, spec),
+        token_endpoint=fill(spec.token_endpoint, values, spec, leave=later),
         refresh_endpoint=filled(spec.refresh_endpoint),
         revocation_endpoint=filled(template),
         introspection_endpoint=filled(spec.introspection_endpoint),
         device_authorization_endpoint=filled(spec.device_authorization_endpoint),
         iss_in_callback=spec.iss_in_callback,
     )
+
+
+def complete(spec: ProviderSpec, url: str) -> str:
+    """The URL, if nothing in it waits for a callback. Raises Failure INVALID_REQUEST naming what does."""
+    waiting = PLACEHOLDER.search(url)
+    if waiting:
+        raise _bad(spec, waiting.group(1), "comes in a callback, and hasn't come yet")
+    return url
+
+
+def bound_params(spec: ProviderSpec, facts: Mapping[str, Any]) -> dict[str, str]:
+    """Of what is known of a connection, the template parameters. Whoever fills them in checks them again."""
+    return {name: facts[name] for name in _from_callback(spec) if isinstance(facts.get(name), str)}
+
+
+def _from_callback(spec: ProviderSpec) -> frozenset[str]:
+    return frozenset(name for name, rule in spec.template_params.items() if rule.source == "callback")
 
 
 def checked_params(spec: ProviderSpec, params: Mapping[str, str]) -> dict[str, str]:

@@ -4,6 +4,7 @@ The schema can say more than today's flows do. What a flow can't honour is refus
 provider is used (`require_usable`), never ignored.
 """
 
+from collections.abc import Iterator
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -35,9 +36,6 @@ _NOT_ASKED_OF: dict[str, tuple[Flow, ...]] = {  # flows that have nothing to do 
     **dict.fromkeys(
         (
             "flow",
-            "callback_verify",
-            "callback_metadata_params",
-            "scope_from_callback",
             "allow_unsolicited_callback",
             "scope_params",
             "issuer_template",
@@ -104,12 +102,15 @@ class ProviderSpec(
                     raise ValueError(f"{needed} is missing, and there is no discovery")
         known = set(self.template_params)
         for name, url in self.url_templates().items():
-            unknown = {p for p in placeholders(url) if "." not in p} - known
+            unknown = placeholders(url) - known
             unknown -= {"client_id", "token"} if name == "revocation.url" else set()
             if unknown:
                 raise ValueError(f"{name} uses {sorted(unknown)}, which template_params doesn't define")
+            host = url.removeprefix("https://").partition("/")[0]
+            if any(self.template_params[p].holds(char) for p in placeholders(host) for char in "/ "):
+                raise ValueError(f"{name} has a parameter in its host that may hold a / or a space")
         for name, texts in self._param_templates().items():
-            unknown = {p for p in placeholders(*texts) if "." not in p} - known
+            unknown = placeholders(*texts) - known
             if unknown:
                 raise ValueError(f"{name} uses {sorted(unknown)}, which template_params doesn't define")
         if self.rotation_grace_s is not None and self.refresh_rotates is not True:
@@ -129,7 +130,12 @@ class ProviderSpec(
         """What is filled in beside URLs, by field name."""
         fields = ("authorization_params", "token_params", "token_query_params", "refresh_params")
         filled = {name: tuple(getattr(self, name).values()) for name in fields}
-        return {**filled, "redirect_uri_override": (self.redirect_uri_override,)}
+        expected = tuple(self.callback_expected.values())
+        return {
+            **filled,
+            "redirect_uri_override": (self.redirect_uri_override,),
+            "callback_expected": expected,
+        }
 
     def url_templates(self) -> dict[str, str]:
         """Every URL of the OAuth requests, by field name, templates unfilled."""
@@ -187,9 +193,14 @@ class ProviderSpec(
             return  # nothing is ever asked of the provider
         if flow.value not in self.auth_modes:
             raise self._unusable(flow, "auth_modes", f"speaks {', '.join(self.auth_modes)}")
+        for field, why in self.refusals(flow):
+            raise self._unusable(flow, field, why)
+
+    def refusals(self, flow: Flow) -> Iterator[tuple[str, str]]:
+        """What this flow would need and doesn't carry out: field and why not."""
         for field, (needed, why) in self._beyond().items():
-            if needed and flow not in _NOT_ASKED_OF.get(field, ()):
-                raise self._unusable(flow, field, why)
+            if needed and not flow.static and flow not in _NOT_ASKED_OF.get(field, ()):
+                yield field, why
 
     def require_some_use(self) -> None:
         """Raise the Failure of `require_usable` for the first flow, unless there is one that works."""
@@ -210,17 +221,15 @@ class ProviderSpec(
 
     def _beyond(self) -> dict[str, tuple[Any, str]]:
         """What the schema can say and the flows don't do: field -> (is it asked for, why not)."""
-        elsewhere = [n for n, p in self.template_params.items() if p.source != "integration"]
-        used = placeholders(*self.url_templates().values(), *self.token_params.values())
+        later = {n for n, p in self.template_params.items() if p.source == "post_auth_lookup"}
+        texts = (text for part in self._param_templates().values() for text in part)
+        used = placeholders(*self.url_templates().values(), *texts)
         signed = "this way of client authentication is not carried out"
         methods = {self.client_auth, self.refresh_client_auth} - {None}
         return {
             "client_auth": (methods - _CARRIED_OUT, signed),
             "client_secret_generator": (self.client_secret_generator, signed),
-            "flow": (self.flow != "redirect", "the provider begins this flow"),
-            "callback_verify": (self.callback_verify, "callback signatures are not checked"),
-            "callback_metadata_params": (self.callback_metadata_params, "callback facts are not kept"),
-            "scope_from_callback": (self.scope_from_callback, "callback facts are not kept"),
+            "flow": (self.flow != "redirect", "the provider begins it, with a callback that has no state"),
             "allow_unsolicited_callback": (self.allow_unsolicited_callback, "every callback needs a state"),
             "scope_params": (self.scope_params, "a connection has one chain of tokens"),
             "response.additional_tokens": (
@@ -231,10 +240,7 @@ class ProviderSpec(
             "refresh_extends_current": (self.refresh_extends_current, "a refresh must bring a token"),
             "refresh_scope_param": (self.refresh_scope_param, "one token per connection"),
             "issuer_template": (self.issuer_template, "an issuer is compared as a plain string"),
-            "template_params": (
-                used & set(elsewhere) or {n for n in used if "." in n},
-                "only an integration fills in parameters",
-            ),
+            "template_params": (used & later, "what a lookup brings comes too late for these requests"),
         }
 
 

@@ -3,8 +3,9 @@
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from providers.patterns import BadPattern, check_pattern
 from providers.spec_base import HeaderName, HeaderValue, ParamName, Params, Part, Renames, UrlTemplate
 
 
@@ -78,11 +79,24 @@ class CallbackPart(Part):
     callback_error_params: tuple[ParamName, ...] = ("error",)
     callback_denials: tuple[str, ...] = ("access_denied",)
     callback_missing_code_is_denial: bool = False
-    callback_metadata_params: tuple[ParamName, ...] = ()
+    callback_metadata_params: tuple[ParamName, ...] = ()  # facts that are kept, and used in no request
+    callback_patterns: dict[ParamName, str] = Field(default_factory=dict)  # what such a fact looks like
+    callback_expected: dict[ParamName, str] = Field(default_factory=dict)  # templates it must equal
     callback_verify: CallbackVerify | None = None
     scope_from_callback: bool = False
+    callback_scope_param: ParamName = "scope"
     decode_code: bool = False
     allow_unsolicited_callback: bool = False
+
+    @field_validator("callback_patterns")
+    @classmethod
+    def _anchored(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, pattern in value.items():
+            try:
+                check_pattern(pattern)
+            except BadPattern as error:
+                raise ValueError(f"{name}: the pattern {error}") from None
+        return value
 
 
 class SecretGenerator(Part):

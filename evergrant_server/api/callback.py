@@ -34,6 +34,8 @@ from evergrant_server.telemetry import say
 from evergrant_server.telemetry_names import Event
 from providers.authorization import endpoints_for
 from providers.callback import Callback, judge_callback, state_of
+from providers.callback_facts import check_signature
+from providers.resolve import complete
 
 log = logging.getLogger("evergrant.api")
 
@@ -87,7 +89,12 @@ async def _received(subjects: Subjects, request: Request, integration_id: Integr
         await _refuse(subjects, request, integration, None, failure)
         raise
     try:
-        callback = _judged(subjects, going, query)
+        await _verify(subjects, going, query)
+    except Failure as failure:  # whoever signs it wrongly isn't the provider: its own may still come
+        await _refuse(subjects, request, integration, None, failure)
+        raise
+    try:
+        callback, going = _judged(going, query)
     except Failure as failure:
         await _refuse(subjects, request, integration, going, failure)
         raise
@@ -125,15 +132,51 @@ async def _mine(
     return going
 
 
-def _judged(subjects: Subjects, going: Going, query: Query) -> Callback:
+async def _verify(subjects: Subjects, going: Going, query: Query) -> None:
+    """Before anything in a signed callback is believed. In a rotation's overlap either secret signs."""
+    if going.spec.callback_verify is None:
+        return
+    integration = going.integration
+    async with subjects.parts.store.read() as tx:
+        secrets = [await tx.integrations.client_secret(integration)]
+        if integration.previous_secret_counts(subjects.parts.clock.now()):
+            secrets.append(await tx.integrations.previous_secret(integration))
+    check_signature(going.spec, query, [secret for secret in secrets if secret is not None])
+
+
+def _judged(going: Going, query: Query) -> tuple[Callback, Going]:
+    """What the callback says, and the consent with all that it brought beside the code."""
     spec = going.spec
     endpoints = endpoints_for(spec, going.integration)
     if endpoints.token_endpoint != going.consent.token_endpoint:
         # code and verifier go to the endpoint recorded for this attempt, or nowhere
         raise Failure(Code.CALLBACK_INVALID, "The integration's endpoints changed meanwhile.")
-    return judge_callback(
-        query, expected_issuer=going.consent.issuer, iss_required=endpoints.iss_in_callback, spec=spec
+    callback = judge_callback(
+        query,
+        expected_issuer=going.consent.issuer,
+        iss_required=endpoints.iss_in_callback,
+        spec=spec,
+        params=going.integration.params,
+        requested=going.consent.scopes,
     )
+    if callback.code is None:
+        return callback, going
+    return callback, replace(going, consent=going.consent.model_copy(update=_brought(going, callback)))
+
+
+def _brought(going: Going, callback: Callback) -> dict[str, object]:
+    """What the code is bound to from here on: the endpoint it goes to, when the callback names a part
+    of it, and the facts that came with it."""
+    endpoints = endpoints_for(going.spec, going.integration, callback.metadata)
+    try:
+        token_endpoint = complete(going.spec, endpoints.token_endpoint)
+    except Failure as failure:
+        raise Failure(Code.CALLBACK_INVALID, f"The callback was refused: {failure.detail}.") from None
+    return {
+        "token_endpoint": token_endpoint,
+        "facts": callback.metadata,
+        "granted_scopes": callback.scopes,
+    }
 
 
 async def _written(subjects: Subjects, request: Request, going: Going, callback: Callback) -> Going:

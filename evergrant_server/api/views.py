@@ -88,6 +88,7 @@ class RevokingView(View):
 class ConnectionView(View):
     """`expires_at` is the access token's; right after `POST /v1/connections` it is the link's.
 
+    `metadata` are facts that came with the grant: which account it is, where its API lives.
     `revoking` is there while the provider hasn't confirmed a revocation yet.
     `failing_since` is set while refreshes keep failing; what it holds is valid until it expires.
     `live` (with the next attempt as `next_at`) and `differs` are null unless they were asked for
@@ -115,6 +116,7 @@ class ConnectionView(View):
     flow: Flow
     resources: tuple[str, ...] = ()
     audience: str | None = None
+    metadata: dict[str, Any] = {}
     created_at: datetime
     changed_at: datetime
     revision: int
@@ -136,6 +138,7 @@ class ConnectionView(View):
             **connection.target.model_dump(),
             "scopes": held.scopes if held else (),
             "expires_at": held.expires_at if held else None,
+            "metadata": held.metadata if held else {},
             "repairer": _repairer(connection.reason or connection.last_failure),
         }
         return cls(**(shown | more))

@@ -22,7 +22,7 @@ def check(catalog: Path | None, vectors: Path | None, output: Literal["text", "j
 
 
 def _text(found: Report) -> str:
-    lines = [str(problem) for problem in found.problems]
+    lines = [str(it) for it in found.unusable] + [str(problem) for problem in found.problems]
     vectors = f"{found.vectors} vectors" if found.vectors is not None else "no vectors here to look at"
     count = len(found.problems)
     lines.append(
@@ -39,6 +39,7 @@ def _json(found: Report) -> str:
         "share_with_two_sources": round(found.share, 4),
         "vectors": found.vectors,
         "refused_at_use": found.refused_at_use,
+        "unusable": [vars(it) for it in found.unusable],
         "problems": problems,
     }
     return json.dumps(body, indent=2) + "\n"

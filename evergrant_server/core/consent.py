@@ -50,6 +50,8 @@ class Consent(BaseModel):
     issuer: str | None = None
     token_endpoint: str | None = None
     failure: str | None = None  # a Code
+    facts: dict[str, str] = {}  # what the callback brought beside the code, checked
+    granted_scopes: tuple[str, ...] | None = None  # where the callback says which
     created_at: datetime
     expires_at: datetime
     by: str

@@ -180,6 +180,8 @@ class ConsentRow(Row, table=True):
     issuer: str | None = None
     token_endpoint: str | None = None
     failure: str | None = None
+    facts: dict[str, Any] = _json()
+    granted_scopes: list[str] | None = Field(default=None, sa_type=JSON)
     created_at: datetime = _moment()
     expires_at: datetime = _moment()
     by: str

@@ -21,7 +21,7 @@ from providers.flows import Sender
 from providers.minting import Minting, mint_request
 from providers.replies import read_tokens
 from providers.reply import RawReply
-from providers.resolve import client_auth_of
+from providers.resolve import bound_params, client_auth_of
 from providers.spec import ProviderSpec
 from tests.conformance.providers.lifted import lifted
 from tests.fakes.scripted_provider import Call, ScriptedProvider, raw
@@ -61,6 +61,7 @@ class Exchange:
         self.whole = whole
         self.spec: ProviderSpec = lifted(whole)
         self.vector: dict[str, Any] = known(vector)
+        self.facts: dict[str, Any] = self.vector.get("facts", {})  # what a callback has brought
         given = self.vector.get("endpoints")
         self.integration: Integration = an_integration(
             whole.name,
@@ -74,8 +75,12 @@ class Exchange:
     def speaks_code(self) -> bool:
         return "authorization_code" in self.spec.auth_modes
 
+    @property
+    def params(self) -> dict[str, str]:
+        return self.integration.params | bound_params(self.spec, self.facts)
+
     def endpoints(self) -> Endpoints:
-        return endpoints_for(self.spec, self.integration)
+        return endpoints_for(self.spec, self.integration, self.facts)
 
     def endpoints_at(self, origin: str) -> Endpoints:
         theirs = self.endpoints()
@@ -133,7 +138,7 @@ async def send(exchange: Exchange, kind: str, server: ScriptedProvider) -> RawRe
             code=Secret(SECRETS["<code>"]),
             verifier=Secret(SECRETS["<verifier>"]),
             redirect_uri=REDIRECT,
-            params=exchange.integration.params,
+            params=exchange.params,
         )
     rule = spec.post_token_exchange if kind == "post_exchange" else spec.refresh
     if rule is not None and (kind == "post_exchange" or (kind == "refresh" and spec.renews_by_access_token)):
@@ -150,7 +155,7 @@ async def send(exchange: Exchange, kind: str, server: ScriptedProvider) -> RawRe
             refresh_token=token,
             scopes=exchange.scopes,
             redirect_uri=REDIRECT,
-            params=exchange.integration.params,
+            params=exchange.params,
         )
     which = spec.revocation.token if spec.revocation else "refresh_token"
     token = Secret(SECRETS[f"<{which.replace('_', ' ')}>"])

@@ -25,8 +25,6 @@ def _refused_for(spec: ProviderSpec) -> str | None:
 
 
 def _without(spec: ProviderSpec, field: str) -> ProviderSpec:
-    if field == "template_params":
-        return spec.model_copy(update=_filled_in_by_an_admin(spec))
     name, _, inner = field.partition(".")
     if name == "response":
         less = spec.response.model_copy(update={inner: type(spec.response).model_fields[inner].default})
@@ -36,11 +34,3 @@ def _without(spec: ProviderSpec, field: str) -> ProviderSpec:
 
 def _default(name: str) -> Any:
     return ProviderSpec.model_fields[name].get_default(call_default_factory=True)
-
-
-def _filled_in_by_an_admin(spec: ProviderSpec) -> dict[str, Any]:
-    """What comes from a callback is given as a parameter, or left out of the request."""
-    given = {n: p.model_copy(update={"source": "integration"}) for n, p in spec.template_params.items()}
-    kept = {k: v for k, v in spec.token_params.items() if "{callback." not in v}
-    again = {k: v for k, v in spec.refresh_params.items() if "{callback." not in v}
-    return {"template_params": given, "token_params": kept, "refresh_params": again}

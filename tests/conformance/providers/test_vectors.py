@@ -138,7 +138,15 @@ def test_odd_replies_are_read(exchange: Exchange) -> None:
 def test_callbacks_in_this_providers_words_are_read(exchange: Exchange) -> None:
     for callback in exchange.vector.get("callbacks", []):
         query = [(name, str(value)) for name, value in callback["query"].items()]
-        read = judge_callback(query, expected_issuer=None, iss_required=False, spec=exchange.whole)
+        read = judge_callback(
+            query,
+            expected_issuer=None,
+            iss_required=False,
+            spec=exchange.whole,
+            params=exchange.integration.params,
+            requested=exchange.scopes,
+        )
         code = read.code.reveal() if read.code else None
         assert (code, read.denied) == (callback.get("code"), callback.get("denied", False))
         assert read.metadata == callback.get("metadata", {})
+        assert read.scopes == (tuple(callback["scopes"]) if "scopes" in callback else None)

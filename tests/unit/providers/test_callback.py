@@ -120,3 +120,71 @@ def test_whatever_comes_only_a_callback_or_a_failure_comes_out(query: Query, req
         return
     assert callback.state == state_of(query)
     assert (callback.code is None) == (callback.error is not None)
+
+
+# --- what comes beside the code ---------------------------------------------------------------
+
+HOST = {"pattern": r"^accounts\.acme\.(?:example|test)$", "source": "callback", "callback_param": "server"}
+HOSTED = spec_like(
+    token_endpoint="https://{host}/token",
+    template_params={"host": {**HOST, "normalise": ["host_of_origin", "lower"]}},
+    callback_metadata_params=["realmId", "name"],
+    callback_patterns={"realmId": "^[A-Za-z0-9]{1,64}$"},
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "host"),
+    [
+        ("https://Accounts.acme.TEST/", "accounts.acme.test"),
+        ("accounts.acme.example", "accounts.acme.example"),
+    ],
+)
+def test_a_host_is_read_by_its_declared_name_and_kept_as_it_is_used(given: str, host: str) -> None:
+    callback = judge(
+        [*GOOD, ("server", given), ("realmId", "9"), ("name", "Zoë"), ("other", "x")], spec=HOSTED
+    )
+    assert callback.metadata == {"host": host, "realmId": "9", "name": "Zoë"}
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "https://evil.example",
+        "https://accounts.acme.example.evil.example",
+        "https://accounts.acme.example@evil.example",
+        "https://evil.example#accounts.acme.example",
+        "https://accounts.acme.example/../../token?x=",
+        "https://https://accounts.acme.example",
+        "http://accounts.acme.example",
+        "https://169.254.169.254",
+        "https://accounts.acme.example:8443",
+        "accounts.acme.example\\.evil.example",
+        "https://accounts.acme.example\n",
+        "https://accounts.acme.example%2eevil.example",
+        "https://аccounts.acme.example",
+        "{host}",
+        "",
+    ],
+)
+def test_ssrf_a_host_that_its_pattern_does_not_know_is_refused(host: str) -> None:
+    with pytest.raises(Failure, match="host is malformed") as raised:
+        judge([*GOOD, ("server", host)], spec=HOSTED)
+    assert raised.value.code is Code.CALLBACK_INVALID
+
+
+@pytest.mark.parametrize("realm", ["../../v3", "1\n2", "x" * 65, "1?a=b", ""])
+def test_a_fact_that_looks_otherwise_than_declared_is_refused(realm: str) -> None:
+    with pytest.raises(Failure, match="realmId is malformed"):
+        judge([*GOOD, ("realmId", realm)], spec=HOSTED)
+    with pytest.raises(Failure, match="name is malformed"):
+        judge([*GOOD, ("name", "a\nb")], spec=HOSTED)
+
+
+def test_a_callback_may_name_no_host_at_will() -> None:
+    any_host = {"kind": "arbitrary_host", "source": "callback"}
+    with pytest.raises(ValueError, match="may not name any host"):
+        spec_like(token_endpoint="https://{host}/token", template_params={"host": any_host})
+    with pytest.raises(ValueError, match="in its host that may hold a /"):
+        rule = {"pattern": "^a/b$", "source": "callback"}
+        spec_like(token_endpoint="https://{host}.acme.example/token", template_params={"host": rule})

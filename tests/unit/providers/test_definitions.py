@@ -107,9 +107,6 @@ def test_the_catalogue_loads_and_says_what_it_cant_do() -> None:
         {"refresh_client_auth": "tls_client_auth"},
         {"client_secret_generator": {"kind": "jwt", "alg": "ES256", "lifetime_s": 60}},
         {"flow": "install"},
-        {"callback_verify": {"kind": "hmac_sha256_query", "param": "hmac", "secret": "client_secret"}},
-        {"callback_metadata_params": ["realmId"]},
-        {"scope_from_callback": True},
         {"allow_unsolicited_callback": True},
         {"scope_params": {"user": "user_scope"}},
         {"response": {"additional_tokens": {"path": "other_tokens", "key": "resource_server"}}},
@@ -117,10 +114,9 @@ def test_the_catalogue_loads_and_says_what_it_cant_do() -> None:
         {"refresh_extends_current": True},
         {"refresh_scope_param": "resource"},
         {"issuer_template": True},
-        {"token_params": {"device_id": "{callback.device_id}"}},
         {
             "token_endpoint": "https://{host}/token",
-            "template_params": {"host": {"pattern": "^[a-z]+$", "source": "callback"}},
+            "template_params": {"host": {"pattern": "^[a-z]+$", "source": "post_auth_lookup"}},
         },
     ],
 )
@@ -134,10 +130,10 @@ def test_what_no_flow_carries_out_can_be_said_but_not_used(fields: dict[str, Any
 
 def test_a_flow_is_kept_from_a_definition_only_by_what_it_would_use() -> None:
     both = ["authorization_code", "client_credentials"]
-    spec = spec_like(auth_modes=both, scope_from_callback=True, min_refresh_age_s=570)
+    spec = spec_like(auth_modes=both, flow="install", min_refresh_age_s=570)
     spec.require_usable(Flow.CLIENT_CREDENTIALS)
     spec.require_some_use()
-    with pytest.raises(Failure, match="an authorization code connection: scope_from_callback"):
+    with pytest.raises(Failure, match="an authorization code connection: flow"):
         spec.require_usable(Flow.AUTHORIZATION_CODE)
     with pytest.raises(Failure, match="a jwt bearer connection: auth_modes"):
         spec.require_usable(Flow.JWT_BEARER)

@@ -113,6 +113,7 @@ class Connection:
     `reason` is a failure code and `repairer` who has to act, both None while all is well.
     `expires_at` is the access token's; in the answer to `connect` it is the link's, as the server
     says it. `connect_url` and `connect_expires_at` are there after `connect` and `reauthorize`.
+    `metadata` are facts that came with the grant: which account it is, where its API lives.
     `revoking` is there while the provider hasn't confirmed a revocation yet.
     `live` is there when it was asked for and the workflow answered; `differs` names the members
     that it says otherwise.
@@ -138,6 +139,7 @@ class Connection:
     flow: str = "authorization_code"
     device: "DeviceCode | None" = None
     revoking: "Revoking | None" = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

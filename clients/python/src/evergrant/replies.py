@@ -211,6 +211,7 @@ def _connection(item: Fields) -> Connection:
         flow=item.text_or_none("flow") or "authorization_code",
         device=_device(item.mapping("device")) if item.members.get("device") is not None else None,
         revoking=_revoking(item.mapping("revoking")) if item.members.get("revoking") is not None else None,
+        metadata=dict(item.mapping("metadata")) if item.members.get("metadata") is not None else {},
     )
 
 

@@ -1,0 +1,169 @@
+"""What comes beside the code, end to end: a browser, API, workflow and worker, and a provider that speaks TLS.
+
+The provider is a tenant's own definition: its callback is signed, names the account, and says at
+which host the tokens are.
+"""
+
+import hashlib
+import hmac
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import httpx2
+import pytest
+import pytest_asyncio
+
+from examples.demo.evergrant_api import EvergrantApi
+from examples.demo.forms import read_forms, read_refresh
+from examples.demo.platform import Platform
+from examples.demo.waiting import until
+from tests.fakes.certificates import LoopbackTls, loopback_tls
+from tests.fakes.scripted_provider import ScriptedProvider
+
+TOKEN_S = 6
+SOON_S = 30
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # one platform for all of them: it takes seconds
+
+
+class World:
+    """The platform, a provider, and the shortest way to an integration of a definition of our own."""
+
+    def __init__(
+        self,
+        platform: Platform,
+        idp: ScriptedProvider,
+        tls: LoopbackTls,
+        admin: EvergrantApi,
+        api: EvergrantApi,
+    ) -> None:
+        self.platform = platform
+        self.idp = idp
+        self.tls = tls
+        self.admin = admin
+        self.api = api
+
+    async def integration(self, name: str, **fields: Any) -> None:
+        document = {
+            "name": f"acme-{name}",
+            "display_name": "Acme",
+            "auth_modes": ["authorization_code"],
+            "authorization_endpoint": self.idp.url("authorize"),
+            "token_endpoint": self.idp.url("token"),
+            "revocation_endpoint": self.idp.url("revoke"),
+            "client_auth": "client_secret_post",
+            "refresh_rotates": True,
+            **fields,
+        }
+        await self.admin.post("/v1/providers", {"definition": document})
+        await self._version(document["name"], "waiting")
+        await self.admin.post(f"/v1/providers/{document['name']}/approve", {"version": 1})
+        await self._version(document["name"], "active")
+        body = {
+            "provider": document["name"],
+            "client_id": self.idp.client_id,
+            "client_secret": self.idp.client_secret,
+        }
+        await self.admin.put(f"/v1/integrations/{name}", body)
+
+    async def _version(self, provider: str, state: str) -> None:
+        async def reached() -> bool | None:
+            (found,) = (await self.admin.get(f"/v1/providers/{provider}/versions"))["items"]
+            assert found["state"] != "unsound", found["findings"]
+            return found["state"] == state or None
+
+        await until(reached, f"a version that is {state}", SOON_S)
+
+    async def begin(self, integration: str, **more: Any) -> dict[str, Any]:
+        return await self.api.post("/v1/connections", {"integration": integration, "subject": "sam", **more})
+
+
+class Browser:
+    """Opens a link, goes to the provider, and comes back with what a test puts beside the code."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._http = httpx2.AsyncClient(trust_env=False, verify=world.tls.trust, follow_redirects=False)
+        self.back = ""
+
+    async def __aenter__(self) -> "Browser":
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._http.aclose()
+
+    async def leave(self, link: str) -> None:
+        """Press the button of the page; the provider consents by itself and says where to go back."""
+        page = await self._http.get(link)
+        (form,) = read_forms(page.text)
+        leaving = await self._http.post(link, data=form.fields)
+        consented = await self._http.get(read_refresh(leaving.text) or "")
+        self.back = consented.headers["location"]
+
+    async def come_back(self, **facts: str) -> httpx2.Response:
+        where, _, query = self.back.partition("?")
+        answer = await self._http.get(f"{where}?{urlencode([*parse_qsl(query), *facts.items()])}")
+        while answer.status_code == 303:
+            answer = await self._http.get(self._world.platform.api + answer.headers["location"])
+        return answer
+
+    def signed(self, **facts: str) -> dict[str, str]:
+        query = dict(parse_qsl(urlsplit(self.back).query)) | facts
+        message = "&".join(f"{name}={query[name]}" for name in sorted(query))
+        secret = self._world.idp.client_secret.encode()
+        return {**facts, "hmac": hmac.new(secret, message.encode(), hashlib.sha256).hexdigest()}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    folder = tmp_path_factory.mktemp("callbacks")
+    tls = loopback_tls(folder)
+    async with AsyncExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setenv("SSL_CERT_FILE", str(tls.authorities))  # the platform's processes trust it
+        idp = await stack.enter_async_context(ScriptedProvider(tls=tls, expires_in=TOKEN_S))
+        platform = await Platform.start(folder / "data", idp.allowance)
+        stack.push_async_callback(platform.stop)
+        admin = await stack.enter_async_context(EvergrantApi(platform.api, platform.admin_key))
+        await admin.put("/v1/apps/jobs", {})
+        await admin.put("/v1/apps/jobs/permits/all", {"integration": "*", "actions": ["token", "connect"]})
+        key = (await admin.post("/v1/apps/jobs/keys"))["key"]
+        api = await stack.enter_async_context(EvergrantApi(platform.api, key))
+        yield World(platform, idp, tls, admin, api)
+
+
+async def test_a_signed_callback_names_the_host_and_the_account(world: World):
+    """Code and refresh token go to the host that came, and the account is the connection's metadata."""
+    await world.integration(
+        "shop",
+        token_endpoint="https://{host}/token",
+        refresh_endpoint="https://{host}/token",
+        template_params={
+            "host": {
+                "pattern": r"^127\.0\.0\.1:[0-9]{1,5}$",
+                "source": "callback",
+                "callback_param": "server",
+                "normalise": ["host_of_origin"],
+            }
+        },
+        callback_metadata_params=["realmId"],
+        callback_patterns={"realmId": "^[0-9]{1,20}$"},
+        callback_verify={"kind": "hmac_sha256_query", "param": "hmac", "secret": "client_secret"},
+    )
+    begun = await world.begin("shop")
+    facts = {"server": world.idp.origin, "realmId": "4711"}
+    async with Browser(world) as browser:
+        await browser.leave(begun["connect_url"])
+        forged = await browser.come_back(**facts, hmac="0" * 64)
+        assert (forged.status_code, "callback_invalid" in forged.text) == (400, True)
+        assert world.idp.count("token") == 0
+        shown = await browser.come_back(**browser.signed(**facts))
+    assert shown.status_code == 200, shown.text
+    found = await world.api.state(begun["id"], "active", SOON_S)
+    assert found["metadata"] == {"realmId": "4711", "host": world.idp.allowance}
+    await world.api.post(f"/v1/connections/{begun['id']}/refresh")
+    refreshed = await world.api.generation(begun["id"], 2, SOON_S)
+    assert refreshed["metadata"] == found["metadata"]
+    assert world.idp.count("token", grant_type="refresh_token") == 1
