@@ -1,4 +1,4 @@
-"""What comes beside the code, end to end: a browser, API, workflow and worker, and a provider that speaks TLS.
+"""What comes beside the code, end to end: browser, API, workflow, worker, and a provider with TLS.
 
 The provider is a tenant's own definition: its callback is signed, names the account, and says at
 which host the tokens are.

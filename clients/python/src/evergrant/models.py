@@ -139,7 +139,7 @@ class Connection:
     flow: str = "authorization_code"
     device: "DeviceCode | None" = None
     revoking: "Revoking | None" = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)
