@@ -19,6 +19,7 @@ from activities.holdings import Holder
 from activities.late_answers import LateAnswerActivities
 from activities.minting import MintActivities
 from activities.onboarding import OnboardingActivities
+from activities.pushing import PushActivities
 from activities.receiver_keys import ReceiverKeysActivities
 from activities.reconcile import ReconcileActivities
 from activities.refresh import RefreshActivities
@@ -124,6 +125,7 @@ def activities(
     closed_runs = ClosedRuns(parts.store, parts.link, parts.clock)
     upkeep = ReconcileActivities(parts.store, parts.reconciler, closed_runs, parts.clock)
     receiver_keys = ReceiverKeysActivities(parts.store, egress, parts.clock)
+    pushing = PushActivities(parts.store, holder, sender, parts.clock)
     elsewhere = ElsewhereActivities(
         parts.store, holder, sender, receiver_keys, parts.clock, parts.settings.introspection_interval
     )
@@ -161,6 +163,7 @@ def activities(
         upkeep.reconcile,
         webhooks.deliver_due,
         receiver_keys.fetch_keys,
+        pushing.push_request,
         elsewhere.look_elsewhere,
         onboarding.check_definition,
         onboarding.decide_definition,

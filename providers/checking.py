@@ -33,6 +33,7 @@ _SECRETS_GO_TO = (
     "revocation.url",
     "introspection_endpoint",
     "device_authorization_endpoint",
+    "pushed_authorization_request_endpoint",
 )
 
 

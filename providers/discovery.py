@@ -113,6 +113,10 @@ def _endpoints(egress: Egress, issuer: str, document: dict[str, Any]) -> Endpoin
         iss_in_callback=iss,
         token_auth_methods=tuple(_strings(issuer, document, "token_endpoint_auth_methods_supported") or ()),
         registration_endpoint=_url(egress, issuer, document, "registration_endpoint"),
+        pushed_authorization_request_endpoint=_url(
+            egress, issuer, document, "pushed_authorization_request_endpoint"
+        ),
+        pushed_requests_required=document.get("require_pushed_authorization_requests") is True,
         takes_metadata_documents=document.get("client_id_metadata_document_supported") is True,
     )
 
@@ -130,11 +134,14 @@ def weakened(pinned: Endpoints, now: Endpoints, client_auth: str | None = None) 
             "token_endpoint",
             "revocation_endpoint",
             "introspection_endpoint",
+            "pushed_authorization_request_endpoint",
         )
         if _moved(getattr(pinned, name), getattr(now, name))
     ]
     if pinned.iss_in_callback and not now.iss_in_callback:
         reasons.append("callbacks would no longer name their issuer (RFC 9207)")
+    if pinned.pushed_requests_required and not now.pushed_requests_required:
+        reasons.append("what is asked would be seen and changed by browsers again (RFC 9126)")
     if pinned.revocation_endpoint is not None and now.revocation_endpoint is None:
         reasons.append("grants could no longer be revoked (RFC 7009)")
     if client_auth and now.token_auth_methods and client_auth not in now.token_auth_methods:

@@ -141,6 +141,7 @@ class ProviderSpec(
         """Every URL of the OAuth requests, by field name, templates unfilled."""
         urls: dict[str, str | None] = {
             "authorization_endpoint": self.authorization_endpoint,
+            "pushed_authorization_request_endpoint": self.pushed_authorization_request_endpoint,
             "token_endpoint": self.token_endpoint,
             "refresh_endpoint": self.refresh_endpoint,
             "refresh.url": self.refresh.url,

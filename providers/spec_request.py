@@ -39,6 +39,8 @@ class AuthorizationPart(Part):
     """The request that takes the subject's browser to the provider (RFC 6749 section 4.1.1)."""
 
     authorization_endpoint: UrlTemplate | None = None
+    pushed_authorization_request_endpoint: UrlTemplate | None = None  # RFC 9126
+    require_pushed_authorization_requests: bool = False  # no other request is taken (section 5)
     authorization_params: Params = Field(default_factory=dict)
     authorization_params_from_request: tuple[ParamName, ...] = ()  # a caller may give these
     authorization_param_names: Renames = Field(default_factory=dict)

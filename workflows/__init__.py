@@ -9,6 +9,7 @@ from workflows.discovery import DiscoveryWorkflow
 from workflows.elsewhere import LookElsewhereWorkflow
 from workflows.export import ExportWorkflow
 from workflows.onboarding import OnboardingWorkflow
+from workflows.pushing import PushRequestWorkflow
 from workflows.receiver_keys import FetchKeysWorkflow
 from workflows.reconcile import ReconcileWorkflow
 from workflows.rediscovery import RereadMetadataWorkflow
@@ -21,6 +22,7 @@ WORKFLOWS = (
     FetchKeysWorkflow,
     LookElsewhereWorkflow,
     OnboardingWorkflow,
+    PushRequestWorkflow,
     ReconcileWorkflow,
     RereadMetadataWorkflow,
     WebhookDeliveryWorkflow,

@@ -32,6 +32,7 @@ with workflow.unsafe.imports_passed_through():
         RunEnds,
     )
     from evergrant_server.core.onboarding import DefinitionCall, DefinitionNews
+    from evergrant_server.core.pushing import ACTIVITY_PUSH_REQUEST, Pushed, PushRequest
     from evergrant_server.core.receivers import ACTIVITY_FETCH_KEYS, FetchKeys, KeysFetched
     from evergrant_server.core.upkeep import (
         ACTIVITY_LOOK_ELSEWHERE,
@@ -219,6 +220,19 @@ async def fetch_keys(order: FetchKeys) -> KeysFetched:
         result_type=KeysFetched,
         summary=str(order.receiver_id),
         start_to_close_timeout=timedelta(seconds=60),
+        retry_policy=RetryPolicy(maximum_attempts=5, initial_interval=timedelta(seconds=1)),
+    )
+
+
+async def push_request(order: PushRequest) -> Pushed:
+    """Push an authorization request (RFC 9126 section 2). Nothing is spent by trying again."""
+    return await workflow.execute_activity(
+        ACTIVITY_PUSH_REQUEST,
+        order,
+        result_type=Pushed,
+        summary=f"of {order.consent_id}",
+        start_to_close_timeout=LIMITS.answer + _SLACK,
+        heartbeat_timeout=timedelta(seconds=5),
         retry_policy=RetryPolicy(maximum_attempts=5, initial_interval=timedelta(seconds=1)),
     )
 

@@ -11,14 +11,19 @@ from starlette.responses import HTMLResponse, Response
 
 from evergrant_server.api.browsers import page
 from evergrant_server.api.establishing import hash_of_link, require_ready
-from evergrant_server.api.subjects import Going, Subjects, as_page, require_open, subjects_of
+from evergrant_server.api.pushing import push_order, reference_of
+from evergrant_server.api.subjects import SUBJECT, Going, Subjects, as_page, require_open, subjects_of
+from evergrant_server.api.tracing import trace_of
+from evergrant_server.core.access import Endpoints
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.consent import ConsentKind, ConsentStatus
 from evergrant_server.core.device import DeviceCode
 from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.pushing import PushedRequest
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Tx
 from providers.authorization import authorization_request, endpoints_for, new_state, new_verifier
+from providers.pushing import fields_to_push, pushed_url, pushes
 
 router = APIRouter(tags=["pages"], default_response_class=HTMLResponse)
 
@@ -103,6 +108,9 @@ async def _started(subjects: Subjects, request: Request, link: str, browser: str
             scopes=going.consent.scopes,
         )
         endpoints = endpoints_for(spec, going.integration)
+        pushed = None
+        if pushes(spec, endpoints):
+            pushed = PushedRequest(fields_to_push(url, _page_of(endpoints)))
         started = going.consent.model_copy(
             update={
                 "status": ConsentStatus.STARTED,
@@ -113,9 +121,24 @@ async def _started(subjects: Subjects, request: Request, link: str, browser: str
                 "token_endpoint": endpoints.token_endpoint,
             }
         )
-        await tx.consents.replace(started, expected=going.consent.revision, verifier=verifier)
+        started = await tx.consents.replace(
+            started, expected=going.consent.revision, verifier=verifier, request=pushed
+        )
         await _record(tx, subjects, request, going)
+        if pushed is not None:
+            asked = trace_of(request).asked_by(SUBJECT)
+            await tx.outbox.add(push_order(started, asked, parts.clock.now()))
+    if pushed is not None:
+        parts.relay.nudge()
+        reference = await reference_of(parts, started, spec, endpoints)
+        if reference is not None:
+            url = pushed_url(spec, going.integration, _page_of(endpoints), reference)
     return subjects.pages.leaving(provider=going.provider, url=url)
+
+
+def _page_of(endpoints: Endpoints) -> str:
+    assert endpoints.authorization_endpoint is not None  # or there had been nothing to ask
+    return endpoints.authorization_endpoint
 
 
 async def _record(tx: Tx, subjects: Subjects, request: Request, going: Going) -> None:

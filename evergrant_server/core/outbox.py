@@ -17,6 +17,7 @@ class OutboxKind(StrEnum):
     WAKE_WEBHOOK = "wake_webhook"  # payload: WakeWebhook
     START_ONBOARDING = "start_onboarding"  # payload: OnboardingStart
     FETCH_KEYS = "fetch_keys"  # payload: FetchKeys
+    PUSH_REQUEST = "push_request"  # payload: PushRequest
     EXPORT_HISTORY = "export_history"  # payload: {"run_id": …}
 
 

@@ -11,6 +11,7 @@ from evergrant_server.core.device import DeviceCode
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import ConnectionId, ConsentId, Tenant
 from evergrant_server.core.imports import ImportedTokens
+from evergrant_server.core.pushing import PushedRequest
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import Lane, Place
 from evergrant_server.store.records import (
@@ -29,6 +30,7 @@ from evergrant_server.store.tables import ConsentRow
 _LINK, _VERIFIER, _CODE = "sealed_link", "sealed_verifier", "sealed_code"
 _TOKENS = "sealed_tokens"
 _DEVICE = "sealed_device"
+_REQUEST = "sealed_request"
 _CAN_GO_ON = (ConsentStatus.OPEN.value, ConsentStatus.STARTED.value)
 
 
@@ -84,13 +86,20 @@ class Consents:
         return None if row is None else Consent.model_validate(row)
 
     async def replace(
-        self, consent: Consent, *, expected: int, verifier: Secret | None = None, code: Secret | None = None
+        self,
+        consent: Consent,
+        *,
+        expected: int,
+        verifier: Secret | None = None,
+        code: Secret | None = None,
+        request: PushedRequest | None = None,
     ) -> Consent:
         """Write `consent` if its row is still at `expected`; secrets that are given are sealed with it.
 
         Raises Failure STORE_CONFLICT when the row changed meanwhile, NOT_FOUND when it is gone.
         """
-        given = {_VERIFIER: verifier, _CODE: code}
+        pushed = None if request is None else request.as_secret()
+        given = {_VERIFIER: verifier, _CODE: code, _REQUEST: pushed}
         values = values_of(consent, **await self._sealed(consent, given))
         key = {"tenant": consent.tenant, "id": consent.id}
         revision = await compare_and_set(self._connection, ConsentRow, key, values, expected)
@@ -129,10 +138,14 @@ class Consents:
                 raise
             return None
 
+    async def request(self, consent: Consent) -> PushedRequest:
+        """What is pushed, and what came of it. Raises Failure NOT_FOUND, SEAL_BROKEN, KEY_UNAVAILABLE."""
+        return PushedRequest.from_secret(await self._open(consent, _REQUEST))
+
     async def forget(self, consent: Consent) -> None:
-        """Drop verifier, codes and tokens: they were used. The row and its revision stay as they are."""
+        """Drop verifier, codes, tokens and request: they were used. Row and revision stay as they are."""
         mine = where(ConsentRow, tenant=consent.tenant, id=consent.id)
-        empty: Values = dict.fromkeys((_VERIFIER, _CODE, _TOKENS, _DEVICE))
+        empty: Values = dict.fromkeys((_VERIFIER, _CODE, _TOKENS, _DEVICE, _REQUEST))
         await self._connection.execute(update(ConsentRow).where(mine).values(empty))
 
     async def _sealed(self, consent: Consent, secrets: dict[str, Secret | None]) -> Values:

@@ -111,7 +111,14 @@ class Grants:
         await self._connection.execute(
             update(ConnectionGrantRow).where(where(ConnectionGrantRow, **mine)).values(empty)
         )
-        columns = ("sealed_link", "sealed_verifier", "sealed_code", "sealed_tokens", "sealed_device")
+        columns = (
+            "sealed_link",
+            "sealed_verifier",
+            "sealed_code",
+            "sealed_tokens",
+            "sealed_device",
+            "sealed_request",
+        )
         await LateAnswers(self._connection, self._seals).drop(tenant, connection_id)
         consents: Values = dict.fromkeys(columns)
         await self._connection.execute(update(ConsentRow).where(where(ConsentRow, **mine)).values(consents))

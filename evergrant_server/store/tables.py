@@ -191,6 +191,7 @@ class ConsentRow(Row, table=True):
     sealed_code: Sealed | None = _sealed()
     sealed_tokens: Sealed | None = _sealed()
     sealed_device: Sealed | None = _sealed()
+    sealed_request: Sealed | None = _sealed()
     revision: int
 
 

@@ -53,6 +53,7 @@ from evergrant_server.core.messages import (
     Freshness,
 )
 from evergrant_server.core.onboarding import ONBOARDING_WORKFLOW, OnboardingStart
+from evergrant_server.core.pushing import PUSH_WORKFLOW, PushRequest, push_workflow_id
 from evergrant_server.core.receivers import FETCH_KEYS_WORKFLOW, FetchKeys
 from evergrant_server.core.webhook_messages import SIGNAL_WAKE, WEBHOOK_WORKFLOW, WakeWebhook, WebhookStart
 
@@ -223,6 +224,24 @@ class TemporalLink:
                 static_summary="keys of a security event transmitter",
             )
         )
+
+    async def push_request(self, order: PushRequest) -> None:
+        """Have an authorization request pushed, once, and soon or never: a browser waits for it."""
+        try:
+            await self._guarded(
+                self._client.start_workflow(
+                    PUSH_WORKFLOW,
+                    order,
+                    id=push_workflow_id(order),
+                    task_queue=self._task_queue,
+                    id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                    id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                    execution_timeout=timedelta(minutes=2),
+                    static_summary="a pushed authorization request",
+                )
+            )
+        except WorkflowAlreadyStartedError:
+            return
 
     async def wake_webhook(self, order: WakeWebhook) -> None:
         """Signal the workflow that delivers to this webhook, or start it with the signal."""

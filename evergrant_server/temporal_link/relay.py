@@ -16,6 +16,7 @@ from evergrant_server.core.ids import WORKFLOW_ID, ConnectionId, Tenant
 from evergrant_server.core.messages import Asked, ConnectionStart, ExportStart, Provenance
 from evergrant_server.core.onboarding import OnboardingStart
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
+from evergrant_server.core.pushing import PushRequest
 from evergrant_server.core.receivers import FetchKeys
 from evergrant_server.core.webhook_messages import WakeWebhook
 from evergrant_server.store import HistoryExport, Store
@@ -141,6 +142,8 @@ class OutboxRelay:
                 await self._link.start_onboarding(OnboardingStart.model_validate(message.payload))
             case OutboxKind.FETCH_KEYS:
                 await self._link.fetch_keys(FetchKeys.model_validate(message.payload))
+            case OutboxKind.PUSH_REQUEST:
+                await self._link.push_request(PushRequest.model_validate(message.payload))
             case OutboxKind.EXPORT_HISTORY:
                 await self._export(message)
 

@@ -109,7 +109,7 @@ async def test_a_life_from_registration_to_revocation(world: World):
     made = await world.integration("registered", registration="dynamic")
     assert made["client_id"]
     connection = await world.consented("registered")
-    (asked,) = await world.server.calls("authorization", client_id=made["client_id"])
+    (asked,) = await world.server.calls("pushed_authorization_request", client_id=made["client_id"])
     assert asked["asked"]["code_challenge_method"] == "S256"
     first = await world.api.lease("registered", "sam")
     for generation in (2, 3):
@@ -157,6 +157,35 @@ async def test_rfc9700_4_14_a_stolen_refresh_token_ends_the_grant_and_the_subjec
     again = await world.consented("stolen")  # the same link a lease would have given
     assert (again["id"], again["generation"]) == (connection["id"], 3)
     assert (await world.revoked(again))["revocation"] == "confirmed"
+
+
+async def test_rfc9126_what_is_asked_is_pushed_and_the_browser_carries_a_reference(world: World):
+    """Also in a second consent, to a server that takes nothing else from this client."""
+    client = await world.browsing("pushing", require_pushed_authorization_requests=True)
+    connection = await world.consented("pushing")
+    for asked in await world.server.calls("authorization", client_id=client["client_id"]):
+        assert set(asked["asked"]) == {"client_id", "request_uri"}
+    (pushed,) = await world.server.calls("pushed_authorization_request", client_id=client["client_id"])
+    assert {"state", "code_challenge", "redirect_uri", "scope"} <= set(pushed["asked"])
+    assert (await world.refreshed(connection))["generation"] == 2
+    assert (await world.revoked(connection))["revocation"] == "confirmed"
+
+
+async def test_rfc9126_2_3_a_refused_request_says_who_repairs_it(world: World):
+    """Our secret is wrong: the page says so before the browser leaves, and the same link works later."""
+    client = await world.browsing("mistaken")
+    told = {"client_id": client["client_id"], "client_auth": "client_secret_basic"}
+    await world.integration("mistaken", **told, client_secret="wrong")
+    begun = await world.begin("mistaken")
+    refused = (await world.server.consent(begun["connect_url"])).response
+    assert refused is not None
+    assert (refused.status_code, "client_rejected" in refused.text) == (424, True)
+    assert not await world.server.calls("authorization", client_id=client["client_id"])
+    await world.integration("mistaken", **told, client_secret=client["client_secret"])
+    again = await world.begin("mistaken")
+    assert again["id"] == begun["id"]
+    await world.server.consent(again["connect_url"])
+    await world.api.state(begun["id"], "active", SOON_S)
 
 
 async def test_rfc7523_2_2_private_key_jwt_and_rfc8707_resource(world: World):

@@ -11,6 +11,7 @@ from temporalio import activity
 from evergrant_server.core import messages as m
 from evergrant_server.core.connection import Revocation, State
 from evergrant_server.core.late_messages import VerifyLateAnswer
+from evergrant_server.core.pushing import ACTIVITY_PUSH_REQUEST, Pushed, PushRequest
 from evergrant_server.core.receivers import ACTIVITY_FETCH_KEYS, FetchKeys, KeysFetched
 from evergrant_server.core.upkeep import (
     ACTIVITY_LOOK_ELSEWHERE,
@@ -55,6 +56,7 @@ class ScriptedActivities:
             self.reread_metadata,
             self.look_elsewhere,
             self.fetch_keys,
+            self.push_request,
             self.reconcile,
             self.deliver_due,
             self.announce_expiry,
@@ -139,6 +141,10 @@ class ScriptedActivities:
     @activity.defn(name=ACTIVITY_LOOK_ELSEWHERE)
     async def look_elsewhere(self, order: LookElsewhere) -> LookedElsewhere:
         return LookedElsewhere(checked=3, ended=1)
+
+    @activity.defn(name=ACTIVITY_PUSH_REQUEST)
+    async def push_request(self, order: PushRequest) -> Pushed:
+        return Pushed()
 
     @activity.defn(name=ACTIVITY_FETCH_KEYS)
     async def fetch_keys(self, order: FetchKeys) -> KeysFetched:

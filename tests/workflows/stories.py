@@ -22,7 +22,8 @@ from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.device import Poll
 from evergrant_server.core.elsewhere import SIGNAL_REVOKED_ELSEWHERE, RevokedElsewhere, Source
 from evergrant_server.core.errors import Code
-from evergrant_server.core.ids import ReceiverId, Tenant
+from evergrant_server.core.ids import ConnectionId, ConsentId, ReceiverId, Tenant
+from evergrant_server.core.pushing import PUSH_WORKFLOW, PushRequest, push_workflow_id
 from evergrant_server.core.receivers import FETCH_KEYS_WORKFLOW, FetchKeys
 from evergrant_server.core.upkeep import (
     LOOK_ELSEWHERE_WORKFLOW,
@@ -330,6 +331,22 @@ async def end_announced(client: Client) -> Life:
         return life
 
 
+async def request_pushed(client: Client) -> Life:
+    """A browser waits for it; no connection's life."""
+    async with a_worker(client, scripted := ScriptedActivities(), "queue-push"):
+        order = PushRequest(
+            tenant=Tenant("acme"),
+            connection_id=ConnectionId("con_0000000000000000000000"),
+            consent_id=ConsentId("cns_0000000000000000000000"),
+            revision=2,
+            asked=ASKED,
+        )
+        await client.execute_workflow(
+            PUSH_WORKFLOW, order, id=push_workflow_id(order), task_queue="queue-push"
+        )
+        return Life(client.get_workflow_handle(push_workflow_id(order)), scripted, a_start())
+
+
 STORIES: dict[str, Story] = {
     "2_told_no_and_told_again": told_no_and_told_again,
     "2_end_announced": end_announced,
@@ -355,6 +372,7 @@ STORIES: dict[str, Story] = {
     "1_minted_after_an_outage": minted_after_an_outage,
     "1_approved_on_another_device": approved_on_another_device,
     "1_device_code_denied": device_code_denied,
+    "1_request_pushed": request_pushed,
 }
 
 

@@ -1,0 +1,147 @@
+"""What a server may answer to a pushed request, and what the browser carries instead (RFC 9126)."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evergrant_server.core.access import Endpoints, Integration
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.ids import IntegrationId, Tenant
+from evergrant_server.core.pushing import PushedRequest
+from providers.client import OAuthClient
+from providers.pushing import (
+    fields_to_push,
+    must_push,
+    push_request,
+    pushed_url,
+    pushes,
+    read_pushed,
+)
+from providers.reply import RawReply
+from tests.unit.providers.definitions import spec_like
+
+SPEC = spec_like()
+NOW = datetime(2026, 5, 1, tzinfo=UTC)
+PAGE = "https://idp.example/auth?tenant=a"
+GOOD = {"request_uri": "urn:example:bwc4JK-ESC0w8acc191e-Y1LTC2", "expires_in": 90}  # section 2.2
+CLIENT = OAuthClient("us", None, "none")
+
+
+def endpoints(**changes: Any) -> Endpoints:
+    return Endpoints(token_endpoint="https://idp.example/token", **changes)
+
+
+def reply(body: Any, status: int = 201) -> RawReply:
+    return RawReply(status, {}, body if isinstance(body, bytes) else json.dumps(body).encode())
+
+
+def integration() -> Integration:
+    return Integration(
+        tenant=Tenant("t"),
+        id=IntegrationId("int_1"),
+        name="crm",
+        provider="generic",
+        client_id="us & them",
+        created_at=NOW,
+        changed_at=NOW,
+    )
+
+
+@pytest.mark.parametrize("status", [200, 201])
+def test_rfc9126_2_2_the_response_of_the_rfc(status: int):
+    pushed = read_pushed(SPEC, reply(GOOD, status), NOW)
+    assert (pushed.request_uri, pushed.expires_at) == (GOOD["request_uri"], NOW + timedelta(seconds=90))
+    assert pushed.settled
+    assert GOOD["request_uri"] not in repr(pushed)
+    assert PushedRequest.from_secret(pushed.as_secret()) == pushed
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"error": "invalid_client"}, 401, Code.CLIENT_REJECTED),
+        ({"error": "invalid_request"}, 400, Code.CLIENT_REJECTED),
+        ({"error": "invalid_grant"}, 400, Code.CLIENT_REJECTED),  # no grant is meant
+        ({"error": "access_denied"}, 400, Code.PROVIDER_ERROR),
+        ({}, 429, Code.PROVIDER_RATE_LIMITED),
+        (b"<html>", 503, Code.PROVIDER_ERROR),
+        (b"<html>", 404, Code.REPLY_UNREADABLE),
+        (b"<html>", 201, Code.REPLY_UNREADABLE),
+        ({"expires_in": 90}, 201, Code.REPLY_UNREADABLE),
+        ({**GOOD, "request_uri": 7}, 201, Code.REPLY_UNREADABLE),
+        ({**GOOD, "request_uri": "urn:a b"}, 201, Code.REPLY_UNREADABLE),
+        ({**GOOD, "request_uri": "x" * 3000}, 201, Code.REPLY_UNREADABLE),
+        ({**GOOD, "expires_in": 0}, 201, Code.REPLY_UNREADABLE),
+        ({**GOOD, "expires_in": -1}, 201, Code.REPLY_UNREADABLE),
+        ({**GOOD, "expires_in": True}, 201, Code.REPLY_UNREADABLE),
+        ({**GOOD, "expires_in": "90"}, 201, Code.REPLY_UNREADABLE),
+    ],
+)
+def test_rfc9126_2_3_what_else_comes_back(body: Any, status: int, code: Code):
+    with pytest.raises(Failure) as failure:
+        read_pushed(SPEC, reply(body, status), NOW)
+    assert failure.value.code is code
+    told = PushedRequest(failure=failure.value)
+    assert PushedRequest.from_secret(told.as_secret()).failure.code is code  # type: ignore[union-attr] it has one
+
+
+@given(
+    body=st.one_of(
+        st.binary(max_size=200),
+        st.dictionaries(
+            st.sampled_from([*GOOD, "error"]),
+            st.one_of(
+                st.none(),
+                st.booleans(),
+                st.integers(),
+                st.floats(),
+                st.text(max_size=20),
+                st.lists(st.integers()),
+            ),
+        ),
+    ),
+    status=st.sampled_from([200, 201, 302, 400, 401, 404, 500]),
+)
+def test_nothing_but_a_reference_or_a_typed_failure(body: Any, status: int):
+    try:
+        pushed = read_pushed(SPEC, reply(body, status), NOW)
+    except Failure:
+        return
+    assert pushed.request_uri
+    assert pushed.expires_at is not None
+    assert NOW < pushed.expires_at <= NOW + timedelta(hours=1)
+
+
+def test_rfc9126_4_the_browser_carries_the_reference_and_the_client_id():
+    url = pushed_url(SPEC, integration(), PAGE, "urn:a&b=c")
+    assert urlsplit(url)[:3] == urlsplit(PAGE)[:3]
+    carried = {"tenant": "a", "client_id": "us & them", "request_uri": "urn:a&b=c"}
+    assert dict(parse_qsl(urlsplit(url).query)) == carried
+
+
+def test_rfc9126_2_1_what_is_pushed_is_what_the_browser_would_have_carried():
+    asked = fields_to_push(f"{PAGE}&state=s&resource=https%3A%2F%2Fa&resource=https%3A%2F%2Fb", PAGE)
+    assert asked == (("state", "s"), ("resource", "https://a"), ("resource", "https://b"))
+    known = endpoints(pushed_authorization_request_endpoint="https://idp.example/par")
+    request = push_request(SPEC, known, CLIENT, asked)
+    assert (request.url, request.dialect.extra) == ("https://idp.example/par", {"state": "s"})
+    assert request.dialect.repeated == asked[1:]
+    assert "state" not in repr(PushedRequest(asked))
+
+
+def test_rfc9126_5_a_duty_by_metadata_or_by_definition():
+    duty = spec_like(require_pushed_authorization_requests=True)
+    known = endpoints(pushed_authorization_request_endpoint="https://idp.example/par")
+    assert not pushes(SPEC, endpoints())
+    assert pushes(SPEC, known)
+    assert not must_push(SPEC, known)
+    assert must_push(duty, known)
+    for spec, where in ((duty, endpoints()), (SPEC, endpoints(pushed_requests_required=True))):
+        with pytest.raises(Failure) as failure:
+            pushes(spec, where)
+        assert failure.value.code is Code.CLIENT_REJECTED
