@@ -23,6 +23,7 @@ from workflows import WORKFLOWS
 
 SERVICE = "evergrant-worker"
 GRACE = timedelta(seconds=100)  # longer than any activity that talks to a provider
+COMMIT = timedelta(seconds=10)  # after that: for what has been answered, and waits for the store
 
 
 async def run(settings: Settings, stop: asyncio.Event, limits: Limits = LIMITS) -> None:
@@ -46,13 +47,15 @@ async def run(settings: Settings, stop: asyncio.Event, limits: Limits = LIMITS) 
         )
         running = (parts.relay.run(), work.replayer.run(), keep_schedules(parts.client, settings))
         beside = [asyncio.create_task(it) for it in running]
-        async with worker:
-            print("worker ready", flush=True)
-            await stop.wait()
-        await sections.drain()
-        for task in beside:
-            task.cancel()
-        await asyncio.gather(*beside, return_exceptions=True)  # before what they use is closed
+        try:
+            async with worker:
+                print("worker ready", flush=True)
+                await stop.wait()
+        finally:
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)  # before what they use is closed
+            await sections.drain(COMMIT)
     journal.release()
 
 

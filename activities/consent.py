@@ -8,16 +8,19 @@ from temporalio import activity
 
 from activities.answers import Answer
 from activities.client_secrets import client_refused
+from activities.definitions import doubted
 from activities.failures import grant_news
 from activities.heartbeat import heartbeats
 from activities.holdings import Holdings, news_of
 from activities.late_answers import keep_late
 from activities.provider_activities import ProviderActivities
 from activities.records import closed, connection_of, record, settled
+from activities.renewal import Reading
 from activities.single_use import Ending, Use
 from activities.transfer import end_consent, install_import
 from activities.wellbeing import note_recovery
 from evergrant_server import telemetry_metrics as metrics
+from evergrant_server.core.access import Endpoints
 from evergrant_server.core.attempt import AttemptKind, Outcome
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, State
@@ -29,6 +32,7 @@ from evergrant_server.core.messages import ActivityName, EndConsent, ExchangeCod
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.store import Tx
 from providers.replies import read_tokens
+from providers.reply import RawReply
 from providers.resolve import bound_params
 
 ASKED_AGAIN = (Code.REFRESH_PENDING, Code.JOURNAL_UNAVAILABLE)
@@ -52,7 +56,7 @@ class ConsentActivities(ProviderActivities):
                 if consent.kind is ConsentKind.IMPORT:
                     return await install_import(self._store, self._clock, order, held, consent)
                 return await self._ended(consent, held) or await self._either_secret.asked(
-                    order, held, partial(self._exchange, order, consent)
+                    order, held, partial(self._by_definition, order, consent)
                 )
             except Failure as failure:
                 if failure.code in ASKED_AGAIN and activity.info().attempt < PATIENCE:
@@ -102,14 +106,19 @@ class ConsentActivities(ProviderActivities):
             raise Failure(Code.CONNECTION_REVOKED)  # an unspent code is no grant: nothing to revoke
         return None
 
-    async def _exchange(self, order: ExchangeCode, consent: Consent, held: Holdings) -> GrantNews:
+    async def _by_definition(self, order: ExchangeCode, consent: Consent, held: Holdings) -> GrantNews:
+        ask = partial(self._exchange, order, consent, held.endpoints)
+        return await self._either_definition.asked(held, ask)
+
+    async def _exchange(
+        self, order: ExchangeCode, consent: Consent, first_asked: Endpoints, held: Holdings
+    ) -> GrantNews:
         async with self._store.read() as tx:
             code = await tx.consents.code(consent)
             verifier = await tx.consents.verifier(consent)
-        redirect_uri, token_endpoint = consent.redirect_uri, consent.token_endpoint
+        redirect_uri, token_endpoint = consent.redirect_uri, _where(consent, first_asked, held.endpoints)
         if redirect_uri is None or token_endpoint is None:
             raise Failure(Code.CALLBACK_INVALID, "the consent was never started")
-        # Code, verifier and secret go to the endpoint recorded when the browser left (RFC 9700 4.4).
         endpoints = held.endpoints.model_copy(update={"token_endpoint": token_endpoint})
         use = await self._single_use.begin(
             AttemptKind.CODE_EXCHANGE,
@@ -118,6 +127,7 @@ class ConsentActivities(ProviderActivities):
             token_valid=False,
             credential=consent.id,
         )
+        reading = self._reading(held, consent, self._clock.now)
         news = await self._single_use.spend(
             use,
             order,
@@ -131,28 +141,43 @@ class ConsentActivities(ProviderActivities):
                 params=held.integration.params | bound_params(held.spec, consent.facts),
                 before_send=check,
             ),
-            ending=self._ending(order, held, consent, self._clock.now),
+            ending=self._ending(order, held, consent, reading, provisional=held.provisional),
         )
         metrics.code_exchanged(held.spec.name, news.failure)
-        return news
+        return news.model_copy(update={"read_as_before": reading.as_before})
+
+    def _reading(self, held: Holdings, consent: Consent, came_at: Callable[[], datetime]) -> Reading:
+        return Reading(held, lambda by, reply: self._read(by, reply, consent, came_at()))
+
+    def _read(self, held: Holdings, reply: RawReply, consent: Consent, came_at: datetime) -> TokenSet:
+        """Pure. Raises as `read_tokens`."""
+        scopes = consent.scopes
+        return read_tokens(held.spec, reply, requested_scopes=scopes, refreshing=False, now=came_at)
 
     async def answered(self, use: Use, answer: Answer) -> GrantNews:
         """An answer from a journal, through the same judge and commit as one that has just come."""
         order = ExchangeCode.model_validate(answer.order)
         consent = await self._consent(order)
         held = await self._holder.take(order.tenant, order.connection_id)
-        ending = self._ending(order, held, consent, lambda: answer.came_at)
+        reading = self._reading(held, consent, lambda: answer.came_at)
+        provisional = held.provisional or answer.provisional  # it may have been rolled back since
+        ending = self._ending(order, held, consent, reading, provisional=provisional)
         return await self._single_use.conclude(use, answer.reply, ending)
 
     def _ending(
-        self, order: ExchangeCode, held: Holdings, consent: Consent, came_at: Callable[[], datetime]
+        self,
+        order: ExchangeCode,
+        held: Holdings,
+        consent: Consent,
+        reading: Reading,
+        *,
+        provisional: bool,
     ) -> Ending[GrantNews]:
         return Ending(
-            judge=lambda reply: read_tokens(
-                held.spec, reply, requested_scopes=consent.scopes, refreshing=False, now=came_at()
-            ),
+            judge=reading.tokens,
             commit=partial(self._install, order, held, consent),
-            settle=partial(self._settle, order, held, consent),
+            settle=partial(self._settle, order, held, consent, provisional),
+            provisional=provisional,
         )
 
     async def _install(
@@ -207,12 +232,17 @@ class ConsentActivities(ProviderActivities):
         order: ExchangeCode,
         held: Holdings,
         consent: Consent,
+        provisional: bool,
         use: Use,
         failure: Failure,
         outcome: Outcome | None,
     ) -> GrantNews:
         """The code is done with, and the subject opens the link again; but for a refused secret
-        when there is another one, and for a code that we were too late to send: it is still good."""
+        when there is another one, for what may be a staged definition's fault, and for a code that
+        we were too late to send: it is still good."""
+        # a yes that nobody can read may hold its tokens: a second use would end them (RFC 6749 4.1.2)
+        said_yes = outcome is None and failure.code is Code.REPLY_UNREADABLE
+        again = doubted(failure, provisional=provisional) and not said_yes
         unsent = outcome is Outcome.NOT_SENT and failure.code is Code.REFRESH_PENDING
         code = failure.code
         if code is Code.GRANT_REJECTED and use.attempt.sends > 1:
@@ -220,14 +250,16 @@ class ConsentActivities(ProviderActivities):
 
         async def settle(tx: Tx) -> GrantNews:
             now = self._clock.now()
+            if again and outcome is None:
+                return GrantNews(attempt_id=use.attempt.id, failure=failure.code)  # and stays open
             await closed(tx, use.attempt, outcome or Outcome.REFUSED, now)
-            if unsent:
-                return GrantNews(attempt_id=use.attempt.id, failure=code)
+            if unsent or again:
+                return GrantNews(attempt_id=use.attempt.id, failure=failure.code)
             if client_refused(failure) and held.other_client is not None:
                 return GrantNews(attempt_id=use.attempt.id, failure=failure.code, client_refused=True)
             await self._end(tx, consent, ConsentStatus.FAILED, code)
             await record(tx, order, AuditAction.CONSENT_FAILED, now, reason=code, consent=consent.id)
-            return GrantNews(attempt_id=use.attempt.id, failure=code)
+            return GrantNews(attempt_id=use.attempt.id, failure=code, over=True)
 
         news = await settled(self._store, settle)
         if unsent:
@@ -268,6 +300,15 @@ def _with_callback(tokens: TokenSet, consent: Consent) -> TokenSet:
     """What came with the code belongs to the grant as what came with the tokens does."""
     scopes = tokens.scopes if tokens.scopes is not None else consent.granted_scopes
     return tokens.model_copy(update={"metadata": tokens.metadata | consent.facts, "scopes": scopes})
+
+
+def _where(consent: Consent, first_asked: Endpoints, asked: Endpoints) -> str | None:
+    """Code, verifier and secret go to the endpoint recorded when the browser left (RFC 9700 section
+    4.4). When a staged version named it and failed, the version before it names another one of the
+    same server: the one whose authorization endpoint gave the code."""
+    replaced = consent.token_endpoint == first_asked.token_endpoint
+    same_server = first_asked.authorization_endpoint == asked.authorization_endpoint
+    return asked.token_endpoint if replaced and same_server else consent.token_endpoint
 
 
 async def _what_is_true(tx: Tx, current: Connection) -> GrantNews | None:

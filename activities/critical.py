@@ -6,12 +6,20 @@ own; the activity's end doesn't end it, and shutdown waits for it.
 """
 
 import asyncio
+import logging
 from collections.abc import Coroutine
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from evergrant_server.core.ids import AttemptId
+from evergrant_server.telemetry import say
+from evergrant_server.telemetry_names import Event
+
+log = logging.getLogger("evergrant.journal")
 
 T = TypeVar("T")
+
+_LAST_WORDS_S = 5.0  # for giving a room back
 
 
 class CriticalSections:
@@ -30,10 +38,31 @@ class CriticalSections:
     def in_flight(self, attempt_id: AttemptId) -> bool:
         return attempt_id in self._running
 
-    async def drain(self) -> None:
-        """Wait until every section has ended; called after the worker has stopped polling."""
+    async def drain(self, limit: timedelta | None = None) -> None:
+        """Wait until every section has ended; called after the worker has stopped polling.
+
+        After `limit` the others are cut. It is for when every answer has come: a store that is away
+        can be waited for without an end, and what it hasn't got is in the journal.
+        """
+        end = None if limit is None else asyncio.get_running_loop().time() + limit.total_seconds()
         while self._running:
-            await asyncio.wait(list(self._running.values()))
+            left = None if end is None else end - asyncio.get_running_loop().time()
+            if left is not None and left <= 0:
+                return await self._cut()
+            await asyncio.wait(list(self._running.values()), timeout=left)
+
+    async def _cut(self) -> None:
+        cut = dict(self._running)
+        for attempt, task in cut.items():
+            say(
+                log,
+                logging.WARNING,
+                Event.JOURNAL_STUCK,
+                "shutdown; the next sweep replays it",
+                object=attempt,
+            )
+            task.cancel()
+        await asyncio.wait(list(cut.values()), timeout=_LAST_WORDS_S)
 
     def _ended(self, attempt_id: AttemptId, task: asyncio.Task[Any]) -> None:
         self._running.pop(attempt_id, None)

@@ -4,7 +4,6 @@ Each request but the one that brings tokens spends nothing; that one looks like 
 when it is sent, so each is an attempt of the protocol.
 """
 
-from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 
@@ -12,12 +11,13 @@ from temporalio import activity
 
 from activities.client_secrets import client_refused
 from activities.consent import ASKED_AGAIN, PATIENCE
+from activities.definitions import doubted
 from activities.failures import grant_news
 from activities.heartbeat import heartbeats
 from activities.holdings import Holdings
 from activities.minting import MintActivities
 from activities.records import closed, connection_of, record, settled
-from activities.renewal import NOTHING_IS_SPENT
+from activities.renewal import NOTHING_IS_SPENT, Reading
 from activities.single_use import Ending, Use
 from activities.transfer import end_consent
 from evergrant_server.core.attempt import AttemptKind, Outcome
@@ -26,9 +26,11 @@ from evergrant_server.core.connection import State
 from evergrant_server.core.consent import Consent, ConsentStatus
 from evergrant_server.core.device import DeviceCode, Poll
 from evergrant_server.core.errors import Code, Failure, Kind
+from evergrant_server.core.grant import TokenSet
 from evergrant_server.core.messages import ActivityName, GrantNews, MintGrant
 from evergrant_server.store import Tx
 from providers.devices import NotYet, device_request, poll_request, read_device_code, read_poll
+from providers.reply import RawReply
 
 
 class DeviceActivities(MintActivities):
@@ -41,8 +43,9 @@ class DeviceActivities(MintActivities):
             try:
                 consent = await self._consent(order)
                 held = await self._holder.take(order.tenant, order.connection_id)
+                ask = partial(self._once, order, consent)
                 return await self._ended(consent, held) or await self._either_secret.asked(
-                    order, held, partial(self._once, order, consent)
+                    order, held, lambda by: self._either_definition.asked(by, ask)
                 )
             except Failure as failure:
                 if failure.code in ASKED_AGAIN and activity.info().attempt < PATIENCE:
@@ -92,29 +95,46 @@ class DeviceActivities(MintActivities):
             token_valid=False,
             credential=consent.id,
         )
-        return await self._single_use.spend(
+        reading = self._reading(held, consent, self._clock.now)
+        news = await self._single_use.spend(
             use,
             order,
             send=lambda check: self._sender.mint(held.spec, held.client, request, before_send=check),
-            ending=self._ending_of(order, held, consent, self._clock.now),
+            ending=self._ending_of(order, held, consent, reading, provisional=held.provisional),
         )
+        return news.model_copy(update={"read_as_before": reading.as_before})
+
+    def _read(self, held: Holdings, reply: RawReply, consent: Consent, came_at: datetime) -> TokenSet:
+        return read_poll(held.spec, reply, requested_scopes=consent.scopes, now=came_at)
 
     def _ending_of(
-        self, order: MintGrant, held: Holdings, consent: Consent, came_at: Callable[[], datetime]
+        self, order: MintGrant, held: Holdings, consent: Consent, reading: Reading, *, provisional: bool
     ) -> Ending[GrantNews]:
         return Ending(
-            judge=lambda reply: read_poll(held.spec, reply, requested_scopes=consent.scopes, now=came_at()),
+            judge=reading.tokens,
             commit=partial(self._install, order, held, consent),
-            settle=partial(self._settle_poll, order, held),
+            settle=partial(self._settle_poll, order, held, provisional),
+            provisional=provisional,
         )
 
     async def _settle_poll(
-        self, order: MintGrant, held: Holdings, use: Use, failure: Failure, outcome: Outcome | None
+        self,
+        order: MintGrant,
+        held: Holdings,
+        provisional: bool,
+        use: Use,
+        failure: Failure,
+        outcome: Outcome | None,
     ) -> GrantNews:
         """Ask again, or the code is done with. What was not heard may have brought the tokens."""
 
         async def settle(tx: Tx) -> GrantNews:
             now = self._clock.now()
+            if _doubted(failure, provisional):  # the definition before asks about the same code
+                if outcome is not None:
+                    await closed(tx, use.attempt, outcome, now)
+                code = Code.PROVIDER_ERROR if isinstance(failure, NotYet) else failure.code
+                return GrantNews(attempt_id=use.attempt.id, failure=code)
             if isinstance(failure, NotYet):
                 await closed(tx, use.attempt, Outcome.NOT_SENT, now)
                 return GrantNews(poll=failure.poll)
@@ -155,3 +175,10 @@ class DeviceActivities(MintActivities):
         if current.state is State.PENDING_CONSENT:
             await tx.connections.replace(current.waits_because(failure.code, now), expected=current.revision)
         await record(tx, order, AuditAction.CONSENT_FAILED, now, reason=failure.code, consent=consent.id)
+
+
+def _doubted(failure: Failure, provisional: bool) -> bool:
+    """What an endpoint that was named by a staged version didn't say, too: a 500 is "not yet" elsewhere."""
+    if isinstance(failure, NotYet):
+        return provisional and failure.poll is Poll.UNHEARD
+    return doubted(failure, provisional=provisional)

@@ -1,6 +1,5 @@
 """The first grant of a connection whose tokens nobody consents to: asked for, judged, installed."""
 
-from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 
@@ -9,11 +8,12 @@ from temporalio import activity
 from activities.answers import Answer
 from activities.client_secrets import client_refused
 from activities.consent import ASKED_AGAIN, PATIENCE, ConsentActivities
+from activities.definitions import doubted
 from activities.failures import grant_news
 from activities.heartbeat import heartbeats
 from activities.holdings import Holdings
 from activities.records import closed, connection_of, record, settled
-from activities.renewal import by_minting, minted
+from activities.renewal import Reading, by_minting, minted
 from activities.single_use import Ending, Use
 from activities.subject_tokens import subject_token_of
 from activities.transfer import end_consent, install_import
@@ -26,6 +26,7 @@ from evergrant_server.core.flow import Flow
 from evergrant_server.core.grant import TokenSet
 from evergrant_server.core.messages import ActivityName, GrantNews, MintGrant
 from evergrant_server.store import Tx
+from providers.reply import RawReply
 
 
 class MintActivities(ConsentActivities):
@@ -40,8 +41,9 @@ class MintActivities(ConsentActivities):
                 held = await self._holder.take(order.tenant, order.connection_id)
                 if consent.kind is ConsentKind.IMPORT:  # a credential that somebody brought
                     return await install_import(self._store, self._clock, order, held, consent)
+                ask = partial(self._mint, order, consent)
                 return await self._ended(consent, held) or await self._either_secret.asked(
-                    order, held, partial(self._mint, order, consent)
+                    order, held, lambda by: self._either_definition.asked(by, ask)
                 )
             except Failure as failure:
                 if failure.code in ASKED_AGAIN and activity.info().attempt < PATIENCE:
@@ -56,24 +58,32 @@ class MintActivities(ConsentActivities):
         use = await self._single_use.begin(
             AttemptKind.MINT, held.connection, renewal.rules, token_valid=False, credential=consent.id
         )
-        ending = self._ending_of(order, held, consent, self._clock.now)
-        return await self._single_use.spend(use, order, send=renewal.send, ending=ending)
+        reading = self._reading(held, consent, self._clock.now)
+        ending = self._ending_of(order, held, consent, reading, provisional=held.provisional)
+        news = await self._single_use.spend(use, order, send=renewal.send, ending=ending)
+        return news.model_copy(update={"read_as_before": reading.as_before})
 
     async def answered(self, use: Use, answer: Answer) -> GrantNews:
         """An answer from a journal, through the same judge and commit as one that has just come."""
         order = MintGrant.model_validate(answer.order)
         consent = await self._consent(order)
         held = await self._holder.take(order.tenant, order.connection_id)
-        ending = self._ending_of(order, held, consent, lambda: answer.came_at)
+        reading = self._reading(held, consent, lambda: answer.came_at)
+        provisional = held.provisional or answer.provisional  # it may have been rolled back since
+        ending = self._ending_of(order, held, consent, reading, provisional=provisional)
         return await self._single_use.conclude(use, answer.reply, ending)
 
+    def _read(self, held: Holdings, reply: RawReply, consent: Consent, came_at: datetime) -> TokenSet:
+        return minted(held, reply, consent.scopes, came_at)
+
     def _ending_of(
-        self, order: MintGrant, held: Holdings, consent: Consent, came_at: Callable[[], datetime]
+        self, order: MintGrant, held: Holdings, consent: Consent, reading: Reading, *, provisional: bool
     ) -> Ending[GrantNews]:
         return Ending(
-            judge=lambda reply: minted(held, reply, consent.scopes, came_at()),
+            judge=reading.tokens,
             commit=partial(self._install_minted, order, held, consent),
-            settle=partial(self._settle_mint, order, held),
+            settle=partial(self._settle_mint, order, held, provisional),
+            provisional=provisional,
         )
 
     async def _install_minted(
@@ -88,14 +98,23 @@ class MintActivities(ConsentActivities):
         return await self._install(order, held, consent, use, tokens)
 
     async def _settle_mint(
-        self, order: MintGrant, held: Holdings, use: Use, failure: Failure, outcome: Outcome | None
+        self,
+        order: MintGrant,
+        held: Holdings,
+        provisional: bool,
+        use: Use,
+        failure: Failure,
+        outcome: Outcome | None,
     ) -> GrantNews:
-        """An answer that was lost holds a token that nobody has; the next try asks for another."""
+        """An answer that was lost holds a token that nobody has; the next try asks for another, and
+        so does the definition before a staged one."""
 
         async def settle(tx: Tx) -> GrantNews:
             await closed(tx, use.attempt, outcome or Outcome.REFUSED, self._clock.now())
             if client_refused(failure) and held.other_client is not None:
                 return GrantNews(attempt_id=use.attempt.id, failure=failure.code, client_refused=True)
+            if doubted(failure, provisional=provisional):
+                return GrantNews(attempt_id=use.attempt.id, failure=failure.code)
             await self._noted(tx, order, failure)
             return GrantNews(attempt_id=use.attempt.id, failure=failure.code, retry_after=failure.retry_after)
 

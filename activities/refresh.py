@@ -15,7 +15,7 @@ from activities.holdings import Holder, Holdings, news_of
 from activities.late_answers import keep_late
 from activities.provider_activities import ProviderActivities
 from activities.records import closed, connection_of, record, settled
-from activities.renewal import Reading, Renewal, by_access_token, by_minting, by_refresh_token
+from activities.renewal import Reading, Renewal, by_access_token, by_minting, by_refresh_token, renewed
 from activities.single_use import Ending, SingleUse, Use, open_attempt
 from activities.subject_tokens import subject_token_of
 from activities.wellbeing import note_failure, note_recovery, note_unsent
@@ -84,11 +84,6 @@ class RefreshActivities(ProviderActivities):
         return None
 
     async def _by_definition(self, order: RefreshGrant, held: Holdings) -> GrantNews:
-        """What a staged version has left open is asked about the way it was asked before."""
-        if held.provisional:
-            async with self._store.read() as tx:
-                left_open = await open_attempt(tx, held.connection)
-            held = held if left_open is None else held.passing_over()
         return await self._either_definition.asked(held, partial(self._refresh, order))
 
     async def _refresh(self, order: RefreshGrant, held: Holdings) -> GrantNews:
@@ -117,7 +112,7 @@ class RefreshActivities(ProviderActivities):
             if failure.code is not Code.OUTCOME_UNKNOWN:
                 raise
             return await self._give_up(order)
-        reading = Reading(held, self._clock.now)
+        reading = Reading(held, lambda by, reply: renewed(by, reply, self._clock.now()))
         spending = self._single_use.spend(
             use,
             order,
@@ -150,7 +145,7 @@ class RefreshActivities(ProviderActivities):
         """An answer from a journal, through the same judge and commit as one that has just come."""
         order = RefreshGrant.model_validate(answer.order)
         held = await self._holder.take(order.tenant, order.connection_id)
-        reading = Reading(held, lambda: answer.came_at)
+        reading = Reading(held, lambda by, reply: renewed(by, reply, answer.came_at))
         provisional = held.provisional or answer.provisional  # it may have been rolled back since
         ending = self._ending(order, held, reading, provisional=provisional)
         return await self._single_use.conclude(use, answer.reply, ending)

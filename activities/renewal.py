@@ -91,22 +91,23 @@ def by_minting(
 
 @dataclass
 class Reading:
-    """Reads the answer to a renewal. What a staged version can't read is read as before it: the
-    tokens in it come once."""
+    """Reads an answer that may bring tokens. What a staged version can't read, or takes for a
+    refusal although it came with 2xx, is read as before it: the tokens in it come once."""
 
     held: Holdings
-    came_at: Callable[[], datetime]
+    read: Callable[[Holdings, RawReply], TokenSet]  # pure
     as_before: bool = False
 
     def tokens(self, reply: RawReply) -> TokenSet:
-        """Raises as `read_tokens`."""
+        """Raises as `read`."""
         try:
-            return renewed(self.held, reply, self.came_at())
+            return self.read(self.held, reply)
         except Failure as failure:
-            if not self.held.provisional or failure.code is not Code.REPLY_UNREADABLE:
+            said_yes = failure.code is Code.REPLY_UNREADABLE or 200 <= reply.status < 300
+            if not self.held.provisional or not said_yes:
                 raise
             with suppress(Failure):
-                tokens = renewed(self.held.as_before(), reply, self.came_at())
+                tokens = self.read(self.held.as_before(), reply)
                 self.as_before = True
                 return tokens
             raise

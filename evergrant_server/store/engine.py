@@ -1,8 +1,11 @@
 """The engine: how each database is opened, and how its transactions begin."""
 
+import asyncio
+import sqlite3
 from pathlib import Path
 from typing import Any
 
+import aiosqlite
 from sqlalchemy import URL, Connection, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -48,7 +51,14 @@ def make_engine(url: str) -> AsyncEngine:
     """An engine whose statements never print their parameters and whose waits are all bounded."""
     made = parsed(url)
     if made.get_backend_name() == "sqlite":
-        engine = create_async_engine(made, hide_parameters=True, pool_size=8, max_overflow=8, pool_timeout=10)
+        file = made.database or ""
+
+        async def opened() -> aiosqlite.Connection:
+            return await _Connection(file)
+
+        engine = create_async_engine(
+            made, async_creator=opened, hide_parameters=True, pool_size=8, max_overflow=8, pool_timeout=10
+        )
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
         return engine
@@ -66,6 +76,23 @@ def sqlite_file(url: str) -> Path | None:
     """The database file of a SQLite URL; None for PostgreSQL."""
     made = parsed(url)
     return Path(made.database or "") if made.get_backend_name() == "sqlite" else None
+
+
+class _Connection(aiosqlite.Connection):
+    """Stops once. When a task is cancelled twice SQLAlchemy stops its connection beside a `close`
+    that is under way; the driver's `close` then stops it again, and waits for ever for a thread
+    that has ended (aiosqlite 0.22)."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__(lambda: sqlite3.connect(file, check_same_thread=False), iter_chunk_size=64)
+        self._thread.daemon = True  # as SQLAlchemy has it
+        self._stopped = False
+
+    def stop(self) -> asyncio.Future[Any] | None:
+        if self._stopped:
+            return None
+        self._stopped = True
+        return super().stop()
 
 
 def _prepare_sqlite(connection: Any, record: object) -> None:

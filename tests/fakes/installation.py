@@ -141,11 +141,18 @@ class Installation:
         return connection
 
     async def consent(
-        self, idp: ScriptedProvider, integration: Integration, connection: Connection, *, tell: bool = True
+        self,
+        idp: ScriptedProvider,
+        integration: Integration,
+        connection: Connection,
+        *,
+        tell: bool = True,
+        endpoint: str = "token",
     ) -> Consent:
         """What the connect page and the callback write, with a code of the real server.
 
-        Without `tell` the workflow isn't told: its message is under way, or was lost with it.
+        `endpoint` is the token endpoint's when the browser left. Without `tell` the workflow isn't told:
+        its message is under way, or was lost with it.
         """
         now = self.parts.clock.now()
         verifier = new_verifier()
@@ -162,7 +169,7 @@ class Installation:
             browser_hash="b",
             redirect_uri=f"{CALLBACK}/{integration.id}",
             issuer=idp.issuer,
-            token_endpoint=f"{idp.issuer}/token",
+            token_endpoint=f"{idp.issuer}/{endpoint}",
             created_at=now,
             expires_at=now + timedelta(hours=1),
             by="subject",

