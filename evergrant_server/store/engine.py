@@ -92,7 +92,7 @@ class _Connection(aiosqlite.Connection):
         if self._stopped:
             return None
         self._stopped = True
-        return super().stop()
+        return super().stop()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # the driver types its future by half
 
 
 def _prepare_sqlite(connection: Any, record: object) -> None:
