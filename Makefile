@@ -23,9 +23,11 @@ help: ## show this list
 demo: $(DEMO_READY) ## watch one connection live its whole life, on real parts (OPEN=1: you give the consent)
 	@$(PY) -m examples.demo
 
-test: lint ## every check and every test, PostgreSQL and Temporal included
+# most tests wait for timers, workers and browsers: more of them at once than there are cores
+AT_ONCE ?= 3
+test: lint ## every check and every test, PostgreSQL and Temporal included (AT_ONCE=3: files of tests)
 	@echo "==> tests"
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder
 
 SECONDS ?= 6
 bench: $(TEST_READY) ## ratios measured in one run, under four minutes (SECONDS=6: of each side of each measurement)

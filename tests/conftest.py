@@ -1,12 +1,24 @@
-"""The end of a test run: its status must be the tests', not that of an SDK's threads."""
+"""The order of a test run, and its end: its status must be the tests', not that of an SDK's threads."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from evergrant_server.leaving import leave
 
+_SLOW_FIRST = ("e2e", "workflows", "faults")  # with files side by side, the run ends with quick ones
+_HERE = Path(__file__).parent
+
 _ended: list[int] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        folder = item.path.relative_to(_HERE).parts[0]
+        return _SLOW_FIRST.index(folder) if folder in _SLOW_FIRST else len(_SLOW_FIRST)
+
+    items.sort(key=place)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
