@@ -60,7 +60,9 @@ class DiscoveryActivities:
         integration, initial = await self._intended(integration)
         auth = auth_to_ask_for(endpoints)
         redirect_uri = f"{self._public_url}/oauth/callback/{integration.id}"
-        metadata = client_metadata(redirect_uri, auth=auth, scopes=integration.default_scopes)
+        metadata = client_metadata(
+            redirect_uri, auth=auth, scopes=integration.default_scopes, dpop=integration.dpop is True
+        )
         try:
             reply = await register(self._egress, endpoints.registration_endpoint, metadata, initial)
         except SendFailed as failure:

@@ -2,17 +2,20 @@
 
 from dataclasses import dataclass, replace
 
+from activities.records import settled
 from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.clock import Clock
-from evergrant_server.core.connection import Connection
+from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.definition import Definition
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.grant import Grant
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages import GrantNews
+from evergrant_server.core.proof import ProofKey
 from evergrant_server.store import Store, Tx
 from providers.authorization import endpoints_for
 from providers.client import OAuthClient
+from providers.proofs import bound, require_algorithm
 from providers.registry import Registry
 from providers.resolve import assertion_audience, bound_params, client_auth_of
 from providers.spec import ProviderSpec, Refresh
@@ -68,6 +71,18 @@ class Holdings:
         """What templates are filled from: the integration's, and what came in this connection's callback."""
         return self.integration.params | bound_params(self.spec, self.grant.metadata if self.grant else {})
 
+    @property
+    def wants_proof_key(self) -> bool:
+        """Its tokens are to be bound to a key (RFC 9449), and there is none yet."""
+        over = self.connection.state is State.REVOKING or self.connection.state.final
+        wanted = self.spec.dpop or (self.older is not None and self.older.dpop)
+        return wanted and self.client.proof_key is None and not over
+
+    def proving(self, key: ProofKey) -> "Holdings":
+        """The same in hand, with the key that its tokens are bound to."""
+        other = replace(self.other_client, proof_key=key) if self.other_client else None
+        return replace(self, client=replace(self.client, proof_key=key), other_client=other)
+
     def believed(self) -> "Holdings":
         """The same in hand, for what can't be asked twice: a staged version isn't relied on yet."""
         return self.as_before() if self.provisional else self
@@ -108,7 +123,13 @@ class Holder:
         """Raises Failure NOT_FOUND, CLIENT_REJECTED (its definition is gone, or doesn't fit any
         more), KEY_UNAVAILABLE, SEAL_BROKEN or STORE_UNAVAILABLE."""
         async with self._store.read() as tx:
-            return await self.take_in(tx, tenant, connection_id)
+            held = await self.take_in(tx, tenant, connection_id)
+        if not held.wants_proof_key:
+            return held
+        require_algorithm(held.spec, held.endpoints)
+        now = self._clock.now()
+        key = await settled(self._store, lambda tx: tx.proof_keys.ensure(tenant, connection_id, now))
+        return held.proving(key)
 
     async def take_in(self, tx: Tx, tenant: Tenant, connection_id: ConnectionId) -> Holdings:
         connection = await tx.connections.get(tenant, connection_id)
@@ -127,8 +148,11 @@ class Holder:
                 raise
             passed_over, spec, definition, older = definition, older, None, None
             endpoints = _endpoints(spec, integration, grant)
+        spec = bound(spec, integration, grant)
+        older = None if older is None else bound(older, integration, grant)
+        key = await tx.proof_keys.get(tenant, connection_id) if spec.dpop or (older and older.dpop) else None
         clients = await self._clients(tx, spec, endpoints, integration)
-        return Holdings(
+        held = Holdings(
             connection=connection,
             integration=integration,
             grant=grant,
@@ -141,6 +165,7 @@ class Holder:
             passed_over=passed_over,
             redirect_uri=f"{self._public_url}/oauth/callback/{integration.id}",
         )
+        return held if key is None else held.proving(key)
 
     async def _clients(
         self, tx: Tx, spec: ProviderSpec, endpoints: Endpoints, integration: Integration

@@ -27,6 +27,7 @@ from evergrant_server.core.messages import (
     GrantNews,
     MintGrant,
 )
+from evergrant_server.core.proof import DPOP
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import Recipient
 from evergrant_server.store import Store, Tx
@@ -168,8 +169,8 @@ def _progress(export: Export) -> ExportProgress:
 async def _line(tx: Tx, connection: Connection) -> Secret | None:
     """What `import` takes, or None: no live grant, or one whose seal is broken and that can't be read."""
     grant = await tx.grants.get(connection.tenant, connection.id)
-    if connection.state is not State.ACTIVE or grant is None:
-        return None
+    if connection.state is not State.ACTIVE or grant is None or grant.token_type == DPOP:
+        return None  # a bound token opens nothing without its key, which never leaves
     try:
         access = await tx.grants.access_token(connection)
         refresh = await tx.grants.refresh_token(connection)

@@ -58,10 +58,12 @@ def authorization_request(
     verifier: Secret,
     scopes: Sequence[str],
     params: Mapping[str, str] | None = None,
+    dpop_jkt: str | None = None,
 ) -> str:
     """The URL to send the browser to. It holds the state, and the verifier only as its S256 challenge.
 
     `params` are the caller's own (a login hint, say); each must be on the definition's list.
+    `dpop_jkt` names the key that the code is to be bound to (RFC 9449 section 10).
     Raises Failure INVALID_REQUEST when the provider can't be used this way.
     """
     spec.require_usable()
@@ -74,6 +76,8 @@ def authorization_request(
     values = checked_params(spec, integration.params)
     extra = {name: fill(text, values, spec) for name, text in spec.authorization_params.items()}
     extra |= _asked_for(spec, params or {})
+    if dpop_jkt is not None:
+        extra["dpop_jkt"] = dpop_jkt
     wanted = scopes_to_request(spec, integration, scopes)
     authlib = OAuth2Client(None, client_id=integration.client_id, code_challenge_method="S256")
     url, _ = authlib.create_authorization_url(

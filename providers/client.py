@@ -9,6 +9,7 @@ from authlib.integrations.httpx_client import AsyncOAuth2Client
 
 from evergrant_server.core.client_key import ClientKey
 from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.proof import ProofKey
 from evergrant_server.core.secret import Secret
 
 
@@ -26,6 +27,7 @@ class OAuthClient:
     key: ClientKey | None = None
     audience: str = ""
     now: Callable[[], datetime] = SystemClock().now
+    proof_key: ProofKey | None = None  # what tokens are bound to, where they are (RFC 9449)
 
 
 class Answered(Exception):  # carries a reply out of authlib; nothing went wrong

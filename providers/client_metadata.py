@@ -29,9 +29,17 @@ class Registered:
 
 
 def client_metadata(
-    redirect_uri: str, *, auth: str, scopes: tuple[str, ...] = (), client_id: str | None = None
+    redirect_uri: str,
+    *,
+    auth: str,
+    scopes: tuple[str, ...] = (),
+    client_id: str | None = None,
+    dpop: bool = False,
 ) -> dict[str, Any]:
-    """What we say of ourselves (RFC 7591 section 2); with `client_id`, as a document at that URL."""
+    """What we say of ourselves (RFC 7591 section 2); with `client_id`, as a document at that URL.
+
+    `dpop`: this client's tokens are bound, always (RFC 9449 section 5.2).
+    """
     metadata: dict[str, Any] = {
         "client_name": CLIENT_NAME,
         "redirect_uris": [redirect_uri],
@@ -39,6 +47,8 @@ def client_metadata(
         "response_types": ["code"],
         "token_endpoint_auth_method": auth,
     }
+    if dpop:
+        metadata["dpop_bound_access_tokens"] = True
     if scopes:
         metadata["scope"] = " ".join(scopes)
     return metadata if client_id is None else {"client_id": client_id, **metadata}

@@ -61,7 +61,8 @@ def device_request(
     if scopes:
         fields[spec.scope_param_name] = spec.scope_separator.join(scopes)
     dialect = exchange_dialect(spec, client, params)
-    return TokenRequest(url, DEVICE_CODE, replace(dialect, extra=fields, drop=("grant_type",)))
+    asking = replace(dialect, extra=fields, drop=("grant_type",), for_tokens=False)
+    return TokenRequest(url, DEVICE_CODE, asking)
 
 
 def poll_request(

@@ -23,6 +23,7 @@ def exchange_dialect(spec: ProviderSpec, client: OAuthClient, params: Params) ->
         extra=filled_params(spec, spec.token_params, params),
         query=filled_params(spec, spec.token_query_params, params),
         headers=spec.token_request_headers,
+        for_tokens=True,
     )
 
 
@@ -41,6 +42,7 @@ def refresh_dialect(
         headers=spec.token_request_headers,
         bearer=token.reveal() if in_header else None,
         drop=("refresh_token",) if in_header else (),
+        for_tokens=True,
     )
 
 

@@ -117,6 +117,7 @@ def _endpoints(egress: Egress, issuer: str, document: dict[str, Any]) -> Endpoin
             egress, issuer, document, "pushed_authorization_request_endpoint"
         ),
         pushed_requests_required=document.get("require_pushed_authorization_requests") is True,
+        dpop_algorithms=tuple(_strings(issuer, document, "dpop_signing_alg_values_supported") or ()),
         takes_metadata_documents=document.get("client_id_metadata_document_supported") is True,
     )
 

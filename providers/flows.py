@@ -17,6 +17,7 @@ from providers.authorization import redirect_uri_of
 from providers.client import Answered, OAuthClient, ProviderClient
 from providers.dialects import exchange_dialect, refresh_dialect, renewal_dialect, revocation_dialect
 from providers.minting import TokenRequest
+from providers.proofs import Nonces, nonce_wanted
 from providers.quirks import QUIRKS, Quirk
 from providers.reply import RawReply
 from providers.resolve import checked_params, complete, fill, fill_url
@@ -48,6 +49,7 @@ class Sender:
     def __init__(self, egress: Egress, quirks: Mapping[str, Quirk] = QUIRKS) -> None:
         self._egress = egress
         self._quirks = quirks
+        self._nonces = Nonces()
 
     async def exchange_code(
         self,
@@ -71,7 +73,7 @@ class Sender:
             standard["code_verifier"] = verifier.reveal()
 
         def ask(authlib: ProviderClient) -> Awaitable[Any]:
-            auth = WireAuth(spec, client, dialect)
+            auth = self._auth(spec, client, dialect)
             return authlib.fetch_token(url, grant_type="authorization_code", auth=auth, **standard)
 
         return await self._send(spec, client, ask, before_send)
@@ -102,7 +104,7 @@ class Sender:
             return authlib.refresh_token(
                 url,
                 refresh_token=refresh_token.reveal(),
-                auth=WireAuth(spec, client, dialect),
+                auth=self._auth(spec, client, dialect),
                 **standard,
             )
 
@@ -126,7 +128,7 @@ class Sender:
             url = fill(rule.url, checked_params(spec, params or {}), spec)
 
         def ask(authlib: ProviderClient) -> Awaitable[Any]:
-            auth = WireAuth(spec, client, dialect)
+            auth = self._auth(spec, client, dialect)
             return authlib.fetch_token(url, grant_type=rule.grant_type, auth=auth)
 
         return await self._send(spec, client, ask, before_send)
@@ -143,7 +145,7 @@ class Sender:
         url = complete(spec, request.url)
 
         def ask(authlib: ProviderClient) -> Awaitable[Any]:
-            auth = WireAuth(spec, client, request.dialect)
+            auth = self._auth(spec, client, request.dialect)
             return authlib.fetch_token(url, grant_type=request.grant_type, auth=auth)
 
         return await self._send(spec, client, ask, before_send)
@@ -169,7 +171,10 @@ class Sender:
 
         def ask(authlib: ProviderClient) -> Awaitable[Any]:
             return authlib.revoke_token(
-                url, token=token.reveal(), token_type_hint=hint, auth=WireAuth(spec, client, dialect)
+                url,
+                token=token.reveal(),
+                token_type_hint=hint,
+                auth=self._auth(spec, client, dialect),
             )
 
         return await self._send(spec, client, ask, before_send)
@@ -193,12 +198,35 @@ class Sender:
 
         def ask(authlib: ProviderClient) -> Awaitable[Any]:
             return authlib.introspect_token(
-                url, token=token.reveal(), token_type_hint=hint, auth=WireAuth(spec, client, dialect)
+                url,
+                token=token.reveal(),
+                token_type_hint=hint,
+                auth=self._auth(spec, client, dialect),
             )
 
         return await self._send(spec, client, ask, before_send)
 
+    def _auth(self, spec: ProviderSpec, client: OAuthClient, dialect: Dialect) -> WireAuth:
+        return WireAuth(spec, client, dialect, self._nonces)
+
     async def _send(
+        self,
+        spec: ProviderSpec,
+        client: OAuthClient,
+        ask: Callable[[ProviderClient], Awaitable[Any]],
+        before_send: BeforeSend | None,
+    ) -> RawReply:
+        """Once; and once more for a server that did nothing but name the nonce it wants in a proof.
+
+        That answer spends nothing (RFC 9449 section 8), so both are one use of a credential: only the
+        second answer counts, and `before_send` is asked before its first byte as well.
+        """
+        reply = await self._once(spec, client, ask, before_send)
+        if client.proof_key is not None and spec.dpop and nonce_wanted(reply):
+            reply = await self._once(spec, client, ask, before_send)
+        return reply
+
+    async def _once(
         self,
         spec: ProviderSpec,
         client: OAuthClient,
@@ -225,9 +253,12 @@ class Sender:
             raise SendFailed(failure, sent=watch.sent) from None
         finally:
             await transport.aclose()
-        return RawReply(
+        reply = RawReply(
             response.status_code, {k.lower(): v for k, v in response.headers.items()}, response.content
         )
+        if client.proof_key is not None:
+            self._nonces.note(str(response.request.url), client.proof_key, reply)
+        return reply
 
 
 class _Stopped(Exception):

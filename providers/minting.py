@@ -97,6 +97,7 @@ def _request(
         repeated=tuple(("resource", uri) for uri in asked.target.resources),  # RFC 8707 section 2
         query=filled_params(spec, spec.token_query_params, asked.params),
         headers=spec.token_request_headers,
+        for_tokens=True,
     )
     return TokenRequest(endpoints.token_endpoint, grant_type, dialect)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.proof import DPOP
 from evergrant_server.core.secret import Secret
 from providers.reading import Unreadable, at, kind
 from providers.reply import RawReply
@@ -144,7 +145,14 @@ def _token(value: Any, what: str) -> Secret | None:
 
 
 def _token_type(spec: ProviderSpec, value: Any) -> str:
-    """Always Bearer: a type we don't know must not be used (RFC 6749 section 7.1), case ignored (5.1)."""
+    """A type we don't know must not be used (RFC 6749 section 7.1), case ignored (5.1).
+
+    Where a bound token was asked for, a bearer token is none (RFC 9449 section 5).
+    """
+    if spec.dpop:
+        if not isinstance(value, str) or value.lower() != DPOP.lower():
+            raise Unreadable("a token that isn't bound to our key, as was asked for")
+        return DPOP
     if value is None or value == "":
         return "Bearer"
     if not isinstance(value, str):

@@ -127,6 +127,7 @@ class TokenRequestPart(Part):
     optional_token_params: Params = Field(default_factory=dict)
     client_auth: ClientAuth = ClientAuth.BASIC
     refresh_client_auth: ClientAuth | None = None
+    dpop: bool = False  # tokens are bound to a key of the connection's (RFC 9449)
     client_assertion_audience: Literal["issuer", "token_endpoint"] = "issuer"  # RFC 7523 section 3
     basic_auth_template: str | None = None  # for example "{client_secret}:"
     basic_auth_encoding: Literal["form", "raw"] = "form"  # RFC 6749 section 2.3.1 says form

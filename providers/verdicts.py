@@ -26,6 +26,7 @@ _OURS = frozenset(
         "unsupported_token_type",
         "invalid_scope",
         "invalid_target",  # RFC 8707 section 2
+        "invalid_dpop_proof",  # RFC 9449 section 5
         "redirect_uri_mismatch",
         "invalid_redirect_uri",
     }

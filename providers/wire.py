@@ -16,6 +16,7 @@ from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.secret import Secret
 from providers.assertions import ASSERTION_TYPE, client_assertion, secret_assertion
 from providers.client import OAuthClient
+from providers.proofs import Nonces, proof
 from providers.spec import ClientAuth, ProviderSpec
 
 _STANDARD = {"Accept": "application/json", "User-Agent": "Evergrant"}
@@ -36,6 +37,7 @@ class Dialect:
     headers: Mapping[str, str] = field(default_factory=dict)
     bearer: str | None = field(default=None, repr=False)  # a token of the subject's as the credential
     drop: tuple[str, ...] = ()
+    for_tokens: bool = False  # its answer may hold tokens: a proof goes along where they are bound
 
 
 class WireAuth(httpx2.Auth):
@@ -43,10 +45,13 @@ class WireAuth(httpx2.Auth):
 
     requires_request_body = True
 
-    def __init__(self, spec: ProviderSpec, client: OAuthClient, dialect: Dialect) -> None:
+    def __init__(
+        self, spec: ProviderSpec, client: OAuthClient, dialect: Dialect, nonces: Nonces | None = None
+    ) -> None:
         self._spec = spec
         self._client = client
         self._dialect = dialect
+        self._nonces = nonces or Nonces()
 
     def auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
         dialect = self._dialect
@@ -62,7 +67,18 @@ class WireAuth(httpx2.Auth):
         if dialect.bearer is not None:
             headers["Authorization"] = f"Bearer {dialect.bearer}"
         self._identify(fields, headers)
-        yield _written(request, dialect, _renamed(fields, self._renames()), headers)
+        written = _written(request, dialect, _renamed(fields, self._renames()), headers)
+        self._prove(written)
+        yield written
+
+    def _prove(self, request: httpx2.Request) -> None:
+        """That we hold the key which the tokens are to be bound to (RFC 9449 section 5)."""
+        key = self._client.proof_key
+        if key is None or not self._spec.dpop or not self._dialect.for_tokens:
+            return
+        url = str(request.url)
+        nonce = self._nonces.get(url, key)
+        request.headers["DPoP"] = proof(key, request.method, url, self._client.now(), nonce=nonce)
 
     def _renames(self) -> dict[str, str | None]:
         named: dict[str, str | None] = {

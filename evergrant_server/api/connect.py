@@ -4,6 +4,7 @@ Link previews send GETs, so a GET changes nothing.
 """
 
 import hashlib
+from datetime import datetime
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Request
@@ -23,6 +24,7 @@ from evergrant_server.core.pushing import PushedRequest
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Tx
 from providers.authorization import authorization_request, endpoints_for, new_state, new_verifier
+from providers.proofs import binds
 from providers.pushing import fields_to_push, pushed_url, pushes
 
 router = APIRouter(tags=["pages"], default_response_class=HTMLResponse)
@@ -106,6 +108,7 @@ async def _started(subjects: Subjects, request: Request, link: str, browser: str
             state=state,
             verifier=verifier,
             scopes=going.consent.scopes,
+            dpop_jkt=await _key_named(tx, going, parts.clock.now()),
         )
         endpoints = endpoints_for(spec, going.integration)
         pushed = None
@@ -134,6 +137,15 @@ async def _started(subjects: Subjects, request: Request, link: str, browser: str
         if reference is not None:
             url = pushed_url(spec, going.integration, _page_of(endpoints), reference)
     return subjects.pages.leaving(provider=going.provider, url=url)
+
+
+async def _key_named(tx: Tx, going: Going, now: datetime) -> str | None:
+    """The key that code and tokens are to be bound to: a stolen code is then of no use to anybody else."""
+    connection = going.connection
+    grant = await tx.grants.get(connection.tenant, connection.id)
+    if not binds(going.spec, going.integration, grant):
+        return None
+    return (await tx.proof_keys.ensure(connection.tenant, connection.id, now)).thumbprint
 
 
 def _page_of(endpoints: Endpoints) -> str:

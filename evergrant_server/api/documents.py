@@ -34,5 +34,9 @@ async def document(integration_id: str, response: Response, parts: With) -> dict
     response.headers["Cache-Control"] = _FOR_A_WHILE
     url = url_of(parts.settings.public_url, found.id)
     return client_metadata(
-        parts.redirect_uri(found.id), auth="none", scopes=found.default_scopes, client_id=url
+        parts.redirect_uri(found.id),
+        auth="none",
+        scopes=found.default_scopes,
+        client_id=url,
+        dpop=found.dpop is True,
     )

@@ -203,6 +203,7 @@ def _filled(
             if body.registration is Registration.METADATA_DOCUMENT
             else body.client_auth,
             "registration": body.registration,
+            "dpop": body.dpop,
             "default_scopes": body.default_scopes,
             "scope_ceiling": body.scope_ceiling,
             "refresh": body.refresh.over(spec.refresh_rules()),

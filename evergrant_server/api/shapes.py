@@ -183,7 +183,8 @@ class IntegrationBody(Body):
     """Our OAuth client at a provider. Secret and key are written, never read; None keeps them.
 
     Instead of a client id, `registration` has a worker register us at the issuer: `dynamic`
-    (RFC 7591, with `initial_access_token` if it demands one), or `metadata_document`.
+    (RFC 7591, with `initial_access_token` if it demands one), or `metadata_document`. `dpop` has tokens
+    bound to a key of ours, or not (RFC 9449); without it, as the provider's definition says.
     """
 
     provider: Slug
@@ -200,6 +201,7 @@ class IntegrationBody(Body):
     client_key: ClientKeyBody | None = None
     default_scopes: Scopes = ()
     scope_ceiling: Scopes | None = None
+    dpop: bool | None = None
     refresh: RefreshRulesBody = RefreshRulesBody()
 
 

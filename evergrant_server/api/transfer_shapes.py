@@ -33,6 +33,8 @@ def _token(value: Secret) -> Secret:
 def _token_type(value: str) -> str:
     if not _TYPE.fullmatch(value):
         raise ValueError("use a token type such as Bearer")
+    if value.lower() == "dpop":
+        raise ValueError("a bound token opens nothing without its key, which can't be imported")
     return value
 
 

@@ -167,6 +167,7 @@ class IntegrationView(View):
     default_scopes: tuple[str, ...]
     scope_ceiling: tuple[str, ...] | None
     refresh: RefreshRules
+    dpop: bool | None
     state: IntegrationState
     problem: str | None
     previous_secret_until: datetime | None

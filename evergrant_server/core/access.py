@@ -26,6 +26,7 @@ class Endpoints(BaseModel):
     registration_endpoint: str | None = None  # RFC 7591 section 3
     pushed_authorization_request_endpoint: str | None = None  # RFC 9126 section 5
     pushed_requests_required: bool = False  # require_pushed_authorization_requests
+    dpop_algorithms: tuple[str, ...] = ()  # dpop_signing_alg_values_supported (RFC 9449 section 5.1)
     takes_metadata_documents: bool = False  # client_id_metadata_document_supported
 
 
@@ -67,6 +68,7 @@ class Integration(BaseModel):
     registration_url: str | None = None  # where the registration is managed (RFC 7592 section 3)
     client_secret_expires_at: datetime | None = None
     metadata_read_at: datetime | None = None  # when what was discovered was last compared
+    dpop: bool | None = None  # are tokens bound to a key (RFC 9449)? None: as the provider's definition says
     secret_refused_at: datetime | None = None  # the provider takes the previous secret, and not this one
     created_at: datetime
     changed_at: datetime

@@ -8,6 +8,7 @@ store. Anything unknown or altered is a failure that names the row; nothing is g
 from evergrant_server.crypto.envelope import Sealed, SealingKey, key_id_of, new_sealing_key, open_sealed, seal
 from evergrant_server.crypto.keyring import KeyRing, Lane, Role
 from evergrant_server.crypto.place import Place
+from evergrant_server.crypto.proof_key import new_proof_key
 from evergrant_server.crypto.recipient import Recipient
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Sealed",
     "SealingKey",
     "key_id_of",
+    "new_proof_key",
     "new_sealing_key",
     "open_sealed",
     "seal",

@@ -16,6 +16,7 @@ from evergrant_server.crypto import Lane, Place, Sealed
 from evergrant_server.crypto.envelope import broken
 from evergrant_server.store.late_answers import LateAnswers
 from evergrant_server.store.marks import Marks
+from evergrant_server.store.proof_keys import ProofKeys
 from evergrant_server.store.records import Values, compare_and_set, first, insert, one, values_of, where
 from evergrant_server.store.seals import Seals
 from evergrant_server.store.tables import ConnectionGrantRow, ConnectionRow, ConsentRow
@@ -101,6 +102,7 @@ class Grants:
         """
         destroyed = await self._seals.destroy(tenant, connection_id)
         await Marks(self._connection, self._seals.ring).forget(tenant, connection_id)
+        await ProofKeys(self._connection, self._seals).drop(tenant, connection_id)
         mine = {"tenant": tenant, "connection_id": connection_id}
         empty: Values = {
             ACCESS: None,

@@ -109,6 +109,7 @@ class IntegrationRow(Row, table=True):
     sealed_previous_secret: Sealed | None = _sealed()
     previous_secret_until: datetime | None = _maybe_moment()
     secret_refused_at: datetime | None = _maybe_moment()
+    dpop: bool | None = None
     registration: str | None = None
     registration_sent_at: datetime | None = _maybe_moment()
     registration_url: str | None = None

@@ -21,6 +21,7 @@ from evergrant_server.store.introspections import Introspections
 from evergrant_server.store.late_answers import LateAnswers
 from evergrant_server.store.marks import Marks
 from evergrant_server.store.outbox import Outbox
+from evergrant_server.store.proof_keys import ProofKeys
 from evergrant_server.store.receivers import Receivers
 from evergrant_server.store.seals import HeldKeys, Seals
 from evergrant_server.store.usage import Usage
@@ -75,6 +76,10 @@ class Tx:
     @cached_property
     def late_answers(self) -> LateAnswers:
         return LateAnswers(self.connection, self._seals)
+
+    @cached_property
+    def proof_keys(self) -> ProofKeys:
+        return ProofKeys(self.connection, self._seals)
 
     @cached_property
     def outbox(self) -> Outbox:

@@ -5,6 +5,8 @@ which nothing was sent twice. `docs/flows.md` names these tests.
 """
 
 import contextlib
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -49,22 +51,24 @@ class World:
         assert made["state"] == "ready", made["problem"]
         return made
 
-    async def browsing(self, name: str, **metadata: Any) -> dict[str, Any]:
+    async def browsing(self, name: str, dpop: bool = False, **metadata: Any) -> dict[str, Any]:
         """An integration of the code grant, with a client that the test knows the secret of."""
-        made = await self.integration(name, client_id="not-yet", client_auth="none")
+        bound = {"dpop": True} if dpop else {}
+        made = await self.integration(name, client_id="not-yet", client_auth="none", **bound)
         client = await self.server.register(made["redirect_uri"], **metadata)
         auth = client["token_endpoint_auth_method"]
         secret = {"client_secret": client["client_secret"]} if auth != "none" else {}
-        await self.integration(name, client_id=client["client_id"], client_auth=auth, **secret)
+        await self.integration(name, client_id=client["client_id"], client_auth=auth, **secret, **bound)
         return client
 
-    async def machine(self, name: str, **metadata: Any) -> dict[str, Any]:
+    async def machine(self, name: str, dpop: bool = False, **metadata: Any) -> dict[str, Any]:
         """An integration that asks nobody, and its client."""
+        bound = {"dpop": True} if dpop else {}
         client = await self.server.register(**metadata)
         key = "jwks" in metadata
         ours = {"client_key": PRIVATE} if key else {"client_secret": client["client_secret"]}
         auth = client["token_endpoint_auth_method"]
-        await self.integration(name, client_id=client["client_id"], client_auth=auth, **ours)
+        await self.integration(name, client_id=client["client_id"], client_auth=auth, **ours, **bound)
         return client
 
     async def begin(self, integration: str, flow: str = CODE, **more: Any) -> dict:
@@ -186,6 +190,53 @@ async def test_rfc9126_2_3_a_refused_request_says_who_repairs_it(world: World):
     assert again["id"] == begun["id"]
     await world.server.consent(again["connect_url"])
     await world.api.state(begun["id"], "active", SOON_S)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"dpop_bound_access_tokens": True},
+        {"client_name": "wants a nonce"},  # each token request is answered with one first
+        {
+            "token_endpoint_auth_method": "none",
+            "client_name": "wants a nonce",
+        },  # its refresh tokens are bound
+    ],
+    ids=["confidential", "nonces", "public"],
+)
+async def test_rfc9449_tokens_bound_to_a_key_that_outlives_refreshes_and_workers(
+    world: World, metadata: dict[str, Any], request: pytest.FixtureRequest
+):
+    """Strict rotation: had a request for a nonce been a use of the token, the grant would be gone."""
+    name = f"bound-{request.node.callspec.id}"
+    client = await world.browsing(name, dpop=True, **metadata)
+    connection = await world.consented(name)
+    asked = (await world.server.calls("pushed_authorization_request", client_id=client["client_id"]))[-1]
+    if "client_name" not in metadata:  # a worker that is killed, once
+        pid = world.platform.worker_pid()
+        os.kill(pid, signal.SIGKILL)
+        await world.platform.new_worker(pid)
+    for generation in (2, 3):
+        assert (await world.refreshed(connection))["generation"] == generation
+    lease = await world.api.lease(name, "sam")
+    assert lease["token_type"] == "DPoP"
+    said = await world.server.active(await world.server.register(), lease["access_token"])
+    assert said["cnf"]["jkt"] == asked["asked"]["dpop_jkt"]  # one key, from the browser's leaving on
+    tokens = await world.server.calls("token", client_id=client["client_id"])
+    assert {call["proof"] for call in tokens} == {True}
+    wanted = [call for call in tokens if call["error"] == "use_dpop_nonce"]
+    assert bool(wanted) is ("client_name" in metadata)
+    assert (await world.revoked(connection))["revocation"] == "confirmed"
+
+
+async def test_rfc9449_a_machines_tokens_are_bound_as_well(world: World):
+    client = await world.machine("machine-bound", dpop=True)
+    begun = await world.begin("machine-bound", "client_credentials")
+    connection = await world.api.state(begun["id"], "active", SOON_S)
+    assert (await world.api.lease("machine-bound", "sam"))["token_type"] == "DPoP"
+    assert (await world.refreshed(connection))["generation"] == 2
+    tokens = await world.server.calls("token", client_id=client["client_id"])
+    assert {call["proof"] for call in tokens} == {True}
 
 
 async def test_rfc7523_2_2_private_key_jwt_and_rfc8707_resource(world: World):

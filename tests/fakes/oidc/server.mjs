@@ -2,14 +2,14 @@
 // Anybody may register a client (RFC 7591) and log in as anybody. It remembers what it was asked at
 // its OAuth endpoints, and forgets everything when it ends.
 //
-//   node server.mjs FOLDER_WITH_NODE_MODULES '{"accessTokenSeconds": 6, "dpopNonce": true, ...}'
+//   node server.mjs FOLDER_WITH_NODE_MODULES '{"accessTokenSeconds": 6, "requirePar": true, ...}'
 import { generateKeyPairSync, randomBytes } from 'node:crypto';
 import { createServer } from 'node:http';
 import { createRequire } from 'node:module';
 import { pathToFileURL } from 'node:url';
 
 const [, , packages, given] = process.argv;
-const defaults = { accessTokenSeconds: 3600, dpopNonce: false, requirePar: false };
+const defaults = { accessTokenSeconds: 3600, nonceFor: 'wants a nonce', requirePar: false };
 const options = { ...defaults, ...JSON.parse(given) };
 console.info = console.warn = () => {}; // its advice to whoever would run it in production
 const resolve = createRequire(pathToFileURL(`${packages}/`)).resolve;
@@ -54,7 +54,7 @@ const provider = new Provider(issuer, {
       enabled: true,
       requirePushedAuthorizationRequests: options.requirePar,
     },
-    dPoP: { enabled: true, nonceSecret: randomBytes(32), requireNonce: () => options.dpopNonce },
+    dPoP: { enabled: true, nonceSecret: randomBytes(32), requireNonce: (ctx) => ctx.oidc.client?.clientName === options.nonceFor },
     resourceIndicators: {
       enabled: true,
       getResourceServerInfo: async (ctx, indicator) => {

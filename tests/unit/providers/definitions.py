@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from evergrant_server.core.access import Integration
+from evergrant_server.core.grant import Grant
 from evergrant_server.core.ids import IntegrationId, Tenant
 from providers.spec import ProviderSpec
 
@@ -34,3 +35,14 @@ def an_integration(provider: str = "acme", **fields: Any) -> Integration:
         "changed_at": NOW,
     }
     return Integration(**(plain | fields))
+
+
+def a_grant(**fields: Any) -> Grant:
+    plain: dict[str, Any] = {
+        "generation": 1,
+        "scopes": ("read",),
+        "obtained_at": NOW,
+        "expires_at": None,
+        "refreshable": True,
+    }
+    return Grant(**(plain | fields))

@@ -1,0 +1,198 @@
+"""Proofs of possession (RFC 9449): what is in one, and that a nonce costs no second use of a credential."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from joserfc import jwt
+from joserfc.jwk import ECKey
+
+from evergrant_server.core.access import Endpoints
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.proof import ProofKey
+from evergrant_server.core.secret import Secret
+from evergrant_server.crypto import new_proof_key
+from evergrant_server.egress import Egress, EgressPolicy
+from providers.client import OAuthClient
+from providers.flows import Sender, SendFailed
+from providers.proofs import binds, nonce_of, proof, require_algorithm
+from providers.replies import read_tokens
+from providers.reply import RawReply
+from tests.fakes.scripted_provider import ScriptedProvider, raw
+from tests.unit.providers.definitions import a_grant, an_integration, spec_like
+
+AT = datetime(2026, 5, 1, tzinfo=UTC)
+KEY = new_proof_key()
+BOUND = spec_like(dpop=True)
+
+
+def opened(made: str, key: ProofKey = KEY) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Header and claims, verified with the key that the proof itself names."""
+    token = jwt.decode(made, ECKey.import_key(dict(key.public)), algorithms=["ES256"])
+    return token.header, token.claims
+
+
+def test_rfc9449_4_2_what_is_in_a_proof():
+    header, claims = opened(proof(KEY, "post", "https://s.example/token?a=b#c", AT, nonce="n"))
+    assert header == {"typ": "dpop+jwt", "alg": "ES256", "jwk": KEY.public}
+    assert set(header["jwk"]) == {"kty", "crv", "x", "y"}  # and nothing of the private half
+    jti = claims.pop("jti")
+    expected = {"htm": "POST", "htu": "https://s.example/token", "iat": int(AT.timestamp()), "nonce": "n"}
+    assert claims == expected
+    assert opened(proof(KEY, "POST", "https://s.example/token", AT))[1]["jti"] != jti
+    assert KEY.thumbprint == ECKey.import_key(dict(KEY.public)).thumbprint()
+
+
+def test_rfc9449_7_1_the_hash_of_the_rfcs_own_token():
+    token = Secret("Kz~8mXK1EalYznwH-LC-1fBAo.4Ljp~zsPE_NeO.gxU")
+    _, claims = opened(proof(KEY, "GET", "https://resource.example.org/r", AT, access_token=token))
+    assert claims["ath"] == "fUHyO2r2Z3DZ53EsNrWBb0xWXoaNy59IiKCAqksmQEo"
+
+
+def test_a_key_shows_its_public_half_alone():
+    private = json.loads(KEY.private.reveal())["d"]
+    assert private not in repr(KEY)
+    assert ProofKey.from_secret(KEY.as_secret()) == KEY
+    with pytest.raises(Exception, match=r"[Ss]ecret"):
+        KEY.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("kind", "dpop", "read"),
+    [
+        ("DPoP", True, "DPoP"),
+        ("dpop", True, "DPoP"),
+        ("Bearer", True, None),  # section 5: it must be discarded
+        (None, True, None),
+        ("Bearer", False, "Bearer"),
+        ("DPoP", False, None),  # nobody could use it
+    ],
+)
+def test_rfc9449_5_the_type_has_to_be_what_was_asked_for(kind: str | None, dpop: bool, read: str | None):
+    body = json.dumps({"access_token": "a", "token_type": kind}).encode()
+    spec = spec_like(dpop=dpop)
+
+    def judged() -> str:
+        reply = RawReply(200, {}, body)
+        return read_tokens(spec, reply, requested_scopes=(), refreshing=False).token_type
+
+    if read is not None:
+        assert judged() == read
+        return
+    with pytest.raises(Failure) as failure:
+        judged()
+    assert failure.value.code is Code.REPLY_UNREADABLE
+
+
+@pytest.mark.parametrize(
+    ("says", "defined", "held", "bound"),
+    [
+        (None, False, None, False),
+        (None, True, None, True),
+        (None, False, "DPoP", True),  # its refresh token may be bound as well
+        (None, True, "Bearer", True),
+        (False, True, "DPoP", False),
+        (True, False, None, True),
+    ],
+)
+def test_whose_word_counts(says: bool | None, defined: bool, held: str | None, bound: bool):
+    grant = None if held is None else a_grant(token_type=held)
+    assert binds(spec_like(dpop=defined), an_integration("generic", dpop=says), grant) is bound
+
+
+def test_rfc9449_5_1_a_server_that_verifies_no_key_of_ours_is_refused():
+    require_algorithm(BOUND, Endpoints(token_endpoint="https://s.example/t"))
+    require_algorithm(BOUND, Endpoints(token_endpoint="https://s.example/t", dpop_algorithms=("ES256",)))
+    with pytest.raises(Failure) as failure:
+        require_algorithm(BOUND, Endpoints(token_endpoint="https://s.example/t", dpop_algorithms=("EdDSA",)))
+    assert failure.value.code is Code.CLIENT_REJECTED
+
+
+@pytest.mark.parametrize("said", ["", 'a"b', "a\\b", "a b", "ü", "x" * 2000])
+def test_rfc9449_8_1_what_is_no_nonce(said: str):
+    assert nonce_of(RawReply(400, {"dpop-nonce": said}, b"{}")) is None
+
+
+class Talk:
+    """One provider, and a sender that remembers nonces."""
+
+    def __init__(self, idp: ScriptedProvider) -> None:
+        self.idp = idp
+        self.sender = Sender(Egress(EgressPolicy(allow=(idp.allowance,))))
+        self.checks = 0
+
+    async def refresh(self, token: str, check: Callable[[], None] | None = None) -> RawReply:
+        client = OAuthClient(
+            self.idp.client_id, Secret(self.idp.client_secret), "client_secret_basic", proof_key=KEY
+        )
+
+        def counted() -> None:
+            self.checks += 1
+            if check is not None:
+                check()
+
+        return await self.sender.refresh(
+            BOUND,
+            Endpoints(token_endpoint=self.idp.url("token")),
+            client,
+            refresh_token=Secret(token),
+            before_send=counted,
+        )
+
+    @property
+    def nonces(self) -> list[str | None]:
+        sent = [call.headers["dpop"] for call in self.idp.calls if call.endpoint == "token"]
+        return [opened(made)[1].get("nonce") for made in sent]
+
+
+def wants(nonce: str, status: int = 400) -> Any:
+    headers = {"Content-Type": "application/json", "DPoP-Nonce": nonce}
+    return raw(b'{"error": "use_dpop_nonce"}', status, headers)
+
+
+async def test_rfc9449_8_a_nonce_costs_a_second_request_and_no_second_use() -> None:
+    async with ScriptedProvider() as idp:
+        talk, grant = Talk(idp), idp.grant()
+        idp.script(wants("n-1"))
+        reply = await talk.refresh(grant["refresh_token"])
+        assert reply.status == 200
+        assert talk.nonces == [None, "n-1"]
+        assert talk.checks == 2  # `send_by` and the fence count for the second as well
+        await talk.refresh(json.loads(reply.body)["refresh_token"])
+        assert talk.nonces == [None, "n-1", "n-1"]  # remembered
+
+
+async def test_rfc9449_8_whoever_asks_twice_is_answered_once() -> None:
+    async with ScriptedProvider() as idp:
+        talk, grant = Talk(idp), idp.grant()
+        idp.script(wants("n-1"), wants("n-2"))
+        reply = await talk.refresh(grant["refresh_token"])
+        assert (reply.status, talk.nonces) == (400, [None, "n-1"])
+        assert (await talk.refresh(grant["refresh_token"])).status == 200  # it was never spent
+        assert talk.nonces[-1] == "n-2"
+
+
+async def test_a_second_request_that_is_stopped_leaves_the_credential_unspent() -> None:
+    async with ScriptedProvider() as idp:
+        talk, grant = Talk(idp), idp.grant()
+        idp.script(wants("n-1"))
+
+        def too_late_the_second_time() -> None:
+            if talk.checks == 2:
+                raise Failure(Code.REFRESH_PENDING, "too late to send")
+
+        with pytest.raises(SendFailed) as stopped:
+            await talk.refresh(grant["refresh_token"], too_late_the_second_time)
+        assert (stopped.value.sent, stopped.value.code) == (False, Code.REFRESH_PENDING)
+        assert (await talk.refresh(grant["refresh_token"])).status == 200
+
+
+async def test_a_proof_goes_where_tokens_come_from_and_nowhere_else() -> None:
+    async with ScriptedProvider() as idp:
+        talk, grant = Talk(idp), idp.grant()
+        client = OAuthClient(idp.client_id, Secret(idp.client_secret), "client_secret_basic", proof_key=KEY)
+        endpoints = Endpoints(token_endpoint=idp.url("token"), revocation_endpoint=idp.url("revoke"))
+        await talk.sender.revoke(BOUND, endpoints, client, token=Secret(grant["refresh_token"]))
+        assert "dpop" not in idp.calls[-1].headers
