@@ -21,6 +21,7 @@ from activities.transfer import end_consent, install_import
 from activities.wellbeing import note_recovery
 from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.core.access import Endpoints
+from evergrant_server.core.account import FollowUp
 from evergrant_server.core.attempt import AttemptKind, Outcome
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, State
@@ -200,7 +201,8 @@ class ConsentActivities(ProviderActivities):
                 return GrantNews(attempt_id=attempt.id, failure=Code.OUTCOME_UNKNOWN)
             # a consent by which scopes were added or given up says what the next one asks for
             granted = current.granted(now, order.generation)
-            after = granted.model_copy(update={"requested_scopes": consent.scopes})
+            looking = FollowUp.LOOKING if held.spec.post_auth else None
+            after = granted.model_copy(update={"requested_scopes": consent.scopes, "follow_up": looking})
             grant = Grant.from_tokens(
                 tokens,
                 generation=after.generation,

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from activities.records import settled
 from evergrant_server.core.access import Endpoints, Integration
+from evergrant_server.core.account import FollowUp
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.definition import Definition
@@ -217,4 +218,6 @@ def news_of(connection: Connection, grant: Grant, integration: Integration) -> G
         min_age_s=None if grant.interim else integration.refresh.min_age_s,
         interim=grant.interim,
         ends_together=grant.ends_together,
+        look_up=connection.follow_up is FollowUp.LOOKING,
+        choosing=connection.follow_up is FollowUp.CHOOSING,
     )

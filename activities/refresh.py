@@ -180,13 +180,14 @@ class RefreshActivities(ProviderActivities):
                     await keep_late(tx, order, use, tokens, now)
                 return GrantNews(state=current.state, failure=current.reason or Code.CONSENT_REQUIRED)
             after = current.refreshed(now)
+            known = await tx.grants.get(order.tenant, order.connection_id)  # an account may be chosen by now
             grant = Grant.from_tokens(
                 tokens,
                 generation=after.generation,
                 requested=current.requested_scopes,
                 # a server may answer a second send with the first one's token and its full lifetime anew
                 at=attempt.first_opened_at + wrong,
-                before=before,
+                before=known or before,
                 renewable=held.renewable,
             )
             saved = await tx.grants.install(after, tokens, grant, expected=current.revision)

@@ -14,6 +14,7 @@ from activities.critical import CriticalSections
 from activities.devices import DeviceActivities
 from activities.discovery import DiscoveryActivities
 from activities.elsewhere import ElsewhereActivities
+from activities.follow_ups import FollowUpActivities
 from activities.history import HistoryActivities
 from activities.holdings import Holder
 from activities.late_answers import LateAnswerActivities
@@ -138,6 +139,7 @@ def activities(
     )
     onboarding = OnboardingActivities(parts.store, parts.registry, egress, parts.clock)
     late = LateAnswerActivities(parts.store, holder, sender, single_use, parts.clock)
+    follow_ups = FollowUpActivities(parts.store, holder, egress, parts.clock)
     endings = {
         AttemptKind.REFRESH: refresh.answered,
         AttemptKind.CODE_EXCHANGE: consent.answered,
@@ -152,6 +154,7 @@ def activities(
         devices.poll_device,
         refresh.refresh_grant,
         late.verify_late_answer,
+        follow_ups.look_up_accounts,
         revocation.ask_revocation,
         revocation.revoke_grant,
         history.run_ends,

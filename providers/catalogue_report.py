@@ -155,4 +155,5 @@ def _parts(spec: ProviderSpec) -> tuple[str, ...]:
         parts += ("refresh",)
     if spec.post_token_exchange is not None:
         parts += ("post_exchange",)
+    parts += ("lookups",) if spec.post_auth else ()
     return (*parts, "revoke") if spec.revokes else parts

@@ -80,7 +80,8 @@ def _hosts(spec: ProviderSpec, before: ProviderSpec | None) -> Iterable[Finding]
 def _secret_hosts(spec: ProviderSpec) -> set[str]:
     """With defaults in place: another default is another host for whoever gave none."""
     urls, values = spec.url_templates(), checked_params(spec, {})
-    return {_host(urls[name], values) for name in _SECRETS_GO_TO if name in urls}
+    goes = [name for name in urls if name in _SECRETS_GO_TO or name.startswith("post_auth.")]
+    return {_host(urls[name], values) for name in goes}
 
 
 def _host(template: str, values: Mapping[str, str]) -> str:

@@ -53,7 +53,20 @@ def complete(spec: ProviderSpec, url: str) -> str:
 
 def bound_params(spec: ProviderSpec, facts: Mapping[str, Any]) -> dict[str, str]:
     """Of what is known of a connection, the template parameters. Whoever fills them in checks them again."""
-    return {name: facts[name] for name in _from_callback(spec) if isinstance(facts.get(name), str)}
+    names = [name for name, rule in spec.template_params.items() if rule.source != "integration"]
+    known = {name: facts[name] for name in names if name in facts}
+    return {name: str(it) for name, it in known.items() if isinstance(it, str | int)}
+
+
+def api_base_url_of(spec: ProviderSpec, params: Mapping[str, str], facts: Mapping[str, Any]) -> str | None:
+    """Where the provider's API is for this connection; None while a part of that isn't known, or is wrong."""
+    if spec.api_base_url is None:
+        return None
+    try:
+        values = checked_params(spec, {**params, **bound_params(spec, facts)})
+        return fill(spec.api_base_url, values, spec)
+    except Failure:
+        return None
 
 
 def _from_callback(spec: ProviderSpec) -> frozenset[str]:

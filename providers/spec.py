@@ -113,6 +113,8 @@ class ProviderSpec(
             unknown = placeholders(*texts) - known
             if unknown:
                 raise ValueError(f"{name} uses {sorted(unknown)}, which template_params doesn't define")
+        if sum(lookup.choose is not None for lookup in self.post_auth) > 1:
+            raise ValueError("post_auth has more than one choice")
         if self.rotation_grace_s is not None and self.refresh_rotates is not True:
             raise ValueError("rotation_grace_s says something only when refresh_rotates is true")
         if self.refresh_token_in == "header" and ClientAuth.BASIC in (
@@ -152,6 +154,7 @@ class ProviderSpec(
             "device_authorization_endpoint": self.device_authorization_endpoint,
             "issuer": self.issuer,
         }
+        urls |= {f"post_auth.{place}": lookup.url for place, lookup in enumerate(self.post_auth)}
         return {name: url for name, url in urls.items() if url is not None}
 
     def refresh_rules(self) -> RefreshRules:

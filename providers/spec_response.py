@@ -101,14 +101,36 @@ class ErrorPart(Part):
         return self
 
 
-class Lookup(Part):
-    """A question asked after consent: which account, which host."""
+WHOLE = "[]"  # as `choose`: the reply itself is the array
 
-    method: Literal["GET", "POST"] = "GET"
+
+class Lookup(Part):
+    """A question asked after consent: which account, which host.
+
+    `choose` is where the array is among whose members somebody chooses; `metadata` is then read from
+    each member, `id` names the fact that tells them apart (the first one, if nothing is said), and
+    `label` is where a member has its name for people.
+    """
+
+    method: Literal["GET"] = "GET"
     url: UrlTemplate
     auth_scheme: HeaderValue = "Bearer"
-    metadata: dict[str, JsonPath]
-    choose: JsonPath | None = None  # the array among which the subject must choose
+    metadata: dict[str, JsonPath] = Field(min_length=1)
+    choose: JsonPath | Literal["[]"] | None = None
+    id: str | None = None
+    label: JsonPath | None = None
+
+    @model_validator(mode="after")
+    def _known_by(self) -> Self:
+        if self.id is not None and self.id not in self.metadata:
+            raise ValueError(f"id names {self.id}, which metadata doesn't have")
+        if self.choose is None and (self.id is not None or self.label is not None):
+            raise ValueError("id and label speak of a choice, and there is none")
+        return self
+
+    @property
+    def id_fact(self) -> str:
+        return self.id or next(iter(self.metadata))
 
 
 class ApiRequest(Part):

@@ -12,6 +12,7 @@ from temporalio.common import Priority, RetryPolicy
 
 with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.attempt import LIMITS
+    from evergrant_server.core.choice import LookUp
     from evergrant_server.core.late_messages import VerifyLateAnswer
     from evergrant_server.core.messages import (
         ActivityName,
@@ -125,6 +126,13 @@ async def verify_late_answer(order: VerifyLateAnswer) -> GrantNews:
         result_type=GrantNews,
         summary=f"of {order.attempt_id}",
         **_PROVIDER,
+    )
+
+
+async def look_up(order: LookUp) -> GrantNews:
+    """Ask the provider which accounts the grant reaches. Nothing is spent by that."""
+    return await workflow.execute_activity(
+        ActivityName.LOOK_UP, order, result_type=GrantNews, summary="which accounts", **_PROVIDER
     )
 
 

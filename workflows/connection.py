@@ -14,6 +14,7 @@ from temporalio.exceptions import ApplicationError, FailureError
 
 with workflow.unsafe.imports_passed_through():
     from evergrant_server.core import messages as m
+    from evergrant_server.core.choice import SIGNAL_CHOICE_MADE, ChoiceMade, LookUp, reason_of
     from evergrant_server.core.connection import State
     from evergrant_server.core.elsewhere import SIGNAL_REVOKED_ELSEWHERE, RevokedElsewhere
     from evergrant_server.core.errors import FAILURES
@@ -132,6 +133,9 @@ class ConnectionWorkflow:
                     VerifyLateAnswer(**self._call(cause), attempt_id=self._life.late)
                 )
                 return m.Happening(event=m.Event.LATE_ANSWER_TRIED, asked=cause.asked, news=news)
+            case Do.LOOK_UP:
+                news = await calls.look_up(LookUp(**self._call(cause), generation=self._life.generation))
+                return m.Happening(event=m.Event.LOOKED_UP, asked=cause.asked, news=news)
             case Do.ANNOUNCE:
                 ends_at = end_of(self._life)
                 assert ends_at is not None
@@ -172,7 +176,8 @@ class ConnectionWorkflow:
             connection_id=self._start.connection_id,
             generation=life.generation,
             expires_at=life.expires_at,
-            problem=life.refusal or (None if life.state is State.ACTIVE else life.reason),
+            problem=life.refusal
+            or (reason_of(life) if life.choosing or life.state is not State.ACTIVE else None),
             again=workflow_id in life.reply_later,
         )
         caller = workflow.get_external_workflow_handle(workflow_id)
@@ -238,6 +243,10 @@ class ConnectionWorkflow:
     def answer_came_late(self, it: AnswerCameLate) -> None:
         self._put(m.Event.ANSWER_CAME_LATE, it.asked, attempt_id=it.attempt_id)
 
+    @workflow.signal(name=SIGNAL_CHOICE_MADE)
+    def choice_made(self, it: ChoiceMade) -> None:
+        self._put(m.Event.CHOICE_MADE, it.asked, reason=it.choice)
+
     @workflow.update(name=m.UPDATE_ENSURE_FRESH)
     async def ensure_fresh(self, it: m.EnsureFresh) -> m.Freshness:
         """Callers share one refresh: the second finds the generation already newer."""
@@ -279,6 +288,7 @@ class ConnectionWorkflow:
     @workflow.query(name=m.QUERY_DESCRIBE)
     def describe(self) -> m.Description:
         life, due = self._life, self._wake()
+        reason = reason_of(life)
         return m.Description(
             connection_id=self._start.connection_id,
             state=life.state,
@@ -286,8 +296,8 @@ class ConnectionWorkflow:
             expires_at=life.expires_at,
             next_step=due.why if due else "nothing, until somebody asks",
             next_at=due.at if due else None,
-            reason=life.reason,
-            repairer=FAILURES[life.reason].repairer if life.reason else None,
+            reason=reason,
+            repairer=FAILURES[reason].repairer if reason else None,
             failures=life.failures,
             failed=life.failed,
             failing_since=life.failing_since,

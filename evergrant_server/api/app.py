@@ -12,6 +12,7 @@ from evergrant_server.api import (
     audits,
     callback,
     catalogue,
+    choosing,
     commands,
     connect,
     connections,
@@ -54,6 +55,7 @@ ROUTERS = (
     keys.router,
     transfer.router,  # before the routes that take any id in the place of its words
     connections.router,
+    choosing.router,
     commands.router,
     audits.router,
     webhooks.router,
@@ -62,6 +64,7 @@ ROUTERS = (
     security_events.router,
     connect.router,
     callback.router,
+    choosing.pages,
     reference.router,
 )
 

@@ -19,6 +19,7 @@ from evergrant_server.api.outgoing import signal
 from evergrant_server.api.subjects import SUBJECT, Going, Subjects, as_page, require_open, subjects_of
 from evergrant_server.api.tracing import trace_of
 from evergrant_server.core.access import Integration
+from evergrant_server.core.account import FollowUp
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.consent import Consent, ConsentStatus
 from evergrant_server.core.errors import Code, Failure
@@ -68,8 +69,9 @@ async def came_back(request: Request, integration_id: str) -> Response:
     received = await _received(subjects, request, _known(integration_id))
     subjects.parts.relay.nudge()
     settled = await _settled(subjects, received)
-    if settled.consent.status in (ConsentStatus.DONE, ConsentStatus.DENIED) and settled.consent.return_to:
-        return await subjects.shown(settled)
+    ended = settled.consent.status in (ConsentStatus.DONE, ConsentStatus.DENIED)
+    if ended and settled.connection.follow_up is not FollowUp.CHOOSING and settled.consent.return_to:
+        return await subjects.shown(request, settled)
     # the link's own page says how it stands: no code in the address bar, and safe to load again
     async with subjects.parts.store.read() as tx:
         link = await tx.consents.link(settled.consent)
@@ -222,15 +224,16 @@ def _outcome(callback: Callback) -> tuple[ConsentStatus, Code | None]:
 
 
 async def _settled(subjects: Subjects, going: Going) -> Going:
-    """Wait for the worker, for a while: it writes DONE or FAILED."""
-    consent = going.consent
+    """Wait for the worker, for a while: it writes DONE or FAILED, and which accounts there are."""
+    consent, connection = going.consent, going.connection
     with suppress(TimeoutError):
         async with asyncio.timeout(WAIT_S):
-            while consent.status is ConsentStatus.CODE_RECEIVED:
+            while consent.status is ConsentStatus.CODE_RECEIVED or connection.follow_up is FollowUp.LOOKING:
                 await asyncio.sleep(_LOOK_S)
                 async with subjects.parts.store.read() as tx:
                     consent = await tx.consents.get(consent.tenant, consent.id) or consent
-    return replace(going, consent=consent)
+                    connection = await tx.connections.get(consent.tenant, connection.id) or connection
+    return replace(going, consent=consent, connection=connection)
 
 
 async def _refuse(

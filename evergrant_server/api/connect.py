@@ -46,9 +46,9 @@ async def show(request: Request, link: str) -> Response:
         going = await subjects.going(tx, await tx.consents.by_link(hash_of_link(link)))
         device = await tx.consents.device(going.consent)
     if going.consent.kind is ConsentKind.DEVICE:
-        return await _device(subjects, going, device)
+        return await _device(request, subjects, going, device)
     if _is_over(subjects, request, going):
-        return await subjects.shown(going)
+        return await subjects.shown(request, going)
     _require_mine(subjects, request, going)
     browser = subjects.browsers.of(request) or subjects.browsers.new()
     html = subjects.pages.connect(
@@ -63,10 +63,10 @@ async def show(request: Request, link: str) -> Response:
     return response
 
 
-async def _device(subjects: Subjects, going: Going, device: DeviceCode | None) -> Response:
+async def _device(request: Request, subjects: Subjects, going: Going, device: DeviceCode | None) -> Response:
     """The code to type in elsewhere. Nothing is bound to this browser: there is nothing to take over."""
     if going.consent.status is not ConsentStatus.CODE_RECEIVED or device is None:
-        return await subjects.shown(going)
+        return await subjects.shown(request, going)
     if device.expires_at <= subjects.parts.clock.now():
         raise Failure(Code.CONSENT_EXPIRED, "This code has expired.")
     return page(subjects.pages.device(provider=going.provider, consent=going.consent, device=device))
@@ -78,7 +78,7 @@ async def go_on(request: Request, link: str) -> Response:
     """Bind this browser, make a fresh state and verifier, and send it to the provider."""
     subjects = subjects_of(request)
     browser = subjects.browsers.of(request)
-    form = await _form(request)
+    form = await form_of(request)
     if browser is None or not subjects.browsers.is_csrf(form.get("csrf", ""), browser, link):
         raise Failure(
             Code.CALLBACK_INVALID, "The form didn't come from this page, or this browser keeps no cookies."
@@ -185,7 +185,7 @@ def _require_mine(subjects: Subjects, request: Request, going: Going) -> None:
         )
 
 
-async def _form(request: Request) -> dict[str, str]:
+async def form_of(request: Request) -> dict[str, str]:
     body = await request.body()
     if len(body) > _LONGEST_FORM:
         raise Failure(Code.BODY_TOO_LARGE)

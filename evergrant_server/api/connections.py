@@ -9,6 +9,7 @@ from starlette.responses import Response
 from evergrant_server import audit
 from evergrant_server.api.authentication import Caller
 from evergrant_server.api.brought import check_brought, static_tokens
+from evergrant_server.api.definitions import spec_of
 from evergrant_server.api.device_codes import device_of, with_device
 from evergrant_server.api.establishing import Establishing, Opened, Wanted
 from evergrant_server.api.guards import Asking, By, IdempotencyKey, With, visible_connection
@@ -18,6 +19,7 @@ from evergrant_server.api.shapes import ConnectionBody
 from evergrant_server.api.transactions import committed
 from evergrant_server.api.views import ConnectionView, LiveView, Page, RevokingView
 from evergrant_server.core.access import Action
+from evergrant_server.core.account import FollowUp
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code, Failure
@@ -26,6 +28,7 @@ from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.imports import ImportedTokens
 from evergrant_server.policy import decide, reaches
 from evergrant_server.store import Tx
+from providers.resolve import api_base_url_of
 from providers.spec import ProviderSpec
 
 router = APIRouter(tags=["connections"])
@@ -88,6 +91,7 @@ async def start(
             subject_token_type=body.subject_token_type,
         ),
         source=None if body.source is None else ConnectionId(body.source),
+        choice=body.choice,
         brought=lambda spec, flow: _brought(spec, flow, body),
     )
 
@@ -173,11 +177,24 @@ async def shown(
     async with parts.store.read() as tx:
         connection = await visible_connection(tx, caller, connection_id)
         view = await view_of(tx, connection)
+        view = view.model_copy(update={"api_base_url": await _api_base_url(tx, parts, connection, view)})
         if _may_connect(caller, connection):  # who knows a code could have another account approve it
             view = view.model_copy(update={"device": await device_of(tx, connection)})
     if live:
         return await _with_live(parts, connection, view)
     return view.model_copy(update=await _next(parts, connection))
+
+
+async def _api_base_url(tx: Tx, parts: Parts, connection: Connection, view: ConnectionView) -> str | None:
+    """Where the provider's API is, for definitions that say so."""
+    integration = await tx.integrations.get(connection.tenant, connection.integration_id)
+    if integration is None:
+        return None
+    try:
+        spec = await spec_of(tx, parts.registry, integration)
+    except Failure:  # its definition is gone
+        return None
+    return api_base_url_of(spec, integration.params, view.metadata)
 
 
 def _brought(spec: ProviderSpec, flow: Flow, body: ConnectionBody) -> ImportedTokens | None:
@@ -218,6 +235,8 @@ def _waits_for(connection: Connection) -> dict[str, object] | None:
             return {"next_action": "consent", "next_at": connection.consent_deadline}
         case State.NEEDS_REAUTH:
             return {"next_action": "reauthorize"}
+        case State.ACTIVE if connection.follow_up is FollowUp.CHOOSING:
+            return {"next_action": "choose"}
         case State.ACTIVE | State.REVOKING:
             return None
         case _:

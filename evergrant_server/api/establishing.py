@@ -43,6 +43,7 @@ class Wanted:
     flow: Flow | None = None  # None: as it is, or as the provider's definition says first
     target: Target = field(default_factory=Target)
     source: ConnectionId | None = None
+    choice: str | None = None  # of the accounts that a new connection's grant may reach
     brought: Callable[[ProviderSpec, Flow], ImportedTokens | None] = lambda spec, flow: None
 
 
@@ -237,6 +238,7 @@ class Establishing:
             flow=flow,
             target=wanted.target,
             source=wanted.source,
+            choice=wanted.choice,
             created_at=self._now,
             changed_at=self._now,
             consent_deadline=deadline,

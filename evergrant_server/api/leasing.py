@@ -76,9 +76,9 @@ class Leasing:
         if row is None:
             raise await self._refusals.nothing_there(caller, ask, asked)
         self._check_permit(caller, ask, row)
-        if leasable(row.state, row.reason):
+        if leasable(row.state, row.reason, row.follow_up):
             row = await self._fresh(ask, row, asked)
-        if not leasable(row.state, row.reason) or not self._is_valid(row):
+        if not leasable(row.state, row.reason, row.follow_up) or not self._is_valid(row):
             raise await self._refusals.not_leasable(caller, ask, row, asked)
         self._check_scopes(caller, ask, row)
         await self._parts.ledger.record(self._claim(caller, row, asked))
@@ -134,7 +134,7 @@ class Leasing:
 
     def _servable(self, row: LeaseRow | None, ask: Ask) -> bool:
         """Can this row be leased as it is, at most with a refresh ahead?"""
-        if row is None or not leasable(row.state, row.reason) or not self._is_valid(row):
+        if row is None or not leasable(row.state, row.reason, row.follow_up) or not self._is_valid(row):
             return False
         return ask.min_ttl is None or self._is_fresh(row, ask)
 

@@ -11,6 +11,7 @@ from evergrant_server.api.parts import Parts
 from evergrant_server.api.shapes import LeaseBody, TokenBody
 from evergrant_server.api.transactions import committed
 from evergrant_server.core.access import Action
+from evergrant_server.core.account import FollowUp
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connection import State
 from evergrant_server.core.errors import Code, Failure
@@ -41,6 +42,8 @@ class Refusals:
 
     async def not_leasable(self, caller: Caller, ask: Ask, row: LeaseRow, asked: Asked) -> Failure:
         """Why this connection gives no token."""
+        if row.follow_up is FollowUp.CHOOSING and row.state in (State.ACTIVE, State.NEEDS_REAUTH):
+            return Failure(Code.CHOICE_REQUIRED, connection_id=row.connection_id)
         match row.state:
             case State.REVOKING | State.REVOKED:
                 return Failure(Code.CONNECTION_REVOKED, connection_id=row.connection_id)

@@ -90,6 +90,9 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+Choice = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_printable)]
+
+
 class CredentialBody(Body):
     """A credential that doesn't change by itself: an API key, or a user name and a password (RFC 7617)."""
 
@@ -104,7 +107,8 @@ class ConnectionBody(Body):
     `flow` is how it comes by its tokens; without it, as the provider's definition says first.
     `resources` (RFC 8707) and `audience` say what the tokens are for, where a flow has room for it.
     `token_exchange` wants a `source` (a connection whose token is exchanged) or a `subject_token`;
-    `api_key` and `basic` want the `credential`.
+    `api_key` and `basic` want the `credential`. `choice` is the account to take, where the provider is
+    asked which accounts the grant reaches and there are several.
     """
 
     integration: Slug
@@ -118,7 +122,14 @@ class ConnectionBody(Body):
     subject_token: Annotated[Secret, Field()] | None = None
     subject_token_type: Annotated[str, Field(max_length=200), AfterValidator(_resource)] | None = None
     credential: CredentialBody | None = None
+    choice: Choice | None = None
     return_to: ReturnTo | None = None
+
+
+class ChooseBody(Body):
+    """The `id` of one of the connection's `choices`."""
+
+    choice: Choice
 
 
 class ReauthorizeBody(Body):

@@ -17,6 +17,7 @@ from evergrant_server.api.parts import Parts
 from evergrant_server.api.tracing import trace_of
 from evergrant_server.console import Pages
 from evergrant_server.core.access import Integration
+from evergrant_server.core.account import FollowUp
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.consent import Consent, ConsentStatus
@@ -60,9 +61,11 @@ class Subjects:
                 return Going(consent, connection, integration, spec, name)
         raise Failure(Code.NOT_FOUND, "This link is not known.")
 
-    async def shown(self, going: Going) -> Response:
+    async def shown(self, request: Request, going: Going) -> Response:
         """How a consent stands: its result page, or back to the app that asked."""
         match going.consent.status:
+            case ConsentStatus.DONE if going.connection.follow_up is FollowUp.CHOOSING:
+                return await self._choice(request, going)
             case ConsentStatus.DONE:
                 return await self._back(going, State.ACTIVE) or page(
                     self.pages.connected(provider=going.provider)
@@ -76,6 +79,23 @@ class Subjects:
                 return page(self.pages.failed(failure), failure.rule.status)
             case _:
                 return page(self.pages.waiting(provider=going.provider))
+
+    async def _choice(self, request: Request, going: Going) -> Response:
+        """Which account, asked in the browser that consented. Another one learns only that it is asked."""
+        browser = self.browsers.of(request)
+        if browser is None or not self.browsers.is_bound(request, going.consent.browser_hash):
+            raise Failure(Code.CHOICE_REQUIRED, "Choose in the browser that consented.")
+        async with self.parts.store.read() as tx:
+            grant = await tx.grants.get(going.connection.tenant, going.connection.id)
+            link = (await tx.consents.link(going.consent)).reveal()
+        html = self.pages.choose(
+            provider=going.provider,
+            consent=going.consent,
+            options=grant.options if grant else (),
+            link=link,
+            csrf=self.browsers.csrf(browser, link),
+        )
+        return page(html)
 
     async def _back(self, going: Going, state: State) -> Response | None:
         """To `return_to`, if the app that asked still lists exactly this URL."""

@@ -14,6 +14,7 @@ from evergrant_server.core.access import (
     Permit,
     Registration,
 )
+from evergrant_server.core.account import FollowUp, Option
 from evergrant_server.core.audit import AuditRecord
 from evergrant_server.core.connection import Connection, Revocation, State
 from evergrant_server.core.device import DeviceCode
@@ -88,7 +89,9 @@ class RevokingView(View):
 class ConnectionView(View):
     """`expires_at` is the access token's; right after `POST /v1/connections` it is the link's.
 
-    `metadata` are facts that came with the grant: which account it is, where its API lives.
+    `metadata` are facts that came with the grant: which account it is, where its API lives. `choices` are
+    the accounts that it reaches, where the provider is asked; with the reason `choice_required` no lease
+    leaves before one is chosen.
     `revoking` is there while the provider hasn't confirmed a revocation yet.
     `failing_since` is set while refreshes keep failing; what it holds is valid until it expires.
     `live` (with the next attempt as `next_at`) and `differs` are null unless they were asked for
@@ -117,6 +120,9 @@ class ConnectionView(View):
     resources: tuple[str, ...] = ()
     audience: str | None = None
     metadata: dict[str, Any] = {}
+    api_base_url: str | None = None
+    choice: str | None = None
+    choices: tuple[Option, ...] = ()
     created_at: datetime
     changed_at: datetime
     revision: int
@@ -131,7 +137,9 @@ class ConnectionView(View):
 
     @classmethod
     def of(cls, connection: Connection, grant: Grant | None, **more: Any) -> "ConnectionView":
-        hidden = {"tenant", "integration_id", "consent_deadline", "refresh_policy", "target"}
+        hidden = {"tenant", "integration_id", "consent_deadline", "refresh_policy", "target", "follow_up"}
+        chooses = connection.state is State.ACTIVE and connection.follow_up is FollowUp.CHOOSING
+        reason = connection.reason or (Code.CHOICE_REQUIRED if chooses else None)
         shown = connection.model_dump(exclude=hidden)
         held = grant if grant and not connection.state.final else None
         shown |= {
@@ -139,7 +147,9 @@ class ConnectionView(View):
             "scopes": held.scopes if held else (),
             "expires_at": held.expires_at if held else None,
             "metadata": held.metadata if held else {},
-            "repairer": _repairer(connection.reason or connection.last_failure),
+            "choices": held.options if held else (),
+            "reason": reason,
+            "repairer": _repairer(reason or connection.last_failure),
         }
         return cls(**(shown | more))
 

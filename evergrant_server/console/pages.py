@@ -6,6 +6,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evergrant_server.console.wording import in_words
+from evergrant_server.core.account import Option
 from evergrant_server.core.consent import Consent
 from evergrant_server.core.device import DeviceCode
 from evergrant_server.core.errors import Code, Failure
@@ -55,6 +56,20 @@ class Pages:
             address=device.verification_uri,
             complete=device.verification_uri_complete or device.verification_uri,
             refresh=5,
+        )
+
+    def choose(
+        self, *, provider: str, consent: Consent, options: tuple[Option, ...], link: str, csrf: str
+    ) -> str:
+        """Which of the accounts that were consented for."""
+        return self._render(
+            "choose.html",
+            title=f"Choose an account at {provider}",
+            provider=provider,
+            asking=consent.by.removeprefix("app:"),
+            options=options,
+            link=link,
+            csrf=csrf,
         )
 
     def waiting(self, *, provider: str) -> str:

@@ -25,6 +25,8 @@ class AuditAction(StrEnum):
     CONSENT_EXPIRED = "consent.expired"
     CONSENT_FAILED = "consent.failed"
     CALLBACK_REFUSED = "callback.refused"
+    CHOICE_ASKED = "connection.choice_asked"
+    ACCOUNT_CHOSEN = "connection.account_chosen"
     GRANT_INSTALLED = "grant.installed"
     GRANT_REFRESHED = "grant.refreshed"
     REFRESH_FAILED = "grant.refresh_failed"

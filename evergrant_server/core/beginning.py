@@ -2,6 +2,7 @@
 
 from datetime import datetime
 
+from evergrant_server.core.account import FollowUp
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.grant import Grant
 from evergrant_server.core.messages import Life
@@ -18,6 +19,8 @@ def life_of(connection: Connection, grant: Grant | None, idle_s: float | None, n
         reason=connection.reason,
         revoke_reason=connection.revoke_reason,
         retry_at=now if connection.state is State.REVOKING else None,
+        look_at=now if connection.follow_up is FollowUp.LOOKING else None,
+        choosing=connection.follow_up is FollowUp.CHOOSING,
     )
     if grant is None:
         return life

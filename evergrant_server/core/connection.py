@@ -5,6 +5,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
+from evergrant_server.core.account import FollowUp, Option, picked
 from evergrant_server.core.errors import Code
 from evergrant_server.core.flow import Flow, Target
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
@@ -113,6 +114,8 @@ class Connection(BaseModel):
     last_failure: Code | None = None
     last_failed_at: datetime | None = None
     failing_since: datetime | None = None  # set once it was announced that refreshes keep failing
+    follow_up: FollowUp | None = None
+    choice: str | None = None  # the account that was asked for, or chosen
     revision: int = 1
 
     def granted(self, at: datetime, known: int = 0) -> "Connection":
@@ -128,6 +131,17 @@ class Connection(BaseModel):
         if self.state is not State.PENDING_CONSENT:
             raise IllegalMove(f"a connection that is {self.state} doesn't wait for its first grant")
         return self.model_copy(update={"reason": reason, "changed_at": at})
+
+    def found(self, options: tuple[Option, ...], at: datetime) -> tuple["Connection", Option | None]:
+        """The accounts are known: the one that is meant, or None while somebody has to choose."""
+        option = picked(options, self.choice)
+        if option is not None:
+            return self.chosen(option, at), option
+        changes = {"follow_up": FollowUp.CHOOSING, "changed_at": at}
+        return self.model_copy(update=changes), None
+
+    def chosen(self, option: Option, at: datetime) -> "Connection":
+        return self.model_copy(update={"follow_up": None, "choice": option.id, "changed_at": at})
 
     @property
     def unwell(self) -> bool:

@@ -7,6 +7,7 @@ stops the connection at once; what is not is a reason to refresh: the token endp
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from evergrant_server.core.account import FollowUp
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code
 from evergrant_server.core.grant import Grant
@@ -86,10 +87,11 @@ def _may_be_older(grant: Grant, news: NewsFromElsewhere) -> bool:
     return news.issued and recent and grant.refreshable
 
 
-def leasable(state: State, reason: Code | None) -> bool:
+def leasable(state: State, reason: Code | None, follow_up: FollowUp | None = None) -> bool:
     """May a valid token be handed out? While the subject is asked again, too, but not one that the
-    provider has said is dead."""
-    return state in (State.ACTIVE, State.NEEDS_REAUTH) and reason is not Code.GRANT_REVOKED_ELSEWHERE
+    provider has said is dead, nor one for nobody knows which account."""
+    held = state in (State.ACTIVE, State.NEEDS_REAUTH) and reason is not Code.GRANT_REVOKED_ELSEWHERE
+    return held and follow_up is not FollowUp.CHOOSING
 
 
 def ended_elsewhere(life: Life, generation: int) -> Life:

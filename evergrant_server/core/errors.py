@@ -50,6 +50,7 @@ class Code(StrEnum):
     CONNECTION_REVOKED = "connection_revoked"
     SCOPE_NOT_GRANTED = "scope_not_granted"
     CALLBACK_INVALID = "callback_invalid"
+    CHOICE_REQUIRED = "choice_required"
 
     CLIENT_REJECTED = "client_rejected"
     REPLY_UNREADABLE = "reply_unreadable"
@@ -156,6 +157,11 @@ FAILURES: dict[Code, Rule] = {
         "The provider's callback doesn't belong to an open consent in this browser.",
         "Open the connect link again and finish in the same browser.",
         status=400,
+    ),
+    Code.CHOICE_REQUIRED: _reconnect(
+        "The grant reaches several accounts, and nobody has said which one the connection is for.",
+        "Choose one of the connection's choices: the subject on the connect page, or "
+        "POST /v1/connections/{id}/choose.",
     ),
     Code.CLIENT_REJECTED: _client(
         "The provider refused our client id, secret, redirect URI or request.",

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from evergrant_server.core.account import Option
 from evergrant_server.core.clock import TOLERANCE
 from evergrant_server.core.secret import Secret
 
@@ -60,6 +61,7 @@ class Grant(BaseModel):
     refreshable: bool
     interim: bool = False  # the provider gives a long-lived token for it, and that one is what we hold
     metadata: dict[str, Any] = {}
+    options: tuple[Option, ...] = ()  # the accounts it reaches, where they were looked up
 
     @classmethod
     def from_tokens(
@@ -93,6 +95,7 @@ class Grant(BaseModel):
             or (kept is not None and kept.refreshable),
             interim=interim,
             metadata={**(before.metadata if before else {}), **tokens.metadata},
+            options=before.options if before else (),
         )
 
     @property

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from evergrant_server.core.beginning import life_of as life_of
+from evergrant_server.core.choice import after_install, looked_up, wants_token
 from evergrant_server.core.connection import Move, State, moved
 from evergrant_server.core.elsewhere import ended_elsewhere
 from evergrant_server.core.errors import FAILURES, Code, Kind
@@ -21,11 +22,10 @@ from evergrant_server.core.late import NONE_LATE, not_verified, repaired, to_ver
 from evergrant_server.core.messages import Event, GrantNews, Happening, Life, Wish
 from evergrant_server.core.revoking import revoking_goes_on
 from evergrant_server.core.schedule import RefreshPolicy, Rules, ask_at, forced_at, retry_at
-from evergrant_server.core.waking import Wake, due, earliest, end_of, same_end, settles_at, wake
+from evergrant_server.core.waking import Wake, due, earliest, end_of, extends, same_end, settles_at, wake
 
 _REMEMBERED_CONSENTS = 20
 _MOST_REPLIES_LATER = 100
-_A_MINUTE = timedelta(minutes=1)
 _ENDS = {Code.CONSENT_DENIED: Move.CONSENT_DENIED, Code.CONSENT_EXPIRED: Move.CONSENT_EXPIRED}
 
 
@@ -43,6 +43,7 @@ class Do(StrEnum):
     REVOKE = "revoke at the provider"
     ANNOUNCE = "announce that the grant ends"
     VERIFY_LATE = "verify a late answer"
+    LOOK_UP = "look up the accounts"
 
 
 @dataclass(frozen=True)
@@ -235,6 +236,8 @@ def _time_came(life: Life, it: Happening, now: datetime, rules: Rules, share: fl
         return Step(life, Do.VERIFY_LATE)
     if woken.mints:
         return Step(life, _first(life))
+    if woken.looks:
+        return Step(life, Do.LOOK_UP)
     if life.state is State.PENDING_CONSENT:
         return Step(_end(life, Move.CONSENT_EXPIRED, Code.CONSENT_EXPIRED), Do.END_CONSENT)
     if life.state is State.REVOKING:
@@ -249,6 +252,15 @@ def _time_came(life: Life, it: Happening, now: datetime, rules: Rules, share: fl
 def _answer_came_late(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
     verifying = to_verify(life, it.attempt_id, rules)
     return Step(life) if verifying is None else Step(verifying, Do.VERIFY_LATE)
+
+
+def _looked_up(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
+    after = looked_up(life, it.news or GrantNews(), now, rules, share)
+    return Step(after, Do.REFRESH if wants_token(after, now) else Do.NOTHING)
+
+
+def _choice_made(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
+    return Step(life.model_copy(update={"choosing": False, "look_at": None}))
 
 
 def _late_answer_tried(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
@@ -324,12 +336,13 @@ def _installed(life: Life, move: Move, news: GrantNews, now: datetime) -> Step:
         "ask_at": None,
         "installed_at": now,
         "refresh_expires_at": news.refresh_expires_at,
-        "refresh_extends": _extends(life, move, news),
+        "refresh_extends": extends(life, move, news),
         "margin_s": news.margin_s,
         "min_age_s": news.min_age_s,
         "interim": news.interim,
         "ends_together": news.ends_together,
         **NONE_LATE,
+        **after_install(news, now),
     }
     after = life.model_copy(update=changes)
     if not same_end(end_of(life), end_of(after)):
@@ -337,19 +350,6 @@ def _installed(life: Life, move: Move, news: GrantNews, now: datetime) -> Step:
     if news.state is State.REVOKING or state is State.REVOKING:
         return _revoking(after, Do.REVOKE)
     return Step(after)
-
-
-def _extends(life: Life, move: Move, news: GrantNews) -> bool | None:
-    """Did this refresh move the refresh token's end along with it? None while that isn't known."""
-    if move is not Move.REFRESHED:
-        return None  # another grant: what was seen of the old one says nothing
-    before, after = life.refresh_expires_at, news.refresh_expires_at
-    if before is None or after is None or life.obtained_at is None or news.obtained_at is None:
-        return life.refresh_extends
-    passed = news.obtained_at - life.obtained_at
-    if passed < _A_MINUTE:
-        return life.refresh_extends  # too short to tell a moved end from a rounded one
-    return after - before > passed / 2
 
 
 def _revoking(life: Life, do: Do, reason: str | None = None) -> Step:
@@ -392,6 +392,8 @@ _DECIDERS: dict[Event, _Decider] = {
     Event.REVOKED_ELSEWHERE: _revoked_elsewhere,
     Event.ANSWER_CAME_LATE: _answer_came_late,
     Event.LATE_ANSWER_TRIED: _late_answer_tried,
+    Event.LOOKED_UP: _looked_up,
+    Event.CHOICE_MADE: _choice_made,
 }
 
 __all__ = ["Do", "Step", "Wake", "ensure_fresh_refusal", "life_of", "next_step", "wake"]

@@ -69,6 +69,7 @@ class ActivityName(StrEnum):
     REREAD_METADATA = "reread_metadata"
     ANNOUNCE_EXPIRY = "announce_expiry"
     VERIFY_LATE_ANSWER = "verify_late_answer"
+    LOOK_UP = "look_up_accounts"
     EXPORT_PAGE = "export_page"
     DROP_EXPORT = "drop_export"
     RECONCILE = "reconcile"
@@ -119,6 +120,9 @@ class Life(Message):
     poll_interval_s: float | None = None
     late_at: datetime | None = None  # when `late` is verified again; before rules 3 that was `retry_at`
     late_failures: int = 0  # verifications of it that said nothing, in a row
+    look_at: datetime | None = None  # when the provider is asked which accounts there are
+    look_ups: int = 0  # how often that failed, in a row
+    choosing: bool = False  # there are several, and nobody has said which
     interim: bool = False  # this token is to be exchanged for a long-lived one, at once
     ends_together: bool = False  # what a refresh is made from is over when the access token is
 
@@ -148,6 +152,8 @@ class GrantNews(Message):
     over: bool = False  # the consent has ended: asking again brings nothing
     refused: bool = False  # the provider answered this grant, with an error that nobody knows
     read_as_before: bool = False  # a staged definition couldn't read the answer, the one before it could
+    look_up: bool = False  # the grant is there; which accounts it reaches is to be asked
+    choosing: bool = False  # somebody has to choose one
     late_next: AttemptId | None = None  # a late answer is done with, and this one is kept and untried
 
 
@@ -177,6 +183,8 @@ class Event(StrEnum):
     REVOKED_ELSEWHERE = "revoked_elsewhere"
     ANSWER_CAME_LATE = "answer_came_late"
     LATE_ANSWER_TRIED = "late_answer_tried"
+    LOOKED_UP = "looked_up"
+    CHOICE_MADE = "choice_made"
 
 
 class Wish(StrEnum):

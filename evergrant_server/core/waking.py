@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from evergrant_server.core.connection import State
+from evergrant_server.core.connection import Move, State
 from evergrant_server.core.late import verify_at
-from evergrant_server.core.messages import Life
+from evergrant_server.core.messages import GrantNews, Life
 from evergrant_server.core.schedule import RefreshPolicy, Rules, due_at, keep_alive_at
 
 _SAME_END = timedelta(hours=1)  # replies round, and clocks differ a little
@@ -16,13 +16,14 @@ class Wake:
     """When the workflow looks again without being asked, and why.
 
     `days`: to announce that the grant ends in as many days. `mints`: to ask for a first token
-    again, where nobody has to consent.
+    again, where nobody has to consent. `looks`: to look up the accounts.
     """
 
     at: datetime
     why: str
     days: int | None = None
     mints: bool = False
+    looks: bool = False
 
 
 def wake(life: Life, rules: Rules, share: float = 0.0) -> Wake | None:
@@ -35,7 +36,8 @@ def wake(life: Life, rules: Rules, share: float = 0.0) -> Wake | None:
         case State.REVOKING:
             return Wake(life.retry_at, "tell the provider again") if life.retry_at else None
         case State.ACTIVE:
-            return _earlier(_refresh(life, rules, share), _announcement(life, rules), _polling(life))
+            refresh, announcement = _refresh(life, rules, share), _announcement(life, rules)
+            return _earlier(refresh, announcement, _polling(life), _looking(life))
         case _:
             return None
 
@@ -112,6 +114,10 @@ def _polling(life: Life) -> Wake | None:
     return Wake(life.poll_at, "ask whether the code was approved", mints=True) if life.poll_at else None
 
 
+def _looking(life: Life) -> Wake | None:
+    return Wake(life.look_at, "ask which accounts there are", looks=True) if life.look_at else None
+
+
 def _refresh(life: Life, rules: Rules, share: float) -> Wake | None:
     if life.retry_at is not None:
         return Wake(life.retry_at, "try the refresh again")
@@ -165,3 +171,16 @@ def _announcement(life: Life, rules: Rules) -> Wake | None:
         return None
     days = max(open_)
     return Wake(end - timedelta(days=days), "announce that the grant ends", days)
+
+
+def extends(life: Life, move: Move, news: GrantNews) -> bool | None:
+    """Did this refresh move the refresh token's end along with it? None while that isn't known."""
+    if move is not Move.REFRESHED:
+        return None  # another grant: what was seen of the old one says nothing
+    before, after = life.refresh_expires_at, news.refresh_expires_at
+    if before is None or after is None or life.obtained_at is None or news.obtained_at is None:
+        return life.refresh_extends
+    passed = news.obtained_at - life.obtained_at
+    if passed < timedelta(minutes=1):
+        return life.refresh_extends  # too short to tell a moved end from a rounded one
+    return after - before > passed / 2

@@ -95,6 +95,17 @@ class Grants:
         """The newest id token, or None. Raises Failure KEY_UNAVAILABLE without the refresh lane."""
         return await self._open(Lane.REFRESH, connection, chain, ID_TOKEN)
 
+    async def tell(self, connection: Connection, grant: Grant) -> None:
+        """Write what was found out of a grant, its facts and options, in a transaction that has changed
+        its connection."""
+        mine = where(ConnectionGrantRow, tenant=connection.tenant, connection_id=connection.id, chain=MAIN)
+        told: Values = {
+            "facts": grant.metadata,
+            "options": [option.model_dump() for option in grant.options],
+            "revision": col(ConnectionGrantRow.revision) + 1,
+        }
+        await self._connection.execute(update(ConnectionGrantRow).where(mine).values(told))
+
     async def shred(self, tenant: Tenant, connection_id: ConnectionId) -> int:
         """Destroy the connection's keys, of every lane, and every sealed column of it; facts stay.
 

@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import JSON, Boolean, Integer, String, TextualSelect, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from evergrant_server.core.account import FollowUp
 from evergrant_server.core.connection import State
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.grant import MAIN, Grant
@@ -21,7 +22,7 @@ from evergrant_server.store.types import SealedBytes, UtcDateTime
 
 _SELECT = f"""
 SELECT c.tenant, c.id AS connection_id, c.integration_id, c.integration, c.provider, c.subject, c.label,
-       c.state, c.reason, c.revision AS connection_revision, c.generation,
+       c.state, c.reason, c.follow_up, c.revision AS connection_revision, c.generation,
        g.generation AS grant_generation, g.token_type, g.scopes, g.obtained_at, g.expires_at,
        g.refresh_expires_at, g.refreshable, g.facts, g.sealed_access,
        k.id AS key_id, k.sealed_key AS connection_key, t.id AS tenant_key_id, t.sealed_key AS tenant_key
@@ -70,6 +71,7 @@ class LeaseRow:
     label: str
     state: State
     reason: Code | None
+    follow_up: FollowUp | None
     connection_revision: int
     generation: int
     grant: Grant | None
@@ -134,6 +136,7 @@ async def _first(
         row["label"],
         State(row["state"]),
         None if row["reason"] is None else Code(row["reason"]),
+        None if row["follow_up"] is None else FollowUp(row["follow_up"]),
         row["connection_revision"],
         row["generation"],
         None if row["grant_generation"] is None else _grant(row),

@@ -66,6 +66,8 @@ class ConnectionRow(Row, table=True):
     last_failure: str | None = None
     last_failed_at: datetime | None = _maybe_moment()
     failing_since: datetime | None = _maybe_moment()
+    follow_up: str | None = None
+    choice: str | None = None
     revision: int
 
 
@@ -83,6 +85,7 @@ class ConnectionGrantRow(Row, table=True):
     refreshable: bool
     interim: bool = False
     facts: dict[str, Any] = _json()  # the grant's `metadata`
+    options: list[dict[str, Any]] = _json()
     sealed_access: Sealed | None = _sealed()
     sealed_refresh: Sealed | None = _sealed()
     sealed_id_token: Sealed | None = _sealed()

@@ -4,10 +4,16 @@ The provider is a tenant's own definition: its callback is signed, names the acc
 which host the tokens are.
 """
 
+import asyncio
 import hashlib
 import hmac
+import json
+import os
+import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -15,14 +21,15 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from examples.demo.evergrant_api import EvergrantApi
+from examples.demo.evergrant_api import EvergrantApi, Refused
 from examples.demo.forms import read_forms, read_refresh
 from examples.demo.platform import Platform
 from examples.demo.waiting import until
 from tests.fakes.certificates import LoopbackTls, loopback_tls
-from tests.fakes.scripted_provider import ScriptedProvider
+from tests.fakes.scripted_provider import ScriptedProvider, delay, drop, raw, status
 
-TOKEN_S = 6
+COMMAND = str(Path(sys.executable).parent / "evergrant")
+TOKEN_S = 60
 SOON_S = 30
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one platform for all of them: it takes seconds
@@ -38,12 +45,14 @@ class World:
         tls: LoopbackTls,
         admin: EvergrantApi,
         api: EvergrantApi,
+        key: str,
     ) -> None:
         self.platform = platform
         self.idp = idp
         self.tls = tls
         self.admin = admin
         self.api = api
+        self.key = key
 
     async def integration(self, name: str, **fields: Any) -> None:
         document = {
@@ -76,6 +85,15 @@ class World:
 
         await until(reached, f"a version that is {state}", SOON_S)
 
+    async def command(self, *words: str) -> str:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("EVERGRANT_")}
+        env = {**kept, "EVERGRANT_URL": self.platform.api, "EVERGRANT_API_KEY": self.key}
+        pipe = asyncio.subprocess.PIPE
+        child = await asyncio.create_subprocess_exec(COMMAND, *words, env=env, stdout=pipe, stderr=pipe)
+        out, err = await asyncio.wait_for(child.communicate(), 60)
+        assert child.returncode == 0, err.decode()
+        return out.decode()
+
     async def begin(self, integration: str, **more: Any) -> dict[str, Any]:
         return await self.api.post("/v1/connections", {"integration": integration, "subject": "sam", **more})
 
@@ -85,7 +103,9 @@ class Browser:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._http = httpx2.AsyncClient(trust_env=False, verify=world.tls.trust, follow_redirects=False)
+        self._http = httpx2.AsyncClient(
+            trust_env=False, verify=world.tls.trust, follow_redirects=False, timeout=SOON_S
+        )
         self.back = ""
 
     async def __aenter__(self) -> "Browser":
@@ -101,6 +121,11 @@ class Browser:
         leaving = await self._http.post(link, data=form.fields)
         consented = await self._http.get(read_refresh(leaving.text) or "")
         self.back = consented.headers["location"]
+
+    async def choose(self, page: httpx2.Response, choice: str) -> httpx2.Response:
+        (form,) = read_forms(page.text)
+        where = self._world.platform.api + form.action
+        return await self._http.post(where, data={**form.fields, "choice": choice})
 
     async def come_back(self, **facts: str) -> httpx2.Response:
         where, _, query = self.back.partition("?")
@@ -131,7 +156,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         await admin.put("/v1/apps/jobs/permits/all", {"integration": "*", "actions": ["token", "connect"]})
         key = (await admin.post("/v1/apps/jobs/keys"))["key"]
         api = await stack.enter_async_context(EvergrantApi(platform.api, key))
-        yield World(platform, idp, tls, admin, api)
+        yield World(platform, idp, tls, admin, api, key)
 
 
 async def test_a_signed_callback_names_the_host_and_the_account(world: World):
@@ -167,3 +192,89 @@ async def test_a_signed_callback_names_the_host_and_the_account(world: World):
     refreshed = await world.api.generation(begun["id"], 2, SOON_S)
     assert refreshed["metadata"] == found["metadata"]
     assert world.idp.count("token", grant_type="refresh_token") == 1
+
+
+# --- which account ----------------------------------------------------------------------------
+
+SITES = [{"id": "site-1", "name": "First <b>site</b>"}, {"id": "site-2", "name": "Second"}]
+
+
+async def looks_up(world: World, name: str) -> None:
+    lookup = {
+        "url": world.idp.url("sites"),
+        "choose": "[]",
+        "metadata": {"cloud_id": "id"},
+        "label": "name",
+    }
+    await world.integration(name, post_auth=[lookup])
+
+
+async def test_several_accounts_wait_for_a_choice_on_the_page(world: World):
+    await looks_up(world, "sites")
+    world.idp.script(raw(json.dumps(SITES).encode()), at="sites")
+    begun = await world.begin("sites")
+    async with Browser(world) as browser:
+        await browser.leave(begun["connect_url"])
+        page = await browser.come_back()
+        assert "First &lt;b&gt;site&lt;/b&gt;" in page.text
+        found = await world.api.connection(begun["id"])
+        assert (found["state"], found["reason"], found["repairer"]) == (
+            "active",
+            "choice_required",
+            "subject",
+        )
+        assert [it["id"] for it in found["choices"]] == ["site-1", "site-2"]
+        assert found["next_action"] == "choose"
+        with pytest.raises(Refused) as refused:
+            await world.api.lease("sites", "sam")
+        assert (refused.value.status, refused.value.code) == (409, "choice_required")
+        chosen = await browser.choose(page, "site-2")
+        assert "is connected" in chosen.text
+    found = await world.api.connection(begun["id"])
+    assert (found["reason"], found["choice"], found["metadata"]) == (None, "site-2", {"cloud_id": "site-2"})
+    assert (await world.api.lease("sites", "sam"))["connection_id"] == begun["id"]
+    told = world.idp.calls[-1]
+    assert (told.endpoint, told.headers["authorization"][:10]) == ("sites", "Bearer at-")
+
+
+async def test_a_lookup_is_asked_again_and_outlives_its_worker(world: World):
+    """One account needs no choice. Leases leave meanwhile: the token is good."""
+    await looks_up(world, "one")
+    held = asyncio.Event()
+    world.idp.script(status(503), delay(held, drop()), raw(json.dumps(SITES[:1]).encode()), at="sites")
+    begun = await world.begin("one")
+    asked = world.idp.count("sites")
+    async with Browser(world) as browser:
+        await browser.leave(begun["connect_url"])
+        coming = asyncio.create_task(browser.come_back())
+        await world.idp.until("sites", asked + 2, SOON_S)
+        assert (await world.api.lease("one", "sam"))["connection_id"] == begun["id"]
+        killed = world.platform.worker_pid()
+        os.kill(killed, signal.SIGKILL)
+        await world.platform.new_worker(killed)
+        held.set()
+        await coming
+
+    async def known() -> dict[str, Any] | None:
+        found = await world.api.connection(begun["id"])
+        return found if found["metadata"] else None
+
+    found = await until(known, "its account", SOON_S)
+    assert (found["choice"], found["metadata"], found["reason"]) == ("site-1", {"cloud_id": "site-1"}, None)
+
+
+async def test_an_account_is_asked_for_beforehand_and_another_one_chosen_later(world: World):
+    await looks_up(world, "asked")
+    world.idp.script(raw(json.dumps(SITES).encode()), at="sites")
+    begun = await world.begin("asked", choice="site-2")
+    async with Browser(world) as browser:
+        await browser.leave(begun["connect_url"])
+        assert "is connected" in (await browser.come_back()).text
+    found = await world.api.connection(begun["id"])
+    assert (found["choice"], found["metadata"]) == ("site-2", {"cloud_id": "site-2"})
+    with pytest.raises(Refused) as refused:
+        await world.api.post(f"/v1/connections/{begun['id']}/choose", {"choice": "site-3"})
+    assert (refused.value.status, refused.value.code) == (400, "invalid_request")
+    out = await world.command("connections", "choose", begun["id"], "site-1", "-o", "json")
+    assert json.loads(out)["reason"] is None
+    assert (await world.api.connection(begun["id"]))["metadata"] == {"cloud_id": "site-1"}

@@ -9,6 +9,7 @@ from typing import Any
 from temporalio import activity
 
 from evergrant_server.core import messages as m
+from evergrant_server.core.choice import LookUp
 from evergrant_server.core.connection import Revocation, State
 from evergrant_server.core.late_messages import VerifyLateAnswer
 from evergrant_server.core.pushing import ACTIVITY_PUSH_REQUEST, Pushed, PushRequest
@@ -60,6 +61,7 @@ class ScriptedActivities:
             self.reconcile,
             self.deliver_due,
             self.announce_expiry,
+            self.look_up,
         ]
 
     async def _answer(self, name: m.ActivityName, order: Any, default: Callable[[], Any]) -> Any:
@@ -116,6 +118,11 @@ class ScriptedActivities:
     async def revoke_grant(self, order: m.RevokeGrant) -> m.RevocationNews:
         done = m.RevocationNews(revocation=Revocation.CONFIRMED)
         return await self._answer(m.ActivityName.REVOKE_GRANT, order, lambda: done)
+
+    @activity.defn(name=m.ActivityName.LOOK_UP)
+    async def look_up(self, order: LookUp) -> m.GrantNews:
+        known = m.GrantNews(generation=order.generation)
+        return await self._answer(m.ActivityName.LOOK_UP, order, lambda: known)
 
     @activity.defn(name=m.ActivityName.RUN_ENDS)
     async def run_ends(self, order: m.RunEnds) -> None:

@@ -37,6 +37,7 @@ from evergrant_server.core.webhook_messages import DeliveryRound
 from evergrant_server.temporal_link.namespace import prepare
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import running_temporal
+from tests.workflows.choice_stories import accounts_looked_up_and_chosen
 from tests.workflows.late_stories import answer_came_late, late_answers_one_after_another
 from tests.workflows.lives import ASKED, Life, a_consent, a_start, a_worker, living
 from tests.workflows.onboardings import FOREVER, ScriptedOnboarding, decided, onboarding, wanted_back
@@ -373,6 +374,7 @@ STORIES: dict[str, Story] = {
     "1_approved_on_another_device": approved_on_another_device,
     "1_device_code_denied": device_code_denied,
     "1_request_pushed": request_pushed,
+    "3_accounts_looked_up_and_chosen": accounts_looked_up_and_chosen,
 }
 
 

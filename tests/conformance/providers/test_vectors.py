@@ -17,8 +17,10 @@ from evergrant_server.core.flow import Flow
 from evergrant_server.core.secret import Secret
 from providers.authorization import authorization_request
 from providers.callback import judge_callback
+from providers.lookups import read_lookup
 from providers.registry import Registry, read_spec
 from providers.replies import read_revocation
+from providers.resolve import api_base_url_of
 from providers.rules import problems_of
 from providers.strict_yaml import read_yaml
 from tests.conformance.providers.exchanges import (
@@ -150,3 +152,15 @@ def test_callbacks_in_this_providers_words_are_read(exchange: Exchange) -> None:
         assert (code, read.denied) == (callback.get("code"), callback.get("denied", False))
         assert read.metadata == callback.get("metadata", {})
         assert read.scopes == (tuple(callback["scopes"]) if "scopes" in callback else None)
+
+
+def test_accounts_are_read_as_documented_and_name_the_api(exchange: Exchange) -> None:
+    vector, spec = exchange.vector, exchange.whole
+    facts = dict(exchange.facts)
+    for lookup, replies in zip(spec.post_auth, vector.get("lookups", []), strict=True):
+        for expected in replies:
+            options = read_lookup(spec, lookup, as_read(expected["reply"]))
+            assert [it.model_dump() for it in options] == expected["options"]
+            facts |= options[0].metadata if options else {}
+    if "api" in vector:
+        assert api_base_url_of(spec, exchange.integration.params, facts) == vector["api"]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from evergrant.models import (
         App,
         AuditItem,
+        Choice,
         Connection,
         ConsentRequired,
         DeviceCode,
@@ -45,6 +46,7 @@ __all__ = [
     "AsyncEvergrant",
     "AuditItem",
     "BadRequest",
+    "Choice",
     "ClientMisconfigured",
     "Connection",
     "ConsentRequired",
@@ -72,6 +74,7 @@ _MODELS = frozenset(
         "AuditItem",
         "Connection",
         "ConsentRequired",
+        "Choice",
         "DeviceCode",
         "Lease",
         "LeaseLeak",

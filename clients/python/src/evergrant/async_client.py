@@ -148,12 +148,13 @@ class AsyncEvergrant(AsyncTransfers, AsyncWebhooks, AsyncAdministration):
         flow: str | None = None,
         resources: tuple[str, ...] = (),
         audience: str | None = None,
+        choice: str | None = None,
     ) -> Connection:
         """Begin a connection. Where its `flow` asks somebody, they finish it at `connect_url`.
 
         Without `flow` the provider's definition decides; with `client_credentials`, `jwt_bearer` and
         the like nobody is asked, and the connection becomes active by itself. `resources` (RFC 8707)
-        and `audience` say what its tokens are for.
+        and `audience` say what its tokens are for; `choice` which account, where a grant reaches several.
         """
         return await self._do(
             calls.connect(
@@ -165,6 +166,7 @@ class AsyncEvergrant(AsyncTransfers, AsyncWebhooks, AsyncAdministration):
                 flow=flow,
                 resources=resources,
                 audience=audience,
+                choice=choice,
             )
         )
 
@@ -202,6 +204,10 @@ class AsyncEvergrant(AsyncTransfers, AsyncWebhooks, AsyncAdministration):
     ) -> Connection:
         """Open a new consent for the same connection; what it holds stays until that is given."""
         return await self._do(calls.reauthorize(connection_id, scopes=scopes, return_to=return_to))
+
+    async def choose(self, connection_id: str, choice: str) -> Connection:
+        """Say which of its `choices` the connection is for, by the choice's id."""
+        return await self._do(calls.choose(connection_id, choice))
 
     async def revoke(self, connection_id: str, reason: str) -> Connection:
         """Revoke. From the answer on no lease leaves; the state is `revoked` once the provider agrees."""

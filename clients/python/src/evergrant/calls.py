@@ -62,6 +62,7 @@ def connect(
     flow: str | None = None,
     resources: tuple[str, ...] = (),
     audience: str | None = None,
+    choice: str | None = None,
 ) -> Call[Connection]:
     body = _given(
         integration=integration,
@@ -72,6 +73,7 @@ def connect(
         flow=flow,
         resources=list(resources) or None,
         audience=audience,
+        choice=choice,
     )
     return _command("/v1/connections", body)
 
@@ -116,6 +118,10 @@ def reauthorize(
 ) -> Call[Connection]:
     body = _given(scopes=_list(scopes), return_to=return_to)
     return _command(f"{_of(connection_id)}/reauthorize", body)
+
+
+def choose(connection_id: str, choice: str) -> Call[Connection]:
+    return _command(f"{_of(connection_id)}/choose", {"choice": choice})
 
 
 def revoke(connection_id: str, reason: str) -> Call[Connection]:

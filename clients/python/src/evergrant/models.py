@@ -113,7 +113,8 @@ class Connection:
     `reason` is a failure code and `repairer` who has to act, both None while all is well.
     `expires_at` is the access token's; in the answer to `connect` it is the link's, as the server
     says it. `connect_url` and `connect_expires_at` are there after `connect` and `reauthorize`.
-    `metadata` are facts that came with the grant: which account it is, where its API lives.
+    `metadata` are facts that came with the grant: which account it is, where its API lives. `choices`
+    are the accounts it reaches; with the reason `choice_required` one of them has to be chosen first.
     `revoking` is there while the provider hasn't confirmed a revocation yet.
     `live` is there when it was asked for and the workflow answered; `differs` names the members
     that it says otherwise.
@@ -140,6 +141,18 @@ class Connection:
     device: "DeviceCode | None" = None
     revoking: "Revoking | None" = None
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    api_base_url: str | None = None
+    choice: str | None = None
+    choices: "tuple[Choice, ...]" = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One account that a grant reaches. `metadata` becomes the connection's when it is chosen."""
+
+    id: str
+    label: str
+    metadata: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from evergrant.errors import (
     KINDS,
@@ -21,6 +21,7 @@ from evergrant.fields import Fields
 from evergrant.models import (
     App,
     AuditItem,
+    Choice,
     Connection,
     ConsentRequired,
     DeviceCode,
@@ -212,7 +213,15 @@ def _connection(item: Fields) -> Connection:
         device=_device(item.mapping("device")) if item.members.get("device") is not None else None,
         revoking=_revoking(item.mapping("revoking")) if item.members.get("revoking") is not None else None,
         metadata=dict(item.mapping("metadata")) if item.members.get("metadata") is not None else {},
+        api_base_url=item.text_or_none("api_base_url"),
+        choice=item.text_or_none("choice"),
+        choices=_choices(item.array("choices")) if item.members.get("choices") is not None else (),
     )
+
+
+def _choices(said: list[object]) -> tuple[Choice, ...]:
+    items = (Fields(cast(Mapping[str, object], it) if isinstance(it, dict) else {}, "choice") for it in said)
+    return tuple(Choice(it.text("id"), it.text("label"), dict(it.mapping("metadata"))) for it in items)
 
 
 def _device(said: Mapping[str, object]) -> DeviceCode:

@@ -146,12 +146,13 @@ class Evergrant(Transfers, Webhooks, Administration):
         flow: str | None = None,
         resources: tuple[str, ...] = (),
         audience: str | None = None,
+        choice: str | None = None,
     ) -> Connection:
         """Begin a connection. Where its `flow` asks somebody, they finish it at `connect_url`.
 
         Without `flow` the provider's definition decides; with `client_credentials`, `jwt_bearer` and
         the like nobody is asked, and the connection becomes active by itself. `resources` (RFC 8707)
-        and `audience` say what its tokens are for.
+        and `audience` say what its tokens are for; `choice` which account, where a grant reaches several.
         """
         return self._do(
             calls.connect(
@@ -163,6 +164,7 @@ class Evergrant(Transfers, Webhooks, Administration):
                 flow=flow,
                 resources=resources,
                 audience=audience,
+                choice=choice,
             )
         )
 
@@ -200,6 +202,10 @@ class Evergrant(Transfers, Webhooks, Administration):
     ) -> Connection:
         """Open a new consent for the same connection; what it holds stays until that is given."""
         return self._do(calls.reauthorize(connection_id, scopes=scopes, return_to=return_to))
+
+    def choose(self, connection_id: str, choice: str) -> Connection:
+        """Say which of its `choices` the connection is for, by the choice's id."""
+        return self._do(calls.choose(connection_id, choice))
 
     def revoke(self, connection_id: str, reason: str) -> Connection:
         """Revoke. From the answer on no lease leaves; the state is `revoked` once the provider agrees."""

@@ -74,6 +74,7 @@ def connect(
     flow: str | None = None,
     resource: tuple[str, ...] = (),
     audience: str | None = None,
+    choice: str | None = None,
     wait: float | None = None,
     options: Options = DEFAULTS,
 ) -> None:
@@ -87,6 +88,8 @@ def connect(
         What its tokens are for, an absolute URI (RFC 8707).
     audience
         The same, for servers that have a parameter of this name instead.
+    choice
+        The account to take, where the grant reaches several.
     wait
         Seconds to wait for the subject to finish; the link is printed first, on stderr.
     """
@@ -100,6 +103,7 @@ def connect(
             flow=flow,
             resources=resource,
             audience=audience,
+            choice=choice,
         )
         if wait is not None:
             if opened.device is not None:
@@ -121,6 +125,12 @@ def reauthorize(connection_id: str, /, *, scope: tuple[str, ...] = (), options: 
     """Open a new consent for a connection and print the link for its subject."""
     with options.client() as client:
         _show(client.reauthorize(connection_id, scopes=scope or None), options)
+
+
+def choose(connection_id: str, choice: str, /, *, options: Options = DEFAULTS) -> None:
+    """Say which of its choices a connection is for."""
+    with options.client() as client:
+        _show(client.choose(connection_id, choice), options)
 
 
 def revoke(connection_id: str, /, *, reason: str, options: Options = DEFAULTS) -> None:
@@ -198,6 +208,7 @@ def build() -> App:
     connections.command(connect, name=("connect", "create"))
     connections.command(refresh)
     connections.command(reauthorize)
+    connections.command(choose)
     connections.command(revoke)
     app.command(connections)
     app.command(token)

@@ -88,6 +88,8 @@ def connection_row(connection: Connection) -> Row:
         "created_at": _time(connection.created_at),
         "changed_at": _time(connection.changed_at),
     }
+    if connection.reason == "choice_required":
+        row["choices"] = ", ".join(f"{it.id} ({it.label})" for it in connection.choices)
     if connection.device is not None:
         row["user_code"] = connection.device.user_code
         row["verification_uri"] = connection.device.verification_uri

@@ -1,0 +1,95 @@
+"""What a lookup's reply is read as; whatever comes, accounts or a typed failure."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evergrant_server.core.errors import Code, Failure
+from providers.lookups import read_lookup
+from providers.reply import RawReply
+from tests.unit.providers.definitions import spec_like
+
+URL = "https://acme.example/sites"
+NESTED = {"url": URL, "choose": "data.sites", "metadata": {"site": "id", "host": "url"}, "label": "name"}
+
+
+def read(body: Any, status: int = 200, headers: dict[str, str] | None = None, **lookup: Any):
+    spec = spec_like(post_auth=[NESTED | lookup])
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return read_lookup(spec, spec.post_auth[0], RawReply(status, headers or {}, raw))
+
+
+def test_accounts_are_read_with_their_facts() -> None:
+    sites = [{"id": 7, "name": "Seven", "url": "u"}, {"id": "8", "name": "a\nb", "more": {}}]
+    seven, eight = read({"data": {"sites": sites}})
+    assert (seven.id, seven.label, seven.metadata) == ("7", "Seven", {"site": 7, "host": "u"})
+    assert (eight.id, eight.label, eight.metadata) == ("8", "8", {"site": "8"})
+    assert read({"data": {"sites": []}}) == ()
+    assert [it.id for it in read(sites, choose="[]", id="site")] == ["7", "8"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"data": {"sites": {}}},
+        {"data": {"sites": [1]}},
+        {"data": {"sites": [{}]}},
+        {"data": {"sites": [{"id": ""}]}},
+        {"data": {"sites": [{"id": {}}]}},
+        {"data": {"sites": [{"id": 1}, {"id": "1"}]}},
+        {"data": {"sites": [{"id": n} for n in range(201)]}},
+        [],
+        b"",
+        b"<html>",
+        b'{"data":{"sites":[]},"data":1}',
+        b"\xff",
+    ],
+)
+def test_what_names_no_accounts_is_unreadable(body: Any) -> None:
+    with pytest.raises(Failure) as raised:
+        read(body)
+    assert raised.value.code is Code.REPLY_UNREADABLE
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (302, "client_rejected"),
+        (401, "client_rejected"),
+        (403, "client_rejected"),
+        (429, "provider_rate_limited"),
+        (500, "provider_error"),
+    ],
+)
+def test_refusals_are_sorted_by_who_repairs_them(status: int, code: str) -> None:
+    with pytest.raises(Failure) as raised:
+        read({}, status, {"retry-after": "7"})
+    assert raised.value.code == code
+    assert raised.value.retry_after == (7 if status in (429, 500) else None)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    body=st.binary(max_size=200)
+    | st.text(max_size=100).map(lambda it: b'{"data":{"sites":[' + it.encode() + b"]}}")
+)
+def test_whatever_comes_only_accounts_or_a_failure_come_out(body: bytes) -> None:
+    for choose in ("data.sites", "[]"):
+        try:
+            found = read(body, choose=choose)
+        except Failure:
+            continue
+        assert all(it.id for it in found)
+
+
+def test_a_definition_says_one_choice_and_what_it_is_known_by() -> None:
+    with pytest.raises(ValueError, match="more than one choice"):
+        spec_like(post_auth=[NESTED, NESTED])
+    with pytest.raises(ValueError, match="which metadata doesn't have"):
+        spec_like(post_auth=[NESTED | {"id": "other"}])
+    with pytest.raises(ValueError, match="there is none"):
+        spec_like(post_auth=[NESTED | {"choose": None}])

@@ -1,0 +1,36 @@
+"""Stories of connections whose grant reaches several accounts."""
+
+from datetime import UTC, datetime, timedelta
+
+from temporalio.client import Client
+
+from evergrant_server.core import messages as m
+from evergrant_server.core.choice import SIGNAL_CHOICE_MADE, ChoiceMade
+from evergrant_server.core.connection import State
+from evergrant_server.core.errors import Code
+from tests.fakes.scripted_activities import ScriptedActivities
+from tests.workflows.lives import ASKED, Life, living
+
+
+async def accounts_looked_up_and_chosen(client: Client) -> Life:
+    """An outage while the provider is asked, then several accounts, then a choice."""
+    scripted = ScriptedActivities()
+    now = datetime.now(UTC)
+    news = m.GrantNews(
+        state=State.ACTIVE,
+        generation=1,
+        obtained_at=now,
+        expires_at=now + timedelta(hours=1),
+        refreshable=True,
+        look_up=True,
+    )
+    async with living(client, scripted) as life:
+        scripted.answers[m.ActivityName.EXCHANGE_CODE].append(news)
+        away = m.GrantNews(failure=Code.PROVIDER_ERROR)
+        several = news.model_copy(update={"look_up": False, "choosing": True})
+        scripted.answers[m.ActivityName.LOOK_UP] += [away, several]
+        await life.consent()
+        await life.until(lambda d: d.reason is Code.CHOICE_REQUIRED)
+        await life.handle.signal(SIGNAL_CHOICE_MADE, ChoiceMade(choice="site-1", asked=ASKED))
+        await life.until(lambda d: d.reason is None)
+        return life
