@@ -7,7 +7,7 @@ from activities.records import settled
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
-from evergrant_server.core.definition import Definition, DefinitionState, Verdict, verdict
+from evergrant_server.core.definition import HELD_LOOK_S, Definition, DefinitionState, Verdict, verdict
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.messages import ActivityName
 from evergrant_server.core.onboarding import DefinitionCall, DefinitionNews
@@ -86,6 +86,9 @@ class OnboardingActivities:
             match verdict(current, now):
                 case Verdict.WAIT:
                     return _news(current)
+                case Verdict.HOLD:
+                    look = max(HELD_LOOK_S, current.rollout.watch_s)
+                    return _news(current).model_copy(update={"look_s": look})
                 case Verdict.ROLL_ON:
                     return await self._moved(tx, order, current, current.rolled_on(now))
                 case Verdict.ROLL_BACK:

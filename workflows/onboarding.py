@@ -49,11 +49,12 @@ class OnboardingWorkflow:
 
     async def _stage(self, news: m.DefinitionNews) -> m.DefinitionNews:
         seen = f"{news.good} refreshes worked, {news.bad} only as before"
-        workflow.set_current_details(f"serves {news.share:.0%} of the connections: {seen}")
+        held = " (no evidence yet: it is held)" if news.look_s is not None else ""
+        workflow.set_current_details(f"serves {news.share:.0%} of the connections: {seen}{held}")
         with suppress(TimeoutError):  # nobody wants it back: the counts decide
             await workflow.wait_condition(
                 lambda: self._roll_back is not None,
-                timeout=self._start.watch_s,
+                timeout=news.look_s or self._start.watch_s,
                 timeout_summary="look at the stage",
             )
         return await calls.watch_definition(m.DefinitionCall(**self._call(), roll_back=self._roll_back))

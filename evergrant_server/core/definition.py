@@ -16,7 +16,8 @@ from evergrant_server.core.ids import DefinitionId, Tenant
 
 _LOOKS_A_STAGE = 4
 _SOONEST_LOOK_S = 1.0
-LONGEST_STAGE = 24  # a stage that sees too little ends after this many times its length
+LONGEST_STAGE = 24  # a stage that sees too little ends after this many times its length, or is held
+HELD_LOOK_S = 21_600.0  # seconds between two looks at one that is held: its history grows with each
 
 
 class DefinitionState(StrEnum):
@@ -158,22 +159,33 @@ class Verdict(StrEnum):
     WAIT = "wait"
     ROLL_ON = "roll on"
     ROLL_BACK = "roll back"
+    HOLD = "hold"  # no evidence yet, for longer than a stage should last: looked at more rarely
 
 
 _FEWEST_BAD = 3  # one or two may be the provider's doing
 
 
 def verdict(staged: Definition, now: datetime) -> Verdict:
-    """What the stage so far says. Too many failures end it at once; too few refreshes prolong it."""
+    """What the stage so far says. Too many failures end it at once; too few refreshes prolong it.
+
+    A stage that has seen nothing for long goes on to a larger share, in which somebody may be.
+    Nothing becomes active that nobody has seen work: at the last share it is held, staged.
+    """
     seen = staged.good + staged.bad
-    if staged.bad >= _FEWEST_BAD and staged.bad > staged.rollout.most_bad * seen:
+    bad = staged.bad > staged.rollout.most_bad * seen
+    if staged.bad >= _FEWEST_BAD and bad:
         return Verdict.ROLL_BACK
     stage = timedelta(seconds=staged.rollout.stage_s)
     if now < staged.changed_at + stage:
         return Verdict.WAIT
-    if seen >= staged.rollout.enough or now >= staged.changed_at + stage * LONGEST_STAGE:
+    asks_for_none = staged.rollout.enough == 0
+    if seen >= staged.rollout.enough and (staged.good or asks_for_none):
         return Verdict.ROLL_ON
-    return Verdict.WAIT
+    if now < staged.changed_at + stage * LONGEST_STAGE:
+        return Verdict.WAIT
+    speaks_for_it = staged.good > 0 and not bad
+    nobody_there = seen == 0 and staged.share < 1
+    return Verdict.ROLL_ON if speaks_for_it or nobody_there else Verdict.HOLD
 
 
 def chosen(versions: Sequence[Definition], identity: str | None) -> tuple[Definition | None, ...]:

@@ -49,6 +49,7 @@ class DefinitionNews(Message):
     good: int = 0
     bad: int = 0
     decided: bool = False  # an admin has said yes or no
+    look_s: float | None = None  # held: nothing speaks for it yet, and it is looked at this rarely
 
 
 class Onboarded(Message):

@@ -47,6 +47,7 @@ class Rules(BaseModel):
     repaired_spread: timedelta = timedelta(0)  # over which a fleet tries what an admin has repaired
     answers_again: bool = False  # a workflow that was told no hears again when there is a token
     late_apart: bool = False  # a late answer and a first token are each tried again at a moment of its own
+    longest_ours: timedelta | None = None  # while something of ours is away, and the provider isn't asked
 
 
 _RULES_2 = Rules(
@@ -63,13 +64,18 @@ _RULES_2 = Rules(
     repaired_spread=timedelta(minutes=1),
     answers_again=True,
 )
+_RULES_3 = _RULES_2.model_copy(update={"late_apart": True})
 
 RULES: dict[int, Rules] = {
     1: Rules(),
     2: _RULES_2,
-    3: _RULES_2.model_copy(update={"late_apart": True}),
+    3: _RULES_3,
+    4: _RULES_3.model_copy(update={"longest_ours": timedelta(minutes=1)}),
 }
 NEWEST_RULES = max(RULES)
+
+# Met before anything is sent, and over at once when our operator has repaired it.
+_OURS = frozenset({Code.KEY_UNAVAILABLE, Code.JOURNAL_UNAVAILABLE, Code.STORE_UNAVAILABLE})
 
 
 def jitter(identity: str, generation: int) -> float:
@@ -128,7 +134,9 @@ def retry_at(
     if refused and rules.first_refused is not None:
         wait = _grown(rules.first_refused, rules.refused_growth, failures, rules.longest_refused)
     else:
-        wait = _grown(rules.first_backoff, rules.backoff_growth, failures, rules.longest_backoff)
+        ours = rules.longest_ours if code in _OURS else None
+        longest = ours or rules.longest_backoff
+        wait = _grown(rules.first_backoff, rules.backoff_growth, failures, longest)
     wait = wait * (0.75 + 0.5 * share)
     return now + max(wait, _told(retry_after, rules))
 

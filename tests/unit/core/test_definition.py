@@ -55,11 +55,29 @@ def staged(share: float = 0.05, **changes: Any) -> Definition:
         (20, 0, HOUR, Verdict.ROLL_ON),
         (18, 2, HOUR, Verdict.ROLL_ON),
         (19, 0, HOUR, Verdict.WAIT),  # it has seen too little
-        (0, 0, HOUR * LONGEST_STAGE, Verdict.ROLL_ON),  # but not for ever
+        (0, 0, HOUR * LONGEST_STAGE, Verdict.ROLL_ON),  # in a larger share somebody may be
+        (19, 0, HOUR * LONGEST_STAGE, Verdict.ROLL_ON),  # but not for ever
+        (0, 2, HOUR * LONGEST_STAGE, Verdict.HOLD),  # nothing speaks for it
+        (1, 2, HOUR * LONGEST_STAGE, Verdict.HOLD),
+        (0, 20, HOUR, Verdict.ROLL_BACK),
     ],
 )
 def test_what_a_stage_decides(good: int, bad: int, after: timedelta, said: Verdict):
     assert verdict(staged(good=good, bad=bad), NOW + after) is said
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "said"),
+    [(0, 0, Verdict.HOLD), (0, 1, Verdict.HOLD), (1, 0, Verdict.ROLL_ON), (20, 0, Verdict.ROLL_ON)],
+)
+def test_what_nobody_has_seen_work_does_not_become_active(good: int, bad: int, said: Verdict):
+    assert verdict(staged(1.0, good=good, bad=bad), NOW + HOUR * LONGEST_STAGE) is said
+    assert verdict(staged(1.0, good=good, bad=bad), NOW + HOUR * LONGEST_STAGE * 100) is said
+
+
+def test_who_asks_for_no_evidence_needs_none():
+    asks_for_none = staged(1.0, rollout=Rollout(enough=0))
+    assert verdict(asks_for_none, NOW + HOUR) is Verdict.ROLL_ON
 
 
 def test_a_rollout_goes_through_its_shares_and_counts_each_stage_anew():

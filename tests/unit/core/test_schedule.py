@@ -9,7 +9,7 @@ from evergrant_server.core.connection import State
 from evergrant_server.core.errors import Code
 from evergrant_server.core.lifecycle import Do, next_step, wake
 from evergrant_server.core.messages import Asked, Event, GrantNews, Happening, Life, Wish
-from evergrant_server.core.schedule import NEWEST_RULES, RULES, jitter
+from evergrant_server.core.schedule import NEWEST_RULES, RULES, jitter, retry_at
 from evergrant_server.core.waking import end_of
 
 NEW = RULES[NEWEST_RULES]
@@ -299,3 +299,13 @@ def test_a_clock_that_is_behind_makes_no_loop_of_keeping_alive():
     life = ACTIVE.model_copy(update={"policy": "on_demand", "idle_s": 3600})
     _, tries, _ = simulated(life, answer, NOW + 2 * HOUR)
     assert 1 < len(tries) <= 2 + 90 * 60 / 120
+
+
+@pytest.mark.parametrize("code", [Code.KEY_UNAVAILABLE, Code.JOURNAL_UNAVAILABLE, Code.STORE_UNAVAILABLE])
+def test_what_is_ours_to_repair_is_tried_again_within_a_minute_and_a_quarter(code: Code):
+    """Nothing is sent meanwhile. A provider's outage, and what may have been sent, waits as before."""
+    last = retry_at(NOW, 50, code, None, NEW, share=0.999) - NOW
+    assert timedelta(seconds=45) < last <= timedelta(seconds=75)
+    for other in (Code.PROVIDER_UNREACHABLE, Code.INTERNAL):
+        assert retry_at(NOW, 50, other, None, NEW, share=0.5) - NOW == NEW.longest_backoff
+    assert retry_at(NOW, 50, code, None, RULES[3], share=0.5) - NOW == NEW.longest_backoff
