@@ -30,6 +30,7 @@ from evergrant_server.api import (
     webhook_deliveries,
     webhooks,
 )
+from evergrant_server.api.deadline import Deadline
 from evergrant_server.api.envelope import Envelope
 from evergrant_server.api.parts import Parts
 from evergrant_server.api.subjects import Subjects
@@ -96,6 +97,8 @@ def create_app(parts: Parts) -> FastAPI:
         app.include_router(router)
     app.openapi = lambda: _described(app)
     app.add_middleware(leases.Ahead, routes=lease_routes)
+    lease_wait_s = parts.settings.lease_wait.total_seconds()
+    app.add_middleware(Deadline, base_url=parts.settings.public_url, lease_wait_s=lease_wait_s)
     app.add_middleware(Envelope, base_url=parts.settings.public_url, version=VERSION)
     if telemetry_traces.on():
         app.add_middleware(telemetry_traces.Traced)  # around the envelope, which reads the span

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -13,6 +13,8 @@ from evergrant_server.store.engine import BEGIN, make_engine
 from evergrant_server.store.faults import translated
 from evergrant_server.store.seals import HeldKeys
 from evergrant_server.store.tx import Tx
+
+_CLOSE_S = 10.0
 
 
 class Store:
@@ -58,8 +60,10 @@ class Store:
         return cls(engine, ring, clock)
 
     async def close(self) -> None:
-        """Close every connection. Transactions must have ended."""
-        await self._engine.dispose()
+        """Close every connection. Transactions must have ended. A database that is silent isn't waited for."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_S):
+                await self._engine.dispose()
 
     @asynccontextmanager
     async def read(self) -> AsyncGenerator[Tx]:
