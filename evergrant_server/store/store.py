@@ -60,7 +60,7 @@ class Store:
         return cls(engine, ring, clock)
 
     async def close(self) -> None:
-        """Close every connection. Transactions must have ended. A database that is silent isn't waited for."""
+        """Close every connection, but wait for no silent database. Transactions must have ended."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_S):
                 await self._engine.dispose()
