@@ -38,7 +38,7 @@ from tests.fakes.scripted_provider import Family, ScriptedProvider
 from tests.fakes.serving import serving
 from tests.fakes.temporal import running_temporal
 
-GRANTS = int(os.environ.get("EVERGRANT_TEST_GRANTS", "60"))
+GRANTS = int(os.environ.get("EVERGRANT_TEST_GRANTS", "30"))
 TENANT = Tenant("acme")
 COMMAND = str(Path(sys.executable).parent / "evergrant")
 
