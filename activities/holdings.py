@@ -178,10 +178,11 @@ class Holder:
         if integration.secret_refused_at is not None:
             secrets.reverse()
         key = await tx.integrations.client_key(integration)
+        certificate = await tx.integrations.client_certificate(integration)
         auth = client_auth_of(spec, integration)
         audience = assertion_audience(spec, endpoints)
         return [
-            OAuthClient(integration.client_id, secret, auth, key, audience, self._clock.now)
+            OAuthClient(integration.client_id, secret, auth, key, audience, self._clock.now, certificate)
             for secret in secrets
         ]
 

@@ -15,9 +15,9 @@ from authlib.oauth2.client import OAuth2Client
 from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.secret import Secret
-from providers.resolve import bound_params, checked_params, complete, endpoints_of, fill
+from providers.resolve import bound_params, checked_params, client_auth_of, complete, endpoints_of, fill
 from providers.spec import ProviderSpec
-from providers.spec_request import Pkce
+from providers.spec_request import MUTUAL_TLS, Pkce
 
 _VERIFIER = re.compile(r"[A-Za-z0-9\-._~]{43,128}")  # RFC 7636 section 4.1
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 section 3.3
@@ -99,7 +99,8 @@ def endpoints_for(
     `facts` are what is known of a connection; a callback may have brought a part of a URL.
     """
     if integration.endpoints is not None:
-        return integration.endpoints
+        mutual = client_auth_of(spec, integration) in MUTUAL_TLS
+        return integration.endpoints.for_mutual_tls() if mutual else integration.endpoints
     return endpoints_of(spec, {**integration.params, **bound_params(spec, facts or {})})
 
 

@@ -7,10 +7,13 @@ from datetime import datetime
 import httpx2
 from authlib.integrations.httpx_client import AsyncOAuth2Client
 
+from evergrant_server.core.client_certificate import ClientCertificate
 from evergrant_server.core.client_key import ClientKey
 from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.proof import ProofKey
 from evergrant_server.core.secret import Secret
+from providers.spec_request import MUTUAL_TLS
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,20 @@ class OAuthClient:
     key: ClientKey | None = None
     audience: str = ""
     now: Callable[[], datetime] = SystemClock().now
+    certificate: ClientCertificate | None = None  # presented where `auth` is a TLS one (RFC 8705)
     proof_key: ProofKey | None = None  # what tokens are bound to, where they are (RFC 9449)
+
+    def presented(self) -> ClientCertificate | None:
+        """What the handshake says who we are with. Raises Failure CLIENT_REJECTED: none, or it is over."""
+        if self.auth not in MUTUAL_TLS:
+            return None
+        if self.certificate is None:
+            why = "the integration has no client certificate, and the provider wants one"
+            raise Failure(Code.CLIENT_REJECTED, why, field="client_certificate")
+        if self.certificate.expires_at <= self.now():
+            why = f"the integration's client certificate is over since {self.certificate.expires_at:%Y-%m-%d}"
+            raise Failure(Code.CLIENT_REJECTED, why, field="client_certificate")
+        return self.certificate
 
 
 class Answered(Exception):  # carries a reply out of authlib; nothing went wrong

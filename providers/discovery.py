@@ -13,8 +13,16 @@ from evergrant_server.core.access import Endpoints
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.egress import Egress
 from providers.reading import Unreadable, kind, parse
+from providers.spec_request import MUTUAL_TLS
 
 _LONGEST_URL = 2048
+_ALIASED = (
+    "token_endpoint",
+    "revocation_endpoint",
+    "introspection_endpoint",
+    "pushed_authorization_request_endpoint",
+    "device_authorization_endpoint",
+)
 _DOCUMENT_LIMIT = 256 * 1024  # bytes; real ones have a few thousand
 
 
@@ -119,7 +127,17 @@ def _endpoints(egress: Egress, issuer: str, document: dict[str, Any]) -> Endpoin
         pushed_requests_required=document.get("require_pushed_authorization_requests") is True,
         dpop_algorithms=tuple(_strings(issuer, document, "dpop_signing_alg_values_supported") or ()),
         takes_metadata_documents=document.get("client_id_metadata_document_supported") is True,
+        mtls_aliases=_aliases(egress, issuer, document),
     )
+
+
+def _aliases(egress: Egress, issuer: str, document: dict[str, Any]) -> dict[str, str]:
+    """RFC 8705 section 5. Each is judged as the endpoint that it stands for."""
+    aliases = document.get("mtls_endpoint_aliases", {})
+    if not isinstance(aliases, dict):
+        _fail(issuer, f"mtls_endpoint_aliases is {kind(aliases)}")
+    found = {name: _url(egress, issuer, aliases, name) for name in _ALIASED}
+    return {name: url for name, url in found.items() if url is not None}
 
 
 def weakened(pinned: Endpoints, now: Endpoints, client_auth: str | None = None) -> tuple[str, ...]:
@@ -128,16 +146,13 @@ def weakened(pinned: Endpoints, now: Endpoints, client_auth: str | None = None) 
     A document that was taken over could send codes, tokens and secrets to another host, or
     have a check left out that protected its clients (RFC 9700 section 4.4).
     """
+    before, after = (pinned, now)
+    if client_auth in MUTUAL_TLS:
+        before, after = pinned.for_mutual_tls(), now.for_mutual_tls()
     reasons = [
         f"{name} would move to another host"
-        for name in (
-            "authorization_endpoint",
-            "token_endpoint",
-            "revocation_endpoint",
-            "introspection_endpoint",
-            "pushed_authorization_request_endpoint",
-        )
-        if _moved(getattr(pinned, name), getattr(now, name))
+        for name in ("authorization_endpoint", *_ALIASED)
+        if _moved(getattr(before, name), getattr(after, name))
     ]
     if pinned.iss_in_callback and not now.iss_in_callback:
         reasons.append("callbacks would no longer name their issuer (RFC 9207)")

@@ -234,7 +234,10 @@ class Sender:
         before_send: BeforeSend | None,
     ) -> RawReply:
         watch = Watch(_stopping(before_send))
-        transport = self._egress.transport(watch)
+        try:
+            transport = self._egress.transport(watch, client.presented())
+        except Failure as failure:
+            raise SendFailed(failure, sent=False) from None
         authlib = ProviderClient(client, transport)
         for name in spec.quirks:
             for hook in self._quirks[name].hooks:

@@ -29,7 +29,6 @@ AuthMode = Literal[
 ]  # no password grant and no implicit flow (RFC 9700 sections 2.1.2 and 2.4)
 
 
-_CARRIED_OUT = frozenset(ClientAuth) - {ClientAuth.TLS}
 _NO_BROWSER = tuple(flow for flow in Flow if flow is not Flow.AUTHORIZATION_CODE)
 _MINTING = tuple(flow for flow in Flow if flow.mints)
 _NOT_ASKED_OF: dict[str, tuple[Flow, ...]] = {  # flows that have nothing to do with a field
@@ -229,9 +228,7 @@ class ProviderSpec(
         texts = (text for part in self._param_templates().values() for text in part)
         used = placeholders(*self.url_templates().values(), *texts)
         signed = "this way of client authentication is not carried out"
-        methods = {self.client_auth, self.refresh_client_auth} - {None}
         return {
-            "client_auth": (methods - _CARRIED_OUT, signed),
             "client_secret_generator": (self.client_secret_generator, signed),
             "flow": (self.flow != "redirect", "the provider begins it, with a callback that has no state"),
             "allow_unsolicited_callback": (self.allow_unsolicited_callback, "every callback needs a state"),

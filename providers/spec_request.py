@@ -18,6 +18,10 @@ class ClientAuth(StrEnum):
     PRIVATE_KEY_JWT = "private_key_jwt"
     SECRET_JWT = "client_secret_jwt"
     TLS = "tls_client_auth"
+    SELF_SIGNED_TLS = "self_signed_tls_client_auth"
+
+
+MUTUAL_TLS = frozenset({ClientAuth.TLS, ClientAuth.SELF_SIGNED_TLS})  # RFC 8705 section 2
 
 
 class Pkce(StrEnum):

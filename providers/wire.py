@@ -98,7 +98,7 @@ class WireAuth(httpx2.Auth):
                     headers[self._spec.client_secret_header] = self._secret()
                 else:
                     fields["client_secret"] = self._secret()
-            case ClientAuth.NONE.value:
+            case ClientAuth.NONE.value | ClientAuth.TLS.value | ClientAuth.SELF_SIGNED_TLS.value:
                 fields["client_id"] = self._client.client_id
             case ClientAuth.PRIVATE_KEY_JWT.value | ClientAuth.SECRET_JWT.value as method:
                 fields["client_id"] = self._client.client_id

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from evergrant_server.api.outgoing import signal
 from evergrant_server.api.shapes import IntegrationBody, RotateSecretBody
 from evergrant_server.core.access import Integration, IntegrationState, Registration
+from evergrant_server.core.client_certificate import ClientCertificate
 from evergrant_server.core.client_key import ClientKey
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.errors import Code, Failure
@@ -14,11 +15,13 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.policy import above
 from evergrant_server.store import Tx
 from providers.assertions import signing_key
+from providers.certificates import client_certificate
 from providers.resolve import endpoints_of
 from providers.spec import ClientAuth, ProviderSpec
+from providers.spec_request import MUTUAL_TLS
 
 _PAGE = 200
-_WITHOUT_SECRET = (ClientAuth.NONE, ClientAuth.PRIVATE_KEY_JWT)
+_WITHOUT_SECRET = (ClientAuth.NONE, ClientAuth.PRIVATE_KEY_JWT, *MUTUAL_TLS)
 
 
 def check(spec: ProviderSpec, body: IntegrationBody) -> None:
@@ -49,6 +52,12 @@ def key_of(body: IntegrationBody) -> ClientKey | None:
     return key
 
 
+def certificate_of(body: IntegrationBody, now: datetime) -> ClientCertificate | None:
+    """The certificate that was sent. Raises Failure INVALID_REQUEST for one that can't be presented."""
+    given = body.client_certificate
+    return None if given is None else client_certificate(given.certificate, given.private, now)
+
+
 def _check_client(spec: ProviderSpec, body: IntegrationBody) -> None:
     """A client id that somebody registered, or a registration by a worker."""
     if (body.client_id is None) is (body.registration is None):
@@ -76,6 +85,10 @@ def created(
     method = ClientAuth(body.client_auth or spec.client_auth)
     if method is ClientAuth.PRIVATE_KEY_JWT and body.client_key is None:
         raise Failure(Code.INVALID_REQUEST, "A client key is needed to sign with.", field="client_key")
+    if method in MUTUAL_TLS and body.client_certificate is None:
+        raise Failure(
+            Code.INVALID_REQUEST, "A client certificate is needed to present.", field="client_certificate"
+        )
     secret_given = body.client_secret is not None or body.registration is not None
     if not secret_given and method not in _WITHOUT_SECRET:
         raise Failure(
@@ -130,6 +143,17 @@ async def changed(
             "Give the client key again: the kept one belongs to the client as it was.",
             field="client_key",
         )
+    held = before.client_certificate_expires_at is not None
+    if held and other_client and body.client_certificate is None:
+        raise Failure(
+            Code.INVALID_REQUEST,
+            "Give the client certificate again: the kept one belongs to the client as it was.",
+            field="client_certificate",
+        )
+    wanted = ClientAuth(body.client_auth or spec.client_auth) in MUTUAL_TLS
+    if wanted and not held and body.client_certificate is None:
+        why = "A client certificate is needed to present."
+        raise Failure(Code.INVALID_REQUEST, why, field="client_certificate")
     discover = spec.discovery and (moves or before.state is not IntegrationState.READY)
     update = {
         "provider": spec.name,

@@ -15,6 +15,7 @@ from evergrant_server.api.definitions import spec_named
 from evergrant_server.api.guards import Asking, By, IdempotencyKey, With, require
 from evergrant_server.api.idempotency import Answer, Once
 from evergrant_server.api.integration_changes import (
+    certificate_of,
     changed,
     check,
     created,
@@ -63,19 +64,25 @@ async def put(
     """Create or change an integration. One whose endpoints are discovered waits for a worker."""
     _require_admin(caller, name)
     now = parts.clock.now()
-    key = key_of(body)
+    key, certificate = key_of(body), certificate_of(body, now)
     async with parts.store.write() as tx:
         spec = await spec_named(tx, parts.registry, caller.tenant, body.provider)
         check(spec, body)
         before = await tx.integrations.by_name(caller.tenant, name)
         if before is None:
             after = created(spec, body, caller.tenant, name, now)
-            await tx.integrations.put(after, body.client_secret, expected=None, client_key=key)
+            await tx.integrations.put(
+                after, body.client_secret, expected=None, client_key=key, client_certificate=certificate
+            )
         else:
             after = await changed(tx, spec, body, before, now)
-            public = body.client_auth == "none" and body.client_secret is None and key is None
+            public = body.client_auth == "none" and body.client_secret is None and not (key or certificate)
             after = await tx.integrations.put(
-                after, body.client_secret, expected=before.revision, client_key=key
+                after,
+                body.client_secret,
+                expected=before.revision,
+                client_key=key,
+                client_certificate=certificate,
             )
             if public:
                 after = await tx.integrations.drop_client_secret(after, expected=after.revision)

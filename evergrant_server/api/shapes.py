@@ -190,6 +190,13 @@ class ClientKeyBody(Body):
     id: Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_printable)] | None = None
 
 
+class ClientCertificateBody(Body):
+    """A certificate of ours and its private key, as PEM; what it was signed with may follow it."""
+
+    certificate: Annotated[str, Field(max_length=50_000)]
+    private: Annotated[Secret, Field()]
+
+
 class IntegrationBody(Body):
     """Our OAuth client at a provider. Secret and key are written, never read; None keeps them.
 
@@ -206,10 +213,19 @@ class IntegrationBody(Body):
     issuer: Annotated[str, Field(max_length=2000), AfterValidator(_printable)] | None = None
     params: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=253)]] = {}
     client_auth: (
-        Literal["client_secret_basic", "client_secret_post", "client_secret_jwt", "private_key_jwt", "none"]
+        Literal[
+            "client_secret_basic",
+            "client_secret_post",
+            "client_secret_jwt",
+            "private_key_jwt",
+            "tls_client_auth",
+            "self_signed_tls_client_auth",
+            "none",
+        ]
         | None
     ) = None
     client_key: ClientKeyBody | None = None
+    client_certificate: ClientCertificateBody | None = None
     default_scopes: Scopes = ()
     scope_ceiling: Scopes | None = None
     dpop: bool | None = None

@@ -185,6 +185,7 @@ class IntegrationView(View):
     registration: Registration | None
     registration_url: str | None
     client_secret_expires_at: datetime | None
+    client_certificate_expires_at: datetime | None
     metadata_read_at: datetime | None
     redirect_uri: str
     created_at: datetime

@@ -25,6 +25,7 @@ CHECKS: dict[str, Check] = {
     "migrations": doctor_database.migrations,
     "keys of the database": doctor_database.keys_open,
     "outbox": doctor_database.outbox,
+    "client certificates": doctor_database.certificates,
     "clock, database": doctor_database.clock,
     "temporal": doctor_temporal.reachable,
     "temporal program": doctor_temporal.program,

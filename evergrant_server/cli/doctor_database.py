@@ -13,6 +13,7 @@ from evergrant_server.settings import Settings
 from evergrant_server.store import Store, schema
 from evergrant_server.store.probe import database_time, open_tenant_key, waiting
 
+CERTIFICATE_WARNING = timedelta(days=30)
 OLDEST = timedelta(minutes=1)  # an outbox message that waits longer isn't being delivered
 
 
@@ -74,6 +75,22 @@ async def outbox(settings: Settings) -> str:
             f"{ME} worker    # and see the checks of Temporal",
         )
     return f"{depth} waiting, the oldest for {max(age.total_seconds(), 0):.0f} s"
+
+
+async def certificates(settings: Settings) -> str:
+    """Client certificates end on a day that is known: an admin hears of it before providers refuse us."""
+    now = SystemClock().now()
+    async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
+        ending = await tx.integrations.with_ending_certificates(now + CERTIFICATE_WARNING)
+    if not ending:
+        return f"none ends within {CERTIFICATE_WARNING.days} days"
+    first = ending[0]
+    ends = first.client_certificate_expires_at
+    when = "is over" if ends is None or ends <= now else f"ends on {ends:%Y-%m-%d}"
+    raise Problem(
+        f"{len(ending)} of integrations end soon; that of {first.name} (tenant {first.tenant}) {when}",
+        f"PUT /v1/integrations/{first.name} with a new client_certificate",
+    )
 
 
 async def clock(settings: Settings) -> str:

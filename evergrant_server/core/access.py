@@ -28,6 +28,11 @@ class Endpoints(BaseModel):
     pushed_requests_required: bool = False  # require_pushed_authorization_requests
     dpop_algorithms: tuple[str, ...] = ()  # dpop_signing_alg_values_supported (RFC 9449 section 5.1)
     takes_metadata_documents: bool = False  # client_id_metadata_document_supported
+    mtls_aliases: dict[str, str] = {}  # where a client goes that presents a certificate (RFC 8705 section 5)
+
+    def for_mutual_tls(self) -> "Endpoints":
+        """The endpoints of a client that presents a certificate."""
+        return self.model_copy(update=self.mtls_aliases)
 
 
 class IntegrationState(StrEnum):
@@ -67,6 +72,7 @@ class Integration(BaseModel):
     registration_sent_at: datetime | None = None  # the intent: an initial token is not sent twice
     registration_url: str | None = None  # where the registration is managed (RFC 7592 section 3)
     client_secret_expires_at: datetime | None = None
+    client_certificate_expires_at: datetime | None = None  # None: there is no certificate
     metadata_read_at: datetime | None = None  # when what was discovered was last compared
     dpop: bool | None = None  # are tokens bound to a key (RFC 9449)? None: as the provider's definition says
     secret_refused_at: datetime | None = None  # the provider takes the previous secret, and not this one

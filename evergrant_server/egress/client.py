@@ -6,6 +6,8 @@ from typing import Any
 
 import httpx2
 
+from evergrant_server.core.client_certificate import ClientCertificate
+from evergrant_server.egress.identity import presenting
 from evergrant_server.egress.network import default_tls
 from evergrant_server.egress.policy import EgressPolicy
 from evergrant_server.egress.transport import GuardedTransport, Watch
@@ -41,11 +43,17 @@ class Egress:
         self._body_limit = body_limit
         self._around = around
 
-    def transport(self, watch: Watch | None = None) -> httpx2.AsyncBaseTransport:
-        """A guarded transport. With `watch`, its `sent` says whether a byte left."""
+    def transport(
+        self, watch: Watch | None = None, certificate: ClientCertificate | None = None
+    ) -> httpx2.AsyncBaseTransport:
+        """A guarded transport. With `watch`, its `sent` says whether a byte left.
+
+        `certificate` is presented to whoever asks for one, by this transport alone. Raises Failure
+        CLIENT_REJECTED when it can't be.
+        """
         guarded = GuardedTransport(
             self.policy,
-            tls=self._tls,
+            tls=presenting(self._tls, certificate) if certificate else self._tls,
             connect_time=self._connect_time,
             answer_time=self._answer_time,
             body_limit=self._body_limit,

@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from evergrant_server.core.access import Integration, IntegrationState
+from evergrant_server.core.client_certificate import ClientCertificate
 from evergrant_server.core.client_key import ClientKey
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import IntegrationId, Tenant
@@ -31,6 +32,7 @@ _INITIAL = "sealed_initial_token"
 _MANAGEMENT = "sealed_registration_token"
 _OVER: Values = {"previous_secret_until": None, "secret_refused_at": None}
 _KEY = "sealed_client_key"
+_CERTIFICATE = "sealed_client_certificate"
 
 
 class Integrations:
@@ -47,8 +49,10 @@ class Integrations:
         *,
         expected: int | None,
         client_key: ClientKey | None = None,
+        client_certificate: ClientCertificate | None = None,
     ) -> Integration:
-        """Add (`expected` None) or change an integration; a secret or key that is None keeps the old one.
+        """Add (`expected` None) or change an integration; what is None keeps the old secret, key or
+        certificate.
 
         Raises Failure ALREADY_EXISTS when adding a name or id that is there, STORE_CONFLICT
         or NOT_FOUND when changing.
@@ -59,8 +63,11 @@ class Integrations:
             sealed = {_COLUMN: await self._sealed(i, client_secret), _PREVIOUS: None}
         if client_key is not None:
             sealed[_KEY] = await self._sealed(i, client_key.as_secret(), _KEY)
+        if client_certificate is not None:
+            sealed[_CERTIFICATE] = await self._sealed(i, client_certificate.as_secret(), _CERTIFICATE)
+            i = i.model_copy(update={"client_certificate_expires_at": client_certificate.expires_at})
         if expected is None:
-            empty = dict.fromkeys((_COLUMN, _PREVIOUS, _INITIAL, _MANAGEMENT, _KEY))
+            empty = dict.fromkeys((_COLUMN, _PREVIOUS, _INITIAL, _MANAGEMENT, _KEY, _CERTIFICATE))
             values = values_of(i, **{**empty, **sealed})
             if not await insert(self._connection, IntegrationRow, values):
                 raise taken(f"Integration {i.name!r}")
@@ -114,6 +121,13 @@ class Integrations:
         """Our key at the provider, or None. Raises as `client_secret`."""
         text = await self._opened(i, _KEY)
         return None if text is None else ClientKey.from_secret(text)
+
+    async def client_certificate(self, i: Integration) -> ClientCertificate | None:
+        """Our certificate at the provider with its key, or None. Raises as `client_secret`."""
+        if i.client_certificate_expires_at is None:
+            return None
+        text = await self._opened(i, _CERTIFICATE)
+        return None if text is None else ClientCertificate.from_secret(text)
 
     async def previous_secret(self, i: Integration) -> Secret | None:
         """The secret that a rotation replaced, while it is kept. Raises as `client_secret`."""
@@ -185,6 +199,12 @@ class Integrations:
         )
         return [Integration.model_validate(row) for row in rows]
 
+    async def with_ending_certificates(self, before: datetime, limit: int = 100) -> list[Integration]:
+        """Those of every tenant whose client certificate ends before that, the first to end first."""
+        ends = col(IntegrationRow.client_certificate_expires_at)
+        query = select(IntegrationRow).where(ends < before).order_by(ends.asc()).limit(limit)
+        return [Integration.model_validate(row) for row in await every(self._connection, query)]
+
     async def drop_overlapped(self, now: datetime) -> int:
         """Forget the secrets whose overlap has ended; says how many. One that alone works stays."""
         over = and_(
@@ -194,9 +214,10 @@ class Integrations:
         return (await self._connection.execute(update(IntegrationRow).where(over).values(changes))).rowcount
 
     async def drop_client_secret(self, i: Integration, *, expected: int) -> Integration:
-        """Make it a public client: the old secrets and the key are gone."""
-        gone: Values = {_COLUMN: None, _PREVIOUS: None, _KEY: None}
-        return await self._change(i.model_copy(update=_OVER), expected, gone)
+        """Make it a public client: the old secrets, the key and the certificate are gone."""
+        gone: Values = dict.fromkeys((_COLUMN, _PREVIOUS, _KEY, _CERTIFICATE))
+        after = i.model_copy(update={**_OVER, "client_certificate_expires_at": None})
+        return await self._change(after, expected, gone)
 
     async def replace(self, i: Integration, *, expected: int) -> Integration:
         """Write `i` if its row is still at revision `expected`. Raises Failure STORE_CONFLICT, NOT_FOUND."""

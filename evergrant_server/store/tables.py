@@ -117,10 +117,12 @@ class IntegrationRow(Row, table=True):
     registration_sent_at: datetime | None = _maybe_moment()
     registration_url: str | None = None
     client_secret_expires_at: datetime | None = _maybe_moment()
+    client_certificate_expires_at: datetime | None = _maybe_moment()
     metadata_read_at: datetime | None = _maybe_moment()
     sealed_initial_token: Sealed | None = _sealed()
     sealed_registration_token: Sealed | None = _sealed()
     sealed_client_key: Sealed | None = _sealed()
+    sealed_client_certificate: Sealed | None = _sealed()
     created_at: datetime = _moment()
     changed_at: datetime = _moment()
     revision: int

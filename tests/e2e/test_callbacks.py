@@ -1,4 +1,4 @@
-"""What comes beside the code, end to end: browser, API, workflow, worker, and a provider with TLS.
+"""A provider with TLS, end to end: what comes beside the code, which account, and mutual TLS.
 
 The provider is a tenant's own definition: its callback is signed, names the account, and says at
 which host the tokens are.
@@ -25,11 +25,12 @@ from examples.demo.evergrant_api import EvergrantApi, Refused
 from examples.demo.forms import read_forms, read_refresh
 from examples.demo.platform import Platform
 from examples.demo.waiting import until
-from tests.fakes.certificates import LoopbackTls, loopback_tls
+from tests.fakes.certificates import LoopbackTls, loopback_tls, own_certificate
 from tests.fakes.scripted_provider import ScriptedProvider, delay, drop, raw, status
 
 COMMAND = str(Path(sys.executable).parent / "evergrant")
 TOKEN_S = 60
+OURS = own_certificate()
 SOON_S = 30
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one platform for all of them: it takes seconds
@@ -46,6 +47,7 @@ class World:
         admin: EvergrantApi,
         api: EvergrantApi,
         key: str,
+        mutual: ScriptedProvider,
     ) -> None:
         self.platform = platform
         self.idp = idp
@@ -53,6 +55,7 @@ class World:
         self.admin = admin
         self.api = api
         self.key = key
+        self.mutual = mutual
 
     async def integration(self, name: str, **fields: Any) -> None:
         document = {
@@ -149,14 +152,15 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("SSL_CERT_FILE", str(tls.authorities))  # the platform's processes trust it
         idp = await stack.enter_async_context(ScriptedProvider(tls=tls, expires_in=TOKEN_S))
-        platform = await Platform.start(folder / "data", idp.allowance)
+        mutual = await stack.enter_async_context(ScriptedProvider(tls=tls.demanding(OURS)))
+        platform = await Platform.start(folder / "data", f"{idp.allowance},{mutual.allowance}")
         stack.push_async_callback(platform.stop)
         admin = await stack.enter_async_context(EvergrantApi(platform.api, platform.admin_key))
         await admin.put("/v1/apps/jobs", {})
         await admin.put("/v1/apps/jobs/permits/all", {"integration": "*", "actions": ["token", "connect"]})
         key = (await admin.post("/v1/apps/jobs/keys"))["key"]
         api = await stack.enter_async_context(EvergrantApi(platform.api, key))
-        yield World(platform, idp, tls, admin, api, key)
+        yield World(platform, idp, tls, admin, api, key, mutual)
 
 
 async def test_a_signed_callback_names_the_host_and_the_account(world: World):
@@ -278,3 +282,28 @@ async def test_an_account_is_asked_for_beforehand_and_another_one_chosen_later(w
     out = await world.command("connections", "choose", begun["id"], "site-1", "-o", "json")
     assert json.loads(out)["reason"] is None
     assert (await world.api.connection(begun["id"]))["metadata"] == {"cloud_id": "site-1"}
+
+
+# --- mutual TLS -------------------------------------------------------------------------------
+
+
+async def test_rfc8705_a_certificate_says_who_we_are_at_the_alias(world: World):
+    world.idp.metadata["mtls_endpoint_aliases"] = {"token_endpoint": world.mutual.url("token")}
+    body = {
+        "provider": "generic",
+        "issuer": world.idp.issuer,
+        "client_id": world.idp.client_id,
+        "client_auth": "self_signed_tls_client_auth",
+    }
+    with pytest.raises(Refused) as refused:
+        await world.admin.put("/v1/integrations/bank", body)
+    assert refused.value.code == "invalid_request"
+    certificate = {"certificate": OURS.certificate, "private": OURS.private}
+    made = await world.admin.put("/v1/integrations/bank", {**body, "client_certificate": certificate})
+    assert made["client_certificate_expires_at"] is not None
+    assert "PRIVATE" not in json.dumps(made)
+    world.mutual.script(raw(b'{"access_token": "at-1", "token_type": "bearer", "expires_in": 600}'))
+    begun = await world.begin("bank", flow="client_credentials")
+    await world.api.state(begun["id"], "active", SOON_S)
+    assert (await world.api.lease("bank", "sam"))["access_token"] == "at-1"
+    assert (world.mutual.count("token"), world.idp.count("token", grant_type="client_credentials")) == (1, 0)

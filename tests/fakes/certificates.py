@@ -13,12 +13,50 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 
 @dataclass(frozen=True)
+class OwnCertificate:
+    """A certificate of a client's own, and its private key; both PEM."""
+
+    certificate: str
+    private: str
+
+
+def own_certificate(name: str = "client-1", *, days: float = 1) -> OwnCertificate:
+    """Self-signed, an hour old, good for `days` more."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=days))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return OwnCertificate(certificate.public_bytes(serialization.Encoding.PEM).decode(), private.decode())
+
+
+@dataclass(frozen=True)
 class LoopbackTls:
     """`server` for who listens on 127.0.0.1; `trust` and the file `authorities` for who connects."""
 
     server: ssl.SSLContext
     trust: ssl.SSLContext
     authorities: Path
+
+    def demanding(self, client: OwnCertificate) -> "LoopbackTls":
+        """For a server that talks to nobody else than the owner of this certificate (RFC 8705)."""
+        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        server.load_cert_chain(self.authorities, self.authorities.parent / "server-key.pem")
+        server.load_verify_locations(cadata=client.certificate)
+        server.verify_mode = ssl.CERT_REQUIRED
+        return LoopbackTls(server, self.trust, self.authorities)
 
 
 def loopback_tls(folder: Path) -> LoopbackTls:

@@ -1,0 +1,147 @@
+"""Mutual TLS (RFC 8705): the handshake says who we are, to whom it is meant for and nobody else."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import parse_qs
+
+import pytest
+import pytest_asyncio
+
+from evergrant_server.core.access import Endpoints
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.flow import Flow, Target
+from evergrant_server.core.secret import Secret
+from evergrant_server.egress import Egress, EgressPolicy
+from providers.authorization import endpoints_for
+from providers.certificates import client_certificate
+from providers.client import OAuthClient
+from providers.discovery import discover, weakened
+from providers.flows import Sender, SendFailed
+from providers.minting import Minting, mint_request
+from providers.reply import RawReply
+from tests.fakes.certificates import LoopbackTls, OwnCertificate, loopback_tls, own_certificate
+from tests.fakes.scripted_provider import ScriptedProvider, raw
+from tests.unit.providers.definitions import an_integration, spec_like
+
+NOW = datetime.now(UTC)
+METHODS = ("tls_client_auth", "self_signed_tls_client_auth")
+OURS = own_certificate()
+TOKEN = raw(b'{"access_token": "at-1", "token_type": "bearer"}')
+
+
+def client(own: OwnCertificate | None = OURS, auth: str = "tls_client_auth") -> OAuthClient:
+    certificate = client_certificate(own.certificate, Secret(own.private), NOW) if own else None
+    return OAuthClient("client-1", Secret("s3cret"), auth, certificate=certificate)
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> LoopbackTls:
+    return loopback_tls(tmp_path)
+
+
+@pytest_asyncio.fixture
+async def idp(tls: LoopbackTls) -> AsyncIterator[ScriptedProvider]:
+    async with ScriptedProvider(tls=tls.demanding(OURS)) as server:
+        yield server
+
+
+async def minted(idp: ScriptedProvider, tls: LoopbackTls, ours: OAuthClient) -> RawReply:
+    spec = spec_like(auth_modes=["client_credentials"], client_auth=ours.auth)
+    asked = Minting((), Target(), "sam", {}, NOW)
+    request = mint_request(
+        spec, Flow.CLIENT_CREDENTIALS, Endpoints(token_endpoint=idp.url("token")), ours, asked
+    )
+    egress = Egress(EgressPolicy(allow=(idp.allowance,)), tls=tls.trust)
+    return await Sender(egress).mint(spec, ours, request)
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_rfc8705_2_the_handshake_says_who_we_are(
+    idp: ScriptedProvider, tls: LoopbackTls, method: str
+) -> None:
+    idp.script(TOKEN)
+    assert (await minted(idp, tls, client(auth=method))).status == 200
+    (call,) = idp.calls
+    sent = {name: value for name, (value,) in parse_qs(call.body.decode()).items()}
+    assert sent == {"grant_type": "client_credentials", "client_id": "client-1"}
+    assert "authorization" not in call.headers
+
+
+@pytest.mark.parametrize(
+    "ours",
+    [client(own_certificate("somebody else")), client(auth="client_secret_basic")],
+    ids=["another certificate", "another method, which presents none"],
+)
+async def test_nobody_else_gets_in(idp: ScriptedProvider, tls: LoopbackTls, ours: OAuthClient) -> None:
+    with pytest.raises(SendFailed) as raised:
+        await minted(idp, tls, ours)
+    assert raised.value.code is Code.PROVIDER_UNREACHABLE
+    assert idp.calls == []
+
+
+@pytest.mark.parametrize(
+    ("ours", "why"),
+    [
+        (client(None), "has no client certificate"),
+        (replace(client(), now=lambda: NOW + timedelta(days=2)), "is over since"),
+    ],
+)
+async def test_without_a_good_certificate_nothing_is_sent(
+    idp: ScriptedProvider, tls: LoopbackTls, ours: OAuthClient, why: str
+) -> None:
+    with pytest.raises(SendFailed, match=why) as raised:
+        await minted(idp, tls, ours)
+    assert (raised.value.code, raised.value.sent) == (Code.CLIENT_REJECTED, False)
+
+
+async def test_its_servers_certificate_is_checked_all_the_same(idp: ScriptedProvider, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    with pytest.raises(SendFailed) as raised:
+        await minted(idp, loopback_tls(tmp_path / "other"), client())
+    assert raised.value.code is Code.PROVIDER_UNREACHABLE
+
+
+def test_what_cannot_be_presented_is_not_kept() -> None:
+    other = own_certificate()
+    for certificate, private, why in (
+        ("no PEM", OURS.private, "is not PEM"),
+        (OURS.certificate, "no PEM", "the private key is not PEM"),
+        (OURS.certificate, other.private, "not the first certificate's"),
+        (OURS.certificate * 11, OURS.private, "more than"),
+        (OURS.certificate + own_certificate(days=-0.01).certificate, OURS.private, "is over"),
+    ):
+        with pytest.raises(Failure, match=why) as raised:
+            client_certificate(certificate, Secret(private), NOW)
+        assert (raised.value.code, raised.value.context["field"]) == (
+            Code.INVALID_REQUEST,
+            "client_certificate",
+        )
+        assert "PRIVATE" not in str(raised.value)
+
+
+def test_no_repr_shows_the_key() -> None:
+    held = client_certificate(OURS.certificate, Secret(OURS.private), NOW)
+    assert OURS.private not in repr(held)
+    assert held == type(held).from_secret(held.as_secret())
+
+
+async def test_rfc8705_5_aliases_are_for_those_who_present_a_certificate(tls: LoopbackTls) -> None:
+    aliases = {"token_endpoint": "https://127.0.0.1:8443/mtls/token", "unknown": 1}
+    async with ScriptedProvider(tls=tls, metadata={"mtls_endpoint_aliases": aliases}) as idp:
+        egress = Egress(EgressPolicy(allow=(idp.allowance, "127.0.0.1:8443")), tls=tls.trust)
+        found = await discover(egress, idp.issuer)
+        spec = spec_like(discovery=True)
+        for method in (*METHODS, "private_key_jwt"):
+            integration = an_integration(endpoints=found, client_auth=method)
+            mutual = method in METHODS
+            token = aliases["token_endpoint"] if mutual else idp.url("token")
+            ours = endpoints_for(spec, integration)
+            assert (ours.token_endpoint, ours.revocation_endpoint) == (token, idp.url("revoke"))
+            gone = found.model_copy(update={"mtls_aliases": {}})
+            moved = "token_endpoint would move to another host"
+            assert (moved in weakened(found, gone, method)) is mutual
+        idp.metadata["mtls_endpoint_aliases"] = {"token_endpoint": "http://evil.example/token"}
+        with pytest.raises(Failure, match="not https"):
+            await discover(egress, idp.issuer)
