@@ -94,6 +94,7 @@ class Circuits:
         version of a definition, whose faults must not close the way of the one before.
         """
         key = (integration.id, integration.revision, definition)
+        self._forget_repaired(integration)
         _, circuit = self._circuits.get(key, ("", Circuit()))
         circuit, admission = admit(circuit, self._elapsed(), self._rules, self._chance())
         if admission.go_in is None:
@@ -107,6 +108,12 @@ class Circuits:
             yield passage
         finally:
             passage.end()
+
+    def _forget_repaired(self, integration: Integration) -> None:
+        """The circuits of its older revisions: nobody passes them any more, and the gauge counts them."""
+        older = [it for it in self._circuits if it[0] == integration.id and it[1] < integration.revision]
+        for key in older:
+            self._put(key, integration.provider, Circuit())
 
     def change(
         self, key: _Key, provider: str, change: Callable[[Circuit, float, CircuitRules], Circuit]

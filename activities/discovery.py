@@ -5,8 +5,11 @@ from typing import Any
 
 from temporalio import activity
 
+from activities.answers import Answer
 from activities.heartbeat import heartbeats
 from activities.records import settled
+from activities.registration import Registering, Registrations
+from activities.single_use import Use
 from evergrant_server import audit
 from evergrant_server.core.access import Endpoints, Integration, IntegrationState, Registration
 from evergrant_server.core.audit import AuditAction, AuditEntry
@@ -15,22 +18,24 @@ from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.messages import ActivityName, Asked, Discover, Discovered
 from evergrant_server.core.upkeep import MetadataRead, RereadMetadata
 from evergrant_server.egress import Egress
-from evergrant_server.store import Store, Tx
-from providers.client_metadata import Registered, auth_to_ask_for, client_metadata, read_registration
+from evergrant_server.store import HeldKeys, Store, Tx
+from providers.client_metadata import Registered, read_registration
 from providers.discovery import discover, weakened
-from providers.flows import SendFailed
-from providers.registration import register
+from providers.reply import RawReply
 
 _BY = Asked(by="schedule")
 _AT_A_TIME = 20  # documents a pass, so that no issuer's outage makes a pass of hours
 
 
 class DiscoveryActivities:
-    def __init__(self, store: Store, egress: Egress, clock: Clock, public_url: str) -> None:
+    def __init__(
+        self, store: Store, egress: Egress, clock: Clock, public_url: str, registrations: Registrations
+    ) -> None:
         self._store = store
         self._egress = egress
         self._clock = clock
         self._public_url = public_url
+        self._registrations = registrations
 
     @activity.defn(name=ActivityName.DISCOVER)
     async def discover_endpoints(self, order: Discover) -> Discovered:
@@ -41,69 +46,65 @@ class DiscoveryActivities:
             return Discovered(failure=Code.NOT_FOUND, detail="the integration is gone, or has no issuer")
         try:
             endpoints = await discover(self._egress, integration.issuer)
-            registered = await self._registered(integration, endpoints)
+            if self._is_to_register(integration, endpoints):
+                integration = await self._registrations.earlier(integration)
+            if self._is_to_register(integration, endpoints):
+                redirect_uri = f"{self._public_url}/oauth/callback/{integration.id}"
+                return await self._registrations.register(
+                    order, integration, endpoints, redirect_uri, self._concluded
+                )
         except Failure as failure:
             return await self._failed(order, integration, failure)
-        return await self._ready(order, integration, endpoints, registered)
+        return await self._ready(order, integration, endpoints, None)
 
-    async def _registered(self, integration: Integration, endpoints: Endpoints) -> Registered | None:
-        """Register us, if that is wanted and not done. Raises Failure."""
+    def _is_to_register(self, integration: Integration, endpoints: Endpoints) -> bool:
+        """Is it wanted and not done? Raises Failure when the server can't."""
         if (
             integration.registration is Registration.METADATA_DOCUMENT
             and not endpoints.takes_metadata_documents
         ):
             raise _impossible("it reads no client metadata documents")
         if integration.registration is not Registration.DYNAMIC or integration.client_id:
-            return None
+            return False
         if endpoints.registration_endpoint is None:
             raise _impossible("it has no registration endpoint")
-        integration, initial = await self._intended(integration)
-        auth = auth_to_ask_for(endpoints)
-        redirect_uri = f"{self._public_url}/oauth/callback/{integration.id}"
-        metadata = client_metadata(
-            redirect_uri, auth=auth, scopes=integration.default_scopes, dpop=integration.dpop is True
-        )
+        return True
+
+    async def answered(self, use: Use, answer: Answer) -> Discovered:
+        """A registration's answer from a journal, through the same judge and commit as a new one."""
+        return await self._concluded(Registering.model_validate(answer.order), answer.reply, use.keys)
+
+    async def _concluded(self, it: Registering, reply: RawReply, keys: HeldKeys) -> Discovered:
+        """What the issuer made of us, unless somebody wants something else by now."""
+        async with self._store.read() as tx:
+            seen = await tx.integrations.get(it.order.tenant, it.order.integration_id)
+            initial = await tx.integrations.initial_token(seen) if seen else None
+        if seen is None or seen.client_id or seen.registration_sent_at != it.sent_at:
+            return Discovered()
         try:
-            reply = await register(self._egress, endpoints.registration_endpoint, metadata, initial)
-        except SendFailed as failure:
-            if not failure.sent:
-                await self._not_sent(integration)
-            raise
-        return read_registration(reply, asked_auth=auth)
-
-    async def _intended(self, integration: Integration) -> tuple[Integration, Any]:
-        """Commit the intent. An initial access token whose use has no known outcome is not sent again."""
-
-        async def intend(tx: Tx) -> tuple[Integration, Any]:
-            current = await tx.integrations.get(integration.tenant, integration.id)
-            if current is None or current.issuer != integration.issuer:
-                raise Failure(Code.NOT_FOUND, "the integration was changed meanwhile")
-            initial = await tx.integrations.initial_token(current)
-            if initial is not None and current.registration_sent_at is not None:
-                why = "the answer to the registration is lost; give another initial access token"
-                raise Failure(Code.CLIENT_REJECTED, why, field="initial_access_token")
-            sent = current.model_copy(update={"registration_sent_at": self._clock.now()})
-            return await tx.integrations.replace(sent, expected=current.revision), initial
-
-        return await settled(self._store, intend)
-
-    async def _not_sent(self, integration: Integration) -> None:
-        async def forget(tx: Tx) -> None:
-            current = await tx.integrations.get(integration.tenant, integration.id)
-            if current is not None and current.registration_sent_at == integration.registration_sent_at:
-                unsent = current.model_copy(update={"registration_sent_at": None})
-                await tx.integrations.replace(unsent, expected=current.revision)
-
-        await settled(self._store, forget)
+            registered = read_registration(reply, asked_auth=it.auth)
+        except Failure as failure:
+            await self._registrations.over(seen, it.sent_at, spent=initial is not None)
+            return await self._failed(it.order, seen, failure)
+        return await self._ready(it.order, seen, it.endpoints, registered, keys)
 
     async def _ready(
-        self, order: Discover, seen: Integration, endpoints: Endpoints, registered: Registered | None
+        self,
+        order: Discover,
+        seen: Integration,
+        endpoints: Endpoints,
+        registered: Registered | None,
+        keys: HeldKeys | None = None,
     ) -> Discovered:
         async def pin(tx: Tx) -> None:
             now = self._clock.now()
             current = await _unchanged(tx, seen)
             if current is None:
                 return
+            if registered and (
+                current.client_id or current.registration_sent_at != seen.registration_sent_at
+            ):
+                return  # replayed: it is done, or somebody wants another
             changes = {
                 "state": IntegrationState.READY,
                 "problem": None,
@@ -128,7 +129,7 @@ class DiscoveryActivities:
                 )
             await self._record(tx, AuditAction.INTEGRATION_DISCOVERED, after, order.asked, problem=None)
 
-        await settled(self._store, pin)
+        await settled(self._store, pin, keys)
         return Discovered()
 
     async def _failed(self, order: Discover, seen: Integration, failure: Failure) -> Discovered:

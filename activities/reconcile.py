@@ -20,16 +20,26 @@ log = logging.getLogger("evergrant.reconcile")
 
 _OVERLAP = timedelta(minutes=10)  # a run that closed this long before a pass may have been invisible to it
 _SHOWN = 20
+_HANDED_OVER_KEPT = timedelta(days=7)  # an operator may still want to see what was sent
+_BATCHES = 50
 
 
 class ReconcileActivities:
     """What the schedule has done again and again. A pass that was cut goes on where it was."""
 
-    def __init__(self, store: Store, reconciler: Reconciler, closed_runs: ClosedRuns, clock: Clock) -> None:
+    def __init__(
+        self,
+        store: Store,
+        reconciler: Reconciler,
+        closed_runs: ClosedRuns,
+        clock: Clock,
+        deliveries_kept: timedelta,
+    ) -> None:
         self._store = store
         self._reconciler = reconciler
         self._closed_runs = closed_runs
         self._clock = clock
+        self._deliveries_kept = deliveries_kept
 
     @activity.defn(name=ActivityName.RECONCILE)
     async def reconcile(self, order: ReconcileOrder) -> Reconciliation:
@@ -44,6 +54,7 @@ class ReconcileActivities:
             progress.tell(done)
             exported = await self._closed_runs.have_exported(order.closed_since)
             await self._forget_old_secrets()
+            await self._forget_delivered()
             mark = await self._next_mark(order, progress.news, done.compared)
         ends = {"exported": exported, "mark": mark, "closed_since": began - _OVERLAP, "after": None}
         return progress.news.model_copy(update=ends)
@@ -52,6 +63,23 @@ class ReconcileActivities:
         """Client secrets whose overlap has ended don't stay."""
         async with self._store.write() as tx:
             await tx.integrations.drop_overlapped(self._clock.now())
+
+    async def _forget_delivered(self) -> None:
+        """Messages that were handed over, and deliveries to webhooks that nothing wakes any more.
+
+        In transactions of a bounded size, a bounded number a pass: the next one goes on.
+        """
+        now = self._clock.now()
+        for _ in range(_BATCHES):
+            async with self._store.write() as tx:
+                if await tx.outbox.prune(now - _HANDED_OVER_KEPT) == 0:
+                    break
+        old = now - self._deliveries_kept
+        async with self._store.read() as tx:
+            idle = await tx.deliveries.webhooks_with_old(old)
+        for tenant, webhook in idle:
+            async with self._store.write() as tx:
+                await tx.deliveries.prune(tenant, webhook, old)
 
     async def _holds(self, mark: Mark | None) -> bool:
         if mark is None:

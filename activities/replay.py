@@ -12,9 +12,10 @@ from pathlib import Path
 
 from activities.answers import Answer
 from activities.critical import CriticalSections
+from activities.registration import forget_unsent
 from activities.single_use import LANES, Use
 from evergrant_server import telemetry_metrics as metrics
-from evergrant_server.core.attempt import AttemptKind, Outcome
+from evergrant_server.core.attempt import Attempt, AttemptKind, Outcome
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.crypto import Lane
@@ -22,6 +23,7 @@ from evergrant_server.journal import Entry, Journal
 from evergrant_server.journal.entry import ROOM, unsent
 from evergrant_server.journal.journal import attempt_id_of
 from evergrant_server.store import Store
+from evergrant_server.store.seals import NOBODY
 from evergrant_server.telemetry import frames, say
 from evergrant_server.telemetry_names import Event
 
@@ -97,6 +99,8 @@ class Replayer:
             header = await asyncio.to_thread(unsent, path)
             if header is not None:
                 async with self._store.write() as tx:
+                    if header.kind is AttemptKind.REGISTRATION:
+                        await forget_unsent(tx, header)
                     attempt = await tx.attempts.get(header.tenant, header.attempt_id)
                     if attempt is not None and attempt.outcome is None:
                         await tx.attempts.close(attempt, Outcome.NOT_SENT, self._clock.now())
@@ -106,6 +110,8 @@ class Replayer:
 
     async def _replay(self, entry: Entry) -> str:
         header = entry.header
+        if header.kind is AttemptKind.REGISTRATION:
+            return await self._of_an_integration(entry)
         async with self._store.read() as tx:
             connection = await tx.connections.get(header.tenant, header.connection_id)
             attempt = await tx.attempts.get(header.tenant, header.attempt_id)
@@ -117,6 +123,23 @@ class Replayer:
         answer = Answer.unpacked(packed)
         keys = await self._store.hold_keys(header.tenant, header.connection_id, LANES)
         work = self._endings[attempt.kind](Use(attempt, keys), answer)
+        await self._sections.run(attempt.id, _awaited(work))
+        return "replayed"
+
+    async def _of_an_integration(self, entry: Entry) -> str:
+        """The answer to a registration: it has no connection, and no row of its own."""
+        header, now = entry.header, self._clock.now()
+        async with self._store.read() as tx:
+            packed = await tx.keys.open_bytes(Lane.INTAKE, NOBODY, header.place, entry.sealed)
+        keys = await self._store.hold_keys(header.tenant, NOBODY, (Lane.INTAKE,))
+        attempt = Attempt(
+            **header.model_dump(exclude={"format", "attempt_id"}),
+            id=header.attempt_id,
+            journal_id=self._journal.id,
+            opened_at=now,
+            send_by=now,
+        )
+        work = self._endings[attempt.kind](Use(attempt, keys), Answer.unpacked(packed))
         await self._sections.run(attempt.id, _awaited(work))
         return "replayed"
 

@@ -27,6 +27,7 @@ ROUND = 20  # deliveries; a round ends well inside its time-out, however slow th
 AT_ONCE = 4  # deliveries to one endpoint at the same time
 ROUNDS_AT_ONCE = 20  # in one worker: slow receivers must not take the places that refreshes need
 _BUSY_WAIT = timedelta(seconds=5)
+_LEAST_WAIT_S = 1.0  # after a round that had nothing to send
 
 _BY_ITSELF = Asked(by="schedule")
 
@@ -67,7 +68,8 @@ class WebhookActivities:
         The first one goes alone: an endpoint that is down costs one call a round.
         """
         if self._under_way >= ROUNDS_AT_ONCE:
-            return DeliveryRound(next_at=self._clock.now() + _BUSY_WAIT, paused=True)
+            wait_s = _BUSY_WAIT.total_seconds()
+            return DeliveryRound(next_at=self._clock.now() + _BUSY_WAIT, paused=True, wait_s=wait_s)
         self._under_way += 1
         try:
             async with heartbeats():
@@ -198,9 +200,14 @@ class WebhookActivities:
             rest = max(rest, webhook.paused_until)
         moments = [it for it in (by_hand, rest) if it is not None]
         delivered = sum(it.problem is None for it in outcomes)
+        next_at = min(moments, default=None)
+        wait_s = None if next_at is None else max((next_at - now).total_seconds(), 0.0)
+        if wait_s is not None and not outcomes:
+            wait_s = max(wait_s, _LEAST_WAIT_S)
         return DeliveryRound(
             delivered=delivered,
             failed=len(outcomes) - delivered,
-            next_at=min(moments, default=None),
+            next_at=next_at,
+            wait_s=wait_s,
             paused=webhook is not None and webhook.paused(now) and by_hand is None,
         )

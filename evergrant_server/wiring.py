@@ -24,6 +24,7 @@ from activities.pushing import PushActivities
 from activities.receiver_keys import ReceiverKeysActivities
 from activities.reconcile import ReconcileActivities
 from activities.refresh import RefreshActivities
+from activities.registration import Registrations
 from activities.replay import Replayer
 from activities.revocation import RevocationActivities
 from activities.single_use import SingleUse
@@ -120,11 +121,16 @@ def activities(
     refresh = RefreshActivities(parts.store, holder, sender, single_use, parts.clock, circuits)
     revocation = RevocationActivities(parts.store, holder, sender, single_use, parts.clock)
     history = HistoryActivities(parts.store, parts.clock)
-    discovery = DiscoveryActivities(parts.store, egress, parts.clock, parts.settings.public_url)
+    registrations = Registrations(parts.store, egress, parts.clock, sections, journal, limits)
+    discovery = DiscoveryActivities(
+        parts.store, egress, parts.clock, parts.settings.public_url, registrations
+    )
     announcing = AnnouncingActivities(parts.store, parts.clock)
     export = ExportActivities(parts.store, parts.clock)
     closed_runs = ClosedRuns(parts.store, parts.link, parts.clock)
-    upkeep = ReconcileActivities(parts.store, parts.reconciler, closed_runs, parts.clock)
+    upkeep = ReconcileActivities(
+        parts.store, parts.reconciler, closed_runs, parts.clock, parts.settings.webhook_retention
+    )
     receiver_keys = ReceiverKeysActivities(parts.store, egress, parts.clock)
     pushing = PushActivities(parts.store, holder, sender, parts.clock)
     elsewhere = ElsewhereActivities(
@@ -146,6 +152,7 @@ def activities(
         AttemptKind.LATE_ANSWER: late.answered,
         AttemptKind.MINT: minting.answered,
         AttemptKind.DEVICE_CODE: devices.answered,
+        AttemptKind.REGISTRATION: discovery.answered,
     }
     offered = [
         consent.exchange_code,

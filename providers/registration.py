@@ -11,20 +11,25 @@ import httpx2
 
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.secret import Secret
-from evergrant_server.egress import Egress, Watch
+from evergrant_server.egress import BeforeSend, Egress, Watch
 from providers.client_metadata import CLIENT_NAME
 from providers.flows import SendFailed
 from providers.reply import RawReply
 
 
 async def register(
-    egress: Egress, endpoint: str, metadata: dict[str, Any], initial_token: Secret | None
+    egress: Egress,
+    endpoint: str,
+    metadata: dict[str, Any],
+    initial_token: Secret | None,
+    *,
+    before_send: BeforeSend | None = None,
 ) -> RawReply:
     """POST the metadata (RFC 7591 section 3.1). Raises SendFailed, which says whether a byte left."""
     headers = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": CLIENT_NAME}
     if initial_token is not None:
         headers["Authorization"] = f"Bearer {initial_token.reveal()}"
-    watch = Watch()
+    watch = Watch(before_send)
     try:
         async with egress.client(watch, headers=headers) as http:
             answer = await http.post(endpoint, content=json.dumps(metadata).encode())

@@ -42,6 +42,8 @@ class WebhookDeliveryWorkflow:
     async def _look_again(self, done: m.DeliveryRound) -> bool:
         """Wait for the next moment or message that matters; False when there is none."""
         left = LINGER if done.next_at is None else done.next_at - workflow.now()
+        if done.wait_s is not None:  # a worker whose clock is behind names moments that are over here
+            left = timedelta(seconds=done.wait_s)
         if left <= timedelta(0):
             return True  # a round was full: a timer would only make the rest wait
         try:

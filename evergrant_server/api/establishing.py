@@ -105,6 +105,7 @@ class Establishing:
         if not verdict.allowed:
             raise Failure(Code.NOT_PERMITTED, "That needs the action connect.")
         require_ready(found)
+        await tx.integrations.hold(found)
         return found
 
     async def scopes(

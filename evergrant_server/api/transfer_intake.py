@@ -65,6 +65,7 @@ class Intake:
         found = await self._there(tx, item)
         if found is not None:
             return _exists(index, found)
+        await tx.integrations.hold(integration)
         connection = await self._write(tx, integration, item, scopes)
         return ItemOutcome(index=index, status="imported", connection_id=connection.id)
 

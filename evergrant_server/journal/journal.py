@@ -59,6 +59,11 @@ class Journal:
             return True
         return fence(self._path(attempt, ROOM))
 
+    def owner_of(self, attempt_id: AttemptId) -> str | None:
+        """Whose directory has its room or its answer, for an attempt that has no row; None: nobody's here."""
+        found = (path for suffix in (ROOM, ENTRY) for path in self.folder.glob(f"*/{attempt_id}{suffix}"))
+        return next((path.parent.name for path in found), None)
+
     def entry(self, attempt: Attempt) -> Entry | None:
         """Its answer, if one waits on this host. Raises Failure SEAL_BROKEN when it is torn."""
         if self._lock.held(attempt.journal_id) is None:

@@ -98,6 +98,13 @@ class Deliveries:
         )
         return gone.rowcount
 
+    async def webhooks_with_old(self, before: datetime, limit: int = 100) -> list[tuple[Tenant, WebhookId]]:
+        """Webhooks that have deliveries from before this moment."""
+        which = (col(DeliveryRow.tenant), col(DeliveryRow.webhook_id))
+        old = select(*which).where(col(DeliveryRow.created_at) < before).distinct().limit(limit)
+        rows = (await self._connection.execute(old)).all()
+        return [(Tenant(tenant), WebhookId(webhook)) for tenant, webhook in rows]
+
 
 def _pending(webhook: Webhook, by_hand: bool) -> ColumnElement[bool]:
     waits = where(DeliveryRow, tenant=webhook.tenant, webhook_id=webhook.id, by_hand=by_hand)

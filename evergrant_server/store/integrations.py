@@ -100,9 +100,18 @@ class Integrations:
         rows = await every(self._connection, query.order_by(col(IntegrationRow.id)).limit(limit))
         return [Integration.model_validate(row) for row in rows]
 
+    async def hold(self, i: Integration) -> None:
+        """Keep it from being deleted until this transaction ends. Raises Failure NOT_FOUND."""
+        mine = select(col(IntegrationRow.id)).where(where(IntegrationRow, tenant=i.tenant, id=i.id))
+        held = mine.with_for_update(read=True, key_share=True)
+        if (await self._connection.execute(held)).first() is None:
+            raise Failure(Code.NOT_FOUND, f"{i.id} doesn't exist.")
+
     async def delete(self, tenant: Tenant, id: IntegrationId) -> None:
         """Delete it with its secret. Raises Failure NOT_FOUND, or STORE_CONFLICT while it has
         connections that are not ended: they could never be refreshed or revoked again."""
+        mine = select(col(IntegrationRow.id)).where(where(IntegrationRow, tenant=tenant, id=id))
+        await self._connection.execute(mine.with_for_update())  # a new connection comes before or after
         live = where(ConnectionRow, tenant=tenant, integration_id=id)
         ended = col(ConnectionRow.state).in_(FINAL_STATES)
         if (await self._connection.execute(select(exists().where(live, ~ended)))).scalar_one():

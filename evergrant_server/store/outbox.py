@@ -80,10 +80,10 @@ class Outbox:
         first = select(func.min(col(OutboxRow.created_at))).where(_undelivered())
         return (await self._connection.execute(first)).scalar_one_or_none()
 
-    async def prune(self, before: datetime) -> int:
-        """Delete the messages delivered before this moment; returns how many."""
-        old = col(OutboxRow.delivered_at) < before
-        return (await self._connection.execute(delete(OutboxRow).where(old))).rowcount
+    async def prune(self, before: datetime, limit: int = 1000) -> int:
+        """Delete messages delivered before this moment, `limit` at the most; returns how many."""
+        old = select(col(OutboxRow.seq)).where(col(OutboxRow.delivered_at) < before).limit(limit)
+        return (await self._connection.execute(delete(OutboxRow).where(col(OutboxRow.seq).in_(old)))).rowcount
 
     async def _change(self, id: OutboxId, values: Values) -> None:
         statement = update(OutboxRow).where(where(OutboxRow, id=id), _undelivered())

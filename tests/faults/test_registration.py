@@ -1,5 +1,6 @@
 """A worker registers us at an issuer, once; and reads its metadata again without being weakened."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -8,15 +9,23 @@ from typing import Any
 import httpx2
 import pytest
 import pytest_asyncio
+from temporalio.testing import ActivityEnvironment
 
+from activities.critical import CriticalSections
+from activities.discovery import DiscoveryActivities
+from activities.registration import Registrations
+from activities.replay import Replayer
 from evergrant_server.core.access import Integration, IntegrationState, Registration
+from evergrant_server.core.attempt import LIMITS, AttemptKind
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import State
 from evergrant_server.core.errors import Code
 from evergrant_server.core.ids import IntegrationId, new_id
-from evergrant_server.core.messages import Discovered
+from evergrant_server.core.messages import Discover, Discovered
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.upkeep import REREAD_WORKFLOW, MetadataRead, RereadMetadata
+from evergrant_server.egress import Egress, EgressPolicy
+from evergrant_server.journal import Journal
 from tests.fakes.authorization_server import running_authorization_server
 from tests.fakes.installation import ASKED, TENANT, Installation, installation
 from tests.fakes.scripted_provider import ScriptedProvider, drop, drop_after_commit, error, html, status
@@ -110,6 +119,99 @@ async def test_rfc7591_3_an_initial_access_token_is_sent_once_whatever_comes_of_
     (sent,) = (call for call in idp.calls if call.endpoint == "register")
     assert sent.headers["authorization"] == "Bearer iat-1"
     assert (await now_of(place, integration)).state is IntegrationState.FAILED
+
+
+class Worker:
+    """What a worker would run, called without Temporal, with a journal folder that others share."""
+
+    def __init__(self, place: Installation, idp: ScriptedProvider, journals: Path) -> None:
+        parts, sections = place.parts, CriticalSections()
+        self.journal = Journal(journals)
+        egress = Egress(EgressPolicy(allow=(idp.allowance,)))
+        sending = Registrations(parts.store, egress, parts.clock, sections, self.journal, LIMITS)
+        self.discovery = self.made_of(parts.store, egress, parts.clock, parts.settings.public_url, sending)
+        endings = {AttemptKind.REGISTRATION: self.discovery.answered}
+        self.replayer = Replayer(parts.store, parts.clock, self.journal, sections, endings)
+
+    made_of = DiscoveryActivities
+
+    async def discover(self, integration: Integration) -> Discovered:
+        order = Discover(tenant=TENANT, integration_id=integration.id, asked=ASKED)
+        return await ActivityEnvironment().run(self.discovery.discover_endpoints, order)
+
+
+class _Dies(Exception):
+    """The process, in this instant."""
+
+
+class DiesWithTheAnswer(Worker):
+    class Discovery(DiscoveryActivities):
+        async def _concluded(self, it: Any, reply: Any, keys: Any) -> Discovered:
+            raise _Dies
+
+    made_of = Discovery
+
+
+@pytest.mark.parametrize("initial", [None, "iat-1"])
+async def test_an_answer_whose_worker_died_with_it_is_replayed_by_any_other(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path, initial: str | None
+):
+    """Else the client at the issuer is nobody's, and an open issuer makes a second one."""
+    integration = await wanted(place, idp.issuer, Registration.DYNAMIC, initial=initial)
+    first = DiesWithTheAnswer(place, idp, tmp_path / "shared")
+    with pytest.raises(_Dies):
+        await first.discover(integration)
+    first.journal.release()
+    assert (await now_of(place, integration)).client_id == ""
+    second = Worker(place, idp, tmp_path / "shared")
+    assert await second.replayer.sweep() == 1
+    assert second.journal.left_behind() == (0, 0)
+    ready = await now_of(place, integration)
+    assert (ready.state, ready.client_id) == (IntegrationState.READY, idp.client_id)
+    assert (await second.discover(integration)).failure is None
+    assert idp.count("register") == 1
+    assert await second.replayer.sweep() == 0
+
+
+async def test_what_asks_again_before_the_replay_waits_for_it(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    integration = await wanted(place, idp.issuer, Registration.DYNAMIC)
+    first = DiesWithTheAnswer(place, idp, tmp_path / "shared")
+    with pytest.raises(_Dies):
+        await first.discover(integration)
+    first.journal.release()
+    second = Worker(place, idp, tmp_path / "shared")
+    again = asyncio.create_task(second.discover(integration))
+    await idp.until("metadata", 2)
+    await second.replayer.sweep()
+    assert (await again).failure is None
+    assert idp.count("register") == 1
+
+
+async def test_an_answer_that_somebody_no_longer_wants_changes_nothing(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    integration = await wanted(place, idp.issuer, Registration.DYNAMIC)
+    first = DiesWithTheAnswer(place, idp, tmp_path / "shared")
+    with pytest.raises(_Dies):
+        await first.discover(integration)
+    first.journal.release()
+    async with place.store.write() as tx:  # a `PUT` asks for another one
+        asked_anew = await tx.integrations.wants_registration(await now_of(place, integration), None)
+    second = Worker(place, idp, tmp_path / "shared")
+    assert await second.replayer.sweep() == 1
+    assert await now_of(place, integration) == asked_anew
+
+
+async def test_no_plain_secret_lies_in_the_journal(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    integration = await wanted(place, idp.issuer, Registration.DYNAMIC)
+    with pytest.raises(_Dies):
+        await DiesWithTheAnswer(place, idp, tmp_path / "shared").discover(integration)
+    (entry,) = (tmp_path / "shared").glob("*/*.entry")
+    assert idp.client_secret.encode() not in entry.read_bytes()
 
 
 async def test_what_was_certainly_not_sent_may_be_sent_again(place: Installation, idp: ScriptedProvider):

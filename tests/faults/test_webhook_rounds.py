@@ -97,6 +97,23 @@ async def test_a_round_is_bounded_and_so_is_what_an_endpoint_gets_at_once(rounds
     assert len({it.id for it in rounds.receiver.received}) == ROUND + 5
 
 
+async def test_waits_are_told_by_the_clock_that_moments_are_from(rounds: Rounds):
+    """Temporal's clock may be an hour ahead: the next moment is over there, and not here."""
+    await rounds.tell(ROUND + 1)
+    assert (await rounds.round()).wait_s == 0, "the rest is due at once"
+    assert (await rounds.round()).wait_s is None
+    rounds.receiver.answer = 503
+    await rounds.tell(1)
+    failed = await rounds.round()
+    assert failed.next_at is not None
+    assert failed.wait_s == (failed.next_at - rounds.clock.now()).total_seconds() > 0
+    early = await rounds.round()
+    assert (early.failed, early.wait_s) == (0, failed.wait_s)
+    rounds.clock.advance(failed.wait_s - 0.001)
+    nearly = await rounds.round()
+    assert (nearly.failed, nearly.wait_s) == (0, 1.0), "no round without a pause, unless it was a full one"
+
+
 async def test_an_endpoint_that_is_down_costs_one_call_a_round_however_much_waits(rounds: Rounds):
     rounds.receiver.answer = 503
     await rounds.tell(40)

@@ -47,6 +47,19 @@ async def test_it_ends_when_nothing_has_waited_for_a_while():
             assert (await again.result()).delivered == 1
 
 
+async def test_a_worker_whose_clock_is_behind_does_not_run_rounds_without_a_pause():
+    """Its next moment is over by Temporal's clock: what counts is how long it is until then."""
+    scripted = ScriptedActivities()
+    async with skipping_time(data_converter=pydantic_data_converter) as env:
+        behind = await env.get_current_time() - timedelta(hours=1)
+        waits = DeliveryRound(next_at=behind, wait_s=60)
+        scripted.answers[DELIVER] = [waits, waits, DeliveryRound()]
+        async with delivering(env.client, scripted.everything()) as told:
+            began = await env.get_current_time()
+            await (await told.wake()).result()
+            assert await env.get_current_time() - began >= timedelta(minutes=2) + core.LINGER
+
+
 async def test_an_endpoint_in_a_pause_is_not_looked_at_for_each_event_but_for_a_person(client: Client):
     scripted = ScriptedActivities()
     in_an_hour = datetime.now(UTC) + timedelta(hours=1)

@@ -1,5 +1,7 @@
 """Integrations, apps, keys and permits."""
 
+import asyncio
+
 import pytest
 from sqlalchemy import select, update
 
@@ -203,3 +205,42 @@ async def test_apps_and_permits_are_named_once_and_come_back_equal(store: Store)
             await tx.access.put_app(named, expected=named.revision)
     assert caught.value.code is Code.STORE_CONFLICT
     assert await the_app(store, app) == after
+
+
+async def test_an_integration_is_not_deleted_under_a_connection_that_begins(store: Store):
+    """A connection without its integration could never be refreshed or revoked."""
+    made = an_integration()
+    async with store.write() as tx:
+        await tx.integrations.put(made, Secret("s-1"), expected=None)
+
+    async def delete() -> None:
+        async with store.write() as tx:
+            await tx.integrations.delete(ACME, made.id)
+
+    async with store.write() as tx:
+        await tx.integrations.hold(made)
+        deleting = asyncio.create_task(delete())
+        _, waits = await asyncio.wait((deleting,), timeout=0.5)
+        await tx.connections.add(a_connection(integration_id=made.id))
+    assert waits
+    with pytest.raises(Failure) as refused:
+        await deleting
+    assert refused.value.code is Code.STORE_CONFLICT
+
+
+async def test_a_connection_does_not_begin_at_an_integration_that_is_being_deleted(store: Store):
+    made = an_integration()
+    async with store.write() as tx:
+        await tx.integrations.put(made, Secret("s-1"), expected=None)
+
+    async def begin() -> None:
+        async with store.write() as tx:
+            await tx.integrations.hold(made)
+
+    async with store.write() as tx:
+        await tx.integrations.delete(ACME, made.id)
+        beginning = asyncio.create_task(begin())
+        await asyncio.wait((beginning,), timeout=0.5)
+    with pytest.raises(Failure) as refused:
+        await beginning
+    assert refused.value.code is Code.NOT_FOUND

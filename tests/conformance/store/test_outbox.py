@@ -107,6 +107,7 @@ async def test_depth_counts_what_is_not_delivered_and_prune_drops_what_is(store:
         await tx.outbox.delivered(one.id, NOW)
         await tx.outbox.delivered(one.id, NOW)
         assert await tx.outbox.depth(NOW) == 1
+        assert await tx.outbox.prune(NOW + timedelta(seconds=1), limit=0) == 0
         assert await tx.outbox.prune(NOW + timedelta(seconds=1)) == 1
         assert await tx.outbox.depth(NOW) == 1
 

@@ -171,7 +171,12 @@ async def test_old_deliveries_go_and_their_events_once_nobody_waits(store: Store
     recent = await told(store, webhook, after=100)
     before = NOW + timedelta(seconds=50)
     async with store.write() as tx:
+        assert set(await tx.deliveries.webhooks_with_old(before)) == {
+            (TENANT, webhook.id),
+            (TENANT, other.id),
+        }
         assert await tx.deliveries.prune(TENANT, webhook.id, before) == 1
+        assert await tx.deliveries.webhooks_with_old(before) == [(TENANT, other.id)]
         assert await tx.deliveries.event(TENANT, event.id) is not None, "the other one still waits for it"
         assert await tx.deliveries.prune(TENANT, other.id, before) == 1
         assert await tx.deliveries.event(TENANT, event.id) is None
