@@ -34,6 +34,4 @@ class DeliveryRound(Message):
     failed: int = 0
     next_at: datetime | None = None
     paused: bool = False
-    wait_s: float | None = (
-        None  # until `next_at` by the clock that it is from; workers' and Temporal's differ
-    )
+    wait_s: float | None = None  # until `next_at`, by the clock that it is from: Temporal's is another

@@ -55,9 +55,14 @@ async def test_a_worker_whose_clock_is_behind_does_not_run_rounds_without_a_paus
         waits = DeliveryRound(next_at=behind, wait_s=60)
         scripted.answers[DELIVER] = [waits, waits, DeliveryRound()]
         async with delivering(env.client, scripted.everything()) as told:
-            began = await env.get_current_time()
-            await (await told.wake()).result()
-            assert await env.get_current_time() - began >= timedelta(minutes=2) + core.LINGER
+            handle = await told.wake()
+            await handle.result()
+            timers = [
+                event.timer_started_event_attributes.start_to_fire_timeout.ToTimedelta()
+                for event in (await handle.fetch_history()).events
+                if event.HasField("timer_started_event_attributes")
+            ]
+            assert timers == [timedelta(minutes=1), timedelta(minutes=1), core.LINGER]
 
 
 async def test_an_endpoint_in_a_pause_is_not_looked_at_for_each_event_but_for_a_person(client: Client):
