@@ -33,12 +33,14 @@ from examples.demo.subject import Subject
 from examples.demo.waiting import NeverHappened, until
 from providers.client import OAuthClient
 from providers.reply import RawReply
+from tests.fakes.certificates import loopback_tls
 from tests.fakes.otlp import Received, running_receiver
 from tests.fakes.processes import RunningPlatform, running_platform
 from tests.fakes.receiver import Receiver
 from tests.fakes.scripted_provider import ScriptedProvider, ok, raw
 from tests.fakes.temporal import running_temporal
 from tests.security.canaries import decoded, dump, files, forms, hits, keys_of
+from tests.security.canary_flows import ManyFlows, OtherLives
 
 Secrets = dict[str, list[str | bytes]]
 Places = dict[str, Sequence[bytes]]
@@ -64,9 +66,15 @@ class Life:
     """One connection from consent to revocation, and what it leaves behind."""
 
     def __init__(
-        self, platform: RunningPlatform, idp: ScriptedProvider, received: Received, hooks: Receiver
+        self,
+        platform: RunningPlatform,
+        idp: ScriptedProvider,
+        others: OtherLives,
+        received: Received,
+        hooks: Receiver,
     ) -> None:
         self.platform = platform
+        self.others = others
         self.idp = idp
         self.hooks = hooks
         self.received = received
@@ -95,6 +103,7 @@ class Life:
             await self._expired(admin, connection)
             await self._trouble(app)
             await self._pipeline(key, made["id"])
+            await self.others.live()
             await self._look(admin, connection, made["id"])
             self.dumps += dump(platform.data / "evergrant.db")
             await admin.post(f"{connection}/revoke", json={})
@@ -212,6 +221,8 @@ class Life:
             "key-file key": keys_of(self.platform.key_file),
         }
         assert all(self.secrets.values()), "a kind of secret was never seen"
+        self.secrets |= self.others.secrets
+        self.answers += self.others.answers
         assert len(self.secrets["refresh token"]) >= 2, "nothing was rotated"
 
     async def _gather(self, admin: httpx2.AsyncClient, connection_id: str) -> None:
@@ -227,6 +238,9 @@ class Life:
             return list(decoded(found.to_json_dict()))
 
         histories = await history(f"connection:default:{connection_id}"), await history("sync")
+        of_others = [it for id in self.others.ids for it in await history(f"connection:default:{id}")]
+        async for pushed in client.list_workflows("WorkflowType = 'PushRequestWorkflow'"):
+            of_others += await history(pushed.id)
         of_webhook = await history(f"webhook:default:{self.webhook_id}")
         self.dumps += dump(platform.data / "evergrant.db")
         await platform.stop()  # the exporters send what they hold
@@ -240,6 +254,7 @@ class Life:
             "history of the connection": histories[0],
             "history of the pipeline": histories[1],
             "history of the webhook": of_webhook,
+            "histories of the other flows": of_others,
             "what a receiver was sent": [
                 it.body + json.dumps(it.headers).encode() for it in self.hooks.received
             ],
@@ -277,18 +292,26 @@ class Life:
 async def test_no_secret_of_a_whole_life_is_anywhere(capsys: pytest.CaptureFixture[str]):
     with tempfile.TemporaryDirectory(prefix="evergrant-") as name:
         folder = Path(name)
+        tls = loopback_tls(folder)
         async with (
             ScriptedProvider() as idp,
+            ManyFlows(tls=tls) as other_idp,
             Receiver() as hooks,
             running_receiver() as received,
             running_temporal(folder) as temporal,
         ):
             idp.client_secret = 'cl"/' + chance.token_urlsafe(24)
-            env = {**received.env, "EVERGRANT_LOG_LEVEL": "DEBUG", "EVERGRANT_LOG_FORMAT": "json"}
+            other_idp.serve()
+            env = {
+                **received.env,
+                "SSL_CERT_FILE": str(tls.authorities),
+                "EVERGRANT_LOG_LEVEL": "DEBUG",
+                "EVERGRANT_LOG_FORMAT": "json",
+            }
             async with running_platform(
-                folder, temporal.address, allow=(idp.allowance, hooks.allowance), env=env
+                folder, temporal.address, allow=(idp.allowance, other_idp.allowance, hooks.allowance), env=env
             ) as platform:
-                life = Life(platform, idp, received, hooks)
+                life = Life(platform, idp, OtherLives(platform, other_idp), received, hooks)
                 await life.live()
                 await _controls_fire(life, folder)
         count = sum(len(it) for it in life.secrets.values())
