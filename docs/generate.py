@@ -39,6 +39,7 @@ WHEN = {
     AuditAction.LEASED: "an access token was handed to an app",
     AuditAction.CHOICE_ASKED: "the grant reaches several accounts, and somebody has to choose one",
     AuditAction.ACCOUNT_CHOSEN: "the account is known: the only one, the one asked for, or a chosen one",
+    AuditAction.PROOF_MADE: "an app got a proof for one request with a token that is bound to a key",
     AuditAction.LEASE_REFUSED: "an app asked and was refused",
     AuditAction.CONNECTION_CREATED: "a connection was opened",
     AuditAction.CONNECTION_IMPORTED: "a grant came in with its tokens, from a system outside",

@@ -15,15 +15,17 @@ from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.api.leasing import Lease, Leasing
 from evergrant_server.api.parts import Parts
 from evergrant_server.api.problems import invalid
+from evergrant_server.api.proving import ProofWanted, Proving
 from evergrant_server.api.refusals import Ask
-from evergrant_server.api.shapes import LeaseBody, TokenBody
+from evergrant_server.api.shapes import Body, LeaseBody, ProofBody, TokenBody
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import ConnectionId
 
 LEASE_PATH = "/v1/lease"
 TOKEN_PATH = "/v1/connections/{connection_id}/token"
+PROOF_PATH = "/v1/connections/{connection_id}/proof"
 
-B = TypeVar("B", bound=TokenBody)
+B = TypeVar("B", bound=Body)
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -67,8 +69,8 @@ async def _answered(endpoint: Endpoint, request: Request) -> Response:
 
 
 def routes(parts: Parts) -> list[LeaseRoute]:
-    """`POST /v1/lease` and `POST /v1/connections/{id}/token`."""
-    leasing = Leasing(parts)
+    """`POST /v1/lease`, `POST /v1/connections/{id}/token` and `…/proof`."""
+    leasing, proving = Leasing(parts), Proving(parts)
     base_url = parts.settings.public_url
 
     async def by_names(request: Request) -> Response:
@@ -84,9 +86,18 @@ def routes(parts: Parts) -> list[LeaseRoute]:
         lease = await leasing.lease(request, Ask(body, None, connection_id), known)
         return _shown(lease, parts)
 
+    async def a_proof(request: Request) -> Response:
+        known = await parts.authenticator.cached(request)
+        body = await _read(request, ProofBody)
+        wanted = ProofWanted(body.htm, body.htu, body.nonce)
+        connection_id = ConnectionId(request.path_params["connection_id"])
+        lease = await leasing.lease(request, Ask(TokenBody(), None, connection_id, wanted), known)
+        return _proof_shown(lease, wanted.target, await proving.made(lease.row, wanted))
+
     return [
         LeaseRoute(LEASE_PATH, _checked(by_names, base_url), methods=["POST"]),
         LeaseRoute(TOKEN_PATH, _checked(by_id, base_url), methods=["POST"]),
+        LeaseRoute(PROOF_PATH, _checked(a_proof, base_url), methods=["POST"]),
     ]
 
 
@@ -122,6 +133,20 @@ def _shown(lease: Lease, parts: Parts) -> Response:
         "expires_at": expires_at.isoformat() if expires_at else None,
         "scopes": row.grant.scopes,
         "generation": row.generation,
+        "connection_id": row.connection_id,
+    }
+    return Response(json.dumps(body), 200, {"Cache-Control": "no-store"}, "application/json")
+
+
+def _proof_shown(lease: Lease, htu: str, proof: str) -> Response:
+    row = lease.row
+    assert row.grant is not None
+    body = {
+        "proof": proof,
+        "token_type": row.grant.token_type,
+        "htu": htu,
+        "generation": row.generation,
+        "expires_at": row.grant.expires_at.isoformat() if row.grant.expires_at else None,
         "connection_id": row.connection_id,
     }
     return Response(json.dumps(body), 200, {"Cache-Control": "no-store"}, "application/json")

@@ -9,6 +9,7 @@ from evergrant_server.api.authentication import Caller
 from evergrant_server.api.establishing import refuse_scopes
 from evergrant_server.api.freshening import Outcome
 from evergrant_server.api.parts import Parts
+from evergrant_server.api.proving import Proving
 from evergrant_server.api.refusals import Ask, Refusals
 from evergrant_server.api.tracing import trace_of
 from evergrant_server.audit.leases import LeaseClaim, Stale
@@ -21,6 +22,7 @@ from evergrant_server.core.messages import Asked, Wish
 from evergrant_server.core.schedule import NEWEST_RULES, RULES
 from evergrant_server.policy import Reason, above, decide
 from evergrant_server.store import LeaseRow
+from providers.proofs import origin_of
 
 _TRIES = 4  # a row that keeps changing under a lease is worth a few looks, not a loop
 _MOST_CACHED = 50_000
@@ -43,6 +45,7 @@ class Leasing:
         self._parts = parts
         self._margin = RULES[NEWEST_RULES].margin
         self._refusals = Refusals(parts)
+        self._proving = Proving(parts)
         self._rows: dict[_Names | _Id, LeaseRow] = {}
 
     async def lease(self, request: Request, ask: Ask, known: tuple[Caller, bool]) -> Lease:
@@ -81,7 +84,9 @@ class Leasing:
         if not leasable(row.state, row.reason, row.follow_up) or not self._is_valid(row):
             raise await self._refusals.not_leasable(caller, ask, row, asked)
         self._check_scopes(caller, ask, row)
-        await self._parts.ledger.record(self._claim(caller, row, asked))
+        if ask.proof is not None:
+            await self._proving.check(row, ask.proof)
+        await self._parts.ledger.record(self._claim(caller, ask, row, asked))
         self._remember(ask, row)
         return Lease(row)
 
@@ -174,8 +179,9 @@ class Leasing:
         if not verdict.allowed:
             refuse_scopes(above((it for it in scopes if it != offline), verdict.ceiling))
 
-    def _claim(self, caller: Caller, row: LeaseRow, asked: Asked) -> LeaseClaim:
+    def _claim(self, caller: Caller, ask: Ask, row: LeaseRow, asked: Asked) -> LeaseClaim:
         assert row.grant is not None
+        proof_for = None if ask.proof is None else f"{ask.proof.method} {origin_of(ask.proof.url)}"
         return LeaseClaim(
             tenant=caller.tenant,
             connection_id=row.connection_id,
@@ -186,6 +192,7 @@ class Leasing:
             asked=asked,
             scopes=row.grant.scopes,
             at=self._now(),
+            proof_for=proof_for,
         )
 
 

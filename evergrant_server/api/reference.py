@@ -8,9 +8,9 @@ from pydantic import BaseModel
 from starlette.responses import HTMLResponse, Response
 
 from evergrant_server.api.browsers import page
-from evergrant_server.api.leases import LEASE_PATH, TOKEN_PATH
-from evergrant_server.api.shapes import LeaseBody, TokenBody
-from evergrant_server.api.views import LeaseView
+from evergrant_server.api.leases import LEASE_PATH, PROOF_PATH, TOKEN_PATH
+from evergrant_server.api.shapes import LeaseBody, ProofBody, TokenBody
+from evergrant_server.api.views import LeaseView, ProofView
 from evergrant_server.console import STYLE, Pages
 from evergrant_server.core.errors import FAILURES
 
@@ -64,10 +64,10 @@ async def docs(request: Request) -> Response:
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """OpenAPI 3.1 of every route, the two plain ones of the lease path included."""
+    """OpenAPI 3.1 of every route, the plain ones of the lease path included."""
     schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-    for shape in (LeaseBody, TokenBody, LeaseView, Problem):
+    for shape in (LeaseBody, TokenBody, ProofBody, LeaseView, ProofView, Problem):
         described = shape.model_json_schema(ref_template=_REF + "{model}")
         schemas |= described.pop("$defs", {})
         schemas[shape.__name__] = described
@@ -78,23 +78,28 @@ def describe(app: FastAPI) -> dict[str, Any]:
         {"name": "connection_id", "in": "path", "required": True, "schema": {"type": "string"}}
     ]
     schema["paths"][TOKEN_PATH] = {"post": token}
+    text = "A proof for one request with a token that is bound to a key (DPoP, RFC 9449)."
+    made = _lease("proof", text, ProofBody, ProofView)
+    schema["paths"][PROOF_PATH] = {"post": {**made, "parameters": token["parameters"]}}
     _document_failures(schema)
     return schema
 
 
-def _lease(operation_id: str, text: str, body: type[BaseModel]) -> dict[str, Any]:
+def _lease(
+    operation_id: str, text: str, body: type[BaseModel], view: type[BaseModel] = LeaseView
+) -> dict[str, Any]:
     return {
         "tags": ["leases"],
         "summary": text,
         "operationId": operation_id,
         "requestBody": {
-            "required": body is LeaseBody,
+            "required": body is not TokenBody,
             "content": {"application/json": {"schema": {"$ref": _REF + body.__name__}}},
         },
         "responses": {
             "200": {
-                "description": "The lease",
-                "content": {"application/json": {"schema": {"$ref": _REF + LeaseView.__name__}}},
+                "description": "The lease" if view is LeaseView else "The proof",
+                "content": {"application/json": {"schema": {"$ref": _REF + view.__name__}}},
             }
         },
         "security": [{"HTTPBearer": []}],

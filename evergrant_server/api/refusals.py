@@ -8,6 +8,7 @@ from evergrant_server import audit
 from evergrant_server.api.authentication import Caller
 from evergrant_server.api.establishing import Establishing, Wanted
 from evergrant_server.api.parts import Parts
+from evergrant_server.api.proving import ProofWanted
 from evergrant_server.api.shapes import LeaseBody, TokenBody
 from evergrant_server.api.transactions import committed
 from evergrant_server.core.access import Action
@@ -28,6 +29,7 @@ class Ask:
     body: TokenBody
     names: LeaseBody | None
     connection_id: ConnectionId | None
+    proof: ProofWanted | None = None  # not the token: a proof for one request with it
 
     @property
     def min_ttl(self) -> timedelta | None:

@@ -11,6 +11,7 @@ from evergrant_server.core.flow import Flow
 from evergrant_server.core.ids import is_id, is_slug
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
+from providers.proofs import is_nonce
 
 _SCOPE = re.compile(r"^[\x21\x23-\x5b\x5d-\x7e]{1,256}\Z")  # scope-token, RFC 6749 section 3.3
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -70,6 +71,17 @@ def _resource(value: str) -> str:
         raise ValueError("is not a URI") from None
     if not uri.scheme or not (uri.netloc or uri.path) or "#" in value or not value.isascii() or " " in value:
         raise ValueError("must be an absolute URI without a fragment")
+    return value
+
+
+def _request_url(value: str) -> str:
+    """An absolute https URL (http on loopback alone); a fragment is never sent, so it has none."""
+    return _return_to(value)
+
+
+def _nonce(value: str) -> str:
+    if not is_nonce(value):
+        raise ValueError("is not a nonce (RFC 9449 section 8.1)")
     return value
 
 
@@ -170,6 +182,15 @@ class LeaseBody(TokenBody):
     integration: Slug
     subject: Subject
     label: Label = "default"
+
+
+class ProofBody(Body):
+    """Which request a proof is for (RFC 9449 section 4.2): method and URL, and the server's nonce if it
+    has asked for one."""
+
+    htm: Annotated[str, Field(pattern=r"^[A-Z]{1,20}\z")]
+    htu: Annotated[str, Field(max_length=8000), AfterValidator(_request_url)]
+    nonce: Annotated[str, AfterValidator(_nonce)] | None = None
 
 
 class RefreshRulesBody(Body):

@@ -283,6 +283,17 @@ class LeaseView(View):
     connection_id: str
 
 
+class ProofView(View):
+    """A `DPoP` header for one request with the token of `generation`: any other token needs another."""
+
+    proof: str
+    token_type: str
+    htu: str
+    generation: int
+    expires_at: datetime | None
+    connection_id: str
+
+
 class TimelineEvent(View):
     """One event of a connection's life, as its workflow's history has it."""
 

@@ -91,6 +91,7 @@ class LeaseClaim:
     asked: Asked
     scopes: tuple[str, ...]
     at: datetime
+    proof_for: str | None = None  # method and origin: a proof for one request instead of the token
 
 
 async def write_sqlite(tx: Tx, lane: str, claims: Sequence[LeaseClaim]) -> frozenset[int]:
@@ -177,11 +178,15 @@ def _entry(claim: LeaseClaim) -> AuditEntry:
     return AuditEntry(
         tenant=claim.tenant,
         at=claim.at,
-        action=AuditAction.LEASED,
+        action=AuditAction.LEASED if claim.proof_for is None else AuditAction.PROOF_MADE,
         object=claim.connection_id,
         asked=claim.asked,
-        detail={"app": claim.app_id, "generation": claim.generation, "scopes": list(claim.scopes)},
+        detail={"app": claim.app_id, "generation": claim.generation, **_what(claim)},
     )
+
+
+def _what(claim: LeaseClaim) -> dict[str, object]:
+    return {"scopes": list(claim.scopes)} if claim.proof_for is None else {"for": claim.proof_for}
 
 
 def _newest_generations(claims: Sequence[LeaseClaim]) -> list[tuple[str, str, int]]:

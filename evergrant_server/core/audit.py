@@ -13,6 +13,7 @@ from evergrant_server.core.messages import Asked, Provenance
 class AuditAction(StrEnum):
     LEASED = "lease.issued"
     LEASE_REFUSED = "lease.refused"
+    PROOF_MADE = "lease.proof_made"
     CONNECTION_CREATED = "connection.created"
     CONNECTION_IMPORTED = "connection.imported"
     CONNECTION_EXPORTED = "connection.exported"

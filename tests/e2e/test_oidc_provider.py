@@ -12,8 +12,10 @@ from contextlib import AsyncExitStack
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+import httpx2
 import pytest
 import pytest_asyncio
+from evergrant import AsyncEvergrant
 from joserfc.jwk import ECKey
 
 from examples.demo.evergrant_api import EvergrantApi, Refused
@@ -35,6 +37,7 @@ class World:
     def __init__(self, platform: Platform, server: OidcProvider, key: str) -> None:
         self.platform = platform
         self.server = server
+        self.key = key
         self.api = EvergrantApi(platform.api, key)
         self.admin = EvergrantApi(platform.api, platform.admin_key)
 
@@ -53,7 +56,7 @@ class World:
 
     async def browsing(self, name: str, dpop: bool = False, **metadata: Any) -> dict[str, Any]:
         """An integration of the code grant, with a client that the test knows the secret of."""
-        bound = {"dpop": True} if dpop else {}
+        bound = {"dpop": True, "default_scopes": ["openid", "read"]} if dpop else {}
         made = await self.integration(name, client_id="not-yet", client_auth="none", **bound)
         client = await self.server.register(made["redirect_uri"], **metadata)
         auth = client["token_endpoint_auth_method"]
@@ -220,6 +223,14 @@ async def test_rfc9449_tokens_bound_to_a_key_that_outlives_refreshes_and_workers
         assert (await world.refreshed(connection))["generation"] == generation
     lease = await world.api.lease(name, "sam")
     assert lease["token_type"] == "DPoP"
+    bare = await world.server.userinfo(f"DPoP {lease['access_token']}")
+    assert bare.status_code in (400, 401)  # a token that leaked opens nothing
+    target = {"url": world.platform.api, "api_key": world.key}
+    async with AsyncEvergrant(**target) as app:
+        auth = app.auth(name, "sam", origins=world.server.issuer)
+        async with httpx2.AsyncClient(auth=auth, trust_env=False) as http:
+            for _ in range(2):  # the second with the nonce in mind
+                assert (await http.get(f"{world.server.issuer}/me")).json() == {"sub": "sam"}
     said = await world.server.active(await world.server.register(), lease["access_token"])
     assert said["cnf"]["jkt"] == asked["asked"]["dpop_jkt"]  # one key, from the browser's leaving on
     tokens = await world.server.calls("token", client_id=client["client_id"])

@@ -236,9 +236,9 @@ class Api:
         **changes: Any,
     ) -> Connection:
         """A connection with a grant whose access token is `token`."""
-        scopes = changes.pop("scopes", ("read_user",))
+        scopes, kind = changes.pop("scopes", ("read_user",)), changes.pop("token_type", "Bearer")
         connection = await self.connection(integration, **changes)
-        return await self.install(connection, token, lifetime=lifetime, scopes=scopes)
+        return await self.install(connection, token, lifetime=lifetime, scopes=scopes, token_type=kind)
 
     async def install(
         self,
@@ -247,11 +247,13 @@ class Api:
         *,
         lifetime: float | None = LIFETIME,
         scopes: tuple[str, ...] = ("read_user",),
+        token_type: str = "Bearer",
     ) -> Connection:
         """What a worker does when a token arrives."""
         now = self.clock.now()
         tokens = TokenSet(
             access_token=Secret(token),
+            token_type=token_type,
             refresh_token=Secret(f"rt-of-{token}"),
             expires_in=lifetime,
             scopes=scopes,

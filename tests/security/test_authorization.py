@@ -25,6 +25,7 @@ BODIES: dict[str, Any] = {
     "POST /v1/providers/{provider}/reject": {"version": 1, "reason": "no"},
     "POST /v1/providers/{provider}/roll-back": {"version": 1},
     "POST /v1/lease": {"integration": "theirs", "subject": "user-1"},
+    "POST /v1/connections/{connection_id}/proof": {"htm": "GET", "htu": "https://api.example/v1"},
 }
 OPEN = {
     "/oauth/client/{integration_id}",
@@ -168,7 +169,8 @@ async def test_an_app_without_a_permit_sees_404_on_every_route_of_a_connection(a
     for why, key in others.items():
         for method, path in guarded(api):
             if "{connection_id}" in path:
-                answer = await api.call(method, path.format(connection_id=connection.id), key, json={})
+                body = BODIES.get(f"{method} {path}", {})
+                answer = await api.call(method, path.format(connection_id=connection.id), key, json=body)
                 assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), (why, method, path)
         assert (await api.lease(key)).status_code == 404
         assert (await api.get("/v1/connections", key)).json()["items"] == []

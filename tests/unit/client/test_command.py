@@ -74,6 +74,15 @@ async def test_a_token_is_hidden_on_a_terminal(evergrant: ScriptedEvergrant):
     assert shown.out.strip() == TOKEN
 
 
+async def test_a_proof_goes_bare_into_a_header(evergrant: ScriptedEvergrant):
+    members = {"proof": "ey.J.x", "htu": "https://api.example/me", "generation": 3, "expires_at": None}
+    answer = Answer(200, {**members, "token_type": "DPoP", "connection_id": "con_1"})
+    evergrant.script("POST /v1/connections/con_1/proof", answer)
+    ended = await command(evergrant, "proof", "con_1", "get", "https://api.example/me", "--nonce", "n")
+    assert ended == Ended(0, "ey.J.x\n", "")
+    assert evergrant.seen[0].body == {"htm": "GET", "htu": "https://api.example/me", "nonce": "n"}
+
+
 async def test_a_missing_consent_says_where_to_send_the_subject(evergrant: ScriptedEvergrant):
     evergrant.script("POST /v1/lease", consent_required())
     ended = await command(evergrant, "token", "crm", "alice")

@@ -1,7 +1,8 @@
 """`auth()`: an httpx2.Auth that takes a lease per request and reports a token that was refused.
 
 The token goes to the allowed origins alone. After a redirect to another origin httpx2 takes the
-header off, and what that origin answers says nothing about the token.
+header off, and what that origin answers says nothing about the token. A token that is bound to a key
+goes with a proof for each request (RFC 9449).
 """
 
 from collections import OrderedDict
@@ -13,6 +14,7 @@ import httpx2
 
 from evergrant.errors import BadRequest
 from evergrant.models import Lease
+from evergrant.proving import Nonces, Proven, asks_for_a_nonce, carrying, is_bound
 from evergrant.target import is_this_machine
 
 _Origin = tuple[str, str, int]
@@ -77,7 +79,8 @@ class Reports:
 
 
 class LeaseAuth(httpx2.Auth):
-    """For httpx2.Client. `take` gives a lease; `report` has a refused one replaced, and returns that."""
+    """For httpx2.Client. `take` gives a lease; `report` has a refused one replaced, and returns that;
+    `prove` gives the proof that goes with a bound one."""
 
     def __init__(
         self,
@@ -85,24 +88,32 @@ class LeaseAuth(httpx2.Auth):
         reports: Reports,
         take: Callable[[], Lease],
         report: Callable[[Lease], Lease],
+        prove: Callable[[Lease, str, str, str | None], Proven],
     ) -> None:
         self._origins = origins
         self._reports = reports
         self._take = take
         self._report = report
+        self._prove = prove
+        self._nonces = Nonces()
 
     def sync_auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
         if not self._origins.allow(request.url):
             yield request
             return
-        lease = self._take()
-        response = yield _carrying(request, lease)
-        if not _refused(request, response):
+        lease = self._dress(request, self._take())
+        response = yield request
+        self._nonces.note(response)
+        if is_bound(lease) and asks_for_a_nonce(response) and _can_repeat(request):
+            lease = self._dress(request, lease)
+            response = yield request
+        if not _refused(request, response) or asks_for_a_nonce(response):
             return
         newer = self._report(lease)
         if newer.generation <= lease.generation or not _can_repeat(request):
             return
-        if _refused(request, (yield _carrying(request, newer))):
+        newer = self._dress(request, newer)
+        if _refused(request, (yield request)):
             self._reports.remember(newer)  # a new token was refused too: another won't help
 
     async def async_auth_flow(
@@ -110,6 +121,16 @@ class LeaseAuth(httpx2.Auth):
     ) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
         raise RuntimeError("this auth is for httpx2.Client; take AsyncEvergrant's for httpx2.AsyncClient")
         yield request  # makes it a generator, as httpx2 expects
+
+    def _dress(self, request: httpx2.Request, lease: Lease) -> Lease:
+        """Put the token on, with a proof where it is bound. The lease that it is from, which may be newer."""
+        if not is_bound(lease):
+            carrying(request, lease)
+            return lease
+        nonce = self._nonces.get(request.url)
+        proven = self._prove(lease, request.method, str(request.url), nonce)
+        carrying(request, proven.lease, proven.proof)
+        return proven.lease
 
 
 class AsyncLeaseAuth(httpx2.Auth):
@@ -121,11 +142,14 @@ class AsyncLeaseAuth(httpx2.Auth):
         reports: Reports,
         take: Callable[[], Awaitable[Lease]],
         report: Callable[[Lease], Awaitable[Lease]],
+        prove: Callable[[Lease, str, str, str | None], Awaitable[Proven]],
     ) -> None:
         self._origins = origins
         self._reports = reports
         self._take = take
         self._report = report
+        self._prove = prove
+        self._nonces = Nonces()
 
     async def async_auth_flow(
         self, request: httpx2.Request
@@ -133,25 +157,34 @@ class AsyncLeaseAuth(httpx2.Auth):
         if not self._origins.allow(request.url):
             yield request
             return
-        lease = await self._take()
-        response = yield _carrying(request, lease)
-        if not _refused(request, response):
+        lease = await self._dress(request, await self._take())
+        response = yield request
+        self._nonces.note(response)
+        if is_bound(lease) and asks_for_a_nonce(response) and _can_repeat(request):
+            lease = await self._dress(request, lease)
+            response = yield request
+        if not _refused(request, response) or asks_for_a_nonce(response):
             return
         newer = await self._report(lease)
         if newer.generation <= lease.generation or not _can_repeat(request):
             return
-        if _refused(request, (yield _carrying(request, newer))):
+        newer = await self._dress(request, newer)
+        if _refused(request, (yield request)):
             self._reports.remember(newer)  # a new token was refused too: another won't help
 
     def sync_auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
         raise RuntimeError("this auth is for httpx2.AsyncClient; take Evergrant's for httpx2.Client")
         yield request  # makes it a generator, as httpx2 expects
 
-
-def _carrying(request: httpx2.Request, lease: Lease) -> httpx2.Request:
-    kind = "Bearer" if lease.token_type.lower() == "bearer" else lease.token_type
-    request.headers["authorization"] = f"{kind} {lease.access_token}"
-    return request
+    async def _dress(self, request: httpx2.Request, lease: Lease) -> Lease:
+        """Put the token on, with a proof where it is bound. The lease that it is from, which may be newer."""
+        if not is_bound(lease):
+            carrying(request, lease)
+            return lease
+        nonce = self._nonces.get(request.url)
+        proven = await self._prove(lease, request.method, str(request.url), nonce)
+        carrying(request, proven.lease, proven.proof)
+        return proven.lease
 
 
 def _refused(request: httpx2.Request, response: httpx2.Response) -> bool:

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
-from evergrant.models import App, AuditItem, Connection, Provider, State
+from evergrant.models import App, AuditItem, Connection, Proof, Provider, State
 from evergrant.replies import (
     Leased,
     Page,
@@ -20,6 +20,7 @@ from evergrant.replies import (
     read_connection,
     read_connections,
     read_leased,
+    read_proof,
     read_providers,
 )
 
@@ -50,6 +51,11 @@ def lease(
         integration=integration, subject=subject, label=label, min_ttl=_seconds(min_ttl), scopes=_list(scopes)
     )
     return Call("POST", "/v1/lease", read_leased, body=body)
+
+
+def proof(connection_id: str, method: str, url: str, *, nonce: str | None = None) -> Call[Proof]:
+    body = _given(htm=method.upper(), htu=url.partition("#")[0], nonce=nonce)
+    return Call("POST", f"{_of(connection_id)}/proof", read_proof, body=body)
 
 
 def connect(

@@ -70,6 +70,20 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class Proof:
+    """What goes along as the `DPoP` header of one request (RFC 9449), with the token of `generation`.
+
+    It works once, for `htu` and the method it was asked for.
+    """
+
+    proof: str = field(repr=False)
+    htu: str
+    generation: int
+    expires_at: datetime | None
+    connection_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class ConsentRequired:
     """There is no grant yet: the subject has to open `connect_url`.
 

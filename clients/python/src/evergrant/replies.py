@@ -27,6 +27,7 @@ from evergrant.models import (
     DeviceCode,
     Lease,
     Live,
+    Proof,
     Provider,
     Revoking,
     State,
@@ -76,6 +77,17 @@ def read_lease(reply: Reply) -> Lease | ConsentRequired:
         expires_at=body.time_or_none("expires_at"),
         scopes=body.texts("scopes"),
         generation=body.integer("generation"),
+        connection_id=body.text("connection_id"),
+    )
+
+
+def read_proof(reply: Reply) -> Proof:
+    body = _body(reply, "proof")
+    return Proof(
+        proof=body.text("proof"),
+        htu=body.text("htu"),
+        generation=body.integer("generation"),
+        expires_at=body.time_or_none("expires_at"),
         connection_id=body.text("connection_id"),
     )
 

@@ -15,8 +15,9 @@ from evergrant.auth import LeaseAuth, Origins, Reports
 from evergrant.caching import CACHE_LEASES_FOR, Clock, LeaseCache, LeaseKey, utc_now
 from evergrant.calls import Answer, Call
 from evergrant.flights import Flights
-from evergrant.models import App, AuditItem, Connection, ConsentRequired, Lease, Provider, State
+from evergrant.models import App, AuditItem, Connection, ConsentRequired, Lease, Proof, Provider, State
 from evergrant.patience import DEADLINE, Patience, has_settled
+from evergrant.proving import PROOF_TRIES, Proven, keeps_changing
 from evergrant.replies import Page
 from evergrant.sending import failure_of_transport, reply_of, request_of
 from evergrant.target import Target
@@ -108,6 +109,14 @@ class Evergrant(Transfers, Webhooks, Administration):
         """
         return (self._taken(integration, subject, label, min_ttl, scopes)).access_token
 
+    def proof(self, connection_id: str, method: str, url: str, *, nonce: str | None = None) -> Proof:
+        """A `DPoP` header for one request with a token that is bound to a key (RFC 9449 section 7).
+
+        Needed where a lease's `token_type` is `DPoP`; `nonce` is what the resource asked for, if it did.
+        Its `generation` must be the lease's: with another, lease again. `auth` does all of this.
+        """
+        return self._do(calls.proof(connection_id, method, url, nonce=nonce))
+
     def auth(
         self,
         integration: str,
@@ -133,7 +142,16 @@ class Evergrant(Transfers, Webhooks, Administration):
                 self._report(refused)
             return take()
 
-        return LeaseAuth(Origins.of(origins), self._reports, take, report)
+        def prove(lease: Lease, method: str, url: str, nonce: str | None) -> Proven:
+            for _ in range(PROOF_TRIES):
+                made = self.proof(lease.connection_id, method, url, nonce=nonce)
+                if made.generation == lease.generation:
+                    return Proven(lease, made)
+                self._cache.forget(lease.connection_id, lease.generation)  # it was refreshed meanwhile
+                lease = take()
+            raise keeps_changing(lease)
+
+        return LeaseAuth(Origins.of(origins), self._reports, take, report, prove)
 
     def connect(
         self,

@@ -104,6 +104,7 @@ def put_integration(
     client_auth: str | None = None,
     registration: str | None = None,
     issuer: str | None = None,
+    dpop: bool | None = None,
     param: tuple[str, ...] = (),
     scope: tuple[str, ...] = (),
     options: Options = DEFAULTS,
@@ -116,6 +117,8 @@ def put_integration(
         A file with the client secret; - reads it from the standard input. Left out, the kept one stays.
     registration
         Instead of a client id: dynamic or metadata_document.
+    dpop
+        Have tokens bound to a key (RFC 9449).
     param
         A parameter of the provider's URLs, as NAME=VALUE.
     """
@@ -126,6 +129,7 @@ def put_integration(
         "client_auth": client_auth,
         "registration": registration,
         "issuer": issuer,
+        "dpop": dpop,
         "params": dict(_pair(it) for it in param) or None,
         "default_scopes": list(scope) or None,
     }

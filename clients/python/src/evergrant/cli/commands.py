@@ -14,6 +14,7 @@ from evergrant.cli.output import (
     audit_row,
     connection_row,
     lease_row,
+    proof_row,
     show_live,
     show_one,
     show_rows,
@@ -177,6 +178,24 @@ def token(
                 show_one(lease_row(answer, show_token=visible), options.output)
 
 
+def proof(
+    connection_id: str, method: str, url: str, /, *, nonce: str | None = None, options: Options = DEFAULTS
+) -> None:
+    """Print a DPoP header for one request with a token that is bound to a key (RFC 9449).
+
+    Parameters
+    ----------
+    nonce
+        What the API asked for in its DPoP-Nonce header.
+    """
+    with options.client() as client:
+        made = client.proof(connection_id, method, url, nonce=nonce)
+    if options.output is Format.TABLE:
+        print(made.proof)
+    else:
+        show_one(proof_row(made), options.output)
+
+
 def list_apps(*, options: Options = DEFAULTS) -> None:
     """List the apps of the tenant."""
     with options.client() as client:
@@ -212,6 +231,7 @@ def build() -> App:
     connections.command(revoke)
     app.command(connections)
     app.command(token)
+    app.command(proof)
     apps = App(name="apps", help="Consumers of Evergrant.")
     apps.command(list_apps, name="ls")
     app.command(apps)

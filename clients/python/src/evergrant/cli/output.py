@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evergrant.errors import EvergrantError
-from evergrant.models import App, AuditItem, Connection, Lease, Live, Provider
+from evergrant.models import App, AuditItem, Connection, Lease, Live, Proof, Provider
 
 Row = Mapping[str, object]
 
@@ -120,6 +120,16 @@ def lease_row(lease: Lease, *, show_token: bool) -> Row:
         "scopes": list(lease.scopes),
         "generation": lease.generation,
         "connection_id": lease.connection_id,
+    }
+
+
+def proof_row(made: Proof) -> Row:
+    return {
+        "proof": made.proof,
+        "htu": made.htu,
+        "generation": made.generation,
+        "expires_at": _time(made.expires_at),
+        "connection_id": made.connection_id,
     }
 
 

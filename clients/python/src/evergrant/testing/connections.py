@@ -32,6 +32,7 @@ class FakeConnection:
     link_expires_at: datetime | None = None
     leases: int = 0  # how often it was leased
     refuses_refresh: bool = False
+    token_type: str = "Bearer"  # "DPoP": each request needs a proof (RFC 9449), which says what it is for
     events: list[tuple[datetime, str]] = field(default_factory=list[tuple[datetime, str]])
 
     def consent(self) -> None:

@@ -72,7 +72,7 @@ def _leased(found: FakeConnection, body: Body) -> Answer:
         200,
         {
             "access_token": found.token,
-            "token_type": "Bearer",
+            "token_type": found.token_type,
             "expires_at": stamp(found.expires_at),
             "scopes": list(found.scopes),
             "generation": found.generation,
@@ -100,6 +100,8 @@ def _one(found: FakeConnection, method: str, rest: list[str], query: Mapping[str
             return _page(_audit(found))
         case ("POST", ["refresh"]):
             return _refresh(found, body)
+        case ("POST", ["proof"]):
+            return _proof(found, body)
         case ("POST", ["reauthorize"]):
             return Answer(200, shown(found, link=True))
         case ("POST", ["revoke"]) | ("DELETE", []):
@@ -119,6 +121,26 @@ def _refresh(found: FakeConnection, body: Body) -> Answer:
             return problem(503, "ProviderUnavailable", "refresh_pending", retry_after=1)
         found.rotate()
     return Answer(200, shown(found))
+
+
+def _proof(found: FakeConnection, body: Body) -> Answer:
+    """In words instead of a signature: generation, method, URL and nonce."""
+    if not found.valid:
+        return problem(503, "ProviderUnavailable", "refresh_pending", retry_after=1)
+    if found.token_type != "DPoP":
+        return problem(400, "BadRequest", "invalid_request")
+    said = (found.generation, body.get("htm"), body.get("htu"), body.get("nonce"))
+    return Answer(
+        200,
+        {
+            "proof": " ".join(str(it) for it in said),
+            "token_type": "DPoP",
+            "htu": str(body.get("htu")),
+            "generation": found.generation,
+            "expires_at": stamp(found.expires_at),
+            "connection_id": found.id,
+        },
+    )
 
 
 def _subject(fake: "FakeEvergrant", method: str, link: str) -> Answer:

@@ -1,0 +1,134 @@
+"""Proofs for apps: who may have one, for which request, and what is on record (RFC 9449)."""
+
+import hashlib
+import json
+from base64 import urlsafe_b64encode
+from typing import Any
+
+import pytest
+from joserfc import jwt
+from joserfc.jwk import ECKey
+
+from evergrant_server import audit
+from evergrant_server.core.access import Action, Endpoints
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connection import Connection
+from evergrant_server.core.proof import ProofKey
+from tests.fakes.api import TENANT, Api
+
+ISSUER = "https://idp.example"
+TARGET = "https://api.example/v1/me"
+
+
+async def bound(api: Api, token_type: str = "DPoP") -> tuple[Connection, ProofKey]:
+    """A connection whose token is bound to its key."""
+    known = Endpoints(
+        issuer=ISSUER,
+        authorization_endpoint=f"{ISSUER}/authorize",
+        token_endpoint=f"{ISSUER}/token",
+        pushed_authorization_request_endpoint=f"{ISSUER}/par",
+    )
+    integration = await api.integration(provider="generic", issuer=ISSUER, endpoints=known, dpop=True)
+    connection = await api.active(integration, "at-1", token_type=token_type)
+    async with api.worker.write() as tx:
+        key = await tx.proof_keys.ensure(TENANT, connection.id, api.clock.now())
+    return connection, key
+
+
+async def ask(api: Api, connection: Connection, key: str, **body: Any) -> Any:
+    return await api.post(
+        f"/v1/connections/{connection.id}/proof", key, {"htm": "GET", "htu": TARGET, **body}
+    )
+
+
+async def recorded(api: Api) -> list[Any]:
+    async with api.worker.read() as tx:
+        return [it for it in await audit.page(tx, TENANT, limit=500) if it.action is AuditAction.PROOF_MADE]
+
+
+async def test_a_proof_is_for_one_request_with_the_token_of_now(api: Api):
+    connection, key = await bound(api)
+    app = await api.app_with("reader", Action.TOKEN)
+    answer = await ask(api, connection, app, htu=f"{TARGET}?page=2", nonce="n-1")
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["cache-control"] == "no-store"
+    said = answer.json()
+    assert (said["token_type"], said["generation"], said["htu"]) == ("DPoP", 1, TARGET)
+    token = jwt.decode(said["proof"], ECKey.import_key(dict(key.public)), algorithms=["ES256"])
+    digest = urlsafe_b64encode(hashlib.sha256(b"at-1").digest()).rstrip(b"=").decode()
+    told = {name: token.claims[name] for name in ("htm", "htu", "nonce", "ath")}
+    assert told == {"htm": "GET", "htu": TARGET, "nonce": "n-1", "ath": digest}
+    assert json.loads(key.private.reveal())["d"] not in answer.text
+    (record,) = await recorded(api)
+    assert record.object == connection.id
+    assert (record.detail["generation"], record.detail["for"]) == (1, "GET https://api.example:443")
+
+
+async def test_whoever_may_not_lease_gets_no_proof_and_leaves_no_record_of_one(api: Api):
+    connection, _ = await bound(api)
+    other = await api.app_with("other", Action.TOKEN, integration="elsewhere")
+    connector = await api.app_with("connector", Action.CONNECT)
+    assert (await ask(api, connection, other)).status_code == 404
+    assert (await ask(api, connection, connector)).status_code == 403
+    ceiling = await api.app_with("narrow", Action.TOKEN, ceiling=("other_scope",))
+    assert (await ask(api, connection, ceiling)).json()["code"] == "scope_not_permitted"
+    await api.change(connection, lambda it: it.revoke_asked("x", api.clock.now()))
+    app = await api.app_with("reader", Action.TOKEN)
+    assert (await ask(api, connection, app)).json()["code"] == "connection_revoked"
+    assert await recorded(api) == []
+
+
+@pytest.mark.parametrize(
+    "htu",
+    [
+        f"{ISSUER}/token",
+        f"{ISSUER}/token/",
+        f"{ISSUER}:443/token?x=y",
+        "https://IDP.example/a/../token",
+        f"{ISSUER}/%74oken",
+        f"{ISSUER}//token",
+        f"{ISSUER}/par",
+        f"{ISSUER}/authorize",
+    ],
+)
+async def test_no_proof_is_made_for_the_authorization_server(api: Api, htu: str):
+    """With it, a bound refresh token that was stolen elsewhere could be used."""
+    connection, _ = await bound(api)
+    app = await api.app_with("reader", Action.TOKEN)
+    answer = await ask(api, connection, app, htu=htu)
+    assert (answer.status_code, answer.json()["code"], answer.json()["field"]) == (
+        400,
+        "invalid_request",
+        "htu",
+    )
+    assert await recorded(api) == []
+    assert (await ask(api, connection, app, htu=f"{ISSUER}/userinfo")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"htm": "get"},
+        {"htm": "GET\n"},
+        {"htm": ""},
+        {"htu": "http://api.example/v1"},
+        {"htu": "https://user@api.example/v1"},
+        {"htu": "https://api.example/v1#x"},
+        {"htu": "/v1"},
+        {"htu": "https://api.example/a b"},
+        {"nonce": 'a"b'},
+        {"nonce": ""},
+        {"ath": "x"},
+    ],
+)
+async def test_what_is_no_request(api: Api, body: dict[str, str]):
+    connection, _ = await bound(api)
+    app = await api.app_with("reader", Action.TOKEN)
+    answer = await ask(api, connection, app, **body)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+
+
+async def test_a_bearer_token_needs_none(api: Api):
+    connection, _ = await bound(api, token_type="Bearer")
+    app = await api.app_with("reader", Action.TOKEN)
+    assert (await ask(api, connection, app)).json()["code"] == "invalid_request"
