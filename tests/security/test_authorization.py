@@ -25,6 +25,7 @@ BODIES: dict[str, Any] = {
     "POST /v1/providers/{provider}/reject": {"version": 1, "reason": "no"},
     "POST /v1/providers/{provider}/roll-back": {"version": 1},
     "POST /v1/lease": {"integration": "theirs", "subject": "user-1"},
+    "POST /v1/connections/{connection_id}/choose": {"choice": "acc-1"},
     "POST /v1/connections/{connection_id}/proof": {"htm": "GET", "htu": "https://api.example/v1"},
 }
 OPEN = {
