@@ -21,7 +21,9 @@ from evergrant_server.egress import Egress
 from evergrant_server.store import HeldKeys, Store, Tx
 from providers.client_metadata import Registered, read_registration
 from providers.discovery import discover, weakened
+from providers.registry import Registry
 from providers.reply import RawReply
+from providers.resolve import endpoints_of
 
 _BY = Asked(by="schedule")
 _AT_A_TIME = 20  # documents a pass, so that no issuer's outage makes a pass of hours
@@ -29,9 +31,16 @@ _AT_A_TIME = 20  # documents a pass, so that no issuer's outage makes a pass of 
 
 class DiscoveryActivities:
     def __init__(
-        self, store: Store, egress: Egress, clock: Clock, public_url: str, registrations: Registrations
+        self,
+        store: Store,
+        registry: Registry,
+        egress: Egress,
+        clock: Clock,
+        public_url: str,
+        registrations: Registrations,
     ) -> None:
         self._store = store
+        self._registry = registry
         self._egress = egress
         self._clock = clock
         self._public_url = public_url
@@ -42,20 +51,31 @@ class DiscoveryActivities:
         """Write READY with the endpoints (and our client id), or FAILED with the reason."""
         async with self._store.read() as tx:
             integration = await tx.integrations.get(order.tenant, order.integration_id)
-        if integration is None or integration.issuer is None:
+        if integration is None or (integration.issuer is None and integration.registration is None):
             return Discovered(failure=Code.NOT_FOUND, detail="the integration is gone, or has no issuer")
         try:
-            endpoints = await discover(self._egress, integration.issuer)
+            if integration.issuer is None:
+                endpoints, quirks = await self._per_host(integration)
+            else:
+                endpoints, quirks = await discover(self._egress, integration.issuer), ()
             if self._is_to_register(integration, endpoints):
                 integration = await self._registrations.earlier(integration)
             if self._is_to_register(integration, endpoints):
                 redirect_uri = f"{self._public_url}/oauth/callback/{integration.id}"
                 return await self._registrations.register(
-                    order, integration, endpoints, redirect_uri, self._concluded
+                    order, integration, endpoints, redirect_uri, self._concluded, quirks
                 )
         except Failure as failure:
             return await self._failed(order, integration, failure)
-        return await self._ready(order, integration, endpoints, None)
+        return await self._ready(order, integration, _pinned(integration, endpoints), None)
+
+    async def _per_host(self, integration: Integration) -> tuple[Endpoints, tuple[str, ...]]:
+        """The endpoints of a host whose definition says where it registers clients."""
+        async with self._store.read() as tx:
+            versions = await tx.definitions.serving(integration.tenant, integration.provider)
+        spec = self._registry.spec(integration.provider, versions)
+        endpoints = endpoints_of(spec, integration.params)
+        return endpoints.model_copy(update={"token_auth_methods": (spec.client_auth.value,)}), spec.quirks
 
     def _is_to_register(self, integration: Integration, endpoints: Endpoints) -> bool:
         """Is it wanted and not done? Raises Failure when the server can't."""
@@ -86,13 +106,13 @@ class DiscoveryActivities:
         except Failure as failure:
             await self._registrations.over(seen, it.sent_at, spent=initial is not None)
             return await self._failed(it.order, seen, failure)
-        return await self._ready(it.order, seen, it.endpoints, registered, keys)
+        return await self._ready(it.order, seen, _pinned(seen, it.endpoints), registered, keys)
 
     async def _ready(
         self,
         order: Discover,
         seen: Integration,
-        endpoints: Endpoints,
+        endpoints: Endpoints | None,
         registered: Registered | None,
         keys: HeldKeys | None = None,
     ) -> Discovered:
@@ -230,3 +250,8 @@ async def _unchanged(tx: Tx, seen: Integration) -> Integration | None:
 
 def _impossible(why: str) -> Failure:
     return Failure(Code.CLIENT_REJECTED, f"the server can't register us: {why}", field="registration")
+
+
+def _pinned(integration: Integration, endpoints: Endpoints) -> Endpoints | None:
+    """What an issuer published is kept with the integration; else its definition says it each time."""
+    return endpoints if integration.issuer is not None else None

@@ -16,6 +16,7 @@ from evergrant_server.core.proof import ProofKey
 from evergrant_server.store import Store, Tx
 from providers.authorization import endpoints_for
 from providers.client import OAuthClient
+from providers.generated_secret import generated_secret
 from providers.proofs import bound, require_algorithm
 from providers.registry import Registry
 from providers.resolve import assertion_audience, bound_params, client_auth_of
@@ -178,6 +179,9 @@ class Holder:
         if integration.secret_refused_at is not None:
             secrets.reverse()
         key = await tx.integrations.client_key(integration)
+        if spec.client_secret_generator is not None:
+            now = self._clock.now()
+            secrets = [generated_secret(spec, integration.client_id, integration.params, key, now)]
         certificate = await tx.integrations.client_certificate(integration)
         auth = client_auth_of(spec, integration)
         audience = assertion_audience(spec, endpoints)

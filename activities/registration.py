@@ -31,6 +31,7 @@ from evergrant_server.telemetry import say
 from evergrant_server.telemetry_names import Event
 from providers.client_metadata import auth_to_ask_for, client_metadata
 from providers.flows import SendFailed
+from providers.quirks import registration_of
 from providers.registration import register
 from providers.reply import RawReply
 
@@ -96,6 +97,7 @@ class Registrations:
         endpoints: Endpoints,
         redirect_uri: str,
         conclude: Conclude,
+        quirks: tuple[str, ...] = (),
     ) -> Discovered:
         """One registration. Raises SendFailed, and before anything is sent CLIENT_REJECTED (the initial
         access token was used), KEY_UNAVAILABLE, JOURNAL_UNAVAILABLE, STORE_UNAVAILABLE."""
@@ -111,7 +113,10 @@ class Registrations:
             room.release()
             raise
         auth = auth_to_ask_for(endpoints)
-        metadata = client_metadata(redirect_uri, auth=auth, scopes=integration.default_scopes)
+        metadata = client_metadata(
+            redirect_uri, auth=auth, scopes=integration.default_scopes, dpop=integration.dpop is True
+        )
+        metadata = registration_of(quirks, metadata)
         it = Registering(order=order, endpoints=endpoints, auth=auth, sent_at=sent_at)
         limits = self._limits
         send_by = began + limits.send.total_seconds()

@@ -123,7 +123,7 @@ def activities(
     history = HistoryActivities(parts.store, parts.clock)
     registrations = Registrations(parts.store, egress, parts.clock, sections, journal, limits)
     discovery = DiscoveryActivities(
-        parts.store, egress, parts.clock, parts.settings.public_url, registrations
+        parts.store, parts.registry, egress, parts.clock, parts.settings.public_url, registrations
     )
     announcing = AnnouncingActivities(parts.store, parts.clock)
     export = ExportActivities(parts.store, parts.clock)

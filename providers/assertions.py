@@ -33,13 +33,23 @@ def secret_assertion(client_id: str, audience: str, secret: Secret, at: datetime
     return jwt.encode({"alg": "HS256", "typ": "JWT"}, claims, OctKey.import_key(secret.reveal()))
 
 
-def signed(key: ClientKey, claims: Mapping[str, Any], *, alg: str | None = None) -> str:
-    """A JWT over these claims. Raises Failure CLIENT_REJECTED for a key that can't sign it."""
+def signed(
+    key: ClientKey,
+    claims: Mapping[str, Any],
+    *,
+    alg: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> str:
+    """A JWT over these claims; `headers` are put over its own.
+
+    Raises Failure CLIENT_REJECTED for a key that can't sign it.
+    """
     private = signing_key(key)
     header = {"alg": alg or algorithm_of(private), "typ": "JWT"}
     name = key.id or private.kid
     if name:
         header["kid"] = name
+    header |= headers or {}
     try:
         return jwt.encode(header, dict(claims), private, algorithms=list(_SIGNS))
     except (JoseError, ValueError, TypeError):

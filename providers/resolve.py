@@ -37,6 +37,7 @@ def endpoints_of(spec: ProviderSpec, params: Mapping[str, str]) -> Endpoints:
         revocation_endpoint=filled(template),
         introspection_endpoint=filled(spec.introspection_endpoint),
         device_authorization_endpoint=filled(spec.device_authorization_endpoint),
+        registration_endpoint=filled(spec.registration_endpoint),
         iss_in_callback=spec.iss_in_callback,
         pushed_authorization_request_endpoint=filled(spec.pushed_authorization_request_endpoint),
         pushed_requests_required=spec.require_pushed_authorization_requests,

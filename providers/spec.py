@@ -112,6 +112,8 @@ class ProviderSpec(
             unknown = placeholders(*texts) - known
             if unknown:
                 raise ValueError(f"{name} uses {sorted(unknown)}, which template_params doesn't define")
+        if (self.client_registration == "per_host") is (self.registration_endpoint is None):
+            raise ValueError("client_registration: per_host and registration_endpoint go together")
         if sum(lookup.choose is not None for lookup in self.post_auth) > 1:
             raise ValueError("post_auth has more than one choice")
         if self.rotation_grace_s is not None and self.refresh_rotates is not True:
@@ -151,6 +153,7 @@ class ProviderSpec(
             "revocation.url": self.revocation.url if self.revocation else None,
             "introspection_endpoint": self.introspection_endpoint,
             "device_authorization_endpoint": self.device_authorization_endpoint,
+            "registration_endpoint": self.registration_endpoint,
             "issuer": self.issuer,
         }
         urls |= {f"post_auth.{place}": lookup.url for place, lookup in enumerate(self.post_auth)}
@@ -227,9 +230,7 @@ class ProviderSpec(
         later = {n for n, p in self.template_params.items() if p.source == "post_auth_lookup"}
         texts = (text for part in self._param_templates().values() for text in part)
         used = placeholders(*self.url_templates().values(), *texts)
-        signed = "this way of client authentication is not carried out"
         return {
-            "client_secret_generator": (self.client_secret_generator, signed),
             "flow": (self.flow != "redirect", "the provider begins it, with a callback that has no state"),
             "allow_unsolicited_callback": (self.allow_unsolicited_callback, "every callback needs a state"),
             "scope_params": (self.scope_params, "a connection has one chain of tokens"),

@@ -140,6 +140,7 @@ class TokenRequestPart(Part):
     client_secret_header: HeaderName | None = None
     client_secret_generator: SecretGenerator | None = None
     client_registration: Literal["manual", "per_host"] = "manual"
+    registration_endpoint: UrlTemplate | None = None  # where each host registers clients
 
 
 class ClientCredentialsGrant(Part):

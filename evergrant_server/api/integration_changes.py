@@ -66,7 +66,8 @@ def _check_client(spec: ProviderSpec, body: IntegrationBody) -> None:
         if body.initial_access_token is not None:
             raise Failure(Code.INVALID_REQUEST, "It is for a registration.", field="initial_access_token")
         return
-    if not spec.discovery:
+    per_host = spec.client_registration == "per_host" and body.registration is Registration.DYNAMIC
+    if not spec.discovery and not per_host:
         why = f"{spec.name} has no issuer whose metadata says where to register."
         raise Failure(Code.INVALID_REQUEST, why, field="registration")
     if body.client_secret is not None or body.client_auth is not None:
@@ -89,7 +90,11 @@ def created(
         raise Failure(
             Code.INVALID_REQUEST, "A client certificate is needed to present.", field="client_certificate"
         )
-    secret_given = body.client_secret is not None or body.registration is not None
+    made = spec.client_secret_generator is not None
+    if made and body.client_key is None:
+        why = "A client key is needed: the secret is signed with it."
+        raise Failure(Code.INVALID_REQUEST, why, field="client_key")
+    secret_given = made or body.client_secret is not None or body.registration is not None
     if not secret_given and method not in _WITHOUT_SECRET:
         raise Failure(
             Code.INVALID_REQUEST,
@@ -105,7 +110,9 @@ def created(
             name=name,
             provider=spec.name,
             client_id=body.client_id or "",
-            state=IntegrationState.DISCOVERING if spec.discovery else IntegrationState.READY,
+            state=IntegrationState.DISCOVERING
+            if spec.discovery or body.registration
+            else IntegrationState.READY,
             created_at=now,
             changed_at=now,
         ),

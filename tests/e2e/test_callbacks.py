@@ -57,7 +57,9 @@ class World:
         self.key = key
         self.mutual = mutual
 
-    async def integration(self, name: str, **fields: Any) -> None:
+    async def integration(
+        self, name: str, client: dict[str, Any] | None = None, /, **fields: Any
+    ) -> dict[str, Any]:
         document = {
             "name": f"acme-{name}",
             "display_name": "Acme",
@@ -77,8 +79,10 @@ class World:
             "provider": document["name"],
             "client_id": self.idp.client_id,
             "client_secret": self.idp.client_secret,
+            **(client or {}),
         }
-        await self.admin.put(f"/v1/integrations/{name}", body)
+        given = {field: value for field, value in body.items() if value is not None}
+        return await self.admin.put(f"/v1/integrations/{name}", given)
 
     async def _version(self, provider: str, state: str) -> None:
         async def reached() -> bool | None:
@@ -307,3 +311,36 @@ async def test_rfc8705_a_certificate_says_who_we_are_at_the_alias(world: World):
     await world.api.state(begun["id"], "active", SOON_S)
     assert (await world.api.lease("bank", "sam"))["access_token"] == "at-1"
     assert (world.mutual.count("token"), world.idp.count("token", grant_type="client_credentials")) == (1, 0)
+
+
+async def test_a_host_registers_us_in_words_of_its_own(world: World):
+    """As Mastodon's servers do: the base URL is enough, nobody types a client id."""
+    name = "toots"
+    app = {"id": "1", "client_id": world.idp.client_id, "client_secret": world.idp.client_secret}
+    world.idp.script(raw(json.dumps({**app, "client_secret_expires_at": 0}).encode()), at="api/v1/apps")
+    fields = {
+        "client_registration": "per_host",
+        "registration_endpoint": "https://{host}/api/v1/apps",
+        "token_endpoint": "https://{host}/token",
+        "template_params": {"host": {"pattern": r"^127\.0\.0\.1:[0-9]{1,5}$"}},
+        "quirks": ["mastodon_apps"],
+    }
+    registering = {
+        "client_id": None,
+        "client_secret": None,
+        "registration": "dynamic",
+        "params": {"host": world.idp.allowance},
+        "default_scopes": ["read", "write"],
+    }
+    made = await world.integration(name, registering, **fields)
+    assert (made["state"], made["client_id"]) == ("ready", world.idp.client_id)
+    (asked,) = [call for call in world.idp.calls if call.endpoint == "api/v1/apps"]
+    assert json.loads(asked.body) == {
+        "client_name": "Evergrant",
+        "redirect_uris": made["redirect_uri"],
+        "scopes": "read write",
+    }
+    begun = await world.begin(name)
+    async with Browser(world) as browser:
+        await browser.leave(begun["connect_url"])
+        assert "is connected" in (await browser.come_back()).text

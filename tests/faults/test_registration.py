@@ -129,7 +129,8 @@ class Worker:
         self.journal = Journal(journals)
         egress = Egress(EgressPolicy(allow=(idp.allowance,)))
         sending = Registrations(parts.store, egress, parts.clock, sections, self.journal, LIMITS)
-        self.discovery = self.made_of(parts.store, egress, parts.clock, parts.settings.public_url, sending)
+        url = parts.settings.public_url
+        self.discovery = self.made_of(parts.store, parts.registry, egress, parts.clock, url, sending)
         endings = {AttemptKind.REGISTRATION: self.discovery.answered}
         self.replayer = Replayer(parts.store, parts.clock, self.journal, sections, endings)
 

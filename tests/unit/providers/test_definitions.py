@@ -103,7 +103,6 @@ def test_the_catalogue_loads_and_says_what_it_cant_do() -> None:
     [
         {"auth_modes": ["client_credentials"]},
         {"auth_modes": ["oauth1"]},
-        {"client_secret_generator": {"kind": "jwt", "alg": "ES256", "lifetime_s": 60}},
         {"flow": "install"},
         {"allow_unsolicited_callback": True},
         {"scope_params": {"user": "user_scope"}},

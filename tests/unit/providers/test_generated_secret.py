@@ -1,0 +1,52 @@
+"""A client secret that is a JWT, as the catalogue's own definition of Apple has it."""
+
+import pytest
+from joserfc import jwt
+from joserfc.jwk import ECKey, RSAKey
+
+from evergrant_server.core.client_key import ClientKey
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.secret import Secret
+from providers.generated_secret import generated_secret
+from providers.registry import Registry
+from tests.unit.providers.definitions import NOW
+
+APPLE = Registry.load().get("apple")
+EC = ECKey.generate_key("P-256")
+KEY = ClientKey(private=Secret(EC.as_pem(private=True).decode()), id="another id")
+PARAMS = {"team_id": "A1B2C3D4E5", "key_id": "F6G7H8I9J0"}
+
+
+def test_it_says_who_we_are_for_a_day() -> None:
+    APPLE.require_usable()
+    secret = generated_secret(APPLE, "com.example.app", PARAMS, KEY, NOW)
+    token = jwt.decode(secret.reveal(), EC, algorithms=["ES256"])
+    assert token.header == {"alg": "ES256", "typ": "JWT", "kid": "F6G7H8I9J0"}
+    now = int(NOW.timestamp())
+    assert token.claims == {
+        "iss": "A1B2C3D4E5",
+        "sub": "com.example.app",
+        "aud": "https://appleid.apple.com",
+        "iat": now,
+        "exp": now + 86_400,
+    }
+
+
+@pytest.mark.parametrize(
+    ("params", "key", "why"),
+    [
+        (PARAMS, None, "has no key"),
+        ({"team_id": "A1B2C3D4E5"}, KEY, "key_id is missing"),
+        (PARAMS | {"team_id": "x"}, KEY, "team_id must match"),
+        (PARAMS, ClientKey(private=Secret("no key")), "can't be used"),
+        (
+            PARAMS,
+            ClientKey(private=Secret(RSAKey.generate_key(2048).as_pem(private=True).decode())),
+            "can't sign with ES256",
+        ),
+    ],
+)
+def test_what_an_admin_has_to_repair(params: dict[str, str], key: ClientKey | None, why: str) -> None:
+    with pytest.raises(Failure, match=why) as raised:
+        generated_secret(APPLE, "com.example.app", params, key, NOW)
+    assert raised.value.code is Code.CLIENT_REJECTED
