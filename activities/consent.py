@@ -100,7 +100,7 @@ class ConsentActivities(ProviderActivities):
     async def _ended(self, consent: Consent, held: Holdings) -> GrantNews | None:
         """The answer when an earlier try of this activity had already committed."""
         if consent.status is ConsentStatus.DONE and held.grant is not None:
-            return news_of(held.connection, held.grant, held.integration)
+            return held.news(held.connection, held.grant)
         if consent.status is not ConsentStatus.CODE_RECEIVED:
             return GrantNews(failure=Code(consent.failure or Code.CALLBACK_INVALID), over=True)
         if held.connection.state is State.REVOKING or held.connection.state.final:
@@ -225,7 +225,7 @@ class ConsentActivities(ProviderActivities):
                 scopes=list(grant.scopes),
                 consent=consent.id,
             )
-            return news_of(saved, grant, held.integration)
+            return held.news(saved, grant)
 
         return await settled(self._store, install, use.keys)
 
@@ -283,7 +283,7 @@ class ConsentActivities(ProviderActivities):
             now = self._clock.now()
             current = await connection_of(tx, order)
             if current.state is not State.PENDING_CONSENT:
-                return await _what_is_true(tx, current)
+                return await _what_is_true(tx, current, self._holder.announce_days)
             received = await tx.consents.received_for(order.tenant, order.connection_id)
             if received is not None and received.kind is ConsentKind.CODE:  # its message comes later
                 return GrantNews(state=current.state, consent_id=received.id)
@@ -313,7 +313,9 @@ def _where(consent: Consent, first_asked: Endpoints, asked: Endpoints) -> str | 
     return asked.token_endpoint if replaced and same_server else consent.token_endpoint
 
 
-async def _what_is_true(tx: Tx, current: Connection) -> GrantNews | None:
+async def _what_is_true(
+    tx: Tx, current: Connection, announce_days: tuple[int, ...] | None
+) -> GrantNews | None:
     """What the store says of a connection whose consent is over for its workflow; None: the same."""
     if current.state.final:
         return None
@@ -321,4 +323,4 @@ async def _what_is_true(tx: Tx, current: Connection) -> GrantNews | None:
     integration = await tx.integrations.get(current.tenant, current.integration_id)
     if current.state is State.REVOKING or grant is None or integration is None:
         return GrantNews(state=current.state)
-    return news_of(current, grant, integration)
+    return news_of(current, grant, integration, announce_days)

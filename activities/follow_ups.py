@@ -4,7 +4,7 @@ from temporalio import activity
 
 from activities.failures import grant_news
 from activities.heartbeat import heartbeats
-from activities.holdings import Holder, Holdings, news_of
+from activities.holdings import Holder, Holdings
 from activities.records import connection_of, record, settled
 from evergrant_server.core.account import FollowUp, Option
 from evergrant_server.core.audit import AuditAction
@@ -85,7 +85,7 @@ class FollowUpActivities:
             await record(tx, order, AuditAction.ACCOUNT_CHOSEN, now, choice=option.id, of=len(options))
         elif after.follow_up is FollowUp.CHOOSING:
             await record(tx, order, AuditAction.CHOICE_ASKED, now, of=len(options))
-        return news_of(saved, told, held.integration)
+        return held.news(saved, told)
 
 
 def _choosing(held: Holdings) -> bool:

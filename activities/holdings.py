@@ -35,6 +35,7 @@ class Holdings:
     other_client: OAuthClient | None = None  # in the overlap of a rotation: with the other secret
     definition: Definition | None = None  # the tenant's own version that `spec` is from
     older: ProviderSpec | None = None  # while that one is staged: what answered before
+    announce_days: tuple[int, ...] | None = None  # see `GrantNews`
     passed_over: Definition | None = None  # a staged version that isn't asked: what works counts against it
 
     @property
@@ -85,6 +86,10 @@ class Holdings:
         other = replace(self.other_client, proof_key=key) if self.other_client else None
         return replace(self, client=replace(self.client, proof_key=key), other_client=other)
 
+    def news(self, connection: Connection, grant: Grant) -> GrantNews:
+        """The facts of a grant that the store holds now."""
+        return news_of(connection, grant, self.integration, self.announce_days)
+
     def believed(self) -> "Holdings":
         """The same in hand, for what can't be asked twice: a staged version isn't relied on yet."""
         return self.as_before() if self.provisional else self
@@ -115,10 +120,18 @@ class Holdings:
 class Holder:
     """Reads holdings. Every key that will be needed is unwrapped here, before any intent."""
 
-    def __init__(self, store: Store, registry: Registry, public_url: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        store: Store,
+        registry: Registry,
+        public_url: str,
+        clock: Clock,
+        announce_days: tuple[int, ...] | None = None,
+    ) -> None:
         self._store = store
         self._registry = registry
         self._public_url = public_url
+        self.announce_days = announce_days
         self._clock = clock
 
     async def take(self, tenant: Tenant, connection_id: ConnectionId) -> Holdings:
@@ -165,6 +178,7 @@ class Holder:
             definition=definition,
             older=older,
             passed_over=passed_over,
+            announce_days=self.announce_days,
             redirect_uri=f"{self._public_url}/oauth/callback/{integration.id}",
         )
         return held if key is None else held.proving(key)
@@ -209,7 +223,12 @@ def _endpoints(spec: ProviderSpec, integration: Integration, grant: Grant | None
         raise Failure(Code.CLIENT_REJECTED, failure.detail) from None
 
 
-def news_of(connection: Connection, grant: Grant, integration: Integration) -> GrantNews:
+def news_of(
+    connection: Connection,
+    grant: Grant,
+    integration: Integration,
+    announce_days: tuple[int, ...] | None = None,
+) -> GrantNews:
     """The facts of the grant that the store holds now."""
     return GrantNews(
         state=connection.state,

@@ -9,7 +9,7 @@ from temporalio import activity
 from activities.answers import Answer
 from activities.failures import grant_news
 from activities.heartbeat import heartbeats
-from activities.holdings import Holdings, news_of
+from activities.holdings import Holdings
 from activities.provider_activities import ProviderActivities
 from activities.records import closed, connection_of, record, settled
 from activities.single_use import Ending, Use
@@ -170,7 +170,7 @@ class LateAnswerActivities(ProviderActivities):
             await closed(tx, use.attempt, Outcome.INSTALLED, now)
             detail = {"generation": grant.generation, "late_attempt": order.attempt_id}
             await record(tx, order, AuditAction.CONNECTION_RECOVERED, now, **detail)
-            return news_of(saved, grant, held.integration)
+            return held.news(saved, grant)
 
         return await settled(self._store, adopt, use.keys)
 
@@ -208,7 +208,7 @@ class LateAnswerActivities(ProviderActivities):
     async def _what_holds(tx: Tx, current: Connection, held: Holdings) -> GrantNews:
         grant = await tx.grants.get(current.tenant, current.id)
         if current.state is State.ACTIVE and grant is not None:
-            return news_of(current, grant, held.integration)
+            return held.news(current, grant)
         if current.state is State.REVOKING:
             return GrantNews(state=State.REVOKING)
         return GrantNews(state=current.state, failure=current.reason or Code.CONSENT_REQUIRED)

@@ -11,7 +11,7 @@ from activities.client_secrets import client_refused
 from activities.clocks import correction_of
 from activities.failures import grant_news
 from activities.heartbeat import heartbeats
-from activities.holdings import Holder, Holdings, news_of
+from activities.holdings import Holder, Holdings
 from activities.late_answers import keep_late
 from activities.provider_activities import ProviderActivities
 from activities.records import closed, connection_of, record, settled
@@ -70,7 +70,7 @@ class RefreshActivities(ProviderActivities):
                 return GrantNews(state=State.REVOKING)
             return GrantNews(state=connection.state, failure=connection.reason or Code.CONSENT_REQUIRED)
         if connection.generation > order.generation:
-            return news_of(connection, grant, held.integration)
+            return held.news(connection, grant)
         if connection.generation < order.generation:
             raise Failure(
                 Code.STORE_BEHIND,
@@ -172,7 +172,7 @@ class RefreshActivities(ProviderActivities):
             if current.generation != attempt.from_generation:
                 await closed(tx, attempt, Outcome.SUPERSEDED, now)
                 newer = await tx.grants.get(order.tenant, order.connection_id)
-                return news_of(current, newer or before, held.integration)
+                return held.news(current, newer or before)
             if current.state not in (State.ACTIVE, State.REVOKING):
                 # another worker took over and was refused: what comes after that is verified first
                 await closed(tx, attempt, Outcome.SUPERSEDED, now)
@@ -194,7 +194,7 @@ class RefreshActivities(ProviderActivities):
             await closed(tx, attempt, Outcome.INSTALLED, now)
             await note_recovery(tx, order, current, now)
             await record(tx, order, AuditAction.GRANT_REFRESHED, now, generation=grant.generation)
-            return news_of(saved, grant, held.integration)
+            return held.news(saved, grant)
 
         return await settled(self._store, install, use.keys)
 
@@ -248,7 +248,7 @@ class RefreshActivities(ProviderActivities):
         """Somebody else brought a newer grant: an import, a consent, another worker."""
         newer = await tx.grants.get(current.tenant, current.id)
         assert newer is not None
-        return news_of(current, newer, held.integration)
+        return held.news(current, newer)
 
     async def _give_up(self, order: RefreshGrant) -> GrantNews:
         """Its token was sent as often as it may be, and nobody knows what became of it."""
@@ -268,7 +268,7 @@ class RefreshActivities(ProviderActivities):
         """The grant can't be refreshed: when its access token is over, the subject must act."""
         assert held.grant is not None
         if held.grant.valid(self._clock.now()):
-            return news_of(held.connection, held.grant, held.integration)
+            return held.news(held.connection, held.grant)
 
         async def expire(tx: Tx) -> GrantNews:
             now = self._clock.now()

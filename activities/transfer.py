@@ -6,7 +6,7 @@ from datetime import datetime
 from temporalio import activity
 
 from activities.heartbeat import heartbeats
-from activities.holdings import Holdings, news_of
+from activities.holdings import Holdings
 from activities.records import connection_of, record, settled
 from activities.wellbeing import note_recovery
 from evergrant_server import audit
@@ -50,7 +50,7 @@ async def install_import(
         waiting = await tx.consents.get(consent.tenant, consent.id)
         if waiting is None or waiting.status is not ConsentStatus.CODE_RECEIVED:
             grant = await tx.grants.get(order.tenant, order.connection_id)
-            return news_of(current, grant, held.integration) if grant else GrantNews(state=current.state)
+            return held.news(current, grant) if grant else GrantNews(state=current.state)
         if current.state.final:
             await end_consent(tx, waiting, ConsentStatus.FAILED, Code.CONSENT_EXPIRED)
             return GrantNews(failure=Code.CONSENT_EXPIRED)
@@ -82,7 +82,7 @@ async def install_import(
             consent=consent.id,
             imported=True,
         )
-        return news_of(saved, grant, held.integration)
+        return held.news(saved, grant)
 
     return await settled(store, install)
 

@@ -99,6 +99,11 @@ class Settings(BaseSettings):
         default=timedelta(hours=12),
         description="How often a provider that offers it is asked whether a grant still lives.",
     )
+    expiry_announce_days: Annotated[tuple[int, ...], NoDecode] = Field(
+        default=(14, 3, 1),
+        description="Days before a grant ends for good on which that is announced, for grants that come "
+        "from then on. Comma-separated; 0 announces nothing.",
+    )
     webhook_retention: timedelta = Field(
         default=timedelta(days=30),
         description="How long the log of deliveries to webhooks, and with it what can be replayed, is kept.",
@@ -139,6 +144,15 @@ class Settings(BaseSettings):
         description="Where a worker serves `/metrics`, Temporal's own included; empty: nowhere.",
     )
     metrics_host: str = Field(default="127.0.0.1", description="The address it serves them on.")
+
+    @field_validator("expiry_announce_days", mode="before")
+    @classmethod
+    def _days(cls, value: Any) -> Any:
+        parts = value.split(",") if isinstance(value, str) else value
+        days = {int(part) for part in parts}
+        if not days <= set(range(366)):
+            raise ValueError("give days from 1 to 365, or 0 for none")
+        return tuple(sorted(days - {0}, reverse=True))
 
     @field_validator("egress_allow", mode="before")
     @classmethod

@@ -107,7 +107,10 @@ def activities(
     policy = EgressPolicy(allow=parts.settings.egress_allow)
     egress = Egress(policy, around=around)
     sender = Sender(egress)
-    holder = Holder(parts.store, parts.registry, parts.settings.public_url, parts.clock)
+    settings = parts.settings
+    holder = Holder(
+        parts.store, parts.registry, settings.public_url, parts.clock, settings.expiry_announce_days
+    )
     single_use = SingleUse(parts.store, parts.clock, sections, journal, limits)
     circuits = Circuits(
         CircuitRules(

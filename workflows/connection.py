@@ -20,7 +20,7 @@ with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.errors import FAILURES
     from evergrant_server.core.late_messages import SIGNAL_ANSWER_CAME_LATE, AnswerCameLate, VerifyLateAnswer
     from evergrant_server.core.lifecycle import Do, Step, Wake, ensure_fresh_refusal, next_step, wake
-    from evergrant_server.core.schedule import NEWEST_RULES, RULES, jitter
+    from evergrant_server.core.schedule import NEWEST_RULES, RULES, Rules, announcing, jitter
     from evergrant_server.core.waking import end_of
     from workflows import calls
     from workflows.cancelling import despite_cancellation
@@ -89,7 +89,7 @@ class ConnectionWorkflow:
 
     async def _live_through(self, happening: m.Happening | None) -> None:
         while happening is not None:
-            step = next_step(self._life, happening, workflow.now(), self._rules, self._share())
+            step = next_step(self._life, happening, workflow.now(), self._rules_now(), self._share())
             moved = step.life.state is not self._life.state
             self._life = step.life
             self._show(moved)
@@ -335,7 +335,10 @@ class ConnectionWorkflow:
         return info.is_continue_as_new_suggested() or length >= self._rules.longest_history
 
     def _wake(self) -> Wake | None:
-        return wake(self._life, self._rules, self._share())
+        return wake(self._life, self._rules_now(), self._share())
+
+    def _rules_now(self) -> Rules:
+        return announcing(self._rules, self._life.announce_days)
 
     def _share(self) -> float:
         return jitter(self._start.connection_id, self._life.generation)

@@ -25,7 +25,7 @@ from evergrant_server.core.schedule import RefreshPolicy, Rules, ask_at, forced_
 from evergrant_server.core.waking import Wake, due, earliest, end_of, extends, same_end, settles_at, wake
 
 _REMEMBERED_CONSENTS = 20
-_MOST_REPLIES_LATER = 100
+_MOST_REPLIES_LATER = 100  # the newest; an older one waits until its own deadline
 _ENDS = {Code.CONSENT_DENIED: Move.CONSENT_DENIED, Code.CONSENT_EXPIRED: Move.CONSENT_EXPIRED}
 
 
@@ -339,6 +339,7 @@ def _installed(life: Life, move: Move, news: GrantNews, now: datetime) -> Step:
         "refresh_extends": extends(life, move, news),
         "margin_s": news.margin_s,
         "min_age_s": news.min_age_s,
+        "announce_days": news.announce_days,
         "interim": news.interim,
         "ends_together": news.ends_together,
         **NONE_LATE,

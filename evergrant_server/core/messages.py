@@ -110,6 +110,7 @@ class Life(Message):
     min_age_s: float | None = None  # a refresh of a younger token is refused
     end_known_at: datetime | None = None  # since when `announced` is about this end
     announced: tuple[int, ...] = ()  # days before the end that were announced
+    announce_days: tuple[int, ...] | None = None  # as was set when the grant came; None: the rules' own
     forced: int = 0  # refreshes that reports of a refused token have forced, see `forced_at`
     forced_at: datetime | None = None
     late: AttemptId | None = None  # an answer that came too late waits to be verified
@@ -143,6 +144,7 @@ class GrantNews(Message):
     min_age_s: float | None = None
     interim: bool = False
     ends_together: bool = False
+    announce_days: tuple[int, ...] | None = None
     not_leased: bool = False
     failure: Code | None = None
     retry_after: float | None = None  # seconds

@@ -78,6 +78,13 @@ NEWEST_RULES = max(RULES)
 _OURS = frozenset({Code.KEY_UNAVAILABLE, Code.JOURNAL_UNAVAILABLE, Code.STORE_UNAVAILABLE})
 
 
+def announcing(rules: Rules, days: tuple[int, ...] | None) -> Rules:
+    """`rules` with the days that the operator set (None: nobody did), where they announce at all."""
+    if days is None or not rules.announce_days:
+        return rules
+    return rules.model_copy(update={"announce_days": days})
+
+
 def jitter(identity: str, generation: int) -> float:
     """A share in [0, 1) that is always the same for this connection and generation."""
     digest = hashlib.sha256(f"{identity}:{generation}".encode()).digest()

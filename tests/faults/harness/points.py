@@ -48,6 +48,7 @@ JOURNAL = "evergrant_server.journal"  # with everything below it
 
 # No credential is spent here: other flows, which share a module with the two.
 ELSEWHERE = {
+    "activities.replay:Replayer._of_an_integration": "a registration: there is no connection yet",
     "activities.consent:ConsentActivities.end_consent": "ends a consent without a code: one transaction",
     "activities.consent:_what_is_true": "ends a consent without a code: one transaction",
     "evergrant_server.egress.network:GuardedBackend.connect_unix_socket": "always refuses",
@@ -59,6 +60,8 @@ ELSEWHERE = {
 ELSEWHERE_CALLED = {
     "install_import": "an import brings its tokens: no provider is asked",
     "subject_token_of": "a minting spends nothing",
+    "self._of_an_integration": "a registration: there is no connection yet",
+    "forget_unsent": "a registration: there is no connection yet",
 }
 JOURNAL_STEPS = f"{JOURNAL}.entry"  # its system calls: between two of them a process can die as well
 

@@ -9,7 +9,7 @@ from evergrant_server.core.connection import State
 from evergrant_server.core.errors import Code
 from evergrant_server.core.lifecycle import Do, next_step, wake
 from evergrant_server.core.messages import Asked, Event, GrantNews, Happening, Life, Wish
-from evergrant_server.core.schedule import NEWEST_RULES, RULES, jitter, retry_at
+from evergrant_server.core.schedule import NEWEST_RULES, RULES, announcing, jitter, retry_at
 from evergrant_server.core.waking import end_of
 
 NEW = RULES[NEWEST_RULES]
@@ -309,3 +309,27 @@ def test_what_is_ours_to_repair_is_tried_again_within_a_minute_and_a_quarter(cod
     for other in (Code.PROVIDER_UNREACHABLE, Code.INTERNAL):
         assert retry_at(NOW, 50, other, None, NEW, share=0.5) - NOW == NEW.longest_backoff
     assert retry_at(NOW, 50, code, None, RULES[3], share=0.5) - NOW == NEW.longest_backoff
+
+
+@pytest.mark.parametrize(("days", "said"), [(None, [14, 3, 1]), ((30, 7), [30, 7]), ((), []), ((2,), [2])])
+def test_an_operator_says_when_an_end_is_announced(days: tuple[int, ...] | None, said: list[int]):
+    life = ACTIVE.model_copy(
+        update={
+            "refreshable": False,
+            "expires_at": NOW + 40 * DAY,
+            "end_known_at": NOW,
+            "announce_days": days,
+        }
+    )
+    rules = announcing(NEW, life.announce_days)
+    told: list[int] = []
+    while (woken := wake(life, rules)) is not None and woken.days is not None:
+        happening = Happening(event=Event.TIME_CAME, asked=ASKED)
+        step_ = next_step(life, happening, woken.at, rules)
+        told.append(step_.days)
+        life = step_.life
+    assert told == said
+
+
+def test_rules_that_announced_nothing_do_not_begin_to():
+    assert announcing(RULES[1], (14,)) is RULES[1]
