@@ -10,6 +10,7 @@ from activities.answers import Answer
 from activities.client_secrets import client_refused
 from activities.definitions import doubted
 from activities.failures import grant_news
+from activities.first_tokens import by_code, first_tokens
 from activities.heartbeat import heartbeats
 from activities.holdings import Holdings, news_of
 from activities.late_answers import keep_late
@@ -32,7 +33,6 @@ from evergrant_server.core.late import WANTED
 from evergrant_server.core.messages import ActivityName, EndConsent, ExchangeCode, GrantNews, MintGrant
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.store import Tx
-from providers.replies import read_tokens
 from providers.reply import RawReply
 from providers.resolve import bound_params
 
@@ -129,18 +129,12 @@ class ConsentActivities(ProviderActivities):
             credential=consent.id,
         )
         reading = self._reading(held, consent, self._clock.now)
+        at, params = self._clock.now(), held.integration.params | bound_params(held.spec, consent.facts)
         news = await self._single_use.spend(
             use,
             order,
-            send=lambda check: self._sender.exchange_code(
-                held.spec,
-                endpoints,
-                held.client,
-                code=code,
-                verifier=verifier,
-                redirect_uri=redirect_uri,
-                params=held.integration.params | bound_params(held.spec, consent.facts),
-                before_send=check,
+            send=lambda check: by_code(
+                self._sender, held, endpoints, code, verifier, redirect_uri, params, at, before_send=check
             ),
             ending=self._ending(order, held, consent, reading, provisional=held.provisional),
         )
@@ -152,8 +146,7 @@ class ConsentActivities(ProviderActivities):
 
     def _read(self, held: Holdings, reply: RawReply, consent: Consent, came_at: datetime) -> TokenSet:
         """Pure. Raises as `read_tokens`."""
-        scopes = consent.scopes
-        return read_tokens(held.spec, reply, requested_scopes=scopes, refreshing=False, now=came_at)
+        return first_tokens(held, reply, consent.scopes, came_at)
 
     async def answered(self, use: Use, answer: Answer) -> GrantNews:
         """An answer from a journal, through the same judge and commit as one that has just come."""
@@ -201,15 +194,15 @@ class ConsentActivities(ProviderActivities):
                 return GrantNews(attempt_id=attempt.id, failure=Code.OUTCOME_UNKNOWN)
             # a consent by which scopes were added or given up says what the next one asks for
             granted = current.granted(now, order.generation)
-            looking = FollowUp.LOOKING if held.spec.post_auth else None
+            looking = FollowUp.LOOKING if held.spec.post_auth and current.flow.bears else None
             after = granted.model_copy(update={"requested_scopes": consent.scopes, "follow_up": looking})
             grant = Grant.from_tokens(
                 tokens,
                 generation=after.generation,
                 requested=consent.scopes,
                 at=attempt.first_opened_at,
-                renewable=held.renewable or held.spec.post_token_exchange is not None,
-                interim=held.spec.post_token_exchange is not None,
+                renewable=held.renewable or held.interim,
+                interim=held.interim,
             )
             saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
             # not `closed`: who takes over in this moment makes this a conflict, and is_open says so then

@@ -190,7 +190,8 @@ class ElsewhereActivities:
 
 def introspects(held: Holdings) -> bool:
     """By RFC 7662: other ways to ask need the token in the URL, or an answer of their own."""
-    return held.endpoints.introspection_endpoint is not None and held.spec.introspection is None
+    asks = held.connection.flow.bears and held.spec.introspection is None
+    return asks and held.endpoints.introspection_endpoint is not None
 
 
 def _later(now: datetime, interval: timedelta, connection: Connection) -> datetime:

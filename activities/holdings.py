@@ -52,7 +52,7 @@ class Holdings:
     def exchange(self) -> Refresh | None:
         """How the access token that is held is exchanged for the next one; None: not at all."""
         flow, first = self.connection.flow, self.spec.post_token_exchange
-        if flow.mints or flow.static:
+        if not flow.refreshes:
             return None
         if first is not None and self.grant is not None and self.grant.interim:
             return first
@@ -67,7 +67,12 @@ class Holdings:
     def renewable(self) -> bool:
         """New tokens are made without a refresh token."""
         flow = self.connection.flow
-        return flow.mints or (self.spec.renews_by_access_token and not flow.static)
+        return flow.mints or (self.spec.renews_by_access_token and flow.refreshes)
+
+    @property
+    def interim(self) -> bool:
+        """A first token is one that is to be exchanged for a long-lived one."""
+        return self.spec.post_token_exchange is not None and self.connection.flow.refreshes
 
     @property
     def params(self) -> dict[str, str]:

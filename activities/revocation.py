@@ -97,8 +97,10 @@ class RevocationActivities(ProviderActivities):
         late = await self._late_tokens(held)
         if held.grant is None and not late:
             return Revocation.NOTHING_HELD
-        if held.endpoints.revocation_endpoint is None or held.connection.flow.static:
-            return Revocation.NOT_SUPPORTED  # a key that somebody brought is theirs to take back
+        flow = held.connection.flow
+        if held.endpoints.revocation_endpoint is None or flow.static or not flow.bears:
+            # a key that somebody brought is theirs to take back; OAuth 1.0a has no revocation
+            return Revocation.NOT_SUPPORTED
         # late ones are not believed, and perhaps alive all the same
         told = [await self._ended(held, it.refresh_token, it.access_token) for it in late]
         if held.grant is not None:

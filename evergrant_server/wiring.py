@@ -20,6 +20,7 @@ from activities.holdings import Holder
 from activities.late_answers import LateAnswerActivities
 from activities.minting import MintActivities
 from activities.onboarding import OnboardingActivities
+from activities.preparing import PreparingActivities
 from activities.pushing import PushActivities
 from activities.receiver_keys import ReceiverKeysActivities
 from activities.reconcile import ReconcileActivities
@@ -147,6 +148,7 @@ def activities(
         retention=parts.settings.webhook_retention,
     )
     onboarding = OnboardingActivities(parts.store, parts.registry, egress, parts.clock)
+    preparing = PreparingActivities(parts.store, holder, sender, parts.clock)
     late = LateAnswerActivities(parts.store, holder, sender, single_use, parts.clock)
     follow_ups = FollowUpActivities(parts.store, holder, egress, parts.clock)
     endings = {
@@ -181,6 +183,7 @@ def activities(
         onboarding.check_definition,
         onboarding.decide_definition,
         onboarding.watch_definition,
+        preparing.prepare_consent,
     ]
     return Work(offered, Replayer(parts.store, parts.clock, journal, sections, endings))
 

@@ -62,7 +62,7 @@ def judge_callback(
     a parameter twice (RFC 6749 section 3.1) or too long, a missing or wrong `iss` (RFC 9207
     section 2.4, on error responses too), neither code nor error, or both.
     """
-    given = _single(query)
+    given = single(query)
     state = state_of(query)
     _check_issuer(given.get("iss"), expected_issuer, iss_required)
     code_param = spec.callback_code_param if spec else "code"
@@ -87,7 +87,8 @@ def judge_callback(
     return Callback(Secret(code), state, False, None, facts, scopes_of(spec, given, requested))
 
 
-def _single(query: Query) -> dict[str, str]:
+def single(query: Query) -> dict[str, str]:
+    """Each parameter once (RFC 6749 section 3.1). Raises Failure CALLBACK_INVALID."""
     if len(query) > _MOST_PARAMS:
         _refuse("too many parameters")
     for name, times in Counter(name for name, _ in query).items():

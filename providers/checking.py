@@ -29,6 +29,10 @@ _OURS_ALONE = ("categories", "sources")  # how the catalogue is kept, nothing ab
 _SECRETS_GO_TO = (
     "token_endpoint",
     "refresh_endpoint",
+    "refresh.url",
+    "post_token_exchange.url",
+    "request_token_endpoint",
+    "oauth1.token_endpoint",
     "revocation_endpoint",
     "revocation.url",
     "introspection_endpoint",

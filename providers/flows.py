@@ -17,6 +17,7 @@ from providers.authorization import redirect_uri_of
 from providers.client import Answered, OAuthClient, ProviderClient
 from providers.dialects import exchange_dialect, refresh_dialect, renewal_dialect, revocation_dialect
 from providers.minting import TokenRequest
+from providers.oauth1 import SignedRequest
 from providers.proofs import Nonces, nonce_wanted
 from providers.quirks import QUIRKS, Quirk
 from providers.reply import RawReply
@@ -208,6 +209,21 @@ class Sender:
 
     def _auth(self, spec: ProviderSpec, client: OAuthClient, dialect: Dialect) -> WireAuth:
         return WireAuth(spec, client, dialect, self._nonces)
+
+    async def signed(
+        self,
+        spec: ProviderSpec,
+        client: OAuthClient,
+        request: SignedRequest,
+        *,
+        before_send: BeforeSend | None = None,
+    ) -> RawReply:
+        """Send a request that is signed already (RFC 5849 sections 2.1 and 2.3)."""
+
+        def ask(authlib: ProviderClient) -> Awaitable[Any]:
+            return authlib.request(request.method, request.url, headers=request.headers, withhold_token=True)
+
+        return await self._send(spec, client, ask, before_send)
 
     async def _send(
         self,

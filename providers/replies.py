@@ -38,7 +38,7 @@ def read_tokens(
     Raises Failure GRANT_REJECTED, CLIENT_REJECTED, PROVIDER_ERROR, PROVIDER_RATE_LIMITED
     (both with retry_after in seconds when the provider gave one), REPLY_UNREADABLE.
     """
-    _refuse_failures(spec, reply, spec.success_statuses, now)
+    refuse_failures(spec, reply, spec.success_statuses, now)
     data = body_of(spec, reply)
     try:
         return _tokens(spec, reply, data, requested_scopes, refreshing, now)
@@ -71,14 +71,14 @@ def revokes_no_such_token(spec: ProviderSpec, reply: RawReply) -> bool:
 
 def read_introspection(spec: ProviderSpec, reply: RawReply) -> bool:
     """Whether the token is active: only the JSON boolean true says so (RFC 7662 section 2.2)."""
-    _refuse_failures(spec, reply, (200,))
+    refuse_failures(spec, reply, (200,))
     active = body_of(spec, reply).get("active")
     if not isinstance(active, bool):
         raise unreadable(spec, reply, f"active that is {kind(active)}")
     return active
 
 
-def _refuse_failures(
+def refuse_failures(
     spec: ProviderSpec, reply: RawReply, success: tuple[int, ...], now: datetime | None = None
 ) -> None:
     """Raise for a status that isn't success, and for an error that hides behind one that is."""

@@ -29,7 +29,7 @@ AuthMode = Literal[
 ]  # no password grant and no implicit flow (RFC 9700 sections 2.1.2 and 2.4)
 
 
-_NO_BROWSER = tuple(flow for flow in Flow if flow is not Flow.AUTHORIZATION_CODE)
+_NO_CODE = tuple(flow for flow in Flow if flow is not Flow.AUTHORIZATION_CODE)
 _MINTING = tuple(flow for flow in Flow if flow.mints)
 _NOT_ASKED_OF: dict[str, tuple[Flow, ...]] = {  # flows that have nothing to do with a field
     **dict.fromkeys(
@@ -39,7 +39,7 @@ _NOT_ASKED_OF: dict[str, tuple[Flow, ...]] = {  # flows that have nothing to do 
             "scope_params",
             "issuer_template",
         ),
-        _NO_BROWSER,
+        _NO_CODE,
     ),
     **dict.fromkeys(
         (
@@ -149,6 +149,9 @@ class ProviderSpec(
             "refresh_endpoint": self.refresh_endpoint,
             "refresh.url": self.refresh.url,
             "post_token_exchange.url": self.post_token_exchange.url if self.post_token_exchange else None,
+            "request_token_endpoint": self.request_token_endpoint,
+            "oauth1.authorization_endpoint": self.oauth1.authorization_endpoint if self.oauth1 else None,
+            "oauth1.token_endpoint": self.oauth1.token_endpoint if self.oauth1 else None,
             "revocation_endpoint": self.revocation_endpoint,
             "revocation.url": self.revocation.url if self.revocation else None,
             "introspection_endpoint": self.introspection_endpoint,

@@ -169,6 +169,26 @@ class TokenExchangeGrant(Part):
     params: Params = Field(default_factory=dict)
 
 
+class SignatureMethod(StrEnum):
+    """RFC 5849 section 3.4; HMAC-SHA256 is what servers added since."""
+
+    HMAC_SHA1 = "HMAC-SHA1"
+    HMAC_SHA256 = "HMAC-SHA256"
+    RSA_SHA1 = "RSA-SHA1"
+    PLAINTEXT = "PLAINTEXT"
+
+
+class OAuth1Part(Part):
+    """OAuth 1.0a (RFC 5849). Endpoints it doesn't name are the definition's own."""
+
+    authorization_endpoint: UrlTemplate | None = None
+    token_endpoint: UrlTemplate | None = None
+    method: Literal["POST", "GET"] = "POST"  # of both token requests
+    signature_method: SignatureMethod = SignatureMethod.HMAC_SHA1
+    realm: str | None = Field(default=None, pattern=r"^[\x20\x21\x23-\x5b\x5d-\x7e]{1,200}$")
+    scope_in: Literal["authorization", "none"] = "none"  # RFC 5849 knows no scope
+
+
 class OtherGrants(Part):
     """What flows other than the authorization code need to know."""
 
@@ -176,4 +196,5 @@ class OtherGrants(Part):
     jwt_bearer: JwtBearerGrant | None = None
     token_exchange: TokenExchangeGrant | None = None
     device_authorization_endpoint: UrlTemplate | None = None
-    request_token_endpoint: UrlTemplate | None = None  # OAuth 1.0a
+    request_token_endpoint: UrlTemplate | None = None  # RFC 5849 section 2.1
+    oauth1: OAuth1Part | None = None

@@ -9,6 +9,7 @@ from workflows.discovery import DiscoveryWorkflow
 from workflows.elsewhere import LookElsewhereWorkflow
 from workflows.export import ExportWorkflow
 from workflows.onboarding import OnboardingWorkflow
+from workflows.preparing import PrepareConsentWorkflow
 from workflows.pushing import PushRequestWorkflow
 from workflows.receiver_keys import FetchKeysWorkflow
 from workflows.reconcile import ReconcileWorkflow
@@ -23,6 +24,7 @@ WORKFLOWS = (
     LookElsewhereWorkflow,
     OnboardingWorkflow,
     PushRequestWorkflow,
+    PrepareConsentWorkflow,
     ReconcileWorkflow,
     RereadMetadataWorkflow,
     WebhookDeliveryWorkflow,

@@ -14,15 +14,15 @@ from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response
 
 from evergrant_server.api.browsers import redirect
-from evergrant_server.api.connect import hash_of_state
 from evergrant_server.api.outgoing import signal
 from evergrant_server.api.subjects import SUBJECT, Going, Subjects, as_page, require_open, subjects_of
 from evergrant_server.api.tracing import trace_of
 from evergrant_server.core.access import Integration
 from evergrant_server.core.account import FollowUp
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.consent import Consent, ConsentStatus
+from evergrant_server.core.consent import Consent, ConsentStatus, hash_of_state
 from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.flow import Flow
 from evergrant_server.core.ids import IntegrationId, is_id
 from evergrant_server.core.messages import (
     SIGNAL_CONSENT_DENIED,
@@ -33,6 +33,7 @@ from evergrant_server.core.messages import (
 from evergrant_server.store import Tx
 from evergrant_server.telemetry import say
 from evergrant_server.telemetry_names import Event
+from providers import oauth1
 from providers.authorization import endpoints_for
 from providers.callback import Callback, judge_callback, state_of
 from providers.callback_facts import check_signature
@@ -85,7 +86,8 @@ async def _received(subjects: Subjects, request: Request, integration_id: Integr
         async with parts.store.read() as tx:
             integration = await tx.integrations.find(integration_id)
             query = _parsed(request.scope["query_string"])
-            consent = await tx.consents.by_state(hash_of_state(state_of(query)))
+            said = oauth1.token_of(query) or state_of(query)
+            consent = await tx.consents.by_state(hash_of_state(said))
             going = await _mine(subjects, tx, request, consent, integration)
     except Failure as failure:
         await _refuse(subjects, request, integration, None, failure)
@@ -149,10 +151,12 @@ async def _verify(subjects: Subjects, going: Going, query: Query) -> None:
 def _judged(going: Going, query: Query) -> tuple[Callback, Going]:
     """What the callback says, and the consent with all that it brought beside the code."""
     spec = going.spec
+    if going.connection.flow is Flow.OAUTH1:
+        return _judged_oauth1(going, query), going
     endpoints = endpoints_for(spec, going.integration)
     if endpoints.token_endpoint != going.consent.token_endpoint:
         # code and verifier go to the endpoint recorded for this attempt, or nowhere
-        raise Failure(Code.CALLBACK_INVALID, "The integration's endpoints changed meanwhile.")
+        raise _moved()
     callback = judge_callback(
         query,
         expected_issuer=going.consent.issuer,
@@ -179,6 +183,16 @@ def _brought(going: Going, callback: Callback) -> dict[str, object]:
         "facts": callback.metadata,
         "granted_scopes": callback.scopes,
     }
+
+
+def _judged_oauth1(going: Going, query: Query) -> Callback:
+    if oauth1.endpoints_of(going.spec, going.integration).token != going.consent.token_endpoint:
+        raise _moved()
+    return oauth1.judge_callback(query)
+
+
+def _moved() -> Failure:
+    return Failure(Code.CALLBACK_INVALID, "The integration's endpoints changed meanwhile.")
 
 
 async def _written(subjects: Subjects, request: Request, going: Going, callback: Callback) -> Going:

@@ -3,25 +3,28 @@
 Link previews send GETs, so a GET changes nothing.
 """
 
-import hashlib
+from dataclasses import dataclass, replace
 from datetime import datetime
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response
 
+from evergrant_server.api import leaving_oauth1
 from evergrant_server.api.browsers import page
 from evergrant_server.api.establishing import hash_of_link, require_ready
+from evergrant_server.api.parts import Parts
 from evergrant_server.api.pushing import push_order, reference_of
 from evergrant_server.api.subjects import SUBJECT, Going, Subjects, as_page, require_open, subjects_of
 from evergrant_server.api.tracing import trace_of
 from evergrant_server.core.access import Endpoints
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.consent import ConsentKind, ConsentStatus
+from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus, hash_of_state
 from evergrant_server.core.device import DeviceCode
 from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.flow import Flow
+from evergrant_server.core.messages import Asked
 from evergrant_server.core.pushing import PushedRequest
-from evergrant_server.core.secret import Secret
 from evergrant_server.store import Tx
 from providers.authorization import authorization_request, endpoints_for, new_state, new_verifier
 from providers.proofs import binds
@@ -31,10 +34,6 @@ router = APIRouter(tags=["pages"], default_response_class=HTMLResponse)
 
 _TRIES = 3
 _LONGEST_FORM = 4096
-
-
-def hash_of_state(state: Secret) -> str:
-    return hashlib.sha256(state.reveal().encode()).hexdigest()
 
 
 @router.get("/connect/{link}")
@@ -92,51 +91,79 @@ async def go_on(request: Request, link: str) -> Response:
     raise AssertionError("unreachable")
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """An attempt that is committed, and where its browser goes unless a worker gets a reference first."""
+
+    consent: Consent
+    url: str
+    endpoints: Endpoints
+    pushed: bool
+
+
 async def _started(subjects: Subjects, request: Request, link: str, browser: str) -> str:
     """A page that leads to the provider, once the attempt it belongs to is committed."""
-    parts = subjects.parts
-    state, verifier = new_state(), new_verifier()
+    parts, asked = subjects.parts, trace_of(request).asked_by(SUBJECT)
     async with parts.store.write() as tx:
         going = await subjects.going(tx, await tx.consents.by_link(hash_of_link(link)))
         _require_mine(subjects, request, going)
-        redirect_uri = parts.redirect_uri(going.integration.id)
-        spec = going.spec
-        url = authorization_request(
-            spec,
-            going.integration,
-            redirect_uri=redirect_uri,
-            state=state,
-            verifier=verifier,
-            scopes=going.consent.scopes,
-            dpop_jkt=await _key_named(tx, going, parts.clock.now()),
-        )
-        endpoints = endpoints_for(spec, going.integration)
-        pushed = None
-        if pushes(spec, endpoints):
-            pushed = PushedRequest(fields_to_push(url, _page_of(endpoints)))
-        started = going.consent.model_copy(
-            update={
-                "status": ConsentStatus.STARTED,
-                "state_hash": hash_of_state(state),
-                "browser_hash": subjects.browsers.hash_of(browser),
-                "redirect_uri": redirect_uri,
-                "issuer": endpoints.issuer,
-                "token_endpoint": endpoints.token_endpoint,
-            }
-        )
-        started = await tx.consents.replace(
-            started, expected=going.consent.revision, verifier=verifier, request=pushed
-        )
+        bound = {
+            "status": ConsentStatus.STARTED,
+            "browser_hash": subjects.browsers.hash_of(browser),
+            "redirect_uri": parts.redirect_uri(going.integration.id),
+        }
+        going = replace(going, consent=going.consent.model_copy(update=bound))
+        if going.connection.flow is Flow.OAUTH1:
+            begun = await leaving_oauth1.begun(tx, going)
+        else:
+            begun = await _begun(tx, going, asked, parts.clock.now())
         await _record(tx, subjects, request, going)
-        if pushed is not None:
-            asked = trace_of(request).asked_by(SUBJECT)
-            await tx.outbox.add(push_order(started, asked, parts.clock.now()))
-    if pushed is not None:
-        parts.relay.nudge()
-        reference = await reference_of(parts, started, spec, endpoints)
-        if reference is not None:
-            url = pushed_url(spec, going.integration, _page_of(endpoints), reference)
+    if isinstance(begun, Consent):
+        url = await leaving_oauth1.url_of(subjects, going, begun, asked)
+    else:
+        url = await _url_of(parts, going, begun)
     return subjects.pages.leaving(provider=going.provider, url=url)
+
+
+async def _begun(tx: Tx, going: Going, asked: Asked, now: datetime) -> _Begun:
+    """A fresh state and verifier; a worker is told where the request is to be pushed."""
+    state, verifier, spec, consent = new_state(), new_verifier(), going.spec, going.consent
+    assert consent.redirect_uri is not None
+    url = authorization_request(
+        spec,
+        going.integration,
+        redirect_uri=consent.redirect_uri,
+        state=state,
+        verifier=verifier,
+        scopes=consent.scopes,
+        dpop_jkt=await _key_named(tx, going, now),
+    )
+    endpoints = endpoints_for(spec, going.integration)
+    pushed = None
+    if pushes(spec, endpoints):
+        pushed = PushedRequest(fields_to_push(url, _page_of(endpoints)))
+    sent = {
+        "state_hash": hash_of_state(state),
+        "issuer": endpoints.issuer,
+        "token_endpoint": endpoints.token_endpoint,
+    }
+    started = await tx.consents.replace(
+        consent.model_copy(update=sent), expected=consent.revision, verifier=verifier, request=pushed
+    )
+    if pushed is not None:
+        await tx.outbox.add(push_order(started, asked, now))
+    return _Begun(started, url, endpoints, pushed is not None)
+
+
+async def _url_of(parts: Parts, going: Going, begun: _Begun) -> str:
+    """With the reference that a worker got, where the request was pushed."""
+    if not begun.pushed:
+        return begun.url
+    parts.relay.nudge()
+    reference = await reference_of(parts, begun.consent, going.spec, begun.endpoints)
+    if reference is None:
+        return begun.url
+    return pushed_url(going.spec, going.integration, _page_of(begun.endpoints), reference)
 
 
 async def _key_named(tx: Tx, going: Going, now: datetime) -> str | None:

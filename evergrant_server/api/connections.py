@@ -100,7 +100,10 @@ async def start(
         if recalled is not None:
             return recalled
         if body.source is not None:  # its token is used: whoever may have it may have this
-            await visible_connection(tx, caller, body.source, Action.TOKEN)
+            source = await visible_connection(tx, caller, body.source, Action.TOKEN)
+            if not source.flow.bears:
+                detail = "Its requests are signed: it has no token to exchange."
+                raise Failure(Code.INVALID_REQUEST, detail, field="source")
         opened = await Establishing(parts, caller, asked).connect(tx, wanted)
         view = await view_of(tx, opened.connection, opened)
         if opened.consent is not None:

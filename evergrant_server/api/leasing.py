@@ -20,6 +20,7 @@ from evergrant_server.core.errors import Code, Failure, Kind
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages import Asked, Wish
 from evergrant_server.core.schedule import NEWEST_RULES, RULES
+from evergrant_server.core.token_pair import OAUTH1
 from evergrant_server.policy import Reason, above, decide
 from evergrant_server.store import LeaseRow
 from providers.proofs import origin_of
@@ -79,6 +80,7 @@ class Leasing:
         if row is None:
             raise await self._refusals.nothing_there(caller, ask, asked)
         self._check_permit(caller, ask, row)
+        _check_kind(ask, row)
         if leasable(row.state, row.reason, row.follow_up):
             row = await self._fresh(ask, row, asked)
         if not leasable(row.state, row.reason, row.follow_up) or not self._is_valid(row):
@@ -193,7 +195,19 @@ class Leasing:
             scopes=row.grant.scopes,
             at=self._now(),
             proof_for=proof_for,
+            signed=ask.signs,
         )
+
+
+def _check_kind(ask: Ask, row: LeaseRow) -> None:
+    """A token whose requests are signed stays here; there is nothing to sign with any other."""
+    if row.grant is None:
+        return
+    signs = row.grant.token_type == OAUTH1
+    if signs and not ask.signs:
+        raise Failure(Code.SIGNATURE_NEEDED, connection_id=row.connection_id)
+    if ask.signs and not signs:
+        raise Failure(Code.INVALID_REQUEST, "Its requests are not signed: lease its token.", field="url")
 
 
 def _key(caller: Caller, ask: Ask) -> _Names | _Id:

@@ -4,6 +4,7 @@ from typing import Any, Protocol
 
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.messages import Asked, Description, Discovered, EnsureFresh, Freshness
+from evergrant_server.core.preparing import PrepareConsent, Prepared
 
 
 class TemporalPort(Protocol):
@@ -20,6 +21,8 @@ class TemporalPort(Protocol):
     async def discover(
         self, tenant: Tenant, integration_id: IntegrationId, asked: Asked, timeout: float
     ) -> Discovered: ...
+
+    async def prepare(self, order: PrepareConsent, timeout: float) -> Prepared: ...
 
     async def ready(self) -> bool: ...
 

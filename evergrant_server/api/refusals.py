@@ -24,12 +24,13 @@ from evergrant_server.store import LeaseRow
 
 @dataclass(frozen=True)
 class Ask:
-    """One request for a lease: by names, or by connection id."""
+    """One request for a lease: by names, or by connection id; or for a signature, of what `signs` says."""
 
     body: TokenBody
     names: LeaseBody | None
     connection_id: ConnectionId | None
     proof: ProofWanted | None = None  # not the token: a proof for one request with it
+    signs: str = ""
 
     @property
     def min_ttl(self) -> timedelta | None:

@@ -92,6 +92,7 @@ class LeaseClaim:
     scopes: tuple[str, ...]
     at: datetime
     proof_for: str | None = None  # method and origin: a proof for one request instead of the token
+    signed: str = ""  # the request that was signed, where that was asked for instead of the token
 
 
 async def write_sqlite(tx: Tx, lane: str, claims: Sequence[LeaseClaim]) -> frozenset[int]:
@@ -186,7 +187,10 @@ def _entry(claim: LeaseClaim) -> AuditEntry:
 
 
 def _what(claim: LeaseClaim) -> dict[str, object]:
-    return {"scopes": list(claim.scopes)} if claim.proof_for is None else {"for": claim.proof_for}
+    if claim.proof_for is not None:
+        return {"for": claim.proof_for}
+    signed = {"signed": claim.signed} if claim.signed else {}
+    return {"scopes": list(claim.scopes), **signed}
 
 
 def _newest_generations(claims: Sequence[LeaseClaim]) -> list[tuple[str, str, int]]:

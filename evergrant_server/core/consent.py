@@ -1,11 +1,18 @@
 """A consent: one try of one subject in one browser to grant access, from link to code."""
 
+import hashlib
 from datetime import datetime
 from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
 from evergrant_server.core.ids import ConnectionId, ConsentId, IntegrationId, Tenant
+from evergrant_server.core.secret import Secret
+
+
+def hash_of_state(state: Secret) -> str:
+    """What a consent is found by when its browser comes back, without keeping the state itself."""
+    return hashlib.sha256(state.reveal().encode()).hexdigest()
 
 
 class ConsentStatus(StrEnum):

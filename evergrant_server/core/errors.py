@@ -85,6 +85,7 @@ class Code(StrEnum):
     ALREADY_EXISTS = "already_exists"
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"
     BODY_TOO_LARGE = "body_too_large"
+    SIGNATURE_NEEDED = "signature_needed"
 
 
 @dataclass(frozen=True)
@@ -241,6 +242,11 @@ FAILURES: dict[Code, Rule] = {
         409, "This Idempotency-Key was used with another request.", "Use a new key."
     ),
     Code.BODY_TOO_LARGE: _caller(413, "The request body is too large.", "Send less than 1 MiB."),
+    Code.SIGNATURE_NEEDED: _caller(
+        409,
+        "Each request with this connection's token is signed, so there is no token to lease.",
+        "Have requests signed: POST /v1/connections/{id}/signatures.",
+    ),
 }
 
 

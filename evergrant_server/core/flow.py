@@ -17,6 +17,7 @@ class Flow(StrEnum):
     JWT_BEARER = "jwt_bearer"  # RFC 7523 section 2.1: service accounts
     DEVICE_CODE = "device_code"  # RFC 8628
     TOKEN_EXCHANGE = "token_exchange"  # RFC 8693
+    OAUTH1 = "oauth1"  # RFC 5849
     API_KEY = "api_key"
     BASIC = "basic"  # RFC 7617
 
@@ -36,7 +37,17 @@ class Flow(StrEnum):
     @property
     def asks_in_browser(self) -> bool:
         """The subject's browser brings a code back to us."""
-        return self is Flow.AUTHORIZATION_CODE
+        return self in (Flow.AUTHORIZATION_CODE, Flow.OAUTH1)
+
+    @property
+    def refreshes(self) -> bool:
+        """Its first grant may hold what the next one is made from, as the provider's definition says."""
+        return self in (Flow.AUTHORIZATION_CODE, Flow.DEVICE_CODE)
+
+    @property
+    def bears(self) -> bool:
+        """Its token is sent as it is. Otherwise each request is signed with it, and it stays here."""
+        return self is not Flow.OAUTH1
 
 
 class Target(BaseModel):

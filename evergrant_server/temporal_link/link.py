@@ -25,7 +25,7 @@ from temporalio.common import (
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from evergrant_server.core import search
+from evergrant_server.core import preparing, search
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import (
     ConnectionId,
@@ -150,6 +150,21 @@ class TemporalLink:
                 execution_timeout=timedelta(seconds=timeout),
                 result_type=Discovered,
                 static_summary="endpoints of an integration",
+            )
+        )
+
+    async def prepare(self, order: preparing.PrepareConsent, timeout: float) -> preparing.Prepared:
+        """Have a worker tell a provider that a subject's browser comes."""
+        return await self._guarded(
+            self._client.execute_workflow(
+                preparing.PREPARE_WORKFLOW,
+                order,
+                id=preparing.preparing_workflow_id(order.tenant, order.consent_id, order.revision),
+                task_queue=self._task_queue,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                execution_timeout=timedelta(seconds=timeout),
+                result_type=preparing.Prepared,
+                static_summary="before a browser goes to the provider",
             )
         )
 

@@ -64,8 +64,8 @@ async def _respond(app: Any, writer: asyncio.StreamWriter, scope: dict[str, Any]
 
 
 @asynccontextmanager
-async def served(app: Any) -> AsyncIterator[str]:
-    """The application's URL, for the length of a block."""
+async def served(app: Any, port: int = 0) -> AsyncIterator[str]:
+    """The application's URL, for the length of a block; on a port of its own, unless one is given."""
     busy: set[asyncio.Task[Any]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -81,7 +81,7 @@ async def served(app: Any) -> AsyncIterator[str]:
             busy.discard(task)
             writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", port)
     host, port = server.sockets[0].getsockname()[:2]
     try:
         yield f"http://{host}:{port}"

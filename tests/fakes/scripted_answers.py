@@ -23,6 +23,13 @@ class Answer:
     drips_s: float = 0.0  # the reply is sent a byte at a time, over so many seconds
 
 
+def written(data: Any, fields: Mapping[str, Any]) -> bytes:
+    """What acting gives, as a body: JSON, or bytes as they are."""
+    if isinstance(data, bytes):
+        return data
+    return b"" if data is None else json.dumps({**data, **fields}).encode()
+
+
 def ok(**fields: Any) -> Answer:
     return Answer(fields=fields)
 

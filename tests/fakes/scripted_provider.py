@@ -51,6 +51,7 @@ from tests.fakes.scripted_answers import (
     ok,
     raw,
     status,
+    written,
 )
 
 
@@ -224,7 +225,7 @@ class ScriptedProvider:
         if answer.acts:
             code, acted, data = self._act(call)
             headers = acted | headers
-            body = json.dumps({**data, **answer.fields}).encode() if data is not None else b""
+            body = written(data, answer.fields)
         if answer.wait is not None:
             await _waited(answer.wait)
         if not answer.answers:

@@ -16,8 +16,8 @@ from tests.fakes.http_server import served
 
 
 @asynccontextmanager
-async def serving(settings: Settings) -> AsyncIterator[str]:
-    """The API, with the keys of the API's role and no others."""
+async def serving(settings: Settings, port: int = 0) -> AsyncIterator[str]:
+    """The API, with the keys of the API's role and no others. Links lead here if `port` is its setting."""
     async with platform(settings, Role.API) as parts:
         assert not parts.ring.holds(Lane.REFRESH)
         ledger = LeaseLedger(parts.store, "api-test", parts.clock)
@@ -37,7 +37,7 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
                 check_endpoint=EgressPolicy(allow=settings.egress_allow).check_endpoint,
             )
         )
-        async with served(app) as url:
+        async with served(app, port) as url:
             yield url
         relay.cancel()
         await asyncio.gather(relay, return_exceptions=True)

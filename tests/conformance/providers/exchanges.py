@@ -8,17 +8,21 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from joserfc.jwk import RSAKey
+from oauthlib.oauth1.rfc5849.utils import parse_authorization_header
 
 from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.client_key import ClientKey
 from evergrant_server.core.flow import Flow, Target
 from evergrant_server.core.grant import TokenSet
 from evergrant_server.core.secret import Secret
+from evergrant_server.core.token_pair import OAUTH1, TokenPair
 from evergrant_server.egress import Egress, EgressPolicy
 from providers.authorization import endpoints_for, scopes_to_request
 from providers.client import OAuthClient
 from providers.flows import Sender
 from providers.minting import Minting, mint_request
+from providers.oauth1 import authorization_url, read_token_credentials, token_request
+from providers.oauth1 import endpoints_of as oauth1_endpoints
 from providers.replies import read_tokens
 from providers.reply import RawReply
 from providers.resolve import bound_params, client_auth_of
@@ -117,6 +121,33 @@ async def minted(exchange: Exchange, flow: Flow, expected: dict[str, Any]) -> Ra
         expected["request"]["form"]["assertion"] = assertion
     assert_request(sent, expected["request"])
     return reply
+
+
+async def oauth1_read(exchange: Exchange, expected: dict[str, Any]) -> TokenSet:
+    """The browser's way and the signed exchange as the vector has them, and what its reply brings."""
+    spec, temporary = exchange.whole, TokenPair(Secret("tt-1"), Secret("ts-0"))
+    page = authorization_url(spec, exchange.integration, temporary, exchange.vector["scopes"])
+    address, _, query = page.partition("?")
+    assert address == expected["authorize"]["url"]
+    assert dict(parse_qsl(query, keep_blank_values=True)) == expected["authorize"]["query"]
+    there = oauth1_endpoints(spec, exchange.integration)
+    assert there.temporary == expected["temporary"]
+    async with ScriptedProvider() as server:
+        where = expected["request"]["url"].removeprefix("https://").strip("/")
+        server.script(raw_reply(expected["reply"]), at=where)
+        request = token_request(spec, there.token, exchange.client, temporary, Secret("verifier-1"), NOW)
+        moved = replace(request, url=request.url.replace("https://", f"{server.origin}/"))
+        sender = Sender(Egress(EgressPolicy(allow=(server.allowance,))))
+        reply = await sender.signed(spec, exchange.client, moved)
+    call = server.calls[0]
+    assert {"method": call.method, "url": "https:/" + call.target} == expected["request"]
+    said = dict(parse_authorization_header(call.headers["authorization"]))
+    known = {"oauth_token": "tt-1", "oauth_verifier": "verifier-1", "oauth_consumer_key": "client-1"}
+    assert known.items() <= said.items()
+    tokens = read_token_credentials(spec, reply, now=NOW)
+    assert (tokens.token_type, TokenPair.from_secret(tokens.access_token).secret.reveal()) == (OAUTH1, "ts-1")
+    token = TokenPair.from_secret(tokens.access_token).token  # compared as others are: by the token alone
+    return tokens.model_copy(update={"access_token": token, "token_type": "Bearer"})
 
 
 def claims_of(assertion: str) -> dict[str, Any]:

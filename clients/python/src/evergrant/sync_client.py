@@ -20,12 +20,13 @@ from evergrant.patience import DEADLINE, Patience, has_settled
 from evergrant.proving import PROOF_TRIES, Proven, keeps_changing
 from evergrant.replies import Page
 from evergrant.sending import failure_of_transport, reply_of, request_of
+from evergrant.signatures import Signatures
 from evergrant.target import Target
 from evergrant.transfer import Transfers
 from evergrant.webhook_calls import Webhooks
 
 
-class Evergrant(Transfers, Webhooks, Administration):
+class Evergrant(Transfers, Webhooks, Administration, Signatures):
     """Evergrant over HTTP, for code that blocks. A context manager; threads may share one.
 
     `url` and `api_key` default to EVERGRANT_URL and EVERGRANT_API_KEY (or the file named by

@@ -140,6 +140,32 @@ def revoke(connection_id: str, /, *, reason: str, options: Options = DEFAULTS) -
         _show(client.revoke(connection_id, reason), options)
 
 
+def sign(
+    connection_id: str,
+    method: str,
+    url: str,
+    /,
+    *,
+    form: tuple[str, ...] = (),
+    options: Options = DEFAULTS,
+) -> None:
+    """Print the headers that sign one request, for connections that have no token to lease (OAuth 1.0a).
+
+    Parameters
+    ----------
+    form
+        A field of its body, where that is a form: NAME=VALUE, once for each.
+    """
+    fields = [(name, value) for name, _, value in (it.partition("=") for it in form)]
+    with options.client() as client:
+        signed = client.sign(connection_id, method, url, fields)
+    if options.output is Format.TABLE:
+        for name, value in signed.headers.items():
+            print(f"{name}: {value}")
+    else:
+        show_one(dict(signed.headers), options.output)
+
+
 def token(
     integration: str,
     subject: str,
@@ -229,6 +255,7 @@ def build() -> App:
     connections.command(reauthorize)
     connections.command(choose)
     connections.command(revoke)
+    connections.command(sign)
     app.command(connections)
     app.command(token)
     app.command(proof)

@@ -1,0 +1,53 @@
+"""What the subject's browser brought, exchanged for the first tokens: a code, or a verifier (OAuth 1.0a)."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from activities.holdings import Holdings
+from evergrant_server.core.access import Endpoints
+from evergrant_server.core.flow import Flow
+from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.secret import Secret
+from evergrant_server.core.token_pair import TokenPair
+from evergrant_server.egress import BeforeSend
+from providers.flows import Sender
+from providers.oauth1 import read_token_credentials, token_request
+from providers.replies import read_tokens
+from providers.reply import RawReply
+
+
+async def by_code(
+    sender: Sender,
+    held: Holdings,
+    endpoints: Endpoints,
+    code: Secret,
+    verifier: Secret,
+    redirect_uri: str,
+    params: Mapping[str, str],
+    at: datetime,
+    *,
+    before_send: BeforeSend,
+) -> RawReply:
+    """Sent once (RFC 6749 section 4.1.3). In OAuth 1.0a `code` is the `oauth_verifier`, and `verifier`
+    the temporary credentials it belongs to (RFC 5849 section 2.3)."""
+    if held.connection.flow is Flow.OAUTH1:
+        url, temporary = endpoints.token_endpoint, TokenPair.from_secret(verifier)
+        request = token_request(held.spec, url, held.client, temporary, code, at)
+        return await sender.signed(held.spec, held.client, request, before_send=before_send)
+    return await sender.exchange_code(
+        held.spec,
+        endpoints,
+        held.client,
+        code=code,
+        verifier=verifier,
+        redirect_uri=redirect_uri,
+        params=params,
+        before_send=before_send,
+    )
+
+
+def first_tokens(held: Holdings, reply: RawReply, scopes: tuple[str, ...], came_at: datetime) -> TokenSet:
+    """The tokens of its answer. Pure. Raises as `read_tokens`."""
+    if held.connection.flow is Flow.OAUTH1:
+        return read_token_credentials(held.spec, reply, now=came_at)
+    return read_tokens(held.spec, reply, requested_scopes=scopes, refreshing=False, now=came_at)

@@ -1,0 +1,113 @@
+"""`POST /v1/connections/{id}/signatures`: a request signed for an app, which never sees the secrets.
+
+The token of an OAuth 1.0a connection is no bearer token, so there is nothing to lease. A signature
+is asked for as a lease is: the same permit, the same freshness, the same record before it leaves.
+"""
+
+import re
+from typing import Annotated, Self
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import Field, model_validator
+
+from evergrant_server.api.definitions import spec_of
+from evergrant_server.api.guards import Asking, With, visible_connection
+from evergrant_server.api.leasing import Leasing
+from evergrant_server.api.parts import Parts
+from evergrant_server.api.refusals import Ask
+from evergrant_server.api.shapes import Body, TokenBody
+from evergrant_server.api.views import View
+from evergrant_server.core.access import Action
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.ids import ConnectionId
+from evergrant_server.core.token_pair import TokenPair
+from evergrant_server.store import LeaseRow
+from providers.client import OAuthClient
+from providers.oauth1 import require_signable, rule_of
+from providers.oauth1_signing import authorization
+from providers.resolve import client_auth_of
+
+router = APIRouter(tags=["leases"])
+
+_METHOD = re.compile(r"[A-Z]{1,20}")
+_Part = Annotated[str, Field(max_length=16_384)]
+
+
+class SignatureBody(Body):
+    """A request that is about to be sent. `form` is its body where that is a form, as name and value
+    in order; no other body is signed (RFC 5849 section 3.4.1.3.1)."""
+
+    method: Annotated[str, Field(max_length=20)]
+    url: Annotated[str, Field(max_length=8192)]
+    form: Annotated[tuple[tuple[_Part, _Part], ...], Field(max_length=500)] = ()
+
+    @model_validator(mode="after")
+    def _is_a_request(self) -> Self:
+        if not _METHOD.fullmatch(self.method):
+            raise ValueError("method is upper case letters")
+        parts = urlsplit(self.url)
+        if parts.scheme != "https" or not parts.hostname or parts.username or parts.fragment:
+            raise ValueError("url is absolute, https, without a user and without a fragment")
+        if not self.url.isascii() or not self.url.isprintable() or " " in self.url:
+            raise ValueError("url is percent-encoded")
+        return self
+
+    @property
+    def said(self) -> str:
+        """What the audit log keeps of it: no query, which may hold anything."""
+        parts = urlsplit(self.url)
+        return f"{self.method} {parts.scheme}://{parts.netloc}{parts.path}"
+
+
+class SignatureView(View):
+    """Headers to send the request with. They are good for this request alone, and for minutes."""
+
+    headers: dict[str, str]
+    generation: int
+    connection_id: str
+
+
+async def _visible(connection_id: str, caller: Asking, parts: With) -> None:
+    """Before the body is looked at: what an app may not see is not there, whatever it sends."""
+    async with parts.store.read() as tx:
+        await visible_connection(tx, caller, connection_id, Action.TOKEN)
+
+
+@router.post("/v1/connections/{connection_id}/signatures", dependencies=[Depends(_visible)])
+async def sign(
+    request: Request, connection_id: str, body: SignatureBody, response: Response, caller: Asking, parts: With
+) -> SignatureView:
+    """Sign one request with a connection's token (OAuth 1.0a, RFC 5849 section 3)."""
+    ask = Ask(TokenBody(), None, ConnectionId(connection_id), signs=body.said)
+    lease = await Leasing(parts).lease(request, ask, (caller, False))
+    response.headers["Cache-Control"] = "no-store"
+    header = await _signed(parts, lease.row, body)
+    return SignatureView(
+        headers={"Authorization": header},
+        generation=lease.row.generation,
+        connection_id=lease.row.connection_id,
+    )
+
+
+async def _signed(parts: Parts, row: LeaseRow, body: SignatureBody) -> str:
+    """Open the seals. The signature is in the audit log by now (invariant 8)."""
+    async with parts.store.read() as tx:
+        integration = await tx.integrations.get(row.tenant, row.integration_id)
+        if integration is None:
+            raise Failure(Code.CLIENT_REJECTED, f"the integration {row.integration} was deleted")
+        spec = await spec_of(tx, parts.registry, integration)
+        secret = await tx.integrations.client_secret(integration)
+        key = await tx.integrations.client_key(integration)
+    rule = rule_of(spec)
+    require_signable(rule.signature_method)
+    return authorization(
+        OAuthClient(integration.client_id, secret, client_auth_of(spec, integration), key),
+        rule.signature_method,
+        body.method,
+        body.url,
+        at=parts.clock.now(),
+        pair=TokenPair.from_secret(row.open(parts.ring)),
+        form=body.form,
+        realm=rule.realm,
+    )

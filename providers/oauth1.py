@@ -1,0 +1,205 @@
+"""OAuth 1.0a (RFC 5849 section 2): its endpoints, its requests, and what its replies and callbacks say. Pure.
+
+Temporary credentials, a page where the subject consents, token credentials. The token is no
+bearer token: each request is signed (`oauth1_signing`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+
+from evergrant_server.core.access import Integration
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.secret import Secret
+from evergrant_server.core.token_pair import OAUTH1, TokenPair
+from providers.authorization import scopes_to_request
+from providers.callback import Callback, Query, single
+from providers.client import OAuthClient
+from providers.dialects import filled_params
+from providers.oauth1_signing import authorization
+from providers.reading import Unreadable
+from providers.replies import refuse_failures
+from providers.reply import RawReply
+from providers.resolve import checked_params, fill
+from providers.spec import ProviderSpec
+from providers.spec_request import OAuth1Part, SignatureMethod
+from providers.spec_response import Response
+from providers.times import until
+from providers.verdicts import body_of, unreadable
+
+_DENIED = "denied"  # X and those that follow it: the token, under another name
+_PROBLEM = "oauth_problem"  # the Problem Reporting extension
+_SAID_NO = ("user_refused", "permission_denied")
+_LONGEST_FACT = 1024
+_LONGEST = 2048
+
+
+@dataclass(frozen=True)
+class Endpoints1:
+    """Where the three steps go (RFC 5849 section 2)."""
+
+    temporary: str
+    authorization: str
+    token: str
+
+
+@dataclass(frozen=True)
+class SignedRequest:
+    """A request without a body: all it says is in its header, which no repr shows."""
+
+    method: str
+    url: str
+    headers: dict[str, str]
+
+    def __repr__(self) -> str:
+        return f"SignedRequest({self.url!r})"
+
+
+def rule_of(spec: ProviderSpec) -> OAuth1Part:
+    return spec.oauth1 or OAuth1Part()
+
+
+def endpoints_of(spec: ProviderSpec, integration: Integration) -> Endpoints1:
+    """Raises Failure INVALID_REQUEST when the definition lacks one, or a parameter is missing."""
+    rule, values = rule_of(spec), checked_params(spec, integration.params)
+    named = {
+        "request_token_endpoint": spec.request_token_endpoint,
+        "authorization_endpoint": rule.authorization_endpoint or spec.authorization_endpoint,
+        "token_endpoint": rule.token_endpoint or spec.token_endpoint,
+    }
+    for name, url in named.items():
+        if url is None:
+            detail = f"{spec.name} has no {name} for OAuth 1.0a"
+            raise Failure(Code.INVALID_REQUEST, detail, provider=spec.name, field=name)
+    temporary, page, token = (fill(str(url), values, spec) for url in named.values())
+    return Endpoints1(temporary, page, token)
+
+
+def temporary_request(
+    spec: ProviderSpec, url: str, client: OAuthClient, callback: str, at: datetime
+) -> SignedRequest:
+    """RFC 5849 section 2.1. Raises as `authorization`."""
+    return _request(spec, url, client, at, None, ("oauth_callback", callback))
+
+
+def token_request(
+    spec: ProviderSpec, url: str, client: OAuthClient, temporary: TokenPair, verifier: Secret, at: datetime
+) -> SignedRequest:
+    """RFC 5849 section 2.3. Raises as `authorization`."""
+    return _request(spec, url, client, at, temporary, ("oauth_verifier", verifier.reveal()))
+
+
+def _request(
+    spec: ProviderSpec,
+    url: str,
+    client: OAuthClient,
+    at: datetime,
+    pair: TokenPair | None,
+    said: tuple[str, str],
+) -> SignedRequest:
+    rule = rule_of(spec)
+    header = authorization(
+        client, rule.signature_method, rule.method, url, at=at, pair=pair, realm=rule.realm, protocol=(said,)
+    )
+    fixed = {"Accept": "*/*", "User-Agent": "Evergrant"}
+    return SignedRequest(rule.method, url, {**fixed, **spec.required_headers, "Authorization": header})
+
+
+def authorization_url(
+    spec: ProviderSpec, integration: Integration, temporary: TokenPair, scopes: Sequence[str]
+) -> str:
+    """Where the browser is sent (RFC 5849 section 2.2)."""
+    parts = urlsplit(endpoints_of(spec, integration).authorization)
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    query.append(("oauth_token", temporary.token.reveal()))
+    query.extend(filled_params(spec, spec.authorization_params, integration.params).items())
+    wanted = scopes_to_request(spec, integration, scopes)
+    if rule_of(spec).scope_in == "authorization" and wanted:
+        query.append((spec.scope_param_name, spec.scope_separator.join(wanted)))
+    return urlunsplit((*parts[:3], urlencode(query, quote_via=quote), ""))
+
+
+def read_temporary(spec: ProviderSpec, reply: RawReply) -> TokenPair:
+    """Temporary credentials (RFC 5849 section 2.1). Raises as `replies.read_tokens`.
+
+    Without `oauth_callback_confirmed` it is OAuth 1.0, where one can finish what another began.
+    """
+    pair, fields = _pair(spec, reply, Code.CLIENT_REJECTED)
+    if fields.get("oauth_callback_confirmed") != "true":
+        raise unreadable(spec, reply, "no oauth_callback_confirmed, so it speaks OAuth 1.0")
+    return pair
+
+
+def read_token_credentials(spec: ProviderSpec, reply: RawReply, *, now: datetime) -> TokenSet:
+    """Token credentials (RFC 5849 section 2.3), sealed as one. Raises as `replies.read_tokens`."""
+    pair, fields = _pair(spec, reply, Code.GRANT_REJECTED)
+    response = spec.response
+    facts = {path: str(fields[path]) for path in response.metadata_paths if path in fields}
+    moment = fields.get(response.expires_at_path or "")
+    try:
+        expires_in = until(moment, "an expiry", response.expires_at_format, now)
+    except Unreadable as why:
+        raise unreadable(spec, reply, str(why)) from None
+    return TokenSet(
+        access_token=pair.as_secret(),
+        token_type=OAUTH1,
+        expires_in=expires_in,
+        scopes=() if rule_of(spec).scope_in == "none" else None,
+        metadata={name: value for name, value in facts.items() if len(value) <= _LONGEST_FACT},
+    )
+
+
+def _pair(spec: ProviderSpec, reply: RawReply, refused: Code) -> tuple[TokenPair, dict[str, object]]:
+    """401 is the one status that RFC 5849 section 3.2 has for all that may be wrong with credentials."""
+    if reply.status == 401:
+        raise Failure(refused, f"{spec.name} answered with status 401", provider=spec.name)
+    read = spec.model_copy(update={"response": Response(), "success_statuses": (200,)})
+    refuse_failures(read, reply, (200,))
+    fields = body_of(read, reply)
+    token, secret = fields.get("oauth_token"), fields.get("oauth_token_secret")
+    for name, value in (("oauth_token", token), ("oauth_token_secret", secret)):
+        if not isinstance(value, str) or not value.isascii() or not value.isprintable():
+            raise unreadable(spec, reply, f"no {name} that can be used")
+    if not token:
+        raise unreadable(spec, reply, "an empty oauth_token")
+    return TokenPair(Secret(str(token)), Secret(str(secret))), fields
+
+
+def token_of(query: Query) -> Secret | None:
+    """The temporary token that a callback is about: what `state` is elsewhere. None: it isn't ours.
+
+    Raises Failure CALLBACK_INVALID when it is there twice.
+    """
+    for name in ("oauth_token", _DENIED):
+        if any(given == name for given, _ in query):
+            return _one(query, name)
+    return None
+
+
+def judge_callback(query: Query) -> Callback:
+    """Read a callback (RFC 5849 section 2.2). Raises Failure CALLBACK_INVALID."""
+    params = single(query)
+    token = token_of(query)
+    problem = params.get(_PROBLEM)
+    if _DENIED in params or problem in _SAID_NO:
+        return Callback(None, token, denied=True, error=problem)
+    if problem is not None:
+        return Callback(None, token, denied=False, error=problem if problem.isidentifier() else "problem")
+    return Callback(_one(query, "oauth_verifier"), token, denied=False, error=None)
+
+
+def _one(query: Query, name: str) -> Secret:
+    values = [value for given, value in query if given == name]
+    good = len(values) == 1 and values[0].isascii() and values[0].isprintable()
+    if not good or not 0 < len(values[0]) <= _LONGEST:
+        raise Failure(Code.CALLBACK_INVALID, f"The provider's callback was refused: {name} is not right.")
+    return Secret(values[0])
+
+
+def require_signable(method: SignatureMethod) -> None:
+    """Raise Failure INVALID_REQUEST where a signature would hand out the secrets themselves."""
+    if method is SignatureMethod.PLAINTEXT:
+        detail = "A PLAINTEXT signature is the client's secret and the token's; it is not handed out."
+        raise Failure(Code.INVALID_REQUEST, detail, field="connection_id")

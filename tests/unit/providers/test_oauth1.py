@@ -1,0 +1,242 @@
+"""OAuth 1.0a: the RFC's own signatures, oauthlib's judgement of ours, and what replies and callbacks say."""
+
+import base64
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import unquote, urlencode
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.hashes import SHA1
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from joserfc.jwk import RSAKey
+from oauthlib.oauth1.rfc5849 import signature as theirs
+from oauthlib.oauth1.rfc5849.utils import parse_authorization_header
+
+from evergrant_server.core.client_key import ClientKey
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.secret import Secret
+from evergrant_server.core.token_pair import OAUTH1, TokenPair
+from providers.client import OAuthClient
+from providers.oauth1 import (
+    authorization_url,
+    judge_callback,
+    read_temporary,
+    read_token_credentials,
+    require_signable,
+    temporary_request,
+    token_of,
+)
+from providers.oauth1_signing import authorization, signature
+from providers.reply import RawReply
+from providers.spec_request import SignatureMethod
+from tests.unit.providers.definitions import an_integration, spec_like
+
+NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
+RSA = RSAKey.generate_key(2048)
+CLIENT = OAuthClient("dpf43f3p2l4k3l03", Secret("kd94hf93k423kf44"), "none")
+SIGNS = OAuthClient(
+    "key/1", Secret("s&cret%"), "none", ClientKey(private=Secret(RSA.as_pem(private=True).decode()))
+)
+HMAC = SignatureMethod.HMAC_SHA1
+PHOTOS = "photos.example.net"
+
+
+def pair(token: str, secret: str) -> TokenPair:
+    return TokenPair(Secret(token), Secret(secret))
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "said", "tokens", "signed"),
+    [
+        (
+            "POST",
+            f"https://{PHOTOS}/token",
+            {
+                "oauth_token": "hh5s93j4hdidpola",
+                "oauth_timestamp": "137131201",
+                "oauth_nonce": "walatlh",
+                "oauth_verifier": "hfdp7dh39dks9884",
+            },
+            pair("hh5s93j4hdidpola", "hdhd0244k9j7ao03"),
+            "gKgrFCywp7rO0OXSjdot/IHF7IU=",
+        ),
+        (
+            "GET",
+            f"http://{PHOTOS}/photos?file=vacation.jpg&size=original",
+            {"oauth_token": "nnch734d00sl2jdk", "oauth_timestamp": "137131202", "oauth_nonce": "chapoH"},
+            pair("nnch734d00sl2jdk", "pfkkdhi9sl3r4s00"),
+            "MdpQcU8iPSUjWoN/UDMsK2sui9I=",
+        ),
+    ],
+)
+def test_rfc5849_1_2_the_example_s_signatures(
+    method: str, url: str, said: dict[str, str], tokens: TokenPair, signed: str
+):
+    standard = {"oauth_consumer_key": "dpf43f3p2l4k3l03", "oauth_signature_method": "HMAC-SHA1"}
+    assert signature(CLIENT, HMAC, method, url, [*(standard | said).items()], pair=tokens) == signed
+
+
+texts = st.text(min_size=1, max_size=12)
+names = texts.filter(lambda text: not text.startswith("oauth_"))
+pairs = st.lists(st.tuples(names, st.text(max_size=12)), max_size=4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(query=pairs, form=pairs, token=texts, secret=st.text(max_size=12))
+@pytest.mark.parametrize("how", [HMAC, SignatureMethod.HMAC_SHA256, SignatureMethod.RSA_SHA1])
+def test_rfc5849_3_4_oauthlib_agrees(
+    how: SignatureMethod, query: list[Any], form: list[Any], token: str, secret: str
+):
+    url = f"https://API.example:443/1/statuses?{urlencode(query)}"
+    tokens = pair(token, secret)
+    header = authorization(SIGNS, how, "POST", url, at=NOW, pair=tokens, form=form, realm="Photos")
+    said = {name: unquote(value) for name, value in parse_authorization_header(header)}
+    assert (said["realm"], said["oauth_token"], said["oauth_timestamp"]) == ("Photos", token, "1777636800")
+    asked = _Asked("POST", url, header, form, said["oauth_signature"])
+    match how:
+        case SignatureMethod.HMAC_SHA1:
+            assert theirs.verify_hmac_sha1(asked, "s&cret%", secret)
+        case SignatureMethod.HMAC_SHA256:
+            assert theirs.verify_hmac_sha256(asked, "s&cret%", secret)
+        case _:  # oauthlib's own needs PyJWT
+            base = theirs.signature_base_string("POST", asked.uri, theirs.normalize_parameters(asked.params))
+            signed = base64.b64decode(asked.signature)
+            RSA.public_key.verify(signed, base.encode(), PKCS1v15(), SHA1())  # raises InvalidSignature
+
+
+class _Asked:
+    """A request as oauthlib's verifiers want it."""
+
+    def __init__(self, method: str, url: str, header: str, form: list[Any], signed: str) -> None:
+        self.http_method, self.signature = method, signed
+        self.uri = theirs.base_string_uri(url)
+        found = theirs.collect_parameters(
+            uri_query=url.partition("?")[2], headers={"Authorization": header}, body=urlencode(form)
+        )
+        self.params = [(name, value) for name, value in found if name != "oauth_signature"]
+
+
+def test_a_request_can_t_bring_parameters_of_the_protocol():
+    with pytest.raises(Failure) as raised:
+        authorization(CLIENT, HMAC, "GET", "https://api.example/?oauth_token=x", at=NOW)
+    assert raised.value.code is Code.INVALID_REQUEST
+
+
+def test_without_what_signs_the_integration_is_to_blame():
+    for how in SignatureMethod:
+        with pytest.raises(Failure) as raised:
+            authorization(OAuthClient("x", None, "none"), how, "GET", "https://api.example/", at=NOW)
+        assert raised.value.code is Code.CLIENT_REJECTED
+
+
+def test_a_plaintext_signature_is_the_secrets_so_no_app_gets_one():
+    header = authorization(CLIENT, SignatureMethod.PLAINTEXT, "GET", "https://a.example/", at=NOW)
+    assert 'oauth_signature="kd94hf93k423kf44%26"' in header
+    for how in SignatureMethod:
+        if how is not SignatureMethod.PLAINTEXT:
+            require_signable(how)
+    with pytest.raises(Failure):
+        require_signable(SignatureMethod.PLAINTEXT)
+
+
+SPEC = spec_like(
+    auth_modes=["oauth1"],
+    request_token_endpoint="https://acme.example/temporary",
+    response={
+        "metadata_paths": ["user_id"],
+        "expires_at_path": "edam_expires",
+        "expires_at_format": "epoch_ms",
+    },
+)
+
+
+def reply(text: str, status: int = 200) -> RawReply:
+    return RawReply(status, {}, text.encode())
+
+
+TEMPORARY = "oauth_token=t1&oauth_token_secret=s1&oauth_callback_confirmed=true"
+
+
+def test_rfc5849_2_1_temporary_credentials():
+    read = read_temporary(SPEC, reply(TEMPORARY))
+    assert (read.token.reveal(), read.secret.reveal()) == ("t1", "s1")
+    asked = temporary_request(SPEC, "https://acme.example/temporary", CLIENT, "https://us.example/cb", NOW)
+    assert "us.example" not in repr(asked)
+    assert 'oauth_callback="https%3A%2F%2Fus.example%2Fcb"' in asked.headers["Authorization"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (reply(TEMPORARY.replace("true", "false")), Code.REPLY_UNREADABLE),
+        (reply("oauth_token=t1&oauth_token_secret=s1"), Code.REPLY_UNREADABLE),
+        (reply("oauth_token=&oauth_token_secret=s1&oauth_callback_confirmed=true"), Code.REPLY_UNREADABLE),
+        (reply("oauth_token=t1&oauth_callback_confirmed=true"), Code.REPLY_UNREADABLE),
+        (reply("<html>"), Code.REPLY_UNREADABLE),
+        (reply("Invalid signature", 401), Code.CLIENT_REJECTED),
+        (reply("", 503), Code.PROVIDER_ERROR),
+        (reply("", 429), Code.PROVIDER_RATE_LIMITED),
+    ],
+)
+def test_what_is_no_temporary_credential(answer: RawReply, code: Code):
+    with pytest.raises(Failure) as raised:
+        read_temporary(SPEC, answer)
+    assert raised.value.code is code
+
+
+def test_rfc5849_2_3_token_credentials_are_sealed_as_one():
+    end = int(NOW.timestamp() * 1000) + 60_000
+    text = f"oauth_token=a%2B1&oauth_token_secret=b%261&user_id=7&edam_expires={end}&other=x"
+    read = read_token_credentials(SPEC, reply(text), now=NOW)
+    kept = TokenPair.from_secret(read.access_token)
+    assert (kept.token.reveal(), kept.secret.reveal()) == ("a+1", "b&1")
+    assert (read.token_type, read.expires_in, read.scopes) == (OAUTH1, 60, ())
+    assert (read.metadata, read.refresh_token) == ({"user_id": "7"}, None)
+    with pytest.raises(Failure) as raised:
+        read_token_credentials(SPEC, reply("", 401), now=NOW)
+    assert raised.value.code is Code.GRANT_REJECTED
+    with pytest.raises(Failure) as raised:
+        read_token_credentials(SPEC, reply(text.replace(str(end), "soon")), now=NOW)
+    assert raised.value.code is Code.REPLY_UNREADABLE
+
+
+def test_rfc5849_2_2_the_page_and_scopes_only_where_they_belong():
+    there = authorization_url(SPEC, an_integration(), pair("t 1", "s"), ["read"])
+    assert there == "https://acme.example/authorize?oauth_token=t%201"
+    asks = SPEC.model_copy(
+        update={"oauth1": spec_like(oauth1={"scope_in": "authorization"}).oauth1, "scope_param_name": "perms"}
+    )
+    assert authorization_url(asks, an_integration(), pair("t", "s"), ["read"]).endswith(
+        "oauth_token=t&perms=read"
+    )
+
+
+def test_rfc5849_2_2_the_callback():
+    came = judge_callback([("oauth_token", "t1"), ("oauth_verifier", "v1")])
+    assert came.code is not None
+    assert (came.code.reveal(), came.denied) == ("v1", False)
+    for no in ([("denied", "t1")], [("oauth_token", "t1"), ("oauth_problem", "user_refused")]):
+        assert token_of(no) == Secret("t1")
+        assert judge_callback(no).denied
+    refused = judge_callback([("oauth_token", "t1"), ("oauth_problem", "consumer_key_rejected")])
+    assert (refused.denied, refused.error) == (False, "consumer_key_rejected")
+    assert token_of([("state", "s"), ("code", "c")]) is None
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        [("oauth_token", "t1")],
+        [("oauth_token", "t1"), ("oauth_verifier", "")],
+        [("oauth_token", "t1"), ("oauth_verifier", "v"), ("oauth_verifier", "w")],
+        [("oauth_token", "t1"), ("oauth_token", "t2"), ("oauth_verifier", "v")],
+        [("oauth_token", "t1"), ("oauth_verifier", "v\n")],
+        [("oauth_token", "t" * 3000), ("oauth_verifier", "v")],
+    ],
+)
+def test_a_callback_that_is_not_right(query: list[tuple[str, str]]):
+    with pytest.raises(Failure) as raised:
+        judge_callback(query)
+    assert raised.value.code is Code.CALLBACK_INVALID

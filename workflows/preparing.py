@@ -1,0 +1,25 @@
+"""What the provider has to hear before a subject's browser comes (RFC 5849 section 2.1)."""
+
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+
+with workflow.unsafe.imports_passed_through():
+    from evergrant_server.core.preparing import ACTIVITY_PREPARE, PREPARE_WORKFLOW, PrepareConsent, Prepared
+
+
+@workflow.defn(name=PREPARE_WORKFLOW)
+class PrepareConsentWorkflow:
+    """The API makes no outbound call: it asks a worker, and a person waits for it."""
+
+    @workflow.run
+    async def run(self, order: PrepareConsent) -> Prepared:
+        return await workflow.execute_activity(
+            ACTIVITY_PREPARE,
+            order,
+            result_type=Prepared,
+            summary=f"for {order.consent_id}",
+            start_to_close_timeout=timedelta(seconds=60),
+            retry_policy=RetryPolicy(maximum_attempts=2, initial_interval=timedelta(milliseconds=500)),
+        )
