@@ -87,6 +87,8 @@ class Establishing:
         before = found.requested_scopes if found is not None and live else ()
         scopes = await self.scopes(tx, integration, wanted.subject, _asked_for(wanted, before))
         if found is not None and live:
+            if wanted.choice not in (None, found.choice):
+                found = await _for_account(tx, found, wanted.choice)
             return await self._with_link(tx, found, scopes, wanted)
         brought = wanted.brought(await spec_of(tx, self._parts.registry, integration), flow)
         connection = await self._add(tx, integration, wanted, scopes, flow)
@@ -303,6 +305,15 @@ async def mint(
         await tx.consents.add_import(consent, brought)
     await _begun(tx, connection, consent, asked, now)
     return consent
+
+
+async def _for_account(tx: Tx, connection: Connection, choice: str | None) -> Connection:
+    """Another account may be asked for until there is a grant. Raises Failure ALREADY_EXISTS."""
+    if connection.state is not State.PENDING_CONSENT:
+        detail = "A live connection has these names: which account it is for is changed by choosing."
+        raise Failure(Code.ALREADY_EXISTS, detail, field="choice")
+    wanted = connection.model_copy(update={"choice": choice})
+    return await tx.connections.replace(wanted, expected=connection.revision)
 
 
 async def _begun(tx: Tx, connection: Connection, consent: Consent, asked: Asked, now: datetime) -> None:
