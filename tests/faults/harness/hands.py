@@ -16,6 +16,7 @@ from tests.faults.harness.passages import Fault
 from tests.faults.harness.points import ROOT
 
 _numbers = itertools.count(1)
+_LEAVES_WITHIN_S = 1.0
 
 
 class Answer(BaseModel):
@@ -31,17 +32,29 @@ class Answer(BaseModel):
 
 
 class Hand:
-    """One worker process."""
+    """One worker process: it takes part in one case after another."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._listening = asyncio.create_task(self._listen())
+        self.gone = asyncio.Event()
+        self._anew()
+
+    def _anew(self) -> None:
         self.pid = 0
-        self.ready = asyncio.Event()
+        self._ready, self._left = asyncio.Event(), asyncio.Event()
         self.stopped = asyncio.Semaphore(0)
         self._befell: list[Fault] = []
-        self.gone = asyncio.Event()
+
+    async def begin(self, start: BaseModel) -> None:
+        """Take part in a case; ready for its orders afterwards."""
+        self._anew()
+        self._tell({"start": start.model_dump(mode="json")})
+        async with asyncio.timeout(30):
+            await self._ready.wait()
+        if self.gone.is_set():
+            raise RuntimeError("a worker did not come up")
 
     async def ask(self, do: str, call: BaseModel) -> Answer:
         if self.gone.is_set():
@@ -49,10 +62,12 @@ class Hand:
         number = next(_numbers)
         answer = self._waiting[number] = asyncio.get_running_loop().create_future()
         order = {"id": number, "do": do, "call": call.model_dump(mode="json")}
-        with contextlib.suppress(ConnectionError):
-            self._writer.write(json.dumps(order).encode() + b"\n")
-            await self._writer.drain()
+        self._tell(order)
         return await answer
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        with contextlib.suppress(ConnectionError):
+            self._writer.write(json.dumps(message).encode() + b"\n")
 
     def befell(self, fault: Fault) -> bool:
         return fault in self._befell
@@ -60,15 +75,24 @@ class Hand:
     def goes_on(self) -> None:
         self._signal(signal.SIGCONT)
 
-    async def leave(self) -> None:
-        """Let it end by itself: it has no orders any more."""
-        self._writer.write_eof()
-        await self.gone.wait()
+    async def leave(self) -> bool:
+        """The case is over for it. False when it died, is stopped, or has something going on."""
+        if self.gone.is_set() or self._waiting:
+            return False
+        self._tell({"leave": True})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LEAVES_WITHIN_S):
+                await self._left.wait()
+        return self._left.is_set() and not self.gone.is_set()
 
     async def end(self) -> None:
         """Kill it, stopped or not."""
         self._signal(signal.SIGKILL)
         await self.gone.wait()
+
+    def close(self) -> None:
+        """No order comes any more: it ends by itself."""
+        self._writer.write_eof()
 
     def _signal(self, number: int) -> None:
         if self.pid and not self.gone.is_set():
@@ -81,7 +105,9 @@ class Hand:
                 told = json.loads(line)
                 if "pid" in told:
                     self.pid = told["pid"]
-                    self.ready.set()
+                    self._ready.set()
+                elif "left" in told:
+                    self._left.set()
                 elif "at" in told:
                     fault = Fault.model_validate(told["at"])
                     self._befell.append(fault)
@@ -90,7 +116,8 @@ class Hand:
                 else:
                     self._waiting.pop(told.pop("id")).set_result(Answer(**told))
         self.gone.set()
-        self.ready.set()
+        self._ready.set()
+        self._left.set()
         self._writer.close()
         for answer in self._waiting.values():
             answer.set_result(Answer())
@@ -102,6 +129,7 @@ class Warm:
 
     def __init__(self, child: asyncio.subprocess.Process, path: Path) -> None:
         self._child, self._path = child, path
+        self._free: list[Hand] = []
 
     @classmethod
     async def start(cls, folder: Path, *broken: str) -> Self:
@@ -118,16 +146,29 @@ class Warm:
         return cls(child, path)
 
     async def hand(self, start: BaseModel) -> Hand:
-        """A new worker, ready for orders."""
-        reader, writer = await asyncio.open_unix_connection(str(self._path))
-        writer.write(start.model_dump_json().encode() + b"\n")
-        hand = Hand(reader, writer)
-        async with asyncio.timeout(30):
-            await hand.ready.wait()
-        if hand.gone.is_set():
-            raise RuntimeError("a worker did not come up")
+        """A worker, ready for orders: one that has left its case, or a new one."""
+        hand = self._free.pop() if self._free else await self._new()
+        await hand.begin(start)
         return hand
 
+    async def back(self, hand: Hand) -> None:
+        """Its case is over. Whoever can't leave it is killed."""
+        if await hand.leave():
+            self._free.append(hand)
+        else:
+            await hand.end()
+
+    async def _new(self) -> Hand:
+        return Hand(*await asyncio.open_unix_connection(str(self._path)))
+
+    async def rehearsed(self, hand: Hand) -> None:
+        """The first one was the fork server itself: from now on it forks."""
+        if not await hand.leave():
+            raise RuntimeError("the rehearsal has no end")
+        hand.close()
+        await hand.gone.wait()
+
     async def stop(self) -> None:
+        await asyncio.gather(*(it.end() for it in self._free))
         self._child.terminate()
         await self._child.wait()

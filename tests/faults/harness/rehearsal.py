@@ -22,4 +22,4 @@ async def rehearse(ground: Ground, warm: Warm, folder: Path) -> None:
         for walk in walks:
             hand = await walk.rehearse(hand)
         assert hand is not None
-        await hand.leave()
+        await warm.rehearsed(hand)

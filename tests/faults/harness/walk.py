@@ -23,7 +23,7 @@ from tests.faults.harness.provider import StrictProvider
 from tests.faults.harness.scenarios import JOURNALLED, REFRESH, Scenario
 from tests.faults.harness.starting import Start
 
-_ASK_AGAIN_S = 0.08
+_ASK_AGAIN_S, _ASK_AGAIN_AT_LAST_S = 0.08, 0.5
 _LEAVES = Fault(point=JOURNALLED, side=AFTER, kind="die")
 
 
@@ -92,7 +92,7 @@ class Walk:
         except TimeoutError:
             hung = True
         finally:
-            await asyncio.gather(*(hand.end() for hand in self._hands))
+            await asyncio.gather(*(self._warm.back(hand) for hand in self._hands))
         end = await self._ground.end(self._connection.id, self._consent)
         took = time.monotonic() - began
         return Told(
@@ -185,7 +185,7 @@ class Walk:
                 await self._shut_down(first, gate)
             await self._until_over(first, other, answering)
             if answer is not None:
-                await asyncio.sleep(_ASK_AGAIN_S)
+                await _a_moment(answer)
             answer = await answering
             self._note(answer)
         self.first = list(self._passed)
@@ -255,7 +255,7 @@ class Walk:
                     raise TimeoutError
                 return
             if answer is not None:
-                await asyncio.sleep(_ASK_AGAIN_S)
+                await _a_moment(answer)
             answer = await hand.ask(self._case.scenario.flow, self._order)
             self._note(answer)
 
@@ -270,7 +270,7 @@ class Walk:
                 news = GrantNews.model_validate(answer.news)
                 if not _transient(news.failure) or time.monotonic() > until:
                     return news
-            await asyncio.sleep(_ASK_AGAIN_S)
+            await _a_moment(answer)
 
     def _note(self, answer: Answer) -> None:
         self._passed += answer.passed
@@ -287,6 +287,12 @@ def ended(scenario: Scenario, answer: Answer) -> bool:
         return False
     failure = GrantNews.model_validate(answer.news).failure
     return scenario.flow != REFRESH or not _transient(failure)
+
+
+async def _a_moment(answer: Answer) -> None:
+    """As long as the answer says, as the workflow waits."""
+    told = (answer.news or {}).get("retry_after") or 0.0
+    await asyncio.sleep(min(max(told, _ASK_AGAIN_S), _ASK_AGAIN_AT_LAST_S))
 
 
 def _transient(failure: Code | None) -> bool:

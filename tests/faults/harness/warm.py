@@ -1,4 +1,4 @@
-"""The fork server: imports once, with the points marked, and forks a worker for each caller.
+"""The fork server: imports once, with the points marked, and forks a worker for each connection.
 
 python -m tests.faults.harness.warm SOCKET [BROKEN...]
 """
@@ -8,10 +8,6 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
-
-from tests.faults.harness.starting import Start
-
 
 def serve(path: str) -> None:
     """Fork a worker for every connection but the first, which rehearses here."""
@@ -23,7 +19,7 @@ def serve(path: str) -> None:
     listening.bind(path)
     listening.listen(64)
     print("warm", flush=True)
-    _work(listening.accept()[0], worker.rehearse)
+    worker.rehearse(listening.accept()[0])
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel takes the dead away
     gc.freeze()
     while True:
@@ -33,17 +29,9 @@ def serve(path: str) -> None:
             continue
         listening.close()
         try:
-            _work(line, worker.main)
+            worker.main(line)
         finally:
             os._exit(0)
-
-
-def _work(line: socket.socket, work: Callable[[Start, socket.socket], None]) -> None:
-    """The first line says what the worker is."""
-    with line.makefile("rb", buffering=0) as told:
-        start = Start.model_validate_json(told.readline())
-    work(start, line)
-    line.close()
 
 
 def main(path: str, *broken: str) -> None:

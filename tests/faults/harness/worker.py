@@ -1,4 +1,4 @@
-"""One worker process of a case: the real activities on a real store, told what to do by its parent.
+"""A worker process: the real activities on a real store, told what to do by its parent.
 
 It runs below the fork server (`warm`), with every limit shortened so that a case takes a second. What
 Temporal would do, the parent does: it asks again until it is told an outcome.
@@ -59,6 +59,8 @@ LIMITS = Limits(
     look_again=seconds(LOOK_AGAIN_S),
     replay=seconds(REPLAY_S),
 )
+_ADMIT = breaker.admit
+_LEAVES_WITHIN_S = 0.3
 _ORDERS = {"refresh_grant": RefreshGrant, "exchange_code": ExchangeCode, "drain": RefreshGrant}
 registry: list[Registry] = []  # read once, by the fork server
 engines: dict[str, AsyncEngine] = {}  # with their compiled statements, from the rehearsal
@@ -116,17 +118,22 @@ def parts_of(start: Start) -> wiring.Platform:
     return wiring.Platform(settings, clock, ring, store, registry[0], nothing, nothing, nothing, nothing)
 
 
-def work_of(parts: wiring.Platform, sections: CriticalSections, start: Start) -> wiring.Work:
+def _queued(circuit: Any, now: Any, rules: Any, share: Any) -> tuple[Any, Admission]:
+    return circuit, Admission(BEAT_S)
+
+
+def work_of(
+    parts: wiring.Platform, sections: CriticalSections, journal: Journal, start: Start
+) -> wiring.Work:
     def egress(policy: Any, *, answer_time: float = HTTP_S, around: Any = None) -> Egress:
         def named(inner: httpx2.AsyncBaseTransport) -> httpx2.AsyncBaseTransport:
             return Named(inner, start.name)
 
         return Egress(policy, tls=TLS, connect_time=HTTP_S, answer_time=HTTP_S, around=named)
 
-    if start.queued:
-        breaker.admit = lambda it, now, rules, share: (it, Admission(BEAT_S))
-    wiring.Egress = egress  # type: ignore[misc,assignment]  # this process is a case's alone
-    return wiring.activities(parts, sections, Journal(start.journals), LIMITS)
+    breaker.admit = _queued if start.queued else _ADMIT
+    wiring.Egress = egress  # type: ignore[misc,assignment]  # this process is the harness's alone
+    return wiring.activities(parts, sections, journal, LIMITS)
 
 
 def lost(fault: Fault) -> Exception | None:
@@ -150,19 +157,27 @@ def lost(fault: Fault) -> Exception | None:
 
 
 class Child:
-    """Answers its parent's orders until the socket closes."""
+    """Lives through one case after another, and answers its parent's orders until the socket closes.
 
-    def __init__(self, start: Start, line: socket.socket) -> None:
+    Between two cases nothing is left but the imports and the sessions with the database: store, keys,
+    journal and sections are each case's own. It ends when anything of a case goes on.
+    """
+
+    def __init__(self, line: socket.socket) -> None:
         self._line = line
         self._environment: ActivityEnvironment | None = None
-        passages.tell = lambda fault: self._say({"at": fault.model_dump()})
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._was_stopped = False
+        passages.tell = self._tell
         passages.cut = self._cut
         passages.lost = lost
-        passages.start(start.plan)
-        self._start = start
 
     def _say(self, message: dict[str, Any]) -> None:
         os.write(self._line.fileno(), json.dumps(message).encode() + b"\n")
+
+    def _tell(self, fault: Fault) -> None:
+        self._was_stopped |= fault.kind == "stop"
+        self._say({"at": fault.model_dump()})
 
     def _cut(self) -> None:
         """What Temporal does at start-to-close: it cancels the activity, not what it awaits."""
@@ -170,39 +185,58 @@ class Child:
             self._environment.cancel()
 
     async def run(self) -> None:
-        parts = parts_of(self._start)
-        sections = CriticalSections()
-        work = work_of(parts, sections, self._start)
-        does: dict[str, Callable[..., Any]] = {it.__name__: it for it in work.activities}
-
-        async def drain(order: Any) -> GrantNews:
-            await sections.drain()
-            return GrantNews()
-
-        does["drain"] = drain
-        replaying = asyncio.create_task(self._sweep(work))
-        self._say({"pid": os.getpid()})
         reader, _ = await asyncio.open_connection(sock=self._line.dup())
-        under_way: set[asyncio.Task[None]] = set()
         while line := await reader.readline():
-            task = asyncio.create_task(self._obey(does, json.loads(line)))
-            under_way.add(task)
-            task.add_done_callback(under_way.discard)
-        replaying.cancel()
+            told = json.loads(line)
+            if "start" in told:
+                self._begin(Start.model_validate(told["start"]))
+            elif "leave" in told:
+                if not await self._leaves():
+                    return
+            else:
+                task = asyncio.create_task(self._obey(told))
+                self._under_way.add(task)
+                task.add_done_callback(self._under_way.discard)
 
-    async def _sweep(self, work: wiring.Work) -> None:
-        if self._start.sweeps_late:
-            await asyncio.sleep(SWEEP_LATE_S)
-        await work.replayer.run(seconds(SWEEP_S))
+    def _begin(self, start: Start) -> None:
+        self._environment, self._was_stopped = None, False
+        passages.start(start.plan)
+        self._engine_url = start.database_url
+        self._sections = CriticalSections()
+        self._journal = Journal(start.journals)
+        work = work_of(parts_of(start), self._sections, self._journal, start)
+        self._does: dict[str, Callable[..., Any]] = {it.__name__: it for it in work.activities}
+        self._does["drain"] = self._drain
+        self._sweeping = asyncio.create_task(_sweep(work, late=start.sweeps_late))
+        self._say({"pid": os.getpid()})
 
-    async def _obey(self, does: dict[str, Callable[..., Any]], order: dict[str, Any]) -> None:
+    async def _leaves(self) -> bool:
+        """The case is over. False when something of it goes on: then this process may not live on."""
+        passages.plan = []
+        self._sweeping.cancel()
+        await asyncio.wait({self._sweeping})
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=_LEAVES_WITHIN_S)
+        if len(asyncio.all_tasks()) > 1:
+            return False
+        if self._was_stopped:  # the database may have ended its sessions meanwhile
+            await engines[self._engine_url].dispose()
+        self._journal.release()
+        self._say({"left": True})
+        return True
+
+    async def _drain(self, order: Any) -> GrantNews:
+        await self._sections.drain()
+        return GrantNews()
+
+    async def _obey(self, order: dict[str, Any]) -> None:
         call = _ORDERS[order["do"]].model_validate(order["call"])
         environment = ActivityEnvironment()
         if order["do"] != "drain":
             self._environment = environment
         answer: dict[str, Any] = {"id": order["id"]}
         try:
-            news: GrantNews = await environment.run(does[order["do"]], call)
+            news: GrantNews = await environment.run(self._does[order["do"]], call)
             answer["news"] = news.model_dump(mode="json")
         except Failure as failure:
             answer["raised"] = failure.code
@@ -215,16 +249,23 @@ class Child:
         self._say(answer)
 
 
-def main(start: Start, line: socket.socket) -> None:
-    asyncio.run(Child(start, line).run())
+async def _sweep(work: wiring.Work, *, late: bool) -> None:
+    if late:
+        await asyncio.sleep(SWEEP_LATE_S)
+    await work.replayer.run(seconds(SWEEP_S))
 
 
-def rehearse(start: Start, line: socket.socket) -> None:
+def main(line: socket.socket) -> None:
+    asyncio.run(Child(line).run())
+
+
+def rehearse(line: socket.socket) -> None:
     """The same in the fork server itself, so that what is slow the first time is done."""
 
     async def rehearsal() -> None:
-        await Child(start, line).run()
+        await Child(line).run()
         for it in engines.values():
             await it.dispose()
 
     asyncio.run(rehearsal())
+    line.close()
