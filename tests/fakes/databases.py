@@ -84,6 +84,15 @@ class Postgres:
         name = url.partition("?")[0].rpartition("/")[2]
         await self.admin(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
+    async def seats(self, number: int) -> None:
+        """Let so many sessions in; a server that lets in fewer is restarted, which ends everybody's."""
+        connection = await asyncpg.connect(host=self._socket, user="postgres", database="postgres")
+        there = int(await connection.fetchval("SHOW max_connections"))
+        await connection.close()
+        if there < number:
+            await self.admin(f"ALTER SYSTEM SET max_connections = {number}")
+            await asyncio.to_thread(self.restart)
+
     async def lend(self) -> str:
         """The URL of a database with the newest schema and no rows; `give_back` makes it another's."""
         return self._clean.pop() if self._clean else await self.fresh()

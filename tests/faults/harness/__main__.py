@@ -68,7 +68,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="of the plan of faults, and of the sample")
     parser.add_argument("--cases", type=int, default=0, help="walk so many of the table; 0: all")
     parser.add_argument("--shard", type=piece, default=(1, 1), help="1/4: the first quarter of the table")
-    parser.add_argument("--jobs", type=int, default=1, help="fork servers at once, eight cases each")
+    parser.add_argument("--jobs", type=int, default=1, help="fork servers at once, twelve cases each")
     parser.add_argument("--broken", action="append", default=[], help="a build that is broken on purpose")
     return parser.parse_args()
 

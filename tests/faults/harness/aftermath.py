@@ -83,7 +83,7 @@ async def _settled(
     until = time.monotonic() + limit_s
     while True:
         ends = [await _end(here, connection) for connection in connections]
-        waiting = [it for it in ends if it.open_attempts and it.connection.state is State.ACTIVE]
+        waiting = [it for it in ends if it.open_attempt and it.connection.state is State.ACTIVE]
         if not waiting or time.monotonic() > until:
             return ends
         for end in waiting:
@@ -113,8 +113,8 @@ def _judge(end: End, usable: bool, after: Aftermath, states: Counter[str]) -> No
             after.lost.append(f"{row.id}: given up, and the provider still honours its token")
     elif row.state is State.NEEDS_REAUTH:
         after.lost.append(f"{row.id}: needs_reauth because of {row.reason}")
-    elif row.state is State.ACTIVE and end.open_attempts:
-        after.violations += [f"{row.id}: still open: {_told(it)}" for it in end.open_attempts]
+    elif row.state is State.ACTIVE and end.open_attempt:
+        after.violations.append(f"{row.id}: still open: {_told(end.open_attempt)}")
     elif row.state is State.ACTIVE and not usable:
         after.lost.append(f"{row.id}: the store calls it active, the provider has killed it")
     elif row.state not in (State.ACTIVE, *_ENDED):

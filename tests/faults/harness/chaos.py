@@ -58,11 +58,12 @@ async def run(
         real_server(folder / "real") as real,
         installed(folder, idp, real) as here,
     ):
-        integration = await here.ground.integration(idp, Rotation.STRICT, "generic", "right")
         made = []
-        for number in range(connections):
-            connection = await here.ground.connection(integration, f"user-{number}")
-            made.append(await here.ground.granted(connection, idp, refreshable=True))
+        async with here.ground.store.write() as tx:
+            integration = await here.ground.integration(tx, idp, Rotation.STRICT, "generic", "right")
+            for number in range(connections):
+                connection = await here.ground.connection(tx, integration, f"user-{number}")
+                made.append(await here.ground.granted(tx, connection, idp, refreshable=True))
         await here.platform.start("reconcile", "evergrant_server", "reconcile")
         await here.platform.children["reconcile"].wait()
         consented = await real.consented(here.platform)

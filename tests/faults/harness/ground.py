@@ -16,17 +16,17 @@ import httpx2
 import yaml
 
 from evergrant_server.core.access import Endpoints, Integration
-from evergrant_server.core.attempt import Attempt, AttemptKind
+from evergrant_server.core.attempt import Attempt
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.consent import Consent, ConsentStatus
 from evergrant_server.core.definition import Definition, DefinitionState
-from evergrant_server.core.grant import Grant, TokenSet
+from evergrant_server.core.grant import MAIN, Grant, TokenSet
 from evergrant_server.core.ids import ConnectionId, ConsentId, DefinitionId, IntegrationId, Tenant, new_id
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto.keyring import KeyRing, Role
-from evergrant_server.store import Store
+from evergrant_server.store import Store, Tx
 from providers.authorization import authorization_request, new_state, new_verifier
 from providers.registry import Registry
 from tests.fakes.databases import postgres
@@ -54,7 +54,7 @@ class End:
     connection: Connection
     consent: Consent | None
     refresh_token: str | None
-    open_attempts: tuple[Attempt, ...]
+    open_attempt: Attempt | None  # there is one at most
     wrongs: tuple[str, ...]  # what the witness saw
 
 
@@ -67,6 +67,7 @@ class Ground:
         self._asking = asyncio.Lock()  # one question at a time on one connection
         self._clock = SystemClock()
         self._registry = Registry.load()
+        self._browser = httpx2.AsyncClient(trust_env=False, limits=httpx2.Limits(max_keepalive_connections=0))
 
     @classmethod
     async def open(cls, folder: Path) -> "Ground":
@@ -101,6 +102,7 @@ class Ground:
 
     async def let_go(self) -> None:
         await self.store.close()
+        await self._browser.aclose()
         await self._witness.close()
 
     async def close(self) -> None:
@@ -114,7 +116,7 @@ class Ground:
         return self._witness
 
     async def integration(
-        self, idp: StrictProvider, rotation: Rotation, provider: str, secrets: str
+        self, tx: Tx, idp: StrictProvider, rotation: Rotation, provider: str, secrets: str
     ) -> Integration:
         now = self._clock.now()
         grace = GRACE_S if rotation is Rotation.GRACE else 0
@@ -136,19 +138,18 @@ class Ground:
             created_at=now,
             changed_at=now,
         )
-        async with self.store.write() as tx:
-            first, *after = _SECRETS[secrets](idp.client_secret)
-            integration = await tx.integrations.put(integration, Secret(first), expected=None)
-            for secret in after:
-                integration = await tx.integrations.rotate_secret(
-                    integration,
-                    Secret(secret),
-                    until=now + timedelta(hours=1),
-                    expected=integration.revision,
-                )
-            return integration
+        first, *after = _SECRETS[secrets](idp.client_secret)
+        integration = await tx.integrations.put(integration, Secret(first), expected=None)
+        for secret in after:
+            integration = await tx.integrations.rotate_secret(
+                integration,
+                Secret(secret),
+                until=now + timedelta(hours=1),
+                expected=integration.revision,
+            )
+        return integration
 
-    async def connection(self, integration: Integration, subject: str = "user-1") -> Connection:
+    async def connection(self, tx: Tx, integration: Integration, subject: str = "user-1") -> Connection:
         """One whose subject hasn't consented yet."""
         now = self._clock.now()
         connection = Connection(
@@ -163,11 +164,12 @@ class Ground:
             changed_at=now,
             consent_deadline=now + timedelta(hours=1),
         )
-        async with self.store.write() as tx:
-            await tx.connections.add(connection)
+        await tx.connections.add(connection)
         return connection
 
-    async def granted(self, connection: Connection, idp: StrictProvider, *, refreshable: bool) -> Connection:
+    async def granted(
+        self, tx: Tx, connection: Connection, idp: StrictProvider, *, refreshable: bool
+    ) -> Connection:
         """The same with its first grant, as a code exchange leaves it."""
         given = idp.grant()
         now = self._clock.now()
@@ -178,8 +180,7 @@ class Ground:
         )
         after = connection.granted(now)
         grant = Grant.from_tokens(tokens, generation=after.generation, requested=("read",), at=now)
-        async with self.store.write() as tx:
-            return await tx.grants.install(after, tokens, grant, expected=connection.revision)
+        return await tx.grants.install(after, tokens, grant, expected=connection.revision)
 
     async def leased(self, connection: Connection) -> None:
         """As the ledger leaves it when somebody took this generation."""
@@ -202,8 +203,7 @@ class Ground:
             verifier=verifier,
             scopes=("read",),
         )
-        async with httpx2.AsyncClient(trust_env=False) as browser:
-            answer = await browser.get(url)
+        answer = await self._browser.get(url)
         code = dict(parse_qsl(urlsplit(answer.headers["location"]).query))["code"]
         consent = Consent(
             tenant=TENANT,
@@ -241,21 +241,25 @@ class Ground:
         async with self._asking:
             return int(await (await self._asked()).fetchval(query) or 0)
 
+    async def row(self, connection: ConnectionId) -> Connection:
+        async with self.store.read() as tx:
+            row = await tx.connections.get(TENANT, connection)
+        assert row is not None
+        return row
+
     async def end(self, connection: ConnectionId, consent: Consent | None) -> End:
         async with self.store.read() as tx:
             row = await tx.connections.get(TENANT, connection)
             assert row is not None
             refresh = await tx.grants.refresh_token(row) if row.generation else None
-            open_ones: list[Attempt | None] = [
-                await tx.attempts.open_for(TENANT, connection, "main", kind) for kind in AttemptKind
-            ]
+            still_open = await tx.attempts.opened(TENANT, connection, MAIN)
             now = await tx.consents.get(TENANT, consent.id) if consent else None
         async with self._asking:
             witness = await self._asked()
             seen = await witness.fetch("SELECT wrong FROM witness WHERE row_id = $1", connection)
         wrongs = tuple(str(it["wrong"]) for it in seen)
         token = refresh.reveal() if refresh is not None else None
-        return End(row, now, token, tuple(it for it in open_ones if it is not None), wrongs)
+        return End(row, now, token, still_open, wrongs)
 
 
 def arguments_of(url: str) -> dict[str, Any]:

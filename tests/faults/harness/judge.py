@@ -48,7 +48,7 @@ def judge(told: Told, way: Way) -> Judged:
     if told.hung:
         wrongs.append("nobody came to an outcome")
     wrongs += [it for it in told.raised if it.startswith("unexpected")]
-    if told.end.open_attempts and not told.case.revoked:  # a revocation settles what it finds open
+    if told.end.open_attempt and not told.case.revoked:  # a revocation settles what it finds open
         wrongs.append("an attempt is still open")
     ended = _of_refresh if told.case.scenario.flow == REFRESH else _of_exchange
     verdict, why = ended(told, way)

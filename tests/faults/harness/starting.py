@@ -16,4 +16,4 @@ class Start(BaseModel):
     public_url: str
     plan: list[Fault] = []
     queued: bool = False
-    sweeps_late: bool = False
+    sweeps_after_s: float = 0.0

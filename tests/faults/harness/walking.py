@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.fakes.databases import postgres
 from tests.faults.harness.ground import Ground
 from tests.faults.harness.hands import Warm
 from tests.faults.harness.judge import BAD, Judged, Verdict, judge
@@ -19,7 +20,8 @@ from tests.faults.harness.scenarios import SCENARIOS, Scenario
 from tests.faults.harness.table import Table
 from tests.faults.harness.walk import Case, Walk
 
-AT_ONCE = 8
+AT_ONCE = 12
+_SEATS = 400  # of the database: a worker that has left its case keeps its sessions
 _TRIES = 3  # a busy machine may let a short limit pass before the point is reached
 
 
@@ -52,7 +54,7 @@ class Walked:
 
     @property
     def windows_ms(self) -> list[float]:
-        return sorted(ms for way in self.table.ways.values() if (ms := way.window_ms) is not None)
+        return sorted(ms for way in self.table.ways if (ms := way.window_ms) is not None)
 
 
 Choose = Callable[[Table], Sequence[Case]]
@@ -71,6 +73,7 @@ async def walk_table(
     """Learn the ways, choose cases, carry them out: each job has a fork server of its own."""
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(dir=folder))
+    await postgres().seats(_SEATS)
     async with AsyncExitStack() as stack:
         ground = await Ground.open(folder)
         stack.push_async_callback(ground.close)
@@ -107,4 +110,4 @@ async def _one(walked: Walked, case: Case, ground: Ground, warm: Warm, folder: P
             break
     else:
         walked.unreached.append(case)
-    walked.judged.append(judge(told, walked.table.ways[case.scenario.name, case.rotation]))
+    walked.judged.append(judge(told, walked.table.way(case)))

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 
+
 def serve(path: str) -> None:
     """Fork a worker for every connection but the first, which rehearses here."""
     from tests.faults.harness import worker

@@ -43,7 +43,6 @@ from tests.faults.harness.limits import (
     MOST_SENDS,
     REPLAY_S,
     SEND_S,
-    SWEEP_LATE_S,
     SWEEP_S,
     seconds,
 )
@@ -207,7 +206,7 @@ class Child:
         work = work_of(parts_of(start), self._sections, self._journal, start)
         self._does: dict[str, Callable[..., Any]] = {it.__name__: it for it in work.activities}
         self._does["drain"] = self._drain
-        self._sweeping = asyncio.create_task(_sweep(work, late=start.sweeps_late))
+        self._sweeping = asyncio.create_task(_sweep(work, start.sweeps_after_s))
         self._say({"pid": os.getpid()})
 
     async def _leaves(self) -> bool:
@@ -249,9 +248,8 @@ class Child:
         self._say(answer)
 
 
-async def _sweep(work: wiring.Work, *, late: bool) -> None:
-    if late:
-        await asyncio.sleep(SWEEP_LATE_S)
+async def _sweep(work: wiring.Work, after_s: float) -> None:
+    await asyncio.sleep(after_s)
     await work.replayer.run(seconds(SWEEP_S))
 
 
