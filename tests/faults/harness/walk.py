@@ -85,7 +85,7 @@ class Walk:
         self._raised: list[str] = []
         self._left_stopped: tuple[Hand, asyncio.Task[Answer]] | None = None
         self._passed: list[tuple[str, str, float]] = []
-        self.first: list[tuple[str, str, float]] = []  # by the first worker, until its answer
+        self.first: list[tuple[str, str, float]] = []  # of them by the first worker, until its answer
         self._until = time.monotonic() + CASE_S
 
     async def run(self) -> Told:
@@ -200,8 +200,7 @@ class Walk:
             if answer is not None:
                 await _a_moment(answer)
             answer = await answering
-            self._note(answer)
-            self.first += answer.passed
+            self._note(answer, first=True)
         if not answer.died:
             await self._until_outcome(other or first, answer if other is None else None)
         else:
@@ -236,7 +235,7 @@ class Walk:
         with contextlib.suppress(TimeoutError):
             await self._idp.until("token", 1, timeout=2)
         draining = asyncio.create_task(first.ask("drain", self._order))
-        draining.add_done_callback(lambda done: self._note(done.result()))
+        draining.add_done_callback(lambda done: self._note(done.result(), first=True))
         await asyncio.sleep(HTTP_S / 5)
         gate.set()
 
@@ -285,8 +284,9 @@ class Walk:
                     return news
             await _a_moment(answer)
 
-    def _note(self, answer: Answer) -> None:
+    def _note(self, answer: Answer, *, first: bool = False) -> None:
         self._passed += answer.passed
+        self.first += answer.passed if first else []
         if answer.raised:
             self._raised.append(answer.raised)
 
