@@ -11,6 +11,7 @@ REPLAY_S = 6.0  # a journalled answer keeps nobody else waiting for longer
 SWEEP_S = 0.3  # how often journals are looked through
 SWEEP_LATE_S = 3.0  # the first time, where a refresh shall come first
 SWEEP_SECOND_S = 1.0  # the first time, by who shall not be first
+DRAIN_S = 2.0  # after that a worker that ends waits no longer for a store that is away
 BEAT_S = 0.2
 DATABASE_MS = 900  # statement, lock and idle-in-transaction time-outs
 PAUSE_S = 2.4  # past every one of them

@@ -21,6 +21,7 @@ class Fault(BaseModel):
     side: str = BEFORE
     passage: int = 1
     answered_by: str = "task"
+    lasts: bool = False  # it befalls every later passage as well
 
 
 class Passages:
@@ -43,8 +44,10 @@ class Passages:
         self.log.append((name, side, time.monotonic()))
         self._counted[name, side] += 1
         for fault in self.plan:
-            due = (fault.point, fault.side) == (name, side)
-            if due and fault.passage == self._counted[name, side]:
+            if (fault.point, fault.side) != (name, side):
+                continue
+            count = self._counted[name, side]
+            if count == fault.passage or (fault.lasts and count > fault.passage):
                 return self._befall(fault)
         return None
 

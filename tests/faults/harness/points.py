@@ -52,12 +52,15 @@ ELSEWHERE = {
     "activities.consent:ConsentActivities.end_consent": "ends a consent without a code: one transaction",
     "activities.consent:_what_is_true": "ends a consent without a code: one transaction",
     "evergrant_server.egress.network:GuardedBackend.connect_unix_socket": "always refuses",
+    "activities.refresh:RefreshActivities._renewal#2": "an access token that is exchanged is not spent",
+    "providers.flows:Sender.exchange_access_token": "an access token that is exchanged is not spent",
     "providers.flows:Sender.mint": "a minting spends nothing",
     "providers.flows:Sender.revoke": "revocation spends nothing",
     "providers.flows:Sender.introspect": "introspection spends nothing",
 }
 
 ELSEWHERE_CALLED = {
+    "tx.grants.access_token": "an access token that is exchanged is not spent",
     "install_import": "an import brings its tokens: no provider is asked",
     "subject_token_of": "a minting spends nothing",
     "self._of_an_integration": "a registration: there is no connection yet",

@@ -49,6 +49,8 @@ class StrictProvider(ScriptedProvider):
 
     def _act(self, call: Call) -> tuple[int, dict[str, str], dict[str, Any] | None]:
         code, headers, data = super()._act(call)
+        if data is not None and "access_token" in data and "dpop" in call.headers:
+            data = {**data, "token_type": "DPoP"}  # RFC 9449 section 5
         credential = call.params.get("refresh_token") or call.params.get("code")
         for use in reversed(self.uses):
             if use.credential == credential and use.acted is None:

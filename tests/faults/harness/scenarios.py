@@ -4,12 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from evergrant_server.core.provider import Rotation
-from tests.fakes.scripted_provider import Answer, drop, drop_after_commit, error, ok
+from tests.fakes.scripted_provider import Answer, drop, drop_after_commit, error, ok, raw
 from tests.faults.harness.passages import AFTER, BEFORE, Fault
 
 REFRESH, EXCHANGE = "refresh_grant", "exchange_code"
 ROTATIONS = (Rotation.NONE, Rotation.GRACE, Rotation.STRICT)
 CROOKED = "crooked"  # a definition that can't be used; the workers' registry has it
+PROVING = "proving"  # its tokens are bound to a key (RFC 9449)
 ON_TRIAL = "on-trial"  # a definition of which the tenant has a staged version
 
 
@@ -38,6 +39,7 @@ class Scenario:
     queued: bool = False  # the circuit lets it through after a moment, as at the end of an outage
     leased: bool = False
     held: bool = False  # the provider answers late, and the worker is shut down meanwhile
+    ends: bool = False  # and is gone then, whatever it still waited for
     rotations: tuple[Rotation, ...] = field(default=ROTATIONS)
 
 
@@ -50,12 +52,21 @@ def _answered_then_refused(rotation: Rotation) -> tuple[Answer, ...]:
     return () if rotation is Rotation.STRICT else (ok(), error("invalid_grant"))
 
 
+def _nonce_wanted(rotation: Rotation) -> tuple[Answer, ...]:
+    """Nothing was done but to ask for a nonce (RFC 9449 section 8)."""
+    headers = {"Content-Type": "application/json", "DPoP-Nonce": "n-1"}
+    return (raw(b'{"error": "use_dpop_nonce"}', 400, headers),)
+
+
 ANSWER_READ = "activities.single_use:SingleUse._section#1"
 JOURNALLED = "activities.single_use:SingleUse._journalled#1"
 COMMITTED = "activities.records:settled#1.exit"
 LOST_COMMIT = Fault(point=COMMITTED, side=AFTER, kind="lost", answered_by="store")
 READ_TOO_LATE = Fault(point=ANSWER_READ, side=AFTER, kind="stop")
 UNEXPECTED = Fault(point="providers.flows:Sender._send#1", side=AFTER, kind="lost", answered_by="unexpected")
+STORE_AWAY = Fault(
+    point="activities.records:settled#1.enter", side=AFTER, kind="lost", answered_by="store", lasts=True
+)
 LOST_CONSENT = Fault(
     point="activities.consent:ConsentActivities._consent#1.exit", side=AFTER, kind="lost", answered_by="store"
 )
@@ -119,6 +130,14 @@ SCENARIOS = (
         rotations=(Rotation.NONE,),
     ),
     Scenario("refresh, worker shut down meanwhile", REFRESH, held=True),
+    Scenario(
+        "refresh, worker shut down while the store is away",
+        REFRESH,
+        befalls=(STORE_AWAY,),
+        held=True,
+        ends=True,
+    ),
+    Scenario("refresh, a proof lacks its nonce", REFRESH, _nonce_wanted, provider=PROVING),
     Scenario(
         "refresh, two answers lost",
         REFRESH,

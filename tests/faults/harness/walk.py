@@ -238,6 +238,9 @@ class Walk:
         draining.add_done_callback(lambda done: self._note(done.result(), first=True))
         await asyncio.sleep(HTTP_S / 5)
         gate.set()
+        if self._case.scenario.ends:
+            await asyncio.wait({draining})
+            await first.end()
 
     async def _until_over(self, first: Hand, other: Hand | None, answering: asyncio.Task[Answer]) -> None:
         """Until the first worker has answered or died; stopped, it is let go on after every deadline."""

@@ -38,6 +38,7 @@ from tests.faults.harness.limits import (
     ANSWER_S,
     BEAT_S,
     DATABASE_MS,
+    DRAIN_S,
     HTTP_S,
     LOOK_AGAIN_S,
     MOST_SENDS,
@@ -47,7 +48,7 @@ from tests.faults.harness.limits import (
     seconds,
 )
 from tests.faults.harness.passages import Fault, passages
-from tests.faults.harness.scenarios import CROOKED, ON_TRIAL
+from tests.faults.harness.scenarios import CROOKED, ON_TRIAL, PROVING
 from tests.faults.harness.starting import Start
 
 WORKER = "x-harness-worker"
@@ -71,6 +72,7 @@ def read_catalogue() -> None:
     generic = found.get("generic")
     found._specs[CROOKED] = generic.model_copy(update={"name": CROOKED, "auth_modes": ("device_code",)})
     found._specs[ON_TRIAL] = generic.model_copy(update={"name": ON_TRIAL})
+    found._specs[PROVING] = generic.model_copy(update={"name": PROVING, "dpop": True})
     registry.append(found)
 
 
@@ -145,7 +147,7 @@ def lost(fault: Fault) -> Exception | None:
         return OSError(errno.EIO, "the answer was lost")
     if (
         fault.point.startswith(("providers.flows:Sender.", "activities.breaker"))
-        and "_send#" not in fault.point
+        and "_once#" not in fault.point
     ):
         return SendFailed(Failure(Code.PROVIDER_UNREACHABLE, "the answer was lost"), sent=True)
     if fault.point.startswith("providers"):
@@ -225,7 +227,7 @@ class Child:
         return True
 
     async def _drain(self, order: Any) -> GrantNews:
-        await self._sections.drain()
+        await self._sections.drain(seconds(DRAIN_S))
         return GrantNews()
 
     async def _obey(self, order: dict[str, Any]) -> None:
