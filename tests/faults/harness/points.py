@@ -52,7 +52,6 @@ ELSEWHERE = {
     "activities.consent:ConsentActivities.end_consent": "ends a consent without a code: one transaction",
     "activities.consent:_what_is_true": "ends a consent without a code: one transaction",
     "evergrant_server.egress.network:GuardedBackend.connect_unix_socket": "always refuses",
-    "activities.replay:Replayer._of_an_integration": "a registration's answer: no connection hangs on it",
     "activities.refresh:RefreshActivities._renewal#2": "an access token that is exchanged is not spent",
     "providers.flows:Sender.exchange_access_token": "an access token that is exchanged is not spent",
     "providers.flows:Sender.mint": "a minting spends nothing",
@@ -61,8 +60,6 @@ ELSEWHERE = {
 }
 
 ELSEWHERE_CALLED = {
-    "forget_unsent": "a registration's answer: no connection hangs on it",
-    "self._of_an_integration": "a registration's answer: no connection hangs on it",
     "tx.grants.access_token": "an access token that is exchanged is not spent",
     "install_import": "an import brings its tokens: no provider is asked",
     "subject_token_of": "a minting spends nothing",
