@@ -4,7 +4,6 @@ The access token goes to the URL of the definition and nowhere else. Nothing is 
 is asked again. Facts are short scalars; a body that is something else is REPLY_UNREADABLE.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from evergrant_server.core.account import Option
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress
-from providers.reading import Unreadable, at, parse
+from providers.reading import Unreadable, at, is_fact, parse
 from providers.reply import RawReply
 from providers.resolve import bound_params, checked_params, complete, fill
 from providers.spec import ProviderSpec
@@ -23,7 +22,6 @@ from providers.times import retry_after
 from providers.verdicts import unreadable
 
 _MOST_OPTIONS = 200
-_LONGEST_FACT = 1024
 _LONGEST_LABEL = 200
 
 
@@ -78,7 +76,7 @@ def read_lookup(spec: ProviderSpec, lookup: Lookup, reply: RawReply) -> tuple[Op
 def _option(lookup: Lookup, item: dict[str, Any]) -> Option | None:
     facts = _facts(lookup, item)
     known_by = facts.get(lookup.id_fact)
-    if known_by is None or known_by == "":
+    if known_by is None or not str(known_by) or not str(known_by).isprintable():
         return None
     named = at(item, lookup.label) if lookup.label else None
     label = named if isinstance(named, str) and named.isprintable() and named else str(known_by)
@@ -87,11 +85,7 @@ def _option(lookup: Lookup, item: dict[str, Any]) -> Option | None:
 
 def _facts(lookup: Lookup, data: dict[str, Any]) -> dict[str, Any]:
     found = {name: at(data, path) for name, path in lookup.metadata.items()}
-    return {
-        name: value
-        for name, value in found.items()
-        if isinstance(value, str | int | float | bool) and len(json.dumps(value)) <= _LONGEST_FACT
-    }
+    return {name: value for name, value in found.items() if is_fact(value)}
 
 
 def _refused(spec: ProviderSpec, reply: RawReply) -> Failure:

@@ -83,7 +83,7 @@ def read_pushed(spec: ProviderSpec, reply: RawReply, now: datetime) -> PushedReq
             raise Unreadable(f"an expires_in that is {kind(lives_s)}, or not positive")
     except Unreadable as why:
         raise unreadable(spec, reply, str(why)) from None
-    expires_at = now + timedelta(seconds=min(float(lives_s), _LONGEST_LIFE_S))
+    expires_at = now + timedelta(seconds=min(lives_s, _LONGEST_LIFE_S))
     return PushedRequest(request_uri=reference, expires_at=expires_at)
 
 

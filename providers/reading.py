@@ -1,12 +1,14 @@
 """Reads a body strictly: what is there, at which path, and nothing that is there twice. Pure."""
 
 import json
+import math
 from collections.abc import Iterable
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl
 
 _DEEPEST = 32
 _LONGEST = 1024 * 1024
+_LONGEST_FACT = 1024
 
 
 class Unreadable(Exception):
@@ -99,6 +101,19 @@ def at(data: Any, path: str | None) -> Any:
         else:
             return None
     return data
+
+
+def is_fact(value: Any) -> bool:
+    """A short scalar that a column and an answer of ours can hold. JSON's text may name a number that
+    is none (1e999), half a character and NUL."""
+    match value:
+        case str():
+            half = any("\ud800" <= char <= "\udfff" for char in value)
+            return len(value) <= _LONGEST_FACT and "\0" not in value and not half
+        case float():
+            return math.isfinite(value)
+        case _:
+            return isinstance(value, int) and len(str(value)) <= _LONGEST_FACT
 
 
 def kind(value: Any) -> str:

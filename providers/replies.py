@@ -13,7 +13,7 @@ from evergrant_server.core.errors import Failure
 from evergrant_server.core.grant import TokenSet
 from evergrant_server.core.proof import DPOP
 from evergrant_server.core.secret import Secret
-from providers.reading import Unreadable, at, kind
+from providers.reading import Unreadable, at, is_fact, kind
 from providers.reply import RawReply
 from providers.spec import ProviderSpec, Revocation
 from providers.times import date_of, duration, until
@@ -209,8 +209,4 @@ def _metadata(spec: ProviderSpec, data: dict[str, Any]) -> dict[str, Any]:
     for name, rule in spec.response.metadata_patterns.items():
         found = re.search(rule.pattern, str(at(data, rule.path) or "")[:_LONGEST_FACT])
         facts[name] = found.group(1) if found else None
-    return {
-        name: value
-        for name, value in facts.items()
-        if isinstance(value, str | int | float | bool) and len(str(value)) <= _LONGEST_FACT
-    }
+    return {name: value for name, value in facts.items() if is_fact(value)}

@@ -93,3 +93,17 @@ def test_a_definition_says_one_choice_and_what_it_is_known_by() -> None:
         spec_like(post_auth=[NESTED | {"id": "other"}])
     with pytest.raises(ValueError, match="there is none"):
         spec_like(post_auth=[NESTED | {"choose": None}])
+
+
+@pytest.mark.parametrize("known_by", ["\ud800", "a\0b", "a\nb"])
+def test_an_account_that_nobody_could_name_is_unreadable(known_by: str) -> None:
+    with pytest.raises(Failure) as raised:
+        read({"data": {"sites": [{"id": known_by}]}})
+    assert raised.value.code is Code.REPLY_UNREADABLE
+
+
+def test_facts_that_no_column_and_no_answer_can_hold_are_left_out() -> None:
+    (site,) = read(b'{"data":{"sites":[{"id":1,"url":1e999}]}}')
+    assert site.metadata == {"site": 1}
+    (site,) = read(b'{"data":{"sites":[{"id":1,"url":"\\ud83d"}]}}')
+    assert site.metadata == {"site": 1}

@@ -145,3 +145,9 @@ def test_rfc9126_5_a_duty_by_metadata_or_by_definition():
         with pytest.raises(Failure) as failure:
             pushes(spec, where)
         assert failure.value.code is Code.CLIENT_REJECTED
+
+
+@pytest.mark.parametrize("lives_s", [1e308, 10**400])
+def test_a_reference_that_lives_for_ever_lives_for_an_hour(lives_s: float) -> None:
+    pushed = read_pushed(SPEC, reply({**GOOD, "expires_in": lives_s}), NOW)
+    assert pushed.expires_at == NOW + timedelta(hours=1)

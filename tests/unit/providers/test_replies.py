@@ -284,3 +284,18 @@ def test_whatever_comes_only_a_failure_comes_out(
     ):
         with suppress(Failure):
             judge()
+
+
+@pytest.mark.parametrize("said", [b"1e999", b'"\\ud800"', b'"a\\u0000b"', b'"' + b"x" * 1025 + b'"'])
+def test_a_fact_that_no_column_and_no_answer_can_hold_is_left_out_and_the_tokens_are_not(said: bytes):
+    spec = spec_like(response={"metadata_paths": ["team"]})
+    body = b'{"access_token": "a", "team": ' + said + b"}"
+    tokens = read_tokens(spec, RawReply(200, {}, body), requested_scopes=(), refreshing=False)
+    assert tokens.metadata == {}
+
+
+def test_a_fact_in_any_script_is_kept():
+    said = "Équipe\u00a0\U0001f469\u200d\U0001f4bb\nof two lines"
+    spec = spec_like(response={"metadata_paths": ["team"]})
+    reply = RawReply(200, {}, json.dumps({"access_token": "a", "team": said}).encode())
+    assert read_tokens(spec, reply, requested_scopes=(), refreshing=False).metadata == {"team": said}
