@@ -238,7 +238,7 @@ class ConsentActivities(ProviderActivities):
         # a yes that nobody can read may hold its tokens: a second use would end them (RFC 6749 4.1.2)
         said_yes = outcome is None and failure.code is Code.REPLY_UNREADABLE
         again = doubted(failure, provisional=provisional) and not said_yes
-        unsent = outcome is Outcome.NOT_SENT and failure.code is Code.REFRESH_PENDING
+        unsent = outcome is Outcome.NOT_SENT and failure.code in ASKED_AGAIN
         code = failure.code
         if code is Code.GRANT_REJECTED and use.attempt.sends > 1:
             code = Code.OUTCOME_UNKNOWN  # an earlier send spent it, and its answer is lost

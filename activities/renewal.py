@@ -11,6 +11,7 @@ from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.flow import Flow
 from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.proof import DPOP
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
 from providers.flows import Sender
@@ -118,7 +119,15 @@ def renewed(held: Holdings, reply: RawReply, came_at: datetime) -> TokenSet:
     if held.connection.flow.mints:
         return minted(held, reply, held.connection.requested_scopes, came_at)
     scopes = held.grant.scopes if held.grant else ()
-    return read_tokens(held.spec, reply, requested_scopes=scopes, refreshing=True, now=came_at)
+    try:
+        return read_tokens(held.spec, reply, requested_scopes=scopes, refreshing=True, now=came_at)
+    except Failure as failure:
+        never_bound = held.grant is not None and held.grant.token_type != DPOP
+        if failure.code is not Code.REPLY_UNREADABLE or not (held.spec.dpop and never_bound):
+            raise
+        # binding was wanted later, and not done: these are as good as those before, which are spent
+        bearer = held.spec.model_copy(update={"dpop": False})
+        return read_tokens(bearer, reply, requested_scopes=scopes, refreshing=True, now=came_at)
 
 
 def minted(held: Holdings, reply: RawReply, scopes: tuple[str, ...], came_at: datetime) -> TokenSet:

@@ -30,7 +30,10 @@ def client_certificate(certificate: str, private: Secret, now: datetime) -> Clie
         UnsupportedAlgorithm,
     ):  # an encrypted one too
         raise _bad("the private key is not PEM without a password") from None
-    ours = chain[0].public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    try:
+        ours = chain[0].public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except (ValueError, UnsupportedAlgorithm):
+        raise _bad("the certificate's key is of a kind that is not known") from None
     if key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) != ours:
         raise _bad("the private key is not the first certificate's")
     ends = min(it.not_valid_after_utc for it in chain)

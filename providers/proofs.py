@@ -22,7 +22,8 @@ from evergrant_server.core.proof import ALGORITHM, DPOP, ProofKey
 from evergrant_server.core.secret import Secret
 from providers.reading import Unreadable, parse
 from providers.reply import RawReply
-from providers.spec import ProviderSpec
+from providers.resolve import client_auth_of
+from providers.spec import ClientAuth, ProviderSpec
 
 _NONCE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,1024}")  # RFC 9449 section 8.1
 _MOST_NONCES = 10_000
@@ -33,11 +34,14 @@ def binds(spec: ProviderSpec, integration: Integration, grant: Grant | None) -> 
     """Are the connection's tokens to be bound to a key?
 
     As the integration says; else as the definition says, and whatever that says later, a grant
-    that is bound stays so: its refresh token may be bound as well (RFC 9449 section 5).
+    that is bound stays so: its refresh token may be bound as well, and a public client's is, whatever
+    anybody says (RFC 9449 section 5).
     """
+    held = grant is not None and grant.token_type == DPOP
     if integration.dpop is not None:
-        return integration.dpop
-    return spec.dpop or (grant is not None and grant.token_type == DPOP)
+        public = client_auth_of(spec, integration) == ClientAuth.NONE
+        return integration.dpop or (held and public)
+    return spec.dpop or held
 
 
 def bound(spec: ProviderSpec, integration: Integration, grant: Grant | None) -> ProviderSpec:

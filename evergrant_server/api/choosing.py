@@ -16,6 +16,7 @@ from evergrant_server.api.tracing import trace_of
 from evergrant_server.api.transactions import committed
 from evergrant_server.api.views import ConnectionView
 from evergrant_server.core.access import Action
+from evergrant_server.core.account import FollowUp
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.choice import SIGNAL_CHOICE_MADE, ChoiceMade
 from evergrant_server.core.clock import Clock
@@ -58,7 +59,7 @@ async def choose(
 @pages.post("/connect/{link}/choice")
 @as_page
 async def chose(request: Request, link: str) -> Response:
-    """The subject chose, in the browser that consented."""
+    """The subject chose, in the browser that consented. Once: the page is no standing right to choose."""
     subjects = subjects_of(request)
     browser = subjects.browsers.of(request)
     form = await form_of(request)
@@ -72,6 +73,10 @@ async def chose(request: Request, link: str) -> Response:
         mine = subjects.browsers.is_bound(request, going.consent.browser_hash)
         if going.consent.status is not ConsentStatus.DONE or not mine:
             raise Failure(Code.CALLBACK_INVALID, "This link was opened in another browser.")
+        if going.connection.follow_up is not FollowUp.CHOOSING:
+            if form.get("choice") == going.connection.choice:  # the button was pressed twice
+                return going.connection
+            raise Failure(Code.CALLBACK_INVALID, "This choice was made already.")
         asked = trace_of(request).asked_by(SUBJECT)
         return await chosen(tx, going.connection, form.get("choice", ""), asked, subjects.parts.clock)
 

@@ -21,7 +21,8 @@ def presenting(trusting: ssl.SSLContext, certificate: ClientCertificate) -> ssl.
     """A context of its own, so that no other integration's request presents it.
 
     The standard library loads keys from files alone: for that moment the key is on disk, encrypted
-    with a password that nobody else has. Raises Failure CLIENT_REJECTED for one that can't be used.
+    with a password that nobody else has. Raises Failure CLIENT_REJECTED for one that can't be used, and
+    JOURNAL_UNAVAILABLE when there is no room for it.
     """
     authorities = trusting.get_ca_certs(binary_form=True)
     context = ssl.create_default_context(cadata=b"".join(authorities)) if authorities else default_tls()
@@ -38,4 +39,7 @@ def presenting(trusting: ssl.SSLContext, certificate: ClientCertificate) -> ssl.
             context.load_cert_chain(chain, private, password)
     except (ValueError, TypeError, ssl.SSLError):  # the library's words may quote the key
         raise Failure(Code.CLIENT_REJECTED, "the integration's client certificate can't be used") from None
+    except OSError as error:
+        why = f"no room for a client certificate's key: {error.strerror or type(error).__name__}"
+        raise Failure(Code.JOURNAL_UNAVAILABLE, why) from None
     return context

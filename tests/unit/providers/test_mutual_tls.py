@@ -1,5 +1,7 @@
 """Mutual TLS (RFC 8705): the handshake says who we are, to whom it is meant for and nobody else."""
 
+import ssl
+import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -8,6 +10,8 @@ from urllib.parse import parse_qs
 
 import pytest
 import pytest_asyncio
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from evergrant_server.core.access import Endpoints
 from evergrant_server.core.errors import Code, Failure
@@ -119,6 +123,28 @@ def test_what_cannot_be_presented_is_not_kept() -> None:
             "client_certificate",
         )
         assert "PRIVATE" not in str(raised.value)
+
+
+def test_a_certificate_with_a_key_that_nobody_knows_is_not_kept() -> None:
+    p256, unknown = bytes.fromhex("06082a8648ce3d030107"), bytes.fromhex("06082a8648ce3d03017f")
+    der = x509.load_pem_x509_certificate(OURS.certificate.encode()).public_bytes(Encoding.DER)
+    strange = ssl.DER_cert_to_PEM_cert(der.replace(p256, unknown))
+    with pytest.raises(Failure) as failure:
+        client_certificate(strange, Secret(OURS.private), NOW)
+    assert (failure.value.code, failure.value.context["field"]) == (
+        Code.INVALID_REQUEST,
+        "client_certificate",
+    )
+
+
+async def test_without_room_for_its_key_nothing_is_sent(
+    idp: ScriptedProvider, tls: LoopbackTls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that is full or read-only costs no credential: its use is known not to have begun."""
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    with pytest.raises(SendFailed) as failed:
+        await minted(idp, tls, client())
+    assert (failed.value.code, failed.value.sent) == (Code.JOURNAL_UNAVAILABLE, False)
 
 
 def test_no_repr_shows_the_key() -> None:

@@ -102,6 +102,12 @@ def test_whose_word_counts(says: bool | None, defined: bool, held: str | None, b
     assert binds(spec_like(dpop=defined), an_integration("generic", dpop=says), grant) is bound
 
 
+def test_rfc9449_5_a_public_clients_refresh_token_is_bound_whatever_is_said_later():
+    held, ours = a_grant(token_type="DPoP"), an_integration("generic", dpop=False, client_auth="none")
+    assert binds(spec_like(dpop=True), ours, held)
+    assert not binds(spec_like(dpop=True), ours, None)
+
+
 def test_rfc9449_5_1_a_server_that_verifies_no_key_of_ours_is_refused():
     require_algorithm(BOUND, Endpoints(token_endpoint="https://s.example/t"))
     require_algorithm(BOUND, Endpoints(token_endpoint="https://s.example/t", dpop_algorithms=("ES256",)))
