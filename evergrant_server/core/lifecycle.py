@@ -6,10 +6,9 @@ a wait never hides a revocation: these are the properties its tests look for.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
 
+from evergrant_server.core.asking import freshness_asked, rotate_asked, token_requested
 from evergrant_server.core.beginning import life_of as life_of
 from evergrant_server.core.choice import after_install, looked_up, wants_token
 from evergrant_server.core.connection import Move, State, moved
@@ -19,41 +18,15 @@ from evergrant_server.core.first_token import minted, not_minted, polled
 from evergrant_server.core.flow import Flow
 from evergrant_server.core.ids import ConsentId
 from evergrant_server.core.late import NONE_LATE, not_verified, repaired, to_verify, verify_at
-from evergrant_server.core.messages import Event, GrantNews, Happening, Life, Wish
+from evergrant_server.core.messages import Event, GrantNews, Happening, Life
 from evergrant_server.core.revoking import revoking_goes_on
-from evergrant_server.core.schedule import RefreshPolicy, Rules, ask_at, forced_at, retry_at
-from evergrant_server.core.waking import Wake, due, earliest, end_of, extends, same_end, settles_at, wake
+from evergrant_server.core.schedule import RefreshPolicy, Rules, ask_at, retry_at
+from evergrant_server.core.step import Do as Do
+from evergrant_server.core.step import Step as Step
+from evergrant_server.core.waking import Wake, end_of, extends, same_end, wake
 
 _REMEMBERED_CONSENTS = 20
-_MOST_REPLIES_LATER = 100  # the newest; an older one waits until its own deadline
 _ENDS = {Code.CONSENT_DENIED: Move.CONSENT_DENIED, Code.CONSENT_EXPIRED: Move.CONSENT_EXPIRED}
-
-
-class Do(StrEnum):
-    """What the workflow is told to do next."""
-
-    NOTHING = "nothing"
-    EXCHANGE_CODE = "exchange code"
-    MINT = "mint"
-    POLL = "ask about the device code"
-    REFRESH = "refresh"
-    REFRESH_IF_LEASED = "refresh if leased"
-    END_CONSENT = "end consent"
-    ASK_REVOCATION = "write revocation"
-    REVOKE = "revoke at the provider"
-    ANNOUNCE = "announce that the grant ends"
-    VERIFY_LATE = "verify a late answer"
-    LOOK_UP = "look up the accounts"
-
-
-@dataclass(frozen=True)
-class Step:
-    """The life after what happened, and what to do now."""
-
-    life: Life
-    do: Do = Do.NOTHING
-    denied: bool = False  # with END_CONSENT: said no, instead of ran out
-    days: int = 0  # with ANNOUNCE: before the end
 
 
 def next_step(life: Life, happening: Happening, now: datetime, rules: Rules, share: float = 0.0) -> Step:
@@ -161,52 +134,6 @@ def _grant_refreshed(life: Life, it: Happening, now: datetime, rules: Rules, sha
     return Step(life.model_copy(update=changes))
 
 
-def _freshness_asked(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
-    seen = it.seen_generation if it.seen_generation is not None else life.generation
-    if life.state is State.ACTIVE and life.generation > seen:
-        return Step(life)
-    if it.wish is Wish.UNAUTHORIZED:
-        return _forced(life, now, rules)
-    settles = settles_at(life, rules)
-    since = life.installed_at
-    if it.wish is Wish.DUE and settles is not None and since is not None and since <= now < settles:
-        return _declined(life, settles - now)
-    return _refresh_now(life, now)
-
-
-def _forced(life: Life, now: datetime, rules: Rules) -> Step:
-    """A token was refused that should be good. Once it's replaced, a second refusal proves nothing."""
-    forgotten = life.forced_at is None or now - life.forced_at >= rules.forced_forgotten
-    times = 0 if forgotten else life.forced
-    if times and life.forced_at is not None:
-        until = forced_at(life.forced_at, times, rules)
-        if now < until:
-            return _declined(life, until - now)
-    step = _refresh_now(life, now)
-    if step.do is not Do.REFRESH:
-        return step
-    return Step(step.life.model_copy(update={"forced": times + 1, "forced_at": now}), step.do)
-
-
-def _declined(life: Life, wait: timedelta) -> Step:
-    return Step(life.model_copy(update={"declined_s": wait.total_seconds()}))
-
-
-def _token_requested(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
-    if life.state is State.ACTIVE and not _is_due(life, now, rules):
-        return Step(life)
-    step = _refresh_now(life, now)
-    waits = step.life.state in (State.PENDING_CONSENT, State.NEEDS_REAUTH)
-    if not waits or it.reply_to is None or not rules.answers_again:
-        return step
-    later = tuple(dict.fromkeys((*life.reply_later, it.reply_to)))[-_MOST_REPLIES_LATER:]
-    return Step(step.life.model_copy(update={"reply_later": later}), step.do)
-
-
-def _rotate_asked(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
-    return _refresh_now(life, now)
-
-
 def _revoked_elsewhere(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
     """The store says so already. A grant that came while the news were under way lives."""
     return Step(ended_elsewhere(life, it.seen_generation or 0))
@@ -287,21 +214,6 @@ def _revocation_tried(life: Life, it: Happening, now: datetime, rules: Rules, sh
     return Step(revoking_goes_on(life, it.revocation, now, rules, share))
 
 
-def _refresh_now(life: Life, now: datetime) -> Step:
-    """Refresh because somebody asks, unless that is known to fail."""
-    if life.state is not State.ACTIVE:
-        return Step(life.model_copy(update={"refusal": life.reason or Code.CONSENT_REQUIRED}))
-    if life.expires_at is None and not life.refreshable:
-        return Step(life)
-    again = life.ask_at or life.retry_at
-    if again is not None and now < again:
-        return Step(life.model_copy(update={"refusal": life.reason}))  # an outage costs no call per caller
-    allowed = earliest(life)
-    if allowed is not None and now < allowed:
-        return _declined(life, allowed - now)
-    return Step(life, Do.REFRESH)
-
-
 def _announce(life: Life, now: datetime, rules: Rules) -> Step:
     """Say the smallest number that is true; those that were missed are not made up for."""
     end = end_of(life)
@@ -368,11 +280,6 @@ def _end(life: Life, move: Move, reason: Code) -> Life:
     return life.model_copy(update={"state": moved(life.state, move), "reason": reason})
 
 
-def _is_due(life: Life, now: datetime, rules: Rules) -> bool:
-    at = due(life, rules)
-    return at is not None and now >= at
-
-
 _Decider = Callable[[Life, Happening, datetime, Rules, float], Step]
 
 _DECIDERS: dict[Event, _Decider] = {
@@ -380,9 +287,9 @@ _DECIDERS: dict[Event, _Decider] = {
     Event.CONSENT_DENIED: _consent_denied,
     Event.CODE_EXCHANGED: _code_exchanged,
     Event.GRANT_MINTED: _grant_minted,
-    Event.FRESHNESS_ASKED: _freshness_asked,
-    Event.TOKEN_REQUESTED: _token_requested,
-    Event.ROTATE_ASKED: _rotate_asked,
+    Event.FRESHNESS_ASKED: freshness_asked,
+    Event.TOKEN_REQUESTED: token_requested,
+    Event.ROTATE_ASKED: rotate_asked,
     Event.REAUTHORIZE_ASKED: _reauthorize_asked,
     Event.TIME_CAME: _time_came,
     Event.GRANT_REFRESHED: _grant_refreshed,
