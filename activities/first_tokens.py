@@ -42,6 +42,7 @@ async def by_code(
         verifier=verifier,
         redirect_uri=redirect_uri,
         params=params,
+        resources=held.resources,
         before_send=before_send,
     )
 

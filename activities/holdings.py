@@ -75,6 +75,12 @@ class Holdings:
         return self.spec.post_token_exchange is not None and self.connection.flow.refreshes
 
     @property
+    def resources(self) -> tuple[str, ...]:
+        """What its tokens are for (RFC 8707), where a refresh token was granted for that."""
+        connection = self.connection
+        return connection.target.resources if connection.flow.asks_in_browser else ()
+
+    @property
     def params(self) -> dict[str, str]:
         """What templates are filled from: the integration's, and what came in this connection's callback."""
         return self.integration.params | bound_params(self.spec, self.grant.metadata if self.grant else {})

@@ -127,6 +127,7 @@ class LateAnswerActivities(ProviderActivities):
                 scopes=held.connection.requested_scopes,
                 redirect_uri=held.redirect_uri,
                 params=held.params,
+                resources=held.resources,
                 before_send=check,
             ),
             ending=self._ending(order, held, tokens, self._clock.now),

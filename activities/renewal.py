@@ -46,6 +46,7 @@ def by_refresh_token(sender: Sender, held: Holdings, token: Secret) -> Renewal:
             redirect_uri=held.redirect_uri,
             params=held.params,
             flow=held.connection.flow,
+            resources=held.resources,
             before_send=check,
         ),
     )

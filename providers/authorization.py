@@ -14,6 +14,7 @@ from authlib.oauth2.client import OAuth2Client
 
 from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.flow import Target
 from evergrant_server.core.secret import Secret
 from providers.resolve import bound_params, checked_params, client_auth_of, complete, endpoints_of, fill
 from providers.spec import ProviderSpec
@@ -58,12 +59,14 @@ def authorization_request(
     verifier: Secret,
     scopes: Sequence[str],
     params: Mapping[str, str] | None = None,
+    target: Target | None = None,
     dpop_jkt: str | None = None,
 ) -> str:
     """The URL to send the browser to. It holds the state, and the verifier only as its S256 challenge.
 
     `params` are the caller's own (a login hint, say); each must be on the definition's list.
-    `dpop_jkt` names the key that the code is to be bound to (RFC 9449 section 10).
+    `target` says what the tokens are for (RFC 8707 section 2.1). `dpop_jkt` names the key that the
+    code is to be bound to (RFC 9449 section 10).
     Raises Failure INVALID_REQUEST when the provider can't be used this way.
     """
     spec.require_usable()
@@ -76,6 +79,8 @@ def authorization_request(
     values = checked_params(spec, integration.params)
     extra = {name: fill(text, values, spec) for name, text in spec.authorization_params.items()}
     extra |= _asked_for(spec, params or {})
+    if target is not None and target.audience:
+        extra["audience"] = target.audience
     if dpop_jkt is not None:
         extra["dpop_jkt"] = dpop_jkt
     wanted = scopes_to_request(spec, integration, scopes)
@@ -88,7 +93,7 @@ def authorization_request(
         scope=None,  # ours: separator and name differ
         **extra,
     )
-    return _bent(spec, url, wanted, verifier)
+    return _bent(spec, url, wanted, verifier, target.resources if target else ())
 
 
 def endpoints_for(
@@ -119,7 +124,9 @@ def _asked_for(spec: ProviderSpec, params: Mapping[str, str]) -> dict[str, str]:
     return dict(params)
 
 
-def _bent(spec: ProviderSpec, url: str, scopes: tuple[str, ...], verifier: Secret) -> str:
+def _bent(
+    spec: ProviderSpec, url: str, scopes: tuple[str, ...], verifier: Secret, resources: tuple[str, ...]
+) -> str:
     """The standard request in this provider's dialect: names, order, scope writing, fragment."""
     parts = urlsplit(url)
     query = parse_qsl(parts.query, keep_blank_values=True)
@@ -128,6 +135,7 @@ def _bent(spec: ProviderSpec, url: str, scopes: tuple[str, ...], verifier: Secre
         query = [(name, challenge if name == "code_challenge" else value) for name, value in query]
     if spec.scopes_supported and (scopes or not spec.omit_empty_scope):
         query.append((spec.scope_param_name, spec.scope_separator.join(scopes)))
+    query.extend(("resource", uri) for uri in resources)
     renames: dict[str, str | None] = dict(spec.authorization_param_names)
     if spec.client_id_param != "client_id":
         renames.setdefault("client_id", spec.client_id_param)

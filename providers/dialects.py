@@ -1,6 +1,7 @@
 """From a definition to the dialect of one request: exchange, refresh, revocation. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.secret import Secret
@@ -60,6 +61,11 @@ def renewal_dialect(
         extra={rule.token_param: token.reveal()} | filled_params(spec, rule.params, params),
         headers=spec.token_request_headers,
     )
+
+
+def for_resources(dialect: Dialect, resources: Sequence[str]) -> Dialect:
+    """The same for tokens of these resources (RFC 8707 section 2.2)."""
+    return replace(dialect, repeated=(*dialect.repeated, *(("resource", uri) for uri in resources)))
 
 
 def revocation_dialect(spec: ProviderSpec, client: OAuthClient, token: Secret) -> Dialect:

@@ -15,7 +15,13 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.egress import BeforeSend, Egress, Watch
 from providers.authorization import redirect_uri_of
 from providers.client import Answered, OAuthClient, ProviderClient
-from providers.dialects import exchange_dialect, refresh_dialect, renewal_dialect, revocation_dialect
+from providers.dialects import (
+    exchange_dialect,
+    for_resources,
+    refresh_dialect,
+    renewal_dialect,
+    revocation_dialect,
+)
 from providers.minting import TokenRequest
 from providers.oauth1 import SignedRequest
 from providers.proofs import Nonces, nonce_wanted
@@ -62,13 +68,14 @@ class Sender:
         verifier: Secret,
         redirect_uri: str,
         params: Params | None = None,
+        resources: Sequence[str] = (),
         before_send: BeforeSend | None = None,
     ) -> RawReply:
         """Swap an authorization code for tokens (RFC 6749 section 4.1.3, RFC 7636 section 4.5)."""
         spec.require_usable()
         url = complete(spec, endpoints.token_endpoint)
         params = params or {}
-        dialect = exchange_dialect(spec, client, params)
+        dialect = for_resources(exchange_dialect(spec, client, params), resources)
         standard = {"code": code.reveal(), "redirect_uri": redirect_uri_of(spec, params, redirect_uri)}
         if spec.pkce is not Pkce.OFF:
             standard["code_verifier"] = verifier.reveal()
@@ -90,6 +97,7 @@ class Sender:
         redirect_uri: str | None = None,
         params: Params | None = None,
         flow: Flow = Flow.AUTHORIZATION_CODE,
+        resources: Sequence[str] = (),
         before_send: BeforeSend | None = None,
     ) -> RawReply:
         """Use a refresh token (RFC 6749 section 6). `scopes` go along only where the provider wants them."""
@@ -99,6 +107,7 @@ class Sender:
             raise Failure(Code.INVALID_REQUEST, detail, provider=spec.name, field="refresh_supported")
         url = complete(spec, endpoints.refresh_endpoint or endpoints.token_endpoint)
         dialect = refresh_dialect(spec, client, refresh_token, redirect_uri, params or {})
+        dialect = for_resources(dialect, resources)
         standard = {"scope": spec.scope_separator.join(scopes)} if spec.refresh_sends_scope and scopes else {}
 
         def ask(authlib: ProviderClient) -> Awaitable[Any]:

@@ -136,6 +136,7 @@ async def _begun(tx: Tx, going: Going, asked: Asked, now: datetime) -> _Begun:
         state=state,
         verifier=verifier,
         scopes=consent.scopes,
+        target=going.connection.target,
         dpop_jkt=await _key_named(tx, going, now),
     )
     endpoints = endpoints_for(spec, going.integration)

@@ -250,6 +250,19 @@ async def test_rfc9449_a_machines_tokens_are_bound_as_well(world: World):
     assert {call["proof"] for call in tokens} == {True}
 
 
+async def test_rfc8707_2_a_codes_tokens_are_for_the_resource(world: World):
+    await world.browsing("aimed")
+    connection = await world.consented("aimed", resources=[world.server.resource])
+    witness = await world.server.register()
+    for generation in (1, 2):
+        lease = await world.api.lease("aimed", "sam")
+        said = await world.server.active(witness, lease["access_token"])
+        assert (lease["generation"], said["aud"]) == (generation, world.server.resource)
+        if generation == 1:
+            await world.refreshed(connection)
+    assert (await world.revoked(connection))["revocation"] == "confirmed"
+
+
 async def test_rfc7523_2_2_private_key_jwt_and_rfc8707_resource(world: World):
     jwks = {"keys": [KEY.as_dict(private=False)]}
     client = await world.machine("signing", token_endpoint_auth_method="private_key_jwt", jwks=jwks)

@@ -10,6 +10,7 @@ import pytest
 
 from evergrant_server.core.access import Endpoints
 from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.flow import Target
 from evergrant_server.core.secret import Secret
 from providers.authorization import authorization_request, new_state, new_verifier
 from providers.resolve import client_auth_of, endpoints_of
@@ -60,6 +61,23 @@ def test_rfc7636_4_1_a_bad_verifier_is_never_sent(verifier: str) -> None:
             scopes=(),
         )
     assert raised.value.code is Code.INTERNAL
+
+
+def test_rfc8707_2_1_what_the_tokens_are_for() -> None:
+    resources = ("https://a.example", "https://b.example/x?y")
+    url = authorization_request(
+        spec_like(),
+        an_integration(),
+        redirect_uri=REDIRECT,
+        state=STATE,
+        verifier=VERIFIER,
+        scopes=(),
+        target=Target(resources=resources, audience="api"),
+        dpop_jkt="thumb",
+    )
+    asked = parse_qsl(urlsplit(url).query)
+    assert tuple(value for name, value in asked if name == "resource") == resources
+    assert {("audience", "api"), ("dpop_jkt", "thumb")} <= set(asked)
 
 
 def test_rfc9700_4_5_pkce_s256() -> None:
