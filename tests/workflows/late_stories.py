@@ -1,4 +1,6 @@
-"""Stories of answers that came too late to be installed."""
+"""Stories of answers that came too late to be installed, and of one that is only good for another."""
+
+from datetime import UTC, datetime, timedelta
 
 from temporalio.client import Client
 
@@ -25,6 +27,24 @@ async def answer_came_late(client: Client) -> Life:
         came = AnswerCameLate(attempt_id=AttemptId(new_id("att")), asked=ASKED)
         await life.handle.signal(SIGNAL_ANSWER_CAME_LATE, came)
         await life.until(lambda d: d.state is State.ACTIVE)
+        return life
+
+
+async def interim_exchanged(client: Client) -> Life:
+    """A first token that is exchanged for a long-lived one: at once, and again after an outage."""
+    scripted, now = ScriptedActivities(), datetime.now(UTC)
+    first = m.GrantNews(
+        state=State.ACTIVE, generation=1, obtained_at=now, expires_at=None, refreshable=True, interim=True
+    )
+    end = now + timedelta(days=60)
+    kept = first.model_copy(update={"generation": 2, "expires_at": end, "interim": False})
+    scripted.answers[m.ActivityName.EXCHANGE_CODE].append(first)
+    long_lived = kept.model_copy(update={"refresh_expires_at": end, "ends_together": True})
+    scripted.answers[REFRESH] += [m.GrantNews(failure=Code.PROVIDER_ERROR), long_lived]
+    async with living(client, scripted) as life:
+        await life.consent()
+        described = await life.until(lambda d: d.generation == 2)
+        assert described.next_step == "refresh long before the token ends"
         return life
 
 

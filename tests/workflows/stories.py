@@ -38,7 +38,7 @@ from evergrant_server.temporal_link.namespace import prepare
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import running_temporal
 from tests.workflows.choice_stories import accounts_looked_up_and_chosen
-from tests.workflows.late_stories import answer_came_late, late_answers_one_after_another
+from tests.workflows.late_stories import answer_came_late, interim_exchanged, late_answers_one_after_another
 from tests.workflows.lives import ASKED, Life, a_consent, a_start, a_worker, living
 from tests.workflows.onboardings import FOREVER, ScriptedOnboarding, decided, onboarding, wanted_back
 from tests.workflows.tellings import delivering, until_called
@@ -370,6 +370,7 @@ STORIES: dict[str, Story] = {
     "onboarding_1_rolled_back": onboarding_rolled_back,
     "2_answer_came_late": answer_came_late,
     "3_late_answers_one_after_another": late_answers_one_after_another,
+    "4_interim_exchanged": interim_exchanged,
     "1_minted_after_an_outage": minted_after_an_outage,
     "1_approved_on_another_device": approved_on_another_device,
     "1_device_code_denied": device_code_denied,
