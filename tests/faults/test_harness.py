@@ -7,9 +7,11 @@ from pathlib import Path
 from evergrant_server.core.connection import State
 from evergrant_server.core.provider import Rotation
 from tests.faults.harness.chaos import run
+from tests.faults.harness.ground import Ground
 from tests.faults.harness.judge import Verdict
 from tests.faults.harness.passages import AFTER, Fault
-from tests.faults.harness.plan import KINDS, plan, told
+from tests.faults.harness.plan import KINDS, SLOW, plan, told
+from tests.faults.harness.provider import StrictProvider
 from tests.faults.harness.scenarios import JOURNALLED, SCENARIOS
 from tests.faults.harness.table import Table
 from tests.faults.harness.walk import Case, Layout
@@ -71,13 +73,29 @@ async def test_a_build_without_compare_and_set_undoes_a_revocation(tmp_path: Pat
 
 
 async def test_a_random_run_loses_nothing_and_gives_every_reader_a_typed_answer(tmp_path: Path):
-    ran = await run(tmp_path, 25, SEED, readers=40, connections=40)
+    ran = await run(tmp_path, 12, SEED, readers=20, connections=24, without=SLOW)
     assert ran.violations == []
     assert ran.aftermath.lost == []
     assert ran.not_injected == []
     assert ran.seen.leases > 0
+    assert ran.aftermath.changes > 0
     assert ran.aftermath.refreshes > 0
     assert ran.aftermath.real_states[State.ACTIVE] > 0
+
+
+async def test_a_change_of_state_without_its_record_is_seen(tmp_path: Path):
+    ground = await Ground.open(tmp_path)
+    try:
+        async with StrictProvider(Rotation.STRICT, 60) as idp, ground.store.write() as tx:
+            integration = await ground.integration(tx, idp, Rotation.STRICT, "generic", "right")
+            connection = await ground.connection(tx, integration)
+            await ground.granted(tx, connection, idp, refreshable=True)
+        told = "pending_consent at 0 became active at 1 without a record in its transaction"
+        assert await ground.changes_without_a_record() == [f"{connection.id}: {told}"]
+        await ground.forget_changes()
+        assert await ground.changes_without_a_record() == []
+    finally:
+        await ground.close()
 
 
 def test_the_pieces_of_the_table_are_the_whole_of_it():

@@ -21,6 +21,7 @@ from tests.faults.harness.site_processes import Installation
 from tests.security.canaries import hits
 
 _SECRETS = 40  # of each kind are looked for
+_HARMLESS = ("revocation", "clock jumps an hour ahead", "clock jumps an hour back")  # to a call under way
 _ENDED = (State.REVOKING, State.REVOKED)
 
 
@@ -33,6 +34,7 @@ class Aftermath:
     violations: list[str] = field(default_factory=list)
     uses: int = 0
     killed_families: int = 0
+    changes: int = 0  # of a connection's state or generation, each with its record
     real: Counted = field(default_factory=Counted)
     real_states: Counter[str] = field(default_factory=Counter)
 
@@ -56,7 +58,7 @@ async def judged(
     if pairs:
         after.violations.append(f"{pairs} uses of one refresh token in flight together on one host")
     await _audited(here, seen, after)
-    faulty = sum(it.kind not in ("revocation", "clock jumps an hour") for it in injected)
+    faulty = sum(it.kind not in _HARMLESS for it in injected)
     if after.uses > 2 * after.refreshes + 20 * faulty:
         after.violations.append(
             f"{after.uses} calls for {after.refreshes} refreshes: beyond the retry budget"
@@ -127,7 +129,7 @@ def _told(attempt: Attempt) -> str:
 
 
 async def _audited(here: Installation, seen: Seen, after: Aftermath) -> None:
-    """A record for each lease that left, and for each generation that came."""
+    """A record for each lease that left, for each generation that came, and with each change of state."""
     leases = await here.ground.count("SELECT count(*) FROM audit WHERE action = 'lease.issued'")
     if leases < seen.leases:
         after.violations.append(f"{seen.leases} leases left, {leases} are in the audit log")
@@ -135,6 +137,8 @@ async def _audited(here: Installation, seen: Seen, after: Aftermath) -> None:
     refreshed = await here.ground.count("SELECT count(*) FROM audit WHERE action = 'grant.refreshed'")
     if refreshed != generations:
         after.violations.append(f"{generations} generations came, {refreshed} are in the audit log")
+    after.violations += await here.ground.changes_without_a_record()
+    after.changes = await here.ground.count("SELECT count(*) FROM witness_change")
 
 
 def _searched(here: Installation, theirs: list[str], after: Aftermath) -> None:

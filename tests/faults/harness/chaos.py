@@ -4,6 +4,7 @@ import asyncio
 import random
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,11 +48,17 @@ class Ran:
 
 
 async def run(
-    folder: Path, seconds: float, seed: int, *, readers: int = READERS, connections: int = CONNECTIONS
+    folder: Path,
+    seconds: float,
+    seed: int,
+    *,
+    readers: int = READERS,
+    connections: int = CONNECTIONS,
+    without: Sequence[str] = (),
 ) -> Ran:
     """Start everything, hurt it, let it settle, and judge."""
     began = time.monotonic()
-    injections = plan(seed, seconds)
+    injections = plan(seed, seconds, without=without)
     chance = random.Random(seed)
     async with (
         StrictProvider(Rotation.STRICT, TOKEN_S) as idp,
@@ -64,6 +71,7 @@ async def run(
             for number in range(connections):
                 connection = await here.ground.connection(tx, integration, f"user-{number}")
                 made.append(await here.ground.granted(tx, connection, idp, refreshable=True))
+        await here.ground.forget_changes()
         await here.platform.start("reconcile", "evergrant_server", "reconcile")
         await here.platform.children["reconcile"].wait()
         consented = await real.consented(here.platform)
@@ -155,8 +163,11 @@ async def _inject(here: Installation, it: Injection, victim: Connection, seen: S
             await here.database_drops_everybody(min(it.lasts, 10.0))
         case "Temporal restarted":
             await here.temporal_restarts()
-        case "clock jumps an hour":
+        case "clock jumps an hour ahead":
             here.clock_jumps(_HOUR_S)
+        case "clock jumps an hour back":
+            seen.clock_went_back = True
+            here.clock_jumps(-_HOUR_S)
         case "key file away":
             await here.key_file_away(min(it.lasts, 8.0), worker)
         case "revocation":

@@ -40,6 +40,11 @@ CATALOG = ROOT / "providers" / "catalog"
 WITNESS = Path(__file__).with_name("witness.sql")
 
 
+_WITHOUT_A_RECORD = """
+    SELECT row_id, change FROM witness_change WHERE NOT EXISTS (
+        SELECT 1 FROM audit WHERE audit.object = row_id AND audit.xmin = witness_change.xmin
+    )
+"""
 _SECRETS = {
     "right": lambda right: (right,),
     "rotated too early": lambda right: (right, "not yet"),
@@ -236,6 +241,17 @@ class Ground:
             await tx.connections.replace(
                 current.revoke_asked("left", self._clock.now()), expected=current.revision
             )
+
+    async def forget_changes(self) -> None:
+        """What was put there by hand has no record."""
+        async with self._asking:
+            await (await self._asked()).execute("DELETE FROM witness_change")
+
+    async def changes_without_a_record(self) -> list[str]:
+        """Of a connection's state or generation: the audit's record is written in the same transaction."""
+        async with self._asking:
+            found = await (await self._asked()).fetch(_WITHOUT_A_RECORD)
+        return [f"{it['row_id']}: {it['change']} without a record in its transaction" for it in found]
 
     async def count(self, query: str) -> int:
         async with self._asking:

@@ -1,6 +1,7 @@
 """Readers: apps that lease tokens all the time, and check at the provider what they got."""
 
 import asyncio
+import contextlib
 import random
 import time
 from collections import Counter
@@ -27,6 +28,14 @@ class Seen:
     violations: list[str] = field(default_factory=list)
     revoked: dict[str, float] = field(default_factory=dict)  # connection -> when the API had said so
     slowest_s: float = 0.0
+    clock_went_back: bool = False  # then a token that is over looks good, until somebody reports it
+    reported: int = 0
+
+
+@dataclass(frozen=True)
+class Leased:
+    access_token: str = field(repr=False)
+    generation: int
 
 
 async def read(
@@ -42,15 +51,38 @@ async def read(
     while time.monotonic() < until:
         connection = chance.choice(connections)
         token = await _lease(chance.choice(clients), connection, seen)
-        if token is not None and not await works(token):
-            await asyncio.sleep(_A_MOMENT_S)
-            again = await _lease(chance.choice(clients), connection, seen)
-            if again is not None and not await works(again):
-                seen.violations.append(f"{connection}: two leases gave a token that the provider refuses")
+        if token is not None and not await works(token.access_token):
+            await _insist(chance.choice(clients), connection, token, works, seen)
         await asyncio.sleep(chance.uniform(*_THINKS_S))
 
 
-async def _lease(client: httpx2.AsyncClient, connection: str, seen: Seen) -> str | None:
+async def _insist(
+    client: httpx2.AsyncClient, connection: str, refused: Leased, works: Works, seen: Seen
+) -> None:
+    """The provider refuses what we were given. Reported, where the clock says that it is good."""
+    began = time.monotonic()
+    while True:
+        if seen.clock_went_back:
+            await _report(client, connection, refused, seen)
+        await asyncio.sleep(_A_MOMENT_S)
+        again = await _lease(client, connection, seen)
+        if again is None or await works(again.access_token):
+            return
+        if not seen.clock_went_back or time.monotonic() - began > DEADLINE_S:
+            seen.violations.append(f"{connection}: a token that the provider refuses was given again")
+            return
+        refused = again
+
+
+async def _report(client: httpx2.AsyncClient, connection: str, token: Leased, seen: Seen) -> None:
+    """The provider answered 401 to this generation: what a client does then."""
+    body = {"generation": token.generation, "reason": "unauthorized"}
+    with contextlib.suppress(httpx2.HTTPError):
+        await client.post(f"/v1/connections/{connection}/refresh", json=body)
+        seen.reported += 1
+
+
+async def _lease(client: httpx2.AsyncClient, connection: str, seen: Seen) -> Leased | None:
     """A token, or None for a typed answer. Everything else is a violation."""
     began = time.monotonic()
     try:
@@ -64,7 +96,8 @@ async def _lease(client: httpx2.AsyncClient, connection: str, seen: Seen) -> str
         seen.answers["token"] += 1
         if seen.revoked.get(connection, float("inf")) < began:
             seen.violations.append(f"{connection}: a token after it was revoked")
-        return str(answer.json()["access_token"])
+        told = answer.json()
+        return Leased(str(told["access_token"]), int(told["generation"]))
     code = answer.json().get("code") if "json" in answer.headers.get("content-type", "") else None
     seen.answers[str(code)] += 1
     if code in (None, "internal"):

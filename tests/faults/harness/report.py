@@ -52,6 +52,7 @@ def run_report(ran: Ran, window_ms: float | None) -> str:
         *sorted(told(ran.injected).items()),
         ("faults that could not be injected", len(ran.not_injected)),
         ("bad answers that nobody came for", ran.unmet),
+        ("changes of state or generation, each with its record", after.changes),
         ("refreshes", after.refreshes),
         ("calls for them", after.uses),
         ("leases", seen.leases),

@@ -1,6 +1,8 @@
 -- What no change of a row may do, whatever the code believes.
 CREATE TABLE witness (row_id text NOT NULL, wrong text NOT NULL, at timestamptz DEFAULT clock_timestamp());
 
+CREATE TABLE witness_change (row_id text NOT NULL, change text NOT NULL);
+
 CREATE FUNCTION witness_connection() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF NEW.revision <> OLD.revision + 1 THEN
@@ -8,6 +10,11 @@ BEGIN
     END IF;
     IF NEW.generation NOT IN (OLD.generation, OLD.generation + 1) THEN
         INSERT INTO witness VALUES (OLD.id, 'generation ' || OLD.generation || ' became ' || NEW.generation);
+    END IF;
+    IF NEW.state <> OLD.state OR NEW.generation <> OLD.generation THEN
+        INSERT INTO witness_change VALUES (
+            OLD.id, OLD.state || ' at ' || OLD.generation || ' became ' || NEW.state || ' at ' || NEW.generation
+        );
     END IF;
     IF OLD.state IN ('revoking', 'revoked') AND NEW.state NOT IN ('revoking', 'revoked') THEN
         INSERT INTO witness VALUES (OLD.id, OLD.state || ' became ' || NEW.state);
