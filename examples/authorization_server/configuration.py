@@ -65,7 +65,7 @@ def configure(options: Options, issuer: str, credentials: Credentials) -> None:
                 "OPTIONS": {"context_processors": ["django.template.context_processors.request"]},
             }
         ],
-        DATABASES={"default": _database(options.data)},
+        DATABASES={"default": _database(options)},
         PASSWORD_HASHERS=[f"{_PACKAGE}.hashing.QuickHasher"],
         LOGIN_URL="login",
         STATIC_URL="/static/",
@@ -79,10 +79,13 @@ def configure(options: Options, issuer: str, credentials: Credentials) -> None:
     )
 
 
-def _database(folder: Path) -> dict[str, object]:
+def _database(options: Options) -> dict[str, object]:
+    if options.postgres is not None:  # needs psycopg, which the tests bring
+        host, _, name = options.postgres.rpartition("/")
+        return {"ENGINE": "django.db.backends.postgresql", "HOST": host, "NAME": name, "USER": "postgres"}
     return {
         "ENGINE": "django.db.backends.sqlite3",
-        "NAME": folder / "authorization_server.db",
+        "NAME": options.data / "authorization_server.db",
         "OPTIONS": {
             "timeout": 20,
             # A transaction that reads before it writes would otherwise fail at once with

@@ -18,6 +18,7 @@ class Options:
     """Seconds are whole seconds, as django-oauth-toolkit counts them."""
 
     data: Path
+    postgres: str | None
     port: int
     user: str
     access_token_seconds: int
@@ -43,6 +44,7 @@ def parse(argv: list[str] | None = None) -> Options:
         description="django-oauth-toolkit as an authorization server on 127.0.0.1.",
     )
     parser.add_argument("--data", type=Path, required=True, help="folder for its database and credentials")
+    parser.add_argument("--postgres", help="SOCKET_FOLDER/NAME of an empty database, instead of a file")
     parser.add_argument("--port", type=int, default=0, help="0 (the default) takes any free port")
     parser.add_argument("--user", default="sam", help="the one person who can log in")
     parser.add_argument("--access-token-seconds", type=int, default=3600)

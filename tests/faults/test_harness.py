@@ -4,14 +4,20 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
-from evergrant_server.core.connection import State
+from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.ids import ConnectionId, IntegrationId, new_id
 from evergrant_server.core.provider import Rotation
+from tests.e2e.test_authorization_server import REDIRECT, Client
+from tests.fakes.authorization_server import running_authorization_server
+from tests.faults.harness.aftermath import Aftermath, judge_real
 from tests.faults.harness.chaos import run
-from tests.faults.harness.ground import Ground
+from tests.faults.harness.ground import TENANT, End, Ground
 from tests.faults.harness.judge import Verdict
 from tests.faults.harness.passages import AFTER, Fault
 from tests.faults.harness.plan import KINDS, SLOW, plan, told
 from tests.faults.harness.provider import StrictProvider
+from tests.faults.harness.real_server import RealServer
 from tests.faults.harness.scenarios import JOURNALLED, SCENARIOS
 from tests.faults.harness.table import Table
 from tests.faults.harness.walk import Case, Layout
@@ -81,6 +87,39 @@ async def test_a_random_run_loses_nothing_and_gives_every_reader_a_typed_answer(
     assert ran.aftermath.changes > 0
     assert ran.aftermath.refreshes > 0
     assert ran.aftermath.real_states[State.ACTIVE] > 0
+
+
+async def test_a_connection_whose_family_the_real_server_has_killed_counts_as_lost(tmp_path: Path):
+    """A build that sends a spent token again would leave it so: active in the store, dead at the server."""
+    async with running_authorization_server(tmp_path, "--grace", "0") as server:
+        await server.register(REDIRECT)
+        client = Client(server)
+        first = (await client.tokens())["refresh_token"]
+        newest = (await client.refresh(first)).json()["refresh_token"]
+        assert (await client.refresh(first)).status_code == 400
+        real, after = RealServer(server), Aftermath()
+        await judge_real(real, [End(_active(), None, newest, None, ())], after)
+        await client.http.aclose()
+    assert [it.partition(": ")[2] for it in after.lost] == [
+        "the store calls it active, the provider has killed it"
+    ]
+    assert after.violations == ["1 active connections, the real server has 0 grants"]
+
+
+def _active() -> Connection:
+    now = SystemClock().now()
+    return Connection(
+        tenant=TENANT,
+        id=ConnectionId(new_id("con")),
+        integration_id=IntegrationId(new_id("int")),
+        integration="real",
+        provider="generic",
+        subject="person-1",
+        requested_scopes=("read",),
+        created_at=now,
+        changed_at=now,
+        consent_deadline=now,
+    ).granted(now)
 
 
 async def test_a_change_of_state_without_its_record_is_seen(tmp_path: Path):

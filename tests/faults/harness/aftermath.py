@@ -16,7 +16,7 @@ from evergrant_server.core.ids import ConnectionId
 from tests.faults.harness.ground import End
 from tests.faults.harness.plan import Injection
 from tests.faults.harness.readers import Seen
-from tests.faults.harness.real_server import Counted
+from tests.faults.harness.real_server import Counted, RealServer
 from tests.faults.harness.site_processes import Installation
 from tests.security.canaries import hits
 
@@ -53,7 +53,7 @@ async def judged(
     ends = await _settled(here, [*(it.id for it in connections), *consented], reader, settling_s)
     for end in ends[: len(connections)]:
         _judge(end, here.idp.usable(end.refresh_token), after, after.states)
-    await _judge_real(here, ends[len(connections) :], after)
+    await judge_real(here.real, ends[len(connections) :], after)
     pairs = here.idp.in_flight_together()
     if pairs:
         after.violations.append(f"{pairs} uses of one refresh token in flight together on one host")
@@ -68,11 +68,11 @@ async def judged(
     return after
 
 
-async def _judge_real(here: Installation, ends: list[End], after: Aftermath) -> None:
+async def judge_real(real: RealServer, ends: list[End], after: Aftermath) -> None:
     """By the server's own counts, and by asking it with what the store holds: nothing comes after."""
-    after.real = await here.real.counted()
+    after.real = await real.counted()
     for end in ends:
-        _judge(end, await here.real.honours(end.refresh_token), after, after.real_states)
+        _judge(end, await real.honours(end.refresh_token), after, after.real_states)
     active = after.real_states[State.ACTIVE]
     if after.real.live < active:
         after.violations.append(f"{active} active connections, the real server has {after.real.live} grants")

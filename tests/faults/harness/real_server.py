@@ -1,4 +1,4 @@
-"""A server that nobody here wrote in the random run: django-oauth-toolkit, on SQLite.
+"""A server that nobody here wrote in the random run: django-oauth-toolkit, on PostgreSQL.
 
 Its refresh tokens rotate with a grace, and one that is used after that ends its family. Its
 connections come from consents that a scripted person gives, through the API. What it counts itself
@@ -16,7 +16,9 @@ import httpx2
 
 from examples.demo.authorization_server import AuthorizationServer
 from tests.fakes.authorization_server import running_authorization_server
+from tests.fakes.databases import postgres
 from tests.fakes.processes import RunningPlatform
+from tests.faults.harness.ground import arguments_of
 
 CONNECTIONS = 6
 READERS = 12
@@ -71,8 +73,8 @@ class RealServer:
         return str(made["id"])
 
     async def works(self, access_token: str) -> bool:
-        """The protected resource takes it."""
-        return (await self._server.whoami(access_token)).status_code == 200
+        """The protected resource takes it, or its database is away."""
+        return (await self._server.whoami(access_token)).status_code not in (401, 403)
 
     async def honours(self, refresh_token: str | None) -> bool:
         """It gives an access token for it: this is a use, so only when everything is over."""
@@ -102,9 +104,14 @@ class RealServer:
 @asynccontextmanager
 async def real_server(folder: Path) -> AsyncIterator[RealServer]:
     """Running with rotation, grace and reuse protection; its process ends with the block."""
-    options = ("--access-token-seconds", str(_TOKEN_S), "--grace", str(_GRACE_S))
-    async with running_authorization_server(folder, *options, "--reuse-protection", "--rotate") as server:
-        yield RealServer(server)
+    url = await postgres().fresh(migrated=False)
+    place = f"{arguments_of(url)['host']}/{arguments_of(url)['database']}"
+    options = ("--access-token-seconds", str(_TOKEN_S), "--grace", str(_GRACE_S), "--postgres", place)
+    try:
+        async with running_authorization_server(folder, *options, "--reuse-protection", "--rotate") as server:
+            yield RealServer(server)
+    finally:
+        await postgres().drop(url)
 
 
 def _told(answer: httpx2.Response) -> dict[str, Any]:

@@ -92,7 +92,9 @@ async def walk_table(
         async def one_after_another(warm: Warm) -> None:
             while queue:
                 number, case = queue.pop()
-                await _one(walked, case, ground, warm, folder / f"case-{number}")
+                judged = await _one(walked, case, ground, warm, folder / f"case-{number}")
+                if judged.verdict in BAD:
+                    say(f"  {judged}")
                 if number and number % 500 == 0:
                     say(f"  {number} cases, {len(walked.bad)} bad, {time.monotonic() - began:.0f} s")
 
@@ -102,7 +104,7 @@ async def walk_table(
     return walked
 
 
-async def _one(walked: Walked, case: Case, ground: Ground, warm: Warm, folder: Path) -> None:
+async def _one(walked: Walked, case: Case, ground: Ground, warm: Warm, folder: Path) -> Judged:
     for number in range(_TRIES):
         async with StrictProvider(case.rotation, TOKEN_S) as idp:
             told = await Walk(case, ground, warm, folder / str(number), idp).run()
@@ -110,4 +112,6 @@ async def _one(walked: Walked, case: Case, ground: Ground, warm: Warm, folder: P
             break
     else:
         walked.unreached.append(case)
-    walked.judged.append(judge(told, walked.table.way(case)))
+    judged = judge(told, walked.table.way(case))
+    walked.judged.append(judged)
+    return judged
