@@ -178,9 +178,11 @@ class Holder:
         older = None if older is None else bound(older, integration, grant)
         key = await tx.proof_keys.get(tenant, connection_id) if spec.dpop or (older and older.dpop) else None
         clients = await self._clients(tx, spec, endpoints, integration)
+        # a staged version's word on what may be sent twice isn't relied on yet
+        rules = (older or spec).refresh_rules()
         held = Holdings(
             connection=connection,
-            integration=integration,
+            integration=integration.under(rules),
             grant=grant,
             spec=spec,
             endpoints=endpoints,
@@ -255,4 +257,5 @@ def news_of(
         ends_together=grant.ends_together,
         look_up=connection.follow_up is FollowUp.LOOKING,
         choosing=connection.follow_up is FollowUp.CHOOSING,
+        announce_days=announce_days,
     )

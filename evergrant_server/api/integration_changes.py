@@ -226,7 +226,7 @@ async def tell_failing(tx: Tx, integration: Integration, asked: Asked, now: date
 def _filled(
     spec: ProviderSpec, body: IntegrationBody, integration: Integration, now: datetime
 ) -> Integration:
-    return integration.model_copy(
+    changed = integration.model_copy(
         update={
             "issuer": body.issuer,
             "params": dict(body.params),
@@ -237,10 +237,11 @@ def _filled(
             "dpop": body.dpop,
             "default_scopes": body.default_scopes,
             "scope_ceiling": body.scope_ceiling,
-            "refresh": body.refresh.over(spec.refresh_rules()),
+            "refresh_said": body.refresh.said,
             "changed_at": now,
         }
     )
+    return changed.under(spec.refresh_rules())
 
 
 async def _live(tx: Tx, integration: Integration) -> Connection | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from contextlib import suppress
 from datetime import datetime
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from starlette.responses import Response
 from evergrant_server import audit
 from evergrant_server.api import documents
 from evergrant_server.api.authentication import Caller
-from evergrant_server.api.definitions import spec_named
+from evergrant_server.api.definitions import spec_named, spec_of
 from evergrant_server.api.guards import Asking, By, IdempotencyKey, With, require
 from evergrant_server.api.idempotency import Answer, Once
 from evergrant_server.api.integration_changes import (
@@ -45,6 +46,8 @@ DISCOVERY_S = 15.0
 
 
 async def _view(tx: Tx, parts: Parts, integration: Integration) -> IntegrationView:
+    with suppress(Failure):  # a definition that is gone knows nothing; what is stored was true
+        integration = integration.under((await spec_of(tx, parts.registry, integration)).refresh_rules())
     return IntegrationView.of(
         integration,
         redirect_uri=parts.redirect_uri(integration.id),

@@ -1,7 +1,7 @@
 """What callers may send. Every body is strict: an unknown member is refused, not ignored."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from evergrant_server.core.access import Action, Registration
 from evergrant_server.core.flow import Flow
 from evergrant_server.core.ids import is_id, is_slug
-from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.core.provider import Rotation
 from evergrant_server.core.secret import Secret
 from providers.proofs import is_nonce
 
@@ -200,8 +200,9 @@ class RefreshRulesBody(Body):
     grace_s: float | None = Field(default=None, ge=0, le=86_400, allow_inf_nan=False)
     refresh_token_idle_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
-    def over(self, rules: RefreshRules) -> RefreshRules:
-        return rules.model_copy(update=self.model_dump(exclude_none=True))
+    @property
+    def said(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude_none=True)
 
 
 class ClientKeyBody(Body):

@@ -196,7 +196,9 @@ class IntegrationView(View):
     def of(
         cls, integration: Integration, *, redirect_uri: str, has_secret: bool, has_key: bool = False
     ) -> "IntegrationView":
-        shown = integration.model_dump(exclude={"tenant", "endpoints", "registration_sent_at"})
+        shown = integration.model_dump(
+            exclude={"tenant", "endpoints", "registration_sent_at", "refresh_said"}
+        )
         return cls(**shown, redirect_uri=redirect_uri, has_client_secret=has_secret, has_client_key=has_key)
 
 

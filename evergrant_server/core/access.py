@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -64,6 +65,7 @@ class Integration(BaseModel):
     default_scopes: tuple[str, ...] = ()
     scope_ceiling: tuple[str, ...] | None = None  # None: no ceiling of its own
     refresh: RefreshRules = RefreshRules()
+    refresh_said: dict[str, Any] | None = None  # of these, what its admin says; None: of before it was kept
     state: IntegrationState = IntegrationState.READY
     problem: str | None = None
     endpoints: Endpoints | None = None
@@ -79,6 +81,13 @@ class Integration(BaseModel):
     created_at: datetime
     changed_at: datetime
     revision: int = 1
+
+    def under(self, known: RefreshRules) -> "Integration":
+        """With the refresh rules that its provider's definition knows now, and the admin's over them."""
+        if self.refresh_said is None:
+            return self
+        rules = RefreshRules.model_validate({**known.model_dump(), **self.refresh_said})
+        return self.model_copy(update={"refresh": rules})
 
     def previous_secret_counts(self, now: datetime) -> bool:
         """True in the overlap of a rotation, and after it while the new secret is the refused one."""

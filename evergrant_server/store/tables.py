@@ -105,6 +105,7 @@ class IntegrationRow(Row, table=True):
     default_scopes: list[str] = _json()
     scope_ceiling: list[str] | None = Field(default=None, sa_type=JSON)
     refresh: dict[str, Any] = _json()
+    refresh_said: dict[str, Any] | None = Field(default=None, sa_type=JSON)
     state: str
     problem: str | None = None
     endpoints: dict[str, Any] | None = Field(default=None, sa_type=JSON)
