@@ -72,12 +72,14 @@ class Proving:
 
 
 def _urls(endpoints: Endpoints) -> Iterator[str]:
+    yield from endpoints.mtls_aliases.values()
     for name, value in endpoints:
         if name.endswith("_endpoint") and isinstance(value, str):
             yield value
 
 
-def _place(url: str) -> tuple[str, str]:
-    """Origin and path, as loosely as any server may compare them."""
-    path = normpath("/" + unquote(urlsplit(url).path).lstrip("/"))
-    return origin_of(url), path.casefold()
+def _place(url: str) -> tuple[str, str, str]:
+    """Host, port and path, as loosely as any server may compare them."""
+    parts, port = urlsplit(url), origin_of(url).rpartition(":")[2]
+    path = normpath("/" + unquote(unquote(parts.path)).lstrip("/"))
+    return (parts.hostname or "").rstrip("."), port, path.casefold()

@@ -14,6 +14,7 @@ from evergrant_server.core.secret import Secret
 from providers.proofs import is_nonce
 
 _SCOPE = re.compile(r"^[\x21\x23-\x5b\x5d-\x7e]{1,256}\Z")  # scope-token, RFC 6749 section 3.3
+_PLAIN_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -75,8 +76,13 @@ def _resource(value: str) -> str:
 
 
 def _request_url(value: str) -> str:
-    """An absolute https URL (http on loopback alone); a fragment is never sent, so it has none."""
-    return _return_to(value)
+    """An absolute https URL (http on loopback alone); a fragment is never sent, so it has none.
+
+    Its host is written plainly: one with escapes in it is another host to one reader, and not to the next.
+    """
+    if not _PLAIN_HOST.fullmatch(urlsplit(_return_to(value)).hostname or ""):
+        raise ValueError("has a host that is not written plainly")
+    return value
 
 
 def _nonce(value: str) -> str:

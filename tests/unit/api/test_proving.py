@@ -27,6 +27,7 @@ async def bound(api: Api, token_type: str = "DPoP") -> tuple[Connection, ProofKe
         authorization_endpoint=f"{ISSUER}/authorize",
         token_endpoint=f"{ISSUER}/token",
         pushed_authorization_request_endpoint=f"{ISSUER}/par",
+        mtls_aliases={"token_endpoint": "https://mtls.idp.example/token"},
     )
     integration = await api.integration(provider="generic", issuer=ISSUER, endpoints=known, dpop=True)
     connection = await api.active(integration, "at-1", token_type=token_type)
@@ -89,6 +90,10 @@ async def test_whoever_may_not_lease_gets_no_proof_and_leaves_no_record_of_one(a
         f"{ISSUER}//token",
         f"{ISSUER}/par",
         f"{ISSUER}/authorize",
+        f"{ISSUER}./token",  # the same host, said with its root
+        "https://idp%2eexample/token",  # and as browsers' URL rules unescape it
+        f"{ISSUER}/%2574oken",
+        "https://mtls.idp.example/token",
     ],
 )
 async def test_no_proof_is_made_for_the_authorization_server(api: Api, htu: str):
