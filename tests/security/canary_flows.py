@@ -6,7 +6,7 @@ import base64
 import json
 import secrets as chance
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import httpx2
 
@@ -16,8 +16,10 @@ from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.store import Store
 from examples.demo.subject import Subject
 from examples.demo.waiting import until
+from tests.fakes.certificates import OwnCertificate, own_certificate
+from tests.fakes.oauth1_server import OAuth1Server
 from tests.fakes.processes import RunningPlatform
-from tests.fakes.scripted_provider import Call, ScriptedProvider
+from tests.fakes.scripted_provider import Call, ScriptedProvider, html
 
 Secrets = dict[str, list[str | bytes]]
 
@@ -87,9 +89,11 @@ def _claims(token: str) -> dict[str, Any]:
 class OtherLives:
     """A connection of each kind, alive; what it took is in `secrets` afterwards."""
 
-    def __init__(self, platform: RunningPlatform, idp: ManyFlows) -> None:
+    def __init__(self, platform: RunningPlatform, idp: ManyFlows, old: OAuth1Server) -> None:
         self.platform = platform
         self.idp = idp
+        self.old = old
+        self.certificate: OwnCertificate = own_certificate()
         self.secrets: Secrets = {}
         self.ids: list[str] = []
         self.answers: list[bytes] = []
@@ -103,6 +107,7 @@ class OtherLives:
             await self._consented(app, "meta", account="acct-1")
             await self._connected(app, "other", flow="device_code")
             await self._connected(app, "other", flow="client_credentials", label="machine")
+            await self._connected(app, "mutual", flow="client_credentials")
             await self._connected(
                 app, "other", flow="token_exchange", label="swap", subject_token=subject_token
             )
@@ -112,6 +117,8 @@ class OtherLives:
             for connection in self.ids:
                 answer = await app.post(f"/v1/connections/{connection}/token", json={})
                 assert answer.is_success, answer.text
+            await self._signed(app)
+            for connection in self.ids:
                 self.answers.append((await app.get(f"/v1/connections/{connection}")).content)
                 self.answers.append((await admin.get(f"/v1/connections/{connection}/audit")).content)
             self._known(subject_token)
@@ -137,9 +144,34 @@ class OtherLives:
             "minted token": list(idp.given["minted"]),
             "long-lived token": list(idp.given["long-lived"]),
             "client secret of another flow": [idp.client_secret],
+            "certificate's key": [self.certificate.private, _der(self.certificate.private)],
         }
         assert all(self.secrets.values()), f"never seen: {self.secrets}"
         assert len(self.secrets["proof"]) >= 3, "no nonce was asked for, or nothing refreshed"
+
+    async def _signed(self, app: httpx2.AsyncClient) -> None:
+        """OAuth 1.0a: temporary credentials, a verifier, token credentials, and a request of an app's."""
+        made, old = await self._begun(app, "old"), self.old
+        async with self._subject() as subject:
+            page = await subject.consent(made["connect_url"], stop_before=old.url("page"))
+            back = old.consent(page.url)
+            (temporary,) = old.known.temporary.items()
+            await subject.consent(back)
+        await self._active(app, made["id"])
+        body = {"method": "GET", "url": old.url("api")}
+        answer = await app.post(f"/v1/connections/{made['id']}/signatures", json=body)
+        assert answer.is_success, answer.text
+        refused = await app.post(f"/v1/connections/{made['id']}/token", json={})
+        self.answers.append(refused.content)
+        token, told = temporary
+        ((held, secret),) = old.known.tokens.items()
+        self.secrets |= {
+            "temporary credentials": [token, told["secret"]],
+            "verifier of OAuth 1.0a": dict(parse_qsl(urlsplit(back).query))["oauth_verifier"].split(),
+            "token credentials": [held, secret],
+            "client secret of OAuth 1.0a": [old.client_secret],
+            "signature": [_signature(answer.json()["headers"]["Authorization"])],
+        }
 
     async def _proof_key(self) -> str:
         """The private half, as the database has it sealed."""
@@ -169,11 +201,34 @@ class OtherLives:
             "refresh": _exchange(idp, "none"),
             "post_token_exchange": _exchange(idp, "secret"),
         }
+        oauth1 = {
+            "name": "of-old",
+            "display_name": "Of old",
+            "auth_modes": ["oauth1"],
+            "authorization_endpoint": self.old.url("page"),
+            "token_endpoint": self.old.url("token"),
+            "request_token_endpoint": self.old.url("temporary"),
+            "oauth1": {"signature_method": "HMAC-SHA1", "realm": "Photos"},
+        }
+        presented = {"certificate": self.certificate.certificate, "private": self.certificate.private}
         await _proposed(admin, document)
+        self.old.script(html(), at="page")  # there is a page, as the definition says
+        await _proposed(admin, oauth1)
         bodies = {
             "bound": {**generic, "dpop": True},
             "other": generic,
             "meta": {"provider": "meta-like", **ours},
+            "mutual": {
+                **generic,
+                "client_secret": None,
+                "client_auth": "tls_client_auth",
+                "client_certificate": presented,
+            },
+            "old": {
+                "provider": "of-old",
+                "client_id": self.old.client_id,
+                "client_secret": self.old.client_secret,
+            },
         }
         for name, body in bodies.items():
             answer = await admin.put(f"/v1/integrations/{name}", json=body)
@@ -192,13 +247,19 @@ class OtherLives:
     async def _consented(self, app: httpx2.AsyncClient, integration: str, **fact: str) -> None:
         made = await self._begun(app, integration)
         callback = f"{self.platform.url}/oauth/callback/"
-        async with Subject("", "") as subject:
-            subject._browser = httpx2.AsyncClient(trust_env=False, verify=self.idp.tls.trust, timeout=_SOON_S)
+        async with self._subject() as subject:
             landing = await subject.consent(made["connect_url"], stop_before=callback)
             there = urlsplit(landing.url)
             query = urlencode([*parse_qsl(there.query), *fact.items()])
             await subject.consent(there._replace(query=query).geturl())
         await self._active(app, made["id"])
+
+    def _subject(self) -> Subject:
+        """One whose browser trusts the providers' certificate."""
+        assert self.idp.tls is not None
+        subject = Subject("", "")
+        subject._browser = httpx2.AsyncClient(trust_env=False, verify=self.idp.tls.trust, timeout=_SOON_S)
+        return subject
 
     async def _connected(self, app: httpx2.AsyncClient, integration: str, **more: str) -> None:
         await self._active(app, (await self._begun(app, integration, **more))["id"])
@@ -211,6 +272,14 @@ class OtherLives:
 
         seen: list[Any] = []
         await until(active, f"{connection} to be active", _SOON_S)
+
+
+def _der(pem: str) -> bytes:
+    return base64.b64decode("".join(line for line in pem.splitlines() if "-" not in line))
+
+
+def _signature(header: str) -> str:
+    return unquote(header.partition('oauth_signature="')[2].partition('"')[0])
 
 
 def _exchange(idp: ManyFlows, client: str) -> dict[str, Any]:

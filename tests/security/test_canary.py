@@ -34,6 +34,7 @@ from examples.demo.waiting import NeverHappened, until
 from providers.client import OAuthClient
 from providers.reply import RawReply
 from tests.fakes.certificates import loopback_tls
+from tests.fakes.oauth1_server import OAuth1Server
 from tests.fakes.otlp import Received, running_receiver
 from tests.fakes.processes import RunningPlatform, running_platform
 from tests.fakes.receiver import Receiver
@@ -239,7 +240,8 @@ class Life:
 
         histories = await history(f"connection:default:{connection_id}"), await history("sync")
         of_others = [it for id in self.others.ids for it in await history(f"connection:default:{id}")]
-        async for pushed in client.list_workflows("WorkflowType = 'PushRequestWorkflow'"):
+        asked = "WorkflowType IN ('PushRequestWorkflow', 'PrepareConsentWorkflow')"
+        async for pushed in client.list_workflows(asked):
             of_others += await history(pushed.id)
         of_webhook = await history(f"webhook:default:{self.webhook_id}")
         self.dumps += dump(platform.data / "evergrant.db")
@@ -296,22 +298,22 @@ async def test_no_secret_of_a_whole_life_is_anywhere(capsys: pytest.CaptureFixtu
         async with (
             ScriptedProvider() as idp,
             ManyFlows(tls=tls) as other_idp,
+            OAuth1Server(tls=tls) as old_idp,
             Receiver() as hooks,
             running_receiver() as received,
             running_temporal(folder) as temporal,
         ):
             idp.client_secret = 'cl"/' + chance.token_urlsafe(24)
             other_idp.serve()
+            allow = tuple(it.allowance for it in (idp, other_idp, old_idp, hooks))
             env = {
                 **received.env,
                 "SSL_CERT_FILE": str(tls.authorities),
                 "EVERGRANT_LOG_LEVEL": "DEBUG",
                 "EVERGRANT_LOG_FORMAT": "json",
             }
-            async with running_platform(
-                folder, temporal.address, allow=(idp.allowance, other_idp.allowance, hooks.allowance), env=env
-            ) as platform:
-                life = Life(platform, idp, OtherLives(platform, other_idp), received, hooks)
+            async with running_platform(folder, temporal.address, allow=allow, env=env) as platform:
+                life = Life(platform, idp, OtherLives(platform, other_idp, old_idp), received, hooks)
                 await life.live()
                 await _controls_fire(life, folder)
         count = sum(len(it) for it in life.secrets.values())
