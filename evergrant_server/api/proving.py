@@ -48,7 +48,7 @@ class Proving:
                 raise Failure(Code.NOT_FOUND)
             spec = await spec_of(tx, self._parts.registry, integration)
         endpoints = endpoints_for(spec, integration, row.grant.metadata)
-        if _place(wanted.target) in {_place(url) for url in _urls(endpoints)}:
+        if place_of(wanted.target) in {place_of(url) for url in _urls(endpoints)}:
             detail = "No proof is made for an endpoint of the provider's authorization server."
             raise Failure(Code.INVALID_REQUEST, detail, field="htu")
 
@@ -78,7 +78,7 @@ def _urls(endpoints: Endpoints) -> Iterator[str]:
             yield value
 
 
-def _place(url: str) -> tuple[str, str, str]:
+def place_of(url: str) -> tuple[str, str, str]:
     """Host, port and path, as loosely as any server may compare them."""
     parts, port = urlsplit(url), origin_of(url).rpartition(":")[2]
     path = normpath("/" + unquote(unquote(parts.path)).lstrip("/"))

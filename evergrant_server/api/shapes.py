@@ -75,7 +75,7 @@ def _resource(value: str) -> str:
     return value
 
 
-def _request_url(value: str) -> str:
+def request_url(value: str) -> str:
     """An absolute https URL (http on loopback alone); a fragment is never sent, so it has none.
 
     Its host is written plainly: one with escapes in it is another host to one reader, and not to the next.
@@ -195,7 +195,7 @@ class ProofBody(Body):
     has asked for one."""
 
     htm: Annotated[str, Field(pattern=r"^[A-Z]{1,20}\z")]
-    htu: Annotated[str, Field(max_length=8000), AfterValidator(_request_url)]
+    htu: Annotated[str, Field(max_length=8000), AfterValidator(request_url)]
     nonce: Annotated[str, AfterValidator(_nonce)] | None = None
 
 

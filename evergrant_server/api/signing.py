@@ -6,17 +6,19 @@ is asked for as a lease is: the same permit, the same freshness, the same record
 
 import re
 from typing import Annotated, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import Field, model_validator
 
+from evergrant_server.api.authentication import Caller
 from evergrant_server.api.definitions import spec_of
 from evergrant_server.api.guards import Asking, With, visible_connection
 from evergrant_server.api.leasing import Leasing
 from evergrant_server.api.parts import Parts
+from evergrant_server.api.proving import place_of
 from evergrant_server.api.refusals import Ask
-from evergrant_server.api.shapes import Body, TokenBody
+from evergrant_server.api.shapes import Body, TokenBody, request_url
 from evergrant_server.api.views import View
 from evergrant_server.core.access import Action
 from evergrant_server.core.errors import Code, Failure
@@ -24,7 +26,7 @@ from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.token_pair import TokenPair
 from evergrant_server.store import LeaseRow
 from providers.client import OAuthClient
-from providers.oauth1 import require_signable, rule_of
+from providers.oauth1 import endpoints_of, require_signable, rule_of
 from providers.oauth1_signing import authorization
 from providers.resolve import client_auth_of
 
@@ -46,11 +48,11 @@ class SignatureBody(Body):
     def _is_a_request(self) -> Self:
         if not _METHOD.fullmatch(self.method):
             raise ValueError("method is upper case letters")
-        parts = urlsplit(self.url)
-        if parts.scheme != "https" or not parts.hostname or parts.username or parts.fragment:
-            raise ValueError("url is absolute, https, without a user and without a fragment")
-        if not self.url.isascii() or not self.url.isprintable() or " " in self.url:
-            raise ValueError("url is percent-encoded")
+        if urlsplit(request_url(self.url)).scheme != "https":
+            raise ValueError("url is https")
+        theirs = [*parse_qsl(urlsplit(self.url).query, keep_blank_values=True), *self.form]
+        if any(name.startswith("oauth_") for name, _ in theirs):
+            raise ValueError("a request that is signed has no oauth_ parameters of its own")
         return self
 
     @property
@@ -79,6 +81,7 @@ async def sign(
     request: Request, connection_id: str, body: SignatureBody, response: Response, caller: Asking, parts: With
 ) -> SignatureView:
     """Sign one request with a connection's token (OAuth 1.0a, RFC 5849 section 3)."""
+    await _is_no_step_of_a_consent(parts, caller, connection_id, body.url)
     ask = Ask(TokenBody(), None, ConnectionId(connection_id), signs=body.said)
     lease = await Leasing(parts).lease(request, ask, (caller, False))
     response.headers["Cache-Control"] = "no-store"
@@ -88,6 +91,21 @@ async def sign(
         generation=lease.row.generation,
         connection_id=lease.row.connection_id,
     )
+
+
+async def _is_no_step_of_a_consent(parts: Parts, caller: Caller, connection_id: str, url: str) -> None:
+    """Raise Failure INVALID_REQUEST for the provider's own endpoints: a signature has our client's secret
+    in it, and an app could take part in somebody's consent with one (RFC 5849 sections 2.1 and 2.3)."""
+    async with parts.store.read() as tx:
+        connection = await visible_connection(tx, caller, connection_id, Action.TOKEN)
+        integration = await tx.integrations.get(connection.tenant, connection.integration_id)
+        spec = None if integration is None else await spec_of(tx, parts.registry, integration)
+    if integration is None or spec is None or spec.request_token_endpoint is None:
+        return  # there will be nothing to sign
+    there = endpoints_of(spec, integration)
+    if place_of(url) in {place_of(it) for it in (there.temporary, there.authorization, there.token)}:
+        detail = "No request is signed for an endpoint of the provider's authorization server."
+        raise Failure(Code.INVALID_REQUEST, detail, field="url")
 
 
 async def _signed(parts: Parts, row: LeaseRow, body: SignatureBody) -> str:
