@@ -38,6 +38,7 @@ _SECRETS_GO_TO = (
     "introspection_endpoint",
     "device_authorization_endpoint",
     "pushed_authorization_request_endpoint",
+    "api_base_url",  # where apps are told to send the tokens
 )
 
 
@@ -83,7 +84,7 @@ def _hosts(spec: ProviderSpec, before: ProviderSpec | None) -> Iterable[Finding]
 
 def _secret_hosts(spec: ProviderSpec) -> set[str]:
     """With defaults in place: another default is another host for whoever gave none."""
-    urls, values = spec.url_templates(), checked_params(spec, {})
+    urls, values = spec.tokens_go_to(), checked_params(spec, {})
     goes = [name for name in urls if name in _SECRETS_GO_TO or name.startswith("post_auth.")]
     return {_host(urls[name], values) for name in goes}
 

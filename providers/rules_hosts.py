@@ -24,7 +24,7 @@ _PUBLIC = (".co.uk", ".com.au", ".com.br", ".co.jp", ".com.cn", ".github.io", ".
 def hosts_are_pinned(spec: ProviderSpec) -> Iterator[tuple[str, str, str]]:
     """A parameter may choose among the vendor's hosts, unless it openly names any host."""
     loose: dict[str, tuple[str, str]] = {}
-    for field, url in spec.url_templates().items():
+    for field, url in spec.tokens_go_to().items():
         host = urlsplit(PLACEHOLDER.sub("x", url)).hostname or ""
         if _is_address(host) or ("." not in host and not placeholders(url)):
             yield field, "names an address or a host without a domain", "Name the provider's host"
@@ -36,7 +36,7 @@ def hosts_are_pinned(spec: ProviderSpec) -> Iterator[tuple[str, str, str]]:
     for name, (probe, field) in loose.items():
         yield (
             f"template_params.{name}",
-            f"lets {probe} into the host of {field}: a client secret could go there",
+            f"lets {probe} into the host of {field}: a client secret or a token could go there",
             "Pin it to the vendor's domain: a closed list, or a pattern that ends in it",
         )
 

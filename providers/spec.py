@@ -100,7 +100,7 @@ class ProviderSpec(
                 if getattr(self, needed) is None:
                     raise ValueError(f"{needed} is missing, and there is no discovery")
         known = set(self.template_params)
-        for name, url in self.url_templates().items():
+        for name, url in self.tokens_go_to().items():
             unknown = placeholders(url) - known
             unknown -= {"client_id", "token"} if name == "revocation.url" else set()
             if unknown:
@@ -161,6 +161,11 @@ class ProviderSpec(
         }
         urls |= {f"post_auth.{place}": lookup.url for place, lookup in enumerate(self.post_auth)}
         return {name: url for name, url in urls.items() if url is not None}
+
+    def tokens_go_to(self) -> dict[str, str]:
+        """The same, and where apps are told to send the tokens."""
+        api = {"api_base_url": self.api_base_url} if self.api_base_url is not None else {}
+        return self.url_templates() | api
 
     def refresh_rules(self) -> RefreshRules:
         """How this provider's refresh tokens behave; what isn't known counts as strict."""

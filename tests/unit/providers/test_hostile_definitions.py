@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from evergrant_server.core.errors import Code, Failure
 from providers.patterns import BadPattern, check_pattern
 from providers.registry import Registry, read_spec
+from providers.rules_hosts import hosts_are_pinned
+from tests.unit.providers.definitions import spec_like
 from tests.unit.providers.test_definitions import MINIMAL
 
 METADATA_PATTERN = "response.metadata_patterns.a.pattern"
@@ -182,3 +184,14 @@ def test_what_is_taken_matches_soon(pattern: str, letter: str) -> None:
     for text in (letter * 253, letter * 252 + "!", "ab" * 126 + "!", "a." * 126 + "!"):
         compiled.fullmatch(text)
     assert time.thread_time() - began < 5, "seconds of this thread's own work"
+
+
+@pytest.mark.parametrize("where", ["api_base_url", "token_endpoint"])
+def test_a_callback_chooses_no_host_that_tokens_go_to(where: str):
+    """Apps send their leases to `api_base_url`, and whoever sends a browser writes its callback."""
+    from_callback = {"x": {"pattern": "^[a-z.]{1,40}$", "source": "callback"}}
+    loose = spec_like(template_params=from_callback, **{where: "https://{x}/v1"})
+    assert [field for field, _, _ in hosts_are_pinned(loose)] == ["template_params.x"]
+    slashed = {"x": {"pattern": "^[a-z./]{1,40}$", "source": "callback"}}
+    with pytest.raises(ValueError, match="may hold a /"):
+        spec_like(template_params=slashed, **{where: "https://{x}.acme.example/v1"})

@@ -36,6 +36,7 @@ async def hosts(**changed: Any) -> Finding:
     [
         ("127.0.0.9", {"revocation": {"url": "https://127.0.0.9/revoke"}}),
         ("127.0.0.9", {"device_authorization_endpoint": "https://127.0.0.9/device"}),
+        ("127.0.0.9", {"api_base_url": "https://127.0.0.9/v1"}),
         ("127.0.0.3", {"template_params": {"region": {"enum": ["127.0.0.3"], "default": "127.0.0.3"}}}),
     ],
 )
