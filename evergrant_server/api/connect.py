@@ -34,6 +34,7 @@ router = APIRouter(tags=["pages"], default_response_class=HTMLResponse)
 
 _TRIES = 3
 _LONGEST_FORM = 4096
+_MOST_REVISIONS = 100  # a click makes one to three
 
 
 @router.get("/connect/{link}")
@@ -107,6 +108,8 @@ async def _started(subjects: Subjects, request: Request, link: str, browser: str
     async with parts.store.write() as tx:
         going = await subjects.going(tx, await tx.consents.by_link(hash_of_link(link)))
         _require_mine(subjects, request, going)
+        if going.consent.revision > _MOST_REVISIONS:  # each click may have a worker ask the provider
+            raise Failure(Code.CONSENT_EXPIRED, "This link was used too often.")
         bound = {
             "status": ConsentStatus.STARTED,
             "browser_hash": subjects.browsers.hash_of(browser),

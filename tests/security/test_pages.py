@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from evergrant_server.api.establishing import hash_of_link
 from evergrant_server.core.access import Action
 from evergrant_server.core.ids import ConnectionId
 from tests.fakes.api import TENANT, Api, running_api
@@ -117,6 +118,21 @@ async def test_a_link_begun_in_one_browser_is_refused_in_another(api: Api):
     for answer in (pressed, await other.open(url)):
         assert (answer.status_code, "another browser" in answer.text) == (400, True)
     assert "Taking you to" in (await visitor.go_on(url)).text
+
+
+async def test_a_link_is_no_engine_for_requests(api: Api):
+    """Each click has a worker ask the provider, where requests are pushed (RFC 9126) or credentials
+    are got beforehand (RFC 5849): who holds a link could do nothing else all day."""
+    url, visitor = await connect_url(api), Visitor(api)
+    assert "Taking you to" in (await visitor.go_on(url)).text
+    async with api.worker.write() as tx:
+        consent = await tx.consents.by_link(hash_of_link(url.rpartition("/")[2]))
+        assert consent is not None
+        while consent.revision < 100:
+            consent = await tx.consents.replace(consent, expected=consent.revision)
+    assert "Taking you to" in (await visitor.go_on(url)).text
+    refused = await visitor.go_on(url)
+    assert (refused.status_code, "consent_expired" in refused.text) == (409, True)
 
 
 async def test_links_that_are_unknown_expired_or_of_a_revoked_connection(api: Api):
