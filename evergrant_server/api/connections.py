@@ -16,6 +16,7 @@ from evergrant_server.api.guards import Asking, By, IdempotencyKey, With, visibl
 from evergrant_server.api.idempotency import Answer, Once
 from evergrant_server.api.parts import Parts
 from evergrant_server.api.shapes import ConnectionBody
+from evergrant_server.api.sources import require_source
 from evergrant_server.api.transactions import committed
 from evergrant_server.api.views import ConnectionView, LiveView, Page, RevokingView
 from evergrant_server.core.access import Action
@@ -100,10 +101,7 @@ async def start(
         if recalled is not None:
             return recalled
         if body.source is not None:  # its token is used: whoever may have it may have this
-            source = await visible_connection(tx, caller, body.source, Action.TOKEN)
-            if not source.flow.bears:
-                detail = "Its requests are signed: it has no token to exchange."
-                raise Failure(Code.INVALID_REQUEST, detail, field="source")
+            await require_source(tx, parts, caller, body.source)
         opened = await Establishing(parts, caller, asked).connect(tx, wanted)
         view = await view_of(tx, opened.connection, opened)
         if opened.consent is not None:
