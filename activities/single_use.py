@@ -28,7 +28,7 @@ from evergrant_server.core.attempt import (
     outcome_of_refusal,
 )
 from evergrant_server.core.clock import Clock
-from evergrant_server.core.connection import Connection
+from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code, Failure, Kind
 from evergrant_server.core.grant import MAIN, TokenSet
 from evergrant_server.core.ids import AttemptId, new_id
@@ -126,7 +126,7 @@ class SingleUse:
         room = await asyncio.to_thread(self._journal.reserve, attempt)
         try:
             async with self._store.write() as tx:
-                attempt = await self._intend(tx, attempt, rules, token_valid)
+                attempt = await self._intend(tx, attempt, connection.state, rules, token_valid)
         except BaseException:
             room.release()
             raise
@@ -185,8 +185,10 @@ class SingleUse:
             limits=self.limits,
         )
 
-    async def _intend(self, tx: Tx, attempt: Attempt, rules: RefreshRules, token_valid: bool) -> Attempt:
-        await _still_unspent(tx, attempt)
+    async def _intend(
+        self, tx: Tx, attempt: Attempt, state: State, rules: RefreshRules, token_valid: bool
+    ) -> Attempt:
+        await _still_unspent(tx, attempt, state)
         earlier = await tx.attempts.opened(attempt.tenant, attempt.connection_id, attempt.chain)
         fate = self.fate(earlier) if earlier is not None else Fate(None, None, False)
         if earlier is not None and fate.unsent:  # its owner died first: that was no use
@@ -214,7 +216,7 @@ class SingleUse:
             self._takes_over(earlier, attempt, rules, fate)
             await tx.attempts.close(earlier, Outcome.SUPERSEDED, attempt.opened_at)
         await tx.attempts.open(attempt)
-        await _still_unspent(tx, attempt)  # and again: from here on nobody else can open one
+        await _still_unspent(tx, attempt, state)  # and again: from here on nobody else can open one
         return attempt
 
     def _takes_over(self, earlier: Attempt, attempt: Attempt, rules: RefreshRules, fate: Fate) -> None:
@@ -269,12 +271,12 @@ class SingleUse:
         say(log, logging.ERROR, Event.PROTOCOL_FAILED, what, object=use.attempt.id)
 
 
-async def _still_unspent(tx: Tx, attempt: Attempt) -> None:
+async def _still_unspent(tx: Tx, attempt: Attempt, state: State) -> None:
     """Raises Failure STORE_CONFLICT when an attempt that ended since the credential was read has
-    spent it: it left no open row, but a newer generation."""
+    spent it: it left no open row, but a newer generation, or a connection in another state."""
     now = await tx.connections.get(attempt.tenant, attempt.connection_id)
-    if now is None or now.generation != attempt.from_generation:
-        raise Failure(Code.STORE_CONFLICT, f"{attempt.connection_id} was refreshed meanwhile")
+    if now is None or now.generation != attempt.from_generation or now.state is not state:
+        raise Failure(Code.STORE_CONFLICT, f"{attempt.connection_id} was changed meanwhile")
 
 
 async def open_attempt(tx: Tx, connection: Connection) -> Attempt | None:

@@ -23,6 +23,7 @@ from evergrant_server.journal import Journal
 from providers.reply import RawReply
 from tests.fakes.installation import ASKED, TENANT, Installation
 from tests.fakes.scripted_provider import ScriptedProvider, error
+from tests.faults.test_one_connection import open_attempts
 from tests.faults.test_review_takeover import Activities
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
@@ -98,6 +99,23 @@ async def test_a_late_answer_that_is_refused_takes_no_other_with_it(
         left = await tx.late_answers.of(TENANT, connection.id)
     assert [it.attempt_id for it in left] == [kept[1 - refused].attempt_id]
     assert (await worker.verify(connection, kept[1 - refused].attempt_id)).late_next is None
+
+
+async def test_nothing_is_sent_for_a_connection_that_was_condemned_since_it_was_read(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    """A replayed refusal condemned it while a refresh had its token in hand: that closed the attempt
+    which stood in the way, and the generation is the same."""
+    read = await place.row(await place.connect(idp, STRICT))
+    journal = Journal(tmp_path / "one-host")
+    single_use = SingleUse(place.store, place.parts.clock, CriticalSections(), journal)
+    async with place.store.write() as tx:
+        condemned = read.rejected(Code.GRANT_REJECTED, place.parts.clock.now())
+        await tx.connections.replace(condemned, expected=read.revision)
+    with pytest.raises(Failure) as raised:
+        await single_use.begin(AttemptKind.REFRESH, read, STRICT, token_valid=True)
+    assert raised.value.code is Code.STORE_CONFLICT
+    assert await open_attempts(place, read) == 0
 
 
 @pytest.mark.parametrize(("provisional", "state"), [(True, State.ACTIVE), (False, State.NEEDS_REAUTH)])

@@ -159,7 +159,7 @@ class Warm:
             await hand.end()
 
     async def _new(self) -> Hand:
-        return Hand(*await asyncio.open_unix_connection(str(self._path)))
+        return Hand(*await asyncio.open_unix_connection(str(self._path), limit=1 << 20))
 
     async def rehearsed(self, hand: Hand) -> None:
         """The first one was the fork server itself: from now on it forks."""

@@ -54,6 +54,7 @@ ELSEWHERE = {
     "evergrant_server.egress.network:GuardedBackend.connect_unix_socket": "always refuses",
     "activities.refresh:RefreshActivities._renewal#2": "an access token that is exchanged is not spent",
     "providers.flows:Sender.exchange_access_token": "an access token that is exchanged is not spent",
+    "providers.flows:Sender.signed": "OAuth 1.0a: another request in the code exchange's section",
     "providers.flows:Sender.mint": "a minting spends nothing",
     "providers.flows:Sender.revoke": "revocation spends nothing",
     "providers.flows:Sender.introspect": "introspection spends nothing",

@@ -52,12 +52,17 @@ async def read(
         connection = chance.choice(connections)
         token = await _lease(chance.choice(clients), connection, seen)
         if token is not None and not await works(token.access_token):
-            await _insist(chance.choice(clients), connection, token, works, seen)
+            await _insist(chance.choice(clients), connection, token, works, seen, until)
         await asyncio.sleep(chance.uniform(*_THINKS_S))
 
 
 async def _insist(
-    client: httpx2.AsyncClient, connection: str, refused: Leased, works: Works, seen: Seen
+    client: httpx2.AsyncClient,
+    connection: str,
+    refused: Leased,
+    works: Works,
+    seen: Seen,
+    until: float,
 ) -> None:
     """The provider refuses what we were given. Reported, where the clock says that it is good."""
     began = time.monotonic()
@@ -71,6 +76,8 @@ async def _insist(
         if not seen.clock_went_back or time.monotonic() - began > DEADLINE_S:
             seen.violations.append(f"{connection}: a token that the provider refuses was given again")
             return
+        if seen.clock_went_back and time.monotonic() > until:
+            return  # the next refresh may be half a minute away, and nobody will see it
         refused = again
 
 

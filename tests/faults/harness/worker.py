@@ -8,6 +8,7 @@ import asyncio
 import errno
 import json
 import os
+import select
 import socket
 from collections.abc import Callable
 from typing import Any, cast
@@ -174,7 +175,10 @@ class Child:
         passages.lost = lost
 
     def _say(self, message: dict[str, Any]) -> None:
-        os.write(self._line.fileno(), json.dumps(message).encode() + b"\n")
+        left = memoryview(json.dumps(message).encode() + b"\n")
+        while left:  # a busy parent may be slow to read
+            select.select([], [self._line], [])
+            left = left[os.write(self._line.fileno(), left) :]
 
     def _tell(self, fault: Fault) -> None:
         self._was_stopped |= fault.kind == "stop"
