@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 HTTP_S = 0.9  # the longest a provider is listened to
+PATIENT_S = 8.0  # for each of these in the proof afterwards
 SEND_S = 0.6  # from the intent to the first byte
 ANSWER_S = 1.1  # after that nobody listens any more
 TOKEN_S = 1  # an access token's life

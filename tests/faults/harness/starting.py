@@ -17,3 +17,4 @@ class Start(BaseModel):
     plan: list[Fault] = []
     queued: bool = False
     sweeps_after_s: float = 0.0
+    patient: bool = False  # it proves that the connection works: a busy machine must not spoil that

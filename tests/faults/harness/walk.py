@@ -162,6 +162,7 @@ class Walk:
             plan=list(plan),
             queued=self._case.scenario.queued and name == "a",
             sweeps_after_s=self._sweeps_after_s(name),
+            patient=name == "proof",
         )
         hand = await self._warm.hand(start)
         self._hands.append(hand)

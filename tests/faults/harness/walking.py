@@ -68,6 +68,7 @@ async def walk_table(
     broken: tuple[str, ...] = (),
     scenarios: Sequence[Scenario] = SCENARIOS,
     jobs: int = 1,
+    short: bool = False,
     say: Say = lambda line: None,
 ) -> Walked:
     """Learn the ways, choose cases, carry them out: each job has a fork server of its own."""
@@ -82,7 +83,7 @@ async def walk_table(
             servers.append(await Warm.start(folder, *broken))
             stack.push_async_callback(servers[-1].stop)
             await rehearse(ground, servers[-1], folder)
-        table = await Table.learn(ground, servers[0], folder, scenarios)
+        table = await Table.learn(ground, servers[0], folder, scenarios, short=short)
         cases = choose(table)
         say(f"{len(table.cases)} cases, {len(cases)} of them now; {table.coverage:.0f} % of the points")
         walked = Walked(table, len(cases), 0)

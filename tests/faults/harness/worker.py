@@ -43,6 +43,7 @@ from tests.faults.harness.limits import (
     HTTP_S,
     LOOK_AGAIN_S,
     MOST_SENDS,
+    PATIENT_S,
     REPLAY_S,
     SEND_S,
     SWEEP_S,
@@ -62,6 +63,9 @@ LIMITS = Limits(
 )
 _ADMIT = breaker.admit
 _LEAVES_WITHIN_S = 0.3
+PATIENT = Limits(
+    send=seconds(PATIENT_S), answer=seconds(PATIENT_S), look_again=LIMITS.look_again, replay=LIMITS.replay
+)
 _ORDERS = {"refresh_grant": RefreshGrant, "exchange_code": ExchangeCode, "drain": RefreshGrant}
 registry: list[Registry] = []  # read once, by the fork server
 engines: dict[str, AsyncEngine] = {}  # with their compiled statements, from the rehearsal
@@ -127,15 +131,17 @@ def _queued(circuit: Any, now: Any, rules: Any, share: Any) -> tuple[Any, Admiss
 def work_of(
     parts: wiring.Platform, sections: CriticalSections, journal: Journal, start: Start
 ) -> wiring.Work:
+    longest = PATIENT_S if start.patient else HTTP_S
+
     def egress(policy: Any, *, answer_time: float = HTTP_S, around: Any = None) -> Egress:
         def named(inner: httpx2.AsyncBaseTransport) -> httpx2.AsyncBaseTransport:
             return Named(inner, start.name)
 
-        return Egress(policy, tls=TLS, connect_time=HTTP_S, answer_time=HTTP_S, around=named)
+        return Egress(policy, tls=TLS, connect_time=longest, answer_time=longest, around=named)
 
     breaker.admit = _queued if start.queued else _ADMIT
     wiring.Egress = egress  # type: ignore[misc,assignment]  # this process is the harness's alone
-    return wiring.activities(parts, sections, journal, LIMITS)
+    return wiring.activities(parts, sections, journal, PATIENT if start.patient else LIMITS)
 
 
 def lost(fault: Fault) -> Exception | None:
