@@ -7,6 +7,7 @@ from functools import partial
 from temporalio import activity
 
 from activities.answers import Answer
+from activities.chains import install_chains
 from activities.client_secrets import client_refused
 from activities.definitions import doubted
 from activities.failures import grant_news
@@ -195,7 +196,13 @@ class ConsentActivities(ProviderActivities):
             # a consent by which scopes were added or given up says what the next one asks for
             granted = current.granted(now, order.generation)
             looking = FollowUp.LOOKING if held.spec.post_auth and current.flow.bears else None
-            after = granted.model_copy(update={"requested_scopes": consent.scopes, "follow_up": looking})
+            after = granted.model_copy(
+                update={
+                    "requested_scopes": consent.scopes,
+                    "chain_scopes": consent.chain_scopes,
+                    "follow_up": looking,
+                }
+            )
             grant = Grant.from_tokens(
                 tokens,
                 generation=after.generation,
@@ -205,6 +212,7 @@ class ConsentActivities(ProviderActivities):
                 interim=held.interim,
             )
             saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
+            await install_chains(tx, self._store.ring, order, saved, tokens, attempt.first_opened_at, now)
             # not `closed`: who takes over in this moment makes this a conflict, and is_open says so then
             await tx.attempts.close(attempt, Outcome.INSTALLED, now)
             await note_recovery(tx, order, current, now)

@@ -10,6 +10,7 @@ from evergrant_server.core.grant import TokenSet
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.token_pair import TokenPair
 from evergrant_server.egress import BeforeSend
+from providers.chains import further_chains
 from providers.flows import Sender
 from providers.oauth1 import read_token_credentials, token_request
 from providers.replies import read_tokens
@@ -51,4 +52,5 @@ def first_tokens(held: Holdings, reply: RawReply, scopes: tuple[str, ...], came_
     """The tokens of its answer. Pure. Raises as `read_tokens`."""
     if held.connection.flow is Flow.OAUTH1:
         return read_token_credentials(held.spec, reply, now=came_at)
-    return read_tokens(held.spec, reply, requested_scopes=scopes, refreshing=False, now=came_at)
+    tokens = read_tokens(held.spec, reply, requested_scopes=scopes, refreshing=False, now=came_at)
+    return tokens.model_copy(update={"further": further_chains(held.spec, reply, now=came_at)})

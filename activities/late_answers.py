@@ -7,6 +7,7 @@ from functools import partial
 from temporalio import activity
 
 from activities.answers import Answer
+from activities.chains import install_chains
 from activities.failures import grant_news
 from activities.heartbeat import heartbeats
 from activities.holdings import Holdings
@@ -168,6 +169,8 @@ class LateAnswerActivities(ProviderActivities):
                 before=held.grant,
             )
             saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
+            # the answer was to the code, and is good: so are the chains that came with it
+            await install_chains(tx, self._store.ring, order, saved, late, use.attempt.first_opened_at, now)
             await closed(tx, use.attempt, Outcome.INSTALLED, now)
             detail = {"generation": grant.generation, "late_attempt": order.attempt_id}
             await record(tx, order, AuditAction.CONNECTION_RECOVERED, now, **detail)

@@ -37,7 +37,7 @@ from evergrant_server.core.provider import RefreshRules
 from evergrant_server.crypto import Lane
 from evergrant_server.egress import BeforeSend
 from evergrant_server.journal import Entry, Fate, Journal, Room
-from evergrant_server.store import HeldKeys, Store, Tx
+from evergrant_server.store import NOBODY, HeldKeys, Store, Tx
 from evergrant_server.telemetry import frames, say
 from evergrant_server.telemetry_names import Event
 from providers.flows import SendFailed
@@ -48,6 +48,7 @@ log = logging.getLogger("evergrant.protocol")
 T = TypeVar("T")
 
 _MOST_SET_ASIDE = 1000  # files of a quarter of a megabyte at the most, told of by doctor and a metric
+_BRING_CHAINS = (AttemptKind.CODE_EXCHANGE, AttemptKind.LATE_ANSWER)
 LANES = (Lane.LEASE, Lane.REFRESH)  # what an answer is sealed with, in the journal and in the store
 
 
@@ -111,6 +112,8 @@ class SingleUse:
         KEY_UNAVAILABLE, JOURNAL_UNAVAILABLE or STORE_UNAVAILABLE.
         """
         keys = await self._store.hold_keys(connection.tenant, connection.id, LANES)
+        if kind in _BRING_CHAINS:  # further chains that come with it wait in the intake lane
+            keys = keys.joined(await self._store.hold_keys(connection.tenant, NOBODY, (Lane.INTAKE,)))
         began, now = elapsed(), self._clock.now()
         attempt = Attempt(
             tenant=connection.tenant,

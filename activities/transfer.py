@@ -10,13 +10,14 @@ from activities.holdings import Holdings
 from activities.records import connection_of, record, settled
 from activities.wellbeing import note_recovery
 from evergrant_server import audit
+from evergrant_server.core.attempt import Outcome
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.consent import Consent, ConsentStatus
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.export import Export, ExportStatus
-from evergrant_server.core.grant import Grant
+from evergrant_server.core.grant import MAIN, Grant
 from evergrant_server.core.messages import (
     ActivityName,
     DropExport,
@@ -70,6 +71,9 @@ async def install_import(
             renewable=held.renewable,
         )
         saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
+        under_way = await tx.attempts.opened(order.tenant, order.connection_id, MAIN)
+        if under_way is not None:  # it was refreshing what this grant replaces
+            await tx.attempts.close(under_way, Outcome.SUPERSEDED, now)
         await note_recovery(tx, order, current, now)
         await end_consent(tx, waiting, ConsentStatus.DONE)
         await record(
@@ -80,7 +84,7 @@ async def install_import(
             generation=grant.generation,
             scopes=list(grant.scopes),
             consent=consent.id,
-            imported=True,
+            **({"consented_with": current.consented_with} if current.consented_with else {"imported": True}),
         )
         return held.news(saved, grant)
 

@@ -44,10 +44,28 @@ def scopes_to_request(spec: ProviderSpec, integration: Integration, scopes: Sequ
     wanted = tuple(scopes) or integration.default_scopes or spec.default_scopes
     if spec.offline_scope:
         wanted = (*wanted, spec.offline_scope)
-    for scope in wanted:
+    return _writable(spec, wanted, "scopes")
+
+
+def _writable(spec: ProviderSpec, scopes: Sequence[str], field: str) -> tuple[str, ...]:
+    for scope in scopes:
         if not _SCOPE.fullmatch(scope) or spec.scope_separator in scope:
-            raise Failure(Code.INVALID_REQUEST, f"{scope[:80]!r} is not a scope", field="scopes")
-    return tuple(dict.fromkeys(wanted))
+            raise Failure(Code.INVALID_REQUEST, f"{scope[:80]!r} is not a scope", field=field)
+    return tuple(dict.fromkeys(scopes))
+
+
+def chains_to_request(
+    spec: ProviderSpec, chain_scopes: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[str, ...]]:
+    """Scopes by the parameter they go into. Raises Failure INVALID_REQUEST (field `chain_scopes`)."""
+    unknown = set(chain_scopes) - set(spec.scope_params)
+    if unknown:
+        detail = f"{spec.name} has no scopes of their own for {min(unknown)[:64]}"
+        raise Failure(Code.INVALID_REQUEST, detail, field="chain_scopes", provider=spec.name)
+    return {
+        spec.scope_params[chain]: _writable(spec, scopes, "chain_scopes")
+        for chain, scopes in chain_scopes.items()
+    }
 
 
 def authorization_request(
@@ -58,12 +76,14 @@ def authorization_request(
     state: Secret,
     verifier: Secret,
     scopes: Sequence[str],
+    chain_scopes: Mapping[str, Sequence[str]] | None = None,
     params: Mapping[str, str] | None = None,
     target: Target | None = None,
     dpop_jkt: str | None = None,
 ) -> str:
     """The URL to send the browser to. It holds the state, and the verifier only as its S256 challenge.
 
+    `chain_scopes` are those of further chains, where the definition has a parameter for them.
     `params` are the caller's own (a login hint, say); each must be on the definition's list.
     `target` says what the tokens are for (RFC 8707 section 2.1). `dpop_jkt` names the key that the
     code is to be bound to (RFC 9449 section 10).
@@ -84,6 +104,8 @@ def authorization_request(
     if dpop_jkt is not None:
         extra["dpop_jkt"] = dpop_jkt
     wanted = scopes_to_request(spec, integration, scopes)
+    further = chains_to_request(spec, chain_scopes or {})
+    extra |= {param: spec.scope_separator.join(its) for param, its in further.items()}
     authlib = OAuth2Client(None, client_id=integration.client_id, code_challenge_method="S256")
     url, _ = authlib.create_authorization_url(
         complete(spec, endpoints.authorization_endpoint),

@@ -134,6 +134,11 @@ def _tokens(
     )
 
 
+def tokens_in(spec: ProviderSpec, reply: RawReply, data: dict[str, Any], now: datetime | None) -> TokenSet:
+    """The tokens of a part of a reply to a code, laid out as a reply of its own. Raises Unreadable."""
+    return _tokens(spec, reply, data, (), False, now)
+
+
 def _token(value: Any, what: str) -> Secret | None:
     if value is None or value == "":
         return None

@@ -36,7 +36,6 @@ _NOT_ASKED_OF: dict[str, tuple[Flow, ...]] = {  # flows that have nothing to do 
         (
             "flow",
             "allow_unsolicited_callback",
-            "scope_params",
             "issuer_template",
         ),
         _NO_CODE,
@@ -127,6 +126,13 @@ class ProviderSpec(
             raise ValueError("post_token_exchange is of kind access_token_exchange")
         if first is not None and self.refresh_supported and not self.renews_by_access_token:
             raise ValueError("post_token_exchange and refresh tokens at once: nobody says which is spent")
+        further = self.response.additional_tokens
+        if self.scope_params and (further is None or set(self.scope_params) != {further.name}):
+            raise ValueError("scope_params asks for the chain that response.additional_tokens names")
+        if further is not None and (self.dpop or "oauth1" in self.auth_modes):
+            raise ValueError(
+                "response.additional_tokens: a chain of its own has no proof key and no signature"
+            )
         return self
 
     def _param_templates(self) -> dict[str, tuple[str | None, ...]]:
@@ -241,11 +247,6 @@ class ProviderSpec(
         return {
             "flow": (self.flow != "redirect", "the provider begins it, with a callback that has no state"),
             "allow_unsolicited_callback": (self.allow_unsolicited_callback, "every callback needs a state"),
-            "scope_params": (self.scope_params, "a connection has one chain of tokens"),
-            "response.additional_tokens": (
-                self.response.additional_tokens,
-                "a connection has one chain of tokens",
-            ),
             "response.id_token": (self.response.id_token == "verify", "id tokens are kept, not verified"),
             "refresh_extends_current": (self.refresh_extends_current, "a refresh must bring a token"),
             "refresh_scope_param": (self.refresh_scope_param, "one token per connection"),

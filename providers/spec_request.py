@@ -61,7 +61,7 @@ class AuthorizationPart(Part):
     scope_param_name: ParamName = "scope"
     scope_params: dict[str, ParamName] = Field(
         default_factory=dict
-    )  # several scope lists, each for a token of its own
+    )  # chain -> parameter: scope lists of further chains of tokens
     optional_scope_param: ParamName | None = None
     omit_empty_scope: bool = True
     pkce: Pkce = Pkce.SUPPORTED

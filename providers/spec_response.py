@@ -25,10 +25,21 @@ class MetadataPattern(Part):
 
 
 class AdditionalTokens(Part):
-    """Further tokens beside the main one."""
+    """Further chains of tokens beside the main one, each with a refresh token, expiry and scopes of its own.
+
+    At `path` is one object, whose chain is called `name`, or an array of them, each called what its
+    field `key` says.
+    """
 
     path: JsonPath
-    key: str
+    key: str | None = None
+    name: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9_.-]{0,62}$")
+
+    @model_validator(mode="after")
+    def _one_or_many(self) -> Self:
+        if (self.key is None) == (self.name is None):
+            raise ValueError("has one of key and name")
+        return self
 
 
 class Response(Part):

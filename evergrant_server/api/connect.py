@@ -139,6 +139,7 @@ async def _begun(tx: Tx, going: Going, asked: Asked, now: datetime) -> _Begun:
         state=state,
         verifier=verifier,
         scopes=consent.scopes,
+        chain_scopes=consent.chain_scopes,
         target=going.connection.target,
         dpop_jkt=await _key_named(tx, going, now),
     )
@@ -192,7 +193,7 @@ async def _record(tx: Tx, subjects: Subjects, request: Request, going: Going) ->
         going.consent.tenant,
         going.connection.id,
         consent_id=going.consent.id,
-        scopes=list(going.consent.scopes),
+        scopes=list(going.consent.asks_for),
         asked_by=going.consent.by,
     )
 

@@ -93,6 +93,7 @@ async def start(
         ),
         source=None if body.source is None else ConnectionId(body.source),
         choice=body.choice,
+        chain_scopes=body.chain_scopes,
         brought=lambda spec, flow: _brought(spec, flow, body),
     )
 

@@ -2,8 +2,8 @@
 
 import hashlib
 import secrets
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from evergrant_server import audit
@@ -23,6 +23,7 @@ from evergrant_server.core.messages import SIGNAL_CONSENT_GRANTED, Asked, Consen
 from evergrant_server.core.secret import Secret
 from evergrant_server.policy import Reason, above, decide
 from evergrant_server.store import Tx
+from providers.authorization import chains_to_request
 from providers.spec import ProviderSpec
 
 LINK_BYTES = 32
@@ -43,6 +44,7 @@ class Wanted:
     flow: Flow | None = None  # None: as it is, or as the provider's definition says first
     target: Target = field(default_factory=Target)
     source: ConnectionId | None = None
+    chain_scopes: Mapping[str, tuple[str, ...]] | None = None  # of further chains
     choice: str | None = None  # of the accounts that a new connection's grant may reach
     brought: Callable[[ProviderSpec, Flow], ImportedTokens | None] = lambda spec, flow: None
 
@@ -86,16 +88,19 @@ class Establishing:
         flow = await self._flow(tx, integration, found if live else None, wanted.flow)
         before = found.requested_scopes if found is not None and live else ()
         scopes = await self.scopes(tx, integration, wanted.subject, _asked_for(wanted, before))
+        chains = await self.chains(
+            tx, integration, wanted.subject, found if live else None, wanted.chain_scopes
+        )
         if found is not None and live:
             if wanted.choice not in (None, found.choice):
                 found = await _for_account(tx, found, wanted.choice)
-            return await self._with_link(tx, found, scopes, wanted)
+            return await self._with_link(tx, found, scopes, chains, wanted)
         brought = wanted.brought(await spec_of(tx, self._parts.registry, integration), flow)
-        connection = await self._add(tx, integration, wanted, scopes, flow)
+        connection = await self._add(tx, integration, wanted, scopes, chains, flow)
         if flow.mints or flow.static:
             await mint(tx, connection, scopes, self.asked, self._now, brought)
             return Opened(connection, True)
-        consent, url = await self.ask(tx, connection, scopes, wanted.return_to)
+        consent, url = await self.ask(tx, connection, scopes, wanted.return_to, chains)
         return Opened(connection, True, consent, url)
 
     async def integration(self, tx: Tx, name: str, subject: str) -> Integration:
@@ -128,6 +133,23 @@ class Establishing:
             refuse_scopes(above(counted, verdict.ceiling, integration.scope_ceiling))
         return scopes
 
+    async def chains(
+        self,
+        tx: Tx,
+        integration: Integration,
+        subject: str,
+        there: Connection | None,
+        asked: Mapping[str, tuple[str, ...]] | None,
+    ) -> dict[str, tuple[str, ...]]:
+        """What to ask for further chains: what is asked now, else as before without those that were
+        revoked. Raises Failure SCOPE_NOT_PERMITTED, INVALID_REQUEST."""
+        wanted = asked
+        if wanted is None:
+            wanted = {} if there is None else await _unrevoked(tx, there)
+        spec = await spec_of(tx, self._parts.registry, integration)
+        chains_to_request(spec, wanted)
+        return {name: await self.scopes(tx, integration, subject, its) for name, its in wanted.items()}
+
     async def _flow(
         self, tx: Tx, integration: Integration, there: Connection | None, asked: Flow | None
     ) -> Flow:
@@ -143,7 +165,12 @@ class Establishing:
         return flow
 
     async def ask(
-        self, tx: Tx, connection: Connection, scopes: tuple[str, ...], return_to: str | None
+        self,
+        tx: Tx,
+        connection: Connection,
+        scopes: tuple[str, ...],
+        return_to: str | None,
+        chains: Mapping[str, tuple[str, ...]],
     ) -> tuple[Consent, str]:
         """A new consent and its connect link."""
         self._check_return_to(return_to)
@@ -158,6 +185,7 @@ class Establishing:
             kind=ConsentKind.DEVICE if device else ConsentKind.CODE,
             status=ConsentStatus.CODE_RECEIVED if device else ConsentStatus.OPEN,
             scopes=scopes,
+            chain_scopes=dict(chains),
             return_to=return_to,
             link_hash=hash_of_link(link),
             created_at=self._now,
@@ -183,7 +211,12 @@ class Establishing:
         await audit.append(tx, entry)
 
     async def _with_link(
-        self, tx: Tx, connection: Connection, scopes: tuple[str, ...], wanted: Wanted
+        self,
+        tx: Tx,
+        connection: Connection,
+        scopes: tuple[str, ...],
+        chains: Mapping[str, tuple[str, ...]],
+        wanted: Wanted,
     ) -> Opened:
         if connection.state not in (State.PENDING_CONSENT, State.NEEDS_REAUTH):
             return Opened(connection, False)
@@ -194,15 +227,19 @@ class Establishing:
         if await _being_imported(tx, connection):
             # its grant is on its way to a worker: nobody has to consent again
             raise Failure(Code.REFRESH_PENDING, "Its import is being installed.", retry_after=1.0)
+        named = connection
+        if connection.consented_with is not None:
+            connection, chains = await asked_with(tx, connection)
+            scopes, wanted = connection.requested_scopes, replace(wanted, scopes=None)
         still_open = await self._still_open(tx, connection)
         if still_open is not None and _fits(still_open, wanted):
             link = await tx.consents.link(still_open)
-            return Opened(connection, False, still_open, self._url(link.reveal()))
+            return Opened(named, False, still_open, self._url(link.reveal()))
         if connection.state is State.PENDING_CONSENT and connection.consent_deadline <= self._now:
             raise Failure(Code.CONSENT_EXPIRED, "Its consent is being closed; try again.", retry_after=5.0)
-        consent, url = await self.ask(tx, connection, scopes, wanted.return_to)
+        consent, url = await self.ask(tx, connection, scopes, wanted.return_to, chains)
         await self.record(tx, AuditAction.REAUTHORIZE_ASKED, connection.id, consent_id=consent.id)
-        return Opened(connection, False, consent, url)
+        return Opened(named, False, consent, url)
 
     async def _still_open(self, tx: Tx, connection: Connection) -> Consent | None:
         if connection.flow is not Flow.DEVICE_CODE:
@@ -225,7 +262,13 @@ class Establishing:
         return Opened(connection, False)
 
     async def _add(
-        self, tx: Tx, integration: Integration, wanted: Wanted, scopes: tuple[str, ...], flow: Flow
+        self,
+        tx: Tx,
+        integration: Integration,
+        wanted: Wanted,
+        scopes: tuple[str, ...],
+        chains: Mapping[str, tuple[str, ...]],
+        flow: Flow,
     ) -> Connection:
         nobody = flow.mints or flow.static
         deadline = self._now + (MINT_WITHIN if nobody else self._parts.settings.consent_ttl)
@@ -242,6 +285,7 @@ class Establishing:
             target=wanted.target,
             source=wanted.source,
             choice=wanted.choice,
+            chain_scopes=dict(chains),
             created_at=self._now,
             changed_at=self._now,
             consent_deadline=deadline,
@@ -316,6 +360,31 @@ async def _for_account(tx: Tx, connection: Connection, choice: str | None) -> Co
     return await tx.connections.replace(wanted, expected=connection.revision)
 
 
+async def asked_with(tx: Tx, connection: Connection) -> tuple[Connection, dict[str, tuple[str, ...]]]:
+    """The connection whose consent brings this one's grant, and what to ask for the chains beside it.
+
+    Raises Failure INVALID_REQUEST when that one has ended: a new one of its names takes this along.
+    """
+    assert connection.consented_with is not None
+    first = await tx.connections.get(connection.tenant, connection.consented_with)
+    if first is None or first.state is State.REVOKING or first.state.final:
+        label = first.label if first is not None else "default"
+        detail = f"Its tokens came with the connection of the label {label}, which has ended: connect that."
+        raise Failure(Code.INVALID_REQUEST, detail, field="label", connection_id=connection.id)
+    return first, await _unrevoked(tx, first)
+
+
+async def _unrevoked(tx: Tx, first: Connection) -> dict[str, tuple[str, ...]]:
+    """Consenting again brings nothing back that was revoked."""
+    kept: dict[str, tuple[str, ...]] = {}
+    for chain, scopes in first.chain_scopes.items():
+        label = first.label_of_chain(chain)
+        found = await tx.connections.by_names(first.tenant, first.integration, first.subject, label)
+        if found is None or found.state not in (State.REVOKING, State.REVOKED):
+            kept[chain] = scopes
+    return kept
+
+
 async def _begun(tx: Tx, connection: Connection, consent: Consent, asked: Asked, now: datetime) -> None:
     """The workflow goes on with a consent that no browser brings anything for."""
     granted = ConsentGranted(attempt_id=consent.id, asked=asked)
@@ -350,6 +419,8 @@ def _fits(consent: Consent, wanted: Wanted) -> bool:
         return False
     if wanted.leasing:
         return True
+    if wanted.chain_scopes is not None and dict(wanted.chain_scopes) != consent.chain_scopes:
+        return False
     begun = consent.status is not ConsentStatus.OPEN and consent.kind is not ConsentKind.DEVICE
     return not begun and consent.return_to == wanted.return_to
 

@@ -2,31 +2,17 @@
 
 from datetime import datetime
 
+from evergrant_server.core.beginning import begun
 from evergrant_server.core.connection import Connection
-from evergrant_server.core.ids import workflow_id
-from evergrant_server.core.lifecycle import life_of
-from evergrant_server.core.messages import Asked, ConnectionStart, Message
+from evergrant_server.core.messages import Asked, Message
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage, signal_to, written
 from evergrant_server.core.receivers import FetchKeys, Receiver
-from evergrant_server.core.schedule import NEWEST_RULES
 from evergrant_server.crypto import KeyRing
 
 
 def start(connection: Connection, ring: KeyRing, asked: Asked, now: datetime) -> OutboxMessage:
     """Begin the workflow of a new connection."""
-    order = ConnectionStart(
-        tenant=connection.tenant,
-        connection_id=connection.id,
-        integration_id=connection.integration_id,
-        integration=connection.integration,
-        provider=connection.provider,
-        subject_hash=ring.subject_hash(connection.tenant, connection.subject),
-        rules=NEWEST_RULES,
-        life=life_of(connection, None, None, now),
-        asked=asked,
-    )
-    target = workflow_id(connection.tenant, connection.id)
-    return written(connection.tenant, OutboxKind.START_WORKFLOW, target, order, now)
+    return begun(connection, ring.subject_hash(connection.tenant, connection.subject), asked, now)
 
 
 def signal(connection: Connection, name: str, said: Message, now: datetime) -> OutboxMessage:

@@ -119,6 +119,11 @@ class CredentialBody(Body):
     password: Annotated[Secret, Field()] | None = None
 
 
+ChainScopes = Annotated[
+    dict[Annotated[str, Field(max_length=63)], Annotated[Scopes, Field(min_length=1)]], Field(max_length=5)
+]
+
+
 class ConnectionBody(Body):
     """Start a connection. `return_to` must be in the app's list, character by character.
 
@@ -126,7 +131,9 @@ class ConnectionBody(Body):
     `resources` (RFC 8707) and `audience` say what the tokens are for, where a flow has room for it.
     `token_exchange` wants a `source` (a connection whose token is exchanged) or a `subject_token`;
     `api_key` and `basic` want the `credential`. `choice` is the account to take, where the provider is
-    asked which accounts the grant reaches and there are several.
+    asked which accounts the grant reaches and there are several. `chain_scopes` are the scopes of further
+    tokens that the same consent brings, by the chain's name (at Slack `user`): each becomes a connection
+    of its own, with that name as its label.
     """
 
     integration: Slug
@@ -141,6 +148,7 @@ class ConnectionBody(Body):
     subject_token_type: Annotated[str, Field(max_length=200), AfterValidator(_resource)] | None = None
     credential: CredentialBody | None = None
     choice: Choice | None = None
+    chain_scopes: ChainScopes | None = None
     return_to: ReturnTo | None = None
 
 
@@ -154,6 +162,7 @@ class ReauthorizeBody(Body):
     """Ask the subject again, for the same scopes unless others are given."""
 
     scopes: Scopes | None = None
+    chain_scopes: ChainScopes | None = None
     return_to: ReturnTo | None = None
 
 

@@ -92,6 +92,7 @@ class ConnectionView(View):
     `metadata` are facts that came with the grant: which account it is, where its API lives. `choices` are
     the accounts that it reaches, where the provider is asked; with the reason `choice_required` no lease
     leaves before one is chosen.
+    `consented_with` is the connection whose consents bring this one's grants, for a further chain of tokens.
     `revoking` is there while the provider hasn't confirmed a revocation yet.
     `failing_since` is set while refreshes keep failing; what it holds is valid until it expires.
     `live` (with the next attempt as `next_at`) and `differs` are null unless they were asked for
@@ -123,6 +124,8 @@ class ConnectionView(View):
     api_base_url: str | None = None
     choice: str | None = None
     choices: tuple[Option, ...] = ()
+    chain_scopes: dict[str, tuple[str, ...]] = {}
+    consented_with: str | None = None
     created_at: datetime
     changed_at: datetime
     revision: int

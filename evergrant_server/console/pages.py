@@ -36,7 +36,7 @@ class Pages:
             integration=integration,
             subject=subject,
             asking=consent.by.removeprefix("app:"),
-            scopes=[(in_words(scope), scope) for scope in consent.scopes],
+            scopes=[(in_words(scope), scope) for scope in consent.asks_for],
             csrf=csrf,
         )
 

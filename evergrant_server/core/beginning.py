@@ -5,7 +5,10 @@ from datetime import datetime
 from evergrant_server.core.account import FollowUp
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.grant import Grant
-from evergrant_server.core.messages import Life
+from evergrant_server.core.ids import workflow_id
+from evergrant_server.core.messages import Asked, ConnectionStart, Life
+from evergrant_server.core.outbox import OutboxKind, OutboxMessage, written
+from evergrant_server.core.schedule import NEWEST_RULES
 
 
 def life_of(connection: Connection, grant: Grant | None, idle_s: float | None, now: datetime) -> Life:
@@ -36,3 +39,20 @@ def life_of(connection: Connection, grant: Grant | None, idle_s: float | None, n
             "ends_together": grant.ends_together,
         }
     )
+
+
+def begun(connection: Connection, subject_hash: str, asked: Asked, now: datetime) -> OutboxMessage:
+    """Has the workflow of a new connection begin, written with the row itself."""
+    order = ConnectionStart(
+        tenant=connection.tenant,
+        connection_id=connection.id,
+        integration_id=connection.integration_id,
+        integration=connection.integration,
+        provider=connection.provider,
+        subject_hash=subject_hash,
+        rules=NEWEST_RULES,
+        life=life_of(connection, None, None, now),
+        asked=asked,
+    )
+    target = workflow_id(connection.tenant, connection.id)
+    return written(connection.tenant, OutboxKind.START_WORKFLOW, target, order, now)

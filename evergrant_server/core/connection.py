@@ -116,6 +116,8 @@ class Connection(BaseModel):
     failing_since: datetime | None = None  # set once it was announced that refreshes keep failing
     follow_up: FollowUp | None = None
     choice: str | None = None  # the account that was asked for, or chosen
+    chain_scopes: dict[str, tuple[str, ...]] = {}  # asked for further chains, which the same consent brings
+    consented_with: ConnectionId | None = None  # whose consents bring this one's grants
     revision: int = 1
 
     def granted(self, at: datetime, known: int = 0) -> "Connection":
@@ -142,6 +144,10 @@ class Connection(BaseModel):
 
     def chosen(self, option: Option, at: datetime) -> "Connection":
         return self.model_copy(update={"follow_up": None, "choice": option.id, "changed_at": at})
+
+    def label_of_chain(self, chain: str) -> str:
+        """The label of the connection that holds a further chain of this one's consents."""
+        return chain if self.label == "default" != chain else f"{self.label}:{chain}"
 
     @property
     def unwell(self) -> bool:

@@ -49,6 +49,7 @@ class Consent(BaseModel):
     kind: ConsentKind = ConsentKind.CODE
     status: ConsentStatus = ConsentStatus.OPEN
     scopes: tuple[str, ...] = ()
+    chain_scopes: dict[str, tuple[str, ...]] = {}  # further lists, each for a chain of tokens of its own
     return_to: str | None = None
     link_hash: str
     state_hash: str | None = None
@@ -64,3 +65,9 @@ class Consent(BaseModel):
     by: str
     trace_id: str
     revision: int = 1
+
+    @property
+    def asks_for(self) -> tuple[str, ...]:
+        """Every scope, whichever chain it is for: what the subject is shown."""
+        further = (scope for scopes in self.chain_scopes.values() for scope in scopes)
+        return tuple(dict.fromkeys((*self.scopes, *further)))

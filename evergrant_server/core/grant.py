@@ -31,15 +31,21 @@ class TokenSet(BaseModel):
     scopes: tuple[str, ...] | None = None  # None: the reply had no scope, so as requested (RFC 6749 5.1)
     metadata: dict[str, Any] = {}
     said_at: datetime | None = None  # by the provider's clock, if the reply had one
+    further: dict[str, "TokenSet"] = {}  # chains that came with it, each to be refreshed on its own
 
     def as_secret(self) -> Secret:
         """All of it as one text, for a sealer."""
+        return Secret(json.dumps(self._plain()))
+
+    def _plain(self) -> dict[str, Any]:
         plain = {
             name: value.reveal() if isinstance(value, Secret) else value
             for name, value in self
-            if value is not None
+            if value is not None and name != "further"
         }
-        return Secret(json.dumps(plain))
+        if self.further:
+            plain["further"] = {chain: tokens._plain() for chain, tokens in self.further.items()}
+        return plain
 
     @classmethod
     def from_secret(cls, text: Secret) -> "TokenSet":

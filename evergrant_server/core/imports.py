@@ -1,7 +1,7 @@
 """A grant that somebody else got: its tokens and facts, on the way from the API to the worker."""
 
 import json
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -23,6 +23,8 @@ class ImportedTokens(BaseModel):
     refresh_token: Secret | None = None
     token_type: str = "Bearer"
     expires_at: datetime | None
+    refresh_expires_at: datetime | None = None
+    scopes: tuple[str, ...] | None = None  # None: the consent's
     metadata: dict[str, Any] = {}
 
     def as_secret(self) -> Secret:
@@ -34,10 +36,25 @@ class ImportedTokens(BaseModel):
                     "access_token": self.access_token.reveal(),
                     "refresh_token": None if refresh is None else refresh.reveal(),
                     "token_type": self.token_type,
-                    "expires_at": None if self.expires_at is None else self.expires_at.isoformat(),
+                    "expires_at": _text(self.expires_at),
+                    "refresh_expires_at": _text(self.refresh_expires_at),
+                    "scopes": self.scopes,
                     "metadata": self.metadata,
                 }
             )
+        )
+
+    @classmethod
+    def of(cls, tokens: TokenSet, at: datetime) -> "ImportedTokens":
+        """Those of a reply that was asked for `at`."""
+        return cls(
+            access_token=tokens.access_token,
+            refresh_token=tokens.refresh_token,
+            token_type=tokens.token_type,
+            expires_at=_after(at, tokens.expires_in),
+            refresh_expires_at=_after(at, tokens.refresh_expires_in),
+            scopes=tokens.scopes,
+            metadata=tokens.metadata,
         )
 
     @classmethod
@@ -49,11 +66,25 @@ class ImportedTokens(BaseModel):
         return received_at if self.expires_at is None else min(received_at, self.expires_at)
 
     def token_set(self, obtained_at: datetime) -> TokenSet:
-        left = None if self.expires_at is None else (self.expires_at - obtained_at).total_seconds()
+        left = _seconds(obtained_at, self.expires_at)
         return TokenSet(
             access_token=self.access_token,
             refresh_token=self.refresh_token,
             token_type=self.token_type,
             expires_in=left,
+            refresh_expires_in=_seconds(obtained_at, self.refresh_expires_at),
+            scopes=self.scopes,
             metadata=self.metadata,
         )
+
+
+def _text(at: datetime | None) -> str | None:
+    return None if at is None else at.isoformat()
+
+
+def _after(at: datetime, seconds: float | None) -> datetime | None:
+    return None if seconds is None else at + timedelta(seconds=seconds)
+
+
+def _seconds(since: datetime, until: datetime | None) -> float | None:
+    return None if until is None else (until - since).total_seconds()

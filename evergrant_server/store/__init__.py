@@ -12,8 +12,8 @@ STORE_CONFLICT when a row changed meanwhile, SCHEMA_MISMATCH, SEAL_BROKEN, KEY_U
 from evergrant_server.store.histories import HistoryExport
 from evergrant_server.store.idempotency import Remembered
 from evergrant_server.store.lease_rows import LeaseRow, LeaseRows
-from evergrant_server.store.seals import HeldKeys
+from evergrant_server.store.seals import NOBODY, HeldKeys
 from evergrant_server.store.store import Store
 from evergrant_server.store.tx import Tx
 
-__all__ = ["HeldKeys", "HistoryExport", "LeaseRow", "LeaseRows", "Remembered", "Store", "Tx"]
+__all__ = ["NOBODY", "HeldKeys", "HistoryExport", "LeaseRow", "LeaseRows", "Remembered", "Store", "Tx"]

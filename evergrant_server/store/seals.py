@@ -61,6 +61,10 @@ class HeldKeys:
     def get(self, key_id: str) -> SealingKey | None:
         return self._by_id.get(key_id)
 
+    def joined(self, other: "HeldKeys") -> "HeldKeys":
+        """With keys of other lanes."""
+        return HeldKeys({**self._current, **other._current})
+
     def __repr__(self) -> str:
         return f"HeldKeys({', '.join(self._current)})"
 

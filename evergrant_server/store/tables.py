@@ -68,6 +68,8 @@ class ConnectionRow(Row, table=True):
     failing_since: datetime | None = _maybe_moment()
     follow_up: str | None = None
     choice: str | None = None
+    chain_scopes: dict[str, Any] = _json()
+    consented_with: str | None = None
     revision: int
 
 
@@ -179,6 +181,7 @@ class ConsentRow(Row, table=True):
     kind: str
     status: str
     scopes: list[str] = _json()
+    chain_scopes: dict[str, Any] = _json()
     return_to: str | None = None
     link_hash: str
     state_hash: str | None = None

@@ -22,4 +22,5 @@ def token_under_authed_user(reply: httpx2.Response) -> httpx2.Response:
         return reply
     lifted = {key: value for key, value in data.items() if key not in _MOVED}
     lifted |= {key: user[key] for key in _MOVED if key in user}
+    lifted["authed_user"] = {key: value for key, value in user.items() if key not in _MOVED}
     return httpx2.Response(reply.status_code, headers=reply.headers, content=json.dumps(lifted).encode())

@@ -104,8 +104,6 @@ def test_the_catalogue_loads_and_says_what_it_cant_do() -> None:
         {"auth_modes": ["oauth1"]},
         {"flow": "install"},
         {"allow_unsolicited_callback": True},
-        {"scope_params": {"user": "user_scope"}},
-        {"response": {"additional_tokens": {"path": "other_tokens", "key": "resource_server"}}},
         {"response": {"id_token": "verify"}},
         {"refresh_extends_current": True},
         {"refresh_scope_param": "resource"},

@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Self
@@ -168,12 +168,14 @@ class AsyncEvergrant(AsyncTransfers, AsyncWebhooks, AsyncAdministration, AsyncSi
         resources: tuple[str, ...] = (),
         audience: str | None = None,
         choice: str | None = None,
+        chain_scopes: Mapping[str, tuple[str, ...]] | None = None,
     ) -> Connection:
         """Begin a connection. Where its `flow` asks somebody, they finish it at `connect_url`.
 
         Without `flow` the provider's definition decides; with `client_credentials`, `jwt_bearer` and
         the like nobody is asked, and the connection becomes active by itself. `resources` (RFC 8707)
-        and `audience` say what its tokens are for; `choice` which account, where a grant reaches several.
+        and `audience` say what its tokens are for; `choice` which account, where a grant reaches several;
+        `chain_scopes` those of further tokens of the same consent, each a connection of its own.
         """
         return await self._do(
             calls.connect(
@@ -186,6 +188,7 @@ class AsyncEvergrant(AsyncTransfers, AsyncWebhooks, AsyncAdministration, AsyncSi
                 resources=resources,
                 audience=audience,
                 choice=choice,
+                chain_scopes=chain_scopes,
             )
         )
 

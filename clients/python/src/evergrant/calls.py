@@ -69,6 +69,7 @@ def connect(
     resources: tuple[str, ...] = (),
     audience: str | None = None,
     choice: str | None = None,
+    chain_scopes: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Call[Connection]:
     body = _given(
         integration=integration,
@@ -80,6 +81,7 @@ def connect(
         resources=list(resources) or None,
         audience=audience,
         choice=choice,
+        chain_scopes=None if chain_scopes is None else {it: list(its) for it, its in chain_scopes.items()},
     )
     return _command("/v1/connections", body)
 

@@ -129,6 +129,7 @@ class Connection:
     says it. `connect_url` and `connect_expires_at` are there after `connect` and `reauthorize`.
     `metadata` are facts that came with the grant: which account it is, where its API lives. `choices`
     are the accounts it reaches; with the reason `choice_required` one of them has to be chosen first.
+    `consented_with` is the connection whose consents bring this one's grants, for a further chain of tokens.
     `revoking` is there while the provider hasn't confirmed a revocation yet.
     `live` is there when it was asked for and the workflow answered; `differs` names the members
     that it says otherwise.
@@ -158,6 +159,7 @@ class Connection:
     api_base_url: str | None = None
     choice: str | None = None
     choices: "tuple[Choice, ...]" = ()
+    consented_with: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

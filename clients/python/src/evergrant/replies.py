@@ -227,6 +227,7 @@ def _connection(item: Fields) -> Connection:
         metadata=dict(item.mapping("metadata")) if item.members.get("metadata") is not None else {},
         api_base_url=item.text_or_none("api_base_url"),
         choice=item.text_or_none("choice"),
+        consented_with=item.text_or_none("consented_with"),
         choices=_choices(item.array("choices")) if item.members.get("choices") is not None else (),
     )
 

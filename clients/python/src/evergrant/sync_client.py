@@ -2,7 +2,7 @@
 
 import ssl
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Self
@@ -166,6 +166,7 @@ class Evergrant(Transfers, Webhooks, Administration, Signatures):
         resources: tuple[str, ...] = (),
         audience: str | None = None,
         choice: str | None = None,
+        chain_scopes: Mapping[str, tuple[str, ...]] | None = None,
     ) -> Connection:
         """Begin a connection. Where its `flow` asks somebody, they finish it at `connect_url`.
 
@@ -184,6 +185,7 @@ class Evergrant(Transfers, Webhooks, Administration, Signatures):
                 resources=resources,
                 audience=audience,
                 choice=choice,
+                chain_scopes=chain_scopes,
             )
         )
 

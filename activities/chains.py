@@ -1,0 +1,134 @@
+"""Further chains of tokens that a consent brought: each becomes a connection of its own.
+
+They are written in the transaction that installs the first chain, sealed as an import is, so that
+both are there or neither; each one's own workflow then installs its grant and goes on by itself.
+"""
+
+import hashlib
+import secrets
+from datetime import datetime, timedelta
+
+from evergrant_server import audit
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.beginning import begun
+from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.ids import ConnectionId, ConsentId, new_id
+from evergrant_server.core.imports import ImportedTokens
+from evergrant_server.core.messages import (
+    SIGNAL_CONSENT_GRANTED,
+    SIGNAL_REVOKE,
+    Call,
+    ConsentGranted,
+    Revoke,
+)
+from evergrant_server.core.outbox import signal_to
+from evergrant_server.crypto import KeyRing
+from evergrant_server.store import Tx
+
+INSTALL_WITHIN = timedelta(days=7)  # as an import: a worker that stays away longer finds it expired
+
+
+async def install_chains(
+    tx: Tx, ring: KeyRing, call: Call, first: Connection, tokens: TokenSet, asked_at: datetime, now: datetime
+) -> None:
+    """Give every further chain of `tokens` to its connection, which is made unless there is one.
+
+    `first` is the connection that was consented to, with its new grant. Raises Failure STORE_CONFLICT
+    when one of them was started meanwhile.
+    """
+    for chain, own in tokens.further.items():
+        label = first.label_of_chain(chain)
+        scopes = own.scopes if own.scopes is not None else first.chain_scopes.get(chain, ())
+        facts = own.model_copy(update={"scopes": scopes, "metadata": tokens.metadata | own.metadata})
+        found = await tx.connections.by_names(first.tenant, first.integration, first.subject, label)
+        live = found is not None and not found.state.final
+        if found is not None and live:
+            connection = await _adopted(tx, found, first, scopes)
+        else:
+            connection = await _added(tx, ring, call, first, label, scopes, now)
+        consent = _consent(connection, call, scopes, asked_at)
+        await tx.consents.add_import(consent, ImportedTokens.of(facts, asked_at))
+        granted = ConsentGranted(attempt_id=consent.id, asked=call.asked)
+        await tx.outbox.add(signal_to(connection.tenant, connection.id, SIGNAL_CONSENT_GRANTED, granted, now))
+        if first.state is State.REVOKING and not live:  # revoked before anybody had any of it
+            revoke = Revoke(reason=first.revoke_reason or "", asked=call.asked)
+            await tx.outbox.add(signal_to(connection.tenant, connection.id, SIGNAL_REVOKE, revoke, now))
+
+
+async def _adopted(tx: Tx, found: Connection, first: Connection, scopes: tuple[str, ...]) -> Connection:
+    """Its id, its permits and its audit stay; from now on it is asked for with the first one."""
+    changes = {"consented_with": first.id, "requested_scopes": scopes}
+    return await tx.connections.replace(found.model_copy(update=changes), expected=found.revision)
+
+
+async def _added(
+    tx: Tx,
+    ring: KeyRing,
+    call: Call,
+    first: Connection,
+    label: str,
+    scopes: tuple[str, ...],
+    now: datetime,
+) -> Connection:
+    connection = Connection(
+        tenant=first.tenant,
+        id=ConnectionId(new_id("con")),
+        integration_id=first.integration_id,
+        integration=first.integration,
+        provider=first.provider,
+        subject=first.subject,
+        label=label,
+        requested_scopes=scopes,
+        refresh_policy=first.refresh_policy,
+        flow=first.flow,
+        consented_with=first.id,
+        created_at=now,
+        changed_at=now,
+        consent_deadline=now + INSTALL_WITHIN,
+    )
+    try:
+        await tx.connections.add(connection)
+    except Failure as failure:
+        if failure.code is not Code.ALREADY_EXISTS:
+            raise
+        raise Failure(Code.STORE_CONFLICT, "It was started meanwhile.") from None
+    subject_hash = ring.subject_hash(connection.tenant, connection.subject)
+    await tx.outbox.add(begun(connection, subject_hash, call.asked, now))
+    entry = AuditEntry(
+        tenant=connection.tenant,
+        at=now,
+        action=AuditAction.CONNECTION_CREATED,
+        object=connection.id,
+        asked=call.asked,
+        detail={
+            "integration": connection.integration,
+            "label": label,
+            "scopes": list(scopes),
+            "flow": connection.flow,
+            "consented_with": first.id,
+        },
+        provenance=call.provenance,
+    )
+    await audit.append(tx, entry)
+    return connection
+
+
+def _consent(connection: Connection, call: Call, scopes: tuple[str, ...], asked_at: datetime) -> Consent:
+    """Its tokens came with somebody else's code, at `asked_at`. No link leads to it."""
+    return Consent(
+        tenant=connection.tenant,
+        id=ConsentId(new_id("cns")),
+        connection_id=connection.id,
+        integration_id=connection.integration_id,
+        kind=ConsentKind.IMPORT,
+        status=ConsentStatus.CODE_RECEIVED,
+        scopes=scopes,
+        link_hash=hashlib.sha256(secrets.token_bytes(32)).hexdigest(),
+        created_at=asked_at,
+        expires_at=asked_at + INSTALL_WITHIN,
+        by=call.asked.by,
+        trace_id=call.asked.trace_id,
+    )
