@@ -199,7 +199,7 @@ class ConsentActivities(ProviderActivities):
             after = granted.model_copy(
                 update={
                     "requested_scopes": consent.scopes,
-                    "chain_scopes": consent.chain_scopes,
+                    "chain_scopes": current.chain_scopes | consent.chain_scopes,
                     "follow_up": looking,
                 }
             )

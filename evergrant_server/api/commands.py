@@ -6,7 +6,7 @@ from starlette.responses import Response
 from evergrant_server.api.authentication import Caller
 from evergrant_server.api.connections import view_of
 from evergrant_server.api.device_codes import with_device
-from evergrant_server.api.establishing import Establishing, Opened, asked_with, mint, require_ready
+from evergrant_server.api.establishing import Establishing, Opened, consented_to, mint, require_ready
 from evergrant_server.api.guards import Asking, By, IdempotencyKey, With, visible_connection
 from evergrant_server.api.idempotency import Answer, Once
 from evergrant_server.api.outgoing import signal
@@ -108,17 +108,16 @@ async def _ask_again(
     if integration is None:
         raise Failure(Code.NOT_FOUND)
     require_ready(integration)
-    named, chains = connection, wanted.chain_scopes
-    if connection.consented_with is not None:
-        if wanted.scopes is not None or chains is not None:
+    named, connection = connection, await consented_to(tx, connection)
+    if connection is not named:
+        if wanted.scopes is not None or wanted.chain_scopes is not None:
             detail = "Its scopes are chain_scopes of the connection it came with."
             raise Failure(Code.INVALID_REQUEST, detail, field="scopes")
-        connection, chains = await asked_with(tx, connection)
     before = connection.requested_scopes or None
     scopes = await establishing.scopes(tx, integration, connection.subject, wanted.scopes or before)
     if connection.flow.static or (connection.flow is Flow.TOKEN_EXCHANGE and connection.source is None):
         raise Failure(Code.INVALID_REQUEST, "Revoke it, and begin one with the new credential.", field="flow")
-    further = await establishing.chains(tx, integration, connection.subject, connection, chains)
+    further = await establishing.chains(tx, integration, connection.subject, connection, wanted.chain_scopes)
     if connection.flow.mints:
         consent, url = await mint(tx, connection, scopes, establishing.asked, parts.clock.now()), None
     else:

@@ -86,6 +86,9 @@ class Establishing:
         )
         live = found is not None and not found.state.final
         flow = await self._flow(tx, integration, found if live else None, wanted.flow)
+        if wanted.chain_scopes and flow is not Flow.AUTHORIZATION_CODE:
+            detail = "Only an authorization code brings further chains."
+            raise Failure(Code.INVALID_REQUEST, detail, field="chain_scopes")
         before = found.requested_scopes if found is not None and live else ()
         scopes = await self.scopes(tx, integration, wanted.subject, _asked_for(wanted, before))
         chains = await self.chains(
@@ -141,14 +144,19 @@ class Establishing:
         there: Connection | None,
         asked: Mapping[str, tuple[str, ...]] | None,
     ) -> dict[str, tuple[str, ...]]:
-        """What to ask for further chains: what is asked now, else as before without those that were
-        revoked. Raises Failure SCOPE_NOT_PERMITTED, INVALID_REQUEST."""
-        wanted = asked
-        if wanted is None:
-            wanted = {} if there is None else await _unrevoked(tx, there)
-        spec = await spec_of(tx, self._parts.registry, integration)
-        chains_to_request(spec, wanted)
-        return {name: await self.scopes(tx, integration, subject, its) for name, its in wanted.items()}
+        """What to ask for further chains: what is asked now, else as before, but for those that were
+        revoked and those above a ceiling. Raises Failure SCOPE_NOT_PERMITTED, INVALID_REQUEST."""
+        if asked is not None:
+            chains_to_request(await spec_of(tx, self._parts.registry, integration), asked)
+            return {name: await self.scopes(tx, integration, subject, its) for name, its in asked.items()}
+        chains: dict[str, tuple[str, ...]] = {}
+        for name, its in (await _unrevoked(tx, there) if there is not None else {}).items():
+            try:
+                chains[name] = await self.scopes(tx, integration, subject, its)
+            except Failure as failure:
+                if failure.code is not Code.SCOPE_NOT_PERMITTED:
+                    raise  # for another app to ask: that chain stays as it is
+        return chains
 
     async def _flow(
         self, tx: Tx, integration: Integration, there: Connection | None, asked: Flow | None
@@ -227,10 +235,10 @@ class Establishing:
         if await _being_imported(tx, connection):
             # its grant is on its way to a worker: nobody has to consent again
             raise Failure(Code.REFRESH_PENDING, "Its import is being installed.", retry_after=1.0)
-        named = connection
-        if connection.consented_with is not None:
-            connection, chains = await asked_with(tx, connection)
-            scopes, wanted = connection.requested_scopes, replace(wanted, scopes=None)
+        named, connection = connection, await consented_to(tx, connection)
+        if connection is not named:
+            wanted = replace(wanted, scopes=None)
+            scopes, chains = await self._as_before(tx, connection)
         still_open = await self._still_open(tx, connection)
         if still_open is not None and _fits(still_open, wanted):
             link = await tx.consents.link(still_open)
@@ -240,6 +248,16 @@ class Establishing:
         consent, url = await self.ask(tx, connection, scopes, wanted.return_to, chains)
         await self.record(tx, AuditAction.REAUTHORIZE_ASKED, connection.id, consent_id=consent.id)
         return Opened(named, False, consent, url)
+
+    async def _as_before(
+        self, tx: Tx, connection: Connection
+    ) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+        integration = await tx.integrations.get(connection.tenant, connection.integration_id)
+        if integration is None:
+            raise Failure(Code.NOT_FOUND)
+        subject = connection.subject
+        scopes = await self.scopes(tx, integration, subject, connection.requested_scopes)
+        return scopes, await self.chains(tx, integration, subject, connection, None)
 
     async def _still_open(self, tx: Tx, connection: Connection) -> Consent | None:
         if connection.flow is not Flow.DEVICE_CODE:
@@ -360,18 +378,19 @@ async def _for_account(tx: Tx, connection: Connection, choice: str | None) -> Co
     return await tx.connections.replace(wanted, expected=connection.revision)
 
 
-async def asked_with(tx: Tx, connection: Connection) -> tuple[Connection, dict[str, tuple[str, ...]]]:
-    """The connection whose consent brings this one's grant, and what to ask for the chains beside it.
+async def consented_to(tx: Tx, connection: Connection) -> Connection:
+    """The connection whose consents bring this one's grants: itself, but for a further chain of tokens.
 
     Raises Failure INVALID_REQUEST when that one has ended: a new one of its names takes this along.
     """
-    assert connection.consented_with is not None
+    if connection.consented_with is None:
+        return connection
     first = await tx.connections.get(connection.tenant, connection.consented_with)
     if first is None or first.state is State.REVOKING or first.state.final:
         label = first.label if first is not None else "default"
         detail = f"Its tokens came with the connection of the label {label}, which has ended: connect that."
         raise Failure(Code.INVALID_REQUEST, detail, field="label", connection_id=connection.id)
-    return first, await _unrevoked(tx, first)
+    return first
 
 
 async def _unrevoked(tx: Tx, first: Connection) -> dict[str, tuple[str, ...]]:

@@ -148,6 +148,7 @@ class Installation:
         *,
         tell: bool = True,
         endpoint: str = "token",
+        chain_scopes: dict[str, tuple[str, ...]] | None = None,
     ) -> Consent:
         """What the connect page and the callback write, with a code of the real server.
 
@@ -156,7 +157,7 @@ class Installation:
         """
         now = self.parts.clock.now()
         verifier = new_verifier()
-        code = await self._code(idp, integration, verifier)
+        code = await self._code(idp, integration, verifier, chain_scopes or {})
         consent = Consent(
             tenant=TENANT,
             id=ConsentId(new_id("cns")),
@@ -164,6 +165,7 @@ class Installation:
             integration_id=integration.id,
             status=ConsentStatus.STARTED,
             scopes=("read",),
+            chain_scopes=chain_scopes or {},
             link_hash=new_id("cns"),
             state_hash=new_id("cns"),
             browser_hash="b",
@@ -190,7 +192,13 @@ class Installation:
             await self._put(tx, connection, OutboxKind.SIGNAL, SIGNAL_CONSENT_GRANTED, granted)
         self.parts.relay.nudge()
 
-    async def _code(self, idp: ScriptedProvider, integration: Integration, verifier: Secret) -> str:
+    async def _code(
+        self,
+        idp: ScriptedProvider,
+        integration: Integration,
+        verifier: Secret,
+        chain_scopes: dict[str, tuple[str, ...]],
+    ) -> str:
         """Go where the browser is sent; the scripted server consents by itself."""
         async with self.store.read() as tx:
             brought = await tx.definitions.serving(TENANT, integration.provider)
@@ -201,6 +209,7 @@ class Installation:
             state=new_state(),
             verifier=verifier,
             scopes=("read",),
+            chain_scopes=chain_scopes,
         )
         async with httpx2.AsyncClient(trust_env=False, verify=idp.tls.trust if idp.tls else True) as browser:
             answer = await browser.get(url)

@@ -18,6 +18,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.core.token_pair import OAUTH1, TokenPair
 from evergrant_server.egress import Egress, EgressPolicy
 from providers.authorization import endpoints_for, scopes_to_request
+from providers.chains import further_chains
 from providers.client import OAuthClient
 from providers.flows import Sender
 from providers.minting import Minting, mint_request
@@ -42,6 +43,8 @@ SECRETS = {
     "<new access token>": "at-2",
     "<new refresh token>": "rt-2",
     "<id token>": "id-1",
+    "<second access token>": "at-3",
+    "<second refresh token>": "rt-3",
 }
 _DIGEST = hashlib.sha256(SECRETS["<verifier>"].encode()).digest()
 SECRETS["<challenge>"] = base64.urlsafe_b64encode(_DIGEST).rstrip(b"=").decode()
@@ -229,6 +232,15 @@ def assert_request(call: Call, expected: dict[str, Any]) -> None:
     if "authorization" not in expected.get("headers", {}):
         assert "authorization" not in call.headers
     assert call.headers["accept"] == "application/json"
+
+
+def assert_further(spec: ProviderSpec, reply: RawReply, expected: dict[str, Any]) -> None:
+    """Exactly these chains came beside the main one; a vector that names none has none."""
+    read = further_chains(spec, reply, now=NOW)
+    named = known(expected.get("further", {}))
+    assert set(read) == set(named)
+    for name, tokens in read.items():
+        assert_tokens(tokens, named[name])
 
 
 def assert_tokens(tokens: TokenSet, expected: dict[str, Any]) -> None:

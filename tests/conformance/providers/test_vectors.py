@@ -28,6 +28,7 @@ from tests.conformance.providers.exchanges import (
     SECRETS,
     Exchange,
     as_read,
+    assert_further,
     assert_request,
     assert_tokens,
     minted,
@@ -73,6 +74,7 @@ def test_the_browser_is_sent_with_exactly_this(exchange: Exchange) -> None:
         state=Secret(SECRETS["<state>"]),
         verifier=Secret(SECRETS["<verifier>"]),
         scopes=exchange.vector["scopes"],
+        chain_scopes=exchange.vector.get("chain_scopes"),
     )
     expected = exchange.vector["authorize"]
     url = url.replace(f"#{expected['route']}?", "?") if "route" in expected else url
@@ -112,6 +114,8 @@ async def test_a_request_as_documented_and_its_reply_read(exchange: Exchange, ki
         read_revocation(exchange.spec, reply)
     else:
         assert_tokens(exchange.read(reply, refreshing=kind != "exchange"), expected["tokens"])
+    if kind == "exchange":
+        assert_further(exchange.spec, reply, expected)
 
 
 async def test_grants_that_ask_nobody(exchange: Exchange) -> None:
@@ -137,8 +141,10 @@ def test_refusals_are_sorted_as_this_provider_means_them(exchange: Exchange) -> 
 
 def test_odd_replies_are_read(exchange: Exchange) -> None:
     for odd in exchange.vector.get("replies", []):
-        refreshing = odd["to"] == "refresh"
-        assert_tokens(exchange.read(as_read(odd["reply"]), refreshing=refreshing), odd["tokens"])
+        refreshing, reply = odd["to"] == "refresh", as_read(odd["reply"])
+        assert_tokens(exchange.read(reply, refreshing=refreshing), odd["tokens"])
+        if not refreshing:
+            assert_further(exchange.spec, reply, odd)
 
 
 def test_callbacks_in_this_providers_words_are_read(exchange: Exchange) -> None:

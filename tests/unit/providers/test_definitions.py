@@ -170,6 +170,8 @@ def test_token_under_authed_user(data: Any, token: str | None) -> None:
     reply = quirk.reshape(httpx2.Response(200, content=json.dumps(data).encode()))
     read = json.loads(reply.content)
     assert (read.get("access_token") if isinstance(read, dict) else None) == token
+    if token is not None and isinstance(read, dict) and read["authed_user"] != data["authed_user"]:
+        assert "access_token" not in read["authed_user"], "lifted, and not a second chain as well"
 
 
 def test_every_quirk_is_used_by_a_definition() -> None:

@@ -1,0 +1,113 @@
+"""Further chains: their scopes are asked for with the first one's, and so is their next grant."""
+
+from evergrant_server.core.access import Action
+from evergrant_server.core.connection import Connection
+from evergrant_server.core.consent import Consent
+from evergrant_server.core.errors import Code
+from tests.fakes.api import TENANT, Api
+
+USER = {"user": ("users:read",)}
+NEW = {"integration": "crm", "subject": "user-1", "chain_scopes": USER}
+
+
+async def consent_of(api: Api, connection_id: str) -> Consent:
+    async with api.worker.read() as tx:
+        consent = await tx.consents.open_for(TENANT, connection_id, api.clock.now())  # type: ignore[arg-type]  # an id
+    assert consent is not None
+    return consent
+
+
+async def slack(api: Api, **more: object) -> tuple[Connection, Connection]:
+    """A bot's connection and the user's that came with it."""
+    integration = await api.integration(provider="slack", default_scopes=("commands",))
+    first = await api.active(
+        integration, scopes=("commands",), requested_scopes=("commands",), chain_scopes=USER
+    )
+    user = {"label": "user", "requested_scopes": USER["user"], "scopes": USER["user"]}
+    return first, await api.active(integration, "at-user", consented_with=first.id, **user, **more)
+
+
+async def test_the_browser_asks_for_both_lists_and_the_subject_sees_both(api: Api):
+    await api.integration(provider="slack", default_scopes=("commands",))
+    key = await api.app_with("asker", Action.CONNECT)
+    answer = await api.post("/v1/connections", key, NEW)
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["chain_scopes"] == {"user": ["users:read"]}
+    consent = await consent_of(api, answer.json()["id"])
+    assert (consent.scopes, consent.chain_scopes) == (("commands",), USER)
+    page = await api.client.get(answer.json()["connect_url"])
+    assert "commands" in page.text
+    assert "users:read" in page.text
+    csrf = page.text.partition('name="csrf" value="')[2].partition('"')[0]
+    left = await api.client.post(answer.json()["connect_url"], data={"csrf": csrf})
+    assert "scope=commands" in left.text
+    assert "user_scope=users%3Aread" in left.text
+
+
+async def test_only_chains_that_the_definition_knows_and_scopes_below_the_ceilings(api: Api):
+    await api.integration(provider="slack", default_scopes=("commands",))
+    key = await api.app_with("asker", Action.CONNECT, ceiling=("commands",))
+    above = await api.post("/v1/connections", key, NEW)
+    assert (above.status_code, above.json()["code"]) == (403, "scope_not_permitted")
+    unknown = await api.post("/v1/connections", key, {**NEW, "chain_scopes": {"team": ["commands"]}})
+    assert (unknown.status_code, unknown.json()["field"]) == (400, "chain_scopes")
+    minted = {"integration": "files", "chain_scopes": {"user": ["x"]}, "flow": "client_credentials"}
+    await api.integration("files", provider="globus")
+    nobody = await api.post("/v1/connections", key, {**NEW, **minted})
+    assert (nobody.status_code, nobody.json()["field"]) == (400, "chain_scopes")
+    empty = await api.post("/v1/connections", key, {**NEW, "chain_scopes": {"user": []}})
+    assert empty.status_code == 400
+
+
+async def test_a_permits_ceiling_tells_the_chains_apart(api: Api):
+    await slack(api)
+    bot = await api.app_with("bot", Action.TOKEN, ceiling=("commands",))
+    assert (await api.lease(bot)).json()["access_token"] == "at-1"
+    assert (await api.lease(bot, label="user")).json()["code"] == "scope_not_permitted"
+    both = await api.app_with("both", Action.TOKEN)
+    assert (await api.lease(both, label="user")).json()["access_token"] == "at-user"
+
+
+async def test_a_chain_that_needs_its_subject_is_asked_for_with_the_first(api: Api):
+    first, second = await slack(api)
+    await api.change(second, lambda it: it.rejected(Code.GRANT_REJECTED, api.clock.now()))
+    key = await api.app_with("pipeline", Action.TOKEN, Action.CONNECT)
+    api.clock.advance(7200)
+    needed = await api.lease(key, label="user")
+    assert (needed.status_code, needed.json()["code"]) == (409, "consent_required")
+    assert needed.json()["connection_id"] == second.id
+    consent = await consent_of(api, first.id)
+    assert (consent.scopes, consent.chain_scopes) == (("commands",), USER)
+    assert (await api.lease(key, label="user")).json()["connect_url"] == needed.json()["connect_url"]
+    again = await api.post(f"/v1/connections/{second.id}/reauthorize", key)
+    assert (again.status_code, again.json()["id"]) == (200, second.id)
+    assert (await consent_of(api, first.id)).chain_scopes == USER
+    other = await api.post(f"/v1/connections/{second.id}/reauthorize", key, {"scopes": ["commands"]})
+    assert (other.status_code, other.json()["field"]) == (400, "scopes")
+    await api.change(first, lambda it: it.revoke_asked("left", api.clock.now()))
+    ended = await api.post(f"/v1/connections/{second.id}/reauthorize", key)
+    assert (ended.status_code, ended.json()["field"]) == (400, "label")
+
+
+async def test_an_app_of_the_first_alone_gets_its_link_and_asks_nothing_for_the_other(api: Api):
+    first, _ = await slack(api)
+    await api.change(first, lambda it: it.rejected(Code.GRANT_REJECTED, api.clock.now()))
+    api.clock.advance(7200)
+    bot = await api.app_with("bot", Action.TOKEN, Action.CONNECT, ceiling=("commands",))
+    assert (await api.lease(bot)).json()["code"] == "consent_required"
+    assert (await consent_of(api, first.id)).chain_scopes == {}
+    user = await api.app_with("user", Action.TOKEN, Action.CONNECT, ceiling=USER["user"])
+    refused = await api.post("/v1/connections/" + first.id + "/reauthorize", user)
+    assert refused.json()["code"] == "scope_not_permitted"
+
+
+async def test_what_was_revoked_is_asked_for_again_only_by_name(api: Api):
+    first, second = await slack(api)
+    await api.change(second, lambda it: it.revoke_asked("left", api.clock.now()))
+    key = await api.app_with("asker", Action.CONNECT)
+    await api.post(f"/v1/connections/{first.id}/reauthorize", key)
+    assert (await consent_of(api, first.id)).chain_scopes == {}
+    api.clock.advance(1)
+    named = await api.post(f"/v1/connections/{first.id}/reauthorize", key, {"chain_scopes": USER})
+    assert named.status_code == 200, named.text
+    assert (await consent_of(api, first.id)).chain_scopes == USER

@@ -1,0 +1,87 @@
+"""Further chains in a reply: read whole or not at all."""
+
+import json
+from typing import Any
+
+import pytest
+
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.imports import ImportedTokens
+from providers.authorization import chains_to_request
+from providers.chains import further_chains
+from providers.reply import RawReply
+from tests.unit.providers.definitions import NOW, spec_like
+
+ONE = spec_like(response={"additional_tokens": {"path": "authed_user", "name": "user"}})
+MANY = spec_like(response={"additional_tokens": {"path": "other_tokens", "key": "resource_server"}})
+TOKEN = {"access_token": "at-9", "token_type": "bearer", "expires_in": 60, "refresh_token": "rt-9"}
+
+
+def replied(**data: Any) -> RawReply:
+    return RawReply(200, {}, json.dumps({"access_token": "at-1", "token_type": "bearer", **data}).encode())
+
+
+@pytest.mark.parametrize(
+    ("spec", "data", "names"),
+    [
+        (ONE, {}, []),
+        (ONE, {"authed_user": {"id": "U1"}}, []),
+        (ONE, {"authed_user": TOKEN}, ["user"]),
+        (MANY, {"other_tokens": []}, []),
+        (
+            MANY,
+            {"other_tokens": [{**TOKEN, "resource_server": "a"}, {**TOKEN, "resource_server": "b"}]},
+            "ab",
+        ),
+    ],
+)
+def test_chains_by_name(spec: Any, data: dict[str, Any], names: Any):
+    read = further_chains(spec, replied(**data), now=NOW)
+    assert list(read) == list(names)
+    for tokens in read.values():
+        assert tokens.refresh_token is not None
+        assert (tokens.refresh_token.reveal(), tokens.expires_in) == ("rt-9", 60)
+
+
+@pytest.mark.parametrize(
+    ("spec", "data"),
+    [
+        (ONE, {"authed_user": "x"}),
+        (ONE, {"authed_user": {**TOKEN, "token_type": "mac"}}),
+        (MANY, {"other_tokens": TOKEN}),
+        (MANY, {"other_tokens": ["x"]}),
+        (MANY, {"other_tokens": [TOKEN]}),
+        (MANY, {"other_tokens": [{**TOKEN, "resource_server": "with space"}]}),
+        (MANY, {"other_tokens": [{**TOKEN, "resource_server": "a"}] * 2}),
+        (MANY, {"other_tokens": [{"access_token": "", "resource_server": "a"}]}),
+        (MANY, {"other_tokens": [{**TOKEN, "resource_server": str(n)} for n in range(51)]}),
+    ],
+)
+def test_what_cannot_be_kept_whole_is_unreadable(spec: Any, data: dict[str, Any]):
+    with pytest.raises(Failure) as raised:
+        further_chains(spec, replied(**data), now=NOW)
+    assert raised.value.code is Code.REPLY_UNREADABLE
+    assert "at-9" not in str(raised.value)
+
+
+def test_a_sealed_answer_keeps_its_further_chains():
+    read = further_chains(ONE, replied(authed_user=TOKEN), now=NOW)
+    tokens = read["user"].model_copy(update={"further": read})
+    assert TokenSet.from_secret(tokens.as_secret()) == tokens
+    waiting = ImportedTokens.from_secret(ImportedTokens.of(read["user"], NOW).as_secret())
+    assert waiting.token_set(NOW) == read["user"]
+
+
+def test_scopes_of_a_chain_go_into_its_own_parameter():
+    response = {"additional_tokens": {"path": "authed_user", "name": "user"}}
+    spec = spec_like(scope_params={"user": "user_scope"}, response=response)
+    assert chains_to_request(spec, {"user": ("a", "b")}) == {"user_scope": ("a", "b")}
+    for wrong in ({"team": ("a",)}, {"user": ("a b",)}):
+        with pytest.raises(Failure) as raised:
+            chains_to_request(spec, wrong)
+        assert (raised.value.code, raised.value.context["field"]) == (Code.INVALID_REQUEST, "chain_scopes")
+    with pytest.raises(ValueError, match="scope_params"):
+        spec_like(scope_params={"team": "team_scope"}, response=response)
+    with pytest.raises(ValueError, match="one of key and name"):
+        spec_like(response={"additional_tokens": {"path": "x"}})
