@@ -3,10 +3,11 @@
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from evergrant_server.api.asking_again import consented_to
 from evergrant_server.api.authentication import Caller
 from evergrant_server.api.connections import view_of
 from evergrant_server.api.device_codes import with_device
-from evergrant_server.api.establishing import Establishing, Opened, consented_to, mint, require_ready
+from evergrant_server.api.establishing import Establishing, Opened, mint, require_ready
 from evergrant_server.api.guards import Asking, By, IdempotencyKey, With, visible_connection
 from evergrant_server.api.idempotency import Answer, Once
 from evergrant_server.api.outgoing import signal
@@ -109,10 +110,9 @@ async def _ask_again(
         raise Failure(Code.NOT_FOUND)
     require_ready(integration)
     named, connection = connection, await consented_to(tx, connection)
-    if connection is not named:
-        if wanted.scopes is not None or wanted.chain_scopes is not None:
-            detail = "Its scopes are chain_scopes of the connection it came with."
-            raise Failure(Code.INVALID_REQUEST, detail, field="scopes")
+    if connection is not named and (wanted.scopes, wanted.chain_scopes) != (None, None):
+        detail = "Its scopes are chain_scopes of the connection it came with."
+        raise Failure(Code.INVALID_REQUEST, detail, field="scopes")
     before = connection.requested_scopes or None
     scopes = await establishing.scopes(tx, integration, connection.subject, wanted.scopes or before)
     if connection.flow.static or (connection.flow is Flow.TOKEN_EXCHANGE and connection.source is None):

@@ -2,11 +2,21 @@
 
 import hashlib
 import secrets
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from evergrant_server import audit
+from evergrant_server.api.asking_again import (
+    Opened,
+    Wanted,
+    asked_for,
+    being_imported,
+    consented_to,
+    fits,
+    for_account,
+    unrevoked,
+)
 from evergrant_server.api.authentication import Caller
 from evergrant_server.api.definitions import spec_of
 from evergrant_server.api.outgoing import signal, start
@@ -16,7 +26,7 @@ from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.flow import Flow, Target
+from evergrant_server.core.flow import Flow
 from evergrant_server.core.ids import ConnectionId, ConsentId, new_id
 from evergrant_server.core.imports import ImportedTokens
 from evergrant_server.core.messages import SIGNAL_CONSENT_GRANTED, Asked, ConsentGranted
@@ -29,34 +39,6 @@ from providers.spec import ProviderSpec
 LINK_BYTES = 32
 MINT_WITHIN = timedelta(days=7)  # an admin's time to repair what keeps the first token from being made
 _MINTED_SOON_S = 1.0
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A connection by its names, and what it should be able to do."""
-
-    integration: str
-    subject: str
-    label: str
-    scopes: tuple[str, ...] | None = None
-    return_to: str | None = None
-    leasing: bool = False  # asked for by a lease, which takes whatever link there is
-    flow: Flow | None = None  # None: as it is, or as the provider's definition says first
-    target: Target = field(default_factory=Target)
-    source: ConnectionId | None = None
-    chain_scopes: Mapping[str, tuple[str, ...]] | None = None  # of further chains
-    choice: str | None = None  # of the accounts that a new connection's grant may reach
-    brought: Callable[[ProviderSpec, Flow], ImportedTokens | None] = lambda spec, flow: None
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A connection and the link its subject can go on with; None when there is none to be had."""
-
-    connection: Connection
-    created: bool
-    consent: Consent | None = None
-    url: str | None = None
 
 
 def hash_of_link(link: str) -> str:
@@ -90,13 +72,13 @@ class Establishing:
             detail = "Only an authorization code brings further chains."
             raise Failure(Code.INVALID_REQUEST, detail, field="chain_scopes")
         before = found.requested_scopes if found is not None and live else ()
-        scopes = await self.scopes(tx, integration, wanted.subject, _asked_for(wanted, before))
+        scopes = await self.scopes(tx, integration, wanted.subject, asked_for(wanted, before))
         chains = await self.chains(
             tx, integration, wanted.subject, found if live else None, wanted.chain_scopes
         )
         if found is not None and live:
             if wanted.choice not in (None, found.choice):
-                found = await _for_account(tx, found, wanted.choice)
+                found = await for_account(tx, found, wanted.choice)
             return await self._with_link(tx, found, scopes, chains, wanted)
         brought = wanted.brought(await spec_of(tx, self._parts.registry, integration), flow)
         connection = await self._add(tx, integration, wanted, scopes, chains, flow)
@@ -150,7 +132,7 @@ class Establishing:
             chains_to_request(await spec_of(tx, self._parts.registry, integration), asked)
             return {name: await self.scopes(tx, integration, subject, its) for name, its in asked.items()}
         chains: dict[str, tuple[str, ...]] = {}
-        for name, its in (await _unrevoked(tx, there) if there is not None else {}).items():
+        for name, its in (await unrevoked(tx, there) if there is not None else {}).items():
             try:
                 chains[name] = await self.scopes(tx, integration, subject, its)
             except Failure as failure:
@@ -232,7 +214,7 @@ class Establishing:
             return Opened(connection, False)
         if connection.flow.mints:
             return await self._minted_again(tx, connection, scopes, wanted)
-        if await _being_imported(tx, connection):
+        if await being_imported(tx, connection):
             # its grant is on its way to a worker: nobody has to consent again
             raise Failure(Code.REFRESH_PENDING, "Its import is being installed.", retry_after=1.0)
         named, connection = connection, await consented_to(tx, connection)
@@ -240,7 +222,7 @@ class Establishing:
             wanted = replace(wanted, scopes=None)
             scopes, chains = await self._as_before(tx, connection)
         still_open = await self._still_open(tx, connection)
-        if still_open is not None and _fits(still_open, wanted):
+        if still_open is not None and fits(still_open, wanted):
             link = await tx.consents.link(still_open)
             return Opened(named, False, still_open, self._url(link.reveal()))
         if connection.state is State.PENDING_CONSENT and connection.consent_deadline <= self._now:
@@ -369,79 +351,10 @@ async def mint(
     return consent
 
 
-async def _for_account(tx: Tx, connection: Connection, choice: str | None) -> Connection:
-    """Another account may be asked for until there is a grant. Raises Failure ALREADY_EXISTS."""
-    if connection.state is not State.PENDING_CONSENT:
-        detail = "A live connection has these names: which account it is for is changed by choosing."
-        raise Failure(Code.ALREADY_EXISTS, detail, field="choice")
-    wanted = connection.model_copy(update={"choice": choice})
-    return await tx.connections.replace(wanted, expected=connection.revision)
-
-
-async def consented_to(tx: Tx, connection: Connection) -> Connection:
-    """The connection whose consents bring this one's grants: itself, but for a further chain of tokens.
-
-    Raises Failure INVALID_REQUEST when that one has ended: a new one of its names takes this along.
-    """
-    if connection.consented_with is None:
-        return connection
-    first = await tx.connections.get(connection.tenant, connection.consented_with)
-    if first is None or first.state is State.REVOKING or first.state.final:
-        label = first.label if first is not None else "default"
-        detail = f"Its tokens came with the connection of the label {label}, which has ended: connect that."
-        raise Failure(Code.INVALID_REQUEST, detail, field="label", connection_id=connection.id)
-    return first
-
-
-async def _unrevoked(tx: Tx, first: Connection) -> dict[str, tuple[str, ...]]:
-    """Consenting again brings nothing back that was revoked."""
-    kept: dict[str, tuple[str, ...]] = {}
-    for chain, scopes in first.chain_scopes.items():
-        label = first.label_of_chain(chain)
-        found = await tx.connections.by_names(first.tenant, first.integration, first.subject, label)
-        if found is None or found.state not in (State.REVOKING, State.REVOKED):
-            kept[chain] = scopes
-    return kept
-
-
 async def _begun(tx: Tx, connection: Connection, consent: Consent, asked: Asked, now: datetime) -> None:
     """The workflow goes on with a consent that no browser brings anything for."""
     granted = ConsentGranted(attempt_id=consent.id, asked=asked)
     await tx.outbox.add(signal(connection, SIGNAL_CONSENT_GRANTED, granted, now))
-
-
-async def _being_imported(tx: Tx, connection: Connection) -> bool:
-    if connection.state is not State.PENDING_CONSENT:
-        return False
-    imported = await tx.consents.import_of(connection.tenant, connection.id)
-    return imported is not None and imported.status is ConsentStatus.CODE_RECEIVED
-
-
-def _asked_for(wanted: Wanted, before: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Consenting again takes nothing away that the connection could do.
-
-    A lease names what it needs of a connection that others use as well; who asks for a link by
-    name and says which scopes, means these.
-    """
-    if wanted.scopes is None:
-        return before or None
-    return (*before, *wanted.scopes) if wanted.leasing else wanted.scopes
-
-
-def _fits(consent: Consent, wanted: Wanted) -> bool:
-    """May an open link be handed out again? It must ask for enough and lead to the same place.
-
-    A link that a browser has begun with works in that browser alone: who asks for a link by
-    name gets a new one, a pipeline that polls for a lease doesn't.
-    """
-    if wanted.scopes is not None and not set(wanted.scopes) <= set(consent.scopes):
-        return False
-    if wanted.leasing:
-        return True
-    if wanted.chain_scopes is not None and dict(wanted.chain_scopes) != consent.chain_scopes:
-        return False
-    begun = consent.status is not ConsentStatus.OPEN and consent.kind is not ConsentKind.DEVICE
-    return not begun and consent.return_to == wanted.return_to
 
 
 def first_flow(spec: ProviderSpec) -> Flow:

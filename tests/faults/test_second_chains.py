@@ -1,4 +1,4 @@
-"""Two chains of tokens from one consent, as Slack gives them: two connections, each with a life of its own."""
+"""Two chains of tokens from one consent, as Slack gives them: two connections, two lives."""
 
 import asyncio
 import signal

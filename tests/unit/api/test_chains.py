@@ -4,6 +4,7 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.consent import Consent
 from evergrant_server.core.errors import Code
+from evergrant_server.core.ids import ConnectionId
 from tests.fakes.api import TENANT, Api
 
 USER = {"user": ("users:read",)}
@@ -12,7 +13,7 @@ NEW = {"integration": "crm", "subject": "user-1", "chain_scopes": USER}
 
 async def consent_of(api: Api, connection_id: str) -> Consent:
     async with api.worker.read() as tx:
-        consent = await tx.consents.open_for(TENANT, connection_id, api.clock.now())  # type: ignore[arg-type]  # an id
+        consent = await tx.consents.open_for(TENANT, ConnectionId(connection_id), api.clock.now())
     assert consent is not None
     return consent
 
