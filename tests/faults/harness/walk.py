@@ -195,14 +195,16 @@ class Walk:
         answer = None
         while answer is None or not self._over(first, answer):
             answering = asyncio.create_task(first.ask(scenario.flow, self._order))
-            if scenario.held and not gate.is_set():
-                await self._shut_down(first, gate)
+            first_time = scenario.held and not gate.is_set()
+            ending = asyncio.create_task(self._shut_down(first, gate)) if first_time else None
             await self._until_over(first, other, answering)
+            if ending is not None:
+                await self._until_over(first, other, ending)
             if answer is not None:
                 await _a_moment(answer)
             answer = await answering
             self._note(answer, first=True)
-        if not answer.died:
+        if not answer.died and not first.gone.is_set():
             await self._until_outcome(other or first, answer if other is None else None)
         else:
             await first.gone.wait()
@@ -243,7 +245,7 @@ class Walk:
             await asyncio.wait({draining})
             await first.end()
 
-    async def _until_over(self, first: Hand, other: Hand | None, answering: asyncio.Task[Answer]) -> None:
+    async def _until_over(self, first: Hand, other: Hand | None, answering: asyncio.Task[Any]) -> None:
         """Until the first worker has answered or died; stopped, it is let go on after every deadline."""
         while True:
             stopped = asyncio.create_task(first.stopped.acquire())
