@@ -83,7 +83,8 @@ class ConsentActivities(ProviderActivities):
         async def give_up(tx: Tx) -> None:
             consent = await tx.consents.get(order.tenant, order.consent_id)
             waits = consent is not None and consent.status is ConsentStatus.CODE_RECEIVED
-            if consent is None or not waits or consent.kind is ConsentKind.IMPORT:
+            kept = consent is not None and consent.kind is ConsentKind.IMPORT and not consent.from_browser
+            if consent is None or not waits or kept:
                 return
             await end_consent(tx, consent, ConsentStatus.FAILED, failure.code)
             now = self._clock.now()
@@ -286,7 +287,8 @@ class ConsentActivities(ProviderActivities):
             if current.state is not State.PENDING_CONSENT:
                 return await _what_is_true(tx, current, self._holder.announce_days)
             received = await tx.consents.received_for(order.tenant, order.connection_id)
-            if received is not None and received.kind is ConsentKind.CODE:  # its message comes later
+            brought = received is not None and (received.kind is ConsentKind.CODE or received.from_browser)
+            if received is not None and brought:  # its message comes later
                 return GrantNews(state=current.state, consent_id=received.id)
             after = current.consent_denied(now) if order.denied else current.consent_expired(now)
             await tx.connections.replace(after, expected=current.revision)

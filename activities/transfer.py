@@ -10,6 +10,7 @@ from activities.holdings import Holdings
 from activities.records import connection_of, record, settled
 from activities.wellbeing import note_recovery
 from evergrant_server import audit
+from evergrant_server.core.account import FollowUp
 from evergrant_server.core.attempt import Outcome
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
@@ -58,7 +59,7 @@ async def install_import(
         imported = await tx.consents.tokens(waiting)
         obtained_at = imported.obtained_at(consent.created_at)
         tokens = imported.token_set(obtained_at)
-        after = current.granted(now, order.generation)
+        after = _granted(current, held, consent, now, order)
         if held.exchange is not None:  # the token is what the next one is made from
             tokens = tokens.model_copy(
                 update={"refresh_token": None, "refresh_expires_in": tokens.expires_in}
@@ -84,11 +85,29 @@ async def install_import(
             generation=grant.generation,
             scopes=list(grant.scopes),
             consent=consent.id,
-            **({"consented_with": current.consented_with} if current.consented_with else {"imported": True}),
+            **_how(current, consent),
         )
         return held.news(saved, grant)
 
     return await settled(store, install)
+
+
+def _how(current: Connection, consent: Consent) -> dict[str, object]:
+    """How the tokens came here, for the record."""
+    if current.consented_with:
+        return {"consented_with": current.consented_with}
+    return {} if consent.from_browser else {"imported": True}
+
+
+def _granted(
+    current: Connection, held: Holdings, consent: Consent, now: datetime, order: ExchangeCode | MintGrant
+) -> Connection:
+    """What the subject has consented to here is what the next consent asks for, and is looked up."""
+    after = current.granted(now, order.generation)
+    if not consent.from_browser:
+        return after
+    looking = FollowUp.LOOKING if held.spec.post_auth else None
+    return after.model_copy(update={"requested_scopes": consent.scopes, "follow_up": looking})
 
 
 async def end_consent(tx: Tx, current: Consent, status: ConsentStatus, failure: Code | None = None) -> None:

@@ -11,6 +11,7 @@ _FLOWS = {
     "jwt_bearer": "JWT bearer",
     "token_exchange": "token exchange",
     "oauth1": "OAuth 1.0a",
+    "implicit": "implicit (off unless an operator allows it)",
     "api_key": "API key",
 }
 _CLIENT = {

@@ -129,6 +129,11 @@ class Settings(BaseSettings):
         default=(),
         description="host:port pairs that may be private or plain http. A door: for tests and inner servers.",
     )
+    allow_tokens_in_browser: bool = Field(
+        default=False,
+        description="Allows the flow `implicit`, where the access token itself passes through the subject's "
+        "browser (RFC 9700 section 2.1.2 advises against it).",
+    )
     four_eyes: bool = Field(
         default=False,
         description="Whoever proposed a provider's definition can't approve it: another app must.",

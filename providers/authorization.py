@@ -14,7 +14,7 @@ from authlib.oauth2.client import OAuth2Client
 
 from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.flow import Target
+from evergrant_server.core.flow import Flow, Target
 from evergrant_server.core.secret import Secret
 from providers.resolve import bound_params, checked_params, client_auth_of, complete, endpoints_of, fill
 from providers.spec import ProviderSpec
@@ -74,7 +74,7 @@ def authorization_request(
     *,
     redirect_uri: str,
     state: Secret,
-    verifier: Secret,
+    verifier: Secret | None,
     scopes: Sequence[str],
     chain_scopes: Mapping[str, Sequence[str]] | None = None,
     params: Mapping[str, str] | None = None,
@@ -83,14 +83,16 @@ def authorization_request(
 ) -> str:
     """The URL to send the browser to. It holds the state, and the verifier only as its S256 challenge.
 
+    Without a verifier it asks for the token itself (RFC 6749 section 4.2.1): no code, nothing to bind.
+
     `chain_scopes` are those of further chains, where the definition has a parameter for them.
     `params` are the caller's own (a login hint, say); each must be on the definition's list.
     `target` says what the tokens are for (RFC 8707 section 2.1). `dpop_jkt` names the key that the
     code is to be bound to (RFC 9449 section 10).
     Raises Failure INVALID_REQUEST when the provider can't be used this way.
     """
-    spec.require_usable()
-    if not _VERIFIER.fullmatch(verifier.reveal()) or verifier == state:
+    spec.require_usable(Flow.AUTHORIZATION_CODE if verifier is not None else Flow.IMPLICIT)
+    if verifier is not None and (not _VERIFIER.fullmatch(verifier.reveal()) or verifier == state):
         raise Failure(Code.INTERNAL, "a PKCE verifier must be 43 to 128 characters and not the state")
     endpoints = endpoints_for(spec, integration)
     if endpoints.authorization_endpoint is None:
@@ -99,6 +101,9 @@ def authorization_request(
     values = checked_params(spec, integration.params)
     extra = {name: fill(text, values, spec) for name, text in spec.authorization_params.items()}
     extra |= _asked_for(spec, params or {})
+    if verifier is None:
+        extra = _for_token(extra)
+        spec = spec.model_copy(update={"offline_scope": None})  # no refresh token comes (section 4.2.2)
     if target is not None and target.audience:
         extra["audience"] = target.audience
     if dpop_jkt is not None:
@@ -110,7 +115,7 @@ def authorization_request(
     url, _ = authlib.create_authorization_url(
         complete(spec, endpoints.authorization_endpoint),
         state=state.reveal(),
-        code_verifier=verifier.reveal() if spec.pkce is not Pkce.OFF else None,
+        code_verifier=verifier.reveal() if verifier is not None and spec.pkce is not Pkce.OFF else None,
         redirect_uri=redirect_uri_of(spec, integration.params, redirect_uri),
         scope=None,  # ours: separator and name differ
         **extra,
@@ -146,13 +151,21 @@ def _asked_for(spec: ProviderSpec, params: Mapping[str, str]) -> dict[str, str]:
     return dict(params)
 
 
+def _for_token(extra: Mapping[str, str]) -> dict[str, str]:
+    """The token in the fragment, which no server sees: any other response mode puts it elsewhere."""
+    return {
+        **{name: text for name, text in extra.items() if name != "response_mode"},
+        "response_type": "token",
+    }
+
+
 def _bent(
-    spec: ProviderSpec, url: str, scopes: tuple[str, ...], verifier: Secret, resources: tuple[str, ...]
+    spec: ProviderSpec, url: str, scopes: tuple[str, ...], verifier: Secret | None, resources: tuple[str, ...]
 ) -> str:
     """The standard request in this provider's dialect: names, order, scope writing, fragment."""
     parts = urlsplit(url)
     query = parse_qsl(parts.query, keep_blank_values=True)
-    if spec.pkce is not Pkce.OFF and spec.pkce_challenge_encoding == "hex":
+    if verifier is not None and spec.pkce is not Pkce.OFF and spec.pkce_challenge_encoding == "hex":
         challenge = hashlib.sha256(verifier.reveal().encode()).hexdigest()
         query = [(name, challenge if name == "code_challenge" else value) for name, value in query]
     if spec.scopes_supported and (scopes or not spec.omit_empty_scope):

@@ -11,6 +11,7 @@ from typing import NoReturn
 from urllib.parse import unquote
 
 from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.imports import ImportedTokens
 from evergrant_server.core.secret import Secret
 from providers.callback_facts import facts_of, scopes_of
 from providers.spec import ProviderSpec
@@ -26,7 +27,7 @@ _VISIBLE = re.compile(r"[\x20-\x7e]+")  # VSCHAR (RFC 6749 appendix A.5, A.11)
 
 @dataclass(frozen=True)
 class Callback:
-    """A well-formed callback: a code, or the provider's reason for having none."""
+    """A well-formed callback: a code, or the tokens, or the provider's reason for having neither."""
 
     code: Secret | None
     state: Secret | None
@@ -34,15 +35,16 @@ class Callback:
     error: str | None  # a name such as access_denied; never the free text beside it
     metadata: dict[str, str] = field(default_factory=dict)  # checked, by declared name
     scopes: tuple[str, ...] | None = None  # those granted, where a callback says so
+    tokens: ImportedTokens | None = None  # of the implicit flow
 
 
 def state_of(query: Query) -> Secret:
     """The one state of a callback. Raises Failure CALLBACK_INVALID when there is none, or two."""
     values = [value for name, value in query if name == "state"]
     if len(values) != 1 or not values[0]:
-        _refuse("state is there twice" if len(values) > 1 else "state is missing")
+        refuse("state is there twice" if len(values) > 1 else "state is missing")
     if len(values[0]) > _LONGEST["state"] or not _VISIBLE.fullmatch(values[0]):
-        _refuse("state is malformed")
+        refuse("state is malformed")
     return Secret(values[0])
 
 
@@ -64,23 +66,23 @@ def judge_callback(
     """
     given = single(query)
     state = state_of(query)
-    _check_issuer(given.get("iss"), expected_issuer, iss_required)
+    check_issuer(given.get("iss"), expected_issuer, iss_required)
     code_param = spec.callback_code_param if spec else "code"
-    error = _error(given, spec.callback_error_params if spec else ("error",))
+    error = error_in(given, spec.callback_error_params if spec else ("error",))
     code = given.get(code_param)
     if error is not None:
         if code:
-            _refuse("a code and an error at once")
+            refuse("a code and an error at once")
         denials = spec.callback_denials if spec else ("access_denied",)
         return Callback(None, state, denied=error in denials, error=error)
     if not code:
         if spec and spec.callback_missing_code_is_denial:
             return Callback(None, state, denied=True, error=None)
-        _refuse(f"{code_param} is missing")
+        refuse(f"{code_param} is missing")
     if spec and spec.decode_code:
         code = unquote(code)
     if not _VISIBLE.fullmatch(code):
-        _refuse(f"{code_param} is malformed")
+        refuse(f"{code_param} is malformed")
     if spec is None:
         return Callback(Secret(code), state, denied=False, error=None)
     facts = facts_of(spec, given, params or {})
@@ -90,25 +92,27 @@ def judge_callback(
 def single(query: Query) -> dict[str, str]:
     """Each parameter once (RFC 6749 section 3.1). Raises Failure CALLBACK_INVALID."""
     if len(query) > _MOST_PARAMS:
-        _refuse("too many parameters")
+        refuse("too many parameters")
     for name, times in Counter(name for name, _ in query).items():
         if times > 1:
-            _refuse(f"{_shown(name)} is there twice")
+            refuse(f"{_shown(name)} is there twice")
     for name, value in query:
         if len(name) > 256 or len(value) > _LONGEST.get(name, _LONGEST_VALUE):
-            _refuse(f"{_shown(name)} is too long")
+            refuse(f"{_shown(name)} is too long")
     return dict(query)
 
 
-def _check_issuer(iss: str | None, expected: str | None, required: bool) -> None:
+def check_issuer(iss: str | None, expected: str | None, required: bool) -> None:
+    """Raise Failure CALLBACK_INVALID for what looks like a mix-up (RFC 9207 section 2.4)."""
     if iss is None:
         if required:  # it was advertised: its absence is how a mix-up looks
-            _refuse("iss is missing, though the provider says it sends it")
+            refuse("iss is missing, though the provider says it sends it")
     elif expected is not None and iss != expected:
-        _refuse("iss names another issuer")
+        refuse("iss names another issuer")
 
 
-def _error(params: dict[str, str], names: tuple[str, ...]) -> str | None:
+def error_in(params: Mapping[str, str], names: Sequence[str]) -> str | None:
+    """The name of the error that came, or None."""
     for name in names:
         if name in params:
             return params[name] if _ERROR.fullmatch(params[name]) else "unreadable_error"
@@ -119,5 +123,6 @@ def _shown(name: str) -> str:
     return name if _ERROR.fullmatch(name) else "a parameter"
 
 
-def _refuse(why: str) -> NoReturn:
+def refuse(why: str) -> NoReturn:
+    """Raise Failure CALLBACK_INVALID."""
     raise Failure(Code.CALLBACK_INVALID, f"The provider's callback was refused: {why}.")

@@ -26,10 +26,12 @@ AuthMode = Literal[
     "token_exchange",
     "oauth1",
     "api_key",
-]  # no password grant and no implicit flow (RFC 9700 sections 2.1.2 and 2.4)
+    "implicit",
+]  # no password grant (RFC 9700 section 2.4); `implicit` only where an operator allows it (2.1.2)
 
 
-_NO_CODE = tuple(flow for flow in Flow if flow is not Flow.AUTHORIZATION_CODE)
+_NO_CODE = tuple(flow for flow in Flow if flow not in (Flow.AUTHORIZATION_CODE, Flow.IMPLICIT))
+_WITH_REQUEST = tuple(flow for flow in Flow if flow is not Flow.IMPLICIT)
 _MINTING = tuple(flow for flow in Flow if flow.mints)
 _NOT_ASKED_OF: dict[str, tuple[Flow, ...]] = {  # flows that have nothing to do with a field
     **dict.fromkeys(
@@ -47,8 +49,9 @@ _NOT_ASKED_OF: dict[str, tuple[Flow, ...]] = {  # flows that have nothing to do 
             "min_refresh_age_s",
             "refresh_buffer_s",
         ),
-        _MINTING,
+        (*_MINTING, Flow.IMPLICIT),
     ),
+    **dict.fromkeys(("dpop", "callback_verify"), _WITH_REQUEST),
 }
 
 
@@ -94,7 +97,7 @@ class ProviderSpec(
 
     @model_validator(mode="after")
     def _holds_together(self) -> Self:
-        if "authorization_code" in self.auth_modes and not self.discovery:
+        if {"authorization_code", "implicit"} & set(self.auth_modes) and not self.discovery:
             for needed in ("authorization_endpoint", "token_endpoint"):
                 if getattr(self, needed) is None:
                     raise ValueError(f"{needed} is missing, and there is no discovery")
@@ -251,6 +254,8 @@ class ProviderSpec(
             "refresh_extends_current": (self.refresh_extends_current, "a refresh must bring a token"),
             "refresh_scope_param": (self.refresh_scope_param, "one token per connection"),
             "issuer_template": (self.issuer_template, "an issuer is compared as a plain string"),
+            "dpop": (self.dpop, "a token that a browser brings is bound to no key"),
+            "callback_verify": (self.callback_verify, "what a browser brings itself is not signed"),
             "template_params": (used & later, "what a lookup brings comes too late for these requests"),
         }
 

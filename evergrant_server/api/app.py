@@ -18,6 +18,7 @@ from evergrant_server.api import (
     connections,
     documents,
     event_receivers,
+    fragment,
     health,
     integrations,
     keys,
@@ -67,6 +68,7 @@ ROUTERS = (
     security_events.router,
     connect.router,
     callback.router,
+    fragment.router,
     choosing.pages,
     reference.router,
 )

@@ -53,12 +53,17 @@ class Browsers:
         response.set_cookie(self.cookie, browser, path="/", secure=self.secure, httponly=True, samesite="lax")
 
 
-def page(html: str, status: int = 200) -> Response:
-    """A page that loads nothing from elsewhere, and whose form leads to us alone."""
+def page(html: str, status: int = 200, script: str | None = None) -> Response:
+    """A page that loads nothing from elsewhere, and whose form leads to us alone.
+
+    `script` is the hash of the one script that it has, which may ask us alone.
+    """
     policy = (
         "default-src 'none'; style-src 'self'; img-src 'self'; "
         "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
     )
+    if script is not None:
+        policy += f"; script-src '{script}'; connect-src 'self'"
     return HTMLResponse(html, status, _guarded({"Content-Security-Policy": policy}))
 
 

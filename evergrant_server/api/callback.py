@@ -6,6 +6,7 @@ one of ours, unused, unexpired, of this integration and of this browser.
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from urllib.parse import parse_qsl, urlencode
@@ -14,13 +15,14 @@ from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response
 
 from evergrant_server.api.browsers import redirect
+from evergrant_server.api.implicit import fragment_page
 from evergrant_server.api.outgoing import signal
 from evergrant_server.api.subjects import SUBJECT, Going, Subjects, as_page, require_open, subjects_of
 from evergrant_server.api.tracing import trace_of
-from evergrant_server.core.access import Integration
+from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.account import FollowUp
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.consent import Consent, ConsentStatus, hash_of_state
+from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus, hash_of_state
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.flow import Flow
 from evergrant_server.core.ids import IntegrationId, is_id
@@ -37,6 +39,7 @@ from providers import oauth1
 from providers.authorization import endpoints_for
 from providers.callback import Callback, judge_callback, state_of
 from providers.callback_facts import check_signature
+from providers.implicit import TOKEN, judge_query
 from providers.resolve import complete
 
 log = logging.getLogger("evergrant.api")
@@ -52,6 +55,7 @@ _OURS_TO_REPAIR = frozenset(
 )
 
 Query = list[tuple[str, str]]
+Judge = Callable[[Subjects, Going, Query], tuple[Callback, Going]]
 
 
 @router.post("/oauth/callback/{integration_id}")
@@ -59,48 +63,71 @@ Query = list[tuple[str, str]]
 async def posted(request: Request, integration_id: str) -> Response:
     """`response_mode=form_post`: a browser sends no Lax cookie with it, so it comes again as a GET."""
     query = _parsed(await request.body())
-    return redirect(f"/oauth/callback/{_known(integration_id)}?{urlencode(query)}")
+    if any(name == TOKEN for name, _ in query):
+        raise Failure(Code.CALLBACK_INVALID, "A token came where a code is expected.")  # in no URL of ours
+    return redirect(f"/oauth/callback/{known(integration_id)}?{urlencode(query)}")
 
 
 @router.get("/oauth/callback/{integration_id}")
 @as_page
 async def came_back(request: Request, integration_id: str) -> Response:
     """Take the code, hand it to the worker by way of the store, and show what came of it."""
-    subjects = subjects_of(request)
-    received = await _received(subjects, request, _known(integration_id))
-    subjects.parts.relay.nudge()
-    settled = await _settled(subjects, received)
-    ended = settled.consent.status in (ConsentStatus.DONE, ConsentStatus.DENIED)
-    if ended and settled.connection.follow_up is not FollowUp.CHOOSING and settled.consent.return_to:
-        return await subjects.shown(request, settled)
-    # the link's own page says how it stands: no code in the address bar, and safe to load again
+    subjects, raw = subjects_of(request), request.scope["query_string"]
+    if not raw and (empty := await _without_query(subjects, request, known(integration_id))) is not None:
+        return empty
+    going = await settled(subjects, await received(subjects, request, known(integration_id), raw, _judged))
+    ended = going.consent.status in (ConsentStatus.DONE, ConsentStatus.DENIED)
+    if ended and going.connection.follow_up is not FollowUp.CHOOSING and going.consent.return_to:
+        return await subjects.shown(request, going)
+    return redirect(await page_of(subjects, going))
+
+
+async def _without_query(
+    subjects: Subjects, request: Request, integration_id: IntegrationId
+) -> Response | None:
+    """A fragment stays in the browser: its page brings it here."""
     async with subjects.parts.store.read() as tx:
-        link = await tx.consents.link(settled.consent)
-    return redirect(f"/connect/{link.reveal()}")
+        integration = await tx.integrations.find(integration_id)
+    if integration is None:
+        return None
+    try:
+        return await fragment_page(subjects, integration)
+    except Failure as failure:
+        await refuse(subjects, request, integration, None, failure)
+        raise
 
 
-async def _received(subjects: Subjects, request: Request, integration_id: IntegrationId) -> Going:
+async def page_of(subjects: Subjects, going: Going) -> str:
+    """The link's own page says how it stands: no code in the address bar, and safe to load again."""
+    async with subjects.parts.store.read() as tx:
+        link = await tx.consents.link(going.consent)
+    return f"/connect/{link.reveal()}"
+
+
+async def received(
+    subjects: Subjects, request: Request, integration_id: IntegrationId, raw: bytes, judge: Judge
+) -> Going:
     """Judge the callback and write what it brought. Every refusal is in the audit log."""
     parts, consent, integration = subjects.parts, None, None
     try:
         async with parts.store.read() as tx:
             integration = await tx.integrations.find(integration_id)
-            query = _parsed(request.scope["query_string"])
+            query = _parsed(raw)
             said = oauth1.token_of(query) or state_of(query)
             consent = await tx.consents.by_state(hash_of_state(said))
             going = await _mine(subjects, tx, request, consent, integration)
     except Failure as failure:
-        await _refuse(subjects, request, integration, None, failure)
+        await refuse(subjects, request, integration, None, failure)
         raise
     try:
         await _verify(subjects, going, query)
     except Failure as failure:  # whoever signs it wrongly isn't the provider: its own may still come
-        await _refuse(subjects, request, integration, None, failure)
+        await refuse(subjects, request, integration, None, failure)
         raise
     try:
-        callback, going = _judged(going, query)
+        callback, going = judge(subjects, going, query)
     except Failure as failure:
-        await _refuse(subjects, request, integration, going, failure)
+        await refuse(subjects, request, integration, going, failure)
         raise
     try:
         return await _written(subjects, request, going, callback)
@@ -108,7 +135,7 @@ async def _received(subjects: Subjects, request: Request, integration_id: Integr
         if failure.code is not Code.STORE_CONFLICT:
             raise
         used = Failure(Code.CALLBACK_INVALID, "This callback was used already.")
-        await _refuse(subjects, request, integration, None, used)
+        await refuse(subjects, request, integration, None, used)
         raise used from None
 
 
@@ -148,15 +175,15 @@ async def _verify(subjects: Subjects, going: Going, query: Query) -> None:
     check_signature(going.spec, query, [secret for secret in secrets if secret is not None])
 
 
-def _judged(going: Going, query: Query) -> tuple[Callback, Going]:
+def _judged(subjects: Subjects, going: Going, query: Query) -> tuple[Callback, Going]:
     """What the callback says, and the consent with all that it brought beside the code."""
     spec = going.spec
     if going.connection.flow is Flow.OAUTH1:
         return _judged_oauth1(going, query), going
-    endpoints = endpoints_for(spec, going.integration)
-    if endpoints.token_endpoint != going.consent.token_endpoint:
-        # code and verifier go to the endpoint recorded for this attempt, or nowhere
-        raise _moved()
+    endpoints = endpoints_now(going)
+    if going.connection.flow is Flow.IMPLICIT:
+        issuer, required = going.consent.issuer, endpoints.iss_in_callback
+        return judge_query(query, expected_issuer=issuer, iss_required=required, spec=spec), going
     callback = judge_callback(
         query,
         expected_issuer=going.consent.issuer,
@@ -168,6 +195,15 @@ def _judged(going: Going, query: Query) -> tuple[Callback, Going]:
     if callback.code is None:
         return callback, going
     return callback, replace(going, consent=going.consent.model_copy(update=_brought(going, callback)))
+
+
+def endpoints_now(going: Going) -> Endpoints:
+    """Those of the attempt. Raises Failure CALLBACK_INVALID when they are others by now: code and
+    verifier go to the endpoint recorded for this attempt, or nowhere."""
+    endpoints = endpoints_for(going.spec, going.integration)
+    if endpoints.token_endpoint != going.consent.token_endpoint:
+        raise _moved()
+    return endpoints
 
 
 def _brought(going: Going, callback: Callback) -> dict[str, object]:
@@ -201,8 +237,12 @@ async def _written(subjects: Subjects, request: Request, going: Going, callback:
     asked = trace_of(request).asked_by(SUBJECT)
     now = subjects.parts.clock.now()
     after = going.consent.model_copy(update={"status": status, "failure": failure})
+    if callback.tokens is not None:
+        after = after.model_copy(update={"kind": ConsentKind.IMPORT, "granted_scopes": callback.scopes})
     async with subjects.parts.store.write() as tx:
-        after = await tx.consents.replace(after, expected=going.consent.revision, code=callback.code)
+        after = await tx.consents.replace(
+            after, expected=going.consent.revision, code=callback.code, tokens=callback.tokens
+        )
         if status is ConsentStatus.CODE_RECEIVED:
             granted = ConsentGranted(attempt_id=after.id, asked=asked)
             await tx.outbox.add(signal(going.connection, SIGNAL_CONSENT_GRANTED, granted, now))
@@ -231,14 +271,15 @@ _ACTIONS = {
 def _outcome(callback: Callback) -> tuple[ConsentStatus, Code | None]:
     if callback.denied:
         return ConsentStatus.DENIED, Code.CONSENT_DENIED
-    if callback.code is not None:
+    if callback.code is not None or callback.tokens is not None:
         return ConsentStatus.CODE_RECEIVED, None
     ours = callback.error in _OURS_TO_REPAIR
     return ConsentStatus.FAILED, Code.CLIENT_REJECTED if ours else Code.PROVIDER_ERROR
 
 
-async def _settled(subjects: Subjects, going: Going) -> Going:
+async def settled(subjects: Subjects, going: Going) -> Going:
     """Wait for the worker, for a while: it writes DONE or FAILED, and which accounts there are."""
+    subjects.parts.relay.nudge()
     consent, connection = going.consent, going.connection
     with suppress(TimeoutError):
         async with asyncio.timeout(WAIT_S):
@@ -250,7 +291,7 @@ async def _settled(subjects: Subjects, going: Going) -> Going:
     return replace(going, consent=consent, connection=connection)
 
 
-async def _refuse(
+async def refuse(
     subjects: Subjects,
     request: Request,
     integration: Integration | None,
@@ -276,7 +317,8 @@ async def _refuse(
             )
 
 
-def _known(integration_id: str) -> IntegrationId:
+def known(integration_id: str) -> IntegrationId:
+    """Raises Failure NOT_FOUND for what is no id of ours."""
     if not is_id(integration_id, "int"):
         raise Failure(Code.NOT_FOUND, "This address is not known.")
     return IntegrationId(integration_id)

@@ -13,6 +13,7 @@ from starlette.responses import HTMLResponse, Response
 from evergrant_server.api import leaving_oauth1
 from evergrant_server.api.browsers import page
 from evergrant_server.api.establishing import hash_of_link, require_ready
+from evergrant_server.api.implicit import require_allowed
 from evergrant_server.api.parts import Parts
 from evergrant_server.api.pushing import push_order, reference_of
 from evergrant_server.api.subjects import SUBJECT, Going, Subjects, as_page, require_open, subjects_of
@@ -110,6 +111,7 @@ async def _started(subjects: Subjects, request: Request, link: str, browser: str
         _require_mine(subjects, request, going)
         if going.consent.revision > _MOST_REVISIONS:  # each click may have a worker ask the provider
             raise Failure(Code.CONSENT_EXPIRED, "This link was used too often.")
+        require_allowed(going.connection.flow, parts)
         bound = {
             "status": ConsentStatus.STARTED,
             "browser_hash": subjects.browsers.hash_of(browser),
@@ -130,8 +132,9 @@ async def _started(subjects: Subjects, request: Request, link: str, browser: str
 
 async def _begun(tx: Tx, going: Going, asked: Asked, now: datetime) -> _Begun:
     """A fresh state and verifier; a worker is told where the request is to be pushed."""
-    state, verifier, spec, consent = new_state(), new_verifier(), going.spec, going.consent
+    state, spec, consent = new_state(), going.spec, going.consent
     assert consent.redirect_uri is not None
+    verifier = None if going.connection.flow is Flow.IMPLICIT else new_verifier()
     url = authorization_request(
         spec,
         going.integration,
@@ -141,7 +144,7 @@ async def _begun(tx: Tx, going: Going, asked: Asked, now: datetime) -> _Begun:
         scopes=consent.scopes,
         chain_scopes=consent.chain_scopes,
         target=going.connection.target,
-        dpop_jkt=await _key_named(tx, going, now),
+        dpop_jkt=await _key_named(tx, going, now) if verifier is not None else None,
     )
     endpoints = endpoints_for(spec, going.integration)
     pushed = None

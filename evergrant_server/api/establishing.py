@@ -19,6 +19,7 @@ from evergrant_server.api.asking_again import (
 )
 from evergrant_server.api.authentication import Caller
 from evergrant_server.api.definitions import spec_of
+from evergrant_server.api.implicit import require_allowed
 from evergrant_server.api.outgoing import signal, start
 from evergrant_server.api.parts import Parts
 from evergrant_server.core.access import Action, Integration, IntegrationState
@@ -34,6 +35,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.policy import Reason, above, decide
 from evergrant_server.store import Tx
 from providers.authorization import chains_to_request
+from providers.proofs import bound
 from providers.spec import ProviderSpec
 
 LINK_BYTES = 32
@@ -151,7 +153,7 @@ class Establishing:
             return there.flow
         spec = await spec_of(tx, self._parts.registry, integration)
         flow = asked or first_flow(spec)
-        spec.require_usable(flow)
+        bound(spec, integration, None).require_usable(flow)
         return flow
 
     async def ask(
@@ -164,6 +166,7 @@ class Establishing:
     ) -> tuple[Consent, str]:
         """A new consent and its connect link."""
         self._check_return_to(return_to)
+        require_allowed(connection.flow, self._parts)
         link = secrets.token_urlsafe(LINK_BYTES)
         waits = connection.state is State.PENDING_CONSENT
         device = connection.flow is Flow.DEVICE_CODE  # a worker gets a code, and asks about it
@@ -214,6 +217,7 @@ class Establishing:
             return Opened(connection, False)
         if connection.flow.mints:
             return await self._minted_again(tx, connection, scopes, wanted)
+        require_allowed(connection.flow, self._parts)
         if await being_imported(tx, connection):
             # its grant is on its way to a worker: nobody has to consent again
             raise Failure(Code.REFRESH_PENDING, "Its import is being installed.", retry_after=1.0)
@@ -361,6 +365,7 @@ def first_flow(spec: ProviderSpec) -> Flow:
     """What a connection does when nobody says: the first of the definition's flows that works here."""
     needs_more = (Flow.TOKEN_EXCHANGE, Flow.API_KEY, Flow.BASIC)  # than names
     known = [Flow(mode) for mode in spec.auth_modes if mode in set(Flow)]
+    known.sort(key=lambda it: it is Flow.IMPLICIT)  # never before another one
     return next((it for it in known if it not in needs_more), Flow.AUTHORIZATION_CODE)
 
 

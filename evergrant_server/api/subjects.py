@@ -55,10 +55,7 @@ class Subjects:
             integration = await tx.integrations.get(consent.tenant, consent.integration_id)
             if connection is not None and integration is not None:
                 spec = await spec_for(tx, self.parts.registry, integration, consent)
-                # a server found by its issuer is known to people by where they log in
-                host = urlsplit(integration.issuer or "").hostname if spec.discovery else None
-                name = host or spec.display_name
-                return Going(consent, connection, integration, spec, name)
+                return Going(consent, connection, integration, spec, known_as(spec, integration))
         raise Failure(Code.NOT_FOUND, "This link is not known.")
 
     async def shown(self, request: Request, going: Going) -> Response:
@@ -123,6 +120,12 @@ class Subjects:
             detail=detail,
         )
         await audit.append(tx, entry)
+
+
+def known_as(spec: ProviderSpec, integration: Integration) -> str:
+    """As people call the provider: a server found by its issuer is known by where they log in."""
+    host = urlsplit(integration.issuer or "").hostname if spec.discovery else None
+    return host or spec.display_name
 
 
 def require_open(going: Going, now: datetime) -> None:

@@ -1,5 +1,7 @@
 """Renders the pages. What a provider or a caller wrote appears as text only, escaped."""
 
+from base64 import b64encode
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from evergrant_server.core.errors import Code, Failure
 
 _HERE = Path(__file__).parent
 STYLE = (_HERE / "static" / "evergrant.css").read_bytes()
+_FRAGMENT = (_HERE / "static" / "fragment.js").read_text("utf-8")
+FRAGMENT_HASH = f"sha256-{b64encode(sha256(_FRAGMENT.encode()).digest()).decode()}"
 
 
 class Pages:
@@ -70,6 +74,14 @@ class Pages:
             options=options,
             link=link,
             csrf=csrf,
+        )
+
+    def fragment(self, *, provider: str) -> str:
+        """Sends what is in its address behind the # to us; its script is the only one there is."""
+        return self._render(
+            "fragment.html",
+            title=f"Connecting {provider}",
+            script=_FRAGMENT,
         )
 
     def waiting(self, *, provider: str) -> str:

@@ -28,7 +28,7 @@ class ConsentKind(StrEnum):
     """Where the tokens of a consent come from."""
 
     CODE = "code"  # from a code that the subject's browser brings
-    IMPORT = "import"  # they came with the consent: somebody else asked the subject before
+    IMPORT = "import"  # they came with the consent: from who asked the subject before, or in a fragment
     DEVICE = "device"  # from a code that the subject types in elsewhere (RFC 8628)
     MINT = "mint"  # from what we hold ourselves: nobody is asked
 
@@ -71,3 +71,8 @@ class Consent(BaseModel):
         """Every scope, whichever chain it is for: what the subject is shown."""
         further = (scope for scopes in self.chain_scopes.values() for scope in scopes)
         return tuple(dict.fromkeys((*self.scopes, *further)))
+
+    @property
+    def from_browser(self) -> bool:
+        """A browser brought what it holds: if that comes to nothing, the subject is asked again."""
+        return self.browser_hash is not None

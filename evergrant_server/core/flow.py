@@ -20,6 +20,7 @@ class Flow(StrEnum):
     OAUTH1 = "oauth1"  # RFC 5849
     API_KEY = "api_key"
     BASIC = "basic"  # RFC 7617
+    IMPLICIT = "implicit"  # RFC 6749 section 4.2, where an operator allows it
 
     @property
     def mints(self) -> bool:
@@ -36,8 +37,8 @@ class Flow(StrEnum):
 
     @property
     def asks_in_browser(self) -> bool:
-        """The subject's browser brings a code back to us."""
-        return self in (Flow.AUTHORIZATION_CODE, Flow.OAUTH1)
+        """The subject's browser brings a code back to us, or the token itself."""
+        return self in (Flow.AUTHORIZATION_CODE, Flow.OAUTH1, Flow.IMPLICIT)
 
     @property
     def refreshes(self) -> bool:

@@ -25,6 +25,7 @@ class ImportedTokens(BaseModel):
     expires_at: datetime | None
     refresh_expires_at: datetime | None = None
     scopes: tuple[str, ...] | None = None  # None: the consent's
+    issued_at: datetime | None = None  # None: when it was received
     metadata: dict[str, Any] = {}
 
     def as_secret(self) -> Secret:
@@ -39,6 +40,7 @@ class ImportedTokens(BaseModel):
                     "expires_at": _text(self.expires_at),
                     "refresh_expires_at": _text(self.refresh_expires_at),
                     "scopes": self.scopes,
+                    "issued_at": _text(self.issued_at),
                     "metadata": self.metadata,
                 }
             )
@@ -63,7 +65,8 @@ class ImportedTokens(BaseModel):
 
     def obtained_at(self, received_at: datetime) -> datetime:
         """When the provider may be said to have issued it: never after its end."""
-        return received_at if self.expires_at is None else min(received_at, self.expires_at)
+        issued_at = self.issued_at or received_at
+        return issued_at if self.expires_at is None else min(issued_at, self.expires_at)
 
     def token_set(self, obtained_at: datetime) -> TokenSet:
         left = _seconds(obtained_at, self.expires_at)

@@ -92,6 +92,7 @@ class Consents:
         expected: int,
         verifier: Secret | None = None,
         code: Secret | None = None,
+        tokens: ImportedTokens | None = None,
         request: PushedRequest | None = None,
     ) -> Consent:
         """Write `consent` if its row is still at `expected`; secrets that are given are sealed with it.
@@ -99,7 +100,8 @@ class Consents:
         Raises Failure STORE_CONFLICT when the row changed meanwhile, NOT_FOUND when it is gone.
         """
         pushed = None if request is None else request.as_secret()
-        given = {_VERIFIER: verifier, _CODE: code, _REQUEST: pushed}
+        brought = None if tokens is None else tokens.as_secret()
+        given = {_VERIFIER: verifier, _CODE: code, _TOKENS: brought, _REQUEST: pushed}
         values = values_of(consent, **await self._sealed(consent, given))
         key = {"tenant": consent.tenant, "id": consent.id}
         revision = await compare_and_set(self._connection, ConsentRow, key, values, expected)

@@ -109,10 +109,10 @@ def _oauth(options: Options, issuer: str) -> dict[str, object]:
         "REFRESH_TOKEN_REUSE_PROTECTION": options.reuse_protection,
         "REFRESH_TOKEN_GRACE_PERIOD_SECONDS": options.grace,
         "OAUTH2_GRANT_TYPES_SUPPORTED": ["authorization_code", "refresh_token"],
-        "OAUTH2_RESPONSE_TYPES_SUPPORTED": ["code"],
+        "OAUTH2_RESPONSE_TYPES_SUPPORTED": ["code", *(["token"] if options.implicit else [])],
         "DCR_ENABLED": options.registration,  # RFC 7591
         "DCR_REGISTRATION_PERMISSION_CLASSES": ("oauth2_provider.dcr.AllowAllDCRPermission",),
-        "COMPLIANT_BCP_RFC9700_IMPLICIT_GRANT": True,
+        "COMPLIANT_BCP_RFC9700_IMPLICIT_GRANT": not options.implicit,
         "COMPLIANT_BCP_RFC9700_PASSWORD_GRANT": True,
         "COMPLIANT_BCP_RFC9700_PKCE_METHOD": True,
         "COMPLIANT_BCP_RFC9700_ACCESS_TOKEN_TRANSPORT": True,

@@ -27,6 +27,7 @@ class Options:
     grace: int
     device_interval: int
     registration: bool
+    implicit: bool
     clients: tuple[SeededClient, ...]
 
 
@@ -52,6 +53,7 @@ def parse(argv: list[str] | None = None) -> Options:
     parser.add_argument("--reuse-protection", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--grace", type=int, default=0, help="seconds a rotated refresh token still answers")
     parser.add_argument("--registration", action="store_true", help="clients may register themselves")
+    parser.add_argument("--implicit", action="store_true", help="tokens may be asked for in the browser")
     parser.add_argument("--device-interval", type=int, default=5, help="seconds between a device's polls")
     parser.add_argument("--client", type=seeded_client, action="append", default=[], dest="clients")
     known = vars(parser.parse_args(argv))

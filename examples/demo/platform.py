@@ -10,7 +10,12 @@ from pathlib import Path
 from examples.demo.processes import ROOT, Process
 from examples.demo.waiting import until
 
-_KEPT = ("EVERGRANT_DATABASE_URL", "EVERGRANT_KEY_FILE", "EVERGRANT_LOG_LEVEL")
+_KEPT = (
+    "EVERGRANT_DATABASE_URL",
+    "EVERGRANT_KEY_FILE",
+    "EVERGRANT_LOG_LEVEL",
+    "EVERGRANT_ALLOW_TOKENS_IN_BROWSER",
+)
 
 
 class Platform:

@@ -38,7 +38,7 @@ def problem(text: str) -> str:
         ("response: {acess_token_path: x}", "response.acess_token_path"),
         ("client_auth: basic", "client_auth"),
         ("auth_modes: [password]", "auth_modes"),
-        ("auth_modes: [implicit]", "auth_modes"),
+        ("auth_modes: [hybrid]", "auth_modes"),
         ("auth_modes: []", "auth_modes"),
         ("pkce: plain", "pkce"),
         ("token_endpoint: http://acme.example/token", "token_endpoint: must start with https://"),

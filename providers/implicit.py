@@ -1,0 +1,83 @@
+"""Judges what a browser brought itself: an access token in a fragment (RFC 6749 section 4.2.2). Pure.
+
+A token in a query was in a URL that servers log, so it is refused and never kept.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+
+from evergrant_server.core.imports import ImportedTokens
+from providers.callback import Callback, Query, check_issuer, error_in, refuse, single, state_of
+from providers.callback_facts import facts_of
+from providers.replies import read_tokens
+from providers.reply import RawReply
+from providers.spec import ProviderSpec
+
+TOKEN = "access_token"
+
+
+def judge_fragment(
+    fragment: Query,
+    *,
+    expected_issuer: str | None,
+    iss_required: bool,
+    spec: ProviderSpec,
+    params: Mapping[str, str],
+    requested: Sequence[str],
+    now: datetime,
+) -> Callback:
+    """Read a fragment for an attempt that was sent to `expected_issuer`.
+
+    Raises Failure CALLBACK_INVALID as `judge_callback` does, and REPLY_UNREADABLE as `read_tokens`.
+    """
+    given = single(fragment)
+    state = state_of(fragment)
+    check_issuer(given.get("iss"), expected_issuer, iss_required)
+    error = error_in(given, spec.callback_error_params)
+    if error is not None:
+        if given.get(TOKEN):
+            refuse("a token and an error at once")
+        return Callback(None, state, denied=error in spec.callback_denials, error=error)
+    if not given.get(TOKEN):
+        refuse("access_token is missing")
+    if not given.get("token_type"):
+        refuse("token_type is missing")  # required, and a type we don't know must not be used (section 7.1)
+    tokens, scopes = _read(spec, given, requested, now)
+    facts = facts_of(spec, given, params)
+    tokens = tokens.model_copy(update={"metadata": tokens.metadata | facts})
+    return Callback(None, state, False, None, facts, scopes, tokens)
+
+
+def judge_query(
+    query: Query, *, expected_issuer: str | None, iss_required: bool, spec: ProviderSpec
+) -> Callback:
+    """A query of this flow holds an error or nothing. Raises Failure CALLBACK_INVALID."""
+    given = single(query)
+    state = state_of(query)
+    check_issuer(given.get("iss"), expected_issuer, iss_required)
+    if TOKEN in given:
+        refuse("a token came in the query, where servers log it")
+    error = error_in(given, spec.callback_error_params)
+    if error is None:
+        refuse("no token was in its fragment")
+    return Callback(None, state, denied=error in spec.callback_denials, error=error)
+
+
+def _read(
+    spec: ProviderSpec, given: Mapping[str, str], requested: Sequence[str], now: datetime
+) -> tuple[ImportedTokens, tuple[str, ...] | None]:
+    """By the reader of token replies. A refresh token is not taken: none may come this way."""
+    said = {name: value for name, value in given.items() if name not in ("state", "iss", "refresh_token")}
+    reply = RawReply(spec.success_statuses[0], {}, json.dumps(said).encode())
+    read = read_tokens(spec, reply, requested_scopes=requested, refreshing=False, now=now)
+    ends = None if read.expires_in is None else now + timedelta(seconds=read.expires_in)
+    tokens = ImportedTokens(
+        access_token=read.access_token,
+        token_type=read.token_type,
+        expires_at=ends,
+        issued_at=now,
+        scopes=read.scopes,
+        metadata=read.metadata,
+    )
+    return tokens, read.scopes
