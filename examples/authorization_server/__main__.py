@@ -62,8 +62,8 @@ def main(argv: list[str] | None = None) -> int:
         "pid": os.getpid(),
         "credentials": str(options.data / "credentials.json"),
     }
-    print(json.dumps(ready), flush=True)
-    try:
+    try:  # whoever reads that it is ready may end it at once
+        print(json.dumps(ready), flush=True)
         server.serve_forever(poll_interval=0.1)
     except KeyboardInterrupt:
         pass
