@@ -25,7 +25,6 @@ CONNECTIONS = 200
 TOKEN_S = 40
 _SETTLING_S = 120.0  # after the last fault: every attempt has an outcome by then
 _HOUR_S = 3600.0
-_LONG_S, _MINUTES = 30.0, 2  # in a long run the database is away for minutes
 _SLOW_S = 35.0  # longer than a provider is listened to
 _DRIPS_S = 6.0  # not as long as that
 
@@ -103,6 +102,7 @@ async def run(
             failed = await hurting
             unmet = idp.unscript()  # from here on nothing befalls anybody
             await real.withhold_no_more()
+            here.clock_is_right_again()
             aftermath = await judged(here, made, consented, clients[0], seen, injections, _SETTLING_S)
         finally:
             supervising.cancel()
@@ -161,7 +161,7 @@ async def _inject(here: Installation, it: Injection, victim: Connection, seen: S
         case "database restarted":
             await here.database_restarts()
         case "database away":
-            await here.database_drops_everybody(it.lasts * (_MINUTES if it.lasts > _LONG_S else 1))
+            await here.database_drops_everybody(it.lasts)
         case "Temporal restarted":
             await here.temporal_restarts()
         case "clock jumps an hour ahead":

@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 WORKERS = 4
 _EVERY_S = 2.5  # on average one fault in so many seconds
@@ -38,6 +38,7 @@ class Injection:
     lasts: float
 
 
+AWAY, _MINUTES_S, _MOMENT_S = "database away", 130.0, 8.0
 SLOW = ("provider is slow", "answer drips past the limit")  # each outlasts half a minute
 
 
@@ -50,9 +51,19 @@ def plan(seed: int, seconds: float, *, without: Sequence[str] = ()) -> list[Inje
     chance.shuffle(kinds)
     longest = 75.0 if seconds >= _LONG_ENOUGH_S else min(20.0, seconds / 4)
     times = sorted(chance.uniform(0, seconds * 0.75) for _ in kinds)
-    return [
+    made = [
         Injection(at, kind, chance.randrange(WORKERS), chance.uniform(longest / 2, longest))
         for at, kind in zip(times, kinds, strict=True)
+    ]
+    return _with_one_long_outage(made) if seconds >= _LONG_ENOUGH_S else made
+
+
+def _with_one_long_outage(made: list[Injection]) -> list[Injection]:
+    """The database is away for minutes once; more of it, and nothing else would be seen."""
+    aways = [it for it in made if it.kind == AWAY]
+    return [
+        replace(it, lasts=_MINUTES_S if it is aways[0] else _MOMENT_S) if it.kind == AWAY else it
+        for it in made
     ]
 
 

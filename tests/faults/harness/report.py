@@ -41,6 +41,7 @@ def table_report(walked: Walked) -> str:
         f"  {count} points not on the path: {why}" for why, count in Counter(table.elsewhere.values()).items()
     ]
     lines += [f"  NEVER WALKED: {name}" for name in table.never]
+    lines += [f"  not reached: {case}" for case in walked.unreached]
     lines += [f"  {it}" for it in walked.bad]
     return "\n".join(lines)
 

@@ -3,11 +3,14 @@
 python -m tests.faults.harness.warm SOCKET [BROKEN...]
 """
 
+import ctypes
 import gc
 import os
 import signal
 import socket
 import sys
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def serve(path: str) -> None:
@@ -29,15 +32,22 @@ def serve(path: str) -> None:
             line.close()
             continue
         listening.close()
+        _dies_with_its_parent()
         try:
             worker.main(line)
         finally:
             os._exit(0)
 
 
+def _dies_with_its_parent() -> None:
+    """Whoever ends the harness by force leaves nobody behind, stopped or not."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main(path: str, *broken: str) -> None:
     from tests.faults.harness import broken_builds, points
 
+    _dies_with_its_parent()
     points.install([broken_builds.BUILDS[name] for name in broken])
     serve(path)
 
