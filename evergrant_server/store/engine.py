@@ -3,9 +3,13 @@
 import asyncio
 import sqlite3
 from pathlib import Path
-from typing import Any
+from threading import Event, Thread
+from typing import Any, cast
 
 import aiosqlite
+from aiosqlite.core import (
+    _connection_worker_thread as driver_thread,  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
+)
 from sqlalchemy import URL, Connection, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -85,14 +89,27 @@ class _Connection(aiosqlite.Connection):
 
     def __init__(self, file: str) -> None:
         super().__init__(lambda: sqlite3.connect(file, check_same_thread=False), iter_chunk_size=64)
-        self._thread.daemon = True  # as SQLAlchemy has it
-        self._stopped = False
+        self._stopped = Event()
+        arguments = (cast(Any, self._tx), self._stopped)  # pyright: ignore[reportUnknownMemberType]
+        self._thread = Thread(target=_work, args=arguments, daemon=True)  # daemon as SQLAlchemy has it
 
     def stop(self) -> asyncio.Future[Any] | None:
-        if self._stopped:
+        if self._stopped.is_set():
             return None
-        self._stopped = True
-        return super().stop()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # the driver types its future by half
+        self._stopped.set()
+        return super().stop()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+
+def _work(queue: Any, stopped: Event) -> None:
+    """The driver's thread. When the loop has ended nobody waits for what was done meanwhile: the
+    driver fails on telling it, and would leave what is queued undone and the file open."""
+    while True:
+        try:
+            driver_thread(queue)
+            return
+        except RuntimeError:
+            if stopped.is_set() and queue.empty():
+                return
 
 
 def _prepare_sqlite(connection: Any, record: object) -> None:

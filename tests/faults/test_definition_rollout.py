@@ -26,7 +26,8 @@ from tests.fakes.installation import ASKED, TENANT, Installation, installation
 from tests.fakes.scripted_provider import ScriptedProvider, error
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
-QUICK = Rollout(shares=(0.5, 1.0), stage_s=0, enough=12, most_bad=0.1)
+# a stage without a length is held at its first look when no refresh has been seen by then
+QUICK = Rollout(shares=(0.5, 1.0), stage_s=1, enough=12, most_bad=0.1)
 
 
 @pytest_asyncio.fixture
@@ -90,7 +91,7 @@ class Onboarding:
             await onboarding.tell(tx, saved, SIGNAL_DECIDED, Decided(asked=ASKED), ASKED, now)
         self._place.parts.relay.nudge()
 
-    async def until(self, definition: Definition, condition: Any, limit_s: float = 20) -> Definition:
+    async def until(self, definition: Definition, condition: Any, limit_s: float = 60) -> Definition:
         async with asyncio.timeout(limit_s):
             while True:
                 async with self._place.store.read() as tx:
