@@ -106,7 +106,7 @@ class RefreshActivities(ProviderActivities):
                 AttemptKind.REFRESH,
                 held.connection,
                 renewal.rules,
-                token_valid=held.grant.valid(self._clock.now()),
+                token_valid=not order.token_over and held.grant.valid(self._clock.now()),
             )
         except Failure as failure:
             if failure.code is not Code.OUTCOME_UNKNOWN:

@@ -21,7 +21,7 @@ with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.late_messages import SIGNAL_ANSWER_CAME_LATE, AnswerCameLate, VerifyLateAnswer
     from evergrant_server.core.lifecycle import Do, Step, Wake, ensure_fresh_refusal, next_step, wake
     from evergrant_server.core.schedule import NEWEST_RULES, RULES, Rules, announcing, jitter
-    from evergrant_server.core.waking import end_of
+    from evergrant_server.core.waking import end_of, is_over
     from workflows import calls
     from workflows.cancelling import despite_cancellation
     from workflows.presentation import STATE_ATTRIBUTE, details
@@ -124,6 +124,7 @@ class ConnectionWorkflow:
                     # a caller may have read a newer one: this run was reset, or began from a backup
                     generation=max(self._life.generation, cause.seen_generation or 0),
                     only_if_leased=step.do is Do.REFRESH_IF_LEASED,
+                    token_over=is_over(self._life, workflow.now()),
                 )
                 news = await calls.refresh_grant(order)
                 return m.Happening(event=m.Event.GRANT_REFRESHED, asked=cause.asked, news=news)

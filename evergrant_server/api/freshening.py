@@ -6,11 +6,11 @@ The one who waits also watches the store; whichever answers first wins (DESIGN, 
 import asyncio
 import contextlib
 import logging
+import time
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from evergrant_server.api.ports import TemporalPort
-from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import State
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
@@ -22,7 +22,7 @@ from evergrant_server.telemetry_names import Event
 log = logging.getLogger("evergrant.api")
 
 WATCH_S = 0.075
-_PAUSE = timedelta(seconds=1)  # between two refreshes ahead that nobody waits for, after one failed
+_PAUSE_S = 1.0  # between two refreshes ahead that nobody waits for, after one failed
 _MOST_PAUSED = 10_000
 
 _Key = tuple[Tenant, ConnectionId, int, Wish]
@@ -44,13 +44,14 @@ class _Declined(Failure):
 class Freshening:
     """The refreshes this process waits for. Every one ends by itself; `stop` cuts what is left."""
 
-    def __init__(self, rows: LeaseRows, link: TemporalPort, clock: Clock, longest: timedelta) -> None:
+    elapsed = staticmethod(time.monotonic)
+
+    def __init__(self, rows: LeaseRows, link: TemporalPort, longest: timedelta) -> None:
         self._rows = rows
         self._link = link
-        self._clock = clock
         self._longest = longest.total_seconds()
         self._running: dict[_Key, asyncio.Task[Outcome]] = {}
-        self._paused: dict[_Key, datetime] = {}
+        self._paused: dict[_Key, float] = {}  # until when, in elapsed seconds: no clock jump moves it
 
     def ahead(self, tenant: Tenant, connection: ConnectionId, seen: int, asked: Asked) -> None:
         """Start a refresh that nobody waits for, unless one runs or just failed."""
@@ -102,7 +103,7 @@ class Freshening:
 
     def _pauses(self, key: _Key) -> bool:
         until = self._paused.get(key)
-        return until is not None and self._clock.now() < until
+        return until is not None and self.elapsed() < until
 
     def _task(self, key: _Key, asked: Asked) -> asyncio.Task[Outcome]:
         task = self._running.get(key)
@@ -122,7 +123,7 @@ class Freshening:
             return
         if len(self._paused) >= _MOST_PAUSED:
             self._paused.clear()
-        self._paused[key] = self._clock.now() + max(_PAUSE, timedelta(seconds=failure.retry_after or 0))
+        self._paused[key] = self.elapsed() + max(_PAUSE_S, failure.retry_after or 0)
 
     async def _race(self, key: _Key, asked: Asked) -> Outcome:
         """Ask the workflow and watch the store at once."""

@@ -39,7 +39,7 @@ class Parts:
     def __post_init__(self) -> None:
         self.authenticator = Authenticator(self.store)
         self.cursors = Cursors(self.ring)
-        self.freshening = Freshening(self.lease_rows, self.link, self.clock, self.settings.lease_wait)
+        self.freshening = Freshening(self.lease_rows, self.link, self.settings.lease_wait)
 
     def redirect_uri(self, integration_id: str) -> str:
         """Distinct per tenant and integration (RFC 9700 section 4.4.2.2)."""

@@ -7,7 +7,7 @@ from evergrant_server.core.errors import Code
 from evergrant_server.core.messages import Happening, Life, Wish
 from evergrant_server.core.schedule import Rules, forced_at
 from evergrant_server.core.step import Do, Step
-from evergrant_server.core.waking import due, earliest, settles_at
+from evergrant_server.core.waking import due, earliest, is_over, settles_at
 
 _MOST_REPLIES_LATER = 100  # the newest; an older one waits until its own deadline
 
@@ -18,7 +18,8 @@ def freshness_asked(life: Life, it: Happening, now: datetime, rules: Rules, shar
     if life.state is State.ACTIVE and life.generation > seen:
         return Step(life)
     if it.wish is Wish.UNAUTHORIZED:
-        return _forced(life, now, rules)
+        over = rules.own_clock and is_over(life, now)
+        return _refresh_now(life, now) if over else _forced(life, now, rules)
     settles = settles_at(life, rules)
     since = life.installed_at
     if it.wish is Wish.DUE and settles is not None and since is not None and since <= now < settles:

@@ -23,7 +23,7 @@ from evergrant_server.core.revoking import revoking_goes_on
 from evergrant_server.core.schedule import RefreshPolicy, Rules, ask_at, retry_at
 from evergrant_server.core.step import Do as Do
 from evergrant_server.core.step import Step as Step
-from evergrant_server.core.waking import Wake, end_of, extends, same_end, wake
+from evergrant_server.core.waking import Wake, end_of, extends, not_ahead, same_end, wake
 
 _REMEMBERED_CONSENTS = 20
 _ENDS = {Code.CONSENT_DENIED: Move.CONSENT_DENIED, Code.CONSENT_EXPIRED: Move.CONSENT_EXPIRED}
@@ -34,6 +34,8 @@ def next_step(life: Life, happening: Happening, now: datetime, rules: Rules, sha
     if life.state.final and happening.event is not Event.CONSENT_STANDS:
         return Step(life.model_copy(update={"refusal": life.reason or Code.CONNECTION_REVOKED}))
     heard = life.model_copy(update={"refusal": None, "declined_s": None})
+    if happening.news is not None:
+        happening = happening.model_copy(update={"news": not_ahead(happening.news, now, rules)})
     return _DECIDERS[happening.event](heard, happening, now, rules, share)
 
 

@@ -352,10 +352,12 @@ class MintGrant(Call):
 
 
 class RefreshGrant(Call):
-    """Refresh from `generation`. `only_if_leased`: do nothing when nobody leased it."""
+    """Refresh from `generation`. `only_if_leased`: do nothing when nobody leased it. `token_over`: the
+    access token has ended, whatever the worker's clock says."""
 
     generation: int
     only_if_leased: bool = False
+    token_over: bool = False
 
 
 class AnnounceExpiry(Call):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from evergrant_server.core.clock import TOLERANCE
 from evergrant_server.core.connection import Move, State
 from evergrant_server.core.late import verify_at
 from evergrant_server.core.messages import GrantNews, Life
@@ -60,6 +61,24 @@ def due(life: Life, rules: Rules, share: float = 0.0) -> datetime | None:
     return due_at(
         life.obtained_at, life.expires_at, rules, share, margin_s=life.margin_s, min_age_s=life.min_age_s
     )
+
+
+def is_over(life: Life, now: datetime) -> bool:
+    """The access token has ended, by the workflow's own clock: also when a clock that is behind dated it."""
+    if life.expires_at is None or now < life.expires_at:
+        return False
+    if life.installed_at is None or life.obtained_at is None:
+        return True
+    return now >= life.installed_at + (life.expires_at - life.obtained_at)
+
+
+def not_ahead(news: GrantNews, now: datetime, rules: Rules) -> GrantNews:
+    """No grant was obtained after this workflow heard of it: the clock that dated it was ahead."""
+    if not rules.own_clock or news.obtained_at is None or news.obtained_at <= now + TOLERANCE:
+        return news
+    ahead = news.obtained_at - now
+    expires_at = None if news.expires_at is None else news.expires_at - ahead
+    return news.model_copy(update={"obtained_at": now, "expires_at": expires_at})
 
 
 def earliest(life: Life) -> datetime | None:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import aiosqlite
 from aiosqlite.core import (
-    _connection_worker_thread as driver_thread,  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
+    _connection_worker_thread as driver_thread,  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]  # no public name
 )
 from sqlalchemy import URL, Connection, event, make_url
 from sqlalchemy.exc import ArgumentError
@@ -90,14 +90,16 @@ class _Connection(aiosqlite.Connection):
     def __init__(self, file: str) -> None:
         super().__init__(lambda: sqlite3.connect(file, check_same_thread=False), iter_chunk_size=64)
         self._stopped = Event()
-        arguments = (cast(Any, self._tx), self._stopped)  # pyright: ignore[reportUnknownMemberType]
+        # the driver types its futures by half
+        arguments = (cast(Any, self._tx), self._stopped)  # pyright: ignore[reportUnknownMemberType]  # by half
         self._thread = Thread(target=_work, args=arguments, daemon=True)  # daemon as SQLAlchemy has it
 
     def stop(self) -> asyncio.Future[Any] | None:
         if self._stopped.is_set():
             return None
         self._stopped.set()
-        return super().stop()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        # the driver types its futures by half
+        return super().stop()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # by half
 
 
 def _work(queue: Any, stopped: Event) -> None:

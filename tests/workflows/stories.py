@@ -22,8 +22,7 @@ from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.device import Poll
 from evergrant_server.core.elsewhere import SIGNAL_REVOKED_ELSEWHERE, RevokedElsewhere, Source
 from evergrant_server.core.errors import Code
-from evergrant_server.core.ids import ConnectionId, ConsentId, ReceiverId, Tenant
-from evergrant_server.core.pushing import PUSH_WORKFLOW, PushRequest, push_workflow_id
+from evergrant_server.core.ids import ReceiverId, Tenant
 from evergrant_server.core.receivers import FETCH_KEYS_WORKFLOW, FetchKeys
 from evergrant_server.core.upkeep import (
     LOOK_ELSEWHERE_WORKFLOW,
@@ -38,9 +37,11 @@ from evergrant_server.temporal_link.namespace import prepare
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import running_temporal
 from tests.workflows.choice_stories import accounts_looked_up_and_chosen
+from tests.workflows.clock_stories import reported_when_over
 from tests.workflows.late_stories import answer_came_late, interim_exchanged, late_answers_one_after_another
 from tests.workflows.lives import ASKED, Life, a_consent, a_start, a_worker, living
 from tests.workflows.onboardings import FOREVER, ScriptedOnboarding, decided, onboarding, wanted_back
+from tests.workflows.push_stories import request_pushed
 from tests.workflows.tellings import delivering, until_called
 
 HISTORIES = Path(__file__).parent / "histories"
@@ -332,22 +333,6 @@ async def end_announced(client: Client) -> Life:
         return life
 
 
-async def request_pushed(client: Client) -> Life:
-    """A browser waits for it; no connection's life."""
-    async with a_worker(client, scripted := ScriptedActivities(), "queue-push"):
-        order = PushRequest(
-            tenant=Tenant("acme"),
-            connection_id=ConnectionId("con_0000000000000000000000"),
-            consent_id=ConsentId("cns_0000000000000000000000"),
-            revision=2,
-            asked=ASKED,
-        )
-        await client.execute_workflow(
-            PUSH_WORKFLOW, order, id=push_workflow_id(order), task_queue="queue-push"
-        )
-        return Life(client.get_workflow_handle(push_workflow_id(order)), scripted, a_start())
-
-
 STORIES: dict[str, Story] = {
     "2_told_no_and_told_again": told_no_and_told_again,
     "2_end_announced": end_announced,
@@ -371,6 +356,7 @@ STORIES: dict[str, Story] = {
     "2_answer_came_late": answer_came_late,
     "3_late_answers_one_after_another": late_answers_one_after_another,
     "4_interim_exchanged": interim_exchanged,
+    "5_reported_when_over": reported_when_over,
     "1_minted_after_an_outage": minted_after_an_outage,
     "1_approved_on_another_device": approved_on_another_device,
     "1_device_code_denied": device_code_denied,

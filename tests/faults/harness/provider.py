@@ -7,6 +7,7 @@ first use gave (RFC 6749 section 4.1.2).
 import time
 from asyncio import StreamWriter
 from dataclasses import dataclass
+from email.utils import formatdate
 from typing import Any
 
 from tests.fakes.scripted_provider import Call, Family, ScriptedProvider
@@ -49,6 +50,7 @@ class StrictProvider(ScriptedProvider):
 
     def _act(self, call: Call) -> tuple[int, dict[str, str], dict[str, Any] | None]:
         code, headers, data = super()._act(call)
+        headers = {"Date": formatdate(usegmt=True), **headers}  # RFC 9110 section 6.6.1: who has a clock says
         if data is not None and "access_token" in data and "dpop" in call.headers:
             data = {**data, "token_type": "DPoP"}  # RFC 9449 section 5
         credential = call.params.get("refresh_token") or call.params.get("code")

@@ -1,12 +1,12 @@
 """Readers: apps that lease tokens all the time, and check at the provider what they got."""
 
 import asyncio
-import contextlib
 import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx2
 
@@ -64,11 +64,12 @@ async def _insist(
     seen: Seen,
     until: float,
 ) -> None:
-    """The provider refuses what we were given. Reported, where the clock says that it is good."""
+    """The provider refuses what we were given. Where our clock says that it is good it is reported, as
+    clients do: the answer is a newer token, or a typed no."""
     began = time.monotonic()
     while True:
-        if seen.clock_went_back:
-            await _report(client, connection, refused, seen)
+        if seen.clock_went_back and not await _reported(client, connection, refused, seen):
+            return
         await asyncio.sleep(_A_MOMENT_S)
         again = await _lease(client, connection, seen)
         if again is None or await works(again.access_token):
@@ -81,32 +82,42 @@ async def _insist(
         refused = again
 
 
-async def _report(client: httpx2.AsyncClient, connection: str, token: Leased, seen: Seen) -> None:
-    """The provider answered 401 to this generation: what a client does then."""
+async def _reported(client: httpx2.AsyncClient, connection: str, token: Leased, seen: Seen) -> bool:
+    """Say that the provider answered 401 to this generation. True: done, and a lease is worth another try."""
     body = {"generation": token.generation, "reason": "unauthorized"}
-    with contextlib.suppress(httpx2.HTTPError):
-        await client.post(f"/v1/connections/{connection}/refresh", json=body)
-        seen.reported += 1
+    answer = await _asked(client, f"/v1/connections/{connection}/refresh", body, connection, seen)
+    seen.reported += 1
+    return answer is not None and answer.status_code == 200
 
 
 async def _lease(client: httpx2.AsyncClient, connection: str, seen: Seen) -> Leased | None:
     """A token, or None for a typed answer. Everything else is a violation."""
     began = time.monotonic()
+    answer = await _asked(client, f"/v1/connections/{connection}/token", {}, connection, seen)
+    if answer is None or answer.status_code != 200:
+        return None
+    seen.leases += 1
+    if seen.revoked.get(connection, float("inf")) < began:
+        seen.violations.append(f"{connection}: a token after it was revoked")
+    told = answer.json()
+    return Leased(str(told["access_token"]), int(told["generation"]))
+
+
+async def _asked(
+    client: httpx2.AsyncClient, path: str, body: dict[str, Any], connection: str, seen: Seen
+) -> httpx2.Response | None:
+    """The answer, if it is one with a meaning."""
+    began = time.monotonic()
     try:
-        answer = await client.post(f"/v1/connections/{connection}/token", json={})
+        answer = await client.post(path, json=body)
     except httpx2.HTTPError as error:
         seen.violations.append(f"{connection}: {type(error).__name__} after {time.monotonic() - began:.1f} s")
         return None
     seen.slowest_s = max(seen.slowest_s, time.monotonic() - began)
     if answer.status_code == 200:
-        seen.leases += 1
-        seen.answers["token"] += 1
-        if seen.revoked.get(connection, float("inf")) < began:
-            seen.violations.append(f"{connection}: a token after it was revoked")
-        told = answer.json()
-        return Leased(str(told["access_token"]), int(told["generation"]))
+        return answer
     code = answer.json().get("code") if "json" in answer.headers.get("content-type", "") else None
     seen.answers[str(code)] += 1
     if code in (None, "internal"):
         seen.violations.append(f"{connection}: {answer.status_code} without a typed answer")
-    return None
+    return answer

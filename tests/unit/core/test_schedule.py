@@ -10,7 +10,7 @@ from evergrant_server.core.errors import Code
 from evergrant_server.core.lifecycle import Do, next_step, wake
 from evergrant_server.core.messages import Asked, Event, GrantNews, Happening, Life, Wish
 from evergrant_server.core.schedule import NEWEST_RULES, RULES, announcing, jitter, retry_at
-from evergrant_server.core.waking import end_of
+from evergrant_server.core.waking import end_of, is_over
 
 NEW = RULES[NEWEST_RULES]
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -230,23 +230,25 @@ def test_a_token_that_is_too_young_is_not_refreshed():
 
 
 def test_a_report_refreshes_once_and_a_provider_that_always_says_401_causes_no_storm():
-    life, forced, now = ACTIVE, [], NOW
+    """Beyond one for each token that is over, which a report only hastens."""
+    life, forced, over, now = ACTIVE, [], [], NOW
     answer = hourly()
     while now < NOW + DAY:
         done = step(life, Event.FRESHNESS_ASKED, now, seen_generation=life.generation, wish=Wish.UNAUTHORIZED)
         life = done.life
         if done.do is Do.REFRESH:
-            forced.append(now)
+            (over if is_over(life, now) else forced).append(now)
             life = step(life, Event.GRANT_REFRESHED, now, news=answer(now)).life
         else:
             assert life.declined_s
         now += timedelta(seconds=10)
     assert len(forced) <= 10, "8,640 reports, each of the newest generation"
+    assert len(over) <= 24
     assert forced[1] - forced[0] == NEW.forced_interval
 
 
 def test_a_report_of_an_older_generation_is_answered_and_one_after_a_day_forces_again():
-    life = ACTIVE.model_copy(update={"forced": 5, "forced_at": NOW})
+    life = ACTIVE.model_copy(update={"forced": 5, "forced_at": NOW, "expires_at": NOW + 2 * DAY})
     old = step(life, Event.FRESHNESS_ASKED, seen_generation=2, wish=Wish.UNAUTHORIZED)
     assert (old.do, old.life.declined_s) == (Do.NOTHING, None)
     later = step(life, Event.FRESHNESS_ASKED, NOW + DAY, seen_generation=3, wish=Wish.UNAUTHORIZED)
@@ -254,6 +256,48 @@ def test_a_report_of_an_older_generation_is_answered_and_one_after_a_day_forces_
 
 
 # --- clocks -------------------------------------------------------------------------------
+
+
+def test_a_report_of_a_token_that_is_over_is_no_riddle():
+    """Forced a moment ago, and over now by our clock: whoever says that it is good has a wrong one."""
+    life = ACTIVE.model_copy(update={"forced": 3, "forced_at": NOW + HOUR, "installed_at": NOW})
+    report = {"seen_generation": 3, "wish": Wish.UNAUTHORIZED}
+    over = step(life, Event.FRESHNESS_ASKED, NOW + HOUR, **report)
+    assert (over.do, over.life.forced) == (Do.REFRESH, 3)
+    before = step(life, Event.FRESHNESS_ASKED, NOW + HOUR - timedelta(seconds=1), **report)
+    assert (before.do, before.life.declined_s) == (Do.NOTHING, NEW.forced_interval.total_seconds() * 4 + 1)
+    assert next_step(life, _report(report), NOW + HOUR, RULES[4]).do is Do.NOTHING, "as it was"
+    failing = life.model_copy(update={"ask_at": NOW + 2 * HOUR, "reason": Code.PROVIDER_UNREACHABLE})
+    refused = step(failing, Event.FRESHNESS_ASKED, NOW + HOUR, **report)
+    assert (refused.do, refused.life.refusal) == (Do.NOTHING, Code.PROVIDER_UNREACHABLE)
+
+
+def _report(brings: dict[str, object]) -> Happening:
+    return Happening(event=Event.FRESHNESS_ASKED, asked=ASKED, **brings)
+
+
+def test_a_clock_that_is_behind_makes_no_token_over_before_its_time():
+    """Dated an hour early by a worker; it lives for an hour from when the workflow heard of it."""
+    behind = ACTIVE.model_copy(update={"obtained_at": NOW - HOUR, "expires_at": NOW, "installed_at": NOW})
+    assert not is_over(behind, NOW + HOUR - timedelta(seconds=1))
+    assert is_over(behind, NOW + HOUR)
+    assert is_over(behind.model_copy(update={"installed_at": None}), NOW), "from a run that knew it not"
+    assert not is_over(behind.model_copy(update={"expires_at": None}), NOW + DAY), "it never ends"
+
+
+def test_a_worker_whose_clock_is_ahead_dates_no_token_into_the_future():
+    news = GrantNews(generation=4, obtained_at=NOW + HOUR, expires_at=NOW + 2 * HOUR, refreshable=True)
+    life = step(ACTIVE, Event.GRANT_REFRESHED, news=news).life
+    assert (life.obtained_at, life.expires_at) == (NOW, NOW + HOUR)
+    woken = wake(life, NEW)
+    assert woken is not None
+    assert woken.at < NOW + HOUR
+    old = next_step(ACTIVE, Happening(event=Event.GRANT_REFRESHED, asked=ASKED, news=news), NOW, RULES[4])
+    assert old.life.expires_at == NOW + 2 * HOUR, "as it was"
+    near = news.model_copy(update={"obtained_at": NOW + timedelta(minutes=2)})
+    assert step(ACTIVE, Event.GRANT_REFRESHED, news=near).life.obtained_at == near.obtained_at
+    lasting = news.model_copy(update={"expires_at": None})
+    assert step(ACTIVE, Event.GRANT_REFRESHED, news=lasting).life.expires_at is None
 
 
 def test_a_worker_whose_clock_is_an_hour_behind_causes_no_storm():

@@ -1,0 +1,24 @@
+"""Stories of authorization requests that are pushed to the provider."""
+
+from temporalio.client import Client
+
+from evergrant_server.core.ids import ConnectionId, ConsentId, Tenant
+from evergrant_server.core.pushing import PUSH_WORKFLOW, PushRequest, push_workflow_id
+from tests.fakes.scripted_activities import ScriptedActivities
+from tests.workflows.lives import ASKED, Life, a_start, a_worker
+
+
+async def request_pushed(client: Client) -> Life:
+    """A browser waits for it; no connection's life."""
+    async with a_worker(client, scripted := ScriptedActivities(), "queue-push"):
+        order = PushRequest(
+            tenant=Tenant("acme"),
+            connection_id=ConnectionId("con_0000000000000000000000"),
+            consent_id=ConsentId("cns_0000000000000000000000"),
+            revision=2,
+            asked=ASKED,
+        )
+        await client.execute_workflow(
+            PUSH_WORKFLOW, order, id=push_workflow_id(order), task_queue="queue-push"
+        )
+        return Life(client.get_workflow_handle(push_workflow_id(order)), scripted, a_start())
