@@ -13,6 +13,7 @@ from evergrant_server.core.attempt import Attempt
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import ConnectionId
+from tests.faults.harness.evidence import story
 from tests.faults.harness.ground import End
 from tests.faults.harness.plan import Injection
 from tests.faults.harness.readers import Seen
@@ -20,6 +21,7 @@ from tests.faults.harness.real_server import Counted, RealServer
 from tests.faults.harness.site_processes import Installation
 from tests.security.canaries import hits
 
+_STORIES = 6  # told in full
 _SECRETS = 40  # of each kind are looked for
 _HARMLESS = ("revocation", "clock jumps an hour ahead", "clock jumps an hour back")  # to a call under way
 _ENDED = (State.REVOKING, State.REVOKED)
@@ -34,6 +36,7 @@ class Aftermath:
     violations: list[str] = field(default_factory=list)
     uses: int = 0
     killed_families: int = 0
+    evidence: list[str] = field(default_factory=list)  # about the first that ended badly
     changes: int = 0  # of a connection's state or generation, each with its record
     real: Counted = field(default_factory=Counted)
     real_states: Counter[str] = field(default_factory=Counter)
@@ -53,6 +56,9 @@ async def judged(
     ends = await _settled(here, [*(it.id for it in connections), *consented], reader, settling_s)
     for end in ends[: len(connections)]:
         _judge(end, here.idp.usable(end.refresh_token), after, after.states)
+    named = [it for it in ends if any(it.connection.id in bad for bad in (*after.lost, *seen.violations))]
+    for end in named[:_STORIES]:
+        after.evidence += [f"{end.connection.id}:", *await story(here, end)]
     await judge_real(here.real, ends[len(connections) :], after)
     pairs = here.idp.in_flight_together()
     if pairs:

@@ -177,7 +177,7 @@ async def _inject(here: Installation, it: Injection, victim: Connection, seen: S
 
 async def _revoke(here: Installation, victim: Connection, seen: Seen) -> None:
     async with here.platform.client() as admin:
-        for _ in range(60):
+        for _ in range(200):  # longer than the longest outage
             answer = await admin.post(f"/v1/connections/{victim.id}/revoke", json={"reason": "left"})
             if answer.is_success:
                 seen.revoked[victim.id] = time.monotonic()

@@ -257,6 +257,10 @@ class Ground:
         async with self._asking:
             return int(await (await self._asked()).fetchval(query) or 0)
 
+    async def rows(self, query: str, *arguments: object) -> list[asyncpg.Record]:
+        async with self._asking:
+            return await (await self._asked()).fetch(query, *arguments)
+
     async def row(self, connection: ConnectionId) -> Connection:
         async with self.store.read() as tx:
             row = await tx.connections.get(TENANT, connection)

@@ -80,6 +80,11 @@ class StrictProvider(ScriptedProvider):
                     return 200, self._issue(family)
         return super()._refresh(token)
 
+    def family_of(self, refresh_token: str | None) -> Family | None:
+        """The family that this token is or was of."""
+        of = (it for it in self.families if refresh_token in it.used or refresh_token == it.refresh_token)
+        return next(of, None)
+
     def usable(self, refresh_token: str | None) -> bool:
         """Would this refresh token still be honoured?"""
         for family in self.families:

@@ -73,6 +73,6 @@ def run_report(ran: Ran, window_ms: float | None) -> str:
     return "\n".join(
         [
             rows("the random run", pairs),
-            *(f"  {it}" for it in [*ran.not_injected, *ran.violations, *after.lost]),
+            *(f"  {it}" for it in [*ran.not_injected, *ran.violations, *after.lost, *after.evidence]),
         ]
     )

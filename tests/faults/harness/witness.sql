@@ -1,7 +1,9 @@
 -- What no change of a row may do, whatever the code believes.
 CREATE TABLE witness (row_id text NOT NULL, wrong text NOT NULL, at timestamptz DEFAULT clock_timestamp());
 
-CREATE TABLE witness_change (row_id text NOT NULL, change text NOT NULL);
+CREATE TABLE witness_change (
+    row_id text NOT NULL, change text NOT NULL, at timestamptz DEFAULT clock_timestamp()
+);
 
 CREATE FUNCTION witness_connection() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
