@@ -13,10 +13,10 @@ from datetime import datetime
 from activities.answers import Answer
 from activities.critical import CriticalSections
 from activities.records import settled
-from activities.sending import Sending, elapsed
+from activities.sending import Sending
 from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.attempt import Attempt, AttemptKind, Limits, answer_may_come
-from evergrant_server.core.clock import Clock
+from evergrant_server.core.clock import Clock, elapsed
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import AttemptId, ConnectionId, IntegrationId, Tenant, derived_id
 from evergrant_server.core.messages import Discover, Discovered, Message

@@ -133,7 +133,7 @@ class Replayer:
             packed = await tx.keys.open_bytes(Lane.INTAKE, NOBODY, header.place, entry.sealed)
         keys = await self._store.hold_keys(header.tenant, NOBODY, (Lane.INTAKE,))
         attempt = Attempt(
-            **header.model_dump(exclude={"format", "attempt_id"}),
+            **header.model_dump(exclude={"format", "attempt_id", "began"}),
             id=header.attempt_id,
             journal_id=self._journal.id,
             opened_at=now,

@@ -4,7 +4,6 @@ Between the check of `send_by` and the write of the bytes a process can be stopp
 excludes that. On one host a fence does; across hosts it is measured and counted.
 """
 
-import time
 from collections.abc import Callable
 from datetime import datetime
 
@@ -12,16 +11,11 @@ from activities.records import record
 from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.core.attempt import Attempt, Outcome
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.clock import Clock
+from evergrant_server.core.clock import Clock, elapsed
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.messages import Call
 from evergrant_server.journal import Room
 from evergrant_server.store import Store
-
-
-def elapsed() -> float:
-    """Seconds that also pass while the machine sleeps: another host's clock doesn't stop then."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class Sending:

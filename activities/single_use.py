@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 from activities.answers import Answer
 from activities.critical import CriticalSections
-from activities.sending import Sending, elapsed
+from activities.sending import Sending
 from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.core.attempt import (
     LIMITS,
@@ -27,7 +27,7 @@ from evergrant_server.core.attempt import (
     decide,
     outcome_of_refusal,
 )
-from evergrant_server.core.clock import Clock
+from evergrant_server.core.clock import Clock, elapsed
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code, Failure, Kind
 from evergrant_server.core.grant import MAIN, TokenSet
@@ -172,7 +172,8 @@ class SingleUse:
         seen = self._journal.fate(attempt)
         if attempt.journal_id != self._journal.id:
             # a worker that was stopped past every deadline is fenced off rather than waited for
-            over = self._clock.now() >= attempt.send_by + self.limits.answer
+            deadline = (self.limits.send + self.limits.answer).total_seconds()
+            over = seen.age_s is not None and seen.age_s >= deadline
             return replace(seen, in_flight=False) if seen.in_flight and over else seen
         return replace(seen, in_flight=seen.in_flight or self._sections.in_flight(attempt.id))
 

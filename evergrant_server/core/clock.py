@@ -1,5 +1,6 @@
 """Time as an argument: what everything outside a workflow asks for the hour."""
 
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
@@ -22,6 +23,14 @@ def correction(*others: timedelta | None) -> timedelta:
     known = sorted([timedelta(0), *(it for it in others if it is not None)])
     middle = known[1] if len(known) == 3 else timedelta(0)
     return middle if abs(middle) > TOLERANCE else timedelta(0)
+
+
+def elapsed() -> float:
+    """Seconds since this machine started, the same in each of its processes; no clock jump moves them.
+
+    They also pass while the machine sleeps: another host's clock doesn't stop then.
+    """
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class SystemClock:

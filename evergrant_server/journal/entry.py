@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from evergrant_server.core.attempt import Attempt, AttemptKind
+from evergrant_server.core.clock import elapsed
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
 from evergrant_server.crypto import Place, Sealed, SealingKey, seal
@@ -36,10 +37,12 @@ class Header(BaseModel):
     attempt_id: AttemptId
     kind: AttemptKind
     from_generation: int
+    began: float | None = None  # when its room was made, see `core.clock.elapsed`
 
     @classmethod
     def of(cls, attempt: Attempt) -> "Header":
         return cls(
+            began=elapsed(),
             tenant=attempt.tenant,
             connection_id=attempt.connection_id,
             attempt_id=attempt.id,
@@ -175,9 +178,20 @@ def unsent(path: Path) -> Header | None:
     A mark that only this kernel remembers is enough to know it of a process that died; after
     the machine itself went down, nothing is certain.
     """
+    return _header(path, (_UNSENT,))
+
+
+def age_s(path: Path) -> float | None:
+    """How long ago a room was made, in seconds of the machine's own; None when that isn't known."""
+    header = _header(path, (_UNSENT, _SENT))
+    return None if header is None or header.began is None else elapsed() - header.began
+
+
+def _header(path: Path, marks: tuple[bytes, ...]) -> Header | None:
+    """Of a room that has one of these marks and was made in this run of the machine."""
     try:
         with path.open("rb") as room:
-            if room.read(len(_boot() + _UNSENT)) != _boot() + _UNSENT:
+            if room.read(len(_boot() + _UNSENT)) not in [_boot() + mark for mark in marks]:
                 return None
             return Header.model_validate_json(room.readline())
     except (OSError, ValidationError):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evergrant_server.core.attempt import Attempt
 from evergrant_server.core.ids import AttemptId
-from evergrant_server.journal.entry import ENTRY, ROOM, SET_ASIDE, Entry, Room, fence, unsent
+from evergrant_server.journal.entry import ENTRY, ROOM, SET_ASIDE, Entry, Room, age_s, fence, unsent
 from evergrant_server.journal.lock import JournalLock
 
 
@@ -20,6 +20,7 @@ class Fate:
     in_flight: bool | None
     answered: bool
     unsent: bool = False  # its owner died, and it is certain that no byte had left
+    age_s: float | None = None  # of another worker's that is under way: counted by the machine, not the clock
 
 
 class Journal:
@@ -51,7 +52,8 @@ class Journal:
         # a room becomes an entry by its renaming: looked for in this order, none is missed
         answered = self._path(attempt, ENTRY).exists()
         gone = not under_way and (mine or not alive)
-        return Fate(alive, under_way, answered, gone and unsent(room) is not None)
+        age = age_s(room) if under_way and not mine else None
+        return Fate(alive, under_way, answered, gone and unsent(room) is not None, age)
 
     def fence(self, attempt: Attempt) -> bool:
         """Make sure that its owner sends no more, as far as this host can: False when it can't be stopped."""

@@ -25,6 +25,7 @@ from activities.single_use import SingleUse
 from evergrant_server.core.access import Integration
 from evergrant_server.core.attempt import LIMITS, AttemptKind, Limits
 from evergrant_server.core.circuit import CircuitRules
+from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import Connection, Revocation, State
 from evergrant_server.core.consent import Consent
 from evergrant_server.core.errors import Code, Failure
@@ -69,15 +70,16 @@ class Activities:
         journals: Path,
         limits: Limits = LIMITS,
         store: Store | None = None,
+        clock: Clock | None = None,
     ) -> None:
         parts = place.parts
-        store = store or parts.store
+        store, clock = store or parts.store, clock or parts.clock
         self.journal = Journal(journals)
         sections = CriticalSections()
         sender = Sender(Egress(EgressPolicy(allow=allow)))
-        protocol = SingleUse(store, parts.clock, sections, self.journal, limits)
-        holder = Holder(store, parts.registry, parts.settings.public_url, parts.clock)
-        common = (store, holder, sender, protocol, parts.clock)
+        protocol = SingleUse(store, clock, sections, self.journal, limits)
+        holder = Holder(store, parts.registry, parts.settings.public_url, clock)
+        common = (store, holder, sender, protocol, clock)
         self._refresh = RefreshActivities(*common, Circuits(CircuitRules(threshold=0)))
         self._revocation = RevocationActivities(*common)
         self._consent = ConsentActivities(*common)
@@ -91,7 +93,7 @@ class Activities:
             AttemptKind.MINT: self._minting.answered,
             AttemptKind.DEVICE_CODE: self._devices.answered,
         }
-        self.replayer = Replayer(store, parts.clock, self.journal, sections, endings)
+        self.replayer = Replayer(store, clock, self.journal, sections, endings)
 
     async def refresh(
         self, connection: Connection, generation: int, env: ActivityEnvironment | None = None

@@ -5,6 +5,7 @@ import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -126,7 +127,11 @@ def test_what_can_be_known_of_another_worker_on_the_host(tmp_path: Path, key: Se
     attempt = an_attempt(owner)
     assert other.fate(attempt) == Fate(True, False, False), "its section has ended"
     room = owner.reserve(attempt)
-    assert other.fate(attempt) == Fate(True, True, False)
+    under_way = other.fate(attempt)
+    assert replace(under_way, age_s=None) == Fate(True, True, False)
+    assert under_way.age_s is not None
+    assert 0 <= under_way.age_s < 60
+    assert owner.fate(attempt).age_s is None, "its own sections know better"
     room.keep(key, SECRET)
     assert other.fate(attempt) == Fate(True, False, True)
     owner.release()
