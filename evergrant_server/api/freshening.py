@@ -51,12 +51,13 @@ class Freshening:
         self._link = link
         self._longest = longest.total_seconds()
         self._running: dict[_Key, asyncio.Task[Outcome]] = {}
-        self._paused: dict[_Key, float] = {}  # until when, in elapsed seconds: no clock jump moves it
+        # until when, in elapsed seconds (no clock jump moves them), and what was said
+        self._paused: dict[_Key, tuple[float, Failure]] = {}
 
     def ahead(self, tenant: Tenant, connection: ConnectionId, seen: int, asked: Asked) -> None:
         """Start a refresh that nobody waits for, unless one runs or just failed."""
         key = (tenant, connection, seen, Wish.DUE)
-        if not self._pauses(key):
+        if self._pause(key) is None:
             self._task(key, asked)
 
     async def newer(
@@ -85,14 +86,15 @@ class Freshening:
         """As `refreshed`, because the token of `seen` was refused; returns also when that helps nobody.
 
         A provider that says 401 for want of a permission gets one refresh, and then more rarely:
-        the workflow declines, and until it would not it isn't asked.
+        the workflow declines, and until it would not it isn't asked. Nor is it while a refresh
+        that failed isn't worth another try: then everybody hears why.
         """
-        if self._pauses((tenant, connection, seen, Wish.UNAUTHORIZED)):
-            return
-        outcome = await self.newer(tenant, connection, seen, asked, Wish.UNAUTHORIZED)
-        declined = isinstance(outcome.failure, _Declined)
-        if outcome.failure is not None and not declined and not _is_newer(outcome.row, seen):
-            raise outcome.failure
+        failure = self._pause((tenant, connection, seen, Wish.UNAUTHORIZED))
+        if failure is None:
+            outcome = await self.newer(tenant, connection, seen, asked, Wish.UNAUTHORIZED)
+            failure = None if _is_newer(outcome.row, seen) else outcome.failure
+        if failure is not None and not isinstance(failure, _Declined):
+            raise failure
 
     async def stop(self) -> None:
         """End what nobody will wait for any more; the workflows go on without us."""
@@ -101,9 +103,11 @@ class Freshening:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _pauses(self, key: _Key) -> bool:
-        until = self._paused.get(key)
-        return until is not None and self.elapsed() < until
+    def _pause(self, key: _Key) -> Failure | None:
+        """Why it isn't tried again yet, with what is left of the wait."""
+        until, why = self._paused.get(key, (0.0, None))
+        left = until - self.elapsed()
+        return None if why is None or left <= 0 else type(why)(why.code, why.detail, retry_after=left)
 
     def _task(self, key: _Key, asked: Asked) -> asyncio.Task[Outcome]:
         task = self._running.get(key)
@@ -123,7 +127,7 @@ class Freshening:
             return
         if len(self._paused) >= _MOST_PAUSED:
             self._paused.clear()
-        self._paused[key] = self.elapsed() + max(_PAUSE_S, failure.retry_after or 0)
+        self._paused[key] = self.elapsed() + max(_PAUSE_S, failure.retry_after or 0), failure
 
     async def _race(self, key: _Key, asked: Asked) -> Outcome:
         """Ask the workflow and watch the store at once."""

@@ -21,6 +21,7 @@ from tests.faults.harness.real_server import Counted, RealServer
 from tests.faults.harness.site_processes import Installation
 from tests.security.canaries import hits
 
+_SETTLES_S = 60.0  # a refresh that is under way
 _STORIES = 6  # told in full
 _SECRETS = 40  # of each kind are looked for
 _HARMLESS = ("revocation", "clock jumps an hour ahead", "clock jumps an hour back")  # to a call under way
@@ -54,8 +55,9 @@ async def judged(
     """Wait until nothing is open any more, then look at everything."""
     after = Aftermath(refreshes=here.idp.refreshes, uses=len(here.idp.uses))
     ends = await _settled(here, [*(it.id for it in connections), *consented], reader, settling_s)
-    for end in ends[: len(connections)]:
-        _judge(end, here.idp.usable(end.refresh_token), after, after.states)
+    for number in range(len(connections)):
+        ends[number] = await _as_it_is(here, ends[number])
+        _judge(ends[number], here.idp.usable(ends[number].refresh_token), after, after.states)
     named = [it for it in ends if any(it.connection.id in bad for bad in (*after.lost, *seen.violations))]
     for end in named[:_STORIES]:
         after.evidence += [f"{end.connection.id}:", *await story(here, end)]
@@ -98,6 +100,19 @@ async def _settled(
             with contextlib.suppress(httpx2.HTTPError):
                 await reader.post(f"/v1/connections/{end.connection.id}/token", json={})
         await asyncio.sleep(2)
+
+
+async def _as_it_is(here: Installation, end: End) -> End:
+    """Refreshes go on: what the store held a moment ago may be spent, and its successor be there by now."""
+    until = time.monotonic() + _SETTLES_S
+    while not here.idp.usable(end.refresh_token):
+        now = await _end(here, end.connection.id)
+        same = now.connection.revision == end.connection.revision and now.open_attempt is None
+        if same or time.monotonic() > until:
+            return now
+        end = now
+        await asyncio.sleep(0.2)
+    return end
 
 
 async def _end(here: Installation, connection: str) -> End:

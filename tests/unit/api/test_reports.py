@@ -56,6 +56,25 @@ async def test_a_report_that_helps_nobody_is_answered_and_not_asked_again(api: A
     assert (await api.lease(key)).status_code == 200, "and the token, which is valid, is served"
 
 
+async def test_a_report_while_refreshes_fail_hears_why_each_time(api: Api):
+    """An answer of 200 would say: the token is as new as it gets."""
+    connection = await api.active(await api.integration())
+    key = await api.app_with("reader", Action.TOKEN)
+    asked: list[Wish] = []
+
+    async def fail(tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh) -> Freshness:
+        asked.append(ask.wish)
+        return Freshness(generation=1, problem=Code.PROVIDER_UNREACHABLE, retry_after=40)
+
+    api.link.on_refresh = fail
+    at = f"/v1/connections/{connection.id}/refresh"
+    for _ in range(5):
+        answer = await api.post(at, key, REPORT)
+        assert (answer.status_code, answer.json()["code"]) == (503, "provider_unreachable")
+        assert 1 <= int(answer.headers["retry-after"]) <= 41
+    assert len(asked) == 1
+
+
 async def test_what_a_refresh_is_asked_for_is_strict(api: Api):
     connection = await api.active(await api.integration())
     key = await api.app_with("reader", Action.TOKEN)
