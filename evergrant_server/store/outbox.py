@@ -7,12 +7,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 from sqlmodel import col
 
+from evergrant_server.core.clock import TOLERANCE
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import OutboxId
 from evergrant_server.core.outbox import OutboxMessage
 from evergrant_server.store.records import Values, every, insert, taken, values_of, where
 from evergrant_server.store.tables import OutboxRow
 
+_FARTHEST = timedelta(minutes=10)  # a relay puts nothing off for longer; see `_due`
 _TARGET_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:target, 0))")
 
 
@@ -37,7 +39,7 @@ class Outbox:
         Any number of relays may claim at once: none gets what another holds. A message that
         was neither delivered nor postponed is claimable again after `hold`.
         """
-        due = _undelivered() & _due(now) & ~_behind_another()
+        due = _undelivered() & _due(now, hold) & ~_behind_another()
         picked = select(col(OutboxRow.seq)).where(due).order_by(col(OutboxRow.seq)).limit(limit)
         seqs = list((await self._connection.execute(picked.with_for_update(skip_locked=True))).scalars())
         if not seqs:
@@ -101,9 +103,12 @@ def _undelivered() -> ColumnElement[bool]:
     return col(OutboxRow.delivered_at).is_(None)
 
 
-def _due(now: datetime) -> ColumnElement[bool]:
+def _due(now: datetime, hold: timedelta) -> ColumnElement[bool]:
+    """A moment farther away than anybody waits was written by a clock that was ahead, and means nothing:
+    a message and all that are behind it would wait until the others' clocks get there."""
     next_at, until = col(OutboxRow.next_at), col(OutboxRow.claimed_until)
-    return or_(next_at.is_(None), next_at <= now) & or_(until.is_(None), until <= now)
+    postponed = or_(next_at.is_(None), next_at <= now, next_at > now + _FARTHEST)
+    return postponed & or_(until.is_(None), until <= now, until > now + hold + TOLERANCE)
 
 
 def _behind_another() -> ColumnElement[bool]:

@@ -65,6 +65,22 @@ async def test_a_postponed_message_waits_and_so_do_those_behind_it(store: Store)
     assert again.payload == {"reason": "asked"}
 
 
+async def test_what_a_clock_that_was_ahead_put_off_or_claimed_is_not_waited_for(store: Store):
+    """A relay's host was an hour ahead and was set right, or it died and another host's goes on."""
+    hour = 3600.0
+    message, behind = a_message("a"), a_message("a")
+    await put(store, message, behind)
+    assert await claim(store, "ahead", after=hour) == [message.id]
+    assert await claim(store) == [message.id], "nobody holds a message for an hour"
+    async with store.write() as tx:
+        longest = timedelta(seconds=hour, minutes=5)
+        await tx.outbox.postpone(message.id, "temporal_unavailable", NOW + longest)
+    assert await claim(store) == [message.id]
+    async with store.write() as tx:
+        await tx.outbox.postpone(message.id, "temporal_unavailable", NOW + timedelta(minutes=5))
+    assert await claim(store) == [], "the longest that a relay puts one off"
+
+
 async def test_many_relays_never_share_a_message(store: Store):
     messages = [a_message(f"target-{n % 10}") for n in range(40)]
     await put(store, *messages)
