@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Generic, TypeVar
 
 from activities.answers import Answer
@@ -24,8 +25,10 @@ from evergrant_server.core.attempt import (
     Takeover,
     answer_may_come,
     counted,
+    dated_ahead,
     decide,
     outcome_of_refusal,
+    seen_since,
 )
 from evergrant_server.core.clock import Clock, elapsed
 from evergrant_server.core.connection import Connection, State
@@ -48,6 +51,7 @@ log = logging.getLogger("evergrant.protocol")
 T = TypeVar("T")
 
 _MOST_SET_ASIDE = 1000  # files of a quarter of a megabyte at the most, told of by doctor and a metric
+_MOST_AHEAD = 10_000
 _BRING_CHAINS = (AttemptKind.CODE_EXCHANGE, AttemptKind.LATE_ANSWER)
 LANES = (Lane.LEASE, Lane.REFRESH)  # what an answer is sealed with, in the journal and in the store
 
@@ -95,6 +99,7 @@ class SingleUse:
         self._sections = sections
         self._journal = journal
         self.limits = limits
+        self._ahead: dict[AttemptId, float] = {}  # dated ahead of us: when it was first seen, elapsed
 
     async def begin(
         self,
@@ -181,13 +186,24 @@ class SingleUse:
         """True while its answer may still come and be installed."""
         fate = self.fate(attempt)
         return answer_may_come(
-            attempt,
+            self._dated(attempt),
             self._clock.now(),
             owner_alive=fate.owner_alive,
             in_flight=fate.in_flight,
             answered=fate.answered,
             limits=self.limits,
         )
+
+    def _dated(self, attempt: Attempt) -> Attempt:
+        """Another host's clock, or ours before it was set right, was ahead: nobody waits until ours gets
+        there, but as long as an answer may take from when we first saw it."""
+        now = self._clock.now()
+        if not dated_ahead(attempt, now):
+            return attempt
+        if len(self._ahead) >= _MOST_AHEAD:
+            self._ahead.clear()
+        since = self._ahead.setdefault(attempt.id, elapsed())
+        return seen_since(attempt, now - timedelta(seconds=elapsed() - since))
 
     async def _intend(
         self, tx: Tx, attempt: Attempt, state: State, rules: RefreshRules, token_valid: bool
@@ -203,7 +219,7 @@ class SingleUse:
             attempt,
             rules,
             self._clock.now(),
-            opened=earlier,
+            opened=None if earlier is None else self._dated(earlier),
             unknown=unknown,
             token_valid=token_valid,
             owner_alive=fate.owner_alive,

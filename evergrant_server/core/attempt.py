@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
+from evergrant_server.core.clock import TOLERANCE
 from evergrant_server.core.errors import Code
 from evergrant_server.core.grant import MAIN
 from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
@@ -187,6 +188,17 @@ def decide(
     return Takeover.RESEND
 
 
+def dated_ahead(attempt: Attempt, now: datetime) -> bool:
+    """It was opened by a clock that was ahead of ours: its deadlines are no moments to wait for."""
+    return attempt.opened_at - now > TOLERANCE
+
+
+def seen_since(attempt: Attempt, since: datetime) -> Attempt:
+    """One that is dated ahead, with deadlines that count from when it was first seen."""
+    deadlines = {"opened_at": since, "send_by": since + (attempt.send_by - attempt.opened_at)}
+    return attempt.model_copy(update={**deadlines, "asked_at": attempt.first_opened_at})
+
+
 def counted(wanted: Attempt, unknown: Attempt | None) -> Attempt:
     """`wanted` with the uses before it: the count goes from attempt to attempt."""
     if unknown is None:
@@ -197,8 +209,10 @@ def counted(wanted: Attempt, unknown: Attempt | None) -> Attempt:
 
 def _safe(rules: RefreshRules, last: Attempt, now: datetime) -> bool:
     """Inside the time in which the provider takes the same credential again."""
-    safe_for = rules.resend_is_safe_for
-    return safe_for is not None and now - last.first_opened_at <= safe_for
+    safe_for, age = rules.resend_is_safe_for, now - last.first_opened_at
+    if safe_for is None or age < -TOLERANCE:  # from the future: how long ago it was isn't known
+        return safe_for == timedelta.max
+    return age <= safe_for
 
 
 def answer_may_come(

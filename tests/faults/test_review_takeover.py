@@ -96,9 +96,14 @@ class Activities:
         self.replayer = Replayer(store, clock, self.journal, sections, endings)
 
     async def refresh(
-        self, connection: Connection, generation: int, env: ActivityEnvironment | None = None
+        self,
+        connection: Connection,
+        generation: int,
+        env: ActivityEnvironment | None = None,
+        *,
+        token_over: bool = False,
     ) -> GrantNews:
-        order = RefreshGrant(**_call(connection), generation=generation)
+        order = RefreshGrant(**_call(connection), generation=generation, token_over=token_over)
         async with asyncio.timeout(20):
             return await (env or ActivityEnvironment()).run(self._refresh.refresh_grant, order)
 

@@ -13,17 +13,20 @@ from evergrant_server.core.attempt import (
     Takeover,
     answer_may_come,
     counted,
+    dated_ahead,
     decide,
     may_send,
     outcome_of_refusal,
+    seen_since,
     takeover,
 )
+from evergrant_server.core.clock import TOLERANCE
 from evergrant_server.core.errors import Code
 from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
 from evergrant_server.core.provider import RefreshRules, Rotation
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
-TICK = timedelta(microseconds=1)
+TICK, HOUR = timedelta(microseconds=1), timedelta(hours=1)
 STRICT = RefreshRules(rotation=Rotation.STRICT)
 GRACE = RefreshRules(rotation=Rotation.GRACE, grace_s=30)
 RESEND, WAIT, GIVE_UP = Takeover.RESEND, Takeover.WAIT, Takeover.GIVE_UP
@@ -146,3 +149,18 @@ def test_uses_are_counted_from_the_first():
 )
 def test_the_edges_of_what_a_status_says(status: int, code: Code, outcome: Outcome | None):
     assert outcome_of_refusal(status, code) is outcome
+
+
+def test_a_use_that_is_dated_ahead_of_our_clock():
+    """Some clock was wrong: its deadlines count from when we saw it, and no grace is known to go on."""
+    ahead = OPEN.model_copy(update={"opened_at": NOW + HOUR, "send_by": NOW + HOUR + LIMITS.send})
+    assert not dated_ahead(OPEN, NOW - TOLERANCE)
+    assert dated_ahead(OPEN, NOW - TOLERANCE - TICK)
+    seen = seen_since(ahead, NOW)
+    assert (seen.opened_at, seen.send_by, seen.first_opened_at) == (NOW, OPEN.send_by, ahead.opened_at)
+    assert decided(WANTED, LISTENED - TICK, seen) is WAIT
+    assert decided(WANTED, LISTENED, seen) is RESEND
+    twice = seen.model_copy(update={"sends": MOST_SENDS})
+    assert not may_send(GRACE, twice, NOW)
+    assert may_send(GRACE, twice, NOW + HOUR - TOLERANCE)
+    assert may_send(RefreshRules(rotation=Rotation.NONE), twice, NOW)
