@@ -77,8 +77,9 @@ def not_ahead(news: GrantNews, now: datetime, rules: Rules) -> GrantNews:
     if not rules.own_clock or news.obtained_at is None or news.obtained_at <= now + TOLERANCE:
         return news
     ahead = news.obtained_at - now
-    expires_at = None if news.expires_at is None else news.expires_at - ahead
-    return news.model_copy(update={"obtained_at": now, "expires_at": expires_at})
+    ends = {"expires_at": news.expires_at, "refresh_expires_at": news.refresh_expires_at}
+    moved = {name: None if end is None else end - ahead for name, end in ends.items()}
+    return news.model_copy(update={"obtained_at": now, **moved})
 
 
 def earliest(life: Life) -> datetime | None:
