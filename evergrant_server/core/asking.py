@@ -7,7 +7,7 @@ from evergrant_server.core.errors import Code
 from evergrant_server.core.messages import Happening, Life, Wish
 from evergrant_server.core.schedule import Rules, forced_at
 from evergrant_server.core.step import Do, Step
-from evergrant_server.core.waking import due, earliest, is_over, settles_at
+from evergrant_server.core.waking import due, earliest, is_over, over_at, settles_at
 
 _MOST_REPLIES_LATER = 100  # the newest; an older one waits until its own deadline
 
@@ -34,7 +34,9 @@ def _forced(life: Life, now: datetime, rules: Rules) -> Step:
     if times and life.forced_at is not None:
         until = forced_at(life.forced_at, times, rules)
         if now < until:
-            return _declined(life, until - now)
+            # once the token is over it is no riddle any more: nobody is sent away for longer
+            ends = over_at(life) if rules.own_clock else None
+            return _declined(life, (until if ends is None else min(until, ends)) - now)
     step = _refresh_now(life, now)
     if step.do is not Do.REFRESH:
         return step

@@ -63,13 +63,17 @@ def due(life: Life, rules: Rules, share: float = 0.0) -> datetime | None:
     )
 
 
+def over_at(life: Life) -> datetime | None:
+    """When the access token ends by the workflow's own clock: also when a clock that is behind dated it."""
+    if life.expires_at is None or life.installed_at is None or life.obtained_at is None:
+        return life.expires_at
+    return max(life.expires_at, life.installed_at + (life.expires_at - life.obtained_at))
+
+
 def is_over(life: Life, now: datetime) -> bool:
-    """The access token has ended, by the workflow's own clock: also when a clock that is behind dated it."""
-    if life.expires_at is None or now < life.expires_at:
-        return False
-    if life.installed_at is None or life.obtained_at is None:
-        return True
-    return now >= life.installed_at + (life.expires_at - life.obtained_at)
+    """The access token has ended."""
+    ends = over_at(life)
+    return ends is not None and now >= ends
 
 
 def not_ahead(news: GrantNews, now: datetime, rules: Rules) -> GrantNews:

@@ -265,7 +265,11 @@ def test_a_report_of_a_token_that_is_over_is_no_riddle():
     over = step(life, Event.FRESHNESS_ASKED, NOW + HOUR, **report)
     assert (over.do, over.life.forced) == (Do.REFRESH, 3)
     before = step(life, Event.FRESHNESS_ASKED, NOW + HOUR - timedelta(seconds=1), **report)
-    assert (before.do, before.life.declined_s) == (Do.NOTHING, NEW.forced_interval.total_seconds() * 4 + 1)
+    assert (before.do, before.life.declined_s) == (Do.NOTHING, 1.0), "and may report again when it is over"
+    lasting = life.model_copy(update={"expires_at": None})
+    for forever, rules in ((lasting, NEW), (life, RULES[4])):
+        told = next_step(forever, _report(report), NOW + HOUR - timedelta(seconds=1), rules).life
+        assert told.declined_s == NEW.forced_interval.total_seconds() * 4 + 1
     assert next_step(life, _report(report), NOW + HOUR, RULES[4]).do is Do.NOTHING, "as it was"
     failing = life.model_copy(update={"ask_at": NOW + 2 * HOUR, "reason": Code.PROVIDER_UNREACHABLE})
     refused = step(failing, Event.FRESHNESS_ASKED, NOW + HOUR, **report)
