@@ -119,12 +119,14 @@ class ConnectionWorkflow:
                     event=m.Event.GRANT_MINTED, asked=cause.asked, news=news, consent_id=consent_id
                 )
             case Do.REFRESH | Do.REFRESH_IF_LEASED:
+                # a caller may have read a newer one: this run was reset, or a journal's answer came
+                generation = max(self._life.generation, cause.seen_generation or 0)
+                known = generation == self._life.generation  # of a newer one's end nothing is known here
                 order = m.RefreshGrant(
                     **self._call(cause),
-                    # a caller may have read a newer one: this run was reset, or began from a backup
-                    generation=max(self._life.generation, cause.seen_generation or 0),
+                    generation=generation,
                     only_if_leased=step.do is Do.REFRESH_IF_LEASED,
-                    token_over=is_over(self._life, workflow.now()),
+                    token_over=known and is_over(self._life, workflow.now()),
                 )
                 news = await calls.refresh_grant(order)
                 return m.Happening(event=m.Event.GRANT_REFRESHED, asked=cause.asked, news=news)

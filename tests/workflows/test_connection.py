@@ -49,6 +49,19 @@ async def test_every_command_carries_who_asked_and_the_trace_into_history(client
         assert json.loads(base64.b64decode(payload))["asked"] == ASKED.model_dump()
 
 
+async def test_that_an_older_token_is_over_says_nothing_of_the_one_that_a_caller_holds(client: Client):
+    """Told that its token is over, a worker sends again while the owner of an open attempt may be there."""
+    past = datetime.now(UTC) - timedelta(hours=1)
+    facts = {"obtained_at": past - timedelta(hours=1), "expires_at": past, "refreshable": True}
+    active = {"state": State.ACTIVE, "generation": 1, "policy": "on_demand", **facts}
+    for seen, over in ((2, False), (1, True)):
+        async with living(client, **active) as life:
+            life.scripted.generation = 2
+            await life.ensure_fresh(seen)
+            order = life.scripted.calls[-1][1]
+            assert (order.generation, order.token_over) == (seen, over)
+
+
 async def test_invariant_3_callers_share_one_refresh(client: Client):
     scripted = ScriptedActivities()
     async with living(client, scripted) as life:
