@@ -185,8 +185,7 @@ class RefreshActivities(ProviderActivities):
                 tokens,
                 generation=after.generation,
                 requested=current.requested_scopes,
-                # a server may answer a second send with the first one's token and its full lifetime anew
-                at=attempt.first_opened_at + wrong,
+                at=attempt.tokens_from(tokens.expires_in) + wrong,
                 before=known or before,
                 renewable=held.renewable,
             )

@@ -86,6 +86,15 @@ class Attempt(BaseModel):
         """When this credential may first have been used: grace and a token's age count from here."""
         return self.asked_at or self.opened_at
 
+    def tokens_from(self, lifetime_s: float | None) -> datetime:
+        """From when the tokens of its answer live. From the first use: a server may answer a later one
+        with the first one's token and its full lifetime anew. Not where little would be left of them,
+        as after an outage longer than that: the first use can't have been served by then."""
+        first = min(self.first_opened_at, self.opened_at)
+        if lifetime_s is not None and self.opened_at - first > timedelta(seconds=lifetime_s) * 3 / 4:
+            return self.opened_at
+        return first
+
     def spends(self, kind: AttemptKind, from_generation: int, credential: str) -> bool:
         """True when it is a use of this very credential."""
         return (self.kind, self.from_generation, self.credential) == (kind, from_generation, credential)

@@ -301,6 +301,22 @@ async def test_a_second_send_doesn_t_make_a_token_younger(
     assert (await worker.refresh(connection, 1)).obtained_at == first.opened_at
 
 
+async def test_an_outage_longer_than_a_tokens_life_makes_the_next_token_no_older(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    """It would seem over when it comes, and is not due again at once: callers would go without it."""
+    idp.script(ok(expires_in=1))
+    connection = await place.connect(idp, RefreshRules(rotation=Rotation.STRICT))
+    here = Activities(place, (idp.allowance,), tmp_path / "here")
+    await asyncio.sleep(1.1)
+    idp.script(status(500), status(500), ok(expires_in=2))
+    for _ in range(2):
+        assert (await here.refresh(connection, 1)).failure is Code.PROVIDER_ERROR
+    await asyncio.sleep(2.1)
+    assert (await here.refresh(connection, 1)).generation == 2
+    assert (await place.grant(connection))[1].valid(place.parts.clock.now())
+
+
 async def test_an_intent_that_is_too_old_is_not_sent(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):

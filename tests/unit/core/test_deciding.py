@@ -164,3 +164,12 @@ def test_a_use_that_is_dated_ahead_of_our_clock():
     assert not may_send(GRACE, twice, NOW)
     assert may_send(GRACE, twice, NOW + HOUR - TOLERANCE)
     assert may_send(RefreshRules(rotation=Rotation.NONE), twice, NOW)
+
+
+def test_tokens_live_from_the_first_use_unless_that_leaves_next_to_nothing():
+    again = OPEN.model_copy(update={"opened_at": NOW + HOUR * 3 / 4, "asked_at": NOW})
+    assert again.tokens_from(3600) == NOW
+    assert again.tokens_from(None) == NOW
+    assert again.tokens_from(3599.9) == again.opened_at
+    ahead = OPEN.model_copy(update={"asked_at": NOW + HOUR})
+    assert ahead.tokens_from(3600) == NOW, "no first use comes after a later one: a clock was set back"
