@@ -1,6 +1,6 @@
 """How wrong a worker's clock is, where Temporal's and the provider's both say so."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from temporalio import activity
 
@@ -14,3 +14,9 @@ def correction_of(clock: Clock, attempt: Attempt, tokens: TokenSet) -> timedelta
     temporal = activity.info().started_time - attempt.opened_at if activity.in_activity() else None
     provider = None if tokens.said_at is None else tokens.said_at - clock.now()
     return correction(temporal, provider)
+
+
+def earlier(clock: Clock) -> datetime:
+    """Our clock's hour or Temporal's: what is over by one of them alone may not be."""
+    now = clock.now()
+    return min(now, activity.info().started_time) if activity.in_activity() else now
