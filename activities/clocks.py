@@ -16,7 +16,16 @@ def correction_of(clock: Clock, attempt: Attempt, tokens: TokenSet) -> timedelta
     return correction(temporal, provider)
 
 
-def earlier(clock: Clock) -> datetime:
+def earlier_hour(clock: Clock) -> datetime:
     """Our clock's hour or Temporal's: what is over by one of them alone may not be."""
+    return min(_both(clock))
+
+
+def later_hour(clock: Clock) -> datetime:
+    """A deadline that counts from here comes too soon by nobody's clock."""
+    return max(_both(clock))
+
+
+def _both(clock: Clock) -> tuple[datetime, ...]:
     now = clock.now()
-    return min(now, activity.info().started_time) if activity.in_activity() else now
+    return (now, activity.info().started_time) if activity.in_activity() else (now,)

@@ -8,7 +8,7 @@ from temporalio import activity
 from activities.answers import Answer
 from activities.breaker import Circuits, Passage
 from activities.client_secrets import client_refused
-from activities.clocks import correction_of, earlier
+from activities.clocks import correction_of, earlier_hour
 from activities.failures import grant_news
 from activities.heartbeat import heartbeats
 from activities.holdings import Holder, Holdings
@@ -106,7 +106,7 @@ class RefreshActivities(ProviderActivities):
                 AttemptKind.REFRESH,
                 held.connection,
                 renewal.rules,
-                token_valid=not order.token_over and held.grant.valid(self._clock.now()),
+                token_valid=not order.token_over and held.grant.valid(earlier_hour(self._clock)),
             )
         except Failure as failure:
             if failure.code is not Code.OUTCOME_UNKNOWN:
@@ -130,7 +130,7 @@ class RefreshActivities(ProviderActivities):
             return by_minting(self._sender, self._clock, held, scopes, exchanged)
         if held.exchange is not None:
             assert held.grant is not None
-            if not held.grant.valid(earlier(self._clock)):
+            if not held.grant.valid(earlier_hour(self._clock)):
                 return None
             async with self._store.read() as tx:
                 access_token = await tx.grants.access_token(held.connection)
@@ -266,7 +266,7 @@ class RefreshActivities(ProviderActivities):
     async def _out_of_tokens(self, order: RefreshGrant, held: Holdings) -> GrantNews:
         """The grant can't be refreshed: when its access token is over, the subject must act."""
         assert held.grant is not None
-        if held.grant.valid(earlier(self._clock)):  # no clock condemns anybody alone
+        if held.grant.valid(earlier_hour(self._clock)):  # no clock condemns anybody alone
             return held.news(held.connection, held.grant)
 
         async def expire(tx: Tx) -> GrantNews:

@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import Generic, TypeVar
 
 from activities.answers import Answer
+from activities.clocks import earlier_hour, later_hour
 from activities.critical import CriticalSections
 from activities.sending import Sending
 from evergrant_server import telemetry_metrics as metrics
@@ -129,7 +130,7 @@ class SingleUse:
             from_generation=connection.generation,
             journal_id=self._journal.id,
             opened_at=now,
-            send_by=now + self.limits.send,
+            send_by=later_hour(self._clock) + self.limits.send,
         )
         room = await asyncio.to_thread(self._journal.reserve, attempt)
         try:
@@ -187,7 +188,7 @@ class SingleUse:
         fate = self.fate(attempt)
         return answer_may_come(
             self._dated(attempt),
-            self._clock.now(),
+            earlier_hour(self._clock),
             owner_alive=fate.owner_alive,
             in_flight=fate.in_flight,
             answered=fate.answered,
@@ -197,13 +198,13 @@ class SingleUse:
     def _dated(self, attempt: Attempt) -> Attempt:
         """Another host's clock, or ours before it was set right, was ahead: nobody waits until ours gets
         there, but as long as an answer may take from when we first saw it."""
-        now = self._clock.now()
-        if not dated_ahead(attempt, now):
+        now = earlier_hour(self._clock)
+        if not dated_ahead(attempt, now, self.limits):
             return attempt
         if len(self._ahead) >= _MOST_AHEAD:
             self._ahead.clear()
         since = self._ahead.setdefault(attempt.id, elapsed())
-        return seen_since(attempt, now - timedelta(seconds=elapsed() - since))
+        return seen_since(attempt, now - timedelta(seconds=elapsed() - since), self.limits)
 
     async def _intend(
         self, tx: Tx, attempt: Attempt, state: State, rules: RefreshRules, token_valid: bool
@@ -218,7 +219,7 @@ class SingleUse:
         verdict = decide(
             attempt,
             rules,
-            self._clock.now(),
+            earlier_hour(self._clock),
             opened=None if earlier is None else self._dated(earlier),
             unknown=unknown,
             token_valid=token_valid,

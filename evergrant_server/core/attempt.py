@@ -197,14 +197,14 @@ def decide(
     return Takeover.RESEND
 
 
-def dated_ahead(attempt: Attempt, now: datetime) -> bool:
+def dated_ahead(attempt: Attempt, now: datetime, limits: Limits = LIMITS) -> bool:
     """It was opened by a clock that was ahead of ours: its deadlines are no moments to wait for."""
-    return attempt.opened_at - now > TOLERANCE
+    return attempt.send_by - limits.send - now > TOLERANCE
 
 
-def seen_since(attempt: Attempt, since: datetime) -> Attempt:
+def seen_since(attempt: Attempt, since: datetime, limits: Limits = LIMITS) -> Attempt:
     """One that is dated ahead, with deadlines that count from when it was first seen."""
-    deadlines = {"opened_at": since, "send_by": since + (attempt.send_by - attempt.opened_at)}
+    deadlines = {"opened_at": since, "send_by": since + limits.send}
     return attempt.model_copy(update={**deadlines, "asked_at": attempt.first_opened_at})
 
 

@@ -1,21 +1,19 @@
 """Hosts whose clocks are an hour apart: nothing is sent twice, nobody waits an hour or is condemned."""
 
 import asyncio
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from temporalio.testing import ActivityEnvironment
 
 from evergrant_server.core.attempt import Limits
 from evergrant_server.core.connection import State
 from evergrant_server.core.errors import Code
 from evergrant_server.core.provider import RefreshRules, Rotation
 from tests.fakes.installation import Installation
-from tests.fakes.scripted_provider import ScriptedProvider, drop, ok
-from tests.faults.test_review_takeover import Activities
+from tests.fakes.scripted_provider import ScriptedProvider, drop, hold_answer, ok
+from tests.faults.test_review_takeover import Activities, at_temporal
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
 HOUR = timedelta(hours=1)
@@ -81,7 +79,21 @@ async def test_a_worker_that_is_ahead_condemns_nobody_whose_token_is_good(
         assert (await place.row(connection)).state is state
 
 
-def at_temporal(now: datetime) -> ActivityEnvironment:
-    env = ActivityEnvironment()
-    env.info = replace(env.info, started_time=now)
-    return env
+@pytest.mark.parametrize(
+    ("sender", "finder"), [(timedelta(0), HOUR + timedelta(minutes=1)), (-HOUR, timedelta(0))]
+)
+async def test_hosts_whose_clocks_are_apart_send_nothing_twice_that_is_in_flight(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path, sender: timedelta, finder: timedelta
+):
+    """The one that finds the other's attempt is ahead of it; its deadline isn't over by Temporal's clock."""
+    connection = await place.connect(idp, STRICT)
+    one = worker(place, idp, tmp_path / "one", Off(sender))
+    other = worker(place, idp, tmp_path / "other", Off(finder))
+    gate = asyncio.Event()
+    idp.script(hold_answer(gate))
+    first = asyncio.create_task(one.refresh(connection, 1, token_over=True))
+    await idp.until("token", 2)
+    assert (await other.refresh(connection, 1, token_over=True)).failure is Code.REFRESH_PENDING
+    assert idp.count("token", grant_type="refresh_token") == 1
+    gate.set()
+    assert (await first).generation == 2

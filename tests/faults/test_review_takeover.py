@@ -4,7 +4,8 @@ The second worker has a journal folder of its own, as on another host.
 """
 
 import asyncio
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -105,27 +106,34 @@ class Activities:
     ) -> GrantNews:
         order = RefreshGrant(**_call(connection), generation=generation, token_over=token_over)
         async with asyncio.timeout(20):
-            return await (env or ActivityEnvironment()).run(self._refresh.refresh_grant, order)
+            return await (env or at_temporal()).run(self._refresh.refresh_grant, order)
 
     async def revoke(self, connection: Connection) -> RevocationNews:
         order = RevokeGrant(**_call(connection))
-        return await ActivityEnvironment().run(self._revocation.revoke_grant, order)
+        return await at_temporal().run(self._revocation.revoke_grant, order)
 
     async def verify(self, connection: Connection, late: AttemptId) -> GrantNews:
         order = VerifyLateAnswer(**_call(connection), attempt_id=late)
-        return await ActivityEnvironment().run(self._late.verify_late_answer, order)
+        return await at_temporal().run(self._late.verify_late_answer, order)
 
     async def exchange(self, connection: Connection, consent: Consent) -> GrantNews:
         order = ExchangeCode(**_call(connection), consent_id=consent.id)
-        return await ActivityEnvironment().run(self._consent.exchange_code, order)
+        return await at_temporal().run(self._consent.exchange_code, order)
 
     async def mint(self, connection: Connection, consent: Consent) -> GrantNews:
         order = MintGrant(**_call(connection), consent_id=consent.id)
-        return await ActivityEnvironment().run(self._minting.mint_grant, order)
+        return await at_temporal().run(self._minting.mint_grant, order)
 
     async def poll(self, connection: Connection, consent: Consent) -> GrantNews:
         order = MintGrant(**_call(connection), consent_id=consent.id)
-        return await ActivityEnvironment().run(self._devices.poll_device, order)
+        return await at_temporal().run(self._devices.poll_device, order)
+
+
+def at_temporal(now: datetime | None = None) -> ActivityEnvironment:
+    """Where an activity began just now, by Temporal's clock."""
+    env = ActivityEnvironment()
+    env.info = replace(env.info, started_time=now or datetime.now(UTC))
+    return env
 
 
 def _call(connection: Connection) -> dict[str, Any]:
@@ -262,7 +270,7 @@ async def test_cancelling_the_activity_doesn_t_cut_the_critical_section(
 ):
     connection = await place.connect(idp)
     worker = Activities(place, (idp.allowance,), tmp_path / "here")
-    gate, env = asyncio.Event(), ActivityEnvironment()
+    gate, env = asyncio.Event(), at_temporal()
     idp.script(hold_answer(gate))
     refresh = asyncio.create_task(worker.refresh(connection, 1, env))
     await idp.until("token", 2)

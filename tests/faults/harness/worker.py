@@ -11,6 +11,7 @@ import os
 import select
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import httpcore2
@@ -243,6 +244,7 @@ class Child:
     async def _obey(self, order: dict[str, Any]) -> None:
         call = _ORDERS[order["do"]].model_validate(order["call"])
         environment = ActivityEnvironment()
+        environment.info = replace(environment.info, started_time=SystemClock().now())  # by Temporal's clock
         if order["do"] != "drain":
             self._environment = environment
         answer: dict[str, Any] = {"id": order["id"]}
