@@ -304,27 +304,6 @@ def test_a_worker_whose_clock_is_ahead_dates_no_token_into_the_future():
     assert step(ACTIVE, Event.GRANT_REFRESHED, news=lasting).life.expires_at is None
 
 
-@pytest.mark.parametrize("share", [0.0, 0.99])
-def test_a_worker_whose_clock_is_ahead_puts_no_refresh_beyond_the_end_of_what_it_is_made_from(share: float):
-    """The refresh token ends with the access token: an hour late is too late."""
-    news = GrantNews(
-        generation=4,
-        obtained_at=NOW + HOUR,
-        expires_at=NOW + 2 * HOUR,
-        refresh_expires_at=NOW + 2 * HOUR,
-        refreshable=True,
-        ends_together=True,
-    )
-    life = step(ACTIVE, Event.GRANT_REFRESHED, news=news).life
-    assert life.refresh_expires_at == NOW + HOUR
-    woken = wake(life, NEW, share)
-    assert woken is not None
-    assert woken.at <= NOW + HOUR / 2
-    fixed = ACTIVE.model_copy(update={"refresh_expires_at": NOW + DAY, "obtained_at": NOW - HOUR})
-    again = news.model_copy(update={"refresh_expires_at": NOW + DAY + HOUR, "ends_together": False})
-    assert step(fixed, Event.GRANT_REFRESHED, news=again).life.refresh_extends is False, "by our clock"
-
-
 def test_a_worker_whose_clock_is_an_hour_behind_causes_no_storm():
     """Every grant it brings looks over when it comes."""
     behind = iter(range(4, 100_000))

@@ -6,7 +6,8 @@ import pytest
 
 from evergrant_server.core.connection import State
 from evergrant_server.core.ids import AttemptId, ConsentId
-from evergrant_server.core.messages import Life
+from evergrant_server.core.lifecycle import next_step
+from evergrant_server.core.messages import Asked, Event, GrantNews, Happening, Life
 from evergrant_server.core.schedule import RULES, Rules
 from evergrant_server.core.waking import Wake, due, earliest, end_of, same_end, settles_at, wake
 
@@ -193,3 +194,30 @@ def test_never_younger_than_the_provider_wants():
 
 def test_where_a_refresh_moves_no_end_it_waits_for_the_margin():
     assert moment(life(ITSELF, refresh_extends=False, announced=(14, 3, 1))) == NOW + 60 * DAY - 5 * MINUTE
+
+
+def refreshed(before: Life, news: GrantNews) -> Life:
+    happening = Happening(event=Event.GRANT_REFRESHED, asked=Asked(by="app:test"), news=news)
+    return next_step(before, happening, NOW, RULES[5]).life
+
+
+@pytest.mark.parametrize("share", [0.0, 0.99])
+def test_a_worker_whose_clock_is_ahead_puts_no_refresh_beyond_the_end_of_what_it_is_made_from(share: float):
+    """The refresh token ends with the access token: an hour late is too late."""
+    newest = RULES[5]
+    news = GrantNews(
+        generation=4,
+        obtained_at=NOW + HOUR,
+        expires_at=NOW + 2 * HOUR,
+        refresh_expires_at=NOW + 2 * HOUR,
+        refreshable=True,
+        ends_together=True,
+    )
+    after = refreshed(ACTIVE, news)
+    assert after.refresh_expires_at == NOW + HOUR
+    woken = wake(after, newest, share)
+    assert woken is not None
+    assert woken.at <= NOW + HOUR / 2
+    fixed = ACTIVE.model_copy(update={"refresh_expires_at": NOW + DAY, "obtained_at": NOW - HOUR})
+    again = news.model_copy(update={"refresh_expires_at": NOW + DAY + HOUR, "ends_together": False})
+    assert refreshed(fixed, again).refresh_extends is False, "by our clock"
