@@ -123,8 +123,8 @@ class Grant(BaseModel):
         """Inside the refresh margin (the margin is capped, see `margin_of`)."""
         if self.expires_at is None:
             return False
-        if self.obtained_at - now > TOLERANCE:
-            return True  # from the future: some clock was wrong, and its end can't be trusted either
+        if self._from_the_future(now):
+            return True
         return now >= self.expires_at - self.margin_of(margin)
 
     def margin_of(self, margin: timedelta) -> timedelta:
@@ -141,8 +141,14 @@ class Grant(BaseModel):
             return True
         if min_ttl is None:
             return not self.due(now, margin)
+        if self._from_the_future(now):
+            return False
         cap = (self.lifetime or min_ttl) - self.margin_of(margin)
         return self.expires_at - now >= min(min_ttl, cap)
+
+    def _from_the_future(self, now: datetime) -> bool:
+        """Some clock was wrong, and its end can't be trusted either."""
+        return self.obtained_at - now > TOLERANCE
 
 
 def _after(at: datetime, seconds: float | None) -> datetime | None:

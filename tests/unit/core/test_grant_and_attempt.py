@@ -49,6 +49,16 @@ def test_a_due_token_is_still_valid():
     assert not token.valid(at(20))
 
 
+def test_a_grant_from_the_future_is_fresh_for_nobody():
+    """A clock that was ahead dated it: it ends sooner than it says, and is to be replaced."""
+    early = at(-121)
+    assert grant(3600).due(early, MARGIN)
+    assert not grant(3600).fresh(early, MARGIN, timedelta(seconds=60))
+    assert not grant(3600).fresh(early, MARGIN)
+    assert grant(3600).fresh(at(-120), MARGIN, timedelta(seconds=60)), "clocks differ a little"
+    assert grant(None).fresh(early, MARGIN, timedelta(seconds=60)), "it never ends"
+
+
 @pytest.mark.parametrize(
     ("age", "min_ttl", "fresh"),
     [(0, 60, True), (3500, 60, True), (3545, 60, False), (0, 99_999, True), (301, 99_999, False)],
