@@ -4,9 +4,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response
 
 from evergrant_server import audit
-from evergrant_server.api.connect import form_of
 from evergrant_server.api.connections import view_of
 from evergrant_server.api.establishing import hash_of_link
+from evergrant_server.api.forms import form_of
 from evergrant_server.api.guards import Asking, By, IdempotencyKey, With, visible_connection
 from evergrant_server.api.idempotency import Answer, Once
 from evergrant_server.api.outgoing import signal
@@ -61,12 +61,7 @@ async def choose(
 async def chose(request: Request, link: str) -> Response:
     """The subject chose, in the browser that consented. Once: the page is no standing right to choose."""
     subjects = subjects_of(request)
-    browser = subjects.browsers.of(request)
-    form = await form_of(request)
-    if browser is None or not subjects.browsers.is_csrf(form.get("csrf", ""), browser, link):
-        raise Failure(
-            Code.CALLBACK_INVALID, "The form didn't come from this page, or this browser keeps no cookies."
-        )
+    form = (await form_of(request, subjects.browsers, link)).fields
 
     async def write(tx: Tx) -> Connection:
         going = await subjects.going(tx, await tx.consents.by_link(hash_of_link(link)))
