@@ -5,7 +5,6 @@ from starlette.responses import HTMLResponse, Response
 
 from evergrant_server import audit
 from evergrant_server.api.connections import view_of
-from evergrant_server.api.establishing import hash_of_link
 from evergrant_server.api.forms import form_of
 from evergrant_server.api.guards import Asking, By, IdempotencyKey, With, visible_connection
 from evergrant_server.api.idempotency import Answer, Once
@@ -21,7 +20,7 @@ from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.choice import SIGNAL_CHOICE_MADE, ChoiceMade
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.consent import ConsentStatus
+from evergrant_server.core.consent import ConsentStatus, hash_of_link
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.message import Asked
 from evergrant_server.store import Tx

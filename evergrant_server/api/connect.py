@@ -11,7 +11,7 @@ from starlette.responses import HTMLResponse, Response
 
 from evergrant_server.api import leaving_oauth1
 from evergrant_server.api.browsers import page
-from evergrant_server.api.establishing import hash_of_link, require_ready
+from evergrant_server.api.establishing import require_ready
 from evergrant_server.api.forms import form_of
 from evergrant_server.api.implicit import require_allowed
 from evergrant_server.api.parts import Parts
@@ -20,7 +20,7 @@ from evergrant_server.api.subjects import SUBJECT, Going, Subjects, as_page, req
 from evergrant_server.api.tracing import trace_of
 from evergrant_server.core.access import Endpoints
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus, hash_of_state
+from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus, hash_of_link, hash_of_state
 from evergrant_server.core.device import DeviceCode
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.flow import Flow

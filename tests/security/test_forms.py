@@ -5,10 +5,9 @@ What is under /v1 takes a key or a signature, which no browser sends by itself: 
 
 import re
 
-from evergrant_server.api.establishing import hash_of_link
 from evergrant_server.core.access import Action
 from evergrant_server.core.connection import Connection
-from evergrant_server.core.consent import Consent
+from evergrant_server.core.consent import Consent, hash_of_link
 from tests.fakes.api import TENANT, Api
 from tests.fakes.visitor import Visitor
 
