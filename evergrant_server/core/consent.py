@@ -112,6 +112,10 @@ class Consent(BaseModel):
         further = (scope for scopes in self.chain_scopes.values() for scope in scopes)
         return tuple(dict.fromkeys((*self.scopes, *further)))
 
+    def is_begun(self, revision: int) -> bool:
+        """The click that left it at `revision` is the newest one, and its browser hasn't come back."""
+        return self.status is ConsentStatus.STARTED and self.revision == revision
+
     @property
     def from_browser(self) -> bool:
         """A browser brought what it holds: if that comes to nothing, the subject is asked again."""
