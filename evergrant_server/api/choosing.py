@@ -43,14 +43,11 @@ async def choose(
     once = Once(request, caller, key, body)
 
     async def write(tx: Tx) -> Answer:
-        recalled = await once.recall(tx)
-        if recalled is not None:
-            return recalled
         connection = await visible_connection(tx, caller, connection_id, Action.CONNECT)
         after = await chosen(tx, connection, body.choice, asked, parts.clock)
-        return await once.remember(tx, Answer.of(200, await view_of(tx, after)), parts.clock.now())
+        return Answer.of(200, await view_of(tx, after))
 
-    answer = await committed(parts.store, write)
+    answer = await once.committed(parts, write)
     parts.relay.nudge()
     return answer.response()
 
