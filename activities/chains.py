@@ -4,19 +4,16 @@ They are written in the transaction that installs the first chain, sealed as an 
 both are there or neither; each one's own workflow then installs its grant and goes on by itself.
 """
 
-import hashlib
-import secrets
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.beginning import begun
 from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.consent import Consent, ConsentKind
 from evergrant_server.core.grant import TokenSet
-from evergrant_server.core.ids import ConnectionId, ConsentId, new_id
-from evergrant_server.core.imports import ImportedTokens
+from evergrant_server.core.ids import ConnectionId, new_id
+from evergrant_server.core.imports import INSTALL_WITHIN, ImportedTokens
 from evergrant_server.core.messages import (
     SIGNAL_CONSENT_GRANTED,
     SIGNAL_REVOKE,
@@ -27,8 +24,6 @@ from evergrant_server.core.messages import (
 from evergrant_server.core.outbox import signal_to
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import Tx
-
-INSTALL_WITHIN = timedelta(days=7)  # as an import: a worker that stays away longer finds it expired
 
 
 async def install_chains(
@@ -49,7 +44,15 @@ async def install_chains(
             connection = await _adopted(tx, found, first, scopes)
         else:
             connection = await _added(tx, ring, call, first, label, scopes, now)
-        consent = _consent(connection, call, scopes, asked_at)
+        # its tokens came with the first one's code, at `asked_at`
+        consent = Consent.unasked(
+            connection,
+            ConsentKind.IMPORT,
+            scopes,
+            call.asked,
+            at=asked_at,
+            expires_at=asked_at + INSTALL_WITHIN,
+        )
         await tx.consents.add_import(consent, ImportedTokens.of(facts, asked_at))
         granted = ConsentGranted(attempt_id=consent.id, asked=call.asked)
         await tx.outbox.add(signal_to(connection.tenant, connection.id, SIGNAL_CONSENT_GRANTED, granted, now))
@@ -89,12 +92,7 @@ async def _added(
         changed_at=now,
         consent_deadline=now + INSTALL_WITHIN,
     )
-    try:
-        await tx.connections.add(connection)
-    except Failure as failure:
-        if failure.code is not Code.ALREADY_EXISTS:
-            raise
-        raise Failure(Code.STORE_CONFLICT, "It was started meanwhile.") from None
+    await tx.connections.begin(connection)
     subject_hash = ring.subject_hash(connection.tenant, connection.subject)
     await tx.outbox.add(begun(connection, subject_hash, call.asked, now))
     entry = AuditEntry(
@@ -114,21 +112,3 @@ async def _added(
     )
     await audit.append(tx, entry)
     return connection
-
-
-def _consent(connection: Connection, call: Call, scopes: tuple[str, ...], asked_at: datetime) -> Consent:
-    """Its tokens came with somebody else's code, at `asked_at`. No link leads to it."""
-    return Consent(
-        tenant=connection.tenant,
-        id=ConsentId(new_id("cns")),
-        connection_id=connection.id,
-        integration_id=connection.integration_id,
-        kind=ConsentKind.IMPORT,
-        status=ConsentStatus.CODE_RECEIVED,
-        scopes=scopes,
-        link_hash=hashlib.sha256(secrets.token_bytes(32)).hexdigest(),
-        created_at=asked_at,
-        expires_at=asked_at + INSTALL_WITHIN,
-        by=call.asked.by,
-        trace_id=call.asked.trace_id,
-    )

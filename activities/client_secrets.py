@@ -6,6 +6,7 @@ refused secret has spent no refresh token and no code: the second try is an atte
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import TypeVar
 
 from activities.holdings import Holdings
 from activities.records import record, settled
@@ -15,6 +16,8 @@ from evergrant_server.core.errors import FAILURES, Code, Failure, Kind
 from evergrant_server.core.messages import Call, GrantNews
 from evergrant_server.store import Store, Tx
 
+T = TypeVar("T")
+
 _SAYS_SO = ("invalid_client", "unauthorized_client")  # RFC 6749 section 5.2
 
 
@@ -23,6 +26,19 @@ def client_refused(failure: Failure) -> bool:
     said = failure.context
     refused = said.get("provider_error") in _SAYS_SO or said.get("provider_status") == "401"
     return failure.code is Code.CLIENT_REJECTED and refused
+
+
+async def with_either_secret(held: Holdings, ask: Callable[[Holdings], Awaitable[T]]) -> tuple[T, bool]:
+    """What the provider says to whichever secret it takes, and whether that was the other one.
+
+    For what uses nothing up and needs no attempt; `EitherSecret` is for what does.
+    """
+    try:
+        return await ask(held), False
+    except Failure as failure:
+        if held.other_client is None or not client_refused(failure):
+            raise
+    return await ask(with_other(held)), True
 
 
 class EitherSecret:

@@ -5,16 +5,15 @@ Nothing single-use is spent, so a lost answer costs another click.
 
 from temporalio import activity
 
-from activities.client_secrets import client_refused
+from activities.client_secrets import with_either_secret
 from activities.holdings import Holder, Holdings
 from evergrant_server.core.clock import Clock
-from evergrant_server.core.consent import Consent, ConsentStatus, hash_of_state
+from evergrant_server.core.consent import Consent, hash_of_state
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.flow import Flow
 from evergrant_server.core.preparing import ACTIVITY_PREPARE, PrepareConsent, Prepared
 from evergrant_server.core.token_pair import TokenPair
 from evergrant_server.store import Store
-from providers.client import OAuthClient
 from providers.flows import Sender
 from providers.oauth1 import endpoints_of, read_temporary, temporary_request
 
@@ -37,7 +36,8 @@ class PreparingActivities:
             held = await self._holder.take(order.tenant, consent.connection_id)
             if held.connection.flow is not Flow.OAUTH1:
                 raise Failure(Code.INVALID_REQUEST, "This flow needs no preparation.", field="flow")
-            await self._keep(order, consent, await self._temporary(held, consent))
+            pair, _ = await with_either_secret(held, lambda it: self._temporary(it, consent))
+            await self._keep(order, consent, pair)
         except Failure as failure:
             return Prepared(failure=failure.code, detail=failure.detail, retry_after=failure.retry_after)
         return Prepared()
@@ -45,21 +45,13 @@ class PreparingActivities:
     async def _consent(self, order: PrepareConsent) -> Consent:
         async with self._store.read() as tx:
             consent = await tx.consents.get(order.tenant, order.consent_id)
-        begun = consent is not None and consent.status is ConsentStatus.STARTED
-        if consent is None or not begun or consent.revision != order.revision:
+        if consent is None or not consent.is_begun(order.revision):
             raise Failure(Code.CALLBACK_INVALID, _MOVED_ON)
         return consent
 
     async def _temporary(self, held: Holdings, consent: Consent) -> TokenPair:
-        try:
-            return await self._asked(held, held.client, consent)
-        except Failure as failure:
-            if held.other_client is None or not client_refused(failure):
-                raise
-            return await self._asked(held, held.other_client, consent)  # in the overlap of a rotation
-
-    async def _asked(self, held: Holdings, client: OAuthClient, consent: Consent) -> TokenPair:
         assert consent.redirect_uri is not None
+        client = held.client
         url = endpoints_of(held.spec, held.integration).temporary
         request = temporary_request(held.spec, url, client, consent.redirect_uri, self._clock.now())
         return read_temporary(held.spec, await self._sender.signed(held.spec, client, request))

@@ -2,14 +2,14 @@
 
 from temporalio import activity
 
-from activities.client_secrets import client_refused, with_other
+from activities.client_secrets import with_either_secret
 from activities.heartbeat import heartbeats
 from activities.holdings import Holder, Holdings
 from activities.records import settled
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
-from evergrant_server.core.consent import Consent, ConsentStatus
+from evergrant_server.core.consent import Consent
 from evergrant_server.core.errors import Failure, Kind
 from evergrant_server.core.pushing import ACTIVITY_PUSH_REQUEST, Pushed, PushedRequest, PushRequest
 from evergrant_server.store import Store, Tx
@@ -37,20 +37,12 @@ class PushActivities:
                 asked = await tx.consents.request(consent)
             try:
                 held = (await self._holder.take(order.tenant, order.connection_id)).believed()
-                outcome = await self._with_either_secret(held, asked)
+                outcome, _ = await with_either_secret(held, lambda it: self._pushed(it, asked))
             except Failure as failure:
                 if failure.kind is Kind.PLATFORM_UNAVAILABLE:
                     raise  # Temporal asks again
                 outcome = PushedRequest(failure=failure)
             return await self._written(order, outcome)
-
-    async def _with_either_secret(self, held: Holdings, asked: PushedRequest) -> PushedRequest:
-        try:
-            return await self._pushed(held, asked)
-        except Failure as failure:
-            if held.other_client is None or not client_refused(failure):
-                raise
-        return await self._pushed(with_other(held), asked)
 
     async def _pushed(self, held: Holdings, asked: PushedRequest) -> PushedRequest:
         request = push_request(held.spec, held.endpoints, held.client, asked.fields)
@@ -84,6 +76,4 @@ class PushActivities:
     async def _waiting(tx: Tx, order: PushRequest) -> Consent | None:
         """The consent, while the click that asked for this is the newest one."""
         consent = await tx.consents.get(order.tenant, order.consent_id)
-        if consent is None or consent.revision != order.revision:
-            return None
-        return consent if consent.status is ConsentStatus.STARTED else None
+        return consent if consent is not None and consent.is_begun(order.revision) else None

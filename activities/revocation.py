@@ -4,7 +4,7 @@ import logging
 
 from temporalio import activity
 
-from activities.client_secrets import client_refused, with_other
+from activities.client_secrets import with_either_secret
 from activities.failures import revocation_news
 from activities.heartbeat import heartbeats
 from activities.holdings import Holdings
@@ -77,13 +77,9 @@ class RevocationActivities(ProviderActivities):
         return how
 
     async def _tell_with_either_secret(self, order: RevokeGrant, held: Holdings) -> Revocation:
-        try:
-            return await self._tell(held)
-        except Failure as failure:
-            if not client_refused(failure) or held.other_client is None:
-                raise
-        how = await self._tell(with_other(held))
-        await self._either_secret.note(order, held)
+        how, other = await with_either_secret(held, self._tell)
+        if other:
+            await self._either_secret.note(order, held)
         return how
 
     async def _wait_for_answers(self, held: Holdings) -> None:

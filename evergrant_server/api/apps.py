@@ -80,9 +80,7 @@ async def listed(
     after = parts.cursors.read(cursor, caller.tenant, list="apps")
     async with parts.store.read() as tx:
         found = await tx.access.apps(caller.tenant, after, limit + 1)
-    following = None
-    if len(found) > limit:
-        following = parts.cursors.write(found[limit - 1].name, caller.tenant, list="apps")
+    following = parts.cursors.following(found, limit, lambda it: it.name, caller.tenant, list="apps")
     return Page(items=[AppView.of(app) for app in found[:limit]], next_cursor=following)
 
 

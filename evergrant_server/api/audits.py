@@ -66,9 +66,7 @@ async def _page(
     bound = {"list": "audit", "of": of}
     after = parts.cursors.read(cursor, caller.tenant, **bound)
     found = await audit.page(tx, caller.tenant, object=of, after=after, limit=limit + 1)
-    following = None
-    if len(found) > limit:
-        following = parts.cursors.write(audit.page_cursor(found[limit - 1]), caller.tenant, **bound)
+    following = parts.cursors.following(found, limit, audit.page_cursor, caller.tenant, **bound)
     return Page(items=[AuditView.of(record) for record in found[:limit]], next_cursor=following)
 
 

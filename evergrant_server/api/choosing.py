@@ -4,9 +4,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response
 
 from evergrant_server import audit
-from evergrant_server.api.connect import form_of
 from evergrant_server.api.connections import view_of
-from evergrant_server.api.establishing import hash_of_link
+from evergrant_server.api.forms import form_of
 from evergrant_server.api.guards import Asking, By, IdempotencyKey, With, visible_connection
 from evergrant_server.api.idempotency import Answer, Once
 from evergrant_server.api.outgoing import signal
@@ -21,7 +20,7 @@ from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.choice import SIGNAL_CHOICE_MADE, ChoiceMade
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.consent import ConsentStatus
+from evergrant_server.core.consent import ConsentStatus, hash_of_link
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.message import Asked
 from evergrant_server.store import Tx
@@ -44,14 +43,11 @@ async def choose(
     once = Once(request, caller, key, body)
 
     async def write(tx: Tx) -> Answer:
-        recalled = await once.recall(tx)
-        if recalled is not None:
-            return recalled
         connection = await visible_connection(tx, caller, connection_id, Action.CONNECT)
         after = await chosen(tx, connection, body.choice, asked, parts.clock)
-        return await once.remember(tx, Answer.of(200, await view_of(tx, after)), parts.clock.now())
+        return Answer.of(200, await view_of(tx, after))
 
-    answer = await committed(parts.store, write)
+    answer = await once.committed(parts, write)
     parts.relay.nudge()
     return answer.response()
 
@@ -61,12 +57,7 @@ async def choose(
 async def chose(request: Request, link: str) -> Response:
     """The subject chose, in the browser that consented. Once: the page is no standing right to choose."""
     subjects = subjects_of(request)
-    browser = subjects.browsers.of(request)
-    form = await form_of(request)
-    if browser is None or not subjects.browsers.is_csrf(form.get("csrf", ""), browser, link):
-        raise Failure(
-            Code.CALLBACK_INVALID, "The form didn't come from this page, or this browser keeps no cookies."
-        )
+    form = (await form_of(request, subjects.browsers, link)).fields
 
     async def write(tx: Tx) -> Connection:
         going = await subjects.going(tx, await tx.consents.by_link(hash_of_link(link)))

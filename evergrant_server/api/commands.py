@@ -13,7 +13,6 @@ from evergrant_server.api.idempotency import Answer, Once
 from evergrant_server.api.outgoing import signal
 from evergrant_server.api.parts import Parts
 from evergrant_server.api.shapes import ReauthorizeBody, RefreshBody, RevokeBody
-from evergrant_server.api.transactions import committed
 from evergrant_server.api.views import ConnectionView
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
@@ -61,13 +60,10 @@ async def refresh(
         await ask(connection.tenant, connection.id, seen, asked)
 
     async def show(tx: Tx) -> Answer:
-        recalled = await once.recall(tx)
-        if recalled is not None:
-            return recalled
         now_it_is = await view_of(tx, await visible_connection(tx, caller, connection_id))
-        return await once.remember(tx, Answer.of(200, now_it_is), parts.clock.now())
+        return Answer.of(200, now_it_is)
 
-    return (await committed(parts.store, show)).response()
+    return (await once.committed(parts, show)).response()
 
 
 @router.post("/v1/connections/{connection_id}/reauthorize", response_model=ConnectionView)
@@ -85,15 +81,11 @@ async def reauthorize(
     wanted = body or ReauthorizeBody()
 
     async def ask(tx: Tx) -> Answer:
-        recalled = await once.recall(tx)
-        if recalled is not None:
-            return recalled
         connection = await visible_connection(tx, caller, connection_id, Action.CONNECT)
         opened = await _ask_again(tx, Establishing(parts, caller, asked), parts, connection, wanted)
-        answer = Answer.of(200, await view_of(tx, connection, opened))
-        return await once.remember(tx, answer, parts.clock.now())
+        return Answer.of(200, await view_of(tx, connection, opened))
 
-    answer = await committed(parts.store, ask)
+    answer = await once.committed(parts, ask)
     parts.relay.nudge()  # a flow that no browser begins is begun by a worker
     return (await with_device(parts, caller.tenant, answer)).response()
 
@@ -155,16 +147,12 @@ async def _revoke(
     connection_id: str, parts: Parts, caller: Caller, asked: Asked, body: RevokeBody, once: Once
 ) -> Response:
     async def write(tx: Tx) -> Answer:
-        recalled = await once.recall(tx)
-        if recalled is not None:
-            return recalled
         connection = await visible_connection(tx, caller, connection_id, Action.CONNECT, Action.ADMIN)
         after = await _written(tx, parts, caller, asked, connection, body.reason)
-        answer = Answer.of(202, await view_of(tx, after))
-        return await once.remember(tx, answer, parts.clock.now())
+        return Answer.of(202, await view_of(tx, after))
 
     # however busy the row is, a revocation gets through
-    answer = await committed(parts.store, write, tries=_REVOKE_TRIES)
+    answer = await once.committed(parts, write, tries=_REVOKE_TRIES)
     parts.relay.nudge()
     return answer.response()
 

@@ -5,14 +5,14 @@ Link previews send GETs, so a GET changes nothing.
 
 from dataclasses import dataclass, replace
 from datetime import datetime
-from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response
 
 from evergrant_server.api import leaving_oauth1
 from evergrant_server.api.browsers import page
-from evergrant_server.api.establishing import hash_of_link, require_ready
+from evergrant_server.api.establishing import require_ready
+from evergrant_server.api.forms import form_of
 from evergrant_server.api.implicit import require_allowed
 from evergrant_server.api.parts import Parts
 from evergrant_server.api.pushing import push_order, reference_of
@@ -20,7 +20,7 @@ from evergrant_server.api.subjects import SUBJECT, Going, Subjects, as_page, req
 from evergrant_server.api.tracing import trace_of
 from evergrant_server.core.access import Endpoints
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus, hash_of_state
+from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus, hash_of_link, hash_of_state
 from evergrant_server.core.device import DeviceCode
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.flow import Flow
@@ -34,7 +34,6 @@ from providers.pushing import fields_to_push, pushed_url, pushes
 router = APIRouter(tags=["pages"], default_response_class=HTMLResponse)
 
 _TRIES = 3
-_LONGEST_FORM = 4096
 _MOST_REVISIONS = 100  # a click makes one to three
 
 
@@ -78,12 +77,7 @@ async def _device(request: Request, subjects: Subjects, going: Going, device: De
 async def go_on(request: Request, link: str) -> Response:
     """Bind this browser, make a fresh state and verifier, and send it to the provider."""
     subjects = subjects_of(request)
-    browser = subjects.browsers.of(request)
-    form = await form_of(request)
-    if browser is None or not subjects.browsers.is_csrf(form.get("csrf", ""), browser, link):
-        raise Failure(
-            Code.CALLBACK_INVALID, "The form didn't come from this page, or this browser keeps no cookies."
-        )
+    browser = (await form_of(request, subjects.browsers, link)).browser
     for attempt in range(1, _TRIES + 1):
         try:
             return page(await _started(subjects, request, link, browser))
@@ -218,13 +212,3 @@ def _require_mine(subjects: Subjects, request: Request, going: Going) -> None:
             Code.CALLBACK_INVALID,
             "This link was opened in another browser. Finish there, or ask for a new link.",
         )
-
-
-async def form_of(request: Request) -> dict[str, str]:
-    body = await request.body()
-    if len(body) > _LONGEST_FORM:
-        raise Failure(Code.BODY_TOO_LARGE)
-    try:
-        return dict(parse_qsl(body.decode("ascii"), max_num_fields=10))
-    except ValueError:
-        return {}

@@ -17,7 +17,6 @@ from evergrant_server.api.idempotency import Answer, Once
 from evergrant_server.api.parts import Parts
 from evergrant_server.api.shapes import ConnectionBody
 from evergrant_server.api.sources import require_source
-from evergrant_server.api.transactions import committed
 from evergrant_server.api.views import ConnectionView, LiveView, Page, RevokingView
 from evergrant_server.core.access import Action
 from evergrant_server.core.account import FollowUp
@@ -98,19 +97,15 @@ async def start(
     )
 
     async def begin(tx: Tx) -> Answer:
-        recalled = await once.recall(tx)
-        if recalled is not None:
-            return recalled
         if body.source is not None:  # its token is used: whoever may have it may have this
             await require_source(tx, parts, caller, body.source)
         opened = await Establishing(parts, caller, asked).connect(tx, wanted)
         view = await view_of(tx, opened.connection, opened)
         if opened.consent is not None:
             view = view.model_copy(update={"expires_at": opened.consent.expires_at})
-        answer = Answer.of(201 if opened.created else 200, view)
-        return await once.remember(tx, answer, parts.clock.now())
+        return Answer.of(201 if opened.created else 200, view)
 
-    answer = await committed(parts.store, begin)
+    answer = await once.committed(parts, begin)
     parts.relay.nudge()
     return (await with_device(parts, caller.tenant, answer)).response()
 

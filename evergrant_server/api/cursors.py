@@ -5,10 +5,13 @@ import binascii
 import hashlib
 import hmac
 import json
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.crypto import KeyRing
+
+T = TypeVar("T")
 
 _TAG_BYTES = 16
 _LONGEST = 2048
@@ -38,6 +41,12 @@ class Cursors:
         if not hmac.compare_digest(tag, self._tag(body, tenant, list_of)):
             raise Failure(Code.INVALID_REQUEST, "The cursor doesn't belong to this list.", field="cursor")
         return body.decode()
+
+    def following(
+        self, found: Sequence[T], limit: int, place: Callable[[T], str], tenant: str, **list_of: Any
+    ) -> str | None:
+        """The cursor of the next page. One more than `limit` was asked for: without it this is the last."""
+        return self.write(place(found[limit - 1]), tenant, **list_of) if len(found) > limit else None
 
     def _tag(self, body: bytes, tenant: str, list_of: dict[str, Any]) -> bytes:
         bound = json.dumps([tenant, list_of, body.decode(errors="replace")], sort_keys=True, default=str)

@@ -1,18 +1,17 @@
 """Device codes on their way to whoever asked: a worker gets them, the API shows them (ADR 0008)."""
 
-import asyncio
 from dataclasses import replace
 
 from evergrant_server.api.idempotency import Answer
 from evergrant_server.api.parts import Parts
 from evergrant_server.api.views import ConnectionView, DeviceView
+from evergrant_server.api.watching import watched
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.consent import ConsentKind
 from evergrant_server.core.flow import Flow
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.store import Tx
 
-_LOOK_S = 0.1
 _LONGEST_S = 5.0
 _WAITS = (State.PENDING_CONSENT, State.NEEDS_REAUTH)
 
@@ -36,15 +35,16 @@ async def with_device(parts: Parts, tenant: Tenant, answer: Answer) -> Answer:
     view = ConnectionView.model_validate_json(answer.body)
     if view.flow is not Flow.DEVICE_CODE or view.state not in _WAITS:
         return answer
-    longest = min(_LONGEST_S, parts.settings.lease_wait.total_seconds())
-    ends = asyncio.get_running_loop().time() + longest
-    while True:
+
+    async def look() -> tuple[DeviceView | None, bool]:
+        """The code, and whether there will be none."""
         async with parts.store.read() as tx:
             connection = await tx.connections.get(tenant, ConnectionId(view.id))
             device = None if connection is None else await device_of(tx, connection)
         failed = connection is None or connection.state not in _WAITS or connection.reason != view.reason
-        if device is not None or failed or asyncio.get_running_loop().time() >= ends:
-            break
-        await asyncio.sleep(_LOOK_S)
+        return device, failed
+
+    longest = min(_LONGEST_S, parts.settings.lease_wait.total_seconds())
+    device, _ = await watched(look, lambda seen: seen[0] is not None or seen[1], longest)
     shown = view.model_copy(update={"device": device})
     return replace(answer, body=shown.model_dump_json())

@@ -1,6 +1,5 @@
 """Connections and consents as they begin: rows, outbox and audit in the transaction of the caller."""
 
-import hashlib
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -25,7 +24,7 @@ from evergrant_server.api.parts import Parts
 from evergrant_server.core.access import Action, Integration, IntegrationState
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus
+from evergrant_server.core.consent import LINK_BYTES, Consent, ConsentKind, ConsentStatus, hash_of_link
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.flow import Flow
 from evergrant_server.core.ids import ConnectionId, ConsentId, new_id
@@ -38,13 +37,8 @@ from providers.authorization import chains_to_request
 from providers.proofs import bound
 from providers.spec import ProviderSpec
 
-LINK_BYTES = 32
 MINT_WITHIN = timedelta(days=7)  # an admin's time to repair what keeps the first token from being made
 _MINTED_SOON_S = 1.0
-
-
-def hash_of_link(link: str) -> str:
-    return hashlib.sha256(link.encode()).hexdigest()
 
 
 class Establishing:
@@ -294,12 +288,7 @@ class Establishing:
             changed_at=self._now,
             consent_deadline=deadline,
         )
-        try:
-            await tx.connections.add(connection)
-        except Failure as failure:
-            if failure.code is not Code.ALREADY_EXISTS:
-                raise
-            raise Failure(Code.STORE_CONFLICT, "It was started meanwhile.") from None
+        await tx.connections.begin(connection)
         await tx.outbox.add(start(connection, self._parts.ring, self.asked, self._now))
         await self.record(
             tx,
@@ -333,20 +322,8 @@ async def mint(
 
     `brought`: what they are made from, or what is installed as it is.
     """
-    consent = Consent(
-        tenant=connection.tenant,
-        id=ConsentId(new_id("cns")),
-        connection_id=connection.id,
-        integration_id=connection.integration_id,
-        kind=ConsentKind.IMPORT if connection.flow.static else ConsentKind.MINT,
-        status=ConsentStatus.CODE_RECEIVED,
-        scopes=scopes,
-        link_hash=hash_of_link(secrets.token_urlsafe(LINK_BYTES)),
-        created_at=now,
-        expires_at=now + MINT_WITHIN,
-        by=asked.by,
-        trace_id=asked.trace_id,
-    )
+    kind = ConsentKind.IMPORT if connection.flow.static else ConsentKind.MINT
+    consent = Consent.unasked(connection, kind, scopes, asked, at=now, expires_at=now + MINT_WITHIN)
     if brought is None:
         await tx.consents.add(consent, None)
     else:

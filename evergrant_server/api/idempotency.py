@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -10,6 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from evergrant_server.api.authentication import Caller
+from evergrant_server.api.parts import Parts
+from evergrant_server.api.transactions import TRIES, committed
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.store import Tx
 
@@ -41,6 +44,20 @@ class Once:
         self._hash = hashlib.sha256(asks.encode()).hexdigest()
         self._caller = caller
         self._key = key
+
+    async def committed(
+        self, parts: Parts, work: Callable[[Tx], Awaitable[Answer]], *, tries: int = TRIES
+    ) -> Answer:
+        """What `work` answers in a transaction that is tried again after a conflict, or what it answered
+        before. Raises Failure IDEMPOTENCY_CONFLICT, STORE_CONFLICT, and whatever `work` raises."""
+
+        async def write(tx: Tx) -> Answer:
+            recalled = await self.recall(tx)
+            if recalled is not None:
+                return recalled
+            return await self.remember(tx, await work(tx), parts.clock.now())
+
+        return await committed(parts.store, write, tries=tries)
 
     async def recall(self, tx: Tx) -> Answer | None:
         """The answer given before. Raises Failure IDEMPOTENCY_CONFLICT for another request's key."""

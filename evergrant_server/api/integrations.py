@@ -26,7 +26,6 @@ from evergrant_server.api.integration_changes import (
 )
 from evergrant_server.api.parts import Parts
 from evergrant_server.api.shapes import IntegrationBody, RotateSecretBody, Slug
-from evergrant_server.api.transactions import committed
 from evergrant_server.api.views import IntegrationView, Page
 from evergrant_server.core.access import Action, Integration, IntegrationState, Registration
 from evergrant_server.core.audit import AuditAction, AuditEntry
@@ -123,18 +122,15 @@ async def rotate_secret(
     once = Once(request, caller, key, body.model_copy(update={"client_secret": None}))  # no hash of it
 
     async def rotate(tx: Tx) -> Answer:
-        recalled = await once.recall(tx)
-        if recalled is not None:
-            return recalled
         now = parts.clock.now()
         before = await _named(tx, caller, name)
         after = await secret_changed(tx, before, body, now)
         action = AuditAction.SECRET_ROLLED_BACK if body.roll_back else AuditAction.SECRET_ROTATED
         await _record(tx, action, after, asked, now)
         await tell_failing(tx, after, asked, now)
-        return await once.remember(tx, Answer.of(200, await _view(tx, parts, after)), now)
+        return Answer.of(200, await _view(tx, parts, after))
 
-    answer = await committed(parts.store, rotate)
+    answer = await once.committed(parts, rotate)
     parts.relay.nudge()
     return answer.response()
 
@@ -177,9 +173,7 @@ async def listed(
     async with parts.store.read() as tx:
         found = await tx.integrations.page(caller.tenant, after, limit + 1)
         shown = [await _view(tx, parts, it) for it in found[:limit] if _administers(caller, it.name)]
-    following = None
-    if len(found) > limit:
-        following = parts.cursors.write(found[limit - 1].name, caller.tenant, **bound)
+    following = parts.cursors.following(found, limit, lambda it: it.name, caller.tenant, **bound)
     return Page(items=shown, next_cursor=following)
 
 

@@ -8,7 +8,6 @@ from evergrant_server.api.authentication import format_key, hash_of, new_key_sec
 from evergrant_server.api.guards import By, IdempotencyKey, TenantAdmin, With
 from evergrant_server.api.idempotency import Answer, Once
 from evergrant_server.api.shapes import Slug
-from evergrant_server.api.transactions import committed
 from evergrant_server.api.views import KeyView, NewKeyView, Page
 from evergrant_server.core.access import AppKey
 from evergrant_server.core.audit import AuditAction
@@ -33,9 +32,6 @@ async def create(
     secret, now = new_key_secret(), parts.clock.now()
 
     async def add(tx: Tx) -> Answer:
-        recalled = await once.recall(tx)
-        if recalled is not None:
-            return recalled
         app = await named_app(tx, caller.tenant, name)
         key = AppKey(
             tenant=caller.tenant,
@@ -47,9 +43,9 @@ async def create(
         await tx.access.add_key(key)
         await record(tx, parts.clock, AuditAction.KEY_CREATED, key.id, app, asked)
         shown = NewKeyView(**KeyView.of(key).model_dump(), key=format_key(key.id, secret))
-        return await once.remember(tx, Answer.of(201, shown), now)
+        return Answer.of(201, shown)
 
-    return (await committed(parts.store, add)).response()
+    return (await once.committed(parts, add)).response()
 
 
 @router.get("/v1/apps/{name}/keys")

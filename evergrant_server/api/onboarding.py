@@ -95,9 +95,6 @@ async def propose(
     spec = spec_of(body.definition, "the proposal")
 
     async def write(tx: Tx) -> Answer:
-        recalled = await once.recall(tx)
-        if recalled is not None:
-            return recalled
         now = parts.clock.now()
         under_way = await tx.definitions.unfinished(caller.tenant, spec.name)
         if under_way is not None:
@@ -117,9 +114,9 @@ async def propose(
         await tx.definitions.add(definition)
         await tx.outbox.add(start(definition, asked, now))
         await _record(tx, definition, AuditAction.DEFINITION_PROPOSED, asked, now)
-        return await once.remember(tx, Answer.of(201, DefinitionView.of(definition)), now)
+        return Answer.of(201, DefinitionView.of(definition))
 
-    answer = await committed(parts.store, write)
+    answer = await once.committed(parts, write)
     parts.relay.nudge()
     return answer.response()
 

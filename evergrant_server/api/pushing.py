@@ -1,9 +1,9 @@
 """Pushed authorization requests (RFC 9126): a worker pushes, the connect page waits (ADR 0016)."""
 
-import asyncio
 from datetime import datetime
 
 from evergrant_server.api.parts import Parts
+from evergrant_server.api.watching import watched
 from evergrant_server.core.access import Endpoints
 from evergrant_server.core.consent import Consent
 from evergrant_server.core.errors import Code, Failure
@@ -13,7 +13,6 @@ from evergrant_server.core.pushing import PushedRequest, PushRequest, push_workf
 from providers.pushing import must_push
 from providers.spec import ProviderSpec
 
-_LOOK_S = 0.1
 _WAIT_S = 12.0
 _SAYS_NOTHING = (  # about the request: where pushing is a choice, the browser carries it instead
     Code.PROVIDER_UNREACHABLE,
@@ -55,17 +54,16 @@ async def reference_of(
 
 
 async def _settled(parts: Parts, consent: Consent) -> PushedRequest:
-    """What came of it; unsettled after a while. The row is watched: it is the only news there is."""
-    ends = asyncio.get_running_loop().time() + _WAIT_S
-    while True:
+    """What came of it; unsettled after a while."""
+
+    async def look() -> PushedRequest:
         async with parts.store.read() as tx:
             current = await tx.consents.get(consent.tenant, consent.id)
             if current is None or current.state_hash != consent.state_hash:
                 raise Failure(Code.CALLBACK_INVALID, "This page was sent twice; the other one goes on.")
-            outcome = await tx.consents.request(current)
-        if outcome.settled or asyncio.get_running_loop().time() >= ends:
-            return outcome
-        await asyncio.sleep(_LOOK_S)
+            return await tx.consents.request(current)
+
+    return await watched(look, lambda outcome: outcome.settled, _WAIT_S)
 
 
 def _late(why: str) -> Failure:

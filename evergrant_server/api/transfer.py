@@ -89,16 +89,13 @@ async def asked_for(
     )
 
     async def begin(tx: Tx) -> Answer:
-        recalled = await once.recall(tx)
-        if recalled is not None:
-            return recalled
         await tx.exports.add(export)
         await tx.outbox.add(_start(export, asked))
         detail = {"key": recipient.thumbprint, "filters": body.filters.model_dump(exclude_none=True)}
         await _record(tx, export, AuditAction.EXPORT_ASKED, asked, now, detail)
-        return await once.remember(tx, Answer.of(202, ExportView.of(export, recipient.thumbprint)), now)
+        return Answer.of(202, ExportView.of(export, recipient.thumbprint))
 
-    answer = await committed(parts.store, begin)
+    answer = await once.committed(parts, begin)
     parts.relay.nudge()
     return answer.response()
 

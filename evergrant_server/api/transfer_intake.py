@@ -1,6 +1,5 @@
 """One item of an import: judged, and written whole or not at all."""
 
-import secrets
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -9,7 +8,7 @@ from pydantic import ValidationError
 from evergrant_server import audit
 from evergrant_server.api.authentication import Caller
 from evergrant_server.api.definitions import spec_of
-from evergrant_server.api.establishing import hash_of_link, refuse_scopes, require_ready
+from evergrant_server.api.establishing import refuse_scopes, require_ready
 from evergrant_server.api.outgoing import signal, start
 from evergrant_server.api.parts import Parts
 from evergrant_server.api.problems import field_errors
@@ -18,16 +17,15 @@ from evergrant_server.api.transfer_shapes import ImportItem, ItemOutcome
 from evergrant_server.core.access import Action, Integration
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus
+from evergrant_server.core.consent import Consent, ConsentKind
 from evergrant_server.core.errors import Code, Failure, Kind
-from evergrant_server.core.ids import ConnectionId, ConsentId, new_id
-from evergrant_server.core.imports import ImportedTokens
+from evergrant_server.core.ids import ConnectionId, new_id
+from evergrant_server.core.imports import INSTALL_WITHIN, ImportedTokens
 from evergrant_server.core.messages import SIGNAL_CONSENT_GRANTED, Asked, ConsentGranted
 from evergrant_server.policy import above, decide
 from evergrant_server.store import Tx
 from providers.spec import ProviderSpec
 
-INSTALL_WITHIN = timedelta(days=7)  # a worker that stays away longer finds the connection expired
 _RAISED = (Kind.PLATFORM_UNAVAILABLE,)  # no fault of the item: the whole request is to be sent again
 
 
@@ -129,13 +127,15 @@ class Intake:
             changed_at=now,
             consent_deadline=now + INSTALL_WITHIN,
         )
-        try:
-            await tx.connections.add(connection)
-        except Failure as failure:
-            if failure.code is not Code.ALREADY_EXISTS:
-                raise
-            raise Failure(Code.STORE_CONFLICT, "It was started meanwhile.") from None
-        consent = self._consent(connection, scopes, now)
+        await tx.connections.begin(connection)
+        consent = Consent.unasked(
+            connection,
+            ConsentKind.IMPORT,
+            scopes,
+            self._asked,
+            at=now,
+            expires_at=connection.consent_deadline,
+        )
         await tx.consents.add_import(consent, tokens_of(item, now))
         await tx.outbox.add(start(connection, self._parts.ring, self._asked, now))
         granted = ConsentGranted(attempt_id=consent.id, asked=self._asked)
@@ -156,23 +156,6 @@ class Intake:
         )
         await audit.append(tx, entry)
         return connection
-
-    def _consent(self, connection: Connection, scopes: tuple[str, ...], now: datetime) -> Consent:
-        """A consent with its tokens instead of a code. No link leads to it: the hash is of chance."""
-        return Consent(
-            tenant=connection.tenant,
-            id=ConsentId(new_id("cns")),
-            connection_id=connection.id,
-            integration_id=connection.integration_id,
-            kind=ConsentKind.IMPORT,
-            status=ConsentStatus.CODE_RECEIVED,
-            scopes=scopes,
-            link_hash=hash_of_link(secrets.token_urlsafe(32)),
-            created_at=now,
-            expires_at=connection.consent_deadline,
-            by=self._asked.by,
-            trace_id=self._asked.trace_id,
-        )
 
 
 def expiry_of(item: ImportItem, now: datetime) -> datetime | None:

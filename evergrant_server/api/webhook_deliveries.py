@@ -10,7 +10,6 @@ from evergrant_server import audit
 from evergrant_server.api.guards import By, IdempotencyKey, TenantAdmin, With
 from evergrant_server.api.idempotency import Answer, Once
 from evergrant_server.api.shapes import Slug
-from evergrant_server.api.transactions import committed
 from evergrant_server.api.views import Page
 from evergrant_server.api.webhook_shapes import DeliveryView
 from evergrant_server.api.webhooks import Cursor, named, record
@@ -18,7 +17,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.events import EventType, WebhookEvent, ping_body
 from evergrant_server.core.ids import DeliveryId, EventId, new_id
-from evergrant_server.core.webhooks import DeliveryStatus
+from evergrant_server.core.webhooks import Delivery, DeliveryStatus
 from evergrant_server.store import Tx
 
 router = APIRouter(tags=["webhooks"])
@@ -32,9 +31,6 @@ async def send_ping(
     once = Once(request, caller, key, None)
 
     async def ping(tx: Tx) -> Answer:
-        recalled = await once.recall(tx)
-        if recalled is not None:
-            return recalled
         now = parts.clock.now()
         webhook = await named(tx, caller.tenant, name)
         if webhook.disabled:
@@ -49,9 +45,9 @@ async def send_ping(
         )
         (delivery,) = await audit.tell(tx, [webhook], event, asked, now, by_hand=True)
         await record(tx, AuditAction.WEBHOOK_TESTED, webhook, asked, now, event=event.id)
-        return await once.remember(tx, Answer.of(202, DeliveryView.of(delivery)), now)
+        return Answer.of(202, DeliveryView.of(delivery))
 
-    answer = await committed(parts.store, ping)
+    answer = await once.committed(parts, ping)
     parts.relay.nudge()
     return answer.response()
 
@@ -70,17 +66,11 @@ async def deliveries(
         webhook = await named(tx, caller.tenant, name)
         bound = {"list": "deliveries", "of": webhook.id, "status": status}
         after = parts.cursors.read(cursor, caller.tenant, **bound)
-        position = None
-        if after is not None:
-            at, _, id = after.partition(" ")
-            position = datetime.fromisoformat(at), id
+        position = None if after is None else _position(after)
         found = await tx.deliveries.page(
             caller.tenant, webhook.id, status=status, after=position, limit=limit + 1
         )
-    following = None
-    if len(found) > limit:
-        last = found[limit - 1]
-        following = parts.cursors.write(f"{last.created_at.isoformat()} {last.id}", caller.tenant, **bound)
+    following = parts.cursors.following(found, limit, _place, caller.tenant, **bound)
     return Page(items=[DeliveryView.of(it) for it in found[:limit]], next_cursor=following)
 
 
@@ -100,9 +90,6 @@ async def replay(
     once = Once(request, caller, key, None)
 
     async def again(tx: Tx) -> Answer:
-        recalled = await once.recall(tx)
-        if recalled is not None:
-            return recalled
         now = parts.clock.now()
         webhook = await named(tx, caller.tenant, name)
         found = await tx.deliveries.get(caller.tenant, DeliveryId(delivery_id))
@@ -111,8 +98,17 @@ async def replay(
         after = await tx.deliveries.replace(found.replayed(now), expected=found.revision)
         await audit.wake(tx, webhook, asked, now, at_once=True)
         await record(tx, AuditAction.DELIVERY_REPLAYED, webhook, asked, now, delivery=found.id)
-        return await once.remember(tx, Answer.of(202, DeliveryView.of(after)), now)
+        return Answer.of(202, DeliveryView.of(after))
 
-    answer = await committed(parts.store, again)
+    answer = await once.committed(parts, again)
     parts.relay.nudge()
     return answer.response()
+
+
+def _place(it: Delivery) -> str:
+    return f"{it.created_at.isoformat()} {it.id}"
+
+
+def _position(place: str) -> tuple[datetime, str]:
+    at, _, id = place.partition(" ")
+    return datetime.fromisoformat(at), id

@@ -79,9 +79,7 @@ async def listed(
     after = parts.cursors.read(cursor, caller.tenant, list="webhooks")
     async with parts.store.read() as tx:
         found = await tx.webhooks.page(caller.tenant, after, limit + 1)
-    following = None
-    if len(found) > limit:
-        following = parts.cursors.write(found[limit - 1].name, caller.tenant, list="webhooks")
+    following = parts.cursors.following(found, limit, lambda it: it.name, caller.tenant, list="webhooks")
     return Page(items=[WebhookView.of(it) for it in found[:limit]], next_cursor=following)
 
 
@@ -122,9 +120,6 @@ async def rotate_secret(
         overlap = timedelta(seconds=body.overlap)
 
     async def rotate(tx: Tx) -> Answer:
-        recalled = await once.recall(tx)
-        if recalled is not None:
-            return recalled
         now = parts.clock.now()
         webhook = await named(tx, caller.tenant, name)
         changes = {
@@ -138,10 +133,9 @@ async def rotate_secret(
         )
         seconds = overlap.total_seconds()
         await record(tx, AuditAction.WEBHOOK_SECRET_ROTATED, after, asked, now, overlap=seconds)
-        answer = Answer.of(200, WebhookSecretView.with_secret(after, secret.reveal()))
-        return await once.remember(tx, answer, now)
+        return Answer.of(200, WebhookSecretView.with_secret(after, secret.reveal()))
 
-    return (await committed(parts.store, rotate)).response()
+    return (await once.committed(parts, rotate)).response()
 
 
 def _refuse_unreachable(parts: Parts, url: str) -> None:

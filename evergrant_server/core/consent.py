@@ -1,13 +1,23 @@
 """A consent: one try of one subject in one browser to grant access, from link to code."""
 
 import hashlib
+import secrets
 from datetime import datetime
 from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
-from evergrant_server.core.ids import ConnectionId, ConsentId, IntegrationId, Tenant
+from evergrant_server.core.connection import Connection
+from evergrant_server.core.ids import ConnectionId, ConsentId, IntegrationId, Tenant, new_id
+from evergrant_server.core.message import Asked
 from evergrant_server.core.secret import Secret
+
+LINK_BYTES = 32
+
+
+def hash_of_link(link: str) -> str:
+    """What a consent is found by when somebody opens its connect link."""
+    return hashlib.sha256(link.encode()).hexdigest()
 
 
 def hash_of_state(state: Secret) -> str:
@@ -66,11 +76,45 @@ class Consent(BaseModel):
     trace_id: str
     revision: int = 1
 
+    @classmethod
+    def unasked(
+        cls,
+        connection: Connection,
+        kind: ConsentKind,
+        scopes: tuple[str, ...],
+        asked: Asked,
+        *,
+        at: datetime,
+        expires_at: datetime,
+    ) -> "Consent":
+        """One that no subject has to give: it waits for the worker at once.
+
+        No link leads to it: the hash is of chance.
+        """
+        return cls(
+            tenant=connection.tenant,
+            id=ConsentId(new_id("cns")),
+            connection_id=connection.id,
+            integration_id=connection.integration_id,
+            kind=kind,
+            status=ConsentStatus.CODE_RECEIVED,
+            scopes=scopes,
+            link_hash=hash_of_link(secrets.token_urlsafe(LINK_BYTES)),
+            created_at=at,
+            expires_at=expires_at,
+            by=asked.by,
+            trace_id=asked.trace_id,
+        )
+
     @property
     def asks_for(self) -> tuple[str, ...]:
         """Every scope, whichever chain it is for: what the subject is shown."""
         further = (scope for scopes in self.chain_scopes.values() for scope in scopes)
         return tuple(dict.fromkeys((*self.scopes, *further)))
+
+    def is_begun(self, revision: int) -> bool:
+        """The click that left it at `revision` is the newest one, and its browser hasn't come back."""
+        return self.status is ConsentStatus.STARTED and self.revision == revision
 
     @property
     def from_browser(self) -> bool:

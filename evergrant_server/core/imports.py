@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict
 from evergrant_server.core.grant import TokenSet
 from evergrant_server.core.secret import Secret
 
+INSTALL_WITHIN = timedelta(days=7)  # a worker that stays away longer finds the connection expired
+
 
 class ImportedTokens(BaseModel):
     """Never a message: its secrets refuse to be serialised, except into another secret.

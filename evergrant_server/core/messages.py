@@ -7,27 +7,28 @@ query names, and the shapes of what they carry.
 from datetime import datetime
 from enum import StrEnum
 
+from evergrant_server.core.activity_messages import ActivityName as ActivityName
+from evergrant_server.core.activity_messages import AnnounceExpiry as AnnounceExpiry
+from evergrant_server.core.activity_messages import AskRevocation as AskRevocation
+from evergrant_server.core.activity_messages import Call as Call
+from evergrant_server.core.activity_messages import Discover as Discover
+from evergrant_server.core.activity_messages import Discovered as Discovered
+from evergrant_server.core.activity_messages import EndConsent as EndConsent
+from evergrant_server.core.activity_messages import ExchangeCode as ExchangeCode
+from evergrant_server.core.activity_messages import GrantNews as GrantNews
+from evergrant_server.core.activity_messages import MintGrant as MintGrant
+from evergrant_server.core.activity_messages import RefreshGrant as RefreshGrant
+from evergrant_server.core.activity_messages import RevocationNews as RevocationNews
+from evergrant_server.core.activity_messages import RevokeGrant as RevokeGrant
+from evergrant_server.core.activity_messages import RunEnds as RunEnds
 from evergrant_server.core.connection import Revocation, State
-from evergrant_server.core.device import Poll
 from evergrant_server.core.errors import Code, Repairer
-from evergrant_server.core.export_messages import (
-    DropExport as DropExport,
-)
-from evergrant_server.core.export_messages import (
-    ExportCall as ExportCall,
-)
-from evergrant_server.core.export_messages import (
-    Exported as Exported,
-)
-from evergrant_server.core.export_messages import (
-    ExportPage as ExportPage,
-)
-from evergrant_server.core.export_messages import (
-    ExportProgress as ExportProgress,
-)
-from evergrant_server.core.export_messages import (
-    ExportStart as ExportStart,
-)
+from evergrant_server.core.export_messages import DropExport as DropExport
+from evergrant_server.core.export_messages import ExportCall as ExportCall
+from evergrant_server.core.export_messages import Exported as Exported
+from evergrant_server.core.export_messages import ExportPage as ExportPage
+from evergrant_server.core.export_messages import ExportProgress as ExportProgress
+from evergrant_server.core.export_messages import ExportStart as ExportStart
 from evergrant_server.core.flow import Flow
 from evergrant_server.core.ids import AttemptId, ConnectionId, ConsentId, IntegrationId, Tenant
 from evergrant_server.core.message import Asked as Asked
@@ -52,31 +53,6 @@ UPDATE_ENSURE_FRESH = "ensure_fresh"
 UPDATE_REAUTHORIZE = "reauthorize"
 UPDATE_REVOKE = "revoke"
 QUERY_DESCRIBE = "describe"
-
-
-class ActivityName(StrEnum):
-    """The side effects a workflow can ask for, as they read in the Temporal UI."""
-
-    EXCHANGE_CODE = "exchange_code"
-    MINT_GRANT = "mint_grant"
-    POLL_DEVICE = "poll_device"
-    REFRESH_GRANT = "refresh_grant"
-    END_CONSENT = "end_consent"
-    ASK_REVOCATION = "ask_revocation"
-    REVOKE_GRANT = "revoke_grant"
-    RUN_ENDS = "run_ends"
-    DISCOVER = "discover_endpoints"
-    REREAD_METADATA = "reread_metadata"
-    ANNOUNCE_EXPIRY = "announce_expiry"
-    VERIFY_LATE_ANSWER = "verify_late_answer"
-    LOOK_UP = "look_up_accounts"
-    EXPORT_PAGE = "export_page"
-    DROP_EXPORT = "drop_export"
-    RECONCILE = "reconcile"
-    DELIVER_DUE = "deliver_due"
-    CHECK_DEFINITION = "check_definition"
-    DECIDE_DEFINITION = "decide_definition"
-    WATCH_DEFINITION = "watch_definition"
 
 
 class Life(Message):
@@ -126,43 +102,6 @@ class Life(Message):
     choosing: bool = False  # there are several, and nobody has said which
     interim: bool = False  # this token is to be exchanged for a long-lived one, at once
     ends_together: bool = False  # what a refresh is made from is over when the access token is
-
-
-class GrantNews(Message):
-    """What an exchange or a refresh did to the grant: facts of the new one, or a failure."""
-
-    attempt_id: AttemptId | None = None
-    consent_id: ConsentId | None = None
-    state: State | None = None  # what the store says now
-    generation: int | None = None
-    obtained_at: datetime | None = None
-    expires_at: datetime | None = None
-    refreshable: bool = False
-    idle_s: float | None = None
-    refresh_expires_at: datetime | None = None
-    margin_s: float | None = None
-    min_age_s: float | None = None
-    interim: bool = False
-    ends_together: bool = False
-    announce_days: tuple[int, ...] | None = None
-    not_leased: bool = False
-    failure: Code | None = None
-    retry_after: float | None = None  # seconds
-    client_refused: bool = False  # the provider refused our secret, and didn't look at the grant
-    poll: Poll | None = None  # a device code: neither tokens nor an end yet
-    interval_s: float | None = None  # how often the provider wants to be asked about it
-    over: bool = False  # the consent has ended: asking again brings nothing
-    refused: bool = False  # the provider answered this grant, with an error that nobody knows
-    read_as_before: bool = False  # a staged definition couldn't read the answer, the one before it could
-    look_up: bool = False  # the grant is there; which accounts it reaches is to be asked
-    choosing: bool = False  # somebody has to choose one
-    late_next: AttemptId | None = None  # a late answer is done with, and this one is kept and untried
-
-
-class RevocationNews(Message):
-    revocation: Revocation | None = None
-    failure: Code | None = None
-    retry_after: float | None = None
 
 
 class Event(StrEnum):
@@ -325,73 +264,3 @@ class Description(Message):
     failures: int
     failed: Code | None = None  # what the last try to revoke met
     failing_since: datetime | None = None  # when the first of these tries failed
-
-
-# --- activities -------------------------------------------------------------------------
-
-
-class Call(Message):
-    """What every activity of a connection is told."""
-
-    tenant: Tenant
-    connection_id: ConnectionId
-    asked: Asked
-    provenance: Provenance
-
-
-class ExchangeCode(Call):
-    consent_id: ConsentId
-    generation: int = 0  # the newest that the workflow knows
-
-
-class MintGrant(Call):
-    """Make the first tokens from what we hold ourselves. The consent says who asked for what."""
-
-    consent_id: ConsentId
-    generation: int = 0  # the newest that the workflow knows
-
-
-class RefreshGrant(Call):
-    """Refresh from `generation`. `only_if_leased`: do nothing when nobody leased it. `token_over`: the
-    access token has ended, whatever the worker's clock says."""
-
-    generation: int
-    only_if_leased: bool = False
-    token_over: bool = False
-
-
-class AnnounceExpiry(Call):
-    """Record that the grant ends in `days` days, at `ends_at`, unless the subject consents again."""
-
-    days: int
-    ends_at: datetime
-
-
-class EndConsent(Call):
-    consent_id: ConsentId | None = None  # None: the deadline passed
-    denied: bool
-
-
-class AskRevocation(Call):
-    """Write `revoking` to the store, for a revocation that began in Temporal."""
-
-    reason: str
-
-
-class RevokeGrant(Call):
-    """Tell the provider, then write `revoked`."""
-
-
-class RunEnds(Call):
-    """The run is about to close or continue as new: its history must be exported."""
-
-
-class Discover(Message):
-    tenant: Tenant
-    integration_id: IntegrationId
-    asked: Asked
-
-
-class Discovered(Message):
-    failure: Code | None = None
-    detail: str = ""

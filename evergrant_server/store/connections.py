@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.grant import MAIN
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.store.records import compare_and_set, every, insert, one, taken, values_of, where
@@ -23,6 +24,18 @@ class Connections:
         """Add a connection. Raises Failure ALREADY_EXISTS when a live one has the same names."""
         if not await insert(self._connection, ConnectionRow, values_of(c)):
             raise taken(f"A live connection of this subject at {c.integration!r}, label {c.label!r},")
+
+    async def begin(self, c: Connection) -> None:
+        """Add a connection whose names were looked up and found free in this transaction.
+
+        Raises Failure STORE_CONFLICT when they were taken meanwhile: look again.
+        """
+        try:
+            await self.add(c)
+        except Failure as failure:
+            if failure.code is not Code.ALREADY_EXISTS:
+                raise
+            raise Failure(Code.STORE_CONFLICT, "It was started meanwhile.") from None
 
     async def get(self, tenant: Tenant, id: ConnectionId) -> Connection | None:
         row = await one(self._connection, ConnectionRow, tenant=tenant, id=id)

@@ -11,7 +11,8 @@ from evergrant_server.core.clock import Clock
 from evergrant_server.core.ids import WORKFLOW_ID, ConnectionId, Tenant
 from evergrant_server.core.outbox import history_export, history_target
 from evergrant_server.store import Store, Tx
-from evergrant_server.temporal_link.link import ClosedRun, TemporalLink
+from evergrant_server.temporal_link.link import TemporalLink
+from evergrant_server.temporal_link.runs import ClosedRun
 
 _BATCH = 200
 

@@ -12,10 +12,11 @@ from evergrant_server.core.ids import ConnectionId, Tenant, workflow_id
 from evergrant_server.crypto.keyring import KeyRing
 from evergrant_server.store import Store
 from evergrant_server.temporal_link.drifts import Drifts, Found
-from evergrant_server.temporal_link.link import Running, TemporalLink
+from evergrant_server.temporal_link.link import TemporalLink
 from evergrant_server.temporal_link.lives import Lives
 from evergrant_server.temporal_link.onboardings import restart_onboardings
 from evergrant_server.temporal_link.overdue import wake_overdue
+from evergrant_server.temporal_link.runs import Running
 
 T = TypeVar("T")
 

@@ -22,7 +22,8 @@ from evergrant_server.core.webhook_messages import WakeWebhook
 from evergrant_server.store import HistoryExport, Store
 from evergrant_server.telemetry import say
 from evergrant_server.telemetry_names import Event
-from evergrant_server.temporal_link.link import TemporalLink, WorkflowGone
+from evergrant_server.temporal_link.calling import WorkflowGone
+from evergrant_server.temporal_link.link import TemporalLink
 from evergrant_server.temporal_link.reconcile import Reconciler
 
 log = logging.getLogger("evergrant.relay")

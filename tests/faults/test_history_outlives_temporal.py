@@ -10,7 +10,7 @@ from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 
 from evergrant_server.core.ids import workflow_id
-from evergrant_server.temporal_link.link import WorkflowGone
+from evergrant_server.temporal_link.calling import WorkflowGone
 from tests.fakes.databases import sqlite_url
 from tests.fakes.installation import TENANT, Installation, installation
 from tests.fakes.scripted_provider import ScriptedProvider

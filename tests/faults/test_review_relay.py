@@ -12,7 +12,7 @@ from evergrant_server.core.ids import ConnectionId, OutboxId, Tenant, new_id, wo
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
 from evergrant_server.store import Store
 from evergrant_server.temporal_link import OutboxRelay
-from evergrant_server.temporal_link.link import WorkflowGone
+from evergrant_server.temporal_link.calling import WorkflowGone
 from tests.fakes.databases import (  # noqa: F401  # fixtures
     clock,
     database_url,

@@ -7,10 +7,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from evergrant_server import audit
-from evergrant_server.api.establishing import hash_of_link
 from evergrant_server.core.access import Action, Endpoints, Integration
 from evergrant_server.core.audit import AuditAction, AuditRecord
-from evergrant_server.core.consent import Consent, ConsentStatus
+from evergrant_server.core.consent import Consent, ConsentStatus, hash_of_link
 from evergrant_server.core.ids import ConnectionId
 from tests.fakes.api import OTHER, TENANT, Api
 from tests.fakes.visitor import Visitor

@@ -10,10 +10,9 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from evergrant_server import audit
-from evergrant_server.api.establishing import hash_of_link
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.consent import Consent, ConsentStatus
+from evergrant_server.core.consent import Consent, ConsentStatus, hash_of_link
 from evergrant_server.core.secret import Secret
 from tests.fakes.api import TENANT, Api
 from tests.fakes.visitor import Visitor

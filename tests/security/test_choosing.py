@@ -6,12 +6,11 @@ import httpx2
 import pytest
 
 from evergrant_server import audit
-from evergrant_server.api.establishing import hash_of_link
 from evergrant_server.core.access import Action
 from evergrant_server.core.account import FollowUp, Option
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection
-from evergrant_server.core.consent import ConsentStatus
+from evergrant_server.core.consent import ConsentStatus, hash_of_link
 from evergrant_server.core.grant import Grant, TokenSet
 from evergrant_server.core.secret import Secret
 from tests.fakes.api import OTHER, TENANT, Api

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from evergrant_server.api.establishing import hash_of_link
 from evergrant_server.core.access import Action
+from evergrant_server.core.consent import hash_of_link
 from evergrant_server.core.ids import ConnectionId
 from tests.fakes.api import TENANT, Api, running_api
 from tests.fakes.visitor import Visitor

@@ -43,6 +43,10 @@ async def test_two_live_connections_cannot_share_their_names(store: Store):
     with pytest.raises(Failure) as caught:
         await added(store, a_connection())
     assert caught.value.code is Code.ALREADY_EXISTS
+    with pytest.raises(Failure) as caught:  # who found them free is to look again
+        async with store.write() as tx:
+            await tx.connections.begin(a_connection())
+    assert caught.value.code is Code.STORE_CONFLICT
     await added(store, a_connection(label="second"))
     await added(store, a_connection(tenant="other"))
 

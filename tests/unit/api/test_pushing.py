@@ -7,9 +7,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from evergrant_server.api.establishing import hash_of_link
 from evergrant_server.core.access import Action, Endpoints
-from evergrant_server.core.consent import Consent, ConsentStatus
+from evergrant_server.core.consent import Consent, ConsentStatus, hash_of_link
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.outbox import OutboxKind
 from evergrant_server.core.pushing import PushedRequest, PushRequest
