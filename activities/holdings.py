@@ -145,6 +145,10 @@ class Holder:
         self.announce_days = announce_days
         self._clock = clock
 
+    def offline_scope(self, provider: str) -> str | None:
+        """The scope that brings a refresh token there: no ceiling counts it."""
+        return self._registry.offline_scope(provider)
+
     async def take(self, tenant: Tenant, connection_id: ConnectionId) -> Holdings:
         """Raises Failure NOT_FOUND, CLIENT_REJECTED (its definition is gone, or doesn't fit any
         more), KEY_UNAVAILABLE, SEAL_BROKEN or STORE_UNAVAILABLE."""

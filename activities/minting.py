@@ -17,6 +17,7 @@ from activities.renewal import Reading, by_minting, minted
 from activities.single_use import Ending, Use
 from activities.subject_tokens import subject_token_of
 from activities.transfer import end_consent, install_import
+from activities.wellbeing import refused_in_whose_name
 from evergrant_server.core.attempt import AttemptKind, Outcome
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import State
@@ -53,7 +54,7 @@ class MintActivities(ConsentActivities):
                 return news
 
     async def _mint(self, order: MintGrant, consent: Consent, held: Holdings) -> GrantNews:
-        exchanged = await subject_token_of(self._store, self._clock, order.asked, held, consent)
+        exchanged = await subject_token_of(self._store, self._holder, self._clock, order.asked, held, consent)
         renewal = by_minting(self._sender, self._clock, held, consent.scopes, exchanged)
         use = await self._single_use.begin(
             AttemptKind.MINT, held.connection, renewal.rules, token_valid=False, credential=consent.id
@@ -134,4 +135,5 @@ class MintActivities(ConsentActivities):
         current = await connection_of(tx, order)
         if current.state is State.PENDING_CONSENT:
             await tx.connections.replace(current.waits_because(failure.code, now), expected=current.revision)
-        await record(tx, order, AuditAction.CONSENT_FAILED, now, reason=failure.code, consent=consent.id)
+        said = {"reason": failure.code, "consent": consent.id, **refused_in_whose_name(failure)}
+        await record(tx, order, AuditAction.CONSENT_FAILED, now, **said)

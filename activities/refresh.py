@@ -125,7 +125,7 @@ class RefreshActivities(ProviderActivities):
     async def _renewal(self, order: RefreshGrant, held: Holdings) -> Renewal | None:
         """What the next token is made from; None when there is nothing."""
         if held.connection.flow.mints:
-            exchanged = await subject_token_of(self._store, self._clock, order.asked, held)
+            exchanged = await subject_token_of(self._store, self._holder, self._clock, order.asked, held)
             scopes = held.connection.requested_scopes
             return by_minting(self._sender, self._clock, held, scopes, exchanged)
         if held.exchange is not None:

@@ -6,7 +6,7 @@ from activities.records import connection_of, record, settled
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.errors import FAILURES, Code, Failure
+from evergrant_server.core.errors import FAILURES, Code, Failure, Kind
 from evergrant_server.core.messages import Call
 from evergrant_server.store import Store, Tx
 
@@ -42,15 +42,27 @@ async def note_recovery(tx: Tx, call: Call, before: Connection, now: datetime) -
 
 
 async def note_unsent(store: Store, clock: Clock, call: Call, failure: Failure) -> None:
-    """Nothing was sent: a circuit is open, or a key is away. Callers feel it once the token is over."""
+    """Nothing was sent: a circuit is open, or a key is away. Callers feel it once the token is over.
+
+    A refusal of our own is a failure like a provider's: somebody has to act, and can see it from the first.
+    """
     if failure.code in _PASSES:
         return
+    denied = failure.kind is Kind.DENIED
 
     async def note(tx: Tx) -> None:
         current, now = await connection_of(tx, call), clock.now()
         grant = await tx.grants.get(call.tenant, call.connection_id)
         over = grant is not None and not grant.valid(now)
-        if over and current.failing_since is None:
-            await note_failure(tx, call, current, failure.code, now, token_over=True)
+        if denied:
+            said = {"reason": failure.code, **refused_in_whose_name(failure)}
+            await record(tx, call, AuditAction.REFRESH_FAILED, now, **said)
+        if denied or (over and current.failing_since is None):
+            await note_failure(tx, call, current, failure.code, now, token_over=over)
 
     await settled(store, note)
+
+
+def refused_in_whose_name(failure: Failure) -> dict[str, str]:
+    """For the record of a refusal of our own: which app may not lease which source."""
+    return dict(failure.context) if failure.kind is Kind.DENIED else {}

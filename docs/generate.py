@@ -69,6 +69,7 @@ WHEN = {
     AuditAction.SENT_TWICE: "a worker was stopped past its deadline, and a credential left two of them",
     AuditAction.ANSWER_CAME_LATE: "an answer that had been given up came; it is looked at before it is used",
     AuditAction.REAUTHORIZE_ASKED: "somebody asked for a new consent",
+    AuditAction.SOURCE_APP_CHANGED: "another app asked for the exchange; it is made in that one's name now",
     AuditAction.REVOKE_ASKED: "somebody asked for revocation; no lease leaves from here on",
     AuditAction.REVOCATION_FAILED: "the provider didn't confirm; it is tried again",
     AuditAction.REVOKED: "the provider confirmed, or is declared to have no revocation endpoint",

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, Response
 from evergrant_server import audit
 from evergrant_server.api.guards import By, TenantAdmin, With
 from evergrant_server.api.shapes import AppBody, PermitBody, Slug
+from evergrant_server.api.sources import tell_waiting
 from evergrant_server.api.views import AppView, Page, PermitView
 from evergrant_server.core.access import App, Permit
 from evergrant_server.core.audit import AuditAction, AuditEntry
@@ -63,8 +64,11 @@ async def put(
             after = await tx.access.put_app(new, expected=None)
         else:
             after = await tx.access.put_app(before.model_copy(update=changes), expected=before.revision)
+        if before is not None and before.disabled and not after.disabled:
+            await tell_waiting(tx, after, asked, parts.clock.now())
         detail = {"disabled": body.disabled, "return_to": list(body.return_to)}
         await record(tx, parts.clock, AuditAction.APP_PUT, after.id, after, asked, **detail)
+    parts.relay.nudge()
     response.status_code = 201 if before is None else 200
     return AppView.of(after)
 
@@ -129,8 +133,10 @@ async def put_permit(
         else:
             changed = before.model_copy(update=dict(body))
             after = await tx.access.put_permit(changed, expected=before.revision)
+        await tell_waiting(tx, app, asked, parts.clock.now())
         said = body.model_dump(mode="json")
         await record(tx, parts.clock, AuditAction.PERMIT_PUT, after.id, app, asked, name=permit_name, **said)
+    parts.relay.nudge()
     response.status_code = 201 if before is None else 200
     return PermitView.of(after)
 

@@ -13,6 +13,7 @@ from evergrant_server.api.idempotency import Answer, Once
 from evergrant_server.api.outgoing import signal
 from evergrant_server.api.parts import Parts
 from evergrant_server.api.shapes import ReauthorizeBody, RefreshBody, RevokeBody
+from evergrant_server.api.sources import asked_again
 from evergrant_server.api.views import ConnectionView
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
@@ -82,6 +83,7 @@ async def reauthorize(
 
     async def ask(tx: Tx) -> Answer:
         connection = await visible_connection(tx, caller, connection_id, Action.CONNECT)
+        connection = await asked_again(tx, parts, caller, asked, connection)
         opened = await _ask_again(tx, Establishing(parts, caller, asked), parts, connection, wanted)
         return Answer.of(200, await view_of(tx, connection, opened))
 

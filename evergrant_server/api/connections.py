@@ -16,7 +16,7 @@ from evergrant_server.api.guards import Asking, By, IdempotencyKey, With, visibl
 from evergrant_server.api.idempotency import Answer, Once
 from evergrant_server.api.parts import Parts
 from evergrant_server.api.shapes import ConnectionBody
-from evergrant_server.api.sources import require_source
+from evergrant_server.api.sources import asked_again, require_source
 from evergrant_server.api.views import ConnectionView, LiveView, Page, RevokingView
 from evergrant_server.core.access import Action
 from evergrant_server.core.account import FollowUp
@@ -100,7 +100,10 @@ async def start(
         if body.source is not None:  # its token is used: whoever may have it may have this
             await require_source(tx, parts, caller, body.source)
         opened = await Establishing(parts, caller, asked).connect(tx, wanted)
-        view = await view_of(tx, opened.connection, opened)
+        connection = opened.connection
+        if not opened.created and body.source == connection.source:
+            connection = await asked_again(tx, parts, caller, asked, connection)
+        view = await view_of(tx, connection, opened)
         if opened.consent is not None:
             view = view.model_copy(update={"expires_at": opened.consent.expires_at})
         return Answer.of(201 if opened.created else 200, view)

@@ -282,6 +282,7 @@ class Establishing:
             flow=flow,
             target=wanted.target,
             source=wanted.source,
+            source_app=None if wanted.source is None else self._caller.app.id,
             choice=wanted.choice,
             chain_scopes=dict(chains),
             created_at=self._now,

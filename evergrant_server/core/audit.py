@@ -43,6 +43,7 @@ class AuditAction(StrEnum):
     ANSWER_CAME_LATE = "grant.answer_came_late"
     SENT_TWICE = "grant.sent_twice"
     REAUTHORIZE_ASKED = "connection.reauthorize_asked"
+    SOURCE_APP_CHANGED = "connection.source_app_changed"
     REVOKE_ASKED = "connection.revoke_asked"
     REVOCATION_FAILED = "connection.revocation_failed"
     REVOKED = "connection.revoked"

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from evergrant_server.core.account import FollowUp, Option, picked
 from evergrant_server.core.errors import Code
 from evergrant_server.core.flow import Flow, Target
-from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
+from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, Tenant
 
 
 class State(StrEnum):
@@ -107,6 +107,7 @@ class Connection(BaseModel):
     flow: Flow = Flow.AUTHORIZATION_CODE
     target: Target = Target()
     source: ConnectionId | None = None  # whose token is exchanged for this one's
+    source_app: AppId | None = None  # in whose name: it must still be allowed to lease the source
     created_at: datetime
     changed_at: datetime
     consent_deadline: datetime
@@ -148,6 +149,10 @@ class Connection(BaseModel):
     def label_of_chain(self, chain: str) -> str:
         """The label of the connection that holds a further chain of this one's consents."""
         return chain if self.label == "default" != chain else f"{self.label}:{chain}"
+
+    def asked_by(self, app: AppId) -> "Connection":
+        """From here on its source's token is exchanged in the name of `app`."""
+        return self.model_copy(update={"source_app": app})
 
     @property
     def unwell(self) -> bool:

@@ -65,6 +65,7 @@ class Code(StrEnum):
     NOT_PERMITTED = "not_permitted"
     APP_DISABLED = "app_disabled"
     SCOPE_NOT_PERMITTED = "scope_not_permitted"
+    SOURCE_NOT_PERMITTED = "source_not_permitted"
 
     STORE_UNAVAILABLE = "store_unavailable"
     STORE_CONFLICT = "store_conflict"
@@ -114,8 +115,8 @@ def _provider(meaning: str, repair: str = "Try again after Retry-After seconds."
     return Rule(Kind.PROVIDER_UNAVAILABLE, Repairer.TIME, Retry.BACKOFF, 503, meaning, repair)
 
 
-def _denied(meaning: str, repair: str) -> Rule:
-    return Rule(Kind.DENIED, Repairer.PERMIT_ADMIN, Retry.NEVER, 403, meaning, repair)
+def _denied(meaning: str, repair: str, retry: Retry = Retry.NEVER) -> Rule:
+    return Rule(Kind.DENIED, Repairer.PERMIT_ADMIN, retry, 403, meaning, repair)
 
 
 def _platform(meaning: str, repair: str, status: int = 503) -> Rule:
@@ -191,6 +192,13 @@ FAILURES: dict[Code, Rule] = {
     Code.SCOPE_NOT_PERMITTED: _denied(
         "A scope is above the ceiling of the permit or the integration.",
         "Ask for fewer scopes, or raise the ceiling.",
+    ),
+    Code.SOURCE_NOT_PERMITTED: _denied(
+        "The app in whose name another connection's token is exchanged for this one's may not lease that "
+        "other one (any more).",
+        "Give that app a permit to lease the source, with all of its scopes; or have an app that has one "
+        "reauthorize the connection.",
+        Retry.AFTER_REPAIR,
     ),
     Code.STORE_UNAVAILABLE: _platform("The store can't be reached.", "Check EVERGRANT_DATABASE_URL."),
     Code.STORE_CONFLICT: _platform("The row changed while it was being changed.", "Try again.", 409),

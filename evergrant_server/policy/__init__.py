@@ -5,5 +5,6 @@ Owns the verdict and its reason. Doesn't own who is asking (api), where permits 
 """
 
 from evergrant_server.policy.permits import Reason, Verdict, above, decide, reaches
+from evergrant_server.policy.sources import may_exchange, scopes_of_source
 
-__all__ = ["Reason", "Verdict", "above", "decide", "reaches"]
+__all__ = ["Reason", "Verdict", "above", "decide", "may_exchange", "reaches", "scopes_of_source"]

@@ -2,14 +2,14 @@
 
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Executable, and_, exists, select
+from sqlalchemy import ColumnElement, Executable, and_, exists, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.grant import MAIN
-from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
+from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, Tenant
 from evergrant_server.store.records import compare_and_set, every, insert, one, taken, values_of, where
 from evergrant_server.store.tables import FINAL_STATES, ConnectionGrantRow, ConnectionRow
 
@@ -83,6 +83,17 @@ class Connections:
             where(ConnectionRow, tenant=tenant, integration_id=integration_id),
             col(ConnectionRow.state).not_in(FINAL_STATES),
             col(ConnectionRow.failures) > 0,
+        )
+        return await self._list(query.order_by(col(ConnectionRow.id)))
+
+    async def waiting_for(self, tenant: Tenant, app: AppId) -> list[Connection]:
+        """Live connections for which tokens are exchanged in the name of `app`, and that have no
+        first grant, or a last refresh that failed. Sorted by id."""
+        waits = (State.PENDING_CONSENT.value, State.NEEDS_REAUTH.value)
+        query = select(ConnectionRow).where(
+            where(ConnectionRow, tenant=tenant, source_app=app),
+            col(ConnectionRow.state).not_in(FINAL_STATES),
+            or_(col(ConnectionRow.failures) > 0, col(ConnectionRow.state).in_(waits)),
         )
         return await self._list(query.order_by(col(ConnectionRow.id)))
 

@@ -41,6 +41,13 @@ class ConnectionRow(Row, table=True):
         ),
         Index(None, "tenant", "integration", "subject", "label"),
         Index(None, "id", unique=True),
+        Index(
+            "ix_connection_source_app",
+            "tenant",
+            "source_app",
+            sqlite_where=text("source_app IS NOT NULL"),
+            postgresql_where=text("source_app IS NOT NULL"),
+        ),
     )
     tenant: str = Field(primary_key=True)
     id: str = Field(primary_key=True)
@@ -59,6 +66,7 @@ class ConnectionRow(Row, table=True):
     flow: str
     target: dict[str, Any] = _json()
     source: str | None = None
+    source_app: str | None = None
     created_at: datetime = _moment()
     changed_at: datetime = _moment()
     consent_deadline: datetime = _moment()

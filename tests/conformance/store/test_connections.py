@@ -2,12 +2,13 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 
 from evergrant_server.core.connection import Connection, Revocation, State
 from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.ids import Tenant
+from evergrant_server.core.ids import AppId, Tenant
 from evergrant_server.store import Store
 from tests.conformance.store.samples import ACME, a_connection, added, granted
 from tests.fakes.databases import NOW
@@ -160,6 +161,33 @@ async def test_filters_narrow_a_page(store: Store):
     assert await ids(expiring_before=NOW + timedelta(hours=1, seconds=1)) == {one.id}
     assert await ids(expiring_before=NOW + timedelta(hours=1)) == set()
     assert await ids(subject="a", provider="google") == set()
+
+
+async def test_in_whose_name_a_source_is_exchanged_is_kept(store: Store):
+    app = AppId("app_0000000000000000000000")
+    before = await added(store, a_connection(source="con_0000000000000000000000"))
+    assert before.source_app is None
+    async with store.write() as tx:
+        after = await tx.connections.replace(before.asked_by(app), expected=before.revision)
+    async with store.read() as tx:
+        assert await tx.connections.get(ACME, before.id) == after
+    assert after.source_app == app
+
+
+async def test_what_waits_for_an_app_is_what_does_not_work(store: Store):
+    """Its own alone, those without a first grant or with a refresh that failed, and no ended one."""
+    app = AppId("app_0000000000000000000000")
+    pending = await added(store, a_connection(subject="pending", source_app=app))
+    await granted(store, subject="works", source_app=app)
+    bad: dict[str, Any] = {"state": State.ACTIVE, "failures": 2}
+    failing = await added(store, a_connection(subject="fails", source_app=app, **bad))
+    await added(store, a_connection(subject="other", source_app="app_1111111111111111111111", **bad))
+    await added(store, a_connection(subject="nobody's", **bad))
+    await added(store, a_connection(subject="elsewhere", tenant="other", source_app=app, **bad))
+    await added(store, a_connection(subject="ended", state=State.REVOKED, source_app=app, failures=2))
+    async with store.read() as tx:
+        waiting = [it.id for it in await tx.connections.waiting_for(ACME, app)]
+    assert waiting == sorted([pending.id, failing.id])
 
 
 async def test_live_spans_tenants_and_leaves_out_the_ended(store: Store):

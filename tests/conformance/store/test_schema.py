@@ -49,6 +49,7 @@ async def test_partial_indexes_are_partial_in_the_database_too(database_url: str
     await engine.dispose()
     for name in (
         "uq_connection_live",
+        "ix_connection_source_app",
         "uq_attempt_open",
         "uq_key_current",
         "ix_outbox_undelivered",

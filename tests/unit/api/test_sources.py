@@ -1,22 +1,155 @@
 """A connection whose token is exchanged for another one's (RFC 8693): for whoever may lease it, as it is."""
 
+from datetime import timedelta
+
+import pytest
+
+from evergrant_server import audit
 from evergrant_server.core.access import Action, Endpoints
-from tests.fakes.api import Api
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connection import Connection
+from evergrant_server.core.errors import Code
+from evergrant_server.core.ids import AppId, ConnectionId
+from evergrant_server.core.messages import SIGNAL_PROVIDER_CHANGED
+from tests.fakes.api import TENANT, Api
+
+ISSUER = "https://back.example"
+BOTH = (Action.TOKEN, Action.CONNECT)
+PERMIT = {"integration": "*", "actions": ["token", "connect"]}
+
+
+async def a_source(api: Api) -> Connection:
+    """It can read and write; `back` is where its token may be exchanged."""
+    front = await api.integration(name="front")
+    known = Endpoints(issuer=ISSUER, token_endpoint=f"{ISSUER}/token")
+    await api.integration(name="back", provider="generic", issuer=ISSUER, endpoints=known)
+    return await api.active(front, "at-1", scopes=("read", "write"))
+
+
+def wanted(source: Connection) -> dict[str, object]:
+    names = {"integration": "back", "subject": "user-1", "scopes": ["read"]}
+    return {**names, "flow": "token_exchange", "source": source.id}
+
+
+async def begun(api: Api, key: str, source: Connection) -> Connection:
+    made = await api.post("/v1/connections", key, wanted(source))
+    assert made.status_code in (200, 201), made.text
+    return await api.row(TENANT, ConnectionId(made.json()["id"]))
+
+
+async def id_of(api: Api, app: str) -> AppId:
+    async with api.worker.read() as tx:
+        found = await tx.access.app_by_name(TENANT, app)
+    assert found is not None
+    return found.id
+
+
+async def told_to_look_again(api: Api) -> list[str]:
+    """The connections whose workflows hear of it, and the outbox as it is read empty."""
+    told: list[str] = []
+    async with api.worker.write() as tx:
+        while messages := await tx.outbox.claim("test", api.clock.now(), timedelta(seconds=30)):
+            told += [it.target.rpartition(":")[2] for it in messages if it.name == SIGNAL_PROVIDER_CHANGED]
+            for message in messages:
+                await tx.outbox.delivered(message.id, api.clock.now())
+    return told
+
+
+async def failing(api: Api, connection: Connection) -> Connection:
+    """As a worker leaves it that was refused the exchange."""
+    await api.install(connection, "at-2")
+    changed = await api.change(
+        connection, lambda c: c.refresh_failed(Code.SOURCE_NOT_PERMITTED, c.changed_at, token_over=False)
+    )
+    await told_to_look_again(api)
+    return changed
 
 
 async def test_a_source_that_can_do_more_than_the_app_may_is_no_source(api: Api):
     """Its token would be refused as a lease; exchanged, it would do at the back what it does in front."""
-    front = await api.integration(name="front")
-    source = await api.active(front, "at-1", scopes=("read", "write"))
-    issuer = "https://back.example"
-    known = Endpoints(issuer=issuer, token_endpoint=f"{issuer}/token")
-    await api.integration(name="back", provider="generic", issuer=issuer, endpoints=known)
-    app = await api.app_with("narrow", Action.TOKEN, Action.CONNECT, ceiling=("read",))
+    source = await a_source(api)
+    app = await api.app_with("narrow", *BOTH, ceiling=("read",))
     leased = await api.post(f"/v1/connections/{source.id}/token", app)
     assert leased.json()["code"] == "scope_not_permitted"
-    body = {"integration": "back", "subject": "user-1", "flow": "token_exchange", "scopes": ["read"]}
-    refused = await api.post("/v1/connections", app, {**body, "source": source.id})
+    refused = await api.post("/v1/connections", app, wanted(source))
     assert (refused.status_code, refused.json()["code"]) == (403, "scope_not_permitted")
-    wide = await api.app_with("wide", Action.TOKEN, Action.CONNECT)
-    made = await api.post("/v1/connections", wide, {**body, "source": source.id})
+    wide = await api.app_with("wide", *BOTH)
+    made = await api.post("/v1/connections", wide, wanted(source))
     assert made.status_code == 201, made.text
+
+
+async def test_it_is_exchanged_in_the_name_of_the_app_that_began_it(api: Api):
+    source = await a_source(api)
+    connection = await begun(api, await api.app_with("bridge", *BOTH), source)
+    assert connection.source_app == await id_of(api, "bridge")
+    assert source.source_app is None
+
+
+@pytest.mark.parametrize("how", ["begin", "reauthorize"])
+async def test_an_app_that_asks_again_and_may_lease_the_source_takes_its_place(api: Api, how: str):
+    source = await a_source(api)
+    first = await failing(api, await begun(api, await api.app_with("first", *BOTH), source))
+    second = await api.app_with("second", *BOTH)
+    path = "/v1/connections" if how == "begin" else f"/v1/connections/{first.id}/reauthorize"
+    answer = await api.post(path, second, wanted(source) if how == "begin" else {})
+    assert answer.status_code == 200, answer.text
+    row = await api.row(TENANT, first.id)
+    assert row.source_app == await id_of(api, "second")
+    assert answer.json()["revision"] == row.revision
+    async with api.worker.read() as tx:
+        said = await audit.newest(tx, TENANT, first.id, AuditAction.SOURCE_APP_CHANGED)
+    assert said is not None
+    assert (said.asked.by, said.detail["before"]) == ("app:second", first.source_app)
+    assert await told_to_look_again(api) == [first.id]
+    again = await api.post(path, second, wanted(source) if how == "begin" else {})
+    assert again.status_code == 200
+    async with api.worker.read() as tx:
+        records = await audit.page(tx, TENANT, object=first.id, limit=100)
+    assert [it.action for it in records].count(AuditAction.SOURCE_APP_CHANGED) == 1, "said when it changes"
+
+
+async def test_an_app_that_asks_again_and_may_not_lease_the_source_changes_nothing(api: Api):
+    """It may have the connection's own token made anew: in the name of the app before."""
+    source = await a_source(api)
+    first = await begun(api, await api.app_with("first", *BOTH), source)
+    narrow = await api.app_with("narrow", *BOTH, ceiling=("read",))
+    elsewhere = await api.app_with("elsewhere", *BOTH, integration="back")
+    for key in (narrow, elsewhere):
+        answer = await api.post(f"/v1/connections/{first.id}/reauthorize", key)
+        assert answer.status_code == 200, answer.text
+    refused = await api.post("/v1/connections", narrow, wanted(source))
+    assert refused.json()["code"] == "scope_not_permitted"
+    assert (await api.row(TENANT, first.id)).source_app == first.source_app
+
+
+async def test_who_only_looks_for_it_by_its_names_asks_for_no_exchange(api: Api):
+    source = await a_source(api)
+    first = await failing(api, await begun(api, await api.app_with("first", *BOTH), source))
+    second = await api.app_with("second", *BOTH)
+    found = await api.post("/v1/connections", second, {"integration": "back", "subject": "user-1"})
+    assert (found.status_code, found.json()["id"]) == (200, first.id)
+    assert (await api.row(TENANT, first.id)).source_app == first.source_app
+
+
+async def test_a_permit_that_is_given_back_has_what_waits_for_it_look_again(api: Api):
+    source = await a_source(api)
+    admin = await api.app_with("admin", Action.ADMIN)
+    connection = await failing(api, await begun(api, await api.app_with("bridge", *BOTH), source))
+    await api.app_with("another", *BOTH)
+    await api.call("PUT", "/v1/apps/another/permits/more", admin, json=PERMIT)
+    assert await told_to_look_again(api) == []
+    nudges = api.relay.nudges
+    given = await api.call("PUT", "/v1/apps/bridge/permits/more", admin, json=PERMIT)
+    assert given.status_code == 201, given.text
+    assert api.relay.nudges > nudges
+    assert await told_to_look_again(api) == [connection.id]
+
+
+async def test_an_app_that_is_enabled_again_has_what_waits_for_it_look_again(api: Api):
+    source = await a_source(api)
+    admin = await api.app_with("admin", Action.ADMIN)
+    connection = await failing(api, await begun(api, await api.app_with("bridge", *BOTH), source))
+    await api.call("PUT", "/v1/apps/bridge", admin, json={"disabled": True})
+    assert await told_to_look_again(api) == []
+    await api.call("PUT", "/v1/apps/bridge", admin, json={"disabled": False})
+    assert await told_to_look_again(api) == [connection.id]
