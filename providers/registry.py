@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from evergrant_server.core.definition import Definition, chosen
 from evergrant_server.core.errors import Code, Failure
+from providers.mistakes import lines_of
 from providers.quirks import QUIRKS
 from providers.reading import kind
 from providers.spec import ProviderSpec
@@ -108,14 +108,13 @@ def read_spec(text: str, where: str) -> ProviderSpec:
 def spec_of(data: object, where: str) -> ProviderSpec:
     """A definition from what a document holds. Raises Failure INVALID_REQUEST as `read_spec`."""
     if not isinstance(data, dict):
-        raise _wrong(where, f"is {kind(data)}, not a mapping of fields")
+        shape = "empty" if data is None else kind(data)
+        raise _wrong(where, f"is {shape}, not a mapping of fields")
     try:
         spec = ProviderSpec.model_validate(data)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False)
-        lines = [_line(item) for item in found[:_MOST_LINES]]
-        if len(found) > _MOST_LINES:
-            lines.append(f"and {len(found) - _MOST_LINES} more")
+        lines = lines_of(ProviderSpec, found, _MOST_LINES)
         raise _wrong(where, "; ".join(lines), str(data.get("name", ""))[:64]) from None
     unknown = set(spec.quirks) - set(QUIRKS)
     if unknown:
@@ -132,21 +131,6 @@ def _text_of(path: Path) -> str:
         raise _wrong(path.name, "is not UTF-8") from None
     except OSError as error:
         raise _wrong(path.name, f"can't be read: {error.strerror}") from None
-
-
-def _line(item: ErrorDetails) -> str:
-    """Field, what is wrong, and the shape of what stands there; never the value."""
-    field = ".".join(_shown(str(part)) for part in item["loc"]) or "definition"
-    said = item["msg"].removeprefix("Value error, ")
-    if not item["loc"] or item["type"] == "missing":
-        return f"{field}: {said}"
-    value = item["input"]
-    size = f" of {len(value)} characters" if isinstance(value, str) else ""
-    return f"{field}: {said} (there is {kind(value)}{size})"
-
-
-def _shown(name: str) -> str:
-    return name[:64] if name.isprintable() else ascii(name[:64])
 
 
 def _wrong(where: str, what: str, provider: str = "") -> Failure:

@@ -108,7 +108,7 @@ class ErrorPart(Part):
             raise ValueError("status_field and ok_values go together")
         both = set(self.terminal_error_codes) & set(self.retryable_error_codes)
         if both:
-            raise ValueError(f"codes are both terminal and retryable: {sorted(both)}")
+            raise ValueError(f"terminal_error_codes has codes that are retryable as well: {sorted(both)}")
         return self
 
 

@@ -7,7 +7,6 @@ second win silently.
 from typing import Any
 
 import yaml
-from yaml.constructor import ConstructorError
 
 MOST_CHARACTERS = 64 * 1024
 _DEEPEST = 32
@@ -27,9 +26,9 @@ class _StrictLoader(_Loader):  # type: ignore[misc]  # one of two, both SafeLoad
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise ConstructorError(None, None, "a key must be a word", key.start_mark)
+                raise NotYaml(f"a key must be a word (line {key.start_mark.line + 1})")
             if key.value in seen:
-                raise ConstructorError(None, None, f"{key.value[:64]!r} is there twice", key.start_mark)
+                raise NotYaml(f"{key.value[:64]!r} is there twice (line {key.start_mark.line + 1})")
             seen.add(key.value)
         return dict(super().construct_mapping(node, deep))
 
@@ -42,11 +41,19 @@ def read_yaml(text: str) -> Any:
         _refuse_bombs(text)
         return yaml.load(text, Loader=_StrictLoader)  # a SafeLoader underneath
     except yaml.YAMLError as error:
-        raise NotYaml(f"is not YAML: {' '.join(str(error).split())[:300]}") from None
+        raise NotYaml(f"is not YAML: {_why(text, error)}") from None
     except ValueError as error:
         if isinstance(error, NotYaml):
             raise
         raise NotYaml("has a number or a date that can't be read") from None
+
+
+def _why(text: str, error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    lines = text.split("\n")
+    if mark is not None and mark.line < len(lines) and lines[mark.line].startswith("\t", mark.column):
+        return f"it has a tab, where YAML wants spaces (line {mark.line + 1})"
+    return " ".join(str(error).replace('in "<unicode string>", ', "at ").split())[:300]
 
 
 def _refuse_bombs(text: str) -> None:
@@ -54,7 +61,8 @@ def _refuse_bombs(text: str) -> None:
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise NotYaml(f"has anchors or aliases, which are not read (line {event.start_mark.line + 1})")
+            line = event.start_mark.line + 1
+            raise NotYaml(f"has anchors or aliases, which are not read: write it out (line {line})")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > _DEEPEST:

@@ -111,7 +111,7 @@ async def test_only_a_staged_version_rolls_back(api: Api, admin: str):
     ("changes", "field"),
     [
         ({"token_endpoint": "http://acme.example/token"}, "token_endpoint"),
-        ({"token_endpoint": None}, "definition"),
+        ({"token_endpoint": None}, "token_endpoint"),
         ({"unheard_of": 1}, "unheard_of"),
         ({"quirks": ["not_one"]}, "quirks"),
         ({"name": "../etc"}, "name"),

@@ -34,8 +34,17 @@ def problem(text: str) -> str:
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ("acces_params: {}", "acces_params: Extra inputs"),
-        ("response: {acess_token_path: x}", "response.acess_token_path"),
+        ("acces_params: {}", "acces_params: is no field; the schema lists those that are"),
+        ("token_endpiont: x", "token_endpiont: is no field; token_endpoint is one"),
+        ("expires_in_path: x", "expires_in_path: is no field by itself; response.expires_in_path is one"),
+        ("response: {pkce: required}", "response.pkce: is no field of response; pkce is one by itself"),
+        ("response: {acess_token_path: x}", "is no field; response.access_token_path is one"),
+        ("template_params: {sub: {patern: x}}", "is no field; template_params.sub.pattern is one"),
+        ("post_auth: [{urls: x}]", "post_auth.0.urls: is no field; post_auth.0.url is one"),
+        ("pkce: off", "(there is a boolean: YAML reads on, off, yes and no so, but for quotes)"),
+        ("default_scopes: [2024-01-01]", "default_scopes.0: must be text, which YAML wants in quotes here"),
+        ("default_scopes: read", "default_scopes: must be a list: [one, another]"),
+        ("response: yes", "response: must be a mapping of fields"),
         ("client_auth: basic", "client_auth"),
         ("auth_modes: [password]", "auth_modes"),
         ("auth_modes: [hybrid]", "auth_modes"),
@@ -43,7 +52,7 @@ def problem(text: str) -> str:
         ("pkce: plain", "pkce"),
         ("token_endpoint: http://acme.example/token", "token_endpoint: must start with https://"),
         ("token_endpoint: https://a@acme.example/token", "token_endpoint"),
-        ("token_endpoint: https://{host}/token", "['host']"),
+        ("token_endpoint: https://{host}/token", "token_endpoint: uses ['host']"),
         ("token_endpoint: https://{/token", "brace"),
         ("template_params: {sub: {pattern: '[a-z]+'}}", "anchored"),
         ("template_params: {sub: {pattern: '^a|b$'}}", "alternative"),
@@ -51,9 +60,9 @@ def problem(text: str) -> str:
         ("template_params: {sub: {}}", "exactly one"),
         ("template_params: {sub: {enum: [a], pattern: '^a$'}}", "exactly one"),
         ("template_params: {sub: {enum: [a], default: b}}", "default"),
-        ("rotation_grace_s: 5", "rotation_grace_s"),
-        ("status_field: result", "ok_values"),
-        ("terminal_error_codes: [x]\nretryable_error_codes: [x]", "both"),
+        ("rotation_grace_s: 5", "rotation_grace_s: says"),
+        ("status_field: result", "status_field: status_field and ok_values go together"),
+        ("terminal_error_codes: [x]\nretryable_error_codes: [x]", "terminal_error_codes: has codes"),
         ("quirks: [no_such_hook]", "no_such_hook"),
         ("refresh_token_in: header", "same header"),
         ("name: Acme Inc", "name"),
@@ -70,14 +79,30 @@ def test_a_wrong_definition_names_provider_and_field(lines: str, said: str) -> N
     assert "acme.yaml" in detail
 
 
-@pytest.mark.parametrize("text", ["", "[]", "a: [", "a: 1\na: 2", "!!python/object:os.system {}"])
-def test_what_isnt_a_definition_is_refused(text: str) -> None:
-    assert "acme.yaml" in problem(text)
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is empty"),
+        ("# nothing yet\n", "is empty"),
+        ("[]", "is an array"),
+        ("a: [", "is not YAML: "),
+        ("a:\n\tb: c\n", "is not YAML: it has a tab, where YAML wants spaces (line 2)"),
+        ("a: 1\na: 2", "'a' is there twice (line 2)"),
+        ("!!python/object:os.system {}", "is not YAML: "),
+    ],
+)
+def test_what_isnt_a_definition_is_refused(text: str, said: str) -> None:
+    assert problem(text).startswith(f"acme.yaml: {said}")
+
+
+def test_a_list_whose_one_item_is_wrong_is_not_called_short_as_well() -> None:
+    assert "empty" not in problem(MINIMAL.replace("[authorization_code]", "[code]"))
+    assert "auth_modes: must not be empty" in problem(MINIMAL.replace("[authorization_code]", "[]"))
 
 
 def test_missing_endpoints_are_named_unless_discovered() -> None:
     text = "name: acme\ndisplay_name: Acme\nauth_modes: [authorization_code]\n"
-    assert "authorization_endpoint is missing" in problem(text)
+    assert "authorization_endpoint: is missing" in problem(text)
     assert read_spec(text + "discovery: true\n", "acme.yaml").discovery
 
 
