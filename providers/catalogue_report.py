@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.flow import Flow
@@ -18,6 +19,13 @@ from providers.strict_yaml import NotYaml, read_yaml
 VECTORS = CATALOG.parent.parent / "tests" / "conformance" / "providers" / "vectors"
 _ENOUGH = 2  # independent sources
 _GUIDE = "docs/guide/adding-a-provider.md says how"
+_VECTOR = {
+    *("params", "scopes", "chain_scopes", "endpoints", "facts"),  # what is given
+    *("authorize", "callbacks", "exchange", "post_exchange", "refresh", "revoke", "grants"),
+    *("replies", "refusals", "lookups", "api"),
+}
+_TOKENS = {"access_token", "refresh_token", "expires_in", "scopes"}
+_MORE_OF_TOKENS = {"token_type", "metadata", "id_token", "refresh_expires_in"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ def report(catalog: Path = CATALOG, vectors: Path | None = VECTORS) -> Report:
     problems += _disagreements(specs)
     here = vectors is not None and vectors.is_dir()
     if vectors is not None and here:
-        problems += _vectors(specs, vectors)
+        problems += _vectors(specs, vectors, {path.stem for path in catalog.glob("*.yaml")})
     return Report(
         count=len(specs),
         with_two_sources=sum(
@@ -128,22 +136,47 @@ def _by_key(*specs: ProviderSpec) -> bool:
     return any(spec.auth_modes == ("jwt_bearer",) for spec in specs)
 
 
-def _vectors(specs: dict[str, ProviderSpec], folder: Path) -> Iterator[Problem]:
+def _vectors(specs: dict[str, ProviderSpec], folder: Path, defined: set[str]) -> Iterator[Problem]:
+    """`defined` are also the definitions that couldn't be read: their vectors may be right."""
     there = {path.stem: path for path in folder.glob("*.yaml")}
-    for name in sorted(there.keys() - specs.keys()):
+    for name in sorted(there.keys() - defined):
         yield Problem(f"vectors/{name}.yaml", "file", "has no definition", "Rename it, or delete it")
     for name, spec in specs.items():
+        file = f"vectors/{name}.yaml"
         if name not in there:
-            yield Problem(f"vectors/{name}.yaml", "file", "is missing", f"Write one: {_GUIDE}")
+            yield Problem(file, "file", "is missing", f"Write one: {_GUIDE}")
             continue
         try:
             vector = read_yaml(there[name].read_text(encoding="utf-8"))
         except (NotYaml, UnicodeDecodeError) as error:
-            yield Problem(f"vectors/{name}.yaml", "file", str(error)[:300], "Correct it")
+            yield Problem(file, "file", str(error)[:300], "Correct it")
             continue
+        if not isinstance(vector, dict):
+            yield Problem(file, "file", "is no mapping of fields", f"Write one: {_GUIDE}")
+            continue
+        if "scopes" not in vector:
+            yield Problem(file, "scopes", "is missing", "Say those that an app asks for, or []")
         for part in _parts(spec):
-            if not isinstance(vector, dict) or not vector.get(part):
-                yield Problem(f"vectors/{name}.yaml", part, "is missing", f"Say it: {_GUIDE}")
+            if not vector.get(part):
+                yield Problem(file, part, "is missing", f"Say it: {_GUIDE}")
+        yield from (Problem(file, *found) for found in _unread(vector))
+
+
+def _unread(vector: dict[Any, Any]) -> Iterator[tuple[str, str, str]]:
+    """What no test reads, and so proves nothing; and what of tokens is always read."""
+    for name in sorted(map(str, vector.keys() - _VECTOR)):
+        yield name[:64], "is read by no test", f"Correct its name: {_GUIDE}"
+    expected = [(name, vector.get(name)) for name in ("exchange", "post_exchange", "refresh")]
+    replies = vector.get("replies")
+    if isinstance(replies, list):
+        expected += [(f"replies.{place}", reply) for place, reply in enumerate(replies)]
+    for where, part in expected:
+        tokens = part.get("tokens") if isinstance(part, dict) else None
+        if isinstance(tokens, dict):
+            for name in sorted(_TOKENS - tokens.keys()):
+                yield f"{where}.tokens.{name}", "is missing", "Say it, or null where the reply has none"
+            for name in sorted(map(str, tokens.keys() - _TOKENS - _MORE_OF_TOKENS)):
+                yield f"{where}.tokens.{name[:64]}", "is read by no test", f"Correct its name: {_GUIDE}"
 
 
 def _parts(spec: ProviderSpec) -> tuple[str, ...]:

@@ -132,10 +132,11 @@ def test_files_vectors_and_each_other_are_looked_at(tmp_path: Path) -> None:
     written(tmp_path, "two", client_auth="client_secret_post", sources={})
     (tmp_path / "three.yaml").write_text("name: [")
     written(tmp_path, "four", pkce="plain")
-    (vectors / "two.yaml").write_text("authorize: {a: b}\nexchange: {a: b}\n")
+    (vectors / "two.yaml").write_text("authorize: {a: b}\nexchange: {a: b}\nscopes: []\n")
+    (vectors / "four.yaml").write_text("a: b")  # its definition can't be read: nothing to say of it
     (vectors / "five.yaml").write_text("a: b")
     found = report(tmp_path, vectors)
-    assert (found.count, found.with_two_sources, found.vectors) == (2, 1, 2)
+    assert (found.count, found.with_two_sources, found.vectors) == (2, 1, 3)
     assert {(problem.file, problem.field) for problem in found.problems} == {
         ("two.yaml", "client_auth"),
         ("three.yaml", "file"),
@@ -146,6 +147,25 @@ def test_files_vectors_and_each_other_are_looked_at(tmp_path: Path) -> None:
         ("vectors/five.yaml", "file"),
     }
     assert report(tmp_path, tmp_path / "nowhere").vectors is None
+
+
+@pytest.mark.parametrize(
+    ("vector", "field", "what"),
+    [
+        ("[]", "file", "is no mapping of fields"),
+        ("{}", "scopes", "is missing"),
+        ("scopes: []\ncallback: []", "callback", "is read by no test"),
+        ("scopes: []\nexchange: {tokens: {access_token: a}}", "exchange.tokens.expires_in", "is missing"),
+        ("refresh: {tokens: {expires_at: 1}}", "refresh.tokens.expires_at", "is read by no test"),
+        ("replies: [{tokens: {scopes: null}}]", "replies.0.tokens.refresh_token", "is missing"),
+    ],
+)
+def test_what_a_vector_leaves_unproved_is_found(tmp_path: Path, vector: str, field: str, what: str) -> None:
+    (tmp_path / "vectors").mkdir()
+    written(tmp_path, "one")
+    (tmp_path / "vectors" / "one.yaml").write_text(vector)
+    found = report(tmp_path, tmp_path / "vectors").problems
+    assert (field, what) in {(problem.field, problem.what) for problem in found}
 
 
 def test_the_catalogue_is_clean_and_looked_at_soon() -> None:
