@@ -41,8 +41,10 @@ class TokenSet(BaseModel):
         plain = {
             name: value.reveal() if isinstance(value, Secret) else value
             for name, value in self
-            if value is not None and name != "further"
+            if value is not None and name not in ("further", "said_at")
         }
+        if self.said_at is not None:  # as of every reply of a server that has a clock
+            plain["said_at"] = self.said_at.isoformat()
         if self.further:
             plain["further"] = {chain: tokens._plain() for chain, tokens in self.further.items()}
         return plain

@@ -90,6 +90,25 @@ def test_tokens_on_their_way_to_a_sealer_come_back_the_same():
     assert TokenSet.from_secret(bare.as_secret()) == bare
 
 
+def test_a_late_answer_keeps_every_fact_of_its_reply():
+    """The hour too, that every server with a clock says (RFC 9110 section 6.6.1)."""
+    facts = {
+        "access_token": Secret("at"),
+        "token_type": "DPoP",
+        "refresh_token": Secret("rt"),
+        "id_token": Secret("id"),
+        "expires_in": 3600.0,
+        "refresh_expires_in": 86_400.0,
+        "scopes": ("read",),
+        "metadata": {"site": "one"},
+        "said_at": NOW,
+    }
+    chain = TokenSet(**facts)
+    tokens = TokenSet(**facts, further={"user": chain})
+    assert set(TokenSet.model_fields) == {*facts, "further"}, "a new fact is kept as well"
+    assert TokenSet.from_secret(tokens.as_secret()) == tokens
+
+
 REFUSED = GrantNews(failure=Code.GRANT_REJECTED)
 DOWN = GrantNews(failure=Code.PROVIDER_ERROR)
 
