@@ -34,7 +34,7 @@ async def reported_when_over(client: Client) -> Life:
             else:
                 report = m.EnsureFresh(seen_generation=generation, asked=ASKED, wish=m.Wish.UNAUTHORIZED)
                 await life.handle.execute_update(m.UPDATE_ENSURE_FRESH, report, result_type=m.Freshness)
-                described = await life.until(lambda d: d.generation > generation)  # noqa: B023  # awaited here
+                described = await life.until(lambda d, seen=generation: d.generation > seen)
             assert described.expires_at is not None
             await asyncio.sleep((described.expires_at - datetime.now(UTC)).total_seconds() + 0.1)
         return life
