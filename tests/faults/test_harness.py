@@ -1,6 +1,7 @@
 """The short form of `make faults`, and the proof that it can fail."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -10,10 +11,12 @@ from evergrant_server.core.ids import ConnectionId, IntegrationId, new_id
 from evergrant_server.core.provider import Rotation
 from tests.e2e.test_authorization_server import REDIRECT, Client
 from tests.fakes.authorization_server import running_authorization_server
+from tests.fakes.scripted_provider import drip
 from tests.faults.harness.aftermath import Aftermath, judge_real
 from tests.faults.harness.chaos import run
 from tests.faults.harness.ground import TENANT, End, Ground
 from tests.faults.harness.judge import Verdict
+from tests.faults.harness.limits import BEAT_S
 from tests.faults.harness.passages import AFTER, Fault
 from tests.faults.harness.plan import KINDS, SLOW, plan, told
 from tests.faults.harness.provider import StrictProvider
@@ -120,6 +123,15 @@ def _active() -> Connection:
         changed_at=now,
         consent_deadline=now,
     ).granted(now)
+
+
+async def test_an_answer_that_dies_at_a_heartbeat_before_it_is_kept_was_in_the_window(tmp_path: Path):
+    """When a worker beats is a matter of time: a slow exchange is under way at its first beat."""
+    slow = replace(SCENARIOS[1], answers=lambda _: (drip(3 * BEAT_S),))
+    beat = Fault(point="activities.heartbeat:heartbeats.beat#1", side=AFTER, kind="die")
+    case = Case(slow, beat, Layout.ONE, Rotation.STRICT)
+    walked = await walk_table(tmp_path, lambda _: [case], scenarios=REFRESH)
+    assert walked.verdicts == {Verdict.UNKNOWN: 1}
 
 
 async def test_a_change_of_state_without_its_record_is_seen(tmp_path: Path):

@@ -45,7 +45,7 @@ class Hand:
         self.pid = 0
         self._ready, self._left = asyncio.Event(), asyncio.Event()
         self.stopped = asyncio.Semaphore(0)
-        self._befell: list[Fault] = []
+        self._befell: list[tuple[Fault, bool]] = []
 
     async def begin(self, start: BaseModel) -> None:
         """Take part in a case; ready for its orders afterwards."""
@@ -70,7 +70,11 @@ class Hand:
             self._writer.write(json.dumps(message).encode() + b"\n")
 
     def befell(self, fault: Fault) -> bool:
-        return fault in self._befell
+        return any(it == fault for it, _ in self._befell)
+
+    def kept_at(self, fault: Fault) -> bool:
+        """Was the provider's answer in the journal when this befell it?"""
+        return (fault, True) in self._befell
 
     def goes_on(self) -> None:
         self._signal(signal.SIGCONT)
@@ -110,7 +114,7 @@ class Hand:
                     self._left.set()
                 elif "at" in told:
                     fault = Fault.model_validate(told["at"])
-                    self._befell.append(fault)
+                    self._befell.append((fault, told["kept"]))
                     if fault.kind == "stop":
                         self.stopped.release()
                 else:

@@ -8,7 +8,7 @@ from evergrant_server.core.consent import ConsentStatus
 from evergrant_server.core.errors import Code
 from evergrant_server.core.provider import Rotation
 from tests.faults.harness.scenarios import EXCHANGE, REFRESH
-from tests.faults.harness.table import WRITING, Way
+from tests.faults.harness.table import WRITING
 from tests.faults.harness.walk import Layout, Told
 
 
@@ -39,7 +39,7 @@ class Judged:
         return f"{self.verdict.upper()}: {self.told.case}: {'; '.join(self.why)}"
 
 
-def judge(told: Told, way: Way) -> Judged:
+def judge(told: Told) -> Judged:
     """The oracles of one case; the worst thing found is its verdict."""
     wrongs = [*told.end.wrongs]
     overlapping = told.idp.in_flight_together()
@@ -51,19 +51,18 @@ def judge(told: Told, way: Way) -> Judged:
     if told.end.open_attempt and not told.case.revoked:  # a revocation settles what it finds open
         wrongs.append("an attempt is still open")
     ended = _of_refresh if told.case.scenario.flow == REFRESH else _of_exchange
-    verdict, why = ended(told, way)
+    verdict, why = ended(told)
     if verdict is Verdict.LOST:
-        verdict, why = _excused(told, way) or (verdict, why)
+        verdict, why = _excused(told) or (verdict, why)
     if wrongs and verdict is not Verdict.LOST:
         verdict = Verdict.VIOLATION
     return Judged(told, verdict, [*wrongs, *([why] if why else [])], overlapping)
 
 
-def in_window(told: Told, way: Way) -> bool:
+def in_window(told: Told) -> bool:
     """The provider had acted, and nothing of ours had kept its answer, when the fault came."""
     acted = any(use.acted is not None and use.good for use in told.idp.uses)
-    fault = told.case.fault
-    return acted and fault is not None and way.index(fault) < way.kept
+    return acted and told.reached and not told.kept
 
 
 def double_sent(told: Told) -> bool:
@@ -73,13 +72,11 @@ def double_sent(told: Told) -> bool:
     return stopped and told.case.layout is Layout.HOSTS
 
 
-def _excused(told: Told, way: Way) -> tuple[Verdict, str] | None:
+def _excused(told: Told) -> tuple[Verdict, str] | None:
     """A loss that no client can exclude: it is counted, by its own name."""
-    fault = told.case.fault
     if double_sent(told):
         return Verdict.DOUBLE, ""
-    kept = fault is not None and way.index(fault) >= way.kept
-    if told.case.layout is Layout.HOSTS and kept and len(told.idp.uses) > 1:
+    if told.case.layout is Layout.HOSTS and told.kept and len(told.idp.uses) > 1:
         return Verdict.CROSSED, ""
     return None
 
@@ -89,7 +86,7 @@ def _away(told: Told) -> bool:
     return told.case.layout is Layout.HOSTS and told.case.fault is not None
 
 
-def _of_refresh(told: Told, way: Way) -> tuple[Verdict, str]:
+def _of_refresh(told: Told) -> tuple[Verdict, str]:
     connection, scenario = told.end.connection, told.case.scenario
     match connection.state:
         case State.REVOKING if told.case.revoked:
@@ -99,15 +96,15 @@ def _of_refresh(told: Told, way: Way) -> tuple[Verdict, str]:
         case State.NEEDS_REAUTH if scenario.refused:
             return Verdict.REFUSED, ""
         case State.NEEDS_REAUTH if connection.reason is Code.OUTCOME_UNKNOWN:
-            return _of_unknown(told, way)
+            return _of_unknown(told)
         case _:
             return Verdict.LOST, f"ended {connection.state} because of {connection.reason}"
 
 
-def _of_unknown(told: Told, way: Way) -> tuple[Verdict, str]:
+def _of_unknown(told: Told) -> tuple[Verdict, str]:
     """`outcome_unknown` is honest only when an answer died, or was out of reach."""
     spends = told.case.rotation is Rotation.STRICT or told.case.scenario.flow == EXCHANGE
-    if spends and in_window(told, way):
+    if spends and in_window(told):
         return Verdict.UNKNOWN, ""
     if spends and _away(told):
         return Verdict.UNREACHABLE, ""
@@ -129,7 +126,7 @@ def _of_active(told: Told) -> tuple[Verdict, str]:
     return Verdict.KEPT, ""
 
 
-def _of_exchange(told: Told, way: Way) -> tuple[Verdict, str]:
+def _of_exchange(told: Told) -> tuple[Verdict, str]:
     connection, consent = told.end.connection, told.end.consent
     assert consent is not None
     if consent.status is ConsentStatus.DONE and connection.state is State.ACTIVE:
@@ -139,7 +136,7 @@ def _of_exchange(told: Told, way: Way) -> tuple[Verdict, str]:
     if told.case.scenario.refused:
         return Verdict.REFUSED, ""
     if consent.failure == Code.OUTCOME_UNKNOWN:
-        return _of_unknown(told, way)
+        return _of_unknown(told)
     if consent.failure == Code.PROVIDER_UNREACHABLE:
         return Verdict.ASKED_AGAIN, ""
     return Verdict.LOST, f"the consent failed with {consent.failure} while its code was good"

@@ -39,6 +39,10 @@ class Passages:
         self.log, self.plan = [], list(plan)
         self._counted.clear()
 
+    def been(self, name: str, side: str) -> bool:
+        """True when this process has passed it, in this case."""
+        return self._counted[name, side] > 0
+
     def passed(self, name: str, side: str) -> Exception | None:
         """Count it and do what is planned; returns what the one who awaits shall hear instead."""
         self.log.append((name, side, time.monotonic()))

@@ -41,16 +41,6 @@ class Way:
     def points(self) -> int:
         return len({name for name, _, _ in self.passed})
 
-    def index(self, fault: Fault) -> int:
-        return self.passed.index((fault.point, fault.side, fault.passage))
-
-    @property
-    def kept(self) -> int:
-        """Where the provider's answer can't be lost any more."""
-        if self.scenario.replayed:
-            return 0
-        return self.passed.index(_KEPT) if _KEPT in self.passed else len(self.passed)
-
     @property
     def window_ms(self) -> float | None:
         """From the provider's commit to our journal's fsync, when nothing is in the way."""
@@ -58,7 +48,7 @@ class Way:
         plain = self.scenario.name in (SCENARIOS[0].name, SCENARIOS[1].name)
         if not acted or not plain or _KEPT not in self.passed:
             return None
-        return (self.times[self.kept] - acted[0]) * 1000
+        return (self.times[self.passed.index(_KEPT)] - acted[0]) * 1000
 
 
 class Table:
@@ -66,9 +56,6 @@ class Table:
 
     def __init__(self, ways: list[Way]) -> None:
         self.ways = ways
-        self._ways = {
-            (way.scenario.name, way.rotation, layout): way for way in ways for layout in way.layouts
-        }
         self.points = {point.name: point for point in existing()}
         self.elsewhere = {
             name: why for name, point in self.points.items() if (why := point.elsewhere) is not None
@@ -118,10 +105,6 @@ class Table:
     def coverage(self) -> float:
         there = len(self.points) - len(self.elsewhere)
         return 100.0 * (there - len(self.never)) / there
-
-    def way(self, case: Case) -> Way:
-        """What is passed in this case until its fault."""
-        return self._ways[case.scenario.name, case.rotation, case.layout]
 
     def sample(self, number: int, seed: int, among: Sequence[Case] | None = None) -> list[Case]:
         """Some of the cases, the same for the same seed."""

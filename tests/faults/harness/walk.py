@@ -65,6 +65,7 @@ class Told:
 
     case: Case
     reached: bool
+    kept: bool  # the provider's answer, in a journal, when the fault came
     end: End
     idp: StrictProvider
     passed: list[tuple[str, str, float]]
@@ -84,6 +85,7 @@ class Walk:
         self._hands: list[Hand] = []
         self._raised: list[str] = []
         self._left_stopped: tuple[Hand, asyncio.Task[Answer]] | None = None
+        self._kept = case.scenario.replayed  # left there by a worker before the first
         self._passed: list[tuple[str, str, float]] = []
         self.first: list[tuple[str, str, float]] = []  # of them by the first worker, until its answer
         self._until = time.monotonic() + CASE_S
@@ -105,7 +107,7 @@ class Walk:
         end = await self._ground.end(self._connection.id, self._consent)
         took = time.monotonic() - began
         return Told(
-            self._case, reached, end, self._idp, self._passed, proof, hung, took, self._raised
+            self._case, reached, self._kept, end, self._idp, self._passed, proof, hung, took, self._raised
         )  # fmt: skip
 
     async def rehearse(self, hand: Hand | None) -> Hand:
@@ -213,7 +215,10 @@ class Walk:
         if self._left_stopped is not None:
             self._left_stopped[0].goes_on()
             await self._left_stopped[1]
-        return case.fault is None or first.befell(case.fault)
+        if case.fault is None:
+            return True
+        self._kept |= first.kept_at(case.fault)
+        return first.befell(case.fault)
 
     def _over(self, first: Hand, answer: Answer) -> bool:
         """The first worker is asked until its fault has befallen it, or nobody would ask again."""

@@ -113,6 +113,6 @@ async def _one(walked: Walked, case: Case, ground: Ground, warm: Warm, folder: P
             break
     else:
         walked.unreached.append(case)
-    judged = judge(told, walked.table.way(case))
+    judged = judge(told)
     walked.judged.append(judged)
     return judged

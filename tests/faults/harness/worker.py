@@ -50,8 +50,8 @@ from tests.faults.harness.limits import (
     SWEEP_S,
     seconds,
 )
-from tests.faults.harness.passages import Fault, passages
-from tests.faults.harness.scenarios import CROOKED, ON_TRIAL, PROVING
+from tests.faults.harness.passages import AFTER, Fault, passages
+from tests.faults.harness.scenarios import CROOKED, JOURNALLED, ON_TRIAL, PROVING
 from tests.faults.harness.starting import Start
 
 WORKER = "x-harness-worker"
@@ -189,7 +189,7 @@ class Child:
 
     def _tell(self, fault: Fault) -> None:
         self._was_stopped |= fault.kind == "stop"
-        self._say({"at": fault.model_dump()})
+        self._say({"at": fault.model_dump(), "kept": passages.been(JOURNALLED, AFTER)})
 
     def _cut(self) -> None:
         """What Temporal does at start-to-close: it cancels the activity, not what it awaits."""
