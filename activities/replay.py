@@ -1,7 +1,8 @@
 """Replays what owners left behind: answers that a journal of this host has and the store hasn't.
 
-Any worker of a host replays its own entries whose commit failed and those of every owner that
-is gone, at start-up and from then on. What can't be read is kept, set aside and told.
+Any worker of a host replays its own entries whose commit failed, those of every owner that is gone,
+and those that a living owner, stopped or cut off from the store, leaves lying; at start-up and from
+then on. What can't be read is kept, set aside and told.
 """
 
 import asyncio
@@ -32,6 +33,7 @@ log = logging.getLogger("evergrant.journal")
 Conclude = Callable[[Use, Answer], Awaitable[object]]
 
 _OFTEN = timedelta(seconds=1)
+_OVERDUE_S = 2.0  # a commit takes milliseconds; Temporal finds a stopped worker out after five seconds
 
 
 class Replayer:
@@ -68,6 +70,9 @@ class Replayer:
             if not self._sections.in_flight(attempt_id_of(path)):  # its own section is about to drop it
                 done += await self._one(path)
         with self._journal.abandoned() as left:
+            for path in left:
+                done += await self._one(path)
+        with self._journal.overdue(_OVERDUE_S) as left:
             for path in left:
                 done += await self._one(path)
         metrics.journal_seen(*self._journal.left_behind())
@@ -122,7 +127,7 @@ class Replayer:
             packed = await tx.keys.open_bytes(Lane.REFRESH, header.connection_id, header.place, entry.sealed)
         answer = Answer.unpacked(packed)
         keys = await self._store.hold_keys(header.tenant, header.connection_id, LANES)
-        work = self._endings[attempt.kind](Use(attempt, keys), answer)
+        work = self._endings[attempt.kind](Use(attempt, keys, entry=entry), answer)
         await self._sections.run(attempt.id, _awaited(work))
         return "replayed"
 
@@ -139,7 +144,7 @@ class Replayer:
             opened_at=now,
             send_by=now,
         )
-        work = self._endings[attempt.kind](Use(attempt, keys), Answer.unpacked(packed))
+        work = self._endings[attempt.kind](Use(attempt, keys, entry=entry), Answer.unpacked(packed))
         await self._sections.run(attempt.id, _awaited(work))
         return "replayed"
 

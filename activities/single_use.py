@@ -65,6 +65,7 @@ class Use:
     keys: HeldKeys
     room: Room | None = None  # None: its answer came from a journal
     began: float = 0.0  # elapsed time before the intent, from which `send_by` counts
+    entry: Entry | None = None  # its answer, once a journal has it
 
 
 Send = Callable[[BeforeSend], Awaitable[RawReply]]
@@ -158,10 +159,14 @@ class SingleUse:
         return await self._sections.run(use.attempt.id, section())
 
     async def conclude(self, use: Use, reply: RawReply, ending: Ending[T]) -> T:
-        """Judge an answer and have the store hold what it says. Whatever raises, the answer isn't lost:
+        """Judge an answer and have the store hold what it says; then its entry goes. Whatever raises,
+        the answer isn't lost."""
+        concluded = await self._concluded(use, reply, ending)
+        if use.entry is not None:
+            await asyncio.to_thread(self._put_away, use.entry, reply, ending)
+        return concluded
 
-        a caller drops its entry only after this has returned.
-        """
+    async def _concluded(self, use: Use, reply: RawReply, ending: Ending[T]) -> T:
         try:
             tokens = ending.judge(reply)
         except Failure as failure:
@@ -258,11 +263,8 @@ class SingleUse:
             self._unexpected(use, unexpected)
             return await ending.settle(use, Failure(Code.INTERNAL), None)
         answer = Answer.to(order, reply, self._clock.now(), provisional=ending.provisional)
-        entry = await self._journalled(use, answer)
-        concluded = await self.conclude(use, reply, ending)
-        if entry is not None:
-            await asyncio.to_thread(self._put_away, entry, reply, ending)
-        return concluded
+        kept = replace(use, entry=await self._journalled(use, answer))
+        return await self.conclude(kept, reply, ending)
 
     def _put_away(self, entry: Entry, reply: RawReply, ending: Ending[T]) -> None:
         """The store has it, so its entry goes; but an answer that said yes and that nobody can read

@@ -2,14 +2,15 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from evergrant_server.core.attempt import Attempt
+from evergrant_server.core.clock import elapsed
 from evergrant_server.core.ids import AttemptId
 from evergrant_server.journal.entry import ENTRY, ROOM, SET_ASIDE, Entry, Room, age_s, fence, unsent
-from evergrant_server.journal.lock import JournalLock
+from evergrant_server.journal.lock import JournalLock, try_lock
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Journal:
         self.folder = folder
         self._mine = folder / self._lock.id
         self._live: set[AttemptId] = set()
+        self._lie_since: dict[Path, float] = {}  # others' answers: when they were first seen, elapsed
 
     @property
     def id(self) -> str:
@@ -96,6 +98,28 @@ class Journal:
             for fd in held:
                 os.close(fd)
 
+    @contextmanager
+    def overdue(self, after_s: float) -> Iterator[list[Path]]:
+        """Entries that have lain for so long with an owner that lives: it is stopped, or the store doesn't
+        hear it. Each is held for the length of the block, so that one worker alone takes it up.
+
+        The owner may go on at any moment: what it commits then finds that its attempt has ended.
+        """
+        others = (it for it in self.folder.glob(f"*/*{ENTRY}") if it.parent != self._mine)
+        since = {it: self._lie_since.get(it, elapsed()) for it in others}
+        self._lie_since = since
+        held: dict[Path, int] = {}
+        try:
+            for path, seen in since.items():
+                if elapsed() - seen >= after_s and self._lock.held(path.parent.name):
+                    fd = try_lock(path)
+                    if fd is not None:
+                        held[path] = fd
+            yield sorted(held)
+        finally:
+            for fd in held.values():
+                os.close(fd)
+
     def left_behind(self) -> tuple[int, int]:
         """On this host, dead owners and living ones: answers that wait, and those set aside."""
         waiting, aside = left_behind(self.folder)
@@ -104,7 +128,8 @@ class Journal:
     def set_aside(self, path: Path) -> Path:
         """Keep what can't be read out of the way; doctor and a metric tell of it."""
         aside = path.with_suffix(SET_ASIDE)
-        os.rename(path, aside)
+        with suppress(FileNotFoundError):  # another worker of this host was faster
+            os.rename(path, aside)
         return aside
 
     def release(self) -> None:

@@ -34,7 +34,7 @@ class JournalLock:
             return True
         if "/" in journal_id or not (self._folder / journal_id).is_dir():
             return None
-        fd = _try_lock(self._folder / journal_id)
+        fd = _try_directory(self._folder / journal_id)
         if fd is None:
             return True
         os.close(fd)
@@ -42,27 +42,35 @@ class JournalLock:
 
     def take(self, directory: Path) -> int | None:
         """Hold another directory whose owner is gone, until the descriptor is closed; None: it isn't free."""
-        return _try_lock(directory)
+        return _try_directory(directory)
 
     def release(self) -> None:
         os.close(self._fd)
 
     def _take(self) -> tuple[str, int]:
         for directory in sorted(path for path in self._folder.iterdir() if path.is_dir()):
-            fd = _try_lock(directory)
+            fd = _try_directory(directory)
             if fd is not None:
                 return directory.name, fd
         directory = self._folder / f"jrn_{secrets.token_hex(8)}"
         directory.mkdir(mode=0o700)
-        fd = _try_lock(directory)
+        fd = _try_directory(directory)
         return (directory.name, fd) if fd is not None else self._take()
 
 
-def _try_lock(directory: Path) -> int | None:
-    fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def try_lock(path: Path, *, create: bool = False) -> int | None:
+    """Hold a file until the descriptor is closed; None when another does, or it isn't there."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
+    except FileNotFoundError:
+        return None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(fd)
         return None
     return fd
+
+
+def _try_directory(directory: Path) -> int | None:
+    return try_lock(directory / "lock", create=True)

@@ -10,6 +10,7 @@ TOKEN_S = 1  # an access token's life
 LOOK_AGAIN_S = 0.2
 REPLAY_S = 6.0  # a journalled answer keeps nobody else waiting for longer
 SWEEP_S = 0.3  # how often journals are looked through
+OVERDUE_S = 0.6  # how long a living neighbour's answer lies before it is taken up
 SWEEP_LATE_S = 3.0  # the first time, where a refresh shall come first
 SWEEP_SECOND_S = 1.0  # the first time, by who shall not be first
 DRAIN_S = 2.0  # after that a worker that ends waits no longer for a store that is away

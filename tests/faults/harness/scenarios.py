@@ -74,6 +74,7 @@ LOST_CONSENT = Fault(
 SENDING = "activities.single_use:SingleUse._section#1"
 UNSENT = Fault(point=SENDING, side=BEFORE, kind="die")
 STOPPED = Fault(point=SENDING, side=BEFORE, kind="stop")
+KEPT_AND_STOPPED = Fault(point=JOURNALLED, side=AFTER, kind="stop")
 UNHEARD = Fault(point=SENDING, side=AFTER, kind="die")
 
 SCENARIOS = (
@@ -154,6 +155,14 @@ SCENARIOS = (
         replayed=True,
         neighbour=True,
         rotations=(Rotation.STRICT,),  # others send again sooner than they look
+    ),
+    Scenario(
+        "refresh, answer in a stopped neighbour's journal",
+        REFRESH,
+        replayed=True,
+        neighbour=True,
+        leaves=KEPT_AND_STOPPED,
+        layouts=("one worker", "two, one host"),
     ),
     Scenario("refresh, a dead worker's room", REFRESH, replayed=True, leaves=UNSENT),
     Scenario(

@@ -19,7 +19,7 @@ import httpx2
 from sqlalchemy.ext.asyncio import AsyncEngine
 from temporalio.testing import ActivityEnvironment
 
-from activities import breaker, heartbeat
+from activities import breaker, heartbeat, replay
 from activities.critical import CriticalSections
 from evergrant_server import wiring
 from evergrant_server.core import attempt as protocol
@@ -44,6 +44,7 @@ from tests.faults.harness.limits import (
     HTTP_S,
     LOOK_AGAIN_S,
     MOST_SENDS,
+    OVERDUE_S,
     PATIENT_S,
     REPLAY_S,
     SEND_S,
@@ -85,6 +86,7 @@ def read_catalogue() -> None:
 def shorten() -> None:
     """Every limit of the path, in this process alone."""
     heartbeat._INTERVAL_S = BEAT_S
+    replay._OVERDUE_S = OVERDUE_S
     protocol.MOST_SENDS = MOST_SENDS
     engine._PG_SETTINGS.update(
         statement_timeout=str(DATABASE_MS),

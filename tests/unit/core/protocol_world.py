@@ -127,15 +127,14 @@ class World:
                 worker.section = None
 
     def replay(self, name: str) -> None:
-        """Its own entries, and those of the dead on its host."""
+        """Its own entries, those of the dead on its host, and those of a living one that doesn't get on;
+        who goes on later commits the same answer once more."""
         worker = self.workers[name]
         if not worker.alive or worker.paused:
             return
         for other in self._on_host(worker):
-            if other is not worker and other.alive:
-                continue
             for section, answer in list(other.entries):
-                if section is not other.section:
+                if other is not worker or section is not other.section:
                     self._commit(section, answer)
                     other.entries.remove((section, answer))
 

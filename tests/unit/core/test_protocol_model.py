@@ -199,3 +199,10 @@ def test_what_no_client_excludes_is_counted():
     """Stopped in the instant between check and bytes, with its successor on another host."""
     steps = ["begin a1", "step a1", *STOPPED, "begin b1", "step b1 5", "resume a1", "step a1"]
     assert play(Rules(), STRICT, True, steps).windows == 1
+
+
+def test_an_answer_of_a_stopped_neighbour_is_not_lost_when_its_host_goes_on():
+    """Whoever lives on its host brings it to the store; who wakes up commits it again and changes nothing."""
+    steps = ["begin a1", "step a1 4", "pause a1", "replay a2", "resume a1", "step a1"]
+    world = play(Rules(), STRICT, True, steps)
+    assert (world.generation, world.active, world.windows) == (2, True, 0)

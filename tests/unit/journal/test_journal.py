@@ -76,6 +76,22 @@ def test_an_answer_is_sealed_for_its_attempt_and_found_again(journal: Journal, k
     assert journal.entry(an_attempt(journal)) is None
 
 
+def test_what_a_living_neighbour_leaves_lying_is_taken_up_by_one_worker(journal: Journal, key: SealingKey):
+    entry = kept(journal, key)
+    first, second = (Journal(journal.folder) for _ in range(2))
+    with first.overdue(60) as taken:
+        assert taken == [], "its owner is about to commit it"
+    with journal.overdue(0) as taken:
+        assert taken == [], "its own"
+    with first.overdue(0) as taken, second.overdue(0) as others:
+        assert (taken, others) == ([entry.path], [])
+    with second.overdue(0) as taken:
+        assert taken == [entry.path]
+    journal.release()
+    with first.overdue(0) as taken:
+        assert taken == [], "a dead owner's is taken up with its whole directory"
+
+
 def test_a_full_disk_is_found_before_anything_is_sent(journal: Journal):
     with largest_file(4096), pytest.raises(Failure) as caught:
         journal.reserve(an_attempt(journal))
