@@ -1,6 +1,6 @@
 """How wrong a worker's clock is, where Temporal's and the provider's both say so."""
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from temporalio import activity
 
@@ -9,11 +9,11 @@ from evergrant_server.core.clock import Clock, correction
 from evergrant_server.core.grant import TokenSet
 
 
-def correction_of(clock: Clock, attempt: Attempt, tokens: TokenSet) -> timedelta:
-    """What to add to the moment at which `tokens` were asked for, when they have just come."""
+def living_from(clock: Clock, attempt: Attempt, tokens: TokenSet) -> datetime:
+    """From when tokens that have just come live: by the middle one of three clocks, where all are known."""
     temporal = activity.info().started_time - attempt.opened_at if activity.in_activity() else None
     provider = None if tokens.said_at is None else tokens.said_at - clock.now()
-    return correction(temporal, provider)
+    return attempt.tokens_from(tokens.expires_in) + correction(temporal, provider)
 
 
 def earlier_hour(clock: Clock) -> datetime:

@@ -9,6 +9,7 @@ from temporalio import activity
 from activities.answers import Answer
 from activities.chains import install_chains
 from activities.client_secrets import client_refused
+from activities.clocks import living_from
 from activities.definitions import doubted
 from activities.failures import grant_news
 from activities.first_tokens import by_code, first_tokens
@@ -185,6 +186,7 @@ class ConsentActivities(ProviderActivities):
         tokens: TokenSet,
     ) -> GrantNews:
         attempt, tokens = use.attempt, _with_callback(tokens, consent)
+        since = living_from(self._clock, attempt, tokens)
 
         async def install(tx: Tx) -> GrantNews:
             now = self._clock.now()
@@ -208,12 +210,12 @@ class ConsentActivities(ProviderActivities):
                 tokens,
                 generation=after.generation,
                 requested=consent.scopes,
-                at=attempt.first_opened_at,
+                at=since,
                 renewable=held.renewable or held.interim,
                 interim=held.interim,
             )
             saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
-            await install_chains(tx, self._store.ring, order, saved, tokens, attempt.first_opened_at, now)
+            await install_chains(tx, self._store.ring, order, saved, tokens, since, now)
             # not `closed`: who takes over in this moment makes this a conflict, and is_open says so then
             await tx.attempts.close(attempt, Outcome.INSTALLED, now)
             await note_recovery(tx, order, current, now)

@@ -8,6 +8,7 @@ from temporalio import activity
 
 from activities.answers import Answer
 from activities.chains import install_chains
+from activities.clocks import living_from
 from activities.failures import grant_news
 from activities.heartbeat import heartbeats
 from activities.holdings import Holdings
@@ -153,6 +154,7 @@ class LateAnswerActivities(ProviderActivities):
         # no refresh token in the reply: the one that was just used stays good (RFC 6749 section 6)
         kept = {"refresh_token": tokens.refresh_token or late.refresh_token, "id_token": late.id_token}
         tokens = tokens.model_copy(update={**kept, "scopes": tokens.scopes or late.scopes})
+        since = living_from(self._clock, use.attempt, tokens)
 
         async def adopt(tx: Tx) -> GrantNews:
             now = self._clock.now()
@@ -165,12 +167,12 @@ class LateAnswerActivities(ProviderActivities):
                 tokens,
                 generation=after.generation,
                 requested=current.requested_scopes,
-                at=use.attempt.first_opened_at,
+                at=since,
                 before=held.grant,
             )
             saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
             # the answer was to the code, and is good: so are the chains that came with it
-            await install_chains(tx, self._store.ring, order, saved, late, use.attempt.first_opened_at, now)
+            await install_chains(tx, self._store.ring, order, saved, late, since, now)
             await closed(tx, use.attempt, Outcome.INSTALLED, now)
             detail = {"generation": grant.generation, "late_attempt": order.attempt_id}
             await record(tx, order, AuditAction.CONNECTION_RECOVERED, now, **detail)

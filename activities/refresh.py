@@ -8,7 +8,7 @@ from temporalio import activity
 from activities.answers import Answer
 from activities.breaker import Circuits, Passage
 from activities.client_secrets import client_refused
-from activities.clocks import correction_of, earlier_hour
+from activities.clocks import earlier_hour, living_from
 from activities.failures import grant_news
 from activities.heartbeat import heartbeats
 from activities.holdings import Holder, Holdings
@@ -164,7 +164,7 @@ class RefreshActivities(ProviderActivities):
         """Compare-and-set until it holds: a revocation in between keeps its state."""
         before, attempt = held.grant, use.attempt
         assert before is not None
-        wrong = correction_of(self._clock, attempt, tokens)
+        since = living_from(self._clock, attempt, tokens)
 
         async def install(tx: Tx) -> GrantNews:
             now = self._clock.now()
@@ -185,7 +185,7 @@ class RefreshActivities(ProviderActivities):
                 tokens,
                 generation=after.generation,
                 requested=current.requested_scopes,
-                at=attempt.tokens_from(tokens.expires_in) + wrong,
+                at=since,
                 before=known or before,
                 renewable=held.renewable,
             )

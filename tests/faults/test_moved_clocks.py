@@ -1,7 +1,9 @@
 """Hosts whose clocks are an hour apart: nothing is sent twice, nobody waits an hour or is condemned."""
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +99,25 @@ async def test_hosts_whose_clocks_are_apart_send_nothing_twice_that_is_in_flight
     assert idp.count("token", grant_type="refresh_token") == 1
     gate.set()
     assert (await first).generation == 2
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["code exchange", "refresh"])
+async def test_tokens_are_dated_by_the_middle_one_of_three_clocks(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path, first: bool
+):
+    """The worker's is ahead; Temporal's and the provider's are right."""
+    ahead = worker(place, idp, tmp_path / "here", Off(HOUR / 2))
+    says_its_hour = replace(ok(expires_in=3600), headers={"Date": formatdate(usegmt=True)})
+    if first:
+        integration = await place.integration(idp)
+        connection = await place.begin(integration)
+        consent = await place.consent(idp, integration, connection, tell=False)
+        idp.script(says_its_hour)
+        await ahead.exchange(connection, consent)
+    else:
+        connection = await place.connect(idp)
+        idp.script(says_its_hour)
+        await ahead.refresh(connection, 1)
+    _, grant = await place.grant(connection)
+    assert grant.expires_at is not None
+    assert abs(grant.expires_at - datetime.now(UTC) - HOUR) < timedelta(minutes=1)
