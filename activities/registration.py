@@ -109,8 +109,8 @@ class Registrations:
         room = await asyncio.to_thread(self._journal.reserve, attempt)
         try:
             initial = await self._intended(integration, sent_at)
-        except BaseException:
-            room.release()
+        except BaseException as error:
+            room.unused(error)
             raise
         auth = auth_to_ask_for(endpoints)
         metadata = client_metadata(

@@ -137,8 +137,8 @@ class SingleUse:
         try:
             async with self._store.write() as tx:
                 attempt = await self._intend(tx, attempt, connection.state, rules, token_valid)
-        except BaseException:
-            room.release()
+        except BaseException as error:
+            room.unused(error)
             raise
         return Use(attempt, keys, room, began)
 

@@ -160,6 +160,17 @@ class Room:
             with suppress(OSError):  # the next owner sweeps it
                 self._path.unlink(missing_ok=True)
 
+    def unused(self, error: BaseException) -> None:
+        """The intent ended with `error`, and nothing was sent.
+
+        It may stand all the same, when it was cut or the store's answer was lost: then the room stays,
+        and tells whoever sweeps or takes over that this was no use.
+        """
+        if isinstance(error, Failure) and error.code is not Code.STORE_UNAVAILABLE:
+            self.release()
+        else:
+            self._close()
+
     def _again(self) -> None:
         assert self._fd is not None
         os.close(self._fd)

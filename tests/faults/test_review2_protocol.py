@@ -1,6 +1,8 @@
 """Single-use credentials: pauses before the send, and more late answers than one."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from activities.single_use import Ending, SingleUse, Use
 from evergrant_server.core.attempt import AttemptKind, LateAnswer, Limits, Outcome
 from evergrant_server.core.connection import State
 from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.grant import MAIN, TokenSet
 from evergrant_server.core.ids import AttemptId, new_id
 from evergrant_server.core.messages import Call, Provenance, RefreshGrant
 from evergrant_server.core.provider import RefreshRules, Rotation
@@ -20,6 +22,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import Lane
 from evergrant_server.egress import BeforeSend
 from evergrant_server.journal import Journal
+from evergrant_server.store import HeldKeys, Store, Tx
 from providers.reply import RawReply
 from tests.fakes.installation import ASKED, TENANT, Installation
 from tests.fakes.scripted_provider import ScriptedProvider, error
@@ -62,6 +65,41 @@ async def test_the_time_to_send_counts_from_before_the_intent(
     assert left == []
     assert said == [(Code.REFRESH_PENDING, Outcome.NOT_SENT)]
     journal.release()
+
+
+LOST = Failure(Code.STORE_UNAVAILABLE, "its answer was lost")
+
+
+@pytest.mark.parametrize("cut", [LOST, asyncio.CancelledError()], ids=["answer lost", "cut"])
+async def test_an_intent_whose_commit_was_not_heard_of_is_no_use(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path, cut: BaseException
+):
+    """Nothing was sent: the token isn't waited for until it is over, and its next use is its first."""
+    connection = await place.connect(idp, STRICT)
+
+    @asynccontextmanager
+    async def unheard(keys: HeldKeys | None = None) -> AsyncIterator[Tx]:
+        async with place.store.write(keys) as tx:
+            yield tx
+        raise cut
+
+    store = await Store.open(place.parts.settings.database_url, place.parts.ring, place.parts.clock)
+    store.write = unheard  # type: ignore[method-assign]  # the commit is real, its answer is lost
+    worker = Activities(place, (idp.allowance,), tmp_path / "here")
+    single_use = SingleUse(store, place.parts.clock, CriticalSections(), worker.journal)
+    with pytest.raises(type(cut)):
+        await single_use.begin(AttemptKind.REFRESH, connection, STRICT, token_valid=True)
+    await store.close()
+    async with place.store.read() as tx:
+        stands = await tx.attempts.opened(TENANT, connection.id, MAIN)
+    assert stands is not None
+    assert (await worker.refresh(connection, 1)).generation == 2
+    async with place.store.read() as tx:
+        ended = await tx.attempts.get(TENANT, stands.id)
+    assert ended is not None
+    assert ended.outcome is Outcome.NOT_SENT
+    await worker.replayer.sweep()
+    assert list(worker.journal.mine()) == [], "its room is given back"
 
 
 @pytest.mark.parametrize("refused", [0, 1])
