@@ -41,6 +41,23 @@ class Opened:
     url: str | None = None
 
 
+def require_as_begun(there: Connection, wanted: Wanted) -> None:
+    """Raises Failure ALREADY_EXISTS for what can't be changed by asking again: nobody may get a token of
+    another flow, for another resource or from another source than he asked for."""
+    target = wanted.target
+    asked = {
+        "flow": (wanted.flow, there.flow),
+        "source": (wanted.source, there.source),
+        "resources": (set(target.resources) or None, set(there.target.resources)),
+        "audience": (target.audience, there.target.audience),
+        "subject_token_type": (target.subject_token_type, there.target.subject_token_type),
+    }
+    for name, (now, begun) in asked.items():
+        if now is not None and now != begun:
+            detail = f"A live connection of these names was begun with another {name}; give it another label."
+            raise Failure(Code.ALREADY_EXISTS, detail, field=name)
+
+
 def asked_for(wanted: Wanted, before: tuple[str, ...]) -> tuple[str, ...] | None:
     """Consenting again takes nothing away that the connection could do.
 

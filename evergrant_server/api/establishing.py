@@ -14,6 +14,7 @@ from evergrant_server.api.asking_again import (
     consented_to,
     fits,
     for_account,
+    require_as_begun,
     unrevoked,
 )
 from evergrant_server.api.authentication import Caller
@@ -63,6 +64,8 @@ class Establishing:
             self._caller.tenant, wanted.integration, wanted.subject, wanted.label
         )
         live = found is not None and not found.state.final
+        if found is not None and live:
+            require_as_begun(found, wanted)
         flow = await self._flow(tx, integration, found if live else None, wanted.flow)
         if wanted.chain_scopes and flow is not Flow.AUTHORIZATION_CODE:
             detail = "Only an authorization code brings further chains."
@@ -139,11 +142,8 @@ class Establishing:
     async def _flow(
         self, tx: Tx, integration: Integration, there: Connection | None, asked: Flow | None
     ) -> Flow:
-        """How the connection comes by its tokens. Raises Failure INVALID_REQUEST, ALREADY_EXISTS."""
+        """How the connection comes by its tokens. Raises Failure INVALID_REQUEST."""
         if there is not None:
-            if asked is not None and asked is not there.flow:
-                detail = f"A live connection of these names has the flow {there.flow.value}."
-                raise Failure(Code.ALREADY_EXISTS, detail, field="flow")
             return there.flow
         spec = await spec_of(tx, self._parts.registry, integration)
         flow = asked or first_flow(spec)

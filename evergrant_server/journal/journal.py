@@ -12,6 +12,8 @@ from evergrant_server.core.ids import AttemptId
 from evergrant_server.journal.entry import ENTRY, ROOM, SET_ASIDE, Entry, Room, age_s, fence, unsent
 from evergrant_server.journal.lock import JournalLock, try_lock
 
+_MOST_HELD = 50  # of others' entries at a time: each costs a descriptor
+
 
 @dataclass(frozen=True)
 class Fate:
@@ -111,6 +113,8 @@ class Journal:
         held: dict[Path, int] = {}
         try:
             for path, seen in since.items():
+                if len(held) == _MOST_HELD:
+                    break
                 if elapsed() - seen >= after_s and self._lock.held(path.parent.name):
                     fd = try_lock(path)
                     if fd is not None:

@@ -250,6 +250,10 @@ async def test_rfc8693_token_exchange_from_another_connection(world: World):
     connection = await world.active("back", "token_exchange", source=source["id"], audience="backend")
     lease = await world.api.lease("front", "nightly")
     assert world.idp.count("token", grant_type=TOKEN_EXCHANGE, subject_token=lease["access_token"]) == 1
+    other = await world.active("front", "client_credentials", subject="another")
+    with pytest.raises(Refused) as refused:
+        await world.connect("back", "token_exchange", source=other["id"])
+    assert (refused.value.status, refused.value.code) == (409, "already_exists")
     await asyncio.sleep(TOKEN_S + 1)  # until the source's token is over, and nobody leases it
     assert world.idp.active(lease["access_token"]) is False
 
@@ -364,12 +368,19 @@ async def test_a_first_token_is_asked_for_until_it_comes(world: World):
     assert world.idp.count("token") == 2  # an admin's to repair: looked at again slowly
 
 
-async def test_a_live_connection_keeps_its_flow(world: World):
+async def test_a_live_connection_keeps_its_flow_and_what_its_tokens_are_for(world: World):
+    """Asked for anything else, nobody is handed what there is."""
     await world.integration("one", world.idp)
-    await world.active("one", "client_credentials")
-    with pytest.raises(Refused) as refused:
-        await world.connect("one", "authorization_code")
-    assert (refused.value.status, refused.value.code) == (409, "already_exists")
+    await world.active("one", "client_credentials", resources=["https://api.example/v1"])
+    assert (await world.connect("one", "client_credentials"))["state"] == "active"
+    for flow, more in (
+        ("authorization_code", {}),
+        ("client_credentials", {"resources": ["https://api.example/v2"]}),
+        ("client_credentials", {"audience": "backend"}),
+    ):
+        with pytest.raises(Refused) as refused:
+            await world.connect("one", flow, **more)
+        assert (refused.value.status, refused.value.code) == (409, "already_exists")
     again = await world.api.post("/v1/connections", {"integration": "one", "subject": "nightly"})
     assert (again["flow"], again["state"]) == ("client_credentials", "active")
 
