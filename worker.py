@@ -19,7 +19,7 @@ from evergrant_server.temporal_link.namespace import refuse_unprepared
 from evergrant_server.temporal_link.schedules import keep_schedules
 from evergrant_server.temporal_link.tracing import AskedInterceptor
 from evergrant_server.wiring import activities, observe, platform, stop_observing
-from workflows import WORKFLOWS
+from workflows.registered import WORKFLOWS
 
 SERVICE = "evergrant-worker"
 GRACE = timedelta(seconds=100)  # longer than any activity that talks to a provider

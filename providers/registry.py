@@ -1,6 +1,7 @@
 """The catalogue in memory: every definition read and checked once, found by name."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -90,10 +91,15 @@ class Registry:
 
 def read_file(path: Path) -> ProviderSpec:
     """One definition from its file. Raises Failure INVALID_REQUEST as `read_spec`."""
-    spec = read_spec(_text_of(path), path.name)
+    spec = _parsed(_text_of(path), path.name)
     if spec.name != path.stem:
         raise _wrong(path.name, f"name: is {spec.name!r}, but the file is called {path.stem!r}")
     return spec
+
+
+@lru_cache(maxsize=512)  # the same text is the same definition: a process parses its catalogue once
+def _parsed(text: str, where: str) -> ProviderSpec:
+    return read_spec(text, where)
 
 
 def read_spec(text: str, where: str) -> ProviderSpec:

@@ -14,7 +14,7 @@ from evergrant_server.core import messages as m
 from evergrant_server.core.ids import ConnectionId, ConsentId, IntegrationId, Tenant, new_id, workflow_id
 from evergrant_server.core.schedule import NEWEST_RULES
 from tests.fakes.scripted_activities import ScriptedActivities
-from workflows import WORKFLOWS
+from workflows.registered import WORKFLOWS
 
 _SIGNALLED_BACK = "EVENT_TYPE_EXTERNAL_WORKFLOW_EXECUTION_SIGNALED"
 ASKED = m.Asked(by="app:crm-sync", trace_id="0af7651916cd43dd8448eb211c80319c")

@@ -15,7 +15,7 @@ from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.ids import DefinitionId, Tenant, new_id, onboarding_workflow_id
 from evergrant_server.core.messages import ActivityName
 from tests.workflows.lives import ASKED
-from workflows import WORKFLOWS
+from workflows.registered import WORKFLOWS
 
 
 class ScriptedOnboarding:

@@ -19,7 +19,7 @@ from evergrant_server.core.webhook_messages import (
     WebhookStart,
 )
 from tests.fakes.scripted_activities import ScriptedActivities
-from workflows import WORKFLOWS
+from workflows.registered import WORKFLOWS
 
 ASKED = Asked(by="app:boss")
 TENANT = Tenant("acme")
