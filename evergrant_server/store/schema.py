@@ -1,6 +1,7 @@
 """The schema's version: what the database has, what this code wants, and the way up."""
 
 import os
+from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -90,6 +91,7 @@ def known(version: str) -> bool:
     return any(script.revision == version for script in _scripts().walk_revisions())
 
 
+@cache  # reading it runs every migration's file
 def _scripts() -> ScriptDirectory:
     return ScriptDirectory(str(MIGRATIONS))
 

@@ -39,9 +39,9 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.egress import EgressPolicy
 from evergrant_server.settings import Settings
-from evergrant_server.store import LeaseRows, Store, schema
+from evergrant_server.store import LeaseRows, Store
 from providers.registry import Registry
-from tests.fakes.databases import NOW, sqlite_url
+from tests.fakes.databases import NOW, migrated_sqlite, sqlite_url
 
 TENANT = Tenant("acme")
 OTHER = Tenant("acme-2")  # one tenant's name begins with the other's
@@ -309,7 +309,8 @@ async def running_api(
     key_file = folder / "keys.json"
     KeyRing.create(key_file)
     url = database_url or sqlite_url(folder)
-    await schema.upgrade(url)
+    if not database_url:
+        await migrated_sqlite(folder)
     settings = Settings(
         data_dir=folder,
         database_url=url,
