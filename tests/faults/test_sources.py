@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from evergrant_server.core.errors import Code
 from evergrant_server.core.flow import Flow
 from evergrant_server.core.ids import AppId, ConnectionId, PermitId, new_id, workflow_id
 from evergrant_server.core.messages import SIGNAL_PROVIDER_CHANGED, ProviderChanged
+from evergrant_server.core.schedule import jitter
 from tests.fakes.installation import ASKED, TENANT, Installation, installation
 from tests.fakes.other_grants import TOKEN_EXCHANGE, OtherGrants
 from tests.fakes.scripted_provider import ok
@@ -49,7 +51,7 @@ class World:
         integration = await place.integration(self.idp)
         connection = Connection(
             tenant=TENANT,
-            id=ConnectionId(new_id("con")),
+            id=_soon(),
             integration_id=integration.id,
             integration=integration.name,
             provider=integration.provider,
@@ -109,6 +111,12 @@ class World:
 
     async def said(self, connection: Connection, action: AuditAction) -> list[dict[str, Any]]:
         return [it.detail for it in await self.place.audited(connection) if it.action is action]
+
+
+def _soon() -> ConnectionId:
+    """One of the first of a fleet to look again, which is spread over a minute by their ids."""
+    drawn = (ConnectionId(new_id("con")) for _ in count())
+    return next(it for it in drawn if max(jitter(it, 0), jitter(it, 1)) < 0.05)
 
 
 async def withdrawn(world: World) -> None:
@@ -230,7 +238,7 @@ async def test_a_first_token_waits_for_the_permit(world: World):
     assert (said["source"], said["source_app"]) == (source.id, world.app.id)
     await world.give()
     await world.look_again(connection)
-    await world.place.until(connection, lambda c: c.state is State.ACTIVE, 90)
+    await world.place.until(connection, lambda c: c.state is State.ACTIVE)
     assert world.exchanges == 1
 
 
