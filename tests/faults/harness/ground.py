@@ -15,6 +15,7 @@ import asyncpg
 import httpx2
 import yaml
 
+from activities.records import settled
 from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.attempt import Attempt
 from evergrant_server.core.clock import SystemClock
@@ -234,13 +235,16 @@ class Ground:
             return await tx.consents.replace(received, expected=1, verifier=verifier, code=Secret(code))
 
     async def revoke(self, connection: Connection) -> None:
-        """What the API writes first when somebody revokes."""
-        async with self.store.write() as tx:
+        """What the API writes first when somebody revokes; a worker may write in the same moment."""
+
+        async def revoke(tx: Tx) -> None:
             current = await tx.connections.get(TENANT, connection.id)
             assert current is not None
             await tx.connections.replace(
                 current.revoke_asked("left", self._clock.now()), expected=current.revision
             )
+
+        await settled(self.store, revoke)
 
     async def forget_changes(self) -> None:
         """What was put there by hand has no record."""
