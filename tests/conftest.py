@@ -1,5 +1,6 @@
 """The order of a test run, and its end: its status must be the tests', not that of an SDK's threads."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,5 +29,5 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: Any) -> None:
     """After the summary: leave as every command of ours does (see `evergrant_server.leaving`)."""
-    if _ended:
+    if _ended and "MUTANT_UNDER_TEST" not in os.environ:  # mutmut goes on after it
         leave(_ended[0])

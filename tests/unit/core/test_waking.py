@@ -4,12 +4,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from evergrant_server.core.connection import State
+from evergrant_server.core.connection import Move, State
 from evergrant_server.core.ids import AttemptId, ConsentId
 from evergrant_server.core.lifecycle import next_step
 from evergrant_server.core.messages import Asked, Event, GrantNews, Happening, Life
 from evergrant_server.core.schedule import RULES, Rules
-from evergrant_server.core.waking import Wake, due, earliest, end_of, same_end, settles_at, wake
+from evergrant_server.core.waking import Wake, due, earliest, end_of, extends, same_end, settles_at, wake
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 HOUR, DAY, MINUTE, TICK = (
@@ -176,14 +176,15 @@ ITSELF = life(
 
 
 def test_a_first_token_is_exchanged_at_once():
-    assert moment(life(interim=True)) == NOW
+    assert wake(life(interim=True), NEW) == Wake(NOW, "exchange the first token for a long-lived one")
     assert moment(life(interim=True, expires_at=None)) == NOW
     assert moment(life(interim=True, retry_at=SOON)) == SOON
 
 
 @pytest.mark.parametrize("policy", ["warm", "adaptive", "on_demand"])
 def test_what_can_only_be_refreshed_while_it_is_good_is_refreshed_at_half_of_its_life(policy: str):
-    assert moment(life(ITSELF, policy=policy)) == NOW + 30 * DAY
+    long_before = Wake(NOW + 30 * DAY, "refresh long before the token ends")
+    assert wake(life(ITSELF, policy=policy), NEW) == long_before
     assert moment(life(ITSELF, policy=policy, leased=False)) == NOW + 30 * DAY
 
 
@@ -193,7 +194,44 @@ def test_never_younger_than_the_provider_wants():
 
 
 def test_where_a_refresh_moves_no_end_it_waits_for_the_margin():
-    assert moment(life(ITSELF, refresh_extends=False, announced=(14, 3, 1))) == NOW + 60 * DAY - 5 * MINUTE
+    it = life(ITSELF, refresh_extends=False, announced=(14, 3, 1))
+    assert wake(it, NEW) == Wake(NOW + 60 * DAY - 5 * MINUTE, "refresh due")
+    assert moment(it, share=0.99) != moment(it), "a fleet is spread"
+
+
+def test_accounts_are_asked_for_when_that_was_said():
+    assert wake(life(look_at=SOON), NEW) == Wake(SOON, "ask which accounts there are", looks=True)
+
+
+DATED = life(refresh_expires_at=NOW + DAY)
+
+
+@pytest.mark.parametrize(
+    ("passed", "moved", "told"),
+    [
+        (HOUR, HOUR, True),
+        (HOUR, HOUR / 2 + TICK, True),
+        (HOUR, HOUR / 2, False),
+        (HOUR, 25 * MINUTE, False),
+        (MINUTE, timedelta(0), False),
+        (MINUTE - TICK, HOUR, None),  # a moved end can't be told from a rounded one
+    ],
+)
+def test_whether_a_refresh_moves_the_end_of_its_refresh_token(
+    passed: timedelta, moved: timedelta, told: bool | None
+):
+    news = GrantNews(obtained_at=NOW + passed, refresh_expires_at=NOW + DAY + moved)
+    assert extends(DATED, Move.REFRESHED, news) is told
+    assert extends(DATED, Move.GRANTED, news) is None, "of another grant nothing was seen"
+
+
+@pytest.mark.parametrize("missing", ["obtained_at", "refresh_expires_at"])
+def test_what_was_seen_of_an_end_stands_while_nothing_more_is_known(missing: str):
+    known = life(DATED, refresh_extends=True)
+    news = GrantNews(obtained_at=NOW + HOUR, refresh_expires_at=NOW + DAY)
+    assert extends(known, Move.REFRESHED, news) is False
+    assert extends(life(known, **{missing: None}), Move.REFRESHED, news) is True
+    assert extends(known, Move.REFRESHED, news.model_copy(update={missing: None})) is True
 
 
 def refreshed(before: Life, news: GrantNews) -> Life:

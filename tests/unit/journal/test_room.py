@@ -1,9 +1,11 @@
 """A room from its reservation to its end, and what its file says at each step."""
 
+import asyncio
 import errno
 import fcntl
 import json
 import os
+import re
 import resource
 import stat
 from datetime import UTC, datetime, timedelta
@@ -15,7 +17,7 @@ from evergrant_server.core.attempt import Attempt, AttemptKind
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
 from evergrant_server.crypto import Place, SealingKey, new_sealing_key, open_sealed
-from evergrant_server.journal.entry import ROOM_BYTES, Entry, Header, Room, fence, unsent
+from evergrant_server.journal.entry import ROOM_BYTES, Entry, Header, Room, age_s, fence, unsent
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 ATTEMPT = Attempt(
@@ -140,6 +142,41 @@ def test_a_room_that_was_given_back_sends_and_keeps_nothing(
         room.keep(key, SECRET)
     assert caught.value.errno == errno.EBADF
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "stays"),
+    [
+        (Failure(Code.REFRESH_PENDING), False),
+        (Failure(Code.STORE_UNAVAILABLE), True),
+        (asyncio.CancelledError(), True),
+    ],
+    ids=str,
+)
+def test_a_room_whose_intent_may_stand_stays_and_says_that_it_was_no_use(
+    room: Room, path: Path, live: set[AttemptId], error: BaseException, stays: bool
+):
+    room.unused(error)
+    assert (path.exists(), unsent(path) is not None, room.enter(), live) == (stays, stays, False, set())
+
+
+def test_an_answer_is_whole_when_the_disk_takes_little_at_a_time(
+    room: Room, key: SealingKey, monkeypatch: pytest.MonkeyPatch
+):
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: write(fd, data[:100], at))
+    entry = Entry.read(room.keep(key, SECRET * 50).path)
+    assert open_sealed(key, entry.header.place, entry.sealed) == SECRET * 50
+
+
+def test_the_age_of_a_room_is_known_where_it_says_when_it_was_made(room: Room, path: Path):
+    age = age_s(path)
+    assert age is not None
+    assert age >= 0
+    path.write_bytes(re.sub(rb'"began":[0-9.]+', b'"began":null', path.read_bytes()))
+    assert age_s(path) is None
+    path.write_bytes(b"torn")
+    assert age_s(path) is None
 
 
 def test_a_kept_answer_is_the_whole_file_and_its_room_is_over(

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-LOCKS = ("build", "demo", "server", "test")
+LOCKS = ("build", "demo", "mutations", "server", "test")
 
 
 def pins(lock: str) -> dict[str, str]:
