@@ -251,9 +251,8 @@ async def test_rfc8693_token_exchange_from_another_connection(world: World):
     lease = await world.api.lease("front", "nightly")
     assert world.idp.count("token", grant_type=TOKEN_EXCHANGE, subject_token=lease["access_token"]) == 1
     other = await world.active("front", "client_credentials", subject="another")
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(Refused, match="already_exists"):
         await world.connect("back", "token_exchange", source=other["id"])
-    assert (refused.value.status, refused.value.code) == (409, "already_exists")
     await asyncio.sleep(TOKEN_S + 1)  # until the source's token is over, and nobody leases it
     assert world.idp.active(lease["access_token"]) is False
 
@@ -372,7 +371,6 @@ async def test_a_live_connection_keeps_its_flow_and_what_its_tokens_are_for(worl
     """Asked for anything else, nobody is handed what there is."""
     await world.integration("one", world.idp)
     await world.active("one", "client_credentials", resources=["https://api.example/v1"])
-    assert (await world.connect("one", "client_credentials"))["state"] == "active"
     for flow, more in (
         ("authorization_code", {}),
         ("client_credentials", {"resources": ["https://api.example/v2"]}),

@@ -47,6 +47,7 @@ def test_without_a_grant_a_late_answer_and_a_first_token_are_looked_at(state: St
     mints = Life(state=state, waiting_consent=ConsentId("cns_1"), retry_at=SOON)
     assert wake(mints, NEW) == Wake(SOON, "ask for the first token again", mints=True)
     assert wake(life(mints, waiting_consent=None), NEW) is None
+    assert wake(life(mints, retry_at=None), NEW) is None
     polls = life(mints, poll_at=LATER)
     assert wake(polls, NEW) == Wake(LATER, "ask whether the code was approved", mints=True)
     assert wake(life(polls, retry_at=None, waiting_consent=None), NEW) == wake(polls, NEW)
