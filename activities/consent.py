@@ -191,7 +191,11 @@ class ConsentActivities(ProviderActivities):
         async def install(tx: Tx) -> GrantNews:
             now = self._clock.now()
             current = await connection_of(tx, order)
-            if not await tx.attempts.is_open(attempt):
+            ended = await tx.attempts.get(attempt.tenant, attempt.id)
+            if ended is None or ended.outcome is not None:
+                grant = await tx.grants.get(order.tenant, order.connection_id)
+                if ended is not None and ended.outcome is Outcome.INSTALLED and grant is not None:
+                    return held.news(current, grant)  # nobody heard of the commit, or a neighbour replayed it
                 # another worker took over and was refused: what comes after that is verified first
                 if current.generation == attempt.from_generation and current.state in WANTED:
                     await keep_late(tx, order, use, tokens, now)
@@ -216,7 +220,7 @@ class ConsentActivities(ProviderActivities):
             )
             saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
             await install_chains(tx, self._store.ring, order, saved, tokens, since, now)
-            # not `closed`: who takes over in this moment makes this a conflict, and is_open says so then
+            # not `closed`: who takes over in this moment makes this a conflict, and its row says so then
             await tx.attempts.close(attempt, Outcome.INSTALLED, now)
             await note_recovery(tx, order, current, now)
             await self._end(tx, consent, ConsentStatus.DONE)

@@ -49,11 +49,6 @@ class Attempts:
         row = await one(self._connection, AttemptRow, tenant=tenant, id=id)
         return None if row is None else Attempt.model_validate(row)
 
-    async def is_open(self, attempt: Attempt) -> bool:
-        """False once somebody wrote how it ended: its owner, or who took over from it."""
-        now = await self.get(attempt.tenant, attempt.id)
-        return now is not None and now.outcome is None
-
     async def opened(self, tenant: Tenant, connection_id: ConnectionId, chain: str) -> Attempt | None:
         """The open attempt of this chain, of whatever kind: there is one at most."""
         row = await one(

@@ -176,3 +176,29 @@ async def test_a_staged_definitions_refusal_is_not_believed_by_whoever_replays_i
     journal.release()
     assert await Activities(place, (idp.allowance,), tmp_path / "one-host").replayer.sweep() == 1
     assert (await place.row(connection)).state is state
+
+
+async def test_a_code_exchange_whose_commit_was_not_heard_of_brings_its_grant(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    """It is tried again, and finds that its attempt has ended: by its own commit."""
+    integration = await place.integration(idp)
+    connection = await place.begin(integration)
+    consent = await place.consent(idp, integration, connection, tell=False)
+    store = await Store.open(place.parts.settings.database_url, place.parts.ring, place.parts.clock)
+    write, lost = store.write, [LOST]
+
+    @asynccontextmanager
+    async def unheard_once(keys: HeldKeys | None = None) -> AsyncIterator[Tx]:
+        async with write(keys) as tx:
+            yield tx
+        if keys is not None and lost:  # an answer is committed with keys that were held before it
+            raise lost.pop()
+
+    store.write = unheard_once  # type: ignore[method-assign]  # the commit is real, its answer is lost
+    worker = Activities(place, (idp.allowance,), tmp_path / "here", store=store)
+    news = await worker.exchange(connection, consent)
+    await store.close()
+    assert lost == []
+    assert (news.failure, news.state, news.generation) == (None, State.ACTIVE, 1)
+    assert await worker.replayer.sweep() == 0, "its entry is dropped"

@@ -130,7 +130,8 @@ def _of_exchange(told: Told) -> tuple[Verdict, str]:
     connection, consent = told.end.connection, told.end.consent
     assert consent is not None
     if consent.status is ConsentStatus.DONE and connection.state is State.ACTIVE:
-        return _of_active(told)
+        unheard = Verdict.VIOLATION, "the store has a grant that the workflow was not told of"
+        return _of_active(told) if told.heard else unheard
     if consent.status is not ConsentStatus.FAILED or connection.state is not State.PENDING_CONSENT:
         return Verdict.LOST, f"consent {consent.status}, connection {connection.state}"
     if told.case.scenario.refused:

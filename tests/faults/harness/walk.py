@@ -66,6 +66,7 @@ class Told:
     case: Case
     reached: bool
     kept: bool  # the provider's answer, in a journal, when the fault came
+    heard: bool  # the workflow, of a grant
     end: End
     idp: StrictProvider
     passed: list[tuple[str, str, float]]
@@ -86,6 +87,7 @@ class Walk:
         self._raised: list[str] = []
         self._left_stopped: tuple[Hand, asyncio.Task[Answer]] | None = None
         self._kept = case.scenario.replayed  # left there by a worker before the first
+        self._heard = False
         self._passed: list[tuple[str, str, float]] = []
         self.first: list[tuple[str, str, float]] = []  # of them by the first worker, until its answer
         self._until = time.monotonic() + CASE_S
@@ -107,7 +109,8 @@ class Walk:
         end = await self._ground.end(self._connection.id, self._consent)
         took = time.monotonic() - began
         return Told(
-            self._case, reached, self._kept, end, self._idp, self._passed, proof, hung, took, self._raised
+            self._case, reached, self._kept, self._heard, end, self._idp, self._passed, proof, hung, took,
+            self._raised,
         )  # fmt: skip
 
     async def rehearse(self, hand: Hand | None) -> Hand:
@@ -300,6 +303,7 @@ class Walk:
         self.first += answer.passed if first else []
         if answer.raised:
             self._raised.append(answer.raised)
+        self._heard |= answer.news is not None and GrantNews.model_validate(answer.news).failure is None
 
 
 _CALL = {"tenant", "connection_id", "asked", "provenance"}
