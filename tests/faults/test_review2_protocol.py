@@ -12,7 +12,7 @@ from activities.answers import Answer
 from activities.critical import CriticalSections
 from activities.single_use import Ending, SingleUse, Use
 from evergrant_server.core.attempt import AttemptKind, LateAnswer, Limits, Outcome
-from evergrant_server.core.connection import State
+from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.grant import MAIN, TokenSet
 from evergrant_server.core.ids import AttemptId, new_id
@@ -156,13 +156,11 @@ async def test_nothing_is_sent_for_a_connection_that_was_condemned_since_it_was_
     assert await open_attempts(place, read) == 0
 
 
-@pytest.mark.parametrize(("provisional", "state"), [(True, State.ACTIVE), (False, State.NEEDS_REAUTH)])
-async def test_a_staged_definitions_refusal_is_not_believed_by_whoever_replays_it(
-    place: Installation, idp: ScriptedProvider, tmp_path: Path, provisional: bool, state: State
-):
-    """Its worker died with the answer in its journal, and the definition was rolled back meanwhile."""
-    connection = await place.connect(idp, STRICT)
-    journal = Journal(tmp_path / "one-host")
+async def died_with(
+    place: Installation, connection: Connection, folder: Path, reply: RawReply, *, provisional: bool = False
+) -> Path:
+    """The entry of a worker of this host that died with an answer in its journal."""
+    journal = Journal(folder)
     dies = SingleUse(place.store, place.parts.clock, CriticalSections(), journal)
     use = await dies.begin(AttemptKind.REFRESH, connection, STRICT, token_valid=True)
     assert use.room is not None
@@ -170,12 +168,34 @@ async def test_a_staged_definitions_refusal_is_not_believed_by_whoever_replays_i
     order = RefreshGrant(
         tenant=TENANT, connection_id=connection.id, asked=ASKED, provenance=provenance, generation=1
     )
-    reply = RawReply(400, {"content-type": "application/json"}, b'{"error": "invalid_grant"}')
     answer = Answer.to(order, reply, place.parts.clock.now(), provisional=provisional)
-    use.room.keep(use.keys.current(Lane.REFRESH), answer.packed())
+    entry = use.room.keep(use.keys.current(Lane.REFRESH), answer.packed())
     journal.release()
+    return entry.path
+
+
+@pytest.mark.parametrize(("provisional", "state"), [(True, State.ACTIVE), (False, State.NEEDS_REAUTH)])
+async def test_a_staged_definitions_refusal_is_not_believed_by_whoever_replays_it(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path, provisional: bool, state: State
+):
+    """Its worker died with the answer in its journal, and the definition was rolled back meanwhile."""
+    connection = await place.connect(idp, STRICT)
+    reply = RawReply(400, {"content-type": "application/json"}, b'{"error": "invalid_grant"}')
+    path = await died_with(place, connection, tmp_path / "one-host", reply, provisional=provisional)
     assert await Activities(place, (idp.allowance,), tmp_path / "one-host").replayer.sweep() == 1
     assert (await place.row(connection)).state is state
+    assert not path.exists()
+
+
+async def test_a_yes_that_nobody_can_read_is_set_aside_by_whoever_replays_it(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    """It may hold the only good token, and a repaired definition reads it."""
+    connection = await place.connect(idp, STRICT)
+    reply = RawReply(200, {"content-type": "text/html"}, b"<p>Here you are</p>")
+    path = await died_with(place, connection, tmp_path / "one-host", reply)
+    await Activities(place, (idp.allowance,), tmp_path / "one-host").replayer.sweep()
+    assert path.with_suffix(".set-aside").exists()
 
 
 async def test_a_code_exchange_whose_commit_was_not_heard_of_brings_its_grant(
