@@ -67,8 +67,18 @@ class ConsentActivities(ProviderActivities):
                 if failure.kind is Kind.PLATFORM_UNAVAILABLE and await self._is_import(order):
                     raise  # its tokens wait here, and are good when the platform is again
                 news = grant_news(failure)
+                if (done := await self._done_meanwhile(order)) is not None:
+                    return done
                 await self._give_up(order, failure)
                 return news
+
+    async def _done_meanwhile(self, order: ExchangeCode | MintGrant) -> GrantNews | None:
+        """What a replay brought while this try was under way: the code that it wanted is gone since."""
+        async with self._store.read() as tx:
+            consent = await tx.consents.get(order.tenant, order.consent_id)
+        if consent is None or consent.status is not ConsentStatus.DONE:
+            return None
+        return await self._ended(consent, await self._holder.take(order.tenant, order.connection_id))
 
     async def _is_import(self, order: ExchangeCode) -> bool:
         async with self._store.read() as tx:

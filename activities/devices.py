@@ -51,6 +51,8 @@ class DeviceActivities(MintActivities):
                 if failure.code in ASKED_AGAIN and activity.info().attempt < PATIENCE:
                     raise  # nothing was sent, and Temporal asks again
                 news = grant_news(failure)
+                if (done := await self._done_meanwhile(order)) is not None:
+                    return done
                 over = await settled(self._store, partial(self._over, order, failure))
                 return news.model_copy(update={"over": over})
 

@@ -50,6 +50,8 @@ class MintActivities(ConsentActivities):
                 if failure.code in ASKED_AGAIN and activity.info().attempt < PATIENCE:
                     raise  # nothing was sent, and Temporal asks again
                 news = grant_news(failure)
+                if (done := await self._done_meanwhile(order)) is not None:
+                    return done
                 await self._note(order, failure)
                 return news
 

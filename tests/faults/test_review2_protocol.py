@@ -10,12 +10,13 @@ import pytest
 
 from activities.answers import Answer
 from activities.critical import CriticalSections
+from activities.holdings import Holder, Holdings
 from activities.single_use import Ending, SingleUse, Use
 from evergrant_server.core.attempt import AttemptKind, LateAnswer, Limits, Outcome
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.grant import MAIN, TokenSet
-from evergrant_server.core.ids import AttemptId, new_id
+from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant, new_id
 from evergrant_server.core.messages import Call, Provenance, RefreshGrant
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
@@ -222,3 +223,25 @@ async def test_a_code_exchange_whose_commit_was_not_heard_of_brings_its_grant(
     assert lost == []
     assert (news.failure, news.state, news.generation) == (None, State.ACTIVE, 1)
     assert await worker.replayer.sweep() == 0, "its entry is dropped"
+
+
+async def test_a_code_exchange_that_is_overtaken_by_a_replay_brings_its_grant(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Asked again by Temporal, a worker has read the consent; then its code is gone."""
+    integration = await place.integration(idp)
+    connection = await place.begin(integration)
+    consent = await place.consent(idp, integration, connection, tell=False)
+    first, again = (Activities(place, (idp.allowance,), tmp_path / "one-host") for _ in range(2))
+    take, overtaken = Holder.take, [True]
+
+    async def overtaken_once(holder: Holder, tenant: Tenant, id: ConnectionId) -> Holdings:
+        if overtaken:
+            overtaken.clear()
+            assert (await first.exchange(connection, consent)).generation == 1
+        return await take(holder, tenant, id)
+
+    monkeypatch.setattr(Holder, "take", overtaken_once)
+    news = await again.exchange(connection, consent)
+    assert (news.failure, news.state, news.generation) == (None, State.ACTIVE, 1)
+    assert idp.count("token") == 1
