@@ -124,7 +124,8 @@ class Hand:
         self._left.set()
         self._writer.close()
         for answer in self._waiting.values():
-            answer.set_result(Answer())
+            if not answer.done():  # its case ran out of time
+                answer.set_result(Answer())
         self._waiting.clear()
 
 
