@@ -206,7 +206,7 @@ class SingleUse:
         now = earlier_hour(self._clock)
         if not dated_ahead(attempt, now, self.limits):
             return attempt
-        if len(self._ahead) >= _MOST_AHEAD:
+        if len(self._ahead) >= _MOST_AHEAD and attempt.id not in self._ahead:
             self._ahead.clear()
         since = self._ahead.setdefault(attempt.id, elapsed())
         return seen_since(attempt, now - timedelta(seconds=elapsed() - since), self.limits)

@@ -1,0 +1,58 @@
+"""Workers on one host and on another, with one store and one connection among them."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from evergrant_server.core.clock import SetClock
+from evergrant_server.core.connection import Connection
+from evergrant_server.crypto import KeyRing, Role
+from evergrant_server.store import Store
+from tests.conformance.store.samples import granted
+from tests.fakes.databases import NOW, migrated_sqlite, sqlite_url
+from tests.unit.activities.protocol_worker import Worker
+
+
+@pytest.fixture
+def clock() -> SetClock:
+    return SetClock(NOW)
+
+
+@pytest_asyncio.fixture
+async def store(tmp_path: Path, clock: SetClock) -> AsyncIterator[Store]:
+    await migrated_sqlite(tmp_path)
+    KeyRing.create(tmp_path / "keys.json")
+    ring = KeyRing.open(tmp_path / "keys.json", Role.WORKER)
+    opened_store = await Store.open(sqlite_url(tmp_path), ring, clock)
+    yield opened_store
+    await opened_store.close()
+
+
+@pytest_asyncio.fixture
+async def connection(store: Store) -> Connection:
+    """It holds generation 1."""
+    return await granted(store)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Path:
+    return tmp_path / "host"
+
+
+@pytest.fixture
+def worker(store: Store, clock: SetClock, host: Path) -> Worker:
+    return Worker(store, clock, host)
+
+
+@pytest.fixture
+def neighbour(store: Store, clock: SetClock, host: Path, worker: Worker) -> Worker:
+    """Another process of the same host."""
+    return Worker(store, clock, host)
+
+
+@pytest.fixture
+def far(store: Store, clock: SetClock, tmp_path: Path) -> Worker:
+    """A worker of another host, whose journal nobody here can see."""
+    return Worker(store, clock, tmp_path / "another-host")

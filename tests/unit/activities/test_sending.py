@@ -1,0 +1,189 @@
+"""The instant before a credential leaves, and what is recorded when it may have left twice."""
+
+from datetime import timedelta
+
+import pytest
+
+from activities import sending
+from activities.sending import Sending
+from activities.single_use import Use
+from evergrant_server import audit
+from evergrant_server import telemetry_metrics as metrics
+from evergrant_server.core.attempt import Outcome
+from evergrant_server.core.audit import AuditAction, AuditRecord
+from evergrant_server.core.clock import SetClock
+from evergrant_server.core.connection import Connection
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.journal.entry import ROOM, fence
+from evergrant_server.store import Store
+from tests.fakes.databases import NOW
+from tests.unit.activities.protocol_worker import Worker, an_order
+
+LAST = 1000.0  # the last moment, by the machine's own count
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> SetClock:
+    """What counts the time that is left, and the clock that writes the hour, are two."""
+    counts = SetClock(NOW)
+    monkeypatch.setattr(sending, "elapsed", lambda: LAST + (counts.now() - NOW).total_seconds())
+    return counts
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    counted: list[str] = []
+    monkeypatch.setattr(metrics, "sent_twice", counted.append)
+    return counted
+
+
+async def about_to_send(worker: Worker, connection: Connection, clock: SetClock) -> tuple[Use, Sending]:
+    use = await worker.begin(connection)
+    assert use.room is not None
+    return use, Sending(use.room, clock, LAST, 7)
+
+
+def fenced(worker: Worker, use: Use) -> bool:
+    return fence(worker.journal.folder / worker.journal.id / f"{use.attempt.id}{ROOM}")
+
+
+async def test_until_the_last_moment_it_is_sent_and_nobody_takes_over_meanwhile(
+    worker: Worker,
+    connection: Connection,
+    clock: SetClock,
+    machine: SetClock,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    windows: list[float] = []
+    monkeypatch.setattr(metrics, "send_window", windows.append)
+    use, leaves = await about_to_send(worker, connection, clock)
+    assert (leaves.checked_at, leaves.written_at) == (None, None)
+    written = leaves.check()
+    assert (leaves.checked_at, leaves.written_at) == (NOW, None)
+    assert not fenced(worker, use)
+    clock.advance(3)
+    machine.advance(2)
+    written()
+    assert leaves.written_at == NOW + timedelta(seconds=3)
+    assert windows == [2.0]
+    assert fenced(worker, use)
+
+
+async def test_after_the_last_moment_it_is_not_sent_and_others_may_take_over(
+    worker: Worker, connection: Connection, clock: SetClock, machine: SetClock
+):
+    use, leaves = await about_to_send(worker, connection, clock)
+    machine.advance(0.001)
+    with pytest.raises(Failure, match="too late to send") as caught:
+        leaves.check()
+    assert (caught.value.code, caught.value.retry_after) == (Code.REFRESH_PENDING, 7)
+    assert leaves.checked_at is None
+    assert fenced(worker, use)
+
+
+async def test_what_was_taken_over_is_not_sent(
+    worker: Worker, connection: Connection, clock: SetClock, machine: SetClock
+):
+    use, leaves = await about_to_send(worker, connection, clock)
+    assert fenced(worker, use)
+    with pytest.raises(Failure, match="another worker of this host took over") as caught:
+        leaves.check()
+    assert (caught.value.code, caught.value.retry_after) == (Code.REFRESH_PENDING, 7)
+
+
+async def told(store: Store, connection: Connection) -> list[AuditRecord]:
+    async with store.read() as tx:
+        found = await audit.page(tx, connection.tenant, object=connection.id, limit=100)
+    return [it for it in found if it.action is AuditAction.SENT_TWICE]
+
+
+@pytest.mark.parametrize(
+    ("written_after", "overlapped", "outcome"),
+    [
+        (-1, False, "one after the other"),
+        (0, False, "one after the other"),
+        (1, True, "overlapped"),
+        (None, True, "overlapped"),  # whether it was written isn't known: until now, then
+    ],
+)
+async def test_a_use_that_outlived_a_takeover_is_told(
+    store: Store,
+    worker: Worker,
+    connection: Connection,
+    clock: SetClock,
+    machine: SetClock,
+    counted: list[str],
+    written_after: float | None,
+    overlapped: bool,
+    outcome: str,
+):
+    use, leaves = await about_to_send(worker, connection, clock)
+    written = leaves.check()
+    taken_over_at = NOW + timedelta(seconds=10)
+    async with store.write() as tx:
+        await tx.attempts.close(use.attempt, Outcome.SUPERSEDED, taken_over_at)
+    clock.advance(10 + (written_after or 0))
+    written_at = clock.now()
+    if written_after is not None:
+        written()
+    clock.advance(5)
+    machine.advance(60)
+    await leaves.tell_if_sent_twice(store, use.attempt, an_order(use))
+    (said,) = await told(store, connection)
+    assert said.at == clock.now()
+    assert said.detail == {
+        "attempt": use.attempt.id,
+        "from_generation": 1,
+        "checked_at": NOW.isoformat(),
+        "written_at": (clock.now() if written_after is None else written_at).isoformat(),
+        "taken_over_at": taken_over_at.isoformat(),
+        "overlapped": overlapped,
+    }
+    assert counted == [outcome]
+
+
+@pytest.mark.parametrize("late", [True, False])
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("outcome", [Outcome.SUPERSEDED, Outcome.INSTALLED, None])
+async def test_what_nobody_took_over_was_sent_once(
+    store: Store,
+    worker: Worker,
+    connection: Connection,
+    clock: SetClock,
+    machine: SetClock,
+    counted: list[str],
+    late: bool,
+    checked: bool,
+    outcome: Outcome | None,
+):
+    use, leaves = await about_to_send(worker, connection, clock)
+    if checked:
+        leaves.check()()
+    if outcome is not None:
+        async with store.write() as tx:
+            await tx.attempts.close(use.attempt, outcome, NOW)
+    machine.advance(60 if late else 0)
+    await leaves.tell_if_sent_twice(store, use.attempt, an_order(use))
+    twice = late and checked and outcome is Outcome.SUPERSEDED
+    assert len(await told(store, connection)) == len(counted) == twice
+
+
+async def test_a_store_that_is_away_stops_nobody_here(
+    store: Store,
+    worker: Worker,
+    connection: Connection,
+    clock: SetClock,
+    machine: SetClock,
+    counted: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    use, leaves = await about_to_send(worker, connection, clock)
+    leaves.check()()
+    machine.advance(60)
+
+    def away() -> None:
+        raise Failure(Code.STORE_UNAVAILABLE)
+
+    monkeypatch.setattr(store, "read", away)
+    await leaves.tell_if_sent_twice(store, use.attempt, an_order(use))
+    assert counted == []
