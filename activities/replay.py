@@ -2,7 +2,8 @@
 
 Any worker of a host replays its own entries whose commit failed, those of every owner that is gone,
 and those that a living owner, stopped or cut off from the store, leaves lying; at start-up and from
-then on. What can't be read is kept, set aside and told.
+then on. What can't be read is kept, set aside and told, and looked at again: its definition may
+have been repaired.
 """
 
 import asyncio
@@ -17,11 +18,11 @@ from activities.registration import forget_unsent
 from activities.single_use import LANES, Use
 from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.core.attempt import Attempt, AttemptKind, Outcome
-from evergrant_server.core.clock import Clock
+from evergrant_server.core.clock import Clock, elapsed
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.crypto import Lane
 from evergrant_server.journal import Entry, Journal
-from evergrant_server.journal.entry import ROOM, unsent
+from evergrant_server.journal.entry import ROOM, SET_ASIDE, unsent
 from evergrant_server.journal.journal import attempt_id_of
 from evergrant_server.store import Store
 from evergrant_server.store.seals import NOBODY
@@ -33,6 +34,7 @@ log = logging.getLogger("evergrant.journal")
 Conclude = Callable[[Use, Answer], Awaitable[object]]
 
 _OFTEN = timedelta(seconds=1)
+_LOOK_AGAIN_S = 30.0
 _OVERDUE_S = 2.0  # a commit takes milliseconds; Temporal finds a stopped worker out after five seconds
 
 
@@ -53,6 +55,7 @@ class Replayer:
         self._sections = sections
         self._endings = endings
         self._told: set[tuple[Path, str]] = set()
+        self._looked = elapsed()
 
     async def run(self, interval: timedelta = _OFTEN) -> None:
         """Sweep until cancelled."""
@@ -75,7 +78,16 @@ class Replayer:
         with self._journal.overdue(_OVERDUE_S) as left:
             for path in left:
                 done += await self._one(path)
+        if elapsed() - self._looked >= _LOOK_AGAIN_S:
+            done += await self.look_again()
         metrics.journal_seen(*self._journal.left_behind())
+        return done
+
+    async def look_again(self) -> int:
+        """Replay what was set aside, where a definition can read it by now."""
+        self._looked, done = elapsed(), 0
+        for path in self._journal.aside():  # two workers that do this at once find out when they commit
+            done += await self._one(path)
         return done
 
     async def _one(self, path: Path) -> bool:
@@ -83,7 +95,7 @@ class Replayer:
             await self._no_answer(path)
             return False
         try:
-            entry = await asyncio.to_thread(Entry.read, path)
+            entry = await self._journal.in_thread(Entry.read, path)
             outcome = await self._replay(entry)
         except FileNotFoundError:
             return False  # its own section was faster
@@ -93,7 +105,7 @@ class Replayer:
         except Exception as unexpected:
             self._say(path, Code.INTERNAL, f"{type(unexpected).__name__} at {frames(unexpected)[-1]}")
             return False
-        await asyncio.to_thread(entry.drop)
+        await self._journal.in_thread(entry.drop)
         metrics.journal_replayed(outcome)
         say(log, logging.WARNING, Event.JOURNAL_REPLAYED, outcome, object=entry.header.attempt_id)
         return True
@@ -101,7 +113,7 @@ class Replayer:
     async def _no_answer(self, path: Path) -> None:
         """An owner died before an answer. What it certainly didn't send counts as no use."""
         try:
-            header = await asyncio.to_thread(unsent, path)
+            header = await self._journal.in_thread(unsent, path)
             if header is not None:
                 async with self._store.write() as tx:
                     if header.kind is AttemptKind.REGISTRATION:
@@ -109,7 +121,7 @@ class Replayer:
                     attempt = await tx.attempts.get(header.tenant, header.attempt_id)
                     if attempt is not None and attempt.outcome is None:
                         await tx.attempts.close(attempt, Outcome.NOT_SENT, self._clock.now())
-            await asyncio.to_thread(path.unlink, missing_ok=True)
+            await self._journal.in_thread(path.unlink, missing_ok=True)
         except (Failure, OSError):
             return  # the next sweep
 
@@ -150,7 +162,7 @@ class Replayer:
 
     def _failed(self, path: Path, failure: Failure) -> None:
         """Unreadable for good: out of the way. Everything else is tried again."""
-        if failure.code is Code.SEAL_BROKEN:
+        if failure.code is Code.SEAL_BROKEN and path.suffix != SET_ASIDE:
             path = self._journal.set_aside(path)
             metrics.journal_replayed(failure.code)
         self._say(path, failure.code, failure.detail)

@@ -64,7 +64,7 @@ class RevocationActivities(ProviderActivities):
                 what = f"revoke_grant: {type(unexpected).__name__} at {frames(unexpected)[-1]}"
                 say(log, logging.ERROR, Event.ACTIVITY_FAILED, what, object=order.connection_id)
                 return await self._failed(order, Failure(Code.INTERNAL))
-            return await self._done(order, how)
+            return await self._done(order, how, held.connection.generation)
 
     async def _tried(self, order: RevokeGrant, held: Holdings) -> Revocation:
         try:
@@ -150,12 +150,16 @@ class RevocationActivities(ProviderActivities):
         await settled(self._store, note)
         return news
 
-    async def _done(self, order: RevokeGrant, how: Revocation) -> RevocationNews:
+    async def _done(self, order: RevokeGrant, how: Revocation, told: int) -> RevocationNews:
+        """Shred what the provider was told of: the generation `told`, and nothing that came meanwhile."""
+
         async def done(tx: Tx) -> RevocationNews:
             now = self._clock.now()
             current = await connection_of(tx, order)
             if current.state is State.REVOKED:
                 return RevocationNews(revocation=current.revocation)
+            if current.generation != told:  # a journal's answer was taken for lost, and landed all the same
+                return RevocationNews(failure=Code.REFRESH_PENDING, retry_after=_LOOK_AGAIN_S)
             attempt = await open_attempt(tx, current)
             if attempt is not None:
                 await tx.attempts.close(attempt, Outcome.SUPERSEDED, now)
@@ -163,8 +167,9 @@ class RevocationActivities(ProviderActivities):
             await tx.connections.replace(asked.revocation_ended(how, now), expected=current.revision)
             destroyed = await tx.grants.shred(order.tenant, order.connection_id)
             said = {"how": how, "keys_destroyed": destroyed}
-            if attempt is not None:  # a token that came with it was never seen, and so never revoked
-                said["answer_lost"] = attempt.id
+            lost = attempt or await tx.attempts.unread(order.tenant, order.connection_id, told)
+            if lost is not None:  # a token that came with it was never seen, and so never revoked
+                said["answer_lost"] = lost.id
             await record(tx, order, AuditAction.REVOKED, now, **said)
             return RevocationNews(revocation=how)
 

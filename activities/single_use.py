@@ -5,7 +5,6 @@ else. The order is the rule (docs/protocol.md): keys held, room on disk, intent,
 commit, drop.
 """
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -46,6 +45,7 @@ from evergrant_server.telemetry import frames, say
 from evergrant_server.telemetry_names import Event
 from providers.flows import SendFailed
 from providers.reply import RawReply
+from providers.verdicts import UnreadTokens
 
 log = logging.getLogger("evergrant.protocol")
 
@@ -54,6 +54,7 @@ T = TypeVar("T")
 _MOST_SET_ASIDE = 1000  # files of a quarter of a megabyte at the most, told of by doctor and a metric
 _MOST_AHEAD = 10_000
 _BRING_CHAINS = (AttemptKind.CODE_EXCHANGE, AttemptKind.LATE_ANSWER)
+_ROTATING = (AttemptKind.REFRESH, AttemptKind.LATE_ANSWER)  # spent, they must not be sent again
 LANES = (Lane.LEASE, Lane.REFRESH)  # what an answer is sealed with, in the journal and in the store
 
 
@@ -115,7 +116,8 @@ class SingleUse:
         """Hold the keys, reserve room, then commit the intent. Nothing was sent when it raises.
 
         Raises Failure REFRESH_PENDING while an earlier attempt has to be waited for,
-        OUTCOME_UNKNOWN when the credential was sent as often as it may be, and
+        OUTCOME_UNKNOWN when the credential was sent as often as it may be, REPLY_UNREADABLE while
+        its answer is kept for a definition that can read it, and
         KEY_UNAVAILABLE, JOURNAL_UNAVAILABLE or STORE_UNAVAILABLE.
         """
         keys = await self._store.hold_keys(connection.tenant, connection.id, LANES)
@@ -133,7 +135,7 @@ class SingleUse:
             opened_at=now,
             send_by=later_hour(self._clock) + self.limits.send,
         )
-        room = await asyncio.to_thread(self._journal.reserve, attempt)
+        room = await self._journal.in_thread(self._journal.reserve, attempt)
         try:
             async with self._store.write() as tx:
                 attempt = await self._intend(tx, attempt, connection.state, rules, token_valid)
@@ -153,30 +155,51 @@ class SingleUse:
             try:
                 return await self._section(use, order, sending, send, ending)
             finally:
-                await asyncio.to_thread(room.release)
+                await self._journal.in_thread(room.release)
                 await sending.tell_if_sent_twice(self._store, use.attempt, order)
 
         return await self._sections.run(use.attempt.id, section())
 
     async def conclude(self, use: Use, reply: RawReply, ending: Ending[T]) -> T:
         """Judge an answer and have the store hold what it says; then its entry goes. Whatever raises,
-        the answer isn't lost."""
-        concluded = await self._concluded(use, reply, ending)
-        if use.entry is not None:
-            await asyncio.to_thread(self._put_away, use.entry, reply, ending)
-        return concluded
+        the answer isn't lost.
 
-    async def _concluded(self, use: Use, reply: RawReply, ending: Ending[T]) -> T:
+        Raises Failure REPLY_UNREADABLE for one that was set aside and still can't be read.
+        """
         try:
             tokens = ending.judge(reply)
         except Failure as failure:
-            refused = failure.kind is Kind.RECONNECT_NEEDED  # also when it came with status 200
-            outcome = Outcome.REFUSED if refused else outcome_of_refusal(reply.status, failure.code)
-            return await ending.settle(use, failure, outcome)
+            return await self._without_tokens(use, reply, ending, failure)
         except Exception as unexpected:
             self._unexpected(use, unexpected)
             raise Failure(Code.INTERNAL, "the answer can't be judged; the journal keeps it") from None
-        return await ending.commit(use, tokens)
+        concluded = await ending.commit(use, tokens)
+        await self._drop(use.entry)
+        return concluded
+
+    async def _without_tokens(self, use: Use, reply: RawReply, ending: Ending[T], failure: Failure) -> T:
+        """A no, or a yes that nobody can read: that may hold the only good token, so it is set aside,
+        and while it is there what it was asked with isn't sent again."""
+        entry, unread = use.entry, failure.code is Code.REPLY_UNREADABLE and 200 <= reply.status < 300
+        if unread and entry is not None and entry.aside:
+            raise failure
+        aside = unread and entry is not None and self._journal.left_behind()[1] < _MOST_SET_ASIDE
+        refused = failure.kind is Kind.RECONNECT_NEEDED  # also when it came with status 200
+        outcome = Outcome.REFUSED if refused else outcome_of_refusal(reply.status, failure.code)
+        if aside and isinstance(failure, UnreadTokens) and use.attempt.kind in _ROTATING:
+            outcome = Outcome.UNREAD
+        settled = await ending.settle(use, failure, outcome)
+        if aside and entry is not None:
+            await self._journal.in_thread(self._journal.set_aside, entry.path)
+            what = (log, logging.ERROR, Event.JOURNAL_STUCK, failure.detail)
+            say(*what, code=failure.code, object=use.attempt.id)
+        else:
+            await self._drop(entry)
+        return settled
+
+    async def _drop(self, entry: Entry | None) -> None:
+        if entry is not None:
+            await self._journal.in_thread(entry.drop)
 
     def fate(self, attempt: Attempt) -> Fate:
         """What is known of an attempt: is its owner alive, is it under way, is its answer here?"""
@@ -235,6 +258,8 @@ class SingleUse:
         )
         if verdict is Takeover.WAIT:
             raise self._pending("an earlier attempt has no known outcome yet")
+        if verdict is Takeover.READ:
+            raise Failure(Code.REPLY_UNREADABLE, "its answer is kept until its definition can read it")
         if verdict is Takeover.GIVE_UP:
             raise Failure(Code.OUTCOME_UNKNOWN, "it was sent as often as it may be, and no answer came")
         attempt = counted(attempt, unknown)
@@ -266,19 +291,13 @@ class SingleUse:
         kept = replace(use, entry=await self._journalled(use, answer))
         return await self.conclude(kept, reply, ending)
 
-    def _put_away(self, entry: Entry, reply: RawReply, ending: Ending[T]) -> None:
-        """The store has it, so its entry goes; but an answer that said yes and that nobody can read
-        may hold the only good token: it is set aside for a repaired definition."""
-        if _said_yes_unread(reply, ending) and self._journal.left_behind()[1] < _MOST_SET_ASIDE:
-            self._journal.set_aside(entry.path)
-        else:
-            entry.drop()
-
     async def _journalled(self, use: Use, answer: Answer) -> Entry | None:
         """Before anything else is done with it. A disk that broke meanwhile stops no commit."""
         assert use.room is not None
         try:
-            return await asyncio.to_thread(use.room.keep, use.keys.current(Lane.REFRESH), answer.packed())
+            return await self._journal.in_thread(
+                use.room.keep, use.keys.current(Lane.REFRESH), answer.packed()
+            )
         except OSError as error:
             why = error.strerror or type(error).__name__
             say(log, logging.ERROR, Event.JOURNAL_FAILED, why, object=use.attempt.id)
@@ -305,16 +324,6 @@ async def _still_unspent(tx: Tx, attempt: Attempt, state: State) -> None:
 async def open_attempt(tx: Tx, connection: Connection) -> Attempt | None:
     """What is being spent for this connection, or was when somebody died. One at a time, of any kind."""
     return await tx.attempts.opened(connection.tenant, connection.id, MAIN)
-
-
-def _said_yes_unread(reply: RawReply, ending: Ending[T]) -> bool:
-    if not 200 <= reply.status < 300:
-        return False
-    try:
-        ending.judge(reply)
-    except Failure as failure:
-        return failure.code is Code.REPLY_UNREADABLE
-    return False
 
 
 def _ours(failure: Failure) -> Failure:

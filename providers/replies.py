@@ -36,7 +36,8 @@ def read_tokens(
     `now` is used for expiry given as a date, when the reply has no Date of its own. Without a
     refresh token in it the set has None: the old one stays good (RFC 6749 section 6).
     Raises Failure GRANT_REJECTED, CLIENT_REJECTED, PROVIDER_ERROR, PROVIDER_RATE_LIMITED
-    (both with retry_after in seconds when the provider gave one), REPLY_UNREADABLE.
+    (both with retry_after in seconds when the provider gave one), REPLY_UNREADABLE: as UnreadTokens
+    where the provider has made tokens.
     """
     refuse_failures(spec, reply, spec.success_statuses, now)
     data = body_of(spec, reply)

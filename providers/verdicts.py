@@ -42,6 +42,7 @@ _SUBJECTS = frozenset(
     }
 )
 _RATE = frozenset({"slow_down", "rate_limited", "ratelimited", "rate_limit_exceeded"})
+_A_TOKEN = re.compile(rb'token"?\s*[:=]\s*"?(?!null\b)[^\s"&,}]', re.IGNORECASE)  # wherever it was moved to
 _SHOWABLE = re.compile(r"[a-z0-9_.\-]{1,64}")
 _WRONG_PLACE = frozenset({404, 405, 406, 410, 411, 413, 414, 415})
 
@@ -89,7 +90,7 @@ def refusal(spec: ProviderSpec, reply: RawReply, error: str | None, now: datetim
         context["provider_error"] = error
     said = f" and the error {context['provider_error']}" if "provider_error" in context else ""
     waits = code in (Code.PROVIDER_ERROR, Code.PROVIDER_RATE_LIMITED)
-    return Failure(
+    return (_unread(reply) if code is Code.REPLY_UNREADABLE else Failure)(
         code,
         f"{spec.name} answered with status {reply.status}{said}",
         retry_after=wait if waits else None,
@@ -111,14 +112,24 @@ def _sorted(spec: ProviderSpec, status: int, error: str | None) -> Code:
     return Code.PROVIDER_ERROR
 
 
+class UnreadTokens(Failure):
+    """REPLY_UNREADABLE of a yes with tokens in it all the same: what they were asked with is spent."""
+
+
 def unreadable(spec: ProviderSpec, reply: RawReply, why: str) -> Failure:
     """REPLY_UNREADABLE with the shape of what came, never its content."""
-    return Failure(
+    return _unread(reply)(
         Code.REPLY_UNREADABLE,
         f"{spec.name} answered with status {reply.status} and {why}",
         provider=spec.name,
         provider_status=str(reply.status),
     )
+
+
+def _unread(reply: RawReply) -> type[Failure]:
+    markup = reply.body.lstrip().startswith(b"<")
+    tokens = 200 <= reply.status < 300 and not markup and _A_TOKEN.search(reply.body)
+    return UnreadTokens if tokens else Failure
 
 
 def body_of(spec: ProviderSpec, reply: RawReply) -> dict[str, Any]:

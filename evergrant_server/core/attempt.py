@@ -35,6 +35,7 @@ class Outcome(StrEnum):
     NOT_SENT = "not_sent"  # it is certain that no byte left, or the provider said it did nothing
     SUPERSEDED = "superseded"  # another attempt took over
     GIVEN_UP = "given_up"  # unknown for good: the credential may not be sent once more
+    UNREAD = "unread"  # it was a yes whose tokens the definition can't read: its journal keeps it
 
 
 class Limits(BaseModel):
@@ -121,6 +122,7 @@ class Takeover(StrEnum):
     RESEND = "resend"
     WAIT = "wait"
     GIVE_UP = "give up"  # it was sent as often as it may be: its outcome stays unknown
+    READ = "read"  # its answer is kept, and waits for a definition that can read it
 
 
 def takeover(
@@ -192,6 +194,8 @@ def decide(
         opened, now, owner_alive=owner_alive, in_flight=in_flight, answered=answered, limits=limits
     ):
         return Takeover.WAIT
+    if unknown is not None and unknown.outcome is Outcome.UNREAD and not _safe(rules, unknown, now):
+        return Takeover.READ
     if unknown is not None and not may_send(rules, unknown, now):
         return Takeover.GIVE_UP
     return Takeover.RESEND

@@ -77,6 +77,11 @@ class Entry:
             raise _torn(path, "is cut short, or another's")
         return cls(path, header, Sealed(sealed))
 
+    @property
+    def aside(self) -> bool:
+        """True when it was set aside before: it is looked at once more."""
+        return self.path.suffix == SET_ASIDE
+
     def drop(self) -> None:
         """The store has it. A drop that gets lost is found out by whoever replays it."""
         self.path.unlink(missing_ok=True)

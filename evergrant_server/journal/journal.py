@@ -1,10 +1,13 @@
 """What one worker writes, and what it can know of every other worker's journal on its host."""
 
+import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from evergrant_server.core.attempt import Attempt
 from evergrant_server.core.clock import elapsed
@@ -12,7 +15,12 @@ from evergrant_server.core.ids import AttemptId
 from evergrant_server.journal.entry import ENTRY, ROOM, SET_ASIDE, Entry, Room, age_s, fence, unsent
 from evergrant_server.journal.lock import JournalLock, try_lock
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _MOST_HELD = 50  # of others' entries at a time: each costs a descriptor
+_MOST_AT_ONCE = 50
+_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,8 @@ class Journal:
         self._mine = folder / self._lock.id
         self._live: set[AttemptId] = set()
         self._lie_since: dict[Path, float] = {}  # others' answers: when they were first seen, elapsed
+        self._last_aside: Path | None = None  # where the look at what was set aside goes on
+        self._threads = ThreadPoolExecutor(_THREADS, "journal")
 
     @property
     def id(self) -> str:
@@ -44,6 +54,12 @@ class Journal:
     def reserve(self, attempt: Attempt) -> Room:
         """Room for its answer. Raises Failure JOURNAL_UNAVAILABLE when there is none."""
         return Room(self._mine, attempt, self._live)
+
+    async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Disk work that blocks, in a thread of its own: the event loop's are shared with the resolver,
+        and an answer in hand doesn't wait for somebody's name server. Raises what `work` raises."""
+        doing = self._threads.submit(work, *args, **kwargs)
+        return await asyncio.wrap_future(doing)
 
     def fate(self, attempt: Attempt) -> Fate:
         """What can be seen of an attempt from here. The order counts: a dead owner answers no more."""
@@ -124,6 +140,14 @@ class Journal:
             for fd in held.values():
                 os.close(fd)
 
+    def aside(self) -> list[Path]:
+        """Some of what was set aside on this host, others at the next call."""
+        _, found = left_behind(self.folder)
+        last = self._last_aside
+        turn = ([it for it in found if last is not None and it > last] or found)[:_MOST_AT_ONCE]
+        self._last_aside = turn[-1] if turn else None
+        return turn
+
     def left_behind(self) -> tuple[int, int]:
         """On this host, dead owners and living ones: answers that wait, and those set aside."""
         waiting, aside = left_behind(self.folder)
@@ -139,6 +163,7 @@ class Journal:
     def release(self) -> None:
         """Give the directory up. What is in it is anybody's to replay."""
         self._lock.release()
+        self._threads.shutdown(wait=False)
 
     def _path(self, attempt: Attempt, suffix: str) -> Path:
         return self.folder / attempt.journal_id / f"{attempt.id}{suffix}"

@@ -12,7 +12,7 @@ from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
 from evergrant_server.store.records import compare_and_set, first, insert, one, values_of, where
 from evergrant_server.store.tables import AttemptRow
 
-_UNKNOWN = (Outcome.SUPERSEDED.value, Outcome.GIVEN_UP.value)
+_UNKNOWN = (Outcome.SUPERSEDED.value, Outcome.GIVEN_UP.value, Outcome.UNREAD.value)
 
 
 class Attempts:
@@ -79,6 +79,18 @@ class Attempts:
         newest = (col(AttemptRow.sends).desc(), col(AttemptRow.opened_at).desc())
         row = await first(
             self._connection, select(AttemptRow).where(same, unknown).order_by(*newest).limit(1)
+        )
+        return None if row is None else Attempt.model_validate(row)
+
+    async def unread(self, tenant: Tenant, connection_id: ConnectionId, generation: int) -> Attempt | None:
+        """One that was answered with tokens which wait to be read, made of this generation's."""
+        row = await one(
+            self._connection,
+            AttemptRow,
+            tenant=tenant,
+            connection_id=connection_id,
+            from_generation=generation,
+            outcome=Outcome.UNREAD.value,
         )
         return None if row is None else Attempt.model_validate(row)
 

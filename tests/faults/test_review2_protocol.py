@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +13,8 @@ from activities.answers import Answer
 from activities.critical import CriticalSections
 from activities.holdings import Holder, Holdings
 from activities.single_use import Ending, SingleUse, Use
-from evergrant_server.core.attempt import AttemptKind, LateAnswer, Limits, Outcome
-from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.attempt import LIMITS, AttemptKind, LateAnswer, Limits, Outcome
+from evergrant_server.core.connection import Connection, Revocation, State
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.grant import MAIN, TokenSet
 from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant, new_id
@@ -24,6 +25,7 @@ from evergrant_server.crypto import Lane
 from evergrant_server.egress import BeforeSend
 from evergrant_server.journal import Journal
 from evergrant_server.store import HeldKeys, Store, Tx
+from providers.flows import Sender
 from providers.reply import RawReply
 from tests.fakes.installation import ASKED, TENANT, Installation
 from tests.fakes.scripted_provider import ScriptedProvider, error
@@ -158,11 +160,17 @@ async def test_nothing_is_sent_for_a_connection_that_was_condemned_since_it_was_
 
 
 async def died_with(
-    place: Installation, connection: Connection, folder: Path, reply: RawReply, *, provisional: bool = False
+    place: Installation,
+    connection: Connection,
+    folder: Path,
+    reply: RawReply,
+    *,
+    provisional: bool = False,
+    limits: Limits = LIMITS,
 ) -> Path:
     """The entry of a worker of this host that died with an answer in its journal."""
     journal = Journal(folder)
-    dies = SingleUse(place.store, place.parts.clock, CriticalSections(), journal)
+    dies = SingleUse(place.store, place.parts.clock, CriticalSections(), journal, limits)
     use = await dies.begin(AttemptKind.REFRESH, connection, STRICT, token_valid=True)
     assert use.room is not None
     provenance = Provenance(workflow_id="w", run_id="r", event_id=1)
@@ -245,3 +253,32 @@ async def test_a_code_exchange_that_is_overtaken_by_a_replay_brings_its_grant(
     news = await again.exchange(connection, consent)
     assert (news.failure, news.state, news.generation) == (None, State.ACTIVE, 1)
     assert idp.count("token") == 1
+
+
+async def test_what_lands_while_the_provider_is_told_is_revoked_too(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its host was away for longer than anybody waits for an answer, and comes back in this moment."""
+    connection = await place.connect(idp, STRICT)
+    reply = RawReply(
+        200, {}, b'{"access_token": "at-late", "token_type": "Bearer", "refresh_token": "rt-late"}'
+    )
+    long_ago = Limits(send=-timedelta(minutes=2))
+    await died_with(place, connection, tmp_path / "far", reply, limits=long_ago)
+    async with place.store.write() as tx:
+        asked = (await place.row(connection)).revoke_asked("asked", place.parts.clock.now())
+        await tx.connections.replace(asked, expected=asked.revision)
+    here, revoke = Activities(place, (idp.allowance,), tmp_path / "here"), Sender.revoke
+
+    async def lands_first(sender: Sender, *args: Any, **more: Any) -> RawReply:
+        await Activities(place, (idp.allowance,), tmp_path / "far").replayer.sweep()
+        return await revoke(sender, *args, **more)
+
+    monkeypatch.setattr(Sender, "revoke", lands_first)
+    news = await here.revoke(connection)
+    assert (news.failure, news.retry_after) == (Code.REFRESH_PENDING, 3)
+    row = await place.row(connection)
+    assert (row.state, row.generation) == (State.REVOKING, 2)
+    assert (await here.revoke(connection)).revocation is Revocation.CONFIRMED
+    told = [call.params["token"] for call in idp.calls if call.endpoint == "revoke"]
+    assert told[2:] == ["rt-late", "at-late"]

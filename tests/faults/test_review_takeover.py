@@ -337,26 +337,6 @@ async def test_an_intent_that_is_too_old_is_not_sent(
     assert await open_attempts(place, connection) == 0
 
 
-async def test_a_yes_that_nobody_can_read_is_set_aside_and_read_once_the_definition_is_repaired(
-    place: Installation, idp: ScriptedProvider, tmp_path: Path
-):
-    """The provider has rotated: what it said holds the only good token, and must not be dropped."""
-    connection = await place.connect(idp)
-    here = Activities(place, (idp.allowance,), tmp_path / "here")
-    idp.script(ok(token_type="of another kind"))
-    assert (await here.refresh(connection, 1)).failure is Code.REPLY_UNREADABLE
-    (aside,) = (tmp_path / "here").glob("*/*.set-aside")
-    spec = place.parts.registry.get("generic")
-    readable = spec.model_copy(
-        update={"response": spec.response.model_copy(update={"bearer_token_types": ("of another kind",)})}
-    )
-    place.parts.registry._specs["generic"] = readable
-    aside.rename(aside.with_suffix(".entry"))
-    assert await here.replayer.sweep() == 1
-    assert (await place.row(connection)).generation == 2
-    assert (await place.row(connection)).state is State.ACTIVE
-
-
 async def test_a_refusal_is_no_answer_to_keep(place: Installation, idp: ScriptedProvider, tmp_path: Path):
     connection = await place.connect(idp)
     here = Activities(place, (idp.allowance,), tmp_path / "here")

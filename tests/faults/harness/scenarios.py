@@ -38,6 +38,7 @@ class Scenario:
     sweeps_late: bool = False  # the refresh comes before it has looked through any journal
     queued: bool = False  # the circuit lets it through after a moment, as at the end of an outage
     leased: bool = False
+    unread: bool = False  # its definition can't read the provider's tokens, and is repaired meanwhile
     held: bool = False  # the provider answers late, and the worker is shut down meanwhile
     ends: bool = False  # and is gone then, whatever it still waited for
     rotations: tuple[Rotation, ...] = field(default=ROTATIONS)
@@ -70,6 +71,8 @@ STORE_AWAY = Fault(
 LOST_CONSENT = Fault(
     point="activities.consent:ConsentActivities._consent#1.exit", side=AFTER, kind="lost", answered_by="store"
 )
+
+LOOKED_TOO_SOON = Fault(point="activities.consent:ConsentActivities._consent#1.exit", side=AFTER, kind="stop")
 
 SENDING = "activities.single_use:SingleUse._section#1"
 UNSENT = Fault(point=SENDING, side=BEFORE, kind="die")
@@ -192,4 +195,14 @@ SCENARIOS = (
     Scenario("code exchange, refused", EXCHANGE, _refused, refused=True),
     Scenario("code exchange, consent never started", EXCHANGE, started=False, refused=True),
     Scenario("code exchange, store away at first", EXCHANGE, befalls=(LOST_CONSENT,)),
+    Scenario(
+        "code exchange, done by another meanwhile",
+        EXCHANGE,
+        befalls=(LOOKED_TOO_SOON,),
+        layouts=("two, one host", "two hosts"),
+        rotations=(Rotation.STRICT,),
+    ),
+    Scenario(
+        "refresh, tokens that its definition can't read", REFRESH, unread=True, rotations=(Rotation.STRICT,)
+    ),
 )

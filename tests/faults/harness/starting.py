@@ -17,4 +17,5 @@ class Start(BaseModel):
     plan: list[Fault] = []
     queued: bool = False
     sweeps_after_s: float = 0.0
+    repaired_after_s: float = 0.0  # until then its definition can't read the provider's tokens
     patient: bool = False  # it proves that the connection works: a busy machine must not spoil that

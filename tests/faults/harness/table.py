@@ -167,7 +167,7 @@ async def _way(
     times = []
     for name, side, at in walk.first:
         counted[name, side] += 1
-        if scenario.replayed or not name.startswith(_SWEEPING):
+        if scenario.replayed or scenario.unread or not name.startswith(_SWEEPING):
             passed.append((name, side, counted[name, side]))
             times.append(at)
     return Way(scenario, rotation, layouts, told, tuple(passed), tuple(times))

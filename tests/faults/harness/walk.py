@@ -22,6 +22,7 @@ from tests.faults.harness.limits import (
     HTTP_S,
     MOMENT_S,
     PAUSE_S,
+    REPAIRED_S,
     SWEEP_LATE_S,
     SWEEP_SECOND_S,
     TOKEN_S,
@@ -167,6 +168,7 @@ class Walk:
             plan=list(plan),
             queued=self._case.scenario.queued and name == "a",
             sweeps_after_s=self._sweeps_after_s(name),
+            repaired_after_s=REPAIRED_S if self._case.scenario.unread else 0.0,
             patient=name == "proof",
         )
         hand = await self._warm.hand(start)
@@ -209,6 +211,8 @@ class Walk:
                 await _a_moment(answer)
             answer = await answering
             self._note(answer, first=True)
+        if not first.stopped.locked():  # by what it does between two answers
+            await self._paused(first, other)
         if not answer.died and not first.gone.is_set():
             await self._until_outcome(other or first, answer if other is None else None)
         else:
@@ -261,14 +265,17 @@ class Walk:
             if not stopped.done():
                 stopped.cancel()
                 return
-            pause_s = MOMENT_S if self._case.revoked else PAUSE_S
-            pause = asyncio.create_task(asyncio.sleep(pause_s))
-            if self._case.revoked:
-                await self._ground.revoke(self._connection)
-            elif other is not None:
-                await self._until_outcome(other, give_up_after=pause_s)
-            await pause
-            first.goes_on()
+            await self._paused(first, other)
+
+    async def _paused(self, first: Hand, other: Hand | None) -> None:
+        pause_s = MOMENT_S if self._case.revoked else PAUSE_S
+        pause = asyncio.create_task(asyncio.sleep(pause_s))
+        if self._case.revoked:
+            await self._ground.revoke(self._connection)
+        elif other is not None:
+            await self._until_outcome(other, give_up_after=pause_s)
+        await pause
+        first.goes_on()
 
     async def _until_outcome(
         self, hand: Hand, answer: Answer | None = None, *, give_up_after: float | None = None
@@ -294,7 +301,8 @@ class Walk:
             answer = await hand.ask(REFRESH, order)
             if answer.news is not None:
                 news = GrantNews.model_validate(answer.news)
-                if not _transient(news.failure) or time.monotonic() > until:
+                waits = _transient(news.failure) or not ended(self._case.scenario, answer)
+                if not waits or time.monotonic() > until:
                     return news
             await _a_moment(answer)
 
@@ -314,6 +322,8 @@ def ended(scenario: Scenario, answer: Answer) -> bool:
     if answer.news is None:
         return False
     failure = GrantNews.model_validate(answer.news).failure
+    if scenario.unread and failure is Code.REPLY_UNREADABLE:
+        return False
     return scenario.flow != REFRESH or not _transient(failure)
 
 

@@ -5,6 +5,7 @@ Temporal would do, the parent does: it asks again until it is told an outcome.
 """
 
 import asyncio
+import copy
 import errno
 import json
 import os
@@ -43,6 +44,7 @@ from tests.faults.harness.limits import (
     DRAIN_S,
     HTTP_S,
     LOOK_AGAIN_S,
+    LOOK_ASIDE_S,
     MOST_SENDS,
     OVERDUE_S,
     PATIENT_S,
@@ -87,6 +89,7 @@ def shorten() -> None:
     """Every limit of the path, in this process alone."""
     heartbeat._INTERVAL_S = BEAT_S
     replay._OVERDUE_S = OVERDUE_S
+    replay._LOOK_AGAIN_S = LOOK_ASIDE_S
     protocol.MOST_SENDS = MOST_SENDS
     engine._PG_SETTINGS.update(
         statement_timeout=str(DATABASE_MS),
@@ -124,7 +127,19 @@ def parts_of(start: Start) -> wiring.Platform:
         engines[start.database_url] = engine.make_engine(start.database_url)
     store = Store(engines[start.database_url], ring, clock)
     nothing = cast(Any, None)
-    return wiring.Platform(settings, clock, ring, store, registry[0], nothing, nothing, nothing, nothing)
+    catalogue = _repaired_later(start.repaired_after_s) if start.repaired_after_s else registry[0]
+    return wiring.Platform(settings, clock, ring, store, catalogue, nothing, nothing, nothing, nothing)
+
+
+def _repaired_later(after_s: float) -> Registry:
+    """A catalogue whose definition takes every token for one of a kind that it doesn't know, for a while."""
+    broken = copy.copy(registry[0])
+    broken._specs = dict(registry[0]._specs)
+    generic = broken.get("generic")
+    response = generic.response.model_copy(update={"bearer_token_types": ("of another kind",)})
+    broken._specs["generic"] = generic.model_copy(update={"response": response})
+    asyncio.get_running_loop().call_later(after_s, lambda: broken._specs.update(generic=generic))
+    return broken
 
 
 def _queued(circuit: Any, now: Any, rules: Any, share: Any) -> tuple[Any, Admission]:

@@ -5,6 +5,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from activities.critical import CriticalSections
 from activities.single_use import Ending, SingleUse, Use
 from evergrant_server.core.attempt import Attempt, AttemptKind, Limits, Outcome
@@ -18,6 +20,7 @@ from evergrant_server.egress import BeforeSend
 from evergrant_server.journal import Journal
 from evergrant_server.store import Store
 from providers.reply import RawReply
+from providers.verdicts import UnreadTokens
 from tests.conformance.store.samples import some_tokens
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
@@ -36,6 +39,15 @@ def refusing(code: Code) -> Judge:
         raise Failure(code)
 
     return judge
+
+
+def unread(reply: RawReply) -> TokenSet:
+    """Tokens by a definition that says something else of their lifetime."""
+    raise UnreadTokens(Code.REPLY_UNREADABLE, "a lifetime that is a string")
+
+
+def fails(code: Code, why: str = "") -> "pytest.RaisesExc[Failure]":
+    return pytest.RaisesExc(Failure, check=lambda it: it.code is code and why in it.detail)
 
 
 @dataclass

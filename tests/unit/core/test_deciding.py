@@ -57,6 +57,13 @@ def test_a_lost_use_may_be_repeated_once_and_never_again():
     assert decide(WANTED, GRACE, NOW, opened=None, unknown=TWICE, token_valid=False) is RESEND
 
 
+def test_what_made_tokens_that_wait_to_be_read_is_not_sent_again_where_that_would_end_them():
+    unread = OPEN.model_copy(update={"outcome": Outcome.UNREAD})
+    assert decided(WANTED, LISTENED, unknown=unread) is Takeover.READ
+    for now, verdict in ((NOW + timedelta(seconds=30), RESEND), (NOW + timedelta(seconds=31), Takeover.READ)):
+        assert decide(WANTED, GRACE, now, opened=None, unknown=unread, token_valid=False) is verdict
+
+
 @pytest.mark.parametrize(
     ("sees", "now", "verdict"),
     [
