@@ -208,7 +208,7 @@ class RefreshActivities(ProviderActivities):
     ) -> GrantNews:
         """Close the attempt unless its token may be spent; condemn the grant only when refused."""
         code, attempt = failure.code, use.attempt
-        if code is Code.GRANT_REJECTED and attempt.sends > 1 and not held.spends_nothing:
+        if code is Code.GRANT_REJECTED and believed and attempt.sends > 1 and not held.spends_nothing:
             code = Code.OUTCOME_UNKNOWN  # an earlier send spent it, and its answer is lost
 
         async def settle(tx: Tx) -> GrantNews:

@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from evergrant_server.core.attempt import Outcome
 from evergrant_server.core.connection import Connection, Revocation, State
 from evergrant_server.core.definition import Definition, DefinitionState, Rollout
 from evergrant_server.core.errors import Code
 from evergrant_server.core.ids import IntegrationId
 from evergrant_server.core.provider import RefreshRules, Rotation
+from tests.conformance.store.samples import an_attempt
 from tests.fakes.certificates import loopback_tls
 from tests.fakes.installation import TENANT, Installation, installation
-from tests.fakes.scripted_provider import ScriptedProvider, status
+from tests.fakes.scripted_provider import ScriptedProvider, error, status
 from tests.faults.test_definition_rollout import Onboarding, connections_of, document
 
 NEVER_ROTATES = RefreshRules(rotation=Rotation.NONE)
@@ -91,6 +93,21 @@ async def test_an_endpoint_that_is_left_alone_keeps_nobody_from_the_one_before(
     for generation in range(1, 10):
         assert (await place.ensure_fresh(connection, generation)).problem is None
     assert idp.count("broken") - before < 9, "its circuit opened"
+
+
+async def test_its_refusal_of_a_token_that_was_sent_before_condemns_nobody(
+    place: Installation, idp: ScriptedProvider
+):
+    """Nobody knows what became of an earlier use, and its endpoint calls every grant dead."""
+    idp.script(*[error("invalid_grant") for _ in range(100)], at="broken")
+    _, _, connection = await staged(place, idp, token_endpoint=idp.url("broken"))
+    async with place.store.write() as tx:
+        lost = an_attempt(await place.row(connection))
+        await tx.attempts.open(lost)
+        await tx.attempts.close(lost, Outcome.SUPERSEDED, place.parts.clock.now())
+    fresh = await place.ensure_fresh(connection, 1)
+    assert (fresh.problem, fresh.generation) == (None, 2)
+    assert (await place.row(connection)).state is State.ACTIVE
 
 
 async def test_it_never_gets_the_last_send_of_a_token(place: Installation, idp: ScriptedProvider):
