@@ -1,5 +1,6 @@
 """The token that is exchanged for a connection's own (RFC 8693): another connection's, or a brought one."""
 
+from activities.clocks import earlier_hour
 from activities.holdings import Holder, Holdings
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import Connection, State
@@ -7,7 +8,7 @@ from evergrant_server.core.consent import Consent
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.flow import Flow
 from evergrant_server.core.grant import Grant
-from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.messages import SIGNAL_ROTATE, Asked, Rotate
 from evergrant_server.core.outbox import signal_to
 from evergrant_server.core.secret import Secret
@@ -42,7 +43,7 @@ async def subject_token_of(
 async def _of_source(
     store: Store, holder: Holder, clock: Clock, asked: Asked, mine: Connection, source_id: ConnectionId
 ) -> Secret:
-    now = clock.now()
+    now = earlier_hour(clock)
     async with store.read() as tx:
         source = await tx.connections.get(mine.tenant, source_id)
         grant = await tx.grants.get(mine.tenant, source_id)
@@ -51,9 +52,9 @@ async def _of_source(
         works = source is not None and source.state is State.ACTIVE
         if source is not None and works and grant is not None and grant.valid(now):
             return await tx.grants.access_token(source)
-    if works:
+    if source is not None and works:
         async with store.write() as tx:
-            await _ask_for_a_newer_one(tx, clock, asked, mine.tenant, source_id)
+            await _ask_for_a_newer_one(tx, clock, asked, source)
     why = "the connection whose token is exchanged has none that is valid"
     raise Failure(Code.REFRESH_PENDING, why, retry_after=_LOOK_AGAIN_S)
 
@@ -72,9 +73,8 @@ async def _require_permit(
         raise Failure(Code.SOURCE_NOT_PERMITTED, source=source.id, source_app=in_whose_name)
 
 
-async def _ask_for_a_newer_one(
-    tx: Tx, clock: Clock, asked: Asked, tenant: Tenant, source: ConnectionId
-) -> None:
-    order = Rotate(reason="its token is to be exchanged", asked=asked)
-    message = signal_to(tenant, source, SIGNAL_ROTATE, order, clock.now())
-    await tx.outbox.add(message)
+async def _ask_for_a_newer_one(tx: Tx, clock: Clock, asked: Asked, source: Connection) -> None:
+    """Newer than the one that was read: all whose tokens are made of it ask at about the same time."""
+    why = "its token is to be exchanged"
+    order = Rotate(reason=why, asked=asked, seen_generation=source.generation)
+    await tx.outbox.add(signal_to(source.tenant, source.id, SIGNAL_ROTATE, order, clock.now()))

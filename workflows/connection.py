@@ -14,6 +14,7 @@ from temporalio.exceptions import ApplicationError, FailureError
 
 with workflow.unsafe.imports_passed_through():
     from evergrant_server.core import messages as m
+    from evergrant_server.core.asking import no_longer_waiting, waiting
     from evergrant_server.core.choice import SIGNAL_CHOICE_MADE, ChoiceMade, LookUp, reason_of
     from evergrant_server.core.connection import State
     from evergrant_server.core.elsewhere import SIGNAL_REVOKED_ELSEWHERE, RevokedElsewhere
@@ -83,6 +84,7 @@ class ConnectionWorkflow:
     async def _handle(self, ticket: _Ticket) -> None:
         self._busy = True
         await self._live_through(ticket.happening)
+        self._life = waiting(self._life, ticket.happening.reply_to, self._rules)
         await self._reply(ticket)
         await self._reply_again()
         self._busy, ticket.done = False, True
@@ -168,7 +170,7 @@ class ConnectionWorkflow:
     async def _reply_again(self) -> None:
         """Tell those who were told no, and wait: somebody has repaired it, or it has ended."""
         life = self._life
-        if life.reply_later and (life.state is State.ACTIVE or life.state.final):
+        if life.reply_later and no_longer_waiting(life, self._rules):
             self._life = life.model_copy(update={"reply_later": ()})
             for caller in life.reply_later:
                 await self._tell(caller)
@@ -225,7 +227,7 @@ class ConnectionWorkflow:
 
     @workflow.signal(name=m.SIGNAL_ROTATE)
     def rotate(self, it: m.Rotate) -> None:
-        self._put(m.Event.ROTATE_ASKED, it.asked, reason=it.reason)
+        self._put(m.Event.ROTATE_ASKED, it.asked, reason=it.reason, seen_generation=it.seen_generation)
 
     @workflow.signal(name=m.SIGNAL_REQUEST_TOKEN)
     def request_token(self, it: m.RequestToken) -> None:

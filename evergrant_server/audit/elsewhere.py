@@ -42,7 +42,8 @@ async def hear(
         told = RevokedElsewhere(generation=connection.generation, source=news.source, asked=asked)
         await _tell(tx, connection, SIGNAL_REVOKED_ELSEWHERE, told, now)
     elif verdict is Verdict.ASKED:
-        await _tell(tx, connection, SIGNAL_ROTATE, Rotate(reason=news.kind, asked=asked), now)
+        rotate = Rotate(reason=news.kind, asked=asked, seen_generation=connection.generation)
+        await _tell(tx, connection, SIGNAL_ROTATE, rotate, now)
     if verdict in _RECORDED:
         await append(tx, _entry(connection, news, verdict, asked, now, provenance))
     return verdict

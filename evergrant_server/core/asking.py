@@ -52,15 +52,32 @@ def token_requested(life: Life, it: Happening, now: datetime, rules: Rules, shar
     if life.state is State.ACTIVE and not _is_due(life, now, rules):
         return Step(life)
     step = _refresh_now(life, now)
-    waits = step.life.state in (State.PENDING_CONSENT, State.NEEDS_REAUTH)
-    if not waits or it.reply_to is None or not rules.answers_again:
-        return step
-    later = tuple(dict.fromkeys((*life.reply_later, it.reply_to)))[-_MOST_REPLIES_LATER:]
-    return Step(step.life.model_copy(update={"reply_later": later}), step.do)
+    return Step(_to_hear_again(step.life, it.reply_to, rules), step.do)
+
+
+def waiting(life: Life, reply_to: str | None, rules: Rules) -> Life:
+    """Who asked for a token hears again also when it was his own request that found the grant dead, or
+    when an account has to be chosen first."""
+    return _to_hear_again(life, reply_to, rules) if rules.once_for_all else life
+
+
+def no_longer_waiting(life: Life, rules: Rules) -> bool:
+    """There is a token now, or there never will be."""
+    return (life.state is State.ACTIVE and not (rules.once_for_all and life.choosing)) or life.state.final
+
+
+def _to_hear_again(life: Life, reply_to: str | None, rules: Rules) -> Life:
+    waits = life.state in (State.PENDING_CONSENT, State.NEEDS_REAUTH)
+    if not (waits or (rules.once_for_all and life.choosing)) or reply_to is None or not rules.answers_again:
+        return life
+    later = tuple(dict.fromkeys((*life.reply_later, reply_to)))[-_MOST_REPLIES_LATER:]
+    return life.model_copy(update={"reply_later": later})
 
 
 def rotate_asked(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
-    """Somebody wants a newer token, whatever this one is worth."""
+    """Somebody wants a newer token, whatever this one is worth: the many who want it share one refresh."""
+    if rules.once_for_all and it.seen_generation is not None and life.generation > it.seen_generation:
+        return Step(life)
     return _refresh_now(life, now)
 
 

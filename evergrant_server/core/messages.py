@@ -190,8 +190,11 @@ class Revoke(Message):
 
 
 class Rotate(Message):
+    """Refresh now. With `seen_generation` it is about that grant: one that is newer is left alone."""
+
     reason: str
     asked: Asked
+    seen_generation: int | None = None
 
 
 class RequestToken(Message):

@@ -48,6 +48,7 @@ class Rules(BaseModel):
     answers_again: bool = False  # a workflow that was told no hears again when there is a token
     late_apart: bool = False  # a late answer and a first token are each tried again at a moment of its own
     longest_ours: timedelta | None = None  # while something of ours is away, and the provider isn't asked
+    once_for_all: bool = False  # who want a newer token than the same one share a refresh
     own_clock: bool = False  # a worker's clock that is ahead is seen, and a token that is over is no riddle
 
 
@@ -69,12 +70,15 @@ _RULES_3 = _RULES_2.model_copy(update={"late_apart": True})
 
 _RULES_4 = _RULES_3.model_copy(update={"longest_ours": timedelta(minutes=1)})
 
+_RULES_5 = _RULES_4.model_copy(update={"own_clock": True})
+
 RULES: dict[int, Rules] = {
     1: Rules(),
     2: _RULES_2,
     3: _RULES_3,
     4: _RULES_4,
-    5: _RULES_4.model_copy(update={"own_clock": True}),
+    5: _RULES_5,
+    6: _RULES_5.model_copy(update={"once_for_all": True}),
 }
 NEWEST_RULES = max(RULES)
 

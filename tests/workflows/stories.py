@@ -36,6 +36,7 @@ from evergrant_server.core.webhook_messages import DeliveryRound
 from evergrant_server.temporal_link.namespace import prepare
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import running_temporal
+from tests.workflows.asking_stories import asked_by_many_at_once
 from tests.workflows.choice_stories import accounts_looked_up_and_chosen
 from tests.workflows.clock_stories import reported_when_over
 from tests.workflows.late_stories import answer_came_late, interim_exchanged, late_answers_one_after_another
@@ -357,6 +358,7 @@ STORIES: dict[str, Story] = {
     "3_late_answers_one_after_another": late_answers_one_after_another,
     "4_interim_exchanged": interim_exchanged,
     "5_reported_when_over": reported_when_over,
+    "6_asked_by_many_at_once": asked_by_many_at_once,
     "1_minted_after_an_outage": minted_after_an_outage,
     "1_approved_on_another_device": approved_on_another_device,
     "1_device_code_denied": device_code_denied,

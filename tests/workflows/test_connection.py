@@ -212,6 +212,22 @@ async def test_who_was_told_no_hears_again_when_the_subject_has_acted(client: Cl
         assert [tuple(it) for it in results] == [("grant_rejected", 2)] * 3
 
 
+async def test_who_finds_out_that_the_grant_is_dead_hears_again_as_well(client: Client):
+    scripted = ScriptedActivities(lifetime=timedelta(seconds=1))
+    async with living(client, scripted, policy="on_demand") as life:
+        await life.consent()
+        await asyncio.sleep(1.1)  # nobody refreshes it ahead
+        scripted.answers[REFRESH].append(m.GrantNews(failure=Code.GRANT_REJECTED))
+        queue = f"finds-out-{life.handle.id}"
+        async with Worker(client, task_queue=queue, workflows=[PatientPipeline]):
+            pipeline = await client.start_workflow(
+                PatientPipeline.run, life.handle.id, id=queue, task_queue=queue
+            )
+            await life.until_answered(1)
+            await life.handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
+            assert tuple(await pipeline.result()) == ("grant_rejected", 2)
+
+
 async def test_a_caller_that_is_gone_disturbs_nobody(client: Client):
     async with living(client) as life:
         await life.consent()

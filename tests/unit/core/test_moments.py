@@ -145,10 +145,11 @@ SECOND = FIRST | {
 THIRD = SECOND | {"late_apart": True}
 FOURTH = THIRD | {"longest_ours": 60}
 FIFTH = FOURTH | {"own_clock": True}
+SIXTH = FIFTH | {"once_for_all": True}
 
 
 @pytest.mark.parametrize(
-    ("version", "numbers"), [(1, FIRST), (2, SECOND), (3, THIRD), (4, FOURTH), (5, FIFTH)]
+    ("version", "numbers"), [(1, FIRST), (2, SECOND), (3, THIRD), (4, FOURTH), (5, FIFTH), (6, SIXTH)]
 )
 def test_the_numbers_of_a_version_are_as_they_were(version: int, numbers: dict[str, object]):
     """A field that is newer than the version has the value that behaves as before: its default."""
