@@ -2,6 +2,7 @@
 
 from datetime import datetime, timedelta
 
+from pydantic import ValidationError
 from sqlalchemy import ColumnElement, delete, exists, func, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
@@ -37,7 +38,8 @@ class Outbox:
         """Take messages that are due, for `hold`; the oldest undelivered one of each target alone.
 
         Any number of relays may claim at once: none gets what another holds. A message that
-        was neither delivered nor postponed is claimable again after `hold`.
+        was neither delivered nor postponed is claimable again after `hold`. One that this version can't
+        read is put off for as long: a newer version may be there, and nobody else waits for it.
         """
         due = _undelivered() & _due(now, hold) & ~_behind_another()
         picked = select(col(OutboxRow.seq)).where(due).order_by(col(OutboxRow.seq)).limit(limit)
@@ -48,7 +50,13 @@ class Outbox:
         taken_by: Values = {"claimed_by": by, "claimed_until": now + hold}
         await self._connection.execute(update(OutboxRow).where(mine).values({**taken_by, **_NEXT}))
         rows = await every(self._connection, select(OutboxRow).where(mine).order_by(col(OutboxRow.seq)))
-        return [OutboxMessage.model_validate(row) for row in rows]
+        claimed: list[OutboxMessage] = []
+        for row in rows:
+            try:
+                claimed.append(OutboxMessage.model_validate(row))
+            except ValidationError:
+                await self.postpone(OutboxId(row["id"]), "this version can't read it", now + hold)
+        return claimed
 
     async def delivered(self, id: OutboxId, at: datetime) -> None:
         """Mark a message as delivered; a second time changes nothing."""

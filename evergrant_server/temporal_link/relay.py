@@ -95,7 +95,9 @@ class OutboxRelay:
             return len(batch)
         except Failure as failure:
             say(log, logging.WARNING, Event.OUTBOX_STUCK, code=failure.code)
-            return 0
+        except Exception as unexpected:  # a relay that ends is missed by nobody until much waits
+            say(log, logging.ERROR, Event.OUTBOX_STUCK, type(unexpected).__name__, code=Code.INTERNAL)
+        return 0
 
     async def _deliver(self, message: OutboxMessage) -> None:
         """Hand one message over or put it off; what is wrong with it is not in others' way."""

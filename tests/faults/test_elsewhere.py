@@ -12,6 +12,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.elsewhere import NewsFromElsewhere, Source, Verdict, Weight
 from evergrant_server.core.errors import Code
+from evergrant_server.core.ids import workflow_id
 from evergrant_server.core.introspection import Finding
 from evergrant_server.core.messages import Asked
 from evergrant_server.core.provider import RefreshRules, Rotation
@@ -187,3 +188,25 @@ async def test_a_doubt_is_settled_by_the_token_endpoint(place: Installation, idp
     place.parts.relay.nudge()
     ended = await place.until(connection, lambda it: it.state is State.NEEDS_REAUTH)
     assert ended.reason is Code.GRANT_REJECTED
+
+
+async def test_doubts_that_come_together_cost_one_refresh(place: Installation, idp: ScriptedProvider):
+    connection = await place.connect(idp, STRICT)
+    news = NewsFromElsewhere(source=Source.SECURITY_EVENT, kind="session-revoked", weight=Weight.DOUBTED)
+    async with place.store.write() as tx:
+        row = await tx.connections.get(TENANT, connection.id)
+        assert row is not None
+        for _ in range(10):
+            assert await hear(tx, row, news, PROVIDER, place.parts.clock.now()) is Verdict.ASKED
+    place.parts.relay.nudge()
+    name = workflow_id(TENANT, connection.id)
+    async with asyncio.timeout(30):
+        while await waits(place, name) or not await place.parts.link.idle(name):
+            await asyncio.sleep(0.05)
+    assert (await place.row(connection)).generation == 2
+    assert idp.count("token", grant_type="refresh_token") == 1
+
+
+async def waits(place: Installation, name: str) -> bool:
+    async with place.store.read() as tx:
+        return bool(await tx.outbox.waiting_among([name]))

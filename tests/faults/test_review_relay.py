@@ -5,12 +5,16 @@ from datetime import timedelta
 from typing import Any, cast
 
 import pytest
+from sqlalchemy import update
+from sqlmodel import col
 
 from evergrant_server.core.clock import SetClock
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import ConnectionId, OutboxId, Tenant, new_id, workflow_id
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
 from evergrant_server.store import Store
+from evergrant_server.store.outbox import Outbox
+from evergrant_server.store.tables import OutboxRow
 from evergrant_server.temporal_link import OutboxRelay
 from evergrant_server.temporal_link.calling import WorkflowGone
 from tests.fakes.databases import (  # noqa: F401  # fixtures
@@ -82,6 +86,41 @@ async def test_what_can_t_be_delivered_is_put_off_and_the_next_one_delivered(
         (again,) = await tx.outbox.claim("somebody", clock.now(), timedelta(seconds=1))
     assert (again.target, again.attempts) == (BAD, 1)
     assert "secret" not in (again.last_error or "")
+
+
+async def test_a_message_of_a_newer_version_is_in_nobodys_way(
+    store: Store,  # noqa: F811  # the fixture
+    clock: SetClock,  # noqa: F811  # the fixture
+):
+    """As after the code was rolled back: whoever knows it delivers it."""
+    trouble = Trouble()
+    await put(store, clock, BAD)
+    await put(store, clock, GOOD)
+    async with store.write() as tx:
+        newer = update(OutboxRow).where(col(OutboxRow.target) == BAD).values(kind="from_the_future")
+        await tx.connection.execute(newer)
+    relay = OutboxRelay(store, cast(Any, trouble), cast(Any, trouble), clock)
+    assert await relay.deliver() == 1
+    assert trouble.signalled == [GOOD]
+    async with store.read() as tx:
+        assert await tx.outbox.waiting_among([BAD, GOOD]) == {BAD}
+
+
+async def test_a_relay_outlives_what_nobody_thought_of(
+    store: Store,  # noqa: F811  # the fixture
+    clock: SetClock,  # noqa: F811  # the fixture
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    async def claim(*_: Any) -> None:
+        raise ValueError("its text may be a secret")
+
+    monkeypatch.setattr(Outbox, "claim", claim)
+    trouble = Trouble()
+    relay = OutboxRelay(store, cast(Any, trouble), cast(Any, trouble), clock)
+    assert await relay.deliver() == 0
+    assert "ValueError" in caplog.text
+    assert "secret" not in caplog.text
 
 
 async def test_a_relay_that_is_ended_as_it_is_nudged_ends(
