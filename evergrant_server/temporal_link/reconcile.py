@@ -9,7 +9,6 @@ from typing import TypeVar
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.ids import ConnectionId, Tenant, workflow_id
-from evergrant_server.crypto.keyring import KeyRing
 from evergrant_server.store import Store
 from evergrant_server.temporal_link.drifts import Drifts, Found
 from evergrant_server.temporal_link.link import TemporalLink
@@ -57,11 +56,11 @@ class Reconciled:
 class Reconciler:
     """Starts a workflow for every live connection that has none. Harmless to repeat."""
 
-    def __init__(self, store: Store, link: TemporalLink, ring: KeyRing, clock: Clock) -> None:
+    def __init__(self, store: Store, link: TemporalLink, lives: Lives, clock: Clock) -> None:
         self._store = store
         self._link = link
         self._clock = clock
-        self._drifts = Drifts(store, link, Lives(store, link, ring, clock), clock)
+        self._drifts = Drifts(store, link, lives, clock)
 
     async def all(
         self,
