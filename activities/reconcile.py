@@ -52,10 +52,11 @@ class ReconcileActivities:
                 compare=compare, begin=Reconciled(after=progress.before.after), told=progress.tell
             )
             progress.tell(done)
+            progress.say_who_is_silent()
             exported = await self._closed_runs.have_exported(order.closed_since)
             await self._forget_old_secrets()
             await self._forget_delivered()
-            mark = await self._next_mark(order, progress.news, done.compared)
+            mark = await self._next_mark(order, progress.news, compare)
         ends = {"exported": exported, "mark": mark, "closed_since": began - _OVERLAP, "after": None}
         return progress.news.model_copy(update=ends)
 
@@ -87,9 +88,13 @@ class ReconcileActivities:
         async with self._store.read() as tx:
             return await audit.holds_mark(tx, mark)
 
-    async def _next_mark(self, order: ReconcileOrder, news: Reconciliation, compared: bool) -> Mark | None:
-        """The old one while somebody is behind or nobody knows, so that the next pass asks again."""
-        if news.behind or not compared:
+    async def _next_mark(self, order: ReconcileOrder, news: Reconciliation, compare: bool) -> Mark | None:
+        """The old one while somebody is behind, or a pass that asks hasn't heard of everybody.
+
+        Then the next pass asks again. One that found the old mark had no reason to ask; a newer one
+        tells of more backups.
+        """
+        if news.behind or (compare and (news.unanswered or not news.compared)):
             return order.mark
         async with self._store.read() as tx:
             return await audit.newest_mark(tx)
@@ -110,8 +115,19 @@ class _Progress:
             started=before.started + done.started,
             behind=before.behind + len(done.behind),
             first_behind=(*before.first_behind, *done.behind)[:_SHOWN],
+            unanswered=before.unanswered + len(done.unanswered),
+            first_unanswered=(*before.first_unanswered, *done.unanswered)[:_SHOWN],
+            compared=before.compared and done.compared,
             after=done.after,
         )
+
+    def say_who_is_silent(self) -> None:
+        """Once a pass: a worker that is away would fill the log."""
+        if not self.news.unanswered:
+            return
+        named = ", ".join(self.news.first_unanswered)
+        detail = f"{self.news.unanswered} didn't answer, the first {named}"
+        say(log, logging.WARNING, Event.NOT_COMPARED, detail, code=Code.TEMPORAL_UNAVAILABLE)
 
 
 def _last_heartbeat() -> Reconciliation:

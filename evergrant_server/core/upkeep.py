@@ -34,6 +34,9 @@ class Reconciliation(Message):
     started: int = 0
     behind: int = 0  # the workflow knows a newer generation than the store
     first_behind: tuple[str, ...] = ()
+    unanswered: int = 0  # asked, and nobody answered: whether the store is behind them is open
+    first_unanswered: tuple[str, ...] = ()
+    compared: bool = True  # False: no worker answered, and the rest wasn't asked
     after: str | None = None  # the last connection that was looked at, while the pass goes on
     exported: int = 0  # histories of closed runs that nobody had asked for yet
     mark: Mark | None = None

@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 _BATCH = 200
 _AT_ONCE = 16  # starts, looks and questions under way; Temporal's frontend takes far more
+_AT_ONCE_AGAIN = 4  # of those that weren't answered in time: their worker may be a slow one
 _SILENT = 32  # questions in a row that nobody answers: no worker is there
 
 
@@ -30,7 +31,8 @@ class Reconciled:
 
     `behind` names those whose workflow knows a newer generation than the store: the store was
     restored from a backup, and their refresh tokens may be spent. `busy` names those that were
-    to be restarted and may be awaiting a provider's answer.
+    to be restarted and may be awaiting a provider's answer. `unanswered` names those that were
+    asked and didn't answer, the second time either: whether the store is behind them is open.
     """
 
     live: int = 0
@@ -38,6 +40,7 @@ class Reconciled:
     restarted: int = 0
     behind: tuple[str, ...] = ()
     busy: tuple[str, ...] = ()
+    unanswered: tuple[str, ...] = ()
     compared: bool = True  # False: no worker answered, so nobody knows whether the store is behind
     after: str | None = None  # the last connection that was looked at
 
@@ -50,6 +53,7 @@ class Reconciled:
             restarted=self.restarted + found.restarted,
             behind=(*self.behind, name) if found.behind else self.behind,
             busy=(*self.busy, name) if found.busy else self.busy,
+            unanswered=self.unanswered if found.answered else (*self.unanswered, name),
         )
 
 
@@ -82,7 +86,7 @@ class Reconciler:
         while True:
             async with self._store.read() as tx:
                 batch = await tx.connections.live(done.after, _BATCH)
-            for found in await together(going.look_at(it) for it in batch):
+            for found in await going.through(batch):
                 done = done.and_(found)
             if batch:
                 done = replace(done, compared=done.compared and going.answered, after=batch[-1].id)
@@ -103,7 +107,10 @@ class Reconciler:
 
 
 class _Pass:
-    """One pass: what visibility said when it began, and whether any worker answers questions."""
+    """One pass: what visibility said when it began, and whether any worker answers questions.
+
+    Once nobody has answered for long, slowly asked either, nobody is asked any more.
+    """
 
     def __init__(
         self, drifts: Drifts, running: dict[str, Running], compare: bool, before: datetime | None
@@ -113,12 +120,28 @@ class _Pass:
         self._compare = compare
         self._before = before
         self._unanswered = 0
+        self._given_up = False
 
     @property
     def answered(self) -> bool:
-        return self._unanswered < _SILENT
+        return not self._given_up
 
-    async def look_at(self, connection: Connection) -> Found:
+    async def through(self, batch: list[Connection]) -> list[Found]:
+        """Look at each of them, and a second time, with less at once, at those that didn't answer."""
+        found = await together(self._look_at(it) for it in batch)
+        silent = [place for place, it in enumerate(found) if not it.answered]
+        self._unanswered = 0
+        again = await together((self._ask_again(batch[place]) for place in silent), _AT_ONCE_AGAIN)
+        for place, it in zip(silent, again, strict=True):
+            found[place] = it
+        self._given_up = self._given_up or self._silent
+        return found
+
+    @property
+    def _silent(self) -> bool:
+        return self._unanswered >= _SILENT
+
+    async def _look_at(self, connection: Connection) -> Found:
         seen = self._running.get(workflow_id(connection.tenant, connection.id))
         if seen is None:
             found = await self._drifts.revived(connection)
@@ -127,8 +150,20 @@ class _Pass:
         elif self._before is not None and seen.began < self._before:
             return self._noted(await self._drifts.renewed(connection))
         differs = seen is not None and seen.state != connection.state
-        if not (self._compare or differs) or not self.answered:
+        if not (self._compare or differs) or self._given_up:
             return Found(connection)
+        return await self._asked(connection)
+
+    async def _ask_again(self, connection: Connection) -> Found:
+        """It may be slow, or have ended since the pass began."""
+        if self._silent:
+            return Found(connection, answered=False)
+        found = await self._drifts.revived(connection)
+        return found if found.started else await self._asked(connection)
+
+    async def _asked(self, connection: Connection) -> Found:
+        if self._silent:
+            return Found(connection, answered=False)
         return self._noted(await self._drifts.compared(connection))
 
     def _noted(self, found: Found) -> Found:
@@ -136,9 +171,9 @@ class _Pass:
         return found
 
 
-async def together(work: Iterable[Awaitable[T]]) -> list[T]:
+async def together(work: Iterable[Awaitable[T]], at_once: int = _AT_ONCE) -> list[T]:
     """The results in order, with a bounded number under way."""
-    turn = asyncio.Semaphore(_AT_ONCE)
+    turn = asyncio.Semaphore(at_once)
 
     async def one(it: Awaitable[T]) -> T:
         async with turn:
