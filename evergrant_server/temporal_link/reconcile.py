@@ -43,6 +43,7 @@ class Reconciled:
     unanswered: tuple[str, ...] = ()
     compared: bool = True  # False: no worker answered, so nobody knows whether the store is behind
     after: str | None = None  # the last connection that was looked at
+    ended: bool = False  # there is none after it
 
     def and_(self, found: Found) -> "Reconciled":
         name = found.connection.id
@@ -73,8 +74,11 @@ class Reconciler:
         older_than: timedelta | None = None,
         told: Callable[[Reconciled], None] | None = None,
         begin: Reconciled | None = None,
+        enough: Callable[[], bool] = lambda: False,
     ) -> Reconciled:
         """Go through the store in batches, on from `begin`; `told` hears of each batch.
+
+        `enough` is asked after each batch: another pass may go on from there.
 
         `compare` asks every workflow what it knows, else only those whose state differs from
         the store's. `older_than` starts anew what has run for longer. Raises Failure
@@ -83,19 +87,21 @@ class Reconciler:
         before = None if older_than is None else self._clock.now() - older_than
         going = _Pass(self._drifts, await self._link.running_connections(), compare, before)
         done = begin or Reconciled()
-        while True:
+        while not done.ended:
             async with self._store.read() as tx:
                 batch = await tx.connections.live(done.after, _BATCH)
             for found in await going.through(batch):
                 done = done.and_(found)
+            done = replace(done, compared=done.compared and going.answered, ended=len(batch) < _BATCH)
             if batch:
-                done = replace(done, compared=done.compared and going.answered, after=batch[-1].id)
+                done = replace(done, after=batch[-1].id)
                 if told is not None:
                     told(done)
-            if len(batch) < _BATCH:
-                await wake_overdue(self._store, self._link, self._clock)
-                await restart_onboardings(self._store, self._link)
-                return done
+            if enough():
+                break
+        await wake_overdue(self._store, self._link, self._clock)
+        await restart_onboardings(self._store, self._link)
+        return done
 
     async def revive(self, tenant: Tenant, connection_id: ConnectionId) -> bool:
         """Start the workflow of one connection; False when it runs, or is not to live any more."""

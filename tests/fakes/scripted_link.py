@@ -18,6 +18,7 @@ class ScriptedLink(TemporalLink):
         self._known = {it.id: it for it in connections}
         self.silent: dict[str, int] = {}
         self.asked: dict[str, int] = {}
+        self.closed_looks = 0
 
     async def running_connections(self) -> dict[str, Running]:
         return {
@@ -28,6 +29,7 @@ class ScriptedLink(TemporalLink):
         return NewestRun("run", True, None)
 
     async def closed_connections(self, since: datetime | None) -> list[ClosedRun]:
+        self.closed_looks += 1
         return []
 
     async def describe(

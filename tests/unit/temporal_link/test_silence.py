@@ -80,7 +80,7 @@ async def test_a_worker_that_goes_on_knows_who_didn_t_answer_the_one_before(
 ):
     reconciler, link = await place(3)
     environment = ActivityEnvironment()
-    before = Reconciliation(live=1, after=ids(0)[0], **silence)
+    before = Reconciliation(live=1, comparing=True, after=ids(0)[0], **silence)
     environment.info = replace(environment.info, heartbeat_details=[before])
     told: list[Reconciliation] = []
     environment.on_heartbeat = lambda *details: told.extend(details)
