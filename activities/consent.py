@@ -14,7 +14,7 @@ from activities.definitions import doubted
 from activities.failures import grant_news
 from activities.first_tokens import by_code, first_tokens
 from activities.heartbeat import heartbeats
-from activities.holdings import Holdings, news_of
+from activities.holdings import Holdings
 from activities.late_answers import keep_late
 from activities.provider_activities import ProviderActivities
 from activities.records import closed, connection_of, record, settled
@@ -27,6 +27,7 @@ from evergrant_server.core.access import Endpoints
 from evergrant_server.core.account import FollowUp
 from evergrant_server.core.attempt import AttemptKind, Outcome
 from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.beginning import news_of
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.errors import Code, Failure, Kind
@@ -342,4 +343,4 @@ async def _what_is_true(
     integration = await tx.integrations.get(current.tenant, current.integration_id)
     if current.state is State.REVOKING or grant is None or integration is None:
         return GrantNews(state=current.state)
-    return news_of(current, grant, integration, announce_days)
+    return news_of(current, grant, integration.refresh, announce_days)

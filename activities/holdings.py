@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from activities.records import settled
 from evergrant_server.core.access import Endpoints, Integration
-from evergrant_server.core.account import FollowUp
+from evergrant_server.core.beginning import news_of
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.definition import Definition
@@ -99,7 +99,7 @@ class Holdings:
 
     def news(self, connection: Connection, grant: Grant) -> GrantNews:
         """The facts of a grant that the store holds now."""
-        return news_of(connection, grant, self.integration, self.announce_days)
+        return news_of(connection, grant, self.integration.refresh, self.announce_days)
 
     def believed(self) -> "Holdings":
         """The same in hand, for what can't be asked twice: a staged version isn't relied on yet."""
@@ -238,28 +238,3 @@ def _endpoints(spec: ProviderSpec, integration: Integration, grant: Grant | None
         return endpoints_for(spec, integration, grant.metadata if grant else {})
     except Failure as failure:  # as above
         raise Failure(Code.CLIENT_REJECTED, failure.detail) from None
-
-
-def news_of(
-    connection: Connection,
-    grant: Grant,
-    integration: Integration,
-    announce_days: tuple[int, ...] | None = None,
-) -> GrantNews:
-    """The facts of the grant that the store holds now."""
-    return GrantNews(
-        state=connection.state,
-        generation=grant.generation,
-        obtained_at=grant.obtained_at,
-        expires_at=grant.expires_at,
-        refreshable=grant.refreshable,
-        idle_s=integration.refresh.refresh_token_idle_s,
-        refresh_expires_at=grant.refresh_expires_at,
-        margin_s=integration.refresh.margin_s,
-        min_age_s=None if grant.interim else integration.refresh.min_age_s,
-        interim=grant.interim,
-        ends_together=grant.ends_together,
-        look_up=connection.follow_up is FollowUp.LOOKING,
-        choosing=connection.follow_up is FollowUp.CHOOSING,
-        announce_days=announce_days,
-    )

@@ -223,6 +223,7 @@ class Event(StrEnum):
     JOURNAL_REPLAYED = "journal replayed"
     JOURNAL_STUCK = "journal stuck"
     MESSAGE_TOO_LATE = "message too late"
+    NOT_COMPARED = "not compared"
     OUTBOX_STUCK = "outbox stuck"
     PROTOCOL_FAILED = "protocol failed"
     REQUEST_FAILED = "request failed"
@@ -243,6 +244,7 @@ EVENTS = {
     Event.JOURNAL_REPLAYED: "an answer that a worker had left behind is in the store now",
     Event.JOURNAL_STUCK: "a journal's entry couldn't be replayed; it is kept. Said once for each reason",
     Event.MESSAGE_TOO_LATE: "a message's workflow had ended before it came",
+    Event.NOT_COMPARED: "workflows that were asked for their generation didn't answer; they are asked again",
     Event.OUTBOX_STUCK: "a round of the relay failed; the next one tries again",
     Event.PROTOCOL_FAILED: "sending a credential or judging its answer broke, in a way nobody foresaw",
     Event.REQUEST_FAILED: "a request was answered with a status of 500 or more",

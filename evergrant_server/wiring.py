@@ -45,7 +45,7 @@ from evergrant_server.store.probe import refuse_foreign_keys
 from evergrant_server.telemetry import configure_logging
 from evergrant_server.telemetry_sdk import BadTelemetry
 from evergrant_server.telemetry_traces import TracedTransport
-from evergrant_server.temporal_link import ClosedRuns, OutboxRelay, Reconciler, TemporalLink
+from evergrant_server.temporal_link import ClosedRuns, Lives, OutboxRelay, Reconciler, TemporalLink
 from evergrant_server.temporal_link.connect import connect
 from evergrant_server.temporal_link.tracing import plugins, replay_safe_provider
 from providers.flows import Sender
@@ -84,9 +84,10 @@ async def platform(
         await refuse_foreign_keys(store, ring)
         client = await connect(settings, lazy=lazy, plugins=plugins(), **client_options)
         link = TemporalLink(client, settings.temporal_task_queue)
-        reconciler = Reconciler(store, link, ring, clock)
-        relay = OutboxRelay(store, link, reconciler, clock, settings.relay_interval)
         registry = Registry.load()
+        lives = Lives(store, link, ring, clock, registry.refresh_rules, settings.expiry_announce_days)
+        reconciler = Reconciler(store, link, lives, clock)
+        relay = OutboxRelay(store, link, reconciler, clock, settings.relay_interval)
         yield Platform(settings, clock, ring, store, registry, client, link, reconciler, relay)
     finally:
         await store.close()

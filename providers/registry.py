@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from evergrant_server.core.definition import Definition, chosen
 from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.provider import RefreshRules
 from providers.mistakes import lines_of
 from providers.quirks import QUIRKS
 from providers.reading import kind
@@ -66,6 +67,13 @@ class Registry:
     def spec(self, name: str, versions: Sequence[Definition], identity: str | None = None) -> ProviderSpec:
         """The definition that answers first. Raises Failure PROVIDER_UNKNOWN."""
         return self.chosen(name, versions, identity)[0][0]
+
+    def refresh_rules(self, name: str, versions: Sequence[Definition], identity: str) -> RefreshRules:
+        """How tokens age there. A staged version's word on it isn't relied on yet.
+
+        Raises Failure PROVIDER_UNKNOWN, or INVALID_REQUEST for a version that can't be read any more.
+        """
+        return self.chosen(name, versions, identity)[-1][0].refresh_rules()
 
     def read(self, definition: Definition) -> ProviderSpec:
         """What a tenant's version says; parsed once, for a version never changes."""

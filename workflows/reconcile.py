@@ -1,4 +1,4 @@
-"""One pass over the store: every live connection gets its workflow again."""
+"""A pass over the store, or a part of it: every live connection gets its workflow again."""
 
 from temporalio import workflow
 
@@ -9,13 +9,14 @@ with workflow.unsafe.imports_passed_through():
 
 @workflow.defn(name=RECONCILE_WORKFLOW)
 class ReconcileWorkflow:
-    """Started by a schedule. Hands on what the last pass has noted; knows counts alone."""
+    """Started by a schedule. Hands on what the last run has noted; knows counts alone."""
 
     @workflow.run
     async def run(self, order: ReconcileOrder) -> Reconciliation:
         if workflow.has_last_completion_result():
             last = workflow.get_last_completion_result(Reconciliation)
             if last is not None:
-                noted = {"mark": last.mark, "closed_since": last.closed_since}
+                so_far = None if last.after is None else last
+                noted = {"mark": last.mark, "closed_since": last.closed_since, "so_far": so_far}
                 order = order.model_copy(update=noted)
         return await calls.reconcile(order)

@@ -85,7 +85,8 @@ def reconcile(
 ) -> None:
     """Start a workflow for every live connection that has none. Harmless to repeat.
 
-    Exits 1 when the store turns out to be older than the workflows, and names the connections.
+    Exits 1 when the store turns out to be older than the workflows, or when workflows that were
+    asked didn't answer, and names the connections.
 
     Parameters
     ----------

@@ -73,15 +73,24 @@ async def reconcile(settings: Settings, older_than: timedelta | None, compare: b
     said = Said()
     async with platform(settings, Role.OPERATOR) as parts:
         result = await parts.reconciler.all(compare=compare, older_than=older_than, told=said.progress)
+    report(result, restarting=older_than is not None)
+
+
+def report(result: Reconciled, *, restarting: bool) -> None:
+    """Print what a pass did. Raises Failure STORE_BEHIND, or TEMPORAL_UNAVAILABLE for who didn't answer."""
     print(f"{result.live} live connections, {result.started} workflows started")
-    if older_than is not None:
+    if restarting:
         print(f"{result.restarted} restarted, {len(result.busy)} left for later: an answer may yet come")
     for connection_id in result.behind:
         print(f"{connection_id}: the store is behind its workflow; restore a newer backup, or reauthorize it")
-    if compare and not result.compared:
-        print("no worker answers, so nobody knows whether the store is behind; start one and run this again")
+    for connection_id in result.unanswered:
+        print(f"{connection_id}: its workflow doesn't answer, so nobody knows whether the store is behind")
+    if not result.compared:
+        print("no worker answers, and the others were not asked; start one and run this again")
     if result.behind:
         raise Failure(Code.STORE_BEHIND, f"{len(result.behind)} connections are behind their workflows")
+    if result.unanswered or not result.compared:
+        raise Failure(Code.TEMPORAL_UNAVAILABLE, f"{len(result.unanswered)} workflows didn't answer")
 
 
 class Said:

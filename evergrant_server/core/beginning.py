@@ -1,18 +1,67 @@
-"""Where a connection's workflow begins: its life as the store tells it. Pure."""
+"""What a workflow is told of its connection: when it begins, and when a grant comes. Pure."""
 
 from datetime import datetime
+from typing import Any
 
 from evergrant_server.core.account import FollowUp
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.grant import Grant
 from evergrant_server.core.ids import workflow_id
-from evergrant_server.core.messages import Asked, ConnectionStart, Life
+from evergrant_server.core.messages import Asked, ConnectionStart, GrantNews, Life
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage, written
+from evergrant_server.core.provider import RefreshRules
 from evergrant_server.core.schedule import NEWEST_RULES
 
 
-def life_of(connection: Connection, grant: Grant | None, idle_s: float | None, now: datetime) -> Life:
-    """The life of a connection as the store tells it: a new workflow goes on from here."""
+def news_of(
+    connection: Connection, grant: Grant, rules: RefreshRules, announce_days: tuple[int, ...] | None = None
+) -> GrantNews:
+    """The facts of the grant that the store holds now. A first token may be exchanged at any age."""
+    return GrantNews(
+        state=connection.state,
+        generation=grant.generation,
+        obtained_at=grant.obtained_at,
+        expires_at=grant.expires_at,
+        refreshable=grant.refreshable,
+        idle_s=rules.refresh_token_idle_s,
+        refresh_expires_at=grant.refresh_expires_at,
+        margin_s=rules.margin_s,
+        min_age_s=None if grant.interim else rules.min_age_s,
+        interim=grant.interim,
+        ends_together=grant.ends_together,
+        look_up=connection.follow_up is FollowUp.LOOKING,
+        choosing=connection.follow_up is FollowUp.CHOOSING,
+        announce_days=announce_days,
+    )
+
+
+def kept_of(news: GrantNews) -> dict[str, Any]:
+    """What a life keeps of a grant, whether it hears of it or begins with it."""
+    return {
+        "obtained_at": news.obtained_at,
+        "expires_at": news.expires_at,
+        "refreshable": news.refreshable,
+        "idle_s": news.idle_s,
+        "refresh_expires_at": news.refresh_expires_at,
+        "margin_s": news.margin_s,
+        "min_age_s": news.min_age_s,
+        "interim": news.interim,
+        "ends_together": news.ends_together,
+        "announce_days": news.announce_days,
+    }
+
+
+def life_of(
+    connection: Connection,
+    grant: Grant | None,
+    rules: RefreshRules | None,
+    now: datetime,
+    announce_days: tuple[int, ...] | None = None,
+) -> Life:
+    """The life of a connection as the store tells it: a new workflow goes on from here.
+
+    `rules` are the integration's, None while there is no grant; `announce_days` as in `GrantNews`.
+    """
     life = Life(
         state=connection.state,
         generation=connection.generation,
@@ -27,18 +76,8 @@ def life_of(connection: Connection, grant: Grant | None, idle_s: float | None, n
     )
     if grant is None:
         return life
-    return life.model_copy(
-        update={
-            "obtained_at": grant.obtained_at,
-            "expires_at": grant.expires_at,
-            "refreshable": grant.refreshable,
-            "idle_s": idle_s,
-            "refresh_expires_at": grant.refresh_expires_at,
-            "end_known_at": grant.obtained_at,
-            "interim": grant.interim,
-            "ends_together": grant.ends_together,
-        }
-    )
+    news = news_of(connection, grant, rules or RefreshRules(), announce_days)
+    return life.model_copy(update={**kept_of(news), "end_known_at": grant.obtained_at})
 
 
 def begun(connection: Connection, subject_hash: str, asked: Asked, now: datetime) -> OutboxMessage:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from evergrant_server.core.asking import freshness_asked, rotate_asked, token_requested
+from evergrant_server.core.beginning import kept_of
 from evergrant_server.core.beginning import life_of as life_of
 from evergrant_server.core.choice import after_install, looked_up, wants_token
 from evergrant_server.core.connection import Move, State, moved
@@ -239,23 +240,14 @@ def _installed(life: Life, move: Move, news: GrantNews, now: datetime) -> Step:
     changes = {
         "state": state,
         "generation": max(life.generation, news.generation or 0),
-        "obtained_at": news.obtained_at,
-        "expires_at": news.expires_at,
-        "refreshable": news.refreshable,
-        "idle_s": news.idle_s,
+        **kept_of(news),
         "leased": True,
         "failures": 0,
         "retry_at": None,
         "reason": Code.CONNECTION_REVOKED if state is State.REVOKING else None,
         "ask_at": None,
         "installed_at": now,
-        "refresh_expires_at": news.refresh_expires_at,
         "refresh_extends": extends(life, move, news),
-        "margin_s": news.margin_s,
-        "min_age_s": news.min_age_s,
-        "announce_days": news.announce_days,
-        "interim": news.interim,
-        "ends_together": news.ends_together,
         **NONE_LATE,
         **after_install(news, now),
     }

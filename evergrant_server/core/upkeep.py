@@ -19,25 +19,34 @@ class Mark(Message):
     hash: str
 
 
+class Reconciliation(Message):
+    """Counts alone, and the first few ids that somebody has to look at. The next run goes on from here.
+
+    A pass that takes long is several runs; the counts are the pass's.
+    """
+
+    live: int = 0
+    started: int = 0
+    behind: int = 0  # the workflow knows a newer generation than the store
+    first_behind: tuple[str, ...] = ()
+    unanswered: int = 0  # asked, and nobody answered: whether the store is behind them is open
+    first_unanswered: tuple[str, ...] = ()
+    compared: bool = True  # False: no worker answered, and the rest wasn't asked
+    comparing: bool = False  # every workflow is asked for its generation, from the first to the last
+    after: str | None = None  # the last connection that was looked at, while the pass goes on
+    spent_s: float = 0  # by this run, while it goes on; earlier tries included
+    exported: int = 0  # histories of closed runs that nobody had asked for yet
+    mark: Mark | None = None
+    closed_since: datetime | None = None
+
+
 class ReconcileOrder(Message):
     """Find live connections without a workflow. The schedule sends it empty."""
 
     mark: Mark | None = None  # what the store had at the end of the last pass
     closed_since: datetime | None = None  # runs that closed before it are exported already
     compare: bool = False  # ask every workflow for its generation, whatever the mark says
-
-
-class Reconciliation(Message):
-    """Counts alone, and the first few ids that somebody has to look at. The next pass goes on from here."""
-
-    live: int = 0
-    started: int = 0
-    behind: int = 0  # the workflow knows a newer generation than the store
-    first_behind: tuple[str, ...] = ()
-    after: str | None = None  # the last connection that was looked at, while the pass goes on
-    exported: int = 0  # histories of closed runs that nobody had asked for yet
-    mark: Mark | None = None
-    closed_since: datetime | None = None
+    so_far: Reconciliation | None = None  # of a pass that isn't at its end: go on from there
 
 
 class RereadMetadata(Message):

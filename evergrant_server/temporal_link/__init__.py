@@ -7,7 +7,8 @@ through plain methods and never sees a Temporal type.
 
 from evergrant_server.temporal_link.closed_runs import ClosedRuns
 from evergrant_server.temporal_link.link import TemporalLink
+from evergrant_server.temporal_link.lives import Lives
 from evergrant_server.temporal_link.reconcile import Reconciled, Reconciler
 from evergrant_server.temporal_link.relay import OutboxRelay
 
-__all__ = ["ClosedRuns", "OutboxRelay", "Reconciled", "Reconciler", "TemporalLink"]
+__all__ = ["ClosedRuns", "Lives", "OutboxRelay", "Reconciled", "Reconciler", "TemporalLink"]

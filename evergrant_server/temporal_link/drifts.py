@@ -28,7 +28,7 @@ class Found:
     restarted: bool = False
     behind: bool = False  # the store is
     busy: bool = False  # to be restarted, when its provider can't answer any more
-    answered: bool = True  # False: nobody could be asked
+    answered: bool = True  # False: it was to be asked, and nobody answered
 
 
 class Drifts:

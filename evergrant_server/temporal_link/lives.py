@@ -3,14 +3,19 @@
 import base64
 import binascii
 import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from evergrant_server.core.access import Integration
 from evergrant_server.core.attempt import LIMITS
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import Connection
+from evergrant_server.core.definition import Definition
+from evergrant_server.core.errors import Failure
 from evergrant_server.core.grant import MAIN
 from evergrant_server.core.lifecycle import life_of
 from evergrant_server.core.messages import Asked, ConnectionStart, Event, Happening
+from evergrant_server.core.provider import RefreshRules
 from evergrant_server.core.schedule import NEWEST_RULES
 from evergrant_server.crypto.keyring import KeyRing
 from evergrant_server.store import Store, Tx
@@ -18,15 +23,27 @@ from evergrant_server.temporal_link.link import TemporalLink
 
 BY = Asked(by="reconcile")
 
+KnownRules = Callable[[str, Sequence[Definition], str], RefreshRules]  # see `providers.registry.Registry`
+
 
 class Lives:
     """Starts runs; which connections need one is its caller's to find out."""
 
-    def __init__(self, store: Store, link: TemporalLink, ring: KeyRing, clock: Clock) -> None:
+    def __init__(
+        self,
+        store: Store,
+        link: TemporalLink,
+        ring: KeyRing,
+        clock: Clock,
+        known_rules: KnownRules,
+        announce_days: tuple[int, ...] | None = None,
+    ) -> None:
         self._store = store
         self._link = link
         self._ring = ring
         self._clock = clock
+        self._known_rules = known_rules
+        self._announce_days = announce_days
 
     async def begin(self, connection: Connection, *, known: int = 0, instead: bool = False) -> bool:
         """Start its workflow, unless its row has ended meanwhile.
@@ -59,8 +76,8 @@ class Lives:
         for late in await tx.late_answers.of(tenant, connection.id):
             came = Happening(event=Event.ANSWER_CAME_LATE, asked=BY, attempt_id=late.attempt_id)
             waiting = (*waiting, came)
-        idle_s = integration.refresh.refresh_token_idle_s if integration else None
-        life = life_of(connection, grant, idle_s, now)
+        rules = await self._rules(tx, connection, integration) if grant and integration else None
+        life = life_of(connection, grant, rules, now, self._announce_days)
         return ConnectionStart(
             tenant=tenant,
             connection_id=connection.id,
@@ -73,6 +90,15 @@ class Lives:
             asked=BY,
             waiting=waiting,
         )
+
+    async def _rules(self, tx: Tx, connection: Connection, integration: Integration) -> RefreshRules:
+        """As its provider's definition knows them now; one that is gone, or doesn't fit, says nothing."""
+        versions = await tx.definitions.serving(connection.tenant, integration.provider)
+        try:
+            known = self._known_rules(integration.provider, versions, connection.id)
+        except Failure:
+            return integration.refresh
+        return integration.under(known).refresh
 
 
 def generation_in(events: list[dict[str, Any]]) -> int:

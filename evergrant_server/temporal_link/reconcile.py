@@ -9,7 +9,6 @@ from typing import TypeVar
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.ids import ConnectionId, Tenant, workflow_id
-from evergrant_server.crypto.keyring import KeyRing
 from evergrant_server.store import Store
 from evergrant_server.temporal_link.drifts import Drifts, Found
 from evergrant_server.temporal_link.link import TemporalLink
@@ -22,6 +21,7 @@ T = TypeVar("T")
 
 _BATCH = 200
 _AT_ONCE = 16  # starts, looks and questions under way; Temporal's frontend takes far more
+_AT_ONCE_AGAIN = 4  # of those that weren't answered in time: their worker may be a slow one
 _SILENT = 32  # questions in a row that nobody answers: no worker is there
 
 
@@ -31,7 +31,8 @@ class Reconciled:
 
     `behind` names those whose workflow knows a newer generation than the store: the store was
     restored from a backup, and their refresh tokens may be spent. `busy` names those that were
-    to be restarted and may be awaiting a provider's answer.
+    to be restarted and may be awaiting a provider's answer. `unanswered` names those that were
+    asked and didn't answer, the second time either: whether the store is behind them is open.
     """
 
     live: int = 0
@@ -39,8 +40,10 @@ class Reconciled:
     restarted: int = 0
     behind: tuple[str, ...] = ()
     busy: tuple[str, ...] = ()
+    unanswered: tuple[str, ...] = ()
     compared: bool = True  # False: no worker answered, so nobody knows whether the store is behind
     after: str | None = None  # the last connection that was looked at
+    ended: bool = False  # there is none after it
 
     def and_(self, found: Found) -> "Reconciled":
         name = found.connection.id
@@ -51,17 +54,18 @@ class Reconciled:
             restarted=self.restarted + found.restarted,
             behind=(*self.behind, name) if found.behind else self.behind,
             busy=(*self.busy, name) if found.busy else self.busy,
+            unanswered=self.unanswered if found.answered else (*self.unanswered, name),
         )
 
 
 class Reconciler:
     """Starts a workflow for every live connection that has none. Harmless to repeat."""
 
-    def __init__(self, store: Store, link: TemporalLink, ring: KeyRing, clock: Clock) -> None:
+    def __init__(self, store: Store, link: TemporalLink, lives: Lives, clock: Clock) -> None:
         self._store = store
         self._link = link
         self._clock = clock
-        self._drifts = Drifts(store, link, Lives(store, link, ring, clock), clock)
+        self._drifts = Drifts(store, link, lives, clock)
 
     async def all(
         self,
@@ -70,8 +74,11 @@ class Reconciler:
         older_than: timedelta | None = None,
         told: Callable[[Reconciled], None] | None = None,
         begin: Reconciled | None = None,
+        enough: Callable[[], bool] = lambda: False,
     ) -> Reconciled:
         """Go through the store in batches, on from `begin`; `told` hears of each batch.
+
+        `enough` is asked after each batch: another pass may go on from there.
 
         `compare` asks every workflow what it knows, else only those whose state differs from
         the store's. `older_than` starts anew what has run for longer. Raises Failure
@@ -80,19 +87,21 @@ class Reconciler:
         before = None if older_than is None else self._clock.now() - older_than
         going = _Pass(self._drifts, await self._link.running_connections(), compare, before)
         done = begin or Reconciled()
-        while True:
+        while not done.ended:
             async with self._store.read() as tx:
                 batch = await tx.connections.live(done.after, _BATCH)
-            for found in await together(going.look_at(it) for it in batch):
+            for found in await going.through(batch):
                 done = done.and_(found)
+            done = replace(done, compared=done.compared and going.answered, ended=len(batch) < _BATCH)
             if batch:
-                done = replace(done, compared=done.compared and going.answered, after=batch[-1].id)
+                done = replace(done, after=batch[-1].id)
                 if told is not None:
                     told(done)
-            if len(batch) < _BATCH:
-                await wake_overdue(self._store, self._link, self._clock)
-                await restart_onboardings(self._store, self._link)
-                return done
+            if enough():
+                break
+        await wake_overdue(self._store, self._link, self._clock)
+        await restart_onboardings(self._store, self._link)
+        return done
 
     async def revive(self, tenant: Tenant, connection_id: ConnectionId) -> bool:
         """Start the workflow of one connection; False when it runs, or is not to live any more."""
@@ -104,7 +113,10 @@ class Reconciler:
 
 
 class _Pass:
-    """One pass: what visibility said when it began, and whether any worker answers questions."""
+    """One pass: what visibility said when it began, and whether any worker answers questions.
+
+    Once nobody has answered for long, slowly asked either, nobody is asked any more.
+    """
 
     def __init__(
         self, drifts: Drifts, running: dict[str, Running], compare: bool, before: datetime | None
@@ -114,12 +126,28 @@ class _Pass:
         self._compare = compare
         self._before = before
         self._unanswered = 0
+        self._given_up = False
 
     @property
     def answered(self) -> bool:
-        return self._unanswered < _SILENT
+        return not self._given_up
 
-    async def look_at(self, connection: Connection) -> Found:
+    async def through(self, batch: list[Connection]) -> list[Found]:
+        """Look at each of them, and a second time, with less at once, at those that didn't answer."""
+        found = await together(self._look_at(it) for it in batch)
+        silent = [place for place, it in enumerate(found) if not it.answered]
+        self._unanswered = 0
+        again = await together((self._ask_again(batch[place]) for place in silent), _AT_ONCE_AGAIN)
+        for place, it in zip(silent, again, strict=True):
+            found[place] = it
+        self._given_up = self._given_up or self._silent
+        return found
+
+    @property
+    def _silent(self) -> bool:
+        return self._unanswered >= _SILENT
+
+    async def _look_at(self, connection: Connection) -> Found:
         seen = self._running.get(workflow_id(connection.tenant, connection.id))
         if seen is None:
             found = await self._drifts.revived(connection)
@@ -128,8 +156,20 @@ class _Pass:
         elif self._before is not None and seen.began < self._before:
             return self._noted(await self._drifts.renewed(connection))
         differs = seen is not None and seen.state != connection.state
-        if not (self._compare or differs) or not self.answered:
+        if not (self._compare or differs) or self._given_up:
             return Found(connection)
+        return await self._asked(connection)
+
+    async def _ask_again(self, connection: Connection) -> Found:
+        """It may be slow, or have ended since the pass began."""
+        if self._silent:
+            return Found(connection, answered=False)
+        found = await self._drifts.revived(connection)
+        return found if found.started else await self._asked(connection)
+
+    async def _asked(self, connection: Connection) -> Found:
+        if self._silent:
+            return Found(connection, answered=False)
         return self._noted(await self._drifts.compared(connection))
 
     def _noted(self, found: Found) -> Found:
@@ -137,9 +177,9 @@ class _Pass:
         return found
 
 
-async def together(work: Iterable[Awaitable[T]]) -> list[T]:
+async def together(work: Iterable[Awaitable[T]], at_once: int = _AT_ONCE) -> list[T]:
     """The results in order, with a bounded number under way."""
-    turn = asyncio.Semaphore(_AT_ONCE)
+    turn = asyncio.Semaphore(at_once)
 
     async def one(it: Awaitable[T]) -> T:
         async with turn:

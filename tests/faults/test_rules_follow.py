@@ -1,6 +1,9 @@
 """What a connection's refreshes go by: the definition of now, the admin's word, the operator's settings."""
 
+import base64
 from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,10 +11,11 @@ import pytest
 from activities.holdings import Holder
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.definition import Definition, DefinitionState, Rollout
-from evergrant_server.core.ids import DefinitionId, new_id
+from evergrant_server.core.ids import DefinitionId, new_id, workflow_id
+from evergrant_server.core.messages import ConnectionStart, Life
 from evergrant_server.core.provider import RefreshRules, Rotation
-from tests.fakes.installation import TENANT, Installation
-from tests.fakes.scripted_provider import ScriptedProvider
+from tests.fakes.installation import TENANT, Installation, installation
+from tests.fakes.scripted_provider import ScriptedProvider, ok
 
 
 async def version(
@@ -85,3 +89,41 @@ async def test_the_days_of_an_announcement_come_with_the_facts_of_a_grant(
     assert held.news(held.connection, held.grant).announce_days == (9, 2)
     unset = replace(held, announce_days=None)
     assert unset.news(held.connection, held.grant).announce_days is None
+
+
+async def test_a_run_that_begins_again_goes_by_the_rules_of_now_and_the_operator_s_days(
+    temporal_address: str, database_url: str, tmp_path: Path, idp: ScriptedProvider
+):
+    """It was terminated, and the definition has learnt that this provider refuses early refreshes."""
+    days, allow = (9, 2), (idp.allowance,)
+    async with installation(
+        temporal_address, database_url, tmp_path, allow=allow, expiry_announce_days=days
+    ) as place:
+        idp.script(ok(expires_in=600))
+        connection = await place.connect(idp, policy="warm")
+        await follows(place, connection, {"refresh_token_idle_s": 86_400.0})
+        await version(place, idp, 1, DefinitionState.ACTIVE, min_refresh_age_s=570)
+        await version(place, idp, 2, DefinitionState.STAGED, min_refresh_age_s=60)  # not relied on yet
+        running = place.parts.client.get_workflow_handle(workflow_id(TENANT, connection.id))
+        await running.terminate()
+        assert await place.parts.reconciler.revive(TENANT, connection.id)
+        life = begun_with((await running.fetch_history()).to_json_dict()["events"])
+        assert (life.idle_s, life.min_age_s, life.announce_days) == (86_400.0, 570, days)
+        described = await place.parts.link.describe(TENANT, connection.id, timeout=10)
+        assert described.next_at is not None
+        assert life.obtained_at is not None
+        assert described.next_at >= life.obtained_at + timedelta(seconds=570)
+
+
+async def follows(place: Installation, connection: Connection, said: dict[str, Any]) -> None:
+    """From now on its integration is one of the tenant's own provider."""
+    async with place.store.write() as tx:
+        written = await tx.integrations.get(TENANT, connection.integration_id)
+        assert written is not None
+        changed = written.model_copy(update={"provider": "acme-crm", "refresh_said": said})
+        await tx.integrations.put(changed, None, expected=written.revision)
+
+
+def begun_with(history: list[dict[str, Any]]) -> Life:
+    (given,) = history[0]["workflowExecutionStartedEventAttributes"]["input"]["payloads"]
+    return ConnectionStart.model_validate_json(base64.b64decode(given["data"])).life

@@ -194,7 +194,7 @@ async def test_a_closed_run_that_visibility_still_shows_is_followed_by_one_that_
     await place.parts.client.get_workflow_handle(workflow_id(TENANT, connection.id)).result()
     await restore()
     parts = place.parts
-    lives = Lives(parts.store, parts.link, parts.ring, parts.clock)
+    lives = Lives(parts.store, parts.link, parts.ring, parts.clock, parts.registry.refresh_rules)
     found = await Drifts(parts.store, parts.link, lives, parts.clock).compared(connection)
     assert (found.started, found.behind) == (True, True)
     await place.until(connection, lambda row: row.state is State.REVOKED)

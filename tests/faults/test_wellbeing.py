@@ -1,12 +1,20 @@
 """Failing, recovered, expiring: said once each, in the store's words, on real parts."""
 
+import asyncio
 from datetime import timedelta
 
+from activities.announcing import AnnouncingActivities
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code
 from evergrant_server.core.ids import workflow_id
-from evergrant_server.core.messages import SIGNAL_PROVIDER_CHANGED, Freshness, ProviderChanged
+from evergrant_server.core.messages import (
+    SIGNAL_PROVIDER_CHANGED,
+    AnnounceExpiry,
+    Freshness,
+    Provenance,
+    ProviderChanged,
+)
 from evergrant_server.core.provider import RefreshRules, Rotation
 from tests.fakes.installation import ASKED, TENANT, Installation
 from tests.fakes.scripted_provider import ScriptedProvider, error, ok, status
@@ -76,6 +84,49 @@ async def test_an_end_that_comes_near_is_recorded(place: Installation, idp: Scri
     (record,) = [it for it in await place.audited(connection) if it.action is AuditAction.CONNECTION_EXPIRING]
     assert record.detail["days"] == 1
     assert (await place.row(connection)).state is State.ACTIVE
+
+
+async def test_an_end_is_not_announced_again_by_a_run_that_begins_again(
+    place: Installation, idp: ScriptedProvider
+):
+    """The run was terminated, and the one that follows has announced nothing yet. Another grant ends anew."""
+    integration = await place.integration(idp)
+    connection = await place.begin(integration, "warm")
+    idp.script(*[ok(refresh_token=None, expires_in=86_400 + seconds) for seconds in (2, 7202)])
+    await place.consent(idp, integration, connection)
+    await place.until_audited(connection, AuditAction.CONNECTION_EXPIRING)
+    first = await ends_announced(place, connection)
+    await place.parts.client.get_workflow_handle(workflow_id(TENANT, connection.id)).terminate()
+    assert (await place.parts.reconciler.all()).started == 1
+    await until_announcing(place, connection)
+    assert await ends_announced(place, connection) == first
+    await place.consent(idp, integration, connection)
+    await place.until(connection, lambda row: row.generation == 2)
+    _, grant = await place.grant(connection)
+    assert grant.expires_at is not None
+    order = AnnounceExpiry(
+        tenant=TENANT, connection_id=connection.id, asked=ASKED, days=3, ends_at=grant.expires_at,
+        provenance=Provenance(workflow_id="w", run_id="r", event_id=1),
+    )  # fmt: skip
+    activities = AnnouncingActivities(place.store, place.parts.clock)
+    for days in (3, 3, 14, 1, 1):
+        await activities.announce_expiry(order.model_copy(update={"days": days}))
+    assert [days for days, _ in await ends_announced(place, connection)] == [1, 3, 1]
+
+
+async def ends_announced(place: Installation, connection: Connection) -> list[tuple[int, str]]:
+    found = [it for it in await place.audited(connection) if it.action is AuditAction.CONNECTION_EXPIRING]
+    return [(it.detail["days"], it.detail["ends_at"]) for it in found]
+
+
+async def until_announcing(place: Installation, connection: Connection) -> None:
+    """Wait until the newest run has had its announcement carried out."""
+    async with asyncio.timeout(20):
+        while True:
+            history = await place.parts.link.history(workflow_id(TENANT, connection.id))
+            if any("activityTaskCompletedEventAttributes" in event for event in history):
+                return
+            await asyncio.sleep(0.05)
 
 
 async def test_a_grant_from_the_future_is_due(place: Installation, lenient: ScriptedProvider):

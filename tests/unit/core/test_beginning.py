@@ -1,0 +1,89 @@
+"""A run that begins with what the store says knows what one knows that heard of it."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from evergrant_server.core.beginning import life_of, news_of
+from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.grant import Grant
+from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
+from evergrant_server.core.lifecycle import next_step, wake
+from evergrant_server.core.messages import Asked, Event, Happening, Life
+from evergrant_server.core.provider import RefreshRules
+from evergrant_server.core.schedule import NEWEST_RULES, RULES
+
+RULES_NOW = RULES[NEWEST_RULES]
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+TEN_MINUTES = timedelta(minutes=10)
+PICKY = RefreshRules(refresh_token_idle_s=86_400.0, min_age_s=570)
+CONNECTION = Connection(
+    tenant=Tenant("acme"),
+    id=ConnectionId("con_1"),
+    integration_id=IntegrationId("int_1"),
+    integration="crm",
+    provider="exact-online",
+    subject="sam",
+    state=State.ACTIVE,
+    generation=1,
+    refresh_policy="warm",
+    created_at=NOW,
+    changed_at=NOW,
+    consent_deadline=NOW,
+)
+GRANT = Grant(
+    generation=1,
+    scopes=("read",),
+    obtained_at=NOW,
+    expires_at=NOW + TEN_MINUTES,
+    refreshable=True,
+)
+
+
+def revived(grant: Grant = GRANT, rules: RefreshRules = PICKY, days: tuple[int, ...] | None = None) -> Life:
+    return life_of(CONNECTION, grant, rules, NOW + timedelta(minutes=1), days)
+
+
+def heard(grant: Grant, rules: RefreshRules, days: tuple[int, ...] | None) -> Life:
+    news = news_of(CONNECTION, grant, rules, days)
+    before = Life(policy=CONNECTION.refresh_policy, consent_deadline=NOW)
+    happening = Happening(event=Event.CODE_EXCHANGED, asked=Asked(by="subject"), news=news)
+    return next_step(before, happening, NOW, RULES_NOW).life
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_no_refresh_before_the_age_at_which_the_provider_takes_one(share: float):
+    woken = wake(revived(), RULES_NOW, share)
+    assert woken is not None
+    assert woken.at >= NOW + timedelta(seconds=570)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_no_refresh_before_the_provider_s_own_margin(share: float):
+    woken = wake(revived(rules=RefreshRules(margin_s=30)), RULES_NOW, share)
+    assert woken is not None
+    assert woken.at >= NOW + TEN_MINUTES - timedelta(seconds=30)
+
+
+def test_a_first_token_is_exchanged_at_any_age():
+    life = revived(GRANT.model_copy(update={"interim": True}))
+    assert life.min_age_s is None
+    woken = wake(life, RULES_NOW)
+    assert woken is not None
+    assert woken.at == NOW
+
+
+def test_the_days_that_the_operator_set_are_known():
+    assert revived(days=(9, 2)).announce_days == (9, 2)
+    assert revived().announce_days is None
+
+
+@pytest.mark.parametrize("rules", [PICKY, RefreshRules(margin_s=30), RefreshRules()])
+@pytest.mark.parametrize("interim", [True, False])
+def test_beginning_with_a_grant_is_hearing_of_it(rules: RefreshRules, interim: bool):
+    end = NOW + timedelta(days=30)
+    grant = GRANT.model_copy(update={"interim": interim, "refresh_expires_at": end})
+    begun = revived(grant, rules, (9, 2))
+    told = heard(grant, rules, (9, 2))
+    since = {"installed_at", "end_known_at"}  # when it was heard: another moment, by another clock
+    assert begun.model_dump(exclude=since) == told.model_dump(exclude=since)
