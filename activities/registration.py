@@ -160,6 +160,8 @@ class Registrations:
             current = await tx.integrations.get(integration.tenant, integration.id)
             if current is None or current.issuer != integration.issuer:
                 raise Failure(Code.NOT_FOUND, "the integration was changed meanwhile")
+            if current.registration_sent_at == sent_at:  # its commit holds, and was not heard of
+                return await tx.integrations.initial_token(current)
             if current.registration_sent_at != integration.registration_sent_at:
                 raise Failure(Code.REFRESH_PENDING, "another worker registers it")
             initial = await tx.integrations.initial_token(current)

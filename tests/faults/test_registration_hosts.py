@@ -1,11 +1,15 @@
 """A registration under way on another host is waited for, as long as its answer may come."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
 from evergrant_server.core.access import IntegrationState, Registration
 from evergrant_server.core.attempt import Limits
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.store import HeldKeys, Store, Tx
 from tests.fakes.installation import Installation
 from tests.fakes.scripted_provider import ScriptedProvider, hold_answer
 from tests.faults.test_registration import Worker, idp, now_of, place, wanted
@@ -50,6 +54,31 @@ async def test_a_registration_on_another_host_is_taken_over_when_its_answer_can_
     gate.set()
     await first
     assert await now_of(place, integration) == ready
+
+
+async def test_a_registration_whose_intent_was_not_heard_of_is_sent_all_the_same(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    """The commit is tried again, and finds the intent: it is its own, and no other worker's. Else its
+    initial access token would count as used, and no byte has left."""
+    integration = await wanted(place, idp.issuer, Registration.DYNAMIC, initial="iat-1")
+    store = await Store.open(place.parts.settings.database_url, place.parts.ring, place.parts.clock)
+    write, lost = store.write, [Failure(Code.STORE_UNAVAILABLE, "its answer was lost")]
+
+    @asynccontextmanager
+    async def unheard_once(keys: HeldKeys | None = None) -> AsyncIterator[Tx]:
+        async with write(keys) as tx:
+            yield tx
+        if lost:
+            raise lost.pop()
+
+    store.write = unheard_once  # type: ignore[method-assign]  # the commit is real, its answer is lost
+    news = await Worker(place, idp, tmp_path / "here", store=store).discover(integration)
+    await store.close()
+    assert lost == []
+    assert news.failure is None
+    (sent,) = (call for call in idp.calls if call.endpoint == "register")
+    assert sent.headers["authorization"] == "Bearer iat-1"
 
 
 async def test_a_registration_that_is_dated_ahead_is_waited_for_from_when_it_was_seen(
