@@ -167,8 +167,8 @@ class LateAnswerActivities(ProviderActivities):
         return _Kept(late.asked_at, tokens, consent)
 
     async def _verify(self, order: VerifyLateAnswer, late: _Kept, held: Holdings) -> GrantNews:
-        token = late.tokens.refresh_token
-        if token is None or not held.spec.refresh_supported:
+        token, flow = late.tokens.refresh_token, held.connection.flow
+        if token is None or flow.mints or not held.spec.refresh_supported:
             return await self._refused(order, Code.CONSENT_REQUIRED)  # nothing to verify it with
         held = held.knowing(late.facts(held.facts))
         try:
@@ -194,6 +194,7 @@ class LateAnswerActivities(ProviderActivities):
                 scopes=late.scopes(held),
                 redirect_uri=held.redirect_uri,
                 params=held.params,
+                flow=flow,
                 resources=held.resources,
                 before_send=check,
             ),

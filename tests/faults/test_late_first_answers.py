@@ -11,12 +11,16 @@ import pytest_asyncio
 
 from evergrant_server.core.access import Integration
 from evergrant_server.core.account import FollowUp
-from evergrant_server.core.attempt import Limits
+from evergrant_server.core.attempt import LateAnswer, Limits
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.consent import Consent, ConsentStatus
 from evergrant_server.core.definition import Definition, DefinitionState
 from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.ids import DefinitionId, new_id
+from evergrant_server.core.flow import Flow
+from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.ids import AttemptId, DefinitionId, new_id
+from evergrant_server.core.messages import GrantNews
+from evergrant_server.core.secret import Secret
 from providers.spec import ProviderSpec
 from tests.fakes.certificates import loopback_tls
 from tests.fakes.databases import migrated_sqlite, sqlite_url
@@ -165,3 +169,49 @@ async def test_a_late_answer_to_another_consent_replaces_what_was_known_of_the_o
     assert (await place.grant(connection))[1].metadata == {"dc": "us", "realmId": "2"}
     assert (await place.ensure_fresh(connection, 2)).generation == 3, "at the new host"
     assert [it.target for it in idp.calls if it.endpoint == "token"][-1] == "/us/token"
+
+
+async def verified(place: Installation, idp: SaysMoreAtFirst, folder: Path, flow: Flow) -> GrantNews:
+    """What comes of a late answer with a refresh token, where the definition knows this flow alone."""
+    at = await integration(
+        place,
+        idp,
+        auth_modes=[flow],
+        token_endpoint=idp.url("token"),
+        device_authorization_endpoint=idp.url("device"),
+        template_params={},
+        post_auth=[],
+    )
+    connection, now = await place.begin(at), place.parts.clock.now()
+    late = LateAnswer(
+        tenant=TENANT,
+        attempt_id=AttemptId(new_id("att")),
+        connection_id=connection.id,
+        from_generation=0,
+        asked_at=now,
+        came_at=now,
+    )
+    given = idp.grant()
+    tokens = TokenSet(access_token=Secret("at-late"), refresh_token=Secret(given["refresh_token"]))
+    async with place.store.write() as tx:
+        changed = connection.model_copy(update={"flow": flow})
+        connection = await tx.connections.replace(changed, expected=connection.revision)
+        assert await tx.late_answers.keep(late, tokens)
+    return await Activities(place, (idp.allowance,), folder / "here").verify(connection, late.attempt_id)
+
+
+async def test_a_late_answer_of_a_device_connection_is_verified(
+    place: Installation, idp: SaysMoreAtFirst, tmp_path: Path
+):
+    """Its definition would refuse to be asked for a flow with a code."""
+    news = await verified(place, idp, tmp_path, Flow.DEVICE_CODE)
+    assert (news.failure, news.generation) == (None, 1)
+
+
+async def test_what_was_brought_to_be_exchanged_is_no_refresh_token(
+    place: Installation, idp: SaysMoreAtFirst, tmp_path: Path
+):
+    """It lies where refresh tokens do, and nothing is lost without the late answer: another is minted."""
+    news = await verified(place, idp, tmp_path, Flow.TOKEN_EXCHANGE)
+    assert (news.failure, news.over) == (Code.CONSENT_REQUIRED, False)
+    assert idp.count("token") == 0
