@@ -18,6 +18,7 @@ from activities.provider_activities import ProviderActivities
 from activities.records import closed, connection_of, record, settled
 from activities.single_use import Ending, Use
 from activities.transfer import end_consent
+from activities.unwanted import turned_away
 from evergrant_server.core.account import FollowUp
 from evergrant_server.core.attempt import AttemptKind, LateAnswer, Outcome
 from evergrant_server.core.audit import AuditAction
@@ -220,10 +221,12 @@ class LateAnswerActivities(ProviderActivities):
         since = living_from(self._clock, use.attempt, tokens)
         tokens = late.verified_by(tokens, since)
 
-        async def adopt(tx: Tx) -> GrantNews:
+        async def adopt(tx: Tx) -> GrantNews | None:
             now = self._clock.now()
             current = await connection_of(tx, order)
-            if current.generation != use.attempt.from_generation or current.state.final:
+            if current.state.final:
+                return None
+            if current.generation != use.attempt.from_generation:
                 await closed(tx, use.attempt, Outcome.SUPERSEDED, now)
                 return await self._what_holds(tx, current, held)
             after = late.connection(current.granted(now), held)
@@ -245,7 +248,10 @@ class LateAnswerActivities(ProviderActivities):
             await record(tx, order, AuditAction.CONNECTION_RECOVERED, now, **detail)
             return held.news(saved, grant)
 
-        return await settled(self._store, adopt, use.keys)
+        news = await settled(self._store, adopt, use.keys)
+        if news is not None:
+            return news
+        return await turned_away(self._store, self._clock, self._sender, order, held, use, tokens)
 
     @staticmethod
     async def _given(tx: Tx, consent: Consent) -> None:
