@@ -19,8 +19,9 @@ from activities.late_answers import keep_late
 from activities.provider_activities import ProviderActivities
 from activities.records import closed, connection_of, record, settled
 from activities.renewal import Reading
-from activities.single_use import Ending, Use
+from activities.single_use import Ending, Use, open_attempt
 from activities.transfer import end_consent, install_import
+from activities.unwanted import turned_away
 from activities.wellbeing import note_recovery
 from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.core.access import Endpoints
@@ -199,7 +200,7 @@ class ConsentActivities(ProviderActivities):
         attempt, tokens = use.attempt, _with_callback(tokens, consent)
         since = living_from(self._clock, attempt, tokens)
 
-        async def install(tx: Tx) -> GrantNews:
+        async def install(tx: Tx) -> GrantNews | None:
             now = self._clock.now()
             current = await connection_of(tx, order)
             ended = await tx.attempts.get(attempt.tenant, attempt.id)
@@ -207,10 +208,14 @@ class ConsentActivities(ProviderActivities):
                 grant = await tx.grants.get(order.tenant, order.connection_id)
                 if ended is not None and ended.outcome is Outcome.INSTALLED and grant is not None:
                     return held.news(current, grant)  # nobody heard of the commit, or a neighbour replayed it
+                if current.state.final:
+                    return None
                 # another worker took over and was refused: what comes after that is verified first
                 if current.generation == attempt.from_generation and current.state in WANTED:
                     await keep_late(tx, order, use, tokens, now)
                 return GrantNews(attempt_id=attempt.id, failure=Code.OUTCOME_UNKNOWN)
+            if current.state.final:
+                return None
             # a consent by which scopes were added or given up says what the next one asks for
             granted = current.granted(now, order.generation)
             looking = FollowUp.LOOKING if held.spec.post_auth and current.flow.bears else None
@@ -246,7 +251,10 @@ class ConsentActivities(ProviderActivities):
             )
             return held.news(saved, grant)
 
-        return await settled(self._store, install, use.keys)
+        news = await settled(self._store, install, use.keys)
+        if news is not None:
+            return news
+        return await turned_away(self._store, self._clock, self._sender, order, held, use, tokens)
 
     async def _settle(
         self,
@@ -294,9 +302,20 @@ class ConsentActivities(ProviderActivities):
         if current is not None and current.status is not ConsentStatus.DONE:  # what is done stays done
             await end_consent(tx, current, status, failure)
 
+    async def _wait_for_an_answer(self, tx: Tx, connection: Connection) -> None:
+        """Raises Failure REFRESH_PENDING while what is under way may still bring the tokens: they came in
+        time, and with their connection ended nobody could have them."""
+        attempt = await open_attempt(tx, connection)
+        if attempt is not None and self._single_use.may_answer(attempt):
+            look_again = self._single_use.limits.look_again.total_seconds()
+            raise Failure(Code.REFRESH_PENDING, "a token is still on its way", retry_after=look_again)
+
     @activity.defn(name=ActivityName.END_CONSENT)
     async def end_consent(self, order: EndConsent) -> GrantNews | None:
-        """Write that nobody consented, unless something else was true first: then say what."""
+        """Write that nobody consented, unless something else was true first: then say what.
+
+        Raises Failure REFRESH_PENDING while that isn't known yet: Temporal asks again.
+        """
 
         async def end(tx: Tx) -> GrantNews | None:
             now = self._clock.now()
@@ -307,6 +326,7 @@ class ConsentActivities(ProviderActivities):
             brought = received is not None and (received.kind is ConsentKind.CODE or received.from_browser)
             if received is not None and brought:  # its message comes later
                 return GrantNews(state=current.state, consent_id=received.id)
+            await self._wait_for_an_answer(tx, current)
             after = current.consent_denied(now) if order.denied else current.consent_expired(now)
             await tx.connections.replace(after, expected=current.revision)
             if received is not None:  # nothing came of it until now: its secrets don't stay behind

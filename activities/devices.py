@@ -59,9 +59,12 @@ class DeviceActivities(MintActivities):
     async def _once(self, order: MintGrant, consent: Consent, held: Holdings) -> GrantNews:
         async with self._store.read() as tx:
             device = await tx.consents.device(consent)
+            expired = device is not None and self._clock.now() >= device.expires_at
+            if expired:  # the subject may have approved, and the last poll's answer says so
+                await self._wait_for_an_answer(tx, held.connection)
         if device is None:
             return await self._begin(consent, held)
-        if self._clock.now() >= device.expires_at:
+        if expired:
             raise Failure(Code.CONSENT_EXPIRED)
         return await self._poll(order, consent, device, held)
 

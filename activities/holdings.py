@@ -1,6 +1,8 @@
 """What an activity needs in hand before it talks to a provider: rows, definition, client."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from activities.records import settled
 from evergrant_server.core.access import Endpoints, Integration
@@ -37,6 +39,9 @@ class Holdings:
     older: ProviderSpec | None = None  # while that one is staged: what answered before
     announce_days: tuple[int, ...] | None = None  # see `GrantNews`
     passed_over: Definition | None = None  # a staged version that isn't asked: what works counts against it
+    facts: Mapping[str, Any] = field(
+        default_factory=dict[str, Any]
+    )  # known of the grant: they fill templates
 
     @property
     def definition_id(self) -> str:
@@ -83,7 +88,7 @@ class Holdings:
     @property
     def params(self) -> dict[str, str]:
         """What templates are filled from: the integration's, and what came in this connection's callback."""
-        return self.integration.params | bound_params(self.spec, self.grant.metadata if self.grant else {})
+        return self.integration.params | bound_params(self.spec, self.facts)
 
     @property
     def wants_proof_key(self) -> bool:
@@ -112,19 +117,26 @@ class Holdings:
     def as_before(self) -> "Holdings":
         """The same in hand, by the definition that answered before. Raises as `Holder.take`."""
         assert self.older is not None
-        endpoints = _endpoints(self.older, self.integration, self.grant)
+        return replace(self._asked_by(self.older, self.facts), definition=None, older=None)
+
+    def knowing(self, facts: Mapping[str, Any]) -> "Holdings":
+        """The same in hand, for tokens that came with other facts: they may say at which host they are.
+        Raises as `Holder.take`."""
+        return self._asked_by(self.spec, facts)
+
+    def _asked_by(self, spec: ProviderSpec, facts: Mapping[str, Any]) -> "Holdings":
+        endpoints = _endpoints(spec, self.integration, facts)
         said = {
-            "auth": client_auth_of(self.older, self.integration),
-            "audience": assertion_audience(self.older, endpoints),
+            "auth": client_auth_of(spec, self.integration),
+            "audience": assertion_audience(spec, endpoints),
         }
         return replace(
             self,
-            spec=self.older,
+            spec=spec,
+            facts=facts,
             endpoints=endpoints,
             client=replace(self.client, **said),
             other_client=replace(self.other_client, **said) if self.other_client else None,
-            definition=None,
-            older=None,
         )
 
 
@@ -170,14 +182,15 @@ class Holder:
             raise Failure(Code.CLIENT_REJECTED, f"the integration {connection.integration} was deleted")
         spec, definition, older = await self._defined(tx, connection, integration)
         grant = await tx.grants.get(tenant, connection_id)
+        facts = grant.metadata if grant else {}
         passed_over: Definition | None = None
         try:
-            endpoints = _endpoints(spec, integration, grant)
+            endpoints = _endpoints(spec, integration, facts)
         except Failure:
             if older is None:
                 raise
             passed_over, spec, definition, older = definition, older, None, None
-            endpoints = _endpoints(spec, integration, grant)
+            endpoints = _endpoints(spec, integration, facts)
         spec = bound(spec, integration, grant)
         older = None if older is None else bound(older, integration, grant)
         key = await tx.proof_keys.get(tenant, connection_id) if spec.dpop or (older and older.dpop) else None
@@ -195,6 +208,7 @@ class Holder:
             definition=definition,
             older=older,
             passed_over=passed_over,
+            facts=facts,
             announce_days=self.announce_days,
             redirect_uri=f"{self._public_url}/oauth/callback/{integration.id}",
         )
@@ -233,8 +247,8 @@ class Holder:
         return (*answering[0], older)
 
 
-def _endpoints(spec: ProviderSpec, integration: Integration, grant: Grant | None) -> Endpoints:
+def _endpoints(spec: ProviderSpec, integration: Integration, facts: Mapping[str, Any]) -> Endpoints:
     try:
-        return endpoints_for(spec, integration, grant.metadata if grant else {})
+        return endpoints_for(spec, integration, facts)
     except Failure as failure:  # as above
         raise Failure(Code.CLIENT_REJECTED, failure.detail) from None

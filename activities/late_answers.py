@@ -1,8 +1,10 @@
 """Answers that came when their connection had been given up: kept, verified, and only then believed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 from temporalio import activity
 
@@ -15,11 +17,16 @@ from activities.holdings import Holdings
 from activities.provider_activities import ProviderActivities
 from activities.records import closed, connection_of, record, settled
 from activities.single_use import Ending, Use
+from activities.transfer import end_consent
+from activities.unwanted import turned_away
+from evergrant_server.core.account import FollowUp
 from evergrant_server.core.attempt import AttemptKind, LateAnswer, Outcome
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.consent import Consent, ConsentStatus
 from evergrant_server.core.errors import FAILURES, Code, Failure, Kind
 from evergrant_server.core.grant import Grant, TokenSet
+from evergrant_server.core.ids import ConsentId
 from evergrant_server.core.late import WANTED
 from evergrant_server.core.late_messages import SIGNAL_ANSWER_CAME_LATE, AnswerCameLate, VerifyLateAnswer
 from evergrant_server.core.messages import ActivityName, Call, GrantNews
@@ -56,6 +63,59 @@ async def keep_late(tx: Tx, order: Call, use: Use, tokens: TokenSet, at: datetim
     await tx.outbox.add(message)
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """A late answer's tokens, and what else is known of what it answered."""
+
+    asked_at: datetime
+    tokens: TokenSet
+    consent: Consent | None  # whose code, or device code, was spent; None: a refresh token
+
+    @property
+    def first(self) -> bool:
+        """It answered a consent: nothing of the grant before is part of what came."""
+        return self.consent is not None
+
+    def scopes(self, held: Holdings) -> tuple[str, ...]:
+        """What was granted: a refresh may ask for no more (RFC 6749 section 6)."""
+        if self.tokens.scopes is not None:
+            return self.tokens.scopes
+        if self.consent is not None:
+            return self.consent.scopes
+        return held.grant.scopes if held.grant is not None else held.connection.requested_scopes
+
+    def facts(self, before: Mapping[str, Any]) -> Mapping[str, Any]:
+        return self.tokens.metadata if self.first else {**before, **self.tokens.metadata}
+
+    def verified_by(self, tokens: TokenSet, since: datetime) -> TokenSet:
+        """What a refresh brought, with what only the answer to the code or the earlier refresh said."""
+        late = self.tokens
+        refresh_expires_in = tokens.refresh_expires_in
+        if refresh_expires_in is None and late.refresh_expires_in is not None:
+            refresh_expires_in = late.refresh_expires_in - (since - self.asked_at).total_seconds()
+        # no refresh token in the reply: the one that was just used stays good (RFC 6749 section 6)
+        kept = {
+            "refresh_token": tokens.refresh_token or late.refresh_token,
+            "refresh_expires_in": refresh_expires_in,
+            "id_token": tokens.id_token or late.id_token,
+            "scopes": tokens.scopes or late.scopes,
+            "metadata": late.metadata | tokens.metadata,
+        }
+        return tokens.model_copy(update=kept)
+
+    def connection(self, after: Connection, held: Holdings) -> Connection:
+        """As after any consent: what was consented to is asked for next, and accounts are looked up."""
+        if self.consent is None:
+            return after
+        looking = FollowUp.LOOKING if held.spec.post_auth and after.flow.bears else None
+        changes = {
+            "requested_scopes": self.consent.scopes,
+            "chain_scopes": after.chain_scopes | self.consent.chain_scopes,
+            "follow_up": looking,
+        }
+        return after.model_copy(update=changes)
+
+
 class LateAnswerActivities(ProviderActivities):
     """Spends the late answer's refresh token by the same protocol: a success is the proof."""
 
@@ -75,7 +135,7 @@ class LateAnswerActivities(ProviderActivities):
             late = await tx.late_answers.get(order.tenant, order.attempt_id)
         if late is None or not _wanted(held.connection, late):
             return await self._moot(order)
-        ask = partial(self._verify, order, late)
+        ask = partial(self._verify, order, await self._kept(late))
         return await self._either_secret.asked(order, held, ask)
 
     async def _and_next(self, order: VerifyLateAnswer, news: GrantNews) -> GrantNews:
@@ -94,25 +154,31 @@ class LateAnswerActivities(ProviderActivities):
         held = (await self._holder.take(order.tenant, order.connection_id)).believed()
         async with self._store.read() as tx:
             late = await tx.late_answers.get(order.tenant, order.attempt_id)
-            tokens = await tx.late_answers.tokens(late) if late else None
-        if tokens is None:
+        if late is None:
             return await self._moot(order)
-        ending = self._ending(order, held, tokens, lambda: answer.came_at)
+        ending = self._ending(order, held, await self._kept(late), lambda: answer.came_at)
         return await self._single_use.conclude(use, answer.reply, ending)
 
-    async def _verify(self, order: VerifyLateAnswer, late: LateAnswer, held: Holdings) -> GrantNews:
+    async def _kept(self, late: LateAnswer) -> _Kept:
         async with self._store.read() as tx:
             tokens = await tx.late_answers.tokens(late)
-        token = tokens.refresh_token
-        if token is None or not held.spec.refresh_supported:
+            answered = await tx.attempts.get(late.tenant, late.attempt_id)
+            consent_id = answered.credential if answered is not None else ""
+            consent = await tx.consents.get(late.tenant, ConsentId(consent_id)) if consent_id else None
+        return _Kept(late.asked_at, tokens, consent)
+
+    async def _verify(self, order: VerifyLateAnswer, late: _Kept, held: Holdings) -> GrantNews:
+        token, flow = late.tokens.refresh_token, held.connection.flow
+        if token is None or flow.mints or not held.spec.refresh_supported:
             return await self._refused(order, Code.CONSENT_REQUIRED)  # nothing to verify it with
+        held = held.knowing(late.facts(held.facts))
         try:
             use = await self._single_use.begin(
                 AttemptKind.LATE_ANSWER,
                 held.connection,
                 held.integration.refresh,
                 token_valid=False,
-                credential=late.attempt_id,
+                credential=order.attempt_id,
             )
         except Failure as failure:
             if failure.code is not Code.OUTCOME_UNKNOWN:
@@ -126,19 +192,20 @@ class LateAnswerActivities(ProviderActivities):
                 held.endpoints,
                 held.client,
                 refresh_token=token,
-                scopes=held.connection.requested_scopes,
+                scopes=late.scopes(held),
                 redirect_uri=held.redirect_uri,
                 params=held.params,
+                flow=flow,
                 resources=held.resources,
                 before_send=check,
             ),
-            ending=self._ending(order, held, tokens, self._clock.now),
+            ending=self._ending(order, held, late, self._clock.now),
         )
 
     def _ending(
-        self, order: VerifyLateAnswer, held: Holdings, late: TokenSet, came_at: Callable[[], datetime]
+        self, order: VerifyLateAnswer, held: Holdings, late: _Kept, came_at: Callable[[], datetime]
     ) -> Ending[GrantNews]:
-        scopes = held.connection.requested_scopes
+        scopes = late.scopes(held)
         return Ending(
             judge=lambda reply: read_tokens(
                 held.spec, reply, requested_scopes=scopes, refreshing=True, now=came_at()
@@ -148,37 +215,50 @@ class LateAnswerActivities(ProviderActivities):
         )
 
     async def _adopt(
-        self, order: VerifyLateAnswer, held: Holdings, late: TokenSet, use: Use, tokens: TokenSet
+        self, order: VerifyLateAnswer, held: Holdings, late: _Kept, use: Use, tokens: TokenSet
     ) -> GrantNews:
         """It works: the connection is back. What it held before is replaced whole."""
-        # no refresh token in the reply: the one that was just used stays good (RFC 6749 section 6)
-        kept = {"refresh_token": tokens.refresh_token or late.refresh_token, "id_token": late.id_token}
-        tokens = tokens.model_copy(update={**kept, "scopes": tokens.scopes or late.scopes})
         since = living_from(self._clock, use.attempt, tokens)
+        tokens = late.verified_by(tokens, since)
 
-        async def adopt(tx: Tx) -> GrantNews:
+        async def adopt(tx: Tx) -> GrantNews | None:
             now = self._clock.now()
             current = await connection_of(tx, order)
-            if current.generation != use.attempt.from_generation or current.state.final:
+            if current.state.final:
+                return None
+            if current.generation != use.attempt.from_generation:
                 await closed(tx, use.attempt, Outcome.SUPERSEDED, now)
                 return await self._what_holds(tx, current, held)
-            after = current.granted(now)
+            after = late.connection(current.granted(now), held)
+            known = await tx.grants.get(order.tenant, order.connection_id)  # an account may be chosen by now
             grant = Grant.from_tokens(
                 tokens,
                 generation=after.generation,
-                requested=current.requested_scopes,
+                requested=after.requested_scopes,
                 at=since,
-                before=held.grant,
+                before=None if late.first else known,
             )
             saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
             # the answer was to the code, and is good: so are the chains that came with it
-            await install_chains(tx, self._store.ring, order, saved, late, since, now)
+            await install_chains(tx, self._store.ring, order, saved, late.tokens, since, now)
             await closed(tx, use.attempt, Outcome.INSTALLED, now)
+            if late.consent is not None:
+                await self._given(tx, late.consent)
             detail = {"generation": grant.generation, "late_attempt": order.attempt_id}
             await record(tx, order, AuditAction.CONNECTION_RECOVERED, now, **detail)
             return held.news(saved, grant)
 
-        return await settled(self._store, adopt, use.keys)
+        news = await settled(self._store, adopt, use.keys)
+        if news is not None:
+            return news
+        return await turned_away(self._store, self._clock, self._sender, order, held, use, tokens)
+
+    @staticmethod
+    async def _given(tx: Tx, consent: Consent) -> None:
+        """It was written off when its code was refused a second time."""
+        current = await tx.consents.get(consent.tenant, consent.id)
+        if current is not None and current.status is not ConsentStatus.DONE:
+            await end_consent(tx, current, ConsentStatus.DONE)
 
     async def _settle(
         self, order: VerifyLateAnswer, use: Use, failure: Failure, outcome: Outcome | None

@@ -18,6 +18,7 @@ from activities.records import closed, connection_of, record, settled
 from activities.renewal import Reading, Renewal, by_access_token, by_minting, by_refresh_token, renewed
 from activities.single_use import Ending, SingleUse, Use, open_attempt
 from activities.subject_tokens import subject_token_of
+from activities.unwanted import turned_away
 from activities.wellbeing import note_failure, note_recovery, note_unsent
 from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.core.attempt import AttemptKind, Outcome
@@ -166,9 +167,11 @@ class RefreshActivities(ProviderActivities):
         assert before is not None
         since = living_from(self._clock, attempt, tokens)
 
-        async def install(tx: Tx) -> GrantNews:
+        async def install(tx: Tx) -> GrantNews | None:
             now = self._clock.now()
             current = await connection_of(tx, order)
+            if current.state.final:
+                return None
             if current.generation != attempt.from_generation:
                 await closed(tx, attempt, Outcome.SUPERSEDED, now)
                 newer = await tx.grants.get(order.tenant, order.connection_id)
@@ -195,7 +198,10 @@ class RefreshActivities(ProviderActivities):
             await record(tx, order, AuditAction.GRANT_REFRESHED, now, generation=grant.generation)
             return held.news(saved, grant)
 
-        return await settled(self._store, install, use.keys)
+        news = await settled(self._store, install, use.keys)
+        if news is not None:
+            return news
+        return await turned_away(self._store, self._clock, self._sender, order, held, use, tokens)
 
     async def _settle(
         self,

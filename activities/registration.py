@@ -8,14 +8,21 @@ attempt's id follows from it, so that whoever finds the intent finds its room or
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from activities.answers import Answer
 from activities.critical import CriticalSections
 from activities.records import settled
 from activities.sending import Sending
 from evergrant_server.core.access import Endpoints, Integration
-from evergrant_server.core.attempt import Attempt, AttemptKind, Limits, answer_may_come
+from evergrant_server.core.attempt import (
+    Attempt,
+    AttemptKind,
+    Limits,
+    answer_may_come,
+    dated_ahead,
+    seen_since,
+)
 from evergrant_server.core.clock import Clock, elapsed
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import AttemptId, ConnectionId, IntegrationId, Tenant, derived_id
@@ -39,6 +46,7 @@ log = logging.getLogger("evergrant.protocol")
 
 _PATIENCE_S = 20.0  # for an answer that lies in a journal: a sweep replays it within seconds
 _LOOK_S = 0.3
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)  # it was sent, and no answer can come any more
 
 
 class Registering(Message):
@@ -71,6 +79,7 @@ class Registrations:
         self._sections = sections
         self._journal = journal
         self._limits = limits
+        self._ahead: dict[AttemptId, float] = {}  # dated ahead of us: when it was first seen, elapsed
 
     async def earlier(self, integration: Integration) -> Integration:
         """The row once an earlier registration has ended, or can't be answered any more.
@@ -106,7 +115,7 @@ class Registrations:
         keys = await self._store.hold_keys(integration.tenant, NOBODY, (Lane.INTAKE,))
         began, sent_at = elapsed(), self._clock.now()
         attempt = self._attempt(integration, sent_at, self._journal.id)
-        room = await asyncio.to_thread(self._journal.reserve, attempt)
+        room = await self._journal.in_thread(self._journal.reserve, attempt)
         try:
             initial = await self._intended(integration, sent_at)
         except BaseException as error:
@@ -128,20 +137,21 @@ class Registrations:
                 entry = await self._journalled(room, keys, it, reply)
                 concluded = await conclude(it, reply, keys)
                 if entry is not None:
-                    await asyncio.to_thread(entry.drop)
+                    await self._journal.in_thread(entry.drop)
                 return concluded
             except SendFailed as failure:
                 await self.over(integration, sent_at, spent=failure.sent and initial is not None)
                 raise
             finally:
-                await asyncio.to_thread(room.release)
+                await self._journal.in_thread(room.release)
 
         return await self._sections.run(attempt.id, section())
 
     async def over(self, integration: Integration, sent_at: datetime, *, spent: bool) -> None:
-        """Nobody listens any more. Another may be sent, but for an initial access token that was used."""
-        if not spent:
-            await settled(self._store, lambda tx: forget(tx, integration.tenant, integration.id, sent_at))
+        """Nobody listens any more, and no worker of another host has to wait. Another may be sent, but for
+        an initial access token that was used."""
+        since = _LONG_AGO if spent else None
+        await settled(self._store, lambda tx: ended(tx, integration.tenant, integration.id, sent_at, since))
 
     async def _intended(self, integration: Integration, sent_at: datetime) -> Secret | None:
         """Commit the intent. An initial access token whose use has no known outcome is not sent again."""
@@ -150,6 +160,8 @@ class Registrations:
             current = await tx.integrations.get(integration.tenant, integration.id)
             if current is None or current.issuer != integration.issuer:
                 raise Failure(Code.NOT_FOUND, "the integration was changed meanwhile")
+            if current.registration_sent_at == sent_at:  # its commit holds, and was not heard of
+                return await tx.integrations.initial_token(current)
             if current.registration_sent_at != integration.registration_sent_at:
                 raise Failure(Code.REFRESH_PENDING, "another worker registers it")
             initial = await tx.integrations.initial_token(current)
@@ -166,7 +178,7 @@ class Registrations:
         """Before anything else is done with it. A disk that broke meanwhile stops no commit."""
         answer = Answer(it.model_dump(mode="json"), self._clock.now(), reply)
         try:
-            return await asyncio.to_thread(room.keep, keys.current(Lane.INTAKE), answer.packed())
+            return await self._journal.in_thread(room.keep, keys.current(Lane.INTAKE), answer.packed())
         except OSError as error:
             why = error.strerror or type(error).__name__
             say(log, logging.ERROR, Event.JOURNAL_FAILED, why, object=room.header.attempt_id)
@@ -176,15 +188,22 @@ class Registrations:
         assert it.registration_sent_at is not None
         id = attempt_id_of(it.id, it.registration_sent_at)
         attempt = self._attempt(it, it.registration_sent_at, self._journal.owner_of(id) or "")
-        fate = self._journal.fate(attempt)
+        fate, now = self._journal.fate(attempt), self._clock.now()
         return not fate.unsent and answer_may_come(
-            attempt,
-            self._clock.now(),
+            self._dated(attempt, now),
+            now,
             owner_alive=fate.owner_alive,
             in_flight=True if self._sections.in_flight(id) else fate.in_flight,
             answered=fate.answered,
             limits=self._limits,
         )
+
+    def _dated(self, attempt: Attempt, now: datetime) -> Attempt:
+        """Another host's clock was ahead: it is waited for from when it was first seen (ADR 0020)."""
+        if not dated_ahead(attempt, now, self._limits):
+            return attempt
+        since = self._ahead.setdefault(attempt.id, elapsed())
+        return seen_since(attempt, now - timedelta(seconds=elapsed() - since), self._limits)
 
     def _attempt(self, it: Integration, sent_at: datetime, journal_id: str) -> Attempt:
         return Attempt(
@@ -204,12 +223,18 @@ def attempt_id_of(integration_id: IntegrationId, sent_at: datetime) -> AttemptId
     return AttemptId(derived_id("att", integration_id, sent_at.isoformat()))
 
 
-async def forget(tx: Tx, tenant: Tenant, integration_id: IntegrationId, sent_at: datetime) -> None:
-    """Take an intent back."""
+async def ended(
+    tx: Tx,
+    tenant: Tenant,
+    integration_id: IntegrationId,
+    sent_at: datetime,
+    since: datetime | None = None,
+) -> None:
+    """Take an intent back, or leave it as one of so long ago."""
     current = await tx.integrations.get(tenant, integration_id)
     if current is not None and current.registration_sent_at == sent_at:
-        unsent = current.model_copy(update={"registration_sent_at": None})
-        await tx.integrations.replace(unsent, expected=current.revision)
+        after = current.model_copy(update={"registration_sent_at": since})
+        await tx.integrations.replace(after, expected=current.revision)
 
 
 async def forget_unsent(tx: Tx, header: Header) -> None:
@@ -218,4 +243,4 @@ async def forget_unsent(tx: Tx, header: Header) -> None:
     current = await tx.integrations.get(header.tenant, integration_id)
     sent_at = current.registration_sent_at if current is not None else None
     if sent_at is not None and attempt_id_of(integration_id, sent_at) == header.attempt_id:
-        await forget(tx, header.tenant, integration_id, sent_at)
+        await ended(tx, header.tenant, integration_id, sent_at)

@@ -19,6 +19,7 @@ from activities.single_use import LANES, Use
 from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.core.attempt import Attempt, AttemptKind, Outcome
 from evergrant_server.core.clock import Clock, elapsed
+from evergrant_server.core.connection import State
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.crypto import Lane
 from evergrant_server.journal import Entry, Journal
@@ -132,7 +133,7 @@ class Replayer:
         async with self._store.read() as tx:
             connection = await tx.connections.get(header.tenant, header.connection_id)
             attempt = await tx.attempts.get(header.tenant, header.attempt_id)
-            if connection is not None and connection.state.final:
+            if connection is not None and connection.state is State.REVOKED:
                 return "revoked"  # its keys were destroyed: nobody can open this, and nobody should
             if connection is None or attempt is None:
                 raise Failure(Code.STORE_BEHIND, "the store doesn't know the attempt of this answer")

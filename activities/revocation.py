@@ -98,7 +98,10 @@ class RevocationActivities(ProviderActivities):
             # a key that somebody brought is theirs to take back; OAuth 1.0a has no revocation
             return Revocation.NOT_SUPPORTED
         # late ones are not believed, and perhaps alive all the same
-        told = [await self._ended(held, it.refresh_token, it.access_token) for it in late]
+        told = [
+            await self._ended(held.knowing({**held.facts, **it.metadata}), it.refresh_token, it.access_token)
+            for it in late
+        ]
         if held.grant is not None:
             async with self._store.read() as tx:
                 refresh_token = await tx.grants.refresh_token(held.connection)

@@ -67,7 +67,8 @@ WHEN = {
     "or only a refresh can tell",
     AuditAction.REVOKED_ELSEWHERE: "the provider said that the subject, or it, ended the grant over there",
     AuditAction.SENT_TWICE: "a worker was stopped past its deadline, and a credential left two of them",
-    AuditAction.ANSWER_CAME_LATE: "an answer that had been given up came; it is looked at before it is used",
+    AuditAction.ANSWER_CAME_LATE: "an answer that had been given up came: it is looked at before it is used, "
+    "or revoked when its connection has ended",
     AuditAction.REAUTHORIZE_ASKED: "somebody asked for a new consent",
     AuditAction.SOURCE_APP_CHANGED: "another app asked for the exchange; it is made in that one's name now",
     AuditAction.REVOKE_ASKED: "somebody asked for revocation; no lease leaves from here on",

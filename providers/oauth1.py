@@ -19,7 +19,7 @@ from providers.callback import Callback, Query, single
 from providers.client import OAuthClient
 from providers.dialects import filled_params
 from providers.oauth1_signing import authorization
-from providers.reading import Unreadable
+from providers.reading import Unreadable, is_fact
 from providers.replies import refuse_failures
 from providers.reply import RawReply
 from providers.resolve import checked_params, fill
@@ -32,7 +32,6 @@ from providers.verdicts import body_of, unreadable
 _DENIED = "denied"  # X and those that follow it: the token, under another name
 _PROBLEM = "oauth_problem"  # the Problem Reporting extension
 _SAID_NO = ("user_refused", "permission_denied")
-_LONGEST_FACT = 1024
 _LONGEST = 2048
 
 
@@ -147,7 +146,7 @@ def read_token_credentials(spec: ProviderSpec, reply: RawReply, *, now: datetime
         token_type=OAUTH1,
         expires_in=expires_in,
         scopes=() if rule_of(spec).scope_in == "none" else None,
-        metadata={name: value for name, value in facts.items() if len(value) <= _LONGEST_FACT},
+        metadata={name: value for name, value in facts.items() if is_fact(value)},
     )
 
 

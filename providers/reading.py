@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl
 
+from evergrant_server.core.text import is_whole
+
 _DEEPEST = 32
 _LONGEST = 1024 * 1024
 _LONGEST_FACT = 1024
@@ -105,11 +107,10 @@ def at(data: Any, path: str | None) -> Any:
 
 def is_fact(value: Any) -> bool:
     """A short scalar that a column and an answer of ours can hold. JSON's text may name a number that
-    is none (1e999), half a character and NUL."""
+    is none (1e999)."""
     match value:
         case str():
-            half = any("\ud800" <= char <= "\udfff" for char in value)
-            return len(value) <= _LONGEST_FACT and "\0" not in value and not half
+            return len(value) <= _LONGEST_FACT and is_whole(value)
         case float():
             return math.isfinite(value)
         case _:

@@ -13,6 +13,7 @@ from evergrant_server.core.errors import Failure
 from evergrant_server.core.grant import TokenSet
 from evergrant_server.core.proof import DPOP
 from evergrant_server.core.secret import Secret
+from evergrant_server.core.text import is_whole
 from providers.reading import Unreadable, at, is_fact, kind
 from providers.reply import RawReply
 from providers.spec import ProviderSpec, Revocation
@@ -194,7 +195,8 @@ def _refresh_expires_in(spec: ProviderSpec, data: dict[str, Any], now: datetime 
 
 
 def _scopes(spec: ProviderSpec, value: Any) -> tuple[str, ...] | None:
-    """None when the reply has no scope: as requested, then (RFC 6749 section 5.1)."""
+    """None when the reply has no scope: as requested, then (RFC 6749 section 5.1). What can't be
+    written is no scope, and no reason to lose the tokens."""
     if value is None:
         return None
     if spec.response.scope_format == "array":
@@ -206,7 +208,7 @@ def _scopes(spec: ProviderSpec, value: Any) -> tuple[str, ...] | None:
             raise Unreadable(f"a scope that is {kind(value)}, not a string")
         # no scope holds white space (RFC 6749 section 3.3), so it separates whatever else does
         parts = value.replace(spec.response.scope_separator or spec.scope_separator, " ").split()
-    return tuple(dict.fromkeys(part for part in parts if part))
+    return tuple(dict.fromkeys(part for part in parts if part and is_whole(part)))
 
 
 def _metadata(spec: ProviderSpec, data: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 from evergrant_server.core.grant import Grant, TokenSet
 from evergrant_server.core.receivers import Mark
 from evergrant_server.core.secret import Secret
+from evergrant_server.core.text import is_whole
 
 SUB, EMAIL = "sub", "email"
 TOKEN_PREFIX, TOKEN_HASH = "refresh_token_prefix", "refresh_token_sha512_sha512"
@@ -27,7 +28,8 @@ def marks_of(tokens: TokenSet, grant: Grant) -> dict[str, Mark]:
         found |= _of_id_token(tokens.id_token)
     if tokens.refresh_token is not None:
         found |= _of_refresh_token(tokens.refresh_token)
-    return {name: Mark(name, value) for name, value in found.items() if 0 < len(value) <= _LONGEST}
+    known = ((name, value) for name, value in found.items() if 0 < len(value) <= _LONGEST)
+    return {name: Mark(name, value) for name, value in known if is_whole(value)}
 
 
 def silent_names(tokens: TokenSet) -> frozenset[str]:

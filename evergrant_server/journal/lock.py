@@ -29,10 +29,11 @@ class JournalLock:
             ) from None
 
     def held(self, journal_id: str) -> bool | None:
-        """True while its owner lives, False when it died, None when it isn't on this host."""
+        """True while its owner lives, False when it died, None when it isn't on this host, or is nobody's."""
         if journal_id == self.id:
             return True
-        if "/" in journal_id or not (self._folder / journal_id).is_dir():
+        named = "/" not in journal_id and journal_id not in ("", ".", "..")  # "" is the folder itself
+        if not named or not (self._folder / journal_id).is_dir():
             return None
         fd = _try_directory(self._folder / journal_id)
         if fd is None:

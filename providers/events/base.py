@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from evergrant_server.core.elsewhere import Weight
 from evergrant_server.core.receivers import Mark
 from evergrant_server.core.secret import Secret
+from evergrant_server.core.text import is_whole
 
 WINDOW = timedelta(minutes=5)  # how far a signed moment may be from now
 LONGEST_ID = 256
@@ -84,7 +85,7 @@ def account(value: object) -> tuple[frozenset[Mark], ...]:
     if isinstance(value, bool) or not isinstance(value, str | int):
         return ()
     name = str(value)
-    return (frozenset({Mark(ACCOUNT, name)}),) if 0 < len(name) <= LONGEST_ID else ()
+    return (frozenset({Mark(ACCOUNT, name)}),) if 0 < len(name) <= LONGEST_ID and is_whole(name) else ()
 
 
 def key_of(trust: Trust) -> bytes:

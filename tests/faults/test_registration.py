@@ -16,7 +16,7 @@ from activities.discovery import DiscoveryActivities
 from activities.registration import Registrations
 from activities.replay import Replayer
 from evergrant_server.core.access import Integration, IntegrationState, Registration
-from evergrant_server.core.attempt import LIMITS, AttemptKind
+from evergrant_server.core.attempt import LIMITS, AttemptKind, Limits
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import State
 from evergrant_server.core.errors import Code
@@ -26,6 +26,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.core.upkeep import REREAD_WORKFLOW, MetadataRead, RereadMetadata
 from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.journal import Journal
+from evergrant_server.store import Store
 from tests.fakes.authorization_server import running_authorization_server
 from tests.fakes.installation import ASKED, TENANT, Installation, installation
 from tests.fakes.scripted_provider import ScriptedProvider, drop, drop_after_commit, error, html, status
@@ -124,15 +125,22 @@ async def test_rfc7591_3_an_initial_access_token_is_sent_once_whatever_comes_of_
 class Worker:
     """What a worker would run, called without Temporal, with a journal folder that others share."""
 
-    def __init__(self, place: Installation, idp: ScriptedProvider, journals: Path) -> None:
-        parts, sections = place.parts, CriticalSections()
+    def __init__(
+        self,
+        place: Installation,
+        idp: ScriptedProvider,
+        journals: Path,
+        limits: Limits = LIMITS,
+        store: Store | None = None,
+    ) -> None:
+        parts, sections, store = place.parts, CriticalSections(), store or place.store
         self.journal = Journal(journals)
         egress = Egress(EgressPolicy(allow=(idp.allowance,)))
-        sending = Registrations(parts.store, egress, parts.clock, sections, self.journal, LIMITS)
+        sending = Registrations(store, egress, parts.clock, sections, self.journal, limits)
         url = parts.settings.public_url
-        self.discovery = self.made_of(parts.store, parts.registry, egress, parts.clock, url, sending)
+        self.discovery = self.made_of(store, parts.registry, egress, parts.clock, url, sending)
         endings = {AttemptKind.REGISTRATION: self.discovery.answered}
-        self.replayer = Replayer(parts.store, parts.clock, self.journal, sections, endings)
+        self.replayer = Replayer(store, parts.clock, self.journal, sections, endings)
 
     made_of = DiscoveryActivities
 

@@ -14,6 +14,7 @@ from activities.critical import CriticalSections
 from activities.holdings import Holder, Holdings
 from activities.single_use import Ending, SingleUse, Use
 from evergrant_server.core.attempt import LIMITS, AttemptKind, LateAnswer, Limits, Outcome
+from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, Revocation, State
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.grant import MAIN, TokenSet
@@ -30,7 +31,7 @@ from providers.reply import RawReply
 from tests.fakes.installation import ASKED, TENANT, Installation
 from tests.fakes.scripted_provider import ScriptedProvider, error
 from tests.faults.test_one_connection import open_attempts
-from tests.faults.test_review_takeover import Activities
+from tests.faults.test_review_takeover import Activities, at_temporal
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
 
@@ -70,6 +71,7 @@ async def test_the_time_to_send_counts_from_before_the_intent(
     journal.release()
 
 
+LATE = RawReply(200, {}, b'{"access_token": "at-late", "token_type": "Bearer", "refresh_token": "rt-late"}')
 LOST = Failure(Code.STORE_UNAVAILABLE, "its answer was lost")
 
 
@@ -260,11 +262,8 @@ async def test_what_lands_while_the_provider_is_told_is_revoked_too(
 ):
     """Its host was away for longer than anybody waits for an answer, and comes back in this moment."""
     connection = await place.connect(idp, STRICT)
-    reply = RawReply(
-        200, {}, b'{"access_token": "at-late", "token_type": "Bearer", "refresh_token": "rt-late"}'
-    )
     long_ago = Limits(send=-timedelta(minutes=2))
-    await died_with(place, connection, tmp_path / "far", reply, limits=long_ago)
+    await died_with(place, connection, tmp_path / "far", LATE, limits=long_ago)
     async with place.store.write() as tx:
         asked = (await place.row(connection)).revoke_asked("asked", place.parts.clock.now())
         await tx.connections.replace(asked, expected=asked.revision)
@@ -282,3 +281,26 @@ async def test_what_lands_while_the_provider_is_told_is_revoked_too(
     assert (await here.revoke(connection)).revocation is Revocation.CONFIRMED
     told = [call.params["token"] for call in idp.calls if call.endpoint == "revoke"]
     assert told[2:] == ["rt-late", "at-late"]
+
+
+async def test_what_comes_after_all_was_revoked_is_revoked_too(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    """Its host was away, and nobody waited for the answer any more; its process has it in hand."""
+    connection = await place.connect(idp, STRICT)
+    long_ago = Limits(send=-timedelta(minutes=2))
+    far = Activities(place, (idp.allowance,), tmp_path / "far", long_ago)
+    use = await far._refresh._single_use.begin(AttemptKind.REFRESH, connection, STRICT, token_valid=True)
+    await place.revoke(connection)
+    await place.until(connection, lambda row: row.state is State.REVOKED)
+    provenance = Provenance(workflow_id="w", run_id="r", event_id=1)
+    order = RefreshGrant(
+        tenant=TENANT, connection_id=connection.id, asked=ASKED, provenance=provenance, generation=1
+    )
+    answer = Answer.to(order, LATE, place.parts.clock.now())
+    news = await at_temporal().run(far._refresh.answered, use, answer)
+    assert news.state is State.REVOKED
+    told = [call.params["token"] for call in idp.calls if call.endpoint == "revoke"]
+    assert told[-1] == "rt-late"
+    (said,) = await place.records(AuditAction.ANSWER_CAME_LATE)
+    assert (said.detail["state"], said.detail["revoked"]) == (State.REVOKED, True)

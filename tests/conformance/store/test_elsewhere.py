@@ -51,6 +51,23 @@ async def test_a_connection_is_found_by_every_mark_it_bears_and_by_no_other(stor
     assert await bearers(store, Mark("sub", "account-1"), tenant=Tenant("acme2")) == []
 
 
+@pytest.mark.parametrize(
+    "claims", [{"sub": "\ud800"}, {"email": "a\udfff@b.example", "email_verified": True}]
+)
+async def test_half_a_character_is_no_mark_and_the_grant_is_installed(
+    store: Store, claims: dict[str, object]
+):
+    """JSON may name one, and nothing can be made of it: not even a hash."""
+    connection = await added(store, a_connection())
+    tokens = some_tokens(id_token=id_token(**{"sub": "account-1", **claims}))
+    grant = a_grant(1, metadata={"team.id": "T1"})
+    async with store.write() as tx:
+        saved = await tx.grants.install(connection.granted(NOW), tokens, grant, expected=connection.revision)
+    assert saved.generation == 1
+    assert await bearers(store, Mark("fact:team.id", "T1")) == [connection.id]
+    assert await bearers(store, Mark("sub", "account-1")) == ([] if "sub" in claims else [connection.id])
+
+
 async def test_marks_follow_the_tokens_and_are_forgotten_with_them(store: Store):
     one = await granted(store)
     prefix = Mark("refresh_token_prefix", "rt-xxxxxxxxxxxxx")

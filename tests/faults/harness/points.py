@@ -50,6 +50,7 @@ JOURNAL = "evergrant_server.journal"  # with everything below it
 ELSEWHERE = {
     "activities.replay:Replayer._of_an_integration": "a registration: there is no connection yet",
     "activities.consent:ConsentActivities.end_consent": "ends a consent without a code: one transaction",
+    "activities.consent:ConsentActivities._wait_for_an_answer": "ends a consent without a code",
     "activities.consent:_what_is_true": "ends a consent without a code: one transaction",
     "activities.client_secrets:with_either_secret": "a revocation, or before a consent: spends nothing",
     "evergrant_server.egress.network:GuardedBackend.connect_unix_socket": "always refuses",
@@ -64,6 +65,7 @@ ELSEWHERE = {
 ELSEWHERE_CALLED = {
     "tx.grants.access_token": "an access token that is exchanged is not spent",
     "install_import": "an import brings its tokens: no provider is asked",
+    "turned_away": "what came when its connection had ended: it is revoked",
     "subject_token_of": "a minting spends nothing",
     "self._of_an_integration": "a registration: there is no connection yet",
     "forget_unsent": "a registration: there is no connection yet",

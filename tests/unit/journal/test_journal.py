@@ -92,6 +92,13 @@ def test_what_a_living_neighbour_leaves_lying_is_taken_up_by_one_worker(journal:
         assert taken == [], "a dead owner's is taken up with its whole directory"
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "another/jrn_1", "jrn_of-another-host"])
+def test_whether_an_owner_that_is_not_on_this_host_lives_is_not_known(journal: Journal, name: str):
+    attempt = an_attempt(journal).model_copy(update={"journal_id": name})
+    assert journal.fate(attempt) == Fate(None, None, False)
+    assert [it.name for it in journal.folder.parent.rglob("lock")] == ["lock"], "its own, and no stray one"
+
+
 def test_a_full_disk_is_found_before_anything_is_sent(journal: Journal):
     with largest_file(4096), pytest.raises(Failure) as caught:
         journal.reserve(an_attempt(journal))

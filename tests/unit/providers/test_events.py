@@ -114,6 +114,9 @@ def test_zoom_names_the_user_and_the_moment():
     (it,) = hear(ReceiverKind.ZOOM, *zoom(body)).facts
     assert it.accounts == (frozenset({Mark("account", "zu-1")}),)
     assert it.at == NOW - timedelta(milliseconds=500)
+    body["payload"] = {"user_id": "\ud800", "client_id": "client-1"}
+    (it,) = hear(ReceiverKind.ZOOM, *zoom(body)).facts
+    assert it.accounts == (), "half a character is nobody's id"
     body["payload"] = {"user_id": "zu-1", "client_id": "another app"}
     assert hear(ReceiverKind.ZOOM, *zoom(body)).facts == ()
 

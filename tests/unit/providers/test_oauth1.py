@@ -1,6 +1,7 @@
 """OAuth 1.0a: the RFC's own signatures, oauthlib's judgement of ours, and what replies and callbacks say."""
 
 import base64
+import json
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote, urlencode
@@ -184,6 +185,14 @@ def test_what_is_no_temporary_credential(answer: RawReply, code: Code):
     with pytest.raises(Failure) as raised:
         read_temporary(SPEC, answer)
     assert raised.value.code is code
+
+
+@pytest.mark.parametrize("user_id", ["\ud800", "a\0b", "x" * 1025])
+def test_a_fact_that_nothing_can_hold_is_left_out_and_the_token_is_not(user_id: str):
+    said = {"oauth_token": "a", "oauth_token_secret": "b", "user_id": user_id}
+    read = read_token_credentials(SPEC, reply(json.dumps(said)), now=NOW)
+    assert TokenPair.from_secret(read.access_token).token.reveal() == "a"
+    assert read.metadata == {}
 
 
 def test_rfc5849_2_3_token_credentials_are_sealed_as_one():

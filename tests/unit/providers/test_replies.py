@@ -299,3 +299,32 @@ def test_a_fact_in_any_script_is_kept():
     spec = spec_like(response={"metadata_paths": ["team"]})
     reply = RawReply(200, {}, json.dumps({"access_token": "a", "team": said}).encode())
     assert read_tokens(spec, reply, requested_scopes=(), refreshing=False).metadata == {"team": said}
+
+
+@pytest.mark.parametrize("scope_format", ["string", "array"])
+@pytest.mark.parametrize("half", ["\ud800", "files\udfff", "a\0b"])
+def test_a_scope_that_no_answer_can_hold_is_none_and_the_tokens_are_kept(scope_format: str, half: str):
+    """It would make an answer of ours, and the next request of whoever sends scopes, fail."""
+    spec = spec_like(response={"scope_format": scope_format})
+    scopes = ["read", half]
+    said = scopes if scope_format == "array" else " ".join(scopes)
+    reply = RawReply(200, {}, json.dumps({"access_token": "a", "scope": said}).encode())
+    assert read_tokens(spec, reply, requested_scopes=(), refreshing=False).scopes == ("read",)
+
+
+@pytest.mark.parametrize("name", ["access_token", "refresh_token", "id_token", "token_type"])
+def test_half_a_character_where_a_token_is_makes_a_reply_unreadable(name: str):
+    body = {"access_token": "a", "refresh_token": "r", name: "t\ud800"}
+    reply = RawReply(200, {}, json.dumps(body).encode())
+    with pytest.raises(Failure) as raised:
+        read_tokens(spec_like(), reply, requested_scopes=(), refreshing=False)
+    assert raised.value.code is Code.REPLY_UNREADABLE
+    raised.value.detail.encode()
+
+
+def test_half_a_character_in_an_errors_name_isn_t_shown():
+    reply = RawReply(400, {}, json.dumps({"error": "bad\ud800"}).encode())
+    with pytest.raises(Failure) as raised:
+        read_tokens(spec_like(), reply, requested_scopes=(), refreshing=False)
+    assert "provider_error" not in raised.value.context
+    raised.value.detail.encode()

@@ -1,0 +1,252 @@
+"""A consent's end, and the answer that is on its way: it is waited for, or what it brings is revoked."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from activities.answers import Answer
+from activities.critical import CriticalSections
+from activities.renewal import NOTHING_IS_SPENT
+from activities.single_use import SingleUse
+from evergrant_server.core.attempt import AttemptKind, LateAnswer, Outcome
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.clock import SetClock
+from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.consent import Consent, ConsentKind
+from evergrant_server.core.device import Poll
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.flow import Flow
+from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.ids import AttemptId, new_id
+from evergrant_server.core.messages import EndConsent, GrantNews, MintGrant, Provenance
+from evergrant_server.core.secret import Secret
+from evergrant_server.crypto import Lane
+from evergrant_server.journal import Journal
+from providers.reply import RawReply
+from tests.fakes.certificates import loopback_tls
+from tests.fakes.databases import migrated_sqlite, sqlite_url
+from tests.fakes.installation import ASKED, TENANT, Installation, installation
+from tests.fakes.scripted_provider import Answer as Scripted
+from tests.fakes.scripted_provider import ScriptedProvider, delay, hold_answer, ok, raw, status
+from tests.faults.test_late_first_answers import integration
+from tests.faults.test_one_connection import open_attempts
+from tests.faults.test_review_takeover import Activities, at_temporal
+from tests.faults.test_staged_first_tokens import A_CODE
+
+CODE_LIVES_S = 600
+JSON = {"content-type": "application/json"}
+PROVENANCE = Provenance(workflow_id="w", run_id="r", event_id=1)
+
+
+@pytest_asyncio.fixture
+async def idp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ScriptedProvider]:
+    tls = loopback_tls(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tls.authorities))
+    async with ScriptedProvider(tls=tls) as provider:
+        provider.script(A_CODE, at="device")
+        yield provider
+
+
+@pytest_asyncio.fixture
+async def place(temporal_address: str, tmp_path: Path, idp: ScriptedProvider) -> AsyncIterator[Installation]:
+    await migrated_sqlite(tmp_path)
+    async with installation(temporal_address, sqlite_url(tmp_path), tmp_path, allow=(idp.allowance,)) as here:
+        yield here
+
+
+class Worker(Activities):
+    """One of this host's, by a clock that the test moves."""
+
+    def __init__(self, place: Installation, idp: ScriptedProvider, folder: Path) -> None:
+        self.clock = SetClock(place.parts.clock.now())
+        super().__init__(place, (idp.allowance,), folder / "one-host", clock=self.clock)
+
+    async def end(self, connection: Connection) -> GrantNews | None:
+        order = EndConsent(
+            tenant=TENANT, connection_id=connection.id, asked=ASKED, provenance=PROVENANCE, denied=False
+        )
+        return await at_temporal().run(self._consent.end_consent, order)
+
+
+class Device:
+    """A connection whose subject was shown a code."""
+
+    def __init__(self, place: Installation, idp: ScriptedProvider, folder: Path) -> None:
+        self.place = place
+        self.idp = idp
+        self.folder = folder
+        self.worker = Worker(place, idp, folder)
+        self.connection: Connection
+        self.consent: Consent
+
+    async def begun(self) -> "Device":
+        at = await integration(
+            self.place,
+            self.idp,
+            auth_modes=["device_code"],
+            token_endpoint=self.idp.url("token"),
+            revocation_endpoint=self.idp.url("revoke"),
+            device_authorization_endpoint=self.idp.url("device"),
+            template_params={},
+            post_auth=[],
+        )
+        connection = await self.place.begin(at)
+        self.consent = Consent.unasked(
+            connection,
+            ConsentKind.DEVICE,
+            ("read",),
+            ASKED,
+            at=connection.created_at,
+            expires_at=connection.consent_deadline,
+        )
+        async with self.place.store.write() as tx:
+            changed = connection.model_copy(update={"flow": Flow.DEVICE_CODE})
+            self.connection = await tx.connections.replace(changed, expected=connection.revision)
+            await tx.consents.add(self.consent, None)
+        assert (await self.worker.poll(self.connection, self.consent)).poll is Poll.BEGUN
+        return self
+
+    def approved(self) -> bytes:
+        return json.dumps(self.idp.grant()).encode()
+
+    async def died_with_the_answer(self) -> AttemptId:
+        """A neighbour of this host: the subject had approved."""
+        journal = Journal(self.folder / "one-host")
+        dies = SingleUse(self.place.store, self.worker.clock, CriticalSections(), journal)
+        use = await dies.begin(
+            AttemptKind.DEVICE_CODE,
+            self.connection,
+            NOTHING_IS_SPENT,
+            token_valid=False,
+            credential=self.consent.id,
+        )
+        order = MintGrant(
+            tenant=TENANT,
+            connection_id=self.connection.id,
+            asked=ASKED,
+            provenance=PROVENANCE,
+            consent_id=self.consent.id,
+        )
+        answer = Answer.to(order, RawReply(200, JSON, self.approved()), self.worker.clock.now())
+        assert use.room is not None
+        use.room.keep(use.keys.current(Lane.REFRESH), answer.packed())
+        journal.release()
+        return use.attempt.id
+
+    async def ends(self, state: State) -> None:
+        now = self.place.parts.clock.now()
+        async with self.place.store.write() as tx:
+            current = await tx.connections.get(TENANT, self.connection.id)
+            assert current is not None
+            denied = state is State.DENIED
+            ended = current.consent_denied(now) if denied else current.consent_expired(now)
+            await tx.connections.replace(ended, expected=current.revision)
+
+    async def turned_away(self) -> bool:
+        """Was what came revoked? As the record says, and the provider."""
+        records = await self.place.audited(self.connection)
+        (came,) = (it for it in records if it.action is AuditAction.ANSWER_CAME_LATE)
+        alive = any(family.alive for family in self.idp.families)
+        assert came.detail["revoked"] is not alive
+        return not alive
+
+
+@pytest_asyncio.fixture
+async def device(place: Installation, idp: ScriptedProvider, tmp_path: Path) -> Device:
+    return await Device(place, idp, tmp_path).begun()
+
+
+async def test_a_device_code_that_is_over_waits_for_its_last_polls_answer(device: Device):
+    """The subject had approved in time, and the tokens lie in a journal."""
+    await device.died_with_the_answer()
+    device.worker.clock.advance(CODE_LIVES_S)
+    with pytest.raises(Failure) as waits:
+        await device.worker.poll(device.connection, device.consent)
+    assert waits.value.code is Code.REFRESH_PENDING
+    assert waits.value.retry_after is not None
+    assert (await device.place.row(device.connection)).state is State.PENDING_CONSENT
+    assert await device.worker.replayer.sweep() == 1
+    assert (await device.place.row(device.connection)).state is State.ACTIVE
+    assert (await device.worker.poll(device.connection, device.consent)).generation == 1
+
+
+async def test_a_device_code_that_is_over_ends_when_nothing_is_on_its_way(device: Device):
+    device.worker.clock.advance(CODE_LIVES_S)
+    news = await device.worker.poll(device.connection, device.consent)
+    assert (news.failure, news.over) == (Code.CONSENT_EXPIRED, True)
+
+
+async def test_a_consents_deadline_waits_for_what_is_on_its_way(device: Device):
+    await device.died_with_the_answer()
+    with pytest.raises(Failure) as waits:
+        await device.worker.end(device.connection)
+    assert waits.value.code is Code.REFRESH_PENDING
+    await device.worker.replayer.sweep()
+    stands = await device.worker.end(device.connection)
+    assert stands is not None
+    assert stands.state is State.ACTIVE
+
+
+@pytest.mark.parametrize("state", [State.CONSENT_EXPIRED, State.DENIED])
+@pytest.mark.parametrize(("said", "revoked"), [(ok(), True), (status(503), False)])
+async def test_what_a_journal_has_for_a_consent_that_ended_is_revoked_once_and_told(
+    device: Device, state: State, said: Scripted, revoked: bool
+):
+    """Nobody can have these tokens any more: they must not live on without a word."""
+    attempt_id = await device.died_with_the_answer()
+    await device.ends(state)
+    device.idp.script(said, at="revoke")
+    assert await device.worker.replayer.sweep() == 1
+    assert await device.turned_away() is revoked
+    assert (await device.place.row(device.connection)).state is state
+    async with device.place.store.read() as tx:
+        attempt = await tx.attempts.get(TENANT, attempt_id)
+    assert attempt is not None
+    assert attempt.outcome is Outcome.SUPERSEDED
+    assert device.worker.journal.left_behind() == (0, 0)
+    assert await device.worker.replayer.sweep() == 0
+    assert device.idp.count("revoke") == 1
+
+
+async def test_an_answer_in_flight_when_its_consent_ends_is_revoked(device: Device):
+    """It ends with a word of its own, and not as something unexpected."""
+    gate = asyncio.Event()
+    device.idp.script(delay(gate, raw(device.approved(), headers={"Content-Type": "application/json"})))
+    poll = asyncio.create_task(device.worker.poll(device.connection, device.consent))
+    await device.idp.until("token", 1)
+    await device.ends(State.CONSENT_EXPIRED)
+    gate.set()
+    news = await poll
+    assert (news.failure, news.over) == (Code.CONSENT_EXPIRED, True)
+    assert await device.turned_away()
+    assert await open_attempts(device.place, device.connection) == 0
+
+
+async def test_a_late_answer_that_is_verified_after_its_consent_ended_is_revoked(device: Device):
+    now: datetime = device.place.parts.clock.now()
+    late = LateAnswer(
+        tenant=TENANT,
+        attempt_id=AttemptId(new_id("att")),
+        connection_id=device.connection.id,
+        from_generation=0,
+        asked_at=now,
+        came_at=now,
+    )
+    given = device.idp.grant()
+    tokens = TokenSet(access_token=Secret("at-late"), refresh_token=Secret(given["refresh_token"]))
+    async with device.place.store.write() as tx:
+        assert await tx.late_answers.keep(late, tokens)
+    gate = asyncio.Event()
+    device.idp.script(hold_answer(gate))
+    verified = asyncio.create_task(device.worker.verify(device.connection, late.attempt_id))
+    await device.idp.until("token", 1)
+    await device.ends(State.CONSENT_EXPIRED)
+    gate.set()
+    assert (await verified).failure is Code.CONSENT_EXPIRED
+    assert await device.turned_away()
+    assert await open_attempts(device.place, device.connection) == 0
