@@ -102,7 +102,7 @@ class Settings(BaseSettings):
     expiry_announce_days: Annotated[tuple[int, ...], NoDecode] = Field(
         default=(14, 3, 1),
         description="Days before a grant ends for good on which that is announced, for grants that come "
-        "from then on. Comma-separated; 0 announces nothing.",
+        "from then on, and for runs that begin again. Comma-separated; 0 announces nothing.",
     )
     webhook_retention: timedelta = Field(
         default=timedelta(days=30),
