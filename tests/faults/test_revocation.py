@@ -103,7 +103,10 @@ async def test_what_failed_last_is_told_by_the_workflow_while_it_goes_on_trying(
     assert now.failing_since < first
     assert now.next_at is not None
     await place.until(connection, lambda row: row.state is State.REVOKED)
-    assert (await described(place, connection)).failed is None
+    async with asyncio.timeout(10):
+        while (now := await described(place, connection)).state is not State.REVOKED:
+            await asyncio.sleep(0.05)
+    assert now.failed is None
 
 
 async def test_what_nobody_foresaw_is_tried_again_ever_more_slowly(
