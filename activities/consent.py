@@ -1,6 +1,7 @@
 """The end of a consent: its code exchanged for the first tokens, or its deadline, or a no."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 
@@ -21,7 +22,7 @@ from activities.records import closed, connection_of, record, settled
 from activities.renewal import Reading
 from activities.single_use import Ending, Use, open_attempt
 from activities.transfer import end_consent, install_import
-from activities.unwanted import turned_away
+from activities.unwanted import late_ones_turned_away, turned_away
 from activities.wellbeing import note_recovery
 from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.core.access import Endpoints
@@ -335,7 +336,19 @@ class ConsentActivities(ProviderActivities):
             await record(tx, order, action, now)
             return None
 
-        return await settled(self._store, end)
+        news = await settled(self._store, end)
+        if news is None:
+            await self._turn_late_ones_away(order)
+        return news
+
+    async def _turn_late_ones_away(self, order: EndConsent) -> None:
+        """An answer that came late isn't verified any more."""
+        async with self._store.read() as tx:
+            kept = await tx.late_answers.of(order.tenant, order.connection_id)
+        with suppress(Failure):  # without its definition nobody can be told: they stay sealed
+            if kept:
+                held = await self._holder.take(order.tenant, order.connection_id)
+                await late_ones_turned_away(self._store, self._clock, self._sender, order, held, kept)
 
 
 def _with_callback(tokens: TokenSet, consent: Consent) -> TokenSet:

@@ -147,14 +147,16 @@ class ElsewhereActivities:
         return read_introspection(held.spec, reply)
 
     async def _follow(self, tx: Tx, asked_about: Connection, finding: Finding) -> str:
-        """A token that a refresh may be replacing right now is no witness."""
+        """A token that a refresh may be replacing right now is no witness, nor is one whose successor is
+        kept unread."""
         weight = finding.weight
         if weight is None:
             return finding.value
         current = await tx.connections.get(asked_about.tenant, asked_about.id)
         if current is None or current.generation != asked_about.generation:
             return Verdict.OLDER
-        if await open_attempt(tx, current) is not None:
+        unread = await tx.attempts.unread(current.tenant, current.id, current.generation)
+        if unread is not None or await open_attempt(tx, current) is not None:
             return "busy"
         news = NewsFromElsewhere(
             source=Source.INTROSPECTION,

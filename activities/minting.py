@@ -87,6 +87,7 @@ class MintActivities(ConsentActivities):
             commit=partial(self._install_minted, order, held, consent),
             settle=partial(self._settle_mint, order, held, provisional),
             provisional=provisional,
+            spends=False,
         )
 
     async def _install_minted(

@@ -52,9 +52,10 @@ async def record(tx: Tx, call: Call, action: AuditAction, at: datetime, **detail
 
 
 async def closed(tx: Tx, attempt: Attempt, outcome: Outcome, at: datetime) -> None:
-    """Write how an attempt ended, unless another one took over and said so already."""
+    """Write how an attempt ended, unless another one took over and said so already. What was unread until
+    now is read at last."""
     now = await tx.attempts.get(attempt.tenant, attempt.id)
-    if now is not None and now.outcome is None:
+    if now is not None and now.outcome in (None, Outcome.UNREAD):
         await tx.attempts.close(now, outcome, at)
 
 

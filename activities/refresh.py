@@ -28,8 +28,17 @@ from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code, Failure, Kind
 from evergrant_server.core.grant import Grant, TokenSet
 from evergrant_server.core.late import WANTED
-from evergrant_server.core.messages import SIGNAL_ROTATE, ActivityName, GrantNews, RefreshGrant, Rotate
+from evergrant_server.core.messages import (
+    SIGNAL_PROVIDER_CHANGED,
+    SIGNAL_ROTATE,
+    ActivityName,
+    GrantNews,
+    ProviderChanged,
+    RefreshGrant,
+    Rotate,
+)
 from evergrant_server.core.outbox import signal_to
+from evergrant_server.core.provider import Rotation
 from evergrant_server.store import Store, Tx
 from providers.flows import Sender
 
@@ -159,6 +168,7 @@ class RefreshActivities(ProviderActivities):
             commit=partial(self._install, order, held),
             settle=partial(self._settle, order, held, not provisional),
             provisional=provisional,
+            spends=not held.spends_nothing and held.integration.refresh.rotation is not Rotation.NONE,
         )
 
     async def _install(self, order: RefreshGrant, held: Holdings, use: Use, tokens: TokenSet) -> GrantNews:
@@ -196,6 +206,8 @@ class RefreshActivities(ProviderActivities):
             await closed(tx, attempt, Outcome.INSTALLED, now)
             await note_recovery(tx, order, current, now)
             await record(tx, order, AuditAction.GRANT_REFRESHED, now, generation=grant.generation)
+            if use.entry is not None and use.entry.aside:
+                await _repaired(tx, order, saved, now)
             return held.news(saved, grant)
 
         news = await settled(self._store, install, use.keys)
@@ -285,6 +297,12 @@ class RefreshActivities(ProviderActivities):
             return GrantNews(failure=Code.CONSENT_REQUIRED)
 
         return await settled(self._store, expire)
+
+
+async def _repaired(tx: Tx, order: RefreshGrant, connection: Connection, now: datetime) -> None:
+    """Its workflow may wait for hours for an admin, who has acted."""
+    told = ProviderChanged(version=connection.revision, asked=order.asked)
+    await tx.outbox.add(signal_to(order.tenant, order.connection_id, SIGNAL_PROVIDER_CHANGED, told, now))
 
 
 async def _tried_at_once(tx: Tx, order: RefreshGrant, now: datetime) -> None:

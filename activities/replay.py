@@ -137,6 +137,8 @@ class Replayer:
                 return "revoked"  # its keys were destroyed: nobody can open this, and nobody should
             if connection is None or attempt is None:
                 raise Failure(Code.STORE_BEHIND, "the store doesn't know the attempt of this answer")
+            if entry.aside and connection.generation != attempt.from_generation:
+                return "superseded"  # the subject has consented again, or tokens were imported
             packed = await tx.keys.open_bytes(Lane.REFRESH, header.connection_id, header.place, entry.sealed)
         answer = Answer.unpacked(packed)
         keys = await self._store.hold_keys(header.tenant, header.connection_id, LANES)

@@ -11,6 +11,8 @@ from activities.holdings import Holdings
 from activities.provider_activities import ProviderActivities
 from activities.records import connection_of, record, settled
 from activities.single_use import open_attempt
+from activities.telling import ended_at_provider
+from activities.unwanted import of_facts
 from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.core.attempt import Outcome
 from evergrant_server.core.audit import AuditAction
@@ -18,11 +20,9 @@ from evergrant_server.core.connection import Revocation, State
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.grant import TokenSet
 from evergrant_server.core.messages import ActivityName, AskRevocation, RevocationNews, RevokeGrant
-from evergrant_server.core.secret import Secret
 from evergrant_server.store import Tx
 from evergrant_server.telemetry import frames, say
 from evergrant_server.telemetry_names import Event
-from providers.replies import read_revocation, revokes_no_such_token
 
 log = logging.getLogger("evergrant.activities")
 
@@ -99,7 +99,7 @@ class RevocationActivities(ProviderActivities):
             return Revocation.NOT_SUPPORTED
         # late ones are not believed, and perhaps alive all the same
         told = [
-            await self._ended(held.knowing({**held.facts, **it.metadata}), it.refresh_token, it.access_token)
+            await ended_at_provider(self._sender, of_facts(held, it), it.refresh_token, it.access_token)
             for it in late
         ]
         if held.grant is not None:
@@ -108,39 +108,13 @@ class RevocationActivities(ProviderActivities):
                 access_token = await tx.grants.access_token(held.connection)
             if held.connection.flow.mints:
                 refresh_token = None  # what was brought to be exchanged is not ours to end
-            told.append(await self._ended(held, refresh_token, access_token))
+            told.append(await ended_at_provider(self._sender, held, refresh_token, access_token))
         return max(told, key=_FROM_BEST.index)
-
-    async def _ended(self, held: Holdings, refresh_token: Secret | None, access_token: Secret) -> Revocation:
-        rule = held.spec.revocation
-        refresh, access = (refresh_token, "refresh_token"), (access_token, "access_token")
-        if rule is not None:  # a way of its own: one token ends the whole grant
-            first, second = (refresh, access) if rule.token == "refresh_token" else (access, refresh)
-            ended = await self._revoked(held, *first) or await self._revoked(held, *second)
-            return Revocation.CONFIRMED if ended else Revocation.NOT_SUPPORTED
-        grant_ended = await self._revoked(held, *refresh)
-        access_ended = await self._revoked(held, *access)
-        if grant_ended or (access_ended and refresh_token is None):
-            return Revocation.CONFIRMED
-        return Revocation.ACCESS_TOKEN_ONLY if access_ended else Revocation.NOT_SUPPORTED
 
     async def _late_tokens(self, held: Holdings) -> list[TokenSet]:
         async with self._store.read() as tx:
             found = await tx.late_answers.of(held.connection.tenant, held.connection.id)
             return [await tx.late_answers.tokens(late) for late in found]
-
-    async def _revoked(self, held: Holdings, token: Secret | None, hint: str) -> bool:
-        """False when there is no such token, or the provider revokes none of its kind.
-
-        200 means done, also for an unknown token; 503 means still live (RFC 7009 section 2.2).
-        """
-        if token is None:
-            return False
-        reply = await self._sender.revoke(held.spec, held.endpoints, held.client, token=token, hint=hint)
-        if revokes_no_such_token(held.spec, reply):
-            return False
-        read_revocation(held.spec, reply)
-        return True
 
     async def _failed(self, order: RevokeGrant, failure: Failure) -> RevocationNews:
         news = revocation_news(failure)

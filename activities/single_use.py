@@ -84,6 +84,7 @@ class Ending(Generic[T]):
     commit: Callable[[Use, TokenSet], Awaitable[T]]
     settle: Callable[[Use, Failure, Outcome | None], Awaitable[T]]
     provisional: bool = False  # by a staged definition, which the journal has to remember
+    spends: bool = True  # False: what was asked with may be used again, and brings as much
 
 
 class SingleUse:
@@ -183,7 +184,12 @@ class SingleUse:
         entry, unread = use.entry, failure.code is Code.REPLY_UNREADABLE and 200 <= reply.status < 300
         if unread and entry is not None and entry.aside:
             raise failure
-        aside = unread and entry is not None and self._journal.left_behind()[1] < _MOST_SET_ASIDE
+        aside = (
+            unread
+            and ending.spends
+            and entry is not None
+            and self._journal.left_behind()[1] < _MOST_SET_ASIDE
+        )
         refused = failure.kind is Kind.RECONNECT_NEEDED  # also when it came with status 200
         outcome = Outcome.REFUSED if refused else outcome_of_refusal(reply.status, failure.code)
         if aside and isinstance(failure, UnreadTokens) and use.attempt.kind in _ROTATING:

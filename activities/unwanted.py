@@ -1,18 +1,25 @@
 """Tokens that come when their connection has ended: nobody can have them, so the provider is told once."""
 
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+
 from activities.client_secrets import with_either_secret
 from activities.holdings import Holdings
 from activities.records import closed, connection_of, record, settled
 from activities.single_use import Use
-from evergrant_server.core.attempt import Outcome
+from activities.telling import ended_at_provider
+from evergrant_server.core.attempt import LateAnswer, Outcome
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
+from evergrant_server.core.connection import Revocation
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.grant import TokenSet
 from evergrant_server.core.messages import Call, GrantNews
 from evergrant_server.store import Store, Tx
 from providers.flows import Sender
-from providers.replies import read_revocation, revokes_no_such_token
+
+_SOON_S = 10.0  # a silent provider must not keep a connection from ending
 
 
 async def turned_away(
@@ -34,24 +41,44 @@ async def turned_away(
     return await settled(store, write)
 
 
+async def late_ones_turned_away(
+    store: Store, clock: Clock, sender: Sender, order: Call, held: Holdings, kept: Sequence[LateAnswer]
+) -> None:
+    """The same for answers that came late and weren't verified when their connection ended."""
+    async with store.read() as tx:
+        tokens = [await tx.late_answers.tokens(it) for it in kept]
+    revoked = await asyncio.gather(*(_soon_revoked(sender, held.believed(), it) for it in tokens))
+    for late, done in zip(kept, revoked, strict=True):
+        said = {"attempt": late.attempt_id, "state": held.connection.state, "revoked": done}
+
+        async def write(tx: Tx, late: LateAnswer = late, said: dict[str, object] = said) -> None:
+            await tx.late_answers.drop(late.tenant, late.connection_id, late.attempt_id)
+            await record(tx, order, AuditAction.ANSWER_CAME_LATE, clock.now(), **said)
+
+        await settled(store, write)
+
+
+async def _soon_revoked(sender: Sender, held: Holdings, tokens: TokenSet) -> bool:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_SOON_S):
+            return await _revoked(sender, held, tokens)
+    return False
+
+
+def of_facts(held: Holdings, tokens: TokenSet) -> Holdings:
+    """In hand for tokens that may be at a host which only their own answer named."""
+    return held.knowing({**held.facts, **tokens.metadata})
+
+
 async def _revoked(sender: Sender, held: Holdings, tokens: TokenSet) -> bool:
-    async def ask(by: Holdings) -> bool:
-        by = by.knowing({**by.facts, **tokens.metadata})
+    async def ask(by: Holdings) -> Revocation:
         # what was brought to be exchanged is not ours to end
         refresh_token = None if by.connection.flow.mints else tokens.refresh_token
-        first, second = (refresh_token, "refresh_token"), (tokens.access_token, "access_token")
-        if by.spec.revocation is not None and by.spec.revocation.token != "refresh_token":
-            first, second = second, first
-        for token, hint in (first, second):
-            if token is None:
-                continue
-            reply = await sender.revoke(by.spec, by.endpoints, by.client, token=token, hint=hint)
-            if not revokes_no_such_token(by.spec, reply):
-                read_revocation(by.spec, reply)
-                return True
-        return False
+        return await ended_at_provider(sender, of_facts(by, tokens), refresh_token, tokens.access_token)
 
+    if held.endpoints.revocation_endpoint is None:
+        return False
     try:
-        return (await with_either_secret(held, ask))[0]
+        return (await with_either_secret(held, ask))[0] is Revocation.CONFIRMED
     except Failure:
         return False

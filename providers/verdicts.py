@@ -6,6 +6,7 @@ so. Providers invent names, gateways answer in their place, and a page of HTML w
 consent page for somebody's outage.
 """
 
+import codecs
 import re
 from datetime import datetime
 from typing import Any
@@ -42,7 +43,8 @@ _SUBJECTS = frozenset(
     }
 )
 _RATE = frozenset({"slow_down", "rate_limited", "ratelimited", "rate_limit_exceeded"})
-_A_TOKEN = re.compile(rb'token"?\s*[:=]\s*"?(?!null\b)[^\s"&,}]', re.IGNORECASE)  # wherever it was moved to
+# a field of JSON or of a form, wherever it was moved to
+_A_TOKEN = re.compile(rb'token"\s*:\s*(?:"[^"]|[0-9{[])|(?:^|&)[^=&\s]*token=[^&\s]', re.IGNORECASE)
 _SHOWABLE = re.compile(r"[a-z0-9_.\-]{1,64}")
 _WRONG_PLACE = frozenset({404, 405, 406, 410, 411, 413, 414, 415})
 
@@ -127,8 +129,8 @@ def unreadable(spec: ProviderSpec, reply: RawReply, why: str) -> Failure:
 
 
 def _unread(reply: RawReply) -> type[Failure]:
-    markup = reply.body.lstrip().startswith(b"<")
-    tokens = 200 <= reply.status < 300 and not markup and _A_TOKEN.search(reply.body)
+    body = reply.body.removeprefix(codecs.BOM_UTF8).lstrip()
+    tokens = 200 <= reply.status < 300 and not body.startswith(b"<") and _A_TOKEN.search(body)
     return UnreadTokens if tokens else Failure
 
 

@@ -95,8 +95,9 @@ class Attempts:
         return None if row is None else Attempt.model_validate(row)
 
     async def close(self, attempt: Attempt, outcome: Outcome, at: datetime) -> Attempt:
-        """Write how it ended, once. Raises Failure STORE_CONFLICT when it was closed meanwhile."""
-        if attempt.outcome is not None:
+        """Write how it ended, once; a second time for what was unread. Raises Failure STORE_CONFLICT when it
+        was closed meanwhile."""
+        if attempt.outcome not in (None, Outcome.UNREAD):
             raise Failure(Code.STORE_CONFLICT, f"{attempt.id} was closed before.", row=attempt.id)
         key = {"tenant": attempt.tenant, "id": attempt.id}
         ending = {"outcome": outcome.value, "closed_at": at}

@@ -18,7 +18,7 @@ from evergrant_server.core.messages import Asked
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.core.upkeep import LOOK_ELSEWHERE_WORKFLOW, LookedElsewhere, LookElsewhere
 from tests.fakes.installation import TENANT, Installation
-from tests.fakes.scripted_provider import ScriptedProvider, hold_answer, html, raw, status
+from tests.fakes.scripted_provider import ScriptedProvider, hold_answer, html, ok, raw, status
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
 PROVIDER = Asked(by="provider:generic")
@@ -82,6 +82,20 @@ async def test_a_grant_that_its_provider_ended_is_noticed_before_anybody_needs_i
     await until_told(place, connection, State.NEEDS_REAUTH)
     assert idp.refreshes == 0
     assert (await one_pass(place)).checked == 0, "its turn is over"
+
+
+async def test_a_token_whose_successor_is_kept_unread_is_no_witness(
+    place: Installation, idp: ScriptedProvider
+):
+    """It is spent, and what was made of it waits for a definition that can read it."""
+    connection = await introspected(place, idp)
+    await one_pass(place)
+    idp.script(ok(token_type="of another kind"))
+    assert (await place.ensure_fresh(connection, 1)).problem is Code.REPLY_UNREADABLE
+    idp.script(raw(b'{"active": false}', 200), at="introspect")
+    await due(place, connection)
+    assert (await one_pass(place)).ended == 0
+    assert (await place.row(connection)).state is State.ACTIVE
 
 
 async def test_rfc7662_2_2_a_server_that_knows_no_refresh_tokens_condemns_nobody(

@@ -210,7 +210,8 @@ async def test_what_a_journal_has_for_a_consent_that_ended_is_revoked_once_and_t
     assert attempt.outcome is Outcome.SUPERSEDED
     assert device.worker.journal.left_behind() == (0, 0)
     assert await device.worker.replayer.sweep() == 0
-    assert device.idp.count("revoke") == 1
+    told = [call.params["token_type_hint"] for call in device.idp.calls if call.endpoint == "revoke"]
+    assert told == (["refresh_token", "access_token"] if revoked else ["refresh_token"])
 
 
 async def test_an_answer_in_flight_when_its_consent_ends_is_revoked(device: Device):
@@ -227,7 +228,7 @@ async def test_an_answer_in_flight_when_its_consent_ends_is_revoked(device: Devi
     assert await open_attempts(device.place, device.connection) == 0
 
 
-async def test_a_late_answer_that_is_verified_after_its_consent_ended_is_revoked(device: Device):
+async def kept_late(device: Device) -> LateAnswer:
     now: datetime = device.place.parts.clock.now()
     late = LateAnswer(
         tenant=TENANT,
@@ -241,6 +242,28 @@ async def test_a_late_answer_that_is_verified_after_its_consent_ended_is_revoked
     tokens = TokenSet(access_token=Secret("at-late"), refresh_token=Secret(given["refresh_token"]))
     async with device.place.store.write() as tx:
         assert await tx.late_answers.keep(late, tokens)
+    return late
+
+
+@pytest.mark.parametrize(("said", "revoked"), [(ok(), True), (status(503), False)])
+async def test_a_late_answer_that_its_consents_deadline_overtakes_is_revoked(
+    device: Device, said: Scripted, revoked: bool
+):
+    """It waited to be verified, and its provider said neither yes nor no."""
+    await kept_late(device)
+    device.idp.script(said, at="revoke")
+    assert await device.worker.end(device.connection) is None
+    assert (await device.place.row(device.connection)).state is State.CONSENT_EXPIRED
+    assert await device.turned_away() is revoked
+    async with device.place.store.read() as tx:
+        assert await tx.late_answers.of(TENANT, device.connection.id) == []
+    told = device.idp.count("revoke")
+    assert await device.worker.end(device.connection) is None
+    assert device.idp.count("revoke") == told, "once"
+
+
+async def test_a_late_answer_that_is_verified_after_its_consent_ended_is_revoked(device: Device):
+    late = await kept_late(device)
     gate = asyncio.Event()
     device.idp.script(hold_answer(gate))
     verified = asyncio.create_task(device.worker.verify(device.connection, late.attempt_id))

@@ -1,16 +1,35 @@
 """Tokens that a definition can't read: kept, never asked for twice, and read once it is repaired."""
 
+import asyncio
 from pathlib import Path
 
+import pytest
+
+from activities import replay
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import State
 from evergrant_server.core.errors import Code
+from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.ids import workflow_id
 from evergrant_server.core.provider import RefreshRules, Rotation
-from tests.fakes.installation import Installation
-from tests.fakes.scripted_provider import ScriptedProvider, ok
+from evergrant_server.core.secret import Secret
+from providers.registry import Registry
+from providers.spec import ProviderSpec
+from providers.spec_response import ErrorRule
+from tests.conformance.store.samples import a_grant
+from tests.fakes.installation import TENANT, Installation
+from tests.fakes.scripted_provider import ScriptedProvider, ok, raw
+from tests.faults.test_elsewhere import waits
 from tests.faults.test_review_takeover import Activities
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
+
+
+def repaired(spec: ProviderSpec) -> ProviderSpec:
+    types = ("Bearer", "of another kind")
+    return spec.model_copy(
+        update={"response": spec.response.model_copy(update={"bearer_token_types": types})}
+    )
 
 
 async def test_a_yes_that_nobody_can_read_is_set_aside_and_read_once_the_definition_is_repaired(
@@ -28,11 +47,7 @@ async def test_a_yes_that_nobody_can_read_is_set_aside_and_read_once_the_definit
     said = await place.actions(connection)
     assert await here.replayer.look_again() == 0
     assert await place.actions(connection) == said, "nothing new is known"
-    spec = place.parts.registry.get("generic")
-    readable = spec.model_copy(
-        update={"response": spec.response.model_copy(update={"bearer_token_types": ("of another kind",)})}
-    )
-    place.parts.registry._specs["generic"] = readable
+    place.parts.registry._specs["generic"] = repaired(place.parts.registry.get("generic"))
     assert await here.replayer.look_again() == 1
     assert (await place.row(connection)).generation == 2
     assert (await place.row(connection)).state is State.ACTIVE
@@ -53,3 +68,64 @@ async def test_a_revocation_names_the_tokens_that_nobody_could_read(
     assert said.detail["answer_lost"] == aside.stem
     assert await here.replayer.look_again() == 1
     assert not aside.exists(), "its keys are destroyed"
+
+
+async def test_who_asks_after_the_repair_waits_for_no_backoff(
+    place: Installation, idp: ScriptedProvider, monkeypatch: pytest.MonkeyPatch
+):
+    """The workflow had been told to wait for an admin, for a quarter of an hour at first."""
+    connection = await place.connect(idp, STRICT)
+    idp.script(ok(token_type="of another kind"))
+    assert (await place.ensure_fresh(connection, 1)).problem is Code.REPLY_UNREADABLE
+    monkeypatch.setattr(replay, "_LOOK_AGAIN_S", 0.1)
+    get = Registry.get  # the worker has a catalogue of its own
+    monkeypatch.setattr(Registry, "get", lambda self, name: repaired(get(self, name)))
+    await place.until(connection, lambda row: row.generation == 2)
+    async with asyncio.timeout(20):
+        while await waits(place, workflow_id(TENANT, connection.id)):
+            await asyncio.sleep(0.05)
+    fresh = await place.ensure_fresh(connection, 2)
+    assert (fresh.problem, fresh.generation) == (None, 3)
+
+
+async def test_what_turns_out_to_be_no_answer_with_tokens_holds_nothing_up(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    """An error behind a 200, which the definition didn't know of, beside something named like a token."""
+    connection = await place.connect(idp, STRICT)
+    here = Activities(place, (idp.allowance,), tmp_path / "here")
+    idp.script(raw(b'{"status": "busy", "csrf_token": "abc"}', 200))
+    assert (await here.refresh(connection, 1)).failure is Code.REPLY_UNREADABLE
+    assert (await here.refresh(connection, 1)).failure is Code.REPLY_UNREADABLE
+    spec = place.parts.registry.get("generic")
+    knows = {"error_rules": (ErrorRule(path="status", values=("busy",)),), "retryable_error_codes": ("busy",)}
+    place.parts.registry._specs["generic"] = spec.model_copy(update=knows)
+    assert await here.replayer.look_again() == 1
+    assert (await here.refresh(connection, 1)).generation == 2
+
+
+async def test_what_a_newer_grant_has_overtaken_is_kept_no_longer(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    connection = await place.connect(idp, STRICT)
+    here = Activities(place, (idp.allowance,), tmp_path / "here")
+    idp.script(ok(token_type="of another kind"))
+    await here.refresh(connection, 1)
+    async with place.store.write() as tx:
+        row, tokens = await place.row(connection), TokenSet(access_token=Secret("at-new"))
+        after = row.refreshed(place.parts.clock.now())
+        await tx.grants.install(after, tokens, a_grant(after.generation), expected=row.revision)
+    assert await here.replayer.look_again() == 1
+    assert list((tmp_path / "here").glob("*/*.set-aside")) == []
+
+
+async def test_what_may_be_asked_for_again_is_not_kept(
+    place: Installation, lenient: ScriptedProvider, tmp_path: Path
+):
+    """It would take the room of what may not, at every try."""
+    connection = await place.connect(lenient, RefreshRules(rotation=Rotation.NONE))
+    here = Activities(place, (lenient.allowance,), tmp_path / "here")
+    lenient.script(ok(token_type="of another kind"))
+    assert (await here.refresh(connection, 1)).failure is Code.REPLY_UNREADABLE
+    assert list((tmp_path / "here").glob("*/*.*")) == []
+    assert (await here.refresh(connection, 1)).generation == 2

@@ -188,11 +188,11 @@ class Walk:
         case, scenario = self._case, self._case.scenario
         plan = [*scenario.befalls, *([case.fault] if case.fault else [])]
         leaves = await self._hand("zero", scenario.leaves or _LEAVES) if scenario.replayed else None
-        if leaves is not None and not scenario.neighbour:
-            await self._leave_an_answer(leaves)
+        if leaves is not None and not scenario.neighbour and not await self._leave_an_answer(leaves):
+            return False
         first = await self._hand("a", *plan)
-        if leaves is not None and scenario.neighbour:
-            await self._leave_an_answer(leaves)
+        if leaves is not None and scenario.neighbour and not await self._leave_an_answer(leaves):
+            return False
         other = None if case.layout is Layout.ONE else await self._hand("b")
         if not scenario.refreshable:
             await asyncio.sleep(TOKEN_S)
@@ -233,17 +233,19 @@ class Walk:
         befallen = fault is not None and first.befell(fault)
         return answer.died or befallen or ended(self._case.scenario, answer) or time.monotonic() > self._until
 
-    async def _leave_an_answer(self, dies: Hand) -> None:
-        """A worker dies between its journal's fsync and the commit."""
+    async def _leave_an_answer(self, dies: Hand) -> bool:
+        """A worker dies between its journal's fsync and the commit. False when a busy machine let a limit
+        pass before it got there."""
         asked = asyncio.create_task(dies.ask(self._case.scenario.flow, self._order))
         stopped = asyncio.create_task(dies.stopped.acquire())
         await asyncio.wait({asked, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if asked.done():
             stopped.cancel()
-            assert asked.result().died, asked.result()
-            await dies.gone.wait()
-        else:
-            self._left_stopped = dies, asked
+            if asked.result().died:
+                await dies.gone.wait()
+            return asked.result().died
+        self._left_stopped = dies, asked
+        return True
 
     async def _shut_down(self, first: Hand, gate: asyncio.Event) -> None:
         """The worker ends while the provider still thinks: the section is let come to its end."""

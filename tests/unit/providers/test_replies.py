@@ -13,6 +13,7 @@ from evergrant_server.core.grant import TokenSet
 from providers.replies import read_introspection, read_revocation, read_tokens
 from providers.reply import RawReply
 from providers.spec import ProviderSpec
+from providers.verdicts import UnreadTokens
 from tests.unit.providers.definitions import NOW, spec_like
 
 PLAIN = spec_like()
@@ -38,6 +39,35 @@ def failure(data: Any, status: int = 200, spec: ProviderSpec = PLAIN, **headers:
     with pytest.raises(Failure) as raised:
         read(data, status, spec, **headers)
     return raised.value
+
+
+@pytest.mark.parametrize(
+    ("said", "made"),
+    [
+        (b'{"access_token": "at", "token_type": "of another kind"}', True),
+        (b'{"data": {"accessToken" : "at"}}', True),
+        (b'{"token": {"value": "at"}}', True),
+        (b"access_token=at&token_type=other", True),
+        (b"a=b&refresh_token=rt", True),
+        (b'{"access_token": "at", "access_token": "twice"}', True),
+        (b'{"access_token": null}', False),
+        (b'{"access_token": ""}', False),
+        (b"access_token=&a=b", False),
+        (b'{"message": "Invalid token: try later"}', False),
+        (b'<html><script>var token = "abc"; x={"token": "a"}', False),
+        (b'\xef\xbb\xbf <html>{"token": "abc"}', False),
+        (b"", False),
+        (b'{"ok": true}', False),
+    ],
+)
+def test_a_yes_that_has_made_tokens_is_told_from_a_page(said: bytes, made: bool) -> None:
+    """Whoever sends what they were asked with again may end them."""
+    raised = failure(said)
+    assert raised.code is Code.REPLY_UNREADABLE
+    assert isinstance(raised, UnreadTokens) is made
+    for status in (201, 302, 404):
+        raised = failure(said, status)
+        assert isinstance(raised, UnreadTokens) is (made and status == 201)
 
 
 def test_rfc6749_5_1_a_full_reply() -> None:
