@@ -7,6 +7,7 @@ interval of the schedule the connection has its workflow again.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -121,9 +122,10 @@ async def until_it_lives(place: Installation, connection: Connection, generation
     async with asyncio.timeout(40):
         while True:
             if await place.parts.link.running(workflow_id(TENANT, connection.id)):
-                told = await place.ensure_fresh(connection, generation - 1)
-                if told.problem is None and told.generation >= generation:
-                    return
+                with suppress(Failure):  # this run may be followed by another in this very moment
+                    told = await place.ensure_fresh(connection, generation - 1)
+                    if told.problem is None and told.generation >= generation:
+                        return
             await asyncio.sleep(0.1)
 
 

@@ -51,6 +51,7 @@ ELSEWHERE = {
     "activities.replay:Replayer._of_an_integration": "a registration: there is no connection yet",
     "activities.consent:ConsentActivities.end_consent": "ends a consent without a code: one transaction",
     "activities.consent:ConsentActivities._wait_for_an_answer": "ends a consent without a code",
+    "activities.consent:ConsentActivities._turn_late_ones_away": "ends a consent: what is kept is revoked",
     "activities.consent:_what_is_true": "ends a consent without a code: one transaction",
     "activities.client_secrets:with_either_secret": "a revocation, or before a consent: spends nothing",
     "evergrant_server.egress.network:GuardedBackend.connect_unix_socket": "always refuses",
