@@ -55,10 +55,11 @@ class Told:
     """What an ending was told, and what lay on the disk by then."""
 
     journal: Journal
-    judge: Judge = lambda reply: some_tokens("at-2", "rt-2")
+    judge: Judge = lambda reply: some_tokens("at-2", "rt-2") if reply == YES else some_tokens("of another")
     commits: Callable[[], Awaitable[None]] | None = None
     committed: list[Use] = field(default_factory=list)
     settled: list[tuple[Code, Outcome | None]] = field(default_factory=list)
+    failures: list[tuple[str, Failure]] = field(default_factory=list)  # of which attempt
     entries: list[str] = field(default_factory=list)
 
     def ending(self, *, provisional: bool = False) -> Ending[str]:
@@ -71,6 +72,7 @@ class Told:
 
         async def settle(use: Use, failure: Failure, outcome: Outcome | None) -> str:
             self.settled.append((failure.code, outcome))
+            self.failures.append((use.attempt.id, failure))
             return failure.code
 
         return Ending(self.judge, commit, settle, provisional=provisional)

@@ -192,12 +192,36 @@ async def test_what_harms_nobody_is_not_counted_as_sent_twice(
     assert counted == []
 
 
+async def test_what_takes_another_credentials_place_was_not_sent_twice(
+    worker: Worker,
+    far: Worker,
+    connection: Connection,
+    clock: SetClock,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    counted: list[str] = []
+    monkeypatch.setattr(metrics, "sent_twice", counted.append)
+    await far.begin(connection, AttemptKind.DEVICE_CODE)
+    clock.advance(OVER.total_seconds() + 1)
+    assert (await worker.begin(connection)).attempt.sends == 1
+    assert counted == []
+
+
+async def test_how_long_an_answer_may_take_is_the_workers_own(
+    store: Store, far: Worker, connection: Connection, clock: SetClock, host: Path
+):
+    patient = Worker(store, clock, host, Limits(answer=timedelta(hours=1)))
+    use = await far.begin(connection)
+    clock.advance(OVER.total_seconds() + 1)
+    assert patient.single_use.may_answer(use.attempt)
+
+
 async def test_a_worker_that_was_stopped_past_every_deadline_is_fenced_off(
     store: Store, worker: Worker, connection: Connection, clock: SetClock, host: Path
 ):
     hasty = Worker(store, clock, host, Limits(send=timedelta(0), answer=timedelta(0)))
     stopped = await worker.begin(connection)
-    assert not hasty.single_use.fate(stopped.attempt).in_flight
+    assert hasty.single_use.fate(stopped.attempt).in_flight is False
     assert worker.single_use.fate(stopped.attempt).in_flight, "it knows better of itself"
     clock.advance(OVER.total_seconds() + 1)
     second = await hasty.begin(connection)

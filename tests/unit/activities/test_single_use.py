@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from activities import single_use
+from activities import sending, single_use
 from activities.answers import Answer
+from evergrant_server import audit
 from evergrant_server.core.attempt import AttemptKind, Limits, Outcome
-from evergrant_server.core.clock import SetClock
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.clock import SetClock, elapsed
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.crypto import Lane, open_sealed
@@ -24,6 +26,7 @@ from evergrant_server.journal import Entry
 from evergrant_server.store import Store
 from providers.flows import SendFailed
 from providers.reply import RawReply
+from tests.conformance.store.samples import granted
 from tests.fakes.databases import NOW
 from tests.unit.activities.protocol_worker import (
     NO,
@@ -78,6 +81,7 @@ async def test_without_an_answer_only_what_never_left_is_unused(
     failed = SendFailed(Failure(Code.PROVIDER_UNREACHABLE), sent=sent)
     assert await worker.spend(use, told, failed) == Code.PROVIDER_UNREACHABLE
     assert told.settled == [(Code.PROVIDER_UNREACHABLE, outcome)]
+    assert [attempt for attempt, _ in told.failures] == [use.attempt.id]
     assert worker.files() == []
 
 
@@ -141,6 +145,7 @@ async def test_an_answer_without_tokens_says_what_became_of_the_credential(
     use, told = await worker.begin(connection), Told(worker.journal, judge=refusing(code))
     assert await worker.spend(use, told, RawReply(status, {}, b"")) == code
     assert (told.settled, told.committed) == ([(code, outcome)], [])
+    assert [attempt for attempt, _ in told.failures] == [use.attempt.id]
 
 
 async def test_an_answer_that_makes_the_judge_fail_is_kept(
@@ -207,7 +212,9 @@ async def test_what_was_set_aside_is_read_later_or_left_alone(
 ):
     use, told = await worker.begin(connection), Told(worker.journal, judge=unread)
     await worker.spend(use, told)
-    assert "a lifetime that is a string" in caplog.text
+    (said,) = [it for it in caplog.records if it.name == "evergrant.protocol"]
+    assert "a lifetime that is a string" in said.getMessage()
+    assert {Code.REPLY_UNREADABLE, use.attempt.id} <= set(map(str, said.__dict__.values()))
     (path,) = worker.journal.folder.glob("*/*.set-aside")
     kept = single_use.Use(use.attempt, use.keys, entry=Entry.read(path))
     again = Told(worker.journal, judge=unread)
@@ -320,6 +327,42 @@ async def test_a_use_that_was_stopped_before_it_sent_does_not_send(
     assert await late.single_use.spend(use, an_order(use), send=send, ending=ending) == Code.REFRESH_PENDING
     assert left == []
     assert told.settled == [(Code.REFRESH_PENDING, Outcome.NOT_SENT)]
+    assert [failure.retry_after for _, failure in told.failures] == [7]
+
+
+async def test_a_use_that_goes_on_after_a_takeover_is_recorded(
+    store: Store, worker: Worker, connection: Connection, monkeypatch: pytest.MonkeyPatch
+):
+    machine = elapsed()
+    monkeypatch.setattr(sending, "elapsed", lambda: machine)
+    use, told = await worker.begin(connection), Told(worker.journal)
+
+    async def send(check: BeforeSend) -> RawReply:
+        nonlocal machine
+        check()()
+        machine += 60
+        async with store.write() as tx:
+            await tx.attempts.close(use.attempt, Outcome.SUPERSEDED, NOW)
+        return YES
+
+    await worker.single_use.spend(use, an_order(use), send=send, ending=told.ending())
+    async with store.read() as tx:
+        (said,) = await audit.page(tx, connection.tenant, object=connection.id, limit=9)
+    assert (said.action, said.asked, said.detail["attempt"]) == (
+        AuditAction.SENT_TWICE,
+        an_order(use).asked,
+        use.attempt.id,
+    )
+
+
+async def test_what_is_under_way_for_a_connection_is_found(
+    store: Store, worker: Worker, connection: Connection
+):
+    other = await granted(store, subject="user-2")
+    use = await worker.begin(connection)
+    async with store.read() as tx:
+        assert await single_use.open_attempt(tx, connection) == use.attempt
+        assert await single_use.open_attempt(tx, other) is None
 
 
 async def test_an_answer_from_a_journal_is_judged_like_one_that_has_just_come(

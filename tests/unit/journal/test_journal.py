@@ -252,3 +252,34 @@ def test_an_answer_is_packed_whole_and_shows_nothing():
         with pytest.raises(Failure) as caught:
             Answer.unpacked(broken)
         assert caught.value.code is Code.SEAL_BROKEN
+
+
+def test_whose_an_attempt_without_a_row_is_can_be_found(journal: Journal, key: SealingKey):
+    assert journal.owner_of(AttemptId("att_1")) is None
+    room = journal.reserve(an_attempt(journal))
+    assert Journal(journal.folder).owner_of(AttemptId("att_1")) == journal.id
+    room.keep(key, SECRET)
+    assert journal.owner_of(AttemptId("att_1")) == journal.id
+    assert journal.owner_of(AttemptId("att_2")) is None
+
+
+def test_what_was_set_aside_takes_turns(journal: Journal, key: SealingKey, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("evergrant_server.journal.journal._MOST_AT_ONCE", 2)
+    assert journal.aside() == []
+    paths = [journal.set_aside(kept(journal, key, f"att_{n}").path) for n in range(3)]
+    assert [journal.aside() for _ in range(3)] == [paths[:2], paths[2:], paths[:2]]
+    assert Entry.read(paths[0]).aside
+    assert not kept(journal, key, "att_4").aside
+
+
+def test_nobody_fences_himself_off(journal: Journal):
+    room = journal.reserve(an_attempt(journal))
+    assert journal.fence(an_attempt(journal))
+    assert room.enter()
+
+
+async def test_its_threads_end_with_it(journal: Journal):
+    assert await journal.in_thread(max, 1, 2, key=lambda it: -it) == 1
+    journal.release()
+    with pytest.raises(RuntimeError):
+        await journal.in_thread(max, 1, 2)

@@ -16,13 +16,16 @@ async def for_ever(ended: list[str], name: str) -> None:
         ended.append(name)
 
 
-async def test_what_waits_for_a_store_that_stays_away_is_cut_at_the_limit():
+async def test_what_waits_for_a_store_that_stays_away_is_cut_at_the_limit(caplog: pytest.LogCaptureFixture):
     sections, ended = CriticalSections(), list[str]()
     waits = asyncio.create_task(sections.run(AttemptId("att_1"), for_ever(ended, "one")))
     await asyncio.sleep(0)
     async with asyncio.timeout(5):
         await sections.drain(timedelta(seconds=0.05))
     assert ended == ["one"]
+    (said,) = caplog.records
+    assert "shutdown; the next sweep replays it" in said.getMessage()
+    assert "att_1" in set(map(str, said.__dict__.values()))
     assert not sections.in_flight(AttemptId("att_1"))
     with pytest.raises(asyncio.CancelledError):
         await waits
