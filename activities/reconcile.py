@@ -21,6 +21,7 @@ log = logging.getLogger("evergrant.reconcile")
 _OVERLAP = timedelta(minutes=10)  # a run that closed this long before a pass may have been invisible to it
 _SHOWN = 20
 _HANDED_OVER_KEPT = timedelta(days=7)  # an operator may still want to see what was sent
+_REPEATABLE = timedelta(days=1)  # a POST with its `Idempotency-Key`: answers may show a new key or a link
 _BATCHES = 50
 LONGEST_RUN = timedelta(minutes=40)  # inside the hour of `workflows.calls`, with time for what follows
 
@@ -65,6 +66,7 @@ class ReconcileActivities:
             exported = await self._closed_runs.have_exported(order.closed_since)
             await self._forget_old_secrets()
             await self._forget_delivered()
+            await self._forget_answers()
             mark = await self._next_mark(order, progress.news, done.ended)
         ends = {"exported": exported, "mark": mark, "closed_since": began - _OVERLAP, "spent_s": 0}
         return progress.news.model_copy(update=ends | {"after": None if done.ended else done.after})
@@ -93,6 +95,13 @@ class ReconcileActivities:
         for tenant, webhook in idle:
             async with self._store.write() as tx:
                 await tx.deliveries.prune(tenant, webhook, old)
+
+    async def _forget_answers(self) -> None:
+        old = self._clock.now() - _REPEATABLE
+        for _ in range(_BATCHES):
+            async with self._store.write() as tx:
+                if await tx.idempotency.prune(old) == 0:
+                    break
 
     async def _holds(self, mark: Mark | None) -> bool:
         if mark is None:

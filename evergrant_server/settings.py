@@ -39,7 +39,9 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path = Field(
-        default=Path(".evergrant"), description="Where the embedded parts keep their files."
+        default=Path(".evergrant"),
+        description="Where a worker keeps its journal, and `dev` everything it has: on a local disk that "
+        "outlives the process, another one on each host.",
     )
     database_url: str = Field(
         default="", repr=False, description="SQLAlchemy URL of the store; empty: SQLite in the data folder."
@@ -75,7 +77,7 @@ class Settings(BaseSettings):
         default=timedelta(days=365),
         description="How long Temporal keeps closed runs; set by `dev` and `db upgrade`.",
     )
-    tenant: str = Field(default="default", description="The tenant that `keys bootstrap` works for.")
+    tenant: str = Field(default="default", description="The tenant that `keys bootstrap` and `audit verify` work for.")
     consent_ttl: timedelta = Field(
         default=timedelta(hours=1), description="How long a connect link can be used."
     )

@@ -1,6 +1,6 @@
 """Making grants fresh: one call to the workflow per connection and process, however many wait.
 
-The one who waits also watches the store; whichever answers first wins (DESIGN, invariant 2).
+The one who waits also watches the store; whichever answers first wins (docs/architecture.md, rule 2).
 """
 
 import asyncio

@@ -121,7 +121,7 @@ async def _read(request: Request, shape: type[B]) -> B:
 
 
 def _shown(lease: Lease, parts: Parts) -> Response:
-    """Open the seal. The lease is in the audit log by now (invariant 8)."""
+    """Open the seal. The lease is in the audit log by now (docs/architecture.md, rule 8)."""
     row = lease.row
     assert row.grant is not None
     expires_at = row.grant.expires_at

@@ -109,7 +109,7 @@ async def _is_no_step_of_a_consent(parts: Parts, caller: Caller, connection_id: 
 
 
 async def _signed(parts: Parts, row: LeaseRow, body: SignatureBody) -> str:
-    """Open the seals. The signature is in the audit log by now (invariant 8)."""
+    """Open the seals. The signature is in the audit log by now (docs/architecture.md, rule 8)."""
     async with parts.store.read() as tx:
         integration = await tx.integrations.get(row.tenant, row.integration_id)
         if integration is None:

@@ -1,6 +1,6 @@
 """Temporal's history events as lines a person reads. Pure.
 
-Histories hold no secret (invariant 1); only the members named here are shown all the same.
+Histories hold no secret (docs/architecture.md, rule 1); only the members named here are shown all the same.
 """
 
 import base64

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evergrant_server.core.errors import Code, Failure
 
-WORKER_END_LIMIT_S = 110.0  # longer than a worker's graceful shutdown
+WORKER_END_LIMIT_S = 130.0  # longer than a worker's graceful shutdown, with its store away
 _END_LIMIT_S = 10.0
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 10.0

@@ -141,7 +141,7 @@ def takeover(
     `answered`: its answer is in a journal of this host. It is replayed, never asked for again.
     Rotation `none`, or inside a declared `grace`: resend. `strict` and `unknown`: never while
     the owner's journal lock is held and the access token is still valid, nor while an answer
-    can still come; afterwards resend, once in the credential's life. `owner_alive` and
+    can still come; afterwards resend, `MOST_SENDS` times at the most. `owner_alive` and
     `in_flight` are None when the owner is on another host, which counts as alive until its
     answer can no longer come.
     """

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import delete
+from sqlalchemy import delete, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
@@ -67,10 +67,12 @@ class Idempotency:
             raise Failure(Code.IDEMPOTENCY_CONFLICT)
         raise Failure(Code.STORE_CONFLICT, "The same request was answered meanwhile.")
 
-    async def prune(self, before: datetime) -> int:
-        """Forget the answers given before this moment; returns how many."""
-        old = col(IdempotencyRow.remembered_at) < before
-        return (await self._connection.execute(delete(IdempotencyRow).where(old))).rowcount
+    async def prune(self, before: datetime, limit: int = 1000) -> int:
+        """Forget answers given before this moment, `limit` at the most; returns how many."""
+        key = (col(IdempotencyRow.tenant), col(IdempotencyRow.app_id), col(IdempotencyRow.key))
+        old = select(*key).where(col(IdempotencyRow.remembered_at) < before).limit(limit)
+        gone = delete(IdempotencyRow).where(tuple_(*key).in_(old))
+        return (await self._connection.execute(gone)).rowcount
 
 
 def _place(tenant: str, app_id: str, key: str) -> Place:

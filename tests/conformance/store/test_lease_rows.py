@@ -96,6 +96,7 @@ async def test_an_answer_is_remembered_sealed_and_once(store: Store):
         assert caught.value.code is code
     async with store.write() as tx:
         assert await tx.idempotency.prune(NOW) == 0
+        assert await tx.idempotency.prune(NOW + timedelta(seconds=1), limit=0) == 0
         assert await tx.idempotency.prune(NOW + timedelta(seconds=1)) == 1
 
 
