@@ -1,7 +1,6 @@
 """The end of a consent: its code exchanged for the first tokens, or its deadline, or a no."""
 
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import datetime
 from functools import partial
 
@@ -12,11 +11,11 @@ from activities.chains import install_chains
 from activities.client_secrets import client_refused
 from activities.clocks import living_from
 from activities.definitions import doubted
-from activities.failures import grant_news
-from activities.first_tokens import by_code, first_tokens
+from activities.failures import away, grant_news
+from activities.first_tokens import by_code, code_endpoint, first_tokens, with_callback
 from activities.heartbeat import heartbeats
 from activities.holdings import Holdings
-from activities.late_answers import keep_late
+from activities.late_answers import keep_late, tell_of_late
 from activities.provider_activities import ProviderActivities
 from activities.records import closed, connection_of, record, settled
 from activities.renewal import Reading
@@ -32,7 +31,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.beginning import news_of
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus
-from evergrant_server.core.errors import Code, Failure, Kind
+from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.grant import Grant, TokenSet
 from evergrant_server.core.late import WANTED
 from evergrant_server.core.messages import ActivityName, EndConsent, ExchangeCode, GrantNews, MintGrant
@@ -67,7 +66,7 @@ class ConsentActivities(ProviderActivities):
             except Failure as failure:
                 if failure.code in ASKED_AGAIN and activity.info().attempt < PATIENCE:
                     raise  # nothing was sent. Temporal asks again; nobody else would
-                if failure.kind is Kind.PLATFORM_UNAVAILABLE and await self._is_import(order):
+                if away(failure) and await self._is_import(order):
                     raise  # its tokens wait here, and are good when the platform is again
                 news = grant_news(failure)
                 if (done := await self._done_meanwhile(order)) is not None:
@@ -91,14 +90,14 @@ class ConsentActivities(ProviderActivities):
     async def _give_up(self, order: ExchangeCode, failure: Failure) -> None:
         """A code that can't be spent doesn't wait for ever: the subject opens a link again.
 
-        An import's tokens are no such code: they stay, until its deadline.
+        An import's tokens are no such code: they stay, until its deadline, unless nobody can open them.
         """
 
         async def give_up(tx: Tx) -> None:
             consent = await tx.consents.get(order.tenant, order.consent_id)
             waits = consent is not None and consent.status is ConsentStatus.CODE_RECEIVED
             kept = consent is not None and consent.kind is ConsentKind.IMPORT and not consent.from_browser
-            if consent is None or not waits or kept:
+            if consent is None or not waits or (kept and failure.code is not Code.SEAL_BROKEN):
                 return
             await end_consent(tx, consent, ConsentStatus.FAILED, failure.code)
             now = self._clock.now()
@@ -133,7 +132,10 @@ class ConsentActivities(ProviderActivities):
         async with self._store.read() as tx:
             code = await tx.consents.code(consent)
             verifier = await tx.consents.verifier(consent)
-        redirect_uri, token_endpoint = consent.redirect_uri, _where(consent, first_asked, held.endpoints)
+        redirect_uri, token_endpoint = (
+            consent.redirect_uri,
+            code_endpoint(consent, first_asked, held.endpoints),
+        )
         if redirect_uri is None or token_endpoint is None:
             raise Failure(Code.CALLBACK_INVALID, "the consent was never started")
         endpoints = held.endpoints.model_copy(update={"token_endpoint": token_endpoint})
@@ -198,25 +200,21 @@ class ConsentActivities(ProviderActivities):
         use: Use,
         tokens: TokenSet,
     ) -> GrantNews:
-        attempt, tokens = use.attempt, _with_callback(tokens, consent)
+        attempt, tokens = use.attempt, with_callback(tokens, consent)
         since = living_from(self._clock, attempt, tokens)
 
         async def install(tx: Tx) -> GrantNews | None:
             now = self._clock.now()
             current = await connection_of(tx, order)
             ended = await tx.attempts.get(attempt.tenant, attempt.id)
-            if ended is None or ended.outcome is not None:
-                grant = await tx.grants.get(order.tenant, order.connection_id)
-                if ended is not None and ended.outcome is Outcome.INSTALLED and grant is not None:
-                    return held.news(current, grant)  # nobody heard of the commit, or a neighbour replayed it
-                if current.state.final:
-                    return None
-                # another worker took over and was refused: what comes after that is verified first
-                if current.generation == attempt.from_generation and current.state in WANTED:
-                    await keep_late(tx, order, use, tokens, now)
-                return GrantNews(attempt_id=attempt.id, failure=Code.OUTCOME_UNKNOWN)
+            if ended is None or ended.outcome not in (None, Outcome.UNREAD):
+                installed = ended is not None and ended.outcome is Outcome.INSTALLED
+                return await self._too_late(tx, order, held, use, tokens, installed=installed)
             if current.state.final:
                 return None
+            if ended.outcome is Outcome.UNREAD and current.generation != attempt.from_generation:
+                await tx.attempts.close(ended, Outcome.SUPERSEDED, now)
+                return GrantNews(attempt_id=attempt.id, failure=Code.OUTCOME_UNKNOWN)
             # a consent by which scopes were added or given up says what the next one asks for
             granted = current.granted(now, order.generation)
             looking = FollowUp.LOOKING if held.spec.post_auth and current.flow.bears else None
@@ -238,7 +236,7 @@ class ConsentActivities(ProviderActivities):
             saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
             await install_chains(tx, self._store.ring, order, saved, tokens, since, now)
             # not `closed`: who takes over in this moment makes this a conflict, and its row says so then
-            await tx.attempts.close(attempt, Outcome.INSTALLED, now)
+            await tx.attempts.close(ended, Outcome.INSTALLED, now)
             await note_recovery(tx, order, current, now)
             await self._end(tx, consent, ConsentStatus.DONE)
             await record(
@@ -250,12 +248,40 @@ class ConsentActivities(ProviderActivities):
                 scopes=list(grant.scopes),
                 consent=consent.id,
             )
+            if use.entry is not None and use.entry.aside:  # its workflow has given the consent up
+                await tell_of_late(tx, order, attempt, now)
             return held.news(saved, grant)
 
         news = await settled(self._store, install, use.keys)
         if news is not None:
             return news
         return await turned_away(self._store, self._clock, self._sender, order, held, use, tokens)
+
+    async def _too_late(
+        self,
+        tx: Tx,
+        order: ExchangeCode | MintGrant,
+        held: Holdings,
+        use: Use,
+        tokens: TokenSet,
+        *,
+        installed: bool,
+    ) -> GrantNews | None:
+        """The attempt is over: a neighbour replayed it, or took over and was refused. None: nobody wants
+        what came, and the provider is told."""
+        current = await connection_of(tx, order)
+        grant = await tx.grants.get(order.tenant, order.connection_id)
+        if installed and grant is not None:
+            return held.news(current, grant)  # perhaps by us, and nobody heard of the commit
+        if current.state is State.REVOKING or current.state.final:
+            return None
+        attempt, now = use.attempt, self._clock.now()
+        if current.generation == attempt.from_generation and current.state in WANTED:
+            await keep_late(tx, order, use, tokens, now)  # after a refused use it is verified first
+        else:  # another grant is at work, which a revocation of these might end
+            said = {"attempt": attempt.id, "state": current.state, "revoked": False}
+            await record(tx, order, AuditAction.ANSWER_CAME_LATE, now, **said)
+        return GrantNews(attempt_id=attempt.id, failure=Code.OUTCOME_UNKNOWN)
 
     async def _settle(
         self,
@@ -271,7 +297,7 @@ class ConsentActivities(ProviderActivities):
         when there is another one, for what may be a staged definition's fault, and for a code that
         we were too late to send: it is still good."""
         # a yes that nobody can read may hold its tokens: a second use would end them (RFC 6749 4.1.2)
-        said_yes = outcome is None and failure.code is Code.REPLY_UNREADABLE
+        said_yes = outcome in (None, Outcome.UNREAD) and failure.code is Code.REPLY_UNREADABLE
         again = doubted(failure, provisional=provisional) and not said_yes
         unsent = outcome is Outcome.NOT_SENT and failure.code in ASKED_AGAIN
         code = failure.code
@@ -345,25 +371,14 @@ class ConsentActivities(ProviderActivities):
         """An answer that came late isn't verified any more."""
         async with self._store.read() as tx:
             kept = await tx.late_answers.of(order.tenant, order.connection_id)
-        with suppress(Failure):  # without its definition nobody can be told: they stay sealed
+        try:
             if kept:
                 held = await self._holder.take(order.tenant, order.connection_id)
                 await late_ones_turned_away(self._store, self._clock, self._sender, order, held, kept)
-
-
-def _with_callback(tokens: TokenSet, consent: Consent) -> TokenSet:
-    """What came with the code belongs to the grant as what came with the tokens does."""
-    scopes = tokens.scopes if tokens.scopes is not None else consent.granted_scopes
-    return tokens.model_copy(update={"metadata": tokens.metadata | consent.facts, "scopes": scopes})
-
-
-def _where(consent: Consent, first_asked: Endpoints, asked: Endpoints) -> str | None:
-    """Code, verifier and secret go to the endpoint recorded when the browser left (RFC 9700 section
-    4.4). When a staged version named it and failed, the version before it names another one of the
-    same server: the one whose authorization endpoint gave the code."""
-    replaced = consent.token_endpoint == first_asked.token_endpoint
-    same_server = first_asked.authorization_endpoint == asked.authorization_endpoint
-    return asked.token_endpoint if replaced and same_server else consent.token_endpoint
+        except Failure as failure:
+            if away(failure):
+                raise  # Temporal asks again
+            # without its definition nobody can be told: they stay sealed
 
 
 async def _what_is_true(

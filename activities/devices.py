@@ -135,7 +135,8 @@ class DeviceActivities(MintActivities):
 
         async def settle(tx: Tx) -> GrantNews:
             now = self._clock.now()
-            if _doubted(failure, provisional):  # the definition before asks about the same code
+            # the definition before asks about the same code, unless it brought what neither can read
+            if outcome is not Outcome.UNREAD and _doubted(failure, provisional):
                 if outcome is not None:
                     await closed(tx, use.attempt, outcome, now)
                 code = Code.PROVIDER_ERROR if isinstance(failure, NotYet) else failure.code
@@ -163,7 +164,12 @@ class DeviceActivities(MintActivities):
         consent = await tx.consents.get(order.tenant, order.consent_id)
         if consent is None or consent.status is not ConsentStatus.CODE_RECEIVED:
             return True
-        if await tx.consents.device(consent) is None and failure.kind is not Kind.RECONNECT_NEEDED:
+        broken = failure.code is Code.SEAL_BROKEN  # and would be again
+        if (
+            not broken
+            and await tx.consents.device(consent) is None
+            and failure.kind is not Kind.RECONNECT_NEEDED
+        ):
             await self._noted(tx, order, failure)
             return False
         await self._end_device(tx, order, failure)

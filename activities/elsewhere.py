@@ -11,6 +11,7 @@ from activities.records import settled
 from activities.single_use import open_attempt
 from evergrant_server.audit.elsewhere import hear
 from evergrant_server.core.access import Integration
+from evergrant_server.core.attempt import ROTATING
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.elsewhere import NewsFromElsewhere, Source, Verdict
@@ -155,7 +156,7 @@ class ElsewhereActivities:
         current = await tx.connections.get(asked_about.tenant, asked_about.id)
         if current is None or current.generation != asked_about.generation:
             return Verdict.OLDER
-        unread = await tx.attempts.unread(current.tenant, current.id, current.generation)
+        unread = await tx.attempts.unread(current.tenant, current.id, current.generation, *ROTATING)
         if unread is not None or await open_attempt(tx, current) is not None:
             return "busy"
         news = NewsFromElsewhere(

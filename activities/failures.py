@@ -23,6 +23,12 @@ log = logging.getLogger("evergrant.activities")
 _RAISED = (Code.STORE_UNAVAILABLE, Code.STORE_CONFLICT, Code.SCHEMA_MISMATCH)
 
 
+def away(failure: Failure) -> bool:
+    """True for what the operator repairs and what then goes on: a store, a key, a disk. A seal that is
+    broken stays broken."""
+    return failure.kind is Kind.PLATFORM_UNAVAILABLE and failure.code is not Code.SEAL_BROKEN
+
+
 def grant_news(failure: Failure) -> GrantNews:
     """A failure that `core` decides about, as a result. The store's own are raised again."""
     if failure.code in _RAISED:

@@ -5,6 +5,7 @@ from datetime import datetime
 
 from activities.holdings import Holdings
 from evergrant_server.core.access import Endpoints
+from evergrant_server.core.consent import Consent
 from evergrant_server.core.flow import Flow
 from evergrant_server.core.grant import TokenSet
 from evergrant_server.core.secret import Secret
@@ -54,3 +55,18 @@ def first_tokens(held: Holdings, reply: RawReply, scopes: tuple[str, ...], came_
         return read_token_credentials(held.spec, reply, now=came_at)
     tokens = read_tokens(held.spec, reply, requested_scopes=scopes, refreshing=False, now=came_at)
     return tokens.model_copy(update={"further": further_chains(held.spec, reply, now=came_at)})
+
+
+def with_callback(tokens: TokenSet, consent: Consent) -> TokenSet:
+    """What came with the code belongs to the grant as what came with the tokens does."""
+    scopes = tokens.scopes if tokens.scopes is not None else consent.granted_scopes
+    return tokens.model_copy(update={"metadata": tokens.metadata | consent.facts, "scopes": scopes})
+
+
+def code_endpoint(consent: Consent, first_asked: Endpoints, asked: Endpoints) -> str | None:
+    """Code, verifier and secret go to the endpoint recorded when the browser left (RFC 9700 section
+    4.4). When a staged version named it and failed, the version before it names another one of the
+    same server: the one whose authorization endpoint gave the code."""
+    replaced = consent.token_endpoint == first_asked.token_endpoint
+    same_server = first_asked.authorization_endpoint == asked.authorization_endpoint
+    return asked.token_endpoint if replaced and same_server else consent.token_endpoint

@@ -10,6 +10,7 @@ from temporalio import activity
 
 from activities.answers import Answer
 from activities.chains import install_chains
+from activities.client_secrets import client_refused
 from activities.clocks import living_from
 from activities.failures import grant_news
 from activities.heartbeat import heartbeats
@@ -20,7 +21,7 @@ from activities.single_use import Ending, Use
 from activities.transfer import end_consent
 from activities.unwanted import turned_away
 from evergrant_server.core.account import FollowUp
-from evergrant_server.core.attempt import AttemptKind, LateAnswer, Outcome
+from evergrant_server.core.attempt import Attempt, AttemptKind, LateAnswer, Outcome
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.consent import Consent, ConsentStatus
@@ -58,6 +59,11 @@ async def keep_late(tx: Tx, order: Call, use: Use, tokens: TokenSet, at: datetim
         sends=attempt.sends,
         sent_by=attempt.send_by.isoformat(),
     )
+    await tell_of_late(tx, order, attempt, at)
+
+
+async def tell_of_late(tx: Tx, order: Call, attempt: Attempt, at: datetime) -> None:
+    """Its workflow asks then what holds, and has it verified where nobody has yet."""
     told = AnswerCameLate(attempt_id=attempt.id, asked=order.asked)
     message = signal_to(attempt.tenant, attempt.connection_id, SIGNAL_ANSWER_CAME_LATE, told, at)
     await tx.outbox.add(message)
@@ -242,10 +248,13 @@ class LateAnswerActivities(ProviderActivities):
             # the answer was to the code, and is good: so are the chains that came with it
             await install_chains(tx, self._store.ring, order, saved, late.tokens, since, now)
             await closed(tx, use.attempt, Outcome.INSTALLED, now)
+            detail: dict[str, object] = {"generation": grant.generation, "late_attempt": order.attempt_id}
             if late.consent is not None:
                 await self._given(tx, late.consent)
-            detail = {"generation": grant.generation, "late_attempt": order.attempt_id}
-            await record(tx, order, AuditAction.CONNECTION_RECOVERED, now, **detail)
+                detail |= {"scopes": list(grant.scopes), "consent": late.consent.id}
+                await record(tx, order, AuditAction.GRANT_INSTALLED, now, **detail)
+            elif current.state is not State.REVOKING:
+                await record(tx, order, AuditAction.CONNECTION_RECOVERED, now, **detail)
             return held.news(saved, grant)
 
         news = await settled(self._store, adopt, use.keys)
@@ -270,7 +279,12 @@ class LateAnswerActivities(ProviderActivities):
         await settled(self._store, close)
         if failure.kind is Kind.RECONNECT_NEEDED:
             return await self._refused(order, failure.code)
-        return GrantNews(attempt_id=use.attempt.id, failure=failure.code, retry_after=failure.retry_after)
+        return GrantNews(
+            attempt_id=use.attempt.id,
+            failure=failure.code,
+            retry_after=failure.retry_after,
+            client_refused=client_refused(failure),
+        )
 
     async def _refused(self, order: VerifyLateAnswer, code: Code) -> GrantNews:
         """As dead as the rest: its tokens go, no other late answer's, and the connection stays as it is."""

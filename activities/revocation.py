@@ -12,7 +12,7 @@ from activities.provider_activities import ProviderActivities
 from activities.records import connection_of, record, settled
 from activities.single_use import open_attempt
 from activities.telling import ended_at_provider
-from activities.unwanted import of_facts
+from activities.unwanted import every_chain, of_facts
 from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.core.attempt import Outcome
 from evergrant_server.core.audit import AuditAction
@@ -20,6 +20,7 @@ from evergrant_server.core.connection import Revocation, State
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.grant import TokenSet
 from evergrant_server.core.messages import ActivityName, AskRevocation, RevocationNews, RevokeGrant
+from evergrant_server.core.secret import Secret
 from evergrant_server.store import Tx
 from evergrant_server.telemetry import frames, say
 from evergrant_server.telemetry_names import Event
@@ -98,23 +99,22 @@ class RevocationActivities(ProviderActivities):
             # a key that somebody brought is theirs to take back; OAuth 1.0a has no revocation
             return Revocation.NOT_SUPPORTED
         # late ones are not believed, and perhaps alive all the same
-        told = [
-            await ended_at_provider(self._sender, of_facts(held, it), it.refresh_token, it.access_token)
-            for it in late
-        ]
+        told = [await self._ended(of_facts(held, it), it.refresh_token, it.access_token) for it in late]
         if held.grant is not None:
             async with self._store.read() as tx:
                 refresh_token = await tx.grants.refresh_token(held.connection)
                 access_token = await tx.grants.access_token(held.connection)
-            if held.connection.flow.mints:
-                refresh_token = None  # what was brought to be exchanged is not ours to end
-            told.append(await ended_at_provider(self._sender, held, refresh_token, access_token))
+            told.append(await self._ended(held, refresh_token, access_token))
         return max(told, key=_FROM_BEST.index)
+
+    async def _ended(self, held: Holdings, refresh_token: Secret | None, access_token: Secret) -> Revocation:
+        brought = held.connection.flow.mints  # to be exchanged: that is not ours to end
+        return await ended_at_provider(self._sender, held, None if brought else refresh_token, access_token)
 
     async def _late_tokens(self, held: Holdings) -> list[TokenSet]:
         async with self._store.read() as tx:
             found = await tx.late_answers.of(held.connection.tenant, held.connection.id)
-            return [await tx.late_answers.tokens(late) for late in found]
+            return [it for late in found for it in every_chain(await tx.late_answers.tokens(late))]
 
     async def _failed(self, order: RevokeGrant, failure: Failure) -> RevocationNews:
         news = revocation_news(failure)

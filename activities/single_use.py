@@ -54,7 +54,6 @@ T = TypeVar("T")
 _MOST_SET_ASIDE = 1000  # files of a quarter of a megabyte at the most, told of by doctor and a metric
 _MOST_AHEAD = 10_000
 _BRING_CHAINS = (AttemptKind.CODE_EXCHANGE, AttemptKind.LATE_ANSWER)
-_ROTATING = (AttemptKind.REFRESH, AttemptKind.LATE_ANSWER)  # spent, they must not be sent again
 LANES = (Lane.LEASE, Lane.REFRESH)  # what an answer is sealed with, in the journal and in the store
 
 
@@ -192,7 +191,7 @@ class SingleUse:
         )
         refused = failure.kind is Kind.RECONNECT_NEEDED  # also when it came with status 200
         outcome = Outcome.REFUSED if refused else outcome_of_refusal(reply.status, failure.code)
-        if aside and isinstance(failure, UnreadTokens) and use.attempt.kind in _ROTATING:
+        if aside and isinstance(failure, UnreadTokens):
             outcome = Outcome.UNREAD
         settled = await ending.settle(use, failure, outcome)
         if aside and entry is not None:
@@ -256,6 +255,7 @@ class SingleUse:
             earlier_hour(self._clock),
             opened=None if earlier is None else self._dated(earlier),
             unknown=unknown,
+            unread=await tx.attempts.unread_use(attempt),
             token_valid=token_valid,
             owner_alive=fate.owner_alive,
             in_flight=fate.in_flight,

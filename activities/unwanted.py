@@ -1,6 +1,7 @@
 """Tokens that come when their connection has ended: nobody can have them, so the provider is told once."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -17,7 +18,11 @@ from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.grant import TokenSet
 from evergrant_server.core.messages import Call, GrantNews
 from evergrant_server.store import Store, Tx
+from evergrant_server.telemetry import frames, say
+from evergrant_server.telemetry_names import Event
 from providers.flows import Sender
+
+log = logging.getLogger("evergrant.activities")
 
 _SOON_S = 10.0  # a silent provider must not keep a connection from ending
 
@@ -27,7 +32,7 @@ async def turned_away(
 ) -> GrantNews:
     """Have them revoked, and write whether they were: no workflow is left to ask the provider again."""
     asked = held.believed()  # a wrong endpoint would say yes, too
-    revoked = [await _revoked(sender, asked, it) for it in (tokens, *tokens.further.values())]
+    revoked = [await _revoked(sender, asked, it) for it in every_chain(tokens)]
 
     async def write(tx: Tx) -> GrantNews:
         now, attempt = clock.now(), use.attempt
@@ -61,8 +66,15 @@ async def late_ones_turned_away(
 async def _soon_revoked(sender: Sender, held: Holdings, tokens: TokenSet) -> bool:
     with suppress(TimeoutError):
         async with asyncio.timeout(_SOON_S):
-            return await _revoked(sender, held, tokens)
+            return all([await _revoked(sender, held, it) for it in every_chain(tokens)])
     return False
+
+
+def every_chain(tokens: TokenSet) -> tuple[TokenSet, ...]:
+    """The main chain's tokens, and those that came beside them for others, all at one host."""
+    facts = tokens.metadata
+    beside = (it.model_copy(update={"metadata": {**facts, **it.metadata}}) for it in tokens.further.values())
+    return tokens, *beside
 
 
 def of_facts(held: Holdings, tokens: TokenSet) -> Holdings:
@@ -81,4 +93,8 @@ async def _revoked(sender: Sender, held: Holdings, tokens: TokenSet) -> bool:
     try:
         return (await with_either_secret(held, ask))[0] is Revocation.CONFIRMED
     except Failure:
+        return False
+    except Exception as unexpected:  # a sweep that met it again and again would ask every second
+        what = f"revocation: {type(unexpected).__name__} at {frames(unexpected)[-1]}"
+        say(log, logging.ERROR, Event.ACTIVITY_FAILED, what, object=held.connection.id)
         return False

@@ -77,7 +77,9 @@ class Settings(BaseSettings):
         default=timedelta(days=365),
         description="How long Temporal keeps closed runs; set by `dev` and `db upgrade`.",
     )
-    tenant: str = Field(default="default", description="The tenant that `keys bootstrap` and `audit verify` work for.")
+    tenant: str = Field(
+        default="default", description="The tenant that `keys bootstrap` and `audit verify` work for."
+    )
     consent_ttl: timedelta = Field(
         default=timedelta(hours=1), description="How long a connect link can be used."
     )

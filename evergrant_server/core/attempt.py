@@ -27,6 +27,9 @@ class AttemptKind(StrEnum):
     REGISTRATION = "registration"  # an initial access token (RFC 7591 section 3)
 
 
+ROTATING = (AttemptKind.REFRESH, AttemptKind.LATE_ANSWER)  # with their answer the token before is over
+
+
 class Outcome(StrEnum):
     """How an attempt ended. An attempt without one is open: its outcome is unknown."""
 
@@ -169,6 +172,7 @@ def decide(
     opened: Attempt | None,
     unknown: Attempt | None,
     token_valid: bool,
+    unread: Attempt | None = None,
     owner_alive: bool | None = None,
     in_flight: bool | None = None,
     answered: bool = False,
@@ -177,10 +181,12 @@ def decide(
     """May `wanted` be the next attempt of its chain? Pure; RESEND means yes.
 
     `opened` is the chain's open attempt, of which the last arguments tell what can be seen;
-    `unknown` is the newest use of this very credential whose outcome nobody knows.
+    `unknown` is the newest use of this very credential whose outcome nobody knows, and `unread` one
+    whose tokens wait to be read: no later use, inside a `grace`, makes them any less good.
     """
+    kept = unread is not None and not _safe(rules, unread, now)
     if opened is not None and opened.spends(wanted.kind, wanted.from_generation, wanted.credential):
-        return takeover(
+        verdict = takeover(
             opened,
             rules,
             now,
@@ -190,11 +196,12 @@ def decide(
             answered=answered,
             limits=limits,
         )
+        return Takeover.READ if kept and verdict is not Takeover.WAIT else verdict
     if opened is not None and answer_may_come(
         opened, now, owner_alive=owner_alive, in_flight=in_flight, answered=answered, limits=limits
     ):
         return Takeover.WAIT
-    if unknown is not None and unknown.outcome is Outcome.UNREAD and not _safe(rules, unknown, now):
+    if kept:
         return Takeover.READ
     if unknown is not None and not may_send(rules, unknown, now):
         return Takeover.GIVE_UP

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import or_, select
+from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
@@ -66,32 +66,31 @@ class Attempts:
 
         It carries the count of them all, so that no restart and no takeover forgets a use.
         """
-        same = where(
-            AttemptRow,
-            tenant=wanted.tenant,
-            connection_id=wanted.connection_id,
-            from_generation=wanted.from_generation,
-            chain=wanted.chain,
-            kind=wanted.kind.value,
-            credential=wanted.credential,
-        )
         unknown = or_(col(AttemptRow.outcome).is_(None), col(AttemptRow.outcome).in_(_UNKNOWN))
         newest = (col(AttemptRow.sends).desc(), col(AttemptRow.opened_at).desc())
-        row = await first(
-            self._connection, select(AttemptRow).where(same, unknown).order_by(*newest).limit(1)
-        )
+        found = select(AttemptRow).where(_same(wanted), unknown).order_by(*newest).limit(1)
+        row = await first(self._connection, found)
         return None if row is None else Attempt.model_validate(row)
 
-    async def unread(self, tenant: Tenant, connection_id: ConnectionId, generation: int) -> Attempt | None:
-        """One that was answered with tokens which wait to be read, made of this generation's."""
-        row = await one(
-            self._connection,
+    async def unread_use(self, wanted: Attempt) -> Attempt | None:
+        """A use of the same credential whose tokens wait to be read."""
+        unread = col(AttemptRow.outcome) == Outcome.UNREAD.value
+        row = await first(self._connection, select(AttemptRow).where(_same(wanted), unread).limit(1))
+        return None if row is None else Attempt.model_validate(row)
+
+    async def unread(
+        self, tenant: Tenant, connection_id: ConnectionId, generation: int, *kinds: AttemptKind
+    ) -> Attempt | None:
+        """An attempt of these kinds (none: of any) at this generation whose tokens wait to be read."""
+        unread = where(
             AttemptRow,
             tenant=tenant,
             connection_id=connection_id,
             from_generation=generation,
             outcome=Outcome.UNREAD.value,
         )
+        of_kinds = col(AttemptRow.kind).in_([it.value for it in kinds or AttemptKind])
+        row = await first(self._connection, select(AttemptRow).where(unread, of_kinds).limit(1))
         return None if row is None else Attempt.model_validate(row)
 
     async def close(self, attempt: Attempt, outcome: Outcome, at: datetime) -> Attempt:
@@ -103,3 +102,16 @@ class Attempts:
         ending = {"outcome": outcome.value, "closed_at": at}
         revision = await compare_and_set(self._connection, AttemptRow, key, ending, attempt.revision)
         return attempt.model_copy(update={"outcome": outcome, "closed_at": at, "revision": revision})
+
+
+def _same(wanted: Attempt) -> ColumnElement[bool]:
+    """Uses of this very credential."""
+    return where(
+        AttemptRow,
+        tenant=wanted.tenant,
+        connection_id=wanted.connection_id,
+        from_generation=wanted.from_generation,
+        chain=wanted.chain,
+        kind=wanted.kind.value,
+        credential=wanted.credential,
+    )

@@ -5,18 +5,22 @@ import json
 from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
+from sqlalchemy import update
 
+from activities import unwanted
 from activities.answers import Answer
 from activities.critical import CriticalSections
+from activities.holdings import Holder, Holdings
 from activities.renewal import NOTHING_IS_SPENT
 from activities.single_use import SingleUse
 from evergrant_server.core.attempt import AttemptKind, LateAnswer, Outcome
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import SetClock
-from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.connection import Connection, Revocation, State
 from evergrant_server.core.consent import Consent, ConsentKind
 from evergrant_server.core.device import Poll
 from evergrant_server.core.errors import Code, Failure
@@ -27,6 +31,8 @@ from evergrant_server.core.messages import EndConsent, GrantNews, MintGrant, Pro
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import Lane
 from evergrant_server.journal import Journal
+from evergrant_server.store.records import one, where
+from evergrant_server.store.tables import ConsentRow
 from providers.reply import RawReply
 from tests.fakes.certificates import loopback_tls
 from tests.fakes.databases import migrated_sqlite, sqlite_url
@@ -35,6 +41,7 @@ from tests.fakes.scripted_provider import Answer as Scripted
 from tests.fakes.scripted_provider import ScriptedProvider, delay, hold_answer, ok, raw, status
 from tests.faults.test_late_first_answers import integration
 from tests.faults.test_one_connection import open_attempts
+from tests.faults.test_review_stuck import altered
 from tests.faults.test_review_takeover import Activities, at_temporal
 from tests.faults.test_staged_first_tokens import A_CODE
 
@@ -228,7 +235,8 @@ async def test_an_answer_in_flight_when_its_consent_ends_is_revoked(device: Devi
     assert await open_attempts(device.place, device.connection) == 0
 
 
-async def kept_late(device: Device) -> LateAnswer:
+async def kept_late(device: Device, *chains: str) -> LateAnswer:
+    """With the tokens of further chains beside it."""
     now: datetime = device.place.parts.clock.now()
     late = LateAnswer(
         tenant=TENANT,
@@ -239,10 +247,77 @@ async def kept_late(device: Device) -> LateAnswer:
         came_at=now,
     )
     given = device.idp.grant()
-    tokens = TokenSet(access_token=Secret("at-late"), refresh_token=Secret(given["refresh_token"]))
+    beside = {name: device.idp.grant() for name in chains}
+    tokens = TokenSet(
+        access_token=Secret("at-late"),
+        refresh_token=Secret(given["refresh_token"]),
+        further={
+            name: TokenSet(access_token=Secret("at"), refresh_token=Secret(it["refresh_token"]))
+            for name, it in beside.items()
+        },
+    )
     async with device.place.store.write() as tx:
         assert await tx.late_answers.keep(late, tokens)
     return late
+
+
+async def test_the_chains_of_a_late_answer_end_with_their_consent(device: Device):
+    await kept_late(device, "user")
+    assert await device.worker.end(device.connection) is None
+    assert await device.turned_away()
+    assert [it.alive for it in device.idp.families] == [False, False]
+
+
+async def test_the_chains_of_a_late_answer_are_revoked_with_their_connection(device: Device):
+    await kept_late(device, "user")
+    await device.place.revoke(device.connection, tell=False)
+    assert (await device.worker.revoke(device.connection)).revocation is Revocation.CONFIRMED
+    assert [it.alive for it in device.idp.families] == [False, False]
+
+
+async def test_a_store_that_is_away_when_a_consent_has_ended_doesn_t_leave_late_tokens_alive(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+):
+    await kept_late(device)
+    take, away = Holder.take, [Failure(Code.STORE_UNAVAILABLE)]
+
+    async def blinks(self: Holder, *which: Any) -> Holdings:
+        if away:
+            raise away.pop()
+        return await take(self, *which)
+
+    monkeypatch.setattr(Holder, "take", blinks)
+    with pytest.raises(Failure) as again:
+        await device.worker.end(device.connection)
+    assert again.value.code is Code.STORE_UNAVAILABLE
+    assert await device.worker.end(device.connection) is None
+    assert await device.turned_away()
+
+
+async def test_a_mistake_of_ours_in_telling_is_no_reason_to_tell_every_second(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+):
+    await device.died_with_the_answer()
+    await device.ends(State.CONSENT_EXPIRED)
+
+    async def broken(*_: Any) -> Revocation:
+        raise ValueError("at-late")
+
+    monkeypatch.setattr(unwanted, "ended_at_provider", broken)
+    assert await device.worker.replayer.sweep() == 1
+    assert not await device.turned_away()
+    assert device.worker.journal.left_behind() == (0, 0)
+
+
+async def test_a_device_code_that_nobody_can_open_is_over(device: Device):
+    async with device.place.store.write() as tx:
+        mine = where(ConsentRow, tenant=TENANT, id=device.consent.id)
+        row = await one(tx.connection, ConsentRow, tenant=TENANT, id=device.consent.id)
+        assert row is not None
+        broken = altered(row["sealed_device"])
+        await tx.connection.execute(update(ConsentRow).where(mine).values(sealed_device=broken))
+    news = await device.worker.poll(device.connection, device.consent)
+    assert (news.failure, news.over) == (Code.SEAL_BROKEN, True)
 
 
 @pytest.mark.parametrize(("said", "revoked"), [(ok(), True), (status(503), False)])

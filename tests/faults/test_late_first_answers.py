@@ -12,6 +12,7 @@ import pytest_asyncio
 from evergrant_server.core.access import Integration
 from evergrant_server.core.account import FollowUp
 from evergrant_server.core.attempt import LateAnswer, Limits
+from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.consent import Consent, ConsentStatus
 from evergrant_server.core.definition import Definition, DefinitionState
@@ -149,6 +150,9 @@ async def test_a_late_first_answer_brings_what_came_with_it(
     assert (done.status, done.failure) == (ConsentStatus.DONE, None)
     (refresh,) = (it for it in idp.calls if it.params.get("grant_type") == "refresh_token")
     assert refresh.target == "/eu/token"
+    (installed,) = await place.records(AuditAction.GRANT_INSTALLED)
+    assert installed.detail["consent"] == consent.id, "which makes `connection.created`"
+    assert await place.records(AuditAction.CONNECTION_RECOVERED) == [], "it had never failed"
 
 
 async def test_a_late_answer_to_another_consent_replaces_what_was_known_of_the_one_before(

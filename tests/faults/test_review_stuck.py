@@ -7,11 +7,13 @@ from sqlalchemy import update
 
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, Revocation, State
-from evergrant_server.core.consent import Consent, ConsentStatus
+from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.errors import Code
 from evergrant_server.core.ids import workflow_id
+from evergrant_server.core.imports import ImportedTokens
 from evergrant_server.core.messages import SIGNAL_PROVIDER_CHANGED, ProviderChanged
 from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import Sealed
 from evergrant_server.store.records import one, where
 from evergrant_server.store.tables import ConnectionGrantRow, ConsentRow, IntegrationRow
@@ -183,6 +185,28 @@ async def test_a_code_whose_seal_is_broken_doesn_t_block_what_comes_behind_it(
     assert (await consent_of(place, consent)).failure is not None
     await reconnect(place, idp, connection)
     assert (await place.until(connection, lambda c: c.state is State.ACTIVE)).generation == 1
+
+
+async def test_tokens_brought_by_an_import_that_nobody_can_open_don_t_block_a_revocation(
+    place: Installation, idp: ScriptedProvider
+):
+    connection = await place.begin(await place.integration(idp))
+    now = place.parts.clock.now()
+    consent = Consent.unasked(
+        connection, ConsentKind.IMPORT, ("read",), ASKED, at=now, expires_at=now + timedelta(days=7)
+    )
+    async with place.store.write() as tx:
+        await tx.consents.add_import(consent, ImportedTokens(access_token=Secret("at-1"), expires_at=None))
+        mine = where(ConsentRow, tenant=TENANT, id=consent.id)
+        row = await one(tx.connection, ConsentRow, tenant=TENANT, id=consent.id)
+        assert row is not None
+        broken = altered(row["sealed_tokens"])
+        await tx.connection.execute(update(ConsentRow).where(mine).values(sealed_tokens=broken))
+    await place.tell_consent(connection, consent)
+    await place.until_audited(connection, AuditAction.CONSENT_FAILED)
+    assert (await consent_of(place, consent)).failure == Code.SEAL_BROKEN
+    await place.revoke(connection)
+    await place.until(connection, lambda c: c.state is State.REVOKED)
 
 
 async def test_a_code_is_not_spent_for_a_connection_that_is_being_revoked(

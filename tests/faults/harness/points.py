@@ -52,6 +52,8 @@ ELSEWHERE = {
     "activities.consent:ConsentActivities.end_consent": "ends a consent without a code: one transaction",
     "activities.consent:ConsentActivities._wait_for_an_answer": "ends a consent without a code",
     "activities.consent:ConsentActivities._turn_late_ones_away": "ends a consent: what is kept is revoked",
+    "activities.consent:ConsentActivities._install.install#4": "another grant overtook what waits to be read",
+    "activities.consent:ConsentActivities._too_late#4": "another grant is at work: nothing is installed",
     "activities.consent:_what_is_true": "ends a consent without a code: one transaction",
     "activities.client_secrets:with_either_secret": "a revocation, or before a consent: spends nothing",
     "evergrant_server.egress.network:GuardedBackend.connect_unix_socket": "always refuses",
@@ -89,7 +91,7 @@ class Point:
     def elsewhere(self) -> str | None:
         """Why it is no point of a refresh or a code exchange; None: it is one."""
         for function, why in ELSEWHERE.items():
-            if self.name.startswith((function + "#", function + ".")):
+            if self.name == function or self.name.startswith((function + "#", function + ".")):
                 return why
         return ELSEWHERE_CALLED.get(self.source.partition("(")[0])
 

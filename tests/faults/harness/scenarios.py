@@ -205,4 +205,10 @@ SCENARIOS = (
     Scenario(
         "refresh, tokens that its definition can't read", REFRESH, unread=True, rotations=(Rotation.STRICT,)
     ),
+    Scenario(
+        "code exchange, tokens that its definition can't read",
+        EXCHANGE,
+        unread=True,
+        rotations=(Rotation.STRICT,),
+    ),
 )

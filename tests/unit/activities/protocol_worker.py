@@ -57,6 +57,7 @@ class Told:
     journal: Journal
     judge: Judge = lambda reply: some_tokens("at-2", "rt-2") if reply == YES else some_tokens("of another")
     commits: Callable[[], Awaitable[None]] | None = None
+    spends: bool = True
     committed: list[Use] = field(default_factory=list)
     settled: list[tuple[Code, Outcome | None]] = field(default_factory=list)
     failures: list[tuple[str, Failure]] = field(default_factory=list)  # of which attempt
@@ -75,7 +76,7 @@ class Told:
             self.failures.append((use.attempt.id, failure))
             return failure.code
 
-        return Ending(self.judge, commit, settle, provisional=provisional)
+        return Ending(self.judge, commit, settle, provisional=provisional, spends=self.spends)
 
 
 class Worker:

@@ -20,6 +20,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import SetClock, elapsed
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.crypto import Lane, open_sealed
 from evergrant_server.egress import BeforeSend
 from evergrant_server.journal import Entry
@@ -162,7 +163,10 @@ async def test_an_answer_that_makes_the_judge_fail_is_kept(
     assert "at-2" not in caplog.text
 
 
-@pytest.mark.parametrize("kind", [AttemptKind.REFRESH, AttemptKind.LATE_ANSWER])
+@pytest.mark.parametrize(
+    "kind",
+    [AttemptKind.REFRESH, AttemptKind.LATE_ANSWER, AttemptKind.CODE_EXCHANGE, AttemptKind.DEVICE_CODE],
+)
 @pytest.mark.parametrize("token_valid", [True, False])
 async def test_what_tokens_that_nobody_can_read_were_asked_with_is_not_sent_again(
     store: Store,
@@ -187,14 +191,29 @@ async def test_what_tokens_that_nobody_can_read_were_asked_with_is_not_sent_agai
     assert (await far.begin(connection, kind, rules=NO_ROTATION)).attempt.sends == 2
 
 
-@pytest.mark.parametrize("kind", [AttemptKind.CODE_EXCHANGE, AttemptKind.DEVICE_CODE, AttemptKind.MINT])
-async def test_what_is_not_renewed_with_tokens_ends_as_before(
-    worker: Worker, connection: Connection, kind: AttemptKind
-):
-    use, told = await worker.begin(connection, kind), Told(worker.journal, judge=unread)
+async def test_what_may_be_asked_for_again_with_the_same_is_not_kept(worker: Worker, connection: Connection):
+    use = await worker.begin(connection, AttemptKind.MINT)
+    told = Told(worker.journal, judge=unread, spends=False)
     await worker.spend(use, told)
     assert told.settled == [(Code.REPLY_UNREADABLE, None)]
-    assert worker.files() == [".set-aside"]
+    assert worker.files() == []
+
+
+async def test_a_later_use_that_nobody_heard_of_doesn_t_release_what_waits_to_be_read(
+    store: Store, worker: Worker, connection: Connection, clock: SetClock
+):
+    """Inside its grace the provider takes the token again; after it a further use would end those tokens."""
+    rules = RefreshRules(rotation=Rotation.GRACE, grace_s=60)
+    use, told = await worker.begin(connection, rules=rules), Told(worker.journal, judge=unread)
+    await worker.spend(use, told)
+    async with store.write() as tx:
+        await tx.attempts.close(use.attempt, Outcome.UNREAD, NOW)  # as its ending does
+    again = await worker.begin(connection, rules=rules)
+    assert again.attempt.sends == 2
+    await worker.spend(again, told, SendFailed(Failure(Code.PROVIDER_UNREACHABLE), sent=True))
+    clock.advance(86_400)
+    with fails(Code.REPLY_UNREADABLE, "until its definition can read it"):
+        await worker.begin(connection, rules=rules)
 
 
 async def test_tokens_that_there_is_no_room_to_keep_hold_nothing_up(

@@ -59,9 +59,22 @@ def test_a_lost_use_may_be_repeated_once_and_never_again():
 
 def test_what_made_tokens_that_wait_to_be_read_is_not_sent_again_where_that_would_end_them():
     unread = OPEN.model_copy(update={"outcome": Outcome.UNREAD})
-    assert decided(WANTED, LISTENED, unknown=unread) is Takeover.READ
+    assert decided(WANTED, LISTENED, unread=unread) is Takeover.READ
     for now, verdict in ((NOW + timedelta(seconds=30), RESEND), (NOW + timedelta(seconds=31), Takeover.READ)):
-        assert decide(WANTED, GRACE, now, opened=None, unknown=unread, token_valid=False) is verdict
+        assert (
+            decide(WANTED, GRACE, now, opened=None, unknown=None, unread=unread, token_valid=False) is verdict
+        )
+
+
+@pytest.mark.parametrize("later", [OPEN.model_copy(update={"sends": 2}), TWICE])
+def test_tokens_that_wait_to_be_read_hold_their_credential_after_a_later_use_too(later: Attempt):
+    """Inside a grace it may go out again, and nobody hears of it: those tokens are as good as before."""
+    unread = OPEN.model_copy(update={"outcome": Outcome.UNREAD})
+    seen = {"unread": unread, "owner_alive": False, "in_flight": False}
+    assert decided(WANTED, LISTENED, later, **seen) is Takeover.READ
+    assert decided(WANTED, LISTENED, unknown=later, unread=unread) is Takeover.READ
+    assert decided(WANTED, LISTENED, later, **seen | {"in_flight": True}) is WAIT
+    assert decide(WANTED, GRACE, NOW, opened=later, unknown=None, token_valid=False, **seen) is RESEND
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,172 @@
+"""A consent's tokens that a definition can't read: kept, read once it is repaired, and never forgotten."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from evergrant_server.core.attempt import ROTATING, Limits
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.consent import Consent, ConsentStatus
+from evergrant_server.core.errors import Code, Failure
+from providers.registry import Registry
+from tests.fakes.databases import migrated_sqlite, sqlite_url
+from tests.fakes.installation import TENANT, Installation, installation
+from tests.fakes.scripted_provider import ScriptedProvider, error, hold_answer, ok
+from tests.faults.test_late_first_answers import SHORT
+from tests.faults.test_review_stuck import consent_of
+from tests.faults.test_review_takeover import Activities, integration_of
+from tests.faults.test_secret_rotation import rotate
+from tests.faults.test_set_aside import repaired
+
+UNREAD = ok(token_type="of another kind")
+
+
+@pytest_asyncio.fixture
+async def place(temporal_address: str, tmp_path: Path, idp: ScriptedProvider) -> AsyncIterator[Installation]:
+    await migrated_sqlite(tmp_path)
+    async with installation(temporal_address, sqlite_url(tmp_path), tmp_path, allow=(idp.allowance,)) as here:
+        yield here
+
+
+@pytest.fixture
+def here(place: Installation, idp: ScriptedProvider, tmp_path: Path) -> Activities:
+    return Activities(place, (idp.allowance,), tmp_path / "here")
+
+
+async def consented(place: Installation, idp: ScriptedProvider, connection: Connection) -> Consent:
+    return await place.consent(idp, await integration_of(place, connection), connection, tell=False)
+
+
+async def unread(
+    place: Installation, idp: ScriptedProvider, here: Activities, connection: Connection
+) -> Consent:
+    consent = await consented(place, idp, connection)
+    idp.script(UNREAD)
+    assert (await here.exchange(connection, consent)).failure is Code.REPLY_UNREADABLE
+    return consent
+
+
+async def test_a_new_consents_tokens_are_installed_beside_a_grant_that_still_works(
+    place: Installation, idp: ScriptedProvider, here: Activities
+):
+    """For more scopes, say. The provider may have ended the grant before with it."""
+    connection = await place.connect(idp)
+    consent = await unread(place, idp, here, connection)
+    assert (await place.row(connection)).generation == 1
+    place.parts.registry._specs["generic"] = repaired(place.parts.registry.get("generic"))
+    assert await here.replayer.look_again() == 1
+    row = await place.row(connection)
+    assert (row.state, row.generation) == (State.ACTIVE, 2)
+    assert (await consent_of(place, consent)).status is ConsentStatus.DONE
+    assert (await place.ensure_fresh(connection, 2)).generation == 3
+
+
+async def test_a_first_consents_tokens_are_installed_and_its_workflow_knows(
+    place: Installation, idp: ScriptedProvider, here: Activities, monkeypatch: pytest.MonkeyPatch
+):
+    connection = await place.begin(await place.integration(idp))
+    await unread(place, idp, here, connection)
+    get = Registry.get  # the worker has a catalogue of its own
+    monkeypatch.setattr(Registry, "get", lambda self, name: repaired(get(self, name)))
+    assert await here.replayer.look_again() == 1
+    await place.until(connection, lambda row: row.state is State.ACTIVE)
+    async with asyncio.timeout(20):
+        while (await place.parts.link.describe(TENANT, connection.id)).state is not State.ACTIVE:
+            await asyncio.sleep(0.05)
+    assert (await place.ensure_fresh(connection, 1)).generation == 2
+    assert idp.count("token", grant_type="authorization_code") == 1
+
+
+async def test_a_revocation_names_a_consents_tokens_that_nobody_could_read(
+    place: Installation, idp: ScriptedProvider, here: Activities, tmp_path: Path
+):
+    connection = await place.begin(await place.integration(idp))
+    await unread(place, idp, here, connection)
+    (aside,) = (tmp_path / "here").glob("*/*.set-aside")
+    await place.revoke(connection)
+    await place.until(connection, lambda row: row.state is State.REVOKED)
+    (said,) = await place.records(AuditAction.REVOKED)
+    assert said.detail["answer_lost"] == aside.stem
+
+
+async def test_a_newer_grant_overtakes_them(place: Installation, idp: ScriptedProvider, here: Activities):
+    connection = await place.connect(idp)
+    consent = await unread(place, idp, here, connection)
+    assert (await place.ensure_fresh(connection, 1)).generation == 2
+    place.parts.registry._specs["generic"] = repaired(place.parts.registry.get("generic"))
+    assert await here.replayer.look_again() == 1
+    assert (await place.row(connection)).generation == 2
+    assert (await consent_of(place, consent)).status is ConsentStatus.FAILED
+
+
+async def taken_over(
+    place: Installation, idp: ScriptedProvider, connection: Connection, folder: Path, limits: Limits = SHORT
+) -> tuple[asyncio.Event, "asyncio.Task[object]"]:
+    """A host spends the code and another one is refused; the first one's answer comes with the event."""
+    slow, quick = (Activities(place, (idp.allowance,), folder / it, limits) for it in ("slow", "quick"))
+    consent, gate, before = await consented(place, idp, connection), asyncio.Event(), idp.count("token")
+    idp.script(hold_answer(gate), error("invalid_grant"))
+    exchange: asyncio.Task[object] = asyncio.create_task(slow.exchange(connection, consent))
+    await idp.until("token", before + 1)
+    with pytest.raises(Failure):
+        await quick.exchange(connection, consent)
+    await asyncio.sleep((limits.send + limits.answer).total_seconds())
+    assert (await quick.exchange(connection, consent)).failure is Code.OUTCOME_UNKNOWN
+    return gate, exchange
+
+
+async def came_late(place: Installation) -> list[tuple[str, bool]]:
+    records = await place.records(AuditAction.ANSWER_CAME_LATE)
+    return [(it.detail["state"], it.detail["revoked"]) for it in records]
+
+
+async def test_what_comes_late_while_a_revocation_is_under_way_is_revoked(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    connection = await place.begin(await place.integration(idp))
+    gate, exchange = await taken_over(place, idp, connection, tmp_path)
+    await place.revoke(connection, tell=False)
+    gate.set()
+    await exchange
+    assert await came_late(place) == [(State.REVOKING, True)]
+    assert not any(it.alive for it in idp.families)
+
+
+async def test_what_comes_late_beside_a_grant_that_works_is_told(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    """Revoking it might end that grant, too."""
+    connection = await place.connect(idp)
+    gate, exchange = await taken_over(place, idp, connection, tmp_path)
+    gate.set()
+    await exchange
+    assert await came_late(place) == [(State.ACTIVE, False)]
+    assert (await place.ensure_fresh(connection, 1)).generation == 2
+
+
+async def test_a_late_answer_is_verified_with_either_secret(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    """Ours was rotated first, and no refresh has noticed that the provider takes the old one yet."""
+    connection = await place.begin(await place.integration(idp))
+    gate, exchange = await taken_over(place, idp, connection, tmp_path)
+    await rotate(place, await integration_of(place, connection), "new-secret")
+    gate.set()
+    await exchange
+    row = await place.until(connection, lambda it: it.state is State.ACTIVE)
+    assert row.generation == 1
+
+
+async def test_introspection_goes_on_beside_a_consents_tokens_that_wait(
+    place: Installation, idp: ScriptedProvider, here: Activities
+):
+    """Only a refresh's answer makes the token before it no witness."""
+    connection = await place.connect(idp)
+    await unread(place, idp, here, connection)
+    async with place.store.read() as tx:
+        assert await tx.attempts.unread(TENANT, connection.id, 1) is not None
+        assert await tx.attempts.unread(TENANT, connection.id, 1, *ROTATING) is None
