@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 from evergrant_server.core.elsewhere import Weight
 from evergrant_server.core.receivers import Mark
@@ -85,7 +85,19 @@ def account(value: object) -> tuple[frozenset[Mark], ...]:
     if isinstance(value, bool) or not isinstance(value, str | int):
         return ()
     name = str(value)
-    return (frozenset({Mark(ACCOUNT, name)}),) if 0 < len(name) <= LONGEST_ID and is_whole(name) else ()
+    return (frozenset({Mark(ACCOUNT, name)}),) if is_name(name) else ()
+
+
+def is_name(value: object) -> TypeGuard[str]:
+    """A text that can be compared with what we keep. JSON may name half a character: nobody is called so."""
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_ID and is_whole(value)
+
+
+def echoed(value: str) -> str:
+    """What a provider wants back in our answer. Raises Refused for what can't be said again."""
+    if not is_whole(value):
+        raise Refused("invalid_request", "What is to be answered holds NUL, or half a character.")
+    return value
 
 
 def key_of(trust: Trust) -> bytes:

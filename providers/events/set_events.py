@@ -6,7 +6,8 @@ from typing import Any
 from evergrant_server.core.elsewhere import Weight
 from evergrant_server.core.marks import EMAIL, TOKEN_HASH, TOKEN_PREFIX
 from evergrant_server.core.receivers import Mark
-from providers.events.base import LONGEST_ID, Fact, account, unix
+from evergrant_server.core.text import is_whole
+from providers.events.base import LONGEST_ID, Fact, account, is_name, unix
 
 _SCHEMAS = "https://schemas.openid.net/secevent"
 # RISC 1.0, CAEP 1.0, and the OAuth event types that Google sends
@@ -50,7 +51,7 @@ def verification_state(events: dict[str, Any]) -> str | None:
     for kind in _VERIFICATIONS:
         if kind in events:
             state = events[kind].get("state") if isinstance(events[kind], dict) else None
-            return state[:LONGEST_ID] if isinstance(state, str) else ""
+            return state[:LONGEST_ID] if isinstance(state, str) and is_whole(state) else ""
     return None
 
 
@@ -91,20 +92,19 @@ def _alias(subject: Any, issuers: frozenset[str]) -> _Accounts:
 
 def _of_issuer(subject: dict[str, Any], issuers: frozenset[str]) -> _Accounts:
     """A `sub` means something together with its issuer alone."""
-    sub = subject.get("sub")
-    return account(sub) if subject.get("iss") in issuers and isinstance(sub, str) else ()
+    iss, sub = subject.get("iss"), subject.get("sub")
+    ours = isinstance(iss, str) and iss in issuers
+    return account(sub) if ours and isinstance(sub, str) else ()
 
 
 def _of_email(email: Any) -> _Accounts:
-    if not isinstance(email, str) or not 0 < len(email) <= LONGEST_ID:
-        return ()
-    return (frozenset({Mark(EMAIL, email.casefold())}),)
+    return (frozenset({Mark(EMAIL, email.casefold())}),) if is_name(email) else ()
 
 
 def _of_token(subject: dict[str, Any]) -> _Accounts:
     """Google's way to name a refresh token: its first 16 characters, or its double SHA-512."""
     name = _TOKEN_NAMES.get(str(subject.get("token_identifier_alg")))
     token = subject.get("token")
-    if subject.get("token_type") != "refresh_token" or name is None or not isinstance(token, str):
+    if subject.get("token_type") != "refresh_token" or name is None:
         return ()
-    return (frozenset({Mark(name, token)}),) if 0 < len(token) <= LONGEST_ID else ()
+    return (frozenset({Mark(name, token)}),) if is_name(token) else ()

@@ -10,7 +10,18 @@ from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey
 
-from providers.events.base import LONGEST_ID, WINDOW, Heard, Incoming, Refused, Trust, UnknownKey, unix
+from evergrant_server.core.text import is_whole
+from providers.events.base import (
+    LONGEST_ID,
+    WINDOW,
+    Heard,
+    Incoming,
+    Refused,
+    Trust,
+    UnknownKey,
+    is_name,
+    unix,
+)
 from providers.events.set_events import facts_of, verification_state
 
 MEDIA_TYPE = "application/secevent+jwt"
@@ -32,11 +43,11 @@ def verify_set(it: Incoming, trust: Trust) -> Heard:
     _check_parties(claims, trust)
     issued_at = _check_time(claims, it.now)
     jti = claims.get("jti")
-    if not isinstance(jti, str) or not 0 < len(jti) <= LONGEST_ID:
-        raise Refused("invalid_request", "jti is missing.")
+    if not is_name(jti):
+        raise Refused("invalid_request", f"jti is missing, or no text of up to {LONGEST_ID} characters.")
     events = claims.get("events")
-    if not isinstance(events, dict) or not 0 < len(events) <= 20:
-        raise Refused("invalid_request", "events must be an object with members.")
+    if not isinstance(events, dict) or not 0 < len(events) <= 20 or not all(map(is_whole, events)):
+        raise Refused("invalid_request", "events must be an object with members that can be named.")
     state = verification_state(events)
     noted = {"kinds": " ".join(sorted(str(it)[:120] for it in events))}
     return Heard(

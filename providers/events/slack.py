@@ -9,14 +9,18 @@ from typing import Any
 from evergrant_server.core.elsewhere import Weight
 from evergrant_server.core.marks import fact
 from evergrant_server.core.receivers import Mark
+from evergrant_server.core.text import is_whole
 from providers.events.base import (
     Fact,
     Heard,
     Incoming,
+    Refused,
     Trust,
     body_object,
     digest,
+    echoed,
     hex_hmac,
+    is_name,
     key_of,
     member,
     require,
@@ -36,14 +40,16 @@ def verify_slack(it: Incoming, trust: Trust) -> Heard:
     body = body_object(it.body)
     challenge = body.get("challenge")
     if body.get("type") == "url_verification" and isinstance(challenge, str):
-        return Heard("", answer={"challenge": challenge})
+        return Heard("", answer={"challenge": echoed(challenge)})
     event = member(body, "event", "type")
     at = unix(body.get("event_time"))
     team = body.get("team_id")
-    accounts = _accounts(event, team, member(body, "event", "tokens")) if isinstance(team, str) else ()
+    accounts = _accounts(event, team, member(body, "event", "tokens")) if is_name(team) else ()
     if not accounts:
         return Heard("")
     known = body.get("event_id")
+    if isinstance(known, str) and not is_whole(known):
+        raise Refused("invalid_request", "event_id holds NUL, or half a character.")
     id = known if isinstance(known, str) else digest(it.body)
     return Heard(id, (Fact(f"slack:{event}", Weight.ENDED, accounts, at),))
 
@@ -58,6 +64,6 @@ def _accounts(event: Any, team: str, tokens: Any) -> tuple[frozenset[Mark], ...]
     for kind, path in _USERS.items():
         users = member(tokens, kind)
         for user in users if isinstance(users, list) else ():
-            if isinstance(user, str):
+            if is_name(user):
                 found.append(frozenset({whole, Mark(fact(path), user)}))
     return tuple(found)

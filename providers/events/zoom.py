@@ -14,6 +14,7 @@ from providers.events.base import (
     account,
     body_object,
     digest,
+    echoed,
     hex_hmac,
     key_of,
     member,
@@ -36,7 +37,8 @@ def verify_zoom(it: Incoming, trust: Trust) -> Heard:
     event = body.get("event")
     plain = member(body, "payload", "plainToken")
     if event == "endpoint.url_validation" and isinstance(plain, str) and len(plain) <= LONGEST_ID:
-        return Heard("", answer={"plainToken": plain, "encryptedToken": hex_hmac(key, plain.encode())})
+        proof = hex_hmac(key, echoed(plain).encode())
+        return Heard("", answer={"plainToken": plain, "encryptedToken": proof})
     if event != "app_deauthorized":
         return Heard("")
     if member(body, "payload", "client_id") not in (None, trust.client_id):

@@ -85,6 +85,12 @@ ATTACKS: dict[str, tuple[Any, str]] = {
     ),
     "a subject at the top": (lambda at: TRANSMITTER.token(at, sub="account-1"), "invalid_request"),
     "no jti": (lambda at: TRANSMITTER.token(at, jti=None), "invalid_request"),
+    "half a character for a jti": (lambda at: TRANSMITTER.token(at, jti="\ud800"), "invalid_request"),
+    "NUL in a jti": (lambda at: TRANSMITTER.token(at, jti="a\0b"), "invalid_request"),
+    "half a character in an event's name": (
+        lambda at: TRANSMITTER.token(at, kind="\ud800"),
+        "invalid_request",
+    ),
     "no iat": (lambda at: TRANSMITTER.token(at, undated=True), "invalid_request"),
     "from the future": (lambda at: TRANSMITTER.token(at + 301), "invalid_request"),
     "too old to know whether it is a replay": (
@@ -113,6 +119,38 @@ async def test_rfc8935_2_4_what_is_not_believed_changes_nothing_and_writes_nothi
         assert "account-1" not in answer.text
     assert await state(api, connection) is State.ACTIVE
     assert await records(api, *HEARD) == []
+
+
+NOBODY = (
+    {"format": "email", "email": "\ud800"},
+    {"format": "email", "email": "a\0b"},
+    {"format": "iss_sub", "iss": ISSUER, "sub": "\ud800"},
+    {"format": "iss_sub", "iss": [], "sub": "account-1"},
+    {"format": "iss_sub", "iss": {}, "sub": "account-1"},
+    {"format": "aliases", "identifiers": [None, {"format": "email", "email": "\ud800"}]},
+)
+
+
+async def test_rfc9493_3_a_subject_that_nobody_can_be_is_heard_and_changes_nothing(api: Api):
+    connection, path, _ = await world(api)
+    for subject in NOBODY:
+        answer = await push(api, path, TRANSMITTER.token(unix(api), subject=subject))
+        assert answer.status_code == 202, subject
+    for name in ("prefix", "hash_base64_sha512_sha512"):
+        subject = {"subject_type": "oauth_token", "token_type": "refresh_token", "token": "\ud800"}
+        token = TRANSMITTER.token(
+            unix(api), kind=TOKEN_REVOKED, subject={**subject, "token_identifier_alg": name}
+        )
+        assert (await push(api, path, token)).status_code == 202, name
+    assert await state(api, connection) is State.ACTIVE
+
+
+async def test_what_a_verification_says_can_be_shown_in_the_log(api: Api):
+    _, path, key = await world(api)
+    token = TRANSMITTER.token(unix(api), kind=VERIFICATION, event={"state": "\ud800"})
+    assert (await push(api, path, token)).status_code == 202
+    log = await api.get("/v1/audit", key)
+    assert (log.status_code, log.json()["items"][-1]["detail"]["state"]) == (200, "")
 
 
 async def test_rfc8935_2_1_the_content_type_is_required(api: Api):

@@ -121,6 +121,29 @@ def test_zoom_names_the_user_and_the_moment():
     assert hear(ReceiverKind.ZOOM, *zoom(body)).facts == ()
 
 
+HALVES = ["\ud800", "a\0b"]
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_slack_s_half_a_character_is_nobody_s_id_and_no_event_s(half: str):
+    tokens = {"oauth": [half, "U1"], "bot": [half]}
+    event = {"type": "tokens_revoked", "tokens": tokens}
+    body = {"type": "event_callback", "team_id": "T1", "event_id": "Ev1", "event": event}
+    (it,) = hear(ReceiverKind.SLACK, *slack(body)).facts
+    assert it.accounts == (frozenset({Mark("fact:team.id", "T1"), Mark("fact:authed_user.id", "U1")}),)
+    assert hear(ReceiverKind.SLACK, *slack(body | {"team_id": half})).facts == ()
+    with pytest.raises(Refused, match="event_id"):
+        hear(ReceiverKind.SLACK, *slack(body | {"event_id": half}))
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_what_can_t_be_said_again_is_not_echoed(half: str):
+    with pytest.raises(Refused, match="to be answered"):
+        hear(ReceiverKind.SLACK, *slack({"type": "url_verification", "challenge": half}))
+    with pytest.raises(Refused, match="to be answered"):
+        hear(ReceiverKind.ZOOM, *zoom({"event": "endpoint.url_validation", "payload": {"plainToken": half}}))
+
+
 def test_github_is_a_reason_to_look_for_its_signature_covers_no_moment():
     heard = hear(ReceiverKind.GITHUB, *github({"action": "revoked", "sender": {"id": 7, "login": "ann"}}))
     (it,) = heard.facts
