@@ -5,6 +5,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from evergrant_server.core.clock import CENTURY
+
 PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*(?:\.[a-zA-Z0-9_-]+)?)\}")
 _PATH = re.compile(r"^[A-Za-z0-9_\-:@/]+(?:\.[A-Za-z0-9_\-:@/]+)*\Z")
 _PARAM = re.compile(r"^[A-Za-z0-9_.\-\[\]]{1,64}\Z")
@@ -62,6 +64,11 @@ Line = Annotated[str, AfterValidator(_printable), Field(min_length=1, max_length
 """Words for people: one line, no control characters."""
 
 HeaderValue = Annotated[str, AfterValidator(_header_value), Field(max_length=1024)]
+
+LONGEST_S = CENTURY.total_seconds()
+
+Seconds = Annotated[float, Field(gt=0, le=LONGEST_S)]
+"""How long something lasts: a century at most, for a date must come of it."""
 
 ParamName = Annotated[str, _matching(_PARAM, "a parameter name")]
 HeaderName = Annotated[str, _matching(_HEADER, "a header name")]

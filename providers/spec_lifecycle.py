@@ -1,10 +1,20 @@
 """How a provider's tokens age and end: refresh, rotation, revocation, introspection."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, model_validator
+from pydantic import Field, model_validator
 
-from providers.spec_base import HeaderName, HeaderValue, ParamName, Params, Part, Renames, UrlTemplate
+from providers.spec_base import (
+    LONGEST_S,
+    HeaderName,
+    HeaderValue,
+    ParamName,
+    Params,
+    Part,
+    Renames,
+    Seconds,
+    UrlTemplate,
+)
 
 
 class Refresh(Part):
@@ -47,14 +57,14 @@ class RefreshPart(Part):
     refresh: Refresh = Refresh()
     post_token_exchange: Refresh | None = None  # a first token is exchanged once, for a long-lived one
     refresh_rotates: bool | None = None  # None: not known
-    rotation_grace_s: NonNegativeFloat | Literal["unlimited"] | None = None
+    rotation_grace_s: Annotated[float, Field(ge=0, le=LONGEST_S)] | Literal["unlimited"] | None = None
     on_reuse: Literal["family_revoked"] | None = None
-    refresh_token_lifetime_s: float | None = Field(None, gt=0)
-    refresh_token_idle_s: float | None = Field(None, gt=0)
-    access_token_lifetime_s: float | None = Field(None, gt=0)  # what is usual; the reply decides
-    assumed_lifetime_s: float | None = Field(None, gt=0)  # used when a reply has no expiry
-    min_refresh_age_s: float | None = Field(None, gt=0)  # a younger access token is not refreshed
-    refresh_buffer_s: float | None = Field(None, gt=0)  # an earlier refresh before the expiry is refused
+    refresh_token_lifetime_s: Seconds | None = None
+    refresh_token_idle_s: Seconds | None = None
+    access_token_lifetime_s: Seconds | None = None  # what is usual; the reply decides
+    assumed_lifetime_s: Seconds | None = None  # used when a reply has no expiry
+    min_refresh_age_s: Seconds | None = None  # a younger access token is not refreshed
+    refresh_buffer_s: Seconds | None = None  # an earlier refresh before the expiry is refused
 
 
 class Revocation(Part):

@@ -5,10 +5,11 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from evergrant_server.core.clock import CENTURY
 from providers.reading import Unreadable, kind
 
 _DIGITS = re.compile(r"[0-9]{1,15}")
-_LONGEST_S = 100 * 365 * 86400.0  # a longer life is a mistake, and overflows dates
+_LONGEST_S = CENTURY.total_seconds()  # a longer life is a mistake, and overflows dates
 _LONGEST_RETRY_S = 86400.0
 
 

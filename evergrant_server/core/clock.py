@@ -13,6 +13,17 @@ class Clock(Protocol):
 
 TOLERANCE = timedelta(minutes=2)  # clocks of different hosts may differ by this much, and nobody minds
 
+LATEST = datetime(9999, 12, 30, tzinfo=UTC)  # a day of room, so that every time zone has it
+CENTURY = timedelta(days=36_500)  # nothing that is said to last longer is meant
+
+
+def later(at: datetime, by: timedelta | float) -> datetime:
+    """`by` after `at` (seconds, if it is a number); LATEST, where there is no such date."""
+    try:
+        return at + (by if isinstance(by, timedelta) else timedelta(seconds=by))
+    except OverflowError:
+        return LATEST
+
 
 def correction(*others: timedelta | None) -> timedelta:
     """What to add to our clock, from how far two other clocks are ahead of it.

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from evergrant_server.core.account import Option
-from evergrant_server.core.clock import TOLERANCE
+from evergrant_server.core.clock import TOLERANCE, later
 from evergrant_server.core.secret import Secret
 
 MAIN = "main"
@@ -154,4 +154,4 @@ class Grant(BaseModel):
 
 
 def _after(at: datetime, seconds: float | None) -> datetime | None:
-    return None if seconds is None else at + timedelta(seconds=seconds)
+    return None if seconds is None else later(at, seconds)

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from evergrant_server.core.clock import later
 from evergrant_server.core.grant import TokenSet
 from evergrant_server.core.secret import Secret
 
@@ -88,7 +89,7 @@ def _text(at: datetime | None) -> str | None:
 
 
 def _after(at: datetime, seconds: float | None) -> datetime | None:
-    return None if seconds is None else at + timedelta(seconds=seconds)
+    return None if seconds is None else later(at, seconds)
 
 
 def _seconds(since: datetime, until: datetime | None) -> float | None:

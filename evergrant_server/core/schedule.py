@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
+from evergrant_server.core.clock import later
 from evergrant_server.core.errors import FAILURES, Code, Retry
 
 
@@ -82,6 +83,8 @@ RULES: dict[int, Rules] = {
 }
 NEWEST_RULES = max(RULES)
 
+_LONGEST_IDLE_S = 1e12  # half of it is beyond every date; a span holds no more than 8e13
+
 # Met before anything is sent, and over at once when our operator has repaired it.
 _OURS = frozenset({Code.KEY_UNAVAILABLE, Code.JOURNAL_UNAVAILABLE, Code.STORE_UNAVAILABLE})
 
@@ -119,13 +122,13 @@ def due_at(
     else:
         margin = min(rules.margin, (expires_at - obtained_at) / 4)
         due = expires_at - margin - margin * rules.spread * share
-    return due if min_age_s is None else max(due, obtained_at + timedelta(seconds=min_age_s))
+    return due if min_age_s is None else max(due, later(obtained_at, min_age_s))
 
 
 def keep_alive_at(obtained_at: datetime, idle_s: float, rules: Rules, share: float) -> datetime:
     """When an idle grant is refreshed only to keep its refresh token alive."""
-    idle = timedelta(seconds=idle_s)
-    return obtained_at + idle * rules.keep_alive_share * (1 - 0.1 * share)
+    idle = timedelta(seconds=min(idle_s, _LONGEST_IDLE_S))
+    return later(obtained_at, idle * rules.keep_alive_share * (1 - 0.1 * share))
 
 
 def retry_at(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from evergrant_server.core.clock import TOLERANCE
+from evergrant_server.core.clock import TOLERANCE, later
 from evergrant_server.core.connection import Move, State
 from evergrant_server.core.late import verify_at
 from evergrant_server.core.messages import GrantNews, Life
@@ -67,7 +67,7 @@ def over_at(life: Life) -> datetime | None:
     """When the access token ends by the workflow's own clock: also when a clock that is behind dated it."""
     if life.expires_at is None or life.installed_at is None or life.obtained_at is None:
         return life.expires_at
-    return max(life.expires_at, life.installed_at + (life.expires_at - life.obtained_at))
+    return max(life.expires_at, later(life.installed_at, life.expires_at - life.obtained_at))
 
 
 def is_over(life: Life, now: datetime) -> bool:
@@ -90,7 +90,7 @@ def earliest(life: Life) -> datetime | None:
     """Before this the provider is declared to refuse a refresh."""
     moments: list[datetime] = []
     if life.min_age_s is not None and life.obtained_at is not None:
-        moments.append(life.obtained_at + timedelta(seconds=life.min_age_s))
+        moments.append(later(life.obtained_at, life.min_age_s))
     if life.margin_s is not None and life.expires_at is not None:
         moments.append(life.expires_at - timedelta(seconds=life.margin_s))
     return max(moments, default=None)

@@ -13,9 +13,11 @@ from evergrant_server.core.attempt import (
     outcome_of_refusal,
     takeover,
 )
+from evergrant_server.core.clock import LATEST
 from evergrant_server.core.errors import Code
 from evergrant_server.core.grant import Grant, TokenSet
 from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
+from evergrant_server.core.imports import ImportedTokens
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
 
@@ -89,6 +91,16 @@ def test_rfc6749_5_1_absent_scope_means_as_requested_and_a_narrower_one_is_recor
     assert Grant.from_tokens(tokens, generation=1, requested=("a", "b"), at=NOW).scopes == ("a", "b")
     narrowed = tokens.model_copy(update={"scopes": ("a",)})
     assert Grant.from_tokens(narrowed, generation=1, requested=("a", "b"), at=NOW).scopes == ("a",)
+
+
+@pytest.mark.parametrize("seconds", [1e12, 1e300])
+def test_a_life_that_no_date_can_end_is_cut_short(seconds: float):
+    tokens = TokenSet(access_token=Secret("x"), expires_in=seconds, refresh_expires_in=seconds)
+    found = Grant.from_tokens(tokens, generation=1, requested=(), at=NOW)
+    assert (found.expires_at, found.refresh_expires_at) == (LATEST, LATEST)
+    assert found.valid(NOW)
+    imported = ImportedTokens.of(tokens, NOW)
+    assert (imported.expires_at, imported.refresh_expires_at) == (LATEST, LATEST)
 
 
 ATTEMPT = Attempt(

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from evergrant_server.core.clock import LATEST
 from evergrant_server.core.errors import Code
 from evergrant_server.core.schedule import (
     NEWEST_RULES,
@@ -62,6 +63,13 @@ def test_no_token_is_due_before_the_provider_lets_it():
 @pytest.mark.parametrize(("share", "kept"), [(0, 500), (1, 450), (0.5, 475)])
 def test_kept_alive_at_half_of_its_idle_life_and_up_to_a_tenth_of_that_earlier(share: float, kept: float):
     assert keep_alive_at(NOW, 1000, PLAIN, share) == at(kept)
+
+
+@pytest.mark.parametrize("share", [0, 1])
+@pytest.mark.parametrize("number", [8e11, 1e12, 8e13, 9e13, 1e300])
+def test_what_no_date_can_hold_is_the_last_one(number: float, share: float):
+    assert keep_alive_at(NOW, number, PLAIN, share) == LATEST
+    assert due_at(NOW, at(1000), PLAIN, share, min_age_s=number) == LATEST
 
 
 @pytest.mark.parametrize(

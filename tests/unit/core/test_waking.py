@@ -4,12 +4,24 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from evergrant_server.core.clock import LATEST
 from evergrant_server.core.connection import Move, State
 from evergrant_server.core.ids import AttemptId, ConsentId
 from evergrant_server.core.lifecycle import next_step
 from evergrant_server.core.messages import Asked, Event, GrantNews, Happening, Life
 from evergrant_server.core.schedule import RULES, Rules
-from evergrant_server.core.waking import Wake, due, earliest, end_of, extends, same_end, settles_at, wake
+from evergrant_server.core.waking import (
+    Wake,
+    due,
+    earliest,
+    end_of,
+    extends,
+    is_over,
+    over_at,
+    same_end,
+    settles_at,
+    wake,
+)
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 HOUR, DAY, MINUTE, TICK = (
@@ -75,6 +87,22 @@ def test_a_refresh_that_failed_is_tried_when_that_was_said():
 def test_an_active_connection_still_polls_for_another_consent():
     assert moment(life(poll_at=SOON)) == SOON
     assert moment(life(poll_at=DUE + MINUTE)) == DUE
+
+
+def test_a_token_ends_by_the_clock_of_who_installed_it():
+    assert over_at(ACTIVE) == NOW + HOUR
+    assert over_at(life(installed_at=NOW + MINUTE)) == NOW + HOUR + MINUTE
+    assert over_at(life(installed_at=NOW - MINUTE)) == NOW + HOUR
+
+
+def test_an_end_beyond_every_date_is_the_last_one():
+    far = life(obtained_at=NOW - 30 * DAY, installed_at=NOW, expires_at=LATEST)
+    assert over_at(far) == LATEST
+    assert not is_over(far, NOW)
+    assert is_over(far, LATEST)
+    assert earliest(life(min_age_s=1e12)) == LATEST
+    idle = life(policy="on_demand", idle_s=1e300)
+    assert moment(idle) == LATEST
 
 
 @pytest.mark.parametrize("missing", ["expires_at", "obtained_at"])

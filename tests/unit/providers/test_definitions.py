@@ -79,6 +79,24 @@ def test_a_wrong_definition_names_provider_and_field(lines: str, said: str) -> N
     assert "acme.yaml" in detail
 
 
+LASTS = (
+    "refresh_token_lifetime_s",
+    "refresh_token_idle_s",
+    "access_token_lifetime_s",
+    "assumed_lifetime_s",
+    "min_refresh_age_s",
+    "refresh_buffer_s",
+    "rotation_grace_s",
+)
+
+
+@pytest.mark.parametrize("seconds", ["3153600001", "1.0e+30", "1" + 30 * "0", "-1"])
+@pytest.mark.parametrize("field", LASTS)
+def test_nothing_lasts_for_longer_than_a_century(field: str, seconds: str) -> None:
+    assert field in problem(f"{MINIMAL}refresh_rotates: true\n{field}: {seconds}\n")
+    read_spec(f"{MINIMAL}refresh_rotates: true\n{field}: 3153600000\n", "acme.yaml")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
