@@ -1,6 +1,5 @@
 """`/v1/connections`: start one, list them, look at one."""
 
-from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -15,7 +14,7 @@ from evergrant_server.api.establishing import Establishing, Opened, Wanted
 from evergrant_server.api.guards import Asking, By, IdempotencyKey, With, visible_connection
 from evergrant_server.api.idempotency import Answer, Once
 from evergrant_server.api.parts import Parts
-from evergrant_server.api.shapes import ConnectionBody
+from evergrant_server.api.shapes import ConnectionBody, Moment
 from evergrant_server.api.sources import asked_again, require_source
 from evergrant_server.api.views import ConnectionView, LiveView, Page, RevokingView
 from evergrant_server.core.access import Action
@@ -121,7 +120,7 @@ async def listed(
     provider: Annotated[str | None, Query(max_length=63)] = None,
     subject: Annotated[str | None, Query(max_length=255)] = None,
     state: State | None = None,
-    expiring_before: datetime | None = None,
+    expiring_before: Moment | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=2000)] = None,
 ) -> Page[ConnectionView]:

@@ -13,7 +13,7 @@ from evergrant_server.api.authentication import Caller
 from evergrant_server.api.guards import Asking, By, With, require
 from evergrant_server.api.outgoing import fetch_keys
 from evergrant_server.api.parts import Parts
-from evergrant_server.api.shapes import Body, Slug, Text
+from evergrant_server.api.shapes import Body, Slug, Text, WholeSecret
 from evergrant_server.api.transactions import committed
 from evergrant_server.api.views import View
 from evergrant_server.core.access import Action, Integration
@@ -49,7 +49,7 @@ class ReceiverBody(Body):
     jwks_uri: Text | None = None
     audience: Annotated[tuple[Text, ...], Field(max_length=20)] = ()
     account_in: Annotated[str, AfterValidator(_fact)] | None = None
-    secret: Annotated[Secret, Field()] | None = None
+    secret: WholeSecret | None = None
 
 
 class ReceiverView(View):

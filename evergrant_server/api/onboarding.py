@@ -1,16 +1,17 @@
 """`/v1/providers`, what a tenant brings: propose a definition, see what was found, decide, roll back."""
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
+from pydantic import Field, field_validator
 from starlette.responses import Response
 
 from evergrant_server import audit
 from evergrant_server.api.guards import By, IdempotencyKey, TenantAdmin, With
 from evergrant_server.api.idempotency import Answer, Once
 from evergrant_server.api.parts import Parts
-from evergrant_server.api.shapes import Body, Slug, Text
+from evergrant_server.api.shapes import LARGEST, Body, Slug, Text
 from evergrant_server.api.transactions import committed
 from evergrant_server.api.views import Page, View
 from evergrant_server.core.audit import AuditAction, AuditEntry
@@ -26,10 +27,13 @@ from evergrant_server.core.onboarding import (
     RollBack,
 )
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage, written
+from evergrant_server.core.text import all_whole
 from evergrant_server.store import Tx
 from providers.registry import spec_of
 
 router = APIRouter(tags=["providers"])
+
+Version = Annotated[int, Field(ge=1, le=LARGEST)]
 
 
 class ProposeBody(Body):
@@ -38,17 +42,24 @@ class ProposeBody(Body):
     definition: dict[str, Any]
     rollout: Rollout = Rollout()
 
+    @field_validator("definition")
+    @classmethod
+    def _whole_texts(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if not all_whole(value):
+            raise ValueError("a text in it holds NUL, or half a character")
+        return value
+
 
 class DecisionBody(Body):
     """`accept_hosts`: whoever approves has seen that secrets and tokens would go to new hosts."""
 
-    version: int
+    version: Version
     reason: Text | None = None
     accept_hosts: bool = False
 
 
 class RollBackBody(Body):
-    version: int
+    version: Version
     reason: Text = "asked for"
 
 

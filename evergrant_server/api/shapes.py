@@ -1,21 +1,26 @@
 """What callers may send. Every body is strict: an unknown member is refused, not ignored."""
 
 import re
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from evergrant_server.core.access import Action, Registration
+from evergrant_server.core.clock import CENTURY
 from evergrant_server.core.flow import Flow
 from evergrant_server.core.ids import is_id, is_slug
 from evergrant_server.core.provider import Rotation
 from evergrant_server.core.secret import Secret
+from evergrant_server.core.text import is_whole
 from providers.proofs import is_nonce
 
 _SCOPE = re.compile(r"^[\x21\x23-\x5b\x5d-\x7e]{1,256}\Z")  # scope-token, RFC 6749 section 3.3
 _PLAIN_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+LARGEST = 2**31 - 1  # what a column of numbers holds in PostgreSQL
 
 
 def _slug(value: str) -> str:
@@ -55,6 +60,24 @@ def _return_to(value: str) -> str:
         raise ValueError("needs a host, and no user name or fragment")
     if url.scheme != "https" and not (url.scheme == "http" and host in _LOOPBACK):
         raise ValueError("use https")
+    return value
+
+
+def _in_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("is before the first year of UTC, or after its last") from None
+
+
+def _whole(value: str) -> str:
+    if not is_whole(value):
+        raise ValueError("holds NUL, or half a character")
+    return value
+
+
+def _whole_secret(value: Secret) -> Secret:
+    _whole(value.reveal())
     return value
 
 
@@ -103,6 +126,10 @@ Resource = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_
 Text = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_printable)]
 MinTtl = Annotated[float, Field(ge=0, le=31_536_000, allow_inf_nan=False)]
 
+Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+Whole = Annotated[str, AfterValidator(_whole)]
+WholeSecret = Annotated[Secret, AfterValidator(_whole_secret)]
+
 
 class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -114,9 +141,9 @@ Choice = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_pr
 class CredentialBody(Body):
     """A credential that doesn't change by itself: an API key, or a user name and a password (RFC 7617)."""
 
-    api_key: Annotated[Secret, Field()] | None = None
+    api_key: WholeSecret | None = None
     username: Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_printable)] | None = None
-    password: Annotated[Secret, Field()] | None = None
+    password: WholeSecret | None = None
 
 
 ChainScopes = Annotated[
@@ -144,7 +171,7 @@ class ConnectionBody(Body):
     resources: Annotated[tuple[Resource, ...], Field(max_length=5)] = ()
     audience: Text | None = None
     source: Annotated[str, AfterValidator(_connection)] | None = None
-    subject_token: Annotated[Secret, Field()] | None = None
+    subject_token: WholeSecret | None = None
     subject_token_type: Annotated[str, Field(max_length=200), AfterValidator(_resource)] | None = None
     credential: CredentialBody | None = None
     choice: Choice | None = None
@@ -173,8 +200,8 @@ class RefreshBody(Body):
     generation's token, which should be good. `seen_generation` is another name for `generation`.
     """
 
-    generation: int | None = Field(default=None, ge=0)
-    seen_generation: int | None = Field(default=None, ge=0)
+    generation: int | None = Field(default=None, ge=0, le=LARGEST)
+    seen_generation: int | None = Field(default=None, ge=0, le=LARGEST)
     reason: Literal["unauthorized"] | None = None
 
     @property
@@ -213,7 +240,9 @@ class RefreshRulesBody(Body):
 
     rotation: Rotation | None = None
     grace_s: float | None = Field(default=None, ge=0, le=86_400, allow_inf_nan=False)
-    refresh_token_idle_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    refresh_token_idle_s: float | None = Field(
+        default=None, gt=0, le=CENTURY.total_seconds(), allow_inf_nan=False
+    )
 
     @property
     def said(self) -> dict[str, Any]:
@@ -223,15 +252,15 @@ class RefreshRulesBody(Body):
 class ClientKeyBody(Body):
     """A private key of ours, as PEM or as a JWK; `id` is the `kid` the provider knows it by."""
 
-    private: Annotated[Secret, Field()]
+    private: WholeSecret
     id: Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_printable)] | None = None
 
 
 class ClientCertificateBody(Body):
     """A certificate of ours and its private key, as PEM; what it was signed with may follow it."""
 
-    certificate: Annotated[str, Field(max_length=50_000)]
-    private: Annotated[Secret, Field()]
+    certificate: Annotated[Whole, Field(max_length=50_000)]
+    private: WholeSecret
 
 
 class IntegrationBody(Body):
@@ -245,8 +274,8 @@ class IntegrationBody(Body):
     provider: Slug
     client_id: Text | None = None
     registration: Registration | None = None
-    initial_access_token: Annotated[Secret, Field()] | None = None
-    client_secret: Annotated[Secret, Field()] | None = None
+    initial_access_token: WholeSecret | None = None
+    client_secret: WholeSecret | None = None
     issuer: Annotated[str, Field(max_length=2000), AfterValidator(_printable)] | None = None
     params: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=253)]] = {}
     client_auth: (
@@ -272,7 +301,7 @@ class IntegrationBody(Body):
 class RotateSecretBody(Body):
     """Either a new `client_secret`, or `roll_back` to the one before it. `overlap_s` is seconds."""
 
-    client_secret: Annotated[Secret, Field()] | None = None
+    client_secret: WholeSecret | None = None
     overlap_s: Annotated[float, Field(ge=0, le=31_536_000, allow_inf_nan=False)] = 86_400
     roll_back: bool = False
 

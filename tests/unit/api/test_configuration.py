@@ -48,6 +48,31 @@ def discovers(api: Api, failure: Code | None = None) -> None:
     api.link.on_discover = discover
 
 
+@pytest.mark.parametrize("secret", ["\ud800", "a\0b"])
+@pytest.mark.parametrize("name", ["client_secret", "initial_access_token", "private", "certificate"])
+async def test_a_secret_that_no_request_can_carry_is_refused(api: Api, admin: str, name: str, secret: str):
+    held = {
+        "client_secret": {"client_secret": secret},
+        "initial_access_token": {**GENERIC, "registration": "dynamic", "initial_access_token": secret},
+        "private": {"client_key": {"private": secret}},
+        "certificate": {"client_certificate": {"certificate": secret, "private": "p"}},
+    }[name]
+    answer = await put(api, admin, {**GITLAB, **held})
+    assert (answer.status_code, answer.json()["field"].rpartition(".")[2]) == (400, name)
+    if name == "client_secret":
+        await put(api, admin, GITLAB)
+        answer = await api.post("/v1/integrations/crm/rotate-secret", admin, {"client_secret": secret})
+        assert (answer.status_code, answer.json()["field"]) == (400, name)
+
+
+@pytest.mark.parametrize("seconds", [3_153_600_001, 1e18, 10**30, 0])
+async def test_a_refresh_token_idles_for_a_century_at_most(api: Api, admin: str, seconds: float):
+    answer = await put(api, admin, {**GITLAB, "refresh": {"refresh_token_idle_s": seconds}})
+    assert (answer.status_code, answer.json()["field"]) == (400, "refresh.refresh_token_idle_s")
+    longest = {**GITLAB, "refresh": {"refresh_token_idle_s": 3_153_600_000}}
+    assert (await put(api, admin, longest)).status_code == 201
+
+
 async def test_the_first_admin_key_is_made_once(api: Api, admin: str):
     assert (await api.get("/v1/apps", admin)).json()["items"][0]["name"] == "admin"
     with pytest.raises(Failure) as refused:

@@ -151,6 +151,52 @@ async def test_lists_filter_and_show_only_what_a_permit_covers(api: Api):
     assert (await api.get("/v1/connections?state=nonsense", everyone)).status_code == 400
 
 
+@pytest.mark.parametrize(
+    "before",
+    ["2026-03-01", "2026-03-01T00:00:00", "0001-01-01T00:00:00%2B14:00", "9999-12-31T23:59:59-12:00", "soon"],
+)
+async def test_a_list_asks_for_a_moment_that_is_one_everywhere(api: Api, before: str):
+    await api.active(await api.integration())
+    key = await api.app_with("reader", Action.TOKEN)
+    answer = await api.get(f"/v1/connections?expiring_before={before}", key)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+    assert answer.json()["field"] == "expiring_before"
+
+
+@pytest.mark.parametrize("before", ["2026-01-02T06:00:00%2B01:00", "9999-12-31T23:59:59Z"])
+async def test_a_list_takes_a_moment_of_any_zone(api: Api, before: str):
+    await api.active(await api.integration())
+    key = await api.app_with("reader", Action.TOKEN)
+    answer = await api.get(f"/v1/connections?expiring_before={before}", key)
+    assert [it["subject"] for it in answer.json()["items"]] == ["user-1"]
+
+
+@pytest.mark.parametrize("name", ["generation", "seen_generation"])
+async def test_a_generation_is_a_number_that_a_column_holds(api: Api, name: str):
+    connection = await api.active(await api.integration())
+    key = await api.app_with("reader", Action.TOKEN)
+    answer = await api.post(f"/v1/connections/{connection.id}/refresh", key, {name: 10**30})
+    assert (answer.status_code, answer.json()["field"]) == (400, name)
+
+
+@pytest.mark.parametrize("secret", ["\ud800", "a\0b"])
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        ({"flow": "api_key"}, "credential.api_key"),
+        ({"flow": "basic"}, "credential.password"),
+        ({"flow": "token_exchange"}, "subject_token"),
+    ],
+)
+async def test_a_secret_that_no_request_can_carry_is_refused(api: Api, body: dict, name: str, secret: str):
+    await api.integration()
+    key = await api.app_with("boss", Action.CONNECT)
+    place, _, member = name.partition(".")
+    given = {"username": "a", member: secret} if member else secret
+    answer = await api.post("/v1/connections", key, {**NEW, **body, place: given})
+    assert (answer.status_code, answer.json()["field"]) == (400, name)
+
+
 async def test_refresh_waits_for_the_workflow(api: Api):
     connection = await api.active(await api.integration())
     key = await api.app_with("reader", Action.TOKEN)

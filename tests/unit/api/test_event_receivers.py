@@ -44,6 +44,8 @@ async def test_nobody_without_the_admin_permit_configures_a_receiver(api: Api):
         (PUT | {"secret": "s"}, "secret"),
         ({"kind": "slack"}, "secret"),
         ({"kind": "slack", "secret": ""}, "secret"),
+        ({"kind": "slack", "secret": "\ud800"}, "secret"),
+        ({"kind": "slack", "secret": "a\0b"}, "secret"),
         ({"kind": "slack", "secret": "s", "issuer": ISSUER}, "issuer"),
         ({"kind": "zoom", "secret": "s", "account_in": "a b"}, "account_in"),
     ],

@@ -73,6 +73,28 @@ async def test_the_first_decision_counts(api: Api, admin: str):
     assert (late.status_code, late.json()["field"]) == (400, "version")
 
 
+@pytest.mark.parametrize("version", [10**30, -(10**30), 2**31, 0])
+@pytest.mark.parametrize("verb", ["approve", "reject", "roll-back"])
+async def test_a_version_is_a_number_that_a_column_holds(api: Api, admin: str, verb: str, version: int):
+    body = {"version": version, "reason": "no"}
+    answer = await api.post(f"/v1/providers/acme-crm/{verb}", admin, body)
+    assert (answer.status_code, answer.json()["field"]) == (400, "version")
+    body["version"] = 2**31 - 1
+    assert (await api.post(f"/v1/providers/acme-crm/{verb}", admin, body)).status_code == 404
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\0b"])
+@pytest.mark.parametrize("where", ["categories", "token_params", "a name"])
+async def test_a_definition_that_no_answer_can_show_is_refused(api: Api, admin: str, where: str, text: str):
+    said = {
+        "categories": {"categories": [text]},
+        "token_params": {"token_params": {"a": text}},
+        "a name": {"sources": {"agreeing": {text: 1}}},
+    }[where]
+    answer = await api.post("/v1/providers", admin, {"definition": ACME | said})
+    assert (answer.status_code, answer.json()["field"]) == (400, "definition")
+
+
 @pytest.mark.parametrize("state", [DefinitionState.CHECKING, DefinitionState.UNSOUND, DefinitionState.ACTIVE])
 async def test_only_what_waits_is_decided(api: Api, admin: str, state: DefinitionState):
     await propose(api, admin)

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from evergrant_server.core.errors import FAILURES, Code, Failure, Kind, Repairer, Retry
 from evergrant_server.core.ids import PREFIXES, is_id, is_slug, new_id
 from evergrant_server.core.secret import Secret, SecretLeak
+from evergrant_server.core.text import all_whole
 
 STATUS_OF_KIND = {
     Kind.RECONNECT_NEEDED: {409, 400},
@@ -68,6 +69,20 @@ def test_a_secret_refuses_to_leave(leak):
     with pytest.raises((SecretLeak, TypeError, ValueError)) as caught:
         leak(Secret("hunter2"))
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "whole"),
+    [
+        ({"a": ["b", {"c": 7, "d": None}]}, True),
+        (["\U0001f600"], True),
+        ({"a": [{"b": "\ud800"}]}, False),
+        ({"a": {"\udfff": 1}}, False),
+        (["a", "\0"], False),
+    ],
+)
+def test_every_text_of_a_document_is_looked_at(said: object, whole: bool):
+    assert all_whole(said) is whole
 
 
 def test_ids_are_typed_by_prefix():
