@@ -10,6 +10,7 @@ from starlette.responses import PlainTextResponse, Response
 from evergrant_server import audit
 from evergrant_server.api.guards import By, IdempotencyKey, TenantAdmin, With
 from evergrant_server.api.idempotency import Answer, Once
+from evergrant_server.api.shapes import LARGEST
 from evergrant_server.api.transactions import committed
 from evergrant_server.api.transfer_intake import Intake
 from evergrant_server.api.transfer_shapes import (
@@ -110,7 +111,7 @@ async def fetched(
     caller: TenantAdmin,
     asked: By,
     id: Annotated[str, Query(max_length=64)] = "",
-    after: Annotated[int, Query(ge=0)] = 0,
+    after: Annotated[int, Query(ge=0, le=LARGEST)] = 0,
     limit: Annotated[int, Query(ge=1, le=_MOST_LINES)] = 200,
 ) -> Response:
     """Sealed lines, a compact JWE each, behind the first `after`; none: that was all. 202 while sealing.

@@ -16,6 +16,7 @@ from evergrant_server.api.transactions import committed
 from evergrant_server.api.transfer_shapes import ImportItem, ItemOutcome
 from evergrant_server.core.access import Action, Integration
 from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.clock import CENTURY
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.consent import Consent, ConsentKind
 from evergrant_server.core.errors import Code, Failure, Kind
@@ -78,6 +79,7 @@ class Intake:
             raise Failure(Code.NOT_FOUND, "There is no such integration.", field="integration")
         require_ready(integration)
         spec = await spec_of(tx, self._parts.registry, integration)
+        _require_near(item, self._parts.clock.now())
         self._usable(spec, item)
         return integration, self._scopes(integration, spec, item)
 
@@ -165,6 +167,15 @@ def expiry_of(item: ImportItem, now: datetime) -> datetime | None:
     if item.expires_at is not None:
         return item.expires_at
     return now if item.expires_in is None else now + timedelta(seconds=item.expires_in)
+
+
+def _require_near(item: ImportItem, now: datetime) -> None:
+    """A far moment leaves no room to reckon with, and stands for never, or for a moment nobody knows."""
+    at = item.expires_at
+    if at is not None and at - now > CENTURY:
+        raise _invalid("expires_at", "is over a century away: if it means never, say never_expires: true")
+    if at is not None and now - at > CENTURY:
+        raise _invalid("expires_at", 'is over a century ago: if nobody knows it, say expires: "unknown"')
 
 
 def tokens_of(item: ImportItem, now: datetime) -> ImportedTokens:

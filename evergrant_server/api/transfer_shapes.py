@@ -1,5 +1,6 @@
 """What comes in and goes out with an import or an export. Items are judged one by one."""
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -14,9 +15,11 @@ from pydantic import (
 )
 
 from evergrant_server.api.shapes import Body, Label, Scopes, Slug, Subject
+from evergrant_server.core.clock import CENTURY
 from evergrant_server.core.errors import Code
 from evergrant_server.core.export import Export, ExportFilters, ExportStatus
 from evergrant_server.core.secret import Secret
+from evergrant_server.core.text import all_whole
 
 MOST_ITEMS = 100
 _TOKEN = re.compile(r"[\x20-\x7e]{1,16384}")  # VSCHAR, RFC 6749 appendix A.12; the length is ours
@@ -47,7 +50,8 @@ class ImportItem(Body):
 
     Exactly one of `expires_at`, `expires_in` (seconds from now), `expires: "unknown"` and
     `never_expires` says how long the access token lives. Unknown means: as good as expired,
-    so that the first lease refreshes it, unless `never_expires` is true as well.
+    so that the first lease refreshes it, unless `never_expires` is true as well. `expires_at` is no
+    further than a century away: beyond it are marks that mean one of the others.
     """
 
     integration: Slug
@@ -57,7 +61,7 @@ class ImportItem(Body):
     refresh_token: Token | None = Field(default=None, repr=False)
     token_type: Annotated[str, AfterValidator(_token_type)] = "Bearer"
     expires_at: AwareDatetime | None = None
-    expires_in: float | None = Field(default=None, ge=0, le=3_153_600_000, allow_inf_nan=False)
+    expires_in: float | None = Field(default=None, ge=0, le=CENTURY.total_seconds(), allow_inf_nan=False)
     expires: Literal["unknown"] | None = None
     never_expires: bool = False
     scopes: Scopes | None = None
@@ -69,6 +73,8 @@ class ImportItem(Body):
         for text in (*value, *(it for it in value.values() if isinstance(it, str))):
             if len(text) > _LONGEST_METADATA or not text.isprintable():
                 raise ValueError(f"facts are printable and at most {_LONGEST_METADATA} characters")
+        if any(isinstance(it, float) and not math.isfinite(it) for it in value.values()):
+            raise ValueError("a number among the facts is NaN or infinite, which JSON has no word for")
         return value
 
     @model_validator(mode="after")
@@ -130,6 +136,13 @@ class ExportBody(Body):
 
     public_key: dict[str, Any] | Annotated[str, Field(max_length=4000)] = Field(repr=False)
     filters: ExportFilters = ExportFilters()
+
+    @field_validator("filters")
+    @classmethod
+    def _whole_filters(cls, value: ExportFilters) -> ExportFilters:
+        if not all_whole(value.model_dump()):
+            raise ValueError("a filter holds NUL, or half a character")
+        return value
 
 
 class ExportView(BaseModel):

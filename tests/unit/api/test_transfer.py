@@ -108,6 +108,13 @@ async def test_a_dry_run_writes_nothing(api: Api):
         ({"expires_in": -1}, "invalid_request", "expires_in"),
         ({"expires_in": None, "expires_at": "2030-01-01T00:00:00"}, "invalid_request", "expires_at"),
         ({"expires_in": None, "expires": "unknown", "refresh_token": None}, "invalid_request", "expires"),
+        ({"expires_in": None, "expires_at": "9999-12-31T23:59:59-12:00"}, "invalid_request", "expires_at"),
+        ({"expires_in": None, "expires_at": "2126-06-01T00:00:00Z"}, "invalid_request", "expires_at"),
+        ({"expires_in": None, "expires_at": "0001-01-01T00:00:00+14:00"}, "invalid_request", "expires_at"),
+        ({"expires_in": None, "expires_at": "0001-01-01T00:00:00Z"}, "invalid_request", "expires_at"),
+        ({"expires_in": 3_153_600_001}, "invalid_request", "expires_in"),
+        ({"refresh_expires_at": "2030-01-01T00:00:00Z"}, "invalid_request", "refresh_expires_at"),
+        ({"refresh_expires_in": 7}, "invalid_request", "refresh_expires_in"),
         ({"scopes": "read_user"}, "invalid_request", "scopes"),
         ({"metadata": {"a": {"b": 1}}}, "invalid_request", None),
         ({"tenant": "acme-2"}, "invalid_request", "tenant"),
@@ -140,6 +147,36 @@ async def test_items_that_are_no_objects_or_say_something_twice(api: Api, raw: s
     answer = await api.call("POST", "/v1/connections/import", key, content=body, headers=headers)
     bad, good = answer.json()["items"]
     assert (bad["status"], bad["code"], good["status"]) == ("invalid", "invalid_request", "imported")
+
+
+@pytest.mark.parametrize(
+    ("at", "instead"),
+    [("9999-12-31T23:59:59Z", "say never_expires: true"), ("0001-01-01T00:00:00Z", 'say expires: "unknown"')],
+)
+async def test_a_moment_that_stands_for_something_else_is_told_what_to_say(api: Api, at: str, instead: str):
+    await api.integration()
+    key = await api.app_with("boss", Action.ADMIN)
+    for dry_run in (True, False):
+        (bad,) = await sent(api, key, item(expires_in=None, expires_at=at), dry_run=dry_run)
+        assert bad["status"] == "invalid"
+        assert instead in bad["detail"]
+
+
+@pytest.mark.parametrize("at", ["1930-01-01T00:00:00Z", "2125-12-01T00:00:00Z"])
+async def test_a_moment_within_a_century_is_taken(api: Api, at: str):
+    await api.integration()
+    key = await api.app_with("boss", Action.ADMIN)
+    (good,) = await sent(api, key, item(expires_in=None, expires_at=at))
+    assert good["status"] == "imported"
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])
+async def test_a_fact_is_no_number_that_json_has_no_word_for(api: Api, number: float):
+    await api.integration()
+    key = await api.app_with("boss", Action.ADMIN)
+    (bad,) = await sent(api, key, item(metadata={"share": number}))
+    assert (bad["status"], bad["field"]) == ("invalid", "metadata")
+    assert "infinite" in bad["detail"]
 
 
 async def test_a_lease_meanwhile_sends_nobody_to_consent(api: Api):
@@ -207,6 +244,26 @@ async def test_an_export_waits_for_a_worker_and_belongs_to_its_tenant(api: Api):
         AuditAction.CONNECTIONS_EXPORTED,
         AuditAction.EXPORT_DROPPED,
     }
+
+
+@pytest.mark.parametrize("half", ["\ud800", "a\0b"])
+@pytest.mark.parametrize("name", ["integration", "provider", "subject"])
+async def test_a_filter_that_no_query_can_hold_is_refused(api: Api, name: str, half: str):
+    key = await api.app_with("boss", Action.ADMIN)
+    public = jwk.OKPKey.generate_key("X25519").as_dict(private=False)
+    answer = await api.post("/v1/connections/export", key, {"public_key": public, "filters": {name: half}})
+    assert (answer.status_code, answer.json()["field"]) == (400, "filters")
+
+
+async def test_lines_are_asked_for_by_a_number_that_a_column_holds(api: Api):
+    key = await api.app_with("boss", Action.ADMIN)
+    public = jwk.OKPKey.generate_key("X25519").as_dict(private=False)
+    asked = await api.post("/v1/connections/export", key, {"public_key": public})
+    where = f"/v1/connections/export?id={asked.json()['id']}"
+    for after in (10**30, 2**31):
+        answer = await api.get(f"{where}&after={after}", key)
+        assert (answer.status_code, answer.json()["field"]) == (400, "after")
+    assert (await api.get(f"{where}&after={2**31 - 1}", key)).status_code == 202
 
 
 def test_what_is_sealed_opens_with_the_other_half_alone():
