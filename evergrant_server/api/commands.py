@@ -49,13 +49,16 @@ async def refresh(
             tx, caller, connection_id, Action.TOKEN, Action.CONNECT, Action.ADMIN
         )
         answer = await once.recall(tx)
+        grant = await tx.grants.get(connection.tenant, connection.id)
     if answer is not None:
         return answer.response()
     require_leasable(connection)
+    # as new as it gets; once it is over, its workflow says who repairs it
+    lasts = grant is not None and not grant.refreshable and grant.valid(parts.clock.now())
     seen = connection.generation
     if body is not None and body.seen is not None:
         seen = min(body.seen, seen)
-    if connection.generation <= seen:
+    if connection.generation <= seen and not lasts:
         freshening, report = parts.freshening, body is not None and body.reason is not None
         ask = freshening.reported if report else freshening.refreshed
         await ask(connection.tenant, connection.id, seen, asked)

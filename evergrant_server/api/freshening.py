@@ -194,6 +194,6 @@ def _said(said: Freshness, seen: int) -> Failure:
         return _Declined(Code.REFRESH_PENDING, retry_after=said.retry_after)
     if said.problem is None and said.generation > seen:
         return Failure(Code.STORE_BEHIND)  # the store is written first: it can't be behind by itself
-    if said.problem is None:
-        return Failure(Code.REFRESH_PENDING, retry_after=said.retry_after or 1.0)
+    if said.problem is None:  # nothing refreshes this grant
+        return _Declined(Code.REFRESH_PENDING, retry_after=said.retry_after or 1.0)
     return Failure(said.problem, retry_after=said.retry_after)

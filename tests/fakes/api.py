@@ -237,12 +237,14 @@ class Api:
         token: str = "at-1",
         *,
         lifetime: float | None = LIFETIME,
+        refreshable: bool = True,
         **changes: Any,
     ) -> Connection:
         """A connection with a grant whose access token is `token`."""
         scopes, kind = changes.pop("scopes", ("read_user",)), changes.pop("token_type", "Bearer")
+        said: dict[str, Any] = {"lifetime": lifetime, "scopes": scopes, "token_type": kind}
         connection = await self.connection(integration, **changes)
-        return await self.install(connection, token, lifetime=lifetime, scopes=scopes, token_type=kind)
+        return await self.install(connection, token, refreshable=refreshable, **said)
 
     async def install(
         self,
@@ -252,13 +254,14 @@ class Api:
         lifetime: float | None = LIFETIME,
         scopes: tuple[str, ...] = ("read_user",),
         token_type: str = "Bearer",
+        refreshable: bool = True,
     ) -> Connection:
         """What a worker does when a token arrives."""
         now = self.clock.now()
         tokens = TokenSet(
             access_token=Secret(token),
             token_type=token_type,
-            refresh_token=Secret(f"rt-of-{token}"),
+            refresh_token=Secret(f"rt-of-{token}") if refreshable else None,
             expires_in=lifetime,
             scopes=scopes,
         )

@@ -3,6 +3,9 @@
 import asyncio
 import time
 from datetime import timedelta
+from typing import Any
+
+import pytest
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.connection import Connection
@@ -54,6 +57,46 @@ async def test_a_report_that_helps_nobody_is_answered_and_not_asked_again(api: A
     await api.post(at, key, REPORT)
     assert len(wishes) == 2
     assert (await api.lease(key)).status_code == 200, "and the token, which is valid, is served"
+
+
+@pytest.mark.parametrize("body", [REPORT, {"generation": 1}, {}])
+@pytest.mark.parametrize("lifetime", [None, 3600.0])
+async def test_a_grant_that_nothing_refreshes_is_as_new_as_it_gets(
+    api: Api, lifetime: float | None, body: dict[str, Any]
+):
+    connection = await api.active(await api.integration(), lifetime=lifetime, refreshable=False)
+    key = await api.app_with("reader", Action.TOKEN)
+    answer = await api.post(f"/v1/connections/{connection.id}/refresh", key, body)
+    assert (answer.status_code, answer.json()["generation"]) == (200, 1), answer.text
+    assert api.link.asked == [], "the workflow could do nothing"
+
+
+@pytest.mark.parametrize("body", [REPORT, {}])
+async def test_once_it_is_over_the_workflow_says_what_is_to_be_done(api: Api, body: dict[str, Any]):
+    connection = await api.active(await api.integration(), refreshable=False)
+    key = await api.app_with("reader", Action.TOKEN)
+    api.clock.advance(3601)
+    api.refreshes_fail(Code.CONSENT_REQUIRED)
+    answer = await api.post(f"/v1/connections/{connection.id}/refresh", key, body)
+    assert (answer.status_code, answer.json()["code"]) == (409, "consent_required")
+    assert len(api.link.asked) == 1
+
+
+async def test_a_report_that_a_refresh_answered_with_nothing_newer_is_answered(api: Api):
+    """The provider gave a refresh token, and its definition says that it refreshes nothing."""
+    connection = await api.active(await api.integration())
+    key = await api.app_with("reader", Action.TOKEN)
+    asked: list[Wish] = []
+
+    async def nothing(tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh) -> Freshness:
+        asked.append(ask.wish)
+        return Freshness(generation=1, retry_after=300)
+
+    api.link.on_refresh = nothing
+    for _ in range(5):
+        answer = await api.post(f"/v1/connections/{connection.id}/refresh", key, REPORT)
+        assert (answer.status_code, answer.json()["generation"]) == (200, 1), answer.text
+    assert asked == [Wish.UNAUTHORIZED]
 
 
 async def test_a_report_while_refreshes_fail_hears_why_each_time(api: Api):

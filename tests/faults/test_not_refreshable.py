@@ -1,0 +1,71 @@
+"""A grant that nothing refreshes: whoever reports its token is answered at once, by a real workflow's API."""
+
+import asyncio
+import json
+from datetime import timedelta
+from typing import Any
+
+import httpx2
+import pytest
+from evergrant import AsyncEvergrant
+
+from evergrant_server.core.definition import DefinitionState
+from tests.e2e.test_transfer import admin
+from tests.fakes.http_server import served
+from tests.fakes.installation import Installation
+from tests.fakes.scripted_provider import ScriptedProvider, raw
+from tests.fakes.serving import serving
+from tests.faults.test_rules_follow import follows, version
+
+REPORT = {"generation": 1, "reason": "unauthorized"}
+JSON = {"Content-Type": "application/json"}
+BARE = {"access_token": "at-1", "token_type": "Bearer"}
+
+
+async def takes_nothing(scope: Any, receive: Any, send: Any) -> None:
+    """A resource server that refuses every token."""
+    await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@pytest.mark.parametrize("says", [{}, {"expires_in": 3600}])
+async def test_a_report_is_answered_with_the_generation_there_is(
+    place: Installation, idp: ScriptedProvider, says: dict[str, Any]
+):
+    idp.script(raw(json.dumps({**BARE, **says}).encode(), 200, JSON))
+    connection = await place.connect(idp)
+    key, sent = await admin(place.parts), idp.count("token")
+    async with (
+        serving(place.parts.settings) as url,
+        served(takes_nothing) as resource,
+        httpx2.AsyncClient(base_url=url, trust_env=False, timeout=30) as http,
+    ):
+        for body in (REPORT, {"generation": 1}, {}):
+            answer = await http.post(
+                f"/v1/connections/{connection.id}/refresh",
+                json=body,
+                headers={"Authorization": f"Bearer {key}"},
+            )
+            assert (answer.status_code, answer.json().get("generation")) == (200, 1), answer.text
+        async with AsyncEvergrant(url, key, deadline=timedelta(seconds=20)) as client:
+            auth = client.auth(connection.integration, connection.subject, origins=resource)
+            async with httpx2.AsyncClient(auth=auth, trust_env=False) as user, asyncio.timeout(10):
+                assert (await user.get(f"{resource}/me")).status_code == 401
+    assert idp.count("token") == sent
+
+
+async def test_a_refresh_token_that_the_definition_has_no_use_for_is_no_reason_to_wait(
+    place: Installation, idp: ScriptedProvider
+):
+    connection = await place.connect(idp)
+    await version(place, idp, 1, DefinitionState.ACTIVE, refresh_supported=False)
+    await follows(place, connection, {})
+    headers, sent = {"Authorization": f"Bearer {await admin(place.parts)}"}, idp.count("token")
+    async with (
+        serving(place.parts.settings) as url,
+        httpx2.AsyncClient(base_url=url, trust_env=False, timeout=30, headers=headers) as http,
+    ):
+        for _ in range(3):
+            answer = await http.post(f"/v1/connections/{connection.id}/refresh", json=REPORT)
+            assert (answer.status_code, answer.json().get("generation")) == (200, 1), answer.text
+    assert idp.count("token") == sent
