@@ -25,6 +25,7 @@ class Found:
 
     connection: Connection
     started: bool = False
+    running: bool = False  # so it need not be started
     restarted: bool = False
     behind: bool = False  # the store is
     busy: bool = False  # to be restarted, when its provider can't answer any more
@@ -50,7 +51,7 @@ class Drifts:
         if last is None:
             return Found(connection, started=await self._lives.begin(connection))
         if last.running:
-            return Found(connection)
+            return Found(connection, running=True)
         if last.state in (State.REVOKING, State.REVOKED):
             await self._remember_revocation(connection)
         known = generation_in(await self._link.history(name, last.run_id))

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import TypeVar
 
 from evergrant_server.core.clock import Clock
@@ -58,6 +59,14 @@ class Reconciled:
         )
 
 
+class Revival(StrEnum):
+    """What became of one connection's workflow when it was to be started."""
+
+    STARTED = "started"
+    RUNS = "runs"  # somebody else has started it
+    ENDED = "ended"  # it is not to live any more
+
+
 class Reconciler:
     """Starts a workflow for every live connection that has none. Harmless to repeat."""
 
@@ -103,13 +112,16 @@ class Reconciler:
         await restart_onboardings(self._store, self._link)
         return done
 
-    async def revive(self, tenant: Tenant, connection_id: ConnectionId) -> bool:
-        """Start the workflow of one connection; False when it runs, or is not to live any more."""
+    async def revive(self, tenant: Tenant, connection_id: ConnectionId) -> Revival:
+        """Start the workflow of one connection, unless it runs or is not to live any more."""
         async with self._store.read() as tx:
             connection = await tx.connections.get(tenant, connection_id)
         if connection is None or connection.state.final:
-            return False
-        return (await self._drifts.revived(connection)).started
+            return Revival.ENDED
+        found = await self._drifts.revived(connection)
+        if found.running:
+            return Revival.RUNS
+        return Revival.STARTED if found.started else Revival.ENDED
 
 
 class _Pass:

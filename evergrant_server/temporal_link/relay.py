@@ -24,7 +24,7 @@ from evergrant_server.telemetry import say
 from evergrant_server.telemetry_names import Event
 from evergrant_server.temporal_link.calling import WorkflowGone
 from evergrant_server.temporal_link.link import TemporalLink
-from evergrant_server.temporal_link.reconcile import Reconciler
+from evergrant_server.temporal_link.reconcile import Reconciler, Revival
 
 log = logging.getLogger("evergrant.relay")
 
@@ -121,15 +121,16 @@ class OutboxRelay:
     async def _gone(self, message: OutboxMessage) -> None:
         """Its run has closed, or Temporal has lost it: the store says which, and decides."""
         match = WORKFLOW_ID.match(message.target)
-        revived = match is not None and await self._reconciler.revive(
-            Tenant(match["tenant"]), ConnectionId(match["connection"])
-        )
-        if revived:
-            await self._postpone(message, "workflow was started again")
-        else:
+        revival = Revival.ENDED
+        if match is not None:
+            tenant, connection = Tenant(match["tenant"]), ConnectionId(match["connection"])
+            revival = await self._reconciler.revive(tenant, connection)
+        if revival is Revival.ENDED:
             what = f"{message.kind} {message.name}"
             say(log, logging.INFO, Event.MESSAGE_TOO_LATE, what, object=message.target)
             await self._done(message)
+        else:  # whoever started it: it hasn't heard this, and to hear it twice does no harm
+            await self._postpone(message, "its workflow runs again")
 
     async def _hand_over(self, message: OutboxMessage) -> None:
         match message.kind:

@@ -26,6 +26,7 @@ from evergrant_server.core.ids import ConnectionId, IntegrationId, new_id
 from evergrant_server.core.introspection import Finding
 from evergrant_server.core.secret import Secret
 from evergrant_server.temporal_link.namespace import prepare
+from evergrant_server.temporal_link.reconcile import Revival
 from tests.e2e.test_authorization_server import REDIRECT, Client
 from tests.e2e.test_transfer import admin
 from tests.fakes.authorization_server import running_authorization_server
@@ -187,5 +188,5 @@ async def held(
         await tx.integrations.put(integration, Secret(client_secret), expected=None)
         await tx.connections.add(connection)
         saved = await tx.grants.install(after, token_set, grant, expected=connection.revision)
-    assert await place.parts.reconciler.revive(TENANT, connection.id)
+    assert await place.parts.reconciler.revive(TENANT, connection.id) is Revival.STARTED
     return saved

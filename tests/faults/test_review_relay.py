@@ -17,6 +17,7 @@ from evergrant_server.store.outbox import Outbox
 from evergrant_server.store.tables import OutboxRow
 from evergrant_server.temporal_link import OutboxRelay
 from evergrant_server.temporal_link.calling import WorkflowGone
+from evergrant_server.temporal_link.reconcile import Revival
 from tests.fakes.databases import (  # noqa: F401  # fixtures
     clock,
     database_url,
@@ -33,16 +34,25 @@ BAD, GOOD = (workflow_id(TENANT, ConnectionId(new_id("con"))) for _ in range(2))
 class Trouble:
     """Stands where link and reconciler stand: what concerns BAD goes wrong as a test says."""
 
-    def __init__(self, at_signal: Exception | None = None, at_revival: Exception | None = None) -> None:
-        self._at_signal, self._at_revival = at_signal, at_revival
+    def __init__(
+        self,
+        at_signal: Exception | None = None,
+        at_revival: Exception | None = None,
+        revives: Revival | None = None,
+    ) -> None:
+        self._at_signal, self._at_revival, self._revives = at_signal, at_revival, revives
+        self._comes_back, self._missed = revives in (Revival.STARTED, Revival.RUNS), False
         self.signalled: list[str] = []
 
     async def signal(self, target: str, name: str, payload: dict[str, Any]) -> None:
-        if target == BAD:
+        if target == BAD and not (self._comes_back and self._missed):
+            self._missed = True
             raise self._at_signal or WorkflowGone
         self.signalled.append(target)
 
-    async def revive(self, tenant: Tenant, connection_id: ConnectionId) -> bool:
+    async def revive(self, tenant: Tenant, connection_id: ConnectionId) -> Revival:
+        if self._revives is not None:
+            return self._revives
         assert self._at_revival is not None
         raise self._at_revival
 
@@ -73,7 +83,7 @@ async def put(store: Store, clock: SetClock, target: str) -> None:  # noqa: F811
 async def test_what_can_t_be_delivered_is_put_off_and_the_next_one_delivered(
     store: Store,  # noqa: F811  # the fixture
     clock: SetClock,  # noqa: F811  # the fixture
-    goes_wrong: dict[str, Exception],
+    goes_wrong: dict[str, Any],
 ):
     trouble = Trouble(**goes_wrong)
     await put(store, clock, BAD)
@@ -86,6 +96,39 @@ async def test_what_can_t_be_delivered_is_put_off_and_the_next_one_delivered(
         (again,) = await tx.outbox.claim("somebody", clock.now(), timedelta(seconds=1))
     assert (again.target, again.attempts) == (BAD, 1)
     assert "secret" not in (again.last_error or "")
+
+
+@pytest.mark.parametrize("revives", [Revival.STARTED, Revival.RUNS])
+async def test_a_signal_to_a_workflow_that_somebody_started_meanwhile_is_sent_again(
+    store: Store,  # noqa: F811  # the fixture
+    clock: SetClock,  # noqa: F811  # the fixture
+    revives: Revival,
+):
+    """A pass, or another message's relay, may start it between Temporal's no and the look at the run."""
+    trouble = Trouble(revives=revives)
+    await put(store, clock, BAD)
+    relay = OutboxRelay(store, cast(Any, trouble), cast(Any, trouble), clock)
+    await relay.deliver()
+    async with store.read() as tx:
+        assert await tx.outbox.waiting_among([BAD]) == {BAD}
+    assert trouble.signalled == []
+    clock.advance(2)
+    await relay.deliver()
+    async with store.read() as tx:
+        assert await tx.outbox.waiting_among([BAD]) == set()
+    assert trouble.signalled == [BAD]
+
+
+async def test_a_signal_to_a_connection_that_has_ended_is_dropped(
+    store: Store,  # noqa: F811  # the fixture
+    clock: SetClock,  # noqa: F811  # the fixture
+):
+    trouble = Trouble(revives=Revival.ENDED)
+    await put(store, clock, BAD)
+    await OutboxRelay(store, cast(Any, trouble), cast(Any, trouble), clock).deliver()
+    async with store.read() as tx:
+        assert await tx.outbox.waiting_among([BAD]) == set()
+    assert trouble.signalled == []
 
 
 async def test_a_message_of_a_newer_version_is_in_nobodys_way(

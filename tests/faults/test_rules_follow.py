@@ -14,6 +14,7 @@ from evergrant_server.core.definition import Definition, DefinitionState, Rollou
 from evergrant_server.core.ids import DefinitionId, new_id, workflow_id
 from evergrant_server.core.messages import ConnectionStart, Life
 from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.temporal_link.reconcile import Revival
 from tests.fakes.installation import TENANT, Installation, installation
 from tests.fakes.scripted_provider import ScriptedProvider, ok
 
@@ -106,7 +107,7 @@ async def test_a_run_that_begins_again_goes_by_the_rules_of_now_and_the_operator
         await version(place, idp, 2, DefinitionState.STAGED, min_refresh_age_s=60)  # not relied on yet
         running = place.parts.client.get_workflow_handle(workflow_id(TENANT, connection.id))
         await running.terminate()
-        assert await place.parts.reconciler.revive(TENANT, connection.id)
+        assert await place.parts.reconciler.revive(TENANT, connection.id) is Revival.STARTED
         life = begun_with((await running.fetch_history()).to_json_dict()["events"])
         assert (life.idle_s, life.min_age_s, life.announce_days) == (86_400.0, 570, days)
         described = await place.parts.link.describe(TENANT, connection.id, timeout=10)
