@@ -306,6 +306,7 @@ class ConnectionWorkflow:
             failures=life.failures,
             failed=life.failed,
             failing_since=life.failing_since,
+            reply_later=life.reply_later,
         )
 
     # --- small parts ------------------------------------------------------------------

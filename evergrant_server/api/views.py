@@ -54,7 +54,7 @@ class LiveView(View):
 
     @classmethod
     def of(cls, said: Description) -> "LiveView":
-        return cls(**said.model_dump(exclude={"connection_id"}))
+        return cls(**said.model_dump(exclude={"connection_id", "reply_later"}))
 
     def differs_from(self, stored: "ConnectionView") -> tuple[str, ...]:
         """The members that the store says otherwise; an ended connection has no expiry in the store."""

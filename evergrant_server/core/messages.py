@@ -267,3 +267,4 @@ class Description(Message):
     failures: int
     failed: Code | None = None  # what the last try to revoke met
     failing_since: datetime | None = None  # when the first of these tries failed
+    reply_later: tuple[str, ...] = ()  # see `Life`: a run that follows by hand goes on with them

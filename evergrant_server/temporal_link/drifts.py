@@ -30,6 +30,7 @@ class Found:
     behind: bool = False  # the store is
     busy: bool = False  # to be restarted, when its provider can't answer any more
     answered: bool = True  # False: it was to be asked, and nobody answered
+    reply_later: tuple[str, ...] = ()  # what its workflow said: these are to hear from it
 
 
 class Drifts:
@@ -82,10 +83,11 @@ class Drifts:
             case Drift.REVOCATION_UNTOLD if await self._settled(now):
                 await self._tell_revocation(now)
             case Drift.WORKFLOW_BEHIND if await self._settled(now):
-                return Found(now, restarted=await self._lives.begin(now, instead=True))
+                later = known.reply_later
+                return Found(now, restarted=await self._lives.begin(now, instead=True, reply_later=later))
             case _:
                 pass
-        return Found(now)
+        return Found(now, reply_later=known.reply_later)
 
     async def renewed(self, connection: Connection) -> Found:
         """End its run and start another in one call, which begins with what the store says.
@@ -101,7 +103,8 @@ class Drifts:
         known = 0
         if not found.answered:  # its worker is gone; its history isn't
             known = generation_in(await self._link.history(workflow_id(connection.tenant, connection.id)))
-        restarted = await self._lives.begin(connection, known=known, instead=True)
+        later = found.reply_later
+        restarted = await self._lives.begin(connection, known=known, instead=True, reply_later=later)
         return Found(connection, restarted=restarted, behind=restarted and known > connection.generation)
 
     async def _settled(self, connection: Connection) -> bool:

@@ -45,17 +45,25 @@ class Lives:
         self._known_rules = known_rules
         self._announce_days = announce_days
 
-    async def begin(self, connection: Connection, *, known: int = 0, instead: bool = False) -> bool:
+    async def begin(
+        self,
+        connection: Connection,
+        *,
+        known: int = 0,
+        instead: bool = False,
+        reply_later: tuple[str, ...] = (),
+    ) -> bool:
         """Start its workflow, unless its row has ended meanwhile.
 
         `known` is a generation that an earlier run is known to have had: the new one remembers
-        it, so that a store that is behind still shows. `instead` ends a running one in the same call.
+        it, so that a store that is behind still shows. `reply_later` are the workflows that it
+        was to tell. `instead` ends a running one in the same call.
         """
         async with self._store.read() as tx:  # after the look at Temporal: it may just have ended
             now = await tx.connections.get(connection.tenant, connection.id)
             if now is None or now.state.final:
                 return False
-            start = await self._start(tx, now, known)
+            start = _telling(await self._start(tx, now, known), reply_later)
         await self._link.start_connection(start, again=True, instead=instead)
         return True
 
@@ -99,6 +107,15 @@ class Lives:
         except Failure:
             return integration.refresh
         return integration.under(known).refresh
+
+
+def _telling(start: ConnectionStart, later: tuple[str, ...]) -> ConnectionStart:
+    """The same, and the run looks at once whether there is something to tell these workflows."""
+    if not later:
+        return start
+    life = start.life.model_copy(update={"reply_later": later})
+    look = Happening(event=Event.TIME_CAME, asked=BY)
+    return start.model_copy(update={"life": life, "waiting": (*start.waiting, look)})
 
 
 def generation_in(events: list[dict[str, Any]]) -> int:

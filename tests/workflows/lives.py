@@ -93,11 +93,14 @@ class Life:
 
 @asynccontextmanager
 async def living(
-    client: Client, scripted: ScriptedActivities | None = None, **life: Any
+    client: Client,
+    scripted: ScriptedActivities | None = None,
+    waiting: tuple[m.Happening, ...] = (),
+    **life: Any,
 ) -> AsyncIterator[Life]:
     """Start a worker on a queue of its own, and a connection on it."""
     scripted = scripted or ScriptedActivities()
-    start = a_start(**life)
+    start = a_start(**life).model_copy(update={"waiting": waiting})
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(a_worker(client, scripted, f"queue-{start.connection_id}"))
         handle = await client.start_workflow(

@@ -15,6 +15,7 @@ from temporalio.worker import Worker
 from evergrant_server.core import messages as m
 from evergrant_server.core.connection import Revocation, State
 from evergrant_server.core.errors import Code
+from evergrant_server.core.ids import new_id
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.lives import ASKED, a_consent, living
 
@@ -192,6 +193,24 @@ class PatientPipeline(TokenInbox):
         return "", 0
 
 
+@workflow.defn(name="ToldOnce")
+class ToldOnce:
+    """Waits to be told of a token, without asking."""
+
+    def __init__(self) -> None:
+        self._news: m.TokenReady | None = None
+
+    @workflow.run
+    async def run(self) -> int:
+        await workflow.wait_condition(lambda: self._news is not None)
+        assert self._news is not None
+        return self._news.generation
+
+    @workflow.signal(name=m.SIGNAL_TOKEN_READY)
+    def token_ready(self, news: m.TokenReady) -> None:
+        self._news = news
+
+
 async def test_who_was_told_no_hears_again_when_the_subject_has_acted(client: Client):
     scripted = ScriptedActivities()
     async with living(client, scripted) as life:
@@ -226,6 +245,18 @@ async def test_who_finds_out_that_the_grant_is_dead_hears_again_as_well(client: 
             await life.until_answered(1)
             await life.handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
             assert tuple(await pipeline.result()) == ("grant_rejected", 2)
+
+
+async def test_a_run_that_begins_with_a_token_tells_those_who_waited_for_it(client: Client):
+    """The run before was behind the store, and was replaced: see `Lives.begin`."""
+    look = m.Happening(event=m.Event.TIME_CAME, asked=ASKED)
+    queue = f"waited-{new_id('out')}"
+    async with Worker(client, task_queue=queue, workflows=[ToldOnce]):
+        waiter = await client.start_workflow(ToldOnce.run, id=queue, task_queue=queue)
+        life = {"state": State.ACTIVE, "generation": 3, "reply_later": (queue,)}
+        async with living(client, waiting=(look,), **life) as connection, asyncio.timeout(20):
+            assert await waiter.result() == 3
+            assert (await connection.describe()).reply_later == ()
 
 
 async def test_a_caller_that_is_gone_disturbs_nobody(client: Client):
