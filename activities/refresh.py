@@ -285,6 +285,8 @@ class RefreshActivities(ProviderActivities):
         """The grant can't be refreshed: when its access token is over, the subject must act."""
         assert held.grant is not None
         if held.grant.valid(earlier_hour(self._clock)):  # no clock condemns anybody alone
+            if held.grant.expires_at is None:
+                return GrantNews(not_leased=True)  # nothing ends and nothing is due: no look again by itself
             return held.news(held.connection, held.grant)
 
         async def expire(tx: Tx) -> GrantNews:

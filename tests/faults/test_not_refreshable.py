@@ -12,7 +12,7 @@ from evergrant import AsyncEvergrant
 from evergrant_server.core.definition import DefinitionState
 from tests.e2e.test_transfer import admin
 from tests.fakes.http_server import served
-from tests.fakes.installation import Installation
+from tests.fakes.installation import TENANT, Installation
 from tests.fakes.scripted_provider import ScriptedProvider, raw
 from tests.fakes.serving import serving
 from tests.faults.test_rules_follow import follows, version
@@ -54,9 +54,13 @@ async def test_a_report_is_answered_with_the_generation_there_is(
     assert idp.count("token") == sent
 
 
+@pytest.mark.parametrize("ends", [True, False])
 async def test_a_refresh_token_that_the_definition_has_no_use_for_is_no_reason_to_wait(
-    place: Installation, idp: ScriptedProvider
+    place: Installation, idp: ScriptedProvider, ends: bool
 ):
+    if not ends:
+        bare = {**BARE, "refresh_token": idp.grant()["refresh_token"]}
+        idp.script(raw(json.dumps(bare).encode(), 200, JSON))
     connection = await place.connect(idp)
     await version(place, idp, 1, DefinitionState.ACTIVE, refresh_supported=False)
     await follows(place, connection, {})
@@ -69,3 +73,5 @@ async def test_a_refresh_token_that_the_definition_has_no_use_for_is_no_reason_t
             answer = await http.post(f"/v1/connections/{connection.id}/refresh", json=REPORT)
             assert (answer.status_code, answer.json().get("generation")) == (200, 1), answer.text
     assert idp.count("token") == sent
+    again = (await place.parts.link.describe(TENANT, connection.id)).next_at
+    assert ends or again is None, "nothing is due, and nobody looks again and again"
