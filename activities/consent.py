@@ -20,18 +20,18 @@ from activities.provider_activities import ProviderActivities
 from activities.records import closed, connection_of, record, settled
 from activities.renewal import Reading
 from activities.single_use import Ending, Use, open_attempt
-from activities.transfer import end_consent, install_import
+from activities.transfer import end_consent, import_waits, install_import
 from activities.unwanted import late_ones_turned_away, turned_away
 from activities.wellbeing import note_recovery
 from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.core.access import Endpoints
 from evergrant_server.core.account import FollowUp
-from evergrant_server.core.attempt import AttemptKind, Outcome
+from evergrant_server.core.attempt import Attempt, AttemptKind, Outcome
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.beginning import news_of
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import Code, Failure, Kind
 from evergrant_server.core.grant import Grant, TokenSet
 from evergrant_server.core.late import WANTED
 from evergrant_server.core.messages import ActivityName, EndConsent, ExchangeCode, GrantNews, MintGrant
@@ -66,8 +66,8 @@ class ConsentActivities(ProviderActivities):
             except Failure as failure:
                 if failure.code in ASKED_AGAIN and activity.info().attempt < PATIENCE:
                     raise  # nothing was sent. Temporal asks again; nobody else would
-                if away(failure) and await self._is_import(order):
-                    raise  # its tokens wait here, and are good when the platform is again
+                if failure.kind is Kind.PLATFORM_UNAVAILABLE and await import_waits(self._store, order):
+                    raise  # its tokens are good when the platform is again
                 news = grant_news(failure)
                 if (done := await self._done_meanwhile(order)) is not None:
                     return done
@@ -81,11 +81,6 @@ class ConsentActivities(ProviderActivities):
         if consent is None or consent.status is not ConsentStatus.DONE:
             return None
         return await self._ended(consent, await self._holder.take(order.tenant, order.connection_id))
-
-    async def _is_import(self, order: ExchangeCode) -> bool:
-        async with self._store.read() as tx:
-            consent = await tx.consents.get(order.tenant, order.consent_id)
-        return consent is not None and consent.kind is ConsentKind.IMPORT
 
     async def _give_up(self, order: ExchangeCode, failure: Failure) -> None:
         """A code that can't be spent doesn't wait for ever: the subject opens a link again.
@@ -212,9 +207,10 @@ class ConsentActivities(ProviderActivities):
                 return await self._too_late(tx, order, held, use, tokens, installed=installed)
             if current.state.final:
                 return None
-            if ended.outcome is Outcome.UNREAD and current.generation != attempt.from_generation:
+            was_unread = ended.outcome is Outcome.UNREAD
+            if was_unread and _overtaken(current, attempt):
                 await tx.attempts.close(ended, Outcome.SUPERSEDED, now)
-                return GrantNews(attempt_id=attempt.id, failure=Code.OUTCOME_UNKNOWN)
+                return await self._too_late(tx, order, held, use, tokens, installed=False)
             # a consent by which scopes were added or given up says what the next one asks for
             granted = current.granted(now, order.generation)
             looking = FollowUp.LOOKING if held.spec.post_auth and current.flow.bears else None
@@ -248,7 +244,7 @@ class ConsentActivities(ProviderActivities):
                 scopes=list(grant.scopes),
                 consent=consent.id,
             )
-            if use.entry is not None and use.entry.aside:  # its workflow has given the consent up
+            if was_unread:  # its workflow has given the consent up
                 await tell_of_late(tx, order, attempt, now)
             return held.news(saved, grant)
 
@@ -379,6 +375,14 @@ class ConsentActivities(ProviderActivities):
             if away(failure):
                 raise  # Temporal asks again
             # without its definition nobody can be told: they stay sealed
+
+
+def _overtaken(current: Connection, attempt: Attempt) -> bool:
+    """Since its tokens were set aside another grant came, or the provider ended all that it had given."""
+    ended_elsewhere = (
+        current.reason is Code.GRANT_REVOKED_ELSEWHERE and current.changed_at > attempt.opened_at
+    )
+    return ended_elsewhere or current.generation != attempt.from_generation
 
 
 async def _what_is_true(

@@ -164,12 +164,7 @@ class DeviceActivities(MintActivities):
         consent = await tx.consents.get(order.tenant, order.consent_id)
         if consent is None or consent.status is not ConsentStatus.CODE_RECEIVED:
             return True
-        broken = failure.code is Code.SEAL_BROKEN  # and would be again
-        if (
-            not broken
-            and await tx.consents.device(consent) is None
-            and failure.kind is not Kind.RECONNECT_NEEDED
-        ):
+        if not await _in_hand(tx, consent) and failure.kind is not Kind.RECONNECT_NEEDED:
             await self._noted(tx, order, failure)
             return False
         await self._end_device(tx, order, failure)
@@ -186,6 +181,15 @@ class DeviceActivities(MintActivities):
         if current.state is State.PENDING_CONSENT:
             await tx.connections.replace(current.waits_because(failure.code, now), expected=current.revision)
         await record(tx, order, AuditAction.CONSENT_FAILED, now, reason=failure.code, consent=consent.id)
+
+
+async def _in_hand(tx: Tx, consent: Consent) -> bool:
+    try:
+        return await tx.consents.device(consent) is not None
+    except Failure as failure:
+        if failure.code is not Code.SEAL_BROKEN:
+            raise
+        return True  # and nobody can open it
 
 
 def _doubted(failure: Failure, provisional: bool) -> bool:

@@ -20,6 +20,7 @@ from activities.records import closed, connection_of, record, settled
 from activities.single_use import Ending, Use
 from activities.transfer import end_consent
 from activities.unwanted import turned_away
+from activities.wellbeing import note_recovery
 from evergrant_server.core.account import FollowUp
 from evergrant_server.core.attempt import Attempt, AttemptKind, LateAnswer, Outcome
 from evergrant_server.core.audit import AuditAction
@@ -253,6 +254,7 @@ class LateAnswerActivities(ProviderActivities):
                 await self._given(tx, late.consent)
                 detail |= {"scopes": list(grant.scopes), "consent": late.consent.id}
                 await record(tx, order, AuditAction.GRANT_INSTALLED, now, **detail)
+                await note_recovery(tx, order, current, now)
             elif current.state is not State.REVOKING:
                 await record(tx, order, AuditAction.CONNECTION_RECOVERED, now, **detail)
             return held.news(saved, grant)

@@ -285,7 +285,7 @@ class RefreshActivities(ProviderActivities):
         """The grant can't be refreshed: when its access token is over, the subject must act."""
         assert held.grant is not None
         if held.grant.valid(earlier_hour(self._clock)):  # no clock condemns anybody alone
-            if held.grant.expires_at is None:
+            if held.grant.expires_at is None and not held.grant.interim:
                 return GrantNews(not_leased=True)  # nothing ends and nothing is due: no look again by itself
             return held.news(held.connection, held.grant)
 

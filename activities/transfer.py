@@ -15,7 +15,7 @@ from evergrant_server.core.attempt import Outcome
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.consent import Consent, ConsentStatus
+from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.export import Export, ExportStatus
 from evergrant_server.core.grant import MAIN, Grant
@@ -108,6 +108,19 @@ def _granted(
         return after
     looking = FollowUp.LOOKING if held.spec.post_auth else None
     return after.model_copy(update={"requested_scopes": consent.scopes, "follow_up": looking})
+
+
+async def import_waits(store: Store, order: ExchangeCode) -> bool:
+    """True for an import whose tokens can be opened, or could be if a key were there."""
+    async with store.read() as tx:
+        consent = await tx.consents.get(order.tenant, order.consent_id)
+        if consent is None or consent.kind is not ConsentKind.IMPORT:
+            return False
+        try:
+            await tx.consents.tokens(consent)
+        except Failure as failure:
+            return failure.code is not Code.SEAL_BROKEN
+        return True
 
 
 async def end_consent(tx: Tx, current: Consent, status: ConsentStatus, failure: Code | None = None) -> None:

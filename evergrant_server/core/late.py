@@ -23,6 +23,8 @@ NONE_LATE: dict[str, Any] = {"late": None, "late_at": None, "late_failures": 0}
 
 def to_verify(life: Life, attempt_id: AttemptId | None, rules: Rules) -> Life | None:
     """The life that verifies it now; None when nothing can come of it any more."""
+    if attempt_id is not None and life.state is State.ACTIVE and rules.told_of_grants:
+        return life.model_copy(update={"late": attempt_id})  # installed already: what holds is asked for
     if attempt_id is None or life.state not in WANTED:
         return None
     return life.model_copy(update={**_ended(life, rules), "late": attempt_id})

@@ -197,6 +197,8 @@ def _late_answer_tried(life: Life, it: Happening, now: datetime, rules: Rules, s
     news = it.news or GrantNews()
     if news.state is State.REVOKING and news.generation is None:
         return _revoking(life, Do.REVOKE)
+    if life.state is State.ACTIVE and (news.failure is not None or (news.generation or 0) <= life.generation):
+        return Step(life.model_copy(update={"late": None}))  # what there is stays as it is
     if news.failure is None and news.generation is not None:
         return _installed(life, Move.GRANTED, news, now)
     following = to_verify(life, news.late_next, rules)

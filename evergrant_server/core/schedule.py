@@ -50,6 +50,7 @@ class Rules(BaseModel):
     late_apart: bool = False  # a late answer and a first token are each tried again at a moment of its own
     longest_ours: timedelta | None = None  # while something of ours is away, and the provider isn't asked
     once_for_all: bool = False  # who want a newer token than the same one share a refresh
+    told_of_grants: bool = False  # one that a journal brought beside a grant that works is asked about
     own_clock: bool = False  # a worker's clock that is ahead is seen, and a token that is over is no riddle
 
 
@@ -73,13 +74,16 @@ _RULES_4 = _RULES_3.model_copy(update={"longest_ours": timedelta(minutes=1)})
 
 _RULES_5 = _RULES_4.model_copy(update={"own_clock": True})
 
+_RULES_6 = _RULES_5.model_copy(update={"once_for_all": True})
+
 RULES: dict[int, Rules] = {
     1: Rules(),
     2: _RULES_2,
     3: _RULES_3,
     4: _RULES_4,
     5: _RULES_5,
-    6: _RULES_5.model_copy(update={"once_for_all": True}),
+    6: _RULES_6,
+    7: _RULES_6.model_copy(update={"told_of_grants": True}),
 }
 NEWEST_RULES = max(RULES)
 

@@ -46,6 +46,11 @@ class Grants:
         )
         return None if row is None else grant_of(row)
 
+    async def holds_refresh_token(self, connection: Connection) -> bool:
+        """Is one stored, though the newest answer brought none? Nothing is opened."""
+        row = await self._row(connection, MAIN)
+        return row is not None and row[REFRESH] is not None
+
     async def install(
         self, after: Connection, tokens: TokenSet, grant: Grant, *, expected: int
     ) -> Connection:

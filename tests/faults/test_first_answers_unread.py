@@ -7,21 +7,24 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from evergrant_server.audit.elsewhere import hear
 from evergrant_server.core.attempt import ROTATING, Limits
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.consent import Consent, ConsentStatus
+from evergrant_server.core.elsewhere import NewsFromElsewhere, Source, Weight
 from evergrant_server.core.errors import Code, Failure
 from providers.registry import Registry
 from tests.fakes.databases import migrated_sqlite, sqlite_url
-from tests.fakes.installation import TENANT, Installation, installation
-from tests.fakes.scripted_provider import ScriptedProvider, error, hold_answer, ok
+from tests.fakes.installation import ASKED, TENANT, Installation, installation
+from tests.fakes.scripted_provider import ScriptedProvider, error, hold_answer, ok, raw
 from tests.faults.test_late_first_answers import SHORT
 from tests.faults.test_review_stuck import consent_of
 from tests.faults.test_review_takeover import Activities, integration_of
 from tests.faults.test_secret_rotation import rotate
 from tests.faults.test_set_aside import repaired
 
+JSON = {"Content-Type": "application/json"}
 UNREAD = ok(token_type="of another kind")
 
 
@@ -62,7 +65,59 @@ async def test_a_new_consents_tokens_are_installed_beside_a_grant_that_still_wor
     row = await place.row(connection)
     assert (row.state, row.generation) == (State.ACTIVE, 2)
     assert (await consent_of(place, consent)).status is ConsentStatus.DONE
+    await known(place, connection, 2)
     assert (await place.ensure_fresh(connection, 2)).generation == 3
+
+
+async def known(place: Installation, connection: Connection, generation: int) -> None:
+    """Wait until its workflow has heard of it."""
+    async with asyncio.timeout(20):
+        while (await place.parts.link.describe(TENANT, connection.id)).generation < generation:
+            await asyncio.sleep(0.05)
+
+
+async def test_what_ends_follows_a_token_that_never_would(
+    place: Installation, idp: ScriptedProvider, here: Activities
+):
+    """Nothing else would ever tell its workflow that something is due."""
+    idp.script(raw(b'{"access_token": "at-1", "token_type": "Bearer"}', 200, JSON))
+    connection = await place.connect(idp)
+    await unread(place, idp, here, connection)
+    place.parts.registry._specs["generic"] = repaired(place.parts.registry.get("generic"))
+    assert await here.replayer.look_again() == 1
+    await known(place, connection, 2)
+    assert (await place.ensure_fresh(connection, 2)).generation == 3
+
+
+@pytest.mark.parametrize(("before", "state"), [(False, State.NEEDS_REAUTH), (True, State.ACTIVE)])
+async def test_tokens_that_the_provider_has_ended_meanwhile_are_verified_first(
+    place: Installation, idp: ScriptedProvider, here: Activities, before: bool, state: State
+):
+    """A security event says so of what there was before it, and nothing of a later consent."""
+    connection = await place.connect(idp)
+    if before:
+        await ended_elsewhere(place, connection)
+    await unread(place, idp, here, connection)
+    if not before:
+        await ended_elsewhere(place, connection)
+        for family in idp.families:
+            family.alive = False
+    place.parts.registry._specs["generic"] = repaired(place.parts.registry.get("generic"))
+    assert await here.replayer.look_again() == 1
+    if state is State.NEEDS_REAUTH:
+        await idp.until("token", 3)  # the refresh that verifies
+    await place.until(connection, lambda row: row.state is state)
+    assert (await place.row(connection)).generation == (2 if before else 1)
+
+
+async def ended_elsewhere(place: Installation, connection: Connection) -> None:
+    row = await place.row(connection)
+    news = NewsFromElsewhere(
+        source=Source.INTROSPECTION, kind="ended", weight=Weight.ENDED, generation=row.generation
+    )
+    async with place.store.write() as tx:
+        await hear(tx, row, news, ASKED, place.parts.clock.now())
+    await place.until(connection, lambda it: it.state is State.NEEDS_REAUTH)
 
 
 async def test_a_first_consents_tokens_are_installed_and_its_workflow_knows(

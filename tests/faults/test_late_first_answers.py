@@ -171,6 +171,7 @@ async def test_a_late_answer_to_another_consent_replaces_what_was_known_of_the_o
     await came_late(place, idp, connection, consent, tmp_path)
     await place.until(connection, lambda c: c.state is State.ACTIVE)
     assert (await place.grant(connection))[1].metadata == {"dc": "us", "realmId": "2"}
+    assert len(await place.records(AuditAction.CONNECTION_RECOVERED)) == 1, "as after any consent"
     assert (await place.ensure_fresh(connection, 2)).generation == 3, "at the new host"
     assert [it.target for it in idp.calls if it.endpoint == "token"][-1] == "/us/token"
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -10,11 +11,14 @@ import pytest
 from evergrant import AsyncEvergrant
 
 from evergrant_server.core.definition import DefinitionState
+from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.secret import Secret
 from tests.e2e.test_transfer import admin
 from tests.fakes.http_server import served
 from tests.fakes.installation import TENANT, Installation
 from tests.fakes.scripted_provider import ScriptedProvider, raw
 from tests.fakes.serving import serving
+from tests.faults.test_review_takeover import Activities, integration_of
 from tests.faults.test_rules_follow import follows, version
 
 REPORT = {"generation": 1, "reason": "unauthorized"}
@@ -75,3 +79,36 @@ async def test_a_refresh_token_that_the_definition_has_no_use_for_is_no_reason_t
     assert idp.count("token") == sent
     again = (await place.parts.link.describe(TENANT, connection.id)).next_at
     assert ends or again is None, "nothing is due, and nobody looks again and again"
+
+
+async def test_a_refresh_token_of_an_earlier_consent_is_used_for_a_report(
+    place: Installation, idp: ScriptedProvider
+):
+    """Some providers give one with the first consent alone; it is kept."""
+    connection = await place.connect(idp)
+    idp.script(raw(json.dumps({**BARE, "expires_in": 3600}).encode(), 200, JSON))
+    await place.consent(idp, await integration_of(place, connection), connection)
+    await place.until(connection, lambda row: row.generation == 2)
+    headers = {"Authorization": f"Bearer {await admin(place.parts)}"}
+    async with (
+        serving(place.parts.settings) as url,
+        httpx2.AsyncClient(base_url=url, trust_env=False, timeout=30, headers=headers) as http,
+    ):
+        report = {"generation": 2, "reason": "unauthorized"}
+        answer = await http.post(f"/v1/connections/{connection.id}/refresh", json=report)
+    assert (answer.status_code, answer.json().get("generation")) == (200, 3), answer.text
+
+
+async def test_an_interim_token_that_nothing_exchanges_is_not_tried_without_a_pause(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    """Its definition has lost the exchange: what it holds is all there is."""
+    idp.script(raw(json.dumps(BARE).encode(), 200, JSON))
+    connection = await place.connect(idp)
+    row, grant = await place.grant(connection)
+    async with place.store.write() as tx:
+        interim = grant.model_copy(update={"generation": 2, "interim": True})
+        tokens = TokenSet(access_token=Secret("at-2"))
+        await tx.grants.install(row.refreshed(row.changed_at), tokens, interim, expected=row.revision)
+    news = await Activities(place, (idp.allowance,), tmp_path / "here").refresh(connection, 2)
+    assert (news.failure, news.generation, news.not_leased) == (None, 2, False)

@@ -3,12 +3,13 @@
 import json
 from datetime import timedelta
 
+import pytest
 from sqlalchemy import update
 
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, Revocation, State
 from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus
-from evergrant_server.core.errors import Code
+from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import workflow_id
 from evergrant_server.core.imports import ImportedTokens
 from evergrant_server.core.messages import SIGNAL_PROVIDER_CHANGED, ProviderChanged
@@ -20,6 +21,7 @@ from evergrant_server.store.tables import ConnectionGrantRow, ConsentRow, Integr
 from tests.fakes.installation import ASKED, TENANT, Installation
 from tests.fakes.scripted_provider import ScriptedProvider, drop_after_commit, raw
 from tests.faults.test_one_connection import open_attempts
+from tests.faults.test_review_takeover import Activities
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
 NEARLY_OVER = timedelta(seconds=-58)  # the deadline's grace of a minute ends in two seconds
@@ -207,6 +209,33 @@ async def test_tokens_brought_by_an_import_that_nobody_can_open_don_t_block_a_re
     assert (await consent_of(place, consent)).failure == Code.SEAL_BROKEN
     await place.revoke(connection)
     await place.until(connection, lambda c: c.state is State.REVOKED)
+
+
+async def test_an_import_outlasts_a_broken_secret_of_our_client(place: Installation, idp: ScriptedProvider):
+    """Its tokens may be the only copies, and an admin puts the secret again."""
+    integration = await place.integration(idp)
+    connection = await place.begin(integration)
+    now = place.parts.clock.now()
+    consent = Consent.unasked(
+        connection, ConsentKind.IMPORT, ("read",), ASKED, at=now, expires_at=now + timedelta(days=7)
+    )
+    async with place.store.write() as tx:
+        await tx.consents.add_import(consent, ImportedTokens(access_token=Secret("at-1"), expires_at=None))
+        mine = where(IntegrationRow, tenant=TENANT, id=integration.id)
+        row = await one(tx.connection, IntegrationRow, tenant=TENANT, id=integration.id)
+        assert row is not None
+        broken = altered(row["sealed_client_secret"])
+        await tx.connection.execute(update(IntegrationRow).where(mine).values(sealed_client_secret=broken))
+    here = Activities(place, (idp.allowance,), place.parts.settings.data_dir / "here")
+    with pytest.raises(Failure) as again:
+        await here.exchange(connection, consent)
+    assert again.value.code is Code.SEAL_BROKEN
+    assert (await consent_of(place, consent)).status is ConsentStatus.CODE_RECEIVED
+    async with place.store.write() as tx:
+        current = await tx.integrations.get(TENANT, integration.id)
+        assert current is not None
+        await tx.integrations.put(current, Secret(idp.client_secret), expected=current.revision)
+    assert (await here.exchange(connection, consent)).generation == 1
 
 
 async def test_a_code_is_not_spent_for_a_connection_that_is_being_revoked(

@@ -30,6 +30,27 @@ async def answer_came_late(client: Client) -> Life:
         return life
 
 
+async def tokens_read_beside_a_grant(client: Client) -> Life:
+    """A journal brings a newer grant than the one that works, and then the same news again."""
+    scripted = ScriptedActivities()
+    async with living(client, scripted) as life:
+        await life.consent()
+        now = datetime.now(UTC)
+        newer = m.GrantNews(
+            state=State.ACTIVE,
+            generation=2,
+            obtained_at=now,
+            expires_at=now + timedelta(hours=1),
+            refreshable=True,
+        )
+        scripted.answers[m.ActivityName.VERIFY_LATE_ANSWER] += [newer, newer]
+        for _ in range(2):
+            came = AnswerCameLate(attempt_id=AttemptId(new_id("att")), asked=ASKED)
+            await life.handle.signal(SIGNAL_ANSWER_CAME_LATE, came)
+            await life.until(lambda d: d.generation == 2)
+        return life
+
+
 async def interim_exchanged(client: Client) -> Life:
     """A first token that is exchanged for a long-lived one: at once, and again after an outage."""
     scripted, now = ScriptedActivities(), datetime.now(UTC)

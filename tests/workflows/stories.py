@@ -39,7 +39,12 @@ from tests.fakes.temporal import running_temporal
 from tests.workflows.asking_stories import asked_by_many_at_once
 from tests.workflows.choice_stories import accounts_looked_up_and_chosen
 from tests.workflows.clock_stories import reported_when_over
-from tests.workflows.late_stories import answer_came_late, interim_exchanged, late_answers_one_after_another
+from tests.workflows.late_stories import (
+    answer_came_late,
+    interim_exchanged,
+    late_answers_one_after_another,
+    tokens_read_beside_a_grant,
+)
 from tests.workflows.lives import ASKED, Life, a_consent, a_start, a_worker, living
 from tests.workflows.onboardings import FOREVER, ScriptedOnboarding, decided, onboarding, wanted_back
 from tests.workflows.push_stories import request_pushed
@@ -359,6 +364,7 @@ STORIES: dict[str, Story] = {
     "4_interim_exchanged": interim_exchanged,
     "5_reported_when_over": reported_when_over,
     "6_asked_by_many_at_once": asked_by_many_at_once,
+    "7_tokens_read_beside_a_grant": tokens_read_beside_a_grant,
     "1_minted_after_an_outage": minted_after_an_outage,
     "1_approved_on_another_device": approved_on_another_device,
     "1_device_code_denied": device_code_denied,

@@ -26,6 +26,7 @@ class Verdict(StrEnum):
 
 
 BAD = (Verdict.LOST, Verdict.VIOLATION)
+GRANTED = 1  # the generation that a refresh begins with
 
 
 @dataclass
@@ -76,9 +77,16 @@ def _excused(told: Told) -> tuple[Verdict, str] | None:
     """A loss that no client can exclude: it is counted, by its own name."""
     if double_sent(told):
         return Verdict.DOUBLE, ""
-    if told.case.layout is Layout.HOSTS and told.kept and len(told.idp.uses) > 1:
+    answered = told.kept or _went_on(told)
+    if told.case.layout is Layout.HOSTS and answered and len(told.idp.uses) > 1:
         return Verdict.CROSSED, ""
     return None
+
+
+def _went_on(told: Told) -> bool:
+    """Stopped with the answer in hand and not in a journal yet, it went on and installed it."""
+    fault = told.case.fault
+    return fault is not None and fault.kind == "stop" and told.end.connection.generation > GRANTED
 
 
 def _away(told: Told) -> bool:

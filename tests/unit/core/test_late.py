@@ -31,10 +31,23 @@ def came(life: Life, rules: Rules = RULES_NOW) -> Step:
 
 @pytest.mark.parametrize("state", list(State))
 def test_it_is_verified_where_nobody_has_a_grant(state: State):
-    found = came(GIVEN_UP.model_copy(update={"state": state}))
+    found = came(GIVEN_UP.model_copy(update={"state": state}), RULES[6])
     wanted = state in (State.PENDING_CONSENT, State.NEEDS_REAUTH)
     assert (found.do is Do.VERIFY_LATE, found.life.late == LATE) == (wanted, wanted)
     assert found.life.state is state, "nothing is believed yet"
+
+
+def test_beside_a_grant_that_works_it_is_asked_what_holds():
+    """A journal brought tokens that nobody could read at first, and they are installed already."""
+    active = Life(state=State.ACTIVE, generation=3, failures=2, retry_at=NOW, reason=Code.PROVIDER_ERROR)
+    asked = came(active)
+    assert (asked.do, asked.life.late, asked.life.failures) == (Do.VERIFY_LATE, LATE, 2)
+    news = GrantNews(state=State.ACTIVE, generation=4, obtained_at=NOW, expires_at=NOW + timedelta(hours=1))
+    life = step(asked.life, Event.LATE_ANSWER_TRIED, news=news).life
+    assert (life.generation, life.failures, life.late) == (4, 0, None)
+    for nothing_newer in (news.model_copy(update={"generation": 3}), GrantNews(failure=Code.PROVIDER_ERROR)):
+        assert step(asked.life, Event.LATE_ANSWER_TRIED, news=nothing_newer) == Step(active)
+    assert came(active, RULES[6]) == Step(active), "as histories have it"
 
 
 def test_what_works_is_a_grant():
