@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -182,14 +183,22 @@ async def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIter
 @pytest_asyncio.fixture(params=["sqlite", "postgresql"])
 async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
     """The URL of a database with the newest schema and no rows, on each of the two."""
-    if request.param == "sqlite":
-        await migrated_sqlite(tmp_path)
-        yield sqlite_url(tmp_path)
+    async with lent(request.param, tmp_path) as url:
+        yield url
+
+
+@asynccontextmanager
+async def lent(kind: str, folder: Path) -> AsyncIterator[str]:
+    """The same of one kind, for the length of a block."""
+    if kind == "sqlite":
+        await migrated_sqlite(folder)
+        yield sqlite_url(folder)
         return
-    server: Postgres = request.getfixturevalue("postgres_server")
-    url = await server.lend()
-    yield url
-    await server.give_back(url)
+    url = await postgres().lend()
+    try:
+        yield url
+    finally:
+        await postgres().give_back(url)
 
 
 @pytest_asyncio.fixture

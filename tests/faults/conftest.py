@@ -1,17 +1,44 @@
 """One Temporal server for the run; a database of each kind, a provider and an installation per test."""
 
 import tempfile
+import zlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
 from evergrant_server.temporal_link.namespace import prepare
-from tests.fakes.databases import database_url, postgres_server  # noqa: F401  # fixtures
+from tests.fakes.databases import lent, postgres_server  # noqa: F401  # a fixture
 from tests.fakes.installation import Installation, installation
 from tests.fakes.scripted_provider import ScriptedProvider
 from tests.fakes.temporal import running_temporal
+
+KINDS = ("sqlite", "postgresql")
+ON_BOTH = {
+    "test_elsewhere",
+    "test_one_connection",
+    "test_review_takeover",
+    "test_revocation",
+    "test_store_restored",
+    "test_webhook_rounds",
+}
+"""What leans on a database's own ways: compare-and-set, queues, queries over many rows."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "database_url" in metafunc.fixturenames and metafunc.definition.path.stem in ON_BOTH:
+        metafunc.parametrize("database_url", KINDS, indirect=True)
+
+
+@pytest_asyncio.fixture
+async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+    """A database with the newest schema and no rows: of both kinds for the files above, else of the one
+    that the test's name falls to. The store's own tests run on both (tests/conformance/store)."""
+    falls_to = KINDS[zlib.crc32(request.node.name.encode()) % 2]
+    async with lent(getattr(request, "param", falls_to), tmp_path) as url:
+        yield url
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -38,7 +65,7 @@ async def lenient() -> AsyncIterator[ScriptedProvider]:
 @pytest_asyncio.fixture
 async def place(
     temporal_address: str,
-    database_url: str,  # noqa: F811  # the fixture
+    database_url: str,
     tmp_path: Path,
     idp: ScriptedProvider,
     lenient: ScriptedProvider,

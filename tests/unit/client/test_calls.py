@@ -171,7 +171,7 @@ async def test_waiting_for_a_reauthorization_needs_a_newer_grant(
 async def test_waiting_has_a_deadline(caller: Caller, evergrant: ScriptedEvergrant):
     evergrant.script("GET /v1/connections/con_1", Answer(200, connection(state="pending_consent")))
     with pytest.raises(TimeoutError):
-        await caller.do("wait_for_consent", "con_1", timedelta(milliseconds=30), every=MOMENT)
+        await caller.do("wait_for_consent", "con_1", timedelta(seconds=0.5), every=MOMENT)
     assert len(evergrant.seen) > 1
 
 
