@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from sqlalchemy import update
 
 from activities import unwanted
 from activities.answers import Answer
@@ -31,7 +30,6 @@ from evergrant_server.core.messages import EndConsent, GrantNews, MintGrant, Pro
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import Lane
 from evergrant_server.journal import Journal
-from evergrant_server.store.records import one, where
 from evergrant_server.store.tables import ConsentRow
 from providers.reply import RawReply
 from tests.fakes.certificates import loopback_tls
@@ -41,7 +39,7 @@ from tests.fakes.scripted_provider import Answer as Scripted
 from tests.fakes.scripted_provider import ScriptedProvider, delay, hold_answer, ok, raw, status
 from tests.faults.test_late_first_answers import integration
 from tests.faults.test_one_connection import open_attempts
-from tests.faults.test_review_stuck import altered
+from tests.faults.test_review_stuck import breaks
 from tests.faults.test_review_takeover import Activities, at_temporal
 from tests.faults.test_staged_first_tokens import A_CODE
 
@@ -311,11 +309,7 @@ async def test_a_mistake_of_ours_in_telling_is_no_reason_to_tell_every_second(
 
 async def test_a_device_code_that_nobody_can_open_is_over(device: Device):
     async with device.place.store.write() as tx:
-        mine = where(ConsentRow, tenant=TENANT, id=device.consent.id)
-        row = await one(tx.connection, ConsentRow, tenant=TENANT, id=device.consent.id)
-        assert row is not None
-        broken = altered(row["sealed_device"])
-        await tx.connection.execute(update(ConsentRow).where(mine).values(sealed_device=broken))
+        await breaks(tx, ConsentRow, "sealed_device", id=device.consent.id)
     news = await device.worker.poll(device.connection, device.consent)
     assert (news.failure, news.over) == (Code.SEAL_BROKEN, True)
 

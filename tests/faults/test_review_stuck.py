@@ -16,8 +16,9 @@ from evergrant_server.core.messages import SIGNAL_PROVIDER_CHANGED, ProviderChan
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import Sealed
+from evergrant_server.store import Tx
 from evergrant_server.store.records import one, where
-from evergrant_server.store.tables import ConnectionGrantRow, ConsentRow, IntegrationRow
+from evergrant_server.store.tables import ConnectionGrantRow, ConsentRow, IntegrationRow, Row
 from tests.fakes.installation import ASKED, TENANT, Installation
 from tests.fakes.scripted_provider import ScriptedProvider, drop_after_commit, raw
 from tests.faults.test_one_connection import open_attempts
@@ -29,6 +30,26 @@ NEARLY_OVER = timedelta(seconds=-58)  # the deadline's grace of a minute ends in
 
 def altered(sealed: Sealed) -> Sealed:
     return Sealed(sealed[:-1] + bytes([sealed[-1] ^ 1]))
+
+
+async def breaks(tx: Tx, table: type[Row], column: str, **equal: str) -> None:
+    """Alter what is sealed in one row."""
+    row = await one(tx.connection, table, tenant=TENANT, **equal)
+    assert row is not None
+    mine = where(table, tenant=TENANT, **equal)
+    changed = update(table).where(mine).values({column: altered(row[column])})
+    await tx.connection.execute(changed)
+
+
+async def brought(place: Installation, connection: Connection) -> Consent:
+    """An import whose tokens wait for a worker."""
+    now = place.parts.clock.now()
+    consent = Consent.unasked(
+        connection, ConsentKind.IMPORT, ("read",), ASKED, at=now, expires_at=now + timedelta(days=7)
+    )
+    async with place.store.write() as tx:
+        await tx.consents.add_import(consent, ImportedTokens(access_token=Secret("at-1"), expires_at=None))
+    return consent
 
 
 async def reconnect(place: Installation, idp: ScriptedProvider, connection: Connection) -> Consent:
@@ -129,11 +150,7 @@ async def test_a_broken_seal_doesn_t_stand_between_a_subject_and_a_new_grant(
 ):
     connection = await place.connect(idp)
     async with place.store.write() as tx:
-        mine = where(ConnectionGrantRow, tenant=TENANT, connection_id=connection.id)
-        row = await one(tx.connection, ConnectionGrantRow, tenant=TENANT, connection_id=connection.id)
-        assert row is not None
-        broken = altered(row["sealed_refresh"])
-        await tx.connection.execute(update(ConnectionGrantRow).where(mine).values(sealed_refresh=broken))
+        await breaks(tx, ConnectionGrantRow, "sealed_refresh", connection_id=connection.id)
     assert (await place.ensure_fresh(connection, 1)).problem is Code.SEAL_BROKEN
     await reconnect(place, idp, connection)
     assert (await place.until(connection, lambda c: c.generation == 2)).state is State.ACTIVE
@@ -177,11 +194,7 @@ async def test_a_code_whose_seal_is_broken_doesn_t_block_what_comes_behind_it(
     connection = await place.begin(integration)
     consent = await place.consent(idp, integration, connection, tell=False)
     async with place.store.write() as tx:
-        mine = where(ConsentRow, tenant=TENANT, id=consent.id)
-        row = await one(tx.connection, ConsentRow, tenant=TENANT, id=consent.id)
-        assert row is not None
-        broken = altered(row["sealed_code"])
-        await tx.connection.execute(update(ConsentRow).where(mine).values(sealed_code=broken))
+        await breaks(tx, ConsentRow, "sealed_code", id=consent.id)
     await place.tell_consent(connection, consent)
     await place.until_audited(connection, AuditAction.CONSENT_FAILED)
     assert (await consent_of(place, consent)).failure is not None
@@ -193,17 +206,9 @@ async def test_tokens_brought_by_an_import_that_nobody_can_open_don_t_block_a_re
     place: Installation, idp: ScriptedProvider
 ):
     connection = await place.begin(await place.integration(idp))
-    now = place.parts.clock.now()
-    consent = Consent.unasked(
-        connection, ConsentKind.IMPORT, ("read",), ASKED, at=now, expires_at=now + timedelta(days=7)
-    )
+    consent = await brought(place, connection)
     async with place.store.write() as tx:
-        await tx.consents.add_import(consent, ImportedTokens(access_token=Secret("at-1"), expires_at=None))
-        mine = where(ConsentRow, tenant=TENANT, id=consent.id)
-        row = await one(tx.connection, ConsentRow, tenant=TENANT, id=consent.id)
-        assert row is not None
-        broken = altered(row["sealed_tokens"])
-        await tx.connection.execute(update(ConsentRow).where(mine).values(sealed_tokens=broken))
+        await breaks(tx, ConsentRow, "sealed_tokens", id=consent.id)
     await place.tell_consent(connection, consent)
     await place.until_audited(connection, AuditAction.CONSENT_FAILED)
     assert (await consent_of(place, consent)).failure == Code.SEAL_BROKEN
@@ -215,17 +220,9 @@ async def test_an_import_outlasts_a_broken_secret_of_our_client(place: Installat
     """Its tokens may be the only copies, and an admin puts the secret again."""
     integration = await place.integration(idp)
     connection = await place.begin(integration)
-    now = place.parts.clock.now()
-    consent = Consent.unasked(
-        connection, ConsentKind.IMPORT, ("read",), ASKED, at=now, expires_at=now + timedelta(days=7)
-    )
+    consent = await brought(place, connection)
     async with place.store.write() as tx:
-        await tx.consents.add_import(consent, ImportedTokens(access_token=Secret("at-1"), expires_at=None))
-        mine = where(IntegrationRow, tenant=TENANT, id=integration.id)
-        row = await one(tx.connection, IntegrationRow, tenant=TENANT, id=integration.id)
-        assert row is not None
-        broken = altered(row["sealed_client_secret"])
-        await tx.connection.execute(update(IntegrationRow).where(mine).values(sealed_client_secret=broken))
+        await breaks(tx, IntegrationRow, "sealed_client_secret", id=integration.id)
     here = Activities(place, (idp.allowance,), place.parts.settings.data_dir / "here")
     with pytest.raises(Failure) as again:
         await here.exchange(connection, consent)
