@@ -127,10 +127,8 @@ class ConsentActivities(ProviderActivities):
         async with self._store.read() as tx:
             code = await tx.consents.code(consent)
             verifier = await tx.consents.verifier(consent)
-        redirect_uri, token_endpoint = (
-            consent.redirect_uri,
-            code_endpoint(consent, first_asked, held.endpoints),
-        )
+        redirect_uri = consent.redirect_uri
+        token_endpoint = code_endpoint(consent, first_asked, held.endpoints)
         if redirect_uri is None or token_endpoint is None:
             raise Failure(Code.CALLBACK_INVALID, "the consent was never started")
         endpoints = held.endpoints.model_copy(update={"token_endpoint": token_endpoint})
@@ -204,13 +202,13 @@ class ConsentActivities(ProviderActivities):
             ended = await tx.attempts.get(attempt.tenant, attempt.id)
             if ended is None or ended.outcome not in (None, Outcome.UNREAD):
                 installed = ended is not None and ended.outcome is Outcome.INSTALLED
-                return await self._too_late(tx, order, held, use, tokens, installed=installed)
+                return await self._too_late(tx, order, held, current, use, tokens, installed=installed)
             if current.state.final:
                 return None
             was_unread = ended.outcome is Outcome.UNREAD
             if was_unread and _overtaken(current, attempt):
                 await tx.attempts.close(ended, Outcome.SUPERSEDED, now)
-                return await self._too_late(tx, order, held, use, tokens, installed=False)
+                return await self._too_late(tx, order, held, current, use, tokens, installed=False)
             # a consent by which scopes were added or given up says what the next one asks for
             granted = current.granted(now, order.generation)
             looking = FollowUp.LOOKING if held.spec.post_auth and current.flow.bears else None
@@ -258,6 +256,7 @@ class ConsentActivities(ProviderActivities):
         tx: Tx,
         order: ExchangeCode | MintGrant,
         held: Holdings,
+        current: Connection,
         use: Use,
         tokens: TokenSet,
         *,
@@ -265,7 +264,6 @@ class ConsentActivities(ProviderActivities):
     ) -> GrantNews | None:
         """The attempt is over: a neighbour replayed it, or took over and was refused. None: nobody wants
         what came, and the provider is told."""
-        current = await connection_of(tx, order)
         grant = await tx.grants.get(order.tenant, order.connection_id)
         if installed and grant is not None:
             return held.news(current, grant)  # perhaps by us, and nobody heard of the commit
@@ -379,10 +377,8 @@ class ConsentActivities(ProviderActivities):
 
 def _overtaken(current: Connection, attempt: Attempt) -> bool:
     """Since its tokens were set aside another grant came, or the provider ended all that it had given."""
-    ended_elsewhere = (
-        current.reason is Code.GRANT_REVOKED_ELSEWHERE and current.changed_at > attempt.opened_at
-    )
-    return ended_elsewhere or current.generation != attempt.from_generation
+    ended = current.reason is Code.GRANT_REVOKED_ELSEWHERE and current.changed_at > attempt.opened_at
+    return ended or current.generation != attempt.from_generation
 
 
 async def _what_is_true(

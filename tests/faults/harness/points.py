@@ -54,7 +54,7 @@ ELSEWHERE = {
     "activities.consent:ConsentActivities._turn_late_ones_away": "ends a consent: what is kept is revoked",
     "activities.consent:ConsentActivities._install.install#4": "another grant overtook what waits to be read",
     "activities.consent:ConsentActivities._install.install#5": "another grant overtook what waits to be read",
-    "activities.consent:ConsentActivities._too_late#4": "another grant is at work: nothing is installed",
+    "activities.consent:ConsentActivities._too_late#3": "another grant is at work: nothing is installed",
     "activities.consent:_what_is_true": "ends a consent without a code: one transaction",
     "activities.client_secrets:with_either_secret": "a revocation, or before a consent: spends nothing",
     "evergrant_server.egress.network:GuardedBackend.connect_unix_socket": "always refuses",
