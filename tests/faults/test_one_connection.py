@@ -11,7 +11,6 @@ from evergrant_server.core.attempt import AttemptKind
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, Revocation, State
 from evergrant_server.core.errors import Code
-from evergrant_server.core.ids import workflow_id
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
 from tests.fakes.installation import TENANT, Installation
@@ -197,7 +196,7 @@ async def test_a_code_that_the_provider_refuses_leaves_the_consent_open_for_anot
 
 async def test_invariant_9_reconcile_rebuilds_what_temporal_lost(place: Installation, idp: ScriptedProvider):
     first, second = await place.connect(idp), await place.connect(idp)
-    await place.parts.client.get_workflow_handle(workflow_id(TENANT, first.id)).terminate()
+    await place.terminate(first)
     done = await place.parts.reconciler.all()
     assert (done.live, done.started) == (2, 1)
     assert (await place.parts.reconciler.all()).started == 0

@@ -137,9 +137,8 @@ async def test_a_live_row_gets_a_workflow_even_when_its_last_one_has_ended(
 async def test_reconcile_hands_over_a_code_that_waits(place: Installation, idp: ScriptedProvider):
     integration = await place.integration(idp)
     connection = await place.begin(integration)
-    handle = place.parts.client.get_workflow_handle(workflow_id(TENANT, connection.id))
     await place.until_started(connection)
-    await handle.terminate()
+    await place.terminate(connection)
     await place.consent(idp, integration, connection, tell=False)
     assert (await place.parts.reconciler.all()).started == 1
     assert (await place.until(connection, lambda c: c.state is State.ACTIVE)).generation == 1

@@ -10,10 +10,9 @@ import pytest
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.grant import TokenSet
-from evergrant_server.core.ids import workflow_id
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
-from tests.fakes.installation import TENANT, Installation
+from tests.fakes.installation import Installation
 from tests.fakes.scripted_provider import ScriptedProvider, delay, error, ok, raw, status
 
 NEVER_ROTATES = RefreshRules(rotation=Rotation.NONE)
@@ -75,7 +74,7 @@ async def test_a_restart_with_an_expired_token_refreshes_once(place: Installatio
     idp.script(ok(expires_in=1))
     connection = await place.connect(idp, STRICT)
     _, grant = await place.grant(connection)
-    await place.parts.client.get_workflow_handle(workflow_id(TENANT, connection.id)).terminate()
+    await place.terminate(connection)
     assert grant.expires_at is not None
     while place.parts.clock.now() <= grant.expires_at:
         await asyncio.sleep(0.05)

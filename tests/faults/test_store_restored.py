@@ -27,7 +27,6 @@ from evergrant_server.temporal_link.namespace import prepare
 from tests.fakes.installation import TENANT, Installation, installation
 from tests.fakes.scripted_provider import ScriptedProvider
 from tests.fakes.temporal import TemporalServer
-from tests.faults.test_hands import terminate
 from tests.faults.test_temporal_lost import lose_everything
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
@@ -134,7 +133,7 @@ async def test_a_workflow_that_was_ended_by_hand_still_tells(
     connection = await place.connect(idp, STRICT)
     restore = await backup()
     await refreshed(place, connection, 2)
-    await terminate(place, connection)
+    await place.terminate(connection)
     await restore()
     sent = idp.count("token")
     told = await place.parts.reconciler.all()

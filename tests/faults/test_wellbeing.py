@@ -96,7 +96,7 @@ async def test_an_end_is_not_announced_again_by_a_run_that_begins_again(
     await place.consent(idp, integration, connection)
     await place.until_audited(connection, AuditAction.CONNECTION_EXPIRING)
     first = await ends_announced(place, connection)
-    await place.parts.client.get_workflow_handle(workflow_id(TENANT, connection.id)).terminate()
+    await place.terminate(connection)
     assert (await place.parts.reconciler.all()).started == 1
     await until_announcing(place, connection)
     assert await ends_announced(place, connection) == first
