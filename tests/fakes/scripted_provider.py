@@ -24,18 +24,14 @@ without more); with none left it answers `ok()`. The answers:
 token request has arrived. `idp.refreshes` counts rotations that the server really carried out.
 """
 
-import asyncio
 import base64
 import hashlib
 import json
 import secrets
-import time
-from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Literal, Self
-from urllib.parse import parse_qsl, unquote_plus, urlencode, urlsplit
+from typing import Any, Literal
+from urllib.parse import unquote_plus, urlencode, urlsplit
 
 from evergrant_server.core.clock import Clock, SystemClock
 from tests.fakes.certificates import LoopbackTls
@@ -51,21 +47,8 @@ from tests.fakes.scripted_answers import (
     ok,
     raw,
     status,
-    written,
 )
-
-
-@dataclass(frozen=True)
-class Call:
-    """One request as it came."""
-
-    endpoint: str
-    method: str
-    target: str
-    headers: dict[str, str]
-    body: bytes
-    params: dict[str, str]
-    at: float = field(default_factory=time.monotonic)
+from tests.fakes.scripted_server import Call, ScriptedServer
 
 
 @dataclass
@@ -79,7 +62,7 @@ class Family:
     access_tokens: dict[str, float] = field(default_factory=dict)  # token -> end, epoch seconds
 
 
-class ScriptedProvider:
+class ScriptedProvider(ScriptedServer):
     """See the module's docstring."""
 
     def __init__(
@@ -92,77 +75,17 @@ class ScriptedProvider:
         metadata: Mapping[str, Any] | None = None,
         tls: LoopbackTls | None = None,
     ) -> None:
-        self.tls = tls
+        super().__init__(path, tls)
         self.redirect_uris: list[str] = []  # of the client that registered itself
-        self.aliases: dict[str, str] = {}  # another path -> the endpoint it is
         self.client_id = "client-1"
         self.client_secret = "s3cret-" + secrets.token_hex(8)
-        self.calls: list[Call] = []
         self.refreshes = 0
         self.families: list[Family] = []
         self.metadata = dict(metadata or {})  # put over the RFC 8414 document; None removes a field
         self._rotation = rotation
         self._expires_in = expires_in
-        self._path = path
         self._clock = clock or SystemClock()
         self._codes: dict[str, dict[str, str]] = {}
-        self._scripts: dict[str, deque[Answer]] = defaultdict(deque)
-        self._news = asyncio.Condition()
-        self._server: asyncio.Server | None = None
-        self._busy: set[asyncio.Task[Any]] = set()
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(
-            self._serve, "127.0.0.1", 0, ssl=self.tls.server if self.tls else None
-        )
-        self.port: int = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in self._busy:
-            task.cancel()
-        await asyncio.gather(*self._busy, return_exceptions=True)
-        await self._server.wait_closed()
-
-    @property
-    def allowance(self) -> str:
-        """What EgressPolicy(allow=…) needs to reach this server."""
-        return f"127.0.0.1:{self.port}"
-
-    @property
-    def origin(self) -> str:
-        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
-
-    @property
-    def issuer(self) -> str:
-        return self.origin + self._path
-
-    def url(self, endpoint: str) -> str:
-        """The URL of `authorize`, `token`, `revoke` or `introspect`."""
-        return f"{self.issuer}/{endpoint}"
-
-    def script(self, *answers: Answer, at: str = "token") -> None:
-        """Queue answers for an endpoint, in order."""
-        self._scripts[at].extend(answers)
-
-    def unscript(self, at: str = "token") -> int:
-        """Forget what is queued and nobody came for; returns how many answers that were."""
-        forgotten = len(self._scripts[at])
-        self._scripts[at].clear()
-        return forgotten
-
-    def count(self, endpoint: str, **params: str) -> int:
-        """How many requests came to an endpoint with these parameters."""
-        return sum(call.endpoint == endpoint and params.items() <= call.params.items() for call in self.calls)
-
-    async def until(self, endpoint: str, times: int = 1, timeout: float = 10) -> None:  # a test's own limit
-        """Wait until so many requests have arrived at an endpoint."""
-        async with asyncio.timeout(timeout), self._news:
-            await self._news.wait_for(lambda: self.count(endpoint) >= times)
 
     def grant(self, scope: str = "read") -> dict[str, Any]:
         """A token reply as after a consent, for tests that begin with a grant."""
@@ -174,71 +97,6 @@ class ScriptedProvider:
             family.alive and (token == family.refresh_token or family.access_tokens.get(token, 0) > now)
             for family in self.families
         )
-
-    # --- HTTP ---------------------------------------------------------------------------
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._busy.add(task)
-        try:
-            call = await self._read(reader)
-            async with self._news:
-                self.calls.append(call)
-                self._news.notify_all()
-            reply = await self._reply(call, writer)
-            if reply is not None:
-                writer.write(reply)
-                await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # the client went away, as some tests make it
-        finally:
-            self._busy.discard(task)
-            writer.close()
-
-    async def _read(self, reader: asyncio.StreamReader) -> Call:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-        first, *lines = head.split("\r\n")
-        method, target, _ = first.split(" ")
-        headers = {n.lower(): v.strip() for n, _, v in (line.partition(":") for line in lines if line)}
-        body = await reader.readexactly(int(headers.get("content-length", "0")))
-        parts = urlsplit(target)
-        params = dict(parse_qsl(parts.query, keep_blank_values=True))
-        if "json" in headers.get("content-type", ""):
-            params |= {name: str(value) for name, value in json.loads(body or b"{}").items()}
-        else:
-            params |= dict(parse_qsl(body.decode("latin-1"), keep_blank_values=True))
-        if ".well-known" in parts.path:
-            endpoint = "metadata"
-        else:
-            endpoint = parts.path.removeprefix(self._path).strip("/")
-            endpoint = self.aliases.get(endpoint, endpoint)
-        return Call(endpoint, method, target, headers, body, params)
-
-    async def _reply(self, call: Call, writer: asyncio.StreamWriter) -> bytes | None:
-        script = self._scripts[call.endpoint]
-        answer = script.popleft() if script else ok()
-        while answer.wait is not None and answer.wait_first:
-            await _waited(answer.wait)
-            answer = answer.then or ok()
-        code, headers, body = answer.status, dict(answer.headers), answer.body
-        if answer.acts:
-            code, acted, data = self._act(call)
-            headers = acted | headers
-            body = written(data, answer.fields)
-        if answer.wait is not None:
-            await _waited(answer.wait)
-        if not answer.answers:
-            return None
-        headers = {"Content-Length": str(len(body or b"")), "Connection": "close"} | headers
-        lines = [f"HTTP/1.1 {code} Scripted", *(f"{name}: {value}" for name, value in headers.items())]
-        reply = "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")
-        if answer.drips_s:
-            await _dripped(writer, reply, answer.drips_s)
-            return b""
-        return reply
-
-    # --- the authorization server -------------------------------------------------------
 
     def _act(self, call: Call) -> tuple[int, dict[str, str], dict[str, Any] | None]:
         json_type = {"Content-Type": "application/json", "Cache-Control": "no-store"}
@@ -365,21 +223,6 @@ class ScriptedProvider:
         for family in self.families:
             if token == family.refresh_token or token in family.access_tokens or token in family.used:
                 family.alive = False
-
-
-async def _dripped(writer: asyncio.StreamWriter, reply: bytes, over_s: float) -> None:
-    """Raises ConnectionError once the other end has gone away."""
-    for number in range(len(reply)):
-        writer.write(reply[number : number + 1])
-        await writer.drain()
-        await asyncio.sleep(over_s / len(reply))
-
-
-async def _waited(until: "asyncio.Event | float") -> None:
-    if isinstance(until, asyncio.Event):
-        await until.wait()
-    else:
-        await asyncio.sleep(until)
 
 
 __all__ = [
