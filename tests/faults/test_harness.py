@@ -11,7 +11,7 @@ from evergrant_server.core.ids import ConnectionId, IntegrationId, new_id
 from evergrant_server.core.provider import Rotation
 from tests.e2e.test_authorization_server import REDIRECT, Client
 from tests.fakes.authorization_server import running_authorization_server
-from tests.fakes.scripted_provider import drip
+from tests.fakes.scripted_provider import drip, drop_after_commit, error
 from tests.faults.harness.aftermath import Aftermath, judge_real
 from tests.faults.harness.chaos import run
 from tests.faults.harness.ground import TENANT, End, Ground
@@ -132,6 +132,16 @@ async def test_an_answer_that_dies_at_a_heartbeat_before_it_is_kept_was_in_the_w
     case = Case(slow, beat, Layout.ONE, Rotation.STRICT)
     walked = await walk_table(tmp_path, lambda _: [case], scenarios=REFRESH)
     assert walked.verdicts == {Verdict.UNKNOWN: 1}
+
+
+async def test_an_answer_that_dies_behind_a_refusal_that_was_kept_was_in_the_window(tmp_path: Path):
+    """A busy machine lets a short limit pass: what was kept is the no to the version on trial."""
+    trial = next(it for it in SCENARIOS if it.name == "refresh, definition on trial fails")
+    late = replace(trial, answers=lambda _: (error("invalid_grant"), drop_after_commit()))
+    dies = Fault(point="activities.definitions:EitherDefinition.asked#7", kind="die")
+    case = Case(late, dies, Layout.ONE, Rotation.STRICT)
+    walked = await walk_table(tmp_path, lambda _: [case], scenarios=REFRESH)
+    assert walked.verdicts == {Verdict.UNKNOWN: 1}, walked.judged[0].story
 
 
 async def test_a_change_of_state_without_its_record_is_seen(tmp_path: Path):

@@ -42,11 +42,8 @@ def _seen_by_provider(here: Installation, end: End) -> list[str]:
 
 
 def _told(use: Use) -> str:
-    acted = "not acted" if use.acted is None else f"acted after {use.acted - use.came:.2f} s"
-    over = "never over" if use.over is None else f"over after {use.over - use.came:.2f} s"
     came = datetime.fromtimestamp(time.time() - time.monotonic() + use.came, UTC)
-    good = "good" if use.good else "refused"
-    return f"{_time(came)} (true) used, {acted}, {over}, {good}, {use.credential[:8]}"
+    return f"{_time(came)} (true) {use}"
 
 
 def _time(at: datetime) -> str:

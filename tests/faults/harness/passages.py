@@ -34,18 +34,21 @@ class Passages:
         self.cut: Callable[[], None] = lambda: None
         self.lost: Callable[[Fault], Exception | None] = lambda fault: None
         self._counted: Counter[tuple[str, str]] = Counter()
+        self._last: dict[tuple[str, str], float] = {}
 
     def start(self, plan: list[Fault]) -> None:
         self.log, self.plan = [], list(plan)
         self._counted.clear()
+        self._last.clear()
 
-    def been(self, name: str, side: str) -> bool:
-        """True when this process has passed it, in this case."""
-        return self._counted[name, side] > 0
+    def last(self, name: str, side: str) -> float | None:
+        """When this process passed it last, in this case."""
+        return self._last.get((name, side))
 
     def passed(self, name: str, side: str) -> Exception | None:
         """Count it and do what is planned; returns what the one who awaits shall hear instead."""
-        self.log.append((name, side, time.monotonic()))
+        at = self._last[name, side] = time.monotonic()
+        self.log.append((name, side, at))
         self._counted[name, side] += 1
         for fault in self.plan:
             if (fault.point, fault.side) != (name, side):

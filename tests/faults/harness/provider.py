@@ -26,6 +26,11 @@ class Use:
     over: float | None = None
     good: bool = False
 
+    def __str__(self) -> str:
+        acted = "not acted" if self.acted is None else f"acted after {self.acted - self.came:.2f} s"
+        over = "never over" if self.over is None else f"over after {self.over - self.came:.2f} s"
+        return f"used, {acted}, {over}, {'good' if self.good else 'refused'}, {self.credential[:8]}"
+
 
 class StrictProvider(ScriptedProvider):
     """The scripted server with a memory."""
@@ -93,6 +98,10 @@ class StrictProvider(ScriptedProvider):
             if family.alive and (current or graced):
                 return True
         return False
+
+    def gave_before(self, at: float) -> bool:
+        """Had a use brought tokens by then?"""
+        return any(use.good and use.acted is not None and use.acted < at for use in self.uses)
 
     def in_flight_together(self) -> int:
         """Pairs of uses of one credential that were under way at the same time."""

@@ -66,7 +66,7 @@ class Told:
 
     case: Case
     reached: bool
-    kept: bool  # the provider's answer, in a journal, when the fault came
+    kept: bool  # an answer that gave something, in a journal, when the fault came (or ever, if none came)
     heard: bool  # the workflow, of a grant
     end: End
     idp: StrictProvider
@@ -224,8 +224,14 @@ class Walk:
             await self._left_stopped[1]
         if case.fault is None:
             return True
-        self._kept |= first.kept_at(case.fault)
-        return first.befell(case.fault)
+        reached = first.befell(case.fault)
+        kept = [first.kept_at(case.fault)] if reached else self._journalled()
+        self._kept |= any(at is not None and self._idp.gave_before(at) for at in kept)
+        return reached
+
+    def _journalled(self) -> list[float]:
+        """When answers were put into journals, by workers that told of it: all of them, when none died."""
+        return [at for point, side, at in self._passed if (point, side) == (JOURNALLED, AFTER)]
 
     def _over(self, first: Hand, answer: Answer) -> bool:
         """The first worker is asked until its fault has befallen it, or nobody would ask again."""

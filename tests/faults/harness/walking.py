@@ -95,7 +95,7 @@ async def walk_table(
                 number, case = queue.pop()
                 judged = await _one(walked, case, ground, warm, folder / f"case-{number}")
                 if judged.verdict in BAD:
-                    say(f"  {judged}")
+                    say("\n".join([f"  {judged}", *(f"    {it}" for it in judged.story)]))
                 if number and number % 500 == 0:
                     say(f"  {number} cases, {len(walked.bad)} bad, {time.monotonic() - began:.0f} s")
 
