@@ -33,7 +33,7 @@ def leased(passed: timedelta) -> bool:
 async def test_a_year_with_an_outage_and_an_idle_quarter():
     """Hourly tokens, leased all the time but for a quarter; the refresh token lives 90 days from each use."""
     async with skipping() as env:
-        provider = Provider(env.get_current_time, away=away, leased=leased, refresh_lives=90 * DAY)
+        provider = Provider(away=away, leased=leased, refresh_lives=90 * DAY)
         async with living_with(env, provider, "adaptive") as handle:
             first_run = (await handle.describe()).run_id
             await pass_by(env, QUARTER[1])
@@ -62,9 +62,7 @@ async def test_a_year_with_an_outage_and_an_idle_quarter():
 async def test_a_hard_end_is_announced_and_then_needs_its_subject():
     """90 days from the consent, whatever is refreshed."""
     async with skipping() as env:
-        provider = Provider(
-            env.get_current_time, leased=lambda passed: False, refresh_lives=90 * DAY, rotates=False
-        )
+        provider = Provider(leased=lambda passed: False, refresh_lives=90 * DAY, rotates=False)
         async with living_with(env, provider, "adaptive") as handle:
             await env.sleep(89.5 * DAY)
             assert provider.announced == [14, 3, 1]
@@ -82,7 +80,7 @@ async def test_a_caller_is_served_soon_after_an_outage_of_twelve_hours():
     """Somebody asks every ten minutes; nobody waits for the half hours of a schedule."""
     end = 20 * HOUR
     async with skipping() as env:
-        provider = Provider(env.get_current_time, away=lambda passed: 8 * HOUR <= passed < end)
+        provider = Provider(away=lambda passed: 8 * HOUR <= passed < end)
         async with living_with(env, provider, "on_demand") as handle:
             await env.sleep(8 * HOUR + timedelta(minutes=1))
             served = None
@@ -104,7 +102,7 @@ async def test_a_caller_is_served_soon_after_an_outage_of_twelve_hours():
 async def test_a_subject_who_takes_forty_days_costs_nothing_meanwhile():
     """needs_reauth waits for a person: no call, no timer; then the same connection goes on."""
     async with skipping() as env:
-        provider = Provider(env.get_current_time, refresh_lives=2 * HOUR, rotates=False)
+        provider = Provider(refresh_lives=2 * HOUR, rotates=False)
         async with living_with(env, provider, "warm") as handle:
             first_run = (await handle.describe()).run_id
             await env.sleep(5 * HOUR)

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from temporalio import activity
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.client import Client
@@ -64,14 +65,12 @@ async def test_updates_are_answered_across_continue_as_new(client: Client, short
 class Year(ScriptedActivities):
     """Days in `outage` answer `provider_error`; without `leased` nobody wants refreshing ahead."""
 
-    def __init__(
-        self, env: WorkflowEnvironment, begin: datetime, outage: range, leased: bool, idle_s: float | None
-    ):
+    def __init__(self, begin: datetime, outage: range, leased: bool, idle_s: float | None):
         super().__init__(idle_s=idle_s)
-        self._env, self._begin, self._outage, self._leased = env, begin, outage, leased
+        self._begin, self._outage, self._leased = begin, outage, leased
 
     async def _answer(self, name: m.ActivityName, order: Any, default: Callable[[], Any]) -> Any:
-        day = (await self._env.get_current_time() - self._begin).days
+        day = (activity.info().started_time - self._begin).days
         if name == REFRESH and order.only_if_leased and not self._leased:
             self.answers[name] = [m.GrantNews(not_leased=True)]
         elif name == REFRESH and day in self._outage:
@@ -84,7 +83,7 @@ async def one_year(policy: str, *, idle_s: float | None, leased: bool, outage: r
     async with skipping_time(data_converter=pydantic_data_converter) as env:
         await prepare_search_attributes(env)
         begin = await env.get_current_time()
-        scripted = Year(env, begin, outage, leased, idle_s)
+        scripted = Year(begin, outage, leased, idle_s)
         start = a_start(policy=policy, consent_deadline=begin + timedelta(hours=1))
         async with a_worker(env.client, scripted, "year"):
             handle = await env.client.start_workflow(
@@ -130,7 +129,7 @@ class DaysDown(Year):
     """The provider's revocation endpoint is down for five days."""
 
     async def _answer(self, name: m.ActivityName, order: Any, default: Callable[[], Any]) -> Any:
-        up_again = await self._env.get_current_time() - self._begin >= timedelta(days=5)
+        up_again = activity.info().started_time - self._begin >= timedelta(days=5)
         if name == m.ActivityName.REVOKE_GRANT and not up_again:
             self.answers[name] = [m.RevocationNews(failure=Code.PROVIDER_UNREACHABLE)]
         return await super()._answer(name, order, default)
@@ -142,7 +141,7 @@ async def test_a_revocation_outlasts_five_days_without_the_provider(rules: int):
     async with skipping_time(data_converter=pydantic_data_converter) as env:
         await prepare_search_attributes(env)
         begin = await env.get_current_time()
-        scripted = DaysDown(env, begin, range(0), leased=False, idle_s=None)
+        scripted = DaysDown(begin, range(0), leased=False, idle_s=None)
         start = a_start(policy="on_demand", consent_deadline=begin + timedelta(hours=1))
         start = start.model_copy(update={"rules": rules})
         async with a_worker(env.client, scripted, "days"):

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
+from temporalio import activity
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.client import Client, WorkflowHandle
@@ -34,7 +35,6 @@ class Provider(ScriptedActivities):
 
     def __init__(
         self,
-        now: Callable[[], Any],
         *,
         away: Callable[[timedelta], bool] = lambda passed: False,
         leased: Callable[[timedelta], bool] = lambda passed: True,
@@ -43,7 +43,7 @@ class Provider(ScriptedActivities):
         rotates: bool = True,
     ) -> None:
         super().__init__(idle_s=idle_s)
-        self._now, self._away, self._leased = now, away, leased
+        self._away, self._leased = away, leased
         self._refresh_lives, self._rotates = refresh_lives, rotates
         self._ends: datetime | None = None
         self._circuit, self._rules = Circuit(), CircuitRules()
@@ -56,7 +56,7 @@ class Provider(ScriptedActivities):
         self._ends = None
 
     async def _answer(self, name: m.ActivityName, order: Any, default: Callable[[], Any]) -> Any:
-        now = await self._now()
+        now = activity.info().started_time
         self.begin = self.begin or now
         passed = now - self.begin
         self.calls.append((name, order))
