@@ -219,6 +219,8 @@ async def _with_live(parts: Parts, connection: Connection, view: ConnectionView)
     try:
         said = await parts.link.describe(connection.tenant, connection.id, timeout=_LIVE_S)
     except Failure:
+        said = None
+    if said is None:
         return view.model_copy(update=_waits_for(connection) or {})
     live = LiveView.of(said)
     told = _waits_for(connection) or {"next_action": said.next_step, "next_at": said.next_at}
@@ -249,5 +251,7 @@ async def _next(parts: Parts, connection: Connection) -> dict[str, object]:
     try:
         said = await parts.link.describe(connection.tenant, connection.id, timeout=_DESCRIBE_S)
     except Failure:
-        return {}  # Temporal is away: what the store says is still true
+        said = None
+    if said is None:
+        return {}  # nobody to ask: what the store says is still true
     return {"next_action": said.next_step, "next_at": said.next_at}

@@ -16,7 +16,7 @@ class TemporalPort(Protocol):
 
     async def describe(
         self, tenant: Tenant, connection_id: ConnectionId, timeout: float = 2.0
-    ) -> Description: ...
+    ) -> Description | None: ...
 
     async def discover(
         self, tenant: Tenant, integration_id: IntegrationId, asked: Asked, timeout: float

@@ -43,7 +43,7 @@ class Drifts:
         self._clock = clock
 
     async def revived(self, connection: Connection) -> Found:
-        """Start its workflow unless it runs. Visibility may lag, so Temporal itself is asked.
+        """Start its workflow unless it runs, says Temporal itself: its list of runs lags.
 
         A run that was ended by hand still tells what it knew.
         """
@@ -53,14 +53,19 @@ class Drifts:
             return Found(connection, started=await self._lives.begin(connection))
         if last.running:
             return Found(connection, running=True)
-        if last.state in (State.REVOKING, State.REVOKED):
+        forgotten = last.state in (State.REVOKING, State.REVOKED) and connection.state is not State.REVOKING
+        if forgotten:
             await self._remember_revocation(connection)
         known = generation_in(await self._link.history(name, last.run_id))
         started = await self._lives.begin(connection, known=known)
-        return Found(connection, started=started, behind=started and known > connection.generation)
+        behind = forgotten or known > connection.generation
+        return Found(connection, started=started, behind=started and behind)
 
     async def compared(self, connection: Connection) -> Found:
-        """Ask its workflow what it knows, and mend. What can't be asked is not accused."""
+        """Ask its workflow what it knows, and mend. What can't be asked is not accused.
+
+        One that turns out to have ended is started, though the list of runs still has it.
+        """
         try:
             known = await self._link.describe(connection.tenant, connection.id)
             now = await self._now(connection)  # it may have been refreshed while we asked
@@ -70,16 +75,14 @@ class Drifts:
             return Found(connection, answered=False)
         if now is None or now.state.final:
             return Found(connection)
+        if known is None:
+            return await self.revived(now)
         match drift(now, known):
             case Drift.STORE_BEHIND:
                 return Found(now, behind=True)
             case Drift.STORE_FORGOT_REVOCATION:
                 await self._remember_revocation(now)
-                # a closed run answers too, and visibility may still call it running
-                began = known.state.final and await self._lives.begin(
-                    now, known=known.generation, instead=True
-                )
-                return Found(now, started=began, behind=True)
+                return Found(now, behind=True)
             case Drift.REVOCATION_UNTOLD if await self._settled(now):
                 await self._tell_revocation(now)
             case Drift.WORKFLOW_BEHIND if await self._settled(now):
@@ -96,7 +99,7 @@ class Drifts:
         open, but the new run would have to wait to hear what came of it.
         """
         found = await self.compared(connection)
-        if found.behind or found.restarted or found.connection.state.final:
+        if found.started or found.behind or found.restarted or found.connection.state.final:
             return found
         if await self._lives.may_be_answered(connection):
             return Found(connection, busy=True)

@@ -8,10 +8,12 @@ from temporalio.client import (
     RPCTimeoutOrCancelledError,
     WorkflowHandle,
     WorkflowQueryFailedError,
+    WorkflowQueryRejectedError,
     WorkflowUpdateFailedError,
     WorkflowUpdateRPCTimeoutOrCancelledError,
 )
 from temporalio.common import (
+    QueryRejectCondition,
     SearchAttributeKey,
     SearchAttributePair,
     TypedSearchAttributes,
@@ -19,7 +21,7 @@ from temporalio.common import (
     WorkflowIDReusePolicy,
 )
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 
 from evergrant_server.core import preparing, search
 from evergrant_server.core.errors import Code, Failure
@@ -83,14 +85,25 @@ class TemporalLink(Runs):
 
     async def describe(
         self, tenant: Tenant, connection_id: ConnectionId, timeout: float = 2.0
-    ) -> Description:
-        """Ask the workflow itself. Without a worker there is no answer, hence the limit."""
+    ) -> Description | None:
+        """Ask the workflow itself; None when no run of it is open.
+
+        Raises Failure TEMPORAL_UNAVAILABLE when it doesn't answer within `timeout` seconds, as
+        without a worker.
+        """
         query = self._handle(tenant, connection_id).query(
-            QUERY_DESCRIBE, result_type=Description, rpc_timeout=timedelta(seconds=timeout)
+            QUERY_DESCRIBE,
+            result_type=Description,
+            reject_condition=QueryRejectCondition.NOT_OPEN,
+            rpc_timeout=timedelta(seconds=timeout),
         )
         try:
             return await query
+        except WorkflowQueryRejectedError:
+            return None
         except (RPCError, WorkflowQueryFailedError, RuntimeError) as error:
+            if isinstance(error, RPCError) and error.status is RPCStatusCode.NOT_FOUND:
+                return None
             raise unavailable(error) from None
 
     async def discover(

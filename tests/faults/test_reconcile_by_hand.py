@@ -16,6 +16,7 @@ from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.ids import ConnectionId, new_id, workflow_id
 from evergrant_server.core.upkeep import ReconcileOrder, Reconciliation
 from evergrant_server.temporal_link import ClosedRuns
+from evergrant_server.temporal_link.runs import Running
 from tests.fakes.databases import migrated_sqlite, sqlite_url
 from tests.fakes.installation import TENANT, Installation, installation
 from tests.fakes.scripted_provider import ScriptedProvider, hold_answer
@@ -56,6 +57,30 @@ async def test_runs_that_are_older_start_anew_and_their_connections_notice_nothi
     fresh = await place.ensure_fresh(connection, 1)
     assert (fresh.problem, fresh.generation) == (None, 2)
     assert (await place.row(connection)).state is State.ACTIVE
+
+
+@pytest.mark.parametrize("older_than", [None, timedelta(0)])
+async def test_a_run_that_has_ended_is_followed_though_the_list_of_runs_still_has_it(
+    place: Installation,
+    idp: ScriptedProvider,
+    monkeypatch: pytest.MonkeyPatch,
+    older_than: timedelta | None,
+):
+    """A run that has ended answers questions too, and the list lags behind."""
+    connection = await place.connect(idp)
+    await until_visible(place, [connection])
+    listed = await place.parts.link.running_connections()
+    assert (await place.parts.link.describe(TENANT, connection.id)) is not None
+    await place.terminate(connection)
+    assert (await place.parts.link.describe(TENANT, connection.id)) is None
+
+    async def as_before() -> dict[str, Running]:
+        return listed
+
+    monkeypatch.setattr(place.parts.link, "running_connections", as_before)
+    done = await place.parts.reconciler.all(older_than=older_than)
+    assert (done.started, done.restarted, done.unanswered) == (1, 0, ())
+    assert (await place.ensure_fresh(connection, 1)).generation == 2
 
 
 async def test_a_run_whose_provider_may_still_answer_is_left_and_named(
