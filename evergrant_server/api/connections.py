@@ -215,7 +215,7 @@ def _may_connect(caller: Caller, connection: Connection) -> bool:
 
 
 async def _with_live(parts: Parts, connection: Connection, view: ConnectionView) -> ConnectionView:
-    """`live` stays null when Temporal or its workers are away, or have forgotten the workflow."""
+    """`live` stays null when Temporal or its workers are away, or no run of the workflow is open."""
     try:
         said = await parts.link.describe(connection.tenant, connection.id, timeout=_LIVE_S)
     except Failure:

@@ -53,13 +53,11 @@ class Drifts:
             return Found(connection, started=await self._lives.begin(connection))
         if last.running:
             return Found(connection, running=True)
-        forgotten = last.state in (State.REVOKING, State.REVOKED) and connection.state is not State.REVOKING
-        if forgotten:
+        if last.state in (State.REVOKING, State.REVOKED):
             await self._remember_revocation(connection)
         known = generation_in(await self._link.history(name, last.run_id))
         started = await self._lives.begin(connection, known=known)
-        behind = forgotten or known > connection.generation
-        return Found(connection, started=started, behind=started and behind)
+        return Found(connection, started=started, behind=started and known > connection.generation)
 
     async def compared(self, connection: Connection) -> Found:
         """Ask its workflow what it knows, and mend. What can't be asked is not accused.

@@ -60,6 +60,7 @@ class ScriptedLink:
         self.discoveries: list[IntegrationId] = []
         self.events: dict[str | None, list[dict[str, Any]]] = {}
         self.up = True
+        self.ended = False  # the run of every connection
         self.on_refresh: Refresh | None = None
         self.on_discover: Callable[[Tenant, IntegrationId], Awaitable[Discovered]] | None = None
 
@@ -74,8 +75,10 @@ class ScriptedLink:
 
     async def describe(
         self, tenant: Tenant, connection_id: ConnectionId, timeout: float = 2.0
-    ) -> Description:
+    ) -> Description | None:
         self._must_be_up()
+        if self.ended:
+            return None
         return Description(
             connection_id=connection_id,
             state=State.ACTIVE,

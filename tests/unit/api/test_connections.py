@@ -116,6 +116,9 @@ async def test_live_is_the_workflows_own_word_and_says_where_it_differs(api: Api
     assert body["differs"] == ["expires_at"]  # the scripted workflow knows of none
     await api.change(connection, lambda it: it.revoke_asked("left", api.clock.now()))
     assert (await api.get(f"{path}?live=true", key)).json()["differs"][0] == "state"
+    api.link.ended = True
+    ended = (await api.get(f"{path}?live=true", key)).json()
+    assert (ended["state"], ended["live"], ended["differs"]) == ("revoking", None, None)
     api.link.up = False
     away = (await api.get(f"{path}?live=true", key)).json()
     assert (away["state"], away["live"], away["differs"]) == ("revoking", None, None)
