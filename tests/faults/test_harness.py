@@ -144,6 +144,15 @@ async def test_an_answer_that_dies_behind_a_refusal_that_was_kept_was_in_the_win
     assert walked.verdicts == {Verdict.UNKNOWN: 1}, walked.judged[0].story
 
 
+async def test_an_answer_that_dies_before_a_refusal_that_is_kept_was_in_the_window(tmp_path: Path):
+    """The same worker sends again, and dies with the no to that in its journal."""
+    lost = replace(SCENARIOS[0], answers=lambda _: (drop_after_commit(),))
+    dies = Fault(point="activities.single_use:SingleUse._section#6", kind="die")
+    case = Case(lost, dies, Layout.ONE, Rotation.STRICT)
+    walked = await walk_table(tmp_path, lambda _: [case], scenarios=REFRESH)
+    assert walked.verdicts == {Verdict.UNKNOWN: 1}, walked.judged[0].story
+
+
 async def test_a_change_of_state_without_its_record_is_seen(tmp_path: Path):
     ground = await Ground.open(tmp_path)
     try:

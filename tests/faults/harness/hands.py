@@ -45,7 +45,7 @@ class Hand:
         self.pid = 0
         self._ready, self._left = asyncio.Event(), asyncio.Event()
         self.stopped = asyncio.Semaphore(0)
-        self._befell: list[tuple[Fault, float | None]] = []
+        self._befell: list[tuple[Fault, list[float]]] = []
 
     async def begin(self, start: BaseModel) -> None:
         """Take part in a case; ready for its orders afterwards."""
@@ -72,9 +72,9 @@ class Hand:
     def befell(self, fault: Fault) -> bool:
         return any(it == fault for it, _ in self._befell)
 
-    def kept_at(self, fault: Fault) -> float | None:
-        """When it had put its last answer into the journal, before this befell it."""
-        return next((kept for it, kept in self._befell if it == fault), None)
+    def kept_at(self, fault: Fault) -> list[float]:
+        """When it had put answers into the journal, before this befell it."""
+        return next((kept for it, kept in self._befell if it == fault), [])
 
     def goes_on(self) -> None:
         self._signal(signal.SIGCONT)

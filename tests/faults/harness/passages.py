@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from typing import Any
@@ -33,27 +33,25 @@ class Passages:
         self.tell: Callable[[Fault], None] = lambda fault: None
         self.cut: Callable[[], None] = lambda: None
         self.lost: Callable[[Fault], Exception | None] = lambda fault: None
-        self._counted: Counter[tuple[str, str]] = Counter()
-        self._last: dict[tuple[str, str], float] = {}
+        self._times: dict[tuple[str, str], list[float]] = defaultdict(list)
 
     def start(self, plan: list[Fault]) -> None:
         self.log, self.plan = [], list(plan)
-        self._counted.clear()
-        self._last.clear()
+        self._times.clear()
 
-    def last(self, name: str, side: str) -> float | None:
-        """When this process passed it last, in this case."""
-        return self._last.get((name, side))
+    def times(self, name: str, side: str) -> list[float]:
+        """When this process passed it, in this case."""
+        return self._times[name, side]
 
     def passed(self, name: str, side: str) -> Exception | None:
         """Count it and do what is planned; returns what the one who awaits shall hear instead."""
-        at = self._last[name, side] = time.monotonic()
+        at = time.monotonic()
+        self._times[name, side].append(at)
         self.log.append((name, side, at))
-        self._counted[name, side] += 1
         for fault in self.plan:
             if (fault.point, fault.side) != (name, side):
                 continue
-            count = self._counted[name, side]
+            count = len(self._times[name, side])
             if count == fault.passage or (fault.lasts and count > fault.passage):
                 return self._befall(fault)
         return None

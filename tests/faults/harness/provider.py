@@ -99,9 +99,14 @@ class StrictProvider(ScriptedProvider):
                 return True
         return False
 
-    def gave_before(self, at: float) -> bool:
-        """Had a use brought tokens by then?"""
-        return any(use.good and use.acted is not None and use.acted < at for use in self.uses)
+    def gave(self, before: float, worker: str | None = None) -> bool:
+        """Had the newest answer until then (to `worker`) brought tokens?"""
+        acted = [
+            (use.acted, use.good)
+            for use in self.uses
+            if use.acted is not None and use.acted < before and worker in (None, use.worker)
+        ]
+        return max(acted)[1] if acted else False
 
     def in_flight_together(self) -> int:
         """Pairs of uses of one credential that were under way at the same time."""

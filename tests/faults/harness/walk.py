@@ -225,8 +225,8 @@ class Walk:
         if case.fault is None:
             return True
         reached = first.befell(case.fault)
-        kept = [first.kept_at(case.fault)] if reached else self._journalled()
-        self._kept |= any(at is not None and self._idp.gave_before(at) for at in kept)
+        kept, by = (first.kept_at(case.fault), "a") if reached else (self._journalled(), None)
+        self._kept |= any(self._idp.gave(at, by) for at in kept)
         return reached
 
     def _journalled(self) -> list[float]:

@@ -206,7 +206,7 @@ class Child:
 
     def _tell(self, fault: Fault) -> None:
         self._was_stopped |= fault.kind == "stop"
-        self._say({"at": fault.model_dump(), "kept": passages.last(JOURNALLED, AFTER)})
+        self._say({"at": fault.model_dump(), "kept": passages.times(JOURNALLED, AFTER)})
 
     def _cut(self) -> None:
         """What Temporal does at start-to-close: it cancels the activity, not what it awaits."""
