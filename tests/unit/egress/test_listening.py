@@ -1,0 +1,82 @@
+"""A process that was stopped past the limit reads what has come meanwhile, and waits for nothing else."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx2
+import pytest
+
+from evergrant_server.egress import Egress, EgressPolicy, Watch
+from evergrant_server.egress.listening import listening
+
+LIMIT_S = 0.2
+STOPPED_S = 1.0  # past the limit, and for longer than a busy machine is late
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello"
+
+
+@contextmanager
+def a_server_of_its_own(answer: bytes) -> Iterator[int]:
+    """In a thread: it goes on while this process's event loop stands still."""
+
+    def serve() -> None:
+        connection, _ = there.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(answer)
+            ended.wait(30)
+
+    there, ended = socket.create_server(("127.0.0.1", 0)), threading.Event()
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield there.getsockname()[1]
+    finally:
+        ended.set()
+        thread.join()
+        there.close()
+
+
+def stopped() -> None:
+    time.sleep(STOPPED_S)
+
+
+BEFORE_SENDING = Watch(stopped)
+AFTER_SENDING = Watch(lambda: stopped)
+
+
+async def post(port: int, stopped: Watch = AFTER_SENDING) -> httpx2.Response:
+    egress = Egress(EgressPolicy(allow=(f"127.0.0.1:{port}",)), answer_time=LIMIT_S)
+    async with egress.client(stopped) as client:
+        return await client.post(f"http://127.0.0.1:{port}/", content=b"x")
+
+
+@pytest.mark.parametrize("stopped", [BEFORE_SENDING, AFTER_SENDING], ids=["before sending", "after it"])
+async def test_an_answer_to_who_stood_still_is_read(stopped: Watch):
+    """Before it has sent: what is sent then is answered, and the answer heard."""
+    with a_server_of_its_own(ANSWER) as port:
+        assert (await post(port, stopped)).text == "hello"
+
+
+@pytest.mark.parametrize("so_far", [b"", ANSWER[:-1]], ids=["nothing", "not all of it"])
+async def test_what_has_not_come_by_then_is_given_up(so_far: bytes):
+    with a_server_of_its_own(so_far) as port, pytest.raises(httpx2.ReadTimeout):
+        await post(port)
+
+
+async def test_a_process_that_runs_waits_no_longer_than_the_limit():
+    """The moment more is for who stood still, and for once."""
+    loop, ends = asyncio.get_running_loop(), []
+
+    async def waits() -> None:
+        with listening(LIMIT_S):
+            loop.call_later(LIMIT_S + 0.4, ends.append, "too late")
+            await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError):
+        await waits()
+    assert ends == []
