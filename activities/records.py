@@ -51,12 +51,14 @@ async def record(tx: Tx, call: Call, action: AuditAction, at: datetime, **detail
     await audit.append(tx, entry)
 
 
-async def closed(tx: Tx, attempt: Attempt, outcome: Outcome, at: datetime) -> None:
-    """Write how an attempt ended, unless another one took over and said so already. What was unread until
-    now is read at last."""
+async def closed(tx: Tx, attempt: Attempt, outcome: Outcome, at: datetime) -> bool:
+    """Write how an attempt ended; False when another one took over and said so already. What was unread
+    until now is read at last."""
     now = await tx.attempts.get(attempt.tenant, attempt.id)
-    if now is not None and now.outcome in (None, Outcome.UNREAD):
-        await tx.attempts.close(now, outcome, at)
+    if now is None or now.outcome not in (None, Outcome.UNREAD):
+        return False
+    await tx.attempts.close(now, outcome, at)
+    return True
 
 
 async def connection_of(tx: Tx, call: Call) -> Connection:

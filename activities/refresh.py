@@ -172,7 +172,11 @@ class RefreshActivities(ProviderActivities):
         )
 
     async def _install(self, order: RefreshGrant, held: Holdings, use: Use, tokens: TokenSet) -> GrantNews:
-        """Compare-and-set until it holds: a revocation in between keeps its state."""
+        """Compare-and-set until it holds: a revocation in between keeps its state.
+
+        Raises Failure REFRESH_PENDING while another worker's use may still end what came: the journal
+        keeps it until then.
+        """
         before, attempt = held.grant, use.attempt
         assert before is not None
         since = living_from(self._clock, attempt, tokens)
@@ -192,6 +196,9 @@ class RefreshActivities(ProviderActivities):
                 if current.state in WANTED:
                     await keep_late(tx, order, use, tokens, now)
                 return GrantNews(state=current.state, failure=current.reason or Code.CONSENT_REQUIRED)
+            mine = await closed(tx, attempt, Outcome.INSTALLED, now)
+            if not mine and current.state is State.ACTIVE:
+                await self._single_use.wait_for_another(tx, attempt, held.integration.refresh)
             after = current.refreshed(now)
             known = await tx.grants.get(order.tenant, order.connection_id)  # an account may be chosen by now
             grant = Grant.from_tokens(
@@ -203,7 +210,6 @@ class RefreshActivities(ProviderActivities):
                 renewable=held.renewable,
             )
             saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
-            await closed(tx, attempt, Outcome.INSTALLED, now)
             await note_recovery(tx, order, current, now)
             await record(tx, order, AuditAction.GRANT_REFRESHED, now, generation=grant.generation)
             if use.entry is not None and use.entry.aside:

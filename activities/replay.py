@@ -165,6 +165,8 @@ class Replayer:
 
     def _failed(self, path: Path, failure: Failure) -> None:
         """Unreadable for good: out of the way. Everything else is tried again."""
+        if failure.code is Code.REFRESH_PENDING:
+            return  # another worker's use is under way: it is no trouble to wait for
         if failure.code is Code.SEAL_BROKEN and path.suffix != SET_ASIDE:
             path = self._journal.set_aside(path)
             metrics.journal_replayed(failure.code)

@@ -27,6 +27,7 @@ from evergrant_server.core.attempt import (
     counted,
     dated_ahead,
     decide,
+    may_end,
     outcome_of_refusal,
     seen_since,
 )
@@ -228,6 +229,18 @@ class SingleUse:
             limits=self.limits,
         )
 
+    async def wait_for_another(self, tx: Tx, attempt: Attempt, rules: RefreshRules) -> None:
+        """For an answer that came after another worker had taken over.
+
+        Raises Failure REFRESH_PENDING while that one's use of the same credential may still be answered:
+        the provider may end by it what this answer brought, and says so then.
+        """
+        other = await tx.attempts.opened(attempt.tenant, attempt.connection_id, attempt.chain)
+        if other is None or not may_end(other, attempt, rules, earlier_hour(self._clock)):
+            return
+        if self.may_answer(other):
+            raise self._pending("another worker has sent it again, and waits for the answer")
+
     def _dated(self, attempt: Attempt) -> Attempt:
         """Another host's clock, or ours before it was set right, was ahead: nobody waits until ours gets
         there, but as long as an answer may take from when we first saw it."""
@@ -249,6 +262,8 @@ class SingleUse:
             await tx.attempts.close(earlier, Outcome.NOT_SENT, attempt.opened_at)
             earlier = None
         unknown = await tx.attempts.last_unknown(attempt)
+        if unknown is not None and unknown.outcome is Outcome.SUPERSEDED and self.fate(unknown).answered:
+            raise self._pending("an answer that came late waits in a journal")
         verdict = decide(
             attempt,
             rules,

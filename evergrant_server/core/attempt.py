@@ -235,6 +235,13 @@ def _safe(rules: RefreshRules, last: Attempt, now: datetime) -> bool:
     return age <= safe_for
 
 
+def may_end(other: Attempt, answered: Attempt, rules: RefreshRules, now: datetime) -> bool:
+    """True when the provider may end by `other` what `answered` brought: a second use of its credential,
+    which it doesn't take again. Pure."""
+    same = other.spends(answered.kind, answered.from_generation, answered.credential)
+    return same and other.id != answered.id and not _safe(rules, other, now)
+
+
 def answer_may_come(
     attempt: Attempt,
     now: datetime,

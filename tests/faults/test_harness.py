@@ -153,6 +153,16 @@ async def test_an_answer_that_dies_before_a_refusal_that_is_kept_was_in_the_wind
     assert walked.verdicts == {Verdict.UNKNOWN: 1}, walked.judged[0].story
 
 
+async def test_an_answer_that_dies_beside_a_room_that_was_left_was_in_the_window(tmp_path: Path):
+    """A worker before this one left a room, and no answer."""
+    room = next(it for it in SCENARIOS if it.name == "refresh, a dead worker's room")
+    lost = replace(room, answers=lambda _: (drop_after_commit(),))
+    swept = Fault(point="activities.replay:Replayer._no_answer#6", side=AFTER, kind="cut", answered_by="task")
+    case = Case(lost, swept, Layout.ONE, Rotation.STRICT)
+    walked = await walk_table(tmp_path, lambda _: [case], scenarios=REFRESH)
+    assert walked.verdicts == {Verdict.UNKNOWN: 1}, walked.judged[0].story
+
+
 async def test_a_change_of_state_without_its_record_is_seen(tmp_path: Path):
     ground = await Ground.open(tmp_path)
     try:

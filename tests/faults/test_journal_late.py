@@ -25,7 +25,7 @@ from tests.faults.test_one_connection import open_attempts
 from tests.faults.test_review_takeover import Activities, integration_of
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
-SHORT = Limits(send=timedelta(seconds=0.5), answer=timedelta(seconds=0.5), look_again=timedelta(seconds=0.2))
+SHORT = Limits(send=timedelta(seconds=2), answer=timedelta(seconds=0.5), look_again=timedelta(seconds=0.2))
 
 
 @pytest_asyncio.fixture
@@ -50,17 +50,19 @@ async def place(
 class Slow:
     """A worker on another host that has sent, and whose answer doesn't come."""
 
-    def __init__(self, place: Installation, idp: ScriptedProvider, folder: Path) -> None:
+    def __init__(
+        self, place: Installation, idp: ScriptedProvider, folder: Path, limits: Limits = SHORT
+    ) -> None:
         self._place = place
         self._idp = idp
         self._gate = asyncio.Event()
-        self._worker = Activities(place, (idp.allowance,), folder / "elsewhere", SHORT)
+        self.worker = Activities(place, (idp.allowance,), folder / "elsewhere", limits)
         self._refresh: asyncio.Task[GrantNews] | None = None
 
     async def refreshes(self, connection: Connection) -> None:
         self._idp.script(hold_answer(self._gate))
         sent = self._idp.count("token")
-        self._refresh = asyncio.create_task(self._worker.refresh(connection, connection.generation))
+        self._refresh = asyncio.create_task(self.worker.refresh(connection, connection.generation))
         await self._idp.until("token", sent + 1)
 
     async def answered(self) -> GrantNews:

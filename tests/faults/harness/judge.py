@@ -113,6 +113,8 @@ def _of_refresh(told: Told) -> tuple[Verdict, str]:
             return Verdict.REVOKED, ""
         case State.ACTIVE:
             return _of_active(told)
+        case State.NEEDS_REAUTH if scenario.crosses and connection.reason is not Code.OUTCOME_UNKNOWN:
+            return Verdict.LOST, f"its answer was taken for good, and it ended as {connection.reason}"
         case State.NEEDS_REAUTH if scenario.refused:
             return Verdict.REFUSED, ""
         case State.NEEDS_REAUTH if connection.reason is Code.OUTCOME_UNKNOWN:

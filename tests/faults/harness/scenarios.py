@@ -41,7 +41,13 @@ class Scenario:
     unread: bool = False  # its definition can't read the provider's tokens, and is repaired meanwhile
     held: bool = False  # the provider answers late, and the worker is shut down meanwhile
     ends: bool = False  # and is gone then, whatever it still waited for
+    crosses: bool = False  # stopped, it goes on when the other one has sent the same again
     rotations: tuple[Rotation, ...] = field(default=ROTATIONS)
+
+    @property
+    def begins_answered(self) -> bool:
+        """An answer lies in a journal before the first worker does anything."""
+        return self.replayed and (self.leaves is None or self.leaves.point == JOURNALLED)
 
 
 def _refused(rotation: Rotation) -> tuple[Answer, ...]:
@@ -191,6 +197,15 @@ SCENARIOS = (
         befalls=(READ_TOO_LATE,),
         refused=True,
         layouts=("two, one host",),
+    ),
+    Scenario(
+        "refresh, an answer crosses its successor",
+        REFRESH,
+        befalls=(READ_TOO_LATE,),
+        refused=True,
+        crosses=True,
+        layouts=("two, one host", "two hosts"),
+        rotations=(Rotation.STRICT,),
     ),
     Scenario("code exchange, refused", EXCHANGE, _refused, refused=True),
     Scenario("code exchange, consent never started", EXCHANGE, started=False, refused=True),

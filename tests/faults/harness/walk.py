@@ -87,8 +87,8 @@ class Walk:
         self._hands: list[Hand] = []
         self._raised: list[str] = []
         self._left_stopped: tuple[Hand, asyncio.Task[Answer]] | None = None
-        self._kept = case.scenario.replayed  # left there by a worker before the first
-        self._heard = False
+        self._kept = case.scenario.begins_answered
+        self._heard = self._crossed = False
         self._passed: list[tuple[str, str, float]] = []
         self.first: list[tuple[str, str, float]] = []  # of them by the first worker, until its answer
         self._until = time.monotonic() + CASE_S
@@ -273,17 +273,37 @@ class Walk:
             if not stopped.done():
                 stopped.cancel()
                 return
-            await self._paused(first, other)
+            await self._paused(first, other, answering)
 
-    async def _paused(self, first: Hand, other: Hand | None) -> None:
+    async def _paused(
+        self, first: Hand, other: Hand | None, answering: asyncio.Task[Any] | None = None
+    ) -> None:
         pause_s = MOMENT_S if self._case.revoked else PAUSE_S
         pause = asyncio.create_task(asyncio.sleep(pause_s))
         if self._case.revoked:
             await self._ground.revoke(self._connection)
+        elif other is not None and self._case.scenario.crosses and not self._crossed:
+            self._crossed = True
+            pause.cancel()
+            return await self._crossing(first, other, answering)
         elif other is not None:
             await self._until_outcome(other, give_up_after=pause_s)
         await pause
         first.goes_on()
+
+    async def _crossing(self, first: Hand, other: Hand, answering: asyncio.Task[Any] | None) -> None:
+        """It goes on while the other one's use of the same credential is under way."""
+        gate = asyncio.Event()
+        self._idp.script(hold_answer(gate))
+        going_on = asyncio.create_task(self._until_outcome(other, give_up_after=PAUSE_S))
+        sent = asyncio.create_task(self._idp.until("token", self._idp.count("token") + 1, timeout=CASE_S))
+        await asyncio.wait({going_on, sent}, return_when=asyncio.FIRST_COMPLETED)
+        sent.cancel()
+        first.goes_on()
+        if answering is not None:
+            await asyncio.wait({answering}, timeout=HTTP_S / 2)
+        gate.set()
+        await going_on
 
     async def _until_outcome(
         self, hand: Hand, answer: Answer | None = None, *, give_up_after: float | None = None

@@ -27,6 +27,7 @@ class Rules:
     fences: bool = True  # a stopped worker of this host can't send after a takeover
     unsent: bool = True  # what died before it sent is no use of the credential
     verifies: bool = True  # a late answer is refreshed with before it is believed
+    defers: bool = True  # an answer after a takeover is installed once the other use's end is known
 
 
 class Stage(Enum):

@@ -15,44 +15,22 @@ from evergrant_server.core.attempt import (
     Outcome,
     Takeover,
     counted,
-    decide,
     outcome_of_refusal,
 )
 from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
-from evergrant_server.core.provider import RefreshRules, Rotation
 from tests.unit.core.protocol_parts import (
-    GRACE,
-    LIFETIME,
     LIMITS,
-    START,
     UNKNOWN,
     Answer,
-    Provider,
-    Rules,
     Section,
     Stage,
     Worker,
 )
+from tests.unit.core.protocol_sight import Sight
 
 
-class World:
+class World(Sight):
     """Everything, with a step for whatever can happen. Violations are assertions."""
-
-    def __init__(self, rotation: Rotation, kills: bool, rules: Rules) -> None:
-        self.rules = rules
-        self.now = START
-        self.provider = Provider(rotation, kills)
-        grace = GRACE if rotation is Rotation.GRACE else 0
-        self.refresh_rules = RefreshRules(rotation=rotation, grace_s=grace)
-        self.workers = {name: Worker(name, name[0]) for name in ("a1", "a2", "b1")}
-        self.attempts: list[Attempt] = []
-        self.active, self.generation, self.token = True, 1, 1
-        self.access_until = START + LIFETIME
-        self.late: Answer | None = None
-        self.answer_died = False  # lost between the provider's commit and the journal's fsync
-        self.out_of_reach = False  # taken over from who couldn't be asked
-        self.writes: dict[int, int] = {}
-        self.windows = 0
 
     # --- what a worker does -------------------------------------------------------------
 
@@ -80,6 +58,8 @@ class World:
             self._close(opened, Outcome.NOT_SENT)
             opened = None
         unknown = self._unknown(wanted)
+        if self.rules.defers and self._came_late(worker, unknown):
+            return
         verdict = self._decide(worker, wanted, opened, unknown)
         if verdict is Takeover.WAIT:
             return
@@ -122,8 +102,8 @@ class World:
                 section.stage = Stage.KEPT
             case Stage.KEPT:
                 assert section.answer is not None
-                self._commit(section, section.answer)
-                worker.entries = [it for it in worker.entries if it[0] is not section]
+                if self._commit(worker, section, section.answer):
+                    worker.entries = [it for it in worker.entries if it[0] is not section]
                 worker.section = None
 
     def replay(self, name: str) -> None:
@@ -134,8 +114,8 @@ class World:
             return
         for other in self._on_host(worker):
             for section, answer in list(other.entries):
-                if other is not worker or section is not other.section:
-                    self._commit(section, answer)
+                idle = other is not worker or section is not other.section
+                if idle and self._commit(worker, section, answer):
                     other.entries.remove((section, answer))
 
     # --- what befalls it ----------------------------------------------------------------
@@ -190,60 +170,6 @@ class World:
 
     # --- the world's own ----------------------------------------------------------------
 
-    def _decide(
-        self, worker: Worker, wanted: Attempt, opened: Attempt | None, unknown: Attempt | None
-    ) -> Takeover:
-        alive, in_flight, answered = self._fate(worker, opened)
-        if not self.rules.waits:
-            return Takeover.RESEND
-        return decide(
-            wanted,
-            self.refresh_rules,
-            self.now,
-            opened=opened,
-            unknown=unknown if self.rules.counts else None,
-            token_valid=self.active and self.now < self.access_until,
-            owner_alive=alive,
-            in_flight=in_flight,
-            answered=answered and self.rules.journal_first,
-            limits=LIMITS,
-        )
-
-    def _fate(self, worker: Worker, opened: Attempt | None) -> tuple[bool | None, bool | None, bool]:
-        """What SingleUse.fate sees."""
-        if opened is None:
-            return None, None, False
-        owner = self.workers[opened.journal_id]
-        if owner.host != worker.host:
-            return None, None, False
-        mine = owner.section is not None and owner.section.attempt.id == opened.id
-        if owner is not worker and mine and self.now >= opened.send_by + LIMITS.answer:
-            mine = False  # it can be fenced off
-        answered = any(it[0].attempt.id == opened.id for it in owner.entries)
-        return owner.alive, mine, answered
-
-    def _out_of_reach(self, worker: Worker, opened: Attempt) -> bool:
-        """On another host, or stopped past every deadline: nobody can say what came of it."""
-        owner = self.workers[opened.journal_id]
-        stopped = owner.section is not None and owner.section.attempt.id == opened.id
-        return owner.host != worker.host or stopped
-
-    def _never_sent(self, worker: Worker, opened: Attempt) -> bool:
-        owner = self.workers[opened.journal_id]
-        return owner.host == worker.host and any(it.attempt.id == opened.id for it in owner.rooms)
-
-    def _fence(self, worker: Worker, opened: Attempt) -> bool:
-        owner = self.workers[opened.journal_id]
-        section = owner.section
-        if not self.rules.fences or owner is worker or owner.host != worker.host or not owner.alive:
-            return True
-        if section is None or section.attempt.id != opened.id:
-            return True
-        if section.stage is Stage.CHECKED:
-            return False
-        section.fenced = True
-        return True
-
     def _write(self, worker: Worker, section: Section) -> None:
         token = section.token
         harmless = self.refresh_rules.resend_is_safe_for is not None  # the provider takes it again
@@ -278,9 +204,13 @@ class World:
         assert section.written_at is not None
         section.stage = Stage.ANSWERED
 
-    def _commit(self, section: Section, answer: Answer) -> None:
+    def _commit(self, worker: Worker, section: Section, answer: Answer) -> bool:
+        """False when it has to wait."""
         attempt = self._current(section.attempt)
         still = self.generation == attempt.from_generation
+        wanted = section.verifies or self.active
+        if answer.token is not None and still and wanted and self._waits_for_another(worker, attempt):
+            return False
         if answer.token is None:
             self._refused(section, attempt, still)
         elif section.verifies:
@@ -295,6 +225,7 @@ class World:
         else:
             self.late = answer
             self._close(attempt, Outcome.SUPERSEDED)
+        return True
 
     def _refused(self, section: Section, attempt: Attempt, still: bool) -> None:
         self._close(attempt, Outcome.REFUSED)
@@ -329,26 +260,6 @@ class World:
         if section.answer is not None and section.answer.token is not None:
             self.answer_died = True
 
-    def _unknown(self, wanted: Attempt) -> Attempt | None:
-        """What store.attempts.last_unknown finds."""
-        same = [
-            it
-            for it in self.attempts
-            if it.spends(wanted.kind, wanted.from_generation, wanted.credential) and it.outcome in UNKNOWN
-        ]
-        return max(same, key=lambda it: (it.sends, it.opened_at), default=None)
-
-    def _current(self, attempt: Attempt) -> Attempt:
-        return next(it for it in self.attempts if it.id == attempt.id)
-
-    def _close(self, attempt: Attempt, outcome: Outcome) -> None:
-        if self._current(attempt).outcome is None:
-            at = self.attempts.index(self._current(attempt))
-            self.attempts[at] = self.attempts[at].model_copy(update={"outcome": outcome})
-
-    def _on_host(self, worker: Worker) -> list[Worker]:
-        return [it for it in self.workers.values() if it.host == worker.host]
-
     # --- what must hold -----------------------------------------------------------------
 
     def check(self) -> None:
@@ -371,7 +282,8 @@ class World:
                     self.step(name)
                 self.replay(name)
             wanted = self.late is not None or (self.active and self.now >= self.access_until)
-            if not wanted and (self._pending() is None or not self.active):
+            waits = any(it.entries for it in self.workers.values())
+            if not wanted and not waits and (self._pending() is None or not self.active):
                 break
             for name in self.workers:
                 self.begin(name)
@@ -386,6 +298,3 @@ class World:
 
     def _excused(self) -> bool:
         return self.answer_died or self.out_of_reach
-
-    def _pending(self) -> Attempt | None:
-        return next((it for it in self.attempts if it.outcome is None), None)

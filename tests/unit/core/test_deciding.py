@@ -15,6 +15,7 @@ from evergrant_server.core.attempt import (
     counted,
     dated_ahead,
     decide,
+    may_end,
     may_send,
     outcome_of_refusal,
     seen_since,
@@ -193,3 +194,16 @@ def test_tokens_live_from_the_first_use_unless_that_leaves_next_to_nothing():
     assert again.tokens_from(3599.9) == again.opened_at
     ahead = OPEN.model_copy(update={"asked_at": NOW + HOUR})
     assert ahead.tokens_from(3600) == NOW, "no first use comes after a later one: a clock was set back"
+
+
+def test_a_second_use_may_end_what_the_first_one_brought():
+    assert may_end(WANTED, OPEN, STRICT, NOW)
+    assert not may_end(OPEN, OPEN, STRICT, NOW), "it is the use that was answered"
+    assert not may_end(CONSENT, OPEN, STRICT, NOW), "it is of another credential"
+
+
+def test_a_second_use_ends_nothing_where_the_provider_takes_it():
+    graced = GRACE.grace_s * timedelta(seconds=1)
+    assert not may_end(WANTED, OPEN, RefreshRules(rotation=Rotation.NONE), NOW)
+    assert not may_end(WANTED, OPEN, GRACE, NOW + graced)
+    assert may_end(WANTED, OPEN, GRACE, NOW + graced + TICK)

@@ -163,6 +163,12 @@ STORIES: dict[str, tuple[Rotation, bool, list[str]]] = {
         True,
         ["begin a1", "step a1 4", *STOPPED, "begin b1", "step b1 5", "resume a1", "step a1"],
     ),
+    # its neighbour has sent again when it goes on: the provider has ended what it installs
+    "defers": (
+        STRICT,
+        True,
+        ["begin a1", "step a1 2", *STOPPED, "begin a2", "step a2 2", "resume a1", "step a1 3", "step a2 3"],
+    ),
 }
 
 

@@ -1,0 +1,148 @@
+"""Two workers, one token: the first one's answer comes while the second one's is still waited for.
+
+What the first one brings is good unless the second use ends it, and only the second answer tells.
+Until then it waits in its journal: it is neither installed nor asked for again.
+"""
+
+import asyncio
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from evergrant_server.core.attempt import Limits
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.errors import Code
+from tests.fakes.databases import database_url, postgres_server
+from tests.fakes.installation import Installation
+from tests.fakes.scripted_provider import Answer, ScriptedProvider, delay, drop, error, hold_answer, status
+from tests.faults.test_journal_late import SHORT, STRICT, Slow, brief, late_answers, place
+from tests.faults.test_one_connection import open_attempts
+from tests.faults.test_review_takeover import Activities
+
+__all__ = ["brief", "database_url", "place", "postgres_server"]  # fixtures
+
+
+class Crossing:
+    """A slow worker and another one, which has sent the same token again."""
+
+    def __init__(self, place: Installation, idp: ScriptedProvider, folder: Path, host: str) -> None:
+        self._place, self._idp = place, idp
+        # waits as long for the other's answer, as a busy machine must
+        patient = Limits(send=SHORT.send, answer=timedelta(seconds=60), look_again=SHORT.look_again)
+        self.slow = Slow(place, idp, folder, patient)
+        self.quick = Activities(place, (idp.allowance,), folder / host, SHORT)
+        self.answers = asyncio.Event()
+        self._second: asyncio.Task[object] | None = None
+
+    async def begins(self, connection: Connection, second: Answer) -> None:
+        """Both have sent; the answer to the first use comes now, the other one with `answers`."""
+        await self.slow.refreshes(connection)
+        await asyncio.sleep((SHORT.send + SHORT.answer).total_seconds())
+        self._idp.script(second)
+        self._second = asyncio.create_task(self.quick.refresh(connection, 1, token_over=True))
+        await self._idp.until("token", 3)
+        assert (await self.slow.answered()).failure is Code.REFRESH_PENDING
+        assert (await self._place.row(connection)).generation == 1, "nobody knows yet whether it is any good"
+        assert await self.slow.worker.replayer.sweep() == 0, "its journal keeps it"
+
+    async def ends(self) -> None:
+        """The second use is answered, and what the first one brought is looked at again."""
+        assert self._second is not None
+        self.answers.set()
+        await self._second
+        assert await self.slow.worker.replayer.sweep() == 1
+
+
+@pytest.fixture
+def crossing(place: Installation, brief: ScriptedProvider, tmp_path: Path, host: str) -> Crossing:
+    return Crossing(place, brief, tmp_path, host)
+
+
+@pytest.fixture
+def host() -> str:
+    return "elsewhere"  # where the slow one is
+
+
+@pytest.mark.parametrize("host", ["elsewhere", "another"], ids=["one host", "two hosts"])
+async def test_an_answer_that_the_other_use_killed_is_not_installed(
+    place: Installation,
+    brief: ScriptedProvider,
+    crossing: Crossing,
+):
+    """Else the connection would be called active, and its next refresh be refused without a reason."""
+    connection = await place.connect(brief, STRICT)
+    await crossing.begins(connection, hold_answer(crossing.answers))
+    await crossing.ends()
+    async with asyncio.timeout(20):
+        while await late_answers(place, connection):  # verified, and refused
+            await asyncio.sleep(0.05)
+    row = await place.row(connection)
+    assert (row.state, row.reason, row.generation) == (State.NEEDS_REAUTH, Code.OUTCOME_UNKNOWN, 1)
+    assert AuditAction.GRANT_REFRESHED not in await place.actions(connection)
+    assert await open_attempts(place, connection) == 0
+
+
+async def test_an_answer_that_the_other_use_left_alone_brings_the_connection_back(
+    place: Installation,
+    brief: ScriptedProvider,
+    crossing: Crossing,
+):
+    connection = await place.connect(brief, STRICT)
+    await crossing.begins(connection, delay(crossing.answers, error("invalid_grant")))
+    await crossing.ends()
+    back = await place.until(connection, lambda it: it.state is State.ACTIVE)
+    assert (back.generation, back.reason) == (2, None)
+    assert brief.families[-1].alive
+
+
+@pytest.mark.parametrize("nothing_said", [status(503), status(500), drop()], ids=["503", "500", "dropped"])
+async def test_an_answer_is_installed_when_nothing_more_can_come_of_the_other_use(
+    place: Installation,
+    brief: ScriptedProvider,
+    crossing: Crossing,
+    nothing_said: Answer,
+):
+    """In an outage it can't be verified; and a connection that works isn't called lost."""
+    connection = await place.connect(brief, STRICT)
+    await crossing.begins(connection, delay(crossing.answers, nothing_said))
+    await crossing.ends()
+    row = await place.row(connection)
+    assert (row.state, row.generation) == (State.ACTIVE, 2)
+    assert (await crossing.quick.refresh(row, 2)).generation == 3, "its refresh token is the newest"
+    assert brief.families[-1].alive
+
+
+async def test_a_token_is_not_sent_a_third_time_while_an_answer_waits_for_the_second(
+    place: Installation,
+    brief: ScriptedProvider,
+    crossing: Crossing,
+):
+    connection = await place.connect(brief, STRICT)
+    await crossing.begins(connection, delay(crossing.answers, status(503)))
+    crossing.answers.set()
+    async with asyncio.timeout(20):
+        while await open_attempts(place, connection):
+            await asyncio.sleep(0.02)
+    again = await crossing.slow.worker.refresh(connection, 1, token_over=True)
+    assert again.failure is Code.REFRESH_PENDING
+    assert brief.count("token", grant_type="refresh_token") == 2
+    assert await crossing.slow.worker.replayer.sweep() == 1
+    assert (await crossing.slow.worker.refresh(connection, 1)).generation == 2
+    assert brief.count("token", grant_type="refresh_token") == 2
+
+
+async def test_a_revocation_in_between_gets_the_newest_token(
+    place: Installation,
+    brief: ScriptedProvider,
+    crossing: Crossing,
+):
+    """It waits for nobody: what came is installed at once, to be revoked."""
+    connection = await place.connect(brief, STRICT)
+    await crossing.begins(connection, delay(crossing.answers, status(503)))
+    await place.revoke(connection, tell=False)
+    assert await crossing.slow.worker.replayer.sweep() == 1
+    row = await place.row(connection)
+    assert (row.state, row.generation) == (State.REVOKING, 2)
+    crossing.answers.set()

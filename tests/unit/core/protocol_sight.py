@@ -1,0 +1,136 @@
+"""What there is in a protocol's world, and what a worker can see of it from its host."""
+
+from datetime import datetime
+
+from evergrant_server.core.attempt import (
+    Attempt,
+    Outcome,
+    Takeover,
+    answer_may_come,
+    decide,
+    may_end,
+)
+from evergrant_server.core.provider import RefreshRules, Rotation
+from tests.unit.core.protocol_parts import (
+    GRACE,
+    LIFETIME,
+    LIMITS,
+    START,
+    UNKNOWN,
+    Answer,
+    Provider,
+    Rules,
+    Stage,
+    Worker,
+)
+
+
+class Sight:
+    """The store's rows, and locks, rooms and entries: those of its own host alone."""
+
+    def __init__(self, rotation: Rotation, kills: bool, rules: Rules) -> None:
+        self.rules = rules
+        self.now: datetime = START
+        self.provider = Provider(rotation, kills)
+        grace = GRACE if rotation is Rotation.GRACE else 0
+        self.refresh_rules = RefreshRules(rotation=rotation, grace_s=grace)
+        self.workers = {name: Worker(name, name[0]) for name in ("a1", "a2", "b1")}
+        self.attempts: list[Attempt] = []
+        self.active, self.generation, self.token = True, 1, 1
+        self.access_until = START + LIFETIME
+        self.late: Answer | None = None
+        self.answer_died = False  # lost between the provider's commit and the journal's fsync
+        self.out_of_reach = False  # taken over from who couldn't be asked
+        self.writes: dict[int, int] = {}
+        self.windows = 0
+
+    def _decide(
+        self, worker: Worker, wanted: Attempt, opened: Attempt | None, unknown: Attempt | None
+    ) -> Takeover:
+        alive, in_flight, answered = self._fate(worker, opened)
+        if not self.rules.waits:
+            return Takeover.RESEND
+        return decide(
+            wanted,
+            self.refresh_rules,
+            self.now,
+            opened=opened,
+            unknown=unknown if self.rules.counts else None,
+            token_valid=self.active and self.now < self.access_until,
+            owner_alive=alive,
+            in_flight=in_flight,
+            answered=answered and self.rules.journal_first,
+            limits=LIMITS,
+        )
+
+    def _fate(self, worker: Worker, opened: Attempt | None) -> tuple[bool | None, bool | None, bool]:
+        """What SingleUse.fate sees."""
+        if opened is None:
+            return None, None, False
+        owner = self.workers[opened.journal_id]
+        if owner.host != worker.host:
+            return None, None, False
+        mine = owner.section is not None and owner.section.attempt.id == opened.id
+        if owner is not worker and mine and self.now >= opened.send_by + LIMITS.answer:
+            mine = False  # it can be fenced off
+        answered = any(it[0].attempt.id == opened.id for it in owner.entries)
+        return owner.alive, mine, answered
+
+    def _out_of_reach(self, worker: Worker, opened: Attempt) -> bool:
+        """On another host, or stopped past every deadline: nobody can say what came of it."""
+        owner = self.workers[opened.journal_id]
+        stopped = owner.section is not None and owner.section.attempt.id == opened.id
+        return owner.host != worker.host or stopped
+
+    def _never_sent(self, worker: Worker, opened: Attempt) -> bool:
+        owner = self.workers[opened.journal_id]
+        return owner.host == worker.host and any(it.attempt.id == opened.id for it in owner.rooms)
+
+    def _fence(self, worker: Worker, opened: Attempt) -> bool:
+        owner = self.workers[opened.journal_id]
+        section = owner.section
+        if not self.rules.fences or owner is worker or owner.host != worker.host or not owner.alive:
+            return True
+        if section is None or section.attempt.id != opened.id:
+            return True
+        if section.stage is Stage.CHECKED:
+            return False
+        section.fenced = True
+        return True
+
+    def _waits_for_another(self, worker: Worker, attempt: Attempt) -> bool:
+        """What SingleUse.wait_for_another finds."""
+        other = self._pending()
+        if not self.rules.defers or attempt.outcome is None or other is None:
+            return False
+        alive, in_flight, answered = self._fate(worker, other)
+        return may_end(other, attempt, self.refresh_rules, self.now) and answer_may_come(
+            other, self.now, owner_alive=alive, in_flight=in_flight, answered=answered, limits=LIMITS
+        )
+
+    def _came_late(self, worker: Worker, unknown: Attempt | None) -> bool:
+        superseded = unknown is not None and unknown.outcome is Outcome.SUPERSEDED
+        return superseded and self._fate(worker, unknown)[2]
+
+    def _unknown(self, wanted: Attempt) -> Attempt | None:
+        """What store.attempts.last_unknown finds."""
+        same = [
+            it
+            for it in self.attempts
+            if it.spends(wanted.kind, wanted.from_generation, wanted.credential) and it.outcome in UNKNOWN
+        ]
+        return max(same, key=lambda it: (it.sends, it.opened_at), default=None)
+
+    def _current(self, attempt: Attempt) -> Attempt:
+        return next(it for it in self.attempts if it.id == attempt.id)
+
+    def _close(self, attempt: Attempt, outcome: Outcome) -> None:
+        if self._current(attempt).outcome is None:
+            at = self.attempts.index(self._current(attempt))
+            self.attempts[at] = self.attempts[at].model_copy(update={"outcome": outcome})
+
+    def _on_host(self, worker: Worker) -> list[Worker]:
+        return [it for it in self.workers.values() if it.host == worker.host]
+
+    def _pending(self) -> Attempt | None:
+        return next((it for it in self.attempts if it.outcome is None), None)
