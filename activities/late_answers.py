@@ -236,8 +236,6 @@ class LateAnswerActivities(ProviderActivities):
             if current.generation != use.attempt.from_generation:
                 await closed(tx, use.attempt, Outcome.SUPERSEDED, now)
                 return await self._what_holds(tx, current, held)
-            if not await closed(tx, use.attempt, Outcome.INSTALLED, now):
-                await self._single_use.wait_for_another(tx, use.attempt, held.integration.refresh)
             after = late.connection(current.granted(now), held)
             known = await tx.grants.get(order.tenant, order.connection_id)  # an account may be chosen by now
             grant = Grant.from_tokens(
@@ -250,6 +248,7 @@ class LateAnswerActivities(ProviderActivities):
             saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
             # the answer was to the code, and is good: so are the chains that came with it
             await install_chains(tx, self._store.ring, order, saved, late.tokens, since, now)
+            await closed(tx, use.attempt, Outcome.INSTALLED, now)
             detail: dict[str, object] = {"generation": grant.generation, "late_attempt": order.attempt_id}
             if late.consent is not None:
                 await self._given(tx, late.consent)

@@ -197,8 +197,8 @@ class RefreshActivities(ProviderActivities):
                     await keep_late(tx, order, use, tokens, now)
                 return GrantNews(state=current.state, failure=current.reason or Code.CONSENT_REQUIRED)
             mine = await closed(tx, attempt, Outcome.INSTALLED, now)
-            if not mine and current.state is State.ACTIVE:
-                await self._single_use.wait_for_another(tx, attempt, held.integration.refresh)
+            if not mine and current.state is State.ACTIVE and not held.spends_nothing:
+                await self._single_use.wait_for_another(tx, use, held.integration.refresh)
             after = current.refreshed(now)
             known = await tx.grants.get(order.tenant, order.connection_id)  # an account may be chosen by now
             grant = Grant.from_tokens(

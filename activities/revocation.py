@@ -85,9 +85,12 @@ class RevocationActivities(ProviderActivities):
 
     async def _wait_for_answers(self, held: Holdings) -> None:
         """A token that is still on its way must land first, so that it can be revoked too."""
+        its = held.connection
         async with self._store.read() as tx:
-            attempt = await open_attempt(tx, held.connection)
-        if attempt is not None and self._single_use.may_answer(attempt):
+            attempt = await open_attempt(tx, its)
+            taken_over = await tx.attempts.superseded(its.tenant, its.id, its.generation)
+        may_come = attempt is not None and self._single_use.may_answer(attempt)
+        if may_come or self._single_use.kept_late(taken_over):
             raise Failure(Code.REFRESH_PENDING, "a token is still on its way", retry_after=_LOOK_AGAIN_S)
 
     async def _tell(self, held: Holdings) -> Revocation:

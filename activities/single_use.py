@@ -229,17 +229,24 @@ class SingleUse:
             limits=self.limits,
         )
 
-    async def wait_for_another(self, tx: Tx, attempt: Attempt, rules: RefreshRules) -> None:
-        """For an answer that came after another worker had taken over.
+    async def wait_for_another(self, tx: Tx, use: Use, rules: RefreshRules) -> None:
+        """For an answer that came after a neighbour had taken over.
 
         Raises Failure REFRESH_PENDING while that one's use of the same credential may still be answered:
-        the provider may end by it what this answer brought, and says so then.
+        the provider may end by it what this answer brought, and says so then. What no journal keeps
+        can't wait, and what another host does isn't seen from here.
         """
-        other = await tx.attempts.opened(attempt.tenant, attempt.connection_id, attempt.chain)
-        if other is None or not may_end(other, attempt, rules, earlier_hour(self._clock)):
+        mine = use.attempt
+        other = await tx.attempts.opened(mine.tenant, mine.connection_id, mine.chain)
+        if other is None or use.entry is None or not may_end(other, mine, rules, earlier_hour(self._clock)):
             return
-        if self.may_answer(other):
-            raise self._pending("another worker has sent it again, and waits for the answer")
+        if self.fate(other).owner_alive is not None and self.may_answer(other):
+            raise self._pending("a neighbour has sent it again, and waits for the answer")
+
+    def kept_late(self, taken_over: list[Attempt]) -> bool:
+        """True while the answer to one of them lies on this host. It is replayed within a second, once the
+        use that took over is over."""
+        return any(self.fate(it).answered and self.may_answer(it) for it in taken_over)
 
     def _dated(self, attempt: Attempt) -> Attempt:
         """Another host's clock, or ours before it was set right, was ahead: nobody waits until ours gets
@@ -262,8 +269,11 @@ class SingleUse:
             await tx.attempts.close(earlier, Outcome.NOT_SENT, attempt.opened_at)
             earlier = None
         unknown = await tx.attempts.last_unknown(attempt)
-        if unknown is not None and unknown.outcome is Outcome.SUPERSEDED and self.fate(unknown).answered:
-            raise self._pending("an answer that came late waits in a journal")
+        if unknown is not None and may_end(counted(attempt, unknown), unknown, rules, attempt.opened_at):
+            at = attempt.from_generation
+            taken_over = await tx.attempts.superseded(attempt.tenant, attempt.connection_id, at)
+            if self.kept_late(taken_over):
+                raise self._pending("an answer that came late waits in a journal")
         verdict = decide(
             attempt,
             rules,

@@ -4,11 +4,11 @@ import ssl
 import zlib
 from collections.abc import AsyncIterable, Callable
 
+import anyio
 import httpcore2
 import httpx2
 
 from evergrant_server.core.errors import Code, Failure
-from evergrant_server.egress.listening import listening
 from evergrant_server.egress.network import GuardedBackend
 from evergrant_server.egress.policy import EgressPolicy
 
@@ -83,7 +83,9 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         self._policy.check_url(request.url)
         assert isinstance(request.stream, AsyncIterable)
         request.headers["Accept-Encoding"] = "identity"
-        extensions = {"timeout": {"connect": self._connect_time}}  # the rest is in `listening`
+        extensions = {
+            "timeout": {"connect": self._connect_time, "read": self._answer_time, "write": self._answer_time}
+        }
         if self._watch is not None:
             extensions["trace"] = self._watch.trace  # type: ignore[assignment]  # a dict of mixed values
         url = request.url
@@ -95,7 +97,7 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
             extensions=extensions,
         )
         try:
-            with listening(self._answer_time):
+            with anyio.fail_after(self._answer_time):
                 return await self._answer(outgoing)
         except TimeoutError:
             raise httpx2.ReadTimeout("the whole answer took too long", request=request) from None

@@ -9,9 +9,10 @@ from sqlmodel import col
 from evergrant_server.core.attempt import Attempt, AttemptKind, Outcome
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
-from evergrant_server.store.records import compare_and_set, first, insert, one, values_of, where
+from evergrant_server.store.records import compare_and_set, every, first, insert, one, values_of, where
 from evergrant_server.store.tables import AttemptRow
 
+_MOST_SUPERSEDED = 20  # whoever was stopped while as many others sent it has nothing that is any good
 _UNKNOWN = (Outcome.SUPERSEDED.value, Outcome.GIVEN_UP.value, Outcome.UNREAD.value)
 
 
@@ -71,6 +72,19 @@ class Attempts:
         found = select(AttemptRow).where(_same(wanted), unknown).order_by(*newest).limit(1)
         row = await first(self._connection, found)
         return None if row is None else Attempt.model_validate(row)
+
+    async def superseded(self, tenant: Tenant, connection_id: ConnectionId, generation: int) -> list[Attempt]:
+        """The newest that were taken over at this generation: their answers may come all the same."""
+        over = where(
+            AttemptRow,
+            tenant=tenant,
+            connection_id=connection_id,
+            from_generation=generation,
+            outcome=Outcome.SUPERSEDED.value,
+        )
+        newest = col(AttemptRow.opened_at).desc()
+        found = select(AttemptRow).where(over).order_by(newest).limit(_MOST_SUPERSEDED)
+        return [Attempt.model_validate(row) for row in await every(self._connection, found)]
 
     async def unread_use(self, wanted: Attempt) -> Attempt | None:
         """A use of the same credential whose tokens wait to be read."""

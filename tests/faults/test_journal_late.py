@@ -25,7 +25,7 @@ from tests.faults.test_one_connection import open_attempts
 from tests.faults.test_review_takeover import Activities, integration_of
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
-SHORT = Limits(send=timedelta(seconds=2), answer=timedelta(seconds=0.5), look_again=timedelta(seconds=0.2))
+SHORT = Limits(send=timedelta(seconds=1.2), answer=timedelta(seconds=0.5), look_again=timedelta(seconds=0.2))
 
 
 @pytest_asyncio.fixture

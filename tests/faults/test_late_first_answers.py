@@ -29,7 +29,7 @@ from tests.fakes.installation import TENANT, Installation, installation
 from tests.fakes.scripted_provider import Call, ScriptedProvider, error, hold_answer
 from tests.faults.test_review_takeover import Activities
 
-SHORT = Limits(send=timedelta(seconds=2), answer=timedelta(seconds=0.5), look_again=timedelta(seconds=0.2))
+SHORT = Limits(send=timedelta(seconds=1.2), answer=timedelta(seconds=0.5), look_again=timedelta(seconds=0.2))
 A_DAY_S = 86_400
 
 

@@ -14,7 +14,7 @@ from tests.fakes.installation import Installation
 from tests.fakes.scripted_provider import ScriptedProvider, hold_answer
 from tests.faults.test_registration import Worker, idp, now_of, place, wanted
 
-SHORT = Limits(send=timedelta(seconds=2), answer=timedelta(seconds=0.5), look_again=timedelta(seconds=0.2))
+SHORT = Limits(send=timedelta(seconds=1.2), answer=timedelta(seconds=0.5), look_again=timedelta(seconds=0.2))
 
 __all__ = ["idp", "place"]  # fixtures
 

@@ -113,7 +113,7 @@ def _of_refresh(told: Told) -> tuple[Verdict, str]:
             return Verdict.REVOKED, ""
         case State.ACTIVE:
             return _of_active(told)
-        case State.NEEDS_REAUTH if scenario.crosses and connection.reason is not Code.OUTCOME_UNKNOWN:
+        case State.NEEDS_REAUTH if _taken_for_good(told):
             return Verdict.LOST, f"its answer was taken for good, and it ended as {connection.reason}"
         case State.NEEDS_REAUTH if scenario.refused:
             return Verdict.REFUSED, ""
@@ -121,6 +121,12 @@ def _of_refresh(told: Told) -> tuple[Verdict, str]:
             return _of_unknown(told)
         case _:
             return Verdict.LOST, f"ended {connection.state} because of {connection.reason}"
+
+
+def _taken_for_good(told: Told) -> bool:
+    """An answer that crossed another use was installed, though a journal would have kept it for so long."""
+    unknown = told.end.connection.reason is Code.OUTCOME_UNKNOWN
+    return told.case.scenario.crosses and told.kept and not unknown
 
 
 def _of_unknown(told: Told) -> tuple[Verdict, str]:

@@ -204,7 +204,7 @@ SCENARIOS = (
         befalls=(READ_TOO_LATE,),
         refused=True,
         crosses=True,
-        layouts=("two, one host", "two hosts"),
+        layouts=("two, one host",),
         rotations=(Rotation.STRICT,),
     ),
     Scenario("code exchange, refused", EXCHANGE, _refused, refused=True),

@@ -7,6 +7,7 @@ from evergrant_server.core.attempt import (
     Outcome,
     Takeover,
     answer_may_come,
+    counted,
     decide,
     may_end,
 )
@@ -104,13 +105,22 @@ class Sight:
         if not self.rules.defers or attempt.outcome is None or other is None:
             return False
         alive, in_flight, answered = self._fate(worker, other)
-        return may_end(other, attempt, self.refresh_rules, self.now) and answer_may_come(
-            other, self.now, owner_alive=alive, in_flight=in_flight, answered=answered, limits=LIMITS
+        seen = alive is not None
+        return (
+            seen
+            and may_end(other, attempt, self.refresh_rules, self.now)
+            and answer_may_come(
+                other, self.now, owner_alive=alive, in_flight=in_flight, answered=answered, limits=LIMITS
+            )
         )
 
-    def _came_late(self, worker: Worker, unknown: Attempt | None) -> bool:
-        superseded = unknown is not None and unknown.outcome is Outcome.SUPERSEDED
-        return superseded and self._fate(worker, unknown)[2]
+    def _came_late(self, worker: Worker, wanted: Attempt, unknown: Attempt | None) -> bool:
+        """What SingleUse.kept_late finds."""
+        if unknown is None or not may_end(counted(wanted, unknown), unknown, self.refresh_rules, self.now):
+            return False
+        taken_over = [it for it in self.attempts if it.outcome is Outcome.SUPERSEDED]
+        now = (it for it in taken_over if it.from_generation == self.generation)
+        return any(self._fate(worker, it)[2] for it in now)
 
     def _unknown(self, wanted: Attempt) -> Attempt | None:
         """What store.attempts.last_unknown finds."""

@@ -58,7 +58,7 @@ class World(Sight):
             self._close(opened, Outcome.NOT_SENT)
             opened = None
         unknown = self._unknown(wanted)
-        if self.rules.defers and self._came_late(worker, unknown):
+        if self.rules.defers and self._came_late(worker, wanted, unknown):
             return
         verdict = self._decide(worker, wanted, opened, unknown)
         if verdict is Takeover.WAIT:
@@ -208,8 +208,8 @@ class World(Sight):
         """False when it has to wait."""
         attempt = self._current(section.attempt)
         still = self.generation == attempt.from_generation
-        wanted = section.verifies or self.active
-        if answer.token is not None and still and wanted and self._waits_for_another(worker, attempt):
+        installs = answer.token is not None and still and self.active and not section.verifies
+        if installs and self._waits_for_another(worker, attempt):
             return False
         if answer.token is None:
             self._refused(section, attempt, still)
