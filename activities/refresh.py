@@ -212,8 +212,8 @@ class RefreshActivities(ProviderActivities):
             saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
             await note_recovery(tx, order, current, now)
             await record(tx, order, AuditAction.GRANT_REFRESHED, now, generation=grant.generation)
-            if use.entry is not None and use.entry.aside:
-                await _repaired(tx, order, saved, now)
+            if not mine or (use.entry is not None and use.entry.aside):
+                await _look_at_once(tx, order, saved, now)
             return held.news(saved, grant)
 
         news = await settled(self._store, install, use.keys)
@@ -307,8 +307,8 @@ class RefreshActivities(ProviderActivities):
         return await settled(self._store, expire)
 
 
-async def _repaired(tx: Tx, order: RefreshGrant, connection: Connection, now: datetime) -> None:
-    """Its workflow may wait for hours for an admin, who has acted."""
+async def _look_at_once(tx: Tx, order: RefreshGrant, connection: Connection, now: datetime) -> None:
+    """Its workflow may wait for hours, for an admin who has acted, or since the use that took over failed."""
     told = ProviderChanged(version=connection.revision, asked=order.asked)
     await tx.outbox.add(signal_to(order.tenant, order.connection_id, SIGNAL_PROVIDER_CHANGED, told, now))
 

@@ -244,9 +244,15 @@ class SingleUse:
             raise self._pending("a neighbour has sent it again, and waits for the answer")
 
     def kept_late(self, taken_over: list[Attempt]) -> bool:
-        """True while the answer to one of them lies on this host. It is replayed within a second, once the
-        use that took over is over."""
-        return any(self.fate(it).answered and self.may_answer(it) for it in taken_over)
+        """True while the answer to one of them lies on this host: it is replayed once the use that took over
+        is over. Counted from the newest takeover: who was stopped, was for longer than anybody waits."""
+        newest = max((it.closed_at or it.opened_at for it in taken_over), default=None)
+        if newest is None:
+            return False
+        since = {"send_by": newest + self.limits.send}
+        return any(
+            self.fate(it).answered and self.may_answer(it.model_copy(update=since)) for it in taken_over
+        )
 
     def _dated(self, attempt: Attempt) -> Attempt:
         """Another host's clock, or ours before it was set right, was ahead: nobody waits until ours gets
@@ -272,7 +278,7 @@ class SingleUse:
         if unknown is not None and may_end(counted(attempt, unknown), unknown, rules, attempt.opened_at):
             at = attempt.from_generation
             taken_over = await tx.attempts.superseded(attempt.tenant, attempt.connection_id, at)
-            if self.kept_late(taken_over):
+            if self.kept_late([it for it in taken_over if it.spends(attempt.kind, at, attempt.credential)]):
                 raise self._pending("an answer that came late waits in a journal")
         verdict = decide(
             attempt,

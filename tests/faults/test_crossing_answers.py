@@ -19,7 +19,7 @@ from tests.fakes.installation import Installation
 from tests.fakes.scripted_provider import Answer, ScriptedProvider, delay, drop, error, hold_answer, status
 from tests.faults.test_journal_late import SHORT, STRICT, Slow, brief, late_answers, place
 from tests.faults.test_one_connection import open_attempts
-from tests.faults.test_review_takeover import Activities
+from tests.faults.test_review_takeover import Activities, signals
 
 __all__ = ["brief", "database_url", "place", "postgres_server"]  # fixtures
 
@@ -108,6 +108,9 @@ async def test_an_answer_is_installed_when_nothing_more_can_come_of_the_other_us
     await crossing.ends()
     row = await place.row(connection)
     assert (row.state, row.generation) == (State.ACTIVE, 2)
+    async with asyncio.timeout(20):  # its workflow may wait for hours since the other use failed
+        while "provider_changed" not in await signals(place, connection):
+            await asyncio.sleep(0.05)
     assert (await crossing.quick.refresh(row, 2)).generation == 3, "its refresh token is the newest"
     assert brief.families[-1].alive
 

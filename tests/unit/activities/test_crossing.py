@@ -124,3 +124,18 @@ async def test_what_it_answers_is_sent_again_where_that_ends_nothing(
     came(late)
     await other.spend(second, Told(other.journal), Failure(Code.INTERNAL))
     assert (await other.begin(connection, rules=NO_ROTATION)).attempt.sends == 3
+
+
+async def test_what_comes_ever_so_late_is_waited_for_since_it_was_taken_over(
+    store: Store, answered: Worker, other: Worker, connection: Connection, clock: SetClock
+):
+    """Its own times are long over; and ten minutes later what can't be replayed stands in nobody's way."""
+    late = await answered.begin(connection)
+    clock.advance(3600)
+    await other.begin(connection)
+    came(late)
+    for worker in (answered, other):
+        assert worker.single_use.kept_late([await row(store, late.attempt)])
+        assert not worker.single_use.kept_late([])
+    clock.advance(OVER_S + LIMITS.replay.total_seconds())
+    assert not answered.single_use.kept_late([await row(store, late.attempt)])
