@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,12 @@ from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.consent import Consent, ConsentStatus
 from evergrant_server.core.elsewhere import NewsFromElsewhere, Source, Weight
 from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.messages import GrantNews
 from providers.registry import Registry
 from tests.fakes.databases import migrated_sqlite, sqlite_url
 from tests.fakes.installation import ASKED, TENANT, Installation, installation
 from tests.fakes.scripted_provider import ScriptedProvider, error, hold_answer, ok, raw
+from tests.faults.leaving import left, outcome
 from tests.faults.test_late_first_answers import SHORT
 from tests.faults.test_review_stuck import consent_of
 from tests.faults.test_review_takeover import Activities, integration_of
@@ -160,17 +163,15 @@ async def test_a_newer_grant_overtakes_them(place: Installation, idp: ScriptedPr
 
 async def taken_over(
     place: Installation, idp: ScriptedProvider, connection: Connection, folder: Path, limits: Limits = SHORT
-) -> tuple[asyncio.Event, "asyncio.Task[object]"]:
+) -> tuple[asyncio.Event, "asyncio.Task[GrantNews]"]:
     """A host spends the code and another one is refused; the first one's answer comes with the event."""
     slow, quick = (Activities(place, (idp.allowance,), folder / it, limits) for it in ("slow", "quick"))
-    consent, gate, before = await consented(place, idp, connection), asyncio.Event(), idp.count("token")
+    consent, gate = await consented(place, idp, connection), asyncio.Event()
     idp.script(hold_answer(gate), error("invalid_grant"))
-    exchange: asyncio.Task[object] = asyncio.create_task(slow.exchange(connection, consent))
-    await idp.until("token", before + 1)
+    exchange = await left(idp, partial(slow.exchange, connection, consent))
     with pytest.raises(Failure):
         await quick.exchange(connection, consent)
-    await asyncio.sleep((limits.send + limits.answer).total_seconds())
-    assert (await quick.exchange(connection, consent)).failure is Code.OUTCOME_UNKNOWN
+    assert (await outcome(partial(quick.exchange, connection, consent))).failure is Code.OUTCOME_UNKNOWN
     return gate, exchange
 
 

@@ -7,6 +7,7 @@ worker can't see it, waits as long as it must, and takes over.
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from evergrant_server.core.provider import RefreshRules, Rotation
 from tests.fakes.databases import database_url, postgres_server  # noqa: F401  # fixtures
 from tests.fakes.installation import TENANT, Installation, installation
 from tests.fakes.scripted_provider import ScriptedProvider, drop, error, hold_answer, status
+from tests.faults.leaving import left
 from tests.faults.test_one_connection import open_attempts
 from tests.faults.test_review_takeover import Activities, integration_of
 
@@ -61,9 +63,8 @@ class Slow:
 
     async def refreshes(self, connection: Connection) -> None:
         self._idp.script(hold_answer(self._gate))
-        sent = self._idp.count("token")
-        self._refresh = asyncio.create_task(self.worker.refresh(connection, connection.generation))
-        await self._idp.until("token", sent + 1)
+        ask = partial(self.worker.refresh, connection, connection.generation)
+        self._refresh = await left(self._idp, ask)
 
     async def answered(self) -> GrantNews:
         assert self._refresh is not None

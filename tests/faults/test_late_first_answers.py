@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tests.fakes.certificates import loopback_tls
 from tests.fakes.databases import migrated_sqlite, sqlite_url
 from tests.fakes.installation import TENANT, Installation, installation
 from tests.fakes.scripted_provider import Call, ScriptedProvider, error, hold_answer
+from tests.faults.leaving import left, outcome
 from tests.faults.test_review_takeover import Activities
 
 SHORT = Limits(send=timedelta(seconds=1.2), answer=timedelta(seconds=0.5), look_again=timedelta(seconds=0.2))
@@ -111,15 +113,13 @@ async def came_late(
 ) -> None:
     """Another host takes over from a slow one, and is refused; then the slow one's answer comes."""
     slow, quick = (Activities(place, (idp.allowance,), folder / host, SHORT) for host in ("slow", "quick"))
-    gate, before = asyncio.Event(), idp.count("token")
+    gate = asyncio.Event()
     idp.script(hold_answer(gate), error("invalid_grant"))
-    exchange = asyncio.create_task(slow.exchange(connection, consent))
-    await idp.until("token", before + 1)
+    exchange = await left(idp, partial(slow.exchange, connection, consent))
     with pytest.raises(Failure) as waits:
         await quick.exchange(connection, consent)
     assert waits.value.code is Code.REFRESH_PENDING
-    await asyncio.sleep((SHORT.send + SHORT.answer).total_seconds())
-    assert (await quick.exchange(connection, consent)).failure is Code.OUTCOME_UNKNOWN
+    assert (await outcome(partial(quick.exchange, connection, consent))).failure is Code.OUTCOME_UNKNOWN
     gate.set()
     assert (await exchange).failure is Code.OUTCOME_UNKNOWN
 
