@@ -92,7 +92,7 @@ class ScriptedServer(ABC):
         """How many requests came to an endpoint with these parameters."""
         return sum(call.endpoint == endpoint and params.items() <= call.params.items() for call in self.calls)
 
-    async def until(self, endpoint: str, times: int = 1, timeout: float = 10) -> None:  # a test's own limit
+    async def until(self, endpoint: str, times: int = 1, timeout: float = 20) -> None:  # a test's own limit
         """Wait until so many requests have arrived at an endpoint."""
         async with asyncio.timeout(timeout), self._news:
             await self._news.wait_for(lambda: self.count(endpoint) >= times)

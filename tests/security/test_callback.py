@@ -54,7 +54,7 @@ class Started:
 
     async def worker_finishes(self, status: ConsentStatus = ConsentStatus.DONE) -> None:
         """What the worker does once the code is there."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while (consent := await self.consent()).status is not ConsentStatus.CODE_RECEIVED:
                 await asyncio.sleep(0.01)
         async with self.api.worker.write() as tx:

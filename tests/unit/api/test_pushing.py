@@ -41,7 +41,7 @@ class Waiting:
         return found
 
     async def started(self, after: int = 0) -> Consent:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while (consent := await self.consent()).status is not ConsentStatus.STARTED or (
                 consent.revision <= after
             ):

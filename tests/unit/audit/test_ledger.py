@@ -147,7 +147,7 @@ async def test_a_lease_waits_for_a_revocation_that_is_being_committed(store: Sto
     async with store.write() as tx:
         await tx.connections.replace(connection.revoke_asked("x", NOW), expected=connection.revision)
         lease = asyncio.create_task(ledger.record(a_claim(connection, app)))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while not lease.done() and not await somebody_waits(store, tx):
                 await asyncio.sleep(0)
         assert not lease.done()
