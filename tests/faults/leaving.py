@@ -19,6 +19,7 @@ async def left(idp: ScriptedProvider, ask: Ask) -> "asyncio.Task[GrantNews]":
         if arrived.done():
             await arrived
             return asked
+        await asyncio.sleep(0.05)
         assert _waits(asked), f"it ended before it was sent: {asked.exception() or asked.result()}"
 
 

@@ -6,6 +6,7 @@ Until then it waits in its journal: it is neither installed nor asked for again.
 
 import asyncio
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from evergrant_server.core.attempt import Limits
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, Revocation, State
 from evergrant_server.core.errors import Code
+from evergrant_server.core.messages import GrantNews
 from tests.fakes.databases import database_url, postgres_server
 from tests.fakes.installation import Installation
 from tests.fakes.scripted_provider import Answer, ScriptedProvider, delay, drop, error, hold_answer, status
+from tests.faults.leaving import left
 from tests.faults.test_journal_late import SHORT, STRICT, Slow, brief, late_answers, place
 from tests.faults.test_one_connection import open_attempts
 from tests.faults.test_review_takeover import Activities, signals
@@ -34,15 +37,13 @@ class Crossing:
         self.slow = Slow(place, idp, folder, patient)
         self.quick = Activities(place, (idp.allowance,), folder / "elsewhere", SHORT)
         self.answers = asyncio.Event()
-        self._second: asyncio.Task[object] | None = None
+        self._second: asyncio.Task[GrantNews] | None = None
 
     async def begins(self, connection: Connection, second: Answer) -> None:
         """Both have sent; the answer to the first use comes now, the other one with `answers`."""
         await self.slow.refreshes(connection)
-        await asyncio.sleep((SHORT.send + SHORT.answer).total_seconds())
         self._idp.script(second)
-        self._second = asyncio.create_task(self.quick.refresh(connection, 1, token_over=True))
-        await self._idp.until("token", 3)
+        self._second = await left(self._idp, partial(self.quick.refresh, connection, 1, token_over=True))
         assert (await self.slow.answered()).failure is Code.REFRESH_PENDING
         assert (await self._place.row(connection)).generation == 1, "nobody knows yet whether it is any good"
         assert await self.slow.worker.replayer.sweep() == 0, "its journal keeps it"
