@@ -19,8 +19,8 @@ from evergrant_server.core.messages import GrantNews
 from tests.fakes.databases import database_url, postgres_server
 from tests.fakes.installation import Installation
 from tests.fakes.scripted_provider import Answer, ScriptedProvider, delay, drop, error, hold_answer, status
-from tests.faults.leaving import left
-from tests.faults.test_journal_late import SHORT, STRICT, Slow, brief, late_answers, place
+from tests.faults.leaving import SHORT, left
+from tests.faults.test_journal_late import STRICT, Slow, brief, late_answers, place
 from tests.faults.test_one_connection import open_attempts
 from tests.faults.test_review_takeover import Activities, signals
 

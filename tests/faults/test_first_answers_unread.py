@@ -20,8 +20,7 @@ from providers.registry import Registry
 from tests.fakes.databases import migrated_sqlite, sqlite_url
 from tests.fakes.installation import ASKED, TENANT, Installation, installation
 from tests.fakes.scripted_provider import ScriptedProvider, error, hold_answer, ok, raw
-from tests.faults.leaving import left, outcome
-from tests.faults.test_late_first_answers import SHORT
+from tests.faults.leaving import SHORT, left, outcome
 from tests.faults.test_review_stuck import consent_of
 from tests.faults.test_review_takeover import Activities, integration_of
 from tests.faults.test_secret_rotation import rotate

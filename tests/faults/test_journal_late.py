@@ -6,7 +6,6 @@ worker can't see it, waits as long as it must, and takes over.
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -22,12 +21,11 @@ from evergrant_server.core.provider import RefreshRules, Rotation
 from tests.fakes.databases import database_url, postgres_server  # noqa: F401  # fixtures
 from tests.fakes.installation import TENANT, Installation, installation
 from tests.fakes.scripted_provider import ScriptedProvider, drop, error, hold_answer, status
-from tests.faults.leaving import left
+from tests.faults.leaving import SHORT, left
 from tests.faults.test_one_connection import open_attempts
 from tests.faults.test_review_takeover import Activities, integration_of
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
-SHORT = Limits(send=timedelta(seconds=1.2), answer=timedelta(seconds=0.5), look_again=timedelta(seconds=0.2))
 
 
 @pytest_asyncio.fixture

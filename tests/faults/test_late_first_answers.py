@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from evergrant_server.core.access import Integration
 from evergrant_server.core.account import FollowUp
-from evergrant_server.core.attempt import LateAnswer, Limits
+from evergrant_server.core.attempt import LateAnswer
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.consent import Consent, ConsentStatus
@@ -28,10 +28,9 @@ from tests.fakes.certificates import loopback_tls
 from tests.fakes.databases import migrated_sqlite, sqlite_url
 from tests.fakes.installation import TENANT, Installation, installation
 from tests.fakes.scripted_provider import Call, ScriptedProvider, error, hold_answer
-from tests.faults.leaving import left, outcome
+from tests.faults.leaving import SHORT, left, outcome
 from tests.faults.test_review_takeover import Activities
 
-SHORT = Limits(send=timedelta(seconds=1.2), answer=timedelta(seconds=0.5), look_again=timedelta(seconds=0.2))
 A_DAY_S = 86_400
 
 
@@ -143,8 +142,8 @@ async def test_a_late_first_answer_brings_what_came_with_it(
     _, grant = await place.grant(connection)
     assert grant.metadata == {"dc": "eu", "realmId": "1"}
     assert grant.refresh_expires_at is not None
-    left = grant.refresh_expires_at - place.parts.clock.now()
-    assert timedelta(hours=23) < left < timedelta(days=1)
+    lives = grant.refresh_expires_at - place.parts.clock.now()
+    assert timedelta(hours=23) < lives < timedelta(days=1)
     assert (back.requested_scopes, back.follow_up) == (("read", "write"), FollowUp.LOOKING)
     done = await ended(place, consent)
     assert (done.status, done.failure) == (ConsentStatus.DONE, None)

@@ -7,14 +7,12 @@ from datetime import timedelta
 from pathlib import Path
 
 from evergrant_server.core.access import IntegrationState, Registration
-from evergrant_server.core.attempt import Limits
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.store import HeldKeys, Store, Tx
 from tests.fakes.installation import Installation
 from tests.fakes.scripted_provider import ScriptedProvider, hold_answer
+from tests.faults.leaving import SHORT
 from tests.faults.test_registration import Worker, idp, now_of, place, wanted
-
-SHORT = Limits(send=timedelta(seconds=1.2), answer=timedelta(seconds=0.5), look_again=timedelta(seconds=0.2))
 
 __all__ = ["idp", "place"]  # fixtures
 
