@@ -10,9 +10,9 @@ from typing import Any
 from bench import place
 from bench.bounds import Bounds
 from bench.place import Place, lease_request
-from bench.ports import free_port
 from bench.processes import Generator, module, running, shown
 from evergrant_server.cli.serve import environment
+from tests.fakes.ports import free_port
 
 CLIENTS = (16, 64)
 _CONNECTIONS = 100  # leased in turn

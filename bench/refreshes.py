@@ -13,7 +13,6 @@ from temporalio.client import Client, WorkflowHandle
 from bench import place
 from bench.bounds import Bounds
 from bench.ceiling import Ceiling
-from bench.ports import free_port
 from bench.processes import module, running, sqlite
 from evergrant_server.cli.serve import environment
 from evergrant_server.core.connection import Connection
@@ -22,6 +21,7 @@ from evergrant_server.core.messages import Asked, EnsureFresh
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.temporal_link.namespace import prepare
 from evergrant_server.wiring import Platform, platform
+from tests.fakes.ports import free_port
 from tests.fakes.scripted_provider import ScriptedProvider
 from tests.fakes.temporal import running_temporal
 

@@ -27,6 +27,7 @@ from evergrant_server.temporal_link.connect import connect
 from evergrant_server.temporal_link.namespace import prepare
 
 _START_LIMIT_S = 60
+_TEMPORAL_STARTS = 3
 
 
 async def run(settings: Settings) -> None:
@@ -56,11 +57,14 @@ def _prepare(settings: Settings) -> Settings:
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not settings.keys.exists():
         operate.create_keys(settings)
-    host = settings.host
-    refuse_taken_port("EVERGRANT_PORT", host, settings.port)
+    _refuse_taken_ports(settings)
+    return settings.model_copy(update={"temporal_address": f"127.0.0.1:{settings.temporal_port}"})
+
+
+def _refuse_taken_ports(settings: Settings) -> None:
+    refuse_taken_port("EVERGRANT_PORT", settings.host, settings.port)
     refuse_taken_port("EVERGRANT_TEMPORAL_PORT", "127.0.0.1", settings.temporal_port)
     refuse_taken_port("EVERGRANT_TEMPORAL_UI_PORT", "127.0.0.1", settings.temporal_ui_port)
-    return settings.model_copy(update={"temporal_address": f"127.0.0.1:{settings.temporal_port}"})
 
 
 def _temporal_command(settings: Settings) -> list[str]:
@@ -87,7 +91,7 @@ def _temporal_command(settings: Settings) -> list[str]:
 
 
 async def _until_ready(settings: Settings, temporal: Process, api: Process, worker: Process) -> None:
-    await _upgrade(settings, temporal)
+    await upgrade(settings, temporal)
     admin_key = settings.data_dir / "admin.key"
     if not admin_key.exists():
         await operate.bootstrap(settings, again=True, out=admin_key)
@@ -105,10 +109,20 @@ async def _until_ready(settings: Settings, temporal: Process, api: Process, work
     raise Failure(Code.INTERNAL, f"not ready after {_START_LIMIT_S} s; read the logs in {settings.data_dir}")
 
 
-async def _upgrade(settings: Settings, temporal: Process) -> None:
-    """Schema, then the namespace as soon as Temporal answers."""
+async def upgrade(settings: Settings, temporal: Process) -> None:
+    """Schema, then the namespace as soon as Temporal answers.
+
+    Temporal chooses most of its ports itself: when somebody else has one of them before it listens
+    there, it is started again. Raises BadSettings when it is a port of our settings, and Failure
+    when Temporal ends for another reason or doesn't answer within a minute.
+    """
     await schema.upgrade(settings.database_url)
+    starts_left = _TEMPORAL_STARTS - 1
     for attempt in range(_START_LIMIT_S * 5):
+        if starts_left and temporal.has_ended and temporal.has_said("address already in use"):
+            _refuse_taken_ports(settings)
+            await temporal.start()
+            starts_left -= 1
         temporal.raise_if_dead()
         try:
             return await prepare(await connect(settings), settings.history_retention)

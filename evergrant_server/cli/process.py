@@ -47,6 +47,10 @@ class Process:
         assert self._child is not None
         return await self._child.wait()
 
+    @property
+    def has_ended(self) -> bool:
+        return self._child is not None and self._child.returncode is not None
+
     def has_said(self, words: str) -> bool:
         """Has it logged `words` since its last start?"""
         with self._log.open("rb") as log:

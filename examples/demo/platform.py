@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import random
 import signal
 import socket
 from contextlib import suppress
@@ -114,9 +115,11 @@ def _environment(egress_allow: str) -> dict[str, str]:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """One that nobody listens on, from below the range that a system hands out by itself meanwhile."""
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", random.randrange(12_000, 20_000)))
+            return probe.getsockname()[1]
 
 
 def _alive(pid: int) -> bool:

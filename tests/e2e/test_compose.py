@@ -12,8 +12,9 @@ from examples.demo.subject import Subject
 from examples.demo.waiting import until
 from tests.fakes.compose import Compose, Running
 from tests.fakes.databases import postgres
+from tests.fakes.ports import free_port
 from tests.fakes.scripted_provider import ScriptedProvider
-from tests.fakes.temporal import TemporalServer, free_port, running_temporal
+from tests.fakes.temporal import TemporalServer, running_temporal
 
 
 @dataclass

@@ -12,7 +12,7 @@ import pytest
 
 from examples.demo.platform import Platform, still_running
 from examples.demo.processes import ROOT
-from tests.fakes.temporal import free_port
+from tests.fakes.ports import free_port
 
 NOBODY = "127.0.0.1:9"
 

@@ -34,9 +34,10 @@ from tests.fakes.certificates import LoopbackTls, loopback_tls
 from tests.fakes.databases import migrated_sqlite, sqlite_url
 from tests.fakes.installation import ASKED, TENANT, prepared, running_worker
 from tests.fakes.oauth1_server import OAuth1Server, denied
+from tests.fakes.ports import free_port
 from tests.fakes.scripted_provider import status
 from tests.fakes.serving import serving
-from tests.fakes.temporal import free_port, running_temporal
+from tests.fakes.temporal import running_temporal
 
 SOON_S = 30
 _CSRF = re.compile(r'name="csrf" value="([0-9a-f]+)"')

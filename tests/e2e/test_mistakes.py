@@ -28,7 +28,8 @@ from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
 from tests.fakes.databases import Postgres, migrated_sqlite, postgres, sqlite_url
 from tests.fakes.mistakes import COMMAND, IN_SETTINGS, ROOT, Mistake, Told, carried_out
-from tests.fakes.temporal import TemporalServer, free_port, running_temporal
+from tests.fakes.ports import free_port
+from tests.fakes.temporal import TemporalServer, running_temporal
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 TOGETHER = 2  # how many run at a time

@@ -8,9 +8,10 @@ import tempfile
 from pathlib import Path
 
 from examples.demo.subject import Subject
+from tests.fakes.ports import free_port
 from tests.fakes.processes import ROOT, RunningPlatform, running_platform
 from tests.fakes.scripted_provider import ScriptedProvider
-from tests.fakes.temporal import free_port, running_temporal
+from tests.fakes.temporal import running_temporal
 
 GUIDE = (ROOT / "docs/guide/webhooks.md").read_text(encoding="utf-8")
 EXAMPLE = (ROOT / "examples/webhook_receiver/__main__.py").read_text(encoding="utf-8")

@@ -18,8 +18,8 @@ from typing import Any
 
 import httpx2
 
+from tests.fakes.ports import free_port
 from tests.fakes.scripted_provider import ScriptedProvider
-from tests.fakes.temporal import free_port
 
 ROOT = Path(__file__).parents[2]
 _LIMIT_S = 60

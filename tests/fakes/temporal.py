@@ -19,12 +19,19 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 from temporalio.testing import WorkflowEnvironment
 
+from tests.fakes.ports import free_port
+
 PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL")
 _START_LIMIT_S = 30
+_MOST_STARTS = 3
 
 
 class NoTemporal(RuntimeError):
     """The server's program is missing, or it ended before it answered."""
+
+
+class _PortTaken(NoTemporal):
+    """It ended since somebody else listened on one of its ports."""
 
 
 def program(name: str) -> str:
@@ -38,9 +45,11 @@ def program(name: str) -> str:
 class TemporalServer:
     """A running dev server. `address` is its gRPC front end; `ui` is None when headless."""
 
-    def __init__(self, child: asyncio.subprocess.Process, log: Path, address: str, ui: str | None) -> None:
+    def __init__(
+        self, child: asyncio.subprocess.Process, log: tuple[Path, int], address: str, ui: str | None
+    ) -> None:
         self._child = child
-        self._log = log
+        self._log, self._said_before = log
         self.address = address
         self.ui = ui
 
@@ -54,14 +63,24 @@ class TemporalServer:
 
         Raises NoTemporal with the log's last lines when it doesn't answer within half a minute.
         """
+        for _ in range(_MOST_STARTS - 1):
+            # It chooses most of its ports itself, and somebody can have one of them before it listens.
+            with contextlib.suppress(_PortTaken):
+                return await cls._start(data, headless, port)
+        return await cls._start(data, headless, port)
+
+    @classmethod
+    async def _start(cls, data: Path, headless: bool, port: int | None) -> Self:
         port, ui_port = port or free_port(), free_port()
         arguments = ["server", "start-dev", "--ip", "127.0.0.1", "--port", str(port)]
+        arguments += ["--http-port", str(free_port()), "--metrics-port", str(free_port())]
         arguments += ["--db-filename", str(data / "temporal.db"), "--log-level", "warn"]
         for pragma in PRAGMAS:
             arguments += ["--sqlite-pragma", pragma]
         arguments += ["--headless"] if headless else ["--ui-port", str(ui_port), "--ui-disable-news-fetch"]
         log = data / "temporal.log"
         with log.open("ab") as output:
+            before = output.tell()
             child = await asyncio.create_subprocess_exec(
                 program("temporal"),
                 *arguments,
@@ -70,7 +89,8 @@ class TemporalServer:
                 stderr=output,
                 start_new_session=True,  # a Ctrl-C for the tests is not one for it
             )
-        server = cls(child, log, f"127.0.0.1:{port}", None if headless else f"http://127.0.0.1:{ui_port}")
+        ui = None if headless else f"http://127.0.0.1:{ui_port}"
+        server = cls(child, (log, before), f"127.0.0.1:{port}", ui)
         try:
             await server._answers()
         except BaseException:
@@ -113,8 +133,9 @@ class TemporalServer:
                 if _listening(self.address) and await self._default_namespace_is_there():
                     return
                 await asyncio.sleep(0.02)
-        words = self._log.read_text(errors="replace")[-2000:]
-        raise NoTemporal(f"the dev server did not come up (status {self._child.returncode}):\n{words}")
+        words = self._log.read_bytes()[self._said_before :].decode(errors="replace")[-2000:]
+        kind = _PortTaken if "address already in use" in words else NoTemporal
+        raise kind(f"the dev server did not come up (status {self._child.returncode}):\n{words}")
 
     async def _default_namespace_is_there(self) -> bool:
         try:
@@ -139,16 +160,9 @@ async def skipping_time(**options: Any) -> AsyncIterator[WorkflowEnvironment]:
     """Temporal's test server: timers fire at once when nothing else is left to do."""
     path = program("temporal-test-server")
     async with await WorkflowEnvironment.start_time_skipping(
-        test_server_existing_path=path, **options
+        test_server_existing_path=path, port=free_port(), **options
     ) as environment:
         yield environment
-
-
-def free_port() -> int:
-    """A port of the loopback interface that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _listening(address: str) -> bool:

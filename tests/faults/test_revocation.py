@@ -21,9 +21,9 @@ from evergrant_server.store.grants import Grants
 from evergrant_server.store.tables import KeyRow
 from tests.fakes.databases import sqlite_url
 from tests.fakes.installation import TENANT, Installation
+from tests.fakes.ports import free_port
 from tests.fakes.processes import running_platform
 from tests.fakes.scripted_provider import Answer, ScriptedProvider, error, ok, status
-from tests.fakes.temporal import free_port
 from tests.faults.test_temporal_lost import add_connections
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)

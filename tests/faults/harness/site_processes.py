@@ -17,8 +17,9 @@ from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.store import Store
 from evergrant_server.temporal_link.namespace import prepare
 from tests.fakes.databases import postgres
+from tests.fakes.ports import free_port
 from tests.fakes.processes import ROOT, RunningPlatform, running_platform
-from tests.fakes.temporal import TemporalServer, free_port
+from tests.fakes.temporal import TemporalServer
 from tests.faults.harness.ground import TENANT, WITNESS, Ground, arguments_of
 from tests.faults.harness.moved_clock import FILE
 from tests.faults.harness.plan import WORKERS
