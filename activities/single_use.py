@@ -237,6 +237,7 @@ class SingleUse:
         can't wait, and what another host does isn't seen from here.
         """
         mine = use.attempt
+        await tx.connections.get_for_update(mine.tenant, mine.connection_id)  # no intent comes in between
         other = await tx.attempts.opened(mine.tenant, mine.connection_id, mine.chain)
         if other is None or use.entry is None or not may_end(other, mine, rules, earlier_hour(self._clock)):
             return
@@ -268,8 +269,9 @@ class SingleUse:
     async def _intend(
         self, tx: Tx, attempt: Attempt, state: State, rules: RefreshRules, token_valid: bool
     ) -> Attempt:
-        await _still_unspent(tx, attempt, state)
-        earlier = await tx.attempts.opened(attempt.tenant, attempt.connection_id, attempt.chain)
+        mine = (attempt.tenant, attempt.connection_id)
+        _refuse_spent(attempt, state, await tx.connections.get(*mine))
+        earlier = await tx.attempts.opened(*mine, attempt.chain)
         fate = self.fate(earlier) if earlier is not None else Fate(None, None, False)
         if earlier is not None and fate.unsent:  # its owner died first: that was no use
             await tx.attempts.close(earlier, Outcome.NOT_SENT, attempt.opened_at)
@@ -277,7 +279,7 @@ class SingleUse:
         unknown = await tx.attempts.last_unknown(attempt)
         if unknown is not None and may_end(counted(attempt, unknown), unknown, rules, attempt.opened_at):
             at = attempt.from_generation
-            taken_over = await tx.attempts.superseded(attempt.tenant, attempt.connection_id, at)
+            taken_over = await tx.attempts.superseded(*mine, at)
             if self.kept_late([it for it in taken_over if it.spends(attempt.kind, at, attempt.credential)]):
                 raise self._pending("an answer that came late waits in a journal")
         verdict = decide(
@@ -304,7 +306,8 @@ class SingleUse:
             self._takes_over(earlier, attempt, rules, fate)
             await tx.attempts.close(earlier, Outcome.SUPERSEDED, attempt.opened_at)
         await tx.attempts.open(attempt)
-        await _still_unspent(tx, attempt, state)  # and again: from here on nobody else can open one
+        # and again: from here on nobody else opens one or installs, and who was installing has
+        _refuse_spent(attempt, state, await tx.connections.get_for_share(*mine))
         return attempt
 
     def _takes_over(self, earlier: Attempt, attempt: Attempt, rules: RefreshRules, fate: Fate) -> None:
@@ -350,10 +353,9 @@ class SingleUse:
         say(log, logging.ERROR, Event.PROTOCOL_FAILED, what, object=use.attempt.id)
 
 
-async def _still_unspent(tx: Tx, attempt: Attempt, state: State) -> None:
+def _refuse_spent(attempt: Attempt, state: State, now: Connection | None) -> None:
     """Raises Failure STORE_CONFLICT when an attempt that ended since the credential was read has
     spent it: it left no open row, but a newer generation, or a connection in another state."""
-    now = await tx.connections.get(attempt.tenant, attempt.connection_id)
     if now is None or now.generation != attempt.from_generation or now.state is not state:
         raise Failure(Code.STORE_CONFLICT, f"{attempt.connection_id} was changed meanwhile")
 

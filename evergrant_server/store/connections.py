@@ -10,7 +10,7 @@ from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.grant import MAIN
 from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, Tenant
-from evergrant_server.store.records import compare_and_set, every, insert, one, taken, values_of, where
+from evergrant_server.store.records import compare_and_set, every, first, insert, one, taken, values_of, where
 from evergrant_server.store.tables import FINAL_STATES, ConnectionGrantRow, ConnectionRow
 
 
@@ -40,6 +40,14 @@ class Connections:
     async def get(self, tenant: Tenant, id: ConnectionId) -> Connection | None:
         row = await one(self._connection, ConnectionRow, tenant=tenant, id=id)
         return None if row is None else Connection.model_validate(row)
+
+    async def get_for_share(self, tenant: Tenant, id: ConnectionId) -> Connection | None:
+        """As it is now, and nobody changes it before this transaction ends."""
+        return await self._locked(tenant, id, read=True)
+
+    async def get_for_update(self, tenant: Tenant, id: ConnectionId) -> Connection | None:
+        """As it is now, and until this transaction ends nobody changes it, nor reads it for share."""
+        return await self._locked(tenant, id, read=False)
 
     async def by_names(
         self, tenant: Tenant, integration_name: str, subject: str, label: str = "default"
@@ -112,6 +120,12 @@ class Connections:
         key = {"tenant": c.tenant, "id": c.id}
         revision = await compare_and_set(self._connection, ConnectionRow, key, values_of(c), expected)
         return c.model_copy(update={"revision": revision})
+
+    async def _locked(self, tenant: Tenant, id: ConnectionId, *, read: bool) -> Connection | None:
+        query = select(ConnectionRow).where(where(ConnectionRow, tenant=tenant, id=id))
+        # SQLite has no such clause and needs none: it writes in one transaction at a time
+        row = await first(self._connection, query.with_for_update(read=read, key_share=not read))
+        return None if row is None else Connection.model_validate(row)
 
     async def _list(self, query: Executable) -> list[Connection]:
         return [Connection.model_validate(row) for row in await every(self._connection, query)]

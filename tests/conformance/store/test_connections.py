@@ -20,6 +20,15 @@ async def test_what_is_added_comes_back_equal(store: Store):
         assert await tx.connections.get(ACME, connection.id) == connection
 
 
+@pytest.mark.parametrize("read", ["get_for_share", "get_for_update"])
+async def test_a_row_that_is_locked_is_read_as_any_other_and_can_be_changed(store: Store, read: str):
+    connection = await added(store, a_connection())
+    async with store.write() as tx:
+        assert await getattr(tx.connections, read)(ACME, connection.id) == connection
+        assert await getattr(tx.connections, read)(Tenant("other"), connection.id) is None
+        await tx.connections.replace(connection.consent_denied(NOW), expected=1)
+
+
 async def test_moments_keep_microseconds_and_their_instant(store: Store):
     elsewhere = datetime(2026, 7, 1, 12, 0, 0, 123456, tzinfo=timezone(timedelta(hours=5, minutes=30)))
     connection = await added(store, a_connection(created_at=elsewhere))

@@ -46,7 +46,7 @@ def came(use: Use) -> Use:
 
 
 async def waits(store: Store, worker: Worker, use: Use, rules: RefreshRules = STRICT) -> None:
-    async with store.read() as tx:
+    async with store.write() as tx:
         await worker.single_use.wait_for_another(tx, use, rules)
 
 
