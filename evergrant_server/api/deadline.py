@@ -23,14 +23,14 @@ class Deadline:
     def __init__(self, app: ASGIApp, base_url: str, lease_wait_s: float) -> None:
         self._app = app
         self._base_url = base_url
-        self._lease_s = lease_wait_s + LEASE_SLACK_S
+        self._lease_wait_s = lease_wait_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in _WORKS_FOR_LONG:
             await self._app(scope, receive, send)
             return
         lease = scope["method"] == "POST" and scope["path"].endswith(_LEASES)
-        limit = self._lease_s if lease else ANSWER_WITHIN_S
+        limit = self._lease_wait_s + LEASE_SLACK_S if lease else ANSWER_WITHIN_S
         now = asyncio.get_running_loop().time
 
         async def receiving() -> Message:

@@ -196,7 +196,8 @@ async def test_grants_move_in_and_on_to_a_second_instance(temporal: str, tmp_pat
         status, done = await one.imported(file)
         import_s = time.monotonic() - began
         assert (status, done["imported"], done["failed"]) == (1, GRANTS, 0), done
-        assert done["verified"] > GRANTS / 2, "the others on a busy machine a moment later"
+        assert done["verified"] > 0
+        await until_refreshed(idp, GRANTS)  # on a busy machine some of them a moment later
         assert [(it["line"] - GRANTS, it["code"]) for it in done["failures"]] == [
             (1, "not_json"),
             (2, "not_found"),
@@ -242,7 +243,8 @@ async def test_grants_move_in_and_on_to_a_second_instance(temporal: str, tmp_pat
             began = time.monotonic()
             status, moved = await two.imported(sealed, "--key", str(private))
             assert (status, moved["imported"], moved["failed"]) == (0, GRANTS, 0), moved
-            assert moved["verified"] > GRANTS / 2, "the others on a busy machine a moment later"
+            assert moved["verified"] > 0
+            await until_refreshed(idp, 2 * GRANTS)
             leases = await two.leases(subjects)
             second_s = time.monotonic() - began
             assert all(idp.active(it.access_token) for it in leases)
@@ -256,6 +258,12 @@ async def test_grants_move_in_and_on_to_a_second_instance(temporal: str, tmp_pat
             f"{GRANTS} grants: dry run {dry_s:.1f} s, import with a refresh each {import_s:.1f} s, "
             f"leases {lease_s:.1f} s, export {export_s:.1f} s, into the second instance {second_s:.1f} s"
         )
+
+
+async def until_refreshed(idp: ScriptedProvider, times: int) -> None:
+    async with asyncio.timeout(60):
+        while idp.refreshes < times:
+            await asyncio.sleep(0.05)
 
 
 async def nothing_secret_in_temporal(one: Instance, idp: ScriptedProvider) -> None:

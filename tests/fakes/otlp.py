@@ -50,10 +50,12 @@ async def running_receiver() -> AsyncIterator[Received]:
             asyncio.create_task(keep(spans, received.spans)),
             asyncio.create_task(keep(metrics, received.metrics)),
         ]
-        yield received
-        for task in keeping:
-            task.cancel()
-        await asyncio.gather(*keeping, return_exceptions=True)
+        try:
+            yield received
+        finally:
+            for task in keeping:
+                task.cancel()
+            await asyncio.gather(*keeping, return_exceptions=True)
 
 
 def attributes(span: Span) -> dict[str, Any]:

@@ -37,9 +37,11 @@ async def serving(settings: Settings, port: int = 0) -> AsyncIterator[str]:
                 check_endpoint=EgressPolicy(allow=settings.egress_allow).check_endpoint,
             )
         )
-        async with served(app, port) as url:
-            yield url
-        relay.cancel()
-        await asyncio.gather(relay, return_exceptions=True)
-        await app.state.parts.freshening.stop()
-        await ledger.stop()
+        try:
+            async with served(app, port) as url:
+                yield url
+        finally:
+            relay.cancel()
+            await asyncio.gather(relay, return_exceptions=True)
+            await app.state.parts.freshening.stop()
+            await ledger.stop()

@@ -19,7 +19,7 @@ from evergrant_server.core.webhooks import DeliveryStatus, DisabledBy, Problem
 from tests.fakes.installation import TENANT, Installation, installation
 from tests.fakes.receiver import Receiver
 from tests.fakes.scripted_provider import ScriptedProvider, error
-from tests.fakes.webhooks import SECRET, listening, log_of, reread, until_log, until_row
+from tests.fakes.webhooks import SECRET, listening, log_of, until_log, until_row
 
 
 @pytest_asyncio.fixture
@@ -88,7 +88,7 @@ async def test_500s_then_ok_is_delivered_once_under_one_id(
     Judge(SECRET.reveal()).verify(second.body, second.headers)
     (delivery,) = await until_log(here.store, webhook, lambda it: it[0].status == "delivered")
     assert (delivery.attempts, delivery.response_status, delivery.problem) == (2, 204, None)
-    assert (await reread(here.store, webhook)).failures == 0
+    await until_row(here.store, webhook, lambda it: it.failures == 0)
 
 
 async def test_410_disables_the_webhook_and_says_so(

@@ -74,22 +74,20 @@ async def between(postgres_server: Postgres, tmp_path: Path) -> AsyncIterator[tu
 
 
 @pytest_asyncio.fixture
-async def api(
-    between: tuple[Between, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Api]:
-    monkeypatch.setattr(deadline, "LEASE_SLACK_S", SLACK_S)
-    monkeypatch.setattr(deadline, "ANSWER_WITHIN_S", WITHIN_S)
+async def api(between: tuple[Between, str], tmp_path: Path) -> AsyncIterator[Api]:
     async with running_api(tmp_path, lease_wait=0.5, database_url=between[1]) as running:
         yield running
 
 
 @pytest.mark.parametrize("trouble", ["stopped", "silent"])
 async def test_every_call_is_answered_within_its_deadline(
-    api: Api, between: tuple[Between, str], trouble: str
+    api: Api, between: tuple[Between, str], trouble: str, monkeypatch: pytest.MonkeyPatch
 ):
     connection = await api.active(await api.integration())
     key = await api.app_with("pipeline", Action.TOKEN, Action.ADMIN)
     assert (await api.lease(key)).status_code == 200
+    monkeypatch.setattr(deadline, "LEASE_SLACK_S", SLACK_S)
+    monkeypatch.setattr(deadline, "ANSWER_WITHIN_S", WITHIN_S)
     if trouble == "stopped":
         await between[0].stop()
     else:
