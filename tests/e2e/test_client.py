@@ -132,7 +132,7 @@ async def asynchronously(world: World, connection_id: str) -> None:
         assert await client.lease(*ALICE) is first
 
         auth = client.auth(*ALICE, origins=world.server.issuer)
-        async with httpx2.AsyncClient(auth=auth, trust_env=False) as http:
+        async with httpx2.AsyncClient(auth=auth, trust_env=False, timeout=30) as http:
             url = f"{world.server.issuer}/api/whoami"
             answers = await asyncio.gather(*(http.get(url) for _ in range(5)))
         assert [it.status_code for it in answers] == [200] * 5

@@ -18,13 +18,13 @@ NOBODY = "127.0.0.1:9"
 
 
 async def ready(platform: Platform) -> int:
-    async with httpx2.AsyncClient(trust_env=False) as http:
+    async with httpx2.AsyncClient(trust_env=False, timeout=30) as http:
         return (await http.get(f"{platform.api}/readyz")).status_code
 
 
 async def get(platform: Platform, path: str) -> httpx2.Response:
     headers = {"Authorization": f"Bearer {platform.admin_key}"}
-    async with httpx2.AsyncClient(trust_env=False, headers=headers) as http:
+    async with httpx2.AsyncClient(trust_env=False, timeout=30, headers=headers) as http:
         return await http.get(f"{platform.api}{path}")
 
 
@@ -33,7 +33,7 @@ async def test_it_ends_with_everything_and_the_second_start_finds_it_as_it_was(t
     pids = first.pids()
     assert await ready(first) == 200
     headers = {"Authorization": f"Bearer {first.admin_key}"}
-    async with httpx2.AsyncClient(trust_env=False, headers=headers) as http:
+    async with httpx2.AsyncClient(trust_env=False, timeout=30, headers=headers) as http:
         assert (await http.put(f"{first.api}/v1/apps/crm-sync", json={})).status_code < 300
     assert await first.stop() == 0
     assert still_running(pids) == []

@@ -170,7 +170,7 @@ async def test_rfc8628_device_authorization_at_a_real_server(world: World):
     begun = await world.connect("television", "device_code", "sam")
     device = begun["device"]
     assert (begun["state"], device["verification_uri"]) == ("pending_consent", f"{world.real.issuer}/device/")
-    async with httpx2.AsyncClient(trust_env=False) as browser:
+    async with httpx2.AsyncClient(trust_env=False, timeout=30) as browser:
         page = await browser.get(begun["connect_url"])
         assert device["user_code"] in page.text
         await world.real.scripted_consent(f"{device['verification_uri']}?user_code={device['user_code']}")

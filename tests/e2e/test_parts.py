@@ -36,7 +36,7 @@ async def test_the_dev_server_keeps_its_workflows_and_ends_by_pid(tmp_path):
 async def test_the_dev_server_shows_its_ui(tmp_path):
     async with running_temporal(tmp_path, headless=False) as server:
         assert server.ui is not None
-        async with httpx2.AsyncClient(trust_env=False) as http:
+        async with httpx2.AsyncClient(trust_env=False, timeout=30) as http:
             page = await http.get(server.ui, follow_redirects=True)
         assert page.status_code == 200
         assert "html" in page.headers["content-type"]

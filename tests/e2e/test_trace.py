@@ -153,7 +153,7 @@ async def test_one_trace_from_the_caller_to_the_provider(
 
 async def _metrics_hold(platform: RunningPlatform, of_api: str, received: Received) -> None:
     """Both expositions parse, say what happened, and name no tenant, id or subject."""
-    async with httpx2.AsyncClient(trust_env=False) as http:
+    async with httpx2.AsyncClient(trust_env=False, timeout=30) as http:
         of_worker = (await http.get(platform.worker_metrics)).text
     api = {it.name: it for it in text_string_to_metric_families(of_api)}
     worker = {it.name: it for it in text_string_to_metric_families(of_worker)}

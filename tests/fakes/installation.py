@@ -211,7 +211,9 @@ class Installation:
             scopes=("read",),
             chain_scopes=chain_scopes,
         )
-        async with httpx2.AsyncClient(trust_env=False, verify=idp.tls.trust if idp.tls else True) as browser:
+        async with httpx2.AsyncClient(
+            trust_env=False, timeout=30, verify=idp.tls.trust if idp.tls else True
+        ) as browser:
             answer = await browser.get(url)
         return dict(parse_qsl(urlsplit(answer.headers["location"]).query))["code"]
 

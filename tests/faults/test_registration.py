@@ -343,7 +343,7 @@ async def test_django_oauth_toolkit_registers_us_and_knows_our_secret(
         assert secret is not None
         said = {}
         for known, password in ((True, secret.reveal()), (False, "wrong")):
-            async with httpx2.AsyncClient(trust_env=False) as http:
+            async with httpx2.AsyncClient(trust_env=False, timeout=30) as http:
                 answer = await http.post(
                     ready.endpoints.token_endpoint,
                     data={"grant_type": "authorization_code", "code": "none", "redirect_uri": "https://e/"},

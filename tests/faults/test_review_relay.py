@@ -184,5 +184,5 @@ async def test_a_relay_that_is_ended_as_it_is_nudged_ends(
     await looked.wait()  # from here on it waits for a nudge
     relay.nudge()
     running.cancel()
-    done, _ = await asyncio.wait({running}, timeout=5)
+    done, _ = await asyncio.wait({running}, timeout=20)
     assert done

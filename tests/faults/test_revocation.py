@@ -174,7 +174,10 @@ async def test_no_process_leases_once_another_has_revoked(
         await add_connections(store, integration, idp, many=1, age_s=0)
         await store.close()
         other = httpx2.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {key}"}, trust_env=False
+            base_url=f"http://127.0.0.1:{port}",
+            headers={"Authorization": f"Bearer {key}"},
+            trust_env=False,
+            timeout=30,
         )
         async with platform.caller(key) as one, other:
             await until_ready(other)

@@ -110,7 +110,7 @@ async def test_a_run_that_begins_again_goes_by_the_rules_of_now_and_the_operator
         assert await place.parts.reconciler.revive(TENANT, connection.id) is Revival.STARTED
         life = begun_with((await running.fetch_history()).to_json_dict()["events"])
         assert (life.idle_s, life.min_age_s, life.announce_days) == (86_400.0, 570, days)
-        described = await place.parts.link.describe(TENANT, connection.id, timeout=10)
+        described = await place.parts.link.describe(TENANT, connection.id, timeout=20)
         assert described.next_at is not None
         assert life.obtained_at is not None
         assert described.next_at >= life.obtained_at + timedelta(seconds=570)

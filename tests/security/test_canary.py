@@ -228,7 +228,7 @@ class Life:
 
     async def _gather(self, admin: httpx2.AsyncClient, connection_id: str) -> None:
         platform, client = self.platform, await Client.connect(self.platform.temporal)
-        async with httpx2.AsyncClient(trust_env=False) as http:
+        async with httpx2.AsyncClient(trust_env=False, timeout=30) as http:
             metrics = [
                 (await admin.get("/metrics")).content,
                 (await http.get(platform.worker_metrics)).content,

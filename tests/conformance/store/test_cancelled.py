@@ -19,7 +19,7 @@ async def test_a_connection_that_is_stopped_while_it_closes_has_closed(tmp_path:
         closing = asyncio.create_task(driver.close())
         await asyncio.sleep(0)  # it has told its thread to close
         driver.stop()
-        _, waiting = await asyncio.wait((closing,), timeout=5)
+        _, waiting = await asyncio.wait((closing,), timeout=20)
         assert not waiting
     await engine.dispose()
 

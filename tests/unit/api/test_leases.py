@@ -198,7 +198,7 @@ async def async_true(value: bool) -> bool:
     return value
 
 
-async def until(condition, limit_s: float = 5) -> None:
+async def until(condition, limit_s: float = 20) -> None:
     async with asyncio.timeout(limit_s):
         while not await condition():
             await asyncio.sleep(0.01)
