@@ -57,12 +57,13 @@ async def imported(
     of two refreshers one loses, and with rotating refresh tokens both do.
     """
     items = json.loads(await request.body(), object_pairs_hook=_Pairs.of)["items"]
+    verification = Verification(parts, caller.tenant, asked, refresh=body.verify)
     intake = Intake(parts, caller, asked)
     outcomes = [await intake.take(index, item, dry_run=body.dry_run) for index, item in enumerate(items)]
     if body.dry_run:
         return ImportView(items=outcomes)
     parts.relay.nudge()
-    return ImportView(items=await Verification(parts, caller.tenant, asked, refresh=body.verify).of(outcomes))
+    return ImportView(items=await verification.of(outcomes))
 
 
 @router.post("/v1/connections/export", status_code=202, response_model=ExportView)

@@ -9,7 +9,7 @@ from evergrant_server.core.errors import Code, Failure, Kind
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages import Asked, EnsureFresh
 
-WAIT_S = 15.0  # shorter than a client's patience with one attempt
+WAIT_S = 15.0  # for a whole request: shorter than a client's patience with one attempt
 AT_ONCE = 16  # refreshes under way for one request
 _LOOK_S = 0.1
 _FIRST = 1  # the generation that an import installs
@@ -17,7 +17,7 @@ _REFUSED = (Kind.RECONNECT_NEEDED, Kind.CLIENT_MISCONFIGURED)
 
 
 class Verification:
-    """Judges the outcomes of one request. Whatever isn't done in time goes on without it."""
+    """Judges the outcomes of one request, whose time begins with this. What isn't done then goes on alone."""
 
     def __init__(self, parts: Parts, tenant: Tenant, asked: Asked, *, refresh: bool) -> None:
         self._parts = parts
@@ -25,11 +25,10 @@ class Verification:
         self._asked = asked
         self._refresh = refresh
         self._gate = asyncio.Semaphore(AT_ONCE)
-        self._ends = 0.0
+        self._ends = asyncio.get_running_loop().time() + WAIT_S
 
     async def of(self, outcomes: list[ItemOutcome]) -> list[ItemOutcome]:
         """The same outcomes in the same order, imported ones with their verification."""
-        self._ends = asyncio.get_running_loop().time() + WAIT_S
         waiting = await self._to_judge(outcomes)
         running: dict[str, asyncio.Task[ItemOutcome]] = {}
         try:

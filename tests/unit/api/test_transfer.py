@@ -1,11 +1,14 @@
 """Import and export over HTTP: items stand for themselves, nothing is echoed, nobody else's is reached."""
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 from joserfc import jwk
 
+from evergrant_server.api.transfer_intake import Intake
+from evergrant_server.api.transfer_shapes import ItemOutcome
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import Code, Failure
@@ -65,6 +68,24 @@ async def test_an_import_is_one_transaction_and_a_second_one_changes_nothing(api
     )
     assert [it.kind for it in waiting] == [OutboxKind.START_WORKFLOW]  # the signal is behind it
     assert ACCESS not in json.dumps([it.payload for it in waiting])
+
+
+async def test_the_time_of_a_request_begins_before_its_items_are_taken(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+):
+    """Else a client gives one attempt up, sends the items again and hears that they exist."""
+    take = Intake.take
+
+    async def taken(self: Intake, *of: Any, **more: Any) -> ItemOutcome:
+        monkeypatch.setattr("evergrant_server.api.transfer_verification.WAIT_S", 3600)
+        return await take(self, *of, **more)
+
+    monkeypatch.setattr(Intake, "take", taken)
+    await api.integration()
+    key = await api.app_with("boss", Action.ADMIN)
+    async with asyncio.timeout(20):
+        (outcome,) = await sent(api, key, item())
+    assert (outcome["status"], outcome["verification"]) == ("imported", "unverified")
 
 
 async def test_the_api_cannot_open_what_a_worker_has_installed(api: Api):
