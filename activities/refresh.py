@@ -197,8 +197,9 @@ class RefreshActivities(ProviderActivities):
                     await keep_late(tx, order, use, tokens, now)
                 return GrantNews(state=current.state, failure=current.reason or Code.CONSENT_REQUIRED)
             mine = await closed(tx, attempt, Outcome.INSTALLED, now)
+            crossed = False
             if not mine and current.state is State.ACTIVE and not held.spends_nothing:
-                await self._single_use.wait_for_another(tx, use, held.integration.refresh)
+                crossed = await self._single_use.install_late(tx, use, held.integration.refresh)
             after = current.refreshed(now)
             known = await tx.grants.get(order.tenant, order.connection_id)  # an account may be chosen by now
             grant = Grant.from_tokens(
@@ -214,6 +215,8 @@ class RefreshActivities(ProviderActivities):
             await record(tx, order, AuditAction.GRANT_REFRESHED, now, generation=grant.generation)
             if not mine or (use.entry is not None and use.entry.aside):
                 await _look_at_once(tx, order, saved, now)
+            if crossed:
+                await _tried_at_once(tx, order, saved, now)
             return held.news(saved, grant)
 
         news = await settled(self._store, install, use.keys)
@@ -231,12 +234,15 @@ class RefreshActivities(ProviderActivities):
         outcome: Outcome | None,
     ) -> GrantNews:
         """Close the attempt unless its token may be spent; condemn the grant only when refused."""
-        code, attempt = failure.code, use.attempt
-        if code is Code.GRANT_REJECTED and believed and attempt.sends > 1 and not held.spends_nothing:
-            code = Code.OUTCOME_UNKNOWN  # an earlier send spent it, and its answer is lost
+        attempt = use.attempt
 
         async def settle(tx: Tx) -> GrantNews:
-            now = self._clock.now()
+            now, code = self._clock.now(), failure.code
+            if code is Code.GRANT_REJECTED and believed and not held.spends_nothing:
+                # an earlier send spent it, or ended what its answer crossed, and nobody heard of that
+                its = (attempt.tenant, attempt.connection_id, attempt.from_generation)
+                unheard = attempt.sends > 1 or await tx.attempts.crossed(*its)
+                code = Code.OUTCOME_UNKNOWN if unheard else code
             if outcome is not None:
                 await closed(tx, attempt, outcome, now)
             current = await connection_of(tx, order)
@@ -244,7 +250,7 @@ class RefreshActivities(ProviderActivities):
                 # a late no about a grant that was replaced meanwhile says nothing about the new one
                 await record(tx, order, AuditAction.REFRESH_FAILED, now, reason=code, superseded=True)
                 if code is Code.OUTCOME_UNKNOWN:
-                    await _tried_at_once(tx, order, now)
+                    await _tried_at_once(tx, order, current, now)
                 return await self._replaced(tx, current, held)
             refused = failure.kind is Kind.RECONNECT_NEEDED
             condemned = refused and believed and current.state is State.ACTIVE
@@ -313,8 +319,11 @@ async def _look_at_once(tx: Tx, order: RefreshGrant, connection: Connection, now
     await tx.outbox.add(signal_to(order.tenant, order.connection_id, SIGNAL_PROVIDER_CHANGED, told, now))
 
 
-async def _tried_at_once(tx: Tx, order: RefreshGrant, now: datetime) -> None:
-    """A second use was refused after the first one's answer was installed: that may have ended its
-    family. A refresh finds out now, and not when somebody needs the token."""
-    rotate = Rotate(reason="a second use of the token before it was refused", asked=order.asked)
-    await tx.outbox.add(signal_to(order.tenant, order.connection_id, SIGNAL_ROTATE, rotate, now))
+async def _tried_at_once(tx: Tx, order: RefreshGrant, installed: Connection, now: datetime) -> None:
+    """A second use of the token before it was refused, or never answered: that may have ended its family.
+    A refresh finds out now, and not when somebody needs the token. What is asked first tells a workflow
+    that hasn't heard of this generation."""
+    reason = "a second use of the token before it may have ended it"
+    for seen in (installed.generation - 1, installed.generation):
+        rotate = Rotate(reason=reason, asked=order.asked, seen_generation=seen)
+        await tx.outbox.add(signal_to(order.tenant, order.connection_id, SIGNAL_ROTATE, rotate, now))

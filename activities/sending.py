@@ -17,6 +17,8 @@ from evergrant_server.core.messages import Call
 from evergrant_server.journal import Room
 from evergrant_server.store import Store
 
+_TAKEN_OVER = (Outcome.SUPERSEDED, Outcome.INSTALLED_LATE)
+
 
 class Sending:
     """Lets the bytes of one attempt out, until `send_by`: elapsed seconds, so no clock jump moves it.
@@ -61,7 +63,7 @@ class Sending:
         try:
             async with store.read() as tx:
                 mine = await tx.attempts.get(attempt.tenant, attempt.id)
-            if mine is None or mine.outcome is not Outcome.SUPERSEDED or mine.closed_at is None:
+            if mine is None or mine.outcome not in _TAKEN_OVER or mine.closed_at is None:
                 return
             written_at = self.written_at or self._clock.now()
             overlapped = written_at > mine.closed_at  # which is the moment of the other intent

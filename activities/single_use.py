@@ -229,20 +229,30 @@ class SingleUse:
             limits=self.limits,
         )
 
-    async def wait_for_another(self, tx: Tx, use: Use, rules: RefreshRules) -> None:
-        """For an answer that came after a neighbour had taken over.
+    async def install_late(self, tx: Tx, use: Use, rules: RefreshRules) -> bool:
+        """Have it written that an answer is installed after somebody else had taken over.
 
-        Raises Failure REFRESH_PENDING while that one's use of the same credential may still be answered:
-        the provider may end by it what this answer brought, and says so then. What no journal keeps
-        can't wait, and what another host does isn't seen from here.
+        Raises Failure REFRESH_PENDING while a neighbour's use of the same credential may still be
+        answered: the provider may end by it what this answer brought, and says so then. What no journal
+        keeps can't wait, and what another host does isn't seen from here. True when nothing was heard of
+        another use: the provider may have ended by that one what this answer brought.
         """
-        mine = use.attempt
+        mine, now = use.attempt, earlier_hour(self._clock)
         await tx.connections.get_for_update(mine.tenant, mine.connection_id)  # no intent comes in between
         other = await tx.attempts.opened(mine.tenant, mine.connection_id, mine.chain)
-        if other is None or use.entry is None or not may_end(other, mine, rules, earlier_hour(self._clock)):
-            return
-        if self.fate(other).owner_alive is not None and self.may_answer(other):
+        if (
+            other is not None
+            and use.entry is not None
+            and may_end(other, mine, rules, now)
+            and self.fate(other).owner_alive is not None
+            and self.may_answer(other)
+        ):
             raise self._pending("a neighbour has sent it again, and waits for the answer")
+        taken_over = await tx.attempts.get(mine.tenant, mine.id)
+        if taken_over is not None and taken_over.outcome is Outcome.SUPERSEDED:
+            await tx.attempts.installed_late(taken_over)
+        unknown = await tx.attempts.last_unknown(mine)
+        return unknown is not None and may_end(unknown, mine, rules, now)
 
     def kept_late(self, taken_over: list[Attempt]) -> bool:
         """True while the answer to one of them lies on this host: it is replayed once the use that took over

@@ -13,6 +13,7 @@ from evergrant_server.store.records import compare_and_set, every, first, insert
 from evergrant_server.store.tables import AttemptRow
 
 _MOST_SUPERSEDED = 20  # whoever was stopped while as many others sent it has nothing that is any good
+_ENDED_NOTHING = (Outcome.INSTALLED.value, Outcome.INSTALLED_LATE.value, Outcome.NOT_SENT.value)
 _UNKNOWN = (Outcome.SUPERSEDED.value, Outcome.GIVEN_UP.value, Outcome.UNREAD.value)
 
 
@@ -86,6 +87,19 @@ class Attempts:
         found = select(AttemptRow).where(over).order_by(newest).limit(_MOST_SUPERSEDED)
         return [Attempt.model_validate(row) for row in await every(self._connection, found)]
 
+    async def crossed(self, tenant: Tenant, connection_id: ConnectionId, generation: int) -> bool:
+        """True when this generation was installed late, beside another use of what it was made from that
+        was refused or never answered: the provider may have ended by that one what it brought."""
+        uses = where(
+            AttemptRow,
+            tenant=tenant,
+            connection_id=connection_id,
+            from_generation=generation - 1,
+            kind=AttemptKind.REFRESH.value,
+        )
+        ended = [row["outcome"] for row in await every(self._connection, select(AttemptRow).where(uses))]
+        return Outcome.INSTALLED_LATE in ended and any(it not in _ENDED_NOTHING for it in ended)
+
     async def unread_use(self, wanted: Attempt) -> Attempt | None:
         """A use of the same credential whose tokens wait to be read."""
         unread = col(AttemptRow.outcome) == Outcome.UNREAD.value
@@ -106,6 +120,13 @@ class Attempts:
         of_kinds = col(AttemptRow.kind).in_([it.value for it in kinds or AttemptKind])
         row = await first(self._connection, select(AttemptRow).where(unread, of_kinds).limit(1))
         return None if row is None else Attempt.model_validate(row)
+
+    async def installed_late(self, taken_over: Attempt) -> None:
+        """Write that what came for it was installed all the same; `closed_at` still says when another one
+        took over. Raises Failure STORE_CONFLICT when its row changed meanwhile."""
+        key = {"tenant": taken_over.tenant, "id": taken_over.id}
+        ending = {"outcome": Outcome.INSTALLED_LATE.value}
+        await compare_and_set(self._connection, AttemptRow, key, ending, taken_over.revision)
 
     async def close(self, attempt: Attempt, outcome: Outcome, at: datetime) -> Attempt:
         """Write how it ended, once; a second time for what was unread. Raises Failure STORE_CONFLICT when it

@@ -18,7 +18,16 @@ from evergrant_server.core.errors import Code
 from evergrant_server.core.messages import GrantNews
 from tests.fakes.databases import database_url, postgres_server
 from tests.fakes.installation import Installation
-from tests.fakes.scripted_provider import Answer, ScriptedProvider, delay, drop, error, hold_answer, status
+from tests.fakes.scripted_provider import (
+    Answer,
+    ScriptedProvider,
+    delay,
+    drop,
+    drop_after_commit,
+    error,
+    hold_answer,
+    status,
+)
 from tests.faults.leaving import SHORT, left
 from tests.faults.test_journal_late import STRICT, Slow, brief, late_answers, place
 from tests.faults.test_one_connection import open_attempts
@@ -116,6 +125,36 @@ async def test_an_answer_is_installed_when_nothing_more_can_come_of_the_other_us
     assert brief.families[-1].alive
 
 
+async def test_what_a_use_without_an_answer_has_ended_is_found_out_at_once(
+    place: Installation,
+    brief: ScriptedProvider,
+    crossing: Crossing,
+):
+    """Nobody can know it when the answer is installed: both answers to the token are lost, one too late."""
+    connection = await place.connect(brief, STRICT)
+    await crossing.begins(connection, delay(crossing.answers, drop_after_commit()))
+    await crossing.ends()
+    over = await place.until(connection, lambda it: it.state is State.NEEDS_REAUTH)  # and nobody has asked
+    assert (over.generation, over.reason) == (2, Code.OUTCOME_UNKNOWN)
+    assert not brief.families[-1].alive
+
+
+@pytest.mark.parametrize("harmless", [status(503), status(429)], ids=["503", "429"])
+async def test_what_is_refused_later_is_refused_for_its_own_sake_when_the_other_use_did_nothing(
+    place: Installation,
+    brief: ScriptedProvider,
+    crossing: Crossing,
+    harmless: Answer,
+):
+    connection = await place.connect(brief, STRICT)
+    await crossing.begins(connection, delay(crossing.answers, harmless))
+    await crossing.ends()
+    assert (await place.row(connection)).generation == 2
+    brief.families[-1].alive = False  # its subject has taken it back
+    assert (await crossing.quick.refresh(connection, 2)).failure is Code.GRANT_REJECTED
+    assert "rotate" not in await signals(place, connection)
+
+
 async def test_a_token_is_not_sent_a_third_time_while_an_answer_waits_for_the_second(
     place: Installation,
     brief: ScriptedProvider,
@@ -162,3 +201,21 @@ async def test_a_revocation_makes_an_answer_wait_no_longer(
     row = await place.row(connection)
     assert (row.state, row.generation) == (State.REVOKING, 2)
     await crossing.answered()
+
+
+async def test_what_a_second_use_ended_on_another_host_is_said_for_what_it_is(
+    place: Installation, brief: ScriptedProvider, tmp_path: Path
+):
+    """There the first answer is installed at once: nobody can see how long to wait for the second."""
+    connection = await place.connect(brief, STRICT)
+    slow = Slow(place, brief, tmp_path)
+    quick = Activities(place, (brief.allowance,), tmp_path / "a third host", SHORT)
+    await slow.refreshes(connection)
+    answers = asyncio.Event()
+    brief.script(delay(answers))
+    second = await left(brief, partial(quick.refresh, connection, 1, token_over=True))
+    assert (await slow.answered()).generation == 2
+    answers.set()
+    await second
+    over = await place.until(connection, lambda it: it.state is State.NEEDS_REAUTH)
+    assert (over.generation, over.reason) == (2, Code.OUTCOME_UNKNOWN)

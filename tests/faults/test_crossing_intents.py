@@ -38,7 +38,7 @@ class Instant:
     async def installing(self) -> AsyncIterator[None]:
         """What the answer brought is committed at the end."""
         async with self._store.write() as tx:
-            await self._slow.single_use.wait_for_another(tx, self._late, STRICT)
+            await self._slow.single_use.install_late(tx, self._late, STRICT)
             yield
             after = self.connection.refreshed(NOW)
             tokens = some_tokens("at-2", "rt-2")

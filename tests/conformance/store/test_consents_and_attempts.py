@@ -8,6 +8,7 @@ import pytest
 from evergrant_server.core.attempt import AttemptKind, Outcome
 from evergrant_server.core.consent import ConsentStatus
 from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.ids import Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store
 from tests.conformance.store.samples import ACME, a_connection, a_consent, added, an_attempt, granted
@@ -119,3 +120,48 @@ async def test_an_attempt_is_closed_once_and_makes_room(store: Store):
         with pytest.raises(Failure):
             await tx.attempts.close(closed, Outcome.INSTALLED, NOW)
     assert (closed.outcome, closed.closed_at, closed.revision) == (Outcome.NOT_SENT, NOW, 2)
+
+
+@pytest.mark.parametrize(
+    ("beside", "crossed"),
+    [
+        *((it, True) for it in (None, Outcome.SUPERSEDED, Outcome.GIVEN_UP, Outcome.REFUSED, Outcome.UNREAD)),
+        *((it, False) for it in (Outcome.INSTALLED, Outcome.NOT_SENT)),
+    ],
+)
+async def test_an_answer_that_was_installed_late_beside_another_use_has_crossed_it(
+    store: Store, beside: Outcome | None, crossed: bool
+):
+    connection = await granted(store)
+    mine = (ACME, connection.id, 2)
+    first = an_attempt(connection)
+    async with store.write() as tx:
+        await tx.attempts.open(first)
+        first = await tx.attempts.close(first, Outcome.SUPERSEDED, NOW)
+        second = an_attempt(connection)
+        await tx.attempts.open(second)
+        if beside is not None:
+            await tx.attempts.close(second, beside, NOW)
+        assert not await tx.attempts.crossed(*mine), "nobody has installed what was taken over"
+        await tx.attempts.installed_late(first)
+        assert await tx.attempts.crossed(*mine) is crossed
+        assert not await tx.attempts.crossed(ACME, connection.id, 1)
+        assert not await tx.attempts.crossed(ACME, connection.id, 3)
+        assert not await tx.attempts.crossed(Tenant("other"), connection.id, 2)
+        row = await tx.attempts.get(ACME, first.id)
+        assert row is not None
+        assert (row.outcome, row.closed_at) == (Outcome.INSTALLED_LATE, NOW)
+        with pytest.raises(Failure, match="no longer at revision"):
+            await tx.attempts.installed_late(first)
+
+
+async def test_a_code_that_was_refused_beside_it_ended_nothing(store: Store):
+    connection = await granted(store)
+    first = an_attempt(connection)
+    async with store.write() as tx:
+        await tx.attempts.open(first)
+        await tx.attempts.installed_late(await tx.attempts.close(first, Outcome.SUPERSEDED, NOW))
+        code = an_attempt(connection, kind=AttemptKind.CODE_EXCHANGE, credential="cns_1")
+        await tx.attempts.open(code)
+        await tx.attempts.close(code, Outcome.REFUSED, NOW)
+        assert not await tx.attempts.crossed(ACME, connection.id, 2)

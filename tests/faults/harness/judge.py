@@ -125,8 +125,7 @@ def _of_refresh(told: Told) -> tuple[Verdict, str]:
 
 def _taken_for_good(told: Told) -> bool:
     """An answer that crossed another use was installed, though a journal would have kept it for so long."""
-    unknown = told.end.connection.reason is Code.OUTCOME_UNKNOWN
-    return told.case.scenario.crosses and told.kept and not unknown
+    return told.case.scenario.crosses and told.kept and told.end.connection.generation > GRANTED
 
 
 def _of_unknown(told: Told) -> tuple[Verdict, str]:
@@ -134,6 +133,8 @@ def _of_unknown(told: Told) -> tuple[Verdict, str]:
     spends = told.case.rotation is Rotation.STRICT or told.case.scenario.flow == EXCHANGE
     if spends and in_window(told):
         return Verdict.UNKNOWN, ""
+    if spends and told.end.connection.generation > GRANTED:  # and what it brought was ended
+        return _excused(told) or (Verdict.LOST, "what was installed had been ended by another use")
     if spends and _away(told):
         return Verdict.UNREACHABLE, ""
     if told.case.rotation is Rotation.GRACE and len(told.idp.uses) > 1:

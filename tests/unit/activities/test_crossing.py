@@ -47,7 +47,7 @@ def came(use: Use) -> Use:
 
 async def waits(store: Store, worker: Worker, use: Use, rules: RefreshRules = STRICT) -> None:
     async with store.write() as tx:
-        await worker.single_use.wait_for_another(tx, use, rules)
+        await worker.single_use.install_late(tx, use, rules)
 
 
 async def test_it_waits_for_a_use_that_is_under_way(

@@ -106,6 +106,7 @@ async def told(store: Store, connection: Connection) -> list[AuditRecord]:
         (None, True, "overlapped"),  # whether it was written isn't known: until now, then
     ],
 )
+@pytest.mark.parametrize("installed", [False, True])
 async def test_a_use_that_outlived_a_takeover_is_told(
     store: Store,
     worker: Worker,
@@ -116,12 +117,15 @@ async def test_a_use_that_outlived_a_takeover_is_told(
     written_after: float | None,
     overlapped: bool,
     outcome: str,
+    installed: bool,
 ):
     use, leaves = await about_to_send(worker, connection, clock)
     written = leaves.check()
     taken_over_at = NOW + timedelta(seconds=10)
     async with store.write() as tx:
-        await tx.attempts.close(use.attempt, Outcome.SUPERSEDED, taken_over_at)
+        taken_over = await tx.attempts.close(use.attempt, Outcome.SUPERSEDED, taken_over_at)
+        if installed:
+            await tx.attempts.installed_late(taken_over)
     clock.advance(10 + (written_after or 0))
     written_at = clock.now()
     if written_after is not None:

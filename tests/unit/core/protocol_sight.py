@@ -100,7 +100,7 @@ class Sight:
         return True
 
     def _waits_for_another(self, worker: Worker, attempt: Attempt) -> bool:
-        """What SingleUse.wait_for_another finds."""
+        """What SingleUse.install_late finds."""
         other = self._pending()
         if not self.rules.defers or attempt.outcome is None or other is None:
             return False
