@@ -61,6 +61,12 @@ async def closed(tx: Tx, attempt: Attempt, outcome: Outcome, at: datetime) -> bo
     return True
 
 
+async def taken_over(tx: Tx, attempt: Attempt) -> bool:
+    """True when somebody else has sent its credential again since."""
+    now = await tx.attempts.get(attempt.tenant, attempt.id)
+    return now is not None and now.outcome is Outcome.SUPERSEDED
+
+
 async def connection_of(tx: Tx, call: Call) -> Connection:
     """The row as it is now. Raises Failure NOT_FOUND when it is gone."""
     connection = await tx.connections.get(call.tenant, call.connection_id)

@@ -14,14 +14,14 @@ from activities.heartbeat import heartbeats
 from activities.holdings import Holder, Holdings
 from activities.late_answers import keep_late
 from activities.provider_activities import ProviderActivities
-from activities.records import closed, connection_of, record, settled
+from activities.records import closed, connection_of, record, settled, taken_over
 from activities.renewal import Reading, Renewal, by_access_token, by_minting, by_refresh_token, renewed
 from activities.single_use import Ending, SingleUse, Use, open_attempt
 from activities.subject_tokens import subject_token_of
 from activities.unwanted import turned_away
 from activities.wellbeing import note_failure, note_recovery, note_unsent
 from evergrant_server import telemetry_metrics as metrics
-from evergrant_server.core.attempt import AttemptKind, Outcome
+from evergrant_server.core.attempt import Attempt, AttemptKind, Outcome
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import Connection, State
@@ -216,7 +216,7 @@ class RefreshActivities(ProviderActivities):
             if not mine or (use.entry is not None and use.entry.aside):
                 await _look_at_once(tx, order, saved, now)
             if crossed:
-                await _tried_at_once(tx, order, saved, now)
+                await _tried_at_once(tx, order, attempt, now)
             return held.news(saved, grant)
 
         news = await settled(self._store, install, use.keys)
@@ -239,10 +239,10 @@ class RefreshActivities(ProviderActivities):
         async def settle(tx: Tx) -> GrantNews:
             now, code = self._clock.now(), failure.code
             if code is Code.GRANT_REJECTED and believed and not held.spends_nothing:
-                # an earlier send spent it, or ended what its answer crossed, and nobody heard of that
+                # another use spent it, or ended what came, and the subject hasn't taken it back
                 its = (attempt.tenant, attempt.connection_id, attempt.from_generation)
-                unheard = attempt.sends > 1 or await tx.attempts.crossed(*its)
-                code = Code.OUTCOME_UNKNOWN if unheard else code
+                if attempt.sends > 1 or await taken_over(tx, attempt) or await tx.attempts.crossed(*its):
+                    code = Code.OUTCOME_UNKNOWN
             if outcome is not None:
                 await closed(tx, attempt, outcome, now)
             current = await connection_of(tx, order)
@@ -250,7 +250,7 @@ class RefreshActivities(ProviderActivities):
                 # a late no about a grant that was replaced meanwhile says nothing about the new one
                 await record(tx, order, AuditAction.REFRESH_FAILED, now, reason=code, superseded=True)
                 if code is Code.OUTCOME_UNKNOWN:
-                    await _tried_at_once(tx, order, current, now)
+                    await _tried_at_once(tx, order, attempt, now)
                 return await self._replaced(tx, current, held)
             refused = failure.kind is Kind.RECONNECT_NEEDED
             condemned = refused and believed and current.state is State.ACTIVE
@@ -319,11 +319,11 @@ async def _look_at_once(tx: Tx, order: RefreshGrant, connection: Connection, now
     await tx.outbox.add(signal_to(order.tenant, order.connection_id, SIGNAL_PROVIDER_CHANGED, told, now))
 
 
-async def _tried_at_once(tx: Tx, order: RefreshGrant, installed: Connection, now: datetime) -> None:
-    """A second use of the token before it was refused, or never answered: that may have ended its family.
-    A refresh finds out now, and not when somebody needs the token. What is asked first tells a workflow
-    that hasn't heard of this generation."""
+async def _tried_at_once(tx: Tx, order: RefreshGrant, attempt: Attempt, now: datetime) -> None:
+    """A second use of the token was refused, or never answered, and its successor is installed: that may
+    have ended its family. A refresh finds out now, and not when somebody needs the token. What is asked
+    first tells a workflow that hasn't heard of the successor."""
     reason = "a second use of the token before it may have ended it"
-    for seen in (installed.generation - 1, installed.generation):
+    for seen in (attempt.from_generation, attempt.from_generation + 1):
         rotate = Rotate(reason=reason, asked=order.asked, seen_generation=seen)
         await tx.outbox.add(signal_to(order.tenant, order.connection_id, SIGNAL_ROTATE, rotate, now))

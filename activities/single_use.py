@@ -234,8 +234,8 @@ class SingleUse:
 
         Raises Failure REFRESH_PENDING while a neighbour's use of the same credential may still be
         answered: the provider may end by it what this answer brought, and says so then. What no journal
-        keeps can't wait, and what another host does isn't seen from here. True when nothing was heard of
-        another use: the provider may have ended by that one what this answer brought.
+        keeps can't wait, and what another host does isn't seen from here. True when another use was
+        refused or not answered: the provider may have ended by that one what this answer brought.
         """
         mine, now = use.attempt, earlier_hour(self._clock)
         await tx.connections.get_for_update(mine.tenant, mine.connection_id)  # no intent comes in between
@@ -248,11 +248,11 @@ class SingleUse:
             and self.may_answer(other)
         ):
             raise self._pending("a neighbour has sent it again, and waits for the answer")
+        crossed = any(may_end(it, mine, rules, now) for it in await tx.attempts.may_have_ended(mine))
         taken_over = await tx.attempts.get(mine.tenant, mine.id)
-        if taken_over is not None and taken_over.outcome is Outcome.SUPERSEDED:
+        if crossed and taken_over is not None and taken_over.outcome is Outcome.SUPERSEDED:
             await tx.attempts.installed_late(taken_over)
-        unknown = await tx.attempts.last_unknown(mine)
-        return unknown is not None and may_end(unknown, mine, rules, now)
+        return crossed
 
     def kept_late(self, taken_over: list[Attempt]) -> bool:
         """True while the answer to one of them lies on this host: it is replayed once the use that took over

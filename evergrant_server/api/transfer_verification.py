@@ -10,6 +10,7 @@ from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages import Asked, EnsureFresh
 
 WAIT_S = 15.0  # for a whole request: shorter than a client's patience with one attempt
+AT_LEAST_S = 3.0  # after items that took so long that nobody would be asked for a refresh
 AT_ONCE = 16  # refreshes under way for one request
 _LOOK_S = 0.1
 _FIRST = 1  # the generation that an import installs
@@ -29,6 +30,7 @@ class Verification:
 
     async def of(self, outcomes: list[ItemOutcome]) -> list[ItemOutcome]:
         """The same outcomes in the same order, imported ones with their verification."""
+        self._ends = max(self._ends, asyncio.get_running_loop().time() + AT_LEAST_S)
         waiting = await self._to_judge(outcomes)
         running: dict[str, asyncio.Task[ItemOutcome]] = {}
         try:

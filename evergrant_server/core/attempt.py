@@ -37,7 +37,7 @@ class Outcome(StrEnum):
     REFUSED = "refused"  # the provider answered; the credential is spent or bad
     NOT_SENT = "not_sent"  # it is certain that no byte left, or the provider said it did nothing
     SUPERSEDED = "superseded"  # another attempt took over
-    INSTALLED_LATE = "installed_late"  # another had taken over, and what came was installed all the same
+    INSTALLED_LATE = "installed_late"  # after another use, which may have ended what came
     GIVEN_UP = "given_up"  # unknown for good: the credential may not be sent once more
     UNREAD = "unread"  # it was a yes whose tokens the definition can't read: its journal keeps it
 

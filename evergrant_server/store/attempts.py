@@ -87,6 +87,14 @@ class Attempts:
         found = select(AttemptRow).where(over).order_by(newest).limit(_MOST_SUPERSEDED)
         return [Attempt.model_validate(row) for row in await every(self._connection, found)]
 
+    async def may_have_ended(self, answered: Attempt) -> list[Attempt]:
+        """The newest other uses of its credential that were refused or never answered."""
+        ended_nothing = col(AttemptRow.outcome).in_(_ENDED_NOTHING)
+        others = or_(col(AttemptRow.outcome).is_(None), ~ended_nothing), col(AttemptRow.id) != answered.id
+        newest = col(AttemptRow.opened_at).desc()
+        found = select(AttemptRow).where(_same(answered), *others).order_by(newest).limit(_MOST_SUPERSEDED)
+        return [Attempt.model_validate(row) for row in await every(self._connection, found)]
+
     async def crossed(self, tenant: Tenant, connection_id: ConnectionId, generation: int) -> bool:
         """True when this generation was installed late, beside another use of what it was made from that
         was refused or never answered: the provider may have ended by that one what it brought."""

@@ -28,7 +28,7 @@ from tests.fakes.scripted_provider import (
     hold_answer,
     status,
 )
-from tests.faults.leaving import SHORT, left
+from tests.faults.leaving import SHORT, left, outcome
 from tests.faults.test_journal_late import STRICT, Slow, brief, late_answers, place
 from tests.faults.test_one_connection import open_attempts
 from tests.faults.test_review_takeover import Activities, signals
@@ -219,3 +219,22 @@ async def test_what_a_second_use_ended_on_another_host_is_said_for_what_it_is(
     await second
     over = await place.until(connection, lambda it: it.state is State.NEEDS_REAUTH)
     assert (over.generation, over.reason) == (2, Code.OUTCOME_UNKNOWN)
+
+
+async def test_a_no_to_a_use_that_was_taken_over_has_its_successor_tried(
+    place: Installation, brief: ScriptedProvider, tmp_path: Path
+):
+    """Its bytes left after the other's: what that one brought may be over, and nobody else hears of it."""
+    connection = await place.connect(brief, STRICT)
+    slow, quick = (Activities(place, (brief.allowance,), tmp_path / it, SHORT) for it in ("one", "another"))
+    answers = asyncio.Event()
+    brief.script(delay(answers, error("invalid_grant")))
+    first = await left(brief, partial(slow.refresh, connection, 1))
+    assert (await outcome(partial(quick.refresh, connection, 1, token_over=True))).generation == 2
+    answers.set()
+    assert (await first).generation == 2
+    async with asyncio.timeout(20):
+        while "rotate" not in await signals(place, connection):
+            await asyncio.sleep(0.05)
+    failed = await place.records(AuditAction.REFRESH_FAILED)
+    assert failed[0].detail["reason"] == Code.OUTCOME_UNKNOWN

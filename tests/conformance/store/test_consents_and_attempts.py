@@ -143,6 +143,7 @@ async def test_an_answer_that_was_installed_late_beside_another_use_has_crossed_
         if beside is not None:
             await tx.attempts.close(second, beside, NOW)
         assert not await tx.attempts.crossed(*mine), "nobody has installed what was taken over"
+        assert [it.id for it in await tx.attempts.may_have_ended(first)] == [second.id] * crossed
         await tx.attempts.installed_late(first)
         assert await tx.attempts.crossed(*mine) is crossed
         assert not await tx.attempts.crossed(ACME, connection.id, 1)

@@ -65,6 +65,7 @@ async def judged(
     pairs = here.idp.in_flight_together()
     if pairs:
         after.violations.append(f"{pairs} uses of one refresh token in flight together on one host")
+    after.lost += [f"{it}: installed beside a use that was refused" for it in await _taken_for_good(here)]
     await _audited(here, seen, after)
     faulty = sum(it.kind not in _HARMLESS for it in injected)
     if after.uses > 2 * after.refreshes + 20 * faulty:
@@ -74,6 +75,16 @@ async def judged(
     _searched(here, await here.real.secrets(), after)
     after.killed_families = sum(not family.alive for family in here.idp.families)
     return after
+
+
+async def _taken_for_good(here: Installation) -> list[str]:
+    """On one host an answer waits for another use of its token, and is a late one when that is refused."""
+    crossed = await here.ground.rows(
+        "SELECT DISTINCT it.connection_id FROM attempt it JOIN attempt other"
+        " USING (tenant, connection_id, kind, from_generation)"
+        " WHERE it.outcome = 'installed_late' AND other.outcome = 'refused'"
+    )
+    return [str(it["connection_id"]) for it in crossed]
 
 
 async def judge_real(real: RealServer, ends: list[End], after: Aftermath) -> None:

@@ -125,16 +125,20 @@ def _of_refresh(told: Told) -> tuple[Verdict, str]:
 
 def _taken_for_good(told: Told) -> bool:
     """An answer that crossed another use was installed, though a journal would have kept it for so long."""
-    return told.case.scenario.crosses and told.kept and told.end.connection.generation > GRANTED
+    connection = told.end.connection
+    installed = connection.generation > GRANTED or connection.reason is not Code.OUTCOME_UNKNOWN
+    return told.case.scenario.crosses and told.kept and installed
 
 
 def _of_unknown(told: Told) -> tuple[Verdict, str]:
     """`outcome_unknown` is honest only when an answer died, or was out of reach."""
+    if told.end.connection.generation > GRANTED:
+        return _excused(told) or (Verdict.LOST, "what was installed had been ended by another use")
     spends = told.case.rotation is Rotation.STRICT or told.case.scenario.flow == EXCHANGE
     if spends and in_window(told):
         return Verdict.UNKNOWN, ""
-    if spends and told.end.connection.generation > GRANTED:  # and what it brought was ended
-        return _excused(told) or (Verdict.LOST, "what was installed had been ended by another use")
+    if spends and double_sent(told):
+        return Verdict.DOUBLE, ""
     if spends and _away(told):
         return Verdict.UNREACHABLE, ""
     if told.case.rotation is Rotation.GRACE and len(told.idp.uses) > 1:

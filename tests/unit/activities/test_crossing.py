@@ -45,9 +45,14 @@ def came(use: Use) -> Use:
     return replace(use, entry=use.room.keep(use.keys.current(Lane.REFRESH), b"an answer"))
 
 
-async def waits(store: Store, worker: Worker, use: Use, rules: RefreshRules = STRICT) -> None:
+async def waits(store: Store, worker: Worker, use: Use, rules: RefreshRules = STRICT) -> bool:
+    """Was what came installed beside a use that may have ended it?"""
     async with store.write() as tx:
-        await worker.single_use.install_late(tx, use, rules)
+        crossed = await worker.single_use.install_late(tx, use, rules)
+    outcome = (await row(store, use.attempt)).outcome
+    assert outcome is not Outcome.INSTALLED
+    assert crossed or outcome is not Outcome.INSTALLED_LATE
+    return crossed
 
 
 async def test_it_waits_for_a_use_that_is_under_way(
@@ -56,13 +61,27 @@ async def test_it_waits_for_a_use_that_is_under_way(
     late = await answered.begin(connection)
     second = await other.begin(connection)
     assert (await row(store, late.attempt)).outcome is Outcome.SUPERSEDED
-    await waits(store, answered, late)  # no journal keeps what it would wait with
+    assert await waits(store, answered, late), "no journal keeps what it would wait with"
     late = came(late)
     with fails(Code.REFRESH_PENDING, WAITS) as raised:
         await waits(store, answered, late)
     assert raised.value.retry_after == LIMITS.look_again.total_seconds()
     await other.spend(second, Told(other.journal), Failure(Code.INTERNAL))
-    await waits(store, answered, late)
+    assert await waits(store, answered, late)
+    assert (await row(store, late.attempt)).outcome is Outcome.INSTALLED_LATE
+
+
+@pytest.mark.parametrize(("end", "crossed"), [(Outcome.REFUSED, True), (Outcome.NOT_SENT, False)])
+async def test_it_has_crossed_a_use_that_was_refused_and_none_that_did_nothing(
+    store: Store, answered: Worker, other: Worker, connection: Connection, end: Outcome, crossed: bool
+):
+    late = await answered.begin(connection)
+    second = await other.begin(connection)
+    async with store.write() as tx:
+        await tx.attempts.close(second.attempt, end, second.attempt.opened_at)
+    assert await waits(store, answered, came(late)) is crossed
+    expected = Outcome.INSTALLED_LATE if crossed else Outcome.SUPERSEDED
+    assert (await row(store, late.attempt)).outcome is expected
 
 
 async def test_it_waits_for_nobody_where_the_provider_takes_both_uses(
@@ -70,7 +89,7 @@ async def test_it_waits_for_nobody_where_the_provider_takes_both_uses(
 ):
     late = await answered.begin(connection)
     await other.begin(connection)
-    await waits(store, answered, came(late), NO_ROTATION)
+    assert not await waits(store, answered, came(late), NO_ROTATION)
 
 
 async def test_it_waits_for_no_use_of_another_credential(
@@ -78,13 +97,13 @@ async def test_it_waits_for_no_use_of_another_credential(
 ):
     late = await answered.begin(connection)
     await other.begin(connection, AttemptKind.CODE_EXCHANGE)
-    await waits(store, answered, came(late))
+    assert not await waits(store, answered, came(late))
 
 
 async def test_it_waits_for_nobody_when_no_other_use_is_left(
     store: Store, answered: Worker, connection: Connection
 ):
-    await waits(store, answered, came(await answered.begin(connection)))
+    assert not await waits(store, answered, came(await answered.begin(connection)))
 
 
 async def test_it_does_not_wait_for_what_only_another_host_can_see(
@@ -94,7 +113,7 @@ async def test_it_does_not_wait_for_what_only_another_host_can_see(
     late = await worker.begin(connection)
     clock.advance(OVER_S)
     await far.begin(connection)
-    await waits(store, worker, came(late))
+    assert await waits(store, worker, came(late))
 
 
 @pytest.mark.parametrize("end", [Outcome.NOT_SENT, Outcome.SUPERSEDED, None])

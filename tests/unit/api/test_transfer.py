@@ -46,6 +46,7 @@ async def sent(api: Api, key: str, *items: Any, **more: Any) -> list[dict[str, A
 def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """No worker installs anything here."""
     monkeypatch.setattr("evergrant_server.api.transfer_verification.WAIT_S", 0.2)
+    monkeypatch.setattr("evergrant_server.api.transfer_verification.AT_LEAST_S", 0.2)
 
 
 async def test_an_import_is_one_transaction_and_a_second_one_changes_nothing(api: Api):
