@@ -127,7 +127,7 @@ def _taken_for_good(told: Told) -> bool:
     """An answer that crossed another use was installed, though a journal would have kept it for so long."""
     connection = told.end.connection
     installed = connection.generation > GRANTED or connection.reason is not Code.OUTCOME_UNKNOWN
-    return told.case.scenario.crosses and told.kept and installed
+    return told.case.scenario.crosses is not None and told.kept and installed
 
 
 def _of_unknown(told: Told) -> tuple[Verdict, str]:

@@ -1,10 +1,11 @@
 """The ways that a refresh and a code exchange can take through the code: together they pass every point."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from evergrant_server.core.provider import Rotation
-from tests.fakes.scripted_provider import Answer, drop, drop_after_commit, error, ok, raw
+from tests.fakes.scripted_provider import Answer, delay, drop, drop_after_commit, error, hold_answer, ok, raw
 from tests.faults.harness.passages import AFTER, BEFORE, Fault
 
 REFRESH, EXCHANGE = "refresh_grant", "exchange_code"
@@ -41,7 +42,7 @@ class Scenario:
     unread: bool = False  # its definition can't read the provider's tokens, and is repaired meanwhile
     held: bool = False  # the provider answers late, and the worker is shut down meanwhile
     ends: bool = False  # and is gone then, whatever it still waited for
-    crosses: bool = False  # stopped, it goes on when the other one has sent the same again
+    crosses: Callable[[asyncio.Event], Answer] | None = None  # stopped, it goes on while another use waits
     rotations: tuple[Rotation, ...] = field(default=ROTATIONS)
 
     @property
@@ -203,7 +204,15 @@ SCENARIOS = (
         REFRESH,
         befalls=(READ_TOO_LATE,),
         refused=True,
-        crosses=True,
+        crosses=hold_answer,
+        layouts=("two, one host",),
+        rotations=(Rotation.STRICT,),
+    ),
+    Scenario(
+        "refresh, an answer crosses a use that has none",
+        REFRESH,
+        befalls=(READ_TOO_LATE,),
+        crosses=lambda gate: delay(gate, drop()),
         layouts=("two, one host",),
         rotations=(Rotation.STRICT,),
     ),

@@ -293,8 +293,9 @@ class Walk:
 
     async def _crossing(self, first: Hand, other: Hand, answering: asyncio.Task[Any] | None) -> None:
         """It goes on while the other one's use of the same credential is under way."""
-        gate = asyncio.Event()
-        self._idp.script(hold_answer(gate))
+        gate, crosses = asyncio.Event(), self._case.scenario.crosses
+        assert crosses is not None
+        self._idp.script(crosses(gate))
         going_on = asyncio.create_task(self._until_outcome(other, give_up_after=PAUSE_S))
         sent = asyncio.create_task(self._idp.until("token", self._idp.count("token") + 1, timeout=CASE_S))
         await asyncio.wait({going_on, sent}, return_when=asyncio.FIRST_COMPLETED)
