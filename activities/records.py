@@ -67,9 +67,10 @@ async def taken_over(tx: Tx, attempt: Attempt) -> bool:
     return now is not None and now.outcome is Outcome.SUPERSEDED
 
 
-async def connection_of(tx: Tx, call: Call) -> Connection:
-    """The row as it is now. Raises Failure NOT_FOUND when it is gone."""
-    connection = await tx.connections.get(call.tenant, call.connection_id)
+async def connection_of(tx: Tx, call: Call, *, locked: bool = False) -> Connection:
+    """The row as it is now, and until `tx` ends if `locked`. Raises Failure NOT_FOUND when it is gone."""
+    read = tx.connections.get_for_update if locked else tx.connections.get
+    connection = await read(call.tenant, call.connection_id)
     if connection is None:
         raise Failure(Code.NOT_FOUND, f"the row of {call.connection_id} is gone")
     return connection

@@ -183,7 +183,8 @@ class RefreshActivities(ProviderActivities):
 
         async def install(tx: Tx) -> GrantNews | None:
             now = self._clock.now()
-            current = await connection_of(tx, order)
+            # a late one waits for whoever has the row, and what it has read then must still hold
+            current = await connection_of(tx, order, locked=await taken_over(tx, attempt))
             if current.state.final:
                 return None
             if current.generation != attempt.from_generation:
@@ -211,12 +212,12 @@ class RefreshActivities(ProviderActivities):
                 renewable=held.renewable,
             )
             saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
-            await note_recovery(tx, order, current, now)
-            await record(tx, order, AuditAction.GRANT_REFRESHED, now, generation=grant.generation)
             if not mine or (use.entry is not None and use.entry.aside):
                 await _look_at_once(tx, order, saved, now)
             if crossed:
                 await _tried_at_once(tx, order, attempt, now)
+            await note_recovery(tx, order, current, now)
+            await record(tx, order, AuditAction.GRANT_REFRESHED, now, generation=grant.generation)
             return held.news(saved, grant)
 
         news = await settled(self._store, install, use.keys)
@@ -248,9 +249,9 @@ class RefreshActivities(ProviderActivities):
             current = await connection_of(tx, order)
             if current.generation != attempt.from_generation and current.state is State.ACTIVE:
                 # a late no about a grant that was replaced meanwhile says nothing about the new one
-                await record(tx, order, AuditAction.REFRESH_FAILED, now, reason=code, superseded=True)
                 if code is Code.OUTCOME_UNKNOWN:
                     await _tried_at_once(tx, order, attempt, now)
+                await record(tx, order, AuditAction.REFRESH_FAILED, now, reason=code, superseded=True)
                 return await self._replaced(tx, current, held)
             refused = failure.kind is Kind.RECONNECT_NEEDED
             condemned = refused and believed and current.state is State.ACTIVE

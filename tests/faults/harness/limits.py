@@ -9,6 +9,7 @@ ANSWER_S = 1.1  # after that nobody listens any more
 TOKEN_S = 1  # an access token's life
 LOOK_AGAIN_S = 0.2
 REPLAY_S = 6.0  # a journalled answer keeps nobody else waiting for longer
+COMMIT_AGAIN_S = 0.5  # how long one that failed is put off at the most
 SWEEP_S = 0.3  # how often journals are looked through
 LOOK_ASIDE_S = 0.3  # and what was set aside there
 REPAIRED_S = 0.6  # after that a definition that could read no token can

@@ -20,7 +20,7 @@ import httpx2
 from sqlalchemy.ext.asyncio import AsyncEngine
 from temporalio.testing import ActivityEnvironment
 
-from activities import breaker, heartbeat, replay
+from activities import breaker, heartbeat, records, replay
 from activities.critical import CriticalSections
 from evergrant_server import wiring
 from evergrant_server.core import attempt as protocol
@@ -40,6 +40,7 @@ from providers.registry import Registry
 from tests.faults.harness.limits import (
     ANSWER_S,
     BEAT_S,
+    COMMIT_AGAIN_S,
     DATABASE_MS,
     DRAIN_S,
     HTTP_S,
@@ -90,6 +91,7 @@ def shorten() -> None:
     heartbeat._INTERVAL_S = BEAT_S
     replay._OVERDUE_S = OVERDUE_S
     replay._LOOK_AGAIN_S = LOOK_ASIDE_S
+    records._LONGEST_WAIT_S = COMMIT_AGAIN_S
     protocol.MOST_SENDS = MOST_SENDS
     engine._PG_SETTINGS.update(
         statement_timeout=str(DATABASE_MS),
