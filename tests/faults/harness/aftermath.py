@@ -14,7 +14,7 @@ from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import ConnectionId
 from tests.faults.harness.evidence import story
-from tests.faults.harness.ground import End
+from tests.faults.harness.ground import CROSSED, End
 from tests.faults.harness.plan import Injection
 from tests.faults.harness.readers import Seen
 from tests.faults.harness.real_server import Counted, RealServer
@@ -79,11 +79,7 @@ async def judged(
 
 async def _taken_for_good(here: Installation) -> list[str]:
     """On one host an answer waits for another use of its token, and is a late one when that is refused."""
-    crossed = await here.ground.rows(
-        "SELECT DISTINCT it.connection_id FROM attempt it JOIN attempt other"
-        " USING (tenant, connection_id, kind, from_generation)"
-        " WHERE it.outcome = 'installed_late' AND other.outcome = 'refused'"
-    )
+    crossed = await here.ground.rows(f"SELECT DISTINCT connection_id {CROSSED}")
     return [str(it["connection_id"]) for it in crossed]
 
 

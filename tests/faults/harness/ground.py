@@ -53,6 +53,11 @@ _SECRETS = {
 }
 
 
+# an answer that crossed another use was installed, and that use was heard to be refused
+CROSSED = """FROM attempt it JOIN attempt other USING (tenant, connection_id, kind, from_generation)
+    WHERE it.outcome = 'installed_late' AND other.outcome = 'refused'"""
+
+
 @dataclass(frozen=True)
 class End:
     """What the store says when a case is over."""
@@ -62,6 +67,7 @@ class End:
     refresh_token: str | None
     open_attempt: Attempt | None  # there is one at most
     wrongs: tuple[str, ...]  # what the witness saw
+    crossed_a_refusal: bool = False  # an answer was installed beside a use that was heard to be refused
 
 
 class Ground:
@@ -281,9 +287,10 @@ class Ground:
         async with self._asking:
             witness = await self._asked()
             seen = await witness.fetch("SELECT wrong FROM witness WHERE row_id = $1", connection)
+            crossed = await witness.fetchval(f"SELECT count(*) {CROSSED} AND connection_id = $1", connection)
         wrongs = tuple(str(it["wrong"]) for it in seen)
         token = refresh.reveal() if refresh is not None else None
-        return End(row, now, token, still_open, wrongs)
+        return End(row, now, token, still_open, wrongs, bool(crossed))
 
 
 def arguments_of(url: str) -> dict[str, Any]:

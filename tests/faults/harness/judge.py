@@ -125,15 +125,16 @@ def _of_refresh(told: Told) -> tuple[Verdict, str]:
 
 def _taken_for_good(told: Told) -> bool:
     """An answer that crossed another use was installed, though a journal would have kept it for so long."""
-    connection = told.end.connection
-    installed = connection.generation > GRANTED or connection.reason is not Code.OUTCOME_UNKNOWN
+    installed = told.end.crossed_a_refusal or told.end.connection.reason is not Code.OUTCOME_UNKNOWN
     return told.case.scenario.crosses is not None and told.kept and installed
 
 
 def _of_unknown(told: Told) -> tuple[Verdict, str]:
     """`outcome_unknown` is honest only when an answer died, or was out of reach."""
-    if told.end.connection.generation > GRANTED:
+    if told.end.crossed_a_refusal:
         return _excused(told) or (Verdict.LOST, "what was installed had been ended by another use")
+    if told.end.connection.generation > GRANTED:
+        return Verdict.UNKNOWN, "two answers lost: one came too late, and the other never"
     spends = told.case.rotation is Rotation.STRICT or told.case.scenario.flow == EXCHANGE
     if spends and in_window(told):
         return Verdict.UNKNOWN, ""
