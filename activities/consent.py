@@ -42,7 +42,7 @@ from providers.resolve import bound_params
 
 ASKED_AGAIN = (Code.REFRESH_PENDING, Code.JOURNAL_UNAVAILABLE)
 PATIENCE = 200  # tries, three seconds apart: longer than an answer may be waited for
-_CODES_ARE_SINGLE_USE = RefreshRules(rotation=Rotation.STRICT)  # RFC 6749 section 4.1.2
+CODES_ARE_SINGLE_USE = RefreshRules(rotation=Rotation.STRICT)  # RFC 6749 section 4.1.2
 
 
 class ConsentActivities(ProviderActivities):
@@ -135,7 +135,7 @@ class ConsentActivities(ProviderActivities):
         use = await self._single_use.begin(
             AttemptKind.CODE_EXCHANGE,
             held.connection,
-            _CODES_ARE_SINGLE_USE,
+            CODES_ARE_SINGLE_USE,
             token_valid=False,
             credential=consent.id,
         )

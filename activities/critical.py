@@ -19,7 +19,7 @@ log = logging.getLogger("evergrant.journal")
 
 T = TypeVar("T")
 
-_LAST_WORDS_S = 5.0  # for giving a room back
+LAST_WORDS_S = 5.0  # for giving a room back
 
 
 class CriticalSections:
@@ -62,7 +62,7 @@ class CriticalSections:
                 object=attempt,
             )
             task.cancel()
-        await asyncio.wait(list(cut.values()), timeout=_LAST_WORDS_S)
+        await asyncio.wait(list(cut.values()), timeout=LAST_WORDS_S)
 
     def _ended(self, attempt_id: AttemptId, task: asyncio.Task[Any]) -> None:
         self._running.pop(attempt_id, None)

@@ -10,14 +10,14 @@ from functools import partial
 from temporalio import activity
 
 from activities.client_secrets import client_refused
-from activities.consent import ASKED_AGAIN, PATIENCE
+from activities.consent import ASKED_AGAIN, CODES_ARE_SINGLE_USE, PATIENCE
 from activities.definitions import doubted
 from activities.failures import grant_news
 from activities.heartbeat import heartbeats
 from activities.holdings import Holdings
 from activities.minting import MintActivities
 from activities.records import closed, connection_of, record, settled
-from activities.renewal import NOTHING_IS_SPENT, Reading
+from activities.renewal import Reading
 from activities.single_use import Ending, Use
 from activities.transfer import end_consent
 from evergrant_server.core.attempt import AttemptKind, Outcome
@@ -96,7 +96,7 @@ class DeviceActivities(MintActivities):
         use = await self._single_use.begin(
             AttemptKind.DEVICE_CODE,
             held.connection,
-            NOTHING_IS_SPENT,
+            CODES_ARE_SINGLE_USE,
             token_valid=False,
             credential=consent.id,
         )

@@ -258,7 +258,7 @@ class RefreshActivities(ProviderActivities):
             if condemned:
                 await tx.connections.replace(current.rejected(code, now), expected=current.revision)
             else:
-                over = held.grant is not None and not held.grant.valid(now)
+                over = order.token_over or (held.grant is not None and not held.grant.valid(now))
                 await note_failure(tx, order, current, code, now, token_over=over)
             action = AuditAction.NEEDS_REAUTH if condemned else AuditAction.REFRESH_FAILED
             await record(tx, order, action, now, reason=code)

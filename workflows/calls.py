@@ -48,9 +48,9 @@ with workflow.unsafe.imports_passed_through():
 
 _SLACK = timedelta(seconds=30)  # reading, judging and committing
 
+PROVIDER_TIME = LIMITS.send + LIMITS.answer + _SLACK  # all that is inside it: the section is never cut
 _PROVIDER: dict[str, Any] = {
-    # Longer than everything inside it, so that the critical section is never cut.
-    "start_to_close_timeout": LIMITS.send + LIMITS.answer + _SLACK,
+    "start_to_close_timeout": PROVIDER_TIME,
     # A worker that died is noticed after this; the next one asks `takeover` what to do.
     "heartbeat_timeout": timedelta(seconds=5),
     "retry_policy": RetryPolicy(

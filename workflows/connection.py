@@ -22,7 +22,7 @@ with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.late_messages import SIGNAL_ANSWER_CAME_LATE, AnswerCameLate, VerifyLateAnswer
     from evergrant_server.core.lifecycle import Do, Step, Wake, ensure_fresh_refusal, next_step, wake
     from evergrant_server.core.schedule import NEWEST_RULES, RULES, Rules, announcing, jitter
-    from evergrant_server.core.waking import end_of, is_over
+    from evergrant_server.core.waking import end_of, nothing_to_keep
     from workflows import calls
     from workflows.cancelling import despite_cancellation
     from workflows.presentation import STATE_ATTRIBUTE, details
@@ -128,7 +128,8 @@ class ConnectionWorkflow:
                     **self._call(cause),
                     generation=generation,
                     only_if_leased=step.do is Do.REFRESH_IF_LEASED,
-                    token_over=known and is_over(self._life, workflow.now()),
+                    token_over=self._life.reported == generation
+                    or (known and nothing_to_keep(self._life, workflow.now(), self._rules)),
                 )
                 news = await calls.refresh_grant(order)
                 return m.Happening(event=m.Event.GRANT_REFRESHED, asked=cause.asked, news=news)

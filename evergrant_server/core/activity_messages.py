@@ -58,7 +58,7 @@ class MintGrant(Call):
 
 class RefreshGrant(Call):
     """Refresh from `generation`. `only_if_leased`: do nothing when nobody leased it. `token_over`: the
-    access token has ended, whatever the worker's clock says."""
+    access token has ended or was refused, whatever the worker's clock says."""
 
     generation: int
     only_if_leased: bool = False

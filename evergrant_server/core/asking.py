@@ -9,7 +9,7 @@ from evergrant_server.core.schedule import Rules, forced_at
 from evergrant_server.core.step import Do, Step
 from evergrant_server.core.waking import due, earliest, is_over, over_at, settles_at
 
-_MOST_REPLIES_LATER = 100  # the newest; an older one waits until its own deadline
+_MOST_REPLIES_LATER = 100  # one that comes later hears that nothing follows, and asks again itself
 
 
 def freshness_asked(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:
@@ -19,7 +19,7 @@ def freshness_asked(life: Life, it: Happening, now: datetime, rules: Rules, shar
         return Step(life)
     if it.wish is Wish.UNAUTHORIZED:
         over = rules.own_clock and is_over(life, now)
-        return _refresh_now(life, now) if over else _forced(life, now, rules)
+        return _refresh_now(life, now) if over else _forced(life, seen, now, rules)
     settles = settles_at(life, rules)
     since = life.installed_at
     if it.wish is Wish.DUE and settles is not None and since is not None and since <= now < settles:
@@ -27,7 +27,7 @@ def freshness_asked(life: Life, it: Happening, now: datetime, rules: Rules, shar
     return _refresh_now(life, now)
 
 
-def _forced(life: Life, now: datetime, rules: Rules) -> Step:
+def _forced(life: Life, seen: int, now: datetime, rules: Rules) -> Step:
     """A token was refused that should be good. Once it's replaced, a second refusal proves nothing."""
     forgotten = life.forced_at is None or now - life.forced_at >= rules.forced_forgotten
     times = 0 if forgotten else life.forced
@@ -38,9 +38,10 @@ def _forced(life: Life, now: datetime, rules: Rules) -> Step:
             ends = over_at(life) if rules.own_clock else None
             return _declined(life, (until if ends is None else min(until, ends)) - now)
     step = _refresh_now(life, now)
+    known = {"reported": seen} if rules.heeds_reports else {}
     if step.do is not Do.REFRESH:
-        return step
-    return Step(step.life.model_copy(update={"forced": times + 1, "forced_at": now}), step.do)
+        return Step(step.life.model_copy(update=known))  # the try that comes by itself has to know
+    return Step(step.life.model_copy(update={"forced": times + 1, "forced_at": now, **known}), step.do)
 
 
 def _declined(life: Life, wait: timedelta) -> Step:
@@ -70,8 +71,9 @@ def _to_hear_again(life: Life, reply_to: str | None, rules: Rules) -> Life:
     waits = life.state in (State.PENDING_CONSENT, State.NEEDS_REAUTH)
     if not (waits or (rules.once_for_all and life.choosing)) or reply_to is None or not rules.answers_again:
         return life
-    later = tuple(dict.fromkeys((*life.reply_later, reply_to)))[-_MOST_REPLIES_LATER:]
-    return life.model_copy(update={"reply_later": later})
+    later = tuple(dict.fromkeys((*life.reply_later, reply_to)))
+    kept = slice(_MOST_REPLIES_LATER) if rules.first_come else slice(-_MOST_REPLIES_LATER, None)
+    return life.model_copy(update={"reply_later": later[kept]})
 
 
 def rotate_asked(life: Life, it: Happening, now: datetime, rules: Rules, share: float) -> Step:

@@ -173,7 +173,7 @@ def _time_came(life: Life, it: Happening, now: datetime, rules: Rules, share: fl
     if life.state is State.REVOKING:
         return Step(life, Do.REVOKE)
     adaptive = life.policy == RefreshPolicy.ADAPTIVE and life.refreshable
-    in_any_case = life.interim or life.ends_together  # nothing could be made of it later
+    in_any_case = life.interim or life.ends_together or woken.keeps  # nothing could be made of it later
     if adaptive and life.leased and life.failures == 0 and not in_any_case:
         return Step(life, Do.REFRESH_IF_LEASED)
     return Step(life, Do.REFRESH)

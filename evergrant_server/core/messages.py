@@ -89,6 +89,7 @@ class Life(Message):
     announce_days: tuple[int, ...] | None = None  # as was set when the grant came; None: the rules' own
     forced: int = 0  # refreshes that reports of a refused token have forced, see `forced_at`
     forced_at: datetime | None = None
+    reported: int | None = None  # the generation whose token was reported as refused
     late: AttemptId | None = None  # an answer that came too late waits to be verified
     reply_later: tuple[str, ...] = ()  # workflows that hear again once there is a token
     flow: Flow = Flow.AUTHORIZATION_CODE

@@ -52,6 +52,9 @@ class Rules(BaseModel):
     once_for_all: bool = False  # who want a newer token than the same one share a refresh
     told_of_grants: bool = False  # one that a journal brought beside a grant that works is asked about
     own_clock: bool = False  # a worker's clock that is ahead is seen, and a token that is over is no riddle
+    heeds_reports: bool = False  # nobody waits, for the sake of a token that was refused, for a lost answer
+    keeps_all_alive: bool = False  # also who refreshes ahead, where the refresh token ends first
+    first_come: bool = False  # who can't be told again hears so at once, instead of the one who waits longest
 
 
 _RULES_2 = Rules(
@@ -76,6 +79,8 @@ _RULES_5 = _RULES_4.model_copy(update={"own_clock": True})
 
 _RULES_6 = _RULES_5.model_copy(update={"once_for_all": True})
 
+_RULES_7 = _RULES_6.model_copy(update={"told_of_grants": True})
+
 RULES: dict[int, Rules] = {
     1: Rules(),
     2: _RULES_2,
@@ -83,7 +88,8 @@ RULES: dict[int, Rules] = {
     4: _RULES_4,
     5: _RULES_5,
     6: _RULES_6,
-    7: _RULES_6.model_copy(update={"told_of_grants": True}),
+    7: _RULES_7,
+    8: _RULES_7.model_copy(update={"heeds_reports": True, "keeps_all_alive": True, "first_come": True}),
 }
 NEWEST_RULES = max(RULES)
 

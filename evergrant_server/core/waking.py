@@ -10,6 +10,7 @@ from evergrant_server.core.messages import GrantNews, Life
 from evergrant_server.core.schedule import RefreshPolicy, Rules, due_at, keep_alive_at
 
 _SAME_END = timedelta(hours=1)  # replies round, and clocks differ a little
+_LAST_CHANCE = 0.9  # of the refresh token's life: what is waited for longer would outlive it
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class Wake:
     """When the workflow looks again without being asked, and why.
 
     `days`: to announce that the grant ends in as many days. `mints`: to ask for a first token
-    again, where nobody has to consent. `looks`: to look up the accounts.
+    again, where nobody has to consent. `looks`: to look up the accounts. `keeps`: to keep the
+    refresh token alive, whoever has leased what.
     """
 
     at: datetime
@@ -25,6 +27,7 @@ class Wake:
     days: int | None = None
     mints: bool = False
     looks: bool = False
+    keeps: bool = False
 
 
 def wake(life: Life, rules: Rules, share: float = 0.0) -> Wake | None:
@@ -74,6 +77,17 @@ def is_over(life: Life, now: datetime) -> bool:
     """The access token has ended."""
     ends = over_at(life)
     return ends is not None and now >= ends
+
+
+def nothing_to_keep(life: Life, now: datetime, rules: Rules) -> bool:
+    """Waiting for an answer that may be lost keeps no token alive: it has ended, it was refused, or
+    what it is refreshed from is about to end."""
+    if is_over(life, now) or (life.reported is not None and life.reported == life.generation):
+        return True
+    if not rules.keeps_all_alive or life.obtained_at is None:
+        return False
+    span = _refreshable_for(life, rules)
+    return span is not None and now >= later(life.obtained_at, span * _LAST_CHANCE)
 
 
 def not_ahead(news: GrantNews, now: datetime, rules: Rules) -> GrantNews:
@@ -156,7 +170,8 @@ def _refresh(life: Life, rules: Rules, share: float) -> Wake | None:
     ahead = life.policy == RefreshPolicy.WARM or (life.policy == RefreshPolicy.ADAPTIVE and life.leased)
     at = due(life, rules, share)
     if ahead and at is not None:
-        return Wake(max(at, settles_at(life, rules) or at), "refresh due")
+        refresh = Wake(max(at, settles_at(life, rules) or at), "refresh due")
+        return _earlier(refresh, _keep_alive(life, rules, share)) if rules.keeps_all_alive else refresh
     return _keep_alive(life, rules, share)
 
 
@@ -174,15 +189,22 @@ def _before_the_end(life: Life, rules: Rules, share: float) -> Wake | None:
 def _keep_alive(life: Life, rules: Rules, share: float) -> Wake | None:
     """Before the refresh token dies of idleness, or of an age that a refresh starts anew."""
     assert life.obtained_at is not None
+    span = _refreshable_for(life, rules)
+    if span is None:
+        return None
+    at = keep_alive_at(life.obtained_at, span, rules, share)
+    return Wake(max(at, settles_at(life, rules) or at), "keep the refresh token alive", keeps=True)
+
+
+def _refreshable_for(life: Life, rules: Rules) -> float | None:
+    """Seconds from when the grant was obtained: until then a refresh keeps its refresh token alive."""
+    assert life.obtained_at is not None
     spans = [] if life.idle_s is None else [life.idle_s]
     ages = rules.tracks_refresh_expiry and life.refreshable and life.refresh_extends is not False
     if ages and life.refresh_expires_at is not None:
         left = (life.refresh_expires_at - life.obtained_at).total_seconds()
         spans += [left] if left > 0 else []
-    if not spans:
-        return None
-    at = keep_alive_at(life.obtained_at, min(spans), rules, share)
-    return Wake(max(at, settles_at(life, rules) or at), "keep the refresh token alive")
+    return min(spans, default=None)
 
 
 def _announcement(life: Life, rules: Rules) -> Wake | None:

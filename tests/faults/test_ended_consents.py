@@ -12,9 +12,9 @@ import pytest_asyncio
 
 from activities import unwanted
 from activities.answers import Answer
+from activities.consent import CODES_ARE_SINGLE_USE
 from activities.critical import CriticalSections
 from activities.holdings import Holder, Holdings
-from activities.renewal import NOTHING_IS_SPENT
 from activities.single_use import SingleUse
 from evergrant_server.core.attempt import AttemptKind, LateAnswer, Outcome
 from evergrant_server.core.audit import AuditAction
@@ -126,7 +126,7 @@ class Device:
         use = await dies.begin(
             AttemptKind.DEVICE_CODE,
             self.connection,
-            NOTHING_IS_SPENT,
+            CODES_ARE_SINGLE_USE,
             token_valid=False,
             credential=self.consent.id,
         )
@@ -178,6 +178,22 @@ async def test_a_device_code_that_is_over_waits_for_its_last_polls_answer(device
     assert await device.worker.replayer.sweep() == 1
     assert (await device.place.row(device.connection)).state is State.ACTIVE
     assert (await device.worker.poll(device.connection, device.consent)).generation == 1
+
+
+async def test_no_other_host_asks_about_a_code_while_an_answer_may_come(device: Device, tmp_path: Path):
+    """It may bring the tokens, and the second one would hear that the code is spent."""
+    other = Activities(device.place, (device.idp.allowance,), tmp_path / "another-host")
+    gate = asyncio.Event()
+    device.idp.script(delay(gate, raw(device.approved(), headers={"Content-Type": "application/json"})))
+    first = asyncio.create_task(device.worker.poll(device.connection, device.consent))
+    await device.idp.until("token", 1)
+    with pytest.raises(Failure) as waits:
+        await other.poll(device.connection, device.consent)
+    assert waits.value.code is Code.REFRESH_PENDING
+    assert device.idp.count("token") == 1
+    gate.set()
+    assert (await first).generation == 1
+    assert (await other.poll(device.connection, device.consent)).generation == 1
 
 
 async def test_a_device_code_that_is_over_ends_when_nothing_is_on_its_way(device: Device):

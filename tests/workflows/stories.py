@@ -36,7 +36,7 @@ from evergrant_server.core.webhook_messages import DeliveryRound
 from evergrant_server.temporal_link.namespace import prepare
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import running_temporal
-from tests.workflows.asking_stories import asked_by_many_at_once
+from tests.workflows.asking_stories import asked_by_many_at_once, reported_while_an_answer_is_lost
 from tests.workflows.choice_stories import accounts_looked_up_and_chosen
 from tests.workflows.clock_stories import reported_when_over
 from tests.workflows.late_stories import (
@@ -365,6 +365,7 @@ STORIES: dict[str, Story] = {
     "5_reported_when_over": reported_when_over,
     "6_asked_by_many_at_once": asked_by_many_at_once,
     "7_tokens_read_beside_a_grant": tokens_read_beside_a_grant,
+    "8_reported_while_an_answer_is_lost": reported_while_an_answer_is_lost,
     "1_minted_after_an_outage": minted_after_an_outage,
     "1_approved_on_another_device": approved_on_another_device,
     "1_device_code_denied": device_code_denied,

@@ -9,8 +9,9 @@ from evergrant_server.core.asking import no_longer_waiting, waiting
 from evergrant_server.core.connection import State
 from evergrant_server.core.errors import Code
 from evergrant_server.core.lifecycle import Do, Step, next_step
-from evergrant_server.core.messages import Asked, Event, GrantNews, Happening, Life
+from evergrant_server.core.messages import Asked, Event, GrantNews, Happening, Life, Wish
 from evergrant_server.core.schedule import NEWEST_RULES, RULES
+from evergrant_server.core.waking import nothing_to_keep
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -74,3 +75,51 @@ def test_nobody_waits_where_there_is_a_token_or_nothing_will_come():
     dead = ACTIVE.model_copy(update={"state": State.NEEDS_REAUTH})
     assert waiting(dead, None, NEWEST) == dead
     assert no_longer_waiting(ACTIVE.model_copy(update={"state": State.REVOKED}), NEWEST)
+
+
+@pytest.mark.parametrize(("rules", "first", "last"), [(NEWEST, 0, 99), (RULES[7], 50, 149)])
+def test_the_hundred_who_came_first_hear_again_and_who_comes_later_hears_that_nothing_follows(
+    rules: Any, first: int, last: int
+):
+    dead = ACTIVE.model_copy(update={"state": State.NEEDS_REAUTH})
+    for caller in range(150):
+        dead = waiting(dead, f"pipeline-{caller}", rules)
+    assert len(dead.reply_later) == 100
+    assert (dead.reply_later[0], dead.reply_later[-1]) == (f"pipeline-{first}", f"pipeline-{last}")
+
+
+LASTING = ACTIVE.model_copy(update={"expires_at": None, "generation": 3})
+
+
+def report(life: Life, rules: Any = NEWEST, **what: Any) -> Step:
+    return step(life, Event.FRESHNESS_ASKED, rules, wish=Wish.UNAUTHORIZED, **what)
+
+
+def test_a_token_that_was_reported_is_over_for_every_later_try():
+    """It has no end of its own, so nothing else can say so."""
+    assert not nothing_to_keep(LASTING, NOW + 9999 * HOUR, NEWEST)
+    reported = report(LASTING, seen_generation=3)
+    assert reported.do is Do.REFRESH
+    assert nothing_to_keep(reported.life, NOW, NEWEST)
+    pending = GrantNews(failure=Code.REFRESH_PENDING)
+    failed = step(reported.life, Event.GRANT_REFRESHED, news=pending).life
+    assert nothing_to_keep(failed, NOW, NEWEST), "also for the try that comes by itself"
+    renewed = NEWER.model_copy(update={"generation": 4, "expires_at": None})
+    after = step(failed, Event.GRANT_REFRESHED, news=renewed).life
+    assert not nothing_to_keep(after, NOW, NEWEST), "of the next token nothing is said"
+
+
+def test_a_report_that_comes_between_two_tries_is_heeded_by_the_next():
+    waits = LASTING.model_copy(update={"retry_at": NOW + HOUR, "failures": 1, "reason": Code.REFRESH_PENDING})
+    reported = report(waits)
+    assert (reported.do, reported.life.refusal) == (Do.NOTHING, Code.REFRESH_PENDING)
+    assert nothing_to_keep(reported.life, NOW, NEWEST)
+
+
+def test_a_report_that_is_declined_says_nothing():
+    """Its token is new, and the one before was refused as well: the provider's API may have other reasons."""
+    again = LASTING.model_copy(update={"forced": 1, "forced_at": NOW})
+    declined = report(again)
+    assert declined.life.declined_s is not None
+    assert not nothing_to_keep(declined.life, NOW, NEWEST)
+    assert report(LASTING, RULES[7]).life.reported is None, "as histories have it"

@@ -7,9 +7,9 @@ import pytest
 from evergrant_server.core.clock import LATEST
 from evergrant_server.core.connection import Move, State
 from evergrant_server.core.ids import AttemptId, ConsentId
-from evergrant_server.core.lifecycle import next_step
+from evergrant_server.core.lifecycle import Do, next_step
 from evergrant_server.core.messages import Asked, Event, GrantNews, Happening, Life
-from evergrant_server.core.schedule import RULES, Rules
+from evergrant_server.core.schedule import NEWEST_RULES, RULES, Rules
 from evergrant_server.core.waking import (
     Wake,
     due,
@@ -17,6 +17,7 @@ from evergrant_server.core.waking import (
     end_of,
     extends,
     is_over,
+    nothing_to_keep,
     over_at,
     same_end,
     settles_at,
@@ -30,7 +31,7 @@ HOUR, DAY, MINUTE, TICK = (
     timedelta(minutes=1),
     timedelta(microseconds=1),
 )
-NEW = RULES[2]
+NEW, NEWEST = RULES[2], RULES[NEWEST_RULES]
 SOON, LATER = NOW + MINUTE, NOW + HOUR
 ACTIVE = Life(
     state=State.ACTIVE, generation=3, obtained_at=NOW, expires_at=NOW + HOUR, refreshable=True, policy="warm"
@@ -124,8 +125,36 @@ def test_a_grant_that_can_t_be_refreshed_ends_with_its_token():
 def test_who_is_refreshed_ahead(policy: str, leased: bool, ahead: bool):
     found = wake(life(policy=policy, leased=leased, idle_s=40 * 3600.0), NEW)
     assert found == (
-        Wake(DUE, "refresh due") if ahead else Wake(NOW + 20 * HOUR, "keep the refresh token alive")
+        Wake(DUE, "refresh due")
+        if ahead
+        else Wake(NOW + 20 * HOUR, "keep the refresh token alive", keeps=True)
     )
+
+
+@pytest.mark.parametrize("policy", ["warm", "adaptive", "on_demand"])
+@pytest.mark.parametrize("leased", [True, False])
+def test_a_refresh_token_that_ends_before_its_access_token_is_kept_alive(policy: str, leased: bool):
+    long = life(policy=policy, leased=leased, expires_at=NOW + 30 * DAY, idle_s=10 * 86_400.0, generation=1)
+    alive = Wake(NOW + 5 * DAY, "keep the refresh token alive", keeps=True)
+    assert wake(long, NEWEST) == alive
+    came = Happening(event=Event.TIME_CAME, asked=Asked(by="schedule"))
+    assert next_step(long, came, alive.at, NEWEST).do is Do.REFRESH, "whoever has leased it"
+    dated = life(long, idle_s=None, refresh_expires_at=NOW + 10 * DAY)
+    assert wake(dated, NEWEST) == alive
+    if policy == "warm":
+        assert moment(long, RULES[7]) == NOW + 30 * DAY - 5 * MINUTE, "as histories have it"
+
+
+def test_a_lost_answer_is_not_waited_for_beyond_the_refresh_tokens_own_end():
+    long = life(expires_at=NOW + 30 * DAY, idle_s=10 * 86_400.0)
+    assert not nothing_to_keep(long, NOW + 9 * DAY - TICK, NEWEST)
+    assert nothing_to_keep(long, NOW + 9 * DAY, NEWEST)
+    assert not nothing_to_keep(long, NOW + 9 * DAY, RULES[7])
+    assert nothing_to_keep(life(long, expires_at=None), NOW + 9 * DAY, NEWEST)
+    assert not nothing_to_keep(life(long, obtained_at=None), NOW + 9 * DAY, NEWEST)
+    assert not nothing_to_keep(life(long, idle_s=None), NOW + 29 * DAY, NEWEST)
+    assert nothing_to_keep(life(long, idle_s=None), NOW + 30 * DAY, NEWEST)
+    assert nothing_to_keep(ACTIVE, NOW + HOUR, RULES[5])
 
 
 def test_a_refresh_comes_no_sooner_than_the_grant_has_settled():

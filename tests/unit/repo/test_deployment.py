@@ -13,7 +13,12 @@ from typing import Any
 import pytest
 import yaml
 
+import worker
+from activities import critical
 from evergrant_server import __version__
+from evergrant_server.cli.process import WORKER_END_LIMIT_S
+from evergrant_server.core.attempt import LIMITS
+from workflows import calls
 
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
@@ -68,6 +73,17 @@ def test_workers_have_journals_of_their_own() -> None:
         if volume.endswith(folder)
     ]
     assert len(volumes) == len(set(volumes)) == 2
+
+
+@pytest.mark.parametrize("name", ["worker-1", "worker-2"])
+def test_a_worker_that_is_told_to_stop_is_left_the_time_for_every_answer(name: str) -> None:
+    """Each of these holds what is inside it: an answer, its activity, the shutdown, its process, the host."""
+    stopping = (worker.GRACE + worker.COMMIT).total_seconds() + critical.LAST_WORDS_S
+    host = float(SERVICES[name]["stop_grace_period"].removesuffix("s"))
+    answer = (LIMITS.send + LIMITS.answer).total_seconds()
+    times = [answer, calls.PROVIDER_TIME.total_seconds(), worker.GRACE.total_seconds(), stopping]
+    times += [WORKER_END_LIMIT_S, host]
+    assert times == sorted(set(times))
 
 
 @pytest.mark.parametrize("name", OURS)
