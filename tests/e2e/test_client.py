@@ -139,6 +139,8 @@ async def asynchronously(world: World, connection_id: str) -> None:
         second = await client.lease(*ALICE)
         assert isinstance(second, Lease)
         assert second.generation > first.generation
+        late = await client.report_refused(connection_id, first.generation)
+        assert late.generation >= second.generation, "who reports an older one is given the newer"
 
         await compared(world, connection_id)
         assert (await client.revoke(connection_id, "the test is over")).state is State.REVOKING

@@ -22,6 +22,7 @@ from tests.unit.client.scripted_evergrant import (
 )
 
 ROOT = Path(__file__).parents[3]
+REPORT = "POST /v1/connections/con_1/refresh"
 COMMAND = str(Path(sys.executable).parent / "evergrant")
 
 
@@ -145,6 +146,37 @@ async def test_commands_of_a_connection(evergrant: ScriptedEvergrant, name: str)
     evergrant.script(f"POST /v1/connections/con_1/{name}", Answer(202, connection(connect_url=LINK)))
     ended = await command(evergrant, "connections", name, "con_1", "-o", "json")
     assert (ended.status, json.loads(ended.out)["connect_url"]) == (0, LINK)
+
+
+async def test_a_refused_token_is_reported_with_its_generation(evergrant: ScriptedEvergrant):
+    evergrant.script(REPORT, Answer(200, connection(generation=8)))
+    ended = await command(evergrant, "connections", "refresh", "con_1", "--refused", "7", "-o", "json")
+    assert (ended.status, ended.err, json.loads(ended.out)["generation"]) == (0, "", 8)
+    assert evergrant.seen[0].body == {"generation": 7, "reason": "unauthorized"}
+
+
+async def test_a_report_that_helps_nobody_says_so(evergrant: ScriptedEvergrant):
+    evergrant.script(REPORT, Answer(200, connection(generation=7)))
+    ended = await command(evergrant, "connections", "refresh", "con_1", "--refused", "7", "-o", "json")
+    assert (ended.status, json.loads(ended.out)["generation"]) == (0, 7)
+    assert ended.err == "generation 7 is still the newest: another refresh would not help now\n"
+
+
+async def test_a_report_that_fails_says_when_to_come_back(evergrant: ScriptedEvergrant):
+    facts = {"retry_after": 89.2, "repair": "Come back."}
+    evergrant.script(REPORT, problem(503, "ProviderUnavailable", "provider_error", **facts))
+    ended = await command(evergrant, "connections", "refresh", "con_1", "--refused", "7")
+    line = "evergrant: provider_error: said so (Come back.) Retry-After: 90 seconds\n"
+    assert ended == Ended(1, "", line)
+
+
+@pytest.mark.parametrize("generation", ["0", "-1", "seven", "7.6", "none", ""])
+async def test_what_is_no_generation_is_not_reported(evergrant: ScriptedEvergrant, generation: str):
+    ended = await command(evergrant, "connections", "refresh", "con_1", "--refused", generation)
+    assert (ended.status, ended.out, ended.err.count("\n")) == (2, "", 1)
+    said = "evergrant: usage: Invalid value for --refused: a generation is a whole number from 1 on"
+    assert ended.err.startswith(said)
+    assert evergrant.seen == []
 
 
 async def test_revoke_sends_its_reason(evergrant: ScriptedEvergrant):

@@ -73,6 +73,11 @@ async def call(client: AsyncEvergrant) -> int:
         return (await http.get("https://api.example.com/contacts")).status_code
 
 
+def refused(client: Evergrant, lease: Lease) -> str:
+    found = client.report_refused(lease.connection_id, lease.generation)
+    return "lease again" if found.generation > lease.generation else "another refresh would not help"
+
+
 def compared(client: Evergrant, connection_id: str) -> str:
     found = client.connection(connection_id, live=True)
     if found.live is None:

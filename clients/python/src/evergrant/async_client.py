@@ -141,8 +141,8 @@ class AsyncEvergrant(AsyncTransfers, AsyncWebhooks, AsyncAdministration, AsyncSi
 
         async def report(refused: Lease) -> Lease:
             self._cache.forget(refused.connection_id, refused.generation)
-            if not self._reports.made(refused):
-                await self._report(refused)
+            if not self._reports.made(refused.connection_id, refused.generation):
+                await self.report_refused(refused.connection_id, refused.generation)
             return await take()
 
         async def prove(lease: Lease, method: str, url: str, nonce: str | None) -> Proven:
@@ -221,6 +221,31 @@ class AsyncEvergrant(AsyncTransfers, AsyncWebhooks, AsyncAdministration, AsyncSi
         self._cache.forget(connection_id)
         return await self._do(calls.refresh(connection_id, seen_generation=seen_generation))
 
+    async def report_refused(self, connection_id: str, generation: int) -> Connection:
+        """Say that the provider's API answered 401 to the token of a lease, which should be good.
+
+        Both arguments are the lease's. However many report one generation, it is refreshed once. Where the
+        answer's `generation` is newer, lease again (RFC 6750 section 3.1). Where it is the same, another
+        refresh would not help: nothing refreshes this grant, or a token that a report had replaced was
+        refused as well. A report is then heard again after five minutes, which each refresh that didn't
+        help doubles, to six hours at the most. `auth` reports by itself.
+
+        Raises ProviderUnavailable, with `retry_after` in seconds, while refreshes fail; ReconnectNeeded where
+        the subject has to consent again; any other EvergrantError.
+        """
+        call = calls.report_refused(connection_id, generation)
+
+        async def tell() -> Connection:
+            # done before the flight lands: who comes later must see it
+            try:
+                answer = await self._do(call)
+            finally:
+                self._cache.forget(connection_id, generation)  # also what was leased again meanwhile
+            self._reports.remember(connection_id, generation)
+            return answer
+
+        return await self._reporting.share((connection_id, generation), tell)
+
     async def reauthorize(
         self, connection_id: str, *, scopes: tuple[str, ...] | None = None, return_to: str | None = None
     ) -> Connection:
@@ -280,17 +305,6 @@ class AsyncEvergrant(AsyncTransfers, AsyncWebhooks, AsyncAdministration, AsyncSi
         if isinstance(answer, ConsentRequired):
             raise answer.as_error()
         return answer
-
-    async def _report(self, refused: Lease) -> None:
-        """Say that the resource refused this grant's token; many who were refused say it once."""
-        call = calls.report_refused(refused.connection_id, refused.generation)
-
-        async def tell() -> Connection:
-            newer = await self._do(call)
-            self._reports.remember(refused)  # before the flight lands: who comes later must see it
-            return newer
-
-        await self._reporting.share((refused.connection_id, refused.generation), tell)
 
     async def _do(self, call: Call[Answer], within_s: float | None = None) -> Answer:
         total = self._deadline if within_s is None else min(self._deadline, timedelta(seconds=within_s))

@@ -67,13 +67,13 @@ class Reports:
         self._made: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._lock = Lock()
 
-    def made(self, lease: Lease) -> bool:
+    def made(self, connection_id: str, generation: int) -> bool:
         with self._lock:
-            return (lease.connection_id, lease.generation) in self._made
+            return (connection_id, generation) in self._made
 
-    def remember(self, lease: Lease) -> None:
+    def remember(self, connection_id: str, generation: int) -> None:
         with self._lock:
-            self._made[(lease.connection_id, lease.generation)] = None
+            self._made[(connection_id, generation)] = None
             if len(self._made) > _MOST_REPORTS:
                 self._made.popitem(last=False)
 
@@ -114,7 +114,8 @@ class LeaseAuth(httpx2.Auth):
             return
         newer = self._dress(request, newer)
         if _refused(request, (yield request)):
-            self._reports.remember(newer)  # a new token was refused too: another won't help
+            # a new token was refused too: another won't help
+            self._reports.remember(newer.connection_id, newer.generation)
 
     async def async_auth_flow(
         self, request: httpx2.Request
@@ -170,7 +171,8 @@ class AsyncLeaseAuth(httpx2.Auth):
             return
         newer = await self._dress(request, newer)
         if _refused(request, (yield request)):
-            self._reports.remember(newer)  # a new token was refused too: another won't help
+            # a new token was refused too: another won't help
+            self._reports.remember(newer.connection_id, newer.generation)
 
     def sync_auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
         raise RuntimeError("this auth is for httpx2.AsyncClient; take Evergrant's for httpx2.Client")

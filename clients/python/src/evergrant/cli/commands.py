@@ -7,7 +7,7 @@ from importlib.metadata import version
 from cyclopts import App
 
 from evergrant.cli.administration import integrations_app, providers_app
-from evergrant.cli.options import DEFAULTS, Options
+from evergrant.cli.options import DEFAULTS, Generation, Options
 from evergrant.cli.output import (
     Format,
     app_row,
@@ -116,10 +116,24 @@ def connect(
         _show(opened, options)
 
 
-def refresh(connection_id: str, /, *, options: Options = DEFAULTS) -> None:
-    """Make a connection's grant newer."""
+def refresh(connection_id: str, /, *, refused: Generation | None = None, options: Options = DEFAULTS) -> None:
+    """Make a connection's grant newer.
+
+    Parameters
+    ----------
+    refused
+        Report that the provider's API answered 401 to the token of a lease of this generation. However many
+        report it, it is refreshed once; and not at all while another refresh would not help.
+    """
     with options.client() as client:
-        _show(client.refresh(connection_id), options)
+        if refused is None:
+            _show(client.refresh(connection_id), options)
+            return
+        found = client.report_refused(connection_id, refused)
+    _show(found, options)
+    if found.generation == refused:
+        why = "another refresh would not help now"
+        print(f"generation {refused} is still the newest: {why}", file=sys.stderr)
 
 
 def reauthorize(connection_id: str, /, *, scope: tuple[str, ...] = (), options: Options = DEFAULTS) -> None:

@@ -1,10 +1,11 @@
-"""The options every command has."""
+"""The options every command has, and how a generation is read."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 from evergrant.cli.output import Format
 from evergrant.sync_client import Evergrant
@@ -30,3 +31,14 @@ class Options:
 
 
 DEFAULTS = Options()
+
+
+def _generation(_: type[int], tokens: Sequence[Token]) -> int:
+    """As a lease says it. Left to itself cyclopts takes 7.6 for 8, and none for no report at all."""
+    said = tokens[0].value
+    if not (said.isascii() and said.isdecimal() and int(said) > 0):
+        raise ValueError("a generation is a whole number from 1 on, as the lease says it")
+    return int(said)
+
+
+Generation = Annotated[int, Parameter(converter=_generation)]

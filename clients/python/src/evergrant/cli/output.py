@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import StrEnum
+from math import ceil
 
 from rich.console import Console
 from rich.table import Table
@@ -66,9 +67,10 @@ def show_live(connection: Connection, output: Format) -> None:
 
 
 def show_error(error: EvergrantError) -> None:
-    """One line on stderr: code, what happened, what to do."""
+    """One line on stderr: code, what happened, what to do, and after how long if the server said it."""
     detail = f": {_line(error.detail)}" if error.detail else ""
-    print(f"evergrant: {error.code}{detail} ({_line(error.repair)})", file=sys.stderr)
+    wait = "" if error.retry_after is None else f" Retry-After: {ceil(error.retry_after)} seconds"
+    print(f"evergrant: {error.code}{detail} ({_line(error.repair)}){wait}", file=sys.stderr)
 
 
 def connection_row(connection: Connection) -> Row:
