@@ -128,7 +128,8 @@ class Settings(BaseSettings):
         "and its retries are not rationed either.",
     )
     circuit_longest_gap: timedelta = Field(
-        default=timedelta(minutes=10), description="The longest time between two probes."
+        default=timedelta(minutes=10),
+        description="The longest time between two probes, unless a 429 says longer (an hour at most).",
     )
     egress_allow: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),

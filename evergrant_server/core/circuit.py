@@ -27,7 +27,8 @@ class CircuitRules:
     limited: int = 3  # connections that are rate limited in a row; fewer may each have a limit of their own
     first_gap: float = 5.0
     gap_growth: float = 1.5  # so a gap is about a third of the outage so far
-    longest_gap: float = 600.0
+    longest_gap: float = 600.0  # and how much of a Retry-After with a 5xx is believed
+    longest_limit: float = 3600.0  # how much is with a 429; as much as a connection's own schedule believes
     probe_limit: float = 120.0  # a probe that isn't heard of after this is taken for lost
     first_rate: float = 2.0  # sends a second, once a probe was answered
     doubling: float = 10.0
@@ -166,7 +167,8 @@ def failed(
         return it
     it = replace(it, limited=_limited(it, rules, connection)) if one else it
     everybody = not one or len(it.limited) >= rules.limited
-    told = min(retry_after or 0.0, rules.longest_gap) if everybody else 0.0
+    believed = rules.longest_limit if one else rules.longest_gap
+    told = min(retry_after or 0.0, believed) if everybody else 0.0
     if it.opened:
         gap = min(rules.first_gap * rules.gap_growth ** min(it.probes + 1, 50), rules.longest_gap)
         probes = it.probes + 1
