@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 from evergrant_server import telemetry_metrics as metrics
 from evergrant_server.core.access import Integration
-from evergrant_server.core.circuit import Circuit, CircuitRules, admit, answered, failed, unheard
+from evergrant_server.core.circuit import Admission, Circuit, CircuitRules, admit, answered, failed, unheard
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.ids import ConnectionId, IntegrationId
 from providers.flows import SendFailed
@@ -24,19 +24,20 @@ _MOST = 10_000
 
 
 class HeldBack(Failure):
-    """Nothing was sent: the provider fails everybody, and is left alone for `retry_after` seconds."""
+    """Nothing was sent: the provider fails everybody and is left alone, or fails many and this would be
+    one retry too many. Ask again after `retry_after` seconds."""
 
 
 class Passage:
     """Leave to send one request; what comes of it is told to the circuit."""
 
     def __init__(
-        self, circuits: "Circuits", key: _Key, provider: str, probe: bool, connection: ConnectionId
+        self, circuits: "Circuits", key: _Key, provider: str, leave: Admission, connection: ConnectionId
     ) -> None:
         self._circuits = circuits
         self._key = key
         self._provider = provider
-        self._probe = probe
+        self._leave = leave
         self._connection = connection
         self.heard = False
 
@@ -53,15 +54,16 @@ class Passage:
         elif reply.status >= 500:
             self._failed(Code.PROVIDER_ERROR, retry_after(reply.headers))
         else:
-            self._note(lambda it, now, rules: answered(it, now, rules))
+            self._note(lambda it, now, rules: answered(it, now, rules, self._connection))
         return reply
 
     def end(self) -> None:
         if not self.heard:
-            self._note(lambda it, now, rules: unheard(it, probe=self._probe))
+            leave = self._leave
+            self._note(lambda it, now, rules: unheard(it, probe=leave.probe, retry=leave.retry))
 
     def _failed(self, code: Code, wait: float | None) -> None:
-        probe, whose = self._probe, self._connection
+        probe, whose = self._leave.probe, self._connection
         self._note(lambda it, now, rules: failed(it, now, rules, code, wait, probe=probe, connection=whose))
 
     def _note(self, change: Callable[[Circuit, float, CircuitRules], Circuit]) -> None:
@@ -96,12 +98,11 @@ class Circuits:
         key = (integration.id, integration.revision, definition)
         self._forget_repaired(integration)
         _, circuit = self._circuits.get(key, ("", Circuit()))
-        circuit, admission = admit(circuit, self._elapsed(), self._rules, self._chance())
+        circuit, admission = admit(circuit, self._elapsed(), self._rules, self._chance(), connection)
         if admission.go_in is None:
-            why = f"{integration.provider} fails for every connection of {integration.name}; it is left alone"
-            raise HeldBack(circuit.reason or Code.PROVIDER_ERROR, why, retry_after=admission.retry_after)
+            raise _held_back(integration, circuit, admission)
         self._put(key, integration.provider, circuit)
-        passage = Passage(self, key, integration.provider, admission.probe, connection)
+        passage = Passage(self, key, integration.provider, admission, connection)
         try:
             if admission.go_in:
                 await asyncio.sleep(admission.go_in)
@@ -133,3 +134,13 @@ class Circuits:
             self._circuits[key] = (provider, circuit)
         if before.opened != circuit.opened:
             metrics.circuits_open(provider, self.open(provider))
+
+
+def _held_back(integration: Integration, circuit: Circuit, admission: Admission) -> HeldBack:
+    provider, name = integration.provider, integration.name
+    if admission.missed is not None:
+        why = f"{provider} fails for many connections of {name}; their retries are rationed"
+    else:
+        why = f"{provider} fails for every connection of {name}; it is left alone"
+    code = admission.missed or circuit.reason or Code.PROVIDER_ERROR
+    return HeldBack(code, why, retry_after=admission.retry_after)

@@ -124,10 +124,12 @@ class Settings(BaseSettings):
         default=5,
         ge=0,
         description="Failures in a row, over all connections of an integration, after which a worker sends "
-        "its provider one probe at a time (or after a 429 to each of three connections); 0: never.",
+        "its provider one probe at a time (or after a 429 to each of three connections); 0: never, "
+        "and its retries are not rationed either.",
     )
     circuit_longest_gap: timedelta = Field(
-        default=timedelta(minutes=10), description="The longest time between two probes."
+        default=timedelta(minutes=10),
+        description="The longest time between two probes, unless a 429 says longer (an hour at most).",
     )
     egress_allow: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),

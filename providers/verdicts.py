@@ -4,6 +4,9 @@ The rule behind the sorting: a grant is condemned only by an error that is known
 so. Providers invent names, gateways answer in their place, and a page of HTML with status
 400 says nothing about a refresh token; calling it dead would send a subject back to a
 consent page for somebody's outage.
+
+A server that refuses a client has to answer 401 and name the scheme the client failed in (RFC 6749
+section 5.2): that says who we are is what was refused, also where no body does.
 """
 
 import codecs
@@ -46,6 +49,11 @@ _RATE = frozenset({"slow_down", "rate_limited", "ratelimited", "rate_limit_excee
 # a field of JSON or of a form, wherever it was moved to
 _A_TOKEN = re.compile(rb'token"\s*:\s*(?:"[^"]|[0-9{[])|(?:^|&)[^=&\s]*token=[^&\s]', re.IGNORECASE)
 _SHOWABLE = re.compile(r"[a-z0-9_.\-]{1,64}")
+# whoever asks for one of these was shown an access token, which says nothing about the client
+_FOR_TOKENS = frozenset({"bearer", "dpop", "oauth", "token"})
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+# what stands first in a challenge, and isn't followed by "=" as a parameter is (RFC 9110 section 11.6.1)
+_SCHEME = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+)(?:$|[ \t]+(?![ \t=]))")
 _WRONG_PLACE = frozenset({404, 405, 406, 410, 411, 413, 414, 415})
 
 
@@ -86,7 +94,7 @@ def refusal(spec: ProviderSpec, reply: RawReply, error: str | None, now: datetim
     wait = retry_after(reply.headers, now)
     if wait is None and spec.rate_limit_reset_header:
         wait = reset_after(reply.headers, spec.rate_limit_reset_header, spec.rate_limit_reset_format, now)
-    code = _sorted(spec, reply.status, error)
+    code = _sorted(spec, reply, error)
     context = {"provider": spec.name, "provider_status": str(reply.status)}
     if error and _SHOWABLE.fullmatch(error):
         context["provider_error"] = error
@@ -100,18 +108,26 @@ def refusal(spec: ProviderSpec, reply: RawReply, error: str | None, now: datetim
     )
 
 
-def _sorted(spec: ProviderSpec, status: int, error: str | None) -> Code:
+def _sorted(spec: ProviderSpec, reply: RawReply, error: str | None) -> Code:
+    status = reply.status
     if status == 429 or error in _RATE:
         return Code.PROVIDER_RATE_LIMITED
     if status >= 500 or error in spec.retryable_error_codes:
         return Code.PROVIDER_ERROR
     if error in _SUBJECTS or error in spec.terminal_error_codes:
         return Code.GRANT_REJECTED
-    if error in _OURS:
+    if error in _OURS or (status == 401 and not error and _asks_for_a_client(reply.headers)):
         return Code.CLIENT_REJECTED
     if error is None and (status < 400 or status in _WRONG_PLACE):
         return Code.REPLY_UNREADABLE  # a redirect or a missing page: the definition is wrong
     return Code.PROVIDER_ERROR
+
+
+def _asks_for_a_client(headers: dict[str, str]) -> bool:
+    """Does it name a scheme in which clients authenticate? Of several challenges one is enough."""
+    challenges = _QUOTED.sub('""', headers.get("www-authenticate", "")).split(",")
+    schemes = (_SCHEME.match(it.strip()) for it in challenges)
+    return any(it is not None and it.group(1).lower() not in _FOR_TOKENS for it in schemes)
 
 
 class UnreadTokens(Failure):

@@ -67,6 +67,21 @@ async def test_an_outage_says_nothing_of_the_other_secret(place: Installation, i
     assert (await integration_of(place, connection)).secret_refused_at is None
 
 
+async def test_a_401_without_a_name_that_asks_for_a_client_has_the_other_secret_tried(
+    place: Installation, idp: ScriptedProvider
+):
+    connection = await place.connect(idp, STRICT)
+    await rotate(place, await integration_of(place, connection), "new-secret")
+    idp.script(status(401, {"WWW-Authenticate": 'Basic realm="clients"'}))
+    assert (await place.ensure_fresh(connection, 1)).generation == 2
+    assert (await integration_of(place, connection)).secret_refused_at is not None
+    bearer = status(401, {"WWW-Authenticate": 'Bearer realm="api"'})
+    before = idp.count("token")
+    idp.script(bearer)
+    assert (await place.ensure_fresh(connection, 2)).problem is Code.PROVIDER_ERROR
+    assert idp.count("token") == before + 1, "that was about no client"
+
+
 async def test_a_code_survives_a_refused_secret(place: Installation, idp: ScriptedProvider):
     integration = await place.integration(idp, STRICT)
     await rotate(place, integration, "new-secret")

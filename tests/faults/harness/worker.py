@@ -144,7 +144,7 @@ def _repaired_later(after_s: float) -> Registry:
     return broken
 
 
-def _queued(circuit: Any, now: Any, rules: Any, share: Any) -> tuple[Any, Admission]:
+def _queued(circuit: Any, *_: Any) -> tuple[Any, Admission]:
     return circuit, Admission(BEAT_S)
 
 

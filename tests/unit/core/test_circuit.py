@@ -1,10 +1,15 @@
 """A provider that is down for hours: few sends, one at a time, and no stampede when it is back."""
 
+from dataclasses import replace
+from datetime import timedelta
+
 import pytest
 
 from evergrant_server.core.circuit import Circuit, CircuitRules, admit, answered, failed, unheard
 from evergrant_server.core.errors import Code
 from evergrant_server.core.ids import ConnectionId
+from evergrant_server.core.schedule import NEWEST_RULES
+from evergrant_server.core.schedule import RULES as SCHEDULE
 
 RULES = CircuitRules()
 DOWN = Code.PROVIDER_UNREACHABLE
@@ -111,13 +116,24 @@ def test_a_connection_that_is_rate_limited_stops_no_other(wait: float | None):
 
 
 def test_when_several_are_rate_limited_in_a_row_everybody_waits_and_an_absurd_time_is_not_believed():
-    for wait, waited in ((30, 30), (86_400, RULES.longest_gap), (None, RULES.first_gap)):
+    for wait, waited in ((30, 30), (3000, 3000), (86_400, 3600), (None, RULES.first_gap)):
         it = Circuit()
         for number in range(RULES.limited):
             assert not it.opened
             it = limited(it, number, wait)
         assert admit(it, waited - 1, RULES, 0)[1].go_in is None
         assert admit(it, waited, RULES, 0)[1].probe
+
+
+def test_a_limit_is_believed_for_an_hour_and_an_outage_for_the_longest_gap():
+    """As long as a connection's own schedule believes. A page that says "down for an hour" is a guess."""
+    assert timedelta(seconds=RULES.longest_limit) == SCHEDULE[NEWEST_RULES].longest_retry_after
+    down = failed(replace(opened(), probing_since=0), 0, RULES, DOWN, 86_400, probe=True)
+    assert down.next_probe == RULES.longest_gap
+    told = limited(limited(limited(Circuit(), 1), 2), 3, 86_400)
+    assert told.next_probe == RULES.longest_limit
+    probed = limited(admit(told, 3600, RULES, 0)[0], 1, 86_400, 3600, probe=True)
+    assert probed.next_probe == 2 * RULES.longest_limit, "and so each time"
 
 
 def test_one_that_is_served_in_between_begins_the_count_of_the_limited_anew():

@@ -10,8 +10,8 @@ from evergrant_server.core.ids import ConnectionId
 
 DOWN = Code.PROVIDER_UNREACHABLE
 PLAIN = CircuitRules(
-    threshold=2, limited=1, first_gap=10, gap_growth=2, longest_gap=35, probe_limit=50, first_rate=4,
-    doubling=10, recovery=100, patience=2,
+    threshold=2, limited=1, first_gap=10, gap_growth=2, longest_gap=35, longest_limit=50, probe_limit=50,
+    first_rate=4, doubling=10, recovery=100, patience=2,
 )  # fmt: skip
 OPEN = Circuit(failures=2, reason=DOWN, opened=True, next_probe=10)
 PROBING = replace(OPEN, probing_since=10)
@@ -33,6 +33,8 @@ def test_the_gaps_between_probes_grow_up_to_the_longest_and_a_longer_wish_is_kep
     assert (it.probes, it.probing_since) == (3, None)
     assert failed(OPEN, 100, PLAIN, LIMITED, 30, probe=True).next_probe == 130
     assert failed(OPEN, 100, PLAIN, LIMITED, 5, probe=True).next_probe == 120
+    assert failed(OPEN, 100, PLAIN, LIMITED, 60, probe=True).next_probe == 150
+    assert failed(OPEN, 100, PLAIN, DOWN, 60, probe=True).next_probe == 135
     assert failed(PROBING, 100, PLAIN, LIMITED, None, probe=True).reason is LIMITED, "the newest is told"
 
 

@@ -262,6 +262,19 @@ def test_rfc7009_2_2_nothing_is_revoked_before_it_is_confirmed(status: int, data
     assert raised.value.code is code
 
 
+@pytest.mark.parametrize(
+    ("challenge", "code"),
+    [("Basic", Code.CLIENT_REJECTED), ('Bearer realm="acme"', Code.PROVIDER_ERROR)],
+)
+def test_a_401_without_a_name_is_about_the_client_or_about_a_token(challenge: str, code: Code) -> None:
+    """Some are asked to revoke, or to say what a token is, with an access token in the header."""
+    reply = reply_of(b"", 401, www_authenticate=challenge)
+    for judge in (read_revocation, read_introspection):
+        with pytest.raises(Failure) as raised:
+            judge(PLAIN, reply)
+        assert raised.value.code is code
+
+
 def test_a_revocation_by_declaration() -> None:
     spec = spec_like(
         error_rules=[{"path": "ok", "not_in": [True], "code_path": "error"}],

@@ -61,6 +61,56 @@ def test_a_refusal_is_sorted_by_who_repairs_it(status: int, data: Any, code: Cod
     assert failure(data, status).code is code
 
 
+BASIC = 'Basic realm="clients"'
+
+
+@pytest.mark.parametrize(
+    ("challenge", "code"),
+    [
+        (BASIC, Code.CLIENT_REJECTED),
+        ("basic", Code.CLIENT_REJECTED),
+        ("Negotiate", Code.CLIENT_REJECTED),
+        ("Basic YWJj==", Code.CLIENT_REJECTED),
+        ('Bearer realm="a, b=\\"c", Basic realm="d"', Code.CLIENT_REJECTED),
+        ('Basic realm="d", charset="UTF-8", Bearer', Code.CLIENT_REJECTED),
+        ("Bearer", Code.PROVIDER_ERROR),
+        ('BEARER realm="a, Basic b", error="invalid_token"', Code.PROVIDER_ERROR),
+        ('Bearer realm = "a", charset  = "UTF-8"', Code.PROVIDER_ERROR),
+        ('DPoP algs="ES256", error="invalid_token"', Code.PROVIDER_ERROR),
+        ('OAuth "Facebook Platform" "invalid_token" "Basic reasons"', Code.PROVIDER_ERROR),
+        ("Token", Code.PROVIDER_ERROR),
+        ('realm="clients"', Code.PROVIDER_ERROR),
+        (" , ", Code.PROVIDER_ERROR),
+        ("", Code.PROVIDER_ERROR),
+    ],
+)
+@pytest.mark.parametrize("body", [b"", b"<html>no</html>", {}, {"message": "no"}, {"error": ["no"]}])
+def test_rfc6749_5_2_a_401_that_asks_for_a_client_refuses_the_client(
+    challenge: str, code: Code, body: Any
+) -> None:
+    raised = failure(body, 401, www_authenticate=challenge)
+    assert raised.code is code
+    assert raised.context["provider_status"] == "401"
+    assert raised.kind is not Kind.RECONNECT_NEEDED
+
+
+@pytest.mark.parametrize(
+    ("status", "data", "code"),
+    [
+        (401, {"error": "invented"}, Code.PROVIDER_ERROR),
+        (401, {"error": "invalid_grant"}, Code.GRANT_REJECTED),
+        (401, {"error": "slow_down"}, Code.PROVIDER_RATE_LIMITED),
+        (400, b"", Code.PROVIDER_ERROR),
+        (403, b"", Code.PROVIDER_ERROR),
+        (407, b"", Code.PROVIDER_ERROR),
+        (404, b"", Code.REPLY_UNREADABLE),
+        (503, b"", Code.PROVIDER_ERROR),
+    ],
+)
+def test_with_a_name_or_another_status_a_challenge_says_nothing(status: int, data: Any, code: Code) -> None:
+    assert failure(data, status, www_authenticate=BASIC).code is code
+
+
 def test_only_known_errors_condemn_a_grant() -> None:
     """Whatever a provider invents, a grant is kept unless the error is known to end it."""
     for status in (400, 401, 403, 409, 422, 500):

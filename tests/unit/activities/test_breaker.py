@@ -1,0 +1,96 @@
+"""What of a retry budget the circuits of a worker keep to, with time and chance given."""
+
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from activities.breaker import Circuits, HeldBack
+from evergrant_server.core.circuit import CircuitRules
+from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.ids import ConnectionId
+from providers.flows import SendFailed
+from providers.reply import RawReply
+from tests.conformance.store.samples import an_integration
+
+ONE, OTHER = ConnectionId("con_1"), ConnectionId("con_2")
+BROKEN = an_integration()
+RULES = CircuitRules(threshold=100, retries=1, retry_rate=0.1, retry_share=0.5, recovery=20)
+
+
+class Place:
+    def __init__(self, rules: CircuitRules = RULES) -> None:
+        self.now = 0.0
+        self.circuits = Circuits(rules, elapsed=lambda: self.now, chance=lambda: 0.5)
+
+    async def send(self, connection: ConnectionId, status: int | None) -> None:
+        """None: nobody answers."""
+
+        async def reply() -> Any:
+            if status is None:
+                raise SendFailed(Failure(Code.PROVIDER_UNREACHABLE), sent=True)
+            return RawReply(status, {}, b"")
+
+        async with self.circuits.passing(BROKEN, connection) as passage:
+            with suppress(SendFailed):
+                await passage.watch(reply())
+
+    async def held_back(self, connection: ConnectionId) -> HeldBack:
+        with pytest.raises(HeldBack) as raised:
+            await self.send(connection, 200)
+        return raised.value
+
+
+@pytest.mark.parametrize(("status", "code"), [(None, Code.PROVIDER_UNREACHABLE), (500, Code.PROVIDER_ERROR)])
+async def test_a_retry_without_budget_is_held_back_and_says_why_and_how_long(status: int | None, code: Code):
+    place = Place()
+    await place.send(ONE, status)
+    await place.send(ONE, status)
+    failure = await place.held_back(ONE)
+    assert (failure.code, failure.retry_after) == (code, 10 + 0.5 * 10)
+    assert "retries" in failure.detail
+    await place.send(OTHER, status)
+    assert place.circuits.open(BROKEN.provider) == 0
+    place.now = 10
+    await place.send(ONE, 200)
+
+
+async def test_an_answer_ends_it_be_it_a_refusal():
+    place = Place()
+    await place.send(ONE, 500)
+    await place.send(ONE, 400)
+    for _ in range(3):
+        await place.send(ONE, 200)
+
+
+async def test_what_was_not_sent_costs_nothing():
+    place = Place()
+    await place.send(ONE, 500)
+    for _ in range(3):
+        async with place.circuits.passing(BROKEN, ONE):
+            pass
+    await place.send(ONE, 500)
+    await place.held_back(ONE)
+
+
+async def test_it_is_turned_off_with_the_circuit():
+    place = Place(CircuitRules(threshold=0, retries=0))
+    for _ in range(3):
+        await place.send(ONE, 500)
+
+
+async def test_a_circuit_with_nothing_to_remember_is_dropped():
+    place = Place()
+    await place.send(ONE, 500)
+    kept = place.circuits._circuits  # pyright: ignore[reportPrivateUsage]  # what it costs is not told
+    assert kept
+    await place.send(ONE, 200)
+    place.now = 10
+    await place.send(ONE, 200)
+    assert not kept
+
+
+async def test_a_circuit_that_is_open_says_that_all_are_failed():
+    place = Place(CircuitRules(threshold=1))
+    await place.send(ONE, 500)
+    assert "every connection" in (await place.held_back(ONE)).detail
