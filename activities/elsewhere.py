@@ -134,10 +134,14 @@ class ElsewhereActivities:
             refresh = await tx.grants.refresh_token(held.connection)
             access = await tx.grants.access_token(held.connection)
             answers = await tx.introspections.has_answered(held.integration.tenant, held.integration.id)
+        flow = held.connection.flow
+        if flow.mints:
+            refresh = None  # brought to be exchanged: often another issuer's, and no refresh token
         refresh_active = None if refresh is None else await self._active(held, refresh, "refresh_token")
         access_active = None
         if not refresh_active and not (refresh_active is False and answers):
-            valid = grant is not None and grant.valid(now)
+            # a key that somebody brought is no token of this provider's
+            valid = grant is not None and grant.valid(now) and not flow.static
             access_active = await self._active(held, access, "access_token") if valid else None
         seen = Seen(refresh_active=refresh_active, access_active=access_active, refresh_answers=answers)
         return judge_introspection(seen)

@@ -12,13 +12,17 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.elsewhere import NewsFromElsewhere, Source, Verdict, Weight
 from evergrant_server.core.errors import Code
+from evergrant_server.core.flow import Flow
+from evergrant_server.core.grant import TokenSet
 from evergrant_server.core.ids import workflow_id
 from evergrant_server.core.introspection import Finding
 from evergrant_server.core.messages import Asked
 from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.core.secret import Secret
 from evergrant_server.core.upkeep import LOOK_ELSEWHERE_WORKFLOW, LookedElsewhere, LookElsewhere
 from tests.fakes.installation import TENANT, Installation
 from tests.fakes.scripted_provider import ScriptedProvider, hold_answer, html, ok, raw, status
+from tests.faults.test_secret_rotation import integration_of
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
 PROVIDER = Asked(by="provider:generic")
@@ -108,6 +112,41 @@ async def test_rfc7662_2_2_a_server_that_knows_no_refresh_tokens_condemns_nobody
     assert await outcome(place, connection) == Finding.ACCESS_TOKEN_ACTIVE
     assert (await place.row(connection)).state is State.ACTIVE
     assert idp.refreshes == 0
+
+
+async def test_a_token_that_was_brought_to_be_exchanged_is_not_asked_about(
+    place: Installation, idp: ScriptedProvider
+):
+    """It lies where refresh tokens do, and is none of this provider's: a no says nothing of the grant."""
+    connection = await introspected(place, idp)
+    await one_pass(place)
+    assert await outcome(place, connection) == Finding.REFRESH_TOKEN_ACTIVE, "of others a no would count"
+    row, grant = await place.grant(connection)
+    async with place.store.write() as tx:
+        access = await tx.grants.access_token(row)
+        tokens = TokenSet(access_token=access, refresh_token=Secret("another-issuer-s"))
+        exchanged = row.model_copy(update={"flow": Flow.TOKEN_EXCHANGE})
+        await tx.grants.install(exchanged, tokens, grant, expected=row.revision)
+    await due(place, connection)
+    assert (await one_pass(place)).ended == 0
+    assert await outcome(place, connection) == Finding.ACCESS_TOKEN_ACTIVE
+    assert (await place.row(connection)).state is State.ACTIVE
+    assert idp.count("introspect", token="another-issuer-s") == 0
+
+
+async def test_a_credential_that_somebody_brought_is_no_token_of_the_provider_s(
+    place: Installation, idp: ScriptedProvider
+):
+    connection = await introspected(place, idp)
+    begun = await place.begin(await integration_of(place, connection), subject="user-2")
+    _, grant = await place.grant(connection)
+    async with place.store.write() as tx:
+        after = begun.granted(place.parts.clock.now()).model_copy(update={"flow": Flow.API_KEY})
+        await tx.grants.install(after, TokenSet(access_token=Secret("a-key")), grant, expected=begun.revision)
+    await due(place, begun)
+    await one_pass(place)
+    assert await outcome(place, begun) == Finding.NOTHING_LEARNT
+    assert idp.count("introspect", token="a-key") == 0
 
 
 async def test_a_dead_access_token_is_a_reason_to_refresh_and_no_more(
