@@ -12,7 +12,7 @@ from activities.single_use import open_attempt
 from evergrant_server.audit.elsewhere import hear
 from evergrant_server.core.access import Integration
 from evergrant_server.core.attempt import ROTATING
-from evergrant_server.core.clock import Clock
+from evergrant_server.core.clock import Clock, elapsed
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.elsewhere import NewsFromElsewhere, Source, Verdict
 from evergrant_server.core.errors import Failure
@@ -33,6 +33,7 @@ _AT_ONCE = 8  # integrations
 _FAILURES = 3  # in a row, and an integration is left alone until the next pass
 _PAGE = 200
 _KEYS_AGE = timedelta(hours=12)
+LONGEST_TURN = timedelta(minutes=10)  # enough for `_MOST`, unless each answer takes its time
 _RECEIVED_AGE = timedelta(days=60)  # twice as long as an event may be old
 
 
@@ -47,6 +48,7 @@ class ElsewhereActivities:
         keys: ReceiverKeysActivities,
         clock: Clock,
         interval: timedelta,
+        longest_turn: timedelta = LONGEST_TURN,
     ) -> None:
         self._store = store
         self._holder = holder
@@ -54,10 +56,15 @@ class ElsewhereActivities:
         self._keys = keys
         self._clock = clock
         self._interval = interval
+        self._longest_turn = longest_turn.total_seconds()
 
     @activity.defn(name=ACTIVITY_LOOK_ELSEWHERE)
     async def look_elsewhere(self, order: LookElsewhere) -> LookedElsewhere:
-        """One pass over the integrations whose provider introspects, and over the receivers."""
+        """One pass over the receivers, and over the integrations whose provider introspects.
+
+        No turn is longer than `longest_turn`: a provider of one tenant's keeps nobody else waiting.
+        """
+        await self._receivers()
         tally: dict[str, int] = {}
         turns = asyncio.Semaphore(_AT_ONCE)
 
@@ -69,7 +76,6 @@ class ElsewhereActivities:
         while page := await self._integrations(after):
             after = page[-1].id
             await asyncio.gather(*(look(it) for it in page))
-        await self._receivers()
         return LookedElsewhere(
             checked=sum(tally.values()),
             ended=tally.get(Verdict.ENDED, 0),
@@ -82,6 +88,7 @@ class ElsewhereActivities:
             return await tx.integrations.every_tenants(after, _PAGE)
 
     async def _integration(self, it: Integration, tally: dict[str, int]) -> None:
+        ends = elapsed() + self._longest_turn
         await self._plan(it)
         now = self._clock.now()
         async with self._store.read() as tx:
@@ -92,7 +99,7 @@ class ElsewhereActivities:
             outcome = await self._connection(connection)
             tally[outcome] = tally.get(outcome, 0) + 1
             failures = failures + 1 if outcome == "failed" else 0
-            if failures == _FAILURES:
+            if failures == _FAILURES or elapsed() >= ends:
                 return
             await asyncio.sleep(_GAP_S)
 
@@ -134,10 +141,14 @@ class ElsewhereActivities:
             refresh = await tx.grants.refresh_token(held.connection)
             access = await tx.grants.access_token(held.connection)
             answers = await tx.introspections.has_answered(held.integration.tenant, held.integration.id)
+        flow = held.connection.flow
+        if flow.mints:
+            refresh = None  # brought to be exchanged: often another issuer's, and no refresh token
         refresh_active = None if refresh is None else await self._active(held, refresh, "refresh_token")
         access_active = None
         if not refresh_active and not (refresh_active is False and answers):
-            valid = grant is not None and grant.valid(now)
+            # a key that somebody brought is no token of this provider's
+            valid = grant is not None and grant.valid(now) and not flow.static
             access_active = await self._active(held, access, "access_token") if valid else None
         seen = Seen(refresh_active=refresh_active, access_active=access_active, refresh_answers=answers)
         return judge_introspection(seen)
@@ -180,7 +191,7 @@ class ElsewhereActivities:
         return outcome
 
     async def _receivers(self) -> None:
-        now = self._clock.now()
+        now, ends = self._clock.now(), elapsed() + self._longest_turn
         async with self._store.write() as tx:
             await tx.receivers.forget_received(now - _RECEIVED_AGE)
         async with self._store.read() as tx:
@@ -189,6 +200,8 @@ class ElsewhereActivities:
             activity.heartbeat()
             order = FetchKeys(tenant=receiver.tenant, receiver_id=receiver.id, asked=_BY_ITSELF)
             await self._keys.fetch_keys(order)
+            if elapsed() >= ends:
+                return  # those that were read aren't old any more: the others come in the next pass
 
 
 def introspects(held: Holdings) -> bool:

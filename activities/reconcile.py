@@ -112,12 +112,14 @@ class ReconcileActivities:
     async def _next_mark(self, order: ReconcileOrder, news: Reconciliation, ended: bool) -> Mark | None:
         """The old one while somebody is behind, or a pass that asks hasn't heard of everybody.
 
-        Then the next run asks as well. One that found the old mark had no reason to ask; a newer one
-        tells of more backups.
+        Then the next run asks as well. One that found the old mark had no reason to ask, unless the store
+        was set back meanwhile; a newer one tells of more backups.
         """
         if news.behind or (news.comparing and not (ended and news.compared and not news.unanswered)):
             return order.mark
         async with self._store.read() as tx:
+            if not news.comparing and order.mark is not None and not await audit.holds_mark(tx, order.mark):
+                return order.mark
             return await audit.newest_mark(tx)
 
 

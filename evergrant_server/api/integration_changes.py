@@ -217,7 +217,7 @@ def _require_text(secret: Secret) -> None:
 
 
 async def tell_failing(tx: Tx, integration: Integration, asked: Asked, now: datetime) -> None:
-    """Have every connection whose refresh failed try again: what failed may be repaired now."""
+    """Have every connection that fails try again: what failed may be repaired now."""
     said = ProviderChanged(version=integration.revision, asked=asked)
     for connection in await tx.connections.failing(integration.tenant, integration.id):
         await tx.outbox.add(signal(connection, SIGNAL_PROVIDER_CHANGED, said, now))

@@ -17,7 +17,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.events import EventType, WebhookEvent, ping_body
 from evergrant_server.core.ids import DeliveryId, EventId, new_id
-from evergrant_server.core.webhooks import Delivery, DeliveryStatus
+from evergrant_server.core.webhooks import Delivery, DeliveryStatus, Webhook
 from evergrant_server.store import Tx
 
 router = APIRouter(tags=["webhooks"])
@@ -33,8 +33,7 @@ async def send_ping(
     async def ping(tx: Tx) -> Answer:
         now = parts.clock.now()
         webhook = await named(tx, caller.tenant, name)
-        if webhook.disabled:
-            raise Failure(Code.INVALID_REQUEST, "The webhook is disabled: enable it first.", field="disabled")
+        _require_enabled(webhook)
         event = WebhookEvent(
             tenant=caller.tenant,
             id=EventId(new_id("evt")),
@@ -92,6 +91,7 @@ async def replay(
     async def again(tx: Tx) -> Answer:
         now = parts.clock.now()
         webhook = await named(tx, caller.tenant, name)
+        _require_enabled(webhook)
         found = await tx.deliveries.get(caller.tenant, DeliveryId(delivery_id))
         if found is None or found.webhook_id != webhook.id:
             raise Failure(Code.NOT_FOUND)
@@ -103,6 +103,12 @@ async def replay(
     answer = await once.committed(parts, again)
     parts.relay.nudge()
     return answer.response()
+
+
+def _require_enabled(webhook: Webhook) -> None:
+    """Nothing is sent to a disabled one."""
+    if webhook.disabled:
+        raise Failure(Code.INVALID_REQUEST, "The webhook is disabled: enable it first.", field="disabled")
 
 
 def _place(it: Delivery) -> str:

@@ -23,6 +23,7 @@ ANY_INTEGRATION: Literal["*"] = "*"
 SECRET_PREFIX = "whsec_"
 SECRET_BYTES = 32  # Standard Webhooks asks for 24 to 64
 LINGER = timedelta(minutes=5)  # a workflow without work ends after this; a burst shares one
+_QUIET = timedelta(days=2)  # longer than any wait between two tries of a delivery
 LONGEST_HISTORY = 2000  # events after which a run continues as new
 
 
@@ -82,9 +83,13 @@ class Webhook(BaseModel):
         return self.model_copy(update={"failures": 0, "failing_since": None, "paused_until": None})
 
     def failed(self, now: datetime, retry_after: float | None, give_up_after: timedelta) -> "Webhook":
-        """One more failure in a row; disabled when they have gone on for `give_up_after`."""
-        failures = self.failures + 1
-        since = self.failing_since or now
+        """One more failure in a row; disabled when they have gone on for `give_up_after`.
+
+        After days in which nothing was tried it is the first: nobody knows how the endpoint was meanwhile.
+        """
+        again = self.paused_until is not None and now - self.paused_until <= _QUIET
+        failures = self.failures + 1 if again else 1
+        since = (self.failing_since or now) if again else now
         changes: dict[str, object] = {
             "failures": failures,
             "failing_since": since,

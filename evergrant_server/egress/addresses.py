@@ -8,7 +8,9 @@ import ipaddress
 import socket
 from ipaddress import IPv4Address, IPv6Address
 
-_NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# Where in it the IPv4 address sits, only its own network's translator knows (RFC 8215, RFC 6052 section 2.2).
+_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
 
 
 def _inner(address: IPv6Address) -> IPv4Address | None:
@@ -17,7 +19,7 @@ def _inner(address: IPv6Address) -> IPv4Address | None:
         return address.ipv4_mapped
     if address.sixtofour is not None:
         return address.sixtofour
-    if any(address in network for network in _NAT64):
+    if address in _NAT64:
         return IPv4Address(address.packed[-4:])
     return None
 
@@ -34,6 +36,8 @@ def refusal(text: str) -> str | None:
     if isinstance(address, IPv6Address):
         if address.teredo is not None:
             return "a Teredo tunnel address"
+        if address in _LOCAL_NAT64:
+            return "a local translator's address"
         inner = _inner(address)
         if inner is not None:
             return _kind(inner)

@@ -8,10 +8,14 @@ from sqlmodel import col
 
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.flow import Flow
 from evergrant_server.core.grant import MAIN
 from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, Tenant
+from evergrant_server.store.late_tables import LateAnswerRow
 from evergrant_server.store.records import compare_and_set, every, first, insert, one, taken, values_of, where
 from evergrant_server.store.tables import FINAL_STATES, ConnectionGrantRow, ConnectionRow
+
+_WAITS = (State.PENDING_CONSENT.value, State.NEEDS_REAUTH.value)
 
 
 class Connections:
@@ -86,22 +90,22 @@ class Connections:
         return await self._list(query.order_by(col(ConnectionRow.id)).limit(limit))
 
     async def failing(self, tenant: Tenant, integration_id: IntegrationId) -> list[Connection]:
-        """Live connections of an integration whose last refresh failed, sorted by id."""
+        """Live connections of an integration whose last refresh failed, and those that may be trying
+        something else in vain, which no row counts. Sorted by id."""
         query = select(ConnectionRow).where(
             where(ConnectionRow, tenant=tenant, integration_id=integration_id),
             col(ConnectionRow.state).not_in(FINAL_STATES),
-            col(ConnectionRow.failures) > 0,
+            or_(col(ConnectionRow.failures) > 0, _tries_uncounted()),
         )
         return await self._list(query.order_by(col(ConnectionRow.id)))
 
     async def waiting_for(self, tenant: Tenant, app: AppId) -> list[Connection]:
         """Live connections for which tokens are exchanged in the name of `app`, and that have no
         first grant, or a last refresh that failed. Sorted by id."""
-        waits = (State.PENDING_CONSENT.value, State.NEEDS_REAUTH.value)
         query = select(ConnectionRow).where(
             where(ConnectionRow, tenant=tenant, source_app=app),
             col(ConnectionRow.state).not_in(FINAL_STATES),
-            or_(col(ConnectionRow.failures) > 0, col(ConnectionRow.state).in_(waits)),
+            or_(col(ConnectionRow.failures) > 0, col(ConnectionRow.state).in_(_WAITS)),
         )
         return await self._list(query.order_by(col(ConnectionRow.id)))
 
@@ -129,6 +133,17 @@ class Connections:
 
     async def _list(self, query: Executable) -> list[Connection]:
         return [Connection.model_validate(row) for row in await every(self._connection, query)]
+
+
+def _tries_uncounted() -> ColumnElement[bool]:
+    """A revocation, a first token that nobody has to consent to, a late answer to be verified."""
+    state = col(ConnectionRow.state)
+    by_itself = col(ConnectionRow.flow).in_([it.value for it in Flow if not it.asks_in_browser])
+    late = exists().where(
+        col(LateAnswerRow.tenant) == col(ConnectionRow.tenant),
+        col(LateAnswerRow.connection_id) == col(ConnectionRow.id),
+    )
+    return or_(state == State.REVOKING.value, and_(state.in_(_WAITS), or_(by_itself, late)))
 
 
 def _expires_before(moment: datetime) -> ColumnElement[bool]:

@@ -1,6 +1,6 @@
 """Slack's Events API: `v0` signatures over version, timestamp and body.
 
-`tokens_revoked` names users, not tokens; `app_uninstalled` ends all of a workspace.
+`tokens_revoked` names users and the kind of their tokens; `app_uninstalled` ends all of a workspace.
 docs.slack.dev: "Verifying requests from Slack", "tokens_revoked event", "app_uninstalled event".
 """
 
@@ -29,7 +29,8 @@ from providers.events.base import (
     unix,
 )
 
-_USERS = {"oauth": "authed_user.id", "bot": "bot_user_id"}
+# Both facts are in a bot's reply, and a user's token that came with it has both: the kind tells them apart.
+_USERS = {"oauth": ("user", "authed_user.id"), "bot": ("bot", "bot_user_id")}
 
 
 def verify_slack(it: Incoming, trust: Trust) -> Heard:
@@ -61,9 +62,9 @@ def _accounts(event: Any, team: str, tokens: Any) -> tuple[frozenset[Mark], ...]
     if event != "tokens_revoked":
         return ()
     found: list[frozenset[Mark]] = []
-    for kind, path in _USERS.items():
-        users = member(tokens, kind)
+    for name, (kind, path) in _USERS.items():
+        users = member(tokens, name)
         for user in users if isinstance(users, list) else ():
             if is_name(user):
-                found.append(frozenset({whole, Mark(fact(path), user)}))
+                found.append(frozenset({whole, Mark(fact("holder"), kind), Mark(fact(path), user)}))
     return tuple(found)

@@ -4,21 +4,33 @@ Store (SQLite and PostgreSQL), worker and Temporal are real; the provider does w
 """
 
 import asyncio
+from datetime import timedelta
 
 import pytest
+from temporalio.testing import ActivityEnvironment
 
+from activities.elsewhere import ElsewhereActivities
+from activities.holdings import Holder
+from activities.receiver_keys import ReceiverKeysActivities
 from evergrant_server.audit.elsewhere import hear
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.elsewhere import NewsFromElsewhere, Source, Verdict, Weight
 from evergrant_server.core.errors import Code
-from evergrant_server.core.ids import workflow_id
+from evergrant_server.core.flow import Flow
+from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.ids import ReceiverId, new_id, workflow_id
 from evergrant_server.core.introspection import Finding
 from evergrant_server.core.messages import Asked
 from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.core.receivers import Receiver, ReceiverKind
+from evergrant_server.core.secret import Secret
 from evergrant_server.core.upkeep import LOOK_ELSEWHERE_WORKFLOW, LookedElsewhere, LookElsewhere
+from evergrant_server.egress import Egress, EgressPolicy
+from providers.flows import Sender
 from tests.fakes.installation import TENANT, Installation
 from tests.fakes.scripted_provider import ScriptedProvider, hold_answer, html, ok, raw, status
+from tests.faults.test_secret_rotation import integration_of
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
 PROVIDER = Asked(by="provider:generic")
@@ -110,6 +122,41 @@ async def test_rfc7662_2_2_a_server_that_knows_no_refresh_tokens_condemns_nobody
     assert idp.refreshes == 0
 
 
+async def test_a_token_that_was_brought_to_be_exchanged_is_not_asked_about(
+    place: Installation, idp: ScriptedProvider
+):
+    """It lies where refresh tokens do, and is none of this provider's: a no says nothing of the grant."""
+    connection = await introspected(place, idp)
+    await one_pass(place)
+    assert await outcome(place, connection) == Finding.REFRESH_TOKEN_ACTIVE, "of others a no would count"
+    row, grant = await place.grant(connection)
+    async with place.store.write() as tx:
+        access = await tx.grants.access_token(row)
+        tokens = TokenSet(access_token=access, refresh_token=Secret("another-issuer-s"))
+        exchanged = row.model_copy(update={"flow": Flow.TOKEN_EXCHANGE})
+        await tx.grants.install(exchanged, tokens, grant, expected=row.revision)
+    await due(place, connection)
+    assert (await one_pass(place)).ended == 0
+    assert await outcome(place, connection) == Finding.ACCESS_TOKEN_ACTIVE
+    assert (await place.row(connection)).state is State.ACTIVE
+    assert idp.count("introspect", token="another-issuer-s") == 0
+
+
+async def test_a_credential_that_somebody_brought_is_no_token_of_the_provider_s(
+    place: Installation, idp: ScriptedProvider
+):
+    connection = await introspected(place, idp)
+    begun = await place.begin(await integration_of(place, connection), subject="user-2")
+    _, grant = await place.grant(connection)
+    async with place.store.write() as tx:
+        after = begun.granted(place.parts.clock.now()).model_copy(update={"flow": Flow.API_KEY})
+        await tx.grants.install(after, TokenSet(access_token=Secret("a-key")), grant, expected=begun.revision)
+    await due(place, begun)
+    await one_pass(place)
+    assert await outcome(place, begun) == Finding.NOTHING_LEARNT
+    assert idp.count("introspect", token="a-key") == 0
+
+
 async def test_a_dead_access_token_is_a_reason_to_refresh_and_no_more(
     place: Installation, idp: ScriptedProvider
 ):
@@ -141,6 +188,77 @@ async def test_rfc7662_2_2_errors_condemn_nobody(place: Installation, idp: Scrip
     assert (await one_pass(place)).failed == 1
     assert (await place.row(connection)).state is State.ACTIVE
     assert await place.actions(connection) == [AuditAction.GRANT_INSTALLED]
+
+
+async def a_receiver(place: Installation, connection: Connection, jwks_uri: str) -> Receiver:
+    """Of its integration; nobody has read its transmitter's keys yet."""
+    now = place.parts.clock.now()
+    receiver = Receiver(
+        tenant=TENANT,
+        id=ReceiverId(new_id("rcv")),
+        integration_id=connection.integration_id,
+        kind=ReceiverKind.SET,
+        issuer="https://transmitter.example/",
+        jwks_uri=jwks_uri,
+        created_at=now,
+        changed_at=now,
+    )
+    async with place.store.write() as tx:
+        return await tx.receivers.put(receiver, None, expected=None)
+
+
+async def keys_read(place: Installation, receiver: Receiver) -> bool:
+    async with place.store.read() as tx:
+        found = await tx.receivers.find(receiver.id)
+    assert found is not None
+    return found.keys_at is not None
+
+
+async def test_transmitters_keys_are_read_however_long_a_provider_takes_to_answer(
+    place: Installation, idp: ScriptedProvider
+):
+    connection = await introspected(place, idp)
+    receiver = await a_receiver(place, connection, idp.url("keys"))
+    gate = asyncio.Event()
+    idp.script(hold_answer(gate), at="introspect")
+    looking = asyncio.create_task(one_pass(place))
+    await idp.until("introspect", 1)
+    read = await keys_read(place, receiver)
+    gate.set()
+    await looking
+    assert read
+
+
+async def test_a_turn_ends_and_what_is_left_comes_first_in_the_next_pass(
+    place: Installation, idp: ScriptedProvider
+):
+    """As when each answer takes all the time that an integration has in a pass."""
+    first = await introspected(place, idp)
+    integration = await integration_of(place, first)
+    second = await place.begin(integration, subject="user-2")
+    await place.consent(idp, integration, second)
+    await place.until(second, lambda it: it.state is State.ACTIVE)
+    await due(place, second)
+    activities = looking_elsewhere(place, longest_turn=timedelta(0))
+    for _ in range(2):
+        assert (await ActivityEnvironment().run(activities.look_elsewhere, LookElsewhere())).checked == 1
+    both = [await outcome(place, first), await outcome(place, second)]
+    assert both == [Finding.REFRESH_TOKEN_ACTIVE] * 2
+
+
+def looking_elsewhere(place: Installation, *, longest_turn: timedelta) -> ElsewhereActivities:
+    parts, settings = place.parts, place.parts.settings
+    egress = Egress(EgressPolicy(allow=settings.egress_allow))
+    announced = settings.expiry_announce_days
+    return ElsewhereActivities(
+        parts.store,
+        Holder(parts.store, parts.registry, settings.public_url, parts.clock, announced),
+        Sender(egress),
+        ReceiverKeysActivities(parts.store, egress, parts.clock),
+        parts.clock,
+        settings.introspection_interval,
+        longest_turn,
+    )
 
 
 async def told(place: Installation, connection: Connection) -> Verdict:

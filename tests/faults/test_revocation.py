@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import func, select
 from sqlmodel import col
 
+from evergrant_server.api.integration_changes import tell_failing
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connection import Connection, Revocation, State
@@ -20,10 +21,11 @@ from evergrant_server.store import Store
 from evergrant_server.store.grants import Grants
 from evergrant_server.store.tables import KeyRow
 from tests.fakes.databases import sqlite_url
-from tests.fakes.installation import TENANT, Installation
+from tests.fakes.installation import ASKED, TENANT, Installation
 from tests.fakes.ports import free_port
 from tests.fakes.processes import running_platform
 from tests.fakes.scripted_provider import Answer, ScriptedProvider, error, ok, status
+from tests.faults.test_secret_rotation import integration_of, rotate
 from tests.faults.test_temporal_lost import add_connections
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
@@ -134,6 +136,24 @@ async def test_what_nobody_foresaw_is_tried_again_ever_more_slowly(
     assert "rt-secret" not in history
     assert "ACTIVITY_TASK_FAILED" not in history
     assert told
+
+
+async def test_once_an_admin_has_repaired_our_client_it_is_told_at_once(
+    place: Installation, idp: ScriptedProvider
+):
+    """No refresh of it has failed, and it would be tried again after a quarter of an hour."""
+    connection = await place.connect(idp, STRICT)
+    idp.client_secret = "which nobody told us"
+    await place.revoke(connection)
+    async with asyncio.timeout(20):
+        while (now := await described(place, connection)) is None or now.failed is not Code.CLIENT_REJECTED:
+            await asyncio.sleep(0.05)
+    integration = await integration_of(place, connection)
+    await rotate(place, integration, idp.client_secret)
+    async with place.store.write() as tx:
+        await tell_failing(tx, integration, ASKED, place.parts.clock.now())
+    place.parts.relay.nudge()
+    await place.until(connection, lambda row: row.state is State.REVOKED)
 
 
 async def test_a_store_that_has_forgotten_the_revocation_is_no_obstacle(

@@ -7,20 +7,23 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import closing
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
 import pytest_asyncio
+from temporalio.testing import ActivityEnvironment
 
+from activities.reconcile import ReconcileActivities
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code
 from evergrant_server.core.ids import workflow_id
 from evergrant_server.core.provider import RefreshRules, Rotation
-from evergrant_server.core.upkeep import RECONCILE_WORKFLOW, ReconcileOrder, Reconciliation
+from evergrant_server.core.upkeep import RECONCILE_WORKFLOW, Mark, ReconcileOrder, Reconciliation
 from evergrant_server.store.tables import METADATA
+from evergrant_server.temporal_link import ClosedRuns
 from evergrant_server.temporal_link.drifts import Drifts
 from evergrant_server.temporal_link.lives import Lives
 from evergrant_server.temporal_link.namespace import prepare
@@ -163,6 +166,39 @@ async def test_the_schedules_pass_sees_that_the_store_is_older_than_it_was(
     second = await one_pass(ReconcileOrder(mark=first.mark, closed_since=first.closed_since))
     assert (second.behind, second.first_behind) == (1, (connection.id,))
     assert second.mark == first.mark  # so that the next pass says it again
+
+
+class SetBack(ClosedRuns):
+    """Somebody puts the backup back between a pass's beginning and its end."""
+
+    restore: Callable[[], Awaitable[None]]
+
+    async def have_exported(self, since: datetime | None) -> int:
+        await self.restore()
+        return await super().have_exported(since)
+
+
+async def test_a_store_that_is_set_back_during_a_pass_is_seen_by_the_next_one(
+    place: Installation, idp: ScriptedProvider, backup: Backup
+):
+    """At the pass's beginning the record was there, so it asked nobody."""
+    connection = await place.connect(idp, STRICT)
+    restore = await backup()
+    await refreshed(place, connection, 2)
+    parts = place.parts
+    closed = SetBack(parts.store, parts.link, parts.clock)
+
+    async def one_pass(runs: ClosedRuns, mark: Mark | None) -> Reconciliation:
+        upkeep = ReconcileActivities(parts.store, parts.reconciler, runs, parts.clock, timedelta(days=30))
+        return await ActivityEnvironment().run(upkeep.reconcile, ReconcileOrder(mark=mark))
+
+    usual = ClosedRuns(parts.store, parts.link, parts.clock)
+    first = await one_pass(usual, None)
+    closed.restore = restore
+    second = await one_pass(closed, first.mark)
+    assert (second.behind, second.mark) == (0, first.mark)
+    third = await one_pass(usual, second.mark)
+    assert third.first_behind == (connection.id,)
 
 
 async def test_a_revocation_that_the_backup_has_forgotten_is_carried_out_again(

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import hmac
 import json
 from base64 import b64encode, urlsafe_b64decode, urlsafe_b64encode
 from datetime import timedelta
@@ -9,11 +10,14 @@ from typing import Any
 
 import pytest
 
-from evergrant_server.core.access import Action
+from evergrant_server.core.access import Action, Integration
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connection import State
-from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.grant import Grant, TokenSet
 from evergrant_server.core.secret import Secret
+from providers.chains import further_chains
+from providers.replies import read_tokens
+from providers.reply import RawReply
 from tests.fakes.api import OTHER, TENANT, Api
 from tests.fakes.security_events import (
     HEARD,
@@ -274,6 +278,53 @@ async def test_rfc9493_subjects_and_googles_tokens(api: Api, kind: str, subject:
     connection, path, _ = await world(api)
     await push(api, path, TRANSMITTER.token(unix(api), kind=kind, subject=subject))
     assert await state(api, connection) is State.NEEDS_REAUTH
+
+
+BOTH_OF_SLACK = {
+    "ok": True,
+    "access_token": "xoxb-1",
+    "token_type": "bot",
+    "bot_user_id": "B1",
+    "team": {"id": "T1"},
+    "authed_user": {"id": "U1", "access_token": "xoxp-1", "token_type": "user"},
+}
+
+
+async def slacks(api: Api, integration: Integration, tokens: TokenSet, label: str) -> Connection:
+    connection = await api.connection(integration, label=label)
+    now = api.clock.now()
+    after = connection.granted(now)
+    grant = Grant.from_tokens(tokens, generation=1, requested=(), at=now)
+    async with api.worker.write() as tx:
+        return await tx.grants.install(after, tokens, grant, expected=connection.revision)
+
+
+@pytest.mark.parametrize(("ended", "user", "left"), [("oauth", "U1", "default"), ("bot", "B1", "user")])
+async def test_slacks_news_of_a_user_s_token_leave_the_bot_s_alone_and_the_other_way_round(
+    api: Api, ended: str, user: str, left: str
+):
+    """One consent brought both, and each reply's facts name the user and the bot."""
+    integration, key = await api.integration(provider="slack"), await api.app_with("admin", Action.ADMIN)
+    spec, reply = api.parts.registry.get("slack"), RawReply(200, {}, json.dumps(BOTH_OF_SLACK).encode())
+    first = read_tokens(spec, reply, requested_scopes=(), refreshing=False)
+    (second,) = further_chains(spec, reply).values()
+    second = second.model_copy(update={"metadata": first.metadata | second.metadata})
+    held = {
+        "default": await slacks(api, integration, first, "default"),
+        "user": await slacks(api, integration, second, "user"),
+    }
+    body = {"kind": "slack", "secret": "hush"}
+    made = await api.call("PUT", "/v1/integrations/crm/security-events", key, json=body)
+    api.clock.advance(3000)
+    event = {"type": "tokens_revoked", "tokens": {ended: [user]}}
+    told = {"team_id": "T1", "event_id": "Ev1", "event_time": unix(api), "event": event}
+    raw, at = json.dumps(told).encode(), str(unix(api))
+    signature = hmac.new(b"hush", b"v0:" + at.encode() + b":" + raw, "sha256").hexdigest()
+    headers = {"X-Slack-Request-Timestamp": at, "X-Slack-Signature": f"v0={signature}"}
+    path = made.json()["url"].removeprefix(api.parts.settings.public_url)
+    assert (await api.client.post(path, content=raw, headers=headers)).status_code in (200, 202)
+    alive = [name for name, it in held.items() if await state(api, it) is State.ACTIVE]
+    assert alive == [left]
 
 
 async def test_a_session_that_ended_asks_for_a_refresh(api: Api):

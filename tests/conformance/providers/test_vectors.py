@@ -111,7 +111,8 @@ async def test_a_request_as_documented_and_its_reply_read(exchange: Exchange, ki
         assert len(server.calls) == 1
         assert_request(server.calls[0], expected["request"])
     if kind == "revoke":
-        read_revocation(exchange.spec, reply)
+        for confirmed in (reply, *map(as_read, expected.get("gone", []))):
+            read_revocation(exchange.spec, confirmed)
     else:
         assert_tokens(exchange.read(reply, refreshing=kind != "exchange"), expected["tokens"])
     if kind == "exchange":

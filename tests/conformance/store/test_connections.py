@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from evergrant_server.core.attempt import LateAnswer
 from evergrant_server.core.connection import Connection, Revocation, State
 from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.ids import AppId, Tenant
+from evergrant_server.core.flow import Flow
+from evergrant_server.core.ids import AppId, AttemptId, IntegrationId, Tenant, new_id
 from evergrant_server.store import Store
-from tests.conformance.store.samples import ACME, a_connection, added, granted
+from tests.conformance.store.samples import ACME, a_connection, added, granted, some_tokens
 from tests.fakes.databases import NOW
 
 
@@ -197,6 +199,42 @@ async def test_what_waits_for_an_app_is_what_does_not_work(store: Store):
     async with store.read() as tx:
         waiting = [it.id for it in await tx.connections.waiting_for(ACME, app)]
     assert waiting == sorted([pending.id, failing.id])
+
+
+async def test_what_an_admin_s_repair_may_help_is_found_also_where_no_refresh_failed(store: Store):
+    """A revocation, a first token that is minted or polled for, and a late answer are tried again as well."""
+    bad: dict[str, Any] = {"state": State.ACTIVE, "failures": 2}
+    helped = [
+        await added(store, a_connection(subject="fails", **bad)),
+        await added(store, a_connection(subject="revoking", state=State.REVOKING)),
+        await added(store, a_connection(subject="minted", flow=Flow.CLIENT_CREDENTIALS)),
+        await added(store, a_connection(subject="again", flow=Flow.JWT_BEARER, state=State.NEEDS_REAUTH)),
+        await added(store, a_connection(subject="polls", flow=Flow.DEVICE_CODE)),
+    ]
+    came_late = await granted(store, subject="came late")
+    late = LateAnswer(
+        tenant=ACME,
+        attempt_id=AttemptId(new_id("att")),
+        connection_id=came_late.id,
+        from_generation=1,
+        asked_at=NOW,
+        came_at=NOW,
+    )
+    async with store.write() as tx:
+        rejected = came_late.rejected(Code.OUTCOME_UNKNOWN, NOW)
+        helped.append(await tx.connections.replace(rejected, expected=came_late.revision))
+        assert await tx.late_answers.keep(late, some_tokens("at-2", "rt-2"))
+    await granted(store, subject="works")
+    await granted(store, subject="works, and is minted", flow=Flow.CLIENT_CREDENTIALS)
+    await added(store, a_connection(subject="in a browser"))
+    await added(store, a_connection(subject="asked in a browser", state=State.NEEDS_REAUTH))
+    await added(store, a_connection(subject="revoked", state=State.REVOKED))
+    await added(store, a_connection(subject="elsewhere", tenant="other", **bad))
+    other = IntegrationId("int_1111111111111111111111")
+    await added(store, a_connection(subject="other", integration="other", integration_id=other, **bad))
+    async with store.read() as tx:
+        found = await tx.connections.failing(ACME, helped[0].integration_id)
+    assert [it.id for it in found] == sorted(it.id for it in helped)
 
 
 async def test_live_spans_tenants_and_leaves_out_the_ended(store: Store):

@@ -10,6 +10,7 @@ import pytest
 from evergrant_server.core.access import Action
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.errors import Code
+from evergrant_server.core.flow import Flow
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages import SIGNAL_PROVIDER_CHANGED, EnsureFresh, Freshness, Wish
 from tests.fakes.api import NOW, Api
@@ -130,6 +131,9 @@ async def test_a_repair_reaches_every_connection_that_fails_and_no_other(api: Ap
     integration = await api.integration()
     failing = await api.active(integration, subject="a")
     await api.active(integration, subject="b")
+    revoking = await api.active(integration, subject="c")
+    await api.change(revoking, lambda it: it.revoke_asked("left", NOW))
+    minted = await api.connection(integration, subject="d", flow=Flow.CLIENT_CREDENTIALS)
 
     def failed(it: Connection) -> Connection:
         return it.refresh_failed(Code.CLIENT_REJECTED, NOW, token_over=True)
@@ -148,4 +152,4 @@ async def test_a_repair_reaches_every_connection_that_fails_and_no_other(api: Ap
     async with api.worker.write() as tx:
         waiting = await tx.outbox.claim("test", api.clock.now(), timedelta(minutes=1), 100)
     told = [it for it in waiting if it.name == SIGNAL_PROVIDER_CHANGED]
-    assert [it.target.rsplit(":", 1)[-1] for it in told] == [failing.id]
+    assert {it.target.rsplit(":", 1)[-1] for it in told} == {failing.id, revoking.id, minted.id}

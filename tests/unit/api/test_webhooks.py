@@ -11,6 +11,7 @@ from evergrant_server.api.bootstrap import bootstrap_admin
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.events import BY_DEFAULT, EventType
+from evergrant_server.core.ids import DeliveryId
 from evergrant_server.core.webhook_messages import WakeWebhook
 from evergrant_server.core.webhooks import DeliveryStatus, DisabledBy, Problem, Webhook
 from tests.fakes.api import TENANT, Api
@@ -162,6 +163,20 @@ async def test_a_disabled_webhook_is_not_pinged(api: Api, admin: str):
     assert (await stored(api)).disabled_by is DisabledBy.ADMIN
     answer = await api.post("/v1/webhooks/hooks/test", admin)
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+
+
+async def test_what_a_disabled_webhook_was_sent_is_not_replayed_and_keeps_its_outcome(api: Api, admin: str):
+    await put(api, admin)
+    sent = (await api.post("/v1/webhooks/hooks/test", admin)).json()["id"]
+    async with api.worker.write() as tx:
+        delivery = await tx.deliveries.get(TENANT, DeliveryId(sent))
+        assert delivery is not None
+        await tx.deliveries.replace(delivery.delivered(204, api.clock.now()), expected=delivery.revision)
+    await put(api, admin, disabled=True)
+    answer = await api.post(f"/v1/webhooks/hooks/deliveries/{sent}/replay", admin)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+    (listed,) = (await api.get("/v1/webhooks/hooks/deliveries", admin)).json()["items"]
+    assert listed["status"] == "delivered"
 
 
 async def test_enabling_forgives_and_sends_what_waits(api: Api, admin: str):

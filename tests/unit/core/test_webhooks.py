@@ -170,6 +170,16 @@ def test_an_endpoint_that_fails_for_days_is_disabled_and_one_success_forgives_al
     assert a_webhook().failed(NOW, None, GIVE_UP).got_through() == a_webhook()
 
 
+def test_failures_with_days_between_them_in_which_nothing_was_tried_are_not_one_outage():
+    webhook, now = a_webhook(), NOW
+    while now < NOW + timedelta(days=3):  # the tries of one event that the receiver never takes
+        webhook = webhook.failed(now, None, GIVE_UP)
+        now += timedelta(hours=24)
+    blip = NOW + timedelta(days=6)
+    webhook = webhook.failed(blip, None, GIVE_UP)
+    assert (webhook.disabled, webhook.failures, webhook.failing_since) == (False, 1, blip)
+
+
 @pytest.mark.parametrize(
     ("changes", "integration", "wanted"),
     [

@@ -81,8 +81,8 @@ def test_slack_names_users_for_revoked_tokens_and_a_workspace_for_an_uninstall()
     team = Mark("fact:team.id", "T1")
     assert heard.id == "Ev1"
     assert it.accounts == (
-        frozenset({team, Mark("fact:authed_user.id", "U1")}),
-        frozenset({team, Mark("fact:bot_user_id", "B1")}),
+        frozenset({team, Mark("fact:holder", "user"), Mark("fact:authed_user.id", "U1")}),
+        frozenset({team, Mark("fact:holder", "bot"), Mark("fact:bot_user_id", "B1")}),
     )
     assert (it.weight, it.at) == (Weight.ENDED, NOW - timedelta(seconds=10))
     gone = {
@@ -130,7 +130,8 @@ def test_slack_s_half_a_character_is_nobody_s_id_and_no_event_s(half: str):
     event = {"type": "tokens_revoked", "tokens": tokens}
     body = {"type": "event_callback", "team_id": "T1", "event_id": "Ev1", "event": event}
     (it,) = hear(ReceiverKind.SLACK, *slack(body)).facts
-    assert it.accounts == (frozenset({Mark("fact:team.id", "T1"), Mark("fact:authed_user.id", "U1")}),)
+    user = (Mark("fact:holder", "user"), Mark("fact:authed_user.id", "U1"))
+    assert it.accounts == (frozenset({Mark("fact:team.id", "T1"), *user}),)
     assert hear(ReceiverKind.SLACK, *slack(body | {"team_id": half})).facts == ()
     with pytest.raises(Refused, match="event_id"):
         hear(ReceiverKind.SLACK, *slack(body | {"event_id": half}))
