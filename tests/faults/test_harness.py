@@ -86,6 +86,7 @@ async def test_a_random_run_loses_nothing_and_gives_every_reader_a_typed_answer(
     assert ran.violations == []
     assert ran.aftermath.lost == []
     assert ran.not_injected == []
+    assert ran.missing == []
     assert ran.seen.leases > 0
     assert ran.aftermath.changes > 0
     assert ran.aftermath.refreshes > 0

@@ -73,6 +73,7 @@ def run_report(ran: Ran, window_ms: float | None) -> str:
     return "\n".join(
         [
             rows("the random run", pairs),
+            *(f"  DIDN'T HAPPEN: {it}" for it in ran.missing),
             *(f"  {it}" for it in [*ran.not_injected, *ran.violations, *after.lost, *after.evidence]),
         ]
     )
