@@ -67,14 +67,22 @@ async def judged(
         after.violations.append(f"{pairs} uses of one refresh token in flight together on one host")
     after.lost += [f"{it}: installed beside a use that was refused" for it in await _taken_for_good(here)]
     await _audited(here, seen, after)
-    faulty = sum(it.kind not in _HARMLESS for it in injected)
-    if after.uses > 2 * after.refreshes + 20 * faulty:
-        after.violations.append(
-            f"{after.uses} calls for {after.refreshes} refreshes: beyond the retry budget"
-        )
+    judge_calls(after, injected)
     _searched(here, await here.real.secrets(), after)
     after.killed_families = sum(not family.alive for family in here.idp.families)
     return after
+
+
+def judge_calls(after: Aftermath, injected: Sequence[Injection]) -> None:
+    """A refresh is one call, and what is beyond that has a reason. An answer that went wrong costs its own
+    call, or the one that is refused after it. A worker that is hurt may have many under way; those whose
+    answer was lost end as `outcome_unknown`, with a use that was refused, and one that tried a late answer.
+    """
+    faulty = sum(it.kind not in _HARMLESS for it in injected)
+    if after.uses > after.refreshes + 2 * faulty + 2 * len(after.unknown):
+        after.violations.append(
+            f"{after.uses} calls for {after.refreshes} refreshes: beyond the retry budget"
+        )
 
 
 async def _taken_for_good(here: Installation) -> list[str]:
