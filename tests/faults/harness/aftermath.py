@@ -66,9 +66,9 @@ async def judged(
     if pairs:
         after.violations.append(f"{pairs} uses of one refresh token in flight together on one host")
     after.lost += [f"{it}: installed beside a use that was refused" for it in await _taken_for_good(here)]
-    await _audited(here, seen, after)
+    await audited(here, seen, after)
     judge_calls(after, injected)
-    _searched(here, await here.real.secrets(), after)
+    searched(here, await here.real.secrets(), after)
     after.killed_families = sum(not family.alive for family in here.idp.families)
     return after
 
@@ -164,7 +164,7 @@ def _told(attempt: Attempt) -> str:
     return f"attempt {attempt.sends} at generation {attempt.from_generation}, begun {began} by our clock"
 
 
-async def _audited(here: Installation, seen: Seen, after: Aftermath) -> None:
+async def audited(here: Installation, seen: Seen, after: Aftermath) -> None:
     """A record for each lease that left, for each generation that came, and with each change of state."""
     leases = await here.ground.count("SELECT count(*) FROM audit WHERE action = 'lease.issued'")
     if leases < seen.leases:
@@ -177,7 +177,7 @@ async def _audited(here: Installation, seen: Seen, after: Aftermath) -> None:
     after.changes = await here.ground.count("SELECT count(*) FROM witness_change")
 
 
-def _searched(here: Installation, theirs: list[str], after: Aftermath) -> None:
+def searched(here: Installation, theirs: list[str], after: Aftermath) -> None:
     """No secret in any log, nor in Temporal's database."""
     tokens = [token for family in here.idp.families for token in family.access_tokens]
     spent = [token for family in here.idp.families for token in family.used]
