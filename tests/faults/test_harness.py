@@ -19,7 +19,7 @@ from tests.fakes.scripted_provider import Answer, drip, drop_after_commit, error
 from tests.faults.harness.aftermath import Aftermath, judge_real
 from tests.faults.harness.chaos import run
 from tests.faults.harness.ground import TENANT, End, Ground
-from tests.faults.harness.judge import Verdict
+from tests.faults.harness.judge import BAD, Verdict
 from tests.faults.harness.limits import BEAT_S
 from tests.faults.harness.passages import AFTER, BEFORE, Fault
 from tests.faults.harness.plan import KINDS, SLOW, plan, told
@@ -70,7 +70,7 @@ def _stopped_while_the_answer_is_on_its_way(table: Table) -> Sequence[Case]:
     is there is asked meanwhile."""
     slow = replace(SCENARIOS[0], answers=lambda _: (Answer(wait=5 * BEAT_S, wait_first=False),))
     listens = Fault(point=WRITING, kind="stop", passage=7)  # of the transport's events
-    return [Case(slow, listens, Layout.TWO, Rotation.STRICT)]
+    return [Case(slow, listens, layout, Rotation.STRICT) for layout in (Layout.TWO, Layout.HOSTS)]
 
 
 def _sample_and_what_the_broken_builds_are_given(table: Table) -> Sequence[Case]:
@@ -99,10 +99,13 @@ async def test_a_build_without_compare_and_set_undoes_a_revocation(tmp_path: Pat
     assert any("revoking became active" in str(it) for it in broken.bad)
 
 
-async def test_a_build_that_takes_over_at_once_has_two_uses_in_flight(tmp_path: Path):
+async def test_a_build_that_takes_over_at_once_is_seen_on_one_host_and_on_two(tmp_path: Path):
     broken = await _broken(tmp_path, _stopped_while_the_answer_is_on_its_way, "no-waiting")
-    assert broken.verdicts[Verdict.VIOLATION] == 1
-    assert "1 uses of one credential in flight together on one host" in broken.judged[0].why
+    on_one, on_two = sorted(broken.judged, key=lambda it: it.told.case.layout is Layout.HOSTS)
+    assert on_one.verdict in BAD
+    assert "1 uses of one credential in flight together on one host" in on_one.why
+    assert on_two.verdict in BAD
+    assert any("host-b took over from host-a" in why for why in on_two.why)
 
 
 def _writes_a_refresh(point: Point) -> bool:

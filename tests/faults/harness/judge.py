@@ -8,6 +8,7 @@ from evergrant_server.core.consent import ConsentStatus
 from evergrant_server.core.errors import Code
 from evergrant_server.core.provider import Rotation
 from tests.faults.harness.scenarios import EXCHANGE, REFRESH
+from tests.faults.harness.sent import taken_over_too_early
 from tests.faults.harness.table import WRITING
 from tests.faults.harness.walk import Layout, Told
 
@@ -56,6 +57,7 @@ def judge(told: Told) -> Judged:
     overlapping = told.idp.in_flight_together()
     if overlapping and told.case.layout is not Layout.HOSTS:
         wrongs.append(f"{overlapping} uses of one credential in flight together on one host")
+    wrongs += taken_over_too_early(told)
     if told.hung:
         wrongs.append("nobody came to an outcome")
     wrongs += [it for it in told.raised if it.startswith("unexpected")]
@@ -102,7 +104,8 @@ def _went_on(told: Told) -> bool:
 
 
 def _away(told: Told) -> bool:
-    """Another host went on, and the journal with the answer was out of its reach for too long."""
+    """Another host went on, and the journal with the answer was out of its reach for too long. That it
+    wasn't too short is judged by itself."""
     return told.case.layout is Layout.HOSTS and told.case.fault is not None
 
 
