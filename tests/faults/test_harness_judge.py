@@ -13,8 +13,8 @@ from evergrant_server.core.ids import ConnectionId, IntegrationId, new_id
 from evergrant_server.core.provider import Rotation
 from tests.faults.harness.ground import TENANT, Attempted, End
 from tests.faults.harness.judge import Verdict, judge
-from tests.faults.harness.limits import ANSWER_S, SEND_S
-from tests.faults.harness.passages import AFTER, Fault
+from tests.faults.harness.limits import ANSWER_S, REPLAY_S, SEND_S
+from tests.faults.harness.passages import AFTER, BEFORE, Fault
 from tests.faults.harness.provider import StrictProvider, Use
 from tests.faults.harness.scenarios import SCENARIOS, SENDING
 from tests.faults.harness.table import WRITING
@@ -41,6 +41,7 @@ def _told(
     *,
     came: float | None = None,
     first: Attempted | None = None,
+    kept_at: float | None = None,
     lasts: float = 0.0,
     fault: Fault = STOPPED,
     rotation: Rotation = Rotation.STRICT,
@@ -59,6 +60,7 @@ def _told(
         passed=[],
         attempts=(first or _opened("a", 10.0, Outcome.SUPERSEDED), second),
         journals={"a": "jrn_a", "b": "jrn_b"},
+        entries=set() if kept_at is None else {("a", kept_at)},
     )
 
 
@@ -138,3 +140,51 @@ def test_two_uses_under_way_together_on_one_host_are_a_violation():
     judged = judge(_told(Layout.TWO, _refused(10.2), lasts=1.0))
     assert judged.verdict is Verdict.VIOLATION
     assert judged.why == ["1 uses of one credential in flight together on one host"]
+
+
+def test_an_answer_that_was_kept_here_is_not_asked_for_again():
+    """It was journalled after its fault, so that nothing was kept when that came."""
+    judged = judge(_told(Layout.TWO, _refused(10.2), kept_at=10.1))
+    assert "a's answer lay in a journal of host-a, and was asked for again there" in judged.why
+    assert judged.verdict in (Verdict.LOST, Verdict.VIOLATION)
+
+
+def test_nor_when_it_had_been_installed():
+    first = _opened("a", 10.0, Outcome.INSTALLED)
+    judged = judge(_told(Layout.TWO, _refused(10.2), first=first, kept_at=10.1))
+    assert "a's answer lay in a journal of host-a, and was asked for again there" in judged.why
+
+
+_LATE = 10.0 + SEND_S + REPLAY_S
+_OF_A_DISK = Fault(point="evergrant_server.journal.entry:Room.keep#5", side=AFTER, kind="lost")
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        # the other one had begun: its answer was in hand, and in no journal
+        _told(Layout.TWO, _refused(12.0), kept_at=12.01),
+        # nobody could replay it for so long
+        _told(Layout.TWO, _refused(_LATE + 0.01), kept_at=10.1),
+        # the disk said no
+        _told(Layout.TWO, _refused(12.0), kept_at=10.1, fault=_OF_A_DISK),
+        # nothing was kept at all
+        _told(Layout.TWO, _refused(12.0)),
+        _told(Layout.ONE, _refused(12.0), fault=Fault(point=SENDING, side=BEFORE, kind="stop")),
+    ],
+)
+def test_an_answer_that_no_journal_had_in_time_is_an_honest_loss(told: Told):
+    assert judge(told).verdict is Verdict.UNKNOWN
+
+
+def test_an_answer_in_the_journal_of_a_host_that_is_away_is_an_honest_loss_by_its_own_name():
+    judged = judge(_told(Layout.HOSTS, _refused(DEADLINE + 0.5), kept_at=10.1))
+    assert (judged.verdict, judged.why) == (Verdict.UNREACHABLE, [])
+
+
+def test_a_refusal_that_was_kept_is_no_answer_that_was():
+    """The same worker's: its first answer died, and the no to its second use is in the journal."""
+    told = _told(Layout.ONE, replace(_refused(12.0), journal="jrn_a"))
+    told.idp.uses[1].worker = "a"
+    told.entries.add(("a", 12.1))
+    assert judge(told).verdict is Verdict.UNKNOWN
