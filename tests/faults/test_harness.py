@@ -1,9 +1,13 @@
 """The short form of `make faults`, and the proof that it can fail."""
 
+import asyncio
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from zlib import crc32
 
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connection import Connection, State
@@ -11,18 +15,19 @@ from evergrant_server.core.ids import ConnectionId, IntegrationId, new_id
 from evergrant_server.core.provider import Rotation
 from tests.e2e.test_authorization_server import REDIRECT, Client
 from tests.fakes.authorization_server import running_authorization_server
-from tests.fakes.scripted_provider import drip, drop_after_commit, error
+from tests.fakes.scripted_provider import Answer, drip, drop_after_commit, error
 from tests.faults.harness.aftermath import Aftermath, judge_real
 from tests.faults.harness.chaos import run
 from tests.faults.harness.ground import TENANT, End, Ground
-from tests.faults.harness.judge import Verdict
+from tests.faults.harness.judge import BAD, Verdict
 from tests.faults.harness.limits import BEAT_S
-from tests.faults.harness.passages import AFTER, Fault
+from tests.faults.harness.passages import AFTER, BEFORE, Fault
 from tests.faults.harness.plan import KINDS, SLOW, plan, told
+from tests.faults.harness.points import ROOT, Point, existing
 from tests.faults.harness.provider import StrictProvider
 from tests.faults.harness.real_server import RealServer
 from tests.faults.harness.scenarios import JOURNALLED, SCENARIOS
-from tests.faults.harness.table import Table
+from tests.faults.harness.table import WRITING, Table
 from tests.faults.harness.walk import Case, Layout
 from tests.faults.harness.walking import Choose, Walked, walk_table
 
@@ -33,8 +38,9 @@ CASES, SEED = 30, 1
 async def test_the_table_has_every_await_of_the_path_and_a_sample_of_it_loses_nothing(tmp_path: Path):
     walked = await walk_table(tmp_path, _sample_and_what_the_broken_builds_are_given, short=True)
     assert walked.table.never == []
-    assert walked.table.coverage == 100
     assert [str(it) for it in walked.bad] == []
+    assert not walked.failed
+    assert 0 < walked.table.share(walked.reached) < 100  # a sample says what it walked itself
     assert walked.verdicts[Verdict.KEPT] > CASES / 3
 
 
@@ -59,9 +65,21 @@ def _revoked_while_the_answer_is_committed(table: Table) -> Sequence[Case]:
     ]
 
 
+def _stopped_while_the_answer_is_on_its_way(table: Table) -> Sequence[Case]:
+    """Once its bytes are written. It is answered late, but before anybody may take over, and whoever else
+    is there is asked meanwhile."""
+    slow = replace(SCENARIOS[0], answers=lambda _: (Answer(wait=5 * BEAT_S, wait_first=False),))
+    listens = Fault(point=WRITING, kind="stop", passage=7)  # of the transport's events
+    return [Case(slow, listens, layout, Rotation.STRICT) for layout in (Layout.TWO, Layout.HOSTS)]
+
+
 def _sample_and_what_the_broken_builds_are_given(table: Table) -> Sequence[Case]:
     """What a broken build fails with, this one must not."""
-    given = (_killed_with_an_answer_in_the_journal, _revoked_while_the_answer_is_committed)
+    given = (
+        _killed_with_an_answer_in_the_journal,
+        _revoked_while_the_answer_is_committed,
+        _stopped_while_the_answer_is_on_its_way,
+    )
     return [*table.sample(CASES, SEED), *(case for choose in given for case in choose(table))]
 
 
@@ -81,11 +99,44 @@ async def test_a_build_without_compare_and_set_undoes_a_revocation(tmp_path: Pat
     assert any("revoking became active" in str(it) for it in broken.bad)
 
 
+async def test_a_build_that_takes_over_at_once_is_seen_on_one_host_and_on_two(tmp_path: Path):
+    broken = await _broken(tmp_path, _stopped_while_the_answer_is_on_its_way, "no-waiting")
+    on_one, on_two = sorted(broken.judged, key=lambda it: it.told.case.layout is Layout.HOSTS)
+    assert on_one.verdict in BAD
+    assert "1 uses of one credential in flight together on one host" in on_one.why
+    assert on_two.verdict in BAD
+    assert any("host-b took over from host-a" in why for why in on_two.why)
+
+
+def _writes_a_refresh(point: Point) -> bool:
+    return "RefreshActivities._install" in point.name and point.source.startswith("tx.grants.install(")
+
+
+async def test_the_command_exits_with_1_for_a_broken_build(tmp_path: Path):
+    """A piece of the table so small that it is hardly more than a case that this build fails."""
+    (writes,) = [it.name for it in existing() if _writes_a_refresh(it)]
+    stopped = Fault(point=writes, side=BEFORE, kind="stop")
+    undone = Case(SCENARIOS[0], stopped, Layout.TWO, Rotation.STRICT, revoked=True)
+    of = 4000
+    number = crc32(str(undone).encode()) % of + 1
+    command = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.faults.harness",
+        "--broken", "no-compare-and-set", "--shard", f"{number}/{of}", "--seconds", "0",
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'clients/python/src'}"},
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    said = (await command.communicate())[0].decode()
+    assert f"VIOLATION: {undone}: " in said
+    assert "revoking became active" in said
+    assert command.returncode == 1
+
+
 async def test_a_random_run_loses_nothing_and_gives_every_reader_a_typed_answer(tmp_path: Path):
     ran = await run(tmp_path, 12, SEED, readers=20, connections=24, without=SLOW)
     assert ran.violations == []
     assert ran.aftermath.lost == []
     assert ran.not_injected == []
+    assert ran.missing == []
     assert ran.seen.leases > 0
     assert ran.aftermath.changes > 0
     assert ran.aftermath.refreshes > 0

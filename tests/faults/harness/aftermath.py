@@ -66,15 +66,23 @@ async def judged(
     if pairs:
         after.violations.append(f"{pairs} uses of one refresh token in flight together on one host")
     after.lost += [f"{it}: installed beside a use that was refused" for it in await _taken_for_good(here)]
-    await _audited(here, seen, after)
+    await audited(here, seen, after)
+    judge_calls(after, injected)
+    searched(here, await here.real.secrets(), after)
+    after.killed_families = sum(not family.alive for family in here.idp.families)
+    return after
+
+
+def judge_calls(after: Aftermath, injected: Sequence[Injection]) -> None:
+    """A refresh is one call, and what is beyond that has a reason. An answer that went wrong costs its own
+    call, or the one that is refused after it. A worker that is hurt may have many under way; those whose
+    answer was lost end as `outcome_unknown`, with a use that was refused, and one that tried a late answer.
+    """
     faulty = sum(it.kind not in _HARMLESS for it in injected)
-    if after.uses > 2 * after.refreshes + 20 * faulty:
+    if after.uses > after.refreshes + 2 * faulty + 2 * len(after.unknown):
         after.violations.append(
             f"{after.uses} calls for {after.refreshes} refreshes: beyond the retry budget"
         )
-    _searched(here, await here.real.secrets(), after)
-    after.killed_families = sum(not family.alive for family in here.idp.families)
-    return after
 
 
 async def _taken_for_good(here: Installation) -> list[str]:
@@ -156,7 +164,7 @@ def _told(attempt: Attempt) -> str:
     return f"attempt {attempt.sends} at generation {attempt.from_generation}, begun {began} by our clock"
 
 
-async def _audited(here: Installation, seen: Seen, after: Aftermath) -> None:
+async def audited(here: Installation, seen: Seen, after: Aftermath) -> None:
     """A record for each lease that left, for each generation that came, and with each change of state."""
     leases = await here.ground.count("SELECT count(*) FROM audit WHERE action = 'lease.issued'")
     if leases < seen.leases:
@@ -169,7 +177,7 @@ async def _audited(here: Installation, seen: Seen, after: Aftermath) -> None:
     after.changes = await here.ground.count("SELECT count(*) FROM witness_change")
 
 
-def _searched(here: Installation, theirs: list[str], after: Aftermath) -> None:
+def searched(here: Installation, theirs: list[str], after: Aftermath) -> None:
     """No secret in any log, nor in Temporal's database."""
     tokens = [token for family in here.idp.families for token in family.access_tokens]
     spent = [token for family in here.idp.families for token in family.used]

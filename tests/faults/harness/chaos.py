@@ -4,17 +4,18 @@ import asyncio
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
 
-from evergrant_server.core.connection import Connection
+from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.provider import Rotation
 from tests.fakes.scripted_provider import delay, drip, drop, drop_after_commit, status
 from tests.faults.harness.aftermath import Aftermath, judged
-from tests.faults.harness.plan import Injection, plan
+from tests.faults.harness.plan import Injection, plan, told
 from tests.faults.harness.provider import StrictProvider
 from tests.faults.harness.readers import DEADLINE_S, READERS, Seen, read
 from tests.faults.harness.real_server import READERS as REAL_READERS
@@ -43,8 +44,23 @@ class Ran:
         return self.seen.violations + self.aftermath.violations
 
     @property
+    def missing(self) -> list[str]:
+        """What a run is for, and what didn't happen in it: without that it says nothing."""
+        failed = Counter(it.partition(":")[0] for it in self.not_injected)
+        happened = {
+            "nobody got a token": self.seen.leases,
+            "nothing was refreshed": self.aftermath.refreshes,
+            "no connection at the real server is active": self.aftermath.real_states[State.ACTIVE],
+        }
+        never = [kind for kind, planned in sorted(told(self.injected).items()) if failed[kind] == planned]
+        return [
+            *(what for what, times in happened.items() if not times),
+            *(f"{kind}: planned, and never injected" for kind in never),
+        ]
+
+    @property
     def bad(self) -> bool:
-        return bool(self.violations or self.aftermath.lost)
+        return bool(self.violations or self.aftermath.lost or self.missing)
 
 
 async def run(

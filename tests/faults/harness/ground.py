@@ -5,6 +5,7 @@ one was written over a newer row; a generation never goes back; `revoked` and `r
 """
 
 import asyncio
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -46,6 +47,7 @@ _WITHOUT_A_RECORD = """
         SELECT 1 FROM audit WHERE audit.object = row_id AND audit.xmin = witness_change.xmin
     )
 """
+_ATTEMPTS = "SELECT * FROM attempt JOIN witness_attempt ON attempt_id = id WHERE connection_id = $1"
 _SECRETS = {
     "right": lambda right: (right,),
     "rotated too early": lambda right: (right, "not yet"),
@@ -68,6 +70,18 @@ class End:
     open_attempt: Attempt | None  # there is one at most
     wrongs: tuple[str, ...]  # what the witness saw
     crossed_a_refusal: bool = False  # an answer was installed beside a use that was heard to be refused
+
+
+@dataclass(frozen=True)
+class Attempted:
+    """One attempt, as its row tells it. Monotonic seconds: the case's machine is one."""
+
+    journal: str
+    spends: tuple[str, str, int]  # kind, credential, generation
+    opened: float  # before it was decided that it may be sent
+    written: float  # after that
+    send_by: float
+    outcome: str | None = None
 
 
 class Ground:
@@ -270,6 +284,21 @@ class Ground:
     async def rows(self, query: str, *arguments: object) -> list[asyncpg.Record]:
         async with self._asking:
             return await (await self._asked()).fetch(query, *arguments)
+
+    async def attempts(self, connection: ConnectionId) -> tuple[Attempted, ...]:
+        """Everything that was tried for it, by moments of this machine's clock, which nobody moved."""
+        since = time.time() - time.monotonic()
+        return tuple(
+            Attempted(
+                journal=it["journal_id"],
+                spends=(it["kind"], it["credential"], it["from_generation"]),
+                opened=it["opened_at"].timestamp() - since,
+                written=it["at"].timestamp() - since,
+                send_by=it["send_by"].timestamp() - since,
+                outcome=it["outcome"],
+            )
+            for it in await self.rows(_ATTEMPTS, connection)
+        )
 
     async def row(self, connection: ConnectionId) -> Connection:
         async with self.store.read() as tx:

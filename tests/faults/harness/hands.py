@@ -42,7 +42,7 @@ class Hand:
         self._anew()
 
     def _anew(self) -> None:
-        self.pid = 0
+        self.pid, self.journal = 0, ""
         self._ready, self._left = asyncio.Event(), asyncio.Event()
         self.stopped = asyncio.Semaphore(0)
         self._befell: list[tuple[Fault, list[float]]] = []
@@ -76,6 +76,10 @@ class Hand:
         """When it had put answers into the journal, before this befell it."""
         return next((kept for it, kept in self._befell if it == fault), [])
 
+    def kept(self) -> list[float]:
+        """The same before anything befell it: what a worker that died tells nobody else."""
+        return [at for _, kept in self._befell for at in kept]
+
     def goes_on(self) -> None:
         self._signal(signal.SIGCONT)
 
@@ -108,7 +112,7 @@ class Hand:
             while line := await self._reader.readline():
                 told = json.loads(line)
                 if "pid" in told:
-                    self.pid = told["pid"]
+                    self.pid, self.journal = told["pid"], told["journal"]
                     self._ready.set()
                 elif "left" in told:
                     self._left.set()

@@ -8,6 +8,7 @@ from evergrant_server.core.consent import ConsentStatus
 from evergrant_server.core.errors import Code
 from evergrant_server.core.provider import Rotation
 from tests.faults.harness.scenarios import EXCHANGE, REFRESH
+from tests.faults.harness.sent import all_were_kept, sent_though_kept, taken_over_too_early
 from tests.faults.harness.table import WRITING
 from tests.faults.harness.walk import Layout, Told
 
@@ -56,6 +57,7 @@ def judge(told: Told) -> Judged:
     overlapping = told.idp.in_flight_together()
     if overlapping and told.case.layout is not Layout.HOSTS:
         wrongs.append(f"{overlapping} uses of one credential in flight together on one host")
+    wrongs += [*taken_over_too_early(told), *sent_though_kept(told)]
     if told.hung:
         wrongs.append("nobody came to an outcome")
     wrongs += [it for it in told.raised if it.startswith("unexpected")]
@@ -71,11 +73,13 @@ def judge(told: Told) -> Judged:
 
 
 def in_window(told: Told) -> bool:
-    """The provider acted, and nothing of ours had kept its answer when the fault came.
+    """The provider acted, and nothing of ours had kept its answer: neither when the fault came, nor
+    afterwards, before somebody sent again.
 
     Without a fault (its point was not reached) a short limit passed, on a busy machine.
     """
-    return any(use.good for use in told.idp.uses) and not told.kept
+    good = any(use.good for use in told.idp.uses)
+    return good and not told.kept and not all_were_kept(told)
 
 
 def double_sent(told: Told) -> bool:
@@ -102,7 +106,8 @@ def _went_on(told: Told) -> bool:
 
 
 def _away(told: Told) -> bool:
-    """Another host went on, and the journal with the answer was out of its reach for too long."""
+    """Another host went on, and the journal with the answer was out of its reach for too long. That it
+    wasn't too short is judged by itself."""
     return told.case.layout is Layout.HOSTS and told.case.fault is not None
 
 

@@ -20,11 +20,10 @@ def rows(title: str, pairs: list[tuple[str, object]]) -> str:
 def table_report(walked: Walked) -> str:
     """The numbers of a walk."""
     table, windows = walked.table, walked.windows_ms
-    there = len(table.points) - len(table.elsewhere)
     faults = [(_WORDS[kind], number) for kind, number in sorted(walked.faults.items())]
     pairs: list[tuple[str, object]] = [
-        ("points on the path", there),
-        ("points walked", f"{table.coverage:.0f} %"),
+        ("points on the path", len(table.path)),
+        ("points walked", f"{table.share(walked.reached)} %"),
         ("cases there are", len(table.cases)),
         ("cases walked", walked.cases),
         ("of the whole table", f"{100 * walked.cases / len(table.cases):.1f} %"),
@@ -40,7 +39,7 @@ def table_report(walked: Walked) -> str:
     lines += [
         f"  {count} points not on the path: {why}" for why, count in Counter(table.elsewhere.values()).items()
     ]
-    lines += [f"  NEVER WALKED: {name}" for name in table.never]
+    lines += [f"  NEVER WALKED: {name}" for name in (walked.never if walked.whole else table.never)]
     lines += [f"  not reached: {case}" for case in walked.unreached]
     lines += [f"  {it}" for it in walked.bad]
     return "\n".join(lines)
@@ -73,6 +72,7 @@ def run_report(ran: Ran, window_ms: float | None) -> str:
     return "\n".join(
         [
             rows("the random run", pairs),
+            *(f"  DIDN'T HAPPEN: {it}" for it in ran.missing),
             *(f"  {it}" for it in [*ran.not_injected, *ran.violations, *after.lost, *after.evidence]),
         ]
     )

@@ -96,15 +96,18 @@ class Table:
         return cls(ways)
 
     @property
-    def never(self) -> list[str]:
-        """Points on the path that no case walks: the table would not be complete."""
-        walked = {case.fault.point for case in self.cases if case.fault}
-        return sorted(name for name in self.points if name not in walked and name not in self.elsewhere)
+    def path(self) -> set[str]:
+        """The points that are one of a refresh or a code exchange."""
+        return self.points.keys() - self.elsewhere.keys()
 
     @property
-    def coverage(self) -> float:
-        there = len(self.points) - len(self.elsewhere)
-        return 100.0 * (there - len(self.never)) / there
+    def never(self) -> list[str]:
+        """Points on the path that no case is for: the table would not be complete."""
+        return sorted(self.path - points_of(self.cases))
+
+    def share(self, points: set[str]) -> int:
+        """Of the points on the path, in whole percent: 100 only when there are all of them."""
+        return 100 * len(self.path & points) // len(self.path)
 
     def sample(self, number: int, seed: int, among: Sequence[Case] | None = None) -> list[Case]:
         """Some of the cases, the same for the same seed."""
@@ -126,6 +129,11 @@ class Table:
                     if passage[0] not in known and passage[2] <= most:
                         yield from _cases(way, passage, self.points[passage[0]])
             seen = seen | {name for way in ways for name, _, _ in way.passed}
+
+
+def points_of(cases: Iterable[Case]) -> set[str]:
+    """Where something befalls a worker in these cases."""
+    return {case.fault.point for case in cases if case.fault}
 
 
 def _same(scenario: Scenario) -> list[tuple[Layout, ...]]:

@@ -15,7 +15,7 @@ from evergrant_server.core.ids import workflow_id
 from evergrant_server.core.messages import Asked, ExchangeCode, GrantNews, Provenance, RefreshGrant
 from evergrant_server.core.provider import Rotation
 from tests.fakes.scripted_provider import hold_answer
-from tests.faults.harness.ground import PUBLIC_URL, TENANT, End, Ground
+from tests.faults.harness.ground import PUBLIC_URL, TENANT, Attempted, End, Ground
 from tests.faults.harness.hands import Answer, Hand, Warm
 from tests.faults.harness.limits import (
     CASE_S,
@@ -35,6 +35,7 @@ from tests.faults.harness.starting import Start
 _ASK_AGAIN_S, _ASK_AGAIN_AT_LAST_S = 0.08, 0.5
 _REHEARSALS = 5
 _LEAVES = Fault(point=JOURNALLED, side=AFTER, kind="die")
+_KEPT = (JOURNALLED, AFTER)
 
 
 class Layout(StrEnum):
@@ -43,6 +44,11 @@ class Layout(StrEnum):
     ONE = "one worker"  # the same one, or what restarts in its place
     TWO = "two, one host"  # another one, with a journal of its own in the same folder
     HOSTS = "two hosts"  # another one that sees nothing of the first one's journal
+
+
+def host_of(worker: str, layout: Layout) -> str:
+    """Workers of one host share the folder of their journals."""
+    return "host-b" if worker == "b" and layout is Layout.HOSTS else "host-a"
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,9 @@ class Told:
     took_s: float = 0.0
     raised: list[str] = field(default_factory=list)
     error: str = ""
+    attempts: tuple[Attempted, ...] = ()
+    journals: dict[str, str] = field(default_factory=dict)  # worker -> its journal
+    entries: set[tuple[str, float]] = field(default_factory=set)  # worker, and when it had kept an answer
 
 
 class Walk:
@@ -85,6 +94,8 @@ class Walk:
         self._case, self._ground, self._warm, self._idp = case, ground, warm, idp
         self._folder = folder
         self._hands: list[Hand] = []
+        self._names: dict[Hand, str] = {}
+        self._entries: set[tuple[str, float]] = set()
         self._raised: list[str] = []
         self._left_stopped: tuple[Hand, asyncio.Task[Answer]] | None = None
         self._kept = case.scenario.begins_answered
@@ -95,7 +106,7 @@ class Walk:
 
     async def run(self) -> Told:
         began = time.monotonic()
-        hung, reached, proof = False, False, None
+        hung, reached, proof, journals = False, False, None, {}
         self._connection, self._consent, self._order = await self._prepare()
         try:
             async with asyncio.timeout(CASE_S + 3):
@@ -106,12 +117,16 @@ class Walk:
         except TimeoutError:
             hung = True
         finally:
+            for hand, name in self._names.items():
+                journals[name] = hand.journal
+                self._entries |= {(name, at) for at in hand.kept()}
             await asyncio.gather(*(self._warm.back(hand) for hand in self._hands))
         end = await self._ground.end(self._connection.id, self._consent)
         took = time.monotonic() - began
         return Told(
             self._case, reached, self._kept, self._heard, end, self._idp, self._passed, proof, hung, took,
-            self._raised,
+            self._raised, attempts=await self._ground.attempts(self._connection.id), journals=journals,
+            entries=self._entries,
         )  # fmt: skip
 
     async def rehearse(self, hand: Hand | None) -> Hand:
@@ -155,8 +170,7 @@ class Walk:
         return connection, None, order
 
     async def _hand(self, name: str, *plan: Fault) -> Hand:
-        host = "host-b" if name == "b" and self._case.layout is Layout.HOSTS else "host-a"
-        journals = self._folder / host / "journals"
+        journals = self._folder / host_of(name, self._case.layout) / "journals"
         journals.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         start = Start(
             name=name,
@@ -173,6 +187,7 @@ class Walk:
         )
         hand = await self._warm.hand(start)
         self._hands.append(hand)
+        self._names[hand] = name
         return hand
 
     def _sweeps_after_s(self, name: str) -> float:
@@ -210,7 +225,7 @@ class Walk:
             if answer is not None:
                 await _a_moment(answer)
             answer = await answering
-            self._note(answer, first=True)
+            self._note(answer, first, first=True)
         if not first.stopped.locked():  # by what it does between two answers
             await self._paused(first, other)
         if not answer.died and not first.gone.is_set():
@@ -231,7 +246,7 @@ class Walk:
 
     def _journalled(self) -> list[float]:
         """When answers were put into journals, by workers that told of it: all of them, when none died."""
-        return [at for point, side, at in self._passed if (point, side) == (JOURNALLED, AFTER)]
+        return [at for point, side, at in self._passed if (point, side) == _KEPT]
 
     def _over(self, first: Hand, answer: Answer) -> bool:
         """The first worker is asked until its fault has befallen it, or nobody would ask again."""
@@ -258,7 +273,7 @@ class Walk:
         with contextlib.suppress(TimeoutError):
             await self._idp.until("token", 1, timeout=2)
         draining = asyncio.create_task(first.ask("drain", self._order))
-        draining.add_done_callback(lambda done: self._note(done.result(), first=True))
+        draining.add_done_callback(lambda done: self._note(done.result(), first, first=True))
         await asyncio.sleep(HTTP_S / 5)
         gate.set()
         if self._case.scenario.ends:
@@ -319,7 +334,7 @@ class Walk:
             if answer is not None:
                 await _a_moment(answer)
             answer = await hand.ask(self._case.scenario.flow, self._order)
-            self._note(answer)
+            self._note(answer, hand)
 
     async def _prove(self, connection: Connection) -> GrantNews:
         """The connection works: it can be refreshed once more, by a worker that nothing befalls."""
@@ -335,8 +350,9 @@ class Walk:
                     return news
             await _a_moment(answer)
 
-    def _note(self, answer: Answer, *, first: bool = False) -> None:
+    def _note(self, answer: Answer, by: Hand, *, first: bool = False) -> None:
         self._passed += answer.passed
+        self._entries |= {(self._names[by], at) for it, side, at in answer.passed if (it, side) == _KEPT}
         self.first += answer.passed if first else []
         if answer.raised:
             self._raised.append(answer.raised)

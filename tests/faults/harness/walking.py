@@ -17,7 +17,7 @@ from tests.faults.harness.limits import TOKEN_S
 from tests.faults.harness.provider import StrictProvider
 from tests.faults.harness.rehearsal import rehearse
 from tests.faults.harness.scenarios import SCENARIOS, Scenario
-from tests.faults.harness.table import Table
+from tests.faults.harness.table import Table, points_of
 from tests.faults.harness.walk import Case, Walk
 
 AT_ONCE = 12
@@ -47,6 +47,26 @@ class Walked:
     @property
     def bad(self) -> list[Judged]:
         return [it for it in self.judged if it.verdict in BAD]
+
+    @property
+    def reached(self) -> set[str]:
+        """Points at which a fault came, and not those of the cases alone."""
+        return points_of(it.told.case for it in self.judged if it.told.reached)
+
+    @property
+    def never(self) -> list[str]:
+        """Points on the path that no case of the walk reached, in whole or in part."""
+        return sorted(self.table.path - self.reached)
+
+    @property
+    def whole(self) -> bool:
+        return self.cases == len(self.table.cases)
+
+    @property
+    def failed(self) -> bool:
+        """Also when nothing was walked, and when a whole walk came to a point in none of its cases."""
+        left_out = self.never if self.whole else self.table.never
+        return bool(self.bad or left_out or not self.reached)
 
     @property
     def double_sends(self) -> int:
@@ -85,7 +105,8 @@ async def walk_table(
             await rehearse(ground, servers[-1], folder)
         table = await Table.learn(ground, servers[0], folder, scenarios, short=short)
         cases = choose(table)
-        say(f"{len(table.cases)} cases, {len(cases)} of them now; {table.coverage:.0f} % of the points")
+        share = table.share(points_of(cases))
+        say(f"{len(table.cases)} cases, {len(cases)} of them now; {share} % of the points")
         walked = Walked(table, len(cases), 0)
         learnt = time.monotonic()
         queue = list(enumerate(cases))[::-1]

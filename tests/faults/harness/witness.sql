@@ -5,6 +5,15 @@ CREATE TABLE witness_change (
     row_id text NOT NULL, change text NOT NULL, at timestamptz DEFAULT clock_timestamp()
 );
 
+-- When an attempt's row was written: the decision that it may be sent was made before.
+CREATE TABLE witness_attempt (attempt_id text PRIMARY KEY, at timestamptz DEFAULT clock_timestamp());
+
+CREATE FUNCTION witness_attempt() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO witness_attempt VALUES (NEW.id);
+    RETURN NEW;
+END $$;
+
 CREATE FUNCTION witness_connection() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF NEW.revision <> OLD.revision + 1 THEN
@@ -39,5 +48,7 @@ END $$;
 
 CREATE TRIGGER witness_connection AFTER UPDATE ON connection
     FOR EACH ROW EXECUTE FUNCTION witness_connection();
+CREATE TRIGGER witness_attempt AFTER INSERT ON attempt
+    FOR EACH ROW EXECUTE FUNCTION witness_attempt();
 CREATE TRIGGER witness_grant AFTER UPDATE ON connection_grant
     FOR EACH ROW EXECUTE FUNCTION witness_grant();

@@ -239,7 +239,7 @@ class Child:
         self._does: dict[str, Callable[..., Any]] = {it.__name__: it for it in work.activities}
         self._does["drain"] = self._drain
         self._sweeping = asyncio.create_task(_sweep(work, start.sweeps_after_s))
-        self._say({"pid": os.getpid()})
+        self._say({"pid": os.getpid(), "journal": self._journal.id})
 
     async def _leaves(self) -> bool:
         """The case is over. False when something of it goes on: then this process may not live on."""
