@@ -43,6 +43,7 @@ class Installation:
     real: RealServer
     database: asyncio.Lock = field(default_factory=asyncio.Lock)  # hurt one way at a time
     keys: asyncio.Lock = field(default_factory=asyncio.Lock)
+    restarting: asyncio.Lock = field(default_factory=asyncio.Lock)
     latest: float = 0.0  # the clock's greatest lead, in seconds
 
     @property
@@ -80,9 +81,10 @@ class Installation:
             await asyncio.to_thread(postgres().restart)
 
     async def temporal_restarts(self) -> None:
-        port = int(self.temporal.address.rpartition(":")[2])
-        await self.temporal.kill()
-        self.temporal = await TemporalServer.start(self.folder / "temporal", port=port)
+        async with self.restarting:  # two at once would leave a server behind
+            port = int(self.temporal.address.rpartition(":")[2])
+            await self.temporal.kill()
+            self.temporal = await TemporalServer.start(self.folder / "temporal", port=port)
 
     def clock_jumps(self, seconds: float) -> None:
         now = float(self.clock_file.read_text(encoding="utf-8")) + seconds
