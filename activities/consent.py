@@ -32,7 +32,7 @@ from evergrant_server.core.beginning import news_of
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.errors import Code, Failure, Kind
-from evergrant_server.core.grant import Grant, TokenSet
+from evergrant_server.core.grant import Grant, Origin, TokenSet
 from evergrant_server.core.late import WANTED
 from evergrant_server.core.messages import ActivityName, EndConsent, ExchangeCode, GrantNews, MintGrant
 from evergrant_server.core.provider import RefreshRules, Rotation
@@ -227,7 +227,9 @@ class ConsentActivities(ProviderActivities):
                 renewable=held.renewable or held.interim,
                 interim=held.interim,
             )
-            saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
+            saved = await tx.grants.install(
+                after, tokens, grant, origin=Origin.NEW, expected=current.revision
+            )
             await install_chains(tx, self._store.ring, order, saved, tokens, since, now)
             # not `closed`: who takes over in this moment makes this a conflict, and its row says so then
             await tx.attempts.close(ended, Outcome.INSTALLED, now)

@@ -27,7 +27,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.consent import Consent, ConsentStatus
 from evergrant_server.core.errors import FAILURES, Code, Failure, Kind
-from evergrant_server.core.grant import Grant, TokenSet
+from evergrant_server.core.grant import Grant, Origin, TokenSet
 from evergrant_server.core.ids import ConsentId
 from evergrant_server.core.late import WANTED
 from evergrant_server.core.late_messages import SIGNAL_ANSWER_CAME_LATE, AnswerCameLate, VerifyLateAnswer
@@ -82,6 +82,10 @@ class _Kept:
     def first(self) -> bool:
         """It answered a consent: nothing of the grant before is part of what came."""
         return self.consent is not None
+
+    @property
+    def origin(self) -> Origin:
+        return Origin.NEW if self.first else Origin.REFRESH
 
     def scopes(self, held: Holdings) -> tuple[str, ...]:
         """What was granted: a refresh may ask for no more (RFC 6749 section 6)."""
@@ -245,7 +249,9 @@ class LateAnswerActivities(ProviderActivities):
                 at=since,
                 before=None if late.first else known,
             )
-            saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
+            saved = await tx.grants.install(
+                after, tokens, grant, origin=late.origin, expected=current.revision
+            )
             # the answer was to the code, and is good: so are the chains that came with it
             await install_chains(tx, self._store.ring, order, saved, late.tokens, since, now)
             await closed(tx, use.attempt, Outcome.INSTALLED, now)

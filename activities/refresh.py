@@ -26,7 +26,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code, Failure, Kind
-from evergrant_server.core.grant import Grant, TokenSet
+from evergrant_server.core.grant import Grant, Origin, TokenSet
 from evergrant_server.core.late import WANTED
 from evergrant_server.core.messages import (
     SIGNAL_PROVIDER_CHANGED,
@@ -145,9 +145,11 @@ class RefreshActivities(ProviderActivities):
             async with self._store.read() as tx:
                 access_token = await tx.grants.access_token(held.connection)
             return by_access_token(self._sender, held, held.exchange, access_token)
+        if not held.spec.refresh_supported or held.grant is None or not held.grant.refreshable:
+            return None
         async with self._store.read() as tx:
             token = await tx.grants.refresh_token(held.connection)
-        if token is None or not held.spec.refresh_supported:
+        if token is None:
             return None
         return by_refresh_token(self._sender, held, token)
 
@@ -211,7 +213,9 @@ class RefreshActivities(ProviderActivities):
                 before=known or before,
                 renewable=held.renewable,
             )
-            saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
+            saved = await tx.grants.install(
+                after, tokens, grant, origin=Origin.REFRESH, expected=current.revision
+            )
             if not mine or (use.entry is not None and use.entry.aside):
                 await _look_at_once(tx, order, saved, now)
             if crossed:

@@ -18,7 +18,7 @@ from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.export import Export, ExportStatus
-from evergrant_server.core.grant import MAIN, Grant
+from evergrant_server.core.grant import MAIN, Grant, Origin
 from evergrant_server.core.messages import (
     ActivityName,
     DropExport,
@@ -71,7 +71,7 @@ async def install_import(
             at=obtained_at,
             renewable=held.renewable,
         )
-        saved = await tx.grants.install(after, tokens, grant, expected=current.revision)
+        saved = await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=current.revision)
         under_way = await tx.attempts.opened(order.tenant, order.connection_id, MAIN)
         if under_way is not None:  # it was refreshing what this grant replaces
             await tx.attempts.close(under_way, Outcome.SUPERSEDED, now)

@@ -11,7 +11,7 @@ from evergrant_server.api.authentication import format_key, hash_of, new_key_sec
 from evergrant_server.core.access import Action, App, AppKey, Endpoints, Integration, Permit
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connection import Connection
-from evergrant_server.core.grant import Grant, TokenSet
+from evergrant_server.core.grant import Grant, Origin, TokenSet
 from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, KeyId, PermitId, Tenant, new_id
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto.keyring import KeyRing, Role
@@ -148,4 +148,4 @@ async def _connection(tx: Tx, integration: Integration, number: int, reply: dict
     )
     after = connection.granted(now)
     grant = Grant.from_tokens(tokens, generation=after.generation, requested=_SCOPES, at=now)
-    return await tx.grants.install(after, tokens, grant, expected=connection.revision)
+    return await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=connection.revision)

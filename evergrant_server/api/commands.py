@@ -50,12 +50,11 @@ async def refresh(
         )
         answer = await once.recall(tx)
         grant = await tx.grants.get(connection.tenant, connection.id)
-        renewable = await tx.grants.holds_refresh_token(connection)
     if answer is not None:
         return answer.response()
     require_leasable(connection)
     # as new as it gets; once it is over, its workflow says who repairs it
-    lasts = grant is not None and not (grant.refreshable or renewable) and grant.valid(parts.clock.now())
+    lasts = grant is not None and not grant.refreshable and grant.valid(parts.clock.now())
     seen = connection.generation
     if body is not None and body.seen is not None:
         seen = min(body.seen, seen)

@@ -2,6 +2,7 @@
 
 import json
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -11,6 +12,13 @@ from evergrant_server.core.clock import TOLERANCE, later
 from evergrant_server.core.secret import Secret
 
 MAIN = "main"
+
+
+class Origin(StrEnum):
+    """Where a grant's tokens come from, and so whether those of the grant before are still part of it."""
+
+    NEW = "new"  # a consent, an import, a first minting: perhaps of another account, so nothing stays
+    REFRESH = "refresh"  # made from the grant before: what the reply leaves out stays (RFC 6749 section 6)
 
 
 class TokenSet(BaseModel):

@@ -5,7 +5,7 @@ import hashlib
 import json
 from typing import Any
 
-from evergrant_server.core.grant import Grant, TokenSet
+from evergrant_server.core.grant import Grant, Origin, TokenSet
 from evergrant_server.core.receivers import Mark
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.text import is_whole
@@ -32,8 +32,10 @@ def marks_of(tokens: TokenSet, grant: Grant) -> dict[str, Mark]:
     return {name: Mark(name, value) for name, value in known if is_whole(value)}
 
 
-def silent_names(tokens: TokenSet) -> frozenset[str]:
+def silent_names(tokens: TokenSet, origin: Origin) -> frozenset[str]:
     """Names whose older marks stay: this reply has nothing in place of what they came from."""
+    if origin is Origin.NEW:
+        return frozenset()
     of_id = () if tokens.id_token is not None else (SUB, EMAIL)
     of_refresh = () if tokens.refresh_token is not None else (TOKEN_PREFIX, TOKEN_HASH)
     return frozenset((*of_id, *of_refresh))

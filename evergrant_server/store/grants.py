@@ -9,7 +9,7 @@ from sqlmodel import col
 
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.grant import MAIN, Grant, TokenSet
+from evergrant_server.core.grant import MAIN, Grant, Origin, TokenSet
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import Lane, Place, Sealed
@@ -46,27 +46,23 @@ class Grants:
         )
         return None if row is None else grant_of(row)
 
-    async def holds_refresh_token(self, connection: Connection) -> bool:
-        """Is one stored, though the newest answer brought none? Nothing is opened."""
-        row = await self._row(connection, MAIN)
-        return row is not None and row[REFRESH] is not None
-
     async def install(
-        self, after: Connection, tokens: TokenSet, grant: Grant, *, expected: int
+        self, after: Connection, tokens: TokenSet, grant: Grant, *, origin: Origin, expected: int
     ) -> Connection:
         """Write the connection `after` and its new grant in one go, if the row is still at `expected`.
 
         The main chain's grant has the connection's generation; other chains count their own.
 
-        A reply without a refresh token or id token keeps the old one (RFC 6749 section 6,
-        OpenID Connect Core section 12.2). Needs the lease and refresh lanes. Raises Failure
-        STORE_CONFLICT, NOT_FOUND, KEY_UNAVAILABLE.
+        A refresh without a refresh token or id token in its reply keeps the old one (RFC 6749 section
+        6, OpenID Connect Core section 12.2); a new grant inherits none. Needs the lease and refresh
+        lanes. Raises Failure STORE_CONFLICT, NOT_FOUND, KEY_UNAVAILABLE.
         """
         if grant.chain == MAIN and grant.generation != after.generation:
             raise ValueError("a main grant is installed with the generation of its connection")
         key = {"tenant": after.tenant, "id": after.id}
         revision = await compare_and_set(self._connection, ConnectionRow, key, values_of(after), expected)
         old = await self._row(after, grant.chain)
+        kept = old if origin is Origin.REFRESH else None
         columns = values_of(grant)
         values: Values = {
             "facts": columns.pop("metadata"),
@@ -74,14 +70,14 @@ class Grants:
             "tenant": after.tenant,
             "connection_id": after.id,
             ACCESS: await self._sealed(Lane.LEASE, after, grant, ACCESS, tokens.access_token),
-            REFRESH: await self._kept(after, grant, REFRESH, tokens.refresh_token, old),
-            ID_TOKEN: await self._kept(after, grant, ID_TOKEN, tokens.id_token, old),
+            REFRESH: await self._kept(after, grant, REFRESH, tokens.refresh_token, kept),
+            ID_TOKEN: await self._kept(after, grant, ID_TOKEN, tokens.id_token, kept),
             "revision": 1 if old is None else old["revision"] + 1,
         }
         await self._put(values, old)
         await LateAnswers(self._connection, self._seals).drop(after.tenant, after.id)  # superseded
         if grant.chain == MAIN:
-            await Marks(self._connection, self._seals.ring).follow(after, tokens, grant)
+            await Marks(self._connection, self._seals.ring).follow(after, tokens, grant, origin)
         return after.model_copy(update={"revision": revision})
 
     async def access_token(self, grant_owner: Connection, chain: str = MAIN) -> Secret:
@@ -150,12 +146,12 @@ class Grants:
             raise Failure(Code.STORE_CONFLICT, f"{key['connection_id']} was granted meanwhile.")
 
     async def _kept(
-        self, after: Connection, grant: Grant, column: str, new: Secret | None, old: Mapping[str, Any] | None
+        self, after: Connection, grant: Grant, column: str, new: Secret | None, kept: Mapping[str, Any] | None
     ) -> Sealed | None:
-        """Seal the new token, or the old one again for its new generation."""
-        if new is None and old is not None and old[column] is not None:
-            place = grant_place(after.tenant, after.id, grant.chain, column, old["generation"])
-            new = await self._seals.open(Lane.REFRESH, after.id, place, old[column])
+        """Seal the new token, or the kept one again for its new generation."""
+        if new is None and kept is not None and kept[column] is not None:
+            place = grant_place(after.tenant, after.id, grant.chain, column, kept["generation"])
+            new = await self._seals.open(Lane.REFRESH, after.id, place, kept[column])
         if new is None:
             return None
         return await self._sealed(Lane.REFRESH, after, grant, column, new)

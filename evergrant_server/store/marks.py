@@ -5,7 +5,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from evergrant_server.core.connection import Connection
-from evergrant_server.core.grant import Grant, TokenSet
+from evergrant_server.core.grant import Grant, Origin, TokenSet
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.marks import marks_of, silent_names
 from evergrant_server.core.receivers import Mark
@@ -22,7 +22,7 @@ class Marks:
         self._connection = connection
         self._ring = ring
 
-    async def follow(self, owner: Connection, tokens: TokenSet, grant: Grant) -> None:
+    async def follow(self, owner: Connection, tokens: TokenSet, grant: Grant, origin: Origin) -> None:
         """Make the marks those of this token reply; writes nothing when they are the same."""
         wanted = {
             name: self._hash(owner.tenant, owner.integration_id, mark)
@@ -31,7 +31,7 @@ class Marks:
         mine = where(AccountMarkRow, tenant=owner.tenant, connection_id=owner.id)
         rows = await every(self._connection, select(AccountMarkRow).where(mine))
         had = {row["name"]: row["mark"] for row in rows}
-        stay = silent_names(tokens)
+        stay = silent_names(tokens, origin)
         gone = [name for name, mark in had.items() if name not in stay and wanted.get(name) != mark]
         if gone:
             old = delete(AccountMarkRow).where(mine, col(AccountMarkRow.name).in_(gone))

@@ -21,7 +21,7 @@ from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code
-from evergrant_server.core.grant import Grant, TokenSet
+from evergrant_server.core.grant import Grant, Origin, TokenSet
 from evergrant_server.core.ids import ConnectionId, IntegrationId, new_id
 from evergrant_server.core.introspection import Finding
 from evergrant_server.core.secret import Secret
@@ -187,6 +187,8 @@ async def held(
     async with place.store.write() as tx:
         await tx.integrations.put(integration, Secret(client_secret), expected=None)
         await tx.connections.add(connection)
-        saved = await tx.grants.install(after, token_set, grant, expected=connection.revision)
+        saved = await tx.grants.install(
+            after, token_set, grant, origin=Origin.NEW, expected=connection.revision
+        )
     assert await place.parts.reconciler.revive(TENANT, connection.id) is Revival.STARTED
     return saved

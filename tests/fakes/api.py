@@ -25,7 +25,7 @@ from evergrant_server.core.access import Action, App, AppKey, Integration, Permi
 from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.grant import Grant, TokenSet
+from evergrant_server.core.grant import Grant, Origin, TokenSet
 from evergrant_server.core.ids import (
     AppId,
     ConnectionId,
@@ -275,7 +275,8 @@ class Api:
             grant = Grant.from_tokens(
                 tokens, generation=after.generation, requested=current.requested_scopes, at=now
             )
-            return await tx.grants.install(after, tokens, grant, expected=current.revision)
+            origin = Origin.REFRESH if current.generation else Origin.NEW
+            return await tx.grants.install(after, tokens, grant, origin=origin, expected=current.revision)
 
     def refreshes_with(self, *tokens: str, after: asyncio.Event | None = None) -> None:
         """Each ensure_fresh installs the next of `tokens` in the real store, as the workflow would."""

@@ -23,7 +23,7 @@ from evergrant_server.core.attempt import LIMITS, Limits
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.consent import Consent, ConsentStatus
-from evergrant_server.core.grant import Grant, TokenSet
+from evergrant_server.core.grant import Grant, Origin, TokenSet
 from evergrant_server.core.ids import (
     ConnectionId,
     ConsentId,
@@ -265,7 +265,7 @@ class Installation:
         current = await self.row(connection)
         tokens = TokenSet(access_token=Secret("an-old-token"), refresh_token=Secret("a-spent-token"))
         async with self.store.write() as tx:
-            await tx.grants.install(old, tokens, grant, expected=current.revision)
+            await tx.grants.install(old, tokens, grant, origin=Origin.NEW, expected=current.revision)
 
     async def audited(self, connection: Connection) -> list[AuditRecord]:
         async with self.store.read() as tx:

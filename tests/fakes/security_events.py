@@ -9,7 +9,7 @@ from evergrant_server import audit
 from evergrant_server.core.access import Action, Integration
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.grant import Grant, TokenSet
+from evergrant_server.core.grant import Grant, Origin, TokenSet
 from evergrant_server.core.secret import Secret
 from providers.events.keys import keys_of
 from tests.fakes.api import TENANT, Api
@@ -38,7 +38,7 @@ async def granted(api: Api, integration: Integration, sub: str = "account-1", **
     after = connection.granted(now)
     grant = Grant.from_tokens(tokens, generation=1, requested=("read_user",), at=now)
     async with api.worker.write() as tx:
-        return await tx.grants.install(after, tokens, grant, expected=connection.revision)
+        return await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=connection.revision)
 
 
 async def receiver(api: Api, key: str, name: str = "crm", **changes: Any) -> str:

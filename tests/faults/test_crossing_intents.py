@@ -19,6 +19,7 @@ from evergrant_server.core.attempt import Limits, Outcome
 from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.grant import Origin
 from evergrant_server.crypto import Lane
 from evergrant_server.store import Store, Tx
 from tests.conformance.store.samples import a_grant, granted, some_tokens
@@ -42,7 +43,9 @@ class Instant:
             yield
             after = self.connection.refreshed(NOW)
             tokens = some_tokens("at-2", "rt-2")
-            await tx.grants.install(after, tokens, a_grant(2), expected=self.connection.revision)
+            await tx.grants.install(
+                after, tokens, a_grant(2), origin=Origin.REFRESH, expected=self.connection.revision
+            )
 
     async def installs(self) -> None:
         async with self.installing():

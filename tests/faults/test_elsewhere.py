@@ -18,7 +18,7 @@ from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.elsewhere import NewsFromElsewhere, Source, Verdict, Weight
 from evergrant_server.core.errors import Code
 from evergrant_server.core.flow import Flow
-from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.grant import Origin, TokenSet
 from evergrant_server.core.ids import ReceiverId, new_id, workflow_id
 from evergrant_server.core.introspection import Finding
 from evergrant_server.core.messages import Asked
@@ -134,7 +134,7 @@ async def test_a_token_that_was_brought_to_be_exchanged_is_not_asked_about(
         access = await tx.grants.access_token(row)
         tokens = TokenSet(access_token=access, refresh_token=Secret("another-issuer-s"))
         exchanged = row.model_copy(update={"flow": Flow.TOKEN_EXCHANGE})
-        await tx.grants.install(exchanged, tokens, grant, expected=row.revision)
+        await tx.grants.install(exchanged, tokens, grant, origin=Origin.NEW, expected=row.revision)
     await due(place, connection)
     assert (await one_pass(place)).ended == 0
     assert await outcome(place, connection) == Finding.ACCESS_TOKEN_ACTIVE
@@ -150,7 +150,9 @@ async def test_a_credential_that_somebody_brought_is_no_token_of_the_provider_s(
     _, grant = await place.grant(connection)
     async with place.store.write() as tx:
         after = begun.granted(place.parts.clock.now()).model_copy(update={"flow": Flow.API_KEY})
-        await tx.grants.install(after, TokenSet(access_token=Secret("a-key")), grant, expected=begun.revision)
+        await tx.grants.install(
+            after, TokenSet(access_token=Secret("a-key")), grant, origin=Origin.NEW, expected=begun.revision
+        )
     await due(place, begun)
     await one_pass(place)
     assert await outcome(place, begun) == Finding.NOTHING_LEARNT

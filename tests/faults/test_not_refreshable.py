@@ -11,13 +11,14 @@ import pytest
 from evergrant import AsyncEvergrant
 
 from evergrant_server.core.definition import DefinitionState
-from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.grant import Origin, TokenSet
 from evergrant_server.core.secret import Secret
 from tests.e2e.test_transfer import admin
 from tests.fakes.http_server import served
 from tests.fakes.installation import TENANT, Installation
 from tests.fakes.scripted_provider import ScriptedProvider, raw
 from tests.fakes.serving import serving
+from tests.fakes.transmitter import id_token
 from tests.faults.test_review_takeover import Activities, integration_of
 from tests.faults.test_rules_follow import follows, version
 
@@ -81,14 +82,18 @@ async def test_a_refresh_token_that_the_definition_has_no_use_for_is_no_reason_t
     assert ends or again is None, "nothing is due, and nobody looks again and again"
 
 
-async def test_a_refresh_token_of_an_earlier_consent_is_used_for_a_report(
+async def test_rfc6749_6_a_new_consent_is_never_refreshed_with_the_token_of_the_one_before(
     place: Installation, idp: ScriptedProvider
 ):
-    """Some providers give one with the first consent alone; it is kept."""
+    """The subject may have consented with another account: the token before is that other one's."""
+    idp.script(raw(json.dumps({**idp.grant(), "id_token": id_token("account-1")}).encode(), 200, JSON))
     connection = await place.connect(idp)
     idp.script(raw(json.dumps({**BARE, "expires_in": 3600}).encode(), 200, JSON))
     await place.consent(idp, await integration_of(place, connection), connection)
     await place.until(connection, lambda row: row.generation == 2)
+    row, grant = await place.grant(connection)
+    async with place.store.read() as tx:
+        kept = await tx.grants.refresh_token(row), await tx.grants.id_token(row)
     headers = {"Authorization": f"Bearer {await admin(place.parts)}"}
     async with (
         serving(place.parts.settings) as url,
@@ -96,7 +101,9 @@ async def test_a_refresh_token_of_an_earlier_consent_is_used_for_a_report(
     ):
         report = {"generation": 2, "reason": "unauthorized"}
         answer = await http.post(f"/v1/connections/{connection.id}/refresh", json=report)
-    assert (answer.status_code, answer.json().get("generation")) == (200, 3), answer.text
+    assert (answer.status_code, answer.json().get("generation")) == (200, 2), answer.text
+    assert idp.count("token", grant_type="refresh_token") == 0
+    assert (kept, grant.refreshable) == ((None, None), False)
 
 
 async def test_an_interim_token_that_nothing_exchanges_is_not_tried_without_a_pause(
@@ -109,6 +116,8 @@ async def test_an_interim_token_that_nothing_exchanges_is_not_tried_without_a_pa
     async with place.store.write() as tx:
         interim = grant.model_copy(update={"generation": 2, "interim": True})
         tokens = TokenSet(access_token=Secret("at-2"))
-        await tx.grants.install(row.refreshed(row.changed_at), tokens, interim, expected=row.revision)
+        await tx.grants.install(
+            row.refreshed(row.changed_at), tokens, interim, origin=Origin.REFRESH, expected=row.revision
+        )
     news = await Activities(place, (idp.allowance,), tmp_path / "here").refresh(connection, 2)
     assert (news.failure, news.generation, news.not_leased) == (None, 2, False)

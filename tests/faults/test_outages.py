@@ -6,7 +6,7 @@ from evergrant_server.core.attempt import AttemptKind
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code
-from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.grant import Origin, TokenSet
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
 from tests.fakes.installation import TENANT, Installation
@@ -66,7 +66,7 @@ async def test_a_late_no_about_a_grant_that_was_replaced_condemns_nobody(
     imported = row.granted(place.parts.clock.now())
     newer = grant.model_copy(update={"generation": imported.generation})
     async with place.store.write() as tx:
-        await tx.grants.install(imported, tokens, newer, expected=row.revision)
+        await tx.grants.install(imported, tokens, newer, origin=Origin.NEW, expected=row.revision)
     gate.set()
     answer = await asked
     assert (answer.generation, answer.problem) == (2, None)

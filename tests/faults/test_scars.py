@@ -9,7 +9,7 @@ import pytest
 
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.grant import Origin, TokenSet
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
 from tests.fakes.installation import Installation
@@ -31,7 +31,7 @@ async def rotated_elsewhere(place: Installation, connection: Connection, idp: Sc
     after = row.refreshed(place.parts.clock.now())
     newer = grant.model_copy(update={"generation": after.generation})
     async with place.store.write() as tx:
-        await tx.grants.install(after, tokens, newer, expected=row.revision)
+        await tx.grants.install(after, tokens, newer, origin=Origin.REFRESH, expected=row.revision)
 
 
 async def test_a_provider_slower_than_any_lock_is_called_once(place: Installation, idp: ScriptedProvider):

@@ -9,7 +9,7 @@ from activities import replay
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import State
 from evergrant_server.core.errors import Code
-from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.grant import Origin, TokenSet
 from evergrant_server.core.ids import workflow_id
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
@@ -114,7 +114,9 @@ async def test_what_a_newer_grant_has_overtaken_is_kept_no_longer(
     async with place.store.write() as tx:
         row, tokens = await place.row(connection), TokenSet(access_token=Secret("at-new"))
         after = row.refreshed(place.parts.clock.now())
-        await tx.grants.install(after, tokens, a_grant(after.generation), expected=row.revision)
+        await tx.grants.install(
+            after, tokens, a_grant(after.generation), origin=Origin.REFRESH, expected=row.revision
+        )
     assert await here.replayer.look_again() == 1
     assert list((tmp_path / "here").glob("*/*.set-aside")) == []
 

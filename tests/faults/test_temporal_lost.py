@@ -22,7 +22,7 @@ from sqlmodel import col
 from evergrant_server.core.access import Integration
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connection import Connection
-from evergrant_server.core.grant import Grant, TokenSet
+from evergrant_server.core.grant import Grant, Origin, TokenSet
 from evergrant_server.core.ids import ConnectionId, Tenant, new_id
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing, Role
@@ -102,7 +102,7 @@ async def add_connections(
         )
         async with store.write() as tx:
             await tx.connections.add(connection)
-            await tx.grants.install(after, tokens, grant, expected=1)
+            await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=1)
 
 
 async def let_tokens_expire(store: Store) -> None:

@@ -11,7 +11,7 @@ from evergrant_server.core.account import FollowUp, Option
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.consent import ConsentStatus, hash_of_link
-from evergrant_server.core.grant import Grant, TokenSet
+from evergrant_server.core.grant import Grant, Origin, TokenSet
 from evergrant_server.core.secret import Secret
 from tests.fakes.api import OTHER, TENANT, Api
 from tests.fakes.visitor import Visitor
@@ -56,7 +56,7 @@ class Choosing:
             tokens = TokenSet(access_token=Secret("at-1"))
             grant = Grant.from_tokens(tokens, generation=after.generation, requested=(), at=now)
             found = grant.model_copy(update={"options": OPTIONS})
-            await tx.grants.install(after, tokens, found, expected=connection.revision)
+            await tx.grants.install(after, tokens, found, origin=Origin.NEW, expected=connection.revision)
             done = consent.model_copy(update={"status": ConsentStatus.DONE})
             await tx.consents.replace(done, expected=consent.revision)
 

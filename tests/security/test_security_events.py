@@ -13,7 +13,7 @@ import pytest
 from evergrant_server.core.access import Action, Integration
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.grant import Grant, TokenSet
+from evergrant_server.core.grant import Grant, Origin, TokenSet
 from evergrant_server.core.secret import Secret
 from providers.chains import further_chains
 from providers.replies import read_tokens
@@ -175,7 +175,7 @@ async def test_a_replayed_event_is_acknowledged_and_changes_nothing(api: Api):
         after = repaired.granted(api.clock.now())
         tokens = TokenSet(access_token=Secret("at-2"))
         newer = grant.model_copy(update={"generation": after.generation})
-        await tx.grants.install(after, tokens, newer, expected=repaired.revision)
+        await tx.grants.install(after, tokens, newer, origin=Origin.NEW, expected=repaired.revision)
     assert (await push(api, path, token)).status_code == 202
     assert await state(api, connection) is State.ACTIVE
     assert len(await records(api, AuditAction.SECURITY_EVENT)) == 1
@@ -296,7 +296,7 @@ async def slacks(api: Api, integration: Integration, tokens: TokenSet, label: st
     after = connection.granted(now)
     grant = Grant.from_tokens(tokens, generation=1, requested=(), at=now)
     async with api.worker.write() as tx:
-        return await tx.grants.install(after, tokens, grant, expected=connection.revision)
+        return await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=connection.revision)
 
 
 @pytest.mark.parametrize(("ended", "user", "left"), [("oauth", "U1", "default"), ("bot", "B1", "user")])

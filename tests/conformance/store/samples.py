@@ -7,7 +7,7 @@ from evergrant_server.core.access import App, AppKey, Integration, Permit
 from evergrant_server.core.attempt import Attempt, AttemptKind
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.consent import Consent
-from evergrant_server.core.grant import Grant, TokenSet
+from evergrant_server.core.grant import Grant, Origin, TokenSet
 from evergrant_server.core.ids import Tenant, new_id
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
 from evergrant_server.core.secret import Secret
@@ -69,7 +69,9 @@ async def granted(store: Store, **changes: Any) -> Connection:
 async def refreshed(store: Store, connection: Connection, tokens: TokenSet) -> Connection:
     after = connection.granted(NOW)
     async with store.write() as tx:
-        return await tx.grants.install(after, tokens, a_grant(after.generation), expected=connection.revision)
+        return await tx.grants.install(
+            after, tokens, a_grant(after.generation), origin=Origin.REFRESH, expected=connection.revision
+        )
 
 
 def an_integration(**changes: Any) -> Integration:

@@ -8,6 +8,7 @@ from evergrant_server.audit.elsewhere import hear
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.elsewhere import NewsFromElsewhere, Source, Verdict, Weight
 from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.grant import Origin
 from evergrant_server.core.ids import IntegrationId, ReceiverId, Tenant, new_id
 from evergrant_server.core.introspection import Finding
 from evergrant_server.core.messages import Asked
@@ -27,7 +28,7 @@ async def granted(store: Store, sub: str = "account-1", **changes: object) -> Co
     tokens = some_tokens(refresh="rt-" + "x" * 40, id_token=id_token(sub))
     grant = a_grant(1, metadata={"team.id": "T1", "authed_user.id": sub, "flag": True})
     async with store.write() as tx:
-        return await tx.grants.install(after, tokens, grant, expected=connection.revision)
+        return await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=connection.revision)
 
 
 async def bearers(store: Store, *marks: Mark, tenant: Tenant = ACME, integration: str = "") -> list[str]:
@@ -62,7 +63,9 @@ async def test_half_a_character_is_no_mark_and_the_grant_is_installed(
     tokens = some_tokens(id_token=id_token(**{"sub": "account-1", **claims}))
     grant = a_grant(1, metadata={"team.id": "T1"})
     async with store.write() as tx:
-        saved = await tx.grants.install(connection.granted(NOW), tokens, grant, expected=connection.revision)
+        saved = await tx.grants.install(
+            connection.granted(NOW), tokens, grant, origin=Origin.NEW, expected=connection.revision
+        )
     assert saved.generation == 1
     assert await bearers(store, Mark("fact:team.id", "T1")) == [connection.id]
     assert await bearers(store, Mark("sub", "account-1")) == ([] if "sub" in claims else [connection.id])
@@ -75,7 +78,9 @@ async def test_marks_follow_the_tokens_and_are_forgotten_with_them(store: Store)
     rotated = some_tokens(access="at-2", refresh="rt-" + "y" * 40)
     after = one.refreshed(NOW)
     async with store.write() as tx:
-        one = await tx.grants.install(after, rotated, a_grant(2, metadata={}), expected=one.revision)
+        one = await tx.grants.install(
+            after, rotated, a_grant(2, metadata={}), origin=Origin.REFRESH, expected=one.revision
+        )
     assert await bearers(store, prefix) == []
     assert await bearers(store, Mark("refresh_token_prefix", "rt-yyyyyyyyyyyyy")) == [one.id]
     assert await bearers(store, Mark("sub", "account-1")) == [one.id], "no id token came in its place"
@@ -177,3 +182,13 @@ async def test_introspection_has_its_own_order_and_leaves_the_connection_alone(s
         assert not await tx.introspections.has_answered(ACME, ANOTHER)
     async with store.read() as tx:
         assert await tx.connections.get(ACME, one.id) == one
+
+
+async def test_a_new_consent_inherits_no_mark_of_the_account_before(store: Store):
+    one = await granted(store)
+    after, tokens = one.granted(NOW), some_tokens(access="at-2", refresh=None)
+    grant = a_grant(2, metadata={}, refreshable=False)
+    async with store.write() as tx:
+        await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=one.revision)
+    assert await bearers(store, Mark("sub", "account-1")) == []
+    assert await bearers(store, Mark("refresh_token_prefix", "rt-xxxxxxxxxxxxx")) == []

@@ -10,6 +10,7 @@ from sqlalchemy import insert, select, update
 from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.grant import Origin
 from evergrant_server.crypto import KeyRing, Lane, Role, Sealed
 from evergrant_server.store import LeaseRows, Store
 from evergrant_server.store.tables import METADATA, ConnectionGrantRow, KeyRow, Row
@@ -67,6 +68,24 @@ async def test_rfc6749_6_a_reply_without_a_refresh_token_keeps_the_old_one(store
     assert named.reveal() == "it-1"
 
 
+async def test_a_new_consent_inherits_no_token_of_the_grant_before(store: Store):
+    """Whoever consents again may have done so with another account."""
+    connection = await granted(store)
+    after = connection.granted(NOW)
+    grant = a_grant(after.generation, refreshable=False)
+    async with store.write() as tx:
+        revision = connection.revision
+        connection = await tx.grants.install(
+            after, some_tokens("at-2", None), grant, origin=Origin.NEW, expected=revision
+        )
+    async with store.read() as tx:
+        assert (await tx.grants.access_token(connection)).reveal() == "at-2"
+        assert await tx.grants.refresh_token(connection) is None
+        assert await tx.grants.id_token(connection) is None
+    row = await columns_of(store, ConnectionGrantRow, connection_id=connection.id)
+    assert (row["sealed_refresh"], row["sealed_id_token"]) == (None, None)
+
+
 async def test_a_late_refresh_installs_nothing_after_a_revocation(store: Store):
     connection = await granted(store)
     async with store.write() as tx:
@@ -82,7 +101,9 @@ async def test_a_grant_of_another_generation_than_its_connection_is_a_bug(store:
     connection = await added(store, a_connection())
     with pytest.raises(ValueError, match="generation"):
         async with store.write() as tx:
-            await tx.grants.install(connection.granted(NOW), some_tokens(), a_grant(7), expected=1)
+            await tx.grants.install(
+                connection.granted(NOW), some_tokens(), a_grant(7), origin=Origin.NEW, expected=1
+            )
 
 
 async def test_a_connection_without_a_grant_holds_no_token(store: Store):
@@ -300,7 +321,9 @@ async def test_a_second_chain_has_tokens_of_its_own(store: Store):
     connection = await granted(store)
     async with store.write() as tx:
         grant, tokens = a_grant(5, chain="bot"), some_tokens("bot-at", None)
-        after = await tx.grants.install(connection, tokens, grant, expected=connection.revision)
+        after = await tx.grants.install(
+            connection, tokens, grant, origin=Origin.REFRESH, expected=connection.revision
+        )
     async with store.read() as tx:
         assert (await tx.grants.access_token(after, "bot")).reveal() == "bot-at"
         assert await tx.grants.refresh_token(after, "bot") is None

@@ -23,7 +23,7 @@ from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.consent import Consent, ConsentStatus
 from evergrant_server.core.definition import Definition, DefinitionState
-from evergrant_server.core.grant import MAIN, Grant, TokenSet
+from evergrant_server.core.grant import MAIN, Grant, Origin, TokenSet
 from evergrant_server.core.ids import ConnectionId, ConsentId, DefinitionId, IntegrationId, Tenant, new_id
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
@@ -206,7 +206,7 @@ class Ground:
         )
         after = connection.granted(now)
         grant = Grant.from_tokens(tokens, generation=after.generation, requested=("read",), at=now)
-        return await tx.grants.install(after, tokens, grant, expected=connection.revision)
+        return await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=connection.revision)
 
     async def leased(self, connection: Connection) -> None:
         """As the ledger leaves it when somebody took this generation."""

@@ -11,7 +11,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.elsewhere import NewsFromElsewhere, Source, Verdict, Weight
 from evergrant_server.core.errors import Code
-from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.grant import Origin, TokenSet
 from evergrant_server.core.messages import Asked
 from evergrant_server.core.secret import Secret
 from tests.fakes.api import TENANT, Api
@@ -109,5 +109,5 @@ async def test_a_new_consent_repairs_it(api: Api):
         after = again.granted(api.clock.now())
         newer = grant.model_copy(update={"generation": after.generation})
         tokens = TokenSet(access_token=Secret("at-new"))
-        await tx.grants.install(after, tokens, newer, expected=again.revision)
+        await tx.grants.install(after, tokens, newer, origin=Origin.NEW, expected=again.revision)
     assert (await api.lease(key)).json()["access_token"] == "at-new"

@@ -6,7 +6,7 @@ import pytest
 
 from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connection import State
-from evergrant_server.core.grant import Grant, TokenSet
+from evergrant_server.core.grant import Grant, Origin, TokenSet
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages import ConnectionStart, Description, Event
 from evergrant_server.core.secret import Secret
@@ -53,4 +53,4 @@ async def granted(store: Store, clock: SetClock) -> None:
         after = current.granted(now)
         tokens = TokenSet(access_token=Secret("at-1"), expires_in=timedelta(hours=1).total_seconds())
         grant = Grant.from_tokens(tokens, generation=after.generation, requested=(), at=now)
-        await tx.grants.install(after, tokens, grant, expected=current.revision)
+        await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=current.revision)
