@@ -70,6 +70,7 @@ WHEN = {
     AuditAction.ANSWER_CAME_LATE: "an answer that had been given up came: it is looked at before it is used, "
     "or revoked when its connection has ended",
     AuditAction.REAUTHORIZE_ASKED: "somebody asked for a new consent",
+    AuditAction.TOKEN_REPORTED: "an app said that the provider's API refuses the token of a generation",
     AuditAction.SOURCE_APP_CHANGED: "another app asked for the exchange; it is made in that one's name now",
     AuditAction.REVOKE_ASKED: "somebody asked for revocation; no lease leaves from here on",
     AuditAction.REVOCATION_FAILED: "the provider didn't confirm; it is tried again",

@@ -14,6 +14,7 @@ from evergrant_server.api.outgoing import signal
 from evergrant_server.api.parts import Parts
 from evergrant_server.api.shapes import ReauthorizeBody, RefreshBody, RevokeBody
 from evergrant_server.api.sources import asked_again
+from evergrant_server.api.transactions import committed
 from evergrant_server.api.views import ConnectionView
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
@@ -52,15 +53,17 @@ async def refresh(
         grant = await tx.grants.get(connection.tenant, connection.id)
     if answer is not None:
         return answer.response()
-    require_leasable(connection)
-    # as new as it gets; once it is over, its workflow says who repairs it
-    lasts = grant is not None and not grant.refreshable and grant.valid(parts.clock.now())
+    report = body is not None and body.reason is not None
     seen = connection.generation
     if body is not None and body.seen is not None:
         seen = min(body.seen, seen)
+    if report and seen == connection.generation:
+        connection = await _noted(parts, caller, asked, connection)
+    require_leasable(connection)
+    # as new as it gets; once it is over, its workflow says who repairs it
+    lasts = grant is not None and not grant.refreshable and grant.valid(parts.clock.now())
     if connection.generation <= seen and not lasts:
-        freshening, report = parts.freshening, body is not None and body.reason is not None
-        ask = freshening.reported if report else freshening.refreshed
+        ask = parts.freshening.reported if report else parts.freshening.refreshed
         await ask(connection.tenant, connection.id, seen, asked)
 
     async def show(tx: Tx) -> Answer:
@@ -68,6 +71,24 @@ async def refresh(
         return Answer.of(200, now_it_is)
 
     return (await once.committed(parts, show)).response()
+
+
+async def _noted(parts: Parts, caller: Caller, asked: Asked, reported: Connection) -> Connection:
+    """Write that the token of this generation is reported, once: if no refresh helps, no lease leaves."""
+
+    async def note(tx: Tx) -> Connection:
+        connection = await visible_connection(tx, caller, reported.id)
+        held = connection.state in (State.ACTIVE, State.NEEDS_REAUTH)
+        known = connection.reported_generation == connection.generation
+        if known or not held or connection.generation != reported.generation:
+            return connection
+        said = {"generation": connection.generation}
+        await Establishing(parts, caller, asked).record(tx, AuditAction.TOKEN_REPORTED, connection.id, **said)
+        return await tx.connections.replace(connection.token_reported(), expected=connection.revision)
+
+    if reported.reported_generation == reported.generation:
+        return reported
+    return await committed(parts.store, note)
 
 
 @router.post("/v1/connections/{connection_id}/reauthorize", response_model=ConnectionView)

@@ -15,7 +15,6 @@ from evergrant_server.api.tracing import trace_of
 from evergrant_server.audit.leases import LeaseClaim, Stale
 from evergrant_server.core.access import Action
 from evergrant_server.core.connection import State
-from evergrant_server.core.elsewhere import leasable
 from evergrant_server.core.errors import Code, Failure, Kind
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages import Asked, Wish
@@ -81,9 +80,9 @@ class Leasing:
             raise await self._refusals.nothing_there(caller, ask, asked)
         self._check_permit(caller, ask, row)
         _check_kind(ask, row)
-        if leasable(row.state, row.reason, row.follow_up):
+        if row.leasable:
             row = await self._fresh(ask, row, asked)
-        if not leasable(row.state, row.reason, row.follow_up) or not self._is_valid(row):
+        if not row.leasable or not self._is_valid(row):
             raise await self._refusals.not_leasable(caller, ask, row, asked)
         self._check_scopes(caller, ask, row)
         if ask.proof is not None:
@@ -141,7 +140,7 @@ class Leasing:
 
     def _servable(self, row: LeaseRow | None, ask: Ask) -> bool:
         """Can this row be leased as it is, at most with a refresh ahead?"""
-        if row is None or not leasable(row.state, row.reason, row.follow_up) or not self._is_valid(row):
+        if row is None or not row.leasable or not self._is_valid(row):
             return False
         return ask.min_ttl is None or self._is_fresh(row, ask)
 

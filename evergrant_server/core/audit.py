@@ -44,6 +44,7 @@ class AuditAction(StrEnum):
     SENT_TWICE = "grant.sent_twice"
     REAUTHORIZE_ASKED = "connection.reauthorize_asked"
     SOURCE_APP_CHANGED = "connection.source_app_changed"
+    TOKEN_REPORTED = "connection.token_reported"
     REVOKE_ASKED = "connection.revoke_asked"
     REVOCATION_FAILED = "connection.revocation_failed"
     REVOKED = "connection.revoked"

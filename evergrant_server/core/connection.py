@@ -119,6 +119,7 @@ class Connection(BaseModel):
     choice: str | None = None  # the account that was asked for, or chosen
     chain_scopes: dict[str, tuple[str, ...]] = {}  # asked for further chains, which the same consent brings
     consented_with: ConnectionId | None = None  # whose consents bring this one's grants
+    reported_generation: int | None = None  # whose access token the provider's API has refused, says an app
     revision: int = 1
 
     def granted(self, at: datetime, known: int = 0) -> "Connection":
@@ -174,6 +175,10 @@ class Connection(BaseModel):
         }
         return self.model_copy(update=changes)
 
+    def token_reported(self) -> "Connection":
+        """An app says that the provider's API refuses the token. A refresh that is refused confirms it."""
+        return self.model_copy(update={"reported_generation": self.generation})
+
     def rejected(self, reason: Code, at: datetime) -> "Connection":
         return self._moved(Move.REJECTED, at, reason=reason)
 
@@ -199,6 +204,7 @@ class Connection(BaseModel):
         """A new grant repairs whatever was wrong; it doesn't undo a revocation."""
         changes = {
             "generation": generation,
+            "reported_generation": None,
             "reason": self.reason if self.state is State.REVOKING else None,
             "failures": 0,
             "last_failure": None,

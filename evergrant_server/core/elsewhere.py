@@ -87,11 +87,18 @@ def _may_be_older(grant: Grant, news: NewsFromElsewhere) -> bool:
     return news.issued and recent and grant.refreshable
 
 
-def leasable(state: State, reason: Code | None, follow_up: FollowUp | None = None) -> bool:
+def leasable(
+    state: State, reason: Code | None, follow_up: FollowUp | None = None, *, reported: bool = False
+) -> bool:
     """May a valid token be handed out? While the subject is asked again, too, but not one that the
-    provider has said is dead, nor one for nobody knows which account."""
+    provider has said is dead, nor one for nobody knows which account.
+
+    `reported`: an app says that the provider's API refuses it. Alone that proves nothing; with a
+    grant that can't be refreshed any more it is no token that is valid.
+    """
     held = state in (State.ACTIVE, State.NEEDS_REAUTH) and reason is not Code.GRANT_REVOKED_ELSEWHERE
-    return held and follow_up is not FollowUp.CHOOSING
+    refused = reported and state is State.NEEDS_REAUTH
+    return held and not refused and follow_up is not FollowUp.CHOOSING
 
 
 def ended_elsewhere(life: Life, generation: int) -> Life:

@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from evergrant_server.core.account import FollowUp
 from evergrant_server.core.connection import State
+from evergrant_server.core.elsewhere import leasable
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.grant import MAIN, Grant
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
@@ -22,7 +23,7 @@ from evergrant_server.store.types import SealedBytes, UtcDateTime
 
 _SELECT = f"""
 SELECT c.tenant, c.id AS connection_id, c.integration_id, c.integration, c.provider, c.subject, c.label,
-       c.state, c.reason, c.follow_up, c.revision AS connection_revision, c.generation,
+       c.state, c.reason, c.follow_up, c.reported_generation, c.revision AS connection_revision, c.generation,
        g.generation AS grant_generation, g.token_type, g.scopes, g.obtained_at, g.expires_at,
        g.refresh_expires_at, g.refreshable, g.facts, g.sealed_access,
        k.id AS key_id, k.sealed_key AS connection_key, t.id AS tenant_key_id, t.sealed_key AS tenant_key
@@ -72,11 +73,18 @@ class LeaseRow:
     state: State
     reason: Code | None
     follow_up: FollowUp | None
+    reported_generation: int | None
     connection_revision: int
     generation: int
     grant: Grant | None
     sealed_access: Sealed | None
     keys: KeyRows | None
+
+    @property
+    def leasable(self) -> bool:
+        """May its token be handed out while it is valid?"""
+        reported = self.reported_generation == self.generation
+        return leasable(self.state, self.reason, self.follow_up, reported=reported)
 
     def open(self, ring: KeyRing) -> Secret:
         """The access token. Raises Failure CONSENT_REQUIRED when there is none, and SEAL_BROKEN
@@ -137,6 +145,7 @@ async def _first(
         State(row["state"]),
         None if row["reason"] is None else Code(row["reason"]),
         None if row["follow_up"] is None else FollowUp(row["follow_up"]),
+        row["reported_generation"],
         row["connection_revision"],
         row["generation"],
         None if row["grant_generation"] is None else _grant(row),

@@ -78,6 +78,7 @@ class ConnectionRow(Row, table=True):
     choice: str | None = None
     chain_scopes: dict[str, Any] = _json()
     consented_with: str | None = None
+    reported_generation: int | None = None
     revision: int
 
 

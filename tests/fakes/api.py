@@ -271,11 +271,12 @@ class Api:
         async with self.worker.write() as tx:
             current = await tx.connections.get(connection.tenant, connection.id)
             assert current is not None
-            after = current.refreshed(now) if current.generation else current.granted(now)
+            new = not current.generation or current.state is State.NEEDS_REAUTH
+            after = current.granted(now) if new else current.refreshed(now)
             grant = Grant.from_tokens(
                 tokens, generation=after.generation, requested=current.requested_scopes, at=now
             )
-            origin = Origin.REFRESH if current.generation else Origin.NEW
+            origin = Origin.NEW if new else Origin.REFRESH
             return await tx.grants.install(after, tokens, grant, origin=origin, expected=current.revision)
 
     def refreshes_with(self, *tokens: str, after: asyncio.Event | None = None) -> None:

@@ -5,6 +5,7 @@ Store (SQLite and PostgreSQL), worker and Temporal are real; the provider does w
 
 import asyncio
 
+import httpx2
 import pytest
 
 from evergrant_server.core.attempt import AttemptKind
@@ -13,6 +14,7 @@ from evergrant_server.core.connection import Connection, Revocation, State
 from evergrant_server.core.errors import Code
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
+from tests.e2e.test_transfer import admin
 from tests.fakes.installation import TENANT, Installation
 from tests.fakes.scripted_provider import (
     ScriptedProvider,
@@ -25,6 +27,7 @@ from tests.fakes.scripted_provider import (
     raw,
     status,
 )
+from tests.fakes.serving import serving
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
 NEVER_ROTATES = RefreshRules(rotation=Rotation.NONE)
@@ -217,3 +220,25 @@ async def test_invariant_9_a_store_from_an_old_backup_sends_no_spent_token(
     assert told.problem is Code.STORE_BEHIND
     assert idp.count("token") == sent
     assert (await place.parts.reconciler.all()).behind == (connection.id,)
+
+
+async def test_a_reported_token_whose_refresh_is_refused_is_leased_no_more(
+    place: Installation, idp: ScriptedProvider
+):
+    """The subject ended the grant at the provider; the date of the access token still lies ahead."""
+    connection = await place.connect(idp)
+    idp.families[0].alive = False
+    headers = {"Authorization": f"Bearer {await admin(place.parts)}"}
+    at = f"/v1/connections/{connection.id}"
+    async with (
+        serving(place.parts.settings) as url,
+        httpx2.AsyncClient(base_url=url, trust_env=False, timeout=30, headers=headers) as http,
+    ):
+        assert (await http.post(f"{at}/token", json={})).status_code == 200
+        idp.script(error("temporarily_unavailable", 503))
+        report = {"generation": 1, "reason": "unauthorized"}
+        assert (await http.post(f"{at}/refresh", json=report)).json()["code"] == "provider_error"
+        assert (await http.post(f"{at}/token", json={})).status_code == 200, "nothing confirms the report"
+        await place.until(connection, lambda row: row.state is State.NEEDS_REAUTH, 60)
+        answer = await http.post(f"{at}/token", json={})
+    assert (answer.status_code, answer.json()["code"]) == (409, "consent_required"), answer.text

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from evergrant_server import audit
 from evergrant_server.core.access import Action
 from evergrant_server.core.connection import Connection
 from evergrant_server.core.errors import Code
@@ -153,3 +154,86 @@ async def test_a_repair_reaches_every_connection_that_fails_and_no_other(api: Ap
         waiting = await tx.outbox.claim("test", api.clock.now(), timedelta(minutes=1), 100)
     told = [it for it in waiting if it.name == SIGNAL_PROVIDER_CHANGED]
     assert {it.target.rsplit(":", 1)[-1] for it in told} == {failing.id, revoking.id, minted.id}
+
+
+async def refused_everywhere(api: Api, connection: Connection, key: str) -> None:
+    """Both ways to a lease say that the subject must consent, and where."""
+    for answer in (await api.lease(key), await api.post(f"/v1/connections/{connection.id}/token", key)):
+        assert (answer.status_code, answer.json().get("code")) == (409, "consent_required"), answer.text
+        assert answer.json()["connect_url"].startswith("http")
+
+
+def refreshes_are_refused(api: Api, reason: Code) -> None:
+    """The provider refuses the refresh token: the worker writes it, and the workflow says so."""
+
+    async def refuse(tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh) -> Freshness:
+        now_it_is = await api.row(tenant, connection_id)
+        await api.change(now_it_is, lambda it: it.rejected(reason, api.clock.now()))
+        return Freshness(generation=ask.seen_generation, problem=reason)
+
+    api.link.on_refresh = refuse
+
+
+@pytest.mark.parametrize("reason", [Code.GRANT_REJECTED, Code.OUTCOME_UNKNOWN])
+async def test_a_token_that_was_reported_and_can_t_be_refreshed_is_leased_no_more(api: Api, reason: Code):
+    connection = await api.active(await api.integration())
+    key = await api.app_with("reader", Action.TOKEN, Action.CONNECT)
+    at = f"/v1/connections/{connection.id}"
+    other = Api(api.parts, api.worker, api.clock)  # another process: it has rows of its own in memory
+    for one in (api, other):
+        assert (await one.lease(key)).status_code == (await one.post(f"{at}/token", key)).status_code == 200
+    refreshes_are_refused(api, reason)
+    answer = await api.post(f"{at}/refresh", key, REPORT)
+    assert (answer.status_code, answer.json()["code"]) == (409, reason)
+    await refused_everywhere(api, connection, key)
+    await refused_everywhere(other, connection, key)
+    await api.install(connection, "at-2")
+    for one in (api, other):
+        assert (await one.lease(key)).json()["access_token"] == "at-2", "a new consent lifts it"
+    await other.client.aclose()
+
+
+async def test_a_report_that_comes_after_the_refresh_was_refused_counts_as_well(api: Api):
+    connection = await api.active(await api.integration())
+    key = await api.app_with("reader", Action.TOKEN, Action.CONNECT)
+    await api.change(connection, lambda it: it.rejected(Code.GRANT_REJECTED, api.clock.now()))
+    assert (await api.lease(key)).json()["access_token"] == "at-1", "nobody has reported it"
+    answer = await api.post(f"/v1/connections/{connection.id}/refresh", key, REPORT)
+    assert (answer.status_code, answer.json()["code"]) == (409, "grant_rejected")
+    await refused_everywhere(api, connection, key)
+
+
+async def test_a_report_that_nothing_confirms_withholds_nothing(api: Api):
+    """Perhaps the app lacks a permission there: nobody knows while the provider is away."""
+    connection = await api.active(await api.integration())
+    key = await api.app_with("reader", Action.TOKEN, Action.CONNECT)
+    api.refreshes_fail(Code.PROVIDER_UNREACHABLE, retry_after=40)
+    answer = await api.post(f"/v1/connections/{connection.id}/refresh", key, REPORT)
+    assert answer.json()["code"] == "provider_unreachable"
+    assert (await api.lease(key)).json()["access_token"] == "at-1"
+
+
+async def test_a_report_of_an_older_token_or_a_wish_for_a_newer_one_says_nothing_of_this_one(api: Api):
+    connection = await api.active(await api.integration())
+    key = await api.app_with("reader", Action.TOKEN, Action.CONNECT)
+    await api.install(connection, "at-2")
+    at = f"/v1/connections/{connection.id}/refresh"
+    assert (await api.post(at, key, REPORT)).json()["generation"] == 2
+    refreshes_are_refused(api, Code.GRANT_REJECTED)
+    assert (await api.post(at, key, {"generation": 2})).status_code == 409
+    assert (await api.post(at, key, REPORT)).status_code == 409
+    assert (await api.lease(key)).json()["access_token"] == "at-2"
+
+
+async def test_many_reports_are_written_once_and_audited(api: Api):
+    connection = await api.active(await api.integration())
+    key = await api.app_with("reader", Action.TOKEN, Action.CONNECT)
+    refreshes_are_refused(api, Code.GRANT_REJECTED)
+    at = f"/v1/connections/{connection.id}/refresh"
+    answers = await asyncio.gather(*(api.post(at, key, REPORT) for _ in range(10)))
+    assert {it.status_code for it in answers} == {409}
+    async with api.parts.store.read() as tx:
+        records = await audit.page(tx, connection.tenant, object=connection.id, limit=100)
+    said = [it.detail for it in records if it.action == "connection.token_reported"]
+    assert said == [{"generation": 1}]
+    assert (await api.row(connection.tenant, connection.id)).revision == connection.revision + 2

@@ -96,6 +96,8 @@ def test_what_was_revoked_elsewhere_is_not_leased():
     assert leasable(State.NEEDS_REAUTH, Code.GRANT_REJECTED)
     assert not leasable(State.NEEDS_REAUTH, Code.GRANT_REVOKED_ELSEWHERE)
     assert not leasable(State.REVOKING, None)
+    assert leasable(State.ACTIVE, None, reported=True), "nothing confirms the report"
+    assert not leasable(State.NEEDS_REAUTH, Code.GRANT_REJECTED, reported=True)
 
 
 def test_the_workflow_waits_for_the_subject_and_tries_nothing():
