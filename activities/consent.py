@@ -33,6 +33,7 @@ from evergrant_server.core.connection import Connection, State
 from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.errors import Code, Failure, Kind
 from evergrant_server.core.grant import Grant, Origin, TokenSet
+from evergrant_server.core.id_token import require_nonce
 from evergrant_server.core.late import WANTED
 from evergrant_server.core.messages import ActivityName, EndConsent, ExchangeCode, GrantNews, MintGrant
 from evergrant_server.core.provider import RefreshRules, Rotation
@@ -156,8 +157,10 @@ class ConsentActivities(ProviderActivities):
         return Reading(held, lambda by, reply: self._read(by, reply, consent, came_at()))
 
     def _read(self, held: Holdings, reply: RawReply, consent: Consent, came_at: datetime) -> TokenSet:
-        """Pure. Raises as `read_tokens`."""
-        return first_tokens(held, reply, consent.scopes, came_at)
+        """Pure. Raises as `read_tokens`, and as `require_nonce`: what isn't ours is not installed."""
+        tokens = first_tokens(held, reply, consent.scopes, came_at)
+        require_nonce(tokens.id_token, consent.nonce_hash)
+        return tokens
 
     async def answered(self, use: Use, answer: Answer) -> GrantNews:
         """An answer from a journal, through the same judge and commit as one that has just come."""

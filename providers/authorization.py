@@ -1,4 +1,4 @@
-"""Builds the URL that takes the subject's browser to the provider. Pure, but for the two secrets.
+"""Builds the URL that takes the subject's browser to the provider. Pure, but for the secrets.
 
 RFC 6749 section 4.1.1, RFC 7636; authlib builds the standard request, the definition bends it.
 """
@@ -32,6 +32,21 @@ def new_verifier() -> Secret:
 def new_state() -> Secret:
     """A state: 43 characters, 256 bits, independent of any verifier."""
     return Secret(secrets.token_urlsafe(32))
+
+
+def new_nonce() -> Secret:
+    """A nonce: 43 characters, 256 bits (OpenID Connect Core 1.0 section 15.5.2)."""
+    return Secret(secrets.token_urlsafe(32))
+
+
+def asks_for_id_token(spec: ProviderSpec, integration: Integration, scopes: Sequence[str]) -> bool:
+    """Does an id token come of a request for these scopes, with the request's nonce in it?
+
+    OpenID Connect Core 1.0 section 3.1.2.1. Raises as `scopes_to_request`.
+    """
+    types = spec.authorization_params.get("response_type", "").split()
+    openid = "openid" in scopes_to_request(spec, integration, scopes) or "id_token" in types
+    return openid and spec.id_token_nonce
 
 
 def scopes_to_request(spec: ProviderSpec, integration: Integration, scopes: Sequence[str]) -> tuple[str, ...]:
@@ -80,6 +95,7 @@ def authorization_request(
     params: Mapping[str, str] | None = None,
     target: Target | None = None,
     dpop_jkt: str | None = None,
+    nonce: Secret | None = None,
 ) -> str:
     """The URL to send the browser to. It holds the state, and the verifier only as its S256 challenge.
 
@@ -88,7 +104,7 @@ def authorization_request(
     `chain_scopes` are those of further chains, where the definition has a parameter for them.
     `params` are the caller's own (a login hint, say); each must be on the definition's list.
     `target` says what the tokens are for (RFC 8707 section 2.1). `dpop_jkt` names the key that the
-    code is to be bound to (RFC 9449 section 10).
+    code is to be bound to (RFC 9449 section 10). `nonce` is what the id token has to repeat.
     Raises Failure INVALID_REQUEST when the provider can't be used this way.
     """
     spec.require_usable(Flow.AUTHORIZATION_CODE if verifier is not None else Flow.IMPLICIT)
@@ -108,6 +124,8 @@ def authorization_request(
         extra["audience"] = target.audience
     if dpop_jkt is not None:
         extra["dpop_jkt"] = dpop_jkt
+    if nonce is not None:
+        extra["nonce"] = nonce.reveal()
     wanted = scopes_to_request(spec, integration, scopes)
     further = chains_to_request(spec, chain_scopes or {})
     extra |= {param: spec.scope_separator.join(its) for param, its in further.items()}

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
+from evergrant_server.core.id_token import require_nonce
 from evergrant_server.core.imports import ImportedTokens
 from providers.callback import Callback, Query, check_issuer, error_in, refuse, single, state_of
 from providers.callback_facts import facts_of
@@ -25,11 +26,13 @@ def judge_fragment(
     spec: ProviderSpec,
     params: Mapping[str, str],
     requested: Sequence[str],
+    nonce_hash: str | None,
     now: datetime,
 ) -> Callback:
     """Read a fragment for an attempt that was sent to `expected_issuer`.
 
-    Raises Failure CALLBACK_INVALID as `judge_callback` does, and REPLY_UNREADABLE as `read_tokens`.
+    Raises Failure CALLBACK_INVALID as `judge_callback` does, REPLY_UNREADABLE as `read_tokens`, and
+    ID_TOKEN_REFUSED for an id token of another request, though none is kept.
     """
     given = single(fragment)
     state = state_of(fragment)
@@ -43,7 +46,7 @@ def judge_fragment(
         refuse("access_token is missing")
     if not given.get("token_type"):
         refuse("token_type is missing")  # required, and a type we don't know must not be used (section 7.1)
-    tokens, scopes = _read(spec, given, requested, now)
+    tokens, scopes = _read(spec, given, requested, nonce_hash, now)
     facts = facts_of(spec, given, params)
     tokens = tokens.model_copy(update={"metadata": tokens.metadata | facts})
     return Callback(None, state, False, None, facts, scopes, tokens)
@@ -65,12 +68,17 @@ def judge_query(
 
 
 def _read(
-    spec: ProviderSpec, given: Mapping[str, str], requested: Sequence[str], now: datetime
+    spec: ProviderSpec,
+    given: Mapping[str, str],
+    requested: Sequence[str],
+    nonce_hash: str | None,
+    now: datetime,
 ) -> tuple[ImportedTokens, tuple[str, ...] | None]:
     """By the reader of token replies. A refresh token is not taken: none may come this way."""
     said = {name: value for name, value in given.items() if name not in ("state", "iss", "refresh_token")}
     reply = RawReply(spec.success_statuses[0], {}, json.dumps(said).encode())
     read = read_tokens(spec, reply, requested_scopes=requested, refreshing=False, now=now)
+    require_nonce(read.id_token, nonce_hash)
     ends = None if read.expires_in is None else now + timedelta(seconds=read.expires_in)
     tokens = ImportedTokens(
         access_token=read.access_token,

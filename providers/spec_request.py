@@ -64,6 +64,7 @@ class AuthorizationPart(Part):
     )  # chain -> parameter: scope lists of further chains of tokens
     optional_scope_param: ParamName | None = None
     omit_empty_scope: bool = True
+    id_token_nonce: bool = True  # false: its id tokens repeat no nonce, so none is sent
     pkce: Pkce = Pkce.SUPPORTED
     pkce_challenge_encoding: Literal["base64url", "hex"] = "base64url"
 

@@ -24,10 +24,18 @@ from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus, h
 from evergrant_server.core.device import DeviceCode
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.flow import Flow
+from evergrant_server.core.id_token import hash_of_nonce
 from evergrant_server.core.messages import Asked
 from evergrant_server.core.pushing import PushedRequest
 from evergrant_server.store import Tx
-from providers.authorization import authorization_request, endpoints_for, new_state, new_verifier
+from providers.authorization import (
+    asks_for_id_token,
+    authorization_request,
+    endpoints_for,
+    new_nonce,
+    new_state,
+    new_verifier,
+)
 from providers.proofs import binds
 from providers.pushing import fields_to_push, pushed_url, pushes
 
@@ -125,10 +133,12 @@ async def _started(subjects: Subjects, request: Request, link: str, browser: str
 
 
 async def _begun(tx: Tx, going: Going, asked: Asked, now: datetime) -> _Begun:
-    """A fresh state and verifier; a worker is told where the request is to be pushed."""
+    """A fresh state, verifier and nonce; a worker is told where the request is to be pushed."""
     state, spec, consent = new_state(), going.spec, going.consent
     assert consent.redirect_uri is not None
     verifier = None if going.connection.flow is Flow.IMPLICIT else new_verifier()
+    asks = asks_for_id_token(spec, going.integration, consent.scopes)
+    nonce = new_nonce() if asks else None
     url = authorization_request(
         spec,
         going.integration,
@@ -138,6 +148,7 @@ async def _begun(tx: Tx, going: Going, asked: Asked, now: datetime) -> _Begun:
         scopes=consent.scopes,
         chain_scopes=consent.chain_scopes,
         target=going.connection.target,
+        nonce=nonce,
         dpop_jkt=await _key_named(tx, going, now) if verifier is not None else None,
     )
     endpoints = endpoints_for(spec, going.integration)
@@ -146,6 +157,7 @@ async def _begun(tx: Tx, going: Going, asked: Asked, now: datetime) -> _Begun:
         pushed = PushedRequest(fields_to_push(url, _page_of(endpoints)))
     sent = {
         "state_hash": hash_of_state(state),
+        "nonce_hash": None if nonce is None else hash_of_nonce(nonce.reveal()),
         "issuer": endpoints.issuer,
         "token_endpoint": endpoints.token_endpoint,
     }

@@ -54,7 +54,7 @@ async def brought(request: Request, integration_id: str) -> Next:
 
 
 def _judged(subjects: Subjects, going: Going, fragment: Query) -> tuple[Callback, Going]:
-    """What the fragment says. Raises Failure CALLBACK_INVALID, REPLY_UNREADABLE."""
+    """What the fragment says. Raises Failure CALLBACK_INVALID, ID_TOKEN_REFUSED, REPLY_UNREADABLE."""
     if going.connection.flow is not Flow.IMPLICIT:
         raise Failure(Code.CALLBACK_INVALID, "This attempt was sent for a code, not for a token.")
     endpoints = endpoints_now(going)
@@ -65,6 +65,7 @@ def _judged(subjects: Subjects, going: Going, fragment: Query) -> tuple[Callback
         spec=going.spec,
         params=going.integration.params,
         requested=going.consent.scopes,
+        nonce_hash=going.consent.nonce_hash,
         now=subjects.parts.clock.now(),
     )
     return callback, replace(going, consent=going.consent.model_copy(update={"facts": callback.metadata}))

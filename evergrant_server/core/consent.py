@@ -63,6 +63,7 @@ class Consent(BaseModel):
     return_to: str | None = None
     link_hash: str
     state_hash: str | None = None
+    nonce_hash: str | None = None  # of what the id token has to repeat, where one was asked for
     browser_hash: str | None = None
     redirect_uri: str | None = None
     issuer: str | None = None

@@ -51,6 +51,7 @@ class Code(StrEnum):
     SCOPE_NOT_GRANTED = "scope_not_granted"
     CALLBACK_INVALID = "callback_invalid"
     CHOICE_REQUIRED = "choice_required"
+    ID_TOKEN_REFUSED = "id_token_refused"
 
     CLIENT_REJECTED = "client_rejected"
     REPLY_UNREADABLE = "reply_unreadable"
@@ -164,6 +165,11 @@ FAILURES: dict[Code, Rule] = {
         "The grant reaches several accounts, and nobody has said which one the connection is for.",
         "Choose one of the connection's choices: the subject on the connect page, or "
         "POST /v1/connections/{id}/choose.",
+    ),
+    Code.ID_TOKEN_REFUSED: _reconnect(
+        "The provider's id token is of another request than this consent's: its nonce is missing or wrong.",
+        "Open the connect link again. Where the provider never repeats the nonce, its definition has to say "
+        "id_token_nonce: false.",
     ),
     Code.CLIENT_REJECTED: _client(
         "The provider refused our client id, secret, redirect URI or request.",

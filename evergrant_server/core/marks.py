@@ -2,10 +2,10 @@
 
 import base64
 import hashlib
-import json
 from typing import Any
 
 from evergrant_server.core.grant import Grant, Origin, TokenSet
+from evergrant_server.core.id_token import claims_of
 from evergrant_server.core.receivers import Mark
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.text import is_whole
@@ -46,13 +46,8 @@ def _is_id(value: Any) -> bool:
 
 
 def _of_id_token(id_token: Secret) -> dict[str, str]:
-    """Unverified: it came from the token endpoint itself, over TLS (OpenID Connect Core 3.1.3.7)."""
-    try:
-        payload = id_token.reveal().split(".")[1]
-        claims: Any = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-        sub, email, verified = claims.get(SUB), claims.get(EMAIL), claims.get("email_verified")
-    except (AttributeError, IndexError, ValueError, RecursionError):
-        return {}  # not an object, or no token
+    claims = claims_of(id_token)
+    sub, email, verified = claims.get(SUB), claims.get(EMAIL), claims.get("email_verified")
     found = {SUB: sub} if isinstance(sub, str) else {}
     if isinstance(email, str) and verified is True:
         found[EMAIL] = email.casefold()

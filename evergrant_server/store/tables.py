@@ -194,6 +194,7 @@ class ConsentRow(Row, table=True):
     return_to: str | None = None
     link_hash: str
     state_hash: str | None = None
+    nonce_hash: str | None = None
     browser_hash: str | None = None
     redirect_uri: str | None = None
     issuer: str | None = None

@@ -11,7 +11,9 @@ import pytest
 from evergrant_server.core.attempt import AttemptKind
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connection import Connection, Revocation, State
+from evergrant_server.core.consent import ConsentStatus
 from evergrant_server.core.errors import Code
+from evergrant_server.core.id_token import hash_of_nonce
 from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
 from tests.e2e.test_transfer import admin
@@ -28,6 +30,7 @@ from tests.fakes.scripted_provider import (
     status,
 )
 from tests.fakes.serving import serving
+from tests.fakes.transmitter import id_token
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
 NEVER_ROTATES = RefreshRules(rotation=Rotation.NONE)
@@ -242,3 +245,43 @@ async def test_a_reported_token_whose_refresh_is_refused_is_leased_no_more(
         await place.until(connection, lambda row: row.state is State.NEEDS_REAUTH, 60)
         answer = await http.post(f"{at}/token", json={})
     assert (answer.status_code, answer.json()["code"]) == (409, "consent_required"), answer.text
+
+
+NONCE = "n-0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("token", "good"),
+    [
+        (id_token("account-1", nonce=NONCE), True),
+        (None, True),  # whether one comes is the provider's business
+        (id_token("account-1", nonce="another"), False),
+        (id_token("account-1", nonce=[NONCE]), False),
+        (id_token("account-1"), False),
+        ("no.id-token", False),
+    ],
+    ids=["ours", "none came", "another", "not a string", "no nonce", "no id token"],
+)
+async def test_oidc_core_3_1_3_7_an_id_token_without_our_nonce_is_no_answer_to_our_consent(
+    place: Installation, idp: ScriptedProvider, token: str | None, good: bool
+):
+    integration = await place.integration(idp)
+    connection = await place.begin(integration)
+    consent = await place.consent(idp, integration, connection, tell=False)
+    bound = consent.model_copy(update={"nonce_hash": hash_of_nonce(NONCE)})
+    async with place.store.write() as tx:
+        await tx.consents.replace(bound, expected=consent.revision)
+    idp.script(ok(**({"id_token": token} if token else {})))
+    await place.tell_consent(connection, consent)
+    if good:
+        await place.until(connection, lambda row: row.state is State.ACTIVE)
+        return
+    await place.until_audited(connection, AuditAction.CONSENT_FAILED)
+    async with place.store.read() as tx:
+        ended = await tx.consents.get(TENANT, consent.id)
+        assert await tx.grants.get(TENANT, connection.id) is None
+    assert ended is not None
+    assert (ended.status, ended.failure) == (ConsentStatus.FAILED, Code.ID_TOKEN_REFUSED)
+    assert (await place.row(connection)).state is State.PENDING_CONSENT
+    (failed,) = [it for it in await place.audited(connection) if it.action is AuditAction.CONSENT_FAILED]
+    assert failed.detail["reason"] == "id_token_refused"

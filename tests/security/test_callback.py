@@ -10,6 +10,7 @@ from evergrant_server import audit
 from evergrant_server.core.access import Action, Endpoints, Integration
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.consent import Consent, ConsentStatus, hash_of_link
+from evergrant_server.core.id_token import hash_of_nonce
 from evergrant_server.core.ids import ConnectionId
 from tests.fakes.api import OTHER, TENANT, Api
 from tests.fakes.visitor import Visitor
@@ -303,3 +304,24 @@ async def test_rfc9700_4_11_a_return_to_that_was_taken_off_the_list_is_not_follo
     answer, _ = await asyncio.gather(it.visitor.come_back(iss=ISSUER), it.worker_finishes())
     assert answer.status_code == 200
     assert "is connected" in answer.text
+
+
+async def test_oidc_core_3_1_2_1_a_nonce_is_sent_with_openid_and_kept_as_a_hash(api: Api):
+    await an_integration(api)
+    key = await api.app_with("asker", Action.CONNECT)
+    sent: list[str] = []
+    for subject, scopes in (("user-1", ["openid", "read"]), ("user-2", ["read"])):
+        body = {"integration": "crm", "subject": subject, "scopes": scopes}
+        made = (await api.post("/v1/connections", key, body)).json()
+        visitor = Visitor(api)
+        for _ in range(2):
+            await visitor.go_on(made["connect_url"])
+            kept = (await Started(api, visitor, made["id"], made["connect_url"]).consent()).nonce_hash
+            nonce = visitor.sent.get("nonce")
+            sent += [nonce] if nonce else []
+            assert kept == (hash_of_nonce(nonce) if nonce else None)
+            assert nonce is None or nonce not in (visitor.sent["state"], kept)
+    assert len(set(sent)) == 2, "a fresh one for each click, and none where no id token comes"
+    async with api.worker.write() as tx:
+        messages = str(await tx.outbox.claim("test", api.clock.now(), timedelta(seconds=30)))
+    assert not any(nonce in messages for nonce in sent)

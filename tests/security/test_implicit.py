@@ -20,6 +20,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.consent import ConsentKind, ConsentStatus
 from evergrant_server.core.errors import Code, Failure
 from tests.fakes.api import Api
+from tests.fakes.transmitter import id_token
 from tests.fakes.visitor import Visitor
 from tests.security.test_callback import ISSUER, Started, an_integration, assert_refused
 
@@ -297,3 +298,16 @@ async def test_dpop_and_a_token_in_a_browser_exclude_each_other(api: Api):
     body = {"integration": "crm", "subject": "user-1", "flow": "implicit"}
     answer = await api.post("/v1/connections", key, body)
     assert (answer.json()["code"], answer.json()["field"]) == ("invalid_request", "dpop")
+
+
+@pytest.mark.parametrize("claims", [{}, {"nonce": "another"}])
+async def test_oidc_core_3_2_2_11_an_id_token_of_another_attempt(api: Api, claims: dict[str, str]):
+    api.parts.settings.allow_tokens_in_browser = True
+    key, body = await asking(api)
+    made = (await api.post("/v1/connections", key, {**body, "scopes": ["openid"]})).json()
+    visitor = Visitor(api)
+    await visitor.go_on(made["connect_url"])
+    it = Sent(api, visitor, made["id"], made["connect_url"])
+    assert (await it.bring(it.fragment(id_token=id_token("account-1", **claims)))).status_code == 409
+    await it.assert_nothing_kept(ConsentStatus.FAILED)
+    assert (await it.consent()).failure == Code.ID_TOKEN_REFUSED

@@ -10,6 +10,7 @@ import pytest
 from evergrant_server.core.access import Action, Endpoints
 from evergrant_server.core.consent import Consent, ConsentStatus, hash_of_link
 from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.id_token import hash_of_nonce
 from evergrant_server.core.outbox import OutboxKind
 from evergrant_server.core.pushing import PushedRequest, PushRequest
 from tests.fakes.api import Api
@@ -53,7 +54,7 @@ class Waiting:
             await tx.consents.replace(consent, expected=consent.revision, request=outcome)
 
 
-async def waiting(api: Api, **endpoints: Any) -> Waiting:
+async def waiting(api: Api, scopes: list[str] | None = None, **endpoints: Any) -> Waiting:
     known = Endpoints(
         issuer=ISSUER,
         authorization_endpoint=f"{ISSUER}/authorize",
@@ -63,7 +64,8 @@ async def waiting(api: Api, **endpoints: Any) -> Waiting:
     )
     await api.integration(provider="generic", issuer=ISSUER, endpoints=known)
     key = await api.app_with("asker", Action.CONNECT)
-    made = await api.post("/v1/connections", key, {"integration": "crm", "subject": "user-1"})
+    body = {"integration": "crm", "subject": "user-1"} | ({"scopes": scopes} if scopes else {})
+    made = await api.post("/v1/connections", key, body)
     assert made.status_code == 201, made.text
     return Waiting(api, made.json()["connect_url"])
 
@@ -129,3 +131,16 @@ async def test_a_second_click_takes_the_place_of_the_first(api: Api):
     await page.settle(newer, reference(api))
     answers = [(await first).status_code, (await second).status_code]
     assert answers == [400, 200]
+
+
+async def test_a_nonce_is_pushed_and_no_worker_is_told_of_it(api: Api):
+    page = await waiting(api, scopes=["openid"])
+    going = asyncio.create_task(page.visitor.go_on(page.link))
+    consent = await page.started()
+    async with api.worker.write() as tx:
+        sent = [it for it in await tx.outbox.claim("test", api.clock.now(), timedelta(seconds=9))]
+        nonce = dict((await tx.consents.request(consent)).fields)["nonce"]
+    assert consent.nonce_hash == hash_of_nonce(nonce)
+    assert nonce not in str(sent)
+    await page.settle(consent, reference(api))
+    assert (await going).status_code == 200

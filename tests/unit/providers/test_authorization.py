@@ -12,7 +12,13 @@ from evergrant_server.core.access import Endpoints
 from evergrant_server.core.errors import Code, Failure
 from evergrant_server.core.flow import Target
 from evergrant_server.core.secret import Secret
-from providers.authorization import authorization_request, new_state, new_verifier
+from providers.authorization import (
+    asks_for_id_token,
+    authorization_request,
+    new_nonce,
+    new_state,
+    new_verifier,
+)
 from providers.resolve import client_auth_of, endpoints_of
 from providers.spec import ProviderSpec
 from tests.unit.providers.definitions import an_integration, spec_like
@@ -223,3 +229,32 @@ def test_client_authentication_of_a_discovered_server(
     endpoints = Endpoints(authorization_endpoint="a", token_endpoint="t", token_auth_methods=offered)
     integration = an_integration(endpoints=endpoints, client_auth=own)
     assert client_auth_of(spec_like(discovery=True), integration) == expected
+
+
+def test_oidc_core_3_1_2_1_what_asks_for_an_id_token_asks_for_a_nonce_in_it() -> None:
+    crm = an_integration()
+    assert asks_for_id_token(spec_like(), crm, ("openid", "read"))
+    assert asks_for_id_token(spec_like(default_scopes=("openid",)), crm, ())
+    assert asks_for_id_token(
+        spec_like(authorization_params={"response_type": "code id_token"}), crm, ("read",)
+    )
+    assert not asks_for_id_token(spec_like(), crm, ("read",))
+    assert not asks_for_id_token(spec_like(), crm, ("openid.profile",))
+    assert not asks_for_id_token(spec_like(id_token_nonce=False), crm, ("openid",))
+
+
+def test_oidc_core_15_5_2_a_nonce_has_256_bits_and_reaches_the_request_as_it_is() -> None:
+    nonces = {new_nonce().reveal() for _ in range(50)}
+    assert len(nonces) == 50
+    assert {len(base64.urlsafe_b64decode(it + "=")) for it in nonces} == {32}
+    url = authorization_request(
+        spec_like(authorization_params={"nonce": "always-the-same"}),
+        an_integration(),
+        redirect_uri=REDIRECT,
+        state=STATE,
+        verifier=VERIFIER,
+        scopes=("openid",),
+        nonce=Secret("n" * 43),
+    )
+    assert query_of(url)["nonce"] == "n" * 43
+    assert "nonce" not in query_of(url_for(spec_like()))
