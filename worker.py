@@ -7,42 +7,45 @@ from datetime import timedelta
 from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
-from activities.critical import CriticalSections
-from activities.failures import FailureInterceptor
-from evergrant_server.core.attempt import LIMITS, Limits
+from activities.single_use.critical_section import CriticalSections
+from activities.support.failures import FailureInterceptor
+from evergrant_server.core.single_use.attempt import LIMITS, TimeLimits
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.journal import Journal
-from evergrant_server.leaving import leave
+from evergrant_server.process_exit import exit_process
 from evergrant_server.settings import Settings, load_settings
-from evergrant_server.temporal_link.measuring import measured
-from evergrant_server.temporal_link.namespace import refuse_unprepared
+from evergrant_server.temporal_link.namespace import require_prepared_namespace
 from evergrant_server.temporal_link.schedules import keep_schedules
-from evergrant_server.temporal_link.tracing import AskedInterceptor
-from evergrant_server.wiring import activities, observe, platform, stop_observing
-from workflows.registered import WORKFLOWS
+from evergrant_server.temporal_link.tracing import RequestTraceInterceptor
+from evergrant_server.temporal_link.worker_metrics import serve_worker_metrics
+from evergrant_server.wiring import build_activities, flush_telemetry, open_platform, start_telemetry
+from workflows.registry import WORKFLOWS
 
 SERVICE = "evergrant-worker"
-GRACE = timedelta(seconds=100)  # longer than any activity that talks to a provider
-COMMIT = timedelta(seconds=10)  # after that: for what has been answered, and waits for the store
+GRACEFUL_SHUTDOWN = timedelta(seconds=100)  # longer than any activity that talks to a provider
+COMMIT_LIMIT = timedelta(seconds=10)  # after that: for what has been answered, and waits for the store
 
 
-async def run(settings: Settings, stop: asyncio.Event, limits: Limits = LIMITS) -> None:
+async def run(settings: Settings, stop: asyncio.Event, limits: TimeLimits = LIMITS) -> None:
     """Work until `stop` is set, then let what has begun come to its end. Tests give shorter `limits`."""
     sections = CriticalSections()
     journal = Journal(settings.data_dir / "journals")
-    async with measured(settings, SERVICE) as options, platform(settings, Role.WORKER, **options) as parts:
-        await refuse_unprepared(parts.client)
-        work = activities(parts, sections, journal, limits)
+    async with (
+        serve_worker_metrics(settings, SERVICE) as options,
+        open_platform(settings, Role.WORKER, **options) as parts,
+    ):
+        await require_prepared_namespace(parts.client)
+        work = build_activities(parts, sections, journal, limits)
         worker = Worker(
             parts.client,
             task_queue=settings.temporal_task_queue,
             workflows=WORKFLOWS,
             activities=work.activities,
-            interceptors=[FailureInterceptor(), AskedInterceptor()],
+            interceptors=[FailureInterceptor(), RequestTraceInterceptor()],
             workflow_runner=SandboxedWorkflowRunner(
                 SandboxRestrictions.default.with_passthrough_modules("evergrant_server.core", "pydantic")
             ),
-            graceful_shutdown_timeout=GRACE,
+            graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
             sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),  # a dead worker's share moves on
         )
         running = (parts.relay.run(), work.replayer.run(), keep_schedules(parts.client, settings))
@@ -55,19 +58,19 @@ async def run(settings: Settings, stop: asyncio.Event, limits: Limits = LIMITS) 
             for task in beside:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)  # before what they use is closed
-            await sections.drain(COMMIT)
+            await sections.drain(COMMIT_LIMIT)
     journal.release()
 
 
 async def main(settings: Settings) -> None:
-    observe(settings, SERVICE)
+    start_telemetry(settings, SERVICE)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await run(settings, stop)
-    await asyncio.to_thread(stop_observing)
+    await asyncio.to_thread(flush_telemetry)
 
 
 if __name__ == "__main__":
     asyncio.run(main(load_settings()))
-    leave(0)
+    exit_process(0)

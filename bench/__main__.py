@@ -15,7 +15,7 @@ from bench.bounds import Bounds
 from bench.leases import LeaseRate
 from bench.ledger import LedgerRate
 from bench.processes import Generator, load_generator, postgresql, sqlite
-from evergrant_server.leaving import leave
+from evergrant_server.process_exit import exit_process
 
 PARTS = ("sqlite", "postgresql", "refreshes")
 _SECONDS = 6.0
@@ -69,4 +69,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    leave(0)
+    exit_process(0)

@@ -15,15 +15,15 @@ from fastapi import FastAPI, Response
 from pydantic import BaseModel, ConfigDict
 
 from bench.load import HOST
-from evergrant_server.cli.serve import server
-from evergrant_server.garbage import freeze_what_started
-from evergrant_server.leaving import leave
+from evergrant_server.cli.serve import granian_server
+from evergrant_server.gc_tuning import tune_garbage_collector
+from evergrant_server.process_exit import exit_process
 
 _BYTES = "BENCH_ANSWER_BYTES"  # read by the process that granian starts
 _FRAME = '{"access_token":""}'
 
 
-class Ask(BaseModel):
+class BareRequest(BaseModel):
     """The members that a lease's body has."""
 
     model_config = ConfigDict(extra="forbid")
@@ -33,13 +33,13 @@ class Ask(BaseModel):
     label: str = "default"
 
 
-class Answer(BaseModel):
+class BareAnswer(BaseModel):
     access_token: str
 
 
 @asynccontextmanager
 async def _lifespan(_: FastAPI) -> AsyncIterator[None]:
-    freeze_what_started()
+    tune_garbage_collector()
     yield
 
 
@@ -52,9 +52,9 @@ def _app() -> FastAPI:
         return {"status": "alive"}
 
     @app.post("/v1/lease")
-    async def lease(body: Ask, response: Response) -> Answer:
+    async def lease(body: BareRequest, response: Response) -> BareAnswer:
         response.headers["Cache-Control"] = "no-store"
-        return Answer(access_token=token)
+        return BareAnswer(access_token=token)
 
     return app
 
@@ -65,9 +65,9 @@ application = _app()
 def main(port: int, size: int) -> None:
     """Serve until a signal ends it."""
     os.environ[_BYTES] = str(size)
-    server("bench.bare:application", HOST, port, 1).serve()
+    granian_server("bench.bare:application", HOST, port, 1).serve()
 
 
 if __name__ == "__main__":
     main(int(sys.argv[1]), int(sys.argv[2]))
-    leave(0)
+    exit_process(0)

@@ -12,11 +12,11 @@ from temporalio import activity, workflow
 from temporalio.client import Client
 from temporalio.worker import Worker
 
-from evergrant_server.leaving import leave
+from evergrant_server.process_exit import exit_process
 
 
 @activity.defn
-async def nothing(number: int) -> int:
+async def do_nothing(number: int) -> int:
     return number + 1
 
 
@@ -30,7 +30,9 @@ class Ceiling:
 
     @workflow.update
     async def poke(self, number: int) -> int:
-        return await workflow.execute_activity(nothing, number, start_to_close_timeout=timedelta(seconds=30))
+        return await workflow.execute_activity(
+            do_nothing, number, start_to_close_timeout=timedelta(seconds=30)
+        )
 
 
 async def work(address: str, queue: str) -> None:
@@ -39,11 +41,11 @@ async def work(address: str, queue: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     client = await Client.connect(address)
-    async with Worker(client, task_queue=queue, workflows=[Ceiling], activities=[nothing]):
+    async with Worker(client, task_queue=queue, workflows=[Ceiling], activities=[do_nothing]):
         print("worker ready", flush=True)
         await stop.wait()
 
 
 if __name__ == "__main__":
     asyncio.run(work(*sys.argv[1:3]))
-    leave(0)
+    exit_process(0)

@@ -9,9 +9,9 @@ from typing import Any
 
 from bench import place
 from bench.bounds import Bounds
-from bench.place import Place, lease_request
-from bench.processes import Generator, module, running, shown
-from evergrant_server.cli.serve import environment
+from bench.place import Installation, lease_request
+from bench.processes import Generator, first_refusal, python_module, running_process
+from evergrant_server.cli.serve import settings_environment
 from tests.fakes.ports import free_port
 
 CLIENTS = (16, 64)
@@ -60,21 +60,21 @@ class LeaseRate:
 @asynccontextmanager
 async def two_servers(
     folder: Path, database_url: str, generator: Generator
-) -> AsyncIterator[tuple[Place, int]]:
+) -> AsyncIterator[tuple[Installation, int]]:
     """The API over a prepared store, and the bare route with an answer of the same size."""
     ready = await place.prepare(
         folder, database_url, free_port(), [place.token_reply() for _ in range(_CONNECTIONS)]
     )
-    api = module("evergrant_server serve", folder, env=environment(ready.settings))
-    async with running(api, port=ready.settings.port):
+    api = python_module("evergrant_server serve", folder, env=settings_environment(ready.settings))
+    async with running_process(api, port=ready.settings.port):
         size = await _answer_bytes(generator, ready)
         port = free_port()
-        async with running(module("bench.bare", folder, str(port), str(size)), port=port):
+        async with running_process(python_module("bench.bare", folder, str(port), str(size)), port=port):
             yield ready, port
 
 
 async def measure(
-    store: str, ready: Place, bare_port: int, generator: Generator, bounds: Bounds
+    store: str, ready: Installation, bare_port: int, generator: Generator, bounds: Bounds
 ) -> list[LeaseRate]:
     """Both sides in short rounds by turns, for each number of clients. Raises RuntimeError when
     the server refuses a lease."""
@@ -100,7 +100,7 @@ async def _round(generator: Generator, side: Side, clients: int, seconds: float,
     return result
 
 
-async def _answer_bytes(generator: Generator, ready: Place) -> int:
+async def _answer_bytes(generator: Generator, ready: Installation) -> int:
     """The size of a lease's body, from a real one."""
     result = await generator.round(
         port=ready.settings.port, clients=1, seconds=10, most=1, requests=ready.requests()[:1]
@@ -111,7 +111,7 @@ async def _answer_bytes(generator: Generator, ready: Place) -> int:
 
 def _refuse_refusals(rounds: Sequence[dict[str, Any]]) -> None:
     if any(it["refused"] for it in rounds):
-        raise RuntimeError(f"a request was not answered with 200: {shown(rounds)}")
+        raise RuntimeError(f"a request was not answered with 200: {first_refusal(rounds)}")
 
 
 def _rate(one: dict[str, Any]) -> float:

@@ -9,18 +9,18 @@ from time import perf_counter
 from sqlalchemy import text
 
 from bench.bounds import Bounds
-from bench.place import TENANT, Place
+from bench.place import TENANT, Installation
 from evergrant_server import audit
-from evergrant_server.audit.leases import LeaseClaim, LeaseLedger
+from evergrant_server.audit.lease_ledger import LeaseClaim, LeaseLedger
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import SystemClock
-from evergrant_server.core.messages import Asked
+from evergrant_server.core.messages.connection import RequestContext
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.store import Store
 
 CALLERS = (16, 64)
 _LANE, _PLAIN = "bench", "bench-plain"
-_ASKED = Asked(by="app:pipeline", trace_id="0af7651916cd43dd8448eb211c80319c")
+_ASKED = RequestContext(by="app:pipeline", trace_id="0af7651916cd43dd8448eb211c80319c")
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class LedgerRate:
         return self.ledger / self.plain
 
 
-async def measure(store: str, ready: Place, bounds: Bounds) -> list[LedgerRate]:
+async def measure(store: str, ready: Installation, bounds: Bounds) -> list[LedgerRate]:
     """Callers who each wait for their record's commit: through the ledger, then one by one."""
     settings, clock = ready.settings, SystemClock()
-    opened = await Store.open(settings.database_url, KeyRing.open(settings.keys, Role.API), clock)
+    opened = await Store.open(settings.database_url, KeyRing.open(settings.key_path, Role.API), clock)
     claims = cycle([_claim(ready, number) for number in range(len(ready.connections))])
     ledger = LeaseLedger(opened, _LANE, clock)
 
@@ -85,13 +85,13 @@ async def _rate(work: Callable[[], Awaitable[None]], callers: int, bounds: Bound
 
 async def _head(store: Store) -> tuple[int, int]:
     """Records in the ledger's lane, and its row's revision, which every commit raises by one."""
-    query = text("SELECT count, revision FROM audit_lane WHERE tenant = :tenant AND lane = :lane")
+    query = text("SELECT count, revision FROM audit_shard WHERE tenant = :tenant AND lane = :lane")
     async with store.read() as tx:
         row = (await tx.connection.execute(query, {"tenant": TENANT, "lane": _LANE})).one_or_none()
     return (0, 0) if row is None else (row[0], row[1])
 
 
-def _claim(ready: Place, number: int) -> LeaseClaim:
+def _claim(ready: Installation, number: int) -> LeaseClaim:
     connection = ready.connections[number]
     return LeaseClaim(
         tenant=TENANT,
@@ -100,7 +100,7 @@ def _claim(ready: Place, number: int) -> LeaseClaim:
         app_id=ready.app.id,
         app_revision=ready.app.revision,
         generation=connection.generation,
-        asked=_ASKED,
+        context=_ASKED,
         scopes=connection.requested_scopes,
         at=connection.created_at,
     )
@@ -111,8 +111,8 @@ def _entry(claim: LeaseClaim) -> AuditEntry:
     return AuditEntry(
         tenant=claim.tenant,
         at=SystemClock().now(),
-        action=AuditAction.LEASED,
+        action=AuditAction.LEASE_ISSUED,
         object=claim.connection_id,
-        asked=claim.asked,
+        context=claim.context,
         detail={"app": claim.app_id, "generation": claim.generation, "scopes": list(claim.scopes)},
     )

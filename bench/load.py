@@ -22,7 +22,7 @@ _END_LIMIT_S = 10.0  # an answer that takes longer than this after the end count
 
 
 @dataclass
-class Tally:
+class RoundTally:
     """What the clients of one round saw. Latencies are seconds."""
 
     latencies: list[float] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Tally:
 class Client(asyncio.Protocol):
     """One connection: sends, waits for the whole answer, sends again until the round is over."""
 
-    def __init__(self, requests: Iterator[bytes], tally: Tally, until: float, most: int) -> None:
+    def __init__(self, requests: Iterator[bytes], tally: RoundTally, until: float, most: int) -> None:
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._requests = requests
         self._tally = tally
@@ -53,7 +53,7 @@ class Client(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        size = whole(self._buffer)
+        size = body_size(self._buffer)
         if size is None:
             return
         now = perf_counter()
@@ -74,7 +74,7 @@ class Client(asyncio.Protocol):
             self.ended.set_result(None)
 
 
-def whole(buffer: bytes) -> int | None:
+def body_size(buffer: bytes) -> int | None:
     """The size of the body of the answer in `buffer`, once all of it is there."""
     head = buffer.find(b"\r\n\r\n")
     if head < 0:
@@ -87,9 +87,9 @@ def whole(buffer: bytes) -> int | None:
     return size if len(buffer) >= head + 4 + size else None
 
 
-async def round_of(order: dict[str, Any]) -> dict[str, Any]:
+async def run_round(order: dict[str, Any]) -> dict[str, Any]:
     """Carry out one order. `most` bounds the requests, `seconds` the time."""
-    tally = Tally()
+    tally = RoundTally()
     requests = cycle([text.encode() for text in order["requests"]])
     began = perf_counter()
     loop = asyncio.get_running_loop()
@@ -113,7 +113,7 @@ def main() -> None:
     """Serve orders until standard input ends."""
     gc.disable()  # nothing here makes cycles that matter, and a pause would count as the server's
     for line in sys.stdin:
-        print(json.dumps(asyncio.run(round_of(json.loads(line)))), flush=True)
+        print(json.dumps(asyncio.run(run_round(json.loads(line)))), flush=True)
 
 
 if __name__ == "__main__":

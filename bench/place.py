@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from bench.load import HOST
-from evergrant_server.api.authentication import format_key, hash_of, new_key_secret
+from evergrant_server.api.http.authentication import format_key, hash_secret, new_key_secret
 from evergrant_server.core.access import Action, App, AppKey, Endpoints, Integration, Permit
 from evergrant_server.core.clock import SystemClock
-from evergrant_server.core.connection import Connection
-from evergrant_server.core.grant import Grant, Origin, TokenSet
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, KeyId, PermitId, Tenant, new_id
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.settings import Settings, load_settings
-from evergrant_server.store import Store, Tx, schema
+from evergrant_server.store import Store, Transaction, schema
 
 TENANT = Tenant("bench")
 _CLOCK = SystemClock()
@@ -25,7 +25,7 @@ _LIFETIME_S = 3600.0
 
 
 @dataclass(frozen=True)
-class Place:
+class Installation:
     """What the measurements need to know of it. `key` is the app's API key."""
 
     settings: Settings
@@ -55,12 +55,12 @@ async def prepare(
     issuer: str = "https://crm.test",
     client_secret: str = "hush",
     **settings: Any,
-) -> Place:
+) -> Installation:
     """Make it. Each of `grants` is a token reply; each becomes one active connection."""
     made = load_settings(data_dir=folder, database_url=database_url, port=port, tenant=TENANT, **settings)
-    KeyRing.create(made.keys)
+    KeyRing.create(made.key_path)
     await schema.upgrade(made.database_url)
-    store = await Store.open(made.database_url, KeyRing.open(made.keys, Role.WORKER), _CLOCK)
+    store = await Store.open(made.database_url, KeyRing.open(made.key_path, Role.WORKER), _CLOCK)
     try:
         async with store.write() as tx:
             app, key = await _app(tx)
@@ -70,7 +70,7 @@ async def prepare(
             connections = [await _connection(tx, integration, n, it) for n, it in enumerate(grants)]
     finally:
         await store.close()
-    return Place(made, key, app, tuple(connections))
+    return Installation(made, key, app, tuple(connections))
 
 
 def token_reply() -> dict[str, Any]:
@@ -78,12 +78,12 @@ def token_reply() -> dict[str, Any]:
     return {"access_token": secrets.token_urlsafe(96), "refresh_token": secrets.token_urlsafe(32)}
 
 
-async def _app(tx: Tx) -> tuple[App, str]:
+async def _app(tx: Transaction) -> tuple[App, str]:
     now = _CLOCK.now()
     app = App(tenant=TENANT, id=AppId(new_id("app")), name="pipeline", created_at=now)
     secret = new_key_secret()
     key = AppKey(
-        tenant=TENANT, id=KeyId(new_id("key")), app_id=app.id, secret_hash=hash_of(secret), created_at=now
+        tenant=TENANT, id=KeyId(new_id("key")), app_id=app.id, secret_hash=hash_secret(secret), created_at=now
     )
     permit = Permit(
         tenant=TENANT,
@@ -124,7 +124,9 @@ def _integration(issuer: str) -> Integration:
     )
 
 
-async def _connection(tx: Tx, integration: Integration, number: int, reply: dict[str, Any]) -> Connection:
+async def _connection(
+    tx: Transaction, integration: Integration, number: int, reply: dict[str, Any]
+) -> Connection:
     now = _CLOCK.now()
     connection = Connection(
         tenant=TENANT,

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from bench.load import HOST
-from evergrant_server.cli.process import Process
+from evergrant_server.cli.process import ChildProcess
 
 _START_LIMIT_S = 60
 _LINE_LIMIT = 1 << 26  # bytes: a round's latencies are one line
 
 
 @asynccontextmanager
-async def running(process: Process, *, port: int = 0, words: str = "") -> AsyncIterator[None]:
+async def running_process(process: ChildProcess, *, port: int = 0, words: str = "") -> AsyncIterator[None]:
     """The process, from the moment it listens on `port` or has said `words`.
 
     Raises Failure INTERNAL with the last line of its log when it ends, TimeoutError after a minute.
@@ -27,19 +27,21 @@ async def running(process: Process, *, port: int = 0, words: str = "") -> AsyncI
     await process.start()
     try:
         async with asyncio.timeout(_START_LIMIT_S):
-            while not (await _alive(port) if port else process.has_said(words)):
-                process.raise_if_dead()
+            while not (await _alive(port) if port else process.has_logged(words)):
+                process.raise_if_exited()
                 await asyncio.sleep(0.05)
         yield
     finally:
         await process.stop()
 
 
-def module(name: str, folder: Path, *arguments: str, env: dict[str, str] | None = None) -> Process:
+def python_module(
+    name: str, folder: Path, *arguments: str, env: dict[str, str] | None = None
+) -> ChildProcess:
     """`python -m` with these arguments, named for its log."""
     parts = name.split()
     command = [sys.executable, "-m", *parts, *arguments]
-    return Process(parts[-1], command, folder, {**os.environ, **(env or {})}, end_limit_s=20.0)
+    return ChildProcess(parts[-1], command, folder, {**os.environ, **(env or {})}, end_limit_s=20.0)
 
 
 async def _alive(port: int) -> bool:
@@ -110,6 +112,6 @@ def sqlite(folder: Path) -> str:
     return f"sqlite+aiosqlite:///{folder / 'evergrant.db'}"
 
 
-def shown(refused: Iterable[dict[str, Any]]) -> str:
+def first_refusal(refused: Iterable[dict[str, Any]]) -> str:
     """The first answer that was not a 200."""
     return next((it["sample"][:400] for it in refused if it["refused"]), "")

@@ -13,21 +13,21 @@ from temporalio.client import Client, WorkflowHandle
 from bench import place
 from bench.bounds import Bounds
 from bench.ceiling import Ceiling
-from bench.processes import module, running, sqlite
-from evergrant_server.cli.serve import environment
-from evergrant_server.core.connection import Connection
-from evergrant_server.core.ids import new_id, workflow_id
-from evergrant_server.core.messages import Asked, EnsureFresh
+from bench.processes import python_module, running_process, sqlite
+from evergrant_server.cli.serve import settings_environment
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.ids import connection_workflow_id, new_id
+from evergrant_server.core.messages.connection import EnsureFresh, RequestContext
 from evergrant_server.crypto.keyring import Role
-from evergrant_server.temporal_link.namespace import prepare
-from evergrant_server.wiring import Platform, platform
+from evergrant_server.temporal_link.namespace import prepare_namespace
+from evergrant_server.wiring import Platform, open_platform
 from tests.fakes.ports import free_port
 from tests.fakes.scripted_provider import ScriptedProvider
 from tests.fakes.temporal import running_temporal
 
 CALLERS = 16
 _ROUNDS = 3
-_ASKED = Asked(by="app:pipeline")
+_ASKED = RequestContext(by="app:pipeline")
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ async def measure(folder: Path, bounds: Bounds) -> RefreshRate:
         _product(folder, temporal.address, idp) as (parts, connections),
         _ceiling(folder, temporal.address) as handles,
     ):
-        return await _measured(parts, connections, handles, idp, bounds)
+        return await _alternate(parts, connections, handles, idp, bounds)
 
 
-async def _measured(
+async def _alternate(
     parts: Platform,
     connections: tuple[Connection, ...],
     handles: list[WorkflowHandle[Ceiling, None]],
@@ -93,7 +93,7 @@ async def _measured(
 
     async def refresh(caller: int) -> None:
         mine = connections[caller]
-        ask = EnsureFresh(seen_generation=seen[caller], asked=_ASKED)
+        ask = EnsureFresh(seen_generation=seen[caller], context=_ASKED)
         fresh = await parts.link.ensure_fresh(mine.tenant, mine.id, ask, timeout=20)
         if fresh.problem is not None or fresh.generation <= seen[caller]:
             raise RuntimeError(f"not refreshed: {fresh}")
@@ -104,7 +104,7 @@ async def _measured(
 
     ours, theirs = _Side(refresh, []), _Side(poke, [])
     for side in (ours, theirs):
-        await _each(side.update)
+        await _update_all(side.update)
     before, calls = await _events(parts, connections), idp.refreshes
     for _ in range(_ROUNDS):
         for side in (ours, theirs):
@@ -121,14 +121,14 @@ async def _measured(
     )
 
 
-async def _each(update: Callable[[int], Awaitable[None]]) -> None:
+async def _update_all(update: Callable[[int], Awaitable[None]]) -> None:
     """Once for every workflow, so that a worker holds it in its cache."""
     await asyncio.gather(*(update(caller) for caller in range(CALLERS)))
 
 
 async def _events(parts: Platform, connections: tuple[Connection, ...]) -> int:
     """Events in the histories of all these connections' workflows."""
-    histories = [await parts.link.history(workflow_id(it.tenant, it.id)) for it in connections]
+    histories = [await parts.link.history(connection_workflow_id(it.tenant, it.id)) for it in connections]
     return sum(len(it) for it in histories)
 
 
@@ -147,11 +147,11 @@ async def _product(
         temporal_address=address,
         egress_allow=(idp.allowance,),
     )
-    worker = module("evergrant_server worker", folder, env=environment(ready.settings))
-    async with platform(ready.settings, Role.OPERATOR) as parts:
-        await prepare(parts.client, ready.settings.history_retention)
-        async with running(worker, words="worker ready"):
-            await parts.reconciler.all()
+    worker = python_module("evergrant_server worker", folder, env=settings_environment(ready.settings))
+    async with open_platform(ready.settings, Role.OPERATOR) as parts:
+        await prepare_namespace(parts.client, ready.settings.history_retention)
+        async with running_process(worker, words="worker ready"):
+            await parts.reconciler.reconcile_all()
             yield parts, ready.connections
 
 
@@ -159,7 +159,7 @@ async def _product(
 async def _ceiling(folder: Path, address: str) -> AsyncIterator[list[WorkflowHandle[Ceiling, None]]]:
     queue = f"bench-{new_id('out')[-8:]}"
     client = await Client.connect(address)
-    async with running(module("bench.ceiling", folder, address, queue), words="worker ready"):
+    async with running_process(python_module("bench.ceiling", folder, address, queue), words="worker ready"):
         yield [
             await client.start_workflow(Ceiling.run, id=f"ceiling:{number}", task_queue=queue)
             for number in range(CALLERS)

@@ -3,8 +3,8 @@
 import json
 from collections.abc import Callable, Iterable
 
-from evergrant_server.core.events import BY_DEFAULT, EventData, EventMessage, EventType
-from evergrant_server.core.webhooks import WAITS, DisabledBy, Problem
+from evergrant_server.core.events import DEFAULT_EVENTS, EventData, EventMessage, EventType
+from evergrant_server.core.webhooks import RETRY_DELAYS, DeliveryProblem, DisabledBy
 
 Table = Callable[[tuple[str, ...], Iterable[tuple[str, ...]]], list[str]]
 
@@ -21,13 +21,13 @@ WHEN = {
     EventType.PING: "somebody asked for it (`POST /v1/webhooks/{name}/test`); `data` has `tenant`, `webhook`",
 }
 PROBLEMS = {
-    Problem.REFUSED: "the endpoint answered with a status outside 2xx, which `response_status` says",
-    Problem.REDIRECTED: "it answered with a redirect, which is not followed",
-    Problem.GONE: "it answered 410: the webhook is disabled",
-    Problem.TIMED_OUT: "no complete answer within 15 seconds",
-    Problem.UNREACHABLE: "no connection, or no TLS with a certificate we trust",
-    Problem.UNREADABLE: "an answer of more than 1 MiB, or in an encoding nobody asked for",
-    Problem.EGRESS_REFUSED: "its name led to an address that isn't the public internet",
+    DeliveryProblem.REFUSED: "the endpoint answered with a status outside 2xx, which `response_status` says",
+    DeliveryProblem.REDIRECTED: "it answered with a redirect, which is not followed",
+    DeliveryProblem.GONE: "it answered 410: the webhook is disabled",
+    DeliveryProblem.TIMED_OUT: "no complete answer within 15 seconds",
+    DeliveryProblem.UNREACHABLE: "no connection, or no TLS with a certificate we trust",
+    DeliveryProblem.UNREADABLE: "an answer of more than 1 MiB, or in an encoding nobody asked for",
+    DeliveryProblem.EGRESS_REFUSED: "its name led to an address that isn't the public internet",
 }
 DISABLED = {
     DisabledBy.ADMIN: "an admin",
@@ -37,9 +37,9 @@ DISABLED = {
 
 
 def page(note: str, table: Table) -> str:
-    events = [(f"`{it.value}`", "yes" if it in BY_DEFAULT else "no", WHEN[it]) for it in EventType]
+    events = [(f"`{it.value}`", "yes" if it in DEFAULT_EVENTS else "no", WHEN[it]) for it in EventType]
     members = [(f"`{name}`", field.description or "") for name, field in EventData.model_fields.items()]
-    waits = ", ".join(str(int(wait.total_seconds())) for wait in WAITS)
+    waits = ", ".join(str(int(wait.total_seconds())) for wait in RETRY_DELAYS)
     return "\n".join(
         [
             note,
@@ -65,7 +65,9 @@ def page(note: str, table: Table) -> str:
             "Then it is `failed`. An endpoint that fails is left alone as a whole, for five seconds at first",
             "and for an hour at most, and gets one try at a time until one succeeds.",
             "",
-            *table(("`problem`", "what happened"), [(f"`{it.value}`", PROBLEMS[it]) for it in Problem]),
+            *table(
+                ("`problem`", "what happened"), [(f"`{it.value}`", PROBLEMS[it]) for it in DeliveryProblem]
+            ),
             "",
             *table(("`disabled_by`", "who"), [(f"`{it.value}`", DISABLED[it]) for it in DisabledBy]),
             "",

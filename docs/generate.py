@@ -15,9 +15,9 @@ from pydantic_core import PydanticUndefined
 
 from docs import events_page, provider_pages, telemetry_page
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.errors import FAILURES, Kind, Repairer, Retry
+from evergrant_server.core.errors import FAILURES, FailureKind, Repairer, RetryAdvice
 from evergrant_server.settings import Settings
-from providers.spec import ProviderSpec
+from providers.definition.schema import ProviderSpec
 
 DOCS = Path(__file__).parent
 NOTE = "<!-- Made by `make docs` from the code. Change the code, not this page. -->\n"
@@ -31,22 +31,22 @@ REPAIRER = {
     Repairer.CALLER: "whoever wrote the request",
 }
 RETRY = {
-    Retry.NEVER: "The same request fails again until somebody acts.",
-    Retry.AFTER_REPAIR: "Evergrant looks again slowly by itself: an admin may have acted.",
-    Retry.BACKOFF: "Try again later; waits grow, and `Retry-After` is honoured.",
+    RetryAdvice.NEVER: "The same request fails again until somebody acts.",
+    RetryAdvice.AFTER_REPAIR: "Evergrant looks again slowly by itself: an admin may have acted.",
+    RetryAdvice.BACKOFF: "Try again later; waits grow, and `Retry-After` is honoured.",
 }
 WHEN = {
-    AuditAction.LEASED: "an access token was handed to an app",
-    AuditAction.CHOICE_ASKED: "the grant reaches several accounts, and somebody has to choose one",
+    AuditAction.LEASE_ISSUED: "an access token was handed to an app",
+    AuditAction.ACCOUNT_CHOICE_REQUESTED: "the grant reaches several accounts, and somebody has to choose one",
     AuditAction.ACCOUNT_CHOSEN: "the account is known: the only one, the one asked for, or a chosen one",
-    AuditAction.PROOF_MADE: "an app got a proof for one request with a token that is bound to a key",
+    AuditAction.DPOP_PROOF_ISSUED: "an app got a proof for one request with a token that is bound to a key",
     AuditAction.LEASE_REFUSED: "an app asked and was refused",
     AuditAction.CONNECTION_CREATED: "a connection was opened",
     AuditAction.CONNECTION_IMPORTED: "a grant came in with its tokens, from a system outside",
     AuditAction.CONNECTION_EXPORTED: "a connection's tokens were sealed to the key of an export",
-    AuditAction.EXPORT_ASKED: "an admin asked for an export; names the key's thumbprint",
+    AuditAction.EXPORT_REQUESTED: "an admin asked for an export; names the key's thumbprint",
     AuditAction.CONNECTIONS_EXPORTED: "the sealed lines of an export were handed out, all of them",
-    AuditAction.EXPORT_DROPPED: "the sealed lines of an export were deleted",
+    AuditAction.EXPORT_DELETED: "the sealed lines of an export were deleted",
     AuditAction.CONSENT_STARTED: "the subject went on from the connect page to the provider",
     AuditAction.CONSENT_GRANTED: "the provider sent the subject back with a code",
     AuditAction.CONSENT_DENIED: "the subject, or the provider for them, said no",
@@ -63,16 +63,16 @@ WHEN = {
     AuditAction.SECURITY_EVENT: "a provider's security event or hook came in, signed, and was handled",
     AuditAction.RECEIVER_PUT: "the receiver of an integration's security events was created or changed",
     AuditAction.RECEIVER_DELETED: "the receiver of an integration's security events was deleted",
-    AuditAction.HEARD_FROM_PROVIDER: "the provider told something that does not end the grant: it is older, "
+    AuditAction.PROVIDER_REPORT_RECEIVED: "the provider told something that does not end the grant: it is older, "
     "or only a refresh can tell",
-    AuditAction.REVOKED_ELSEWHERE: "the provider said that the subject, or it, ended the grant over there",
+    AuditAction.REVOKED_AT_PROVIDER: "the provider said that the subject, or it, ended the grant over there",
     AuditAction.SENT_TWICE: "a worker was stopped past its deadline, and a credential left two of them",
-    AuditAction.ANSWER_CAME_LATE: "an answer that had been given up came: it is looked at before it is used, "
+    AuditAction.LATE_TOKENS_RECEIVED: "an answer that had been given up came: it is looked at before it is used, "
     "or revoked when its connection has ended",
-    AuditAction.REAUTHORIZE_ASKED: "somebody asked for a new consent",
+    AuditAction.REAUTHORIZATION_REQUESTED: "somebody asked for a new consent",
     AuditAction.TOKEN_REPORTED: "an app said that the provider's API refuses the token of a generation",
     AuditAction.SOURCE_APP_CHANGED: "another app asked for the exchange; it is made in that one's name now",
-    AuditAction.REVOKE_ASKED: "somebody asked for revocation; no lease leaves from here on",
+    AuditAction.REVOCATION_REQUESTED: "somebody asked for revocation; no lease leaves from here on",
     AuditAction.REVOCATION_FAILED: "the provider didn't confirm; it is tried again",
     AuditAction.REVOKED: "the provider confirmed, or is declared to have no revocation endpoint",
     AuditAction.HISTORY_EXPORTED: "a run of the connection's workflow was copied into the store",
@@ -123,7 +123,7 @@ def errors() -> str:
         "problem document (`application/problem+json`) whose `code` is one of these; the same table decides",
         "what workflows try again. `detail` says what happened this time, and never holds a secret.",
     ]
-    for kind in Kind:
+    for kind in FailureKind:
         rules = [(code, rule) for code, rule in FAILURES.items() if rule.kind is kind]
         for repairer in dict.fromkeys(rule.repairer for _, rule in rules):
             lines += ["", f"## {kind.value}", "", f"Repaired by {REPAIRER[repairer]}."]
@@ -199,7 +199,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/event.schema.json": events_page.schema,
     "telemetry.md": lambda: telemetry_page.page(NOTE, table),
     "reference/provider.schema.json": provider_schema,
-    **{name: partial(provider_pages.page, name, NOTE) for name in provider_pages.names()},
+    **{name: partial(provider_pages.render_page, name, NOTE) for name in provider_pages.page_names()},
 }
 
 

@@ -5,9 +5,9 @@ from functools import cache
 from string import ascii_lowercase
 
 from docs import provider_words as words
-from providers.categories import CATEGORIES
-from providers.registry import Registry
-from providers.spec import ProviderSpec
+from providers.definition.categories import CATEGORIES
+from providers.definition.registry import Registry
+from providers.definition.schema import ProviderSpec
 
 _FOLDER = "providers"
 _HEAD = ("| provider | name | flows | tokens |", "| --- | --- | --- | --- |")
@@ -22,13 +22,13 @@ def letter_of(spec: ProviderSpec) -> str:
     return spec.name[0] if spec.name[0] in ascii_lowercase else "0"
 
 
-def names() -> tuple[str, ...]:
+def page_names() -> tuple[str, ...]:
     """The pages below `docs/`."""
     letters = sorted({letter_of(spec) for spec in _specs()})
     return (f"{_FOLDER}/README.md", *(f"{_FOLDER}/{letter}.md" for letter in letters))
 
 
-def page(name: str, note: str) -> str:
+def render_page(name: str, note: str) -> str:
     """One page's text."""
     letter = name.removeprefix(f"{_FOLDER}/").removesuffix(".md")
     return _index(note) if letter == "README" else _letter(letter, note)
@@ -59,15 +59,22 @@ def _index(note: str) -> str:
 
 
 def _row(spec: ProviderSpec) -> str:
-    link = f"[{words.plain(spec.display_name)}]({letter_of(spec)}.md#{spec.name})"
-    return f"| {link} | `{spec.name}` | {', '.join(words.flows(spec))} | {words.in_short(spec)} |"
+    link = f"[{words.escape_markdown(spec.display_name)}]({letter_of(spec)}.md#{spec.name})"
+    return f"| {link} | `{spec.name}` | {', '.join(words.flows(spec))} | {words.token_summary(spec)} |"
 
 
 def _letter(letter: str, note: str) -> str:
     lines = [note, f"# Providers: {letter.upper()}", "", "[All providers](README.md)"]
     for spec in _specs():
         if letter_of(spec) == letter:
-            lines += ["", f"## {spec.name}", "", f"**{words.plain(spec.display_name)}**", "", *_about(spec)]
+            lines += [
+                "",
+                f"## {spec.name}",
+                "",
+                f"**{words.escape_markdown(spec.display_name)}**",
+                "",
+                *_about(spec),
+            ]
     return "\n".join(lines) + "\n"
 
 
@@ -79,15 +86,15 @@ def _about(spec: ProviderSpec) -> list[str]:
         "Parameters": words.parameters(spec),
         "Scopes": words.scopes(spec),
         "PKCE": words.pkce(spec),
-        "Client authentication": words.client(spec),
+        "Client authentication": words.client_authentication(spec),
         "Access tokens": words.access_tokens(spec),
         "Refresh tokens": words.refresh_tokens(spec),
         "Revocation": words.revocation(spec),
         "API": f"`{spec.api_base_url}`" if spec.api_base_url else "",
         "Limits": words.limits(spec),
-        "Peculiar": words.peculiar(spec),
-        "Notes": "; ".join(words.plain(note) for note in spec.notes),
-        "Not usable yet": words.not_yet(spec),
+        "Peculiar": words.deviations(spec),
+        "Notes": "; ".join(words.escape_markdown(note) for note in spec.notes),
+        "Not usable yet": words.unusable_flows_text(spec),
         "Sources": words.sources(spec),
     }
     return [f"- {name}: {text}" for name, text in said.items() if text]

@@ -1,8 +1,8 @@
 """What a definition says, in words for people."""
 
-from providers.catalogue_report import unusable_in
-from providers.spec import ClientAuth, ProviderSpec
-from providers.spec_request import Format, Pkce
+from providers.definition.schema import ClientAuth, ProviderSpec
+from providers.definition.schema_request import BodyFormat, Pkce
+from providers.tools.catalogue_report import unusable_flows
 
 _FLOWS = {
     "authorization_code": "authorization code",
@@ -26,14 +26,14 @@ _SEPARATORS = {" ": "spaces", ",": "commas", ";": "semicolons", "+": "plus signs
 _SPANS = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
 
 
-def plain(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Text that Markdown shows as it is."""
     for bad, good in (("\\", "\\\\"), ("<", "&lt;"), ("|", "\\|"), ("*", "\\*"), ("[", "\\["), ("_", "\\_")):
         text = text.replace(bad, good)
     return text
 
 
-def span(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A length of time in its largest whole unit."""
     for length, name in _SPANS:
         if seconds >= length and seconds % length == 0:
@@ -46,7 +46,7 @@ def flows(spec: ProviderSpec) -> list[str]:
     return [_FLOWS.get(mode, mode.replace("_", " ")) for mode in spec.auth_modes]
 
 
-def in_short(spec: ProviderSpec) -> str:
+def token_summary(spec: ProviderSpec) -> str:
     if "authorization_code" not in spec.auth_modes:
         return "no consent in a browser"
     if not spec.refresh_supported:
@@ -64,7 +64,7 @@ def parameters(spec: ProviderSpec) -> str:
         usual = f"usually `{rule.default}`" if rule.default else ""
         if rule.source != "integration":
             usual = f"from the {rule.source.replace('_', ' ')}"
-        facts = "; ".join(fact for fact in (plain(rule.description), takes, usual) if fact)
+        facts = "; ".join(fact for fact in (escape_markdown(rule.description), takes, usual) if fact)
         parts.append(f"`{name}`" + (f" ({facts})" if facts else ""))
     return ", ".join(parts)
 
@@ -95,7 +95,7 @@ def pkce(spec: ProviderSpec) -> str:
     return said.get(spec.pkce, "sent, S256")
 
 
-def client(spec: ProviderSpec) -> str:
+def client_authentication(spec: ProviderSpec) -> str:
     text = _CLIENT[spec.client_auth]
     if spec.client_secret_header:
         text = f"secret in the header `{spec.client_secret_header}`"
@@ -111,9 +111,9 @@ def client(spec: ProviderSpec) -> str:
 
 def access_tokens(spec: ProviderSpec) -> str:
     if spec.assumed_lifetime_s:
-        return f"last {span(spec.assumed_lifetime_s)}, which the reply doesn't say"
+        return f"last {format_duration(spec.assumed_lifetime_s)}, which the reply doesn't say"
     if spec.access_token_lifetime_s:
-        return f"last {span(spec.access_token_lifetime_s)}; the reply decides"
+        return f"last {format_duration(spec.access_token_lifetime_s)}; the reply decides"
     return "" if spec.refresh_supported else "don't expire by themselves, as far as is known"
 
 
@@ -130,36 +130,36 @@ def refresh_tokens(spec: ProviderSpec) -> str:
     if spec.rotation_grace_s == "unlimited":
         parts = ["a new one comes each time, and the old one stays good"]
     elif spec.rotation_grace_s:
-        parts.append(f"the old one works for {span(spec.rotation_grace_s)} more")
+        parts.append(f"the old one works for {format_duration(spec.rotation_grace_s)} more")
     if spec.on_reuse:
         parts.append("using one twice ends the whole grant")
     if spec.refresh_token_lifetime_s:
-        parts.append(f"last {span(spec.refresh_token_lifetime_s)}")
+        parts.append(f"last {format_duration(spec.refresh_token_lifetime_s)}")
     if spec.refresh_token_idle_s:
-        parts.append(f"end after {span(spec.refresh_token_idle_s)} without use")
+        parts.append(f"end after {format_duration(spec.refresh_token_idle_s)} without use")
     return "; ".join(parts)
 
 
 def revocation(spec: ProviderSpec) -> str:
-    if not spec.revokes:
+    if not spec.has_revocation:
         return "none is known: the subject ends the grant at the provider" if not spec.discovery else ""
     return "as RFC 7009 says" if spec.revocation is None else "in its own way"
 
 
 def limits(spec: ProviderSpec) -> str:
-    parts = [plain(spec.rate_limit)] if spec.rate_limit else []
+    parts = [escape_markdown(spec.rate_limit)] if spec.rate_limit else []
     if spec.token_rate_limit:
-        parts.append(f"at the token endpoint {plain(spec.token_rate_limit)}")
+        parts.append(f"at the token endpoint {escape_markdown(spec.token_rate_limit)}")
     return "; ".join(parts)
 
 
-def peculiar(spec: ProviderSpec) -> str:
+def deviations(spec: ProviderSpec) -> str:
     """What differs from RFC 6749, and the API's own way to take a token."""
     response = spec.response
     said = {
         "the token request is a GET": spec.token_request_method == "GET",
-        "the token request is JSON": spec.token_request_format is Format.JSON,
-        "parameters of the token request ride in the query": spec.token_request_format is Format.QUERY,
+        "the token request is JSON": spec.token_request_format is BodyFormat.JSON,
+        "parameters of the token request ride in the query": spec.token_request_format is BodyFormat.QUERY,
         "parameters have other names": spec.client_id_param != "client_id"
         or spec.authorization_client_id_param
         or spec.authorization_param_names
@@ -189,8 +189,8 @@ def _api_header(spec: ProviderSpec) -> str:
     return f"{rule.auth_header}: {rule.auth_scheme}".removesuffix(": ")
 
 
-def not_yet(spec: ProviderSpec) -> str:
-    said = [f"{it.flow.replace('_', ' ')}: `{it.field}`: {it.why}" for it in unusable_in(spec)]
+def unusable_flows_text(spec: ProviderSpec) -> str:
+    said = [f"{it.flow.replace('_', ' ')}: `{it.field}`: {it.why}" for it in unusable_flows(spec)]
     return "; ".join(dict.fromkeys(said))
 
 

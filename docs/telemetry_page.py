@@ -1,8 +1,8 @@
-"""docs/telemetry.md: the tables of `evergrant_server.telemetry_names`, and what to know around them."""
+"""docs/telemetry.md: the tables of `evergrant_server.telemetry.names`, and what to know around them."""
 
 from collections.abc import Callable, Iterable
 
-from evergrant_server.telemetry_names import ATTRIBUTES, EVENTS, LOG_FIELDS, METRICS, SPANS
+from evergrant_server.telemetry.names import ATTRIBUTES, LOG_EVENTS, LOG_FIELDS, METRICS, SPANS
 
 Table = Callable[[tuple[str, ...], Iterable[tuple[str, ...]]], list[str]]
 
@@ -52,9 +52,9 @@ that log requests speak from WARNING on, whatever `EVERGRANT_LOG_LEVEL` says.
 
 
 def page(note: str, table: Table) -> str:
-    spans = [(f"`{it.name}`", it.kind, it.where, _ticked(it.attributes)) for it in SPANS]
+    spans = [(f"`{it.name}`", it.kind, it.emitted_by, _ticked(it.attributes)) for it in SPANS]
     metrics = [
-        (f"`{it.name}`", it.kind, f"`{it.unit}`", it.meaning, _ticked(it.attributes)) for it in METRICS
+        (f"`{it.name}`", it.kind, f"`{it.unit}`", it.description, _ticked(it.attributes)) for it in METRICS
     ]
     return "\n".join(
         [
@@ -78,7 +78,10 @@ def page(note: str, table: Table) -> str:
             "",
             "### Events",
             "",
-            *table(("message begins with", "logged when"), [(f"`{it.value}`", EVENTS[it]) for it in EVENTS]),
+            *table(
+                ("message begins with", "logged when"),
+                [(f"`{it.value}`", LOG_EVENTS[it]) for it in LOG_EVENTS],
+            ),
             "",
         ]
     )

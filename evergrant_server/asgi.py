@@ -6,15 +6,15 @@ from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 from evergrant_server.api.app import create_app
-from evergrant_server.api.parts import Parts
-from evergrant_server.audit.leases import LeaseLedger
+from evergrant_server.api.http.context import ApiContext
+from evergrant_server.audit.lease_ledger import LeaseLedger
 from evergrant_server.core.ids import new_id
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.egress import EgressPolicy
-from evergrant_server.garbage import freeze_what_started
+from evergrant_server.gc_tuning import tune_garbage_collector
 from evergrant_server.settings import load_settings
 from evergrant_server.store import LeaseRows
-from evergrant_server.wiring import observe, platform, stop_observing
+from evergrant_server.wiring import flush_telemetry, open_platform, start_telemetry
 
 
 class Application:
@@ -41,15 +41,15 @@ class Application:
 
     async def _start(self) -> None:
         settings = load_settings()
-        observe(settings, "evergrant-api")
-        self._open.push_async_callback(asyncio.to_thread, stop_observing)
-        parts = await self._open.enter_async_context(platform(settings, Role.API, lazy=True))
+        start_telemetry(settings, "evergrant-api")
+        self._open.push_async_callback(asyncio.to_thread, flush_telemetry)
+        parts = await self._open.enter_async_context(open_platform(settings, Role.API, lazy=True))
         ledger = LeaseLedger(parts.store, f"api-{os.getpid()}-{new_id('out')[-6:]}", parts.clock)
         await ledger.start()
         self._open.push_async_callback(ledger.stop)
         relay = asyncio.create_task(parts.relay.run())
         self._open.push_async_callback(_cancel, relay)
-        api = Parts(
+        api = ApiContext(
             settings=settings,
             store=parts.store,
             ring=parts.ring,
@@ -63,7 +63,7 @@ class Application:
         )
         self._open.push_async_callback(api.freshening.stop)  # before the ledger it ends in
         self._app = create_app(api)
-        freeze_what_started()
+        tune_garbage_collector()
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

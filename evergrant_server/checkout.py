@@ -8,7 +8,7 @@ from evergrant_server.settings import BadSettings
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def refuse_strangers() -> None:
+def require_own_packages() -> None:
     """Raise BadSettings when `workflows`, `activities` or `providers` is somebody else's package.
 
     Other distributions install packages of such names; one found first would be run instead.

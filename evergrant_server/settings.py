@@ -16,12 +16,12 @@ from urllib.parse import quote, urlsplit
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from evergrant_server.core.messages import TASK_QUEUE
+from evergrant_server.core.messages.connection import TASK_QUEUE
 
 PREFIX = "EVERGRANT_"
 SETTINGS_FILE = "evergrant.env"
-_OURS_TOO = {"EVERGRANT_URL", "EVERGRANT_API_KEY", "EVERGRANT_API_KEY_FILE"}  # the client's
-_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+_CLIENT_VARIABLES = {"EVERGRANT_URL", "EVERGRANT_API_KEY", "EVERGRANT_API_KEY_FILE"}  # the client's
+_LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
 class BadSettings(ValueError):
@@ -186,8 +186,8 @@ class Settings(BaseSettings):
     @field_validator("log_level")
     @classmethod
     def _level(cls, value: str) -> str:
-        if value.upper() not in _LEVELS:
-            raise ValueError(f"{value!r} is no level; use {', '.join(_LEVELS)}")
+        if value.upper() not in _LOG_LEVELS:
+            raise ValueError(f"{value!r} is no level; use {', '.join(_LOG_LEVELS)}")
         return value.upper()
 
     @field_validator("database_url")
@@ -250,13 +250,13 @@ class Settings(BaseSettings):
             )
 
     @property
-    def keys(self) -> Path:
+    def key_path(self) -> Path:
         """The key file's path (never None after validation)."""
         assert self.key_file is not None
         return self.key_file
 
     @property
-    def sqlite(self) -> bool:
+    def uses_sqlite(self) -> bool:
         return self.database_url.startswith("sqlite")
 
 
@@ -292,7 +292,7 @@ def load_settings(**flags: Any) -> Settings:
     Raises BadSettings with one line per setting that is wrong.
     """
     given = {name: value for name, value in flags.items() if value is not None}
-    lines = _misspelt()
+    lines = _misspelled_settings()
     try:
         settings = Settings(**given)
     except ValidationError as error:
@@ -308,7 +308,7 @@ def load_settings(**flags: Any) -> Settings:
     return settings
 
 
-def _misspelt() -> list[str]:
+def _misspelled_settings() -> list[str]:
     """Names that are almost a setting: they would be ignored, and the default used instead."""
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
     names = {name.upper() for name in os.environ}
@@ -320,6 +320,6 @@ def _misspelt() -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text"
         return [f"{Path(SETTINGS_FILE).absolute()}: can't be read ({reason}); correct or remove it"]
-    unknown = sorted(it for it in names if it.startswith(PREFIX) and it not in known | _OURS_TOO)
+    unknown = sorted(it for it in names if it.startswith(PREFIX) and it not in known | _CLIENT_VARIABLES)
     meant = [(name, get_close_matches(name, known, n=1, cutoff=0.85)) for name in unknown]
     return [f"{name}: there is no such setting; did you mean {near[0]}?" for name, near in meant if near]

@@ -7,49 +7,55 @@ from typing import Any
 
 from temporalio.client import Client
 
-from activities.announcing import AnnouncingActivities
-from activities.breaker import Circuits
-from activities.consent import ConsentActivities
-from activities.critical import CriticalSections
-from activities.devices import DeviceActivities
-from activities.discovery import DiscoveryActivities
-from activities.elsewhere import ElsewhereActivities
-from activities.follow_ups import FollowUpActivities
-from activities.history import HistoryActivities
-from activities.holdings import Holder
-from activities.late_answers import LateAnswerActivities
-from activities.minting import MintActivities
-from activities.onboarding import OnboardingActivities
-from activities.preparing import PreparingActivities
-from activities.pushing import PushActivities
-from activities.receiver_keys import ReceiverKeysActivities
-from activities.reconcile import ReconcileActivities
-from activities.refresh import RefreshActivities
-from activities.registration import Registrations
-from activities.replay import Replayer
-from activities.revocation import RevocationActivities
-from activities.single_use import SingleUse
-from activities.transfer import ExportActivities
-from activities.webhooks import ANSWER_TIME, WebhookActivities
-from evergrant_server import telemetry_metrics, telemetry_traces
-from evergrant_server.checkout import refuse_strangers
-from evergrant_server.core.attempt import LIMITS, AttemptKind, Limits
-from evergrant_server.core.circuit import CircuitRules
+from activities.grants.accounts import AccountActivities
+from activities.grants.client_grants import ClientGrantActivities
+from activities.grants.code_exchange import CodeExchangeActivities
+from activities.grants.device import DeviceActivities
+from activities.grants.expiry_notice import ExpiryActivities
+from activities.grants.import_export import ExportActivities
+from activities.grants.late_tokens import LateTokenActivities
+from activities.grants.refresh import RefreshActivities
+from activities.grants.revocation import RevocationActivities
+from activities.integrations.definition_rollout import DefinitionRolloutActivities
+from activities.integrations.discovery import DiscoveryActivities
+from activities.integrations.oauth1 import OAuth1Activities
+from activities.integrations.par import ParActivities
+from activities.integrations.registration import ClientRegistrations
+from activities.maintenance.history import HistoryActivities
+from activities.maintenance.introspection import IntrospectionActivities
+from activities.maintenance.receiver_keys import ReceiverKeysActivities
+from activities.maintenance.reconcile import ReconcileActivities
+from activities.maintenance.webhook_delivery import ANSWER_TIMEOUT_S, WebhookDeliveryActivities
+from activities.single_use.circuit_breakers import CircuitBreakers
+from activities.single_use.critical_section import CriticalSections
+from activities.single_use.journal_replay import JournalReplayer
+from activities.single_use.protocol import SingleUseProtocol
+from activities.support.provider_context import ProviderContextLoader
+from evergrant_server.checkout import require_own_packages
 from evergrant_server.core.clock import Clock, SystemClock
+from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, TimeLimits
+from evergrant_server.core.single_use.circuit_breaker import BreakerRules
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.journal import Journal
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
-from evergrant_server.store.probe import refuse_foreign_keys
-from evergrant_server.telemetry import configure_logging
-from evergrant_server.telemetry_sdk import BadTelemetry
-from evergrant_server.telemetry_traces import TracedTransport
-from evergrant_server.temporal_link import ClosedRuns, Lives, OutboxRelay, Reconciler, TemporalLink
+from evergrant_server.store.probe import require_matching_key_ring
+from evergrant_server.telemetry import metrics, traces
+from evergrant_server.telemetry.logs import configure_logging
+from evergrant_server.telemetry.sdk import BadTelemetry
+from evergrant_server.telemetry.traces import TracingTransport
+from evergrant_server.temporal_link import (
+    ClosedRunExporter,
+    OutboxRelay,
+    Reconciler,
+    TemporalLink,
+    WorkflowStarter,
+)
 from evergrant_server.temporal_link.connect import connect
-from evergrant_server.temporal_link.tracing import plugins, replay_safe_provider
-from providers.flows import Sender
-from providers.registry import Registry
+from evergrant_server.temporal_link.tracing import client_plugins, replay_safe_provider
+from providers.definition.registry import Registry
+from providers.requests.sender import Sender
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Platform:
 
 
 @asynccontextmanager
-async def platform(
+async def open_platform(
     settings: Settings, role: Role, *, clock: Clock | None = None, lazy: bool = False, **client_options: Any
 ) -> AsyncIterator[Platform]:
     """Open the parts and close them again.
@@ -76,16 +82,18 @@ async def platform(
     `lazy` doesn't wait for Temporal: what needs it fails when it is used. Raises Failure
     KEY_UNAVAILABLE, STORE_UNAVAILABLE, SCHEMA_MISMATCH or TEMPORAL_UNAVAILABLE.
     """
-    refuse_strangers()
+    require_own_packages()
     clock = clock or SystemClock()
-    ring = KeyRing.open(settings.keys, role)
+    ring = KeyRing.open(settings.key_path, role)
     store = await Store.open(settings.database_url, ring, clock)
     try:
-        await refuse_foreign_keys(store, ring)
-        client = await connect(settings, lazy=lazy, plugins=plugins(), **client_options)
+        await require_matching_key_ring(store, ring)
+        client = await connect(settings, lazy=lazy, plugins=client_plugins(), **client_options)
         link = TemporalLink(client, settings.temporal_task_queue)
         registry = Registry.load()
-        lives = Lives(store, link, ring, clock, registry.refresh_rules, settings.expiry_announce_days)
+        lives = WorkflowStarter(
+            store, link, ring, clock, registry.refresh_rules, settings.expiry_announce_days
+        )
         reconciler = Reconciler(store, link, lives, clock)
         relay = OutboxRelay(store, link, reconciler, clock, settings.relay_interval)
         yield Platform(settings, clock, ring, store, registry, client, link, reconciler, relay)
@@ -94,81 +102,81 @@ async def platform(
 
 
 @dataclass(frozen=True)
-class Work:
+class WorkerParts:
     """What a worker does: activities for Temporal, and the replay of journals by itself."""
 
     activities: list[Callable[..., Any]]
-    replayer: Replayer
+    replayer: JournalReplayer
 
 
-def activities(
-    parts: Platform, sections: CriticalSections, journal: Journal, limits: Limits = LIMITS
-) -> Work:
+def build_activities(
+    parts: Platform, sections: CriticalSections, journal: Journal, limits: TimeLimits = LIMITS
+) -> WorkerParts:
     """Every activity, in plain sight; a harness gives `limits` of its own."""
-    around = TracedTransport if telemetry_traces.on() else None
+    around = TracingTransport if traces.is_enabled() else None
     policy = EgressPolicy(allow=parts.settings.egress_allow)
     egress = Egress(policy, around=around)
     sender = Sender(egress)
     settings = parts.settings
-    holder = Holder(
+    holder = ProviderContextLoader(
         parts.store, parts.registry, settings.public_url, parts.clock, settings.expiry_announce_days
     )
-    single_use = SingleUse(parts.store, parts.clock, sections, journal, limits)
-    circuits = Circuits(
-        CircuitRules(
+    single_use = SingleUseProtocol(parts.store, parts.clock, sections, journal, limits)
+    circuits = CircuitBreakers(
+        BreakerRules(
             threshold=parts.settings.circuit_threshold,
             longest_gap=parts.settings.circuit_longest_gap.total_seconds(),
         )
     )
-    consent = ConsentActivities(parts.store, holder, sender, single_use, parts.clock)
-    minting = MintActivities(parts.store, holder, sender, single_use, parts.clock)
+    consent = CodeExchangeActivities(parts.store, holder, sender, single_use, parts.clock)
+    minting = ClientGrantActivities(parts.store, holder, sender, single_use, parts.clock)
     devices = DeviceActivities(parts.store, holder, sender, single_use, parts.clock)
     refresh = RefreshActivities(parts.store, holder, sender, single_use, parts.clock, circuits)
     revocation = RevocationActivities(parts.store, holder, sender, single_use, parts.clock)
     history = HistoryActivities(parts.store, parts.clock)
-    registrations = Registrations(parts.store, egress, parts.clock, sections, journal, limits)
+    registrations = ClientRegistrations(parts.store, egress, parts.clock, sections, journal, limits)
     discovery = DiscoveryActivities(
         parts.store, parts.registry, egress, parts.clock, parts.settings.public_url, registrations
     )
-    announcing = AnnouncingActivities(parts.store, parts.clock)
+    announcing = ExpiryActivities(parts.store, parts.clock)
     export = ExportActivities(parts.store, parts.clock)
-    closed_runs = ClosedRuns(parts.store, parts.link, parts.clock)
+    closed_runs = ClosedRunExporter(parts.store, parts.link, parts.clock)
     upkeep = ReconcileActivities(
         parts.store, parts.reconciler, closed_runs, parts.clock, parts.settings.webhook_retention
     )
     receiver_keys = ReceiverKeysActivities(parts.store, egress, parts.clock)
-    pushing = PushActivities(parts.store, holder, sender, parts.clock)
-    elsewhere = ElsewhereActivities(
+    pushing = ParActivities(parts.store, holder, sender, parts.clock)
+    elsewhere = IntrospectionActivities(
         parts.store, holder, sender, receiver_keys, parts.clock, parts.settings.introspection_interval
     )
-    webhooks = WebhookActivities(
+    webhooks = WebhookDeliveryActivities(
         parts.store,
-        Egress(policy, answer_time=ANSWER_TIME, around=around),
+        Egress(policy, answer_time=ANSWER_TIMEOUT_S, around=around),
         parts.clock,
         give_up_after=parts.settings.webhook_give_up_after,
         retention=parts.settings.webhook_retention,
     )
-    onboarding = OnboardingActivities(parts.store, parts.registry, egress, parts.clock)
-    preparing = PreparingActivities(parts.store, holder, sender, parts.clock)
-    late = LateAnswerActivities(parts.store, holder, sender, single_use, parts.clock)
-    follow_ups = FollowUpActivities(parts.store, holder, egress, parts.clock)
+    onboarding = DefinitionRolloutActivities(parts.store, parts.registry, egress, parts.clock)
+    preparing = OAuth1Activities(parts.store, holder, sender, parts.clock)
+    late = LateTokenActivities(parts.store, holder, sender, single_use, parts.clock)
+    follow_ups = AccountActivities(parts.store, holder, egress, parts.clock)
     endings = {
-        AttemptKind.REFRESH: refresh.answered,
-        AttemptKind.CODE_EXCHANGE: consent.answered,
-        AttemptKind.LATE_ANSWER: late.answered,
-        AttemptKind.MINT: minting.answered,
-        AttemptKind.DEVICE_CODE: devices.answered,
-        AttemptKind.REGISTRATION: discovery.answered,
+        AttemptKind.REFRESH: refresh.replay,
+        AttemptKind.CODE_EXCHANGE: consent.replay,
+        AttemptKind.LATE_TOKENS: late.replay,
+        AttemptKind.CLIENT_GRANT: minting.replay,
+        AttemptKind.DEVICE_CODE: devices.replay,
+        AttemptKind.REGISTRATION: discovery.replay_answer,
     }
     offered = [
         consent.exchange_code,
         consent.end_consent,
-        minting.mint_grant,
+        minting.request_client_grant,
         devices.poll_device,
         refresh.refresh_grant,
-        late.verify_late_answer,
+        late.verify_late_tokens,
         follow_ups.look_up_accounts,
-        revocation.ask_revocation,
+        revocation.record_revocation_request,
         revocation.revoke_grant,
         history.run_ends,
         discovery.discover_endpoints,
@@ -179,30 +187,30 @@ def activities(
         upkeep.reconcile,
         webhooks.deliver_due,
         receiver_keys.fetch_keys,
-        pushing.push_request,
-        elsewhere.look_elsewhere,
+        pushing.push_authorization_request,
+        elsewhere.introspect_grants,
         onboarding.check_definition,
         onboarding.decide_definition,
         onboarding.watch_definition,
-        preparing.prepare_consent,
+        preparing.fetch_temporary_credentials,
     ]
-    return Work(offered, Replayer(parts.store, parts.clock, journal, sections, endings))
+    return WorkerParts(offered, JournalReplayer(parts.store, parts.clock, journal, sections, endings))
 
 
-def observe(settings: Settings, service: str) -> None:
+def start_telemetry(settings: Settings, service: str) -> None:
     """Start a process's logs, metrics and (if the environment asks for them) traces.
 
     Raises BadSettings for an `OTEL_…` variable that can't be used.
     """
     configure_logging(settings.log_level, settings.log_format)
     try:
-        telemetry_traces.start(service, replay_safe_provider)
-        telemetry_metrics.start(service)
+        traces.start(service, replay_safe_provider)
+        metrics.start(service)
     except BadTelemetry as error:
         raise BadSettings(str(error)) from None
 
 
-def stop_observing() -> None:
+def flush_telemetry() -> None:
     """Send what the exporters still hold; a collector that is away costs a few seconds at most."""
-    telemetry_traces.stop()
-    telemetry_metrics.stop()
+    traces.flush()
+    metrics.flush()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from evergrant_server.leaving import leave
+from evergrant_server.process_exit import exit_process
 
 _SLOW_FIRST = ("e2e", "workflows", "faults")  # with files side by side, the run ends with quick ones
 _HERE = Path(__file__).parent
@@ -28,6 +28,6 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: Any) -> None:
-    """After the summary: leave as every command of ours does (see `evergrant_server.leaving`)."""
+    """After the summary: leave as every command of ours does (see `evergrant_server.process_exit`)."""
     if _ended and "MUTANT_UNDER_TEST" not in os.environ:  # mutmut goes on after it
-        leave(_ended[0])
+        exit_process(_ended[0])

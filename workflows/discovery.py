@@ -3,8 +3,12 @@
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from evergrant_server.core.messages import DISCOVERY_WORKFLOW, Discover, Discovered
-    from workflows import calls
+    from evergrant_server.core.messages.connection import (
+        DISCOVERY_WORKFLOW,
+        DiscoverEndpoints,
+        DiscoveryResult,
+    )
+    from workflows import activity_calls
 
 
 @workflow.defn(name=DISCOVERY_WORKFLOW)
@@ -12,5 +16,5 @@ class DiscoveryWorkflow:
     """The API makes no outbound call: it asks a worker, and history says what came of it."""
 
     @workflow.run
-    async def run(self, order: Discover) -> Discovered:
-        return await calls.discover_endpoints(order)
+    async def run(self, order: DiscoverEndpoints) -> DiscoveryResult:
+        return await activity_calls.discover_endpoints(order)

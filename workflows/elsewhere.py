@@ -3,14 +3,18 @@
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from evergrant_server.core.upkeep import LOOK_ELSEWHERE_WORKFLOW, LookedElsewhere, LookElsewhere
-    from workflows import calls
+    from evergrant_server.core.messages.maintenance import (
+        INTROSPECTION_WORKFLOW,
+        IntrospectGrants,
+        IntrospectGrantsResult,
+    )
+    from workflows import activity_calls
 
 
-@workflow.defn(name=LOOK_ELSEWHERE_WORKFLOW)
-class LookElsewhereWorkflow:
+@workflow.defn(name=INTROSPECTION_WORKFLOW)
+class IntrospectionWorkflow:
     """Started by a schedule; knows counts alone."""
 
     @workflow.run
-    async def run(self, order: LookElsewhere) -> LookedElsewhere:
-        return await calls.look_elsewhere(order)
+    async def run(self, order: IntrospectGrants) -> IntrospectGrantsResult:
+        return await activity_calls.look_elsewhere(order)

@@ -5,15 +5,15 @@ from typing import Any
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from evergrant_server.core.messages import (
+    from evergrant_server.core.messages.connection import (
         EXPORT_WORKFLOW,
-        DropExport,
-        Exported,
-        ExportPage,
+        DeleteExport,
+        ExportResult,
         ExportStart,
         Provenance,
+        SealExportPage,
     )
-    from workflows import calls
+    from workflows import activity_calls
 
 _PAGES_A_RUN = 200  # six history events each
 
@@ -23,16 +23,18 @@ class ExportWorkflow:
     """Knows counts alone: tokens, even sealed ones, stay in the store."""
 
     @workflow.run
-    async def run(self, start: ExportStart) -> Exported:
+    async def run(self, start: ExportStart) -> ExportResult:
         page = start.pages
-        while not (progress := await calls.export_page(ExportPage(**_call(start), page=page))).done:
+        while not (
+            progress := await activity_calls.export_page(SealExportPage(**_call(start), page=page))
+        ).done:
             page += 1
             if page - start.pages >= _PAGES_A_RUN:
                 workflow.continue_as_new(start.model_copy(update={"pages": page}))
         left = (start.expires_at - workflow.now()).total_seconds()
         await workflow.sleep(max(left, 0.001), summary="until nobody came for it")
-        await calls.drop_export(DropExport(**_call(start)))
-        return Exported(exported=progress.exported, skipped=progress.skipped)
+        await activity_calls.drop_export(DeleteExport(**_call(start)))
+        return ExportResult(exported=progress.exported, skipped=progress.skipped)
 
 
 def _call(start: ExportStart) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def _call(start: ExportStart) -> dict[str, Any]:
     return {
         "tenant": start.tenant,
         "export_id": start.export_id,
-        "asked": start.asked,
+        "context": start.context,
         "provenance": Provenance(
             workflow_id=info.workflow_id, run_id=info.run_id, event_id=info.get_current_history_length()
         ),

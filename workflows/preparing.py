@@ -6,19 +6,24 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 
 with workflow.unsafe.imports_passed_through():
-    from evergrant_server.core.preparing import ACTIVITY_PREPARE, PREPARE_WORKFLOW, PrepareConsent, Prepared
+    from evergrant_server.core.messages.temporary_credentials import (
+        ACTIVITY_REQUEST_TEMPORARY_CREDENTIALS,
+        TEMPORARY_CREDENTIALS_WORKFLOW,
+        RequestTemporaryCredentials,
+        TemporaryCredentialsResult,
+    )
 
 
-@workflow.defn(name=PREPARE_WORKFLOW)
-class PrepareConsentWorkflow:
+@workflow.defn(name=TEMPORARY_CREDENTIALS_WORKFLOW)
+class TemporaryCredentialsWorkflow:
     """The API makes no outbound call: it asks a worker, and a person waits for it."""
 
     @workflow.run
-    async def run(self, order: PrepareConsent) -> Prepared:
+    async def run(self, order: RequestTemporaryCredentials) -> TemporaryCredentialsResult:
         return await workflow.execute_activity(
-            ACTIVITY_PREPARE,
+            ACTIVITY_REQUEST_TEMPORARY_CREDENTIALS,
             order,
-            result_type=Prepared,
+            result_type=TemporaryCredentialsResult,
             summary=f"for {order.consent_id}",
             start_to_close_timeout=timedelta(seconds=60),
             retry_policy=RetryPolicy(maximum_attempts=2, initial_interval=timedelta(milliseconds=500)),

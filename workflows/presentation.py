@@ -3,14 +3,14 @@
 from temporalio.common import SearchAttributeKey
 
 from evergrant_server.core.errors import FAILURES
-from evergrant_server.core.lifecycle import Wake
-from evergrant_server.core.messages import ConnectionStart, Life
-from evergrant_server.core.search import STATE
+from evergrant_server.core.lifecycle.transition import Timer
+from evergrant_server.core.messages.connection import ConnectionStart, ConnectionState
+from evergrant_server.core.messages.search_attributes import STATE
 
 STATE_ATTRIBUTE = SearchAttributeKey.for_keyword(STATE)
 
 
-def details(start: ConnectionStart, life: Life, due: Wake | None) -> str:
+def details(start: ConnectionStart, life: ConnectionState, due: Timer | None) -> str:
     """Markdown for the UI's current details: what is, what comes next, who has to act."""
     lines = [
         f"**{life.state}** at `{start.integration}` ({start.provider}), generation {life.generation}",
@@ -18,7 +18,7 @@ def details(start: ConnectionStart, life: Life, due: Wake | None) -> str:
         f"- access token expires: {life.expires_at.isoformat() if life.expires_at else 'no expiry'}"
         if life.generation
         else "- no grant yet",
-        f"- next: {due.why} at {due.at.isoformat()}" if due else "- next: nothing, until somebody asks",
+        f"- next: {due.summary} at {due.at.isoformat()}" if due else "- next: nothing, until somebody asks",
     ]
     if life.reason is not None:
         rule = FAILURES[life.reason]

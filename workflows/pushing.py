@@ -3,14 +3,18 @@
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from evergrant_server.core.pushing import PUSH_WORKFLOW, Pushed, PushRequest
-    from workflows import calls
+    from evergrant_server.core.messages.par import (
+        PUSHED_AUTHORIZATION_WORKFLOW,
+        PushAuthorizationRequest,
+        PushResult,
+    )
+    from workflows import activity_calls
 
 
-@workflow.defn(name=PUSH_WORKFLOW)
-class PushRequestWorkflow:
+@workflow.defn(name=PUSHED_AUTHORIZATION_WORKFLOW)
+class PushedAuthorizationWorkflow:
     """The API makes no outbound call: it asks a worker, and history says what came of it."""
 
     @workflow.run
-    async def run(self, order: PushRequest) -> Pushed:
-        return await calls.push_request(order)
+    async def run(self, order: PushAuthorizationRequest) -> PushResult:
+        return await activity_calls.push_request(order)

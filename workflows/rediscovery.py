@@ -3,14 +3,18 @@
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from evergrant_server.core.upkeep import REREAD_WORKFLOW, MetadataRead, RereadMetadata
-    from workflows import calls
+    from evergrant_server.core.messages.maintenance import (
+        REREAD_METADATA_WORKFLOW,
+        RereadMetadata,
+        RereadMetadataResult,
+    )
+    from workflows import activity_calls
 
 
-@workflow.defn(name=REREAD_WORKFLOW)
+@workflow.defn(name=REREAD_METADATA_WORKFLOW)
 class RereadMetadataWorkflow:
     """Started by a schedule; knows counts alone."""
 
     @workflow.run
-    async def run(self, order: RereadMetadata) -> MetadataRead:
-        return await calls.reread_metadata(order)
+    async def run(self, order: RereadMetadata) -> RereadMetadataResult:
+        return await activity_calls.reread_metadata(order)

@@ -4,14 +4,14 @@ import logging
 
 from fastapi import APIRouter, Response
 
-from evergrant_server import telemetry_metrics as metrics
-from evergrant_server.api.guards import With
-from evergrant_server.api.parts import Parts
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.http.dependencies import ContextDep
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, Tenant
-from evergrant_server.crypto import Lane, Place, new_sealing_key
-from evergrant_server.telemetry import say
-from evergrant_server.telemetry_names import Event
+from evergrant_server.crypto import AssociatedData, KeyPurpose, new_sealing_key
+from evergrant_server.telemetry import metrics
+from evergrant_server.telemetry.logs import log_event
+from evergrant_server.telemetry.names import LogEvent
 
 log = logging.getLogger("evergrant.api")
 
@@ -19,23 +19,27 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/livez")
-async def live() -> dict[str, str]:
+async def livez() -> dict[str, str]:
     """The process answers."""
     return {"status": "ok"}
 
 
 @router.get("/metrics", response_class=Response)
-async def prometheus() -> Response:
+async def get_metrics() -> Response:
     """This process's metrics in Prometheus's text format. No tenant, id or subject is in them."""
     return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)
 
 
 @router.get("/readyz")
-async def ready(parts: With, response: Response) -> dict[str, object]:
+async def readyz(parts: ContextDep, response: Response) -> dict[str, object]:
     """200 when leases can be served. Temporal is reported and not required: fresh leases,
     consents and revocations work without it.
     """
-    checked = {"store": await _store(parts), "keys": _keys(parts), "temporal": await _temporal(parts)}
+    checked = {
+        "store": await _check_store(parts),
+        "keys": _check_keys(parts),
+        "temporal": await _check_temporal(parts),
+    }
     serves = checked["store"] == checked["keys"] == "ok"
     if not serves:
         response.status_code = 503
@@ -43,7 +47,7 @@ async def ready(parts: With, response: Response) -> dict[str, object]:
     return {"ready": serves, "checks": checked}
 
 
-async def _store(parts: Parts) -> str:
+async def _check_store(parts: ApiContext) -> str:
     try:
         async with parts.store.read() as tx:
             await tx.access.app(Tenant(parts.settings.tenant), AppId("app_none"))
@@ -52,21 +56,21 @@ async def _store(parts: Parts) -> str:
     return "ok"
 
 
-def _keys(parts: Parts) -> str:
+def _check_keys(parts: ApiContext) -> str:
     """Wrap a key and unwrap it again, as every lease does."""
-    place, key = Place("readyz", "readyz", "readyz", "key"), new_sealing_key("readyz")
+    place, key = AssociatedData("readyz", "readyz", "readyz", "key"), new_sealing_key("readyz")
     try:
-        wrapped = parts.ring.wrap(Lane.LEASE, place, key)
-        same = parts.ring.unwrap(Lane.LEASE, place, key.id, wrapped).reveal() == key.reveal()
+        wrapped = parts.ring.wrap(KeyPurpose.LEASE, place, key)
+        same = parts.ring.unwrap(KeyPurpose.LEASE, place, key.id, wrapped).reveal() == key.reveal()
     except Failure as failure:
         return failure.code.value
-    return "ok" if same else Code.SEAL_BROKEN.value
+    return "ok" if same else ErrorCode.SEAL_BROKEN.value
 
 
-async def _temporal(parts: Parts) -> str:
+async def _check_temporal(parts: ApiContext) -> str:
     try:
-        return "ok" if await parts.link.ready() else Code.TEMPORAL_UNAVAILABLE.value
+        return "ok" if await parts.link.ready() else ErrorCode.TEMPORAL_UNAVAILABLE.value
     except Exception as error:
         # whatever it is, it is Temporal's and doesn't make this process unready
-        say(log, logging.WARNING, Event.TEMPORAL_NOT_READY, type(error).__name__)
-        return Code.TEMPORAL_UNAVAILABLE.value
+        log_event(log, logging.WARNING, LogEvent.TEMPORAL_NOT_READY, type(error).__name__)
+        return ErrorCode.TEMPORAL_UNAVAILABLE.value

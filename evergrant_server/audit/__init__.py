@@ -6,24 +6,24 @@ told. Doesn't own the tables (store), what is worth recording (its callers) or t
 (`core.audit`, `core.events`).
 """
 
-from evergrant_server.audit.chain import append, newest, page, page_cursor
-from evergrant_server.audit.leases import LeaseClaim, LeaseLedger, Stale
-from evergrant_server.audit.marks import holds_mark, newest_mark
-from evergrant_server.audit.publishing import tell, wake
-from evergrant_server.audit.verifier import Verdict, verify
+from evergrant_server.audit.checkpoint import contains_checkpoint, newest_checkpoint
+from evergrant_server.audit.hash_chain import append, newest_record, page, page_cursor
+from evergrant_server.audit.lease_ledger import LeaseClaim, LeaseLedger, StaleClaim
+from evergrant_server.audit.publishing import wake_webhook, write_event
+from evergrant_server.audit.verifier import AuditVerification, verify_log
 
 __all__ = [
+    "AuditVerification",
     "LeaseClaim",
     "LeaseLedger",
-    "Stale",
-    "Verdict",
+    "StaleClaim",
     "append",
-    "holds_mark",
-    "newest",
-    "newest_mark",
+    "contains_checkpoint",
+    "newest_checkpoint",
+    "newest_record",
     "page",
     "page_cursor",
-    "tell",
-    "verify",
-    "wake",
+    "verify_log",
+    "wake_webhook",
+    "write_event",
 ]

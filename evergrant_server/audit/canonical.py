@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-FORMAT = 1
-FIRST = "0" * 64  # the previous hash of a chain's first record
+RECORD_FORMAT = 1
+GENESIS_HASH = "0" * 64  # the previous hash of a chain's first record
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
-def canonical(value: Any) -> str:
+def canonical_json(value: Any) -> str:
     """One JSON text per value: sorted names, no spaces, ASCII only, no NaN.
 
     Raises TypeError for what JSON can't say (a Secret, for one) and for names that are not
@@ -21,7 +21,7 @@ def canonical(value: Any) -> str:
     return _ENCODER.encode(value)
 
 
-def moment(at: datetime) -> str:
+def format_timestamp(at: datetime) -> str:
     """UTC, always with microseconds: the same text whatever database it comes from."""
     return at.astimezone(UTC).isoformat(timespec="microseconds")
 
@@ -29,11 +29,11 @@ def moment(at: datetime) -> str:
 def record_hash(row: Mapping[str, Any]) -> str:
     """SHA-256 over everything a row of the audit table says, the hash before it included."""
     content = {
-        "format": FORMAT,
+        "format": RECORD_FORMAT,
         "tenant": row["tenant"],
         "lane": row["lane"],
         "seq": row["seq"],
-        "at": moment(row["at"]),
+        "at": format_timestamp(row["at"]),
         "action": row["action"],
         "object": row["object"],
         "by": row["by"],
@@ -44,7 +44,7 @@ def record_hash(row: Mapping[str, Any]) -> str:
         "event_id": row["event_id"],
         "previous_hash": row["previous_hash"],
     }
-    return hashlib.sha256(canonical(content).encode()).hexdigest()
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
 def _check_names(value: Any) -> None:

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from evergrant_server.audit.canonical import FIRST
-from evergrant_server.audit.chain import linked
+from evergrant_server.audit.canonical import GENESIS_HASH
+from evergrant_server.audit.hash_chain import chained_rows
 from evergrant_server.core.audit import AuditAction, AuditEntry
-from evergrant_server.core.connection import State
+from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.ids import AppId, ConnectionId, Tenant
-from evergrant_server.core.messages import Asked
-from evergrant_server.store import Tx
+from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.store import Transaction
 from evergrant_server.store.hop import on_postgresql, on_sqlite
 
 # A token that is valid is served while the subject is asked to consent again, too.
-_LEASABLE = frozenset({State.ACTIVE.value, State.NEEDS_REAUTH.value})
+_LEASABLE = frozenset({LifecycleState.ACTIVE.value, LifecycleState.NEEDS_REAUTH.value})
 _COLUMNS = (
     "tenant", "lane", "seq", "at", "action", "object", "by", "trace_id", "detail",
     "workflow_id", "run_id", "event_id", "previous_hash", "hash", "revision",
@@ -38,11 +38,11 @@ _LITE_CONNECTIONS = (
     " WHERE id IN (SELECT value FROM json_each(?))"
 )
 _LITE_APPS = "SELECT id, tenant, revision, disabled FROM app WHERE id IN (SELECT value FROM json_each(?))"
-_LITE_HEAD = "SELECT count, last_hash FROM audit_lane WHERE tenant = ? AND lane = ?"
-_LITE_FIRST = "INSERT INTO audit_lane (tenant, lane, count, last_hash, revision) VALUES (?, ?, 0, ?, 1)"
+_LITE_HEAD = "SELECT count, last_hash FROM audit_shard WHERE tenant = ? AND lane = ?"
+_LITE_FIRST = "INSERT INTO audit_shard (tenant, lane, count, last_hash, revision) VALUES (?, ?, 0, ?, 1)"
 _LITE_RECORDS = f"INSERT INTO audit ({_NAMES}) VALUES ({', '.join(':' + name for name in _COLUMNS)})"
 _LITE_MOVED = (
-    "UPDATE audit_lane SET count = ?, last_hash = ?, revision = revision + 1 WHERE tenant = ? AND lane = ?"
+    "UPDATE audit_shard SET count = ?, last_hash = ?, revision = revision + 1 WHERE tenant = ? AND lane = ?"
 )
 _LITE_USAGE = (
     "INSERT INTO usage (tenant, connection_id, leased_generation, revision) VALUES (?, ?, ?, 1)" + _RAISED
@@ -57,9 +57,9 @@ _PG_CONNECTIONS = (
 _PG_APPS = (
     "SELECT id, tenant, revision, disabled FROM app WHERE id = ANY($1::varchar[]) ORDER BY id FOR SHARE"
 )
-_PG_HEAD = "SELECT count, last_hash FROM audit_lane WHERE tenant = $1 AND lane = $2 FOR UPDATE"
+_PG_HEAD = "SELECT count, last_hash FROM audit_shard WHERE tenant = $1 AND lane = $2 FOR UPDATE"
 _PG_FIRST = (
-    "INSERT INTO audit_lane (tenant, lane, count, last_hash, revision) VALUES ($1, $2, 0, $3, 1)"
+    "INSERT INTO audit_shard (tenant, lane, count, last_hash, revision) VALUES ($1, $2, 0, $3, 1)"
     " ON CONFLICT DO NOTHING"
 )
 _PG_TYPES = (
@@ -67,7 +67,7 @@ _PG_TYPES = (
     "varchar", "varchar", "integer", "varchar", "varchar", "integer",
 )  # fmt: skip
 _PG_RECORDS = (
-    f"WITH moved AS (UPDATE audit_lane SET count = $16, last_hash = $17, revision = revision + 1"
+    f"WITH moved AS (UPDATE audit_shard SET count = $16, last_hash = $17, revision = revision + 1"
     f" WHERE tenant = $18 AND lane = $19)"
     f" INSERT INTO audit ({_NAMES})"
     f" SELECT * FROM unnest({', '.join(f'${n}::{it}[]' for n, it in enumerate(_PG_TYPES, 1))})"
@@ -88,14 +88,14 @@ class LeaseClaim:
     app_id: AppId
     app_revision: int
     generation: int
-    asked: Asked
+    context: RequestContext
     scopes: tuple[str, ...]
     at: datetime
-    proof_for: str | None = None  # method and origin: a proof for one request instead of the token
-    signed: str = ""  # the request that was signed, where that was asked for instead of the token
+    dpop_request: str | None = None  # method and origin: a proof for one request instead of the token
+    signed_request: str = ""  # the request that was signed, where that was asked for instead of the token
 
 
-async def write_sqlite(tx: Tx, lane: str, claims: Sequence[LeaseClaim]) -> frozenset[int]:
+async def write_sqlite(tx: Transaction, lane: str, claims: Sequence[LeaseClaim]) -> frozenset[int]:
     """Write what still holds; returns the places of those claims. The transaction is IMMEDIATE."""
     return await on_sqlite(tx.connection, lambda raw: _write_sqlite(raw, lane, claims))
 
@@ -111,16 +111,16 @@ def _write_sqlite(raw: sqlite3.Connection, lane: str, claims: Sequence[LeaseClai
     for tenant, entries in _by_tenant(kept):
         head: tuple[int, str] | None = raw.execute(_LITE_HEAD, (tenant, lane)).fetchone()
         if head is None:
-            raw.execute(_LITE_FIRST, (tenant, lane, FIRST))
-            head = (0, FIRST)
-        rows = linked(entries, lane, *head)
+            raw.execute(_LITE_FIRST, (tenant, lane, GENESIS_HASH))
+            head = (0, GENESIS_HASH)
+        rows = chained_rows(entries, lane, *head)
         raw.executemany(_LITE_RECORDS, [{**row, "at": _lite_moment(row["at"])} for row in rows])
         raw.execute(_LITE_MOVED, (rows[-1]["seq"], rows[-1]["hash"], tenant, lane))
     raw.executemany(_LITE_USAGE, _newest_generations(kept))
     return good
 
 
-async def write_postgresql(tx: Tx, lane: str, claims: Sequence[LeaseClaim]) -> frozenset[int]:
+async def write_postgresql(tx: Transaction, lane: str, claims: Sequence[LeaseClaim]) -> frozenset[int]:
     """Write what still holds; returns the places of those claims."""
     raw = await on_postgresql(tx.connection)
     connection_ids, app_ids = _ids(claims)
@@ -129,7 +129,7 @@ async def write_postgresql(tx: Tx, lane: str, claims: Sequence[LeaseClaim]) -> f
         good = _good(claims, connections, await raw.fetch(_PG_APPS, app_ids))
         kept = [claims[place] for place in sorted(good)]
         for tenant, entries in _by_tenant(kept):
-            rows = linked(entries, lane, *await _locked_head(raw, tenant, lane))
+            rows = chained_rows(entries, lane, *await _locked_head(raw, tenant, lane))
             columns = ([row[name] for row in rows] for name in _COLUMNS)
             await raw.execute(_PG_RECORDS, *columns, rows[-1]["seq"], rows[-1]["hash"], tenant, lane)
         if kept:
@@ -140,7 +140,7 @@ async def write_postgresql(tx: Tx, lane: str, claims: Sequence[LeaseClaim]) -> f
 async def _locked_head(raw: Any, tenant: str, lane: str) -> tuple[int, str]:
     head = await raw.fetchrow(_PG_HEAD, tenant, lane)
     if head is None:
-        await raw.execute(_PG_FIRST, tenant, lane, FIRST)
+        await raw.execute(_PG_FIRST, tenant, lane, GENESIS_HASH)
         head = await raw.fetchrow(_PG_HEAD, tenant, lane)
     return head[0], head[1]
 
@@ -179,17 +179,17 @@ def _entry(claim: LeaseClaim) -> AuditEntry:
     return AuditEntry(
         tenant=claim.tenant,
         at=claim.at,
-        action=AuditAction.LEASED if claim.proof_for is None else AuditAction.PROOF_MADE,
+        action=AuditAction.LEASE_ISSUED if claim.dpop_request is None else AuditAction.DPOP_PROOF_ISSUED,
         object=claim.connection_id,
-        asked=claim.asked,
+        context=claim.context,
         detail={"app": claim.app_id, "generation": claim.generation, **_what(claim)},
     )
 
 
 def _what(claim: LeaseClaim) -> dict[str, object]:
-    if claim.proof_for is not None:
-        return {"for": claim.proof_for}
-    signed = {"signed": claim.signed} if claim.signed else {}
+    if claim.dpop_request is not None:
+        return {"for": claim.dpop_request}
+    signed = {"signed": claim.signed_request} if claim.signed_request else {}
     return {"scopes": list(claim.scopes), **signed}
 
 

@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from evergrant_server.core.audit import AuditEntry
-from evergrant_server.core.events import EventType, WebhookEvent, body_of, events_of
+from evergrant_server.core.events import EventType, WebhookEvent, event_body, events_of
 from evergrant_server.core.ids import (
     ConnectionId,
     DeliveryId,
@@ -13,14 +13,14 @@ from evergrant_server.core.ids import (
     new_id,
     webhook_workflow_id,
 )
-from evergrant_server.core.messages import Asked
+from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.messages.webhooks import WakeWebhook
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
-from evergrant_server.core.webhook_messages import WakeWebhook
 from evergrant_server.core.webhooks import Delivery, Webhook
-from evergrant_server.store.tx import Tx
+from evergrant_server.store.transactions import Transaction
 
 
-async def publish(tx: Tx, entry: AuditEntry) -> None:
+async def publish_events(tx: Transaction, entry: AuditEntry) -> None:
     """Write the events that this record is, with a delivery to each webhook that wants them.
 
     Called with the chain locked: what is written are new rows, which nobody else waits for.
@@ -28,7 +28,7 @@ async def publish(tx: Tx, entry: AuditEntry) -> None:
     types = events_of(entry.action, entry.detail)
     if not types:
         return
-    listening = await tx.webhooks.listening(entry.tenant)
+    listening = await tx.webhooks.enabled(entry.tenant)
     if not any(type in webhook.events for webhook in listening for type in types):
         return
     connection = await tx.connections.get(entry.tenant, ConnectionId(entry.object))
@@ -36,16 +36,16 @@ async def publish(tx: Tx, entry: AuditEntry) -> None:
         return
     grant = await tx.grants.get(entry.tenant, connection.id)
     for type in types:
-        told = [webhook for webhook in listening if webhook.wants(type, connection.integration)]
-        body = body_of(type, entry, connection, grant)
-        await tell(tx, told, _event(entry, connection.id, type, body), entry.asked, entry.at)
+        told = [webhook for webhook in listening if webhook.subscribes_to(type, connection.integration)]
+        body = event_body(type, entry, connection, grant)
+        await write_event(tx, told, _event(entry, connection.id, type, body), entry.context, entry.at)
 
 
-async def tell(
-    tx: Tx,
+async def write_event(
+    tx: Transaction,
     webhooks: list[Webhook],
     event: WebhookEvent,
-    asked: Asked,
+    asked: RequestContext,
     now: datetime,
     *,
     by_hand: bool = False,
@@ -69,14 +69,16 @@ async def tell(
             created_at=now,
         )
         await tx.deliveries.add(delivery)
-        await wake(tx, webhook, asked, now, at_once=by_hand)
+        await wake_webhook(tx, webhook, asked, now, at_once=by_hand)
         written.append(delivery)
     return written
 
 
-async def wake(tx: Tx, webhook: Webhook, asked: Asked, now: datetime, *, at_once: bool = False) -> None:
+async def wake_webhook(
+    tx: Transaction, webhook: Webhook, asked: RequestContext, now: datetime, *, at_once: bool = False
+) -> None:
     """Have the webhook's workflow look at what waits."""
-    order = WakeWebhook(tenant=webhook.tenant, webhook_id=webhook.id, at_once=at_once, asked=asked)
+    order = WakeWebhook(tenant=webhook.tenant, webhook_id=webhook.id, at_once=at_once, context=asked)
     id = OutboxId(new_id("out"))
     message = OutboxMessage(
         tenant=webhook.tenant,

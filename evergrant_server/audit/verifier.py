@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 from sqlalchemy import func, select
 from sqlmodel import col
 
-from evergrant_server.audit.canonical import FIRST, record_hash
+from evergrant_server.audit.canonical import GENESIS_HASH, record_hash
 from evergrant_server.core.ids import Tenant
 from evergrant_server.store import Store
-from evergrant_server.store.records import where
-from evergrant_server.store.tables import AuditLaneRow, AuditRow
+from evergrant_server.store.records import columns_equal
+from evergrant_server.store.tables import AuditRow, AuditShardRow
 
 _STRIDE = 1_000  # records read at a time
 
 
-class Head(NamedTuple):
+class ShardHead(NamedTuple):
     """How long a chain is and the hash of its last record: what an outside anchor would keep."""
 
     count: int
@@ -24,15 +24,15 @@ class Head(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class AuditVerification:
     """`ok`, or the first bad place: lane, number and why. `heads` can be kept elsewhere."""
 
     ok: bool
     records: int
-    lane: str | None = None
+    shard: str | None = None
     seq: int | None = None
-    why: str | None = None
-    heads: dict[str, Head] = field(default_factory=dict)
+    problem: str | None = None
+    heads: dict[str, ShardHead] = field(default_factory=dict)
 
 
 class _Flaw(NamedTuple):
@@ -40,7 +40,7 @@ class _Flaw(NamedTuple):
     why: str
 
 
-async def verify(store: Store, tenant: Tenant) -> Verdict:
+async def verify_log(store: Store, tenant: Tenant) -> AuditVerification:
     """Check every chain of a tenant against its hashes, numbers and recorded end.
 
     Finds a record that was deleted, edited, put in another place, added by hand, and a tail
@@ -55,28 +55,28 @@ async def verify(store: Store, tenant: Tenant) -> Verdict:
         seen, flaw = await _walk(store, tenant, lane, head)
         checked += seen
         if flaw is not None:
-            return Verdict(False, checked, lane, flaw.seq, flaw.why, heads)
+            return AuditVerification(False, checked, lane, flaw.seq, flaw.why, heads)
     for lane, newest in sorted(strays.items()):
         why = "there are records beyond the recorded end of the chain"
-        return Verdict(False, checked, lane, newest, why, heads)
-    return Verdict(True, checked, heads=heads)
+        return AuditVerification(False, checked, lane, newest, why, heads)
+    return AuditVerification(True, checked, heads=heads)
 
 
-async def _heads(store: Store, tenant: Tenant) -> tuple[dict[str, Head], dict[str, int]]:
+async def _heads(store: Store, tenant: Tenant) -> tuple[dict[str, ShardHead], dict[str, int]]:
     """The recorded end of every chain, and chains whose records go beyond it, in one snapshot."""
-    lanes = select(col(AuditLaneRow.lane), col(AuditLaneRow.count), col(AuditLaneRow.last_hash))
+    lanes = select(col(AuditShardRow.lane), col(AuditShardRow.count), col(AuditShardRow.last_hash))
     newest = select(col(AuditRow.lane), func.max(col(AuditRow.seq)))
     async with store.read() as tx:
-        recorded = await tx.connection.execute(lanes.where(where(AuditLaneRow, tenant=tenant)))
-        heads = {lane: Head(count, last_hash) for lane, count, last_hash in recorded}
-        grouped = newest.where(where(AuditRow, tenant=tenant)).group_by(col(AuditRow.lane))
+        recorded = await tx.connection.execute(lanes.where(columns_equal(AuditShardRow, tenant=tenant)))
+        heads = {lane: ShardHead(count, last_hash) for lane, count, last_hash in recorded}
+        grouped = newest.where(columns_equal(AuditRow, tenant=tenant)).group_by(col(AuditRow.lane))
         ends = {lane: seq for lane, seq in await tx.connection.execute(grouped)}
     return heads, {lane: seq for lane, seq in ends.items() if lane not in heads or seq > heads[lane].count}
 
 
-async def _walk(store: Store, tenant: Tenant, lane: str, head: Head) -> tuple[int, _Flaw | None]:
+async def _walk(store: Store, tenant: Tenant, lane: str, head: ShardHead) -> tuple[int, _Flaw | None]:
     """Check one chain up to its head; returns how many records were good, and the first flaw."""
-    seen, previous = 0, FIRST
+    seen, previous = 0, GENESIS_HASH
     while True:
         rows = await _next_rows(store, tenant, lane, seen, head.count)
         for row in rows:
@@ -96,7 +96,7 @@ async def _walk(store: Store, tenant: Tenant, lane: str, head: Head) -> tuple[in
 async def _next_rows(
     store: Store, tenant: Tenant, lane: str, after: int, until: int
 ) -> list[Mapping[str, Any]]:
-    place = where(AuditRow, tenant=tenant, lane=lane)
+    place = columns_equal(AuditRow, tenant=tenant, lane=lane)
     span = (col(AuditRow.seq) > after) & (col(AuditRow.seq) <= until)
     query = select(AuditRow).where(place, span).order_by(col(AuditRow.seq)).limit(_STRIDE)
     async with store.read() as tx:

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, NoReturn
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from evergrant_server import __version__
-from evergrant_server.checkout import refuse_strangers
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.leaving import leave
+from evergrant_server.checkout import require_own_packages
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.process_exit import exit_process
 from evergrant_server.settings import BadSettings, Settings, load_settings
 
 app = App(
@@ -55,7 +55,7 @@ def dev(*, flags: Flags | None = None) -> None:
     settings = _settings(flags)
     from evergrant_server.cli import dev as development
 
-    _finish(development.run(settings))
+    _run(development.run(settings))
 
 
 @app.command
@@ -73,7 +73,7 @@ def worker(*, flags: Flags | None = None) -> None:
     settings = _settings(flags)
     import worker as worker_process
 
-    _finish(worker_process.main(settings))
+    _run(worker_process.main(settings))
 
 
 @app.command
@@ -99,7 +99,7 @@ def reconcile(
     settings = _settings(flags)
     from evergrant_server.cli import operate
 
-    _finish(operate.reconcile(settings, restart_older_than, compare))
+    _run(operate.reconcile(settings, restart_older_than, compare))
 
 
 @app.command
@@ -121,7 +121,7 @@ def doctor(
     from evergrant_server.cli import doctor as diagnosis
 
     if not asyncio.run(diagnosis.run(settings, output)):
-        leave(1)
+        exit_process(1)
 
 
 db = App(name="db", help="The database's schema, and the Temporal namespace.")
@@ -144,7 +144,7 @@ def upgrade(*, namespace: bool = True, flags: Flags | None = None) -> None:
     settings = _settings(flags)
     from evergrant_server.cli import operate
 
-    _finish(operate.upgrade(settings, namespace))
+    _run(operate.upgrade(settings, namespace))
 
 
 @db.command
@@ -153,7 +153,7 @@ def current(*, flags: Flags | None = None) -> None:
     settings = _settings(flags)
     from evergrant_server.cli import operate
 
-    _finish(operate.current(settings))
+    _run(operate.current(settings))
 
 
 @keys.command
@@ -202,7 +202,7 @@ def bootstrap(
     settings = _settings(flags)
     from evergrant_server.cli import operate
 
-    _finish(operate.bootstrap(settings, again, out))
+    _run(operate.bootstrap(settings, again, out))
 
 
 @audit.command
@@ -211,7 +211,7 @@ def verify(*, flags: Flags | None = None) -> None:
     settings = _settings(flags)
     from evergrant_server.cli import operate
 
-    _finish(operate.verify_audit(settings))
+    _run(operate.verify_audit(settings))
 
 
 @providers.command(name="check")
@@ -236,50 +236,50 @@ def check_providers(
     """
     from evergrant_server.cli import catalogue
 
-    if not catalogue.check(catalog, vectors, output):
-        leave(1)
+    if not catalogue.report_catalogue(catalog, vectors, output):
+        exit_process(1)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit. Failures are one message on standard error."""
     try:
-        refuse_strangers()
+        require_own_packages()
         app(arguments, print_error=False, exit_on_error=False)
     except CycloptsError as error:
-        _fail(f"invalid_usage: {' '.join(str(error).split())}\n  {_usage(error)}", 2)
+        _fail(f"invalid_usage: {' '.join(str(error).split())}\n  {_usage_hint(error)}", 2)
     except BadSettings as error:
         _fail(f"invalid_settings: {error}", 2)
     except Failure as failure:
-        _fail(_told(failure), 1)
+        _fail(_failure_message(failure), 1)
     except SystemExit as end:  # granian's, and --help's
-        leave(end.code if isinstance(end.code, int) else int(end.code is not None))
+        exit_process(end.code if isinstance(end.code, int) else int(end.code is not None))
     except KeyboardInterrupt:
         _fail("stopped", 130)
     except Exception as error:
-        _fail(_unforeseen(error), 1)
-    leave(0)
+        _fail(_unexpected_message(error), 1)
+    exit_process(0)
 
 
-def _usage(error: CycloptsError) -> str:
+def _usage_hint(error: CycloptsError) -> str:
     command = " ".join(("python -m evergrant_server", *(error.command_chain or ())))
     return f"See: {command} --help"
 
 
-def _told(failure: Failure) -> str:
+def _failure_message(failure: Failure) -> str:
     """Code, detail and repair. A detail that names the exact command needs no other repair."""
     said = f"{failure.code}: {failure.detail}"
     repaired = "key_file" in failure.context or "python -m evergrant_server" in failure.detail
     return said if repaired else f"{said}\n  {failure.rule.repair}"
 
 
-def _unforeseen(error: Exception) -> str:
+def _unexpected_message(error: Exception) -> str:
     """What nobody has a name for: where it happened, without what it quotes."""
     if logging.getLogger().isEnabledFor(logging.DEBUG):
         traceback.print_exc()
     frames = traceback.extract_tb(error.__traceback__)
     where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
     return (
-        f"{Code.INTERNAL}: {type(error).__name__} at {where}\n"
+        f"{ErrorCode.INTERNAL}: {type(error).__name__} at {where}\n"
         "  Run it again with EVERGRANT_LOG_LEVEL=DEBUG for the whole story, and report it."
     )
 
@@ -291,10 +291,10 @@ def _settings(flags: Flags | None) -> Settings:
     return settings
 
 
-def _finish(work: Coroutine[Any, Any, None]) -> None:
+def _run(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(work)
 
 
 def _fail(message: str, status: int) -> NoReturn:
     print(f"evergrant: {message}", file=sys.stderr)
-    leave(status)
+    exit_process(status)

@@ -18,13 +18,13 @@ import httpx2
 
 from evergrant_server.cli import operate
 from evergrant_server.cli.doctor_temporal import temporal_program
-from evergrant_server.cli.process import WORKER_END_LIMIT_S, Process, ended
-from evergrant_server.cli.serve import environment, refuse_taken_port
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.cli.process import WORKER_STOP_LIMIT_S, ChildProcess, keep_running
+from evergrant_server.cli.serve import require_free_port, settings_environment
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import schema
 from evergrant_server.temporal_link.connect import connect
-from evergrant_server.temporal_link.namespace import prepare
+from evergrant_server.temporal_link.namespace import prepare_namespace
 
 _START_LIMIT_S = 60
 _TEMPORAL_STARTS = 3
@@ -35,36 +35,36 @@ async def run(settings: Settings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    settings = _prepare(settings)
-    temporal = Process("temporal", _temporal_command(settings), settings.data_dir)
-    env = {**os.environ, **environment(settings)}
+    settings = _prepare_data_dir(settings)
+    temporal = ChildProcess("temporal", _temporal_command(settings), settings.data_dir)
+    env = {**os.environ, **settings_environment(settings)}
     me = [sys.executable, "-m", "evergrant_server"]
-    api = Process("api", [*me, "serve"], settings.data_dir, env)
-    worker = Process("worker", [*me, "worker"], settings.data_dir, env, end_limit_s=WORKER_END_LIMIT_S)
+    api = ChildProcess("api", [*me, "serve"], settings.data_dir, env)
+    worker = ChildProcess("worker", [*me, "worker"], settings.data_dir, env, end_limit_s=WORKER_STOP_LIMIT_S)
     try:
         await temporal.start()
-        await _or_stop(stop, _until_ready(settings, temporal, api, worker))
+        await _await_unless_stopped(stop, _start_and_wait(settings, temporal, api, worker))
         if not stop.is_set():
-            _announce(settings, worker)
-            await ended(stop, [temporal, api, worker])
+            _print_addresses(settings, worker)
+            await keep_running(stop, [temporal, api, worker])
     finally:
         for process in (api, worker, temporal):
             await process.stop()
 
 
-def _prepare(settings: Settings) -> Settings:
+def _prepare_data_dir(settings: Settings) -> Settings:
     """Folder, keys and free ports, before anything is started."""
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not settings.keys.exists():
+    if not settings.key_path.exists():
         operate.create_keys(settings)
     _refuse_taken_ports(settings)
     return settings.model_copy(update={"temporal_address": f"127.0.0.1:{settings.temporal_port}"})
 
 
 def _refuse_taken_ports(settings: Settings) -> None:
-    refuse_taken_port("EVERGRANT_PORT", settings.host, settings.port)
-    refuse_taken_port("EVERGRANT_TEMPORAL_PORT", "127.0.0.1", settings.temporal_port)
-    refuse_taken_port("EVERGRANT_TEMPORAL_UI_PORT", "127.0.0.1", settings.temporal_ui_port)
+    require_free_port("EVERGRANT_PORT", settings.host, settings.port)
+    require_free_port("EVERGRANT_TEMPORAL_PORT", "127.0.0.1", settings.temporal_port)
+    require_free_port("EVERGRANT_TEMPORAL_UI_PORT", "127.0.0.1", settings.temporal_ui_port)
 
 
 def _temporal_command(settings: Settings) -> list[str]:
@@ -90,8 +90,10 @@ def _temporal_command(settings: Settings) -> list[str]:
     ]
 
 
-async def _until_ready(settings: Settings, temporal: Process, api: Process, worker: Process) -> None:
-    await upgrade(settings, temporal)
+async def _start_and_wait(
+    settings: Settings, temporal: ChildProcess, api: ChildProcess, worker: ChildProcess
+) -> None:
+    await upgrade_when_ready(settings, temporal)
     admin_key = settings.data_dir / "admin.key"
     if not admin_key.exists():
         await operate.bootstrap(settings, again=True, out=admin_key)
@@ -101,15 +103,17 @@ async def _until_ready(settings: Settings, temporal: Process, api: Process, work
         for _ in range(_START_LIMIT_S * 10):
             with suppress(httpx2.HTTPError):
                 api_ready = await http.get(f"http://{settings.host}:{settings.port}/readyz")
-                if api_ready.status_code == 200 and worker.has_said("worker ready"):
+                if api_ready.status_code == 200 and worker.has_logged("worker ready"):
                     return
             for process in (temporal, api, worker):
-                process.raise_if_dead()
+                process.raise_if_exited()
             await asyncio.sleep(0.1)
-    raise Failure(Code.INTERNAL, f"not ready after {_START_LIMIT_S} s; read the logs in {settings.data_dir}")
+    raise Failure(
+        ErrorCode.INTERNAL, f"not ready after {_START_LIMIT_S} s; read the logs in {settings.data_dir}"
+    )
 
 
-async def upgrade(settings: Settings, temporal: Process) -> None:
+async def upgrade_when_ready(settings: Settings, temporal: ChildProcess) -> None:
     """Schema, then the namespace as soon as Temporal answers.
 
     Temporal chooses most of its ports itself: when somebody else has one of them before it listens
@@ -119,20 +123,20 @@ async def upgrade(settings: Settings, temporal: Process) -> None:
     await schema.upgrade(settings.database_url)
     starts_left = _TEMPORAL_STARTS - 1
     for attempt in range(_START_LIMIT_S * 5):
-        if starts_left and temporal.has_ended and temporal.has_said("address already in use"):
+        if starts_left and temporal.has_exited and temporal.has_logged("address already in use"):
             _refuse_taken_ports(settings)
             await temporal.start()
             starts_left -= 1
-        temporal.raise_if_dead()
+        temporal.raise_if_exited()
         try:
-            return await prepare(await connect(settings), settings.history_retention)
+            return await prepare_namespace(await connect(settings), settings.history_retention)
         except Failure as failure:
-            if failure.code is not Code.TEMPORAL_UNAVAILABLE or attempt == _START_LIMIT_S * 5 - 1:
+            if failure.code is not ErrorCode.TEMPORAL_UNAVAILABLE or attempt == _START_LIMIT_S * 5 - 1:
                 raise
         await asyncio.sleep(0.2)
 
 
-async def _or_stop(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+async def _await_unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
     """Await `work`, but give it up as soon as somebody wants to stop."""
     task = asyncio.create_task(work)
     waiter = asyncio.create_task(stop.wait())
@@ -146,7 +150,7 @@ async def _or_stop(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None
     task.result()
 
 
-def _announce(settings: Settings, worker: Process) -> None:
+def _print_addresses(settings: Settings, worker: ChildProcess) -> None:
     facts = {
         "api": settings.public_url,
         "docs": f"{settings.public_url}/docs",

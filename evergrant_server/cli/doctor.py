@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from evergrant_server.cli import doctor_database, doctor_here, doctor_temporal
-from evergrant_server.cli.diagnosis import Problem
+from evergrant_server.cli.diagnosis import CheckFailed
 from evergrant_server.core.errors import Failure
 from evergrant_server.settings import Settings
 
-LIMIT_S = 4.9  # each check answers within five seconds, whatever it waits for
+CHECK_TIMEOUT_S = 4.9  # each check answers within five seconds, whatever it waits for
 
 Check = Callable[[Settings], Awaitable[str]]
 
@@ -40,7 +40,7 @@ CHECKS: dict[str, Check] = {
 
 
 @dataclass(frozen=True)
-class Finding:
+class DoctorFinding:
     """What one check found. `repair` is a command to type, or the setting to change; empty when ok."""
 
     check: str
@@ -62,28 +62,30 @@ async def run(settings: Settings, output: Literal["text", "json"]) -> bool:
     return all(finding.ok for finding in found)
 
 
-async def diagnose(settings: Settings, checks: dict[str, Check] = CHECKS) -> list[Finding]:
+async def diagnose(settings: Settings, checks: dict[str, Check] = CHECKS) -> list[DoctorFinding]:
     """Run the checks side by side: none hides, delays or stops another."""
-    return list(await asyncio.gather(*(_one(name, check, settings) for name, check in checks.items())))
+    return list(await asyncio.gather(*(_run_check(name, check, settings) for name, check in checks.items())))
 
 
-async def _one(name: str, check: Check, settings: Settings) -> Finding:
+async def _run_check(name: str, check: Check, settings: Settings) -> DoctorFinding:
     try:
-        async with asyncio.timeout(LIMIT_S):
-            return Finding(name, True, await check(settings))
-    except Problem as problem:
-        return Finding(name, False, problem.what, problem.repair)
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
+            return DoctorFinding(name, True, await check(settings))
+    except CheckFailed as problem:
+        return DoctorFinding(name, False, problem.detail, problem.repair)
     except Failure as failure:
-        return Finding(name, False, f"{failure.code}: {failure.detail}", failure.rule.repair)
+        return DoctorFinding(name, False, f"{failure.code}: {failure.detail}", failure.rule.repair)
     except TimeoutError:
-        return Finding(name, False, f"no answer within {LIMIT_S:.0f} s", "Look at what it waits for, above.")
+        return DoctorFinding(
+            name, False, f"no answer within {CHECK_TIMEOUT_S:.0f} s", "Look at what it waits for, above."
+        )
     except Exception as error:
         # a check that fails in a way nobody foresaw must not hide the others
         detail = f"the check itself failed: {type(error).__name__}"
-        return Finding(name, False, detail, "EVERGRANT_LOG_LEVEL=DEBUG, and report it")
+        return DoctorFinding(name, False, detail, "EVERGRANT_LOG_LEVEL=DEBUG, and report it")
 
 
-def _print(finding: Finding) -> None:
+def _print(finding: DoctorFinding) -> None:
     print(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.check:<21} {finding.detail}")
     if finding.repair:
         print(f"         {'':<21} -> {finding.repair}")

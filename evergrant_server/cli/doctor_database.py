@@ -5,41 +5,41 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from evergrant_server.cli.diagnosis import ME, Problem, compared
+from evergrant_server.cli.diagnosis import COMMAND, CheckFailed, compare_clocks
 from evergrant_server.core.clock import SystemClock
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.crypto import KeyRing, Lane, Role, keyfile
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.crypto import KeyPurpose, KeyRing, Role, keyfile
 from evergrant_server.settings import Settings
 from evergrant_server.store import Store, schema
-from evergrant_server.store.probe import database_time, open_tenant_key, waiting
+from evergrant_server.store.probe import database_time, undelivered_messages, unwrap_newest_tenant_key
 
 CERTIFICATE_WARNING = timedelta(days=30)
-OLDEST = timedelta(minutes=1)  # an outbox message that waits longer isn't being delivered
+OUTBOX_AGE_LIMIT = timedelta(minutes=1)  # an outbox message that waits longer isn't being delivered
 
 
 async def reachable(settings: Settings) -> str:
     began = time.monotonic()
     try:
-        await schema.current(settings.database_url)
+        await schema.current_version(settings.database_url)
     except Failure as failure:
         raise _unreachable(failure) from None
-    kind = "SQLite" if settings.sqlite else "PostgreSQL"
+    kind = "SQLite" if settings.uses_sqlite else "PostgreSQL"
     return f"{kind} answers in {(time.monotonic() - began) * 1000:.0f} ms"
 
 
 async def migrations(settings: Settings) -> str:
     try:
-        found, newest = await schema.current(settings.database_url), schema.head()
+        found, newest = await schema.current_version(settings.database_url), schema.expected_version()
     except Failure as failure:
         raise _unreachable(failure) from None
     if found == newest:
         return f"schema {found}, the newest"
-    if found is not None and not schema.known(found):
-        raise Problem(
+    if found is not None and not schema.is_known(found):
+        raise CheckFailed(
             f"schema {found} is from a newer server than this one ({newest})",
             "Run the release that wrote it, or a newer one; never downgrade a database",
         )
-    raise Problem(f"schema {found or 'none'}, this code needs {newest}", f"{ME} db upgrade")
+    raise CheckFailed(f"schema {found or 'none'}, this code needs {newest}", f"{COMMAND} db upgrade")
 
 
 async def keys_open(settings: Settings) -> str:
@@ -49,13 +49,13 @@ async def keys_open(settings: Settings) -> str:
         opened = []
         for lane in sorted(lanes):
             try:
-                if await open_tenant_key(store, ring, Lane(lane)):
+                if await unwrap_newest_tenant_key(store, ring, KeyPurpose(lane)):
                     opened.append(lane)
             except Failure as failure:
-                if failure.code not in (Code.KEY_UNAVAILABLE, Code.SEAL_BROKEN):
+                if failure.code not in (ErrorCode.KEY_UNAVAILABLE, ErrorCode.SEAL_BROKEN):
                     raise
-                raise Problem(
-                    f"{settings.keys} doesn't open this database's keys: {failure.detail}",
+                raise CheckFailed(
+                    f"{settings.key_path} doesn't open this database's keys: {failure.detail}",
                     "Set EVERGRANT_KEY_FILE to the key file that filled this database, or restore that file",
                 ) from None
     if not opened:
@@ -65,14 +65,14 @@ async def keys_open(settings: Settings) -> str:
 
 async def outbox(settings: Settings) -> str:
     async with _store(settings, _ring(settings)[0]) as store:
-        depth, oldest = await waiting(store)
+        depth, oldest = await undelivered_messages(store)
     if oldest is None:
         return "nothing waits"
     age = SystemClock().now() - oldest
-    if age > OLDEST:
-        raise Problem(
+    if age > OUTBOX_AGE_LIMIT:
+        raise CheckFailed(
             f"{depth} messages wait, the oldest for {age.total_seconds():.0f} s: nobody delivers them",
-            f"{ME} worker    # and see the checks of Temporal",
+            f"{COMMAND} worker    # and see the checks of Temporal",
         )
     return f"{depth} waiting, the oldest for {max(age.total_seconds(), 0):.0f} s"
 
@@ -81,13 +81,13 @@ async def certificates(settings: Settings) -> str:
     """Client certificates end on a day that is known: an admin hears of it before providers refuse us."""
     now = SystemClock().now()
     async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
-        ending = await tx.integrations.with_ending_certificates(now + CERTIFICATE_WARNING)
+        ending = await tx.integrations.with_certificates_expiring_before(now + CERTIFICATE_WARNING)
     if not ending:
         return f"none ends within {CERTIFICATE_WARNING.days} days"
     first = ending[0]
     ends = first.client_certificate_expires_at
     when = "is over" if ends is None or ends <= now else f"ends on {ends:%Y-%m-%d}"
-    raise Problem(
+    raise CheckFailed(
         f"{len(ending)} of integrations end soon; that of {first.name} (tenant {first.tenant}) {when}",
         f"PUT /v1/integrations/{first.name} with a new client_certificate",
     )
@@ -100,18 +100,18 @@ async def clock(settings: Settings) -> str:
         theirs = await database_time(store)
     if theirs is None:
         return "SQLite uses this host's clock"
-    return compared(theirs, before, SystemClock().now(), "the database's")
+    return compare_clocks(theirs, before, SystemClock().now(), "the database's")
 
 
 def _ring(settings: Settings) -> tuple[KeyRing, frozenset[str]]:
     """The ring, for the widest role its file allows; without a usable file there is nothing to compare."""
     try:
-        lanes = frozenset(keyfile.read(settings.keys).lanes)
-        role = Role.OPERATOR if Lane.REFRESH in lanes else Role.API
-        return KeyRing.open(settings.keys, role), lanes
+        lanes = frozenset(keyfile.read(settings.key_path).purposes)
+        role = Role.OPERATOR if KeyPurpose.REFRESH in lanes else Role.API
+        return KeyRing.open(settings.key_path, role), lanes
     except Failure as failure:
-        raise Problem(
-            f"can't be checked without a usable key file: {failure.detail}", _see("key file")
+        raise CheckFailed(
+            f"can't be checked without a usable key file: {failure.detail}", _see_check("key file")
         ) from None
 
 
@@ -120,8 +120,8 @@ async def _store(settings: Settings, ring: KeyRing) -> AsyncIterator[Store]:
     try:
         store = await Store.open(settings.database_url, ring, SystemClock())
     except Failure as failure:
-        if failure.code is Code.SCHEMA_MISMATCH:
-            raise Problem(f"can't be checked: {failure.detail}", _see("migrations")) from None
+        if failure.code is ErrorCode.SCHEMA_MISMATCH:
+            raise CheckFailed(f"can't be checked: {failure.detail}", _see_check("migrations")) from None
         raise _unreachable(failure) from None
     try:
         yield store
@@ -129,12 +129,12 @@ async def _store(settings: Settings, ring: KeyRing) -> AsyncIterator[Store]:
         await store.close()
 
 
-def _unreachable(failure: Failure) -> Problem:
-    return Problem(
+def _unreachable(failure: Failure) -> CheckFailed:
+    return CheckFailed(
         failure.detail,
         "Start the database, or correct EVERGRANT_DATABASE_URL (and EVERGRANT_DATABASE_PASSWORD_FILE)",
     )
 
 
-def _see(check: str) -> str:
+def _see_check(check: str) -> str:
     return f"See the check '{check}'"

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import httpx2
 
-from evergrant_server.checkout import ROOT, refuse_strangers
-from evergrant_server.cli.diagnosis import ME, Problem
+from evergrant_server.checkout import ROOT, require_own_packages
+from evergrant_server.cli.diagnosis import COMMAND, CheckFailed
 from evergrant_server.core.errors import Failure
-from evergrant_server.crypto import Lane, keyfile
-from evergrant_server.journal.journal import left_behind
+from evergrant_server.crypto import KeyPurpose, keyfile
+from evergrant_server.journal.journal import waiting_paths
 from evergrant_server.settings import BadSettings, Settings
-from providers.registry import CATALOG, Registry
+from providers.definition.registry import CATALOG, Registry
 
 _NOT_NEEDED = "an API with PostgreSQL keeps nothing on disk"
 
@@ -23,9 +23,9 @@ _NOT_NEEDED = "an API with PostgreSQL keeps nothing on disk"
 async def packages(settings: Settings) -> str:
     """`workflows`, `activities` and `providers` are ours."""
     try:
-        refuse_strangers()
+        require_own_packages()
     except BadSettings as error:
-        raise Problem(str(error), f"cd {ROOT} && {ME} doctor") from None
+        raise CheckFailed(str(error), f"cd {ROOT} && {COMMAND} doctor") from None
     return f"workflows, activities and providers come from {ROOT}"
 
 
@@ -33,22 +33,22 @@ async def catalogue(settings: Settings) -> str:
     try:
         return f"{len(Registry.load().names())} providers"
     except Failure as failure:
-        raise Problem(failure.detail, f"Correct the named file in {CATALOG}") from None
+        raise CheckFailed(failure.detail, f"Correct the named file in {CATALOG}") from None
 
 
 async def key_file(settings: Settings) -> str:
     """Exists, belongs to us, closed to others, whole, and with the lanes of some role."""
-    path = settings.keys
+    path = settings.key_path
     try:
         file = keyfile.read(path)
     except Failure as failure:
-        raise Problem(failure.detail, _key_repair(path)) from None
-    missing = {Lane.LEASE, Lane.INTAKE} - file.lanes.keys()
+        raise CheckFailed(failure.detail, _key_repair(path)) from None
+    missing = {KeyPurpose.LEASE, KeyPurpose.INTAKE} - file.purposes.keys()
     if missing:
-        repair = f"EVERGRANT_KEY_FILE=<the full file> {ME} keys export-api {shlex.quote(str(path))}"
-        raise Problem(f"{path} lacks the lane {', '.join(sorted(missing))}", repair)
-    kind = "the API's file" if Lane.REFRESH not in file.lanes else "full, for workers and operators"
-    return f"{path}: {kind}, lanes {', '.join(sorted(file.lanes))}"
+        repair = f"EVERGRANT_KEY_FILE=<the full file> {COMMAND} keys export-api {shlex.quote(str(path))}"
+        raise CheckFailed(f"{path} lacks the lane {', '.join(sorted(missing))}", repair)
+    kind = "the API's file" if KeyPurpose.REFRESH not in file.purposes else "full, for workers and operators"
+    return f"{path}: {kind}, lanes {', '.join(sorted(file.purposes))}"
 
 
 def _key_repair(path: Path) -> str:
@@ -56,7 +56,7 @@ def _key_repair(path: Path) -> str:
     try:
         facts = path.stat()
     except FileNotFoundError:
-        return f"Restore a backup to {path}; for a new installation: {ME} keys create"
+        return f"Restore a backup to {path}; for a new installation: {COMMAND} keys create"
     except OSError:
         return f"Give this user access to {path.parent}"
     if facts.st_uid != os.geteuid():
@@ -66,36 +66,36 @@ def _key_repair(path: Path) -> str:
     return f"Restore {path} from its backup"
 
 
-def _nothing_kept(settings: Settings) -> bool:
+def _keeps_no_files(settings: Settings) -> bool:
     """An API with its own key file and PostgreSQL writes no file: its disk may be read-only."""
-    if settings.sqlite:
+    if settings.uses_sqlite:
         return False
     try:
-        return Lane.REFRESH not in keyfile.read(settings.keys).lanes
+        return KeyPurpose.REFRESH not in keyfile.read(settings.key_path).purposes
     except Failure:
         return False
 
 
 async def data_folder(settings: Settings) -> str:
-    if _nothing_kept(settings):
+    if _keeps_no_files(settings):
         return _NOT_NEEDED
     folder = settings.data_dir
     quoted = shlex.quote(str(folder))
     if not folder.is_dir():
-        raise Problem(f"{folder} doesn't exist", f"install -d -m 700 {quoted}")
+        raise CheckFailed(f"{folder} doesn't exist", f"install -d -m 700 {quoted}")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise Problem(
+        raise CheckFailed(
             f"{folder} can't be written", f"chown {os.geteuid()} {quoted}    # or remount it writable"
         )
     mode = stat.S_IMODE(folder.stat().st_mode)
     if mode & 0o077:
-        raise Problem(f"{folder} is open to others (mode {mode:04o})", f"chmod 700 {quoted}")
+        raise CheckFailed(f"{folder} is open to others (mode {mode:04o})", f"chmod 700 {quoted}")
     return f"{folder}, mode {mode:04o}"
 
 
 async def journal(settings: Settings) -> str:
     """A worker must be able to write its journal here, and to lock it."""
-    if _nothing_kept(settings):
+    if _keeps_no_files(settings):
         return _NOT_NEEDED
     folder = settings.data_dir / "journals"
     above = folder if folder.is_dir() else settings.data_dir
@@ -111,13 +111,13 @@ async def journal(settings: Settings) -> str:
             probe.unlink()
     except OSError as error:
         repair = f"install -d -m 700 {shlex.quote(str(above))}    # on a local disk, writable by this user"
-        raise Problem(f"{above} can't be written and locked ({error.strerror})", repair) from None
+        raise CheckFailed(f"{above} can't be written and locked ({error.strerror})", repair) from None
     if above != folder:
         return f"{folder} will be made by the first worker"
-    waiting, unreadable = left_behind(folder)
+    waiting, unreadable = waiting_paths(folder)
     if unreadable:
         repair = f"ls {shlex.quote(str(folder))}/*/*.set-aside    # named by attempt; see docs/protocol.md"
-        raise Problem(f"{len(unreadable)} entries of {folder} can't be read, and are kept", repair)
+        raise CheckFailed(f"{len(unreadable)} entries of {folder} can't be read, and are kept", repair)
     count = sum(it.is_dir() for it in folder.iterdir())
     return f"{folder}: written, locked; {count} journals, {len(waiting)} answers wait for the store"
 
@@ -125,12 +125,12 @@ async def journal(settings: Settings) -> str:
 async def public_url(settings: Settings) -> str:
     """The callback's and the connect pages' address leads to an Evergrant."""
     url = f"{settings.public_url}/livez"
-    start = f"{ME} serve    # or correct EVERGRANT_PUBLIC_URL, or what ends TLS in front of the API"
+    start = f"{COMMAND} serve    # or correct EVERGRANT_PUBLIC_URL, or what ends TLS in front of the API"
     try:
         async with httpx2.AsyncClient(trust_env=False, timeout=3) as http:
             answer = await http.get(url)
     except httpx2.HTTPError as error:
-        raise Problem(f"{url} can't be reached ({type(error).__name__})", start) from None
+        raise CheckFailed(f"{url} can't be reached ({type(error).__name__})", start) from None
     if answer.status_code != 200 or answer.text != '{"status":"ok"}':
-        raise Problem(f"{url} answers {answer.status_code}, and not as Evergrant does", start)
+        raise CheckFailed(f"{url} answers {answer.status_code}, and not as Evergrant does", start)
     return f"{settings.public_url} leads to an Evergrant"

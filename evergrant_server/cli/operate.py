@@ -7,55 +7,57 @@ from datetime import timedelta
 from pathlib import Path
 
 from evergrant_server import audit
-from evergrant_server.api.bootstrap import bootstrap_admin
+from evergrant_server.api.apps.bootstrap import bootstrap_admin
 from evergrant_server.core.clock import SystemClock
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
-from evergrant_server.crypto.keyring import KeyRing, Lane, Role
+from evergrant_server.crypto.keyring import KeyPurpose, KeyRing, Role
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store, schema
-from evergrant_server.temporal_link import Reconciled
+from evergrant_server.temporal_link import ReconcileCounts
 from evergrant_server.temporal_link.connect import connect
-from evergrant_server.temporal_link.namespace import prepare
-from evergrant_server.wiring import platform
+from evergrant_server.temporal_link.namespace import prepare_namespace
+from evergrant_server.wiring import open_platform
 
 
 async def upgrade(settings: Settings, namespace: bool) -> None:
-    before = await schema.current(settings.database_url)
+    before = await schema.current_version(settings.database_url)
     await schema.upgrade(settings.database_url)
-    print(f"schema {before or 'none'} -> {schema.head()}")
+    print(f"schema {before or 'none'} -> {schema.expected_version()}")
     if namespace:
         client = await connect(settings)
-        await prepare(client, settings.history_retention)
+        await prepare_namespace(client, settings.history_retention)
         print(
             f"namespace {client.namespace}: search attributes, retention {settings.history_retention.days} d"
         )
 
 
 async def current(settings: Settings) -> None:
-    print(f"{await schema.current(settings.database_url) or 'none'} (newest: {schema.head()})")
+    print(
+        f"{await schema.current_version(settings.database_url) or 'none'} (newest: {schema.expected_version()})"
+    )
 
 
 def create_keys(settings: Settings) -> None:
-    KeyRing.create(settings.keys)
-    print(f"created {settings.keys}; back it up: without it nothing that is stored can be read")
+    KeyRing.create(settings.key_path)
+    print(f"created {settings.key_path}; back it up: without it nothing that is stored can be read")
 
 
 def rotate_keys(settings: Settings, lane: str) -> None:
-    if lane not in set(Lane):
-        raise BadSettings(f"there is no lane {lane!r}: use {', '.join(Lane)}")
-    ring = KeyRing.open(settings.keys, Role.OPERATOR)
-    current = ring.rotate(Lane(lane)).current(Lane(lane))
+    if lane not in set(KeyPurpose):
+        raise BadSettings(f"there is no lane {lane!r}: use {', '.join(KeyPurpose)}")
+    ring = KeyRing.open(settings.key_path, Role.OPERATOR)
+    current = ring.rotate(KeyPurpose(lane)).current_root_id(KeyPurpose(lane))
     print(f"{lane}: the current key is now {current}; restart API and workers")
 
 
 def export_api_keys(settings: Settings, out: Path) -> None:
-    KeyRing.open(settings.keys, Role.OPERATOR).export(out, Role.API)
+    KeyRing.open(settings.key_path, Role.OPERATOR).export(out, Role.API)
     print(f"wrote {out}: it can open access tokens, and no refresh token")
 
 
 async def bootstrap(settings: Settings, again: bool, out: Path | None) -> None:
-    ring = KeyRing.open(settings.keys, Role.OPERATOR)
+    ring = KeyRing.open(settings.key_path, Role.OPERATOR)
     clock = SystemClock()
     store = await Store.open(settings.database_url, ring, clock)
     try:
@@ -70,53 +72,59 @@ async def bootstrap(settings: Settings, again: bool, out: Path | None) -> None:
 
 
 async def reconcile(settings: Settings, older_than: timedelta | None, compare: bool) -> None:
-    said = Said()
-    async with platform(settings, Role.OPERATOR) as parts:
-        result = await parts.reconciler.all(compare=compare, older_than=older_than, told=said.progress)
-    report(result, restarting=older_than is not None)
+    said = ProgressPrinter()
+    async with open_platform(settings, Role.OPERATOR) as parts:
+        result = await parts.reconciler.reconcile_all(
+            compare=compare, older_than=older_than, told=said.print_progress
+        )
+    print_report(result, restarting=older_than is not None)
 
 
-def report(result: Reconciled, *, restarting: bool) -> None:
+def print_report(result: ReconcileCounts, *, restarting: bool) -> None:
     """Print what a pass did. Raises Failure STORE_BEHIND, or TEMPORAL_UNAVAILABLE for who didn't answer."""
     print(f"{result.live} live connections, {result.started} workflows started")
     if restarting:
-        print(f"{result.restarted} restarted, {len(result.busy)} left for later: an answer may yet come")
-    for connection_id in result.behind:
+        print(
+            f"{result.restarted} restarted, {len(result.awaiting_provider)} left for later: an answer may yet come"
+        )
+    for connection_id in result.store_behind:
         print(f"{connection_id}: the store is behind its workflow; restore a newer backup, or reauthorize it")
     for connection_id in result.unanswered:
         print(f"{connection_id}: its workflow doesn't answer, so nobody knows whether the store is behind")
-    if not result.compared:
+    if not result.workers_answered:
         print("no worker answers, and the others were not asked; start one and run this again")
-    if result.behind:
-        raise Failure(Code.STORE_BEHIND, f"{len(result.behind)} connections are behind their workflows")
-    if result.unanswered or not result.compared:
-        raise Failure(Code.TEMPORAL_UNAVAILABLE, f"{len(result.unanswered)} workflows didn't answer")
+    if result.store_behind:
+        raise Failure(
+            ErrorCode.STORE_BEHIND, f"{len(result.store_behind)} connections are behind their workflows"
+        )
+    if result.unanswered or not result.workers_answered:
+        raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, f"{len(result.unanswered)} workflows didn't answer")
 
 
-class Said:
+class ProgressPrinter:
     """Prints how far a pass is, no more than once a second."""
 
     def __init__(self) -> None:
         self._at = time.monotonic()
 
-    def progress(self, so_far: Reconciled) -> None:
+    def print_progress(self, so_far: ReconcileCounts) -> None:
         if time.monotonic() - self._at < 1:
             return
         self._at = time.monotonic()
-        counts = f"{so_far.live} live, {so_far.started} started, {len(so_far.behind)} behind"
+        counts = f"{so_far.live} live, {so_far.started} started, {len(so_far.store_behind)} behind"
         print(f"{counts}, {so_far.restarted} restarted" if so_far.restarted else counts, flush=True)
 
 
 async def verify_audit(settings: Settings) -> None:
-    ring = KeyRing.open(settings.keys, Role.API)
+    ring = KeyRing.open(settings.key_path, Role.API)
     store = await Store.open(settings.database_url, ring, SystemClock())
     try:
-        verdict = await audit.verify(store, Tenant(settings.tenant))
+        verdict = await audit.verify_log(store, Tenant(settings.tenant))
     finally:
         await store.close()
     print(verdict)
     if not verdict.ok:
-        raise Failure(Code.AUDIT_UNAVAILABLE, "the audit log was altered at the place above")
+        raise Failure(ErrorCode.AUDIT_UNAVAILABLE, "the audit log was altered at the place above")
 
 
 def write_private(path: Path, text: str) -> None:

@@ -6,15 +6,15 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 
-WORKER_END_LIMIT_S = 130.0  # longer than a worker's graceful shutdown, with its store away
-_END_LIMIT_S = 10.0
+WORKER_STOP_LIMIT_S = 130.0  # longer than a worker's graceful shutdown, with its store away
+_STOP_LIMIT_S = 10.0
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 10.0
 
 
-class Process:
+class ChildProcess:
     """A child in a session of its own, so that Ctrl-C reaches `dev` alone."""
 
     def __init__(
@@ -23,7 +23,7 @@ class Process:
         command: list[str],
         folder: Path,
         env: dict[str, str] | None = None,
-        end_limit_s: float = _END_LIMIT_S,
+        end_limit_s: float = _STOP_LIMIT_S,
     ) -> None:
         self.name = name
         self._end_limit_s = end_limit_s
@@ -32,11 +32,11 @@ class Process:
         self._log = folder / f"{name}.log"
         self._env = env
         self._child: asyncio.subprocess.Process | None = None
-        self._said_before = 0
+        self._log_start = 0
 
     async def start(self) -> None:
         with self._log.open("ab") as log:
-            self._said_before = log.tell()
+            self._log_start = log.tell()
             self._child = await asyncio.create_subprocess_exec(
                 *self._command, stdout=log, stderr=log, stdin=asyncio.subprocess.DEVNULL,
                 env=self._env, start_new_session=True,
@@ -48,22 +48,22 @@ class Process:
         return await self._child.wait()
 
     @property
-    def has_ended(self) -> bool:
+    def has_exited(self) -> bool:
         return self._child is not None and self._child.returncode is not None
 
-    def has_said(self, words: str) -> bool:
+    def has_logged(self, words: str) -> bool:
         """Has it logged `words` since its last start?"""
         with self._log.open("rb") as log:
-            log.seek(self._said_before)
+            log.seek(self._log_start)
             return words.encode() in log.read()
 
-    def raise_if_dead(self) -> None:
+    def raise_if_exited(self) -> None:
         """Raise Failure INTERNAL with the last line of its log when it has ended."""
         if self._child is None or self._child.returncode is None:
             return
         lines = self._log.read_text(errors="replace").strip().splitlines()
         raise Failure(
-            Code.INTERNAL,
+            ErrorCode.INTERNAL,
             f"{self.name} ended with status {self._child.returncode}: {lines[-1] if lines else 'no output'} "
             f"(log: {self._log})",
         )
@@ -86,10 +86,10 @@ class Process:
         self.pid_file.unlink(missing_ok=True)
 
 
-async def ended(stop: asyncio.Event, processes: list[Process]) -> None:
+async def keep_running(stop: asyncio.Event, processes: list[ChildProcess]) -> None:
     """Keep every process running until `stop`; one that dies is started again, ever slower."""
 
-    async def keep(process: Process) -> None:
+    async def keep(process: ChildProcess) -> None:
         pause = _FIRST_PAUSE_S
         while True:
             started = asyncio.get_running_loop().time()

@@ -13,10 +13,10 @@ from evergrant_server.core.clock import SystemClock
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
-from evergrant_server.store.probe import refuse_foreign_keys
-from providers.registry import Registry
+from evergrant_server.store.probe import require_matching_key_ring
+from providers.definition.registry import Registry
 
-_HANDED_ON = (
+_PASSED_TO_CHILDREN = (
     "data_dir",
     "database_url",
     "key_file",
@@ -36,13 +36,15 @@ def serve_api(settings: Settings) -> None:
 
     Raises Failure for keys and store, BadSettings for a port that is taken.
     """
-    refuse_taken_port("EVERGRANT_PORT", settings.host, settings.port)
-    asyncio.run(_try_parts(settings))
-    os.environ.update(environment(settings))  # granian's processes read the settings from there
-    server("evergrant_server.asgi:application", settings.host, settings.port, settings.api_workers).serve()
+    require_free_port("EVERGRANT_PORT", settings.host, settings.port)
+    asyncio.run(_check_keys_and_store(settings))
+    os.environ.update(settings_environment(settings))  # granian's processes read the settings from there
+    granian_server(
+        "evergrant_server.asgi:application", settings.host, settings.port, settings.api_workers
+    ).serve()
 
 
-def server(target: str, host: str, port: int, workers: int) -> Any:
+def granian_server(target: str, host: str, port: int, workers: int) -> Any:
     """granian as the API runs in it; the benchmarks run what they compare with in the same."""
     return Granian(
         target,
@@ -56,14 +58,14 @@ def server(target: str, host: str, port: int, workers: int) -> Any:
     )
 
 
-def environment(settings: Settings) -> dict[str, str]:
+def settings_environment(settings: Settings) -> dict[str, str]:
     """The settings as variables for a process of ours."""
-    values = {f"EVERGRANT_{name.upper()}": str(getattr(settings, name)) for name in _HANDED_ON}
+    values = {f"EVERGRANT_{name.upper()}": str(getattr(settings, name)) for name in _PASSED_TO_CHILDREN}
     values["EVERGRANT_EGRESS_ALLOW"] = ",".join(settings.egress_allow)
     return values
 
 
-def refuse_taken_port(setting: str, host: str, port: int) -> None:
+def require_free_port(setting: str, host: str, port: int) -> None:
     """Raise BadSettings when somebody listens there already."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -77,11 +79,11 @@ def refuse_taken_port(setting: str, host: str, port: int) -> None:
             ) from None
 
 
-async def _try_parts(settings: Settings) -> None:
-    ring = KeyRing.open(settings.keys, Role.API)
+async def _check_keys_and_store(settings: Settings) -> None:
+    ring = KeyRing.open(settings.key_path, Role.API)
     Registry.load()
     store = await Store.open(settings.database_url, ring, SystemClock())
     try:
-        await refuse_foreign_keys(store, ring)
+        await require_matching_key_ring(store, ring)
     finally:
         await store.close()

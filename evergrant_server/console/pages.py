@@ -7,16 +7,16 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from evergrant_server.console.wording import in_words
-from evergrant_server.core.account import Option
-from evergrant_server.core.consent import Consent
-from evergrant_server.core.device import DeviceCode
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.console.scope_descriptions import describe_scope
+from evergrant_server.core.connections.account import AccountOption
+from evergrant_server.core.connections.consent import Consent
+from evergrant_server.core.connections.device_code import DeviceCode
+from evergrant_server.core.errors import ErrorCode, Failure
 
-_HERE = Path(__file__).parent
-STYLE = (_HERE / "static" / "evergrant.css").read_bytes()
-_FRAGMENT = (_HERE / "static" / "fragment.js").read_text("utf-8")
-FRAGMENT_HASH = f"sha256-{b64encode(sha256(_FRAGMENT.encode()).digest()).decode()}"
+_DIRECTORY = Path(__file__).parent
+STYLE = (_DIRECTORY / "static" / "evergrant.css").read_bytes()
+_FRAGMENT_SCRIPT = (_DIRECTORY / "static" / "fragment.js").read_text("utf-8")
+FRAGMENT_SCRIPT_HASH = f"sha256-{b64encode(sha256(_FRAGMENT_SCRIPT.encode()).digest()).decode()}"
 
 
 class Pages:
@@ -24,7 +24,7 @@ class Pages:
 
     def __init__(self) -> None:
         self._templates = Environment(
-            loader=FileSystemLoader(_HERE / "templates"),
+            loader=FileSystemLoader(_DIRECTORY / "templates"),
             autoescape=True,  # whatever the file is called
             undefined=StrictUndefined,
             trim_blocks=True,
@@ -40,11 +40,11 @@ class Pages:
             integration=integration,
             subject=subject,
             asking=consent.by.removeprefix("app:"),
-            scopes=[(in_words(scope), scope) for scope in consent.asks_for],
+            scopes=[(describe_scope(scope), scope) for scope in consent.all_scopes],
             csrf=csrf,
         )
 
-    def leaving(self, *, provider: str, url: str) -> str:
+    def redirecting(self, *, provider: str, url: str) -> str:
         """Sends the browser on. Not a redirect: `form-action` would hold for every hop behind it."""
         return self._render("leaving.html", title=f"Taking you to {provider}", provider=provider, url=url)
 
@@ -55,7 +55,7 @@ class Pages:
             title=f"Connect {provider}",
             provider=provider,
             asking=consent.by.removeprefix("app:"),
-            scopes=[(in_words(scope), scope) for scope in consent.scopes],
+            scopes=[(describe_scope(scope), scope) for scope in consent.scopes],
             user_code=device.user_code,
             address=device.verification_uri,
             complete=device.verification_uri_complete or device.verification_uri,
@@ -63,7 +63,7 @@ class Pages:
         )
 
     def choose(
-        self, *, provider: str, consent: Consent, options: tuple[Option, ...], link: str, csrf: str
+        self, *, provider: str, consent: Consent, options: tuple[AccountOption, ...], link: str, csrf: str
     ) -> str:
         """Which of the accounts that were consented for."""
         return self._render(
@@ -81,10 +81,10 @@ class Pages:
         return self._render(
             "fragment.html",
             title=f"Connecting {provider}",
-            script=_FRAGMENT,
+            script=_FRAGMENT_SCRIPT,
         )
 
-    def waiting(self, *, provider: str) -> str:
+    def pending(self, *, provider: str) -> str:
         """The provider said yes; a worker is fetching the token."""
         return self._render(
             "result.html",
@@ -121,7 +121,7 @@ class Pages:
             "result.html",
             title="This didn't work",
             mark="bad",
-            text=f"{failure.detail} {_repair(failure)}",
+            text=f"{failure.detail} {_repair_text(failure)}",
             code=failure.code.value,
             refresh=None,
         )
@@ -136,8 +136,8 @@ class Pages:
         return self._templates.get_template(template).render(values)
 
 
-def _repair(failure: Failure) -> str:
+def _repair_text(failure: Failure) -> str:
     """What a subject can do: tables are written for apps and admins."""
-    if failure.code in (Code.NOT_FOUND, Code.CONSENT_EXPIRED, Code.CONNECTION_REVOKED):
+    if failure.code in (ErrorCode.NOT_FOUND, ErrorCode.CONSENT_EXPIRED, ErrorCode.CONNECTION_REVOKED):
         return "Ask whoever sent you the link for a new one."
     return failure.rule.repair

@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from evergrant_server.core.connections.refresh_rules import RefreshRules
 from evergrant_server.core.ids import AppId, IntegrationId, KeyId, PermitId, Tenant
-from evergrant_server.core.provider import RefreshRules
 
 
 class Endpoints(BaseModel):
@@ -42,7 +42,7 @@ class IntegrationState(StrEnum):
     FAILED = "failed"  # `problem` says why
 
 
-class Registration(StrEnum):
+class RegistrationMethod(StrEnum):
     """How we come by a client id, when nobody gives one."""
 
     DYNAMIC = "dynamic"  # RFC 7591: the server makes one
@@ -70,7 +70,7 @@ class Integration(BaseModel):
     problem: str | None = None
     endpoints: Endpoints | None = None
     previous_secret_until: datetime | None = None  # the secret before this one is tried as well, until then
-    registration: Registration | None = None
+    registration: RegistrationMethod | None = None
     registration_sent_at: datetime | None = None  # the intent: an initial token is not sent twice
     registration_url: str | None = None  # where the registration is managed (RFC 7592 section 3)
     client_secret_expires_at: datetime | None = None
@@ -82,14 +82,14 @@ class Integration(BaseModel):
     changed_at: datetime
     revision: int = 1
 
-    def under(self, known: RefreshRules) -> "Integration":
+    def with_provider_rules(self, known: RefreshRules) -> "Integration":
         """With the refresh rules that its provider's definition knows now, and the admin's over them."""
         if self.refresh_said is None:
             return self
         rules = RefreshRules.model_validate({**known.model_dump(), **self.refresh_said})
         return self.model_copy(update={"refresh": rules})
 
-    def previous_secret_counts(self, now: datetime) -> bool:
+    def previous_secret_is_usable(self, now: datetime) -> bool:
         """True in the overlap of a rotation, and after it while the new secret is the refused one."""
         until = self.previous_secret_until
         return until is not None and (now < until or self.secret_refused_at is not None)

@@ -7,26 +7,26 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from evergrant_server.core.ids import Tenant
-from evergrant_server.core.messages import Asked, Provenance
+from evergrant_server.core.messages.connection import Provenance, RequestContext
 
 
 class AuditAction(StrEnum):
-    LEASED = "lease.issued"
+    LEASE_ISSUED = "lease.issued"
     LEASE_REFUSED = "lease.refused"
-    PROOF_MADE = "lease.proof_made"
+    DPOP_PROOF_ISSUED = "lease.proof_made"
     CONNECTION_CREATED = "connection.created"
     CONNECTION_IMPORTED = "connection.imported"
     CONNECTION_EXPORTED = "connection.exported"
-    EXPORT_ASKED = "connections.export_asked"
+    EXPORT_REQUESTED = "connections.export_asked"
     CONNECTIONS_EXPORTED = "connections.exported"
-    EXPORT_DROPPED = "connections.export_dropped"
+    EXPORT_DELETED = "connections.export_dropped"
     CONSENT_STARTED = "consent.started"
     CONSENT_GRANTED = "consent.granted"
     CONSENT_DENIED = "consent.denied"
     CONSENT_EXPIRED = "consent.expired"
     CONSENT_FAILED = "consent.failed"
     CALLBACK_REFUSED = "callback.refused"
-    CHOICE_ASKED = "connection.choice_asked"
+    ACCOUNT_CHOICE_REQUESTED = "connection.choice_asked"
     ACCOUNT_CHOSEN = "connection.account_chosen"
     GRANT_INSTALLED = "grant.installed"
     GRANT_REFRESHED = "grant.refreshed"
@@ -35,17 +35,17 @@ class AuditAction(StrEnum):
     CONNECTION_FAILING = "connection.failing"
     CONNECTION_RECOVERED = "connection.recovered"
     CONNECTION_EXPIRING = "connection.expiring"
-    REVOKED_ELSEWHERE = "connection.revoked_elsewhere"
+    REVOKED_AT_PROVIDER = "connection.revoked_elsewhere"
     SECURITY_EVENT = "security_event.received"
     RECEIVER_PUT = "security_events.put"
     RECEIVER_DELETED = "security_events.deleted"
-    HEARD_FROM_PROVIDER = "connection.heard_from_provider"
-    ANSWER_CAME_LATE = "grant.answer_came_late"
+    PROVIDER_REPORT_RECEIVED = "connection.heard_from_provider"
+    LATE_TOKENS_RECEIVED = "grant.answer_came_late"
     SENT_TWICE = "grant.sent_twice"
-    REAUTHORIZE_ASKED = "connection.reauthorize_asked"
+    REAUTHORIZATION_REQUESTED = "connection.reauthorize_asked"
     SOURCE_APP_CHANGED = "connection.source_app_changed"
     TOKEN_REPORTED = "connection.token_reported"
-    REVOKE_ASKED = "connection.revoke_asked"
+    REVOCATION_REQUESTED = "connection.revoke_asked"
     REVOCATION_FAILED = "connection.revocation_failed"
     REVOKED = "connection.revoked"
     HISTORY_EXPORTED = "history.exported"
@@ -89,7 +89,7 @@ class AuditEntry(BaseModel):
     at: datetime
     action: AuditAction
     object: str  # the id of what it happened to
-    asked: Asked
+    context: RequestContext
     detail: dict[str, Any] = {}
     provenance: Provenance | None = None
 

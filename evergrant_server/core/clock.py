@@ -11,13 +11,13 @@ class Clock(Protocol):
     def now(self) -> datetime: ...
 
 
-TOLERANCE = timedelta(minutes=2)  # clocks of different hosts may differ by this much, and nobody minds
+CLOCK_SKEW = timedelta(minutes=2)  # clocks of different hosts may differ by this much, and nobody minds
 
 LATEST = datetime(9999, 12, 30, tzinfo=UTC)  # a day of room, so that every time zone has it
-CENTURY = timedelta(days=36_500)  # nothing that is said to last longer is meant
+MAX_LIFETIME = timedelta(days=36_500)  # nothing that is said to last longer is meant
 
 
-def later(at: datetime, by: timedelta | float) -> datetime:
+def add_time(at: datetime, by: timedelta | float) -> datetime:
     """`by` after `at` (seconds, if it is a number); LATEST, where there is no such date."""
     try:
         return at + (by if isinstance(by, timedelta) else timedelta(seconds=by))
@@ -25,7 +25,7 @@ def later(at: datetime, by: timedelta | float) -> datetime:
         return LATEST
 
 
-def correction(*others: timedelta | None) -> timedelta:
+def clock_correction(*others: timedelta | None) -> timedelta:
     """What to add to our clock, from how far two other clocks are ahead of it.
 
     The middle of three counts, so that neither one wrong clock is followed, be it ours, nor a
@@ -33,10 +33,10 @@ def correction(*others: timedelta | None) -> timedelta:
     """
     known = sorted([timedelta(0), *(it for it in others if it is not None)])
     middle = known[1] if len(known) == 3 else timedelta(0)
-    return middle if abs(middle) > TOLERANCE else timedelta(0)
+    return middle if abs(middle) > CLOCK_SKEW else timedelta(0)
 
 
-def elapsed() -> float:
+def seconds_since_boot() -> float:
     """Seconds since this machine started, the same in each of its processes; no clock jump moves them.
 
     They also pass while the machine sleeps: another host's clock doesn't stop then.

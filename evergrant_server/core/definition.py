@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from evergrant_server.core.ids import DefinitionId, Tenant
 
-_LOOKS_A_STAGE = 4
-_SOONEST_LOOK_S = 1.0
+_CHECKS_PER_STAGE = 4
+_SHORTEST_CHECK_INTERVAL_S = 1.0
 LONGEST_STAGE = 24  # a stage that sees too little ends after this many times its length, or is held
-HELD_LOOK_S = 21_600.0  # seconds between two looks at one that is held: its history grows with each
+HELD_CHECK_INTERVAL_S = 21_600.0  # seconds between two looks at one that is held: its history grows with each
 
 
 class DefinitionState(StrEnum):
@@ -37,27 +37,27 @@ class DefinitionState(StrEnum):
         return self in (DefinitionState.STAGED, DefinitionState.ACTIVE)
 
     @property
-    def open(self) -> bool:
+    def in_progress(self) -> bool:
         """Its workflow still has something to do."""
         return self in (DefinitionState.CHECKING, DefinitionState.WAITING, DefinitionState.STAGED)
 
 
-class Level(StrEnum):
+class CheckLevel(StrEnum):
     OK = "ok"
     WARNING = "warning"  # for whoever decides
     PROBLEM = "problem"  # can't be approved
 
 
-HOSTS = "hosts"  # the check of where secrets go
+HOSTS_CHECK = "hosts"  # the check of where secrets go
 
 
-class Finding(BaseModel):
+class CheckResult(BaseModel):
     """What one check by machine says. No secret: hosts, statuses and names of fields."""
 
     model_config = ConfigDict(frozen=True)
 
     check: str
-    level: Level
+    level: CheckLevel
     detail: str
 
 
@@ -72,9 +72,9 @@ class Rollout(BaseModel):
     most_bad: float = Field(default=0.1, ge=0, le=1, allow_inf_nan=False)
 
     @property
-    def watch_s(self) -> float:
+    def check_interval_s(self) -> float:
         """Seconds between two looks at a stage."""
-        return max(self.stage_s / _LOOKS_A_STAGE, _SOONEST_LOOK_S)
+        return max(self.stage_s / _CHECKS_PER_STAGE, _SHORTEST_CHECK_INTERVAL_S)
 
     def model_post_init(self, context: Any, /) -> None:
         rising = all(a < b for a, b in zip(self.shares, self.shares[1:], strict=False))
@@ -95,7 +95,7 @@ class Definition(BaseModel):
     state: DefinitionState = DefinitionState.CHECKING
     share: float = 0
     rollout: Rollout = Rollout()
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[CheckResult, ...] = ()
     good: int = 0  # refreshes in this stage that worked
     bad: int = 0  # and those that had to be asked again the way before
     proposed_by: str
@@ -107,35 +107,35 @@ class Definition(BaseModel):
     revision: int = 1
 
     @property
-    def moves_secrets(self) -> bool:
+    def changes_secret_hosts(self) -> bool:
         """A check found that secrets would go where they don't go now."""
-        return any(it.check == HOSTS and it.level is Level.WARNING for it in self.findings)
+        return any(it.check == HOSTS_CHECK and it.level is CheckLevel.WARNING for it in self.findings)
 
     def serves(self, identity: str | None) -> bool:
         """True when this version answers for `identity`; None: only what answers for all does."""
         if not self.state.serves:
             return False
-        return self.share >= 1 if identity is None else _place(self.id, identity) < self.share
+        return self.share >= 1 if identity is None else _rollout_position(self.id, identity) < self.share
 
-    def checked(self, findings: Sequence[Finding], at: datetime) -> "Definition":
-        unsound = any(it.level is Level.PROBLEM for it in findings)
+    def with_checks(self, findings: Sequence[CheckResult], at: datetime) -> "Definition":
+        unsound = any(it.level is CheckLevel.PROBLEM for it in findings)
         state = DefinitionState.UNSOUND if unsound else DefinitionState.WAITING
         return self._with(at, state=state, findings=tuple(findings))
 
-    def decided(self, by: str, reason: str | None, at: datetime, *, approved: bool) -> "Definition":
+    def with_decision(self, by: str, reason: str | None, at: datetime, *, approved: bool) -> "Definition":
         """An admin has said yes or no; the workflow carries it out."""
         return self._with(at, decided_by=by, approved=approved, reason=reason)
 
     def rejected(self, at: datetime, reason: str | None = None) -> "Definition":
         return self._with(at, state=DefinitionState.REJECTED, reason=self.reason or reason)
 
-    def begun(self, at: datetime, *, replaces: bool) -> "Definition":
+    def started(self, at: datetime, *, replaces: bool) -> "Definition":
         """The first stage; a provider that was not there before has nothing to be staged against."""
         if not replaces:
             return self._with(at, state=DefinitionState.ACTIVE, share=1.0)
         return self._staged(self.rollout.shares[0], at)
 
-    def rolled_on(self, at: datetime) -> "Definition":
+    def advanced(self, at: datetime) -> "Definition":
         """The next stage; after the last it is active."""
         larger = [share for share in self.rollout.shares if share > self.share]
         if not larger:
@@ -155,17 +155,17 @@ class Definition(BaseModel):
         return self.model_copy(update={"changed_at": at, **changes})
 
 
-class Verdict(StrEnum):
+class RolloutVerdict(StrEnum):
     WAIT = "wait"
     ROLL_ON = "roll on"
     ROLL_BACK = "roll back"
     HOLD = "hold"  # no evidence yet, for longer than a stage should last: looked at more rarely
 
 
-_FEWEST_BAD = 3  # one or two may be the provider's doing
+_MIN_FAILURES = 3  # one or two may be the provider's doing
 
 
-def verdict(staged: Definition, now: datetime) -> Verdict:
+def judge_rollout(staged: Definition, now: datetime) -> RolloutVerdict:
     """What the stage so far says. Too many failures end it at once; too few refreshes prolong it.
 
     A stage that has seen nothing for long goes on to a larger share, in which somebody may be.
@@ -173,22 +173,22 @@ def verdict(staged: Definition, now: datetime) -> Verdict:
     """
     seen = staged.good + staged.bad
     bad = staged.bad > staged.rollout.most_bad * seen
-    if staged.bad >= _FEWEST_BAD and bad:
-        return Verdict.ROLL_BACK
+    if staged.bad >= _MIN_FAILURES and bad:
+        return RolloutVerdict.ROLL_BACK
     stage = timedelta(seconds=staged.rollout.stage_s)
     if now < staged.changed_at + stage:
-        return Verdict.WAIT
+        return RolloutVerdict.WAIT
     asks_for_none = staged.rollout.enough == 0
     if seen >= staged.rollout.enough and (staged.good or asks_for_none):
-        return Verdict.ROLL_ON
+        return RolloutVerdict.ROLL_ON
     if now < staged.changed_at + stage * LONGEST_STAGE:
-        return Verdict.WAIT
+        return RolloutVerdict.WAIT
     speaks_for_it = staged.good > 0 and not bad
     nobody_there = seen == 0 and staged.share < 1
-    return Verdict.ROLL_ON if speaks_for_it or nobody_there else Verdict.HOLD
+    return RolloutVerdict.ROLL_ON if speaks_for_it or nobody_there else RolloutVerdict.HOLD
 
 
-def chosen(versions: Sequence[Definition], identity: str | None) -> tuple[Definition | None, ...]:
+def serving_versions(versions: Sequence[Definition], identity: str | None) -> tuple[Definition | None, ...]:
     """The version that answers for `identity`, and while it is staged the one that did before.
 
     None stands for the catalogue's own. One element means that there is nothing to fall back on.
@@ -202,7 +202,7 @@ def chosen(versions: Sequence[Definition], identity: str | None) -> tuple[Defini
     return (newest, serving[1] if len(serving) > 1 else None)
 
 
-def _place(id: str, identity: str) -> float:
+def _rollout_position(id: str, identity: str) -> float:
     """Where a connection stands in [0, 1): the same in every stage of a version, another in the next."""
     digest = hashlib.sha256(f"{id}:{identity}".encode()).digest()
     return int.from_bytes(digest[:8]) / 2**64

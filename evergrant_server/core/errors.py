@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Kind(StrEnum):
+class FailureKind(StrEnum):
     """The class of a failure, named by what it takes to end it."""
 
     RECONNECT_NEEDED = "ReconnectNeeded"
@@ -30,7 +30,7 @@ class Repairer(StrEnum):
     CALLER = "caller"
 
 
-class Retry(StrEnum):
+class RetryAdvice(StrEnum):
     """What the caller's side may do with the same request."""
 
     NEVER = "never"  # the same request fails again until somebody acts
@@ -38,7 +38,7 @@ class Retry(StrEnum):
     BACKOFF = "backoff"  # grows with each failure, honours Retry-After
 
 
-class Code(StrEnum):
+class ErrorCode(StrEnum):
     """Stable names on the wire and in histories. Add, never rename."""
 
     CONSENT_REQUIRED = "consent_required"
@@ -91,172 +91,183 @@ class Code(StrEnum):
 
 
 @dataclass(frozen=True)
-class Rule:
+class FailureRule:
     """One row of the table: what a code means for retries, the wire and the reader."""
 
-    kind: Kind
+    kind: FailureKind
     repairer: Repairer
-    retry: Retry
+    retry: RetryAdvice
     status: int
     meaning: str
     repair: str
 
 
-def _reconnect(meaning: str, repair: str, status: int = 409) -> Rule:
-    return Rule(Kind.RECONNECT_NEEDED, Repairer.SUBJECT, Retry.NEVER, status, meaning, repair)
-
-
-def _client(meaning: str, repair: str) -> Rule:
-    return Rule(
-        Kind.CLIENT_MISCONFIGURED, Repairer.INTEGRATION_ADMIN, Retry.AFTER_REPAIR, 424, meaning, repair
+def _reconnect(meaning: str, repair: str, status: int = 409) -> FailureRule:
+    return FailureRule(
+        FailureKind.RECONNECT_NEEDED, Repairer.SUBJECT, RetryAdvice.NEVER, status, meaning, repair
     )
 
 
-def _provider(meaning: str, repair: str = "Try again after Retry-After seconds.") -> Rule:
-    return Rule(Kind.PROVIDER_UNAVAILABLE, Repairer.TIME, Retry.BACKOFF, 503, meaning, repair)
+def _client(meaning: str, repair: str) -> FailureRule:
+    return FailureRule(
+        FailureKind.CLIENT_MISCONFIGURED,
+        Repairer.INTEGRATION_ADMIN,
+        RetryAdvice.AFTER_REPAIR,
+        424,
+        meaning,
+        repair,
+    )
 
 
-def _denied(meaning: str, repair: str, retry: Retry = Retry.NEVER) -> Rule:
-    return Rule(Kind.DENIED, Repairer.PERMIT_ADMIN, retry, 403, meaning, repair)
+def _provider(meaning: str, repair: str = "Try again after Retry-After seconds.") -> FailureRule:
+    return FailureRule(
+        FailureKind.PROVIDER_UNAVAILABLE, Repairer.TIME, RetryAdvice.BACKOFF, 503, meaning, repair
+    )
 
 
-def _platform(meaning: str, repair: str, status: int = 503) -> Rule:
-    return Rule(Kind.PLATFORM_UNAVAILABLE, Repairer.OPERATOR, Retry.BACKOFF, status, meaning, repair)
+def _denied(meaning: str, repair: str, retry: RetryAdvice = RetryAdvice.NEVER) -> FailureRule:
+    return FailureRule(FailureKind.DENIED, Repairer.PERMIT_ADMIN, retry, 403, meaning, repair)
 
 
-def _caller(status: int, meaning: str, repair: str) -> Rule:
-    return Rule(Kind.BAD_REQUEST, Repairer.CALLER, Retry.NEVER, status, meaning, repair)
+def _platform(meaning: str, repair: str, status: int = 503) -> FailureRule:
+    return FailureRule(
+        FailureKind.PLATFORM_UNAVAILABLE, Repairer.OPERATOR, RetryAdvice.BACKOFF, status, meaning, repair
+    )
 
 
-FAILURES: dict[Code, Rule] = {
-    Code.CONSENT_REQUIRED: _reconnect(
+def _caller(status: int, meaning: str, repair: str) -> FailureRule:
+    return FailureRule(FailureKind.BAD_REQUEST, Repairer.CALLER, RetryAdvice.NEVER, status, meaning, repair)
+
+
+FAILURES: dict[ErrorCode, FailureRule] = {
+    ErrorCode.CONSENT_REQUIRED: _reconnect(
         "The subject has not consented, or must consent again.", "Send the subject to connect_url."
     ),
-    Code.CONSENT_DENIED: _reconnect(
+    ErrorCode.CONSENT_DENIED: _reconnect(
         "The subject, or the provider for them, said no.", "Start a new connection when they agree."
     ),
-    Code.CONSENT_EXPIRED: _reconnect(
+    ErrorCode.CONSENT_EXPIRED: _reconnect(
         "Nobody finished the consent before its deadline.", "Start a new connection."
     ),
-    Code.GRANT_REJECTED: _reconnect(
+    ErrorCode.GRANT_REJECTED: _reconnect(
         "The provider no longer accepts this grant.", "Reauthorize the connection."
     ),
-    Code.OUTCOME_UNKNOWN: _reconnect(
+    ErrorCode.OUTCOME_UNKNOWN: _reconnect(
         "A refresh was sent, its answer was lost and the old token is spent.",
         "Reauthorize the connection.",
     ),
-    Code.GRANT_REVOKED_ELSEWHERE: _reconnect(
+    ErrorCode.GRANT_REVOKED_ELSEWHERE: _reconnect(
         "The provider said that the subject, or it, ended this grant on its side.",
         "Reauthorize the connection; or revoke it, if the subject doesn't want it any more.",
     ),
-    Code.CONNECTION_REVOKED: _reconnect(
+    ErrorCode.CONNECTION_REVOKED: _reconnect(
         "The connection was revoked; revocation is final.", "Start a new connection."
     ),
-    Code.SCOPE_NOT_GRANTED: _reconnect(
+    ErrorCode.SCOPE_NOT_GRANTED: _reconnect(
         "The subject has not granted a scope that was asked for.",
         "Reauthorize the connection with that scope.",
     ),
-    Code.CALLBACK_INVALID: _reconnect(
+    ErrorCode.CALLBACK_INVALID: _reconnect(
         "The provider's callback doesn't belong to an open consent in this browser.",
         "Open the connect link again and finish in the same browser.",
         status=400,
     ),
-    Code.CHOICE_REQUIRED: _reconnect(
+    ErrorCode.CHOICE_REQUIRED: _reconnect(
         "The grant reaches several accounts, and nobody has said which one the connection is for.",
         "Choose one of the connection's choices: the subject on the connect page, or "
         "POST /v1/connections/{id}/choose.",
     ),
-    Code.ID_TOKEN_REFUSED: _reconnect(
+    ErrorCode.ID_TOKEN_REFUSED: _reconnect(
         "The provider's id token is of another request than this consent's: its nonce is missing or wrong.",
         "Open the connect link again. Where the provider never repeats the nonce, its definition has to say "
         "id_token_nonce: false.",
     ),
-    Code.CLIENT_REJECTED: _client(
+    ErrorCode.CLIENT_REJECTED: _client(
         "The provider refused our client id, secret, redirect URI or request.",
         "Correct the integration's client id and secret, or its registration at the provider.",
     ),
-    Code.REPLY_UNREADABLE: _client(
+    ErrorCode.REPLY_UNREADABLE: _client(
         "The provider answered, but not in a form its definition describes.",
         "Check the provider's definition; the old grant was kept.",
     ),
-    Code.DISCOVERY_FAILED: _client(
+    ErrorCode.DISCOVERY_FAILED: _client(
         "The issuer's metadata could not be read, or names another issuer.",
         "Check the issuer URL, exactly as the provider prints it.",
     ),
-    Code.EGRESS_REFUSED: _client(
+    ErrorCode.EGRESS_REFUSED: _client(
         "A provider URL points where Evergrant may not connect.",
         "Use a public https URL, or allow the host with EVERGRANT_EGRESS_ALLOW.",
     ),
-    Code.PROVIDER_UNREACHABLE: _provider("The provider did not answer in time."),
-    Code.PROVIDER_ERROR: _provider("The provider answered with an error of its own."),
-    Code.PROVIDER_RATE_LIMITED: _provider("The provider asks us to slow down."),
-    Code.REFRESH_PENDING: _provider("A refresh is under way and has not ended yet."),
-    Code.NOT_PERMITTED: _denied(
+    ErrorCode.PROVIDER_UNREACHABLE: _provider("The provider did not answer in time."),
+    ErrorCode.PROVIDER_ERROR: _provider("The provider answered with an error of its own."),
+    ErrorCode.PROVIDER_RATE_LIMITED: _provider("The provider asks us to slow down."),
+    ErrorCode.REFRESH_PENDING: _provider("A refresh is under way and has not ended yet."),
+    ErrorCode.NOT_PERMITTED: _denied(
         "No permit of this app covers that.", "Give the app a permit for this integration and subject."
     ),
-    Code.APP_DISABLED: _denied("The app is disabled.", "Enable the app."),
-    Code.SCOPE_NOT_PERMITTED: _denied(
+    ErrorCode.APP_DISABLED: _denied("The app is disabled.", "Enable the app."),
+    ErrorCode.SCOPE_NOT_PERMITTED: _denied(
         "A scope is above the ceiling of the permit or the integration.",
         "Ask for fewer scopes, or raise the ceiling.",
     ),
-    Code.SOURCE_NOT_PERMITTED: _denied(
+    ErrorCode.SOURCE_NOT_PERMITTED: _denied(
         "The app in whose name another connection's token is exchanged for this one's may not lease that "
         "other one (any more).",
         "Give that app a permit to lease the source, with all of its scopes; or have an app that has one "
         "reauthorize the connection.",
-        Retry.AFTER_REPAIR,
+        RetryAdvice.AFTER_REPAIR,
     ),
-    Code.STORE_UNAVAILABLE: _platform("The store can't be reached.", "Check EVERGRANT_DATABASE_URL."),
-    Code.STORE_CONFLICT: _platform("The row changed while it was being changed.", "Try again.", 409),
-    Code.SCHEMA_MISMATCH: _platform(
+    ErrorCode.STORE_UNAVAILABLE: _platform("The store can't be reached.", "Check EVERGRANT_DATABASE_URL."),
+    ErrorCode.STORE_CONFLICT: _platform("The row changed while it was being changed.", "Try again.", 409),
+    ErrorCode.SCHEMA_MISMATCH: _platform(
         "The database has another schema version than this code.",
         "Run: python -m evergrant_server db upgrade. A newer database needs a newer server.",
     ),
-    Code.STORE_BEHIND: Rule(
-        Kind.PLATFORM_UNAVAILABLE,
+    ErrorCode.STORE_BEHIND: FailureRule(
+        FailureKind.PLATFORM_UNAVAILABLE,
         Repairer.OPERATOR,
-        Retry.AFTER_REPAIR,
+        RetryAdvice.AFTER_REPAIR,
         503,
         "The store holds an older generation than the workflow knows: it was restored from a backup, "
         "and its refresh token may be spent.",
         "Restore a newer backup, or reauthorize the connection.",
     ),
-    Code.KEY_UNAVAILABLE: _platform(
+    ErrorCode.KEY_UNAVAILABLE: _platform(
         "A key that sealed this row is not in the key ring.", "Restore the key file."
     ),
-    Code.SEAL_BROKEN: _platform(
+    ErrorCode.SEAL_BROKEN: _platform(
         "A sealed value was altered, moved or sealed with another key.",
         "Restore the named row from a backup; nothing was guessed.",
         500,
     ),
-    Code.AUDIT_UNAVAILABLE: _platform(
+    ErrorCode.AUDIT_UNAVAILABLE: _platform(
         "The audit record could not be committed, so nothing was handed out.", "Check the store."
     ),
-    Code.JOURNAL_UNAVAILABLE: _platform(
+    ErrorCode.JOURNAL_UNAVAILABLE: _platform(
         "A worker's journal has no room for a provider's answer, so nothing was sent.",
         "Make room on the worker's disk, or give it a data folder it can write.",
     ),
-    Code.TEMPORAL_UNAVAILABLE: _platform(
+    ErrorCode.TEMPORAL_UNAVAILABLE: _platform(
         "Temporal can't be reached.", "Check EVERGRANT_TEMPORAL_ADDRESS and the Temporal server."
     ),
-    Code.INTERNAL: _platform("Evergrant failed in a way it has no name for.", "Read the log.", 500),
-    Code.INVALID_REQUEST: _caller(400, "The request is malformed.", "Correct the named field."),
-    Code.UNAUTHENTICATED: _caller(
+    ErrorCode.INTERNAL: _platform("Evergrant failed in a way it has no name for.", "Read the log.", 500),
+    ErrorCode.INVALID_REQUEST: _caller(400, "The request is malformed.", "Correct the named field."),
+    ErrorCode.UNAUTHENTICATED: _caller(
         401, "No valid credential came with the request.", "Send Authorization: Bearer <api key>."
     ),
-    Code.NOT_FOUND: _caller(
+    ErrorCode.NOT_FOUND: _caller(
         404, "There is no such thing, or not for this app.", "Check the name and the permit."
     ),
-    Code.METHOD_NOT_ALLOWED: _caller(405, "This route has no such method.", "See /docs."),
-    Code.PROVIDER_UNKNOWN: _caller(
+    ErrorCode.METHOD_NOT_ALLOWED: _caller(405, "This route has no such method.", "See /docs."),
+    ErrorCode.PROVIDER_UNKNOWN: _caller(
         404, "No provider in the catalogue has this name.", "List them with GET /v1/providers."
     ),
-    Code.ALREADY_EXISTS: _caller(409, "Something with this name is there already.", "Use another name."),
-    Code.IDEMPOTENCY_CONFLICT: _caller(
+    ErrorCode.ALREADY_EXISTS: _caller(409, "Something with this name is there already.", "Use another name."),
+    ErrorCode.IDEMPOTENCY_CONFLICT: _caller(
         409, "This Idempotency-Key was used with another request.", "Use a new key."
     ),
-    Code.BODY_TOO_LARGE: _caller(413, "The request body is too large.", "Send less than 1 MiB."),
-    Code.SIGNATURE_NEEDED: _caller(
+    ErrorCode.BODY_TOO_LARGE: _caller(413, "The request body is too large.", "Send less than 1 MiB."),
+    ErrorCode.SIGNATURE_NEEDED: _caller(
         409,
         "Each request with this connection's token is signed, so there is no token to lease.",
         "Have requests signed: POST /v1/connections/{id}/signatures.",
@@ -272,7 +283,7 @@ class Failure(Exception):
     """
 
     def __init__(
-        self, code: Code, detail: str = "", *, retry_after: float | None = None, **context: str
+        self, code: ErrorCode, detail: str = "", *, retry_after: float | None = None, **context: str
     ) -> None:
         super().__init__(f"{code.value}: {detail or FAILURES[code].meaning}")
         self.code = code
@@ -281,9 +292,9 @@ class Failure(Exception):
         self.context = context
 
     @property
-    def rule(self) -> Rule:
+    def rule(self) -> FailureRule:
         return FAILURES[self.code]
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> FailureKind:
         return self.rule.kind

@@ -13,9 +13,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from evergrant_server.core.audit import AuditAction, AuditEntry
-from evergrant_server.core.connection import Connection, Revocation, State
-from evergrant_server.core.errors import FAILURES, Code, Repairer
-from evergrant_server.core.grant import Grant
+from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
+from evergrant_server.core.connections.grant import Grant
+from evergrant_server.core.errors import FAILURES, ErrorCode, Repairer
 from evergrant_server.core.ids import ConnectionId, EventId, Tenant
 
 
@@ -33,8 +33,10 @@ class EventType(StrEnum):
     PING = "webhook.ping"  # asked for by hand, for one webhook
 
 
-OF_CONNECTIONS = tuple(it for it in EventType if it is not EventType.PING)
-BY_DEFAULT = tuple(it for it in OF_CONNECTIONS if it is not EventType.REFRESHED)  # hourly, each connection
+CONNECTION_EVENTS = tuple(it for it in EventType if it is not EventType.PING)
+DEFAULT_EVENTS = tuple(
+    it for it in CONNECTION_EVENTS if it is not EventType.REFRESHED
+)  # hourly, each connection
 
 # their records say what was wrong before
 _ALL_IS_WELL = (EventType.CREATED, EventType.REFRESHED, EventType.RECOVERED)
@@ -58,26 +60,26 @@ def _needs_reauth(detail: _Detail) -> tuple[EventType, ...]:
     Who asks subjects to reconnect listens to the first alone and must not miss one; who counts
     losses listens to the second.
     """
-    if detail.get("reason") == Code.OUTCOME_UNKNOWN:
+    if detail.get("reason") == ErrorCode.OUTCOME_UNKNOWN:
         return (EventType.NEEDS_REAUTH, EventType.OUTCOME_UNKNOWN)
     return (EventType.NEEDS_REAUTH,)
 
 
-EVENTS_OF: dict[AuditAction, _Judge] = {
+EVENTS_BY_ACTION: dict[AuditAction, _Judge] = {
     AuditAction.GRANT_INSTALLED: _installed,
     AuditAction.GRANT_REFRESHED: _always(EventType.REFRESHED),
     AuditAction.CONNECTION_FAILING: _always(EventType.FAILING),
     AuditAction.CONNECTION_RECOVERED: _always(EventType.RECOVERED),
     AuditAction.CONNECTION_EXPIRING: _always(EventType.EXPIRING),
     AuditAction.NEEDS_REAUTH: _needs_reauth,
-    AuditAction.REVOKED_ELSEWHERE: _always(EventType.NEEDS_REAUTH),
+    AuditAction.REVOKED_AT_PROVIDER: _always(EventType.NEEDS_REAUTH),
     AuditAction.REVOKED: _always(EventType.REVOKED),
 }
 
 
 def events_of(action: AuditAction, detail: _Detail) -> tuple[EventType, ...]:
     """The events that an audit record is; none for most."""
-    judge = EVENTS_OF.get(action)
+    judge = EVENTS_BY_ACTION.get(action)
     return () if judge is None else judge(detail)
 
 
@@ -104,17 +106,19 @@ class EventData(BaseModel):
     provider: str = Field(description="the provider's name in the catalogue")
     subject: str = Field(description="whose account it is, as the app named it")
     label: str = Field(description="tells several connections of one subject apart")
-    state: State = Field(description="the state it was in then")
+    state: LifecycleState = Field(description="the state it was in then")
     generation: int = Field(description="how many grants it has had; the newer of two events has the higher")
     expires_at: datetime | None = Field(description="when the access token ends; null: never, or no token")
     refresh_expires_at: datetime | None = Field(description="when the refresh token ends, if that is known")
     ends_at: datetime | None = Field(description="with `connection.expiring`: when it ends for good")
-    reason: Code | None = Field(description="why it needs somebody: a code of errors.md")
+    reason: ErrorCode | None = Field(description="why it needs somebody: a code of errors.md")
     repairer: Repairer | None = Field(description="who has to act")
     reauthorize: str | None = Field(
         description="where to POST for a new connect link, when the subject has to act; a path of the API"
     )
-    revocation: Revocation | None = Field(description="with `connection.revoked`: how that was reached")
+    revocation: RevocationOutcome | None = Field(
+        description="with `connection.revoked`: how that was reached"
+    )
 
 
 class EventMessage(BaseModel):
@@ -125,7 +129,7 @@ class EventMessage(BaseModel):
     data: EventData
 
 
-def body_of(type: EventType, entry: AuditEntry, connection: Connection, grant: Grant | None) -> str:
+def event_body(type: EventType, entry: AuditEntry, connection: Connection, grant: Grant | None) -> str:
     """The event as it is sent."""
     reason = (
         connection.reason
@@ -133,9 +137,9 @@ def body_of(type: EventType, entry: AuditEntry, connection: Connection, grant: G
         else _reason(entry.detail.get("reason")) or connection.reason
     )
     repairer = FAILURES[reason].repairer if reason else None
-    if type is EventType.EXPIRING and not connection.flow.mints:
+    if type is EventType.EXPIRING and not connection.flow.is_client_grant:
         repairer = Repairer.SUBJECT  # nothing is wrong yet, and nobody else can keep it alive
-    asks = repairer is Repairer.SUBJECT and not connection.state.final
+    asks = repairer is Repairer.SUBJECT and not connection.state.is_final
     names = {"tenant", "integration", "provider", "subject", "label", "state", "generation", "revocation"}
     data = EventData(
         **connection.model_dump(include=names),
@@ -159,9 +163,9 @@ def ping_body(tenant: Tenant, webhook: str, at: datetime) -> str:
     return json.dumps(said, separators=(",", ":"))
 
 
-def _reason(said: object) -> Code | None:
+def _reason(said: object) -> ErrorCode | None:
     """The code that a record gives; some give words of a person or a provider instead."""
-    return Code(said) if isinstance(said, str) and said in set(Code) else None
+    return ErrorCode(said) if isinstance(said, str) and said in set(ErrorCode) else None
 
 
 def _moment(said: object) -> datetime | None:

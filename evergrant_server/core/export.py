@@ -44,7 +44,7 @@ class Export(BaseModel):
     expires_at: datetime
     revision: int = 1
 
-    def sealed(self, exported: int, skipped: int, after: str | None) -> "Export":
+    def page_sealed(self, exported: int, skipped: int, after: str | None) -> "Export":
         """One more page is written; without `after` it was the last."""
         return self.model_copy(
             update={
@@ -56,5 +56,5 @@ class Export(BaseModel):
             }
         )
 
-    def dropped(self) -> "Export":
+    def deleted(self) -> "Export":
         return self.model_copy(update={"status": ExportStatus.GONE})

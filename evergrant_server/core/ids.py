@@ -43,7 +43,7 @@ _LENGTH = 22  # 110 bits
 _SHAPE = re.compile(rf"^(?:{'|'.join(PREFIXES)})_[{_ALPHABET}]{{{_LENGTH}}}\Z")
 _SLUG = re.compile(r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
 
-WORKFLOW_ID = re.compile(r"^connection:(?P<tenant>[a-z0-9-]+):(?P<connection>con_[0-9a-z]+)\Z")
+CONNECTION_WORKFLOW_ID = re.compile(r"^connection:(?P<tenant>[a-z0-9-]+):(?P<connection>con_[0-9a-z]+)\Z")
 
 
 def new_id(prefix: str) -> str:
@@ -71,7 +71,7 @@ def is_slug(value: str) -> bool:
     return bool(_SLUG.match(value))
 
 
-def workflow_id(tenant: Tenant, connection: ConnectionId) -> str:
+def connection_workflow_id(tenant: Tenant, connection: ConnectionId) -> str:
     """The id of the one workflow that lives for this connection."""
     return f"connection:{tenant}:{connection}"
 
@@ -86,6 +86,6 @@ def webhook_workflow_id(tenant: Tenant, webhook: WebhookId) -> str:
     return f"webhook:{tenant}:{webhook}"
 
 
-def onboarding_workflow_id(tenant: Tenant, definition: DefinitionId) -> str:
+def definition_rollout_workflow_id(tenant: Tenant, definition: DefinitionId) -> str:
     """The id of the workflow that checks, decides and rolls out this version of a definition."""
     return f"onboarding:{tenant}:{definition}"

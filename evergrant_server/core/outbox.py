@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from evergrant_server.core.ids import ConnectionId, OutboxId, Tenant, new_id, workflow_id
-from evergrant_server.core.message import Message
+from evergrant_server.core.ids import ConnectionId, OutboxId, Tenant, connection_workflow_id, new_id
+from evergrant_server.core.messages.base import Message
 
 
 class OutboxKind(StrEnum):
@@ -15,9 +15,9 @@ class OutboxKind(StrEnum):
     SIGNAL = "signal"  # payload: the signal's message; `name` is the signal
     START_EXPORT = "start_export"  # payload: ExportStart
     WAKE_WEBHOOK = "wake_webhook"  # payload: WakeWebhook
-    START_ONBOARDING = "start_onboarding"  # payload: OnboardingStart
-    FETCH_KEYS = "fetch_keys"  # payload: FetchKeys
-    PUSH_REQUEST = "push_request"  # payload: PushRequest
+    START_DEFINITION_ROLLOUT = "start_onboarding"  # payload: OnboardingStart
+    FETCH_RECEIVER_KEYS = "fetch_keys"  # payload: FetchKeys
+    PUSH_AUTHORIZATION_REQUEST = "push_request"  # payload: PushRequest
     EXPORT_HISTORY = "export_history"  # payload: {"run_id": …}
 
 
@@ -38,7 +38,7 @@ class OutboxMessage(BaseModel):
     last_error: str | None = None
 
 
-def written(
+def outbox_message(
     tenant: Tenant, kind: OutboxKind, target: str, said: Message, at: datetime, *, name: str = ""
 ) -> OutboxMessage:
     """A message that says `said`, to be added in the transaction that makes it true."""
@@ -58,7 +58,7 @@ def history_target(run_id: str) -> str:
     return f"history:{run_id}"
 
 
-def history_export(
+def history_export_message(
     tenant: Tenant, connection_id: ConnectionId, workflow_id: str, run_id: str, at: datetime
 ) -> OutboxMessage:
     """Have a run's history kept, once it has closed."""
@@ -72,8 +72,10 @@ def history_export(
     )
 
 
-def signal_to(
+def signal_message(
     tenant: Tenant, connection_id: ConnectionId, name: str, said: Message, at: datetime
 ) -> OutboxMessage:
     """A signal to the workflow of a connection."""
-    return written(tenant, OutboxKind.SIGNAL, workflow_id(tenant, connection_id), said, at, name=name)
+    return outbox_message(
+        tenant, OutboxKind.SIGNAL, connection_workflow_id(tenant, connection_id), said, at, name=name
+    )

@@ -3,17 +3,17 @@
 from typing import cast
 
 
-def is_whole(text: str) -> bool:
+def is_storable_text(text: str) -> bool:
     """Every column and every answer of ours can hold it. JSON may name half a character, and NUL."""
     return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
 
 
-def all_whole(value: object) -> bool:
+def is_storable(value: object) -> bool:
     """The same of every text in what JSON can say, names included."""
     left: list[object] = [value]
     while left:
         one = left.pop()
-        if isinstance(one, str) and not is_whole(one):
+        if isinstance(one, str) and not is_storable_text(one):
             return False
         if isinstance(one, dict):
             members = cast("dict[object, object]", one)

@@ -16,13 +16,13 @@ from pydantic import BaseModel, ConfigDict
 
 from evergrant_server.core.events import EventType
 from evergrant_server.core.ids import DeliveryId, EventId, Tenant, WebhookId
-from evergrant_server.core.schedule import jitter
+from evergrant_server.core.lifecycle.schedule import jitter
 from evergrant_server.core.secret import Secret
 
 ANY_INTEGRATION: Literal["*"] = "*"
 SECRET_PREFIX = "whsec_"
 SECRET_BYTES = 32  # Standard Webhooks asks for 24 to 64
-LINGER = timedelta(minutes=5)  # a workflow without work ends after this; a burst shares one
+IDLE_TIMEOUT = timedelta(minutes=5)  # a workflow without work ends after this; a burst shares one
 _QUIET = timedelta(days=2)  # longer than any wait between two tries of a delivery
 LONGEST_HISTORY = 2000  # events after which a run continues as new
 
@@ -62,7 +62,7 @@ class Webhook(BaseModel):
     def disabled(self) -> bool:
         return self.disabled_by is not None
 
-    def wants(self, type: EventType, integration: str) -> bool:
+    def subscribes_to(self, type: EventType, integration: str) -> bool:
         return (
             not self.disabled and type in self.events and self.integration in (ANY_INTEGRATION, integration)
         )
@@ -76,10 +76,10 @@ class Webhook(BaseModel):
         """True while the endpoint is left alone."""
         return self.paused_until is not None and now < self.paused_until
 
-    def gone(self) -> "Webhook":
+    def disabled_as_gone(self) -> "Webhook":
         return self.model_copy(update={"disabled_by": DisabledBy.GONE})
 
-    def got_through(self) -> "Webhook":
+    def succeeded(self) -> "Webhook":
         return self.model_copy(update={"failures": 0, "failing_since": None, "paused_until": None})
 
     def failed(self, now: datetime, retry_after: float | None, give_up_after: timedelta) -> "Webhook":
@@ -93,7 +93,7 @@ class Webhook(BaseModel):
         changes: dict[str, object] = {
             "failures": failures,
             "failing_since": since,
-            "paused_until": now + pause_after(failures, retry_after, jitter(self.id, failures)),
+            "paused_until": now + endpoint_pause(failures, retry_after, jitter(self.id, failures)),
         }
         if now - since >= give_up_after:
             changes["disabled_by"] = DisabledBy.FAILING
@@ -106,7 +106,7 @@ class DeliveryStatus(StrEnum):
     FAILED = "failed"  # given up; it can be replayed
 
 
-class Problem(StrEnum):
+class DeliveryProblem(StrEnum):
     """Why a try did not deliver. What the receiver said is not kept."""
 
     REFUSED = "refused"  # a status outside 2xx
@@ -118,13 +118,13 @@ class Problem(StrEnum):
     EGRESS_REFUSED = "egress_refused"  # the address is not one we connect to
 
 
-def problem_of(status: int) -> Problem | None:
+def delivery_problem(status: int) -> DeliveryProblem | None:
     """What an answer's status means; None: delivered."""
     if 200 <= status < 300:
         return None
     if status == 410:
-        return Problem.GONE
-    return Problem.REDIRECTED if 300 <= status < 400 else Problem.REFUSED
+        return DeliveryProblem.GONE
+    return DeliveryProblem.REDIRECTED if 300 <= status < 400 else DeliveryProblem.REFUSED
 
 
 class Delivery(BaseModel):
@@ -153,9 +153,9 @@ class Delivery(BaseModel):
             status=DeliveryStatus.DELIVERED, response_status=status, problem=None, next_at=None, ended_at=at
         )
 
-    def missed(self, status: int | None, problem: str, at: datetime) -> "Delivery":
+    def failed(self, status: int | None, problem: str, at: datetime) -> "Delivery":
         """Not delivered by this try; given up after the last one."""
-        wait = wait_before(self.tries + 1, jitter(self.id, self.attempts + 1))
+        wait = retry_delay(self.tries + 1, jitter(self.id, self.attempts + 1))
         return self._tried(
             status=DeliveryStatus.PENDING if wait is not None else DeliveryStatus.FAILED,
             response_status=status,
@@ -193,7 +193,7 @@ def signed_headers(secrets: tuple[Secret, ...], id: EventId, at: datetime, body:
     }
 
 
-def new_secret(random: bytes) -> Secret:
+def new_signing_secret(random: bytes) -> Secret:
     return Secret(SECRET_PREFIX + base64.b64encode(random).decode())
 
 
@@ -205,7 +205,7 @@ def _signature(secret: Secret, signed: bytes) -> str:
 # --- when it is tried again ---------------------------------------------------------------
 
 # Before the second try, the third …: about three days in all.
-WAITS = tuple(
+RETRY_DELAYS = tuple(
     timedelta(seconds=seconds)
     for seconds in (5, 60, 300, 1800, 7200, 21_600, 43_200, 86_400, 86_400)
 )  # fmt: skip
@@ -213,12 +213,12 @@ _FIRST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=5), timedelta(hours=1)
 _LONGEST_WAIT_ASKED = timedelta(days=1).total_seconds()
 
 
-def wait_before(tries: int, share: float) -> timedelta | None:
+def retry_delay(tries: int, share: float) -> timedelta | None:
     """How long after the `tries`-th try of a delivery the next one is; None: it was the last."""
-    return WAITS[tries - 1] * (0.8 + 0.4 * share) if tries <= len(WAITS) else None
+    return RETRY_DELAYS[tries - 1] * (0.8 + 0.4 * share) if tries <= len(RETRY_DELAYS) else None
 
 
-def pause_after(failures: int, retry_after: float | None, share: float) -> timedelta:
+def endpoint_pause(failures: int, retry_after: float | None, share: float) -> timedelta:
     """How long an endpoint is left alone after so many failures in a row, whatever waits for it."""
     wait = min(_FIRST_PAUSE * 2 ** min(failures - 1, 20), _LONGEST_PAUSE) * (0.8 + 0.4 * share)
     if retry_after is not None:

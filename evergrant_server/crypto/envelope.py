@@ -6,9 +6,9 @@ from typing import NoReturn
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import SecretLeak
-from evergrant_server.crypto.place import Place, associated_data
+from evergrant_server.crypto.associated_data import AssociatedData, encode_associated_data
 
 KEY_BYTES = 32
 VERSION = 1
@@ -56,50 +56,52 @@ def new_sealing_key(prefix: str) -> SealingKey:
     return SealingKey(f"{prefix}_{secrets.token_hex(12)}", secrets.token_bytes(KEY_BYTES))
 
 
-def seal(key: SealingKey, place: Place, value: bytes) -> Sealed:
+def seal(key: SealingKey, place: AssociatedData, value: bytes) -> Sealed:
     """Seal `value` for `place`: it opens with this key, in this place, and nowhere else."""
     name = key.id.encode()
     nonce = secrets.token_bytes(_NONCE_BYTES)
-    body = AESGCM(key.reveal()).encrypt(nonce, value, associated_data(place, key.id, VERSION))
+    body = AESGCM(key.reveal()).encrypt(nonce, value, encode_associated_data(place, key.id, VERSION))
     return Sealed(_MAGIC + bytes((VERSION, len(name))) + name + nonce + body)
 
 
-def key_id_of(sealed: bytes, place: Place) -> str:
+def key_id_of(sealed: bytes, place: AssociatedData) -> str:
     """The id of the key that sealed this. Raises Failure SEAL_BROKEN when there is none to read."""
     if len(sealed) < _HEADER_BYTES or sealed[:3] != _MAGIC:
-        raise broken(place, "is not a sealed value")
+        raise seal_broken(place, "is not a sealed value")
     if sealed[3] != VERSION:
-        raise broken(place, f"has the unknown seal format {sealed[3]}")
+        raise seal_broken(place, f"has the unknown seal format {sealed[3]}")
     end = _HEADER_BYTES + sealed[4]
     if sealed[4] == 0 or len(sealed) < end + _NONCE_BYTES + _TAG_BYTES:
-        raise broken(place, "is cut short")
+        raise seal_broken(place, "is cut short")
     try:
         return sealed[_HEADER_BYTES:end].decode()
     except UnicodeDecodeError:
-        raise broken(place, "names no readable key") from None
+        raise seal_broken(place, "names no readable key") from None
 
 
-def open_sealed(key: SealingKey, place: Place, sealed: bytes) -> bytes:
+def open_sealed(key: SealingKey, place: AssociatedData, sealed: bytes) -> bytes:
     """What was sealed for `place`.
 
     Raises Failure SEAL_BROKEN when the bytes were altered, belong to another place or
     generation, or were sealed with another key.
     """
     if key_id_of(sealed, place) != key.id:
-        raise broken(place, "was sealed with another key")
+        raise seal_broken(place, "was sealed with another key")
     start = _HEADER_BYTES + sealed[4]
     nonce, body = sealed[start : start + _NONCE_BYTES], sealed[start + _NONCE_BYTES :]
     try:
-        return AESGCM(key.reveal()).decrypt(nonce, body, associated_data(place, key.id, VERSION))
+        return AESGCM(key.reveal()).decrypt(nonce, body, encode_associated_data(place, key.id, VERSION))
     except InvalidTag:
-        raise broken(place, "was altered, or belongs to another row, column or generation") from None
+        raise seal_broken(place, "was altered, or belongs to another row, column or generation") from None
 
 
-def broken(place: Place, why: str) -> Failure:
+def seal_broken(place: AssociatedData, why: str) -> Failure:
     """The failure that says which value can't be trusted."""
-    return Failure(Code.SEAL_BROKEN, f"{place}: the value {why}.", retry_after=None, **place.context)
+    return Failure(
+        ErrorCode.SEAL_BROKEN, f"{place}: the value {why}.", retry_after=None, **place.error_context
+    )
 
 
-def unavailable(place: Place, why: str) -> Failure:
+def key_unavailable(place: AssociatedData, why: str) -> Failure:
     """The failure that says for which value a key is missing."""
-    return Failure(Code.KEY_UNAVAILABLE, f"{place}: {why}.", retry_after=None, **place.context)
+    return Failure(ErrorCode.KEY_UNAVAILABLE, f"{place}: {why}.", retry_after=None, **place.error_context)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto.envelope import KEY_BYTES, SealingKey
 
 FORMAT = "evergrant-keys"
@@ -24,7 +24,7 @@ _FEWEST_DISTINCT = 12  # of 32 random bytes about 30 differ; fewer than 12 never
 
 
 @dataclass(frozen=True)
-class Roots:
+class RootKeys:
     """The root keys of one lane: every one still opens, `current` alone seals."""
 
     current: str
@@ -35,14 +35,14 @@ class Roots:
 class KeyFile:
     """What a key file holds. `export` is True for a copy made for a role with fewer lanes."""
 
-    lanes: dict[str, Roots]
+    purposes: dict[str, RootKeys]
     subject: SealingKey
     derive: SealingKey
     export: bool = False
 
 
-def refused(path: Path, why: str, repair: str) -> Failure:
-    return Failure(Code.KEY_UNAVAILABLE, f"The key file {path} {why}. {repair}", key_file=str(path))
+def key_file_error(path: Path, why: str, repair: str) -> Failure:
+    return Failure(ErrorCode.KEY_UNAVAILABLE, f"The key file {path} {why}. {repair}", key_file=str(path))
 
 
 def read(path: Path) -> KeyFile:
@@ -55,18 +55,18 @@ def _read_private(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         repair = "Restore a backup, or run: python -m evergrant_server keys create"
-        raise refused(path, "doesn't exist", repair) from None
+        raise key_file_error(path, "doesn't exist", repair) from None
     except OSError as error:
         reason = error.strerror or "is unreadable"
-        raise refused(path, f"can't be opened ({reason})", "Give this user access to it.") from None
+        raise key_file_error(path, f"can't be opened ({reason})", "Give this user access to it.") from None
     try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
-            raise refused(path, "is not a regular file", "Name the file itself.")
+            raise key_file_error(path, "is not a regular file", "Name the file itself.")
         if facts.st_uid != os.geteuid():
-            raise refused(path, "belongs to another user", f"Run: chown {os.geteuid()} {path}")
+            raise key_file_error(path, "belongs to another user", f"Run: chown {os.geteuid()} {path}")
         if facts.st_mode & 0o077:
-            raise refused(path, "can be read or written by others", f"Run: chmod 600 {path}")
+            raise key_file_error(path, "can be read or written by others", f"Run: chmod 600 {path}")
         return os.read(descriptor, _LONGEST + 1)
     finally:
         os.close(descriptor)
@@ -74,7 +74,7 @@ def _read_private(path: Path) -> bytes:
 
 def _parsed(path: Path, raw: bytes) -> KeyFile:
     def malformed(what: str) -> NoReturn:
-        raise refused(path, f"is malformed: {what}", "Restore it from a backup.") from None
+        raise key_file_error(path, f"is malformed: {what}", "Restore it from a backup.") from None
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({name for name, _ in pairs}) != len(pairs):
@@ -88,8 +88,10 @@ def _parsed(path: Path, raw: bytes) -> KeyFile:
             malformed(f"key {name} is not base64")
         if len(decoded) != KEY_BYTES:
             malformed(f"key {name} has not {KEY_BYTES} bytes")
-        if weak(decoded):
-            raise refused(path, f"holds a weak key, {name}", "Create keys with keys create, never by hand.")
+        if is_weak(decoded):
+            raise key_file_error(
+                path, f"holds a weak key, {name}", "Create keys with keys create, never by hand."
+            )
         return SealingKey(name, decoded)
 
     if len(raw) > _LONGEST:
@@ -101,10 +103,10 @@ def _parsed(path: Path, raw: bytes) -> KeyFile:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         malformed("it is not an Evergrant key file")
     if document.get("version") != VERSION:
-        raise refused(path, "has another format version", "Use the server version that wrote it.")
+        raise key_file_error(path, "has another format version", "Use the server version that wrote it.")
     if not isinstance(document.get("lanes"), dict) or not document["lanes"]:
         malformed("it has no lanes")
-    lanes: dict[str, Roots] = {}
+    lanes: dict[str, RootKeys] = {}
     for lane, content in document["lanes"].items():
         if not isinstance(content, dict) or not isinstance(content.get("keys"), dict):
             malformed(f"lane {lane} has no keys")
@@ -112,7 +114,9 @@ def _parsed(path: Path, raw: bytes) -> KeyFile:
             malformed(f"lane {lane} has no current key")
         if not all(0 < len(name.encode()) < 256 for name in content["keys"]):
             malformed(f"lane {lane} has a key without a usable name")
-        lanes[lane] = Roots(content["current"], {name: key(name, it) for name, it in content["keys"].items()})
+        lanes[lane] = RootKeys(
+            content["current"], {name: key(name, it) for name, it in content["keys"].items()}
+        )
     file = KeyFile(
         lanes,
         key("subject", document.get("subject")),
@@ -121,11 +125,11 @@ def _parsed(path: Path, raw: bytes) -> KeyFile:
     )
     held = [file.subject, file.derive, *(it for roots in lanes.values() for it in roots.keys.values())]
     if len({it.reveal() for it in held}) != len(held):
-        raise refused(path, "uses one key twice", "Create keys with keys create, never by hand.")
+        raise key_file_error(path, "uses one key twice", "Create keys with keys create, never by hand.")
     return file
 
 
-def weak(raw: bytes) -> bool:
+def is_weak(raw: bytes) -> bool:
     """True for keys no random generator makes: zeros, repetitions, sequences, typed text."""
     steps = {(b - a) % 256 for a, b in itertools.pairwise(raw)}
     typed = all(32 <= byte < 127 for byte in raw)
@@ -138,7 +142,7 @@ def create(path: Path, file: KeyFile) -> None:
         try:
             os.link(finished, path)  # fails when `path` exists, as O_EXCL does, and is never half-written
         except FileExistsError:
-            raise refused(path, "exists already", "Use it, or name another file.") from None
+            raise key_file_error(path, "exists already", "Use it, or name another file.") from None
 
 
 def rewrite(path: Path, file: KeyFile) -> None:
@@ -148,7 +152,7 @@ def rewrite(path: Path, file: KeyFile) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Generator[None]:
+def file_lock(path: Path) -> Generator[None]:
     """Hold the file's folder, so that two rotations don't lose one another's key."""
     folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -177,7 +181,9 @@ def _complete(path: Path, file: KeyFile) -> Generator[Path]:
             os.close(folder)
     except OSError as error:
         reason = error.strerror or "unknown"
-        raise refused(path, f"can't be written ({reason})", "Give this user a writable folder.") from None
+        raise key_file_error(
+            path, f"can't be written ({reason})", "Give this user a writable folder."
+        ) from None
     finally:
         with contextlib.suppress(OSError):  # where nothing could be made there is nothing to remove
             part.unlink(missing_ok=True)
@@ -189,7 +195,7 @@ def _serialised(file: KeyFile) -> bytes:
 
     lanes = {
         lane: {"current": roots.current, "keys": {name: text(key) for name, key in roots.keys.items()}}
-        for lane, roots in file.lanes.items()
+        for lane, roots in file.purposes.items()
     }
     document = {
         "format": FORMAT,

@@ -9,22 +9,22 @@ from pathlib import Path
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import keyfile
+from evergrant_server.crypto.associated_data import AssociatedData, encode_parts
 from evergrant_server.crypto.envelope import (
     Sealed,
     SealingKey,
     key_id_of,
+    key_unavailable,
     new_sealing_key,
     open_sealed,
     seal,
-    unavailable,
 )
-from evergrant_server.crypto.keyfile import KeyFile, Roots
-from evergrant_server.crypto.place import Place, encode_parts
+from evergrant_server.crypto.keyfile import KeyFile, RootKeys
 
 
-class Lane(StrEnum):
+class KeyPurpose(StrEnum):
     """What a key may open. Keys of one lane never open values of another."""
 
     LEASE = "lease"  # access tokens
@@ -40,10 +40,10 @@ class Role(StrEnum):
     OPERATOR = "operator"
 
 
-LANES: dict[Role, frozenset[Lane]] = {
-    Role.API: frozenset({Lane.LEASE, Lane.INTAKE}),
-    Role.WORKER: frozenset(Lane),
-    Role.OPERATOR: frozenset(Lane),
+PURPOSES_OF_ROLE: dict[Role, frozenset[KeyPurpose]] = {
+    Role.API: frozenset({KeyPurpose.LEASE, KeyPurpose.INTAKE}),
+    Role.WORKER: frozenset(KeyPurpose),
+    Role.OPERATOR: frozenset(KeyPurpose),
 }
 
 
@@ -54,7 +54,9 @@ class KeyRing:
         """Use `open` or `create`: they check the file. Lanes the role may not use are dropped here."""
         self._path = path
         self._role = role
-        self._file = replace(file, lanes={lane: file.lanes[lane] for lane in sorted(LANES[role])})
+        self._file = replace(
+            file, purposes={lane: file.purposes[lane] for lane in sorted(PURPOSES_OF_ROLE[role])}
+        )
 
     @classmethod
     def open(cls, path: Path | str, role: Role) -> "KeyRing":
@@ -65,10 +67,10 @@ class KeyRing:
         """
         path = Path(path)
         file = keyfile.read(path)
-        missing = sorted(LANES[role] - file.lanes.keys())
+        missing = sorted(PURPOSES_OF_ROLE[role] - file.purposes.keys())
         if missing:
             repair = f"Use the full key file, or run with a role that needs no {missing[0]} lane."
-            raise keyfile.refused(path, f"has no {missing[0]} lane, which a {role} needs", repair)
+            raise keyfile.key_file_error(path, f"has no {missing[0]} lane, which a {role} needs", repair)
         return cls(path, role, file)
 
     @classmethod
@@ -77,7 +79,7 @@ class KeyRing:
 
         Raises Failure KEY_UNAVAILABLE when the file exists already or can't be written.
         """
-        lanes = {lane.value: _with_new_key(None) for lane in Lane}
+        lanes = {lane.value: _with_new_key(None) for lane in KeyPurpose}
         file = KeyFile(lanes, new_sealing_key("subject"), new_sealing_key("derive"))
         keyfile.create(Path(path), file)
         return cls.open(path, role)
@@ -89,8 +91,8 @@ class KeyRing:
     def __repr__(self) -> str:
         return f"KeyRing({str(self._path)!r}, {self._role.value})"
 
-    def holds(self, lane: Lane) -> bool:
-        return lane in self._file.lanes
+    def holds(self, lane: KeyPurpose) -> bool:
+        return lane in self._file.purposes
 
     def restricted(self, role: Role) -> "KeyRing":
         """The same ring with no more lanes than `role` may use; the others leave with this object.
@@ -107,41 +109,41 @@ class KeyRing:
         KEY_UNAVAILABLE when the file exists or this ring lacks a lane of the role.
         """
         self._needs_lanes_of(role)
-        lanes = {lane.value: self._file.lanes[lane] for lane in sorted(LANES[role])}
-        keyfile.create(Path(path), replace(self._file, lanes=lanes, export=True))
+        lanes = {lane.value: self._file.purposes[lane] for lane in sorted(PURPOSES_OF_ROLE[role])}
+        keyfile.create(Path(path), replace(self._file, purposes=lanes, export=True))
 
-    def rotate(self, lane: Lane) -> "KeyRing":
+    def rotate(self, lane: KeyPurpose) -> "KeyRing":
         """Add a new current root key to the file; what the old ones wrapped stays readable.
 
         Returns the ring as it is now. Other processes see the new key when they are
         restarted. Raises Failure KEY_UNAVAILABLE for an exported file.
         """
-        with keyfile.locked(self._path):
+        with keyfile.file_lock(self._path):
             file = keyfile.read(self._path)
-            if file.export or lane not in self._file.lanes:
-                raise keyfile.refused(
+            if file.export or lane not in self._file.purposes:
+                raise keyfile.key_file_error(
                     self._path, "is an export, or this role may not rotate it", "Rotate the full key file."
                 )
-            file = replace(file, lanes={**file.lanes, lane.value: _with_new_key(file.lanes[lane])})
+            file = replace(file, purposes={**file.purposes, lane.value: _with_new_key(file.purposes[lane])})
             keyfile.rewrite(self._path, file)
         return KeyRing(self._path, self._role, file)
 
-    def wrap(self, lane: Lane, place: Place, key: SealingKey) -> Sealed:
+    def wrap(self, lane: KeyPurpose, place: AssociatedData, key: SealingKey) -> Sealed:
         """Seal a tenant's key under the lane's current root."""
         roots = self._roots(lane, place)
         return seal(roots.keys[roots.current], place, key.reveal())
 
-    def unwrap(self, lane: Lane, place: Place, key_id: str, wrapped: bytes) -> SealingKey:
+    def unwrap(self, lane: KeyPurpose, place: AssociatedData, key_id: str, wrapped: bytes) -> SealingKey:
         """Open a tenant's key. Raises Failure KEY_UNAVAILABLE or SEAL_BROKEN naming its row."""
         root_id = key_id_of(wrapped, place)
         root = self._roots(lane, place).keys.get(root_id)
         if root is None:
-            raise unavailable(place, f"root key {root_id!r} of lane {lane} is not in the key ring")
+            raise key_unavailable(place, f"root key {root_id!r} of lane {lane} is not in the key ring")
         return SealingKey(key_id, open_sealed(root, place, wrapped))
 
-    def current(self, lane: Lane) -> str:
+    def current_root_id(self, lane: KeyPurpose) -> str:
         """The id of the root key that seals in this lane now."""
-        return self._file.lanes[lane].current
+        return self._file.purposes[lane].current
 
     def subject_hash(self, tenant: str, subject: str) -> str:
         """A keyed hash for search indexes: 128 bits of HMAC-SHA256 in hex, the same after a rotation."""
@@ -158,20 +160,21 @@ class KeyRing:
         hkdf = HKDF(algorithm=SHA256(), length=32, salt=None, info=encode_parts("derive", purpose))
         return hkdf.derive(self._file.derive.reveal())
 
-    def _roots(self, lane: Lane, place: Place) -> Roots:
-        roots = self._file.lanes.get(lane)
+    def _roots(self, lane: KeyPurpose, place: AssociatedData) -> RootKeys:
+        roots = self._file.purposes.get(lane)
         if roots is None:
-            raise unavailable(place, f"the {self._role} role doesn't hold the {lane} lane")
+            raise key_unavailable(place, f"the {self._role} role doesn't hold the {lane} lane")
         return roots
 
     def _needs_lanes_of(self, role: Role) -> None:
-        missing = sorted(LANES[role] - self._file.lanes.keys())
+        missing = sorted(PURPOSES_OF_ROLE[role] - self._file.purposes.keys())
         if missing:
             raise Failure(
-                Code.KEY_UNAVAILABLE, f"A ring of the {self._role} role doesn't hold the {missing[0]} lane."
+                ErrorCode.KEY_UNAVAILABLE,
+                f"A ring of the {self._role} role doesn't hold the {missing[0]} lane.",
             )
 
 
-def _with_new_key(roots: Roots | None) -> Roots:
+def _with_new_key(roots: RootKeys | None) -> RootKeys:
     key = new_sealing_key("root")
-    return Roots(key.id, {**(roots.keys if roots else {}), key.id: key})
+    return RootKeys(key.id, {**(roots.keys if roots else {}), key.id: key})

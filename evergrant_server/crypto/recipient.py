@@ -5,7 +5,7 @@ from typing import Any, NoReturn
 from joserfc import jwe, jwk
 from joserfc.errors import JoseError
 
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 
 ALGORITHM = "ECDH-ES+A256KW"  # RFC 7518 section 4.6
@@ -23,7 +23,7 @@ class Recipient:
         self.thumbprint = key.thumbprint()  # RFC 7638
 
     @classmethod
-    def read(cls, given: dict[str, Any] | str) -> "Recipient":
+    def parse(cls, given: dict[str, Any] | str) -> "Recipient":
         """A public X25519 or P-256 key, as a JWK (RFC 7517, RFC 8037) or in PEM.
 
         Raises Failure INVALID_REQUEST; what was given is never quoted: it may be the private half.
@@ -76,4 +76,4 @@ def _of_pem(given: str) -> jwk.OKPKey | jwk.ECKey:
 
 
 def _refuse(why: str) -> NoReturn:
-    raise Failure(Code.INVALID_REQUEST, f"public_key: {why}", field="public_key") from None
+    raise Failure(ErrorCode.INVALID_REQUEST, f"public_key: {why}", field="public_key") from None

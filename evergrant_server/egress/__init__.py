@@ -5,21 +5,21 @@ long and for how many bytes. Doesn't know OAuth: what is sent and what an answer
 the business of `providers`.
 """
 
-from evergrant_server.egress.client import ANSWER_TIME, BODY_LIMIT, CONNECT_TIME, Egress
+from evergrant_server.egress.client import ANSWER_TIMEOUT_S, BODY_LIMIT, CONNECT_TIMEOUT_S, Egress
+from evergrant_server.egress.http_logging import silence_http_debug_logs
 from evergrant_server.egress.policy import EgressPolicy
-from evergrant_server.egress.quiet import silence_http_debug_logs
-from evergrant_server.egress.transport import BeforeSend, GuardedTransport, Watch
+from evergrant_server.egress.transport import BeforeSend, GuardedTransport, SendObserver
 
 silence_http_debug_logs()
 
 __all__ = [
-    "ANSWER_TIME",
+    "ANSWER_TIMEOUT_S",
     "BODY_LIMIT",
-    "CONNECT_TIME",
+    "CONNECT_TIMEOUT_S",
     "BeforeSend",
     "Egress",
     "EgressPolicy",
     "GuardedTransport",
-    "Watch",
+    "SendObserver",
     "silence_http_debug_logs",
 ]

@@ -13,7 +13,7 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
 
 
-def _inner(address: IPv6Address) -> IPv4Address | None:
+def _embedded_ipv4(address: IPv6Address) -> IPv4Address | None:
     """The IPv4 address that an IPv6 address leads to, when it is one of the wrapping kinds."""
     if address.ipv4_mapped is not None:
         return address.ipv4_mapped
@@ -24,7 +24,7 @@ def _inner(address: IPv6Address) -> IPv4Address | None:
     return None
 
 
-def refusal(text: str) -> str | None:
+def address_refusal(text: str) -> str | None:
     """Why this address may not be connected to, or None when it is public.
 
     `text` is an address as the resolver prints it, with or without an IPv6 zone.
@@ -38,13 +38,13 @@ def refusal(text: str) -> str | None:
             return "a Teredo tunnel address"
         if address in _LOCAL_NAT64:
             return "a local translator's address"
-        inner = _inner(address)
+        inner = _embedded_ipv4(address)
         if inner is not None:
-            return _kind(inner)
-    return _kind(address)
+            return _non_public_kind(inner)
+    return _non_public_kind(address)
 
 
-def literal(host: str) -> str | None:
+def literal_address(host: str) -> str | None:
     """The address that a URL's host already is, in any notation resolvers take (`127.1`, `0x7f000001`)."""
     try:
         return str(ipaddress.ip_address(host.strip("[]")))
@@ -56,7 +56,7 @@ def literal(host: str) -> str | None:
         return None
 
 
-def _kind(address: IPv4Address | IPv6Address) -> str | None:
+def _non_public_kind(address: IPv4Address | IPv6Address) -> str | None:
     if address.is_loopback:
         return "a loopback address"
     if address.is_unspecified:

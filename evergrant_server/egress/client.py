@@ -6,18 +6,18 @@ from typing import Any
 
 import httpx2
 
-from evergrant_server.core.client_certificate import ClientCertificate
-from evergrant_server.egress.identity import presenting
-from evergrant_server.egress.network import default_tls
+from evergrant_server.core.connections.client_certificate import ClientCertificate
+from evergrant_server.egress.client_tls import tls_with_certificate
+from evergrant_server.egress.network import default_tls_context
 from evergrant_server.egress.policy import EgressPolicy
-from evergrant_server.egress.transport import GuardedTransport, Watch
+from evergrant_server.egress.transport import GuardedTransport, SendObserver
 
-CONNECT_TIME = 5.0  # seconds
-ANSWER_TIME = 30.0  # seconds for the whole exchange; less than core.attempt.LIMITS.answer
+CONNECT_TIMEOUT_S = 5.0  # seconds
+ANSWER_TIMEOUT_S = 30.0  # seconds for the whole exchange; less than core.attempt.LIMITS.answer
 BODY_LIMIT = 1024 * 1024  # bytes, after decompression
 
 
-Around = Callable[[httpx2.AsyncBaseTransport], httpx2.AsyncBaseTransport]
+TransportWrapper = Callable[[httpx2.AsyncBaseTransport], httpx2.AsyncBaseTransport]
 
 
 class Egress:
@@ -31,20 +31,20 @@ class Egress:
         policy: EgressPolicy,
         *,
         tls: ssl.SSLContext | None = None,
-        connect_time: float = CONNECT_TIME,
-        answer_time: float = ANSWER_TIME,
+        connect_time: float = CONNECT_TIMEOUT_S,
+        answer_time: float = ANSWER_TIMEOUT_S,
         body_limit: int = BODY_LIMIT,
-        around: Around | None = None,
+        around: TransportWrapper | None = None,
     ) -> None:
         self.policy = policy
-        self._tls = tls or default_tls()
+        self._tls = tls or default_tls_context()
         self._connect_time = connect_time
         self._answer_time = answer_time
         self._body_limit = body_limit
         self._around = around
 
     def transport(
-        self, watch: Watch | None = None, certificate: ClientCertificate | None = None
+        self, watch: SendObserver | None = None, certificate: ClientCertificate | None = None
     ) -> httpx2.AsyncBaseTransport:
         """A guarded transport. With `watch`, its `sent` says whether a byte left.
 
@@ -53,7 +53,7 @@ class Egress:
         """
         guarded = GuardedTransport(
             self.policy,
-            tls=presenting(self._tls, certificate) if certificate else self._tls,
+            tls=tls_with_certificate(self._tls, certificate) if certificate else self._tls,
             connect_time=self._connect_time,
             answer_time=self._answer_time,
             body_limit=self._body_limit,
@@ -61,7 +61,7 @@ class Egress:
         )
         return self._around(guarded) if self._around else guarded
 
-    def client(self, watch: Watch | None = None, **options: Any) -> httpx2.AsyncClient:
+    def client(self, watch: SendObserver | None = None, **options: Any) -> httpx2.AsyncClient:
         """An httpx2 client on a guarded transport. `watch` is for one request.
 
         Follows no redirect and reads neither proxies nor .netrc from the environment;

@@ -8,8 +8,8 @@ from typing import cast
 import anyio
 import httpcore2
 
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.egress.addresses import refusal
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.egress.addresses import address_refusal
 from evergrant_server.egress.policy import EgressPolicy
 
 
@@ -34,8 +34,8 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
     ) -> httpcore2.AsyncNetworkStream:
         try:
             with anyio.fail_after(timeout):
-                addresses = await self._addresses(host, port)
-                return await self._first(addresses, port, local_address, socket_options)
+                addresses = await self._resolve(host, port)
+                return await self._connect_first(addresses, port, local_address, socket_options)
         except TimeoutError:
             raise httpcore2.ConnectTimeout(f"{host}:{port} did not accept a connection in time") from None
 
@@ -45,9 +45,9 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         timeout: float | None = None,  # httpcore2's interface, not ours
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
-        raise Failure(Code.EGRESS_REFUSED, "a unix socket is not a provider")
+        raise Failure(ErrorCode.EGRESS_REFUSED, "a unix socket is not a provider")
 
-    async def _addresses(self, host: str, port: int) -> list[str]:
+    async def _resolve(self, host: str, port: int) -> list[str]:
         try:
             found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
@@ -55,12 +55,12 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         addresses = list(dict.fromkeys(entry[4][0] for entry in found))
         if not self._policy.allows(host, port):
             for address in addresses:
-                why = refusal(address)
+                why = address_refusal(address)
                 if why:  # one bad address among good ones is how rebinding starts: refuse them all
-                    raise Failure(Code.EGRESS_REFUSED, f"{host} resolves to {why}", host=host)
+                    raise Failure(ErrorCode.EGRESS_REFUSED, f"{host} resolves to {why}", host=host)
         return addresses
 
-    async def _first(
+    async def _connect_first(
         self,
         addresses: list[str],
         port: int,
@@ -78,6 +78,6 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         raise trouble
 
 
-def default_tls() -> ssl.SSLContext:
+def default_tls_context() -> ssl.SSLContext:
     """The machine's certificate authorities, or an operator's own through SSL_CERT_FILE."""
     return httpcore2.default_ssl_context()

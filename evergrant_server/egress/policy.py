@@ -5,27 +5,27 @@ from dataclasses import dataclass, field
 
 import httpx2
 
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.egress.addresses import literal, refusal
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.egress.addresses import address_refusal, literal_address
 
 _HOST = re.compile(r"[a-z0-9.\-_]+|[0-9a-f:.]+")
 SAFE_PORTS = frozenset({443, 8443})
 
 
-def _target(host: str, port: int) -> str:
+def _host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _parse(entry: str) -> str:
+def _parse_entry(entry: str) -> str:
     host, colon, port = entry.strip().lower().rpartition(":")
     host = host.strip("[]")
     if not colon or not _HOST.fullmatch(host) or not port.isdigit() or not 0 < int(port) < 65536:
         raise Failure(
-            Code.INVALID_REQUEST,
+            ErrorCode.INVALID_REQUEST,
             f"egress allowance {entry!r} is not host:port",
             field="EVERGRANT_EGRESS_ALLOW",
         )
-    return _target(host, int(port))
+    return _host_port(host, int(port))
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class EgressPolicy:
     _allowed: frozenset[str] = field(init=False, repr=False, default=frozenset())
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_allowed", frozenset(_parse(entry) for entry in self.allow))
+        object.__setattr__(self, "_allowed", frozenset(_parse_entry(entry) for entry in self.allow))
 
     def allows(self, host: str, port: int) -> bool:
         """True when an operator made this exact host and port an exception."""
-        return _target(host.lower().strip("[]"), port) in self._allowed
+        return _host_port(host.lower().strip("[]"), port) in self._allowed
 
     def check_url(self, url: str | httpx2.URL) -> None:
         """Refuse a URL by what can be seen without resolving it.
@@ -55,20 +55,24 @@ class EgressPolicy:
         try:
             parsed = httpx2.URL(url)
         except (httpx2.InvalidURL, TypeError, ValueError):
-            raise Failure(Code.EGRESS_REFUSED, "not a URL") from None
+            raise Failure(ErrorCode.EGRESS_REFUSED, "not a URL") from None
         if parsed.scheme not in ("https", "http") or not parsed.host:
-            raise Failure(Code.EGRESS_REFUSED, f"scheme {parsed.scheme[:16]!r} is not https")
+            raise Failure(ErrorCode.EGRESS_REFUSED, f"scheme {parsed.scheme[:16]!r} is not https")
         if parsed.userinfo:
-            raise Failure(Code.EGRESS_REFUSED, "a URL with a user name or password in it", host=parsed.host)
+            raise Failure(
+                ErrorCode.EGRESS_REFUSED, "a URL with a user name or password in it", host=parsed.host
+            )
         port = parsed.port or (443 if parsed.scheme == "https" else 80)
         if self.allows(parsed.host, port):
             return
         if parsed.scheme != "https":
-            raise Failure(Code.EGRESS_REFUSED, f"{_target(parsed.host, port)} is not https", host=parsed.host)
+            raise Failure(
+                ErrorCode.EGRESS_REFUSED, f"{_host_port(parsed.host, port)} is not https", host=parsed.host
+            )
         if port not in SAFE_PORTS:
             raise Failure(
-                Code.EGRESS_REFUSED,
-                f"{_target(parsed.host, port)}: port is not 443 or 8443",
+                ErrorCode.EGRESS_REFUSED,
+                f"{_host_port(parsed.host, port)}: port is not 443 or 8443",
                 host=parsed.host,
             )
 
@@ -84,9 +88,9 @@ class EgressPolicy:
         if self.allows(parsed.host, port):
             return
         host = parsed.host.rstrip(".").lower()
-        address = literal(host)
-        why = refusal(address) if address is not None else None
+        address = literal_address(host)
+        why = address_refusal(address) if address is not None else None
         if host == "localhost" or host.endswith(".localhost"):  # RFC 6761 section 6.3
             why = "a loopback address"
         if why:
-            raise Failure(Code.EGRESS_REFUSED, f"{parsed.host} is {why}", host=parsed.host)
+            raise Failure(ErrorCode.EGRESS_REFUSED, f"{parsed.host} is {why}", host=parsed.host)

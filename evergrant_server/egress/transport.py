@@ -8,11 +8,11 @@ import anyio
 import httpcore2
 import httpx2
 
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.egress.network import GuardedBackend
 from evergrant_server.egress.policy import EgressPolicy
 
-_TROUBLE: tuple[tuple[type[Exception], type[httpx2.TransportError]], ...] = (
+_ERROR_TYPES: tuple[tuple[type[Exception], type[httpx2.TransportError]], ...] = (
     (httpcore2.ConnectTimeout, httpx2.ConnectTimeout),
     (httpcore2.ReadTimeout, httpx2.ReadTimeout),
     (httpcore2.WriteTimeout, httpx2.WriteTimeout),
@@ -22,13 +22,13 @@ _TROUBLE: tuple[tuple[type[Exception], type[httpx2.TransportError]], ...] = (
     (httpcore2.WriteError, httpx2.WriteError),
     (httpcore2.ProtocolError, httpx2.RemoteProtocolError),
 )
-_STARTS_WRITING = frozenset({"http11.send_request_headers.started", "http2.send_request_headers.started"})
-_HAS_WRITTEN = frozenset({"http11.send_request_body.complete", "http2.send_request_body.complete"})
+_REQUEST_STARTED = frozenset({"http11.send_request_headers.started", "http2.send_request_headers.started"})
+_REQUEST_WRITTEN = frozenset({"http11.send_request_body.complete", "http2.send_request_body.complete"})
 
 BeforeSend = Callable[[], Callable[[], None] | None]
 
 
-class Watch:
+class SendObserver:
     """Sees the moment a request's first byte is written.
 
     `before_send` is called just before it, with the connection already open; what it returns,
@@ -43,11 +43,11 @@ class Watch:
 
     async def trace(self, event: str, info: object) -> None:
         """httpcore2's trace extension."""
-        if event in _STARTS_WRITING:
+        if event in _REQUEST_STARTED:
             if self._before_send is not None:
                 self._after = self._before_send()
             self.sent = True
-        elif event in _HAS_WRITTEN and self._after is not None:
+        elif event in _REQUEST_WRITTEN and self._after is not None:
             self._after()
 
 
@@ -68,7 +68,7 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         connect_time: float,
         answer_time: float,
         body_limit: int,
-        watch: Watch | None = None,
+        watch: SendObserver | None = None,
     ) -> None:
         self._policy = policy
         self._connect_time = connect_time
@@ -98,16 +98,16 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         )
         try:
             with anyio.fail_after(self._answer_time):
-                return await self._answer(outgoing)
+                return await self._receive(outgoing)
         except TimeoutError:
             raise httpx2.ReadTimeout("the whole answer took too long", request=request) from None
         except Exception as error:
-            for theirs, ours in _TROUBLE:
+            for theirs, ours in _ERROR_TYPES:
                 if isinstance(error, theirs):
                     raise ours(str(error), request=request) from error
             raise
 
-    async def _answer(self, outgoing: httpcore2.Request) -> httpx2.Response:
+    async def _receive(self, outgoing: httpcore2.Request) -> httpx2.Response:
         answer = await self._pool.handle_async_request(outgoing)
         try:
             assert isinstance(answer.stream, AsyncIterable)
@@ -119,7 +119,7 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
             await answer.aclose()
         for gone in ("content-encoding", "content-length", "transfer-encoding"):
             headers.pop(gone, None)
-        return httpx2.Response(answer.status, headers=headers, content=body.whole())
+        return httpx2.Response(answer.status, headers=headers, content=body.content())
 
     async def aclose(self) -> None:
         await self._pool.aclose()
@@ -140,7 +140,9 @@ class _Body:
             case "deflate":
                 self._decoder = zlib.decompressobj()
             case _:
-                raise Failure(Code.REPLY_UNREADABLE, "the answer has a content encoding nobody asked for")
+                raise Failure(
+                    ErrorCode.REPLY_UNREADABLE, "the answer has a content encoding nobody asked for"
+                )
 
     def add(self, chunk: bytes) -> None:
         self._raw += len(chunk)
@@ -149,12 +151,12 @@ class _Body:
             try:
                 chunk = self._decoder.decompress(chunk, room)
             except zlib.error:
-                raise Failure(Code.REPLY_UNREADABLE, "the answer's compression is broken") from None
+                raise Failure(ErrorCode.REPLY_UNREADABLE, "the answer's compression is broken") from None
         self._parts += chunk
         if len(self._parts) > self._limit or self._raw > self._limit:
-            raise Failure(Code.REPLY_UNREADABLE, f"the answer is larger than {self._limit} bytes")
+            raise Failure(ErrorCode.REPLY_UNREADABLE, f"the answer is larger than {self._limit} bytes")
 
-    def whole(self) -> bytes:
+    def content(self) -> bytes:
         if self._decoder is not None and self._raw and not self._decoder.eof:
-            raise Failure(Code.REPLY_UNREADABLE, "the answer's compression is cut short")
+            raise Failure(ErrorCode.REPLY_UNREADABLE, "the answer's compression is cut short")
         return bytes(self._parts)

@@ -8,8 +8,8 @@ Doesn't own keys (they come with the attempt), attempts (the store's rows), the 
 send again (`core.attempt.takeover`), the meaning of an answer, or any request to a provider.
 """
 
-from evergrant_server.journal.entry import Entry, Header, Room
-from evergrant_server.journal.journal import Fate, Journal
+from evergrant_server.journal.entry import EntryHeader, JournalEntry, JournalReservation
+from evergrant_server.journal.journal import AttemptStatus, Journal
 from evergrant_server.journal.lock import JournalLock
 
-__all__ = ["Entry", "Fate", "Header", "Journal", "JournalLock", "Room"]
+__all__ = ["AttemptStatus", "EntryHeader", "Journal", "JournalEntry", "JournalLock", "JournalReservation"]

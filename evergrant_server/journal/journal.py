@@ -9,22 +9,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from evergrant_server.core.attempt import Attempt
-from evergrant_server.core.clock import elapsed
+from evergrant_server.core.clock import seconds_since_boot
 from evergrant_server.core.ids import AttemptId
-from evergrant_server.journal.entry import ENTRY, ROOM, SET_ASIDE, Entry, Room, age_s, fence, unsent
+from evergrant_server.core.single_use.attempt import Attempt
+from evergrant_server.journal.entry import (
+    ENTRY_SUFFIX,
+    RESERVATION_SUFFIX,
+    SET_ASIDE_SUFFIX,
+    JournalEntry,
+    JournalReservation,
+    read_unsent_header,
+    remove_reservation,
+    reservation_age_s,
+)
 from evergrant_server.journal.lock import JournalLock, try_lock
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_MOST_HELD = 50  # of others' entries at a time: each costs a descriptor
-_MOST_AT_ONCE = 50
+_MAX_LOCKED = 50  # of others' entries at a time: each costs a descriptor
+_SET_ASIDE_BATCH = 50
 _THREADS = 8
 
 
 @dataclass(frozen=True)
-class Fate:
+class AttemptStatus:
     """What is known here of an attempt. None: its owner is on another host."""
 
     owner_alive: bool | None
@@ -41,19 +50,19 @@ class Journal:
         """Raises Failure STORE_UNAVAILABLE when the folder can't be used."""
         self._lock = JournalLock(folder)
         self.folder = folder
-        self._mine = folder / self._lock.id
+        self._directory = folder / self._lock.id
         self._live: set[AttemptId] = set()
-        self._lie_since: dict[Path, float] = {}  # others' answers: when they were first seen, elapsed
-        self._last_aside: Path | None = None  # where the look at what was set aside goes on
+        self._first_seen: dict[Path, float] = {}  # others' answers: when they were first seen, elapsed
+        self._last_set_aside: Path | None = None  # where the look at what was set aside goes on
         self._threads = ThreadPoolExecutor(_THREADS, "journal")
 
     @property
     def id(self) -> str:
         return self._lock.id
 
-    def reserve(self, attempt: Attempt) -> Room:
+    def reserve(self, attempt: Attempt) -> JournalReservation:
         """Room for its answer. Raises Failure JOURNAL_UNAVAILABLE when there is none."""
-        return Room(self._mine, attempt, self._live)
+        return JournalReservation(self._directory, attempt, self._live)
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Disk work that blocks, in a thread of its own: the event loop's are shared with the resolver,
@@ -61,77 +70,81 @@ class Journal:
         doing = self._threads.submit(work, *args, **kwargs)
         return await asyncio.wrap_future(doing)
 
-    def fate(self, attempt: Attempt) -> Fate:
+    def status_of(self, attempt: Attempt) -> AttemptStatus:
         """What can be seen of an attempt from here. The order counts: a dead owner answers no more."""
-        alive = self._lock.held(attempt.journal_id)
+        alive = self._lock.is_held(attempt.journal_id)
         if alive is None:
-            return Fate(None, None, False)
+            return AttemptStatus(None, None, False)
         mine = attempt.journal_id == self.id
-        room = self._path(attempt, ROOM)
+        room = self._path(attempt, RESERVATION_SUFFIX)
         under_way = attempt.id in self._live if mine else alive and room.exists()
         # a room becomes an entry by its renaming: looked for in this order, none is missed
-        answered = self._path(attempt, ENTRY).exists()
+        answered = self._path(attempt, ENTRY_SUFFIX).exists()
         gone = not under_way and (mine or not alive)
-        age = age_s(room) if under_way and not mine else None
-        return Fate(alive, under_way, answered, gone and unsent(room) is not None, age)
+        age = reservation_age_s(room) if under_way and not mine else None
+        return AttemptStatus(alive, under_way, answered, gone and read_unsent_header(room) is not None, age)
 
     def fence(self, attempt: Attempt) -> bool:
         """Make sure that its owner sends no more, as far as this host can: False when it can't be stopped."""
-        if attempt.journal_id == self.id or self._lock.held(attempt.journal_id) is not True:
+        if attempt.journal_id == self.id or self._lock.is_held(attempt.journal_id) is not True:
             return True
-        return fence(self._path(attempt, ROOM))
+        return remove_reservation(self._path(attempt, RESERVATION_SUFFIX))
 
     def owner_of(self, attempt_id: AttemptId) -> str | None:
         """Whose directory has its room or its answer, for an attempt that has no row; None: nobody's here."""
-        found = (path for suffix in (ROOM, ENTRY) for path in self.folder.glob(f"*/{attempt_id}{suffix}"))
+        found = (
+            path
+            for suffix in (RESERVATION_SUFFIX, ENTRY_SUFFIX)
+            for path in self.folder.glob(f"*/{attempt_id}{suffix}")
+        )
         return next((path.parent.name for path in found), None)
 
-    def entry(self, attempt: Attempt) -> Entry | None:
+    def entry(self, attempt: Attempt) -> JournalEntry | None:
         """Its answer, if one waits on this host. Raises Failure SEAL_BROKEN when it is torn."""
-        if self._lock.held(attempt.journal_id) is None:
+        if self._lock.is_held(attempt.journal_id) is None:
             return None
         try:
-            return Entry.read(self._path(attempt, ENTRY))
+            return JournalEntry.read(self._path(attempt, ENTRY_SUFFIX))
         except FileNotFoundError:
             return None
 
-    def mine(self) -> list[Path]:
+    def own_paths(self) -> list[Path]:
         """Its entries, and the rooms that an earlier owner of this directory left."""
-        return [it for it in _left(self._mine) if attempt_id_of(it) not in self._live]
+        return [it for it in _paths_in(self._directory) if attempt_id_of(it) not in self._live]
 
     @contextmanager
-    def abandoned(self) -> Iterator[list[Path]]:
+    def abandoned_paths(self) -> Iterator[list[Path]]:
         """Entries and rooms of every owner that is gone, whose locks are held for the length of the block."""
         found: list[Path] = []
         held: list[int] = []
         try:
             for directory in sorted(self.folder.iterdir()):
-                if directory.is_dir() and directory != self._mine and _left(directory):
-                    fd = self._lock.take(directory)
+                if directory.is_dir() and directory != self._directory and _paths_in(directory):
+                    fd = self._lock.try_take(directory)
                     if fd is not None:
                         held.append(fd)
-                        found += _left(directory)
+                        found += _paths_in(directory)
             yield found
         finally:
             for fd in held:
                 os.close(fd)
 
     @contextmanager
-    def overdue(self, after_s: float) -> Iterator[list[Path]]:
+    def overdue_paths(self, after_s: float) -> Iterator[list[Path]]:
         """Entries that have lain for so long with an owner that lives: it is stopped, or the store doesn't
         hear it. Each is held for the length of the block, so that one worker alone takes it up.
 
         The owner may go on at any moment: what it commits then finds that its attempt has ended.
         """
-        others = (it for it in self.folder.glob(f"*/*{ENTRY}") if it.parent != self._mine)
-        since = {it: self._lie_since.get(it, elapsed()) for it in others}
-        self._lie_since = since
+        others = (it for it in self.folder.glob(f"*/*{ENTRY_SUFFIX}") if it.parent != self._directory)
+        since = {it: self._first_seen.get(it, seconds_since_boot()) for it in others}
+        self._first_seen = since
         held: dict[Path, int] = {}
         try:
             for path, seen in since.items():
-                if len(held) == _MOST_HELD:
+                if len(held) == _MAX_LOCKED:
                     break
-                if elapsed() - seen >= after_s and self._lock.held(path.parent.name):
+                if seconds_since_boot() - seen >= after_s and self._lock.is_held(path.parent.name):
                     fd = try_lock(path)
                     if fd is not None:
                         held[path] = fd
@@ -140,22 +153,22 @@ class Journal:
             for fd in held.values():
                 os.close(fd)
 
-    def aside(self) -> list[Path]:
+    def set_aside_batch(self) -> list[Path]:
         """Some of what was set aside on this host, others at the next call."""
-        _, found = left_behind(self.folder)
-        last = self._last_aside
-        turn = ([it for it in found if last is not None and it > last] or found)[:_MOST_AT_ONCE]
-        self._last_aside = turn[-1] if turn else None
+        _, found = waiting_paths(self.folder)
+        last = self._last_set_aside
+        turn = ([it for it in found if last is not None and it > last] or found)[:_SET_ASIDE_BATCH]
+        self._last_set_aside = turn[-1] if turn else None
         return turn
 
-    def left_behind(self) -> tuple[int, int]:
+    def count_waiting(self) -> tuple[int, int]:
         """On this host, dead owners and living ones: answers that wait, and those set aside."""
-        waiting, aside = left_behind(self.folder)
+        waiting, aside = waiting_paths(self.folder)
         return len(waiting), len(aside)
 
     def set_aside(self, path: Path) -> Path:
         """Keep what can't be read out of the way; doctor and a metric tell of it."""
-        aside = path.with_suffix(SET_ASIDE)
+        aside = path.with_suffix(SET_ASIDE_SUFFIX)
         with suppress(FileNotFoundError):  # another worker of this host was faster
             os.rename(path, aside)
         return aside
@@ -169,14 +182,14 @@ class Journal:
         return self.folder / attempt.journal_id / f"{attempt.id}{suffix}"
 
 
-def _left(directory: Path) -> list[Path]:
-    return sorted([*directory.glob(f"*{ENTRY}"), *directory.glob(f"*{ROOM}")])
+def _paths_in(directory: Path) -> list[Path]:
+    return sorted([*directory.glob(f"*{ENTRY_SUFFIX}"), *directory.glob(f"*{RESERVATION_SUFFIX}")])
 
 
 def attempt_id_of(path: Path) -> AttemptId:
     return AttemptId(path.stem)
 
 
-def left_behind(folder: Path) -> tuple[list[Path], list[Path]]:
+def waiting_paths(folder: Path) -> tuple[list[Path], list[Path]]:
     """Of all journals below a folder: the answers that wait, and those set aside as unreadable."""
-    return sorted(folder.glob(f"*/*{ENTRY}")), sorted(folder.glob(f"*/*{SET_ASIDE}"))
+    return sorted(folder.glob(f"*/*{ENTRY_SUFFIX}")), sorted(folder.glob(f"*/*{SET_ASIDE_SUFFIX}"))

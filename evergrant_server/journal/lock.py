@@ -10,7 +10,7 @@ import os
 import secrets
 from pathlib import Path
 
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 
 
 class JournalLock:
@@ -22,13 +22,13 @@ class JournalLock:
         try:
             folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # parents made on the way are open
             folder.mkdir(mode=0o700, exist_ok=True)
-            self.id, self._fd = self._take()
+            self.id, self._fd = self._claim_directory()
         except OSError as error:
             raise Failure(
-                Code.STORE_UNAVAILABLE, f"the journal folder {folder} can't be used: {error.strerror}"
+                ErrorCode.STORE_UNAVAILABLE, f"the journal folder {folder} can't be used: {error.strerror}"
             ) from None
 
-    def held(self, journal_id: str) -> bool | None:
+    def is_held(self, journal_id: str) -> bool | None:
         """True while its owner lives, False when it died, None when it isn't on this host, or is nobody's."""
         if journal_id == self.id:
             return True
@@ -41,14 +41,14 @@ class JournalLock:
         os.close(fd)
         return False
 
-    def take(self, directory: Path) -> int | None:
+    def try_take(self, directory: Path) -> int | None:
         """Hold another directory whose owner is gone, until the descriptor is closed; None: it isn't free."""
         return _try_directory(directory)
 
     def release(self) -> None:
         os.close(self._fd)
 
-    def _take(self) -> tuple[str, int]:
+    def _claim_directory(self) -> tuple[str, int]:
         for directory in sorted(path for path in self._folder.iterdir() if path.is_dir()):
             fd = _try_directory(directory)
             if fd is not None:
@@ -56,7 +56,7 @@ class JournalLock:
         directory = self._folder / f"jrn_{secrets.token_hex(8)}"
         directory.mkdir(mode=0o700)
         fd = _try_directory(directory)
-        return (directory.name, fd) if fd is not None else self._take()
+        return (directory.name, fd) if fd is not None else self._claim_directory()
 
 
 def try_lock(path: Path, *, create: bool = False) -> int | None:

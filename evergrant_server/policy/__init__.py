@@ -4,7 +4,15 @@ Owns the verdict and its reason. Doesn't own who is asking (api), where permits 
 (store) or what a refusal looks like on the wire (core.errors).
 """
 
-from evergrant_server.policy.permits import Reason, Verdict, above, decide, reaches
-from evergrant_server.policy.sources import may_exchange, scopes_of_source
+from evergrant_server.policy.permits import DecisionReason, PermitDecision, decide, may_see, scopes_above
+from evergrant_server.policy.sources import may_exchange, source_scopes
 
-__all__ = ["Reason", "Verdict", "above", "decide", "may_exchange", "reaches", "scopes_of_source"]
+__all__ = [
+    "DecisionReason",
+    "PermitDecision",
+    "decide",
+    "may_exchange",
+    "may_see",
+    "scopes_above",
+    "source_scopes",
+]

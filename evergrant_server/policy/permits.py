@@ -6,10 +6,10 @@ from enum import StrEnum
 
 from evergrant_server.core.access import Action, Permit
 
-ANY = "*"
+WILDCARD = "*"
 
 
-class Reason(StrEnum):
+class DecisionReason(StrEnum):
     """Why a verdict is as it is; the API turns it into a code."""
 
     ALLOWED = "allowed"
@@ -19,12 +19,12 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class PermitDecision:
     """`ceiling` is the scope ceiling of the permit that decided; None means it has none."""
 
     allowed: bool
     permit_name: str | None
-    reason: Reason
+    reason: DecisionReason
     ceiling: tuple[str, ...] | None = None
 
 
@@ -35,7 +35,7 @@ def decide(
     subject: str | None,
     action: Action,
     scopes: Iterable[str] = (),
-) -> Verdict:
+) -> PermitDecision:
     """Judge one action. Permits never add up: one of them must allow all of it.
 
     `subject` None means the integration itself, `integration` None the whole tenant: only
@@ -43,23 +43,23 @@ def decide(
     """
     covering = [permit for permit in permits if _covers(permit, integration, subject)]
     if not covering:
-        return Verdict(False, None, Reason.NO_PERMIT)
+        return PermitDecision(False, None, DecisionReason.NO_PERMIT)
     acting = sorted((p for p in covering if action in p.actions), key=lambda permit: permit.name)
     if not acting:
-        return Verdict(False, None, Reason.ACTION_NOT_PERMITTED)
+        return PermitDecision(False, None, DecisionReason.ACTION_NOT_PERMITTED)
     wanted = tuple(scopes)
     for permit in acting:
-        if not above(wanted, permit.scope_ceiling):
-            return Verdict(True, permit.name, Reason.ALLOWED, permit.scope_ceiling)
-    return Verdict(False, acting[0].name, Reason.SCOPE_ABOVE_CEILING, acting[0].scope_ceiling)
+        if not scopes_above(wanted, permit.scope_ceiling):
+            return PermitDecision(True, permit.name, DecisionReason.ALLOWED, permit.scope_ceiling)
+    return PermitDecision(False, acting[0].name, DecisionReason.SCOPE_ABOVE_CEILING, acting[0].scope_ceiling)
 
 
-def reaches(permits: Sequence[Permit], *, integration: str | None, subject: str | None) -> bool:
+def may_see(permits: Sequence[Permit], *, integration: str | None, subject: str | None) -> bool:
     """True when the app may know of it at all, whatever it may do with it."""
     return any(_covers(permit, integration, subject) for permit in permits)
 
 
-def above(scopes: Iterable[str], *ceilings: tuple[str, ...] | None) -> tuple[str, ...]:
+def scopes_above(scopes: Iterable[str], *ceilings: tuple[str, ...] | None) -> tuple[str, ...]:
     """The scopes that at least one of the ceilings doesn't have. None is no ceiling."""
     return tuple(
         scope for scope in scopes if any(ceiling is not None and scope not in ceiling for ceiling in ceilings)
@@ -67,6 +67,8 @@ def above(scopes: Iterable[str], *ceilings: tuple[str, ...] | None) -> tuple[str
 
 
 def _covers(permit: Permit, integration: str | None, subject: str | None) -> bool:
-    if permit.integration != ANY and permit.integration != integration:
+    if permit.integration != WILDCARD and permit.integration != integration:
         return False
-    return ANY in permit.subjects or (subject is not None and subject != ANY and subject in permit.subjects)
+    return WILDCARD in permit.subjects or (
+        subject is not None and subject != WILDCARD and subject in permit.subjects
+    )

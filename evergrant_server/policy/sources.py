@@ -3,18 +3,18 @@
 from collections.abc import Sequence
 
 from evergrant_server.core.access import Action, Permit
-from evergrant_server.core.connection import Connection
-from evergrant_server.core.grant import Grant
-from evergrant_server.policy.permits import Verdict, decide
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.grant import Grant
+from evergrant_server.policy.permits import PermitDecision, decide
 
 
-def scopes_of_source(source: Connection, grant: Grant | None, offline: str | None) -> tuple[str, ...]:
+def source_scopes(source: Connection, grant: Grant | None, offline: str | None) -> tuple[str, ...]:
     """All that its token can do. `offline`, the scope that brings a refresh token, does nothing by itself."""
     scopes = source.requested_scopes if grant is None else grant.scopes
     return tuple(scope for scope in scopes if scope != offline)
 
 
-def may_exchange(permits: Sequence[Permit], source: Connection, scopes: Sequence[str]) -> Verdict:
+def may_exchange(permits: Sequence[Permit], source: Connection, scopes: Sequence[str]) -> PermitDecision:
     """Judge an app's permits as a lease of the source with these scopes would."""
     return decide(
         permits,

@@ -9,11 +9,20 @@ Failures are `core.errors.Failure`: STORE_UNAVAILABLE when the database can't be
 STORE_CONFLICT when a row changed meanwhile, SCHEMA_MISMATCH, SEAL_BROKEN, KEY_UNAVAILABLE.
 """
 
+from evergrant_server.store.connections.lease_rows import LeaseRow, LeaseRows
 from evergrant_server.store.histories import HistoryExport
-from evergrant_server.store.idempotency import Remembered
-from evergrant_server.store.lease_rows import LeaseRow, LeaseRows
-from evergrant_server.store.seals import NOBODY, HeldKeys
+from evergrant_server.store.idempotency import StoredResponse
+from evergrant_server.store.sealing import NO_CONNECTION, UnwrappedKeys
 from evergrant_server.store.store import Store
-from evergrant_server.store.tx import Tx
+from evergrant_server.store.transactions import Transaction
 
-__all__ = ["NOBODY", "HeldKeys", "HistoryExport", "LeaseRow", "LeaseRows", "Remembered", "Store", "Tx"]
+__all__ = [
+    "NO_CONNECTION",
+    "HistoryExport",
+    "LeaseRow",
+    "LeaseRows",
+    "Store",
+    "StoredResponse",
+    "Transaction",
+    "UnwrappedKeys",
+]

@@ -17,14 +17,14 @@ METADATA = MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
-BIG = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers only INTEGER keys by itself
+BIG_INTEGER = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers only INTEGER keys by itself
 
 
-def moment() -> Any:
+def timestamp_column() -> Any:
     return Field(sa_type=UtcDateTime)
 
 
-def maybe_moment() -> Any:
+def optional_timestamp_column() -> Any:
     return Field(default=None, sa_type=UtcDateTime)
 
 
@@ -36,11 +36,11 @@ def sealed_column() -> Any:
     return Field(default=None, sa_type=SealedBytes)
 
 
-def of_connection() -> ForeignKeyConstraint:
+def connection_foreign_key() -> ForeignKeyConstraint:
     return ForeignKeyConstraint(["tenant", "connection_id"], ["connection.tenant", "connection.id"])
 
 
-def of_app() -> ForeignKeyConstraint:
+def app_foreign_key() -> ForeignKeyConstraint:
     return ForeignKeyConstraint(["tenant", "app_id"], ["app.tenant", "app.id"], ondelete="CASCADE")
 
 

@@ -14,7 +14,7 @@ from sqlalchemy import URL, Connection, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 
 _BUSY_MS = 5_000  # how long SQLite waits for another process's write
 _PG_SETTINGS = {
@@ -31,10 +31,10 @@ _PRAGMAS = (
     "foreign_keys=ON",
     "secure_delete=ON",  # shredded keys don't stay in free pages
 )
-BEGIN = "evergrant_begin"  # execution option: what SQLite begins a transaction with; "" begins none
+BEGIN_OPTION = "evergrant_begin"  # execution option: what SQLite begins a transaction with; "" begins none
 
 
-def parsed(url: str) -> URL:
+def parse_url(url: str) -> URL:
     """The URL with its async driver. Raises Failure STORE_UNAVAILABLE for anything else."""
     try:
         made = make_url(url)
@@ -53,7 +53,7 @@ def parsed(url: str) -> URL:
 
 def make_engine(url: str) -> AsyncEngine:
     """An engine whose statements never print their parameters and whose waits are all bounded."""
-    made = parsed(url)
+    made = parse_url(url)
     if made.get_backend_name() == "sqlite":
         file = made.database or ""
 
@@ -76,9 +76,9 @@ def make_engine(url: str) -> AsyncEngine:
     )
 
 
-def sqlite_file(url: str) -> Path | None:
+def sqlite_path(url: str) -> Path | None:
     """The database file of a SQLite URL; None for PostgreSQL."""
-    made = parsed(url)
+    made = parse_url(url)
     return Path(made.database or "") if made.get_backend_name() == "sqlite" else None
 
 
@@ -127,10 +127,10 @@ def _prepare_sqlite(connection: Any, record: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    statement = connection.get_execution_options().get(BEGIN, "BEGIN")
+    statement = connection.get_execution_options().get(BEGIN_OPTION, "BEGIN")
     if statement:
         connection.exec_driver_sql(statement)
 
 
 def _unusable(why: str) -> Failure:
-    return Failure(Code.STORE_UNAVAILABLE, f"EVERGRANT_DATABASE_URL can't be used: {why}.")
+    return Failure(ErrorCode.STORE_UNAVAILABLE, f"EVERGRANT_DATABASE_URL can't be used: {why}.")

@@ -8,7 +8,7 @@ from asyncpg import InterfaceError, PostgresError  # pyright: ignore[reportMissi
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 
 _RETRY_AFTER = 1.0  # seconds
 _CONFLICT_STATES = frozenset({"40001", "40P01"})  # serialization_failure, deadlock_detected
@@ -36,7 +36,7 @@ _SCHEMA_WORDS = ("no such table", "no such column", "has no column named")
 
 
 @contextmanager
-def translated() -> Generator[None]:
+def translate_errors() -> Generator[None]:
     """Turn the driver's exceptions into failures. The driver's text may quote values: it is left out."""
     try:
         yield
@@ -46,27 +46,27 @@ def translated() -> Generator[None]:
         raise _failure_of(DBAPIError("", None, error)) from None
     except (OSError, TimeoutError) as error:
         name = type(error).__name__
-        raise unavailable(f"{_UNREACHABLE[name]} ({name})" if name in _UNREACHABLE else name) from None
+        raise store_unavailable(f"{_UNREACHABLE[name]} ({name})" if name in _UNREACHABLE else name) from None
 
 
-def unavailable(why: str) -> Failure:
-    return Failure(Code.STORE_UNAVAILABLE, f"The store can't be used: {why}.", retry_after=_RETRY_AFTER)
+def store_unavailable(why: str) -> Failure:
+    return Failure(ErrorCode.STORE_UNAVAILABLE, f"The store can't be used: {why}.", retry_after=_RETRY_AFTER)
 
 
 def _failure_of(error: SQLAlchemyError) -> Failure:
     if isinstance(error, PoolTimeout):
-        return unavailable("all its connections are busy")
+        return store_unavailable("all its connections are busy")
     if not isinstance(error, DBAPIError):
-        return Failure(Code.INTERNAL, f"A statement failed: {type(error).__name__}.")
+        return Failure(ErrorCode.INTERNAL, f"A statement failed: {type(error).__name__}.")
     state = str(getattr(error.orig, "sqlstate", None) or "")
     text = str(error.orig).lower()
     if isinstance(error, IntegrityError) or state in _CONFLICT_STATES:
-        return Failure(Code.STORE_CONFLICT, "Another change came first; nothing was written.")
+        return Failure(ErrorCode.STORE_CONFLICT, "Another change came first; nothing was written.")
     if state in _SCHEMA_STATES or any(words in text for words in _SCHEMA_WORDS):
-        return Failure(Code.SCHEMA_MISMATCH, "The database lacks a table or column this code uses.")
+        return Failure(ErrorCode.SCHEMA_MISMATCH, "The database lacks a table or column this code uses.")
     if isinstance(error, DataError) or state.startswith("22"):  # class 22: data exception
-        return Failure(Code.INVALID_REQUEST, "A value can't be stored by this database.")
-    return unavailable(_named(error, state))
+        return Failure(ErrorCode.INVALID_REQUEST, "A value can't be stored by this database.")
+    return store_unavailable(_named(error, state))
 
 
 def _named(error: DBAPIError, state: str) -> str:

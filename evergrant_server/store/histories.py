@@ -9,7 +9,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from evergrant_server.core.ids import ConnectionId, Tenant
-from evergrant_server.store.records import compare_and_set, every, insert, one, values_of, where
+from evergrant_server.store.records import (
+    column_values,
+    columns_equal,
+    compare_and_set,
+    fetch_all,
+    find_one,
+    insert,
+)
 from evergrant_server.store.tables import HistoryRow
 
 
@@ -36,22 +43,22 @@ class Histories:
 
     async def add(self, export: HistoryExport) -> None:
         """Keep an export. A longer one of the same run replaces a shorter one, never the reverse."""
-        if await insert(self._connection, HistoryRow, values_of(export, revision=1)):
+        if await insert(self._connection, HistoryRow, column_values(export, revision=1)):
             return
         key = {"tenant": export.tenant, "workflow_id": export.workflow_id, "run_id": export.run_id}
-        old = await one(self._connection, HistoryRow, **key)
+        old = await find_one(self._connection, HistoryRow, **key)
         if old is None or (old["last_event_id"], old["closed"]) >= (export.last_event_id, export.closed):
             return
-        await compare_and_set(self._connection, HistoryRow, key, values_of(export), old["revision"])
+        await compare_and_set(self._connection, HistoryRow, key, column_values(export), old["revision"])
 
-    async def of(self, tenant: Tenant, connection_id: ConnectionId) -> list[HistoryExport]:
+    async def of_connection(self, tenant: Tenant, connection_id: ConnectionId) -> list[HistoryExport]:
         """Every exported run of a connection, in the order in which they were exported."""
-        mine = where(HistoryRow, tenant=tenant, connection_id=connection_id)
+        mine = columns_equal(HistoryRow, tenant=tenant, connection_id=connection_id)
         order = (col(HistoryRow.exported_at), col(HistoryRow.run_id))
-        rows = await every(self._connection, select(HistoryRow).where(mine).order_by(*order))
+        rows = await fetch_all(self._connection, select(HistoryRow).where(mine).order_by(*order))
         return [HistoryExport.model_validate(row) for row in rows]
 
-    async def closed_among(self, runs: list[tuple[Tenant, str, str]]) -> set[str]:
+    async def closed_run_ids(self, runs: list[tuple[Tenant, str, str]]) -> set[str]:
         """The ids of those runs (tenant, workflow id, run id) whose whole history is kept."""
         key = tuple_(col(HistoryRow.tenant), col(HistoryRow.workflow_id), col(HistoryRow.run_id))
         query = select(col(HistoryRow.run_id)).where(key.in_(runs), col(HistoryRow.closed).is_(True))

@@ -7,17 +7,17 @@ from sqlalchemy import delete, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, Tenant
 from evergrant_server.core.secret import Secret
-from evergrant_server.crypto import Lane, Place
-from evergrant_server.store.records import Values, insert, one
-from evergrant_server.store.seals import NOBODY, Seals
+from evergrant_server.crypto import AssociatedData, KeyPurpose
+from evergrant_server.store.records import Values, find_one, insert
+from evergrant_server.store.sealing import NO_CONNECTION, ColumnSealer
 from evergrant_server.store.tables import IdempotencyRow
 
 
 @dataclass(frozen=True)
-class Remembered:
+class StoredResponse:
     """An answer given before: the hash of its request, its HTTP status and its body's text."""
 
     request_hash: str
@@ -31,20 +31,20 @@ class Remembered:
 class Idempotency:
     """Remembered answers of one transaction."""
 
-    def __init__(self, connection: AsyncConnection, seals: Seals) -> None:
+    def __init__(self, connection: AsyncConnection, seals: ColumnSealer) -> None:
         self._connection = connection
         self._seals = seals
 
-    async def recall(self, tenant: Tenant, app_id: AppId, key: str) -> Remembered | None:
+    async def find(self, tenant: Tenant, app_id: AppId, key: str) -> StoredResponse | None:
         """The answer given for this key, or None. Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE."""
-        row = await one(self._connection, IdempotencyRow, tenant=tenant, app_id=app_id, key=key)
+        row = await find_one(self._connection, IdempotencyRow, tenant=tenant, app_id=app_id, key=key)
         if row is None:
             return None
         place = _place(tenant, app_id, key)
-        body = await self._seals.open(Lane.INTAKE, NOBODY, place, row["sealed_body"])
-        return Remembered(row["request_hash"], row["status"], body.reveal())
+        body = await self._seals.open(KeyPurpose.INTAKE, NO_CONNECTION, place, row["sealed_body"])
+        return StoredResponse(row["request_hash"], row["status"], body.reveal())
 
-    async def remember(
+    async def store(
         self, tenant: Tenant, app_id: AppId, key: str, request_hash: str, status: int, body: str, at: datetime
     ) -> None:
         """Keep an answer. Raises Failure IDEMPOTENCY_CONFLICT when the key was used for another
@@ -56,16 +56,16 @@ class Idempotency:
             "key": key,
             "request_hash": request_hash,
             "status": status,
-            "sealed_body": await self._seals.seal(Lane.INTAKE, NOBODY, place, Secret(body)),
+            "sealed_body": await self._seals.seal(KeyPurpose.INTAKE, NO_CONNECTION, place, Secret(body)),
             "remembered_at": at,
             "revision": 1,
         }
         if await insert(self._connection, IdempotencyRow, values):
             return
-        first = await self.recall(tenant, app_id, key)
+        first = await self.find(tenant, app_id, key)
         if first is not None and first.request_hash != request_hash:
-            raise Failure(Code.IDEMPOTENCY_CONFLICT)
-        raise Failure(Code.STORE_CONFLICT, "The same request was answered meanwhile.")
+            raise Failure(ErrorCode.IDEMPOTENCY_CONFLICT)
+        raise Failure(ErrorCode.STORE_CONFLICT, "The same request was answered meanwhile.")
 
     async def prune(self, before: datetime, limit: int = 1000) -> int:
         """Forget answers given before this moment, `limit` at the most; returns how many."""
@@ -75,5 +75,5 @@ class Idempotency:
         return (await self._connection.execute(gone)).rowcount
 
 
-def _place(tenant: str, app_id: str, key: str) -> Place:
-    return Place(tenant, "idempotency", f"{app_id}/{key}", "sealed_body")
+def _place(tenant: str, app_id: str, key: str) -> AssociatedData:
+    return AssociatedData(tenant, "idempotency", f"{app_id}/{key}", "sealed_body")

@@ -8,11 +8,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 from sqlmodel import col
 
-from evergrant_server.core.clock import TOLERANCE
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.clock import CLOCK_SKEW
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import OutboxId
 from evergrant_server.core.outbox import OutboxMessage
-from evergrant_server.store.records import Values, every, insert, taken, values_of, where
+from evergrant_server.store.records import (
+    Values,
+    already_exists,
+    column_values,
+    columns_equal,
+    fetch_all,
+    insert,
+)
 from evergrant_server.store.tables import OutboxRow
 
 _FARTHEST = timedelta(minutes=10)  # a relay puts nothing off for longer; see `_due`
@@ -31,8 +38,8 @@ class Outbox:
             # numbers are given at insert, not at commit: writers to one target take turns,
             # so that a lower number never becomes visible after a higher one
             await self._connection.execute(_TARGET_LOCK, {"target": message.target})
-        if not await insert(self._connection, OutboxRow, values_of(message, revision=1)):
-            raise taken(f"Message {message.id}")
+        if not await insert(self._connection, OutboxRow, column_values(message, revision=1)):
+            raise already_exists(f"Message {message.id}")
 
     async def claim(self, by: str, now: datetime, hold: timedelta, limit: int = 50) -> list[OutboxMessage]:
         """Take messages that are due, for `hold`; the oldest undelivered one of each target alone.
@@ -49,7 +56,7 @@ class Outbox:
         mine = col(OutboxRow.seq).in_(seqs)
         taken_by: Values = {"claimed_by": by, "claimed_until": now + hold}
         await self._connection.execute(update(OutboxRow).where(mine).values({**taken_by, **_NEXT}))
-        rows = await every(self._connection, select(OutboxRow).where(mine).order_by(col(OutboxRow.seq)))
+        rows = await fetch_all(self._connection, select(OutboxRow).where(mine).order_by(col(OutboxRow.seq)))
         claimed: list[OutboxMessage] = []
         for row in rows:
             try:
@@ -58,7 +65,7 @@ class Outbox:
                 await self.postpone(OutboxId(row["id"]), "this version can't read it", now + hold)
         return claimed
 
-    async def delivered(self, id: OutboxId, at: datetime) -> None:
+    async def mark_delivered(self, id: OutboxId, at: datetime) -> None:
         """Mark a message as delivered; a second time changes nothing."""
         done: Values = {"delivered_at": at, "claimed_until": None, "last_error": None}
         await self._change(id, done)
@@ -74,7 +81,7 @@ class Outbox:
         }
         await self._change(id, later)
 
-    async def waiting_among(self, targets: list[str]) -> set[str]:
+    async def targets_with_undelivered(self, targets: list[str]) -> set[str]:
         """Those of these targets for which a message is not delivered yet."""
         query = select(col(OutboxRow.target)).where(_undelivered(), col(OutboxRow.target).in_(targets))
         return set((await self._connection.execute(query)).scalars())
@@ -85,7 +92,7 @@ class Outbox:
         counted = select(func.count()).select_from(OutboxRow).where(_undelivered(), written)
         return (await self._connection.execute(counted)).scalar_one()
 
-    async def oldest(self) -> datetime | None:
+    async def oldest_undelivered_at(self) -> datetime | None:
         """When the oldest undelivered message was written."""
         first = select(func.min(col(OutboxRow.created_at))).where(_undelivered())
         return (await self._connection.execute(first)).scalar_one_or_none()
@@ -96,12 +103,12 @@ class Outbox:
         return (await self._connection.execute(delete(OutboxRow).where(col(OutboxRow.seq).in_(old)))).rowcount
 
     async def _change(self, id: OutboxId, values: Values) -> None:
-        statement = update(OutboxRow).where(where(OutboxRow, id=id), _undelivered())
+        statement = update(OutboxRow).where(columns_equal(OutboxRow, id=id), _undelivered())
         if (await self._connection.execute(statement.values({**values, **_NEXT}))).rowcount == 1:
             return
-        there = select(exists().where(where(OutboxRow, id=id)))
+        there = select(exists().where(columns_equal(OutboxRow, id=id)))
         if not (await self._connection.execute(there)).scalar_one():
-            raise Failure(Code.NOT_FOUND, f"{id} doesn't exist.")
+            raise Failure(ErrorCode.NOT_FOUND, f"{id} doesn't exist.")
 
 
 _NEXT: Values = {"revision": col(OutboxRow.revision) + 1}
@@ -116,7 +123,7 @@ def _due(now: datetime, hold: timedelta) -> ColumnElement[bool]:
     a message and all that are behind it would wait until the others' clocks get there."""
     next_at, until = col(OutboxRow.next_at), col(OutboxRow.claimed_until)
     postponed = or_(next_at.is_(None), next_at <= now, next_at > now + _FARTHEST)
-    return postponed & or_(until.is_(None), until <= now, until > now + hold + TOLERANCE)
+    return postponed & or_(until.is_(None), until <= now, until > now + hold + CLOCK_SKEW)
 
 
 def _behind_another() -> ColumnElement[bool]:

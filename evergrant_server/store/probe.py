@@ -5,66 +5,66 @@ from datetime import datetime
 from sqlalchemy import func, select, text
 from sqlmodel import col
 
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.crypto import KeyRing, Lane
-from evergrant_server.store.records import first, where
-from evergrant_server.store.seals import NOBODY, KeyRows, unwrapped
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.crypto import KeyPurpose, KeyRing
+from evergrant_server.store.records import columns_equal, fetch_first
+from evergrant_server.store.sealing import NO_CONNECTION, WrappedKey, unwrap
 from evergrant_server.store.store import Store
 from evergrant_server.store.tables import KeyRow, OutboxRow
 
 
 async def database_time(store: Store) -> datetime | None:
     """What time the database has; None for SQLite, which has this host's."""
-    if store.sqlite:
+    if store.is_sqlite:
         return None
-    async with store.single() as connection:
+    async with store.autocommit() as connection:
         return (await connection.execute(text("SELECT clock_timestamp()"))).scalar_one()
 
 
-async def waiting(store: Store) -> tuple[int, datetime | None]:
+async def undelivered_messages(store: Store) -> tuple[int, datetime | None]:
     """How many outbox messages are not delivered, and when the oldest of them was written."""
     undelivered = col(OutboxRow.delivered_at).is_(None)
     query = select(func.count(), func.min(OutboxRow.created_at)).where(undelivered)
-    async with store.single() as connection:
+    async with store.autocommit() as connection:
         count, oldest = (await connection.execute(query)).one()
     return count, oldest
 
 
-async def open_tenant_key(store: Store, ring: KeyRing, lane: Lane) -> str | None:
+async def unwrap_newest_tenant_key(store: Store, ring: KeyRing, lane: KeyPurpose) -> str | None:
     """Unwrap the newest tenant key of a lane; returns its id, None when there is none yet.
 
     Raises Failure KEY_UNAVAILABLE or SEAL_BROKEN when this ring isn't the one it was made with.
     """
     query = (
         select(col(KeyRow.tenant), col(KeyRow.id), col(KeyRow.sealed_key))
-        .where(where(KeyRow, lane=lane.value, connection_id=NOBODY))
+        .where(columns_equal(KeyRow, lane=lane.value, connection_id=NO_CONNECTION))
         .order_by(col(KeyRow.created_at).desc())
         .limit(1)
     )
-    async with store.single() as connection:
-        row = await first(connection, query)
+    async with store.autocommit() as connection:
+        row = await fetch_first(connection, query)
     if row is None:
         return None
     key, sealed = row["id"], row["sealed_key"]
-    return unwrapped(ring, row["tenant"], lane, KeyRows(key, NOBODY, sealed, key, sealed)).id
+    return unwrap(ring, row["tenant"], lane, WrappedKey(key, NO_CONNECTION, sealed, key, sealed)).id
 
 
-async def refuse_foreign_keys(store: Store, ring: KeyRing) -> None:
+async def require_matching_key_ring(store: Store, ring: KeyRing) -> None:
     """Raise Failure KEY_UNAVAILABLE when this ring doesn't open what the database holds.
 
     Found at the start: a process that went on would seal new rows with keys that the old ones
     don't know.
     """
-    for lane in Lane:
+    for lane in KeyPurpose:
         if not ring.holds(lane):
             continue
         try:
-            await open_tenant_key(store, ring, lane)
+            await unwrap_newest_tenant_key(store, ring, lane)
         except Failure as failure:
-            if failure.code not in (Code.KEY_UNAVAILABLE, Code.SEAL_BROKEN):
+            if failure.code not in (ErrorCode.KEY_UNAVAILABLE, ErrorCode.SEAL_BROKEN):
                 raise
             raise Failure(
-                Code.KEY_UNAVAILABLE,
+                ErrorCode.KEY_UNAVAILABLE,
                 f"{ring!r} doesn't open this database's keys ({failure.detail}) "
                 "Set EVERGRANT_KEY_FILE to the key file that filled this database, or restore that file.",
                 key_file="another database's",

@@ -10,35 +10,35 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.store.engine import BEGIN, make_engine, sqlite_file
-from evergrant_server.store.faults import translated, unavailable
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.store.engine import BEGIN_OPTION, make_engine, sqlite_path
+from evergrant_server.store.faults import store_unavailable, translate_errors
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 _UPGRADE_LOCK = 0x4576_6572  # "Ever": one upgrade at a time on PostgreSQL
 
 
-def head() -> str:
+def expected_version() -> str:
     """The version this code is written for."""
     newest = _scripts().get_current_head()
     if newest is None:
-        raise Failure(Code.INTERNAL, f"No migration was found in {MIGRATIONS}.")
+        raise Failure(ErrorCode.INTERNAL, f"No migration was found in {MIGRATIONS}.")
     return newest
 
 
-def refuse_absent_file(url: str) -> None:
+def require_existing_file(url: str) -> None:
     """Raise Failure SCHEMA_MISMATCH when SQLite's file isn't there: opening it would make it."""
     if _absent(url):
-        raise _mismatch(None, head())
+        raise _mismatch(None, expected_version())
 
 
-async def current(url: str) -> str | None:
+async def current_version(url: str) -> str | None:
     """The version the database has; None when it is empty. Raises Failure STORE_UNAVAILABLE."""
     if _absent(url):
         return None
     engine = make_engine(url)
     try:
-        with translated():
+        with translate_errors():
             async with engine.connect() as connection:
                 return await connection.run_sync(_version)
     finally:
@@ -54,16 +54,16 @@ async def upgrade(url: str) -> None:
     _private_file(url)
     engine = make_engine(url)
     try:
-        with translated():
-            async with engine.execution_options(**{BEGIN: "BEGIN IMMEDIATE"}).begin() as connection:
+        with translate_errors():
+            async with engine.execution_options(**{BEGIN_OPTION: "BEGIN IMMEDIATE"}).begin() as connection:
                 await connection.run_sync(_upgrade)
     finally:
         await engine.dispose()
 
 
-def check(connection: Connection) -> None:
+def require_expected_version(connection: Connection) -> None:
     """Raise Failure SCHEMA_MISMATCH unless the database has exactly the version of this code."""
-    found, expected = _version(connection), head()
+    found, expected = _version(connection), expected_version()
     if found != expected:
         raise _mismatch(found, expected)
 
@@ -71,10 +71,10 @@ def check(connection: Connection) -> None:
 def _upgrade(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _UPGRADE_LOCK})
-    found, expected = _version(connection), head()
+    found, expected = _version(connection), expected_version()
     if found == expected:
         return
-    if found is not None and not known(found):
+    if found is not None and not is_known(found):
         raise _mismatch(found, expected)
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
@@ -86,7 +86,7 @@ def _version(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
 
 
-def known(version: str) -> bool:
+def is_known(version: str) -> bool:
     """Is this a version of ours?"""
     return any(script.revision == version for script in _scripts().walk_revisions())
 
@@ -99,28 +99,28 @@ def _scripts() -> ScriptDirectory:
 def _mismatch(found: str | None, expected: str) -> Failure:
     if found is None:
         detail = f"The database is empty and this code wants schema {expected}."
-    elif known(found):
+    elif is_known(found):
         detail = f"The database has the older schema {found} and this code wants {expected}."
     else:
         detail = f"The database has schema {found}, from a newer server; this code knows {expected}."
-    return Failure(Code.SCHEMA_MISMATCH, detail, found=found or "none", expected=expected)
+    return Failure(ErrorCode.SCHEMA_MISMATCH, detail, found=found or "none", expected=expected)
 
 
 def _absent(url: str) -> bool:
     """Is it SQLite, without its file? Raises Failure STORE_UNAVAILABLE when even its folder isn't there."""
-    file = sqlite_file(url)
+    file = sqlite_path(url)
     if file is not None and not file.parent.is_dir():
-        raise unavailable(f"the folder {file.parent} isn't there")
+        raise store_unavailable(f"the folder {file.parent} isn't there")
     return file is not None and not file.exists()
 
 
 def _private_file(url: str) -> None:
     """Make a new SQLite file readable by its owner alone, before SQLite makes it for everybody."""
-    file = sqlite_file(url)
+    file = sqlite_path(url)
     if file is None:
         return
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     except OSError as error:
-        raise unavailable(f"{file} can't be written ({error.strerror})") from None
+        raise store_unavailable(f"{file} can't be written ({error.strerror})") from None

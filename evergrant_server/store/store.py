@@ -7,12 +7,12 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from evergrant_server.core.clock import Clock
-from evergrant_server.crypto import KeyRing, Lane
+from evergrant_server.crypto import KeyPurpose, KeyRing
 from evergrant_server.store import schema
-from evergrant_server.store.engine import BEGIN, make_engine
-from evergrant_server.store.faults import translated
-from evergrant_server.store.seals import HeldKeys
-from evergrant_server.store.tx import Tx
+from evergrant_server.store.engine import BEGIN_OPTION, make_engine
+from evergrant_server.store.faults import translate_errors
+from evergrant_server.store.sealing import UnwrappedKeys
+from evergrant_server.store.transactions import Transaction
 
 _CLOSE_S = 10.0
 
@@ -25,13 +25,13 @@ class Store:
         self._engine = engine
         self._clock = clock
         self.ring = ring
-        self.sqlite = engine.dialect.name == "sqlite"
+        self.is_sqlite = engine.dialect.name == "sqlite"
         # SQLite has one writer. Waiting here is fair and doesn't poll, as its busy handler does.
         self._writing = asyncio.Lock()
-        if self.sqlite:
+        if self.is_sqlite:
             self._readers = engine
-            self._writers = engine.execution_options(**{BEGIN: "BEGIN IMMEDIATE"})
-            self._single = engine.execution_options(**{BEGIN: ""})
+            self._writers = engine.execution_options(**{BEGIN_OPTION: "BEGIN IMMEDIATE"})
+            self._single = engine.execution_options(**{BEGIN_OPTION: ""})
         else:
             self._readers = engine.execution_options(
                 isolation_level="REPEATABLE READ", postgresql_readonly=True
@@ -47,13 +47,13 @@ class Store:
         `expect_schema` is False, SCHEMA_MISMATCH when its version isn't this code's.
         """
         if expect_schema:
-            schema.refuse_absent_file(url)
+            schema.require_existing_file(url)
         engine = make_engine(url)
         try:
-            with translated():
+            with translate_errors():
                 async with engine.connect() as connection:
                     if expect_schema:
-                        await connection.run_sync(schema.check)
+                        await connection.run_sync(schema.require_expected_version)
         except BaseException:
             await engine.dispose()
             raise
@@ -66,14 +66,14 @@ class Store:
                 await self._engine.dispose()
 
     @asynccontextmanager
-    async def read(self) -> AsyncGenerator[Tx]:
+    async def read(self) -> AsyncGenerator[Transaction]:
         """One snapshot: every query inside sees the same moment."""
-        with translated():
+        with translate_errors():
             async with self._readers.connect() as connection:
                 yield self._tx(connection)
 
     @asynccontextmanager
-    async def write(self, keys: HeldKeys | None = None) -> AsyncGenerator[Tx]:
+    async def write(self, keys: UnwrappedKeys | None = None) -> AsyncGenerator[Transaction]:
         """One change: committed on a clean exit, rolled back on an exception.
 
         With `keys`, what they seal or open needs no key service. Nothing but database calls
@@ -81,30 +81,32 @@ class Store:
         when it can't begin or commit, STORE_CONFLICT when another change came first.
         """
         async with AsyncExitStack() as stack:
-            if self.sqlite:
+            if self.is_sqlite:
                 await stack.enter_async_context(self._writing)
-            stack.enter_context(translated())
+            stack.enter_context(translate_errors())
             connection = await stack.enter_async_context(self._writers.begin())
             yield self._tx(connection, keys)
 
     @asynccontextmanager
-    async def single(self) -> AsyncGenerator[AsyncConnection]:
+    async def autocommit(self) -> AsyncGenerator[AsyncConnection]:
         """A connection for one plain query, without a transaction around it: the lease path's."""
-        with translated():
+        with translate_errors():
             async with self._single.connect() as connection:
                 yield connection
 
-    async def hold_keys(self, tenant: str, connection_id: str, lanes: tuple[Lane, ...]) -> HeldKeys:
+    async def unwrap_keys(
+        self, tenant: str, connection_id: str, lanes: tuple[KeyPurpose, ...]
+    ) -> UnwrappedKeys:
         """Unwrap the keys that a connection's next answer will need, making those it lacks.
 
         Raises Failure KEY_UNAVAILABLE, SEAL_BROKEN, STORE_UNAVAILABLE.
         """
         async with self.read() as tx:
-            found = await tx.keys.found(tenant, connection_id, lanes)
+            found = await tx.sealer.find_current_keys(tenant, connection_id, lanes)
         if found is not None:
             return found
         async with self.write() as tx:
-            return await tx.keys.hold(tenant, connection_id, lanes)
+            return await tx.sealer.get_or_create_keys(tenant, connection_id, lanes)
 
-    def _tx(self, connection: AsyncConnection, keys: HeldKeys | None = None) -> Tx:
-        return Tx(connection, self.ring, self._clock.now(), keys)
+    def _tx(self, connection: AsyncConnection, keys: UnwrappedKeys | None = None) -> Transaction:
+        return Transaction(connection, self.ring, self._clock.now(), keys)

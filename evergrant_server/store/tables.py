@@ -11,20 +11,20 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Index, Text, UniqueConstraint, text
 from sqlmodel import Field, ForeignKeyConstraint
 
-from evergrant_server.core.connection import State
+from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.crypto import Sealed
-from evergrant_server.store.columns import BIG, METADATA, Row
+from evergrant_server.store.columns import BIG_INTEGER, METADATA, Row
+from evergrant_server.store.columns import app_foreign_key as _of_app
+from evergrant_server.store.columns import connection_foreign_key as _of_connection
 from evergrant_server.store.columns import json_column as _json
-from evergrant_server.store.columns import maybe_moment as _maybe_moment
-from evergrant_server.store.columns import moment as _moment
-from evergrant_server.store.columns import of_app as _of_app
-from evergrant_server.store.columns import of_connection as _of_connection
+from evergrant_server.store.columns import optional_timestamp_column as _maybe_moment
 from evergrant_server.store.columns import sealed_column as _sealed
+from evergrant_server.store.columns import timestamp_column as _moment
 
 __all__ = ["METADATA", "Row"]
 
-FINAL_STATES = tuple(state.value for state in State if state.final)
-LIVE = text("state NOT IN ({})".format(", ".join(f"'{state}'" for state in sorted(FINAL_STATES))))
+FINAL_STATES = tuple(state.value for state in LifecycleState if state.is_final)
+LIVE_CONDITION = text("state NOT IN ({})".format(", ".join(f"'{state}'" for state in sorted(FINAL_STATES))))
 
 
 class ConnectionRow(Row, table=True):
@@ -36,8 +36,8 @@ class ConnectionRow(Row, table=True):
             "subject",
             "label",
             unique=True,
-            sqlite_where=LIVE,
-            postgresql_where=LIVE,
+            sqlite_where=LIVE_CONDITION,
+            postgresql_where=LIVE_CONDITION,
         ),
         Index(None, "tenant", "integration", "subject", "label"),
         Index(None, "id", unique=True),
@@ -239,7 +239,7 @@ class ExportLineRow(Row, table=True):
     )
     tenant: str = Field(primary_key=True)
     export_id: str = Field(primary_key=True)
-    seq: int = Field(primary_key=True, sa_type=BIG, sa_column_kwargs={"autoincrement": False})  # pyright: ignore[reportArgumentType]  # an instance carries the variant
+    seq: int = Field(primary_key=True, sa_type=BIG_INTEGER, sa_column_kwargs={"autoincrement": False})  # pyright: ignore[reportArgumentType]  # an instance carries the variant
     jwe: str = Field(sa_type=Text)
     revision: int
 
@@ -288,7 +288,7 @@ class OutboxRow(Row, table=True):
         {"sqlite_autoincrement": True},
     )
     tenant: str
-    seq: int | None = Field(default=None, primary_key=True, sa_type=BIG)  # pyright: ignore[reportArgumentType]  # an instance carries the variant
+    seq: int | None = Field(default=None, primary_key=True, sa_type=BIG_INTEGER)  # pyright: ignore[reportArgumentType]  # an instance carries the variant
     id: str
     kind: str
     target: str
@@ -331,7 +331,7 @@ class AuditRow(Row, table=True):
     revision: int
 
 
-class AuditLaneRow(Row, table=True):
+class AuditShardRow(Row, table=True):
     tenant: str = Field(primary_key=True)
     lane: str = Field(primary_key=True)
     count: int = Field(sa_type=BigInteger)

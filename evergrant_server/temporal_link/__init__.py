@@ -5,10 +5,17 @@ the export of histories and the preparation of a namespace. Everything else asks
 through plain methods and never sees a Temporal type.
 """
 
-from evergrant_server.temporal_link.closed_runs import ClosedRuns
+from evergrant_server.temporal_link.closed_runs import ClosedRunExporter
 from evergrant_server.temporal_link.link import TemporalLink
-from evergrant_server.temporal_link.lives import Lives
-from evergrant_server.temporal_link.reconcile import Reconciled, Reconciler
-from evergrant_server.temporal_link.relay import OutboxRelay
+from evergrant_server.temporal_link.outbox_relay import OutboxRelay
+from evergrant_server.temporal_link.reconcile import ReconcileCounts, Reconciler
+from evergrant_server.temporal_link.workflow_starter import WorkflowStarter
 
-__all__ = ["ClosedRuns", "Lives", "OutboxRelay", "Reconciled", "Reconciler", "TemporalLink"]
+__all__ = [
+    "ClosedRunExporter",
+    "OutboxRelay",
+    "ReconcileCounts",
+    "Reconciler",
+    "TemporalLink",
+    "WorkflowStarter",
+]

@@ -8,23 +8,23 @@ from datetime import datetime
 from typing import NamedTuple
 
 from evergrant_server.core.clock import Clock
-from evergrant_server.core.ids import WORKFLOW_ID, ConnectionId, Tenant
-from evergrant_server.core.outbox import history_export, history_target
-from evergrant_server.store import Store, Tx
+from evergrant_server.core.ids import CONNECTION_WORKFLOW_ID, ConnectionId, Tenant
+from evergrant_server.core.outbox import history_export_message, history_target
+from evergrant_server.store import Store, Transaction
 from evergrant_server.temporal_link.link import TemporalLink
 from evergrant_server.temporal_link.runs import ClosedRun
 
 _BATCH = 200
 
 
-class _Run(NamedTuple):
+class _ConnectionRun(NamedTuple):
     tenant: Tenant
     connection_id: ConnectionId
     workflow_id: str
     run_id: str
 
 
-class ClosedRuns:
+class ClosedRunExporter:
     """Has the histories of closed runs exported that are not yet. Harmless to repeat."""
 
     def __init__(self, store: Store, link: TemporalLink, clock: Clock) -> None:
@@ -32,39 +32,43 @@ class ClosedRuns:
         self._link = link
         self._clock = clock
 
-    async def have_exported(self, since: datetime | None) -> int:
+    async def request_exports(self, since: datetime | None) -> int:
         """Put an export into the outbox for each run that closed since then; says for how many.
 
         Raises Failure TEMPORAL_UNAVAILABLE or STORE_UNAVAILABLE.
         """
-        closed = _runs(await self._link.closed_connections(since))
+        closed = _connection_runs(await self._link.closed_connections(since))
         asked = 0
         for first in range(0, len(closed), _BATCH):
             batch = closed[first : first + _BATCH]
             async with self._store.read() as tx:
-                missing = await self._missing(tx, batch)
+                missing = await self._not_exported(tx, batch)
             if missing:
                 async with self._store.write() as tx:
-                    asked += sum([await self._ask(tx, run) for run in await self._missing(tx, missing)])
+                    asked += sum(
+                        [await self._request_export(tx, run) for run in await self._not_exported(tx, missing)]
+                    )
         return asked
 
-    async def _missing(self, tx: Tx, runs: list[_Run]) -> list[_Run]:
-        kept = await tx.histories.closed_among([(it.tenant, it.workflow_id, it.run_id) for it in runs])
-        waiting = await tx.outbox.waiting_among([history_target(it.run_id) for it in runs])
+    async def _not_exported(self, tx: Transaction, runs: list[_ConnectionRun]) -> list[_ConnectionRun]:
+        kept = await tx.histories.closed_run_ids([(it.tenant, it.workflow_id, it.run_id) for it in runs])
+        waiting = await tx.outbox.targets_with_undelivered([history_target(it.run_id) for it in runs])
         return [it for it in runs if it.run_id not in kept and history_target(it.run_id) not in waiting]
 
-    async def _ask(self, tx: Tx, run: _Run) -> bool:
+    async def _request_export(self, tx: Transaction, run: _ConnectionRun) -> bool:
         if await tx.connections.get(run.tenant, run.connection_id) is None:
             return False  # another installation's, or newer than a restored store
         now = self._clock.now()
-        await tx.outbox.add(history_export(run.tenant, run.connection_id, run.workflow_id, run.run_id, now))
+        await tx.outbox.add(
+            history_export_message(run.tenant, run.connection_id, run.workflow_id, run.run_id, now)
+        )
         return True
 
 
-def _runs(closed: list[ClosedRun]) -> list[_Run]:
-    matches = [(it, WORKFLOW_ID.match(it.workflow_id)) for it in closed]
+def _connection_runs(closed: list[ClosedRun]) -> list[_ConnectionRun]:
+    matches = [(it, CONNECTION_WORKFLOW_ID.match(it.workflow_id)) for it in closed]
     return [
-        _Run(Tenant(match["tenant"]), ConnectionId(match["connection"]), it.workflow_id, it.run_id)
+        _ConnectionRun(Tenant(match["tenant"]), ConnectionId(match["connection"]), it.workflow_id, it.run_id)
         for it, match in matches
         if match is not None
     ]

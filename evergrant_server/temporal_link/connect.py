@@ -6,7 +6,7 @@ from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
 
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.settings import BadSettings, Settings
 
 
@@ -35,4 +35,4 @@ async def connect(settings: Settings, *, lazy: bool = False, **options: Any) -> 
             target, data_converter=pydantic_data_converter, lazy=lazy, **profile, **options
         )
     except RuntimeError:
-        raise Failure(Code.TEMPORAL_UNAVAILABLE, f"no Temporal server answers at {target}") from None
+        raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, f"no Temporal server answers at {target}") from None

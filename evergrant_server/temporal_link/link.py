@@ -23,77 +23,81 @@ from temporalio.common import (
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from evergrant_server.core import preparing, search
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import (
     ConnectionId,
     IntegrationId,
     Tenant,
+    connection_workflow_id,
+    definition_rollout_workflow_id,
     export_workflow_id,
-    onboarding_workflow_id,
     webhook_workflow_id,
-    workflow_id,
 )
-from evergrant_server.core.messages import (
+from evergrant_server.core.messages import search_attributes, temporary_credentials
+from evergrant_server.core.messages.connection import (
     CONNECTION_WORKFLOW,
     DISCOVERY_WORKFLOW,
     EXPORT_WORKFLOW,
     QUERY_DESCRIBE,
     UPDATE_ENSURE_FRESH,
-    Asked,
+    ConnectionDescription,
     ConnectionStart,
-    Description,
-    Discover,
-    Discovered,
+    DiscoverEndpoints,
+    DiscoveryResult,
     EnsureFresh,
+    EnsureFreshResult,
     ExportStart,
-    Freshness,
+    RequestContext,
 )
-from evergrant_server.core.onboarding import ONBOARDING_WORKFLOW, OnboardingStart
-from evergrant_server.core.pushing import PUSH_WORKFLOW, PushRequest, push_workflow_id
-from evergrant_server.core.receivers import FETCH_KEYS_WORKFLOW, FetchKeys
-from evergrant_server.core.webhook_messages import SIGNAL_WAKE, WEBHOOK_WORKFLOW, WakeWebhook, WebhookStart
-from evergrant_server.temporal_link.calling import unavailable
-from evergrant_server.temporal_link.runs import Runs
+from evergrant_server.core.messages.definition_rollout import DEFINITION_ROLLOUT_WORKFLOW, RolloutStart
+from evergrant_server.core.messages.par import (
+    PUSHED_AUTHORIZATION_WORKFLOW,
+    PushAuthorizationRequest,
+    pushed_authorization_workflow_id,
+)
+from evergrant_server.core.messages.webhooks import SIGNAL_WAKE, WEBHOOK_WORKFLOW, WakeWebhook, WebhookStart
+from evergrant_server.core.provider_events.receivers import FETCH_RECEIVER_KEYS_WORKFLOW, FetchReceiverKeys
+from evergrant_server.temporal_link.calls import temporal_unavailable
+from evergrant_server.temporal_link.runs import WorkflowRuns
 
 
-class TemporalLink(Runs):
+class TemporalLink(WorkflowRuns):
     """Speaks to the workflows of one namespace. Every call has a time limit in seconds."""
 
     async def ensure_fresh(
         self, tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh, *, timeout: float
-    ) -> Freshness:
+    ) -> EnsureFreshResult:
         """Have the grant made newer than what was seen. Coalesce before calling.
 
         Raises Failure REFRESH_PENDING when it takes longer than `timeout` seconds,
         TEMPORAL_UNAVAILABLE when Temporal doesn't answer or knows no such workflow.
         """
-        update = self._handle(tenant, connection_id).execute_update(
+        update = self._connection_handle(tenant, connection_id).execute_update(
             UPDATE_ENSURE_FRESH,
             ask,
-            result_type=Freshness,
+            result_type=EnsureFreshResult,
             rpc_timeout=timedelta(seconds=timeout),
         )
         try:
             return await update
         except WorkflowUpdateFailedError as refused:
-            return _rejected(refused, ask)
+            return _freshness_from_rejection(refused, ask)
         except (WorkflowUpdateRPCTimeoutOrCancelledError, RPCTimeoutOrCancelledError):
-            raise Failure(Code.REFRESH_PENDING, retry_after=1.0) from None
+            raise Failure(ErrorCode.REFRESH_PENDING, retry_after=1.0) from None
         except (RPCError, RuntimeError) as error:
-            raise unavailable(error) from None
+            raise temporal_unavailable(error) from None
 
     async def describe(
         self, tenant: Tenant, connection_id: ConnectionId, timeout: float = 2.0
-    ) -> Description | None:
+    ) -> ConnectionDescription | None:
         """Ask the workflow itself; None when no run of it is open.
 
         Raises Failure TEMPORAL_UNAVAILABLE when it doesn't answer within `timeout` seconds, as
         without a worker.
         """
-        query = self._handle(tenant, connection_id).query(
+        query = self._connection_handle(tenant, connection_id).query(
             QUERY_DESCRIBE,
-            result_type=Description,
+            result_type=ConnectionDescription,
             reject_condition=QueryRejectCondition.NOT_OPEN,
             rpc_timeout=timedelta(seconds=timeout),
         )
@@ -104,36 +108,40 @@ class TemporalLink(Runs):
         except (RPCError, WorkflowQueryFailedError, RuntimeError) as error:
             if isinstance(error, RPCError) and error.status is RPCStatusCode.NOT_FOUND:
                 return None
-            raise unavailable(error) from None
+            raise temporal_unavailable(error) from None
 
     async def discover(
-        self, tenant: Tenant, integration_id: IntegrationId, asked: Asked, timeout: float
-    ) -> Discovered:
+        self, tenant: Tenant, integration_id: IntegrationId, asked: RequestContext, timeout: float
+    ) -> DiscoveryResult:
         """Have an issuer's metadata read by a worker."""
-        return await self._guarded(
+        return await self._call(
             self._client.execute_workflow(
                 DISCOVERY_WORKFLOW,
-                Discover(tenant=tenant, integration_id=integration_id, asked=asked),
+                DiscoverEndpoints(tenant=tenant, integration_id=integration_id, context=asked),
                 id=f"discovery:{tenant}:{integration_id}",
                 task_queue=self._task_queue,
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
                 execution_timeout=timedelta(seconds=timeout),
-                result_type=Discovered,
+                result_type=DiscoveryResult,
                 static_summary="endpoints of an integration",
             )
         )
 
-    async def prepare(self, order: preparing.PrepareConsent, timeout: float) -> preparing.Prepared:
+    async def prepare_consent(
+        self, order: temporary_credentials.RequestTemporaryCredentials, timeout: float
+    ) -> temporary_credentials.TemporaryCredentialsResult:
         """Have a worker tell a provider that a subject's browser comes."""
-        return await self._guarded(
+        return await self._call(
             self._client.execute_workflow(
-                preparing.PREPARE_WORKFLOW,
+                temporary_credentials.TEMPORARY_CREDENTIALS_WORKFLOW,
                 order,
-                id=preparing.preparing_workflow_id(order.tenant, order.consent_id, order.revision),
+                id=temporary_credentials.temporary_credentials_workflow_id(
+                    order.tenant, order.consent_id, order.revision
+                ),
                 task_queue=self._task_queue,
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
                 execution_timeout=timedelta(seconds=timeout),
-                result_type=preparing.Prepared,
+                result_type=temporary_credentials.TemporaryCredentialsResult,
                 static_summary="before a browser goes to the provider",
             )
         )
@@ -148,21 +156,21 @@ class TemporalLink(Runs):
         terminated by the same call, so that there is no moment without one.
         """
         attributes = {
-            search.TENANT: start.tenant,
-            search.PROVIDER: start.provider,
-            search.INTEGRATION: start.integration,
-            search.STATE: start.life.state,
-            search.SUBJECT: start.subject_hash,
+            search_attributes.TENANT: start.tenant,
+            search_attributes.PROVIDER: start.provider,
+            search_attributes.INTEGRATION: start.integration,
+            search_attributes.STATE: start.life.state,
+            search_attributes.SUBJECT: start.subject_hash,
         }
         pairs = [
             SearchAttributePair(SearchAttributeKey.for_keyword(name), str(value))
             for name, value in attributes.items()
         ]
-        await self._begun(
+        await self._start_once(
             self._client.start_workflow(
                 CONNECTION_WORKFLOW,
                 start,
-                id=workflow_id(start.tenant, start.connection_id),
+                id=connection_workflow_id(start.tenant, start.connection_id),
                 task_queue=self._task_queue,
                 id_conflict_policy=WorkflowIDConflictPolicy.TERMINATE_EXISTING
                 if instead
@@ -172,13 +180,13 @@ class TemporalLink(Runs):
                 else WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
                 search_attributes=TypedSearchAttributes(pairs),
                 static_summary=f"{start.integration} ({start.provider})",
-                static_details=f"asked for by {start.asked.by}",
+                static_details=f"asked for by {start.context.by}",
             )
         )
 
     async def start_export(self, start: ExportStart) -> None:
         """Start the workflow of an export, unless it runs already or has ended."""
-        await self._begun(
+        await self._start_once(
             self._client.start_workflow(
                 EXPORT_WORKFLOW,
                 start,
@@ -187,15 +195,15 @@ class TemporalLink(Runs):
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 static_summary="export of grants",
-                static_details=f"asked for by {start.asked.by}",
+                static_details=f"asked for by {start.context.by}",
             )
         )
 
-    async def fetch_keys(self, order: FetchKeys) -> None:
+    async def start_key_fetch(self, order: FetchReceiverKeys) -> None:
         """Have a transmitter's keys read, unless that is under way."""
-        await self._guarded(
+        await self._call(
             self._client.start_workflow(
-                FETCH_KEYS_WORKFLOW,
+                FETCH_RECEIVER_KEYS_WORKFLOW,
                 order,
                 id=f"keys:{order.tenant}:{order.receiver_id}",
                 task_queue=self._task_queue,
@@ -204,13 +212,13 @@ class TemporalLink(Runs):
             )
         )
 
-    async def push_request(self, order: PushRequest) -> None:
+    async def start_pushed_request(self, order: PushAuthorizationRequest) -> None:
         """Have an authorization request pushed, once, and soon or never: a browser waits for it."""
-        await self._begun(
+        await self._start_once(
             self._client.start_workflow(
-                PUSH_WORKFLOW,
+                PUSHED_AUTHORIZATION_WORKFLOW,
                 order,
-                id=push_workflow_id(order),
+                id=pushed_authorization_workflow_id(order),
                 task_queue=self._task_queue,
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
@@ -221,7 +229,7 @@ class TemporalLink(Runs):
 
     async def wake_webhook(self, order: WakeWebhook) -> None:
         """Signal the workflow that delivers to this webhook, or start it with the signal."""
-        await self._guarded(
+        await self._call(
             self._client.start_workflow(
                 WEBHOOK_WORKFLOW,
                 WebhookStart(tenant=order.tenant, webhook_id=order.webhook_id),
@@ -234,44 +242,44 @@ class TemporalLink(Runs):
             )
         )
 
-    async def start_onboarding(self, start: OnboardingStart) -> None:
+    async def start_onboarding(self, start: RolloutStart) -> None:
         """Start the workflow of a proposed definition, unless it runs already or has ended."""
-        await self._begun(
+        await self._start_once(
             self._client.start_workflow(
-                ONBOARDING_WORKFLOW,
+                DEFINITION_ROLLOUT_WORKFLOW,
                 start,
-                id=onboarding_workflow_id(start.tenant, start.definition_id),
+                id=definition_rollout_workflow_id(start.tenant, start.definition_id),
                 task_queue=self._task_queue,
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
                 id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
                 static_summary=f"definition of {start.provider}",
-                static_details=f"proposed by {start.asked.by}",
+                static_details=f"proposed by {start.context.by}",
             )
         )
 
     async def signal(self, target: str, name: str, payload: dict[str, Any]) -> None:
         """Signal a workflow by id. Raises WorkflowGone, or Failure TEMPORAL_UNAVAILABLE."""
-        await self._guarded(
+        await self._call(
             self._client.get_workflow_handle(target).signal(name, payload, rpc_timeout=timedelta(seconds=10))
         )
 
-    def _handle(self, tenant: Tenant, connection_id: ConnectionId) -> WorkflowHandle[Any, Any]:
-        return self._client.get_workflow_handle(workflow_id(tenant, connection_id))
+    def _connection_handle(self, tenant: Tenant, connection_id: ConnectionId) -> WorkflowHandle[Any, Any]:
+        return self._client.get_workflow_handle(connection_workflow_id(tenant, connection_id))
 
-    async def _begun(self, start: Awaitable[object]) -> None:
+    async def _start_once(self, start: Awaitable[object]) -> None:
         """Start a workflow, unless the one of this id has ended and isn't to begin again."""
         try:
-            await self._guarded(start)
+            await self._call(start)
         except WorkflowAlreadyStartedError:
             return  # nothing is left to start
 
 
-def _rejected(refused: WorkflowUpdateFailedError, ask: EnsureFresh) -> Freshness:
+def _freshness_from_rejection(refused: WorkflowUpdateFailedError, ask: EnsureFresh) -> EnsureFreshResult:
     """A validator's no, which names a code: the store already has the answer."""
     cause = refused.cause
     name = cause.type if isinstance(cause, ApplicationError) else None
-    if name in set(Code) and name != Code.STORE_CONFLICT:
-        return Freshness(generation=ask.seen_generation, problem=Code(name))
-    if name == Code.STORE_CONFLICT:
-        return Freshness(generation=ask.seen_generation + 1)
-    raise Failure(Code.INTERNAL, "the workflow refused an update in an unknown way") from None
+    if name in set(ErrorCode) and name != ErrorCode.STORE_CONFLICT:
+        return EnsureFreshResult(generation=ask.seen_generation, problem=ErrorCode(name))
+    if name == ErrorCode.STORE_CONFLICT:
+        return EnsureFreshResult(generation=ask.seen_generation + 1)
+    raise Failure(ErrorCode.INTERNAL, "the workflow refused an update in an unknown way") from None

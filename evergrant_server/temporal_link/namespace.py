@@ -15,11 +15,11 @@ from temporalio.api.workflowservice.v1 import (
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.search import KEYWORDS
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages.search_attributes import KEYWORDS
 
 
-async def prepare(client: Client, retention: timedelta) -> None:
+async def prepare_namespace(client: Client, retention: timedelta) -> None:
     """Register what is missing, the namespace too, and raise retention to `retention`.
 
     Does nothing the second time. Raises Failure TEMPORAL_UNAVAILABLE.
@@ -27,14 +27,15 @@ async def prepare(client: Client, retention: timedelta) -> None:
     try:
         await _register_namespace(client, retention)
         await _register_search_attributes(client)
-        await _keep_closed_runs(client, retention)
+        await _raise_retention(client, retention)
     except RPCError as error:
         raise Failure(
-            Code.TEMPORAL_UNAVAILABLE, f"namespace {client.namespace} can't be prepared: {error.status.name}"
+            ErrorCode.TEMPORAL_UNAVAILABLE,
+            f"namespace {client.namespace} can't be prepared: {error.status.name}",
         ) from None
 
 
-async def refuse_unprepared(client: Client) -> None:
+async def require_prepared_namespace(client: Client) -> None:
     """Raise Failure TEMPORAL_UNAVAILABLE, with the repair, when a worker couldn't work here."""
     repair = "Run: python -m evergrant_server db upgrade"
     try:
@@ -42,12 +43,12 @@ async def refuse_unprepared(client: Client) -> None:
     except RPCError as error:
         why = "doesn't exist" if error.status is RPCStatusCode.NOT_FOUND else f"answers {error.status.name}"
         raise Failure(
-            Code.TEMPORAL_UNAVAILABLE, f"the namespace {client.namespace} {why}. {repair}"
+            ErrorCode.TEMPORAL_UNAVAILABLE, f"the namespace {client.namespace} {why}. {repair}"
         ) from None
     if missing:
         names = ", ".join(missing)
         raise Failure(
-            Code.TEMPORAL_UNAVAILABLE,
+            ErrorCode.TEMPORAL_UNAVAILABLE,
             f"the namespace {client.namespace} lacks the search attributes {names}. {repair}",
         )
 
@@ -60,7 +61,7 @@ async def missing_search_attributes(client: Client) -> list[str]:
     return [name for name in KEYWORDS if name not in found.custom_attributes]
 
 
-async def retention_of(client: Client) -> timedelta:
+async def get_retention(client: Client) -> timedelta:
     """How long the namespace keeps closed runs."""
     answer = await client.workflow_service.describe_namespace(
         DescribeNamespaceRequest(namespace=client.namespace)
@@ -70,7 +71,7 @@ async def retention_of(client: Client) -> timedelta:
 
 async def _register_namespace(client: Client, retention: timedelta) -> None:
     try:
-        await retention_of(client)
+        await get_retention(client)
         return
     except RPCError as error:
         if error.status is not RPCStatusCode.NOT_FOUND:
@@ -86,11 +87,11 @@ async def _register_namespace(client: Client, retention: timedelta) -> None:
         if error.status is not RPCStatusCode.ALREADY_EXISTS:  # another process was faster
             raise
     async with asyncio.timeout(60):  # servers look up namespaces in a cache of a few seconds
-        while not await _known(client):
+        while not await _is_visible(client):
             await asyncio.sleep(0.2)
 
 
-async def _known(client: Client) -> bool:
+async def _is_visible(client: Client) -> bool:
     try:
         await missing_search_attributes(client)
     except RPCError as error:
@@ -119,8 +120,8 @@ async def _register_search_attributes(client: Client) -> None:
             await asyncio.sleep(0.1)
 
 
-async def _keep_closed_runs(client: Client, retention: timedelta) -> None:
-    if await retention_of(client) >= retention:
+async def _raise_retention(client: Client, retention: timedelta) -> None:
+    if await get_retention(client) >= retention:
         return
     ttl = Duration()
     ttl.FromTimedelta(retention)

@@ -15,14 +15,14 @@ from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest, PollWork
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.temporal_link.namespace import missing_search_attributes, retention_of
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.temporal_link.namespace import get_retention, missing_search_attributes
 
-_QUEUE = "evergrant-doctor"  # nothing is ever put into it
+_PROBE_QUEUE = "evergrant-doctor"  # nothing is ever put into it
 
 
 @dataclass(frozen=True)
-class Pollers:
+class TaskQueuePollers:
     """Identities (process and host) that polled in the last minutes."""
 
     workflows: tuple[str, ...]
@@ -32,30 +32,30 @@ class Pollers:
 async def retention(client: Client) -> timedelta | None:
     """How long the namespace keeps closed runs; None when there is no such namespace."""
     try:
-        with _translated():
-            return await retention_of(client)
-    except _Absent:
+        with _rpc_errors():
+            return await get_retention(client)
+    except _NamespaceNotFound:
         return None
 
 
-async def lacking(client: Client) -> list[str]:
+async def lacking_search_attributes(client: Client) -> list[str]:
     """The search attributes that the namespace lacks; all of them when there is no such namespace."""
     try:
-        with _translated():
+        with _rpc_errors():
             return await missing_search_attributes(client)
-    except _Absent:
+    except _NamespaceNotFound:
         return ["the namespace itself"]
 
 
-async def pollers(client: Client, task_queue: str) -> Pollers:
+async def pollers(client: Client, task_queue: str) -> TaskQueuePollers:
     """Who polls a task queue."""
     kinds = (TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY)
     try:
-        with _translated():
+        with _rpc_errors():
             found = [await _describe(client, task_queue, kind) for kind in kinds]
-    except _Absent:
-        return Pollers((), ())
-    return Pollers(*(tuple(sorted({poller.identity for poller in each})) for each in found))
+    except _NamespaceNotFound:
+        return TaskQueuePollers((), ())
+    return TaskQueuePollers(*(tuple(sorted({poller.identity for poller in each})) for each in found))
 
 
 async def server_time(client: Client) -> datetime:
@@ -64,15 +64,15 @@ async def server_time(client: Client) -> datetime:
     poll = asyncio.create_task(
         client.workflow_service.poll_workflow_task_queue(
             PollWorkflowTaskQueueRequest(
-                namespace=client.namespace, task_queue=TaskQueue(name=_QUEUE), identity=identity
+                namespace=client.namespace, task_queue=TaskQueue(name=_PROBE_QUEUE), identity=identity
             ),
             timeout=timedelta(seconds=4),
         )
     )
     try:
-        with _translated():
-            return await _noted(client, identity)
-    except _Absent:
+        with _rpc_errors():
+            return await _poll_time(client, identity)
+    except _NamespaceNotFound:
         raise _unavailable("the namespace doesn't exist") from None
     finally:
         poll.cancel()
@@ -80,9 +80,9 @@ async def server_time(client: Client) -> datetime:
             await poll
 
 
-async def _noted(client: Client, identity: str) -> datetime:
+async def _poll_time(client: Client, identity: str) -> datetime:
     while True:
-        for poller in await _describe(client, _QUEUE, TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW):
+        for poller in await _describe(client, _PROBE_QUEUE, TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW):
             if poller.identity == identity:
                 return poller.last_access_time.ToDatetime(tzinfo=UTC)
         await asyncio.sleep(0.02)
@@ -97,21 +97,21 @@ async def _describe(client: Client, task_queue: str, kind: TaskQueueType.ValueTy
     return list(answer.pollers)
 
 
-class _Absent(Exception):
+class _NamespaceNotFound(Exception):
     """There is no such namespace."""
 
 
 @contextmanager
-def _translated() -> Generator[None]:
+def _rpc_errors() -> Generator[None]:
     try:
         yield
     except RPCError as error:
         if error.status is RPCStatusCode.NOT_FOUND:
-            raise _Absent from None
+            raise _NamespaceNotFound from None
         raise _unavailable(f"it answers {error.status.name}") from None
     except RuntimeError as error:  # the SDK's core, when it can't connect
         raise _unavailable(type(error).__name__) from None
 
 
 def _unavailable(why: str) -> Failure:
-    return Failure(Code.TEMPORAL_UNAVAILABLE, f"Temporal can't say: {why}")
+    return Failure(ErrorCode.TEMPORAL_UNAVAILABLE, f"Temporal can't say: {why}")

@@ -27,143 +27,153 @@ from temporalio.client import (
 )
 from temporalio.service import RPCError, RPCStatusCode
 
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.messages import Message
-from evergrant_server.core.upkeep import (
-    LOOK_ELSEWHERE_WORKFLOW,
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages.connection import Message
+from evergrant_server.core.messages.maintenance import (
+    INTROSPECTION_WORKFLOW,
     RECONCILE_WORKFLOW,
-    REREAD_WORKFLOW,
-    LookElsewhere,
-    ReconcileOrder,
+    REREAD_METADATA_WORKFLOW,
+    IntrospectGrants,
+    ReconcileRequest,
     RereadMetadata,
 )
 from evergrant_server.settings import Settings
-from evergrant_server.telemetry import say
-from evergrant_server.telemetry_names import Event
+from evergrant_server.telemetry.logs import log_event
+from evergrant_server.telemetry.names import LogEvent
 
 log = logging.getLogger("evergrant.schedules")
 
-_CAUGHT_UP = timedelta(minutes=1)  # a pass that was missed for longer isn't made up for: the next one does it
-_LONGEST_RUN = timedelta(hours=1)  # a pass that hangs doesn't stand in the way of the next one for ever
-_LOOK_AGAIN = timedelta(minutes=5)
+_CATCHUP_WINDOW = timedelta(
+    minutes=1
+)  # a pass that was missed for longer isn't made up for: the next one does it
+_EXECUTION_TIMEOUT = timedelta(hours=1)  # a pass that hangs doesn't stand in the way of the next one for ever
+_REDECLARE_INTERVAL = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
-class Routine:
+class ScheduleDefinition:
     """A row of the table: which workflow is started how often, and with what."""
 
     name: str
     workflow: str
-    order: Message
-    every: Callable[[Settings], timedelta]
+    input: Message
+    interval: Callable[[Settings], timedelta]
     note: str
 
 
-ROUTINES = (
-    Routine(
+SCHEDULES = (
+    ScheduleDefinition(
         name="reconcile",
         workflow=RECONCILE_WORKFLOW,
-        order=ReconcileOrder(),
-        every=lambda settings: settings.reconcile_interval,
+        input=ReconcileRequest(),
+        interval=lambda settings: settings.reconcile_interval,
         note="gives every live connection its workflow again, and exports histories",
     ),
-    Routine(
+    ScheduleDefinition(
         name="reread-metadata",
-        workflow=REREAD_WORKFLOW,
-        order=RereadMetadata(),
-        every=lambda settings: settings.metadata_interval,
+        workflow=REREAD_METADATA_WORKFLOW,
+        input=RereadMetadata(),
+        interval=lambda settings: settings.metadata_interval,
         note="compares what was discovered with what issuers publish now",
     ),
-    Routine(
+    ScheduleDefinition(
         name="look-elsewhere",
-        workflow=LOOK_ELSEWHERE_WORKFLOW,
-        order=LookElsewhere(),
+        workflow=INTROSPECTION_WORKFLOW,
+        input=IntrospectGrants(),
         # each connection is asked about once in an interval; a pass takes those whose turn it is
-        every=lambda settings: max(settings.introspection_interval / 24, timedelta(minutes=1)),
+        interval=lambda settings: max(settings.introspection_interval / 24, timedelta(minutes=1)),
         note="asks providers that introspect whether grants still live",
     ),
 )
 
 
 @dataclass(frozen=True)
-class Standing:
+class ScheduleStatus:
     """What Temporal has of a routine."""
 
-    routine: Routine
-    there: bool
+    definition: ScheduleDefinition
+    exists: bool
     paused: bool = False
     note: str = ""
 
 
-def schedule_id(settings: Settings, routine: Routine) -> str:
+def schedule_id(settings: Settings, routine: ScheduleDefinition) -> str:
     """`evergrant:reconcile`: installations with a task queue each don't share schedules."""
     return f"{settings.temporal_task_queue}:{routine.name}"
 
 
 async def keep_schedules(
-    client: Client, settings: Settings, routines: tuple[Routine, ...] = ROUTINES
+    client: Client, settings: Settings, routines: tuple[ScheduleDefinition, ...] = SCHEDULES
 ) -> None:
     """Declare every routine now, and again for as long as the task lives. Trouble is logged."""
     while True:
         try:
-            await declare(client, settings, routines)
+            await declare_schedules(client, settings, routines)
         except (RPCError, RuntimeError) as error:
-            say(log, logging.WARNING, Event.SCHEDULE_MISSING, _named(error), code=Code.TEMPORAL_UNAVAILABLE)
-        await asyncio.sleep(min(_LOOK_AGAIN, settings.reconcile_interval).total_seconds())
+            log_event(
+                log,
+                logging.WARNING,
+                LogEvent.SCHEDULE_MISSING,
+                _error_name(error),
+                code=ErrorCode.TEMPORAL_UNAVAILABLE,
+            )
+        await asyncio.sleep(min(_REDECLARE_INTERVAL, settings.reconcile_interval).total_seconds())
 
 
-async def declare(client: Client, settings: Settings, routines: tuple[Routine, ...] = ROUTINES) -> None:
+async def declare_schedules(
+    client: Client, settings: Settings, routines: tuple[ScheduleDefinition, ...] = SCHEDULES
+) -> None:
     """Create the schedules that are missing and change those that differ; nothing the second time.
 
     Whether one is paused is the operator's to say and stays as it is. Raises RPCError.
     """
     for routine in routines:
-        wanted = _wanted(settings, routine)
+        wanted = _schedule(settings, routine)
         try:
             await client.create_schedule(schedule_id(settings, routine), wanted)
         except ScheduleAlreadyRunningError:
-            await _changed(client, schedule_id(settings, routine), wanted)
+            await _update_if_different(client, schedule_id(settings, routine), wanted)
 
 
-async def standing(client: Client, settings: Settings) -> list[Standing]:
+async def schedule_statuses(client: Client, settings: Settings) -> list[ScheduleStatus]:
     """What Temporal has of each routine. Raises Failure TEMPORAL_UNAVAILABLE."""
     try:
-        return [await _standing(client, settings, routine) for routine in ROUTINES]
+        return [await _status_of(client, settings, routine) for routine in SCHEDULES]
     except (RPCError, RuntimeError) as error:
-        raise Failure(Code.TEMPORAL_UNAVAILABLE, f"Temporal can't say: {_named(error)}") from None
+        raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, f"Temporal can't say: {_error_name(error)}") from None
 
 
-async def _standing(client: Client, settings: Settings, routine: Routine) -> Standing:
+async def _status_of(client: Client, settings: Settings, routine: ScheduleDefinition) -> ScheduleStatus:
     try:
         found = await client.get_schedule_handle(schedule_id(settings, routine)).describe()
     except RPCError as error:
         if error.status is RPCStatusCode.NOT_FOUND:
-            return Standing(routine, there=False)
+            return ScheduleStatus(routine, exists=False)
         raise
     state = found.schedule.state
-    return Standing(routine, there=True, paused=state.paused, note=state.note or "")
+    return ScheduleStatus(routine, exists=True, paused=state.paused, note=state.note or "")
 
 
-def _wanted(settings: Settings, routine: Routine) -> Schedule:
+def _schedule(settings: Settings, routine: ScheduleDefinition) -> Schedule:
     return Schedule(
         action=ScheduleActionStartWorkflow(
             routine.workflow,
-            routine.order,
+            routine.input,
             id=schedule_id(settings, routine),  # Temporal puts the time behind it
             task_queue=settings.temporal_task_queue,
-            execution_timeout=_LONGEST_RUN,
+            execution_timeout=_EXECUTION_TIMEOUT,
             static_summary=routine.note,
         ),
-        spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=routine.every(settings))]),
-        policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=_CAUGHT_UP),
+        spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=routine.interval(settings))]),
+        policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=_CATCHUP_WINDOW),
         state=ScheduleState(note=routine.note),
     )
 
 
-async def _changed(client: Client, name: str, wanted: Schedule) -> None:
+async def _update_if_different(client: Client, name: str, wanted: Schedule) -> None:
     async def update(it: ScheduleUpdateInput) -> ScheduleUpdate | None:
         found = it.description.schedule
-        if await _facts(client, found) == await _facts(client, wanted):
+        if await _comparable(client, found) == await _comparable(client, wanted):
             return None
         wanted.state = found.state
         return ScheduleUpdate(wanted)
@@ -175,7 +185,7 @@ async def _changed(client: Client, name: str, wanted: Schedule) -> None:
             raise
 
 
-async def _facts(client: Client, schedule: Schedule) -> list[Any]:
+async def _comparable(client: Client, schedule: Schedule) -> list[Any]:
     """What of a schedule is ours to say; arguments as the bytes they are sent as."""
     action = schedule.action
     assert isinstance(action, ScheduleActionStartWorkflow)
@@ -195,5 +205,5 @@ async def _facts(client: Client, schedule: Schedule) -> list[Any]:
     ]
 
 
-def _named(error: Exception) -> str:
+def _error_name(error: Exception) -> str:
     return error.status.name if isinstance(error, RPCError) else type(error).__name__

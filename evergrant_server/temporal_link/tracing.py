@@ -27,8 +27,8 @@ from temporalio.worker import (
 )
 from temporalio.workflow import ActivityHandle
 
-from evergrant_server import telemetry_traces as traces
-from evergrant_server.core.messages import Asked
+from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.telemetry import traces
 
 
 def replay_safe_provider(resource: Resource) -> ReplaySafeTracerProvider:
@@ -36,49 +36,49 @@ def replay_safe_provider(resource: Resource) -> ReplaySafeTracerProvider:
     return create_tracer_provider(resource=resource, shutdown_on_exit=False)
 
 
-def plugins() -> list[SimplePlugin]:
+def client_plugins() -> list[SimplePlugin]:
     """For the client, whose plugins reach its workers. None when this process doesn't trace."""
-    return [OpenTelemetryPlugin(add_temporal_spans=True)] if traces.on() else []
+    return [OpenTelemetryPlugin(add_temporal_spans=True)] if traces.is_enabled() else []
 
 
-class AskedInterceptor(Interceptor):
+class RequestTraceInterceptor(Interceptor):
     """Must come after the plugin's interceptor, which a client's plugin always does."""
 
     def workflow_interceptor_class(
         self, input: WorkflowInterceptorClassInput
     ) -> type[WorkflowInboundInterceptor] | None:
-        return _Noting if traces.on() else None
+        return _InboundTracing if traces.is_enabled() else None
 
 
-class _Noting(WorkflowInboundInterceptor):
+class _InboundTracing(WorkflowInboundInterceptor):
     def init(self, outbound: WorkflowOutboundInterceptor) -> None:
-        super().init(_Following(outbound))
+        super().init(_OutboundTracing(outbound))
 
     async def handle_signal(self, input: HandleSignalInput) -> None:
-        input.args = _noted(input.args)
+        input.args = _with_current_span(input.args)
         await super().handle_signal(input)
 
     async def handle_update_handler(self, input: HandleUpdateInput) -> Any:
-        input.args = _noted(input.args)
+        input.args = _with_current_span(input.args)
         return await super().handle_update_handler(input)
 
 
-class _Following(WorkflowOutboundInterceptor):
+class _OutboundTracing(WorkflowOutboundInterceptor):
     def start_activity(self, input: StartActivityInput) -> ActivityHandle[Any]:
-        with traces.following(_asked(input.args)):
+        with traces.continue_trace(_request_context(input.args)):
             return super().start_activity(input)
 
 
-def _asked(args: Sequence[Any]) -> Asked | None:
-    asked = getattr(args[0], "asked", None) if args else None
-    return asked if isinstance(asked, Asked) else None
+def _request_context(args: Sequence[Any]) -> RequestContext | None:
+    asked = getattr(args[0], "context", None) if args else None
+    return asked if isinstance(asked, RequestContext) else None
 
 
-def _noted(args: Sequence[Any]) -> Sequence[Any]:
+def _with_current_span(args: Sequence[Any]) -> Sequence[Any]:
     """The message with the span of its handling, when that is part of the asker's trace."""
-    asked = _asked(args)
-    trace_id, span_id = traces.here()
+    asked = _request_context(args)
+    trace_id, span_id = traces.current_ids()
     if asked is None or not span_id or trace_id != asked.trace_id:
         return args
     noted = asked.model_copy(update={"span_id": span_id})
-    return [cast(Any, args[0]).model_copy(update={"asked": noted}), *args[1:]]
+    return [cast(Any, args[0]).model_copy(update={"context": noted}), *args[1:]]

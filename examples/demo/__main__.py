@@ -18,12 +18,12 @@ from time import monotonic
 from rich.console import Console
 from temporalio.client import Client
 
-from evergrant_server.leaving import leave
+from evergrant_server.process_exit import exit_process
 from examples.demo import endings, pipeline, story
 from examples.demo.authorization_server import AuthorizationServer
 from examples.demo.claims import Claim, Claims
 from examples.demo.evergrant_api import EvergrantApi
-from examples.demo.platform import Platform, still_running
+from examples.demo.platform import EvergrantProcess, still_running
 
 
 async def demo(console: Console, by_hand: bool) -> bool:
@@ -82,13 +82,13 @@ def _keep_logs_of(console: Console, data: Path) -> Callable[..., None]:
 
 async def _start(
     stack: AsyncExitStack, data: Path, started: list[int]
-) -> tuple[AuthorizationServer, Platform]:
+) -> tuple[AuthorizationServer, EvergrantProcess]:
     lifetimes = ("--access-token-seconds", str(story.ACCESS_TOKEN_S), "--grace", str(story.GRACE_S))
     server = await AuthorizationServer.start(data / "authorization-server", *lifetimes)
     stack.push_async_callback(server.stop)
     started.append(server.pid)
     allowed = server.issuer.removeprefix("http://")
-    platform = await Platform.start(data / "evergrant", allowed)
+    platform = await EvergrantProcess.start(data / "evergrant", allowed)
 
     async def stop() -> None:
         started.extend(platform.pids())  # as they are now: the worker was replaced on the way
@@ -111,7 +111,7 @@ async def _steps(it: story.Story, stack: AsyncExitStack, data: Path, started: li
     await _step(it, "letting the next one expire, which nobody used…", story.ask_all_at_once(it))
     await _step(it, "killing the worker in the middle of a refresh…", story.kill_the_worker(it))
     await _step(it, "revoking…", story.revoke(it))
-    await _step(it, "reading the workflow's history…", endings.tell(it, client))
+    await _step(it, "reading the workflow's history…", endings.show_history(it, client))
     await _step(it, "looking for secrets…", endings.look_for_secrets(it, client, pipeline_id))
 
 
@@ -153,4 +153,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

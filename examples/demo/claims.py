@@ -18,7 +18,7 @@ class Claim(StrEnum):
     SURVIVED = "the worker was killed during a refresh and the connection lives"
     REVOKED = "revoked: the authorization server's introspection says active: false"
     REFUSED = "Evergrant refuses the lease from then on"
-    TOLD = "the workflow's history tells the whole life"
+    HISTORY = "the workflow's history tells the whole life"
     NO_SECRET = "no token is in any workflow's history"
     ENDED = "everything that was started has ended"
 

@@ -4,13 +4,13 @@ from rich.table import Table
 from temporalio.client import Client
 
 from examples.demo.claims import Claim, expect
-from examples.demo.histories import Moment, search, timeline
+from examples.demo.histories import TimelineEntry, search, timeline
 from examples.demo.story import Story
 
 _CHAPTERS = ("begins", "consent_granted", "exchange_code", "refresh_grant", "revoke_grant", "ends")
 
 
-async def tell(story: Story, client: Client) -> None:
+async def show_history(story: Story, client: Client) -> None:
     """Print the connection's timeline, and check that no chapter of its life is missing."""
     moments = await timeline(client, story.workflow_id)
     story.console.print(_table(moments))
@@ -19,10 +19,12 @@ async def tell(story: Story, client: Client) -> None:
     expect(not missing, f"the history doesn't tell of: {', '.join(missing)}")
     attempts = [moment for moment in moments if moment.what.strip() == "again"]
     expect(bool(attempts), "the history doesn't tell of the worker that was killed")
-    story.claims.observed(Claim.TOLD, f"{len(moments)} moments, the killed worker too: {attempts[0].detail}")
+    story.claims.observed(
+        Claim.HISTORY, f"{len(moments)} moments, the killed worker too: {attempts[0].detail}"
+    )
 
 
-def _table(moments: list[Moment]) -> Table:
+def _table(moments: list[TimelineEntry]) -> Table:
     table = Table(title="The connection's life, from its workflow history", title_justify="left", box=None)
     table.add_column("after", justify="right", style="dim")
     table.add_column("what")

@@ -6,10 +6,10 @@ from uuid import uuid4
 
 import httpx2
 
-from examples.demo.waiting import until
+from examples.demo.waiting import wait_until
 
 
-class Refused(RuntimeError):
+class ApiProblem(RuntimeError):
     """A problem document (RFC 9457): its status and stable code."""
 
     def __init__(self, call: str, status: int, code: str, detail: str) -> None:
@@ -58,7 +58,7 @@ class EvergrantApi:
             found = await self.connection(connection_id)
             return found if found["generation"] >= at_least else None
 
-        return await until(reached, f"generation {at_least}", within_s)
+        return await wait_until(reached, f"generation {at_least}", within_s)
 
     async def state(self, connection_id: str, wanted: str, within_s: float) -> dict[str, Any]:
         """Wait until the connection is in the state `wanted`."""
@@ -67,7 +67,7 @@ class EvergrantApi:
             found = await self.connection(connection_id)
             return found if found["state"] == wanted else None
 
-        return await until(reached, f"the state {wanted}", within_s)
+        return await wait_until(reached, f"the state {wanted}", within_s)
 
     async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         headers = {"Idempotency-Key": str(uuid4())} if method == "POST" else {}
@@ -78,7 +78,7 @@ class EvergrantApi:
             problem = reply.json()
         except ValueError:
             problem = {}
-        raise Refused(
+        raise ApiProblem(
             f"{method} {path}", reply.status_code, problem.get("code", ""), problem.get("detail", "")
         )
 

@@ -12,7 +12,7 @@ class Button:
 
 
 @dataclass
-class Form:
+class HtmlForm:
     """One form of a page, with the values it would send as it stands."""
 
     method: str
@@ -29,9 +29,9 @@ class Form:
 class _FormReader(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
-        self.forms: list[Form] = []
+        self.forms: list[HtmlForm] = []
         self.onward: str | None = None
-        self._form: Form | None = None
+        self._form: HtmlForm | None = None
         self._button: dict[str, str] | None = None
         self._label = ""
 
@@ -41,7 +41,7 @@ class _FormReader(HTMLParser):
             _, _, url = attributes.get("content", "").partition("url=")
             self.onward = url or None
         elif tag == "form":
-            self._form = Form(attributes.get("method", "get").lower(), attributes.get("action", ""))
+            self._form = HtmlForm(attributes.get("method", "get").lower(), attributes.get("action", ""))
             self.forms.append(self._form)
         elif self._form is not None and tag == "input":
             self._input(self._form, attributes)
@@ -60,7 +60,7 @@ class _FormReader(HTMLParser):
                 self._press(self._form, self._button, self._label.strip())
             self._button = None
 
-    def _input(self, form: Form, attributes: dict[str, str]) -> None:
+    def _input(self, form: HtmlForm, attributes: dict[str, str]) -> None:
         kind, name = attributes.get("type", "text").lower(), attributes.get("name", "")
         if kind in ("submit", "image"):
             self._press(form, attributes, attributes.get("value", ""))
@@ -69,11 +69,11 @@ class _FormReader(HTMLParser):
             form.kinds[name] = kind
 
     @staticmethod
-    def _press(form: Form, attributes: dict[str, str], label: str) -> None:
+    def _press(form: HtmlForm, attributes: dict[str, str], label: str) -> None:
         form.buttons.append(Button(attributes.get("name", ""), attributes.get("value", ""), label))
 
 
-def read_forms(html: str) -> list[Form]:
+def read_forms(html: str) -> list[HtmlForm]:
     """Every form of the page, in order."""
     return _read(html).forms
 

@@ -16,7 +16,7 @@ _PREFIX = "EVENT_TYPE_"
 
 
 @dataclass(frozen=True)
-class Moment:
+class TimelineEntry:
     """One line of a timeline."""
 
     at: datetime
@@ -24,17 +24,17 @@ class Moment:
     detail: str
 
 
-async def timeline(client: Client, workflow_id: str) -> list[Moment]:
+async def timeline(client: Client, workflow_id: str) -> list[TimelineEntry]:
     """The life of a workflow's newest run, event by event, leaving out Temporal's own bookkeeping."""
     moments = []
     async for event in client.get_workflow_handle(workflow_id).fetch_history_events():
-        told = _told(event)
+        told = _describe_event(event)
         if told is not None:
-            moments.append(Moment(event.event_time.ToDatetime(), *told))
+            moments.append(TimelineEntry(event.event_time.ToDatetime(), *told))
     return moments
 
 
-def _told(event: HistoryEvent) -> tuple[str, str] | None:
+def _describe_event(event: HistoryEvent) -> tuple[str, str] | None:
     kind = EventType.Name(event.event_type).removeprefix(_PREFIX)
     match kind:
         case "WORKFLOW_EXECUTION_STARTED":
@@ -74,7 +74,7 @@ def _failure(started: Any) -> str:
 
 def _by(payloads: Iterable[Payload]) -> str:
     for value in map(_value, payloads):
-        if isinstance(value, dict) and isinstance(value.get("asked"), dict):
+        if isinstance(value, dict) and isinstance(value.get("context"), dict):
             return f"by {value['asked'].get('by', '?')}"
     return ""
 
@@ -100,7 +100,7 @@ def _value(payload: Payload) -> Any:
 
 
 @dataclass(frozen=True)
-class Search:
+class HistorySearch:
     """What was looked through, and in which workflows something was found."""
 
     workflows: tuple[str, ...]
@@ -108,7 +108,7 @@ class Search:
     found_in: tuple[str, ...]
 
 
-async def search(client: Client, workflow_ids: Iterable[str], secrets: Iterable[str]) -> Search:
+async def search(client: Client, workflow_ids: Iterable[str], secrets: Iterable[str]) -> HistorySearch:
     """Look for the secrets, as they are and in base64, in these histories and all others listed."""
     needles = [needle for secret in secrets for needle in _shapes(secret)]
     names = set(workflow_ids)
@@ -123,7 +123,7 @@ async def search(client: Client, workflow_ids: Iterable[str], secrets: Iterable[
         events += len(hay) - 1
         if any(needle in straw for needle in needles for straw in hay):
             found.append(name)
-    return Search(tuple(sorted(names)), events, tuple(found))
+    return HistorySearch(tuple(sorted(names)), events, tuple(found))
 
 
 def _shapes(secret: str) -> list[bytes]:

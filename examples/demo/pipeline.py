@@ -9,7 +9,7 @@ from temporalio.client import Client
 from examples.demo.claims import Claim, expect
 from examples.demo.processes import Process
 from examples.demo.story import Story
-from examples.pipeline.messages import TASK_QUEUE, Order, Report
+from examples.pipeline.messages import TASK_QUEUE, SyncReport, SyncRequest
 
 
 async def start_worker(story: Story, data: Path) -> Process:
@@ -26,7 +26,7 @@ async def start_worker(story: Story, data: Path) -> Process:
 
 async def run_pipeline(story: Story, client: Client) -> str:
     """Run one of its workflows to the end. Returns the workflow's id."""
-    order = Order(
+    order = SyncRequest(
         connection=story.workflow_id,
         integration=story.integration,
         subject=story.subject,
@@ -34,7 +34,7 @@ async def run_pipeline(story: Story, client: Client) -> str:
     )
     workflow_id = f"sync-contacts-{uuid4()}"
     report = await client.execute_workflow(
-        "SyncContacts", order, id=workflow_id, task_queue=TASK_QUEUE, result_type=Report
+        "SyncContacts", order, id=workflow_id, task_queue=TASK_QUEUE, result_type=SyncReport
     )
     expect(report.ids == [story.server.user], f"the pipeline read {report.ids}")
     story.claims.observed(

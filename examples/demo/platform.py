@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from examples.demo.processes import ROOT, Process
-from examples.demo.waiting import until
+from examples.demo.waiting import wait_until
 
 _KEPT = (
     "EVERGRANT_DATABASE_URL",
@@ -19,7 +19,7 @@ _KEPT = (
 )
 
 
-class Platform:
+class EvergrantProcess:
     """The running platform: API, worker, and Temporal with its UI."""
 
     def __init__(self, process: Process, data: Path) -> None:
@@ -34,7 +34,7 @@ class Platform:
         self.admin_key = Path(facts["admin_key_file"]).read_text().strip()
 
     @classmethod
-    async def start(cls, data: Path, egress_allow: str) -> "Platform":
+    async def start(cls, data: Path, egress_allow: str) -> "EvergrantProcess":
         """Start it on free ports; it may reach `egress_allow` (host:port) over plain HTTP."""
         command = ["-m", "evergrant_server", "dev", "--data-dir", str(data), "--port", str(_free_port())]
         env = _environment(egress_allow)
@@ -56,7 +56,7 @@ class Platform:
                 return pid if pid != instead_of and _alive(pid) else None
             return None
 
-        return await until(found, "a new worker", 60)
+        return await wait_until(found, "a new worker", 60)
 
     def pids(self) -> list[int]:
         """Every process of the platform, by its pid files."""

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from examples.demo.authorization_server import AuthorizationServer
 from examples.demo.claims import Claim, Claims, expect
-from examples.demo.evergrant_api import EvergrantApi, Refused, moment
-from examples.demo.platform import Platform
-from examples.demo.waiting import until
+from examples.demo.evergrant_api import ApiProblem, EvergrantApi, moment
+from examples.demo.platform import EvergrantProcess
+from examples.demo.waiting import wait_until
 
 ACCESS_TOKEN_S = 20
 GRACE_S = 120
@@ -29,7 +29,7 @@ class Story:
     console: Console
     claims: Claims
     server: AuthorizationServer
-    platform: Platform
+    platform: EvergrantProcess
     admin: EvergrantApi
     app: EvergrantApi
     app_key: str
@@ -79,7 +79,7 @@ async def configure(admin: EvergrantApi, server: AuthorizationServer, suffix: st
         expect(found["state"] != "failed", f"discovery failed: {found.get('problem')}")
         return found if found["state"] == "ready" else None
 
-    await until(discovered, "the issuer's metadata", 30)
+    await wait_until(discovered, "the issuer's metadata", 30)
     await admin.put(f"/v1/apps/{app}", {})
     key = await admin.post(f"/v1/apps/{app}/keys")
     permit = {"integration": integration, "subjects": [user], "actions": ["token", "connect"]}
@@ -171,10 +171,10 @@ async def kill_the_worker(story: Story) -> None:
     await story.server.hold_next("refresh_token")
     asking = asyncio.create_task(story.admin.post(f"/v1/connections/{story.connection_id}/refresh"))
     try:
-        await until(_held(story, "holding", 1), "a refresh to be withheld", 30)
+        await wait_until(_held(story, "holding", 1), "a refresh to be withheld", 30)
         os.kill(pid, signal.SIGKILL)
         killed = monotonic()
-        await until(_held(story, "abandoned", 1), "the dead worker's connection to close", 30)
+        await wait_until(_held(story, "abandoned", 1), "the dead worker's connection to close", 30)
         new_pid = await story.platform.new_worker(pid)
         after = await story.app.generation(story.connection_id, before["generation"] + 1, 60)
     finally:
@@ -221,7 +221,7 @@ async def _refused(story: Story) -> None:
     for path, body in routes:
         try:
             await story.app.post(path, body)
-        except Refused as refused:
+        except ApiProblem as refused:
             said.append(f"{refused.status} {refused.code}")
         else:
             expect(False, f"{path} still handed out a token")
@@ -240,7 +240,7 @@ async def _give_up(task: asyncio.Task[Any]) -> None:
     """The request that set off the refresh may still wait, or have failed when its worker died."""
     task.cancel()
     for end in await asyncio.gather(task, return_exceptions=True):
-        if isinstance(end, Exception) and not isinstance(end, Refused | httpx2.HTTPError):
+        if isinstance(end, Exception) and not isinstance(end, ApiProblem | httpx2.HTTPError):
             raise end
 
 

@@ -6,7 +6,7 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx2
 
-from examples.demo.forms import Button, Form, read_forms, read_refresh
+from examples.demo.forms import Button, HtmlForm, read_forms, read_refresh
 
 _MOST_STEPS = 30
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -78,7 +78,7 @@ class Subject:
             return self._browser.build_request("POST", target, content=request.content, headers=kept)
         return self._browser.build_request("GET", target)
 
-    def _submitted(self, form: Form, page: httpx2.Response, allow: bool) -> httpx2.Request:
+    def _submitted(self, form: HtmlForm, page: httpx2.Response, allow: bool) -> httpx2.Request:
         values = dict(form.fields)
         password = form.name_of("password")
         if password is not None:
@@ -93,13 +93,13 @@ class Subject:
         return self._browser.build_request("POST", target, data=values, headers=_origin(page))
 
 
-def _form_to_fill(response: httpx2.Response) -> Form | None:
+def _form_to_fill(response: httpx2.Response) -> HtmlForm | None:
     if response.status_code != 200 or "html" not in response.headers.get("content-type", ""):
         return None
     return next((form for form in read_forms(response.text) if form.buttons), None)
 
 
-def _pick(form: Form, allow: bool) -> Button | None:
+def _pick(form: HtmlForm, allow: bool) -> Button | None:
     """The button to press: the one named `allow` says yes where there is one, any other says no."""
     yes = [button for button in form.buttons if button.name == "allow"]
     if not yes:

@@ -7,11 +7,11 @@ from typing import TypeVar
 Found = TypeVar("Found")
 
 
-class NeverHappened(RuntimeError):
+class WaitTimedOut(RuntimeError):
     """What was waited for did not become true in time."""
 
 
-async def until(
+async def wait_until(
     look: Callable[[], Awaitable[Found | None]], what: str, within_s: float, every_s: float = 0.1
 ) -> Found:
     """Look again and again until there is something else than None. Raises NeverHappened."""
@@ -23,4 +23,4 @@ async def until(
                     return found
                 await asyncio.sleep(every_s)
     except TimeoutError:
-        raise NeverHappened(f"waited {within_s:.0f} s for {what}") from None
+        raise WaitTimedOut(f"waited {within_s:.0f} s for {what}") from None

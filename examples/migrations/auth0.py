@@ -11,7 +11,7 @@ counts from a login that the export doesn't date well enough, so the expiry is u
 import sys
 from collections.abc import Mapping
 
-from examples.migrations.lines import Item, Row, Skipped, convert, item, scopes
+from examples.migrations.lines import Item, Row, SkippedRow, convert, item, scopes
 from examples.migrations.options import mapping, read_jsonl
 
 
@@ -34,7 +34,7 @@ def auth0(row: Row, integrations: Mapping[str, str]) -> list[Item]:
             )
         )
     if not found:
-        raise Skipped("no identity has a refresh token")
+        raise SkippedRow("no identity has a refresh token")
     return found
 
 

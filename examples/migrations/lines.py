@@ -10,7 +10,7 @@ Row = Mapping[str, Any]
 Item = dict[str, Any]
 
 
-class Skipped(Exception):
+class SkippedRow(Exception):
     """A row that has nothing to import; the message says why and holds no token."""
 
 
@@ -46,7 +46,7 @@ def convert(rows: Iterable[Row], into: Callable[[Row], Item | list[Item]]) -> It
     for number, row in enumerate(rows, 1):
         try:
             found = into(row)
-        except Skipped as why:
+        except SkippedRow as why:
             print(f"row {number}: skipped: {why}", file=sys.stderr)
             continue
         except (KeyError, TypeError, ValueError) as error:

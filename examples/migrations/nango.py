@@ -12,20 +12,20 @@ import json
 import sys
 from collections.abc import Mapping
 
-from examples.migrations.lines import Item, Row, Skipped, convert, expiry, item, scopes
+from examples.migrations.lines import Item, Row, SkippedRow, convert, expiry, item, scopes
 from examples.migrations.options import mapping, read_jsonl
 
 
 def nango(row: Row, integrations: Mapping[str, str]) -> Item:
     """One connection. The integration keeps its name unless `integrations` gives another."""
     if row.get("deleted") or row.get("deleted_at"):
-        raise Skipped("deleted")
+        raise SkippedRow("deleted")
     held = row["credentials"]
     held = json.loads(held) if isinstance(held, str) else held
     if held.get("type") != "OAUTH2":
-        raise Skipped("it isn't OAuth 2")
+        raise SkippedRow("it isn't OAuth 2")
     if "access_token" not in held:
-        raise Skipped("its credentials are encrypted, or there are none")
+        raise SkippedRow("its credentials are encrypted, or there are none")
     raw = held.get("raw") or {}
     name = row["provider_config_key"]
     return item(

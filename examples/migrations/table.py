@@ -12,16 +12,16 @@ import csv
 import sys
 from collections.abc import Iterator, Mapping
 
-from examples.migrations.lines import Item, Row, Skipped, convert, expiry, item, scopes
+from examples.migrations.lines import Item, Row, SkippedRow, convert, expiry, item, scopes
 from examples.migrations.options import mapping
 
 
 def table(row: Row, integrations: Mapping[str, str]) -> Item:
     if not row["access_token"]:
-        raise Skipped("no access token")
+        raise SkippedRow("no access token")
     ends = expiry(row.get("expires_at"))
     if "expires" in ends and not row.get("refresh_token"):
-        raise Skipped("of unknown expiry and without a refresh token: nobody could use it")
+        raise SkippedRow("of unknown expiry and without a refresh token: nobody could use it")
     name = row["provider"]
     return item(
         integration=integrations.get(name, name),

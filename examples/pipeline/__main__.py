@@ -19,7 +19,7 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from examples.pipeline.activities import fetch_contacts
-from examples.pipeline.messages import TASK_QUEUE, Order
+from examples.pipeline.messages import TASK_QUEUE, SyncRequest
 from examples.pipeline.workflow import SyncContacts
 
 
@@ -76,7 +76,7 @@ async def work(options: argparse.Namespace) -> None:
 
 async def run(options: argparse.Namespace) -> None:
     client = await connect(options)
-    order = Order(
+    order = SyncRequest(
         connection=connection_workflow_id((options.tenant, options.connection)),
         integration=options.integration,
         subject=options.subject,
@@ -99,7 +99,7 @@ def main() -> int:
     return 0
 
 
-def leave(status: int) -> NoReturn:
+def exit_process(status: int) -> NoReturn:
     """End the process at once, with nothing left unwritten.
 
     temporalio's Rust threads may still call into the interpreter while it is torn down, and then
@@ -112,4 +112,4 @@ def leave(status: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

@@ -5,11 +5,11 @@ from evergrant.temporal import lease
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from examples.pipeline.messages import Order, Report
+from examples.pipeline.messages import SyncReport, SyncRequest
 
 
 @activity.defn
-async def fetch_contacts(order: Order) -> Report:
+async def fetch_contacts(order: SyncRequest) -> SyncReport:
     """Read the resource with the subject's token. Fails for good when the resource refuses it."""
     leased = await lease(order.integration, order.subject)
     bearer = {"authorization": f"Bearer {leased.access_token}"}
@@ -23,7 +23,7 @@ async def fetch_contacts(order: Order) -> Report:
         )
     answer.raise_for_status()
     ids = ids_of(answer.json())
-    return Report(count=len(ids), ids=ids, generation=leased.generation)
+    return SyncReport(count=len(ids), ids=ids, generation=leased.generation)
 
 
 def ids_of(document: object) -> list[str]:

@@ -7,7 +7,7 @@ APP = "pipeline"
 
 
 @dataclass(frozen=True)
-class Order:
+class SyncRequest:
     """Which contacts to sync: `connection` is the id of the connection's workflow."""
 
     connection: str
@@ -17,7 +17,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Report:
+class SyncReport:
     """What was read: how many records, their ids, and with which generation of the grant."""
 
     count: int

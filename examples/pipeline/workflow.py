@@ -5,7 +5,7 @@ from datetime import timedelta
 from evergrant.temporal import TokenInbox
 from temporalio import workflow
 
-from examples.pipeline.messages import APP, Order, Report
+from examples.pipeline.messages import APP, SyncReport, SyncRequest
 
 
 @workflow.defn
@@ -13,12 +13,12 @@ class SyncContacts(TokenInbox):
     """Reads a subject's contacts at a provider, without ever holding their token."""
 
     @workflow.run
-    async def run(self, order: Order) -> Report:
+    async def run(self, order: SyncRequest) -> SyncReport:
         await self.token_for(order.connection, app=APP, timeout=timedelta(minutes=2))
         return await workflow.execute_activity(
             "fetch_contacts",
             order,
-            result_type=Report,
+            result_type=SyncReport,
             start_to_close_timeout=timedelta(minutes=1),
             summary=f"contacts of {order.integration}",
         )

@@ -345,11 +345,11 @@ def _audit() -> None:
     _index("audit", "tenant", "object", "at")
     _index("audit", "tenant", "at")
     op.create_table(
-        "audit_lane",
+        "audit_shard",
         _text("tenant"),
         _text("lane"),
         sa.Column("count", sa.BigInteger(), nullable=False),
         _text("last_hash"),
         _number("revision"),
-        _key("audit_lane", "tenant", "lane"),
+        _key("audit_shard", "tenant", "lane"),
     )

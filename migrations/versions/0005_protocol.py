@@ -19,7 +19,7 @@ def upgrade() -> None:
         ["tenant", "connection_id", "from_generation"],
     )
     op.create_table(
-        "late_answer",
+        "late_tokens",
         sa.Column("tenant", sa.String(), nullable=False),
         sa.Column("attempt_id", sa.String(), nullable=False),
         sa.Column("connection_id", sa.String(), nullable=False),
@@ -29,14 +29,14 @@ def upgrade() -> None:
         sa.Column("came_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("sealed_tokens", sa.LargeBinary(), nullable=False),
         sa.Column("revision", sa.Integer(), nullable=False),
-        sa.PrimaryKeyConstraint("tenant", "attempt_id", name="pk_late_answer"),
+        sa.PrimaryKeyConstraint("tenant", "attempt_id", name="pk_late_tokens"),
         sa.ForeignKeyConstraint(
             ["tenant", "connection_id"],
             ["connection.tenant", "connection.id"],
             name="fk_late_answer_connection",
         ),
     )
-    op.create_index("ix_late_answer_tenant_connection_id", "late_answer", ["tenant", "connection_id"])
+    op.create_index("ix_late_answer_tenant_connection_id", "late_tokens", ["tenant", "connection_id"])
 
 
 def downgrade() -> None:

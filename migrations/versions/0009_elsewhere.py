@@ -93,18 +93,20 @@ def _received() -> None:
 
 def _marks() -> None:
     op.create_table(
-        "account_mark",
+        "account_identifier",
         _text("tenant"),
         _text("connection_id"),
         _text("name"),
         _text("integration_id"),
         _text("mark"),
         _revision(),
-        sa.PrimaryKeyConstraint("tenant", "connection_id", "name", name="pk_account_mark"),
-        _of_connection("account_mark"),
+        sa.PrimaryKeyConstraint("tenant", "connection_id", "name", name="pk_account_identifier"),
+        _of_connection("account_identifier"),
     )
     op.create_index(
-        "ix_account_mark_tenant_integration_id_mark", "account_mark", ["tenant", "integration_id", "mark"]
+        "ix_account_identifier_tenant_integration_id_mark",
+        "account_identifier",
+        ["tenant", "integration_id", "mark"],
     )
 
 

@@ -4,17 +4,25 @@ Owns one small file per way of signing, and the table of them. Decides nothing a
 connections: a fact names accounts, and what the news mean for a grant is `core.elsewhere`'s.
 """
 
-from providers.events.base import Fact, Heard, Incoming, Refused, Trust, UnknownKey, Verifier
+from providers.events.base import (
+    EventRejected,
+    EventRequest,
+    EventTrust,
+    ProviderEvent,
+    UnknownKey,
+    VerifiedEvents,
+    Verifier,
+)
 from providers.events.verifiers import VERIFIERS, needs_secret
 
 __all__ = [
     "VERIFIERS",
-    "Fact",
-    "Heard",
-    "Incoming",
-    "Refused",
-    "Trust",
+    "EventRejected",
+    "EventRequest",
+    "EventTrust",
+    "ProviderEvent",
     "UnknownKey",
+    "VerifiedEvents",
     "Verifier",
     "needs_secret",
 ]

@@ -4,33 +4,35 @@ docs.github.com: "Validating webhook deliveries". The signature covers no moment
 delivery can be played again; a refresh tells whether it is true, where there is one.
 """
 
-from evergrant_server.core.elsewhere import Weight
+from evergrant_server.core.provider_events.external_revocation import Certainty
 from providers.events.base import (
-    Fact,
-    Heard,
-    Incoming,
-    Trust,
-    account,
-    body_object,
-    digest,
-    hex_hmac,
-    key_of,
-    member,
-    require,
-    same,
+    EventRequest,
+    EventTrust,
+    ProviderEvent,
+    VerifiedEvents,
+    accounts_with_id,
+    equal_in_constant_time,
+    hmac_hex,
+    json_object,
+    nested,
+    require_signature,
+    secret_key,
+    sha256_hex,
 )
 
 
-def verify_github(it: Incoming, trust: Trust) -> Heard:
-    expected = "sha256=" + hex_hmac(key_of(trust), it.body)
-    require(same(expected, it.headers.get("x-hub-signature-256", "")))
+def verify_github(it: EventRequest, trust: EventTrust) -> VerifiedEvents:
+    expected = "sha256=" + hmac_hex(secret_key(trust), it.body)
+    require_signature(equal_in_constant_time(expected, it.headers.get("x-hub-signature-256", "")))
     event = it.headers.get("x-github-event", "")
     if event != "github_app_authorization":
-        return Heard("")
-    body = body_object(it.body)
+        return VerifiedEvents("")
+    body = json_object(it.body)
     if body.get("action") != "revoked":
-        return Heard("")
+        return VerifiedEvents("")
     sender = body.get("sender")
-    accounts = (*account(member(sender, "id")), *account(member(sender, "login")))
-    id = digest(it.headers.get("x-github-delivery", "").encode(), it.body)
-    return Heard(id, (Fact("github:github_app_authorization.revoked", Weight.DOUBTED, accounts),))
+    accounts = (*accounts_with_id(nested(sender, "id")), *accounts_with_id(nested(sender, "login")))
+    id = sha256_hex(it.headers.get("x-github-delivery", "").encode(), it.body)
+    return VerifiedEvents(
+        id, (ProviderEvent("github:github_app_authorization.revoked", Certainty.SUSPECTED, accounts),)
+    )

@@ -4,9 +4,9 @@ from typing import Any
 
 import httpx2
 
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.egress import Egress
-from providers.reading import Unreadable, parse
+from providers.responses.json_paths import UnreadableBody, parse_body
 
 _LIMIT = 256 * 1024  # bytes
 _MOST = 50
@@ -14,7 +14,7 @@ _PUBLIC = {"RSA": ("n", "e"), "EC": ("crv", "x", "y")}
 _KEPT = ("kty", "kid", "use", "alg")
 
 
-async def read_keys(egress: Egress, url: str) -> tuple[dict[str, Any], ...]:
+async def fetch_keys(egress: Egress, url: str) -> tuple[dict[str, Any], ...]:
     """The public keys for signatures that the document has, and nothing else of it.
 
     Raises Failure EGRESS_REFUSED, PROVIDER_UNREACHABLE, PROVIDER_ERROR or DISCOVERY_FAILED.
@@ -23,27 +23,27 @@ async def read_keys(egress: Egress, url: str) -> tuple[dict[str, Any], ...]:
         try:
             answer = await http.get(url)
         except httpx2.InvalidURL:
-            raise Failure(Code.EGRESS_REFUSED, "jwks_uri is not a URL") from None
+            raise Failure(ErrorCode.EGRESS_REFUSED, "jwks_uri is not a URL") from None
         except httpx2.TransportError as error:
             detail = f"the transmitter's keys could not be read ({type(error).__name__})"
-            raise Failure(Code.PROVIDER_UNREACHABLE, detail) from None
+            raise Failure(ErrorCode.PROVIDER_UNREACHABLE, detail) from None
     if answer.status_code != 200:
-        raise Failure(Code.PROVIDER_ERROR, f"the transmitter's keys: status {answer.status_code}")
-    return keys_of(answer.content)
+        raise Failure(ErrorCode.PROVIDER_ERROR, f"the transmitter's keys: status {answer.status_code}")
+    return parse_jwks(answer.content)
 
 
-def keys_of(content: bytes) -> tuple[dict[str, Any], ...]:
+def parse_jwks(content: bytes) -> tuple[dict[str, Any], ...]:
     """The usable keys of a JWK set. Raises Failure DISCOVERY_FAILED when it is none, or has none."""
     try:
-        document = parse(content) if len(content) <= _LIMIT else None
-    except Unreadable:
+        document = parse_body(content) if len(content) <= _LIMIT else None
+    except UnreadableBody:
         document = None
     keys = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(keys, list):
-        raise Failure(Code.DISCOVERY_FAILED, "the transmitter's keys are not a JWK set")
+        raise Failure(ErrorCode.DISCOVERY_FAILED, "the transmitter's keys are not a JWK set")
     found = tuple(public for key in keys[:_MOST] if (public := _public(key)) is not None)
     if not found:
-        raise Failure(Code.DISCOVERY_FAILED, "the transmitter's JWK set has no key that can be used")
+        raise Failure(ErrorCode.DISCOVERY_FAILED, "the transmitter's JWK set has no key that can be used")
     return found
 
 

@@ -11,41 +11,44 @@ import hmac
 import json
 from urllib.parse import parse_qs
 
-from evergrant_server.core.elsewhere import Weight
+from evergrant_server.core.provider_events.external_revocation import Certainty
 from providers.events.base import (
-    Fact,
-    Heard,
-    Incoming,
-    Refused,
-    Trust,
-    account,
-    digest,
-    key_of,
-    require,
-    unix,
+    EventRejected,
+    EventRequest,
+    EventTrust,
+    ProviderEvent,
+    VerifiedEvents,
+    accounts_with_id,
+    from_unix,
+    require_signature,
+    secret_key,
+    sha256_hex,
 )
 
 
-def verify_meta(it: Incoming, trust: Trust) -> Heard:
+def verify_meta(it: EventRequest, trust: EventTrust) -> VerifiedEvents:
     try:
         form = parse_qs(it.body.decode("ascii"), max_num_fields=20)
         (signed,) = form["signed_request"]
         signature, _, payload = signed.partition(".")
         given = _decoded(signature)
     except (KeyError, ValueError, binascii.Error):
-        raise Refused("invalid_request", "There is no signed_request that can be read.") from None
-    expected = hmac.new(key_of(trust), payload.encode(), hashlib.sha256).digest()
-    require(hmac.compare_digest(expected, given))
+        raise EventRejected("invalid_request", "There is no signed_request that can be read.") from None
+    expected = hmac.new(secret_key(trust), payload.encode(), hashlib.sha256).digest()
+    require_signature(hmac.compare_digest(expected, given))
     try:
         claims = json.loads(_decoded(payload))
     except (ValueError, binascii.Error, RecursionError):
         claims = None
     if not isinstance(claims, dict) or str(claims.get("algorithm")).upper() != "HMAC-SHA256":
-        raise Refused("invalid_request", "The signed_request holds something else.")
-    fact = Fact(
-        "meta:deauthorize", Weight.ENDED, account(claims.get("user_id")), unix(claims.get("issued_at"))
+        raise EventRejected("invalid_request", "The signed_request holds something else.")
+    fact = ProviderEvent(
+        "meta:deauthorize",
+        Certainty.ENDED,
+        accounts_with_id(claims.get("user_id")),
+        from_unix(claims.get("issued_at")),
     )
-    return Heard(digest(payload.encode()), (fact,))
+    return VerifiedEvents(sha256_hex(payload.encode()), (fact,))
 
 
 def _decoded(part: str) -> bytes:

@@ -3,46 +3,48 @@
 from datetime import datetime
 from typing import Any
 
-from evergrant_server.core.elsewhere import Weight
-from evergrant_server.core.marks import EMAIL, TOKEN_HASH, TOKEN_PREFIX
-from evergrant_server.core.receivers import Mark
-from evergrant_server.core.text import is_whole
-from providers.events.base import LONGEST_ID, Fact, account, is_name, unix
+from evergrant_server.core.provider_events.account_identifiers import EMAIL, TOKEN_HASH, TOKEN_PREFIX
+from evergrant_server.core.provider_events.external_revocation import Certainty
+from evergrant_server.core.provider_events.receivers import AccountIdentifier
+from evergrant_server.core.text import is_storable_text
+from providers.events.base import MAX_ID_LENGTH, ProviderEvent, accounts_with_id, from_unix, is_identifier
 
 _SCHEMAS = "https://schemas.openid.net/secevent"
 # RISC 1.0, CAEP 1.0, and the OAuth event types that Google sends
-WEIGHTS: dict[str, Weight] = {
-    f"{_SCHEMAS}/risc/event-type/account-disabled": Weight.ENDED,
-    f"{_SCHEMAS}/risc/event-type/account-purged": Weight.ENDED,
-    f"{_SCHEMAS}/oauth/event-type/tokens-revoked": Weight.ENDED,
-    f"{_SCHEMAS}/oauth/event-type/token-revoked": Weight.ENDED,
+CERTAINTIES: dict[str, Certainty] = {
+    f"{_SCHEMAS}/risc/event-type/account-disabled": Certainty.ENDED,
+    f"{_SCHEMAS}/risc/event-type/account-purged": Certainty.ENDED,
+    f"{_SCHEMAS}/oauth/event-type/tokens-revoked": Certainty.ENDED,
+    f"{_SCHEMAS}/oauth/event-type/token-revoked": Certainty.ENDED,
     # a session that ended says little about a grant: the token endpoint knows
-    f"{_SCHEMAS}/risc/event-type/sessions-revoked": Weight.DOUBTED,
-    f"{_SCHEMAS}/risc/event-type/account-credential-change-required": Weight.DOUBTED,
-    f"{_SCHEMAS}/caep/event-type/session-revoked": Weight.DOUBTED,
-    f"{_SCHEMAS}/caep/event-type/credential-change": Weight.DOUBTED,
+    f"{_SCHEMAS}/risc/event-type/sessions-revoked": Certainty.SUSPECTED,
+    f"{_SCHEMAS}/risc/event-type/account-credential-change-required": Certainty.SUSPECTED,
+    f"{_SCHEMAS}/caep/event-type/session-revoked": Certainty.SUSPECTED,
+    f"{_SCHEMAS}/caep/event-type/credential-change": Certainty.SUSPECTED,
 }
 _VERIFICATIONS = (
     f"{_SCHEMAS}/risc/event-type/verification",
     f"{_SCHEMAS}/ssf/event-type/verification",
 )
 _TOKEN_NAMES = {"prefix": TOKEN_PREFIX, "hash_base64_sha512_sha512": TOKEN_HASH}
-_Accounts = tuple[frozenset[Mark], ...]
+_Accounts = tuple[frozenset[AccountIdentifier], ...]
 
 
-def facts_of(
+def read_set_events(
     events: dict[str, Any], claims: dict[str, Any], issued_at: datetime, issuers: frozenset[str]
-) -> tuple[Fact, ...]:
+) -> tuple[ProviderEvent, ...]:
     """One fact for each event that can concern a grant, whether or not its subject is known here."""
-    found: list[Fact] = []
+    found: list[ProviderEvent] = []
     for kind, event in events.items():
-        weight = WEIGHTS.get(kind)
+        weight = CERTAINTIES.get(kind)
         if weight is None or not isinstance(event, dict):
             continue
         subject = event.get("subject") or claims.get("sub_id")
         told = _moment(event.get("event_timestamp")) or _moment(claims.get("toe"))
         at = min(told, issued_at) if told is not None else issued_at
-        found.append(Fact(kind, weight, _accounts(subject, issuers), at, issued=told is None))
+        found.append(
+            ProviderEvent(kind, weight, _accounts(subject, issuers), at, at_is_issue_time=told is None)
+        )
     return tuple(found)
 
 
@@ -51,12 +53,12 @@ def verification_state(events: dict[str, Any]) -> str | None:
     for kind in _VERIFICATIONS:
         if kind in events:
             state = events[kind].get("state") if isinstance(events[kind], dict) else None
-            return state[:LONGEST_ID] if isinstance(state, str) and is_whole(state) else ""
+            return state[:MAX_ID_LENGTH] if isinstance(state, str) and is_storable_text(state) else ""
     return None
 
 
 def _moment(value: Any) -> datetime | None:
-    return unix(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return from_unix(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _accounts(subject: Any, issuers: frozenset[str]) -> _Accounts:
@@ -69,7 +71,7 @@ def _accounts(subject: Any, issuers: frozenset[str]) -> _Accounts:
         case "email":
             return _of_email(subject.get("email"))
         case "opaque":
-            return account(subject.get("id"))
+            return accounts_with_id(subject.get("id"))
         case "account":
             return ()  # an acct: URI names nobody that we know
         case "oauth_token" | "token":
@@ -94,11 +96,11 @@ def _of_issuer(subject: dict[str, Any], issuers: frozenset[str]) -> _Accounts:
     """A `sub` means something together with its issuer alone."""
     iss, sub = subject.get("iss"), subject.get("sub")
     ours = isinstance(iss, str) and iss in issuers
-    return account(sub) if ours and isinstance(sub, str) else ()
+    return accounts_with_id(sub) if ours and isinstance(sub, str) else ()
 
 
 def _of_email(email: Any) -> _Accounts:
-    return (frozenset({Mark(EMAIL, email.casefold())}),) if is_name(email) else ()
+    return (frozenset({AccountIdentifier(EMAIL, email.casefold())}),) if is_identifier(email) else ()
 
 
 def _of_token(subject: dict[str, Any]) -> _Accounts:
@@ -107,4 +109,4 @@ def _of_token(subject: dict[str, Any]) -> _Accounts:
     token = subject.get("token")
     if subject.get("token_type") != "refresh_token" or name is None:
         return ()
-    return (frozenset({Mark(name, token)}),) if is_name(token) else ()
+    return (frozenset({AccountIdentifier(name, token)}),) if is_identifier(token) else ()

@@ -10,49 +10,51 @@ from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey
 
-from evergrant_server.core.text import is_whole
+from evergrant_server.core.text import is_storable_text
 from providers.events.base import (
-    LONGEST_ID,
-    WINDOW,
-    Heard,
-    Incoming,
-    Refused,
-    Trust,
+    MAX_ID_LENGTH,
+    TIMESTAMP_TOLERANCE,
+    EventRejected,
+    EventRequest,
+    EventTrust,
     UnknownKey,
-    is_name,
-    unix,
+    VerifiedEvents,
+    from_unix,
+    is_identifier,
 )
-from providers.events.set_events import facts_of, verification_state
+from providers.events.set_events import read_set_events, verification_state
 
 MEDIA_TYPE = "application/secevent+jwt"
-OLDEST = timedelta(days=30)  # an older event is refused, so that `jti` need not be kept for longer
+MAX_EVENT_AGE = timedelta(days=30)  # an older event is refused, so that `jti` need not be kept for longer
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512")
 _KEY_TYPES = {"RSA": RSAKey, "EC": ECKey}
 _NOT_IN_A_SET = ("sub", "nonce")  # an id token has them: it must not pass for an event
 
 
-def verify_set(it: Incoming, trust: Trust) -> Heard:
+def verify_set(it: EventRequest, trust: EventTrust) -> VerifiedEvents:
     """Raises Refused with the error RFC 8935 has for it, or UnknownKey."""
     if it.headers.get("content-type", "").partition(";")[0].strip().lower() != MEDIA_TYPE:
-        raise Refused("invalid_request", f"The content type must be {MEDIA_TYPE}.")
+        raise EventRejected("invalid_request", f"The content type must be {MEDIA_TYPE}.")
     token = it.body.strip()
     header = _header(token)
     claims = _claims(token, header, trust)
     if header.get("typ") is None and "exp" in claims:
-        raise Refused("invalid_request", "typ must be secevent+jwt.")
+        raise EventRejected("invalid_request", "typ must be secevent+jwt.")
     _check_parties(claims, trust)
     issued_at = _check_time(claims, it.now)
     jti = claims.get("jti")
-    if not is_name(jti):
-        raise Refused("invalid_request", f"jti is missing, or no text of up to {LONGEST_ID} characters.")
+    if not is_identifier(jti):
+        raise EventRejected(
+            "invalid_request", f"jti is missing, or no text of up to {MAX_ID_LENGTH} characters."
+        )
     events = claims.get("events")
-    if not isinstance(events, dict) or not 0 < len(events) <= 20 or not all(map(is_whole, events)):
-        raise Refused("invalid_request", "events must be an object with members that can be named.")
+    if not isinstance(events, dict) or not 0 < len(events) <= 20 or not all(map(is_storable_text, events)):
+        raise EventRejected("invalid_request", "events must be an object with members that can be named.")
     state = verification_state(events)
     noted = {"kinds": " ".join(sorted(str(it)[:120] for it in events))}
-    return Heard(
+    return VerifiedEvents(
         jti,
-        facts_of(events, claims, issued_at, trust.issuers),
+        read_set_events(events, claims, issued_at, trust.issuers),
         noted | ({"state": state} if state is not None else {}),
     )
 
@@ -60,38 +62,38 @@ def verify_set(it: Incoming, trust: Trust) -> Heard:
 def _header(token: bytes) -> dict[str, Any]:
     """The protected header. `alg` is from our list, never from the key's or the token's word."""
     if token.count(b".") != 2:
-        raise Refused("invalid_request", "The body is not a signed token in compact form.")
+        raise EventRejected("invalid_request", "The body is not a signed token in compact form.")
     try:
         header = json.loads(_decoded(token.partition(b".")[0]))
     except (ValueError, binascii.Error, RecursionError):
         header = None
     if not isinstance(header, dict):
-        raise Refused("invalid_request", "The token's header can't be read.")
+        raise EventRejected("invalid_request", "The token's header can't be read.")
     if header.get("alg") not in ALGORITHMS:
-        raise Refused("invalid_key", "alg must be an asymmetric signature.")
+        raise EventRejected("invalid_key", "alg must be an asymmetric signature.")
     if "crit" in header or "b64" in header:
-        raise Refused("invalid_request", "The header has critical members that are not known.")
+        raise EventRejected("invalid_request", "The header has critical members that are not known.")
     typ = header.get("typ")
     if typ is not None and str(typ).lower().removeprefix("application/") != "secevent+jwt":
-        raise Refused("invalid_request", "typ must be secevent+jwt.")
+        raise EventRejected("invalid_request", "typ must be secevent+jwt.")
     return header
 
 
-def _claims(token: bytes, header: dict[str, Any], trust: Trust) -> dict[str, Any]:
+def _claims(token: bytes, header: dict[str, Any], trust: EventTrust) -> dict[str, Any]:
     try:
         content = jws.deserialize_compact(token, _key(header, trust), algorithms=[header["alg"]]).payload
     except (JoseError, ValueError):
-        raise Refused("authentication_failed", "The signature doesn't hold.") from None
+        raise EventRejected("authentication_failed", "The signature doesn't hold.") from None
     try:
         claims = json.loads(content)
     except (ValueError, RecursionError):
         claims = None
     if not isinstance(claims, dict):
-        raise Refused("invalid_request", "The token's claims can't be read.")
+        raise EventRejected("invalid_request", "The token's claims can't be read.")
     return claims
 
 
-def _key(header: dict[str, Any], trust: Trust) -> RSAKey | ECKey:
+def _key(header: dict[str, Any], trust: EventTrust) -> RSAKey | ECKey:
     """The pinned key that the header names. One for signatures, of the kind its algorithm takes."""
     kid, family = header.get("kid"), "EC" if header["alg"].startswith("ES") else "RSA"
     usable = [
@@ -105,33 +107,33 @@ def _key(header: dict[str, Any], trust: Trust) -> RSAKey | ECKey:
     try:
         return _KEY_TYPES[family].import_key(named[0])
     except (JoseError, ValueError, KeyError):
-        raise Refused("invalid_key", "The transmitter's key can't be used.") from None
+        raise EventRejected("invalid_key", "The transmitter's key can't be used.") from None
 
 
 def _fits(key: dict[str, Any], alg: str) -> bool:
     return key.get("alg") in (None, alg)
 
 
-def _check_parties(claims: dict[str, Any], trust: Trust) -> None:
+def _check_parties(claims: dict[str, Any], trust: EventTrust) -> None:
     if trust.issuer is None or claims.get("iss") != trust.issuer:
-        raise Refused("invalid_issuer", "iss is not the transmitter of this receiver.")
+        raise EventRejected("invalid_issuer", "iss is not the transmitter of this receiver.")
     given = claims.get("aud")
     audience = [given] if isinstance(given, str) else given
     ours = set(trust.audience or (trust.client_id,))
     if not isinstance(audience, list) or not any(isinstance(it, str) and it in ours for it in audience):
-        raise Refused("invalid_audience", "aud doesn't name this receiver.")
+        raise EventRejected("invalid_audience", "aud doesn't name this receiver.")
     if any(name in claims for name in _NOT_IN_A_SET):
-        raise Refused("invalid_request", "The subject belongs into the event, or into sub_id.")
+        raise EventRejected("invalid_request", "The subject belongs into the event, or into sub_id.")
 
 
 def _check_time(claims: dict[str, Any], now: datetime) -> datetime:
     """`iat`. An event token doesn't expire; an old one is of no use, and might be a replay."""
     iat = claims.get("iat")
-    issued_at = unix(iat) if isinstance(iat, int | float) and not isinstance(iat, bool) else None
+    issued_at = from_unix(iat) if isinstance(iat, int | float) and not isinstance(iat, bool) else None
     if issued_at is None:
-        raise Refused("invalid_request", "iat is missing.")
-    if issued_at - now > WINDOW or now - issued_at > OLDEST:
-        raise Refused("invalid_request", "iat is in the future, or too long ago.")
+        raise EventRejected("invalid_request", "iat is missing.")
+    if issued_at - now > TIMESTAMP_TOLERANCE or now - issued_at > MAX_EVENT_AGE:
+        raise EventRejected("invalid_request", "iat is in the future, or too long ago.")
     return issued_at
 
 

@@ -6,65 +6,73 @@ docs.slack.dev: "Verifying requests from Slack", "tokens_revoked event", "app_un
 
 from typing import Any
 
-from evergrant_server.core.elsewhere import Weight
-from evergrant_server.core.marks import fact
-from evergrant_server.core.receivers import Mark
-from evergrant_server.core.text import is_whole
+from evergrant_server.core.provider_events.account_identifiers import fact_name
+from evergrant_server.core.provider_events.external_revocation import Certainty
+from evergrant_server.core.provider_events.receivers import AccountIdentifier
+from evergrant_server.core.text import is_storable_text
 from providers.events.base import (
-    Fact,
-    Heard,
-    Incoming,
-    Refused,
-    Trust,
-    body_object,
-    digest,
-    echoed,
-    hex_hmac,
-    is_name,
-    key_of,
-    member,
-    require,
-    same,
-    signed_moment,
-    unix,
+    EventRejected,
+    EventRequest,
+    EventTrust,
+    ProviderEvent,
+    VerifiedEvents,
+    checked_challenge,
+    equal_in_constant_time,
+    from_unix,
+    hmac_hex,
+    is_identifier,
+    json_object,
+    nested,
+    require_signature,
+    secret_key,
+    sha256_hex,
+    signed_timestamp,
 )
 
 # Both facts are in a bot's reply, and a user's token that came with it has both: the kind tells them apart.
 _USERS = {"oauth": ("user", "authed_user.id"), "bot": ("bot", "bot_user_id")}
 
 
-def verify_slack(it: Incoming, trust: Trust) -> Heard:
+def verify_slack(it: EventRequest, trust: EventTrust) -> VerifiedEvents:
     timestamp = it.headers.get("x-slack-request-timestamp", "")
-    expected = "v0=" + hex_hmac(key_of(trust), b"v0:", timestamp.encode(), b":", it.body)
-    require(same(expected, it.headers.get("x-slack-signature", "")))
-    signed_moment(timestamp, it.now)
-    body = body_object(it.body)
+    expected = "v0=" + hmac_hex(secret_key(trust), b"v0:", timestamp.encode(), b":", it.body)
+    require_signature(equal_in_constant_time(expected, it.headers.get("x-slack-signature", "")))
+    signed_timestamp(timestamp, it.now)
+    body = json_object(it.body)
     challenge = body.get("challenge")
     if body.get("type") == "url_verification" and isinstance(challenge, str):
-        return Heard("", answer={"challenge": echoed(challenge)})
-    event = member(body, "event", "type")
-    at = unix(body.get("event_time"))
+        return VerifiedEvents("", reply={"challenge": checked_challenge(challenge)})
+    event = nested(body, "event", "type")
+    at = from_unix(body.get("event_time"))
     team = body.get("team_id")
-    accounts = _accounts(event, team, member(body, "event", "tokens")) if is_name(team) else ()
+    accounts = _accounts(event, team, nested(body, "event", "tokens")) if is_identifier(team) else ()
     if not accounts:
-        return Heard("")
+        return VerifiedEvents("")
     known = body.get("event_id")
-    if isinstance(known, str) and not is_whole(known):
-        raise Refused("invalid_request", "event_id holds NUL, or half a character.")
-    id = known if isinstance(known, str) else digest(it.body)
-    return Heard(id, (Fact(f"slack:{event}", Weight.ENDED, accounts, at),))
+    if isinstance(known, str) and not is_storable_text(known):
+        raise EventRejected("invalid_request", "event_id holds NUL, or half a character.")
+    id = known if isinstance(known, str) else sha256_hex(it.body)
+    return VerifiedEvents(id, (ProviderEvent(f"slack:{event}", Certainty.ENDED, accounts, at),))
 
 
-def _accounts(event: Any, team: str, tokens: Any) -> tuple[frozenset[Mark], ...]:
-    whole = Mark(fact("team.id"), team)
+def _accounts(event: Any, team: str, tokens: Any) -> tuple[frozenset[AccountIdentifier], ...]:
+    whole = AccountIdentifier(fact_name("team.id"), team)
     if event == "app_uninstalled":
         return (frozenset({whole}),)
     if event != "tokens_revoked":
         return ()
-    found: list[frozenset[Mark]] = []
+    found: list[frozenset[AccountIdentifier]] = []
     for name, (kind, path) in _USERS.items():
-        users = member(tokens, name)
+        users = nested(tokens, name)
         for user in users if isinstance(users, list) else ():
-            if is_name(user):
-                found.append(frozenset({whole, Mark(fact("holder"), kind), Mark(fact(path), user)}))
+            if is_identifier(user):
+                found.append(
+                    frozenset(
+                        {
+                            whole,
+                            AccountIdentifier(fact_name("holder"), kind),
+                            AccountIdentifier(fact_name(path), user),
+                        }
+                    )
+                )
     return tuple(found)

@@ -1,6 +1,6 @@
 """The table of verifiers. A kind without a row is no kind."""
 
-from evergrant_server.core.receivers import ReceiverKind
+from evergrant_server.core.provider_events.receivers import ReceiverKind
 from providers.events.base import Verifier
 from providers.events.github import verify_github
 from providers.events.meta import verify_meta

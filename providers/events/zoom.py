@@ -4,45 +4,47 @@ developers.zoom.us: "Using webhooks", "App deauthorized". An endpoint is first a
 that it knows the secret (`endpoint.url_validation`).
 """
 
-from evergrant_server.core.elsewhere import Weight
+from evergrant_server.core.provider_events.external_revocation import Certainty
 from providers.events.base import (
-    LONGEST_ID,
-    Fact,
-    Heard,
-    Incoming,
-    Trust,
-    account,
-    body_object,
-    digest,
-    echoed,
-    hex_hmac,
-    key_of,
-    member,
-    require,
-    same,
-    signed_moment,
-    unix,
+    MAX_ID_LENGTH,
+    EventRequest,
+    EventTrust,
+    ProviderEvent,
+    VerifiedEvents,
+    accounts_with_id,
+    checked_challenge,
+    equal_in_constant_time,
+    from_unix,
+    hmac_hex,
+    json_object,
+    nested,
+    require_signature,
+    secret_key,
+    sha256_hex,
+    signed_timestamp,
 )
 
 _MILLISECONDS = 0.001
 
 
-def verify_zoom(it: Incoming, trust: Trust) -> Heard:
-    key = key_of(trust)
+def verify_zoom(it: EventRequest, trust: EventTrust) -> VerifiedEvents:
+    key = secret_key(trust)
     timestamp = it.headers.get("x-zm-request-timestamp", "")
-    expected = "v0=" + hex_hmac(key, b"v0:", timestamp.encode(), b":", it.body)
-    require(same(expected, it.headers.get("x-zm-signature", "")))
-    signed_moment(timestamp, it.now)
-    body = body_object(it.body)
+    expected = "v0=" + hmac_hex(key, b"v0:", timestamp.encode(), b":", it.body)
+    require_signature(equal_in_constant_time(expected, it.headers.get("x-zm-signature", "")))
+    signed_timestamp(timestamp, it.now)
+    body = json_object(it.body)
     event = body.get("event")
-    plain = member(body, "payload", "plainToken")
-    if event == "endpoint.url_validation" and isinstance(plain, str) and len(plain) <= LONGEST_ID:
-        proof = hex_hmac(key, echoed(plain).encode())
-        return Heard("", answer={"plainToken": plain, "encryptedToken": proof})
+    plain = nested(body, "payload", "plainToken")
+    if event == "endpoint.url_validation" and isinstance(plain, str) and len(plain) <= MAX_ID_LENGTH:
+        proof = hmac_hex(key, checked_challenge(plain).encode())
+        return VerifiedEvents("", reply={"plainToken": plain, "encryptedToken": proof})
     if event != "app_deauthorized":
-        return Heard("")
-    if member(body, "payload", "client_id") not in (None, trust.client_id):
-        return Heard("")
-    at = unix(body.get("event_ts"), unit=_MILLISECONDS)
-    accounts = account(member(body, "payload", "user_id"))
-    return Heard(digest(it.body), (Fact("zoom:app_deauthorized", Weight.ENDED, accounts, at),))
+        return VerifiedEvents("")
+    if nested(body, "payload", "client_id") not in (None, trust.client_id):
+        return VerifiedEvents("")
+    at = from_unix(body.get("event_ts"), unit=_MILLISECONDS)
+    accounts = accounts_with_id(nested(body, "payload", "user_id"))
+    return VerifiedEvents(
+        sha256_hex(it.body), (ProviderEvent("zoom:app_deauthorized", Certainty.ENDED, accounts, at),)
+    )

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import httpx2
 
-from providers.quirks.mastodon import app_of
+from providers.quirks.mastodon import mastodon_app_request
 from providers.quirks.slack import token_under_authed_user
 
 ResponseHook = Literal["access_token_response", "refresh_token_response"]
@@ -28,12 +28,12 @@ class Quirk:
 
 
 QUIRKS: Mapping[str, Quirk] = {
-    "mastodon_apps": Quirk(registration=app_of),
+    "mastodon_apps": Quirk(registration=mastodon_app_request),
     "token_under_authed_user": Quirk(("access_token_response",), token_under_authed_user),
 }
 
 
-def registration_of(quirks: Sequence[str], metadata: dict[str, Any]) -> dict[str, Any]:
+def registration_request(quirks: Sequence[str], metadata: dict[str, Any]) -> dict[str, Any]:
     """What is sent to a server that registers clients (RFC 7591 section 2), in its own words if any."""
     for name in quirks:
         write = QUIRKS[name].registration

@@ -3,7 +3,7 @@
 from typing import Any
 
 
-def app_of(metadata: dict[str, Any]) -> dict[str, Any]:
+def mastodon_app_request(metadata: dict[str, Any]) -> dict[str, Any]:
     """What `POST /api/v1/apps` wants. Its answer has RFC 7591's names, as far as it has any.
 
     Without scopes of ours a Mastodon app may ask for `read` alone.

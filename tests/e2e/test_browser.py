@@ -13,7 +13,7 @@ from examples.demo import story
 from examples.demo.authorization_server import AuthorizationServer
 from examples.demo.claims import Claims
 from examples.demo.evergrant_api import EvergrantApi
-from examples.demo.platform import Platform
+from examples.demo.platform import EvergrantProcess
 from examples.demo.subject import Subject
 from tests.fakes.browser import running_browser
 
@@ -24,7 +24,9 @@ async def told(tmp_path: Path) -> AsyncIterator[tuple[story.Story, Page]]:
     async with running_browser() as browser:
         server = await AuthorizationServer.start(tmp_path / "as", "--access-token-seconds", "3600")
         try:
-            platform = await Platform.start(tmp_path / "evergrant", server.issuer.removeprefix("http://"))
+            platform = await EvergrantProcess.start(
+                tmp_path / "evergrant", server.issuer.removeprefix("http://")
+            )
             try:
                 async with EvergrantApi(platform.api, platform.admin_key) as admin:
                     key = await story.configure(admin, server, "b")

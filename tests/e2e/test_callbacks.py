@@ -21,10 +21,10 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from examples.demo.evergrant_api import EvergrantApi, Refused
+from examples.demo.evergrant_api import ApiProblem, EvergrantApi
 from examples.demo.forms import read_forms, read_refresh
-from examples.demo.platform import Platform
-from examples.demo.waiting import until
+from examples.demo.platform import EvergrantProcess
+from examples.demo.waiting import wait_until
 from tests.fakes.certificates import LoopbackTls, loopback_tls, own_certificate
 from tests.fakes.scripted_provider import ScriptedProvider, delay, drop, raw, status
 
@@ -41,7 +41,7 @@ class World:
 
     def __init__(
         self,
-        platform: Platform,
+        platform: EvergrantProcess,
         idp: ScriptedProvider,
         tls: LoopbackTls,
         admin: EvergrantApi,
@@ -90,7 +90,7 @@ class World:
             assert found["state"] != "unsound", found["findings"]
             return found["state"] == state or None
 
-        await until(reached, f"a version that is {state}", SOON_S)
+        await wait_until(reached, f"a version that is {state}", SOON_S)
 
     async def command(self, *words: str) -> str:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("EVERGRANT_")}
@@ -157,7 +157,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         patch.setenv("SSL_CERT_FILE", str(tls.authorities))  # the platform's processes trust it
         idp = await stack.enter_async_context(ScriptedProvider(tls=tls, expires_in=TOKEN_S))
         mutual = await stack.enter_async_context(ScriptedProvider(tls=tls.demanding(OURS)))
-        platform = await Platform.start(folder / "data", f"{idp.allowance},{mutual.allowance}")
+        platform = await EvergrantProcess.start(folder / "data", f"{idp.allowance},{mutual.allowance}")
         stack.push_async_callback(platform.stop)
         admin = await stack.enter_async_context(EvergrantApi(platform.api, platform.admin_key))
         await admin.put("/v1/apps/jobs", {})
@@ -233,7 +233,7 @@ async def test_several_accounts_wait_for_a_choice_on_the_page(world: World):
         )
         assert [it["id"] for it in found["choices"]] == ["site-1", "site-2"]
         assert found["next_action"] == "choose"
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(ApiProblem) as refused:
             await world.api.lease("sites", "sam")
         assert (refused.value.status, refused.value.code) == (409, "choice_required")
         for _ in range(2):  # a button may be pressed twice
@@ -271,7 +271,7 @@ async def test_a_lookup_is_asked_again_and_outlives_its_worker(world: World):
         found = await world.api.connection(begun["id"])
         return found if found["metadata"] else None
 
-    found = await until(known, "its account", SOON_S)
+    found = await wait_until(known, "its account", SOON_S)
     assert (found["choice"], found["metadata"], found["reason"]) == ("site-1", {"cloud_id": "site-1"}, None)
 
 
@@ -284,7 +284,7 @@ async def test_an_account_is_asked_for_beforehand_and_another_one_chosen_later(w
         assert "is connected" in (await browser.come_back()).text
     found = await world.api.connection(begun["id"])
     assert (found["choice"], found["metadata"]) == ("site-2", {"cloud_id": "site-2"})
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(ApiProblem) as refused:
         await world.api.post(f"/v1/connections/{begun['id']}/choose", {"choice": "site-3"})
     assert (refused.value.status, refused.value.code) == (400, "invalid_request")
     out = await world.command("connections", "choose", begun["id"], "site-1", "-o", "json")
@@ -303,7 +303,7 @@ async def test_rfc8705_a_certificate_says_who_we_are_at_the_alias(world: World):
         "client_id": world.idp.client_id,
         "client_auth": "self_signed_tls_client_auth",
     }
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(ApiProblem) as refused:
         await world.admin.put("/v1/integrations/bank", body)
     assert refused.value.code == "invalid_request"
     certificate = {"certificate": OURS.certificate, "private": OURS.private}

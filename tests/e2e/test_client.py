@@ -17,8 +17,8 @@ from evergrant import AsyncEvergrant, ConsentRequired, Evergrant, Lease, Reconne
 
 from examples.demo.authorization_server import AuthorizationServer
 from examples.demo.evergrant_api import EvergrantApi
-from examples.demo.platform import Platform
-from examples.demo.waiting import until
+from examples.demo.platform import EvergrantProcess
+from examples.demo.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 COMMAND = str(Path(sys.executable).parent / "evergrant")
@@ -28,7 +28,7 @@ ALICE = ("crm", "alice")
 
 @dataclass(frozen=True)
 class World:
-    platform: Platform
+    platform: EvergrantProcess
     server: AuthorizationServer
     key: str
 
@@ -51,7 +51,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     seconds = ("--access-token-seconds", str(TOKEN_S), "--grace", "120")
     server = await AuthorizationServer.start(tmp_path / "as", *seconds)
     try:
-        platform = await Platform.start(tmp_path / "data", server.issuer.removeprefix("http://"))
+        platform = await EvergrantProcess.start(tmp_path / "data", server.issuer.removeprefix("http://"))
         try:
             yield World(platform, server, await configured(platform, server))
         finally:
@@ -60,7 +60,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         await server.stop()
 
 
-async def configured(platform: Platform, server: AuthorizationServer) -> str:
+async def configured(platform: EvergrantProcess, server: AuthorizationServer) -> str:
     """An integration `crm`, and the key of an app that may use alice's connections."""
     async with EvergrantApi(platform.api, platform.admin_key) as admin:
         body = {
@@ -77,7 +77,7 @@ async def configured(platform: Platform, server: AuthorizationServer) -> str:
         async def ready() -> bool | None:
             return (await admin.get("/v1/integrations/crm"))["state"] == "ready" or None
 
-        await until(ready, "the issuer's metadata", 30)
+        await wait_until(ready, "the issuer's metadata", 30)
         await admin.put("/v1/apps/report", {})
         permit = {"integration": "crm", "subjects": ["alice"], "actions": ["token", "connect", "admin"]}
         await admin.put("/v1/apps/report/permits/crm", permit)
@@ -150,7 +150,7 @@ async def asynchronously(world: World, connection_id: str) -> None:
         async def revoked() -> bool | None:
             return (await client.connection(connection_id)).state is State.REVOKED or None
 
-        await until(revoked, "the provider's confirmation", 30)
+        await wait_until(revoked, "the provider's confirmation", 30)
         assert "lease.issued" in [it.action async for it in client.audit(connection_id)]
     assert await world.server.introspect(second.access_token) == {"active": False}
 
@@ -159,7 +159,7 @@ async def expired(world: World, lease: Lease) -> None:
     async def refused() -> bool | None:
         return (await world.server.whoami(lease.access_token)).status_code == 401 or None
 
-    await until(refused, "the token's expiry", TOKEN_S + 10)
+    await wait_until(refused, "the token's expiry", TOKEN_S + 10)
 
 
 async def compared(world: World, connection_id: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from examples.demo.evergrant_api import EvergrantApi
 from examples.demo.subject import Subject
-from examples.demo.waiting import until
+from examples.demo.waiting import wait_until
 from tests.fakes.compose import Compose, Running
 from tests.fakes.databases import postgres
 from tests.fakes.ports import free_port
@@ -118,7 +118,7 @@ async def _lease(place: Site, idp: ScriptedProvider, admin_key: str, stack: Asyn
     async def discovered() -> bool | None:
         return (await api.get("/v1/integrations/crm"))["state"] == "ready" or None
 
-    await until(discovered, "the issuer's metadata", 30)
+    await wait_until(discovered, "the issuer's metadata", 30)
     await api.put("/v1/apps/report", {})
     permit = {"integration": "crm", "subjects": ["alice"], "actions": ["token", "connect"]}
     await api.put("/v1/apps/report/permits/crm", permit)

@@ -10,26 +10,26 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from examples.demo.platform import Platform, still_running
+from examples.demo.platform import EvergrantProcess, still_running
 from examples.demo.processes import ROOT
 from tests.fakes.ports import free_port
 
 NOBODY = "127.0.0.1:9"
 
 
-async def ready(platform: Platform) -> int:
+async def ready(platform: EvergrantProcess) -> int:
     async with httpx2.AsyncClient(trust_env=False, timeout=30) as http:
         return (await http.get(f"{platform.api}/readyz")).status_code
 
 
-async def get(platform: Platform, path: str) -> httpx2.Response:
+async def get(platform: EvergrantProcess, path: str) -> httpx2.Response:
     headers = {"Authorization": f"Bearer {platform.admin_key}"}
     async with httpx2.AsyncClient(trust_env=False, timeout=30, headers=headers) as http:
         return await http.get(f"{platform.api}{path}")
 
 
 async def test_it_ends_with_everything_and_the_second_start_finds_it_as_it_was(tmp_path: Path):
-    first = await Platform.start(tmp_path, NOBODY)
+    first = await EvergrantProcess.start(tmp_path, NOBODY)
     pids = first.pids()
     assert await ready(first) == 200
     headers = {"Authorization": f"Bearer {first.admin_key}"}
@@ -39,7 +39,7 @@ async def test_it_ends_with_everything_and_the_second_start_finds_it_as_it_was(t
     assert still_running(pids) == []
     assert [name for name in os.listdir(tmp_path) if name.endswith(".pid")] == []
 
-    second = await Platform.start(tmp_path, NOBODY)
+    second = await EvergrantProcess.start(tmp_path, NOBODY)
     try:
         assert second.admin_key == first.admin_key
         assert (await get(second, "/v1/apps/crm-sync")).status_code == 200

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from evergrant_server.cli import dev
-from evergrant_server.cli.process import Process
+from evergrant_server.cli.process import ChildProcess
 from evergrant_server.core.errors import Failure
 from evergrant_server.settings import BadSettings, Settings
 from tests.fakes.ports import free_port
@@ -41,19 +41,21 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def starting(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Process]:
+def starting(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., ChildProcess]:
     monkeypatch.chdir(tmp_path)
 
-    def started(times: int) -> Process:
+    def started(times: int) -> ChildProcess:
         temporal = [program("temporal"), "server", "start-dev", "--headless", "--ip", "127.0.0.1"]
         temporal += ["--port", str(settings.temporal_port), "--log-level", "error"]
-        return Process("temporal", ["bash", "-c", _ENDS_FIRST, "it", str(times), *temporal], tmp_path)
+        return ChildProcess("temporal", ["bash", "-c", _ENDS_FIRST, "it", str(times), *temporal], tmp_path)
 
     return started
 
 
 @asynccontextmanager
-async def running(process: Process) -> AsyncIterator[Process]:
+async def running(process: ChildProcess) -> AsyncIterator[ChildProcess]:
     await process.start()
     try:
         yield process
@@ -62,29 +64,29 @@ async def running(process: Process) -> AsyncIterator[Process]:
 
 
 async def test_temporal_is_started_again_when_a_port_that_it_chose_was_taken(
-    settings: Settings, starting: Callable[..., Process], tmp_path: Path
+    settings: Settings, starting: Callable[..., ChildProcess], tmp_path: Path
 ):
     async with running(starting(2)) as temporal:
-        await dev.upgrade(settings, temporal)
-        assert not temporal.has_ended
+        await dev.upgrade_when_ready(settings, temporal)
+        assert not temporal.has_exited
     assert (tmp_path / "starts").read_text() == "3\n"
 
 
 async def test_it_is_not_started_for_ever(
-    settings: Settings, starting: Callable[..., Process], tmp_path: Path
+    settings: Settings, starting: Callable[..., ChildProcess], tmp_path: Path
 ):
     async with running(starting(99)) as temporal:
         with pytest.raises(Failure, match=r"temporal ended with status 1: .*address already in use"):
-            await dev.upgrade(settings, temporal)
+            await dev.upgrade_when_ready(settings, temporal)
     assert (tmp_path / "starts").read_text() == "3\n"
 
 
 async def test_a_port_of_the_settings_that_was_taken_meanwhile_is_named(
-    settings: Settings, starting: Callable[..., Process]
+    settings: Settings, starting: Callable[..., ChildProcess]
 ):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", settings.temporal_ui_port))
         listener.listen()
         async with running(starting(99)) as temporal:
             with pytest.raises(BadSettings, match="EVERGRANT_TEMPORAL_UI_PORT"):
-                await dev.upgrade(settings, temporal)
+                await dev.upgrade_when_ready(settings, temporal)

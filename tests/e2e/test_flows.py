@@ -21,9 +21,9 @@ import pytest_asyncio
 from joserfc.jwk import ECKey
 
 from examples.demo.authorization_server import AuthorizationServer
-from examples.demo.evergrant_api import EvergrantApi, Refused
-from examples.demo.platform import Platform
-from examples.demo.waiting import until
+from examples.demo.evergrant_api import ApiProblem, EvergrantApi
+from examples.demo.platform import EvergrantProcess
+from examples.demo.waiting import wait_until
 from tests.fakes.other_grants import DEVICE_CODE, JWT_BEARER, TOKEN_EXCHANGE, OtherGrants
 from tests.fakes.scripted_provider import drop, error, status
 
@@ -39,7 +39,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")  # one platform for all of
 class World:
     """The platform, a real authorization server, a scripted one, and an app that may do everything."""
 
-    def __init__(self, platform: Platform, real: AuthorizationServer, idp: OtherGrants, key: str) -> None:
+    def __init__(
+        self, platform: EvergrantProcess, real: AuthorizationServer, idp: OtherGrants, key: str
+    ) -> None:
         self.platform = platform
         self.real = real
         self.idp = idp
@@ -92,7 +94,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         stack.push_async_callback(real.stop)
         await real.register("http://127.0.0.1:1/callback")  # it may introspect
         allow = f"{real.issuer.removeprefix('http://')},{idp.allowance}"
-        platform = await Platform.start(folder / "data", allow)
+        platform = await EvergrantProcess.start(folder / "data", allow)
         stack.push_async_callback(platform.stop)
         admin = await stack.enter_async_context(EvergrantApi(platform.api, platform.admin_key))
         await admin.put("/v1/apps/jobs", {})
@@ -126,7 +128,7 @@ async def test_rfc6749_4_4_client_credentials_at_a_real_server(world: World):
         lease = await world.api.lease("machine", "nightly")
         return lease if lease["generation"] > first["generation"] else None
 
-    second = await until(newer, "another token", TOKEN_S + 10)
+    second = await wait_until(newer, "another token", TOKEN_S + 10)
     assert second["access_token"] != first["access_token"]
     assert await world.real.calls("client_credentials") >= 2
     assert await world.real.calls("refresh_token") == 0
@@ -251,17 +253,17 @@ async def test_rfc8693_token_exchange_from_another_connection(world: World):
     lease = await world.api.lease("front", "nightly")
     assert world.idp.count("token", grant_type=TOKEN_EXCHANGE, subject_token=lease["access_token"]) == 1
     other = await world.active("front", "client_credentials", subject="another")
-    with pytest.raises(Refused, match="already_exists"):
+    with pytest.raises(ApiProblem, match="already_exists"):
         await world.connect("back", "token_exchange", source=other["id"])
     await asyncio.sleep(TOKEN_S + 1)  # until the source's token is over, and nobody leases it
     assert world.idp.active(lease["access_token"]) is False
 
     async def exchanged() -> dict | None:
-        with contextlib.suppress(Refused):
+        with contextlib.suppress(ApiProblem):
             return await world.api.lease("back", "nightly")
         return None
 
-    second = await until(exchanged, "an exchange of the newer token", SOON_S)
+    second = await wait_until(exchanged, "an exchange of the newer token", SOON_S)
     assert world.idp.active(second["access_token"])
     assert world.idp.count("token", audience="backend") >= 2
     assert (await world.revoked(connection))["revocation"] == "confirmed"
@@ -274,15 +276,15 @@ async def test_rfc8693_token_exchange_of_a_token_that_was_brought(world: World):
     connection = await world.active("bridge", "token_exchange", subject_token=theirs)
     family.alive = False  # it has ended over there
 
-    async def refused() -> Refused | None:
+    async def refused() -> ApiProblem | None:
         """A refresh ahead may be under way, which brings a token or is refused itself."""
         try:
             await world.api.post(f"/v1/connections/{connection['id']}/refresh")
-        except Refused as no:
+        except ApiProblem as no:
             return no
         return None
 
-    assert (await until(refused, "a refresh that is refused", SOON_S)).code == "grant_rejected"
+    assert (await wait_until(refused, "a refresh that is refused", SOON_S)).code == "grant_rejected"
     assert (await world.api.connection(connection["id"]))["state"] == "needs_reauth"
     assert (await world.revoked(connection))["revocation"] == "confirmed"
     assert world.idp.count("revoke", token=theirs) == 0  # what was brought is not ours to end
@@ -298,7 +300,7 @@ async def test_a_source_is_only_for_who_may_lease_it(world: World):
     await world.integration("bridge", world.idp)
     body = {"integration": "bridge", "subject": "x", "flow": "token_exchange", "source": source["id"]}
     async with EvergrantApi(world.platform.api, key) as stranger:
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(ApiProblem) as refused:
             await stranger.post("/v1/connections", body)
     assert refused.value.status == 404
 
@@ -319,7 +321,7 @@ async def test_static_credentials_are_leased_like_any_other(
     lease = await world.api.lease(name, "nightly")
     assert (lease["access_token"], lease["token_type"], lease["expires_at"]) == (token, kind, None)
     assert (await world.revoked(connection))["revocation"] == "not_supported"
-    with pytest.raises(Refused):
+    with pytest.raises(ApiProblem):
         await world.api.lease(name, "nightly")
     assert world.idp.count("token") == 0
 
@@ -340,7 +342,7 @@ async def test_static_credentials_are_leased_like_any_other(
 )
 async def test_what_a_flow_cannot_use_is_refused(world: World, body: dict):
     await world.integration("strictly", world.idp)
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(ApiProblem) as refused:
         await world.api.post("/v1/connections", {"integration": "strictly", "subject": "x", **body})
     assert (refused.value.status, refused.value.code) == (400, "invalid_request")
 
@@ -354,15 +356,15 @@ async def test_a_first_token_is_asked_for_until_it_comes(world: World):
     async def why() -> str | None:
         return (await world.api.connection(begun["id"]))["reason"]
 
-    assert await until(why, "a reason", SOON_S) == "provider_error"
-    with pytest.raises(Refused) as refused:  # no link: there is nobody who could consent
+    assert await wait_until(why, "a reason", SOON_S) == "provider_error"
+    with pytest.raises(ApiProblem) as refused:  # no link: there is nobody who could consent
         await world.api.lease("slow", "nightly")
     assert refused.value.code == "provider_error"
 
     async def ours() -> bool | None:
         return await why() == "client_rejected" or None
 
-    await until(ours, "the second answer", SOON_S)
+    await wait_until(ours, "the second answer", SOON_S)
     assert (await world.connect("slow", "client_credentials"))["id"] == begun["id"]
     assert world.idp.count("token") == 2  # an admin's to repair: looked at again slowly
 
@@ -376,7 +378,7 @@ async def test_a_live_connection_keeps_its_flow_and_what_its_tokens_are_for(worl
         ("client_credentials", {"resources": ["https://api.example/v2"]}),
         ("client_credentials", {"audience": "backend"}),
     ):
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(ApiProblem) as refused:
             await world.connect("one", flow, **more)
         assert (refused.value.status, refused.value.code) == (409, "already_exists")
     again = await world.api.post("/v1/connections", {"integration": "one", "subject": "nightly"})
@@ -387,7 +389,7 @@ async def test_a_flow_the_provider_does_not_speak_is_refused(world: World):
     await world.admin.put(
         "/v1/integrations/slacked", {"provider": "slack", "client_id": "c", "client_secret": "s"}
     )
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(ApiProblem) as refused:
         await world.connect("slacked", "client_credentials")
     assert (refused.value.status, refused.value.code) == (400, "invalid_request")
 

@@ -11,11 +11,11 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Page, Request
 
-from evergrant_server.api.implicit import SETTING
+from evergrant_server.api.pages.implicit import ALLOW_SETTING
 from examples.demo.authorization_server import AuthorizationServer
-from examples.demo.evergrant_api import EvergrantApi, Refused
-from examples.demo.platform import Platform
-from examples.demo.waiting import until
+from examples.demo.evergrant_api import ApiProblem, EvergrantApi
+from examples.demo.platform import EvergrantProcess
+from examples.demo.waiting import wait_until
 from tests.fakes.browser import running_browser
 
 TOKEN_S = 12
@@ -25,7 +25,9 @@ SOON_S = 30
 class World:
     """The platform that allows it, a server that offers it, an app, and a page of a browser."""
 
-    def __init__(self, server: AuthorizationServer, platform: Platform, page: Page, data: Path) -> None:
+    def __init__(
+        self, server: AuthorizationServer, platform: EvergrantProcess, page: Page, data: Path
+    ) -> None:
         self.server = server
         self.platform = platform
         self.page = page
@@ -52,7 +54,7 @@ class World:
         async def ready() -> bool | None:
             return (await self.admin.get("/v1/integrations/browser"))["state"] == "ready" or None
 
-        await until(ready, "the issuer's metadata", SOON_S)
+        await wait_until(ready, "the issuer's metadata", SOON_S)
         return made["redirect_uri"]
 
     async def app(self) -> EvergrantApi:
@@ -64,14 +66,14 @@ class World:
 
 @pytest_asyncio.fixture
 async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setenv(SETTING, "true")
+    monkeypatch.setenv(ALLOW_SETTING, "true")
     async with AsyncExitStack() as stack:
         browser = await stack.enter_async_context(running_browser())
         seconds = ("--access-token-seconds", str(TOKEN_S))
         server = await AuthorizationServer.start(tmp_path / "as", "--implicit", *seconds)
         stack.push_async_callback(server.stop)
         data = tmp_path / "evergrant"
-        platform = await Platform.start(data, server.issuer.removeprefix("http://"))
+        platform = await EvergrantProcess.start(data, server.issuer.removeprefix("http://"))
         stack.push_async_callback(platform.stop)
         made = World(server, platform, await browser.new_page(), data)
         await stack.enter_async_context(made.admin)
@@ -116,7 +118,7 @@ async def test_rfc6749_4_2_a_token_that_a_browser_brings(world: World):
 
         ended = await app.state(begun["id"], "needs_reauth", TOKEN_S + SOON_S)
         assert ended["reason"] == "consent_required"
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(ApiProblem) as refused:
             await app.lease("browser", "sam")
         assert refused.value.code == "consent_required"
         assert await world.server.calls("refresh_token") == 0

@@ -21,15 +21,15 @@ from evergrant import AsyncEvergrant, BadRequest
 from oauthlib.oauth1.rfc5849.utils import parse_authorization_header
 
 from evergrant_server import audit
-from evergrant_server.api.bootstrap import bootstrap_admin
+from evergrant_server.api.apps.bootstrap import bootstrap_admin
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.definition import Definition, DefinitionState
 from evergrant_server.core.ids import DefinitionId, new_id
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.settings import Settings
-from evergrant_server.temporal_link.namespace import prepare
-from evergrant_server.wiring import Platform, platform
-from examples.demo.evergrant_api import EvergrantApi, Refused
+from evergrant_server.temporal_link.namespace import prepare_namespace
+from evergrant_server.wiring import Platform, open_platform
+from examples.demo.evergrant_api import ApiProblem, EvergrantApi
 from tests.fakes.certificates import LoopbackTls, loopback_tls
 from tests.fakes.databases import migrated_sqlite, sqlite_url
 from tests.fakes.installation import ASKED, TENANT, prepared, running_worker
@@ -137,11 +137,11 @@ async def world() -> AsyncIterator[World]:
         patched.setenv("SSL_CERT_FILE", str(tls.authorities))
         idp = await stack.enter_async_context(OAuth1Server(tls=tls))
         temporal = await stack.enter_async_context(running_temporal(folder))
-        await prepare(await temporal.client(), timedelta(days=365))
+        await prepare_namespace(await temporal.client(), timedelta(days=365))
         await migrated_sqlite(folder)
         port = free_port()
         settings = await prepared(temporal.address, sqlite_url(folder), folder, (idp.allowance,), port=port)
-        parts = await stack.enter_async_context(platform(settings, Role.OPERATOR))
+        parts = await stack.enter_async_context(open_platform(settings, Role.OPERATOR))
         await stack.enter_async_context(running_worker(settings))
         url = await stack.enter_async_context(serving(settings, port))
         key = await bootstrap_admin(parts.store, parts.clock, TENANT)
@@ -175,7 +175,7 @@ async def test_rfc5849_a_life_whose_requests_are_signed(world: World, how: str):
         assert posted.status_code == 200
         assert signed.generation == 1
         assert "oauth" not in repr(signed).lower()
-    said = [it.get("signed") for it in await world.records(connection, AuditAction.LEASED)]
+    said = [it.get("signed") for it in await world.records(connection, AuditAction.LEASE_ISSUED)]
     assert f"GET {world.idp.url('api')}" in said
     assert not any("?" in str(it) for it in said), "no query in the log"
 
@@ -213,19 +213,19 @@ async def test_there_is_no_token_to_lease(world: World):
         world.api.lease("nothing-to-lease", "sam"),
         world.api.post(f"/v1/connections/{connection['id']}/token"),
     ):
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(ApiProblem) as refused:
             await ask
         assert (refused.value.status, refused.value.code) == (409, "signature_needed")
-    assert await world.records(connection, AuditAction.LEASED) == []
+    assert await world.records(connection, AuditAction.LEASE_ISSUED) == []
     body = {"integration": "x", "subject": "x", "flow": "token_exchange", "source": connection["id"]}
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(ApiProblem) as refused:
         await world.api.post("/v1/connections", body)
     assert refused.value.code == "invalid_request"
     await world.api.post(f"/v1/connections/{connection['id']}/revoke", {"reason": "left"})
     ended = await world.api.state(connection["id"], "revoked", SOON_S)
     assert ended["revocation"] == "not_supported"
     body = {"method": "GET", "url": world.idp.url("api")}
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(ApiProblem) as refused:
         await world.api.post(f"/v1/connections/{connection['id']}/signatures", body)
     assert refused.value.code == "connection_revoked"
 

@@ -18,9 +18,9 @@ import pytest_asyncio
 from evergrant import AsyncEvergrant
 from joserfc.jwk import ECKey
 
-from examples.demo.evergrant_api import EvergrantApi, Refused
-from examples.demo.platform import Platform
-from examples.demo.waiting import until
+from examples.demo.evergrant_api import ApiProblem, EvergrantApi
+from examples.demo.platform import EvergrantProcess
+from examples.demo.waiting import wait_until
 from tests.fakes.oidc_provider import CODE, OidcProvider, running_oidc_provider
 from tests.fakes.other_grants import DEVICE_CODE
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")  # one platform for all of
 class World:
     """The platform, the server, and an app that may do everything."""
 
-    def __init__(self, platform: Platform, server: OidcProvider, key: str) -> None:
+    def __init__(self, platform: EvergrantProcess, server: OidcProvider, key: str) -> None:
         self.platform = platform
         self.server = server
         self.key = key
@@ -50,7 +50,7 @@ class World:
             found = await self.admin.get(f"/v1/integrations/{name}")
             return found if found["state"] != "discovering" else None
 
-        made = await until(ready, "the issuer's metadata", SOON_S)
+        made = await wait_until(ready, "the issuer's metadata", SOON_S)
         assert made["state"] == "ready", made["problem"]
         return made
 
@@ -99,7 +99,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(running_oidc_provider())
         allow = server.issuer.removeprefix("http://")
-        platform = await Platform.start(tmp_path_factory.mktemp("oidc") / "data", allow)
+        platform = await EvergrantProcess.start(tmp_path_factory.mktemp("oidc") / "data", allow)
         stack.push_async_callback(platform.stop)
         admin = await stack.enter_async_context(EvergrantApi(platform.api, platform.admin_key))
         await admin.put("/v1/apps/jobs", {})
@@ -157,7 +157,7 @@ async def test_rfc9700_4_14_a_stolen_refresh_token_ends_the_grant_and_the_subjec
         client, grant_type="refresh_token", refresh_token=use["asked"]["refresh_token"]
     )
     assert (thief.status_code, thief.json()["error"]) == (400, "invalid_grant")
-    with contextlib.suppress(Refused):  # or the row as it stands by then, whichever is there first
+    with contextlib.suppress(ApiProblem):  # or the row as it stands by then, whichever is there first
         await world.refreshed(connection)
     condemned = await world.api.state(connection["id"], "needs_reauth", SOON_S)
     assert (condemned["reason"], condemned["repairer"]) == ("grant_rejected", "subject")

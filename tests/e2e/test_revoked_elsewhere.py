@@ -19,14 +19,14 @@ import pytest_asyncio
 
 from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.errors import Code
-from evergrant_server.core.grant import Grant, Origin, TokenSet
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId, IntegrationId, new_id
-from evergrant_server.core.introspection import Finding
+from evergrant_server.core.provider_events.introspection import IntrospectionFinding
 from evergrant_server.core.secret import Secret
-from evergrant_server.temporal_link.namespace import prepare
-from evergrant_server.temporal_link.reconcile import Revival
+from evergrant_server.temporal_link.namespace import prepare_namespace
+from evergrant_server.temporal_link.reconcile import StartOutcome
 from tests.e2e.test_authorization_server import REDIRECT, Client
 from tests.e2e.test_transfer import admin
 from tests.fakes.authorization_server import running_authorization_server
@@ -44,7 +44,7 @@ from tests.faults.test_elsewhere import due, one_pass, outcome
 async def temporal() -> AsyncIterator[str]:
     with tempfile.TemporaryDirectory(prefix="evergrant-") as folder:
         async with running_temporal(Path(folder)) as server:
-            await prepare(await server.client(), timedelta(days=1))
+            await prepare_namespace(await server.client(), timedelta(days=1))
             yield server.address
 
 
@@ -90,10 +90,10 @@ async def test_an_event_stops_leases_with_the_reason_and_a_consent_repairs_it(te
                         await asyncio.sleep(0.05)
 
                 await place.consent(idp, integration, await place.row(connection))
-                await place.until(connection, lambda it: it.state is State.ACTIVE)
+                await place.until(connection, lambda it: it.state is LifecycleState.ACTIVE)
                 again = await http.post("/v1/lease", json=ask, headers=headers)
                 assert (again.status_code, again.json()["generation"]) == (200, 2)
-            assert AuditAction.REVOKED_ELSEWHERE in await place.actions(connection)
+            assert AuditAction.REVOKED_AT_PROVIDER in await place.actions(connection)
             assert keys.reads == 1
 
 
@@ -129,8 +129,8 @@ async def test_django_oauth_toolkit_forgets_a_token_and_the_next_pass_finds_out(
             connection = await held(place, server.issuer, server.client_id, server.client_secret, tokens)
             await due(place, connection)
             await one_pass(place)
-            assert await outcome(place, connection) == Finding.ACCESS_TOKEN_ACTIVE
-            assert (await place.row(connection)).state is State.ACTIVE
+            assert await outcome(place, connection) == IntrospectionFinding.ACCESS_TOKEN_ACTIVE
+            assert (await place.row(connection)).state is LifecycleState.ACTIVE
 
             gone = await client.http.post(
                 "/revoke_token/", data={"token": tokens["refresh_token"]}, auth=client.credentials
@@ -138,8 +138,8 @@ async def test_django_oauth_toolkit_forgets_a_token_and_the_next_pass_finds_out(
             assert gone.status_code == 200
             await due(place, connection)
             assert (await one_pass(place)).asked == 1
-            ended = await place.until(connection, lambda it: it.state is State.NEEDS_REAUTH)
-            assert ended.reason is Code.GRANT_REJECTED
+            ended = await place.until(connection, lambda it: it.state is LifecycleState.NEEDS_REAUTH)
+            assert ended.reason is ErrorCode.GRANT_REJECTED
         await client.http.aclose()
 
 
@@ -190,5 +190,5 @@ async def held(
         saved = await tx.grants.install(
             after, token_set, grant, origin=Origin.NEW, expected=connection.revision
         )
-    assert await place.parts.reconciler.revive(TENANT, connection.id) is Revival.STARTED
+    assert await place.parts.reconciler.start_workflow(TENANT, connection.id) is StartOutcome.STARTED
     return saved

@@ -12,7 +12,7 @@ import pytest_asyncio
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client.parser import text_string_to_metric_families
 
-from evergrant_server.telemetry_names import (
+from evergrant_server.telemetry.names import (
     CLIENT_SPAN,
     ERROR_TYPE,
     HTTP_METHOD,
@@ -24,7 +24,7 @@ from evergrant_server.telemetry_names import (
     SPANS,
 )
 from examples.demo.subject import Subject
-from examples.demo.waiting import until
+from examples.demo.waiting import wait_until
 from tests.fakes.otlp import Received, attributes, running_receiver, tree
 from tests.fakes.processes import RunningPlatform, running_platform
 from tests.fakes.scripted_provider import ScriptedProvider, ok
@@ -69,7 +69,7 @@ async def connected(http: httpx2.AsyncClient) -> str:
     async def active() -> bool | None:
         return (await http.get(f"/v1/connections/{made.json()['id']}")).json()["state"] == "active" or None
 
-    await until(active, "an active connection", 20)
+    await wait_until(active, "an active connection", 20)
     return made.json()["id"]
 
 
@@ -80,7 +80,7 @@ async def expired(http: httpx2.AsyncClient, connection_id: str) -> None:
     async def over() -> bool | None:
         return datetime.now(UTC) > end or None
 
-    await until(over, "the end of the token", 20)
+    await wait_until(over, "the end of the token", 20)
 
 
 def chain(span: Span, spans: list[Span]) -> list[str]:

@@ -22,16 +22,16 @@ from typing import Any
 import pytest_asyncio
 from evergrant import AsyncEvergrant, Lease
 
-from evergrant_server.api.authentication import format_key, hash_of, new_key_secret
-from evergrant_server.audit import verify
+from evergrant_server.api.http.authentication import format_key, hash_secret, new_key_secret
+from evergrant_server.audit import verify_log
 from evergrant_server.core.access import Action, App, AppKey, Endpoints, Integration, Permit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.ids import AppId, IntegrationId, KeyId, PermitId, Tenant, new_id
-from evergrant_server.core.messages import EXPORT_WORKFLOW
+from evergrant_server.core.messages.connection import EXPORT_WORKFLOW
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto.keyring import Role
-from evergrant_server.temporal_link.namespace import prepare
-from evergrant_server.wiring import Platform, platform
+from evergrant_server.temporal_link.namespace import prepare_namespace
+from evergrant_server.wiring import Platform, open_platform
 from tests.fakes.databases import migrated_sqlite, sqlite_url
 from tests.fakes.installation import prepared, running_worker
 from tests.fakes.scripted_provider import Family, ScriptedProvider
@@ -82,7 +82,7 @@ class Instance:
         async with self.parts.store.read() as tx:
             rows = await tx.connection.exec_driver_sql("SELECT action, count(*) FROM audit GROUP BY action")
             counted = {str(action): int(count) for action, count in rows}
-        verdict = await verify(self.parts.store, TENANT)
+        verdict = await verify_log(self.parts.store, TENANT)
         assert verdict.ok, verdict
         return counted
 
@@ -94,7 +94,7 @@ async def instance(address: str, folder: Path, idp: ScriptedProvider) -> AsyncIt
     await migrated_sqlite(folder)
     settings = await prepared(address, sqlite_url(folder), folder, (idp.allowance,))
     async with (
-        platform(settings, Role.OPERATOR) as parts,
+        open_platform(settings, Role.OPERATOR) as parts,
         running_worker(settings),
         serving(settings) as url,
     ):
@@ -129,7 +129,7 @@ async def admin(parts: Platform) -> str:
     now, secret = parts.clock.now(), new_key_secret()
     app = App(tenant=TENANT, id=AppId(new_id("app")), name="admin", created_at=now)
     key = AppKey(
-        tenant=TENANT, id=KeyId(new_id("key")), app_id=app.id, secret_hash=hash_of(secret), created_at=now
+        tenant=TENANT, id=KeyId(new_id("key")), app_id=app.id, secret_hash=hash_secret(secret), created_at=now
     )
     permit = Permit(
         tenant=TENANT,
@@ -151,7 +151,7 @@ async def admin(parts: Platform) -> str:
 async def temporal() -> AsyncIterator[str]:
     with tempfile.TemporaryDirectory(prefix="evergrant-") as folder:
         async with running_temporal(Path(folder)) as server:
-            await prepare(await server.client(), timedelta(days=1))
+            await prepare_namespace(await server.client(), timedelta(days=1))
             yield server.address
 
 
@@ -218,7 +218,7 @@ async def test_grants_move_in_and_on_to_a_second_instance(temporal: str, tmp_pat
         assert counted[AuditAction.CONNECTION_IMPORTED] == GRANTS
         assert counted[AuditAction.GRANT_INSTALLED] == GRANTS
         assert counted[AuditAction.GRANT_REFRESHED] == GRANTS
-        assert counted[AuditAction.LEASED] == GRANTS
+        assert counted[AuditAction.LEASE_ISSUED] == GRANTS
         assert not any("consent" in action for action in counted)
 
         began = time.monotonic()
@@ -233,7 +233,7 @@ async def test_grants_move_in_and_on_to_a_second_instance(temporal: str, tmp_pat
         counted = await one.actions()
         assert counted[AuditAction.CONNECTION_EXPORTED] == GRANTS
         assert counted[AuditAction.CONNECTIONS_EXPORTED] == 1
-        assert counted[AuditAction.EXPORT_DROPPED] == 1
+        assert counted[AuditAction.EXPORT_DELETED] == 1
         export_s = time.monotonic() - began
 
         async with instance(temporal, tmp_path / "two", idp) as two:
@@ -249,7 +249,7 @@ async def test_grants_move_in_and_on_to_a_second_instance(temporal: str, tmp_pat
             assert idp.refreshes == 2 * GRANTS
             assert all(family.alive for family in idp.families)  # nobody used a spent token
             counted = await two.actions()
-            assert counted[AuditAction.CONNECTION_IMPORTED] == counted[AuditAction.LEASED] == GRANTS
+            assert counted[AuditAction.CONNECTION_IMPORTED] == counted[AuditAction.LEASE_ISSUED] == GRANTS
         assert idp.count("authorize") == 0  # nobody was asked again, anywhere
         await nothing_secret_in_temporal(one, idp)
         print(

@@ -18,14 +18,14 @@ from typing import Any
 import httpx2
 
 from evergrant_server.api.app import create_app
-from evergrant_server.api.authentication import format_key, hash_of, new_key_secret
-from evergrant_server.api.parts import Parts
-from evergrant_server.audit.leases import LeaseLedger
+from evergrant_server.api.http.authentication import format_key, hash_secret, new_key_secret
+from evergrant_server.api.http.context import ApiContext
+from evergrant_server.audit.lease_ledger import LeaseLedger
 from evergrant_server.core.access import Action, App, AppKey, Integration, Permit
 from evergrant_server.core.clock import SetClock
-from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.grant import Grant, Origin, TokenSet
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import (
     AppId,
     ConnectionId,
@@ -35,13 +35,19 @@ from evergrant_server.core.ids import (
     Tenant,
     new_id,
 )
-from evergrant_server.core.messages import Asked, Description, Discovered, EnsureFresh, Freshness
+from evergrant_server.core.messages.connection import (
+    ConnectionDescription,
+    DiscoveryResult,
+    EnsureFresh,
+    EnsureFreshResult,
+    RequestContext,
+)
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.egress import EgressPolicy
 from evergrant_server.settings import Settings
 from evergrant_server.store import LeaseRows, Store
-from providers.registry import Registry
+from providers.definition.registry import Registry
 from tests.fakes.databases import NOW, migrated_sqlite, sqlite_url
 
 TENANT = Tenant("acme")
@@ -49,7 +55,7 @@ OTHER = Tenant("acme-2")  # one tenant's name begins with the other's
 PUBLIC_URL = "https://evergrant.test"
 LIFETIME = 3600.0
 
-Refresh = Callable[[Tenant, ConnectionId, EnsureFresh], Awaitable[Freshness]]
+Refresh = Callable[[Tenant, ConnectionId, EnsureFresh], Awaitable[EnsureFreshResult]]
 
 
 class ScriptedLink:
@@ -62,11 +68,11 @@ class ScriptedLink:
         self.up = True
         self.ended = False  # the run of every connection
         self.on_refresh: Refresh | None = None
-        self.on_discover: Callable[[Tenant, IntegrationId], Awaitable[Discovered]] | None = None
+        self.on_discover: Callable[[Tenant, IntegrationId], Awaitable[DiscoveryResult]] | None = None
 
     async def ensure_fresh(
         self, tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh, *, timeout: float
-    ) -> Freshness:
+    ) -> EnsureFreshResult:
         self.asked.append(ask)
         self._must_be_up()
         if self.on_refresh is None:
@@ -75,13 +81,13 @@ class ScriptedLink:
 
     async def describe(
         self, tenant: Tenant, connection_id: ConnectionId, timeout: float = 2.0
-    ) -> Description | None:
+    ) -> ConnectionDescription | None:
         self._must_be_up()
         if self.ended:
             return None
-        return Description(
+        return ConnectionDescription(
             connection_id=connection_id,
-            state=State.ACTIVE,
+            state=LifecycleState.ACTIVE,
             generation=1,
             expires_at=None,
             next_step="refresh due",
@@ -92,8 +98,8 @@ class ScriptedLink:
         )
 
     async def discover(
-        self, tenant: Tenant, integration_id: IntegrationId, asked: Asked, timeout: float
-    ) -> Discovered:
+        self, tenant: Tenant, integration_id: IntegrationId, asked: RequestContext, timeout: float
+    ) -> DiscoveryResult:
         self.discoveries.append(integration_id)
         self._must_be_up()
         assert self.on_discover is not None
@@ -108,7 +114,7 @@ class ScriptedLink:
 
     def _must_be_up(self) -> None:
         if not self.up:
-            raise Failure(Code.TEMPORAL_UNAVAILABLE, retry_after=1.0)
+            raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, retry_after=1.0)
 
 
 class CountingRelay:
@@ -117,14 +123,14 @@ class CountingRelay:
     def __init__(self) -> None:
         self.nudges = 0
 
-    def nudge(self) -> None:
+    def notify(self) -> None:
         self.nudges += 1
 
 
 class Api:
     """One API process with its client, and the shortest way to apps, integrations, connections."""
 
-    def __init__(self, parts: Parts, worker: Store, clock: SetClock) -> None:
+    def __init__(self, parts: ApiContext, worker: Store, clock: SetClock) -> None:
         self.parts = parts
         self.store = parts.store
         self.worker = worker
@@ -174,7 +180,7 @@ class Api:
             tenant=tenant,
             id=KeyId(new_id("key")),
             app_id=app.id,
-            secret_hash=hash_of(secret),
+            secret_hash=hash_secret(secret),
             created_at=self.clock.now(),
         )
         async with self.worker.write() as tx:
@@ -271,7 +277,7 @@ class Api:
         async with self.worker.write() as tx:
             current = await tx.connections.get(connection.tenant, connection.id)
             assert current is not None
-            new = not current.generation or current.state is State.NEEDS_REAUTH
+            new = not current.generation or current.state is LifecycleState.NEEDS_REAUTH
             after = current.granted(now) if new else current.refreshed(now)
             grant = Grant.from_tokens(
                 tokens, generation=after.generation, requested=current.requested_scopes, at=now
@@ -283,18 +289,18 @@ class Api:
         """Each ensure_fresh installs the next of `tokens` in the real store, as the workflow would."""
         left = list(tokens)
 
-        async def refresh(tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh) -> Freshness:
+        async def refresh(tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh) -> EnsureFreshResult:
             if after is not None:
                 await after.wait()
             now_it_is = await self.row(tenant, connection_id)
             installed = await self.install(now_it_is, left.pop(0))
-            return Freshness(generation=installed.generation)
+            return EnsureFreshResult(generation=installed.generation)
 
         self.link.on_refresh = refresh
 
-    def refreshes_fail(self, problem: Code, retry_after: float | None = None) -> None:
-        async def refuse(tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh) -> Freshness:
-            return Freshness(generation=ask.seen_generation, problem=problem, retry_after=retry_after)
+    def refreshes_fail(self, problem: ErrorCode, retry_after: float | None = None) -> None:
+        async def refuse(tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh) -> EnsureFreshResult:
+            return EnsureFreshResult(generation=ask.seen_generation, problem=problem, retry_after=retry_after)
 
         self.link.on_refresh = refuse
 
@@ -336,7 +342,7 @@ async def running_api(
     worker = await Store.open(url, KeyRing.open(key_file, Role.WORKER), clock)
     ledger = LeaseLedger(store, "api-test", clock)
     await ledger.start()
-    parts = Parts(
+    parts = ApiContext(
         settings=settings,
         store=store,
         ring=ring,

@@ -105,7 +105,7 @@ class Postgres:
         try:
             found = {it["tablename"] for it in await connection.fetch(_TABLES)} - {"alembic_version"}
             versions = [it["version_num"] for it in await connection.fetch("SELECT * FROM alembic_version")]
-            whole = found == set(METADATA.tables) and versions == [schema.head()]
+            whole = found == set(METADATA.tables) and versions == [schema.expected_version()]
             if whole:
                 ordered = [it.name for it in reversed(METADATA.sorted_tables)]
                 await connection.execute(";".join(f'DELETE FROM "{it}"' for it in ordered))

@@ -19,45 +19,45 @@ import httpx2
 import worker
 from evergrant_server import audit
 from evergrant_server.core.access import Endpoints, Integration
-from evergrant_server.core.attempt import LIMITS, Limits
 from evergrant_server.core.audit import AuditAction, AuditRecord
-from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.consent import Consent, ConsentStatus
-from evergrant_server.core.grant import Grant, Origin, TokenSet
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.consent import Consent, ConsentStatus
+from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
+from evergrant_server.core.connections.refresh_rules import RefreshRules
 from evergrant_server.core.ids import (
     ConnectionId,
     ConsentId,
     IntegrationId,
     OutboxId,
     Tenant,
+    connection_workflow_id,
     new_id,
-    workflow_id,
 )
-from evergrant_server.core.lifecycle import life_of
-from evergrant_server.core.messages import (
+from evergrant_server.core.lifecycle.schedule import NEWEST_RULES
+from evergrant_server.core.lifecycle.transition import state_from_store
+from evergrant_server.core.messages.connection import (
     SIGNAL_CONSENT_GRANTED,
     SIGNAL_REVOKE,
-    Asked,
     ConnectionStart,
     ConsentGranted,
     EnsureFresh,
-    Freshness,
+    EnsureFreshResult,
     Message,
+    RequestContext,
     Revoke,
 )
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
-from evergrant_server.core.provider import RefreshRules
-from evergrant_server.core.schedule import NEWEST_RULES
 from evergrant_server.core.secret import Secret
+from evergrant_server.core.single_use.attempt import LIMITS, TimeLimits
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.settings import Settings, load_settings
-from evergrant_server.store import Tx, schema
-from evergrant_server.wiring import Platform, platform
-from providers.authorization import authorization_request, new_state, new_verifier
+from evergrant_server.store import Transaction, schema
+from evergrant_server.wiring import Platform, open_platform
+from providers.requests.authorization_url import build_authorization_url, new_state, new_verifier
 from tests.fakes.scripted_provider import ScriptedProvider
 
 TENANT = Tenant("acme")
-ASKED = Asked(by="app:crm-sync", trace_id="0af7651916cd43dd8448eb211c80319c")
+ASKED = RequestContext(by="app:crm-sync", trace_id="0af7651916cd43dd8448eb211c80319c")
 CALLBACK = "http://127.0.0.1:9/oauth/callback"
 
 
@@ -98,7 +98,7 @@ class Installation:
         integration = await self.integration(idp, rules)
         connection = await self.begin(integration, policy)
         await self.consent(idp, integration, connection)
-        return await self.until(connection, lambda c: c.state is State.ACTIVE)
+        return await self.until(connection, lambda c: c.state is LifecycleState.ACTIVE)
 
     async def begin(
         self,
@@ -131,13 +131,13 @@ class Installation:
             provider=integration.provider,
             subject_hash=self.parts.ring.subject_hash(TENANT, connection.subject),
             rules=NEWEST_RULES,
-            life=life_of(connection, None, None, now),
-            asked=ASKED,
+            life=state_from_store(connection, None, None, now),
+            context=ASKED,
         )
         async with self.store.write() as tx:
             await tx.connections.add(connection)
             await self._put(tx, connection, OutboxKind.START_WORKFLOW, "", start)
-        self.parts.relay.nudge()
+        self.parts.relay.notify()
         return connection
 
     async def consent(
@@ -187,10 +187,10 @@ class Installation:
 
     async def tell_consent(self, connection: Connection, consent: Consent) -> None:
         """The message alone, for when it comes later than what it says."""
-        granted = ConsentGranted(attempt_id=consent.id, asked=Asked(by="subject"))
+        granted = ConsentGranted(consent_id=consent.id, context=RequestContext(by="subject"))
         async with self.store.write() as tx:
             await self._put(tx, connection, OutboxKind.SIGNAL, SIGNAL_CONSENT_GRANTED, granted)
-        self.parts.relay.nudge()
+        self.parts.relay.notify()
 
     async def _code(
         self,
@@ -202,8 +202,8 @@ class Installation:
         """Go where the browser is sent; the scripted server consents by itself."""
         async with self.store.read() as tx:
             brought = await tx.definitions.serving(TENANT, integration.provider)
-        url = authorization_request(
-            self.parts.registry.spec(integration.provider, brought),
+        url = build_authorization_url(
+            self.parts.registry.serving(integration.provider, brought),
             integration,
             redirect_uri=f"{CALLBACK}/{integration.id}",
             state=new_state(),
@@ -222,7 +222,7 @@ class Installation:
         async with self.store.write() as tx:
             current = await tx.connections.get(TENANT, connection.id)
             assert current is not None
-            asked = current.revoke_asked("left", self.parts.clock.now())
+            asked = current.revocation_requested("left", self.parts.clock.now())
             await tx.connections.replace(asked, expected=current.revision)
         if tell:
             await self.tell_revoke(connection)
@@ -230,12 +230,12 @@ class Installation:
     async def tell_revoke(self, connection: Connection) -> None:
         """The message alone, for when it comes later than what it says."""
         async with self.store.write() as tx:
-            order = Revoke(reason="left", asked=ASKED)
+            order = Revoke(reason="left", context=ASKED)
             await self._put(tx, connection, OutboxKind.SIGNAL, SIGNAL_REVOKE, order)
-        self.parts.relay.nudge()
+        self.parts.relay.notify()
 
-    async def ensure_fresh(self, connection: Connection, seen: int, limit_s: float = 20) -> Freshness:
-        ask = EnsureFresh(seen_generation=seen, asked=ASKED)
+    async def ensure_fresh(self, connection: Connection, seen: int, limit_s: float = 20) -> EnsureFreshResult:
+        ask = EnsureFresh(seen_generation=seen, context=ASKED)
         return await self.parts.link.ensure_fresh(TENANT, connection.id, ask, timeout=limit_s)
 
     async def row(self, connection: Connection) -> Connection:
@@ -286,12 +286,12 @@ class Installation:
     async def until_started(self, connection: Connection) -> None:
         """Wait until the connection's workflow is there."""
         async with asyncio.timeout(20):
-            while not await self.parts.link.running(workflow_id(TENANT, connection.id)):
+            while not await self.parts.link.is_running(connection_workflow_id(TENANT, connection.id)):
                 await asyncio.sleep(0.05)
 
     async def terminate(self, connection: Connection) -> None:
         """End its run by hand."""
-        await self.parts.client.get_workflow_handle(workflow_id(TENANT, connection.id)).terminate()
+        await self.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id)).terminate()
 
     async def until_audited(self, connection: Connection, action: AuditAction) -> None:
         async with asyncio.timeout(20):
@@ -306,13 +306,13 @@ class Installation:
         return found
 
     async def _put(
-        self, tx: Tx, connection: Connection, kind: OutboxKind, name: str, payload: Message
+        self, tx: Transaction, connection: Connection, kind: OutboxKind, name: str, payload: Message
     ) -> None:
         message = OutboxMessage(
             tenant=TENANT,
             id=OutboxId(new_id("out")),
             kind=kind,
-            target=workflow_id(TENANT, connection.id),
+            target=connection_workflow_id(TENANT, connection.id),
             name=name,
             payload=payload.model_dump(mode="json"),
             created_at=self.parts.clock.now(),
@@ -337,14 +337,14 @@ async def prepared(
         egress_allow=allow,
         **more,
     )
-    if not settings.keys.exists():
-        KeyRing.create(settings.keys)
+    if not settings.key_path.exists():
+        KeyRing.create(settings.key_path)
     await schema.upgrade(settings.database_url)
     return settings
 
 
 @asynccontextmanager
-async def running_worker(settings: Settings, limits: Limits = LIMITS) -> AsyncIterator[None]:
+async def running_worker(settings: Settings, limits: TimeLimits = LIMITS) -> AsyncIterator[None]:
     """A worker in this process, for the length of a block."""
     stop = asyncio.Event()
     task = asyncio.create_task(worker.run(settings, stop, limits))
@@ -362,9 +362,9 @@ async def installation(
     data_dir: Path,
     *,
     allow: tuple[str, ...] = (),
-    limits: Limits = LIMITS,
+    limits: TimeLimits = LIMITS,
     **more: Any,
 ) -> AsyncIterator[Installation]:
     settings = await prepared(temporal_address, database_url, data_dir, allow, **more)
-    async with platform(settings, Role.OPERATOR) as parts, running_worker(settings, limits):
+    async with open_platform(settings, Role.OPERATOR) as parts, running_worker(settings, limits):
         yield Installation(parts)

@@ -8,22 +8,30 @@ from typing import Any
 
 from temporalio import activity
 
-from evergrant_server.core import messages as m
-from evergrant_server.core.choice import LookUp
-from evergrant_server.core.connection import Revocation, State
-from evergrant_server.core.late_messages import VerifyLateAnswer
-from evergrant_server.core.pushing import ACTIVITY_PUSH_REQUEST, Pushed, PushRequest
-from evergrant_server.core.receivers import ACTIVITY_FETCH_KEYS, FetchKeys, KeysFetched
-from evergrant_server.core.upkeep import (
-    ACTIVITY_LOOK_ELSEWHERE,
-    LookedElsewhere,
-    LookElsewhere,
-    MetadataRead,
-    ReconcileOrder,
-    Reconciliation,
+from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
+from evergrant_server.core.lifecycle.account_choice import LookUpAccounts
+from evergrant_server.core.messages import connection as m
+from evergrant_server.core.messages.late_tokens import VerifyLateTokens
+from evergrant_server.core.messages.maintenance import (
+    ACTIVITY_INTROSPECT_GRANTS,
+    IntrospectGrants,
+    IntrospectGrantsResult,
+    ReconcileRequest,
+    ReconcileResult,
     RereadMetadata,
+    RereadMetadataResult,
 )
-from evergrant_server.core.webhook_messages import DeliverDue, DeliveryRound
+from evergrant_server.core.messages.par import (
+    ACTIVITY_PUSH_AUTHORIZATION_REQUEST,
+    PushAuthorizationRequest,
+    PushResult,
+)
+from evergrant_server.core.messages.webhooks import DeliverWebhooks, DeliveryRound
+from evergrant_server.core.provider_events.receivers import (
+    ACTIVITY_FETCH_RECEIVER_KEYS,
+    FetchReceiverKeys,
+    ReceiverKeysResult,
+)
 
 
 class ScriptedActivities:
@@ -74,11 +82,11 @@ class ScriptedActivities:
                 return answer
         return default()
 
-    def _news(self) -> m.GrantNews:
+    def _news(self) -> m.GrantResult:
         self.generation += 1
         now = activity.info().started_time
-        return m.GrantNews(
-            state=State.ACTIVE,
+        return m.GrantResult(
+            state=LifecycleState.ACTIVE,
             generation=self.generation,
             obtained_at=now,
             expires_at=now + self.lifetime,
@@ -87,72 +95,72 @@ class ScriptedActivities:
         )
 
     @activity.defn(name=m.ActivityName.EXCHANGE_CODE)
-    async def exchange_code(self, order: m.ExchangeCode) -> m.GrantNews:
+    async def exchange_code(self, order: m.ExchangeCode) -> m.GrantResult:
         return await self._answer(m.ActivityName.EXCHANGE_CODE, order, self._news)
 
-    @activity.defn(name=m.ActivityName.MINT_GRANT)
-    async def mint_grant(self, order: m.MintGrant) -> m.GrantNews:
-        return await self._answer(m.ActivityName.MINT_GRANT, order, self._news)
+    @activity.defn(name=m.ActivityName.REQUEST_CLIENT_GRANT)
+    async def mint_grant(self, order: m.RequestFirstTokens) -> m.GrantResult:
+        return await self._answer(m.ActivityName.REQUEST_CLIENT_GRANT, order, self._news)
 
-    @activity.defn(name=m.ActivityName.POLL_DEVICE)
-    async def poll_device(self, order: m.MintGrant) -> m.GrantNews:
-        return await self._answer(m.ActivityName.POLL_DEVICE, order, self._news)
+    @activity.defn(name=m.ActivityName.POLL_DEVICE_TOKEN)
+    async def poll_device(self, order: m.RequestFirstTokens) -> m.GrantResult:
+        return await self._answer(m.ActivityName.POLL_DEVICE_TOKEN, order, self._news)
 
     @activity.defn(name=m.ActivityName.REFRESH_GRANT)
-    async def refresh_grant(self, order: m.RefreshGrant) -> m.GrantNews:
+    async def refresh_grant(self, order: m.RefreshGrant) -> m.GrantResult:
         return await self._answer(m.ActivityName.REFRESH_GRANT, order, self._news)
 
-    @activity.defn(name=m.ActivityName.VERIFY_LATE_ANSWER)
-    async def verify_late_answer(self, order: VerifyLateAnswer) -> m.GrantNews:
-        return await self._answer(m.ActivityName.VERIFY_LATE_ANSWER, order, self._news)
+    @activity.defn(name=m.ActivityName.VERIFY_LATE_TOKENS)
+    async def verify_late_answer(self, order: VerifyLateTokens) -> m.GrantResult:
+        return await self._answer(m.ActivityName.VERIFY_LATE_TOKENS, order, self._news)
 
     @activity.defn(name=m.ActivityName.END_CONSENT)
     async def end_consent(self, order: m.EndConsent) -> None:
         await self._answer(m.ActivityName.END_CONSENT, order, lambda: None)
 
-    @activity.defn(name=m.ActivityName.ASK_REVOCATION)
-    async def ask_revocation(self, order: m.AskRevocation) -> None:
-        await self._answer(m.ActivityName.ASK_REVOCATION, order, lambda: None)
+    @activity.defn(name=m.ActivityName.BEGIN_REVOCATION)
+    async def ask_revocation(self, order: m.BeginRevocation) -> None:
+        await self._answer(m.ActivityName.BEGIN_REVOCATION, order, lambda: None)
 
     @activity.defn(name=m.ActivityName.REVOKE_GRANT)
-    async def revoke_grant(self, order: m.RevokeGrant) -> m.RevocationNews:
-        done = m.RevocationNews(revocation=Revocation.CONFIRMED)
+    async def revoke_grant(self, order: m.RevokeGrant) -> m.RevocationResult:
+        done = m.RevocationResult(revocation=RevocationOutcome.CONFIRMED)
         return await self._answer(m.ActivityName.REVOKE_GRANT, order, lambda: done)
 
-    @activity.defn(name=m.ActivityName.LOOK_UP)
-    async def look_up(self, order: LookUp) -> m.GrantNews:
-        known = m.GrantNews(generation=order.generation)
-        return await self._answer(m.ActivityName.LOOK_UP, order, lambda: known)
+    @activity.defn(name=m.ActivityName.LOOK_UP_ACCOUNTS)
+    async def look_up(self, order: LookUpAccounts) -> m.GrantResult:
+        known = m.GrantResult(generation=order.generation)
+        return await self._answer(m.ActivityName.LOOK_UP_ACCOUNTS, order, lambda: known)
 
-    @activity.defn(name=m.ActivityName.RUN_ENDS)
-    async def run_ends(self, order: m.RunEnds) -> None:
-        await self._answer(m.ActivityName.RUN_ENDS, order, lambda: None)
+    @activity.defn(name=m.ActivityName.EXPORT_RUN_HISTORY)
+    async def run_ends(self, order: m.ExportRunHistory) -> None:
+        await self._answer(m.ActivityName.EXPORT_RUN_HISTORY, order, lambda: None)
 
     @activity.defn(name=m.ActivityName.RECONCILE)
-    async def reconcile(self, order: ReconcileOrder) -> Reconciliation:
-        return await self._answer(m.ActivityName.RECONCILE, order, lambda: Reconciliation(live=3, started=1))
+    async def reconcile(self, order: ReconcileRequest) -> ReconcileResult:
+        return await self._answer(m.ActivityName.RECONCILE, order, lambda: ReconcileResult(live=3, started=1))
 
-    @activity.defn(name=m.ActivityName.DELIVER_DUE)
-    async def deliver_due(self, order: DeliverDue) -> DeliveryRound:
-        return await self._answer(m.ActivityName.DELIVER_DUE, order, DeliveryRound)
+    @activity.defn(name=m.ActivityName.DELIVER_WEBHOOKS)
+    async def deliver_due(self, order: DeliverWebhooks) -> DeliveryRound:
+        return await self._answer(m.ActivityName.DELIVER_WEBHOOKS, order, DeliveryRound)
 
     @activity.defn(name=m.ActivityName.ANNOUNCE_EXPIRY)
     async def announce_expiry(self, order: m.AnnounceExpiry) -> None:
         await self._answer(m.ActivityName.ANNOUNCE_EXPIRY, order, lambda: None)
 
     @activity.defn(name=m.ActivityName.REREAD_METADATA)
-    async def reread_metadata(self, order: RereadMetadata) -> MetadataRead:
-        none = MetadataRead(read=0, changed=0, refused=0)
+    async def reread_metadata(self, order: RereadMetadata) -> RereadMetadataResult:
+        none = RereadMetadataResult(read=0, changed=0, refused=0)
         return await self._answer(m.ActivityName.REREAD_METADATA, order, lambda: none)
 
-    @activity.defn(name=ACTIVITY_LOOK_ELSEWHERE)
-    async def look_elsewhere(self, order: LookElsewhere) -> LookedElsewhere:
-        return LookedElsewhere(checked=3, ended=1)
+    @activity.defn(name=ACTIVITY_INTROSPECT_GRANTS)
+    async def look_elsewhere(self, order: IntrospectGrants) -> IntrospectGrantsResult:
+        return IntrospectGrantsResult(checked=3, ended=1)
 
-    @activity.defn(name=ACTIVITY_PUSH_REQUEST)
-    async def push_request(self, order: PushRequest) -> Pushed:
-        return Pushed()
+    @activity.defn(name=ACTIVITY_PUSH_AUTHORIZATION_REQUEST)
+    async def push_request(self, order: PushAuthorizationRequest) -> PushResult:
+        return PushResult()
 
-    @activity.defn(name=ACTIVITY_FETCH_KEYS)
-    async def fetch_keys(self, order: FetchKeys) -> KeysFetched:
-        return KeysFetched(keys=2)
+    @activity.defn(name=ACTIVITY_FETCH_RECEIVER_KEYS)
+    async def fetch_keys(self, order: FetchReceiverKeys) -> ReceiverKeysResult:
+        return ReceiverKeysResult(keys=2)

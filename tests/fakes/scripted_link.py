@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from datetime import datetime
 
-from evergrant_server.core.connection import Connection
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.ids import ConnectionId, Tenant, workflow_id
-from evergrant_server.core.messages import Description
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import ConnectionId, Tenant, connection_workflow_id
+from evergrant_server.core.messages.connection import ConnectionDescription
 from evergrant_server.temporal_link import TemporalLink
-from evergrant_server.temporal_link.runs import ClosedRun, NewestRun, Running
+from evergrant_server.temporal_link.runs import ClosedRun, NewestRun, RunningWorkflow
 
 
 class ScriptedLink(TemporalLink):
@@ -20,9 +20,10 @@ class ScriptedLink(TemporalLink):
         self.asked: dict[str, int] = {}
         self.closed_looks = 0
 
-    async def running_connections(self) -> dict[str, Running]:
+    async def running_connections(self) -> dict[str, RunningWorkflow]:
         return {
-            workflow_id(it.tenant, it.id): Running(it.created_at, it.state) for it in self._known.values()
+            connection_workflow_id(it.tenant, it.id): RunningWorkflow(it.created_at, it.state)
+            for it in self._known.values()
         }
 
     async def newest_run(self, workflow: str) -> NewestRun | None:
@@ -34,13 +35,13 @@ class ScriptedLink(TemporalLink):
 
     async def describe(
         self, tenant: Tenant, connection_id: ConnectionId, timeout: float = 2.0
-    ) -> Description:
+    ) -> ConnectionDescription:
         self.asked[connection_id] = self.asked.get(connection_id, 0) + 1
         if self.silent.get(connection_id, 0) > 0:
             self.silent[connection_id] -= 1
-            raise Failure(Code.TEMPORAL_UNAVAILABLE, "scripted: no answer")
+            raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, "scripted: no answer")
         known = self._known[connection_id]
-        return Description(
+        return ConnectionDescription(
             connection_id=connection_id,
             state=known.state,
             generation=known.generation,

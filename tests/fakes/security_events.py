@@ -8,10 +8,10 @@ import httpx2
 from evergrant_server import audit
 from evergrant_server.core.access import Action, Integration
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.grant import Grant, Origin, TokenSet
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.secret import Secret
-from providers.events.keys import keys_of
+from providers.events.keys import parse_jwks
 from tests.fakes.api import TENANT, Api
 from tests.fakes.transmitter import (
     ISSUER,
@@ -47,9 +47,9 @@ async def receiver(api: Api, key: str, name: str = "crm", **changes: Any) -> str
     assert answer.status_code in (200, 201), answer.text
     path = answer.json()["url"].removeprefix(api.parts.settings.public_url)
     async with api.worker.write() as tx:
-        found = await tx.receivers.find(answer.json()["id"])
+        found = await tx.receivers.find_in_any_tenant(answer.json()["id"])
         assert found is not None
-        pinned = {"keys": keys_of(json.dumps(TRANSMITTER.jwks).encode()), "keys_at": api.clock.now()}
+        pinned = {"keys": parse_jwks(json.dumps(TRANSMITTER.jwks).encode()), "keys_at": api.clock.now()}
         await tx.receivers.replace(found.model_copy(update=pinned), expected=found.revision)
     return path
 
@@ -71,7 +71,7 @@ async def push(api: Api, path: str, token: bytes, media_type: str = MEDIA_TYPE) 
     return await api.client.post(path, content=token, headers={"Content-Type": media_type})
 
 
-async def state(api: Api, connection: Connection) -> State:
+async def state(api: Api, connection: Connection) -> LifecycleState:
     return (await api.row(connection.tenant, connection.id)).state
 
 
@@ -80,4 +80,4 @@ async def records(api: Api, *actions: AuditAction) -> list[Any]:
         return [it for it in await audit.page(tx, TENANT, limit=200) if it.action in actions]
 
 
-HEARD = (AuditAction.SECURITY_EVENT, AuditAction.REVOKED_ELSEWHERE, AuditAction.HEARD_FROM_PROVIDER)
+HEARD = (AuditAction.SECURITY_EVENT, AuditAction.REVOKED_AT_PROVIDER, AuditAction.PROVIDER_REPORT_RECEIVED)

@@ -5,26 +5,26 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from evergrant_server.api.app import create_app
-from evergrant_server.api.parts import Parts
-from evergrant_server.audit.leases import LeaseLedger
-from evergrant_server.crypto.keyring import Lane, Role
+from evergrant_server.api.http.context import ApiContext
+from evergrant_server.audit.lease_ledger import LeaseLedger
+from evergrant_server.crypto.keyring import KeyPurpose, Role
 from evergrant_server.egress import EgressPolicy
 from evergrant_server.settings import Settings
 from evergrant_server.store import LeaseRows
-from evergrant_server.wiring import platform
+from evergrant_server.wiring import open_platform
 from tests.fakes.http_server import served
 
 
 @asynccontextmanager
 async def serving(settings: Settings, port: int = 0) -> AsyncIterator[str]:
     """The API, with the keys of the API's role and no others. Links lead here if `port` is its setting."""
-    async with platform(settings, Role.API) as parts:
-        assert not parts.ring.holds(Lane.REFRESH)
+    async with open_platform(settings, Role.API) as parts:
+        assert not parts.ring.holds(KeyPurpose.REFRESH)
         ledger = LeaseLedger(parts.store, "api-test", parts.clock)
         await ledger.start()
         relay = asyncio.create_task(parts.relay.run())
         app = create_app(
-            Parts(
+            ApiContext(
                 settings=settings,
                 store=parts.store,
                 ring=parts.ring,

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from evergrant_server.core.events import BY_DEFAULT
+from evergrant_server.core.events import DEFAULT_EVENTS
 from evergrant_server.core.ids import Tenant, WebhookId, new_id
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.webhooks import Delivery, Webhook, new_secret
+from evergrant_server.core.webhooks import Delivery, Webhook, new_signing_secret
 from evergrant_server.store import Store
 
-SECRET = new_secret(b"a secret of a webhook, 32 bytes!")
+SECRET = new_signing_secret(b"a secret of a webhook, 32 bytes!")
 TENANT = Tenant("acme")
 
 
@@ -21,7 +21,7 @@ def a_webhook(url: str, now: datetime, **changes: Any) -> Webhook:
         "id": WebhookId(new_id("whk")),
         "name": "hooks",
         "url": url,
-        "events": BY_DEFAULT,
+        "events": DEFAULT_EVENTS,
         "secret_changed_at": now,
         "created_at": now,
         "changed_at": now,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from evergrant_server.temporal_link.namespace import prepare
+from evergrant_server.temporal_link.namespace import prepare_namespace
 from tests.fakes.databases import lent, postgres_server  # noqa: F401  # a fixture
 from tests.fakes.installation import Installation, installation
 from tests.fakes.scripted_provider import ScriptedProvider
@@ -45,7 +45,7 @@ async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncI
 async def temporal_address() -> AsyncIterator[str]:
     with tempfile.TemporaryDirectory(prefix="evergrant-") as folder:
         async with running_temporal(Path(folder)) as server:
-            await prepare(await server.client(), timedelta(days=365))
+            await prepare_namespace(await server.client(), timedelta(days=365))
             yield server.address
 
 

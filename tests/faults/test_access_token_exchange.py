@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.definition import Definition, DefinitionState
-from evergrant_server.core.errors import Code
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import DefinitionId, new_id
-from providers.spec import ProviderSpec
+from providers.definition.schema import ProviderSpec
 from tests.fakes.certificates import loopback_tls
 from tests.fakes.databases import sqlite_url
 from tests.fakes.installation import ASKED, TENANT, Installation, installation
@@ -133,7 +133,7 @@ async def test_a_first_token_is_exchanged_at_once_and_a_lost_answer_costs_anothe
     assert {it["access_token"] for it in tries} <= world.idp.good
     row, grant = await world.place.grant(connection)
     assert (row.state, grant.interim, grant.ends_together, grant.refreshable) == (
-        State.ACTIVE,
+        LifecycleState.ACTIVE,
         False,
         True,
         True,
@@ -159,6 +159,6 @@ async def test_a_token_that_ran_out_needs_the_subject(world: World):
     world.idp.script(ok(expires_in=3), at="long")
     world.idp.script(*[status(503)] * 9, at="again")
     connection = await world.connect()
-    ended = await world.place.until(connection, lambda c: c.state is State.NEEDS_REAUTH)
-    assert ended.reason is Code.CONSENT_REQUIRED
+    ended = await world.place.until(connection, lambda c: c.state is LifecycleState.NEEDS_REAUTH)
+    assert ended.reason is ErrorCode.CONSENT_REQUIRED
     assert len(world.sent("again")) in (1, 2)

@@ -4,18 +4,18 @@ from typing import Any
 
 import pytest
 
-from activities.breaker import Circuits
-from evergrant_server.core.circuit import CircuitRules
-from evergrant_server.core.errors import Code, Failure
+from activities.single_use.circuit_breakers import CircuitBreakers
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
-from providers.flows import SendFailed
+from evergrant_server.core.single_use.circuit_breaker import BreakerRules
+from providers.requests.sender import SendFailed
 from tests.conformance.store.samples import an_integration
 
 ONE = ConnectionId("con_1")
 
 
 async def unreachable() -> Any:
-    raise SendFailed(Failure(Code.PROVIDER_UNREACHABLE), sent=False)
+    raise SendFailed(Failure(ErrorCode.PROVIDER_UNREACHABLE), sent=False)
 
 
 async def served() -> Any:
@@ -23,12 +23,12 @@ async def served() -> Any:
 
 
 async def test_a_repaired_integration_is_no_longer_counted_as_left_alone():
-    circuits = Circuits(CircuitRules(threshold=1))
+    circuits = CircuitBreakers(BreakerRules(threshold=1))
     broken = an_integration()
-    async with circuits.passing(broken, ONE) as passage:
+    async with circuits.permit(broken, ONE) as passage:
         with pytest.raises(SendFailed):
-            await passage.watch(unreachable())
-    assert circuits.open(broken.provider) == 1
+            await passage.track(unreachable())
+    assert circuits.count_open(broken.provider) == 1
     repaired = broken.model_copy(update={"revision": broken.revision + 1})
-    async with circuits.passing(repaired, ONE):
-        assert circuits.open(broken.provider) == 0
+    async with circuits.permit(repaired, ONE):
+        assert circuits.count_open(broken.provider) == 0

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from evergrant_server.core.attempt import Limits
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connection import Connection, Revocation, State
-from evergrant_server.core.errors import Code
-from evergrant_server.core.messages import GrantNews
+from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.messages.connection import GrantResult
+from evergrant_server.core.single_use.attempt import TimeLimits
 from tests.fakes.databases import database_url, postgres_server
 from tests.fakes.installation import Installation
 from tests.fakes.scripted_provider import (
@@ -42,18 +42,18 @@ class Crossing:
     def __init__(self, place: Installation, idp: ScriptedProvider, folder: Path) -> None:
         self._place, self._idp = place, idp
         # waits as long for the other's answer, as a busy machine must
-        patient = Limits(send=SHORT.send, answer=timedelta(seconds=60), look_again=SHORT.look_again)
+        patient = TimeLimits(send=SHORT.send, answer=timedelta(seconds=60), poll_interval=SHORT.poll_interval)
         self.slow = Slow(place, idp, folder, patient)
         self.quick = Activities(place, (idp.allowance,), folder / "elsewhere", SHORT)
         self.answers = asyncio.Event()
-        self._second: asyncio.Task[GrantNews] | None = None
+        self._second: asyncio.Task[GrantResult] | None = None
 
     async def begins(self, connection: Connection, second: Answer) -> None:
         """Both have sent; the answer to the first use comes now, the other one with `answers`."""
         await self.slow.refreshes(connection)
         self._idp.script(second)
         self._second = await left(self._idp, partial(self.quick.refresh, connection, 1, token_over=True))
-        assert (await self.slow.answered()).failure is Code.REFRESH_PENDING
+        assert (await self.slow.answered()).failure is ErrorCode.REFRESH_PENDING
         assert (await self._place.row(connection)).generation == 1, "nobody knows yet whether it is any good"
         assert await self.slow.worker.replayer.sweep() == 0, "its journal keeps it"
 
@@ -87,7 +87,11 @@ async def test_an_answer_that_the_other_use_killed_is_not_installed(
         while await late_answers(place, connection):  # verified, and refused
             await asyncio.sleep(0.05)
     row = await place.row(connection)
-    assert (row.state, row.reason, row.generation) == (State.NEEDS_REAUTH, Code.OUTCOME_UNKNOWN, 1)
+    assert (row.state, row.reason, row.generation) == (
+        LifecycleState.NEEDS_REAUTH,
+        ErrorCode.OUTCOME_UNKNOWN,
+        1,
+    )
     assert AuditAction.GRANT_REFRESHED not in await place.actions(connection)
     assert await open_attempts(place, connection) == 0
 
@@ -100,7 +104,7 @@ async def test_an_answer_that_the_other_use_left_alone_brings_the_connection_bac
     connection = await place.connect(brief, STRICT)
     await crossing.begins(connection, delay(crossing.answers, error("invalid_grant")))
     await crossing.ends()
-    back = await place.until(connection, lambda it: it.state is State.ACTIVE)
+    back = await place.until(connection, lambda it: it.state is LifecycleState.ACTIVE)
     assert (back.generation, back.reason) == (2, None)
     assert brief.families[-1].alive
 
@@ -117,7 +121,7 @@ async def test_an_answer_is_installed_when_nothing_more_can_come_of_the_other_us
     await crossing.begins(connection, delay(crossing.answers, nothing_said))
     await crossing.ends()
     row = await place.row(connection)
-    assert (row.state, row.generation) == (State.ACTIVE, 2)
+    assert (row.state, row.generation) == (LifecycleState.ACTIVE, 2)
     async with asyncio.timeout(20):  # its workflow may wait for hours since the other use failed
         while "provider_changed" not in await signals(place, connection):
             await asyncio.sleep(0.05)
@@ -134,8 +138,10 @@ async def test_what_a_use_without_an_answer_has_ended_is_found_out_at_once(
     connection = await place.connect(brief, STRICT)
     await crossing.begins(connection, delay(crossing.answers, drop_after_commit()))
     await crossing.ends()
-    over = await place.until(connection, lambda it: it.state is State.NEEDS_REAUTH)  # and nobody has asked
-    assert (over.generation, over.reason) == (2, Code.OUTCOME_UNKNOWN)
+    over = await place.until(
+        connection, lambda it: it.state is LifecycleState.NEEDS_REAUTH
+    )  # and nobody has asked
+    assert (over.generation, over.reason) == (2, ErrorCode.OUTCOME_UNKNOWN)
     assert not brief.families[-1].alive
 
 
@@ -151,7 +157,7 @@ async def test_what_is_refused_later_is_refused_for_its_own_sake_when_the_other_
     await crossing.ends()
     assert (await place.row(connection)).generation == 2
     brief.families[-1].alive = False  # its subject has taken it back
-    assert (await crossing.quick.refresh(connection, 2)).failure is Code.GRANT_REJECTED
+    assert (await crossing.quick.refresh(connection, 2)).failure is ErrorCode.GRANT_REJECTED
     assert "rotate" not in await signals(place, connection)
 
 
@@ -164,7 +170,7 @@ async def test_a_token_is_not_sent_a_third_time_while_an_answer_waits_for_the_se
     await crossing.begins(connection, delay(crossing.answers, status(503)))
     await crossing.answered()
     again = await crossing.slow.worker.refresh(connection, 1, token_over=True)
-    assert again.failure is Code.REFRESH_PENDING
+    assert again.failure is ErrorCode.REFRESH_PENDING
     assert brief.count("token", grant_type="refresh_token") == 2
     assert await crossing.slow.worker.replayer.sweep() == 1
     assert (await crossing.slow.worker.refresh(connection, 1)).generation == 2
@@ -181,11 +187,11 @@ async def test_a_revocation_in_between_gets_the_newest_token(
     await crossing.begins(connection, delay(crossing.answers, status(503)))
     await crossing.answered()
     await place.revoke(connection, tell=False)
-    assert (await crossing.quick.revoke(connection)).failure is Code.REFRESH_PENDING
+    assert (await crossing.quick.revoke(connection)).failure is ErrorCode.REFRESH_PENDING
     assert await crossing.slow.worker.replayer.sweep() == 1
     row = await place.row(connection)
-    assert (row.state, row.generation) == (State.REVOKING, 2)
-    assert (await crossing.quick.revoke(connection)).revocation is Revocation.CONFIRMED
+    assert (row.state, row.generation) == (LifecycleState.REVOKING, 2)
+    assert (await crossing.quick.revoke(connection)).revocation is RevocationOutcome.CONFIRMED
     assert not brief.families[-1].alive
 
 
@@ -199,7 +205,7 @@ async def test_a_revocation_makes_an_answer_wait_no_longer(
     await place.revoke(connection, tell=False)
     assert await crossing.slow.worker.replayer.sweep() == 1
     row = await place.row(connection)
-    assert (row.state, row.generation) == (State.REVOKING, 2)
+    assert (row.state, row.generation) == (LifecycleState.REVOKING, 2)
     await crossing.answered()
 
 
@@ -217,8 +223,8 @@ async def test_what_a_second_use_ended_on_another_host_is_said_for_what_it_is(
     assert (await slow.answered()).generation == 2
     answers.set()
     await second
-    over = await place.until(connection, lambda it: it.state is State.NEEDS_REAUTH)
-    assert (over.generation, over.reason) == (2, Code.OUTCOME_UNKNOWN)
+    over = await place.until(connection, lambda it: it.state is LifecycleState.NEEDS_REAUTH)
+    assert (over.generation, over.reason) == (2, ErrorCode.OUTCOME_UNKNOWN)
 
 
 async def test_a_no_to_a_use_that_was_taken_over_has_its_successor_tried(
@@ -237,4 +243,4 @@ async def test_a_no_to_a_use_that_was_taken_over_has_its_successor_tried(
         while "rotate" not in await signals(place, connection):
             await asyncio.sleep(0.05)
     failed = await place.records(AuditAction.REFRESH_FAILED)
-    assert failed[0].detail["reason"] == Code.OUTCOME_UNKNOWN
+    assert failed[0].detail["reason"] == ErrorCode.OUTCOME_UNKNOWN

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from activities.single_use import Use
-from evergrant_server.core.attempt import Limits, Outcome
+from activities.single_use.protocol import SingleUseAttempt
 from evergrant_server.core.clock import SetClock
-from evergrant_server.core.connection import Connection
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.grant import Origin
-from evergrant_server.crypto import Lane
-from evergrant_server.store import Store, Tx
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.grant import Origin
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.single_use.attempt import AttemptOutcome, TimeLimits
+from evergrant_server.crypto import KeyPurpose
+from evergrant_server.store import Store, Transaction
 from tests.conformance.store.samples import a_grant, granted, some_tokens
 from tests.fakes.databases import NOW, clock, database_url, key_path, postgres_server, ring, store
 from tests.unit.activities.protocol_worker import LIMITS, STRICT, Told, Worker, fails
@@ -32,14 +32,14 @@ __all__ = ["clock", "database_url", "key_path", "postgres_server", "ring", "stor
 class Instant:
     """A late answer that nobody has to wait for any more, and a third use by another worker."""
 
-    def __init__(self, store: Store, connection: Connection, slow: Worker, late: Use) -> None:
+    def __init__(self, store: Store, connection: Connection, slow: Worker, late: SingleUseAttempt) -> None:
         self._store, self.connection, self._slow, self._late = store, connection, slow, late
 
     @asynccontextmanager
     async def installing(self) -> AsyncIterator[None]:
         """What the answer brought is committed at the end."""
         async with self._store.write() as tx:
-            await self._slow.single_use.install_late(tx, self._late, STRICT)
+            await self._slow.single_use.record_late_install(tx, self._late, STRICT)
             yield
             after = self.connection.refreshed(NOW)
             tokens = some_tokens("at-2", "rt-2")
@@ -55,19 +55,21 @@ class Instant:
 @pytest.fixture
 def quick(store: Store, clock: SetClock, tmp_path: Path) -> Worker:
     """By whose clock nobody can be listening to an earlier use any more."""
-    return Worker(store, clock, tmp_path / "host", Limits(send=LIMITS.send, answer=-LIMITS.send))
+    return Worker(store, clock, tmp_path / "host", TimeLimits(send=LIMITS.send, answer=-LIMITS.send))
 
 
 async def begun(store: Store, clock: SetClock, host: Path, quick: Worker) -> Instant:
     connection = await granted(store)
     slow = Worker(store, clock, host)
     late = await slow.begin(connection)
-    assert late.room is not None
+    assert late.reservation is not None
     second = await quick.begin(connection)
-    await quick.spend(second, Told(quick.journal), Failure(Code.INTERNAL))
+    await quick.spend(second, Told(quick.journal), Failure(ErrorCode.INTERNAL))
     async with store.write() as tx:
-        await tx.attempts.close(second.attempt, Outcome.NOT_SENT, NOW)
-    late = replace(late, entry=late.room.keep(late.keys.current(Lane.REFRESH), b"an answer"))
+        await tx.attempts.close(second.row, AttemptOutcome.NOT_SENT, NOW)
+    late = replace(
+        late, entry=late.reservation.write_entry(late.keys.current(KeyPurpose.REFRESH), b"an answer")
+    )
     return Instant(store, connection, slow, late)
 
 
@@ -75,8 +77,8 @@ async def waits(store: Store, task: asyncio.Task[Any]) -> None:
     """For somebody else's transaction: SQLite begins no second one, PostgreSQL says who waits for a row."""
     waiting = text("SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE NOT granted")
     async with asyncio.timeout(20):
-        while not store.sqlite and not task.done():
-            async with store.single() as connection:
+        while not store.is_sqlite and not task.done():
+            async with store.autocommit() as connection:
                 if (await connection.execute(waiting)).scalar_one():
                     return
             await asyncio.sleep(0.02)
@@ -87,11 +89,11 @@ async def test_a_use_that_begins_while_an_answer_is_installed_sends_nothing(
     store: Store, clock: SetClock, tmp_path: Path, quick: Worker, monkeypatch: pytest.MonkeyPatch
 ):
     instant = await begun(store, clock, tmp_path / "host", quick)
-    monkeypatch.setattr(quick.single_use, "kept_late", lambda taken_over: False)  # it had looked before
+    monkeypatch.setattr(quick.single_use, "has_late_entry", lambda taken_over: False)  # it had looked before
     async with instant.installing():
         third = asyncio.create_task(quick.begin(instant.connection))
         await waits(store, third)
-    with fails(Code.STORE_CONFLICT, "was changed meanwhile"):
+    with fails(ErrorCode.STORE_CONFLICT, "was changed meanwhile"):
         await third
 
 
@@ -99,22 +101,22 @@ async def test_an_answer_that_would_be_installed_while_a_use_begins_waits_for_it
     store: Store, clock: SetClock, tmp_path: Path, quick: Worker, monkeypatch: pytest.MonkeyPatch
 ):
     instant = await begun(store, clock, tmp_path / "host", quick)
-    monkeypatch.setattr(quick.single_use, "kept_late", lambda taken_over: False)
+    monkeypatch.setattr(quick.single_use, "has_late_entry", lambda taken_over: False)
     opened, go_on = asyncio.Event(), asyncio.Event()
-    intend = quick.single_use._intend  # pyright: ignore[reportPrivateUsage]  # the last moment before its commit
+    intend = quick.single_use._commit_intent  # pyright: ignore[reportPrivateUsage]  # the last moment before its commit
 
-    async def slowly(tx: Tx, *of: object) -> object:
+    async def slowly(tx: Transaction, *of: object) -> object:
         intended = await intend(tx, *of)
         opened.set()
         await go_on.wait()
         return intended
 
-    monkeypatch.setattr(quick.single_use, "_intend", slowly)
+    monkeypatch.setattr(quick.single_use, "_commit_intent", slowly)
     third = asyncio.create_task(quick.begin(instant.connection))
     await opened.wait()
     late = asyncio.create_task(instant.installs())
     await waits(store, late)
     go_on.set()
-    assert (await third).attempt.sends == 2
-    with fails(Code.REFRESH_PENDING, "waits for the answer"):
+    assert (await third).row.sends == 2
+    with fails(ErrorCode.REFRESH_PENDING, "waits for the answer"):
         await late

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from evergrant_server.api import onboarding
+from evergrant_server.api.integrations import definition_rollout as onboarding
 from evergrant_server.core.access import Integration
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.definition import Definition, DefinitionState, Level, Rollout
-from evergrant_server.core.errors import Code
-from evergrant_server.core.ids import DefinitionId, IntegrationId, new_id, onboarding_workflow_id
-from evergrant_server.core.onboarding import SIGNAL_DECIDED, Decided
-from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.definition import CheckLevel, Definition, DefinitionState, Rollout
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.ids import DefinitionId, IntegrationId, definition_rollout_workflow_id, new_id
+from evergrant_server.core.messages.definition_rollout import SIGNAL_DEFINITION_DECIDED, DefinitionDecided
 from evergrant_server.core.secret import Secret
 from tests.fakes.certificates import loopback_tls
 from tests.fakes.installation import ASKED, TENANT, Installation, installation
@@ -79,17 +79,19 @@ class Onboarding:
                 changed_at=now,
             )
             await tx.definitions.add(definition)
-            await tx.outbox.add(onboarding.start(definition, ASKED, now))
-        self._place.parts.relay.nudge()
+            await tx.outbox.add(onboarding.rollout_start_message(definition, ASKED, now))
+        self._place.parts.relay.notify()
         return await self.until(definition, lambda it: it.state is not DefinitionState.CHECKING)
 
     async def decide(self, definition: Definition, *, approved: bool) -> None:
         now = self._place.parts.clock.now()
         async with self._place.store.write() as tx:
-            decided = definition.decided("app:admin", "looked at it", now, approved=approved)
+            decided = definition.with_decision("app:admin", "looked at it", now, approved=approved)
             saved = await tx.definitions.replace(decided, expected=definition.revision)
-            await onboarding.tell(tx, saved, SIGNAL_DECIDED, Decided(asked=ASKED), ASKED, now)
-        self._place.parts.relay.nudge()
+            await onboarding.signal_rollout(
+                tx, saved, SIGNAL_DEFINITION_DECIDED, DefinitionDecided(context=ASKED), ASKED, now
+            )
+        self._place.parts.relay.notify()
 
     async def until(self, definition: Definition, condition: Any, limit_s: float = 60) -> Definition:
         async with asyncio.timeout(limit_s):
@@ -126,12 +128,14 @@ async def connections_of(place: Installation, idp: ScriptedProvider, number: int
     begun = [await place.begin(integration, subject=f"user-{n}") for n in range(number)]
     for connection in begun:
         await place.consent(idp, integration, connection)
-    return [await place.until(it, lambda c: c.state is State.ACTIVE) for it in begun]
+    return [await place.until(it, lambda c: c.state is LifecycleState.ACTIVE) for it in begun]
 
 
-async def kept_fresh(place: Installation, connection: Connection, stop: asyncio.Event) -> list[Code | None]:
+async def kept_fresh(
+    place: Installation, connection: Connection, stop: asyncio.Event
+) -> list[ErrorCode | None]:
     """Refresh one connection again and again, as a busy pipeline would."""
-    said: list[Code | None] = []
+    said: list[ErrorCode | None] = []
     while not stop.is_set():
         said.append((await place.ensure_fresh(connection, len(said) + 1)).problem)
     return said
@@ -139,7 +143,7 @@ async def kept_fresh(place: Installation, connection: Connection, stop: asyncio.
 
 async def under_load(
     place: Installation, connections: list[Connection], work: Any
-) -> tuple[Definition, list[Code | None]]:
+) -> tuple[Definition, list[ErrorCode | None]]:
     """What `work` gives, and what every refresh meanwhile said."""
     stop = asyncio.Event()
     running = [asyncio.create_task(kept_fresh(place, it, stop)) for it in connections]
@@ -189,7 +193,7 @@ async def test_an_endpoint_that_refuses_every_grant_is_rolled_back_and_condemns_
     assert moved.state is DefinitionState.ROLLED_BACK
     assert "worked only as before" in (moved.reason or "")
     assert set(said) == {None}
-    assert [(await place.row(it)).state for it in connections] == [State.ACTIVE] * 6
+    assert [(await place.row(it)).state for it in connections] == [LifecycleState.ACTIVE] * 6
     tried = idp.count("broken")
     await place.ensure_fresh(connections[0], (await place.row(connections[0])).generation)
     assert idp.count("broken") == tried
@@ -198,7 +202,7 @@ async def test_an_endpoint_that_refuses_every_grant_is_rolled_back_and_condemns_
 async def test_what_is_no_token_endpoint_can_not_be_approved(place: Installation, idp: ScriptedProvider):
     proposed = await Onboarding(place).propose(document(idp, "nowhere"))
     assert proposed.state is DefinitionState.UNSOUND
-    wrong = [it for it in proposed.findings if it.level is Level.PROBLEM]
+    wrong = [it for it in proposed.findings if it.level is CheckLevel.PROBLEM]
     assert [it.check for it in wrong] == ["token_endpoint"]
     assert "404" in wrong[0].detail
 
@@ -225,11 +229,11 @@ async def test_an_onboarding_that_was_ended_by_hand_goes_on_where_it_was(
     """Its workflow is terminated before the decision, and the decision finds none; reconcile mends it."""
     onboarding = Onboarding(place)
     proposed = await onboarding.propose(document(idp))
-    handle = place.parts.client.get_workflow_handle(onboarding_workflow_id(TENANT, proposed.id))
+    handle = place.parts.client.get_workflow_handle(definition_rollout_workflow_id(TENANT, proposed.id))
     await handle.terminate()
     now = place.parts.clock.now()
     async with place.store.write() as tx:
-        decided = proposed.decided("app:admin", "looked at it", now, approved=True)
+        decided = proposed.with_decision("app:admin", "looked at it", now, approved=True)
         await tx.definitions.replace(decided, expected=proposed.revision)
-    await place.parts.reconciler.all()
+    await place.parts.reconciler.reconcile_all()
     await onboarding.until(proposed, lambda it: it.state is DefinitionState.ACTIVE)

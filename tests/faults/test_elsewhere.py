@@ -9,31 +9,40 @@ from datetime import timedelta
 import pytest
 from temporalio.testing import ActivityEnvironment
 
-from activities.elsewhere import ElsewhereActivities
-from activities.holdings import Holder
-from activities.receiver_keys import ReceiverKeysActivities
-from evergrant_server.audit.elsewhere import hear
+from activities.maintenance.introspection import IntrospectionActivities
+from activities.maintenance.receiver_keys import ReceiverKeysActivities
+from activities.support.provider_context import ProviderContextLoader
+from evergrant_server.audit.external_revocation import apply_external_event
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.elsewhere import NewsFromElsewhere, Source, Verdict, Weight
-from evergrant_server.core.errors import Code
-from evergrant_server.core.flow import Flow
-from evergrant_server.core.grant import Origin, TokenSet
-from evergrant_server.core.ids import ReceiverId, new_id, workflow_id
-from evergrant_server.core.introspection import Finding
-from evergrant_server.core.messages import Asked
-from evergrant_server.core.provider import RefreshRules, Rotation
-from evergrant_server.core.receivers import Receiver, ReceiverKind
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.connections.grant import Origin, TokenSet
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.ids import ReceiverId, connection_workflow_id, new_id
+from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.messages.maintenance import (
+    INTROSPECTION_WORKFLOW,
+    IntrospectGrants,
+    IntrospectGrantsResult,
+)
+from evergrant_server.core.provider_events.external_revocation import (
+    Certainty,
+    ProviderReport,
+    ReportDecision,
+    ReportSource,
+)
+from evergrant_server.core.provider_events.introspection import IntrospectionFinding
+from evergrant_server.core.provider_events.receivers import Receiver, ReceiverKind
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.upkeep import LOOK_ELSEWHERE_WORKFLOW, LookedElsewhere, LookElsewhere
 from evergrant_server.egress import Egress, EgressPolicy
-from providers.flows import Sender
+from providers.requests.sender import Sender
 from tests.fakes.installation import TENANT, Installation
 from tests.fakes.scripted_provider import ScriptedProvider, hold_answer, html, ok, raw, status
 from tests.faults.test_secret_rotation import integration_of
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
-PROVIDER = Asked(by="provider:generic")
+PROVIDER = RequestContext(by="provider:generic")
 
 
 async def introspected(place: Installation, idp: ScriptedProvider) -> Connection:
@@ -52,28 +61,28 @@ async def introspected(place: Installation, idp: ScriptedProvider) -> Connection
 
 async def due(place: Installation, connection: Connection) -> None:
     async with place.store.write() as tx:
-        known = await tx.introspections.outcome(TENANT, connection.id)
+        known = await tx.introspections.last_outcome(TENANT, connection.id)
         now = place.parts.clock.now()
-        await tx.introspections.plan(TENANT, connection.id, now, outcome=known or "never")
+        await tx.introspections.schedule(TENANT, connection.id, now, outcome=known or "never")
 
 
-async def one_pass(place: Installation) -> LookedElsewhere:
+async def one_pass(place: Installation) -> IntrospectGrantsResult:
     """What the schedule starts."""
     return await place.parts.client.execute_workflow(
-        LOOK_ELSEWHERE_WORKFLOW,
-        LookElsewhere(),
+        INTROSPECTION_WORKFLOW,
+        IntrospectGrants(),
         id=f"look-elsewhere-{place.parts.settings.temporal_task_queue}",
         task_queue=place.parts.settings.temporal_task_queue,
-        result_type=LookedElsewhere,
+        result_type=IntrospectGrantsResult,
     )
 
 
 async def outcome(place: Installation, connection: Connection) -> str | None:
     async with place.store.read() as tx:
-        return await tx.introspections.outcome(TENANT, connection.id)
+        return await tx.introspections.last_outcome(TENANT, connection.id)
 
 
-async def until_told(place: Installation, connection: Connection, state: State) -> None:
+async def until_told(place: Installation, connection: Connection, state: LifecycleState) -> None:
     """Wait until the workflow says so as well."""
     async with asyncio.timeout(20):
         while (await place.parts.link.describe(TENANT, connection.id)).state is not state:
@@ -84,14 +93,14 @@ async def test_a_grant_that_its_provider_ended_is_noticed_before_anybody_needs_i
     place: Installation, idp: ScriptedProvider
 ):
     connection = await introspected(place, idp)
-    assert await one_pass(place) == LookedElsewhere(checked=1)
-    assert await outcome(place, connection) == Finding.REFRESH_TOKEN_ACTIVE
+    assert await one_pass(place) == IntrospectGrantsResult(checked=1)
+    assert await outcome(place, connection) == IntrospectionFinding.REFRESH_TOKEN_ACTIVE
     idp.families[-1].alive = False  # its subject has taken it back
     await due(place, connection)
-    assert await one_pass(place) == LookedElsewhere(checked=1, ended=1)
+    assert await one_pass(place) == IntrospectGrantsResult(checked=1, ended=1)
     row = await place.row(connection)
-    assert (row.state, row.reason) == (State.NEEDS_REAUTH, Code.GRANT_REVOKED_ELSEWHERE)
-    await until_told(place, connection, State.NEEDS_REAUTH)
+    assert (row.state, row.reason) == (LifecycleState.NEEDS_REAUTH, ErrorCode.GRANT_REVOKED_ELSEWHERE)
+    await until_told(place, connection, LifecycleState.NEEDS_REAUTH)
     assert idp.refreshes == 0
     assert (await one_pass(place)).checked == 0, "its turn is over"
 
@@ -103,11 +112,11 @@ async def test_a_token_whose_successor_is_kept_unread_is_no_witness(
     connection = await introspected(place, idp)
     await one_pass(place)
     idp.script(ok(token_type="of another kind"))
-    assert (await place.ensure_fresh(connection, 1)).problem is Code.REPLY_UNREADABLE
+    assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.REPLY_UNREADABLE
     idp.script(raw(b'{"active": false}', 200), at="introspect")
     await due(place, connection)
     assert (await one_pass(place)).ended == 0
-    assert (await place.row(connection)).state is State.ACTIVE
+    assert (await place.row(connection)).state is LifecycleState.ACTIVE
 
 
 async def test_rfc7662_2_2_a_server_that_knows_no_refresh_tokens_condemns_nobody(
@@ -117,8 +126,8 @@ async def test_rfc7662_2_2_a_server_that_knows_no_refresh_tokens_condemns_nobody
     connection = await introspected(place, idp)
     idp.script(raw(b'{"active": false}', 200), at="introspect")
     await one_pass(place)
-    assert await outcome(place, connection) == Finding.ACCESS_TOKEN_ACTIVE
-    assert (await place.row(connection)).state is State.ACTIVE
+    assert await outcome(place, connection) == IntrospectionFinding.ACCESS_TOKEN_ACTIVE
+    assert (await place.row(connection)).state is LifecycleState.ACTIVE
     assert idp.refreshes == 0
 
 
@@ -128,7 +137,9 @@ async def test_a_token_that_was_brought_to_be_exchanged_is_not_asked_about(
     """It lies where refresh tokens do, and is none of this provider's: a no says nothing of the grant."""
     connection = await introspected(place, idp)
     await one_pass(place)
-    assert await outcome(place, connection) == Finding.REFRESH_TOKEN_ACTIVE, "of others a no would count"
+    assert await outcome(place, connection) == IntrospectionFinding.REFRESH_TOKEN_ACTIVE, (
+        "of others a no would count"
+    )
     row, grant = await place.grant(connection)
     async with place.store.write() as tx:
         access = await tx.grants.access_token(row)
@@ -137,8 +148,8 @@ async def test_a_token_that_was_brought_to_be_exchanged_is_not_asked_about(
         await tx.grants.install(exchanged, tokens, grant, origin=Origin.NEW, expected=row.revision)
     await due(place, connection)
     assert (await one_pass(place)).ended == 0
-    assert await outcome(place, connection) == Finding.ACCESS_TOKEN_ACTIVE
-    assert (await place.row(connection)).state is State.ACTIVE
+    assert await outcome(place, connection) == IntrospectionFinding.ACCESS_TOKEN_ACTIVE
+    assert (await place.row(connection)).state is LifecycleState.ACTIVE
     assert idp.count("introspect", token="another-issuer-s") == 0
 
 
@@ -155,7 +166,7 @@ async def test_a_credential_that_somebody_brought_is_no_token_of_the_provider_s(
         )
     await due(place, begun)
     await one_pass(place)
-    assert await outcome(place, begun) == Finding.NOTHING_LEARNT
+    assert await outcome(place, begun) == IntrospectionFinding.NOTHING_LEARNT
     assert idp.count("introspect", token="a-key") == 0
 
 
@@ -167,8 +178,8 @@ async def test_a_dead_access_token_is_a_reason_to_refresh_and_no_more(
     idp.script(dead, dead, at="introspect")
     assert (await one_pass(place)).asked == 1
     refreshed = await place.until(connection, lambda it: it.generation == 2)
-    assert refreshed.state is State.ACTIVE
-    assert AuditAction.HEARD_FROM_PROVIDER in await place.actions(connection)
+    assert refreshed.state is LifecycleState.ACTIVE
+    assert AuditAction.PROVIDER_REPORT_RECEIVED in await place.actions(connection)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +199,7 @@ async def test_rfc7662_2_2_errors_condemn_nobody(place: Installation, idp: Scrip
     idp.script(answer, at="introspect")
     await due(place, connection)
     assert (await one_pass(place)).failed == 1
-    assert (await place.row(connection)).state is State.ACTIVE
+    assert (await place.row(connection)).state is LifecycleState.ACTIVE
     assert await place.actions(connection) == [AuditAction.GRANT_INSTALLED]
 
 
@@ -211,7 +222,7 @@ async def a_receiver(place: Installation, connection: Connection, jwks_uri: str)
 
 async def keys_read(place: Installation, receiver: Receiver) -> bool:
     async with place.store.read() as tx:
-        found = await tx.receivers.find(receiver.id)
+        found = await tx.receivers.find_in_any_tenant(receiver.id)
     assert found is not None
     return found.keys_at is not None
 
@@ -239,22 +250,24 @@ async def test_a_turn_ends_and_what_is_left_comes_first_in_the_next_pass(
     integration = await integration_of(place, first)
     second = await place.begin(integration, subject="user-2")
     await place.consent(idp, integration, second)
-    await place.until(second, lambda it: it.state is State.ACTIVE)
+    await place.until(second, lambda it: it.state is LifecycleState.ACTIVE)
     await due(place, second)
     activities = looking_elsewhere(place, longest_turn=timedelta(0))
     for _ in range(2):
-        assert (await ActivityEnvironment().run(activities.look_elsewhere, LookElsewhere())).checked == 1
+        assert (
+            await ActivityEnvironment().run(activities.introspect_grants, IntrospectGrants())
+        ).checked == 1
     both = [await outcome(place, first), await outcome(place, second)]
-    assert both == [Finding.REFRESH_TOKEN_ACTIVE] * 2
+    assert both == [IntrospectionFinding.REFRESH_TOKEN_ACTIVE] * 2
 
 
-def looking_elsewhere(place: Installation, *, longest_turn: timedelta) -> ElsewhereActivities:
+def looking_elsewhere(place: Installation, *, longest_turn: timedelta) -> IntrospectionActivities:
     parts, settings = place.parts, place.parts.settings
     egress = Egress(EgressPolicy(allow=settings.egress_allow))
     announced = settings.expiry_announce_days
-    return ElsewhereActivities(
+    return IntrospectionActivities(
         parts.store,
-        Holder(parts.store, parts.registry, settings.public_url, parts.clock, announced),
+        ProviderContextLoader(parts.store, parts.registry, settings.public_url, parts.clock, announced),
         Sender(egress),
         ReceiverKeysActivities(parts.store, egress, parts.clock),
         parts.clock,
@@ -263,13 +276,15 @@ def looking_elsewhere(place: Installation, *, longest_turn: timedelta) -> Elsewh
     )
 
 
-async def told(place: Installation, connection: Connection) -> Verdict:
-    news = NewsFromElsewhere(source=Source.SECURITY_EVENT, kind="tokens-revoked", weight=Weight.ENDED)
+async def told(place: Installation, connection: Connection) -> ReportDecision:
+    news = ProviderReport(
+        source=ReportSource.SECURITY_EVENT, kind="tokens-revoked", certainty=Certainty.ENDED
+    )
     async with place.store.write() as tx:
         row = await tx.connections.get(TENANT, connection.id)
         assert row is not None
-        verdict = await hear(tx, row, news, PROVIDER, place.parts.clock.now())
-    place.parts.relay.nudge()
+        verdict = await apply_external_event(tx, row, news, PROVIDER, place.parts.clock.now())
+    place.parts.relay.notify()
     return verdict
 
 
@@ -282,15 +297,15 @@ async def test_a_refresh_under_way_that_succeeds_is_verified_before_it_is_believ
     idp.script(hold_answer(gate))
     refreshing = asyncio.create_task(place.ensure_fresh(connection, 1))
     await idp.until("token", 2)
-    assert await told(place, connection) is Verdict.ENDED
-    assert (await place.row(connection)).state is State.NEEDS_REAUTH
+    assert await told(place, connection) is ReportDecision.ENDED
+    assert (await place.row(connection)).state is LifecycleState.NEEDS_REAUTH
     gate.set()
     await refreshing
-    alive = await place.until(connection, lambda it: it.state is State.ACTIVE)
+    alive = await place.until(connection, lambda it: it.state is LifecycleState.ACTIVE)
     assert alive.generation == 2
     assert alive.reason is None
-    assert AuditAction.ANSWER_CAME_LATE in await place.actions(connection)
-    await until_told(place, connection, State.ACTIVE)
+    assert AuditAction.LATE_TOKENS_RECEIVED in await place.actions(connection)
+    await until_told(place, connection, LifecycleState.ACTIVE)
 
 
 async def test_a_refresh_under_way_whose_grant_is_dead_changes_nothing(
@@ -306,36 +321,44 @@ async def test_a_refresh_under_way_whose_grant_is_dead_changes_nothing(
     gate.set()
     await refreshing
     await idp.until("token", 3)
-    await until_told(place, connection, State.NEEDS_REAUTH)
+    await until_told(place, connection, LifecycleState.NEEDS_REAUTH)
     row = await place.row(connection)
-    assert (row.state, row.generation) == (State.NEEDS_REAUTH, 1)
+    assert (row.state, row.generation) == (LifecycleState.NEEDS_REAUTH, 1)
 
 
 async def test_a_doubt_is_settled_by_the_token_endpoint(place: Installation, idp: ScriptedProvider):
     connection = await place.connect(idp, STRICT)
     idp.families[-1].alive = False
-    news = NewsFromElsewhere(source=Source.HOOK, kind="github", weight=Weight.DOUBTED)
+    news = ProviderReport(source=ReportSource.HOOK, kind="github", certainty=Certainty.SUSPECTED)
     async with place.store.write() as tx:
         row = await tx.connections.get(TENANT, connection.id)
         assert row is not None
-        assert await hear(tx, row, news, PROVIDER, place.parts.clock.now()) is Verdict.ASKED
-    place.parts.relay.nudge()
-    ended = await place.until(connection, lambda it: it.state is State.NEEDS_REAUTH)
-    assert ended.reason is Code.GRANT_REJECTED
+        assert (
+            await apply_external_event(tx, row, news, PROVIDER, place.parts.clock.now())
+            is ReportDecision.REFRESH_REQUESTED
+        )
+    place.parts.relay.notify()
+    ended = await place.until(connection, lambda it: it.state is LifecycleState.NEEDS_REAUTH)
+    assert ended.reason is ErrorCode.GRANT_REJECTED
 
 
 async def test_doubts_that_come_together_cost_one_refresh(place: Installation, idp: ScriptedProvider):
     connection = await place.connect(idp, STRICT)
-    news = NewsFromElsewhere(source=Source.SECURITY_EVENT, kind="session-revoked", weight=Weight.DOUBTED)
+    news = ProviderReport(
+        source=ReportSource.SECURITY_EVENT, kind="session-revoked", certainty=Certainty.SUSPECTED
+    )
     async with place.store.write() as tx:
         row = await tx.connections.get(TENANT, connection.id)
         assert row is not None
         for _ in range(10):
-            assert await hear(tx, row, news, PROVIDER, place.parts.clock.now()) is Verdict.ASKED
-    place.parts.relay.nudge()
-    name = workflow_id(TENANT, connection.id)
+            assert (
+                await apply_external_event(tx, row, news, PROVIDER, place.parts.clock.now())
+                is ReportDecision.REFRESH_REQUESTED
+            )
+    place.parts.relay.notify()
+    name = connection_workflow_id(TENANT, connection.id)
     async with asyncio.timeout(30):
-        while await waits(place, name) or not await place.parts.link.idle(name):
+        while await waits(place, name) or not await place.parts.link.is_idle(name):
             await asyncio.sleep(0.05)
     assert (await place.row(connection)).generation == 2
     assert idp.count("token", grant_type="refresh_token") == 1
@@ -343,4 +366,4 @@ async def test_doubts_that_come_together_cost_one_refresh(place: Installation, i
 
 async def waits(place: Installation, name: str) -> bool:
     async with place.store.read() as tx:
-        return bool(await tx.outbox.waiting_among([name]))
+        return bool(await tx.outbox.targets_with_undelivered([name]))

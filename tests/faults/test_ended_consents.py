@@ -10,28 +10,28 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from activities import unwanted
-from activities.answers import Answer
-from activities.consent import CODES_ARE_SINGLE_USE
-from activities.critical import CriticalSections
-from activities.holdings import Holder, Holdings
-from activities.single_use import SingleUse
-from evergrant_server.core.attempt import AttemptKind, LateAnswer, Outcome
+from activities.grants import orphaned_tokens
+from activities.grants.code_exchange import CODE_RULES
+from activities.single_use.critical_section import CriticalSections
+from activities.single_use.journaled_reply import JournaledReply
+from activities.single_use.protocol import SingleUseProtocol
+from activities.support.provider_context import ProviderContext, ProviderContextLoader
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import SetClock
-from evergrant_server.core.connection import Connection, Revocation, State
-from evergrant_server.core.consent import Consent, ConsentKind
-from evergrant_server.core.device import Poll
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.flow import Flow
-from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
+from evergrant_server.core.connections.consent import Consent, ConsentKind
+from evergrant_server.core.connections.device_code import DevicePoll
+from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.connections.grant import TokenSet
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AttemptId, new_id
-from evergrant_server.core.messages import EndConsent, GrantNews, MintGrant, Provenance
+from evergrant_server.core.messages.connection import EndConsent, GrantResult, Provenance, RequestFirstTokens
 from evergrant_server.core.secret import Secret
-from evergrant_server.crypto import Lane
+from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome, LateTokens
+from evergrant_server.crypto import KeyPurpose
 from evergrant_server.journal import Journal
 from evergrant_server.store.tables import ConsentRow
-from providers.reply import RawReply
+from providers.responses.raw_reply import RawReply
 from tests.fakes.certificates import loopback_tls
 from tests.fakes.databases import migrated_sqlite, sqlite_url
 from tests.fakes.installation import ASKED, TENANT, Installation, installation
@@ -71,9 +71,9 @@ class Worker(Activities):
         self.clock = SetClock(place.parts.clock.now())
         super().__init__(place, (idp.allowance,), folder / "one-host", clock=self.clock)
 
-    async def end(self, connection: Connection) -> GrantNews | None:
+    async def end(self, connection: Connection) -> GrantResult | None:
         order = EndConsent(
-            tenant=TENANT, connection_id=connection.id, asked=ASKED, provenance=PROVENANCE, denied=False
+            tenant=TENANT, connection_id=connection.id, context=ASKED, provenance=PROVENANCE, denied=False
         )
         return await at_temporal().run(self._consent.end_consent, order)
 
@@ -101,7 +101,7 @@ class Device:
             post_auth=[],
         )
         connection = await self.place.begin(at)
-        self.consent = Consent.unasked(
+        self.consent = Consent.without_subject(
             connection,
             ConsentKind.DEVICE,
             ("read",),
@@ -113,7 +113,7 @@ class Device:
             changed = connection.model_copy(update={"flow": Flow.DEVICE_CODE})
             self.connection = await tx.connections.replace(changed, expected=connection.revision)
             await tx.consents.add(self.consent, None)
-        assert (await self.worker.poll(self.connection, self.consent)).poll is Poll.BEGUN
+        assert (await self.worker.poll(self.connection, self.consent)).device_poll is DevicePoll.STARTED
         return self
 
     def approved(self) -> bytes:
@@ -122,40 +122,42 @@ class Device:
     async def died_with_the_answer(self) -> AttemptId:
         """A neighbour of this host: the subject had approved."""
         journal = Journal(self.folder / "one-host")
-        dies = SingleUse(self.place.store, self.worker.clock, CriticalSections(), journal)
-        use = await dies.begin(
+        dies = SingleUseProtocol(self.place.store, self.worker.clock, CriticalSections(), journal)
+        use = await dies.open(
             AttemptKind.DEVICE_CODE,
             self.connection,
-            CODES_ARE_SINGLE_USE,
+            CODE_RULES,
             token_valid=False,
             credential=self.consent.id,
         )
-        order = MintGrant(
+        order = RequestFirstTokens(
             tenant=TENANT,
             connection_id=self.connection.id,
-            asked=ASKED,
+            context=ASKED,
             provenance=PROVENANCE,
             consent_id=self.consent.id,
         )
-        answer = Answer.to(order, RawReply(200, JSON, self.approved()), self.worker.clock.now())
-        assert use.room is not None
-        use.room.keep(use.keys.current(Lane.REFRESH), answer.packed())
+        answer = JournaledReply.for_request(
+            order, RawReply(200, JSON, self.approved()), self.worker.clock.now()
+        )
+        assert use.reservation is not None
+        use.reservation.write_entry(use.keys.current(KeyPurpose.REFRESH), answer.pack())
         journal.release()
-        return use.attempt.id
+        return use.row.id
 
-    async def ends(self, state: State) -> None:
+    async def ends(self, state: LifecycleState) -> None:
         now = self.place.parts.clock.now()
         async with self.place.store.write() as tx:
             current = await tx.connections.get(TENANT, self.connection.id)
             assert current is not None
-            denied = state is State.DENIED
+            denied = state is LifecycleState.DENIED
             ended = current.consent_denied(now) if denied else current.consent_expired(now)
             await tx.connections.replace(ended, expected=current.revision)
 
     async def turned_away(self) -> bool:
         """Was what came revoked? As the record says, and the provider."""
         records = await self.place.audited(self.connection)
-        (came,) = (it for it in records if it.action is AuditAction.ANSWER_CAME_LATE)
+        (came,) = (it for it in records if it.action is AuditAction.LATE_TOKENS_RECEIVED)
         alive = any(family.alive for family in self.idp.families)
         assert came.detail["revoked"] is not alive
         return not alive
@@ -172,11 +174,11 @@ async def test_a_device_code_that_is_over_waits_for_its_last_polls_answer(device
     device.worker.clock.advance(CODE_LIVES_S)
     with pytest.raises(Failure) as waits:
         await device.worker.poll(device.connection, device.consent)
-    assert waits.value.code is Code.REFRESH_PENDING
+    assert waits.value.code is ErrorCode.REFRESH_PENDING
     assert waits.value.retry_after is not None
-    assert (await device.place.row(device.connection)).state is State.PENDING_CONSENT
+    assert (await device.place.row(device.connection)).state is LifecycleState.PENDING_CONSENT
     assert await device.worker.replayer.sweep() == 1
-    assert (await device.place.row(device.connection)).state is State.ACTIVE
+    assert (await device.place.row(device.connection)).state is LifecycleState.ACTIVE
     assert (await device.worker.poll(device.connection, device.consent)).generation == 1
 
 
@@ -189,7 +191,7 @@ async def test_no_other_host_asks_about_a_code_while_an_answer_may_come(device: 
     await device.idp.until("token", 1)
     with pytest.raises(Failure) as waits:
         await other.poll(device.connection, device.consent)
-    assert waits.value.code is Code.REFRESH_PENDING
+    assert waits.value.code is ErrorCode.REFRESH_PENDING
     assert device.idp.count("token") == 1
     gate.set()
     assert (await first).generation == 1
@@ -199,24 +201,24 @@ async def test_no_other_host_asks_about_a_code_while_an_answer_may_come(device: 
 async def test_a_device_code_that_is_over_ends_when_nothing_is_on_its_way(device: Device):
     device.worker.clock.advance(CODE_LIVES_S)
     news = await device.worker.poll(device.connection, device.consent)
-    assert (news.failure, news.over) == (Code.CONSENT_EXPIRED, True)
+    assert (news.failure, news.consent_over) == (ErrorCode.CONSENT_EXPIRED, True)
 
 
 async def test_a_consents_deadline_waits_for_what_is_on_its_way(device: Device):
     await device.died_with_the_answer()
     with pytest.raises(Failure) as waits:
         await device.worker.end(device.connection)
-    assert waits.value.code is Code.REFRESH_PENDING
+    assert waits.value.code is ErrorCode.REFRESH_PENDING
     await device.worker.replayer.sweep()
     stands = await device.worker.end(device.connection)
     assert stands is not None
-    assert stands.state is State.ACTIVE
+    assert stands.state is LifecycleState.ACTIVE
 
 
-@pytest.mark.parametrize("state", [State.CONSENT_EXPIRED, State.DENIED])
+@pytest.mark.parametrize("state", [LifecycleState.CONSENT_EXPIRED, LifecycleState.DENIED])
 @pytest.mark.parametrize(("said", "revoked"), [(ok(), True), (status(503), False)])
 async def test_what_a_journal_has_for_a_consent_that_ended_is_revoked_once_and_told(
-    device: Device, state: State, said: Scripted, revoked: bool
+    device: Device, state: LifecycleState, said: Scripted, revoked: bool
 ):
     """Nobody can have these tokens any more: they must not live on without a word."""
     attempt_id = await device.died_with_the_answer()
@@ -228,8 +230,8 @@ async def test_what_a_journal_has_for_a_consent_that_ended_is_revoked_once_and_t
     async with device.place.store.read() as tx:
         attempt = await tx.attempts.get(TENANT, attempt_id)
     assert attempt is not None
-    assert attempt.outcome is Outcome.SUPERSEDED
-    assert device.worker.journal.left_behind() == (0, 0)
+    assert attempt.outcome is AttemptOutcome.SUPERSEDED
+    assert device.worker.journal.count_waiting() == (0, 0)
     assert await device.worker.replayer.sweep() == 0
     told = [call.params["token_type_hint"] for call in device.idp.calls if call.endpoint == "revoke"]
     assert told == (["refresh_token", "access_token"] if revoked else ["refresh_token"])
@@ -241,18 +243,18 @@ async def test_an_answer_in_flight_when_its_consent_ends_is_revoked(device: Devi
     device.idp.script(delay(gate, raw(device.approved(), headers={"Content-Type": "application/json"})))
     poll = asyncio.create_task(device.worker.poll(device.connection, device.consent))
     await device.idp.until("token", 1)
-    await device.ends(State.CONSENT_EXPIRED)
+    await device.ends(LifecycleState.CONSENT_EXPIRED)
     gate.set()
     news = await poll
-    assert (news.failure, news.over) == (Code.CONSENT_EXPIRED, True)
+    assert (news.failure, news.consent_over) == (ErrorCode.CONSENT_EXPIRED, True)
     assert await device.turned_away()
     assert await open_attempts(device.place, device.connection) == 0
 
 
-async def kept_late(device: Device, *chains: str) -> LateAnswer:
+async def kept_late(device: Device, *chains: str) -> LateTokens:
     """With the tokens of further chains beside it."""
     now: datetime = device.place.parts.clock.now()
-    late = LateAnswer(
+    late = LateTokens(
         tenant=TENANT,
         attempt_id=AttemptId(new_id("att")),
         connection_id=device.connection.id,
@@ -271,7 +273,7 @@ async def kept_late(device: Device, *chains: str) -> LateAnswer:
         },
     )
     async with device.place.store.write() as tx:
-        assert await tx.late_answers.keep(late, tokens)
+        assert await tx.late_tokens.add(late, tokens)
     return late
 
 
@@ -285,7 +287,7 @@ async def test_the_chains_of_a_late_answer_end_with_their_consent(device: Device
 async def test_the_chains_of_a_late_answer_are_revoked_with_their_connection(device: Device):
     await kept_late(device, "user")
     await device.place.revoke(device.connection, tell=False)
-    assert (await device.worker.revoke(device.connection)).revocation is Revocation.CONFIRMED
+    assert (await device.worker.revoke(device.connection)).revocation is RevocationOutcome.CONFIRMED
     assert [it.alive for it in device.idp.families] == [False, False]
 
 
@@ -293,17 +295,17 @@ async def test_a_store_that_is_away_when_a_consent_has_ended_doesn_t_leave_late_
     device: Device, monkeypatch: pytest.MonkeyPatch
 ):
     await kept_late(device)
-    take, away = Holder.take, [Failure(Code.STORE_UNAVAILABLE)]
+    take, away = ProviderContextLoader.load, [Failure(ErrorCode.STORE_UNAVAILABLE)]
 
-    async def blinks(self: Holder, *which: Any) -> Holdings:
+    async def blinks(self: ProviderContextLoader, *which: Any) -> ProviderContext:
         if away:
             raise away.pop()
         return await take(self, *which)
 
-    monkeypatch.setattr(Holder, "take", blinks)
+    monkeypatch.setattr(ProviderContextLoader, "load", blinks)
     with pytest.raises(Failure) as again:
         await device.worker.end(device.connection)
-    assert again.value.code is Code.STORE_UNAVAILABLE
+    assert again.value.code is ErrorCode.STORE_UNAVAILABLE
     assert await device.worker.end(device.connection) is None
     assert await device.turned_away()
 
@@ -312,22 +314,22 @@ async def test_a_mistake_of_ours_in_telling_is_no_reason_to_tell_every_second(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ):
     await device.died_with_the_answer()
-    await device.ends(State.CONSENT_EXPIRED)
+    await device.ends(LifecycleState.CONSENT_EXPIRED)
 
-    async def broken(*_: Any) -> Revocation:
+    async def broken(*_: Any) -> RevocationOutcome:
         raise ValueError("at-late")
 
-    monkeypatch.setattr(unwanted, "ended_at_provider", broken)
+    monkeypatch.setattr(orphaned_tokens, "revoke_at_provider", broken)
     assert await device.worker.replayer.sweep() == 1
     assert not await device.turned_away()
-    assert device.worker.journal.left_behind() == (0, 0)
+    assert device.worker.journal.count_waiting() == (0, 0)
 
 
 async def test_a_device_code_that_nobody_can_open_is_over(device: Device):
     async with device.place.store.write() as tx:
         await breaks(tx, ConsentRow, "sealed_device", id=device.consent.id)
     news = await device.worker.poll(device.connection, device.consent)
-    assert (news.failure, news.over) == (Code.SEAL_BROKEN, True)
+    assert (news.failure, news.consent_over) == (ErrorCode.SEAL_BROKEN, True)
 
 
 @pytest.mark.parametrize(("said", "revoked"), [(ok(), True), (status(503), False)])
@@ -338,10 +340,10 @@ async def test_a_late_answer_that_its_consents_deadline_overtakes_is_revoked(
     await kept_late(device)
     device.idp.script(said, at="revoke")
     assert await device.worker.end(device.connection) is None
-    assert (await device.place.row(device.connection)).state is State.CONSENT_EXPIRED
+    assert (await device.place.row(device.connection)).state is LifecycleState.CONSENT_EXPIRED
     assert await device.turned_away() is revoked
     async with device.place.store.read() as tx:
-        assert await tx.late_answers.of(TENANT, device.connection.id) == []
+        assert await tx.late_tokens.of_connection(TENANT, device.connection.id) == []
     told = device.idp.count("revoke")
     assert await device.worker.end(device.connection) is None
     assert device.idp.count("revoke") == told, "once"
@@ -353,8 +355,8 @@ async def test_a_late_answer_that_is_verified_after_its_consent_ended_is_revoked
     device.idp.script(hold_answer(gate))
     verified = asyncio.create_task(device.worker.verify(device.connection, late.attempt_id))
     await device.idp.until("token", 1)
-    await device.ends(State.CONSENT_EXPIRED)
+    await device.ends(LifecycleState.CONSENT_EXPIRED)
     gate.set()
-    assert (await verified).failure is Code.CONSENT_EXPIRED
+    assert (await verified).failure is ErrorCode.CONSENT_EXPIRED
     assert await device.turned_away()
     assert await open_attempts(device.place, device.connection) == 0

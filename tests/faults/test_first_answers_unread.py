@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from evergrant_server.audit.elsewhere import hear
-from evergrant_server.core.attempt import ROTATING, Limits
+from evergrant_server.audit.external_revocation import apply_external_event
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.consent import Consent, ConsentStatus
-from evergrant_server.core.elsewhere import NewsFromElsewhere, Source, Weight
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.messages import GrantNews
-from providers.registry import Registry
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.consent import Consent, ConsentStatus
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages.connection import GrantResult
+from evergrant_server.core.provider_events.external_revocation import Certainty, ProviderReport, ReportSource
+from evergrant_server.core.single_use.attempt import ROTATING, TimeLimits
+from providers.definition.registry import Registry
 from tests.fakes.databases import migrated_sqlite, sqlite_url
 from tests.fakes.installation import ASKED, TENANT, Installation, installation
 from tests.fakes.scripted_provider import ScriptedProvider, error, hold_answer, ok, raw
@@ -51,7 +51,7 @@ async def unread(
 ) -> Consent:
     consent = await consented(place, idp, connection)
     idp.script(UNREAD)
-    assert (await here.exchange(connection, consent)).failure is Code.REPLY_UNREADABLE
+    assert (await here.exchange(connection, consent)).failure is ErrorCode.REPLY_UNREADABLE
     return consent
 
 
@@ -63,9 +63,9 @@ async def test_a_new_consents_tokens_are_installed_beside_a_grant_that_still_wor
     consent = await unread(place, idp, here, connection)
     assert (await place.row(connection)).generation == 1
     place.parts.registry._specs["generic"] = repaired(place.parts.registry.get("generic"))
-    assert await here.replayer.look_again() == 1
+    assert await here.replayer.retry_set_aside() == 1
     row = await place.row(connection)
-    assert (row.state, row.generation) == (State.ACTIVE, 2)
+    assert (row.state, row.generation) == (LifecycleState.ACTIVE, 2)
     assert (await consent_of(place, consent)).status is ConsentStatus.DONE
     await known(place, connection, 2)
     assert (await place.ensure_fresh(connection, 2)).generation == 3
@@ -86,14 +86,16 @@ async def test_what_ends_follows_a_token_that_never_would(
     connection = await place.connect(idp)
     await unread(place, idp, here, connection)
     place.parts.registry._specs["generic"] = repaired(place.parts.registry.get("generic"))
-    assert await here.replayer.look_again() == 1
+    assert await here.replayer.retry_set_aside() == 1
     await known(place, connection, 2)
     assert (await place.ensure_fresh(connection, 2)).generation == 3
 
 
-@pytest.mark.parametrize(("before", "state"), [(False, State.NEEDS_REAUTH), (True, State.ACTIVE)])
+@pytest.mark.parametrize(
+    ("before", "state"), [(False, LifecycleState.NEEDS_REAUTH), (True, LifecycleState.ACTIVE)]
+)
 async def test_tokens_that_the_provider_has_ended_meanwhile_are_verified_first(
-    place: Installation, idp: ScriptedProvider, here: Activities, before: bool, state: State
+    place: Installation, idp: ScriptedProvider, here: Activities, before: bool, state: LifecycleState
 ):
     """A security event says so of what there was before it, and nothing of a later consent."""
     connection = await place.connect(idp)
@@ -105,8 +107,8 @@ async def test_tokens_that_the_provider_has_ended_meanwhile_are_verified_first(
         for family in idp.families:
             family.alive = False
     place.parts.registry._specs["generic"] = repaired(place.parts.registry.get("generic"))
-    assert await here.replayer.look_again() == 1
-    if state is State.NEEDS_REAUTH:
+    assert await here.replayer.retry_set_aside() == 1
+    if state is LifecycleState.NEEDS_REAUTH:
         await idp.until("token", 3)  # the refresh that verifies
     await place.until(connection, lambda row: row.state is state)
     assert (await place.row(connection)).generation == (2 if before else 1)
@@ -114,12 +116,12 @@ async def test_tokens_that_the_provider_has_ended_meanwhile_are_verified_first(
 
 async def ended_elsewhere(place: Installation, connection: Connection) -> None:
     row = await place.row(connection)
-    news = NewsFromElsewhere(
-        source=Source.INTROSPECTION, kind="ended", weight=Weight.ENDED, generation=row.generation
+    news = ProviderReport(
+        source=ReportSource.INTROSPECTION, kind="ended", certainty=Certainty.ENDED, generation=row.generation
     )
     async with place.store.write() as tx:
-        await hear(tx, row, news, ASKED, place.parts.clock.now())
-    await place.until(connection, lambda it: it.state is State.NEEDS_REAUTH)
+        await apply_external_event(tx, row, news, ASKED, place.parts.clock.now())
+    await place.until(connection, lambda it: it.state is LifecycleState.NEEDS_REAUTH)
 
 
 async def test_a_first_consents_tokens_are_installed_and_its_workflow_knows(
@@ -129,10 +131,10 @@ async def test_a_first_consents_tokens_are_installed_and_its_workflow_knows(
     await unread(place, idp, here, connection)
     get = Registry.get  # the worker has a catalogue of its own
     monkeypatch.setattr(Registry, "get", lambda self, name: repaired(get(self, name)))
-    assert await here.replayer.look_again() == 1
-    await place.until(connection, lambda row: row.state is State.ACTIVE)
+    assert await here.replayer.retry_set_aside() == 1
+    await place.until(connection, lambda row: row.state is LifecycleState.ACTIVE)
     async with asyncio.timeout(20):
-        while (await place.parts.link.describe(TENANT, connection.id)).state is not State.ACTIVE:
+        while (await place.parts.link.describe(TENANT, connection.id)).state is not LifecycleState.ACTIVE:
             await asyncio.sleep(0.05)
     assert (await place.ensure_fresh(connection, 1)).generation == 2
     assert idp.count("token", grant_type="authorization_code") == 1
@@ -145,7 +147,7 @@ async def test_a_revocation_names_a_consents_tokens_that_nobody_could_read(
     await unread(place, idp, here, connection)
     (aside,) = (tmp_path / "here").glob("*/*.set-aside")
     await place.revoke(connection)
-    await place.until(connection, lambda row: row.state is State.REVOKED)
+    await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
     (said,) = await place.records(AuditAction.REVOKED)
     assert said.detail["answer_lost"] == aside.stem
 
@@ -155,14 +157,18 @@ async def test_a_newer_grant_overtakes_them(place: Installation, idp: ScriptedPr
     consent = await unread(place, idp, here, connection)
     assert (await place.ensure_fresh(connection, 1)).generation == 2
     place.parts.registry._specs["generic"] = repaired(place.parts.registry.get("generic"))
-    assert await here.replayer.look_again() == 1
+    assert await here.replayer.retry_set_aside() == 1
     assert (await place.row(connection)).generation == 2
     assert (await consent_of(place, consent)).status is ConsentStatus.FAILED
 
 
 async def taken_over(
-    place: Installation, idp: ScriptedProvider, connection: Connection, folder: Path, limits: Limits = SHORT
-) -> tuple[asyncio.Event, "asyncio.Task[GrantNews]"]:
+    place: Installation,
+    idp: ScriptedProvider,
+    connection: Connection,
+    folder: Path,
+    limits: TimeLimits = SHORT,
+) -> tuple[asyncio.Event, "asyncio.Task[GrantResult]"]:
     """A host spends the code and another one is refused; the first one's answer comes with the event."""
     slow, quick = (Activities(place, (idp.allowance,), folder / it, limits) for it in ("slow", "quick"))
     consent, gate = await consented(place, idp, connection), asyncio.Event()
@@ -170,12 +176,12 @@ async def taken_over(
     exchange = await left(idp, partial(slow.exchange, connection, consent))
     with pytest.raises(Failure):
         await quick.exchange(connection, consent)
-    assert (await outcome(partial(quick.exchange, connection, consent))).failure is Code.OUTCOME_UNKNOWN
+    assert (await outcome(partial(quick.exchange, connection, consent))).failure is ErrorCode.OUTCOME_UNKNOWN
     return gate, exchange
 
 
 async def came_late(place: Installation) -> list[tuple[str, bool]]:
-    records = await place.records(AuditAction.ANSWER_CAME_LATE)
+    records = await place.records(AuditAction.LATE_TOKENS_RECEIVED)
     return [(it.detail["state"], it.detail["revoked"]) for it in records]
 
 
@@ -187,7 +193,7 @@ async def test_what_comes_late_while_a_revocation_is_under_way_is_revoked(
     await place.revoke(connection, tell=False)
     gate.set()
     await exchange
-    assert await came_late(place) == [(State.REVOKING, True)]
+    assert await came_late(place) == [(LifecycleState.REVOKING, True)]
     assert not any(it.alive for it in idp.families)
 
 
@@ -199,7 +205,7 @@ async def test_what_comes_late_beside_a_grant_that_works_is_told(
     gate, exchange = await taken_over(place, idp, connection, tmp_path)
     gate.set()
     await exchange
-    assert await came_late(place) == [(State.ACTIVE, False)]
+    assert await came_late(place) == [(LifecycleState.ACTIVE, False)]
     assert (await place.ensure_fresh(connection, 1)).generation == 2
 
 
@@ -212,7 +218,7 @@ async def test_a_late_answer_is_verified_with_either_secret(
     await rotate(place, await integration_of(place, connection), "new-secret")
     gate.set()
     await exchange
-    row = await place.until(connection, lambda it: it.state is State.ACTIVE)
+    row = await place.until(connection, lambda it: it.state is LifecycleState.ACTIVE)
     assert row.generation == 1
 
 
@@ -223,5 +229,5 @@ async def test_introspection_goes_on_beside_a_consents_tokens_that_wait(
     connection = await place.connect(idp)
     await unread(place, idp, here, connection)
     async with place.store.read() as tx:
-        assert await tx.attempts.unread(TENANT, connection.id, 1) is not None
-        assert await tx.attempts.unread(TENANT, connection.id, 1, *ROTATING) is None
+        assert await tx.attempts.unread_at_generation(TENANT, connection.id, 1) is not None
+        assert await tx.attempts.unread_at_generation(TENANT, connection.id, 1, *ROTATING) is None

@@ -22,14 +22,14 @@ from temporalio.api.workflowservice.v1 import (
 )
 from temporalio.client import WorkflowExecutionStatus
 
-from activities.critical import CriticalSections
-from activities.single_use import SingleUse
-from evergrant_server.core.attempt import AttemptKind
+from activities.single_use.critical_section import CriticalSections
+from activities.single_use.protocol import SingleUseProtocol
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connection import Connection, Revocation, State
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.ids import workflow_id
-from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import connection_workflow_id
+from evergrant_server.core.single_use.attempt import AttemptKind
 from evergrant_server.journal import Journal
 from tests.fakes.databases import sqlite_url
 from tests.fakes.installation import TENANT, Installation, installation
@@ -55,15 +55,17 @@ async def place(temporal_address: str, tmp_path: Path, idp: ScriptedProvider) ->
 
 
 async def terminate(place: Installation, connection: Connection) -> None:
-    await place.parts.client.get_workflow_handle(workflow_id(TENANT, connection.id)).terminate("by hand")
+    await place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id)).terminate(
+        "by hand"
+    )
 
 
 async def cancel(place: Installation, connection: Connection) -> None:
-    await place.parts.client.get_workflow_handle(workflow_id(TENANT, connection.id)).cancel()
+    await place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id)).cancel()
 
 
 async def delete(place: Installation, connection: Connection) -> None:
-    it = WorkflowExecution(workflow_id=workflow_id(TENANT, connection.id))
+    it = WorkflowExecution(workflow_id=connection_workflow_id(TENANT, connection.id))
     await place.parts.client.workflow_service.delete_workflow_execution(
         DeleteWorkflowExecutionRequest(namespace="default", workflow_execution=it)
     )
@@ -73,7 +75,7 @@ def reset(where: str, reapply: ResetReapplyType.ValueType = ALL) -> Hand:
     """To the first workflow task, or to the one before or after the newest refresh."""
 
     async def by_hand(place: Installation, connection: Connection) -> None:
-        name = workflow_id(TENANT, connection.id)
+        name = connection_workflow_id(TENANT, connection.id)
         events = await place.parts.link.history(name)
         run = await place.parts.link.current_run(name)
         request = ResetWorkflowExecutionRequest(
@@ -121,7 +123,7 @@ async def until_it_lives(place: Installation, connection: Connection, generation
     """Wait until a workflow runs that knows this generation."""
     async with asyncio.timeout(40):
         while True:
-            if await place.parts.link.running(workflow_id(TENANT, connection.id)):
+            if await place.parts.link.is_running(connection_workflow_id(TENANT, connection.id)):
                 with suppress(Failure):  # this run may be followed by another in this very moment
                     told = await place.ensure_fresh(connection, generation - 1)
                     if told.problem is None and told.generation >= generation:
@@ -132,24 +134,27 @@ async def until_it_lives(place: Installation, connection: Connection, generation
 async def unharmed(place: Installation, idp: ScriptedProvider, connection: Connection, left: int) -> None:
     """Nothing was revoked or sent twice, and the next refresh works."""
     row = await place.row(connection)
-    assert (row.state, row.generation) == (State.ACTIVE, left)
+    assert (row.state, row.generation) == (LifecycleState.ACTIVE, left)
     async with asyncio.timeout(20):
         while (await place.ensure_fresh(connection, left)).generation <= left:
             await asyncio.sleep(0.1)
     assert idp.count("revoke") == 0
     assert idp.count("token", grant_type="refresh_token") == idp.refreshes == left
     assert all(family.alive for family in idp.families)
-    assert AuditAction.REVOKE_ASKED not in await place.actions(connection)
+    assert AuditAction.REVOCATION_REQUESTED not in await place.actions(connection)
 
 
 @pytest.mark.parametrize("hand", HANDS)
 async def test_at_rest(place: Installation, idp: ScriptedProvider, hand: str):
     connection = await place.connect(idp, STRICT)
     await place.ensure_fresh(connection, 1)
-    before = await place.parts.link.current_run(workflow_id(TENANT, connection.id))
+    before = await place.parts.link.current_run(connection_workflow_id(TENANT, connection.id))
     await HANDS[hand](place, connection)
     async with asyncio.timeout(20):
-        while await place.parts.link.current_run(workflow_id(TENANT, connection.id)) in (before, None):
+        while await place.parts.link.current_run(connection_workflow_id(TENANT, connection.id)) in (
+            before,
+            None,
+        ):
             await asyncio.sleep(0.1)
     await until_it_lives(place, connection, 2)
     await unharmed(place, idp, connection, 2)
@@ -167,7 +172,7 @@ async def test_in_the_middle_of_a_refresh(place: Installation, idp: ScriptedProv
     await HANDS[hand](place, connection)
     if hand != "cancel":  # which waits for the answer
         async with asyncio.timeout(20):
-            while not await place.parts.link.running(workflow_id(TENANT, connection.id)):
+            while not await place.parts.link.is_running(connection_workflow_id(TENANT, connection.id)):
                 await asyncio.sleep(0.1)
     gate.set()
     await asyncio.gather(asked, return_exceptions=True)
@@ -180,7 +185,7 @@ async def test_a_cancelled_run_is_followed_by_another(place: Installation, idp: 
     """The request would stay on the run for ever otherwise, and a second one could not be made."""
     connection = await place.connect(idp, STRICT)
     for _ in range(2):
-        handle = place.parts.client.get_workflow_handle(workflow_id(TENANT, connection.id))
+        handle = place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id))
         before = (await handle.describe()).run_id
         await handle.cancel()
         async with asyncio.timeout(20):
@@ -204,8 +209,8 @@ async def test_a_revocation_under_way_is_carried_out_all_the_same(
     await idp.until("revoke", 1)
     await HANDS[hand](place, connection)
     gate.set()
-    over = await place.until(connection, lambda row: row.state is State.REVOKED, limit_s=60)
-    assert over.revocation is Revocation.CONFIRMED
+    over = await place.until(connection, lambda row: row.state is LifecycleState.REVOKED, limit_s=60)
+    assert over.revocation is RevocationOutcome.CONFIRMED
     assert not any(family.alive for family in idp.families)
 
 
@@ -216,8 +221,8 @@ async def test_a_credential_that_was_spent_since_it_was_read_gets_no_intent(
     connection = await place.connect(idp, STRICT)
     assert (await place.ensure_fresh(connection, 1)).generation == 2
     journal = Journal(tmp_path / "another")
-    single_use = SingleUse(place.store, place.parts.clock, CriticalSections(), journal)
+    single_use = SingleUseProtocol(place.store, place.parts.clock, CriticalSections(), journal)
     with pytest.raises(Failure) as refused:
-        await single_use.begin(AttemptKind.REFRESH, connection, STRICT, token_valid=True)
-    assert refused.value.code is Code.STORE_CONFLICT
+        await single_use.open(AttemptKind.REFRESH, connection, STRICT, token_valid=True)
+    assert refused.value.code is ErrorCode.STORE_CONFLICT
     journal.release()

@@ -10,9 +10,9 @@ from pathlib import Path
 from zlib import crc32
 
 from evergrant_server.core.clock import SystemClock
-from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.refresh_rules import Rotation
 from evergrant_server.core.ids import ConnectionId, IntegrationId, new_id
-from evergrant_server.core.provider import Rotation
 from tests.e2e.test_authorization_server import REDIRECT, Client
 from tests.fakes.authorization_server import running_authorization_server
 from tests.fakes.scripted_provider import Answer, drip, drop_after_commit, error
@@ -140,7 +140,7 @@ async def test_a_random_run_loses_nothing_and_gives_every_reader_a_typed_answer(
     assert ran.seen.leases > 0
     assert ran.aftermath.changes > 0
     assert ran.aftermath.refreshes > 0
-    assert ran.aftermath.real_states[State.ACTIVE] > 0
+    assert ran.aftermath.real_states[LifecycleState.ACTIVE] > 0
 
 
 async def test_a_connection_whose_family_the_real_server_has_killed_counts_as_lost(tmp_path: Path):
@@ -179,7 +179,7 @@ def _active() -> Connection:
 async def test_an_answer_that_dies_at_a_heartbeat_before_it_is_kept_was_in_the_window(tmp_path: Path):
     """When a worker beats is a matter of time: a slow exchange is under way at its first beat."""
     slow = replace(SCENARIOS[1], answers=lambda _: (drip(3 * BEAT_S),))
-    beat = Fault(point="activities.heartbeat:heartbeats.beat#1", side=AFTER, kind="die")
+    beat = Fault(point="activities.support.heartbeat:heartbeats.beat#1", side=AFTER, kind="die")
     case = Case(slow, beat, Layout.ONE, Rotation.STRICT)
     walked = await walk_table(tmp_path, lambda _: [case], scenarios=REFRESH)
     assert walked.verdicts == {Verdict.UNKNOWN: 1}
@@ -189,7 +189,7 @@ async def test_an_answer_that_dies_behind_a_refusal_that_was_kept_was_in_the_win
     """A busy machine lets a short limit pass: what was kept is the no to the version on trial."""
     trial = next(it for it in SCENARIOS if it.name == "refresh, definition on trial fails")
     late = replace(trial, answers=lambda _: (error("invalid_grant"), drop_after_commit()))
-    dies = Fault(point="activities.definitions:EitherDefinition.asked#7", kind="die")
+    dies = Fault(point="activities.integrations.staged_definitions:EitherDefinition.asked#7", kind="die")
     case = Case(late, dies, Layout.ONE, Rotation.STRICT)
     walked = await walk_table(tmp_path, lambda _: [case], scenarios=REFRESH)
     assert walked.verdicts == {Verdict.UNKNOWN: 1}, walked.judged[0].story
@@ -208,7 +208,12 @@ async def test_an_answer_that_dies_beside_a_room_that_was_left_was_in_the_window
     """A worker before this one left a room, and no answer."""
     room = next(it for it in SCENARIOS if it.name == "refresh, a dead worker's room")
     lost = replace(room, answers=lambda _: (drop_after_commit(),))
-    swept = Fault(point="activities.replay:Replayer._no_answer#6", side=AFTER, kind="cut", answered_by="task")
+    swept = Fault(
+        point="activities.single_use.journal_replay:Replayer._no_answer#6",
+        side=AFTER,
+        kind="cut",
+        answered_by="task",
+    )
     case = Case(lost, swept, Layout.ONE, Rotation.STRICT)
     walked = await walk_table(tmp_path, lambda _: [case], scenarios=REFRESH)
     assert walked.verdicts == {Verdict.UNKNOWN: 1}, walked.judged[0].story

@@ -5,12 +5,12 @@ from typing import Any, cast
 
 import pytest
 
-from evergrant_server.core.attempt import Outcome
 from evergrant_server.core.clock import SystemClock
-from evergrant_server.core.connection import Connection
-from evergrant_server.core.errors import Code
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.refresh_rules import Rotation
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId, IntegrationId, new_id
-from evergrant_server.core.provider import Rotation
+from evergrant_server.core.single_use.attempt import AttemptOutcome
 from tests.faults.harness.ground import TENANT, Attempted, End
 from tests.faults.harness.judge import Verdict, judge
 from tests.faults.harness.limits import ANSWER_S, REPLAY_S, SEND_S
@@ -26,7 +26,7 @@ STOPPED = Fault(point=SENDING, side=AFTER, kind="stop")
 IN_THE_WINDOW = Fault(point=WRITING, side=AFTER, kind="stop")
 
 
-def _opened(worker: str, at: float, outcome: Outcome, *, written: float | None = None) -> Attempted:
+def _opened(worker: str, at: float, outcome: AttemptOutcome, *, written: float | None = None) -> Attempted:
     decided = at + 0.01 if written is None else written
     return Attempted(f"jrn_{worker}", TOKEN, at, decided, at + SEND_S, outcome)
 
@@ -58,7 +58,7 @@ def _told(
         end=End(_given_up(), None, None, None, ()),
         idp=idp,
         passed=[],
-        attempts=(first or _opened("a", 10.0, Outcome.SUPERSEDED), second),
+        attempts=(first or _opened("a", 10.0, AttemptOutcome.SUPERSEDED), second),
         journals={"a": "jrn_a", "b": "jrn_b"},
         entries=set() if kept_at is None else {("a", kept_at)},
     )
@@ -78,11 +78,11 @@ def _given_up() -> Connection:
         changed_at=now,
         consent_deadline=now,
     )
-    return new.granted(now).rejected(Code.OUTCOME_UNKNOWN, now)
+    return new.granted(now).rejected(ErrorCode.OUTCOME_UNKNOWN, now)
 
 
 def _refused(at: float, **more: Any) -> Attempted:
-    return _opened("b", at, Outcome.REFUSED, **more)
+    return _opened("b", at, AttemptOutcome.REFUSED, **more)
 
 
 def test_another_host_that_takes_over_while_an_answer_could_come_is_a_violation():
@@ -97,7 +97,7 @@ def test_so_it_is_in_the_window_of_a_double_send_and_for_a_code_whatever_the_rot
     told = _told(
         Layout.HOSTS,
         replace(_refused(10.2), **cast(Any, code)),
-        first=replace(_opened("a", 10.0, Outcome.INSTALLED_LATE), **cast(Any, code)),
+        first=replace(_opened("a", 10.0, AttemptOutcome.INSTALLED_LATE), **cast(Any, code)),
         rotation=Rotation.NONE,
     )
     assert "too early" in str(judge(told))
@@ -123,7 +123,7 @@ def test_after_the_deadline_another_host_may_take_over_whatever_the_first_one_do
     "told",
     [
         _told(Layout.TWO, _refused(10.2)),  # it saw that the owner was dead
-        _told(Layout.HOSTS, _refused(10.2), first=_opened("a", 10.0, Outcome.NOT_SENT)),
+        _told(Layout.HOSTS, _refused(10.2), first=_opened("a", 10.0, AttemptOutcome.NOT_SENT)),
         _told(Layout.HOSTS, replace(_refused(10.2), journal="jrn_of_nobody")),
     ],
 )
@@ -150,7 +150,7 @@ def test_an_answer_that_was_kept_here_is_not_asked_for_again():
 
 
 def test_nor_when_it_had_been_installed():
-    first = _opened("a", 10.0, Outcome.INSTALLED)
+    first = _opened("a", 10.0, AttemptOutcome.INSTALLED)
     judged = judge(_told(Layout.TWO, _refused(10.2), first=first, kept_at=10.1))
     assert "a's answer lay in a journal of host-a, and was asked for again there" in judged.why
 

@@ -10,8 +10,8 @@ from typing import Any, cast
 import httpx2
 import pytest
 
-from evergrant_server.core.connection import State
-from evergrant_server.core.provider import Rotation
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.connections.refresh_rules import Rotation
 from tests.faults.harness.aftermath import Aftermath, audited, judge_calls, searched
 from tests.faults.harness.chaos import Ran
 from tests.faults.harness.judge import Judged, Verdict
@@ -93,7 +93,7 @@ def test_a_walk_with_something_bad_fails(verdict: Verdict):
 
 
 def _ran(*, leases: int = 1, refreshes: int = 1, active: int = 1, failed: tuple[str, ...] = ()) -> Ran:
-    after = Aftermath(refreshes=refreshes, real_states=Counter({State.ACTIVE: active}))
+    after = Aftermath(refreshes=refreshes, real_states=Counter({LifecycleState.ACTIVE: active}))
     planned = [Injection(0.0, kind, 0, 1.0) for kind in (OF_AN_ANSWER, OF_A_WORKER, OF_A_WORKER)]
     return Ran(planned, Seen(leases=leases), after, 1.0, [f"{it}: RuntimeError why: not" for it in failed])
 

@@ -9,8 +9,8 @@ import pytest_asyncio
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 
-from evergrant_server.core.ids import workflow_id
-from evergrant_server.temporal_link.calling import WorkflowGone
+from evergrant_server.core.ids import connection_workflow_id
+from evergrant_server.temporal_link.calls import WorkflowNotRunning
 from tests.fakes.databases import sqlite_url
 from tests.fakes.installation import TENANT, Installation, installation
 from tests.fakes.scripted_provider import ScriptedProvider
@@ -29,7 +29,7 @@ async def test_history_outlives_temporal(place: Installation, idp: ScriptedProvi
     await place.ensure_fresh(connection, 1)
     await place.revoke(connection)
     await place.until_exported(connection)
-    workflow = workflow_id(TENANT, connection.id)
+    workflow = connection_workflow_id(TENANT, connection.id)
     await place.parts.client.workflow_service.delete_workflow_execution(
         DeleteWorkflowExecutionRequest(
             namespace="default", workflow_execution=WorkflowExecution(workflow_id=workflow)
@@ -38,10 +38,10 @@ async def test_history_outlives_temporal(place: Installation, idp: ScriptedProvi
     async with asyncio.timeout(60):
         while await place.parts.link.current_run(workflow) is not None:
             await asyncio.sleep(0.1)
-    with pytest.raises(WorkflowGone):
+    with pytest.raises(WorkflowNotRunning):
         await place.parts.link.history(workflow)
     async with place.store.read() as tx:
-        (run,) = await tx.histories.of(TENANT, connection.id)
+        (run,) = await tx.histories.of_connection(TENANT, connection.id)
     told = [event["eventType"].removeprefix("EVENT_TYPE_") for event in run.events]
     assert (told[0], told[-1]) == ("WORKFLOW_EXECUTION_STARTED", "WORKFLOW_EXECUTION_COMPLETED")
     assert "WORKFLOW_EXECUTION_SIGNALED" in told

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from evergrant_server.core.attempt import LateAnswer, Limits
 from evergrant_server.core.audit import AuditAction, AuditRecord
-from evergrant_server.core.connection import Connection, Revocation, State
-from evergrant_server.core.errors import Code
-from evergrant_server.core.messages import GrantNews
-from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.messages.connection import GrantResult
+from evergrant_server.core.single_use.attempt import LateTokens, TimeLimits
 from tests.fakes.databases import database_url, postgres_server  # noqa: F401  # fixtures
 from tests.fakes.installation import TENANT, Installation, installation
 from tests.fakes.scripted_provider import ScriptedProvider, drop, error, hold_answer, status
@@ -51,20 +51,20 @@ class Slow:
     """A worker on another host that has sent, and whose answer doesn't come."""
 
     def __init__(
-        self, place: Installation, idp: ScriptedProvider, folder: Path, limits: Limits = SHORT
+        self, place: Installation, idp: ScriptedProvider, folder: Path, limits: TimeLimits = SHORT
     ) -> None:
         self._place = place
         self._idp = idp
         self._gate = asyncio.Event()
         self.worker = Activities(place, (idp.allowance,), folder / "elsewhere", limits)
-        self._refresh: asyncio.Task[GrantNews] | None = None
+        self._refresh: asyncio.Task[GrantResult] | None = None
 
     async def refreshes(self, connection: Connection) -> None:
         self._idp.script(hold_answer(self._gate))
         ask = partial(self.worker.refresh, connection, connection.generation)
         self._refresh = await left(self._idp, ask)
 
-    async def answered(self) -> GrantNews:
+    async def answered(self) -> GrantResult:
         assert self._refresh is not None
         self._gate.set()
         return await self._refresh
@@ -75,20 +75,20 @@ async def given_up(place: Installation, idp: ScriptedProvider, slow: Slow) -> Co
     connection = await place.connect(idp, STRICT)
     await slow.refreshes(connection)
     await place.ensure_fresh(connection, 1)
-    lost = await place.until(connection, lambda c: c.state is State.NEEDS_REAUTH, 30)
-    assert lost.reason is Code.OUTCOME_UNKNOWN
+    lost = await place.until(connection, lambda c: c.state is LifecycleState.NEEDS_REAUTH, 30)
+    assert lost.reason is ErrorCode.OUTCOME_UNKNOWN
     assert idp.count("token", grant_type="refresh_token") == 2
     return lost
 
 
-async def late_answers(place: Installation, connection: Connection) -> list[LateAnswer]:
+async def late_answers(place: Installation, connection: Connection) -> list[LateTokens]:
     async with place.store.read() as tx:
-        return await tx.late_answers.of(TENANT, connection.id)
+        return await tx.late_tokens.of_connection(TENANT, connection.id)
 
 
 async def late_records(place: Installation, connection: Connection) -> list[AuditRecord]:
     found = await place.audited(connection)
-    return [it for it in found if it.action is AuditAction.ANSWER_CAME_LATE]
+    return [it for it in found if it.action is AuditAction.LATE_TOKENS_RECEIVED]
 
 
 async def test_a_late_answer_that_still_works_brings_the_connection_back(
@@ -100,13 +100,13 @@ async def test_a_late_answer_that_still_works_brings_the_connection_back(
     await slow.refreshes(connection)
     brief.script(error("invalid_grant"))
     await place.ensure_fresh(connection, 1)
-    await place.until(connection, lambda c: c.state is State.NEEDS_REAUTH, 30)
+    await place.until(connection, lambda c: c.state is LifecycleState.NEEDS_REAUTH, 30)
     await slow.answered()
-    back = await place.until(connection, lambda c: c.state is State.ACTIVE)
+    back = await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)
     assert back.generation == 2
     assert back.reason is None
     actions = await place.actions(connection)
-    told = {AuditAction.SENT_TWICE, AuditAction.ANSWER_CAME_LATE, AuditAction.CONNECTION_RECOVERED}
+    told = {AuditAction.SENT_TWICE, AuditAction.LATE_TOKENS_RECEIVED, AuditAction.CONNECTION_RECOVERED}
     assert set(actions[-3:]) == told
     (twice,) = [it for it in await place.audited(connection) if it.action is AuditAction.SENT_TWICE]
     assert twice.detail["overlapped"] is False, "the slow one's bytes had left long before"
@@ -128,9 +128,13 @@ async def test_a_late_answer_of_a_family_that_was_ended_is_not_believed(
             await asyncio.sleep(0.05)
     came, refused = await late_records(place, connection)
     assert came.detail["sends"] == 1
-    assert (refused.detail["verified"], refused.detail["reason"]) == (False, Code.GRANT_REJECTED)
+    assert (refused.detail["verified"], refused.detail["reason"]) == (False, ErrorCode.GRANT_REJECTED)
     row = await place.row(connection)
-    assert (row.state, row.reason, row.generation) == (State.NEEDS_REAUTH, Code.OUTCOME_UNKNOWN, 1)
+    assert (row.state, row.reason, row.generation) == (
+        LifecycleState.NEEDS_REAUTH,
+        ErrorCode.OUTCOME_UNKNOWN,
+        1,
+    )
     assert await late_answers(place, connection) == []
 
 
@@ -143,9 +147,9 @@ async def test_a_late_answer_is_verified_again_until_the_provider_says_what_it_i
     await slow.refreshes(connection)
     brief.script(error("invalid_grant"), trouble)
     await place.ensure_fresh(connection, 1)
-    await place.until(connection, lambda c: c.state is State.NEEDS_REAUTH, 30)
+    await place.until(connection, lambda c: c.state is LifecycleState.NEEDS_REAUTH, 30)
     await slow.answered()
-    await place.until(connection, lambda c: c.state is State.ACTIVE, 30)
+    await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE, 30)
 
 
 async def test_a_late_answer_is_overtaken_by_a_new_consent(
@@ -170,12 +174,12 @@ async def test_a_late_answer_is_revoked_with_its_connection(
     await slow.refreshes(connection)
     brief.script(error("invalid_grant"), *(status(503) for _ in range(50)))
     await place.ensure_fresh(connection, 1)
-    await place.until(connection, lambda c: c.state is State.NEEDS_REAUTH, 30)
+    await place.until(connection, lambda c: c.state is LifecycleState.NEEDS_REAUTH, 30)
     await slow.answered()
     assert len(await late_answers(place, connection)) == 1
     await place.revoke(connection)
-    ended = await place.until(connection, lambda c: c.state is State.REVOKED, 30)
-    assert ended.revocation is Revocation.CONFIRMED
+    ended = await place.until(connection, lambda c: c.state is LifecycleState.REVOKED, 30)
+    assert ended.revocation is RevocationOutcome.CONFIRMED
     family = brief.families[-1]
     revoked = [call.params["token"] for call in brief.calls if call.endpoint == "revoke"]
     assert family.refresh_token in revoked

@@ -17,17 +17,17 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from evergrant_server.core.attempt import Attempt, AttemptKind
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AttemptId, new_id
-from evergrant_server.core.provider import RefreshRules, Rotation
-from evergrant_server.crypto import Lane, Place, SealingKey, new_sealing_key
+from evergrant_server.core.single_use.attempt import Attempt, AttemptKind
+from evergrant_server.crypto import AssociatedData, KeyPurpose, SealingKey, new_sealing_key
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.settings import Settings
 from evergrant_server.store import Store
-from evergrant_server.wiring import platform
+from evergrant_server.wiring import open_platform
 from tests.fakes.databases import migrated_sqlite, sqlite_url
 from tests.fakes.installation import TENANT, Installation, prepared
 from tests.fakes.scripted_provider import ScriptedProvider, hold_answer
@@ -96,7 +96,7 @@ async def host(
     await migrated_sqlite(tmp_path)
     settings = await prepared(temporal_address, sqlite_url(tmp_path), tmp_path, (idp.allowance,))
     workers = Workers(settings, tmp_path)
-    async with platform(settings, Role.OPERATOR) as parts:
+    async with open_platform(settings, Role.OPERATOR) as parts:
         try:
             yield Installation(parts), workers
         finally:
@@ -149,11 +149,11 @@ async def test_a_worker_killed_or_stopped_between_journal_and_commit_costs_nothi
     if heir == "the next worker":
         await workers.start()
     row = await place.until(connection, lambda c: c.generation == 2, 30)
-    assert row.state is State.ACTIVE
+    assert row.state is LifecycleState.ACTIVE
     if befalls is signal.SIGSTOP:
         struck.send_signal(signal.SIGCONT)  # it commits once more what the store has by now
     told = await asked
-    assert told.generation == 2 or told.problem is Code.REFRESH_PENDING, "asked before it was taken up"
+    assert told.generation == 2 or told.problem is ErrorCode.REFRESH_PENDING, "asked before it was taken up"
     assert idp.count("token", grant_type="refresh_token") == 1, "asked once"
     async with asyncio.timeout(10):
         while workers.entries():
@@ -175,15 +175,15 @@ class FailingRing(KeyRing):
 
     away = False
 
-    def unwrap(self, lane: Lane, place: Place, key_id: str, wrapped: bytes) -> SealingKey:
+    def unwrap(self, lane: KeyPurpose, place: AssociatedData, key_id: str, wrapped: bytes) -> SealingKey:
         if self.away:
-            raise Failure(Code.KEY_UNAVAILABLE, "the key service is away")
+            raise Failure(ErrorCode.KEY_UNAVAILABLE, "the key service is away")
         return super().unwrap(lane, place, key_id, wrapped)
 
 
 @pytest_asyncio.fixture
 async def ring(place: Installation) -> FailingRing:
-    ring = FailingRing.open(place.parts.settings.keys, Role.WORKER)
+    ring = FailingRing.open(place.parts.settings.key_path, Role.WORKER)
     assert isinstance(ring, FailingRing)
     return ring
 
@@ -215,7 +215,7 @@ async def test_a_key_service_that_is_away_is_found_before_anything_is_sent(
     connection = await place.connect(idp, STRICT)
     worker = Activities(place, (idp.allowance,), tmp_path / "here", store=own_store)
     ring.away = True
-    assert (await worker.refresh(connection, 1)).failure is Code.KEY_UNAVAILABLE
+    assert (await worker.refresh(connection, 1)).failure is ErrorCode.KEY_UNAVAILABLE
     ring.away = False
     assert idp.count("token", grant_type="refresh_token") == 0
     assert await open_attempts(place, connection) == 0
@@ -228,7 +228,7 @@ async def test_a_journal_without_room_is_found_before_anything_is_sent(
     worker = Activities(place, (idp.allowance,), tmp_path / "here")
     mine = tmp_path / "here" / worker.journal.id
     shutil.move(mine, tmp_path / "unmounted")
-    assert (await worker.refresh(connection, 1)).failure is Code.JOURNAL_UNAVAILABLE
+    assert (await worker.refresh(connection, 1)).failure is ErrorCode.JOURNAL_UNAVAILABLE
     assert idp.count("token", grant_type="refresh_token") == 0
     assert await open_attempts(place, connection) == 0
     shutil.move(tmp_path / "unmounted", mine)
@@ -250,7 +250,7 @@ async def left_behind(place: Installation, connection: Connection, dies: Activit
     )
     async with place.store.write() as tx:
         await tx.attempts.open(attempt)
-    path = dies.journal.reserve(attempt).keep(new_sealing_key("cky"), b"an answer").path
+    path = dies.journal.reserve(attempt).write_entry(new_sealing_key("cky"), b"an answer").path
     dies.journal.release()
     return path
 
@@ -262,10 +262,10 @@ async def test_a_torn_entry_is_kept_out_of_the_way_and_the_connection_goes_on(
     dies, lives = (Activities(place, (idp.allowance,), tmp_path / "host") for _ in range(2))
     path = await left_behind(place, connection, dies)
     path.write_bytes(path.read_bytes()[:-1][:40])
-    assert (await lives.refresh(connection, 1)).failure is Code.REFRESH_PENDING, "there may be an answer"
+    assert (await lives.refresh(connection, 1)).failure is ErrorCode.REFRESH_PENDING, "there may be an answer"
     assert await lives.replayer.sweep() == 0
     assert path.with_suffix(".set-aside").exists()
-    assert lives.journal.left_behind() == (0, 1)
+    assert lives.journal.count_waiting() == (0, 1)
     assert (await lives.refresh(connection, 1)).generation == 2, "as for any answer that is lost"
 
 
@@ -277,6 +277,6 @@ async def test_an_entry_whose_key_is_away_is_waited_for(
     path = await left_behind(place, connection, dies)
     for _ in range(2):
         assert await lives.replayer.sweep() == 0
-        assert (await lives.refresh(connection, 1)).failure is Code.REFRESH_PENDING
+        assert (await lives.refresh(connection, 1)).failure is ErrorCode.REFRESH_PENDING
     assert path.exists()
     assert idp.count("token", grant_type="refresh_token") == 0

@@ -11,19 +11,19 @@ import pytest
 import pytest_asyncio
 
 from evergrant_server.core.access import Integration
-from evergrant_server.core.account import FollowUp
-from evergrant_server.core.attempt import LateAnswer
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.consent import Consent, ConsentStatus
+from evergrant_server.core.connections.account import FollowUp
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.consent import Consent, ConsentStatus
+from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.definition import Definition, DefinitionState
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.flow import Flow
-from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AttemptId, DefinitionId, new_id
-from evergrant_server.core.messages import GrantNews
+from evergrant_server.core.messages.connection import GrantResult
 from evergrant_server.core.secret import Secret
-from providers.spec import ProviderSpec
+from evergrant_server.core.single_use.attempt import LateTokens
+from providers.definition.schema import ProviderSpec
 from tests.fakes.certificates import loopback_tls
 from tests.fakes.databases import migrated_sqlite, sqlite_url
 from tests.fakes.installation import TENANT, Installation, installation
@@ -117,10 +117,10 @@ async def came_late(
     exchange = await left(idp, partial(slow.exchange, connection, consent))
     with pytest.raises(Failure) as waits:
         await quick.exchange(connection, consent)
-    assert waits.value.code is Code.REFRESH_PENDING
-    assert (await outcome(partial(quick.exchange, connection, consent))).failure is Code.OUTCOME_UNKNOWN
+    assert waits.value.code is ErrorCode.REFRESH_PENDING
+    assert (await outcome(partial(quick.exchange, connection, consent))).failure is ErrorCode.OUTCOME_UNKNOWN
     gate.set()
-    assert (await exchange).failure is Code.OUTCOME_UNKNOWN
+    assert (await exchange).failure is ErrorCode.OUTCOME_UNKNOWN
 
 
 async def ended(place: Installation, consent: Consent) -> Consent:
@@ -138,13 +138,13 @@ async def test_a_late_first_answer_brings_what_came_with_it(
     connection = await place.begin(at)
     consent = await consented(place, idp, at, connection, dc="eu", realmId="1")
     await came_late(place, idp, connection, consent, tmp_path)
-    back = await place.until(connection, lambda c: c.state is State.ACTIVE)
+    back = await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)
     _, grant = await place.grant(connection)
     assert grant.metadata == {"dc": "eu", "realmId": "1"}
     assert grant.refresh_expires_at is not None
     lives = grant.refresh_expires_at - place.parts.clock.now()
     assert timedelta(hours=23) < lives < timedelta(days=1)
-    assert (back.requested_scopes, back.follow_up) == (("read", "write"), FollowUp.LOOKING)
+    assert (back.requested_scopes, back.follow_up) == (("read", "write"), FollowUp.LOOKING_UP)
     done = await ended(place, consent)
     assert (done.status, done.failure) == (ConsentStatus.DONE, None)
     (refresh,) = (it for it in idp.calls if it.params.get("grant_type") == "refresh_token")
@@ -162,20 +162,20 @@ async def test_a_late_answer_to_another_consent_replaces_what_was_known_of_the_o
     connection = await place.begin(at)
     first = await consented(place, idp, at, connection, dc="eu", realmId="1", plan="gold")
     await place.tell_consent(connection, first)
-    await place.until(connection, lambda c: c.state is State.ACTIVE)
+    await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)
     idp.script(error("invalid_grant"))
     await place.ensure_fresh(connection, 1)
-    connection = await place.until(connection, lambda c: c.state is State.NEEDS_REAUTH)
+    connection = await place.until(connection, lambda c: c.state is LifecycleState.NEEDS_REAUTH)
     consent = await consented(place, idp, at, connection, dc="us", realmId="2")
     await came_late(place, idp, connection, consent, tmp_path)
-    await place.until(connection, lambda c: c.state is State.ACTIVE)
+    await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)
     assert (await place.grant(connection))[1].metadata == {"dc": "us", "realmId": "2"}
     assert len(await place.records(AuditAction.CONNECTION_RECOVERED)) == 1, "as after any consent"
     assert (await place.ensure_fresh(connection, 2)).generation == 3, "at the new host"
     assert [it.target for it in idp.calls if it.endpoint == "token"][-1] == "/us/token"
 
 
-async def verified(place: Installation, idp: SaysMoreAtFirst, folder: Path, flow: Flow) -> GrantNews:
+async def verified(place: Installation, idp: SaysMoreAtFirst, folder: Path, flow: Flow) -> GrantResult:
     """What comes of a late answer with a refresh token, where the definition knows this flow alone."""
     at = await integration(
         place,
@@ -187,7 +187,7 @@ async def verified(place: Installation, idp: SaysMoreAtFirst, folder: Path, flow
         post_auth=[],
     )
     connection, now = await place.begin(at), place.parts.clock.now()
-    late = LateAnswer(
+    late = LateTokens(
         tenant=TENANT,
         attempt_id=AttemptId(new_id("att")),
         connection_id=connection.id,
@@ -200,7 +200,7 @@ async def verified(place: Installation, idp: SaysMoreAtFirst, folder: Path, flow
     async with place.store.write() as tx:
         changed = connection.model_copy(update={"flow": flow})
         connection = await tx.connections.replace(changed, expected=connection.revision)
-        assert await tx.late_answers.keep(late, tokens)
+        assert await tx.late_tokens.add(late, tokens)
     return await Activities(place, (idp.allowance,), folder / "here").verify(connection, late.attempt_id)
 
 
@@ -217,5 +217,5 @@ async def test_what_was_brought_to_be_exchanged_is_no_refresh_token(
 ):
     """It lies where refresh tokens do, and nothing is lost without the late answer: another is minted."""
     news = await verified(place, idp, tmp_path, Flow.TOKEN_EXCHANGE)
-    assert (news.failure, news.over) == (Code.CONSENT_REQUIRED, False)
+    assert (news.failure, news.consent_over) == (ErrorCode.CONSENT_REQUIRED, False)
     assert idp.count("token") == 0

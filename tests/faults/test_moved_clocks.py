@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from evergrant_server.core.attempt import Limits
-from evergrant_server.core.connection import State
-from evergrant_server.core.errors import Code
-from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.single_use.attempt import TimeLimits
 from tests.fakes.installation import Installation
 from tests.fakes.scripted_provider import ScriptedProvider, drop, hold_answer, ok
 from tests.faults.test_review_takeover import Activities, at_temporal
@@ -40,14 +40,14 @@ async def test_a_host_that_was_ahead_and_died_is_waited_for_as_any_other_is(
 ):
     """Its attempt's deadlines lie an hour ahead of what the others' clocks say."""
     connection = await place.connect(idp, STRICT)
-    limits = Limits(send=timedelta(seconds=2), answer=timedelta(seconds=0.3))
+    limits = TimeLimits(send=timedelta(seconds=2), answer=timedelta(seconds=0.3))
     died = worker(place, idp, tmp_path / "one", Off(HOUR), limits=limits)
     other = worker(place, idp, tmp_path / "other", Off(timedelta(0)), limits=limits)
     idp.script(drop())
-    assert (await died.refresh(connection, 1)).failure is Code.PROVIDER_UNREACHABLE
-    assert (await other.refresh(connection, 1, token_over=True)).failure is Code.REFRESH_PENDING
+    assert (await died.refresh(connection, 1)).failure is ErrorCode.PROVIDER_UNREACHABLE
+    assert (await other.refresh(connection, 1, token_over=True)).failure is ErrorCode.REFRESH_PENDING
     await place.revoke(connection, tell=False)
-    assert (await other.revoke(connection)).failure is Code.REFRESH_PENDING
+    assert (await other.revoke(connection)).failure is ErrorCode.REFRESH_PENDING
     await asyncio.sleep(2.4)
     assert (await other.revoke(connection)).revocation is not None
 
@@ -56,12 +56,12 @@ async def test_a_token_that_is_over_is_sent_again_after_a_host_that_was_ahead(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     connection = await place.connect(idp, STRICT)
-    limits = Limits(send=timedelta(seconds=2), answer=timedelta(seconds=0.3))
+    limits = TimeLimits(send=timedelta(seconds=2), answer=timedelta(seconds=0.3))
     died = worker(place, idp, tmp_path / "one", Off(HOUR), limits=limits)
     other = worker(place, idp, tmp_path / "other", Off(timedelta(0)), limits=limits)
     idp.script(drop())
     await died.refresh(connection, 1)
-    assert (await other.refresh(connection, 1, token_over=True)).failure is Code.REFRESH_PENDING
+    assert (await other.refresh(connection, 1, token_over=True)).failure is ErrorCode.REFRESH_PENDING
     await asyncio.sleep(2.4)
     assert (await other.refresh(connection, 1, token_over=True)).generation == 2
 
@@ -75,7 +75,7 @@ async def test_a_worker_that_is_ahead_condemns_nobody_whose_token_is_good(
     connection = await place.connect(idp)
     clock = Off(off)
     ahead = worker(place, idp, tmp_path / "here", clock)
-    for later, state in ((timedelta(0), State.ACTIVE), (HOUR, State.NEEDS_REAUTH)):
+    for later, state in ((timedelta(0), LifecycleState.ACTIVE), (HOUR, LifecycleState.NEEDS_REAUTH)):
         clock.by = off + later
         await ahead.refresh(connection, 1, at_temporal(datetime.now(UTC) + later))
         assert (await place.row(connection)).state is state
@@ -95,7 +95,7 @@ async def test_hosts_whose_clocks_are_apart_send_nothing_twice_that_is_in_flight
     idp.script(hold_answer(gate))
     first = asyncio.create_task(one.refresh(connection, 1, token_over=True))
     await idp.until("token", 2)
-    assert (await other.refresh(connection, 1, token_over=True)).failure is Code.REFRESH_PENDING
+    assert (await other.refresh(connection, 1, token_over=True)).failure is ErrorCode.REFRESH_PENDING
     assert idp.count("token", grant_type="refresh_token") == 1
     gate.set()
     assert (await first).generation == 2

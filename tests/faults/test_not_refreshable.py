@@ -10,8 +10,8 @@ import httpx2
 import pytest
 from evergrant import AsyncEvergrant
 
+from evergrant_server.core.connections.grant import Origin, TokenSet
 from evergrant_server.core.definition import DefinitionState
-from evergrant_server.core.grant import Origin, TokenSet
 from evergrant_server.core.secret import Secret
 from tests.e2e.test_transfer import admin
 from tests.fakes.http_server import served

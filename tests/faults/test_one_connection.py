@@ -8,14 +8,14 @@ import asyncio
 import httpx2
 import pytest
 
-from evergrant_server.core.attempt import AttemptKind
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connection import Connection, Revocation, State
-from evergrant_server.core.consent import ConsentStatus
-from evergrant_server.core.errors import Code
-from evergrant_server.core.id_token import hash_of_nonce
-from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
+from evergrant_server.core.connections.consent import ConsentStatus
+from evergrant_server.core.connections.id_token import hash_of_nonce
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.secret import Secret
+from evergrant_server.core.single_use.attempt import AttemptKind
 from tests.e2e.test_transfer import admin
 from tests.fakes.installation import TENANT, Installation
 from tests.fakes.scripted_provider import (
@@ -43,7 +43,7 @@ async def access_token(place: Installation, connection: Connection) -> Secret:
 
 async def open_attempts(place: Installation, connection: Connection) -> int:
     async with place.store.read() as tx:
-        found = [await tx.attempts.open_for(TENANT, connection.id, "main", kind) for kind in AttemptKind]
+        found = [await tx.attempts.open_of_kind(TENANT, connection.id, "main", kind) for kind in AttemptKind]
     return sum(attempt is not None for attempt in found)
 
 
@@ -53,8 +53,8 @@ async def test_a_whole_life(place: Installation, idp: ScriptedProvider):
     token = (await access_token(place, connection)).reveal()
     assert idp.active(token)
     await place.revoke(connection)
-    ended = await place.until(connection, lambda c: c.state is State.REVOKED)
-    assert ended.revocation is Revocation.CONFIRMED
+    ended = await place.until(connection, lambda c: c.state is LifecycleState.REVOKED)
+    assert ended.revocation is RevocationOutcome.CONFIRMED
     assert not idp.active(token)
     assert await open_attempts(place, connection) == 0
     exported = await place.until_exported(connection)
@@ -98,27 +98,31 @@ async def test_what_is_no_refusal_costs_nobody_their_connection(
     before = (await access_token(place, connection)).reveal()
     idp.script(answer)
     told = await place.ensure_fresh(connection, 1)
-    assert told.problem in (Code.PROVIDER_ERROR, Code.PROVIDER_UNREACHABLE, Code.REPLY_UNREADABLE)
+    assert told.problem in (
+        ErrorCode.PROVIDER_ERROR,
+        ErrorCode.PROVIDER_UNREACHABLE,
+        ErrorCode.REPLY_UNREADABLE,
+    )
     row = await place.row(connection)
-    assert (row.state, row.generation) == (State.ACTIVE, 1)
+    assert (row.state, row.generation) == (LifecycleState.ACTIVE, 1)
     assert (await access_token(place, connection)).reveal() == before
 
 
 async def test_an_outage_ends_by_itself(place: Installation, idp: ScriptedProvider):
     connection = await place.connect(idp, NEVER_ROTATES)
     idp.script(status(503), status(503))
-    assert (await place.ensure_fresh(connection, 1)).problem is Code.PROVIDER_ERROR
+    assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.PROVIDER_ERROR
     healed = await place.until(connection, lambda c: c.generation == 2)
-    assert healed.state is State.ACTIVE
+    assert healed.state is LifecycleState.ACTIVE
     assert idp.count("token", grant_type="refresh_token") == 3
 
 
 async def test_a_refused_refresh_token_asks_for_the_subject(place: Installation, idp: ScriptedProvider):
     connection = await place.connect(idp)
     idp.script(error("invalid_grant"))
-    assert (await place.ensure_fresh(connection, 1)).problem is Code.GRANT_REJECTED
+    assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.GRANT_REJECTED
     row = await place.row(connection)
-    assert (row.state, row.reason) == (State.NEEDS_REAUTH, Code.GRANT_REJECTED)
+    assert (row.state, row.reason) == (LifecycleState.NEEDS_REAUTH, ErrorCode.GRANT_REJECTED)
     assert AuditAction.NEEDS_REAUTH in await place.actions(connection)
 
 
@@ -130,16 +134,16 @@ async def test_a_reconnect_keeps_the_connection(place: Installation, idp: Script
         integration = await tx.integrations.get(TENANT, connection.integration_id)
     assert integration is not None
     await place.consent(idp, integration, connection)
-    again = await place.until(connection, lambda c: c.state is State.ACTIVE)
+    again = await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)
     assert (again.id, again.generation) == (connection.id, 2)
 
 
 async def test_a_lost_answer_is_sent_again_where_that_is_safe(place: Installation, lenient: ScriptedProvider):
     connection = await place.connect(lenient, NEVER_ROTATES)
     lenient.script(drop_after_commit())
-    assert (await place.ensure_fresh(connection, 1)).problem is Code.PROVIDER_UNREACHABLE
+    assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.PROVIDER_UNREACHABLE
     healed = await place.until(connection, lambda c: c.generation == 2)
-    assert healed.state is State.ACTIVE
+    assert healed.state is LifecycleState.ACTIVE
 
 
 async def test_a_lost_answer_is_not_sent_again_while_a_strict_provider_still_honours_the_token(
@@ -149,7 +153,7 @@ async def test_a_lost_answer_is_not_sent_again_while_a_strict_provider_still_hon
     connection = await place.connect(idp, STRICT)
     token = (await access_token(place, connection)).reveal()
     idp.script(drop_after_commit())
-    assert (await place.ensure_fresh(connection, 1)).problem is Code.PROVIDER_UNREACHABLE
+    assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.PROVIDER_UNREACHABLE
     assert (await place.ensure_fresh(connection, 1)).problem is not None
     assert idp.count("token", grant_type="refresh_token") == 1
     assert idp.active(token)
@@ -166,10 +170,10 @@ async def test_a_revocation_during_a_refresh_wins_and_takes_the_new_token_along(
     refresh = asyncio.create_task(place.ensure_fresh(connection, 1))
     await idp.until("token", 2)
     await place.revoke(connection)
-    assert (await place.row(connection)).state is State.REVOKING
+    assert (await place.row(connection)).state is LifecycleState.REVOKING
     gate.set()
     await refresh
-    ended = await place.until(connection, lambda c: c.state is State.REVOKED)
+    ended = await place.until(connection, lambda c: c.state is LifecycleState.REVOKED)
     assert ended.generation == 2
     assert not any(family.alive for family in idp.families)
 
@@ -181,9 +185,9 @@ async def test_revoked_is_said_only_once_the_provider_has_confirmed(
     idp.script(status(503, {"Retry-After": "1"}), at="revoke")
     await place.revoke(connection)
     await idp.until("revoke", 1)
-    assert (await place.row(connection)).state is State.REVOKING
-    ended = await place.until(connection, lambda c: c.state is State.REVOKED)
-    assert ended.revocation is Revocation.CONFIRMED
+    assert (await place.row(connection)).state is LifecycleState.REVOKING
+    ended = await place.until(connection, lambda c: c.state is LifecycleState.REVOKED)
+    assert ended.revocation is RevocationOutcome.CONFIRMED
     assert AuditAction.REVOCATION_FAILED in await place.actions(connection)
 
 
@@ -195,17 +199,17 @@ async def test_a_code_that_the_provider_refuses_leaves_the_consent_open_for_anot
     idp.script(error("invalid_grant"), ok())
     await place.consent(idp, integration, connection)
     await idp.until("token", 1)
-    assert (await place.row(connection)).state is State.PENDING_CONSENT
+    assert (await place.row(connection)).state is LifecycleState.PENDING_CONSENT
     await place.consent(idp, integration, connection)
-    assert (await place.until(connection, lambda c: c.state is State.ACTIVE)).generation == 1
+    assert (await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)).generation == 1
 
 
 async def test_invariant_9_reconcile_rebuilds_what_temporal_lost(place: Installation, idp: ScriptedProvider):
     first, second = await place.connect(idp), await place.connect(idp)
     await place.terminate(first)
-    done = await place.parts.reconciler.all()
+    done = await place.parts.reconciler.reconcile_all()
     assert (done.live, done.started) == (2, 1)
-    assert (await place.parts.reconciler.all()).started == 0
+    assert (await place.parts.reconciler.reconcile_all()).started == 0
     for connection in (first, second):
         assert (await place.ensure_fresh(connection, 1)).generation == 2
 
@@ -220,9 +224,9 @@ async def test_invariant_9_a_store_from_an_old_backup_sends_no_spent_token(
     await place.restore(connection, old)
     sent = idp.count("token")
     told = await place.ensure_fresh(connection, 2)
-    assert told.problem is Code.STORE_BEHIND
+    assert told.problem is ErrorCode.STORE_BEHIND
     assert idp.count("token") == sent
-    assert (await place.parts.reconciler.all()).behind == (connection.id,)
+    assert (await place.parts.reconciler.reconcile_all()).store_behind == (connection.id,)
 
 
 async def test_a_reported_token_whose_refresh_is_refused_is_leased_no_more(
@@ -242,7 +246,7 @@ async def test_a_reported_token_whose_refresh_is_refused_is_leased_no_more(
         report = {"generation": 1, "reason": "unauthorized"}
         assert (await http.post(f"{at}/refresh", json=report)).json()["code"] == "provider_error"
         assert (await http.post(f"{at}/token", json={})).status_code == 200, "nothing confirms the report"
-        await place.until(connection, lambda row: row.state is State.NEEDS_REAUTH, 60)
+        await place.until(connection, lambda row: row.state is LifecycleState.NEEDS_REAUTH, 60)
         answer = await http.post(f"{at}/token", json={})
     assert (answer.status_code, answer.json()["code"]) == (409, "consent_required"), answer.text
 
@@ -274,14 +278,14 @@ async def test_oidc_core_3_1_3_7_an_id_token_without_our_nonce_is_no_answer_to_o
     idp.script(ok(**({"id_token": token} if token else {})))
     await place.tell_consent(connection, consent)
     if good:
-        await place.until(connection, lambda row: row.state is State.ACTIVE)
+        await place.until(connection, lambda row: row.state is LifecycleState.ACTIVE)
         return
     await place.until_audited(connection, AuditAction.CONSENT_FAILED)
     async with place.store.read() as tx:
         ended = await tx.consents.get(TENANT, consent.id)
         assert await tx.grants.get(TENANT, connection.id) is None
     assert ended is not None
-    assert (ended.status, ended.failure) == (ConsentStatus.FAILED, Code.ID_TOKEN_REFUSED)
-    assert (await place.row(connection)).state is State.PENDING_CONSENT
+    assert (ended.status, ended.failure) == (ConsentStatus.FAILED, ErrorCode.ID_TOKEN_REFUSED)
+    assert (await place.row(connection)).state is LifecycleState.PENDING_CONSENT
     (failed,) = [it for it in await place.audited(connection) if it.action is AuditAction.CONSENT_FAILED]
     assert failed.detail["reason"] == "id_token_refused"

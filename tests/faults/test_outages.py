@@ -2,13 +2,13 @@
 
 import asyncio
 
-from evergrant_server.core.attempt import AttemptKind
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.errors import Code
-from evergrant_server.core.grant import Origin, TokenSet
-from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.grant import Origin, TokenSet
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.secret import Secret
+from evergrant_server.core.single_use.attempt import AttemptKind
 from tests.fakes.installation import TENANT, Installation
 from tests.fakes.scripted_provider import ScriptedProvider, delay, error, raw, status
 
@@ -21,7 +21,7 @@ async def fleet(place: Installation, idp: ScriptedProvider, size: int) -> list[C
     found = [await place.begin(integration, subject=f"user-{number}") for number in range(size)]
     for connection in found:
         await place.consent(idp, integration, connection)
-    return [await place.until(connection, lambda c: c.state is State.ACTIVE) for connection in found]
+    return [await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE) for connection in found]
 
 
 async def test_a_fleet_leaves_a_provider_alone_that_fails_everybody(
@@ -31,11 +31,11 @@ async def test_a_fleet_leaves_a_provider_alone_that_fails_everybody(
     before = lenient.count("token")
     lenient.script(*[status(503)] * 100)
     told = [await place.ensure_fresh(connection, 1) for connection in connections]
-    assert {it.problem for it in told} == {Code.PROVIDER_ERROR}
+    assert {it.problem for it in told} == {ErrorCode.PROVIDER_ERROR}
     sent = lenient.count("token") - before
     assert 5 <= sent <= 7, "five to notice it; the others were held back, but for retries that came due"
     assert all(it.retry_after for it in told)
-    assert {(await place.row(it)).state for it in connections} == {State.ACTIVE}
+    assert {(await place.row(it)).state for it in connections} == {LifecycleState.ACTIVE}
 
 
 async def test_a_refusal_of_one_connection_says_nothing_about_the_others(
@@ -45,7 +45,7 @@ async def test_a_refusal_of_one_connection_says_nothing_about_the_others(
     connections = await fleet(place, lenient, 8)
     lenient.script(*[error("invented")] * 7)
     told = [await place.ensure_fresh(connection, 1) for connection in connections]
-    assert [it.problem for it in told[:7]] == [Code.PROVIDER_ERROR] * 7
+    assert [it.problem for it in told[:7]] == [ErrorCode.PROVIDER_ERROR] * 7
     assert told[7].generation == 2
 
 
@@ -71,8 +71,8 @@ async def test_a_late_no_about_a_grant_that_was_replaced_condemns_nobody(
     answer = await asked
     assert (answer.generation, answer.problem) == (2, None)
     described = await place.parts.link.describe(TENANT, connection.id)
-    assert (described.state, described.generation) == (State.ACTIVE, 2)
-    assert (await place.row(connection)).state is State.ACTIVE
+    assert (described.state, described.generation) == (LifecycleState.ACTIVE, 2)
+    assert (await place.row(connection)).state is LifecycleState.ACTIVE
     assert AuditAction.NEEDS_REAUTH not in await place.actions(connection)
     assert (await place.ensure_fresh(connection, 2)).generation == 3, "and it goes on from there"
 
@@ -81,6 +81,6 @@ async def test_an_error_with_status_200_leaves_no_attempt_open(place: Installati
     """It was refused, so a strict provider's token is not spent, and may be used again."""
     connection = await place.connect(idp, RefreshRules(rotation=Rotation.STRICT))
     idp.script(raw(b'{"error": "temporarily_unavailable"}'))
-    assert (await place.ensure_fresh(connection, 1)).problem is Code.PROVIDER_ERROR
+    assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.PROVIDER_ERROR
     async with place.store.read() as tx:
-        assert await tx.attempts.open_for(TENANT, connection.id, "main", AttemptKind.REFRESH) is None
+        assert await tx.attempts.open_of_kind(TENANT, connection.id, "main", AttemptKind.REFRESH) is None

@@ -10,13 +10,13 @@ import pytest
 import pytest_asyncio
 from temporalio.testing import ActivityEnvironment
 
-from activities.reconcile import ReconcileActivities
+from activities.maintenance.reconcile import ReconcileActivities
 from evergrant_server.cli import operate
-from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.ids import ConnectionId, new_id, workflow_id
-from evergrant_server.core.upkeep import ReconcileOrder, Reconciliation
-from evergrant_server.temporal_link import ClosedRuns
-from evergrant_server.temporal_link.runs import Running
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.ids import ConnectionId, connection_workflow_id, new_id
+from evergrant_server.core.messages.maintenance import ReconcileRequest, ReconcileResult
+from evergrant_server.temporal_link import ClosedRunExporter
+from evergrant_server.temporal_link.runs import RunningWorkflow
 from tests.fakes.databases import migrated_sqlite, sqlite_url
 from tests.fakes.installation import TENANT, Installation, installation
 from tests.fakes.scripted_provider import ScriptedProvider, hold_answer
@@ -32,7 +32,7 @@ async def place(temporal_address: str, tmp_path: Path, idp: ScriptedProvider) ->
 
 
 async def run_of(place: Installation, connection: Connection) -> str | None:
-    handle = place.parts.client.get_workflow_handle(workflow_id(TENANT, connection.id))
+    handle = place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id))
     return (await handle.describe()).run_id
 
 
@@ -56,7 +56,7 @@ async def test_runs_that_are_older_start_anew_and_their_connections_notice_nothi
     assert await run_of(place, connection) != first
     fresh = await place.ensure_fresh(connection, 1)
     assert (fresh.problem, fresh.generation) == (None, 2)
-    assert (await place.row(connection)).state is State.ACTIVE
+    assert (await place.row(connection)).state is LifecycleState.ACTIVE
 
 
 @pytest.mark.parametrize("older_than", [None, timedelta(0)])
@@ -74,11 +74,11 @@ async def test_a_run_that_has_ended_is_followed_though_the_list_of_runs_still_ha
     await place.terminate(connection)
     assert (await place.parts.link.describe(TENANT, connection.id)) is None
 
-    async def as_before() -> dict[str, Running]:
+    async def as_before() -> dict[str, RunningWorkflow]:
         return listed
 
     monkeypatch.setattr(place.parts.link, "running_connections", as_before)
-    done = await place.parts.reconciler.all(older_than=older_than)
+    done = await place.parts.reconciler.reconcile_all(older_than=older_than)
     assert (done.started, done.restarted, done.unanswered) == (1, 0, ())
     assert (await place.ensure_fresh(connection, 1)).generation == 2
 
@@ -93,8 +93,8 @@ async def test_a_run_whose_provider_may_still_answer_is_left_and_named(
     refreshing = asyncio.create_task(place.ensure_fresh(connection, 1))
     await idp.until("token", 2)
     first = await run_of(place, connection)
-    done = await place.parts.reconciler.all(compare=False, older_than=timedelta(0))
-    assert (done.restarted, done.busy) == (0, (connection.id,))
+    done = await place.parts.reconciler.reconcile_all(compare=False, older_than=timedelta(0))
+    assert (done.restarted, done.awaiting_provider) == (0, (connection.id,))
     gate.set()
     assert (await refreshing).generation == 2
     assert await run_of(place, connection) == first
@@ -124,17 +124,20 @@ async def test_a_pass_goes_on_where_the_worker_before_was(place: Installation, i
     upkeep = ReconcileActivities(
         place.store,
         place.parts.reconciler,
-        ClosedRuns(place.store, place.parts.link, place.parts.clock),
+        ClosedRunExporter(place.store, place.parts.link, place.parts.clock),
         place.parts.clock,
         timedelta(days=30),
     )
     environment = ActivityEnvironment()
-    before = Reconciliation(live=1, started=1, after=passed)
+    before = ReconcileResult(live=1, started=1, after=passed)
     environment.info = replace(environment.info, heartbeat_details=[before])
-    told: list[Reconciliation] = []
+    told: list[ReconcileResult] = []
     environment.on_heartbeat = lambda *details: told.extend(details)
-    done = await environment.run(upkeep.reconcile, ReconcileOrder())
+    done = await environment.run(upkeep.reconcile, ReconcileRequest())
     assert (done.live, done.started, done.after) == (3, 3, None)
     assert told[0].after in (passed, third)
-    running = [await place.parts.link.running(workflow_id(TENANT, it)) for it in (passed, second, third)]
+    running = [
+        await place.parts.link.is_running(connection_workflow_id(TENANT, it))
+        for it in (passed, second, third)
+    ]
     assert running == [False, True, True]

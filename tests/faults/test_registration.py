@@ -11,19 +11,23 @@ import pytest
 import pytest_asyncio
 from temporalio.testing import ActivityEnvironment
 
-from activities.critical import CriticalSections
-from activities.discovery import DiscoveryActivities
-from activities.registration import Registrations
-from activities.replay import Replayer
-from evergrant_server.core.access import Integration, IntegrationState, Registration
-from evergrant_server.core.attempt import LIMITS, AttemptKind, Limits
+from activities.integrations.discovery import DiscoveryActivities
+from activities.integrations.registration import ClientRegistrations
+from activities.single_use.critical_section import CriticalSections
+from activities.single_use.journal_replay import JournalReplayer
+from evergrant_server.core.access import Integration, IntegrationState, RegistrationMethod
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connection import State
-from evergrant_server.core.errors import Code
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import IntegrationId, new_id
-from evergrant_server.core.messages import Discover, Discovered
+from evergrant_server.core.messages.connection import DiscoverEndpoints, DiscoveryResult
+from evergrant_server.core.messages.maintenance import (
+    REREAD_METADATA_WORKFLOW,
+    RereadMetadata,
+    RereadMetadataResult,
+)
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.upkeep import REREAD_WORKFLOW, MetadataRead, RereadMetadata
+from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, TimeLimits
 from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.journal import Journal
 from evergrant_server.store import Store
@@ -48,7 +52,7 @@ async def place(
 
 
 async def wanted(
-    place: Installation, issuer: str, how: Registration, initial: str | None = None
+    place: Installation, issuer: str, how: RegistrationMethod, initial: str | None = None
 ) -> Integration:
     """What `PUT /v1/integrations/crm` with a registration writes."""
     now = place.parts.clock.now()
@@ -67,10 +71,10 @@ async def wanted(
     )
     async with place.store.write() as tx:
         added = await tx.integrations.put(integration, None, expected=None)
-        return await tx.integrations.wants_registration(added, Secret(initial) if initial else None)
+        return await tx.integrations.request_registration(added, Secret(initial) if initial else None)
 
 
-async def discovered(place: Installation, integration: Integration) -> Discovered:
+async def discovered(place: Installation, integration: Integration) -> DiscoveryResult:
     return await place.parts.link.discover(TENANT, integration.id, ASKED, timeout=15)
 
 
@@ -82,7 +86,7 @@ async def now_of(place: Installation, integration: Integration) -> Integration:
 
 
 async def test_rfc7591_a_registered_client_connects(place: Installation, idp: ScriptedProvider):
-    integration = await wanted(place, idp.issuer, Registration.DYNAMIC)
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
     assert (await discovered(place, integration)).failure is None
     ready = await now_of(place, integration)
     assert (ready.state, ready.client_id, ready.client_auth) == (
@@ -93,7 +97,7 @@ async def test_rfc7591_a_registered_client_connects(place: Installation, idp: Sc
     assert idp.redirect_uris[0].endswith(f"/oauth/callback/{integration.id}")
     connection = await place.begin(ready)
     await place.consent(idp, ready, connection)
-    await place.until(connection, lambda c: c.state is State.ACTIVE)
+    await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)
     assert await place.actions_on(integration.id) == [
         AuditAction.CLIENT_REGISTERED,
         AuditAction.INTEGRATION_DISCOVERED,
@@ -101,7 +105,7 @@ async def test_rfc7591_a_registered_client_connects(place: Installation, idp: Sc
 
 
 async def test_reading_the_metadata_again_registers_nobody_again(place: Installation, idp: ScriptedProvider):
-    integration = await wanted(place, idp.issuer, Registration.DYNAMIC)
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
     await discovered(place, integration)
     await discovered(place, integration)
     assert idp.count("register") == 1
@@ -111,10 +115,10 @@ async def test_rfc7591_3_an_initial_access_token_is_sent_once_whatever_comes_of_
     place: Installation, idp: ScriptedProvider
 ):
     idp.script(drop_after_commit(), at="register")
-    integration = await wanted(place, idp.issuer, Registration.DYNAMIC, initial="iat-1")
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC, initial="iat-1")
     await discovered(place, integration)
     lost = await discovered(place, integration)
-    assert lost.failure is Code.CLIENT_REJECTED
+    assert lost.failure is ErrorCode.CLIENT_REJECTED
     assert "initial access token" in lost.detail
     assert idp.count("register") == 1
     (sent,) = (call for call in idp.calls if call.endpoint == "register")
@@ -130,22 +134,22 @@ class Worker:
         place: Installation,
         idp: ScriptedProvider,
         journals: Path,
-        limits: Limits = LIMITS,
+        limits: TimeLimits = LIMITS,
         store: Store | None = None,
     ) -> None:
         parts, sections, store = place.parts, CriticalSections(), store or place.store
         self.journal = Journal(journals)
         egress = Egress(EgressPolicy(allow=(idp.allowance,)))
-        sending = Registrations(store, egress, parts.clock, sections, self.journal, limits)
+        sending = ClientRegistrations(store, egress, parts.clock, sections, self.journal, limits)
         url = parts.settings.public_url
         self.discovery = self.made_of(store, parts.registry, egress, parts.clock, url, sending)
-        endings = {AttemptKind.REGISTRATION: self.discovery.answered}
-        self.replayer = Replayer(store, parts.clock, self.journal, sections, endings)
+        endings = {AttemptKind.REGISTRATION: self.discovery.replay_answer}
+        self.replayer = JournalReplayer(store, parts.clock, self.journal, sections, endings)
 
     made_of = DiscoveryActivities
 
-    async def discover(self, integration: Integration) -> Discovered:
-        order = Discover(tenant=TENANT, integration_id=integration.id, asked=ASKED)
+    async def discover(self, integration: Integration) -> DiscoveryResult:
+        order = DiscoverEndpoints(tenant=TENANT, integration_id=integration.id, context=ASKED)
         return await ActivityEnvironment().run(self.discovery.discover_endpoints, order)
 
 
@@ -155,7 +159,7 @@ class _Dies(Exception):
 
 class DiesWithTheAnswer(Worker):
     class Discovery(DiscoveryActivities):
-        async def _concluded(self, it: Any, reply: Any, keys: Any) -> Discovered:
+        async def _concluded(self, it: Any, reply: Any, keys: Any) -> DiscoveryResult:
             raise _Dies
 
     made_of = Discovery
@@ -166,7 +170,7 @@ async def test_an_answer_whose_worker_died_with_it_is_replayed_by_any_other(
     place: Installation, idp: ScriptedProvider, tmp_path: Path, initial: str | None
 ):
     """Else the client at the issuer is nobody's, and an open issuer makes a second one."""
-    integration = await wanted(place, idp.issuer, Registration.DYNAMIC, initial=initial)
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC, initial=initial)
     first = DiesWithTheAnswer(place, idp, tmp_path / "shared")
     with pytest.raises(_Dies):
         await first.discover(integration)
@@ -174,7 +178,7 @@ async def test_an_answer_whose_worker_died_with_it_is_replayed_by_any_other(
     assert (await now_of(place, integration)).client_id == ""
     second = Worker(place, idp, tmp_path / "shared")
     assert await second.replayer.sweep() == 1
-    assert second.journal.left_behind() == (0, 0)
+    assert second.journal.count_waiting() == (0, 0)
     ready = await now_of(place, integration)
     assert (ready.state, ready.client_id) == (IntegrationState.READY, idp.client_id)
     assert (await second.discover(integration)).failure is None
@@ -185,7 +189,7 @@ async def test_an_answer_whose_worker_died_with_it_is_replayed_by_any_other(
 async def test_what_asks_again_before_the_replay_waits_for_it(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
-    integration = await wanted(place, idp.issuer, Registration.DYNAMIC)
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
     first = DiesWithTheAnswer(place, idp, tmp_path / "shared")
     with pytest.raises(_Dies):
         await first.discover(integration)
@@ -201,13 +205,13 @@ async def test_what_asks_again_before_the_replay_waits_for_it(
 async def test_an_answer_that_somebody_no_longer_wants_changes_nothing(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
-    integration = await wanted(place, idp.issuer, Registration.DYNAMIC)
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
     first = DiesWithTheAnswer(place, idp, tmp_path / "shared")
     with pytest.raises(_Dies):
         await first.discover(integration)
     first.journal.release()
     async with place.store.write() as tx:  # a `PUT` asks for another one
-        asked_anew = await tx.integrations.wants_registration(await now_of(place, integration), None)
+        asked_anew = await tx.integrations.request_registration(await now_of(place, integration), None)
     second = Worker(place, idp, tmp_path / "shared")
     assert await second.replayer.sweep() == 1
     assert await now_of(place, integration) == asked_anew
@@ -216,7 +220,7 @@ async def test_an_answer_that_somebody_no_longer_wants_changes_nothing(
 async def test_no_plain_secret_lies_in_the_journal(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
-    integration = await wanted(place, idp.issuer, Registration.DYNAMIC)
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
     with pytest.raises(_Dies):
         await DiesWithTheAnswer(place, idp, tmp_path / "shared").discover(integration)
     (entry,) = (tmp_path / "shared").glob("*/*.entry")
@@ -224,7 +228,7 @@ async def test_no_plain_secret_lies_in_the_journal(
 
 
 async def test_what_was_certainly_not_sent_may_be_sent_again(place: Installation, idp: ScriptedProvider):
-    integration = await wanted(place, idp.issuer, Registration.DYNAMIC, initial="iat-1")
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC, initial="iat-1")
     nowhere = idp.url("register").replace(str(idp.port), "9")
     idp.metadata["registration_endpoint"] = nowhere
     assert (await discovered(place, integration)).failure is not None
@@ -235,18 +239,18 @@ async def test_what_was_certainly_not_sent_may_be_sent_again(place: Installation
 @pytest.mark.parametrize(
     ("answer", "code"),
     [
-        (error("invalid_redirect_uri"), Code.CLIENT_REJECTED),
-        (status(401), Code.CLIENT_REJECTED),
-        (status(503), Code.PROVIDER_ERROR),
-        (html(), Code.REPLY_UNREADABLE),
-        (drop(), Code.PROVIDER_UNREACHABLE),
+        (error("invalid_redirect_uri"), ErrorCode.CLIENT_REJECTED),
+        (status(401), ErrorCode.CLIENT_REJECTED),
+        (status(503), ErrorCode.PROVIDER_ERROR),
+        (html(), ErrorCode.REPLY_UNREADABLE),
+        (drop(), ErrorCode.PROVIDER_UNREACHABLE),
     ],
 )
 async def test_a_refused_registration_says_so(
-    place: Installation, idp: ScriptedProvider, answer: Any, code: Code
+    place: Installation, idp: ScriptedProvider, answer: Any, code: ErrorCode
 ):
     idp.script(answer, at="register")
-    integration = await wanted(place, idp.issuer, Registration.DYNAMIC)
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
     assert (await discovered(place, integration)).failure is code
     failed = await now_of(place, integration)
     assert (failed.state, failed.client_id) == (IntegrationState.FAILED, "")
@@ -254,35 +258,35 @@ async def test_a_refused_registration_says_so(
 
 async def test_a_server_without_registration_is_told_apart(place: Installation, idp: ScriptedProvider):
     idp.metadata["registration_endpoint"] = None
-    integration = await wanted(place, idp.issuer, Registration.DYNAMIC)
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
     assert (await discovered(place, integration)).detail == (
         "the server can't register us: it has no registration endpoint"
     )
 
 
 async def test_a_metadata_document_needs_a_server_that_reads_them(place: Installation, idp: ScriptedProvider):
-    integration = await wanted(place, idp.issuer, Registration.METADATA_DOCUMENT)
-    assert (await discovered(place, integration)).failure is Code.CLIENT_REJECTED
+    integration = await wanted(place, idp.issuer, RegistrationMethod.METADATA_DOCUMENT)
+    assert (await discovered(place, integration)).failure is ErrorCode.CLIENT_REJECTED
     idp.metadata["client_id_metadata_document_supported"] = True
     assert (await discovered(place, integration)).failure is None
     assert idp.count("register") == 0
 
 
-async def reread(place: Installation) -> MetadataRead:
+async def reread(place: Installation) -> RereadMetadataResult:
     """What the schedule starts, with nothing too young for it."""
     return await place.parts.client.execute_workflow(
-        REREAD_WORKFLOW,
+        REREAD_METADATA_WORKFLOW,
         RereadMetadata(older_than_s=-1),
         id=new_id("out"),
         task_queue=place.parts.settings.temporal_task_queue,
-        result_type=MetadataRead,
+        result_type=RereadMetadataResult,
     )
 
 
 async def test_metadata_that_weakens_is_refused_once_and_what_was_pinned_stays(
     place: Installation, idp: ScriptedProvider
 ):
-    integration = await wanted(place, idp.issuer, Registration.DYNAMIC)
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
     await discovered(place, integration)
     pinned = (await now_of(place, integration)).endpoints
     idp.metadata["token_endpoint"] = idp.url("v2/token")
@@ -298,30 +302,30 @@ async def test_metadata_that_weakens_is_refused_once_and_what_was_pinned_stays(
 
 
 async def test_a_harmless_change_is_taken_over(place: Installation, idp: ScriptedProvider):
-    integration = await wanted(place, idp.issuer, Registration.DYNAMIC)
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
     await discovered(place, integration)
     idp.metadata["token_endpoint"] = idp.url("v2/token")
-    assert await reread(place) == MetadataRead(read=1, changed=1, refused=0)
+    assert await reread(place) == RereadMetadataResult(read=1, changed=1, refused=0)
     endpoints = (await now_of(place, integration)).endpoints
     assert endpoints is not None
     assert endpoints.token_endpoint == idp.url("v2/token")
 
 
 async def test_an_issuer_that_is_away_has_changed_nothing(place: Installation, idp: ScriptedProvider):
-    integration = await wanted(place, idp.issuer, Registration.DYNAMIC)
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
     await discovered(place, integration)
     before = await now_of(place, integration)
     idp.script(*[status(503)] * 9, at="metadata")
-    assert await reread(place) == MetadataRead(read=1, changed=0, refused=0)
+    assert await reread(place) == RereadMetadataResult(read=1, changed=0, refused=0)
     assert (await now_of(place, integration)).endpoints == before.endpoints
 
 
 async def test_what_was_read_lately_is_left_alone(place: Installation, idp: ScriptedProvider):
-    integration = await wanted(place, idp.issuer, Registration.DYNAMIC)
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
     await discovered(place, integration)
     async with place.store.read() as tx:
         day_ago = place.parts.clock.now() - timedelta(days=1)
-        assert await tx.integrations.with_old_metadata(day_ago, 10) == []
+        assert await tx.integrations.with_metadata_older_than(day_ago, 10) == []
 
 
 async def test_django_oauth_toolkit_registers_us_and_knows_our_secret(
@@ -334,8 +338,8 @@ async def test_django_oauth_toolkit_registers_us_and_knows_our_secret(
             temporal_address, database_url, tmp_path / "here", allow=(_host(server.issuer),)
         ) as place,
     ):
-        integration = await wanted(place, server.issuer, Registration.DYNAMIC)
-        assert await discovered(place, integration) == Discovered()
+        integration = await wanted(place, server.issuer, RegistrationMethod.DYNAMIC)
+        assert await discovered(place, integration) == DiscoveryResult()
         ready = await now_of(place, integration)
         assert ready.endpoints is not None
         async with place.store.read() as tx:

@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
-from evergrant_server.core.access import IntegrationState, Registration
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.store import HeldKeys, Store, Tx
+from evergrant_server.core.access import IntegrationState, RegistrationMethod
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.store import Store, Transaction, UnwrappedKeys
 from tests.fakes.installation import Installation
 from tests.fakes.scripted_provider import ScriptedProvider, hold_answer
 from tests.faults.leaving import SHORT
@@ -21,7 +21,7 @@ async def test_a_registration_on_another_host_is_waited_for(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     """Neither sees the other's journals: a second client at the issuer would be nobody's."""
-    integration = await wanted(place, idp.issuer, Registration.DYNAMIC)
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
     slow, second = (Worker(place, idp, tmp_path / host) for host in ("slow", "second"))
     gate = asyncio.Event()
     idp.script(hold_answer(gate), at="register")
@@ -40,7 +40,7 @@ async def test_a_registration_on_another_host_is_waited_for(
 async def test_a_registration_on_another_host_is_taken_over_when_its_answer_can_t_come_any_more(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
-    integration = await wanted(place, idp.issuer, Registration.DYNAMIC)
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
     slow, second = (Worker(place, idp, tmp_path / host, SHORT) for host in ("slow", "second"))
     gate = asyncio.Event()
     idp.script(hold_answer(gate), at="register")
@@ -59,12 +59,12 @@ async def test_a_registration_whose_intent_was_not_heard_of_is_sent_all_the_same
 ):
     """The commit is tried again, and finds the intent: it is its own, and no other worker's. Else its
     initial access token would count as used, and no byte has left."""
-    integration = await wanted(place, idp.issuer, Registration.DYNAMIC, initial="iat-1")
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC, initial="iat-1")
     store = await Store.open(place.parts.settings.database_url, place.parts.ring, place.parts.clock)
-    write, lost = store.write, [Failure(Code.STORE_UNAVAILABLE, "its answer was lost")]
+    write, lost = store.write, [Failure(ErrorCode.STORE_UNAVAILABLE, "its answer was lost")]
 
     @asynccontextmanager
-    async def unheard_once(keys: HeldKeys | None = None) -> AsyncIterator[Tx]:
+    async def unheard_once(keys: UnwrappedKeys | None = None) -> AsyncIterator[Transaction]:
         async with write(keys) as tx:
             yield tx
         if lost:
@@ -83,7 +83,7 @@ async def test_a_registration_that_is_dated_ahead_is_waited_for_from_when_it_was
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     """The other host's clock was an hour ahead, and it died."""
-    integration = await wanted(place, idp.issuer, Registration.DYNAMIC)
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
     async with place.store.write() as tx:
         later = place.parts.clock.now() + timedelta(hours=1)
         ahead = integration.model_copy(update={"registration_sent_at": later})

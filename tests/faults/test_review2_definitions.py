@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from evergrant_server.core.attempt import Outcome
-from evergrant_server.core.connection import Connection, Revocation, State
+from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.definition import Definition, DefinitionState, Rollout
-from evergrant_server.core.errors import Code
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import IntegrationId
-from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.core.single_use.attempt import AttemptOutcome
 from tests.conformance.store.samples import an_attempt
 from tests.fakes.certificates import loopback_tls
 from tests.fakes.installation import TENANT, Installation, installation
@@ -74,7 +74,7 @@ async def test_refreshes_go_on_as_before_and_count_against_it(
     for generation in (1, 2, 3):
         fresh = await place.ensure_fresh(connection, generation)
         assert (fresh.problem, fresh.generation) == (None, generation + 1)
-    assert (await place.row(connection)).state is State.ACTIVE
+    assert (await place.row(connection)).state is LifecycleState.ACTIVE
     counted = await onboarding.until(version, lambda it: it.bad >= 3)
     assert counted.good == 0
 
@@ -104,19 +104,21 @@ async def test_its_refusal_of_a_token_that_was_sent_before_condemns_nobody(
     async with place.store.write() as tx:
         lost = an_attempt(await place.row(connection))
         await tx.attempts.open(lost)
-        await tx.attempts.close(lost, Outcome.SUPERSEDED, place.parts.clock.now())
+        await tx.attempts.close(lost, AttemptOutcome.SUPERSEDED, place.parts.clock.now())
     fresh = await place.ensure_fresh(connection, 1)
     assert (fresh.problem, fresh.generation) == (None, 2)
-    assert (await place.row(connection)).state is State.ACTIVE
+    assert (await place.row(connection)).state is LifecycleState.ACTIVE
 
 
 async def test_it_never_gets_the_last_send_of_a_token(place: Installation, idp: ScriptedProvider):
     """Its 500 may have followed a commit, so a token that rotates strictly is sent once more at most."""
     idp.script(*[status(500) for _ in range(100)], at="broken")
     _, _, connection = await staged(place, idp, token_endpoint=idp.url("broken"))
-    assert (await place.ensure_fresh(connection, 1)).problem is Code.REFRESH_PENDING
-    row = await place.until(connection, lambda it: it.generation == 2 or it.state is not State.ACTIVE, 40)
-    assert row.state is State.ACTIVE
+    assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.REFRESH_PENDING
+    row = await place.until(
+        connection, lambda it: it.generation == 2 or it.state is not LifecycleState.ACTIVE, 40
+    )
+    assert row.state is LifecycleState.ACTIVE
 
 
 async def test_it_is_not_believed_that_there_is_nothing_to_revoke_at(
@@ -124,6 +126,6 @@ async def test_it_is_not_believed_that_there_is_nothing_to_revoke_at(
 ):
     _, _, connection = await staged(place, idp, revocation_endpoint=None)
     await place.revoke(connection)
-    row = await place.until(connection, lambda it: it.state is State.REVOKED)
-    assert row.revocation is Revocation.CONFIRMED
+    row = await place.until(connection, lambda it: it.state is LifecycleState.REVOKED)
+    assert row.revocation is RevocationOutcome.CONFIRMED
     assert not any(family.alive for family in idp.families if family.used or family.access_tokens)

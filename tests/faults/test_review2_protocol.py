@@ -9,25 +9,31 @@ from typing import Any
 
 import pytest
 
-from activities.answers import Answer
-from activities.critical import CriticalSections
-from activities.holdings import Holder, Holdings
-from activities.single_use import Ending, SingleUse, Use
-from evergrant_server.core.attempt import LIMITS, AttemptKind, LateAnswer, Limits, Outcome
+from activities.single_use.critical_section import CriticalSections
+from activities.single_use.journaled_reply import JournaledReply
+from activities.single_use.protocol import OutcomeHandler, SingleUseAttempt, SingleUseProtocol
+from activities.support.provider_context import ProviderContext, ProviderContextLoader
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connection import Connection, Revocation, State
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.grant import MAIN, TokenSet
+from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
+from evergrant_server.core.connections.grant import MAIN_SLOT, TokenSet
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant, new_id
-from evergrant_server.core.messages import Call, Provenance, RefreshGrant
-from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.core.messages.connection import ConnectionCall, Provenance, RefreshGrant
 from evergrant_server.core.secret import Secret
-from evergrant_server.crypto import Lane
+from evergrant_server.core.single_use.attempt import (
+    LIMITS,
+    AttemptKind,
+    AttemptOutcome,
+    LateTokens,
+    TimeLimits,
+)
+from evergrant_server.crypto import KeyPurpose
 from evergrant_server.egress import BeforeSend
 from evergrant_server.journal import Journal
-from evergrant_server.store import HeldKeys, Store, Tx
-from providers.flows import Sender
-from providers.reply import RawReply
+from evergrant_server.store import Store, Transaction, UnwrappedKeys
+from providers.requests.sender import Sender
+from providers.responses.raw_reply import RawReply
 from tests.fakes.installation import ASKED, TENANT, Installation
 from tests.fakes.scripted_provider import ScriptedProvider, error
 from tests.faults.test_one_connection import open_attempts
@@ -42,37 +48,37 @@ async def test_the_time_to_send_counts_from_before_the_intent(
     """Others count it from the row's `opened_at`: a pause during or after the commit is part of it."""
     connection = await place.connect(idp, STRICT)
     journal = Journal(tmp_path / "another-host")
-    limits = Limits(send=timedelta(seconds=0.2))
-    single_use = SingleUse(place.store, place.parts.clock, CriticalSections(), journal, limits)
-    use = await single_use.begin(AttemptKind.REFRESH, connection, STRICT, token_valid=True)
+    limits = TimeLimits(send=timedelta(seconds=0.2))
+    single_use = SingleUseProtocol(place.store, place.parts.clock, CriticalSections(), journal, limits)
+    use = await single_use.open(AttemptKind.REFRESH, connection, STRICT, token_valid=True)
     await asyncio.sleep(0.3)  # the process is stopped
     left: list[bool] = []
-    said: list[tuple[Code, Outcome | None]] = []
+    said: list[tuple[ErrorCode, AttemptOutcome | None]] = []
 
     async def send(check: BeforeSend) -> RawReply:
         check()
         left.append(True)
         return RawReply(200, {}, b"{}")
 
-    async def settle(use: Use, failure: Failure, outcome: Outcome | None) -> None:
+    async def settle(use: SingleUseAttempt, failure: Failure, outcome: AttemptOutcome | None) -> None:
         said.append((failure.code, outcome))
 
     def judge(reply: RawReply) -> TokenSet:
-        raise Failure(Code.REPLY_UNREADABLE)
+        raise Failure(ErrorCode.REPLY_UNREADABLE)
 
-    async def commit(use: Use, tokens: TokenSet) -> None:
+    async def commit(use: SingleUseAttempt, tokens: TokenSet) -> None:
         raise AssertionError("nothing was judged good")
 
     provenance = Provenance(workflow_id="w", run_id="r", event_id=1)
-    order = Call(tenant=TENANT, connection_id=connection.id, asked=ASKED, provenance=provenance)
-    await single_use.spend(use, order, send=send, ending=Ending(judge, commit, settle))
+    order = ConnectionCall(tenant=TENANT, connection_id=connection.id, context=ASKED, provenance=provenance)
+    await single_use.spend(use, order, send=send, ending=OutcomeHandler(judge, commit, settle))
     assert left == []
-    assert said == [(Code.REFRESH_PENDING, Outcome.NOT_SENT)]
+    assert said == [(ErrorCode.REFRESH_PENDING, AttemptOutcome.NOT_SENT)]
     journal.release()
 
 
 LATE = RawReply(200, {}, b'{"access_token": "at-late", "token_type": "Bearer", "refresh_token": "rt-late"}')
-LOST = Failure(Code.STORE_UNAVAILABLE, "its answer was lost")
+LOST = Failure(ErrorCode.STORE_UNAVAILABLE, "its answer was lost")
 
 
 @pytest.mark.parametrize("cut", [LOST, asyncio.CancelledError()], ids=["answer lost", "cut"])
@@ -83,7 +89,7 @@ async def test_an_intent_whose_commit_was_not_heard_of_is_no_use(
     connection = await place.connect(idp, STRICT)
 
     @asynccontextmanager
-    async def unheard(keys: HeldKeys | None = None) -> AsyncIterator[Tx]:
+    async def unheard(keys: UnwrappedKeys | None = None) -> AsyncIterator[Transaction]:
         async with place.store.write(keys) as tx:
             yield tx
         raise cut
@@ -91,20 +97,20 @@ async def test_an_intent_whose_commit_was_not_heard_of_is_no_use(
     store = await Store.open(place.parts.settings.database_url, place.parts.ring, place.parts.clock)
     store.write = unheard  # type: ignore[method-assign]  # the commit is real, its answer is lost
     worker = Activities(place, (idp.allowance,), tmp_path / "here")
-    single_use = SingleUse(store, place.parts.clock, CriticalSections(), worker.journal)
+    single_use = SingleUseProtocol(store, place.parts.clock, CriticalSections(), worker.journal)
     with pytest.raises(type(cut)):
-        await single_use.begin(AttemptKind.REFRESH, connection, STRICT, token_valid=True)
+        await single_use.open(AttemptKind.REFRESH, connection, STRICT, token_valid=True)
     await store.close()
     async with place.store.read() as tx:
-        stands = await tx.attempts.opened(TENANT, connection.id, MAIN)
+        stands = await tx.attempts.open_of_any_kind(TENANT, connection.id, MAIN_SLOT)
     assert stands is not None
     assert (await worker.refresh(connection, 1)).generation == 2
     async with place.store.read() as tx:
         ended = await tx.attempts.get(TENANT, stands.id)
     assert ended is not None
-    assert ended.outcome is Outcome.NOT_SENT
+    assert ended.outcome is AttemptOutcome.NOT_SENT
     await worker.replayer.sweep()
-    assert list(worker.journal.mine()) == [], "its room is given back"
+    assert list(worker.journal.own_paths()) == [], "its room is given back"
 
 
 @pytest.mark.parametrize("refused", [0, 1])
@@ -115,10 +121,10 @@ async def test_a_late_answer_that_is_refused_takes_no_other_with_it(
     connection = await place.connect(idp, STRICT)
     idp.script(error("invalid_grant"))
     await place.ensure_fresh(connection, 1)
-    await place.until(connection, lambda it: it.state is State.NEEDS_REAUTH)
+    await place.until(connection, lambda it: it.state is LifecycleState.NEEDS_REAUTH)
     now = place.parts.clock.now()
     kept = [
-        LateAnswer(
+        LateTokens(
             tenant=TENANT,
             attempt_id=AttemptId(new_id("att")),
             connection_id=connection.id,
@@ -131,17 +137,17 @@ async def test_a_late_answer_that_is_refused_takes_no_other_with_it(
     async with place.store.write() as tx:
         for late in kept:
             tokens = TokenSet(access_token=Secret("a"), refresh_token=Secret(f"dead-{late.attempt_id}"))
-            assert await tx.late_answers.keep(late, tokens)
+            assert await tx.late_tokens.add(late, tokens)
     worker = Activities(place, (idp.allowance,), tmp_path / "here")
     news = await worker.verify(connection, kept[refused].attempt_id)
-    assert news.failure is Code.GRANT_REJECTED
-    assert news.late_next == kept[1 - refused].attempt_id, "it is tried next"
+    assert news.failure is ErrorCode.GRANT_REJECTED
+    assert news.next_late_attempt == kept[1 - refused].attempt_id, "it is tried next"
     again = await worker.verify(connection, kept[refused].attempt_id)
-    assert again.late_next == news.late_next, "the first news of it may be lost"
+    assert again.next_late_attempt == news.next_late_attempt, "the first news of it may be lost"
     async with place.store.read() as tx:
-        left = await tx.late_answers.of(TENANT, connection.id)
+        left = await tx.late_tokens.of_connection(TENANT, connection.id)
     assert [it.attempt_id for it in left] == [kept[1 - refused].attempt_id]
-    assert (await worker.verify(connection, kept[1 - refused].attempt_id)).late_next is None
+    assert (await worker.verify(connection, kept[1 - refused].attempt_id)).next_late_attempt is None
 
 
 async def test_nothing_is_sent_for_a_connection_that_was_condemned_since_it_was_read(
@@ -151,13 +157,13 @@ async def test_nothing_is_sent_for_a_connection_that_was_condemned_since_it_was_
     which stood in the way, and the generation is the same."""
     read = await place.row(await place.connect(idp, STRICT))
     journal = Journal(tmp_path / "one-host")
-    single_use = SingleUse(place.store, place.parts.clock, CriticalSections(), journal)
+    single_use = SingleUseProtocol(place.store, place.parts.clock, CriticalSections(), journal)
     async with place.store.write() as tx:
-        condemned = read.rejected(Code.GRANT_REJECTED, place.parts.clock.now())
+        condemned = read.rejected(ErrorCode.GRANT_REJECTED, place.parts.clock.now())
         await tx.connections.replace(condemned, expected=read.revision)
     with pytest.raises(Failure) as raised:
-        await single_use.begin(AttemptKind.REFRESH, read, STRICT, token_valid=True)
-    assert raised.value.code is Code.STORE_CONFLICT
+        await single_use.open(AttemptKind.REFRESH, read, STRICT, token_valid=True)
+    assert raised.value.code is ErrorCode.STORE_CONFLICT
     assert await open_attempts(place, read) == 0
 
 
@@ -168,26 +174,28 @@ async def died_with(
     reply: RawReply,
     *,
     provisional: bool = False,
-    limits: Limits = LIMITS,
+    limits: TimeLimits = LIMITS,
 ) -> Path:
     """The entry of a worker of this host that died with an answer in its journal."""
     journal = Journal(folder)
-    dies = SingleUse(place.store, place.parts.clock, CriticalSections(), journal, limits)
-    use = await dies.begin(AttemptKind.REFRESH, connection, STRICT, token_valid=True)
-    assert use.room is not None
+    dies = SingleUseProtocol(place.store, place.parts.clock, CriticalSections(), journal, limits)
+    use = await dies.open(AttemptKind.REFRESH, connection, STRICT, token_valid=True)
+    assert use.reservation is not None
     provenance = Provenance(workflow_id="w", run_id="r", event_id=1)
     order = RefreshGrant(
-        tenant=TENANT, connection_id=connection.id, asked=ASKED, provenance=provenance, generation=1
+        tenant=TENANT, connection_id=connection.id, context=ASKED, provenance=provenance, generation=1
     )
-    answer = Answer.to(order, reply, place.parts.clock.now(), provisional=provisional)
-    entry = use.room.keep(use.keys.current(Lane.REFRESH), answer.packed())
+    answer = JournaledReply.for_request(order, reply, place.parts.clock.now(), provisional=provisional)
+    entry = use.reservation.write_entry(use.keys.current(KeyPurpose.REFRESH), answer.pack())
     journal.release()
     return entry.path
 
 
-@pytest.mark.parametrize(("provisional", "state"), [(True, State.ACTIVE), (False, State.NEEDS_REAUTH)])
+@pytest.mark.parametrize(
+    ("provisional", "state"), [(True, LifecycleState.ACTIVE), (False, LifecycleState.NEEDS_REAUTH)]
+)
 async def test_a_staged_definitions_refusal_is_not_believed_by_whoever_replays_it(
-    place: Installation, idp: ScriptedProvider, tmp_path: Path, provisional: bool, state: State
+    place: Installation, idp: ScriptedProvider, tmp_path: Path, provisional: bool, state: LifecycleState
 ):
     """Its worker died with the answer in its journal, and the definition was rolled back meanwhile."""
     connection = await place.connect(idp, STRICT)
@@ -220,7 +228,7 @@ async def test_a_code_exchange_whose_commit_was_not_heard_of_brings_its_grant(
     write, lost = store.write, [LOST]
 
     @asynccontextmanager
-    async def unheard_once(keys: HeldKeys | None = None) -> AsyncIterator[Tx]:
+    async def unheard_once(keys: UnwrappedKeys | None = None) -> AsyncIterator[Transaction]:
         async with write(keys) as tx:
             yield tx
         if keys is not None and lost:  # an answer is committed with keys that were held before it
@@ -231,7 +239,7 @@ async def test_a_code_exchange_whose_commit_was_not_heard_of_brings_its_grant(
     news = await worker.exchange(connection, consent)
     await store.close()
     assert lost == []
-    assert (news.failure, news.state, news.generation) == (None, State.ACTIVE, 1)
+    assert (news.failure, news.state, news.generation) == (None, LifecycleState.ACTIVE, 1)
     assert await worker.replayer.sweep() == 0, "its entry is dropped"
 
 
@@ -243,17 +251,19 @@ async def test_a_code_exchange_that_is_overtaken_by_a_replay_brings_its_grant(
     connection = await place.begin(integration)
     consent = await place.consent(idp, integration, connection, tell=False)
     first, again = (Activities(place, (idp.allowance,), tmp_path / "one-host") for _ in range(2))
-    take, overtaken = Holder.take, [True]
+    take, overtaken = ProviderContextLoader.load, [True]
 
-    async def overtaken_once(holder: Holder, tenant: Tenant, id: ConnectionId) -> Holdings:
+    async def overtaken_once(
+        holder: ProviderContextLoader, tenant: Tenant, id: ConnectionId
+    ) -> ProviderContext:
         if overtaken:
             overtaken.clear()
             assert (await first.exchange(connection, consent)).generation == 1
         return await take(holder, tenant, id)
 
-    monkeypatch.setattr(Holder, "take", overtaken_once)
+    monkeypatch.setattr(ProviderContextLoader, "load", overtaken_once)
     news = await again.exchange(connection, consent)
-    assert (news.failure, news.state, news.generation) == (None, State.ACTIVE, 1)
+    assert (news.failure, news.state, news.generation) == (None, LifecycleState.ACTIVE, 1)
     assert idp.count("token") == 1
 
 
@@ -262,10 +272,10 @@ async def test_what_lands_while_the_provider_is_told_is_revoked_too(
 ):
     """Its host was away for longer than anybody waits for an answer, and comes back in this moment."""
     connection = await place.connect(idp, STRICT)
-    long_ago = Limits(send=-timedelta(minutes=2))
+    long_ago = TimeLimits(send=-timedelta(minutes=2))
     await died_with(place, connection, tmp_path / "far", LATE, limits=long_ago)
     async with place.store.write() as tx:
-        asked = (await place.row(connection)).revoke_asked("asked", place.parts.clock.now())
+        asked = (await place.row(connection)).revocation_requested("asked", place.parts.clock.now())
         await tx.connections.replace(asked, expected=asked.revision)
     here, revoke = Activities(place, (idp.allowance,), tmp_path / "here"), Sender.revoke
 
@@ -275,10 +285,10 @@ async def test_what_lands_while_the_provider_is_told_is_revoked_too(
 
     monkeypatch.setattr(Sender, "revoke", lands_first)
     news = await here.revoke(connection)
-    assert (news.failure, news.retry_after) == (Code.REFRESH_PENDING, 3)
+    assert (news.failure, news.retry_after) == (ErrorCode.REFRESH_PENDING, 3)
     row = await place.row(connection)
-    assert (row.state, row.generation) == (State.REVOKING, 2)
-    assert (await here.revoke(connection)).revocation is Revocation.CONFIRMED
+    assert (row.state, row.generation) == (LifecycleState.REVOKING, 2)
+    assert (await here.revoke(connection)).revocation is RevocationOutcome.CONFIRMED
     told = [call.params["token"] for call in idp.calls if call.endpoint == "revoke"]
     assert told[2:] == ["rt-late", "at-late"]
 
@@ -288,19 +298,19 @@ async def test_what_comes_after_all_was_revoked_is_revoked_too(
 ):
     """Its host was away, and nobody waited for the answer any more; its process has it in hand."""
     connection = await place.connect(idp, STRICT)
-    long_ago = Limits(send=-timedelta(minutes=2))
+    long_ago = TimeLimits(send=-timedelta(minutes=2))
     far = Activities(place, (idp.allowance,), tmp_path / "far", long_ago)
-    use = await far._refresh._single_use.begin(AttemptKind.REFRESH, connection, STRICT, token_valid=True)
+    use = await far._refresh._single_use.open(AttemptKind.REFRESH, connection, STRICT, token_valid=True)
     await place.revoke(connection)
-    await place.until(connection, lambda row: row.state is State.REVOKED)
+    await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
     provenance = Provenance(workflow_id="w", run_id="r", event_id=1)
     order = RefreshGrant(
-        tenant=TENANT, connection_id=connection.id, asked=ASKED, provenance=provenance, generation=1
+        tenant=TENANT, connection_id=connection.id, context=ASKED, provenance=provenance, generation=1
     )
-    answer = Answer.to(order, LATE, place.parts.clock.now())
-    news = await at_temporal().run(far._refresh.answered, use, answer)
-    assert news.state is State.REVOKED
+    answer = JournaledReply.for_request(order, LATE, place.parts.clock.now())
+    news = await at_temporal().run(far._refresh.replay, use, answer)
+    assert news.state is LifecycleState.REVOKED
     told = [call.params["token"] for call in idp.calls if call.endpoint == "revoke"]
     assert told[-2:] == ["rt-late", "at-late"]
-    (said,) = await place.records(AuditAction.ANSWER_CAME_LATE)
-    assert (said.detail["state"], said.detail["revoked"]) == (State.REVOKED, True)
+    (said,) = await place.records(AuditAction.LATE_TOKENS_RECEIVED)
+    assert (said.detail["state"], said.detail["revoked"]) == (LifecycleState.REVOKED, True)

@@ -9,15 +9,15 @@ from sqlalchemy import update
 from sqlmodel import col
 
 from evergrant_server.core.clock import SetClock
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.ids import ConnectionId, OutboxId, Tenant, new_id, workflow_id
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import ConnectionId, OutboxId, Tenant, connection_workflow_id, new_id
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
 from evergrant_server.store import Store
 from evergrant_server.store.outbox import Outbox
 from evergrant_server.store.tables import OutboxRow
 from evergrant_server.temporal_link import OutboxRelay
-from evergrant_server.temporal_link.calling import WorkflowGone
-from evergrant_server.temporal_link.reconcile import Revival
+from evergrant_server.temporal_link.calls import WorkflowNotRunning
+from evergrant_server.temporal_link.reconcile import StartOutcome
 from tests.fakes.databases import (  # noqa: F401  # fixtures
     clock,
     database_url,
@@ -28,7 +28,7 @@ from tests.fakes.databases import (  # noqa: F401  # fixtures
 )
 
 TENANT = Tenant("acme")
-BAD, GOOD = (workflow_id(TENANT, ConnectionId(new_id("con"))) for _ in range(2))
+BAD, GOOD = (connection_workflow_id(TENANT, ConnectionId(new_id("con"))) for _ in range(2))
 
 
 class Trouble:
@@ -38,19 +38,22 @@ class Trouble:
         self,
         at_signal: Exception | None = None,
         at_revival: Exception | None = None,
-        revives: Revival | None = None,
+        revives: StartOutcome | None = None,
     ) -> None:
         self._at_signal, self._at_revival, self._revives = at_signal, at_revival, revives
-        self._comes_back, self._missed = revives in (Revival.STARTED, Revival.RUNS), False
+        self._comes_back, self._missed = (
+            revives in (StartOutcome.STARTED, StartOutcome.ALREADY_RUNNING),
+            False,
+        )
         self.signalled: list[str] = []
 
     async def signal(self, target: str, name: str, payload: dict[str, Any]) -> None:
         if target == BAD and not (self._comes_back and self._missed):
             self._missed = True
-            raise self._at_signal or WorkflowGone
+            raise self._at_signal or WorkflowNotRunning
         self.signalled.append(target)
 
-    async def revive(self, tenant: Tenant, connection_id: ConnectionId) -> Revival:
+    async def revive(self, tenant: Tenant, connection_id: ConnectionId) -> StartOutcome:
         if self._revives is not None:
             return self._revives
         assert self._at_revival is not None
@@ -75,8 +78,8 @@ async def put(store: Store, clock: SetClock, target: str) -> None:  # noqa: F811
     "goes_wrong",
     [
         {"at_signal": ValueError("its text may be a secret")},
-        {"at_signal": Failure(Code.TEMPORAL_UNAVAILABLE)},
-        {"at_revival": Failure(Code.TEMPORAL_UNAVAILABLE)},
+        {"at_signal": Failure(ErrorCode.TEMPORAL_UNAVAILABLE)},
+        {"at_revival": Failure(ErrorCode.TEMPORAL_UNAVAILABLE)},
         {"at_revival": KeyError("rules")},
     ],
 )
@@ -89,7 +92,7 @@ async def test_what_can_t_be_delivered_is_put_off_and_the_next_one_delivered(
     await put(store, clock, BAD)
     await put(store, clock, GOOD)
     relay = OutboxRelay(store, cast(Any, trouble), cast(Any, trouble), clock)
-    assert await relay.deliver() == 2
+    assert await relay.deliver_batch() == 2
     assert trouble.signalled == [GOOD]
     clock.advance(2)
     async with store.write() as tx:
@@ -98,24 +101,24 @@ async def test_what_can_t_be_delivered_is_put_off_and_the_next_one_delivered(
     assert "secret" not in (again.last_error or "")
 
 
-@pytest.mark.parametrize("revives", [Revival.STARTED, Revival.RUNS])
+@pytest.mark.parametrize("revives", [StartOutcome.STARTED, StartOutcome.ALREADY_RUNNING])
 async def test_a_signal_to_a_workflow_that_somebody_started_meanwhile_is_sent_again(
     store: Store,  # noqa: F811  # the fixture
     clock: SetClock,  # noqa: F811  # the fixture
-    revives: Revival,
+    revives: StartOutcome,
 ):
     """A pass, or another message's relay, may start it between Temporal's no and the look at the run."""
     trouble = Trouble(revives=revives)
     await put(store, clock, BAD)
     relay = OutboxRelay(store, cast(Any, trouble), cast(Any, trouble), clock)
-    await relay.deliver()
+    await relay.deliver_batch()
     async with store.read() as tx:
-        assert await tx.outbox.waiting_among([BAD]) == {BAD}
+        assert await tx.outbox.targets_with_undelivered([BAD]) == {BAD}
     assert trouble.signalled == []
     clock.advance(2)
-    await relay.deliver()
+    await relay.deliver_batch()
     async with store.read() as tx:
-        assert await tx.outbox.waiting_among([BAD]) == set()
+        assert await tx.outbox.targets_with_undelivered([BAD]) == set()
     assert trouble.signalled == [BAD]
 
 
@@ -123,11 +126,11 @@ async def test_a_signal_to_a_connection_that_has_ended_is_dropped(
     store: Store,  # noqa: F811  # the fixture
     clock: SetClock,  # noqa: F811  # the fixture
 ):
-    trouble = Trouble(revives=Revival.ENDED)
+    trouble = Trouble(revives=StartOutcome.NOT_NEEDED)
     await put(store, clock, BAD)
-    await OutboxRelay(store, cast(Any, trouble), cast(Any, trouble), clock).deliver()
+    await OutboxRelay(store, cast(Any, trouble), cast(Any, trouble), clock).deliver_batch()
     async with store.read() as tx:
-        assert await tx.outbox.waiting_among([BAD]) == set()
+        assert await tx.outbox.targets_with_undelivered([BAD]) == set()
     assert trouble.signalled == []
 
 
@@ -143,10 +146,10 @@ async def test_a_message_of_a_newer_version_is_in_nobodys_way(
         newer = update(OutboxRow).where(col(OutboxRow.target) == BAD).values(kind="from_the_future")
         await tx.connection.execute(newer)
     relay = OutboxRelay(store, cast(Any, trouble), cast(Any, trouble), clock)
-    assert await relay.deliver() == 1
+    assert await relay.deliver_batch() == 1
     assert trouble.signalled == [GOOD]
     async with store.read() as tx:
-        assert await tx.outbox.waiting_among([BAD, GOOD]) == {BAD}
+        assert await tx.outbox.targets_with_undelivered([BAD, GOOD]) == {BAD}
 
 
 async def test_a_relay_outlives_what_nobody_thought_of(
@@ -161,7 +164,7 @@ async def test_a_relay_outlives_what_nobody_thought_of(
     monkeypatch.setattr(Outbox, "claim", claim)
     trouble = Trouble()
     relay = OutboxRelay(store, cast(Any, trouble), cast(Any, trouble), clock)
-    assert await relay.deliver() == 0
+    assert await relay.deliver_batch() == 0
     assert "ValueError" in caplog.text
     assert "secret" not in caplog.text
 
@@ -182,7 +185,7 @@ async def test_a_relay_that_is_ended_as_it_is_nudged_ends(
     relay = Idle(store, nobody, nobody, clock, timedelta(hours=1))
     running = asyncio.create_task(relay.run())
     await looked.wait()  # from here on it waits for a nudge
-    relay.nudge()
+    relay.notify()
     running.cancel()
     done, _ = await asyncio.wait({running}, timeout=20)
     assert done

@@ -7,17 +7,17 @@ import pytest
 from sqlalchemy import update
 
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connection import Connection, Revocation, State
-from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.ids import workflow_id
-from evergrant_server.core.imports import ImportedTokens
-from evergrant_server.core.messages import SIGNAL_PROVIDER_CHANGED, ProviderChanged
-from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
+from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
+from evergrant_server.core.connections.imported_tokens import ImportedTokens
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import connection_workflow_id
+from evergrant_server.core.messages.connection import SIGNAL_PROVIDER_CHANGED, ProviderChanged
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import Sealed
-from evergrant_server.store import Tx
-from evergrant_server.store.records import one, where
+from evergrant_server.store import Transaction
+from evergrant_server.store.records import columns_equal, find_one
 from evergrant_server.store.tables import ConnectionGrantRow, ConsentRow, IntegrationRow, Row
 from tests.fakes.installation import ASKED, TENANT, Installation
 from tests.fakes.scripted_provider import ScriptedProvider, drop_after_commit, raw
@@ -32,11 +32,11 @@ def altered(sealed: Sealed) -> Sealed:
     return Sealed(sealed[:-1] + bytes([sealed[-1] ^ 1]))
 
 
-async def breaks(tx: Tx, table: type[Row], column: str, **equal: str) -> None:
+async def breaks(tx: Transaction, table: type[Row], column: str, **equal: str) -> None:
     """Alter what is sealed in one row."""
-    row = await one(tx.connection, table, tenant=TENANT, **equal)
+    row = await find_one(tx.connection, table, tenant=TENANT, **equal)
     assert row is not None
-    mine = where(table, tenant=TENANT, **equal)
+    mine = columns_equal(table, tenant=TENANT, **equal)
     changed = update(table).where(mine).values({column: altered(row[column])})
     await tx.connection.execute(changed)
 
@@ -44,7 +44,7 @@ async def breaks(tx: Tx, table: type[Row], column: str, **equal: str) -> None:
 async def brought(place: Installation, connection: Connection) -> Consent:
     """An import whose tokens wait for a worker."""
     now = place.parts.clock.now()
-    consent = Consent.unasked(
+    consent = Consent.without_subject(
         connection, ConsentKind.IMPORT, ("read",), ASKED, at=now, expires_at=now + timedelta(days=7)
     )
     async with place.store.write() as tx:
@@ -68,7 +68,7 @@ async def consent_of(place: Installation, consent: Consent) -> Consent:
 
 async def ended(place: Installation, connection: Connection) -> None:
     """Wait until the workflow's run has closed."""
-    await place.parts.client.get_workflow_handle(workflow_id(TENANT, connection.id)).result()
+    await place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id)).result()
 
 
 async def test_a_reconnect_supersedes_a_refresh_whose_answer_was_lost(
@@ -80,7 +80,7 @@ async def test_a_reconnect_supersedes_a_refresh_whose_answer_was_lost(
     assert await open_attempts(place, connection) == 1
     await reconnect(place, idp, connection)
     again = await place.until(connection, lambda c: c.generation == 2)
-    assert again.state is State.ACTIVE
+    assert again.state is LifecycleState.ACTIVE
     assert await open_attempts(place, connection) == 0
 
 
@@ -90,10 +90,10 @@ async def test_a_refusal_that_comes_with_status_200_doesn_t_block_the_reconnect(
     """GitHub answers so."""
     connection = await place.connect(idp, STRICT)
     idp.script(raw(json.dumps({"error": "invalid_grant"}).encode(), 200))
-    assert (await place.ensure_fresh(connection, 1)).problem is Code.GRANT_REJECTED
+    assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.GRANT_REJECTED
     assert await open_attempts(place, connection) == 0
     await reconnect(place, idp, connection)
-    assert (await place.until(connection, lambda c: c.state is State.ACTIVE)).generation == 2
+    assert (await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)).generation == 2
 
 
 async def test_a_revocation_that_meets_the_deadline_is_carried_out(
@@ -103,7 +103,7 @@ async def test_a_revocation_that_meets_the_deadline_is_carried_out(
     connection = await place.begin(await place.integration(idp), deadline=NEARLY_OVER)
     await place.revoke(connection, tell=False)
     over = await place.until(connection, lambda c: c.state.final)
-    assert (over.state, over.revocation) == (State.REVOKED, Revocation.NOTHING_HELD)
+    assert (over.state, over.revocation) == (LifecycleState.REVOKED, RevocationOutcome.NOTHING_HELD)
     await ended(place, connection)
 
 
@@ -114,8 +114,8 @@ async def test_a_code_that_came_before_the_deadline_is_exchanged_after_it(
     integration = await place.integration(idp)
     connection = await place.begin(integration, deadline=NEARLY_OVER)
     await place.consent(idp, integration, connection, tell=False)
-    granted = await place.until(connection, lambda c: c.state is not State.PENDING_CONSENT)
-    assert (granted.state, granted.generation) == (State.ACTIVE, 1)
+    granted = await place.until(connection, lambda c: c.state is not LifecycleState.PENDING_CONSENT)
+    assert (granted.state, granted.generation) == (LifecycleState.ACTIVE, 1)
     assert (await place.ensure_fresh(connection, 1)).generation == 2
 
 
@@ -126,12 +126,12 @@ async def test_a_live_row_gets_a_workflow_even_when_its_last_one_has_ended(
     connection = await place.begin(await place.integration(idp), deadline=NEARLY_OVER)
     before = await place.row(connection)
     over = await place.until(connection, lambda c: c.state.final)
-    assert over.state is State.CONSENT_EXPIRED
+    assert over.state is LifecycleState.CONSENT_EXPIRED
     await ended(place, connection)
     async with place.store.write() as tx:
         await tx.connections.replace(before, expected=over.revision)
     await place.revoke(connection)
-    await place.until(connection, lambda c: c.state is State.REVOKED)
+    await place.until(connection, lambda c: c.state is LifecycleState.REVOKED)
 
 
 async def test_reconcile_hands_over_a_code_that_waits(place: Installation, idp: ScriptedProvider):
@@ -140,8 +140,8 @@ async def test_reconcile_hands_over_a_code_that_waits(place: Installation, idp: 
     await place.until_started(connection)
     await place.terminate(connection)
     await place.consent(idp, integration, connection, tell=False)
-    assert (await place.parts.reconciler.all()).started == 1
-    assert (await place.until(connection, lambda c: c.state is State.ACTIVE)).generation == 1
+    assert (await place.parts.reconciler.reconcile_all()).started == 1
+    assert (await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)).generation == 1
 
 
 async def test_a_broken_seal_doesn_t_stand_between_a_subject_and_a_new_grant(
@@ -150,26 +150,26 @@ async def test_a_broken_seal_doesn_t_stand_between_a_subject_and_a_new_grant(
     connection = await place.connect(idp)
     async with place.store.write() as tx:
         await breaks(tx, ConnectionGrantRow, "sealed_refresh", connection_id=connection.id)
-    assert (await place.ensure_fresh(connection, 1)).problem is Code.SEAL_BROKEN
+    assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.SEAL_BROKEN
     await reconnect(place, idp, connection)
-    assert (await place.until(connection, lambda c: c.generation == 2)).state is State.ACTIVE
+    assert (await place.until(connection, lambda c: c.generation == 2)).state is LifecycleState.ACTIVE
 
 
 async def test_a_provider_that_left_the_catalogue_ends_no_workflow(
     place: Installation, idp: ScriptedProvider
 ):
     connection = await place.connect(idp)
-    mine = where(IntegrationRow, tenant=TENANT, id=connection.integration_id)
+    mine = columns_equal(IntegrationRow, tenant=TENANT, id=connection.integration_id)
     async with place.store.write() as tx:
         await tx.connection.execute(update(IntegrationRow).where(mine).values(provider="was-renamed"))
-    assert (await place.ensure_fresh(connection, 1)).problem is Code.CLIENT_REJECTED
+    assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.CLIENT_REJECTED
     await place.revoke(connection)
     await place.until_audited(connection, AuditAction.REVOCATION_FAILED)
     async with place.store.write() as tx:
         await tx.connection.execute(update(IntegrationRow).where(mine).values(provider="generic"))
-    handle = place.parts.client.get_workflow_handle(workflow_id(TENANT, connection.id))
-    await handle.signal(SIGNAL_PROVIDER_CHANGED, ProviderChanged(version=2, asked=ASKED))
-    assert (await place.until(connection, lambda c: c.state is State.REVOKED)).revocation
+    handle = place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id))
+    await handle.signal(SIGNAL_PROVIDER_CHANGED, ProviderChanged(version=2, context=ASKED))
+    assert (await place.until(connection, lambda c: c.state is LifecycleState.REVOKED)).revocation
 
 
 async def test_a_code_that_can_t_be_exchanged_leaves_no_page_waiting(
@@ -177,13 +177,13 @@ async def test_a_code_that_can_t_be_exchanged_leaves_no_page_waiting(
 ):
     integration = await place.integration(idp)
     connection = await place.begin(integration)
-    mine = where(IntegrationRow, tenant=TENANT, id=integration.id)
+    mine = columns_equal(IntegrationRow, tenant=TENANT, id=integration.id)
     async with place.store.write() as tx:
         await tx.connection.execute(update(IntegrationRow).where(mine).values(provider="was-renamed"))
     consent = await place.consent(idp, integration, connection)
     await place.until_audited(connection, AuditAction.CONSENT_FAILED)
     failed = await consent_of(place, consent)
-    assert (failed.status, failed.failure) == (ConsentStatus.FAILED, Code.CLIENT_REJECTED)
+    assert (failed.status, failed.failure) == (ConsentStatus.FAILED, ErrorCode.CLIENT_REJECTED)
 
 
 async def test_a_code_whose_seal_is_broken_doesn_t_block_what_comes_behind_it(
@@ -198,7 +198,7 @@ async def test_a_code_whose_seal_is_broken_doesn_t_block_what_comes_behind_it(
     await place.until_audited(connection, AuditAction.CONSENT_FAILED)
     assert (await consent_of(place, consent)).failure is not None
     await reconnect(place, idp, connection)
-    assert (await place.until(connection, lambda c: c.state is State.ACTIVE)).generation == 1
+    assert (await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)).generation == 1
 
 
 async def test_tokens_brought_by_an_import_that_nobody_can_open_don_t_block_a_revocation(
@@ -210,9 +210,9 @@ async def test_tokens_brought_by_an_import_that_nobody_can_open_don_t_block_a_re
         await breaks(tx, ConsentRow, "sealed_tokens", id=consent.id)
     await place.tell_consent(connection, consent)
     await place.until_audited(connection, AuditAction.CONSENT_FAILED)
-    assert (await consent_of(place, consent)).failure == Code.SEAL_BROKEN
+    assert (await consent_of(place, consent)).failure == ErrorCode.SEAL_BROKEN
     await place.revoke(connection)
-    await place.until(connection, lambda c: c.state is State.REVOKED)
+    await place.until(connection, lambda c: c.state is LifecycleState.REVOKED)
 
 
 async def test_an_import_outlasts_a_broken_secret_of_our_client(place: Installation, idp: ScriptedProvider):
@@ -225,7 +225,7 @@ async def test_an_import_outlasts_a_broken_secret_of_our_client(place: Installat
     here = Activities(place, (idp.allowance,), place.parts.settings.data_dir / "here")
     with pytest.raises(Failure) as again:
         await here.exchange(connection, consent)
-    assert again.value.code is Code.SEAL_BROKEN
+    assert again.value.code is ErrorCode.SEAL_BROKEN
     assert (await consent_of(place, consent)).status is ConsentStatus.CODE_RECEIVED
     async with place.store.write() as tx:
         current = await tx.integrations.get(TENANT, integration.id)
@@ -242,7 +242,7 @@ async def test_a_code_is_not_spent_for_a_connection_that_is_being_revoked(
     await place.revoke(connection, tell=False)
     consent = await place.consent(idp, integration, connection)
     await place.tell_revoke(connection)
-    over = await place.until(connection, lambda c: c.state is State.REVOKED)
-    assert (over.generation, over.revocation) == (0, Revocation.NOTHING_HELD)
+    over = await place.until(connection, lambda c: c.state is LifecycleState.REVOKED)
+    assert (over.generation, over.revocation) == (0, RevocationOutcome.NOTHING_HELD)
     assert idp.count("token") == 0
-    assert (await consent_of(place, consent)).failure == Code.CONNECTION_REVOKED
+    assert (await consent_of(place, consent)).failure == ErrorCode.CONNECTION_REVOKED

@@ -12,40 +12,40 @@ from typing import Any
 import pytest
 from temporalio.testing import ActivityEnvironment
 
-from activities.breaker import Circuits
-from activities.consent import ConsentActivities
-from activities.critical import CriticalSections
-from activities.devices import DeviceActivities
-from activities.holdings import Holder
-from activities.late_answers import LateAnswerActivities
-from activities.minting import MintActivities
-from activities.refresh import RefreshActivities
-from activities.replay import Replayer
-from activities.revocation import RevocationActivities
-from activities.single_use import SingleUse
+from activities.grants.client_grants import ClientGrantActivities
+from activities.grants.code_exchange import CodeExchangeActivities
+from activities.grants.device import DeviceActivities
+from activities.grants.late_tokens import LateTokenActivities
+from activities.grants.refresh import RefreshActivities
+from activities.grants.revocation import RevocationActivities
+from activities.single_use.circuit_breakers import CircuitBreakers
+from activities.single_use.critical_section import CriticalSections
+from activities.single_use.journal_replay import JournalReplayer
+from activities.single_use.protocol import SingleUseProtocol
+from activities.support.provider_context import ProviderContextLoader
 from evergrant_server.core.access import Integration
-from evergrant_server.core.attempt import LIMITS, AttemptKind, Limits
-from evergrant_server.core.circuit import CircuitRules
 from evergrant_server.core.clock import Clock
-from evergrant_server.core.connection import Connection, Revocation, State
-from evergrant_server.core.consent import Consent
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.ids import AttemptId, workflow_id
-from evergrant_server.core.late_messages import VerifyLateAnswer
-from evergrant_server.core.messages import (
+from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
+from evergrant_server.core.connections.consent import Consent
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import AttemptId, connection_workflow_id
+from evergrant_server.core.messages.connection import (
     ExchangeCode,
-    GrantNews,
-    MintGrant,
+    GrantResult,
     Provenance,
     RefreshGrant,
-    RevocationNews,
+    RequestFirstTokens,
+    RevocationResult,
     RevokeGrant,
 )
-from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.core.messages.late_tokens import VerifyLateTokens
+from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, TimeLimits
+from evergrant_server.core.single_use.circuit_breaker import BreakerRules
 from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.journal import Journal
 from evergrant_server.store import Store
-from providers.flows import Sender
+from providers.requests.sender import Sender
 from tests.fakes.installation import ASKED, TENANT, Installation
 from tests.fakes.scripted_provider import (
     ScriptedProvider,
@@ -69,7 +69,7 @@ class Activities:
         place: Installation,
         allow: tuple[str, ...],
         journals: Path,
-        limits: Limits = LIMITS,
+        limits: TimeLimits = LIMITS,
         store: Store | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -78,23 +78,23 @@ class Activities:
         self.journal = Journal(journals)
         sections = CriticalSections()
         sender = Sender(Egress(EgressPolicy(allow=allow)))
-        protocol = SingleUse(store, clock, sections, self.journal, limits)
-        holder = Holder(store, parts.registry, parts.settings.public_url, clock)
+        protocol = SingleUseProtocol(store, clock, sections, self.journal, limits)
+        holder = ProviderContextLoader(store, parts.registry, parts.settings.public_url, clock)
         common = (store, holder, sender, protocol, clock)
-        self._refresh = RefreshActivities(*common, Circuits(CircuitRules(threshold=0)))
+        self._refresh = RefreshActivities(*common, CircuitBreakers(BreakerRules(threshold=0)))
         self._revocation = RevocationActivities(*common)
-        self._consent = ConsentActivities(*common)
-        self._minting = MintActivities(*common)
+        self._consent = CodeExchangeActivities(*common)
+        self._minting = ClientGrantActivities(*common)
         self._devices = DeviceActivities(*common)
-        self._late = LateAnswerActivities(*common)
+        self._late = LateTokenActivities(*common)
         endings = {
-            AttemptKind.REFRESH: self._refresh.answered,
-            AttemptKind.CODE_EXCHANGE: self._consent.answered,
-            AttemptKind.LATE_ANSWER: self._late.answered,
-            AttemptKind.MINT: self._minting.answered,
-            AttemptKind.DEVICE_CODE: self._devices.answered,
+            AttemptKind.REFRESH: self._refresh.replay,
+            AttemptKind.CODE_EXCHANGE: self._consent.replay,
+            AttemptKind.LATE_TOKENS: self._late.replay,
+            AttemptKind.CLIENT_GRANT: self._minting.replay,
+            AttemptKind.DEVICE_CODE: self._devices.replay,
         }
-        self.replayer = Replayer(store, clock, self.journal, sections, endings)
+        self.replayer = JournalReplayer(store, clock, self.journal, sections, endings)
 
     async def refresh(
         self,
@@ -103,29 +103,29 @@ class Activities:
         env: ActivityEnvironment | None = None,
         *,
         token_over: bool = False,
-    ) -> GrantNews:
+    ) -> GrantResult:
         order = RefreshGrant(**_call(connection), generation=generation, token_over=token_over)
         async with asyncio.timeout(20):
             return await (env or at_temporal()).run(self._refresh.refresh_grant, order)
 
-    async def revoke(self, connection: Connection) -> RevocationNews:
+    async def revoke(self, connection: Connection) -> RevocationResult:
         order = RevokeGrant(**_call(connection))
         return await at_temporal().run(self._revocation.revoke_grant, order)
 
-    async def verify(self, connection: Connection, late: AttemptId) -> GrantNews:
-        order = VerifyLateAnswer(**_call(connection), attempt_id=late)
-        return await at_temporal().run(self._late.verify_late_answer, order)
+    async def verify(self, connection: Connection, late: AttemptId) -> GrantResult:
+        order = VerifyLateTokens(**_call(connection), attempt_id=late)
+        return await at_temporal().run(self._late.verify_late_tokens, order)
 
-    async def exchange(self, connection: Connection, consent: Consent) -> GrantNews:
+    async def exchange(self, connection: Connection, consent: Consent) -> GrantResult:
         order = ExchangeCode(**_call(connection), consent_id=consent.id)
         return await at_temporal().run(self._consent.exchange_code, order)
 
-    async def mint(self, connection: Connection, consent: Consent) -> GrantNews:
-        order = MintGrant(**_call(connection), consent_id=consent.id)
-        return await at_temporal().run(self._minting.mint_grant, order)
+    async def mint(self, connection: Connection, consent: Consent) -> GrantResult:
+        order = RequestFirstTokens(**_call(connection), consent_id=consent.id)
+        return await at_temporal().run(self._minting.request_client_grant, order)
 
-    async def poll(self, connection: Connection, consent: Consent) -> GrantNews:
-        order = MintGrant(**_call(connection), consent_id=consent.id)
+    async def poll(self, connection: Connection, consent: Consent) -> GrantResult:
+        order = RequestFirstTokens(**_call(connection), consent_id=consent.id)
         return await at_temporal().run(self._devices.poll_device, order)
 
 
@@ -137,12 +137,12 @@ def at_temporal(now: datetime | None = None) -> ActivityEnvironment:
 
 
 def _call(connection: Connection) -> dict[str, Any]:
-    workflow = workflow_id(TENANT, connection.id)
+    workflow = connection_workflow_id(TENANT, connection.id)
     provenance = Provenance(workflow_id=workflow, run_id="r", event_id=1)
     return {
         "tenant": TENANT,
         "connection_id": connection.id,
-        "asked": ASKED,
+        "context": ASKED,
         "provenance": provenance,
     }
 
@@ -175,7 +175,7 @@ async def test_an_answer_that_comes_after_a_takeover_ends_quietly(
     gate.set()
     await late
     row = await place.row(connection)
-    assert (row.state, row.generation) == (State.ACTIVE, 2)
+    assert (row.state, row.generation) == (LifecycleState.ACTIVE, 2)
     assert await open_attempts(place, connection) == 0
 
 
@@ -192,7 +192,7 @@ async def test_an_answer_that_comes_after_the_takeover_was_refused_is_verified_f
     gate.set()
     news = await late
     row = await place.row(connection)
-    assert (row.state, news.failure) == (State.NEEDS_REAUTH, row.reason)
+    assert (row.state, news.failure) == (LifecycleState.NEEDS_REAUTH, row.reason)
     assert await open_attempts(place, connection) == 0
 
 
@@ -212,14 +212,14 @@ async def test_a_second_use_that_is_refused_after_the_first_was_installed_has_th
     assert (await slowly).generation == 2
     second.set()
     assert (await again).generation == 2
-    assert (await place.row(connection)).state is State.ACTIVE
+    assert (await place.row(connection)).state is LifecycleState.ACTIVE
     async with asyncio.timeout(20):
         while "rotate" not in await signals(place, connection):
             await asyncio.sleep(0.05)
 
 
 async def signals(place: Installation, connection: Connection) -> list[str]:
-    events = await place.parts.link.history(workflow_id(TENANT, connection.id))
+    events = await place.parts.link.history(connection_workflow_id(TENANT, connection.id))
     said = (event.get("workflowExecutionSignaledEventAttributes") for event in events)
     return [it["signalName"] for it in said if it]
 
@@ -234,7 +234,7 @@ async def test_what_is_in_flight_here_is_not_sent_again(
     lenient.script(hold_answer(gate))
     first = asyncio.create_task(worker.refresh(connection, 1))
     await lenient.until("token", 2)
-    assert (await worker.refresh(connection, 1)).failure is Code.REFRESH_PENDING
+    assert (await worker.refresh(connection, 1)).failure is ErrorCode.REFRESH_PENDING
     gate.set()
     assert (await first).generation == 2
     assert (await worker.refresh(connection, 1)).generation == 2, "done already"
@@ -255,13 +255,13 @@ async def test_a_revocation_and_a_new_code_wait_for_what_is_in_flight(
     consent = await place.consent(lenient, integration, connection, tell=False)
     with pytest.raises(Failure) as waits:
         await worker.exchange(connection, consent)
-    assert waits.value.code is Code.REFRESH_PENDING
+    assert waits.value.code is ErrorCode.REFRESH_PENDING
     await place.revoke(connection, tell=False)
-    assert (await worker.revoke(connection)).failure is Code.REFRESH_PENDING
+    assert (await worker.revoke(connection)).failure is ErrorCode.REFRESH_PENDING
     assert lenient.count("revoke") == 0
     gate.set()
-    assert (await refresh).state is State.REVOKING
-    assert (await worker.revoke(connection)).revocation is Revocation.CONFIRMED
+    assert (await refresh).state is LifecycleState.REVOKING
+    assert (await worker.revoke(connection)).revocation is RevocationOutcome.CONFIRMED
     assert not any(family.alive for family in lenient.families if family.used or family.access_tokens)
 
 
@@ -278,7 +278,7 @@ async def test_cancelling_the_activity_doesn_t_cut_the_critical_section(
     with pytest.raises(asyncio.CancelledError):
         await refresh
     gate.set()
-    assert (await place.until(connection, lambda c: c.generation == 2)).state is State.ACTIVE
+    assert (await place.until(connection, lambda c: c.generation == 2)).state is LifecycleState.ACTIVE
 
 
 async def test_a_token_spent_by_a_worker_that_died_is_sent_once_more_and_named_honestly(
@@ -288,12 +288,12 @@ async def test_a_token_spent_by_a_worker_that_died_is_sent_once_more_and_named_h
     journals = tmp_path / "one-host"
     dies, goes_on = (Activities(place, (idp.allowance,), journals) for _ in range(2))
     idp.script(drop_after_commit())
-    assert (await dies.refresh(connection, 1)).failure is Code.PROVIDER_UNREACHABLE
-    assert (await goes_on.refresh(connection, 1)).failure is Code.REFRESH_PENDING
+    assert (await dies.refresh(connection, 1)).failure is ErrorCode.PROVIDER_UNREACHABLE
+    assert (await goes_on.refresh(connection, 1)).failure is ErrorCode.REFRESH_PENDING
     dies.journal.release()
-    assert (await goes_on.refresh(connection, 1)).failure is Code.OUTCOME_UNKNOWN
+    assert (await goes_on.refresh(connection, 1)).failure is ErrorCode.OUTCOME_UNKNOWN
     row = await place.row(connection)
-    assert (row.state, row.reason) == (State.NEEDS_REAUTH, Code.OUTCOME_UNKNOWN)
+    assert (row.state, row.reason) == (LifecycleState.NEEDS_REAUTH, ErrorCode.OUTCOME_UNKNOWN)
 
 
 async def test_a_second_send_doesn_t_make_a_token_younger(
@@ -304,7 +304,7 @@ async def test_a_second_send_doesn_t_make_a_token_younger(
     lenient.script(drop_after_commit())
     await worker.refresh(connection, 1)
     async with place.store.read() as tx:
-        first = await tx.attempts.open_for(TENANT, connection.id, "main", AttemptKind.REFRESH)
+        first = await tx.attempts.open_of_kind(TENANT, connection.id, "main", AttemptKind.REFRESH)
     assert first is not None
     assert (await worker.refresh(connection, 1)).obtained_at == first.opened_at
 
@@ -319,7 +319,7 @@ async def test_an_outage_longer_than_a_tokens_life_makes_the_next_token_no_older
     await asyncio.sleep(1.1)
     idp.script(status(500), status(500), ok(expires_in=2))
     for _ in range(2):
-        assert (await here.refresh(connection, 1)).failure is Code.PROVIDER_ERROR
+        assert (await here.refresh(connection, 1)).failure is ErrorCode.PROVIDER_ERROR
     await asyncio.sleep(2.1)
     sent_after = place.parts.clock.now()
     assert (await here.refresh(connection, 1)).generation == 2
@@ -331,9 +331,9 @@ async def test_an_intent_that_is_too_old_is_not_sent(
 ):
     """A process that was stopped between intent and send; somebody else may have taken over."""
     connection = await place.connect(idp)
-    limits = Limits(send=timedelta(seconds=-1))
+    limits = TimeLimits(send=timedelta(seconds=-1))
     worker = Activities(place, (idp.allowance,), tmp_path / "here", limits)
-    assert (await worker.refresh(connection, 1)).failure is Code.REFRESH_PENDING
+    assert (await worker.refresh(connection, 1)).failure is ErrorCode.REFRESH_PENDING
     assert idp.count("token", grant_type="refresh_token") == 0
     assert await open_attempts(place, connection) == 0
 
@@ -355,12 +355,12 @@ async def test_an_outage_that_answers_500_condemns_no_grant_that_it_never_touche
     connection = await place.connect(idp)
     here = Activities(place, (idp.allowance,), tmp_path / "here")
     async with asyncio.timeout(20):
-        while (await place.grant(connection))[1].valid(place.parts.clock.now()):
+        while (await place.grant(connection))[1].is_valid(place.parts.clock.now()):
             await asyncio.sleep(0.05)
     idp.script(*[status(500)] * 5)
     for _ in range(5):
-        assert (await here.refresh(connection, 1)).failure is Code.PROVIDER_ERROR
-        assert (await place.row(connection)).state is State.ACTIVE
+        assert (await here.refresh(connection, 1)).failure is ErrorCode.PROVIDER_ERROR
+        assert (await place.row(connection)).state is LifecycleState.ACTIVE
     assert (await here.refresh(connection, 1)).generation == 2
 
 
@@ -371,11 +371,11 @@ async def test_a_500_that_followed_a_commit_is_named_honestly_at_the_first_refus
     connection = await place.connect(idp)
     here = Activities(place, (idp.allowance,), tmp_path / "here")
     async with asyncio.timeout(20):
-        while (await place.grant(connection))[1].valid(place.parts.clock.now()):
+        while (await place.grant(connection))[1].is_valid(place.parts.clock.now()):
             await asyncio.sleep(0.05)
     idp.script(drop_after_commit(), status(500), status(500))
     for _ in range(3):
         await here.refresh(connection, 1)
-    assert (await here.refresh(connection, 1)).failure is Code.OUTCOME_UNKNOWN
+    assert (await here.refresh(connection, 1)).failure is ErrorCode.OUTCOME_UNKNOWN
     row = await place.row(connection)
-    assert (row.state, row.reason) == (State.NEEDS_REAUTH, Code.OUTCOME_UNKNOWN)
+    assert (row.state, row.reason) == (LifecycleState.NEEDS_REAUTH, ErrorCode.OUTCOME_UNKNOWN)

@@ -8,17 +8,17 @@ import pytest
 from sqlalchemy import func, select
 from sqlmodel import col
 
-from evergrant_server.api.integration_changes import tell_failing
+from evergrant_server.api.integrations.changes import retry_failing_connections
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.clock import SystemClock
-from evergrant_server.core.connection import Connection, Revocation, State
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.ids import Tenant, workflow_id
-from evergrant_server.core.messages import Description
-from evergrant_server.core.provider import RefreshRules, Rotation
-from evergrant_server.crypto import KeyRing, Lane, Role
+from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import Tenant, connection_workflow_id
+from evergrant_server.core.messages.connection import ConnectionDescription
+from evergrant_server.crypto import KeyPurpose, KeyRing, Role
 from evergrant_server.store import Store
-from evergrant_server.store.grants import Grants
+from evergrant_server.store.connections.grants import Grants
 from evergrant_server.store.tables import KeyRow
 from tests.fakes.databases import sqlite_url
 from tests.fakes.installation import ASKED, TENANT, Installation
@@ -47,27 +47,27 @@ async def last(place: Installation, connection: Connection, action: AuditAction)
     return [it for it in await place.audited(connection) if it.action is action][-1]
 
 
-async def described(place: Installation, connection: Connection) -> Description | None:
+async def described(place: Installation, connection: Connection) -> ConnectionDescription | None:
     return await place.parts.link.describe(TENANT, connection.id)
 
 
 @pytest.mark.parametrize(
     ("answers", "how", "told"),
     [
-        ([ok(), ok()], Revocation.CONFIRMED, [REFRESH, ACCESS]),
-        ([ok(), UNSUPPORTED], Revocation.CONFIRMED, [REFRESH, ACCESS]),
-        ([UNSUPPORTED, ok()], Revocation.ACCESS_TOKEN_ONLY, [REFRESH, ACCESS]),
-        ([UNSUPPORTED, UNSUPPORTED], Revocation.NOT_SUPPORTED, [REFRESH, ACCESS]),
+        ([ok(), ok()], RevocationOutcome.CONFIRMED, [REFRESH, ACCESS]),
+        ([ok(), UNSUPPORTED], RevocationOutcome.CONFIRMED, [REFRESH, ACCESS]),
+        ([UNSUPPORTED, ok()], RevocationOutcome.ACCESS_TOKEN_ONLY, [REFRESH, ACCESS]),
+        ([UNSUPPORTED, UNSUPPORTED], RevocationOutcome.NOT_SUPPORTED, [REFRESH, ACCESS]),
     ],
 )
 async def test_what_a_provider_can_t_revoke_is_said(
-    place: Installation, idp: ScriptedProvider, answers: list[Answer], how: Revocation, told: list[str]
+    place: Installation, idp: ScriptedProvider, answers: list[Answer], how: RevocationOutcome, told: list[str]
 ):
     """RFC 7009 section 2.2.1."""
     connection = await place.connect(idp, STRICT)
     idp.script(*answers, at="revoke")
     await place.revoke(connection)
-    ended = await place.until(connection, lambda row: row.state is State.REVOKED)
+    ended = await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
     assert ended.revocation is how
     hints = [call.params["token_type_hint"] for call in idp.calls if call.endpoint == "revoke"]
     assert hints == told
@@ -77,15 +77,15 @@ async def test_what_a_provider_can_t_revoke_is_said(
 async def test_no_key_of_it_is_left_and_the_audit_log_says_so(place: Installation, idp: ScriptedProvider):
     connection = await place.connect(idp, STRICT)
     backup = await place.grant(connection)
-    assert await keys_of(place, connection) == {Lane.LEASE: 1, Lane.REFRESH: 1}
+    assert await keys_of(place, connection) == {KeyPurpose.LEASE: 1, KeyPurpose.REFRESH: 1}
     await place.revoke(connection)
-    await place.until(connection, lambda row: row.state is State.REVOKED)
+    await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
     assert await keys_of(place, connection) == {}
     assert (await last(place, connection, AuditAction.REVOKED)).detail["keys_destroyed"] == 2
     async with place.store.read() as tx:
         with pytest.raises(Failure) as gone:
             await tx.grants.access_token(await place.row(connection))
-        assert gone.value.code is Code.CONSENT_REQUIRED
+        assert gone.value.code is ErrorCode.CONSENT_REQUIRED
     assert backup[1].generation == 1
 
 
@@ -99,14 +99,16 @@ async def test_what_failed_last_is_told_by_the_workflow_while_it_goes_on_trying(
     async with asyncio.timeout(10):
         while (now := await described(place, connection)) is None or now.failures < 2:
             await asyncio.sleep(0.05)
-    assert (now.state, now.failed) == (State.REVOKING, Code.PROVIDER_ERROR)
+    assert (now.state, now.failed) == (LifecycleState.REVOKING, ErrorCode.PROVIDER_ERROR)
     first = (await last(place, connection, AuditAction.REVOCATION_FAILED)).at
     assert now.failing_since is not None
     assert now.failing_since < first
     assert now.next_at is not None
-    await place.until(connection, lambda row: row.state is State.REVOKED)
+    await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
     async with asyncio.timeout(10):
-        while (then := await described(place, connection)) is not None and then.state is not State.REVOKED:
+        while (
+            then := await described(place, connection)
+        ) is not None and then.state is not LifecycleState.REVOKED:
             await asyncio.sleep(0.05)
     assert then is None or then.failed is None, "its run has ended, or is about to"
 
@@ -127,12 +129,12 @@ async def test_what_nobody_foresaw_is_tried_again_ever_more_slowly(
         await place.revoke(connection)
         await place.until_audited(connection, AuditAction.REVOCATION_FAILED)
         async with asyncio.timeout(20):
-            while (now := await described(place, connection)) is None or now.failed is not Code.INTERNAL:
+            while (now := await described(place, connection)) is None or now.failed is not ErrorCode.INTERNAL:
                 await asyncio.sleep(0.05)
     failed = await last(place, connection, AuditAction.REVOCATION_FAILED)
-    assert failed.detail == {"reason": Code.INTERNAL}
-    await place.until(connection, lambda row: row.state is State.REVOKED)
-    history = str(await place.parts.link.history(workflow_id(TENANT, connection.id)))
+    assert failed.detail == {"reason": ErrorCode.INTERNAL}
+    await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
+    history = str(await place.parts.link.history(connection_workflow_id(TENANT, connection.id)))
     assert "rt-secret" not in history
     assert "ACTIVITY_TASK_FAILED" not in history
     assert told
@@ -146,14 +148,16 @@ async def test_once_an_admin_has_repaired_our_client_it_is_told_at_once(
     idp.client_secret = "which nobody told us"
     await place.revoke(connection)
     async with asyncio.timeout(20):
-        while (now := await described(place, connection)) is None or now.failed is not Code.CLIENT_REJECTED:
+        while (
+            now := await described(place, connection)
+        ) is None or now.failed is not ErrorCode.CLIENT_REJECTED:
             await asyncio.sleep(0.05)
     integration = await integration_of(place, connection)
     await rotate(place, integration, idp.client_secret)
     async with place.store.write() as tx:
-        await tell_failing(tx, integration, ASKED, place.parts.clock.now())
-    place.parts.relay.nudge()
-    await place.until(connection, lambda row: row.state is State.REVOKED)
+        await retry_failing_connections(tx, integration, ASKED, place.parts.clock.now())
+    place.parts.relay.notify()
+    await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
 
 
 async def test_a_store_that_has_forgotten_the_revocation_is_no_obstacle(
@@ -169,8 +173,8 @@ async def test_a_store_that_has_forgotten_the_revocation_is_no_obstacle(
         now = await tx.connections.get(TENANT, connection.id)
         assert now is not None
         await tx.connections.replace(active, expected=now.revision)
-    ended = await place.until(connection, lambda row: row.state is State.REVOKED)
-    assert ended.revocation is Revocation.CONFIRMED
+    ended = await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
+    assert ended.revocation is RevocationOutcome.CONFIRMED
 
 
 async def lease(caller: httpx2.AsyncClient) -> httpx2.Response:

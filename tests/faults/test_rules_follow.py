@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from activities.holdings import Holder
-from evergrant_server.core.connection import Connection
+from activities.support.provider_context import ProviderContextLoader
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.definition import Definition, DefinitionState, Rollout
-from evergrant_server.core.ids import DefinitionId, new_id, workflow_id
-from evergrant_server.core.messages import ConnectionStart, Life
-from evergrant_server.core.provider import RefreshRules, Rotation
-from evergrant_server.temporal_link.reconcile import Revival
+from evergrant_server.core.ids import DefinitionId, connection_workflow_id, new_id
+from evergrant_server.core.messages.connection import ConnectionStart, ConnectionState
+from evergrant_server.temporal_link.reconcile import StartOutcome
 from tests.fakes.installation import TENANT, Installation, installation
 from tests.fakes.scripted_provider import ScriptedProvider, ok
 
@@ -51,8 +51,10 @@ async def connection_of(
 
 
 async def rules_for(place: Installation, connection: Connection) -> RefreshRules:
-    holder = Holder(place.store, place.parts.registry, "https://evergrant.example", place.parts.clock)
-    return (await holder.take(TENANT, connection.id)).integration.refresh
+    holder = ProviderContextLoader(
+        place.store, place.parts.registry, "https://evergrant.example", place.parts.clock
+    )
+    return (await holder.load(TENANT, connection.id)).integration.refresh
 
 
 @pytest.mark.parametrize(
@@ -83,13 +85,13 @@ async def test_the_days_of_an_announcement_come_with_the_facts_of_a_grant(
     place: Installation, idp: ScriptedProvider
 ):
     connection = await place.connect(idp)
-    held = await Holder(
+    held = await ProviderContextLoader(
         place.store, place.parts.registry, "https://evergrant.example", place.parts.clock, (9, 2)
-    ).take(TENANT, connection.id)
+    ).load(TENANT, connection.id)
     assert held.grant is not None
-    assert held.news(held.connection, held.grant).announce_days == (9, 2)
+    assert held.grant_result(held.connection, held.grant).announce_days == (9, 2)
     unset = replace(held, announce_days=None)
-    assert unset.news(held.connection, held.grant).announce_days is None
+    assert unset.grant_result(held.connection, held.grant).announce_days is None
 
 
 async def test_a_run_that_begins_again_goes_by_the_rules_of_now_and_the_operator_s_days(
@@ -105,9 +107,9 @@ async def test_a_run_that_begins_again_goes_by_the_rules_of_now_and_the_operator
         await follows(place, connection, {"refresh_token_idle_s": 86_400.0})
         await version(place, idp, 1, DefinitionState.ACTIVE, min_refresh_age_s=570)
         await version(place, idp, 2, DefinitionState.STAGED, min_refresh_age_s=60)  # not relied on yet
-        running = place.parts.client.get_workflow_handle(workflow_id(TENANT, connection.id))
+        running = place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id))
         await running.terminate()
-        assert await place.parts.reconciler.revive(TENANT, connection.id) is Revival.STARTED
+        assert await place.parts.reconciler.start_workflow(TENANT, connection.id) is StartOutcome.STARTED
         life = begun_with((await running.fetch_history()).to_json_dict()["events"])
         assert (life.idle_s, life.min_age_s, life.announce_days) == (86_400.0, 570, days)
         described = await place.parts.link.describe(TENANT, connection.id, timeout=20)
@@ -125,6 +127,6 @@ async def follows(place: Installation, connection: Connection, said: dict[str, A
         await tx.integrations.put(changed, None, expected=written.revision)
 
 
-def begun_with(history: list[dict[str, Any]]) -> Life:
+def begun_with(history: list[dict[str, Any]]) -> ConnectionState:
     (given,) = history[0]["workflowExecutionStartedEventAttributes"]["input"]["payloads"]
     return ConnectionStart.model_validate_json(base64.b64decode(given["data"])).life

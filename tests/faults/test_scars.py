@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.grant import Origin, TokenSet
-from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.grant import Origin, TokenSet
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from tests.fakes.installation import Installation
 from tests.fakes.scripted_provider import ScriptedProvider, delay, error, ok, raw, status
@@ -78,7 +78,7 @@ async def test_a_restart_with_an_expired_token_refreshes_once(place: Installatio
     assert grant.expires_at is not None
     while place.parts.clock.now() <= grant.expires_at:
         await asyncio.sleep(0.05)
-    assert (await place.parts.reconciler.all()).started == 1
+    assert (await place.parts.reconciler.reconcile_all()).started == 1
     answers = await asyncio.gather(*(place.ensure_fresh(connection, 1) for _ in range(5)))
     assert {it.generation for it in answers} == {2}
     assert refreshes(idp) == 1
@@ -121,12 +121,12 @@ async def test_a_lifetime_that_can_not_be_read_keeps_the_old_grant_and_causes_no
     lenient.script(
         raw(b'{"access_token": "at", "token_type": "bearer", "expires_in": ' + said.encode() + b"}")
     )
-    assert (await place.ensure_fresh(connection, 1)).problem is Code.REPLY_UNREADABLE
+    assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.REPLY_UNREADABLE
     for _ in range(5):
-        assert (await place.ensure_fresh(connection, 1)).problem is Code.REPLY_UNREADABLE
+        assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.REPLY_UNREADABLE
     assert refreshes(lenient) == 1
     row = await place.row(connection)
-    assert (row.state, row.generation) == (State.ACTIVE, 1)
+    assert (row.state, row.generation) == (LifecycleState.ACTIVE, 1)
 
 
 @pytest.mark.parametrize("loser", [error("invalid_grant"), error("invalid_request"), status(400)])
@@ -164,9 +164,9 @@ async def test_one_dead_connection_is_asked_for_once_however_many_want_it(
     for family in idp.families:
         family.alive = False
     told = await place.ensure_fresh(connection, 1)
-    assert told.problem is Code.GRANT_REJECTED
+    assert told.problem is ErrorCode.GRANT_REJECTED
     for _ in range(20):
         with contextlib.suppress(Failure):  # the update's validator says no, which costs no event
             await place.ensure_fresh(connection, 1)
     assert refreshes(idp) == 1
-    assert (await place.row(connection)).state is State.NEEDS_REAUTH
+    assert (await place.row(connection)).state is LifecycleState.NEEDS_REAUTH

@@ -11,9 +11,9 @@ from temporalio.client import ScheduleActionStartWorkflow, ScheduleDescription, 
 from temporalio.service import RPCError
 
 from evergrant_server.cli import doctor_temporal
-from evergrant_server.cli.diagnosis import Problem
-from evergrant_server.core.ids import workflow_id
-from evergrant_server.temporal_link.schedules import ROUTINES, declare, schedule_id
+from evergrant_server.cli.diagnosis import CheckFailed
+from evergrant_server.core.ids import connection_workflow_id
+from evergrant_server.temporal_link.schedules import SCHEDULES, declare_schedules, schedule_id
 from tests.fakes.databases import sqlite_url
 from tests.fakes.installation import TENANT, Installation, installation
 from tests.fakes.scripted_provider import ScriptedProvider
@@ -30,7 +30,7 @@ async def place(temporal_address: str, tmp_path: Path, idp: ScriptedProvider) ->
 
 async def described(place: Installation) -> ScheduleDescription:
     """The schedule, once the worker has declared it."""
-    handle = place.parts.client.get_schedule_handle(schedule_id(place.parts.settings, ROUTINES[0]))
+    handle = place.parts.client.get_schedule_handle(schedule_id(place.parts.settings, SCHEDULES[0]))
     async with asyncio.timeout(20):
         while True:
             try:
@@ -54,17 +54,17 @@ async def test_a_worker_declares_what_recurs(place: Installation):
 
 async def test_declaring_again_changes_nothing_and_another_interval_is_taken_over(place: Installation):
     before = await described(place)
-    await declare(place.parts.client, place.parts.settings)
+    await declare_schedules(place.parts.client, place.parts.settings)
     assert (await described(place)).info.last_updated_at == before.info.last_updated_at
     slower = place.parts.settings.model_copy(update={"reconcile_interval": timedelta(minutes=7)})
-    await declare(place.parts.client, slower)
+    await declare_schedules(place.parts.client, slower)
     assert (await described(place)).schedule.spec.intervals[0].every == timedelta(minutes=7)
 
 
 async def test_what_somebody_deleted_comes_back(place: Installation):
     handle = place.parts.client.get_schedule_handle((await described(place)).id)
     await handle.delete()
-    with pytest.raises(Problem, match="reconcile"):
+    with pytest.raises(CheckFailed, match="reconcile"):
         await doctor_temporal.schedules(place.parts.settings)
     await described(place)  # the worker looks again by itself
 
@@ -73,17 +73,17 @@ async def test_what_somebody_paused_stays_paused_and_the_doctor_says_so(place: I
     handle = place.parts.client.get_schedule_handle((await described(place)).id)
     await handle.pause(note="maintenance till noon")
     slower = place.parts.settings.model_copy(update={"reconcile_interval": timedelta(minutes=7)})
-    await declare(place.parts.client, slower)
+    await declare_schedules(place.parts.client, slower)
     assert (await described(place)).schedule.state.paused
-    with pytest.raises(Problem, match="maintenance till noon"):
+    with pytest.raises(CheckFailed, match="maintenance till noon"):
         await doctor_temporal.schedules(place.parts.settings)
 
 
 async def test_a_workflow_that_was_terminated_is_there_again_soon(place: Installation, idp: ScriptedProvider):
     connection = await place.connect(idp)
-    await place.parts.client.get_workflow_handle(workflow_id(TENANT, connection.id)).terminate()
+    await place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id)).terminate()
     async with asyncio.timeout(20):
-        while not await place.parts.link.running(workflow_id(TENANT, connection.id)):
+        while not await place.parts.link.is_running(connection_workflow_id(TENANT, connection.id)):
             await asyncio.sleep(0.05)
     assert (await place.ensure_fresh(connection, 1)).generation == 2
     await place.until_exported(connection)

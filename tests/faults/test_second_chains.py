@@ -12,13 +12,13 @@ import pytest_asyncio
 
 from evergrant_server.core.access import Integration
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.definition import Definition, DefinitionState
-from evergrant_server.core.errors import Code
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import DefinitionId, new_id
 from evergrant_server.crypto.keyring import Role
-from evergrant_server.wiring import platform
-from providers.spec import ProviderSpec
+from evergrant_server.wiring import open_platform
+from providers.definition.schema import ProviderSpec
 from tests.fakes.certificates import loopback_tls
 from tests.fakes.databases import migrated_sqlite, sqlite_url
 from tests.fakes.installation import ASKED, TENANT, Installation, installation, prepared
@@ -168,9 +168,9 @@ async def test_a_revoked_chain_leaves_the_other_and_begins_anew_when_consented_t
     first, second = await world.connected(integration)
     held, others = await world.tokens(first), await world.tokens(second)
     await place.revoke(second)
-    await place.until(second, lambda c: c.state is State.REVOKED)
+    await place.until(second, lambda c: c.state is LifecycleState.REVOKED)
     assert (idp.active(held[0]), idp.active(others[0])) == (True, False)
-    assert (await place.row(first)).state is State.ACTIVE
+    assert (await place.row(first)).state is LifecycleState.ACTIVE
 
     await place.consent(idp, integration, await place.row(first))
     await place.until(first, lambda c: c.generation == 2)
@@ -181,8 +181,8 @@ async def test_a_revoked_chain_leaves_the_other_and_begins_anew_when_consented_t
     anew = await world.second(first)
     assert anew is not None
     assert anew.id != second.id
-    await place.until(anew, lambda c: c.state is State.ACTIVE)
-    assert (await place.row(second)).state is State.REVOKED, "what was revoked stays revoked"
+    await place.until(anew, lambda c: c.state is LifecycleState.ACTIVE)
+    assert (await place.row(second)).state is LifecycleState.REVOKED, "what was revoked stays revoked"
 
 
 async def test_what_is_revoked_before_its_tokens_came_is_revoked_with_all_of_them(world: World):
@@ -195,10 +195,10 @@ async def test_what_is_revoked_before_its_tokens_came_is_revoked_with_all_of_the
     await idp.until("token", 1)
     await place.revoke(first)
     gate.set()
-    await place.until(first, lambda c: c.state is State.REVOKED)
+    await place.until(first, lambda c: c.state is LifecycleState.REVOKED)
     second = await world.second(first)
     assert second is not None
-    await place.until(second, lambda c: c.state is State.REVOKED)
+    await place.until(second, lambda c: c.state is LifecycleState.REVOKED)
     assert not any(family.alive for family in idp.families)
 
 
@@ -208,7 +208,7 @@ async def test_killed_between_journal_and_commit_both_chains_are_installed(
     await migrated_sqlite(tmp_path)
     settings = await prepared(temporal_address, sqlite_url(tmp_path), tmp_path, (idp.allowance,))
     workers = Workers(settings, tmp_path)
-    async with platform(settings, Role.OPERATOR) as parts:
+    async with open_platform(settings, Role.OPERATOR) as parts:
         world = World(Installation(parts), idp)
         try:
             dies = await workers.start()
@@ -226,9 +226,9 @@ async def test_killed_between_journal_and_commit_both_chains_are_installed(
             assert await world.second(first) is None
             await workers.start()
             first, second = await world.both(first)
-            assert (first.state, second.state) == (State.ACTIVE, State.ACTIVE)
+            assert (first.state, second.state) == (LifecycleState.ACTIVE, LifecycleState.ACTIVE)
             assert idp.count("token", grant_type="authorization_code") == 1
             assert (await world.place.ensure_fresh(second, 1)).generation == 2
-            assert first.reason is not Code.OUTCOME_UNKNOWN
+            assert first.reason is not ErrorCode.OUTCOME_UNKNOWN
         finally:
             await workers.stop()

@@ -8,9 +8,9 @@ from datetime import timedelta
 
 from evergrant_server.core.access import Integration
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.errors import Code
-from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.secret import Secret
 from tests.fakes.installation import TENANT, Installation
 from tests.fakes.scripted_provider import ScriptedProvider, error, status
@@ -78,7 +78,7 @@ async def test_a_401_without_a_name_that_asks_for_a_client_has_the_other_secret_
     bearer = status(401, {"WWW-Authenticate": 'Bearer realm="api"'})
     before = idp.count("token")
     idp.script(bearer)
-    assert (await place.ensure_fresh(connection, 2)).problem is Code.PROVIDER_ERROR
+    assert (await place.ensure_fresh(connection, 2)).problem is ErrorCode.PROVIDER_ERROR
     assert idp.count("token") == before + 1, "that was about no client"
 
 
@@ -87,14 +87,14 @@ async def test_a_code_survives_a_refused_secret(place: Installation, idp: Script
     await rotate(place, integration, "new-secret")
     connection = await place.begin(integration)
     await place.consent(idp, integration, connection)
-    assert (await place.until(connection, lambda c: c.state is State.ACTIVE)).generation == 1
+    assert (await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)).generation == 1
 
 
 async def test_a_revocation_is_confirmed_with_the_other_secret(place: Installation, idp: ScriptedProvider):
     connection = await place.connect(idp, STRICT)
     await rotate(place, await integration_of(place, connection), "new-secret")
     await place.revoke(connection)
-    await place.until(connection, lambda c: c.state is State.REVOKED)
+    await place.until(connection, lambda c: c.state is LifecycleState.REVOKED)
 
 
 async def test_when_neither_is_taken_an_admin_must_act_and_the_grant_stays(
@@ -103,15 +103,15 @@ async def test_when_neither_is_taken_an_admin_must_act_and_the_grant_stays(
     connection = await place.connect(idp, STRICT)
     await rotate(place, await integration_of(place, connection), "mistyped")
     idp.client_secret = "nobody told us"
-    assert (await place.ensure_fresh(connection, 1)).problem is Code.CLIENT_REJECTED
-    assert (await place.row(connection)).state is State.ACTIVE
+    assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.CLIENT_REJECTED
+    assert (await place.row(connection)).state is LifecycleState.ACTIVE
     assert (await integration_of(place, connection)).secret_refused_at is None  # nothing is known of it
 
 
 async def test_after_the_overlap_the_secret_before_is_not_tried(place: Installation, idp: ScriptedProvider):
     connection = await place.connect(idp, STRICT)
     await rotate(place, await integration_of(place, connection), "mistyped", overlap_s=-1)
-    assert (await place.ensure_fresh(connection, 1)).problem is Code.CLIENT_REJECTED
+    assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.CLIENT_REJECTED
     assert idp.count("token") == 2  # the code, and one refresh
 
 
@@ -124,9 +124,9 @@ async def test_under_load_no_refresh_fails_while_the_secret_changes_on_both_side
     for connection in connections:
         await place.consent(idp, integration, connection)
     for connection in connections:
-        await place.until(connection, lambda c: c.state is State.ACTIVE)
+        await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)
 
-    async def keeps_refreshing(connection: Connection) -> list[Code | None]:
+    async def keeps_refreshing(connection: Connection) -> list[ErrorCode | None]:
         return [(await place.ensure_fresh(connection, seen)).problem for seen in range(1, 6)]
 
     running = [asyncio.create_task(keeps_refreshing(connection)) for connection in connections]

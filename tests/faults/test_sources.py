@@ -9,21 +9,21 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from evergrant_server.api.establishing import mint
+from evergrant_server.api.connections.create import request_client_grant
 from evergrant_server.core.access import Action, App, Permit
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.beginning import begun
-from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.errors import Code
-from evergrant_server.core.flow import Flow
-from evergrant_server.core.ids import AppId, ConnectionId, PermitId, new_id, workflow_id
-from evergrant_server.core.messages import SIGNAL_PROVIDER_CHANGED, ProviderChanged
-from evergrant_server.core.schedule import jitter
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.ids import AppId, ConnectionId, PermitId, connection_workflow_id, new_id
+from evergrant_server.core.lifecycle.schedule import jitter
+from evergrant_server.core.lifecycle.snapshot import start_message
+from evergrant_server.core.messages.connection import SIGNAL_PROVIDER_CHANGED, ProviderChanged
 from tests.fakes.installation import ASKED, TENANT, Installation, installation
 from tests.fakes.other_grants import TOKEN_EXCHANGE, OtherGrants
 from tests.fakes.scripted_provider import ok
 
-REFUSED = Code.SOURCE_NOT_PERMITTED
+REFUSED = ErrorCode.SOURCE_NOT_PERMITTED
 
 
 class World:
@@ -67,14 +67,14 @@ class World:
         async with place.store.write() as tx:
             await tx.connections.add(connection)
             subject = place.parts.ring.subject_hash(TENANT, connection.subject)
-            await tx.outbox.add(begun(connection, subject, ASKED, now))
-            await mint(tx, connection, ("read",), ASKED, now)
-        place.parts.relay.nudge()
+            await tx.outbox.add(start_message(connection, subject, ASKED, now))
+            await request_client_grant(tx, connection, ("read",), ASKED, now)
+        place.parts.relay.notify()
         return connection
 
     async def active(self, flow: Flow, **more: Any) -> Connection:
         begun = await self.begin(flow, **more)
-        return await self.place.until(begun, lambda c: c.state is State.ACTIVE)
+        return await self.place.until(begun, lambda c: c.state is LifecycleState.ACTIVE)
 
     async def exchanging(self) -> tuple[Connection, Connection]:
         """A source, and a connection whose first token was exchanged for the source's."""
@@ -102,8 +102,8 @@ class World:
 
     async def look_again(self, connection: Connection) -> None:
         """What the workflow hears when permits have changed."""
-        workflow = self.place.parts.client.get_workflow_handle(workflow_id(TENANT, connection.id))
-        await workflow.signal(SIGNAL_PROVIDER_CHANGED, ProviderChanged(version=2, asked=ASKED))
+        workflow = self.place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id))
+        await workflow.signal(SIGNAL_PROVIDER_CHANGED, ProviderChanged(version=2, context=ASKED))
 
     @property
     def exchanges(self) -> int:
@@ -183,7 +183,12 @@ async def test_an_exchange_ends_with_the_apps_right_to_lease_the_source(
     assert (await world.place.ensure_fresh(connection, 1)).problem is REFUSED, "looked at again slowly"
     assert world.exchanges == 1, "the first token's own"
     row = await world.place.row(connection)
-    assert (row.state, row.generation, row.failures, row.last_failure) == (State.ACTIVE, 1, 1, REFUSED)
+    assert (row.state, row.generation, row.failures, row.last_failure) == (
+        LifecycleState.ACTIVE,
+        1,
+        1,
+        REFUSED,
+    )
     named = {"source": source.id, "source_app": world.app.id}
     assert await world.said(connection, AuditAction.REFRESH_FAILED) == [{"reason": REFUSED, **named}]
     await world.give()
@@ -199,7 +204,7 @@ async def test_the_permits_admin_is_who_repairs_it_and_is_waited_for_as_any_admi
     await world.place.ensure_fresh(connection, 1)
     now = world.place.parts.clock.now()
     told = await world.place.parts.link.describe(TENANT, connection.id)
-    assert (told.state, told.reason, told.repairer) == (State.ACTIVE, REFUSED, "permit_admin")
+    assert (told.state, told.reason, told.repairer) == (LifecycleState.ACTIVE, REFUSED, "permit_admin")
     assert told.next_at is not None
     assert timedelta(minutes=14) < told.next_at - now < timedelta(minutes=16)
 
@@ -233,12 +238,12 @@ async def test_a_first_token_waits_for_the_permit(world: World):
     await withdrawn(world)
     connection = await world.begin(Flow.TOKEN_EXCHANGE, source=source.id, source_app=world.app.id)
     waits = await world.place.until(connection, lambda c: c.reason is not None)
-    assert (waits.state, waits.reason, world.exchanges) == (State.PENDING_CONSENT, REFUSED, 0)
+    assert (waits.state, waits.reason, world.exchanges) == (LifecycleState.PENDING_CONSENT, REFUSED, 0)
     (said,) = await world.said(connection, AuditAction.CONSENT_FAILED)
     assert (said["source"], said["source_app"]) == (source.id, world.app.id)
     await world.give()
     await world.look_again(connection)
-    await world.place.until(connection, lambda c: c.state is State.ACTIVE)
+    await world.place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)
     assert world.exchanges == 1
 
 

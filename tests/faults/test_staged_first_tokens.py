@@ -12,14 +12,14 @@ import pytest
 import pytest_asyncio
 
 from evergrant_server.core.access import Integration
-from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.consent import Consent, ConsentKind, ConsentStatus
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
+from evergrant_server.core.connections.device_code import DevicePoll
+from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.definition import Definition, DefinitionState, Rollout
-from evergrant_server.core.device import Poll
-from evergrant_server.core.errors import Code
-from evergrant_server.core.flow import Flow
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConsentId, DefinitionId, IntegrationId, new_id
-from evergrant_server.core.messages import GrantNews
+from evergrant_server.core.messages.connection import GrantResult
 from evergrant_server.core.secret import Secret
 from tests.fakes.certificates import loopback_tls
 from tests.fakes.databases import migrated_sqlite, sqlite_url
@@ -95,7 +95,7 @@ class Staged:
                     proposed_by="app:admin",
                     created_at=now,
                     changed_at=now,
-                ).begun(now, replaces=version == 2)
+                ).started(now, replaces=version == 2)
                 await tx.definitions.add(definition)
             integration = await tx.integrations.put(
                 Integration(
@@ -136,7 +136,9 @@ class Staged:
             await tx.consents.add(consent, None)
         return consent
 
-    async def exchanged(self, endpoint: str = "token", **wrong: Any) -> tuple[Connection, Consent, GrantNews]:
+    async def exchanged(
+        self, endpoint: str = "token", **wrong: Any
+    ) -> tuple[Connection, Consent, GrantResult]:
         integration, connection = await self.begin(Flow.AUTHORIZATION_CODE, **wrong)
         consent = await self.place.consent(self.idp, integration, connection, tell=False, endpoint=endpoint)
         return connection, consent, await self.worker.exchange(connection, consent)
@@ -155,7 +157,7 @@ def staged(place: Installation, idp: ScriptedProvider, tmp_path: Path) -> Staged
 
 async def test_a_code_whose_answer_a_staged_version_misreads_is_read_as_before(staged: Staged):
     connection, _, news = await staged.exchanged(**MISREADS)
-    assert (news.failure, (await staged.place.row(connection)).state) == (None, State.ACTIVE)
+    assert (news.failure, (await staged.place.row(connection)).state) == (None, LifecycleState.ACTIVE)
     assert staged.idp.count("token") == 1
     assert await staged.counted() == (0, 1)
 
@@ -172,7 +174,7 @@ async def test_a_code_that_is_read_well_counts_for_the_version(staged: Staged):
 async def test_a_code_that_a_staged_endpoint_refuses_goes_to_the_one_before(staged: Staged, answer: Answer):
     staged.idp.script(answer, at="broken")
     connection, _, news = await staged.exchanged("broken", token_endpoint=staged.idp.url("broken"))
-    assert (news.failure, (await staged.place.row(connection)).state) == (None, State.ACTIVE)
+    assert (news.failure, (await staged.place.row(connection)).state) == (None, LifecycleState.ACTIVE)
     assert (staged.idp.count("broken"), staged.idp.count("token")) == (1, 1)
     assert await staged.counted() == (0, 1)
 
@@ -203,16 +205,16 @@ async def test_an_answer_that_said_yes_and_that_neither_reads_is_not_asked_for_a
     """It is set aside, and a second use of the code would end its tokens (RFC 6749 section 4.1.2)."""
     staged.idp.script(raw(b'{"other": "tokens"}', headers={"Content-Type": "application/json"}))
     _, _, news = await staged.exchanged(**MISREADS)
-    assert news.failure is Code.REPLY_UNREADABLE
+    assert news.failure is ErrorCode.REPLY_UNREADABLE
     assert staged.idp.count("token") == 1
-    assert staged.worker.journal.left_behind()[1] == 1
+    assert staged.worker.journal.count_waiting()[1] == 1
 
 
 async def test_a_minted_token_that_a_staged_version_misreads_is_read_as_before(staged: Staged):
     _, connection = await staged.begin(Flow.CLIENT_CREDENTIALS, **MISREADS)
     staged.idp.script(TOKENS)
-    news = await staged.worker.mint(connection, await staged.unasked(connection, ConsentKind.MINT))
-    assert (news.failure, (await staged.place.row(connection)).state) == (None, State.ACTIVE)
+    news = await staged.worker.mint(connection, await staged.unasked(connection, ConsentKind.CLIENT_GRANT))
+    assert (news.failure, (await staged.place.row(connection)).state) == (None, LifecycleState.ACTIVE)
     assert await staged.counted() == (0, 1)
 
 
@@ -220,7 +222,7 @@ async def test_a_staged_version_that_mints_nothing_ends_no_consent(staged: Stage
     staged.idp.script(error("unauthorized_client"), at="broken")
     staged.idp.script(TOKENS)
     _, connection = await staged.begin(Flow.CLIENT_CREDENTIALS, token_endpoint=staged.idp.url("broken"))
-    news = await staged.worker.mint(connection, await staged.unasked(connection, ConsentKind.MINT))
+    news = await staged.worker.mint(connection, await staged.unasked(connection, ConsentKind.CLIENT_GRANT))
     assert (news.failure, await staged.counted()) == (None, (0, 1))
 
 
@@ -238,9 +240,9 @@ async def test_a_poll_that_a_staged_version_gets_wrong_is_asked_as_before(
     idp.script(error("authorization_pending"), TOKENS) if wrong == "misreads" else idp.script(TOKENS)
     _, connection = await staged.begin(Flow.DEVICE_CODE, **changes)
     consent = await staged.unasked(connection, ConsentKind.DEVICE)
-    assert (await staged.worker.poll(connection, consent)).poll is Poll.BEGUN
+    assert (await staged.worker.poll(connection, consent)).device_poll is DevicePoll.STARTED
     if wrong == "misreads":
-        assert (await staged.worker.poll(connection, consent)).poll is Poll.PENDING
+        assert (await staged.worker.poll(connection, consent)).device_poll is DevicePoll.PENDING
     news = await staged.worker.poll(connection, consent)
-    assert (news.failure, (await staged.place.row(connection)).state) == (None, State.ACTIVE)
+    assert (news.failure, (await staged.place.row(connection)).state) == (None, LifecycleState.ACTIVE)
     assert await staged.counted() == (0, 1)

@@ -16,17 +16,22 @@ import pytest
 import pytest_asyncio
 from temporalio.testing import ActivityEnvironment
 
-from activities.reconcile import ReconcileActivities
-from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.errors import Code
-from evergrant_server.core.ids import workflow_id
-from evergrant_server.core.provider import RefreshRules, Rotation
-from evergrant_server.core.upkeep import RECONCILE_WORKFLOW, Mark, ReconcileOrder, Reconciliation
+from activities.maintenance.reconcile import ReconcileActivities
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.ids import connection_workflow_id
+from evergrant_server.core.messages.maintenance import (
+    RECONCILE_WORKFLOW,
+    AuditCheckpoint,
+    ReconcileRequest,
+    ReconcileResult,
+)
 from evergrant_server.store.tables import METADATA
-from evergrant_server.temporal_link import ClosedRuns
-from evergrant_server.temporal_link.drifts import Drifts
-from evergrant_server.temporal_link.lives import Lives
-from evergrant_server.temporal_link.namespace import prepare
+from evergrant_server.temporal_link import ClosedRunExporter
+from evergrant_server.temporal_link.drift_repair import DriftRepair
+from evergrant_server.temporal_link.namespace import prepare_namespace
+from evergrant_server.temporal_link.workflow_starter import WorkflowStarter
 from tests.fakes.installation import TENANT, Installation, installation
 from tests.fakes.scripted_provider import ScriptedProvider
 from tests.fakes.temporal import TemporalServer
@@ -108,9 +113,9 @@ async def test_nothing_spent_is_sent_and_each_connection_is_named(
     await restore()
     assert (await place.row(behind)).generation == 1
     sent = idp.count("token")
-    told = await place.parts.reconciler.all()
-    assert (told.live, told.started, told.behind) == (2, 0, (behind.id,))
-    assert (await place.ensure_fresh(behind, 3)).problem is Code.STORE_BEHIND
+    told = await place.parts.reconciler.reconcile_all()
+    assert (told.live, told.started, told.store_behind) == (2, 0, (behind.id,))
+    assert (await place.ensure_fresh(behind, 3)).problem is ErrorCode.STORE_BEHIND
     assert idp.count("token") == sent
     assert (await place.ensure_fresh(untouched, 1)).generation == 2
     assert all(family.alive for family in idp.families)
@@ -122,10 +127,10 @@ async def test_a_reauthorization_ends_it(place: Installation, idp: ScriptedProvi
     restore = await backup()
     await refreshed(place, connection, 3)
     await restore()
-    assert (await place.ensure_fresh(connection, 4)).problem is Code.STORE_BEHIND
+    assert (await place.ensure_fresh(connection, 4)).problem is ErrorCode.STORE_BEHIND
     again = await reauthorized(place, idp, connection)
-    assert (again.state, again.generation) == (State.ACTIVE, 5)
-    assert (await place.parts.reconciler.all()).behind == ()
+    assert (again.state, again.generation) == (LifecycleState.ACTIVE, 5)
+    assert (await place.parts.reconciler.reconcile_all()).store_behind == ()
     assert (await place.ensure_fresh(connection, 5)).generation == 6
 
 
@@ -139,10 +144,10 @@ async def test_a_workflow_that_was_ended_by_hand_still_tells(
     await place.terminate(connection)
     await restore()
     sent = idp.count("token")
-    told = await place.parts.reconciler.all()
-    assert (told.started, told.behind) == (1, (connection.id,))
-    assert (await place.ensure_fresh(connection, 3)).problem is Code.STORE_BEHIND
-    assert (await place.parts.reconciler.all()).behind == (connection.id,)
+    told = await place.parts.reconciler.reconcile_all()
+    assert (told.started, told.store_behind) == (1, (connection.id,))
+    assert (await place.ensure_fresh(connection, 3)).problem is ErrorCode.STORE_BEHIND
+    assert (await place.parts.reconciler.reconcile_all()).store_behind == (connection.id,)
     assert idp.count("token") == sent
 
 
@@ -154,28 +159,28 @@ async def test_the_schedules_pass_sees_that_the_store_is_older_than_it_was(
     restore = await backup()
     await refreshed(place, connection, 2)
 
-    async def one_pass(order: ReconcileOrder) -> Reconciliation:
+    async def one_pass(order: ReconcileRequest) -> ReconcileResult:
         return await place.parts.client.execute_workflow(
             RECONCILE_WORKFLOW, order, id=f"pass-{connection.id}",
-            task_queue=place.parts.settings.temporal_task_queue, result_type=Reconciliation,
+            task_queue=place.parts.settings.temporal_task_queue, result_type=ReconcileResult,
         )  # fmt: skip
 
-    first = await one_pass(ReconcileOrder())
+    first = await one_pass(ReconcileRequest())
     assert (first.live, first.started, first.behind) == (1, 0, 0)
     await restore()
-    second = await one_pass(ReconcileOrder(mark=first.mark, closed_since=first.closed_since))
+    second = await one_pass(ReconcileRequest(mark=first.mark, closed_since=first.closed_since))
     assert (second.behind, second.first_behind) == (1, (connection.id,))
     assert second.mark == first.mark  # so that the next pass says it again
 
 
-class SetBack(ClosedRuns):
+class SetBack(ClosedRunExporter):
     """Somebody puts the backup back between a pass's beginning and its end."""
 
     restore: Callable[[], Awaitable[None]]
 
     async def have_exported(self, since: datetime | None) -> int:
         await self.restore()
-        return await super().have_exported(since)
+        return await super().request_exports(since)
 
 
 async def test_a_store_that_is_set_back_during_a_pass_is_seen_by_the_next_one(
@@ -188,11 +193,11 @@ async def test_a_store_that_is_set_back_during_a_pass_is_seen_by_the_next_one(
     parts = place.parts
     closed = SetBack(parts.store, parts.link, parts.clock)
 
-    async def one_pass(runs: ClosedRuns, mark: Mark | None) -> Reconciliation:
+    async def one_pass(runs: ClosedRunExporter, mark: AuditCheckpoint | None) -> ReconcileResult:
         upkeep = ReconcileActivities(parts.store, parts.reconciler, runs, parts.clock, timedelta(days=30))
-        return await ActivityEnvironment().run(upkeep.reconcile, ReconcileOrder(mark=mark))
+        return await ActivityEnvironment().run(upkeep.reconcile, ReconcileRequest(mark=mark))
 
-    usual = ClosedRuns(parts.store, parts.link, parts.clock)
+    usual = ClosedRunExporter(parts.store, parts.link, parts.clock)
     first = await one_pass(usual, None)
     closed.restore = restore
     second = await one_pass(closed, first.mark)
@@ -207,14 +212,14 @@ async def test_a_revocation_that_the_backup_has_forgotten_is_carried_out_again(
     connection = await place.connect(idp, STRICT)
     restore = await backup()
     await place.revoke(connection)
-    await place.until(connection, lambda row: row.state is State.REVOKED)
-    await place.parts.client.get_workflow_handle(workflow_id(TENANT, connection.id)).result()
+    await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
+    await place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id)).result()
     told = idp.count("revoke")
     await restore()
-    assert (await place.row(connection)).state is State.ACTIVE
-    await place.parts.reconciler.all()
-    assert (await place.row(connection)).state is not State.ACTIVE
-    await place.until(connection, lambda row: row.state is State.REVOKED)
+    assert (await place.row(connection)).state is LifecycleState.ACTIVE
+    await place.parts.reconciler.reconcile_all()
+    assert (await place.row(connection)).state is not LifecycleState.ACTIVE
+    await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
     assert idp.count("revoke") > told
 
 
@@ -225,14 +230,14 @@ async def test_a_closed_run_that_visibility_still_shows_is_followed_by_one_that_
     connection = await place.connect(idp, STRICT)
     restore = await backup()
     await place.revoke(connection)
-    await place.until(connection, lambda row: row.state is State.REVOKED)
-    await place.parts.client.get_workflow_handle(workflow_id(TENANT, connection.id)).result()
+    await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
+    await place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id)).result()
     await restore()
     parts = place.parts
-    lives = Lives(parts.store, parts.link, parts.ring, parts.clock, parts.registry.refresh_rules)
-    found = await Drifts(parts.store, parts.link, lives, parts.clock).compared(connection)
-    assert (found.started, found.behind) == (True, False), "nobody has to do anything about it"
-    await place.until(connection, lambda row: row.state is State.REVOKED)
+    lives = WorkflowStarter(parts.store, parts.link, parts.ring, parts.clock, parts.registry.refresh_rules)
+    found = await DriftRepair(parts.store, parts.link, lives, parts.clock).compare(connection)
+    assert (found.started, found.store_behind) == (True, False), "nobody has to do anything about it"
+    await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
 
 
 @pytest_asyncio.fixture
@@ -243,7 +248,7 @@ async def alone(
     folder = tmp_path / "temporal"
     folder.mkdir()
     servers = [await TemporalServer.start(folder)]
-    await prepare(await servers[0].client(), timedelta(days=365))
+    await prepare_namespace(await servers[0].client(), timedelta(days=365))
     async with installation(servers[0].address, database_url, tmp_path, allow=(idp.allowance,)) as here:
         yield here, servers
     await servers[0].stop()
@@ -258,14 +263,14 @@ async def test_when_temporal_is_lost_too_nobody_knows_and_the_provider_s_no_is_b
     restore = await backup()
     await refreshed(place, connection, 2)
     await lose_everything(servers, tmp_path / "temporal")
-    await prepare(await servers[0].client(), timedelta(days=365))
+    await prepare_namespace(await servers[0].client(), timedelta(days=365))
     await restore()
-    told = await place.parts.reconciler.all()
-    assert (told.started, told.behind) == (1, ())
+    told = await place.parts.reconciler.reconcile_all()
+    assert (told.started, told.store_behind) == (1, ())
     sent = idp.count("token")
-    assert (await place.ensure_fresh(connection, 1, limit_s=60)).problem is Code.GRANT_REJECTED
+    assert (await place.ensure_fresh(connection, 1, limit_s=60)).problem is ErrorCode.GRANT_REJECTED
     assert idp.count("token") == sent + 1
     row = await place.row(connection)
-    assert (row.state, row.reason) == (State.NEEDS_REAUTH, Code.GRANT_REJECTED)
+    assert (row.state, row.reason) == (LifecycleState.NEEDS_REAUTH, ErrorCode.GRANT_REJECTED)
     again = await reauthorized(place, idp, connection)
-    assert again.state is State.ACTIVE
+    assert again.state is LifecycleState.ACTIVE

@@ -21,14 +21,14 @@ from sqlmodel import col
 
 from evergrant_server.core.access import Integration
 from evergrant_server.core.clock import SystemClock
-from evergrant_server.core.connection import Connection
-from evergrant_server.core.grant import Grant, Origin, TokenSet
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.ids import ConnectionId, Tenant, new_id
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
 from evergrant_server.store.tables import ConnectionGrantRow, ConnectionRow
-from evergrant_server.temporal_link.namespace import prepare
+from evergrant_server.temporal_link.namespace import prepare_namespace
 from tests.fakes.databases import sqlite_url
 from tests.fakes.processes import ROOT, RunningPlatform, running_platform
 from tests.fakes.scripted_provider import ScriptedProvider
@@ -44,7 +44,7 @@ async def temporal(tmp_path: Path) -> AsyncIterator[list[TemporalServer]]:
     """A server of the test's own, in a list: it will be another one."""
     (tmp_path / "temporal").mkdir()
     server = [await TemporalServer.start(tmp_path / "temporal")]
-    await prepare(await server[0].client(), timedelta(days=365))
+    await prepare_namespace(await server[0].client(), timedelta(days=365))
     yield server
     await server[0].stop()
 

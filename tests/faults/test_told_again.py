@@ -10,9 +10,9 @@ from evergrant.temporal import TokenInbox, TokenNotReady
 from temporalio import workflow
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from evergrant_server.core.connection import State
-from evergrant_server.core.errors import Code
-from evergrant_server.core.ids import workflow_id
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.ids import connection_workflow_id
 from tests.fakes.databases import migrated_sqlite, sqlite_url
 from tests.fakes.installation import TENANT, Installation, installation
 from tests.fakes.scripted_provider import ScriptedProvider, error
@@ -52,19 +52,23 @@ async def test_a_run_that_is_started_anew_tells_who_waited_for_the_one_before(
     connection = await place.connect(idp)
     await until_visible(place, [connection])
     idp.script(error("invalid_grant"))
-    assert (await place.ensure_fresh(connection, 1)).problem is Code.GRANT_REJECTED
-    client, name, queue = place.parts.client, workflow_id(TENANT, connection.id), f"pipeline-{connection.id}"
+    assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.GRANT_REJECTED
+    client, name, queue = (
+        place.parts.client,
+        connection_workflow_id(TENANT, connection.id),
+        f"pipeline-{connection.id}",
+    )
     runner = UnsandboxedWorkflowRunner()  # this file imports what no sandbox can
     async with Worker(client, task_queue=queue, workflows=[WaitingPipeline], workflow_runner=runner):
         pipeline = await client.start_workflow(WaitingPipeline.run, name, id=queue, task_queue=queue)
         async with asyncio.timeout(20):
-            while await pipeline.query(WaitingPipeline.told) != Code.GRANT_REJECTED:
+            while await pipeline.query(WaitingPipeline.told) != ErrorCode.GRANT_REJECTED:
                 await asyncio.sleep(0.05)
         first = await run_of(place, connection)
         for _ in range(2):  # and so does the run after that
             async with asyncio.timeout(20):  # until Temporal's list has the newest run
                 while not (
-                    await place.parts.reconciler.all(compare=False, older_than=timedelta(0))
+                    await place.parts.reconciler.reconcile_all(compare=False, older_than=timedelta(0))
                 ).restarted:
                     await asyncio.sleep(0.05)
         assert await run_of(place, connection) != first
@@ -72,6 +76,6 @@ async def test_a_run_that_is_started_anew_tells_who_waited_for_the_one_before(
             integration = await tx.integrations.get(TENANT, connection.integration_id)
         assert integration is not None
         await place.consent(idp, integration, connection)
-        await place.until(connection, lambda row: row.state is State.ACTIVE)
+        await place.until(connection, lambda row: row.state is LifecycleState.ACTIVE)
         async with asyncio.timeout(20):
-            assert tuple(await pipeline.result()) == (Code.GRANT_REJECTED, 2)
+            assert tuple(await pipeline.result()) == (ErrorCode.GRANT_REJECTED, 2)

@@ -10,22 +10,33 @@ import pytest_asyncio
 from standardwebhooks import Webhook as Judge
 from temporalio.testing import ActivityEnvironment
 
-from activities.webhooks import AT_ONCE, ROUND, ROUNDS_AT_ONCE, WebhookActivities
+from activities.maintenance.webhook_delivery import (
+    CONCURRENT_DELIVERIES,
+    CONCURRENT_ROUNDS,
+    ROUND_SIZE,
+    WebhookDeliveryActivities,
+)
 from evergrant_server import audit
 from evergrant_server.core.clock import SetClock
 from evergrant_server.core.events import EventType, WebhookEvent
 from evergrant_server.core.ids import EventId, new_id
-from evergrant_server.core.messages import Asked
+from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.messages.webhooks import DeliverWebhooks, DeliveryRound
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.webhook_messages import DeliverDue, DeliveryRound
-from evergrant_server.core.webhooks import DeliveryStatus, DisabledBy, Problem, Webhook, new_secret
+from evergrant_server.core.webhooks import (
+    DeliveryProblem,
+    DeliveryStatus,
+    DisabledBy,
+    Webhook,
+    new_signing_secret,
+)
 from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.store import Store
 from tests.fakes.databases import clock, key_path, ring, store  # noqa: F401  # fixtures
 from tests.fakes.receiver import Received, Receiver
 from tests.fakes.webhooks import SECRET, TENANT, listening, log_of, reread
 
-ASKED = Asked(by="app:boss")
+ASKED = RequestContext(by="app:boss")
 GIVE_UP, RETENTION = timedelta(days=5), timedelta(days=30)
 
 
@@ -47,10 +58,10 @@ class Rounds:
                 body='{"type":"webhook.ping"}',
             )
             async with self.store.write() as tx:
-                await audit.tell(tx, [self.webhook], event, ASKED, event.at, by_hand=by_hand)
+                await audit.write_event(tx, [self.webhook], event, ASKED, event.at, by_hand=by_hand)
 
-    def activities(self, **limits: Any) -> WebhookActivities:
-        return WebhookActivities(
+    def activities(self, **limits: Any) -> WebhookDeliveryActivities:
+        return WebhookDeliveryActivities(
             self.store,
             Egress(EgressPolicy(allow=self.allow), **limits),
             self.clock,
@@ -59,7 +70,7 @@ class Rounds:
         )
 
     async def round(self, **limits: Any) -> DeliveryRound:
-        order = DeliverDue(tenant=TENANT, webhook_id=self.webhook.id)
+        order = DeliverWebhooks(tenant=TENANT, webhook_id=self.webhook.id)
         return await ActivityEnvironment().run(self.activities(**limits).deliver_due, order)
 
     async def row(self) -> Webhook:
@@ -86,20 +97,20 @@ async def test_a_round_is_bounded_and_so_is_what_an_endpoint_gets_at_once(rounds
         return 204
 
     rounds.receiver.answer = slowly
-    await rounds.tell(ROUND + 5)
+    await rounds.tell(ROUND_SIZE + 5)
     first = await rounds.round()
-    assert (first.delivered, first.failed) == (ROUND, 0)
+    assert (first.delivered, first.failed) == (ROUND_SIZE, 0)
     assert first.next_at is not None
     assert first.next_at <= rounds.clock.now(), "the rest is due at once"
     second = await rounds.round()
     assert (second.delivered, second.next_at) == (5, None)
-    assert 2 <= rounds.receiver.most_at_once <= AT_ONCE
-    assert len({it.id for it in rounds.receiver.received}) == ROUND + 5
+    assert 2 <= rounds.receiver.most_at_once <= CONCURRENT_DELIVERIES
+    assert len({it.id for it in rounds.receiver.received}) == ROUND_SIZE + 5
 
 
 async def test_waits_are_told_by_the_clock_that_moments_are_from(rounds: Rounds):
     """Temporal's clock may be an hour ahead: the next moment is over there, and not here."""
-    await rounds.tell(ROUND + 1)
+    await rounds.tell(ROUND_SIZE + 1)
     assert (await rounds.round()).wait_s == 0, "the rest is due at once"
     assert (await rounds.round()).wait_s is None
     rounds.receiver.answer = 503
@@ -181,11 +192,11 @@ async def test_a_ping_goes_even_into_a_pause_and_before_what_waits(rounds: Round
 
 
 async def test_the_old_secret_signs_during_its_overlap_and_not_after(rounds: Rounds):
-    new = new_secret(b"n" * 32)
+    new = new_signing_secret(b"n" * 32)
     overlap = timedelta(minutes=2)
     async with rounds.store.write() as tx:
         rotated = rounds.webhook.model_copy(update={"previous_secret_until": rounds.clock.now() + overlap})
-        await tx.webhooks.rotate(rotated, new, expected=1)
+        await tx.webhooks.rotate_secret(rotated, new, expected=1)
     moment = rounds.clock.now()
 
     async def sent_at(after: timedelta) -> Received:
@@ -210,13 +221,13 @@ async def test_a_receiver_may_ask_to_be_left_alone(rounds: Rounds):
 @pytest.mark.parametrize(
     ("limits", "body", "problem"),
     [
-        ({"answer_time": 0.2}, b"", Problem.TIMED_OUT),
-        ({"body_limit": 100}, b"x" * 1000, Problem.UNREADABLE),
+        ({"answer_time": 0.2}, b"", DeliveryProblem.TIMED_OUT),
+        ({"body_limit": 100}, b"x" * 1000, DeliveryProblem.UNREADABLE),
     ],
     ids=["a receiver that never answers", "an answer without end"],
 )
 async def test_what_a_hostile_receiver_gets(
-    rounds: Rounds, limits: dict[str, Any], body: bytes, problem: Problem
+    rounds: Rounds, limits: dict[str, Any], body: bytes, problem: DeliveryProblem
 ):
     if not body:
         rounds.receiver.answer = lambda message: asyncio.sleep(60, 204)
@@ -233,7 +244,7 @@ async def test_an_address_that_is_not_allowed_any_more_is_not_called(rounds: Rou
     await rounds.tell()
     await rounds.round()
     (delivery,) = await log_of(rounds.store, rounds.webhook)
-    assert delivery.problem == Problem.EGRESS_REFUSED
+    assert delivery.problem == DeliveryProblem.EGRESS_REFUSED
     assert rounds.receiver.received == []
 
 
@@ -255,7 +266,7 @@ async def test_a_name_that_rebinds_after_registration_is_not_followed(
     await rounds.tell()
     await rounds.round()
     (delivery,) = await log_of(rounds.store, rounds.webhook)
-    assert (asked, delivery.problem) == (["rebinding.example"], Problem.EGRESS_REFUSED)
+    assert (asked, delivery.problem) == (["rebinding.example"], DeliveryProblem.EGRESS_REFUSED)
     assert rounds.receiver.received == []
 
 
@@ -270,12 +281,12 @@ async def test_slow_receivers_take_a_bounded_share_of_a_worker(rounds: Rounds):
     rounds.receiver.answer = held
     await rounds.tell()
     activities = rounds.activities()
-    order = DeliverDue(tenant=TENANT, webhook_id=rounds.webhook.id)
+    order = DeliverWebhooks(tenant=TENANT, webhook_id=rounds.webhook.id)
     slow = [
         asyncio.create_task(ActivityEnvironment().run(activities.deliver_due, order))
-        for _ in range(ROUNDS_AT_ONCE)
+        for _ in range(CONCURRENT_ROUNDS)
     ]
-    await rounds.receiver.until_busy(ROUNDS_AT_ONCE)
+    await rounds.receiver.until_busy(CONCURRENT_ROUNDS)
     refused = await ActivityEnvironment().run(activities.deliver_due, order)
     assert (refused.paused, refused.delivered, refused.failed) == (True, 0, 0)
     assert refused.next_at is not None

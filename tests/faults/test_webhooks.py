@@ -10,12 +10,12 @@ import pytest_asyncio
 from standardwebhooks import Webhook as Judge
 
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connection import State
-from evergrant_server.core.errors import Code
-from evergrant_server.core.events import OF_CONNECTIONS, EventType
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.events import CONNECTION_EVENTS, EventType
 from evergrant_server.core.ids import webhook_workflow_id
-from evergrant_server.core.provider import RefreshRules, Rotation
-from evergrant_server.core.webhooks import DeliveryStatus, DisabledBy, Problem
+from evergrant_server.core.webhooks import DeliveryProblem, DeliveryStatus, DisabledBy
 from tests.fakes.installation import TENANT, Installation, installation
 from tests.fakes.receiver import Receiver
 from tests.fakes.scripted_provider import ScriptedProvider, error
@@ -40,11 +40,11 @@ async def here(
 async def test_a_life_is_told_signed_and_in_words_a_receiver_can_use(
     here: Installation, idp: ScriptedProvider, receiver: Receiver
 ):
-    webhook = await listening(here.store, receiver.url, here.parts.clock.now(), events=OF_CONNECTIONS)
+    webhook = await listening(here.store, receiver.url, here.parts.clock.now(), events=CONNECTION_EVENTS)
     connection = await here.connect(idp)
     await here.ensure_fresh(connection, 1)
     await here.revoke(connection)
-    await here.until(connection, lambda c: c.state is State.REVOKED)
+    await here.until(connection, lambda c: c.state is LifecycleState.REVOKED)
     await receiver.until(3)
     told = {}
     for message in receiver.received:
@@ -71,7 +71,7 @@ async def test_a_lost_grant_says_who_must_act_and_where(
     await receiver.until(2)
     bodies = [json.loads(it.body) for it in receiver.received]
     (lost,) = [it["data"] for it in bodies if it["type"] == EventType.NEEDS_REAUTH]
-    assert (lost["reason"], lost["repairer"]) == (Code.GRANT_REJECTED, "subject")
+    assert (lost["reason"], lost["repairer"]) == (ErrorCode.GRANT_REJECTED, "subject")
     assert lost["reauthorize"] == f"/v1/connections/{connection.id}/reauthorize"
     assert "connection.refreshed" not in {it["type"] for it in bodies}, "nobody asked for it"
 
@@ -98,11 +98,11 @@ async def test_410_disables_the_webhook_and_says_so(
     receiver.script(410)
     await here.connect(idp)
     (delivery,) = await until_log(here.store, webhook, lambda it: bool(it) and it[0].attempts == 1)
-    assert (delivery.status, delivery.problem) == (DeliveryStatus.PENDING, Problem.GONE)
+    assert (delivery.status, delivery.problem) == (DeliveryStatus.PENDING, DeliveryProblem.GONE)
     after = await until_row(here.store, webhook, lambda it: it.disabled)
     assert after.disabled_by is DisabledBy.GONE
     records = await here.records(AuditAction.WEBHOOK_DISABLED)
-    assert [(it.object, it.detail["why"], it.asked.by) for it in records] == [
+    assert [(it.object, it.detail["why"], it.context.by) for it in records] == [
         (webhook.id, "gone", "schedule")
     ]
 
@@ -140,7 +140,7 @@ async def test_a_workflow_that_was_ended_by_hand_is_given_back_by_reconcile(
         assert current is not None
         moved = current.model_copy(update={"next_at": late})
         await tx.deliveries.replace(moved, expected=current.revision)
-    await here.parts.reconciler.all()
+    await here.parts.reconciler.reconcile_all()
     await until_log(here.store, webhook, lambda it: it[0].status == "delivered")
     assert len(receiver.received) == 2
 
@@ -154,4 +154,4 @@ async def test_a_redirect_is_not_followed(
     receiver.script(307)
     await here.connect(idp)
     (delivery,) = await until_log(here.store, webhook, lambda it: bool(it) and it[0].attempts == 1)
-    assert delivery.problem == Problem.REDIRECTED
+    assert delivery.problem == DeliveryProblem.REDIRECTED

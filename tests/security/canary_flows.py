@@ -15,7 +15,7 @@ from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.store import Store
 from examples.demo.subject import Subject
-from examples.demo.waiting import until
+from examples.demo.waiting import wait_until
 from tests.fakes.certificates import OwnCertificate, own_certificate
 from tests.fakes.oauth1_server import OAuth1Server
 from tests.fakes.processes import RunningPlatform
@@ -240,7 +240,7 @@ class OtherLives:
             answer = await app.post("/v1/connections", json=body)
             return answer.json() if answer.status_code == 201 else None  # its metadata isn't read yet
 
-        made = await until(begun, f"a connection of {integration}", _SOON_S)
+        made = await wait_until(begun, f"a connection of {integration}", _SOON_S)
         self.ids.append(made["id"])
         return made
 
@@ -271,7 +271,7 @@ class OtherLives:
             return found["state"] == "active" or None
 
         seen: list[Any] = []
-        await until(active, f"{connection} to be active", _SOON_S)
+        await wait_until(active, f"{connection} to be active", _SOON_S)
 
 
 def _der(pem: str) -> bytes:
@@ -303,6 +303,6 @@ async def _proposed(admin: httpx2.AsyncClient, document: dict[str, Any]) -> None
             assert found["state"] != "unsound", found["findings"]
             return found["state"] == wanted or None
 
-        await until(reached, f"a version that is {wanted}", _SOON_S)
+        await wait_until(reached, f"a version that is {wanted}", _SOON_S)
         if wanted == "waiting":
             await admin.post(f"{at}/approve", json={"version": 1, "accept_hosts": True})

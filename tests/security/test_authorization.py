@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from evergrant_server.core.access import Action
-from evergrant_server.core.connection import Connection
+from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.definition import Definition, DefinitionState
 from evergrant_server.core.ids import DefinitionId, new_id
 from tests.fakes.api import OTHER, TENANT, Api

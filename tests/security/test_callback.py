@@ -9,8 +9,8 @@ import pytest
 from evergrant_server import audit
 from evergrant_server.core.access import Action, Endpoints, Integration
 from evergrant_server.core.audit import AuditAction, AuditRecord
-from evergrant_server.core.consent import Consent, ConsentStatus, hash_of_link
-from evergrant_server.core.id_token import hash_of_nonce
+from evergrant_server.core.connections.consent import Consent, ConsentStatus, hash_link
+from evergrant_server.core.connections.id_token import hash_of_nonce
 from evergrant_server.core.ids import ConnectionId
 from tests.fakes.api import OTHER, TENANT, Api
 from tests.fakes.visitor import Visitor
@@ -35,7 +35,7 @@ class Started:
 
     async def consent(self) -> Consent:
         async with self.api.worker.read() as tx:
-            found = await tx.consents.by_link(hash_of_link(self.link.rsplit("/", 1)[1]))
+            found = await tx.consents.by_link(hash_link(self.link.rsplit("/", 1)[1]))
         assert found is not None
         return found
 
@@ -50,7 +50,7 @@ class Started:
             while batch := await tx.outbox.claim("test", now, hold):
                 claimed += [message.name for message in batch if message.name]
                 for message in batch:
-                    await tx.outbox.delivered(message.id, now)
+                    await tx.outbox.mark_delivered(message.id, now)
         return claimed
 
     async def worker_finishes(self, status: ConsentStatus = ConsentStatus.DONE) -> None:
@@ -100,7 +100,7 @@ async def test_a_callback_hands_the_code_to_the_worker(api: Api):
     assert "idp.example is connected" in shown.text
     assert await it.signals() == ["consent_granted"]
     (record,) = await it.records(AuditAction.CONSENT_GRANTED)
-    assert (record.object, record.asked.by) == (it.connection_id, "subject")
+    assert (record.object, record.context.by) == (it.connection_id, "subject")
     consent = await it.consent()
     assert (consent.issuer, consent.token_endpoint) == (ISSUER, ENDPOINTS.token_endpoint)
     async with api.worker.read() as tx:
@@ -269,7 +269,7 @@ async def test_endpoints_that_changed_meanwhile_get_no_code(api: Api):
 async def test_a_revocation_between_link_and_callback(api: Api):
     it = await started(api)
     connection = await api.row(TENANT, it.connection_id)
-    await api.change(connection, lambda c: c.revoke_asked("left", api.clock.now()))
+    await api.change(connection, lambda c: c.revocation_requested("left", api.clock.now()))
     await assert_refused(await it.visitor.come_back(iss=ISSUER), "connection_revoked", 409)
     assert await it.signals() == []
 

@@ -12,7 +12,7 @@ import pytest
 from evergrant_server import audit
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.consent import Consent, ConsentStatus, hash_of_link
+from evergrant_server.core.connections.consent import Consent, ConsentStatus, hash_link
 from evergrant_server.core.secret import Secret
 from tests.fakes.api import TENANT, Api
 from tests.fakes.visitor import Visitor
@@ -30,7 +30,7 @@ class Sent:
 
     async def consent(self) -> Consent:
         async with self.api.worker.read() as tx:
-            found = await tx.consents.by_link(hash_of_link(self._link.rsplit("/", 1)[1]))
+            found = await tx.consents.by_link(hash_link(self._link.rsplit("/", 1)[1]))
         assert found is not None
         return found
 
@@ -57,7 +57,7 @@ class Sent:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evergrant_server.api.callback.WAIT_S", 0.0)
+    monkeypatch.setattr("evergrant_server.api.pages.callback.WAIT_S", 0.0)
 
 
 async def sent(api: Api, provider: str, **integration: object) -> Sent:

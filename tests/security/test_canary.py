@@ -25,14 +25,14 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from temporalio.client import Client
 
-from evergrant_server.core.events import OF_CONNECTIONS
-from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.connections.grant import TokenSet
+from evergrant_server.core.events import CONNECTION_EVENTS
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto.keyring import KeyRing, Role
 from examples.demo.subject import Subject
-from examples.demo.waiting import NeverHappened, until
-from providers.client import OAuthClient
-from providers.reply import RawReply
+from examples.demo.waiting import WaitTimedOut, wait_until
+from providers.requests.client import OAuthClient
+from providers.responses.raw_reply import RawReply
 from tests.fakes.certificates import loopback_tls
 from tests.fakes.oauth1_server import OAuth1Server
 from tests.fakes.otlp import Received, running_receiver
@@ -116,7 +116,7 @@ class Life:
 
     async def _webhook(self) -> None:
         """Subscribed to everything, with a secret that is rotated while the other still signs."""
-        events = [it.value for it in OF_CONNECTIONS]
+        events = [it.value for it in CONNECTION_EVENTS]
         async with self.platform.client() as admin:
             made = await admin.put("/v1/webhooks/hooks", json={"url": self.hooks.url, "events": events})
             rotated = await admin.post("/v1/webhooks/hooks/rotate-secret", json={})
@@ -130,7 +130,7 @@ class Life:
         async def revoked() -> bool | None:
             return any(b"connection.revoked" in it.body for it in self.hooks.received) or None
 
-        await until(revoked, "the event of the revocation", 30)
+        await wait_until(revoked, "the event of the revocation", 30)
         assert all(len(it.headers["webhook-signature"].split()) == 2 for it in self.hooks.received)
         async with self.platform.client() as admin:
             for path in ("/v1/webhooks", "/v1/webhooks/hooks", "/v1/webhooks/hooks/deliveries"):
@@ -173,7 +173,7 @@ class Life:
         async def healed() -> bool | None:
             return (await app.post("/v1/lease", json=body)).status_code == 200 or None
 
-        await until(healed, "a lease after the trouble", 30)
+        await wait_until(healed, "a lease after the trouble", 30)
 
     async def _pipeline(self, key: str, connection_id: str) -> None:
         """Somebody else's workflow, in its own worker, takes a lease."""
@@ -271,8 +271,8 @@ class Life:
 
         seen: list[str] = []
         try:
-            await until(reached, wanted, 30)
-        except NeverHappened:
+            await wait_until(reached, wanted, 30)
+        except WaitTimedOut:
             logs = self.platform.log("worker").decode()[-2000:]
             raise AssertionError(f"it is {seen[-1]}, not {wanted}: {logs}") from None
 
@@ -282,13 +282,13 @@ class Life:
         async def over() -> bool | None:
             return datetime.now(UTC) > end or None
 
-        await until(over, "the end of the token", 30)
+        await wait_until(over, "the end of the token", 30)
 
     async def _exported(self, http: httpx2.AsyncClient, connection: str) -> None:
         async def there() -> bool | None:
             return "history.exported" in (await http.get(f"{connection}/audit")).text or None
 
-        await until(there, "the exported history", 30)
+        await wait_until(there, "the exported history", 30)
 
 
 async def test_no_secret_of_a_whole_life_is_anywhere(capsys: pytest.CaptureFixture[str]):

@@ -7,24 +7,24 @@ import pytest
 
 from evergrant_server import audit
 from evergrant_server.core.access import Action
-from evergrant_server.core.account import FollowUp, Option
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connection import Connection
-from evergrant_server.core.consent import ConsentStatus, hash_of_link
-from evergrant_server.core.grant import Grant, Origin, TokenSet
+from evergrant_server.core.connections.account import AccountOption, FollowUp
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.consent import ConsentStatus, hash_link
+from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.secret import Secret
 from tests.fakes.api import OTHER, TENANT, Api
 from tests.fakes.visitor import Visitor
 
 OPTIONS = (
-    Option(id="1", label='<script>alert("1")</script>', metadata={"site": "1"}),
-    Option(id="2", label="Two", metadata={"site": "2"}),
+    AccountOption(id="1", label='<script>alert("1")</script>', metadata={"site": "1"}),
+    AccountOption(id="2", label="Two", metadata={"site": "2"}),
 )
 
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evergrant_server.api.callback.WAIT_S", 0.0)
+    monkeypatch.setattr("evergrant_server.api.pages.callback.WAIT_S", 0.0)
 
 
 class Choosing:
@@ -47,7 +47,7 @@ class Choosing:
 
     async def _worker_finds_two(self) -> None:
         async with self.api.worker.write() as tx:
-            consent = await tx.consents.by_link(hash_of_link(self.link.rsplit("/", 1)[1]))
+            consent = await tx.consents.by_link(hash_link(self.link.rsplit("/", 1)[1]))
             connection = await tx.connections.get(TENANT, self.id)
             assert consent is not None
             assert connection is not None
@@ -85,7 +85,7 @@ async def test_the_subject_chooses_and_it_is_on_record(api: Api):
     assert (row.follow_up, row.choice) == (None, "2")
     async with api.worker.read() as tx:
         record = (await audit.page(tx, TENANT, object=it.id, limit=100))[-1]
-    assert (record.action, record.detail, record.asked.by) == (
+    assert (record.action, record.detail, record.context.by) == (
         AuditAction.ACCOUNT_CHOSEN,
         {"choice": "2", "of": 2},
         "subject",

@@ -6,8 +6,8 @@ What is under /v1 takes a key or a signature, which no browser sends by itself: 
 import re
 
 from evergrant_server.core.access import Action
-from evergrant_server.core.connection import Connection
-from evergrant_server.core.consent import Consent, hash_of_link
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.consent import Consent, hash_link
 from tests.fakes.api import TENANT, Api
 from tests.fakes.visitor import Visitor
 
@@ -40,7 +40,7 @@ async def token(visitor: Visitor, link: str) -> str:
 
 async def rows(api: Api, link: str) -> tuple[Consent | None, Connection | None]:
     async with api.worker.read() as tx:
-        consent = await tx.consents.by_link(hash_of_link(link))
+        consent = await tx.consents.by_link(hash_link(link))
         assert consent is not None
         return consent, await tx.connections.get(TENANT, consent.connection_id)
 

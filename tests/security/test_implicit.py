@@ -14,11 +14,11 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from evergrant_server.api.implicit import SETTING
+from evergrant_server.api.pages.implicit import ALLOW_SETTING
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.consent import ConsentKind, ConsentStatus
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.connections.consent import ConsentKind, ConsentStatus
+from evergrant_server.core.errors import ErrorCode, Failure
 from tests.fakes.api import Api
 from tests.fakes.transmitter import id_token
 from tests.fakes.visitor import Visitor
@@ -58,7 +58,7 @@ class Sent(Started):
         assert await self.records(AuditAction.CALLBACK_REFUSED)
         async with self.api.worker.read() as tx:
             with pytest.raises(Failure, match="holds no tokens"):
-                await tx.consents.tokens(consent)
+                await tx.consents.imported_tokens(consent)
 
 
 async def asking(api: Api) -> tuple[str, dict[str, str]]:
@@ -97,7 +97,7 @@ async def test_a_token_is_sealed_and_handed_to_the_worker(api: Api, it: Sent, ca
     consent = await it.consent()
     assert (consent.kind, consent.granted_scopes) == (ConsentKind.IMPORT, ("read",))
     async with api.worker.read() as tx:
-        kept = await tx.consents.tokens(consent)
+        kept = await tx.consents.imported_tokens(consent)
     assert (kept.access_token.reveal(), kept.refresh_token, kept.token_type) == (TOKEN, None, "Bearer")
     assert kept.expires_at is not None
     assert (kept.expires_at - api.clock.now()).total_seconds() == 600
@@ -149,7 +149,7 @@ async def test_a_fragment_works_once(api: Api, it: Sent):
     consent = await it.consent()
     assert consent.status is ConsentStatus.DONE
     async with api.worker.read() as tx:
-        assert (await tx.consents.tokens(consent)).access_token.reveal() == TOKEN
+        assert (await tx.consents.imported_tokens(consent)).access_token.reveal() == TOKEN
 
 
 async def test_of_two_at_once_one_wins(it: Sent):
@@ -194,7 +194,7 @@ async def test_rfc6749_7_1_what_no_token_reply_may_say_is_not_taken(it: Sent, ch
 async def test_a_refresh_token_that_must_not_come_is_dropped(api: Api, it: Sent):
     await asyncio.gather(it.bring(it.fragment(refresh_token="rt-1")), it.worker_finishes())
     async with api.worker.read() as tx:
-        assert (await tx.consents.tokens(await it.consent())).refresh_token is None
+        assert (await tx.consents.imported_tokens(await it.consent())).refresh_token is None
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ async def test_rfc6749_4_2_2_1_a_no_is_heard(it: Sent, where: str):
     assert answer.status_code in (200, 303)
     assert await it.signals() == ["consent_denied"]
     consent = await it.consent()
-    assert (consent.status, consent.failure) == (ConsentStatus.DENIED, Code.CONSENT_DENIED)
+    assert (consent.status, consent.failure) == (ConsentStatus.DENIED, ErrorCode.CONSENT_DENIED)
     (record,) = await it.records(AuditAction.CONSENT_DENIED)
     assert record.detail["error"] == "access_denied"
 
@@ -251,7 +251,7 @@ async def test_rfc6749_4_2_2_1_a_no_is_heard(it: Sent, where: str):
 async def test_another_error_has_its_repairer(it: Sent):
     no = it.fragment(access_token=None, token_type=None, error="unsupported_response_type")
     assert (await it.bring(no)).status_code == 200
-    assert (await it.consent()).failure == Code.CLIENT_REJECTED
+    assert (await it.consent()).failure == ErrorCode.CLIENT_REJECTED
 
 
 async def test_an_attempt_for_a_code_takes_no_token(api: Api):
@@ -270,8 +270,8 @@ async def test_off_until_an_operator_allows_it(api: Api):
     key, body = await asking(api)
     answer = await api.post("/v1/connections", key, body)
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
-    assert SETTING in answer.json()["detail"]
-    assert (answer.json()["field"], answer.json()["setting"]) == ("flow", SETTING)
+    assert ALLOW_SETTING in answer.json()["detail"]
+    assert (answer.json()["field"], answer.json()["setting"]) == ("flow", ALLOW_SETTING)
     without = await api.post("/v1/connections", key, {"integration": "crm", "subject": "user-1"})
     assert without.json()["flow"] == "authorization_code"
 
@@ -283,12 +283,12 @@ async def test_turned_off_meanwhile(api: Api, it: Sent):
     brought = await it.bring(it.fragment())
     for answer in (page, brought):
         await assert_refused(answer)
-        assert SETTING in answer.text
+        assert ALLOW_SETTING in answer.text
     await it.assert_nothing_kept()
     again = await it.visitor.go_on(it.link)
-    assert SETTING in again.text
+    assert ALLOW_SETTING in again.text
     body = {"integration": "crm", "subject": "user-1"}
-    assert SETTING in (await api.post("/v1/connections", it.key, body)).text
+    assert ALLOW_SETTING in (await api.post("/v1/connections", it.key, body)).text
 
 
 async def test_dpop_and_a_token_in_a_browser_exclude_each_other(api: Api):
@@ -310,4 +310,4 @@ async def test_oidc_core_3_2_2_11_an_id_token_of_another_attempt(api: Api, claim
     it = Sent(api, visitor, made["id"], made["connect_url"])
     assert (await it.bring(it.fragment(id_token=id_token("account-1", **claims)))).status_code == 409
     await it.assert_nothing_kept(ConsentStatus.FAILED)
-    assert (await it.consent()).failure == Code.ID_TOKEN_REFUSED
+    assert (await it.consent()).failure == ErrorCode.ID_TOKEN_REFUSED

@@ -6,21 +6,21 @@ import time
 import pytest
 
 from evergrant_server.core.access import Action
-from evergrant_server.core.errors import Code
+from evergrant_server.core.errors import ErrorCode
 from tests.fakes.api import Api
 
 
 @pytest.mark.parametrize(
     "problem",
     [
-        Code.PROVIDER_UNREACHABLE,
-        Code.PROVIDER_RATE_LIMITED,
-        Code.CLIENT_REJECTED,
-        Code.REPLY_UNREADABLE,
-        Code.STORE_UNAVAILABLE,
+        ErrorCode.PROVIDER_UNREACHABLE,
+        ErrorCode.PROVIDER_RATE_LIMITED,
+        ErrorCode.CLIENT_REJECTED,
+        ErrorCode.REPLY_UNREADABLE,
+        ErrorCode.STORE_UNAVAILABLE,
     ],
 )
-async def test_a_failing_refresh_withholds_nothing(api: Api, problem: Code):
+async def test_a_failing_refresh_withholds_nothing(api: Api, problem: ErrorCode):
     await api.active(await api.integration())
     key = await api.app_with("pipeline", Action.TOKEN)
     api.refreshes_fail(problem, retry_after=30)
@@ -55,7 +55,7 @@ async def test_a_refused_refresh_token_leaves_the_access_token_good(api: Api):
     connection = await api.active(await api.integration())
     key = await api.app_with("pipeline", Action.TOKEN)
     assert (await api.lease(key)).status_code == 200
-    await api.change(connection, lambda it: it.rejected(Code.GRANT_REJECTED, api.clock.now()))
+    await api.change(connection, lambda it: it.rejected(ErrorCode.GRANT_REJECTED, api.clock.now()))
     assert (await api.lease(key)).json()["access_token"] == "at-1"
     api.clock.advance(3601)
     assert (await api.lease(key)).json()["code"] == "consent_required"
@@ -65,7 +65,7 @@ async def test_a_provider_that_is_down_is_not_stormed(api: Api):
     """Leases of a due token start one refresh, not one each, and none while it just failed."""
     await api.active(await api.integration())
     key = await api.app_with("pipeline", Action.TOKEN)
-    api.refreshes_fail(Code.PROVIDER_RATE_LIMITED, retry_after=60)
+    api.refreshes_fail(ErrorCode.PROVIDER_RATE_LIMITED, retry_after=60)
     api.clock.advance(3500)
     for _ in range(10):
         assert (await api.lease(key)).status_code == 200

@@ -3,7 +3,7 @@
 import asyncio
 
 from evergrant_server.core.access import Action
-from evergrant_server.core.connection import State
+from evergrant_server.core.connections.connection import LifecycleState
 from tests.fakes.api import Api
 
 
@@ -13,7 +13,7 @@ async def test_no_lease_after_a_revocation_in_another_process(api: Api):
     key = await api.app_with("pipeline", Action.TOKEN)
     for _ in range(20):
         assert (await api.lease(key)).status_code == 200
-    await api.change(connection, lambda it: it.revoke_asked("stolen laptop", api.clock.now()))
+    await api.change(connection, lambda it: it.revocation_requested("stolen laptop", api.clock.now()))
     for _ in range(20):
         by_names = await api.lease(key)
         by_id = await api.post(f"/v1/connections/{connection.id}/token", key)
@@ -28,7 +28,7 @@ async def test_leases_in_flight_around_a_revocation(api: Api):
     key = await api.app_with("pipeline", Action.TOKEN)
     assert (await api.lease(key)).status_code == 200
     before = [asyncio.create_task(api.lease(key)) for _ in range(20)]
-    await api.change(connection, lambda it: it.revoke_asked("left", api.clock.now()))
+    await api.change(connection, lambda it: it.revocation_requested("left", api.clock.now()))
     after = await asyncio.gather(*(api.lease(key) for _ in range(20)))
     assert {answer.status_code for answer in after} == {409}
     assert {answer.status_code for answer in await asyncio.gather(*before)} <= {200, 409}
@@ -50,9 +50,9 @@ async def test_revoking_through_the_api_works_without_temporal(api: Api):
 async def test_a_token_that_lands_while_revoking_is_not_leased(api: Api):
     connection = await api.active(await api.integration())
     key = await api.app_with("pipeline", Action.TOKEN)
-    await api.change(connection, lambda it: it.revoke_asked("left", api.clock.now()))
+    await api.change(connection, lambda it: it.revocation_requested("left", api.clock.now()))
     landed = await api.install(connection, "at-2")
-    assert landed.state is State.REVOKING
+    assert landed.state is LifecycleState.REVOKING
     answer = await api.lease(key)
     assert answer.json()["code"] == "connection_revoked"
     assert "at-2" not in answer.text

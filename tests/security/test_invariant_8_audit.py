@@ -6,11 +6,11 @@ from contextlib import asynccontextmanager
 import pytest
 
 from evergrant_server import audit
-from evergrant_server.audit.leases import LeaseLedger
+from evergrant_server.audit.lease_ledger import LeaseLedger
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.store import Store, Tx
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.store import Store, Transaction
 from tests.fakes.api import TENANT, Api
 
 
@@ -19,11 +19,11 @@ class FullDisk:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self.sqlite = store.sqlite
+        self.sqlite = store.is_sqlite
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[Tx]:
-        raise Failure(Code.STORE_UNAVAILABLE, "no room on the disk")
+    async def write(self) -> AsyncIterator[Transaction]:
+        raise Failure(ErrorCode.STORE_UNAVAILABLE, "no room on the disk")
         yield  # a generator
 
 
@@ -66,10 +66,10 @@ async def test_every_lease_and_every_refusal_is_in_the_log(api: Api):
         assert (await api.post(path, may_not, headers=headers)).status_code == 403
     async with api.worker.read() as tx:
         records = await audit.page(tx, TENANT, object=connection.id, limit=100)
-    issued = [it for it in records if it.action is AuditAction.LEASED]
+    issued = [it for it in records if it.action is AuditAction.LEASE_ISSUED]
     refused = [it for it in records if it.action is AuditAction.LEASE_REFUSED]
     assert (len(issued), len(refused)) == (3, 3)
-    assert {it.asked.by for it in issued} == {"app:may"}
-    assert {it.asked.by for it in refused} == {"app:may-not"}
-    assert {it.asked.trace_id for it in records} == {trace}
-    assert (await audit.verify(api.worker, TENANT)).ok
+    assert {it.context.by for it in issued} == {"app:may"}
+    assert {it.context.by for it in refused} == {"app:may-not"}
+    assert {it.context.trace_id for it in records} == {trace}
+    assert (await audit.verify_log(api.worker, TENANT)).ok

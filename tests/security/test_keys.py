@@ -4,7 +4,7 @@ import hmac
 
 import pytest
 
-from evergrant_server.api import authentication
+from evergrant_server.api.http import authentication
 from evergrant_server.core.access import Action
 from tests.fakes.api import Api
 
@@ -105,7 +105,7 @@ async def test_a_key_is_shown_once_and_only_its_hash_is_kept(api: Api):
     secret = key.rsplit("_", 1)[1]
     listed = await api.get("/v1/apps/pipeline/keys", admin)
     assert secret not in listed.text
-    assert authentication.hash_of(secret) not in listed.text
+    assert authentication.hash_secret(secret) not in listed.text
     database = api.parts.settings.data_dir.glob("evergrant.db*")
     assert all(secret.encode() not in file.read_bytes() for file in database)
     assert (await api.get("/v1/connections", key)).status_code == 200

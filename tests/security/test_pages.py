@@ -5,7 +5,7 @@ import re
 import pytest
 
 from evergrant_server.core.access import Action
-from evergrant_server.core.consent import hash_of_link
+from evergrant_server.core.connections.consent import hash_link
 from evergrant_server.core.ids import ConnectionId
 from tests.fakes.api import TENANT, Api, running_api
 from tests.fakes.visitor import Visitor
@@ -126,7 +126,7 @@ async def test_a_link_is_no_engine_for_requests(api: Api):
     url, visitor = await connect_url(api), Visitor(api)
     assert "Taking you to" in (await visitor.go_on(url)).text
     async with api.worker.write() as tx:
-        consent = await tx.consents.by_link(hash_of_link(url.rpartition("/")[2]))
+        consent = await tx.consents.by_link(hash_link(url.rpartition("/")[2]))
         assert consent is not None
         while consent.revision < 100:
             consent = await tx.consents.replace(consent, expected=consent.revision)
@@ -146,7 +146,7 @@ async def test_links_that_are_unknown_expired_or_of_a_revoked_connection(api: Ap
     assert (expired.status_code, "consent_expired" in expired.text) == (409, True)
     api.clock.advance(-3600)
     connection = await api.row(TENANT, ConnectionId(connection.id))
-    await api.change(connection, lambda it: it.revoke_asked("left", api.clock.now()))
+    await api.change(connection, lambda it: it.revocation_requested("left", api.clock.now()))
     revoked = await Visitor(api).open(url)
     assert (revoked.status_code, "connection_revoked" in revoked.text) == (409, True)
 

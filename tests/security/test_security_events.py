@@ -12,12 +12,12 @@ import pytest
 
 from evergrant_server.core.access import Action, Integration
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.grant import Grant, Origin, TokenSet
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.secret import Secret
-from providers.chains import further_chains
-from providers.replies import read_tokens
-from providers.reply import RawReply
+from providers.responses.additional_tokens import additional_token_sets
+from providers.responses.raw_reply import RawReply
+from providers.responses.token_response import read_tokens
 from tests.fakes.api import OTHER, TENANT, Api
 from tests.fakes.security_events import (
     HEARD,
@@ -48,9 +48,9 @@ async def test_rfc8935_2_a_believed_event_stops_leases_and_is_answered_202(api: 
     assert (answer.status_code, answer.content) == (202, b"")
     refused = await api.lease(key)
     assert (refused.status_code, refused.json()["reason"]) == (409, "grant_revoked_elsewhere")
-    assert await state(api, connection) is State.NEEDS_REAUTH
+    assert await state(api, connection) is LifecycleState.NEEDS_REAUTH
     event, ended = await records(api, *HEARD)
-    assert {event.action, ended.action} == {AuditAction.SECURITY_EVENT, AuditAction.REVOKED_ELSEWHERE}
+    assert {event.action, ended.action} == {AuditAction.SECURITY_EVENT, AuditAction.REVOKED_AT_PROVIDER}
     assert event.asked.by == "provider:gitlab"
 
 
@@ -121,7 +121,7 @@ async def test_rfc8935_2_4_what_is_not_believed_changes_nothing_and_writes_nothi
         answer = await push(api, path, make(unix(api)))
         assert (answer.status_code, answer.json()["err"]) == (400, err), name
         assert "account-1" not in answer.text
-    assert await state(api, connection) is State.ACTIVE
+    assert await state(api, connection) is LifecycleState.ACTIVE
     assert await records(api, *HEARD) == []
 
 
@@ -146,7 +146,7 @@ async def test_rfc9493_3_a_subject_that_nobody_can_be_is_heard_and_changes_nothi
             unix(api), kind=TOKEN_REVOKED, subject={**subject, "token_identifier_alg": name}
         )
         assert (await push(api, path, token)).status_code == 202, name
-    assert await state(api, connection) is State.ACTIVE
+    assert await state(api, connection) is LifecycleState.ACTIVE
 
 
 async def test_what_a_verification_says_can_be_shown_in_the_log(api: Api):
@@ -161,7 +161,7 @@ async def test_rfc8935_2_1_the_content_type_is_required(api: Api):
     connection, path, _ = await world(api)
     answer = await push(api, path, TRANSMITTER.token(unix(api)), "application/json")
     assert (answer.status_code, answer.json()["err"]) == (400, "invalid_request")
-    assert await state(api, connection) is State.ACTIVE
+    assert await state(api, connection) is LifecycleState.ACTIVE
 
 
 async def test_a_replayed_event_is_acknowledged_and_changes_nothing(api: Api):
@@ -177,19 +177,19 @@ async def test_a_replayed_event_is_acknowledged_and_changes_nothing(api: Api):
         newer = grant.model_copy(update={"generation": after.generation})
         await tx.grants.install(after, tokens, newer, origin=Origin.NEW, expected=repaired.revision)
     assert (await push(api, path, token)).status_code == 202
-    assert await state(api, connection) is State.ACTIVE
+    assert await state(api, connection) is LifecycleState.ACTIVE
     assert len(await records(api, AuditAction.SECURITY_EVENT)) == 1
 
 
 async def test_an_event_older_than_the_grant_is_recorded_and_ignored(api: Api):
     connection, path, _ = await world(api)
     assert (await push(api, path, TRANSMITTER.token(unix(api) - 3001))).status_code == 202
-    assert await state(api, connection) is State.ACTIVE
-    (heard,) = await records(api, AuditAction.HEARD_FROM_PROVIDER)
+    assert await state(api, connection) is LifecycleState.ACTIVE
+    (heard,) = await records(api, AuditAction.PROVIDER_REPORT_RECEIVED)
     assert heard.detail["verdict"] == "older"
     told = TRANSMITTER.token(unix(api), toe=unix(api) - 3001)
     await push(api, path, told)
-    assert await state(api, connection) is State.ACTIVE
+    assert await state(api, connection) is LifecycleState.ACTIVE
 
 
 async def test_told_just_after_a_consent_without_its_moment_it_is_a_reason_to_look(api: Api):
@@ -199,11 +199,11 @@ async def test_told_just_after_a_consent_without_its_moment_it_is_a_reason_to_lo
     path = await receiver(api, key)
     api.clock.advance(30)
     await push(api, path, TRANSMITTER.token(unix(api)))
-    assert await state(api, connection) is State.ACTIVE
-    (heard,) = await records(api, AuditAction.HEARD_FROM_PROVIDER)
+    assert await state(api, connection) is LifecycleState.ACTIVE
+    (heard,) = await records(api, AuditAction.PROVIDER_REPORT_RECEIVED)
     assert heard.detail["verdict"] == "asked"
     await push(api, path, TRANSMITTER.token(unix(api), toe=unix(api) - 5))
-    assert await state(api, connection) is State.NEEDS_REAUTH
+    assert await state(api, connection) is LifecycleState.NEEDS_REAUTH
 
 
 async def test_another_tenants_subject_is_not_touched(api: Api):
@@ -212,8 +212,8 @@ async def test_another_tenants_subject_is_not_touched(api: Api):
     theirs = await granted(api, await api.integration(tenant=OTHER))
     second = await granted(api, await api.integration("second"))
     await push(api, path, TRANSMITTER.token(unix(api)))
-    assert await state(api, theirs) is State.ACTIVE
-    assert await state(api, second) is State.ACTIVE
+    assert await state(api, theirs) is LifecycleState.ACTIVE
+    assert await state(api, second) is LifecycleState.ACTIVE
 
 
 NOBODYS: list[dict[str, Any]] = [
@@ -233,7 +233,7 @@ async def test_rfc9493_a_subject_that_is_nobodys_here_changes_nothing(api: Api):
     connection, path, _ = await world(api)
     for subject in NOBODYS:
         assert (await push(api, path, TRANSMITTER.token(unix(api), subject=subject))).status_code == 202
-    assert await state(api, connection) is State.ACTIVE
+    assert await state(api, connection) is LifecycleState.ACTIVE
 
 
 DOUBLE = hashlib.sha512(hashlib.sha512(REFRESH.encode()).digest()).digest()
@@ -277,7 +277,7 @@ DOUBLE = hashlib.sha512(hashlib.sha512(REFRESH.encode()).digest()).digest()
 async def test_rfc9493_subjects_and_googles_tokens(api: Api, kind: str, subject: dict[str, Any]):
     connection, path, _ = await world(api)
     await push(api, path, TRANSMITTER.token(unix(api), kind=kind, subject=subject))
-    assert await state(api, connection) is State.NEEDS_REAUTH
+    assert await state(api, connection) is LifecycleState.NEEDS_REAUTH
 
 
 BOTH_OF_SLACK = {
@@ -307,7 +307,7 @@ async def test_slacks_news_of_a_user_s_token_leave_the_bot_s_alone_and_the_other
     integration, key = await api.integration(provider="slack"), await api.app_with("admin", Action.ADMIN)
     spec, reply = api.parts.registry.get("slack"), RawReply(200, {}, json.dumps(BOTH_OF_SLACK).encode())
     first = read_tokens(spec, reply, requested_scopes=(), refreshing=False)
-    (second,) = further_chains(spec, reply).values()
+    (second,) = additional_token_sets(spec, reply).values()
     second = second.model_copy(update={"metadata": first.metadata | second.metadata})
     held = {
         "default": await slacks(api, integration, first, "default"),
@@ -323,14 +323,14 @@ async def test_slacks_news_of_a_user_s_token_leave_the_bot_s_alone_and_the_other
     headers = {"X-Slack-Request-Timestamp": at, "X-Slack-Signature": f"v0={signature}"}
     path = made.json()["url"].removeprefix(api.parts.settings.public_url)
     assert (await api.client.post(path, content=raw, headers=headers)).status_code in (200, 202)
-    alive = [name for name, it in held.items() if await state(api, it) is State.ACTIVE]
+    alive = [name for name, it in held.items() if await state(api, it) is LifecycleState.ACTIVE]
     assert alive == [left]
 
 
 async def test_a_session_that_ended_asks_for_a_refresh(api: Api):
     connection, path, key = await world(api)
     await push(api, path, TRANSMITTER.token(unix(api), kind=SESSIONS_REVOKED))
-    assert await state(api, connection) is State.ACTIVE
+    assert await state(api, connection) is LifecycleState.ACTIVE
     assert (await api.lease(key)).status_code == 200
     async with api.store.write() as tx:
         sent = await tx.outbox.claim("test", api.clock.now(), timedelta(seconds=1), 10)
@@ -349,7 +349,7 @@ async def test_an_ec_key_and_a_token_without_typ_are_as_good(api: Api):
     connection, path, _ = await world(api)
     token = TRANSMITTER.token(unix(api), header={"alg": "ES256", "kid": "ec-1", "typ": None})
     assert (await push(api, path, token)).status_code == 202
-    assert await state(api, connection) is State.NEEDS_REAUTH
+    assert await state(api, connection) is LifecycleState.NEEDS_REAUTH
 
 
 async def test_an_unknown_key_has_the_keys_read_once_in_a_while(api: Api):
@@ -370,7 +370,7 @@ async def test_an_unknown_key_has_the_keys_read_once_in_a_while(api: Api):
     assert await asked() == before + 1
     receiver_id = path.rpartition("/")[2]
     async with api.worker.write() as tx:  # the worker has read them, and the key isn't among them
-        found = await tx.receivers.find(receiver_id)
+        found = await tx.receivers.find_in_any_tenant(receiver_id)
         await tx.receivers.replace(
             found.model_copy(update={"keys_at": api.clock.now()}), expected=found.revision
         )

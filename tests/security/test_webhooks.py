@@ -17,10 +17,10 @@ from standardwebhooks import Webhook as Judge
 from evergrant_server.core.events import ping_body
 from evergrant_server.core.ids import EventId, Tenant
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.webhooks import new_secret, signed_headers
+from evergrant_server.core.webhooks import new_signing_secret, signed_headers
 
 NOW = datetime.now(UTC) - timedelta(minutes=30)
-OURS, OLD, THEIRS = (new_secret(bytes([n]) * 32) for n in range(3))
+OURS, OLD, THEIRS = (new_signing_secret(bytes([n]) * 32) for n in range(3))
 BODY = ping_body(Tenant("acme"), "hooks", NOW)
 ID = EventId("evt_1")
 Headers = dict[str, str]

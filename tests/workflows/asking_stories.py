@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 from temporalio.client import Client
 
-from evergrant_server.core import messages as m
-from evergrant_server.core.connection import State
-from evergrant_server.core.errors import Code
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.messages import connection as m
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.lives import ASKED, Life, a_consent, living
 
@@ -18,14 +18,14 @@ async def asked_by_many_at_once(client: Client) -> Life:
     async with living(client, scripted, policy="on_demand") as life:
         await life.consent()
         await asyncio.sleep(1.1)
-        scripted.answers[m.ActivityName.REFRESH_GRANT].append(m.GrantNews(failure=Code.GRANT_REJECTED))
+        scripted.answers[m.ActivityName.REFRESH_GRANT].append(m.GrantResult(failure=ErrorCode.GRANT_REJECTED))
         for pipeline in ("one-that-is-gone", "another-that-is-gone"):
-            ask = m.RequestToken(app="crm-sync", reply_to=pipeline, asked=ASKED)
+            ask = m.RequestToken(app="crm-sync", reply_to=pipeline, context=ASKED)
             await life.handle.signal(m.SIGNAL_REQUEST_TOKEN, ask)
-        await life.until(lambda d: d.reason is Code.GRANT_REJECTED)
+        await life.until(lambda d: d.reason is ErrorCode.GRANT_REJECTED)
         await life.handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
         await life.until(lambda d: d.generation == 2)
-        newer = m.Rotate(reason="its token is to be exchanged", asked=ASKED, seen_generation=2)
+        newer = m.Rotate(reason="its token is to be exchanged", context=ASKED, seen_generation=2)
         for _ in range(3):
             await life.handle.signal(m.SIGNAL_ROTATE, newer)
         await life.until(lambda d: d.generation == 3)
@@ -35,15 +35,17 @@ async def asked_by_many_at_once(client: Client) -> Life:
 async def reported_while_an_answer_is_lost(client: Client) -> Life:
     """A token that has no end is reported; an answer is lost, and the next try knows of the report."""
     scripted = ScriptedActivities()
-    endless = m.GrantNews(state=State.ACTIVE, generation=1, obtained_at=datetime.now(UTC), refreshable=True)
+    endless = m.GrantResult(
+        state=LifecycleState.ACTIVE, generation=1, obtained_at=datetime.now(UTC), refreshable=True
+    )
     scripted.answers[m.ActivityName.EXCHANGE_CODE].append(endless)
-    lost = m.GrantNews(failure=Code.PROVIDER_UNREACHABLE)
+    lost = m.GrantResult(failure=ErrorCode.PROVIDER_UNREACHABLE)
     newer = endless.model_copy(update={"generation": 2})
     scripted.answers[m.ActivityName.REFRESH_GRANT] += [lost, newer]
     async with living(client, scripted, policy="on_demand") as life:
         await life.consent()
-        report = m.EnsureFresh(seen_generation=1, asked=ASKED, wish=m.Wish.UNAUTHORIZED)
-        await life.handle.execute_update(m.UPDATE_ENSURE_FRESH, report, result_type=m.Freshness)
+        report = m.EnsureFresh(seen_generation=1, context=ASKED, refresh_reason=m.RefreshReason.UNAUTHORIZED)
+        await life.handle.execute_update(m.UPDATE_ENSURE_FRESH, report, result_type=m.EnsureFreshResult)
         await life.until(lambda d: d.generation == 2)
         orders = [order for name, order in scripted.calls if name == m.ActivityName.REFRESH_GRANT]
         assert [order.token_over for order in orders] == [True, True]

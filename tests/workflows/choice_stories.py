@@ -4,10 +4,10 @@ from datetime import UTC, datetime, timedelta
 
 from temporalio.client import Client
 
-from evergrant_server.core import messages as m
-from evergrant_server.core.choice import SIGNAL_CHOICE_MADE, ChoiceMade
-from evergrant_server.core.connection import State
-from evergrant_server.core.errors import Code
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.lifecycle.account_choice import SIGNAL_ACCOUNT_CHOSEN, AccountChosen
+from evergrant_server.core.messages import connection as m
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.lives import ASKED, Life, living
 
@@ -16,8 +16,8 @@ async def accounts_looked_up_and_chosen(client: Client) -> Life:
     """An outage while the provider is asked, then several accounts, then a choice."""
     scripted = ScriptedActivities()
     now = datetime.now(UTC)
-    news = m.GrantNews(
-        state=State.ACTIVE,
+    news = m.GrantResult(
+        state=LifecycleState.ACTIVE,
         generation=1,
         obtained_at=now,
         expires_at=now + timedelta(hours=1),
@@ -26,11 +26,11 @@ async def accounts_looked_up_and_chosen(client: Client) -> Life:
     )
     async with living(client, scripted) as life:
         scripted.answers[m.ActivityName.EXCHANGE_CODE].append(news)
-        away = m.GrantNews(failure=Code.PROVIDER_ERROR)
+        away = m.GrantResult(failure=ErrorCode.PROVIDER_ERROR)
         several = news.model_copy(update={"look_up": False, "choosing": True})
-        scripted.answers[m.ActivityName.LOOK_UP] += [away, several]
+        scripted.answers[m.ActivityName.LOOK_UP_ACCOUNTS] += [away, several]
         await life.consent()
-        await life.until(lambda d: d.reason is Code.CHOICE_REQUIRED)
-        await life.handle.signal(SIGNAL_CHOICE_MADE, ChoiceMade(choice="site-1", asked=ASKED))
+        await life.until(lambda d: d.reason is ErrorCode.CHOICE_REQUIRED)
+        await life.handle.signal(SIGNAL_ACCOUNT_CHOSEN, AccountChosen(choice="site-1", context=ASKED))
         await life.until(lambda d: d.reason is None)
         return life

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 from temporalio.client import Client
 
-from evergrant_server.core import messages as m
-from evergrant_server.core.connection import State
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.messages import connection as m
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.lives import ASKED, Life, living
 
@@ -21,8 +21,8 @@ async def reported_when_over(client: Client) -> Life:
             (m.ActivityName.EXCHANGE_CODE, *[m.ActivityName.REFRESH_GRANT] * 2)
         ):
             ahead = datetime.now(UTC) + timedelta(hours=1)
-            news = m.GrantNews(
-                state=State.ACTIVE,
+            news = m.GrantResult(
+                state=LifecycleState.ACTIVE,
                 generation=generation + 1,
                 obtained_at=ahead,
                 expires_at=ahead + _LIVES,
@@ -32,8 +32,12 @@ async def reported_when_over(client: Client) -> Life:
             if not generation:
                 described = await life.consent()
             else:
-                report = m.EnsureFresh(seen_generation=generation, asked=ASKED, wish=m.Wish.UNAUTHORIZED)
-                await life.handle.execute_update(m.UPDATE_ENSURE_FRESH, report, result_type=m.Freshness)
+                report = m.EnsureFresh(
+                    seen_generation=generation, context=ASKED, refresh_reason=m.RefreshReason.UNAUTHORIZED
+                )
+                await life.handle.execute_update(
+                    m.UPDATE_ENSURE_FRESH, report, result_type=m.EnsureFreshResult
+                )
                 described = await life.until(lambda d, seen=generation: d.generation > seen)
             assert described.expires_at is not None
             await asyncio.sleep((described.expires_at - datetime.now(UTC)).total_seconds() + 0.1)

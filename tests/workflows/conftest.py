@@ -10,7 +10,7 @@ import pytest_asyncio
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 
-from evergrant_server.temporal_link.namespace import prepare
+from evergrant_server.temporal_link.namespace import prepare_namespace
 from tests.fakes.temporal import running_temporal
 
 
@@ -19,7 +19,7 @@ async def temporal_address() -> AsyncIterator[str]:
     with tempfile.TemporaryDirectory(prefix="evergrant-") as folder:
         async with running_temporal(Path(folder)) as server:
             client = await server.client()
-            await prepare(client, timedelta(days=365))
+            await prepare_namespace(client, timedelta(days=365))
             yield server.address
 
 

@@ -10,14 +10,21 @@ from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
-from evergrant_server.core import messages as m
-from evergrant_server.core.ids import ConnectionId, ConsentId, IntegrationId, Tenant, new_id, workflow_id
-from evergrant_server.core.schedule import NEWEST_RULES
+from evergrant_server.core.ids import (
+    ConnectionId,
+    ConsentId,
+    IntegrationId,
+    Tenant,
+    connection_workflow_id,
+    new_id,
+)
+from evergrant_server.core.lifecycle.schedule import NEWEST_RULES
+from evergrant_server.core.messages import connection as m
 from tests.fakes.scripted_activities import ScriptedActivities
-from workflows.registered import WORKFLOWS
+from workflows.registry import WORKFLOWS
 
 _SIGNALLED_BACK = "EVENT_TYPE_EXTERNAL_WORKFLOW_EXECUTION_SIGNALED"
-ASKED = m.Asked(by="app:crm-sync", trace_id="0af7651916cd43dd8448eb211c80319c")
+ASKED = m.RequestContext(by="app:crm-sync", trace_id="0af7651916cd43dd8448eb211c80319c")
 
 
 def a_start(**life: Any) -> m.ConnectionStart:
@@ -30,13 +37,13 @@ def a_start(**life: Any) -> m.ConnectionStart:
         provider="generic",
         subject_hash="00" * 16,
         rules=NEWEST_RULES,
-        life=m.Life(**life),
-        asked=ASKED,
+        life=m.ConnectionState(**life),
+        context=ASKED,
     )
 
 
 def a_consent() -> m.ConsentGranted:
-    return m.ConsentGranted(attempt_id=ConsentId(new_id("cns")), asked=ASKED)
+    return m.ConsentGranted(consent_id=ConsentId(new_id("cns")), context=ASKED)
 
 
 def a_worker(client: Client, scripted: ScriptedActivities, task_queue: str) -> Worker:
@@ -55,22 +62,25 @@ class Life:
     """One connection's workflow under test."""
 
     def __init__(
-        self, handle: WorkflowHandle[Any, m.Ended], scripted: ScriptedActivities, start: m.ConnectionStart
+        self,
+        handle: WorkflowHandle[Any, m.ConnectionEnded],
+        scripted: ScriptedActivities,
+        start: m.ConnectionStart,
     ):
         self.handle = handle
         self.scripted = scripted
         self.start = start
 
-    async def describe(self) -> m.Description:
-        return await self.handle.query(m.QUERY_DESCRIBE, result_type=m.Description)
+    async def describe(self) -> m.ConnectionDescription:
+        return await self.handle.query(m.QUERY_DESCRIBE, result_type=m.ConnectionDescription)
 
-    async def until(self, condition: Callable[[m.Description], bool]) -> m.Description:
+    async def until(self, condition: Callable[[m.ConnectionDescription], bool]) -> m.ConnectionDescription:
         async with asyncio.timeout(20):
             while not condition(description := await self.describe()):
                 await asyncio.sleep(0.05)
         return description
 
-    async def consent(self) -> m.Description:
+    async def consent(self) -> m.ConnectionDescription:
         await self.handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
         return await self.until(lambda d: d.generation >= 1)
 
@@ -83,9 +93,9 @@ class Life:
                     return
                 await asyncio.sleep(0.05)
 
-    async def ensure_fresh(self, seen: int) -> m.Freshness:
-        ask = m.EnsureFresh(seen_generation=seen, asked=ASKED)
-        return await self.handle.execute_update(m.UPDATE_ENSURE_FRESH, ask, result_type=m.Freshness)
+    async def ensure_fresh(self, seen: int) -> m.EnsureFreshResult:
+        ask = m.EnsureFresh(seen_generation=seen, context=ASKED)
+        return await self.handle.execute_update(m.UPDATE_ENSURE_FRESH, ask, result_type=m.EnsureFreshResult)
 
     async def events(self) -> list[dict[str, Any]]:
         return (await self.handle.fetch_history()).to_json_dict()["events"]
@@ -95,7 +105,7 @@ class Life:
 async def living(
     client: Client,
     scripted: ScriptedActivities | None = None,
-    waiting: tuple[m.Happening, ...] = (),
+    waiting: tuple[m.LifecycleEvent, ...] = (),
     **life: Any,
 ) -> AsyncIterator[Life]:
     """Start a worker on a queue of its own, and a connection on it."""
@@ -106,8 +116,8 @@ async def living(
         handle = await client.start_workflow(
             m.CONNECTION_WORKFLOW,
             start,
-            id=workflow_id(start.tenant, start.connection_id),
+            id=connection_workflow_id(start.tenant, start.connection_id),
             task_queue=f"queue-{start.connection_id}",
-            result_type=m.Ended,
+            result_type=m.ConnectionEnded,
         )
         yield Life(handle, scripted, start)

@@ -10,12 +10,12 @@ from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
-from evergrant_server.core import onboarding as m
 from evergrant_server.core.definition import DefinitionState
-from evergrant_server.core.ids import DefinitionId, Tenant, new_id, onboarding_workflow_id
-from evergrant_server.core.messages import ActivityName
+from evergrant_server.core.ids import DefinitionId, Tenant, definition_rollout_workflow_id, new_id
+from evergrant_server.core.messages import definition_rollout as m
+from evergrant_server.core.messages.connection import ActivityName
 from tests.workflows.lives import ASKED
-from workflows.registered import WORKFLOWS
+from workflows.registry import WORKFLOWS
 
 
 class ScriptedOnboarding:
@@ -30,36 +30,36 @@ class ScriptedOnboarding:
         return [self.check_definition, self.decide_definition, self.watch_definition]
 
     @activity.defn(name=ActivityName.CHECK_DEFINITION)
-    async def check_definition(self, order: m.DefinitionCall) -> m.DefinitionNews:
+    async def check_definition(self, order: m.DefinitionCall) -> m.DefinitionResult:
         self.orders.append(("check", order))
-        return m.DefinitionNews(state=self.checked)
+        return m.DefinitionResult(state=self.checked)
 
-    @activity.defn(name=ActivityName.DECIDE_DEFINITION)
-    async def decide_definition(self, order: m.DefinitionCall) -> m.DefinitionNews:
+    @activity.defn(name=ActivityName.APPLY_DEFINITION_DECISION)
+    async def decide_definition(self, order: m.DefinitionCall) -> m.DefinitionResult:
         self.orders.append(("decide", order))
         if order.overdue or not self.stages:
-            return m.DefinitionNews(state=DefinitionState.REJECTED)
-        return m.DefinitionNews(state=self.stages.pop(0), share=0.05)
+            return m.DefinitionResult(state=DefinitionState.REJECTED)
+        return m.DefinitionResult(state=self.stages.pop(0), share=0.05)
 
-    @activity.defn(name=ActivityName.WATCH_DEFINITION)
-    async def watch_definition(self, order: m.DefinitionCall) -> m.DefinitionNews:
+    @activity.defn(name=ActivityName.EVALUATE_ROLLOUT)
+    async def watch_definition(self, order: m.DefinitionCall) -> m.DefinitionResult:
         self.orders.append(("watch", order))
         if order.roll_back is not None:
-            return m.DefinitionNews(state=DefinitionState.ROLLED_BACK)
-        return m.DefinitionNews(state=self.stages.pop(0), share=0.25)
+            return m.DefinitionResult(state=DefinitionState.ROLLED_BACK)
+        return m.DefinitionResult(state=self.stages.pop(0), share=0.25)
 
 
 @asynccontextmanager
 async def onboarding(
     client: Client, scripted: ScriptedOnboarding, *, watch_s: float = 1.0
-) -> AsyncIterator[WorkflowHandle[Any, m.Onboarded]]:
+) -> AsyncIterator[WorkflowHandle[Any, m.RolloutResult]]:
     """Start a worker on a queue of its own, and an onboarding on it."""
-    start = m.OnboardingStart(
+    start = m.RolloutStart(
         tenant=Tenant("acme"),
         definition_id=DefinitionId(new_id("def")),
         provider="acme-crm",
-        watch_s=watch_s,
-        asked=ASKED,
+        check_interval_s=watch_s,
+        context=ASKED,
     )
     queue = f"queue-{start.definition_id}"
     passing = SandboxRestrictions.default.with_passthrough_modules("evergrant_server.core", "pydantic")
@@ -71,20 +71,22 @@ async def onboarding(
         workflow_runner=SandboxedWorkflowRunner(passing),
     ):
         yield await client.start_workflow(
-            m.ONBOARDING_WORKFLOW,
+            m.DEFINITION_ROLLOUT_WORKFLOW,
             start,
-            id=onboarding_workflow_id(start.tenant, start.definition_id),
+            id=definition_rollout_workflow_id(start.tenant, start.definition_id),
             task_queue=queue,
-            result_type=m.Onboarded,
+            result_type=m.RolloutResult,
         )
 
 
 async def decided(handle: WorkflowHandle[Any, Any]) -> None:
-    await handle.signal(m.SIGNAL_DECIDED, m.Decided(asked=ASKED))
+    await handle.signal(m.SIGNAL_DEFINITION_DECIDED, m.DefinitionDecided(context=ASKED))
 
 
 async def wanted_back(handle: WorkflowHandle[Any, Any]) -> None:
-    await handle.signal(m.SIGNAL_ROLL_BACK, m.RollBack(reason="support tickets", asked=ASKED))
+    await handle.signal(
+        m.SIGNAL_ROLL_BACK_DEFINITION, m.RollBackDefinition(reason="support tickets", context=ASKED)
+    )
 
 
 FOREVER = timedelta(days=1).total_seconds()

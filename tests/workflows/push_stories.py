@@ -3,7 +3,11 @@
 from temporalio.client import Client
 
 from evergrant_server.core.ids import ConnectionId, ConsentId, Tenant
-from evergrant_server.core.pushing import PUSH_WORKFLOW, PushRequest, push_workflow_id
+from evergrant_server.core.messages.par import (
+    PUSHED_AUTHORIZATION_WORKFLOW,
+    PushAuthorizationRequest,
+    pushed_authorization_workflow_id,
+)
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.lives import ASKED, Life, a_start, a_worker
 
@@ -11,14 +15,17 @@ from tests.workflows.lives import ASKED, Life, a_start, a_worker
 async def request_pushed(client: Client) -> Life:
     """A browser waits for it; no connection's life."""
     async with a_worker(client, scripted := ScriptedActivities(), "queue-push"):
-        order = PushRequest(
+        order = PushAuthorizationRequest(
             tenant=Tenant("acme"),
             connection_id=ConnectionId("con_0000000000000000000000"),
             consent_id=ConsentId("cns_0000000000000000000000"),
             revision=2,
-            asked=ASKED,
+            context=ASKED,
         )
         await client.execute_workflow(
-            PUSH_WORKFLOW, order, id=push_workflow_id(order), task_queue="queue-push"
+            PUSHED_AUTHORIZATION_WORKFLOW,
+            order,
+            id=pushed_authorization_workflow_id(order),
+            task_queue="queue-push",
         )
-        return Life(client.get_workflow_handle(push_workflow_id(order)), scripted, a_start())
+        return Life(client.get_workflow_handle(pushed_authorization_workflow_id(order)), scripted, a_start())

@@ -16,24 +16,28 @@ from typing import Any, Protocol
 from temporalio.client import Client, WorkflowHandle
 from temporalio.contrib.pydantic import pydantic_data_converter
 
-from evergrant_server.core import messages as m
-from evergrant_server.core.connection import State
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.connections.device_code import DevicePoll
 from evergrant_server.core.definition import DefinitionState
-from evergrant_server.core.device import Poll
-from evergrant_server.core.elsewhere import SIGNAL_REVOKED_ELSEWHERE, RevokedElsewhere, Source
-from evergrant_server.core.errors import Code
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ReceiverId, Tenant
-from evergrant_server.core.receivers import FETCH_KEYS_WORKFLOW, FetchKeys
-from evergrant_server.core.upkeep import (
-    LOOK_ELSEWHERE_WORKFLOW,
+from evergrant_server.core.messages import connection as m
+from evergrant_server.core.messages.maintenance import (
+    INTROSPECTION_WORKFLOW,
     RECONCILE_WORKFLOW,
-    REREAD_WORKFLOW,
-    LookElsewhere,
-    ReconcileOrder,
+    REREAD_METADATA_WORKFLOW,
+    IntrospectGrants,
+    ReconcileRequest,
     RereadMetadata,
 )
-from evergrant_server.core.webhook_messages import DeliveryRound
-from evergrant_server.temporal_link.namespace import prepare
+from evergrant_server.core.messages.webhooks import DeliveryRound
+from evergrant_server.core.provider_events.external_revocation import (
+    SIGNAL_REVOKED_AT_PROVIDER,
+    ReportSource,
+    RevokedAtProvider,
+)
+from evergrant_server.core.provider_events.receivers import FETCH_RECEIVER_KEYS_WORKFLOW, FetchReceiverKeys
+from evergrant_server.temporal_link.namespace import prepare_namespace
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import running_temporal
 from tests.workflows.asking_stories import asked_by_many_at_once, reported_while_an_answer_is_lost
@@ -67,14 +71,14 @@ async def whole_life(client: Client) -> Life:
     async with living(client) as life:
         await life.consent()
         await life.ensure_fresh(1)
-        await life.handle.signal(m.SIGNAL_REVOKE, m.Revoke(reason="left", asked=ASKED))
+        await life.handle.signal(m.SIGNAL_REVOKE, m.Revoke(reason="left", context=ASKED))
         await life.handle.result()
         return life
 
 
 async def denied(client: Client) -> Life:
     async with living(client) as life:
-        no = m.ConsentDenied(attempt_id=a_consent().attempt_id, asked=ASKED)
+        no = m.ConsentDenied(consent_id=a_consent().consent_id, context=ASKED)
         await life.handle.signal(m.SIGNAL_CONSENT_DENIED, no)
         await life.handle.result()
         return life
@@ -91,22 +95,22 @@ async def outage_then_refused_then_reconnected(client: Client) -> Life:
     async with living(client, scripted) as life:
         await life.consent()
         scripted.answers[REFRESH] += [
-            m.GrantNews(failure=Code.PROVIDER_UNREACHABLE),
-            m.GrantNews(failure=Code.PROVIDER_RATE_LIMITED, retry_after=1),
-            m.GrantNews(failure=Code.GRANT_REJECTED),
+            m.GrantResult(failure=ErrorCode.PROVIDER_UNREACHABLE),
+            m.GrantResult(failure=ErrorCode.PROVIDER_RATE_LIMITED, retry_after=1),
+            m.GrantResult(failure=ErrorCode.GRANT_REJECTED),
         ]
         await life.ensure_fresh(1)
-        await life.until(lambda d: d.state is State.NEEDS_REAUTH)
-        again = m.Reauthorize(consent_id=a_consent().attempt_id, asked=ASKED)
-        await life.handle.execute_update(m.UPDATE_REAUTHORIZE, again, result_type=m.Description)
+        await life.until(lambda d: d.state is LifecycleState.NEEDS_REAUTH)
+        again = m.Reauthorize(consent_id=a_consent().consent_id, context=ASKED)
+        await life.handle.execute_update(m.UPDATE_REAUTHORIZE, again, result_type=m.ConnectionDescription)
         await life.handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
-        await life.until(lambda d: d.state is State.ACTIVE)
+        await life.until(lambda d: d.state is LifecycleState.ACTIVE)
         return life
 
 
 async def idle_then_kept_alive(client: Client) -> Life:
     scripted = ScriptedActivities(lifetime=timedelta(seconds=2), idle_s=8)
-    scripted.answers[REFRESH].append(m.GrantNews(not_leased=True))
+    scripted.answers[REFRESH].append(m.GrantResult(not_leased=True))
     async with living(client, scripted) as life:
         await life.consent()
         await life.until(lambda d: d.generation == 2)
@@ -115,11 +119,11 @@ async def idle_then_kept_alive(client: Client) -> Life:
 
 async def asked_by_a_pipeline_while_revoking(client: Client) -> Life:
     scripted = ScriptedActivities()
-    scripted.answers[m.ActivityName.REVOKE_GRANT].append(m.RevocationNews(failure=Code.PROVIDER_ERROR))
+    scripted.answers[m.ActivityName.REVOKE_GRANT].append(m.RevocationResult(failure=ErrorCode.PROVIDER_ERROR))
     async with living(client, scripted) as life:
         await life.consent()
-        await life.handle.execute_update(m.UPDATE_REVOKE, m.Revoke(reason="left", asked=ASKED))
-        ask = m.RequestToken(app="crm-sync", reply_to="a-pipeline-that-is-gone", asked=ASKED)
+        await life.handle.execute_update(m.UPDATE_REVOKE, m.Revoke(reason="left", context=ASKED))
+        ask = m.RequestToken(app="crm-sync", reply_to="a-pipeline-that-is-gone", context=ASKED)
         await life.handle.signal(m.SIGNAL_REQUEST_TOKEN, ask)
         await life.handle.result()
         return life
@@ -129,11 +133,11 @@ async def rotated_and_repaired(client: Client) -> Life:
     scripted = ScriptedActivities()
     async with living(client, scripted, policy="warm") as life:
         await life.consent()
-        await life.handle.signal(m.SIGNAL_ROTATE, m.Rotate(reason="leak suspected", asked=ASKED))
+        await life.handle.signal(m.SIGNAL_ROTATE, m.Rotate(reason="leak suspected", context=ASKED))
         await life.until(lambda d: d.generation == 2)
-        scripted.answers[REFRESH].append(m.GrantNews(failure=Code.CLIENT_REJECTED))
+        scripted.answers[REFRESH].append(m.GrantResult(failure=ErrorCode.CLIENT_REJECTED))
         await life.ensure_fresh(2)
-        await life.handle.signal(m.SIGNAL_PROVIDER_CHANGED, m.ProviderChanged(version=2, asked=ASKED))
+        await life.handle.signal(m.SIGNAL_PROVIDER_CHANGED, m.ProviderChanged(version=2, context=ASKED))
         await life.until(lambda d: d.generation == 3)
         return life
 
@@ -141,11 +145,13 @@ async def rotated_and_repaired(client: Client) -> Life:
 async def revoked_elsewhere_then_reconnected(client: Client) -> Life:
     async with living(client) as life:
         await life.consent()
-        over = RevokedElsewhere(generation=1, source=Source.SECURITY_EVENT, asked=m.Asked(by="provider"))
-        await life.handle.signal(SIGNAL_REVOKED_ELSEWHERE, over)
-        await life.until(lambda d: d.state is State.NEEDS_REAUTH)
+        over = RevokedAtProvider(
+            generation=1, source=ReportSource.SECURITY_EVENT, context=m.RequestContext(by="provider")
+        )
+        await life.handle.signal(SIGNAL_REVOKED_AT_PROVIDER, over)
+        await life.until(lambda d: d.state is LifecycleState.NEEDS_REAUTH)
         await life.handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
-        await life.until(lambda d: d.state is State.ACTIVE)
+        await life.until(lambda d: d.state is LifecycleState.ACTIVE)
         return life
 
 
@@ -153,7 +159,7 @@ async def continued_as_new(client: Client) -> Life:
     """Recorded with the newest rules: a run that is as long as runs get."""
     async with living(client) as life:
         await life.consent()
-        rotate = m.Rotate(reason="many", asked=ASKED)
+        rotate = m.Rotate(reason="many", context=ASKED)
         await asyncio.gather(*(life.handle.signal(m.SIGNAL_ROTATE, rotate) for _ in range(330)))
         first = client.get_workflow_handle(life.handle.id, run_id=life.handle.first_execution_run_id)
         async with asyncio.timeout(120):
@@ -188,7 +194,7 @@ async def reconciled(client: Client) -> Life:
     scripted = ScriptedActivities()
     async with a_worker(client, scripted, "queue-reconcile"):
         await client.execute_workflow(
-            RECONCILE_WORKFLOW, ReconcileOrder(), id="evergrant:reconcile", task_queue="queue-reconcile"
+            RECONCILE_WORKFLOW, ReconcileRequest(), id="evergrant:reconcile", task_queue="queue-reconcile"
         )
         return Life(client.get_workflow_handle("evergrant:reconcile"), scripted, a_start())
 
@@ -198,7 +204,10 @@ async def metadata_read_again(client: Client) -> Life:
     scripted = ScriptedActivities()
     async with a_worker(client, scripted, "queue-reread"):
         handle = await client.start_workflow(
-            REREAD_WORKFLOW, RereadMetadata(), id="evergrant:reread-metadata", task_queue="queue-reread"
+            REREAD_METADATA_WORKFLOW,
+            RereadMetadata(),
+            id="evergrant:reread-metadata",
+            task_queue="queue-reread",
         )
         await handle.result()
         return Life(handle, scripted, a_start())
@@ -210,7 +219,7 @@ async def looked_elsewhere(client: Client) -> Life:
     async with a_worker(client, scripted, "queue-elsewhere"):
         name = "evergrant:look-elsewhere"
         await client.execute_workflow(
-            LOOK_ELSEWHERE_WORKFLOW, LookElsewhere(), id=name, task_queue="queue-elsewhere"
+            INTROSPECTION_WORKFLOW, IntrospectGrants(), id=name, task_queue="queue-elsewhere"
         )
         return Life(client.get_workflow_handle(name), scripted, a_start())
 
@@ -218,9 +227,9 @@ async def looked_elsewhere(client: Client) -> Life:
 async def keys_fetched(client: Client) -> Life:
     async with a_worker(client, scripted := ScriptedActivities(), "queue-keys"):
         receiver_id = ReceiverId("rcv_0000000000000000000000")
-        order = FetchKeys(tenant=Tenant("acme"), receiver_id=receiver_id, asked=ASKED)
+        order = FetchReceiverKeys(tenant=Tenant("acme"), receiver_id=receiver_id, context=ASKED)
         name = f"keys:acme:{receiver_id}"
-        await client.execute_workflow(FETCH_KEYS_WORKFLOW, order, id=name, task_queue="queue-keys")
+        await client.execute_workflow(FETCH_RECEIVER_KEYS_WORKFLOW, order, id=name, task_queue="queue-keys")
         return Life(client.get_workflow_handle(name), scripted, a_start())
 
 
@@ -249,7 +258,7 @@ async def told_to_a_receiver_that_was_down(client: Client) -> Lived:
     now = datetime.now(UTC)
     paused = DeliveryRound(failed=1, next_at=now + timedelta(hours=1), paused=True)
     soon = DeliveryRound(failed=1, next_at=now + timedelta(seconds=4), paused=True)
-    scripted.answers[m.ActivityName.DELIVER_DUE] = [
+    scripted.answers[m.ActivityName.DELIVER_WEBHOOKS] = [
         DeliveryRound(delivered=20, next_at=now),
         paused,
         soon,
@@ -269,11 +278,13 @@ async def told_to_a_receiver_that_was_down(client: Client) -> Lived:
 async def minted_after_an_outage(client: Client) -> Life:
     """Nobody consents: the first token is asked for again by itself, the next ones are minted too."""
     scripted = ScriptedActivities()
-    scripted.answers[m.ActivityName.MINT_GRANT].append(m.GrantNews(failure=Code.PROVIDER_UNREACHABLE))
+    scripted.answers[m.ActivityName.REQUEST_CLIENT_GRANT].append(
+        m.GrantResult(failure=ErrorCode.PROVIDER_UNREACHABLE)
+    )
     async with living(client, scripted, flow="client_credentials") as life:
         await life.consent()
         await life.ensure_fresh(1)
-        await life.handle.signal(m.SIGNAL_REVOKE, m.Revoke(reason="left", asked=ASKED))
+        await life.handle.signal(m.SIGNAL_REVOKE, m.Revoke(reason="left", context=ASKED))
         await life.handle.result()
         return life
 
@@ -281,10 +292,10 @@ async def minted_after_an_outage(client: Client) -> Life:
 async def approved_on_another_device(client: Client) -> Life:
     """A code is asked about until it was approved: slower when told so, and when nothing is heard."""
     scripted = ScriptedActivities()
-    scripted.answers[m.ActivityName.POLL_DEVICE] += [
-        m.GrantNews(poll=Poll.BEGUN, interval_s=0.2),
-        m.GrantNews(poll=Poll.PENDING),
-        m.GrantNews(poll=Poll.UNHEARD),
+    scripted.answers[m.ActivityName.POLL_DEVICE_TOKEN] += [
+        m.GrantResult(device_poll=DevicePoll.STARTED, interval_s=0.2),
+        m.GrantResult(device_poll=DevicePoll.PENDING),
+        m.GrantResult(device_poll=DevicePoll.NO_ANSWER),
     ]
     async with living(client, scripted, flow="device_code") as life:
         await life.consent()
@@ -294,9 +305,9 @@ async def approved_on_another_device(client: Client) -> Life:
 
 async def device_code_denied(client: Client) -> Life:
     scripted = ScriptedActivities()
-    scripted.answers[m.ActivityName.POLL_DEVICE] += [
-        m.GrantNews(poll=Poll.BEGUN, interval_s=0.2),
-        m.GrantNews(failure=Code.CONSENT_DENIED, over=True),
+    scripted.answers[m.ActivityName.POLL_DEVICE_TOKEN] += [
+        m.GrantResult(device_poll=DevicePoll.STARTED, interval_s=0.2),
+        m.GrantResult(failure=ErrorCode.CONSENT_DENIED, consent_over=True),
     ]
     async with living(client, scripted, flow="device_code") as life:
         await life.handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
@@ -309,9 +320,9 @@ async def told_no_and_told_again(client: Client) -> Life:
     scripted = ScriptedActivities()
     async with living(client, scripted) as life:
         await life.consent()
-        scripted.answers[REFRESH].append(m.GrantNews(failure=Code.GRANT_REJECTED))
+        scripted.answers[REFRESH].append(m.GrantResult(failure=ErrorCode.GRANT_REJECTED))
         await life.ensure_fresh(1)
-        ask = m.RequestToken(app="crm-sync", reply_to="a-pipeline-that-is-gone", asked=ASKED)
+        ask = m.RequestToken(app="crm-sync", reply_to="a-pipeline-that-is-gone", context=ASKED)
         await life.handle.signal(m.SIGNAL_REQUEST_TOKEN, ask)
         await life.handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
         await life.until(lambda d: d.generation == 2)
@@ -323,8 +334,11 @@ async def end_announced(client: Client) -> Life:
     scripted = ScriptedActivities(lifetime=timedelta(days=1, seconds=2))
     now = datetime.now(UTC)
     scripted.answers[m.ActivityName.EXCHANGE_CODE].append(
-        m.GrantNews(
-            state=State.ACTIVE, generation=1, obtained_at=now, expires_at=now + timedelta(days=1, seconds=2)
+        m.GrantResult(
+            state=LifecycleState.ACTIVE,
+            generation=1,
+            obtained_at=now,
+            expires_at=now + timedelta(days=1, seconds=2),
         )
     )
     async with living(client, scripted) as life:
@@ -334,8 +348,10 @@ async def end_announced(client: Client) -> Life:
                 await asyncio.sleep(0.1)
         scripted.generation = 1
         for generation in (1, 2):  # the second is declined
-            report = m.EnsureFresh(seen_generation=generation, asked=ASKED, wish=m.Wish.UNAUTHORIZED)
-            await life.handle.execute_update(m.UPDATE_ENSURE_FRESH, report, result_type=m.Freshness)
+            report = m.EnsureFresh(
+                seen_generation=generation, context=ASKED, refresh_reason=m.RefreshReason.UNAUTHORIZED
+            )
+            await life.handle.execute_update(m.UPDATE_ENSURE_FRESH, report, result_type=m.EnsureFreshResult)
         return life
 
 
@@ -380,7 +396,7 @@ async def record(names: list[str]) -> None:
             client = await Client.connect(
                 server.address, data_converter=pydantic_data_converter, identity="worker"
             )
-            await prepare(client, timedelta(days=365))
+            await prepare_namespace(client, timedelta(days=365))
             for name in names or STORIES:
                 file = HISTORIES / f"{name}.json"
                 if file.exists():

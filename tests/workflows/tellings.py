@@ -10,8 +10,8 @@ from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from evergrant_server.core.ids import Tenant, WebhookId, new_id, webhook_workflow_id
-from evergrant_server.core.messages import ActivityName, Asked
-from evergrant_server.core.webhook_messages import (
+from evergrant_server.core.messages.connection import ActivityName, RequestContext
+from evergrant_server.core.messages.webhooks import (
     SIGNAL_WAKE,
     WEBHOOK_WORKFLOW,
     DeliveryRound,
@@ -19,9 +19,9 @@ from evergrant_server.core.webhook_messages import (
     WebhookStart,
 )
 from tests.fakes.scripted_activities import ScriptedActivities
-from workflows.registered import WORKFLOWS
+from workflows.registry import WORKFLOWS
 
-ASKED = Asked(by="app:boss")
+ASKED = RequestContext(by="app:boss")
 TENANT = Tenant("acme")
 
 
@@ -37,7 +37,7 @@ class Told:
 
     async def wake(self, *, at_once: bool = False) -> WorkflowHandle[Any, DeliveryRound]:
         """What the relay does."""
-        order = WakeWebhook(tenant=TENANT, webhook_id=self.webhook, at_once=at_once, asked=ASKED)
+        order = WakeWebhook(tenant=TENANT, webhook_id=self.webhook, at_once=at_once, context=ASKED)
         return await self._client.start_workflow(
             WEBHOOK_WORKFLOW,
             WebhookStart(tenant=TENANT, webhook_id=self.webhook),
@@ -71,5 +71,5 @@ async def delivering(
 
 async def until_called(scripted: ScriptedActivities, count: int) -> None:
     async with asyncio.timeout(20):
-        while scripted.count(ActivityName.DELIVER_DUE) < count:
+        while scripted.count(ActivityName.DELIVER_WEBHOOKS) < count:
             await asyncio.sleep(0.02)

@@ -12,10 +12,10 @@ from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker
 
-from evergrant_server.core import messages as m
-from evergrant_server.core.connection import Revocation, State
-from evergrant_server.core.errors import Code
+from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import new_id
+from evergrant_server.core.messages import connection as m
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.lives import ASKED, a_consent, living
 
@@ -24,13 +24,15 @@ REFRESH = m.ActivityName.REFRESH_GRANT
 
 async def test_a_life_from_consent_to_revocation(client: Client):
     async with living(client) as life:
-        assert (await life.describe()).state is State.PENDING_CONSENT
+        assert (await life.describe()).state is LifecycleState.PENDING_CONSENT
         granted = await life.consent()
-        assert (granted.state, granted.next_step) == (State.ACTIVE, "refresh due")
+        assert (granted.state, granted.next_step) == (LifecycleState.ACTIVE, "refresh due")
         assert (await life.ensure_fresh(1)).generation == 2
-        await life.handle.signal(m.SIGNAL_REVOKE, m.Revoke(reason="left", asked=ASKED))
+        await life.handle.signal(m.SIGNAL_REVOKE, m.Revoke(reason="left", context=ASKED))
         ended = await life.handle.result()
-        assert ended == m.Ended(state=State.REVOKED, revocation=Revocation.CONFIRMED, generations=2)
+        assert ended == m.ConnectionEnded(
+            state=LifecycleState.REVOKED, revocation=RevocationOutcome.CONFIRMED, generations=2
+        )
         called = [name for name, _ in life.scripted.calls]
         assert called == ["exchange_code", "refresh_grant", "ask_revocation", "revoke_grant", "run_ends"]
 
@@ -47,14 +49,14 @@ async def test_every_command_carries_who_asked_and_the_trace_into_history(client
         assert decided["eventType"] == "EVENT_TYPE_WORKFLOW_TASK_STARTED"
         signal = next(e for e in events if e["eventType"] == "EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED")
         payload = signal["workflowExecutionSignaledEventAttributes"]["input"]["payloads"][0]["data"]
-        assert json.loads(base64.b64decode(payload))["asked"] == ASKED.model_dump()
+        assert json.loads(base64.b64decode(payload))["context"] == ASKED.model_dump()
 
 
 async def test_that_an_older_token_is_over_says_nothing_of_the_one_that_a_caller_holds(client: Client):
     """Told that its token is over, a worker sends again while the owner of an open attempt may be there."""
     past = datetime.now(UTC) - timedelta(hours=1)
     facts = {"obtained_at": past - timedelta(hours=1), "expires_at": past, "refreshable": True}
-    active = {"state": State.ACTIVE, "generation": 1, "policy": "on_demand", **facts}
+    active = {"state": LifecycleState.ACTIVE, "generation": 1, "policy": "on_demand", **facts}
     for seen, over in ((2, False), (1, True)):
         async with living(client, **active) as life:
             life.scripted.generation = 2
@@ -85,7 +87,7 @@ async def test_the_validator_refuses_what_is_done_and_writes_nothing(client: Cli
         with pytest.raises(WorkflowUpdateFailedError) as refused:
             await life.ensure_fresh(0)
         assert isinstance(refused.value.cause, ApplicationError)
-        assert refused.value.cause.type == Code.STORE_CONFLICT
+        assert refused.value.cause.type == ErrorCode.STORE_CONFLICT
         assert len(await life.events()) == before
 
 
@@ -93,35 +95,35 @@ async def test_a_rejected_grant_is_said_to_whoever_waits(client: Client):
     scripted = ScriptedActivities()
     async with living(client, scripted) as life:
         await life.consent()
-        scripted.answers[REFRESH].append(m.GrantNews(failure=Code.GRANT_REJECTED))
+        scripted.answers[REFRESH].append(m.GrantResult(failure=ErrorCode.GRANT_REJECTED))
         answer = await life.ensure_fresh(1)
-        assert answer.problem is Code.GRANT_REJECTED
+        assert answer.problem is ErrorCode.GRANT_REJECTED
         described = await life.describe()
-        assert (described.state, described.repairer) == (State.NEEDS_REAUTH, "subject")
+        assert (described.state, described.repairer) == (LifecycleState.NEEDS_REAUTH, "subject")
         await life.handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
-        assert (await life.until(lambda d: d.state is State.ACTIVE)).generation == 2
+        assert (await life.until(lambda d: d.state is LifecycleState.ACTIVE)).generation == 2
 
 
 async def test_a_revocation_waits_for_the_provider_as_long_as_it_takes(client: Client):
     scripted = ScriptedActivities()
-    down = m.RevocationNews(failure=Code.PROVIDER_UNREACHABLE)
+    down = m.RevocationResult(failure=ErrorCode.PROVIDER_UNREACHABLE)
     scripted.answers[m.ActivityName.REVOKE_GRANT] += [down]
     async with living(client, scripted) as life:
         await life.consent()
-        await life.handle.execute_update(m.UPDATE_REVOKE, m.Revoke(reason="left", asked=ASKED))
+        await life.handle.execute_update(m.UPDATE_REVOKE, m.Revoke(reason="left", context=ASKED))
         described = await life.describe()
-        assert (described.state, described.failures) == (State.REVOKING, 1)
-        assert (await life.handle.result()).state is State.REVOKED
+        assert (described.state, described.failures) == (LifecycleState.REVOKING, 1)
+        assert (await life.handle.result()).state is LifecycleState.REVOKED
         assert scripted.count(m.ActivityName.REVOKE_GRANT) == 2
 
 
 async def test_a_denied_and_an_expired_consent_end_the_workflow(client: Client):
     async with living(client) as life:
-        denial = m.ConsentDenied(attempt_id=a_consent().attempt_id, asked=ASKED)
+        denial = m.ConsentDenied(consent_id=a_consent().consent_id, context=ASKED)
         await life.handle.signal(m.SIGNAL_CONSENT_DENIED, denial)
-        assert (await life.handle.result()).state is State.DENIED
+        assert (await life.handle.result()).state is LifecycleState.DENIED
     async with living(client, consent_deadline=datetime.now(UTC) - timedelta(minutes=2)) as life:
-        assert (await life.handle.result()).state is State.CONSENT_EXPIRED
+        assert (await life.handle.result()).state is LifecycleState.CONSENT_EXPIRED
         assert life.scripted.calls[0][1].denied is False
 
 
@@ -131,7 +133,7 @@ async def test_a_code_whose_signal_comes_twice_is_exchanged_once(client: Client)
         for _ in range(3):
             await life.handle.signal(m.SIGNAL_CONSENT_GRANTED, granted)
         await life.until(lambda d: d.generation == 1)
-        await life.handle.signal(m.SIGNAL_ROTATE, m.Rotate(reason="test", asked=ASKED))
+        await life.handle.signal(m.SIGNAL_ROTATE, m.Rotate(reason="test", context=ASKED))
         await life.until(lambda d: d.generation == 2)
         assert life.scripted.count(m.ActivityName.EXCHANGE_CODE) == 1
 
@@ -145,7 +147,9 @@ class SomebodyElse:
 
     @workflow.run
     async def run(self, connection: str) -> m.TokenReady:
-        ask = m.RequestToken(app="crm-sync", reply_to=workflow.info().workflow_id, asked=m.Asked(by="app:x"))
+        ask = m.RequestToken(
+            app="crm-sync", reply_to=workflow.info().workflow_id, context=m.RequestContext(by="app:x")
+        )
         await workflow.get_external_workflow_handle(connection).signal(m.SIGNAL_REQUEST_TOKEN, ask)
         await workflow.wait_condition(lambda: self.ready is not None)
         assert self.ready is not None
@@ -174,7 +178,7 @@ async def test_request_token_answers_the_workflow_that_asked(client: Client):
 async def test_request_token_says_why_there_is_none(client: Client):
     async with living(client) as life:
         ready = await ask_as_somebody_else(client, life.handle.id)
-        assert (ready.generation, ready.problem) == (0, Code.CONSENT_REQUIRED)
+        assert (ready.generation, ready.problem) == (0, ErrorCode.CONSENT_REQUIRED)
 
 
 @workflow.defn(name="PatientPipeline")
@@ -215,7 +219,7 @@ async def test_who_was_told_no_hears_again_when_the_subject_has_acted(client: Cl
     scripted = ScriptedActivities()
     async with living(client, scripted) as life:
         await life.consent()
-        scripted.answers[REFRESH].append(m.GrantNews(failure=Code.GRANT_REJECTED))
+        scripted.answers[REFRESH].append(m.GrantResult(failure=ErrorCode.GRANT_REJECTED))
         await life.ensure_fresh(1)
         queue = f"patient-{life.handle.id}"
         async with Worker(client, task_queue=queue, workflows=[PatientPipeline]):
@@ -236,7 +240,7 @@ async def test_who_finds_out_that_the_grant_is_dead_hears_again_as_well(client: 
     async with living(client, scripted, policy="on_demand") as life:
         await life.consent()
         await asyncio.sleep(1.1)  # nobody refreshes it ahead
-        scripted.answers[REFRESH].append(m.GrantNews(failure=Code.GRANT_REJECTED))
+        scripted.answers[REFRESH].append(m.GrantResult(failure=ErrorCode.GRANT_REJECTED))
         queue = f"finds-out-{life.handle.id}"
         async with Worker(client, task_queue=queue, workflows=[PatientPipeline]):
             pipeline = await client.start_workflow(
@@ -249,11 +253,11 @@ async def test_who_finds_out_that_the_grant_is_dead_hears_again_as_well(client: 
 
 async def test_a_run_that_begins_with_a_token_tells_those_who_waited_for_it(client: Client):
     """The run before was behind the store, and was replaced: see `Lives.begin`."""
-    look = m.Happening(event=m.Event.TIME_CAME, asked=ASKED)
+    look = m.LifecycleEvent(kind=m.EventKind.TIMER_FIRED, context=ASKED)
     queue = f"waited-{new_id('out')}"
     async with Worker(client, task_queue=queue, workflows=[ToldOnce]):
         waiter = await client.start_workflow(ToldOnce.run, id=queue, task_queue=queue)
-        life = {"state": State.ACTIVE, "generation": 3, "reply_later": (queue,)}
+        life = {"state": LifecycleState.ACTIVE, "generation": 3, "reply_later": (queue,)}
         async with living(client, waiting=(look,), **life) as connection, asyncio.timeout(20):
             assert await waiter.result() == 3
             assert (await connection.describe()).reply_later == ()
@@ -262,7 +266,7 @@ async def test_a_run_that_begins_with_a_token_tells_those_who_waited_for_it(clie
 async def test_a_caller_that_is_gone_disturbs_nobody(client: Client):
     async with living(client) as life:
         await life.consent()
-        ask = m.RequestToken(app="x", reply_to="no-such-workflow", asked=ASKED)
+        ask = m.RequestToken(app="x", reply_to="no-such-workflow", context=ASKED)
         await life.handle.signal(m.SIGNAL_REQUEST_TOKEN, ask)
         assert (await life.ensure_fresh(1)).generation == 2
 
@@ -283,7 +287,7 @@ async def test_a_request_for_a_token_that_names_no_workflow_stops_nothing(client
     """Temporal refuses such an id by failing the whole task, again and again."""
     async with living(client) as life:
         await life.consent()
-        ask = m.RequestToken(app="crm-sync", reply_to=nobody, asked=ASKED)
+        ask = m.RequestToken(app="crm-sync", reply_to=nobody, context=ASKED)
         await life.handle.signal(m.SIGNAL_REQUEST_TOKEN, ask)
         async with asyncio.timeout(15):
             assert (await life.ensure_fresh(1)).generation == 2

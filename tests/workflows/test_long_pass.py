@@ -6,23 +6,28 @@ from datetime import timedelta
 from temporalio.client import Client, Schedule, ScheduleActionStartWorkflow, ScheduleSpec
 
 from evergrant_server.core.ids import Tenant
-from evergrant_server.core.messages import ActivityName
-from evergrant_server.core.upkeep import RECONCILE_WORKFLOW, Mark, ReconcileOrder, Reconciliation
+from evergrant_server.core.messages.connection import ActivityName
+from evergrant_server.core.messages.maintenance import (
+    RECONCILE_WORKFLOW,
+    AuditCheckpoint,
+    ReconcileRequest,
+    ReconcileResult,
+)
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.lives import a_worker
 
-MARK = Mark(tenant=Tenant("acme"), seq=7, hash="h")
+MARK = AuditCheckpoint(tenant=Tenant("acme"), seq=7, hash="h")
 QUEUE = "queue-long-pass"
 
 
 async def test_the_next_run_goes_on_where_the_last_one_stopped_until_the_end(client: Client):
     scripted = ScriptedActivities()
-    half = Reconciliation(live=200, behind=1, comparing=True, after="con_200", mark=MARK)
+    half = ReconcileResult(live=200, behind=1, comparing=True, after="con_200", mark=MARK)
     whole = half.model_copy(update={"live": 300, "after": None})
     scripted.answers[ActivityName.RECONCILE] += [half, whole]
     action = ScheduleActionStartWorkflow(
         RECONCILE_WORKFLOW,
-        ReconcileOrder(),
+        ReconcileRequest(),
         id="evergrant:long-pass",
         task_queue=QUEUE,
         execution_timeout=timedelta(minutes=1),

@@ -10,7 +10,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 from temporalio.workflow import NondeterminismError
 
 from tests.workflows.stories import HISTORIES, STORIES
-from workflows.registered import WORKFLOWS
+from workflows.registry import WORKFLOWS
 
 FILES = sorted(HISTORIES.glob("*.json"))
 

@@ -10,15 +10,13 @@ from temporalio import activity
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 
-from activities.webhooks import WebhookActivities
+from activities.maintenance.webhook_delivery import WebhookDeliveryActivities
 from evergrant_server import audit
 from evergrant_server.core import webhooks as core
 from evergrant_server.core.events import EventType, WebhookEvent
 from evergrant_server.core.ids import EventId, Tenant, WebhookId, new_id, webhook_workflow_id
-from evergrant_server.core.messages import ActivityName, Asked
-from evergrant_server.core.webhook_messages import (
-    DeliveryRound,
-)
+from evergrant_server.core.messages.connection import ActivityName, RequestContext
+from evergrant_server.core.messages.webhooks import DeliveryRound
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.store import Store
@@ -29,9 +27,9 @@ from tests.fakes.temporal import skipping_time
 from tests.fakes.webhooks import listening, log_of
 from tests.workflows.tellings import delivering, until_called
 
-ASKED = Asked(by="app:boss")
+ASKED = RequestContext(by="app:boss")
 TENANT = Tenant("acme")
-DELIVER = ActivityName.DELIVER_DUE
+DELIVER = ActivityName.DELIVER_WEBHOOKS
 
 
 async def test_it_ends_when_nothing_has_waited_for_a_while():
@@ -42,7 +40,7 @@ async def test_it_ends_when_nothing_has_waited_for_a_while():
             began = await env.get_current_time()
             handle = await told.wake()
             assert await handle.result() == DeliveryRound(delivered=3)
-            assert await env.get_current_time() - began >= core.LINGER
+            assert await env.get_current_time() - began >= core.IDLE_TIMEOUT
             again = await told.wake()
             assert (await again.result()).delivered == 1
 
@@ -62,7 +60,7 @@ async def test_a_worker_whose_clock_is_behind_does_not_run_rounds_without_a_paus
                 for event in (await handle.fetch_history()).events
                 if event.HasField("timer_started_event_attributes")
             ]
-            assert timers == [timedelta(minutes=1), timedelta(minutes=1), core.LINGER]
+            assert timers == [timedelta(minutes=1), timedelta(minutes=1), core.IDLE_TIMEOUT]
 
 
 async def test_an_endpoint_in_a_pause_is_not_looked_at_for_each_event_but_for_a_person(client: Client):
@@ -139,7 +137,7 @@ async def test_a_receiver_that_is_down_for_hours_gets_everything_once(tmp_path: 
         webhook = await listening(store, receiver.url, began)
         egress = Egress(EgressPolicy(allow=(receiver.allowance,)))
         days = timedelta(days=5)
-        deliver = WebhookActivities(store, egress, clock, give_up_after=days, retention=days * 6)
+        deliver = WebhookDeliveryActivities(store, egress, clock, give_up_after=days, retention=days * 6)
         up_again = began + timedelta(hours=12)
 
         async def down_for_hours(_: Any) -> int:
@@ -156,7 +154,7 @@ async def test_a_receiver_that_is_down_for_hours_gets_everything_once(tmp_path: 
                 body="{}",
             )
             async with store.write() as tx:
-                await audit.tell(tx, [webhook], event, ASKED, began)
+                await audit.write_event(tx, [webhook], event, ASKED, began)
         async with delivering(env.client, [deliver.deliver_due], webhook.id) as told:
             result = await (await told.wake()).result()
         log = await log_of(store, webhook)

@@ -16,12 +16,18 @@ from temporalio.client import Client, WorkflowHandle
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
-from evergrant_server.core import messages as m
-from evergrant_server.core.circuit import Circuit, CircuitRules, admit, answered, failed
-from evergrant_server.core.connection import State
-from evergrant_server.core.errors import Code
-from evergrant_server.core.ids import workflow_id
-from evergrant_server.core.search import KEYWORDS
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.ids import connection_workflow_id
+from evergrant_server.core.messages import connection as m
+from evergrant_server.core.messages.search_attributes import KEYWORDS
+from evergrant_server.core.single_use.circuit_breaker import (
+    BreakerRules,
+    CircuitBreaker,
+    admit,
+    answered,
+    failed,
+)
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import skipping_time
 from tests.workflows.lives import a_consent, a_start, a_worker
@@ -46,7 +52,7 @@ class Provider(ScriptedActivities):
         self._away, self._leased = away, leased
         self._refresh_lives, self._rotates = refresh_lives, rotates
         self._ends: datetime | None = None
-        self._circuit, self._rules = Circuit(), CircuitRules()
+        self._circuit, self._rules = CircuitBreaker(), BreakerRules()
         self.begin: datetime | None = None
         self.sent: list[timedelta] = []
         self.announced: list[int] = []
@@ -66,25 +72,25 @@ class Provider(ScriptedActivities):
             return self._refreshed(order, now, passed)
         return self._dated(default(), now) if name == m.ActivityName.EXCHANGE_CODE else default()
 
-    def _refreshed(self, order: Any, now: datetime, passed: timedelta) -> m.GrantNews:
+    def _refreshed(self, order: Any, now: datetime, passed: timedelta) -> m.GrantResult:
         if order.only_if_leased and not self._leased(passed):
-            return m.GrantNews(not_leased=True)
+            return m.GrantResult(not_leased=True)
         at = now.timestamp()
         self._circuit, admission = admit(self._circuit, at, self._rules, 0.5)
-        if admission.go_in is None:
-            return m.GrantNews(failure=Code.PROVIDER_ERROR, retry_after=admission.retry_after)
+        if admission.delay is None:
+            return m.GrantResult(failure=ErrorCode.PROVIDER_ERROR, retry_after=admission.retry_after)
         self.sent.append(passed)
         if self._away(passed):
             self._circuit = failed(
-                self._circuit, at, self._rules, Code.PROVIDER_ERROR, None, probe=admission.probe
+                self._circuit, at, self._rules, ErrorCode.PROVIDER_ERROR, None, probe=admission.probe
             )
-            return m.GrantNews(failure=Code.PROVIDER_ERROR)
+            return m.GrantResult(failure=ErrorCode.PROVIDER_ERROR)
         self._circuit = answered(self._circuit, at, self._rules)
         if self._ends is not None and now >= self._ends:
-            return m.GrantNews(failure=Code.GRANT_REJECTED)
+            return m.GrantResult(failure=ErrorCode.GRANT_REJECTED)
         return self._dated(self._news(), now)
 
-    def _dated(self, news: m.GrantNews, now: datetime) -> m.GrantNews:
+    def _dated(self, news: m.GrantResult, now: datetime) -> m.GrantResult:
         if self._refresh_lives and (self._ends is None or self._rotates):
             self._ends = now + self._refresh_lives
         dates = {"obtained_at": now, "expires_at": now + self.lifetime, "refresh_expires_at": self._ends}
@@ -105,23 +111,25 @@ async def skipping() -> AsyncIterator[WorkflowEnvironment]:
 @asynccontextmanager
 async def living_with(
     env: WorkflowEnvironment, provider: Provider, policy: str
-) -> AsyncIterator[WorkflowHandle[Any, m.Ended]]:
+) -> AsyncIterator[WorkflowHandle[Any, m.ConnectionEnded]]:
     begin = await env.get_current_time()
     start = a_start(policy=policy, consent_deadline=begin + HOUR)
     async with a_worker(env.client, provider, "year"):
         handle = await env.client.start_workflow(
-            m.CONNECTION_WORKFLOW, start, id=workflow_id(start.tenant, start.connection_id),
-            task_queue="year", result_type=m.Ended,
+            m.CONNECTION_WORKFLOW, start, id=connection_workflow_id(start.tenant, start.connection_id),
+            task_queue="year", result_type=m.ConnectionEnded,
         )  # fmt: skip
         await handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
-        yield env.client.get_workflow_handle(handle.id, result_type=m.Ended)
+        yield env.client.get_workflow_handle(handle.id, result_type=m.ConnectionEnded)
 
 
-async def described(handle: WorkflowHandle[Any, m.Ended]) -> m.Description:
-    return await handle.query(m.QUERY_DESCRIBE, result_type=m.Description)
+async def described(handle: WorkflowHandle[Any, m.ConnectionEnded]) -> m.ConnectionDescription:
+    return await handle.query(m.QUERY_DESCRIBE, result_type=m.ConnectionDescription)
 
 
-async def events_of(client: Client, handle: WorkflowHandle[Any, m.Ended], first_run: str) -> tuple[int, int]:
+async def events_of(
+    client: Client, handle: WorkflowHandle[Any, m.ConnectionEnded], first_run: str
+) -> tuple[int, int]:
     """History events of all runs, and the number of runs."""
     events, runs, run = 0, 0, first_run
     while run:
@@ -133,8 +141,8 @@ async def events_of(client: Client, handle: WorkflowHandle[Any, m.Ended], first_
     return events, runs
 
 
-async def alive(handle: WorkflowHandle[Any, m.Ended]) -> bool:
-    return (await described(handle)).state is State.ACTIVE
+async def alive(handle: WorkflowHandle[Any, m.ConnectionEnded]) -> bool:
+    return (await described(handle)).state is LifecycleState.ACTIVE
 
 
 async def pass_by(env: WorkflowEnvironment, time: timedelta) -> None:

@@ -11,23 +11,23 @@ from joserfc.jwk import RSAKey
 from oauthlib.oauth1.rfc5849.utils import parse_authorization_header
 
 from evergrant_server.core.access import Endpoints, Integration
-from evergrant_server.core.client_key import ClientKey
-from evergrant_server.core.flow import Flow, Target
-from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.connections.client_key import ClientKey
+from evergrant_server.core.connections.flow import Flow, TokenTarget
+from evergrant_server.core.connections.grant import TokenSet
+from evergrant_server.core.connections.token_pair import OAUTH1, TokenPair
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.token_pair import OAUTH1, TokenPair
 from evergrant_server.egress import Egress, EgressPolicy
-from providers.authorization import endpoints_for, scopes_to_request
-from providers.chains import further_chains
-from providers.client import OAuthClient
-from providers.flows import Sender
-from providers.minting import Minting, mint_request
-from providers.oauth1 import authorization_url, read_token_credentials, token_request
-from providers.oauth1 import endpoints_of as oauth1_endpoints
-from providers.replies import read_tokens
-from providers.reply import RawReply
-from providers.resolve import bound_params, client_auth_of
-from providers.spec import ProviderSpec
+from providers.definition.resolution import client_auth_of, params_from_metadata
+from providers.definition.schema import ProviderSpec
+from providers.oauth1.flow import oauth1_authorization_url, read_token_credentials, token_credentials_request
+from providers.oauth1.flow import oauth1_endpoints as oauth1_endpoints
+from providers.requests.authorization_url import integration_endpoints, requested_scopes
+from providers.requests.client import OAuthClient
+from providers.requests.client_grants import ClientGrantInput, client_grant_request
+from providers.requests.sender import Sender
+from providers.responses.additional_tokens import additional_token_sets
+from providers.responses.raw_reply import RawReply
+from providers.responses.token_response import read_tokens
 from tests.conformance.providers.lifted import lifted
 from tests.fakes.scripted_provider import Call, ScriptedProvider, raw
 from tests.unit.providers.definitions import NOW, an_integration
@@ -76,7 +76,7 @@ class Exchange:
             endpoints=Endpoints(**given) if given else None,
         )
         self.client = OAuthClient("client-1", Secret("s3cret"), client_auth_of(self.spec, self.integration))
-        self.scopes = scopes_to_request(self.spec, self.integration, self.vector["scopes"])
+        self.scopes = requested_scopes(self.spec, self.integration, self.vector["scopes"])
 
     @property
     def speaks_code(self) -> bool:
@@ -84,10 +84,10 @@ class Exchange:
 
     @property
     def params(self) -> dict[str, str]:
-        return self.integration.params | bound_params(self.spec, self.facts)
+        return self.integration.params | params_from_metadata(self.spec, self.facts)
 
     def endpoints(self) -> Endpoints:
-        return endpoints_for(self.spec, self.integration, self.facts)
+        return integration_endpoints(self.spec, self.integration, self.facts)
 
     def endpoints_at(self, origin: str) -> Endpoints:
         theirs = self.endpoints()
@@ -108,15 +108,15 @@ async def minted(exchange: Exchange, flow: Flow, expected: dict[str, Any]) -> Ra
         where = expected["request"]["url"].removeprefix("https://").strip("/")
         server.script(raw_reply(expected["reply"]), at=where)
         endpoints = exchange.endpoints_at(server.origin)
-        asked = Minting(
-            exchange.vector["scopes"], Target(), "sam@acme.example", exchange.integration.params, NOW
+        asked = ClientGrantInput(
+            exchange.vector["scopes"], TokenTarget(), "sam@acme.example", exchange.integration.params, NOW
         )
         ours = replace(exchange.client, key=KEY)
         # signed for the provider's own address, not for the loopback server's
-        signed = mint_request(exchange.spec, flow, exchange.endpoints(), ours, asked)
+        signed = client_grant_request(exchange.spec, flow, exchange.endpoints(), ours, asked)
         request = replace(signed, url=endpoints.token_endpoint)
         sender = Sender(Egress(EgressPolicy(allow=(server.allowance,))))
-        reply = await sender.mint(exchange.spec, exchange.client, request)
+        reply = await sender.send_prepared(exchange.spec, exchange.client, request)
     sent = server.calls[0]
     if "claims" in expected:
         assertion = dict(parse_qsl(sent.body.decode()))["assertion"]
@@ -129,7 +129,7 @@ async def minted(exchange: Exchange, flow: Flow, expected: dict[str, Any]) -> Ra
 async def oauth1_read(exchange: Exchange, expected: dict[str, Any]) -> TokenSet:
     """The browser's way and the signed exchange as the vector has them, and what its reply brings."""
     spec, temporary = exchange.whole, TokenPair(Secret("tt-1"), Secret("ts-0"))
-    page = authorization_url(spec, exchange.integration, temporary, exchange.vector["scopes"])
+    page = oauth1_authorization_url(spec, exchange.integration, temporary, exchange.vector["scopes"])
     address, _, query = page.partition("?")
     assert address == expected["authorize"]["url"]
     assert dict(parse_qsl(query, keep_blank_values=True)) == expected["authorize"]["query"]
@@ -138,10 +138,12 @@ async def oauth1_read(exchange: Exchange, expected: dict[str, Any]) -> TokenSet:
     async with ScriptedProvider() as server:
         where = expected["request"]["url"].removeprefix("https://").strip("/")
         server.script(raw_reply(expected["reply"]), at=where)
-        request = token_request(spec, there.token, exchange.client, temporary, Secret("verifier-1"), NOW)
+        request = token_credentials_request(
+            spec, there.token, exchange.client, temporary, Secret("verifier-1"), NOW
+        )
         moved = replace(request, url=request.url.replace("https://", f"{server.origin}/"))
         sender = Sender(Egress(EgressPolicy(allow=(server.allowance,))))
-        reply = await sender.signed(spec, exchange.client, moved)
+        reply = await sender.send_signed(spec, exchange.client, moved)
     call = server.calls[0]
     assert {"method": call.method, "url": "https:/" + call.target} == expected["request"]
     said = dict(parse_authorization_header(call.headers["authorization"]))
@@ -175,7 +177,9 @@ async def send(exchange: Exchange, kind: str, server: ScriptedProvider) -> RawRe
             params=exchange.params,
         )
     rule = spec.post_token_exchange if kind == "post_exchange" else spec.refresh
-    if rule is not None and (kind == "post_exchange" or (kind == "refresh" and spec.renews_by_access_token)):
+    if rule is not None and (
+        kind == "post_exchange" or (kind == "refresh" and spec.refreshes_with_access_token)
+    ):
         if rule.url is not None:
             rule = rule.model_copy(update={"url": rule.url.replace("https://", f"{server.origin}/")})
         token, given = Secret(SECRETS["<access token>"]), exchange.integration.params
@@ -236,7 +240,7 @@ def assert_request(call: Call, expected: dict[str, Any]) -> None:
 
 def assert_further(spec: ProviderSpec, reply: RawReply, expected: dict[str, Any]) -> None:
     """Exactly these chains came beside the main one; a vector that names none has none."""
-    read = further_chains(spec, reply, now=NOW)
+    read = additional_token_sets(spec, reply, now=NOW)
     named = known(expected.get("further", {}))
     assert set(read) == set(named)
     for name, tokens in read.items():

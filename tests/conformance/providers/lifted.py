@@ -3,7 +3,7 @@
 from typing import Any
 
 from evergrant_server.core.errors import Failure
-from providers.spec import ProviderSpec
+from providers.definition.schema import ProviderSpec
 
 
 def lifted(spec: ProviderSpec) -> ProviderSpec:

@@ -12,17 +12,17 @@ from urllib.parse import parse_qsl
 import pytest
 
 from docs.generate import DOCS
+from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import Failure
-from evergrant_server.core.flow import Flow
 from evergrant_server.core.secret import Secret
-from providers.authorization import authorization_request
-from providers.callback import judge_callback
-from providers.lookups import read_lookup
-from providers.registry import Registry, read_spec
-from providers.replies import read_revocation
-from providers.resolve import api_base_url_of
-from providers.rules import problems_of
-from providers.strict_yaml import read_yaml
+from providers.definition.registry import Registry, parse_yaml_definition
+from providers.definition.resolution import api_base_url_of
+from providers.definition.strict_yaml import parse_yaml
+from providers.definition.validation import problems_of
+from providers.requests.authorization_url import build_authorization_url
+from providers.requests.callback import read_callback
+from providers.responses.accounts import read_lookup
+from providers.responses.token_response import read_revocation
 from tests.conformance.providers.exchanges import (
     REDIRECT,
     SECRETS,
@@ -51,23 +51,23 @@ def test_every_provider_has_a_vector_and_every_vector_a_provider() -> None:
 def exchange(request: pytest.FixtureRequest) -> Exchange:
     if request.param == GUIDE.name:
         return the_guides()
-    vector = read_yaml((VECTORS / f"{request.param}.yaml").read_text(encoding="utf-8"))
+    vector = parse_yaml((VECTORS / f"{request.param}.yaml").read_text(encoding="utf-8"))
     return Exchange(REGISTRY.get(request.param), vector)
 
 
 def the_guides() -> Exchange:
     """What a newcomer copies from the page has to work as it stands."""
     definition, vector = re.findall(r"```yaml\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
-    spec = read_spec(definition, GUIDE.name)
+    spec = parse_yaml_definition(definition, GUIDE.name)
     assert problems_of(spec, GUIDE.name) == []
-    return Exchange(spec, read_yaml(vector))
+    return Exchange(spec, parse_yaml(vector))
 
 
 def test_the_browser_is_sent_with_exactly_this(exchange: Exchange) -> None:
     if not exchange.speaks_code:
         assert "authorize" not in exchange.vector
         return
-    url = authorization_request(
+    url = build_authorization_url(
         exchange.spec,
         exchange.integration,
         redirect_uri=REDIRECT,
@@ -98,7 +98,7 @@ async def test_a_request_as_documented_and_its_reply_read(exchange: Exchange, ki
     if expected is None:
         spec = exchange.spec
         supported = {
-            "revoke": spec.revokes,
+            "revoke": spec.has_revocation,
             "refresh": spec.refresh_supported,
             "post_exchange": spec.post_token_exchange is not None,
         }
@@ -151,7 +151,7 @@ def test_odd_replies_are_read(exchange: Exchange) -> None:
 def test_callbacks_in_this_providers_words_are_read(exchange: Exchange) -> None:
     for callback in exchange.vector.get("callbacks", []):
         query = [(name, str(value)) for name, value in callback["query"].items()]
-        read = judge_callback(
+        read = read_callback(
             query,
             expected_issuer=None,
             iss_required=False,

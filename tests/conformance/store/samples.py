@@ -4,13 +4,13 @@ from datetime import timedelta
 from typing import Any
 
 from evergrant_server.core.access import App, AppKey, Integration, Permit
-from evergrant_server.core.attempt import Attempt, AttemptKind
-from evergrant_server.core.connection import Connection
-from evergrant_server.core.consent import Consent
-from evergrant_server.core.grant import Grant, Origin, TokenSet
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.consent import Consent
+from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.ids import Tenant, new_id
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
 from evergrant_server.core.secret import Secret
+from evergrant_server.core.single_use.attempt import Attempt, AttemptKind
 from evergrant_server.store import Store
 from tests.fakes.databases import NOW
 

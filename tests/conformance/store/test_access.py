@@ -6,9 +6,9 @@ import pytest
 from sqlalchemy import select, update
 
 from evergrant_server.core.access import Action, App, Endpoints, IntegrationState
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
-from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store
 from evergrant_server.store.tables import IntegrationRow
@@ -36,7 +36,7 @@ async def test_an_integration_comes_back_equal_and_keeps_its_secret(store: Store
     async with store.read() as tx:
         assert await tx.integrations.get(ACME, made.id) == made
         assert await tx.integrations.by_name(ACME, "github") == made
-        assert await tx.integrations.find(made.id) == made
+        assert await tx.integrations.find_in_any_tenant(made.id) == made
         assert await tx.integrations.get(Tenant("other"), made.id) is None
         assert await tx.integrations.client_secret(made) == Secret("s-1")
 
@@ -50,11 +50,11 @@ async def test_changing_an_integration_keeps_or_replaces_the_secret(store: Store
         assert await tx.integrations.client_secret(kept) == Secret("s-1")
         changed = await tx.integrations.put(kept, Secret("s-2"), expected=2)
         assert await tx.integrations.client_secret(changed) == Secret("s-2")
-        public = await tx.integrations.drop_client_secret(changed, expected=3)
+        public = await tx.integrations.delete_client_credentials(changed, expected=3)
         assert await tx.integrations.client_secret(public) is None
         with pytest.raises(Failure) as caught:
             await tx.integrations.replace(made, expected=1)
-    assert caught.value.code is Code.STORE_CONFLICT
+    assert caught.value.code is ErrorCode.STORE_CONFLICT
 
 
 async def test_an_integrations_name_is_taken_once_per_tenant(store: Store):
@@ -63,7 +63,7 @@ async def test_an_integrations_name_is_taken_once_per_tenant(store: Store):
         await tx.integrations.put(an_integration(tenant="other"), None, expected=None)
         with pytest.raises(Failure) as caught:
             await tx.integrations.put(an_integration(), None, expected=None)
-    assert caught.value.code is Code.ALREADY_EXISTS
+    assert caught.value.code is ErrorCode.ALREADY_EXISTS
     async with store.read() as tx:
         assert [it.name for it in await tx.integrations.page(ACME, None, 10)] == ["github"]
         assert await tx.integrations.page(ACME, "github", 10) == []
@@ -84,7 +84,7 @@ async def test_a_client_secret_swapped_between_integrations_is_seen(store: Store
         )
         with pytest.raises(Failure) as caught:
             await tx.integrations.client_secret(one)
-    assert caught.value.code is Code.SEAL_BROKEN
+    assert caught.value.code is ErrorCode.SEAL_BROKEN
     assert caught.value.context == {
         "table": "integration",
         "row": one.id,
@@ -100,14 +100,14 @@ async def test_an_integration_with_live_connections_stays(store: Store):
     with pytest.raises(Failure) as caught:
         async with store.write() as tx:
             await tx.integrations.delete(ACME, made.id)
-    assert caught.value.code is Code.STORE_CONFLICT
+    assert caught.value.code is ErrorCode.STORE_CONFLICT
     async with store.write() as tx:
         await tx.connections.replace(connection.consent_denied(NOW), expected=1)
         await tx.integrations.delete(ACME, made.id)
     with pytest.raises(Failure) as caught:
         async with store.write() as tx:
             await tx.integrations.delete(ACME, made.id)
-    assert caught.value.code is Code.NOT_FOUND
+    assert caught.value.code is ErrorCode.NOT_FOUND
 
 
 async def the_app(store: Store, app: App) -> App:
@@ -153,7 +153,7 @@ async def test_a_key_is_found_by_its_id_alone_and_stays_known_when_revoked(store
         with pytest.raises(Failure) as caught:
             async with store.write() as tx:
                 await missing(tx)
-        assert caught.value.code is Code.NOT_FOUND
+        assert caught.value.code is ErrorCode.NOT_FOUND
 
 
 async def test_keys_and_permits_need_their_app_and_go_with_it(store: Store):
@@ -167,7 +167,7 @@ async def test_keys_and_permits_need_their_app_and_go_with_it(store: Store):
         with pytest.raises(Failure) as caught:
             async with store.write() as tx:
                 await orphan(tx)
-        assert caught.value.code is Code.NOT_FOUND
+        assert caught.value.code is ErrorCode.NOT_FOUND
     async with store.write() as tx:
         await tx.access.put_app(app, expected=None)
         await tx.access.add_key(a_key(app))
@@ -190,7 +190,7 @@ async def test_apps_and_permits_are_named_once_and_come_back_equal(store: Store)
         ):
             with pytest.raises(Failure) as caught:
                 await twice()
-            assert caught.value.code is Code.ALREADY_EXISTS
+            assert caught.value.code is ErrorCode.ALREADY_EXISTS
     async with store.read() as tx:
         assert await tx.access.permit(ACME, app.id, "read") == permit
         assert await tx.access.permits(ACME, app.id) == [permit]
@@ -203,7 +203,7 @@ async def test_apps_and_permits_are_named_once_and_come_back_equal(store: Store)
         after = await tx.access.put_app(disabled, expected=named.revision)
         with pytest.raises(Failure) as caught:
             await tx.access.put_app(named, expected=named.revision)
-    assert caught.value.code is Code.STORE_CONFLICT
+    assert caught.value.code is ErrorCode.STORE_CONFLICT
     assert await the_app(store, app) == after
 
 
@@ -218,14 +218,14 @@ async def test_an_integration_is_not_deleted_under_a_connection_that_begins(stor
             await tx.integrations.delete(ACME, made.id)
 
     async with store.write() as tx:
-        await tx.integrations.hold(made)
+        await tx.integrations.lock_against_deletion(made)
         deleting = asyncio.create_task(delete())
         _, waits = await asyncio.wait((deleting,), timeout=0.5)
         await tx.connections.add(a_connection(integration_id=made.id))
     assert waits
     with pytest.raises(Failure) as refused:
         await deleting
-    assert refused.value.code is Code.STORE_CONFLICT
+    assert refused.value.code is ErrorCode.STORE_CONFLICT
 
 
 async def test_a_connection_does_not_begin_at_an_integration_that_is_being_deleted(store: Store):
@@ -235,7 +235,7 @@ async def test_a_connection_does_not_begin_at_an_integration_that_is_being_delet
 
     async def begin() -> None:
         async with store.write() as tx:
-            await tx.integrations.hold(made)
+            await tx.integrations.lock_against_deletion(made)
 
     async with store.write() as tx:
         await tx.integrations.delete(ACME, made.id)
@@ -243,4 +243,4 @@ async def test_a_connection_does_not_begin_at_an_integration_that_is_being_delet
         await asyncio.wait((beginning,), timeout=0.5)
     with pytest.raises(Failure) as refused:
         await beginning
-    assert refused.value.code is Code.NOT_FOUND
+    assert refused.value.code is ErrorCode.NOT_FOUND

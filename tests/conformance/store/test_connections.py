@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from evergrant_server.core.attempt import LateAnswer
-from evergrant_server.core.connection import Connection, Revocation, State
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.flow import Flow
+from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
+from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, AttemptId, IntegrationId, Tenant, new_id
+from evergrant_server.core.single_use.attempt import LateTokens
 from evergrant_server.store import Store
 from tests.conformance.store.samples import ACME, a_connection, added, granted, some_tokens
 from tests.fakes.databases import NOW
@@ -54,11 +54,11 @@ async def test_two_live_connections_cannot_share_their_names(store: Store):
     await added(store, a_connection())
     with pytest.raises(Failure) as caught:
         await added(store, a_connection())
-    assert caught.value.code is Code.ALREADY_EXISTS
+    assert caught.value.code is ErrorCode.ALREADY_EXISTS
     with pytest.raises(Failure) as caught:  # who found them free is to look again
         async with store.write() as tx:
-            await tx.connections.begin(a_connection())
-    assert caught.value.code is Code.STORE_CONFLICT
+            await tx.connections.add_new(a_connection())
+    assert caught.value.code is ErrorCode.STORE_CONFLICT
     await added(store, a_connection(label="second"))
     await added(store, a_connection(tenant="other"))
 
@@ -85,12 +85,12 @@ async def test_without_a_live_connection_the_newest_answers_to_the_names(store: 
 async def test_replace_moves_the_revision_and_refuses_an_old_one(store: Store):
     first = await added(store, a_connection())
     async with store.write() as tx:
-        second = await tx.connections.replace(first.revoke_asked("asked", NOW), expected=1)
+        second = await tx.connections.replace(first.revocation_requested("asked", NOW), expected=1)
     assert second.revision == 2
     with pytest.raises(Failure) as caught:
         async with store.write() as tx:
             await tx.connections.replace(first.granted(NOW), expected=1)
-    assert caught.value.code is Code.STORE_CONFLICT
+    assert caught.value.code is ErrorCode.STORE_CONFLICT
     async with store.read() as tx:
         assert await tx.connections.get(ACME, first.id) == second
 
@@ -99,7 +99,7 @@ async def test_replacing_what_is_not_there_is_not_found(store: Store):
     with pytest.raises(Failure) as caught:
         async with store.write() as tx:
             await tx.connections.replace(a_connection(), expected=1)
-    assert caught.value.code is Code.NOT_FOUND
+    assert caught.value.code is ErrorCode.NOT_FOUND
 
 
 async def test_of_two_concurrent_writers_one_wins(store: Store):
@@ -107,13 +107,13 @@ async def test_of_two_concurrent_writers_one_wins(store: Store):
 
     async def change(reason: str) -> Connection:
         async with store.write() as tx:
-            return await tx.connections.replace(first.revoke_asked(reason, NOW), expected=1)
+            return await tx.connections.replace(first.revocation_requested(reason, NOW), expected=1)
 
     ended = await asyncio.gather(*(change(f"r{n}") for n in range(6)), return_exceptions=True)
     winners = [it for it in ended if isinstance(it, Connection)]
     losers = [it.code for it in ended if isinstance(it, Failure)]
     assert len(winners) == 1
-    assert losers == [Code.STORE_CONFLICT] * 5
+    assert losers == [ErrorCode.STORE_CONFLICT] * 5
     async with store.read() as tx:
         assert await tx.connections.get(ACME, first.id) == winners[0]
 
@@ -121,7 +121,7 @@ async def test_of_two_concurrent_writers_one_wins(store: Store):
 async def test_of_two_concurrent_adders_one_wins(store: Store):
     ended = await asyncio.gather(*(added(store, a_connection()) for _ in range(5)), return_exceptions=True)
     assert sum(isinstance(it, Connection) for it in ended) == 1
-    assert [it.code for it in ended if isinstance(it, Failure)] == [Code.ALREADY_EXISTS] * 4
+    assert [it.code for it in ended if isinstance(it, Failure)] == [ErrorCode.ALREADY_EXISTS] * 4
 
 
 async def test_an_exception_rolls_everything_back(store: Store):
@@ -168,7 +168,7 @@ async def test_filters_narrow_a_page(store: Store):
     assert await ids(subject="a") == {one.id}
     assert await ids(provider="google") == {two.id}
     assert await ids(integration="mail") == {two.id}
-    assert await ids(state=State.ACTIVE) == {one.id}
+    assert await ids(state=LifecycleState.ACTIVE) == {one.id}
     assert await ids(expiring_before=NOW + timedelta(hours=1, seconds=1)) == {one.id}
     assert await ids(expiring_before=NOW + timedelta(hours=1)) == set()
     assert await ids(subject="a", provider="google") == set()
@@ -179,7 +179,7 @@ async def test_in_whose_name_a_source_is_exchanged_is_kept(store: Store):
     before = await added(store, a_connection(source="con_0000000000000000000000"))
     assert before.source_app is None
     async with store.write() as tx:
-        after = await tx.connections.replace(before.asked_by(app), expected=before.revision)
+        after = await tx.connections.replace(before.with_source_app(app), expected=before.revision)
     async with store.read() as tx:
         assert await tx.connections.get(ACME, before.id) == after
     assert after.source_app == app
@@ -190,29 +190,33 @@ async def test_what_waits_for_an_app_is_what_does_not_work(store: Store):
     app = AppId("app_0000000000000000000000")
     pending = await added(store, a_connection(subject="pending", source_app=app))
     await granted(store, subject="works", source_app=app)
-    bad: dict[str, Any] = {"state": State.ACTIVE, "failures": 2}
+    bad: dict[str, Any] = {"state": LifecycleState.ACTIVE, "failures": 2}
     failing = await added(store, a_connection(subject="fails", source_app=app, **bad))
     await added(store, a_connection(subject="other", source_app="app_1111111111111111111111", **bad))
     await added(store, a_connection(subject="nobody's", **bad))
     await added(store, a_connection(subject="elsewhere", tenant="other", source_app=app, **bad))
-    await added(store, a_connection(subject="ended", state=State.REVOKED, source_app=app, failures=2))
+    await added(
+        store, a_connection(subject="ended", state=LifecycleState.REVOKED, source_app=app, failures=2)
+    )
     async with store.read() as tx:
-        waiting = [it.id for it in await tx.connections.waiting_for(ACME, app)]
+        waiting = [it.id for it in await tx.connections.waiting_for_source_app(ACME, app)]
     assert waiting == sorted([pending.id, failing.id])
 
 
 async def test_what_an_admin_s_repair_may_help_is_found_also_where_no_refresh_failed(store: Store):
     """A revocation, a first token that is minted or polled for, and a late answer are tried again as well."""
-    bad: dict[str, Any] = {"state": State.ACTIVE, "failures": 2}
+    bad: dict[str, Any] = {"state": LifecycleState.ACTIVE, "failures": 2}
     helped = [
         await added(store, a_connection(subject="fails", **bad)),
-        await added(store, a_connection(subject="revoking", state=State.REVOKING)),
+        await added(store, a_connection(subject="revoking", state=LifecycleState.REVOKING)),
         await added(store, a_connection(subject="minted", flow=Flow.CLIENT_CREDENTIALS)),
-        await added(store, a_connection(subject="again", flow=Flow.JWT_BEARER, state=State.NEEDS_REAUTH)),
+        await added(
+            store, a_connection(subject="again", flow=Flow.JWT_BEARER, state=LifecycleState.NEEDS_REAUTH)
+        ),
         await added(store, a_connection(subject="polls", flow=Flow.DEVICE_CODE)),
     ]
     came_late = await granted(store, subject="came late")
-    late = LateAnswer(
+    late = LateTokens(
         tenant=ACME,
         attempt_id=AttemptId(new_id("att")),
         connection_id=came_late.id,
@@ -221,14 +225,14 @@ async def test_what_an_admin_s_repair_may_help_is_found_also_where_no_refresh_fa
         came_at=NOW,
     )
     async with store.write() as tx:
-        rejected = came_late.rejected(Code.OUTCOME_UNKNOWN, NOW)
+        rejected = came_late.rejected(ErrorCode.OUTCOME_UNKNOWN, NOW)
         helped.append(await tx.connections.replace(rejected, expected=came_late.revision))
-        assert await tx.late_answers.keep(late, some_tokens("at-2", "rt-2"))
+        assert await tx.late_tokens.add(late, some_tokens("at-2", "rt-2"))
     await granted(store, subject="works")
     await granted(store, subject="works, and is minted", flow=Flow.CLIENT_CREDENTIALS)
     await added(store, a_connection(subject="in a browser"))
-    await added(store, a_connection(subject="asked in a browser", state=State.NEEDS_REAUTH))
-    await added(store, a_connection(subject="revoked", state=State.REVOKED))
+    await added(store, a_connection(subject="asked in a browser", state=LifecycleState.NEEDS_REAUTH))
+    await added(store, a_connection(subject="revoked", state=LifecycleState.REVOKED))
     await added(store, a_connection(subject="elsewhere", tenant="other", **bad))
     other = IntegrationId("int_1111111111111111111111")
     await added(store, a_connection(subject="other", integration="other", integration_id=other, **bad))
@@ -242,9 +246,11 @@ async def test_live_spans_tenants_and_leaves_out_the_ended(store: Store):
     two = await added(store, a_connection(tenant="other"))
     ended = await added(store, a_connection(subject="gone"))
     async with store.write() as tx:
-        revoking = await tx.connections.replace(ended.revoke_asked("x", NOW), expected=1)
-        await tx.connections.replace(revoking.revocation_ended(Revocation.NOTHING_HELD, NOW), expected=2)
+        revoking = await tx.connections.replace(ended.revocation_requested("x", NOW), expected=1)
+        await tx.connections.replace(
+            revoking.revocation_ended(RevocationOutcome.NOTHING_HELD, NOW), expected=2
+        )
     async with store.read() as tx:
-        live = await tx.connections.live(None, 10)
+        live = await tx.connections.live_in_all_tenants(None, 10)
         assert [it.id for it in live] == sorted([one.id, two.id])
-        assert [it.id for it in await tx.connections.live(live[0].id, 10)] == [live[1].id]
+        assert [it.id for it in await tx.connections.live_in_all_tenants(live[0].id, 10)] == [live[1].id]

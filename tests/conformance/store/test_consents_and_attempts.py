@@ -5,11 +5,11 @@ from datetime import timedelta
 
 import pytest
 
-from evergrant_server.core.attempt import AttemptKind, Outcome
-from evergrant_server.core.consent import ConsentStatus
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.connections.consent import ConsentStatus
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.secret import Secret
+from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
 from evergrant_server.store import Store
 from tests.conformance.store.samples import ACME, a_connection, a_consent, added, an_attempt, granted
 from tests.fakes.databases import NOW
@@ -31,7 +31,7 @@ async def test_a_consent_lives_from_link_to_code(store: Store):
         assert await tx.consents.by_link(consent.link_hash) == received
         assert await tx.consents.by_state("state-1") == received
         assert await tx.consents.get(ACME, consent.id) == received
-        assert await tx.consents.link(received) == Secret("the-link")
+        assert await tx.consents.connect_link(received) == Secret("the-link")
         assert await tx.consents.verifier(received) == Secret("v" * 43)
         assert await tx.consents.code(received) == Secret("code-1")
 
@@ -47,7 +47,7 @@ async def test_of_many_callbacks_with_one_state_one_wins(store: Store):
             await tx.consents.replace(received, expected=1, code=Secret(f"code-{n}"))
 
     ended = await asyncio.gather(*(callback(n) for n in range(6)), return_exceptions=True)
-    assert [it.code for it in ended if isinstance(it, Failure)] == [Code.STORE_CONFLICT] * 5
+    assert [it.code for it in ended if isinstance(it, Failure)] == [ErrorCode.STORE_CONFLICT] * 5
 
 
 async def test_forgotten_secrets_are_gone(store: Store):
@@ -55,12 +55,12 @@ async def test_forgotten_secrets_are_gone(store: Store):
     async with store.write() as tx:
         await tx.consents.add(consent, Secret("link"))
         consent = await tx.consents.replace(consent, expected=1, verifier=Secret("v"), code=Secret("c"))
-        await tx.consents.forget(consent)
+        await tx.consents.erase_secrets(consent)
     for read in (lambda tx: tx.consents.verifier(consent), lambda tx: tx.consents.code(consent)):
         with pytest.raises(Failure) as caught:
             async with store.read() as tx:
                 await read(tx)
-        assert caught.value.code is Code.NOT_FOUND
+        assert caught.value.code is ErrorCode.NOT_FOUND
 
 
 async def test_only_a_consent_that_can_go_on_is_open(store: Store):
@@ -71,8 +71,8 @@ async def test_only_a_consent_that_can_go_on_is_open(store: Store):
         for consent in (old, new, a_consent(connection, status=ConsentStatus.DENIED)):
             await tx.consents.add(consent, Secret("link"))
     async with store.read() as tx:
-        assert await tx.consents.open_for(ACME, connection.id, NOW) == new
-        assert await tx.consents.open_for(ACME, connection.id, NOW + timedelta(hours=1)) is None
+        assert await tx.consents.open_consent(ACME, connection.id, NOW) == new
+        assert await tx.consents.open_consent(ACME, connection.id, NOW + timedelta(hours=1)) is None
 
 
 async def test_a_link_or_state_belongs_to_one_consent(store: Store):
@@ -81,7 +81,7 @@ async def test_a_link_or_state_belongs_to_one_consent(store: Store):
         await tx.consents.add(a_consent(connection, link_hash="same"), Secret("link"))
         with pytest.raises(Failure) as caught:
             await tx.consents.add(a_consent(connection, link_hash="same"), Secret("link"))
-    assert caught.value.code is Code.ALREADY_EXISTS
+    assert caught.value.code is ErrorCode.ALREADY_EXISTS
 
 
 async def test_one_attempt_is_open_per_connection_and_chain(store: Store):
@@ -92,7 +92,7 @@ async def test_one_attempt_is_open_per_connection_and_chain(store: Store):
             await tx.attempts.open(an_attempt(connection))
 
     ended = await asyncio.gather(*(begin() for _ in range(5)), return_exceptions=True)
-    assert [it.code for it in ended if isinstance(it, Failure)] == [Code.STORE_CONFLICT] * 4
+    assert [it.code for it in ended if isinstance(it, Failure)] == [ErrorCode.STORE_CONFLICT] * 4
     async with store.write() as tx:
         await tx.attempts.open(an_attempt(connection, chain="bot"))
 
@@ -103,57 +103,68 @@ async def test_an_attempt_is_closed_once_and_makes_room(store: Store):
     async with store.write() as tx:
         await tx.attempts.open(attempt)
         kinds = (AttemptKind.REFRESH, AttemptKind.CODE_EXCHANGE)
-        found = [await tx.attempts.open_for(ACME, connection.id, "main", kind) for kind in kinds]
+        found = [await tx.attempts.open_of_kind(ACME, connection.id, "main", kind) for kind in kinds]
     assert found == [attempt, None]
 
-    async def close(outcome: Outcome) -> None:
+    async def close(outcome: AttemptOutcome) -> None:
         async with store.write() as tx:
             await tx.attempts.close(attempt, outcome, NOW)
 
-    ended = await asyncio.gather(close(Outcome.INSTALLED), close(Outcome.SUPERSEDED), return_exceptions=True)
-    assert [it.code for it in ended if isinstance(it, Failure)] == [Code.STORE_CONFLICT]
+    ended = await asyncio.gather(
+        close(AttemptOutcome.INSTALLED), close(AttemptOutcome.SUPERSEDED), return_exceptions=True
+    )
+    assert [it.code for it in ended if isinstance(it, Failure)] == [ErrorCode.STORE_CONFLICT]
     async with store.write() as tx:
-        assert await tx.attempts.open_for(ACME, connection.id, "main", AttemptKind.REFRESH) is None
+        assert await tx.attempts.open_of_kind(ACME, connection.id, "main", AttemptKind.REFRESH) is None
         again = an_attempt(connection)
         await tx.attempts.open(again)
-        closed = await tx.attempts.close(again, Outcome.NOT_SENT, NOW)
+        closed = await tx.attempts.close(again, AttemptOutcome.NOT_SENT, NOW)
         with pytest.raises(Failure):
-            await tx.attempts.close(closed, Outcome.INSTALLED, NOW)
-    assert (closed.outcome, closed.closed_at, closed.revision) == (Outcome.NOT_SENT, NOW, 2)
+            await tx.attempts.close(closed, AttemptOutcome.INSTALLED, NOW)
+    assert (closed.outcome, closed.closed_at, closed.revision) == (AttemptOutcome.NOT_SENT, NOW, 2)
 
 
 @pytest.mark.parametrize(
     ("beside", "crossed"),
     [
-        *((it, True) for it in (None, Outcome.SUPERSEDED, Outcome.GIVEN_UP, Outcome.REFUSED, Outcome.UNREAD)),
-        *((it, False) for it in (Outcome.INSTALLED, Outcome.NOT_SENT)),
+        *(
+            (it, True)
+            for it in (
+                None,
+                AttemptOutcome.SUPERSEDED,
+                AttemptOutcome.GIVEN_UP,
+                AttemptOutcome.REFUSED,
+                AttemptOutcome.UNREAD,
+            )
+        ),
+        *((it, False) for it in (AttemptOutcome.INSTALLED, AttemptOutcome.NOT_SENT)),
     ],
 )
 async def test_an_answer_that_was_installed_late_beside_another_use_has_crossed_it(
-    store: Store, beside: Outcome | None, crossed: bool
+    store: Store, beside: AttemptOutcome | None, crossed: bool
 ):
     connection = await granted(store)
     mine = (ACME, connection.id, 2)
     first = an_attempt(connection)
     async with store.write() as tx:
         await tx.attempts.open(first)
-        first = await tx.attempts.close(first, Outcome.SUPERSEDED, NOW)
+        first = await tx.attempts.close(first, AttemptOutcome.SUPERSEDED, NOW)
         second = an_attempt(connection)
         await tx.attempts.open(second)
         if beside is not None:
             await tx.attempts.close(second, beside, NOW)
-        assert not await tx.attempts.crossed(*mine), "nobody has installed what was taken over"
-        assert [it.id for it in await tx.attempts.may_have_ended(first)] == [second.id] * crossed
-        await tx.attempts.installed_late(first)
-        assert await tx.attempts.crossed(*mine) is crossed
-        assert not await tx.attempts.crossed(ACME, connection.id, 1)
-        assert not await tx.attempts.crossed(ACME, connection.id, 3)
-        assert not await tx.attempts.crossed(Tenant("other"), connection.id, 2)
+        assert not await tx.attempts.may_be_invalidated(*mine), "nobody has installed what was taken over"
+        assert [it.id for it in await tx.attempts.other_possibly_harmful_uses(first)] == [second.id] * crossed
+        await tx.attempts.mark_installed_late(first)
+        assert await tx.attempts.may_be_invalidated(*mine) is crossed
+        assert not await tx.attempts.may_be_invalidated(ACME, connection.id, 1)
+        assert not await tx.attempts.may_be_invalidated(ACME, connection.id, 3)
+        assert not await tx.attempts.may_be_invalidated(Tenant("other"), connection.id, 2)
         row = await tx.attempts.get(ACME, first.id)
         assert row is not None
-        assert (row.outcome, row.closed_at) == (Outcome.INSTALLED_LATE, NOW)
+        assert (row.outcome, row.closed_at) == (AttemptOutcome.INSTALLED_LATE, NOW)
         with pytest.raises(Failure, match="no longer at revision"):
-            await tx.attempts.installed_late(first)
+            await tx.attempts.mark_installed_late(first)
 
 
 async def test_a_code_that_was_refused_beside_it_ended_nothing(store: Store):
@@ -161,8 +172,8 @@ async def test_a_code_that_was_refused_beside_it_ended_nothing(store: Store):
     first = an_attempt(connection)
     async with store.write() as tx:
         await tx.attempts.open(first)
-        await tx.attempts.installed_late(await tx.attempts.close(first, Outcome.SUPERSEDED, NOW))
+        await tx.attempts.mark_installed_late(await tx.attempts.close(first, AttemptOutcome.SUPERSEDED, NOW))
         code = an_attempt(connection, kind=AttemptKind.CODE_EXCHANGE, credential="cns_1")
         await tx.attempts.open(code)
-        await tx.attempts.close(code, Outcome.REFUSED, NOW)
-        assert not await tx.attempts.crossed(ACME, connection.id, 2)
+        await tx.attempts.close(code, AttemptOutcome.REFUSED, NOW)
+        assert not await tx.attempts.may_be_invalidated(ACME, connection.id, 2)

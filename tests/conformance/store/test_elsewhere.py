@@ -4,15 +4,20 @@ from datetime import timedelta
 
 import pytest
 
-from evergrant_server.audit.elsewhere import hear
-from evergrant_server.core.connection import Connection
-from evergrant_server.core.elsewhere import NewsFromElsewhere, Source, Verdict, Weight
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.grant import Origin
+from evergrant_server.audit.external_revocation import apply_external_event
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.grant import Origin
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, ReceiverId, Tenant, new_id
-from evergrant_server.core.introspection import Finding
-from evergrant_server.core.messages import Asked
-from evergrant_server.core.receivers import Mark, Receiver, ReceiverKind
+from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.provider_events.external_revocation import (
+    Certainty,
+    ProviderReport,
+    ReportDecision,
+    ReportSource,
+)
+from evergrant_server.core.provider_events.introspection import IntrospectionFinding
+from evergrant_server.core.provider_events.receivers import AccountIdentifier, Receiver, ReceiverKind
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store
 from tests.conformance.store.samples import ACME, a_connection, a_grant, added, an_integration, some_tokens
@@ -31,25 +36,32 @@ async def granted(store: Store, sub: str = "account-1", **changes: object) -> Co
         return await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=connection.revision)
 
 
-async def bearers(store: Store, *marks: Mark, tenant: Tenant = ACME, integration: str = "") -> list[str]:
+async def bearers(
+    store: Store, *marks: AccountIdentifier, tenant: Tenant = ACME, integration: str = ""
+) -> list[str]:
     where = IntegrationId(integration or "int_0000000000000000000000")
     async with store.read() as tx:
-        return list(await tx.marks.bearers(tenant, where, frozenset(marks)))
+        return list(await tx.account_identifiers.connections_identified_by(tenant, where, frozenset(marks)))
 
 
 async def test_a_connection_is_found_by_every_mark_it_bears_and_by_no_other(store: Store):
     one = await granted(store)
     two = await granted(store, "account-2", subject="user-2")
-    assert await bearers(store, Mark("sub", "account-1")) == [one.id]
-    assert await bearers(store, Mark("fact:team.id", "T1")) == sorted([one.id, two.id])
-    both = (Mark("fact:team.id", "T1"), Mark("fact:authed_user.id", "account-2"))
+    assert await bearers(store, AccountIdentifier("sub", "account-1")) == [one.id]
+    assert await bearers(store, AccountIdentifier("fact:team.id", "T1")) == sorted([one.id, two.id])
+    both = (AccountIdentifier("fact:team.id", "T1"), AccountIdentifier("fact:authed_user.id", "account-2"))
     assert await bearers(store, *both) == [two.id]
-    assert await bearers(store, Mark("fact:team.id", "T2"), Mark("sub", "account-1")) == []
-    assert await bearers(store, Mark("fact:authed_user.id", "T1")) == [], "a value belongs to its name"
-    assert await bearers(store, Mark("fact:flag", "True")) == []
+    assert (
+        await bearers(store, AccountIdentifier("fact:team.id", "T2"), AccountIdentifier("sub", "account-1"))
+        == []
+    )
+    assert await bearers(store, AccountIdentifier("fact:authed_user.id", "T1")) == [], (
+        "a value belongs to its name"
+    )
+    assert await bearers(store, AccountIdentifier("fact:flag", "True")) == []
     assert await bearers(store) == []
-    assert await bearers(store, Mark("sub", "account-1"), integration=ANOTHER) == []
-    assert await bearers(store, Mark("sub", "account-1"), tenant=Tenant("acme2")) == []
+    assert await bearers(store, AccountIdentifier("sub", "account-1"), integration=ANOTHER) == []
+    assert await bearers(store, AccountIdentifier("sub", "account-1"), tenant=Tenant("acme2")) == []
 
 
 @pytest.mark.parametrize(
@@ -67,13 +79,15 @@ async def test_half_a_character_is_no_mark_and_the_grant_is_installed(
             connection.granted(NOW), tokens, grant, origin=Origin.NEW, expected=connection.revision
         )
     assert saved.generation == 1
-    assert await bearers(store, Mark("fact:team.id", "T1")) == [connection.id]
-    assert await bearers(store, Mark("sub", "account-1")) == ([] if "sub" in claims else [connection.id])
+    assert await bearers(store, AccountIdentifier("fact:team.id", "T1")) == [connection.id]
+    assert await bearers(store, AccountIdentifier("sub", "account-1")) == (
+        [] if "sub" in claims else [connection.id]
+    )
 
 
 async def test_marks_follow_the_tokens_and_are_forgotten_with_them(store: Store):
     one = await granted(store)
-    prefix = Mark("refresh_token_prefix", "rt-xxxxxxxxxxxxx")
+    prefix = AccountIdentifier("refresh_token_prefix", "rt-xxxxxxxxxxxxx")
     assert await bearers(store, prefix) == [one.id]
     rotated = some_tokens(access="at-2", refresh="rt-" + "y" * 40)
     after = one.refreshed(NOW)
@@ -82,18 +96,20 @@ async def test_marks_follow_the_tokens_and_are_forgotten_with_them(store: Store)
             after, rotated, a_grant(2, metadata={}), origin=Origin.REFRESH, expected=one.revision
         )
     assert await bearers(store, prefix) == []
-    assert await bearers(store, Mark("refresh_token_prefix", "rt-yyyyyyyyyyyyy")) == [one.id]
-    assert await bearers(store, Mark("sub", "account-1")) == [one.id], "no id token came in its place"
-    assert await bearers(store, Mark("fact:team.id", "T1")) == []
+    assert await bearers(store, AccountIdentifier("refresh_token_prefix", "rt-yyyyyyyyyyyyy")) == [one.id]
+    assert await bearers(store, AccountIdentifier("sub", "account-1")) == [one.id], (
+        "no id token came in its place"
+    )
+    assert await bearers(store, AccountIdentifier("fact:team.id", "T1")) == []
     async with store.write() as tx:
         await tx.grants.shred(ACME, one.id)
-    assert await bearers(store, Mark("sub", "account-1")) == []
+    assert await bearers(store, AccountIdentifier("sub", "account-1")) == []
 
 
 async def test_a_mark_is_stored_as_a_keyed_hash(store: Store):
     await granted(store)
     async with store.read() as tx:
-        rows = (await tx.connection.exec_driver_sql("SELECT mark FROM account_mark")).scalars().all()
+        rows = (await tx.connection.exec_driver_sql("SELECT mark FROM account_identifier")).scalars().all()
     assert len(rows) >= 4
     assert all(len(row) == 32 and "account" not in row and "rt-" not in row for row in rows)
 
@@ -102,15 +118,18 @@ async def test_news_against_a_stale_row_are_a_conflict_and_write_nothing(store: 
     one = await granted(store)
     async with store.write() as tx:
         await tx.connections.replace(one, expected=one.revision)
-    news = NewsFromElsewhere(source=Source.HOOK, kind="x", weight=Weight.ENDED)
+    news = ProviderReport(source=ReportSource.HOOK, kind="x", certainty=Certainty.ENDED)
     with pytest.raises(Failure) as conflict:
         async with store.write() as tx:
-            await hear(tx, one, news, Asked(by="provider:x"), NOW)
-    assert conflict.value.code is Code.STORE_CONFLICT
+            await apply_external_event(tx, one, news, RequestContext(by="provider:x"), NOW)
+    assert conflict.value.code is ErrorCode.STORE_CONFLICT
     async with store.write() as tx:
         current = await tx.connections.get(ACME, one.id)
         assert current is not None
-        assert await hear(tx, current, news, Asked(by="provider:x"), NOW) is Verdict.ENDED
+        assert (
+            await apply_external_event(tx, current, news, RequestContext(by="provider:x"), NOW)
+            is ReportDecision.ENDED
+        )
 
 
 def a_receiver(**changes: object) -> Receiver:
@@ -134,12 +153,12 @@ async def test_a_receiver_comes_back_equal_with_its_secret_sealed(store: Store):
         await tx.integrations.put(integration, None, expected=None)
         await tx.receivers.put(receiver, Secret("hush-hush"), expected=None)
     async with store.read() as tx:
-        assert await tx.receivers.find(receiver.id) == receiver
+        assert await tx.receivers.find_in_any_tenant(receiver.id) == receiver
         assert await tx.receivers.of_integration(Tenant("acme2"), integration.id) is None
         secret = await tx.receivers.secret(receiver)
         assert secret is not None
         assert secret.reveal() == "hush-hush"
-        assert [it.id for it in await tx.receivers.with_old_keys(NOW)] == [receiver.id]
+        assert [it.id for it in await tx.receivers.with_keys_older_than(NOW)] == [receiver.id]
     async with store.write() as tx:
         after = await tx.receivers.put(receiver, None, expected=1)
         assert await tx.receivers.secret(after) is not None, "not given again: kept"
@@ -147,7 +166,7 @@ async def test_a_receiver_comes_back_equal_with_its_secret_sealed(store: Store):
             await tx.receivers.put(a_receiver(integration_id=integration.id), None, expected=None)
     async with store.write() as tx:
         await tx.integrations.delete(ACME, integration.id)
-        assert await tx.receivers.find(receiver.id) is None
+        assert await tx.receivers.find_in_any_tenant(receiver.id) is None
 
 
 async def test_an_event_is_noted_once_and_forgotten_when_it_is_old(store: Store):
@@ -156,30 +175,30 @@ async def test_an_event_is_noted_once_and_forgotten_when_it_is_old(store: Store)
     async with store.write() as tx:
         await tx.integrations.put(integration, None, expected=None)
         await tx.receivers.put(receiver, None, expected=None)
-        assert await tx.receivers.note(receiver, "a" * 64, NOW) is True
-        assert await tx.receivers.note(receiver, "a" * 64, NOW) is False
-        assert await tx.receivers.received(receiver, "a" * 64)
-        assert await tx.receivers.forget_received(NOW) == 0
-        assert await tx.receivers.forget_received(NOW + timedelta(seconds=1)) == 1
-        assert not await tx.receivers.received(receiver, "a" * 64)
+        assert await tx.receivers.record_event(receiver, "a" * 64, NOW) is True
+        assert await tx.receivers.record_event(receiver, "a" * 64, NOW) is False
+        assert await tx.receivers.is_known_event(receiver, "a" * 64)
+        assert await tx.receivers.delete_events_before(NOW) == 0
+        assert await tx.receivers.delete_events_before(NOW + timedelta(seconds=1)) == 1
+        assert not await tx.receivers.is_known_event(receiver, "a" * 64)
 
 
 async def test_introspection_has_its_own_order_and_leaves_the_connection_alone(store: Store):
     one = await granted(store)
     integration = one.integration_id
     async with store.read() as tx:
-        assert [it.id for it in await tx.introspections.unknown(ACME, integration, 10)] == [one.id]
-        assert not await tx.introspections.has_answered(ACME, integration)
+        assert [it.id for it in await tx.introspections.unscheduled(ACME, integration, 10)] == [one.id]
+        assert not await tx.introspections.provider_recognizes_tokens(ACME, integration)
     async with store.write() as tx:
-        await tx.introspections.plan(ACME, one.id, NOW)
-        assert await tx.introspections.unknown(ACME, integration, 10) == []
+        await tx.introspections.schedule(ACME, one.id, NOW)
+        assert await tx.introspections.unscheduled(ACME, integration, 10) == []
         assert [it.id for it in await tx.introspections.due(ACME, integration, NOW, 10)] == [one.id]
         later = NOW + timedelta(hours=1)
-        found = Finding.REFRESH_TOKEN_ACTIVE.value
-        await tx.introspections.plan(ACME, one.id, later, outcome=found, checked_at=NOW)
+        found = IntrospectionFinding.REFRESH_TOKEN_ACTIVE.value
+        await tx.introspections.schedule(ACME, one.id, later, outcome=found, checked_at=NOW)
         assert await tx.introspections.due(ACME, integration, NOW, 10) == []
-        assert await tx.introspections.has_answered(ACME, integration)
-        assert not await tx.introspections.has_answered(ACME, ANOTHER)
+        assert await tx.introspections.provider_recognizes_tokens(ACME, integration)
+        assert not await tx.introspections.provider_recognizes_tokens(ACME, ANOTHER)
     async with store.read() as tx:
         assert await tx.connections.get(ACME, one.id) == one
 
@@ -190,5 +209,5 @@ async def test_a_new_consent_inherits_no_mark_of_the_account_before(store: Store
     grant = a_grant(2, metadata={}, refreshable=False)
     async with store.write() as tx:
         await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=one.revision)
-    assert await bearers(store, Mark("sub", "account-1")) == []
-    assert await bearers(store, Mark("refresh_token_prefix", "rt-xxxxxxxxxxxxx")) == []
+    assert await bearers(store, AccountIdentifier("sub", "account-1")) == []
+    assert await bearers(store, AccountIdentifier("refresh_token_prefix", "rt-xxxxxxxxxxxxx")) == []

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from evergrant_server.core.clock import SetClock
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import LeaseRows, Store, engine, schema
 from tests.conformance.store.samples import ACME, a_connection, added, granted
@@ -32,7 +32,7 @@ async def test_an_unusable_database_is_unavailable_and_quotes_no_password(
     for use in (lambda: Store.open(url, ring, clock), lambda: schema.upgrade(url)):
         with pytest.raises(Failure) as caught:
             await use()
-        assert caught.value.code is Code.STORE_UNAVAILABLE
+        assert caught.value.code is ErrorCode.STORE_UNAVAILABLE
         assert "pw-canary" not in str(caught.value)
         assert caught.value.__cause__ is None
 
@@ -41,7 +41,7 @@ async def test_a_file_that_is_no_database_is_unavailable(tmp_path: Path, ring: K
     (tmp_path / "evergrant.db").write_bytes(b"this is not SQLite" * 100)
     with pytest.raises(Failure) as caught:
         await Store.open(sqlite_url(tmp_path), ring, clock)
-    assert caught.value.code is Code.STORE_UNAVAILABLE
+    assert caught.value.code is ErrorCode.STORE_UNAVAILABLE
 
 
 async def test_a_sqlite_file_locked_by_another_process_is_unavailable(
@@ -55,7 +55,7 @@ async def test_a_sqlite_file_locked_by_another_process_is_unavailable(
     try:
         with pytest.raises(Failure) as caught:
             await added(store, a_connection())
-        assert caught.value.code is Code.STORE_UNAVAILABLE
+        assert caught.value.code is ErrorCode.STORE_UNAVAILABLE
         async with store.read() as tx:  # readers go on
             assert await tx.connections.page(ACME) == []
     finally:
@@ -76,7 +76,7 @@ async def test_a_postgresql_that_drops_its_connections_is_unavailable_and_then_b
     )
     with pytest.raises(Failure) as caught:
         await LeaseRows(store).load(ACME, connection.id)
-    assert caught.value.code is Code.STORE_UNAVAILABLE
+    assert caught.value.code is ErrorCode.STORE_UNAVAILABLE
     assert await LeaseRows(store).load(ACME, connection.id) is not None
     await store.close()
     await postgres_server.drop(url)
@@ -103,17 +103,17 @@ async def test_a_postgresql_database_that_does_not_exist_is_unavailable(
     for url in (postgres_server.url("nowhere"), postgres_server.url("postgres").replace("postgres@", "who@")):
         with pytest.raises(Failure) as caught:
             await Store.open(url, ring, clock)
-        assert caught.value.code is Code.STORE_UNAVAILABLE
+        assert caught.value.code is ErrorCode.STORE_UNAVAILABLE
 
 
 async def test_a_value_the_database_cannot_hold_is_an_invalid_request(store: Store):
     impossible = a_connection(subject="a\x00b")  # PostgreSQL has no NUL in text, SQLite has
-    if store.sqlite:
+    if store.is_sqlite:
         await added(store, impossible)
         return
     with pytest.raises(Failure) as caught:
         await added(store, impossible)
-    assert caught.value.code is Code.INVALID_REQUEST
+    assert caught.value.code is ErrorCode.INVALID_REQUEST
 
 
 async def test_a_missing_table_is_a_schema_mismatch(store: Store):
@@ -122,7 +122,7 @@ async def test_a_missing_table_is_a_schema_mismatch(store: Store):
     with pytest.raises(Failure) as caught:
         async with store.read() as tx:
             await tx.outbox.depth(NOW)
-    assert caught.value.code is Code.SCHEMA_MISMATCH
+    assert caught.value.code is ErrorCode.SCHEMA_MISMATCH
 
 
 async def test_a_cancelled_writer_leaves_the_store_usable(store: Store):

@@ -8,10 +8,10 @@ import pytest
 from sqlalchemy import insert, select, update
 
 from evergrant_server.core.clock import SetClock
-from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.grant import Origin
-from evergrant_server.crypto import KeyRing, Lane, Role, Sealed
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.grant import Origin
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.crypto import KeyPurpose, KeyRing, Role, Sealed
 from evergrant_server.store import LeaseRows, Store
 from evergrant_server.store.tables import METADATA, ConnectionGrantRow, KeyRow, Row
 from tests.conformance.store.samples import (
@@ -47,7 +47,7 @@ async def refusal(store: Store, connection: Connection, column: str = "access_to
 
 async def test_a_grant_comes_back_with_its_tokens(store: Store):
     connection = await granted(store)
-    assert (connection.state, connection.generation, connection.revision) == (State.ACTIVE, 1, 2)
+    assert (connection.state, connection.generation, connection.revision) == (LifecycleState.ACTIVE, 1, 2)
     async with store.read() as tx:
         assert await tx.grants.get(ACME, connection.id) == a_grant(1)
         assert (await tx.grants.access_token(connection)).reveal() == "at-1"
@@ -89,10 +89,10 @@ async def test_a_new_consent_inherits_no_token_of_the_grant_before(store: Store)
 async def test_a_late_refresh_installs_nothing_after_a_revocation(store: Store):
     connection = await granted(store)
     async with store.write() as tx:
-        await tx.connections.replace(connection.revoke_asked("x", NOW), expected=connection.revision)
+        await tx.connections.replace(connection.revocation_requested("x", NOW), expected=connection.revision)
     with pytest.raises(Failure) as caught:
         await refreshed(store, connection, some_tokens("at-2", "rt-2"))
-    assert caught.value.code is Code.STORE_CONFLICT
+    assert caught.value.code is ErrorCode.STORE_CONFLICT
     row = await columns_of(store, ConnectionGrantRow, connection_id=connection.id)
     assert row["generation"] == 1
 
@@ -108,7 +108,7 @@ async def test_a_grant_of_another_generation_than_its_connection_is_a_bug(store:
 
 async def test_a_connection_without_a_grant_holds_no_token(store: Store):
     connection = await added(store, a_connection())
-    assert (await refusal(store, connection)).code is Code.CONSENT_REQUIRED
+    assert (await refusal(store, connection)).code is ErrorCode.CONSENT_REQUIRED
     async with store.read() as tx:
         assert await tx.grants.refresh_token(connection) is None
         assert await tx.grants.get(ACME, connection.id) is None
@@ -124,11 +124,11 @@ async def test_the_api_role_opens_access_tokens_and_never_refresh_tokens(
             assert (await tx.grants.access_token(connection)).reveal() == "at-1"
         for column in ("refresh_token", "id_token"):
             failure = await refusal(api, connection, column)
-            assert failure.code is Code.KEY_UNAVAILABLE
+            assert failure.code is ErrorCode.KEY_UNAVAILABLE
             assert failure.context["row"] == f"{connection.id}/main"
         with pytest.raises(Failure) as caught:
             await refreshed(api, connection, some_tokens("at-2", "rt-2"))
-        assert caught.value.code is Code.KEY_UNAVAILABLE
+        assert caught.value.code is ErrorCode.KEY_UNAVAILABLE
     finally:
         await api.close()
     async with store.read() as tx:
@@ -141,8 +141,8 @@ async def test_the_wrapped_keys_of_the_refresh_lane_do_not_open_with_the_lease_r
     """Even with the database in hand and lane names rewritten, the API's ring opens nothing."""
     connection = await granted(store)
     async with store.write() as tx:
-        await tx.connection.execute(KeyRow.__table__.delete().where(KeyRow.lane == Lane.LEASE))  # type: ignore[attr-defined]  # SQLModel adds it
-    await tamper(store, KeyRow, {"lane": Lane.LEASE.value}, lane=Lane.REFRESH.value)
+        await tx.connection.execute(KeyRow.__table__.delete().where(KeyRow.lane == KeyPurpose.LEASE))  # type: ignore[attr-defined]  # SQLModel adds it
+    await tamper(store, KeyRow, {"lane": KeyPurpose.LEASE.value}, lane=KeyPurpose.REFRESH.value)
     row = await columns_of(store, ConnectionGrantRow, connection_id=connection.id)
     await tamper(
         store, ConnectionGrantRow, {"sealed_access": row["sealed_refresh"]}, connection_id=connection.id
@@ -150,8 +150,8 @@ async def test_the_wrapped_keys_of_the_refresh_lane_do_not_open_with_the_lease_r
     lease = await LeaseRows(store).load(ACME, connection.id)
     assert lease is not None
     with pytest.raises(Failure) as caught:
-        lease.open(KeyRing.open(key_path, Role.API))
-    assert caught.value.code is Code.KEY_UNAVAILABLE
+        lease.open_access_token(KeyRing.open(key_path, Role.API))
+    assert caught.value.code is ErrorCode.KEY_UNAVAILABLE
 
 
 @pytest.mark.parametrize("column", ["sealed_access", "sealed_refresh", "sealed_id_token"])
@@ -165,11 +165,11 @@ async def test_every_altered_byte_is_seen(store: Store, column: str):
         bad[place] ^= 1
         await tamper(store, ConnectionGrantRow, {column: Sealed(bytes(bad))}, **here)
         failure = await refusal(store, connection, name)
-        assert failure.code in (Code.SEAL_BROKEN, Code.KEY_UNAVAILABLE)
+        assert failure.code in (ErrorCode.SEAL_BROKEN, ErrorCode.KEY_UNAVAILABLE)
         assert failure.context["row"] == f"{connection.id}/main"
         assert failure.context["column"] == column
     await tamper(store, ConnectionGrantRow, {column: Sealed(b"")}, **here)
-    assert (await refusal(store, connection, name)).code is Code.SEAL_BROKEN
+    assert (await refusal(store, connection, name)).code is ErrorCode.SEAL_BROKEN
 
 
 @pytest.mark.parametrize("other", [{"subject": "user-2"}, {"tenant": "other"}])
@@ -178,11 +178,11 @@ async def test_a_token_swapped_between_rows_or_tenants_is_seen(store: Store, oth
     stolen = await columns_of(store, ConnectionGrantRow, connection_id=theirs.id)
     await tamper(store, ConnectionGrantRow, {"sealed_access": stolen["sealed_access"]}, connection_id=mine.id)
     failure = await refusal(store, mine)
-    assert failure.code in (Code.SEAL_BROKEN, Code.KEY_UNAVAILABLE)
+    assert failure.code in (ErrorCode.SEAL_BROKEN, ErrorCode.KEY_UNAVAILABLE)
     lease = await LeaseRows(store).load(ACME, mine.id)
     assert lease is not None
     with pytest.raises(Failure, match=mine.id):
-        lease.open(store.ring)
+        lease.open_access_token(store.ring)
 
 
 async def test_a_token_swapped_together_with_its_key_is_seen(store: Store):
@@ -191,7 +191,7 @@ async def test_a_token_swapped_together_with_its_key_is_seen(store: Store):
     await tamper(store, ConnectionGrantRow, {"sealed_access": stolen["sealed_access"]}, connection_id=mine.id)
     await tamper(store, KeyRow, {"connection_id": "nobody"}, connection_id=mine.id)
     await tamper(store, KeyRow, {"connection_id": mine.id}, connection_id=theirs.id)
-    assert (await refusal(store, mine)).code is Code.SEAL_BROKEN
+    assert (await refusal(store, mine)).code is ErrorCode.SEAL_BROKEN
 
 
 async def test_a_token_swapped_between_columns_is_seen(store: Store):
@@ -200,9 +200,9 @@ async def test_a_token_swapped_between_columns_is_seen(store: Store):
     row = await columns_of(store, ConnectionGrantRow, **here)
     swapped = {"sealed_refresh": row["sealed_id_token"], "sealed_id_token": row["sealed_refresh"]}
     await tamper(store, ConnectionGrantRow, swapped, **here)
-    assert (await refusal(store, connection, "refresh_token")).code is Code.SEAL_BROKEN
+    assert (await refusal(store, connection, "refresh_token")).code is ErrorCode.SEAL_BROKEN
     await tamper(store, ConnectionGrantRow, {"sealed_access": row["sealed_refresh"]}, **here)
-    assert (await refusal(store, connection)).code in (Code.SEAL_BROKEN, Code.KEY_UNAVAILABLE)
+    assert (await refusal(store, connection)).code in (ErrorCode.SEAL_BROKEN, ErrorCode.KEY_UNAVAILABLE)
 
 
 async def test_an_older_ciphertext_put_back_is_seen(store: Store):
@@ -211,20 +211,20 @@ async def test_an_older_ciphertext_put_back_is_seen(store: Store):
     old = await columns_of(store, ConnectionGrantRow, **here)
     second = await refreshed(store, first, some_tokens("at-2", "rt-2"))
     await tamper(store, ConnectionGrantRow, {"sealed_access": old["sealed_access"]}, **here)
-    assert (await refusal(store, second)).code is Code.SEAL_BROKEN
+    assert (await refusal(store, second)).code is ErrorCode.SEAL_BROKEN
     await tamper(store, ConnectionGrantRow, {"sealed_access": old["sealed_access"], "generation": 1}, **here)
-    assert (await refusal(store, second)).code is Code.SEAL_BROKEN
+    assert (await refusal(store, second)).code is ErrorCode.SEAL_BROKEN
     lease = await LeaseRows(store).load(ACME, first.id)
     assert lease is not None
     with pytest.raises(Failure) as caught:
-        lease.open(store.ring)
-    assert caught.value.code is Code.SEAL_BROKEN
+        lease.open_access_token(store.ring)
+    assert caught.value.code is ErrorCode.SEAL_BROKEN
 
 
 async def test_a_caller_with_an_older_connection_is_told_to_read_again(store: Store):
     first = await granted(store)
     await refreshed(store, first, some_tokens("at-2", "rt-2"))
-    assert (await refusal(store, first)).code is Code.STORE_CONFLICT
+    assert (await refusal(store, first)).code is ErrorCode.STORE_CONFLICT
 
 
 async def test_shredding_leaves_facts_and_no_secret(store: Store):
@@ -236,7 +236,7 @@ async def test_shredding_leaves_facts_and_no_secret(store: Store):
         assert await tx.grants.get(ACME, connection.id) == a_grant(1)
         assert await tx.grants.refresh_token(connection) is None
         assert (await tx.grants.access_token(other)).reveal() == "at-1"
-    assert (await refusal(store, connection)).code is Code.CONSENT_REQUIRED
+    assert (await refusal(store, connection)).code is ErrorCode.CONSENT_REQUIRED
     # a row from a backup doesn't open any more: its key is gone
     await tamper(
         store,
@@ -244,7 +244,7 @@ async def test_shredding_leaves_facts_and_no_secret(store: Store):
         {"sealed_access": before["sealed_access"]},
         connection_id=connection.id,
     )
-    assert (await refusal(store, connection)).code is Code.KEY_UNAVAILABLE
+    assert (await refusal(store, connection)).code is ErrorCode.KEY_UNAVAILABLE
 
 
 async def test_rows_sealed_under_an_old_root_stay_readable(
@@ -252,7 +252,7 @@ async def test_rows_sealed_under_an_old_root_stay_readable(
 ):
     connection = await granted(store)
     rotated = ring
-    for lane in Lane:
+    for lane in KeyPurpose:
         rotated = rotated.rotate(lane)
     after = await Store.open(database_url, rotated, clock)
     try:
@@ -266,7 +266,7 @@ async def test_rows_sealed_under_an_old_root_stay_readable(
     with pytest.raises(Failure) as caught:  # the ring from before the rotation lacks the new root
         async with store.read() as tx:
             await tx.grants.access_token(newcomer)
-    assert caught.value.code is Code.KEY_UNAVAILABLE
+    assert caught.value.code is ErrorCode.KEY_UNAVAILABLE
 
 
 async def test_another_key_file_opens_nothing_and_names_the_row(
@@ -278,7 +278,7 @@ async def test_another_key_file_opens_nothing_and_names_the_row(
         failure = await refusal(stranger, connection)
     finally:
         await stranger.close()
-    assert failure.code is Code.KEY_UNAVAILABLE
+    assert failure.code is ErrorCode.KEY_UNAVAILABLE
     assert failure.context["table"] == "key"
 
 
@@ -305,7 +305,7 @@ async def test_a_naive_moment_or_an_unsealed_value_cannot_be_stored(store: Store
     for values in ({"obtained_at": NOW.replace(tzinfo=None)}, {"sealed_access": b"plain"}):
         with pytest.raises(Failure) as caught:
             await tamper(store, ConnectionGrantRow, values, **here)
-        assert caught.value.code is Code.INTERNAL
+        assert caught.value.code is ErrorCode.INTERNAL
 
 
 async def test_two_first_grants_of_a_tenant_agree_on_its_keys(store: Store):
@@ -336,4 +336,4 @@ async def test_a_foreign_key_stops_a_grant_without_its_connection(store: Store):
     with pytest.raises(Failure) as caught:
         async with store.write() as tx:
             await tx.connection.execute(orphan)
-    assert caught.value.code is Code.STORE_CONFLICT
+    assert caught.value.code is ErrorCode.STORE_CONFLICT

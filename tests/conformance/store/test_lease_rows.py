@@ -4,8 +4,8 @@ from datetime import timedelta
 
 import pytest
 
-from evergrant_server.core.connection import State
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant, new_id
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import HistoryExport, LeaseRows, Store
@@ -27,9 +27,9 @@ async def test_one_query_has_all_a_lease_needs(store: Store, key_path: str):
     row = await LeaseRows(store).load(ACME, connection.id)
     assert row is not None
     assert row == await LeaseRows(store).load_by_names(ACME, "github", "user-1", "default")
-    assert (row.state, row.connection_revision, row.generation) == (State.ACTIVE, 2, 1)
+    assert (row.state, row.connection_revision, row.generation) == (LifecycleState.ACTIVE, 2, 1)
     assert row.grant == a_grant(1)
-    assert row.open(KeyRing.open(key_path, Role.API)).reveal() == "at-1"
+    assert row.open_access_token(KeyRing.open(key_path, Role.API)).reveal() == "at-1"
     assert "EVS" not in repr(row)
     assert "at-1" not in repr(row)
 
@@ -49,8 +49,8 @@ async def test_a_pending_connection_has_a_row_without_a_token(store: Store):
     assert row is not None
     assert row.grant is None
     with pytest.raises(Failure) as caught:
-        row.open(store.ring)
-    assert caught.value.code is Code.CONSENT_REQUIRED
+        row.open_access_token(store.ring)
+    assert caught.value.code is ErrorCode.CONSENT_REQUIRED
 
 
 async def test_names_find_the_live_connection_before_a_newer_ended_one(store: Store):
@@ -60,7 +60,7 @@ async def test_names_find_the_live_connection_before_a_newer_ended_one(store: St
     rows = LeaseRows(store)
     row = await rows.load_by_names(ACME, "github", "user-1")
     assert row is not None
-    assert (row.connection_id, row.reason) == (ended.id, Code.CONSENT_DENIED)
+    assert (row.connection_id, row.reason) == (ended.id, ErrorCode.CONSENT_DENIED)
     live = await granted(store)
     row = await rows.load_by_names(ACME, "github", "user-1")
     assert row is not None
@@ -72,27 +72,30 @@ async def test_a_cached_row_keeps_opening_its_own_generation(store: Store):
     cached = await LeaseRows(store).load(ACME, connection.id)
     await refreshed(store, connection, some_tokens("at-2", "rt-2"))
     assert cached is not None
-    assert cached.open(store.ring).reveal() == "at-1"
+    assert cached.open_access_token(store.ring).reveal() == "at-1"
 
 
 async def test_an_answer_is_remembered_sealed_and_once(store: Store):
     app = new_id("app")
     async with store.write() as tx:
-        await tx.idempotency.remember(ACME, app, "k", "hash-1", 201, '{"connect_url":"link-canary"}', NOW)  # type: ignore[arg-type]  # ids are strings
+        await tx.idempotency.store(ACME, app, "k", "hash-1", 201, '{"connect_url":"link-canary"}', NOW)  # type: ignore[arg-type]  # ids are strings
     async with store.read() as tx:
-        found = await tx.idempotency.recall(ACME, app, "k")  # type: ignore[arg-type]  # ids are strings
+        found = await tx.idempotency.find(ACME, app, "k")  # type: ignore[arg-type]  # ids are strings
         raw = (await tx.connection.execute(IdempotencyRow.__table__.select())).mappings().one()  # type: ignore[attr-defined]  # SQLModel adds it
-        assert await tx.idempotency.recall(ACME, app, "other") is None  # type: ignore[arg-type]  # ids are strings
-        assert await tx.idempotency.recall(Tenant("other"), app, "k") is None  # type: ignore[arg-type]  # ids are strings
+        assert await tx.idempotency.find(ACME, app, "other") is None  # type: ignore[arg-type]  # ids are strings
+        assert await tx.idempotency.find(Tenant("other"), app, "k") is None  # type: ignore[arg-type]  # ids are strings
     assert found is not None
     assert (found.request_hash, found.status) == ("hash-1", 201)
     assert found.body == '{"connect_url":"link-canary"}'
     assert "link-canary" not in repr(found)
     assert b"link-canary" not in bytes(raw["sealed_body"])
-    for request_hash, code in (("hash-1", Code.STORE_CONFLICT), ("hash-2", Code.IDEMPOTENCY_CONFLICT)):
+    for request_hash, code in (
+        ("hash-1", ErrorCode.STORE_CONFLICT),
+        ("hash-2", ErrorCode.IDEMPOTENCY_CONFLICT),
+    ):
         with pytest.raises(Failure) as caught:
             async with store.write() as tx:
-                await tx.idempotency.remember(ACME, app, "k", request_hash, 201, "{}", NOW)  # type: ignore[arg-type]  # ids are strings
+                await tx.idempotency.store(ACME, app, "k", request_hash, 201, "{}", NOW)  # type: ignore[arg-type]  # ids are strings
         assert caught.value.code is code
     async with store.write() as tx:
         assert await tx.idempotency.prune(NOW) == 0
@@ -121,8 +124,8 @@ async def test_a_longer_export_replaces_a_shorter_one_and_never_the_reverse(stor
         for export in (second, first, longer, first, longer):
             await tx.histories.add(export)
     async with store.read() as tx:
-        assert await tx.histories.of(ACME, connection.id) == [longer, second]
-        assert await tx.histories.of(Tenant("other"), connection.id) == []
+        assert await tx.histories.of_connection(ACME, connection.id) == [longer, second]
+        assert await tx.histories.of_connection(Tenant("other"), connection.id) == []
 
 
 async def test_nothing_was_leased_at_first(store: Store):

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.outbox import OutboxMessage
 from evergrant_server.store import Store
 from tests.conformance.store.samples import a_message
@@ -33,7 +33,7 @@ async def test_messages_of_one_target_come_one_after_the_other(store: Store):
         assert await claim(store) == [message.id]
         assert await claim(store) == []
         async with store.write() as tx:
-            await tx.outbox.delivered(message.id, NOW)
+            await tx.outbox.mark_delivered(message.id, NOW)
     assert await claim(store) == []
 
 
@@ -57,7 +57,7 @@ async def test_a_postponed_message_waits_and_so_do_those_behind_it(store: Store)
     assert len(await claim(store)) == 2
     async with store.write() as tx:
         await tx.outbox.postpone(one.id, "temporal_unavailable", NOW + timedelta(seconds=5))
-        await tx.outbox.delivered(other.id, NOW)
+        await tx.outbox.mark_delivered(other.id, NOW)
     assert await claim(store, after=4) == []
     async with store.write() as tx:
         (again,) = await tx.outbox.claim("relay", NOW + timedelta(seconds=5), HOLD)
@@ -93,7 +93,7 @@ async def test_many_relays_never_share_a_message(store: Store):
             for message in claimed:
                 delivered.append((message.target, message.id))
                 async with store.write() as tx:
-                    await tx.outbox.delivered(message.id, NOW)
+                    await tx.outbox.mark_delivered(message.id, NOW)
 
     async with asyncio.timeout(20):
         await asyncio.gather(*(relay(f"relay-{n}") for n in range(4)))
@@ -120,8 +120,8 @@ async def test_depth_counts_what_is_not_delivered_and_prune_drops_what_is(store:
     async with store.write() as tx:
         assert await tx.outbox.depth(NOW) == 2
         await tx.outbox.postpone(two.id, "x", NOW + timedelta(hours=1))
-        await tx.outbox.delivered(one.id, NOW)
-        await tx.outbox.delivered(one.id, NOW)
+        await tx.outbox.mark_delivered(one.id, NOW)
+        await tx.outbox.mark_delivered(one.id, NOW)
         assert await tx.outbox.depth(NOW) == 1
         assert await tx.outbox.prune(NOW + timedelta(seconds=1), limit=0) == 0
         assert await tx.outbox.prune(NOW + timedelta(seconds=1)) == 1
@@ -133,19 +133,19 @@ async def test_an_unknown_or_doubled_message_is_refused(store: Store):
     await put(store, message)
     with pytest.raises(Failure) as caught:
         await put(store, message)
-    assert caught.value.code is Code.ALREADY_EXISTS
+    assert caught.value.code is ErrorCode.ALREADY_EXISTS
     with pytest.raises(Failure) as caught:
         async with store.write() as tx:
-            await tx.outbox.delivered(a_message().id, NOW)
-    assert caught.value.code is Code.NOT_FOUND
+            await tx.outbox.mark_delivered(a_message().id, NOW)
+    assert caught.value.code is ErrorCode.NOT_FOUND
 
 
 async def test_the_oldest_undelivered_message_says_how_long_the_outbox_has_waited(store: Store):
     early = a_message("a").model_copy(update={"created_at": NOW - timedelta(minutes=5)})
     async with store.read() as tx:
-        assert await tx.outbox.oldest() is None
+        assert await tx.outbox.oldest_undelivered_at() is None
     await put(store, early, a_message("b"))
     async with store.write() as tx:
-        assert await tx.outbox.oldest() == NOW - timedelta(minutes=5)
-        await tx.outbox.delivered(early.id, NOW)
-        assert await tx.outbox.oldest() == NOW
+        assert await tx.outbox.oldest_undelivered_at() == NOW - timedelta(minutes=5)
+        await tx.outbox.mark_delivered(early.id, NOW)
+        assert await tx.outbox.oldest_undelivered_at() == NOW

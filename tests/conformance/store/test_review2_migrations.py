@@ -8,16 +8,16 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
-from evergrant_server.core.attempt import Attempt, AttemptKind
-from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.flow import Flow, Target
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.flow import Flow, TokenTarget
+from evergrant_server.core.single_use.attempt import Attempt, AttemptKind
 from evergrant_server.store import schema
 from evergrant_server.store.engine import make_engine
 from evergrant_server.store.tables import AttemptRow, ConnectionRow
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 WORDS = {
-    "state": State.ACTIVE.value,
+    "state": LifecycleState.ACTIVE.value,
     "kind": AttemptKind.REFRESH.value,
     "flow": Flow.AUTHORIZATION_CODE.value,
 }
@@ -81,6 +81,6 @@ async def test_a_database_in_use_keeps_its_rows(empty_url: str, since: str):
     assert kept == dict.fromkeys(tables, 1)
     connection, attempt = Connection.model_validate(dict(found)), Attempt.model_validate(dict(tried))
     if since < "0008":
-        assert (connection.flow, connection.target) == (Flow.AUTHORIZATION_CODE, Target())
+        assert (connection.flow, connection.target) == (Flow.AUTHORIZATION_CODE, TokenTarget())
     if since < "0005":
         assert (attempt.sends, attempt.first_opened_at) == (1, attempt.opened_at)

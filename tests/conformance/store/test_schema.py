@@ -9,7 +9,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, inspect, text
 
 from evergrant_server.core.clock import SetClock
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import Store, schema
 from evergrant_server.store.engine import make_engine
@@ -17,15 +17,15 @@ from evergrant_server.store.tables import METADATA
 
 
 async def test_an_empty_database_is_brought_to_head_and_stays_there(empty_url: str):
-    assert await schema.current(empty_url) is None
+    assert await schema.current_version(empty_url) is None
     await schema.upgrade(empty_url)
     await schema.upgrade(empty_url)
-    assert await schema.current(empty_url) == schema.head()
+    assert await schema.current_version(empty_url) == schema.expected_version()
 
 
 async def test_many_upgrades_at_once_end_at_head(empty_url: str):
     await asyncio.gather(*(schema.upgrade(empty_url) for _ in range(3)))
-    assert await schema.current(empty_url) == schema.head()
+    assert await schema.current_version(empty_url) == schema.expected_version()
 
 
 async def test_models_and_migrations_agree(database_url: str):
@@ -79,8 +79,8 @@ async def test_every_table_starts_with_tenant_and_carries_a_revision(database_ur
 async def test_an_empty_database_is_refused(empty_url: str, ring: KeyRing, clock: SetClock):
     with pytest.raises(Failure) as caught:
         await Store.open(empty_url, ring, clock)
-    assert caught.value.code is Code.SCHEMA_MISMATCH
-    assert caught.value.context == {"found": "none", "expected": schema.head()}
+    assert caught.value.code is ErrorCode.SCHEMA_MISMATCH
+    assert caught.value.context == {"found": "none", "expected": schema.expected_version()}
     await (await Store.open(empty_url, ring, clock, expect_schema=False)).close()
 
 
@@ -92,9 +92,9 @@ async def test_a_database_from_a_newer_version_is_refused(database_url: str, rin
     for refused in (lambda: Store.open(database_url, ring, clock), lambda: schema.upgrade(database_url)):
         with pytest.raises(Failure, match="newer") as caught:
             await refused()
-        assert caught.value.code is Code.SCHEMA_MISMATCH
-        assert caught.value.context == {"found": "9999", "expected": schema.head()}
-    assert await schema.current(database_url) == "9999"
+        assert caught.value.code is ErrorCode.SCHEMA_MISMATCH
+        assert caught.value.context == {"found": "9999", "expected": schema.expected_version()}
+    assert await schema.current_version(database_url) == "9999"
 
 
 async def test_a_new_sqlite_file_is_private_and_durable(tmp_path: Path):

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import update
 
 from evergrant_server.core.access import Integration
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store
 from evergrant_server.store.tables import IntegrationRow
@@ -36,12 +36,12 @@ async def secrets(store: Store, i: Integration) -> tuple[str | None, str | None]
 async def test_a_rotation_keeps_the_secret_before_it_until_the_overlap_ends(store: Store):
     after = await rotated(store, await an_integration_with(store, "one"), "two")
     assert await secrets(store, after) == ("two", "one")
-    assert after.previous_secret_counts(UNTIL - timedelta(seconds=1))
-    assert not after.previous_secret_counts(UNTIL)
+    assert after.previous_secret_is_usable(UNTIL - timedelta(seconds=1))
+    assert not after.previous_secret_is_usable(UNTIL)
     async with store.write() as tx:
-        assert await tx.integrations.drop_overlapped(UNTIL - timedelta(seconds=1)) == 0
-        assert await tx.integrations.drop_overlapped(UNTIL) == 1
-        assert await tx.integrations.drop_overlapped(UNTIL) == 0
+        assert await tx.integrations.delete_expired_previous_secrets(UNTIL - timedelta(seconds=1)) == 0
+        assert await tx.integrations.delete_expired_previous_secrets(UNTIL) == 1
+        assert await tx.integrations.delete_expired_previous_secrets(UNTIL) == 0
     assert await secrets(store, after) == ("two", None)
 
 
@@ -56,8 +56,8 @@ async def test_a_refused_secret_is_the_one_that_a_rotation_forgets(store: Store)
         refused = await tx.integrations.replace(
             first.model_copy(update={"secret_refused_at": NOW}), expected=first.revision
         )
-        assert await tx.integrations.drop_overlapped(UNTIL) == 0  # nothing else works
-    assert refused.previous_secret_counts(UNTIL)
+        assert await tx.integrations.delete_expired_previous_secrets(UNTIL) == 0  # nothing else works
+    assert refused.previous_secret_is_usable(UNTIL)
     after = await rotated(store, refused, "two")
     assert after.secret_refused_at is None
     assert await secrets(store, after) == ("two", "one")
@@ -66,13 +66,13 @@ async def test_a_refused_secret_is_the_one_that_a_rotation_forgets(store: Store)
 async def test_rolling_back_leaves_one_secret_and_can_be_done_once(store: Store):
     after = await rotated(store, await an_integration_with(store, "one"), "two")
     async with store.write() as tx:
-        back = await tx.integrations.roll_secret_back(after, expected=after.revision)
+        back = await tx.integrations.restore_previous_secret(after, expected=after.revision)
     assert await secrets(store, back) == ("one", None)
     assert back.previous_secret_until is None
     with pytest.raises(Failure) as refused:
         async with store.write() as tx:
-            await tx.integrations.roll_secret_back(back, expected=back.revision)
-    assert refused.value.code is Code.INVALID_REQUEST
+            await tx.integrations.restore_previous_secret(back, expected=back.revision)
+    assert refused.value.code is ErrorCode.INVALID_REQUEST
 
 
 async def test_a_secret_that_is_put_has_no_overlap(store: Store):
@@ -80,7 +80,7 @@ async def test_a_secret_that_is_put_has_no_overlap(store: Store):
     async with store.write() as tx:
         put = await tx.integrations.put(after, Secret("three"), expected=after.revision)
     assert await secrets(store, put) == ("three", None)
-    assert not put.previous_secret_counts(NOW)
+    assert not put.previous_secret_is_usable(NOW)
 
 
 async def test_a_sealed_secret_does_not_open_in_the_others_place(store: Store):
@@ -91,4 +91,4 @@ async def test_a_sealed_secret_does_not_open_in_the_others_place(store: Store):
         )
     with pytest.raises(Failure) as broken:
         await secrets(store, after)
-    assert broken.value.code is Code.SEAL_BROKEN
+    assert broken.value.code is ErrorCode.SEAL_BROKEN

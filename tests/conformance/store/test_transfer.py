@@ -4,11 +4,11 @@ from datetime import timedelta
 
 import pytest
 
-from evergrant_server.core.consent import ConsentKind, ConsentStatus
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.connections.consent import ConsentKind, ConsentStatus
+from evergrant_server.core.connections.imported_tokens import ImportedTokens
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.export import Export, ExportFilters, ExportStatus
 from evergrant_server.core.ids import ExportId, new_id
-from evergrant_server.core.imports import ImportedTokens
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store
 from tests.conformance.store.samples import ACME, a_connection, a_consent, added
@@ -25,18 +25,18 @@ async def test_an_import_keeps_its_tokens_until_they_are_used(store: Store):
     async with store.write() as tx:
         await tx.consents.add_import(consent, tokens)
     async with store.read() as tx:
-        assert await tx.consents.import_of(ACME, connection.id) == consent
-        assert await tx.consents.tokens(consent) == tokens
-        assert await tx.consents.open_for(ACME, connection.id, NOW) is None  # nobody has a link to it
+        assert await tx.consents.import_consent(ACME, connection.id) == consent
+        assert await tx.consents.imported_tokens(consent) == tokens
+        assert await tx.consents.open_consent(ACME, connection.id, NOW) is None  # nobody has a link to it
         raw = (await tx.connection.exec_driver_sql("SELECT sealed_tokens FROM consent")).scalar_one()
     assert bytes(raw).startswith(b"EVS")
     assert b"access_token" not in bytes(raw)
     async with store.write() as tx:
-        await tx.consents.forget(consent)
+        await tx.consents.erase_secrets(consent)
     with pytest.raises(Failure) as caught:
         async with store.read() as tx:
-            await tx.consents.tokens(consent)
-    assert caught.value.code is Code.NOT_FOUND
+            await tx.consents.imported_tokens(consent)
+    assert caught.value.code is ErrorCode.NOT_FOUND
 
 
 async def test_an_export_is_written_by_pages_and_one_page_once(store: Store):
@@ -52,13 +52,13 @@ async def test_an_export_is_written_by_pages_and_one_page_once(store: Store):
     )
     async with store.write() as tx:
         await tx.exports.add(export)
-        first = await tx.exports.write_page(export, export.sealed(2, 1, "con_b"), ["one", "two"])
+        first = await tx.exports.write_page(export, export.page_sealed(2, 1, "con_b"), ["one", "two"])
     with pytest.raises(Failure) as caught:
         async with store.write() as tx:
-            await tx.exports.write_page(export, export.sealed(2, 1, "con_b"), ["one", "two"])
-    assert caught.value.code is Code.STORE_CONFLICT
+            await tx.exports.write_page(export, export.page_sealed(2, 1, "con_b"), ["one", "two"])
+    assert caught.value.code is ErrorCode.STORE_CONFLICT
     async with store.write() as tx:
-        await tx.exports.write_page(first, first.sealed(1, 0, None), ["three"])
+        await tx.exports.write_page(first, first.page_sealed(1, 0, None), ["three"])
     async with store.read() as tx:
         whole = await tx.exports.get(ACME, export.id)
         assert whole is not None
@@ -66,6 +66,6 @@ async def test_an_export_is_written_by_pages_and_one_page_once(store: Store):
         assert await tx.exports.lines(whole, 0, 2) == ["one", "two"]
         assert await tx.exports.lines(whole, 2, 2) == ["three"]
     async with store.write() as tx:
-        gone = await tx.exports.drop(whole)
+        gone = await tx.exports.delete_lines(whole)
         assert await tx.exports.lines(gone, 0, 10) == []
     assert gone.status is ExportStatus.GONE

@@ -8,11 +8,18 @@ from sqlalchemy import text
 
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.events import OF_CONNECTIONS, EventType, WebhookEvent
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.events import CONNECTION_EVENTS, EventType, WebhookEvent
 from evergrant_server.core.ids import EventId, Tenant, new_id
-from evergrant_server.core.messages import Asked, Provenance
-from evergrant_server.core.webhooks import Delivery, DeliveryStatus, DisabledBy, Problem, Webhook, new_secret
+from evergrant_server.core.messages.connection import Provenance, RequestContext
+from evergrant_server.core.webhooks import (
+    Delivery,
+    DeliveryProblem,
+    DeliveryStatus,
+    DisabledBy,
+    Webhook,
+    new_signing_secret,
+)
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
 from tests.conformance.store.samples import granted
@@ -20,7 +27,7 @@ from tests.fakes.databases import NOW
 from tests.fakes.webhooks import SECRET, TENANT, a_webhook, listening, log_of, reread
 
 URL = "https://hooks.example.com/in"
-ASKED = Asked(by="app:boss")
+ASKED = RequestContext(by="app:boss")
 OTHER = Tenant("acme-2")
 
 
@@ -36,7 +43,7 @@ async def told(store: Store, webhook: Webhook, *, after: float = 0, by_hand: boo
         body="{}",
     )
     async with store.write() as tx:
-        (delivery,) = await audit.tell(tx, [webhook], event, ASKED, at, by_hand=by_hand)
+        (delivery,) = await audit.write_event(tx, [webhook], event, ASKED, at, by_hand=by_hand)
     return delivery
 
 
@@ -47,28 +54,28 @@ async def due(store: Store, webhook: Webhook, after: float = 0, *, by_hand: bool
 
 
 async def recorded(store: Store, tenant: Tenant, object: str, action: AuditAction, **detail: object) -> None:
-    entry = AuditEntry(tenant=tenant, at=NOW, action=action, object=object, asked=ASKED, detail=detail)
+    entry = AuditEntry(tenant=tenant, at=NOW, action=action, object=object, context=ASKED, detail=detail)
     async with store.write() as tx:
         await audit.append(tx, entry)
 
 
 async def test_secrets_are_sealed_rotated_and_forgotten(store: Store):
     webhook = await listening(store, URL, NOW)
-    new = new_secret(b"n" * 32)
+    new = new_signing_secret(b"n" * 32)
     until = NOW + timedelta(hours=1)
     async with store.write() as tx:
-        assert await tx.webhooks.secrets(webhook, NOW) == (SECRET,)
+        assert await tx.webhooks.signing_secrets(webhook, NOW) == (SECRET,)
         overlapping = webhook.model_copy(update={"previous_secret_until": until})
-        rotated = await tx.webhooks.rotate(overlapping, new, expected=1)
-        assert await tx.webhooks.secrets(rotated, NOW) == (new, SECRET)
-        assert await tx.webhooks.secrets(rotated, until) == (new,)
-        newest = new_secret(b"m" * 32)
+        rotated = await tx.webhooks.rotate_secret(overlapping, new, expected=1)
+        assert await tx.webhooks.signing_secrets(rotated, NOW) == (new, SECRET)
+        assert await tx.webhooks.signing_secrets(rotated, until) == (new,)
+        newest = new_signing_secret(b"m" * 32)
         at_once = rotated.model_copy(update={"previous_secret_until": None})
-        leaked = await tx.webhooks.rotate(at_once, newest, expected=2)
-        assert await tx.webhooks.secrets(leaked, NOW) == (newest,)
+        leaked = await tx.webhooks.rotate_secret(at_once, newest, expected=2)
+        assert await tx.webhooks.signing_secrets(leaked, NOW) == (newest,)
         with pytest.raises(Failure) as caught:
-            await tx.webhooks.rotate(webhook, new, expected=1)
-    assert caught.value.code is Code.STORE_CONFLICT
+            await tx.webhooks.rotate_secret(webhook, new, expected=1)
+    assert caught.value.code is ErrorCode.STORE_CONFLICT
 
 
 async def test_a_sealed_secret_opens_in_no_other_column_or_row(store: Store):
@@ -77,7 +84,7 @@ async def test_a_sealed_secret_opens_in_no_other_column_or_row(store: Store):
     await listening(store, URL, NOW, name="other")
     async with store.write() as tx:
         overlapping = webhook.model_copy(update={"previous_secret_until": NOW + timedelta(hours=1)})
-        webhook = await tx.webhooks.rotate(overlapping, new_secret(b"n" * 32), expected=1)
+        webhook = await tx.webhooks.rotate_secret(overlapping, new_signing_secret(b"n" * 32), expected=1)
     mine = "UPDATE webhook SET sealed_secret = {} WHERE name = 'hooks'"
     for put_there in (
         "sealed_previous_secret",
@@ -86,8 +93,8 @@ async def test_a_sealed_secret_opens_in_no_other_column_or_row(store: Store):
         async with store.write() as tx:
             await tx.connection.execute(text(mine.format(put_there)))
             with pytest.raises(Failure) as caught:
-                await tx.webhooks.secrets(webhook, NOW)
-        assert caught.value.code is Code.SEAL_BROKEN
+                await tx.webhooks.signing_secrets(webhook, NOW)
+        assert caught.value.code is ErrorCode.SEAL_BROKEN
 
 
 async def test_names_are_per_tenant(store: Store):
@@ -96,9 +103,9 @@ async def test_names_are_per_tenant(store: Store):
     async with store.write() as tx:
         with pytest.raises(Failure) as caught:
             await tx.webhooks.add(a_webhook(URL, NOW), SECRET)
-        assert caught.value.code is Code.ALREADY_EXISTS
+        assert caught.value.code is ErrorCode.ALREADY_EXISTS
         assert await tx.webhooks.get(TENANT, theirs.id) is None
-        assert [it.tenant for it in await tx.webhooks.listening(OTHER)] == [OTHER]
+        assert [it.tenant for it in await tx.webhooks.enabled(OTHER)] == [OTHER]
 
 
 async def test_what_is_due_longest_overdue_first_and_by_hand_apart(store: Store):
@@ -115,8 +122,8 @@ async def test_what_is_due_longest_overdue_first_and_by_hand_apart(store: Store)
         await tx.deliveries.replace(done, expected=1)
         assert await tx.deliveries.next_at(webhook, by_hand=False) == late.next_at
         with pytest.raises(Failure) as caught:
-            await tx.deliveries.replace(first.missed(500, Problem.REFUSED, NOW), expected=1)
-    assert caught.value.code is Code.STORE_CONFLICT
+            await tx.deliveries.replace(first.failed(500, DeliveryProblem.REFUSED, NOW), expected=1)
+    assert caught.value.code is ErrorCode.STORE_CONFLICT
     assert await due(store, webhook, 6) == [late.id]
 
 
@@ -134,7 +141,7 @@ async def test_whose_deliveries_are_late(store: Store):
 
     async def overdue(after: float) -> set[str]:
         async with store.read() as tx:
-            return {it.id for it in await tx.webhooks.overdue(NOW + timedelta(seconds=after))}
+            return {it.id for it in await tx.webhooks.with_overdue_deliveries(NOW + timedelta(seconds=after))}
 
     assert await overdue(0) == set()
     assert await overdue(1) == {late.id, theirs.id}
@@ -167,16 +174,16 @@ async def test_old_deliveries_go_and_their_events_once_nobody_waits(store: Store
         tenant=TENANT, id=EventId("evt_shared"), type=EventType.PING, connection_id=None, at=NOW, body="{}"
     )
     async with store.write() as tx:
-        await audit.tell(tx, [webhook, other], event, ASKED, NOW)
+        await audit.write_event(tx, [webhook, other], event, ASKED, NOW)
     recent = await told(store, webhook, after=100)
     before = NOW + timedelta(seconds=50)
     async with store.write() as tx:
-        assert set(await tx.deliveries.webhooks_with_old(before)) == {
+        assert set(await tx.deliveries.webhooks_with_deliveries_before(before)) == {
             (TENANT, webhook.id),
             (TENANT, other.id),
         }
         assert await tx.deliveries.prune(TENANT, webhook.id, before) == 1
-        assert await tx.deliveries.webhooks_with_old(before) == [(TENANT, other.id)]
+        assert await tx.deliveries.webhooks_with_deliveries_before(before) == [(TENANT, other.id)]
         assert await tx.deliveries.event(TENANT, event.id) is not None, "the other one still waits for it"
         assert await tx.deliveries.prune(TENANT, other.id, before) == 1
         assert await tx.deliveries.event(TENANT, event.id) is None
@@ -194,7 +201,7 @@ async def test_deleting_a_webhook_takes_what_waited_with_it(store: Store):
         assert await tx.deliveries.event(TENANT, stays.event_id) is not None
         with pytest.raises(Failure) as caught:
             await tx.webhooks.delete(TENANT, webhook.id)
-    assert caught.value.code is Code.NOT_FOUND
+    assert caught.value.code is ErrorCode.NOT_FOUND
     assert await log_of(store, webhook) == []
 
 
@@ -206,7 +213,7 @@ async def test_an_event_stands_or_falls_with_its_record(store: Store):
         at=NOW,
         action=AuditAction.GRANT_INSTALLED,
         object=connection.id,
-        asked=ASKED,
+        context=ASKED,
         detail={"generation": 1},
     )
 
@@ -243,7 +250,7 @@ async def test_an_activity_that_is_tried_again_after_its_commit_tells_nothing_tw
             at=NOW + timedelta(seconds=at),
             action=AuditAction.CONNECTION_EXPIRING,
             object=connection.id,
-            asked=ASKED,
+            context=ASKED,
             detail={"days": 14},
             provenance=by,
         )
@@ -260,7 +267,7 @@ async def test_an_activity_that_is_tried_again_after_its_commit_tells_nothing_tw
 async def test_a_lost_answer_is_two_events_each_once(store: Store):
     webhook = await listening(store, URL, NOW)
     connection = await granted(store, tenant=TENANT)
-    await recorded(store, TENANT, connection.id, AuditAction.NEEDS_REAUTH, reason=Code.OUTCOME_UNKNOWN)
+    await recorded(store, TENANT, connection.id, AuditAction.NEEDS_REAUTH, reason=ErrorCode.OUTCOME_UNKNOWN)
     told_of = [it.event_type for it in await log_of(store, webhook)]
     assert sorted(told_of) == [EventType.NEEDS_REAUTH, EventType.OUTCOME_UNKNOWN]
 
@@ -268,13 +275,18 @@ async def test_a_lost_answer_is_two_events_each_once(store: Store):
 @pytest.mark.parametrize(
     ("action", "detail", "type", "repairer"),
     [
-        (AuditAction.CONNECTION_FAILING, {"reason": Code.CLIENT_REJECTED}, "failing", "integration_admin"),
-        (AuditAction.CONNECTION_FAILING, {"reason": Code.PROVIDER_ERROR}, "failing", "time"),
-        (AuditAction.CONNECTION_RECOVERED, {"reason": Code.PROVIDER_ERROR}, "recovered", None),
+        (
+            AuditAction.CONNECTION_FAILING,
+            {"reason": ErrorCode.CLIENT_REJECTED},
+            "failing",
+            "integration_admin",
+        ),
+        (AuditAction.CONNECTION_FAILING, {"reason": ErrorCode.PROVIDER_ERROR}, "failing", "time"),
+        (AuditAction.CONNECTION_RECOVERED, {"reason": ErrorCode.PROVIDER_ERROR}, "recovered", None),
         (AuditAction.CONNECTION_EXPIRING, {"days": 3, "ends_at": NOW.isoformat()}, "expiring", "subject"),
         (
-            AuditAction.REVOKED_ELSEWHERE,
-            {"reason": Code.GRANT_REVOKED_ELSEWHERE.value},
+            AuditAction.REVOKED_AT_PROVIDER,
+            {"reason": ErrorCode.GRANT_REVOKED_ELSEWHERE.value},
             "needs_reauth",
             "subject",
         ),
@@ -299,10 +311,10 @@ async def test_nobody_is_told_what_they_did_not_ask_for(store: Store):
     deaf = [
         await listening(store, URL, NOW, name="other-events", events=(EventType.REVOKED,)),
         await listening(
-            store, URL, NOW, name="other-integration", integration="nobody", events=OF_CONNECTIONS
+            store, URL, NOW, name="other-integration", integration="nobody", events=CONNECTION_EVENTS
         ),
-        await listening(store, URL, NOW, name="off", disabled_by=DisabledBy.ADMIN, events=OF_CONNECTIONS),
-        await listening(store, URL, NOW, name="other-tenant", tenant=OTHER, events=OF_CONNECTIONS),
+        await listening(store, URL, NOW, name="off", disabled_by=DisabledBy.ADMIN, events=CONNECTION_EVENTS),
+        await listening(store, URL, NOW, name="other-tenant", tenant=OTHER, events=CONNECTION_EVENTS),
     ]
     await recorded(store, TENANT, connection.id, AuditAction.GRANT_REFRESHED, generation=2)
     for webhook in deaf:
@@ -317,4 +329,4 @@ async def test_the_api_can_seal_what_a_worker_opens(store: Store, ring: KeyRing)
     for role in (Role.API, Role.WORKER):
         store.ring = ring.restricted(role)
         async with store.read() as tx:
-            assert await tx.webhooks.secrets(await reread(store, webhook), NOW) == (SECRET,)
+            assert await tx.webhooks.signing_secrets(await reread(store, webhook), NOW) == (SECRET,)

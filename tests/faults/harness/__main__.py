@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from evergrant_server.leaving import leave
+from evergrant_server.process_exit import exit_process
 from tests.faults.harness.chaos import run
 from tests.faults.harness.plan import plan
 from tests.faults.harness.report import run_report, table_report
@@ -77,4 +77,4 @@ def arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     status = asyncio.run(main(arguments()))
     sys.stdout.flush()
-    leave(status)
+    exit_process(status)

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 import httpx2
 
-from evergrant_server.core.attempt import Attempt
-from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
+from evergrant_server.core.single_use.attempt import Attempt
 from tests.faults.harness.evidence import story
 from tests.faults.harness.ground import CROSSED, End
 from tests.faults.harness.plan import Injection
@@ -25,7 +25,7 @@ _SETTLES_S = 60.0  # a refresh that is under way
 _STORIES = 6  # told in full
 _SECRETS = 40  # of each kind are looked for
 _HARMLESS = ("revocation", "clock jumps an hour ahead", "clock jumps an hour back")  # to a call under way
-_ENDED = (State.REVOKING, State.REVOKED)
+_ENDED = (LifecycleState.REVOKING, LifecycleState.REVOKED)
 
 
 @dataclass
@@ -96,7 +96,7 @@ async def judge_real(real: RealServer, ends: list[End], after: Aftermath) -> Non
     after.real = await real.counted()
     for end in ends:
         _judge(end, await real.honours(end.refresh_token), after, after.real_states)
-    active = after.real_states[State.ACTIVE]
+    active = after.real_states[LifecycleState.ACTIVE]
     if after.real.live < active:
         after.violations.append(f"{active} active connections, the real server has {after.real.live} grants")
 
@@ -108,7 +108,7 @@ async def _settled(
     until = time.monotonic() + limit_s
     while True:
         ends = [await _end(here, connection) for connection in connections]
-        waiting = [it for it in ends if it.open_attempt and it.connection.state is State.ACTIVE]
+        waiting = [it for it in ends if it.open_attempt and it.connection.state is LifecycleState.ACTIVE]
         if not waiting or time.monotonic() > until:
             return ends
         for end in waiting:
@@ -136,7 +136,7 @@ async def _end(here: Installation, connection: str) -> End:
         try:
             return await here.ground.end(ConnectionId(connection), None)
         except Failure as failure:
-            if failure.code is not Code.STORE_UNAVAILABLE:
+            if failure.code is not ErrorCode.STORE_UNAVAILABLE:
                 raise
     raise TimeoutError("the database doesn't come back")
 
@@ -145,17 +145,17 @@ def _judge(end: End, usable: bool, after: Aftermath, states: Counter[str]) -> No
     row = end.connection
     states[row.state] += 1
     after.violations += [f"{row.id}: {wrong}" for wrong in end.wrongs]
-    if row.state is State.NEEDS_REAUTH and row.reason is Code.OUTCOME_UNKNOWN:
+    if row.state is LifecycleState.NEEDS_REAUTH and row.reason is ErrorCode.OUTCOME_UNKNOWN:
         after.unknown.append(row.id)
         if usable:
             after.lost.append(f"{row.id}: given up, and the provider still honours its token")
-    elif row.state is State.NEEDS_REAUTH:
+    elif row.state is LifecycleState.NEEDS_REAUTH:
         after.lost.append(f"{row.id}: needs_reauth because of {row.reason}")
-    elif row.state is State.ACTIVE and end.open_attempt:
+    elif row.state is LifecycleState.ACTIVE and end.open_attempt:
         after.violations.append(f"{row.id}: still open: {_told(end.open_attempt)}")
-    elif row.state is State.ACTIVE and not usable:
+    elif row.state is LifecycleState.ACTIVE and not usable:
         after.lost.append(f"{row.id}: the store calls it active, the provider has killed it")
-    elif row.state not in (State.ACTIVE, *_ENDED):
+    elif row.state not in (LifecycleState.ACTIVE, *_ENDED):
         after.lost.append(f"{row.id}: {row.state}")
 
 

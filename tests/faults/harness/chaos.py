@@ -11,8 +11,8 @@ from pathlib import Path
 
 import httpx2
 
-from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.provider import Rotation
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.refresh_rules import Rotation
 from tests.fakes.scripted_provider import delay, drip, drop, drop_after_commit, status
 from tests.faults.harness.aftermath import Aftermath, judged
 from tests.faults.harness.plan import Injection, plan, told
@@ -50,7 +50,7 @@ class Ran:
         happened = {
             "nobody got a token": self.seen.leases,
             "nothing was refreshed": self.aftermath.refreshes,
-            "no connection at the real server is active": self.aftermath.real_states[State.ACTIVE],
+            "no connection at the real server is active": self.aftermath.real_states[LifecycleState.ACTIVE],
         }
         never = [kind for kind, planned in sorted(told(self.injected).items()) if failed[kind] == planned]
         return [

@@ -16,21 +16,21 @@ import asyncpg
 import httpx2
 import yaml
 
-from activities.records import settled
+from activities.support.transactions import commit_with_retries
 from evergrant_server.core.access import Endpoints, Integration
-from evergrant_server.core.attempt import Attempt
 from evergrant_server.core.clock import SystemClock
-from evergrant_server.core.connection import Connection
-from evergrant_server.core.consent import Consent, ConsentStatus
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.consent import Consent, ConsentStatus
+from evergrant_server.core.connections.grant import MAIN_SLOT, Grant, Origin, TokenSet
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.definition import Definition, DefinitionState
-from evergrant_server.core.grant import MAIN, Grant, Origin, TokenSet
 from evergrant_server.core.ids import ConnectionId, ConsentId, DefinitionId, IntegrationId, Tenant, new_id
-from evergrant_server.core.provider import RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
+from evergrant_server.core.single_use.attempt import Attempt
 from evergrant_server.crypto.keyring import KeyRing, Role
-from evergrant_server.store import Store, Tx
-from providers.authorization import authorization_request, new_state, new_verifier
-from providers.registry import Registry
+from evergrant_server.store import Store, Transaction
+from providers.definition.registry import Registry
+from providers.requests.authorization_url import build_authorization_url, new_state, new_verifier
 from tests.fakes.databases import postgres
 from tests.faults.harness.points import ROOT
 from tests.faults.harness.provider import GRACE_S, StrictProvider
@@ -142,7 +142,7 @@ class Ground:
         return self._witness
 
     async def integration(
-        self, tx: Tx, idp: StrictProvider, rotation: Rotation, provider: str, secrets: str
+        self, tx: Transaction, idp: StrictProvider, rotation: Rotation, provider: str, secrets: str
     ) -> Integration:
         now = self._clock.now()
         grace = GRACE_S if rotation is Rotation.GRACE else 0
@@ -175,7 +175,9 @@ class Ground:
             )
         return integration
 
-    async def connection(self, tx: Tx, integration: Integration, subject: str = "user-1") -> Connection:
+    async def connection(
+        self, tx: Transaction, integration: Integration, subject: str = "user-1"
+    ) -> Connection:
         """One whose subject hasn't consented yet."""
         now = self._clock.now()
         connection = Connection(
@@ -194,7 +196,7 @@ class Ground:
         return connection
 
     async def granted(
-        self, tx: Tx, connection: Connection, idp: StrictProvider, *, refreshable: bool
+        self, tx: Transaction, connection: Connection, idp: StrictProvider, *, refreshable: bool
     ) -> Connection:
         """The same with its first grant, as a code exchange leaves it."""
         given = idp.grant()
@@ -221,7 +223,7 @@ class Ground:
         now = self._clock.now()
         verifier = new_verifier()
         redirect_uri = f"{PUBLIC_URL}/oauth/callback/{integration.id}"
-        url = authorization_request(
+        url = build_authorization_url(
             self._registry.get("generic"),
             integration,
             redirect_uri=redirect_uri,
@@ -257,14 +259,14 @@ class Ground:
     async def revoke(self, connection: Connection) -> None:
         """What the API writes first when somebody revokes; a worker may write in the same moment."""
 
-        async def revoke(tx: Tx) -> None:
+        async def revoke(tx: Transaction) -> None:
             current = await tx.connections.get(TENANT, connection.id)
             assert current is not None
             await tx.connections.replace(
-                current.revoke_asked("left", self._clock.now()), expected=current.revision
+                current.revocation_requested("left", self._clock.now()), expected=current.revision
             )
 
-        await settled(self.store, revoke)
+        await commit_with_retries(self.store, revoke)
 
     async def forget_changes(self) -> None:
         """What was put there by hand has no record."""
@@ -311,7 +313,7 @@ class Ground:
             row = await tx.connections.get(TENANT, connection)
             assert row is not None
             refresh = await tx.grants.refresh_token(row) if row.generation else None
-            still_open = await tx.attempts.opened(TENANT, connection, MAIN)
+            still_open = await tx.attempts.open_of_any_kind(TENANT, connection, MAIN_SLOT)
             now = await tx.consents.get(TENANT, consent.id) if consent else None
         async with self._asking:
             witness = await self._asked()

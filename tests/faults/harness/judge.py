@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from evergrant_server.core.connection import State
-from evergrant_server.core.consent import ConsentStatus
-from evergrant_server.core.errors import Code
-from evergrant_server.core.provider import Rotation
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.connections.consent import ConsentStatus
+from evergrant_server.core.connections.refresh_rules import Rotation
+from evergrant_server.core.errors import ErrorCode
 from tests.faults.harness.scenarios import EXCHANGE, REFRESH
 from tests.faults.harness.sent import all_were_kept, sent_though_kept, taken_over_too_early
 from tests.faults.harness.table import WRITING
@@ -114,15 +114,15 @@ def _away(told: Told) -> bool:
 def _of_refresh(told: Told) -> tuple[Verdict, str]:
     connection, scenario = told.end.connection, told.case.scenario
     match connection.state:
-        case State.REVOKING if told.case.revoked:
+        case LifecycleState.REVOKING if told.case.revoked:
             return Verdict.REVOKED, ""
-        case State.ACTIVE:
+        case LifecycleState.ACTIVE:
             return _of_active(told)
-        case State.NEEDS_REAUTH if _taken_for_good(told):
+        case LifecycleState.NEEDS_REAUTH if _taken_for_good(told):
             return Verdict.LOST, f"its answer was taken for good, and it ended as {connection.reason}"
-        case State.NEEDS_REAUTH if scenario.refused:
+        case LifecycleState.NEEDS_REAUTH if scenario.refused:
             return Verdict.REFUSED, ""
-        case State.NEEDS_REAUTH if connection.reason is Code.OUTCOME_UNKNOWN:
+        case LifecycleState.NEEDS_REAUTH if connection.reason is ErrorCode.OUTCOME_UNKNOWN:
             return _of_unknown(told)
         case _:
             return Verdict.LOST, f"ended {connection.state} because of {connection.reason}"
@@ -130,7 +130,7 @@ def _of_refresh(told: Told) -> tuple[Verdict, str]:
 
 def _taken_for_good(told: Told) -> bool:
     """An answer that crossed another use was installed, though a journal would have kept it for so long."""
-    installed = told.end.crossed_a_refusal or told.end.connection.reason is not Code.OUTCOME_UNKNOWN
+    installed = told.end.crossed_a_refusal or told.end.connection.reason is not ErrorCode.OUTCOME_UNKNOWN
     return told.case.scenario.crosses is not None and told.kept and installed
 
 
@@ -168,15 +168,15 @@ def _of_active(told: Told) -> tuple[Verdict, str]:
 def _of_exchange(told: Told) -> tuple[Verdict, str]:
     connection, consent = told.end.connection, told.end.consent
     assert consent is not None
-    if consent.status is ConsentStatus.DONE and connection.state is State.ACTIVE:
+    if consent.status is ConsentStatus.DONE and connection.state is LifecycleState.ACTIVE:
         unheard = Verdict.VIOLATION, "the store has a grant that the workflow was not told of"
         return _of_active(told) if told.heard else unheard
-    if consent.status is not ConsentStatus.FAILED or connection.state is not State.PENDING_CONSENT:
+    if consent.status is not ConsentStatus.FAILED or connection.state is not LifecycleState.PENDING_CONSENT:
         return Verdict.LOST, f"consent {consent.status}, connection {connection.state}"
     if told.case.scenario.refused:
         return Verdict.REFUSED, ""
-    if consent.failure == Code.OUTCOME_UNKNOWN:
+    if consent.failure == ErrorCode.OUTCOME_UNKNOWN:
         return _of_unknown(told)
-    if consent.failure == Code.PROVIDER_UNREACHABLE:
+    if consent.failure == ErrorCode.PROVIDER_UNREACHABLE:
         return Verdict.ASKED_AGAIN, ""
     return Verdict.LOST, f"the consent failed with {consent.failure} while its code was good"

@@ -2,7 +2,7 @@
 
 An import hook rewrites the modules below while they are loaded, in the harness's processes alone:
 
-    await X              ->  await __point__("activities.refresh:_refresh#2", X)
+    await X              ->  await __point__("activities.grants.refresh:_refresh#2", X)
     async with X: ...    ->  async with __around__("...#3", X): ...     (two points: .enter and .exit)
     async def f(): ...   ->  the same between entering and leaving, when nothing is awaited in it
     os.fsync(fd)         ->  __step__("...#4", os.fsync, fd)            (in the journal alone)
@@ -28,42 +28,60 @@ ROOT = Path(__file__).parents[3]
 # What a refresh and a code exchange await, from the activity down to the socket. Below `tx` lie single
 # statements of a transaction that these modules begin and end: nothing of it is seen before its commit.
 PATH = (
-    "activities.breaker",
-    "activities.client_secrets",
-    "activities.consent",
-    "activities.critical",
-    "activities.definitions",
-    "activities.heartbeat",
-    "activities.holdings",
-    "activities.records",
-    "activities.refresh",
-    "activities.replay",
+    "activities.single_use.circuit_breakers",
+    "activities.grants.client_secrets",
+    "activities.grants.code_exchange",
+    "activities.single_use.critical_section",
+    "activities.integrations.staged_definitions",
+    "activities.support.heartbeat",
+    "activities.support.provider_context",
+    "activities.support.transactions",
+    "activities.grants.refresh",
+    "activities.single_use.journal_replay",
     "activities.single_use",
     "evergrant_server.egress.network",
     "evergrant_server.egress.transport",
-    "evergrant_server.telemetry_metrics",
-    "providers.flows",
+    "evergrant_server.telemetry.metrics",
+    "providers.requests.sender",
 )
 JOURNAL = "evergrant_server.journal"  # with everything below it
 
 # No credential is spent here: other flows, which share a module with the two.
 ELSEWHERE = {
-    "activities.replay:Replayer._of_an_integration": "a registration: there is no connection yet",
-    "activities.consent:ConsentActivities.end_consent": "ends a consent without a code: one transaction",
-    "activities.consent:ConsentActivities._wait_for_an_answer": "ends a consent without a code",
-    "activities.consent:ConsentActivities._turn_late_ones_away": "ends a consent: what is kept is revoked",
-    "activities.consent:ConsentActivities._install.install#4": "another grant overtook what waits to be read",
-    "activities.consent:ConsentActivities._install.install#5": "another grant overtook what waits to be read",
-    "activities.consent:ConsentActivities._too_late#3": "another grant is at work: nothing is installed",
-    "activities.consent:_what_is_true": "ends a consent without a code: one transaction",
-    "activities.client_secrets:with_either_secret": "a revocation, or before a consent: spends nothing",
+    "activities.single_use.journal_replay:Replayer._of_an_integration": (
+        "a registration: there is no connection yet"
+    ),
+    "activities.grants.code_exchange:ConsentActivities.end_consent": (
+        "ends a consent without a code: one transaction"
+    ),
+    "activities.grants.code_exchange:ConsentActivities._wait_for_an_answer": "ends a consent without a code",
+    "activities.grants.code_exchange:ConsentActivities._turn_late_ones_away": (
+        "ends a consent: what is kept is revoked"
+    ),
+    "activities.grants.code_exchange:ConsentActivities._install.install#4": (
+        "another grant overtook what waits to be read"
+    ),
+    "activities.grants.code_exchange:ConsentActivities._install.install#5": (
+        "another grant overtook what waits to be read"
+    ),
+    "activities.grants.code_exchange:ConsentActivities._too_late#3": (
+        "another grant is at work: nothing is installed"
+    ),
+    "activities.grants.code_exchange:_what_is_true": "ends a consent without a code: one transaction",
+    "activities.grants.client_secrets:with_either_secret": (
+        "a revocation, or before a consent: spends nothing"
+    ),
     "evergrant_server.egress.network:GuardedBackend.connect_unix_socket": "always refuses",
-    "activities.refresh:RefreshActivities._renewal#2": "an access token that is exchanged is not spent",
-    "providers.flows:Sender.exchange_access_token": "an access token that is exchanged is not spent",
-    "providers.flows:Sender.signed": "OAuth 1.0a: another request in the code exchange's section",
-    "providers.flows:Sender.mint": "a minting spends nothing",
-    "providers.flows:Sender.revoke": "revocation spends nothing",
-    "providers.flows:Sender.introspect": "introspection spends nothing",
+    "activities.grants.refresh:RefreshActivities._renewal#2": (
+        "an access token that is exchanged is not spent"
+    ),
+    "providers.requests.sender:Sender.exchange_access_token": (
+        "an access token that is exchanged is not spent"
+    ),
+    "providers.requests.sender:Sender.signed": "OAuth 1.0a: another request in the code exchange's section",
+    "providers.requests.sender:Sender.mint": "a minting spends nothing",
+    "providers.requests.sender:Sender.revoke": "revocation spends nothing",
+    "providers.requests.sender:Sender.introspect": "introspection spends nothing",
 }
 
 ELSEWHERE_CALLED = {

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from evergrant_server.core.provider import Rotation
+from evergrant_server.core.connections.refresh_rules import Rotation
 from tests.faults.harness.ground import Ground
 from tests.faults.harness.hands import Warm
 from tests.faults.harness.limits import TOKEN_S

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from evergrant_server.core.provider import Rotation
+from evergrant_server.core.connections.refresh_rules import Rotation
 from tests.fakes.scripted_provider import Answer, delay, drop, drop_after_commit, error, hold_answer, ok, raw
 from tests.faults.harness.passages import AFTER, BEFORE, Fault
 
@@ -68,18 +68,29 @@ def _nonce_wanted(rotation: Rotation) -> tuple[Answer, ...]:
 
 ANSWER_READ = "activities.single_use:SingleUse._section#1"
 JOURNALLED = "activities.single_use:SingleUse._journalled#1"
-COMMITTED = "activities.records:settled#1.exit"
+COMMITTED = "activities.support.transactions:settled#1.exit"
 LOST_COMMIT = Fault(point=COMMITTED, side=AFTER, kind="lost", answered_by="store")
 READ_TOO_LATE = Fault(point=ANSWER_READ, side=AFTER, kind="stop")
-UNEXPECTED = Fault(point="providers.flows:Sender._send#1", side=AFTER, kind="lost", answered_by="unexpected")
+UNEXPECTED = Fault(
+    point="providers.requests.sender:Sender._send#1", side=AFTER, kind="lost", answered_by="unexpected"
+)
 STORE_AWAY = Fault(
-    point="activities.records:settled#1.enter", side=AFTER, kind="lost", answered_by="store", lasts=True
+    point="activities.support.transactions:settled#1.enter",
+    side=AFTER,
+    kind="lost",
+    answered_by="store",
+    lasts=True,
 )
 LOST_CONSENT = Fault(
-    point="activities.consent:ConsentActivities._consent#1.exit", side=AFTER, kind="lost", answered_by="store"
+    point="activities.grants.code_exchange:ConsentActivities._consent#1.exit",
+    side=AFTER,
+    kind="lost",
+    answered_by="store",
 )
 
-LOOKED_TOO_SOON = Fault(point="activities.consent:ConsentActivities._consent#1.exit", side=AFTER, kind="stop")
+LOOKED_TOO_SOON = Fault(
+    point="activities.grants.code_exchange:ConsentActivities._consent#1.exit", side=AFTER, kind="stop"
+)
 
 SENDING = "activities.single_use:SingleUse._section#1"
 UNSENT = Fault(point=SENDING, side=BEFORE, kind="die")

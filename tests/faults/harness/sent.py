@@ -7,16 +7,16 @@ whose journal it was, or when somebody decided, nothing is said.
 
 from collections.abc import Iterator
 
-from evergrant_server.core.attempt import AttemptKind, Outcome
-from evergrant_server.core.provider import Rotation
+from evergrant_server.core.connections.refresh_rules import Rotation
+from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
 from tests.faults.harness.ground import Attempted
 from tests.faults.harness.limits import ANSWER_S, REPLAY_S
 from tests.faults.harness.points import JOURNAL
 from tests.faults.harness.provider import Use
 from tests.faults.harness.walk import Told, host_of
 
-_TAKEN_OVER = (Outcome.SUPERSEDED, Outcome.INSTALLED_LATE)
-_ANSWERED = (*_TAKEN_OVER, Outcome.INSTALLED)
+_TAKEN_OVER = (AttemptOutcome.SUPERSEDED, AttemptOutcome.INSTALLED_LATE)
+_ANSWERED = (*_TAKEN_OVER, AttemptOutcome.INSTALLED)
 
 
 def taken_over_too_early(told: Told) -> list[str]:

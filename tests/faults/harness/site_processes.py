@@ -15,7 +15,7 @@ import asyncpg
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.store import Store
-from evergrant_server.temporal_link.namespace import prepare
+from evergrant_server.temporal_link.namespace import prepare_namespace
 from tests.fakes.databases import postgres
 from tests.fakes.ports import free_port
 from tests.fakes.processes import ROOT, RunningPlatform, running_platform
@@ -120,7 +120,7 @@ async def installed(folder: Path, idp: StrictProvider, real: RealServer) -> Asyn
     temporal = await TemporalServer.start(folder / "temporal")
     here = None
     try:
-        await prepare(await temporal.client(), timedelta(days=1))
+        await prepare_namespace(await temporal.client(), timedelta(days=1))
         path = [ROOT / "tests/faults/harness/site", ROOT, ROOT / "clients/python/src"]
         env = {
             "EVERGRANT_DATABASE_URL": url,

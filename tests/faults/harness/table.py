@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from zlib import crc32
 
-from evergrant_server.core.provider import Rotation
+from evergrant_server.core.connections.refresh_rules import Rotation
 from tests.faults.harness.ground import Ground
 from tests.faults.harness.hands import Warm
 from tests.faults.harness.limits import TOKEN_S
@@ -22,8 +22,10 @@ from tests.faults.harness.walk import Case, Layout, Told, Walk
 Passage = tuple[str, str, int]  # point, side, the how-manieth time
 _KEPT = (JOURNALLED, AFTER, 1)
 _MOST_PASSAGES = 3  # of one point in one way: later ones, as in a loop, are in the same place
-_BEATING = "activities.heartbeat:heartbeats.beat"  # how often is a matter of the machine's speed
-_SWEEPING = "activities.replay:"  # goes on beside everything; walked where it finds something
+_BEATING = "activities.support.heartbeat:heartbeats.beat"  # how often is a matter of the machine's speed
+_SWEEPING = (
+    "activities.single_use.journal_replay:"  # goes on beside everything; walked where it finds something
+)
 WRITING = "evergrant_server.egress.transport:Watch.trace#1"  # after it the first byte is written
 
 

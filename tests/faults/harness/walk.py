@@ -8,12 +8,18 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.consent import Consent
-from evergrant_server.core.errors import FAILURES, Code, Kind
-from evergrant_server.core.ids import workflow_id
-from evergrant_server.core.messages import Asked, ExchangeCode, GrantNews, Provenance, RefreshGrant
-from evergrant_server.core.provider import Rotation
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.consent import Consent
+from evergrant_server.core.connections.refresh_rules import Rotation
+from evergrant_server.core.errors import FAILURES, ErrorCode, FailureKind
+from evergrant_server.core.ids import connection_workflow_id
+from evergrant_server.core.messages.connection import (
+    ExchangeCode,
+    GrantResult,
+    Provenance,
+    RefreshGrant,
+    RequestContext,
+)
 from tests.fakes.scripted_provider import hold_answer
 from tests.faults.harness.ground import PUBLIC_URL, TENANT, Attempted, End, Ground
 from tests.faults.harness.hands import Answer, Hand, Warm
@@ -77,7 +83,7 @@ class Told:
     end: End
     idp: StrictProvider
     passed: list[tuple[str, str, float]]
-    proof: GrantNews | None = None  # one more refresh, when the store calls the connection active
+    proof: GrantResult | None = None  # one more refresh, when the store calls the connection active
     hung: bool = False
     took_s: float = 0.0
     raised: list[str] = field(default_factory=list)
@@ -112,7 +118,7 @@ class Walk:
             async with asyncio.timeout(CASE_S + 3):
                 reached = await self._happen()
                 now = await self._ground.row(self._connection.id)
-                if now.state is State.ACTIVE:
+                if now.state is LifecycleState.ACTIVE:
                     proof = await self._prove(now)
         except TimeoutError:
             hung = True
@@ -135,7 +141,7 @@ class Walk:
         for _ in range(_REHEARSALS):
             self._connection, self._consent, self._order = await self._prepare()
             answer = await hand.ask(self._case.scenario.flow, self._order)
-            if answer.news is not None and GrantNews.model_validate(answer.news).failure is None:
+            if answer.news is not None and GrantResult.model_validate(answer.news).failure is None:
                 return hand
         raise RuntimeError(f"without any fault: {answer}")
 
@@ -159,9 +165,9 @@ class Walk:
         call: dict[str, Any] = {
             "tenant": TENANT,
             "connection_id": connection.id,
-            "asked": Asked(by="harness"),
+            "context": RequestContext(by="harness"),
             "provenance": Provenance(
-                workflow_id=workflow_id(TENANT, connection.id), run_id="r", event_id=1
+                workflow_id=connection_workflow_id(TENANT, connection.id), run_id="r", event_id=1
             ),
         }  # fmt: skip
         if consent is not None:
@@ -336,7 +342,7 @@ class Walk:
             answer = await hand.ask(self._case.scenario.flow, self._order)
             self._note(answer, hand)
 
-    async def _prove(self, connection: Connection) -> GrantNews:
+    async def _prove(self, connection: Connection) -> GrantResult:
         """The connection works: it can be refreshed once more, by a worker that nothing befalls."""
         hand = await self._hand("proof")
         order = RefreshGrant(**self._order.model_dump(include=_CALL), generation=connection.generation)
@@ -344,7 +350,7 @@ class Walk:
         while True:
             answer = await hand.ask(REFRESH, order)
             if answer.news is not None:
-                news = GrantNews.model_validate(answer.news)
+                news = GrantResult.model_validate(answer.news)
                 waits = _transient(news.failure) or not ended(self._case.scenario, answer)
                 if not waits or time.monotonic() > until:
                     return news
@@ -356,18 +362,18 @@ class Walk:
         self.first += answer.passed if first else []
         if answer.raised:
             self._raised.append(answer.raised)
-        self._heard |= answer.news is not None and GrantNews.model_validate(answer.news).failure is None
+        self._heard |= answer.news is not None and GrantResult.model_validate(answer.news).failure is None
 
 
-_CALL = {"tenant", "connection_id", "asked", "provenance"}
+_CALL = {"tenant", "connection_id", "context", "provenance"}
 
 
 def ended(scenario: Scenario, answer: Answer) -> bool:
     """True when neither Temporal nor the workflow would ask again."""
     if answer.news is None:
         return False
-    failure = GrantNews.model_validate(answer.news).failure
-    if scenario.unread and failure is Code.REPLY_UNREADABLE:
+    failure = GrantResult.model_validate(answer.news).failure
+    if scenario.unread and failure is ErrorCode.REPLY_UNREADABLE:
         return False
     return scenario.flow != REFRESH or not _transient(failure)
 
@@ -378,6 +384,6 @@ async def _a_moment(answer: Answer) -> None:
     await asyncio.sleep(min(max(told, _ASK_AGAIN_S), _ASK_AGAIN_AT_LAST_S))
 
 
-def _transient(failure: Code | None) -> bool:
-    waits = (Kind.PROVIDER_UNAVAILABLE, Kind.PLATFORM_UNAVAILABLE)
+def _transient(failure: ErrorCode | None) -> bool:
+    waits = (FailureKind.PROVIDER_UNAVAILABLE, FailureKind.PLATFORM_UNAVAILABLE)
     return failure is not None and FAILURES[failure].kind in waits

@@ -20,23 +20,24 @@ import httpx2
 from sqlalchemy.ext.asyncio import AsyncEngine
 from temporalio.testing import ActivityEnvironment
 
-from activities import breaker, heartbeat, records, replay
-from activities.critical import CriticalSections
+from activities.single_use import circuit_breakers, journal_replay
+from activities.single_use.critical_section import CriticalSections
+from activities.support import heartbeat, transactions
 from evergrant_server import wiring
-from evergrant_server.core import attempt as protocol
-from evergrant_server.core.attempt import Limits
-from evergrant_server.core.circuit import Admission
 from evergrant_server.core.clock import SystemClock
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.messages import ExchangeCode, GrantNews, RefreshGrant
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages.connection import ExchangeCode, GrantResult, RefreshGrant
+from evergrant_server.core.single_use import attempt as protocol
+from evergrant_server.core.single_use.attempt import TimeLimits
+from evergrant_server.core.single_use.circuit_breaker import Admission
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.egress import Egress
-from evergrant_server.egress.network import default_tls
+from evergrant_server.egress.network import default_tls_context
 from evergrant_server.journal import Journal
 from evergrant_server.settings import Settings
 from evergrant_server.store import Store, engine
-from providers.flows import SendFailed
-from providers.registry import Registry
+from providers.definition.registry import Registry
+from providers.requests.sender import SendFailed
 from tests.faults.harness.limits import (
     ANSWER_S,
     BEAT_S,
@@ -59,17 +60,20 @@ from tests.faults.harness.scenarios import CROOKED, JOURNALLED, ON_TRIAL, PROVIN
 from tests.faults.harness.starting import Start
 
 WORKER = "x-harness-worker"
-TLS = default_tls()
-LIMITS = Limits(
+TLS = default_tls_context()
+LIMITS = TimeLimits(
     send=seconds(SEND_S),
     answer=seconds(ANSWER_S),
-    look_again=seconds(LOOK_AGAIN_S),
+    poll_interval=seconds(LOOK_AGAIN_S),
     replay=seconds(REPLAY_S),
 )
-_ADMIT = breaker.admit
+_ADMIT = circuit_breakers.admit
 _LEAVES_WITHIN_S = 0.3
-PATIENT = Limits(
-    send=seconds(PATIENT_S), answer=seconds(PATIENT_S), look_again=LIMITS.look_again, replay=LIMITS.replay
+PATIENT = TimeLimits(
+    send=seconds(PATIENT_S),
+    answer=seconds(PATIENT_S),
+    poll_interval=LIMITS.poll_interval,
+    replay=LIMITS.replay,
 )
 _ORDERS = {"refresh_grant": RefreshGrant, "exchange_code": ExchangeCode, "drain": RefreshGrant}
 registry: list[Registry] = []  # read once, by the fork server
@@ -89,10 +93,10 @@ def read_catalogue() -> None:
 def shorten() -> None:
     """Every limit of the path, in this process alone."""
     heartbeat._INTERVAL_S = BEAT_S
-    replay._OVERDUE_S = OVERDUE_S
-    replay._LOOK_AGAIN_S = LOOK_ASIDE_S
-    records._LONGEST_WAIT_S = COMMIT_AGAIN_S
-    protocol.MOST_SENDS = MOST_SENDS
+    journal_replay._OVERDUE_S = OVERDUE_S
+    journal_replay._RETRY_SET_ASIDE_S = LOOK_ASIDE_S
+    transactions._MAX_WAIT_S = COMMIT_AGAIN_S
+    protocol.MAX_SENDS = MOST_SENDS
     engine._PG_SETTINGS.update(
         statement_timeout=str(DATABASE_MS),
         lock_timeout=str(DATABASE_MS),
@@ -150,7 +154,7 @@ def _queued(circuit: Any, *_: Any) -> tuple[Any, Admission]:
 
 def work_of(
     parts: wiring.Platform, sections: CriticalSections, journal: Journal, start: Start
-) -> wiring.Work:
+) -> wiring.WorkerParts:
     longest = PATIENT_S if start.patient else HTTP_S
 
     def egress(policy: Any, *, answer_time: float = HTTP_S, around: Any = None) -> Egress:
@@ -159,24 +163,26 @@ def work_of(
 
         return Egress(policy, tls=TLS, connect_time=longest, answer_time=longest, around=named)
 
-    breaker.admit = _queued if start.queued else _ADMIT
+    circuit_breakers.admit = _queued if start.queued else _ADMIT
     wiring.Egress = egress  # type: ignore[misc,assignment]  # this process is the harness's alone
-    return wiring.activities(parts, sections, journal, PATIENT if start.patient else LIMITS)
+    return wiring.build_activities(parts, sections, journal, PATIENT if start.patient else LIMITS)
 
 
 def lost(fault: Fault) -> Exception | None:
     """What is heard instead of an answer that got lost on its way."""
     if fault.answered_by == "store":
-        return Failure(Code.STORE_UNAVAILABLE, "the answer was lost", retry_after=0.1)
+        return Failure(ErrorCode.STORE_UNAVAILABLE, "the answer was lost", retry_after=0.1)
     if fault.answered_by == "unexpected":
         return RuntimeError("a library's mistake")
     if fault.answered_by == "disk":
         return OSError(errno.EIO, "the answer was lost")
     if (
-        fault.point.startswith(("providers.flows:Sender.", "activities.breaker"))
+        fault.point.startswith(
+            ("providers.requests.sender:Sender.", "activities.single_use.circuit_breakers")
+        )
         and "_once#" not in fault.point
     ):
-        return SendFailed(Failure(Code.PROVIDER_UNREACHABLE, "the answer was lost"), sent=True)
+        return SendFailed(Failure(ErrorCode.PROVIDER_UNREACHABLE, "the answer was lost"), sent=True)
     if fault.point.startswith("providers"):
         return httpx2.ReadError("the answer was lost")
     if "network" in fault.point:
@@ -256,9 +262,9 @@ class Child:
         self._say({"left": True})
         return True
 
-    async def _drain(self, order: Any) -> GrantNews:
+    async def _drain(self, order: Any) -> GrantResult:
         await self._sections.drain(seconds(DRAIN_S))
-        return GrantNews()
+        return GrantResult()
 
     async def _obey(self, order: dict[str, Any]) -> None:
         call = _ORDERS[order["do"]].model_validate(order["call"])
@@ -268,7 +274,7 @@ class Child:
             self._environment = environment
         answer: dict[str, Any] = {"id": order["id"]}
         try:
-            news: GrantNews = await environment.run(self._does[order["do"]], call)
+            news: GrantResult = await environment.run(self._does[order["do"]], call)
             answer["news"] = news.model_dump(mode="json")
         except Failure as failure:
             answer["raised"] = failure.code
@@ -281,7 +287,7 @@ class Child:
         self._say(answer)
 
 
-async def _sweep(work: wiring.Work, after_s: float) -> None:
+async def _sweep(work: wiring.WorkerParts, after_s: float) -> None:
     await asyncio.sleep(after_s)
     await work.replayer.run(seconds(SWEEP_S))
 

@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 
 from evergrant_server.core.clock import SetClock
-from evergrant_server.core.connection import Connection
+from evergrant_server.core.connections.connection import Connection
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
 from tests.conformance.store.samples import granted

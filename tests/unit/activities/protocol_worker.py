@@ -7,32 +7,32 @@ from pathlib import Path
 
 import pytest
 
-from activities.critical import CriticalSections
-from activities.single_use import Ending, SingleUse, Use
-from evergrant_server.core.attempt import Attempt, AttemptKind, Limits, Outcome
+from activities.single_use.critical_section import CriticalSections
+from activities.single_use.protocol import OutcomeHandler, SingleUseAttempt, SingleUseProtocol
 from evergrant_server.core.clock import SetClock
-from evergrant_server.core.connection import Connection
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.grant import MAIN, TokenSet
-from evergrant_server.core.messages import Asked, Call, Provenance
-from evergrant_server.core.provider import RefreshRules, Rotation
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.grant import MAIN_SLOT, TokenSet
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages.connection import ConnectionCall, Provenance, RequestContext
+from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome, TimeLimits
 from evergrant_server.egress import BeforeSend
 from evergrant_server.journal import Journal
 from evergrant_server.store import Store
-from providers.reply import RawReply
-from providers.verdicts import UnreadTokens
+from providers.responses.error_mapping import UnreadableTokens
+from providers.responses.raw_reply import RawReply
 from tests.conformance.store.samples import some_tokens
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
 NO_ROTATION = RefreshRules(rotation=Rotation.NONE)
-LIMITS = Limits()
+LIMITS = TimeLimits()
 YES = RawReply(200, {"content-type": "application/json"}, b'{"access_token": "at-2"}')
 NO = RawReply(400, {}, b'{"error": "invalid_grant"}')
 
 Judge = Callable[[RawReply], TokenSet]
 
 
-def refusing(code: Code) -> Judge:
+def refusing(code: ErrorCode) -> Judge:
     """A judge to whom every answer is this failure."""
 
     def judge(reply: RawReply) -> TokenSet:
@@ -43,10 +43,10 @@ def refusing(code: Code) -> Judge:
 
 def unread(reply: RawReply) -> TokenSet:
     """Tokens by a definition that says something else of their lifetime."""
-    raise UnreadTokens(Code.REPLY_UNREADABLE, "a lifetime that is a string")
+    raise UnreadableTokens(ErrorCode.REPLY_UNREADABLE, "a lifetime that is a string")
 
 
-def fails(code: Code, why: str = "") -> "pytest.RaisesExc[Failure]":
+def fails(code: ErrorCode, why: str = "") -> "pytest.RaisesExc[Failure]":
     return pytest.RaisesExc(Failure, check=lambda it: it.code is code and why in it.detail)
 
 
@@ -58,35 +58,37 @@ class Told:
     judge: Judge = lambda reply: some_tokens("at-2", "rt-2") if reply == YES else some_tokens("of another")
     commits: Callable[[], Awaitable[None]] | None = None
     spends: bool = True
-    committed: list[Use] = field(default_factory=list)
-    settled: list[tuple[Code, Outcome | None]] = field(default_factory=list)
+    committed: list[SingleUseAttempt] = field(default_factory=list)
+    settled: list[tuple[ErrorCode, AttemptOutcome | None]] = field(default_factory=list)
     failures: list[tuple[str, Failure]] = field(default_factory=list)  # of which attempt
     entries: list[str] = field(default_factory=list)
 
-    def ending(self, *, provisional: bool = False) -> Ending[str]:
-        async def commit(use: Use, tokens: TokenSet) -> str:
+    def ending(self, *, provisional: bool = False) -> OutcomeHandler[str]:
+        async def commit(use: SingleUseAttempt, tokens: TokenSet) -> str:
             self.entries += [it.name for it in self.journal.folder.glob("*/*.entry")]
             if self.commits is not None:
                 await self.commits()
             self.committed.append(use)
             return tokens.access_token.reveal()
 
-        async def settle(use: Use, failure: Failure, outcome: Outcome | None) -> str:
+        async def settle(use: SingleUseAttempt, failure: Failure, outcome: AttemptOutcome | None) -> str:
             self.settled.append((failure.code, outcome))
-            self.failures.append((use.attempt.id, failure))
+            self.failures.append((use.row.id, failure))
             return failure.code
 
-        return Ending(self.judge, commit, settle, provisional=provisional, spends=self.spends)
+        return OutcomeHandler(
+            self.judge, commit, settle, provisional=provisional, spends_credential=self.spends
+        )
 
 
 class Worker:
     """One process: its lock, its journal and its critical sections."""
 
-    def __init__(self, store: Store, clock: SetClock, host: Path, limits: Limits = LIMITS) -> None:
+    def __init__(self, store: Store, clock: SetClock, host: Path, limits: TimeLimits = LIMITS) -> None:
         self.store = store
         self.journal = Journal(host)
         self.sections = CriticalSections()
-        self.single_use = SingleUse(store, clock, self.sections, self.journal, limits)
+        self.single_use = SingleUseProtocol(store, clock, self.sections, self.journal, limits)
 
     async def begin(
         self,
@@ -95,11 +97,16 @@ class Worker:
         rules: RefreshRules = STRICT,
         *,
         token_valid: bool = False,
-    ) -> Use:
-        return await self.single_use.begin(kind, connection, rules, token_valid=token_valid, credential="c")
+    ) -> SingleUseAttempt:
+        return await self.single_use.open(kind, connection, rules, token_valid=token_valid, credential="c")
 
     async def spend(
-        self, use: Use, told: Told, reply: RawReply | Exception = YES, *, provisional: bool = False
+        self,
+        use: SingleUseAttempt,
+        told: Told,
+        reply: RawReply | Exception = YES,
+        *,
+        provisional: bool = False,
     ) -> str:
         """Send, and be answered with `reply`, or with what goes wrong once the bytes have left."""
 
@@ -112,12 +119,12 @@ class Worker:
         order, ending = an_order(use), told.ending(provisional=provisional)
         return await self.single_use.spend(use, order, send=send, ending=ending)
 
-    async def dies(self, use: Use, *, sent: bool) -> None:
+    async def dies(self, use: SingleUseAttempt, *, sent: bool) -> None:
         """As the kernel ends a process: its locks go, its files stay."""
-        assert use.room is not None
+        assert use.reservation is not None
         if sent:
-            assert use.room.enter()
-            use.room.leave()
+            assert use.reservation.begin_send()
+            use.reservation.end_send()
         await asyncio.to_thread(self.journal.release)
 
     def files(self) -> list[str]:
@@ -126,12 +133,12 @@ class Worker:
         return sorted(found)
 
 
-def an_order(use: Use) -> Call:
-    attempt = use.attempt
-    return Call(
+def an_order(use: SingleUseAttempt) -> ConnectionCall:
+    attempt = use.row
+    return ConnectionCall(
         tenant=attempt.tenant,
         connection_id=attempt.connection_id,
-        asked=Asked(by="app:billing", trace_id="b" * 32),
+        context=RequestContext(by="app:billing", trace_id="b" * 32),
         provenance=Provenance(workflow_id="w", run_id="r", event_id=1),
     )
 
@@ -145,4 +152,4 @@ async def row(store: Store, attempt: Attempt) -> Attempt:
 
 async def opened(store: Store, connection: Connection) -> Attempt | None:
     async with store.read() as tx:
-        return await tx.attempts.opened(connection.tenant, connection.id, MAIN)
+        return await tx.attempts.open_of_any_kind(connection.tenant, connection.id, MAIN_SLOT)

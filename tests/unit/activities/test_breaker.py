@@ -5,44 +5,48 @@ from typing import Any
 
 import pytest
 
-from activities.breaker import Circuits, HeldBack
-from evergrant_server.core.circuit import CircuitRules
-from evergrant_server.core.errors import Code, Failure
+from activities.single_use.circuit_breakers import CircuitBreakers, SendSuppressed
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
-from providers.flows import SendFailed
-from providers.reply import RawReply
+from evergrant_server.core.single_use.circuit_breaker import BreakerRules
+from providers.requests.sender import SendFailed
+from providers.responses.raw_reply import RawReply
 from tests.conformance.store.samples import an_integration
 
 ONE, OTHER = ConnectionId("con_1"), ConnectionId("con_2")
 BROKEN = an_integration()
-RULES = CircuitRules(threshold=100, retries=1, retry_rate=0.1, retry_share=0.5, recovery=20)
+RULES = BreakerRules(threshold=100, retries=1, retry_rate=0.1, retry_share=0.5, recovery=20)
 
 
 class Place:
-    def __init__(self, rules: CircuitRules = RULES) -> None:
+    def __init__(self, rules: BreakerRules = RULES) -> None:
         self.now = 0.0
-        self.circuits = Circuits(rules, elapsed=lambda: self.now, chance=lambda: 0.5)
+        self.circuits = CircuitBreakers(rules, elapsed=lambda: self.now, chance=lambda: 0.5)
 
     async def send(self, connection: ConnectionId, status: int | None) -> None:
         """None: nobody answers."""
 
         async def reply() -> Any:
             if status is None:
-                raise SendFailed(Failure(Code.PROVIDER_UNREACHABLE), sent=True)
+                raise SendFailed(Failure(ErrorCode.PROVIDER_UNREACHABLE), sent=True)
             return RawReply(status, {}, b"")
 
-        async with self.circuits.passing(BROKEN, connection) as passage:
+        async with self.circuits.permit(BROKEN, connection) as passage:
             with suppress(SendFailed):
-                await passage.watch(reply())
+                await passage.track(reply())
 
-    async def held_back(self, connection: ConnectionId) -> HeldBack:
-        with pytest.raises(HeldBack) as raised:
+    async def held_back(self, connection: ConnectionId) -> SendSuppressed:
+        with pytest.raises(SendSuppressed) as raised:
             await self.send(connection, 200)
         return raised.value
 
 
-@pytest.mark.parametrize(("status", "code"), [(None, Code.PROVIDER_UNREACHABLE), (500, Code.PROVIDER_ERROR)])
-async def test_a_retry_without_budget_is_held_back_and_says_why_and_how_long(status: int | None, code: Code):
+@pytest.mark.parametrize(
+    ("status", "code"), [(None, ErrorCode.PROVIDER_UNREACHABLE), (500, ErrorCode.PROVIDER_ERROR)]
+)
+async def test_a_retry_without_budget_is_held_back_and_says_why_and_how_long(
+    status: int | None, code: ErrorCode
+):
     place = Place()
     await place.send(ONE, status)
     await place.send(ONE, status)
@@ -50,7 +54,7 @@ async def test_a_retry_without_budget_is_held_back_and_says_why_and_how_long(sta
     assert (failure.code, failure.retry_after) == (code, 10 + 0.5 * 10)
     assert "retries" in failure.detail
     await place.send(OTHER, status)
-    assert place.circuits.open(BROKEN.provider) == 0
+    assert place.circuits.count_open(BROKEN.provider) == 0
     place.now = 10
     await place.send(ONE, 200)
 
@@ -67,14 +71,14 @@ async def test_what_was_not_sent_costs_nothing():
     place = Place()
     await place.send(ONE, 500)
     for _ in range(3):
-        async with place.circuits.passing(BROKEN, ONE):
+        async with place.circuits.permit(BROKEN, ONE):
             pass
     await place.send(ONE, 500)
     await place.held_back(ONE)
 
 
 async def test_it_is_turned_off_with_the_circuit():
-    place = Place(CircuitRules(threshold=0, retries=0))
+    place = Place(BreakerRules(threshold=0, retries=0))
     for _ in range(3):
         await place.send(ONE, 500)
 
@@ -91,6 +95,6 @@ async def test_a_circuit_with_nothing_to_remember_is_dropped():
 
 
 async def test_a_circuit_that_is_open_says_that_all_are_failed():
-    place = Place(CircuitRules(threshold=1))
+    place = Place(BreakerRules(threshold=1))
     await place.send(ONE, 500)
     assert "every connection" in (await place.held_back(ONE)).detail

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from activities.single_use import Use
-from evergrant_server.core.attempt import AttemptKind, Limits, Outcome
+from activities.single_use.protocol import SingleUseAttempt
 from evergrant_server.core.clock import SetClock
-from evergrant_server.core.connection import Connection
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.provider import RefreshRules
-from evergrant_server.crypto import Lane
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.refresh_rules import RefreshRules
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome, TimeLimits
+from evergrant_server.crypto import KeyPurpose
 from evergrant_server.store import Store
 from tests.unit.activities.protocol_worker import (
     LIMITS,
@@ -36,22 +36,22 @@ def answered(store: Store, clock: SetClock, host: Path) -> Worker:
 @pytest.fixture
 def other(store: Store, clock: SetClock, host: Path, answered: Worker) -> Worker:
     """Its neighbour, by whose clock nobody can be listening any more."""
-    return Worker(store, clock, host, Limits(send=LIMITS.send, answer=-LIMITS.send))
+    return Worker(store, clock, host, TimeLimits(send=LIMITS.send, answer=-LIMITS.send))
 
 
-def came(use: Use) -> Use:
+def came(use: SingleUseAttempt) -> SingleUseAttempt:
     """Its answer lies in the journal."""
-    assert use.room is not None
-    return replace(use, entry=use.room.keep(use.keys.current(Lane.REFRESH), b"an answer"))
+    assert use.reservation is not None
+    return replace(use, entry=use.reservation.write_entry(use.keys.current(KeyPurpose.REFRESH), b"an answer"))
 
 
-async def waits(store: Store, worker: Worker, use: Use, rules: RefreshRules = STRICT) -> bool:
+async def waits(store: Store, worker: Worker, use: SingleUseAttempt, rules: RefreshRules = STRICT) -> bool:
     """Was what came installed beside a use that may have ended it?"""
     async with store.write() as tx:
-        crossed = await worker.single_use.install_late(tx, use, rules)
-    outcome = (await row(store, use.attempt)).outcome
-    assert outcome is not Outcome.INSTALLED
-    assert crossed or outcome is not Outcome.INSTALLED_LATE
+        crossed = await worker.single_use.record_late_install(tx, use, rules)
+    outcome = (await row(store, use.row)).outcome
+    assert outcome is not AttemptOutcome.INSTALLED
+    assert crossed or outcome is not AttemptOutcome.INSTALLED_LATE
     return crossed
 
 
@@ -60,28 +60,30 @@ async def test_it_waits_for_a_use_that_is_under_way(
 ):
     late = await answered.begin(connection)
     second = await other.begin(connection)
-    assert (await row(store, late.attempt)).outcome is Outcome.SUPERSEDED
+    assert (await row(store, late.row)).outcome is AttemptOutcome.SUPERSEDED
     assert await waits(store, answered, late), "no journal keeps what it would wait with"
     late = came(late)
-    with fails(Code.REFRESH_PENDING, WAITS) as raised:
+    with fails(ErrorCode.REFRESH_PENDING, WAITS) as raised:
         await waits(store, answered, late)
-    assert raised.value.retry_after == LIMITS.look_again.total_seconds()
-    await other.spend(second, Told(other.journal), Failure(Code.INTERNAL))
+    assert raised.value.retry_after == LIMITS.poll_interval.total_seconds()
+    await other.spend(second, Told(other.journal), Failure(ErrorCode.INTERNAL))
     assert await waits(store, answered, late)
-    assert (await row(store, late.attempt)).outcome is Outcome.INSTALLED_LATE
+    assert (await row(store, late.row)).outcome is AttemptOutcome.INSTALLED_LATE
 
 
-@pytest.mark.parametrize(("end", "crossed"), [(Outcome.REFUSED, True), (Outcome.NOT_SENT, False)])
+@pytest.mark.parametrize(
+    ("end", "crossed"), [(AttemptOutcome.REFUSED, True), (AttemptOutcome.NOT_SENT, False)]
+)
 async def test_it_has_crossed_a_use_that_was_refused_and_none_that_did_nothing(
-    store: Store, answered: Worker, other: Worker, connection: Connection, end: Outcome, crossed: bool
+    store: Store, answered: Worker, other: Worker, connection: Connection, end: AttemptOutcome, crossed: bool
 ):
     late = await answered.begin(connection)
     second = await other.begin(connection)
     async with store.write() as tx:
-        await tx.attempts.close(second.attempt, end, second.attempt.opened_at)
+        await tx.attempts.close(second.row, end, second.row.opened_at)
     assert await waits(store, answered, came(late)) is crossed
-    expected = Outcome.INSTALLED_LATE if crossed else Outcome.SUPERSEDED
-    assert (await row(store, late.attempt)).outcome is expected
+    expected = AttemptOutcome.INSTALLED_LATE if crossed else AttemptOutcome.SUPERSEDED
+    assert (await row(store, late.row)).outcome is expected
 
 
 async def test_it_waits_for_nobody_where_the_provider_takes_both_uses(
@@ -116,23 +118,23 @@ async def test_it_does_not_wait_for_what_only_another_host_can_see(
     assert await waits(store, worker, came(late))
 
 
-@pytest.mark.parametrize("end", [Outcome.NOT_SENT, Outcome.SUPERSEDED, None])
+@pytest.mark.parametrize("end", [AttemptOutcome.NOT_SENT, AttemptOutcome.SUPERSEDED, None])
 async def test_what_it_answers_is_not_sent_again_while_it_waits_in_a_journal(
-    store: Store, answered: Worker, other: Worker, connection: Connection, end: Outcome | None
+    store: Store, answered: Worker, other: Worker, connection: Connection, end: AttemptOutcome | None
 ):
     late = await answered.begin(connection)
     second = await other.begin(connection)
     late = came(late)
     assert late.entry is not None
-    await other.spend(second, Told(other.journal), Failure(Code.INTERNAL))
+    await other.spend(second, Told(other.journal), Failure(ErrorCode.INTERNAL))
     if end is not None:
         async with store.write() as tx:
-            await tx.attempts.close(second.attempt, end, second.attempt.opened_at)
+            await tx.attempts.close(second.row, end, second.row.opened_at)
     for worker in (answered, other):
-        with fails(Code.REFRESH_PENDING, "waits in a journal"):
+        with fails(ErrorCode.REFRESH_PENDING, "waits in a journal"):
             await worker.begin(connection)
     late.entry.drop()
-    assert (await other.begin(connection)).attempt.from_generation == 1
+    assert (await other.begin(connection)).row.from_generation == 1
 
 
 async def test_what_it_answers_is_sent_again_where_that_ends_nothing(
@@ -141,8 +143,8 @@ async def test_what_it_answers_is_sent_again_where_that_ends_nothing(
     late = await answered.begin(connection)
     second = await other.begin(connection)
     came(late)
-    await other.spend(second, Told(other.journal), Failure(Code.INTERNAL))
-    assert (await other.begin(connection, rules=NO_ROTATION)).attempt.sends == 3
+    await other.spend(second, Told(other.journal), Failure(ErrorCode.INTERNAL))
+    assert (await other.begin(connection, rules=NO_ROTATION)).row.sends == 3
 
 
 async def test_what_comes_ever_so_late_is_waited_for_since_it_was_taken_over(
@@ -154,7 +156,7 @@ async def test_what_comes_ever_so_late_is_waited_for_since_it_was_taken_over(
     await other.begin(connection)
     came(late)
     for worker in (answered, other):
-        assert worker.single_use.kept_late([await row(store, late.attempt)])
-        assert not worker.single_use.kept_late([])
+        assert worker.single_use.has_late_entry([await row(store, late.row)])
+        assert not worker.single_use.has_late_entry([])
     clock.advance(OVER_S + LIMITS.replay.total_seconds())
-    assert not answered.single_use.kept_late([await row(store, late.attempt)])
+    assert not answered.single_use.has_late_entry([await row(store, late.row)])

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from activities import single_use
-from evergrant_server import telemetry_metrics as metrics
-from evergrant_server.core.attempt import MOST_SENDS, AttemptKind, Limits, Outcome
+from activities.single_use import protocol
 from evergrant_server.core.clock import SetClock
-from evergrant_server.core.connection import Connection
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.provider import RefreshRules, Rotation
-from evergrant_server.crypto import Lane
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.single_use.attempt import MAX_SENDS, AttemptKind, AttemptOutcome, TimeLimits
+from evergrant_server.crypto import KeyPurpose
 from evergrant_server.store import Store
+from evergrant_server.telemetry import metrics
 from tests.conformance.store.samples import refreshed, some_tokens
 from tests.fakes.databases import NOW
 from tests.unit.activities.protocol_worker import (
@@ -36,7 +36,7 @@ async def test_the_intent_is_committed_with_its_room_before_anything_is_sent(
     use = await worker.begin(connection, AttemptKind.DEVICE_CODE)
     stands = await opened(store, connection)
     assert stands is not None
-    assert stands == use.attempt
+    assert stands == use.row
     assert (stands.tenant, stands.connection_id) == (connection.tenant, connection.id)
     assert (stands.kind, stands.credential, stands.from_generation) == (AttemptKind.DEVICE_CODE, "c", 1)
     assert stands.journal_id == worker.journal.id
@@ -44,36 +44,36 @@ async def test_the_intent_is_committed_with_its_room_before_anything_is_sent(
     assert (stands.sends, stands.asked_at) == (1, None)
     assert stands.id.startswith("att_")
     assert worker.files() == [".room"]
-    assert worker.single_use.fate(stands).in_flight
+    assert worker.single_use.status_of(stands).in_flight
 
 
 async def test_what_is_spent_is_told_from_what_else_has_this_generation(
     worker: Worker, connection: Connection
 ):
-    use = await worker.single_use.begin(AttemptKind.REFRESH, connection, STRICT, token_valid=False)
-    assert use.attempt.credential == ""
+    use = await worker.single_use.open(AttemptKind.REFRESH, connection, STRICT, token_valid=False)
+    assert use.row.credential == ""
 
 
 @pytest.mark.parametrize(
     ("kind", "intake"),
-    [(AttemptKind.REFRESH, False), (AttemptKind.CODE_EXCHANGE, True), (AttemptKind.LATE_ANSWER, True)],
+    [(AttemptKind.REFRESH, False), (AttemptKind.CODE_EXCHANGE, True), (AttemptKind.LATE_TOKENS, True)],
 )
 async def test_every_key_that_the_answer_needs_is_held_before_the_intent(
     worker: Worker, connection: Connection, kind: AttemptKind, intake: bool
 ):
     use = await worker.begin(connection, kind)
-    assert use.keys.current(Lane.LEASE).id != use.keys.current(Lane.REFRESH).id
-    assert (Lane.INTAKE in repr(use.keys)) is intake
+    assert use.keys.current(KeyPurpose.LEASE).id != use.keys.current(KeyPurpose.REFRESH).id
+    assert (KeyPurpose.INTAKE in repr(use.keys)) is intake
 
 
 async def test_a_full_disk_is_found_before_the_intent(
     store: Store, worker: Worker, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ):
     def full(attempt: object) -> None:
-        raise Failure(Code.JOURNAL_UNAVAILABLE)
+        raise Failure(ErrorCode.JOURNAL_UNAVAILABLE)
 
     monkeypatch.setattr(worker.journal, "reserve", full)
-    with fails(Code.JOURNAL_UNAVAILABLE):
+    with fails(ErrorCode.JOURNAL_UNAVAILABLE):
         await worker.begin(connection)
     assert await opened(store, connection) is None
 
@@ -82,7 +82,7 @@ async def test_nothing_is_begun_for_a_credential_that_was_replaced_since_it_was_
     store: Store, worker: Worker, connection: Connection
 ):
     await refreshed(store, connection, some_tokens("at-2", "rt-2"))
-    with fails(Code.STORE_CONFLICT, connection.id):
+    with fails(ErrorCode.STORE_CONFLICT, connection.id):
         await worker.begin(connection)
     assert await opened(store, connection) is None
     assert worker.files() == [], "its room is given back"
@@ -92,16 +92,16 @@ async def test_nothing_is_begun_for_a_connection_that_was_given_up_since_it_was_
     store: Store, worker: Worker, connection: Connection
 ):
     async with store.write() as tx:
-        condemned = connection.rejected(Code.GRANT_REJECTED, NOW)
+        condemned = connection.rejected(ErrorCode.GRANT_REJECTED, NOW)
         await tx.connections.replace(condemned, expected=connection.revision)
-    with fails(Code.STORE_CONFLICT):
+    with fails(ErrorCode.STORE_CONFLICT):
         await worker.begin(connection)
     assert worker.files() == []
 
 
 async def test_nothing_is_begun_for_a_row_that_is_gone(worker: Worker, connection: Connection):
     gone = connection.model_copy(update={"id": "con_0000000000000000000000"})
-    with fails(Code.STORE_CONFLICT):
+    with fails(ErrorCode.STORE_CONFLICT):
         await worker.begin(gone)
 
 
@@ -111,10 +111,10 @@ async def test_a_use_that_is_under_way_is_waited_for(
     first = await worker.begin(connection, rules=NO_ROTATION)
     with pytest.raises(Failure) as caught:
         await neighbour.begin(connection, rules=NO_ROTATION)
-    assert caught.value.code is Code.REFRESH_PENDING
-    assert caught.value.retry_after == LIMITS.look_again.total_seconds()
+    assert caught.value.code is ErrorCode.REFRESH_PENDING
+    assert caught.value.retry_after == LIMITS.poll_interval.total_seconds()
     assert "no known outcome" in caught.value.detail
-    assert await opened(store, connection) == first.attempt
+    assert await opened(store, connection) == first.row
     assert neighbour.files() == [".room"], "its own is given back, the other's stays"
 
 
@@ -124,9 +124,9 @@ async def test_an_owner_that_died_before_it_sent_made_no_use(
     first = await worker.begin(connection)
     await worker.dies(first, sent=False)
     second = await neighbour.begin(connection, token_valid=True)
-    assert (second.attempt.sends, second.attempt.asked_at) == (1, None)
-    ended = await row(store, first.attempt)
-    assert (ended.outcome, ended.closed_at) == (Outcome.NOT_SENT, NOW)
+    assert (second.row.sends, second.row.asked_at) == (1, None)
+    ended = await row(store, first.row)
+    assert (ended.outcome, ended.closed_at) == (AttemptOutcome.NOT_SENT, NOW)
 
 
 @pytest.mark.parametrize("rules", [STRICT, NO_ROTATION, RefreshRules(rotation=Rotation.GRACE, grace_s=30)])
@@ -142,10 +142,10 @@ async def test_a_use_of_an_owner_that_died_is_counted(
     await worker.dies(first, sent=True)
     clock.advance(10)
     second = await neighbour.begin(connection, rules=rules, token_valid=True)
-    assert (second.attempt.sends, second.attempt.asked_at) == (2, NOW)
-    ended = await row(store, first.attempt)
-    assert (ended.outcome, ended.closed_at) == (Outcome.SUPERSEDED, NOW + timedelta(seconds=10))
-    assert await opened(store, connection) == second.attempt
+    assert (second.row.sends, second.row.asked_at) == (2, NOW)
+    ended = await row(store, first.row)
+    assert (ended.outcome, ended.closed_at) == (AttemptOutcome.SUPERSEDED, NOW + timedelta(seconds=10))
+    assert await opened(store, connection) == second.row
 
 
 async def test_a_use_on_another_host_is_waited_for_until_nobody_needs_its_answer_any_more(
@@ -157,17 +157,17 @@ async def test_a_use_on_another_host_is_waited_for_until_nobody_needs_its_answer
     monkeypatch: pytest.MonkeyPatch,
 ):
     counted: list[str] = []
-    monkeypatch.setattr(metrics, "sent_twice", counted.append)
+    monkeypatch.setattr(metrics, "count_double_send", counted.append)
     await far.begin(connection)
     clock.advance(OVER.total_seconds() - 1)
-    with fails(Code.REFRESH_PENDING):
+    with fails(ErrorCode.REFRESH_PENDING):
         await worker.begin(connection, token_valid=False)
     clock.advance(2)
-    with fails(Code.REFRESH_PENDING):
+    with fails(ErrorCode.REFRESH_PENDING):
         await worker.begin(connection, token_valid=True)
     assert counted == []
     second = await worker.begin(connection, token_valid=False)
-    assert second.attempt.sends == 2
+    assert second.row.sends == 2
     assert counted == ["possible"], "it may have been stopped just before it sent"
 
 
@@ -182,13 +182,13 @@ async def test_what_harms_nobody_is_not_counted_as_sent_twice(
     rules: RefreshRules,
 ):
     counted: list[str] = []
-    monkeypatch.setattr(metrics, "sent_twice", counted.append)
+    monkeypatch.setattr(metrics, "count_double_send", counted.append)
     if rules is NO_ROTATION:
         await far.begin(connection)
     else:
         await worker.dies(await worker.begin(connection), sent=True)
     clock.advance(OVER.total_seconds() + 1)
-    assert (await neighbour.begin(connection, rules=rules)).attempt.sends == 2
+    assert (await neighbour.begin(connection, rules=rules)).row.sends == 2
     assert counted == []
 
 
@@ -200,44 +200,44 @@ async def test_what_takes_another_credentials_place_was_not_sent_twice(
     monkeypatch: pytest.MonkeyPatch,
 ):
     counted: list[str] = []
-    monkeypatch.setattr(metrics, "sent_twice", counted.append)
+    monkeypatch.setattr(metrics, "count_double_send", counted.append)
     await far.begin(connection, AttemptKind.DEVICE_CODE)
     clock.advance(OVER.total_seconds() + 1)
-    assert (await worker.begin(connection)).attempt.sends == 1
+    assert (await worker.begin(connection)).row.sends == 1
     assert counted == []
 
 
 async def test_how_long_an_answer_may_take_is_the_workers_own(
     store: Store, far: Worker, connection: Connection, clock: SetClock, host: Path
 ):
-    patient = Worker(store, clock, host, Limits(answer=timedelta(hours=1)))
+    patient = Worker(store, clock, host, TimeLimits(answer=timedelta(hours=1)))
     use = await far.begin(connection)
     clock.advance(OVER.total_seconds() + 1)
-    assert patient.single_use.may_answer(use.attempt)
+    assert patient.single_use.may_be_answered(use.row)
 
 
 async def test_a_worker_that_was_stopped_past_every_deadline_is_fenced_off(
     store: Store, worker: Worker, connection: Connection, clock: SetClock, host: Path
 ):
-    hasty = Worker(store, clock, host, Limits(send=timedelta(0), answer=timedelta(0)))
+    hasty = Worker(store, clock, host, TimeLimits(send=timedelta(0), answer=timedelta(0)))
     stopped = await worker.begin(connection)
-    assert hasty.single_use.fate(stopped.attempt).in_flight is False
-    assert worker.single_use.fate(stopped.attempt).in_flight, "it knows better of itself"
+    assert hasty.single_use.status_of(stopped.row).in_flight is False
+    assert worker.single_use.status_of(stopped.row).in_flight, "it knows better of itself"
     clock.advance(OVER.total_seconds() + 1)
     second = await hasty.begin(connection)
-    assert second.attempt.sends == 2
-    assert stopped.room is not None
-    assert not stopped.room.enter(), "it sends no more"
+    assert second.row.sends == 2
+    assert stopped.reservation is not None
+    assert not stopped.reservation.begin_send(), "it sends no more"
 
 
 async def test_a_neighbour_that_is_within_its_deadline_is_under_way(
     worker: Worker, neighbour: Worker, connection: Connection
 ):
     use = await worker.begin(connection)
-    assert neighbour.single_use.fate(use.attempt).in_flight
+    assert neighbour.single_use.status_of(use.row).in_flight
     await worker.spend(use, Told(worker.journal))
-    assert not neighbour.single_use.fate(use.attempt).in_flight
-    assert not worker.single_use.fate(use.attempt).in_flight
+    assert not neighbour.single_use.status_of(use.row).in_flight
+    assert not worker.single_use.status_of(use.row).in_flight
 
 
 async def test_the_deadline_of_a_stopped_neighbour_is_the_answers(
@@ -245,21 +245,21 @@ async def test_the_deadline_of_a_stopped_neighbour_is_the_answers(
 ):
     use = await worker.begin(connection)
     for send, answer in ((0, 3600), (3600, 0)):
-        limits = Limits(send=timedelta(seconds=send), answer=timedelta(seconds=answer))
-        assert Worker(store, clock, host, limits).single_use.fate(use.attempt).in_flight
+        limits = TimeLimits(send=timedelta(seconds=send), answer=timedelta(seconds=answer))
+        assert Worker(store, clock, host, limits).single_use.status_of(use.row).in_flight
 
 
 async def test_a_worker_in_the_instant_of_sending_is_not_overtaken(
     store: Store, worker: Worker, connection: Connection, clock: SetClock, host: Path
 ):
-    hasty = Worker(store, clock, host, Limits(send=timedelta(0), answer=timedelta(0)))
+    hasty = Worker(store, clock, host, TimeLimits(send=timedelta(0), answer=timedelta(0)))
     use = await worker.begin(connection)
-    assert use.room is not None
-    assert use.room.enter()
+    assert use.reservation is not None
+    assert use.reservation.begin_send()
     clock.advance(OVER.total_seconds() + 1)
-    with fails(Code.REFRESH_PENDING, "in the instant of sending"):
+    with fails(ErrorCode.REFRESH_PENDING, "in the instant of sending"):
         await hasty.begin(connection)
-    assert await opened(store, connection) == use.attempt
+    assert await opened(store, connection) == use.row
 
 
 async def test_a_credential_that_was_sent_as_often_as_it_may_be_is_not_sent_again(
@@ -267,24 +267,24 @@ async def test_a_credential_that_was_sent_as_often_as_it_may_be_is_not_sent_agai
 ):
     use = await worker.begin(connection)
     async with store.write() as tx:
-        await tx.attempts.close(use.attempt, Outcome.NOT_SENT, NOW)
-        often = use.attempt.model_copy(update={"id": "att_often", "sends": MOST_SENDS})
+        await tx.attempts.close(use.row, AttemptOutcome.NOT_SENT, NOW)
+        often = use.row.model_copy(update={"id": "att_often", "sends": MAX_SENDS})
         await tx.attempts.open(often)
-        await tx.attempts.close(often, Outcome.SUPERSEDED, NOW)
-    with fails(Code.OUTCOME_UNKNOWN, "as often as it may be"):
+        await tx.attempts.close(often, AttemptOutcome.SUPERSEDED, NOW)
+    with fails(ErrorCode.OUTCOME_UNKNOWN, "as often as it may be"):
         await worker.begin(connection)
-    assert (await worker.begin(connection, rules=NO_ROTATION)).attempt.sends == MOST_SENDS + 1
+    assert (await worker.begin(connection, rules=NO_ROTATION)).row.sends == MAX_SENDS + 1
 
 
 async def test_an_answer_that_waits_in_a_journal_is_not_asked_for_again(
     worker: Worker, neighbour: Worker, connection: Connection, clock: SetClock
 ):
     use = await worker.begin(connection)
-    assert use.room is not None
-    use.room.keep(use.keys.current(Lane.REFRESH), b"an answer")
+    assert use.reservation is not None
+    use.reservation.write_entry(use.keys.current(KeyPurpose.REFRESH), b"an answer")
     await worker.dies(use, sent=False)
     clock.advance(3600)
-    with fails(Code.REFRESH_PENDING):
+    with fails(ErrorCode.REFRESH_PENDING):
         await neighbour.begin(connection, rules=NO_ROTATION)
 
 
@@ -294,40 +294,40 @@ async def test_an_attempt_from_the_future_is_waited_for_as_long_as_an_answer_tak
 ):  # fmt: skip
     """Its host's clock was a day ahead. Ours gets there tomorrow, and nobody waits for that."""
     machine = 1000.0
-    monkeypatch.setattr(single_use, "elapsed", lambda: machine)
+    monkeypatch.setattr(protocol, "seconds_since_boot", lambda: machine)
     clock.advance(86_400)
-    ahead = (await far.begin(connection)).attempt
+    ahead = (await far.begin(connection)).row
     clock.advance(-86_400)
-    assert worker.single_use.may_answer(ahead), "seen for the first time"
+    assert worker.single_use.may_be_answered(ahead), "seen for the first time"
     machine += OVER.total_seconds() - 1
-    assert worker.single_use.may_answer(ahead)
-    with fails(Code.REFRESH_PENDING):
+    assert worker.single_use.may_be_answered(ahead)
+    with fails(ErrorCode.REFRESH_PENDING):
         await worker.begin(connection)
     machine += 2
-    assert not worker.single_use.may_answer(ahead)
-    assert (await worker.begin(connection)).attempt.sends == 2
-    assert (await row(store, ahead)).outcome is Outcome.SUPERSEDED
+    assert not worker.single_use.may_be_answered(ahead)
+    assert (await worker.begin(connection)).row.sends == 2
+    assert (await row(store, ahead)).outcome is AttemptOutcome.SUPERSEDED
 
 
 async def test_of_attempts_from_the_future_no_more_than_so_many_are_remembered(
     worker: Worker, far: Worker, connection: Connection, clock: SetClock, monkeypatch: pytest.MonkeyPatch
 ):
     machine = 1000.0
-    monkeypatch.setattr(single_use, "elapsed", lambda: machine)
-    monkeypatch.setattr(single_use, "_MOST_AHEAD", 2)
+    monkeypatch.setattr(protocol, "seconds_since_boot", lambda: machine)
+    monkeypatch.setattr(protocol, "_MAX_FIRST_SEEN", 2)
     clock.advance(86_400)
-    ahead = (await far.begin(connection)).attempt
+    ahead = (await far.begin(connection)).row
     clock.advance(-86_400)
 
     def another(name: str) -> None:
-        assert worker.single_use.may_answer(ahead.model_copy(update={"id": name}))
+        assert worker.single_use.may_be_answered(ahead.model_copy(update={"id": name}))
 
-    assert worker.single_use.may_answer(ahead)
+    assert worker.single_use.may_be_answered(ahead)
     another("att_1")
     machine += OVER.total_seconds() + 1
-    assert not worker.single_use.may_answer(ahead), "remembered, also when there is room for no more"
+    assert not worker.single_use.may_be_answered(ahead), "remembered, also when there is room for no more"
     another("att_2")
-    assert worker.single_use.may_answer(ahead), "forgotten: it is waited for anew"
+    assert worker.single_use.may_be_answered(ahead), "forgotten: it is waited for anew"
 
 
 @pytest.mark.parametrize("after", [timedelta(0), OVER - timedelta(seconds=1)])
@@ -336,21 +336,21 @@ async def test_what_may_come_of_an_attempt_has_to_be_waited_for(
 ):
     use = await far.begin(connection)
     clock.advance(after.total_seconds())
-    assert worker.single_use.may_answer(use.attempt)
-    assert far.single_use.may_answer(use.attempt)
+    assert worker.single_use.may_be_answered(use.row)
+    assert far.single_use.may_be_answered(use.row)
     clock.advance((OVER - after).total_seconds() + 1)
-    assert not worker.single_use.may_answer(use.attempt)
-    assert far.single_use.may_answer(use.attempt), "it is under way there"
+    assert not worker.single_use.may_be_answered(use.row)
+    assert far.single_use.may_be_answered(use.row), "it is under way there"
 
 
 async def test_an_answer_that_nobody_can_read_is_not_waited_for_for_ever(
     worker: Worker, neighbour: Worker, connection: Connection, clock: SetClock
 ):
     use = await worker.begin(connection)
-    assert use.room is not None
-    use.room.keep(use.keys.current(Lane.REFRESH), b"an answer")
+    assert use.reservation is not None
+    use.reservation.write_entry(use.keys.current(KeyPurpose.REFRESH), b"an answer")
     await worker.dies(use, sent=False)
     clock.advance((OVER + LIMITS.replay).total_seconds() - 1)
-    assert neighbour.single_use.may_answer(use.attempt)
+    assert neighbour.single_use.may_be_answered(use.row)
     clock.advance(2)
-    assert not neighbour.single_use.may_answer(use.attempt)
+    assert not neighbour.single_use.may_be_answered(use.row)

@@ -4,18 +4,18 @@ from datetime import timedelta
 
 import pytest
 
-from activities import sending
-from activities.sending import Sending
-from activities.single_use import Use
+from activities.single_use import send_fence
+from activities.single_use.protocol import SingleUseAttempt
+from activities.single_use.send_fence import SendFence
 from evergrant_server import audit
-from evergrant_server import telemetry_metrics as metrics
-from evergrant_server.core.attempt import Outcome
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.clock import SetClock
-from evergrant_server.core.connection import Connection
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.journal.entry import ROOM, fence
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.single_use.attempt import AttemptOutcome
+from evergrant_server.journal.entry import RESERVATION_SUFFIX, remove_reservation
 from evergrant_server.store import Store
+from evergrant_server.telemetry import metrics
 from tests.fakes.databases import NOW
 from tests.unit.activities.protocol_worker import Worker, an_order
 
@@ -26,25 +26,27 @@ LAST = 1000.0  # the last moment, by the machine's own count
 def machine(monkeypatch: pytest.MonkeyPatch) -> SetClock:
     """What counts the time that is left, and the clock that writes the hour, are two."""
     counts = SetClock(NOW)
-    monkeypatch.setattr(sending, "elapsed", lambda: LAST + (counts.now() - NOW).total_seconds())
+    monkeypatch.setattr(send_fence, "seconds_since_boot", lambda: LAST + (counts.now() - NOW).total_seconds())
     return counts
 
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     counted: list[str] = []
-    monkeypatch.setattr(metrics, "sent_twice", counted.append)
+    monkeypatch.setattr(metrics, "count_double_send", counted.append)
     return counted
 
 
-async def about_to_send(worker: Worker, connection: Connection, clock: SetClock) -> tuple[Use, Sending]:
+async def about_to_send(
+    worker: Worker, connection: Connection, clock: SetClock
+) -> tuple[SingleUseAttempt, SendFence]:
     use = await worker.begin(connection)
-    assert use.room is not None
-    return use, Sending(use.room, clock, LAST, 7)
+    assert use.reservation is not None
+    return use, SendFence(use.reservation, clock, LAST, 7)
 
 
-def fenced(worker: Worker, use: Use) -> bool:
-    return fence(worker.journal.folder / worker.journal.id / f"{use.attempt.id}{ROOM}")
+def fenced(worker: Worker, use: SingleUseAttempt) -> bool:
+    return remove_reservation(worker.journal.folder / worker.journal.id / f"{use.row.id}{RESERVATION_SUFFIX}")
 
 
 async def test_until_the_last_moment_it_is_sent_and_nobody_takes_over_meanwhile(
@@ -55,7 +57,7 @@ async def test_until_the_last_moment_it_is_sent_and_nobody_takes_over_meanwhile(
     monkeypatch: pytest.MonkeyPatch,
 ):
     windows: list[float] = []
-    monkeypatch.setattr(metrics, "send_window", windows.append)
+    monkeypatch.setattr(metrics, "record_send_window", windows.append)
     use, leaves = await about_to_send(worker, connection, clock)
     assert (leaves.checked_at, leaves.written_at) == (None, None)
     written = leaves.check()
@@ -76,7 +78,7 @@ async def test_after_the_last_moment_it_is_not_sent_and_others_may_take_over(
     machine.advance(0.001)
     with pytest.raises(Failure, match="too late to send") as caught:
         leaves.check()
-    assert (caught.value.code, caught.value.retry_after) == (Code.REFRESH_PENDING, 7)
+    assert (caught.value.code, caught.value.retry_after) == (ErrorCode.REFRESH_PENDING, 7)
     assert leaves.checked_at is None
     assert fenced(worker, use)
 
@@ -88,7 +90,7 @@ async def test_what_was_taken_over_is_not_sent(
     assert fenced(worker, use)
     with pytest.raises(Failure, match="another worker of this host took over") as caught:
         leaves.check()
-    assert (caught.value.code, caught.value.retry_after) == (Code.REFRESH_PENDING, 7)
+    assert (caught.value.code, caught.value.retry_after) == (ErrorCode.REFRESH_PENDING, 7)
 
 
 async def told(store: Store, connection: Connection) -> list[AuditRecord]:
@@ -123,20 +125,20 @@ async def test_a_use_that_outlived_a_takeover_is_told(
     written = leaves.check()
     taken_over_at = NOW + timedelta(seconds=10)
     async with store.write() as tx:
-        taken_over = await tx.attempts.close(use.attempt, Outcome.SUPERSEDED, taken_over_at)
+        taken_over = await tx.attempts.close(use.row, AttemptOutcome.SUPERSEDED, taken_over_at)
         if installed:
-            await tx.attempts.installed_late(taken_over)
+            await tx.attempts.mark_installed_late(taken_over)
     clock.advance(10 + (written_after or 0))
     written_at = clock.now()
     if written_after is not None:
         written()
     clock.advance(5)
     machine.advance(60)
-    await leaves.tell_if_sent_twice(store, use.attempt, an_order(use))
+    await leaves.record_double_send(store, use.row, an_order(use))
     (said,) = await told(store, connection)
     assert said.at == clock.now()
     assert said.detail == {
-        "attempt": use.attempt.id,
+        "attempt": use.row.id,
         "from_generation": 1,
         "checked_at": NOW.isoformat(),
         "written_at": (clock.now() if written_after is None else written_at).isoformat(),
@@ -148,7 +150,7 @@ async def test_a_use_that_outlived_a_takeover_is_told(
 
 @pytest.mark.parametrize("late", [True, False])
 @pytest.mark.parametrize("checked", [True, False])
-@pytest.mark.parametrize("outcome", [Outcome.SUPERSEDED, Outcome.INSTALLED, None])
+@pytest.mark.parametrize("outcome", [AttemptOutcome.SUPERSEDED, AttemptOutcome.INSTALLED, None])
 async def test_what_nobody_took_over_was_sent_once(
     store: Store,
     worker: Worker,
@@ -158,17 +160,17 @@ async def test_what_nobody_took_over_was_sent_once(
     counted: list[str],
     late: bool,
     checked: bool,
-    outcome: Outcome | None,
+    outcome: AttemptOutcome | None,
 ):
     use, leaves = await about_to_send(worker, connection, clock)
     if checked:
         leaves.check()()
     if outcome is not None:
         async with store.write() as tx:
-            await tx.attempts.close(use.attempt, outcome, NOW)
+            await tx.attempts.close(use.row, outcome, NOW)
     machine.advance(60 if late else 0)
-    await leaves.tell_if_sent_twice(store, use.attempt, an_order(use))
-    twice = late and checked and outcome is Outcome.SUPERSEDED
+    await leaves.record_double_send(store, use.row, an_order(use))
+    twice = late and checked and outcome is AttemptOutcome.SUPERSEDED
     assert len(await told(store, connection)) == len(counted) == twice
 
 
@@ -186,8 +188,8 @@ async def test_a_store_that_is_away_stops_nobody_here(
     machine.advance(60)
 
     def away() -> None:
-        raise Failure(Code.STORE_UNAVAILABLE)
+        raise Failure(ErrorCode.STORE_UNAVAILABLE)
 
     monkeypatch.setattr(store, "read", away)
-    await leaves.tell_if_sent_twice(store, use.attempt, an_order(use))
+    await leaves.record_double_send(store, use.row, an_order(use))
     assert counted == []

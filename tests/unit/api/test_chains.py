@@ -1,9 +1,9 @@
 """Further chains: their scopes are asked for with the first one's, and so is their next grant."""
 
 from evergrant_server.core.access import Action
-from evergrant_server.core.connection import Connection
-from evergrant_server.core.consent import Consent
-from evergrant_server.core.errors import Code
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.consent import Consent
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId
 from tests.fakes.api import TENANT, Api
 
@@ -13,7 +13,7 @@ NEW = {"integration": "crm", "subject": "user-1", "chain_scopes": USER}
 
 async def consent_of(api: Api, connection_id: str) -> Consent:
     async with api.worker.read() as tx:
-        consent = await tx.consents.open_for(TENANT, ConnectionId(connection_id), api.clock.now())
+        consent = await tx.consents.open_consent(TENANT, ConnectionId(connection_id), api.clock.now())
     assert consent is not None
     return consent
 
@@ -71,7 +71,7 @@ async def test_a_permits_ceiling_tells_the_chains_apart(api: Api):
 
 async def test_a_chain_that_needs_its_subject_is_asked_for_with_the_first(api: Api):
     first, second = await slack(api)
-    await api.change(second, lambda it: it.rejected(Code.GRANT_REJECTED, api.clock.now()))
+    await api.change(second, lambda it: it.rejected(ErrorCode.GRANT_REJECTED, api.clock.now()))
     key = await api.app_with("pipeline", Action.TOKEN, Action.CONNECT)
     api.clock.advance(7200)
     needed = await api.lease(key, label="user")
@@ -85,14 +85,14 @@ async def test_a_chain_that_needs_its_subject_is_asked_for_with_the_first(api: A
     assert (await consent_of(api, first.id)).chain_scopes == USER
     other = await api.post(f"/v1/connections/{second.id}/reauthorize", key, {"scopes": ["commands"]})
     assert (other.status_code, other.json()["field"]) == (400, "scopes")
-    await api.change(first, lambda it: it.revoke_asked("left", api.clock.now()))
+    await api.change(first, lambda it: it.revocation_requested("left", api.clock.now()))
     ended = await api.post(f"/v1/connections/{second.id}/reauthorize", key)
     assert (ended.status_code, ended.json()["field"]) == (400, "label")
 
 
 async def test_an_app_of_the_first_alone_gets_its_link_and_asks_nothing_for_the_other(api: Api):
     first, _ = await slack(api)
-    await api.change(first, lambda it: it.rejected(Code.GRANT_REJECTED, api.clock.now()))
+    await api.change(first, lambda it: it.rejected(ErrorCode.GRANT_REJECTED, api.clock.now()))
     api.clock.advance(7200)
     bot = await api.app_with("bot", Action.TOKEN, Action.CONNECT, ceiling=("commands",))
     assert (await api.lease(bot)).json()["code"] == "consent_required"
@@ -104,7 +104,7 @@ async def test_an_app_of_the_first_alone_gets_its_link_and_asks_nothing_for_the_
 
 async def test_what_was_revoked_is_asked_for_again_only_by_name(api: Api):
     first, second = await slack(api)
-    await api.change(second, lambda it: it.revoke_asked("left", api.clock.now()))
+    await api.change(second, lambda it: it.revocation_requested("left", api.clock.now()))
     key = await api.app_with("asker", Action.CONNECT)
     await api.post(f"/v1/connections/{first.id}/reauthorize", key)
     assert (await consent_of(api, first.id)).chain_scopes == {}

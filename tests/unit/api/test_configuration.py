@@ -3,10 +3,10 @@
 import pytest
 
 from evergrant_server import audit
-from evergrant_server.api.bootstrap import bootstrap_admin
+from evergrant_server.api.apps.bootstrap import bootstrap_admin
 from evergrant_server.core.access import Action, Endpoints, Integration, IntegrationState
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.messages import Discovered
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages.connection import DiscoveryResult
 from tests.fakes.api import TENANT, Api
 
 GITLAB = {"provider": "gitlab", "client_id": "client-1", "client_secret": "canary-secret"}
@@ -34,7 +34,7 @@ async def stored(api: Api, name: str = "crm") -> Integration:
     return found
 
 
-def discovers(api: Api, failure: Code | None = None) -> None:
+def discovers(api: Api, failure: ErrorCode | None = None) -> None:
     async def discover(tenant, integration_id):
         changes = {"state": IntegrationState.READY, "endpoints": ENDPOINTS}
         if failure:
@@ -43,7 +43,7 @@ def discovers(api: Api, failure: Code | None = None) -> None:
             before = await tx.integrations.get(tenant, integration_id)
             assert before is not None
             await tx.integrations.replace(before.model_copy(update=changes), expected=before.revision)
-        return Discovered(failure=failure, detail="it names another issuer" if failure else "")
+        return DiscoveryResult(failure=failure, detail="it names another issuer" if failure else "")
 
     api.link.on_discover = discover
 
@@ -77,7 +77,7 @@ async def test_the_first_admin_key_is_made_once(api: Api, admin: str):
     assert (await api.get("/v1/apps", admin)).json()["items"][0]["name"] == "admin"
     with pytest.raises(Failure) as refused:
         await bootstrap_admin(api.store, api.clock, TENANT)
-    assert refused.value.code is Code.ALREADY_EXISTS
+    assert refused.value.code is ErrorCode.ALREADY_EXISTS
     second = await bootstrap_admin(api.store, api.clock, TENANT, force=True)
     assert second != admin
     assert (await api.get("/v1/apps", second)).status_code == 200
@@ -149,7 +149,7 @@ async def test_an_issuer_is_discovered_by_a_worker_and_pinned(api: Api, admin: s
 
 
 async def test_a_failed_discovery_is_said_and_can_be_tried_again(api: Api, admin: str):
-    discovers(api, Code.DISCOVERY_FAILED)
+    discovers(api, ErrorCode.DISCOVERY_FAILED)
     failed = await put(api, admin, GENERIC)
     assert (failed.status_code, failed.json()["code"]) == (424, "discovery_failed")
     assert (await api.get("/v1/integrations/crm", admin)).json()["state"] == "failed"
@@ -208,7 +208,7 @@ async def test_apps_permits_and_keys_live_and_die(api: Api, admin: str):
     actions = [it["action"] for it in (await api.get("/v1/audit?limit=500", admin)).json()["items"]]
     for action in ("app.put", "permit.put", "key.created", "permit.deleted", "app.deleted"):
         assert action in actions
-    assert (await audit.verify(api.worker, TENANT)).ok
+    assert (await audit.verify_log(api.worker, TENANT)).ok
 
 
 async def test_an_admin_can_not_lock_itself_out(api: Api, admin: str):

@@ -8,8 +8,8 @@ import pytest
 from evergrant_server import audit
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.errors import Code
-from evergrant_server.core.messages import ConnectionStart
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.messages.connection import ConnectionStart
 from evergrant_server.core.outbox import OutboxKind
 from tests.fakes.api import TENANT, Api
 
@@ -39,7 +39,7 @@ async def test_begin_writes_rows_outbox_and_audit_together(api: Api):
     (message,) = await outbox(api)
     assert (message.kind, message.target) == (OutboxKind.START_WORKFLOW, f"connection:acme:{body['id']}")
     start = ConnectionStart.model_validate(message.payload)
-    assert (start.connection_id, start.asked.by) == (body["id"], "app:asker")
+    assert (start.connection_id, start.context.by) == (body["id"], "app:asker")
     assert "user-1" not in str(message.payload)
     assert await actions(api, body["id"]) == [AuditAction.CONNECTION_CREATED]
     assert api.relay.nudges == 1
@@ -85,12 +85,12 @@ async def test_idempotency_key(api: Api):
 async def test_after_a_revocation_a_new_connection_begins(api: Api):
     connection = await api.active(await api.integration())
     key = await api.app_with("asker", Action.CONNECT)
-    await api.change(connection, lambda it: it.revoke_asked("left", api.clock.now()))
+    await api.change(connection, lambda it: it.revocation_requested("left", api.clock.now()))
     still = await api.post("/v1/connections", key, NEW)
     assert (still.status_code, still.json()["state"]) == (200, "revoking")
-    from evergrant_server.core.connection import Revocation
+    from evergrant_server.core.connections.connection import RevocationOutcome
 
-    await api.change(connection, lambda it: it.revocation_ended(Revocation.CONFIRMED, api.clock.now()))
+    await api.change(connection, lambda it: it.revocation_ended(RevocationOutcome.CONFIRMED, api.clock.now()))
     assert (await api.post("/v1/connections", key, NEW)).status_code == 201
 
 
@@ -114,7 +114,7 @@ async def test_live_is_the_workflows_own_word_and_says_where_it_differs(api: Api
     assert (body["live"]["state"], body["live"]["generation"]) == ("active", 1)
     assert (body["live"]["next_step"], body["next_action"]) == ("refresh due", "refresh due")
     assert body["differs"] == ["expires_at"]  # the scripted workflow knows of none
-    await api.change(connection, lambda it: it.revoke_asked("left", api.clock.now()))
+    await api.change(connection, lambda it: it.revocation_requested("left", api.clock.now()))
     assert (await api.get(f"{path}?live=true", key)).json()["differs"][0] == "state"
     api.link.ended = True
     ended = (await api.get(f"{path}?live=true", key)).json()
@@ -210,7 +210,7 @@ async def test_refresh_waits_for_the_workflow(api: Api):
     # somebody who saw an older generation needs no refresh
     assert (await api.post(at, key, {"seen_generation": 1})).json()["generation"] == 2
     assert len(api.link.asked) == 1
-    api.refreshes_fail(Code.CLIENT_REJECTED)
+    api.refreshes_fail(ErrorCode.CLIENT_REJECTED)
     failed = await api.post(at, key)
     assert (failed.status_code, failed.json()["code"]) == (424, "client_rejected")
 
@@ -223,7 +223,7 @@ async def test_reauthorize_opens_a_new_link_and_keeps_the_token(api: Api):
     assert answer.json()["connect_url"]
     assert answer.json()["state"] == "active"
     assert (await api.lease(key)).status_code == 200
-    assert AuditAction.REAUTHORIZE_ASKED in await actions(api, connection.id)
+    assert AuditAction.REAUTHORIZATION_REQUESTED in await actions(api, connection.id)
 
 
 @pytest.mark.parametrize("how", ["revoke", "delete"])
@@ -236,7 +236,7 @@ async def test_revoke_once_and_again(api: Api, how: str):
         else:
             answer = await api.call("DELETE", f"/v1/connections/{connection.id}", key)
         assert (answer.status_code, answer.json()["state"]) == (202, "revoking")
-    assert (await actions(api, connection.id)).count(AuditAction.REVOKE_ASKED) == 1
+    assert (await actions(api, connection.id)).count(AuditAction.REVOCATION_REQUESTED) == 1
     assert len(await outbox(api)) == 1
     again = await api.app_with("again", Action.CONNECT)
     refused = await api.post(f"/v1/connections/{connection.id}/reauthorize", again)

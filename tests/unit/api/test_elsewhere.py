@@ -5,26 +5,33 @@ from datetime import timedelta
 import pytest
 
 from evergrant_server import audit
-from evergrant_server.audit.elsewhere import hear
+from evergrant_server.audit.external_revocation import apply_external_event
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.elsewhere import NewsFromElsewhere, Source, Verdict, Weight
-from evergrant_server.core.errors import Code
-from evergrant_server.core.grant import Origin, TokenSet
-from evergrant_server.core.messages import Asked
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.grant import Origin, TokenSet
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.provider_events.external_revocation import (
+    Certainty,
+    ProviderReport,
+    ReportDecision,
+    ReportSource,
+)
 from evergrant_server.core.secret import Secret
 from tests.fakes.api import TENANT, Api
 
-PROVIDER = Asked(by="provider:gitlab")
+PROVIDER = RequestContext(by="provider:gitlab")
 
 
-async def heard(api: Api, connection: Connection, weight: Weight = Weight.ENDED, **more: object) -> Verdict:
-    told = NewsFromElsewhere(source=Source.HOOK, kind="uninstalled", weight=weight, **more)
+async def heard(
+    api: Api, connection: Connection, weight: Certainty = Certainty.ENDED, **more: object
+) -> ReportDecision:
+    told = ProviderReport(source=ReportSource.HOOK, kind="uninstalled", certainty=weight, **more)
     async with api.store.write() as tx:
         current = await tx.connections.get(connection.tenant, connection.id)
         assert current is not None
-        return await hear(tx, current, told, PROVIDER, api.clock.now())
+        return await apply_external_event(tx, current, told, PROVIDER, api.clock.now())
 
 
 async def recorded(api: Api, connection: Connection) -> list[AuditAction]:
@@ -37,7 +44,7 @@ async def test_no_lease_leaves_though_the_token_is_cached_and_valid(api: Api):
     key = await api.app_with("pipeline", Action.TOKEN, Action.CONNECT)
     for _ in range(2):
         assert (await api.lease(key)).status_code == 200
-    assert await heard(api, connection) is Verdict.ENDED
+    assert await heard(api, connection) is ReportDecision.ENDED
     answer = await api.lease(key)
     assert (answer.status_code, answer.json()["code"]) == (409, "consent_required")
     assert answer.json()["reason"] == "grant_revoked_elsewhere"
@@ -57,39 +64,39 @@ async def test_its_workflow_is_told_and_the_log_says_who_told_us(api: Api):
     async with api.store.read() as tx:
         (record,) = await audit.page(tx, TENANT, object=connection.id)
         told = await tx.outbox.depth(api.clock.now())
-    assert record.action is AuditAction.REVOKED_ELSEWHERE
+    assert record.action is AuditAction.REVOKED_AT_PROVIDER
     assert (record.detail["source"], record.detail["kind"]) == ("hook", "uninstalled")
-    assert record.detail["reason"] == Code.GRANT_REVOKED_ELSEWHERE
+    assert record.detail["reason"] == ErrorCode.GRANT_REVOKED_ELSEWHERE
     assert told == 1
 
 
 async def test_news_twice_are_one_revocation(api: Api):
     connection = await api.active(await api.integration())
-    assert await heard(api, connection) is Verdict.ENDED
-    assert await heard(api, connection) is Verdict.NOTHING_HELD
-    assert await recorded(api, connection) == [AuditAction.REVOKED_ELSEWHERE]
+    assert await heard(api, connection) is ReportDecision.ENDED
+    assert await heard(api, connection) is ReportDecision.NOTHING_HELD
+    assert await recorded(api, connection) == [AuditAction.REVOKED_AT_PROVIDER]
 
 
 async def test_older_news_are_recorded_and_change_nothing(api: Api):
     connection = await api.active(await api.integration())
     before = api.clock.now() - timedelta(seconds=1)
-    assert await heard(api, connection, at=before) is Verdict.OLDER
-    assert (await api.row(TENANT, connection.id)).state is State.ACTIVE
-    assert await recorded(api, connection) == [AuditAction.HEARD_FROM_PROVIDER]
+    assert await heard(api, connection, at=before) is ReportDecision.OUTDATED
+    assert (await api.row(TENANT, connection.id)).state is LifecycleState.ACTIVE
+    assert await recorded(api, connection) == [AuditAction.PROVIDER_REPORT_RECEIVED]
 
 
 async def test_a_doubt_asks_for_a_refresh_and_the_token_is_served_meanwhile(api: Api):
     connection = await api.active(await api.integration())
     key = await api.app_with("pipeline", Action.TOKEN)
-    assert await heard(api, connection, Weight.DOUBTED) is Verdict.ASKED
+    assert await heard(api, connection, Certainty.SUSPECTED) is ReportDecision.REFRESH_REQUESTED
     assert (await api.lease(key)).status_code == 200
     async with api.store.write() as tx:
         (message,) = await tx.outbox.claim("test", api.clock.now(), timedelta(seconds=1), 10)
     assert message.name == "rotate"
 
 
-@pytest.mark.parametrize("reason", [Code.GRANT_REJECTED, Code.OUTCOME_UNKNOWN])
-async def test_a_token_that_was_still_served_is_served_no_more(api: Api, reason: Code):
+@pytest.mark.parametrize("reason", [ErrorCode.GRANT_REJECTED, ErrorCode.OUTCOME_UNKNOWN])
+async def test_a_token_that_was_still_served_is_served_no_more(api: Api, reason: ErrorCode):
     connection = await api.active(await api.integration())
     key = await api.app_with("pipeline", Action.TOKEN)
     await api.change(connection, lambda it: it.rejected(reason, api.clock.now()))

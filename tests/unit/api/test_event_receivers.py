@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from evergrant_server.core.access import Action
-from evergrant_server.core.connection import State
-from evergrant_server.core.errors import Code
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.errors import ErrorCode
 from tests.fakes.api import TENANT, Api
 from tests.fakes.security_events import (
     PUT,
@@ -79,11 +79,11 @@ async def test_a_hook_with_a_secret_end_to_end_and_the_secret_is_never_shown(api
     assert (wrong.status_code, wrong.json()["err"]) == (400, "authentication_failed")
     assert (await api.client.post(path, content=raw, headers=headers)).status_code == 200
     row = await api.row(TENANT, connection.id)
-    assert (row.state, row.reason) == (State.NEEDS_REAUTH, Code.GRANT_REVOKED_ELSEWHERE)
+    assert (row.state, row.reason) == (LifecycleState.NEEDS_REAUTH, ErrorCode.GRANT_REVOKED_ELSEWHERE)
 
 
 async def test_a_deleted_receiver_hears_nothing(api: Api):
     connection, path, key = await world(api)
     assert (await api.call("DELETE", "/v1/integrations/crm/security-events", key)).status_code == 204
     assert (await push(api, path, TRANSMITTER.token(unix(api)))).status_code == 404
-    assert await state(api, connection) is State.ACTIVE
+    assert await state(api, connection) is LifecycleState.ACTIVE

@@ -5,8 +5,8 @@ import asyncio
 from evergrant_server import audit
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connection import Connection
-from evergrant_server.core.errors import Code
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.errors import ErrorCode
 from tests.fakes.api import TENANT, Api
 
 
@@ -28,7 +28,7 @@ async def test_a_fresh_lease_says_what_the_token_can_do(api: Api):
         "connection_id": connection.id,
     }
     assert answer.headers["cache-control"] == "no-store"
-    assert await actions_of(api, connection.id) == [AuditAction.LEASED]
+    assert await actions_of(api, connection.id) == [AuditAction.LEASE_ISSUED]
     async with api.worker.read() as tx:
         assert await tx.usage.leased_generation(TENANT, connection.id) == 1
 
@@ -40,7 +40,7 @@ async def test_a_lease_by_id_with_an_empty_body(api: Api):
     assert answer.json()["access_token"] == "at-1"
     again = await api.call("POST", f"/v1/connections/{connection.id}/token", key)
     assert again.json()["access_token"] == "at-1"
-    assert await actions_of(api, connection.id) == [AuditAction.LEASED] * 2
+    assert await actions_of(api, connection.id) == [AuditAction.LEASE_ISSUED] * 2
 
 
 async def test_a_due_token_is_served_now_and_refreshed_behind(api: Api):
@@ -96,7 +96,7 @@ async def test_a_refusal_names_who_repairs_it_and_when_to_come_back(api: Api):
     connection = await api.active(await api.integration())
     key = await api.app_with("pipeline", Action.TOKEN)
     api.clock.advance(3601)
-    api.refreshes_fail(Code.PROVIDER_RATE_LIMITED, 17.2)
+    api.refreshes_fail(ErrorCode.PROVIDER_RATE_LIMITED, 17.2)
     answer = await api.lease(key)
     assert answer.status_code == 503
     assert answer.headers["retry-after"] == "18"
@@ -126,10 +126,10 @@ async def test_a_refresh_that_is_refused_for_good_leads_to_a_connect_link(api: A
     api.clock.advance(3601)
 
     async def refused(tenant, connection_id, ask):
-        await api.change(connection, lambda it: it.rejected(Code.GRANT_REJECTED, api.clock.now()))
-        from evergrant_server.core.messages import Freshness
+        await api.change(connection, lambda it: it.rejected(ErrorCode.GRANT_REJECTED, api.clock.now()))
+        from evergrant_server.core.messages.connection import EnsureFreshResult
 
-        return Freshness(generation=1, problem=Code.GRANT_REJECTED)
+        return EnsureFreshResult(generation=1, problem=ErrorCode.GRANT_REJECTED)
 
     api.link.on_refresh = refused
     answer = await api.lease(key)

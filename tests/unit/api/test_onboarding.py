@@ -4,9 +4,9 @@ from datetime import timedelta
 
 import pytest
 
-from evergrant_server.api.bootstrap import bootstrap_admin
+from evergrant_server.api.apps.bootstrap import bootstrap_admin
 from evergrant_server.core.access import Action
-from evergrant_server.core.definition import DefinitionState, Finding, Level
+from evergrant_server.core.definition import CheckLevel, CheckResult, DefinitionState
 from evergrant_server.core.outbox import OutboxKind
 from tests.fakes.api import TENANT, Api
 
@@ -44,7 +44,7 @@ async def test_a_proposal_is_checked_before_anything_uses_it(api: Api, admin: st
     assert (await api.get("/v1/providers/acme-crm", admin)).status_code == 404
     async with api.worker.write() as tx:
         sent = await tx.outbox.claim("test", api.clock.now(), timedelta(seconds=1), 10)
-    assert [it.kind for it in sent] == [OutboxKind.START_ONBOARDING]
+    assert [it.kind for it in sent] == [OutboxKind.START_DEFINITION_ROLLOUT]
 
 
 async def test_what_is_active_is_in_the_catalogue_of_its_tenant_alone(api: Api, admin: str):
@@ -160,7 +160,7 @@ async def test_new_hosts_for_secrets_are_accepted_by_name_or_not_at_all(api: Api
     """RFC 9700 section 4.4: one approval would move every live client secret and refresh token."""
     await propose(api, admin)
     await moved(api, DefinitionState.WAITING)
-    warned = (Finding(check="hosts", level=Level.WARNING, detail="tokens would go to evil.example"),)
+    warned = (CheckResult(check="hosts", level=CheckLevel.WARNING, detail="tokens would go to evil.example"),)
     async with api.worker.write() as tx:
         found = await tx.definitions.version(TENANT, "acme-crm", 1)
         assert found is not None

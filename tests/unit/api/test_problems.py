@@ -5,9 +5,9 @@ import json
 import httpx2
 import pytest
 
-from evergrant_server.api.problems import document
+from evergrant_server.api.http.problems import problem_document
 from evergrant_server.core.access import Action
-from evergrant_server.core.errors import FAILURES, Code, Failure
+from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
 from tests.fakes.api import Api
 
 MEMBERS = {"type", "title", "status", "detail", "code", "kind", "repairer", "repair"}
@@ -18,14 +18,14 @@ def assert_problem(answer: httpx2.Response, code: str) -> dict:
     body = answer.json()
     assert set(body) >= MEMBERS
     assert (body["code"], body["status"]) == (code, answer.status_code)
-    assert answer.status_code == FAILURES[Code(code)].status
+    assert answer.status_code == FAILURES[ErrorCode(code)].status
     assert answer.headers["cache-control"] == "no-store"
     return body
 
 
-@pytest.mark.parametrize("code", list(Code))
-def test_the_table_fills_every_document(code: Code):
-    body = document(Failure(code, "detail", provider="x", status="9", kind="no"), "https://e")
+@pytest.mark.parametrize("code", list(ErrorCode))
+def test_the_table_fills_every_document(code: ErrorCode):
+    body = problem_document(Failure(code, "detail", provider="x", status="9", kind="no"), "https://e")
     assert (body["status"], body["code"], body["provider"]) == (FAILURES[code].status, code.value, "x")
     assert body["type"] == f"https://e/docs#{code.value}"
 

@@ -12,8 +12,8 @@ from joserfc.jwk import ECKey
 from evergrant_server import audit
 from evergrant_server.core.access import Action, Endpoints
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connection import Connection
-from evergrant_server.core.proof import ProofKey
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.proof_key import ProofKey
 from tests.fakes.api import TENANT, Api
 
 ISSUER = "https://idp.example"
@@ -32,7 +32,7 @@ async def bound(api: Api, token_type: str = "DPoP") -> tuple[Connection, ProofKe
     integration = await api.integration(provider="generic", issuer=ISSUER, endpoints=known, dpop=True)
     connection = await api.active(integration, "at-1", token_type=token_type)
     async with api.worker.write() as tx:
-        key = await tx.proof_keys.ensure(TENANT, connection.id, api.clock.now())
+        key = await tx.proof_keys.get_or_create(TENANT, connection.id, api.clock.now())
     return connection, key
 
 
@@ -44,7 +44,9 @@ async def ask(api: Api, connection: Connection, key: str, **body: Any) -> Any:
 
 async def recorded(api: Api) -> list[Any]:
     async with api.worker.read() as tx:
-        return [it for it in await audit.page(tx, TENANT, limit=500) if it.action is AuditAction.PROOF_MADE]
+        return [
+            it for it in await audit.page(tx, TENANT, limit=500) if it.action is AuditAction.DPOP_PROOF_ISSUED
+        ]
 
 
 async def test_a_proof_is_for_one_request_with_the_token_of_now(api: Api):
@@ -73,7 +75,7 @@ async def test_whoever_may_not_lease_gets_no_proof_and_leaves_no_record_of_one(a
     assert (await ask(api, connection, connector)).status_code == 403
     ceiling = await api.app_with("narrow", Action.TOKEN, ceiling=("other_scope",))
     assert (await ask(api, connection, ceiling)).json()["code"] == "scope_not_permitted"
-    await api.change(connection, lambda it: it.revoke_asked("x", api.clock.now()))
+    await api.change(connection, lambda it: it.revocation_requested("x", api.clock.now()))
     app = await api.app_with("reader", Action.TOKEN)
     assert (await ask(api, connection, app)).json()["code"] == "connection_revoked"
     assert await recorded(api) == []

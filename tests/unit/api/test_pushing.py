@@ -8,11 +8,11 @@ import httpx2
 import pytest
 
 from evergrant_server.core.access import Action, Endpoints
-from evergrant_server.core.consent import Consent, ConsentStatus, hash_of_link
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.id_token import hash_of_nonce
+from evergrant_server.core.connections.consent import Consent, ConsentStatus, hash_link
+from evergrant_server.core.connections.id_token import hash_of_nonce
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages.par import PushAuthorizationRequest, PushedAuthorization
 from evergrant_server.core.outbox import OutboxKind
-from evergrant_server.core.pushing import PushedRequest, PushRequest
 from tests.fakes.api import Api
 from tests.fakes.visitor import Visitor
 
@@ -28,7 +28,7 @@ class Waiting:
         self.link = link
         self.visitor = Visitor(api)
 
-    async def goes_on(self, outcome: PushedRequest) -> httpx2.Response:
+    async def goes_on(self, outcome: PushedAuthorization) -> httpx2.Response:
         """Press the button, and have the worker end with `outcome`."""
         before = (await self.consent()).revision
         going = asyncio.create_task(self.visitor.go_on(self.link))
@@ -37,7 +37,7 @@ class Waiting:
 
     async def consent(self) -> Consent:
         async with self.api.worker.read() as tx:
-            found = await tx.consents.by_link(hash_of_link(self.link.rsplit("/", 1)[1]))
+            found = await tx.consents.by_link(hash_link(self.link.rsplit("/", 1)[1]))
         assert found is not None
         return found
 
@@ -49,7 +49,7 @@ class Waiting:
                 await asyncio.sleep(0.01)
         return consent
 
-    async def settle(self, consent: Consent, outcome: PushedRequest) -> None:
+    async def settle(self, consent: Consent, outcome: PushedAuthorization) -> None:
         async with self.api.worker.write() as tx:
             await tx.consents.replace(consent, expected=consent.revision, request=outcome)
 
@@ -70,8 +70,8 @@ async def waiting(api: Api, scopes: list[str] | None = None, **endpoints: Any) -
     return Waiting(api, made.json()["connect_url"])
 
 
-def reference(api: Api, lives_s: float = 60) -> PushedRequest:
-    return PushedRequest(request_uri=REFERENCE, expires_at=api.clock.now() + timedelta(seconds=lives_s))
+def reference(api: Api, lives_s: float = 60) -> PushedAuthorization:
+    return PushedAuthorization(request_uri=REFERENCE, expires_at=api.clock.now() + timedelta(seconds=lives_s))
 
 
 async def test_the_browser_leaves_with_the_reference_and_the_worker_was_told_no_secret(api: Api):
@@ -80,8 +80,12 @@ async def test_the_browser_leaves_with_the_reference_and_the_worker_was_told_no_
     consent = await page.started()
     async with api.worker.write() as tx:
         sent = [it for it in await tx.outbox.claim("test", api.clock.now(), timedelta(seconds=9))]
-        pushed = await tx.consents.request(consent)
-    (order,) = [PushRequest.model_validate(it.payload) for it in sent if it.kind is OutboxKind.PUSH_REQUEST]
+        pushed = await tx.consents.pushed_request(consent)
+    (order,) = [
+        PushAuthorizationRequest.model_validate(it.payload)
+        for it in sent
+        if it.kind is OutboxKind.PUSH_AUTHORIZATION_REQUEST
+    ]
     assert (order.consent_id, order.revision) == (consent.id, consent.revision)
     assert dict(pushed.fields)["state"] not in str(sent)
     await page.settle(consent, reference(api))
@@ -93,18 +97,18 @@ async def test_the_browser_leaves_with_the_reference_and_the_worker_was_told_no_
 @pytest.mark.parametrize(
     ("code", "says_no"),
     [
-        (Code.PROVIDER_UNREACHABLE, False),
-        (Code.PROVIDER_ERROR, False),
-        (Code.REPLY_UNREADABLE, False),
-        (Code.CLIENT_REJECTED, True),
-        (Code.EGRESS_REFUSED, True),
+        (ErrorCode.PROVIDER_UNREACHABLE, False),
+        (ErrorCode.PROVIDER_ERROR, False),
+        (ErrorCode.REPLY_UNREADABLE, False),
+        (ErrorCode.CLIENT_REJECTED, True),
+        (ErrorCode.EGRESS_REFUSED, True),
     ],
 )
 async def test_where_it_is_a_choice_only_a_no_keeps_the_browser_here(
-    api: Api, code: Code, says_no: bool, required: bool
+    api: Api, code: ErrorCode, says_no: bool, required: bool
 ):
     page = await waiting(api, pushed_requests_required=required)
-    answer = await page.goes_on(PushedRequest(failure=Failure(code, "said so")))
+    answer = await page.goes_on(PushedAuthorization(failure=Failure(code, "said so")))
     if says_no or required:
         assert (code.value in answer.text, page.visitor.provider_url) == (True, "")
     else:
@@ -139,7 +143,7 @@ async def test_a_nonce_is_pushed_and_no_worker_is_told_of_it(api: Api):
     consent = await page.started()
     async with api.worker.write() as tx:
         sent = [it for it in await tx.outbox.claim("test", api.clock.now(), timedelta(seconds=9))]
-        nonce = dict((await tx.consents.request(consent)).fields)["nonce"]
+        nonce = dict((await tx.consents.pushed_request(consent)).fields)["nonce"]
     assert consent.nonce_hash == hash_of_nonce(nonce)
     assert nonce not in str(sent)
     await page.settle(consent, reference(api))

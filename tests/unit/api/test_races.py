@@ -8,7 +8,7 @@ import pytest_asyncio
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connection import State
+from evergrant_server.core.connections.connection import LifecycleState
 from tests.fakes.api import TENANT, Api, running_api
 from tests.fakes.databases import database_url, postgres_server
 from tests.fakes.visitor import Visitor
@@ -58,7 +58,7 @@ async def test_a_revocation_gets_through_while_tokens_land(api: Api):
     )
     assert revoked.status_code == 202, revoked.text
     assert {answer.status_code for answer in await asyncio.gather(*leases)} <= {200, 409}
-    assert (await api.row(TENANT, connection.id)).state is State.REVOKING
+    assert (await api.row(TENANT, connection.id)).state is LifecycleState.REVOKING
     assert (await api.lease(key)).json()["code"] == "connection_revoked"
 
 

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from evergrant_server.core.access import Action
-from evergrant_server.core.ids import workflow_id
+from evergrant_server.core.ids import connection_workflow_id
 from evergrant_server.store import HistoryExport
 from tests.fakes.api import TENANT, Api
 
@@ -34,7 +34,7 @@ FIRST = [
         2,
         signalName="consent_granted",
         input=payload(
-            {"attempt_id": "cns_1", "asked": {"by": "subject", "trace_id": "ab"}, "hidden": "canary"}
+            {"attempt_id": "cns_1", "context": {"by": "subject", "trace_id": "ab"}, "hidden": "canary"}
         ),
     ),
     event(4, "ACTIVITY_TASK_SCHEDULED", 3, activityType={"name": "exchange_code"}),
@@ -59,7 +59,7 @@ async def test_history_joins_exported_runs_and_the_live_one(api: Api):
     export = HistoryExport(
         tenant=TENANT,
         connection_id=connection.id,
-        workflow_id=workflow_id(TENANT, connection.id),
+        workflow_id=connection_workflow_id(TENANT, connection.id),
         run_id="run-1",
         exported_at=api.clock.now(),
         closed=True,

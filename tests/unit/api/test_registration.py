@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from evergrant_server.api.bootstrap import bootstrap_admin
+from evergrant_server.api.apps.bootstrap import bootstrap_admin
 from evergrant_server.core.access import Endpoints, Integration, IntegrationState
-from evergrant_server.core.messages import Discovered
+from evergrant_server.core.messages.connection import DiscoveryResult
 from tests.fakes.api import TENANT, Api
 
 ISSUER = "https://idp.example"
@@ -43,7 +43,7 @@ def discovers(api: Api, client_id: str | None = None) -> None:
                 "client_id": client_id or before.client_id,
             }
             await tx.integrations.replace(before.model_copy(update=changes), expected=before.revision)
-        return Discovered()
+        return DiscoveryResult()
 
     api.link.on_discover = discover
 
@@ -56,7 +56,7 @@ async def test_a_client_id_comes_from_the_issuer(api: Api, admin: str):
     assert answer.json()["registration"] == "dynamic"
     assert "canary" not in answer.text
     async with api.worker.read() as tx:
-        initial = await tx.integrations.initial_token(await stored(api))
+        initial = await tx.integrations.initial_access_token(await stored(api))
     assert initial is not None
     assert initial.reveal() == "canary-iat"
 

@@ -9,11 +9,16 @@ import pytest
 
 from evergrant_server import audit
 from evergrant_server.core.access import Action
-from evergrant_server.core.connection import Connection
-from evergrant_server.core.errors import Code
-from evergrant_server.core.flow import Flow
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId, Tenant
-from evergrant_server.core.messages import SIGNAL_PROVIDER_CHANGED, EnsureFresh, Freshness, Wish
+from evergrant_server.core.messages.connection import (
+    SIGNAL_PROVIDER_CHANGED,
+    EnsureFresh,
+    EnsureFreshResult,
+    RefreshReason,
+)
 from tests.fakes.api import NOW, Api
 
 REPORT = {"generation": 1, "reason": "unauthorized"}
@@ -39,18 +44,18 @@ async def test_a_report_that_helps_nobody_is_answered_and_not_asked_again(api: A
     """The provider says 401 for want of a permission: the workflow declines, for a while."""
     connection = await api.active(await api.integration())
     key = await api.app_with("reader", Action.TOKEN)
-    wishes: list[Wish] = []
+    wishes: list[RefreshReason] = []
 
-    async def decline(tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh) -> Freshness:
-        wishes.append(ask.wish)
-        return Freshness(generation=1, retry_after=300, declined=True)
+    async def decline(tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh) -> EnsureFreshResult:
+        wishes.append(ask.refresh_reason)
+        return EnsureFreshResult(generation=1, retry_after=300, declined=True)
 
     api.link.on_refresh = decline
     at = f"/v1/connections/{connection.id}/refresh"
     for _ in range(50):
         answer = await api.post(at, key, REPORT)
         assert (answer.status_code, answer.json()["generation"]) == (200, 1)
-    assert wishes == [Wish.UNAUTHORIZED]
+    assert wishes == [RefreshReason.UNAUTHORIZED]
     api.clock.advance(-7200)  # which changes nothing
     await api.post(at, key, REPORT)
     assert len(wishes) == 1
@@ -78,7 +83,7 @@ async def test_once_it_is_over_the_workflow_says_what_is_to_be_done(api: Api, bo
     connection = await api.active(await api.integration(), refreshable=False)
     key = await api.app_with("reader", Action.TOKEN)
     api.clock.advance(3601)
-    api.refreshes_fail(Code.CONSENT_REQUIRED)
+    api.refreshes_fail(ErrorCode.CONSENT_REQUIRED)
     answer = await api.post(f"/v1/connections/{connection.id}/refresh", key, body)
     assert (answer.status_code, answer.json()["code"]) == (409, "consent_required")
     assert len(api.link.asked) == 1
@@ -88,28 +93,28 @@ async def test_a_report_that_a_refresh_answered_with_nothing_newer_is_answered(a
     """The provider gave a refresh token, and its definition says that it refreshes nothing."""
     connection = await api.active(await api.integration())
     key = await api.app_with("reader", Action.TOKEN)
-    asked: list[Wish] = []
+    asked: list[RefreshReason] = []
 
-    async def nothing(tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh) -> Freshness:
-        asked.append(ask.wish)
-        return Freshness(generation=1, retry_after=300)
+    async def nothing(tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh) -> EnsureFreshResult:
+        asked.append(ask.refresh_reason)
+        return EnsureFreshResult(generation=1, retry_after=300)
 
     api.link.on_refresh = nothing
     for _ in range(5):
         answer = await api.post(f"/v1/connections/{connection.id}/refresh", key, REPORT)
         assert (answer.status_code, answer.json()["generation"]) == (200, 1), answer.text
-    assert asked == [Wish.UNAUTHORIZED]
+    assert asked == [RefreshReason.UNAUTHORIZED]
 
 
 async def test_a_report_while_refreshes_fail_hears_why_each_time(api: Api):
     """An answer of 200 would say: the token is as new as it gets."""
     connection = await api.active(await api.integration())
     key = await api.app_with("reader", Action.TOKEN)
-    asked: list[Wish] = []
+    asked: list[RefreshReason] = []
 
-    async def fail(tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh) -> Freshness:
-        asked.append(ask.wish)
-        return Freshness(generation=1, problem=Code.PROVIDER_UNREACHABLE, retry_after=40)
+    async def fail(tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh) -> EnsureFreshResult:
+        asked.append(ask.refresh_reason)
+        return EnsureFreshResult(generation=1, problem=ErrorCode.PROVIDER_UNREACHABLE, retry_after=40)
 
     api.link.on_refresh = fail
     at = f"/v1/connections/{connection.id}/refresh"
@@ -133,11 +138,11 @@ async def test_a_repair_reaches_every_connection_that_fails_and_no_other(api: Ap
     failing = await api.active(integration, subject="a")
     await api.active(integration, subject="b")
     revoking = await api.active(integration, subject="c")
-    await api.change(revoking, lambda it: it.revoke_asked("left", NOW))
+    await api.change(revoking, lambda it: it.revocation_requested("left", NOW))
     minted = await api.connection(integration, subject="d", flow=Flow.CLIENT_CREDENTIALS)
 
     def failed(it: Connection) -> Connection:
-        return it.refresh_failed(Code.CLIENT_REJECTED, NOW, token_over=True)
+        return it.refresh_failed(ErrorCode.CLIENT_REJECTED, NOW, token_over=True)
 
     await api.change(failing, failed)
     key = await api.app_with("admin", Action.ADMIN, Action.TOKEN)
@@ -163,19 +168,21 @@ async def refused_everywhere(api: Api, connection: Connection, key: str) -> None
         assert answer.json()["connect_url"].startswith("http")
 
 
-def refreshes_are_refused(api: Api, reason: Code) -> None:
+def refreshes_are_refused(api: Api, reason: ErrorCode) -> None:
     """The provider refuses the refresh token: the worker writes it, and the workflow says so."""
 
-    async def refuse(tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh) -> Freshness:
+    async def refuse(tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh) -> EnsureFreshResult:
         now_it_is = await api.row(tenant, connection_id)
         await api.change(now_it_is, lambda it: it.rejected(reason, api.clock.now()))
-        return Freshness(generation=ask.seen_generation, problem=reason)
+        return EnsureFreshResult(generation=ask.seen_generation, problem=reason)
 
     api.link.on_refresh = refuse
 
 
-@pytest.mark.parametrize("reason", [Code.GRANT_REJECTED, Code.OUTCOME_UNKNOWN])
-async def test_a_token_that_was_reported_and_can_t_be_refreshed_is_leased_no_more(api: Api, reason: Code):
+@pytest.mark.parametrize("reason", [ErrorCode.GRANT_REJECTED, ErrorCode.OUTCOME_UNKNOWN])
+async def test_a_token_that_was_reported_and_can_t_be_refreshed_is_leased_no_more(
+    api: Api, reason: ErrorCode
+):
     connection = await api.active(await api.integration())
     key = await api.app_with("reader", Action.TOKEN, Action.CONNECT)
     at = f"/v1/connections/{connection.id}"
@@ -196,7 +203,7 @@ async def test_a_token_that_was_reported_and_can_t_be_refreshed_is_leased_no_mor
 async def test_a_report_that_comes_after_the_refresh_was_refused_counts_as_well(api: Api):
     connection = await api.active(await api.integration())
     key = await api.app_with("reader", Action.TOKEN, Action.CONNECT)
-    await api.change(connection, lambda it: it.rejected(Code.GRANT_REJECTED, api.clock.now()))
+    await api.change(connection, lambda it: it.rejected(ErrorCode.GRANT_REJECTED, api.clock.now()))
     assert (await api.lease(key)).json()["access_token"] == "at-1", "nobody has reported it"
     answer = await api.post(f"/v1/connections/{connection.id}/refresh", key, REPORT)
     assert (answer.status_code, answer.json()["code"]) == (409, "grant_rejected")
@@ -207,7 +214,7 @@ async def test_a_report_that_nothing_confirms_withholds_nothing(api: Api):
     """Perhaps the app lacks a permission there: nobody knows while the provider is away."""
     connection = await api.active(await api.integration())
     key = await api.app_with("reader", Action.TOKEN, Action.CONNECT)
-    api.refreshes_fail(Code.PROVIDER_UNREACHABLE, retry_after=40)
+    api.refreshes_fail(ErrorCode.PROVIDER_UNREACHABLE, retry_after=40)
     answer = await api.post(f"/v1/connections/{connection.id}/refresh", key, REPORT)
     assert answer.json()["code"] == "provider_unreachable"
     assert (await api.lease(key)).json()["access_token"] == "at-1"
@@ -219,7 +226,7 @@ async def test_a_report_of_an_older_token_or_a_wish_for_a_newer_one_says_nothing
     await api.install(connection, "at-2")
     at = f"/v1/connections/{connection.id}/refresh"
     assert (await api.post(at, key, REPORT)).json()["generation"] == 2
-    refreshes_are_refused(api, Code.GRANT_REJECTED)
+    refreshes_are_refused(api, ErrorCode.GRANT_REJECTED)
     assert (await api.post(at, key, {"generation": 2})).status_code == 409
     assert (await api.post(at, key, REPORT)).status_code == 409
     assert (await api.lease(key)).json()["access_token"] == "at-2"
@@ -228,7 +235,7 @@ async def test_a_report_of_an_older_token_or_a_wish_for_a_newer_one_says_nothing
 async def test_many_reports_are_written_once_and_audited(api: Api):
     connection = await api.active(await api.integration())
     key = await api.app_with("reader", Action.TOKEN, Action.CONNECT)
-    refreshes_are_refused(api, Code.GRANT_REJECTED)
+    refreshes_are_refused(api, ErrorCode.GRANT_REJECTED)
     at = f"/v1/connections/{connection.id}/refresh"
     answers = await asyncio.gather(*(api.post(at, key, REPORT) for _ in range(10)))
     assert {it.status_code for it in answers} == {409}

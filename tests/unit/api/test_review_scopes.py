@@ -1,7 +1,7 @@
 """What a subject is asked to consent to again: no less than the connection could do."""
 
 from evergrant_server.core.access import Action
-from evergrant_server.core.errors import Code
+from evergrant_server.core.errors import ErrorCode
 from tests.fakes.api import TENANT, Api
 
 BOTH = ("read_user", "api")
@@ -11,12 +11,12 @@ async def asked_again(api: Api, key: str, **more: object) -> set[str]:
     """The scopes of the link that a refused lease comes with."""
     integration = await api.integration()
     connection = await api.active(integration, scopes=BOTH, requested_scopes=BOTH)
-    await api.change(connection, lambda c: c.rejected(Code.GRANT_REJECTED, api.clock.now()))
+    await api.change(connection, lambda c: c.rejected(ErrorCode.GRANT_REJECTED, api.clock.now()))
     api.clock.advance(7200)
     answer = await api.lease(key, **more)
     assert (answer.status_code, answer.json()["code"]) == (409, "consent_required")
     async with api.worker.read() as tx:
-        consent = await tx.consents.open_for(TENANT, connection.id, api.clock.now())
+        consent = await tx.consents.open_consent(TENANT, connection.id, api.clock.now())
     assert consent is not None
     return set(consent.scopes)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from evergrant_server import audit
-from evergrant_server.api.bootstrap import bootstrap_admin
+from evergrant_server.api.apps.bootstrap import bootstrap_admin
 from evergrant_server.core.audit import AuditAction
 from tests.fakes.api import TENANT, Api
 

@@ -7,9 +7,9 @@ import pytest
 from evergrant_server import audit
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connection import Connection
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.token_pair import OAUTH1, TokenPair
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.token_pair import OAUTH1, TokenPair
 from tests.fakes.api import TENANT, Api
 
 FLICKR = "https://www.flickr.com/services/oauth"
@@ -29,7 +29,7 @@ async def ask(api: Api, connection: Connection, url: Any, **more: Any) -> Any:
 
 async def recorded(api: Api) -> list[Any]:
     async with api.worker.read() as tx:
-        signed = AuditAction.LEASED
+        signed = AuditAction.LEASE_ISSUED
         return [it for it in await audit.page(tx, TENANT, limit=500) if it.action is signed]
 
 

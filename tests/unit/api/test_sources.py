@@ -7,10 +7,10 @@ import pytest
 from evergrant_server import audit
 from evergrant_server.core.access import Action, Endpoints
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connection import Connection
-from evergrant_server.core.errors import Code
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import AppId, ConnectionId
-from evergrant_server.core.messages import SIGNAL_PROVIDER_CHANGED
+from evergrant_server.core.messages.connection import SIGNAL_PROVIDER_CHANGED
 from tests.fakes.api import TENANT, Api
 
 ISSUER = "https://back.example"
@@ -51,7 +51,7 @@ async def told_to_look_again(api: Api) -> list[str]:
         while messages := await tx.outbox.claim("test", api.clock.now(), timedelta(seconds=30)):
             told += [it.target.rpartition(":")[2] for it in messages if it.name == SIGNAL_PROVIDER_CHANGED]
             for message in messages:
-                await tx.outbox.delivered(message.id, api.clock.now())
+                await tx.outbox.mark_delivered(message.id, api.clock.now())
     return told
 
 
@@ -59,7 +59,7 @@ async def failing(api: Api, connection: Connection) -> Connection:
     """As a worker leaves it that was refused the exchange."""
     await api.install(connection, "at-2")
     changed = await api.change(
-        connection, lambda c: c.refresh_failed(Code.SOURCE_NOT_PERMITTED, c.changed_at, token_over=False)
+        connection, lambda c: c.refresh_failed(ErrorCode.SOURCE_NOT_PERMITTED, c.changed_at, token_over=False)
     )
     await told_to_look_again(api)
     return changed
@@ -97,9 +97,9 @@ async def test_an_app_that_asks_again_and_may_lease_the_source_takes_its_place(a
     assert row.source_app == await id_of(api, "second")
     assert answer.json()["revision"] == row.revision
     async with api.worker.read() as tx:
-        said = await audit.newest(tx, TENANT, first.id, AuditAction.SOURCE_APP_CHANGED)
+        said = await audit.newest_record(tx, TENANT, first.id, AuditAction.SOURCE_APP_CHANGED)
     assert said is not None
-    assert (said.asked.by, said.detail["before"]) == ("app:second", first.source_app)
+    assert (said.context.by, said.detail["before"]) == ("app:second", first.source_app)
     assert await told_to_look_again(api) == [first.id]
     again = await api.post(path, second, wanted(source) if how == "begin" else {})
     assert again.status_code == 200

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from joserfc import jwk
 
-from evergrant_server.api.transfer_intake import Intake
-from evergrant_server.api.transfer_shapes import ItemOutcome
+from evergrant_server.api.transfer.intake import ImportWriter
+from evergrant_server.api.transfer.models import ImportOutcome
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.export import ExportStatus
 from evergrant_server.core.ids import ExportId
 from evergrant_server.core.outbox import OutboxKind
@@ -45,8 +45,8 @@ async def sent(api: Api, key: str, *items: Any, **more: Any) -> list[dict[str, A
 @pytest.fixture(autouse=True)
 def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """No worker installs anything here."""
-    monkeypatch.setattr("evergrant_server.api.transfer_verification.WAIT_S", 0.2)
-    monkeypatch.setattr("evergrant_server.api.transfer_verification.AT_LEAST_S", 0.2)
+    monkeypatch.setattr("evergrant_server.api.transfer.verification.WAIT_S", 0.2)
+    monkeypatch.setattr("evergrant_server.api.transfer.verification.MIN_WAIT_S", 0.2)
 
 
 async def test_an_import_is_one_transaction_and_a_second_one_changes_nothing(api: Api):
@@ -59,9 +59,9 @@ async def test_an_import_is_one_transaction_and_a_second_one_changes_nothing(api
     assert (third["status"], third["connection_id"]) == ("exists", first["connection_id"])
     async with api.worker.write() as tx:
         (row,) = await tx.connections.page(TENANT)
-        consent = await tx.consents.import_of(TENANT, row.id)
+        consent = await tx.consents.import_consent(TENANT, row.id)
         assert consent is not None
-        tokens = await tx.consents.tokens(consent)
+        tokens = await tx.consents.imported_tokens(consent)
         waiting = await tx.outbox.claim("test", api.clock.now(), api.clock.now() - api.clock.now())
     assert (tokens.access_token.reveal(), tokens.refresh_token and tokens.refresh_token.reveal()) == (
         ACCESS,
@@ -75,13 +75,13 @@ async def test_the_time_of_a_request_begins_before_its_items_are_taken(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ):
     """Else a client gives one attempt up, sends the items again and hears that they exist."""
-    take = Intake.take
+    take = ImportWriter.import_item
 
-    async def taken(self: Intake, *of: Any, **more: Any) -> ItemOutcome:
-        monkeypatch.setattr("evergrant_server.api.transfer_verification.WAIT_S", 3600)
+    async def taken(self: ImportWriter, *of: Any, **more: Any) -> ImportOutcome:
+        monkeypatch.setattr("evergrant_server.api.transfer.verification.WAIT_S", 3600)
         return await take(self, *of, **more)
 
-    monkeypatch.setattr(Intake, "take", taken)
+    monkeypatch.setattr(ImportWriter, "import_item", taken)
     await api.integration()
     key = await api.app_with("boss", Action.ADMIN)
     async with asyncio.timeout(20):
@@ -95,7 +95,7 @@ async def test_the_api_cannot_open_what_a_worker_has_installed(api: Api):
     with pytest.raises(Failure) as caught:
         async with api.store.read() as tx:
             await tx.grants.refresh_token(connection)
-    assert caught.value.code is Code.KEY_UNAVAILABLE
+    assert caught.value.code is ErrorCode.KEY_UNAVAILABLE
 
 
 async def test_a_dry_run_writes_nothing(api: Api):
@@ -255,16 +255,16 @@ async def test_an_export_waits_for_a_worker_and_belongs_to_its_tenant(api: Api):
     async with api.worker.write() as tx:
         export = await tx.exports.get(TENANT, ExportId(asked.json()["id"]))
         assert export is not None
-        await tx.exports.write_page(export, export.sealed(2, 1, None), ["line-1", "line-2"])
+        await tx.exports.write_page(export, export.page_sealed(2, 1, None), ["line-1", "line-2"])
     assert (await api.get(where, key)).text == "line-1\nline-2\n"
     assert (await api.get(f"{where}&after=1", key)).text == "line-2\n"
     assert (await api.call("DELETE", where, key)).json()["status"] == ExportStatus.GONE
     assert (await api.get(where, key)).status_code == 404
     records = (await api.get("/v1/audit", key)).json()["items"]
     assert {it["action"] for it in records} >= {
-        AuditAction.EXPORT_ASKED,
+        AuditAction.EXPORT_REQUESTED,
         AuditAction.CONNECTIONS_EXPORTED,
-        AuditAction.EXPORT_DROPPED,
+        AuditAction.EXPORT_DELETED,
     }
 
 
@@ -295,7 +295,7 @@ def test_what_is_sealed_opens_with_the_other_half_alone():
 
     for private in (jwk.OKPKey.generate_key("X25519"), jwk.ECKey.generate_key("P-256")):
         for given in (private.as_dict(private=False), private.as_pem(private=False).decode()):
-            sealed = Recipient.read(given).seal(Secret(REFRESH))
+            sealed = Recipient.parse(given).seal(Secret(REFRESH))
             assert REFRESH not in sealed
             opened = jwe.decrypt_compact(sealed, private, algorithms=["ECDH-ES+A256KW", "A256GCM"])
             assert opened.plaintext == REFRESH.encode()

@@ -7,13 +7,13 @@ import httpx2
 import pytest
 
 from evergrant_server import audit
-from evergrant_server.api.bootstrap import bootstrap_admin
+from evergrant_server.api.apps.bootstrap import bootstrap_admin
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.events import BY_DEFAULT, EventType
+from evergrant_server.core.events import DEFAULT_EVENTS, EventType
 from evergrant_server.core.ids import DeliveryId
-from evergrant_server.core.webhook_messages import WakeWebhook
-from evergrant_server.core.webhooks import DeliveryStatus, DisabledBy, Problem, Webhook
+from evergrant_server.core.messages.webhooks import WakeWebhook
+from evergrant_server.core.webhooks import DeliveryProblem, DeliveryStatus, DisabledBy, Webhook
 from tests.fakes.api import TENANT, Api
 
 URL = "https://hooks.example.com/in?token=canary-in-the-url"
@@ -44,14 +44,14 @@ async def change(api: Api, webhook: Webhook) -> None:
 async def secrets(api: Api) -> list[str]:
     webhook = await stored(api)
     async with api.worker.read() as tx:
-        return [it.reveal() for it in await tx.webhooks.secrets(webhook, api.clock.now())]
+        return [it.reveal() for it in await tx.webhooks.signing_secrets(webhook, api.clock.now())]
 
 
 async def wakes(api: Api) -> list[WakeWebhook]:
     async with api.worker.write() as tx:
         claimed = await tx.outbox.claim("relay", api.clock.now(), timedelta(seconds=1), 100)
         for message in claimed:
-            await tx.outbox.delivered(message.id, api.clock.now())
+            await tx.outbox.mark_delivered(message.id, api.clock.now())
     return [WakeWebhook.model_validate(it.payload) for it in claimed]
 
 
@@ -60,7 +60,7 @@ async def test_the_secret_is_shown_once(api: Api, admin: str):
     assert made.status_code == 201
     secret = made.json()["secret"]
     assert [secret] == await secrets(api)
-    assert made.json()["events"] == [it.value for it in BY_DEFAULT]
+    assert made.json()["events"] == [it.value for it in DEFAULT_EVENTS]
     changed = await put(api, admin, events=["connection.refreshed", "connection.refreshed"])
     assert (changed.status_code, changed.json()["secret"]) == (200, None)
     assert changed.json()["events"] == ["connection.refreshed"]
@@ -210,7 +210,7 @@ async def test_the_log_is_paged_filtered_and_replayed(api: Api, admin: str):
     webhook = await stored(api)
     async with api.worker.write() as tx:
         newest, *_ = await tx.deliveries.page(TENANT, webhook.id)
-        failed = newest.missed(500, Problem.REFUSED, api.clock.now()).model_copy(
+        failed = newest.failed(500, DeliveryProblem.REFUSED, api.clock.now()).model_copy(
             update={"status": DeliveryStatus.FAILED, "next_at": None}
         )
         await tx.deliveries.replace(failed, expected=1)

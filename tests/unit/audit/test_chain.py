@@ -13,12 +13,12 @@ from evergrant_server import audit
 from evergrant_server.audit import verifier
 from evergrant_server.audit.canonical import record_hash
 from evergrant_server.core.audit import AuditAction, AuditEntry
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
-from evergrant_server.core.messages import Asked, Provenance
+from evergrant_server.core.messages.connection import Provenance, RequestContext
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store
-from evergrant_server.store.tables import AuditLaneRow, AuditRow
+from evergrant_server.store.tables import AuditRow, AuditShardRow
 from tests.fakes.databases import NOW
 
 ACME = Tenant("acme")
@@ -30,7 +30,7 @@ def an_entry(object: str = "con_1", **changes: Any) -> AuditEntry:
         "at": NOW,
         "action": AuditAction.GRANT_REFRESHED,
         "object": object,
-        "asked": Asked(by="schedule", trace_id="a" * 32),
+        "context": RequestContext(by="schedule", trace_id="a" * 32),
         "detail": {"generation": 2, "scopes": ["repo"], "share": 0.1, "odd": "\u0000\ud7ff\U0001f512"},
     }
     return AuditEntry(**{**values, **changes})
@@ -54,7 +54,7 @@ async def test_records_follow_each_other_and_come_back_equal(store: Store):
         assert await audit.page(tx, ACME, object="con_2", limit=10) == [records[1]]
         assert await audit.page(tx, Tenant("other"), limit=10) == []
     assert records[1].provenance == provenance
-    verdict = await audit.verify(store, ACME)
+    verdict = await audit.verify_log(store, ACME)
     assert (verdict.ok, verdict.records) == (True, 3)
     assert verdict.heads["main"] == (3, records[2].hash)
 
@@ -71,7 +71,7 @@ async def test_a_rolled_back_record_leaves_no_gap(store: Store):
     await put(store, an_entry())
     async with store.read() as tx:
         assert [it.seq for it in await audit.page(tx, ACME, limit=5)] == [1, 2]
-    assert (await audit.verify(store, ACME)).ok
+    assert (await audit.verify_log(store, ACME)).ok
 
 
 async def test_concurrent_writers_share_a_chain_without_gaps(store: Store):
@@ -79,15 +79,15 @@ async def test_concurrent_writers_share_a_chain_without_gaps(store: Store):
     async with store.read() as tx:
         seqs = sorted(it.seq for it in await audit.page(tx, ACME, limit=50))
     assert seqs == list(range(1, 13))
-    assert (await audit.verify(store, ACME)).ok
+    assert (await audit.verify_log(store, ACME)).ok
 
 
 async def test_lanes_and_tenants_have_chains_of_their_own(store: Store):
     await put(store, an_entry(), an_entry(tenant="other"))
     await put(store, an_entry(), an_entry(), lane="lease-1")
-    verdict = await audit.verify(store, ACME)
+    verdict = await audit.verify_log(store, ACME)
     assert {lane: head.count for lane, head in verdict.heads.items()} == {"main": 1, "lease-1": 2}
-    assert (await audit.verify(store, Tenant("nobody"))).ok
+    assert (await audit.verify_log(store, Tenant("nobody"))).ok
 
 
 async def test_a_secret_never_gets_in(store: Store):
@@ -116,7 +116,7 @@ async def test_a_forged_cursor_is_an_invalid_request(store: Store, cursor: str):
     with pytest.raises(Failure) as caught:
         async with store.read() as tx:
             await audit.page(tx, ACME, after=cursor, limit=5)
-    assert caught.value.code is Code.INVALID_REQUEST
+    assert caught.value.code is ErrorCode.INVALID_REQUEST
     assert caught.value.context == {"field": "after"}
 
 
@@ -155,7 +155,7 @@ async def _renumber_after_removal(connection: Any) -> None:
     await connection.execute(delete(AuditRow).where(_seq == 2))
     for seq in (3, 4, 5):
         await connection.execute(update(AuditRow).where(_seq == seq).values(seq=seq - 1))
-    await connection.execute(update(AuditLaneRow).values(count=4))
+    await connection.execute(update(AuditShardRow).values(count=4))
 
 
 CASES: dict[str, tuple[Tampering, int, str]] = {
@@ -176,11 +176,11 @@ CASES: dict[str, tuple[Tampering, int, str]] = {
     "added by hand": (_add_beyond, 6, "beyond the recorded end"),
     "removed and renumbered": (_renumber_after_removal, 2, "edited or moved"),
     "last hash edited": (
-        lambda c: c.execute(update(AuditLaneRow).values(last_hash="f" * 64)),
+        lambda c: c.execute(update(AuditShardRow).values(last_hash="f" * 64)),
         5,
         "isn't the one",
     ),
-    "lane row deleted": (lambda c: c.execute(delete(AuditLaneRow)), 5, "beyond the recorded end"),
+    "lane row deleted": (lambda c: c.execute(delete(AuditShardRow)), 5, "beyond the recorded end"),
 }
 
 
@@ -188,14 +188,14 @@ CASES: dict[str, tuple[Tampering, int, str]] = {
 async def test_the_verifier_names_the_place(store: Store, case: str):
     tampering, seq, why = CASES[case]
     await put(store, *(an_entry(f"con_{n}") for n in range(1, 6)))
-    assert (await audit.verify(store, ACME)).ok
+    assert (await audit.verify_log(store, ACME)).ok
     async with store.write() as tx:
         await tampering(tx.connection)
-    verdict = await audit.verify(store, ACME)
+    verdict = await audit.verify_log(store, ACME)
     assert not verdict.ok
-    assert (verdict.lane, verdict.seq) == ("main", seq)
-    assert verdict.why is not None
-    assert why in verdict.why
+    assert (verdict.shard, verdict.seq) == ("main", seq)
+    assert verdict.problem is not None
+    assert why in verdict.problem
 
 
 async def test_a_chain_longer_than_one_stride_is_walked_to_its_end(
@@ -203,20 +203,20 @@ async def test_a_chain_longer_than_one_stride_is_walked_to_its_end(
 ):
     monkeypatch.setattr(verifier, "_STRIDE", 2)
     await put(store, *(an_entry(f"con_{n}") for n in range(5)))
-    assert (await audit.verify(store, ACME)).records == 5
+    assert (await audit.verify_log(store, ACME)).records == 5
     async with store.write() as tx:
         await tx.connection.execute(delete(AuditRow).where(_seq == 5))
-    assert (await audit.verify(store, ACME)).seq == 5
+    assert (await audit.verify_log(store, ACME)).seq == 5
 
 
 async def test_cutting_both_is_seen_only_with_a_head_kept_elsewhere(store: Store):
     """What the docstring of `verify` admits."""
     await put(store, *(an_entry(f"con_{n}") for n in range(5)))
-    kept_elsewhere = (await audit.verify(store, ACME)).heads["main"]
+    kept_elsewhere = (await audit.verify_log(store, ACME)).heads["main"]
     async with store.write() as tx:
         await tx.connection.execute(delete(AuditRow).where(_seq == 5))
         fourth = (await tx.connection.execute(select(AuditRow).where(_seq == 4))).mappings().one()
-        await tx.connection.execute(update(AuditLaneRow).values(count=4, last_hash=fourth["hash"]))
-    verdict = await audit.verify(store, ACME)
+        await tx.connection.execute(update(AuditShardRow).values(count=4, last_hash=fourth["hash"]))
+    verdict = await audit.verify_log(store, ACME)
     assert verdict.ok
     assert verdict.heads["main"].count < kept_elsewhere.count

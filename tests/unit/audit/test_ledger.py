@@ -9,15 +9,15 @@ import pytest_asyncio
 from sqlalchemy import event, text
 
 from evergrant_server import audit
-from evergrant_server.audit import LeaseClaim, LeaseLedger, Stale
+from evergrant_server.audit import LeaseClaim, LeaseLedger, StaleClaim
 from evergrant_server.core.access import App
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import SetClock
-from evergrant_server.core.connection import Connection
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.messages import Asked
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages.connection import RequestContext
 from evergrant_server.crypto import KeyRing
-from evergrant_server.store import Store, Tx
+from evergrant_server.store import Store, Transaction
 from tests.conformance.store.samples import (
     ACME,
     a_key,
@@ -52,7 +52,7 @@ def a_claim(connection: Connection, app: App, **changes: Any) -> LeaseClaim:
         "app_id": app.id,
         "app_revision": app.revision,
         "generation": connection.generation,
-        "asked": Asked(by="app:billing", trace_id="b" * 32),
+        "context": RequestContext(by="app:billing", trace_id="b" * 32),
         "scopes": ("repo",),
         "at": NOW,
     }
@@ -68,7 +68,7 @@ def count_commits(store: Store) -> list[None]:
 async def leases_in_the_log(store: Store) -> list[tuple[str, int]]:
     async with store.read() as tx:
         records = await audit.page(tx, ACME, limit=500)
-    return [(it.object, it.seq) for it in records if it.action is AuditAction.LEASED]
+    return [(it.object, it.seq) for it in records if it.action is AuditAction.LEASE_ISSUED]
 
 
 async def test_a_lease_is_in_the_log_when_record_returns(store: Store, ledger: LeaseLedger):
@@ -79,7 +79,7 @@ async def test_a_lease_is_in_the_log_when_record_returns(store: Store, ledger: L
         assert await tx.usage.leased_generation(ACME, connection.id) == 1
         assert await tx.connections.get(ACME, connection.id) == connection  # its revision didn't move
     assert record.lane == "lease-1"
-    assert record.asked == Asked(by="app:billing", trace_id="b" * 32)
+    assert record.context == RequestContext(by="app:billing", trace_id="b" * 32)
     assert record.detail == {"app": app.id, "generation": 1, "scopes": ["repo"]}
 
 
@@ -90,16 +90,16 @@ async def test_fifty_leases_at_once_make_one_gapless_chain_in_few_commits(store:
     await asyncio.gather(*(ledger.record(a_claim(connections[n % 5], app)) for n in range(50)))
     assert len(commits) <= 5
     assert [seq for _, seq in await leases_in_the_log(store)] == list(range(1, 51))
-    assert (await audit.verify(store, ACME)).ok
+    assert (await audit.verify_log(store, ACME)).ok
 
 
 async def test_a_committed_revocation_stops_the_next_lease(store: Store, ledger: LeaseLedger):
     connection, app = await granted(store), await an_app_of(store)
     claim = a_claim(connection, app)
     async with store.write() as tx:
-        await tx.connections.replace(connection.revoke_asked("x", NOW), expected=connection.revision)
+        await tx.connections.replace(connection.revocation_requested("x", NOW), expected=connection.revision)
     for late in (claim, a_claim(connection, app, connection_revision=connection.revision + 1)):
-        with pytest.raises(Stale):
+        with pytest.raises(StaleClaim):
             await ledger.record(late)
     assert await leases_in_the_log(store) == []
 
@@ -118,25 +118,27 @@ async def test_a_revocation_while_others_lease_lets_only_earlier_leases_through(
             await ledger.record(a_claim(other, app))
             try:
                 await ledger.record(a_claim(connection, app))
-            except Stale:
+            except StaleClaim:
                 return
             if began_after:
                 leased_after.append(None)
 
     async def revoke() -> None:
         async with store.write() as tx:
-            await tx.connections.replace(connection.revoke_asked("x", NOW), expected=connection.revision)
+            await tx.connections.replace(
+                connection.revocation_requested("x", NOW), expected=connection.revision
+            )
         revoked.set()
 
     async with asyncio.timeout(20):
         await asyncio.gather(*(lease() for _ in range(8)), revoke())
     assert leased_after == []
-    assert (await audit.verify(store, ACME)).ok
+    assert (await audit.verify_log(store, ACME)).ok
 
 
-async def somebody_waits(store: Store, tx: Tx) -> bool:
+async def somebody_waits(store: Store, tx: Transaction) -> bool:
     """Another writer stands behind this transaction."""
-    if store.sqlite:
+    if store.is_sqlite:
         return bool(store._writing._waiters)
     counted = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
     return (await tx.connection.execute(counted)).scalar_one() > 0
@@ -145,13 +147,13 @@ async def somebody_waits(store: Store, tx: Tx) -> bool:
 async def test_a_lease_waits_for_a_revocation_that_is_being_committed(store: Store, ledger: LeaseLedger):
     connection, app = await granted(store), await an_app_of(store)
     async with store.write() as tx:
-        await tx.connections.replace(connection.revoke_asked("x", NOW), expected=connection.revision)
+        await tx.connections.replace(connection.revocation_requested("x", NOW), expected=connection.revision)
         lease = asyncio.create_task(ledger.record(a_claim(connection, app)))
         async with asyncio.timeout(20):
             while not lease.done() and not await somebody_waits(store, tx):
                 await asyncio.sleep(0)
         assert not lease.done()
-    with pytest.raises(Stale):
+    with pytest.raises(StaleClaim):
         await lease
 
 
@@ -164,7 +166,7 @@ async def test_a_ledger_that_was_cancelled_leaves_nobody_waiting(store: Store, c
     assert ledger._task is not None
     ledger._task.cancel()
     ended = await asyncio.gather(*waiting, return_exceptions=True)
-    assert [it.code for it in ended if isinstance(it, Failure)] == [Code.AUDIT_UNAVAILABLE] * 3
+    assert [it.code for it in ended if isinstance(it, Failure)] == [ErrorCode.AUDIT_UNAVAILABLE] * 3
     with pytest.raises(Failure):
         await ledger.record(a_claim(connection, app))
 
@@ -176,7 +178,7 @@ async def test_a_change_of_app_key_permit_or_generation_makes_a_claim_stale(
     await ledger.record(a_claim(connection, app))
     async with store.write() as tx:
         await tx.access.put_permit(a_permit(app), expected=None)
-    with pytest.raises(Stale):
+    with pytest.raises(StaleClaim):
         await ledger.record(a_claim(connection, app))
     async with store.write() as tx:
         await tx.access.add_key(a_key(app))
@@ -185,10 +187,10 @@ async def test_a_change_of_app_key_permit_or_generation_makes_a_claim_stale(
     await ledger.record(a_claim(connection, now))
     async with store.write() as tx:
         disabled = await tx.access.put_app(now.model_copy(update={"disabled": True}), expected=now.revision)
-    with pytest.raises(Stale):
+    with pytest.raises(StaleClaim):
         await ledger.record(a_claim(connection, disabled))
     newer = await refreshed(store, connection, some_tokens("at-2", "rt-2"))
-    with pytest.raises(Stale):
+    with pytest.raises(StaleClaim):
         await ledger.record(a_claim(newer, disabled, generation=1))
 
 
@@ -201,7 +203,7 @@ async def test_a_foreign_tenant_or_an_unknown_id_is_stale(store: Store, ledger: 
         a_claim(connection, app, connection_id="con_none"),
         a_claim(connection, app, app_id="app_none"),
     ):
-        with pytest.raises(Stale):
+        with pytest.raises(StaleClaim):
             await ledger.record(claim)
 
 
@@ -209,7 +211,7 @@ async def test_the_stale_do_not_hold_up_the_good(store: Store, ledger: LeaseLedg
     connection, app = await granted(store), await an_app_of(store)
     good, stale = a_claim(connection, app), a_claim(connection, app, connection_revision=99)
     ended = await asyncio.gather(*(ledger.record(it) for it in [good, stale] * 5), return_exceptions=True)
-    assert [type(it) for it in ended] == [type(None), Stale] * 5
+    assert [type(it) for it in ended] == [type(None), StaleClaim] * 5
     assert [seq for _, seq in await leases_in_the_log(store)] == [1, 2, 3, 4, 5]
 
 
@@ -220,7 +222,7 @@ async def test_when_the_log_cannot_be_written_nothing_is_leased(store: Store, le
     ended = await asyncio.gather(
         *(ledger.record(a_claim(connection, app)) for _ in range(3)), return_exceptions=True
     )
-    assert [it.code for it in ended if isinstance(it, Failure)] == [Code.AUDIT_UNAVAILABLE] * 3
+    assert [it.code for it in ended if isinstance(it, Failure)] == [ErrorCode.AUDIT_UNAVAILABLE] * 3
     async with store.write() as tx:
         await tx.connection.execute(text("ALTER TABLE audit_gone RENAME TO audit"))
         assert await tx.usage.leased_generation(ACME, connection.id) == 0
@@ -245,7 +247,7 @@ async def test_stopping_commits_what_waits_and_refuses_the_rest(store: Store, cl
     ledger = LeaseLedger(store, "lease-1", clock)
     with pytest.raises(Failure) as caught:
         await ledger.record(a_claim(connection, app))
-    assert caught.value.code is Code.AUDIT_UNAVAILABLE
+    assert caught.value.code is ErrorCode.AUDIT_UNAVAILABLE
     await ledger.start()
     with pytest.raises(RuntimeError, match="already"):
         await ledger.start()
@@ -275,6 +277,6 @@ async def test_two_processes_lease_beside_each_other(
     for ledger in ledgers:
         await ledger.stop()
     await second.close()
-    verdict = await audit.verify(store, ACME)
+    verdict = await audit.verify_log(store, ACME)
     assert verdict.ok
     assert {lane: head.count for lane, head in verdict.heads.items()} == {"lease-1": 20, "lease-2": 20}

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from evergrant_server.cli import doctor, doctor_here
-from evergrant_server.cli.diagnosis import Problem, compared
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.cli.diagnosis import CheckFailed, compare_clocks
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.settings import Settings, load_settings
 
@@ -28,11 +28,11 @@ async def fine(settings: Settings) -> str:
 
 
 async def problem(settings: Settings) -> str:
-    raise Problem("it is broken", "mend it")
+    raise CheckFailed("it is broken", "mend it")
 
 
 async def failure(settings: Settings) -> str:
-    raise Failure(Code.STORE_UNAVAILABLE, "gone")
+    raise Failure(ErrorCode.STORE_UNAVAILABLE, "gone")
 
 
 async def unforeseen(settings: Settings) -> str:
@@ -54,8 +54,8 @@ async def test_one_that_fails_hides_no_other(settings: Settings) -> None:
 
 
 async def test_one_that_hangs_ends_in_time(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor.LIMIT_S < 5
-    monkeypatch.setattr(doctor, "LIMIT_S", 0.05)
+    assert doctor.CHECK_TIMEOUT_S < 5
+    monkeypatch.setattr(doctor, "CHECK_TIMEOUT_S", 0.05)
     async with asyncio.timeout(20):
         found = await doctor.diagnose(settings, {"hangs": forever, "fine": fine})
     assert [it.ok for it in found] == [False, True]
@@ -79,25 +79,25 @@ async def test_every_problem_comes_with_a_repair(settings: Settings) -> None:
     ("mode", "repair"), [(0o640, "chmod 600"), (0o604, "chmod 600"), (0o400, ""), (0o600, "")]
 )
 async def test_key_file_modes(settings: Settings, mode: int, repair: str) -> None:
-    settings.keys.chmod(mode)
+    settings.key_path.chmod(mode)
     if not repair:
         assert "refresh" in await doctor_here.key_file(settings)
         return
-    with pytest.raises(Problem) as found:
+    with pytest.raises(CheckFailed) as found:
         await doctor_here.key_file(settings)
-    assert found.value.repair == f"{repair} {settings.keys}"
+    assert found.value.repair == f"{repair} {settings.key_path}"
 
 
 async def test_the_apis_key_file_is_told_apart(settings: Settings) -> None:
     exported = settings.data_dir / "api.json"
-    KeyRing.open(settings.keys, Role.OPERATOR).export(exported, Role.API)
+    KeyRing.open(settings.key_path, Role.OPERATOR).export(exported, Role.API)
     settings.key_file = exported
     assert "the API's file" in await doctor_here.key_file(settings)
 
 
 async def test_an_open_data_folder_is_a_problem(settings: Settings) -> None:
     settings.data_dir.chmod(0o755)
-    with pytest.raises(Problem) as found:
+    with pytest.raises(CheckFailed) as found:
         await doctor_here.data_folder(settings)
     assert found.value.repair == f"chmod 700 {settings.data_dir}"
 
@@ -110,15 +110,15 @@ async def test_the_journal_check_leaves_nothing(settings: Settings) -> None:
 
 @pytest.mark.parametrize("seconds", [-4, 0, 3, 4])
 def test_clocks_that_agree(seconds: int) -> None:
-    assert "agree" in compared(NOON + timedelta(seconds=seconds), NOON, NOON, "its")
+    assert "agree" in compare_clocks(NOON + timedelta(seconds=seconds), NOON, NOON, "its")
 
 
 @pytest.mark.parametrize(("seconds", "where"), [(-6, "6.0 s behind"), (300, "300.0 s ahead of")])
 def test_clocks_that_do_not(seconds: int, where: str) -> None:
-    with pytest.raises(Problem, match=where):
-        compared(NOON + timedelta(seconds=seconds), NOON, NOON, "its")
+    with pytest.raises(CheckFailed, match=where):
+        compare_clocks(NOON + timedelta(seconds=seconds), NOON, NOON, "its")
 
 
 def test_a_slow_answer_is_no_skew() -> None:
     after = NOON + timedelta(seconds=30)
-    assert "agree" in compared(NOON + timedelta(seconds=10), NOON, after, "its")
+    assert "agree" in compare_clocks(NOON + timedelta(seconds=10), NOON, after, "its")

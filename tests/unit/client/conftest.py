@@ -20,13 +20,13 @@ class Caller:
     def __init__(self, client: Evergrant | AsyncEvergrant) -> None:
         self.client = client
 
-    async def do(self, name: str, *arguments: Any, **named: Any) -> Any:
+    async def call(self, name: str, *arguments: Any, **named: Any) -> Any:
         method = getattr(self.client, name)
         if isinstance(self.client, AsyncEvergrant):
             return await method(*arguments, **named)
         return await asyncio.to_thread(method, *arguments, **named)
 
-    async def all(self, name: str, *arguments: Any, **named: Any) -> list[Any]:
+    async def list(self, name: str, *arguments: Any, **named: Any) -> list[Any]:
         method = getattr(self.client, name)
         if isinstance(self.client, AsyncEvergrant):
             return [item async for item in method(*arguments, **named)]

@@ -13,7 +13,7 @@ LINK = "https://evergrant.example/connect/canary-link-0123456789"
 
 
 @dataclass(frozen=True)
-class Answer:
+class ScriptedResponse:
     status: int = 200
     body: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -22,7 +22,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Seen:
+class RecordedRequest:
     """One request, and when it came (the loop's clock, seconds)."""
 
     method: str
@@ -35,12 +35,14 @@ class Seen:
 
 def problem(
     status: int, kind: str, code: str, headers: Mapping[str, str] | None = None, **more: Any
-) -> Answer:
+) -> ScriptedResponse:
     body = {"type": f"/docs/errors#{code}", "title": code, "status": status, "code": code, "kind": kind}
-    return Answer(status, body | {"detail": "said so"} | more, headers or {}, "application/problem+json")
+    return ScriptedResponse(
+        status, body | {"detail": "said so"} | more, headers or {}, "application/problem+json"
+    )
 
 
-def lease(**changes: Any) -> Answer:
+def lease(**changes: Any) -> ScriptedResponse:
     body = {
         "connection_id": "con_1",
         "access_token": TOKEN,
@@ -49,10 +51,10 @@ def lease(**changes: Any) -> Answer:
         "scopes": ["read"],
         "generation": 7,
     }
-    return Answer(200, body | changes)
+    return ScriptedResponse(200, body | changes)
 
 
-def consent_required() -> Answer:
+def consent_required() -> ScriptedResponse:
     return problem(
         409, "ReconnectNeeded", "consent_required", connect_url=LINK, connection_id="con_1", expires_at=None
     )
@@ -80,11 +82,11 @@ class ScriptedEvergrant:
     """The last answer of a route is repeated; a route nobody scripted is a 404 without a problem."""
 
     def __init__(self) -> None:
-        self.seen: list[Seen] = []
+        self.seen: list[RecordedRequest] = []
         self.url = ""
-        self._answers: dict[str, list[Answer]] = {}
+        self._answers: dict[str, list[ScriptedResponse]] = {}
 
-    def script(self, route: str, *answers: Answer) -> None:
+    def script(self, route: str, *answers: ScriptedResponse) -> None:
         """`route` is method and path: `POST /v1/lease`."""
         self._answers[route] = list(answers)
 
@@ -102,13 +104,13 @@ class ScriptedEvergrant:
         finally:
             writer.close()
 
-    def _next(self, route: str) -> Answer:
+    def _next(self, route: str) -> ScriptedResponse:
         left = self._answers.get(route)
         if not left:
-            return Answer(404, "nothing here", content_type="text/html")
+            return ScriptedResponse(404, "nothing here", content_type="text/html")
         return left.pop(0) if len(left) > 1 else left[0]
 
-    async def _read(self, reader: asyncio.StreamReader) -> Seen | None:
+    async def _read(self, reader: asyncio.StreamReader) -> RecordedRequest | None:
         line = await reader.readline()
         if not line:
             return None
@@ -120,12 +122,12 @@ class ScriptedEvergrant:
         raw = await reader.readexactly(int(headers.get("content-length", "0")))
         parts = urlsplit(target)
         now = asyncio.get_running_loop().time()
-        return Seen(
+        return RecordedRequest(
             method, parts.path, dict(parse_qsl(parts.query)), headers, json.loads(raw) if raw else None, now
         )
 
 
-def _rendered(answer: Answer) -> bytes:
+def _rendered(answer: ScriptedResponse) -> bytes:
     body = answer.body if isinstance(answer.body, str) else json.dumps(answer.body)
     fields = {"content-type": answer.content_type, "content-length": str(len(body.encode()))}
     head = "".join(f"{name}: {value}\r\n" for name, value in (fields | dict(answer.headers)).items())

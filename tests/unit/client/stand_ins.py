@@ -10,10 +10,10 @@ from temporalio.exceptions import ApplicationError
 with workflow.unsafe.imports_passed_through():
     from evergrant.temporal import TokenInbox, lease, lease_blocking
 
-    from evergrant_server.core.errors import Code
+    from evergrant_server.core.errors import ErrorCode
     from evergrant_server.core.ids import ConnectionId
-    from evergrant_server.core.messages import RequestToken, TokenReady
-    from examples.pipeline.messages import Order
+    from evergrant_server.core.messages.connection import RequestToken, TokenReady
+    from examples.pipeline.messages import SyncRequest
 
 
 @workflow.defn(name="ConnectionWorkflow")
@@ -21,12 +21,12 @@ class StandInConnection:
     """Answers `request_token` in the server's own words: with a generation, or with a problem."""
 
     @workflow.init
-    def __init__(self, problem: Code | None) -> None:
+    def __init__(self, problem: ErrorCode | None) -> None:
         self._problem = problem
         self._asked: list[RequestToken] = []
 
     @workflow.run
-    async def run(self, problem: Code | None) -> list[str]:
+    async def run(self, problem: ErrorCode | None) -> list[str]:
         await workflow.wait_condition(lambda: bool(self._asked))
         asked = self._asked[0]
         ready = TokenReady(
@@ -36,7 +36,7 @@ class StandInConnection:
             problem=problem,
         )
         await workflow.get_external_workflow_handle(asked.reply_to).signal("token_ready", ready)
-        return [asked.app, asked.asked.by, asked.reply_to]
+        return [asked.app, asked.context.by, asked.reply_to]
 
     @workflow.signal
     def request_token(self, asked: RequestToken) -> None:
@@ -113,7 +113,7 @@ class Forgetful(TokenInbox):
         self.waited = timedelta(seconds=1)
 
     @workflow.run
-    async def run(self, order: Order) -> None:
+    async def run(self, order: SyncRequest) -> None:
         await self.token_for(order.connection, app="forgetful", timeout=self.waited)
 
 

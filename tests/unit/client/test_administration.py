@@ -13,7 +13,7 @@ from evergrant.administration import Finding, Integration
 from evergrant.cli import main
 
 from tests.unit.client.conftest import Caller
-from tests.unit.client.scripted_evergrant import Answer, ScriptedEvergrant, problem
+from tests.unit.client.scripted_evergrant import ScriptedEvergrant, ScriptedResponse, problem
 
 SECRET = "canary-client-secret"
 MEMBERS = {"provider": "gitlab", "client_id": "c-1", "client_secret": SECRET}
@@ -52,47 +52,54 @@ def a_version(**changes: Any) -> dict[str, Any]:
 
 
 async def test_an_integration_is_put_read_and_deleted(caller: Caller, evergrant: ScriptedEvergrant):
-    evergrant.script("PUT /v1/integrations/crm", Answer(201, an_integration()))
-    evergrant.script("GET /v1/integrations/crm", Answer(200, an_integration()))
-    evergrant.script("GET /v1/integrations", Answer(200, {"items": [an_integration()], "next_cursor": None}))
-    evergrant.script("DELETE /v1/integrations/crm", Answer(204, ""))
-    made = await caller.do("put_integration", "crm", **MEMBERS)
+    evergrant.script("PUT /v1/integrations/crm", ScriptedResponse(201, an_integration()))
+    evergrant.script("GET /v1/integrations/crm", ScriptedResponse(200, an_integration()))
+    evergrant.script(
+        "GET /v1/integrations", ScriptedResponse(200, {"items": [an_integration()], "next_cursor": None})
+    )
+    evergrant.script("DELETE /v1/integrations/crm", ScriptedResponse(204, ""))
+    made = await caller.call("put_integration", "crm", **MEMBERS)
     assert isinstance(made, Integration)
     assert made.members["a_later_member"] is True
     assert evergrant.seen[0].body == MEMBERS
-    assert (await caller.do("integration", "crm")).redirect_uri.endswith("/int_1")
-    assert [it.name for it in await caller.all("integrations")] == ["crm"]
-    assert await caller.do("delete_integration", "crm") is None
+    assert (await caller.call("integration", "crm")).redirect_uri.endswith("/int_1")
+    assert [it.name for it in await caller.list("integrations")] == ["crm"]
+    assert await caller.call("delete_integration", "crm") is None
 
 
 async def test_a_rotation_and_its_way_back(caller: Caller, evergrant: ScriptedEvergrant):
     until = "2030-01-01T00:00:00Z"
-    answers = [Answer(200, an_integration(previous_secret_until=until)), Answer(200, an_integration())]
+    answers = [
+        ScriptedResponse(200, an_integration(previous_secret_until=until)),
+        ScriptedResponse(200, an_integration()),
+    ]
     evergrant.script("POST /v1/integrations/crm/rotate-secret", *answers)
-    rotated = await caller.do("rotate_client_secret", "crm", SECRET, overlap=timedelta(hours=1))
+    rotated = await caller.call("rotate_client_secret", "crm", SECRET, overlap=timedelta(hours=1))
     assert rotated.previous_secret_until is not None
     assert evergrant.seen[0].body == {"client_secret": SECRET, "overlap_s": 3600}
     assert "idempotency-key" in evergrant.seen[0].headers
-    await caller.do("roll_client_secret_back", "crm")
+    await caller.call("roll_client_secret_back", "crm")
     assert evergrant.seen[1].body == {"roll_back": True}
 
 
 async def test_a_provider_is_proposed_and_decided(caller: Caller, evergrant: ScriptedEvergrant):
     at = "/v1/providers/acme-crm"
-    evergrant.script("POST /v1/providers", Answer(201, a_version(state="checking")))
-    evergrant.script(f"GET {at}/versions", Answer(200, {"items": [a_version()], "next_cursor": None}))
-    evergrant.script(f"POST {at}/approve", Answer(200, a_version(decided_by="app:admin")))
+    evergrant.script("POST /v1/providers", ScriptedResponse(201, a_version(state="checking")))
+    evergrant.script(
+        f"GET {at}/versions", ScriptedResponse(200, {"items": [a_version()], "next_cursor": None})
+    )
+    evergrant.script(f"POST {at}/approve", ScriptedResponse(200, a_version(decided_by="app:admin")))
     evergrant.script(f"POST {at}/reject", problem(400, "BadRequest", "invalid_request", field="version"))
-    evergrant.script(f"POST {at}/roll-back", Answer(200, a_version(state="staged", share=0.05)))
-    proposed = await caller.do("propose_provider", {"name": "acme-crm"}, rollout={"stage_s": 60})
+    evergrant.script(f"POST {at}/roll-back", ScriptedResponse(200, a_version(state="staged", share=0.05)))
+    proposed = await caller.call("propose_provider", {"name": "acme-crm"}, rollout={"stage_s": 60})
     assert proposed.state == "checking"
     assert evergrant.seen[0].body == {"definition": {"name": "acme-crm"}, "rollout": {"stage_s": 60}}
-    (found,) = await caller.all("provider_versions", "acme-crm")
+    (found,) = await caller.list("provider_versions", "acme-crm")
     assert found.findings == (Finding("hosts", "warning", "a new host"),)
-    assert (await caller.do("approve_provider", "acme-crm", 1)).decided_by == "app:admin"
+    assert (await caller.call("approve_provider", "acme-crm", 1)).decided_by == "app:admin"
     with pytest.raises(BadRequest):
-        await caller.do("reject_provider", "acme-crm", 1, "no")
-    assert (await caller.do("roll_provider_back", "acme-crm", 1, "tickets")).share == 0.05
+        await caller.call("reject_provider", "acme-crm", 1, "no")
+    assert (await caller.call("roll_provider_back", "acme-crm", 1, "tickets")).share == 0.05
     assert evergrant.seen[-1].body == {"version": 1, "reason": "tickets"}
 
 
@@ -119,8 +126,8 @@ async def test_a_secret_comes_from_a_file_or_the_standard_input_alone(
 ):
     file = tmp_path / "secret"
     file.write_text(f"{SECRET}\n")
-    evergrant.script("PUT /v1/integrations/crm", Answer(201, an_integration()))
-    evergrant.script("POST /v1/integrations/crm/rotate-secret", Answer(200, an_integration()))
+    evergrant.script("PUT /v1/integrations/crm", ScriptedResponse(201, an_integration()))
+    evergrant.script("POST /v1/integrations/crm/rotate-secret", ScriptedResponse(200, an_integration()))
     put = ("integrations", "put", "crm", "--provider", "gitlab", "--client-id", "c-1", "--param", "a=b=c")
     status, out, _ = await run(*put, "--client-secret-file", str(file), "--scope", "read", "-o", "json")
     assert (status, json.loads(out)["redirect_uri"]) == (0, "https://e/oauth/callback/int_1")
@@ -134,8 +141,8 @@ async def test_a_secret_comes_from_a_file_or_the_standard_input_alone(
 async def test_a_definition_comes_from_a_file(evergrant: ScriptedEvergrant, run: Any, tmp_path: Path):
     file = tmp_path / "acme.json"
     file.write_text('{"name": "acme-crm"}')
-    evergrant.script("POST /v1/providers", Answer(201, a_version(state="checking")))
-    evergrant.script("POST /v1/providers/acme-crm/approve", Answer(200, a_version(approved=True)))
+    evergrant.script("POST /v1/providers", ScriptedResponse(201, a_version(state="checking")))
+    evergrant.script("POST /v1/providers/acme-crm/approve", ScriptedResponse(200, a_version(approved=True)))
     status, out, _ = await run("providers", "propose", str(file))
     assert status == 0
     assert "hosts: warning: a new host" in out
@@ -143,7 +150,7 @@ async def test_a_definition_comes_from_a_file(evergrant: ScriptedEvergrant, run:
 
 
 async def test_without_a_word_providers_lists_the_catalogue(evergrant: ScriptedEvergrant, run: Any):
-    evergrant.script("GET /v1/providers", Answer(200, {"items": [], "next_cursor": None}))
+    evergrant.script("GET /v1/providers", ScriptedResponse(200, {"items": [], "next_cursor": None}))
     assert (await run("providers", "-o", "json"))[0] == 0
     assert (await run("providers", "ls", "-o", "json"))[0] == 0
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 from evergrant import AsyncEvergrant, BadRequest, Evergrant, ProviderUnavailable, ReconnectNeeded
-from evergrant.testing import FakeConnection, FakeEvergrant, SetClock
+from evergrant.testing import FakeConnection, FakeEvergrant, ManualClock
 
 
 class Resource:
@@ -83,7 +83,7 @@ def elsewhere() -> Iterator[Resource]:
 class Http:
     """Requests through either client's auth."""
 
-    def __init__(self, kind: str, clock: SetClock) -> None:
+    def __init__(self, kind: str, clock: ManualClock) -> None:
         self._kind = kind
         self._clock = clock
 
@@ -107,7 +107,7 @@ class Http:
 
 
 @pytest.fixture(params=["blocking", "asyncio"])
-def http(request: pytest.FixtureRequest, evergrant_clock: SetClock) -> Http:
+def http(request: pytest.FixtureRequest, evergrant_clock: ManualClock) -> Http:
     return Http(request.param, evergrant_clock)
 
 
@@ -147,7 +147,7 @@ async def test_a_resource_that_takes_nothing_is_not_refreshed_for_again_and_agai
 
 
 async def test_many_401s_at_once_are_one_report(
-    evergrant_clock: SetClock, resource: Resource, alice: FakeConnection, fake_evergrant: FakeEvergrant
+    evergrant_clock: ManualClock, resource: Resource, alice: FakeConnection, fake_evergrant: FakeEvergrant
 ):
     stale = alice.token
     resource.good = lambda token: token != stale
@@ -200,7 +200,7 @@ async def test_a_missing_consent_is_raised_before_anything_is_sent(
 
 
 def test_a_body_is_sent_again_and_a_stream_is_not(
-    evergrant_clock: SetClock, resource: Resource, alice: FakeConnection
+    evergrant_clock: ManualClock, resource: Resource, alice: FakeConnection
 ):
     resource.good = lambda token, stale=alice.token: token != stale
     with Evergrant(clock=evergrant_clock, cache_leases_for=timedelta(0)) as client:
@@ -215,7 +215,7 @@ def test_a_body_is_sent_again_and_a_stream_is_not(
 
 
 def test_a_report_that_can_not_be_made_is_an_error(
-    evergrant_clock: SetClock, resource: Resource, alice: FakeConnection
+    evergrant_clock: ManualClock, resource: Resource, alice: FakeConnection
 ):
     resource.good = lambda token: False
     alice.refuses_refresh = True

@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 from evergrant import AsyncEvergrant, BadRequest, Evergrant, Proof
-from evergrant.testing import FakeConnection, FakeEvergrant, SetClock
+from evergrant.testing import FakeConnection, FakeEvergrant, ManualClock
 
 
 class Resource:
@@ -63,7 +63,7 @@ def resource(alice: FakeConnection, request: pytest.FixtureRequest) -> Iterator[
     made.stop()
 
 
-async def fetched(kind: str, clock: SetClock, resource: Resource, alice: FakeConnection) -> list[int]:
+async def fetched(kind: str, clock: ManualClock, resource: Resource, alice: FakeConnection) -> list[int]:
     """Two requests; the grant is refreshed between them, which the cached lease doesn't know."""
     if kind == "asyncio":
         async with AsyncEvergrant(clock=clock) as client:
@@ -88,7 +88,7 @@ async def fetched(kind: str, clock: SetClock, resource: Resource, alice: FakeCon
 async def test_each_request_has_a_proof_of_the_token_it_carries(
     kind: str,
     fake_evergrant: FakeEvergrant,
-    evergrant_clock: SetClock,
+    evergrant_clock: ManualClock,
     resource: Resource,
     alice: FakeConnection,
 ):
@@ -99,7 +99,9 @@ async def test_each_request_has_a_proof_of_the_token_it_carries(
     assert fake_evergrant.called("POST", f"/v1/connections/{alice.id}/refresh") == 0
 
 
-def test_a_proof_by_itself(fake_evergrant: FakeEvergrant, evergrant_clock: SetClock, alice: FakeConnection):
+def test_a_proof_by_itself(
+    fake_evergrant: FakeEvergrant, evergrant_clock: ManualClock, alice: FakeConnection
+):
     with Evergrant(clock=evergrant_clock) as client:
         made = client.proof(alice.id, "get", "https://api.example/me#top", nonce="n")
         assert (made.proof, made.generation) == ("1 GET https://api.example/me n", 1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from evergrant import AsyncEvergrant, Evergrant, Lease, ProviderUnavailable, ReconnectNeeded
-from evergrant.caching import LeaseCache, LeaseKey
+from evergrant.caching import CacheKey, LeaseCache
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,8 +16,8 @@ from tests.unit.client.conftest import Caller
 from tests.unit.client.scripted_evergrant import (
     LINK,
     TOKEN,
-    Answer,
     ScriptedEvergrant,
+    ScriptedResponse,
     connection,
     consent_required,
     lease,
@@ -54,15 +54,15 @@ async def cached(request: pytest.FixtureRequest, evergrant: ScriptedEvergrant, n
             yield Caller(client)
 
 
-def expiring(after: timedelta, **changes: Any) -> Answer:
+def expiring(after: timedelta, **changes: Any) -> ScriptedResponse:
     return lease(expires_at=(START + after).isoformat(), **changes)
 
 
 async def test_the_same_question_is_answered_from_here(cached: Caller, evergrant: ScriptedEvergrant):
     evergrant.script(ROUTE, expiring(timedelta(hours=1)))
-    first = await cached.do("lease", "crm", "alice")
-    assert await cached.do("lease", "crm", "alice") is first
-    assert await cached.do("token", "crm", "alice") == TOKEN
+    first = await cached.call("lease", "crm", "alice")
+    assert await cached.call("lease", "crm", "alice") is first
+    assert await cached.call("token", "crm", "alice") == TOKEN
     assert len(evergrant.seen) == 1
 
 
@@ -79,8 +79,8 @@ async def test_another_question_is_asked(
     cached: Caller, evergrant: ScriptedEvergrant, names: tuple[str, str], more: dict[str, Any]
 ):
     evergrant.script(ROUTE, expiring(timedelta(hours=1)))
-    await cached.do("lease", "crm", "alice")
-    await cached.do("lease", *names, **more)
+    await cached.call("lease", "crm", "alice")
+    await cached.call("lease", *names, **more)
     assert len(evergrant.seen) == 2
 
 
@@ -90,39 +90,39 @@ async def test_a_lease_outlives_a_revocation_by_the_bound_at_most(
     evergrant.script(
         ROUTE, expiring(timedelta(hours=1)), problem(409, "ReconnectNeeded", "connection_revoked")
     )
-    await cached.do("lease", "crm", "alice")
+    await cached.call("lease", "crm", "alice")
     now.at += 29.9 * S
-    assert isinstance(await cached.do("lease", "crm", "alice"), Lease)
+    assert isinstance(await cached.call("lease", "crm", "alice"), Lease)
     now.at += 0.1 * S
     with pytest.raises(ReconnectNeeded, match="connection_revoked"):
-        await cached.do("lease", "crm", "alice")
+        await cached.call("lease", "crm", "alice")
 
 
 async def test_a_clock_set_back_makes_no_lease_younger(
     cached: Caller, evergrant: ScriptedEvergrant, now: Now
 ):
     evergrant.script(ROUTE, expiring(timedelta(hours=1)))
-    await cached.do("lease", "crm", "alice")
+    await cached.call("lease", "crm", "alice")
     now.at -= S
-    await cached.do("lease", "crm", "alice")
+    await cached.call("lease", "crm", "alice")
     assert len(evergrant.seen) == 2
 
 
 async def test_a_token_is_not_served_up_to_its_expiry(cached: Caller, evergrant: ScriptedEvergrant, now: Now):
     evergrant.script(ROUTE, expiring(20 * S), expiring(60 * S, generation=8))
-    await cached.do("lease", "crm", "alice")
+    await cached.call("lease", "crm", "alice")
     now.at += 17.9 * S
-    assert (await cached.do("lease", "crm", "alice")).generation == 7
+    assert (await cached.call("lease", "crm", "alice")).generation == 7
     now.at += 0.1 * S  # a tenth of what it had is left
-    assert (await cached.do("lease", "crm", "alice")).generation == 8
+    assert (await cached.call("lease", "crm", "alice")).generation == 8
 
 
 async def test_min_ttl_is_judged_when_it_is_served(cached: Caller, evergrant: ScriptedEvergrant):
     evergrant.script(ROUTE, expiring(600 * S))
-    await cached.do("lease", "crm", "alice")
-    await cached.do("lease", "crm", "alice", min_ttl=599 * S)
+    await cached.call("lease", "crm", "alice")
+    await cached.call("lease", "crm", "alice", min_ttl=599 * S)
     assert len(evergrant.seen) == 1
-    await cached.do("lease", "crm", "alice", min_ttl=601 * S)
+    await cached.call("lease", "crm", "alice", min_ttl=601 * S)
     assert len(evergrant.seen) == 2
 
 
@@ -132,23 +132,23 @@ async def test_a_clock_that_is_late_serves_no_expired_token(
     """The server says what time it is (RFC 9110 section 6.6.1); this machine is an hour behind it."""
     date = {"date": format_datetime(START + timedelta(hours=1), usegmt=True)}
     body = expiring(timedelta(hours=1) + 20 * S).body
-    evergrant.script(ROUTE, Answer(200, body, date))
-    await cached.do("lease", "crm", "alice")
+    evergrant.script(ROUTE, ScriptedResponse(200, body, date))
+    await cached.call("lease", "crm", "alice")
     now.at += 16 * S
-    await cached.do("lease", "crm", "alice")
+    await cached.call("lease", "crm", "alice")
     assert len(evergrant.seen) == 1
     now.at += S
-    await cached.do("lease", "crm", "alice")
+    await cached.call("lease", "crm", "alice")
     assert len(evergrant.seen) == 2
 
 
 async def test_a_missing_consent_is_asked_for_again(cached: Caller, evergrant: ScriptedEvergrant):
     evergrant.script(ROUTE, consent_required(), expiring(timedelta(hours=1)))
     with pytest.raises(ReconnectNeeded) as needed:
-        await cached.do("token", "crm", "alice")
+        await cached.call("token", "crm", "alice")
     assert (needed.value.connect_url, needed.value.code) == (LINK, "consent_required")
     assert LINK not in str(needed.value)
-    assert isinstance(await cached.do("lease", "crm", "alice"), Lease)
+    assert isinstance(await cached.call("lease", "crm", "alice"), Lease)
 
 
 @pytest.mark.parametrize(("name", "arguments"), [("revoke", ("left",)), ("refresh", ())])
@@ -156,10 +156,12 @@ async def test_what_this_client_changes_it_forgets(
     cached: Caller, evergrant: ScriptedEvergrant, name: str, arguments: tuple[str, ...]
 ):
     evergrant.script(ROUTE, expiring(timedelta(hours=1)))
-    evergrant.script(f"POST /v1/connections/con_1/{name}", Answer(202, connection(state="revoking")))
-    await cached.do("lease", "crm", "alice")
-    await cached.do(name, "con_1", *arguments)
-    await cached.do("lease", "crm", "alice")
+    evergrant.script(
+        f"POST /v1/connections/con_1/{name}", ScriptedResponse(202, connection(state="revoking"))
+    )
+    await cached.call("lease", "crm", "alice")
+    await cached.call(name, "con_1", *arguments)
+    await cached.call("lease", "crm", "alice")
     assert [it.path for it in evergrant.seen].count("/v1/lease") == 2
 
 
@@ -213,26 +215,26 @@ async def test_threads_that_ask_at_once_share_one_call_or_its_failure(evergrant:
 
 
 class TestLeaseCache:
-    KEY = LeaseKey("crm", "alice", "default", None)
+    KEY = CacheKey("crm", "alice", "default", None)
 
     def test_what_was_forgotten_meanwhile_is_not_kept(self, now: Now):
         cache = LeaseCache(30 * S, now)
-        asked = cache.asking()
-        cache.forget("con_1")
-        cache.keep(self.KEY, leased(), asked, None)
+        asked = cache.begin_request()
+        cache.invalidate("con_1")
+        cache.store(self.KEY, leased(), asked, None)
         assert cache.get(self.KEY, None) is None
 
     def test_forgetting_old_generations_keeps_newer_ones(self, now: Now):
         cache = LeaseCache(30 * S, now)
-        cache.keep(self.KEY, leased(generation=8), cache.asking(), None)
-        cache.forget("con_1", 7)
+        cache.store(self.KEY, leased(generation=8), cache.begin_request(), None)
+        cache.invalidate("con_1", 7)
         assert cache.get(self.KEY, None) is not None
-        cache.forget("con_1", 8)
+        cache.invalidate("con_1", 8)
         assert cache.get(self.KEY, None) is None
 
     def test_its_repr_and_that_of_its_lease_have_no_token(self, now: Now):
         cache = LeaseCache(30 * S, now)
-        cache.keep(self.KEY, leased(), cache.asking(), None)
+        cache.store(self.KEY, leased(), cache.begin_request(), None)
         assert TOKEN not in repr(vars(cache))
 
     @given(
@@ -247,9 +249,9 @@ class TestLeaseCache:
     ):
         now = Now()
         cache = LeaseCache(bound * S, now)
-        asked = cache.asking()
+        asked = cache.begin_request()
         now.at += waited * S
-        cache.keep(self.KEY, leased(START + lifetime * S), asked, None)
+        cache.store(self.KEY, leased(START + lifetime * S), asked, None)
         now.at += passed * S
         served = cache.get(self.KEY, None if least is None else least * S)
         if served is not None:

@@ -13,8 +13,8 @@ import pytest
 from tests.unit.client.scripted_evergrant import (
     LINK,
     TOKEN,
-    Answer,
     ScriptedEvergrant,
+    ScriptedResponse,
     connection,
     consent_required,
     lease,
@@ -77,7 +77,7 @@ async def test_a_token_is_hidden_on_a_terminal(evergrant: ScriptedEvergrant):
 
 async def test_a_proof_goes_bare_into_a_header(evergrant: ScriptedEvergrant):
     members = {"proof": "ey.J.x", "htu": "https://api.example/me", "generation": 3, "expires_at": None}
-    answer = Answer(200, {**members, "token_type": "DPoP", "connection_id": "con_1"})
+    answer = ScriptedResponse(200, {**members, "token_type": "DPoP", "connection_id": "con_1"})
     evergrant.script("POST /v1/connections/con_1/proof", answer)
     ended = await command(evergrant, "proof", "con_1", "get", "https://api.example/me", "--nonce", "n")
     assert ended == Ended(0, "ey.J.x\n", "")
@@ -127,7 +127,7 @@ async def test_nothing_listens(evergrant: ScriptedEvergrant):
 
 async def test_lists_as_table_and_as_json(evergrant: ScriptedEvergrant):
     long = "alice-" + "x" * 200
-    page = Answer(200, {"items": [connection(subject=long)], "next_cursor": None})
+    page = ScriptedResponse(200, {"items": [connection(subject=long)], "next_cursor": None})
     evergrant.script("GET /v1/connections", page)
     table = await command(evergrant, "connections", "ls")
     header, row = table.out.splitlines()
@@ -143,20 +143,22 @@ async def test_lists_as_table_and_as_json(evergrant: ScriptedEvergrant):
 
 @pytest.mark.parametrize("name", ["refresh", "reauthorize"])
 async def test_commands_of_a_connection(evergrant: ScriptedEvergrant, name: str):
-    evergrant.script(f"POST /v1/connections/con_1/{name}", Answer(202, connection(connect_url=LINK)))
+    evergrant.script(
+        f"POST /v1/connections/con_1/{name}", ScriptedResponse(202, connection(connect_url=LINK))
+    )
     ended = await command(evergrant, "connections", name, "con_1", "-o", "json")
     assert (ended.status, json.loads(ended.out)["connect_url"]) == (0, LINK)
 
 
 async def test_a_refused_token_is_reported_with_its_generation(evergrant: ScriptedEvergrant):
-    evergrant.script(REPORT, Answer(200, connection(generation=8)))
+    evergrant.script(REPORT, ScriptedResponse(200, connection(generation=8)))
     ended = await command(evergrant, "connections", "refresh", "con_1", "--refused", "7", "-o", "json")
     assert (ended.status, ended.err, json.loads(ended.out)["generation"]) == (0, "", 8)
     assert evergrant.seen[0].body == {"generation": 7, "reason": "unauthorized"}
 
 
 async def test_a_report_that_helps_nobody_says_so(evergrant: ScriptedEvergrant):
-    evergrant.script(REPORT, Answer(200, connection(generation=7)))
+    evergrant.script(REPORT, ScriptedResponse(200, connection(generation=7)))
     ended = await command(evergrant, "connections", "refresh", "con_1", "--refused", "7", "-o", "json")
     assert (ended.status, json.loads(ended.out)["generation"]) == (0, 7)
     assert ended.err == "generation 7 is still the newest: another refresh would not help now\n"
@@ -180,7 +182,7 @@ async def test_what_is_no_generation_is_not_reported(evergrant: ScriptedEvergran
 
 
 async def test_revoke_sends_its_reason(evergrant: ScriptedEvergrant):
-    evergrant.script("POST /v1/connections/con_1/revoke", Answer(202, connection(state="revoking")))
+    evergrant.script("POST /v1/connections/con_1/revoke", ScriptedResponse(202, connection(state="revoking")))
     ended = await command(evergrant, "connections", "revoke", "con_1", "--reason", "left the company")
     assert ended.status == 0
     assert evergrant.seen[0].body == {"reason": "left the company"}
@@ -199,7 +201,9 @@ async def test_live_shows_where_the_store_differs(evergrant: ScriptedEvergrant, 
         "next_at": None,
     }
     differs = ["state", "reason"]
-    evergrant.script("GET /v1/connections/con_1", Answer(200, connection(live=said, differs=differs)))
+    evergrant.script(
+        "GET /v1/connections/con_1", ScriptedResponse(200, connection(live=said, differs=differs))
+    )
     ended = await command(evergrant, "connections", "get", "con_1", "--live", "-o", output)
     assert (ended.status, ended.err) == (0, "")
     assert evergrant.seen[0].query == {"live": "true"}
@@ -213,7 +217,7 @@ async def test_live_shows_where_the_store_differs(evergrant: ScriptedEvergrant, 
 
 
 async def test_live_without_an_answer_shows_the_store_and_fails(evergrant: ScriptedEvergrant):
-    evergrant.script("GET /v1/connections/con_1", Answer(200, connection(live=None, differs=None)))
+    evergrant.script("GET /v1/connections/con_1", ScriptedResponse(200, connection(live=None, differs=None)))
     ended = await command(evergrant, "connections", "get", "con_1", "--live")
     assert ended.status == 1
     assert "active" in ended.out
@@ -225,12 +229,12 @@ async def test_live_without_an_answer_shows_the_store_and_fails(evergrant: Scrip
     ("answer", "code"),
     [
         (problem(401, "BadRequest", "unauthenticated"), "unauthenticated"),
-        (Answer(404, "<html>", content_type="text/html"), "protocol_error"),
-        (Answer(200, {"items": []}, {"evergrant-version": "9.1.0"}), "version_mismatch"),
+        (ScriptedResponse(404, "<html>", content_type="text/html"), "protocol_error"),
+        (ScriptedResponse(200, {"items": []}, {"evergrant-version": "9.1.0"}), "version_mismatch"),
     ],
 )
 async def test_a_wrong_key_url_or_version_is_one_line(
-    evergrant: ScriptedEvergrant, answer: Answer, code: str
+    evergrant: ScriptedEvergrant, answer: ScriptedResponse, code: str
 ):
     evergrant.script("GET /v1/connections", answer)
     ended = await command(evergrant, "connections", "ls")
@@ -240,13 +244,13 @@ async def test_a_wrong_key_url_or_version_is_one_line(
 
 async def test_connect_waits_for_the_subject(evergrant: ScriptedEvergrant):
     pending = connection(state="pending_consent", connect_url=LINK)
-    evergrant.script("POST /v1/connections", Answer(201, pending))
-    evergrant.script("GET /v1/connections/con_1", Answer(200, connection()))
+    evergrant.script("POST /v1/connections", ScriptedResponse(201, pending))
+    evergrant.script("GET /v1/connections/con_1", ScriptedResponse(200, connection()))
     asked = ("connections", "connect", "crm", "alice", "--scope", "a", "--scope", "b")
     ended = await command(evergrant, *asked, "--wait", "20", "-o", "json")
     assert (ended.err, json.loads(ended.out)["state"]) == (f"open {LINK}\n", "active")
     assert evergrant.seen[0].body["scopes"] == ["a", "b"]
-    evergrant.script("GET /v1/connections/con_1", Answer(200, pending))
+    evergrant.script("GET /v1/connections/con_1", ScriptedResponse(200, pending))
     late = await command(evergrant, *asked, "--wait", "0.1")
     assert late.status == 1
     assert "timeout" in late.err
@@ -271,11 +275,11 @@ async def test_providers_apps_and_audit(evergrant: ScriptedEvergrant):
         ("apps", app),
         ("connections/con_1/audit", record),
     ):
-        evergrant.script(f"GET /v1/{route}", Answer(200, {"items": [item], "next_cursor": None}))
+        evergrant.script(f"GET /v1/{route}", ScriptedResponse(200, {"items": [item], "next_cursor": None}))
     assert "GitHub" in (await command(evergrant, "providers")).out
     assert "etl" in (await command(evergrant, "apps", "ls")).out
     assert "connection.created" in (await command(evergrant, "audit", "con_1")).out
-    evergrant.script("GET /v1/audit", Answer(200, {"items": [record], "next_cursor": None}))
+    evergrant.script("GET /v1/audit", ScriptedResponse(200, {"items": [record], "next_cursor": None}))
     assert "connection.created" in (await command(evergrant, "audit")).out
 
 

@@ -13,7 +13,14 @@ import pytest
 from evergrant import AsyncEvergrant, Connection, Evergrant, EvergrantError, ProviderUnavailable
 
 from tests.unit.client.conftest import Caller
-from tests.unit.client.scripted_evergrant import TOKEN, Answer, ScriptedEvergrant, connection, lease, problem
+from tests.unit.client.scripted_evergrant import (
+    TOKEN,
+    ScriptedEvergrant,
+    ScriptedResponse,
+    connection,
+    lease,
+    problem,
+)
 
 LEASE = "POST /v1/lease"
 REPORT = "POST /v1/connections/con_1/refresh"
@@ -24,11 +31,11 @@ def counted(evergrant: ScriptedEvergrant, route: str) -> int:
     return [f"{it.method} {it.path}" for it in evergrant.seen].count(route)
 
 
-def generation(number: int) -> Answer:
-    return Answer(200, connection(generation=number))
+def generation(number: int) -> ScriptedResponse:
+    return ScriptedResponse(200, connection(generation=number))
 
 
-def busy(seconds: float) -> Answer:
+def busy(seconds: float) -> ScriptedResponse:
     return problem(503, "ProviderUnavailable", "refresh_pending", retry_after=seconds)
 
 
@@ -40,7 +47,7 @@ async def seen(evergrant: ScriptedEvergrant, route: str) -> None:
 
 async def test_a_report_names_the_generation_and_why(caller: Caller, evergrant: ScriptedEvergrant):
     evergrant.script(REPORT, generation(8))
-    answer = await caller.do("report_refused", "con_1", 7)
+    answer = await caller.call("report_refused", "con_1", 7)
     assert isinstance(answer, Connection)
     assert answer.generation == 8
     (sent,) = evergrant.seen
@@ -51,17 +58,17 @@ async def test_a_report_names_the_generation_and_why(caller: Caller, evergrant: 
 async def test_the_refused_token_is_not_served_again(caller: Caller, evergrant: ScriptedEvergrant):
     evergrant.script(LEASE, lease(expires_at=None), lease(expires_at=None, generation=8))
     evergrant.script(REPORT, generation(8))
-    assert (await caller.do("lease", "crm", "alice")).generation == 7
-    await caller.do("report_refused", "con_1", 7)
-    assert (await caller.do("lease", "crm", "alice")).generation == 8
+    assert (await caller.call("lease", "crm", "alice")).generation == 7
+    await caller.call("report_refused", "con_1", 7)
+    assert (await caller.call("lease", "crm", "alice")).generation == 8
 
 
 async def test_what_is_newer_stays_in_the_cache(caller: Caller, evergrant: ScriptedEvergrant):
     evergrant.script(LEASE, lease(expires_at=None, generation=8))
     evergrant.script(REPORT, generation(8))
-    await caller.do("lease", "crm", "alice")
-    assert (await caller.do("report_refused", "con_1", 7)).generation == 8
-    await caller.do("lease", "crm", "alice")
+    await caller.call("lease", "crm", "alice")
+    assert (await caller.call("report_refused", "con_1", 7)).generation == 8
+    await caller.call("lease", "crm", "alice")
     assert counted(evergrant, LEASE) == 1
 
 
@@ -71,18 +78,18 @@ async def test_what_was_leased_while_the_report_was_under_way_is_not_kept(
     old, new = (lease(expires_at=None, generation=it) for it in (7, 8))
     evergrant.script(LEASE, old, new)
     evergrant.script(REPORT, busy(2), generation(8))
-    report = asyncio.create_task(caller.do("report_refused", "con_1", 7))
+    report = asyncio.create_task(caller.call("report_refused", "con_1", 7))
     await seen(evergrant, REPORT)
-    assert (await caller.do("lease", "crm", "alice")).generation == 7
+    assert (await caller.call("lease", "crm", "alice")).generation == 7
     assert not report.done()
     assert (await report).generation == 8
-    assert (await caller.do("lease", "crm", "alice")).generation == 8
+    assert (await caller.call("lease", "crm", "alice")).generation == 8
 
 
 async def test_many_who_report_at_once_send_one_report(caller: Caller, evergrant: ScriptedEvergrant):
     """The server keeps the first one waiting until all of them have asked."""
     evergrant.script(REPORT, busy(1), generation(8))
-    answers = await asyncio.gather(*(caller.do("report_refused", "con_1", 7) for _ in range(4)))
+    answers = await asyncio.gather(*(caller.call("report_refused", "con_1", 7) for _ in range(4)))
     assert [it.generation for it in answers] == [8] * 4
     assert len({it.headers["idempotency-key"] for it in evergrant.seen}) == 1
     assert counted(evergrant, REPORT) == 2  # one call, its first attempt refused
@@ -90,7 +97,7 @@ async def test_many_who_report_at_once_send_one_report(caller: Caller, evergrant
 
 async def test_nothing_newer_is_an_answer(caller: Caller, evergrant: ScriptedEvergrant):
     evergrant.script(REPORT, generation(7))
-    assert (await caller.do("report_refused", "con_1", 7)).generation == 7
+    assert (await caller.call("report_refused", "con_1", 7)).generation == 7
 
 
 @pytest.mark.parametrize(
@@ -102,19 +109,23 @@ async def test_nothing_newer_is_an_answer(caller: Caller, evergrant: ScriptedEve
     ],
 )
 async def test_why_there_is_no_newer_token_is_raised_and_the_old_one_forgotten(
-    caller: Caller, evergrant: ScriptedEvergrant, answer: Answer, code: str, retry_after: float | None
+    caller: Caller,
+    evergrant: ScriptedEvergrant,
+    answer: ScriptedResponse,
+    code: str,
+    retry_after: float | None,
 ):
     evergrant.script(LEASE, lease(expires_at=None))
     evergrant.script(REPORT, answer)
-    await caller.do("lease", "crm", "alice")
+    await caller.call("lease", "crm", "alice")
     for _ in range(2):  # a report that failed was none: the next one is sent as well
         with pytest.raises(EvergrantError) as failed:
-            await caller.do("report_refused", "con_1", 7)
+            await caller.call("report_refused", "con_1", 7)
         error = failed.value
         assert (type(error).__name__, error.code) == (answer.body["kind"], code)
         assert error.retry_after == retry_after
     assert counted(evergrant, REPORT) == 2
-    await caller.do("lease", "crm", "alice")
+    await caller.call("lease", "crm", "alice")
     assert counted(evergrant, LEASE) == 2
 
 
@@ -124,8 +135,8 @@ async def test_what_was_reported_by_hand_auth_does_not_report_again(
     """The scripted server is the resource too: it refuses every token."""
     evergrant.script(LEASE, lease(expires_at=None))
     evergrant.script(REPORT, generation(7))
-    evergrant.script("GET /me", Answer(401, {}))
-    await caller.do("report_refused", "con_1", 7)
+    evergrant.script("GET /me", ScriptedResponse(401, {}))
+    await caller.call("report_refused", "con_1", 7)
     assert await status_of(caller.client, evergrant.url) == 401
     assert counted(evergrant, REPORT) == 1
 

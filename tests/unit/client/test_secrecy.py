@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from evergrant import BadRequest, Evergrant, Lease, LeaseLeak
-from evergrant.target import Target
+from evergrant.target import ServerAddress
 from pydantic_core import PydanticSerializationError, to_json
 from rich.console import Console
 from rich.pretty import Pretty
@@ -121,7 +121,7 @@ async def test_logs_at_debug_hold_neither_key_nor_token(
 ):
     evergrant.script("POST /v1/lease", lease())
     with caplog.at_level(logging.DEBUG):
-        await caller.do("lease", "crm", "alice")
+        await caller.call("lease", "crm", "alice")
     assert "/v1/lease" in caplog.text
     assert TOKEN not in caplog.text
     assert "evg_key_canary" not in caplog.text
@@ -130,17 +130,19 @@ async def test_logs_at_debug_hold_neither_key_nor_token(
 class TestTarget:
     def test_arguments_win_over_the_environment(self):
         env = {"EVERGRANT_URL": "https://a.example/", "EVERGRANT_API_KEY": "env"}
-        assert Target.find(environ=env) == Target("https://a.example", "env")
-        assert Target.find("https://b.example", "arg", environ=env) == Target("https://b.example", "arg")
+        assert ServerAddress.from_settings(environ=env) == ServerAddress("https://a.example", "env")
+        assert ServerAddress.from_settings("https://b.example", "arg", environ=env) == ServerAddress(
+            "https://b.example", "arg"
+        )
 
     def test_a_key_file_is_read_without_its_line_end(self, tmp_path: Path):
         file = tmp_path / "key"
         file.write_text("evg_from_file\n")
         env = {"EVERGRANT_URL": "http://localhost:8080", "EVERGRANT_API_KEY_FILE": str(file)}
-        assert Target.find(environ=env).api_key == "evg_from_file"
+        assert ServerAddress.from_settings(environ=env).api_key == "evg_from_file"
 
     def test_the_key_is_not_shown(self):
-        assert "canary" not in repr(Target("https://a.example", "canary"))
+        assert "canary" not in repr(ServerAddress("https://a.example", "canary"))
 
     @pytest.mark.parametrize(
         ("url", "env", "code"),
@@ -156,17 +158,17 @@ class TestTarget:
     )
     def test_bad_settings_have_a_code_and_a_repair(self, url: str | None, env: dict[str, str], code: str):
         with pytest.raises(BadRequest) as refused:
-            Target.find(url, environ=env)
+            ServerAddress.from_settings(url, environ=env)
         assert refused.value.code == code
         assert "EVERGRANT_" in refused.value.repair
 
     @pytest.mark.parametrize("url", ["http://127.8.9.1:1", "http://[::1]:1", "http://localhost"])
     def test_plain_http_stays_on_this_machine(self, url: str):
-        assert Target.find(url, "key", environ={}).url == url
+        assert ServerAddress.from_settings(url, "key", environ={}).url == url
 
     def test_plain_http_elsewhere_has_to_be_asked_for(self):
-        Target.find("http://a.example", "key", allow_plain_http=True, environ={})
-        Target.find("http://a.example", "key", environ={"EVERGRANT_ALLOW_PLAIN_HTTP": "1"})
+        ServerAddress.from_settings("http://a.example", "key", allow_plain_http=True, environ={})
+        ServerAddress.from_settings("http://a.example", "key", environ={"EVERGRANT_ALLOW_PLAIN_HTTP": "1"})
 
     def test_the_client_reads_the_environment(self, monkeypatch: pytest.MonkeyPatch):
         with pytest.raises(BadRequest, match="url_missing"):

@@ -19,16 +19,16 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.exceptions import ActivityError, ApplicationError
 from temporalio.worker import Worker
 
-from evergrant_server.core.errors import Code
+from evergrant_server.core.errors import ErrorCode
 from examples.pipeline.activities import fetch_contacts
-from examples.pipeline.messages import TASK_QUEUE, Order, Report
+from examples.pipeline.messages import TASK_QUEUE, SyncReport, SyncRequest
 from examples.pipeline.workflow import SyncContacts
 from tests.fakes.temporal import TemporalServer, running_temporal
 from tests.unit.client.scripted_evergrant import (
     LINK,
     TOKEN,
-    Answer,
     ScriptedEvergrant,
+    ScriptedResponse,
     consent_required,
     lease,
     problem,
@@ -199,11 +199,11 @@ class TestPipeline:
     async def test_the_round_trip(self, pipeline: Client, client: Client, evergrant: ScriptedEvergrant):
         connection_id = await start_connection(pipeline)
         evergrant.script("POST /v1/lease", lease())
-        evergrant.script("GET /contacts", Answer(200, [{"id": 1}, {"id": "b"}]))
-        order = Order(connection_id, "crm", "alice", evergrant.url + "/contacts")
+        evergrant.script("GET /contacts", ScriptedResponse(200, [{"id": 1}, {"id": "b"}]))
+        order = SyncRequest(connection_id, "crm", "alice", evergrant.url + "/contacts")
         workflow_id = f"sync-{uuid4()}"
         report = await client.execute_workflow(SyncContacts.run, order, id=workflow_id, task_queue=TASK_QUEUE)
-        assert report == Report(count=2, ids=["1", "b"], generation=7)
+        assert report == SyncReport(count=2, ids=["1", "b"], generation=7)
         assert evergrant.seen[-1].headers["authorization"] == f"Bearer {TOKEN}"
         answered = await pipeline.get_workflow_handle(connection_id).result()
         assert answered == ["pipeline", "app:pipeline", workflow_id]
@@ -214,7 +214,7 @@ class TestPipeline:
             assert "evg_key" not in history
 
     async def test_a_problem_fails_the_workflow_with_its_code(self, pipeline: Client, client: Client):
-        connection_id = await start_connection(pipeline, Code.GRANT_REJECTED)
+        connection_id = await start_connection(pipeline, ErrorCode.GRANT_REJECTED)
         assert await failure_of(client, SyncContacts.run, connection_id) == "grant_rejected"
 
     async def test_a_connection_that_is_not_there(self, pipeline: Client, client: Client):
@@ -233,7 +233,7 @@ class TestPipeline:
         key = tmp_path / "key"
         key.write_text("evg_key\n")
         evergrant.script("POST /v1/lease", lease())
-        evergrant.script("GET /whoami", Answer(200, {"user": "alice", "scopes": ["read"]}))
+        evergrant.script("GET /whoami", ScriptedResponse(200, {"user": "alice", "scopes": ["read"]}))
         server_side = await temporal.client(data_converter=pydantic_data_converter)
         async with Worker(server_side, task_queue="evergrant", workflows=[StandInConnection]):
             connection = await start_connection(server_side)
@@ -253,14 +253,14 @@ class TestPipeline:
             assert (worker.returncode, said.decode()) == (0, "")
 
 
-async def start_connection(client: Client, problem: Code | None = None) -> str:
+async def start_connection(client: Client, problem: ErrorCode | None = None) -> str:
     connection = connection_workflow_id(("default", f"con_{uuid4().hex}"))
     await client.start_workflow(StandInConnection.run, problem, id=connection, task_queue="evergrant")
     return connection
 
 
 async def failure_of(client: Client, run: object, connection: str) -> str | None:
-    order = Order(connection, "crm", "alice", "http://127.0.0.1:1/")
+    order = SyncRequest(connection, "crm", "alice", "http://127.0.0.1:1/")
     with pytest.raises(WorkflowFailureError) as failed:
         await client.execute_workflow(run, order, id=f"sync-{uuid4()}", task_queue=TASK_QUEUE)  # pyright: ignore[reportArgumentType, reportCallIssue]  # either workflow's run
     assert isinstance(failed.value.cause, ApplicationError)

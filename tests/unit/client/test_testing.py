@@ -22,21 +22,21 @@ from evergrant import (
     State,
     Unreachable,
 )
-from evergrant.testing import FakeEvergrant, SetClock
-from evergrant.testing.connections import live, shown
+from evergrant.testing import FakeEvergrant, ManualClock
+from evergrant.testing.connections import connection_body, live_body
 
-from evergrant_server.api.views import ConnectionView, LeaseView, LiveView
+from evergrant_server.api.http.responses import ConnectionView, LeaseView, LiveView
 
 HOUR = timedelta(hours=1)
 
 
 @pytest.fixture
-def client(fake_evergrant: FakeEvergrant, evergrant_clock: SetClock):
+def client(fake_evergrant: FakeEvergrant, evergrant_clock: ManualClock):
     with Evergrant(clock=evergrant_clock) as made, stamina.set_testing(True, attempts=2):
         yield made
 
 
-def test_a_life(fake_evergrant: FakeEvergrant, client: Evergrant, evergrant_clock: SetClock):
+def test_a_life(fake_evergrant: FakeEvergrant, client: Evergrant, evergrant_clock: ManualClock):
     needed = client.lease("crm", "alice")
     assert isinstance(needed, ConsentRequired)
     fake_evergrant.connections[needed.connection_id].consent()
@@ -74,7 +74,7 @@ def test_a_consent_that_never_comes(client: Evergrant):
 
 
 def test_a_revocation_made_elsewhere_is_seen_within_the_bound(
-    fake_evergrant: FakeEvergrant, client: Evergrant, evergrant_clock: SetClock
+    fake_evergrant: FakeEvergrant, client: Evergrant, evergrant_clock: ManualClock
 ):
     alice = fake_evergrant.connect("crm", "alice", token="known")
     assert client.token("crm", "alice") == "known"
@@ -105,7 +105,7 @@ def test_outages_and_failures(fake_evergrant: FakeEvergrant, client: Evergrant):
         client.connection(alice.id)
 
 
-async def test_rotation_and_asyncio(fake_evergrant: FakeEvergrant, evergrant_clock: SetClock):
+async def test_rotation_and_asyncio(fake_evergrant: FakeEvergrant, evergrant_clock: ManualClock):
     alice = fake_evergrant.connect("crm", "alice", lifetime=None)
     async with AsyncEvergrant(clock=evergrant_clock) as client:
         old = await client.lease("crm", "alice")
@@ -128,8 +128,8 @@ def test_a_wrong_key(fake_evergrant: FakeEvergrant):
 def test_it_has_the_servers_shapes(fake_evergrant: FakeEvergrant):
     """The fake says nothing that the server's views don't have, and all that a lease has."""
     alice = fake_evergrant.connect("crm", "alice")
-    assert set(shown(alice, link=True)) <= set(ConnectionView.model_fields)
-    assert set(live(alice)) == set(LiveView.model_fields)
+    assert set(connection_body(alice, link=True)) <= set(ConnectionView.model_fields)
+    assert set(live_body(alice)) == set(LiveView.model_fields)
     with httpx2.Client(headers={"authorization": f"Bearer {fake_evergrant.api_key}"}) as http:
         leased = http.post(f"{fake_evergrant.url}/v1/lease", json={"integration": "crm", "subject": "alice"})
     assert set(leased.json()) == set(LeaseView.model_fields)

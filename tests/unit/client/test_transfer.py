@@ -9,17 +9,17 @@ import pytest
 from evergrant import BadRequest, ProtocolError
 from evergrant.transfer_files import (
     LONGEST_LINE,
-    BadLine,
-    GoodLine,
-    Opener,
-    new_key,
+    InvalidLine,
+    LineDecrypter,
+    ParsedLine,
+    generate_key_pair,
     read_lines,
     read_public_key,
 )
 from joserfc import jwe, jwk
 
 from tests.unit.client.conftest import Caller
-from tests.unit.client.scripted_evergrant import Answer, ScriptedEvergrant, problem
+from tests.unit.client.scripted_evergrant import ScriptedEvergrant, ScriptedResponse, problem
 from tests.unit.client.test_command import command
 
 CANARY = "canary-token-0123"
@@ -30,8 +30,8 @@ def outcome(index: int, **changes: Any) -> dict[str, Any]:
     return good | changes
 
 
-def outcomes(*items: dict[str, Any]) -> Answer:
-    return Answer(200, {"items": list(items)})
+def outcomes(*items: dict[str, Any]) -> ScriptedResponse:
+    return ScriptedResponse(200, {"items": list(items)})
 
 
 @pytest.mark.parametrize(
@@ -54,35 +54,35 @@ def test_a_bad_line_is_named_by_number_and_the_next_is_read(raw: bytes, code: st
     good = json.dumps({"access_token": CANARY}).encode()
     content = b"\xef\xbb\xbf" + good + b"\r\n\n" + raw + b"\n" + good
     first, bad, last = read_lines(io.BytesIO(content))
-    assert isinstance(first, GoodLine)
-    assert isinstance(bad, BadLine)
-    assert isinstance(last, GoodLine)
+    assert isinstance(first, ParsedLine)
+    assert isinstance(bad, InvalidLine)
+    assert isinstance(last, ParsedLine)
     assert (first.number, bad.number, bad.code, last.number) == (1, 3, code, 4)
     assert last.end == len(content)
     assert CANARY not in repr([first, bad, last])
 
 
 def test_a_sealed_line_opens_with_its_key_alone(tmp_path: Path):
-    private, public = new_key()
+    private, public = generate_key_pair()
     mine, others = tmp_path / "mine", tmp_path / "others"
     mine.write_text(private)
-    others.write_text(new_key()[0])
+    others.write_text(generate_key_pair()[0])
     header = {"alg": "ECDH-ES+A256KW", "enc": "A256GCM"}
     text = json.dumps({"access_token": CANARY}).encode()
     key = jwk.OKPKey.import_key(json.loads(public))
     sealed = jwe.encrypt_compact(header, text, key, algorithms=["ECDH-ES+A256KW", "A256GCM"]).encode()
-    (line,) = read_lines(io.BytesIO(sealed), Opener(mine))
-    assert isinstance(line, GoodLine)
+    (line,) = read_lines(io.BytesIO(sealed), LineDecrypter(mine))
+    assert isinstance(line, ParsedLine)
     assert line.item == {"access_token": CANARY}
     for broken, path in ((sealed, others), (sealed[:-6] + b"AAAAAA", mine), (b"a.b.c.d.e", mine)):
-        (line,) = read_lines(io.BytesIO(broken), Opener(path))
-        assert isinstance(line, BadLine)
+        (line,) = read_lines(io.BytesIO(broken), LineDecrypter(path))
+        assert isinstance(line, InvalidLine)
         assert line.code == "not_for_this_key"
 
 
 def test_a_private_key_is_never_sent(tmp_path: Path):
     file = tmp_path / "key"
-    private, _ = new_key()
+    private, _ = generate_key_pair()
     file.write_text(private)
     assert "d" not in read_public_key(file)
     file.write_bytes(jwk.OKPKey.import_key(json.loads(private)).as_pem(private=True))
@@ -90,7 +90,7 @@ def test_a_private_key_is_never_sent(tmp_path: Path):
         read_public_key(file)
     file.write_bytes(jwk.ECKey.generate_key("P-384").as_pem(private=True))
     with pytest.raises(BadRequest, match="no private X25519"):
-        Opener(file)
+        LineDecrypter(file)
 
 
 async def test_items_go_in_requests_of_fifty(caller: Caller, evergrant: ScriptedEvergrant):
@@ -98,7 +98,7 @@ async def test_items_go_in_requests_of_fifty(caller: Caller, evergrant: Scripted
     evergrant.script(
         "POST /v1/connections/import", *(outcomes(*(outcome(n) for n in range(size))) for size in sizes)
     )
-    found = await caller.all("import_connections", ({"subject": str(n)} for n in range(120)), verify=False)
+    found = await caller.list("import_connections", ({"subject": str(n)} for n in range(120)), verify=False)
     assert [it.index for it in found] == list(range(120))
     assert [len(it.body["items"]) for it in evergrant.seen] == list(sizes)
     assert evergrant.seen[0].body["verify"] is False
@@ -107,7 +107,7 @@ async def test_items_go_in_requests_of_fifty(caller: Caller, evergrant: Scripted
 async def test_another_number_of_outcomes_is_another_server(caller: Caller, evergrant: ScriptedEvergrant):
     evergrant.script("POST /v1/connections/import", outcomes(outcome(0)))
     with pytest.raises(ProtocolError):
-        await caller.all("import_connections", [{}, {}])
+        await caller.list("import_connections", [{}, {}])
 
 
 async def test_the_command_reports_by_line_and_exits_with_1(evergrant: ScriptedEvergrant, tmp_path: Path):
@@ -160,10 +160,13 @@ async def test_half_an_export_is_no_file(evergrant: ScriptedEvergrant, tmp_path:
     again = await command(evergrant, "export-key", str(private), str(public))
     assert (again.status, "exists" in again.err) == (1, True)
     export = {"id": "exp_1", "status": "running", "exported": 0, "skipped": 0, "key": "k"}
-    page = Answer(200, "a.b.c.d.e", {"X-Evergrant-Exported": "2"}, "text/plain")
-    evergrant.script("POST /v1/connections/export", Answer(202, export))
+    page = ScriptedResponse(200, "a.b.c.d.e", {"X-Evergrant-Exported": "2"}, "text/plain")
+    evergrant.script("POST /v1/connections/export", ScriptedResponse(202, export))
     evergrant.script(
-        "GET /v1/connections/export", Answer(202, export), page, problem(404, "BadRequest", "not_found")
+        "GET /v1/connections/export",
+        ScriptedResponse(202, export),
+        page,
+        problem(404, "BadRequest", "not_found"),
     )
     ended = await command(evergrant, "export", "--to", str(public), "--out", str(out))
     assert (ended.status, out.exists()) == (1, False)

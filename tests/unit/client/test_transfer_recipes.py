@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from evergrant_server.api.transfer_shapes import ImportItem
+from evergrant_server.api.transfer.models import ImportItem
 
 ROOT = Path(__file__).parents[3]
 

@@ -9,23 +9,23 @@ from evergrant.replies import SERVER_MAJOR
 
 from evergrant_server.api.app import VERSION
 from tests.unit.client.conftest import Caller
-from tests.unit.client.scripted_evergrant import Answer, ScriptedEvergrant, lease, problem
+from tests.unit.client.scripted_evergrant import ScriptedEvergrant, ScriptedResponse, lease, problem
 
 ROUTE = "POST /v1/lease"
 PROJECT = Path(__file__).parents[3] / "clients/python/pyproject.toml"
 
 
-def saying(version: str, answer: Answer) -> Answer:
-    return Answer(answer.status, answer.body, {"evergrant-version": version}, answer.content_type)
+def saying(version: str, answer: ScriptedResponse) -> ScriptedResponse:
+    return ScriptedResponse(answer.status, answer.body, {"evergrant-version": version}, answer.content_type)
 
 
 @pytest.mark.parametrize(
-    "answer", [lease(), Answer(200, {"grant": "new shape"}), problem(409, "NewKind", "new_code")]
+    "answer", [lease(), ScriptedResponse(200, {"grant": "new shape"}), problem(409, "NewKind", "new_code")]
 )
-async def test_another_major_version(caller: Caller, evergrant: ScriptedEvergrant, answer: Answer):
+async def test_another_major_version(caller: Caller, evergrant: ScriptedEvergrant, answer: ScriptedResponse):
     evergrant.script(ROUTE, saying("7.2.0", answer))
     with pytest.raises(ProtocolError) as refused:
-        await caller.do("lease", "crm", "alice")
+        await caller.call("lease", "crm", "alice")
     assert refused.value.code == "version_mismatch"
     assert "7.2.0" in refused.value.detail
     assert "evergrant==7.*" in refused.value.repair
@@ -37,7 +37,7 @@ async def test_the_same_major_version_and_an_unreadable_one(
     caller: Caller, evergrant: ScriptedEvergrant, version: str
 ):
     evergrant.script(ROUTE, saying(version, lease()))
-    assert (await caller.do("lease", "crm", "alice")).generation == 7
+    assert (await caller.call("lease", "crm", "alice")).generation == 7
 
 
 def test_client_and_server_have_one_major_version():

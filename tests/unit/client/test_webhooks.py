@@ -11,7 +11,7 @@ from evergrant.cli import main
 from evergrant.webhook_calls import Webhook, WebhookDelivery
 
 from tests.unit.client.conftest import Caller
-from tests.unit.client.scripted_evergrant import Answer, ScriptedEvergrant, problem
+from tests.unit.client.scripted_evergrant import ScriptedEvergrant, ScriptedResponse, problem
 
 SECRET = "whsec_canary0123456789canary0123456789"
 
@@ -54,8 +54,8 @@ def a_delivery(**changes: Any) -> dict[str, Any]:
 
 
 async def test_a_webhook_is_put_and_its_secret_does_not_print(caller: Caller, evergrant: ScriptedEvergrant):
-    evergrant.script("PUT /v1/webhooks/hooks", Answer(201, a_webhook(secret=SECRET)))
-    made = await caller.do(
+    evergrant.script("PUT /v1/webhooks/hooks", ScriptedResponse(201, a_webhook(secret=SECRET)))
+    made = await caller.call(
         "put_webhook",
         "hooks",
         "https://hooks.example.com/in",
@@ -71,32 +71,34 @@ async def test_a_webhook_is_put_and_its_secret_does_not_print(caller: Caller, ev
         "integration": "crm",
         "disabled": False,
     }
-    await caller.do("put_webhook", "hooks", "https://hooks.example.com/in")
+    await caller.call("put_webhook", "hooks", "https://hooks.example.com/in")
     assert evergrant.seen[1].body == {"url": "https://hooks.example.com/in", "disabled": False}
 
 
 async def test_webhooks_are_read_page_by_page_and_deleted(caller: Caller, evergrant: ScriptedEvergrant):
     pages = [
-        Answer(200, {"items": [a_webhook()], "next_cursor": "more"}),
-        Answer(200, {"items": [a_webhook(name="b", disabled=True, disabled_by="gone")], "next_cursor": None}),
+        ScriptedResponse(200, {"items": [a_webhook()], "next_cursor": "more"}),
+        ScriptedResponse(
+            200, {"items": [a_webhook(name="b", disabled=True, disabled_by="gone")], "next_cursor": None}
+        ),
     ]
     evergrant.script("GET /v1/webhooks", *pages)
-    evergrant.script("GET /v1/webhooks/hooks", Answer(200, a_webhook()))
-    evergrant.script("DELETE /v1/webhooks/hooks", Answer(204, ""))
-    found = await caller.all("webhooks")
+    evergrant.script("GET /v1/webhooks/hooks", ScriptedResponse(200, a_webhook()))
+    evergrant.script("DELETE /v1/webhooks/hooks", ScriptedResponse(204, ""))
+    found = await caller.list("webhooks")
     assert [(it.name, it.disabled_by) for it in found] == [("hooks", None), ("b", "gone")]
     assert evergrant.seen[1].query == {"cursor": "more"}
-    shown = await caller.do("webhook", "hooks")
+    shown = await caller.call("webhook", "hooks")
     assert (shown.secret, shown.created_at) == (None, datetime(2030, 1, 1, tzinfo=UTC))
-    assert await caller.do("delete_webhook", "hooks") is None
+    assert await caller.call("delete_webhook", "hooks") is None
 
 
 async def test_a_rotation_is_sent_with_a_key_so_that_a_retry_is_the_same_one(
     caller: Caller, evergrant: ScriptedEvergrant, no_pauses: None
 ):
     route = "POST /v1/webhooks/hooks/rotate-secret"
-    evergrant.script(route, Answer(drop=True), Answer(200, a_webhook(secret=SECRET)))
-    rotated = await caller.do("rotate_webhook_secret", "hooks", overlap=timedelta(0))
+    evergrant.script(route, ScriptedResponse(drop=True), ScriptedResponse(200, a_webhook(secret=SECRET)))
+    rotated = await caller.call("rotate_webhook_secret", "hooks", overlap=timedelta(0))
     assert rotated.secret == SECRET
     first, second = evergrant.seen
     assert first.headers["idempotency-key"] == second.headers["idempotency-key"]
@@ -105,25 +107,27 @@ async def test_a_rotation_is_sent_with_a_key_so_that_a_retry_is_the_same_one(
 
 async def test_the_log_a_replay_and_a_ping(caller: Caller, evergrant: ScriptedEvergrant):
     at = "/v1/webhooks/hooks/deliveries"
-    evergrant.script(f"GET {at}", Answer(200, {"items": [a_delivery()], "next_cursor": None}))
-    evergrant.script(f"POST {at}/dlv_1/replay", Answer(202, a_delivery(status="pending")))
-    evergrant.script("POST /v1/webhooks/hooks/test", Answer(202, a_delivery(event_type="webhook.ping")))
-    (entry,) = await caller.all("webhook_deliveries", "hooks", status="failed")
+    evergrant.script(f"GET {at}", ScriptedResponse(200, {"items": [a_delivery()], "next_cursor": None}))
+    evergrant.script(f"POST {at}/dlv_1/replay", ScriptedResponse(202, a_delivery(status="pending")))
+    evergrant.script(
+        "POST /v1/webhooks/hooks/test", ScriptedResponse(202, a_delivery(event_type="webhook.ping"))
+    )
+    (entry,) = await caller.list("webhook_deliveries", "hooks", status="failed")
     assert isinstance(entry, WebhookDelivery)
     assert (entry.response_status, entry.problem, entry.attempts) == (500, "refused", 10)
     assert evergrant.seen[0].query == {"status": "failed"}
-    assert (await caller.do("replay_webhook", "hooks", entry.id)).status == "pending"
-    assert (await caller.do("test_webhook", "hooks")).event_type == "webhook.ping"
+    assert (await caller.call("replay_webhook", "hooks", entry.id)).status == "pending"
+    assert (await caller.call("test_webhook", "hooks")).event_type == "webhook.ping"
 
 
 async def test_a_refused_url_is_the_callers_to_correct(caller: Caller, evergrant: ScriptedEvergrant):
     evergrant.script("PUT /v1/webhooks/hooks", problem(400, "BadRequest", "invalid_request", field="url"))
     with pytest.raises(BadRequest) as refused:
-        await caller.do("put_webhook", "hooks", "https://10.0.0.1/")
+        await caller.call("put_webhook", "hooks", "https://10.0.0.1/")
     assert refused.value.context["field"] == "url"
     evergrant.script("DELETE /v1/webhooks/hooks", problem(404, "BadRequest", "not_found"))
     with pytest.raises(BadRequest):
-        await caller.do("delete_webhook", "hooks")
+        await caller.call("delete_webhook", "hooks")
 
 
 async def run(evergrant: ScriptedEvergrant, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -142,14 +146,22 @@ async def test_the_command_does_all_of_it(
     evergrant: ScriptedEvergrant, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     at = "/v1/webhooks/hooks"
-    evergrant.script(f"PUT {at}", Answer(201, a_webhook(secret=SECRET)), Answer(200, a_webhook(secret=None)))
-    evergrant.script("GET /v1/webhooks", Answer(200, {"items": [a_webhook()], "next_cursor": None}))
-    evergrant.script(f"GET {at}", Answer(200, a_webhook()))
-    evergrant.script(f"POST {at}/rotate-secret", Answer(200, a_webhook(secret=SECRET)))
-    evergrant.script(f"GET {at}/deliveries", Answer(200, {"items": [a_delivery()], "next_cursor": None}))
-    evergrant.script(f"POST {at}/deliveries/dlv_1/replay", Answer(202, a_delivery(status="pending")))
-    evergrant.script(f"POST {at}/test", Answer(202, a_delivery(event_type="webhook.ping")))
-    evergrant.script(f"DELETE {at}", Answer(204, ""))
+    evergrant.script(
+        f"PUT {at}",
+        ScriptedResponse(201, a_webhook(secret=SECRET)),
+        ScriptedResponse(200, a_webhook(secret=None)),
+    )
+    evergrant.script("GET /v1/webhooks", ScriptedResponse(200, {"items": [a_webhook()], "next_cursor": None}))
+    evergrant.script(f"GET {at}", ScriptedResponse(200, a_webhook()))
+    evergrant.script(f"POST {at}/rotate-secret", ScriptedResponse(200, a_webhook(secret=SECRET)))
+    evergrant.script(
+        f"GET {at}/deliveries", ScriptedResponse(200, {"items": [a_delivery()], "next_cursor": None})
+    )
+    evergrant.script(
+        f"POST {at}/deliveries/dlv_1/replay", ScriptedResponse(202, a_delivery(status="pending"))
+    )
+    evergrant.script(f"POST {at}/test", ScriptedResponse(202, a_delivery(event_type="webhook.ping")))
+    evergrant.script(f"DELETE {at}", ScriptedResponse(204, ""))
     url = "https://hooks.example.com/in"
 
     async def said(*arguments: str) -> str:

@@ -4,14 +4,14 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 
-from evergrant_server.core.attempt import Attempt, Limits, Outcome
-from evergrant_server.core.provider import Rotation
+from evergrant_server.core.connections.refresh_rules import Rotation
+from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome, TimeLimits
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
-LIMITS = Limits(send=timedelta(seconds=15), answer=timedelta(seconds=45))
+LIMITS = TimeLimits(send=timedelta(seconds=15), answer=timedelta(seconds=45))
 LIFETIME = timedelta(seconds=100)
 GRACE = 30.0
-UNKNOWN = (None, Outcome.SUPERSEDED, Outcome.GIVEN_UP)
+UNKNOWN = (None, AttemptOutcome.SUPERSEDED, AttemptOutcome.GIVEN_UP)
 
 
 @dataclass(frozen=True)

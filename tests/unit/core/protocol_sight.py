@@ -2,16 +2,16 @@
 
 from datetime import datetime
 
-from evergrant_server.core.attempt import (
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.single_use.attempt import (
     Attempt,
-    Outcome,
+    AttemptOutcome,
     Takeover,
     answer_may_come,
-    counted,
-    decide,
-    may_end,
+    decide_attempt,
+    may_invalidate,
+    with_earlier_sends,
 )
-from evergrant_server.core.provider import RefreshRules, Rotation
 from tests.unit.core.protocol_parts import (
     GRACE,
     LIFETIME,
@@ -51,7 +51,7 @@ class Sight:
         alive, in_flight, answered = self._fate(worker, opened)
         if not self.rules.waits:
             return Takeover.RESEND
-        return decide(
+        return decide_attempt(
             wanted,
             self.refresh_rules,
             self.now,
@@ -108,7 +108,7 @@ class Sight:
         seen = alive is not None
         return (
             seen
-            and may_end(other, attempt, self.refresh_rules, self.now)
+            and may_invalidate(other, attempt, self.refresh_rules, self.now)
             and answer_may_come(
                 other, self.now, owner_alive=alive, in_flight=in_flight, answered=answered, limits=LIMITS
             )
@@ -116,9 +116,11 @@ class Sight:
 
     def _came_late(self, worker: Worker, wanted: Attempt, unknown: Attempt | None) -> bool:
         """What SingleUse.kept_late finds."""
-        if unknown is None or not may_end(counted(wanted, unknown), unknown, self.refresh_rules, self.now):
+        if unknown is None or not may_invalidate(
+            with_earlier_sends(wanted, unknown), unknown, self.refresh_rules, self.now
+        ):
             return False
-        taken_over = [it for it in self.attempts if it.outcome is Outcome.SUPERSEDED]
+        taken_over = [it for it in self.attempts if it.outcome is AttemptOutcome.SUPERSEDED]
         now = (it for it in taken_over if it.from_generation == self.generation)
         return any(self._fate(worker, it)[2] for it in now)
 
@@ -134,7 +136,7 @@ class Sight:
     def _current(self, attempt: Attempt) -> Attempt:
         return next(it for it in self.attempts if it.id == attempt.id)
 
-    def _close(self, attempt: Attempt, outcome: Outcome) -> None:
+    def _close(self, attempt: Attempt, outcome: AttemptOutcome) -> None:
         if self._current(attempt).outcome is None:
             at = self.attempts.index(self._current(attempt))
             self.attempts[at] = self.attempts[at].model_copy(update={"outcome": outcome})

@@ -8,16 +8,16 @@ is a protocol without it, which the model must be able to refute.
 
 from datetime import timedelta
 
-from evergrant_server.core import attempt as protocol
-from evergrant_server.core.attempt import (
+from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
+from evergrant_server.core.single_use import attempt as protocol
+from evergrant_server.core.single_use.attempt import (
     Attempt,
     AttemptKind,
-    Outcome,
+    AttemptOutcome,
     Takeover,
-    counted,
-    outcome_of_refusal,
+    outcome_of_error,
+    with_earlier_sends,
 )
-from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
 from tests.unit.core.protocol_parts import (
     LIMITS,
     UNKNOWN,
@@ -46,7 +46,7 @@ class World(Sight):
             tenant=Tenant("t"),
             id=AttemptId(f"att_{len(self.attempts)}"),
             connection_id=ConnectionId("con_1"),
-            kind=AttemptKind.LATE_ANSWER if verifies else AttemptKind.REFRESH,
+            kind=AttemptKind.LATE_TOKENS if verifies else AttemptKind.REFRESH,
             credential=f"late {self.late.token}" if verifies and self.late else "",
             from_generation=self.generation,
             journal_id=name,
@@ -55,7 +55,7 @@ class World(Sight):
         )
         opened = next((it for it in self.attempts if it.outcome is None), None)
         if opened is not None and self.rules.unsent and self._never_sent(worker, opened):
-            self._close(opened, Outcome.NOT_SENT)
+            self._close(opened, AttemptOutcome.NOT_SENT)
             opened = None
         unknown = self._unknown(wanted)
         if self.rules.defers and self._came_late(worker, wanted, unknown):
@@ -71,9 +71,9 @@ class World(Sight):
         if opened is not None:
             if not self._fence(worker, opened):
                 return
-            self._close(opened, Outcome.SUPERSEDED)
+            self._close(opened, AttemptOutcome.SUPERSEDED)
             self._look_for_answers(worker, opened)
-        wanted = counted(wanted, unknown) if self.rules.counts else wanted
+        wanted = with_earlier_sends(wanted, unknown) if self.rules.counts else wanted
         self.attempts.append(wanted)
         token = self.late.token if verifies and self.late and self.late.token else self.token
         worker.section = Section(wanted, token, verifies=verifies)
@@ -88,7 +88,7 @@ class World(Sight):
             case Stage.INTENDED:
                 too_late = self.now > section.attempt.send_by
                 if (self.rules.send_by and too_late) or section.fenced:
-                    self._close(section.attempt, Outcome.NOT_SENT)
+                    self._close(section.attempt, AttemptOutcome.NOT_SENT)
                     worker.section = None
                 else:
                     section.stage = Stage.CHECKED
@@ -156,7 +156,7 @@ class World(Sight):
         section = worker.section
         if section is None or section.stage is not Stage.WRITTEN or worker.paused or not worker.alive:
             return
-        outcome = outcome_of_refusal(status)
+        outcome = outcome_of_error(status)
         if outcome is not None:
             return  # only those that say nothing are worth a world of their own
         self._died(section)
@@ -173,7 +173,7 @@ class World(Sight):
     def _write(self, worker: Worker, section: Section) -> None:
         token = section.token
         harmless = self.refresh_rules.resend_is_safe_for is not None  # the provider takes it again
-        taken_over = self._current(section.attempt).outcome is Outcome.SUPERSEDED
+        taken_over = self._current(section.attempt).outcome is AttemptOutcome.SUPERSEDED
         if taken_over and not harmless:
             assert section.stopped_in_window, "sent after a takeover, outside the window"
             by = self.attempts[self.attempts.index(self._current(section.attempt)) + 1]
@@ -194,7 +194,7 @@ class World(Sight):
                 assert late, "two uses in flight on one host"
         self.writes[token] = self.writes.get(token, 0) + 1
         if not harmless:
-            assert self.writes[token] <= protocol.MOST_SENDS + self.windows, "sent more than once more"
+            assert self.writes[token] <= protocol.MAX_SENDS + self.windows, "sent more than once more"
         section.written_at = self.now
         section.stage = Stage.WRITTEN
         section.answer = self.provider.use(token, self.now)
@@ -216,19 +216,19 @@ class World(Sight):
         elif section.verifies:
             if still or not self.rules.compare:
                 self._install(answer)
-            self._close(attempt, Outcome.INSTALLED)
+            self._close(attempt, AttemptOutcome.INSTALLED)
         elif self.rules.compare and not still:
-            self._close(attempt, Outcome.SUPERSEDED)
+            self._close(attempt, AttemptOutcome.SUPERSEDED)
         elif self.active or not self.rules.verifies or not self.rules.compare:
             self._install(answer)
-            self._close(attempt, Outcome.INSTALLED)
+            self._close(attempt, AttemptOutcome.INSTALLED)
         else:
             self.late = answer
-            self._close(attempt, Outcome.SUPERSEDED)
+            self._close(attempt, AttemptOutcome.SUPERSEDED)
         return True
 
     def _refused(self, section: Section, attempt: Attempt, still: bool) -> None:
-        self._close(attempt, Outcome.REFUSED)
+        self._close(attempt, AttemptOutcome.REFUSED)
         if section.verifies:
             self.late = None
         elif still or not self.rules.compare:
@@ -243,7 +243,7 @@ class World(Sight):
 
     def _given_up(self, opened: Attempt | None, verifies: bool) -> None:
         if opened is not None:
-            self._close(opened, Outcome.GIVEN_UP)
+            self._close(opened, AttemptOutcome.GIVEN_UP)
         if verifies:
             self.late = None
         else:

@@ -4,14 +4,19 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from evergrant_server.core.beginning import life_of, news_of
-from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.grant import Grant
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.grant import Grant
+from evergrant_server.core.connections.refresh_rules import RefreshRules
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
-from evergrant_server.core.lifecycle import next_step, wake
-from evergrant_server.core.messages import Asked, Event, Happening, Life
-from evergrant_server.core.provider import RefreshRules
-from evergrant_server.core.schedule import NEWEST_RULES, RULES
+from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
+from evergrant_server.core.lifecycle.snapshot import grant_result_of, state_from_store
+from evergrant_server.core.lifecycle.transition import next_step, next_timer
+from evergrant_server.core.messages.connection import (
+    ConnectionState,
+    EventKind,
+    LifecycleEvent,
+    RequestContext,
+)
 
 RULES_NOW = RULES[NEWEST_RULES]
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -24,7 +29,7 @@ CONNECTION = Connection(
     integration="crm",
     provider="exact-online",
     subject="sam",
-    state=State.ACTIVE,
+    state=LifecycleState.ACTIVE,
     generation=1,
     refresh_policy="warm",
     created_at=NOW,
@@ -40,27 +45,31 @@ GRANT = Grant(
 )
 
 
-def revived(grant: Grant = GRANT, rules: RefreshRules = PICKY, days: tuple[int, ...] | None = None) -> Life:
-    return life_of(CONNECTION, grant, rules, NOW + timedelta(minutes=1), days)
+def revived(
+    grant: Grant = GRANT, rules: RefreshRules = PICKY, days: tuple[int, ...] | None = None
+) -> ConnectionState:
+    return state_from_store(CONNECTION, grant, rules, NOW + timedelta(minutes=1), days)
 
 
-def heard(grant: Grant, rules: RefreshRules, days: tuple[int, ...] | None) -> Life:
-    news = news_of(CONNECTION, grant, rules, days)
-    before = Life(policy=CONNECTION.refresh_policy, consent_deadline=NOW)
-    happening = Happening(event=Event.CODE_EXCHANGED, asked=Asked(by="subject"), news=news)
-    return next_step(before, happening, NOW, RULES_NOW).life
+def heard(grant: Grant, rules: RefreshRules, days: tuple[int, ...] | None) -> ConnectionState:
+    news = grant_result_of(CONNECTION, grant, rules, days)
+    before = ConnectionState(policy=CONNECTION.refresh_policy, consent_deadline=NOW)
+    happening = LifecycleEvent(
+        kind=EventKind.CODE_EXCHANGE_ENDED, context=RequestContext(by="subject"), result=news
+    )
+    return next_step(before, happening, NOW, RULES_NOW).state
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 def test_no_refresh_before_the_age_at_which_the_provider_takes_one(share: float):
-    woken = wake(revived(), RULES_NOW, share)
+    woken = next_timer(revived(), RULES_NOW, share)
     assert woken is not None
     assert woken.at >= NOW + timedelta(seconds=570)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 def test_no_refresh_before_the_provider_s_own_margin(share: float):
-    woken = wake(revived(rules=RefreshRules(margin_s=30)), RULES_NOW, share)
+    woken = next_timer(revived(rules=RefreshRules(margin_s=30)), RULES_NOW, share)
     assert woken is not None
     assert woken.at >= NOW + TEN_MINUTES - timedelta(seconds=30)
 
@@ -68,7 +77,7 @@ def test_no_refresh_before_the_provider_s_own_margin(share: float):
 def test_a_first_token_is_exchanged_at_any_age():
     life = revived(GRANT.model_copy(update={"interim": True}))
     assert life.min_age_s is None
-    woken = wake(life, RULES_NOW)
+    woken = next_timer(life, RULES_NOW)
     assert woken is not None
     assert woken.at == NOW
 

@@ -5,42 +5,49 @@ from datetime import timedelta
 
 import pytest
 
-from evergrant_server.core.circuit import Circuit, CircuitRules, admit, answered, failed, unheard
-from evergrant_server.core.errors import Code
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId
-from evergrant_server.core.schedule import NEWEST_RULES
-from evergrant_server.core.schedule import RULES as SCHEDULE
+from evergrant_server.core.lifecycle.schedule import NEWEST_RULES
+from evergrant_server.core.lifecycle.schedule import RULES as SCHEDULE
+from evergrant_server.core.single_use.circuit_breaker import (
+    BreakerRules,
+    CircuitBreaker,
+    admit,
+    answered,
+    failed,
+    released,
+)
 
-RULES = CircuitRules()
-DOWN = Code.PROVIDER_UNREACHABLE
+RULES = BreakerRules()
+DOWN = ErrorCode.PROVIDER_UNREACHABLE
 
 
-def opened(now: float = 0.0) -> Circuit:
-    it = Circuit()
+def opened(now: float = 0.0) -> CircuitBreaker:
+    it = CircuitBreaker()
     for _ in range(RULES.threshold):
         it = failed(it, now, RULES, DOWN, None, probe=False)
     return it
 
 
 def test_it_opens_after_failures_in_a_row_and_not_before():
-    it = Circuit()
+    it = CircuitBreaker()
     for _ in range(RULES.threshold - 1):
         it = failed(it, 0, RULES, DOWN, None, probe=False)
-        assert admit(it, 0, RULES, 0)[1].go_in == 0
+        assert admit(it, 0, RULES, 0)[1].delay == 0
     it = answered(it, 0, RULES)
-    assert it == Circuit(), "an answer in between, be it a refusal, begins the count anew"
+    assert it == CircuitBreaker(), "an answer in between, be it a refusal, begins the count anew"
     refused = admit(opened(), 1, RULES, 0)[1]
-    assert (refused.go_in, opened().reason) == (None, DOWN)
+    assert (refused.delay, opened().reason) == (None, DOWN)
     assert refused.retry_after >= RULES.first_gap - 1
 
 
 def test_one_probe_at_a_time():
     it, first = admit(opened(), 100, RULES, 0)
     assert first.probe
-    assert first.go_in == 0
-    assert admit(it, 100, RULES, 0)[1].go_in is None
+    assert first.delay == 0
+    assert admit(it, 100, RULES, 0)[1].delay is None
     assert admit(it, 100 + RULES.probe_limit, RULES, 0)[1].probe, "a probe that is never heard of is lost"
-    assert admit(unheard(it, probe=True), 100, RULES, 0)[1].probe, "nothing was sent: the next one probes"
+    assert admit(released(it, probe=True), 100, RULES, 0)[1].probe, "nothing was sent: the next one probes"
 
 
 def test_an_outage_of_twelve_hours_costs_few_probes_and_a_short_wait_at_its_end():
@@ -48,7 +55,7 @@ def test_an_outage_of_twelve_hours_costs_few_probes_and_a_short_wait_at_its_end(
     it, probes, end = opened(), 0, 12 * 3600
     for now in range(end):
         it, admission = admit(it, now, RULES, 0)
-        if admission.go_in is not None:
+        if admission.delay is not None:
             assert admission.probe
             probes += 1
             it = failed(it, now + 0.5, RULES, DOWN, None, probe=True)
@@ -73,11 +80,11 @@ def test_when_it_is_back_the_others_follow_at_a_bounded_rate():
     sends, now, waiting = [], 100.0, 500
     while waiting:
         it, admission = admit(it, now, RULES, 0.5)
-        if admission.go_in is None:
+        if admission.delay is None:
             now += 0.25
             continue
         waiting -= 1
-        sends.append(now + admission.go_in)
+        sends.append(now + admission.delay)
     for second in range(60):
         in_it = sum(100 + second <= at < 101 + second for at in sends)
         assert in_it <= RULES.first_rate * 2 ** ((second + 1) / RULES.doubling) + 1
@@ -89,7 +96,7 @@ def test_a_failure_while_it_recovers_opens_it_again():
     it = failed(it, 101, RULES, DOWN, None, probe=False)
     assert it.opened
     it = answered(admit(it, 200, RULES, 0)[0], 200, RULES)
-    assert admit(it, 200 + RULES.recovery, RULES, 0)[0] == Circuit()
+    assert admit(it, 200 + RULES.recovery, RULES, 0)[0] == CircuitBreaker()
 
 
 def test_who_was_sent_before_it_opened_tells_nothing_new():
@@ -97,31 +104,31 @@ def test_who_was_sent_before_it_opened_tells_nothing_new():
     assert failed(it, 1, RULES, DOWN, None, probe=False) == it
 
 
-LIMITED = Code.PROVIDER_RATE_LIMITED
+LIMITED = ErrorCode.PROVIDER_RATE_LIMITED
 
 
 def limited(
-    it: Circuit, number: int, wait: float | None = 30, now: float = 0, probe: bool = False
-) -> Circuit:
+    it: CircuitBreaker, number: int, wait: float | None = 30, now: float = 0, probe: bool = False
+) -> CircuitBreaker:
     return failed(it, now, RULES, LIMITED, wait, probe=probe, connection=ConnectionId(f"con_{number}"))
 
 
 @pytest.mark.parametrize("wait", [None, 30, 86_400])
 def test_a_connection_that_is_rate_limited_stops_no_other(wait: float | None):
     """Some providers limit each user: it waits by its own schedule, and the others are served."""
-    it = Circuit()
+    it = CircuitBreaker()
     for now in range(100):
         it = limited(it, now % (RULES.limited - 1), wait, now)
-        assert admit(it, now, RULES, 0)[1].go_in == 0
+        assert admit(it, now, RULES, 0)[1].delay == 0
 
 
 def test_when_several_are_rate_limited_in_a_row_everybody_waits_and_an_absurd_time_is_not_believed():
     for wait, waited in ((30, 30), (3000, 3000), (86_400, 3600), (None, RULES.first_gap)):
-        it = Circuit()
+        it = CircuitBreaker()
         for number in range(RULES.limited):
             assert not it.opened
             it = limited(it, number, wait)
-        assert admit(it, waited - 1, RULES, 0)[1].go_in is None
+        assert admit(it, waited - 1, RULES, 0)[1].delay is None
         assert admit(it, waited, RULES, 0)[1].probe
 
 
@@ -130,18 +137,18 @@ def test_a_limit_is_believed_for_an_hour_and_an_outage_for_the_longest_gap():
     assert timedelta(seconds=RULES.longest_limit) == SCHEDULE[NEWEST_RULES].longest_retry_after
     down = failed(replace(opened(), probing_since=0), 0, RULES, DOWN, 86_400, probe=True)
     assert down.next_probe == RULES.longest_gap
-    told = limited(limited(limited(Circuit(), 1), 2), 3, 86_400)
+    told = limited(limited(limited(CircuitBreaker(), 1), 2), 3, 86_400)
     assert told.next_probe == RULES.longest_limit
     probed = limited(admit(told, 3600, RULES, 0)[0], 1, 86_400, 3600, probe=True)
     assert probed.next_probe == 2 * RULES.longest_limit, "and so each time"
 
 
 def test_one_that_is_served_in_between_begins_the_count_of_the_limited_anew():
-    it = Circuit()
+    it = CircuitBreaker()
     for number in range(10):
         it = limited(limited(it, number), number + 10)
         it = answered(it, 0, RULES)
-    assert it == Circuit()
+    assert it == CircuitBreaker()
 
 
 def test_one_that_is_rate_limited_ends_no_recovery():
@@ -158,12 +165,12 @@ def test_a_probe_that_is_rate_limited_alone_prolongs_an_outage_by_a_gap_and_not_
     assert it.next_probe - 100 < 2 * RULES.first_gap
     for number in range(RULES.limited):
         it = limited(admit(it, it.next_probe, RULES, 0)[0], number, 600, it.next_probe, probe=True)
-    assert admit(it, it.next_probe - 1, RULES, 0)[1].go_in is None
+    assert admit(it, it.next_probe - 1, RULES, 0)[1].delay is None
     assert it.next_probe > 600, "several in a row: it is the provider's word to everybody"
 
 
 def test_an_outage_opens_it_whoever_is_rate_limited_meanwhile():
-    it = Circuit()
+    it = CircuitBreaker()
     for _ in range(RULES.threshold):
         assert not it.opened
         it = limited(failed(it, 0, RULES, DOWN, None, probe=False), 1)
@@ -171,11 +178,11 @@ def test_an_outage_opens_it_whoever_is_rate_limited_meanwhile():
 
 
 def test_it_can_be_turned_off():
-    off = CircuitRules(threshold=0)
-    it = Circuit()
+    off = BreakerRules(threshold=0)
+    it = CircuitBreaker()
     for _ in range(100):
         it = failed(it, 0, off, DOWN, None, probe=False)
-    assert admit(it, 0, off, 0)[1].go_in == 0
+    assert admit(it, 0, off, 0)[1].delay == 0
 
 
 def test_those_who_are_sent_away_come_back_spread():

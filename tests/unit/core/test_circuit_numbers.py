@@ -4,23 +4,31 @@ from dataclasses import replace
 
 import pytest
 
-from evergrant_server.core.circuit import Admission, Circuit, CircuitRules, admit, answered, failed, unheard
-from evergrant_server.core.errors import Code
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId
+from evergrant_server.core.single_use.circuit_breaker import (
+    Admission,
+    BreakerRules,
+    CircuitBreaker,
+    admit,
+    answered,
+    failed,
+    released,
+)
 
-DOWN = Code.PROVIDER_UNREACHABLE
-PLAIN = CircuitRules(
+DOWN = ErrorCode.PROVIDER_UNREACHABLE
+PLAIN = BreakerRules(
     threshold=2, limited=1, first_gap=10, gap_growth=2, longest_gap=35, longest_limit=50, probe_limit=50,
     first_rate=4, doubling=10, recovery=100, patience=2,
 )  # fmt: skip
-OPEN = Circuit(failures=2, reason=DOWN, opened=True, next_probe=10)
+OPEN = CircuitBreaker(failures=2, reason=DOWN, opened=True, next_probe=10)
 PROBING = replace(OPEN, probing_since=10)
-LIMITED = Code.PROVIDER_RATE_LIMITED
+LIMITED = ErrorCode.PROVIDER_RATE_LIMITED
 
 
 def test_the_first_failure_is_remembered_and_the_second_opens():
-    first = failed(Circuit(), 0, PLAIN, DOWN, None, probe=False)
-    assert first == Circuit(failures=1, reason=DOWN)
+    first = failed(CircuitBreaker(), 0, PLAIN, DOWN, None, probe=False)
+    assert first == CircuitBreaker(failures=1, reason=DOWN)
     assert failed(first, 0, PLAIN, DOWN, None, probe=False) == OPEN
 
 
@@ -53,29 +61,29 @@ def test_a_year_of_probes_is_no_number_too_large():
     ("code", "retry_after", "opens"), [(LIMITED, 0.5, 0.5), (LIMITED, None, 10), (DOWN, 30, None)]
 )
 def test_a_limit_of_everybody_opens_it_at_once_for_the_time_that_was_told(
-    code: Code, retry_after: float | None, opens: float | None
+    code: ErrorCode, retry_after: float | None, opens: float | None
 ):
-    it = failed(Circuit(), 0, PLAIN, code, retry_after, probe=False)
+    it = failed(CircuitBreaker(), 0, PLAIN, code, retry_after, probe=False)
     assert (it.opened, it.next_probe) == (opens is not None, opens or 0.0)
 
 
 def test_limits_are_counted_by_connection_beside_the_failures():
     two = replace(PLAIN, limited=2)
     one, other = ConnectionId("con_1"), ConnectionId("con_2")
-    first = failed(Circuit(failures=1), 0, two, LIMITED, 30, probe=False, connection=one)
-    assert first == Circuit(failures=1, limited=(one,))
+    first = failed(CircuitBreaker(failures=1), 0, two, LIMITED, 30, probe=False, connection=one)
+    assert first == CircuitBreaker(failures=1, limited=(one,))
     assert failed(first, 0, two, LIMITED, 30, probe=False, connection=one) == first
     second = failed(first, 0, two, LIMITED, 30, probe=False, connection=other)
-    assert second == Circuit(1, LIMITED, opened=True, next_probe=30, limited=(one, other))
+    assert second == CircuitBreaker(1, LIMITED, opened=True, next_probe=30, limited=(one, other))
     third = failed(second, 50, two, LIMITED, 30, probe=True, connection=ConnectionId("con_3"))
     assert (third.limited, third.next_probe) == ((one, other), 80)
     served = answered(replace(first, recovering_since=0), 1, two)
-    assert served == Circuit(recovering_since=0)
+    assert served == CircuitBreaker(recovering_since=0)
 
 
 def test_a_circuit_that_is_turned_off_opens_for_no_limit_either():
     off = replace(PLAIN, threshold=0)
-    assert failed(Circuit(), 0, off, LIMITED, 30, probe=False) == Circuit()
+    assert failed(CircuitBreaker(), 0, off, LIMITED, 30, probe=False) == CircuitBreaker()
 
 
 def test_a_probe_leaves_when_its_time_has_come_and_the_next_when_it_is_lost():
@@ -94,7 +102,7 @@ def test_who_is_sent_away_comes_back_after_the_next_probe():
 
 def test_after_a_probe_turns_are_given_at_a_rate_that_doubles():
     it = answered(PROBING, 20, PLAIN)
-    assert it == Circuit(recovering_since=20, next_turn=20.25)
+    assert it == CircuitBreaker(recovering_since=20, next_turn=20.25)
     it, first = admit(it, 20, PLAIN, 0)
     assert (first, it.next_turn) == (Admission(0.25), 20.5)
     it, faster = admit(it, 30, PLAIN, 0)
@@ -102,24 +110,24 @@ def test_after_a_probe_turns_are_given_at_a_rate_that_doubles():
 
 
 def test_who_would_wait_too_long_for_a_turn_is_sent_away_spread_over_half_of_what_is_left():
-    it = Circuit(recovering_since=0, next_turn=42)
+    it = CircuitBreaker(recovering_since=0, next_turn=42)
     assert admit(it, 40, PLAIN, 0.5)[1] == Admission(2), "as long as its patience"
     it = replace(it, next_turn=43)
     assert admit(it, 40, PLAIN, 0.5) == (it, Admission(None, 3 + 0.5 * 60 / 2))
 
 
 def test_it_is_closed_a_while_after_the_last_failure():
-    it = Circuit(failures=1, recovering_since=0, next_turn=0)
+    it = CircuitBreaker(failures=1, recovering_since=0, next_turn=0)
     assert admit(it, 99.9, PLAIN, 0)[0].recovering_since == 0
-    assert admit(it, 100, PLAIN, 0) == (Circuit(), Admission(0.0))
+    assert admit(it, 100, PLAIN, 0) == (CircuitBreaker(), Admission(0.0))
     assert answered(it, 99.9, PLAIN) == replace(it, failures=0)
-    assert answered(it, 100, PLAIN) == Circuit()
+    assert answered(it, 100, PLAIN) == CircuitBreaker()
     later = replace(it, recovering_since=20)
     assert answered(later, 119.9, PLAIN) == replace(later, failures=0)
 
 
 def test_only_a_probe_that_was_not_heard_of_makes_way_for_another():
-    assert unheard(PROBING, probe=True) == OPEN
-    assert unheard(PROBING, probe=False) == PROBING
-    closed = Circuit(probing_since=1)
-    assert unheard(closed, probe=True) is closed
+    assert released(PROBING, probe=True) == OPEN
+    assert released(PROBING, probe=False) == PROBING
+    closed = CircuitBreaker(probing_since=1)
+    assert released(closed, probe=True) is closed

@@ -4,27 +4,27 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from evergrant_server.core.attempt import (
+from evergrant_server.core.clock import CLOCK_SKEW
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
+from evergrant_server.core.single_use.attempt import (
     LIMITS,
-    MOST_SENDS,
+    MAX_SENDS,
     Attempt,
     AttemptKind,
-    Outcome,
+    AttemptOutcome,
     Takeover,
     answer_may_come,
-    counted,
-    dated_ahead,
-    decide,
-    may_end,
-    may_send,
-    outcome_of_refusal,
-    seen_since,
-    takeover,
+    decide_attempt,
+    decide_takeover,
+    is_dated_ahead,
+    may_invalidate,
+    may_send_again,
+    outcome_of_error,
+    redated,
+    with_earlier_sends,
 )
-from evergrant_server.core.clock import TOLERANCE
-from evergrant_server.core.errors import Code
-from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
-from evergrant_server.core.provider import RefreshRules, Rotation
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 TICK, HOUR = timedelta(microseconds=1), timedelta(hours=1)
@@ -40,12 +40,12 @@ LISTENED = OPEN.send_by + LIMITS.answer  # from here on nobody listens for its a
 KEPT = LISTENED + LIMITS.replay
 WANTED = OPEN.model_copy(update={"id": AttemptId("att_2")})
 CONSENT = WANTED.model_copy(update={"kind": AttemptKind.CODE_EXCHANGE, "credential": "cns_1"})
-TWICE = OPEN.model_copy(update={"sends": MOST_SENDS})
+TWICE = OPEN.model_copy(update={"sends": MAX_SENDS})
 
 
 def decided(wanted: Attempt, now: datetime, opened: Attempt | None = None, **more: object) -> Takeover:
     seen = {"unknown": None, "token_valid": False} | more
-    return decide(wanted, STRICT, now, opened=opened, **seen)
+    return decide_attempt(wanted, STRICT, now, opened=opened, **seen)
 
 
 def test_what_was_never_sent_may_be_sent():
@@ -55,27 +55,31 @@ def test_what_was_never_sent_may_be_sent():
 def test_a_lost_use_may_be_repeated_once_and_never_again():
     assert decided(WANTED, LISTENED, unknown=OPEN) is RESEND
     assert decided(WANTED, LISTENED, unknown=TWICE) is GIVE_UP
-    assert decide(WANTED, GRACE, NOW, opened=None, unknown=TWICE, token_valid=False) is RESEND
+    assert decide_attempt(WANTED, GRACE, NOW, opened=None, unknown=TWICE, token_valid=False) is RESEND
 
 
 def test_what_made_tokens_that_wait_to_be_read_is_not_sent_again_where_that_would_end_them():
-    unread = OPEN.model_copy(update={"outcome": Outcome.UNREAD})
-    assert decided(WANTED, LISTENED, unread=unread) is Takeover.READ
-    for now, verdict in ((NOW + timedelta(seconds=30), RESEND), (NOW + timedelta(seconds=31), Takeover.READ)):
+    unread = OPEN.model_copy(update={"outcome": AttemptOutcome.UNREAD})
+    assert decided(WANTED, LISTENED, unread=unread) is Takeover.AWAIT_DEFINITION
+    for now, verdict in (
+        (NOW + timedelta(seconds=30), RESEND),
+        (NOW + timedelta(seconds=31), Takeover.AWAIT_DEFINITION),
+    ):
         assert (
-            decide(WANTED, GRACE, now, opened=None, unknown=None, unread=unread, token_valid=False) is verdict
+            decide_attempt(WANTED, GRACE, now, opened=None, unknown=None, unread=unread, token_valid=False)
+            is verdict
         )
 
 
 @pytest.mark.parametrize("later", [OPEN.model_copy(update={"sends": 2}), TWICE])
 def test_tokens_that_wait_to_be_read_hold_their_credential_after_a_later_use_too(later: Attempt):
     """Inside a grace it may go out again, and nobody hears of it: those tokens are as good as before."""
-    unread = OPEN.model_copy(update={"outcome": Outcome.UNREAD})
+    unread = OPEN.model_copy(update={"outcome": AttemptOutcome.UNREAD})
     seen = {"unread": unread, "owner_alive": False, "in_flight": False}
-    assert decided(WANTED, LISTENED, later, **seen) is Takeover.READ
-    assert decided(WANTED, LISTENED, unknown=later, unread=unread) is Takeover.READ
+    assert decided(WANTED, LISTENED, later, **seen) is Takeover.AWAIT_DEFINITION
+    assert decided(WANTED, LISTENED, unknown=later, unread=unread) is Takeover.AWAIT_DEFINITION
     assert decided(WANTED, LISTENED, later, **seen | {"in_flight": True}) is WAIT
-    assert decide(WANTED, GRACE, NOW, opened=later, unknown=None, token_valid=False, **seen) is RESEND
+    assert decide_attempt(WANTED, GRACE, NOW, opened=later, unknown=None, token_valid=False, **seen) is RESEND
 
 
 @pytest.mark.parametrize(
@@ -119,7 +123,7 @@ def test_the_same_credential_is_not_sent_while_its_owner_lives_and_the_token_wor
 
 
 def test_a_worker_sends_soon_and_listens_for_longer_than_that():
-    assert timedelta(0) < LIMITS.look_again < LIMITS.send < LIMITS.answer < LIMITS.replay
+    assert timedelta(0) < LIMITS.poll_interval < LIMITS.send < LIMITS.answer < LIMITS.replay
     assert LIMITS.answer == timedelta(seconds=45), "docs/protocol.md names it"
     assert LIMITS.replay == timedelta(minutes=10), "and this one"
 
@@ -136,11 +140,11 @@ def test_the_limits_are_those_that_were_given():
 def test_a_grace_is_over_the_moment_after_its_last():
     alive = {"token_valid": True, "owner_alive": True, "in_flight": False}
     end = NOW + timedelta(seconds=30)
-    assert takeover(OPEN, GRACE, end, **alive) is RESEND
-    assert takeover(OPEN, GRACE, end + TICK, **alive) is WAIT
-    again = OPEN.model_copy(update={"asked_at": NOW, "opened_at": end, "sends": MOST_SENDS})
-    assert may_send(GRACE, again, end)
-    assert not may_send(GRACE, again, end + TICK), "it counts from the first use, not from the last"
+    assert decide_takeover(OPEN, GRACE, end, **alive) is RESEND
+    assert decide_takeover(OPEN, GRACE, end + TICK, **alive) is WAIT
+    again = OPEN.model_copy(update={"asked_at": NOW, "opened_at": end, "sends": MAX_SENDS})
+    assert may_send_again(GRACE, again, end)
+    assert not may_send_again(GRACE, again, end + TICK), "it counts from the first use, not from the last"
 
 
 @pytest.mark.parametrize(("in_flight", "may"), [(True, True), (False, False)])
@@ -150,60 +154,60 @@ def test_what_is_seen_on_this_host_is_believed(in_flight: bool, may: bool):
 
 
 def test_uses_are_counted_from_the_first():
-    assert counted(WANTED, None) is WANTED
-    second = counted(WANTED.model_copy(update={"opened_at": LISTENED}), OPEN)
+    assert with_earlier_sends(WANTED, None) is WANTED
+    second = with_earlier_sends(WANTED.model_copy(update={"opened_at": LISTENED}), OPEN)
     assert (second.sends, second.asked_at, second.first_opened_at) == (2, NOW, NOW)
-    third = counted(WANTED, second)
+    third = with_earlier_sends(WANTED, second)
     assert (third.sends, third.first_opened_at) == (3, NOW)
 
 
 @pytest.mark.parametrize(
     ("status", "code", "outcome"),
     [
-        (199, Code.PROVIDER_ERROR, None),
-        (299, Code.PROVIDER_ERROR, Outcome.REFUSED),
-        (300, Code.PROVIDER_ERROR, None),
-        (399, Code.PROVIDER_ERROR, None),
-        (499, Code.REPLY_UNREADABLE, Outcome.REFUSED),
-        (500, Code.PROVIDER_RATE_LIMITED, Outcome.NOT_SENT),
+        (199, ErrorCode.PROVIDER_ERROR, None),
+        (299, ErrorCode.PROVIDER_ERROR, AttemptOutcome.REFUSED),
+        (300, ErrorCode.PROVIDER_ERROR, None),
+        (399, ErrorCode.PROVIDER_ERROR, None),
+        (499, ErrorCode.REPLY_UNREADABLE, AttemptOutcome.REFUSED),
+        (500, ErrorCode.PROVIDER_RATE_LIMITED, AttemptOutcome.NOT_SENT),
     ],
 )
-def test_the_edges_of_what_a_status_says(status: int, code: Code, outcome: Outcome | None):
-    assert outcome_of_refusal(status, code) is outcome
+def test_the_edges_of_what_a_status_says(status: int, code: ErrorCode, outcome: AttemptOutcome | None):
+    assert outcome_of_error(status, code) is outcome
 
 
 def test_a_use_that_is_dated_ahead_of_our_clock():
     """Some clock was wrong: its deadlines count from when we saw it, and no grace is known to go on."""
     ahead = OPEN.model_copy(update={"opened_at": NOW + HOUR, "send_by": NOW + HOUR + LIMITS.send})
-    assert not dated_ahead(OPEN, NOW - TOLERANCE)
-    assert dated_ahead(OPEN, NOW - TOLERANCE - TICK)
-    seen = seen_since(ahead, NOW)
+    assert not is_dated_ahead(OPEN, NOW - CLOCK_SKEW)
+    assert is_dated_ahead(OPEN, NOW - CLOCK_SKEW - TICK)
+    seen = redated(ahead, NOW)
     assert (seen.opened_at, seen.send_by, seen.first_opened_at) == (NOW, OPEN.send_by, ahead.opened_at)
     assert decided(WANTED, LISTENED - TICK, seen) is WAIT
     assert decided(WANTED, LISTENED, seen) is RESEND
-    twice = seen.model_copy(update={"sends": MOST_SENDS})
-    assert not may_send(GRACE, twice, NOW)
-    assert may_send(GRACE, twice, NOW + HOUR - TOLERANCE)
-    assert may_send(RefreshRules(rotation=Rotation.NONE), twice, NOW)
+    twice = seen.model_copy(update={"sends": MAX_SENDS})
+    assert not may_send_again(GRACE, twice, NOW)
+    assert may_send_again(GRACE, twice, NOW + HOUR - CLOCK_SKEW)
+    assert may_send_again(RefreshRules(rotation=Rotation.NONE), twice, NOW)
 
 
 def test_tokens_live_from_the_first_use_unless_that_leaves_next_to_nothing():
     again = OPEN.model_copy(update={"opened_at": NOW + HOUR * 3 / 4, "asked_at": NOW})
-    assert again.tokens_from(3600) == NOW
-    assert again.tokens_from(None) == NOW
-    assert again.tokens_from(3599.9) == again.opened_at
+    assert again.tokens_valid_from(3600) == NOW
+    assert again.tokens_valid_from(None) == NOW
+    assert again.tokens_valid_from(3599.9) == again.opened_at
     ahead = OPEN.model_copy(update={"asked_at": NOW + HOUR})
-    assert ahead.tokens_from(3600) == NOW, "no first use comes after a later one: a clock was set back"
+    assert ahead.tokens_valid_from(3600) == NOW, "no first use comes after a later one: a clock was set back"
 
 
 def test_a_second_use_may_end_what_the_first_one_brought():
-    assert may_end(WANTED, OPEN, STRICT, NOW)
-    assert not may_end(OPEN, OPEN, STRICT, NOW), "it is the use that was answered"
-    assert not may_end(CONSENT, OPEN, STRICT, NOW), "it is of another credential"
+    assert may_invalidate(WANTED, OPEN, STRICT, NOW)
+    assert not may_invalidate(OPEN, OPEN, STRICT, NOW), "it is the use that was answered"
+    assert not may_invalidate(CONSENT, OPEN, STRICT, NOW), "it is of another credential"
 
 
 def test_a_second_use_ends_nothing_where_the_provider_takes_it():
     graced = GRACE.grace_s * timedelta(seconds=1)
-    assert not may_end(WANTED, OPEN, RefreshRules(rotation=Rotation.NONE), NOW)
-    assert not may_end(WANTED, OPEN, GRACE, NOW + graced)
-    assert may_end(WANTED, OPEN, GRACE, NOW + graced + TICK)
+    assert not may_invalidate(WANTED, OPEN, RefreshRules(rotation=Rotation.NONE), NOW)
+    assert not may_invalidate(WANTED, OPEN, GRACE, NOW + graced)
+    assert may_invalidate(WANTED, OPEN, GRACE, NOW + graced + TICK)

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from evergrant_server.core.definition import (
     LONGEST_STAGE,
+    CheckLevel,
+    CheckResult,
     Definition,
     DefinitionState,
-    Finding,
-    Level,
     Rollout,
-    Verdict,
-    chosen,
-    verdict,
+    RolloutVerdict,
+    judge_rollout,
+    serving_versions,
 )
 from evergrant_server.core.ids import DefinitionId, Tenant, new_id
 
@@ -45,60 +45,65 @@ def staged(share: float = 0.05, **changes: Any) -> Definition:
 @pytest.mark.parametrize(
     ("good", "bad", "after", "said"),
     [
-        (0, 0, 0 * HOUR, Verdict.WAIT),
-        (0, 2, 0 * HOUR, Verdict.WAIT),  # one or two may be the provider's doing
-        (0, 3, 0 * HOUR, Verdict.ROLL_BACK),
-        (27, 3, 0 * HOUR, Verdict.WAIT),  # a tenth is the most, and not more than it
-        (26, 3, 0 * HOUR, Verdict.ROLL_BACK),
-        (26, 3, 2 * HOUR, Verdict.ROLL_BACK),  # however long it lasted
-        (20, 0, HOUR - timedelta(seconds=1), Verdict.WAIT),
-        (20, 0, HOUR, Verdict.ROLL_ON),
-        (18, 2, HOUR, Verdict.ROLL_ON),
-        (19, 0, HOUR, Verdict.WAIT),  # it has seen too little
-        (0, 0, HOUR * LONGEST_STAGE, Verdict.ROLL_ON),  # in a larger share somebody may be
-        (19, 0, HOUR * LONGEST_STAGE, Verdict.ROLL_ON),  # but not for ever
-        (0, 2, HOUR * LONGEST_STAGE, Verdict.HOLD),  # nothing speaks for it
-        (1, 2, HOUR * LONGEST_STAGE, Verdict.HOLD),
-        (0, 20, HOUR, Verdict.ROLL_BACK),
+        (0, 0, 0 * HOUR, RolloutVerdict.WAIT),
+        (0, 2, 0 * HOUR, RolloutVerdict.WAIT),  # one or two may be the provider's doing
+        (0, 3, 0 * HOUR, RolloutVerdict.ROLL_BACK),
+        (27, 3, 0 * HOUR, RolloutVerdict.WAIT),  # a tenth is the most, and not more than it
+        (26, 3, 0 * HOUR, RolloutVerdict.ROLL_BACK),
+        (26, 3, 2 * HOUR, RolloutVerdict.ROLL_BACK),  # however long it lasted
+        (20, 0, HOUR - timedelta(seconds=1), RolloutVerdict.WAIT),
+        (20, 0, HOUR, RolloutVerdict.ROLL_ON),
+        (18, 2, HOUR, RolloutVerdict.ROLL_ON),
+        (19, 0, HOUR, RolloutVerdict.WAIT),  # it has seen too little
+        (0, 0, HOUR * LONGEST_STAGE, RolloutVerdict.ROLL_ON),  # in a larger share somebody may be
+        (19, 0, HOUR * LONGEST_STAGE, RolloutVerdict.ROLL_ON),  # but not for ever
+        (0, 2, HOUR * LONGEST_STAGE, RolloutVerdict.HOLD),  # nothing speaks for it
+        (1, 2, HOUR * LONGEST_STAGE, RolloutVerdict.HOLD),
+        (0, 20, HOUR, RolloutVerdict.ROLL_BACK),
     ],
 )
-def test_what_a_stage_decides(good: int, bad: int, after: timedelta, said: Verdict):
-    assert verdict(staged(good=good, bad=bad), NOW + after) is said
+def test_what_a_stage_decides(good: int, bad: int, after: timedelta, said: RolloutVerdict):
+    assert judge_rollout(staged(good=good, bad=bad), NOW + after) is said
 
 
 @pytest.mark.parametrize(
     ("good", "bad", "said"),
-    [(0, 0, Verdict.HOLD), (0, 1, Verdict.HOLD), (1, 0, Verdict.ROLL_ON), (20, 0, Verdict.ROLL_ON)],
+    [
+        (0, 0, RolloutVerdict.HOLD),
+        (0, 1, RolloutVerdict.HOLD),
+        (1, 0, RolloutVerdict.ROLL_ON),
+        (20, 0, RolloutVerdict.ROLL_ON),
+    ],
 )
-def test_what_nobody_has_seen_work_does_not_become_active(good: int, bad: int, said: Verdict):
-    assert verdict(staged(1.0, good=good, bad=bad), NOW + HOUR * LONGEST_STAGE) is said
-    assert verdict(staged(1.0, good=good, bad=bad), NOW + HOUR * LONGEST_STAGE * 100) is said
+def test_what_nobody_has_seen_work_does_not_become_active(good: int, bad: int, said: RolloutVerdict):
+    assert judge_rollout(staged(1.0, good=good, bad=bad), NOW + HOUR * LONGEST_STAGE) is said
+    assert judge_rollout(staged(1.0, good=good, bad=bad), NOW + HOUR * LONGEST_STAGE * 100) is said
 
 
 def test_who_asks_for_no_evidence_needs_none():
     asks_for_none = staged(1.0, rollout=Rollout(enough=0))
-    assert verdict(asks_for_none, NOW + HOUR) is Verdict.ROLL_ON
+    assert judge_rollout(asks_for_none, NOW + HOUR) is RolloutVerdict.ROLL_ON
 
 
 def test_a_rollout_goes_through_its_shares_and_counts_each_stage_anew():
     now = staged(good=9, bad=1)
-    second = now.rolled_on(NOW)
+    second = now.advanced(NOW)
     assert (second.share, second.good, second.bad) == (0.25, 0, 0)
-    third = second.rolled_on(NOW)
+    third = second.advanced(NOW)
     assert (third.state, third.share) == (DefinitionState.STAGED, 1.0)
-    assert third.rolled_on(NOW).state is DefinitionState.ACTIVE
+    assert third.advanced(NOW).state is DefinitionState.ACTIVE
 
 
 def test_what_replaces_nothing_is_active_at_once():
-    assert a_version().begun(NOW, replaces=False).state is DefinitionState.ACTIVE
-    assert a_version().begun(NOW, replaces=True).share == 0.05
+    assert a_version().started(NOW, replaces=False).state is DefinitionState.ACTIVE
+    assert a_version().started(NOW, replaces=True).share == 0.05
 
 
 def test_one_problem_makes_it_unsound_and_a_warning_does_not():
-    fine = Finding(check="hosts", level=Level.WARNING, detail="a new host")
-    wrong = Finding(check="token_endpoint", level=Level.PROBLEM, detail="404")
-    assert a_version().checked([fine], NOW).state is DefinitionState.WAITING
-    assert a_version().checked([fine, wrong], NOW).state is DefinitionState.UNSOUND
+    fine = CheckResult(check="hosts", level=CheckLevel.WARNING, detail="a new host")
+    wrong = CheckResult(check="token_endpoint", level=CheckLevel.PROBLEM, detail="404")
+    assert a_version().with_checks([fine], NOW).state is DefinitionState.WAITING
+    assert a_version().with_checks([fine, wrong], NOW).state is DefinitionState.UNSOUND
 
 
 @given(st.floats(min_value=0.01, max_value=0.99), st.integers(min_value=0, max_value=10_000))
@@ -115,17 +120,17 @@ def test_a_share_is_about_that_many():
 
 @pytest.mark.parametrize("state", [it for it in DefinitionState if not it.serves])
 def test_only_what_was_approved_answers(state: DefinitionState):
-    assert chosen([a_version(state=state, share=1.0)], "con_1") == (None,)
+    assert serving_versions([a_version(state=state, share=1.0)], "con_1") == (None,)
 
 
 def test_the_newest_comes_first_and_what_answered_before_second_while_it_is_staged():
     first = a_version(1, state=DefinitionState.ACTIVE, share=1.0)
     second = staged(1.0)
-    assert chosen([first, second], "con_1") == (second, first)
-    assert chosen([second], "con_1") == (second, None)  # the catalogue's own
-    assert chosen([first], None) == (first,)
+    assert serving_versions([first, second], "con_1") == (second, first)
+    assert serving_versions([second], "con_1") == (second, None)  # the catalogue's own
+    assert serving_versions([first], None) == (first,)
     outside = staged(1e-12)
-    assert chosen([first, outside], "con_1") == (first,)
+    assert serving_versions([first, outside], "con_1") == (first,)
 
 
 @pytest.mark.parametrize("shares", [(), (0.5,), (0.5, 0.25, 1.0), (0.0, 1.0), (0.5, 1.0, 1.5)])

@@ -2,13 +2,19 @@
 
 import pytest
 
-from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.drift import Drift, drift
+from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
-from evergrant_server.core.messages import Description
+from evergrant_server.core.lifecycle.drift import Drift, find_drift
+from evergrant_server.core.messages.connection import ConnectionDescription
 from tests.fakes.databases import NOW
 
-A, N, P, R, X = State.ACTIVE, State.NEEDS_REAUTH, State.PENDING_CONSENT, State.REVOKING, State.REVOKED
+A, N, P, R, X = (
+    LifecycleState.ACTIVE,
+    LifecycleState.NEEDS_REAUTH,
+    LifecycleState.PENDING_CONSENT,
+    LifecycleState.REVOKING,
+    LifecycleState.REVOKED,
+)
 
 TABLE = [
     # stored, known, what it means
@@ -21,25 +27,25 @@ TABLE = [
     ((A, 2), (N, 1), Drift.WORKFLOW_BEHIND),
     ((A, 1), (N, 1), Drift.NONE),  # the workflow saw the refusal; nothing is sent
     ((N, 1), (A, 1), Drift.NONE),  # its next refresh is told, and sends nothing
-    ((R, 1), (A, 1), Drift.REVOCATION_UNTOLD),
-    ((R, 2), (P, 0), Drift.REVOCATION_UNTOLD),
+    ((R, 1), (A, 1), Drift.WORKFLOW_MISSED_REVOCATION),
+    ((R, 2), (P, 0), Drift.WORKFLOW_MISSED_REVOCATION),
     ((R, 1), (R, 1), Drift.NONE),
     ((R, 1), (X, 1), Drift.NONE),
-    ((A, 1), (R, 1), Drift.STORE_FORGOT_REVOCATION),
-    ((A, 1), (X, 2), Drift.STORE_FORGOT_REVOCATION),
+    ((A, 1), (R, 1), Drift.STORE_LOST_REVOCATION),
+    ((A, 1), (X, 2), Drift.STORE_LOST_REVOCATION),
     ((X, 1), (R, 1), Drift.NONE),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("stored", "known", "meaning"), TABLE)
-def test_drift(stored: tuple[State, int], known: tuple[State, int], meaning: Drift):
+def test_drift(stored: tuple[LifecycleState, int], known: tuple[LifecycleState, int], meaning: Drift):
     connection = Connection(
         tenant=Tenant("acme"), id=ConnectionId("con_1"), integration_id=IntegrationId("int_1"),
         integration="crm", provider="generic", subject="user-1", state=stored[0], generation=stored[1],
         created_at=NOW, changed_at=NOW, consent_deadline=NOW,
     )  # fmt: skip
-    described = Description(
+    described = ConnectionDescription(
         connection_id=connection.id, state=known[0], generation=known[1], expires_at=None, next_step="",
         next_at=None, reason=None, repairer=None, failures=0,
     )  # fmt: skip
-    assert drift(connection, described) is meaning
+    assert find_drift(connection, described) is meaning

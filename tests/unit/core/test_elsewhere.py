@@ -4,30 +4,38 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from evergrant_server.core.connection import Connection, State
-from evergrant_server.core.elsewhere import (
-    NewsFromElsewhere,
-    Source,
-    Verdict,
-    Weight,
-    judge_news,
-    leasable,
-)
-from evergrant_server.core.errors import Code
-from evergrant_server.core.grant import Grant
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.grant import Grant
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
-from evergrant_server.core.lifecycle import Do, next_step, wake
-from evergrant_server.core.messages import Asked, Event, GrantNews, Happening, Life
-from evergrant_server.core.schedule import NEWEST_RULES, RULES
+from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
+from evergrant_server.core.lifecycle.transition import Command, next_step, next_timer
+from evergrant_server.core.messages.connection import (
+    ConnectionState,
+    EventKind,
+    GrantResult,
+    LifecycleEvent,
+    RequestContext,
+)
+from evergrant_server.core.provider_events.external_revocation import (
+    Certainty,
+    ProviderReport,
+    ReportDecision,
+    ReportSource,
+    is_leasable,
+    judge_report,
+)
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
-ASKED = Asked(by="provider")
-ACTIVE = Life(state=State.ACTIVE, generation=3, obtained_at=NOW, expires_at=NOW + HOUR, refreshable=True)
+ASKED = RequestContext(by="provider")
+ACTIVE = ConnectionState(
+    state=LifecycleState.ACTIVE, generation=3, obtained_at=NOW, expires_at=NOW + HOUR, refreshable=True
+)
 GRANT = Grant(generation=3, scopes=("read",), obtained_at=NOW, expires_at=NOW + HOUR, refreshable=True)
 
 
-def connection(state: State = State.ACTIVE, reason: Code | None = None) -> Connection:
+def connection(state: LifecycleState = LifecycleState.ACTIVE, reason: ErrorCode | None = None) -> Connection:
     return Connection(
         tenant=Tenant("acme"),
         id=ConnectionId("con_1"),
@@ -44,80 +52,92 @@ def connection(state: State = State.ACTIVE, reason: Code | None = None) -> Conne
     )
 
 
-def news(weight: Weight = Weight.ENDED, at: datetime | None = None, generation: int | None = None):
-    return NewsFromElsewhere(
-        source=Source.SECURITY_EVENT, kind="tokens-revoked", weight=weight, at=at, generation=generation
+def news(weight: Certainty = Certainty.ENDED, at: datetime | None = None, generation: int | None = None):
+    return ProviderReport(
+        source=ReportSource.SECURITY_EVENT,
+        kind="tokens-revoked",
+        certainty=weight,
+        at=at,
+        generation=generation,
     )
 
 
-def step(life: Life, event: Event, **brings: object):
-    return next_step(life, Happening(event=event, asked=ASKED, **brings), NOW, RULES[NEWEST_RULES])
+def step(life: ConnectionState, event: EventKind, **brings: object):
+    return next_step(life, LifecycleEvent(kind=event, context=ASKED, **brings), NOW, RULES[NEWEST_RULES])
 
 
 @pytest.mark.parametrize(
     ("told", "verdict"),
     [
-        (news(), Verdict.ENDED),
-        (news(at=NOW + HOUR), Verdict.ENDED),
-        (news(at=NOW), Verdict.ENDED),
-        (news(at=NOW - timedelta(seconds=1)), Verdict.OLDER),
-        (news(generation=2), Verdict.OLDER),
-        (news(generation=3), Verdict.ENDED),
-        (news(Weight.DOUBTED), Verdict.ASKED),
-        (news(Weight.DOUBTED, at=NOW - HOUR), Verdict.OLDER),
+        (news(), ReportDecision.ENDED),
+        (news(at=NOW + HOUR), ReportDecision.ENDED),
+        (news(at=NOW), ReportDecision.ENDED),
+        (news(at=NOW - timedelta(seconds=1)), ReportDecision.OUTDATED),
+        (news(generation=2), ReportDecision.OUTDATED),
+        (news(generation=3), ReportDecision.ENDED),
+        (news(Certainty.SUSPECTED), ReportDecision.REFRESH_REQUESTED),
+        (news(Certainty.SUSPECTED, at=NOW - HOUR), ReportDecision.OUTDATED),
     ],
 )
-def test_news_about_an_active_connection(told: NewsFromElsewhere, verdict: Verdict):
-    assert judge_news(connection(), GRANT, told) is verdict
+def test_news_about_an_active_connection(told: ProviderReport, verdict: ReportDecision):
+    assert judge_report(connection(), GRANT, told) is verdict
 
 
-@pytest.mark.parametrize("state", [it for it in State if it not in (State.ACTIVE, State.NEEDS_REAUTH)])
-def test_news_change_nothing_where_nothing_is_held(state: State):
-    assert judge_news(connection(state), GRANT, news()) is Verdict.NOTHING_HELD
-    assert judge_news(connection(), None, news()) is Verdict.NOTHING_HELD
+@pytest.mark.parametrize(
+    "state", [it for it in LifecycleState if it not in (LifecycleState.ACTIVE, LifecycleState.NEEDS_REAUTH)]
+)
+def test_news_change_nothing_where_nothing_is_held(state: LifecycleState):
+    assert judge_report(connection(state), GRANT, news()) is ReportDecision.NOTHING_HELD
+    assert judge_report(connection(), None, news()) is ReportDecision.NOTHING_HELD
 
 
 def test_a_connection_that_needs_somebody_anyway_stops_serving_its_last_token():
     """Its access token is served while it is valid, until the provider says that it is dead."""
-    waiting = connection(State.NEEDS_REAUTH, Code.GRANT_REJECTED)
-    assert judge_news(waiting, GRANT, news()) is Verdict.ENDED
-    assert judge_news(waiting, GRANT, news(Weight.DOUBTED)) is Verdict.NOTHING_HELD
-    known = connection(State.NEEDS_REAUTH, Code.GRANT_REVOKED_ELSEWHERE)
-    assert judge_news(known, GRANT, news()) is Verdict.NOTHING_HELD
+    waiting = connection(LifecycleState.NEEDS_REAUTH, ErrorCode.GRANT_REJECTED)
+    assert judge_report(waiting, GRANT, news()) is ReportDecision.ENDED
+    assert judge_report(waiting, GRANT, news(Certainty.SUSPECTED)) is ReportDecision.NOTHING_HELD
+    known = connection(LifecycleState.NEEDS_REAUTH, ErrorCode.GRANT_REVOKED_ELSEWHERE)
+    assert judge_report(known, GRANT, news()) is ReportDecision.NOTHING_HELD
 
 
 def test_a_doubt_without_a_refresh_token_condemns_nobody():
     unrefreshable = GRANT.model_copy(update={"refreshable": False})
-    assert judge_news(connection(), unrefreshable, news(Weight.DOUBTED)) is Verdict.UNTESTABLE
+    assert judge_report(connection(), unrefreshable, news(Certainty.SUSPECTED)) is ReportDecision.UNTESTABLE
 
 
 def test_what_was_revoked_elsewhere_is_not_leased():
-    assert leasable(State.ACTIVE, None)
-    assert leasable(State.NEEDS_REAUTH, Code.GRANT_REJECTED)
-    assert not leasable(State.NEEDS_REAUTH, Code.GRANT_REVOKED_ELSEWHERE)
-    assert not leasable(State.REVOKING, None)
-    assert leasable(State.ACTIVE, None, reported=True), "nothing confirms the report"
-    assert not leasable(State.NEEDS_REAUTH, Code.GRANT_REJECTED, reported=True)
+    assert is_leasable(LifecycleState.ACTIVE, None)
+    assert is_leasable(LifecycleState.NEEDS_REAUTH, ErrorCode.GRANT_REJECTED)
+    assert not is_leasable(LifecycleState.NEEDS_REAUTH, ErrorCode.GRANT_REVOKED_ELSEWHERE)
+    assert not is_leasable(LifecycleState.REVOKING, None)
+    assert is_leasable(LifecycleState.ACTIVE, None, reported=True), "nothing confirms the report"
+    assert not is_leasable(LifecycleState.NEEDS_REAUTH, ErrorCode.GRANT_REJECTED, reported=True)
 
 
 def test_the_workflow_waits_for_the_subject_and_tries_nothing():
     failing = ACTIVE.model_copy(update={"failures": 2, "retry_at": NOW, "ask_at": NOW})
-    ended = step(failing, Event.REVOKED_ELSEWHERE, seen_generation=3)
-    assert ended.do is Do.NOTHING
-    assert (ended.life.state, ended.life.reason) == (State.NEEDS_REAUTH, Code.GRANT_REVOKED_ELSEWHERE)
-    assert (ended.life.retry_at, ended.life.ask_at, ended.life.failures) == (None, None, 0)
-    assert wake(ended.life, RULES[NEWEST_RULES]) is None
-    assert step(ended.life, Event.FRESHNESS_ASKED).life.refusal is Code.GRANT_REVOKED_ELSEWHERE
+    ended = step(failing, EventKind.REVOKED_AT_PROVIDER, seen_generation=3)
+    assert ended.command is Command.NOTHING
+    assert (ended.state.state, ended.state.reason) == (
+        LifecycleState.NEEDS_REAUTH,
+        ErrorCode.GRANT_REVOKED_ELSEWHERE,
+    )
+    assert (ended.state.retry_at, ended.state.ask_at, ended.state.failures) == (None, None, 0)
+    assert next_timer(ended.state, RULES[NEWEST_RULES]) is None
+    assert step(ended.state, EventKind.REFRESH_REQUESTED).state.refusal is ErrorCode.GRANT_REVOKED_ELSEWHERE
 
 
 def test_news_of_an_older_generation_leave_the_newer_grant_alone():
     """The refresh was under way when the news came, and the store took the newer grant first."""
-    newer = step(ACTIVE, Event.GRANT_REFRESHED, news=GrantNews(generation=4, obtained_at=NOW)).life
-    assert step(newer, Event.REVOKED_ELSEWHERE, seen_generation=3).life.state is State.ACTIVE
-    assert step(newer, Event.REVOKED_ELSEWHERE, seen_generation=4).life.state is State.NEEDS_REAUTH
+    newer = step(ACTIVE, EventKind.REFRESH_ENDED, result=GrantResult(generation=4, obtained_at=NOW)).state
+    assert step(newer, EventKind.REVOKED_AT_PROVIDER, seen_generation=3).state.state is LifecycleState.ACTIVE
+    assert (
+        step(newer, EventKind.REVOKED_AT_PROVIDER, seen_generation=4).state.state
+        is LifecycleState.NEEDS_REAUTH
+    )
 
 
-@pytest.mark.parametrize("state", [State.PENDING_CONSENT, State.REVOKING])
-def test_no_other_state_is_left(state: State):
+@pytest.mark.parametrize("state", [LifecycleState.PENDING_CONSENT, LifecycleState.REVOKING])
+def test_no_other_state_is_left(state: LifecycleState):
     life = ACTIVE.model_copy(update={"state": state})
-    assert step(life, Event.REVOKED_ELSEWHERE, seen_generation=3).life.state is state
+    assert step(life, EventKind.REVOKED_AT_PROVIDER, seen_generation=3).state.state is state

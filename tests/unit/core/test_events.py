@@ -9,11 +9,18 @@ import jsonschema
 import pytest
 
 from evergrant_server.core.audit import AuditAction, AuditEntry
-from evergrant_server.core.connection import Connection, Revocation, State
-from evergrant_server.core.errors import FAILURES, Code, Repairer
-from evergrant_server.core.events import BY_DEFAULT, EVENTS_OF, OF_CONNECTIONS, EventType, body_of, events_of
-from evergrant_server.core.grant import Grant
-from evergrant_server.core.messages import Asked
+from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
+from evergrant_server.core.connections.grant import Grant
+from evergrant_server.core.errors import FAILURES, ErrorCode, Repairer
+from evergrant_server.core.events import (
+    CONNECTION_EVENTS,
+    DEFAULT_EVENTS,
+    EVENTS_BY_ACTION,
+    EventType,
+    event_body,
+    events_of,
+)
+from evergrant_server.core.messages.connection import RequestContext
 
 ROOT = Path(__file__).parents[3]
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -29,17 +36,17 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
         (AuditAction.CONNECTION_FAILING, {}, [EventType.FAILING]),
         (AuditAction.CONNECTION_RECOVERED, {}, [EventType.RECOVERED]),
         (AuditAction.CONNECTION_EXPIRING, {}, [EventType.EXPIRING]),
-        (AuditAction.NEEDS_REAUTH, {"reason": Code.GRANT_REJECTED}, [EventType.NEEDS_REAUTH]),
+        (AuditAction.NEEDS_REAUTH, {"reason": ErrorCode.GRANT_REJECTED}, [EventType.NEEDS_REAUTH]),
         (
             AuditAction.NEEDS_REAUTH,
-            {"reason": Code.OUTCOME_UNKNOWN},
+            {"reason": ErrorCode.OUTCOME_UNKNOWN},
             [EventType.NEEDS_REAUTH, EventType.OUTCOME_UNKNOWN],
         ),
-        (AuditAction.REVOKED_ELSEWHERE, {}, [EventType.NEEDS_REAUTH]),
-        (AuditAction.REVOKED, {"how": Revocation.CONFIRMED}, [EventType.REVOKED]),
-        (AuditAction.REVOKE_ASKED, {"reason": "left"}, []),
-        (AuditAction.REFRESH_FAILED, {"reason": Code.PROVIDER_ERROR}, []),
-        (AuditAction.LEASED, {}, []),
+        (AuditAction.REVOKED_AT_PROVIDER, {}, [EventType.NEEDS_REAUTH]),
+        (AuditAction.REVOKED, {"how": RevocationOutcome.CONFIRMED}, [EventType.REVOKED]),
+        (AuditAction.REVOCATION_REQUESTED, {"reason": "left"}, []),
+        (AuditAction.REFRESH_FAILED, {"reason": ErrorCode.PROVIDER_ERROR}, []),
+        (AuditAction.LEASE_ISSUED, {}, []),
     ],
 )
 def test_a_record_is_these_events(action: AuditAction, detail: dict[str, Any], expected: list[EventType]):
@@ -47,17 +54,20 @@ def test_a_record_is_these_events(action: AuditAction, detail: dict[str, Any], e
 
 
 def test_every_event_of_connections_comes_from_some_record():
-    reasons = ({"generation": 1}, {"reason": Code.OUTCOME_UNKNOWN})
-    told = {type for action in EVENTS_OF for detail in reasons for type in events_of(action, detail)}
-    assert told == set(OF_CONNECTIONS)
+    reasons = ({"generation": 1}, {"reason": ErrorCode.OUTCOME_UNKNOWN})
+    told = {type for action in EVENTS_BY_ACTION for detail in reasons for type in events_of(action, detail)}
+    assert told == set(CONNECTION_EVENTS)
 
 
 def test_only_refreshed_has_to_be_asked_for():
-    assert set(OF_CONNECTIONS) - set(BY_DEFAULT) == {EventType.REFRESHED}
+    assert set(CONNECTION_EVENTS) - set(DEFAULT_EVENTS) == {EventType.REFRESHED}
 
 
 def said(
-    state: State, why: Code | None = None, type: EventType = EventType.NEEDS_REAUTH, **detail: Any
+    state: LifecycleState,
+    why: ErrorCode | None = None,
+    type: EventType = EventType.NEEDS_REAUTH,
+    **detail: Any,
 ) -> dict[str, Any]:
     connection = Connection.model_validate(
         {
@@ -83,15 +93,15 @@ def said(
             "at": NOW,
             "action": AuditAction.NEEDS_REAUTH,
             "object": "con_1",
-            "asked": Asked(by="schedule"),
+            "context": RequestContext(by="schedule"),
             "detail": detail,
         }
     )
-    return json.loads(body_of(type, entry, connection, grant))
+    return json.loads(event_body(type, entry, connection, grant))
 
 
 def test_what_an_event_says():
-    assert said(State.NEEDS_REAUTH, Code.GRANT_REJECTED) == {
+    assert said(LifecycleState.NEEDS_REAUTH, ErrorCode.GRANT_REJECTED) == {
         "type": "connection.needs_reauth",
         "timestamp": "2026-03-01T12:00:00Z",
         "data": {
@@ -114,41 +124,41 @@ def test_what_an_event_says():
     }
 
 
-@pytest.mark.parametrize("reason", list(Code))
-def test_reauthorize_is_a_hint_exactly_where_the_subject_repairs(reason: Code):
-    hint = said(State.ACTIVE, None, reason=reason.value)["data"]["reauthorize"]
+@pytest.mark.parametrize("reason", list(ErrorCode))
+def test_reauthorize_is_a_hint_exactly_where_the_subject_repairs(reason: ErrorCode):
+    hint = said(LifecycleState.ACTIVE, None, reason=reason.value)["data"]["reauthorize"]
     assert (hint is not None) == (FAILURES[reason].repairer is Repairer.SUBJECT)
 
 
 def test_the_words_of_a_person_are_no_reason():
-    data = said(State.REVOKED, Code.CONNECTION_REVOKED, reason="left us")["data"]
+    data = said(LifecycleState.REVOKED, ErrorCode.CONNECTION_REVOKED, reason="left us")["data"]
     assert data["reason"] == "connection_revoked"
 
 
 def test_nothing_leads_back_from_a_final_state():
-    assert said(State.REVOKED, Code.CONNECTION_REVOKED)["data"]["reauthorize"] is None
+    assert said(LifecycleState.REVOKED, ErrorCode.CONNECTION_REVOKED)["data"]["reauthorize"] is None
 
 
 def test_what_ends_is_said_with_its_moment():
-    until = said(State.ACTIVE, days=3, ends_at="2026-03-04T12:00:00+00:00")["data"]["ends_at"]
+    until = said(LifecycleState.ACTIVE, days=3, ends_at="2026-03-04T12:00:00+00:00")["data"]["ends_at"]
     assert until == "2026-03-04T12:00:00Z"
-    assert said(State.ACTIVE, ends_at="soon")["data"]["ends_at"] is None
+    assert said(LifecycleState.ACTIVE, ends_at="soon")["data"]["ends_at"] is None
 
 
 def test_what_is_sent_fits_the_published_schema():
     schema = json.loads((ROOT / "docs/reference/event.schema.json").read_text())
     validator = jsonschema.Draft202012Validator(schema)
-    validator.validate(said(State.NEEDS_REAUTH, Code.GRANT_REJECTED))
-    broken = said(State.ACTIVE) | {"type": "connection.exploded"}
+    validator.validate(said(LifecycleState.NEEDS_REAUTH, ErrorCode.GRANT_REJECTED))
+    broken = said(LifecycleState.ACTIVE) | {"type": "connection.exploded"}
     assert not validator.is_valid(broken)
 
 
 def test_what_it_recovered_from_asks_nobody_for_anything():
-    data = said(State.ACTIVE, type=EventType.RECOVERED, reason=Code.GRANT_REJECTED)["data"]
+    data = said(LifecycleState.ACTIVE, type=EventType.RECOVERED, reason=ErrorCode.GRANT_REJECTED)["data"]
     assert (data["reason"], data["repairer"], data["reauthorize"]) == (None, None, None)
 
 
 def test_what_expires_is_the_subjects_to_prolong():
-    data = said(State.ACTIVE, type=EventType.EXPIRING, days=3)["data"]
+    data = said(LifecycleState.ACTIVE, type=EventType.EXPIRING, days=3)["data"]
     assert (data["reason"], data["repairer"]) == (None, "subject")
     assert data["reauthorize"] == "/v1/connections/con_1/reauthorize"

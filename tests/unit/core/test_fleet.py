@@ -4,19 +4,31 @@ import heapq
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 
-from evergrant_server.core.circuit import Circuit, CircuitRules, admit, answered, failed
-from evergrant_server.core.clock import correction
-from evergrant_server.core.connection import State
-from evergrant_server.core.errors import Code
-from evergrant_server.core.lifecycle import Do, next_step, wake
-from evergrant_server.core.messages import Asked, Event, GrantNews, Happening, Life
-from evergrant_server.core.schedule import NEWEST_RULES, RULES, jitter
+from evergrant_server.core.clock import clock_correction
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES, jitter
+from evergrant_server.core.lifecycle.transition import Command, next_step, next_timer
+from evergrant_server.core.messages.connection import (
+    ConnectionState,
+    EventKind,
+    GrantResult,
+    LifecycleEvent,
+    RequestContext,
+)
+from evergrant_server.core.single_use.circuit_breaker import (
+    BreakerRules,
+    CircuitBreaker,
+    admit,
+    answered,
+    failed,
+)
 
 RULES_NOW = RULES[NEWEST_RULES]
-ASKED = Asked(by="app:test")
+ASKED = RequestContext(by="app:test")
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
-DOWN = Code.PROVIDER_UNREACHABLE
+DOWN = ErrorCode.PROVIDER_UNREACHABLE
 
 
 class Fleet:
@@ -25,41 +37,45 @@ class Fleet:
     def __init__(self, size: int, away: tuple[datetime, datetime], asking: int) -> None:
         self.away, self.asking = away, asking
         self.lives = [
-            Life(
-                state=State.ACTIVE, generation=1, obtained_at=NOW, expires_at=NOW + HOUR,
+            ConnectionState(
+                state=LifecycleState.ACTIVE, generation=1, obtained_at=NOW, expires_at=NOW + HOUR,
                 refreshable=True, policy="warm",
             )
             for _ in range(size)
         ]  # fmt: skip
-        self.circuit, self.circuit_rules = Circuit(), CircuitRules()
+        self.circuit, self.circuit_rules = CircuitBreaker(), BreakerRules()
         self.sent: list[datetime] = []
         self.served: dict[int, datetime] = {}
 
     def share(self, number: int) -> float:
         return jitter(f"con_{number}", self.lives[number].generation)
 
-    def step(self, number: int, event: Event, at: datetime, **brings: object):
-        happening = Happening(event=event, asked=ASKED, **brings)
+    def step(self, number: int, event: EventKind, at: datetime, **brings: object):
+        happening = LifecycleEvent(kind=event, context=ASKED, **brings)
         step = next_step(self.lives[number], happening, at, RULES_NOW, self.share(number))
-        self.lives[number] = step.life
-        if step.do in (Do.REFRESH, Do.REFRESH_IF_LEASED):
-            self.step(number, Event.GRANT_REFRESHED, at, news=self.refreshed(number, at))
+        self.lives[number] = step.state
+        if step.command in (Command.REFRESH, Command.REFRESH_IF_LEASED):
+            self.step(number, EventKind.REFRESH_ENDED, at, result=self.refreshed(number, at))
 
-    def refreshed(self, number: int, at: datetime) -> GrantNews:
+    def refreshed(self, number: int, at: datetime) -> GrantResult:
         elapsed = (at - NOW).total_seconds()
         self.circuit, leave = admit(self.circuit, elapsed, self.circuit_rules, self.share(number))
-        if leave.go_in is None:
-            return GrantNews(failure=DOWN, retry_after=leave.retry_after)
-        self.sent.append(at + timedelta(seconds=leave.go_in))
+        if leave.delay is None:
+            return GrantResult(failure=DOWN, retry_after=leave.retry_after)
+        self.sent.append(at + timedelta(seconds=leave.delay))
         if self.away[0] <= at < self.away[1]:
             self.circuit = failed(self.circuit, elapsed, self.circuit_rules, DOWN, None, probe=leave.probe)
-            return GrantNews(failure=DOWN)
+            return GrantResult(failure=DOWN)
         self.circuit = answered(self.circuit, elapsed, self.circuit_rules)
         if at >= self.away[1]:
             self.served.setdefault(number, at)
         generation = self.lives[number].generation + 1
-        return GrantNews(
-            state=State.ACTIVE, generation=generation, obtained_at=at, expires_at=at + HOUR, refreshable=True
+        return GrantResult(
+            state=LifecycleState.ACTIVE,
+            generation=generation,
+            obtained_at=at,
+            expires_at=at + HOUR,
+            refreshable=True,
         )
 
     def live(self, until: datetime) -> None:
@@ -72,14 +88,14 @@ class Fleet:
                 over = self.lives[number].expires_at
                 if over is not None and over <= at:
                     seen = self.lives[number].generation
-                    self.step(number, Event.FRESHNESS_ASKED, at, seen_generation=seen)
+                    self.step(number, EventKind.REFRESH_REQUESTED, at, seen_generation=seen)
                 heapq.heappush(queue, (at + timedelta(minutes=10), number, True))
             else:
-                self.step(number, Event.TIME_CAME, at)
+                self.step(number, EventKind.TIMER_FIRED, at)
                 heapq.heappush(queue, (max(self.next_of(number), at + timedelta(seconds=1)), number, False))
 
     def next_of(self, number: int) -> datetime:
-        woken = wake(self.lives[number], RULES_NOW, self.share(number))
+        woken = next_timer(self.lives[number], RULES_NOW, self.share(number))
         assert woken is not None
         return woken.at
 
@@ -105,7 +121,7 @@ def test_without_a_circuit_the_same_outage_costs_a_dozen_calls_a_connection():
     """Each worker may be restarted in between: even then it is a handful."""
     begin, end = NOW + 10 * HOUR, NOW + 22 * HOUR
     fleet = Fleet(50, (begin, end), asking=1)
-    fleet.circuit_rules = CircuitRules(threshold=0)
+    fleet.circuit_rules = BreakerRules(threshold=0)
     fleet.live(end)
     during = [at for at in fleet.sent if begin <= at < end]
     assert len(during) / 50 <= 16 + 2
@@ -113,9 +129,9 @@ def test_without_a_circuit_the_same_outage_costs_a_dozen_calls_a_connection():
 
 def test_the_middle_of_three_clocks_counts():
     hour, second, day = timedelta(hours=1), timedelta(seconds=1), timedelta(days=1)
-    assert correction(-hour, -hour - second) == -hour, "ours is an hour ahead, and two say so"
-    assert correction(hour, hour + second) == hour
-    assert correction(second, -day) == timedelta(0), "the provider's is a day off"
-    assert correction(-hour, second) == timedelta(0), "Temporal's is"
-    assert correction(-hour, None) == timedelta(0), "there is no telling"
-    assert correction(-second, -second) == timedelta(0), "nobody minds"
+    assert clock_correction(-hour, -hour - second) == -hour, "ours is an hour ahead, and two say so"
+    assert clock_correction(hour, hour + second) == hour
+    assert clock_correction(second, -day) == timedelta(0), "the provider's is a day off"
+    assert clock_correction(-hour, second) == timedelta(0), "Temporal's is"
+    assert clock_correction(-hour, None) == timedelta(0), "there is no telling"
+    assert clock_correction(-second, -second) == timedelta(0), "nobody minds"

@@ -4,22 +4,22 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from evergrant_server.core.attempt import (
+from evergrant_server.core.clock import LATEST
+from evergrant_server.core.connections.grant import Grant, TokenSet
+from evergrant_server.core.connections.imported_tokens import ImportedTokens
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
+from evergrant_server.core.secret import Secret
+from evergrant_server.core.single_use.attempt import (
     LIMITS,
     Attempt,
     AttemptKind,
-    Outcome,
+    AttemptOutcome,
     Takeover,
-    outcome_of_refusal,
-    takeover,
+    decide_takeover,
+    outcome_of_error,
 )
-from evergrant_server.core.clock import LATEST
-from evergrant_server.core.errors import Code
-from evergrant_server.core.grant import Grant, TokenSet
-from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
-from evergrant_server.core.imports import ImportedTokens
-from evergrant_server.core.provider import RefreshRules, Rotation
-from evergrant_server.core.secret import Secret
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 MARGIN = timedelta(minutes=5)
@@ -40,25 +40,25 @@ def at(seconds: float) -> datetime:
 
 
 def test_the_margin_is_never_more_than_a_quarter_of_the_lifetime():
-    assert not grant(20).due(at(14.9), MARGIN)
-    assert grant(20).due(at(15), MARGIN)
-    assert grant(3600).due(at(3300), MARGIN)
+    assert not grant(20).is_due(at(14.9), MARGIN)
+    assert grant(20).is_due(at(15), MARGIN)
+    assert grant(3600).is_due(at(3300), MARGIN)
 
 
 def test_a_due_token_is_still_valid():
     token = grant(20)
-    assert token.valid(at(19.9))
-    assert not token.valid(at(20))
+    assert token.is_valid(at(19.9))
+    assert not token.is_valid(at(20))
 
 
 def test_a_grant_from_the_future_is_fresh_for_nobody():
     """A clock that was ahead dated it: it ends sooner than it says, and is to be replaced."""
     early = at(-121)
-    assert grant(3600).due(early, MARGIN)
-    assert not grant(3600).fresh(early, MARGIN, timedelta(seconds=60))
-    assert not grant(3600).fresh(early, MARGIN)
-    assert grant(3600).fresh(at(-120), MARGIN, timedelta(seconds=60)), "clocks differ a little"
-    assert grant(None).fresh(early, MARGIN, timedelta(seconds=60)), "it never ends"
+    assert grant(3600).is_due(early, MARGIN)
+    assert not grant(3600).is_fresh(early, MARGIN, timedelta(seconds=60))
+    assert not grant(3600).is_fresh(early, MARGIN)
+    assert grant(3600).is_fresh(at(-120), MARGIN, timedelta(seconds=60)), "clocks differ a little"
+    assert grant(None).is_fresh(early, MARGIN, timedelta(seconds=60)), "it never ends"
 
 
 @pytest.mark.parametrize(
@@ -68,11 +68,11 @@ def test_a_grant_from_the_future_is_fresh_for_nobody():
 def test_min_ttl_is_capped_so_that_it_cannot_ask_for_a_refresh_each_time(
     age: float, min_ttl: float, fresh: bool
 ):
-    assert grant(3600).fresh(at(age), MARGIN, timedelta(seconds=min_ttl)) is fresh
+    assert grant(3600).is_fresh(at(age), MARGIN, timedelta(seconds=min_ttl)) is fresh
 
 
 def test_a_token_without_expiry_is_always_fresh():
-    assert grant(None).fresh(at(10**9), MARGIN, timedelta(days=9999))
+    assert grant(None).is_fresh(at(10**9), MARGIN, timedelta(days=9999))
 
 
 def test_rfc6749_6_no_refresh_token_in_the_reply_keeps_the_old_one():
@@ -98,8 +98,8 @@ def test_a_life_that_no_date_can_end_is_cut_short(seconds: float):
     tokens = TokenSet(access_token=Secret("x"), expires_in=seconds, refresh_expires_in=seconds)
     found = Grant.from_tokens(tokens, generation=1, requested=(), at=NOW)
     assert (found.expires_at, found.refresh_expires_at) == (LATEST, LATEST)
-    assert found.valid(NOW)
-    imported = ImportedTokens.of(tokens, NOW)
+    assert found.is_valid(NOW)
+    imported = ImportedTokens.from_token_set(tokens, NOW)
     assert (imported.expires_at, imported.refresh_expires_at) == (LATEST, LATEST)
 
 
@@ -129,7 +129,7 @@ LATE = at(15) + LIMITS.answer + timedelta(seconds=1)
     ],
 )
 def test_takeover(rules, now, token_valid, owner_alive, in_flight, verdict):
-    found = takeover(
+    found = decide_takeover(
         ATTEMPT, rules, now, token_valid=token_valid, owner_alive=owner_alive, in_flight=in_flight
     )
     assert found is verdict
@@ -137,23 +137,25 @@ def test_takeover(rules, now, token_valid, owner_alive, in_flight, verdict):
 
 @pytest.mark.parametrize(
     ("status", "outcome"),
-    [(429, Outcome.NOT_SENT), (503, Outcome.NOT_SENT), (400, Outcome.REFUSED), (401, Outcome.REFUSED),
+    [(429, AttemptOutcome.NOT_SENT), (503, AttemptOutcome.NOT_SENT), (400, AttemptOutcome.REFUSED), (401, AttemptOutcome.REFUSED),
      (500, None), (502, None), (504, None), (200, None)],
 )  # fmt: skip
-def test_what_an_error_answer_says_about_the_credential(status: int, outcome: Outcome | None):
-    assert outcome_of_refusal(status) is outcome
+def test_what_an_error_answer_says_about_the_credential(status: int, outcome: AttemptOutcome | None):
+    assert outcome_of_error(status) is outcome
 
 
 @pytest.mark.parametrize(
     ("status", "code", "outcome"),
     [
-        (200, Code.PROVIDER_ERROR, Outcome.REFUSED),  # it reports an error: it did not act
-        (200, Code.GRANT_REJECTED, Outcome.REFUSED),
-        (200, Code.PROVIDER_RATE_LIMITED, Outcome.NOT_SENT),
-        (200, Code.REPLY_UNREADABLE, None),
-        (302, Code.REPLY_UNREADABLE, None),
-        (500, Code.PROVIDER_ERROR, None),
+        (200, ErrorCode.PROVIDER_ERROR, AttemptOutcome.REFUSED),  # it reports an error: it did not act
+        (200, ErrorCode.GRANT_REJECTED, AttemptOutcome.REFUSED),
+        (200, ErrorCode.PROVIDER_RATE_LIMITED, AttemptOutcome.NOT_SENT),
+        (200, ErrorCode.REPLY_UNREADABLE, None),
+        (302, ErrorCode.REPLY_UNREADABLE, None),
+        (500, ErrorCode.PROVIDER_ERROR, None),
     ],
 )
-def test_an_error_with_status_200_is_a_refusal(status: int, code: Code, outcome: Outcome | None) -> None:
-    assert outcome_of_refusal(status, code) is outcome
+def test_an_error_with_status_200_is_a_refusal(
+    status: int, code: ErrorCode, outcome: AttemptOutcome | None
+) -> None:
+    assert outcome_of_error(status, code) is outcome

@@ -2,30 +2,34 @@
 
 import pytest
 
-from evergrant_server.core.elsewhere import Weight
-from evergrant_server.core.introspection import Finding, Seen, judge_introspection
+from evergrant_server.core.provider_events.external_revocation import Certainty
+from evergrant_server.core.provider_events.introspection import (
+    IntrospectionAnswers,
+    IntrospectionFinding,
+    judge_introspection,
+)
 
 
 @pytest.mark.parametrize(
     ("refresh", "access", "answers", "finding"),
     [
-        (True, None, False, Finding.REFRESH_TOKEN_ACTIVE),
-        (False, None, True, Finding.REFRESH_TOKEN_INACTIVE),
-        (False, True, False, Finding.ACCESS_TOKEN_ACTIVE),
-        (False, False, False, Finding.ACCESS_TOKEN_INACTIVE),
-        (False, None, False, Finding.NOTHING_LEARNT),
-        (None, True, False, Finding.ACCESS_TOKEN_ACTIVE),
-        (None, False, True, Finding.ACCESS_TOKEN_INACTIVE),
-        (None, None, True, Finding.NOTHING_LEARNT),
+        (True, None, False, IntrospectionFinding.REFRESH_TOKEN_ACTIVE),
+        (False, None, True, IntrospectionFinding.REFRESH_TOKEN_INACTIVE),
+        (False, True, False, IntrospectionFinding.ACCESS_TOKEN_ACTIVE),
+        (False, False, False, IntrospectionFinding.ACCESS_TOKEN_INACTIVE),
+        (False, None, False, IntrospectionFinding.NOTHING_LEARNT),
+        (None, True, False, IntrospectionFinding.ACCESS_TOKEN_ACTIVE),
+        (None, False, True, IntrospectionFinding.ACCESS_TOKEN_INACTIVE),
+        (None, None, True, IntrospectionFinding.NOTHING_LEARNT),
     ],
 )
-def test_a_table(refresh: bool | None, access: bool | None, answers: bool, finding: Finding):
-    assert judge_introspection(Seen(refresh, access, answers)) is finding
+def test_a_table(refresh: bool | None, access: bool | None, answers: bool, finding: IntrospectionFinding):
+    assert judge_introspection(IntrospectionAnswers(refresh, access, answers)) is finding
 
 
 def test_only_a_refresh_token_condemns():
-    weights = {it: it.weight for it in Finding if it.weight is not None}
+    weights = {it: it.certainty for it in IntrospectionFinding if it.certainty is not None}
     assert weights == {
-        Finding.REFRESH_TOKEN_INACTIVE: Weight.ENDED,
-        Finding.ACCESS_TOKEN_INACTIVE: Weight.DOUBTED,
+        IntrospectionFinding.REFRESH_TOKEN_INACTIVE: Certainty.ENDED,
+        IntrospectionFinding.ACCESS_TOKEN_INACTIVE: Certainty.SUSPECTED,
     }

@@ -4,90 +4,122 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from evergrant_server.core.connection import State
-from evergrant_server.core.errors import Code
-from evergrant_server.core.flow import Flow
-from evergrant_server.core.grant import TokenSet
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.connections.grant import TokenSet
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import AttemptId, ConsentId
-from evergrant_server.core.lifecycle import Do, Step, next_step, wake
-from evergrant_server.core.messages import Asked, Event, GrantNews, Happening, Life
-from evergrant_server.core.schedule import NEWEST_RULES, RULES, Rules
+from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES, LifecycleRules
+from evergrant_server.core.lifecycle.transition import Command, Transition, next_step, next_timer
+from evergrant_server.core.messages.connection import (
+    ConnectionState,
+    EventKind,
+    GrantResult,
+    LifecycleEvent,
+    RequestContext,
+)
 from evergrant_server.core.secret import Secret
 
 RULES_NOW = RULES[NEWEST_RULES]
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
-ASKED = Asked(by="app:test")
+ASKED = RequestContext(by="app:test")
 LATE = AttemptId("att_1")
-GIVEN_UP = Life(state=State.NEEDS_REAUTH, generation=3, reason=Code.OUTCOME_UNKNOWN)
+GIVEN_UP = ConnectionState(state=LifecycleState.NEEDS_REAUTH, generation=3, reason=ErrorCode.OUTCOME_UNKNOWN)
 
 
-def step(life: Life, event: Event, at: datetime = NOW, rules: Rules = RULES_NOW, **brings: object) -> Step:
-    return next_step(life, Happening(event=event, asked=ASKED, **brings), at, rules)
+def step(
+    life: ConnectionState,
+    event: EventKind,
+    at: datetime = NOW,
+    rules: LifecycleRules = RULES_NOW,
+    **brings: object,
+) -> Transition:
+    return next_step(life, LifecycleEvent(kind=event, context=ASKED, **brings), at, rules)
 
 
-def came(life: Life, rules: Rules = RULES_NOW) -> Step:
-    return step(life, Event.ANSWER_CAME_LATE, rules=rules, attempt_id=LATE)
+def came(life: ConnectionState, rules: LifecycleRules = RULES_NOW) -> Transition:
+    return step(life, EventKind.LATE_TOKENS_RECEIVED, rules=rules, attempt_id=LATE)
 
 
-@pytest.mark.parametrize("state", list(State))
-def test_it_is_verified_where_nobody_has_a_grant(state: State):
+@pytest.mark.parametrize("state", list(LifecycleState))
+def test_it_is_verified_where_nobody_has_a_grant(state: LifecycleState):
     found = came(GIVEN_UP.model_copy(update={"state": state}), RULES[6])
-    wanted = state in (State.PENDING_CONSENT, State.NEEDS_REAUTH)
-    assert (found.do is Do.VERIFY_LATE, found.life.late == LATE) == (wanted, wanted)
-    assert found.life.state is state, "nothing is believed yet"
+    wanted = state in (LifecycleState.PENDING_CONSENT, LifecycleState.NEEDS_REAUTH)
+    assert (found.command is Command.VERIFY_LATE_TOKENS, found.state.late == LATE) == (wanted, wanted)
+    assert found.state.state is state, "nothing is believed yet"
 
 
 def test_beside_a_grant_that_works_it_is_asked_what_holds():
     """A journal brought tokens that nobody could read at first, and they are installed already."""
-    active = Life(state=State.ACTIVE, generation=3, failures=2, retry_at=NOW, reason=Code.PROVIDER_ERROR)
+    active = ConnectionState(
+        state=LifecycleState.ACTIVE, generation=3, failures=2, retry_at=NOW, reason=ErrorCode.PROVIDER_ERROR
+    )
     asked = came(active)
-    assert (asked.do, asked.life.late, asked.life.failures) == (Do.VERIFY_LATE, LATE, 2)
-    news = GrantNews(state=State.ACTIVE, generation=4, obtained_at=NOW, expires_at=NOW + timedelta(hours=1))
-    life = step(asked.life, Event.LATE_ANSWER_TRIED, news=news).life
+    assert (asked.command, asked.state.late, asked.state.failures) == (Command.VERIFY_LATE_TOKENS, LATE, 2)
+    news = GrantResult(
+        state=LifecycleState.ACTIVE, generation=4, obtained_at=NOW, expires_at=NOW + timedelta(hours=1)
+    )
+    life = step(asked.state, EventKind.LATE_VERIFICATION_ENDED, result=news).state
     assert (life.generation, life.failures, life.late) == (4, 0, None)
-    for nothing_newer in (news.model_copy(update={"generation": 3}), GrantNews(failure=Code.PROVIDER_ERROR)):
-        assert step(asked.life, Event.LATE_ANSWER_TRIED, news=nothing_newer) == Step(active)
-    assert came(active, RULES[6]) == Step(active), "as histories have it"
+    for nothing_newer in (
+        news.model_copy(update={"generation": 3}),
+        GrantResult(failure=ErrorCode.PROVIDER_ERROR),
+    ):
+        assert step(asked.state, EventKind.LATE_VERIFICATION_ENDED, result=nothing_newer) == Transition(
+            active
+        )
+    assert came(active, RULES[6]) == Transition(active), "as histories have it"
 
 
 def test_what_works_is_a_grant():
-    news = GrantNews(state=State.ACTIVE, generation=4, obtained_at=NOW, expires_at=NOW + timedelta(hours=1))
-    life = step(came(GIVEN_UP).life, Event.LATE_ANSWER_TRIED, news=news).life
-    assert (life.state, life.generation, life.reason, life.late) == (State.ACTIVE, 4, None, None)
+    news = GrantResult(
+        state=LifecycleState.ACTIVE, generation=4, obtained_at=NOW, expires_at=NOW + timedelta(hours=1)
+    )
+    life = step(came(GIVEN_UP).state, EventKind.LATE_VERIFICATION_ENDED, result=news).state
+    assert (life.state, life.generation, life.reason, life.late) == (LifecycleState.ACTIVE, 4, None, None)
 
 
-@pytest.mark.parametrize("code", [Code.GRANT_REJECTED, Code.OUTCOME_UNKNOWN])
-def test_what_is_refused_changes_nothing(code: Code):
-    after = step(came(GIVEN_UP).life, Event.LATE_ANSWER_TRIED, news=GrantNews(failure=code))
-    assert after == Step(GIVEN_UP)
-    assert wake(after.life, RULES_NOW) is None
+@pytest.mark.parametrize("code", [ErrorCode.GRANT_REJECTED, ErrorCode.OUTCOME_UNKNOWN])
+def test_what_is_refused_changes_nothing(code: ErrorCode):
+    after = step(came(GIVEN_UP).state, EventKind.LATE_VERIFICATION_ENDED, result=GrantResult(failure=code))
+    assert after == Transition(GIVEN_UP)
+    assert next_timer(after.state, RULES_NOW) is None
 
 
-@pytest.mark.parametrize("state", [State.PENDING_CONSENT, State.NEEDS_REAUTH])
-def test_an_outage_says_nothing_about_it(state: State):
-    life = came(GIVEN_UP.model_copy(update={"state": state})).life
+@pytest.mark.parametrize("state", [LifecycleState.PENDING_CONSENT, LifecycleState.NEEDS_REAUTH])
+def test_an_outage_says_nothing_about_it(state: LifecycleState):
+    life = came(GIVEN_UP.model_copy(update={"state": state})).state
     for failures in (1, 2):
-        news = GrantNews(failure=Code.PROVIDER_ERROR)
-        life = step(life, Event.LATE_ANSWER_TRIED, news=news).life
+        news = GrantResult(failure=ErrorCode.PROVIDER_ERROR)
+        life = step(life, EventKind.LATE_VERIFICATION_ENDED, result=news).state
         assert (life.late, life.late_failures, life.state) == (LATE, failures, state)
-        due = wake(life, RULES_NOW)
+        due = next_timer(life, RULES_NOW)
         assert due is not None
-        assert step(life, Event.TIME_CAME, due.at).do is Do.VERIFY_LATE
+        assert step(life, EventKind.TIMER_FIRED, due.at).command is Command.VERIFY_LATE_TOKENS
 
 
 def test_a_consent_deadline_is_kept_meanwhile():
     deadline = NOW + timedelta(hours=1)
-    pending = Life(consent_deadline=deadline)
-    life = step(came(pending).life, Event.LATE_ANSWER_TRIED, news=GrantNews(failure=Code.PROVIDER_ERROR)).life
-    assert step(life, Event.TIME_CAME, deadline + RULES_NOW.consent_grace).do is Do.VERIFY_LATE
+    pending = ConnectionState(consent_deadline=deadline)
+    life = step(
+        came(pending).state,
+        EventKind.LATE_VERIFICATION_ENDED,
+        result=GrantResult(failure=ErrorCode.PROVIDER_ERROR),
+    ).state
+    assert (
+        step(life, EventKind.TIMER_FIRED, deadline + RULES_NOW.consent_grace).command
+        is Command.VERIFY_LATE_TOKENS
+    )
     life = life.model_copy(update={"late_at": deadline + timedelta(days=1)})
-    assert step(life, Event.TIME_CAME, deadline + RULES_NOW.consent_grace).do is Do.END_CONSENT
+    assert (
+        step(life, EventKind.TIMER_FIRED, deadline + RULES_NOW.consent_grace).command is Command.END_CONSENT
+    )
 
 
 def test_a_revocation_in_between_wins():
-    news = GrantNews(state=State.REVOKING)
-    revoking = step(came(GIVEN_UP).life, Event.LATE_ANSWER_TRIED, news=news)
-    assert (revoking.life.state, revoking.do) == (State.REVOKING, Do.REVOKE)
+    news = GrantResult(state=LifecycleState.REVOKING)
+    revoking = step(came(GIVEN_UP).state, EventKind.LATE_VERIFICATION_ENDED, result=news)
+    assert (revoking.state.state, revoking.command) == (LifecycleState.REVOKING, Command.REVOKE)
 
 
 def test_tokens_on_their_way_to_a_sealer_come_back_the_same():
@@ -122,79 +154,85 @@ def test_a_late_answer_keeps_every_fact_of_its_reply():
     assert TokenSet.from_secret(tokens.as_secret()) == tokens
 
 
-REFUSED = GrantNews(failure=Code.GRANT_REJECTED)
-DOWN = GrantNews(failure=Code.PROVIDER_ERROR)
+REFUSED = GrantResult(failure=ErrorCode.GRANT_REJECTED)
+DOWN = GrantResult(failure=ErrorCode.PROVIDER_ERROR)
 
 
 def test_when_one_is_refused_the_next_that_is_kept_is_tried():
     """A is retried through an outage when B comes and is refused: A may be the newest token there is."""
     other = AttemptId("att_2")
-    waiting = step(came(GIVEN_UP).life, Event.LATE_ANSWER_TRIED, news=DOWN).life
-    newer = step(waiting, Event.ANSWER_CAME_LATE, attempt_id=other)
-    assert (newer.do, newer.life.late) == (Do.VERIFY_LATE, other)
-    news = REFUSED.model_copy(update={"late_next": LATE})
-    again = step(newer.life, Event.LATE_ANSWER_TRIED, news=news)
-    assert (again.do, again.life.late) == (Do.VERIFY_LATE, LATE)
-    assert step(again.life, Event.LATE_ANSWER_TRIED, news=REFUSED) == Step(GIVEN_UP)
+    waiting = step(came(GIVEN_UP).state, EventKind.LATE_VERIFICATION_ENDED, result=DOWN).state
+    newer = step(waiting, EventKind.LATE_TOKENS_RECEIVED, attempt_id=other)
+    assert (newer.command, newer.state.late) == (Command.VERIFY_LATE_TOKENS, other)
+    news = REFUSED.model_copy(update={"next_late_attempt": LATE})
+    again = step(newer.state, EventKind.LATE_VERIFICATION_ENDED, result=news)
+    assert (again.command, again.state.late) == (Command.VERIFY_LATE_TOKENS, LATE)
+    assert step(again.state, EventKind.LATE_VERIFICATION_ENDED, result=REFUSED) == Transition(GIVEN_UP)
 
 
 def test_one_that_is_moot_is_not_tried_again_whatever_the_connection_waits_for():
-    news = GrantNews(state=State.PENDING_CONSENT, failure=Code.PROVIDER_ERROR, over=True)
-    after = step(came(Life()).life, Event.LATE_ANSWER_TRIED, news=news)
-    assert after == Step(Life())
+    news = GrantResult(
+        state=LifecycleState.PENDING_CONSENT, failure=ErrorCode.PROVIDER_ERROR, consent_over=True
+    )
+    after = step(came(ConnectionState()).state, EventKind.LATE_VERIFICATION_ENDED, result=news)
+    assert after == Transition(ConnectionState())
 
 
-def awaiting_a_first_token() -> Life:
+def awaiting_a_first_token() -> ConnectionState:
     """A grant was given up, and minting another is tried again later."""
     minting = GIVEN_UP.model_copy(update={"flow": Flow.CLIENT_CREDENTIALS})
     consent = ConsentId("con_1")
-    minting = step(minting, Event.CONSENT_GRANTED, consent_id=consent).life
-    life = step(minting, Event.GRANT_MINTED, news=DOWN, consent_id=consent).life
-    due = wake(life, RULES_NOW)
+    minting = step(minting, EventKind.CONSENT_GRANTED, consent_id=consent).state
+    life = step(minting, EventKind.FIRST_TOKENS_ENDED, result=DOWN, consent_id=consent).state
+    due = next_timer(life, RULES_NOW)
     assert due is not None
     assert due.mints
     return life
 
 
 @pytest.mark.parametrize("before", [[], [DOWN], [DOWN, DOWN]])
-def test_a_first_token_is_asked_for_again_whatever_becomes_of_a_late_answer(before: list[GrantNews]):
+def test_a_first_token_is_asked_for_again_whatever_becomes_of_a_late_answer(before: list[GrantResult]):
     minting = awaiting_a_first_token()
-    life = came(minting).life
+    life = came(minting).state
     for news in [*before, REFUSED]:
-        life = step(life, Event.LATE_ANSWER_TRIED, news=news).life
+        life = step(life, EventKind.LATE_VERIFICATION_ENDED, result=news).state
     assert life == minting.model_copy(update={"refusal": None})
-    due = wake(life, RULES_NOW)
+    due = next_timer(life, RULES_NOW)
     assert due is not None
-    assert step(life, Event.TIME_CAME, due.at).do is Do.MINT
+    assert step(life, EventKind.TIMER_FIRED, due.at).command is Command.REQUEST_CLIENT_GRANT
 
 
 def test_a_late_answer_is_verified_again_whatever_becomes_of_a_first_token():
-    life = step(came(awaiting_a_first_token()).life, Event.LATE_ANSWER_TRIED, news=DOWN).life
-    over = GrantNews(failure=Code.CONSENT_EXPIRED, over=True)
-    life = step(life, Event.GRANT_MINTED, news=over, consent_id=ConsentId("con_1")).life
-    due = wake(life, RULES_NOW)
+    life = step(came(awaiting_a_first_token()).state, EventKind.LATE_VERIFICATION_ENDED, result=DOWN).state
+    over = GrantResult(failure=ErrorCode.CONSENT_EXPIRED, consent_over=True)
+    life = step(life, EventKind.FIRST_TOKENS_ENDED, result=over, consent_id=ConsentId("con_1")).state
+    due = next_timer(life, RULES_NOW)
     assert due is not None
-    assert step(life, Event.TIME_CAME, due.at).do is Do.VERIFY_LATE
+    assert step(life, EventKind.TIMER_FIRED, due.at).command is Command.VERIFY_LATE_TOKENS
 
 
 def test_a_repair_has_both_tried_again():
     life = step(
-        came(GIVEN_UP).life, Event.LATE_ANSWER_TRIED, news=GrantNews(failure=Code.CLIENT_REJECTED)
-    ).life
-    due = wake(step(life, Event.PROVIDER_CHANGED).life, RULES_NOW)
+        came(GIVEN_UP).state,
+        EventKind.LATE_VERIFICATION_ENDED,
+        result=GrantResult(failure=ErrorCode.CLIENT_REJECTED),
+    ).state
+    due = next_timer(step(life, EventKind.PROVIDER_CHANGED).state, RULES_NOW)
     assert due is not None
     assert due.at == NOW
 
 
 def test_a_life_from_before_they_were_apart_goes_on():
     """Its late answer waits at `retry_at`, as versions 1 and 2 of the rules had it."""
-    old = step(came(GIVEN_UP, RULES[2]).life, Event.LATE_ANSWER_TRIED, rules=RULES[2], news=DOWN).life
+    old = step(
+        came(GIVEN_UP, RULES[2]).state, EventKind.LATE_VERIFICATION_ENDED, rules=RULES[2], result=DOWN
+    ).state
     assert old.retry_at is not None
-    assert wake(old, RULES_NOW) == wake(old, RULES[2])
-    tried = step(old, Event.TIME_CAME, old.retry_at)
-    assert tried.do is Do.VERIFY_LATE
-    later = step(tried.life, Event.LATE_ANSWER_TRIED, old.retry_at, news=DOWN).life
-    due = wake(later, RULES_NOW)
+    assert next_timer(old, RULES_NOW) == next_timer(old, RULES[2])
+    tried = step(old, EventKind.TIMER_FIRED, old.retry_at)
+    assert tried.command is Command.VERIFY_LATE_TOKENS
+    later = step(tried.state, EventKind.LATE_VERIFICATION_ENDED, old.retry_at, result=DOWN).state
+    due = next_timer(later, RULES_NOW)
     assert due is not None
     assert due.at > old.retry_at
-    assert wake(step(later, Event.LATE_ANSWER_TRIED, news=REFUSED).life, RULES_NOW) is None
+    assert next_timer(step(later, EventKind.LATE_VERIFICATION_ENDED, result=REFUSED).state, RULES_NOW) is None

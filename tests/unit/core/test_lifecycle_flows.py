@@ -4,206 +4,227 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from evergrant_server.core.connection import State
-from evergrant_server.core.device import Poll
-from evergrant_server.core.errors import Code
-from evergrant_server.core.flow import Flow
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.connections.device_code import DevicePoll
+from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConsentId
-from evergrant_server.core.lifecycle import Do, next_step, wake
-from evergrant_server.core.messages import Asked, Event, GrantNews, Happening, Life
-from evergrant_server.core.schedule import RULES
+from evergrant_server.core.lifecycle.schedule import RULES
+from evergrant_server.core.lifecycle.transition import Command, next_step, next_timer
+from evergrant_server.core.messages.connection import (
+    ConnectionState,
+    EventKind,
+    GrantResult,
+    LifecycleEvent,
+    RequestContext,
+)
 
 RULES_1 = RULES[1]
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
-ASKED = Asked(by="app:test")
+ASKED = RequestContext(by="app:test")
 CONSENT = ConsentId("cns_1")
-PENDING = Life(flow=Flow.CLIENT_CREDENTIALS, consent_deadline=NOW + timedelta(days=7))
-GRANTED = GrantNews(
-    state=State.ACTIVE, generation=1, obtained_at=NOW, expires_at=NOW + timedelta(hours=1), refreshable=True
+PENDING = ConnectionState(flow=Flow.CLIENT_CREDENTIALS, consent_deadline=NOW + timedelta(days=7))
+GRANTED = GrantResult(
+    state=LifecycleState.ACTIVE,
+    generation=1,
+    obtained_at=NOW,
+    expires_at=NOW + timedelta(hours=1),
+    refreshable=True,
 )
 
 
-def step(life: Life, event: Event, at: datetime = NOW, **brings: object):
-    return next_step(life, Happening(event=event, asked=ASKED, **brings), at, RULES_1)
+def step(life: ConnectionState, event: EventKind, at: datetime = NOW, **brings: object):
+    return next_step(life, LifecycleEvent(kind=event, context=ASKED, **brings), at, RULES_1)
 
 
-def begun(life: Life = PENDING) -> Life:
-    first = step(life, Event.CONSENT_GRANTED, consent_id=CONSENT)
-    assert (first.do, first.life.waiting_consent) == (Do.MINT, CONSENT)
-    return first.life
+def begun(life: ConnectionState = PENDING) -> ConnectionState:
+    first = step(life, EventKind.CONSENT_GRANTED, consent_id=CONSENT)
+    assert (first.command, first.state.waiting_consent) == (Command.REQUEST_CLIENT_GRANT, CONSENT)
+    return first.state
 
 
-def failed(life: Life, code: Code, **more: object) -> Life:
-    news = GrantNews(failure=code, **more)
-    return step(life, Event.GRANT_MINTED, news=news, consent_id=CONSENT).life
+def failed(life: ConnectionState, code: ErrorCode, **more: object) -> ConnectionState:
+    news = GrantResult(failure=code, **more)
+    return step(life, EventKind.FIRST_TOKENS_ENDED, result=news, consent_id=CONSENT).state
 
 
 def test_a_consent_that_nobody_gives_is_minted():
-    after = step(begun(), Event.GRANT_MINTED, news=GRANTED, consent_id=CONSENT)
-    assert (after.do, after.life.state, after.life.generation) == (Do.NOTHING, State.ACTIVE, 1)
-    assert after.life.waiting_consent is None
-    assert wake(after.life, RULES_1) is not None  # it is refreshed ahead, like any other
+    after = step(begun(), EventKind.FIRST_TOKENS_ENDED, result=GRANTED, consent_id=CONSENT)
+    assert (after.command, after.state.state, after.state.generation) == (
+        Command.NOTHING,
+        LifecycleState.ACTIVE,
+        1,
+    )
+    assert after.state.waiting_consent is None
+    assert next_timer(after.state, RULES_1) is not None  # it is refreshed ahead, like any other
 
 
 @pytest.mark.parametrize(
     ("code", "retry_after", "least"),
     [
-        (Code.PROVIDER_UNREACHABLE, None, timedelta(seconds=1)),
-        (Code.PROVIDER_RATE_LIMITED, 90.0, timedelta(seconds=90)),
-        (Code.CLIENT_REJECTED, None, timedelta(minutes=15)),
+        (ErrorCode.PROVIDER_UNREACHABLE, None, timedelta(seconds=1)),
+        (ErrorCode.PROVIDER_RATE_LIMITED, 90.0, timedelta(seconds=90)),
+        (ErrorCode.CLIENT_REJECTED, None, timedelta(minutes=15)),
     ],
 )
 def test_what_can_be_repaired_is_tried_again_by_itself(
-    code: Code, retry_after: float | None, least: timedelta
+    code: ErrorCode, retry_after: float | None, least: timedelta
 ):
     life = failed(begun(), code, retry_after=retry_after)
-    assert (life.state, life.reason, life.failures) == (State.PENDING_CONSENT, code, 1)
-    due = wake(life, RULES_1)
+    assert (life.state, life.reason, life.failures) == (LifecycleState.PENDING_CONSENT, code, 1)
+    due = next_timer(life, RULES_1)
     assert due is not None
     assert due.at >= NOW + least
-    again = step(life, Event.TIME_CAME, due.at)
-    assert (again.do, again.life.waiting_consent) == (Do.MINT, CONSENT)
+    again = step(life, EventKind.TIMER_FIRED, due.at)
+    assert (again.command, again.state.waiting_consent) == (Command.REQUEST_CLIENT_GRANT, CONSENT)
 
 
 def test_a_refusal_for_good_waits_for_somebody():
-    life = failed(begun(), Code.GRANT_REJECTED)
+    life = failed(begun(), ErrorCode.GRANT_REJECTED)
     assert (life.state, life.reason, life.waiting_consent) == (
-        State.PENDING_CONSENT,
-        Code.GRANT_REJECTED,
+        LifecycleState.PENDING_CONSENT,
+        ErrorCode.GRANT_REJECTED,
         None,
     )
-    due = wake(life, RULES_1)
+    due = next_timer(life, RULES_1)
     assert due is not None
-    assert due.why == "consent deadline"
+    assert due.summary == "consent deadline"
 
 
 def test_it_does_not_try_for_ever():
-    life = failed(begun(), Code.CLIENT_REJECTED).model_copy(update={"retry_at": NOW + timedelta(days=9)})
-    due = wake(life, RULES_1)
+    life = failed(begun(), ErrorCode.CLIENT_REJECTED).model_copy(update={"retry_at": NOW + timedelta(days=9)})
+    due = next_timer(life, RULES_1)
     assert due is not None
-    ended = step(life, Event.TIME_CAME, due.at)
-    assert (ended.do, ended.life.state) == (Do.END_CONSENT, State.CONSENT_EXPIRED)
+    ended = step(life, EventKind.TIMER_FIRED, due.at)
+    assert (ended.command, ended.state.state) == (Command.END_CONSENT, LifecycleState.CONSENT_EXPIRED)
 
 
 def test_an_admin_who_repairs_it_is_not_kept_waiting():
-    life = step(failed(begun(), Code.CLIENT_REJECTED), Event.PROVIDER_CHANGED).life
-    due = wake(life, RULES_1)
+    life = step(failed(begun(), ErrorCode.CLIENT_REJECTED), EventKind.PROVIDER_CHANGED).state
+    due = next_timer(life, RULES_1)
     assert due is not None
     assert due.at == NOW
 
 
 def test_asked_again_after_it_was_lost_it_is_tried_until_it_comes():
-    lost = PENDING.model_copy(update={"state": State.NEEDS_REAUTH, "generation": 4})
-    life = failed(begun(lost), Code.PROVIDER_ERROR)
-    due = wake(life, RULES_1)
+    lost = PENDING.model_copy(update={"state": LifecycleState.NEEDS_REAUTH, "generation": 4})
+    life = failed(begun(lost), ErrorCode.PROVIDER_ERROR)
+    due = next_timer(life, RULES_1)
     assert due is not None
-    assert step(life, Event.TIME_CAME, due.at).do is Do.MINT
+    assert step(life, EventKind.TIMER_FIRED, due.at).command is Command.REQUEST_CLIENT_GRANT
 
 
 def test_asked_again_while_it_works_a_failure_changes_nothing():
-    active = PENDING.model_copy(update={"state": State.ACTIVE, "generation": 4})
-    life = failed(begun(active), Code.PROVIDER_ERROR)
-    assert (life.state, life.reason, life.failures, life.retry_at) == (State.ACTIVE, None, 0, None)
-    assert life.refusal is Code.PROVIDER_ERROR
+    active = PENDING.model_copy(update={"state": LifecycleState.ACTIVE, "generation": 4})
+    life = failed(begun(active), ErrorCode.PROVIDER_ERROR)
+    assert (life.state, life.reason, life.failures, life.retry_at) == (LifecycleState.ACTIVE, None, 0, None)
+    assert life.refusal is ErrorCode.PROVIDER_ERROR
 
 
 # --- device codes (RFC 8628) ------------------------------------------------------------
 
-DEVICE = Life(flow=Flow.DEVICE_CODE, consent_deadline=NOW + timedelta(hours=1))
+DEVICE = ConnectionState(flow=Flow.DEVICE_CODE, consent_deadline=NOW + timedelta(hours=1))
 
 
-def polled(life: Life, poll: Poll, at: datetime = NOW, interval_s: float | None = None) -> Life:
-    news = GrantNews(poll=poll, interval_s=interval_s)
-    return step(life, Event.GRANT_MINTED, at, news=news, consent_id=CONSENT).life
+def polled(
+    life: ConnectionState, poll: DevicePoll, at: datetime = NOW, interval_s: float | None = None
+) -> ConnectionState:
+    news = GrantResult(device_poll=poll, interval_s=interval_s)
+    return step(life, EventKind.FIRST_TOKENS_ENDED, at, result=news, consent_id=CONSENT).state
 
 
-def asked_for_a_code() -> Life:
-    first = step(DEVICE, Event.CONSENT_GRANTED, consent_id=CONSENT)
-    assert first.do is Do.POLL
-    return polled(first.life, Poll.BEGUN, interval_s=5.0)
+def asked_for_a_code() -> ConnectionState:
+    first = step(DEVICE, EventKind.CONSENT_GRANTED, consent_id=CONSENT)
+    assert first.command is Command.POLL_DEVICE_TOKEN
+    return polled(first.state, DevicePoll.STARTED, interval_s=5.0)
 
 
 @pytest.mark.parametrize(
     ("said", "interval_s"),
     [
         ([], 5),
-        ([Poll.PENDING, Poll.PENDING], 5),
-        ([Poll.SLOW_DOWN], 10),
-        ([Poll.SLOW_DOWN, Poll.PENDING], 10),  # for good: "for this and all subsequent requests"
-        ([Poll.SLOW_DOWN, Poll.SLOW_DOWN], 15),
-        ([Poll.UNHEARD], 10),
-        ([Poll.UNHEARD] * 9, 60),
-        ([Poll.UNHEARD] * 9 + [Poll.SLOW_DOWN], 65),
+        ([DevicePoll.PENDING, DevicePoll.PENDING], 5),
+        ([DevicePoll.SLOW_DOWN], 10),
+        ([DevicePoll.SLOW_DOWN, DevicePoll.PENDING], 10),  # for good: "for this and all subsequent requests"
+        ([DevicePoll.SLOW_DOWN, DevicePoll.SLOW_DOWN], 15),
+        ([DevicePoll.NO_ANSWER], 10),
+        ([DevicePoll.NO_ANSWER] * 9, 60),
+        ([DevicePoll.NO_ANSWER] * 9 + [DevicePoll.SLOW_DOWN], 65),
     ],
 )
-def test_rfc8628_3_5_how_often_is_asked(said: list[Poll], interval_s: float):
+def test_rfc8628_3_5_how_often_is_asked(said: list[DevicePoll], interval_s: float):
     life = asked_for_a_code()
     for poll in said:
         life = polled(life, poll)
-    due = wake(life, RULES_1)
+    due = next_timer(life, RULES_1)
     assert due is not None
-    assert (due.at, due.why) == (NOW + timedelta(seconds=interval_s), "ask whether the code was approved")
-    assert step(life, Event.TIME_CAME, due.at).do is Do.POLL
-    assert step(life, Event.TIME_CAME, due.at - timedelta(seconds=1)).do is Do.NOTHING
+    assert (due.at, due.summary) == (NOW + timedelta(seconds=interval_s), "ask whether the code was approved")
+    assert step(life, EventKind.TIMER_FIRED, due.at).command is Command.POLL_DEVICE_TOKEN
+    assert step(life, EventKind.TIMER_FIRED, due.at - timedelta(seconds=1)).command is Command.NOTHING
 
 
 def test_rfc8628_3_5_a_server_that_names_no_interval_is_asked_every_five_seconds():
-    life = polled(begun_device := step(DEVICE, Event.CONSENT_GRANTED, consent_id=CONSENT).life, Poll.BEGUN)
+    life = polled(
+        begun_device := step(DEVICE, EventKind.CONSENT_GRANTED, consent_id=CONSENT).state, DevicePoll.STARTED
+    )
     assert begun_device.waiting_consent == CONSENT
-    due = wake(life, RULES_1)
+    due = next_timer(life, RULES_1)
     assert due is not None
     assert due.at == NOW + timedelta(seconds=5)
 
 
 def test_an_approved_code_ends_the_asking():
-    after = step(asked_for_a_code(), Event.GRANT_MINTED, news=GRANTED, consent_id=CONSENT).life
-    assert (after.state, after.waiting_consent, after.poll_at) == (State.ACTIVE, None, None)
+    after = step(asked_for_a_code(), EventKind.FIRST_TOKENS_ENDED, result=GRANTED, consent_id=CONSENT).state
+    assert (after.state, after.waiting_consent, after.poll_at) == (LifecycleState.ACTIVE, None, None)
 
 
 @pytest.mark.parametrize(
     ("code", "state"),
-    [(Code.CONSENT_DENIED, State.DENIED), (Code.CONSENT_EXPIRED, State.CONSENT_EXPIRED)],
+    [
+        (ErrorCode.CONSENT_DENIED, LifecycleState.DENIED),
+        (ErrorCode.CONSENT_EXPIRED, LifecycleState.CONSENT_EXPIRED),
+    ],
 )
-def test_a_code_that_is_over_ends_a_connection_that_waits_for_it(code: Code, state: State):
-    news = GrantNews(failure=code, over=True)
-    ended = step(asked_for_a_code(), Event.GRANT_MINTED, news=news, consent_id=CONSENT)
-    assert (ended.do, ended.denied) == (Do.END_CONSENT, code is Code.CONSENT_DENIED)
-    assert (ended.life.state, ended.life.reason) == (state, code)
+def test_a_code_that_is_over_ends_a_connection_that_waits_for_it(code: ErrorCode, state: LifecycleState):
+    news = GrantResult(failure=code, consent_over=True)
+    ended = step(asked_for_a_code(), EventKind.FIRST_TOKENS_ENDED, result=news, consent_id=CONSENT)
+    assert (ended.command, ended.denied) == (Command.END_CONSENT, code is ErrorCode.CONSENT_DENIED)
+    assert (ended.state.state, ended.state.reason) == (state, code)
 
 
 def test_a_new_code_for_a_connection_that_works_disturbs_nothing():
     active = DEVICE.model_copy(
         update={
-            "state": State.ACTIVE,
+            "state": LifecycleState.ACTIVE,
             "generation": 4,
             "obtained_at": NOW,
             "expires_at": NOW + timedelta(hours=1),
             "refreshable": True,
         }
     )
-    refresh = wake(active, RULES_1)
-    life = polled(step(active, Event.CONSENT_GRANTED, consent_id=CONSENT).life, Poll.BEGUN)
-    due = wake(life, RULES_1)
+    refresh = next_timer(active, RULES_1)
+    life = polled(step(active, EventKind.CONSENT_GRANTED, consent_id=CONSENT).state, DevicePoll.STARTED)
+    due = next_timer(life, RULES_1)
     assert due is not None
-    assert step(life, Event.TIME_CAME, due.at).do is Do.POLL
-    news = GrantNews(failure=Code.CONSENT_DENIED, over=True)
-    after = step(life, Event.GRANT_MINTED, news=news, consent_id=CONSENT).life
-    assert (after.state, after.failures) == (State.ACTIVE, 0)
-    assert wake(after, RULES_1) == refresh
+    assert step(life, EventKind.TIMER_FIRED, due.at).command is Command.POLL_DEVICE_TOKEN
+    news = GrantResult(failure=ErrorCode.CONSENT_DENIED, consent_over=True)
+    after = step(life, EventKind.FIRST_TOKENS_ENDED, result=news, consent_id=CONSENT).state
+    assert (after.state, after.failures) == (LifecycleState.ACTIVE, 0)
+    assert next_timer(after, RULES_1) == refresh
 
 
 def test_any_other_error_stops_the_asking():
-    news = GrantNews(failure=Code.CLIENT_REJECTED, over=True)
-    after = step(asked_for_a_code(), Event.GRANT_MINTED, news=news, consent_id=CONSENT).life
-    due = wake(after, RULES_1)
+    news = GrantResult(failure=ErrorCode.CLIENT_REJECTED, consent_over=True)
+    after = step(asked_for_a_code(), EventKind.FIRST_TOKENS_ENDED, result=news, consent_id=CONSENT).state
+    due = next_timer(after, RULES_1)
     assert due is not None
-    assert (after.reason, due.why) == (Code.CLIENT_REJECTED, "consent deadline")
+    assert (after.reason, due.summary) == (ErrorCode.CLIENT_REJECTED, "consent deadline")
 
 
 def test_a_code_that_could_not_be_got_is_asked_for_again():
-    news = GrantNews(failure=Code.PROVIDER_UNREACHABLE)
-    life = step(DEVICE, Event.CONSENT_GRANTED, consent_id=CONSENT).life
-    after = step(life, Event.GRANT_MINTED, news=news, consent_id=CONSENT).life
-    due = wake(after, RULES_1)
+    news = GrantResult(failure=ErrorCode.PROVIDER_UNREACHABLE)
+    life = step(DEVICE, EventKind.CONSENT_GRANTED, consent_id=CONSENT).state
+    after = step(life, EventKind.FIRST_TOKENS_ENDED, result=news, consent_id=CONSENT).state
+    due = next_timer(after, RULES_1)
     assert due is not None
-    assert step(after, Event.TIME_CAME, due.at).do is Do.POLL
+    assert step(after, EventKind.TIMER_FIRED, due.at).command is Command.POLL_DEVICE_TOKEN

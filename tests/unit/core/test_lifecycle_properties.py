@@ -6,19 +6,28 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from evergrant_server.core.connection import Revocation, State
-from evergrant_server.core.errors import FAILURES, Code, Kind
-from evergrant_server.core.flow import Flow
+from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
+from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.errors import FAILURES, ErrorCode, FailureKind
 from evergrant_server.core.ids import ConsentId
-from evergrant_server.core.lifecycle import Do, next_step, wake
-from evergrant_server.core.messages import Asked, Event, GrantNews, Happening, Life, RevocationNews, Wish
-from evergrant_server.core.schedule import RULES, RefreshPolicy
+from evergrant_server.core.lifecycle.schedule import RULES, RefreshPolicy
+from evergrant_server.core.lifecycle.transition import Command, next_step, next_timer
+from evergrant_server.core.messages.connection import (
+    ConnectionState,
+    EventKind,
+    GrantResult,
+    LifecycleEvent,
+    RefreshReason,
+    RequestContext,
+    RevocationResult,
+)
 
-ASKED = Asked(by="app:test")
+ASKED = RequestContext(by="app:test")
 PROVIDER_FAILURES = [
     code
     for code, rule_ in FAILURES.items()
-    if rule_.kind in (Kind.RECONNECT_NEEDED, Kind.CLIENT_MISCONFIGURED, Kind.PROVIDER_UNAVAILABLE)
+    if rule_.kind
+    in (FailureKind.RECONNECT_NEEDED, FailureKind.CLIENT_MISCONFIGURED, FailureKind.PROVIDER_UNAVAILABLE)
 ]
 
 
@@ -33,71 +42,71 @@ class Lives(RuleBasedStateMachine):
     def begin(self, policy: RefreshPolicy, version: int, flow: Flow) -> None:
         self.rules = RULES[version]
         self.now = datetime(2030, 1, 1, tzinfo=UTC)
-        self.life = Life(policy=policy, flow=flow, consent_deadline=self.now + timedelta(hours=1))
+        self.life = ConnectionState(policy=policy, flow=flow, consent_deadline=self.now + timedelta(hours=1))
         self.store_generation = 0
         self.consents = 0
         self.revoke_seen = False
         self.highest = 0
-        self.pending: Do | None = None
+        self.pending: Command | None = None
 
-    def happen(self, event: Event, **brings: object) -> Do:
+    def happen(self, event: EventKind, **brings: object) -> Command:
         before = self.life
-        step = next_step(self.life, Happening(event=event, asked=ASKED, **brings), self.now, self.rules)
-        self.life = step.life
-        self.revoke_seen |= self.life.state in (State.REVOKING, State.REVOKED)
+        step = next_step(self.life, LifecycleEvent(kind=event, context=ASKED, **brings), self.now, self.rules)
+        self.life = step.state
+        self.revoke_seen |= self.life.state in (LifecycleState.REVOKING, LifecycleState.REVOKED)
         assert self.life.generation >= before.generation
-        if before.state.final:
+        if before.state.is_final:
             assert self.life.state is before.state
-            assert step.do is Do.NOTHING
-        return step.do
+            assert step.command is Command.NOTHING
+        return step.command
 
-    def carry_out(self, do: Do, data: st.DataObject) -> None:
-        while do is not Do.NOTHING:
+    def carry_out(self, do: Command, data: st.DataObject) -> None:
+        while do is not Command.NOTHING:
             match do:
-                case Do.EXCHANGE_CODE:
-                    do = self.happen(Event.CODE_EXCHANGED, news=self.news(data))
-                case Do.MINT | Do.POLL:
+                case Command.EXCHANGE_CODE:
+                    do = self.happen(EventKind.CODE_EXCHANGE_ENDED, result=self.news(data))
+                case Command.REQUEST_CLIENT_GRANT | Command.POLL_DEVICE_TOKEN:
                     consent = self.life.waiting_consent
                     assert consent is not None
-                    do = self.happen(Event.GRANT_MINTED, news=self.news(data), consent_id=consent)
-                case Do.REFRESH | Do.REFRESH_IF_LEASED:
-                    assert self.life.state is State.ACTIVE
-                    if do is Do.REFRESH_IF_LEASED and data.draw(st.booleans()):
-                        do = self.happen(Event.GRANT_REFRESHED, news=GrantNews(not_leased=True))
+                    do = self.happen(EventKind.FIRST_TOKENS_ENDED, result=self.news(data), consent_id=consent)
+                case Command.REFRESH | Command.REFRESH_IF_LEASED:
+                    assert self.life.state is LifecycleState.ACTIVE
+                    if do is Command.REFRESH_IF_LEASED and data.draw(st.booleans()):
+                        do = self.happen(EventKind.REFRESH_ENDED, result=GrantResult(not_leased=True))
                     else:
-                        do = self.happen(Event.GRANT_REFRESHED, news=self.news(data))
-                case Do.ASK_REVOCATION:
-                    do = self.happen(Event.REVOCATION_TRIED)
-                case Do.REVOKE:
-                    assert self.life.state is State.REVOKING
+                        do = self.happen(EventKind.REFRESH_ENDED, result=self.news(data))
+                case Command.BEGIN_REVOCATION:
+                    do = self.happen(EventKind.REVOCATION_ENDED)
+                case Command.REVOKE:
+                    assert self.life.state is LifecycleState.REVOKING
                     news = data.draw(
                         st.sampled_from(
                             [
-                                RevocationNews(revocation=Revocation.CONFIRMED),
-                                RevocationNews(failure=Code.PROVIDER_UNREACHABLE),
+                                RevocationResult(revocation=RevocationOutcome.CONFIRMED),
+                                RevocationResult(failure=ErrorCode.PROVIDER_UNREACHABLE),
                             ]
                         )
                     )
-                    do = self.happen(Event.REVOCATION_TRIED, revocation=news)
-                case Do.ANNOUNCE:
-                    assert self.life.state is State.ACTIVE
-                    do = Do.NOTHING
-                case Do.END_CONSENT:
-                    assert self.life.state in (State.DENIED, State.CONSENT_EXPIRED)
-                    do = Do.NOTHING
+                    do = self.happen(EventKind.REVOCATION_ENDED, revocation=news)
+                case Command.ANNOUNCE_EXPIRY:
+                    assert self.life.state is LifecycleState.ACTIVE
+                    do = Command.NOTHING
+                case Command.END_CONSENT:
+                    assert self.life.state in (LifecycleState.DENIED, LifecycleState.CONSENT_EXPIRED)
+                    do = Command.NOTHING
 
-    def news(self, data: st.DataObject) -> GrantNews:
+    def news(self, data: st.DataObject) -> GrantResult:
         if data.draw(st.booleans()):
-            return GrantNews(
+            return GrantResult(
                 failure=data.draw(st.sampled_from(PROVIDER_FAILURES)),
                 retry_after=data.draw(st.one_of(st.none(), st.floats(0, 3600))),
-                refused=data.draw(st.booleans()),
+                unknown_error=data.draw(st.booleans()),
             )
         self.store_generation += 1
         lifetime = data.draw(st.one_of(st.none(), st.integers(1, 100_000)))
         age = data.draw(st.one_of(st.none(), st.integers(1, 40)))
-        return GrantNews(
-            state=State.REVOKING if data.draw(st.integers(0, 9)) == 0 else State.ACTIVE,
+        return GrantResult(
+            state=LifecycleState.REVOKING if data.draw(st.integers(0, 9)) == 0 else LifecycleState.ACTIVE,
             generation=self.store_generation,
             obtained_at=self.now,
             expires_at=None if lifetime is None else self.now + timedelta(seconds=lifetime),
@@ -114,53 +123,55 @@ class Lives(RuleBasedStateMachine):
             self.consents += 1
         consent = ConsentId(f"cns_{self.consents}")
         known = consent in self.life.recent_consents
-        do = self.happen(Event.CONSENT_GRANTED, consent_id=consent)
-        assert not (known and do is Do.EXCHANGE_CODE), "a code is exchanged once"
+        do = self.happen(EventKind.CONSENT_GRANTED, consent_id=consent)
+        assert not (known and do is Command.EXCHANGE_CODE), "a code is exchanged once"
         self.carry_out(do, data)
 
     @rule(data=st.data())
     def consent_denied(self, data: st.DataObject) -> None:
         was = self.life.state
-        self.carry_out(self.happen(Event.CONSENT_DENIED), data)
-        if was is not State.PENDING_CONSENT:
+        self.carry_out(self.happen(EventKind.CONSENT_DENIED), data)
+        if was is not LifecycleState.PENDING_CONSENT:
             assert self.life.state is was
 
-    @rule(data=st.data(), behind=st.integers(0, 2), wish=st.sampled_from(list(Wish)))
-    def freshness_asked(self, data: st.DataObject, behind: int, wish: Wish) -> None:
+    @rule(data=st.data(), behind=st.integers(0, 2), wish=st.sampled_from(list(RefreshReason)))
+    def freshness_asked(self, data: st.DataObject, behind: int, wish: RefreshReason) -> None:
         seen = max(self.life.generation - behind, 0)
-        do = self.happen(Event.FRESHNESS_ASKED, seen_generation=seen, wish=wish)
-        if behind and self.life.state is State.ACTIVE and self.life.generation > seen:
-            assert do is Do.NOTHING, "callers share one refresh"
+        do = self.happen(EventKind.REFRESH_REQUESTED, seen_generation=seen, refresh_reason=wish)
+        if behind and self.life.state is LifecycleState.ACTIVE and self.life.generation > seen:
+            assert do is Command.NOTHING, "callers share one refresh"
         self.carry_out(do, data)
 
     @rule(data=st.data())
     def token_requested(self, data: st.DataObject) -> None:
-        self.carry_out(self.happen(Event.TOKEN_REQUESTED, reply_to="somebody"), data)
+        self.carry_out(self.happen(EventKind.TOKEN_REQUESTED, reply_to="somebody"), data)
 
     @rule(data=st.data())
     def rotate_asked(self, data: st.DataObject) -> None:
-        self.carry_out(self.happen(Event.ROTATE_ASKED, reason="test"), data)
+        self.carry_out(self.happen(EventKind.ROTATION_REQUESTED, reason="test"), data)
 
     @rule(data=st.data(), behind=st.integers(0, 2))
     def revoked_elsewhere(self, data: st.DataObject, behind: int) -> None:
         before = self.life
-        self.carry_out(self.happen(Event.REVOKED_ELSEWHERE, seen_generation=before.generation - behind), data)
-        if behind or before.state not in (State.ACTIVE, State.NEEDS_REAUTH):
+        self.carry_out(
+            self.happen(EventKind.REVOKED_AT_PROVIDER, seen_generation=before.generation - behind), data
+        )
+        if behind or before.state not in (LifecycleState.ACTIVE, LifecycleState.NEEDS_REAUTH):
             assert self.life.state is before.state
         else:
-            assert self.life.state is State.NEEDS_REAUTH
+            assert self.life.state is LifecycleState.NEEDS_REAUTH
 
     @rule(data=st.data())
     def provider_changed(self, data: st.DataObject) -> None:
-        self.carry_out(self.happen(Event.PROVIDER_CHANGED), data)
+        self.carry_out(self.happen(EventKind.PROVIDER_CHANGED), data)
 
     @rule(data=st.data())
     def time_passes_to_the_next_wake(self, data: st.DataObject) -> None:
-        due = wake(self.life, self.rules)
+        due = next_timer(self.life, self.rules)
         if due is None:
             return
         self.now = max(self.now, due.at)
-        self.carry_out(self.happen(Event.TIME_CAME), data)
+        self.carry_out(self.happen(EventKind.TIMER_FIRED), data)
 
     @rule(data=st.data(), seconds=st.floats(0, 3600))
     def time_passes(self, data: st.DataObject, seconds: float) -> None:
@@ -169,13 +180,18 @@ class Lives(RuleBasedStateMachine):
     @precondition(lambda self: self.life.generation > 0 or self.consents > 3)
     @rule(data=st.data())
     def revoke_asked(self, data: st.DataObject) -> None:
-        self.carry_out(self.happen(Event.REVOKE_ASKED, reason="test"), data)
-        assert self.life.state in (State.REVOKING, State.REVOKED, State.DENIED, State.CONSENT_EXPIRED)
+        self.carry_out(self.happen(EventKind.REVOCATION_REQUESTED, reason="test"), data)
+        assert self.life.state in (
+            LifecycleState.REVOKING,
+            LifecycleState.REVOKED,
+            LifecycleState.DENIED,
+            LifecycleState.CONSENT_EXPIRED,
+        )
 
     @invariant()
     def once_revoked_never_back(self) -> None:
         if self.revoke_seen:
-            assert self.life.state in (State.REVOKING, State.REVOKED)
+            assert self.life.state in (LifecycleState.REVOKING, LifecycleState.REVOKED)
 
     @invariant()
     def a_generation_never_goes_back(self) -> None:
@@ -185,12 +201,17 @@ class Lives(RuleBasedStateMachine):
     @invariant()
     def what_needs_nobody_wakes_by_itself(self) -> None:
         """A connection that only time can move on has a next moment."""
-        if self.life.state in (State.PENDING_CONSENT, State.REVOKING):
-            assert wake(self.life, self.rules) is not None
+        if self.life.state in (LifecycleState.PENDING_CONSENT, LifecycleState.REVOKING):
+            assert next_timer(self.life, self.rules) is not None
 
     @invariant()
     def a_reason_says_why_somebody_must_act(self) -> None:
-        if self.life.state in (State.NEEDS_REAUTH, State.REVOKING, State.DENIED, State.CONSENT_EXPIRED):
+        if self.life.state in (
+            LifecycleState.NEEDS_REAUTH,
+            LifecycleState.REVOKING,
+            LifecycleState.DENIED,
+            LifecycleState.CONSENT_EXPIRED,
+        ):
             assert self.life.reason is not None
 
 

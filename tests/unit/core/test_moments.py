@@ -5,21 +5,21 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from evergrant_server.core.clock import LATEST
-from evergrant_server.core.errors import Code
-from evergrant_server.core.schedule import (
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.lifecycle.schedule import (
     NEWEST_RULES,
     RULES,
-    Rules,
-    ask_at,
+    LifecycleRules,
+    caller_retry_at,
     due_at,
-    forced_at,
     jitter,
     keep_alive_at,
+    next_forced_refresh_at,
     retry_at,
 )
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
-DOWN, REPAIR = Code.PROVIDER_UNREACHABLE, Code.CLIENT_REJECTED
+DOWN, REPAIR = ErrorCode.PROVIDER_UNREACHABLE, ErrorCode.CLIENT_REJECTED
 
 
 def seconds(number: float) -> timedelta:
@@ -30,7 +30,7 @@ def at(number: float) -> datetime:
     return NOW + seconds(number)
 
 
-PLAIN = Rules(
+PLAIN = LifecycleRules(
     margin=seconds(100), spread=0.5, first_backoff=seconds(4), longest_backoff=seconds(100),
     backoff_growth=2.0, repair_interval=seconds(10), repair_growth=3.0, longest_repair_interval=seconds(80),
     first_refused=seconds(8), refused_growth=5.0, longest_refused=seconds(400), asked_backoff=seconds(6),
@@ -91,10 +91,10 @@ def test_what_an_admin_must_repair_is_tried_at_its_own_pace():
 
 
 def test_a_refusal_by_an_unknown_name_is_tried_seldom_from_the_rules_that_know_of_it():
-    waits = [retry_at(NOW, n, Code.PROVIDER_ERROR, None, PLAIN, 0.5, refused=True) for n in (1, 2, 3, 4)]
+    waits = [retry_at(NOW, n, ErrorCode.PROVIDER_ERROR, None, PLAIN, 0.5, refused=True) for n in (1, 2, 3, 4)]
     assert waits == [at(8), at(40), at(200), at(400)]
     first = PLAIN.model_copy(update={"first_refused": None})
-    assert retry_at(NOW, 1, Code.PROVIDER_ERROR, None, first, 0.5, refused=True) == at(4)
+    assert retry_at(NOW, 1, ErrorCode.PROVIDER_ERROR, None, first, 0.5, refused=True) == at(4)
 
 
 def test_growth_ends_before_numbers_do():
@@ -103,8 +103,10 @@ def test_growth_ends_before_numbers_do():
     assert retry_at(NOW, 10_000, DOWN, None, endless, 0.5) == at(4 * 2**12)
 
 
-def asked(code: Code = DOWN, told: float | None = None, rules: Rules = PLAIN, refused: bool = False):
-    return ask_at(NOW, at(500), code, told, rules, refused=refused)
+def asked(
+    code: ErrorCode = DOWN, told: float | None = None, rules: LifecycleRules = PLAIN, refused: bool = False
+):
+    return caller_retry_at(NOW, at(500), code, told, rules, refused=refused)
 
 
 def test_callers_may_cause_a_try_sooner_where_time_repairs_it():
@@ -122,7 +124,7 @@ def test_callers_hammer_neither_a_dead_grant_nor_a_client_that_is_refused():
 
 @pytest.mark.parametrize(("times", "waits"), [(0, 10), (1, 10), (2, 20), (3, 30), (9, 30)])
 def test_reports_force_less_and_less(times: int, waits: float):
-    assert forced_at(NOW, times, PLAIN) == at(waits)
+    assert next_forced_refresh_at(NOW, times, PLAIN) == at(waits)
 
 
 # --- what runs that already live replay with: none of it may ever change ------------------
@@ -166,8 +168,8 @@ def test_the_numbers_of_a_version_are_as_they_were(version: int, numbers: dict[s
         if name in numbers:
             assert found == numbers[name], name
         else:
-            assert value == Rules.model_fields[name].default, name
-    assert numbers.keys() <= Rules.model_fields.keys()
+            assert value == LifecycleRules.model_fields[name].default, name
+    assert numbers.keys() <= LifecycleRules.model_fields.keys()
 
 
 def test_new_runs_begin_with_the_newest_rules():

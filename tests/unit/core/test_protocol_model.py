@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from evergrant_server.core import attempt as protocol
-from evergrant_server.core.provider import Rotation
+from evergrant_server.core.connections.refresh_rules import Rotation
+from evergrant_server.core.single_use import attempt as protocol
 from tests.unit.core.protocol_parts import Rules, without
 from tests.unit.core.protocol_world import World
 
@@ -23,7 +23,7 @@ ROTATIONS = st.sampled_from([Rotation.STRICT, Rotation.UNKNOWN, Rotation.GRACE, 
 @pytest.fixture(autouse=True)
 def smallest_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """One send and one more: walks are short, and a bound that is not kept shows in them."""
-    monkeypatch.setattr(protocol, "MOST_SENDS", 2)
+    monkeypatch.setattr(protocol, "MAX_SENDS", 2)
 
 
 class Protocol(RuleBasedStateMachine):

@@ -8,46 +8,46 @@ from datetime import datetime, timedelta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evergrant_server.core.circuit import (
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.ids import ConnectionId
+from evergrant_server.core.messages.connection import GrantResult
+from evergrant_server.core.single_use.circuit_breaker import (
     Admission,
-    Budget,
-    Circuit,
-    CircuitRules,
-    Missed,
+    BreakerRules,
+    CircuitBreaker,
+    LastFailure,
+    RetryBudget,
     admit,
     answered,
     failed,
-    unheard,
+    released,
 )
-from evergrant_server.core.connection import State
-from evergrant_server.core.errors import Code
-from evergrant_server.core.ids import ConnectionId
-from evergrant_server.core.messages import GrantNews
 from tests.unit.core.test_fleet import DOWN, HOUR, NOW, Fleet
 
-ERROR = Code.PROVIDER_ERROR
+ERROR = ErrorCode.PROVIDER_ERROR
 ONE, OTHER, THIRD = (ConnectionId(f"con_{number}") for number in range(3))
-PLAIN = CircuitRules(
+PLAIN = BreakerRules(
     threshold=1000, first_gap=10, recovery=100, retries=2, retry_share=0.25, retry_rate=0.5, well=4,
     remembered=1000, most_remembered=2,
 )  # fmt: skip
-OPENS_NEVER = CircuitRules(threshold=10**6)
+OPENS_NEVER = BreakerRules(threshold=10**6)
 
 
-def missed(*connections: ConnectionId, at: float = 0, rules: CircuitRules = PLAIN) -> Circuit:
-    it = Circuit()
+def missed(*connections: ConnectionId, at: float = 0, rules: BreakerRules = PLAIN) -> CircuitBreaker:
+    it = CircuitBreaker()
     for connection in connections:
         it = failed(it, at, rules, ERROR, None, probe=False, connection=connection)
     return it
 
 
-def spent(it: Circuit, number: float, at: float = 0) -> Circuit:
+def spent(it: CircuitBreaker, number: float, at: float = 0) -> CircuitBreaker:
     return replace(it, budget=replace(it.budget, spent=number, spent_at=at))
 
 
 def test_a_try_after_one_that_failed_spends_budget_and_a_first_one_does_not():
     it = missed(ONE)
-    assert it.budget == Budget({ONE: Missed(0, ERROR)})
+    assert it.budget == RetryBudget({ONE: LastFailure(0, ERROR)})
     assert admit(it, 8, PLAIN, 0, OTHER) == (it, Admission(0.0))
     assert admit(it, 8, PLAIN, 0) == (it, Admission(0.0)), "nobody's"
     assert admit(it, 8, PLAIN, 0, ONE) == (spent(it, 1, 8), Admission(0.0, retry=True))
@@ -56,7 +56,7 @@ def test_a_try_after_one_that_failed_spends_budget_and_a_first_one_does_not():
 
 def test_a_retry_without_budget_is_sent_away_until_time_has_earned_one():
     it = spent(missed(ONE), 2, 100)
-    assert admit(it, 101, PLAIN, 0, ONE) == (it, Admission(None, 1.0, missed=ERROR))
+    assert admit(it, 101, PLAIN, 0, ONE) == (it, Admission(None, 1.0, last_failure=ERROR))
     assert admit(it, 101, PLAIN, 0, OTHER) == (it, Admission(0.0)), "a first try is never"
     assert admit(it, 102, PLAIN, 0, ONE)[1] == Admission(0.0, retry=True)
     assert admit(it, 500, PLAIN, 0, ONE)[0] == spent(it, 1, 500), "and no more than a whole budget is kept"
@@ -72,20 +72,20 @@ def test_those_who_are_sent_away_come_back_spread():
 def test_an_answer_earns_a_share_and_ends_who_was_answered():
     it = spent(missed(ONE, OTHER), 2, 100)
     it = answered(it, 101, PLAIN, ONE)
-    assert it == Circuit(budget=Budget({OTHER: Missed(0, ERROR)}, 1.25, 101, served=1))
+    assert it == CircuitBreaker(budget=RetryBudget({OTHER: LastFailure(0, ERROR)}, 1.25, 101, served=1))
     it = answered(it, 101, PLAIN)
-    assert it == Circuit(budget=Budget({OTHER: Missed(0, ERROR)}, 1.0, 101, served=2))
+    assert it == CircuitBreaker(budget=RetryBudget({OTHER: LastFailure(0, ERROR)}, 1.0, 101, served=2))
     assert admit(it, 101, PLAIN, 0, ONE)[1] == Admission(0.0), "its next one is a first try"
 
 
 def test_with_nobody_left_and_nothing_spent_it_is_as_good_as_new():
-    assert answered(missed(ONE), 1, PLAIN, ONE) == Circuit()
-    assert answered(spent(missed(ONE), 0.25), 0, PLAIN, ONE) == Circuit()
+    assert answered(missed(ONE), 1, PLAIN, ONE) == CircuitBreaker()
+    assert answered(spent(missed(ONE), 0.25), 0, PLAIN, ONE) == CircuitBreaker()
     left = answered(spent(missed(ONE), 0.5), 0, PLAIN, ONE)
-    assert left == Circuit(budget=Budget({}, 0.25, 0, served=1))
-    assert answered(left, 0, PLAIN, ONE) == Circuit()
-    assert answered(spent(missed(ONE, OTHER), 1), 100, PLAIN, ONE).budget == Budget(
-        {OTHER: Missed(0, ERROR)}, served=1
+    assert left == CircuitBreaker(budget=RetryBudget({}, 0.25, 0, served=1))
+    assert answered(left, 0, PLAIN, ONE) == CircuitBreaker()
+    assert answered(spent(missed(ONE, OTHER), 1), 100, PLAIN, ONE).budget == RetryBudget(
+        {OTHER: LastFailure(0, ERROR)}, served=1
     )
 
 
@@ -94,7 +94,9 @@ def test_a_provider_that_is_well_again_has_nobody_wait():
     for served in range(1, PLAIN.well):
         it = answered(it, 0, PLAIN, OTHER)
         assert it.budget.spent == 2 - served * PLAIN.retry_share
-    assert answered(it, 0, PLAIN, OTHER).budget == Budget({ONE: Missed(0, ERROR)}, served=PLAIN.well)
+    assert answered(it, 0, PLAIN, OTHER).budget == RetryBudget(
+        {ONE: LastFailure(0, ERROR)}, served=PLAIN.well
+    )
     again = failed(it, 0, PLAIN, ERROR, None, probe=False, connection=OTHER)
     assert again.budget.served == 0, "in a row"
     assert answered(again, 0, PLAIN, OTHER).budget.spent == it.budget.spent - PLAIN.retry_share
@@ -102,35 +104,35 @@ def test_a_provider_that_is_well_again_has_nobody_wait():
 
 def test_a_failure_that_is_long_ago_makes_no_retry():
     it = spent(missed(ONE), 2, 1000)
-    assert admit(it, 999.5, PLAIN, 0, ONE)[1].missed is ERROR
+    assert admit(it, 999.5, PLAIN, 0, ONE)[1].last_failure is ERROR
     assert admit(it, 1000, PLAIN, 0, ONE)[1] == Admission(0.0)
-    assert answered(it, 999, PLAIN, OTHER).budget.missed == {ONE: Missed(0, ERROR)}
+    assert answered(it, 999, PLAIN, OTHER).budget.missed == {ONE: LastFailure(0, ERROR)}
     assert answered(it, 1000, PLAIN, OTHER).budget.missed == {}
     later = failed(missed(ONE), 1000, PLAIN, DOWN, None, probe=False, connection=OTHER)
-    assert later.budget.missed == {OTHER: Missed(1000, DOWN)}
+    assert later.budget.missed == {OTHER: LastFailure(1000, DOWN)}
 
 
 def test_no_more_are_remembered_than_there_is_room_for_and_the_newest_failure_counts():
     it = missed(ONE, OTHER)
     it = failed(it, 5, PLAIN, DOWN, None, probe=False, connection=ONE)
-    assert list(it.budget.missed.items()) == [(OTHER, Missed(0, ERROR)), (ONE, Missed(5, DOWN))]
+    assert list(it.budget.missed.items()) == [(OTHER, LastFailure(0, ERROR)), (ONE, LastFailure(5, DOWN))]
     it = failed(it, 6, PLAIN, ERROR, None, probe=False, connection=THIRD)
     assert list(it.budget.missed) == [ONE, THIRD]
 
 
 def test_what_was_spent_without_a_word_from_the_provider_is_given_back():
     it = spent(missed(ONE), 1.5, 8)
-    assert unheard(it, probe=False, retry=True) == spent(it, 0.5, 8)
-    assert unheard(spent(it, 1, 8), probe=False, retry=True) == missed(ONE)
-    assert unheard(it, probe=False) is it
+    assert released(it, probe=False, retry=True) == spent(it, 0.5, 8)
+    assert released(spent(it, 1, 8), probe=False, retry=True) == missed(ONE)
+    assert released(it, probe=False) is it
     counted = replace(it, budget=replace(it.budget, served=3))
-    assert unheard(counted, probe=False, retry=True).budget.served == 3
+    assert released(counted, probe=False, retry=True).budget.served == 3
 
 
 def test_a_rate_limit_makes_no_retry():
     """Who is limited comes back when it was told to."""
-    it = failed(Circuit(), 0, PLAIN, Code.PROVIDER_RATE_LIMITED, 5, probe=False, connection=ONE)
-    assert it.budget == Budget()
+    it = failed(CircuitBreaker(), 0, PLAIN, ErrorCode.PROVIDER_RATE_LIMITED, 5, probe=False, connection=ONE)
+    assert it.budget == RetryBudget()
 
 
 def test_an_outage_and_the_way_back_look_at_no_budget_and_forget_none():
@@ -141,30 +143,32 @@ def test_an_outage_and_the_way_back_look_at_no_budget_and_forget_none():
     late = failed(it, 1, rules, ERROR, None, probe=False, connection=THIRD)
     assert list(late.budget.missed) == [OTHER, THIRD], "sent before it opened"
     it = answered(admit(it, 0, rules, 0, ONE)[0], 0, rules, ONE)
-    assert it == Circuit(
-        recovering_since=0, next_turn=0.5, budget=Budget({OTHER: Missed(0, ERROR)}, 1.75, 0, served=1)
+    assert it == CircuitBreaker(
+        recovering_since=0,
+        next_turn=0.5,
+        budget=RetryBudget({OTHER: LastFailure(0, ERROR)}, 1.75, 0, served=1),
     )
     assert admit(it, 0.5, rules, 0, OTHER)[1] == Admission(0.0)
     assert answered(it, 0, rules, THIRD).budget.spent == 1.5
-    assert admit(replace(it, failures=1), 100, rules, 0, ONE)[0] == Circuit(budget=it.budget)
+    assert admit(replace(it, failures=1), 100, rules, 0, ONE)[0] == CircuitBreaker(budget=it.budget)
     tight = spent(it, 2, 100)
-    assert admit(tight, 100, rules, 0, OTHER)[1].missed is ERROR, "closed again"
+    assert admit(tight, 100, rules, 0, OTHER)[1].last_failure is ERROR, "closed again"
     assert failed(tight, 1, rules, ERROR, None, probe=False, connection=OTHER).budget.spent == 2
 
 
 def test_without_a_threshold_there_is_no_budget_either():
-    off = CircuitRules(threshold=0, retries=0)
-    it = failed(Circuit(), 0, off, ERROR, None, probe=False, connection=ONE)
-    assert it == Circuit()
+    off = BreakerRules(threshold=0, retries=0)
+    it = failed(CircuitBreaker(), 0, off, ERROR, None, probe=False, connection=ONE)
+    assert it == CircuitBreaker()
     assert admit(it, 0, off, 0, ONE)[1] == Admission(0.0)
 
 
 def test_one_connection_alone_is_never_starved():
     """It fails for a day, and callers have it tried every ten seconds."""
-    it, rules = Circuit(), OPENS_NEVER
+    it, rules = CircuitBreaker(), OPENS_NEVER
     for now in range(0, 86_400, 10):
         it, leave = admit(it, now, rules, 0.9, ONE)
-        assert leave.go_in == 0
+        assert leave.delay == 0
         it = failed(it, now, rules, ERROR, None, probe=False, connection=ONE)
 
 
@@ -178,14 +182,14 @@ STEPS = st.lists(
 def test_whatever_comes_retries_stay_within_what_was_earned_and_first_tries_pass(
     steps: Sequence[tuple[int, str, float, float]],
 ):
-    rules = CircuitRules(threshold=10**6, retries=3, well=10**6)
-    it, now, retries, earned, missing = Circuit(), 0.0, 0, rules.retries, set[int]()
+    rules = BreakerRules(threshold=10**6, retries=3, well=10**6)
+    it, now, retries, earned, missing = CircuitBreaker(), 0.0, 0, rules.retries, set[int]()
     for number, outcome, passed, share in steps:
         now, earned = now + passed, earned + passed * rules.retry_rate
         connection = ConnectionId(f"con_{number}")
         it, leave = admit(it, now, rules, share, connection)
-        assert leave.retry == (number in missing and leave.go_in is not None)
-        if leave.go_in is None:
+        assert leave.retry == (number in missing and leave.delay is not None)
+        if leave.delay is None:
             assert number in missing
             assert leave.retry_after > 0
             after = admit(it, now + leave.retry_after + 0.01, rules, share, connection)[1]
@@ -199,19 +203,19 @@ def test_whatever_comes_retries_stay_within_what_was_earned_and_first_tries_pass
             it = failed(it, now, rules, ERROR, None, probe=False, connection=connection)
             missing.add(number)
         else:
-            it, retries = unheard(it, probe=False, retry=leave.retry), retries - leave.retry
+            it, retries = released(it, probe=False, retry=leave.retry), retries - leave.retry
         assert retries <= earned + 1e-6
         assert len(it.budget.missed) == len(missing)
     for number in missing:
         it = answered(it, now, rules, ConnectionId(f"con_{number}"))
     later = now + rules.retries / rules.retry_rate
-    assert answered(it, later, rules).budget == Budget()
+    assert answered(it, later, rules).budget == RetryBudget()
 
 
 class HalfServed(Fleet):
     """For an hour every other request fails: never five in a row, so that the circuit stays closed."""
 
-    def __init__(self, rules: CircuitRules) -> None:
+    def __init__(self, rules: BreakerRules) -> None:
         begin = NOW + 0.75 * HOUR
         super().__init__(1000, (begin, begin + HOUR), asking=200)
         self.circuit_rules = rules
@@ -219,33 +223,37 @@ class HalfServed(Fleet):
         self.tried: set[int] = set()
         self.count: Counter[str] = Counter()
 
-    def refreshed(self, number: int, at: datetime) -> GrantNews:
+    def refreshed(self, number: int, at: datetime) -> GrantResult:
         elapsed, rules, mine = (at - NOW).total_seconds(), self.circuit_rules, ConnectionId(f"con_{number}")
         self.circuit, leave = admit(self.circuit, elapsed, rules, self.share(number), mine)
-        if leave.go_in is None:
+        if leave.delay is None:
             assert number in self.missing, "a first try is never held back"
             self.count["held back"] += 1
-            return GrantNews(failure=leave.missed, retry_after=leave.retry_after)
+            return GrantResult(failure=leave.last_failure, retry_after=leave.retry_after)
         if self.away[0] <= at < self.away[1]:
             self.tried.add(number)
             self.count["retries" if number in self.missing else "first tries"] += 1
             if (self.count["retries"] + self.count["first tries"]) % 2:
                 self.missing.add(number)
                 self.circuit = failed(self.circuit, elapsed, rules, ERROR, None, probe=False, connection=mine)
-                return GrantNews(failure=ERROR)
+                return GrantResult(failure=ERROR)
             self.count["answers"] += 1
         elif at >= self.away[1]:
             self.served.setdefault(number, at)
         self.missing.discard(number)
         self.circuit = answered(self.circuit, elapsed, rules, mine)
         generation = self.lives[number].generation + 1
-        return GrantNews(
-            state=State.ACTIVE, generation=generation, obtained_at=at, expires_at=at + HOUR, refreshable=True
+        return GrantResult(
+            state=LifecycleState.ACTIVE,
+            generation=generation,
+            obtained_at=at,
+            expires_at=at + HOUR,
+            refreshable=True,
         )
 
 
 def test_a_thousand_connections_and_a_provider_that_fails_half_of_their_calls_for_an_hour():
-    rules = CircuitRules()
+    rules = BreakerRules()
     fleet = HalfServed(rules)
     fleet.live(fleet.away[1])
     waiting, count = sorted(fleet.missing), fleet.count
@@ -256,32 +264,32 @@ def test_a_thousand_connections_and_a_provider_that_fails_half_of_their_calls_fo
     assert 0.6 * earned < count["retries"] <= earned
     fleet.live(fleet.away[1] + 3 * HOUR)
     assert len(fleet.served) == 1000
-    assert (fleet.missing, fleet.circuit) == (set(), Circuit())
+    assert (fleet.missing, fleet.circuit) == (set(), CircuitBreaker())
     asked = [fleet.served[number] - fleet.away[1] for number in waiting if number < fleet.asking]
     assert asked
     assert max(asked) < timedelta(minutes=15), "whoever is asked for by the next question or two"
 
 
 def test_without_the_budget_the_same_hour_costs_a_retry_for_each_first_try():
-    fleet = HalfServed(CircuitRules(retries=1e9))
+    fleet = HalfServed(BreakerRules(retries=1e9))
     fleet.live(fleet.away[1])
     assert fleet.count["retries"] > 0.9 * fleet.count["first tries"]
 
 
 def test_when_it_is_well_again_a_crowd_that_waits_is_not_rationed():
     """Four hundred whose callers ask every minute, and nothing left of the budget."""
-    rules = CircuitRules()
+    rules = BreakerRules()
     it = spent(missed(*(ConnectionId(f"con_{number}") for number in range(400)), rules=OPENS_NEVER), 30)
     waiting = {number: number * 0.15 for number in range(400)}
     while waiting:
         number, now = min(waiting.items(), key=lambda item: item[1])
         connection = ConnectionId(f"con_{number}")
         it, leave = admit(it, now, rules, number / 400, connection)
-        if leave.go_in is None:
+        if leave.delay is None:
             waiting[number] = now + max(60.0, leave.retry_after)
             continue
         it = answered(it, now, rules, connection)
         del waiting[number]
         last = now
     assert last < 300, "and not the half hour that its budget would take"
-    assert it == Circuit()
+    assert it == CircuitBreaker()

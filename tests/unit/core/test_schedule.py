@@ -5,61 +5,75 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from evergrant_server.core.connection import State
-from evergrant_server.core.errors import Code
-from evergrant_server.core.lifecycle import Do, next_step, wake
-from evergrant_server.core.messages import Asked, Event, GrantNews, Happening, Life, Wish
-from evergrant_server.core.schedule import NEWEST_RULES, RULES, announcing, jitter, retry_at
-from evergrant_server.core.waking import end_of, is_over
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES, jitter, retry_at, with_announce_days
+from evergrant_server.core.lifecycle.timers import grant_ends_at, token_has_ended
+from evergrant_server.core.lifecycle.transition import Command, next_step, next_timer
+from evergrant_server.core.messages.connection import (
+    ConnectionState,
+    EventKind,
+    GrantResult,
+    LifecycleEvent,
+    RefreshReason,
+    RequestContext,
+)
 
 NEW = RULES[NEWEST_RULES]
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
-ASKED = Asked(by="app:test")
+ASKED = RequestContext(by="app:test")
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-ACTIVE = Life(state=State.ACTIVE, generation=3, obtained_at=NOW, expires_at=NOW + HOUR, refreshable=True)
+ACTIVE = ConnectionState(
+    state=LifecycleState.ACTIVE, generation=3, obtained_at=NOW, expires_at=NOW + HOUR, refreshable=True
+)
 
-Answer = Callable[[datetime], GrantNews]
+Answer = Callable[[datetime], GrantResult]
 
 
-def step(life: Life, event: Event, at: datetime = NOW, share: float = 0.0, **brings: object):
-    return next_step(life, Happening(event=event, asked=ASKED, **brings), at, NEW, share)
+def step(life: ConnectionState, event: EventKind, at: datetime = NOW, share: float = 0.0, **brings: object):
+    return next_step(life, LifecycleEvent(kind=event, context=ASKED, **brings), at, NEW, share)
 
 
 def simulated(
-    life: Life, answer: Answer, until: datetime, *, asks_every: timedelta | None = None, share: float = 0.5
-) -> tuple[Life, list[datetime], list[int]]:
+    life: ConnectionState,
+    answer: Answer,
+    until: datetime,
+    *,
+    asks_every: timedelta | None = None,
+    share: float = 0.5,
+) -> tuple[ConnectionState, list[datetime], list[int]]:
     """Live until `until`: the moments of every try, and the days that were announced."""
     now, tries, said = NOW, [], []
     asked = NOW
     while True:
-        woken = wake(life, NEW, share)
+        woken = next_timer(life, NEW, share)
         by_itself = max(woken.at, now) if woken else until
         now = min(by_itself, asked) if asks_every else by_itself
         if now >= until:
             return life, tries, said
         if asks_every and now == asked:
             asked += asks_every
-            done = step(life, Event.FRESHNESS_ASKED, now, share, seen_generation=life.generation)
+            done = step(life, EventKind.REFRESH_REQUESTED, now, share, seen_generation=life.generation)
         else:
-            done = step(life, Event.TIME_CAME, now, share)
-        life = done.life
-        if done.do is Do.ANNOUNCE:
-            said.append(done.days)
-        elif done.do is not Do.NOTHING:
+            done = step(life, EventKind.TIMER_FIRED, now, share)
+        life = done.state
+        if done.command is Command.ANNOUNCE_EXPIRY:
+            said.append(done.days_before_end)
+        elif done.command is not Command.NOTHING:
             tries.append(now)
-            life = step(life, Event.GRANT_REFRESHED, now, share, news=answer(now)).life
+            life = step(life, EventKind.REFRESH_ENDED, now, share, result=answer(now)).state
 
 
-def failing(code: Code, **more: object) -> Answer:
-    return lambda now: GrantNews(failure=code, **more)
+def failing(code: ErrorCode, **more: object) -> Answer:
+    return lambda now: GrantResult(failure=code, **more)
 
 
 def hourly(**more: object) -> Answer:
     count = iter(range(4, 1_000_000))
 
-    def answer(now: datetime) -> GrantNews:
+    def answer(now: datetime) -> GrantResult:
         facts = {"obtained_at": now, "expires_at": now + HOUR, "refreshable": True} | more
-        return GrantNews(state=State.ACTIVE, generation=next(count), **facts)
+        return GrantResult(state=LifecycleState.ACTIVE, generation=next(count), **facts)
 
     return answer
 
@@ -67,14 +81,14 @@ def hourly(**more: object) -> Answer:
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 def test_an_outage_of_twelve_hours_costs_a_handful_of_calls(share: float):
     warm = ACTIVE.model_copy(update={"policy": "warm"})
-    _, tries, _ = simulated(warm, failing(Code.PROVIDER_UNREACHABLE), NOW + 12 * HOUR, share=share)
+    _, tries, _ = simulated(warm, failing(ErrorCode.PROVIDER_UNREACHABLE), NOW + 12 * HOUR, share=share)
     print("calls in an outage of twelve hours:", len(tries))
     assert 8 <= len(tries) <= 16
 
 
 def test_a_dead_connection_whose_error_nobody_knows_costs_single_digits_a_day():
     """60,000 failing refreshes a day from one connection is somebody else's scar."""
-    dead = failing(Code.PROVIDER_ERROR, refused=True)
+    dead = failing(ErrorCode.PROVIDER_ERROR, unknown_error=True)
     for share in (0.0, 0.5, 0.99):
         _, tries, _ = simulated(ACTIVE, dead, NOW + DAY, asks_every=timedelta(seconds=1.44), share=share)
         assert 1 < len(tries) < 10, "60,000 asked"
@@ -82,31 +96,36 @@ def test_a_dead_connection_whose_error_nobody_knows_costs_single_digits_a_day():
 
 def test_a_client_that_is_refused_costs_single_digits_a_day():
     ask = timedelta(seconds=10)
-    _, tries, _ = simulated(ACTIVE, failing(Code.CLIENT_REJECTED), NOW + DAY, asks_every=ask)
+    _, tries, _ = simulated(ACTIVE, failing(ErrorCode.CLIENT_REJECTED), NOW + DAY, asks_every=ask)
     assert len(tries) < 10
 
 
 def test_a_grant_that_is_refused_costs_one_call():
-    rejected = failing(Code.GRANT_REJECTED)
+    rejected = failing(ErrorCode.GRANT_REJECTED)
     life, tries, _ = simulated(ACTIVE, rejected, NOW + DAY, asks_every=timedelta(seconds=10))
     assert len(tries) == 1
-    assert life.state is State.NEEDS_REAUTH
+    assert life.state is LifecycleState.NEEDS_REAUTH
 
 
 def test_who_needs_a_token_during_an_outage_causes_a_try_a_minute_at_most_and_no_later():
     life = ACTIVE.model_copy(update={"failures": 9})
-    failed = step(life, Event.GRANT_REFRESHED, news=GrantNews(failure=Code.PROVIDER_UNREACHABLE)).life
+    failed = step(
+        life, EventKind.REFRESH_ENDED, result=GrantResult(failure=ErrorCode.PROVIDER_UNREACHABLE)
+    ).state
     assert failed.retry_at is not None
     assert failed.retry_at > NOW + HOUR
     soon = NOW + timedelta(seconds=59)
-    asked = step(failed, Event.FRESHNESS_ASKED, soon, seen_generation=3)
-    assert (asked.do, asked.life.refusal) == (Do.NOTHING, Code.PROVIDER_UNREACHABLE)
-    assert step(failed, Event.FRESHNESS_ASKED, NOW + timedelta(minutes=1), seen_generation=3).do is Do.REFRESH
+    asked = step(failed, EventKind.REFRESH_REQUESTED, soon, seen_generation=3)
+    assert (asked.command, asked.state.refusal) == (Command.NOTHING, ErrorCode.PROVIDER_UNREACHABLE)
+    assert (
+        step(failed, EventKind.REFRESH_REQUESTED, NOW + timedelta(minutes=1), seen_generation=3).command
+        is Command.REFRESH
+    )
 
 
 def test_a_wait_that_the_provider_asks_for_holds_callers_too_but_not_for_a_day():
-    news = GrantNews(failure=Code.PROVIDER_RATE_LIMITED, retry_after=86_400)
-    told = step(ACTIVE, Event.GRANT_REFRESHED, news=news).life
+    news = GrantResult(failure=ErrorCode.PROVIDER_RATE_LIMITED, retry_after=86_400)
+    told = step(ACTIVE, EventKind.REFRESH_ENDED, result=news).state
     assert told.ask_at == told.retry_at == NOW + HOUR
 
 
@@ -115,7 +134,7 @@ def test_a_fleet_is_spread():
     minutes: dict[int, int] = {}
     warm = ACTIVE.model_copy(update={"policy": "warm"})
     for number in range(1000):
-        woken = wake(warm, NEW, jitter(f"con_{number}", 3))
+        woken = next_timer(warm, NEW, jitter(f"con_{number}", 3))
         assert woken is not None
         second = int((woken.at - NOW).total_seconds())
         minutes[second] = minutes.get(second, 0) + 1
@@ -124,12 +143,16 @@ def test_a_fleet_is_spread():
 
 
 def test_a_repaired_client_is_tried_by_all_but_not_at_once():
-    failed = step(ACTIVE, Event.GRANT_REFRESHED, news=GrantNews(failure=Code.CLIENT_REJECTED)).life
-    moments = {step(failed, Event.PROVIDER_CHANGED, share=n / 10).life.retry_at for n in range(10)}
+    failed = step(
+        ACTIVE, EventKind.REFRESH_ENDED, result=GrantResult(failure=ErrorCode.CLIENT_REJECTED)
+    ).state
+    moments = {step(failed, EventKind.PROVIDER_CHANGED, share=n / 10).state.retry_at for n in range(10)}
     assert len(moments) == 10
     assert max(moments) <= NOW + timedelta(minutes=1)
-    asked = step(failed, Event.PROVIDER_CHANGED, share=0.9).life
-    assert step(asked, Event.FRESHNESS_ASKED, seen_generation=3).do is Do.REFRESH, "who asks needn't wait"
+    asked = step(failed, EventKind.PROVIDER_CHANGED, share=0.9).state
+    assert step(asked, EventKind.REFRESH_REQUESTED, seen_generation=3).command is Command.REFRESH, (
+        "who asks needn't wait"
+    )
 
 
 # --- the refresh token's own end ----------------------------------------------------------
@@ -137,17 +160,17 @@ def test_a_repaired_client_is_tried_by_all_but_not_at_once():
 
 def test_a_refresh_token_that_ages_is_kept_alive_until_it_is_seen_whether_that_helps():
     idle = ACTIVE.model_copy(update={"policy": "on_demand", "refresh_expires_at": NOW + 30 * DAY})
-    woken = wake(idle, NEW)
+    woken = next_timer(idle, NEW)
     assert woken is not None
-    assert (woken.at, woken.why) == (NOW + 15 * DAY, "keep the refresh token alive")
-    extended = GrantNews(
-        state=State.ACTIVE, generation=4, refreshable=True, obtained_at=woken.at,
+    assert (woken.at, woken.summary) == (NOW + 15 * DAY, "keep the refresh token alive")
+    extended = GrantResult(
+        state=LifecycleState.ACTIVE, generation=4, refreshable=True, obtained_at=woken.at,
         expires_at=woken.at + HOUR, refresh_expires_at=woken.at + 30 * DAY,
     )  # fmt: skip
-    alive = step(idle, Event.GRANT_REFRESHED, woken.at, news=extended).life
+    alive = step(idle, EventKind.REFRESH_ENDED, woken.at, result=extended).state
     assert alive.refresh_extends is True
-    assert end_of(alive) is None
-    again = wake(alive, NEW)
+    assert grant_ends_at(alive) is None
+    again = next_timer(alive, NEW)
     assert again is not None
     assert again.at == woken.at + 15 * DAY
 
@@ -171,14 +194,14 @@ def test_an_hour_more_or_less_is_the_same_end_and_a_new_one_is_announced_anew():
     for drift, announced in ((timedelta(minutes=5), (14,)), (30 * DAY, ())):
         at = NOW + HOUR
         news = hourly(refresh_expires_at=end + drift)(at)
-        move = Event.GRANT_REFRESHED if announced else Event.CODE_EXCHANGED
-        assert step(hard, move, at, news=news).life.announced == announced
+        move = EventKind.REFRESH_ENDED if announced else EventKind.CODE_EXCHANGE_ENDED
+        assert step(hard, move, at, result=news).state.announced == announced
 
 
 def test_a_grant_without_a_refresh_token_is_announced_too():
     """Sixty days and no way to go on: LinkedIn's members know it."""
     life = ACTIVE.model_copy(update={"refreshable": False, "expires_at": NOW + 60 * DAY, "end_known_at": NOW})
-    _, _, said = simulated(life, failing(Code.CONSENT_REQUIRED), NOW + 60 * DAY)
+    _, _, said = simulated(life, failing(ErrorCode.CONSENT_REQUIRED), NOW + 60 * DAY)
     assert said == [14, 3, 1]
 
 
@@ -186,21 +209,21 @@ def test_a_grant_without_a_refresh_token_is_announced_too():
 def test_no_announcement_is_for_more_days_than_the_grant_ever_had(days: float, said: list[int]):
     end = NOW + timedelta(days=days)
     life = ACTIVE.model_copy(update={"refreshable": False, "expires_at": end, "end_known_at": NOW})
-    assert simulated(life, failing(Code.CONSENT_REQUIRED), end)[2] == said
+    assert simulated(life, failing(ErrorCode.CONSENT_REQUIRED), end)[2] == said
 
 
 def test_announcements_that_were_slept_through_are_not_made_up_for():
     life = ACTIVE.model_copy(update={"refreshable": False, "expires_at": NOW + 60 * DAY, "end_known_at": NOW})
-    late = step(life, Event.TIME_CAME, NOW + 58 * DAY)
-    assert (late.do, late.days, late.life.announced) == (Do.ANNOUNCE, 3, (14, 3))
+    late = step(life, EventKind.TIMER_FIRED, NOW + 58 * DAY)
+    assert (late.command, late.days_before_end, late.state.announced) == (Command.ANNOUNCE_EXPIRY, 3, (14, 3))
 
 
 def test_an_end_comes_near_when_what_would_extend_it_fails():
     life = ACTIVE.model_copy(
         update={"refresh_expires_at": NOW + 30 * DAY, "refresh_extends": True, "end_known_at": NOW}
     )
-    assert end_of(life) is None
-    down = failing(Code.PROVIDER_UNREACHABLE)
+    assert grant_ends_at(life) is None
+    down = failing(ErrorCode.PROVIDER_UNREACHABLE)
     assert simulated(life, down, NOW + 30 * DAY)[2] == [14, 3, 1]
 
 
@@ -211,19 +234,22 @@ def test_a_provider_that_refuses_an_early_refresh_is_not_asked_early():
     """Exact Online: not before the last 30 seconds of 600."""
     ten = NOW + timedelta(minutes=10)
     life = ACTIVE.model_copy(update={"expires_at": ten, "margin_s": 30.0, "policy": "warm"})
-    moments = [wake(life, NEW, share / 10) for share in range(10)]
+    moments = [next_timer(life, NEW, share / 10) for share in range(10)]
     assert all(it and ten - timedelta(seconds=30) <= it.at < ten for it in moments)
-    early = step(life, Event.FRESHNESS_ASKED, NOW + timedelta(minutes=8), seen_generation=3)
-    assert (early.do, early.life.declined_s) == (Do.NOTHING, 90.0)
-    assert step(life, Event.FRESHNESS_ASKED, ten - timedelta(seconds=30), seen_generation=3).do is Do.REFRESH
+    early = step(life, EventKind.REFRESH_REQUESTED, NOW + timedelta(minutes=8), seen_generation=3)
+    assert (early.command, early.state.declined_s) == (Command.NOTHING, 90.0)
+    assert (
+        step(life, EventKind.REFRESH_REQUESTED, ten - timedelta(seconds=30), seen_generation=3).command
+        is Command.REFRESH
+    )
 
 
 def test_a_token_that_is_too_young_is_not_refreshed():
     """Meta: at least 24 hours old."""
     life = ACTIVE.model_copy(update={"expires_at": NOW + 60 * DAY, "min_age_s": 86_400.0})
-    young = step(life, Event.ROTATE_ASKED, NOW + HOUR)
-    assert (young.do, young.life.declined_s) == (Do.NOTHING, 23 * 3600.0)
-    assert step(life, Event.ROTATE_ASKED, NOW + DAY).do is Do.REFRESH
+    young = step(life, EventKind.ROTATION_REQUESTED, NOW + HOUR)
+    assert (young.command, young.state.declined_s) == (Command.NOTHING, 23 * 3600.0)
+    assert step(life, EventKind.ROTATION_REQUESTED, NOW + DAY).command is Command.REFRESH
 
 
 # --- reports of a refused token -----------------------------------------------------------
@@ -234,11 +260,17 @@ def test_a_report_refreshes_once_and_a_provider_that_always_says_401_causes_no_s
     life, forced, over, now = ACTIVE, [], [], NOW
     answer = hourly()
     while now < NOW + DAY:
-        done = step(life, Event.FRESHNESS_ASKED, now, seen_generation=life.generation, wish=Wish.UNAUTHORIZED)
-        life = done.life
-        if done.do is Do.REFRESH:
-            (over if is_over(life, now) else forced).append(now)
-            life = step(life, Event.GRANT_REFRESHED, now, news=answer(now)).life
+        done = step(
+            life,
+            EventKind.REFRESH_REQUESTED,
+            now,
+            seen_generation=life.generation,
+            refresh_reason=RefreshReason.UNAUTHORIZED,
+        )
+        life = done.state
+        if done.command is Command.REFRESH:
+            (over if token_has_ended(life, now) else forced).append(now)
+            life = step(life, EventKind.REFRESH_ENDED, now, result=answer(now)).state
         else:
             assert life.declined_s
         now += timedelta(seconds=10)
@@ -249,10 +281,18 @@ def test_a_report_refreshes_once_and_a_provider_that_always_says_401_causes_no_s
 
 def test_a_report_of_an_older_generation_is_answered_and_one_after_a_day_forces_again():
     life = ACTIVE.model_copy(update={"forced": 5, "forced_at": NOW, "expires_at": NOW + 2 * DAY})
-    old = step(life, Event.FRESHNESS_ASKED, seen_generation=2, wish=Wish.UNAUTHORIZED)
-    assert (old.do, old.life.declined_s) == (Do.NOTHING, None)
-    later = step(life, Event.FRESHNESS_ASKED, NOW + DAY, seen_generation=3, wish=Wish.UNAUTHORIZED)
-    assert (later.do, later.life.forced) == (Do.REFRESH, 1)
+    old = step(
+        life, EventKind.REFRESH_REQUESTED, seen_generation=2, refresh_reason=RefreshReason.UNAUTHORIZED
+    )
+    assert (old.command, old.state.declined_s) == (Command.NOTHING, None)
+    later = step(
+        life,
+        EventKind.REFRESH_REQUESTED,
+        NOW + DAY,
+        seen_generation=3,
+        refresh_reason=RefreshReason.UNAUTHORIZED,
+    )
+    assert (later.command, later.state.forced) == (Command.REFRESH, 1)
 
 
 # --- clocks -------------------------------------------------------------------------------
@@ -261,56 +301,62 @@ def test_a_report_of_an_older_generation_is_answered_and_one_after_a_day_forces_
 def test_a_report_of_a_token_that_is_over_is_no_riddle():
     """Forced a moment ago, and over now by our clock: whoever says that it is good has a wrong one."""
     life = ACTIVE.model_copy(update={"forced": 3, "forced_at": NOW + HOUR, "installed_at": NOW})
-    report = {"seen_generation": 3, "wish": Wish.UNAUTHORIZED}
-    over = step(life, Event.FRESHNESS_ASKED, NOW + HOUR, **report)
-    assert (over.do, over.life.forced) == (Do.REFRESH, 3)
-    before = step(life, Event.FRESHNESS_ASKED, NOW + HOUR - timedelta(seconds=1), **report)
-    assert (before.do, before.life.declined_s) == (Do.NOTHING, 1.0), "and may report again when it is over"
+    report = {"seen_generation": 3, "refresh_reason": RefreshReason.UNAUTHORIZED}
+    over = step(life, EventKind.REFRESH_REQUESTED, NOW + HOUR, **report)
+    assert (over.command, over.state.forced) == (Command.REFRESH, 3)
+    before = step(life, EventKind.REFRESH_REQUESTED, NOW + HOUR - timedelta(seconds=1), **report)
+    assert (before.command, before.state.declined_s) == (Command.NOTHING, 1.0), (
+        "and may report again when it is over"
+    )
     lasting = life.model_copy(update={"expires_at": None})
     for forever, rules in ((lasting, NEW), (life, RULES[4])):
-        told = next_step(forever, _report(report), NOW + HOUR - timedelta(seconds=1), rules).life
+        told = next_step(forever, _report(report), NOW + HOUR - timedelta(seconds=1), rules).state
         assert told.declined_s == NEW.forced_interval.total_seconds() * 4 + 1
-    assert next_step(life, _report(report), NOW + HOUR, RULES[4]).do is Do.NOTHING, "as it was"
-    failing = life.model_copy(update={"ask_at": NOW + 2 * HOUR, "reason": Code.PROVIDER_UNREACHABLE})
-    refused = step(failing, Event.FRESHNESS_ASKED, NOW + HOUR, **report)
-    assert (refused.do, refused.life.refusal) == (Do.NOTHING, Code.PROVIDER_UNREACHABLE)
+    assert next_step(life, _report(report), NOW + HOUR, RULES[4]).command is Command.NOTHING, "as it was"
+    failing = life.model_copy(update={"ask_at": NOW + 2 * HOUR, "reason": ErrorCode.PROVIDER_UNREACHABLE})
+    refused = step(failing, EventKind.REFRESH_REQUESTED, NOW + HOUR, **report)
+    assert (refused.command, refused.state.refusal) == (Command.NOTHING, ErrorCode.PROVIDER_UNREACHABLE)
 
 
-def _report(brings: dict[str, object]) -> Happening:
-    return Happening(event=Event.FRESHNESS_ASKED, asked=ASKED, **brings)
+def _report(brings: dict[str, object]) -> LifecycleEvent:
+    return LifecycleEvent(kind=EventKind.REFRESH_REQUESTED, context=ASKED, **brings)
 
 
 def test_a_clock_that_is_behind_makes_no_token_over_before_its_time():
     """Dated an hour early by a worker; it lives for an hour from when the workflow heard of it."""
     behind = ACTIVE.model_copy(update={"obtained_at": NOW - HOUR, "expires_at": NOW, "installed_at": NOW})
-    assert not is_over(behind, NOW + HOUR - timedelta(seconds=1))
-    assert is_over(behind, NOW + HOUR)
-    assert is_over(behind.model_copy(update={"installed_at": None}), NOW), "from a run that knew it not"
-    assert not is_over(behind.model_copy(update={"expires_at": None}), NOW + DAY), "it never ends"
+    assert not token_has_ended(behind, NOW + HOUR - timedelta(seconds=1))
+    assert token_has_ended(behind, NOW + HOUR)
+    assert token_has_ended(behind.model_copy(update={"installed_at": None}), NOW), (
+        "from a run that knew it not"
+    )
+    assert not token_has_ended(behind.model_copy(update={"expires_at": None}), NOW + DAY), "it never ends"
 
 
 def test_a_worker_whose_clock_is_ahead_dates_no_token_into_the_future():
-    news = GrantNews(generation=4, obtained_at=NOW + HOUR, expires_at=NOW + 2 * HOUR, refreshable=True)
-    life = step(ACTIVE, Event.GRANT_REFRESHED, news=news).life
+    news = GrantResult(generation=4, obtained_at=NOW + HOUR, expires_at=NOW + 2 * HOUR, refreshable=True)
+    life = step(ACTIVE, EventKind.REFRESH_ENDED, result=news).state
     assert (life.obtained_at, life.expires_at) == (NOW, NOW + HOUR)
-    woken = wake(life, NEW)
+    woken = next_timer(life, NEW)
     assert woken is not None
     assert woken.at < NOW + HOUR
-    old = next_step(ACTIVE, Happening(event=Event.GRANT_REFRESHED, asked=ASKED, news=news), NOW, RULES[4])
-    assert old.life.expires_at == NOW + 2 * HOUR, "as it was"
+    old = next_step(
+        ACTIVE, LifecycleEvent(kind=EventKind.REFRESH_ENDED, context=ASKED, result=news), NOW, RULES[4]
+    )
+    assert old.state.expires_at == NOW + 2 * HOUR, "as it was"
     near = news.model_copy(update={"obtained_at": NOW + timedelta(minutes=2)})
-    assert step(ACTIVE, Event.GRANT_REFRESHED, news=near).life.obtained_at == near.obtained_at
+    assert step(ACTIVE, EventKind.REFRESH_ENDED, result=near).state.obtained_at == near.obtained_at
     lasting = news.model_copy(update={"expires_at": None})
-    assert step(ACTIVE, Event.GRANT_REFRESHED, news=lasting).life.expires_at is None
+    assert step(ACTIVE, EventKind.REFRESH_ENDED, result=lasting).state.expires_at is None
 
 
 def test_a_worker_whose_clock_is_an_hour_behind_causes_no_storm():
     """Every grant it brings looks over when it comes."""
     behind = iter(range(4, 100_000))
 
-    def answer(now: datetime) -> GrantNews:
-        return GrantNews(
-            state=State.ACTIVE, generation=next(behind), refreshable=True,
+    def answer(now: datetime) -> GrantResult:
+        return GrantResult(
+            state=LifecycleState.ACTIVE, generation=next(behind), refreshable=True,
             obtained_at=now - HOUR, expires_at=now,
         )  # fmt: skip
 
@@ -319,24 +365,39 @@ def test_a_worker_whose_clock_is_an_hour_behind_causes_no_storm():
 
 
 def test_what_only_looks_due_is_not_refreshed_again_at_once_but_a_command_is():
-    life = step(ACTIVE, Event.GRANT_REFRESHED, news=hourly()(NOW)).life
+    life = step(ACTIVE, EventKind.REFRESH_ENDED, result=hourly()(NOW)).state
     at = NOW + timedelta(seconds=30)
-    looks_due = step(life, Event.FRESHNESS_ASKED, at, seen_generation=life.generation, wish=Wish.DUE)
-    assert (looks_due.do, looks_due.life.declined_s) == (Do.NOTHING, 90.0)
-    assert step(life, Event.FRESHNESS_ASKED, at, seen_generation=life.generation).do is Do.REFRESH
+    looks_due = step(
+        life,
+        EventKind.REFRESH_REQUESTED,
+        at,
+        seen_generation=life.generation,
+        refresh_reason=RefreshReason.DUE,
+    )
+    assert (looks_due.command, looks_due.state.declined_s) == (Command.NOTHING, 90.0)
+    assert (
+        step(life, EventKind.REFRESH_REQUESTED, at, seen_generation=life.generation).command
+        is Command.REFRESH
+    )
     back = NOW - HOUR  # the workflow's clock jumped back: what it knows is from the future
-    jumped = step(life, Event.FRESHNESS_ASKED, back, seen_generation=life.generation, wish=Wish.DUE)
-    assert jumped.do is Do.REFRESH
+    jumped = step(
+        life,
+        EventKind.REFRESH_REQUESTED,
+        back,
+        seen_generation=life.generation,
+        refresh_reason=RefreshReason.DUE,
+    )
+    assert jumped.command is Command.REFRESH
 
 
 def test_a_clock_that_is_behind_makes_no_loop_of_keeping_alive():
     """A worker's clock says of every grant that it came a day ago, and its idle life is an hour."""
     generations = iter(range(4, 100))
 
-    def answer(now: datetime) -> GrantNews:
+    def answer(now: datetime) -> GrantResult:
         came = now - DAY
-        return GrantNews(
-            state=State.ACTIVE,
+        return GrantResult(
+            state=LifecycleState.ACTIVE,
             generation=next(generations),
             obtained_at=came,
             expires_at=came + HOUR,
@@ -349,12 +410,14 @@ def test_a_clock_that_is_behind_makes_no_loop_of_keeping_alive():
     assert 1 < len(tries) <= 2 + 90 * 60 / 120
 
 
-@pytest.mark.parametrize("code", [Code.KEY_UNAVAILABLE, Code.JOURNAL_UNAVAILABLE, Code.STORE_UNAVAILABLE])
-def test_what_is_ours_to_repair_is_tried_again_within_a_minute_and_a_quarter(code: Code):
+@pytest.mark.parametrize(
+    "code", [ErrorCode.KEY_UNAVAILABLE, ErrorCode.JOURNAL_UNAVAILABLE, ErrorCode.STORE_UNAVAILABLE]
+)
+def test_what_is_ours_to_repair_is_tried_again_within_a_minute_and_a_quarter(code: ErrorCode):
     """Nothing is sent meanwhile. A provider's outage, and what may have been sent, waits as before."""
     last = retry_at(NOW, 50, code, None, NEW, share=0.999) - NOW
     assert timedelta(seconds=45) < last <= timedelta(seconds=75)
-    for other in (Code.PROVIDER_UNREACHABLE, Code.INTERNAL):
+    for other in (ErrorCode.PROVIDER_UNREACHABLE, ErrorCode.INTERNAL):
         assert retry_at(NOW, 50, other, None, NEW, share=0.5) - NOW == NEW.longest_backoff
     assert retry_at(NOW, 50, code, None, RULES[3], share=0.5) - NOW == NEW.longest_backoff
 
@@ -369,15 +432,15 @@ def test_an_operator_says_when_an_end_is_announced(days: tuple[int, ...] | None,
             "announce_days": days,
         }
     )
-    rules = announcing(NEW, life.announce_days)
+    rules = with_announce_days(NEW, life.announce_days)
     told: list[int] = []
-    while (woken := wake(life, rules)) is not None and woken.days is not None:
-        happening = Happening(event=Event.TIME_CAME, asked=ASKED)
+    while (woken := next_timer(life, rules)) is not None and woken.days is not None:
+        happening = LifecycleEvent(kind=EventKind.TIMER_FIRED, context=ASKED)
         step_ = next_step(life, happening, woken.at, rules)
-        told.append(step_.days)
-        life = step_.life
+        told.append(step_.days_before_end)
+        life = step_.state
     assert told == said
 
 
 def test_rules_that_announced_nothing_do_not_begin_to():
-    assert announcing(RULES[1], (14,)) is RULES[1]
+    assert with_announce_days(RULES[1], (14,)) is RULES[1]

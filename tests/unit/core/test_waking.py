@@ -5,23 +5,29 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from evergrant_server.core.clock import LATEST
-from evergrant_server.core.connection import Move, State
+from evergrant_server.core.connections.connection import LifecycleState, StateChange
 from evergrant_server.core.ids import AttemptId, ConsentId
-from evergrant_server.core.lifecycle import Do, next_step
-from evergrant_server.core.messages import Asked, Event, GrantNews, Happening, Life
-from evergrant_server.core.schedule import NEWEST_RULES, RULES, Rules
-from evergrant_server.core.waking import (
-    Wake,
-    due,
-    earliest,
-    end_of,
-    extends,
-    is_over,
-    nothing_to_keep,
-    over_at,
-    same_end,
-    settles_at,
-    wake,
+from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES, LifecycleRules
+from evergrant_server.core.lifecycle.timers import (
+    Timer,
+    earliest_refresh_at,
+    grant_ends_at,
+    is_same_end,
+    next_timer,
+    no_token_to_protect,
+    refresh_due_at,
+    refresh_extends_end,
+    settled_at,
+    token_ends_at,
+    token_has_ended,
+)
+from evergrant_server.core.lifecycle.transition import Command, next_step
+from evergrant_server.core.messages.connection import (
+    ConnectionState,
+    EventKind,
+    GrantResult,
+    LifecycleEvent,
+    RequestContext,
 )
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -33,56 +39,63 @@ HOUR, DAY, MINUTE, TICK = (
 )
 NEW, NEWEST = RULES[2], RULES[NEWEST_RULES]
 SOON, LATER = NOW + MINUTE, NOW + HOUR
-ACTIVE = Life(
-    state=State.ACTIVE, generation=3, obtained_at=NOW, expires_at=NOW + HOUR, refreshable=True, policy="warm"
+ACTIVE = ConnectionState(
+    state=LifecycleState.ACTIVE,
+    generation=3,
+    obtained_at=NOW,
+    expires_at=NOW + HOUR,
+    refreshable=True,
+    policy="warm",
 )
 DUE = NOW + timedelta(minutes=55)
 
 
-def life(base: Life = ACTIVE, /, **what: object) -> Life:
+def life(base: ConnectionState = ACTIVE, /, **what: object) -> ConnectionState:
     return base.model_copy(update=what)
 
 
-def moment(it: Life, rules: Rules = NEW, share: float = 0.0) -> datetime | None:
-    woken = wake(it, rules, share)
+def moment(it: ConnectionState, rules: LifecycleRules = NEW, share: float = 0.0) -> datetime | None:
+    woken = next_timer(it, rules, share)
     return woken and woken.at
 
 
-def waiting(**what: object) -> Life:
-    return Life(state=State.PENDING_CONSENT, **what)
+def waiting(**what: object) -> ConnectionState:
+    return ConnectionState(state=LifecycleState.PENDING_CONSENT, **what)
 
 
-@pytest.mark.parametrize("state", [State.PENDING_CONSENT, State.NEEDS_REAUTH])
-def test_without_a_grant_a_late_answer_and_a_first_token_are_looked_at(state: State):
-    assert wake(Life(state=state), NEW) is None
-    late = Life(state=state, late=AttemptId("att_1"), retry_at=SOON)
-    assert wake(late, NEW) == Wake(SOON, "verify the late answer again")
-    mints = Life(state=state, waiting_consent=ConsentId("cns_1"), retry_at=SOON)
-    assert wake(mints, NEW) == Wake(SOON, "ask for the first token again", mints=True)
-    assert wake(life(mints, waiting_consent=None), NEW) is None
-    assert wake(life(mints, retry_at=None), NEW) is None
+@pytest.mark.parametrize("state", [LifecycleState.PENDING_CONSENT, LifecycleState.NEEDS_REAUTH])
+def test_without_a_grant_a_late_answer_and_a_first_token_are_looked_at(state: LifecycleState):
+    assert next_timer(ConnectionState(state=state), NEW) is None
+    late = ConnectionState(state=state, late=AttemptId("att_1"), retry_at=SOON)
+    assert next_timer(late, NEW) == Timer(SOON, "verify the late answer again")
+    mints = ConnectionState(state=state, waiting_consent=ConsentId("cns_1"), retry_at=SOON)
+    assert next_timer(mints, NEW) == Timer(SOON, "ask for the first token again", mints=True)
+    assert next_timer(life(mints, waiting_consent=None), NEW) is None
+    assert next_timer(life(mints, retry_at=None), NEW) is None
     polls = life(mints, poll_at=LATER)
-    assert wake(polls, NEW) == Wake(LATER, "ask whether the code was approved", mints=True)
-    assert wake(life(polls, retry_at=None, waiting_consent=None), NEW) == wake(polls, NEW)
+    assert next_timer(polls, NEW) == Timer(LATER, "ask whether the code was approved", mints=True)
+    assert next_timer(life(polls, retry_at=None, waiting_consent=None), NEW) == next_timer(polls, NEW)
 
 
 def test_a_consent_ends_a_grace_after_its_deadline_unless_something_comes_before():
-    assert wake(waiting(consent_deadline=LATER), NEW) == Wake(LATER + NEW.consent_grace, "consent deadline")
+    assert next_timer(waiting(consent_deadline=LATER), NEW) == Timer(
+        LATER + NEW.consent_grace, "consent deadline"
+    )
     both = waiting(consent_deadline=LATER, late=AttemptId("att_1"), retry_at=SOON)
     assert moment(both) == SOON
     assert moment(waiting(consent_deadline=NOW - HOUR, poll_at=SOON)) == NOW - HOUR + NEW.consent_grace
-    assert wake(Life(state=State.NEEDS_REAUTH, consent_deadline=LATER), NEW) is None
+    assert next_timer(ConnectionState(state=LifecycleState.NEEDS_REAUTH, consent_deadline=LATER), NEW) is None
 
 
 def test_what_is_over_is_not_looked_at():
-    told = Life(state=State.REVOKING, retry_at=SOON)
-    assert wake(told, NEW) == Wake(SOON, "tell the provider again")
-    assert wake(life(told, retry_at=None), NEW) is None
-    assert wake(life(told, state=State.REVOKED), NEW) is None
+    told = ConnectionState(state=LifecycleState.REVOKING, retry_at=SOON)
+    assert next_timer(told, NEW) == Timer(SOON, "tell the provider again")
+    assert next_timer(life(told, retry_at=None), NEW) is None
+    assert next_timer(life(told, state=LifecycleState.REVOKED), NEW) is None
 
 
 def test_a_refresh_that_failed_is_tried_when_that_was_said():
-    assert wake(life(retry_at=NOW + DAY), NEW) == Wake(NOW + DAY, "try the refresh again")
+    assert next_timer(life(retry_at=NOW + DAY), NEW) == Timer(NOW + DAY, "try the refresh again")
 
 
 def test_an_active_connection_still_polls_for_another_consent():
@@ -91,17 +104,17 @@ def test_an_active_connection_still_polls_for_another_consent():
 
 
 def test_a_token_ends_by_the_clock_of_who_installed_it():
-    assert over_at(ACTIVE) == NOW + HOUR
-    assert over_at(life(installed_at=NOW + MINUTE)) == NOW + HOUR + MINUTE
-    assert over_at(life(installed_at=NOW - MINUTE)) == NOW + HOUR
+    assert token_ends_at(ACTIVE) == NOW + HOUR
+    assert token_ends_at(life(installed_at=NOW + MINUTE)) == NOW + HOUR + MINUTE
+    assert token_ends_at(life(installed_at=NOW - MINUTE)) == NOW + HOUR
 
 
 def test_an_end_beyond_every_date_is_the_last_one():
     far = life(obtained_at=NOW - 30 * DAY, installed_at=NOW, expires_at=LATEST)
-    assert over_at(far) == LATEST
-    assert not is_over(far, NOW)
-    assert is_over(far, LATEST)
-    assert earliest(life(min_age_s=1e12)) == LATEST
+    assert token_ends_at(far) == LATEST
+    assert not token_has_ended(far, NOW)
+    assert token_has_ended(far, LATEST)
+    assert earliest_refresh_at(life(min_age_s=1e12)) == LATEST
     idle = life(policy="on_demand", idle_s=1e300)
     assert moment(idle) == LATEST
 
@@ -109,13 +122,13 @@ def test_an_end_beyond_every_date_is_the_last_one():
 @pytest.mark.parametrize("missing", ["expires_at", "obtained_at"])
 def test_a_token_without_an_end_is_never_due(missing: str):
     endless = life(idle_s=60.0, **{missing: None})
-    assert wake(endless, NEW) is None
-    assert due(endless, NEW) is None
+    assert next_timer(endless, NEW) is None
+    assert refresh_due_at(endless, NEW) is None
 
 
 def test_a_grant_that_can_t_be_refreshed_ends_with_its_token():
     it = life(refreshable=False, idle_s=60.0, end_known_at=NOW)
-    assert wake(it, NEW) == Wake(NOW + HOUR, "access token expires, and can't be refreshed")
+    assert next_timer(it, NEW) == Timer(NOW + HOUR, "access token expires, and can't be refreshed")
 
 
 @pytest.mark.parametrize(
@@ -123,11 +136,11 @@ def test_a_grant_that_can_t_be_refreshed_ends_with_its_token():
     [("warm", False, True), ("adaptive", True, True), ("adaptive", False, False), ("on_demand", True, False)],
 )
 def test_who_is_refreshed_ahead(policy: str, leased: bool, ahead: bool):
-    found = wake(life(policy=policy, leased=leased, idle_s=40 * 3600.0), NEW)
+    found = next_timer(life(policy=policy, leased=leased, idle_s=40 * 3600.0), NEW)
     assert found == (
-        Wake(DUE, "refresh due")
+        Timer(DUE, "refresh due")
         if ahead
-        else Wake(NOW + 20 * HOUR, "keep the refresh token alive", keeps=True)
+        else Timer(NOW + 20 * HOUR, "keep the refresh token alive", keeps=True)
     )
 
 
@@ -135,26 +148,26 @@ def test_who_is_refreshed_ahead(policy: str, leased: bool, ahead: bool):
 @pytest.mark.parametrize("leased", [True, False])
 def test_a_refresh_token_that_ends_before_its_access_token_is_kept_alive(policy: str, leased: bool):
     long = life(policy=policy, leased=leased, expires_at=NOW + 30 * DAY, idle_s=10 * 86_400.0, generation=1)
-    alive = Wake(NOW + 5 * DAY, "keep the refresh token alive", keeps=True)
-    assert wake(long, NEWEST) == alive
-    came = Happening(event=Event.TIME_CAME, asked=Asked(by="schedule"))
-    assert next_step(long, came, alive.at, NEWEST).do is Do.REFRESH, "whoever has leased it"
+    alive = Timer(NOW + 5 * DAY, "keep the refresh token alive", keeps=True)
+    assert next_timer(long, NEWEST) == alive
+    came = LifecycleEvent(kind=EventKind.TIMER_FIRED, context=RequestContext(by="schedule"))
+    assert next_step(long, came, alive.at, NEWEST).command is Command.REFRESH, "whoever has leased it"
     dated = life(long, idle_s=None, refresh_expires_at=NOW + 10 * DAY)
-    assert wake(dated, NEWEST) == alive
+    assert next_timer(dated, NEWEST) == alive
     if policy == "warm":
         assert moment(long, RULES[7]) == NOW + 30 * DAY - 5 * MINUTE, "as histories have it"
 
 
 def test_a_lost_answer_is_not_waited_for_beyond_the_refresh_tokens_own_end():
     long = life(expires_at=NOW + 30 * DAY, idle_s=10 * 86_400.0)
-    assert not nothing_to_keep(long, NOW + 9 * DAY - TICK, NEWEST)
-    assert nothing_to_keep(long, NOW + 9 * DAY, NEWEST)
-    assert not nothing_to_keep(long, NOW + 9 * DAY, RULES[7])
-    assert nothing_to_keep(life(long, expires_at=None), NOW + 9 * DAY, NEWEST)
-    assert not nothing_to_keep(life(long, obtained_at=None), NOW + 9 * DAY, NEWEST)
-    assert not nothing_to_keep(life(long, idle_s=None), NOW + 29 * DAY, NEWEST)
-    assert nothing_to_keep(life(long, idle_s=None), NOW + 30 * DAY, NEWEST)
-    assert nothing_to_keep(ACTIVE, NOW + HOUR, RULES[5])
+    assert not no_token_to_protect(long, NOW + 9 * DAY - TICK, NEWEST)
+    assert no_token_to_protect(long, NOW + 9 * DAY, NEWEST)
+    assert not no_token_to_protect(long, NOW + 9 * DAY, RULES[7])
+    assert no_token_to_protect(life(long, expires_at=None), NOW + 9 * DAY, NEWEST)
+    assert not no_token_to_protect(life(long, obtained_at=None), NOW + 9 * DAY, NEWEST)
+    assert not no_token_to_protect(life(long, idle_s=None), NOW + 29 * DAY, NEWEST)
+    assert no_token_to_protect(life(long, idle_s=None), NOW + 30 * DAY, NEWEST)
+    assert no_token_to_protect(ACTIVE, NOW + HOUR, RULES[5])
 
 
 def test_a_refresh_comes_no_sooner_than_the_grant_has_settled():
@@ -167,12 +180,12 @@ def test_a_refresh_comes_no_sooner_than_the_grant_has_settled():
 
 
 def test_a_grant_settles_for_a_quarter_of_a_short_life():
-    assert settles_at(life(installed_at=NOW), NEW) == NOW + 2 * MINUTE
-    assert settles_at(life(installed_at=NOW, expires_at=NOW + 4 * MINUTE), NEW) == NOW + MINUTE
-    assert settles_at(ACTIVE, NEW) is None
-    assert settles_at(life(installed_at=NOW), RULES[1]) is None
+    assert settled_at(life(installed_at=NOW), NEW) == NOW + 2 * MINUTE
+    assert settled_at(life(installed_at=NOW, expires_at=NOW + 4 * MINUTE), NEW) == NOW + MINUTE
+    assert settled_at(ACTIVE, NEW) is None
+    assert settled_at(life(installed_at=NOW), RULES[1]) is None
     for missing in ("expires_at", "obtained_at"):
-        assert settles_at(life(installed_at=NOW, **{missing: None}), NEW) is None
+        assert settled_at(life(installed_at=NOW, **{missing: None}), NEW) is None
 
 
 def test_a_refresh_token_s_age_keeps_it_alive_where_a_refresh_may_start_it_anew():
@@ -188,44 +201,46 @@ def test_a_refresh_token_s_age_keeps_it_alive_where_a_refresh_may_start_it_anew(
 
 
 def test_before_this_the_provider_refuses():
-    assert earliest(ACTIVE) is None
-    assert earliest(life(min_age_s=60.0)) == NOW + MINUTE
-    assert earliest(life(margin_s=600.0)) == NOW + 50 * MINUTE
-    assert earliest(life(min_age_s=60.0, margin_s=600.0)) == NOW + 50 * MINUTE
-    assert earliest(life(min_age_s=60.0, obtained_at=None)) is None
-    assert earliest(life(margin_s=60.0, expires_at=None)) is None
-    assert due(life(min_age_s=7200.0), NEW) == NOW + 2 * HOUR
-    assert due(life(margin_s=60.0), NEW) == NOW + 59 * MINUTE
+    assert earliest_refresh_at(ACTIVE) is None
+    assert earliest_refresh_at(life(min_age_s=60.0)) == NOW + MINUTE
+    assert earliest_refresh_at(life(margin_s=600.0)) == NOW + 50 * MINUTE
+    assert earliest_refresh_at(life(min_age_s=60.0, margin_s=600.0)) == NOW + 50 * MINUTE
+    assert earliest_refresh_at(life(min_age_s=60.0, obtained_at=None)) is None
+    assert earliest_refresh_at(life(margin_s=60.0, expires_at=None)) is None
+    assert refresh_due_at(life(min_age_s=7200.0), NEW) == NOW + 2 * HOUR
+    assert refresh_due_at(life(margin_s=60.0), NEW) == NOW + 59 * MINUTE
 
 
 def test_the_end_of_a_grant():
-    assert end_of(life(refreshable=False)) == NOW + HOUR
+    assert grant_ends_at(life(refreshable=False)) == NOW + HOUR
     dated = life(refresh_expires_at=NOW + DAY)
-    assert end_of(dated) is None, "not seen yet: it is thought to be extended"
-    assert end_of(life(dated, refresh_extends=True)) is None
-    assert end_of(life(dated, refresh_extends=False)) == NOW + DAY
-    assert end_of(life(dated, refresh_extends=True, failures=1)) == NOW + DAY
+    assert grant_ends_at(dated) is None, "not seen yet: it is thought to be extended"
+    assert grant_ends_at(life(dated, refresh_extends=True)) is None
+    assert grant_ends_at(life(dated, refresh_extends=False)) == NOW + DAY
+    assert grant_ends_at(life(dated, refresh_extends=True, failures=1)) == NOW + DAY
 
 
 def test_ends_an_hour_apart_are_the_same():
-    assert same_end(None, None)
-    assert not same_end(NOW, None)
-    assert not same_end(None, NOW)
-    assert same_end(NOW, NOW + HOUR)
-    assert same_end(NOW + HOUR, NOW)
-    assert not same_end(NOW, NOW + HOUR + TICK)
+    assert is_same_end(None, None)
+    assert not is_same_end(NOW, None)
+    assert not is_same_end(None, NOW)
+    assert is_same_end(NOW, NOW + HOUR)
+    assert is_same_end(NOW + HOUR, NOW)
+    assert not is_same_end(NOW, NOW + HOUR + TICK)
 
 
 def test_the_next_announcement_is_the_longest_that_is_open():
     ends = life(refreshable=False, expires_at=NOW + 30 * DAY, end_known_at=NOW)
-    assert wake(ends, NEW) == Wake(NOW + 16 * DAY, "announce that the grant ends", 14)
-    assert wake(life(ends, announced=(14,)), NEW) == Wake(NOW + 27 * DAY, "announce that the grant ends", 3)
-    done = wake(life(ends, announced=(14, 3, 1)), NEW)
-    assert done == Wake(NOW + 30 * DAY, "access token expires, and can't be refreshed")
+    assert next_timer(ends, NEW) == Timer(NOW + 16 * DAY, "announce that the grant ends", 14)
+    assert next_timer(life(ends, announced=(14,)), NEW) == Timer(
+        NOW + 27 * DAY, "announce that the grant ends", 3
+    )
+    done = next_timer(life(ends, announced=(14, 3, 1)), NEW)
+    assert done == Timer(NOW + 30 * DAY, "access token expires, and can't be refreshed")
     assert moment(life(ends, end_known_at=NOW + 16 * DAY)) == NOW + 27 * DAY, "none from before it was known"
     assert moment(life(ends, end_known_at=NOW + 16 * DAY - TICK)) == NOW + 16 * DAY
     assert moment(life(ends, end_known_at=None)) == NOW + 16 * DAY, "then since it was obtained"
-    assert wake(life(ends, end_known_at=None, obtained_at=None), NEW) is None
+    assert next_timer(life(ends, end_known_at=None, obtained_at=None), NEW) is None
 
 
 ITSELF = life(
@@ -234,15 +249,15 @@ ITSELF = life(
 
 
 def test_a_first_token_is_exchanged_at_once():
-    assert wake(life(interim=True), NEW) == Wake(NOW, "exchange the first token for a long-lived one")
+    assert next_timer(life(interim=True), NEW) == Timer(NOW, "exchange the first token for a long-lived one")
     assert moment(life(interim=True, expires_at=None)) == NOW
     assert moment(life(interim=True, retry_at=SOON)) == SOON
 
 
 @pytest.mark.parametrize("policy", ["warm", "adaptive", "on_demand"])
 def test_what_can_only_be_refreshed_while_it_is_good_is_refreshed_at_half_of_its_life(policy: str):
-    long_before = Wake(NOW + 30 * DAY, "refresh long before the token ends")
-    assert wake(life(ITSELF, policy=policy), NEW) == long_before
+    long_before = Timer(NOW + 30 * DAY, "refresh long before the token ends")
+    assert next_timer(life(ITSELF, policy=policy), NEW) == long_before
     assert moment(life(ITSELF, policy=policy, leased=False)) == NOW + 30 * DAY
 
 
@@ -253,12 +268,12 @@ def test_never_younger_than_the_provider_wants():
 
 def test_where_a_refresh_moves_no_end_it_waits_for_the_margin():
     it = life(ITSELF, refresh_extends=False, announced=(14, 3, 1))
-    assert wake(it, NEW) == Wake(NOW + 60 * DAY - 5 * MINUTE, "refresh due")
+    assert next_timer(it, NEW) == Timer(NOW + 60 * DAY - 5 * MINUTE, "refresh due")
     assert moment(it, share=0.99) != moment(it), "a fleet is spread"
 
 
 def test_accounts_are_asked_for_when_that_was_said():
-    assert wake(life(look_at=SOON), NEW) == Wake(SOON, "ask which accounts there are", looks=True)
+    assert next_timer(life(look_at=SOON), NEW) == Timer(SOON, "ask which accounts there are", looks=True)
 
 
 DATED = life(refresh_expires_at=NOW + DAY)
@@ -278,30 +293,32 @@ DATED = life(refresh_expires_at=NOW + DAY)
 def test_whether_a_refresh_moves_the_end_of_its_refresh_token(
     passed: timedelta, moved: timedelta, told: bool | None
 ):
-    news = GrantNews(obtained_at=NOW + passed, refresh_expires_at=NOW + DAY + moved)
-    assert extends(DATED, Move.REFRESHED, news) is told
-    assert extends(DATED, Move.GRANTED, news) is None, "of another grant nothing was seen"
+    news = GrantResult(obtained_at=NOW + passed, refresh_expires_at=NOW + DAY + moved)
+    assert refresh_extends_end(DATED, StateChange.REFRESHED, news) is told
+    assert refresh_extends_end(DATED, StateChange.GRANTED, news) is None, "of another grant nothing was seen"
 
 
 @pytest.mark.parametrize("missing", ["obtained_at", "refresh_expires_at"])
 def test_what_was_seen_of_an_end_stands_while_nothing_more_is_known(missing: str):
     known = life(DATED, refresh_extends=True)
-    news = GrantNews(obtained_at=NOW + HOUR, refresh_expires_at=NOW + DAY)
-    assert extends(known, Move.REFRESHED, news) is False
-    assert extends(life(known, **{missing: None}), Move.REFRESHED, news) is True
-    assert extends(known, Move.REFRESHED, news.model_copy(update={missing: None})) is True
+    news = GrantResult(obtained_at=NOW + HOUR, refresh_expires_at=NOW + DAY)
+    assert refresh_extends_end(known, StateChange.REFRESHED, news) is False
+    assert refresh_extends_end(life(known, **{missing: None}), StateChange.REFRESHED, news) is True
+    assert refresh_extends_end(known, StateChange.REFRESHED, news.model_copy(update={missing: None})) is True
 
 
-def refreshed(before: Life, news: GrantNews) -> Life:
-    happening = Happening(event=Event.GRANT_REFRESHED, asked=Asked(by="app:test"), news=news)
-    return next_step(before, happening, NOW, RULES[5]).life
+def refreshed(before: ConnectionState, news: GrantResult) -> ConnectionState:
+    happening = LifecycleEvent(
+        kind=EventKind.REFRESH_ENDED, context=RequestContext(by="app:test"), result=news
+    )
+    return next_step(before, happening, NOW, RULES[5]).state
 
 
 @pytest.mark.parametrize("share", [0.0, 0.99])
 def test_a_worker_whose_clock_is_ahead_puts_no_refresh_beyond_the_end_of_what_it_is_made_from(share: float):
     """The refresh token ends with the access token: an hour late is too late."""
     newest = RULES[5]
-    news = GrantNews(
+    news = GrantResult(
         generation=4,
         obtained_at=NOW + HOUR,
         expires_at=NOW + 2 * HOUR,
@@ -311,7 +328,7 @@ def test_a_worker_whose_clock_is_ahead_puts_no_refresh_beyond_the_end_of_what_it
     )
     after = refreshed(ACTIVE, news)
     assert after.refresh_expires_at == NOW + HOUR
-    woken = wake(after, newest, share)
+    woken = next_timer(after, newest, share)
     assert woken is not None
     assert woken.at <= NOW + HOUR / 2
     fixed = ACTIVE.model_copy(update={"refresh_expires_at": NOW + DAY, "obtained_at": NOW - HOUR})

@@ -10,31 +10,31 @@ from hypothesis import strategies as st
 from standardwebhooks import Webhook as Judge
 from standardwebhooks import WebhookVerificationError
 
-from evergrant_server.core.events import BY_DEFAULT, EventType
+from evergrant_server.core.events import DEFAULT_EVENTS, EventType
 from evergrant_server.core.ids import EventId
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.webhooks import (
-    WAITS,
+    RETRY_DELAYS,
     Delivery,
+    DeliveryProblem,
     DeliveryStatus,
     DisabledBy,
-    Problem,
     Webhook,
-    new_secret,
-    pause_after,
-    problem_of,
+    delivery_problem,
+    endpoint_pause,
+    new_signing_secret,
+    retry_delay,
     signed_headers,
-    wait_before,
 )
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 GIVE_UP = timedelta(days=5)
-ONE, OTHER = new_secret(b"1" * 32), new_secret(b"2" * 32)
+ONE, OTHER = new_signing_secret(b"1" * 32), new_signing_secret(b"2" * 32)
 
 
 @given(body=st.text(max_size=200), raw=st.binary(min_size=24, max_size=64))
 def test_what_we_sign_the_standard_package_accepts(body: str, raw: bytes):
-    secret = new_secret(raw)
+    secret = new_signing_secret(raw)
     headers = signed_headers((secret,), EventId("evt_1"), datetime.now(UTC), body)
     Judge(secret.reveal()).verify(body.encode(), headers, json_parse=False)
 
@@ -56,7 +56,7 @@ def test_two_secrets_are_two_signatures_and_either_is_enough():
     for secret in (ONE, OTHER):
         Judge(secret.reveal()).verify(b"{}", headers)
     with pytest.raises(WebhookVerificationError):
-        Judge(new_secret(b"3" * 32).reveal()).verify(b"{}", headers)
+        Judge(new_signing_secret(b"3" * 32).reveal()).verify(b"{}", headers)
 
 
 def test_a_secret_is_what_the_specification_calls_one():
@@ -71,18 +71,18 @@ def test_a_secret_is_what_the_specification_calls_one():
         (200, None),
         (204, None),
         (299, None),
-        (101, Problem.REFUSED),
-        (301, Problem.REDIRECTED),
-        (307, Problem.REDIRECTED),
-        (400, Problem.REFUSED),
-        (404, Problem.REFUSED),
-        (410, Problem.GONE),
-        (429, Problem.REFUSED),
-        (500, Problem.REFUSED),
+        (101, DeliveryProblem.REFUSED),
+        (301, DeliveryProblem.REDIRECTED),
+        (307, DeliveryProblem.REDIRECTED),
+        (400, DeliveryProblem.REFUSED),
+        (404, DeliveryProblem.REFUSED),
+        (410, DeliveryProblem.GONE),
+        (429, DeliveryProblem.REFUSED),
+        (500, DeliveryProblem.REFUSED),
     ],
 )
-def test_what_a_status_means(status: int, problem: Problem | None):
-    assert problem_of(status) is problem
+def test_what_a_status_means(status: int, problem: DeliveryProblem | None):
+    assert delivery_problem(status) is problem
 
 
 def a_webhook(**changes: Any) -> Webhook:
@@ -91,7 +91,7 @@ def a_webhook(**changes: Any) -> Webhook:
         "id": "whk_1",
         "name": "hooks",
         "url": "https://hooks.example.com",
-        "events": BY_DEFAULT,
+        "events": DEFAULT_EVENTS,
         "secret_changed_at": NOW,
         "created_at": NOW,
         "changed_at": NOW,
@@ -118,9 +118,9 @@ def test_a_delivery_is_tried_for_days_and_then_given_up():
     delivery, at = a_delivery(), NOW
     while delivery.next_at is not None:
         at = delivery.next_at
-        delivery = delivery.missed(503, Problem.REFUSED, at)
+        delivery = delivery.failed(503, DeliveryProblem.REFUSED, at)
     assert delivery.status is DeliveryStatus.FAILED
-    assert delivery.attempts == len(WAITS) + 1
+    assert delivery.attempts == len(RETRY_DELAYS) + 1
     assert timedelta(days=2) < at - NOW < timedelta(days=5)
     assert (delivery.ended_at, delivery.response_status, delivery.problem) == (at, 503, "refused")
 
@@ -129,7 +129,7 @@ def test_a_replay_goes_first_and_has_all_its_tries_again():
     delivery = a_delivery(status=DeliveryStatus.FAILED, attempts=10, tries=10, next_at=None)
     again = delivery.replayed(NOW)
     assert (again.status, again.by_hand, again.tries, again.attempts) == ("pending", True, 0, 10)
-    missed = again.missed(None, Problem.TIMED_OUT, NOW)
+    missed = again.failed(None, DeliveryProblem.TIMED_OUT, NOW)
     assert missed.status is DeliveryStatus.PENDING
     assert not missed.by_hand, "from then on it waits like any other"
     delivered = missed.delivered(204, NOW)
@@ -138,22 +138,22 @@ def test_a_replay_goes_first_and_has_all_its_tries_again():
 
 @given(tries=st.integers(1, 12), share=st.floats(0, 1, exclude_max=True))
 def test_waits_grow_and_are_spread(tries: int, share: float):
-    wait = wait_before(tries, share)
-    if tries > len(WAITS):
+    wait = retry_delay(tries, share)
+    if tries > len(RETRY_DELAYS):
         assert wait is None
     else:
         assert wait is not None
-        assert 0.8 * WAITS[tries - 1] <= wait <= 1.2 * WAITS[tries - 1]
+        assert 0.8 * RETRY_DELAYS[tries - 1] <= wait <= 1.2 * RETRY_DELAYS[tries - 1]
 
 
 @given(failures=st.integers(1, 10_000), share=st.floats(0, 1, exclude_max=True))
 def test_a_pause_is_never_longer_than_a_bit_over_an_hour(failures: int, share: float):
-    assert timedelta(seconds=4) <= pause_after(failures, None, share) <= timedelta(minutes=72)
+    assert timedelta(seconds=4) <= endpoint_pause(failures, None, share) <= timedelta(minutes=72)
 
 
 def test_a_receiver_may_ask_for_a_longer_pause_but_not_for_ever():
-    assert pause_after(1, 7200, 0.5) == timedelta(hours=2)
-    assert pause_after(1, 1e12, 0.5) == timedelta(days=1)
+    assert endpoint_pause(1, 7200, 0.5) == timedelta(hours=2)
+    assert endpoint_pause(1, 1e12, 0.5) == timedelta(days=1)
 
 
 def test_an_endpoint_that_fails_for_days_is_disabled_and_one_success_forgives_all():
@@ -167,7 +167,7 @@ def test_an_endpoint_that_fails_for_days_is_disabled_and_one_success_forgives_al
     assert webhook.failing_since == NOW
     assert webhook.failures < 200, "days of an outage cost calls by the hour, not by the event"
     assert webhook.enabled() == a_webhook()
-    assert a_webhook().failed(NOW, None, GIVE_UP).got_through() == a_webhook()
+    assert a_webhook().failed(NOW, None, GIVE_UP).succeeded() == a_webhook()
 
 
 def test_failures_with_days_between_them_in_which_nothing_was_tried_are_not_one_outage():
@@ -191,4 +191,4 @@ def test_failures_with_days_between_them_in_which_nothing_was_tried_are_not_one_
     ],
 )
 def test_who_is_told(changes: dict[str, Any], integration: str, wanted: bool):
-    assert a_webhook(**changes).wants(EventType.CREATED, integration) is wanted
+    assert a_webhook(**changes).subscribes_to(EventType.CREATED, integration) is wanted

@@ -7,23 +7,23 @@ import pickle
 import pytest
 from pydantic import BaseModel
 
-from evergrant_server.core.errors import FAILURES, Code, Failure, Kind, Repairer, Retry
+from evergrant_server.core.errors import FAILURES, ErrorCode, Failure, FailureKind, Repairer, RetryAdvice
 from evergrant_server.core.ids import PREFIXES, is_id, is_slug, new_id
 from evergrant_server.core.secret import Secret, SecretLeak
-from evergrant_server.core.text import all_whole
+from evergrant_server.core.text import is_storable
 
 STATUS_OF_KIND = {
-    Kind.RECONNECT_NEEDED: {409, 400},
-    Kind.CLIENT_MISCONFIGURED: {424},
-    Kind.PROVIDER_UNAVAILABLE: {503},
-    Kind.DENIED: {403},
-    Kind.PLATFORM_UNAVAILABLE: {503, 500, 409},
-    Kind.BAD_REQUEST: {400, 401, 404, 405, 409, 413},
+    FailureKind.RECONNECT_NEEDED: {409, 400},
+    FailureKind.CLIENT_MISCONFIGURED: {424},
+    FailureKind.PROVIDER_UNAVAILABLE: {503},
+    FailureKind.DENIED: {403},
+    FailureKind.PLATFORM_UNAVAILABLE: {503, 500, 409},
+    FailureKind.BAD_REQUEST: {400, 401, 404, 405, 409, 413},
 }
 
 
 def test_every_code_has_a_row_and_every_row_a_repair():
-    assert set(FAILURES) == set(Code)
+    assert set(FAILURES) == set(ErrorCode)
     for rule in FAILURES.values():
         assert rule.status in STATUS_OF_KIND[rule.kind]
         assert rule.meaning.endswith(".")
@@ -32,13 +32,13 @@ def test_every_code_has_a_row_and_every_row_a_repair():
 
 def test_only_time_and_the_operator_are_retried_quickly():
     for rule in FAILURES.values():
-        if rule.retry is Retry.BACKOFF:
+        if rule.retry is RetryAdvice.BACKOFF:
             assert rule.repairer in (Repairer.TIME, Repairer.OPERATOR)
 
 
 def test_a_failure_says_its_code_and_carries_context():
-    failure = Failure(Code.CONSENT_REQUIRED, connect_url="https://e/connect/x")
-    assert failure.kind is Kind.RECONNECT_NEEDED
+    failure = Failure(ErrorCode.CONSENT_REQUIRED, connect_url="https://e/connect/x")
+    assert failure.kind is FailureKind.RECONNECT_NEEDED
     assert failure.context == {"connect_url": "https://e/connect/x"}
     assert str(failure).startswith("consent_required: ")
 
@@ -82,7 +82,7 @@ def test_a_secret_refuses_to_leave(leak):
     ],
 )
 def test_every_text_of_a_document_is_looked_at(said: object, whole: bool):
-    assert all_whole(said) is whole
+    assert is_storable(said) is whole
 
 
 def test_ids_are_typed_by_prefix():

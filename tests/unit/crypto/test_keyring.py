@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.crypto import KeyRing, Lane, Place, Role, new_sealing_key
-from evergrant_server.crypto.keyfile import weak
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.crypto import AssociatedData, KeyPurpose, KeyRing, Role, new_sealing_key
+from evergrant_server.crypto.keyfile import is_weak
 
-PLACE = Place("acme", "key", "tky_1", "sealed_key:refresh:")
+PLACE = AssociatedData("acme", "key", "tky_1", "sealed_key:refresh:")
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def path(tmp_path: Path) -> Path:
 def refusal(act: Callable[[], Any]) -> Failure:
     with pytest.raises(Failure) as caught:
         act()
-    assert caught.value.code is Code.KEY_UNAVAILABLE
+    assert caught.value.code is ErrorCode.KEY_UNAVAILABLE
     assert "\n" not in str(caught.value)
     return caught.value
 
@@ -125,26 +125,30 @@ def test_one_key_used_twice_is_refused(path: Path):
 
 
 def test_random_keys_do_not_look_weak():
-    assert not any(weak(os.urandom(32)) for _ in range(5_000))
+    assert not any(is_weak(os.urandom(32)) for _ in range(5_000))
 
 
 def test_the_api_role_never_holds_the_refresh_lane(path: Path):
     api, worker = KeyRing.open(path, Role.API), KeyRing.open(path, Role.WORKER)
     key = new_sealing_key("tky")
-    wrapped = worker.wrap(Lane.REFRESH, PLACE, key)
-    assert worker.unwrap(Lane.REFRESH, PLACE, key.id, wrapped).reveal() == key.reveal()
-    failure = refusal(lambda: api.unwrap(Lane.REFRESH, PLACE, key.id, wrapped))
+    wrapped = worker.wrap(KeyPurpose.REFRESH, PLACE, key)
+    assert worker.unwrap(KeyPurpose.REFRESH, PLACE, key.id, wrapped).reveal() == key.reveal()
+    failure = refusal(lambda: api.unwrap(KeyPurpose.REFRESH, PLACE, key.id, wrapped))
     assert failure.context["row"] == "tky_1"
-    refusal(lambda: api.wrap(Lane.REFRESH, PLACE, key))
-    for lane in (Lane.LEASE, Lane.INTAKE):  # with the lanes it has, it can't open it either
+    refusal(lambda: api.wrap(KeyPurpose.REFRESH, PLACE, key))
+    for lane in (KeyPurpose.LEASE, KeyPurpose.INTAKE):  # with the lanes it has, it can't open it either
         refusal(lambda lane=lane: api.unwrap(lane, PLACE, key.id, wrapped))
-    assert [api.holds(lane) for lane in (Lane.LEASE, Lane.REFRESH, Lane.INTAKE)] == [True, False, True]
+    assert [api.holds(lane) for lane in (KeyPurpose.LEASE, KeyPurpose.REFRESH, KeyPurpose.INTAKE)] == [
+        True,
+        False,
+        True,
+    ]
 
 
 def test_a_ring_narrows_and_never_widens(path: Path):
     worker = KeyRing.open(path, Role.WORKER)
     api = worker.restricted(Role.API)
-    assert not api.holds(Lane.REFRESH)
+    assert not api.holds(KeyPurpose.REFRESH)
     refusal(lambda: api.restricted(Role.WORKER))
     refusal(lambda: api.export(path.with_name("full.json"), Role.WORKER))
 
@@ -156,34 +160,36 @@ def test_an_export_for_the_api_holds_no_refresh_key(path: Path):
     refresh = json.loads(path.read_text())["lanes"]["refresh"]["keys"].values()
     assert not any(key in exported.read_text() for key in refresh)
     api = KeyRing.open(exported, Role.API)
-    assert api.current(Lane.LEASE) == full.current(Lane.LEASE)
+    assert api.current_root_id(KeyPurpose.LEASE) == full.current_root_id(KeyPurpose.LEASE)
     assert "refresh" in refusal(lambda: KeyRing.open(exported, Role.WORKER)).detail
-    assert "full" in refusal(lambda: api.rotate(Lane.LEASE)).detail
+    assert "full" in refusal(lambda: api.rotate(KeyPurpose.LEASE)).detail
     refusal(lambda: full.export(exported, Role.API))
 
 
 def test_rotation_seals_with_a_new_key_and_opens_with_the_old(path: Path):
     first = KeyRing.open(path, Role.WORKER)
     key = new_sealing_key("tky")
-    old = first.wrap(Lane.REFRESH, PLACE, key)
-    second = first.rotate(Lane.REFRESH)
-    assert second.current(Lane.REFRESH) != first.current(Lane.REFRESH)
-    assert second.current(Lane.LEASE) == first.current(Lane.LEASE)
+    old = first.wrap(KeyPurpose.REFRESH, PLACE, key)
+    second = first.rotate(KeyPurpose.REFRESH)
+    assert second.current_root_id(KeyPurpose.REFRESH) != first.current_root_id(KeyPurpose.REFRESH)
+    assert second.current_root_id(KeyPurpose.LEASE) == first.current_root_id(KeyPurpose.LEASE)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     for ring in (second, KeyRing.open(path, Role.WORKER)):
-        assert ring.unwrap(Lane.REFRESH, PLACE, key.id, old).reveal() == key.reveal()
-    new = second.wrap(Lane.REFRESH, PLACE, key)
-    assert "not in the key ring" in refusal(lambda: first.unwrap(Lane.REFRESH, PLACE, key.id, new)).detail
+        assert ring.unwrap(KeyPurpose.REFRESH, PLACE, key.id, old).reveal() == key.reveal()
+    new = second.wrap(KeyPurpose.REFRESH, PLACE, key)
+    assert (
+        "not in the key ring" in refusal(lambda: first.unwrap(KeyPurpose.REFRESH, PLACE, key.id, new)).detail
+    )
 
 
 def test_the_api_role_can_rotate_no_refresh_lane(path: Path):
-    refusal(lambda: KeyRing.open(path, Role.API).rotate(Lane.REFRESH))
+    refusal(lambda: KeyRing.open(path, Role.API).rotate(KeyPurpose.REFRESH))
 
 
 def test_rotations_at_once_lose_no_key(path: Path):
     ring = KeyRing.open(path, Role.OPERATOR)
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda _: ring.rotate(Lane.LEASE), range(8)))
+        list(threads.map(lambda _: ring.rotate(KeyPurpose.LEASE), range(8)))
     assert len(json.loads(path.read_text())["lanes"]["lease"]["keys"]) == 9
 
 
@@ -194,7 +200,7 @@ def test_hashes_and_derived_keys_are_keyed_and_outlive_a_rotation(path: Path, tm
     assert len(digest) == 32
     assert int(digest, 16)
     assert len(derived) == 32
-    rotated = worker.rotate(Lane.INTAKE).rotate(Lane.LEASE)
+    rotated = worker.rotate(KeyPurpose.INTAKE).rotate(KeyPurpose.LEASE)
     assert rotated.subject_hash("acme", "user-1") == digest
     assert rotated.derive("csrf") == derived
     assert worker.subject_hash("acm", "euser-1") != digest

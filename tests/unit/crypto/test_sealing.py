@@ -6,16 +6,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import SecretLeak
-from evergrant_server.crypto import Place, Sealed, SealingKey, key_id_of, new_sealing_key, open_sealed, seal
-from evergrant_server.crypto.place import associated_data, encode_parts
+from evergrant_server.crypto import (
+    AssociatedData,
+    Sealed,
+    SealingKey,
+    key_id_of,
+    new_sealing_key,
+    open_sealed,
+    seal,
+)
+from evergrant_server.crypto.associated_data import encode_associated_data, encode_parts
 
-PLACE = Place("acme", "connection_grant", "con_1/main", "sealed_access", 3)
+PLACE = AssociatedData("acme", "connection_grant", "con_1/main", "sealed_access", 3)
 KEY = new_sealing_key("cky")
 parts = st.lists(st.one_of(st.text(max_size=6), st.integers(-3, 300)), max_size=5)
 places = st.builds(
-    Place, *(st.text(max_size=4) for _ in range(4)), generation=st.integers(min_value=0, max_value=12)
+    AssociatedData,
+    *(st.text(max_size=4) for _ in range(4)),
+    generation=st.integers(min_value=0, max_value=12),
 )
 
 
@@ -31,7 +41,7 @@ def test_moving_a_boundary_or_a_type_changes_the_encoding():
 
 
 @given(st.binary(max_size=300), places)
-def test_what_is_sealed_comes_back(value: bytes, place: Place):
+def test_what_is_sealed_comes_back(value: bytes, place: AssociatedData):
     sealed = seal(KEY, place, value)
     assert open_sealed(KEY, place, sealed) == value
     assert key_id_of(sealed, place) == KEY.id
@@ -40,14 +50,14 @@ def test_what_is_sealed_comes_back(value: bytes, place: Place):
 
 
 @given(places, places)
-def test_it_opens_in_its_own_place_alone(one: Place, two: Place):
+def test_it_opens_in_its_own_place_alone(one: AssociatedData, two: AssociatedData):
     sealed = seal(KEY, one, b"value")
     if one == two:
         assert open_sealed(KEY, two, sealed) == b"value"
         return
     with pytest.raises(Failure) as caught:
         open_sealed(KEY, two, sealed)
-    assert caught.value.code is Code.SEAL_BROKEN
+    assert caught.value.code is ErrorCode.SEAL_BROKEN
     assert caught.value.context == {"table": two.table, "row": two.row, "column": two.column}
 
 
@@ -60,7 +70,7 @@ def test_any_change_is_seen(data: st.DataObject):
     changed[place] ^= other
     with pytest.raises(Failure) as caught:
         open_sealed(KEY, PLACE, bytes(changed))
-    assert caught.value.code is Code.SEAL_BROKEN
+    assert caught.value.code is ErrorCode.SEAL_BROKEN
 
 
 @given(st.binary(max_size=80))
@@ -68,7 +78,7 @@ def test_arbitrary_bytes_are_refused_and_never_crash(raw: bytes):
     for candidate in (raw, b"EVS" + raw, b"EVS\x01" + raw):
         with pytest.raises(Failure) as caught:
             open_sealed(KEY, PLACE, candidate)
-        assert caught.value.code is Code.SEAL_BROKEN
+        assert caught.value.code is ErrorCode.SEAL_BROKEN
 
 
 @pytest.mark.parametrize("length", range(0, 60, 7))
@@ -85,8 +95,8 @@ def test_another_key_of_the_same_name_is_refused():
 
 
 def test_version_and_key_are_part_of_what_is_authenticated():
-    assert associated_data(PLACE, "a", 1) != associated_data(PLACE, "a", 2)
-    assert associated_data(PLACE, "a", 1) != associated_data(PLACE, "b", 1)
+    assert encode_associated_data(PLACE, "a", 1) != encode_associated_data(PLACE, "a", 2)
+    assert encode_associated_data(PLACE, "a", 1) != encode_associated_data(PLACE, "b", 1)
 
 
 def test_no_nonce_repeats():

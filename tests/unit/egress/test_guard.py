@@ -10,11 +10,11 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from evergrant_server.core.attempt import LIMITS
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.egress import ANSWER_TIME, Egress, EgressPolicy, Watch
-from evergrant_server.egress.addresses import refusal
-from evergrant_server.egress.network import default_tls
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.single_use.attempt import LIMITS
+from evergrant_server.egress import ANSWER_TIMEOUT_S, Egress, EgressPolicy, SendObserver
+from evergrant_server.egress.addresses import address_refusal
+from evergrant_server.egress.network import default_tls_context
 
 Respond = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
@@ -104,14 +104,14 @@ def egress_to(port: int, **limits: float) -> Egress:
     ],
 )
 def test_addresses_that_are_not_the_public_internet_are_refused(address: str) -> None:
-    assert refusal(address) is not None
+    assert address_refusal(address) is not None
 
 
 @pytest.mark.parametrize(
     "address", ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "64:ff9b::808:808", "::ffff:8.8.8.8"]
 )
 def test_public_addresses_are_accepted(address: str) -> None:
-    assert refusal(address) is None
+    assert address_refusal(address) is None
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ async def test_urls_in_any_notation_are_refused_before_a_byte_leaves(url: str) -
     ) as raised:
         await get(Egress(EgressPolicy()), url)
     if isinstance(raised.value, Failure):
-        assert raised.value.code is Code.EGRESS_REFUSED
+        assert raised.value.code is ErrorCode.EGRESS_REFUSED
 
 
 async def test_the_checked_address_is_the_one_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +177,7 @@ async def test_an_allowance_is_for_exactly_one_host_and_port() -> None:
         for other in (f"http://localhost:{port}/", "http://127.0.0.1:9/"):
             with pytest.raises(Failure) as raised:
                 await get(egress_to(port), other)
-            assert raised.value.code is Code.EGRESS_REFUSED
+            assert raised.value.code is ErrorCode.EGRESS_REFUSED
 
 
 @pytest.mark.parametrize("entry", ["localhost", "http://localhost:80", ":80", "host:0", "host:99999", ""])
@@ -221,7 +221,7 @@ async def test_a_body_over_the_limit_is_refused(respond: Respond) -> None:
     async with a_server(respond) as port:
         with pytest.raises(Failure, match="larger than 1048576") as raised:
             await get(egress_to(port), f"http://127.0.0.1:{port}/")
-        assert raised.value.code is Code.REPLY_UNREADABLE
+        assert raised.value.code is ErrorCode.REPLY_UNREADABLE
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ async def test_a_broken_encoding_is_refused(body: bytes, encoding: str) -> None:
     async with a_server(answering(body, f"Content-Encoding: {encoding}")) as port:
         with pytest.raises(Failure) as raised:
             await get(egress_to(port), f"http://127.0.0.1:{port}/")
-        assert raised.value.code is Code.REPLY_UNREADABLE
+        assert raised.value.code is ErrorCode.REPLY_UNREADABLE
 
 
 async def test_gzip_that_nobody_asked_for_is_read() -> None:
@@ -256,11 +256,11 @@ async def test_a_slow_loris_ends_at_the_limit_for_the_whole_answer() -> None:
 
 async def test_a_watch_knows_that_a_byte_left_only_after_the_connection() -> None:
     async with a_server(answering(b"")) as port:
-        watch = Watch()
+        watch = SendObserver()
         async with httpx2.AsyncClient(transport=egress_to(port).transport(watch)) as client:
             await client.get(f"http://127.0.0.1:{port}/")
         assert watch.sent
-    watch = Watch()
+    watch = SendObserver()
     async with httpx2.AsyncClient(transport=egress_to(port).transport(watch)) as client:
         with pytest.raises(httpx2.ConnectError):
             await client.get(f"http://127.0.0.1:{port}/")
@@ -271,7 +271,7 @@ async def test_plain_http_behind_https_is_not_sent_to() -> None:
     """An https URL whose server doesn't speak TLS: the request never leaves in the clear."""
     heads: list[bytes] = []
     async with a_server(answering(b""), heads) as port:
-        watch = Watch()
+        watch = SendObserver()
         async with httpx2.AsyncClient(transport=egress_to(port, connect_time=0.3).transport(watch)) as client:
             with pytest.raises(httpx2.TransportError):
                 await client.get(f"https://127.0.0.1:{port}/secret")
@@ -280,5 +280,5 @@ async def test_plain_http_behind_https_is_not_sent_to() -> None:
 
 
 def test_certificates_are_checked_and_limits_fit_the_protocol() -> None:
-    assert default_tls().verify_mode is ssl.CERT_REQUIRED
-    assert LIMITS.answer.total_seconds() > ANSWER_TIME
+    assert default_tls_context().verify_mode is ssl.CERT_REQUIRED
+    assert LIMITS.answer.total_seconds() > ANSWER_TIMEOUT_S

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import httpx2
 import pytest
 
-from evergrant_server.egress import Egress, EgressPolicy, Watch
+from evergrant_server.egress import Egress, EgressPolicy, SendObserver
 
 LIMIT_S = 0.2
 STOPPED_S = 1.0  # past the limit, and for longer than a busy machine is late
@@ -46,7 +46,7 @@ def stopped() -> None:
 async def post(port: int) -> httpx2.Response:
     """The process is stopped once it has sent the last byte."""
     egress = Egress(EgressPolicy(allow=(f"127.0.0.1:{port}",)), answer_time=LIMIT_S)
-    async with egress.client(Watch(lambda: stopped)) as client:
+    async with egress.client(SendObserver(lambda: stopped)) as client:
         return await client.post(f"http://127.0.0.1:{port}/", content=b"x")
 
 

@@ -13,11 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from evergrant_server.core.attempt import Attempt, AttemptKind
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
-from evergrant_server.crypto import Place, SealingKey, new_sealing_key, open_sealed
-from evergrant_server.journal.entry import ROOM_BYTES, Entry, Header, Room, age_s, fence, unsent
+from evergrant_server.core.single_use.attempt import Attempt, AttemptKind
+from evergrant_server.crypto import AssociatedData, SealingKey, new_sealing_key, open_sealed
+from evergrant_server.journal.entry import (
+    RESERVED_BYTES,
+    EntryHeader,
+    JournalEntry,
+    JournalReservation,
+    read_unsent_header,
+    remove_reservation,
+    reservation_age_s,
+)
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 ATTEMPT = Attempt(
@@ -34,12 +42,12 @@ def live() -> set[AttemptId]:
 
 
 @pytest.fixture
-def room(tmp_path: Path, live: set[AttemptId]) -> Room:
-    return Room(tmp_path, ATTEMPT, live)
+def room(tmp_path: Path, live: set[AttemptId]) -> JournalReservation:
+    return JournalReservation(tmp_path, ATTEMPT, live)
 
 
 @pytest.fixture
-def path(room: Room, tmp_path: Path) -> Path:
+def path(room: JournalReservation, tmp_path: Path) -> Path:
     return tmp_path / "att_1.room"
 
 
@@ -48,8 +56,10 @@ def key() -> SealingKey:
     return new_sealing_key("cky")
 
 
-def test_a_room_is_large_enough_for_its_owner_alone_and_in_use(room: Room, path: Path, live: set[AttemptId]):
-    assert path.stat().st_size == ROOM_BYTES >= 256 * 1024
+def test_a_room_is_large_enough_for_its_owner_alone_and_in_use(
+    room: JournalReservation, path: Path, live: set[AttemptId]
+):
+    assert path.stat().st_size == RESERVED_BYTES >= 256 * 1024
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert live == {ATTEMPT.id}
     room.release()
@@ -57,15 +67,15 @@ def test_a_room_is_large_enough_for_its_owner_alone_and_in_use(room: Room, path:
     assert live == set()
 
 
-def test_the_same_attempt_has_no_two_rooms(room: Room, path: Path, tmp_path: Path):
-    room.enter()
+def test_the_same_attempt_has_no_two_rooms(room: JournalReservation, path: Path, tmp_path: Path):
+    room.begin_send()
     before = path.read_bytes()
     live: set[AttemptId] = set()
     with pytest.raises(
         Failure, match=f"The journal {tmp_path} has no room for an answer: File exists"
     ) as caught:
-        Room(tmp_path, ATTEMPT, live)
-    assert caught.value.code is Code.JOURNAL_UNAVAILABLE
+        JournalReservation(tmp_path, ATTEMPT, live)
+    assert caught.value.code is ErrorCode.JOURNAL_UNAVAILABLE
     assert path.read_bytes() == before
     assert live == set(), "nobody waits for a room that isn't there"
 
@@ -75,71 +85,71 @@ def test_a_room_that_can_t_be_filled_is_given_back(tmp_path: Path, live: set[Att
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
         with pytest.raises(Failure):
-            Room(tmp_path, ATTEMPT, live)
+            JournalReservation(tmp_path, ATTEMPT, live)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
     assert live == set()
 
 
-def test_it_says_whether_a_byte_may_have_left(room: Room, path: Path):
-    assert unsent(path) == room.header
-    assert room.header.model_copy(update={"began": None}) == Header.of(ATTEMPT).model_copy(
-        update={"began": None}
+def test_it_says_whether_a_byte_may_have_left(room: JournalReservation, path: Path):
+    assert read_unsent_header(path) == room.header
+    assert room.header.model_copy(update={"began_at": None}) == EntryHeader.of(ATTEMPT).model_copy(
+        update={"began_at": None}
     )
-    assert room.enter()
-    assert unsent(path) is None
-    room.leave()
-    assert unsent(path) is None, "it was sent all the same"
+    assert room.begin_send()
+    assert read_unsent_header(path) is None
+    room.end_send()
+    assert read_unsent_header(path) is None, "it was sent all the same"
 
 
-def test_who_can_t_be_read_may_have_sent(room: Room, path: Path, tmp_path: Path):
-    assert unsent(tmp_path / "att_2.room") is None
+def test_who_can_t_be_read_may_have_sent(room: JournalReservation, path: Path, tmp_path: Path):
+    assert read_unsent_header(tmp_path / "att_2.room") is None
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b'"tenant"', b'"nobody"'))
-    assert unsent(path) is None
+    assert read_unsent_header(path) is None
     path.write_bytes(b"")
-    assert unsent(path) is None
+    assert read_unsent_header(path) is None
     path.write_bytes(whole)
-    assert unsent(path) is not None
+    assert read_unsent_header(path) is not None
 
 
-def test_no_two_are_between_the_check_and_the_last_byte(room: Room, path: Path):
+def test_no_two_are_between_the_check_and_the_last_byte(room: JournalReservation, path: Path):
     other = os.open(path, os.O_RDWR)
     fcntl.flock(other, fcntl.LOCK_EX)
-    assert not room.enter(), "it is being fenced off this instant"
-    assert unsent(path) is not None
+    assert not room.begin_send(), "it is being fenced off this instant"
+    assert read_unsent_header(path) is not None
     fcntl.flock(other, fcntl.LOCK_UN)
-    assert room.enter()
+    assert room.begin_send()
     with pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    assert fence(path) is False
+    assert remove_reservation(path) is False
     assert path.exists(), "who sends keeps its room"
-    room.leave()
+    room.end_send()
     fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(other)
-    assert fence(path)
+    assert remove_reservation(path)
     assert not path.exists()
-    assert fence(path), "nothing is left to fence off"
+    assert remove_reservation(path), "nothing is left to fence off"
 
 
-def test_who_was_fenced_off_lets_go_of_the_lock(room: Room, path: Path):
+def test_who_was_fenced_off_lets_go_of_the_lock(room: JournalReservation, path: Path):
     other = os.open(path, os.O_RDWR)
-    assert fence(path)
-    assert not room.enter()
+    assert remove_reservation(path)
+    assert not room.begin_send()
     fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(other)
 
 
 def test_a_room_that_was_given_back_sends_and_keeps_nothing(
-    room: Room, path: Path, key: SealingKey, tmp_path: Path
+    room: JournalReservation, path: Path, key: SealingKey, tmp_path: Path
 ):
     room.release()
-    assert room.enter() is False
-    room.leave()
+    assert room.begin_send() is False
+    room.end_send()
     room.release()
     with pytest.raises(OSError, match="given back") as caught:
-        room.keep(key, SECRET)
+        room.write_entry(key, SECRET)
     assert caught.value.errno == errno.EBADF
     assert list(tmp_path.iterdir()) == []
 
@@ -147,64 +157,69 @@ def test_a_room_that_was_given_back_sends_and_keeps_nothing(
 @pytest.mark.parametrize(
     ("error", "stays"),
     [
-        (Failure(Code.REFRESH_PENDING), False),
-        (Failure(Code.STORE_UNAVAILABLE), True),
+        (Failure(ErrorCode.REFRESH_PENDING), False),
+        (Failure(ErrorCode.STORE_UNAVAILABLE), True),
         (asyncio.CancelledError(), True),
     ],
     ids=str,
 )
 def test_a_room_whose_intent_may_stand_stays_and_says_that_it_was_no_use(
-    room: Room, path: Path, live: set[AttemptId], error: BaseException, stays: bool
+    room: JournalReservation, path: Path, live: set[AttemptId], error: BaseException, stays: bool
 ):
-    room.unused(error)
-    assert (path.exists(), unsent(path) is not None, room.enter(), live) == (stays, stays, False, set())
+    room.abandon(error)
+    assert (path.exists(), read_unsent_header(path) is not None, room.begin_send(), live) == (
+        stays,
+        stays,
+        False,
+        set(),
+    )
 
 
 def test_an_answer_is_whole_when_the_disk_takes_little_at_a_time(
-    room: Room, key: SealingKey, monkeypatch: pytest.MonkeyPatch
+    room: JournalReservation, key: SealingKey, monkeypatch: pytest.MonkeyPatch
 ):
     write = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: write(fd, data[:100], at))
-    entry = Entry.read(room.keep(key, SECRET * 50).path)
-    assert open_sealed(key, entry.header.place, entry.sealed) == SECRET * 50
+    entry = JournalEntry.read(room.write_entry(key, SECRET * 50).path)
+    assert open_sealed(key, entry.header.associated_data, entry.sealed) == SECRET * 50
 
 
-def test_the_age_of_a_room_is_known_where_it_says_when_it_was_made(room: Room, path: Path):
-    age = age_s(path)
+def test_the_age_of_a_room_is_known_where_it_says_when_it_was_made(room: JournalReservation, path: Path):
+    age = reservation_age_s(path)
     assert age is not None
     assert age >= 0
-    path.write_bytes(re.sub(rb'"began":[0-9.]+', b'"began":null', path.read_bytes()))
-    assert age_s(path) is None
+    path.write_bytes(re.sub(rb'"began_at":[0-9.]+', b'"began_at":null', path.read_bytes()))
+    assert reservation_age_s(path) is None
     path.write_bytes(b"torn")
-    assert age_s(path) is None
+    assert reservation_age_s(path) is None
 
 
 def test_a_kept_answer_is_the_whole_file_and_its_room_is_over(
-    room: Room, path: Path, key: SealingKey, live: set[AttemptId]
+    room: JournalReservation, path: Path, key: SealingKey, live: set[AttemptId]
 ):
     reserved = path.stat().st_ino
-    entry = room.keep(key, SECRET)
+    entry = room.write_entry(key, SECRET)
     assert entry.path == path.with_suffix(".entry")
     assert entry.path.stat().st_ino == reserved, "it took the room that was reserved for it"
     assert not path.exists()
     assert live == set()
-    assert room.enter() is False
+    assert room.begin_send() is False
     first, _, sealed = entry.path.read_bytes().partition(b"\n")
-    assert Header.model_validate_json(first) == room.header == entry.header
-    assert open_sealed(key, entry.header.place, entry.sealed) == SECRET
+    assert EntryHeader.model_validate_json(first) == room.header == entry.header
+    assert open_sealed(key, entry.header.associated_data, entry.sealed) == SECRET
     assert sealed == entry.sealed, "nothing of the room is left behind it"
     room.release()
-    assert Entry.read(entry.path).sealed == entry.sealed, "a release after it takes nothing away"
+    assert JournalEntry.read(entry.path).sealed == entry.sealed, "a release after it takes nothing away"
     entry.drop()
     entry.drop()
     assert not entry.path.exists()
 
 
-def test_a_late_answer_has_a_file_of_its_owner_alone(room: Room, path: Path, key: SealingKey):
-    assert fence(path)
-    entry = room.keep(key, SECRET)
+def test_a_late_answer_has_a_file_of_its_owner_alone(room: JournalReservation, path: Path, key: SealingKey):
+    assert remove_reservation(path)
+    entry = room.write_entry(key, SECRET)
     assert stat.S_IMODE(entry.path.stat().st_mode) == 0o600
-    assert open_sealed(key, entry.header.place, Entry.read(entry.path).sealed) == SECRET
+    assert open_sealed(key, entry.header.associated_data, JournalEntry.read(entry.path).sealed) == SECRET
 
 
 def descriptors() -> set[str]:
@@ -213,31 +228,33 @@ def descriptors() -> set[str]:
 
 def test_no_descriptor_is_left_open(tmp_path: Path, live: set[AttemptId], key: SealingKey):
     before = descriptors()
-    room = Room(tmp_path, ATTEMPT, live)
-    fence(tmp_path / "att_1.room")
-    room.keep(key, SECRET)
-    Room(tmp_path, ATTEMPT, live).release()
+    room = JournalReservation(tmp_path, ATTEMPT, live)
+    remove_reservation(tmp_path / "att_1.room")
+    room.write_entry(key, SECRET)
+    JournalReservation(tmp_path, ATTEMPT, live).release()
     assert descriptors() == before
 
 
 def test_the_seal_is_bound_to_all_of_its_header():
-    assert Header.of(ATTEMPT).place == Place("acme", "journal", "att_1", "answer:con_1:refresh:1", 3)
+    assert EntryHeader.of(ATTEMPT).associated_data == AssociatedData(
+        "acme", "journal", "att_1", "answer:con_1:refresh:1", 3
+    )
 
 
-def test_what_is_torn_says_what_is_wrong_with_it(room: Room, key: SealingKey):
-    path = room.keep(key, SECRET).path
+def test_what_is_torn_says_what_is_wrong_with_it(room: JournalReservation, key: SealingKey):
+    path = room.write_entry(key, SECRET).path
     first, _, sealed = path.read_bytes().partition(b"\n")
     newer = json.dumps(json.loads(first) | {"format": 2}).encode()
     for torn in (first + b"\n", first, newer + b"\n" + sealed):
         path.write_bytes(torn)
         with pytest.raises(Failure, match=r"att_1.entry is cut short, or another's") as caught:
-            Entry.read(path)
-        assert caught.value.code is Code.SEAL_BROKEN
+            JournalEntry.read(path)
+        assert caught.value.code is ErrorCode.SEAL_BROKEN
     path.write_bytes(b"{}\n" + sealed)
     with pytest.raises(Failure, match="has no header") as caught:
-        Entry.read(path)
-    assert caught.value.code is Code.SEAL_BROKEN
+        JournalEntry.read(path)
+    assert caught.value.code is ErrorCode.SEAL_BROKEN
     another = path.with_name("att_2.entry")
     another.write_bytes(first + b"\n" + sealed)
     with pytest.raises(Failure, match="another's"):
-        Entry.read(another)
+        JournalEntry.read(another)

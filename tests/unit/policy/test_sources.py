@@ -3,7 +3,7 @@
 import pytest
 
 from evergrant_server.core.access import Action
-from evergrant_server.policy import Reason, may_exchange, scopes_of_source
+from evergrant_server.policy import DecisionReason, may_exchange, source_scopes
 from tests.conformance.store.samples import a_connection, a_grant
 from tests.unit.policy.test_permits import permit
 
@@ -11,28 +11,28 @@ SOURCE = a_connection(requested_scopes=("read", "offline"))
 
 
 def test_what_counts_is_what_was_granted_and_until_then_what_was_asked_for():
-    assert scopes_of_source(SOURCE, None, None) == ("read", "offline")
-    assert scopes_of_source(SOURCE, a_grant(1, scopes=("read", "write")), None) == ("read", "write")
+    assert source_scopes(SOURCE, None, None) == ("read", "offline")
+    assert source_scopes(SOURCE, a_grant(1, scopes=("read", "write")), None) == ("read", "write")
 
 
 def test_the_scope_that_brings_a_refresh_token_is_no_scope_of_the_token():
-    assert scopes_of_source(SOURCE, None, "offline") == ("read",)
-    assert scopes_of_source(SOURCE, a_grant(1, scopes=("offline", "write")), "offline") == ("write",)
+    assert source_scopes(SOURCE, None, "offline") == ("read",)
+    assert source_scopes(SOURCE, a_grant(1, scopes=("offline", "write")), "offline") == ("write",)
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({}, Reason.ALLOWED),
-        ({"integration": "*"}, Reason.ALLOWED),
-        ({"integration": "another"}, Reason.NO_PERMIT),
-        ({"subjects": ("user-2",)}, Reason.NO_PERMIT),
-        ({"actions": (Action.CONNECT, Action.PROXY, Action.ADMIN)}, Reason.ACTION_NOT_PERMITTED),
-        ({"ceiling": ("read",)}, Reason.ALLOWED),
-        ({"ceiling": ("write",)}, Reason.SCOPE_ABOVE_CEILING),
+        ({}, DecisionReason.ALLOWED),
+        ({"integration": "*"}, DecisionReason.ALLOWED),
+        ({"integration": "another"}, DecisionReason.NO_PERMIT),
+        ({"subjects": ("user-2",)}, DecisionReason.NO_PERMIT),
+        ({"actions": (Action.CONNECT, Action.PROXY, Action.ADMIN)}, DecisionReason.ACTION_NOT_PERMITTED),
+        ({"ceiling": ("read",)}, DecisionReason.ALLOWED),
+        ({"ceiling": ("write",)}, DecisionReason.SCOPE_ABOVE_CEILING),
     ],
 )
-def test_the_permit_is_that_of_a_lease(changes: dict, reason: Reason):
+def test_the_permit_is_that_of_a_lease(changes: dict, reason: DecisionReason):
     given = permit(**{"integration": "github", "actions": (Action.TOKEN,), **changes})
     assert may_exchange([given], SOURCE, ("read",)).reason is reason
 

@@ -4,9 +4,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from evergrant_server.core.access import Integration
-from evergrant_server.core.grant import Grant
+from evergrant_server.core.connections.grant import Grant
 from evergrant_server.core.ids import IntegrationId, Tenant
-from providers.spec import ProviderSpec
+from providers.definition.schema import ProviderSpec
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 

@@ -9,18 +9,18 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from evergrant_server.core.access import Endpoints
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.flow import Target
+from evergrant_server.core.connections.flow import TokenTarget
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
-from providers.authorization import (
+from providers.definition.resolution import client_auth_of, definition_endpoints
+from providers.definition.schema import ProviderSpec
+from providers.requests.authorization_url import (
     asks_for_id_token,
-    authorization_request,
+    build_authorization_url,
     new_nonce,
     new_state,
     new_verifier,
 )
-from providers.resolve import client_auth_of, endpoints_of
-from providers.spec import ProviderSpec
 from tests.unit.providers.definitions import an_integration, spec_like
 
 REDIRECT = "https://evergrant.example/oauth/callback/int_1"
@@ -29,7 +29,7 @@ STATE, VERIFIER = Secret("s" * 43), Secret("v" * 43)
 
 def url_for(spec: ProviderSpec, scopes: tuple[str, ...] = ("read", "write"), **fields: Any) -> str:
     params = fields.pop("asked", None)
-    return authorization_request(
+    return build_authorization_url(
         spec,
         an_integration(**fields),
         redirect_uri=REDIRECT,
@@ -58,7 +58,7 @@ def test_rfc7636_4_1_verifiers_have_256_bits_and_are_never_the_state() -> None:
 @pytest.mark.parametrize("verifier", ["v" * 42, "v" * 129, "v" * 42 + " ", STATE.reveal(), ""])
 def test_rfc7636_4_1_a_bad_verifier_is_never_sent(verifier: str) -> None:
     with pytest.raises(Failure) as raised:
-        authorization_request(
+        build_authorization_url(
             spec_like(),
             an_integration(),
             redirect_uri=REDIRECT,
@@ -66,19 +66,19 @@ def test_rfc7636_4_1_a_bad_verifier_is_never_sent(verifier: str) -> None:
             verifier=Secret(verifier),
             scopes=(),
         )
-    assert raised.value.code is Code.INTERNAL
+    assert raised.value.code is ErrorCode.INTERNAL
 
 
 def test_rfc8707_2_1_what_the_tokens_are_for() -> None:
     resources = ("https://a.example", "https://b.example/x?y")
-    url = authorization_request(
+    url = build_authorization_url(
         spec_like(),
         an_integration(),
         redirect_uri=REDIRECT,
         state=STATE,
         verifier=VERIFIER,
         scopes=(),
-        target=Target(resources=resources, audience="api"),
+        target=TokenTarget(resources=resources, audience="api"),
         dpop_jkt="thumb",
     )
     asked = parse_qsl(urlsplit(url).query)
@@ -183,7 +183,7 @@ HOSTED = {
 
 
 def test_template_parameters_fill_every_endpoint() -> None:
-    endpoints = endpoints_of(spec_like(**HOSTED), {"sub": "My_Shop"})
+    endpoints = definition_endpoints(spec_like(**HOSTED), {"sub": "My_Shop"})
     assert endpoints.token_endpoint == "https://my-shop.acme.example/token"
 
 
@@ -193,14 +193,14 @@ def test_template_parameters_fill_every_endpoint() -> None:
 )
 def test_template_parameters_cannot_leave_their_place(value: str) -> None:
     with pytest.raises(Failure) as raised:
-        endpoints_of(spec_like(**HOSTED), {"sub": value})
-    assert (raised.value.code, raised.value.context["field"]) == (Code.INVALID_REQUEST, "params.sub")
+        definition_endpoints(spec_like(**HOSTED), {"sub": value})
+    assert (raised.value.code, raised.value.context["field"]) == (ErrorCode.INVALID_REQUEST, "params.sub")
 
 
 @pytest.mark.parametrize("params", [{}, {"sub": "a", "other": "b"}])
 def test_missing_and_unknown_parameters_are_named(params: dict[str, str]) -> None:
     with pytest.raises(Failure) as raised:
-        endpoints_of(spec_like(**HOSTED), params)
+        definition_endpoints(spec_like(**HOSTED), params)
     assert raised.value.context["field"] == ("params.other" if params else "params.sub")
 
 
@@ -210,7 +210,7 @@ def test_missing_and_unknown_parameters_are_named(params: dict[str, str]) -> Non
 def test_an_arbitrary_host_must_look_like_a_public_name(host: str) -> None:
     fields = HOSTED | {"template_params": {"sub": {"kind": "arbitrary_host"}}}
     with pytest.raises(Failure):
-        endpoints_of(spec_like(**fields), {"sub": host})
+        definition_endpoints(spec_like(**fields), {"sub": host})
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_oidc_core_15_5_2_a_nonce_has_256_bits_and_reaches_the_request_as_it_is(
     nonces = {new_nonce().reveal() for _ in range(50)}
     assert len(nonces) == 50
     assert {len(base64.urlsafe_b64decode(it + "=")) for it in nonces} == {32}
-    url = authorization_request(
+    url = build_authorization_url(
         spec_like(authorization_params={"nonce": "always-the-same"}),
         an_integration(),
         redirect_uri=REDIRECT,

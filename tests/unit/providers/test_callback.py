@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evergrant_server.core.errors import Code, Failure
-from providers.callback import Callback, judge_callback, state_of
-from providers.spec import ProviderSpec
+from evergrant_server.core.errors import ErrorCode, Failure
+from providers.definition.schema import ProviderSpec
+from providers.requests.callback import Callback, read_callback, state_in
 from tests.unit.providers.definitions import spec_like
 
 ISSUER = "https://idp.example"
@@ -15,13 +15,13 @@ GOOD: Query = [("code", "c0de"), ("state", "st"), ("iss", ISSUER)]
 
 
 def judge(query: Query, *, required: bool = True, spec: ProviderSpec | None = None) -> Callback:
-    return judge_callback(query, expected_issuer=ISSUER, iss_required=required, spec=spec)
+    return read_callback(query, expected_issuer=ISSUER, iss_required=required, spec=spec)
 
 
 def refused(query: Query, *, required: bool = True) -> str:
     with pytest.raises(Failure) as raised:
         judge(query, required=required)
-    assert raised.value.code is Code.CALLBACK_INVALID
+    assert raised.value.code is ErrorCode.CALLBACK_INVALID
     return raised.value.detail
 
 
@@ -118,7 +118,7 @@ def test_whatever_comes_only_a_callback_or_a_failure_comes_out(query: Query, req
         callback = judge(query, required=required)
     except Failure:
         return
-    assert callback.state == state_of(query)
+    assert callback.state == state_in(query)
     assert (callback.code is None) == (callback.error is not None)
 
 
@@ -170,7 +170,7 @@ def test_a_host_is_read_by_its_declared_name_and_kept_as_it_is_used(given: str, 
 def test_ssrf_a_host_that_its_pattern_does_not_know_is_refused(host: str) -> None:
     with pytest.raises(Failure, match="host is malformed") as raised:
         judge([*GOOD, ("server", host)], spec=HOSTED)
-    assert raised.value.code is Code.CALLBACK_INVALID
+    assert raised.value.code is ErrorCode.CALLBACK_INVALID
 
 
 @pytest.mark.parametrize("realm", ["../../v3", "1\n2", "x" * 65, "1?a=b", ""])

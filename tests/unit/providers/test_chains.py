@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.grant import TokenSet
-from evergrant_server.core.imports import ImportedTokens
-from providers.authorization import chains_to_request
-from providers.chains import further_chains
-from providers.reply import RawReply
+from evergrant_server.core.connections.grant import TokenSet
+from evergrant_server.core.connections.imported_tokens import ImportedTokens
+from evergrant_server.core.errors import ErrorCode, Failure
+from providers.requests.authorization_url import token_slot_scope_params
+from providers.responses.additional_tokens import additional_token_sets
+from providers.responses.raw_reply import RawReply
 from tests.unit.providers.definitions import NOW, spec_like
 
 ONE = spec_like(response={"additional_tokens": {"path": "authed_user", "name": "user"}})
@@ -37,7 +37,7 @@ def replied(**data: Any) -> RawReply:
     ],
 )
 def test_chains_by_name(spec: Any, data: dict[str, Any], names: Any):
-    read = further_chains(spec, replied(**data), now=NOW)
+    read = additional_token_sets(spec, replied(**data), now=NOW)
     assert list(read) == list(names)
     for tokens in read.values():
         assert tokens.refresh_token is not None
@@ -60,27 +60,30 @@ def test_chains_by_name(spec: Any, data: dict[str, Any], names: Any):
 )
 def test_what_cannot_be_kept_whole_is_unreadable(spec: Any, data: dict[str, Any]):
     with pytest.raises(Failure) as raised:
-        further_chains(spec, replied(**data), now=NOW)
-    assert raised.value.code is Code.REPLY_UNREADABLE
+        additional_token_sets(spec, replied(**data), now=NOW)
+    assert raised.value.code is ErrorCode.REPLY_UNREADABLE
     assert "at-9" not in str(raised.value)
 
 
 def test_a_sealed_answer_keeps_its_further_chains():
-    read = further_chains(ONE, replied(authed_user=TOKEN), now=NOW)
+    read = additional_token_sets(ONE, replied(authed_user=TOKEN), now=NOW)
     tokens = read["user"].model_copy(update={"further": read})
     assert TokenSet.from_secret(tokens.as_secret()) == tokens
-    waiting = ImportedTokens.from_secret(ImportedTokens.of(read["user"], NOW).as_secret())
+    waiting = ImportedTokens.from_secret(ImportedTokens.from_token_set(read["user"], NOW).as_secret())
     assert waiting.token_set(NOW) == read["user"]
 
 
 def test_scopes_of_a_chain_go_into_its_own_parameter():
     response = {"additional_tokens": {"path": "authed_user", "name": "user"}}
     spec = spec_like(scope_params={"user": "user_scope"}, response=response)
-    assert chains_to_request(spec, {"user": ("a", "b")}) == {"user_scope": ("a", "b")}
+    assert token_slot_scope_params(spec, {"user": ("a", "b")}) == {"user_scope": ("a", "b")}
     for wrong in ({"team": ("a",)}, {"user": ("a b",)}):
         with pytest.raises(Failure) as raised:
-            chains_to_request(spec, wrong)
-        assert (raised.value.code, raised.value.context["field"]) == (Code.INVALID_REQUEST, "chain_scopes")
+            token_slot_scope_params(spec, wrong)
+        assert (raised.value.code, raised.value.context["field"]) == (
+            ErrorCode.INVALID_REQUEST,
+            "chain_scopes",
+        )
     with pytest.raises(ValueError, match="scope_params"):
         spec_like(scope_params={"team": "team_scope"}, response=response)
     with pytest.raises(ValueError, match="one of key and name"):

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evergrant_server.core.access import Endpoints
-from evergrant_server.core.errors import Code, Failure
-from providers.client_metadata import auth_to_ask_for, client_metadata, read_registration
-from providers.reply import RawReply
+from evergrant_server.core.errors import ErrorCode, Failure
+from providers.registration.client_metadata import auth_method_to_request, client_metadata, read_registration
+from providers.responses.raw_reply import RawReply
 
 GOOD = {"client_id": "c-1", "client_secret": "s-1", "client_secret_expires_at": 0}
 
@@ -44,7 +44,7 @@ def test_rfc7591_2_our_metadata_asks_for_what_we_do_and_nothing_else() -> None:
 )
 def test_the_first_way_of_ours_that_the_server_takes(offered: tuple[str, ...], asked: str) -> None:
     endpoints = Endpoints(authorization_endpoint="a", token_endpoint="t", token_auth_methods=offered)
-    assert auth_to_ask_for(endpoints) == asked
+    assert auth_method_to_request(endpoints) == asked
 
 
 def test_rfc7591_3_2_1_what_the_server_made_of_us() -> None:
@@ -71,24 +71,24 @@ def test_a_public_client_keeps_no_secret_that_it_was_given() -> None:
 @pytest.mark.parametrize(
     ("data", "status", "code"),
     [
-        ({"error": "invalid_redirect_uri"}, 400, Code.CLIENT_REJECTED),
-        (b"<html>no</html>", 403, Code.CLIENT_REJECTED),
-        ({"error": "x"}, 302, Code.CLIENT_REJECTED),
-        (GOOD, 500, Code.PROVIDER_ERROR),
-        (GOOD, 429, Code.PROVIDER_RATE_LIMITED),
-        (b"", 201, Code.REPLY_UNREADABLE),
-        (b"[]", 201, Code.REPLY_UNREADABLE),
-        ({}, 201, Code.REPLY_UNREADABLE),
-        ({**GOOD, "client_id": 7}, 201, Code.REPLY_UNREADABLE),
-        ({**GOOD, "client_id": "x" * 5000}, 201, Code.REPLY_UNREADABLE),
-        ({"client_id": "c-1"}, 201, Code.REPLY_UNREADABLE),
-        ({**GOOD, "client_secret_expires_at": -1}, 201, Code.REPLY_UNREADABLE),
-        ({**GOOD, "client_secret_expires_at": 1e99}, 201, Code.REPLY_UNREADABLE),
-        ({**GOOD, "client_secret_expires_at": True}, 201, Code.REPLY_UNREADABLE),
-        ({**GOOD, "token_endpoint_auth_method": "tls_client_auth"}, 201, Code.REPLY_UNREADABLE),
+        ({"error": "invalid_redirect_uri"}, 400, ErrorCode.CLIENT_REJECTED),
+        (b"<html>no</html>", 403, ErrorCode.CLIENT_REJECTED),
+        ({"error": "x"}, 302, ErrorCode.CLIENT_REJECTED),
+        (GOOD, 500, ErrorCode.PROVIDER_ERROR),
+        (GOOD, 429, ErrorCode.PROVIDER_RATE_LIMITED),
+        (b"", 201, ErrorCode.REPLY_UNREADABLE),
+        (b"[]", 201, ErrorCode.REPLY_UNREADABLE),
+        ({}, 201, ErrorCode.REPLY_UNREADABLE),
+        ({**GOOD, "client_id": 7}, 201, ErrorCode.REPLY_UNREADABLE),
+        ({**GOOD, "client_id": "x" * 5000}, 201, ErrorCode.REPLY_UNREADABLE),
+        ({"client_id": "c-1"}, 201, ErrorCode.REPLY_UNREADABLE),
+        ({**GOOD, "client_secret_expires_at": -1}, 201, ErrorCode.REPLY_UNREADABLE),
+        ({**GOOD, "client_secret_expires_at": 1e99}, 201, ErrorCode.REPLY_UNREADABLE),
+        ({**GOOD, "client_secret_expires_at": True}, 201, ErrorCode.REPLY_UNREADABLE),
+        ({**GOOD, "token_endpoint_auth_method": "tls_client_auth"}, 201, ErrorCode.REPLY_UNREADABLE),
     ],
 )
-def test_bad_answers_end_in_a_typed_failure(data: Any, status: int, code: Code) -> None:
+def test_bad_answers_end_in_a_typed_failure(data: Any, status: int, code: ErrorCode) -> None:
     with pytest.raises(Failure) as raised:
         read_registration(reply(data, status), asked_auth="client_secret_basic")
     assert raised.value.code is code

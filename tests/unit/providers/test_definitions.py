@@ -7,12 +7,12 @@ from typing import Any
 import httpx2
 import pytest
 
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.flow import Flow
-from evergrant_server.core.provider import Rotation
-from providers.catalogue_report import refused_for
+from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.connections.refresh_rules import Rotation
+from evergrant_server.core.errors import ErrorCode, Failure
+from providers.definition.registry import CATALOG, Registry, parse_yaml_definition
 from providers.quirks import QUIRKS
-from providers.registry import CATALOG, Registry, read_spec
+from providers.tools.catalogue_report import unusable_field
 from tests.unit.providers.definitions import spec_like
 
 MINIMAL = """
@@ -26,8 +26,8 @@ token_endpoint: https://acme.example/token
 
 def problem(text: str) -> str:
     with pytest.raises(Failure) as raised:
-        read_spec(text, "acme.yaml")
-    assert raised.value.code is Code.INVALID_REQUEST
+        parse_yaml_definition(text, "acme.yaml")
+    assert raised.value.code is ErrorCode.INVALID_REQUEST
     return raised.value.detail
 
 
@@ -94,7 +94,7 @@ LASTS = (
 @pytest.mark.parametrize("field", LASTS)
 def test_nothing_lasts_for_longer_than_a_century(field: str, seconds: str) -> None:
     assert field in problem(f"{MINIMAL}refresh_rotates: true\n{field}: {seconds}\n")
-    read_spec(f"{MINIMAL}refresh_rotates: true\n{field}: 3153600000\n", "acme.yaml")
+    parse_yaml_definition(f"{MINIMAL}refresh_rotates: true\n{field}: 3153600000\n", "acme.yaml")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_list_whose_one_item_is_wrong_is_not_called_short_as_well() -> None:
 def test_missing_endpoints_are_named_unless_discovered() -> None:
     text = "name: acme\ndisplay_name: Acme\nauth_modes: [authorization_code]\n"
     assert "authorization_endpoint: is missing" in problem(text)
-    assert read_spec(text + "discovery: true\n", "acme.yaml").discovery
+    assert parse_yaml_definition(text + "discovery: true\n", "acme.yaml").discovery
 
 
 def test_a_file_is_called_as_its_provider(tmp_path: Path) -> None:
@@ -133,11 +133,11 @@ def test_a_file_is_called_as_its_provider(tmp_path: Path) -> None:
 def test_the_catalogue_loads_and_says_what_it_cant_do() -> None:
     registry = Registry.load()
     assert len(registry.names()) == len(list(CATALOG.glob("*.yaml"))) > 300
-    refused = {spec.name: why for spec in registry.all() if (why := refused_for(spec))}
+    refused = {spec.name: why for spec in registry.all() if (why := unusable_field(spec))}
     assert len(refused) < 40, refused
     with pytest.raises(Failure) as raised:
         registry.get("no-such-provider")
-    assert raised.value.code is Code.PROVIDER_UNKNOWN
+    assert raised.value.code is ErrorCode.PROVIDER_UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_what_no_flow_carries_out_can_be_said_but_not_used(fields: dict[str, Any
     spec = spec_like(**fields)
     with pytest.raises(Failure) as raised:
         spec.require_usable()
-    assert raised.value.code is Code.INVALID_REQUEST
+    assert raised.value.code is ErrorCode.INVALID_REQUEST
     assert raised.value.context["provider"] == "acme"
 
 
@@ -169,14 +169,14 @@ def test_a_flow_is_kept_from_a_definition_only_by_what_it_would_use() -> None:
     both = ["authorization_code", "client_credentials"]
     spec = spec_like(auth_modes=both, flow="install", min_refresh_age_s=570)
     spec.require_usable(Flow.CLIENT_CREDENTIALS)
-    spec.require_some_use()
+    spec.require_any_flow()
     with pytest.raises(Failure, match="an authorization code connection: flow"):
         spec.require_usable(Flow.AUTHORIZATION_CODE)
     with pytest.raises(Failure, match="a jwt bearer connection: auth_modes"):
         spec.require_usable(Flow.JWT_BEARER)
     with pytest.raises(Failure, match="speaks oauth1"):
         spec_like(auth_modes=["oauth1"]).require_usable()
-    spec_like(auth_modes=["oauth1"]).require_some_use()
+    spec_like(auth_modes=["oauth1"]).require_any_flow()
 
 
 @pytest.mark.parametrize(

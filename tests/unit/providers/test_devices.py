@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evergrant_server.core.device import DeviceCode, Poll
-from evergrant_server.core.errors import Code, Failure
-from providers.devices import NotYet, read_device_code, read_poll
-from providers.reply import RawReply
+from evergrant_server.core.connections.device_code import DeviceCode, DevicePoll
+from evergrant_server.core.errors import ErrorCode, Failure
+from providers.requests.device import DevicePending, read_device_authorization, read_device_token
+from providers.responses.raw_reply import RawReply
 from tests.unit.providers.definitions import spec_like
 
 SPEC = spec_like(auth_modes=["device_code"])
@@ -31,7 +31,7 @@ def reply(body: Any, status: int = 200) -> RawReply:
 
 
 def code_of(body: Any, status: int = 200) -> DeviceCode:
-    return read_device_code(SPEC, reply(body, status), NOW)
+    return read_device_authorization(SPEC, reply(body, status), NOW)
 
 
 def test_rfc8628_3_2_the_response_of_the_rfc():
@@ -95,45 +95,45 @@ def test_what_servers_write_differently(changes: dict[str, Any], field: str | No
 def test_what_nobody_may_be_shown_is_unreadable(changes: dict[str, Any]):
     with pytest.raises(Failure) as refused:
         code_of(GOOD | changes)
-    assert refused.value.code is Code.REPLY_UNREADABLE
+    assert refused.value.code is ErrorCode.REPLY_UNREADABLE
     assert GOOD["device_code"] not in str(refused.value)
 
 
 @pytest.mark.parametrize(
     ("body", "status", "code"),
     [
-        ({"error": "invalid_client"}, 401, Code.CLIENT_REJECTED),
-        ({"error": "invalid_scope"}, 400, Code.CLIENT_REJECTED),
-        ({"error": "unauthorized_client"}, 400, Code.CLIENT_REJECTED),
-        (b"<html>", 404, Code.REPLY_UNREADABLE),
-        (b"", 503, Code.PROVIDER_ERROR),
-        ({}, 429, Code.PROVIDER_RATE_LIMITED),
+        ({"error": "invalid_client"}, 401, ErrorCode.CLIENT_REJECTED),
+        ({"error": "invalid_scope"}, 400, ErrorCode.CLIENT_REJECTED),
+        ({"error": "unauthorized_client"}, 400, ErrorCode.CLIENT_REJECTED),
+        (b"<html>", 404, ErrorCode.REPLY_UNREADABLE),
+        (b"", 503, ErrorCode.PROVIDER_ERROR),
+        ({}, 429, ErrorCode.PROVIDER_RATE_LIMITED),
     ],
 )
-def test_a_refusal_to_give_a_code_is_sorted(body: Any, status: int, code: Code):
+def test_a_refusal_to_give_a_code_is_sorted(body: Any, status: int, code: ErrorCode):
     with pytest.raises(Failure) as refused:
         code_of(body, status)
     assert refused.value.code is code
 
 
 def poll(body: Any, status: int):
-    return read_poll(SPEC, reply(body, status), requested_scopes=("read",), now=NOW)
+    return read_device_token(SPEC, reply(body, status), requested_scopes=("read",), now=NOW)
 
 
 @pytest.mark.parametrize(
     ("body", "status", "said"),
     [
-        ({"error": "authorization_pending"}, 400, Poll.PENDING),
-        ({"error": "authorization_pending"}, 428, Poll.PENDING),  # Google's status
-        ({"error": "slow_down"}, 400, Poll.SLOW_DOWN),
-        ({"error": "slow_down"}, 403, Poll.SLOW_DOWN),
-        (b"", 429, Poll.SLOW_DOWN),
-        (b"<html>", 503, Poll.UNHEARD),
-        (b"", 500, Poll.UNHEARD),
+        ({"error": "authorization_pending"}, 400, DevicePoll.PENDING),
+        ({"error": "authorization_pending"}, 428, DevicePoll.PENDING),  # Google's status
+        ({"error": "slow_down"}, 400, DevicePoll.SLOW_DOWN),
+        ({"error": "slow_down"}, 403, DevicePoll.SLOW_DOWN),
+        (b"", 429, DevicePoll.SLOW_DOWN),
+        (b"<html>", 503, DevicePoll.NO_ANSWER),
+        (b"", 500, DevicePoll.NO_ANSWER),
     ],
 )
-def test_rfc8628_3_5_what_is_asked_again(body: Any, status: int, said: Poll):
-    with pytest.raises(NotYet) as again:
+def test_rfc8628_3_5_what_is_asked_again(body: Any, status: int, said: DevicePoll):
+    with pytest.raises(DevicePending) as again:
         poll(body, status)
     assert again.value.poll is said
 
@@ -141,18 +141,18 @@ def test_rfc8628_3_5_what_is_asked_again(body: Any, status: int, said: Poll):
 @pytest.mark.parametrize(
     ("body", "status", "code"),
     [
-        ({"error": "access_denied"}, 400, Code.CONSENT_DENIED),
-        ({"error": "expired_token"}, 400, Code.CONSENT_EXPIRED),
-        ({"error": "invalid_grant"}, 400, Code.GRANT_REJECTED),
-        ({"error": "invalid_client"}, 401, Code.CLIENT_REJECTED),
-        ({"error": "device_not_found"}, 404, Code.PROVIDER_ERROR),
-        ({"access_token": 5}, 200, Code.REPLY_UNREADABLE),
+        ({"error": "access_denied"}, 400, ErrorCode.CONSENT_DENIED),
+        ({"error": "expired_token"}, 400, ErrorCode.CONSENT_EXPIRED),
+        ({"error": "invalid_grant"}, 400, ErrorCode.GRANT_REJECTED),
+        ({"error": "invalid_client"}, 401, ErrorCode.CLIENT_REJECTED),
+        ({"error": "device_not_found"}, 404, ErrorCode.PROVIDER_ERROR),
+        ({"access_token": 5}, 200, ErrorCode.REPLY_UNREADABLE),
     ],
 )
-def test_rfc8628_3_5_what_ends_it(body: Any, status: int, code: Code):
+def test_rfc8628_3_5_what_ends_it(body: Any, status: int, code: ErrorCode):
     with pytest.raises(Failure) as ended:
         poll(body, status)
-    assert not isinstance(ended.value, NotYet)
+    assert not isinstance(ended.value, DevicePending)
     assert ended.value.code is code
 
 

@@ -7,11 +7,11 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from evergrant_server.core.access import Endpoints
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress, EgressPolicy
-from providers.client import OAuthClient
-from providers.flows import Sender, SendFailed
+from providers.requests.client import OAuthClient
+from providers.requests.sender import Sender, SendFailed
 from tests.fakes.scripted_provider import Call, ScriptedProvider, raw
 from tests.unit.providers.definitions import spec_like
 
@@ -209,7 +209,7 @@ async def test_what_does_not_fit_is_refused_before_sending() -> None:
         nobody = OAuthClient("client-1", None, "client_secret_post")
         with pytest.raises(SendFailed) as raised:
             await sender.refresh(spec_like(), endpoints, nobody, refresh_token=TOKEN)
-        assert (raised.value.code, raised.value.sent) == (Code.CLIENT_REJECTED, False)
+        assert (raised.value.code, raised.value.sent) == (ErrorCode.CLIENT_REJECTED, False)
         with pytest.raises(SendFailed, match="no client certificate"):
             await sender.refresh(
                 spec_like(), endpoints, OAuthClient("c", None, "tls_client_auth"), refresh_token=TOKEN

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from evergrant_server.core.access import Endpoints
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.egress import Egress, EgressPolicy
-from providers.discovery import discover, document_urls, weakened
+from providers.registration.discovery import discover, document_urls, weakening_changes
 from tests.fakes.scripted_provider import ScriptedProvider, drop, html, raw, status
 
 
@@ -89,7 +89,7 @@ async def test_openid_and_mounted_documents_are_tried_next(missing: Any) -> None
 )
 async def test_a_document_that_is_wrong_says_what(metadata: dict[str, Any], said: str) -> None:
     raised = await failure(metadata)
-    assert raised.code is Code.DISCOVERY_FAILED
+    assert raised.code is ErrorCode.DISCOVERY_FAILED
     assert said in raised.detail
 
 
@@ -110,7 +110,7 @@ async def test_no_document_anywhere_names_every_place() -> None:
         idp.script(status(404), html(), status(403), at="metadata")
         with pytest.raises(Failure) as raised:
             await discover(egress_to(idp), idp.issuer)
-        assert raised.value.code is Code.DISCOVERY_FAILED
+        assert raised.value.code is ErrorCode.DISCOVERY_FAILED
         for place in (
             "/.well-known/oauth-authorization-server/o",
             "/o/.well-known/openid-configuration",
@@ -122,14 +122,14 @@ async def test_no_document_anywhere_names_every_place() -> None:
 @pytest.mark.parametrize(
     ("answer", "code"),
     [
-        (status(503), Code.PROVIDER_ERROR),
-        (status(429), Code.PROVIDER_ERROR),
-        (drop(), Code.PROVIDER_UNREACHABLE),
-        (raw(b" " * 2_000_000), Code.REPLY_UNREADABLE),
-        (raw(b'{"issuer": "' + b"x" * 300_000 + b'"}'), Code.DISCOVERY_FAILED),
+        (status(503), ErrorCode.PROVIDER_ERROR),
+        (status(429), ErrorCode.PROVIDER_ERROR),
+        (drop(), ErrorCode.PROVIDER_UNREACHABLE),
+        (raw(b" " * 2_000_000), ErrorCode.REPLY_UNREADABLE),
+        (raw(b'{"issuer": "' + b"x" * 300_000 + b'"}'), ErrorCode.DISCOVERY_FAILED),
     ],
 )
-async def test_trouble_is_sorted(answer: Any, code: Code) -> None:
+async def test_trouble_is_sorted(answer: Any, code: ErrorCode) -> None:
     async with ScriptedProvider() as idp:
         idp.script(answer, status(404), at="metadata")
         with pytest.raises(Failure) as raised:
@@ -140,18 +140,18 @@ async def test_trouble_is_sorted(answer: Any, code: Code) -> None:
 @pytest.mark.parametrize(
     ("issuer", "code"),
     [
-        ("http://idp.example", Code.EGRESS_REFUSED),
-        ("https://127.0.0.1", Code.EGRESS_REFUSED),
-        ("https://[::ffff:10.0.0.1]", Code.EGRESS_REFUSED),
-        ("https://idp.example?x=1", Code.DISCOVERY_FAILED),
-        ("https://idp.example#x", Code.DISCOVERY_FAILED),
-        ("https://idp.example/" + "x" * 3000, Code.DISCOVERY_FAILED),
-        ("idp.example", Code.EGRESS_REFUSED),
-        ("https://[", Code.DISCOVERY_FAILED),
-        ("", Code.EGRESS_REFUSED),
+        ("http://idp.example", ErrorCode.EGRESS_REFUSED),
+        ("https://127.0.0.1", ErrorCode.EGRESS_REFUSED),
+        ("https://[::ffff:10.0.0.1]", ErrorCode.EGRESS_REFUSED),
+        ("https://idp.example?x=1", ErrorCode.DISCOVERY_FAILED),
+        ("https://idp.example#x", ErrorCode.DISCOVERY_FAILED),
+        ("https://idp.example/" + "x" * 3000, ErrorCode.DISCOVERY_FAILED),
+        ("idp.example", ErrorCode.EGRESS_REFUSED),
+        ("https://[", ErrorCode.DISCOVERY_FAILED),
+        ("", ErrorCode.EGRESS_REFUSED),
     ],
 )
-async def test_an_issuer_that_may_not_be_asked(issuer: str, code: Code) -> None:
+async def test_an_issuer_that_may_not_be_asked(issuer: str, code: ErrorCode) -> None:
     with pytest.raises(Failure) as raised:
         await discover(Egress(EgressPolicy()), issuer)
     assert raised.value.code is code
@@ -189,7 +189,7 @@ PINNED = Endpoints(
     ],
 )
 def test_what_would_weaken_a_pinned_issuer_is_named(changes: dict[str, Any], why: str) -> None:
-    (reason,) = weakened(PINNED, PINNED.model_copy(update=changes), "client_secret_basic")
+    (reason,) = weakening_changes(PINNED, PINNED.model_copy(update=changes), "client_secret_basic")
     assert why in reason
 
 
@@ -205,4 +205,4 @@ def test_what_would_weaken_a_pinned_issuer_is_named(changes: dict[str, Any], why
     ],
 )
 def test_what_weakens_nothing_may_replace_it(changes: dict[str, Any]) -> None:
-    assert weakened(PINNED, PINNED.model_copy(update=changes), "client_secret_basic") == ()
+    assert weakening_changes(PINNED, PINNED.model_copy(update=changes), "client_secret_basic") == ()

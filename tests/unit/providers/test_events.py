@@ -7,21 +7,23 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from evergrant_server.core.elsewhere import Weight
-from evergrant_server.core.receivers import Mark, ReceiverKind
+from evergrant_server.core.provider_events.external_revocation import Certainty
+from evergrant_server.core.provider_events.receivers import AccountIdentifier, ReceiverKind
 from evergrant_server.core.secret import Secret
-from providers.events import VERIFIERS, Heard, Incoming, Refused, Trust
-from providers.events.base import hex_hmac
-from providers.events.keys import keys_of
+from providers.events import VERIFIERS, EventRejected, EventRequest, EventTrust, VerifiedEvents
+from providers.events.base import hmac_hex
+from providers.events.keys import parse_jwks
 from tests.fakes.transmitter import Transmitter
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 UNIX = str(int(NOW.timestamp()))
-TRUST = Trust(secret=Secret("hush"), client_id="client-1")
+TRUST = EventTrust(secret=Secret("hush"), client_id="client-1")
 
 
-def hear(kind: ReceiverKind, body: bytes, headers: dict[str, str], trust: Trust = TRUST, now=NOW) -> Heard:
-    return VERIFIERS[kind](Incoming(headers, body, now), trust)
+def hear(
+    kind: ReceiverKind, body: bytes, headers: dict[str, str], trust: EventTrust = TRUST, now=NOW
+) -> VerifiedEvents:
+    return VERIFIERS[kind](EventRequest(headers, body, now), trust)
 
 
 def slack(body: dict[str, object], at: str = UNIX) -> tuple[bytes, dict[str, str]]:
@@ -54,17 +56,17 @@ def test_slacks_documented_example():
         b"&response_url=https%3A%2F%2Fhooks.slack.com%2Fcommands%2FT1DC2JH3J%2F397700885554%2F96rGlfmibIGlg"
         b"cZRskXaIFfN&trigger_id=398738663015.47445629121.803a0bc887a14d10d2c447fce8b6703c"
     )
-    signature = hex_hmac(b"8f742231b10e8888abcd99yyyzzz85a5", b"v0:", b"1531420618", b":", body)
+    signature = hmac_hex(b"8f742231b10e8888abcd99yyyzzz85a5", b"v0:", b"1531420618", b":", body)
     assert signature == "a2114d57b48eac39b9ad189dd8316235a7b4a8d21a10bd27519666489c69b503"
 
 
 def test_githubs_documented_example():
     """docs.github.com, "Validating webhook deliveries"."""
-    trust = Trust(secret=Secret("It's a Secret to Everybody"))
+    trust = EventTrust(secret=Secret("It's a Secret to Everybody"))
     signature = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"
     heard = hear(ReceiverKind.GITHUB, b"Hello, World!", {"x-hub-signature-256": signature}, trust)
-    assert heard.facts == ()
-    with pytest.raises(Refused):
+    assert heard.events == ()
+    with pytest.raises(EventRejected):
         hear(ReceiverKind.GITHUB, b"Hello, World?", {"x-hub-signature-256": signature}, trust)
 
 
@@ -77,30 +79,34 @@ def test_slack_names_users_for_revoked_tokens_and_a_workspace_for_an_uninstall()
         "event": {"type": "tokens_revoked", "tokens": {"oauth": ["U1"], "bot": ["B1"]}},
     }
     heard = hear(ReceiverKind.SLACK, *slack(revoked))
-    (it,) = heard.facts
-    team = Mark("fact:team.id", "T1")
+    (it,) = heard.events
+    team = AccountIdentifier("fact:team.id", "T1")
     assert heard.id == "Ev1"
     assert it.accounts == (
-        frozenset({team, Mark("fact:holder", "user"), Mark("fact:authed_user.id", "U1")}),
-        frozenset({team, Mark("fact:holder", "bot"), Mark("fact:bot_user_id", "B1")}),
+        frozenset(
+            {team, AccountIdentifier("fact:holder", "user"), AccountIdentifier("fact:authed_user.id", "U1")}
+        ),
+        frozenset(
+            {team, AccountIdentifier("fact:holder", "bot"), AccountIdentifier("fact:bot_user_id", "B1")}
+        ),
     )
-    assert (it.weight, it.at) == (Weight.ENDED, NOW - timedelta(seconds=10))
+    assert (it.certainty, it.at) == (Certainty.ENDED, NOW - timedelta(seconds=10))
     gone = {
         "type": "event_callback",
         "team_id": "T1",
         "event_id": "Ev2",
         "event": {"type": "app_uninstalled"},
     }
-    assert hear(ReceiverKind.SLACK, *slack(gone)).facts[0].accounts == (frozenset({team}),)
+    assert hear(ReceiverKind.SLACK, *slack(gone)).events[0].accounts == (frozenset({team}),)
     message = {"type": "event_callback", "team_id": "T1", "event": {"type": "message"}}
-    assert hear(ReceiverKind.SLACK, *slack(message)).facts == ()
+    assert hear(ReceiverKind.SLACK, *slack(message)).events == ()
 
 
 def test_slack_and_zoom_are_answered_when_they_ask_whether_we_listen():
     asked = slack({"type": "url_verification", "challenge": "3eZbrw1a"})
-    assert hear(ReceiverKind.SLACK, *asked).answer == {"challenge": "3eZbrw1a"}
+    assert hear(ReceiverKind.SLACK, *asked).reply == {"challenge": "3eZbrw1a"}
     asked = zoom({"event": "endpoint.url_validation", "payload": {"plainToken": "qgg8vlvZRS6UYooatFL8Aw"}})
-    answer = hear(ReceiverKind.ZOOM, *asked).answer
+    answer = hear(ReceiverKind.ZOOM, *asked).reply
     assert answer is not None
     assert answer["encryptedToken"] == hmac.new(b"hush", b"qgg8vlvZRS6UYooatFL8Aw", "sha256").hexdigest()
 
@@ -111,14 +117,14 @@ def test_zoom_names_the_user_and_the_moment():
         "event_ts": int(UNIX) * 1000 - 500,
         "payload": {"user_id": "zu-1", "client_id": "client-1"},
     }
-    (it,) = hear(ReceiverKind.ZOOM, *zoom(body)).facts
-    assert it.accounts == (frozenset({Mark("account", "zu-1")}),)
+    (it,) = hear(ReceiverKind.ZOOM, *zoom(body)).events
+    assert it.accounts == (frozenset({AccountIdentifier("account", "zu-1")}),)
     assert it.at == NOW - timedelta(milliseconds=500)
     body["payload"] = {"user_id": "\ud800", "client_id": "client-1"}
-    (it,) = hear(ReceiverKind.ZOOM, *zoom(body)).facts
+    (it,) = hear(ReceiverKind.ZOOM, *zoom(body)).events
     assert it.accounts == (), "half a character is nobody's id"
     body["payload"] = {"user_id": "zu-1", "client_id": "another app"}
-    assert hear(ReceiverKind.ZOOM, *zoom(body)).facts == ()
+    assert hear(ReceiverKind.ZOOM, *zoom(body)).events == ()
 
 
 HALVES = ["\ud800", "a\0b"]
@@ -129,40 +135,43 @@ def test_slack_s_half_a_character_is_nobody_s_id_and_no_event_s(half: str):
     tokens = {"oauth": [half, "U1"], "bot": [half]}
     event = {"type": "tokens_revoked", "tokens": tokens}
     body = {"type": "event_callback", "team_id": "T1", "event_id": "Ev1", "event": event}
-    (it,) = hear(ReceiverKind.SLACK, *slack(body)).facts
-    user = (Mark("fact:holder", "user"), Mark("fact:authed_user.id", "U1"))
-    assert it.accounts == (frozenset({Mark("fact:team.id", "T1"), *user}),)
-    assert hear(ReceiverKind.SLACK, *slack(body | {"team_id": half})).facts == ()
-    with pytest.raises(Refused, match="event_id"):
+    (it,) = hear(ReceiverKind.SLACK, *slack(body)).events
+    user = (AccountIdentifier("fact:holder", "user"), AccountIdentifier("fact:authed_user.id", "U1"))
+    assert it.accounts == (frozenset({AccountIdentifier("fact:team.id", "T1"), *user}),)
+    assert hear(ReceiverKind.SLACK, *slack(body | {"team_id": half})).events == ()
+    with pytest.raises(EventRejected, match="event_id"):
         hear(ReceiverKind.SLACK, *slack(body | {"event_id": half}))
 
 
 @pytest.mark.parametrize("half", HALVES)
 def test_what_can_t_be_said_again_is_not_echoed(half: str):
-    with pytest.raises(Refused, match="to be answered"):
+    with pytest.raises(EventRejected, match="to be answered"):
         hear(ReceiverKind.SLACK, *slack({"type": "url_verification", "challenge": half}))
-    with pytest.raises(Refused, match="to be answered"):
+    with pytest.raises(EventRejected, match="to be answered"):
         hear(ReceiverKind.ZOOM, *zoom({"event": "endpoint.url_validation", "payload": {"plainToken": half}}))
 
 
 def test_github_is_a_reason_to_look_for_its_signature_covers_no_moment():
     heard = hear(ReceiverKind.GITHUB, *github({"action": "revoked", "sender": {"id": 7, "login": "ann"}}))
-    (it,) = heard.facts
-    assert it.weight is Weight.DOUBTED
-    assert it.accounts == (frozenset({Mark("account", "7")}), frozenset({Mark("account", "ann")}))
-    assert hear(ReceiverKind.GITHUB, *github({"action": "opened"}, "issues")).facts == ()
+    (it,) = heard.events
+    assert it.certainty is Certainty.SUSPECTED
+    assert it.accounts == (
+        frozenset({AccountIdentifier("account", "7")}),
+        frozenset({AccountIdentifier("account", "ann")}),
+    )
+    assert hear(ReceiverKind.GITHUB, *github({"action": "opened"}, "issues")).events == ()
 
 
 def test_metas_signed_request():
     """The example of a published test of the same algorithm, and one with a user."""
-    trust = Trust(secret=Secret("secret"))
+    trust = EventTrust(secret=Secret("secret"))
     known = (
         "vlXgu64BQGFSQrY0ZcJBZASMvYvTHu9GQ0YM9rjPSso.eyJhbGdvcml0aG0iOiJITUFDLVNIQTI1NiIsIjAiOiJwYXlsb2FkIn0"
     )
     heard = hear(ReceiverKind.META, b"signed_request=" + known.encode(), {}, trust)
-    assert heard.facts[0].accounts == ()
+    assert heard.events[0].accounts == ()
     for other in (known[:-1] + "1", "x" + known[1:], "", ".", "no-dot"):
-        with pytest.raises(Refused):
+        with pytest.raises(EventRejected):
             hear(ReceiverKind.META, b"signed_request=" + other.encode(), {}, trust)
 
 
@@ -170,7 +179,7 @@ def test_metas_signed_request():
 @pytest.mark.parametrize("seconds", [-301, 301])
 def test_a_signed_moment_that_is_too_far_from_now(kind: ReceiverKind, make, seconds: int):
     body = {"event": "app_deauthorized", "type": "event_callback"}
-    with pytest.raises(Refused, match="timestamp"):
+    with pytest.raises(EventRejected, match="timestamp"):
         hear(kind, *make(body, str(int(UNIX) + seconds)))
 
 
@@ -188,10 +197,10 @@ def test_nothing_that_was_changed_is_believed(kind: ReceiverKind, make):
                 (body, {**headers, name: headers[name][:-1] + ("0" if headers[name][-1] != "0" else "1")})
             )
     for other_body, other_headers in changed:
-        with pytest.raises(Refused):
+        with pytest.raises(EventRejected):
             hear(kind, other_body, other_headers)
-    for trust in (Trust(secret=Secret("other")), Trust()):
-        with pytest.raises(Refused):
+    for trust in (EventTrust(secret=Secret("other")), EventTrust()):
+        with pytest.raises(EventRejected):
             hear(kind, body, headers, trust)
 
 
@@ -199,5 +208,5 @@ def test_of_a_key_set_only_public_keys_for_signatures_are_kept():
     transmitter = Transmitter()
     private = transmitter.key.as_dict(private=True)
     more = [{"kty": "oct", "k": "c2VjcmV0"}, {"kty": "RSA", "use": "enc", "n": "x", "e": "AQAB"}, "junk"]
-    kept = keys_of(json.dumps({"keys": [private, *more]}).encode())
+    kept = parse_jwks(json.dumps({"keys": [private, *more]}).encode())
     assert [set(key) for key in kept] == [{"kty", "kid", "use", "n", "e"}]

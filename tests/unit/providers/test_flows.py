@@ -8,17 +8,17 @@ import pytest
 from authlib.integrations.httpx_client import AsyncOAuth2Client
 
 from evergrant_server.core.access import Endpoints
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress, EgressPolicy
-from providers.authorization import authorization_request, new_state, new_verifier
-from providers.callback import judge_callback
-from providers.client import OAuthClient
-from providers.discovery import discover
-from providers.flows import RawReply, Sender, SendFailed
-from providers.registry import Registry
-from providers.replies import read_introspection, read_revocation, read_tokens
-from providers.spec import ProviderSpec
+from providers.definition.registry import Registry
+from providers.definition.schema import ProviderSpec
+from providers.registration.discovery import discover
+from providers.requests.authorization_url import build_authorization_url, new_state, new_verifier
+from providers.requests.callback import read_callback
+from providers.requests.client import OAuthClient
+from providers.requests.sender import RawReply, Sender, SendFailed
+from providers.responses.token_response import read_introspection, read_revocation, read_tokens
 from tests.fakes.scripted_provider import (
     ScriptedProvider,
     delay,
@@ -67,13 +67,13 @@ async def test_a_whole_life_from_discovery_to_revocation(auth: str) -> None:
         endpoints = await discover(talk.egress, idp.issuer)
         integration = an_integration("generic", endpoints=endpoints, client_id=idp.client_id)
         state, verifier = new_state(), new_verifier()
-        url = authorization_request(
+        url = build_authorization_url(
             GENERIC, integration, redirect_uri=REDIRECT, state=state, verifier=verifier, scopes=("read",)
         )
         async with talk.egress.client() as browser:
             answer = await browser.get(url)
         query = parse_qsl(urlsplit(answer.headers["location"]).query)
-        callback = judge_callback(
+        callback = read_callback(
             query, expected_issuer=endpoints.issuer, iss_required=endpoints.iss_in_callback
         )
         assert callback.state == state
@@ -114,7 +114,7 @@ async def test_a_second_use_of_a_refresh_token_kills_the_family() -> None:
         again = await talk.refresh(grant["refresh_token"])
         with pytest.raises(Failure) as raised:
             read_tokens(GENERIC, again, requested_scopes=(), refreshing=True)
-        assert raised.value.code is Code.GRANT_REJECTED
+        assert raised.value.code is ErrorCode.GRANT_REJECTED
         assert not idp.active(renewed.access_token.reveal())
 
 
@@ -125,7 +125,7 @@ async def test_retry_after_reaches_the_judge() -> None:
         assert (reply.status, reply.headers["retry-after"]) == (503, "7")
         with pytest.raises(Failure) as raised:
             read_tokens(GENERIC, reply, requested_scopes=(), refreshing=True)
-        assert (raised.value.code, raised.value.retry_after) == (Code.PROVIDER_ERROR, 7.0)
+        assert (raised.value.code, raised.value.retry_after) == (ErrorCode.PROVIDER_ERROR, 7.0)
 
 
 @pytest.mark.parametrize(("answer", "acted"), [(drop(), 0), (drop_after_commit(), 1)])
@@ -135,7 +135,7 @@ async def test_a_lost_answer_is_a_failure_that_may_have_been_sent(answer: object
         idp.script(answer)  # type: ignore[arg-type]  # parametrised
         with pytest.raises(SendFailed) as raised:
             await Talk(idp).refresh(grant["refresh_token"])
-        assert (raised.value.code, raised.value.sent) == (Code.PROVIDER_UNREACHABLE, True)
+        assert (raised.value.code, raised.value.sent) == (ErrorCode.PROVIDER_UNREACHABLE, True)
         assert idp.refreshes == acted
 
 
@@ -152,7 +152,7 @@ async def test_a_refused_connection_was_certainly_not_sent() -> None:
         talk = Talk(idp)
     with pytest.raises(SendFailed) as raised:
         await talk.refresh("x")
-    assert (raised.value.code, raised.value.sent) == (Code.PROVIDER_UNREACHABLE, False)
+    assert (raised.value.code, raised.value.sent) == (ErrorCode.PROVIDER_UNREACHABLE, False)
 
 
 async def test_an_egress_refusal_was_certainly_not_sent() -> None:
@@ -161,17 +161,17 @@ async def test_an_egress_refusal_was_certainly_not_sent() -> None:
         talk.sender = Sender(Egress(EgressPolicy()))
         with pytest.raises(SendFailed) as raised:
             await talk.refresh("x")
-        assert (raised.value.code, raised.value.sent, idp.calls) == (Code.EGRESS_REFUSED, False, [])
+        assert (raised.value.code, raised.value.sent, idp.calls) == (ErrorCode.EGRESS_REFUSED, False, [])
 
 
 async def test_before_send_stops_the_request_with_its_own_failure() -> None:
     def too_late() -> None:
-        raise Failure(Code.REFRESH_PENDING, "send_by has passed")
+        raise Failure(ErrorCode.REFRESH_PENDING, "send_by has passed")
 
     async with ScriptedProvider() as idp:
         with pytest.raises(SendFailed) as raised:
             await Talk(idp).refresh("x", before_send=too_late)
-        assert (raised.value.code, raised.value.sent, idp.calls) == (Code.REFRESH_PENDING, False, [])
+        assert (raised.value.code, raised.value.sent, idp.calls) == (ErrorCode.REFRESH_PENDING, False, [])
 
 
 async def test_before_send_runs_once_the_connection_is_open() -> None:
@@ -188,7 +188,7 @@ async def test_a_page_with_200_is_unreadable() -> None:
         reply = await Talk(idp).refresh("x")
         with pytest.raises(Failure) as raised:
             read_tokens(GENERIC, reply, requested_scopes=(), refreshing=True)
-        assert raised.value.code is Code.REPLY_UNREADABLE
+        assert raised.value.code is ErrorCode.REPLY_UNREADABLE
 
 
 async def test_every_oauth2_flow_goes_through_authlib(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,11 +4,11 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import ECKey, RSAKey
 
-from evergrant_server.core.client_key import ClientKey
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.connections.client_key import ClientKey
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
-from providers.generated_secret import generated_secret
-from providers.registry import Registry
+from providers.client_auth.generated_secret import generate_client_secret
+from providers.definition.registry import Registry
 from tests.unit.providers.definitions import NOW
 
 APPLE = Registry.load().get("apple")
@@ -19,7 +19,7 @@ PARAMS = {"team_id": "A1B2C3D4E5", "key_id": "F6G7H8I9J0"}
 
 def test_it_says_who_we_are_for_a_day() -> None:
     APPLE.require_usable()
-    secret = generated_secret(APPLE, "com.example.app", PARAMS, KEY, NOW)
+    secret = generate_client_secret(APPLE, "com.example.app", PARAMS, KEY, NOW)
     token = jwt.decode(secret.reveal(), EC, algorithms=["ES256"])
     assert token.header == {"alg": "ES256", "typ": "JWT", "kid": "F6G7H8I9J0"}
     now = int(NOW.timestamp())
@@ -48,5 +48,5 @@ def test_it_says_who_we_are_for_a_day() -> None:
 )
 def test_what_an_admin_has_to_repair(params: dict[str, str], key: ClientKey | None, why: str) -> None:
     with pytest.raises(Failure, match=why) as raised:
-        generated_secret(APPLE, "com.example.app", params, key, NOW)
-    assert raised.value.code is Code.CLIENT_REJECTED
+        generate_client_secret(APPLE, "com.example.app", params, key, NOW)
+    assert raised.value.code is ErrorCode.CLIENT_REJECTED

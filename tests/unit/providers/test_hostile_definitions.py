@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evergrant_server.core.errors import Code, Failure
-from providers.patterns import BadPattern, check_pattern
-from providers.registry import Registry, read_spec
-from providers.rules_hosts import hosts_are_pinned
+from evergrant_server.core.errors import ErrorCode, Failure
+from providers.definition.host_validation import hosts_are_pinned
+from providers.definition.patterns import BadPattern, check_pattern
+from providers.definition.registry import Registry, parse_yaml_definition
 from tests.unit.providers.definitions import spec_like
 from tests.unit.providers.test_definitions import MINIMAL
 
@@ -21,9 +21,9 @@ BILLION = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
 
 def refused(text: str) -> Failure:
     with pytest.raises(Failure) as raised:
-        read_spec(text, "acme.yaml")
+        parse_yaml_definition(text, "acme.yaml")
     failure = raised.value
-    assert failure.code is Code.INVALID_REQUEST
+    assert failure.code is ErrorCode.INVALID_REQUEST
     assert failure.detail.isprintable()
     assert len(failure.detail) < 4000
     return failure

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evergrant_server.core.errors import Code, Failure
-from providers.lookups import read_lookup
-from providers.reply import RawReply
+from evergrant_server.core.errors import ErrorCode, Failure
+from providers.responses.accounts import read_lookup
+from providers.responses.raw_reply import RawReply
 from tests.unit.providers.definitions import spec_like
 
 URL = "https://acme.example/sites"
@@ -52,7 +52,7 @@ def test_accounts_are_read_with_their_facts() -> None:
 def test_what_names_no_accounts_is_unreadable(body: Any) -> None:
     with pytest.raises(Failure) as raised:
         read(body)
-    assert raised.value.code is Code.REPLY_UNREADABLE
+    assert raised.value.code is ErrorCode.REPLY_UNREADABLE
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_definition_says_one_choice_and_what_it_is_known_by() -> None:
 def test_an_account_that_nobody_could_name_is_unreadable(known_by: str) -> None:
     with pytest.raises(Failure) as raised:
         read({"data": {"sites": [{"id": known_by}]}})
-    assert raised.value.code is Code.REPLY_UNREADABLE
+    assert raised.value.code is ErrorCode.REPLY_UNREADABLE
 
 
 def test_facts_that_no_column_and_no_answer_can_hold_are_left_out() -> None:

@@ -12,15 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 
-from evergrant_server.core.client_key import ClientKey
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.flow import Flow, Target
+from evergrant_server.core.connections.client_key import ClientKey
+from evergrant_server.core.connections.flow import Flow, TokenTarget
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
-from providers.assertions import algorithm_of, client_assertion, signing_key
-from providers.client import OAuthClient
-from providers.minting import ACCESS_TOKEN_TYPE, Minting, mint_request, read_exchanged
-from providers.replies import read_tokens
-from providers.reply import RawReply
+from providers.client_auth.assertions import client_assertion, import_signing_key, signing_algorithm
+from providers.requests.client import OAuthClient
+from providers.requests.client_grants import (
+    ACCESS_TOKEN_TYPE,
+    ClientGrantInput,
+    client_grant_request,
+    read_exchanged_token,
+)
+from providers.responses.raw_reply import RawReply
+from providers.responses.token_response import read_tokens
 from tests.fakes.other_grants import OtherGrants
 from tests.unit.providers.definitions import spec_like
 from tests.unit.providers.test_flows import Talk
@@ -35,15 +40,15 @@ SHORT = (
 BOTH = ["client_credentials", "jwt_bearer", "token_exchange"]
 
 
-def asked(**more: Any) -> Minting:
+def asked(**more: Any) -> ClientGrantInput:
     plain: dict[str, Any] = {
         "scopes": ("read", "write"),
-        "target": Target(),
+        "target": TokenTarget(),
         "subject": "sam@example.com",
         "params": {},
         "at": datetime.now(UTC),
     }
-    return Minting(**(plain | more))
+    return ClientGrantInput(**(plain | more))
 
 
 def an_idp() -> OtherGrants:
@@ -60,8 +65,8 @@ class Signing(Talk):
 
     async def mint(self, flow: Flow, *, spec: dict[str, Any] | None = None, **more: Any):
         definition = spec_like(auth_modes=BOTH, **(spec or {}))
-        request = mint_request(definition, flow, self.endpoints, self.client, asked(**more))
-        reply = await self.sender.mint(definition, self.client, request)
+        request = client_grant_request(definition, flow, self.endpoints, self.client, asked(**more))
+        reply = await self.sender.send_prepared(definition, self.client, request)
         return read_tokens(definition, reply, requested_scopes=("read",), refreshing=False)
 
 
@@ -92,7 +97,7 @@ async def test_rfc7523_3_an_assertion_is_for_one_audience_once_and_for_a_minute(
 
 
 async def test_rfc8707_2_resources_are_repeated_and_audience_goes_along() -> None:
-    target = Target(resources=("https://a.example/", "https://b.example/"), audience="api")
+    target = TokenTarget(resources=("https://a.example/", "https://b.example/"), audience="api")
     async with an_idp() as idp:
         await Signing(idp, "client_secret_basic").mint(Flow.CLIENT_CREDENTIALS, target=target)
         body = idp.calls[-1].body.decode()
@@ -110,7 +115,7 @@ async def test_a_dialect_of_client_credentials_is_written_as_declared() -> None:
             await Signing(idp, "client_secret_basic").mint(
                 Flow.CLIENT_CREDENTIALS, spec=spec, params={"account": "a1"}
             )
-        assert refused.value.code is Code.CLIENT_REJECTED
+        assert refused.value.code is ErrorCode.CLIENT_REJECTED
         assert idp.count("token", grant_type="account_credentials", account_id="a1") == 1
 
 
@@ -136,7 +141,7 @@ async def test_without_a_key_nothing_is_sent() -> None:
         for auth, flow in (("private_key_jwt", Flow.CLIENT_CREDENTIALS), ("none", Flow.JWT_BEARER)):
             with pytest.raises(Failure, match="no key") as refused:
                 await Signing(idp, auth, None).mint(flow)
-            assert refused.value.code is Code.CLIENT_REJECTED
+            assert refused.value.code is ErrorCode.CLIENT_REJECTED
         assert idp.calls == []
 
 
@@ -145,7 +150,7 @@ async def test_a_key_the_provider_does_not_know_is_refused_as_ours_to_repair() -
     async with an_idp() as idp:
         with pytest.raises(Failure) as refused:
             await Signing(idp, "private_key_jwt", stranger).mint(Flow.CLIENT_CREDENTIALS)
-        assert refused.value.code is Code.CLIENT_REJECTED
+        assert refused.value.code is ErrorCode.CLIENT_REJECTED
 
 
 @pytest.mark.parametrize("flow", [Flow.AUTHORIZATION_CODE, Flow.DEVICE_CODE])
@@ -154,7 +159,9 @@ def test_a_flow_that_asks_somebody_is_not_minted(flow: Flow) -> None:
     from evergrant_server.core.access import Endpoints
 
     with pytest.raises(Failure, match="somebody who consents"):
-        mint_request(spec, flow, Endpoints(token_endpoint="x"), OAuthClient("c", None, "none"), asked())
+        client_grant_request(
+            spec, flow, Endpoints(token_endpoint="x"), OAuthClient("c", None, "none"), asked()
+        )
 
 
 @pytest.mark.parametrize(
@@ -169,11 +176,11 @@ def test_a_flow_that_asks_somebody_is_not_minted(flow: Flow) -> None:
 )
 def test_a_key_says_how_it_signs(made: Any, algorithm: str) -> None:
     as_jwk = ClientKey(private=Secret(json.dumps(made.as_dict(private=True))))
-    assert algorithm_of(signing_key(as_jwk)) == algorithm
+    assert signing_algorithm(import_signing_key(as_jwk)) == algorithm
     assert client_assertion("c", "https://idp.example", as_jwk, datetime.now(UTC)).count(".") == 2
     if "alg" not in made.as_dict():
         as_pem = ClientKey(private=Secret(made.as_pem(private=True).decode()), id="k")
-        assert algorithm_of(signing_key(as_pem)) == algorithm
+        assert signing_algorithm(import_signing_key(as_pem)) == algorithm
 
 
 @pytest.mark.filterwarnings("ignore:Key size")  # the library says so, too
@@ -202,8 +209,8 @@ def test_a_key_says_how_it_signs(made: Any, algorithm: str) -> None:
 )
 def test_what_cannot_sign_is_refused_without_being_shown(text: str, said: str) -> None:
     with pytest.raises(Failure, match=said) as refused:
-        signing_key(ClientKey(private=Secret(text)))
-    assert refused.value.code is Code.CLIENT_REJECTED
+        import_signing_key(ClientKey(private=Secret(text)))
+    assert refused.value.code is ErrorCode.CLIENT_REJECTED
     assert text[:20] not in str(refused.value)
 
 
@@ -214,7 +221,7 @@ async def test_rfc8693_2_1_a_token_is_exchanged_for_another_audience() -> None:
     async with an_idp() as idp:
         theirs = idp.grant()["access_token"]
         talk = Signing(idp, "client_secret_basic")
-        target = Target(resources=("https://backend.example/api",), audience="backend")
+        target = TokenTarget(resources=("https://backend.example/api",), audience="backend")
         tokens = await talk.mint(Flow.TOKEN_EXCHANGE, subject_token=Secret(theirs), target=target)
         assert idp.active(tokens.access_token.reveal())
         (sent,) = [call.params for call in idp.calls]
@@ -238,26 +245,26 @@ GOOD = {
     [
         ({}, None),
         ({"issued_token_type": "urn:ietf:params:oauth:token-type:jwt"}, None),
-        ({"issued_token_type": None}, Code.REPLY_UNREADABLE),
-        ({"issued_token_type": "urn:ietf:params:oauth:token-type:refresh_token"}, Code.REPLY_UNREADABLE),
-        ({"issued_token_type": "urn:ietf:params:oauth:token-type:saml2"}, Code.REPLY_UNREADABLE),
-        ({"issued_token_type": [ACCESS_TOKEN_TYPE]}, Code.REPLY_UNREADABLE),
-        ({"token_type": "N_A"}, Code.REPLY_UNREADABLE),  # section 2.2.1: not for use as a bearer token
-        ({"access_token": None}, Code.REPLY_UNREADABLE),
-        ({"error": "invalid_target"}, Code.CLIENT_REJECTED),
-        ({"error": "invalid_grant"}, Code.GRANT_REJECTED),
+        ({"issued_token_type": None}, ErrorCode.REPLY_UNREADABLE),
+        ({"issued_token_type": "urn:ietf:params:oauth:token-type:refresh_token"}, ErrorCode.REPLY_UNREADABLE),
+        ({"issued_token_type": "urn:ietf:params:oauth:token-type:saml2"}, ErrorCode.REPLY_UNREADABLE),
+        ({"issued_token_type": [ACCESS_TOKEN_TYPE]}, ErrorCode.REPLY_UNREADABLE),
+        ({"token_type": "N_A"}, ErrorCode.REPLY_UNREADABLE),  # section 2.2.1: not for use as a bearer token
+        ({"access_token": None}, ErrorCode.REPLY_UNREADABLE),
+        ({"error": "invalid_target"}, ErrorCode.CLIENT_REJECTED),
+        ({"error": "invalid_grant"}, ErrorCode.GRANT_REJECTED),
     ],
 )
-def test_rfc8693_2_2_1_what_was_issued_is_looked_at(changes: dict[str, Any], code: Code | None) -> None:
+def test_rfc8693_2_2_1_what_was_issued_is_looked_at(changes: dict[str, Any], code: ErrorCode | None) -> None:
     body = {name: it for name, it in (GOOD | changes).items() if it is not None}
     reply = RawReply(200, {}, json.dumps(body).encode())
     spec = spec_like(auth_modes=BOTH)
     if code is None:
-        tokens = read_exchanged(spec, reply, requested_scopes=(), now=datetime.now(UTC))
+        tokens = read_exchanged_token(spec, reply, requested_scopes=(), now=datetime.now(UTC))
         assert tokens.access_token.reveal() == "at"
         return
     with pytest.raises(Failure) as refused:
-        read_exchanged(spec, reply, requested_scopes=(), now=datetime.now(UTC))
+        read_exchanged_token(spec, reply, requested_scopes=(), now=datetime.now(UTC))
     assert refused.value.code is code
 
 
@@ -273,7 +280,7 @@ _VALUES = st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.te
 )
 def test_nothing_but_typed_failures_comes_out_of_an_exchange(body: bytes, status: int) -> None:
     with contextlib.suppress(Failure):
-        read_exchanged(
+        read_exchanged_token(
             spec_like(auth_modes=BOTH),
             RawReply(status, {}, body),
             requested_scopes=("read",),

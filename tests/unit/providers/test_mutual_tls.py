@@ -14,17 +14,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from evergrant_server.core.access import Endpoints
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.flow import Flow, Target
+from evergrant_server.core.connections.flow import Flow, TokenTarget
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress, EgressPolicy
-from providers.authorization import endpoints_for
-from providers.certificates import client_certificate
-from providers.client import OAuthClient
-from providers.discovery import discover, weakened
-from providers.flows import Sender, SendFailed
-from providers.minting import Minting, mint_request
-from providers.reply import RawReply
+from providers.client_auth.certificates import parse_client_certificate
+from providers.registration.discovery import discover, weakening_changes
+from providers.requests.authorization_url import integration_endpoints
+from providers.requests.client import OAuthClient
+from providers.requests.client_grants import ClientGrantInput, client_grant_request
+from providers.requests.sender import Sender, SendFailed
+from providers.responses.raw_reply import RawReply
 from tests.fakes.certificates import LoopbackTls, OwnCertificate, loopback_tls, own_certificate
 from tests.fakes.scripted_provider import ScriptedProvider, raw
 from tests.unit.providers.definitions import an_integration, spec_like
@@ -36,7 +36,7 @@ TOKEN = raw(b'{"access_token": "at-1", "token_type": "bearer"}')
 
 
 def client(own: OwnCertificate | None = OURS, auth: str = "tls_client_auth") -> OAuthClient:
-    certificate = client_certificate(own.certificate, Secret(own.private), NOW) if own else None
+    certificate = parse_client_certificate(own.certificate, Secret(own.private), NOW) if own else None
     return OAuthClient("client-1", Secret("s3cret"), auth, certificate=certificate)
 
 
@@ -53,12 +53,12 @@ async def idp(tls: LoopbackTls) -> AsyncIterator[ScriptedProvider]:
 
 async def minted(idp: ScriptedProvider, tls: LoopbackTls, ours: OAuthClient) -> RawReply:
     spec = spec_like(auth_modes=["client_credentials"], client_auth=ours.auth)
-    asked = Minting((), Target(), "sam", {}, NOW)
-    request = mint_request(
+    asked = ClientGrantInput((), TokenTarget(), "sam", {}, NOW)
+    request = client_grant_request(
         spec, Flow.CLIENT_CREDENTIALS, Endpoints(token_endpoint=idp.url("token")), ours, asked
     )
     egress = Egress(EgressPolicy(allow=(idp.allowance,)), tls=tls.trust)
-    return await Sender(egress).mint(spec, ours, request)
+    return await Sender(egress).send_prepared(spec, ours, request)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -81,7 +81,7 @@ async def test_rfc8705_2_the_handshake_says_who_we_are(
 async def test_nobody_else_gets_in(idp: ScriptedProvider, tls: LoopbackTls, ours: OAuthClient) -> None:
     with pytest.raises(SendFailed) as raised:
         await minted(idp, tls, ours)
-    assert raised.value.code is Code.PROVIDER_UNREACHABLE
+    assert raised.value.code is ErrorCode.PROVIDER_UNREACHABLE
     assert idp.calls == []
 
 
@@ -97,14 +97,14 @@ async def test_without_a_good_certificate_nothing_is_sent(
 ) -> None:
     with pytest.raises(SendFailed, match=why) as raised:
         await minted(idp, tls, ours)
-    assert (raised.value.code, raised.value.sent) == (Code.CLIENT_REJECTED, False)
+    assert (raised.value.code, raised.value.sent) == (ErrorCode.CLIENT_REJECTED, False)
 
 
 async def test_its_servers_certificate_is_checked_all_the_same(idp: ScriptedProvider, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with pytest.raises(SendFailed) as raised:
         await minted(idp, loopback_tls(tmp_path / "other"), client())
-    assert raised.value.code is Code.PROVIDER_UNREACHABLE
+    assert raised.value.code is ErrorCode.PROVIDER_UNREACHABLE
 
 
 def test_what_cannot_be_presented_is_not_kept() -> None:
@@ -117,9 +117,9 @@ def test_what_cannot_be_presented_is_not_kept() -> None:
         (OURS.certificate + own_certificate(days=-0.04).certificate, OURS.private, "is over"),
     ):
         with pytest.raises(Failure, match=why) as raised:
-            client_certificate(certificate, Secret(private), NOW)
+            parse_client_certificate(certificate, Secret(private), NOW)
         assert (raised.value.code, raised.value.context["field"]) == (
-            Code.INVALID_REQUEST,
+            ErrorCode.INVALID_REQUEST,
             "client_certificate",
         )
         assert "PRIVATE" not in str(raised.value)
@@ -130,9 +130,9 @@ def test_a_certificate_with_a_key_that_nobody_knows_is_not_kept() -> None:
     der = x509.load_pem_x509_certificate(OURS.certificate.encode()).public_bytes(Encoding.DER)
     strange = ssl.DER_cert_to_PEM_cert(der.replace(p256, unknown))
     with pytest.raises(Failure) as failure:
-        client_certificate(strange, Secret(OURS.private), NOW)
+        parse_client_certificate(strange, Secret(OURS.private), NOW)
     assert (failure.value.code, failure.value.context["field"]) == (
-        Code.INVALID_REQUEST,
+        ErrorCode.INVALID_REQUEST,
         "client_certificate",
     )
 
@@ -144,11 +144,11 @@ async def test_without_room_for_its_key_nothing_is_sent(
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
     with pytest.raises(SendFailed) as failed:
         await minted(idp, tls, client())
-    assert (failed.value.code, failed.value.sent) == (Code.JOURNAL_UNAVAILABLE, False)
+    assert (failed.value.code, failed.value.sent) == (ErrorCode.JOURNAL_UNAVAILABLE, False)
 
 
 def test_no_repr_shows_the_key() -> None:
-    held = client_certificate(OURS.certificate, Secret(OURS.private), NOW)
+    held = parse_client_certificate(OURS.certificate, Secret(OURS.private), NOW)
     assert OURS.private not in repr(held)
     assert held == type(held).from_secret(held.as_secret())
 
@@ -163,11 +163,11 @@ async def test_rfc8705_5_aliases_are_for_those_who_present_a_certificate(tls: Lo
             integration = an_integration(endpoints=found, client_auth=method)
             mutual = method in METHODS
             token = aliases["token_endpoint"] if mutual else idp.url("token")
-            ours = endpoints_for(spec, integration)
+            ours = integration_endpoints(spec, integration)
             assert (ours.token_endpoint, ours.revocation_endpoint) == (token, idp.url("revoke"))
             gone = found.model_copy(update={"mtls_aliases": {}})
             moved = "token_endpoint would move to another host"
-            assert (moved in weakened(found, gone, method)) is mutual
+            assert (moved in weakening_changes(found, gone, method)) is mutual
         idp.metadata["mtls_endpoint_aliases"] = {"token_endpoint": "http://evil.example/token"}
         with pytest.raises(Failure, match="not https"):
             await discover(egress, idp.issuer)

@@ -15,23 +15,23 @@ from joserfc.jwk import RSAKey
 from oauthlib.oauth1.rfc5849 import signature as theirs
 from oauthlib.oauth1.rfc5849.utils import parse_authorization_header
 
-from evergrant_server.core.client_key import ClientKey
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.connections.client_key import ClientKey
+from evergrant_server.core.connections.token_pair import OAUTH1, TokenPair
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.token_pair import OAUTH1, TokenPair
-from providers.client import OAuthClient
-from providers.oauth1 import (
-    authorization_url,
-    judge_callback,
-    read_temporary,
+from providers.definition.schema_request import SignatureMethod
+from providers.oauth1.flow import (
+    oauth1_authorization_url,
+    read_oauth1_callback,
+    read_temporary_credentials,
     read_token_credentials,
     require_signable,
-    temporary_request,
-    token_of,
+    temporary_credentials_request,
+    temporary_token_in,
 )
-from providers.oauth1_signing import authorization, signature
-from providers.reply import RawReply
-from providers.spec_request import SignatureMethod
+from providers.oauth1.signing import oauth1_authorization_header, oauth1_signature
+from providers.requests.client import OAuthClient
+from providers.responses.raw_reply import RawReply
 from tests.unit.providers.definitions import an_integration, spec_like
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
@@ -76,7 +76,7 @@ def test_rfc5849_1_2_the_example_s_signatures(
     method: str, url: str, said: dict[str, str], tokens: TokenPair, signed: str
 ):
     standard = {"oauth_consumer_key": "dpf43f3p2l4k3l03", "oauth_signature_method": "HMAC-SHA1"}
-    assert signature(CLIENT, HMAC, method, url, [*(standard | said).items()], pair=tokens) == signed
+    assert oauth1_signature(CLIENT, HMAC, method, url, [*(standard | said).items()], pair=tokens) == signed
 
 
 texts = st.text(min_size=1, max_size=12)
@@ -92,7 +92,9 @@ def test_rfc5849_3_4_oauthlib_agrees(
 ):
     url = f"https://API.example:443/1/statuses?{urlencode(query)}"
     tokens = pair(token, secret)
-    header = authorization(SIGNS, how, "POST", url, at=NOW, pair=tokens, form=form, realm="Photos")
+    header = oauth1_authorization_header(
+        SIGNS, how, "POST", url, at=NOW, pair=tokens, form=form, realm="Photos"
+    )
     said = {name: unquote(value) for name, value in parse_authorization_header(header)}
     assert (said["realm"], said["oauth_token"], said["oauth_timestamp"]) == ("Photos", token, "1777636800")
     asked = _Asked("POST", url, header, form, said["oauth_signature"])
@@ -121,19 +123,23 @@ class _Asked:
 
 def test_a_request_can_t_bring_parameters_of_the_protocol():
     with pytest.raises(Failure) as raised:
-        authorization(CLIENT, HMAC, "GET", "https://api.example/?oauth_token=x", at=NOW)
-    assert raised.value.code is Code.INVALID_REQUEST
+        oauth1_authorization_header(CLIENT, HMAC, "GET", "https://api.example/?oauth_token=x", at=NOW)
+    assert raised.value.code is ErrorCode.INVALID_REQUEST
 
 
 def test_without_what_signs_the_integration_is_to_blame():
     for how in SignatureMethod:
         with pytest.raises(Failure) as raised:
-            authorization(OAuthClient("x", None, "none"), how, "GET", "https://api.example/", at=NOW)
-        assert raised.value.code is Code.CLIENT_REJECTED
+            oauth1_authorization_header(
+                OAuthClient("x", None, "none"), how, "GET", "https://api.example/", at=NOW
+            )
+        assert raised.value.code is ErrorCode.CLIENT_REJECTED
 
 
 def test_a_plaintext_signature_is_the_secrets_so_no_app_gets_one():
-    header = authorization(CLIENT, SignatureMethod.PLAINTEXT, "GET", "https://a.example/", at=NOW)
+    header = oauth1_authorization_header(
+        CLIENT, SignatureMethod.PLAINTEXT, "GET", "https://a.example/", at=NOW
+    )
     assert 'oauth_signature="kd94hf93k423kf44%26"' in header
     for how in SignatureMethod:
         if how is not SignatureMethod.PLAINTEXT:
@@ -161,9 +167,11 @@ TEMPORARY = "oauth_token=t1&oauth_token_secret=s1&oauth_callback_confirmed=true"
 
 
 def test_rfc5849_2_1_temporary_credentials():
-    read = read_temporary(SPEC, reply(TEMPORARY))
+    read = read_temporary_credentials(SPEC, reply(TEMPORARY))
     assert (read.token.reveal(), read.secret.reveal()) == ("t1", "s1")
-    asked = temporary_request(SPEC, "https://acme.example/temporary", CLIENT, "https://us.example/cb", NOW)
+    asked = temporary_credentials_request(
+        SPEC, "https://acme.example/temporary", CLIENT, "https://us.example/cb", NOW
+    )
     assert "us.example" not in repr(asked)
     assert 'oauth_callback="https%3A%2F%2Fus.example%2Fcb"' in asked.headers["Authorization"]
 
@@ -171,19 +179,22 @@ def test_rfc5849_2_1_temporary_credentials():
 @pytest.mark.parametrize(
     ("answer", "code"),
     [
-        (reply(TEMPORARY.replace("true", "false")), Code.REPLY_UNREADABLE),
-        (reply("oauth_token=t1&oauth_token_secret=s1"), Code.REPLY_UNREADABLE),
-        (reply("oauth_token=&oauth_token_secret=s1&oauth_callback_confirmed=true"), Code.REPLY_UNREADABLE),
-        (reply("oauth_token=t1&oauth_callback_confirmed=true"), Code.REPLY_UNREADABLE),
-        (reply("<html>"), Code.REPLY_UNREADABLE),
-        (reply("Invalid signature", 401), Code.CLIENT_REJECTED),
-        (reply("", 503), Code.PROVIDER_ERROR),
-        (reply("", 429), Code.PROVIDER_RATE_LIMITED),
+        (reply(TEMPORARY.replace("true", "false")), ErrorCode.REPLY_UNREADABLE),
+        (reply("oauth_token=t1&oauth_token_secret=s1"), ErrorCode.REPLY_UNREADABLE),
+        (
+            reply("oauth_token=&oauth_token_secret=s1&oauth_callback_confirmed=true"),
+            ErrorCode.REPLY_UNREADABLE,
+        ),
+        (reply("oauth_token=t1&oauth_callback_confirmed=true"), ErrorCode.REPLY_UNREADABLE),
+        (reply("<html>"), ErrorCode.REPLY_UNREADABLE),
+        (reply("Invalid signature", 401), ErrorCode.CLIENT_REJECTED),
+        (reply("", 503), ErrorCode.PROVIDER_ERROR),
+        (reply("", 429), ErrorCode.PROVIDER_RATE_LIMITED),
     ],
 )
-def test_what_is_no_temporary_credential(answer: RawReply, code: Code):
+def test_what_is_no_temporary_credential(answer: RawReply, code: ErrorCode):
     with pytest.raises(Failure) as raised:
-        read_temporary(SPEC, answer)
+        read_temporary_credentials(SPEC, answer)
     assert raised.value.code is code
 
 
@@ -205,33 +216,33 @@ def test_rfc5849_2_3_token_credentials_are_sealed_as_one():
     assert (read.metadata, read.refresh_token) == ({"user_id": "7"}, None)
     with pytest.raises(Failure) as raised:
         read_token_credentials(SPEC, reply("", 401), now=NOW)
-    assert raised.value.code is Code.GRANT_REJECTED
+    assert raised.value.code is ErrorCode.GRANT_REJECTED
     with pytest.raises(Failure) as raised:
         read_token_credentials(SPEC, reply(text.replace(str(end), "soon")), now=NOW)
-    assert raised.value.code is Code.REPLY_UNREADABLE
+    assert raised.value.code is ErrorCode.REPLY_UNREADABLE
 
 
 def test_rfc5849_2_2_the_page_and_scopes_only_where_they_belong():
-    there = authorization_url(SPEC, an_integration(), pair("t 1", "s"), ["read"])
+    there = oauth1_authorization_url(SPEC, an_integration(), pair("t 1", "s"), ["read"])
     assert there == "https://acme.example/authorize?oauth_token=t%201"
     asks = SPEC.model_copy(
         update={"oauth1": spec_like(oauth1={"scope_in": "authorization"}).oauth1, "scope_param_name": "perms"}
     )
-    assert authorization_url(asks, an_integration(), pair("t", "s"), ["read"]).endswith(
+    assert oauth1_authorization_url(asks, an_integration(), pair("t", "s"), ["read"]).endswith(
         "oauth_token=t&perms=read"
     )
 
 
 def test_rfc5849_2_2_the_callback():
-    came = judge_callback([("oauth_token", "t1"), ("oauth_verifier", "v1")])
+    came = read_oauth1_callback([("oauth_token", "t1"), ("oauth_verifier", "v1")])
     assert came.code is not None
     assert (came.code.reveal(), came.denied) == ("v1", False)
     for no in ([("denied", "t1")], [("oauth_token", "t1"), ("oauth_problem", "user_refused")]):
-        assert token_of(no) == Secret("t1")
-        assert judge_callback(no).denied
-    refused = judge_callback([("oauth_token", "t1"), ("oauth_problem", "consumer_key_rejected")])
+        assert temporary_token_in(no) == Secret("t1")
+        assert read_oauth1_callback(no).denied
+    refused = read_oauth1_callback([("oauth_token", "t1"), ("oauth_problem", "consumer_key_rejected")])
     assert (refused.denied, refused.error) == (False, "consumer_key_rejected")
-    assert token_of([("state", "s"), ("code", "c")]) is None
+    assert temporary_token_in([("state", "s"), ("code", "c")]) is None
 
 
 @pytest.mark.parametrize(
@@ -247,5 +258,5 @@ def test_rfc5849_2_2_the_callback():
 )
 def test_a_callback_that_is_not_right(query: list[tuple[str, str]]):
     with pytest.raises(Failure) as raised:
-        judge_callback(query)
-    assert raised.value.code is Code.CALLBACK_INVALID
+        read_oauth1_callback(query)
+    assert raised.value.code is ErrorCode.CALLBACK_INVALID

@@ -10,16 +10,16 @@ from joserfc import jwt
 from joserfc.jwk import ECKey
 
 from evergrant_server.core.access import Endpoints
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.proof import ProofKey
+from evergrant_server.core.connections.proof_key import ProofKey
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import new_proof_key
 from evergrant_server.egress import Egress, EgressPolicy
-from providers.client import OAuthClient
-from providers.flows import Sender, SendFailed
-from providers.proofs import binds, nonce_of, proof, require_algorithm
-from providers.replies import read_tokens
-from providers.reply import RawReply
+from providers.requests.client import OAuthClient
+from providers.requests.dpop import dpop_proof, nonce_in, require_dpop_algorithm, wants_dpop
+from providers.requests.sender import Sender, SendFailed
+from providers.responses.raw_reply import RawReply
+from providers.responses.token_response import read_tokens
 from tests.fakes.scripted_provider import ScriptedProvider, raw
 from tests.unit.providers.definitions import a_grant, an_integration, spec_like
 
@@ -35,19 +35,19 @@ def opened(made: str, key: ProofKey = KEY) -> tuple[dict[str, Any], dict[str, An
 
 
 def test_rfc9449_4_2_what_is_in_a_proof():
-    header, claims = opened(proof(KEY, "post", "https://s.example/token?a=b#c", AT, nonce="n"))
+    header, claims = opened(dpop_proof(KEY, "post", "https://s.example/token?a=b#c", AT, nonce="n"))
     assert header == {"typ": "dpop+jwt", "alg": "ES256", "jwk": KEY.public}
     assert set(header["jwk"]) == {"kty", "crv", "x", "y"}  # and nothing of the private half
     jti = claims.pop("jti")
     expected = {"htm": "POST", "htu": "https://s.example/token", "iat": int(AT.timestamp()), "nonce": "n"}
     assert claims == expected
-    assert opened(proof(KEY, "POST", "https://s.example/token", AT))[1]["jti"] != jti
+    assert opened(dpop_proof(KEY, "POST", "https://s.example/token", AT))[1]["jti"] != jti
     assert KEY.thumbprint == ECKey.import_key(dict(KEY.public)).thumbprint()
 
 
 def test_rfc9449_7_1_the_hash_of_the_rfcs_own_token():
     token = Secret("Kz~8mXK1EalYznwH-LC-1fBAo.4Ljp~zsPE_NeO.gxU")
-    _, claims = opened(proof(KEY, "GET", "https://resource.example.org/r", AT, access_token=token))
+    _, claims = opened(dpop_proof(KEY, "GET", "https://resource.example.org/r", AT, access_token=token))
     assert claims["ath"] == "fUHyO2r2Z3DZ53EsNrWBb0xWXoaNy59IiKCAqksmQEo"
 
 
@@ -83,7 +83,7 @@ def test_rfc9449_5_the_type_has_to_be_what_was_asked_for(kind: str | None, dpop:
         return
     with pytest.raises(Failure) as failure:
         judged()
-    assert failure.value.code is Code.REPLY_UNREADABLE
+    assert failure.value.code is ErrorCode.REPLY_UNREADABLE
 
 
 @pytest.mark.parametrize(
@@ -99,26 +99,28 @@ def test_rfc9449_5_the_type_has_to_be_what_was_asked_for(kind: str | None, dpop:
 )
 def test_whose_word_counts(says: bool | None, defined: bool, held: str | None, bound: bool):
     grant = None if held is None else a_grant(token_type=held)
-    assert binds(spec_like(dpop=defined), an_integration("generic", dpop=says), grant) is bound
+    assert wants_dpop(spec_like(dpop=defined), an_integration("generic", dpop=says), grant) is bound
 
 
 def test_rfc9449_5_a_public_clients_refresh_token_is_bound_whatever_is_said_later():
     held, ours = a_grant(token_type="DPoP"), an_integration("generic", dpop=False, client_auth="none")
-    assert binds(spec_like(dpop=True), ours, held)
-    assert not binds(spec_like(dpop=True), ours, None)
+    assert wants_dpop(spec_like(dpop=True), ours, held)
+    assert not wants_dpop(spec_like(dpop=True), ours, None)
 
 
 def test_rfc9449_5_1_a_server_that_verifies_no_key_of_ours_is_refused():
-    require_algorithm(BOUND, Endpoints(token_endpoint="https://s.example/t"))
-    require_algorithm(BOUND, Endpoints(token_endpoint="https://s.example/t", dpop_algorithms=("ES256",)))
+    require_dpop_algorithm(BOUND, Endpoints(token_endpoint="https://s.example/t"))
+    require_dpop_algorithm(BOUND, Endpoints(token_endpoint="https://s.example/t", dpop_algorithms=("ES256",)))
     with pytest.raises(Failure) as failure:
-        require_algorithm(BOUND, Endpoints(token_endpoint="https://s.example/t", dpop_algorithms=("EdDSA",)))
-    assert failure.value.code is Code.CLIENT_REJECTED
+        require_dpop_algorithm(
+            BOUND, Endpoints(token_endpoint="https://s.example/t", dpop_algorithms=("EdDSA",))
+        )
+    assert failure.value.code is ErrorCode.CLIENT_REJECTED
 
 
 @pytest.mark.parametrize("said", ["", 'a"b', "a\\b", "a b", "ü", "x" * 2000])
 def test_rfc9449_8_1_what_is_no_nonce(said: str):
-    assert nonce_of(RawReply(400, {"dpop-nonce": said}, b"{}")) is None
+    assert nonce_in(RawReply(400, {"dpop-nonce": said}, b"{}")) is None
 
 
 class Talk:
@@ -187,11 +189,11 @@ async def test_a_second_request_that_is_stopped_leaves_the_credential_unspent() 
 
         def too_late_the_second_time() -> None:
             if talk.checks == 2:
-                raise Failure(Code.REFRESH_PENDING, "too late to send")
+                raise Failure(ErrorCode.REFRESH_PENDING, "too late to send")
 
         with pytest.raises(SendFailed) as stopped:
             await talk.refresh(grant["refresh_token"], too_late_the_second_time)
-        assert (stopped.value.sent, stopped.value.code) == (False, Code.REFRESH_PENDING)
+        assert (stopped.value.sent, stopped.value.code) == (False, ErrorCode.REFRESH_PENDING)
         assert (await talk.refresh(grant["refresh_token"])).status == 200
 
 

@@ -10,19 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evergrant_server.core.access import Endpoints, Integration
-from evergrant_server.core.errors import Code, Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, Tenant
-from evergrant_server.core.pushing import PushedRequest
-from providers.client import OAuthClient
-from providers.pushing import (
-    fields_to_push,
-    must_push,
-    push_request,
-    pushed_url,
-    pushes,
-    read_pushed,
+from evergrant_server.core.messages.par import PushedAuthorization
+from providers.requests.client import OAuthClient
+from providers.requests.par import (
+    par_authorization_url,
+    par_fields,
+    par_request,
+    read_par_reply,
+    requires_par,
+    uses_par,
 )
-from providers.reply import RawReply
+from providers.responses.raw_reply import RawReply
 from tests.unit.providers.definitions import spec_like
 
 SPEC = spec_like()
@@ -54,40 +54,40 @@ def integration() -> Integration:
 
 @pytest.mark.parametrize("status", [200, 201])
 def test_rfc9126_2_2_the_response_of_the_rfc(status: int):
-    pushed = read_pushed(SPEC, reply(GOOD, status), NOW)
+    pushed = read_par_reply(SPEC, reply(GOOD, status), NOW)
     assert (pushed.request_uri, pushed.expires_at) == (GOOD["request_uri"], NOW + timedelta(seconds=90))
-    assert pushed.settled
+    assert pushed.is_answered
     assert GOOD["request_uri"] not in repr(pushed)
-    assert PushedRequest.from_secret(pushed.as_secret()) == pushed
+    assert PushedAuthorization.from_secret(pushed.as_secret()) == pushed
 
 
 @pytest.mark.parametrize(
     ("body", "status", "code"),
     [
-        ({"error": "invalid_client"}, 401, Code.CLIENT_REJECTED),
-        ({"error": "invalid_request"}, 400, Code.CLIENT_REJECTED),
-        ({"error": "invalid_grant"}, 400, Code.CLIENT_REJECTED),  # no grant is meant
-        ({"error": "access_denied"}, 400, Code.PROVIDER_ERROR),
-        ({}, 429, Code.PROVIDER_RATE_LIMITED),
-        (b"<html>", 503, Code.PROVIDER_ERROR),
-        (b"<html>", 404, Code.REPLY_UNREADABLE),
-        (b"<html>", 201, Code.REPLY_UNREADABLE),
-        ({"expires_in": 90}, 201, Code.REPLY_UNREADABLE),
-        ({**GOOD, "request_uri": 7}, 201, Code.REPLY_UNREADABLE),
-        ({**GOOD, "request_uri": "urn:a b"}, 201, Code.REPLY_UNREADABLE),
-        ({**GOOD, "request_uri": "x" * 3000}, 201, Code.REPLY_UNREADABLE),
-        ({**GOOD, "expires_in": 0}, 201, Code.REPLY_UNREADABLE),
-        ({**GOOD, "expires_in": -1}, 201, Code.REPLY_UNREADABLE),
-        ({**GOOD, "expires_in": True}, 201, Code.REPLY_UNREADABLE),
-        ({**GOOD, "expires_in": "90"}, 201, Code.REPLY_UNREADABLE),
+        ({"error": "invalid_client"}, 401, ErrorCode.CLIENT_REJECTED),
+        ({"error": "invalid_request"}, 400, ErrorCode.CLIENT_REJECTED),
+        ({"error": "invalid_grant"}, 400, ErrorCode.CLIENT_REJECTED),  # no grant is meant
+        ({"error": "access_denied"}, 400, ErrorCode.PROVIDER_ERROR),
+        ({}, 429, ErrorCode.PROVIDER_RATE_LIMITED),
+        (b"<html>", 503, ErrorCode.PROVIDER_ERROR),
+        (b"<html>", 404, ErrorCode.REPLY_UNREADABLE),
+        (b"<html>", 201, ErrorCode.REPLY_UNREADABLE),
+        ({"expires_in": 90}, 201, ErrorCode.REPLY_UNREADABLE),
+        ({**GOOD, "request_uri": 7}, 201, ErrorCode.REPLY_UNREADABLE),
+        ({**GOOD, "request_uri": "urn:a b"}, 201, ErrorCode.REPLY_UNREADABLE),
+        ({**GOOD, "request_uri": "x" * 3000}, 201, ErrorCode.REPLY_UNREADABLE),
+        ({**GOOD, "expires_in": 0}, 201, ErrorCode.REPLY_UNREADABLE),
+        ({**GOOD, "expires_in": -1}, 201, ErrorCode.REPLY_UNREADABLE),
+        ({**GOOD, "expires_in": True}, 201, ErrorCode.REPLY_UNREADABLE),
+        ({**GOOD, "expires_in": "90"}, 201, ErrorCode.REPLY_UNREADABLE),
     ],
 )
-def test_rfc9126_2_3_what_else_comes_back(body: Any, status: int, code: Code):
+def test_rfc9126_2_3_what_else_comes_back(body: Any, status: int, code: ErrorCode):
     with pytest.raises(Failure) as failure:
-        read_pushed(SPEC, reply(body, status), NOW)
+        read_par_reply(SPEC, reply(body, status), NOW)
     assert failure.value.code is code
-    told = PushedRequest(failure=failure.value)
-    assert PushedRequest.from_secret(told.as_secret()).failure.code is code  # type: ignore[union-attr] it has one
+    told = PushedAuthorization(failure=failure.value)
+    assert PushedAuthorization.from_secret(told.as_secret()).failure.code is code  # type: ignore[union-attr] it has one
 
 
 @given(
@@ -109,7 +109,7 @@ def test_rfc9126_2_3_what_else_comes_back(body: Any, status: int, code: Code):
 )
 def test_nothing_but_a_reference_or_a_typed_failure(body: Any, status: int):
     try:
-        pushed = read_pushed(SPEC, reply(body, status), NOW)
+        pushed = read_par_reply(SPEC, reply(body, status), NOW)
     except Failure:
         return
     assert pushed.request_uri
@@ -118,36 +118,36 @@ def test_nothing_but_a_reference_or_a_typed_failure(body: Any, status: int):
 
 
 def test_rfc9126_4_the_browser_carries_the_reference_and_the_client_id():
-    url = pushed_url(SPEC, integration(), PAGE, "urn:a&b=c")
+    url = par_authorization_url(SPEC, integration(), PAGE, "urn:a&b=c")
     assert urlsplit(url)[:3] == urlsplit(PAGE)[:3]
     carried = {"tenant": "a", "client_id": "us & them", "request_uri": "urn:a&b=c"}
     assert dict(parse_qsl(urlsplit(url).query)) == carried
 
 
 def test_rfc9126_2_1_what_is_pushed_is_what_the_browser_would_have_carried():
-    asked = fields_to_push(f"{PAGE}&state=s&resource=https%3A%2F%2Fa&resource=https%3A%2F%2Fb", PAGE)
+    asked = par_fields(f"{PAGE}&state=s&resource=https%3A%2F%2Fa&resource=https%3A%2F%2Fb", PAGE)
     assert asked == (("state", "s"), ("resource", "https://a"), ("resource", "https://b"))
     known = endpoints(pushed_authorization_request_endpoint="https://idp.example/par")
-    request = push_request(SPEC, known, CLIENT, asked)
-    assert (request.url, request.dialect.extra) == ("https://idp.example/par", {"state": "s"})
-    assert request.dialect.repeated == asked[1:]
-    assert "state" not in repr(PushedRequest(asked))
+    request = par_request(SPEC, known, CLIENT, asked)
+    assert (request.url, request.dialect.extra_params) == ("https://idp.example/par", {"state": "s"})
+    assert request.dialect.repeated_params == asked[1:]
+    assert "state" not in repr(PushedAuthorization(asked))
 
 
 def test_rfc9126_5_a_duty_by_metadata_or_by_definition():
     duty = spec_like(require_pushed_authorization_requests=True)
     known = endpoints(pushed_authorization_request_endpoint="https://idp.example/par")
-    assert not pushes(SPEC, endpoints())
-    assert pushes(SPEC, known)
-    assert not must_push(SPEC, known)
-    assert must_push(duty, known)
+    assert not uses_par(SPEC, endpoints())
+    assert uses_par(SPEC, known)
+    assert not requires_par(SPEC, known)
+    assert requires_par(duty, known)
     for spec, where in ((duty, endpoints()), (SPEC, endpoints(pushed_requests_required=True))):
         with pytest.raises(Failure) as failure:
-            pushes(spec, where)
-        assert failure.value.code is Code.CLIENT_REJECTED
+            uses_par(spec, where)
+        assert failure.value.code is ErrorCode.CLIENT_REJECTED
 
 
 @pytest.mark.parametrize("lives_s", [1e308, 10**400])
 def test_a_reference_that_lives_for_ever_lives_for_an_hour(lives_s: float) -> None:
-    pushed = read_pushed(SPEC, reply({**GOOD, "expires_in": lives_s}), NOW)
+    pushed = read_par_reply(SPEC, reply({**GOOD, "expires_in": lives_s}), NOW)
     assert pushed.expires_at == NOW + timedelta(hours=1)

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evergrant_server.core.errors import Code, Failure
-from evergrant_server.core.grant import TokenSet
-from providers.replies import read_introspection, read_revocation, read_tokens
-from providers.reply import RawReply
-from providers.spec import ProviderSpec
-from providers.verdicts import UnreadTokens
+from evergrant_server.core.connections.grant import TokenSet
+from evergrant_server.core.errors import ErrorCode, Failure
+from providers.definition.schema import ProviderSpec
+from providers.responses.error_mapping import UnreadableTokens
+from providers.responses.raw_reply import RawReply
+from providers.responses.token_response import read_introspection, read_revocation, read_tokens
 from tests.unit.providers.definitions import NOW, spec_like
 
 PLAIN = spec_like()
@@ -63,11 +63,11 @@ def failure(data: Any, status: int = 200, spec: ProviderSpec = PLAIN, **headers:
 def test_a_yes_that_has_made_tokens_is_told_from_a_page(said: bytes, made: bool) -> None:
     """Whoever sends what they were asked with again may end them."""
     raised = failure(said)
-    assert raised.code is Code.REPLY_UNREADABLE
-    assert isinstance(raised, UnreadTokens) is made
+    assert raised.code is ErrorCode.REPLY_UNREADABLE
+    assert isinstance(raised, UnreadableTokens) is made
     for status in (201, 302, 404):
         raised = failure(said, status)
-        assert isinstance(raised, UnreadTokens) is (made and status == 201)
+        assert isinstance(raised, UnreadableTokens) is (made and status == 201)
 
 
 def test_rfc6749_5_1_a_full_reply() -> None:
@@ -96,7 +96,7 @@ def test_rfc6749_5_1_token_type_ignores_case(token_type: str | None) -> None:
 
 @pytest.mark.parametrize("token_type", ["mac", "DPoP", "N_A", 7, ["bearer"], {"a": 1}])
 def test_rfc6749_7_1_an_unknown_token_type_is_refused(token_type: Any) -> None:
-    assert failure(GOOD | {"token_type": token_type}).code is Code.REPLY_UNREADABLE
+    assert failure(GOOD | {"token_type": token_type}).code is ErrorCode.REPLY_UNREADABLE
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_rfc6749_a_14_expires_in_is_digits(value: Any, seconds: float | None) ->
 def test_a_hostile_expires_in_is_unreadable(literal: str) -> None:
     body = f'{{"access_token": "canary", "token_type": "bearer", "expires_in": {literal}}}'.encode()
     raised = failure(body)
-    assert raised.code is Code.REPLY_UNREADABLE
+    assert raised.code is ErrorCode.REPLY_UNREADABLE
     assert "canary" not in str(raised)
 
 
@@ -164,7 +164,7 @@ def test_a_hostile_expires_in_is_unreadable(literal: str) -> None:
 )
 def test_what_isnt_a_token_reply_is_unreadable_and_not_shown(body: bytes) -> None:
     raised = failure(body)
-    assert raised.code is Code.REPLY_UNREADABLE
+    assert raised.code is ErrorCode.REPLY_UNREADABLE
     assert "canary" not in f"{raised} {raised.context}"
 
 
@@ -217,7 +217,7 @@ def test_absolute_expiry(how: str, value: Any, date: str | None, seconds: float)
 @pytest.mark.parametrize("how", ["iso8601", "epoch_s"])
 def test_a_hostile_absolute_expiry_is_unreadable(how: str, value: Any) -> None:
     spec = spec_like(response={"expires_at_path": "until", "expires_at_format": how})
-    assert failure({"access_token": "at", "until": value}, spec=spec).code is Code.REPLY_UNREADABLE
+    assert failure({"access_token": "at", "until": value}, spec=spec).code is ErrorCode.REPLY_UNREADABLE
 
 
 def test_lifetimes_by_declaration() -> None:
@@ -246,17 +246,19 @@ def test_rfc7009_2_2_200_means_done_whatever_the_body(data: Any) -> None:
 @pytest.mark.parametrize(
     ("status", "data", "code"),
     [
-        (503, b"", Code.PROVIDER_ERROR),
-        (500, b"", Code.PROVIDER_ERROR),
-        (429, b"", Code.PROVIDER_RATE_LIMITED),
-        (401, {"error": "invalid_client"}, Code.CLIENT_REJECTED),
-        (400, {"error": "unsupported_token_type"}, Code.CLIENT_REJECTED),
-        (400, b"", Code.PROVIDER_ERROR),
-        (302, b"", Code.REPLY_UNREADABLE),
-        (404, b"", Code.REPLY_UNREADABLE),
+        (503, b"", ErrorCode.PROVIDER_ERROR),
+        (500, b"", ErrorCode.PROVIDER_ERROR),
+        (429, b"", ErrorCode.PROVIDER_RATE_LIMITED),
+        (401, {"error": "invalid_client"}, ErrorCode.CLIENT_REJECTED),
+        (400, {"error": "unsupported_token_type"}, ErrorCode.CLIENT_REJECTED),
+        (400, b"", ErrorCode.PROVIDER_ERROR),
+        (302, b"", ErrorCode.REPLY_UNREADABLE),
+        (404, b"", ErrorCode.REPLY_UNREADABLE),
     ],
 )
-def test_rfc7009_2_2_nothing_is_revoked_before_it_is_confirmed(status: int, data: Any, code: Code) -> None:
+def test_rfc7009_2_2_nothing_is_revoked_before_it_is_confirmed(
+    status: int, data: Any, code: ErrorCode
+) -> None:
     with pytest.raises(Failure) as raised:
         read_revocation(PLAIN, reply_of(data, status))
     assert raised.value.code is code
@@ -264,9 +266,9 @@ def test_rfc7009_2_2_nothing_is_revoked_before_it_is_confirmed(status: int, data
 
 @pytest.mark.parametrize(
     ("challenge", "code"),
-    [("Basic", Code.CLIENT_REJECTED), ('Bearer realm="acme"', Code.PROVIDER_ERROR)],
+    [("Basic", ErrorCode.CLIENT_REJECTED), ('Bearer realm="acme"', ErrorCode.PROVIDER_ERROR)],
 )
-def test_a_401_without_a_name_is_about_the_client_or_about_a_token(challenge: str, code: Code) -> None:
+def test_a_401_without_a_name_is_about_the_client_or_about_a_token(challenge: str, code: ErrorCode) -> None:
     """Some are asked to revoke, or to say what a token is, with an access token in the header."""
     reply = reply_of(b"", 401, www_authenticate=challenge)
     for judge in (read_revocation, read_introspection):
@@ -361,7 +363,7 @@ def test_half_a_character_where_a_token_is_makes_a_reply_unreadable(name: str):
     reply = RawReply(200, {}, json.dumps(body).encode())
     with pytest.raises(Failure) as raised:
         read_tokens(spec_like(), reply, requested_scopes=(), refreshing=False)
-    assert raised.value.code is Code.REPLY_UNREADABLE
+    assert raised.value.code is ErrorCode.REPLY_UNREADABLE
     raised.value.detail.encode()
 
 

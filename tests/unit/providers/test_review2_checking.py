@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from evergrant_server.core.definition import Finding, Level
+from evergrant_server.core.definition import CheckLevel, CheckResult
 from evergrant_server.egress import Egress, EgressPolicy
-from providers.checking import check_definition
-from providers.registry import spec_of
+from providers.definition.registry import parse_definition
+from providers.tools.definition_check import check_definition
 
 BEFORE: dict[str, Any] = {
     "name": "acme-crm",
@@ -24,8 +24,8 @@ BEFORE: dict[str, Any] = {
 }
 
 
-async def hosts(**changed: Any) -> Finding:
-    before, after = spec_of(BEFORE, "before"), spec_of(BEFORE | changed, "after")
+async def hosts(**changed: Any) -> CheckResult:
+    before, after = parse_definition(BEFORE, "before"), parse_definition(BEFORE | changed, "after")
     findings = await check_definition(Egress(EgressPolicy()), after, before)
     (found,) = [it for it in findings if it.check == "hosts"]
     return found
@@ -42,9 +42,9 @@ async def hosts(**changed: Any) -> Finding:
 )
 async def test_a_new_host_for_secrets_is_named(host: str, changed: dict[str, Any]):
     found = await hosts(**changed)
-    assert found.level is Level.WARNING
+    assert found.level is CheckLevel.WARNING
     assert host in found.detail
 
 
 async def test_the_same_hosts_are_no_warning():
-    assert (await hosts(display_name="Acme")).level is Level.OK
+    assert (await hosts(display_name="Acme")).level is CheckLevel.OK

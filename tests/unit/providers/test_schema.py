@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from docs.generate import DOCS
-from providers.registry import CATALOG
+from providers.definition.registry import CATALOG
 from tests.unit.providers.test_definitions import MINIMAL
 
 CHECK = Path(sys.executable).parent / "check-jsonschema"

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from evergrant_server.core.errors import Code, Kind
+from evergrant_server.core.errors import ErrorCode, FailureKind
 from tests.unit.providers.definitions import NOW, spec_like
 from tests.unit.providers.test_replies import GOOD, SLACKLIKE, failure, read
 
@@ -12,52 +12,52 @@ from tests.unit.providers.test_replies import GOOD, SLACKLIKE, failure, read
 @pytest.mark.parametrize(
     ("status", "data", "code"),
     [
-        (400, {"error": "invalid_grant"}, Code.GRANT_REJECTED),
-        (401, {"error": "invalid_grant"}, Code.GRANT_REJECTED),
-        (200, {"error": "invalid_grant"}, Code.GRANT_REJECTED),
-        (401, {"error": "invalid_client"}, Code.CLIENT_REJECTED),
-        (400, {"error": "unauthorized_client"}, Code.CLIENT_REJECTED),
-        (400, {"error": "invalid_request"}, Code.CLIENT_REJECTED),
-        (400, {"error": "unsupported_grant_type"}, Code.CLIENT_REJECTED),
-        (400, {"error": "invalid_scope"}, Code.CLIENT_REJECTED),
-        (400, {"error": "redirect_uri_mismatch"}, Code.CLIENT_REJECTED),
-        (429, {}, Code.PROVIDER_RATE_LIMITED),
-        (429, {"error": "invalid_grant"}, Code.PROVIDER_RATE_LIMITED),
-        (400, {"error": "slow_down"}, Code.PROVIDER_RATE_LIMITED),
-        (500, {"error": "invalid_grant"}, Code.PROVIDER_ERROR),
-        (502, b"<html>", Code.PROVIDER_ERROR),
-        (503, {"error": "temporarily_unavailable"}, Code.PROVIDER_ERROR),
-        (400, {"error": "temporarily_unavailable"}, Code.PROVIDER_ERROR),
-        (400, {"error": "server_error"}, Code.PROVIDER_ERROR),
-        (400, {"error": "something_of_theirs"}, Code.PROVIDER_ERROR),
-        (200, {"error": "something_of_theirs"}, Code.PROVIDER_ERROR),
-        (400, b"", Code.PROVIDER_ERROR),
-        (400, b"<html>", Code.PROVIDER_ERROR),
-        (401, b"nope", Code.PROVIDER_ERROR),
-        (403, {}, Code.PROVIDER_ERROR),
-        (400, {"error": "invalid_code"}, Code.PROVIDER_ERROR),
-        (400, {"error": "interaction_required"}, Code.GRANT_REJECTED),
-        (400, {"error": "login_required"}, Code.GRANT_REJECTED),
-        (400, {"error": ["invalid_grant"]}, Code.PROVIDER_ERROR),
-        (400, {"error": {"code": "invalid_grant"}}, Code.GRANT_REJECTED),
-        (400, {"error": {"message": "invalid_grant"}}, Code.PROVIDER_ERROR),
-        (400, b"error=invalid_grant&error_description=gone", Code.GRANT_REJECTED),
-        (400, [{"error": "invalid_grant"}], Code.PROVIDER_ERROR),
-        (400, {"Error": "invalid_grant"}, Code.PROVIDER_ERROR),
-        (400, {"error": " invalid_grant "}, Code.PROVIDER_ERROR),
-        (200, {"error": "slow_down"}, Code.PROVIDER_RATE_LIMITED),
-        (200, GOOD | {"error": "invalid_grant"}, Code.GRANT_REJECTED),
-        (200, b"<html>invalid_grant</html>", Code.REPLY_UNREADABLE),
-        (204, b"", Code.REPLY_UNREADABLE),
-        (408, b"", Code.PROVIDER_ERROR),
-        (421, b"", Code.PROVIDER_ERROR),
-        (599, b"", Code.PROVIDER_ERROR),
-        (302, b"", Code.REPLY_UNREADABLE),
-        (404, b"<html>", Code.REPLY_UNREADABLE),
-        (201, GOOD, Code.REPLY_UNREADABLE),
+        (400, {"error": "invalid_grant"}, ErrorCode.GRANT_REJECTED),
+        (401, {"error": "invalid_grant"}, ErrorCode.GRANT_REJECTED),
+        (200, {"error": "invalid_grant"}, ErrorCode.GRANT_REJECTED),
+        (401, {"error": "invalid_client"}, ErrorCode.CLIENT_REJECTED),
+        (400, {"error": "unauthorized_client"}, ErrorCode.CLIENT_REJECTED),
+        (400, {"error": "invalid_request"}, ErrorCode.CLIENT_REJECTED),
+        (400, {"error": "unsupported_grant_type"}, ErrorCode.CLIENT_REJECTED),
+        (400, {"error": "invalid_scope"}, ErrorCode.CLIENT_REJECTED),
+        (400, {"error": "redirect_uri_mismatch"}, ErrorCode.CLIENT_REJECTED),
+        (429, {}, ErrorCode.PROVIDER_RATE_LIMITED),
+        (429, {"error": "invalid_grant"}, ErrorCode.PROVIDER_RATE_LIMITED),
+        (400, {"error": "slow_down"}, ErrorCode.PROVIDER_RATE_LIMITED),
+        (500, {"error": "invalid_grant"}, ErrorCode.PROVIDER_ERROR),
+        (502, b"<html>", ErrorCode.PROVIDER_ERROR),
+        (503, {"error": "temporarily_unavailable"}, ErrorCode.PROVIDER_ERROR),
+        (400, {"error": "temporarily_unavailable"}, ErrorCode.PROVIDER_ERROR),
+        (400, {"error": "server_error"}, ErrorCode.PROVIDER_ERROR),
+        (400, {"error": "something_of_theirs"}, ErrorCode.PROVIDER_ERROR),
+        (200, {"error": "something_of_theirs"}, ErrorCode.PROVIDER_ERROR),
+        (400, b"", ErrorCode.PROVIDER_ERROR),
+        (400, b"<html>", ErrorCode.PROVIDER_ERROR),
+        (401, b"nope", ErrorCode.PROVIDER_ERROR),
+        (403, {}, ErrorCode.PROVIDER_ERROR),
+        (400, {"error": "invalid_code"}, ErrorCode.PROVIDER_ERROR),
+        (400, {"error": "interaction_required"}, ErrorCode.GRANT_REJECTED),
+        (400, {"error": "login_required"}, ErrorCode.GRANT_REJECTED),
+        (400, {"error": ["invalid_grant"]}, ErrorCode.PROVIDER_ERROR),
+        (400, {"error": {"code": "invalid_grant"}}, ErrorCode.GRANT_REJECTED),
+        (400, {"error": {"message": "invalid_grant"}}, ErrorCode.PROVIDER_ERROR),
+        (400, b"error=invalid_grant&error_description=gone", ErrorCode.GRANT_REJECTED),
+        (400, [{"error": "invalid_grant"}], ErrorCode.PROVIDER_ERROR),
+        (400, {"Error": "invalid_grant"}, ErrorCode.PROVIDER_ERROR),
+        (400, {"error": " invalid_grant "}, ErrorCode.PROVIDER_ERROR),
+        (200, {"error": "slow_down"}, ErrorCode.PROVIDER_RATE_LIMITED),
+        (200, GOOD | {"error": "invalid_grant"}, ErrorCode.GRANT_REJECTED),
+        (200, b"<html>invalid_grant</html>", ErrorCode.REPLY_UNREADABLE),
+        (204, b"", ErrorCode.REPLY_UNREADABLE),
+        (408, b"", ErrorCode.PROVIDER_ERROR),
+        (421, b"", ErrorCode.PROVIDER_ERROR),
+        (599, b"", ErrorCode.PROVIDER_ERROR),
+        (302, b"", ErrorCode.REPLY_UNREADABLE),
+        (404, b"<html>", ErrorCode.REPLY_UNREADABLE),
+        (201, GOOD, ErrorCode.REPLY_UNREADABLE),
     ],
 )
-def test_a_refusal_is_sorted_by_who_repairs_it(status: int, data: Any, code: Code) -> None:
+def test_a_refusal_is_sorted_by_who_repairs_it(status: int, data: Any, code: ErrorCode) -> None:
     assert failure(data, status).code is code
 
 
@@ -67,47 +67,49 @@ BASIC = 'Basic realm="clients"'
 @pytest.mark.parametrize(
     ("challenge", "code"),
     [
-        (BASIC, Code.CLIENT_REJECTED),
-        ("basic", Code.CLIENT_REJECTED),
-        ("Negotiate", Code.CLIENT_REJECTED),
-        ("Basic YWJj==", Code.CLIENT_REJECTED),
-        ('Bearer realm="a, b=\\"c", Basic realm="d"', Code.CLIENT_REJECTED),
-        ('Basic realm="d", charset="UTF-8", Bearer', Code.CLIENT_REJECTED),
-        ("Bearer", Code.PROVIDER_ERROR),
-        ('BEARER realm="a, Basic b", error="invalid_token"', Code.PROVIDER_ERROR),
-        ('Bearer realm = "a", charset  = "UTF-8"', Code.PROVIDER_ERROR),
-        ('DPoP algs="ES256", error="invalid_token"', Code.PROVIDER_ERROR),
-        ('OAuth "Facebook Platform" "invalid_token" "Basic reasons"', Code.PROVIDER_ERROR),
-        ("Token", Code.PROVIDER_ERROR),
-        ('realm="clients"', Code.PROVIDER_ERROR),
-        (" , ", Code.PROVIDER_ERROR),
-        ("", Code.PROVIDER_ERROR),
+        (BASIC, ErrorCode.CLIENT_REJECTED),
+        ("basic", ErrorCode.CLIENT_REJECTED),
+        ("Negotiate", ErrorCode.CLIENT_REJECTED),
+        ("Basic YWJj==", ErrorCode.CLIENT_REJECTED),
+        ('Bearer realm="a, b=\\"c", Basic realm="d"', ErrorCode.CLIENT_REJECTED),
+        ('Basic realm="d", charset="UTF-8", Bearer', ErrorCode.CLIENT_REJECTED),
+        ("Bearer", ErrorCode.PROVIDER_ERROR),
+        ('BEARER realm="a, Basic b", error="invalid_token"', ErrorCode.PROVIDER_ERROR),
+        ('Bearer realm = "a", charset  = "UTF-8"', ErrorCode.PROVIDER_ERROR),
+        ('DPoP algs="ES256", error="invalid_token"', ErrorCode.PROVIDER_ERROR),
+        ('OAuth "Facebook Platform" "invalid_token" "Basic reasons"', ErrorCode.PROVIDER_ERROR),
+        ("Token", ErrorCode.PROVIDER_ERROR),
+        ('realm="clients"', ErrorCode.PROVIDER_ERROR),
+        (" , ", ErrorCode.PROVIDER_ERROR),
+        ("", ErrorCode.PROVIDER_ERROR),
     ],
 )
 @pytest.mark.parametrize("body", [b"", b"<html>no</html>", {}, {"message": "no"}, {"error": ["no"]}])
 def test_rfc6749_5_2_a_401_that_asks_for_a_client_refuses_the_client(
-    challenge: str, code: Code, body: Any
+    challenge: str, code: ErrorCode, body: Any
 ) -> None:
     raised = failure(body, 401, www_authenticate=challenge)
     assert raised.code is code
     assert raised.context["provider_status"] == "401"
-    assert raised.kind is not Kind.RECONNECT_NEEDED
+    assert raised.kind is not FailureKind.RECONNECT_NEEDED
 
 
 @pytest.mark.parametrize(
     ("status", "data", "code"),
     [
-        (401, {"error": "invented"}, Code.PROVIDER_ERROR),
-        (401, {"error": "invalid_grant"}, Code.GRANT_REJECTED),
-        (401, {"error": "slow_down"}, Code.PROVIDER_RATE_LIMITED),
-        (400, b"", Code.PROVIDER_ERROR),
-        (403, b"", Code.PROVIDER_ERROR),
-        (407, b"", Code.PROVIDER_ERROR),
-        (404, b"", Code.REPLY_UNREADABLE),
-        (503, b"", Code.PROVIDER_ERROR),
+        (401, {"error": "invented"}, ErrorCode.PROVIDER_ERROR),
+        (401, {"error": "invalid_grant"}, ErrorCode.GRANT_REJECTED),
+        (401, {"error": "slow_down"}, ErrorCode.PROVIDER_RATE_LIMITED),
+        (400, b"", ErrorCode.PROVIDER_ERROR),
+        (403, b"", ErrorCode.PROVIDER_ERROR),
+        (407, b"", ErrorCode.PROVIDER_ERROR),
+        (404, b"", ErrorCode.REPLY_UNREADABLE),
+        (503, b"", ErrorCode.PROVIDER_ERROR),
     ],
 )
-def test_with_a_name_or_another_status_a_challenge_says_nothing(status: int, data: Any, code: Code) -> None:
+def test_with_a_name_or_another_status_a_challenge_says_nothing(
+    status: int, data: Any, code: ErrorCode
+) -> None:
     assert failure(data, status, www_authenticate=BASIC).code is code
 
 
@@ -115,7 +117,7 @@ def test_only_known_errors_condemn_a_grant() -> None:
     """Whatever a provider invents, a grant is kept unless the error is known to end it."""
     for status in (400, 401, 403, 409, 422, 500):
         for data in (b"", b"<html>", {"error": "invented"}, {"message": "no"}, {"error": {"code": 7}}):
-            assert failure(data, status).kind is not Kind.RECONNECT_NEEDED
+            assert failure(data, status).kind is not FailureKind.RECONNECT_NEEDED
 
 
 @pytest.mark.parametrize(
@@ -187,13 +189,13 @@ def test_a_declared_rate_limit_header_says_when_it_ends(how: str, value: str, se
 @pytest.mark.parametrize(
     ("data", "code"),
     [
-        ({"ok": False, "error": "token_revoked"}, Code.GRANT_REJECTED),
-        ({"ok": False, "error": "internal_error"}, Code.PROVIDER_ERROR),
-        ({"ok": 1, "error": "token_revoked"}, Code.GRANT_REJECTED),
-        ({"ok": False}, Code.PROVIDER_ERROR),
+        ({"ok": False, "error": "token_revoked"}, ErrorCode.GRANT_REJECTED),
+        ({"ok": False, "error": "internal_error"}, ErrorCode.PROVIDER_ERROR),
+        ({"ok": 1, "error": "token_revoked"}, ErrorCode.GRANT_REJECTED),
+        ({"ok": False}, ErrorCode.PROVIDER_ERROR),
     ],
 )
-def test_errors_behind_200_by_rule(data: dict[str, Any], code: Code) -> None:
+def test_errors_behind_200_by_rule(data: dict[str, Any], code: ErrorCode) -> None:
     assert failure(data, 200, SLACKLIKE).code is code
     assert read(GOOD | {"ok": True}, spec=SLACKLIKE).expires_in == 3600
 
@@ -201,6 +203,6 @@ def test_errors_behind_200_by_rule(data: dict[str, Any], code: Code) -> None:
 def test_status_fields_and_error_objects() -> None:
     spec = spec_like(status_field="result", ok_values=["0000", 0], terminal_error_codes=["5001", "190"])
     assert read(GOOD | {"result": "0000"}, spec=spec).expires_in == 3600
-    assert failure(GOOD | {"result": 5001}, spec=spec).code is Code.GRANT_REJECTED
-    assert failure(GOOD, spec=spec).code is Code.PROVIDER_ERROR
-    assert failure({"error": {"code": 190}, "result": 0}, 400, spec).code is Code.GRANT_REJECTED
+    assert failure(GOOD | {"result": 5001}, spec=spec).code is ErrorCode.GRANT_REJECTED
+    assert failure(GOOD, spec=spec).code is ErrorCode.PROVIDER_ERROR
+    assert failure({"error": {"code": 190}, "result": 0}, 400, spec).code is ErrorCode.GRANT_REJECTED

@@ -14,11 +14,11 @@ import pytest
 import yaml
 
 import worker
-from activities import critical
+from activities.single_use import critical_section
 from evergrant_server import __version__
-from evergrant_server.cli.process import WORKER_END_LIMIT_S
-from evergrant_server.core.attempt import LIMITS
-from workflows import calls
+from evergrant_server.cli.process import WORKER_STOP_LIMIT_S
+from evergrant_server.core.single_use.attempt import LIMITS
+from workflows import activity_calls
 
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
@@ -78,11 +78,18 @@ def test_workers_have_journals_of_their_own() -> None:
 @pytest.mark.parametrize("name", ["worker-1", "worker-2"])
 def test_a_worker_that_is_told_to_stop_is_left_the_time_for_every_answer(name: str) -> None:
     """Each of these holds what is inside it: an answer, its activity, the shutdown, its process, the host."""
-    stopping = (worker.GRACE + worker.COMMIT).total_seconds() + critical.LAST_WORDS_S
+    stopping = (
+        worker.GRACEFUL_SHUTDOWN + worker.COMMIT_LIMIT
+    ).total_seconds() + critical_section.CLEANUP_TIMEOUT_S
     host = float(SERVICES[name]["stop_grace_period"].removesuffix("s"))
     answer = (LIMITS.send + LIMITS.answer).total_seconds()
-    times = [answer, calls.PROVIDER_TIME.total_seconds(), worker.GRACE.total_seconds(), stopping]
-    times += [WORKER_END_LIMIT_S, host]
+    times = [
+        answer,
+        activity_calls.PROVIDER_TIME.total_seconds(),
+        worker.GRACEFUL_SHUTDOWN.total_seconds(),
+        stopping,
+    ]
+    times += [WORKER_STOP_LIMIT_S, host]
     assert times == sorted(set(times))
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from evergrant_server import telemetry_names as names
-from evergrant_server.telemetry import configure_logging, say
-from evergrant_server.telemetry_names import ATTRIBUTES, EVENTS, LOG_FIELDS, METRICS, Event, LogField
-from evergrant_server.telemetry_sdk import BadTelemetry, otlp_wanted
+from evergrant_server.telemetry import names
+from evergrant_server.telemetry.logs import configure_logging, log_event
+from evergrant_server.telemetry.names import ATTRIBUTES, LOG_EVENTS, LOG_FIELDS, METRICS, LogEvent, LogField
+from evergrant_server.telemetry.sdk import BadTelemetry, otlp_enabled
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs/telemetry.md").read_text(encoding="utf-8")
@@ -24,19 +24,19 @@ CODE = {
 
 def test_every_name_is_on_the_page() -> None:
     listed = set(re.findall(r"^\| `([^`]+)` \|", PAGE, flags=re.MULTILINE))
-    ours = {it.name for it in (*names.SPANS, *METRICS)} | set(ATTRIBUTES) | {it.value for it in Event}
+    ours = {it.name for it in (*names.SPANS, *METRICS)} | set(ATTRIBUTES) | {it.value for it in LogEvent}
     assert listed == ours | {field.value for field in LogField}
 
 
 def test_every_event_and_field_is_explained() -> None:
-    assert set(EVENTS) == set(Event)
+    assert set(LOG_EVENTS) == set(LogEvent)
     assert set(LOG_FIELDS) == set(LogField)
 
 
-@pytest.mark.parametrize("event", Event)
-def test_every_event_is_logged_somewhere(event: Event) -> None:
+@pytest.mark.parametrize("event", LogEvent)
+def test_every_event_is_logged_somewhere(event: LogEvent) -> None:
     users = [name for name, text in CODE.items() if f"Event.{event.name}" in text]
-    assert [name for name in users if name != "evergrant_server/telemetry_names.py"]
+    assert [name for name in users if name != "evergrant_server/telemetry/names.py"]
 
 
 def test_whoever_logs_says_an_event() -> None:
@@ -46,7 +46,7 @@ def test_whoever_logs_says_an_event() -> None:
 
 def test_names_of_metrics_and_attributes_are_written_once() -> None:
     for name, text in CODE.items():
-        if name != "evergrant_server/telemetry_names.py":
+        if name != "evergrant_server/telemetry/names.py":
             used = re.findall(r'"((?:evergrant|http\.re|server\.)[a-z_.]*\.[a-z_.]+)"', text)
             assert {it for it in used if it in ATTRIBUTES or it in {m.name for m in METRICS}} == set(), name
 
@@ -57,7 +57,13 @@ def test_a_json_line_has_code_and_id_but_no_text_of_an_exception() -> None:
     before, level = list(root.handlers), root.level
     try:
         configure_logging("DEBUG", "json", out)
-        say(logging.getLogger("t"), logging.WARNING, Event.OUTBOX_STUCK, code="store_unavailable", object="x")
+        log_event(
+            logging.getLogger("t"),
+            logging.WARNING,
+            LogEvent.OUTBOX_STUCK,
+            code="store_unavailable",
+            object="x",
+        )
         try:
             raise ValueError("secret-in-a-message")
         except ValueError:
@@ -96,11 +102,11 @@ def test_traces_are_off_unless_asked_for(
 ) -> None:
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    assert otlp_wanted("TRACES") is wanted
+    assert otlp_enabled("TRACES") is wanted
 
 
 def test_a_protocol_that_is_not_spoken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4317")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
     with pytest.raises(BadTelemetry, match="http/protobuf"):
-        otlp_wanted("TRACES")
+        otlp_enabled("TRACES")

@@ -8,12 +8,12 @@ import pytest
 import pytest_asyncio
 
 from evergrant_server.core.clock import SetClock
-from evergrant_server.core.connection import Connection, State
+from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant, new_id
 from evergrant_server.crypto.keyring import KeyRing
 from evergrant_server.store import Store
-from evergrant_server.temporal_link import Lives, Reconciler
-from providers.registry import Registry
+from evergrant_server.temporal_link import Reconciler, WorkflowStarter
+from providers.definition.registry import Registry
 from tests.fakes.databases import clock, key_path, migrated_sqlite, ring, sqlite_url
 from tests.fakes.scripted_link import ScriptedLink
 
@@ -40,7 +40,7 @@ def place(store: Store, ring: KeyRing, clock: SetClock) -> Place:
             for it in connections:
                 await tx.connections.add(it)
         link = ScriptedLink(connections)
-        lives = Lives(store, link, ring, clock, Registry({}).refresh_rules)
+        lives = WorkflowStarter(store, link, ring, clock, Registry({}).refresh_rules)
         return Reconciler(store, link, lives, clock), link
 
     return made
@@ -55,7 +55,7 @@ def connection(number: int, clock: SetClock) -> Connection:
         integration="crm",
         provider="generic",
         subject=f"user-{number}",
-        state=State.PENDING_CONSENT,
+        state=LifecycleState.PENDING_CONSENT,
         created_at=now,
         changed_at=now,
         consent_deadline=now + timedelta(hours=1),

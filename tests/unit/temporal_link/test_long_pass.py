@@ -5,19 +5,19 @@ from datetime import timedelta
 
 from temporalio.testing import ActivityEnvironment
 
-from activities.reconcile import LONGEST_RUN, ReconcileActivities
+from activities.maintenance.reconcile import RUN_LIMIT, ReconcileActivities
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import SetClock
 from evergrant_server.core.ids import Tenant
-from evergrant_server.core.messages import Asked
-from evergrant_server.core.upkeep import Mark, ReconcileOrder, Reconciliation
+from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.messages.maintenance import AuditCheckpoint, ReconcileRequest, ReconcileResult
 from evergrant_server.store import Store
-from evergrant_server.temporal_link import ClosedRuns, Reconciler
+from evergrant_server.temporal_link import ClosedRunExporter, Reconciler
 from tests.fakes.scripted_link import ScriptedLink
 from tests.unit.temporal_link.conftest import Place
 
-LOST = Mark(tenant=Tenant("acme"), seq=7, hash="of a record that the backup doesn't have")
+LOST = AuditCheckpoint(tenant=Tenant("acme"), seq=7, hash="of a record that the backup doesn't have")
 MANY = 450  # three batches
 
 
@@ -26,15 +26,15 @@ def upkeep(
     reconciler: Reconciler,
     link: ScriptedLink,
     clock: SetClock,
-    longest: timedelta = LONGEST_RUN,
+    longest: timedelta = RUN_LIMIT,
 ) -> ReconcileActivities:
-    closed = ClosedRuns(store, link, clock)
+    closed = ClosedRunExporter(store, link, clock)
     return ReconcileActivities(store, reconciler, closed, clock, timedelta(days=30), longest)
 
 
-def following(last: Reconciliation) -> ReconcileOrder:
+def following(last: ReconcileResult) -> ReconcileRequest:
     """What `ReconcileWorkflow` makes of the last run's result."""
-    return ReconcileOrder(mark=last.mark, so_far=last if last.after else None)
+    return ReconcileRequest(mark=last.mark, so_far=last if last.after else None)
 
 
 async def recorded(store: Store, clock: SetClock) -> None:
@@ -42,7 +42,10 @@ async def recorded(store: Store, clock: SetClock) -> None:
     async with store.write() as tx:
         action = AuditAction.HISTORY_EXPORTED
         await audit.append(
-            tx, AuditEntry(tenant=tenant, at=now, action=action, object="con", asked=Asked(by="schedule"))
+            tx,
+            AuditEntry(
+                tenant=tenant, at=now, action=action, object="con", context=RequestContext(by="schedule")
+            ),
         )
 
 
@@ -52,7 +55,7 @@ async def test_it_goes_on_where_it_stopped_until_it_is_at_the_end(
     reconciler, link = await place(MANY)
     await recorded(store, clock)
     activities = upkeep(store, reconciler, link, clock, timedelta(0))
-    runs, order = [], ReconcileOrder(mark=LOST)
+    runs, order = [], ReconcileRequest(mark=LOST)
     while not runs or (runs[-1].after is not None and len(runs) < 5):
         runs.append(await ActivityEnvironment().run(activities.reconcile, order))
         order = following(runs[-1])
@@ -71,7 +74,7 @@ async def test_who_didn_t_answer_in_an_earlier_run_keeps_the_mark_at_the_end(
     silent = next(iter(await link.running_connections())).rpartition(":")[2]
     link.silent = {silent: 2}
     activities = upkeep(store, reconciler, link, clock, timedelta(0))
-    last = await ActivityEnvironment().run(activities.reconcile, ReconcileOrder(mark=LOST))
+    last = await ActivityEnvironment().run(activities.reconcile, ReconcileRequest(mark=LOST))
     assert last.after is not None
     for _ in range(2):
         last = await ActivityEnvironment().run(activities.reconcile, following(last))
@@ -84,7 +87,7 @@ async def test_a_store_that_was_restored_in_the_middle_is_compared_from_the_begi
 ):
     reconciler, link = await place(MANY)
     activities = upkeep(store, reconciler, link, clock, timedelta(0))
-    first = await ActivityEnvironment().run(activities.reconcile, ReconcileOrder())
+    first = await ActivityEnvironment().run(activities.reconcile, ReconcileRequest())
     assert (first.live, link.asked) == (200, {})
     order = following(first).model_copy(update={"mark": LOST})
     again = await ActivityEnvironment().run(activities.reconcile, order)
@@ -95,9 +98,9 @@ async def test_the_time_of_a_worker_that_died_counts(place: Place, store: Store,
     """The run as a whole has an hour, whoever carries it out."""
     reconciler, link = await place(MANY)
     environment = ActivityEnvironment()
-    before = Reconciliation(spent_s=LONGEST_RUN.total_seconds())
+    before = ReconcileResult(spent_s=RUN_LIMIT.total_seconds())
     environment.info = replace(environment.info, heartbeat_details=[before])
-    done = await environment.run(upkeep(store, reconciler, link, clock).reconcile, ReconcileOrder())
+    done = await environment.run(upkeep(store, reconciler, link, clock).reconcile, ReconcileRequest())
     assert (done.live, done.after is None, done.spent_s) == (200, False, 0)
     whole = upkeep(store, reconciler, link, clock)
     rest = await ActivityEnvironment().run(whole.reconcile, following(done))

@@ -5,10 +5,10 @@ from datetime import timedelta
 import pytest
 
 from evergrant_server.core.clock import SetClock
-from evergrant_server.core.connection import State
-from evergrant_server.core.grant import Grant, Origin, TokenSet
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.connections.grant import Grant, TokenSet
 from evergrant_server.core.ids import ConnectionId, Tenant
-from evergrant_server.core.messages import ConnectionStart, Description, Event
+from evergrant_server.core.messages.connection import ConnectionDescription, ConnectionStart, EventKind
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store
 from tests.unit.temporal_link.conftest import Place
@@ -25,7 +25,9 @@ async def test_a_run_that_follows_one_that_was_behind_looks_at_once_whom_to_tell
     await granted(store, clock)
     starts: list[ConnectionStart] = []
 
-    async def describe(tenant: Tenant, connection_id: ConnectionId, timeout: float = 2.0) -> Description:
+    async def describe(
+        tenant: Tenant, connection_id: ConnectionId, timeout: float = 2.0
+    ) -> ConnectionDescription:
         return pending.model_copy(update={"reply_later": waiting})
 
     async def idle(workflow: str) -> bool:
@@ -35,13 +37,13 @@ async def test_a_run_that_follows_one_that_was_behind_looks_at_once_whom_to_tell
         starts.append(start)
 
     monkeypatch.setattr(link, "describe", describe)
-    monkeypatch.setattr(link, "idle", idle)
+    monkeypatch.setattr(link, "is_idle", idle)
     monkeypatch.setattr(link, "start_connection", start)
     clock.advance(60)
-    assert (await reconciler.all()).restarted == 1
+    assert (await reconciler.reconcile_all()).restarted == 1
     (began,) = starts
-    assert (began.life.state, began.life.reply_later) == (State.ACTIVE, waiting)
-    assert [it.event for it in began.waiting] == ([Event.TIME_CAME] if waiting else [])
+    assert (began.life.state, began.life.reply_later) == (LifecycleState.ACTIVE, waiting)
+    assert [it.kind for it in began.waiting] == ([EventKind.TIMER_FIRED] if waiting else [])
 
 
 async def granted(store: Store, clock: SetClock) -> None:
@@ -53,4 +55,4 @@ async def granted(store: Store, clock: SetClock) -> None:
         after = current.granted(now)
         tokens = TokenSet(access_token=Secret("at-1"), expires_in=timedelta(hours=1).total_seconds())
         grant = Grant.from_tokens(tokens, generation=after.generation, requested=(), at=now)
-        await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=current.revision)
+        await tx.grants.install(after, tokens, grant, expected=current.revision)

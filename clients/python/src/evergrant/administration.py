@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from evergrant.calls import Call
 from evergrant.fields import Fields
-from evergrant.replies import Page, Reply, done, good, page_of
+from evergrant.replies import Page, Response, parse_body, parse_page, require_success
 
 Answer = TypeVar("Answer")
 
@@ -77,7 +77,7 @@ def put_call(name: str, members: Mapping[str, object]) -> Call[Integration]:
 
 
 def delete_call(name: str) -> Call[None]:
-    return Call("DELETE", _integration_at(name), done)
+    return Call("DELETE", _integration_at(name), require_success)
 
 
 def rotate_call(name: str, client_secret: str | None, overlap: timedelta | None) -> Call[Integration]:
@@ -233,12 +233,12 @@ def _provider_at(name: str) -> str:
     return f"/v1/providers/{quote(name, safe='')}"
 
 
-def _integration_of(reply: Reply) -> Integration:
-    return _integration(good(reply, "integration"))
+def _integration_of(reply: Response) -> Integration:
+    return _integration(parse_body(reply, "integration"))
 
 
-def _integrations(reply: Reply) -> Page[Integration]:
-    return page_of(reply, "integration", _integration)
+def _integrations(reply: Response) -> Page[Integration]:
+    return parse_page(reply, "integration", _integration)
 
 
 def _integration(item: Fields) -> Integration:
@@ -256,12 +256,12 @@ def _integration(item: Fields) -> Integration:
     )
 
 
-def _version_of(reply: Reply) -> ProviderVersion:
-    return _version(good(reply, "provider version"))
+def _version_of(reply: Response) -> ProviderVersion:
+    return _version(parse_body(reply, "provider version"))
 
 
-def _versions(reply: Reply) -> Page[ProviderVersion]:
-    return page_of(reply, "provider version", _version)
+def _versions(reply: Response) -> Page[ProviderVersion]:
+    return parse_page(reply, "provider version", _version)
 
 
 def _version(item: Fields) -> ProviderVersion:

@@ -11,17 +11,17 @@ import httpx2
 
 from evergrant import calls
 from evergrant.administration import AsyncAdministration
-from evergrant.auth import AsyncLeaseAuth, Origins, Reports
-from evergrant.caching import CACHE_LEASES_FOR, Clock, LeaseCache, LeaseKey, utc_now
+from evergrant.auth import AllowedOrigins, AsyncLeaseAuth, ReportedTokens
+from evergrant.caching import CACHE_LEASES_FOR, CacheKey, Clock, LeaseCache, utc_now
 from evergrant.calls import Answer, Call
-from evergrant.flights import AsyncFlights
-from evergrant.models import App, AuditItem, Connection, ConsentRequired, Lease, Proof, Provider, State
-from evergrant.patience import DEADLINE, Patience, has_settled
-from evergrant.proving import PROOF_TRIES, Proven, keeps_changing
+from evergrant.flights import AsyncSingleFlight
+from evergrant.models import App, AuditRecord, Connection, ConsentRequired, Lease, Proof, Provider, State
+from evergrant.patience import DEADLINE, RetryBudget, consent_is_complete
+from evergrant.proving import MAX_PROOF_ATTEMPTS, LeaseWithProof, generation_keeps_changing
 from evergrant.replies import Page
-from evergrant.sending import failure_of_transport, reply_of, request_of
+from evergrant.sending import read_response, request_arguments, transport_error
 from evergrant.signatures import AsyncSignatures
-from evergrant.target import Target
+from evergrant.target import ServerAddress
 from evergrant.transfer import AsyncTransfers
 from evergrant.webhook_calls import AsyncWebhooks
 
@@ -48,12 +48,12 @@ class AsyncEvergrant(AsyncTransfers, AsyncWebhooks, AsyncAdministration, AsyncSi
         cache_leases_for: timedelta = CACHE_LEASES_FOR,
         clock: Clock = utc_now,
     ) -> None:
-        self._target = Target.find(url, api_key, allow_plain_http=allow_plain_http)
+        self._target = ServerAddress.from_settings(url, api_key, allow_plain_http=allow_plain_http)
         self._deadline = deadline
         self._cache = LeaseCache(cache_leases_for, clock)
-        self._leasing = AsyncFlights[Lease | ConsentRequired]()
-        self._reporting = AsyncFlights[Connection]()
-        self._reports = Reports()
+        self._leasing = AsyncSingleFlight[Lease | ConsentRequired]()
+        self._reporting = AsyncSingleFlight[Connection]()
+        self._reports = ReportedTokens()
         # Neither a proxy nor a .netrc of the environment gets to see the API key.
         self._http = httpx2.AsyncClient(verify=tls or True, trust_env=False)
 
@@ -66,8 +66,8 @@ class AsyncEvergrant(AsyncTransfers, AsyncWebhooks, AsyncAdministration, AsyncSi
         await self.aclose()
 
     async def aclose(self) -> None:
-        await self._leasing.stop()
-        await self._reporting.stop()
+        await self._leasing.cancel_all()
+        await self._reporting.cancel_all()
         await self._http.aclose()
 
     async def lease(
@@ -83,19 +83,19 @@ class AsyncEvergrant(AsyncTransfers, AsyncWebhooks, AsyncAdministration, AsyncSi
 
         Answered from this process where it can be; callers who ask for the same at once share a call.
         """
-        key = LeaseKey(integration, subject, label, scopes)
+        key = CacheKey(integration, subject, label, scopes)
         if (cached := self._cache.get(key, min_ttl)) is not None:
             return cached
         call = calls.lease(integration, subject, label=label, min_ttl=min_ttl, scopes=scopes)
 
         async def ask() -> Lease | ConsentRequired:
-            asked = self._cache.asking()
+            asked = self._cache.begin_request()
             leased = await self._do(call)
-            if isinstance(leased.answer, Lease):
-                self._cache.keep(key, leased.answer, asked, leased.server_time)
-            return leased.answer
+            if isinstance(leased.result, Lease):
+                self._cache.store(key, leased.result, asked, leased.server_time)
+            return leased.result
 
-        return await self._leasing.share((key, min_ttl), ask)
+        return await self._leasing.run((key, min_ttl), ask)
 
     async def token(
         self,
@@ -140,21 +140,21 @@ class AsyncEvergrant(AsyncTransfers, AsyncWebhooks, AsyncAdministration, AsyncSi
             return await self._taken(integration, subject, label, min_ttl, scopes)
 
         async def report(refused: Lease) -> Lease:
-            self._cache.forget(refused.connection_id, refused.generation)
-            if not self._reports.made(refused.connection_id, refused.generation):
+            self._cache.invalidate(refused.connection_id, refused.generation)
+            if not self._reports.contains(refused.connection_id, refused.generation):
                 await self.report_refused(refused.connection_id, refused.generation)
             return await take()
 
-        async def prove(lease: Lease, method: str, url: str, nonce: str | None) -> Proven:
-            for _ in range(PROOF_TRIES):
+        async def prove(lease: Lease, method: str, url: str, nonce: str | None) -> LeaseWithProof:
+            for _ in range(MAX_PROOF_ATTEMPTS):
                 made = await self.proof(lease.connection_id, method, url, nonce=nonce)
                 if made.generation == lease.generation:
-                    return Proven(lease, made)
-                self._cache.forget(lease.connection_id, lease.generation)  # it was refreshed meanwhile
+                    return LeaseWithProof(lease, made)
+                self._cache.invalidate(lease.connection_id, lease.generation)  # it was refreshed meanwhile
                 lease = await take()
-            raise keeps_changing(lease)
+            raise generation_keeps_changing(lease)
 
-        return AsyncLeaseAuth(Origins.of(origins), self._reports, take, report, prove)
+        return AsyncLeaseAuth(AllowedOrigins.of(origins), self._reports, take, report, prove)
 
     async def connect(
         self,
@@ -218,7 +218,7 @@ class AsyncEvergrant(AsyncTransfers, AsyncWebhooks, AsyncAdministration, AsyncSi
 
     async def refresh(self, connection_id: str, *, seen_generation: int | None = None) -> Connection:
         """Make the grant newer than `seen_generation`, by default than it is now."""
-        self._cache.forget(connection_id)
+        self._cache.invalidate(connection_id)
         return await self._do(calls.refresh(connection_id, seen_generation=seen_generation))
 
     async def report_refused(self, connection_id: str, generation: int) -> Connection:
@@ -240,11 +240,11 @@ class AsyncEvergrant(AsyncTransfers, AsyncWebhooks, AsyncAdministration, AsyncSi
             try:
                 answer = await self._do(call)
             finally:
-                self._cache.forget(connection_id, generation)  # also what was leased again meanwhile
-            self._reports.remember(connection_id, generation)
+                self._cache.invalidate(connection_id, generation)  # also what was leased again meanwhile
+            self._reports.add(connection_id, generation)
             return answer
 
-        return await self._reporting.share((connection_id, generation), tell)
+        return await self._reporting.run((connection_id, generation), tell)
 
     async def reauthorize(
         self, connection_id: str, *, scopes: tuple[str, ...] | None = None, return_to: str | None = None
@@ -261,7 +261,7 @@ class AsyncEvergrant(AsyncTransfers, AsyncWebhooks, AsyncAdministration, AsyncSi
         try:
             return await self._do(calls.revoke(connection_id, reason))
         finally:
-            self._cache.forget(connection_id)  # also when the answer was lost: it may have been done
+            self._cache.invalidate(connection_id)  # also when the answer was lost: it may have been done
 
     async def wait_for_consent(
         self,
@@ -276,14 +276,14 @@ class AsyncEvergrant(AsyncTransfers, AsyncWebhooks, AsyncAdministration, AsyncSi
         After `reauthorize`, pass its `generation` as `newer_than`. Raises ConsentTimeout
         after `timeout`, ReconnectNeeded when the consent was denied, expired or the connection revoked.
         """
-        patience = Patience(timeout)
+        patience = RetryBudget(timeout)
         while True:
-            found = await self._do(calls.connection(connection_id), patience.for_a_look())
-            if has_settled(found, newer_than):
+            found = await self._do(calls.connection(connection_id), patience.poll_timeout_s())
+            if consent_is_complete(found, newer_than):
                 return found
-            await asyncio.sleep(patience.pause(every))
+            await asyncio.sleep(patience.poll_delay_s(every))
 
-    def audit(self, connection_id: str | None = None) -> AsyncIterator[AuditItem]:
+    def audit(self, connection_id: str | None = None) -> AsyncIterator[AuditRecord]:
         """A connection's audit records, or the whole tenant's, page by page as they are read."""
         return self._items(calls.audit(connection_id))
 
@@ -308,14 +308,14 @@ class AsyncEvergrant(AsyncTransfers, AsyncWebhooks, AsyncAdministration, AsyncSi
 
     async def _do(self, call: Call[Answer], within_s: float | None = None) -> Answer:
         total = self._deadline if within_s is None else min(self._deadline, timedelta(seconds=within_s))
-        patience = Patience(total)
+        patience = RetryBudget(total)
         async for attempt in patience.attempts():
             with attempt:
                 try:
-                    response = await self._http.request(**request_of(call, self._target, patience))
+                    response = await self._http.request(**request_arguments(call, self._target, patience))
                 except httpx2.RequestError as error:
-                    raise failure_of_transport(error) from error
-                return call.read(reply_of(response))
+                    raise transport_error(error) from error
+                return call.parse(read_response(response))
         raise AssertionError("an attempt returns or raises")
 
     async def _items(self, call: Call[Page[Answer]]) -> AsyncIterator[Answer]:
@@ -324,4 +324,4 @@ class AsyncEvergrant(AsyncTransfers, AsyncWebhooks, AsyncAdministration, AsyncSi
             page = await self._do(following)
             for item in page.items:
                 yield item
-            following = calls.after(following, page)
+            following = calls.next_page(following, page)

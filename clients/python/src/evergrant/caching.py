@@ -24,7 +24,7 @@ def utc_now() -> datetime:
 
 
 @dataclass(frozen=True, slots=True)
-class LeaseKey:
+class CacheKey:
     """What a cached lease was asked for. `min_ttl` isn't in it: that is judged when it is served."""
 
     integration: str
@@ -42,11 +42,11 @@ class _Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
+class CacheTicket:
     """A question under way: when it was asked, and how much had been forgotten by then."""
 
-    at: datetime
-    forgotten: int
+    started_at: datetime
+    invalidations: int
 
 
 class LeaseCache:
@@ -57,11 +57,11 @@ class LeaseCache:
             raise ValueError("cache_leases_for is a time, or zero to keep no lease")
         self._bound = bound
         self._clock = clock
-        self._kept: OrderedDict[LeaseKey, _Kept] = OrderedDict()
+        self._kept: OrderedDict[CacheKey, _Kept] = OrderedDict()
         self._forgotten = 0
         self._lock = Lock()
 
-    def get(self, key: LeaseKey, min_ttl: timedelta | None) -> Lease | None:
+    def get(self, key: CacheKey, min_ttl: timedelta | None) -> Lease | None:
         """A lease that is young enough and valid for long enough, or None."""
         now = self._clock()
         with self._lock:
@@ -77,10 +77,10 @@ class LeaseCache:
             self._kept.move_to_end(key)
             return kept.lease
 
-    def asking(self) -> Asking:
-        return Asking(self._clock(), self._forgotten)
+    def begin_request(self) -> CacheTicket:
+        return CacheTicket(self._clock(), self._forgotten)
 
-    def keep(self, key: LeaseKey, lease: Lease, asked: Asking, server_time: datetime | None) -> None:
+    def store(self, key: CacheKey, lease: Lease, asked: CacheTicket, server_time: datetime | None) -> None:
         """Keep an answer, unless something was forgotten while it was under way.
 
         Its age counts from the question: a revocation may be younger than that. `server_time` is
@@ -92,17 +92,17 @@ class LeaseCache:
         if lease.expires_at is not None:
             left = lease.expires_at - (server_time or self._clock())
             # `Date` has whole seconds, and the token was under way for a while: count from the question
-            until = asked.at + left - timedelta(seconds=1 if server_time else 0)
+            until = asked.started_at + left - timedelta(seconds=1 if server_time else 0)
             margin = min(_MARGIN, max(left, timedelta(0)) / 10)
         with self._lock:
-            if asked.forgotten != self._forgotten:
+            if asked.invalidations != self._forgotten:
                 return
-            self._kept[key] = _Kept(lease, asked.at, until, margin)
+            self._kept[key] = _Kept(lease, asked.started_at, until, margin)
             self._kept.move_to_end(key)
             if len(self._kept) > _MOST:
                 self._kept.popitem(last=False)
 
-    def forget(self, connection_id: str, up_to: int | None = None) -> None:
+    def invalidate(self, connection_id: str, up_to: int | None = None) -> None:
         """Drop a connection's leases (of generations up to `up_to`), and those under way."""
         with self._lock:
             self._forgotten += 1

@@ -10,18 +10,18 @@ from typing import Generic, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
-from evergrant.models import App, AuditItem, Connection, Proof, Provider, State
+from evergrant.models import App, AuditRecord, Connection, Proof, Provider, State
 from evergrant.replies import (
-    Leased,
+    LeaseResponse,
     Page,
-    Reply,
-    read_apps,
-    read_audit,
-    read_connection,
-    read_connections,
-    read_leased,
-    read_proof,
-    read_providers,
+    Response,
+    parse_apps,
+    parse_audit,
+    parse_connection,
+    parse_connections,
+    parse_lease_response,
+    parse_proof,
+    parse_providers,
 )
 
 Answer = TypeVar("Answer")
@@ -33,7 +33,7 @@ class Call(Generic[Answer]):
 
     method: str
     path: str
-    read: Callable[[Reply], Answer]
+    parse: Callable[[Response], Answer]
     query: Mapping[str, str] | None = None
     body: Mapping[str, object] | None = None
     idempotency_key: str | None = None
@@ -46,16 +46,16 @@ def lease(
     label: str = "default",
     min_ttl: timedelta | None = None,
     scopes: tuple[str, ...] | None = None,
-) -> Call[Leased]:
+) -> Call[LeaseResponse]:
     body = _given(
         integration=integration, subject=subject, label=label, min_ttl=_seconds(min_ttl), scopes=_list(scopes)
     )
-    return Call("POST", "/v1/lease", read_leased, body=body)
+    return Call("POST", "/v1/lease", parse_lease_response, body=body)
 
 
 def proof(connection_id: str, method: str, url: str, *, nonce: str | None = None) -> Call[Proof]:
     body = _given(htm=method.upper(), htu=url.partition("#")[0], nonce=nonce)
-    return Call("POST", f"{_of(connection_id)}/proof", read_proof, body=body)
+    return Call("POST", f"{_of(connection_id)}/proof", parse_proof, body=body)
 
 
 def connect(
@@ -88,7 +88,7 @@ def connect(
 
 def connection(connection_id: str, *, live: bool = False) -> Call[Connection]:
     query = {"live": "true"} if live else None
-    return Call("GET", _of(connection_id), read_connection, query=query)
+    return Call("GET", _of(connection_id), parse_connection, query=query)
 
 
 def connections(
@@ -109,7 +109,7 @@ def connections(
         "limit": str(limit) if limit is not None else None,
     }
     given = {name: value for name, value in query.items() if value is not None}
-    return Call("GET", "/v1/connections", read_connections, query=given)
+    return Call("GET", "/v1/connections", parse_connections, query=given)
 
 
 def report_refused(connection_id: str, generation: int) -> Call[Connection]:
@@ -136,20 +136,20 @@ def revoke(connection_id: str, reason: str) -> Call[Connection]:
     return _command(f"{_of(connection_id)}/revoke", {"reason": reason})
 
 
-def audit(connection_id: str | None = None) -> Call[Page[AuditItem]]:
+def audit(connection_id: str | None = None) -> Call[Page[AuditRecord]]:
     path = "/v1/audit" if connection_id is None else f"{_of(connection_id)}/audit"
-    return Call("GET", path, read_audit)
+    return Call("GET", path, parse_audit)
 
 
 def providers() -> Call[Page[Provider]]:
-    return Call("GET", "/v1/providers", read_providers)
+    return Call("GET", "/v1/providers", parse_providers)
 
 
 def apps() -> Call[Page[App]]:
-    return Call("GET", "/v1/apps", read_apps)
+    return Call("GET", "/v1/apps", parse_apps)
 
 
-def after(call: Call[Page[Answer]], page: Page[Answer]) -> Call[Page[Answer]] | None:
+def next_page(call: Call[Page[Answer]], page: Page[Answer]) -> Call[Page[Answer]] | None:
     """The call for the page behind `page`, None when it was the last."""
     if page.next_cursor is None:
         return None
@@ -158,7 +158,7 @@ def after(call: Call[Page[Answer]], page: Page[Answer]) -> Call[Page[Answer]] | 
 
 def _command(path: str, body: Mapping[str, object]) -> Call[Connection]:
     # The key is made once per call, not per attempt: that is what makes a retry safe.
-    return Call("POST", path, read_connection, body=body, idempotency_key=str(uuid4()))
+    return Call("POST", path, parse_connection, body=body, idempotency_key=str(uuid4()))
 
 
 def _of(connection_id: str) -> str:

@@ -9,14 +9,14 @@ from typing import Generic, TypeVar
 Result = TypeVar("Result")
 
 
-class Flights(Generic[Result]):
+class SingleFlight(Generic[Result]):
     """For threads. The first caller makes the call; the others wait for what it gets, or raises."""
 
     def __init__(self) -> None:
         self._flying: dict[Hashable, Future[Result | None]] = {}
         self._lock = Lock()
 
-    def share(self, key: Hashable, call: Callable[[], Result]) -> Result:
+    def run(self, key: Hashable, call: Callable[[], Result]) -> Result:
         while True:
             with self._lock:
                 shared = self._flying.get(key)
@@ -49,13 +49,13 @@ class Flights(Generic[Result]):
             del self._flying[key]
 
 
-class AsyncFlights(Generic[Result]):
+class AsyncSingleFlight(Generic[Result]):
     """For tasks of one event loop. The call is a task of its own: a waiter that gives up ends only itself."""
 
     def __init__(self) -> None:
         self._flying: dict[Hashable, asyncio.Task[Result]] = {}
 
-    async def share(self, key: Hashable, call: Callable[[], Awaitable[Result]]) -> Result:
+    async def run(self, key: Hashable, call: Callable[[], Awaitable[Result]]) -> Result:
         task = self._flying.get(key)
         if task is None:
 
@@ -66,7 +66,7 @@ class AsyncFlights(Generic[Result]):
             task.add_done_callback(lambda done: self._landed(key, done))
         return await asyncio.shield(task)
 
-    async def stop(self) -> None:
+    async def cancel_all(self) -> None:
         """End what is under way."""
         tasks = list(self._flying.values())
         for task in tasks:

@@ -150,20 +150,20 @@ class Connection:
     changed_at: datetime
     connect_url: str | None = field(default=None, repr=False)
     connect_expires_at: datetime | None = None
-    live: "Live | None" = None
+    live: "LiveStatus | None" = None
     differs: tuple[str, ...] = ()
     flow: str = "authorization_code"
     device: "DeviceCode | None" = None
-    revoking: "Revoking | None" = None
+    revoking: "RevocationProgress | None" = None
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
     api_base_url: str | None = None
     choice: str | None = None
-    choices: "tuple[Choice, ...]" = ()
+    choices: "tuple[AccountChoice, ...]" = ()
     consented_with: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class AccountChoice:
     """One account that a grant reaches. `metadata` becomes the connection's when it is chosen."""
 
     id: str
@@ -182,7 +182,7 @@ class DeviceCode:
 
 
 @dataclass(frozen=True, slots=True)
-class Revoking:
+class RevocationProgress:
     """How far a revocation is. `failure` is the code that the last try met, at `failed_at`."""
 
     since: datetime | None
@@ -191,7 +191,7 @@ class Revoking:
 
 
 @dataclass(frozen=True, slots=True)
-class Live:
+class LiveStatus:
     """What the connection's workflow says of itself. `next_step` is for people."""
 
     state: State
@@ -205,7 +205,7 @@ class Live:
 
 
 @dataclass(frozen=True, slots=True)
-class AuditItem:
+class AuditRecord:
     """One audit record. `seq` is gapless within its lane.
 
     `workflow_run_id` and `workflow_event_id` name the history event that decided it, None for
@@ -213,7 +213,7 @@ class AuditItem:
     """
 
     seq: int
-    lane: str
+    shard: str
     at: datetime
     action: str
     object: str

@@ -22,7 +22,7 @@ _LONGEST_PAUSE_S = 2.0
 _LAST_LOOK_S = 2.0
 
 
-class Patience:
+class RetryBudget:
     """One call's total time, from now on, whatever the number of attempts."""
 
     def __init__(self, total: timedelta, clock: Callable[[], float] = time.monotonic) -> None:
@@ -30,13 +30,13 @@ class Patience:
         self._ends = clock() + total.total_seconds()
         self._longest_pause = min(_LONGEST_PAUSE_S, total.total_seconds() / 4)
 
-    def left(self) -> float:
+    def seconds_left(self) -> float:
         """Seconds until the deadline, never negative."""
         return max(0.0, self._ends - self._clock())
 
     def attempts(self):  # stamina doesn't export the type: an iterator for `for` and `async for`
         return stamina.retry_context(
-            on=self.verdict,
+            on=self.should_retry,
             attempts=None,
             timeout=None,  # the verdict ends it: it knows Retry-After
             wait_initial=min(0.1, self._longest_pause),
@@ -44,7 +44,7 @@ class Patience:
             wait_jitter=min(0.5, self._longest_pause),
         )
 
-    def verdict(self, error: Exception) -> bool | float:
+    def should_retry(self, error: Exception) -> bool | float:
         """Whether to send again: False, True (growing pauses) or after so many seconds.
 
         A server that asks for more time than is left is obeyed by giving up at once.
@@ -54,21 +54,21 @@ class Patience:
         if error.status == 500:  # broken, not busy: the same request fails again
             return False
         if error.retry_after is None:
-            return self.left() > self._longest_pause
-        return error.retry_after if error.retry_after < self.left() else False
+            return self.seconds_left() > self._longest_pause
+        return error.retry_after if error.retry_after < self.seconds_left() else False
 
-    def for_a_look(self) -> float:
+    def poll_timeout_s(self) -> float:
         """Seconds for looking once more: a last look at the deadline still gets its answer."""
-        return max(self.left(), _LAST_LOOK_S)
+        return max(self.seconds_left(), _LAST_LOOK_S)
 
-    def pause(self, every: timedelta) -> float:
+    def poll_delay_s(self, every: timedelta) -> float:
         """Seconds until the next look. Raises ConsentTimeout when the time is up."""
-        if (left := self.left()) <= 0:
+        if (left := self.seconds_left()) <= 0:
             raise ConsentTimeout("nobody finished the consent in time")
         return min(every.total_seconds(), left)
 
 
-def has_settled(connection: Connection, newer_than: int) -> bool:
+def consent_is_complete(connection: Connection, newer_than: int) -> bool:
     """Whether a consent has come to its end well. Raises ReconnectNeeded when it ended otherwise."""
     if connection.state is State.ACTIVE:
         return connection.generation > newer_than

@@ -13,13 +13,13 @@ import httpx2
 from evergrant.errors import ProviderUnavailable
 from evergrant.models import Lease, Proof
 
-PROOF_TRIES = 3
+MAX_PROOF_ATTEMPTS = 3
 _MOST_NONCES = 1_000
 _ASKS = re.compile(r"\buse_dpop_nonce\b")
 
 
 @dataclass(frozen=True, slots=True)
-class Proven:
+class LeaseWithProof:
     """A lease and a proof that belong together."""
 
     lease: Lease
@@ -30,14 +30,14 @@ def is_bound(lease: Lease) -> bool:
     return lease.token_type.lower() == "dpop"
 
 
-def keeps_changing(lease: Lease) -> ProviderUnavailable:
+def generation_keeps_changing(lease: Lease) -> ProviderUnavailable:
     """The grant was refreshed each time between the lease and its proof."""
     return ProviderUnavailable(
         f"{lease.connection_id} keeps changing", code="refresh_pending", retry_after=1.0
     )
 
 
-def carrying(request: httpx2.Request, lease: Lease, proof: Proof | None = None) -> None:
+def set_authorization(request: httpx2.Request, lease: Lease, proof: Proof | None = None) -> None:
     """Put the token on the request, and its proof where that is bound."""
     kind = "Bearer" if lease.token_type.lower() == "bearer" else lease.token_type
     request.headers["authorization"] = f"{kind} {lease.access_token}"
@@ -45,7 +45,7 @@ def carrying(request: httpx2.Request, lease: Lease, proof: Proof | None = None) 
         request.headers["dpop"] = proof.proof
 
 
-class Nonces:
+class NonceStore:
     """The newest nonce of each origin; threads may share one."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Nonces:
         with self._lock:
             return self._known.get(_origin(url))
 
-    def note(self, response: httpx2.Response) -> None:
+    def remember(self, response: httpx2.Response) -> None:
         """Keep what the answer says should be in the next proof (RFC 9449 section 8.2)."""
         said = response.headers.get("dpop-nonce")
         if said is None:
@@ -67,7 +67,7 @@ class Nonces:
                 self._known.popitem(last=False)
 
 
-def asks_for_a_nonce(response: httpx2.Response) -> bool:
+def is_nonce_challenge(response: httpx2.Response) -> bool:
     """Did the resource look at nothing but the nonce? The token was not refused then."""
     asked = _ASKS.search(response.headers.get("www-authenticate", "")) is not None
     return response.status_code == 401 and asked and "dpop-nonce" in response.headers

@@ -19,17 +19,17 @@ from evergrant.errors import (
 )
 from evergrant.fields import Fields
 from evergrant.models import (
+    AccountChoice,
     App,
-    AuditItem,
-    Choice,
+    AuditRecord,
     Connection,
     ConsentRequired,
     DeviceCode,
     Lease,
-    Live,
+    LiveStatus,
     Proof,
     Provider,
-    Revoking,
+    RevocationProgress,
     State,
 )
 
@@ -50,7 +50,7 @@ _STANDARD = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class Response:
     """An answer as it came. `headers` have lower-case names; the body may hold a token."""
 
     status: int
@@ -66,7 +66,7 @@ class Page(Generic[Item]):
     next_cursor: str | None
 
 
-def read_lease(reply: Reply) -> Lease | ConsentRequired:
+def parse_lease(reply: Response) -> Lease | ConsentRequired:
     """200 is a lease; 409 `consent_required` is an answer too, not an error."""
     if reply.status == 409 and (needed := _consent_required(reply)):
         return needed
@@ -81,7 +81,7 @@ def read_lease(reply: Reply) -> Lease | ConsentRequired:
     )
 
 
-def read_proof(reply: Reply) -> Proof:
+def parse_proof(reply: Response) -> Proof:
     body = _body(reply, "proof")
     return Proof(
         proof=body.text("proof"),
@@ -93,18 +93,18 @@ def read_proof(reply: Reply) -> Proof:
 
 
 @dataclass(frozen=True, slots=True)
-class Leased:
+class LeaseResponse:
     """What a lease call came to, and the server's clock when it answered (RFC 9110 section 6.6.1)."""
 
-    answer: Lease | ConsentRequired
+    result: Lease | ConsentRequired
     server_time: datetime | None
 
 
-def read_leased(reply: Reply) -> Leased:
-    return Leased(read_lease(reply), _date(reply))
+def parse_lease_response(reply: Response) -> LeaseResponse:
+    return LeaseResponse(parse_lease(reply), _date(reply))
 
 
-def check_version(reply: Reply, major: int = SERVER_MAJOR) -> None:
+def check_version(reply: Response, major: int = SERVER_MAJOR) -> None:
     """Raises ProtocolError when a server of another major version answered, whatever it said."""
     said = reply.headers.get("evergrant-version", "").strip()
     theirs = said.partition(".")[0]
@@ -117,46 +117,46 @@ def check_version(reply: Reply, major: int = SERVER_MAJOR) -> None:
         )
 
 
-def read_connection(reply: Reply) -> Connection:
+def parse_connection(reply: Response) -> Connection:
     return _connection(_body(reply, "connection"))
 
 
-def read_connections(reply: Reply) -> Page[Connection]:
+def parse_connections(reply: Response) -> Page[Connection]:
     return _page(reply, "connection", _connection)
 
 
-def read_audit(reply: Reply) -> Page[AuditItem]:
+def parse_audit(reply: Response) -> Page[AuditRecord]:
     return _page(reply, "audit item", _audit_item)
 
 
-def read_providers(reply: Reply) -> Page[Provider]:
+def parse_providers(reply: Response) -> Page[Provider]:
     return _page(reply, "provider", lambda item: Provider(name=item.text("name"), facts=item.members))
 
 
-def read_apps(reply: Reply) -> Page[App]:
+def parse_apps(reply: Response) -> Page[App]:
     return _page(reply, "app", _app)
 
 
-def good(reply: Reply, what: str) -> Fields:
+def parse_body(reply: Response, what: str) -> Fields:
     """The members of an answer with a status of 2xx. Raises the error that any other stands for."""
-    done(reply)
+    require_success(reply)
     return Fields.of_json(reply.body, what)
 
 
-def done(reply: Reply) -> None:
+def require_success(reply: Response) -> None:
     """Nothing is read of an answer with a status of 2xx. Raises the error that any other stands for."""
     if not 200 <= reply.status < 300:
-        raise failure_of(reply)
+        raise error_from(reply)
 
 
-def page_of(reply: Reply, what: str, item: Callable[[Fields], Item]) -> Page[Item]:
+def parse_page(reply: Response, what: str, item: Callable[[Fields], Item]) -> Page[Item]:
     """One page of a list, each item read by `item`."""
-    body = good(reply, f"{what} list")
+    body = parse_body(reply, f"{what} list")
     items = tuple(item(Fields.of(it, what)) for it in body.array("items"))
     return Page(items, body.text_or_none("next_cursor"))
 
 
-def failure_of(reply: Reply) -> EvergrantError:
+def error_from(reply: Response) -> EvergrantError:
     """The error that an answer outside 2xx stands for (RFC 9457 section 3)."""
     problem = _problem(reply)
     wait = _retry_after(reply, problem)
@@ -178,7 +178,7 @@ def failure_of(reply: Reply) -> EvergrantError:
     )
 
 
-def _consent_required(reply: Reply) -> ConsentRequired | None:
+def _consent_required(reply: Response) -> ConsentRequired | None:
     problem = _problem(reply)
     if problem is None or problem.get("code") != "consent_required" or "connect_url" not in problem:
         return None
@@ -190,13 +190,13 @@ def _consent_required(reply: Reply) -> ConsentRequired | None:
     )
 
 
-def _body(reply: Reply, what: str) -> Fields:
+def _body(reply: Response, what: str) -> Fields:
     if not 200 <= reply.status < 300:
-        raise failure_of(reply)
+        raise error_from(reply)
     return Fields.of_json(reply.body, what)
 
 
-def _page(reply: Reply, what: str, read: Callable[[Fields], Item]) -> Page[Item]:
+def _page(reply: Response, what: str, read: Callable[[Fields], Item]) -> Page[Item]:
     body = _body(reply, f"{what} list")
     items = tuple(read(Fields.of(item, what)) for item in body.array("items"))
     return Page(items, body.text_or_none("next_cursor"))
@@ -232,9 +232,9 @@ def _connection(item: Fields) -> Connection:
     )
 
 
-def _choices(said: list[object]) -> tuple[Choice, ...]:
+def _choices(said: list[object]) -> tuple[AccountChoice, ...]:
     items = (Fields(cast(Mapping[str, object], it) if isinstance(it, dict) else {}, "choice") for it in said)
-    return tuple(Choice(it.text("id"), it.text("label"), dict(it.mapping("metadata"))) for it in items)
+    return tuple(AccountChoice(it.text("id"), it.text("label"), dict(it.mapping("metadata"))) for it in items)
 
 
 def _device(said: Mapping[str, object]) -> DeviceCode:
@@ -247,18 +247,18 @@ def _device(said: Mapping[str, object]) -> DeviceCode:
     )
 
 
-def _revoking(said: Mapping[str, object]) -> Revoking:
+def _revoking(said: Mapping[str, object]) -> RevocationProgress:
     item = Fields(said, "revocation")
-    return Revoking(
+    return RevocationProgress(
         since=item.time_or_none("since"),
         failure=item.text_or_none("failure"),
         failed_at=item.time_or_none("failed_at"),
     )
 
 
-def _live(said: Mapping[str, object]) -> Live:
+def _live(said: Mapping[str, object]) -> LiveStatus:
     item = Fields(said, "live connection")
-    return Live(
+    return LiveStatus(
         state=_state(item.text("state")),
         generation=item.integer("generation"),
         expires_at=item.time_or_none("expires_at"),
@@ -279,10 +279,10 @@ def _state(value: str) -> State:
         ) from None
 
 
-def _audit_item(item: Fields) -> AuditItem:
-    return AuditItem(
+def _audit_item(item: Fields) -> AuditRecord:
+    return AuditRecord(
         seq=item.integer("seq"),
-        lane=item.text("lane"),
+        shard=item.text("lane"),
         at=item.time("at"),
         action=item.text("action"),
         object=item.text("object"),
@@ -303,7 +303,7 @@ def _app(item: Fields) -> App:
     )
 
 
-def _problem(reply: Reply) -> Mapping[str, object] | None:
+def _problem(reply: Response) -> Mapping[str, object] | None:
     """The problem document, or None when the body isn't one."""
     if reply.headers.get("content-type", "").partition(";")[0].strip() != "application/problem+json":
         return None
@@ -313,7 +313,7 @@ def _problem(reply: Reply) -> Mapping[str, object] | None:
         return None
 
 
-def _retry_after(reply: Reply, problem: Mapping[str, object] | None) -> float | None:
+def _retry_after(reply: Response, problem: Mapping[str, object] | None) -> float | None:
     """Seconds to wait: the document's own figure, else the header (RFC 9110 section 10.2.3)."""
     said = (problem or {}).get("retry_after")
     if isinstance(said, int | float) and not isinstance(said, bool) and said >= 0:
@@ -325,7 +325,7 @@ def _retry_after(reply: Reply, problem: Mapping[str, object] | None) -> float | 
     return None if at is None else max(0.0, (at - datetime.now(UTC)).total_seconds())
 
 
-def _date(reply: Reply) -> datetime | None:
+def _date(reply: Response) -> datetime | None:
     return _http_date(reply.headers.get("date", ""))
 
 

@@ -7,12 +7,12 @@ import httpx2
 
 from evergrant.calls import Answer, Call
 from evergrant.errors import EvergrantError, ProtocolError, Unreachable
-from evergrant.patience import ATTEMPT_LIMIT_S, CONNECT_LIMIT_S, Patience
-from evergrant.replies import Reply, check_version
-from evergrant.target import Target
+from evergrant.patience import ATTEMPT_LIMIT_S, CONNECT_LIMIT_S, RetryBudget
+from evergrant.replies import Response, check_version
+from evergrant.target import ServerAddress
 
 
-class Sent(TypedDict):
+class RequestArguments(TypedDict):
     """Arguments of one `request` of httpx2."""
 
     method: str
@@ -23,15 +23,15 @@ class Sent(TypedDict):
     timeout: httpx2.Timeout
 
 
-def request_of(call: Call[Answer], target: Target, patience: Patience) -> Sent:
+def request_arguments(call: Call[Answer], target: ServerAddress, patience: RetryBudget) -> RequestArguments:
     """The arguments of one attempt. Its time is what is left of the whole call's."""
     headers = {"authorization": f"Bearer {target.api_key}", "accept": "application/json"}
     if call.body is not None:
         headers["content-type"] = "application/json"
     if call.idempotency_key is not None:
         headers["idempotency-key"] = call.idempotency_key
-    left = patience.left()
-    return Sent(
+    left = patience.seconds_left()
+    return RequestArguments(
         method=call.method,
         url=target.url + call.path,
         params=dict(call.query) if call.query else None,
@@ -41,15 +41,15 @@ def request_of(call: Call[Answer], target: Target, patience: Patience) -> Sent:
     )
 
 
-def reply_of(response: httpx2.Response) -> Reply:
+def read_response(response: httpx2.Response) -> Response:
     """The answer as the judge takes it. Raises ProtocolError for a server of another major version."""
     headers = {name.lower(): value for name, value in response.headers.items()}
-    reply = Reply(response.status_code, headers, response.content)
+    reply = Response(response.status_code, headers, response.content)
     check_version(reply)
     return reply
 
 
-def failure_of_transport(error: httpx2.RequestError) -> EvergrantError:
+def transport_error(error: httpx2.RequestError) -> EvergrantError:
     """Names the kind of trouble, not httpx2's message: that may quote what was received."""
     if isinstance(error, httpx2.TransportError):
         return Unreachable(f"no answer ({type(error).__name__})")

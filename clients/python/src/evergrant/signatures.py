@@ -7,9 +7,9 @@ from urllib.parse import quote
 
 from evergrant.calls import Answer, Call
 from evergrant.fields import Fields
-from evergrant.replies import Reply, good
+from evergrant.replies import Response, parse_body
 
-Form = Mapping[str, str] | Sequence[tuple[str, str]]
+FormFields = Mapping[str, str] | Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Signature:
     connection_id: str
 
 
-def sign_call(connection_id: str, method: str, url: str, form: Form | None) -> Call[Signature]:
+def sign_call(connection_id: str, method: str, url: str, form: FormFields | None) -> Call[Signature]:
     """Safe to send again: each answer is another signature."""
     pairs = list(form.items()) if isinstance(form, Mapping) else list(form or ())
     body = {"method": method.upper(), "url": url, "form": [list(pair) for pair in pairs]}
@@ -29,8 +29,8 @@ def sign_call(connection_id: str, method: str, url: str, form: Form | None) -> C
     return Call("POST", path, _signature, body=body)
 
 
-def _signature(reply: Reply) -> Signature:
-    body = good(reply, "signature")
+def _signature(reply: Response) -> Signature:
+    body = parse_body(reply, "signature")
     headers = Fields.of(body.mapping("headers"), "signature's headers")
     return Signature(
         headers={name: headers.text(name) for name in headers.members},
@@ -45,7 +45,7 @@ class Signatures(ABC):
     @abstractmethod
     def _do(self, call: Call[Answer]) -> Answer: ...
 
-    def sign(self, connection_id: str, method: str, url: str, form: Form | None = None) -> Signature:
+    def sign(self, connection_id: str, method: str, url: str, form: FormFields | None = None) -> Signature:
         """Sign one request. `url` with its query, as it will be sent; `form` is its body, if that is one.
 
         Needs a permit with the action `token`, as a lease does.
@@ -59,7 +59,9 @@ class AsyncSignatures(ABC):
     @abstractmethod
     async def _do(self, call: Call[Answer]) -> Answer: ...
 
-    async def sign(self, connection_id: str, method: str, url: str, form: Form | None = None) -> Signature:
+    async def sign(
+        self, connection_id: str, method: str, url: str, form: FormFields | None = None
+    ) -> Signature:
         """Sign one request. `url` with its query, as it will be sent; `form` is its body, if that is one.
 
         Needs a permit with the action `token`, as a lease does.

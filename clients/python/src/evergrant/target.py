@@ -12,21 +12,21 @@ from evergrant.errors import BadRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ServerAddress:
     """A server's base URL without a trailing slash, and the app's API key."""
 
     url: str
     api_key: str = field(repr=False)
 
     @classmethod
-    def find(
+    def from_settings(
         cls,
         url: str | None = None,
         api_key: str | None = None,
         *,
         allow_plain_http: bool = False,
         environ: Mapping[str, str] | None = None,
-    ) -> "Target":
+    ) -> "ServerAddress":
         """Arguments win over EVERGRANT_URL, EVERGRANT_API_KEY and EVERGRANT_API_KEY_FILE.
 
         Raises BadRequest when one is missing, a key file can't be read, or the key would travel
@@ -49,7 +49,7 @@ def _check(base: str, allow_plain_http: bool) -> None:
         raise BadRequest(
             "the URL is not an http(s) URL", code="url_invalid", repair="Set EVERGRANT_URL to https://…"
         )
-    if parsed.scheme == "http" and not is_this_machine(parsed.host) and not allow_plain_http:
+    if parsed.scheme == "http" and not is_loopback(parsed.host) and not allow_plain_http:
         raise BadRequest(
             f"plain http to {parsed.host} would show the API key and tokens to the network",
             code="plain_http_refused",
@@ -57,7 +57,7 @@ def _check(base: str, allow_plain_http: bool) -> None:
         )
 
 
-def is_this_machine(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     try:
         return ip_address(host).is_loopback
     except ValueError:

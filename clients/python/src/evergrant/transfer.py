@@ -15,15 +15,15 @@ from uuid import uuid4
 from evergrant.calls import Call
 from evergrant.errors import ProtocolError
 from evergrant.fields import Fields
-from evergrant.patience import Patience
-from evergrant.replies import Reply, failure_of
+from evergrant.patience import RetryBudget
+from evergrant.replies import Response, error_from
 
-AT_ONCE = 50  # items in one request; the server takes 100
+IMPORT_BATCH_SIZE = 50  # items in one request; the server takes 100
 _LOOK = timedelta(seconds=1)
 _LINES = 200
 Answer = TypeVar("Answer")
 
-Item = Mapping[str, object]
+ImportItem = Mapping[str, object]
 
 
 class ImportStatus(StrEnum):
@@ -67,14 +67,16 @@ class Export:
 
 
 @dataclass(frozen=True, slots=True)
-class SealedLines:
+class SealedPage:
     """A page of an export: compact JWEs (RFC 7516). `exported` is the number of all of them."""
 
     lines: tuple[str, ...]
     exported: int
 
 
-def import_call(items: list[Item], *, first: int, dry_run: bool, verify: bool) -> Call[list[ImportOutcome]]:
+def import_call(
+    items: list[ImportItem], *, first: int, dry_run: bool, verify: bool
+) -> Call[list[ImportOutcome]]:
     """Safe to send again: what is in already stays as it is."""
     body = {"items": items, "dry_run": dry_run, "verify": verify}
     return Call(
@@ -95,7 +97,7 @@ def export_call(
     return Call("POST", "/v1/connections/export", _export, body=body, idempotency_key=key)
 
 
-def lines_call(export_id: str, after: int) -> Call[Export | SealedLines]:
+def lines_call(export_id: str, after: int) -> Call[Export | SealedPage]:
     query = {"id": export_id, "after": str(after), "limit": str(_LINES)}
     return Call("GET", "/v1/connections/export", _lines, query=query)
 
@@ -112,7 +114,7 @@ class Transfers(ABC):
         """Send and wait; the client knows how."""
 
     def import_connections(
-        self, items: Iterable[Item], *, dry_run: bool = False, verify: bool = True
+        self, items: Iterable[ImportItem], *, dry_run: bool = False, verify: bool = True
     ) -> Iterator[ImportOutcome]:
         """Import grants that exist, in requests of 50, and yield what became of each, in order.
 
@@ -134,7 +136,7 @@ class Transfers(ABC):
         """Have every live grant sealed to a public key: an X25519 or P-256 JWK, or PEM."""
         return self._do(export_call(public_key, integration=integration, provider=provider, subject=subject))
 
-    def export_lines(self, export_id: str, after: int = 0) -> Export | SealedLines:
+    def export_lines(self, export_id: str, after: int = 0) -> Export | SealedPage:
         """The sealed lines behind the first `after`; how far it is, while the server still seals."""
         return self._do(lines_call(export_id, after))
 
@@ -151,7 +153,7 @@ class AsyncTransfers(ABC):
         """Send and wait; the client knows how."""
 
     async def import_connections(
-        self, items: Iterable[Item], *, dry_run: bool = False, verify: bool = True
+        self, items: Iterable[ImportItem], *, dry_run: bool = False, verify: bool = True
     ) -> AsyncIterator[ImportOutcome]:
         """Import grants that exist, in requests of 50, and yield what became of each, in order.
 
@@ -177,7 +179,7 @@ class AsyncTransfers(ABC):
             export_call(public_key, integration=integration, provider=provider, subject=subject)
         )
 
-    async def export_lines(self, export_id: str, after: int = 0) -> Export | SealedLines:
+    async def export_lines(self, export_id: str, after: int = 0) -> Export | SealedPage:
         """The sealed lines behind the first `after`; how far it is, while the server still seals."""
         return await self._do(lines_call(export_id, after))
 
@@ -186,22 +188,22 @@ class AsyncTransfers(ABC):
         return await self._do(drop_call(export_id))
 
 
-def batches(items: Iterable[Item]) -> Iterator[tuple[int, list[Item]]]:
+def batches(items: Iterable[ImportItem]) -> Iterator[tuple[int, list[ImportItem]]]:
     """The items in requests' worth, each with the number of its first."""
     stream, first = iter(items), 0
-    while batch := list(islice(stream, AT_ONCE)):
+    while batch := list(islice(stream, IMPORT_BATCH_SIZE)):
         yield first, batch
         first += len(batch)
 
 
-def looks(limit: timedelta) -> Iterator[float]:
+def poll_delays(limit: timedelta) -> Iterator[float]:
     """Seconds to pause before each further look at an export. Raises TimeoutError after `limit`."""
-    patience = Patience(limit)
+    patience = RetryBudget(limit)
     while True:
-        yield patience.pause(_LOOK)
+        yield patience.poll_delay_s(_LOOK)
 
 
-def _outcomes(reply: Reply, first: int, count: int) -> list[ImportOutcome]:
+def _outcomes(reply: Response, first: int, count: int) -> list[ImportOutcome]:
     fields = _body(reply, "import")
     items = [Fields.of(it, "import outcome") for it in fields.array("items")]
     if len(items) != count:
@@ -220,7 +222,7 @@ def _outcomes(reply: Reply, first: int, count: int) -> list[ImportOutcome]:
     ]
 
 
-def _export(reply: Reply) -> Export:
+def _export(reply: Response) -> Export:
     return _export_of(_body(reply, "export"))
 
 
@@ -234,15 +236,15 @@ def _export_of(fields: Fields) -> Export:
     )
 
 
-def _lines(reply: Reply) -> Export | SealedLines:
+def _lines(reply: Response) -> Export | SealedPage:
     if reply.status != 200:
         return _export(reply)
     total = reply.headers.get("x-evergrant-exported", "")
     lines = tuple(reply.body.decode("ascii", "replace").splitlines())
-    return SealedLines(lines, int(total) if total.isascii() and total.isdigit() else len(lines))
+    return SealedPage(lines, int(total) if total.isascii() and total.isdigit() else len(lines))
 
 
-def _body(reply: Reply, what: str) -> Fields:
+def _body(reply: Response, what: str) -> Fields:
     if not 200 <= reply.status < 300:
-        raise failure_of(reply)
+        raise error_from(reply)
     return Fields.of_json(reply.body, what)

@@ -17,7 +17,7 @@ _ALGORITHMS = ["ECDH-ES+A256KW", "A256GCM"]
 
 
 @dataclass(frozen=True, slots=True)
-class GoodLine:
+class ParsedLine:
     """`end` is where the line ends in the file, in bytes."""
 
     number: int
@@ -26,21 +26,21 @@ class GoodLine:
 
 
 @dataclass(frozen=True, slots=True)
-class BadLine:
+class InvalidLine:
     number: int
     end: int
     code: str
     detail: str
 
 
-class Opener:
+class LineDecrypter:
     """Opens sealed lines with a private key. Needs the extra `sealed`."""
 
     def __init__(self, path: Path) -> None:
         """Raises BadRequest when the file holds no private X25519 or P-256 key."""
         self._key = _private_key(path)
 
-    def open(self, line: bytes) -> bytes | None:
+    def decrypt(self, line: bytes) -> bytes | None:
         """What was sealed, or None: for another key, or altered."""
         from joserfc import jwe
         from joserfc.errors import JoseError
@@ -51,41 +51,41 @@ class Opener:
             return None
 
 
-def read_lines(source: BinaryIO, opener: Opener | None = None) -> Iterator[GoodLine | BadLine]:
+def read_lines(source: BinaryIO, opener: LineDecrypter | None = None) -> Iterator[ParsedLine | InvalidLine]:
     """Every line that isn't blank, judged. The schema is the server's business."""
     number = end = 0
     while raw := source.readline(LONGEST_LINE + 1):
         number, end = number + 1, end + len(raw)
         if len(raw) > LONGEST_LINE and not raw.endswith(b"\n"):
             end += _skip(source)
-            yield BadLine(number, end, "line_too_long", f"more than {LONGEST_LINE} bytes")
+            yield InvalidLine(number, end, "line_too_long", f"more than {LONGEST_LINE} bytes")
             continue
         if raw.strip():
             yield _judged(number, end, raw.strip().removeprefix(b"\xef\xbb\xbf"), opener)
 
 
-def _judged(number: int, end: int, raw: bytes, opener: Opener | None) -> GoodLine | BadLine:
+def _judged(number: int, end: int, raw: bytes, opener: LineDecrypter | None) -> ParsedLine | InvalidLine:
     if not raw.startswith(b"{") and raw.count(b".") == 4:
         if opener is None:
-            return BadLine(number, end, "sealed", "it is sealed: give the private key with --key")
-        opened = opener.open(raw)
+            return InvalidLine(number, end, "sealed", "it is sealed: give the private key with --key")
+        opened = opener.decrypt(raw)
         if opened is None:
-            return BadLine(number, end, "not_for_this_key", "sealed to another key, or altered")
+            return InvalidLine(number, end, "not_for_this_key", "sealed to another key, or altered")
         raw = opened
     try:
         value: object = json.loads(raw.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
     except _Doubled:
-        return BadLine(number, end, "duplicate_member", "a member is given twice")
+        return InvalidLine(number, end, "duplicate_member", "a member is given twice")
     except UnicodeDecodeError:
-        return BadLine(number, end, "not_utf8", "it is not UTF-8")
+        return InvalidLine(number, end, "not_utf8", "it is not UTF-8")
     except (ValueError, RecursionError):
-        return BadLine(number, end, "not_json", "it is not valid JSON")
+        return InvalidLine(number, end, "not_json", "it is not valid JSON")
     if not isinstance(value, dict):
-        return BadLine(number, end, "not_an_object", "it is JSON, but not an object")
-    return GoodLine(number, end, cast(dict[str, object], value))
+        return InvalidLine(number, end, "not_an_object", "it is JSON, but not an object")
+    return ParsedLine(number, end, cast(dict[str, object], value))
 
 
-def write_private(path: Path, text: str) -> None:
+def write_private_file(path: Path, text: str) -> None:
     """A new file that its owner alone can read. Raises BadRequest when it exists or can't be written."""
     try:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -93,10 +93,10 @@ def write_private(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise unusable(path, error) from None
+        raise file_error(path, error) from None
 
 
-def new_key() -> tuple[str, str]:
+def generate_key_pair() -> tuple[str, str]:
     """A fresh X25519 pair as JWK texts: the private one for a safe place, the public one for `export`."""
     key = _joserfc().OKPKey.generate_key("X25519")
     private, public = key.as_dict(private=True), key.as_dict(private=False)
@@ -121,7 +121,7 @@ def read_public_key(path: Path) -> dict[str, object] | str:
     return {name: members[name] for name in ("kty", "crv", "x", "y") if name in members}
 
 
-def unusable(path: Path, error: OSError) -> BadRequest:
+def file_error(path: Path, error: OSError) -> BadRequest:
     return BadRequest(
         f"{path} can't be used: {error.strerror}", code="file_unusable", repair="Check the path."
     )
@@ -155,7 +155,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise unusable(path, error) from None
+        raise file_error(path, error) from None
     except UnicodeDecodeError:
         raise _no_key(path, "it is not text") from None
 

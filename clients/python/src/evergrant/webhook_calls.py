@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from evergrant.calls import Call
 from evergrant.fields import Fields
-from evergrant.replies import Page, Reply, done, good, page_of
+from evergrant.replies import Page, Response, parse_body, parse_page, require_success
 
 Answer = TypeVar("Answer")
 _AT = "/v1/webhooks"
@@ -76,7 +76,7 @@ def list_call() -> Call[Page[Webhook]]:
 
 
 def delete_call(name: str) -> Call[None]:
-    return Call("DELETE", _of(name), done)
+    return Call("DELETE", _of(name), require_success)
 
 
 def rotate_call(name: str, overlap: timedelta | None) -> Call[Webhook]:
@@ -207,20 +207,20 @@ def _of(name: str) -> str:
     return f"{_AT}/{quote(name, safe='')}"
 
 
-def _webhook_of(reply: Reply) -> Webhook:
-    return _webhook(good(reply, "webhook"))
+def _webhook_of(reply: Response) -> Webhook:
+    return _webhook(parse_body(reply, "webhook"))
 
 
-def _delivery_of(reply: Reply) -> WebhookDelivery:
-    return _delivery(good(reply, "delivery"))
+def _delivery_of(reply: Response) -> WebhookDelivery:
+    return _delivery(parse_body(reply, "delivery"))
 
 
-def _webhooks(reply: Reply) -> Page[Webhook]:
-    return page_of(reply, "webhook", _webhook)
+def _webhooks(reply: Response) -> Page[Webhook]:
+    return parse_page(reply, "webhook", _webhook)
 
 
-def _deliveries(reply: Reply) -> Page[WebhookDelivery]:
-    return page_of(reply, "delivery", _delivery)
+def _deliveries(reply: Response) -> Page[WebhookDelivery]:
+    return parse_page(reply, "delivery", _delivery)
 
 
 def _webhook(item: Fields) -> Webhook:

@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 
 from evergrant.administration import Integration, ProviderVersion
 from evergrant.cli.catalogue import check_catalogue
-from evergrant.cli.options import DEFAULTS, Options
+from evergrant.cli.options import DEFAULT_OPTIONS, Options
 from evergrant.cli.output import Row, provider_row, show_one, show_rows
 from evergrant.errors import BadRequest
 
@@ -21,13 +21,13 @@ _PROVIDERS = ("name", "display_name", "categories", "default_scopes")
 _VERSIONS = ("version", "state", "share", "good", "bad", "proposed_by", "decided_by", "reason")
 
 
-def list_providers(*, options: Options = DEFAULTS) -> None:
+def list_providers(*, options: Options = DEFAULT_OPTIONS) -> None:
     """List the providers of the catalogue, this tenant's own among them."""
     with options.client() as client:
         show_rows((provider_row(it) for it in client.providers()), _PROVIDERS, options.output)
 
 
-def propose(definition: File, /, *, rollout: Path | None = None, options: Options = DEFAULTS) -> None:
+def propose(definition: File, /, *, rollout: Path | None = None, options: Options = DEFAULT_OPTIONS) -> None:
     """Propose a provider's definition. A worker checks it, and an admin decides.
 
     Parameters
@@ -42,7 +42,7 @@ def propose(definition: File, /, *, rollout: Path | None = None, options: Option
         _show_version(client.propose_provider(_json(definition), rollout=stages), options)
 
 
-def versions(provider: str, /, *, options: Options = DEFAULTS) -> None:
+def versions(provider: str, /, *, options: Options = DEFAULT_OPTIONS) -> None:
     """List the versions this tenant brought, the newest first."""
     with options.client() as client:
         found = (_version_row(it) for it in client.provider_versions(provider))
@@ -56,7 +56,7 @@ def approve(
     *,
     reason: str | None = None,
     accept_hosts: bool = False,
-    options: Options = DEFAULTS,
+    options: Options = DEFAULT_OPTIONS,
 ) -> None:
     """Let a checked version in.
 
@@ -70,25 +70,25 @@ def approve(
         _show_version(found, options)
 
 
-def reject(provider: str, version: int, /, *, reason: str, options: Options = DEFAULTS) -> None:
+def reject(provider: str, version: int, /, *, reason: str, options: Options = DEFAULT_OPTIONS) -> None:
     """Turn a checked version down."""
     with options.client() as client:
         _show_version(client.reject_provider(provider, version, reason), options)
 
 
-def roll_back(provider: str, version: int, /, *, reason: str, options: Options = DEFAULTS) -> None:
+def roll_back(provider: str, version: int, /, *, reason: str, options: Options = DEFAULT_OPTIONS) -> None:
     """Have the version before a staged one answer again."""
     with options.client() as client:
         _show_version(client.roll_provider_back(provider, version, reason), options)
 
 
-def list_integrations(*, options: Options = DEFAULTS) -> None:
+def list_integrations(*, options: Options = DEFAULT_OPTIONS) -> None:
     """List the OAuth clients that this app administers."""
     with options.client() as client:
         show_rows((_row(it) for it in client.integrations()), _INTEGRATIONS, options.output)
 
 
-def get_integration(name: str, /, *, options: Options = DEFAULTS) -> None:
+def get_integration(name: str, /, *, options: Options = DEFAULT_OPTIONS) -> None:
     """Show one OAuth client, with the redirect URI to register at the provider."""
     with options.client() as client:
         show_one(_row(client.integration(name)), options.output)
@@ -107,7 +107,7 @@ def put_integration(
     dpop: bool | None = None,
     param: tuple[str, ...] = (),
     scope: tuple[str, ...] = (),
-    options: Options = DEFAULTS,
+    options: Options = DEFAULT_OPTIONS,
 ) -> None:
     """Create or change an OAuth client. What isn't given is as the provider's definition says.
 
@@ -138,14 +138,19 @@ def put_integration(
         show_one(_row(client.put_integration(name, **given)), options.output)
 
 
-def delete_integration(name: str, /, *, options: Options = DEFAULTS) -> None:
+def delete_integration(name: str, /, *, options: Options = DEFAULT_OPTIONS) -> None:
     """Delete an OAuth client with its secret. Refused while it has live connections."""
     with options.client() as client:
         client.delete_integration(name)
 
 
 def rotate_secret(
-    name: str, /, *, client_secret_file: File, overlap: float | None = None, options: Options = DEFAULTS
+    name: str,
+    /,
+    *,
+    client_secret_file: File,
+    overlap: float | None = None,
+    options: Options = DEFAULT_OPTIONS,
 ) -> None:
     """Put a new client secret first; the one before it is tried as well, for a while.
 
@@ -162,7 +167,7 @@ def rotate_secret(
         show_one(_row(changed), options.output)
 
 
-def roll_secret_back(name: str, /, *, options: Options = DEFAULTS) -> None:
+def roll_secret_back(name: str, /, *, options: Options = DEFAULT_OPTIONS) -> None:
     """The client secret before the rotation is the only one again."""
     with options.client() as client:
         show_one(_row(client.roll_client_secret_back(name)), options.output)

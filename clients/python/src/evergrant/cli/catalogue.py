@@ -4,14 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from evergrant.cli.options import DEFAULTS, Options
+from evergrant.cli.options import DEFAULT_OPTIONS, Options
 from evergrant.cli.output import Format
 from evergrant.errors import BadRequest
 
 _COMMAND = ("-m", "evergrant_server", "providers", "check")
 
 
-def check_catalogue(checkout: Path = Path(), /, *, options: Options = DEFAULTS) -> None:
+def check_catalogue(checkout: Path = Path(), /, *, options: Options = DEFAULT_OPTIONS) -> None:
     """Look at every definition and exchange vector of the catalogue in a checkout of Evergrant.
 
     The same as `python -m evergrant_server providers check` there. Exits 0 when nothing is

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from cyclopts import App
 
 from evergrant.cli.administration import integrations_app, providers_app
-from evergrant.cli.options import DEFAULTS, Generation, Options
+from evergrant.cli.options import DEFAULT_OPTIONS, Generation, Options
 from evergrant.cli.output import (
     Format,
     app_row,
@@ -34,7 +34,7 @@ def list_connections(
     provider: str | None = None,
     subject: str | None = None,
     state: State | None = None,
-    options: Options = DEFAULTS,
+    options: Options = DEFAULT_OPTIONS,
 ) -> None:
     """List the connections this app may see."""
     with options.client() as client:
@@ -42,7 +42,7 @@ def list_connections(
         show_rows((connection_row(it) for it in found), _CONNECTIONS, options.output)
 
 
-def get_connection(connection_id: str, /, *, live: bool = False, options: Options = DEFAULTS) -> None:
+def get_connection(connection_id: str, /, *, live: bool = False, options: Options = DEFAULT_OPTIONS) -> None:
     """Show one connection.
 
     Parameters
@@ -77,7 +77,7 @@ def connect(
     audience: str | None = None,
     choice: str | None = None,
     wait: float | None = None,
-    options: Options = DEFAULTS,
+    options: Options = DEFAULT_OPTIONS,
 ) -> None:
     """Begin a connection and print what its subject has to do, if anything.
 
@@ -116,7 +116,9 @@ def connect(
         _show(opened, options)
 
 
-def refresh(connection_id: str, /, *, refused: Generation | None = None, options: Options = DEFAULTS) -> None:
+def refresh(
+    connection_id: str, /, *, refused: Generation | None = None, options: Options = DEFAULT_OPTIONS
+) -> None:
     """Make a connection's grant newer.
 
     Parameters
@@ -136,19 +138,21 @@ def refresh(connection_id: str, /, *, refused: Generation | None = None, options
         print(f"generation {refused} is still the newest: {why}", file=sys.stderr)
 
 
-def reauthorize(connection_id: str, /, *, scope: tuple[str, ...] = (), options: Options = DEFAULTS) -> None:
+def reauthorize(
+    connection_id: str, /, *, scope: tuple[str, ...] = (), options: Options = DEFAULT_OPTIONS
+) -> None:
     """Open a new consent for a connection and print the link for its subject."""
     with options.client() as client:
         _show(client.reauthorize(connection_id, scopes=scope or None), options)
 
 
-def choose(connection_id: str, choice: str, /, *, options: Options = DEFAULTS) -> None:
+def choose(connection_id: str, choice: str, /, *, options: Options = DEFAULT_OPTIONS) -> None:
     """Say which of its choices a connection is for."""
     with options.client() as client:
         _show(client.choose(connection_id, choice), options)
 
 
-def revoke(connection_id: str, /, *, reason: str, options: Options = DEFAULTS) -> None:
+def revoke(connection_id: str, /, *, reason: str, options: Options = DEFAULT_OPTIONS) -> None:
     """Revoke a connection, for good."""
     with options.client() as client:
         _show(client.revoke(connection_id, reason), options)
@@ -161,7 +165,7 @@ def sign(
     /,
     *,
     form: tuple[str, ...] = (),
-    options: Options = DEFAULTS,
+    options: Options = DEFAULT_OPTIONS,
 ) -> None:
     """Print the headers that sign one request, for connections that have no token to lease (OAuth 1.0a).
 
@@ -189,7 +193,7 @@ def token(
     min_ttl: float | None = None,
     scope: tuple[str, ...] = (),
     show: bool = False,
-    options: Options = DEFAULTS,
+    options: Options = DEFAULT_OPTIONS,
 ) -> None:
     """Print an access token: bare into a pipe or a file, hidden on a terminal.
 
@@ -219,7 +223,13 @@ def token(
 
 
 def proof(
-    connection_id: str, method: str, url: str, /, *, nonce: str | None = None, options: Options = DEFAULTS
+    connection_id: str,
+    method: str,
+    url: str,
+    /,
+    *,
+    nonce: str | None = None,
+    options: Options = DEFAULT_OPTIONS,
 ) -> None:
     """Print a DPoP header for one request with a token that is bound to a key (RFC 9449).
 
@@ -236,13 +246,13 @@ def proof(
         show_one(proof_row(made), options.output)
 
 
-def list_apps(*, options: Options = DEFAULTS) -> None:
+def list_apps(*, options: Options = DEFAULT_OPTIONS) -> None:
     """List the apps of the tenant."""
     with options.client() as client:
         show_rows((app_row(it) for it in client.apps()), ("id", "name", "disabled"), options.output)
 
 
-def audit(connection_id: str | None = None, /, *, options: Options = DEFAULTS) -> None:
+def audit(connection_id: str | None = None, /, *, options: Options = DEFAULT_OPTIONS) -> None:
     """Show a connection's audit records, or without one the whole tenant's."""
     with options.client() as client:
         show_rows((audit_row(it) for it in client.audit(connection_id)), _AUDIT, options.output)
@@ -252,7 +262,7 @@ def _show(connection: Connection, options: Options) -> None:
     show_one(connection_row(connection), options.output)
 
 
-def build() -> App:
+def build_app() -> App:
     """The whole command, every subcommand in plain sight."""
     app = App(
         name="evergrant",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cyclopts import CycloptsError
 
-from evergrant.cli.commands import build
+from evergrant.cli.commands import build_app
 from evergrant.cli.output import show_error
 from evergrant.errors import EvergrantError
 
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _status(arguments: Sequence[str] | None) -> int:
     try:
-        build()(arguments, exit_on_error=False, print_error=False)
+        build_app()(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         words = " ".join(str(error).split())
         print(f"evergrant: usage: {words} (See evergrant --help.)", file=sys.stderr)

@@ -30,7 +30,7 @@ class Options:
         return Evergrant(self.url, read_key_file(self.api_key_file) if self.api_key_file else None)
 
 
-DEFAULTS = Options()
+DEFAULT_OPTIONS = Options()
 
 
 def _generation(_: type[int], tokens: Sequence[Token]) -> int:

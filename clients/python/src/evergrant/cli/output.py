@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evergrant.errors import EvergrantError
-from evergrant.models import App, AuditItem, Connection, Lease, Live, Proof, Provider
+from evergrant.models import App, AuditRecord, Connection, Lease, LiveStatus, Proof, Provider
 
 Row = Mapping[str, object]
 
@@ -101,7 +101,7 @@ def connection_row(connection: Connection) -> Row:
     return row
 
 
-def live_row(live: Live) -> Row:
+def live_row(live: LiveStatus) -> Row:
     return {
         "state": live.state.value,
         "generation": live.generation,
@@ -135,10 +135,10 @@ def proof_row(made: Proof) -> Row:
     }
 
 
-def audit_row(item: AuditItem) -> Row:
+def audit_row(item: AuditRecord) -> Row:
     return {
         "seq": item.seq,
-        "lane": item.lane,
+        "lane": item.shard,
         "at": _time(item.at),
         "action": item.action,
         "object": item.object,

@@ -15,20 +15,20 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from evergrant.cli.options import DEFAULTS, Options
+from evergrant.cli.options import DEFAULT_OPTIONS, Options
 from evergrant.cli.output import Format, show_one
 from evergrant.errors import BadRequest, EvergrantError
 from evergrant.sync_client import Evergrant
-from evergrant.transfer import AT_ONCE, Export, ImportOutcome, ImportStatus, SealedLines, looks
+from evergrant.transfer import IMPORT_BATCH_SIZE, Export, ImportOutcome, ImportStatus, SealedPage, poll_delays
 from evergrant.transfer_files import (
-    BadLine,
-    GoodLine,
-    Opener,
-    new_key,
+    InvalidLine,
+    LineDecrypter,
+    ParsedLine,
+    file_error,
+    generate_key_pair,
     read_lines,
     read_public_key,
-    unusable,
-    write_private,
+    write_private_file,
 )
 
 _BATCH_BYTES = 600_000  # a request's body may have 1 MiB
@@ -53,7 +53,7 @@ class _Report:
         if outcome.failed:
             self.fail(number, outcome.code or "unknown", outcome.detail or "")
 
-    def bad(self, line: BadLine) -> None:
+    def bad(self, line: InvalidLine) -> None:
         self.last = line.number
         self.counts[ImportStatus.INVALID.value] += 1
         self.fail(line.number, line.code, line.detail)
@@ -87,7 +87,7 @@ def import_file(
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     verify: bool = True,
     key: Path | None = None,
-    options: Options = DEFAULTS,
+    options: Options = DEFAULT_OPTIONS,
 ) -> None:
     """Import existing grants, one JSON object a line. Running it again changes nothing.
 
@@ -100,13 +100,13 @@ def import_file(
     key
         Private key of a sealed export.
     """
-    opener = Opener(key) if key else None
+    opener = LineDecrypter(key) if key else None
     started = time.monotonic()
     report = _Report(str(file), options.output is Format.JSON)
     try:
         source = file.open("rb")
     except OSError as error:
-        raise unusable(file, error) from None
+        raise file_error(file, error) from None
     with source, options.client() as client, _progress(source) as advance:
         try:
             for batch in _batches(read_lines(source, opener), report):
@@ -124,16 +124,16 @@ def import_file(
         sys.exit(report.status)
 
 
-def _batches(lines: Iterator[GoodLine | BadLine], report: _Report) -> Iterator[list[GoodLine]]:
+def _batches(lines: Iterator[ParsedLine | InvalidLine], report: _Report) -> Iterator[list[ParsedLine]]:
     """Good lines in requests' worth; bad ones are reported as they come."""
-    batch: list[GoodLine] = []
+    batch: list[ParsedLine] = []
     begins = end = 0
     for line in lines:
-        if isinstance(line, BadLine):
+        if isinstance(line, InvalidLine):
             report.bad(line)
             end = line.end
             continue
-        if batch and (len(batch) == AT_ONCE or line.end - begins > _BATCH_BYTES):
+        if batch and (len(batch) == IMPORT_BATCH_SIZE or line.end - begins > _BATCH_BYTES):
             yield batch
             batch, begins = [], end
         batch.append(line)
@@ -166,7 +166,7 @@ def export_file(
     provider: str | None = None,
     subject: str | None = None,
     wait: float = 3600,
-    options: Options = DEFAULTS,
+    options: Options = DEFAULT_OPTIONS,
 ) -> None:
     """Export every live grant, each line sealed to a public key. It can be imported elsewhere.
 
@@ -183,7 +183,7 @@ def export_file(
     try:
         written = os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii")
     except OSError as error:
-        raise unusable(out, error) from None
+        raise file_error(out, error) from None
     done = False
     try:
         with written, options.client() as client:
@@ -201,18 +201,18 @@ def export_file(
     show_one(row, options.output)
 
 
-def _sealed(client: Evergrant, export: Export, limit: timedelta) -> SealedLines:
-    for pause in looks(limit):
+def _sealed(client: Evergrant, export: Export, limit: timedelta) -> SealedPage:
+    for pause in poll_delays(limit):
         page = client.export_lines(export.id)
-        if isinstance(page, SealedLines):
+        if isinstance(page, SealedPage):
             return page
         time.sleep(min(pause, 0.2 if page.exported == 0 else 1.0))
     raise AssertionError("looks ends by raising")
 
 
-def _fetch(client: Evergrant, export_id: str, page: Export | SealedLines, written: TextIO) -> int:
+def _fetch(client: Evergrant, export_id: str, page: Export | SealedPage, written: TextIO) -> int:
     fetched = 0
-    while isinstance(page, SealedLines):
+    while isinstance(page, SealedPage):
         for line in page.lines:
             written.write(line + "\n")
         fetched += len(page.lines)
@@ -226,7 +226,7 @@ def _fetch(client: Evergrant, export_id: str, page: Export | SealedLines, writte
 
 def export_key(private: Path, public: Path, /) -> None:
     """Make a key pair for `export --to PUBLIC` and `import --key PRIVATE`. Nothing leaves this machine."""
-    secret, shown = new_key()
-    write_private(private, secret)
-    write_private(public, shown)
+    secret, shown = generate_key_pair()
+    write_private_file(private, secret)
+    write_private_file(public, shown)
     print(f"private: {private} (keep it)\npublic:  {public}")

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from cyclopts import App
 
-from evergrant.cli.options import DEFAULTS, Options
+from evergrant.cli.options import DEFAULT_OPTIONS, Options
 from evergrant.cli.output import Row, show_one, show_rows
 from evergrant.webhook_calls import Webhook, WebhookDelivery
 
@@ -22,13 +22,13 @@ _DELIVERIES = (
 )
 
 
-def list_webhooks(*, options: Options = DEFAULTS) -> None:
+def list_webhooks(*, options: Options = DEFAULT_OPTIONS) -> None:
     """List the webhooks of the tenant."""
     with options.client() as client:
         show_rows((_row(it) for it in client.webhooks()), _WEBHOOKS, options.output)
 
 
-def get_webhook(name: str, /, *, options: Options = DEFAULTS) -> None:
+def get_webhook(name: str, /, *, options: Options = DEFAULT_OPTIONS) -> None:
     """Show one webhook, and how its endpoint does."""
     with options.client() as client:
         show_one(_row(client.webhook(name)), options.output)
@@ -42,7 +42,7 @@ def put_webhook(
     event: tuple[str, ...] = (),
     integration: str | None = None,
     disabled: bool = False,
-    options: Options = DEFAULTS,
+    options: Options = DEFAULT_OPTIONS,
 ) -> None:
     """Create or change a webhook. The signing secret is shown when it is created, and never again.
 
@@ -59,13 +59,13 @@ def put_webhook(
     show_one(_row(made), options.output)
 
 
-def delete_webhook(name: str, /, *, options: Options = DEFAULTS) -> None:
+def delete_webhook(name: str, /, *, options: Options = DEFAULT_OPTIONS) -> None:
     """Delete a webhook with its log; what waits is not delivered any more."""
     with options.client() as client:
         client.delete_webhook(name)
 
 
-def rotate_secret(name: str, /, *, overlap: float | None = None, options: Options = DEFAULTS) -> None:
+def rotate_secret(name: str, /, *, overlap: float | None = None, options: Options = DEFAULT_OPTIONS) -> None:
     """Make a new signing secret and show it, once.
 
     Parameters
@@ -78,7 +78,7 @@ def rotate_secret(name: str, /, *, overlap: float | None = None, options: Option
         show_one(_row(client.rotate_webhook_secret(name, overlap=kept)), options.output)
 
 
-def deliveries(name: str, /, *, status: str | None = None, options: Options = DEFAULTS) -> None:
+def deliveries(name: str, /, *, status: str | None = None, options: Options = DEFAULT_OPTIONS) -> None:
     """Show what was sent and what came of it, newest first.
 
     Parameters
@@ -91,13 +91,13 @@ def deliveries(name: str, /, *, status: str | None = None, options: Options = DE
         show_rows((_row(it) for it in found), _DELIVERIES, options.output)
 
 
-def replay(name: str, delivery_id: str, /, *, options: Options = DEFAULTS) -> None:
+def replay(name: str, delivery_id: str, /, *, options: Options = DEFAULT_OPTIONS) -> None:
     """Send one delivery again."""
     with options.client() as client:
         show_one(_row(client.replay_webhook(name, delivery_id)), options.output)
 
 
-def send_ping(name: str, /, *, options: Options = DEFAULTS) -> None:
+def send_ping(name: str, /, *, options: Options = DEFAULT_OPTIONS) -> None:
     """Have a webhook.ping sent; `deliveries` says what came of it."""
     with options.client() as client:
         show_one(_row(client.test_webhook(name)), options.output)

@@ -18,14 +18,14 @@ from temporalio.worker import (
 from evergrant.errors import EvergrantError
 from evergrant.models import Lease, LeaseLeak
 from evergrant.temporal.failures import application_error
-from evergrant.temporal.leases import CURRENT, ActivityLeases, Clients
-from evergrant.temporal.spills import is_spilled
+from evergrant.temporal.leases import CURRENT_LEASES, ActivityLeases, WorkerClients
+from evergrant.temporal.spills import contains_secret
 
 
 class LeaseInterceptor(Interceptor):
     """`clients` is asked at each activity: they are opened when the worker runs."""
 
-    def __init__(self, clients: Callable[[], Clients]) -> None:
+    def __init__(self, clients: Callable[[], WorkerClients]) -> None:
         self._clients = clients
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
@@ -33,7 +33,7 @@ class LeaseInterceptor(Interceptor):
 
 
 class _Inbound(ActivityInboundInterceptor):
-    def __init__(self, next: ActivityInboundInterceptor, clients: Callable[[], Clients]) -> None:
+    def __init__(self, next: ActivityInboundInterceptor, clients: Callable[[], WorkerClients]) -> None:
         super().__init__(next)
         self._clients = clients
 
@@ -42,7 +42,7 @@ class _Inbound(ActivityInboundInterceptor):
 
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:
         leases = ActivityLeases(self._clients())
-        before = CURRENT.set(leases)
+        before = CURRENT_LEASES.set(leases)
         try:
             result = await self.next.execute_activity(input)
         except Exception as error:
@@ -51,14 +51,14 @@ class _Inbound(ActivityInboundInterceptor):
             _refuse_secrets("result", (result,), leases)
             return result
         finally:
-            CURRENT.reset(before)
+            CURRENT_LEASES.reset(before)
         # Raised here, not above: inside the handler the original would become its context.
         raise failure
 
 
 class _Outbound(ActivityOutboundInterceptor):
     def heartbeat(self, *details: Any) -> None:
-        if leases := CURRENT.get():
+        if leases := CURRENT_LEASES.get():
             _refuse_secrets("heartbeat", details, leases)
         super().heartbeat(*details)
 
@@ -73,7 +73,7 @@ def _refuse_secrets(what: str, values: tuple[Any, ...], leases: ActivityLeases) 
         payloads: list[Payload] = activity.payload_converter().to_payloads(values)
     except LeaseLeak:
         raise _refusal(what) from None
-    if any(is_spilled(payload.SerializeToString(), leases.secrets) for payload in payloads):
+    if any(contains_secret(payload.SerializeToString(), leases.secrets) for payload in payloads):
         raise _refusal(what)
 
 
@@ -84,7 +84,7 @@ def _without_secrets(error: Exception, leases: ActivityLeases) -> Exception:
         return failure
     recorded = Failure()
     DefaultFailureConverter().to_failure(failure, activity.payload_converter(), recorded)
-    if not is_spilled(recorded.SerializeToString(), leases.secrets):
+    if not contains_secret(recorded.SerializeToString(), leases.secrets):
         return failure
     final = isinstance(failure, ApplicationError) and failure.non_retryable
     return ApplicationError(

@@ -10,7 +10,7 @@ from evergrant.sync_client import Evergrant
 
 
 @dataclass(frozen=True, slots=True)
-class Clients:
+class WorkerClients:
     """One worker's clients: for async activities, and for those that run in threads."""
 
     asyncio: AsyncEvergrant
@@ -20,7 +20,7 @@ class Clients:
 class ActivityLeases:
     """What one running activity has been given, so that none of it leaves with its result."""
 
-    def __init__(self, clients: Clients) -> None:
+    def __init__(self, clients: WorkerClients) -> None:
         self.clients = clients
         self._secrets: list[str] = []
 
@@ -28,7 +28,7 @@ class ActivityLeases:
     def secrets(self) -> tuple[str, ...]:
         return tuple(self._secrets)
 
-    def received(self, answer: Lease | ConsentRequired) -> Lease:
+    def record(self, answer: Lease | ConsentRequired) -> Lease:
         """Remember it. Raises ReconnectNeeded when it is no lease."""
         match answer:
             case Lease():
@@ -39,7 +39,7 @@ class ActivityLeases:
                 raise answer.as_error()
 
 
-CURRENT: ContextVar[ActivityLeases | None] = ContextVar("evergrant_activity_leases", default=None)
+CURRENT_LEASES: ContextVar[ActivityLeases | None] = ContextVar("evergrant_activity_leases", default=None)
 
 
 async def lease(
@@ -59,7 +59,7 @@ async def lease(
     answer = await leases.clients.asyncio.lease(
         integration, subject, label=label, min_ttl=min_ttl, scopes=scopes
     )
-    return leases.received(answer)
+    return leases.record(answer)
 
 
 def lease_blocking(
@@ -73,11 +73,11 @@ def lease_blocking(
     """`lease` for an activity that runs in a thread."""
     leases = _current()
     answer = leases.clients.blocking.lease(integration, subject, label=label, min_ttl=min_ttl, scopes=scopes)
-    return leases.received(answer)
+    return leases.record(answer)
 
 
 def _current() -> ActivityLeases:
-    if (leases := CURRENT.get()) is None:
+    if (leases := CURRENT_LEASES.get()) is None:
         raise RuntimeError(
             "no lease here: this isn't an activity of a worker with EvergrantPlugin, "
             "or it runs in another process"

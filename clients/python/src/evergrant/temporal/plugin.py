@@ -12,7 +12,7 @@ from evergrant.caching import CACHE_LEASES_FOR
 from evergrant.patience import DEADLINE
 from evergrant.sync_client import Evergrant
 from evergrant.temporal.interceptor import LeaseInterceptor
-from evergrant.temporal.leases import Clients
+from evergrant.temporal.leases import WorkerClients
 
 
 class EvergrantPlugin(SimplePlugin):
@@ -52,7 +52,7 @@ class EvergrantPlugin(SimplePlugin):
             allow_plain_http=allow_plain_http,
             cache_leases_for=cache_leases_for,
         )
-        self._clients: Clients | None = None
+        self._clients: WorkerClients | None = None
         self._running = 0
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
@@ -64,7 +64,7 @@ class EvergrantPlugin(SimplePlugin):
     async def run_worker(self, worker: Worker, next: Callable[[Worker], Awaitable[None]]) -> None:
         """Hold the clients open while any worker runs. Raises BadRequest for missing settings."""
         if self._clients is None:
-            self._clients = Clients(self._asyncio(), self._blocking())
+            self._clients = WorkerClients(self._asyncio(), self._blocking())
         self._running += 1
         try:
             await super().run_worker(worker, next)
@@ -78,7 +78,7 @@ class EvergrantPlugin(SimplePlugin):
         clients.blocking.close()
         await clients.asyncio.aclose()
 
-    def _opened(self) -> Clients:
+    def _opened(self) -> WorkerClients:
         if self._clients is None:
             raise RuntimeError("the worker of this activity isn't running")
         return self._clients

@@ -8,7 +8,7 @@ from urllib.parse import quote
 _SHORTEST = 8  # below this an encoded fragment is too short to mean anything
 
 
-def is_spilled(data: bytes, secrets: Iterable[str]) -> bool:
+def contains_secret(data: bytes, secrets: Iterable[str]) -> bool:
     """Whether `data` holds one of `secrets`: raw, JSON- or URL-escaped, base64 or hex."""
     return any(form in data for secret in secrets for form in _forms(secret))
 

@@ -22,7 +22,7 @@ REQUEST_TOKEN = "request_token"
 
 
 @dataclass(frozen=True)
-class Asked:
+class RequestContext:
     """Who asked, and in which trace (W3C trace id, "" when there is none)."""
 
     by: str
@@ -35,7 +35,7 @@ class RequestToken:
 
     app: str
     reply_to: str
-    asked: Asked
+    asked: RequestContext
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ async def request_token(connection: str | tuple[str, str], *, app: str, trace_id
     `connection_not_running` when that connection has no workflow: it ended, or never was.
     """
     target = connection_workflow_id(connection)
-    asked = Asked(by=f"app:{app}", trace_id=trace_id)
+    asked = RequestContext(by=f"app:{app}", trace_id=trace_id)
     message = RequestToken(app=app, reply_to=workflow.info().workflow_id, asked=asked)
     connection_id = target.rpartition(":")[2]
     try:

@@ -4,8 +4,8 @@ Owns the fake (`FakeEvergrant`), what it can be told, and the pytest fixtures `f
 `evergrant_clock`. Speaks the server's HTTP shapes; owns no OAuth, no permits and no storage.
 """
 
-from evergrant.testing.clock import SetClock
+from evergrant.testing.clock import ManualClock
 from evergrant.testing.connections import FakeConnection
 from evergrant.testing.fake import FakeEvergrant, Request
 
-__all__ = ["FakeConnection", "FakeEvergrant", "Request", "SetClock"]
+__all__ = ["FakeConnection", "FakeEvergrant", "ManualClock", "Request"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class FakeResponse:
     """Status 0 means none at all: the connection is closed."""
 
     status: int
@@ -14,7 +14,9 @@ class Answer:
     media_type: str = "application/json"
 
 
-def problem(status: int, kind: str, code: str, *, retry_after: float | None = None, **more: object) -> Answer:
+def problem(
+    status: int, kind: str, code: str, *, retry_after: float | None = None, **more: object
+) -> FakeResponse:
     """A problem document (RFC 9457), as Evergrant writes them."""
     body = {
         "type": f"/docs#{code}",
@@ -30,4 +32,4 @@ def problem(status: int, kind: str, code: str, *, retry_after: float | None = No
     if retry_after is not None:
         body["retry_after"] = retry_after
         headers["retry-after"] = str(max(1, round(retry_after)))
-    return Answer(status, body, headers, "application/problem+json")
+    return FakeResponse(status, body, headers, "application/problem+json")

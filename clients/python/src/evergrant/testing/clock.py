@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from threading import Lock
 
 
-class SetClock:
+class ManualClock:
     """Call it for the time: pass it as `clock` to the clients too, so that an hour passes for both."""
 
     def __init__(self, at: datetime | None = None) -> None:

@@ -63,14 +63,14 @@ class FakeConnection:
         self._move(State.REVOKED, "connection_revoked", "connection.revoked")
         self.token, self.expires_at = "", None
 
-    def ask_consent(self) -> str:
+    def open_consent(self) -> str:
         """A new connect link, as `reauthorize` makes it."""
         if not self.link:
             self.link = f"{self.url}/connect/{token_urlsafe(24)}"
             self.link_expires_at = self.now() + CONSENT_WITHIN
         return self.link
 
-    def make_fresh(self, min_ttl: timedelta) -> None:
+    def refresh_if_due(self, min_ttl: timedelta) -> None:
         """Refresh a grant that has expired, or would within `min_ttl`, as the server would."""
         ends = self.expires_at
         if ends is not None and ends - self.now() <= min_ttl and not self.refuses_refresh:
@@ -88,7 +88,7 @@ class FakeConnection:
         self.events.append((self.now(), action))
 
 
-def shown(it: FakeConnection, *, link: bool = False) -> dict[str, object]:
+def connection_body(it: FakeConnection, *, link: bool = False) -> dict[str, object]:
     """As `GET /v1/connections/{id}` shows it."""
     changed = it.events[-1][0] if it.events else it.now()
     body: dict[str, object] = {
@@ -100,32 +100,32 @@ def shown(it: FakeConnection, *, link: bool = False) -> dict[str, object]:
         "state": it.state.value,
         "generation": it.generation,
         "scopes": list(it.scopes),
-        "expires_at": stamp(it.expires_at),
+        "expires_at": rfc3339(it.expires_at),
         "reason": it.reason,
         "repairer": "subject" if it.reason else None,
-        "created_at": stamp(it.events[0][0] if it.events else changed),
-        "changed_at": stamp(changed),
+        "created_at": rfc3339(it.events[0][0] if it.events else changed),
+        "changed_at": rfc3339(changed),
     }
     if link:
-        body |= {"connect_url": it.ask_consent(), "connect_expires_at": stamp(it.link_expires_at)}
+        body |= {"connect_url": it.open_consent(), "connect_expires_at": rfc3339(it.link_expires_at)}
     return body
 
 
-def live(it: FakeConnection) -> dict[str, object]:
+def live_body(it: FakeConnection) -> dict[str, object]:
     """As its workflow would describe itself: the fake's never differs from the store."""
     return {
         "state": it.state.value,
         "generation": it.generation,
-        "expires_at": stamp(it.expires_at),
+        "expires_at": rfc3339(it.expires_at),
         "reason": it.reason,
         "repairer": "subject" if it.reason else None,
         "failures": 0,
         "next_step": "refresh due" if it.state is State.ACTIVE else "wait",
-        "next_at": stamp(it.expires_at),
+        "next_at": rfc3339(it.expires_at),
         "failed": None,
         "failing_since": None,
     }
 
 
-def stamp(at: datetime | None) -> str | None:
+def rfc3339(at: datetime | None) -> str | None:
     return None if at is None else at.isoformat()

@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Self
 
 from evergrant.models import State
-from evergrant.testing.answers import Answer, problem
-from evergrant.testing.clock import SetClock
+from evergrant.testing.answers import FakeResponse, problem
+from evergrant.testing.clock import ManualClock
 from evergrant.testing.connections import LIFETIME, FakeConnection
 from evergrant.testing.routes import route
 from evergrant.testing.serving import handler
@@ -37,17 +37,17 @@ class FakeEvergrant:
     holds all that came in. `version` is what it says of itself.
     """
 
-    def __init__(self, clock: SetClock | None = None, *, api_key: str = API_KEY) -> None:
-        self.clock = clock or SetClock()
+    def __init__(self, clock: ManualClock | None = None, *, api_key: str = API_KEY) -> None:
+        self.clock = clock or ManualClock()
         self.api_key = api_key
         self.version = "0.1.0"
         self.requests: list[Request] = []
         self.connections: dict[str, FakeConnection] = {}
         self.lock = RLock()
-        self._next: deque[Answer] = deque()
-        self._down: Answer | None = None
+        self._next: deque[FakeResponse] = deque()
+        self._down: FakeResponse | None = None
         self._http = ThreadingHTTPServer(
-            ("127.0.0.1", 0), handler(self.answer, lambda: self.version, self.clock)
+            ("127.0.0.1", 0), handler(self.respond, lambda: self.version, self.clock)
         )
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
@@ -119,7 +119,7 @@ class FakeEvergrant:
     def drop(self, times: int = 1) -> None:
         """Close the next `times` connections without an answer, before anything was done."""
         with self.lock:
-            self._next.extend([Answer(0)] * times)
+            self._next.extend([FakeResponse(0)] * times)
 
     def go_down(self, retry_after: float | None = None) -> None:
         """An outage: every request gets 503 `store_unavailable`, until `come_back`."""
@@ -138,14 +138,14 @@ class FakeEvergrant:
 
     # --- what it answers --------------------------------------------------------------
 
-    def answer(
+    def respond(
         self,
         method: str,
         path: str,
         query: Mapping[str, str],
         headers: Mapping[str, str],
         body: Mapping[str, object],
-    ) -> Answer:
+    ) -> FakeResponse:
         with self.lock:
             self.requests.append(Request(method, path, query, headers, body))
             if self._down is not None:
@@ -156,14 +156,14 @@ class FakeEvergrant:
                 return problem(401, "BadRequest", "unauthenticated")
             return route(self, method, path, query, body)
 
-    def by_names(self, integration: str, subject: str, label: str) -> FakeConnection | None:
+    def find(self, integration: str, subject: str, label: str) -> FakeConnection | None:
         """The connection that has not ended, else the newest."""
         names = (integration, subject, label)
         found = [it for it in self.connections.values() if (it.integration, it.subject, it.label) == names]
         living = [it for it in found if not it.state.final]
         return next(iter(living or found[::-1]), None)
 
-    def all(self, query: Mapping[str, str]) -> list[FakeConnection]:
+    def select(self, query: Mapping[str, str]) -> list[FakeConnection]:
         asked = {name: query[name] for name in ("integration", "subject") if name in query}
         return [
             it

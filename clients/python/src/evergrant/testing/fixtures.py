@@ -6,21 +6,23 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from evergrant.testing import FakeEvergrant, SetClock
+    from evergrant.testing import FakeEvergrant, ManualClock
 
 # The fake is imported by the fixtures, not by this module: pytest loads it in every run.
 
 
 @pytest.fixture
-def evergrant_clock() -> "SetClock":
+def evergrant_clock() -> "ManualClock":
     """The clock of `fake_evergrant`; pass it to the clients as well: `Evergrant(clock=evergrant_clock)`."""
-    from evergrant.testing import SetClock
+    from evergrant.testing import ManualClock
 
-    return SetClock()
+    return ManualClock()
 
 
 @pytest.fixture
-def fake_evergrant(evergrant_clock: "SetClock", monkeypatch: pytest.MonkeyPatch) -> "Iterator[FakeEvergrant]":
+def fake_evergrant(
+    evergrant_clock: "ManualClock", monkeypatch: pytest.MonkeyPatch
+) -> "Iterator[FakeEvergrant]":
     """A fake Evergrant; EVERGRANT_URL and EVERGRANT_API_KEY point to it during the test."""
     from evergrant.testing import FakeEvergrant
 

@@ -5,8 +5,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from evergrant.models import State
-from evergrant.testing.answers import Answer, problem
-from evergrant.testing.connections import FakeConnection, live, shown, stamp
+from evergrant.testing.answers import FakeResponse, problem
+from evergrant.testing.connections import FakeConnection, connection_body, live_body, rfc3339
 
 if TYPE_CHECKING:
     from evergrant.testing.fake import FakeEvergrant
@@ -14,14 +14,16 @@ if TYPE_CHECKING:
 Body = Mapping[str, object]
 
 
-def route(fake: "FakeEvergrant", method: str, path: str, query: Mapping[str, str], body: Body) -> Answer:
+def route(
+    fake: "FakeEvergrant", method: str, path: str, query: Mapping[str, str], body: Body
+) -> FakeResponse:
     match (method, path.strip("/").split("/")):
         case ("POST", ["v1", "lease"]):
             return _lease(fake, body)
         case ("POST", ["v1", "connections"]):
             return _connect(fake, body)
         case ("GET", ["v1", "connections"]):
-            return _page([shown(it) for it in fake.all(query)])
+            return _page([connection_body(it) for it in fake.select(query)])
         case (_, ["v1", "connections", connection_id, *rest]):
             found = fake.connections.get(connection_id)
             if found is None:
@@ -32,7 +34,7 @@ def route(fake: "FakeEvergrant", method: str, path: str, query: Mapping[str, str
         case ("GET", ["v1", "providers"]):
             return _page([{"name": "fake", "display_name": "Fake", "categories": [], "default_scopes": []}])
         case ("GET", ["v1", "apps"]):
-            created = stamp(fake.clock())
+            created = rfc3339(fake.clock())
             return _page([{"id": "app_fake", "name": "fake", "disabled": False, "created_at": created}])
         case (_, ["connect", link]):
             return _subject(fake, method, link)
@@ -40,14 +42,14 @@ def route(fake: "FakeEvergrant", method: str, path: str, query: Mapping[str, str
             return problem(404, "BadRequest", "not_found")
 
 
-def _lease(fake: "FakeEvergrant", body: Body) -> Answer:
+def _lease(fake: "FakeEvergrant", body: Body) -> FakeResponse:
     names = str(body.get("integration")), str(body.get("subject")), str(body.get("label", "default"))
-    found = fake.by_names(*names)
+    found = fake.find(*names)
     if found is None or found.state in (State.CONSENT_EXPIRED, State.DENIED):
         found = fake.pending(names[0], names[1], label=names[2])
     if found.state is State.ACTIVE:
         least = body.get("min_ttl")
-        found.make_fresh(timedelta(seconds=least if isinstance(least, int | float) else 0))
+        found.refresh_if_due(timedelta(seconds=least if isinstance(least, int | float) else 0))
         return _leased(found, body)
     if found.state in (State.PENDING_CONSENT, State.NEEDS_REAUTH):
         return problem(
@@ -55,25 +57,25 @@ def _lease(fake: "FakeEvergrant", body: Body) -> Answer:
             "ReconnectNeeded",
             "consent_required",
             connection_id=found.id,
-            connect_url=found.ask_consent(),
-            expires_at=stamp(found.link_expires_at),
+            connect_url=found.open_consent(),
+            expires_at=rfc3339(found.link_expires_at),
         )
     return problem(409, "ReconnectNeeded", found.reason or "connection_revoked", connection_id=found.id)
 
 
-def _leased(found: FakeConnection, body: Body) -> Answer:
+def _leased(found: FakeConnection, body: Body) -> FakeResponse:
     if not found.valid:
         return problem(503, "ProviderUnavailable", "refresh_pending", retry_after=1)
     asked = body.get("scopes")
     if isinstance(asked, list) and not set(found.scopes).issuperset(map(str, asked)):  # pyright: ignore[reportUnknownArgumentType]  # a JSON list of anything
         return problem(409, "ReconnectNeeded", "scope_not_granted", connection_id=found.id)
     found.leases += 1
-    return Answer(
+    return FakeResponse(
         200,
         {
             "access_token": found.token,
             "token_type": found.token_type,
-            "expires_at": stamp(found.expires_at),
+            "expires_at": rfc3339(found.expires_at),
             "scopes": list(found.scopes),
             "generation": found.generation,
             "connection_id": found.id,
@@ -81,21 +83,23 @@ def _leased(found: FakeConnection, body: Body) -> Answer:
     )
 
 
-def _connect(fake: "FakeEvergrant", body: Body) -> Answer:
+def _connect(fake: "FakeEvergrant", body: Body) -> FakeResponse:
     names = str(body.get("integration")), str(body.get("subject")), str(body.get("label", "default"))
-    found = fake.by_names(*names)
+    found = fake.find(*names)
     if found is None or found.state.final:
         found = fake.pending(names[0], names[1], label=names[2])
-        return Answer(201, shown(found, link=True))
-    return Answer(200, shown(found, link=found.state is State.PENDING_CONSENT))
+        return FakeResponse(201, connection_body(found, link=True))
+    return FakeResponse(200, connection_body(found, link=found.state is State.PENDING_CONSENT))
 
 
-def _one(found: FakeConnection, method: str, rest: list[str], query: Mapping[str, str], body: Body) -> Answer:
+def _one(
+    found: FakeConnection, method: str, rest: list[str], query: Mapping[str, str], body: Body
+) -> FakeResponse:
     match (method, rest):
         case ("GET", []):
             if query.get("live") == "true":
-                return Answer(200, shown(found) | {"live": live(found), "differs": ()})
-            return Answer(200, shown(found))
+                return FakeResponse(200, connection_body(found) | {"live": live_body(found), "differs": ()})
+            return FakeResponse(200, connection_body(found))
         case ("GET", ["audit"]):
             return _page(_audit(found))
         case ("POST", ["refresh"]):
@@ -103,16 +107,16 @@ def _one(found: FakeConnection, method: str, rest: list[str], query: Mapping[str
         case ("POST", ["proof"]):
             return _proof(found, body)
         case ("POST", ["reauthorize"]):
-            return Answer(200, shown(found, link=True))
+            return FakeResponse(200, connection_body(found, link=True))
         case ("POST", ["revoke"]) | ("DELETE", []):
             if not found.state.final:
                 found.revoke()
-            return Answer(202, shown(found))
+            return FakeResponse(202, connection_body(found))
         case _:
             return problem(404, "BadRequest", "not_found")
 
 
-def _refresh(found: FakeConnection, body: Body) -> Answer:
+def _refresh(found: FakeConnection, body: Body) -> FakeResponse:
     if found.state is not State.ACTIVE:
         return problem(409, "ReconnectNeeded", found.reason or "consent_required", connection_id=found.id)
     seen = body.get("generation", body.get("seen_generation"))
@@ -120,36 +124,36 @@ def _refresh(found: FakeConnection, body: Body) -> Answer:
         if found.refuses_refresh:
             return problem(503, "ProviderUnavailable", "refresh_pending", retry_after=1)
         found.rotate()
-    return Answer(200, shown(found))
+    return FakeResponse(200, connection_body(found))
 
 
-def _proof(found: FakeConnection, body: Body) -> Answer:
+def _proof(found: FakeConnection, body: Body) -> FakeResponse:
     """In words instead of a signature: generation, method, URL and nonce."""
     if not found.valid:
         return problem(503, "ProviderUnavailable", "refresh_pending", retry_after=1)
     if found.token_type != "DPoP":
         return problem(400, "BadRequest", "invalid_request")
     said = (found.generation, body.get("htm"), body.get("htu"), body.get("nonce"))
-    return Answer(
+    return FakeResponse(
         200,
         {
             "proof": " ".join(str(it) for it in said),
             "token_type": "DPoP",
             "htu": str(body.get("htu")),
             "generation": found.generation,
-            "expires_at": stamp(found.expires_at),
+            "expires_at": rfc3339(found.expires_at),
             "connection_id": found.id,
         },
     )
 
 
-def _subject(fake: "FakeEvergrant", method: str, link: str) -> Answer:
+def _subject(fake: "FakeEvergrant", method: str, link: str) -> FakeResponse:
     """The connect link: it can be looked at, and a POST consents, as the subject's browser would."""
     for found in fake.connections.values():
         if found.link.endswith(f"/{link}"):
             if method == "POST":
                 found.consent()
-            return Answer(200, {"connection_id": found.id, "state": found.state.value})
+            return FakeResponse(200, {"connection_id": found.id, "state": found.state.value})
     return problem(404, "BadRequest", "not_found")
 
 
@@ -158,7 +162,7 @@ def _audit(found: FakeConnection) -> list[dict[str, object]]:
         {
             "seq": number,
             "lane": "main",
-            "at": stamp(at),
+            "at": rfc3339(at),
             "action": action,
             "object": found.id,
             "by": "fake",
@@ -171,5 +175,5 @@ def _audit(found: FakeConnection) -> list[dict[str, object]]:
     ]
 
 
-def _page(items: list[dict[str, object]]) -> Answer:
-    return Answer(200, {"items": items, "next_cursor": None})
+def _page(items: list[dict[str, object]]) -> FakeResponse:
+    return FakeResponse(200, {"items": items, "next_cursor": None})

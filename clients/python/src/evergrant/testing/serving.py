@@ -7,13 +7,15 @@ from http.server import BaseHTTPRequestHandler
 from typing import cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from evergrant.testing.answers import Answer
-from evergrant.testing.clock import SetClock
+from evergrant.testing.answers import FakeResponse
+from evergrant.testing.clock import ManualClock
 
-Answering = Callable[[str, str, Mapping[str, str], Mapping[str, str], Mapping[str, object]], Answer]
+Answering = Callable[[str, str, Mapping[str, str], Mapping[str, str], Mapping[str, object]], FakeResponse]
 
 
-def handler(answer: Answering, version: Callable[[], str], clock: SetClock) -> type[BaseHTTPRequestHandler]:
+def handler(
+    answer: Answering, version: Callable[[], str], clock: ManualClock
+) -> type[BaseHTTPRequestHandler]:
     """A handler class that asks `answer`. Its `Date` is the test's clock, not this machine's."""
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,0 +1,242 @@
+"""Grants that come in with their tokens, and grants that leave sealed to an admin's key."""
+
+import json
+from datetime import datetime
+
+from temporalio import activity
+
+from activities.support.connection_health import record_recovery
+from activities.support.heartbeat import heartbeating
+from activities.support.provider_context import ProviderContext
+from activities.support.transactions import append_audit, commit_with_retries, load_connection
+from evergrant_server import audit
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.connections.account import FollowUp
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
+from evergrant_server.core.connections.grant import MAIN_SLOT, Grant, Origin
+from evergrant_server.core.connections.proof_key import DPOP_TOKEN_TYPE
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.export import Export, ExportStatus
+from evergrant_server.core.messages.connection import (
+    ActivityName,
+    DeleteExport,
+    ExchangeCode,
+    ExportCall,
+    ExportProgress,
+    GrantResult,
+    RequestFirstTokens,
+    SealExportPage,
+)
+from evergrant_server.core.secret import Secret
+from evergrant_server.core.single_use.attempt import AttemptOutcome
+from evergrant_server.crypto import Recipient
+from evergrant_server.store import Store, Transaction
+
+PAGE_SIZE = 100  # connections looked at in one transaction
+
+
+async def install_import(
+    store: Store,
+    clock: Clock,
+    order: ExchangeCode | RequestFirstTokens,
+    held: ProviderContext,
+    consent: Consent,
+) -> GrantResult:
+    """Move an import's tokens from the intake lane into the connection's own lanes.
+
+    No provider is asked, so nothing is spent and nothing can be lost: one transaction, tried
+    until it holds.
+    """
+
+    async def install(tx: Transaction) -> GrantResult:
+        now = clock.now()
+        current = await load_connection(tx, order)
+        waiting = await tx.consents.get(consent.tenant, consent.id)
+        if waiting is None or waiting.status is not ConsentStatus.CODE_RECEIVED:
+            grant = await tx.grants.get(order.tenant, order.connection_id)
+            return held.grant_result(current, grant) if grant else GrantResult(state=current.state)
+        if current.state.is_final:
+            await end_consent(tx, waiting, ConsentStatus.FAILED, ErrorCode.CONSENT_EXPIRED)
+            return GrantResult(failure=ErrorCode.CONSENT_EXPIRED)
+        imported = await tx.consents.imported_tokens(waiting)
+        obtained_at = imported.obtained_at(consent.created_at)
+        tokens = imported.token_set(obtained_at)
+        after = _with_grant(current, held, consent, now, order)
+        if held.access_token_exchange is not None:  # the token is what the next one is made from
+            tokens = tokens.model_copy(
+                update={"refresh_token": None, "refresh_expires_in": tokens.expires_in}
+            )
+        grant = Grant.from_tokens(
+            tokens,
+            generation=after.generation,
+            requested=consent.scopes,
+            at=obtained_at,
+            renewable=held.renewable,
+        )
+        saved = await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=current.revision)
+        under_way = await tx.attempts.open_of_any_kind(order.tenant, order.connection_id, MAIN_SLOT)
+        if under_way is not None:  # it was refreshing what this grant replaces
+            await tx.attempts.close(under_way, AttemptOutcome.SUPERSEDED, now)
+        await record_recovery(tx, order, current, now)
+        await end_consent(tx, waiting, ConsentStatus.DONE)
+        await append_audit(
+            tx,
+            order,
+            AuditAction.GRANT_INSTALLED,
+            now,
+            generation=grant.generation,
+            scopes=list(grant.scopes),
+            consent=consent.id,
+            **_import_details(current, consent),
+        )
+        return held.grant_result(saved, grant)
+
+    return await commit_with_retries(store, install)
+
+
+def _import_details(current: Connection, consent: Consent) -> dict[str, object]:
+    """How the tokens came here, for the record."""
+    if current.consented_with:
+        return {"consented_with": current.consented_with}
+    return {} if consent.came_from_browser else {"imported": True}
+
+
+def _with_grant(
+    current: Connection,
+    held: ProviderContext,
+    consent: Consent,
+    now: datetime,
+    order: ExchangeCode | RequestFirstTokens,
+) -> Connection:
+    """What the subject has consented to here is what the next consent asks for, and is looked up."""
+    after = current.granted(now, order.generation)
+    if not consent.came_from_browser:
+        return after
+    looking = FollowUp.LOOKING_UP if held.spec.post_auth else None
+    return after.model_copy(update={"requested_scopes": consent.scopes, "follow_up": looking})
+
+
+async def is_import_pending(store: Store, order: ExchangeCode) -> bool:
+    """True for an import whose tokens can be opened, or could be if a key were there."""
+    async with store.read() as tx:
+        consent = await tx.consents.get(order.tenant, order.consent_id)
+        if consent is None or consent.kind is not ConsentKind.IMPORT:
+            return False
+        try:
+            await tx.consents.imported_tokens(consent)
+        except Failure as failure:
+            return failure.code is not ErrorCode.SEAL_BROKEN
+        return True
+
+
+async def end_consent(
+    tx: Transaction, current: Consent, status: ConsentStatus, failure: ErrorCode | None = None
+) -> None:
+    """Write how a consent ended, and drop its secrets."""
+    ended = current.model_copy(update={"status": status, "failure": failure})
+    await tx.consents.erase_secrets(await tx.consents.replace(ended, expected=current.revision))
+
+
+class ExportActivities:
+    """Only a worker can open refresh tokens, so only a worker can export them."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+
+    @activity.defn(name=ActivityName.EXPORT_PAGE)
+    async def export_page(self, order: SealExportPage) -> ExportProgress:
+        """Seal one page of connections, with an audit record for each in the same transaction."""
+
+        async def write(tx: Transaction) -> ExportProgress:
+            export = await _load_export(tx, order)
+            if export.pages > order.page or export.status is not ExportStatus.RUNNING:
+                return _progress(export)  # an earlier try of this activity had committed
+            recipient = Recipient.parse(dict(export.recipient))
+            found = await tx.connections.page(
+                export.tenant, **export.filters.model_dump(), after=export.after, limit=PAGE_SIZE
+            )
+            lines: list[str] = []
+            for connection in found:
+                if (line := await _export_line(tx, connection)) is None:
+                    continue
+                lines.append(recipient.seal(line))
+                detail = {"export": export.id, "key": recipient.thumbprint}
+                await self._record(tx, order, AuditAction.CONNECTION_EXPORTED, connection.id, detail)
+            last = found[-1].id if len(found) == PAGE_SIZE else None
+            after = export.page_sealed(len(lines), len(found) - len(lines), last)
+            return _progress(await tx.exports.write_page(export, after, lines))
+
+        async with heartbeating():
+            return await commit_with_retries(self._store, write)
+
+    @activity.defn(name=ActivityName.DELETE_EXPORT)
+    async def drop_export(self, order: DeleteExport) -> None:
+        """Delete what nobody fetched in time; does nothing when it is gone already."""
+
+        async def drop(tx: Transaction) -> None:
+            export = await _load_export(tx, order)
+            if export.status is ExportStatus.GONE:
+                return
+            await tx.exports.delete_lines(export)
+            await self._record(tx, order, AuditAction.EXPORT_DELETED, export.id, {"why": "expired"})
+
+        await commit_with_retries(self._store, drop)
+
+    async def _record(
+        self, tx: Transaction, order: ExportCall, action: AuditAction, what: str, detail: dict[str, object]
+    ) -> None:
+        entry = AuditEntry(
+            tenant=order.tenant,
+            at=self._clock.now(),
+            action=action,
+            object=what,
+            context=order.context,
+            detail=detail,
+            provenance=order.provenance,
+        )
+        await audit.append(tx, entry)
+
+
+async def _load_export(tx: Transaction, order: ExportCall) -> Export:
+    export = await tx.exports.get(order.tenant, order.export_id)
+    if export is None:
+        raise Failure(ErrorCode.NOT_FOUND, f"there is no export {order.export_id}")
+    return export
+
+
+def _progress(export: Export) -> ExportProgress:
+    done = export.status is not ExportStatus.RUNNING
+    return ExportProgress(exported=export.exported, skipped=export.skipped, done=done)
+
+
+async def _export_line(tx: Transaction, connection: Connection) -> Secret | None:
+    """What `import` takes, or None: no live grant, or one whose seal is broken and that can't be read."""
+    grant = await tx.grants.get(connection.tenant, connection.id)
+    if connection.state is not LifecycleState.ACTIVE or grant is None or grant.token_type == DPOP_TOKEN_TYPE:
+        return None  # a bound token opens nothing without its key, which never leaves
+    try:
+        access = await tx.grants.access_token(connection)
+        refresh = await tx.grants.refresh_token(connection)
+    except Failure as failure:
+        if failure.code is not ErrorCode.SEAL_BROKEN:
+            raise
+        return None
+    item = {
+        "integration": connection.integration,
+        "subject": connection.subject,
+        "label": connection.label,
+        "access_token": access.reveal(),
+        "refresh_token": None if refresh is None else refresh.reveal(),
+        "token_type": grant.token_type,
+        "scopes": list(grant.scopes),
+        "metadata": grant.metadata,
+        **_expiry(grant.expires_at),
+    }
+    return Secret(json.dumps({name: value for name, value in item.items() if value is not None}))
+
+
+def _expiry(at: datetime | None) -> dict[str, object]:
+    return {"never_expires": True} if at is None else {"expires_at": at.isoformat()}

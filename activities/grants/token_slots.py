@@ -1,0 +1,124 @@
+"""Further chains of tokens that a consent brought: each becomes a connection of its own.
+
+They are written in the transaction that installs the first chain, sealed as an import is, so that
+both are there or neither; each one's own workflow then installs its grant and goes on by itself.
+"""
+
+from datetime import datetime
+
+from evergrant_server import audit
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.consent import Consent, ConsentKind
+from evergrant_server.core.connections.grant import TokenSet
+from evergrant_server.core.connections.imported_tokens import INSTALL_WITHIN, ImportedTokens
+from evergrant_server.core.ids import ConnectionId, new_id
+from evergrant_server.core.lifecycle.snapshot import start_message
+from evergrant_server.core.messages.connection import (
+    SIGNAL_CONSENT_GRANTED,
+    SIGNAL_REVOKE,
+    ConnectionCall,
+    ConsentGranted,
+    Revoke,
+)
+from evergrant_server.core.outbox import signal_message
+from evergrant_server.crypto import KeyRing
+from evergrant_server.store import Transaction
+
+
+async def install_further_slots(
+    tx: Transaction,
+    ring: KeyRing,
+    call: ConnectionCall,
+    first: Connection,
+    tokens: TokenSet,
+    asked_at: datetime,
+    now: datetime,
+) -> None:
+    """Give every further chain of `tokens` to its connection, which is made unless there is one.
+
+    `first` is the connection that was consented to, with its new grant. Raises Failure STORE_CONFLICT
+    when one of them was started meanwhile.
+    """
+    for chain, own in tokens.further.items():
+        label = first.label_of_slot(chain)
+        scopes = own.scopes if own.scopes is not None else first.chain_scopes.get(chain, ())
+        facts = own.model_copy(update={"scopes": scopes, "metadata": tokens.metadata | own.metadata})
+        found = await tx.connections.by_names(first.tenant, first.integration, first.subject, label)
+        live = found is not None and not found.state.is_final
+        if found is not None and live:
+            connection = await _update_existing(tx, found, first, scopes)
+        else:
+            connection = await _create_connection(tx, ring, call, first, label, scopes, now)
+        # its tokens came with the first one's code, at `asked_at`
+        consent = Consent.without_subject(
+            connection,
+            ConsentKind.IMPORT,
+            scopes,
+            call.context,
+            at=asked_at,
+            expires_at=asked_at + INSTALL_WITHIN,
+        )
+        await tx.consents.add_import(consent, ImportedTokens.from_token_set(facts, asked_at))
+        granted = ConsentGranted(consent_id=consent.id, context=call.context)
+        await tx.outbox.add(
+            signal_message(connection.tenant, connection.id, SIGNAL_CONSENT_GRANTED, granted, now)
+        )
+        if first.state is LifecycleState.REVOKING and not live:  # revoked before anybody had any of it
+            revoke = Revoke(reason=first.revoke_reason or "", context=call.context)
+            await tx.outbox.add(signal_message(connection.tenant, connection.id, SIGNAL_REVOKE, revoke, now))
+
+
+async def _update_existing(
+    tx: Transaction, found: Connection, first: Connection, scopes: tuple[str, ...]
+) -> Connection:
+    """Its id, its permits and its audit stay; from now on it is asked for with the first one."""
+    changes = {"consented_with": first.id, "requested_scopes": scopes}
+    return await tx.connections.replace(found.model_copy(update=changes), expected=found.revision)
+
+
+async def _create_connection(
+    tx: Transaction,
+    ring: KeyRing,
+    call: ConnectionCall,
+    first: Connection,
+    label: str,
+    scopes: tuple[str, ...],
+    now: datetime,
+) -> Connection:
+    connection = Connection(
+        tenant=first.tenant,
+        id=ConnectionId(new_id("con")),
+        integration_id=first.integration_id,
+        integration=first.integration,
+        provider=first.provider,
+        subject=first.subject,
+        label=label,
+        requested_scopes=scopes,
+        refresh_policy=first.refresh_policy,
+        flow=first.flow,
+        consented_with=first.id,
+        created_at=now,
+        changed_at=now,
+        consent_deadline=now + INSTALL_WITHIN,
+    )
+    await tx.connections.add_new(connection)
+    subject_hash = ring.subject_hash(connection.tenant, connection.subject)
+    await tx.outbox.add(start_message(connection, subject_hash, call.context, now))
+    entry = AuditEntry(
+        tenant=connection.tenant,
+        at=now,
+        action=AuditAction.CONNECTION_CREATED,
+        object=connection.id,
+        context=call.context,
+        detail={
+            "integration": connection.integration,
+            "label": label,
+            "scopes": list(scopes),
+            "flow": connection.flow,
+            "consented_with": first.id,
+        },
+        provenance=call.provenance,
+    )
+    await audit.append(tx, entry)
+    return connection

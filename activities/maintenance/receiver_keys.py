@@ -1,0 +1,47 @@
+"""Reads a transmitter's keys and pins them to the receiver; the API never calls anybody (ADR 0008)."""
+
+from temporalio import activity
+
+from activities.support.transactions import commit_with_retries
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.errors import Failure
+from evergrant_server.core.provider_events.receivers import (
+    ACTIVITY_FETCH_RECEIVER_KEYS,
+    FetchReceiverKeys,
+    ReceiverKeysResult,
+)
+from evergrant_server.egress import Egress
+from evergrant_server.store import Store, Transaction
+from providers.events.keys import fetch_keys
+
+
+class ReceiverKeysActivities:
+    def __init__(self, store: Store, egress: Egress, clock: Clock) -> None:
+        self._store = store
+        self._egress = egress
+        self._clock = clock
+
+    @activity.defn(name=ACTIVITY_FETCH_RECEIVER_KEYS)
+    async def fetch_keys(self, order: FetchReceiverKeys) -> ReceiverKeysResult:
+        """Pin what the document has now. Keys that can't be read again stay, and the row says why."""
+        async with self._store.read() as tx:
+            receiver = await tx.receivers.find_in_any_tenant(order.receiver_id)
+        if receiver is None or receiver.tenant != order.tenant or receiver.jwks_uri is None:
+            return ReceiverKeysResult(problem="the receiver is gone")
+        try:
+            keys = await fetch_keys(self._egress, receiver.jwks_uri)
+            changes = {"keys": keys, "keys_problem": None}
+            fetched = ReceiverKeysResult(keys=len(keys))
+        except Failure as failure:
+            changes = {"keys_problem": failure.detail}
+            fetched = ReceiverKeysResult(problem=failure.detail)
+
+        async def pin(tx: Transaction) -> None:
+            current = await tx.receivers.find_in_any_tenant(order.receiver_id)
+            if current is None or current.jwks_uri != receiver.jwks_uri:
+                return  # it was changed meanwhile; its own reading is under way
+            after = current.model_copy(update={**changes, "keys_at": self._clock.now()})
+            await tx.receivers.replace(after, expected=current.revision)
+
+        await commit_with_retries(self._store, pin)
+        return fetched

@@ -1,0 +1,225 @@
+"""Deliveries to webhooks: signed (Standard Webhooks), sent through the guard, their outcome written."""
+
+import asyncio
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import httpx2
+from temporalio import activity
+
+from activities.support.heartbeat import heartbeating
+from activities.support.transactions import commit_with_retries
+from evergrant_server import audit
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages.connection import ActivityName, RequestContext
+from evergrant_server.core.messages.webhooks import DeliverWebhooks, DeliveryRound
+from evergrant_server.core.secret import Secret
+from evergrant_server.core.webhooks import (
+    Delivery,
+    DeliveryProblem,
+    Webhook,
+    delivery_problem,
+    signed_headers,
+)
+from evergrant_server.egress import Egress
+from evergrant_server.store import Store, Transaction
+from evergrant_server.telemetry import metrics
+from providers.responses.durations import retry_after
+
+ANSWER_TIMEOUT_S = 15.0  # seconds, for the whole exchange
+ROUND_SIZE = 20  # deliveries; a round ends well inside its time-out, however slow the receiver
+CONCURRENT_DELIVERIES = 4  # deliveries to one endpoint at the same time
+CONCURRENT_ROUNDS = 20  # in one worker: slow receivers must not take the places that refreshes need
+_BUSY_WAIT = timedelta(seconds=5)
+_LEAST_WAIT_S = 1.0  # after a round that had nothing to send
+
+_SCHEDULE_CONTEXT = RequestContext(by="schedule")
+
+
+@dataclass(frozen=True)
+class _DeliveryBatch:
+    """What a round has in hand: everything is read before the first byte is sent."""
+
+    webhook: Webhook
+    secrets: tuple[Secret, ...]
+    due: list[tuple[Delivery, str]]  # with the body
+
+
+@dataclass(frozen=True)
+class _DeliveryOutcome:
+    status: int | None
+    problem: DeliveryProblem | None  # None: delivered
+    retry_after: float | None = None
+
+
+class WebhookDeliveryActivities:
+    """Sends rounds. `give_up_after`: an endpoint that fails for longer is disabled."""
+
+    def __init__(
+        self, store: Store, egress: Egress, clock: Clock, *, give_up_after: timedelta, retention: timedelta
+    ) -> None:
+        self._store = store
+        self._egress = egress
+        self._clock = clock
+        self._give_up_after = give_up_after
+        self._retention = retention
+        self._under_way = 0
+
+    @activity.defn(name=ActivityName.DELIVER_WEBHOOKS)
+    async def deliver_due(self, order: DeliverWebhooks) -> DeliveryRound:
+        """Send what is due, a bounded number of it; says what came of it and when to look again.
+
+        The first one goes alone: an endpoint that is down costs one call a round.
+        """
+        if self._under_way >= CONCURRENT_ROUNDS:
+            wait_s = _BUSY_WAIT.total_seconds()
+            return DeliveryRound(next_at=self._clock.now() + _BUSY_WAIT, paused=True, wait_s=wait_s)
+        self._under_way += 1
+        try:
+            async with heartbeating():
+                return await self._deliver_round(order)
+        finally:
+            self._under_way -= 1
+
+    async def _deliver_round(self, order: DeliverWebhooks) -> DeliveryRound:
+        ready = await self._load_batch(order)
+        if ready is None:
+            return DeliveryRound()
+        outcomes = [await self._deliver(ready, it) for it in ready.due[:1]]
+        if outcomes and outcomes[0].problem is None:
+            turns = asyncio.Semaphore(CONCURRENT_DELIVERIES)
+            outcomes += await asyncio.gather(
+                *(self._deliver_in_turn(turns, ready, it) for it in ready.due[1:])
+            )
+        if outcomes:
+            await self._update_health(ready.webhook, outcomes)
+        return await self._round_result(order, outcomes)
+
+    async def _load_batch(self, order: DeliverWebhooks) -> _DeliveryBatch | None:
+        now = self._clock.now()
+        async with self._store.read() as tx:
+            webhook = await tx.webhooks.get(order.tenant, order.webhook_id)
+            if webhook is None or webhook.disabled:
+                return None
+            due = await tx.deliveries.due(webhook, now, ROUND_SIZE, by_hand=True)
+            if not webhook.paused(now):
+                due += await tx.deliveries.due(webhook, now, ROUND_SIZE - len(due), by_hand=False)
+            if webhook.failures:
+                due = due[:1]
+            bodies = [await self._body(tx, it) for it in due]
+            secrets = await tx.webhooks.signing_secrets(webhook, now)
+        return _DeliveryBatch(webhook, secrets, list(zip(due, bodies, strict=True)))
+
+    @staticmethod
+    async def _body(tx: Transaction, delivery: Delivery) -> str:
+        event = await tx.deliveries.event(delivery.tenant, delivery.event_id)
+        if event is None:
+            raise Failure(ErrorCode.INTERNAL, f"the event of {delivery.id} is gone")
+        return event.body
+
+    async def _deliver_in_turn(
+        self, turns: asyncio.Semaphore, ready: _DeliveryBatch, one: tuple[Delivery, str]
+    ) -> _DeliveryOutcome:
+        async with turns:
+            return await self._deliver(ready, one)
+
+    async def _deliver(self, ready: _DeliveryBatch, one: tuple[Delivery, str]) -> _DeliveryOutcome:
+        delivery, body = one
+        outcome = await self._post(ready, delivery, body)
+        metrics.count_webhook_delivery(outcome.problem)
+
+        async def write(tx: Transaction) -> None:
+            now = self._clock.now()
+            current = await tx.deliveries.get(delivery.tenant, delivery.id)
+            if current is None or current.revision != delivery.revision:
+                return  # it was deleted, or is to be sent again by hand: this try says nothing about that
+            if outcome.problem is None and outcome.status is not None:
+                after = current.delivered(outcome.status, now)
+            else:
+                after = current.failed(outcome.status, str(outcome.problem), now)
+            await tx.deliveries.replace(after, expected=current.revision)
+
+        await commit_with_retries(self._store, write)
+        return outcome
+
+    async def _post(self, ready: _DeliveryBatch, delivery: Delivery, body: str) -> _DeliveryOutcome:
+        """One try. The receiver's words are read to the limit and dropped: only the status is kept."""
+        headers = signed_headers(ready.secrets, delivery.event_id, self._clock.now(), body)
+        headers |= {"content-type": "application/json", "user-agent": "Evergrant"}
+        try:
+            async with self._egress.client() as client:
+                answer = await client.post(ready.webhook.url, content=body.encode(), headers=headers)
+        except Failure as failure:
+            refused = failure.code is ErrorCode.EGRESS_REFUSED
+            return _DeliveryOutcome(
+                None, DeliveryProblem.EGRESS_REFUSED if refused else DeliveryProblem.UNREADABLE
+            )
+        except httpx2.TimeoutException:
+            return _DeliveryOutcome(None, DeliveryProblem.TIMED_OUT)
+        except httpx2.RequestError:
+            return _DeliveryOutcome(None, DeliveryProblem.UNREACHABLE)
+        wait = retry_after(dict(answer.headers)) if answer.status_code in (429, 503) else None
+        return _DeliveryOutcome(answer.status_code, delivery_problem(answer.status_code), wait)
+
+    async def _update_health(self, webhook: Webhook, outcomes: list[_DeliveryOutcome]) -> None:
+        """What the round says of the endpoint as a whole; one delivery that gets through is enough."""
+        gone = any(it.problem is DeliveryProblem.GONE for it in outcomes)
+        works = any(it.problem is None for it in outcomes)
+        wait = max((it.retry_after or 0 for it in outcomes), default=0) or None
+
+        async def note(tx: Transaction) -> None:
+            now = self._clock.now()
+            current = await tx.webhooks.get(webhook.tenant, webhook.id)
+            if current is None or current.disabled or current.url != webhook.url:
+                return  # what the old URL did is not held against the new one
+            if gone:
+                after = current.disabled_as_gone()
+            elif works:
+                after = current.succeeded()
+            else:
+                after = current.failed(now, wait, self._give_up_after)
+            if after != current:
+                await tx.webhooks.replace(after, expected=current.revision)
+            if after.disabled:
+                await self._record_disabled(tx, after, now)
+
+        await commit_with_retries(self._store, note)
+
+    async def _record_disabled(self, tx: Transaction, webhook: Webhook, now: datetime) -> None:
+        detail = {"webhook": webhook.name, "why": webhook.disabled_by, "failures": webhook.failures}
+        entry = AuditEntry(
+            tenant=webhook.tenant,
+            at=now,
+            action=AuditAction.WEBHOOK_DISABLED,
+            object=webhook.id,
+            context=_SCHEDULE_CONTEXT,
+            detail=detail,
+        )
+        await audit.append(tx, entry)
+
+    async def _round_result(self, order: DeliverWebhooks, outcomes: list[_DeliveryOutcome]) -> DeliveryRound:
+        """When the next round makes sense; old deliveries go on the way."""
+        now = self._clock.now()
+        async with self._store.write() as tx:
+            await tx.deliveries.prune(order.tenant, order.webhook_id, now - self._retention)
+            webhook = await tx.webhooks.get(order.tenant, order.webhook_id)
+            waits = webhook is not None and not webhook.disabled
+            by_hand = await tx.deliveries.next_at(webhook, by_hand=True) if webhook and waits else None
+            rest = await tx.deliveries.next_at(webhook, by_hand=False) if webhook and waits else None
+        if webhook is not None and rest is not None and webhook.paused_until is not None:
+            rest = max(rest, webhook.paused_until)
+        moments = [it for it in (by_hand, rest) if it is not None]
+        delivered = sum(it.problem is None for it in outcomes)
+        next_at = min(moments, default=None)
+        wait_s = None if next_at is None else max((next_at - now).total_seconds(), 0.0)
+        if wait_s is not None and not outcomes:
+            wait_s = max(wait_s, _LEAST_WAIT_S)
+        return DeliveryRound(
+            delivered=delivered,
+            failed=len(outcomes) - delivered,
+            next_at=next_at,
+            wait_s=wait_s,
+            paused=webhook is not None and webhook.paused(now) and by_hand is None,
+        )

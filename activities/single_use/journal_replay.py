@@ -1,0 +1,193 @@
+"""Replays what owners left behind: answers that a journal of this host has and the store hasn't.
+
+Any worker of a host replays its own entries whose commit failed, those of every owner that is gone,
+and those that a living owner, stopped or cut off from the store, leaves lying; at start-up and from
+then on. What can't be read is kept, set aside and told, and looked at again: its definition may
+have been repaired.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+
+from activities.integrations.registration import drop_unsent_intent
+from activities.single_use.critical_section import CriticalSections
+from activities.single_use.journaled_reply import JournaledReply
+from activities.single_use.protocol import ANSWER_PURPOSES, SingleUseAttempt
+from evergrant_server.core.clock import Clock, seconds_since_boot
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome
+from evergrant_server.crypto import KeyPurpose
+from evergrant_server.journal import Journal, JournalEntry
+from evergrant_server.journal.entry import RESERVATION_SUFFIX, SET_ASIDE_SUFFIX, read_unsent_header
+from evergrant_server.journal.journal import attempt_id_of
+from evergrant_server.store import Store
+from evergrant_server.store.sealing import NO_CONNECTION
+from evergrant_server.telemetry import metrics
+from evergrant_server.telemetry.logs import log_event, stack_frames
+from evergrant_server.telemetry.names import LogEvent
+
+log = logging.getLogger("evergrant.journal")
+
+ConcludeReply = Callable[[SingleUseAttempt, JournaledReply], Awaitable[object]]
+
+_SWEEP_INTERVAL = timedelta(seconds=1)
+_RETRY_SET_ASIDE_S = 30.0
+_OVERDUE_S = 2.0  # a commit takes milliseconds; Temporal finds a stopped worker out after five seconds
+
+
+class JournalReplayer:
+    """Takes journals' entries through the same judge and commit as an answer that has just come."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        journal: Journal,
+        sections: CriticalSections,
+        endings: Mapping[AttemptKind, ConcludeReply],
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._journal = journal
+        self._sections = sections
+        self._handlers = endings
+        self._logged: set[tuple[Path, str]] = set()
+        self._last_retry = seconds_since_boot()
+
+    async def run(self, interval: timedelta = _SWEEP_INTERVAL) -> None:
+        """Sweep until cancelled."""
+        while True:
+            try:
+                await self.sweep()
+            except Exception as unexpected:  # one bad entry must not end the sweeping of the others
+                self._log_once(self._journal.folder, ErrorCode.INTERNAL, type(unexpected).__name__)
+            await asyncio.sleep(interval.total_seconds())
+
+    async def sweep(self) -> int:
+        """Replay what is free; says how many answers the store has now that it hadn't."""
+        done = 0
+        for path in self._journal.own_paths():
+            if not self._sections.in_flight(attempt_id_of(path)):  # its own section is about to drop it
+                done += await self._replay_path(path)
+        with self._journal.abandoned_paths() as left:
+            for path in left:
+                done += await self._replay_path(path)
+        with self._journal.overdue_paths(_OVERDUE_S) as left:
+            for path in left:
+                done += await self._replay_path(path)
+        if seconds_since_boot() - self._last_retry >= _RETRY_SET_ASIDE_S:
+            done += await self.retry_set_aside()
+        metrics.set_journal(*self._journal.count_waiting())
+        return done
+
+    async def retry_set_aside(self) -> int:
+        """Replay what was set aside, where a definition can read it by now."""
+        self._last_retry, done = seconds_since_boot(), 0
+        for (
+            path
+        ) in self._journal.set_aside_batch():  # two workers that do this at once find out when they commit
+            done += await self._replay_path(path)
+        return done
+
+    async def _replay_path(self, path: Path) -> bool:
+        if path.suffix == RESERVATION_SUFFIX:
+            await self._close_unsent(path)
+            return False
+        try:
+            entry = await self._journal.in_thread(JournalEntry.read, path)
+            outcome = await self._replay(entry)
+        except FileNotFoundError:
+            return False  # its own section was faster
+        except Failure as failure:
+            self._handle_failure(path, failure)
+            return False
+        except Exception as unexpected:
+            self._log_once(
+                path, ErrorCode.INTERNAL, f"{type(unexpected).__name__} at {stack_frames(unexpected)[-1]}"
+            )
+            return False
+        await self._journal.in_thread(entry.drop)
+        metrics.count_journal_replay(outcome)
+        log_event(log, logging.WARNING, LogEvent.JOURNAL_REPLAYED, outcome, object=entry.header.attempt_id)
+        return True
+
+    async def _close_unsent(self, path: Path) -> None:
+        """An owner died before an answer. What it certainly didn't send counts as no use."""
+        try:
+            header = await self._journal.in_thread(read_unsent_header, path)
+            if header is not None:
+                async with self._store.write() as tx:
+                    if header.kind is AttemptKind.REGISTRATION:
+                        await drop_unsent_intent(tx, header)
+                    attempt = await tx.attempts.get(header.tenant, header.attempt_id)
+                    if attempt is not None and attempt.outcome is None:
+                        await tx.attempts.close(attempt, AttemptOutcome.NOT_SENT, self._clock.now())
+            await self._journal.in_thread(path.unlink, missing_ok=True)
+        except (Failure, OSError):
+            return  # the next sweep
+
+    async def _replay(self, entry: JournalEntry) -> str:
+        header = entry.header
+        if header.kind is AttemptKind.REGISTRATION:
+            return await self._replay_registration(entry)
+        async with self._store.read() as tx:
+            connection = await tx.connections.get(header.tenant, header.connection_id)
+            attempt = await tx.attempts.get(header.tenant, header.attempt_id)
+            if connection is not None and connection.state is LifecycleState.REVOKED:
+                return "revoked"  # its keys were destroyed: nobody can open this, and nobody should
+            if connection is None or attempt is None:
+                raise Failure(ErrorCode.STORE_BEHIND, "the store doesn't know the attempt of this answer")
+            if entry.is_set_aside and connection.generation != attempt.from_generation:
+                return "superseded"  # the subject has consented again, or tokens were imported
+            packed = await tx.sealer.open_bytes(
+                KeyPurpose.REFRESH, header.connection_id, header.associated_data, entry.sealed
+            )
+        answer = JournaledReply.unpack(packed)
+        keys = await self._store.unwrap_keys(header.tenant, header.connection_id, ANSWER_PURPOSES)
+        work = self._handlers[attempt.kind](SingleUseAttempt(attempt, keys, entry=entry), answer)
+        await self._sections.run(attempt.id, _run(work))
+        return "replayed"
+
+    async def _replay_registration(self, entry: JournalEntry) -> str:
+        """The answer to a registration: it has no connection, and no row of its own."""
+        header, now = entry.header, self._clock.now()
+        async with self._store.read() as tx:
+            packed = await tx.sealer.open_bytes(
+                KeyPurpose.INTAKE, NO_CONNECTION, header.associated_data, entry.sealed
+            )
+        keys = await self._store.unwrap_keys(header.tenant, NO_CONNECTION, (KeyPurpose.INTAKE,))
+        attempt = Attempt(
+            **header.model_dump(exclude={"format", "attempt_id", "began"}),
+            id=header.attempt_id,
+            journal_id=self._journal.id,
+            opened_at=now,
+            send_by=now,
+        )
+        work = self._handlers[attempt.kind](
+            SingleUseAttempt(attempt, keys, entry=entry), JournaledReply.unpack(packed)
+        )
+        await self._sections.run(attempt.id, _run(work))
+        return "replayed"
+
+    def _handle_failure(self, path: Path, failure: Failure) -> None:
+        """Unreadable for good: out of the way. Everything else is tried again."""
+        if failure.code is ErrorCode.REFRESH_PENDING:
+            return  # another worker's use is under way: it is no trouble to wait for
+        if failure.code is ErrorCode.SEAL_BROKEN and path.suffix != SET_ASIDE_SUFFIX:
+            path = self._journal.set_aside(path)
+            metrics.count_journal_replay(failure.code)
+        self._log_once(path, failure.code, failure.detail)
+
+    def _log_once(self, path: Path, code: ErrorCode, detail: str) -> None:
+        """Once for each trouble, not once a sweep."""
+        if (path, code) not in self._logged:
+            self._logged.add((path, code))
+            log_event(log, logging.ERROR, LogEvent.JOURNAL_STUCK, detail, code=code, object=path.stem)
+
+
+async def _run(work: Awaitable[object]) -> object:
+    return await work

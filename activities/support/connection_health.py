@@ -1,0 +1,81 @@
+"""Failing and recovered: who can repair a connection hears of it once, and once more when it works."""
+
+from datetime import datetime, timedelta
+
+from activities.support.transactions import append_audit, commit_with_retries, load_connection
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.grant import MAIN_SLOT
+from evergrant_server.core.errors import FAILURES, ErrorCode, Failure, FailureKind
+from evergrant_server.core.messages.connection import ConnectionCall
+from evergrant_server.store import Store, Transaction
+
+# A wait for an answer that may be lost ends within a minute, or once the access token is over. Where that
+# is far away, an owner's host has to come back first, and somebody should know.
+_LONG_WAIT_ALERT = timedelta(hours=1)
+
+
+async def record_refresh_failure(
+    tx: Transaction,
+    call: ConnectionCall,
+    current: Connection,
+    why: ErrorCode,
+    now: datetime,
+    *,
+    token_over: bool,
+) -> None:
+    """Count a refresh that failed; the one with which it is failing is announced."""
+    if current.state is not LifecycleState.ACTIVE:
+        return
+    after = current.refresh_failed(why, now, token_over=token_over)
+    await tx.connections.replace(after, expected=current.revision)
+    if current.failing_since is None and after.failing_since is not None:
+        repairer = FAILURES[why].repairer
+        await append_audit(
+            tx,
+            call,
+            AuditAction.CONNECTION_FAILING,
+            now,
+            reason=why,
+            failures=after.failures,
+            repairer=repairer,
+        )
+
+
+async def record_recovery(tx: Transaction, call: ConnectionCall, before: Connection, now: datetime) -> None:
+    """After a grant was installed over `before`."""
+    if before.is_unwell and before.state is not LifecycleState.REVOKING:
+        reason = before.last_failure or before.reason
+        await append_audit(tx, call, AuditAction.CONNECTION_RECOVERED, now, reason=reason)
+
+
+async def record_unsent(store: Store, clock: Clock, call: ConnectionCall, failure: Failure) -> None:
+    """Nothing was sent: a circuit is open, or a key is away. Callers feel it once the token is over.
+
+    A refusal of our own is a failure like a provider's: somebody has to act, and can see it from the first.
+    So is a wait of an hour for the answer to an earlier use.
+    """
+    if failure.code is ErrorCode.NOT_FOUND:
+        return
+    denied, waits = failure.kind is FailureKind.DENIED, failure.code is ErrorCode.REFRESH_PENDING
+
+    async def note(tx: Transaction) -> None:
+        current, now = await load_connection(tx, call), clock.now()
+        grant = await tx.grants.get(call.tenant, call.connection_id)
+        over = grant is not None and not grant.is_valid(now)
+        if waits:
+            opened = await tx.attempts.open_of_any_kind(call.tenant, call.connection_id, MAIN_SLOT)
+            over = opened is not None and now - opened.opened_at >= _LONG_WAIT_ALERT
+        if denied:
+            said = {"reason": failure.code, **denied_source(failure)}
+            await append_audit(tx, call, AuditAction.REFRESH_FAILED, now, **said)
+        if denied or (over and current.failing_since is None):
+            await record_refresh_failure(tx, call, current, failure.code, now, token_over=over)
+
+    await commit_with_retries(store, note)
+
+
+def denied_source(failure: Failure) -> dict[str, str]:
+    """For the record of a refusal of our own: which app may not lease which source."""
+    return dict(failure.context) if failure.kind is FailureKind.DENIED else {}

@@ -1,0 +1,86 @@
+"""How a failure crosses into Temporal: a code and a sentence, never a cause or a value.
+
+Nothing else turns an exception into an ApplicationError. Stack traces quote source lines
+and causes quote messages of libraries, so neither is passed on.
+"""
+
+import logging
+from datetime import timedelta
+from typing import Any
+
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
+
+from evergrant_server.core.errors import ErrorCode, Failure, FailureKind, RetryAdvice
+from evergrant_server.core.messages.connection import GrantResult, RevocationResult
+from evergrant_server.telemetry.logs import log_event
+from evergrant_server.telemetry.names import LogEvent
+
+log = logging.getLogger("evergrant.activities")
+
+# Temporal asks again for these, and nothing else can be done meanwhile. What else fails goes
+# back as a result: a workflow that can't do one thing must still hear of the next.
+_RETRIED_BY_TEMPORAL = (ErrorCode.STORE_UNAVAILABLE, ErrorCode.STORE_CONFLICT, ErrorCode.SCHEMA_MISMATCH)
+
+
+def is_temporary_outage(failure: Failure) -> bool:
+    """True for what the operator repairs and what then goes on: a store, a key, a disk. A seal that is
+    broken stays broken."""
+    return failure.kind is FailureKind.PLATFORM_UNAVAILABLE and failure.code is not ErrorCode.SEAL_BROKEN
+
+
+def failed_grant_result(failure: Failure) -> GrantResult:
+    """A failure that `core` decides about, as a result. The store's own are raised again."""
+    if failure.code in _RETRIED_BY_TEMPORAL:
+        raise failure
+    return GrantResult(failure=failure.code, retry_after=failure.retry_after)
+
+
+def revocation_result_of(failure: Failure) -> RevocationResult:
+    """As `grant_news`, for revocation."""
+    if failure.code in _RETRIED_BY_TEMPORAL:
+        raise failure
+    return RevocationResult(failure=failure.code, retry_after=failure.retry_after)
+
+
+def to_application_error(failure: Failure) -> ApplicationError:
+    """The failure as Temporal sees it; the table says whether it is tried again."""
+    platform = failure.kind is FailureKind.PLATFORM_UNAVAILABLE
+    return ApplicationError(
+        failure.detail,
+        type=failure.code,
+        non_retryable=failure.rule.retry is RetryAdvice.NEVER,
+        next_retry_delay=None
+        if failure.retry_after is None
+        else timedelta(seconds=max(failure.retry_after, 0.1)),
+        category=ApplicationErrorCategory.UNSPECIFIED if platform else ApplicationErrorCategory.BENIGN,
+    )
+
+
+class FailureInterceptor(Interceptor):
+    """Puts every activity behind the mapping above."""
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
+        return _FailureMapper(next)
+
+
+class _FailureMapper(ActivityInboundInterceptor):
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:
+        try:
+            return await self.next.execute_activity(input)
+        except Failure as failure:
+            error = to_application_error(failure)
+        except Exception as unexpected:
+            # The message may quote anything: only the type and the place are kept.
+            where = _innermost_frame(unexpected)
+            what = f"{input.fn.__name__}: {type(unexpected).__name__} at {where}"
+            log_event(log, logging.ERROR, LogEvent.ACTIVITY_FAILED, what)
+            error = ApplicationError(f"unexpected {type(unexpected).__name__}", type=ErrorCode.INTERNAL)
+        raise error from None
+
+
+def _innermost_frame(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "unknown"

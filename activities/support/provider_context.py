@@ -1,0 +1,258 @@
+"""What an activity needs in hand before it talks to a provider: rows, definition, client."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from activities.support.transactions import commit_with_retries
+from evergrant_server.core.access import Endpoints, Integration
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.grant import Grant
+from evergrant_server.core.connections.proof_key import ProofKey
+from evergrant_server.core.definition import Definition
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.lifecycle.snapshot import grant_result_of
+from evergrant_server.core.messages.connection import GrantResult
+from evergrant_server.store import Store, Transaction
+from providers.client_auth.generated_secret import generate_client_secret
+from providers.definition.registry import Registry
+from providers.definition.resolution import assertion_audience, client_auth_of, params_from_metadata
+from providers.definition.schema import ProviderSpec, RefreshSpec
+from providers.requests.authorization_url import integration_endpoints
+from providers.requests.client import OAuthClient
+from providers.requests.dpop import require_dpop_algorithm, with_dpop_binding
+
+
+@dataclass(frozen=True)
+class ProviderContext:
+    connection: Connection
+    integration: Integration
+    grant: Grant | None
+    spec: ProviderSpec
+    endpoints: Endpoints
+    client: OAuthClient
+    redirect_uri: str
+    other_client: OAuthClient | None = None  # in the overlap of a rotation: with the other secret
+    definition: Definition | None = None  # the tenant's own version that `spec` is from
+    previous_spec: ProviderSpec | None = None  # while that one is staged: what answered before
+    announce_days: tuple[int, ...] | None = None  # see `GrantNews`
+    skipped_definition: Definition | None = (
+        None  # a staged version that isn't asked: what works counts against it
+    )
+    facts: Mapping[str, Any] = field(
+        default_factory=dict[str, Any]
+    )  # known of the grant: they fill templates
+
+    @property
+    def definition_id(self) -> str:
+        """The tenant's version that answers, "" for the catalogue's own."""
+        return self.definition.id if self.definition else ""
+
+    @property
+    def provisional(self) -> bool:
+        """A staged version answers: its refusals are asked again before they are believed."""
+        return self.previous_spec is not None
+
+    @property
+    def access_token_exchange(self) -> RefreshSpec | None:
+        """How the access token that is held is exchanged for the next one; None: not at all."""
+        flow, first = self.connection.flow, self.spec.post_token_exchange
+        if not flow.may_refresh:
+            return None
+        if first is not None and self.grant is not None and self.grant.interim:
+            return first
+        return self.spec.refresh if self.spec.refreshes_with_access_token else None
+
+    @property
+    def spends_nothing(self) -> bool:
+        """A refresh uses nothing up, so an answer that was lost costs another request."""
+        return self.connection.flow.is_client_grant or self.access_token_exchange is not None
+
+    @property
+    def renewable(self) -> bool:
+        """New tokens are made without a refresh token."""
+        flow = self.connection.flow
+        return flow.is_client_grant or (self.spec.refreshes_with_access_token and flow.may_refresh)
+
+    @property
+    def issues_short_lived_token(self) -> bool:
+        """A first token is one that is to be exchanged for a long-lived one."""
+        return self.spec.post_token_exchange is not None and self.connection.flow.may_refresh
+
+    @property
+    def resources(self) -> tuple[str, ...]:
+        """What its tokens are for (RFC 8707), where a refresh token was granted for that."""
+        connection = self.connection
+        return connection.target.resources if connection.flow.uses_browser else ()
+
+    @property
+    def params(self) -> dict[str, str]:
+        """What templates are filled from: the integration's, and what came in this connection's callback."""
+        return self.integration.params | params_from_metadata(self.spec, self.facts)
+
+    @property
+    def needs_proof_key(self) -> bool:
+        """Its tokens are to be bound to a key (RFC 9449), and there is none yet."""
+        over = self.connection.state is LifecycleState.REVOKING or self.connection.state.is_final
+        wanted = self.spec.dpop or (self.previous_spec is not None and self.previous_spec.dpop)
+        return wanted and self.client.proof_key is None and not over
+
+    def with_proof_key(self, key: ProofKey) -> "ProviderContext":
+        """The same in hand, with the key that its tokens are bound to."""
+        other = replace(self.other_client, proof_key=key) if self.other_client else None
+        return replace(self, client=replace(self.client, proof_key=key), other_client=other)
+
+    def grant_result(self, connection: Connection, grant: Grant) -> GrantResult:
+        """The facts of a grant that the store holds now."""
+        return grant_result_of(connection, grant, self.integration.refresh, self.announce_days)
+
+    def without_staged_definition(self) -> "ProviderContext":
+        """The same in hand, for what can't be asked twice: a staged version isn't relied on yet."""
+        return self.with_previous_definition() if self.provisional else self
+
+    def skipping_staged_definition(self) -> "ProviderContext":
+        """As before, since the staged version can't be asked, or must not be."""
+        return replace(self.with_previous_definition(), skipped_definition=self.definition)
+
+    def with_previous_definition(self) -> "ProviderContext":
+        """The same in hand, by the definition that answered before. Raises as `Holder.take`."""
+        assert self.previous_spec is not None
+        return replace(self._with_spec(self.previous_spec, self.facts), definition=None, previous_spec=None)
+
+    def with_facts(self, facts: Mapping[str, Any]) -> "ProviderContext":
+        """The same in hand, for tokens that came with other facts: they may say at which host they are.
+        Raises as `Holder.take`."""
+        return self._with_spec(self.spec, facts)
+
+    def _with_spec(self, spec: ProviderSpec, facts: Mapping[str, Any]) -> "ProviderContext":
+        endpoints = _resolve_endpoints(spec, self.integration, facts)
+        said = {
+            "auth": client_auth_of(spec, self.integration),
+            "audience": assertion_audience(spec, endpoints),
+        }
+        return replace(
+            self,
+            spec=spec,
+            facts=facts,
+            endpoints=endpoints,
+            client=replace(self.client, **said),
+            other_client=replace(self.other_client, **said) if self.other_client else None,
+        )
+
+
+class ProviderContextLoader:
+    """Reads holdings. Every key that will be needed is unwrapped here, before any intent."""
+
+    def __init__(
+        self,
+        store: Store,
+        registry: Registry,
+        public_url: str,
+        clock: Clock,
+        announce_days: tuple[int, ...] | None = None,
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._public_url = public_url
+        self.announce_days = announce_days
+        self._clock = clock
+
+    def offline_scope(self, provider: str) -> str | None:
+        """The scope that brings a refresh token there: no ceiling counts it."""
+        return self._registry.offline_scope(provider)
+
+    async def load(self, tenant: Tenant, connection_id: ConnectionId) -> ProviderContext:
+        """Raises Failure NOT_FOUND, CLIENT_REJECTED (its definition is gone, or doesn't fit any
+        more), KEY_UNAVAILABLE, SEAL_BROKEN or STORE_UNAVAILABLE."""
+        async with self._store.read() as tx:
+            held = await self.load_in(tx, tenant, connection_id)
+        if not held.needs_proof_key:
+            return held
+        require_dpop_algorithm(held.spec, held.endpoints)
+        now = self._clock.now()
+        key = await commit_with_retries(
+            self._store, lambda tx: tx.proof_keys.get_or_create(tenant, connection_id, now)
+        )
+        return held.with_proof_key(key)
+
+    async def load_in(self, tx: Transaction, tenant: Tenant, connection_id: ConnectionId) -> ProviderContext:
+        connection = await tx.connections.get(tenant, connection_id)
+        if connection is None:
+            raise Failure(ErrorCode.NOT_FOUND, f"there is no connection {connection_id}")
+        integration = await tx.integrations.get(tenant, connection.integration_id)
+        if integration is None:
+            raise Failure(ErrorCode.CLIENT_REJECTED, f"the integration {connection.integration} was deleted")
+        spec, definition, older = await self._definition_for(tx, connection, integration)
+        grant = await tx.grants.get(tenant, connection_id)
+        facts = grant.metadata if grant else {}
+        passed_over: Definition | None = None
+        try:
+            endpoints = _resolve_endpoints(spec, integration, facts)
+        except Failure:
+            if older is None:
+                raise
+            passed_over, spec, definition, older = definition, older, None, None
+            endpoints = _resolve_endpoints(spec, integration, facts)
+        spec = with_dpop_binding(spec, integration, grant)
+        older = None if older is None else with_dpop_binding(older, integration, grant)
+        key = await tx.proof_keys.get(tenant, connection_id) if spec.dpop or (older and older.dpop) else None
+        clients = await self._clients(tx, spec, endpoints, integration)
+        # a staged version's word on what may be sent twice isn't relied on yet
+        rules = (older or spec).refresh_rules()
+        held = ProviderContext(
+            connection=connection,
+            integration=integration.with_provider_rules(rules),
+            grant=grant,
+            spec=spec,
+            endpoints=endpoints,
+            client=clients[0],
+            other_client=clients[1] if len(clients) > 1 else None,
+            definition=definition,
+            previous_spec=older,
+            skipped_definition=passed_over,
+            facts=facts,
+            announce_days=self.announce_days,
+            redirect_uri=f"{self._public_url}/oauth/callback/{integration.id}",
+        )
+        return held if key is None else held.with_proof_key(key)
+
+    async def _clients(
+        self, tx: Transaction, spec: ProviderSpec, endpoints: Endpoints, integration: Integration
+    ) -> list[OAuthClient]:
+        """Our client with the secret that is tried first, then with the other one, if there is one."""
+        secrets = [await tx.integrations.client_secret(integration)]
+        if integration.previous_secret_is_usable(self._clock.now()):
+            secrets.append(await tx.integrations.previous_secret(integration))
+        if integration.secret_refused_at is not None:
+            secrets.reverse()
+        key = await tx.integrations.client_key(integration)
+        if spec.client_secret_generator is not None:
+            now = self._clock.now()
+            secrets = [generate_client_secret(spec, integration.client_id, integration.params, key, now)]
+        certificate = await tx.integrations.client_certificate(integration)
+        auth = client_auth_of(spec, integration)
+        audience = assertion_audience(spec, endpoints)
+        return [
+            OAuthClient(integration.client_id, secret, auth, key, audience, self._clock.now, certificate)
+            for secret in secrets
+        ]
+
+    async def _definition_for(
+        self, tx: Transaction, connection: Connection, integration: Integration
+    ) -> tuple[ProviderSpec, Definition | None, ProviderSpec | None]:
+        versions = await tx.definitions.serving(integration.tenant, integration.provider)
+        try:
+            answering = self._registry.candidates(integration.provider, versions, connection.id)
+        except Failure as failure:  # the catalogue changed under it: an admin's to repair, no caller's
+            raise Failure(ErrorCode.CLIENT_REJECTED, failure.detail) from None
+        older = answering[1][0] if len(answering) > 1 else None
+        return (*answering[0], older)
+
+
+def _resolve_endpoints(spec: ProviderSpec, integration: Integration, facts: Mapping[str, Any]) -> Endpoints:
+    try:
+        return integration_endpoints(spec, integration, facts)
+    except Failure as failure:  # as above
+        raise Failure(ErrorCode.CLIENT_REJECTED, failure.detail) from None

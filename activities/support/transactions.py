@@ -1,0 +1,80 @@
+"""Commits that have to happen, and the audit record that goes with each."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import TypeVar
+
+from evergrant_server import audit
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages.connection import ConnectionCall
+from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome
+from evergrant_server.store import Store, Transaction, UnwrappedKeys
+
+T = TypeVar("T")
+
+_MAX_WAIT_S = 5.0
+
+
+async def commit_with_retries(
+    store: Store, work: Callable[[Transaction], Awaitable[T]], keys: UnwrappedKeys | None = None
+) -> T:
+    """Run `work` in a write transaction until it commits.
+
+    A conflict means that somebody else changed the row: `work` reads it again. A store that
+    is away is waited for: the answer in hand can't be asked for twice. `keys` were held before
+    it came, so that a key service that is away is not.
+    """
+    wait = 0.05
+    while True:
+        try:
+            async with store.write(keys) as tx:
+                return await work(tx)
+        except Failure as failure:
+            if failure.code not in (ErrorCode.STORE_CONFLICT, ErrorCode.STORE_UNAVAILABLE):
+                raise
+        await asyncio.sleep(wait)
+        wait = min(wait * 2, _MAX_WAIT_S)
+
+
+async def append_audit(
+    tx: Transaction, call: ConnectionCall, action: AuditAction, at: datetime, **detail: object
+) -> None:
+    """Append what happened, with the workflow run and event that decided it."""
+    entry = AuditEntry(
+        tenant=call.tenant,
+        at=at,
+        action=action,
+        object=call.connection_id,
+        context=call.context,
+        detail=detail,
+        provenance=call.provenance,
+    )
+    await audit.append(tx, entry)
+
+
+async def close_attempt(tx: Transaction, attempt: Attempt, outcome: AttemptOutcome, at: datetime) -> bool:
+    """Write how an attempt ended; False when another one took over and said so already. What was unread
+    until now is read at last."""
+    now = await tx.attempts.get(attempt.tenant, attempt.id)
+    if now is None or now.outcome not in (None, AttemptOutcome.UNREAD):
+        return False
+    await tx.attempts.close(now, outcome, at)
+    return True
+
+
+async def is_taken_over(tx: Transaction, attempt: Attempt) -> bool:
+    """True when somebody else has sent its credential again since."""
+    now = await tx.attempts.get(attempt.tenant, attempt.id)
+    return now is not None and now.outcome is AttemptOutcome.SUPERSEDED
+
+
+async def load_connection(tx: Transaction, call: ConnectionCall, *, locked: bool = False) -> Connection:
+    """The row as it is now, and until `tx` ends if `locked`. Raises Failure NOT_FOUND when it is gone."""
+    read = tx.connections.get_for_update if locked else tx.connections.get
+    connection = await read(call.tenant, call.connection_id)
+    if connection is None:
+        raise Failure(ErrorCode.NOT_FOUND, f"the row of {call.connection_id} is gone")
+    return connection

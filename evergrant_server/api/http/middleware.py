@@ -1,0 +1,80 @@
+"""What surrounds every request: its trace, the limit on its body, headers, and the last catch."""
+
+import logging
+
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from evergrant_server.api.http.problems import problem_response
+from evergrant_server.api.http.tracing import begin_trace
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.telemetry.names import LogEvent
+
+log = logging.getLogger("evergrant.api")
+
+BODY_LIMIT = 1 << 20  # bytes
+
+
+class Envelope:
+    """Plain ASGI middleware: it is on the lease path, so it does little and copies nothing."""
+
+    def __init__(self, app: ASGIApp, base_url: str, version: str) -> None:
+        self._app = app
+        self._base_url = base_url
+        self._version = version
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        trace = begin_trace(scope)
+        started = False
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                headers = MutableHeaders(raw=message["headers"])
+                headers["X-Request-Id"] = trace.request_id
+                headers["Evergrant-Version"] = self._version  # clients refuse another major version
+                headers.setdefault("Cache-Control", "no-store")
+                headers.setdefault("X-Content-Type-Options", "nosniff")
+                headers.setdefault("Referrer-Policy", "no-referrer")
+            await send(message)
+
+        if _declared_length(scope) > BODY_LIMIT:
+            await problem_response(Failure(ErrorCode.BODY_TOO_LARGE), self._base_url)(scope, receive, sending)
+            return
+        try:
+            await self._app(scope, _limit_body(receive), sending)
+        except Exception:
+            log.exception("%s: request %s", LogEvent.UNEXPECTED.value, trace.request_id)
+            if started:
+                raise
+            response = problem_response(
+                Failure(ErrorCode.INTERNAL, request_id=trace.request_id), self._base_url
+            )
+            await response(scope, receive, sending)
+
+
+def _declared_length(scope: Scope) -> int:
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return int(value) if value.isdigit() else 0
+    return 0
+
+
+def _limit_body(receive: Receive) -> Receive:
+    """Count what arrives: a chunked body declares no length."""
+    seen = 0
+
+    async def receiving() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > BODY_LIMIT:
+            raise HTTPException(413)
+        return message
+
+    return receiving

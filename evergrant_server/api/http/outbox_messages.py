@@ -1,0 +1,31 @@
+"""What a connection's workflow is sent, as rows for the outbox."""
+
+from datetime import datetime
+
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.lifecycle.snapshot import start_message
+from evergrant_server.core.messages.connection import Message, RequestContext
+from evergrant_server.core.outbox import OutboxKind, OutboxMessage, outbox_message, signal_message
+from evergrant_server.core.provider_events.receivers import FetchReceiverKeys, Receiver
+from evergrant_server.crypto import KeyRing
+
+
+def connection_start_message(
+    connection: Connection, ring: KeyRing, asked: RequestContext, now: datetime
+) -> OutboxMessage:
+    """Begin the workflow of a new connection."""
+    return start_message(connection, ring.subject_hash(connection.tenant, connection.subject), asked, now)
+
+
+def connection_signal_message(
+    connection: Connection, name: str, said: Message, now: datetime
+) -> OutboxMessage:
+    """A signal to the workflow of a connection."""
+    return signal_message(connection.tenant, connection.id, name, said, now)
+
+
+def fetch_keys_message(receiver: Receiver, asked: RequestContext, now: datetime) -> OutboxMessage:
+    """Have a worker read the keys of a receiver's transmitter."""
+    order = FetchReceiverKeys(tenant=receiver.tenant, receiver_id=receiver.id, context=asked)
+    target = f"keys:{receiver.tenant}:{receiver.id}"
+    return outbox_message(receiver.tenant, OutboxKind.FETCH_RECEIVER_KEYS, target, order, now)

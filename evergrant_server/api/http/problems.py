@@ -1,0 +1,129 @@
+"""Every error as a problem document (RFC 9457), filled from the one table in `core.errors`.
+
+A document never repeats what was sent: it names fields, not values.
+"""
+
+import json
+import logging
+import math
+import re
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
+from evergrant_server.telemetry.logs import log_event
+from evergrant_server.telemetry.names import LogEvent
+from evergrant_server.telemetry.traces import set_problem_code
+
+log = logging.getLogger("evergrant.api")
+
+MEDIA_TYPE = "application/problem+json"
+_FIELD_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_-]{0,40}\Z")
+_MAX_ERRORS = 20
+_INVALID_JSON = "not valid JSON"
+_INVALID_JSON_ERRORS = [{"field": "body", "problem": _INVALID_JSON}]
+_CODE_BY_STATUS = {
+    401: ErrorCode.UNAUTHENTICATED,
+    403: ErrorCode.NOT_PERMITTED,
+    404: ErrorCode.NOT_FOUND,
+    405: ErrorCode.METHOD_NOT_ALLOWED,
+    413: ErrorCode.BODY_TOO_LARGE,
+}
+
+
+def problem_document(failure: Failure, base_url: str) -> dict[str, Any]:
+    """The members of RFC 9457 section 3.1, ours, and the failure's context beside them."""
+    rule = FAILURES[failure.code]
+    members: dict[str, Any] = {
+        "type": f"{base_url}/docs#{failure.code}",
+        "title": rule.meaning,
+        "status": rule.status,
+        "detail": failure.detail,
+        "code": failure.code.value,
+        "kind": rule.kind.value,
+        "repairer": rule.repairer.value,
+        "repair": rule.repair,
+    }
+    if failure.retry_after is not None:
+        members["retry_after"] = round(failure.retry_after, 3)
+    return {**failure.context, **members}
+
+
+def problem_response(failure: Failure, base_url: str, errors: list[dict[str, str]] | None = None) -> Response:
+    """The response for a failure, with the headers its status asks for."""
+    body = problem_document(failure, base_url)
+    if errors:
+        body["errors"] = errors
+    headers = {"Cache-Control": "no-store"}
+    wait = failure.retry_after
+    if wait is None and body["status"] == 503:
+        wait = 1.0  # a 503 always says when to come back
+        body["retry_after"] = wait
+    if wait is not None:
+        headers["Retry-After"] = str(max(math.ceil(wait), 1))
+    if body["status"] == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return Response(json.dumps(body), body["status"], headers, MEDIA_TYPE)
+
+
+def field_errors(error: ValidationError | RequestValidationError) -> list[dict[str, str]]:
+    """Which fields are wrong and why, without the values that were sent."""
+    found: list[dict[str, str]] = []
+    for entry in list(error.errors())[:_MAX_ERRORS]:
+        if entry["type"] == "json_invalid":  # its place is an offset, not a field
+            return _INVALID_JSON_ERRORS
+        loc = [str(part) for part in entry["loc"] if part not in ("body", "query", "path", "header")]
+        name = ".".join(part if part.isdigit() or _FIELD_NAME.match(part) else "?" for part in loc)
+        found.append({"field": name or "body", "problem": _reason_text(entry)})
+    return found
+
+
+def _reason_text(entry: dict[str, Any] | Any) -> str:
+    return str(entry["msg"]).removeprefix("Value error, ")
+
+
+def invalid_request_response(error: ValidationError | RequestValidationError, base_url: str) -> Response:
+    errors = field_errors(error)
+    first = errors[0]
+    failure = Failure(
+        ErrorCode.INVALID_REQUEST, f"{first['field']}: {first['problem']}", field=first["field"]
+    )
+    return problem_response(failure, base_url, errors)
+
+
+def install_error_handlers(app: FastAPI, base_url: str) -> None:
+    """Make every error of the app a problem document."""
+
+    async def on_failure(request: Request, failure: Exception) -> Response:
+        assert isinstance(failure, Failure)
+        set_problem_code(failure.code)
+        if failure.rule.status >= 500:
+            log_event(log, logging.WARNING, LogEvent.REQUEST_FAILED, failure.detail, code=failure.code)
+        return problem_response(failure, base_url)
+
+    async def on_invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError | ValidationError)
+        return invalid_request_response(error, base_url)
+
+    async def on_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if error.status_code == 400:  # FastAPI's word for a body that can't be decoded
+            return problem_response(
+                Failure(ErrorCode.INVALID_REQUEST, f"body: {_INVALID_JSON}", field="body"),
+                base_url,
+                _INVALID_JSON_ERRORS,
+            )
+        code = _CODE_BY_STATUS.get(error.status_code, ErrorCode.INVALID_REQUEST)
+        response = problem_response(Failure(code), base_url)
+        if error.headers and "Allow" in error.headers:
+            response.headers["Allow"] = error.headers["Allow"]
+        return response
+
+    app.add_exception_handler(Failure, on_failure)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(HTTPException, on_http)

@@ -1,0 +1,48 @@
+"""What the API needs of Temporal, as plain methods: no Temporal type passes through here."""
+
+from typing import Any, Protocol
+
+from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
+from evergrant_server.core.messages.connection import (
+    ConnectionDescription,
+    DiscoveryResult,
+    EnsureFresh,
+    EnsureFreshResult,
+    RequestContext,
+)
+from evergrant_server.core.messages.temporary_credentials import (
+    RequestTemporaryCredentials,
+    TemporaryCredentialsResult,
+)
+
+
+class TemporalPort(Protocol):
+    """The calls to workflows. Each raises Failure TEMPORAL_UNAVAILABLE; times are seconds."""
+
+    async def ensure_fresh(
+        self, tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh, *, timeout: float
+    ) -> EnsureFreshResult: ...
+
+    async def describe(
+        self, tenant: Tenant, connection_id: ConnectionId, timeout: float = 2.0
+    ) -> ConnectionDescription | None: ...
+
+    async def discover(
+        self, tenant: Tenant, integration_id: IntegrationId, asked: RequestContext, timeout: float
+    ) -> DiscoveryResult: ...
+
+    async def prepare_consent(
+        self, order: RequestTemporaryCredentials, timeout: float
+    ) -> TemporaryCredentialsResult: ...
+
+    async def ready(self) -> bool: ...
+
+    async def history(self, workflow: str, run_id: str | None = None) -> list[dict[str, Any]]: ...
+
+
+class Relay(Protocol):
+    """Delivers the outbox."""
+
+    def notify(self) -> None:
+        """Say that a message was committed."""
+        ...

@@ -1,0 +1,62 @@
+"""Who a request belongs to in logs and audit: a request id for people, a trace id for machines."""
+
+import hashlib
+import re
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.types import Scope
+
+from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.telemetry.traces import current_ids
+
+# W3C Trace Context section 3.2.2; version ff and an all-zero trace id are invalid
+_TRACEPARENT = re.compile(
+    r"^(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?$"
+)
+_REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}\Z")
+_HEX_ID = re.compile(r"^[0-9a-f]{32}\Z")
+_KEY = "evergrant.trace"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """`trace_id` is 32 hex digits; `request_id` is the caller's own when it has a usable shape.
+
+    `span_id` is "" unless this process traces; then both ids are those of the request's span.
+    """
+
+    request_id: str
+    trace_id: str
+    span_id: str = ""
+
+    def request_context(self, by: str) -> RequestContext:
+        return RequestContext(by=by, trace_id=self.trace_id, span_id=self.span_id)
+
+
+def begin_trace(scope: Scope) -> Trace:
+    """Read `traceparent` and `X-Request-Id`, or make them up; kept in the request's scope."""
+    headers: Iterable[tuple[bytes, bytes]] = scope["headers"]
+    ours = (b"traceparent", b"x-request-id")
+    given = {name: value.decode("latin-1") for name, value in headers if name in ours}
+    named = given.get(b"x-request-id", "")
+    request_id = named if _REQUEST_ID.match(named) else secrets.token_hex(16)
+    parent = _TRACEPARENT.match(given.get(b"traceparent", "").strip())
+    trace_id, span_id = current_ids()
+    if not span_id:
+        trace_id = parent.group(1) if parent else _as_trace_id(request_id)
+    trace = Trace(request_id, trace_id, span_id)
+    scope[_KEY] = trace
+    return trace
+
+
+def trace_of(request: Request) -> Trace:
+    return request.scope[_KEY]
+
+
+def _as_trace_id(request_id: str) -> str:
+    """A UUID or 32 hex digits as they are; anything else by its hash, so that it can be found again."""
+    bare = request_id.replace("-", "").lower()
+    return bare if _HEX_ID.match(bare) else hashlib.sha256(request_id.encode()).hexdigest()[:32]

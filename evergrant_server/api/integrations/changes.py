@@ -1,0 +1,271 @@
+"""What an integration may become. Where secrets are sent never changes under them."""
+
+from datetime import datetime, timedelta
+
+from evergrant_server.api.http.outbox_messages import connection_signal_message
+from evergrant_server.api.http.requests import IntegrationBody, RotateSecretBody
+from evergrant_server.core.access import Integration, IntegrationState, RegistrationMethod
+from evergrant_server.core.connections.client_certificate import ClientCertificate
+from evergrant_server.core.connections.client_key import ClientKey
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import IntegrationId, Tenant, new_id
+from evergrant_server.core.messages.connection import SIGNAL_PROVIDER_CHANGED, ProviderChanged, RequestContext
+from evergrant_server.core.secret import Secret
+from evergrant_server.policy import scopes_above
+from evergrant_server.store import Transaction
+from providers.client_auth.assertions import import_signing_key
+from providers.client_auth.certificates import parse_client_certificate
+from providers.definition.resolution import definition_endpoints
+from providers.definition.schema import ClientAuth, ProviderSpec
+from providers.definition.schema_request import MUTUAL_TLS
+
+_PAGE_ROWS = 200
+_AUTH_WITHOUT_SECRET = (ClientAuth.NONE, ClientAuth.PRIVATE_KEY_JWT, *MUTUAL_TLS)
+
+
+def check_body(spec: ProviderSpec, body: IntegrationBody) -> None:
+    """Raise Failure INVALID_REQUEST naming the field, unless this client can be used there."""
+    spec.require_any_flow()
+    if spec.discovery and not body.issuer:
+        raise Failure(ErrorCode.INVALID_REQUEST, f"{spec.name} needs an issuer.", field="issuer")
+    if body.issuer and not spec.discovery:
+        raise Failure(ErrorCode.INVALID_REQUEST, f"{spec.name} has its own issuer.", field="issuer")
+    if not spec.discovery:
+        definition_endpoints(spec, body.params)
+    _check_client(spec, body)
+    if body.client_secret is not None:
+        _require_nonempty(body.client_secret)
+    if scopes_above(body.default_scopes, body.scope_ceiling):
+        raise Failure(
+            ErrorCode.INVALID_REQUEST, "A default scope is above the ceiling.", field="default_scopes"
+        )
+
+
+def client_key_of(body: IntegrationBody) -> ClientKey | None:
+    """The key that was sent. Raises Failure INVALID_REQUEST for one that can't sign."""
+    if body.client_key is None:
+        return None
+    key = ClientKey(private=body.client_key.private, id=body.client_key.id)
+    try:
+        import_signing_key(key)
+    except Failure as failure:
+        raise Failure(ErrorCode.INVALID_REQUEST, failure.detail, field="client_key") from None
+    return key
+
+
+def client_certificate_of(body: IntegrationBody, now: datetime) -> ClientCertificate | None:
+    """The certificate that was sent. Raises Failure INVALID_REQUEST for one that can't be presented."""
+    given = body.client_certificate
+    return None if given is None else parse_client_certificate(given.certificate, given.private, now)
+
+
+def _check_client(spec: ProviderSpec, body: IntegrationBody) -> None:
+    """A client id that somebody registered, or a registration by a worker."""
+    if (body.client_id is None) is (body.registration is None):
+        raise Failure(ErrorCode.INVALID_REQUEST, "Give a client id, or a registration.", field="client_id")
+    if body.registration is None:
+        if body.initial_access_token is not None:
+            raise Failure(
+                ErrorCode.INVALID_REQUEST, "It is for a registration.", field="initial_access_token"
+            )
+        return
+    per_host = spec.client_registration == "per_host" and body.registration is RegistrationMethod.DYNAMIC
+    if not spec.discovery and not per_host:
+        why = f"{spec.name} has no issuer whose metadata says where to register."
+        raise Failure(ErrorCode.INVALID_REQUEST, why, field="registration")
+    if body.client_secret is not None or body.client_auth is not None:
+        why = "The registration says how we authenticate."
+        raise Failure(
+            ErrorCode.INVALID_REQUEST, why, field="client_secret" if body.client_secret else "client_auth"
+        )
+    if body.initial_access_token is not None and body.registration is not RegistrationMethod.DYNAMIC:
+        raise Failure(ErrorCode.INVALID_REQUEST, "A document needs none.", field="initial_access_token")
+
+
+def new_integration(
+    spec: ProviderSpec, body: IntegrationBody, tenant: Tenant, name: str, now: datetime
+) -> Integration:
+    """A new integration. Raises Failure INVALID_REQUEST without the secret its provider wants."""
+    method = ClientAuth(body.client_auth or spec.client_auth)
+    if method is ClientAuth.PRIVATE_KEY_JWT and body.client_key is None:
+        raise Failure(ErrorCode.INVALID_REQUEST, "A client key is needed to sign with.", field="client_key")
+    if method in MUTUAL_TLS and body.client_certificate is None:
+        raise Failure(
+            ErrorCode.INVALID_REQUEST,
+            "A client certificate is needed to present.",
+            field="client_certificate",
+        )
+    made = spec.client_secret_generator is not None
+    if made and body.client_key is None:
+        why = "A client key is needed: the secret is signed with it."
+        raise Failure(ErrorCode.INVALID_REQUEST, why, field="client_key")
+    secret_given = made or body.client_secret is not None or body.registration is not None
+    if not secret_given and method not in _AUTH_WITHOUT_SECRET:
+        raise Failure(
+            ErrorCode.INVALID_REQUEST,
+            "A client secret is needed, or client_auth none for a public client.",
+            field="client_secret",
+        )
+    return _with_body(
+        spec,
+        body,
+        Integration(
+            tenant=tenant,
+            id=IntegrationId(new_id("int")),
+            name=name,
+            provider=spec.name,
+            client_id=body.client_id or "",
+            state=IntegrationState.DISCOVERING
+            if spec.discovery or body.registration
+            else IntegrationState.READY,
+            created_at=now,
+            changed_at=now,
+        ),
+        now,
+    )
+
+
+async def changed_integration(
+    tx: Transaction, spec: ProviderSpec, body: IntegrationBody, before: Integration, now: datetime
+) -> Integration:
+    """The integration as `body` wants it.
+
+    Another provider, issuer or host would send tokens and secrets elsewhere: it needs that no
+    connection is live and that the secret is given again. Raises Failure INVALID_REQUEST.
+    """
+    moves = (body.provider, body.issuer, body.params) != (before.provider, before.issuer, before.params)
+    if moves and await _live_connection(tx, before) is not None:
+        raise Failure(
+            ErrorCode.INVALID_REQUEST,
+            "Connections are live: provider, issuer and params can't change under them. Use a new name.",
+            field="provider",
+        )
+    if body.registration is not None:
+        return _with_registration(spec, body, before, moves, now)
+    other_client = moves or body.client_id != before.client_id
+    if other_client and body.client_secret is None and await tx.integrations.client_secret(before):
+        raise Failure(
+            ErrorCode.INVALID_REQUEST,
+            "Give the client secret again: the kept one belongs to the client as it was.",
+            field="client_secret",
+        )
+    if other_client and body.client_key is None and await tx.integrations.client_key(before):
+        raise Failure(
+            ErrorCode.INVALID_REQUEST,
+            "Give the client key again: the kept one belongs to the client as it was.",
+            field="client_key",
+        )
+    held = before.client_certificate_expires_at is not None
+    if held and other_client and body.client_certificate is None:
+        raise Failure(
+            ErrorCode.INVALID_REQUEST,
+            "Give the client certificate again: the kept one belongs to the client as it was.",
+            field="client_certificate",
+        )
+    wanted = ClientAuth(body.client_auth or spec.client_auth) in MUTUAL_TLS
+    if wanted and not held and body.client_certificate is None:
+        why = "A client certificate is needed to present."
+        raise Failure(ErrorCode.INVALID_REQUEST, why, field="client_certificate")
+    discover = spec.discovery and (moves or before.state is not IntegrationState.READY)
+    update = {
+        "provider": spec.name,
+        "client_id": body.client_id,
+        "registration": None,
+        "state": IntegrationState.DISCOVERING if discover else IntegrationState.READY,
+        "problem": None,
+        # endpoints that were discovered are pinned until the issuer changes
+        "endpoints": before.endpoints if spec.discovery and not discover else None,
+    }
+    return _with_body(spec, body, before.model_copy(update=update), now)
+
+
+def _with_registration(
+    spec: ProviderSpec, body: IntegrationBody, before: Integration, moves: bool, now: datetime
+) -> Integration:
+    """As `body` wants it, by a registration: the one there is, unless it was at another issuer."""
+    kept = before.registration is body.registration and not moves and before.state is IntegrationState.READY
+    if kept:
+        return _with_body(spec, body, before, now).model_copy(update={"client_auth": before.client_auth})
+    update = {
+        "provider": spec.name,
+        "client_id": "",
+        "state": IntegrationState.DISCOVERING,
+        "problem": None,
+        "endpoints": None,
+    }
+    return _with_body(spec, body, before.model_copy(update=update), now)
+
+
+async def change_client_secret(
+    tx: Transaction, before: Integration, body: RotateSecretBody, now: datetime
+) -> Integration:
+    """The integration with its secret rotated or rolled back. Raises Failure INVALID_REQUEST."""
+    if body.roll_back is (body.client_secret is not None):
+        raise Failure(
+            ErrorCode.INVALID_REQUEST, "Give either a client secret or roll_back.", field="client_secret"
+        )
+    if before.client_auth == ClientAuth.NONE or await tx.integrations.client_secret(before) is None:
+        raise Failure(
+            ErrorCode.INVALID_REQUEST, "A public client has no secret to rotate.", field="client_secret"
+        )
+    after = before.model_copy(update={"changed_at": now})
+    if body.client_secret is None:
+        return await tx.integrations.restore_previous_secret(after, expected=before.revision)
+    _require_nonempty(body.client_secret)
+    if body.client_secret == await tx.integrations.client_secret(before):
+        return before  # said twice: the overlap is of the two before it
+    until = now + timedelta(seconds=body.overlap_s)
+    return await tx.integrations.rotate_secret(
+        after, body.client_secret, until=until, expected=before.revision
+    )
+
+
+def _require_nonempty(secret: Secret) -> None:
+    if not secret.reveal().strip():
+        raise Failure(ErrorCode.INVALID_REQUEST, "The client secret is empty.", field="client_secret")
+
+
+async def retry_failing_connections(
+    tx: Transaction, integration: Integration, asked: RequestContext, now: datetime
+) -> None:
+    """Have every connection that fails try again: what failed may be repaired now."""
+    said = ProviderChanged(version=integration.revision, context=asked)
+    for connection in await tx.connections.failing(integration.tenant, integration.id):
+        await tx.outbox.add(connection_signal_message(connection, SIGNAL_PROVIDER_CHANGED, said, now))
+
+
+def _with_body(
+    spec: ProviderSpec, body: IntegrationBody, integration: Integration, now: datetime
+) -> Integration:
+    changed = integration.model_copy(
+        update={
+            "issuer": body.issuer,
+            "params": dict(body.params),
+            "client_auth": "none"
+            if body.registration is RegistrationMethod.METADATA_DOCUMENT
+            else body.client_auth,
+            "registration": body.registration,
+            "dpop": body.dpop,
+            "default_scopes": body.default_scopes,
+            "scope_ceiling": body.scope_ceiling,
+            "refresh_said": body.refresh.overrides,
+            "changed_at": now,
+        }
+    )
+    return changed.with_provider_rules(spec.refresh_rules())
+
+
+async def _live_connection(tx: Transaction, integration: Integration) -> Connection | None:
+    """Any connection that has not ended. One that has ended holds nothing that could be sent."""
+    after: str | None = None
+    while True:
+        batch = await tx.connections.page(
+            integration.tenant, integration=integration.name, after=after, limit=_PAGE_ROWS
+        )
+        for connection in batch:
+            if connection.integration_id == integration.id and not connection.state.is_final:
+                return connection
+        if len(batch) < _PAGE_ROWS:
+            return None
+        after = batch[-1].id

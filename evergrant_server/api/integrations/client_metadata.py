@@ -1,0 +1,42 @@
+"""Who we are, as a document that an authorization server reads: the client id is its URL.
+
+OAuth Client ID Metadata Document (draft-ietf-oauth-client-id-metadata-document), section 4.
+"""
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from evergrant_server.api.http.dependencies import ContextDep
+from evergrant_server.core.access import RegistrationMethod
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import IntegrationId, is_id
+from providers.registration.client_metadata import client_metadata
+
+router = APIRouter(tags=["pages"])
+
+_CACHE_CONTROL = "public, max-age=3600"
+
+
+def client_metadata_url(public_url: str, integration_id: str) -> str:
+    return f"{public_url}/oauth/client/{integration_id}"
+
+
+@router.get("/oauth/client/{integration_id}")
+async def get_client_metadata(integration_id: str, response: Response, parts: ContextDep) -> dict[str, Any]:
+    """The metadata of one integration's client. Public, and holds nothing that isn't."""
+    if not is_id(integration_id, "int"):
+        raise Failure(ErrorCode.NOT_FOUND)
+    async with parts.store.read() as tx:
+        found = await tx.integrations.find_in_any_tenant(IntegrationId(integration_id))
+    if found is None or found.registration is not RegistrationMethod.METADATA_DOCUMENT:
+        raise Failure(ErrorCode.NOT_FOUND)
+    response.headers["Cache-Control"] = _CACHE_CONTROL
+    url = client_metadata_url(parts.settings.public_url, found.id)
+    return client_metadata(
+        parts.redirect_uri(found.id),
+        auth="none",
+        scopes=found.default_scopes,
+        client_id=url,
+        dpop=found.dpop is True,
+    )

@@ -1,0 +1,244 @@
+"""`/v1/integrations`: our OAuth clients at providers, one redirect URI each."""
+
+import asyncio
+import logging
+from contextlib import suppress
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from evergrant_server import audit
+from evergrant_server.api.http.authentication import Caller
+from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.http.dependencies import (
+    CallerDep,
+    ContextDep,
+    IdempotencyKey,
+    RequestContextDep,
+    require_permit,
+)
+from evergrant_server.api.http.idempotency import CommandResponse, IdempotentCommand
+from evergrant_server.api.http.requests import IntegrationBody, RotateSecretBody, Slug
+from evergrant_server.api.http.responses import IntegrationView, Page
+from evergrant_server.api.integrations import client_metadata
+from evergrant_server.api.integrations.changes import (
+    change_client_secret,
+    changed_integration,
+    check_body,
+    client_certificate_of,
+    client_key_of,
+    new_integration,
+    retry_failing_connections,
+)
+from evergrant_server.api.integrations.definitions import integration_spec, spec_by_name
+from evergrant_server.core.access import Action, Integration, IntegrationState, RegistrationMethod
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.secret import Secret
+from evergrant_server.policy import decide
+from evergrant_server.store import Transaction
+from evergrant_server.telemetry.logs import log_event
+from evergrant_server.telemetry.names import LogEvent
+
+log = logging.getLogger("evergrant.api")
+
+router = APIRouter(tags=["integrations"])
+
+DISCOVERY_TIMEOUT_S = 15.0
+
+
+async def _view(tx: Transaction, parts: ApiContext, integration: Integration) -> IntegrationView:
+    with suppress(Failure):  # a definition that is gone knows nothing; what is stored was true
+        integration = integration.with_provider_rules(
+            (await integration_spec(tx, parts.registry, integration)).refresh_rules()
+        )
+    return IntegrationView.of(
+        integration,
+        redirect_uri=parts.redirect_uri(integration.id),
+        has_secret=await tx.integrations.client_secret(integration) is not None,
+        has_key=await tx.integrations.client_key(integration) is not None,
+    )
+
+
+def _require_admin(caller: Caller, name: str) -> None:
+    require_permit(caller, Action.ADMIN, integration=name, subject=None, hidden=False)
+
+
+@router.put("/v1/integrations/{name}", status_code=200)
+async def put_integration(
+    name: Slug,
+    body: IntegrationBody,
+    response: Response,
+    parts: ContextDep,
+    caller: CallerDep,
+    asked: RequestContextDep,
+) -> IntegrationView:
+    """Create or change an integration. One whose endpoints are discovered waits for a worker."""
+    _require_admin(caller, name)
+    now = parts.clock.now()
+    key, certificate = client_key_of(body), client_certificate_of(body, now)
+    async with parts.store.write() as tx:
+        spec = await spec_by_name(tx, parts.registry, caller.tenant, body.provider)
+        check_body(spec, body)
+        before = await tx.integrations.by_name(caller.tenant, name)
+        if before is None:
+            after = new_integration(spec, body, caller.tenant, name, now)
+            await tx.integrations.put(
+                after, body.client_secret, expected=None, client_key=key, client_certificate=certificate
+            )
+        else:
+            after = await changed_integration(tx, spec, body, before, now)
+            public = body.client_auth == "none" and body.client_secret is None and not (key or certificate)
+            after = await tx.integrations.put(
+                after,
+                body.client_secret,
+                expected=before.revision,
+                client_key=key,
+                client_certificate=certificate,
+            )
+            if public:
+                after = await tx.integrations.delete_client_credentials(after, expected=after.revision)
+            await retry_failing_connections(tx, after, asked, now)
+        if body.registration is not None and after.state is IntegrationState.DISCOVERING:
+            after = await _request_registration(tx, parts, after, body.initial_access_token)
+        await _record(tx, AuditAction.INTEGRATION_PUT, after, asked, now)
+    parts.relay.notify()
+    if after.state is IntegrationState.DISCOVERING:
+        await _discover(parts, after, asked)
+    response.status_code = 201 if before is None else 200
+    async with parts.store.read() as tx:
+        written = await tx.integrations.get(caller.tenant, after.id)
+        if written is None:
+            raise Failure(ErrorCode.NOT_FOUND)
+        return await _view(tx, parts, written)
+
+
+@router.post("/v1/integrations/{name}/rotate-secret", response_model=IntegrationView)
+async def rotate_client_secret(
+    name: Slug,
+    body: RotateSecretBody,
+    request: Request,
+    parts: ContextDep,
+    caller: CallerDep,
+    asked: RequestContextDep,
+    key: IdempotencyKey = None,
+) -> Response:
+    """Put a new client secret first, and keep the one before it for `overlap_s` seconds.
+
+    What the provider refuses with the one is tried with the other, so that no lease fails
+    whichever of the two it knows. `roll_back` makes the one before the only one again.
+    """
+    _require_admin(caller, name)
+    once = IdempotentCommand(
+        request, caller, key, body.model_copy(update={"client_secret": None})
+    )  # no hash of it
+
+    async def rotate(tx: Transaction) -> CommandResponse:
+        now = parts.clock.now()
+        before = await _require_integration(tx, caller, name)
+        after = await change_client_secret(tx, before, body, now)
+        action = AuditAction.SECRET_ROLLED_BACK if body.roll_back else AuditAction.SECRET_ROTATED
+        await _record(tx, action, after, asked, now)
+        await retry_failing_connections(tx, after, asked, now)
+        return CommandResponse.from_view(200, await _view(tx, parts, after))
+
+    answer = await once.run(parts, rotate)
+    parts.relay.notify()
+    return answer.response()
+
+
+async def _request_registration(
+    tx: Transaction, parts: ApiContext, integration: Integration, initial: Secret | None
+) -> Integration:
+    """Leave it to the worker; of a metadata document the client id is its URL, which is ours to say."""
+    if integration.registration is RegistrationMethod.METADATA_DOCUMENT:
+        url = client_metadata.client_metadata_url(parts.settings.public_url, integration.id)
+        integration = integration.model_copy(update={"client_id": url})
+    return await tx.integrations.request_registration(integration, initial)
+
+
+async def _discover(parts: ApiContext, integration: Integration, asked: RequestContext) -> None:
+    """Have a worker read the issuer's metadata. Raises Failure; the row says the same."""
+    try:
+        async with asyncio.timeout(DISCOVERY_TIMEOUT_S + 1):
+            found = await parts.link.discover(
+                integration.tenant, integration.id, asked, timeout=DISCOVERY_TIMEOUT_S
+            )
+    except Failure:
+        raise
+    except Exception as error:
+        # the worker didn't answer, or its workflow ended in a way the port has no name for
+        log_event(
+            log, logging.WARNING, LogEvent.DISCOVERY_FAILED, type(error).__name__, object=integration.id
+        )
+        raise Failure(
+            ErrorCode.TEMPORAL_UNAVAILABLE, "No worker read the issuer's metadata in time.", retry_after=5.0
+        ) from None
+    if found.failure is not None:
+        raise Failure(found.failure, found.detail, integration=integration.name)
+
+
+@router.get("/v1/integrations")
+async def list_integrations(
+    parts: ContextDep,
+    caller: CallerDep,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=2000)] = None,
+) -> Page[IntegrationView]:
+    """Those that the app administers, sorted by name."""
+    bound = {"list": "integrations", "app": caller.app.id}
+    after = parts.cursors.decode(cursor, caller.tenant, **bound)
+    async with parts.store.read() as tx:
+        found = await tx.integrations.page(caller.tenant, after, limit + 1)
+        shown = [await _view(tx, parts, it) for it in found[:limit] if _administers(caller, it.name)]
+    following = parts.cursors.next_cursor(found, limit, lambda it: it.name, caller.tenant, **bound)
+    return Page(items=shown, next_cursor=following)
+
+
+def _administers(caller: Caller, name: str) -> bool:
+    return decide(caller.permits, integration=name, subject=None, action=Action.ADMIN).allowed
+
+
+@router.get("/v1/integrations/{name}")
+async def get_integration(name: Slug, parts: ContextDep, caller: CallerDep) -> IntegrationView:
+    """One integration, with the redirect URI to register at the provider. Never the client secret."""
+    _require_admin(caller, name)
+    async with parts.store.read() as tx:
+        return await _view(tx, parts, await _require_integration(tx, caller, name))
+
+
+@router.delete("/v1/integrations/{name}", status_code=204)
+async def delete_integration(
+    name: Slug, parts: ContextDep, caller: CallerDep, asked: RequestContextDep
+) -> Response:
+    """Delete it with its secret. Refused while it has connections that are not ended."""
+    _require_admin(caller, name)
+    async with parts.store.write() as tx:
+        integration = await _require_integration(tx, caller, name)
+        await tx.integrations.delete(caller.tenant, integration.id)
+        await _record(tx, AuditAction.INTEGRATION_DELETED, integration, asked, parts.clock.now())
+    return Response(status_code=204)
+
+
+async def _require_integration(tx: Transaction, caller: Caller, name: str) -> Integration:
+    found = await tx.integrations.by_name(caller.tenant, name)
+    if found is None:
+        raise Failure(ErrorCode.NOT_FOUND)
+    return found
+
+
+async def _record(
+    tx: Transaction, action: AuditAction, it: Integration, asked: RequestContext, now: datetime
+) -> None:
+    entry = AuditEntry(
+        tenant=it.tenant,
+        at=now,
+        action=action,
+        object=it.id,
+        context=asked,
+        detail={"integration": it.name, "provider": it.provider, "client_id": it.client_id},
+    )
+    await audit.append(tx, entry)

@@ -1,0 +1,87 @@
+"""Proofs for apps: one request's worth of the key that a connection's tokens are bound to (RFC 9449).
+
+An app that may lease the token may have its proofs. The key never leaves, and no proof is made for an
+endpoint of the provider's own authorization server (ADR 0017).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from posixpath import normpath
+from urllib.parse import unquote, urlsplit
+
+from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.integrations.definitions import integration_spec
+from evergrant_server.core.access import Endpoints
+from evergrant_server.core.connections.proof_key import DPOP_TOKEN_TYPE
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.store import LeaseRow
+from providers.requests.authorization_url import integration_endpoints
+from providers.requests.dpop import dpop_proof, htu_of, origin_of
+
+
+@dataclass(frozen=True)
+class ProofRequest:
+    """For which request, as the app says it."""
+
+    method: str
+    url: str
+    nonce: str | None = None
+
+    @property
+    def htu(self) -> str:
+        return htu_of(self.url)
+
+
+class DpopProofs:
+    """Checks and makes proofs. What may be leased is for `Leasing` to say."""
+
+    def __init__(self, parts: ApiContext) -> None:
+        self._parts = parts
+
+    async def require_provable(self, row: LeaseRow, wanted: ProofRequest) -> None:
+        """Raise Failure INVALID_REQUEST for a token that isn't bound, and for a request that no app makes."""
+        if row.grant is None or row.grant.token_type != DPOP_TOKEN_TYPE:
+            raise Failure(
+                ErrorCode.INVALID_REQUEST, "Its tokens are not bound to a key.", field="connection_id"
+            )
+        async with self._parts.store.read() as tx:
+            integration = await tx.integrations.get(row.tenant, row.integration_id)
+            if integration is None:
+                raise Failure(ErrorCode.NOT_FOUND)
+            spec = await integration_spec(tx, self._parts.registry, integration)
+        endpoints = integration_endpoints(spec, integration, row.grant.metadata)
+        if comparable_location(wanted.htu) in {comparable_location(url) for url in _endpoint_urls(endpoints)}:
+            detail = "No proof is made for an endpoint of the provider's authorization server."
+            raise Failure(ErrorCode.INVALID_REQUEST, detail, field="htu")
+
+    async def create(self, row: LeaseRow, wanted: ProofRequest) -> str:
+        """The proof, with the hash of the token that the row holds. Its record is committed by now.
+
+        Raises Failure CONSENT_REQUIRED when the grant is gone, SEAL_BROKEN, KEY_UNAVAILABLE.
+        """
+        async with self._parts.store.read() as tx:
+            key = await tx.proof_keys.get(row.tenant, row.connection_id)
+        if key is None:
+            raise Failure(ErrorCode.CONSENT_REQUIRED, f"{row.connection_id} holds no proof key.")
+        return dpop_proof(
+            key,
+            wanted.method,
+            wanted.htu,
+            self._parts.clock.now(),
+            nonce=wanted.nonce,
+            access_token=row.open_access_token(self._parts.ring),
+        )
+
+
+def _endpoint_urls(endpoints: Endpoints) -> Iterator[str]:
+    yield from endpoints.mtls_aliases.values()
+    for name, value in endpoints:
+        if name.endswith("_endpoint") and isinstance(value, str):
+            yield value
+
+
+def comparable_location(url: str) -> tuple[str, str, str]:
+    """Host, port and path, as loosely as any server may compare them."""
+    parts, port = urlsplit(url), origin_of(url).rpartition(":")[2]
+    path = normpath("/" + unquote(unquote(parts.path)).lstrip("/"))
+    return (parts.hostname or "").rstrip("."), port, path.casefold()

@@ -1,0 +1,123 @@
+"""`/docs`, `/openapi.json` and the style sheet: from our own origin, without a script."""
+
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from starlette.responses import HTMLResponse, Response
+
+from evergrant_server.api.http.requests import LeaseBody, ProofBody, TokenBody
+from evergrant_server.api.http.responses import LeaseView, ProofView
+from evergrant_server.api.leases.routes import LEASE_PATH, PROOF_PATH, TOKEN_PATH
+from evergrant_server.api.pages.browser import html_response
+from evergrant_server.console import STYLE, Pages
+from evergrant_server.core.errors import FAILURES
+
+router = APIRouter(include_in_schema=False)
+
+_REF = "#/components/schemas/"
+_METHODS = ("get", "put", "post", "delete")
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457, with a stable `code`, who repairs it and how."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    kind: str
+    repairer: str
+    repair: str
+    retry_after: float | None = None
+
+
+@router.get("/static/evergrant.css")
+async def get_stylesheet() -> Response:
+    return Response(STYLE, media_type="text/css", headers={"Cache-Control": "public, max-age=3600"})
+
+
+@router.get("/docs", response_class=HTMLResponse)
+async def get_docs(request: Request) -> Response:
+    """The routes and the failure table as one plain page."""
+    schema = request.app.openapi()
+    routes = [
+        {"method": method.upper(), "path": path, "text": _operation_text(operation)}
+        for path, operations in sorted(schema["paths"].items())
+        for method, operation in operations.items()
+        if method in _METHODS
+    ]
+    failures = [
+        {
+            "code": code.value,
+            "status": rule.status,
+            "repairer": rule.repairer.value.replace("_", " "),
+            "meaning": rule.meaning,
+            "repair": rule.repair,
+        }
+        for code, rule in FAILURES.items()
+    ]
+    pages: Pages = request.app.state.subjects.pages
+    return html_response(pages.reference(routes=routes, failures=failures, version=schema["info"]["version"]))
+
+
+def openapi_schema(app: FastAPI) -> dict[str, Any]:
+    """OpenAPI 3.1 of every route, the plain ones of the lease path included."""
+    schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+    for shape in (LeaseBody, TokenBody, ProofBody, LeaseView, ProofView, ProblemDocument):
+        described = shape.model_json_schema(ref_template=_REF + "{model}")
+        schemas |= described.pop("$defs", {})
+        schemas[shape.__name__] = described
+    names = "A working access token for a connection, by its names."
+    schema["paths"][LEASE_PATH] = {"post": _lease_operation("lease", names, LeaseBody)}
+    token = _lease_operation("token", "A working access token for a connection, by its id.", TokenBody)
+    token["parameters"] = [
+        {"name": "connection_id", "in": "path", "required": True, "schema": {"type": "string"}}
+    ]
+    schema["paths"][TOKEN_PATH] = {"post": token}
+    text = "A proof for one request with a token that is bound to a key (DPoP, RFC 9449)."
+    made = _lease_operation("proof", text, ProofBody, ProofView)
+    schema["paths"][PROOF_PATH] = {"post": {**made, "parameters": token["parameters"]}}
+    _document_failures(schema)
+    return schema
+
+
+def _lease_operation(
+    operation_id: str, text: str, body: type[BaseModel], view: type[BaseModel] = LeaseView
+) -> dict[str, Any]:
+    return {
+        "tags": ["leases"],
+        "summary": text,
+        "operationId": operation_id,
+        "requestBody": {
+            "required": body is not TokenBody,
+            "content": {"application/json": {"schema": {"$ref": _REF + body.__name__}}},
+        },
+        "responses": {
+            "200": {
+                "description": "The lease" if view is LeaseView else "The proof",
+                "content": {"application/json": {"schema": {"$ref": _REF + view.__name__}}},
+            }
+        },
+        "security": [{"HTTPBearer": []}],
+    }
+
+
+def _document_failures(schema: dict[str, Any]) -> None:
+    """Every operation answers its failures with a problem document; none answers 422."""
+    problem = {
+        "description": "A problem document",
+        "content": {"application/problem+json": {"schema": {"$ref": _REF + ProblemDocument.__name__}}},
+    }
+    for operations in schema["paths"].values():
+        for method, operation in operations.items():
+            if method in _METHODS and "pages" not in operation.get("tags", ()):
+                operation["responses"].pop("422", None)
+                operation["responses"]["default"] = problem
+
+
+def _operation_text(operation: dict[str, Any]) -> str:
+    return " ".join(str(operation.get("description") or operation.get("summary") or "").split())

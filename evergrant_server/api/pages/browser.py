@@ -1,0 +1,82 @@
+"""The subject's browser: its cookie, the CSRF token of its forms, and the headers of its pages."""
+
+import hashlib
+import hmac
+import re
+import secrets
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from evergrant_server.crypto import KeyRing
+
+_COOKIE_VALUE = re.compile(r"^[A-Za-z0-9_-]{43}\Z")
+
+
+class BrowserSessions:
+    """Recognises a browser by a random cookie; what is stored is its hash."""
+
+    def __init__(self, public_url: str, ring: KeyRing) -> None:
+        self.secure = public_url.startswith("https://")
+        # `__Host-` needs Secure, which browsers refuse to keep over plain http
+        self.cookie = "__Host-evergrant" if self.secure else "evergrant-dev"
+        self._key = ring.derive("api.csrf")
+
+    def cookie_of(self, request: Request) -> str | None:
+        """The browser's cookie, if it has one of ours."""
+        value = request.cookies.get(self.cookie, "")
+        return value if _COOKIE_VALUE.match(value) else None
+
+    @staticmethod
+    def new_cookie() -> str:
+        return secrets.token_urlsafe(32)
+
+    @staticmethod
+    def hash_cookie(browser: str) -> str:
+        return hashlib.sha256(browser.encode()).hexdigest()
+
+    def is_bound(self, request: Request, browser_hash: str | None) -> bool:
+        """True when the request comes from the browser that was bound, compared in constant time."""
+        browser = self.cookie_of(request)
+        given = self.hash_cookie(browser or self.new_cookie())
+        return hmac.compare_digest(given, browser_hash or "") and browser is not None
+
+    def csrf_token(self, browser: str, link: str) -> str:
+        """A token only our page in this browser can have: HMAC-SHA256 over browser and link."""
+        message = f"{self.hash_cookie(browser)}:{self.hash_cookie(link)}"
+        return hmac.new(self._key, message.encode(), hashlib.sha256).hexdigest()
+
+    def is_valid_csrf(self, given: str, browser: str, link: str) -> bool:
+        return hmac.compare_digest(given.encode(), self.csrf_token(browser, link).encode())
+
+    def set_cookie(self, response: Response, browser: str) -> None:
+        response.set_cookie(self.cookie, browser, path="/", secure=self.secure, httponly=True, samesite="lax")
+
+
+def html_response(html: str, status: int = 200, script: str | None = None) -> Response:
+    """A page that loads nothing from elsewhere, and whose form leads to us alone.
+
+    `script` is the hash of the one script that it has, which may ask us alone.
+    """
+    policy = (
+        "default-src 'none'; style-src 'self'; img-src 'self'; "
+        "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+    )
+    if script is not None:
+        policy += f"; script-src '{script}'; connect-src 'self'"
+    return HTMLResponse(html, status, _security_headers({"Content-Security-Policy": policy}))
+
+
+def redirect_response(url: str) -> Response:
+    """303: the next request is a GET, whatever this one was."""
+    return RedirectResponse(url, 303, _security_headers({}))
+
+
+def _security_headers(headers: dict[str, str]) -> dict[str, str]:
+    return {
+        **headers,
+        "Cache-Control": "no-store",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+        "X-Frame-Options": "DENY",
+    }

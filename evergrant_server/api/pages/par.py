@@ -1,0 +1,80 @@
+"""Pushed authorization requests (RFC 9126): a worker pushes, the connect page waits (ADR 0016)."""
+
+from datetime import datetime
+
+from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.http.polling import poll_until
+from evergrant_server.core.access import Endpoints
+from evergrant_server.core.connections.consent import Consent
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.par import (
+    PushAuthorizationRequest,
+    PushedAuthorization,
+    pushed_authorization_workflow_id,
+)
+from evergrant_server.core.outbox import OutboxKind, OutboxMessage, outbox_message
+from providers.definition.schema import ProviderSpec
+from providers.requests.par import requires_par
+
+_WAIT_S = 12.0
+_FALLBACK_CODES = (  # about the request: where pushing is a choice, the browser carries it instead
+    ErrorCode.PROVIDER_UNREACHABLE,
+    ErrorCode.PROVIDER_ERROR,
+    ErrorCode.PROVIDER_RATE_LIMITED,
+    ErrorCode.REPLY_UNREADABLE,
+)
+
+
+def push_message(consent: Consent, asked: RequestContext, now: datetime) -> OutboxMessage:
+    """Have a worker push what this consent holds."""
+    order = PushAuthorizationRequest(
+        tenant=consent.tenant,
+        connection_id=consent.connection_id,
+        consent_id=consent.id,
+        revision=consent.revision,
+        context=asked,
+    )
+    return outbox_message(
+        consent.tenant,
+        OutboxKind.PUSH_AUTHORIZATION_REQUEST,
+        pushed_authorization_workflow_id(order),
+        order,
+        now,
+    )
+
+
+async def wait_for_request_uri(
+    parts: ApiContext, consent: Consent, spec: ProviderSpec, endpoints: Endpoints
+) -> str | None:
+    """The `request_uri` that a worker got; None where the browser may carry the request itself.
+
+    Raises the Failure of a refusal; any failure where the provider takes pushed requests alone; and
+    CALLBACK_INVALID when a later click has taken this one's place.
+    """
+    outcome = await _wait_for_push(parts, consent)
+    if outcome.request_uri is not None and outcome.expires_at is not None:
+        if parts.clock.now() < outcome.expires_at:
+            return outcome.request_uri
+        outcome = PushedAuthorization(failure=_push_timed_out("its answer came too late to be used"))
+    failure = outcome.failure or _push_timed_out("no worker has pushed it yet")
+    if requires_par(spec, endpoints) or failure.code not in _FALLBACK_CODES:
+        raise failure
+    return None
+
+
+async def _wait_for_push(parts: ApiContext, consent: Consent) -> PushedAuthorization:
+    """What came of it; unsettled after a while."""
+
+    async def look() -> PushedAuthorization:
+        async with parts.store.read() as tx:
+            current = await tx.consents.get(consent.tenant, consent.id)
+            if current is None or current.state_hash != consent.state_hash:
+                raise Failure(ErrorCode.CALLBACK_INVALID, "This page was sent twice; the other one goes on.")
+            return await tx.consents.pushed_request(current)
+
+    return await poll_until(look, lambda outcome: outcome.is_answered, _WAIT_S)
+
+
+def _push_timed_out(why: str) -> Failure:
+    return Failure(ErrorCode.PROVIDER_UNREACHABLE, f"The request could not be prepared: {why}. Try again.")

@@ -1,0 +1,244 @@
+"""`POST /v1/security-events/{receiver}`: a provider's news, authenticated by their signature alone.
+
+What isn't believed writes nothing but a log line, so that nobody can fill a table or a log by
+sending noise. What is believed is handled once, however often it comes.
+"""
+
+import hashlib
+import logging
+from datetime import datetime, timedelta
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from evergrant_server import audit
+from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.http.dependencies import ContextDep
+from evergrant_server.api.http.outbox_messages import fetch_keys_message
+from evergrant_server.api.http.tracing import trace_of
+from evergrant_server.api.http.transactions import run_transaction
+from evergrant_server.audit.external_revocation import apply_external_event
+from evergrant_server.core.access import Integration
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import ConnectionId, ReceiverId, is_id
+from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.provider_events.account_identifiers import SUB, fact_name
+from evergrant_server.core.provider_events.external_revocation import (
+    ProviderReport,
+    ReportDecision,
+    ReportSource,
+)
+from evergrant_server.core.provider_events.receivers import (
+    ACCOUNT_IS_SUB,
+    ACCOUNT_IS_SUBJECT,
+    AccountIdentifier,
+    Receiver,
+    ReceiverKind,
+)
+from evergrant_server.store import Transaction
+from evergrant_server.telemetry import metrics
+from evergrant_server.telemetry.logs import log_event
+from evergrant_server.telemetry.names import LogEvent
+from providers.events import (
+    VERIFIERS,
+    EventRejected,
+    EventRequest,
+    EventTrust,
+    ProviderEvent,
+    UnknownKey,
+    VerifiedEvents,
+)
+from providers.events.base import ACCOUNT_ID
+
+log = logging.getLogger("evergrant.api")
+
+router = APIRouter(tags=["security events"])
+
+BODY_LIMIT = 64 * 1024  # bytes; a token has one or two thousand
+_KEY_FETCH_INTERVAL = timedelta(minutes=5)  # a stranger can't make us read a transmitter's keys more often
+_ATTEMPTS = 20
+
+
+@router.post("/v1/security-events/{receiver_id}", status_code=202, response_class=JSONResponse)
+async def receive_event(receiver_id: str, request: Request, parts: ContextDep) -> Response:
+    """Take a security event token (RFC 8935), or a provider's own uninstall hook.
+
+    202 once it is handled, or was before. 400 with `err` and `description` when it isn't believed.
+    """
+    receiver, integration, trust = await _load_receiver(parts, receiver_id)
+    body = await request.body()
+    try:
+        if len(body) > BODY_LIMIT:
+            raise EventRejected("invalid_request", "The body is too large.")
+        heard = VERIFIERS[receiver.kind](EventRequest(_headers(request), body, parts.clock.now()), trust)
+    except EventRejected as refused:
+        return _refusal_response(receiver, refused)
+    except UnknownKey:
+        return await _refetch_keys(parts, receiver, trace_of(request).request_context(_actor(integration)))
+    if heard.reply is not None:
+        return JSONResponse(heard.reply)
+    if heard.events or heard.audit_detail:
+        await _deliver(
+            parts, receiver, integration, heard, trace_of(request).request_context(_actor(integration))
+        )
+    metrics.count_security_event("heard")
+    return Response(status_code=202 if receiver.kind is ReceiverKind.SET else 200)
+
+
+async def _load_receiver(parts: ApiContext, receiver_id: str) -> tuple[Receiver, Integration, EventTrust]:
+    """Raises Failure NOT_FOUND, KEY_UNAVAILABLE."""
+    if not is_id(receiver_id, "rcv"):
+        raise Failure(ErrorCode.NOT_FOUND)
+    async with parts.store.read() as tx:
+        receiver = await tx.receivers.find_in_any_tenant(ReceiverId(receiver_id))
+        if receiver is None:
+            raise Failure(ErrorCode.NOT_FOUND)
+        integration = await tx.integrations.get(receiver.tenant, receiver.integration_id)
+        if integration is None:
+            raise Failure(ErrorCode.NOT_FOUND)
+        secret = await tx.receivers.secret(receiver)
+    discovered = integration.endpoints.issuer if integration.endpoints else None
+    issuers = {receiver.issuer, integration.issuer, discovered} - {None}
+    trust = EventTrust(
+        secret=secret,
+        issuer=receiver.issuer,
+        issuers=frozenset(str(it) for it in issuers),
+        audience=receiver.audience,
+        client_id=integration.client_id,
+        keys=receiver.keys,
+    )
+    return receiver, integration, trust
+
+
+def _headers(request: Request) -> dict[str, str]:
+    """A name that comes twice counts as its first: a signature over the body is judged once."""
+    headers: dict[str, str] = {}
+    for name, value in request.headers.items():
+        headers.setdefault(name.lower(), value)
+    return headers
+
+
+def _actor(integration: Integration) -> str:
+    return f"provider:{integration.provider}"
+
+
+def _refusal_response(receiver: Receiver, refused: EventRejected) -> Response:
+    """RFC 8935 section 2.4."""
+    log_event(log, logging.INFO, LogEvent.SECURITY_EVENT_REFUSED, refused.error, object=receiver.id)
+    metrics.count_security_event(refused.error)
+    return JSONResponse({"err": refused.error, "description": refused.description}, 400)
+
+
+async def _refetch_keys(parts: ApiContext, receiver: Receiver, asked: RequestContext) -> Response:
+    """Have the transmitter's keys read again, now and then; meanwhile it may send the token once more."""
+    now = parts.clock.now()
+    last = receiver.keys_asked_at
+    waits = last is not None and (receiver.keys_at is None or receiver.keys_at < last)
+    if last is not None and now - last < _KEY_FETCH_INTERVAL and not waits:
+        return _refusal_response(
+            receiver, EventRejected("invalid_key", "The token's key is none of the transmitter's.")
+        )
+    if last is None or now - last >= _KEY_FETCH_INTERVAL:
+        try:
+            async with parts.store.write() as tx:
+                after = receiver.model_copy(update={"keys_asked_at": now})
+                await tx.receivers.replace(after, expected=receiver.revision)
+                await tx.outbox.add(fetch_keys_message(after, asked, now))
+        except Failure as failure:
+            if failure.code is not ErrorCode.STORE_CONFLICT:
+                raise  # and if it is, another request has asked at the same moment
+        parts.relay.notify()
+    raise Failure(ErrorCode.PROVIDER_UNREACHABLE, "The transmitter's keys are being read.", retry_after=10.0)
+
+
+async def _deliver(
+    parts: ApiContext,
+    receiver: Receiver,
+    integration: Integration,
+    heard: VerifiedEvents,
+    asked: RequestContext,
+) -> None:
+    """Tell every connection that is meant, then remember the event: killed in between, it comes again."""
+    now = parts.clock.now()
+    event = hashlib.sha256(heard.id.encode()).hexdigest()
+    async with parts.store.read() as tx:
+        if await tx.receivers.is_known_event(receiver, event):
+            return
+        meant = [(it, await _affected_connections(tx, receiver, it)) for it in heard.events]
+    verdicts: list[ReportDecision] = []
+    for it, connections in meant:
+        for connection_id in connections:
+            verdicts.append(await _report_to_connection(parts, receiver, connection_id, it, asked, now))
+
+    async def remember(tx: Transaction) -> None:
+        if await tx.receivers.record_event(receiver, event, now):
+            await audit.append(tx, _audit_entry(receiver, integration, heard, verdicts, asked, now))
+
+    await run_transaction(parts.store, remember)
+    parts.relay.notify()
+
+
+async def _affected_connections(tx: Transaction, receiver: Receiver, it: ProviderEvent) -> list[ConnectionId]:
+    """Connections of the receiver's own integration, and no other's."""
+    found: dict[ConnectionId, None] = {}
+    tenant, integration = receiver.tenant, receiver.integration_id
+    for marks in it.accounts:
+        accounts = [mark.value for mark in marks if mark.name == ACCOUNT_ID]
+        if accounts and receiver.account_in == ACCOUNT_IS_SUBJECT:
+            bearers = await tx.account_identifiers.connections_of_subject(tenant, integration, accounts[0])
+        else:
+            wanted = frozenset(_resolve_identifier(receiver, mark) for mark in marks)
+            bearers = await tx.account_identifiers.connections_identified_by(tenant, integration, wanted)
+        found |= dict.fromkeys(bearers)
+    return list(found)
+
+
+def _resolve_identifier(receiver: Receiver, mark: AccountIdentifier) -> AccountIdentifier:
+    if mark.name != ACCOUNT_ID:
+        return mark
+    name = SUB if receiver.account_in == ACCOUNT_IS_SUB else fact_name(receiver.account_in)
+    return AccountIdentifier(name, mark.value)
+
+
+async def _report_to_connection(
+    parts: ApiContext,
+    receiver: Receiver,
+    connection_id: ConnectionId,
+    it: ProviderEvent,
+    asked: RequestContext,
+    now: datetime,
+) -> ReportDecision:
+    """One transaction a connection: its row, its workflow's message and its record."""
+    source = ReportSource.SECURITY_EVENT if receiver.kind is ReceiverKind.SET else ReportSource.HOOK
+    news = ProviderReport(
+        source=source, kind=it.kind, certainty=it.certainty, at=it.at, at_is_issue_time=it.at_is_issue_time
+    )
+
+    async def tell(tx: Transaction) -> ReportDecision:
+        connection = await tx.connections.get(receiver.tenant, connection_id)
+        if connection is None:
+            return ReportDecision.NOTHING_HELD
+        return await apply_external_event(tx, connection, news, asked, now)
+
+    return await run_transaction(parts.store, tell, tries=_ATTEMPTS)
+
+
+def _audit_entry(
+    receiver: Receiver,
+    integration: Integration,
+    heard: VerifiedEvents,
+    verdicts: list[ReportDecision],
+    asked: RequestContext,
+    now: datetime,
+) -> AuditEntry:
+    told = {it.value: verdicts.count(it) for it in ReportDecision if it in verdicts}
+    kinds = sorted({it.kind for it in heard.events})
+    return AuditEntry(
+        tenant=receiver.tenant,
+        at=now,
+        action=AuditAction.SECURITY_EVENT,
+        object=integration.id,
+        context=asked,
+        detail={"receiver": receiver.id, "facts": kinds, "connections": told, **heard.audit_detail},
+    )

@@ -1,0 +1,232 @@
+"""`/v1/integrations/{name}/security-events`: where a provider tells us that a grant ended."""
+
+import re
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter
+from pydantic import AfterValidator, Field
+from starlette.responses import Response
+
+from evergrant_server import audit
+from evergrant_server.api.http.authentication import Caller
+from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.http.dependencies import CallerDep, ContextDep, RequestContextDep, require_permit
+from evergrant_server.api.http.outbox_messages import fetch_keys_message
+from evergrant_server.api.http.requests import Body, Slug, StorableSecret, Text
+from evergrant_server.api.http.responses import View
+from evergrant_server.api.http.transactions import run_transaction
+from evergrant_server.core.access import Action, Integration
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import ReceiverId, new_id
+from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.provider_events.receivers import (
+    ACCOUNT_IS_SUB,
+    ACCOUNT_IS_SUBJECT,
+    Receiver,
+    ReceiverKind,
+)
+from evergrant_server.core.secret import Secret
+from evergrant_server.store import Transaction
+from providers.events import needs_secret
+
+router = APIRouter(tags=["security events"])
+
+_MEMBER_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_.-]{0,63}\Z")
+
+
+def _account_member(value: str) -> str:
+    if not _MEMBER_NAME.match(value):
+        raise ValueError("use sub, subject, or the name of a fact of the grant")
+    return value
+
+
+class EventReceiverBody(Body):
+    """`set` needs `issuer` and `jwks_uri`; the others a `secret`, which is written and never read.
+
+    `audience` is the integration's client id unless it is given. `account_in` says where a
+    connection has the account's id: the id token's `sub`, its `subject`, or a fact of its grant.
+    """
+
+    kind: ReceiverKind
+    issuer: Text | None = None
+    jwks_uri: Text | None = None
+    audience: Annotated[tuple[Text, ...], Field(max_length=20)] = ()
+    account_in: Annotated[str, AfterValidator(_account_member)] | None = None
+    secret: StorableSecret | None = None
+
+
+class EventReceiverView(View):
+    """`url` is what the provider is given. `keys` counts the pinned keys of its transmitter."""
+
+    id: str
+    url: str
+    kind: ReceiverKind
+    issuer: str | None
+    jwks_uri: str | None
+    audience: tuple[str, ...]
+    account_in: str
+    has_secret: bool
+    keys: int
+    keys_at: datetime | None
+    keys_problem: str | None
+    created_at: datetime
+    changed_at: datetime
+    revision: int
+
+    @classmethod
+    def of(cls, it: Receiver, *, public_url: str, has_secret: bool) -> "EventReceiverView":
+        shown = it.model_dump(exclude={"tenant", "integration_id", "keys", "keys_asked_at"})
+        url = f"{public_url}/v1/security-events/{it.id}"
+        return cls(**shown, url=url, has_secret=has_secret, keys=len(it.keys or ()))
+
+
+@router.put("/v1/integrations/{name}/security-events", status_code=200)
+async def put_event_receiver(
+    name: Slug,
+    body: EventReceiverBody,
+    response: Response,
+    parts: ContextDep,
+    caller: CallerDep,
+    asked: RequestContextDep,
+) -> EventReceiverView:
+    """Create or change the receiver of an integration. A transmitter's keys are read by a worker."""
+    _check_body(parts, body)
+
+    async def write(tx: Transaction) -> tuple[Receiver, bool]:
+        now = parts.clock.now()
+        integration = await _require_integration(tx, caller, name)
+        before = await tx.receivers.of_integration(caller.tenant, integration.id)
+        if before is None:
+            after = await tx.receivers.put(
+                _new_receiver(integration, body, now), _required_secret(body), expected=None
+            )
+        else:
+            secret = body.secret if body.kind is before.kind else _required_secret(body)
+            after = await tx.receivers.put(_with_body(before, body, now), secret, expected=before.revision)
+        if after.jwks_uri is not None and after.keys is None:
+            after = after.model_copy(update={"keys_asked_at": now})
+            after = await tx.receivers.replace(after, expected=after.revision)
+            await tx.outbox.add(fetch_keys_message(after, asked, now))
+        await _record(tx, AuditAction.RECEIVER_PUT, integration, after, asked, now)
+        return after, before is None
+
+    after, new = await run_transaction(parts.store, write)
+    parts.relay.notify()
+    response.status_code = 201 if new else 200
+    return await _view(parts, after)
+
+
+@router.get("/v1/integrations/{name}/security-events")
+async def get_event_receiver(name: Slug, parts: ContextDep, caller: CallerDep) -> EventReceiverView:
+    """The receiver, with the URL to register at the provider. Never its secret."""
+    async with parts.store.read() as tx:
+        found = await _require_receiver(tx, caller, name)
+    return await _view(parts, found)
+
+
+@router.delete("/v1/integrations/{name}/security-events", status_code=204)
+async def delete_event_receiver(
+    name: Slug, parts: ContextDep, caller: CallerDep, asked: RequestContextDep
+) -> Response:
+    """Delete it with its secret: what comes in there is not found from now on."""
+
+    async def drop(tx: Transaction) -> None:
+        integration = await _require_integration(tx, caller, name)
+        receiver = await _require_receiver(tx, caller, name)
+        await tx.receivers.delete(receiver)
+        now = parts.clock.now()
+        await _record(tx, AuditAction.RECEIVER_DELETED, integration, receiver, asked, now)
+
+    await run_transaction(parts.store, drop)
+    return Response(status_code=204)
+
+
+def _check_body(parts: ApiContext, body: EventReceiverBody) -> None:
+    """Raises Failure INVALID_REQUEST naming the field."""
+    if body.kind is not ReceiverKind.SET:
+        given = [it for it in ("issuer", "jwks_uri", "audience") if getattr(body, it)]
+        if given:
+            raise Failure(ErrorCode.INVALID_REQUEST, f"{body.kind} has no {given[0]}.", field=given[0])
+        return
+    if body.secret is not None:
+        raise Failure(ErrorCode.INVALID_REQUEST, "Tokens are verified with public keys.", field="secret")
+    if body.issuer is None or body.jwks_uri is None:
+        missing = "issuer" if body.issuer is None else "jwks_uri"
+        raise Failure(
+            ErrorCode.INVALID_REQUEST, f"{missing} is needed for security event tokens.", field=missing
+        )
+    try:
+        parts.check_endpoint(body.jwks_uri)
+    except Failure as failure:
+        raise Failure(ErrorCode.INVALID_REQUEST, f"jwks_uri: {failure.detail}", field="jwks_uri") from None
+
+
+def _required_secret(body: EventReceiverBody) -> Secret | None:
+    if needs_secret(body.kind) and (body.secret is None or not body.secret.reveal()):
+        raise Failure(ErrorCode.INVALID_REQUEST, f"{body.kind} signs with a secret.", field="secret")
+    return body.secret
+
+
+def _new_receiver(integration: Integration, body: EventReceiverBody, now: datetime) -> Receiver:
+    blank = Receiver(
+        tenant=integration.tenant,
+        id=ReceiverId(new_id("rcv")),
+        integration_id=integration.id,
+        kind=body.kind,
+        created_at=now,
+        changed_at=now,
+    )
+    return _with_body(blank, body, now)
+
+
+def _with_body(before: Receiver, body: EventReceiverBody, now: datetime) -> Receiver:
+    """Keys belong to an issuer and a place: another one's are fetched anew."""
+    kept = (body.issuer, body.jwks_uri) == (before.issuer, before.jwks_uri)
+    fresh = {} if kept else {"keys": None, "keys_at": None, "keys_asked_at": None, "keys_problem": None}
+    usual = ACCOUNT_IS_SUB if body.kind is ReceiverKind.SET else ACCOUNT_IS_SUBJECT
+    given = body.model_dump(exclude={"secret", "account_in"})
+    update = {**given, "account_in": body.account_in or usual, "changed_at": now, **fresh}
+    return before.model_copy(update=update)
+
+
+async def _view(parts: ApiContext, it: Receiver) -> EventReceiverView:
+    async with parts.store.read() as tx:
+        secret = await tx.receivers.secret(it)
+    return EventReceiverView.of(it, public_url=parts.settings.public_url, has_secret=secret is not None)
+
+
+async def _require_integration(tx: Transaction, caller: Caller, name: str) -> Integration:
+    require_permit(caller, Action.ADMIN, integration=name, subject=None, hidden=False)
+    found = await tx.integrations.by_name(caller.tenant, name)
+    if found is None:
+        raise Failure(ErrorCode.NOT_FOUND)
+    return found
+
+
+async def _require_receiver(tx: Transaction, caller: Caller, name: str) -> Receiver:
+    integration = await _require_integration(tx, caller, name)
+    found = await tx.receivers.of_integration(caller.tenant, integration.id)
+    if found is None:
+        raise Failure(ErrorCode.NOT_FOUND)
+    return found
+
+
+async def _record(
+    tx: Transaction,
+    action: AuditAction,
+    integration: Integration,
+    it: Receiver,
+    asked: RequestContext,
+    now: datetime,
+) -> None:
+    entry = AuditEntry(
+        tenant=it.tenant,
+        at=now,
+        action=action,
+        object=integration.id,
+        context=asked,
+        detail={"integration": integration.name, "kind": it.kind.value, "receiver": it.id},
+    )
+    await audit.append(tx, entry)

@@ -1,0 +1,218 @@
+"""One item of an import: judged, and written whole or not at all."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from pydantic import ValidationError
+
+from evergrant_server import audit
+from evergrant_server.api.connections.create import raise_scope_not_permitted, require_ready
+from evergrant_server.api.http.authentication import Caller
+from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.http.outbox_messages import connection_signal_message, connection_start_message
+from evergrant_server.api.http.problems import field_errors
+from evergrant_server.api.http.transactions import run_transaction
+from evergrant_server.api.integrations.definitions import integration_spec
+from evergrant_server.api.transfer.models import ImportItem, ImportOutcome
+from evergrant_server.core.access import Action, Integration
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.clock import MAX_LIFETIME
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.consent import Consent, ConsentKind
+from evergrant_server.core.connections.imported_tokens import INSTALL_WITHIN, ImportedTokens
+from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
+from evergrant_server.core.ids import ConnectionId, new_id
+from evergrant_server.core.messages.connection import SIGNAL_CONSENT_GRANTED, ConsentGranted, RequestContext
+from evergrant_server.policy import decide, scopes_above
+from evergrant_server.store import Transaction
+from providers.definition.schema import ProviderSpec
+
+_RAISED_KINDS = (
+    FailureKind.PLATFORM_UNAVAILABLE,
+)  # no fault of the item: the whole request is to be sent again
+
+
+class ImportWriter:
+    """Takes items for one caller. Each has a transaction of its own."""
+
+    def __init__(self, parts: ApiContext, caller: Caller, asked: RequestContext) -> None:
+        self._parts = parts
+        self._caller = caller
+        self._asked = asked
+
+    async def import_item(self, index: int, raw: Any, *, dry_run: bool) -> ImportOutcome:
+        """What becomes of the item. Raises Failure only for the platform's own trouble."""
+        try:
+            item = _parse_item(raw)
+            if dry_run:
+                async with self._parts.store.read() as tx:
+                    return await self._dry_run(tx, index, item)
+            return await run_transaction(self._parts.store, lambda tx: self._import(tx, index, item))
+        except Failure as failure:
+            if failure.kind in _RAISED_KINDS:
+                raise
+            field = failure.context.get("field")
+            return ImportOutcome(
+                index=index, status="invalid", code=failure.code, field=field, detail=failure.detail
+            )
+
+    async def _dry_run(self, tx: Transaction, index: int, item: ImportItem) -> ImportOutcome:
+        await self._check_item(tx, item)
+        found = await self._existing(tx, item)
+        return _already_exists(index, found) if found else ImportOutcome(index=index, status="would_import")
+
+    async def _import(self, tx: Transaction, index: int, item: ImportItem) -> ImportOutcome:
+        integration, scopes = await self._check_item(tx, item)
+        found = await self._existing(tx, item)
+        if found is not None:
+            return _already_exists(index, found)
+        await tx.integrations.lock_against_deletion(integration)
+        connection = await self._write(tx, integration, item, scopes)
+        return ImportOutcome(index=index, status="imported", connection_id=connection.id)
+
+    async def _existing(self, tx: Transaction, item: ImportItem) -> Connection | None:
+        found = await tx.connections.by_names(self._caller.tenant, item.integration, item.subject, item.label)
+        return None if found is None or found.state.is_final else found
+
+    async def _check_item(self, tx: Transaction, item: ImportItem) -> tuple[Integration, tuple[str, ...]]:
+        """The integration and the scopes. Raises the Failure that says why it can't come in."""
+        integration = await tx.integrations.by_name(self._caller.tenant, item.integration)
+        if integration is None:
+            raise Failure(ErrorCode.NOT_FOUND, "There is no such integration.", field="integration")
+        require_ready(integration)
+        spec = await integration_spec(tx, self._parts.registry, integration)
+        _require_near_expiry(item, self._parts.clock.now())
+        self._require_usable(spec, item)
+        return integration, self._permitted_scopes(integration, spec, item)
+
+    def _require_usable(self, spec: ProviderSpec, item: ImportItem) -> None:
+        if item.refresh_token is not None and not spec.refresh_supported:
+            raise _invalid("refresh_token", f"{spec.name} has no refresh: leave it out")
+        if item.refresh_token is not None:
+            return
+        now = self._parts.clock.now()
+        ends = access_token_expiry(item, now)
+        if ends is not None and ends <= now:
+            why = "is unknown" if item.expires else "has passed"
+            raise _invalid("expires", f"the expiry {why} and there is no refresh token: nobody could use it")
+
+    def _permitted_scopes(
+        self, integration: Integration, spec: ProviderSpec, item: ImportItem
+    ) -> tuple[str, ...]:
+        scopes = (
+            item.scopes if item.scopes is not None else (integration.default_scopes or spec.default_scopes)
+        )
+        scopes = tuple(dict.fromkeys(scopes))
+        counted = tuple(scope for scope in scopes if scope != spec.offline_scope)
+        verdict = decide(
+            self._caller.permits,
+            integration=integration.name,
+            subject=item.subject,
+            action=Action.ADMIN,
+            scopes=counted,
+        )
+        if not verdict.allowed or scopes_above(counted, integration.scope_ceiling):
+            raise_scope_not_permitted(scopes_above(counted, verdict.ceiling, integration.scope_ceiling))
+        return scopes
+
+    async def _write(
+        self, tx: Transaction, integration: Integration, item: ImportItem, scopes: tuple[str, ...]
+    ) -> Connection:
+        """Connection, sealed tokens, outbox and audit: one transaction, so nothing comes half."""
+        now = self._parts.clock.now()
+        connection = Connection(
+            tenant=integration.tenant,
+            id=ConnectionId(new_id("con")),
+            integration_id=integration.id,
+            integration=integration.name,
+            provider=integration.provider,
+            subject=item.subject,
+            label=item.label,
+            requested_scopes=scopes,
+            created_at=now,
+            changed_at=now,
+            consent_deadline=now + INSTALL_WITHIN,
+        )
+        await tx.connections.add_new(connection)
+        consent = Consent.without_subject(
+            connection,
+            ConsentKind.IMPORT,
+            scopes,
+            self._asked,
+            at=now,
+            expires_at=connection.consent_deadline,
+        )
+        await tx.consents.add_import(consent, imported_tokens(item, now))
+        await tx.outbox.add(connection_start_message(connection, self._parts.ring, self._asked, now))
+        granted = ConsentGranted(consent_id=consent.id, context=self._asked)
+        await tx.outbox.add(connection_signal_message(connection, SIGNAL_CONSENT_GRANTED, granted, now))
+        entry = AuditEntry(
+            tenant=connection.tenant,
+            at=now,
+            action=AuditAction.CONNECTION_IMPORTED,
+            object=connection.id,
+            context=self._asked,
+            detail={
+                "integration": integration.name,
+                "label": item.label,
+                "scopes": list(scopes),
+                "refreshable": item.refresh_token is not None,
+                "consent": consent.id,
+            },
+        )
+        await audit.append(tx, entry)
+        return connection
+
+
+def access_token_expiry(item: ImportItem, now: datetime) -> datetime | None:
+    """When the access token ends; None: never. An unknown expiry is now."""
+    if item.never_expires:
+        return None
+    if item.expires_at is not None:
+        return item.expires_at
+    return now if item.expires_in is None else now + timedelta(seconds=item.expires_in)
+
+
+def _require_near_expiry(item: ImportItem, now: datetime) -> None:
+    """A far moment leaves no room to reckon with, and stands for never, or for a moment nobody knows."""
+    at = item.expires_at
+    if at is not None and at - now > MAX_LIFETIME:
+        raise _invalid("expires_at", "is over a century away: if it means never, say never_expires: true")
+    if at is not None and now - at > MAX_LIFETIME:
+        raise _invalid("expires_at", 'is over a century ago: if nobody knows it, say expires: "unknown"')
+
+
+def imported_tokens(item: ImportItem, now: datetime) -> ImportedTokens:
+    return ImportedTokens(
+        access_token=item.access_token,
+        refresh_token=item.refresh_token,
+        token_type=item.token_type,
+        expires_at=access_token_expiry(item, now),
+        metadata=item.metadata,
+    )
+
+
+def _parse_item(raw: Any) -> ImportItem:
+    """Raises Failure INVALID_REQUEST that names the field, never the value."""
+    if getattr(raw, "doubled", None):
+        raise _invalid("item", "a member is given twice")
+    try:
+        return ImportItem.model_validate(raw)
+    except ValidationError as error:
+        first = field_errors(error)[0]
+    # a union's branches are places inside pydantic, not fields of the sender's
+    name = "item" if first["field"] == "body" else first["field"].partition(".")[0]
+    raise _invalid(name, first["problem"])
+
+
+def _invalid(field: str, why: str) -> Failure:
+    return Failure(ErrorCode.INVALID_REQUEST, f"{field}: {why}", field=field)
+
+
+def _already_exists(index: int, found: Connection) -> ImportOutcome:
+    detail = (
+        "it is there and waits"
+        if found.state is LifecycleState.PENDING_CONSENT
+        else f"it is {found.state.value}"
+    )
+    return ImportOutcome(index=index, status="exists", connection_id=found.id, detail=detail)

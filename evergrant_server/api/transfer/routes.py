@@ -1,0 +1,187 @@
+"""`/v1/connections/import` and `/export`: existing grants in without a new consent, and out again, sealed."""
+
+import json
+from datetime import timedelta
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import PlainTextResponse, Response
+
+from evergrant_server import audit
+from evergrant_server.api.http.dependencies import (
+    ContextDep,
+    IdempotencyKey,
+    RequestContextDep,
+    TenantAdminDep,
+)
+from evergrant_server.api.http.idempotency import CommandResponse, IdempotentCommand
+from evergrant_server.api.http.requests import MAX_INTEGER
+from evergrant_server.api.http.transactions import run_transaction
+from evergrant_server.api.transfer.intake import ImportWriter
+from evergrant_server.api.transfer.models import ExportBody, ExportView, ImportBody, ImportView
+from evergrant_server.api.transfer.verification import ImportVerification
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.export import Export, ExportStatus
+from evergrant_server.core.ids import ExportId, Tenant, export_workflow_id, new_id
+from evergrant_server.core.messages.connection import ExportStart, RequestContext
+from evergrant_server.core.outbox import OutboxKind, OutboxMessage, outbox_message
+from evergrant_server.crypto import Recipient
+from evergrant_server.store import Transaction
+
+router = APIRouter(tags=["transfer"])
+
+EXPORT_TTL = timedelta(days=1)  # lines that nobody fetched are deleted after this
+_MAX_LINES = 1000
+
+
+class _JsonObject(dict[str, Any]):
+    """A JSON object that remembers whether a member came twice (RFC 8259 section 4 leaves it open)."""
+
+    has_duplicates = False
+
+    @classmethod
+    def of(cls, pairs: list[tuple[str, Any]]) -> "_JsonObject":
+        found = cls(pairs)
+        found.has_duplicates = len(found) < len(pairs) or any(
+            getattr(it, "doubled", False) for _, it in pairs
+        )
+        return found
+
+
+@router.post("/v1/connections/import")
+async def import_connections(
+    body: ImportBody, request: Request, parts: ContextDep, caller: TenantAdminDep, asked: RequestContextDep
+) -> ImportView:
+    """Take grants that exist already. Each item stands for itself; sending one again changes nothing.
+
+    Needs the action `admin` for the whole tenant. Stop whatever refreshed these grants before:
+    of two refreshers one loses, and with rotating refresh tokens both do.
+    """
+    items = json.loads(await request.body(), object_pairs_hook=_JsonObject.of)["items"]
+    verification = ImportVerification(parts, caller.tenant, asked, refresh=body.verify)
+    intake = ImportWriter(parts, caller, asked)
+    outcomes = [
+        await intake.import_item(index, item, dry_run=body.dry_run) for index, item in enumerate(items)
+    ]
+    if body.dry_run:
+        return ImportView(items=outcomes)
+    parts.relay.notify()
+    return ImportView(items=await verification.verify(outcomes))
+
+
+@router.post("/v1/connections/export", status_code=202, response_model=ExportView)
+async def request_export(
+    body: ExportBody,
+    request: Request,
+    parts: ContextDep,
+    caller: TenantAdminDep,
+    asked: RequestContextDep,
+    key: IdempotencyKey = None,
+) -> Response:
+    """Have every live grant sealed to `public_key` by a worker. Fetch the lines with GET."""
+    once = IdempotentCommand(request, caller, key, body)
+    recipient = Recipient.parse(body.public_key)
+    now = parts.clock.now()
+    export = Export(
+        tenant=caller.tenant,
+        id=ExportId(new_id("exp")),
+        recipient=recipient.jwk,
+        filters=body.filters,
+        by=asked.by,
+        trace_id=asked.trace_id,
+        created_at=now,
+        expires_at=now + EXPORT_TTL,
+    )
+
+    async def begin(tx: Transaction) -> CommandResponse:
+        await tx.exports.add(export)
+        await tx.outbox.add(_start_message(export, asked))
+        detail = {"key": recipient.thumbprint, "filters": body.filters.model_dump(exclude_none=True)}
+        await _record(tx, export, AuditAction.EXPORT_REQUESTED, asked, now, detail)
+        return CommandResponse.from_view(202, ExportView.of(export, recipient.thumbprint))
+
+    answer = await once.run(parts, begin)
+    parts.relay.notify()
+    return answer.response()
+
+
+@router.get(
+    "/v1/connections/export",
+    response_class=PlainTextResponse,
+    responses={202: {"model": ExportView, "description": "A worker is still sealing"}},
+)
+async def fetch_export(
+    parts: ContextDep,
+    caller: TenantAdminDep,
+    asked: RequestContextDep,
+    id: Annotated[str, Query(max_length=64)] = "",
+    after: Annotated[int, Query(ge=0, le=MAX_INTEGER)] = 0,
+    limit: Annotated[int, Query(ge=1, le=_MAX_LINES)] = 200,
+) -> Response:
+    """Sealed lines, a compact JWE each, behind the first `after`; none: that was all. 202 while sealing.
+
+    They stay until they are deleted with DELETE, or for a day.
+    """
+    async with parts.store.read() as tx:
+        export = await _require_export(tx, caller.tenant, id)
+        lines = await tx.exports.lines(export, after, limit)
+    view = ExportView.of(export, Recipient.parse(dict(export.recipient)).thumbprint)
+    if export.status is ExportStatus.RUNNING:
+        return Response(view.model_dump_json(), 202, {"Retry-After": "1"}, "application/json")
+    if after + len(lines) >= export.exported:  # whoever has read this far has all of them
+        async with parts.store.write() as tx:
+            detail = {"key": view.key, "connections": export.exported}
+            now = parts.clock.now()
+            await _record(tx, export, AuditAction.CONNECTIONS_EXPORTED, asked, now, detail)
+    totals = {"X-Evergrant-Exported": str(export.exported), "X-Evergrant-Skipped": str(export.skipped)}
+    return PlainTextResponse("".join(f"{line}\n" for line in lines), 200, totals)
+
+
+@router.delete("/v1/connections/export", response_model=ExportView)
+async def delete_export(
+    parts: ContextDep,
+    caller: TenantAdminDep,
+    asked: RequestContextDep,
+    id: Annotated[str, Query(max_length=64)] = "",
+) -> ExportView:
+    """Delete the sealed lines: they were fetched."""
+
+    async def drop(tx: Transaction) -> Export:
+        export = await _require_export(tx, caller.tenant, id)
+        after = await tx.exports.delete_lines(export)
+        now = parts.clock.now()
+        await _record(tx, export, AuditAction.EXPORT_DELETED, asked, now, {"why": "asked for"})
+        return after
+
+    export = await run_transaction(parts.store, drop)
+    return ExportView.of(export, Recipient.parse(dict(export.recipient)).thumbprint)
+
+
+async def _require_export(tx: Transaction, tenant: Tenant, id: str) -> Export:
+    found = await tx.exports.get(tenant, ExportId(id))
+    if found is None or found.status is ExportStatus.GONE:
+        raise Failure(ErrorCode.NOT_FOUND, "There is no such export, or its lines were deleted.")
+    return found
+
+
+def _start_message(export: Export, asked: RequestContext) -> OutboxMessage:
+    order = ExportStart(
+        tenant=export.tenant, export_id=export.id, expires_at=export.expires_at, context=asked
+    )
+    target = export_workflow_id(export.tenant, export.id)
+    return outbox_message(export.tenant, OutboxKind.START_EXPORT, target, order, export.created_at)
+
+
+async def _record(
+    tx: Transaction,
+    export: Export,
+    action: AuditAction,
+    asked: RequestContext,
+    at: Any,
+    detail: dict[str, Any],
+) -> None:
+    entry = AuditEntry(
+        tenant=export.tenant, at=at, action=action, object=export.id, context=asked, detail=detail
+    )
+    await audit.append(tx, entry)

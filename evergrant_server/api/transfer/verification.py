@@ -1,0 +1,135 @@
+"""After an import: wait until a worker has installed the grants, and refresh each once."""
+
+import asyncio
+
+from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.transfer.models import ImportOutcome
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
+from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.messages.connection import EnsureFresh, RequestContext
+
+WAIT_S = 15.0  # for a whole request: shorter than a client's patience with one attempt
+MIN_WAIT_S = 3.0  # after items that took so long that nobody would be asked for a refresh
+MAX_CONCURRENT = 16  # refreshes under way for one request
+_POLL_S = 0.1
+_FIRST_GENERATION = 1  # the generation that an import installs
+_REFUSED_KINDS = (FailureKind.RECONNECT_NEEDED, FailureKind.CLIENT_MISCONFIGURED)
+
+
+class ImportVerification:
+    """Judges the outcomes of one request, whose time begins with this. What isn't done then goes on alone."""
+
+    def __init__(self, parts: ApiContext, tenant: Tenant, asked: RequestContext, *, refresh: bool) -> None:
+        self._parts = parts
+        self._tenant = tenant
+        self._asked = asked
+        self._refresh = refresh
+        self._gate = asyncio.Semaphore(MAX_CONCURRENT)
+        self._ends = asyncio.get_running_loop().time() + WAIT_S
+
+    async def verify(self, outcomes: list[ImportOutcome]) -> list[ImportOutcome]:
+        """The same outcomes in the same order, imported ones with their verification."""
+        self._ends = max(self._ends, asyncio.get_running_loop().time() + MIN_WAIT_S)
+        waiting = await self._unverified(outcomes)
+        running: dict[str, asyncio.Task[ImportOutcome]] = {}
+        try:
+            while waiting and self._seconds_left() > 0:
+                for connection, refreshable in await self._installed_connections(list(waiting)):
+                    outcome = waiting.pop(connection.id)
+                    judging = self._verify_one(outcome, connection, refreshable)
+                    running[connection.id] = asyncio.create_task(judging)
+                if waiting:
+                    await asyncio.sleep(_POLL_S)
+            if running:
+                await asyncio.wait(running.values(), timeout=max(self._seconds_left(), 0.0))
+            return [self._final_outcome(outcome, waiting, running) for outcome in outcomes]
+        finally:
+            for task in running.values():
+                task.cancel()
+            await asyncio.gather(*running.values(), return_exceptions=True)
+
+    async def _unverified(self, outcomes: list[ImportOutcome]) -> dict[str, ImportOutcome]:
+        """What was imported now, and what an earlier request imported and nothing has refreshed yet."""
+        found = {it.connection_id: it for it in outcomes if it.connection_id and it.status == "imported"}
+        if not self._refresh:
+            return found
+        async with self._parts.store.read() as tx:
+            for outcome in outcomes:
+                if outcome.status != "exists" or outcome.connection_id is None:
+                    continue
+                if outcome.connection_id in found:
+                    continue
+                connection = await tx.connections.get(self._tenant, ConnectionId(outcome.connection_id))
+                if connection is None or connection.generation > _FIRST_GENERATION:
+                    continue
+                if await tx.consents.import_consent(self._tenant, connection.id) is not None:
+                    found[connection.id] = outcome
+        return found
+
+    async def _installed_connections(self, ids: list[str]) -> list[tuple[Connection, bool]]:
+        """Those of the connections whose grant is in, and whether it can be refreshed."""
+        ready: list[tuple[Connection, bool]] = []
+        async with self._parts.store.read() as tx:
+            for connection_id in ids:
+                connection = await tx.connections.get(self._tenant, ConnectionId(connection_id))
+                if connection is None or connection.state is LifecycleState.PENDING_CONSENT:
+                    continue
+                grant = await tx.grants.get(self._tenant, connection.id)
+                ready.append((connection, grant is not None and grant.refreshable))
+        return ready
+
+    async def _verify_one(
+        self, outcome: ImportOutcome, connection: Connection, refreshable: bool
+    ) -> ImportOutcome:
+        if connection.state is not LifecycleState.ACTIVE:
+            return outcome.with_verification("failed", connection.reason or ErrorCode.CONSENT_REQUIRED)
+        if connection.generation > _FIRST_GENERATION:
+            return outcome.with_verification("verified")
+        if not self._refresh:
+            return outcome.with_verification("unverified", detail="nobody asked for a first refresh")
+        if not refreshable:
+            return outcome.with_verification("unverified", detail="there is no refresh token to try")
+        async with self._gate:
+            return await self._verify_by_refresh(outcome, connection)
+
+    async def _verify_by_refresh(self, outcome: ImportOutcome, connection: Connection) -> ImportOutcome:
+        ask = EnsureFresh(seen_generation=_FIRST_GENERATION, context=self._asked)
+        left = max(self._seconds_left(), 0.5)
+        try:
+            said = await self._parts.link.ensure_fresh(self._tenant, connection.id, ask, timeout=left)
+        except Failure as failure:
+            return outcome.with_verification("unverified", failure.code, failure.detail)
+        if said.generation > _FIRST_GENERATION:
+            return outcome.with_verification("verified")
+        failure = Failure(said.problem or ErrorCode.REFRESH_PENDING)
+        how = "failed" if failure.kind in _REFUSED_KINDS else "unverified"
+        return outcome.with_verification(how, failure.code, failure.detail)
+
+    def _final_outcome(
+        self,
+        outcome: ImportOutcome,
+        waiting: dict[str, ImportOutcome],
+        running: dict[str, asyncio.Task[ImportOutcome]],
+    ) -> ImportOutcome:
+        task = running.get(outcome.connection_id or "")
+        if task is not None and task.done():
+            judged = task.result()
+            how = judged.verification
+            return (
+                outcome
+                if how is None
+                else outcome.with_verification(how, judged.code, judged.detail or outcome.detail)
+            )
+        if task is not None:
+            return outcome.with_verification(
+                "unverified", ErrorCode.REFRESH_PENDING, "its first refresh has not ended yet"
+            )
+        if outcome.connection_id in waiting:
+            return outcome.with_verification(
+                "unverified", ErrorCode.REFRESH_PENDING, "no worker has installed it yet"
+            )
+        return outcome
+
+    def _seconds_left(self) -> float:
+        return self._ends - asyncio.get_running_loop().time()

@@ -1,0 +1,224 @@
+"""`/v1/webhooks`: who is told which events. For admins of the tenant alone."""
+
+import secrets
+from datetime import datetime, timedelta
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from evergrant_server import audit
+from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.http.dependencies import (
+    ContextDep,
+    IdempotencyKey,
+    RequestContextDep,
+    TenantAdminDep,
+)
+from evergrant_server.api.http.idempotency import CommandResponse, IdempotentCommand
+from evergrant_server.api.http.requests import Slug
+from evergrant_server.api.http.responses import Page
+from evergrant_server.api.http.transactions import run_transaction
+from evergrant_server.api.webhooks.models import (
+    RotateWebhookBody,
+    WebhookBody,
+    WebhookSecretView,
+    WebhookView,
+)
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import Tenant, WebhookId, new_id
+from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.webhooks import SECRET_BYTES, DisabledBy, Webhook, new_signing_secret
+from evergrant_server.store import Transaction
+
+router = APIRouter(tags=["webhooks"])
+
+MAX_WEBHOOKS = 50  # webhooks of one tenant: each event looks at all of them
+
+Cursor = Annotated[str | None, Query(max_length=2000)]
+
+
+@router.put("/v1/webhooks/{name}")
+async def put_webhook(
+    name: Slug,
+    body: WebhookBody,
+    response: Response,
+    parts: ContextDep,
+    caller: TenantAdminDep,
+    asked: RequestContextDep,
+) -> WebhookSecretView:
+    """Create or change a webhook. The answer that creates it shows the signing secret, once.
+
+    Enabling it, or another URL, sends at once what waits.
+    """
+    _require_reachable(parts, body.url)
+
+    async def write(tx: Transaction) -> tuple[Webhook, str | None]:
+        now = parts.clock.now()
+        before = await tx.webhooks.by_name(caller.tenant, name)
+        if before is None:
+            secret = new_signing_secret(secrets.token_bytes(SECRET_BYTES))
+            after = await tx.webhooks.add(await _new_webhook(tx, caller.tenant, name, body, now), secret)
+            shown = secret.reveal()
+        else:
+            after = await tx.webhooks.replace(_with_body(before, body, now), expected=before.revision)
+            shown = None
+            if not after.disabled and (before.disabled or before.url != after.url):
+                await audit.wake_webhook(tx, after, asked, now, at_once=True)
+        detail = {"origin": _origin(after.url), "events": [it.value for it in after.events]}
+        more = {"integration": after.integration, "disabled": after.disabled}
+        await record_webhook_change(tx, AuditAction.WEBHOOK_PUT, after, asked, now, **detail, **more)
+        return after, shown
+
+    after, shown = await run_transaction(parts.store, write)
+    parts.relay.notify()
+    response.status_code = 200 if shown is None else 201
+    return WebhookSecretView.with_secret(after, shown)
+
+
+@router.get("/v1/webhooks")
+async def list_webhooks(
+    parts: ContextDep,
+    caller: TenantAdminDep,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Cursor = None,
+) -> Page[WebhookView]:
+    """Every webhook of the tenant, sorted by name."""
+    after = parts.cursors.decode(cursor, caller.tenant, list="webhooks")
+    async with parts.store.read() as tx:
+        found = await tx.webhooks.page(caller.tenant, after, limit + 1)
+    following = parts.cursors.next_cursor(found, limit, lambda it: it.name, caller.tenant, list="webhooks")
+    return Page(items=[WebhookView.of(it) for it in found[:limit]], next_cursor=following)
+
+
+@router.get("/v1/webhooks/{name}")
+async def get_webhook(name: Slug, parts: ContextDep, caller: TenantAdminDep) -> WebhookView:
+    """One webhook, and how its endpoint does. Never the signing secret."""
+    async with parts.store.read() as tx:
+        return WebhookView.of(await require_webhook(tx, caller.tenant, name))
+
+
+@router.delete("/v1/webhooks/{name}", status_code=204)
+async def delete_webhook(
+    name: Slug, parts: ContextDep, caller: TenantAdminDep, asked: RequestContextDep
+) -> Response:
+    """Delete it with its secret and its log. What waited is not delivered any more."""
+
+    async def drop(tx: Transaction) -> None:
+        webhook = await require_webhook(tx, caller.tenant, name)
+        await tx.webhooks.delete(caller.tenant, webhook.id)
+        await record_webhook_change(tx, AuditAction.WEBHOOK_DELETED, webhook, asked, parts.clock.now())
+
+    await run_transaction(parts.store, drop)
+    return Response(status_code=204)
+
+
+@router.post("/v1/webhooks/{name}/rotate-secret", response_model=WebhookSecretView)
+async def rotate_webhook_secret(
+    name: Slug,
+    request: Request,
+    parts: ContextDep,
+    caller: TenantAdminDep,
+    asked: RequestContextDep,
+    body: RotateWebhookBody | None = None,
+    key: IdempotencyKey = None,
+) -> Response:
+    """Make a new signing secret and show it, once. During the overlap messages carry both signatures."""
+    once = IdempotentCommand(request, caller, key, body)
+    overlap = parts.settings.webhook_secret_overlap
+    if body is not None and body.overlap is not None:
+        overlap = timedelta(seconds=body.overlap)
+
+    async def rotate(tx: Transaction) -> CommandResponse:
+        now = parts.clock.now()
+        webhook = await require_webhook(tx, caller.tenant, name)
+        changes = {
+            "secret_changed_at": now,
+            "previous_secret_until": now + overlap if overlap else None,
+            "changed_at": now,
+        }
+        secret = new_signing_secret(secrets.token_bytes(SECRET_BYTES))
+        after = await tx.webhooks.rotate_secret(
+            webhook.model_copy(update=changes), secret, expected=webhook.revision
+        )
+        seconds = overlap.total_seconds()
+        await record_webhook_change(
+            tx, AuditAction.WEBHOOK_SECRET_ROTATED, after, asked, now, overlap=seconds
+        )
+        return CommandResponse.from_view(200, WebhookSecretView.with_secret(after, secret.reveal()))
+
+    return (await once.run(parts, rotate)).response()
+
+
+def _require_reachable(parts: ApiContext, url: str) -> None:
+    """Raise Failure INVALID_REQUEST for what the guard would never call; names are judged at each call."""
+    try:
+        parts.check_endpoint(url)
+    except Failure as failure:
+        raise Failure(ErrorCode.INVALID_REQUEST, f"url: {failure.detail}", field="url") from None
+
+
+async def _new_webhook(
+    tx: Transaction, tenant: Tenant, name: str, body: WebhookBody, now: datetime
+) -> Webhook:
+    if len(await tx.webhooks.page(tenant, limit=MAX_WEBHOOKS)) == MAX_WEBHOOKS:
+        raise Failure(
+            ErrorCode.INVALID_REQUEST, f"A tenant has {MAX_WEBHOOKS} webhooks at most.", field="name"
+        )
+    return Webhook(
+        tenant=tenant,
+        id=WebhookId(new_id("whk")),
+        name=name,
+        url=body.url,
+        events=body.events,
+        integration=body.integration,
+        disabled_by=DisabledBy.ADMIN if body.disabled else None,
+        secret_changed_at=now,
+        created_at=now,
+        changed_at=now,
+    )
+
+
+def _with_body(before: Webhook, body: WebhookBody, now: datetime) -> Webhook:
+    start = before
+    if body.disabled:
+        start = before if before.disabled else before.model_copy(update={"disabled_by": DisabledBy.ADMIN})
+    elif before.disabled or body.url != before.url:
+        start = before.enabled()
+    told = {"url": body.url, "events": body.events, "integration": body.integration, "changed_at": now}
+    return start.model_copy(update=told)
+
+
+def _origin(url: str) -> str:
+    """Without path and query: some receivers put a secret there, and the log is for longer."""
+    parsed = urlsplit(url)
+    return f"{parsed.scheme}://{parsed.netloc}"
+
+
+async def require_webhook(tx: Transaction, tenant: Tenant, name: str) -> Webhook:
+    """The webhook of this name. Raises Failure NOT_FOUND."""
+    found = await tx.webhooks.by_name(tenant, name)
+    if found is None:
+        raise Failure(ErrorCode.NOT_FOUND)
+    return found
+
+
+async def record_webhook_change(
+    tx: Transaction,
+    action: AuditAction,
+    webhook: Webhook,
+    asked: RequestContext,
+    now: datetime,
+    **detail: object,
+) -> None:
+    entry = AuditEntry(
+        tenant=webhook.tenant,
+        at=now,
+        action=action,
+        object=webhook.id,
+        context=asked,
+        detail={"webhook": webhook.name, **detail},
+    )
+    await audit.append(tx, entry)

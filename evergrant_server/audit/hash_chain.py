@@ -1,0 +1,176 @@
+"""Records in their chains: appended one after the other, and read in pages."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import BigInteger, String, Tuple, exists, select, tuple_, update
+from sqlalchemy import insert as plain_insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlmodel import col
+
+from evergrant_server.audit.canonical import GENESIS_HASH, canonical_json, record_hash
+from evergrant_server.audit.publishing import publish_events
+from evergrant_server.core.audit import AuditAction, AuditEntry, AuditRecord
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import Tenant
+from evergrant_server.core.messages.connection import Provenance, RequestContext
+from evergrant_server.store.records import Values, columns_equal, fetch_all, insert
+from evergrant_server.store.tables import AuditRow, AuditShardRow
+from evergrant_server.store.transactions import Transaction
+from evergrant_server.store.types import UtcDateTime
+from evergrant_server.store.webhooks.tables import WebhookRow
+
+
+async def append(tx: Transaction, entry: AuditEntry, *, lane: str = "main") -> AuditRecord:
+    """Add a record to the chain (tenant, lane), committed or rolled back with `tx`; and what webhooks
+    are to be told of it.
+
+    Change the rows first and append last: from here to the commit the chain is locked, and
+    writers that lock a chain before a row would wait for each other crosswise.
+
+    Raises TypeError when the detail holds what JSON can't say: a Secret never gets in.
+    """
+    head = await _locked_head(tx.connection, entry.tenant, lane)
+    (row,) = chained_rows([entry], lane, head.count, head.last_hash)
+    await tx.connection.execute(plain_insert(AuditRow), row)
+    moved = col(AuditShardRow.revision) + 1
+    after: Values = {"count": row["seq"], "last_hash": row["hash"], "revision": moved}
+    mine = columns_equal(AuditShardRow, tenant=entry.tenant, lane=lane)
+    await tx.connection.execute(update(AuditShardRow).where(mine).values(after))
+    if head.heard:
+        await publish_events(tx, entry)
+    return _record_of(row)
+
+
+def chained_rows(entries: Sequence[AuditEntry], lane: str, seq: int, previous: str) -> list[Values]:
+    """The rows of these entries, behind the record that has number `seq` and hash `previous`."""
+    rows: list[Values] = []
+    for entry in entries:
+        seq += 1
+        row = _row_of(entry, lane, seq, previous)
+        previous = row["hash"] = record_hash(row)
+        rows.append(row)
+    return rows
+
+
+async def page(
+    tx: Transaction,
+    tenant: Tenant,
+    *,
+    object: str | None = None,
+    after: str | None = None,
+    limit: int = 50,
+) -> list[AuditRecord]:
+    """Records of every lane, oldest first (by moment, lane, number), after the cursor `after`.
+
+    Cursors come from `page_cursor`. Raises Failure INVALID_REQUEST for any other.
+    """
+    order = (col(AuditRow.at), col(AuditRow.lane), col(AuditRow.seq))
+    query = select(AuditRow).where(columns_equal(AuditRow, tenant=tenant))
+    if object is not None:
+        query = query.where(col(AuditRow.object) == object)
+    if after is not None:
+        query = query.where(tuple_(*order) > _after(after))
+    return [_record_of(row) for row in await fetch_all(tx.connection, query.order_by(*order).limit(limit))]
+
+
+async def newest_record(
+    tx: Transaction, tenant: Tenant, object: str, action: AuditAction
+) -> AuditRecord | None:
+    """The last record of this action about an object, or None."""
+    mine = columns_equal(AuditRow, tenant=tenant, object=object, action=action.value)
+    found = await fetch_all(
+        tx.connection, select(AuditRow).where(mine).order_by(col(AuditRow.at).desc()).limit(1)
+    )
+    return _record_of(found[0]) if found else None
+
+
+def page_cursor(record: AuditRecord) -> str:
+    """The opaque cursor of the page that begins after this record."""
+    position = [record.at.isoformat(), record.lane, record.seq]
+    return base64.urlsafe_b64encode(canonical_json(position).encode()).decode().rstrip("=")
+
+
+def _after(cursor: str) -> Tuple:
+    return tuple_(*_position(cursor), types=[UtcDateTime(), String(), BigInteger()])
+
+
+def _position(cursor: str) -> tuple[datetime, str, int]:
+    try:
+        at, lane, seq = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        position = datetime.fromisoformat(at), lane, seq
+    except (ValueError, TypeError):
+        position = None
+    if position is None or position[0].tzinfo is None or type(lane) is not str or type(seq) is not int:
+        raise Failure(ErrorCode.INVALID_REQUEST, "The cursor is not one of ours.", field="after")
+    return position
+
+
+class _Head(NamedTuple):
+    """The end of a chain, and whether the tenant has a webhook: asked on the way, at no cost."""
+
+    count: int
+    last_hash: str
+    heard: bool
+
+
+async def _locked_head(connection: AsyncConnection, tenant: str, lane: str) -> _Head:
+    """The chain's end, its row locked until the transaction ends, so that numbers have no gaps.
+
+    (SQLite's write transaction locks all.)
+    """
+    mine = columns_equal(AuditShardRow, tenant=tenant, lane=lane)
+    heard = exists().where(columns_equal(WebhookRow, tenant=tenant, disabled_by=None))
+    query = (
+        select(col(AuditShardRow.count), col(AuditShardRow.last_hash), heard).where(mine).with_for_update()
+    )
+    head = (await connection.execute(query)).one_or_none()
+    if head is None:
+        empty = {"tenant": tenant, "lane": lane, "count": 0, "last_hash": GENESIS_HASH, "revision": 1}
+        await insert(connection, AuditShardRow, empty)
+        head = (await connection.execute(query)).one()
+    return _Head(head[0], head[1], bool(head[2]))
+
+
+def _row_of(entry: AuditEntry, lane: str, seq: int, previous: str) -> Values:
+    came_from = entry.provenance
+    return {
+        "tenant": entry.tenant,
+        "lane": lane,
+        "seq": seq,
+        "at": entry.at,
+        "action": entry.action.value,
+        "object": entry.object,
+        "by": entry.context.by,
+        "trace_id": entry.context.trace_id,
+        "detail": canonical_json(entry.detail),
+        "workflow_id": came_from.workflow_id if came_from else None,
+        "run_id": came_from.run_id if came_from else None,
+        "event_id": came_from.event_id if came_from else None,
+        "previous_hash": previous,
+        "revision": 1,
+    }
+
+
+def _record_of(row: Mapping[str, Any]) -> AuditRecord:
+    provenance = None
+    if row["workflow_id"] is not None:
+        provenance = Provenance(
+            workflow_id=row["workflow_id"], run_id=row["run_id"], event_id=row["event_id"]
+        )
+    return AuditRecord(
+        tenant=row["tenant"],
+        at=row["at"],
+        action=AuditAction(row["action"]),
+        object=row["object"],
+        context=RequestContext(by=row["by"], trace_id=row["trace_id"]),
+        detail=json.loads(row["detail"]),
+        provenance=provenance,
+        lane=row["lane"],
+        seq=row["seq"],
+        previous_hash=row["previous_hash"],
+        hash=row["hash"],
+    )

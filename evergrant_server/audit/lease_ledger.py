@@ -1,0 +1,127 @@
+"""The lease ledger: many leases, one commit, and no lease that isn't in the log.
+
+The lease path's hot loop. Whatever waits goes into one transaction; while that commits,
+the next batch gathers. The transaction itself looks once more at what the lease was
+judged by, so a revocation that has committed stops the next lease in every process.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from evergrant_server.audit.lease_batch import LeaseClaim, write_postgresql, write_sqlite
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.store import Store
+from evergrant_server.telemetry import metrics
+
+_LARGEST_BATCH = 500
+_RETRY_AFTER = 1.0  # seconds
+
+
+class StaleClaim(Exception):
+    """The connection or the app changed since the claim was judged: load both and judge again."""
+
+
+class _Waiting(NamedTuple):
+    claim: LeaseClaim
+    done: "asyncio.Future[None]"
+
+
+class LeaseLedger:
+    """Records leases in this process's own lane. One per process; belongs to one event loop."""
+
+    def __init__(self, store: Store, lane: str, clock: Clock) -> None:
+        self._store = store
+        self._lane = lane
+        self._clock = clock
+        self._waiting: list[_Waiting] = []
+        self._came = asyncio.Event()
+        self._stopping = False
+        self._task: asyncio.Task[None] | None = None
+        self._write = write_sqlite if store.is_sqlite else write_postgresql
+
+    async def start(self) -> None:
+        """Begin to commit. Starting twice is an error."""
+        if self._task is not None:
+            raise RuntimeError("the ledger runs already")
+        self._stopping = False
+        self._task = asyncio.create_task(self._run(), name=f"lease-ledger:{self._lane}")
+
+    async def stop(self) -> None:
+        """Commit what waits, then end; later claims are refused."""
+        self._stopping = True
+        self._came.set()
+        if self._task is not None:
+            await self._task
+            self._task = None
+
+    async def record(self, claim: LeaseClaim) -> None:
+        """Return once the lease is committed to the log. Only then may it leave.
+
+        Raises Stale when connection or app changed since the claim was judged, Failure
+        AUDIT_UNAVAILABLE when the log can't be written.
+        """
+        if self._task is None or self._task.done() or self._stopping:
+            raise _unavailable("the lease ledger isn't running")
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(claim, done))
+        self._came.set()
+        await done
+
+    async def _run(self) -> None:
+        try:
+            await self._run_until_stopped()
+        finally:
+            self._fail(self._waiting, _unavailable("the lease ledger ended"))
+
+    async def _run_until_stopped(self) -> None:
+        while True:
+            await self._came.wait()
+            batch, self._waiting = self._waiting[:_LARGEST_BATCH], self._waiting[_LARGEST_BATCH:]
+            if batch:
+                await self._settle(batch)
+            elif self._stopping:
+                return
+            else:
+                self._came.clear()
+
+    async def _settle(self, batch: Sequence[_Waiting]) -> None:
+        """Commit a batch and tell each caller; nobody is left waiting, whatever happens."""
+        problem = _unavailable("the ledger was stopped while it committed")
+        try:
+            good = await self._commit([it.claim for it in batch])
+            metrics.record_audit_batch(len(good))
+            for place, (_, done) in enumerate(batch):
+                if done.done():
+                    continue  # its caller has gone; the record stays, and says more than was handed out
+                if place in good:
+                    done.set_result(None)
+                else:
+                    done.set_exception(StaleClaim())
+        except Failure as failure:
+            problem = _unavailable(failure.detail)
+        except Exception as error:
+            problem = _unavailable(type(error).__name__)
+        finally:
+            self._fail(batch, problem)
+
+    @staticmethod
+    def _fail(batch: Sequence[_Waiting], problem: Failure) -> None:
+        for _, done in batch:
+            if not done.done():
+                done.set_exception(problem)
+
+    async def _commit(self, claims: Sequence[LeaseClaim]) -> frozenset[int]:
+        """Write what still holds, in one transaction; returns the places of those claims."""
+        async with self._store.write() as tx:
+            return await self._write(tx, self._lane, claims)
+
+
+def _unavailable(why: str) -> Failure:
+    return Failure(
+        ErrorCode.AUDIT_UNAVAILABLE, f"The lease could not be recorded: {why}", retry_after=_RETRY_AFTER
+    )
+
+
+__all__ = ["LeaseClaim", "LeaseLedger", "StaleClaim"]

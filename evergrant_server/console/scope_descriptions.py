@@ -1,0 +1,26 @@
+"""Scopes in words, for people who never saw one."""
+
+import re
+
+_DESCRIPTIONS = {
+    "openid": "Know who you are",
+    "profile": "See your name and profile",
+    "email": "See your email address",
+    "address": "See your postal address",
+    "phone": "See your phone number",
+    "offline_access": "Keep access while you are away",
+    "offline": "Keep access while you are away",
+    "offline.access": "Keep access while you are away",
+    "read": "Read your data",
+    "write": "Change your data",
+}
+
+
+def describe_scope(scope: str) -> str:
+    """A known scope's meaning, else its own name made readable."""
+    known = _DESCRIPTIONS.get(scope.lower())
+    if known is not None:
+        return known
+    name = scope.rstrip("/").rsplit("/", 1)[-1] if "://" in scope else scope
+    words = " ".join(part for part in re.split(r"[\s._:/\-]+", name) if part)
+    return words[:1].upper() + words[1:] if words else scope

@@ -1,0 +1,219 @@
+"""A connection: one subject's grant at one integration, and the only table of its states."""
+
+from datetime import datetime
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict
+
+from evergrant_server.core.connections.account import AccountOption, FollowUp, matching_option
+from evergrant_server.core.connections.flow import Flow, TokenTarget
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, Tenant
+
+
+class LifecycleState(StrEnum):
+    """Where a connection is in its life. "Refreshing" is not a state: it is an open attempt."""
+
+    PENDING_CONSENT = "pending_consent"
+    ACTIVE = "active"
+    NEEDS_REAUTH = "needs_reauth"
+    REVOKING = "revoking"
+    REVOKED = "revoked"
+    CONSENT_EXPIRED = "consent_expired"
+    DENIED = "denied"
+
+    @property
+    def is_final(self) -> bool:
+        """No event leaves a final state; the workflow of such a connection has ended."""
+        return self in (LifecycleState.REVOKED, LifecycleState.CONSENT_EXPIRED, LifecycleState.DENIED)
+
+
+class StateChange(StrEnum):
+    """What moves a connection from one state to another."""
+
+    GRANTED = "granted"  # a consent's code was exchanged for tokens
+    CONSENT_DENIED = "consent_denied"
+    CONSENT_EXPIRED = "consent_expired"
+    REFRESHED = "refreshed"
+    REJECTED = "rejected"  # the provider refused the refresh token for good
+    REVOCATION_REQUESTED = "revoke_asked"
+    REVOCATION_ENDED = "revocation_ended"  # confirmed, or declared impossible
+
+
+class RevocationOutcome(StrEnum):
+    """How `revoked` was reached; said with the state, so that nobody reads more into it."""
+
+    CONFIRMED = "confirmed"  # the provider answered as RFC 7009 section 2.2 asks
+    ACCESS_TOKEN_ONLY = "access_token_only"  # it revokes no refresh token: what it keeps may live on there
+    NOT_SUPPORTED = "not_supported"  # the provider has no revocation endpoint, or it revokes none of ours
+    NOTHING_HELD = "nothing_held"  # no token was ever installed
+
+
+STATE_CHANGES: dict[tuple[LifecycleState, StateChange], LifecycleState] = {
+    (LifecycleState.PENDING_CONSENT, StateChange.GRANTED): LifecycleState.ACTIVE,
+    (LifecycleState.PENDING_CONSENT, StateChange.CONSENT_DENIED): LifecycleState.DENIED,
+    (LifecycleState.PENDING_CONSENT, StateChange.CONSENT_EXPIRED): LifecycleState.CONSENT_EXPIRED,
+    (LifecycleState.PENDING_CONSENT, StateChange.REVOCATION_REQUESTED): LifecycleState.REVOKING,
+    (LifecycleState.ACTIVE, StateChange.GRANTED): LifecycleState.ACTIVE,
+    (LifecycleState.ACTIVE, StateChange.REFRESHED): LifecycleState.ACTIVE,
+    (LifecycleState.ACTIVE, StateChange.REJECTED): LifecycleState.NEEDS_REAUTH,
+    (LifecycleState.ACTIVE, StateChange.REVOCATION_REQUESTED): LifecycleState.REVOKING,
+    (LifecycleState.NEEDS_REAUTH, StateChange.GRANTED): LifecycleState.ACTIVE,
+    (LifecycleState.NEEDS_REAUTH, StateChange.REJECTED): LifecycleState.NEEDS_REAUTH,
+    (LifecycleState.NEEDS_REAUTH, StateChange.REVOCATION_REQUESTED): LifecycleState.REVOKING,
+    # A token that lands while revoking is kept only to be revoked.
+    (LifecycleState.REVOKING, StateChange.GRANTED): LifecycleState.REVOKING,
+    (LifecycleState.REVOKING, StateChange.REFRESHED): LifecycleState.REVOKING,
+    (LifecycleState.REVOKING, StateChange.REJECTED): LifecycleState.REVOKING,
+    (LifecycleState.REVOKING, StateChange.REVOCATION_REQUESTED): LifecycleState.REVOKING,
+    (LifecycleState.REVOKING, StateChange.REVOCATION_ENDED): LifecycleState.REVOKED,
+}
+
+
+_FAILURES_UNTIL_FAILING = 3
+
+
+class IllegalStateChange(ValueError):
+    """A move that the table doesn't have: a bug, never a provider's doing."""
+
+
+def state_after(state: LifecycleState, move: StateChange) -> LifecycleState:
+    """The state after `move`. Raises IllegalMove when the table has no such row."""
+    try:
+        return STATE_CHANGES[(state, move)]
+    except KeyError:
+        raise IllegalStateChange(f"a connection that is {state} can't be {move}") from None
+
+
+class Connection(BaseModel):
+    """The row that a connection is. Verbs return the next row; `revision` is the store's business."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tenant: Tenant
+    id: ConnectionId
+    integration_id: IntegrationId
+    integration: str
+    provider: str
+    subject: str
+    label: str = "default"
+    state: LifecycleState = LifecycleState.PENDING_CONSENT
+    generation: int = 0
+    requested_scopes: tuple[str, ...] = ()
+    reason: ErrorCode | None = None  # why it needs somebody, or None
+    revocation: RevocationOutcome | None = None
+    revoke_reason: str | None = None
+    refresh_policy: str = "adaptive"
+    flow: Flow = Flow.AUTHORIZATION_CODE
+    target: TokenTarget = TokenTarget()
+    source: ConnectionId | None = None  # whose token is exchanged for this one's
+    source_app: AppId | None = None  # in whose name: it must still be allowed to lease the source
+    created_at: datetime
+    changed_at: datetime
+    consent_deadline: datetime
+    failures: int = 0  # refreshes that failed in a row
+    last_failure: ErrorCode | None = None
+    last_failed_at: datetime | None = None
+    failing_since: datetime | None = None  # set once it was announced that refreshes keep failing
+    follow_up: FollowUp | None = None
+    choice: str | None = None  # the account that was asked for, or chosen
+    chain_scopes: dict[str, tuple[str, ...]] = {}  # asked for further chains, which the same consent brings
+    consented_with: ConnectionId | None = None  # whose consents bring this one's grants
+    reported_generation: int | None = None  # whose access token the provider's API has refused, says an app
+    revision: int = 1
+
+    def granted(self, at: datetime, known: int = 0) -> "Connection":
+        """A consent brought a new grant; the subject has repaired whatever was wrong.
+
+        `known` is the newest generation that the workflow knows: a row from an older backup goes
+        beyond it, or the new grant would look like one of those that were lost.
+        """
+        return self._with_new_grant(StateChange.GRANTED, at, max(self.generation, known) + 1)
+
+    def waiting_for_grant(self, reason: ErrorCode, at: datetime) -> "Connection":
+        """Nothing was granted yet, and this is why: shown, and cleared by the first grant."""
+        if self.state is not LifecycleState.PENDING_CONSENT:
+            raise IllegalStateChange(f"a connection that is {self.state} doesn't wait for its first grant")
+        return self.model_copy(update={"reason": reason, "changed_at": at})
+
+    def accounts_found(
+        self, options: tuple[AccountOption, ...], at: datetime
+    ) -> tuple["Connection", AccountOption | None]:
+        """The accounts are known: the one that is meant, or None while somebody has to choose."""
+        option = matching_option(options, self.choice)
+        if option is not None:
+            return self.account_chosen(option, at), option
+        changes = {"follow_up": FollowUp.CHOOSING, "changed_at": at}
+        return self.model_copy(update=changes), None
+
+    def account_chosen(self, option: AccountOption, at: datetime) -> "Connection":
+        return self.model_copy(update={"follow_up": None, "choice": option.id, "changed_at": at})
+
+    def label_of_slot(self, chain: str) -> str:
+        """The label of the connection that holds a further chain of this one's consents."""
+        return chain if self.label == "default" != chain else f"{self.label}:{chain}"
+
+    def with_source_app(self, app: AppId) -> "Connection":
+        """From here on its source's token is exchanged in the name of `app`."""
+        return self.model_copy(update={"source_app": app})
+
+    @property
+    def is_unwell(self) -> bool:
+        """Somebody was told that it doesn't work, and is to hear when it does again."""
+        return self.failing_since is not None or self.state is LifecycleState.NEEDS_REAUTH
+
+    def refreshed(self, at: datetime) -> "Connection":
+        return self._with_new_grant(StateChange.REFRESHED, at, self.generation + 1)
+
+    def refresh_failed(self, why: ErrorCode, at: datetime, *, token_over: bool) -> "Connection":
+        """It is failing from the third failure in a row, or once callers feel it."""
+        failures = self.failures + 1
+        failing = failures >= _FAILURES_UNTIL_FAILING or token_over
+        changes = {
+            "failures": failures,
+            "last_failure": why,
+            "last_failed_at": at,
+            "failing_since": self.failing_since or (at if failing else None),
+        }
+        return self.model_copy(update=changes)
+
+    def token_reported(self) -> "Connection":
+        """An app says that the provider's API refuses the token. A refresh that is refused confirms it."""
+        return self.model_copy(update={"reported_generation": self.generation})
+
+    def rejected(self, reason: ErrorCode, at: datetime) -> "Connection":
+        return self._changed(StateChange.REJECTED, at, reason=reason)
+
+    def consent_denied(self, at: datetime) -> "Connection":
+        return self._changed(StateChange.CONSENT_DENIED, at, reason=ErrorCode.CONSENT_DENIED)
+
+    def consent_expired(self, at: datetime) -> "Connection":
+        return self._changed(StateChange.CONSENT_EXPIRED, at, reason=ErrorCode.CONSENT_EXPIRED)
+
+    def revocation_requested(self, reason: str, at: datetime) -> "Connection":
+        """From the commit of this on no lease leaves; the first reason is kept."""
+        return self._changed(
+            StateChange.REVOCATION_REQUESTED,
+            at,
+            reason=ErrorCode.CONNECTION_REVOKED,
+            revoke_reason=self.revoke_reason or reason,
+        )
+
+    def revocation_ended(self, how: RevocationOutcome, at: datetime) -> "Connection":
+        return self._changed(StateChange.REVOCATION_ENDED, at, revocation=how)
+
+    def _with_new_grant(self, move: StateChange, at: datetime, generation: int) -> "Connection":
+        """A new grant repairs whatever was wrong; it doesn't undo a revocation."""
+        changes = {
+            "generation": generation,
+            "reported_generation": None,
+            "reason": self.reason if self.state is LifecycleState.REVOKING else None,
+            "failures": 0,
+            "last_failure": None,
+            "last_failed_at": None,
+            "failing_since": None,
+        }
+        return self._changed(move, at, **changes)
+
+    def _changed(self, move: StateChange, at: datetime, **changes: object) -> "Connection":
+        return self.model_copy(update={"state": state_after(self.state, move), "changed_at": at, **changes})

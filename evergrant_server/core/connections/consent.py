@@ -1,0 +1,123 @@
+"""A consent: one try of one subject in one browser to grant access, from link to code."""
+
+import hashlib
+import secrets
+from datetime import datetime
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict
+
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.ids import ConnectionId, ConsentId, IntegrationId, Tenant, new_id
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.secret import Secret
+
+LINK_BYTES = 32
+
+
+def hash_link(link: str) -> str:
+    """What a consent is found by when somebody opens its connect link."""
+    return hashlib.sha256(link.encode()).hexdigest()
+
+
+def hash_state(state: Secret) -> str:
+    """What a consent is found by when its browser comes back, without keeping the state itself."""
+    return hashlib.sha256(state.reveal().encode()).hexdigest()
+
+
+class ConsentStatus(StrEnum):
+    OPEN = "open"  # the link exists; nobody has gone on yet
+    STARTED = "started"  # a browser is bound, a state and a verifier exist
+    CODE_RECEIVED = "code_received"  # the callback came; the code waits for the worker
+    DONE = "done"  # exchanged
+    DENIED = "denied"
+    FAILED = "failed"  # the provider refused the code, or us
+
+
+class ConsentKind(StrEnum):
+    """Where the tokens of a consent come from."""
+
+    CODE = "code"  # from a code that the subject's browser brings
+    IMPORT = "import"  # they came with the consent: from who asked the subject before, or in a fragment
+    DEVICE = "device"  # from a code that the subject types in elsewhere (RFC 8628)
+    CLIENT_GRANT = "mint"  # from what we hold ourselves: nobody is asked
+
+
+class Consent(BaseModel):
+    """The row, without its secrets: hashes identify link, state and browser.
+
+    `issuer` and `token_endpoint` are recorded when the browser is sent away: code, verifier
+    and secret go there and nowhere else (RFC 9700 section 4.4, RFC 9207 section 2.4).
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    tenant: Tenant
+    id: ConsentId
+    connection_id: ConnectionId
+    integration_id: IntegrationId
+    kind: ConsentKind = ConsentKind.CODE
+    status: ConsentStatus = ConsentStatus.OPEN
+    scopes: tuple[str, ...] = ()
+    chain_scopes: dict[str, tuple[str, ...]] = {}  # further lists, each for a chain of tokens of its own
+    return_to: str | None = None
+    link_hash: str
+    state_hash: str | None = None
+    nonce_hash: str | None = None  # of what the id token has to repeat, where one was asked for
+    browser_hash: str | None = None
+    redirect_uri: str | None = None
+    issuer: str | None = None
+    token_endpoint: str | None = None
+    failure: str | None = None  # a Code
+    facts: dict[str, str] = {}  # what the callback brought beside the code, checked
+    granted_scopes: tuple[str, ...] | None = None  # where the callback says which
+    created_at: datetime
+    expires_at: datetime
+    by: str
+    trace_id: str
+    revision: int = 1
+
+    @classmethod
+    def without_subject(
+        cls,
+        connection: Connection,
+        kind: ConsentKind,
+        scopes: tuple[str, ...],
+        asked: RequestContext,
+        *,
+        at: datetime,
+        expires_at: datetime,
+    ) -> "Consent":
+        """One that no subject has to give: it waits for the worker at once.
+
+        No link leads to it: the hash is of chance.
+        """
+        return cls(
+            tenant=connection.tenant,
+            id=ConsentId(new_id("cns")),
+            connection_id=connection.id,
+            integration_id=connection.integration_id,
+            kind=kind,
+            status=ConsentStatus.CODE_RECEIVED,
+            scopes=scopes,
+            link_hash=hash_link(secrets.token_urlsafe(LINK_BYTES)),
+            created_at=at,
+            expires_at=expires_at,
+            by=asked.by,
+            trace_id=asked.trace_id,
+        )
+
+    @property
+    def all_scopes(self) -> tuple[str, ...]:
+        """Every scope, whichever chain it is for: what the subject is shown."""
+        further = (scope for scopes in self.chain_scopes.values() for scope in scopes)
+        return tuple(dict.fromkeys((*self.scopes, *further)))
+
+    def is_current_start(self, revision: int) -> bool:
+        """The click that left it at `revision` is the newest one, and its browser hasn't come back."""
+        return self.status is ConsentStatus.STARTED and self.revision == revision
+
+    @property
+    def came_from_browser(self) -> bool:
+        """A browser brought what it holds: if that comes to nothing, the subject is asked again."""
+        return self.browser_hash is not None

@@ -1,0 +1,60 @@
+"""A device code: what the subject types in elsewhere, and how often we may ask (RFC 8628). Pure."""
+
+import json
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict
+
+from evergrant_server.core.secret import Secret
+
+DEFAULT_INTERVAL_S = 5.0  # RFC 8628 section 3.2: when the server doesn't say
+_SLOWER_BY_S = 5.0  # section 3.5: for this and all later requests
+_LONGEST_INTERVAL_S = 60.0
+
+
+class DevicePoll(StrEnum):
+    """What asking once came to, when it brought neither tokens nor an end."""
+
+    STARTED = "begun"  # there is a code now; nobody has been asked yet
+    PENDING = "authorization_pending"
+    SLOW_DOWN = "slow_down"
+    NO_ANSWER = "unheard"  # no answer in time, or the server is in trouble
+
+
+def next_poll_interval(interval_s: float, poll: DevicePoll) -> float:
+    """Seconds until the next request. It only ever grows (RFC 8628 section 3.5)."""
+    if poll is DevicePoll.SLOW_DOWN:
+        return interval_s + _SLOWER_BY_S
+    if poll is DevicePoll.NO_ANSWER:
+        return max(interval_s, min(interval_s * 2, _LONGEST_INTERVAL_S))
+    return interval_s
+
+
+def next_poll_at(now: datetime, interval_s: float) -> datetime:
+    return now + timedelta(seconds=interval_s)
+
+
+class DeviceCode(BaseModel):
+    """A device authorization response (RFC 8628 section 3.2).
+
+    Never a message: the device code is as good as a token once the subject has approved it.
+    """
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    device_code: Secret
+    user_code: str
+    verification_uri: str
+    verification_uri_complete: str | None = None
+    expires_at: datetime
+    interval_s: float = DEFAULT_INTERVAL_S
+
+    def as_secret(self) -> Secret:
+        """All of it as one text, for a sealer."""
+        plain = self.model_dump(exclude={"device_code"}, mode="json")
+        return Secret(json.dumps({**plain, "device_code": self.device_code.reveal()}))
+
+    @classmethod
+    def from_secret(cls, text: Secret) -> "DeviceCode":
+        return cls.model_validate(json.loads(text.reveal()))

@@ -1,0 +1,68 @@
+"""How a connection comes by its tokens: the flow it was started with, and what follows from it.
+
+The life of a connection is the same whatever its flow. What differs is what replaces the
+subject's consent, and what a new access token is made from.
+"""
+
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Flow(StrEnum):
+    """Names as in a definition's `auth_modes`. A column, and part of histories: add, never rename."""
+
+    AUTHORIZATION_CODE = "authorization_code"  # RFC 6749 section 4.1
+    CLIENT_CREDENTIALS = "client_credentials"  # RFC 6749 section 4.4
+    JWT_BEARER = "jwt_bearer"  # RFC 7523 section 2.1: service accounts
+    DEVICE_CODE = "device_code"  # RFC 8628
+    TOKEN_EXCHANGE = "token_exchange"  # RFC 8693
+    OAUTH1 = "oauth1"  # RFC 5849
+    API_KEY = "api_key"
+    BASIC = "basic"  # RFC 7617
+    IMPLICIT = "implicit"  # RFC 6749 section 4.2, where an operator allows it
+
+    @property
+    def is_client_grant(self) -> bool:
+        """Nobody is asked: what we hold of our own makes a token, as often as it is needed.
+
+        Nothing is spent by that, so an answer that was lost costs nothing but another request.
+        """
+        return self in (Flow.CLIENT_CREDENTIALS, Flow.JWT_BEARER, Flow.TOKEN_EXCHANGE)
+
+    @property
+    def is_static(self) -> bool:
+        """Somebody brings the credential, and it is good until they bring another."""
+        return self in (Flow.API_KEY, Flow.BASIC)
+
+    @property
+    def uses_browser(self) -> bool:
+        """The subject's browser brings a code back to us, or the token itself."""
+        return self in (Flow.AUTHORIZATION_CODE, Flow.OAUTH1, Flow.IMPLICIT)
+
+    @property
+    def may_refresh(self) -> bool:
+        """Its first grant may hold what the next one is made from, as the provider's definition says."""
+        return self in (Flow.AUTHORIZATION_CODE, Flow.DEVICE_CODE)
+
+    @property
+    def is_bearer(self) -> bool:
+        """Its token is sent as it is. Otherwise each request is signed with it, and it stays here."""
+        return self is not Flow.OAUTH1
+
+
+class TokenTarget(BaseModel):
+    """Where a connection's tokens are for, passed on as it was asked for.
+
+    `resources` are absolute URIs (RFC 8707 section 2); `audience` is the parameter that some
+    servers had before it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    resources: tuple[str, ...] = ()
+    audience: str | None = None
+    subject_token_type: str | None = None  # of a token that was brought to be exchanged (RFC 8693 section 3)
+
+    def __bool__(self) -> bool:
+        return bool(self.resources or self.audience)

@@ -1,0 +1,104 @@
+"""What a workflow is told of its connection: when it begins, and when a grant comes. Pure."""
+
+from datetime import datetime
+from typing import Any
+
+from evergrant_server.core.connections.account import FollowUp
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.grant import Grant
+from evergrant_server.core.connections.refresh_rules import RefreshRules
+from evergrant_server.core.ids import connection_workflow_id
+from evergrant_server.core.lifecycle.schedule import NEWEST_RULES
+from evergrant_server.core.messages.connection import (
+    ConnectionStart,
+    ConnectionState,
+    GrantResult,
+    RequestContext,
+)
+from evergrant_server.core.outbox import OutboxKind, OutboxMessage, outbox_message
+
+
+def grant_result_of(
+    connection: Connection, grant: Grant, rules: RefreshRules, announce_days: tuple[int, ...] | None = None
+) -> GrantResult:
+    """The facts of the grant that the store holds now. A first token may be exchanged at any age."""
+    return GrantResult(
+        state=connection.state,
+        generation=grant.generation,
+        obtained_at=grant.obtained_at,
+        expires_at=grant.expires_at,
+        refreshable=grant.refreshable,
+        idle_s=rules.refresh_token_idle_s,
+        refresh_expires_at=grant.refresh_expires_at,
+        margin_s=rules.margin_s,
+        min_age_s=None if grant.interim else rules.min_age_s,
+        interim=grant.interim,
+        ends_together=grant.ends_together,
+        look_up=connection.follow_up is FollowUp.LOOKING_UP,
+        choosing=connection.follow_up is FollowUp.CHOOSING,
+        announce_days=announce_days,
+    )
+
+
+def grant_facts_of(news: GrantResult) -> dict[str, Any]:
+    """What a life keeps of a grant, whether it hears of it or begins with it."""
+    return {
+        "obtained_at": news.obtained_at,
+        "expires_at": news.expires_at,
+        "refreshable": news.refreshable,
+        "idle_s": news.idle_s,
+        "refresh_expires_at": news.refresh_expires_at,
+        "margin_s": news.margin_s,
+        "min_age_s": news.min_age_s,
+        "interim": news.interim,
+        "ends_together": news.ends_together,
+        "announce_days": news.announce_days,
+    }
+
+
+def state_from_store(
+    connection: Connection,
+    grant: Grant | None,
+    rules: RefreshRules | None,
+    now: datetime,
+    announce_days: tuple[int, ...] | None = None,
+) -> ConnectionState:
+    """The life of a connection as the store tells it: a new workflow goes on from here.
+
+    `rules` are the integration's, None while there is no grant; `announce_days` as in `GrantNews`.
+    """
+    life = ConnectionState(
+        state=connection.state,
+        generation=connection.generation,
+        policy=connection.refresh_policy,
+        flow=connection.flow,
+        consent_deadline=connection.consent_deadline,
+        reason=connection.reason,
+        revoke_reason=connection.revoke_reason,
+        retry_at=now if connection.state is LifecycleState.REVOKING else None,
+        look_at=now if connection.follow_up is FollowUp.LOOKING_UP else None,
+        choosing=connection.follow_up is FollowUp.CHOOSING,
+    )
+    if grant is None:
+        return life
+    news = grant_result_of(connection, grant, rules or RefreshRules(), announce_days)
+    return life.model_copy(update={**grant_facts_of(news), "end_known_at": grant.obtained_at})
+
+
+def start_message(
+    connection: Connection, subject_hash: str, asked: RequestContext, now: datetime
+) -> OutboxMessage:
+    """Has the workflow of a new connection begin, written with the row itself."""
+    order = ConnectionStart(
+        tenant=connection.tenant,
+        connection_id=connection.id,
+        integration_id=connection.integration_id,
+        integration=connection.integration,
+        provider=connection.provider,
+        subject_hash=subject_hash,
+        rules=NEWEST_RULES,
+        life=state_from_store(connection, None, None, now),
+        context=asked,
+    )
+    target = connection_workflow_id(connection.tenant, connection.id)
+    return outbox_message(connection.tenant, OutboxKind.START_WORKFLOW, target, order, now)

@@ -1,0 +1,74 @@
+"""What recurs: the messages of workflows that a Temporal Schedule starts. No secrets."""
+
+from datetime import datetime
+
+from evergrant_server.core.ids import Tenant
+from evergrant_server.core.messages.connection import Message
+
+RECONCILE_WORKFLOW = "ReconcileWorkflow"
+REREAD_METADATA_WORKFLOW = "RereadMetadataWorkflow"
+INTROSPECTION_WORKFLOW = "LookElsewhereWorkflow"
+ACTIVITY_INTROSPECT_GRANTS = "look_elsewhere"
+
+
+class AuditCheckpoint(Message):
+    """A record that the store had in its audit log. A store that lacks it came from an older backup."""
+
+    tenant: Tenant
+    seq: int
+    hash: str
+
+
+class ReconcileResult(Message):
+    """Counts alone, and the first few ids that somebody has to look at. The next run goes on from here.
+
+    A pass that takes long is several runs; the counts are the pass's.
+    """
+
+    live: int = 0
+    started: int = 0
+    behind: int = 0  # the workflow knows a newer generation than the store
+    first_behind: tuple[str, ...] = ()
+    unanswered: int = 0  # asked, and nobody answered: whether the store is behind them is open
+    first_unanswered: tuple[str, ...] = ()
+    compared: bool = True  # False: no worker answered, and the rest wasn't asked
+    comparing: bool = False  # every workflow is asked for its generation, from the first to the last
+    after: str | None = None  # the last connection that was looked at, while the pass goes on
+    spent_s: float = 0  # by this run, while it goes on; earlier tries included
+    exported: int = 0  # histories of closed runs that nobody had asked for yet
+    mark: AuditCheckpoint | None = None
+    closed_since: datetime | None = None
+
+
+class ReconcileRequest(Message):
+    """Find live connections without a workflow. The schedule sends it empty."""
+
+    mark: AuditCheckpoint | None = None  # what the store had at the end of the last pass
+    closed_since: datetime | None = None  # runs that closed before it are exported already
+    compare: bool = False  # ask every workflow for its generation, whatever the mark says
+    so_far: ReconcileResult | None = None  # of a pass that isn't at its end: go on from there
+
+
+class RereadMetadata(Message):
+    """Compare discovered metadata that was last read longer ago than this."""
+
+    older_than_s: float = 86_400
+
+
+class RereadMetadataResult(Message):
+    read: int
+    changed: int
+    refused: int  # it would have weakened what is pinned
+
+
+class IntrospectGrants(Message):
+    """Ask providers that introspect whether grants still live, those whose turn it is."""
+
+
+class IntrospectGrantsResult(Message):
+    """Counts alone."""
+
+    checked: int = 0
+    ended: int = 0
+    asked: int = 0  # the workflow refreshes, and so finds out
+    failed: int = 0

@@ -1,0 +1,64 @@
+"""What a grant is known by at its provider: read from its token reply. Pure."""
+
+import base64
+import hashlib
+from typing import Any
+
+from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
+from evergrant_server.core.connections.id_token import claims_of
+from evergrant_server.core.provider_events.receivers import AccountIdentifier
+from evergrant_server.core.secret import Secret
+from evergrant_server.core.text import is_storable_text
+
+SUB, EMAIL = "sub", "email"
+TOKEN_PREFIX, TOKEN_HASH = "refresh_token_prefix", "refresh_token_sha512_sha512"
+_PREFIX = 16  # characters, as Google counts them
+_LONGEST = 256
+
+
+def fact_name(path: str) -> str:
+    """The name of the mark that a fact of the grant is."""
+    return f"fact:{path}"
+
+
+def account_identifiers_of(tokens: TokenSet, grant: Grant) -> dict[str, AccountIdentifier]:
+    """Marks by name. A reply without an id token or refresh token says nothing about those."""
+    found = {fact_name(path): str(value) for path, value in grant.metadata.items() if _is_id(value)}
+    if tokens.id_token is not None:
+        found |= _of_id_token(tokens.id_token)
+    if tokens.refresh_token is not None:
+        found |= _of_refresh_token(tokens.refresh_token)
+    known = ((name, value) for name, value in found.items() if 0 < len(value) <= _LONGEST)
+    return {name: AccountIdentifier(name, value) for name, value in known if is_storable_text(value)}
+
+
+def unreplaced_names(tokens: TokenSet, origin: Origin) -> frozenset[str]:
+    """Names whose older marks stay: this reply has nothing in place of what they came from."""
+    if origin is Origin.NEW:
+        return frozenset()
+    of_id = () if tokens.id_token is not None else (SUB, EMAIL)
+    of_refresh = () if tokens.refresh_token is not None else (TOKEN_PREFIX, TOKEN_HASH)
+    return frozenset((*of_id, *of_refresh))
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool)
+
+
+def _of_id_token(id_token: Secret) -> dict[str, str]:
+    claims = claims_of(id_token)
+    sub, email, verified = claims.get(SUB), claims.get(EMAIL), claims.get("email_verified")
+    found = {SUB: sub} if isinstance(sub, str) else {}
+    if isinstance(email, str) and verified is True:
+        found[EMAIL] = email.casefold()
+    return found
+
+
+def _of_refresh_token(token: Secret) -> dict[str, str]:
+    """As providers name a token without showing it; short ones would be shown by their prefix."""
+    raw = token.reveal()
+    twice = hashlib.sha512(hashlib.sha512(raw.encode()).digest()).digest()
+    found = {TOKEN_HASH: base64.b64encode(twice).decode()}
+    if len(raw) > 2 * _PREFIX:
+        found[TOKEN_PREFIX] = raw[:_PREFIX]
+    return found

@@ -1,0 +1,50 @@
+"""What introspection says of a grant (RFC 7662). Pure.
+
+A server that knows no refresh tokens answers `active: false` for every one of them (section
+2.2 asks it to), so a no about a refresh token counts only where a yes has been heard.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from evergrant_server.core.provider_events.external_revocation import Certainty
+
+
+@dataclass(frozen=True)
+class IntrospectionAnswers:
+    """Answers of the provider; None: it wasn't asked. `refresh_answers`: it has said yes to one before."""
+
+    refresh_active: bool | None
+    access_active: bool | None
+    refresh_answers: bool
+
+
+class IntrospectionFinding(StrEnum):
+    REFRESH_TOKEN_ACTIVE = "refresh_token_active"
+    ACCESS_TOKEN_ACTIVE = "access_token_active"
+    REFRESH_TOKEN_INACTIVE = "refresh_token_inactive"
+    ACCESS_TOKEN_INACTIVE = "access_token_inactive"
+    NOTHING_LEARNT = "nothing_learnt"
+
+    @property
+    def certainty(self) -> Certainty | None:
+        """What it says of the grant; None: nothing to worry about."""
+        return _CERTAINTIES.get(self)
+
+
+_CERTAINTIES = {
+    IntrospectionFinding.REFRESH_TOKEN_INACTIVE: Certainty.ENDED,
+    IntrospectionFinding.ACCESS_TOKEN_INACTIVE: Certainty.SUSPECTED,  # never condemned by an access token alone
+}
+
+
+def judge_introspection(seen: IntrospectionAnswers) -> IntrospectionFinding:
+    if seen.refresh_active:
+        return IntrospectionFinding.REFRESH_TOKEN_ACTIVE
+    if seen.refresh_active is False and seen.refresh_answers:
+        return IntrospectionFinding.REFRESH_TOKEN_INACTIVE
+    if seen.access_active:
+        return IntrospectionFinding.ACCESS_TOKEN_ACTIVE
+    if seen.access_active is False:
+        return IntrospectionFinding.ACCESS_TOKEN_INACTIVE
+    return IntrospectionFinding.NOTHING_LEARNT

@@ -1,0 +1,73 @@
+"""Where a provider's security events and uninstall hooks come in, and what a connection is known by.
+
+A receiver belongs to one integration: what it is told can only ever touch that integration's
+connections. Nothing here is a secret, but the signing secret, which stays in the store.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from evergrant_server.core.ids import IntegrationId, ReceiverId, Tenant
+from evergrant_server.core.messages.base import Message, RequestContext
+
+FETCH_RECEIVER_KEYS_WORKFLOW = "FetchKeysWorkflow"
+ACTIVITY_FETCH_RECEIVER_KEYS = "fetch_keys"
+
+ACCOUNT_IS_SUBJECT = "subject"
+ACCOUNT_IS_SUB = "sub"
+
+
+class ReceiverKind(StrEnum):
+    """How what comes in is signed, and what its words mean."""
+
+    SET = "set"  # security event tokens, pushed (RFC 8417, RFC 8935): RISC, CAEP
+    SLACK = "slack"
+    GITHUB = "github"
+    ZOOM = "zoom"
+    META = "meta"
+
+
+class AccountIdentifier(NamedTuple):
+    """One thing by which a provider may name an account or a token. Stored as a keyed hash."""
+
+    name: str
+    value: str
+
+
+class Receiver(BaseModel):
+    """What is trusted there. `account_in` says where a connection has the account's id: the id
+    token's `sub`, the connection's `subject`, or the name of a fact of its grant."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tenant: Tenant
+    id: ReceiverId
+    integration_id: IntegrationId
+    kind: ReceiverKind
+    issuer: str | None = None
+    jwks_uri: str | None = None
+    audience: tuple[str, ...] = ()  # empty: the integration's client id
+    account_in: str = ACCOUNT_IS_SUB
+    keys: tuple[dict[str, Any], ...] | None = None  # public keys, as they were fetched
+    keys_at: datetime | None = None
+    keys_asked_at: datetime | None = None
+    keys_problem: str | None = None
+    created_at: datetime
+    changed_at: datetime
+    revision: int = 1
+
+
+class FetchReceiverKeys(Message):
+    """Read the public keys of a receiver's transmitter, and pin them."""
+
+    tenant: Tenant
+    receiver_id: ReceiverId
+    context: RequestContext
+
+
+class ReceiverKeysResult(Message):
+    keys: int = 0
+    problem: str | None = None

@@ -1,0 +1,49 @@
+"""Makes a TLS context that presents a certificate of ours, and trusts whom the other one trusts."""
+
+import secrets
+import ssl
+import tempfile
+from pathlib import Path
+
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from evergrant_server.core.connections.client_certificate import ClientCertificate
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.egress.network import default_tls_context
+
+
+def tls_with_certificate(trusting: ssl.SSLContext, certificate: ClientCertificate) -> ssl.SSLContext:
+    """A context of its own, so that no other integration's request presents it.
+
+    The standard library loads keys from files alone: for that moment the key is on disk, encrypted
+    with a password that nobody else has. Raises Failure CLIENT_REJECTED for one that can't be used, and
+    JOURNAL_UNAVAILABLE when there is no room for it.
+    """
+    authorities = trusting.get_ca_certs(binary_form=True)
+    context = (
+        ssl.create_default_context(cadata=b"".join(authorities)) if authorities else default_tls_context()
+    )
+    password = secrets.token_bytes(32).hex()
+    try:
+        key = load_pem_private_key(certificate.private.reveal().encode(), None)
+        sealed = key.private_bytes(
+            Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(password.encode())
+        )
+        with tempfile.TemporaryDirectory(prefix="evergrant-") as folder:
+            chain, private = Path(folder) / "chain.pem", Path(folder) / "key.pem"
+            chain.write_text(certificate.certificate, encoding="ascii")
+            private.write_bytes(sealed)
+            context.load_cert_chain(chain, private, password)
+    except (ValueError, TypeError, ssl.SSLError):  # the library's words may quote the key
+        raise Failure(
+            ErrorCode.CLIENT_REJECTED, "the integration's client certificate can't be used"
+        ) from None
+    except OSError as error:
+        why = f"no room for a client certificate's key: {error.strerror or type(error).__name__}"
+        raise Failure(ErrorCode.JOURNAL_UNAVAILABLE, why) from None
+    return context

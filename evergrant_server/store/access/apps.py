@@ -1,0 +1,143 @@
+"""Apps, their keys and permits. Any change of a key or permit moves the app's revision too."""
+
+from datetime import datetime
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlmodel import col
+
+from evergrant_server.core.access import App, AppKey, Permit
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import AppId, KeyId, Tenant
+from evergrant_server.store.records import (
+    already_exists,
+    column_values,
+    columns_equal,
+    compare_and_set,
+    fetch_all,
+    find_one,
+    insert,
+)
+from evergrant_server.store.tables import AppKeyRow, AppRow, PermitRow
+
+
+class Access:
+    """Who may do what, within one transaction."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def put_app(self, app: App, *, expected: int | None) -> App:
+        """Add (`expected` None) or change an app.
+
+        Raises Failure ALREADY_EXISTS when adding, STORE_CONFLICT or NOT_FOUND when changing.
+        """
+        if expected is None:
+            if not await insert(self._connection, AppRow, column_values(app)):
+                raise already_exists(f"App {app.name!r}")
+            return app
+        key = {"tenant": app.tenant, "id": app.id}
+        revision = await compare_and_set(self._connection, AppRow, key, column_values(app), expected)
+        return app.model_copy(update={"revision": revision})
+
+    async def app(self, tenant: Tenant, id: AppId) -> App | None:
+        return await self._app(tenant=tenant, id=id)
+
+    async def app_by_name(self, tenant: Tenant, name: str) -> App | None:
+        return await self._app(tenant=tenant, name=name)
+
+    async def apps(self, tenant: Tenant, after: str | None = None, limit: int = 50) -> list[App]:
+        """Apps sorted by name, after the name `after`."""
+        query = select(AppRow).where(columns_equal(AppRow, tenant=tenant))
+        if after is not None:
+            query = query.where(col(AppRow.name) > after)
+        rows = await fetch_all(self._connection, query.order_by(col(AppRow.name)).limit(limit))
+        return [App.model_validate(row) for row in rows]
+
+    async def delete_app(self, tenant: Tenant, id: AppId) -> None:
+        """Delete an app with its keys and permits. Raises Failure NOT_FOUND."""
+        gone = await self._connection.execute(
+            delete(AppRow).where(columns_equal(AppRow, tenant=tenant, id=id))
+        )
+        if gone.rowcount != 1:
+            raise _absent(id)
+
+    async def add_key(self, key: AppKey) -> None:
+        """Add an API key. Raises Failure NOT_FOUND without its app, ALREADY_EXISTS."""
+        await self._bump(key.tenant, key.app_id)
+        if not await insert(self._connection, AppKeyRow, column_values(key)):
+            raise already_exists(f"Key {key.id}")
+
+    async def key(self, key_id: KeyId) -> tuple[AppKey, App] | None:
+        """The key with this id in whichever tenant, revoked or not, and its app."""
+        row = await find_one(self._connection, AppKeyRow, id=key_id)
+        if row is None:
+            return None
+        key = AppKey.model_validate(row)
+        app = await self.app(key.tenant, key.app_id)
+        return None if app is None else (key, app)
+
+    async def keys(self, tenant: Tenant, app_id: AppId) -> list[AppKey]:
+        mine = columns_equal(AppKeyRow, tenant=tenant, app_id=app_id)
+        rows = await fetch_all(self._connection, select(AppKeyRow).where(mine).order_by(col(AppKeyRow.id)))
+        return [AppKey.model_validate(row) for row in rows]
+
+    async def revoke_key(self, tenant: Tenant, key_id: KeyId, at: datetime) -> AppKey:
+        """Revoke a key; revoking it again changes nothing. Raises Failure NOT_FOUND."""
+        row = await find_one(self._connection, AppKeyRow, tenant=tenant, id=key_id)
+        if row is None:
+            raise _absent(key_id)
+        key = AppKey.model_validate(row)
+        if key.revoked_at is not None:
+            return key
+        revoked = key.model_copy(update={"revoked_at": at, "revision": key.revision + 1})
+        await self._bump(tenant, key.app_id)
+        same = {"tenant": tenant, "id": key_id}
+        await compare_and_set(self._connection, AppKeyRow, same, column_values(revoked), key.revision)
+        return revoked
+
+    async def put_permit(self, p: Permit, *, expected: int | None) -> Permit:
+        """Add (`expected` None) or change a permit.
+
+        Raises Failure ALREADY_EXISTS when adding, STORE_CONFLICT or NOT_FOUND when changing.
+        """
+        await self._bump(p.tenant, p.app_id)
+        if expected is None:
+            if not await insert(self._connection, PermitRow, column_values(p)):
+                raise already_exists(f"Permit {p.name!r}")
+            return p
+        key = {"tenant": p.tenant, "id": p.id, "app_id": p.app_id}
+        revision = await compare_and_set(self._connection, PermitRow, key, column_values(p), expected)
+        return p.model_copy(update={"revision": revision})
+
+    async def permit(self, tenant: Tenant, app_id: AppId, name: str) -> Permit | None:
+        row = await find_one(self._connection, PermitRow, tenant=tenant, app_id=app_id, name=name)
+        return None if row is None else Permit.model_validate(row)
+
+    async def permits(self, tenant: Tenant, app_id: AppId) -> list[Permit]:
+        """All permits of an app, sorted by name."""
+        mine = columns_equal(PermitRow, tenant=tenant, app_id=app_id)
+        rows = await fetch_all(self._connection, select(PermitRow).where(mine).order_by(col(PermitRow.name)))
+        return [Permit.model_validate(row) for row in rows]
+
+    async def delete_permit(self, tenant: Tenant, app_id: AppId, name: str) -> None:
+        """Delete a permit. Raises Failure NOT_FOUND."""
+        mine = columns_equal(PermitRow, tenant=tenant, app_id=app_id, name=name)
+        if (await self._connection.execute(delete(PermitRow).where(mine))).rowcount != 1:
+            raise Failure(ErrorCode.NOT_FOUND, f"Permit {name!r} doesn't exist.")
+        await self._bump(tenant, app_id)
+
+    async def _app(self, **equal: str) -> App | None:
+        row = await find_one(self._connection, AppRow, **equal)
+        return None if row is None else App.model_validate(row)
+
+    async def _bump(self, tenant: Tenant, app_id: AppId) -> None:
+        """One revision tells a lease whether anything about the app changed."""
+        next_one = {"revision": col(AppRow.revision) + 1}
+        mine = columns_equal(AppRow, tenant=tenant, id=app_id)
+        if (await self._connection.execute(update(AppRow).where(mine).values(next_one))).rowcount != 1:
+            raise _absent(app_id)
+
+
+def _absent(id: str) -> Failure:
+    return Failure(ErrorCode.NOT_FOUND, f"{id} doesn't exist.")

@@ -1,0 +1,213 @@
+"""Grants and their tokens, sealed per connection: access in the lease lane, the rest in refresh."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Label, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlmodel import col
+
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.grant import MAIN_SLOT, Grant, Origin, TokenSet
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.secret import Secret
+from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed
+from evergrant_server.crypto.envelope import seal_broken
+from evergrant_server.store.connections.late_tokens import LateTokenSets
+from evergrant_server.store.connections.proof_keys import ProofKeys
+from evergrant_server.store.provider_events.account_identifiers import AccountIdentifiers
+from evergrant_server.store.records import (
+    Values,
+    column_values,
+    columns_equal,
+    compare_and_set,
+    fetch_first,
+    find_one,
+    insert,
+)
+from evergrant_server.store.sealing import ColumnSealer
+from evergrant_server.store.tables import ConnectionGrantRow, ConnectionRow, ConsentRow
+
+ACCESS_COLUMN, REFRESH_COLUMN, ID_TOKEN_COLUMN = "sealed_access", "sealed_refresh", "sealed_id_token"
+
+
+def grant_associated_data(
+    tenant: str, connection_id: str, chain: str, column: str, generation: int
+) -> AssociatedData:
+    """Where a token lives. The generation is part of it: an older token doesn't open in its place."""
+    return AssociatedData(tenant, "connection_grant", f"{connection_id}/{chain}", column, generation)
+
+
+def grant_from_row(row: Mapping[str, Any]) -> Grant:
+    return Grant.model_validate({**row, "metadata": row["facts"]})
+
+
+class Grants:
+    """Grants of one transaction."""
+
+    def __init__(self, connection: AsyncConnection, seals: ColumnSealer) -> None:
+        self._connection = connection
+        self._seals = seals
+
+    async def get(self, tenant: Tenant, connection_id: ConnectionId, chain: str = MAIN_SLOT) -> Grant | None:
+        row = await find_one(
+            self._connection, ConnectionGrantRow, tenant=tenant, connection_id=connection_id, chain=chain
+        )
+        return None if row is None else grant_from_row(row)
+
+    async def install(
+        self, after: Connection, tokens: TokenSet, grant: Grant, *, origin: Origin, expected: int
+    ) -> Connection:
+        """Write the connection `after` and its new grant in one go, if the row is still at `expected`.
+
+        The main chain's grant has the connection's generation; other chains count their own.
+
+        A refresh without a refresh token or id token in its reply keeps the old one (RFC 6749 section
+        6, OpenID Connect Core section 12.2); a new grant inherits none. Needs the lease and refresh
+        lanes. Raises Failure STORE_CONFLICT, NOT_FOUND, KEY_UNAVAILABLE.
+        """
+        if grant.chain == MAIN_SLOT and grant.generation != after.generation:
+            raise ValueError("a main grant is installed with the generation of its connection")
+        key = {"tenant": after.tenant, "id": after.id}
+        revision = await compare_and_set(self._connection, ConnectionRow, key, column_values(after), expected)
+        old = await self._row(after, grant.chain)
+        kept = old if origin is Origin.REFRESH else None
+        columns = column_values(grant)
+        values: Values = {
+            "facts": columns.pop("metadata"),
+            **columns,
+            "tenant": after.tenant,
+            "connection_id": after.id,
+            ACCESS_COLUMN: await self._sealed(
+                KeyPurpose.LEASE, after, grant, ACCESS_COLUMN, tokens.access_token
+            ),
+            REFRESH_COLUMN: await self._kept(after, grant, REFRESH_COLUMN, tokens.refresh_token, kept),
+            ID_TOKEN_COLUMN: await self._kept(after, grant, ID_TOKEN_COLUMN, tokens.id_token, kept),
+            "revision": 1 if old is None else old["revision"] + 1,
+        }
+        await self._put(values, old)
+        await LateTokenSets(self._connection, self._seals).delete(after.tenant, after.id)  # superseded
+        if grant.chain == MAIN_SLOT:
+            await AccountIdentifiers(self._connection, self._seals.ring).update_from_reply(
+                after, tokens, grant, origin
+            )
+        return after.model_copy(update={"revision": revision})
+
+    async def access_token(self, grant_owner: Connection, chain: str = MAIN_SLOT) -> Secret:
+        """The access token held now. Raises Failure CONSENT_REQUIRED when there is none,
+        STORE_CONFLICT when `grant_owner` is older than the row, SEAL_BROKEN when the row is."""
+        token = await self._open(KeyPurpose.LEASE, grant_owner, chain, ACCESS_COLUMN)
+        if token is None:
+            raise Failure(ErrorCode.CONSENT_REQUIRED, f"{grant_owner.id} holds no access token.")
+        return token
+
+    async def refresh_token(self, connection: Connection, chain: str = MAIN_SLOT) -> Secret | None:
+        """The refresh token, or None. Raises Failure KEY_UNAVAILABLE without the refresh lane."""
+        return await self._open(KeyPurpose.REFRESH, connection, chain, REFRESH_COLUMN)
+
+    async def id_token(self, connection: Connection, chain: str = MAIN_SLOT) -> Secret | None:
+        """The newest id token, or None. Raises Failure KEY_UNAVAILABLE without the refresh lane."""
+        return await self._open(KeyPurpose.REFRESH, connection, chain, ID_TOKEN_COLUMN)
+
+    async def update_facts(self, connection: Connection, grant: Grant) -> None:
+        """Write what was found out of a grant, its facts and options, in a transaction that has changed
+        its connection."""
+        mine = columns_equal(
+            ConnectionGrantRow, tenant=connection.tenant, connection_id=connection.id, chain=MAIN_SLOT
+        )
+        told: Values = {
+            "facts": grant.metadata,
+            "options": [option.model_dump() for option in grant.options],
+            "revision": col(ConnectionGrantRow.revision) + 1,
+        }
+        await self._connection.execute(update(ConnectionGrantRow).where(mine).values(told))
+
+    async def shred(self, tenant: Tenant, connection_id: ConnectionId) -> int:
+        """Destroy the connection's keys, of every lane, and every sealed column of it; facts stay.
+
+        Says how many keys there were.
+        """
+        destroyed = await self._seals.destroy_keys(tenant, connection_id)
+        await AccountIdentifiers(self._connection, self._seals.ring).delete_of_connection(
+            tenant, connection_id
+        )
+        await ProofKeys(self._connection, self._seals).delete(tenant, connection_id)
+        mine = {"tenant": tenant, "connection_id": connection_id}
+        empty: Values = {
+            ACCESS_COLUMN: None,
+            REFRESH_COLUMN: None,
+            ID_TOKEN_COLUMN: None,
+            "revision": col(ConnectionGrantRow.revision) + 1,
+        }
+        await self._connection.execute(
+            update(ConnectionGrantRow).where(columns_equal(ConnectionGrantRow, **mine)).values(empty)
+        )
+        columns = (
+            "sealed_link",
+            "sealed_verifier",
+            "sealed_code",
+            "sealed_tokens",
+            "sealed_device",
+            "sealed_request",
+        )
+        await LateTokenSets(self._connection, self._seals).delete(tenant, connection_id)
+        consents: Values = dict.fromkeys(columns)
+        await self._connection.execute(
+            update(ConsentRow).where(columns_equal(ConsentRow, **mine)).values(consents)
+        )
+        return destroyed
+
+    async def _put(self, values: Values, old: Mapping[str, Any] | None) -> None:
+        key = {name: values[name] for name in ("tenant", "connection_id", "chain")}
+        if old is not None:
+            await compare_and_set(self._connection, ConnectionGrantRow, key, values, old["revision"])
+        elif not await insert(self._connection, ConnectionGrantRow, values):
+            raise Failure(ErrorCode.STORE_CONFLICT, f"{key['connection_id']} was granted meanwhile.")
+
+    async def _kept(
+        self, after: Connection, grant: Grant, column: str, new: Secret | None, kept: Mapping[str, Any] | None
+    ) -> Sealed | None:
+        """Seal the new token, or the kept one again for its new generation."""
+        if new is None and kept is not None and kept[column] is not None:
+            place = grant_associated_data(after.tenant, after.id, grant.chain, column, kept["generation"])
+            new = await self._seals.open(KeyPurpose.REFRESH, after.id, place, kept[column])
+        if new is None:
+            return None
+        return await self._sealed(KeyPurpose.REFRESH, after, grant, column, new)
+
+    async def _sealed(
+        self, lane: KeyPurpose, owner: Connection, grant: Grant, column: str, value: Secret
+    ) -> Sealed:
+        place = grant_associated_data(owner.tenant, owner.id, grant.chain, column, grant.generation)
+        return await self._seals.seal(lane, owner.id, place, value)
+
+    async def _open(self, lane: KeyPurpose, owner: Connection, chain: str, column: str) -> Secret | None:
+        row = await self._row(owner, chain)
+        if row is None or row[column] is None:
+            return None
+        place = grant_associated_data(owner.tenant, owner.id, chain, column, row["generation"])
+        if was_rolled_back(chain, row["generation"], row["connection_generation"]):
+            raise seal_broken(place, "belongs to another generation than its connection")
+        if row["connection_generation"] != owner.generation:
+            raise Failure(
+                ErrorCode.STORE_CONFLICT, f"{owner.id} is no longer at generation {owner.generation}."
+            )
+        return await self._seals.open(lane, owner.id, place, row[column])
+
+    async def _row(self, owner: Connection, chain: str) -> Mapping[str, Any] | None:
+        same = (col(ConnectionRow.tenant) == col(ConnectionGrantRow.tenant)) & (
+            col(ConnectionRow.id) == col(ConnectionGrantRow.connection_id)
+        )
+        mine = columns_equal(ConnectionGrantRow, tenant=owner.tenant, connection_id=owner.id, chain=chain)
+        generation: Label[int] = col(ConnectionRow.generation).label("connection_generation")
+        query = select(ConnectionGrantRow, generation).join(ConnectionRow, same).where(mine)
+        return await fetch_first(self._connection, query)
+
+
+def was_rolled_back(chain: str, grant_generation: int, connection_generation: int) -> bool:
+    """True when a main grant isn't its connection's newest: somebody put an older row back.
+
+    A connection's generation is its main chain's; other chains are numbered on their own.
+    """
+    return chain == MAIN_SLOT and grant_generation != connection_generation

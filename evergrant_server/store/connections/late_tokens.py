@@ -1,0 +1,61 @@
+"""Answers that came when their connection had been given up: sealed until they are verified."""
+
+from sqlalchemy import delete, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlmodel import col
+
+from evergrant_server.core.connections.grant import TokenSet
+from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
+from evergrant_server.core.single_use.attempt import LateTokens
+from evergrant_server.crypto import AssociatedData, KeyPurpose
+from evergrant_server.store.connections.late_token_tables import LateTokensRow
+from evergrant_server.store.records import column_values, columns_equal, fetch_all, find_one, insert
+from evergrant_server.store.sealing import ColumnSealer
+
+_COLUMN = "sealed_tokens"
+
+
+class LateTokenSets:
+    """Late answers of one transaction."""
+
+    def __init__(self, connection: AsyncConnection, seals: ColumnSealer) -> None:
+        self._connection = connection
+        self._seals = seals
+
+    async def add(self, late: LateTokens, tokens: TokenSet) -> bool:
+        """Keep its tokens sealed with the connection's refresh key; False when they are kept already."""
+        sealed = await self._seals.seal(
+            KeyPurpose.REFRESH, late.connection_id, _place(late), tokens.as_secret()
+        )
+        return await insert(self._connection, LateTokensRow, column_values(late, **{_COLUMN: sealed}))
+
+    async def get(self, tenant: Tenant, attempt_id: AttemptId) -> LateTokens | None:
+        row = await find_one(self._connection, LateTokensRow, tenant=tenant, attempt_id=attempt_id)
+        return None if row is None else LateTokens.model_validate(row)
+
+    async def of_connection(self, tenant: Tenant, connection_id: ConnectionId) -> list[LateTokens]:
+        """The newest first."""
+        mine = columns_equal(LateTokensRow, tenant=tenant, connection_id=connection_id)
+        newest = col(LateTokensRow.came_at).desc()
+        rows = await fetch_all(self._connection, select(LateTokensRow).where(mine).order_by(newest))
+        return [LateTokens.model_validate(row) for row in rows]
+
+    async def tokens(self, late: LateTokens) -> TokenSet:
+        """Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE."""
+        row = await find_one(self._connection, LateTokensRow, tenant=late.tenant, attempt_id=late.attempt_id)
+        sealed = b"" if row is None else row[_COLUMN]
+        opened = await self._seals.open(KeyPurpose.REFRESH, late.connection_id, _place(late), sealed)
+        return TokenSet.from_secret(opened)
+
+    async def delete(
+        self, tenant: Tenant, connection_id: ConnectionId, attempt_id: AttemptId | None = None
+    ) -> None:
+        """Delete the one of an attempt, or all of a connection: superseded or shredded."""
+        mine = columns_equal(LateTokensRow, tenant=tenant, connection_id=connection_id)
+        if attempt_id is not None:
+            mine = columns_equal(LateTokensRow, tenant=tenant, attempt_id=attempt_id)
+        await self._connection.execute(delete(LateTokensRow).where(mine))
+
+
+def _place(late: LateTokens) -> AssociatedData:
+    return AssociatedData(late.tenant, "late_answer", late.attempt_id, _COLUMN, late.from_generation)

@@ -1,0 +1,169 @@
+"""The lease path's row: everything a lease is judged and made from, in one plain query."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import JSON, Boolean, Integer, String, TextualSelect, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from evergrant_server.core.connections.account import FollowUp
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.connections.grant import MAIN_SLOT, Grant
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
+from evergrant_server.core.provider_events.external_revocation import is_leasable
+from evergrant_server.core.secret import Secret
+from evergrant_server.crypto import KeyPurpose, KeyRing, Sealed, key_id_of, open_sealed
+from evergrant_server.crypto.envelope import key_unavailable, seal_broken
+from evergrant_server.store.connections.grants import ACCESS_COLUMN, grant_associated_data, was_rolled_back
+from evergrant_server.store.sealing import WrappedKey, unwrap
+from evergrant_server.store.store import Store
+from evergrant_server.store.tables import LIVE_CONDITION
+from evergrant_server.store.types import SealedBytes, UtcDateTime
+
+_SELECT = f"""
+SELECT c.tenant, c.id AS connection_id, c.integration_id, c.integration, c.provider, c.subject, c.label,
+       c.state, c.reason, c.follow_up, c.reported_generation, c.revision AS connection_revision, c.generation,
+       g.generation AS grant_generation, g.token_type, g.scopes, g.obtained_at, g.expires_at,
+       g.refresh_expires_at, g.refreshable, g.facts, g.sealed_access,
+       k.id AS key_id, k.sealed_key AS connection_key, t.id AS tenant_key_id, t.sealed_key AS tenant_key
+FROM connection c
+LEFT JOIN connection_grant g ON g.tenant = c.tenant AND g.connection_id = c.id AND g.chain = '{MAIN_SLOT}'
+LEFT JOIN key k ON k.tenant = c.tenant AND k.connection_id = c.id AND k.lane = '{KeyPurpose.LEASE}'
+     AND k.retired_at IS NULL
+LEFT JOIN key t ON t.tenant = c.tenant AND t.id = k.parent AND t.lane = '{KeyPurpose.LEASE}'
+     AND t.connection_id = ''
+"""
+
+
+def _typed(condition: str) -> TextualSelect:
+    return text(_SELECT + condition).columns(
+        grant_generation=Integer,
+        token_type=String,
+        scopes=JSON,
+        obtained_at=UtcDateTime,
+        expires_at=UtcDateTime,
+        refresh_expires_at=UtcDateTime,
+        refreshable=Boolean,
+        facts=JSON,
+        sealed_access=SealedBytes,
+        connection_key=SealedBytes,
+        tenant_key=SealedBytes,
+    )
+
+
+_BY_ID = _typed("WHERE c.tenant = :tenant AND c.id = :id")
+_BY_NAMES = _typed(
+    "WHERE c.tenant = :tenant AND c.integration = :integration AND c.subject = :subject AND c.label = :label"
+    f" ORDER BY CASE WHEN c.{LIVE_CONDITION.text} THEN 0 ELSE 1 END, c.created_at DESC, c.id LIMIT 1"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRow:
+    """A connection with its main grant, sealed. Safe to cache: it opens only through the key ring."""
+
+    tenant: Tenant
+    connection_id: ConnectionId
+    integration_id: IntegrationId
+    integration: str
+    provider: str
+    subject: str
+    label: str
+    state: LifecycleState
+    reason: ErrorCode | None
+    follow_up: FollowUp | None
+    reported_generation: int | None
+    connection_revision: int
+    generation: int
+    grant: Grant | None
+    sealed_access: Sealed | None
+    keys: WrappedKey | None
+
+    @property
+    def leasable(self) -> bool:
+        """May its token be handed out while it is valid?"""
+        reported = self.reported_generation == self.generation
+        return is_leasable(self.state, self.reason, self.follow_up, reported=reported)
+
+    def open_access_token(self, ring: KeyRing) -> Secret:
+        """The access token. Raises Failure CONSENT_REQUIRED when there is none, and SEAL_BROKEN
+        or KEY_UNAVAILABLE that names the row."""
+        if self.grant is None or self.sealed_access is None:
+            raise Failure(ErrorCode.CONSENT_REQUIRED, f"{self.connection_id} holds no access token.")
+        place = grant_associated_data(
+            self.tenant, self.connection_id, MAIN_SLOT, ACCESS_COLUMN, self.grant.generation
+        )
+        if was_rolled_back(MAIN_SLOT, self.grant.generation, self.generation):
+            raise seal_broken(place, "belongs to another generation than its connection")
+        if self.keys is None:
+            raise key_unavailable(place, "its key is not in the store")
+        if key_id_of(self.sealed_access, place) != self.keys.id:
+            raise seal_broken(place, "was sealed with another key than its connection's")
+        key = unwrap(ring, self.tenant, KeyPurpose.LEASE, self.keys)
+        return Secret(open_sealed(key, place, self.sealed_access).decode())
+
+
+class LeaseRows:
+    """Loads lease rows, each with one query outside any transaction."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def load(self, tenant: Tenant, connection_id: ConnectionId) -> LeaseRow | None:
+        """The row of this connection, or None. Raises Failure STORE_UNAVAILABLE."""
+        return await self._load(_BY_ID, {"tenant": tenant, "id": connection_id})
+
+    async def load_by_names(
+        self, tenant: Tenant, integration: str, subject: str, label: str = "default"
+    ) -> LeaseRow | None:
+        """The live connection with these names, or else the newest ended one, or None."""
+        names = {"tenant": tenant, "integration": integration, "subject": subject, "label": label}
+        return await self._load(_BY_NAMES, names)
+
+    async def _load(self, query: TextualSelect, parameters: dict[str, str]) -> LeaseRow | None:
+        async with self._store.autocommit() as connection:
+            return await _first(connection, query, parameters)
+
+
+async def _first(
+    connection: AsyncConnection, query: TextualSelect, parameters: dict[str, str]
+) -> LeaseRow | None:
+    row = (await connection.execute(query, parameters)).mappings().first()
+    if row is None:
+        return None
+    keys: WrappedKey | None = None
+    if row["key_id"] is not None and row["tenant_key_id"] is not None:
+        mine = (row["key_id"], row["connection_id"], row["connection_key"])
+        keys = WrappedKey(*mine, row["tenant_key_id"], row["tenant_key"])
+    return LeaseRow(
+        row["tenant"],
+        row["connection_id"],
+        row["integration_id"],
+        row["integration"],
+        row["provider"],
+        row["subject"],
+        row["label"],
+        LifecycleState(row["state"]),
+        None if row["reason"] is None else ErrorCode(row["reason"]),
+        None if row["follow_up"] is None else FollowUp(row["follow_up"]),
+        row["reported_generation"],
+        row["connection_revision"],
+        row["generation"],
+        None if row["grant_generation"] is None else _grant(row),
+        row["sealed_access"],
+        keys,
+    )
+
+
+def _grant(row: Any) -> Grant:
+    return Grant(
+        generation=row["grant_generation"],
+        token_type=row["token_type"],
+        scopes=tuple(row["scopes"]),
+        obtained_at=row["obtained_at"],
+        expires_at=row["expires_at"],
+        refresh_expires_at=row["refresh_expires_at"],
+        refreshable=row["refreshable"],
+        metadata=row["facts"],
+    )

@@ -1,0 +1,61 @@
+"""The key that a connection's tokens are bound to (RFC 9449): one for its life, gone with its grant."""
+
+from datetime import datetime
+
+from sqlalchemy import delete
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from evergrant_server.core.connections.proof_key import ProofKey
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.crypto import AssociatedData, KeyPurpose, new_proof_key
+from evergrant_server.store.connections.proof_key_tables import ProofKeyRow
+from evergrant_server.store.records import Values, columns_equal, find_one, insert
+from evergrant_server.store.sealing import ColumnSealer
+
+_COLUMN = "sealed_key"
+
+
+class ProofKeys:
+    """Proof keys of one transaction. In the lease lane: who hands out the token makes its proofs."""
+
+    def __init__(self, connection: AsyncConnection, seals: ColumnSealer) -> None:
+        self._connection = connection
+        self._seals = seals
+
+    async def get(self, tenant: Tenant, connection_id: ConnectionId) -> ProofKey | None:
+        """Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE."""
+        row = await find_one(self._connection, ProofKeyRow, tenant=tenant, connection_id=connection_id)
+        if row is None:
+            return None
+        place = _place(tenant, connection_id)
+        opened = await self._seals.open(KeyPurpose.LEASE, connection_id, place, row[_COLUMN])
+        return ProofKey.from_secret(opened)
+
+    async def get_or_create(self, tenant: Tenant, connection_id: ConnectionId, now: datetime) -> ProofKey:
+        """The key there is, or a new one; when another writer was faster, theirs. Raises as `get`."""
+        there = await self.get(tenant, connection_id)
+        if there is not None:
+            return there
+        made, place = new_proof_key(), _place(tenant, connection_id)
+        values: Values = {
+            "tenant": tenant,
+            "connection_id": connection_id,
+            "thumbprint": made.thumbprint,
+            _COLUMN: await self._seals.seal(KeyPurpose.LEASE, connection_id, place, made.as_secret()),
+            "created_at": now,
+            "revision": 1,
+        }
+        await insert(self._connection, ProofKeyRow, values)
+        stored = await self.get(tenant, connection_id)
+        if stored is None:
+            raise Failure(ErrorCode.STORE_CONFLICT, f"The proof key of {connection_id} is gone again.")
+        return stored
+
+    async def delete(self, tenant: Tenant, connection_id: ConnectionId) -> None:
+        mine = columns_equal(ProofKeyRow, tenant=tenant, connection_id=connection_id)
+        await self._connection.execute(delete(ProofKeyRow).where(mine))
+
+
+def _place(tenant: Tenant, connection_id: ConnectionId) -> AssociatedData:
+    return AssociatedData(tenant, "proof_key", connection_id, _COLUMN)

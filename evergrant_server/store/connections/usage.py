@@ -1,0 +1,20 @@
+"""What leases tell the schedule: the newest generation of a connection that anybody took."""
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.store.records import find_one
+from evergrant_server.store.tables import UsageRow
+
+
+class Usage:
+    """Usage rows of one transaction. They are raised by the lease ledger, without touching the
+    connection's revision: a lease doesn't change a connection."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def leased_generation(self, tenant: Tenant, connection_id: ConnectionId) -> int:
+        """The newest generation that was leased; 0 when none was."""
+        row = await find_one(self._connection, UsageRow, tenant=tenant, connection_id=connection_id)
+        return 0 if row is None else int(row["leased_generation"])

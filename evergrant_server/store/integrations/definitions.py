@@ -1,0 +1,98 @@
+"""Definitions of providers that tenants brought, a row a version."""
+
+from sqlalchemy import func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlmodel import col
+
+from evergrant_server.core.definition import Definition, DefinitionState
+from evergrant_server.core.ids import DefinitionId, Tenant
+from evergrant_server.store.integrations.definition_tables import DefinitionRow
+from evergrant_server.store.records import (
+    Values,
+    already_exists,
+    column_values,
+    columns_equal,
+    compare_and_set,
+    fetch_all,
+    find_one,
+    insert,
+)
+
+_SERVING = tuple(state.value for state in DefinitionState if state.serves)
+_OPEN = tuple(state.value for state in DefinitionState if state.in_progress)
+
+
+class Definitions:
+    """Definitions of one transaction."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def add(self, definition: Definition) -> None:
+        """Add a version. Raises Failure ALREADY_EXISTS when somebody else took its number."""
+        if not await insert(self._connection, DefinitionRow, _values(definition)):
+            raise already_exists(f"Version {definition.version} of {definition.name}")
+
+    async def get(self, tenant: Tenant, id: DefinitionId) -> Definition | None:
+        row = await find_one(self._connection, DefinitionRow, tenant=tenant, id=id)
+        return None if row is None else Definition.model_validate(row)
+
+    async def version(self, tenant: Tenant, name: str, version: int) -> Definition | None:
+        row = await find_one(self._connection, DefinitionRow, tenant=tenant, name=name, version=version)
+        return None if row is None else Definition.model_validate(row)
+
+    async def serving(self, tenant: Tenant, name: str) -> list[Definition]:
+        """Those that answer for connections of this provider now."""
+        mine = columns_equal(DefinitionRow, tenant=tenant, name=name)
+        return await self._some(select(DefinitionRow).where(mine, col(DefinitionRow.state).in_(_SERVING)))
+
+    async def open_version(self, tenant: Tenant, name: str) -> Definition | None:
+        """The version of this provider that is under way, if one is."""
+        mine = columns_equal(DefinitionRow, tenant=tenant, name=name)
+        found = await self._some(select(DefinitionRow).where(mine, col(DefinitionRow.state).in_(_OPEN)))
+        return found[0] if found else None
+
+    async def open_versions_of_all_tenants(self) -> list[Definition]:
+        """Every version that is under way, of every tenant: reconcile gives them their workflow."""
+        return await self._some(select(DefinitionRow).where(col(DefinitionRow.state).in_(_OPEN)))
+
+    async def versions(self, tenant: Tenant, name: str) -> list[Definition]:
+        """Every version, the newest first."""
+        mine = columns_equal(DefinitionRow, tenant=tenant, name=name)
+        newest = col(DefinitionRow.version).desc()
+        return await self._some(select(DefinitionRow).where(mine).order_by(newest))
+
+    async def names(self, tenant: Tenant) -> list[str]:
+        """Providers that this tenant has a definition of."""
+        mine = columns_equal(DefinitionRow, tenant=tenant)
+        query = select(col(DefinitionRow.name)).where(mine).distinct().order_by(col(DefinitionRow.name))
+        return list((await self._connection.execute(query)).scalars())
+
+    async def next_version(self, tenant: Tenant, name: str) -> int:
+        mine = columns_equal(DefinitionRow, tenant=tenant, name=name)
+        query = select(func.max(col(DefinitionRow.version))).where(mine)
+        return ((await self._connection.execute(query)).scalar_one() or 0) + 1
+
+    async def count_refresh(self, definition: Definition, *, good: bool) -> None:
+        """One more refresh under a staged version. Not a change of the row: its revision stays."""
+        column = DefinitionRow.good if good else DefinitionRow.bad
+        mine = columns_equal(
+            DefinitionRow, tenant=definition.tenant, id=definition.id, share=definition.share
+        )
+        await self._connection.execute(update(DefinitionRow).where(mine).values({column: column + 1}))  # pyright: ignore[reportArgumentType]  # a column, for SQLAlchemy
+
+    async def replace(self, definition: Definition, *, expected: int) -> Definition:
+        """Write a row if it is still at revision `expected`. Raises Failure STORE_CONFLICT, NOT_FOUND."""
+        key = {"tenant": definition.tenant, "id": definition.id}
+        values = _values(definition)
+        revision = await compare_and_set(self._connection, DefinitionRow, key, values, expected)
+        return definition.model_copy(update={"revision": revision})
+
+    async def _some(self, query: object) -> list[Definition]:
+        return [Definition.model_validate(row) for row in await fetch_all(self._connection, query)]  # pyright: ignore[reportArgumentType]  # a select
+
+
+def _values(definition: Definition) -> Values:
+    """The columns; what is a list or a model of core is written as JSON."""
+    plain = definition.model_dump(mode="json")
+    return column_values(definition, rollout=plain["rollout"], findings=plain["findings"])

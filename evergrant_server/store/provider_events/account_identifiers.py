@@ -1,0 +1,85 @@
+"""What connections are known by at their providers: keyed hashes, to be found by and never read back."""
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlmodel import col
+
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
+from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
+from evergrant_server.core.provider_events.account_identifiers import account_identifiers_of, unreplaced_names
+from evergrant_server.core.provider_events.receivers import AccountIdentifier
+from evergrant_server.crypto import KeyRing
+from evergrant_server.store.provider_events.tables import AccountIdentifierRow
+from evergrant_server.store.records import columns_equal, fetch_all, insert
+from evergrant_server.store.tables import FINAL_STATES, ConnectionRow
+
+
+class AccountIdentifiers:
+    """Marks of one transaction."""
+
+    def __init__(self, connection: AsyncConnection, ring: KeyRing) -> None:
+        self._connection = connection
+        self._ring = ring
+
+    async def update_from_reply(
+        self, owner: Connection, tokens: TokenSet, grant: Grant, origin: Origin
+    ) -> None:
+        """Make the marks those of this token reply; writes nothing when they are the same."""
+        wanted = {
+            name: self._hash(owner.tenant, owner.integration_id, mark)
+            for name, mark in account_identifiers_of(tokens, grant).items()
+        }
+        mine = columns_equal(AccountIdentifierRow, tenant=owner.tenant, connection_id=owner.id)
+        rows = await fetch_all(self._connection, select(AccountIdentifierRow).where(mine))
+        had = {row["name"]: row["mark"] for row in rows}
+        stay = unreplaced_names(tokens, origin)
+        gone = [name for name, mark in had.items() if name not in stay and wanted.get(name) != mark]
+        if gone:
+            old = delete(AccountIdentifierRow).where(mine, col(AccountIdentifierRow.name).in_(gone))
+            await self._connection.execute(old)
+        for name, mark in wanted.items():
+            if had.get(name) != mark:
+                values = {
+                    "tenant": owner.tenant,
+                    "connection_id": owner.id,
+                    "name": name,
+                    "integration_id": owner.integration_id,
+                    "mark": mark,
+                    "revision": 1,
+                }
+                await insert(self._connection, AccountIdentifierRow, values)
+
+    async def connections_identified_by(
+        self, tenant: Tenant, integration_id: IntegrationId, marks: frozenset[AccountIdentifier]
+    ) -> list[ConnectionId]:
+        """Connections of this integration that bear every one of these marks; none for no marks."""
+        if not marks:
+            return []
+        hashes = [self._hash(tenant, integration_id, mark) for mark in marks]
+        found = columns_equal(AccountIdentifierRow, tenant=tenant, integration_id=integration_id)
+        query = (
+            select(col(AccountIdentifierRow.connection_id))
+            .where(found, col(AccountIdentifierRow.mark).in_(hashes))
+            .group_by(col(AccountIdentifierRow.connection_id))
+            .having(func.count() == len(hashes))
+            .order_by(col(AccountIdentifierRow.connection_id))
+        )
+        return [row["connection_id"] for row in await fetch_all(self._connection, query)]
+
+    async def connections_of_subject(
+        self, tenant: Tenant, integration_id: IntegrationId, subject: str
+    ) -> list[ConnectionId]:
+        """Live connections of this integration whose subject this is."""
+        mine = columns_equal(ConnectionRow, tenant=tenant, integration_id=integration_id, subject=subject)
+        live = col(ConnectionRow.state).not_in(FINAL_STATES)
+        query = select(col(ConnectionRow.id)).where(mine, live).order_by(col(ConnectionRow.id))
+        return [row["id"] for row in await fetch_all(self._connection, query)]
+
+    async def delete_of_connection(self, tenant: Tenant, connection_id: ConnectionId) -> None:
+        """Delete all of a connection."""
+        mine = columns_equal(AccountIdentifierRow, tenant=tenant, connection_id=connection_id)
+        await self._connection.execute(delete(AccountIdentifierRow).where(mine))
+
+    def _hash(self, tenant: str, integration_id: str, mark: AccountIdentifier) -> str:
+        return self._ring.account_hash(tenant, integration_id, mark.name, mark.value)

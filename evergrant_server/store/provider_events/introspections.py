@@ -1,0 +1,91 @@
+"""When connections were last introspected, and when they are next; apart from the connection's own row."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Executable, Select, and_, exists, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlmodel import col
+
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
+from evergrant_server.core.provider_events.introspection import IntrospectionFinding
+from evergrant_server.store.provider_events.tables import IntrospectionRow
+from evergrant_server.store.records import columns_equal, compare_and_set, fetch_all, find_one, insert
+from evergrant_server.store.tables import ConnectionRow
+
+NEVER_INTROSPECTED = "never"
+
+
+class Introspections:
+    """Introspections of one transaction."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def unscheduled(
+        self, tenant: Tenant, integration_id: IntegrationId, limit: int
+    ) -> list[Connection]:
+        """Active connections of this integration that have no place in the order yet."""
+        query = self._active(tenant, integration_id).where(col(IntrospectionRow.connection_id).is_(None))
+        return await self._list(query.order_by(col(ConnectionRow.id)).limit(limit))
+
+    async def due(
+        self, tenant: Tenant, integration_id: IntegrationId, now: datetime, limit: int
+    ) -> list[Connection]:
+        """Active connections whose time has come, the longest overdue first."""
+        query = self._active(tenant, integration_id).where(col(IntrospectionRow.next_at) <= now)
+        order = (col(IntrospectionRow.next_at), col(ConnectionRow.id))
+        return await self._list(query.order_by(*order).limit(limit))
+
+    async def schedule(
+        self,
+        tenant: Tenant,
+        connection_id: ConnectionId,
+        next_at: datetime,
+        *,
+        outcome: str = NEVER_INTROSPECTED,
+        checked_at: datetime | None = None,
+    ) -> None:
+        """Write what came of it, and when it is next. Another worker's word is as good: no conflict."""
+        key = {"tenant": tenant, "connection_id": connection_id}
+        old = await find_one(self._connection, IntrospectionRow, **key)
+        values = {**key, "next_at": next_at, "checked_at": checked_at, "outcome": outcome}
+        if old is None:
+            await insert(self._connection, IntrospectionRow, {**values, "revision": 1})
+        else:
+            await compare_and_set(self._connection, IntrospectionRow, key, values, old["revision"])
+
+    async def provider_recognizes_tokens(self, tenant: Tenant, integration_id: IntegrationId) -> bool:
+        """True when this provider has said of a refresh token that it is active: it knows of them."""
+        same = and_(
+            col(IntrospectionRow.tenant) == col(ConnectionRow.tenant),
+            col(IntrospectionRow.connection_id) == col(ConnectionRow.id),
+        )
+        mine = columns_equal(ConnectionRow, tenant=tenant, integration_id=integration_id)
+        known = col(IntrospectionRow.outcome) == IntrospectionFinding.REFRESH_TOKEN_ACTIVE.value
+        found = await self._connection.execute(select(exists().where(same, mine, known)))
+        return bool(found.scalar_one())
+
+    async def last_outcome(self, tenant: Tenant, connection_id: ConnectionId) -> str | None:
+        """What came of the last one; None: it isn't planned."""
+        row = await find_one(self._connection, IntrospectionRow, tenant=tenant, connection_id=connection_id)
+        return None if row is None else row["outcome"]
+
+    def _active(self, tenant: Tenant, integration_id: IntegrationId) -> Select[Any]:
+        same = and_(
+            col(IntrospectionRow.tenant) == col(ConnectionRow.tenant),
+            col(IntrospectionRow.connection_id) == col(ConnectionRow.id),
+        )
+        return (
+            select(ConnectionRow)
+            .outerjoin(IntrospectionRow, same)
+            .where(
+                col(ConnectionRow.tenant) == tenant,
+                col(ConnectionRow.integration_id) == integration_id,
+                col(ConnectionRow.state) == LifecycleState.ACTIVE.value,
+            )
+        )
+
+    async def _list(self, query: Executable) -> list[Connection]:
+        return [Connection.model_validate(row) for row in await fetch_all(self._connection, query)]

@@ -1,0 +1,115 @@
+"""Receivers with their signing secrets and pinned keys, and what came in there."""
+
+from datetime import datetime
+
+from sqlalchemy import delete, or_, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlmodel import col
+
+from evergrant_server.core.ids import IntegrationId, ReceiverId, Tenant
+from evergrant_server.core.provider_events.receivers import Receiver
+from evergrant_server.core.secret import Secret
+from evergrant_server.crypto import AssociatedData, KeyPurpose
+from evergrant_server.store.provider_events.tables import EventReceiverRow, ReceivedEventRow
+from evergrant_server.store.records import (
+    Values,
+    already_exists,
+    column_values,
+    columns_equal,
+    compare_and_set,
+    fetch_all,
+    find_one,
+    insert,
+)
+from evergrant_server.store.sealing import NO_CONNECTION, ColumnSealer
+
+_COLUMN = "sealed_secret"
+
+
+class Receivers:
+    """Receivers of one transaction."""
+
+    def __init__(self, connection: AsyncConnection, seals: ColumnSealer) -> None:
+        self._connection = connection
+        self._seals = seals
+
+    async def put(self, it: Receiver, secret: Secret | None, *, expected: int | None) -> Receiver:
+        """Add (`expected` None) or change a receiver; `secret` None keeps the old one.
+
+        Raises Failure ALREADY_EXISTS when adding, STORE_CONFLICT or NOT_FOUND when changing.
+        """
+        sealed: Values = {}
+        if secret is not None:
+            sealed[_COLUMN] = await self._seals.seal(KeyPurpose.INTAKE, NO_CONNECTION, _place(it), secret)
+        if expected is None:
+            if not await insert(
+                self._connection, EventReceiverRow, column_values(it, **{_COLUMN: None, **sealed})
+            ):
+                raise already_exists("A receiver of this integration")
+            return it
+        return await self._change(it, expected, sealed)
+
+    async def replace(self, it: Receiver, *, expected: int) -> Receiver:
+        """Write `it` if its row is still at revision `expected`. Raises Failure STORE_CONFLICT, NOT_FOUND."""
+        return await self._change(it, expected, {})
+
+    async def find_in_any_tenant(self, id: ReceiverId) -> Receiver | None:
+        """The receiver with this id in whichever tenant: who calls it knows no more."""
+        return await self._one(id=id)
+
+    async def of_integration(self, tenant: Tenant, integration_id: IntegrationId) -> Receiver | None:
+        return await self._one(tenant=tenant, integration_id=integration_id)
+
+    async def secret(self, it: Receiver) -> Secret | None:
+        """The signing secret, if there is one. Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE."""
+        row = await find_one(self._connection, EventReceiverRow, tenant=it.tenant, id=it.id)
+        if row is None or row[_COLUMN] is None:
+            return None
+        return await self._seals.open(KeyPurpose.INTAKE, NO_CONNECTION, _place(it), row[_COLUMN])
+
+    async def delete(self, it: Receiver) -> None:
+        mine = columns_equal(EventReceiverRow, tenant=it.tenant, id=it.id)
+        await self._connection.execute(delete(EventReceiverRow).where(mine))
+
+    async def with_keys_older_than(self, before: datetime, limit: int = 500) -> list[Receiver]:
+        """Receivers of every tenant whose keys were fetched before then, or never."""
+        old = or_(col(EventReceiverRow.keys_at).is_(None), col(EventReceiverRow.keys_at) < before)
+        query = select(EventReceiverRow).where(old, col(EventReceiverRow.jwks_uri).is_not(None))
+        rows = await fetch_all(self._connection, query.order_by(col(EventReceiverRow.id)).limit(limit))
+        return [Receiver.model_validate(row) for row in rows]
+
+    async def is_known_event(self, it: Receiver, event_hash: str) -> bool:
+        """True when this event came before."""
+        key = {"tenant": it.tenant, "receiver_id": it.id, "event_hash": event_hash}
+        return await find_one(self._connection, ReceivedEventRow, **key) is not None
+
+    async def record_event(self, it: Receiver, event_hash: str, at: datetime) -> bool:
+        """Remember that this event came; False when another process was faster."""
+        values: Values = {
+            "tenant": it.tenant,
+            "receiver_id": it.id,
+            "event_hash": event_hash,
+            "received_at": at,
+            "revision": 1,
+        }
+        return await insert(self._connection, ReceivedEventRow, values)
+
+    async def delete_events_before(self, before: datetime) -> int:
+        """Delete what came before then; says how many."""
+        old = delete(ReceivedEventRow).where(col(ReceivedEventRow.received_at) < before)
+        return (await self._connection.execute(old)).rowcount
+
+    async def _change(self, it: Receiver, expected: int, sealed: Values) -> Receiver:
+        key = {"tenant": it.tenant, "id": it.id}
+        revision = await compare_and_set(
+            self._connection, EventReceiverRow, key, column_values(it, **sealed), expected
+        )
+        return it.model_copy(update={"revision": revision})
+
+    async def _one(self, **equal: str) -> Receiver | None:
+        row = await find_one(self._connection, EventReceiverRow, **equal)
+        return None if row is None else Receiver.model_validate(row)
+
+
+def _place(it: Receiver) -> AssociatedData:
+    return AssociatedData(it.tenant, "event_receiver", it.id, _COLUMN)

@@ -1,0 +1,220 @@
+"""Sealed columns of one transaction: which key seals what, and where that key is kept.
+
+Root (key ring) -> tenant key (a row) -> connection key (a row) -> column. Secrets without
+a connection are sealed by the tenant's intake key itself. No plain key outlives the call, but
+for those that a single-use credential's answer will need (`HeldKeys`).
+"""
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import NamedTuple
+
+from sqlalchemy import Label, and_, delete, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import aliased
+from sqlmodel import col
+
+from evergrant_server.core.secret import Secret
+from evergrant_server.crypto import (
+    AssociatedData,
+    KeyPurpose,
+    KeyRing,
+    Sealed,
+    SealingKey,
+    key_id_of,
+    new_sealing_key,
+    open_sealed,
+    seal,
+)
+from evergrant_server.crypto.envelope import key_unavailable, seal_broken
+from evergrant_server.store.records import columns_equal, fetch_first, insert
+from evergrant_server.store.tables import KeyRow
+
+NO_CONNECTION = ""  # the connection id of a tenant's own key
+
+
+class WrappedKey(NamedTuple):
+    """A key's row, and the row of the tenant key that wraps it (the same for a tenant key)."""
+
+    id: str
+    connection_id: str
+    wrapped: Sealed
+    tenant_key_id: str
+    tenant_key: Sealed
+
+
+class UnwrappedKeys:
+    """Keys of one connection, unwrapped before an intent: its answer needs no key service.
+
+    Doesn't print. Kept for one attempt, and dropped with it.
+    """
+
+    __slots__ = ("_by_id", "_current")
+
+    def __init__(self, current: Mapping[KeyPurpose, SealingKey]) -> None:
+        self._current = dict(current)
+        self._by_id = {key.id: key for key in current.values()}
+
+    def current(self, lane: KeyPurpose) -> SealingKey:
+        return self._current[lane]
+
+    def get(self, key_id: str) -> SealingKey | None:
+        return self._by_id.get(key_id)
+
+    def merged_with(self, other: "UnwrappedKeys") -> "UnwrappedKeys":
+        """With keys of other lanes."""
+        return UnwrappedKeys({**self._current, **other._current})
+
+    def __repr__(self) -> str:
+        return f"HeldKeys({', '.join(self._current)})"
+
+
+def key_associated_data(tenant: str, key_id: str, lane: KeyPurpose, connection_id: str) -> AssociatedData:
+    """Where a wrapped key lives; its lane and connection are part of the place."""
+    return AssociatedData(tenant, "key", key_id, f"sealed_key:{lane.value}:{connection_id}")
+
+
+def unwrap(ring: KeyRing, tenant: str, lane: KeyPurpose, rows: WrappedKey) -> SealingKey:
+    """Unwrap a key through its tenant's. Raises Failure KEY_UNAVAILABLE or SEAL_BROKEN."""
+    above = key_associated_data(tenant, rows.tenant_key_id, lane, NO_CONNECTION)
+    tenant_key = ring.unwrap(lane, above, rows.tenant_key_id, rows.tenant_key)
+    if rows.connection_id == NO_CONNECTION:
+        return tenant_key
+    place = key_associated_data(tenant, rows.id, lane, rows.connection_id)
+    return SealingKey(rows.id, open_sealed(tenant_key, place, rows.wrapped))
+
+
+class ColumnSealer:
+    """Seals and opens columns within one transaction; makes missing keys in the same one."""
+
+    def __init__(
+        self, connection: AsyncConnection, ring: KeyRing, now: datetime, held: UnwrappedKeys | None = None
+    ) -> None:
+        self._connection = connection
+        self.ring = ring
+        self._now = now
+        self._held = held
+
+    async def find_current_keys(
+        self, tenant: str, connection_id: str, lanes: Iterable[KeyPurpose]
+    ) -> UnwrappedKeys | None:
+        """The connection's current keys, or None when one wasn't made yet. Raises as `hold` does."""
+        keys: dict[KeyPurpose, SealingKey] = {}
+        for lane in lanes:
+            rows = await self._rows(tenant, lane, connection_id=connection_id, retired_at=None)
+            if rows is None:
+                return None
+            keys[lane] = unwrap(self.ring, tenant, lane, rows)
+        return UnwrappedKeys(keys)
+
+    async def get_or_create_keys(
+        self, tenant: str, connection_id: str, lanes: Iterable[KeyPurpose]
+    ) -> UnwrappedKeys:
+        """The connection's current keys, made when needed. Raises Failure KEY_UNAVAILABLE, SEAL_BROKEN."""
+        place = AssociatedData(tenant, "key", connection_id, "held")
+        return UnwrappedKeys({lane: await self._current(lane, connection_id, place) for lane in lanes})
+
+    async def seal(
+        self, lane: KeyPurpose, connection_id: str, place: AssociatedData, value: Secret
+    ) -> Sealed:
+        """Seal a column of a connection (or, with NOBODY, of the tenant), making its key when needed."""
+        return seal(await self._current(lane, connection_id, place), place, value.reveal().encode())
+
+    async def open(
+        self, lane: KeyPurpose, connection_id: str, place: AssociatedData, sealed: bytes
+    ) -> Secret:
+        """Open a column. Raises Failure SEAL_BROKEN or KEY_UNAVAILABLE that names it."""
+        return Secret((await self.open_bytes(lane, connection_id, place, sealed)).decode())
+
+    async def open_bytes(
+        self, lane: KeyPurpose, connection_id: str, place: AssociatedData, sealed: bytes
+    ) -> bytes:
+        """As `open`, for what is no text: a journal's entry."""
+        if not self.ring.holds(lane):
+            raise key_unavailable(place, f"the {self.ring.role} role doesn't hold the {lane} lane")
+        key_id = key_id_of(sealed, place)
+        rows = await self._rows(place.tenant, lane, id=key_id)
+        if rows is None:
+            raise key_unavailable(place, f"its key {key_id} is not in the store")
+        if rows.connection_id != connection_id:
+            raise seal_broken(place, "was sealed with a key of another connection")
+        key = self._unwrapped(place.tenant, lane, rows)
+        return open_sealed(key, place, sealed)
+
+    async def destroy_keys(self, tenant: str, connection_id: str) -> int:
+        """Delete the connection's keys: whatever they sealed, here or in a backup's rows, is gone."""
+        keys = columns_equal(KeyRow, tenant=tenant, connection_id=connection_id)
+        gone = delete(KeyRow).where(keys, col(KeyRow.connection_id) != NO_CONNECTION)
+        return (await self._connection.execute(gone)).rowcount
+
+    async def _current(self, lane: KeyPurpose, connection_id: str, place: AssociatedData) -> SealingKey:
+        if not self.ring.holds(lane):
+            raise key_unavailable(place, f"the {self.ring.role} role doesn't hold the {lane} lane")
+        current = {"connection_id": connection_id, "retired_at": None}
+        rows = await self._rows(place.tenant, lane, **current)
+        if rows is None:
+            await self._create(place.tenant, lane, connection_id, place)
+            rows = await self._rows(place.tenant, lane, **current)
+        if rows is None:
+            raise key_unavailable(place, "its key vanished while it was being made")
+        return self._unwrapped(place.tenant, lane, rows)
+
+    def _unwrapped(self, tenant: str, lane: KeyPurpose, rows: WrappedKey) -> SealingKey:
+        held = self._held.get(rows.id) if self._held else None
+        return held or unwrap(self.ring, tenant, lane, rows)
+
+    async def _create(
+        self, tenant: str, lane: KeyPurpose, connection_id: str, for_place: AssociatedData
+    ) -> None:
+        """Add a key; when another writer was faster, theirs is the one (the index allows one)."""
+        key = new_sealing_key("tky" if connection_id == NO_CONNECTION else "cky")
+        place = key_associated_data(tenant, key.id, lane, connection_id)
+        if connection_id == NO_CONNECTION:
+            parent, wrapped = self.ring.current_root_id(lane), self.ring.wrap(lane, place, key)
+        else:
+            above = await self._current(lane, NO_CONNECTION, for_place)
+            parent, wrapped = above.id, seal(above, place, key.reveal())
+        values = {
+            "tenant": tenant,
+            "id": key.id,
+            "lane": lane.value,
+            "connection_id": connection_id,
+            "parent": parent,
+            "sealed_key": wrapped,
+            "created_at": self._now,
+            "retired_at": None,
+            "revision": 1,
+        }
+        await insert(self._connection, KeyRow, values)
+
+    async def _rows(self, tenant: str, lane: KeyPurpose, **equal: str | None) -> WrappedKey | None:
+        above = aliased(KeyRow)
+        over = and_(
+            col(above.tenant) == col(KeyRow.tenant),
+            col(above.lane) == col(KeyRow.lane),
+            col(above.id) == col(KeyRow.parent),
+        )
+        parent_id: Label[str] = col(above.id).label("parent_id")
+        parent_key: Label[Sealed] = col(above.sealed_key).label("parent_key")
+        query = (
+            select(
+                col(KeyRow.id),
+                col(KeyRow.connection_id),
+                col(KeyRow.sealed_key),
+                parent_id,
+                parent_key,
+            )
+            .select_from(KeyRow)
+            .outerjoin(above, over)
+            .where(columns_equal(KeyRow, tenant=tenant, lane=lane.value, **equal))
+        )
+        row = await fetch_first(self._connection, query)
+        if row is None:
+            return None
+        mine = (row["id"], row["connection_id"], row["sealed_key"])
+        if row["connection_id"] == NO_CONNECTION:
+            return WrappedKey(*mine, row["id"], row["sealed_key"])
+        if row["parent_key"] is None:
+            place = key_associated_data(tenant, row["id"], lane, row["connection_id"])
+            raise key_unavailable(place, "the tenant key that wraps it is not in the store")
+        return WrappedKey(*mine, row["parent_id"], row["parent_key"])

@@ -1,0 +1,123 @@
+"""Events that somebody subscribed to, and how far each is on its way to each webhook."""
+
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, delete, exists, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlmodel import col
+
+from evergrant_server.core.events import WebhookEvent
+from evergrant_server.core.ids import DeliveryId, EventId, Tenant, WebhookId
+from evergrant_server.core.webhooks import Delivery, DeliveryStatus, Webhook
+from evergrant_server.store.records import (
+    already_exists,
+    column_values,
+    columns_equal,
+    compare_and_set,
+    fetch_all,
+    find_one,
+    insert,
+)
+from evergrant_server.store.webhooks.tables import DeliveryRow, EventRow
+
+_PRUNED_AT_ONCE = 500
+
+
+class Deliveries:
+    """Events and deliveries of one transaction."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def add_event(self, event: WebhookEvent) -> bool:
+        """Add an event; False when it is there already."""
+        return await insert(self._connection, EventRow, column_values(event))
+
+    async def event(self, tenant: Tenant, id: EventId) -> WebhookEvent | None:
+        row = await find_one(self._connection, EventRow, tenant=tenant, id=id)
+        return None if row is None else WebhookEvent.model_validate(row)
+
+    async def add(self, delivery: Delivery) -> None:
+        """Add a delivery. Raises Failure ALREADY_EXISTS."""
+        if not await insert(self._connection, DeliveryRow, column_values(delivery)):
+            raise already_exists(f"Delivery {delivery.id}")
+
+    async def get(self, tenant: Tenant, id: DeliveryId) -> Delivery | None:
+        row = await find_one(self._connection, DeliveryRow, tenant=tenant, id=id)
+        return None if row is None else Delivery.model_validate(row)
+
+    async def replace(self, delivery: Delivery, *, expected: int) -> Delivery:
+        """Write it if its row is still at revision `expected`. Raises Failure STORE_CONFLICT, NOT_FOUND."""
+        key = {"tenant": delivery.tenant, "id": delivery.id}
+        revision = await compare_and_set(
+            self._connection, DeliveryRow, key, column_values(delivery), expected
+        )
+        return delivery.model_copy(update={"revision": revision})
+
+    async def due(self, webhook: Webhook, now: datetime, limit: int, *, by_hand: bool) -> list[Delivery]:
+        """What is due, the longest overdue first: either what somebody asked for by hand, or the rest."""
+        ripe = _pending(webhook, by_hand) & (col(DeliveryRow.next_at) <= now)
+        query = select(DeliveryRow).where(ripe).order_by(col(DeliveryRow.next_at)).limit(limit)
+        return [Delivery.model_validate(row) for row in await fetch_all(self._connection, query)]
+
+    async def next_at(self, webhook: Webhook, *, by_hand: bool) -> datetime | None:
+        """When the first of them is due; None when nothing waits."""
+        first = select(func.min(col(DeliveryRow.next_at))).where(_pending(webhook, by_hand))
+        return (await self._connection.execute(first)).scalar_one_or_none()
+
+    async def page(
+        self,
+        tenant: Tenant,
+        webhook_id: WebhookId,
+        *,
+        status: DeliveryStatus | None = None,
+        after: tuple[datetime, str] | None = None,
+        limit: int = 50,
+    ) -> list[Delivery]:
+        """Deliveries to one webhook, newest first (by moment and id), behind `after`."""
+        order = (col(DeliveryRow.created_at), col(DeliveryRow.id))
+        query = select(DeliveryRow).where(columns_equal(DeliveryRow, tenant=tenant, webhook_id=webhook_id))
+        if status is not None:
+            query = query.where(col(DeliveryRow.status) == status.value)
+        if after is not None:
+            at, id = after
+            query = query.where((order[0] < at) | ((order[0] == at) & (order[1] < id)))
+        newest = query.order_by(order[0].desc(), order[1].desc()).limit(limit)
+        return [Delivery.model_validate(row) for row in await fetch_all(self._connection, newest)]
+
+    async def prune(self, tenant: Tenant, webhook_id: WebhookId, before: datetime) -> int:
+        """Delete deliveries from before this moment, whatever became of them, and events that nobody
+        waits for any more; a bounded number. Returns how many deliveries."""
+        mine = columns_equal(DeliveryRow, tenant=tenant, webhook_id=webhook_id)
+        oldest = (
+            select(col(DeliveryRow.id))
+            .where(mine, col(DeliveryRow.created_at) < before)
+            .order_by(col(DeliveryRow.created_at))
+            .limit(_PRUNED_AT_ONCE)
+        )
+        gone = await self._connection.execute(
+            delete(DeliveryRow).where(mine, col(DeliveryRow.id).in_(oldest))
+        )
+        waited_for = exists().where(
+            col(DeliveryRow.tenant) == col(EventRow.tenant), col(DeliveryRow.event_id) == col(EventRow.id)
+        )
+        over = columns_equal(EventRow, tenant=tenant) & (col(EventRow.at) < before) & ~waited_for
+        some = select(col(EventRow.id)).where(over).limit(_PRUNED_AT_ONCE)
+        await self._connection.execute(
+            delete(EventRow).where(columns_equal(EventRow, tenant=tenant), col(EventRow.id).in_(some))
+        )
+        return gone.rowcount
+
+    async def webhooks_with_deliveries_before(
+        self, before: datetime, limit: int = 100
+    ) -> list[tuple[Tenant, WebhookId]]:
+        """Webhooks that have deliveries from before this moment."""
+        which = (col(DeliveryRow.tenant), col(DeliveryRow.webhook_id))
+        old = select(*which).where(col(DeliveryRow.created_at) < before).distinct().limit(limit)
+        rows = (await self._connection.execute(old)).all()
+        return [(Tenant(tenant), WebhookId(webhook)) for tenant, webhook in rows]
+
+
+def _pending(webhook: Webhook, by_hand: bool) -> ColumnElement[bool]:
+    waits = columns_equal(DeliveryRow, tenant=webhook.tenant, webhook_id=webhook.id, by_hand=by_hand)
+    return waits & (col(DeliveryRow.status) == DeliveryStatus.PENDING.value)

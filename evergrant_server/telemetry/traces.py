@@ -1,0 +1,199 @@
+"""Traces: one lease followed from the caller's request to the provider's answer.
+
+Off until `start` is told to by the standard `OTEL_…` variables; then spans are kept in a bounded
+queue that a thread of its own empties, so that no request ever waits for a collector. Of what a
+caller sends, only the ids of `traceparent` are taken over: no tracestate, no baggage.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import httpx2
+from opentelemetry import context, trace
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.telemetry.names import (
+    CODE,
+    ERROR_TYPE,
+    HTTP_METHOD,
+    HTTP_ROUTE,
+    HTTP_STATUS,
+    SERVER_ADDRESS,
+    SERVER_PORT,
+)
+from evergrant_server.telemetry.sdk import otlp_enabled, resource
+
+# W3C Trace Context section 3.2.2
+_TRACEPARENT = re.compile(r"^(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?\Z")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
+_OTHER_METHOD = "_OTHER"  # the conventions' word for a method nobody knows
+
+_tracer = trace.get_tracer("evergrant")  # a stand-in until a provider is set
+
+
+class _TracingState:
+    def __init__(self) -> None:
+        self.provider: Any = None
+
+
+_state = _TracingState()
+
+
+def start(service: str, provider_for: Callable[[Any], Any]) -> bool:
+    """Trace from now on if the environment asks for it; says whether this process traces.
+
+    `provider_for` makes the SDK's tracer provider of a resource. Raises BadTelemetry.
+    """
+    if _state.provider is None and otlp_enabled("TRACES"):
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        provider = provider_for(resource(service))
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        trace.set_tracer_provider(provider)
+        _state.provider = provider
+    return _state.provider is not None
+
+
+def is_enabled() -> bool:
+    """Does this process trace?"""
+    return _state.provider is not None
+
+
+def flush(limit_ms: int = 2000) -> None:
+    """Send what is left, within the limit."""
+    if _state.provider is not None:
+        with suppress(Exception):  # the last spans are not worth a failed shutdown
+            _state.provider.force_flush(limit_ms)
+
+
+# --- across processes ---------------------------------------------------------------------
+
+
+def current_ids() -> tuple[str, str]:
+    """The trace and span that this code runs in, as hex; ("", "") when nothing is traced."""
+    it = trace.get_current_span().get_span_context()
+    if not (it.is_valid and it.trace_flags.sampled):
+        return "", ""
+    return trace.format_trace_id(it.trace_id), trace.format_span_id(it.span_id)
+
+
+@contextmanager
+def continue_trace(asked: RequestContext | None) -> Iterator[None]:
+    """Run the block in the trace of whoever asked, if that was traced."""
+    if asked is None or not asked.span_id or _state.provider is None:
+        yield
+        return
+    parent = _remote_span(asked.trace_id, asked.span_id, TraceFlags.SAMPLED)
+    token = context.attach(trace.set_span_in_context(parent))
+    try:
+        yield
+    finally:
+        context.detach(token)
+
+
+def _remote_span(trace_id: str, span_id: str, flags: int) -> NonRecordingSpan:
+    return NonRecordingSpan(SpanContext(int(trace_id, 16), int(span_id, 16), True, TraceFlags(flags)))
+
+
+# --- HTTP ---------------------------------------------------------------------------------
+
+
+class TracingMiddleware:
+    """ASGI middleware: a span around every request, in the caller's trace if it names one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        method = _method_name(scope["method"])
+        with _tracer.start_as_current_span(
+            method,
+            _parent_context(scope),
+            SpanKind.SERVER,
+            {HTTP_METHOD: method},
+            record_exception=False,  # its text may quote anything
+            set_status_on_exception=False,
+        ) as span:
+
+            async def sending(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    _set_response_attributes(span, method, scope, message["status"])
+                await send(message)
+
+            await self._app(scope, receive, sending)
+
+
+def _parent_context(scope: Scope) -> context.Context | None:
+    for name, value in scope["headers"]:
+        if name == b"traceparent" and (found := _TRACEPARENT.match(value.decode("latin-1").strip())):
+            remote = _remote_span(found[1], found[2], int(found[3], 16) & TraceFlags.SAMPLED)
+            if remote.get_span_context().is_valid:
+                return trace.set_span_in_context(remote)
+    return None
+
+
+def _set_response_attributes(span: trace.Span, method: str, scope: Scope, status: int) -> None:
+    route = getattr(scope.get("route"), "path", None)
+    if route is not None:  # the template; the path itself may hold a connect link
+        span.update_name(f"{method} {route}")
+        span.set_attribute(HTTP_ROUTE, route)
+    span.set_attribute(HTTP_STATUS, status)
+    if status >= 500:
+        span.set_attribute(ERROR_TYPE, str(status))
+        span.set_status(Status(StatusCode.ERROR))
+
+
+def set_problem_code(code: str) -> None:
+    """Say on the current span which problem was answered."""
+    trace.get_current_span().set_attribute(CODE, code)
+
+
+class TracingTransport(httpx2.AsyncBaseTransport):
+    """A span around every request that leaves, and what came of it. Neither URL nor header is told."""
+
+    def __init__(self, inner: httpx2.AsyncBaseTransport) -> None:
+        self._inner = inner
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        method, url = _method_name(request.method), request.url
+        about = {
+            HTTP_METHOD: method,
+            SERVER_ADDRESS: url.host,
+            SERVER_PORT: url.port or _default_port(url.scheme),
+        }
+        with _tracer.start_as_current_span(
+            method, None, SpanKind.CLIENT, about, record_exception=False, set_status_on_exception=False
+        ) as span:
+            try:
+                response = await self._inner.handle_async_request(request)
+            except BaseException as error:
+                _mark_failed(span, getattr(getattr(error, "code", None), "value", type(error).__name__))
+                raise
+            span.set_attribute(HTTP_STATUS, response.status_code)
+            if response.status_code >= 400:
+                _mark_failed(span, str(response.status_code))
+            return response
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+def _mark_failed(span: trace.Span, kind: str) -> None:
+    span.set_attribute(ERROR_TYPE, kind)
+    span.set_status(Status(StatusCode.ERROR))
+
+
+def _method_name(name: str) -> str:
+    return name if name in _METHODS else _OTHER_METHOD
+
+
+def _default_port(scheme: str) -> int:
+    return 443 if scheme == "https" else 80

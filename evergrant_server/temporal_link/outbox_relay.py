@@ -1,0 +1,204 @@
+"""The relay: takes the outbox to Temporal, at least once and in order per workflow."""
+
+import asyncio
+import logging
+import secrets
+from contextlib import suppress
+from datetime import timedelta
+
+from evergrant_server import audit
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import CONNECTION_WORKFLOW_ID, ConnectionId, Tenant
+from evergrant_server.core.messages.connection import ConnectionStart, ExportStart, Provenance, RequestContext
+from evergrant_server.core.messages.definition_rollout import RolloutStart
+from evergrant_server.core.messages.par import PushAuthorizationRequest
+from evergrant_server.core.messages.webhooks import WakeWebhook
+from evergrant_server.core.outbox import OutboxKind, OutboxMessage
+from evergrant_server.core.provider_events.receivers import FetchReceiverKeys
+from evergrant_server.store import HistoryExport, Store
+from evergrant_server.telemetry import metrics, traces
+from evergrant_server.telemetry.logs import log_event
+from evergrant_server.telemetry.names import LogEvent
+from evergrant_server.temporal_link.calls import WorkflowNotRunning
+from evergrant_server.temporal_link.link import TemporalLink
+from evergrant_server.temporal_link.reconcile import Reconciler, StartOutcome
+
+log = logging.getLogger("evergrant.relay")
+
+_CLAIM_TIME = timedelta(seconds=30)  # a claim whose relay died is free again after this
+_BATCH = 50
+_FIRST_RETRY = timedelta(seconds=1)
+_LONGEST_RETRY = timedelta(minutes=5)
+_REPORT_INTERVAL_S = 5.0
+
+
+class OutboxRelay:
+    """Run any number of them: a message is claimed before it is delivered."""
+
+    def __init__(
+        self,
+        store: Store,
+        link: TemporalLink,
+        reconciler: Reconciler,
+        clock: Clock,
+        interval: timedelta = _FIRST_RETRY,
+    ) -> None:
+        self._store = store
+        self._link = link
+        self._reconciler = reconciler
+        self._clock = clock
+        self._interval = interval.total_seconds()
+        self._name = f"relay-{secrets.token_hex(4)}"
+        self._notified = asyncio.Event()
+        self._reported_at = -_REPORT_INTERVAL_S
+
+    def notify(self) -> None:
+        """Say that a message was committed, so that nobody waits for the next look."""
+        self._notified.set()
+
+    async def run(self) -> None:
+        """Deliver until cancelled."""
+        while True:
+            self._notified.clear()
+            await self._report_depth()
+            if await self.deliver_batch() == 0:
+                # not wait_for: before Python 3.12 it loses a cancellation that comes with a nudge
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._interval):
+                        await self._notified.wait()
+
+    async def _report_depth(self) -> None:
+        """Say how much waits and for how long; every few seconds, for it costs a query."""
+        if self._loop_time() < self._reported_at + _REPORT_INTERVAL_S:
+            return
+        self._reported_at = self._loop_time()
+        now = self._clock.now()
+        with suppress(Failure):  # the next round says that the store is away
+            async with self._store.read() as tx:
+                depth, oldest = await tx.outbox.depth(now), await tx.outbox.oldest_undelivered_at()
+            metrics.set_outbox(depth, (now - oldest).total_seconds() if oldest else 0)
+
+    @staticmethod
+    def _loop_time() -> float:
+        return asyncio.get_running_loop().time()
+
+    async def deliver_batch(self) -> int:
+        """One round; says how many messages were claimed."""
+        try:
+            async with self._store.write() as tx:
+                batch = await tx.outbox.claim(self._name, self._clock.now(), _CLAIM_TIME, _BATCH)
+            for message in batch:
+                await self._deliver(message)
+            return len(batch)
+        except Failure as failure:
+            log_event(log, logging.WARNING, LogEvent.OUTBOX_STUCK, code=failure.code)
+        except Exception as unexpected:  # a relay that ends is missed by nobody until much waits
+            log_event(
+                log, logging.ERROR, LogEvent.OUTBOX_STUCK, type(unexpected).__name__, code=ErrorCode.INTERNAL
+            )
+        return 0
+
+    async def _deliver(self, message: OutboxMessage) -> None:
+        """Hand one message over or put it off; what is wrong with it is not in others' way."""
+        try:
+            await self._deliver_or_restart(message)
+        except Failure as failure:
+            await self._postpone(message, failure.code)
+        except Exception as unexpected:
+            # its text may quote anything: only the kind is kept
+            await self._postpone(message, f"{ErrorCode.INTERNAL}: {type(unexpected).__name__}")
+
+    async def _deliver_or_restart(self, message: OutboxMessage) -> None:
+        try:
+            with traces.continue_trace(_request_context(message)):
+                await self._dispatch(message)
+        except WorkflowNotRunning:
+            await self._handle_missing_workflow(message)
+        else:
+            await self._mark_delivered(message)
+
+    async def _handle_missing_workflow(self, message: OutboxMessage) -> None:
+        """Its run has closed, or Temporal has lost it: the store says which, and decides."""
+        match = CONNECTION_WORKFLOW_ID.match(message.target)
+        revival = StartOutcome.NOT_NEEDED
+        if match is not None:
+            tenant, connection = Tenant(match["tenant"]), ConnectionId(match["connection"])
+            revival = await self._reconciler.start_workflow(tenant, connection)
+        if revival is StartOutcome.NOT_NEEDED:
+            what = f"{message.kind} {message.name}"
+            log_event(log, logging.INFO, LogEvent.MESSAGE_TOO_LATE, what, object=message.target)
+            await self._mark_delivered(message)
+        else:  # whoever started it: it hasn't heard this, and to hear it twice does no harm
+            await self._postpone(message, "its workflow runs again")
+
+    async def _dispatch(self, message: OutboxMessage) -> None:
+        match message.kind:
+            case OutboxKind.START_WORKFLOW:
+                await self._link.start_connection(ConnectionStart.model_validate(message.payload))
+            case OutboxKind.SIGNAL:
+                await self._link.signal(message.target, message.name, message.payload)
+            case OutboxKind.START_EXPORT:
+                await self._link.start_export(ExportStart.model_validate(message.payload))
+            case OutboxKind.WAKE_WEBHOOK:
+                await self._link.wake_webhook(WakeWebhook.model_validate(message.payload))
+            case OutboxKind.START_DEFINITION_ROLLOUT:
+                await self._link.start_onboarding(RolloutStart.model_validate(message.payload))
+            case OutboxKind.FETCH_RECEIVER_KEYS:
+                await self._link.start_key_fetch(FetchReceiverKeys.model_validate(message.payload))
+            case OutboxKind.PUSH_AUTHORIZATION_REQUEST:
+                await self._link.start_pushed_request(
+                    PushAuthorizationRequest.model_validate(message.payload)
+                )
+            case OutboxKind.EXPORT_HISTORY:
+                await self._export_history(message)
+
+    async def _export_history(self, message: OutboxMessage) -> None:
+        """Keep a closed run's history in the store, with an audit record that says so."""
+        payload = message.payload
+        workflow, run_id = payload["workflow_id"], payload["run_id"]
+        if not await self._link.is_closed(workflow, run_id):
+            raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, "the run has not closed yet")
+        events = await self._link.history(workflow, run_id)
+        now = self._clock.now()
+        last = int(events[-1]["eventId"])
+        export = HistoryExport(
+            tenant=message.tenant,
+            connection_id=payload["connection_id"],
+            workflow_id=workflow,
+            run_id=run_id,
+            exported_at=now,
+            closed=True,
+            last_event_id=last,
+            events=events,
+        )
+        entry = AuditEntry(
+            tenant=message.tenant,
+            at=now,
+            action=AuditAction.HISTORY_EXPORTED,
+            object=payload["connection_id"],
+            context=RequestContext(by="schedule"),
+            detail={"events": last},
+            provenance=Provenance(workflow_id=workflow, run_id=run_id, event_id=last),
+        )
+        async with self._store.write() as tx:
+            await tx.histories.add(export)
+            await audit.append(tx, entry)
+
+    async def _mark_delivered(self, message: OutboxMessage) -> None:
+        async with self._store.write() as tx:
+            await tx.outbox.mark_delivered(message.id, self._clock.now())
+
+    async def _postpone(self, message: OutboxMessage, error: str) -> None:
+        wait = min(_FIRST_RETRY * 2 ** min(message.attempts, 10), _LONGEST_RETRY)
+        if message.kind is OutboxKind.EXPORT_HISTORY and message.attempts < 10:
+            wait = _FIRST_RETRY / 4  # the run is just closing
+        async with self._store.write() as tx:
+            await tx.outbox.postpone(message.id, error, self._clock.now() + wait)
+
+
+def _request_context(message: OutboxMessage) -> RequestContext | None:
+    """Who wrote the message, and in which trace."""
+    asked = message.payload.get("context")
+    return RequestContext.model_validate(asked) if asked else None

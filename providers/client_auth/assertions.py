@@ -1,0 +1,116 @@
+"""Signs JWTs with a key or a secret of ours: who we are (RFC 7523 section 2.2), or what we ask for (2.1)."""
+
+import json
+import secrets
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from joserfc import jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey, JWKRegistry, Key, OctKey, OKPKey, RSAKey
+
+from evergrant_server.core.connections.client_key import ClientKey
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.secret import Secret
+
+ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+_LIVES_S = 60  # an assertion is used at once; a stolen one is of no use after this
+_CURVES = {"P-256": "ES256", "P-384": "ES384", "P-521": "ES512", "Ed25519": "Ed25519"}
+_SMALLEST_RSA = 2048  # bits, RFC 7518 section 3.3
+_SIGNS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519")
+_PEM_KINDS = ("RSA", "EC", "OKP")
+
+
+def client_assertion(client_id: str, audience: str, key: ClientKey, at: datetime) -> str:
+    """Who we are, signed with our key: one audience, one use, a minute (RFC 7523 section 3)."""
+    return sign_jwt(key, _claims(client_id, audience, at))
+
+
+def secret_assertion(client_id: str, audience: str, secret: Secret, at: datetime) -> str:
+    """The same with the client secret as the key (OpenID Connect Core section 9)."""
+    claims = _claims(client_id, audience, at)
+    return jwt.encode({"alg": "HS256", "typ": "JWT"}, claims, OctKey.import_key(secret.reveal()))
+
+
+def sign_jwt(
+    key: ClientKey,
+    claims: Mapping[str, Any],
+    *,
+    alg: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> str:
+    """A JWT over these claims; `headers` are put over its own.
+
+    Raises Failure CLIENT_REJECTED for a key that can't sign it.
+    """
+    private = import_signing_key(key)
+    header = {"alg": alg or signing_algorithm(private), "typ": "JWT"}
+    name = key.id or private.kid
+    if name:
+        header["kid"] = name
+    header |= headers or {}
+    try:
+        return jwt.encode(header, dict(claims), private, algorithms=list(_SIGNS))
+    except (JoseError, ValueError, TypeError):
+        detail = f"the integration's key can't sign with {header['alg']}"
+        raise Failure(ErrorCode.CLIENT_REJECTED, detail) from None
+
+
+def import_signing_key(key: ClientKey) -> Key:
+    """The key to sign with. Raises Failure CLIENT_REJECTED that says what it isn't, never what it is."""
+    text = key.private.reveal().strip()
+    try:
+        found = JWKRegistry.import_key(json.loads(text)) if text.startswith("{") else _from_pem(text)
+    except (JoseError, ValueError, TypeError, KeyError):
+        raise _unfit("it is neither a PEM private key nor a JWK") from None
+    if isinstance(found, OctKey) or not found.is_private:
+        raise _unfit("it is not a private key")
+    if isinstance(found, RSAKey) and found.raw_value.key_size < _SMALLEST_RSA:
+        raise _unfit(f"an RSA key needs {_SMALLEST_RSA} bits")
+    signing_algorithm(found)
+    return found
+
+
+def signing_algorithm(key: Key) -> str:
+    """What the key says of itself, else what is usual for its kind."""
+    named = key.get("alg")
+    if named is not None:
+        if named not in _SIGNS:
+            raise _unfit("its alg is none of a signature with a private key")
+        return str(named)
+    if isinstance(key, RSAKey):
+        return "RS256"
+    curve = str(key.get("crv")) if isinstance(key, ECKey | OKPKey) else ""
+    if curve not in _CURVES:
+        raise _unfit("its curve is not used for signatures")
+    return _CURVES[curve]
+
+
+def _from_pem(text: str) -> Key:
+    if "-----BEGIN" not in text:
+        raise ValueError("not PEM")
+    for kind in _PEM_KINDS:
+        try:
+            return JWKRegistry.import_key(text, kind)
+        except (JoseError, ValueError, TypeError):
+            continue
+    raise ValueError("no kind of key that is known")
+
+
+def _claims(client_id: str, audience: str, at: datetime) -> dict[str, Any]:
+    now = int(at.timestamp())
+    return {
+        "iss": client_id,
+        "sub": client_id,
+        "aud": audience,
+        "jti": secrets.token_urlsafe(16),
+        "iat": now,
+        "exp": now + _LIVES_S,
+    }
+
+
+def _unfit(why: str) -> Failure:
+    return Failure(
+        ErrorCode.CLIENT_REJECTED, f"the integration's key can't be used: {why}", field="client_key"
+    )

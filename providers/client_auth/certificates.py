@@ -1,0 +1,49 @@
+"""Reads a client certificate and its key before they are kept (RFC 8705 section 2). Pure."""
+
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+
+from evergrant_server.core.connections.client_certificate import ClientCertificate
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.secret import Secret
+
+_MOST_CERTIFICATES = 10
+
+
+def parse_client_certificate(certificate: str, private: Secret, now: datetime) -> ClientCertificate:
+    """A certificate that can be presented. Raises Failure INVALID_REQUEST (field `client_certificate`):
+    not PEM, over already, or with another key than the one that came with it."""
+    try:
+        chain = x509.load_pem_x509_certificates(certificate.encode())
+    except ValueError:
+        raise _bad("the certificate is not PEM") from None
+    if len(chain) > _MOST_CERTIFICATES:
+        raise _bad(f"more than {_MOST_CERTIFICATES} certificates")
+    try:
+        key = load_pem_private_key(private.reveal().encode(), None)
+    except (
+        ValueError,
+        TypeError,
+        UnsupportedAlgorithm,
+    ):  # an encrypted one too
+        raise _bad("the private key is not PEM without a password") from None
+    try:
+        ours = chain[0].public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except (ValueError, UnsupportedAlgorithm):
+        raise _bad("the certificate's key is of a kind that is not known") from None
+    if key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) != ours:
+        raise _bad("the private key is not the first certificate's")
+    ends = min(it.not_valid_after_utc for it in chain)
+    if ends <= now:
+        raise _bad("a certificate of the chain is over")
+    text = "".join(it.public_bytes(Encoding.PEM).decode() for it in chain)
+    return ClientCertificate(certificate=text, private=private, expires_at=ends)
+
+
+def _bad(why: str) -> Failure:
+    return Failure(
+        ErrorCode.INVALID_REQUEST, f"The client certificate can't be used: {why}.", field="client_certificate"
+    )

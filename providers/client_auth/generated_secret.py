@@ -1,0 +1,38 @@
+"""A client secret that is a JWT made on demand, as Apple wants it. Pure.
+
+https://developer.apple.com/documentation/accountorganizationaldatasharing/creating-a-client-secret
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from evergrant_server.core.connections.client_key import ClientKey
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.secret import Secret
+from providers.client_auth.assertions import sign_jwt
+from providers.definition.resolution import checked_params, fill_template
+from providers.definition.schema import ProviderSpec
+
+
+def generate_client_secret(
+    spec: ProviderSpec, client_id: str, params: Mapping[str, str], key: ClientKey | None, at: datetime
+) -> Secret:
+    """The secret of this moment, signed with the integration's key.
+
+    Raises Failure CLIENT_REJECTED: the integration lacks the key or a parameter, or the key can't
+    sign with the definition's algorithm.
+    """
+    rule = spec.client_secret_generator
+    assert rule is not None
+    if key is None:
+        why = f"the integration has no key, and {spec.name} wants a secret that is signed"
+        raise Failure(ErrorCode.CLIENT_REJECTED, why, provider=spec.name, field="client_key")
+    try:
+        values = {**checked_params(spec, params), "client_id": client_id}
+        claims = {name: fill_template(text, values, spec) for name, text in rule.claims.items()}
+        named = {name: fill_template(text, values, spec) for name, text in rule.headers.items()}
+    except Failure as failure:  # an admin's to repair, and no caller's
+        raise Failure(ErrorCode.CLIENT_REJECTED, failure.detail, provider=spec.name) from None
+    now = int(at.timestamp())
+    times = {"iat": now, "exp": now + rule.lifetime_s}
+    return Secret(sign_jwt(key, claims | times, alg=rule.alg, headers=named))

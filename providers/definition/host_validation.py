@@ -1,0 +1,83 @@
+"""Rules about where a definition would send codes and secrets. Pure."""
+
+import ipaddress
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from providers.definition.schema import ProviderSpec, TemplateParam
+from providers.definition.schema_base import PLACEHOLDER, placeholders
+
+_PROBES = (
+    "evil.com",
+    "www.evil.com",
+    "evil",
+    "com.evil",
+    "evil.co.uk",
+    "localhost",
+    "127.0.0.1",
+    "acme.evil.com",
+)
+# where anybody may register the next label; the vendor owns nothing but what stands before them
+_PUBLIC = (".co.uk", ".com.au", ".com.br", ".co.jp", ".com.cn", ".github.io", ".vercel.app", ".herokuapp.com")
+
+
+def hosts_are_pinned(spec: ProviderSpec) -> Iterator[tuple[str, str, str]]:
+    """A parameter may choose among the vendor's hosts, unless it openly names any host."""
+    loose: dict[str, tuple[str, str]] = {}
+    for field, url in spec.credential_urls().items():
+        host = urlsplit(PLACEHOLDER.sub("x", url)).hostname or ""
+        if _is_address(host) or ("." not in host and not placeholders(url)):
+            yield field, "names an address or a host without a domain", "Name the provider's host"
+        authority = url.removeprefix("https://").partition("/")[0]
+        for name in placeholders(authority):
+            probe = _let_through(spec, authority, name)
+            if probe is not None:
+                loose.setdefault(name, (probe, field))
+    for name, (probe, field) in loose.items():
+        yield (
+            f"template_params.{name}",
+            f"lets {probe} into the host of {field}: a client secret or a token could go there",
+            "Pin it to the vendor's domain: a closed list, or a pattern that ends in it",
+        )
+
+
+def _let_through(spec: ProviderSpec, authority: str, name: str) -> str | None:
+    """A host that isn't the vendor's, and that this parameter would take; None when it takes none."""
+    rule = spec.template_params.get(name)
+    if rule is None or rule.kind == "arbitrary_host":
+        return None
+    ending = authority.rpartition(f"{{{name}}}")[2]
+    for other in placeholders(ending):
+        ending = ending.replace(f"{{{other}}}", _closed(spec.template_params.get(other)))
+    if ending.count(".") >= 2 and not placeholders(ending) and ending not in _PUBLIC:
+        return None  # {name}.vendor.com: whatever it is, the vendor owns it
+    return next((probe for probe in _PROBES if rule.problem(rule.normalised(probe)) is None), None)
+
+
+def _closed(rule: TemplateParam | None) -> str:
+    """One value of a closed list, to see what stands behind it; nothing for an open one."""
+    return rule.enum[0] if rule is not None and rule.enum else ""
+
+
+def sources_are_named(spec: ProviderSpec) -> Iterator[tuple[str, str, str]]:
+    """Where the code is asked for and where the secret goes may be two hosts, if somebody has seen it."""
+    known = spec.sources.agreeing.keys() | set(spec.sources.vendor_documentation)
+    urls = (spec.authorization_endpoint, spec.token_endpoint)
+    hosts = {urlsplit(url).netloc for url in urls if url is not None}
+    if len(hosts) > 1 and "token_endpoint" not in known:
+        yield (
+            "sources.agreeing",
+            "doesn't name token_endpoint, which is on another host than the authorization endpoint",
+            "Say how many sources agree on it, or that the vendor's pages say so",
+        )
+    for name in sorted(known):
+        if name.split(".")[0] not in ProviderSpec.model_fields:
+            yield "sources", f"speaks of {name}, which is no field", "Name the field as the definition does"
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+    return True

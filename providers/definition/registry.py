@@ -1,0 +1,152 @@
+"""The catalogue in memory: every definition read and checked once, found by name."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from evergrant_server.core.connections.refresh_rules import RefreshRules
+from evergrant_server.core.definition import Definition, serving_versions
+from evergrant_server.core.errors import ErrorCode, Failure
+from providers.definition.schema import ProviderSpec
+from providers.definition.schema_errors import describe_errors
+from providers.definition.strict_yaml import MAX_CHARACTERS, InvalidYaml, parse_yaml
+from providers.quirks import QUIRKS
+from providers.responses.json_paths import json_type
+
+CATALOG = Path(__file__).resolve().parents[1] / "catalog"
+_MOST_BROUGHT = 1000  # parsed versions of tenants kept in memory
+_MOST_LINES = 12
+
+
+class Registry:
+    """The providers of one catalogue. A changed file needs a new `load`; what tenants bring is asked for."""
+
+    def __init__(self, specs: dict[str, ProviderSpec]) -> None:
+        self._specs = dict(sorted(specs.items()))
+        self._brought: dict[str, ProviderSpec] = {}
+
+    @classmethod
+    def load(cls, folder: Path | None = None) -> "Registry":
+        """Read every `*.yaml` of a folder (the catalogue beside this file without one).
+
+        Raises Failure INVALID_REQUEST naming the file, the provider and the field that is wrong.
+        """
+        specs: dict[str, ProviderSpec] = {}
+        for path in sorted((folder or CATALOG).glob("*.yaml")):
+            spec = read_definition_file(path)
+            specs[spec.name] = spec
+        return cls(specs)
+
+    def get(self, name: str) -> ProviderSpec:
+        """The definition with this name. Raises Failure PROVIDER_UNKNOWN."""
+        try:
+            return self._specs[name]
+        except KeyError:
+            raise Failure(
+                ErrorCode.PROVIDER_UNKNOWN, f"no provider is called {name[:64]!r}", field="provider"
+            ) from None
+
+    def candidates(
+        self, name: str, versions: Sequence[Definition], identity: str | None = None
+    ) -> list[tuple[ProviderSpec, Definition | None]]:
+        """Who answers for `identity`: a tenant's version before the catalogue's own (None).
+
+        While a version is staged, the one that answered before it comes second. Raises Failure
+        PROVIDER_UNKNOWN when there is neither.
+        """
+        found: list[tuple[ProviderSpec, Definition | None]] = []
+        for definition in serving_versions(versions, identity):
+            if definition is not None:
+                found.append((self.parse(definition), definition))
+            elif name in self._specs or not found:
+                found.append((self.get(name), None))
+        return found
+
+    def serving(self, name: str, versions: Sequence[Definition], identity: str | None = None) -> ProviderSpec:
+        """The definition that answers first. Raises Failure PROVIDER_UNKNOWN."""
+        return self.candidates(name, versions, identity)[0][0]
+
+    def refresh_rules(self, name: str, versions: Sequence[Definition], identity: str) -> RefreshRules:
+        """How tokens age there. A staged version's word on it isn't relied on yet.
+
+        Raises Failure PROVIDER_UNKNOWN, or INVALID_REQUEST for a version that can't be read any more.
+        """
+        return self.candidates(name, versions, identity)[-1][0].refresh_rules()
+
+    def parse(self, definition: Definition) -> ProviderSpec:
+        """What a tenant's version says; parsed once, for a version never changes."""
+        known = self._brought.get(definition.id)
+        if known is None:
+            if len(self._brought) >= _MOST_BROUGHT:
+                self._brought.clear()
+            known = parse_definition(definition.document, f"version {definition.version}")
+            self._brought[definition.id] = known
+        return known
+
+    def offline_scope(self, name: str) -> str | None:
+        """The scope that only yields a refresh token; None also for what a tenant alone defines."""
+        spec = self._specs.get(name)
+        return spec.offline_scope if spec else None
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._specs)
+
+    def all(self) -> tuple[ProviderSpec, ...]:
+        return tuple(self._specs.values())
+
+
+def read_definition_file(path: Path) -> ProviderSpec:
+    """One definition from its file. Raises Failure INVALID_REQUEST as `read_spec`."""
+    spec = _parsed(_text_of(path), path.name)
+    if spec.name != path.stem:
+        raise _wrong(path.name, f"name: is {spec.name!r}, but the file is called {path.stem!r}")
+    return spec
+
+
+@lru_cache(maxsize=512)  # the same text is the same definition: a process parses its catalogue once
+def _parsed(text: str, where: str) -> ProviderSpec:
+    return parse_yaml_definition(text, where)
+
+
+def parse_yaml_definition(text: str, where: str) -> ProviderSpec:
+    """One definition from YAML. Raises Failure INVALID_REQUEST with every wrong field named."""
+    try:
+        data = parse_yaml(text)
+    except InvalidYaml as error:
+        raise _wrong(where, str(error)) from None
+    return parse_definition(data, where)
+
+
+def parse_definition(data: object, where: str) -> ProviderSpec:
+    """A definition from what a document holds. Raises Failure INVALID_REQUEST as `read_spec`."""
+    if not isinstance(data, dict):
+        shape = "empty" if data is None else json_type(data)
+        raise _wrong(where, f"is {shape}, not a mapping of fields")
+    try:
+        spec = ProviderSpec.model_validate(data)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False)
+        lines = describe_errors(ProviderSpec, found, _MOST_LINES)
+        raise _wrong(where, "; ".join(lines), str(data.get("name", ""))[:64]) from None
+    unknown = set(spec.quirks) - set(QUIRKS)
+    if unknown:
+        raise _wrong(where, f"quirks: no hook is called {', '.join(sorted(unknown))[:200]}", spec.name)
+    return spec
+
+
+def _text_of(path: Path) -> str:
+    """A file's text, no more of it than is read. Raises Failure INVALID_REQUEST."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4 * MAX_CHARACTERS + 1).decode("utf-8")
+    except UnicodeDecodeError:
+        raise _wrong(path.name, "is not UTF-8") from None
+    except OSError as error:
+        raise _wrong(path.name, f"can't be read: {error.strerror}") from None
+
+
+def _wrong(where: str, what: str, provider: str = "") -> Failure:
+    named = f"provider {provider!r} in {where}" if provider else where
+    return Failure(ErrorCode.INVALID_REQUEST, f"{named}: {what}", field=what.split(":", 1)[0])

@@ -1,0 +1,149 @@
+"""Fills in what a definition leaves open: hosts, parameters, client authentication."""
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+from evergrant_server.core.access import Endpoints, Integration
+from evergrant_server.core.errors import ErrorCode, Failure
+from providers.definition.schema import ClientAuth, ProviderSpec
+from providers.definition.schema_base import PLACEHOLDER
+
+_LATER = frozenset({"client_id", "token"})  # known only when a revocation is sent
+
+
+def definition_endpoints(spec: ProviderSpec, params: Mapping[str, str]) -> Endpoints:
+    """The provider's endpoints with this integration's template parameters in place.
+
+    What a callback brings may be missing still: its place stays, and `complete` refuses to send there.
+    Raises Failure INVALID_REQUEST naming the parameter that is missing, unknown or malformed,
+    and for a provider whose endpoints must be discovered.
+    """
+    if spec.token_endpoint is None:
+        detail = f"provider {spec.name} has no endpoints of its own; give an issuer"
+        raise Failure(ErrorCode.INVALID_REQUEST, detail, field="issuer", provider=spec.name)
+    values = checked_params(spec, params)
+    later = _from_callback(spec)
+
+    def filled(template: str | None) -> str | None:
+        return None if template is None else fill_template(template, values, spec, leave=_LATER | later)
+
+    template = spec.revocation.url if spec.revocation and spec.revocation.url else spec.revocation_endpoint
+    return Endpoints(
+        issuer=filled(spec.issuer),
+        authorization_endpoint=filled(spec.authorization_endpoint),
+        token_endpoint=fill_template(spec.token_endpoint, values, spec, leave=later),
+        refresh_endpoint=filled(spec.refresh_endpoint),
+        revocation_endpoint=filled(template),
+        introspection_endpoint=filled(spec.introspection_endpoint),
+        device_authorization_endpoint=filled(spec.device_authorization_endpoint),
+        registration_endpoint=filled(spec.registration_endpoint),
+        iss_in_callback=spec.iss_in_callback,
+        pushed_authorization_request_endpoint=filled(spec.pushed_authorization_request_endpoint),
+        pushed_requests_required=spec.require_pushed_authorization_requests,
+    )
+
+
+def require_complete(spec: ProviderSpec, url: str) -> str:
+    """The URL, if nothing in it waits for a callback. Raises Failure INVALID_REQUEST naming what does."""
+    waiting = PLACEHOLDER.search(url)
+    if waiting:
+        raise _bad(spec, waiting.group(1), "comes in a callback, and hasn't come yet")
+    return url
+
+
+def params_from_metadata(spec: ProviderSpec, facts: Mapping[str, Any]) -> dict[str, str]:
+    """Of what is known of a connection, the template parameters. Whoever fills them in checks them again."""
+    names = [name for name, rule in spec.template_params.items() if rule.source != "integration"]
+    known = {name: facts[name] for name in names if name in facts}
+    return {name: str(it) for name, it in known.items() if isinstance(it, str | int)}
+
+
+def api_base_url_of(spec: ProviderSpec, params: Mapping[str, str], facts: Mapping[str, Any]) -> str | None:
+    """Where the provider's API is for this connection; None while a part of that isn't known, or is wrong."""
+    if spec.api_base_url is None:
+        return None
+    try:
+        values = checked_params(spec, {**params, **params_from_metadata(spec, facts)})
+        return fill_template(spec.api_base_url, values, spec)
+    except Failure:
+        return None
+
+
+def _from_callback(spec: ProviderSpec) -> frozenset[str]:
+    return frozenset(name for name, rule in spec.template_params.items() if rule.source == "callback")
+
+
+def checked_params(spec: ProviderSpec, params: Mapping[str, str]) -> dict[str, str]:
+    """Normalised parameters with defaults. Raises Failure INVALID_REQUEST (field `params.<name>`)."""
+    unknown = set(params) - set(spec.template_params)
+    if unknown:
+        name = min(unknown)[:64]
+        raise _bad(spec, name, "is not a parameter of this provider")
+    values: dict[str, str] = {}
+    for name, rule in spec.template_params.items():
+        given = params.get(name, rule.default)
+        if given is None:
+            continue  # missed where a template needs it
+        value = rule.normalised(given)
+        problem = rule.problem(value)
+        if problem:
+            raise _bad(spec, name, problem)
+        values[name] = value
+    return values
+
+
+def fill_template(
+    template: str, values: Mapping[str, str], spec: ProviderSpec, *, leave: frozenset[str] = frozenset()
+) -> str:
+    """A template with its placeholders replaced. Raises Failure INVALID_REQUEST for a missing one."""
+    out, at = [], 0
+    for found in PLACEHOLDER.finditer(template):
+        name = found.group(1)
+        out.append(template[at : found.start()])
+        if name in values:
+            out.append(values[name])
+        elif name in leave:
+            out.append(found.group(0))
+        else:
+            raise _bad(spec, name, "is missing")
+        at = found.end()
+    return "".join([*out, template[at:]])
+
+
+def fill_url_encoded(template: str, **values: str) -> str:
+    """A URL with values put in percent-encoded, so that none can leave its place."""
+    for name, value in values.items():
+        template = template.replace(f"{{{name}}}", quote(value, safe=""))
+    return template
+
+
+def client_auth_of(spec: ProviderSpec, integration: Integration) -> str:
+    """How this integration authenticates: its own choice, else what the provider takes.
+
+    For a discovered server, its metadata decides between Basic and the request body; Basic is
+    what every server must support (RFC 6749 section 2.3.1).
+    """
+    if integration.client_auth is not None:
+        return integration.client_auth
+    offered = integration.endpoints.token_auth_methods if integration.endpoints else ()
+    if spec.discovery and offered and spec.client_auth.value not in offered:
+        for method in (ClientAuth.BASIC, ClientAuth.POST):
+            if method.value in offered:
+                return method.value
+    return spec.client_auth.value
+
+
+def assertion_audience(spec: ProviderSpec, endpoints: Endpoints) -> str:
+    """Whom a signed client assertion is for: one string (RFC 7523 section 3).
+
+    The issuer, since a token endpoint can be another server's by a mix-up; the token endpoint where
+    the definition says so, or there is no issuer.
+    """
+    if spec.client_assertion_audience == "issuer" and endpoints.issuer is not None:
+        return endpoints.issuer
+    return endpoints.token_endpoint
+
+
+def _bad(spec: ProviderSpec, name: str, problem: str) -> Failure:
+    return Failure(ErrorCode.INVALID_REQUEST, f"{name} {problem}", field=f"params.{name}", provider=spec.name)

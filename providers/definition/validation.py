@@ -1,0 +1,234 @@
+"""What a definition may say and still be wrong: contradictions, loose hosts, secrets kept as facts. Pure.
+
+The schema refuses what can't be read; these rules find what reads well and can't be meant.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from providers.definition.categories import CATEGORIES
+from providers.definition.host_validation import hosts_are_pinned, sources_are_named
+from providers.definition.schema import ClientAuth, ProviderSpec
+from providers.definition.schema_base import placeholders
+from providers.definition.schema_request import BodyFormat, Pkce
+
+
+@dataclass(frozen=True)
+class DefinitionProblem:
+    """One thing that is wrong, where it is, and what to do about it."""
+
+    file: str
+    field: str
+    what: str
+    repair: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.field}: {self.what}. {self.repair}."
+
+
+RuleFindings = Iterator[tuple[str, str, str]]  # field, what is wrong, the repair
+
+_AGEING = (
+    "refresh_endpoint",
+    "refresh_params",
+    "refresh_param_names",
+    "refresh_params_include",
+    "refresh_sends_scope",
+    "refresh_client_auth",
+    "refresh_rotates",
+    "rotation_grace_s",
+    "on_reuse",
+    "refresh_token_lifetime_s",
+    "refresh_token_idle_s",
+    "min_refresh_age_s",
+    "refresh_buffer_s",
+    "offline_scope",
+)
+_SCOPES = (
+    "default_scopes",
+    "offline_scope",
+    "scope_separator",
+    "scope_raw_encoding",
+    "optional_scope_param",
+    "scope_params",
+    "scope_param_name",
+)
+_SECRET = re.compile(r"token|secret|session_key|session_nonce|password|assertion|webhook\.url", re.IGNORECASE)
+_DROP = "Leave it out"
+
+
+def problems_of(spec: ProviderSpec, file: str) -> list[DefinitionProblem]:
+    """Everything the rules find in one definition."""
+    return [DefinitionProblem(file, *found) for rule in RULES for found in rule(spec)]
+
+
+def differs_from_default(spec: ProviderSpec, field: str) -> bool:
+    """Whether a definition says something else than the field's default."""
+    return bool(
+        getattr(spec, field) != ProviderSpec.model_fields[field].get_default(call_default_factory=True)
+    )
+
+
+def refresh_fields_are_used(spec: ProviderSpec) -> RuleFindings:
+    if spec.refresh_supported or spec.refresh.kind != "refresh_token":
+        return
+    for field in _AGEING:
+        if differs_from_default(spec, field):
+            yield field, "says how tokens are refreshed, and refresh_supported is false", _DROP
+    if spec.revocation_endpoint and (spec.revocation is None or spec.revocation.token == "refresh_token"):
+        yield (
+            "revocation.token",
+            "wants a refresh token, and there is none",
+            "Say revocation: {token: access_token}",
+        )
+
+
+def rotation_makes_sense(spec: ProviderSpec) -> RuleFindings:
+    if spec.refresh_rotates is False and spec.on_reuse:
+        yield "on_reuse", "speaks of a token used again, and refresh_rotates is false", _DROP
+
+
+def scope_fields_are_used(spec: ProviderSpec) -> RuleFindings:
+    for field in _SCOPES if not spec.scopes_supported else ():
+        if differs_from_default(spec, field):
+            yield field, "speaks of scopes, and scopes_supported is false", _DROP
+    for scope in (*spec.default_scopes, *([spec.offline_scope] if spec.offline_scope else [])):
+        if spec.scope_separator in scope:
+            yield "default_scopes", f"{scope!r} holds the separator", "Make it two scopes"
+    if spec.offline_scope in spec.default_scopes:
+        yield (
+            "default_scopes",
+            "lists the offline scope, which is always added",
+            "Leave it in offline_scope alone",
+        )
+
+
+def credential_fields_are_used(spec: ProviderSpec) -> RuleFindings:
+    methods = {spec.client_auth, spec.refresh_client_auth} - {None}
+    if ClientAuth.POST not in methods:
+        for field in ("client_secret_param", "client_secret_header"):
+            if differs_from_default(spec, field):
+                yield (
+                    field,
+                    f"is used by client_secret_post alone, and client_auth is {spec.client_auth}",
+                    _DROP,
+                )
+    if spec.basic_auth_template is not None and ClientAuth.BASIC not in methods:
+        yield "basic_auth_template", "is used by client_secret_basic alone", _DROP
+    if spec.pkce is Pkce.OFF and differs_from_default(spec, "pkce_challenge_encoding"):
+        yield "pkce_challenge_encoding", "speaks of a challenge, and pkce is off", _DROP
+    if (
+        spec.client_auth is ClientAuth.NONE
+        and spec.pkce is Pkce.OFF
+        and "authorization_code" in spec.auth_modes
+    ):
+        yield (
+            "pkce",
+            "is off for a public client: anybody who sees a code can use it",
+            "Find out how codes are bound",
+        )
+    if spec.token_request_method == "GET" and spec.token_request_format is not BodyFormat.FORM:
+        yield "token_request_format", "says how a body is written, and a GET has none", _DROP
+
+
+def flows_have_what_they_need(spec: ProviderSpec) -> RuleFindings:
+    needs = {"device_code": "device_authorization_endpoint", "oauth1": "request_token_endpoint"}
+    for mode, field in needs.items():
+        listed, there = mode in spec.auth_modes, getattr(spec, field) is not None
+        if listed and not there and not spec.discovery:
+            yield field, f"is missing, and auth_modes lists {mode}", f"Say it, or drop {mode}"
+        if there and not listed:
+            yield "auth_modes", f"lacks {mode}, and {field} is there", f"List {mode}, or drop {field}"
+    for mode in ("client_credentials", "jwt_bearer", "token_exchange"):
+        if getattr(spec, mode, None) is not None and mode not in spec.auth_modes:
+            yield mode, "describes a flow that auth_modes doesn't list", f"List {mode}, or leave it out"
+    if spec.token_endpoint is None and not spec.discovery:
+        yield "token_endpoint", "is missing, and there is no discovery", "Say it"
+
+
+def revocation_has_a_url(spec: ProviderSpec) -> RuleFindings:
+    rule = spec.revocation
+    if rule is None:
+        return
+    if spec.revocation_endpoint is None and rule.url is None and not spec.discovery:
+        yield "revocation", "has no URL to go to", "Say revocation_endpoint, or revocation.url"
+    if spec.revocation_endpoint is not None and rule.url is not None:
+        yield "revocation_endpoint", "is never used: revocation.url wins", _DROP
+    if rule.auth == "header" and rule.auth_template is None:
+        yield "revocation.auth_template", "is missing for auth: header", "Say what the header holds"
+
+
+def dates_have_a_path(spec: ProviderSpec) -> RuleFindings:
+    for prefix in ("expires_at", "refresh_expires_at"):
+        default = type(spec.response).model_fields[f"{prefix}_format"].default
+        given = getattr(spec.response, f"{prefix}_format")
+        if given != default and getattr(spec.response, f"{prefix}_path") is None:
+            yield (
+                f"response.{prefix}_format",
+                f"says how a date is written, and there is no {prefix}_path",
+                _DROP,
+            )
+
+
+def metadata_holds_no_secret(spec: ProviderSpec) -> RuleFindings:
+    """What is kept beside the tokens is shown to people and written to logs."""
+    secrets = {spec.response.access_token_path, spec.response.refresh_token_path, spec.response.id_token_path}
+    for field, names in (
+        ("response.metadata_paths", spec.response.metadata_paths),
+        ("callback_metadata_params", spec.callback_metadata_params),
+    ):
+        for name in names:
+            if name in secrets or _SECRET.search(name) or name == spec.callback_code_param:
+                yield field, f"{name} looks like a secret, and facts are shown", _DROP
+
+
+def parameters_are_used(spec: ProviderSpec) -> RuleFindings:
+    texts = [
+        text for text in _texts(spec.model_dump(mode="json", exclude={"template_params", "notes", "sources"}))
+    ]
+    used = placeholders(*texts)
+    if spec.jwt_bearer is not None:
+        used |= spec.jwt_bearer.claims_when.keys()
+    for name in spec.template_params:
+        if name not in used:
+            yield f"template_params.{name}", "is used by nothing", _DROP
+
+
+def categories_are_known(spec: ProviderSpec) -> RuleFindings:
+    for name in spec.categories:
+        if name not in CATEGORIES:
+            yield "categories", f"{name} is none", "Take one of providers/definition/categories.py"
+    if not spec.categories:
+        yield "categories", "is empty", "Take one of providers/definition/categories.py"
+
+
+def _texts(value: Any) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case dict():
+            for item in value.values():
+                yield from _texts(item)
+        case list() | tuple():
+            for item in value:
+                yield from _texts(item)
+        case _:
+            return
+
+
+RULES: tuple[Callable[[ProviderSpec], RuleFindings], ...] = (
+    refresh_fields_are_used,
+    rotation_makes_sense,
+    scope_fields_are_used,
+    credential_fields_are_used,
+    flows_have_what_they_need,
+    revocation_has_a_url,
+    dates_have_a_path,
+    metadata_holds_no_secret,
+    parameters_are_used,
+    hosts_are_pinned,
+    sources_are_named,
+    categories_are_known,
+)

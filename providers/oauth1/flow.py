@@ -1,0 +1,206 @@
+"""OAuth 1.0a (RFC 5849 section 2): its endpoints, its requests, and what its replies and callbacks say. Pure.
+
+Temporary credentials, a page where the subject consents, token credentials. The token is no
+bearer token: each request is signed (`oauth1_signing`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+
+from evergrant_server.core.access import Integration
+from evergrant_server.core.connections.grant import TokenSet
+from evergrant_server.core.connections.token_pair import OAUTH1, TokenPair
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.secret import Secret
+from providers.definition.resolution import checked_params, fill_template
+from providers.definition.schema import ProviderSpec
+from providers.definition.schema_request import OAuth1Spec, SignatureMethod
+from providers.definition.schema_response import ResponseSpec
+from providers.oauth1.signing import oauth1_authorization_header
+from providers.requests.authorization_url import requested_scopes
+from providers.requests.callback import Callback, Query, unique_params
+from providers.requests.client import OAuthClient
+from providers.requests.request_format import filled_params
+from providers.responses.durations import seconds_until
+from providers.responses.error_mapping import reply_fields, unreadable_reply
+from providers.responses.json_paths import UnreadableBody, is_metadata_value
+from providers.responses.raw_reply import RawReply
+from providers.responses.token_response import raise_for_failure
+
+_DENIED = "denied"  # X and those that follow it: the token, under another name
+_PROBLEM = "oauth_problem"  # the Problem Reporting extension
+_SAID_NO = ("user_refused", "permission_denied")
+_LONGEST = 2048
+
+
+@dataclass(frozen=True)
+class OAuth1Endpoints:
+    """Where the three steps go (RFC 5849 section 2)."""
+
+    temporary: str
+    authorization: str
+    token: str
+
+
+@dataclass(frozen=True)
+class SignedRequest:
+    """A request without a body: all it says is in its header, which no repr shows."""
+
+    method: str
+    url: str
+    headers: dict[str, str]
+
+    def __repr__(self) -> str:
+        return f"SignedRequest({self.url!r})"
+
+
+def oauth1_spec(spec: ProviderSpec) -> OAuth1Spec:
+    return spec.oauth1 or OAuth1Spec()
+
+
+def oauth1_endpoints(spec: ProviderSpec, integration: Integration) -> OAuth1Endpoints:
+    """Raises Failure INVALID_REQUEST when the definition lacks one, or a parameter is missing."""
+    rule, values = oauth1_spec(spec), checked_params(spec, integration.params)
+    named = {
+        "request_token_endpoint": spec.request_token_endpoint,
+        "authorization_endpoint": rule.authorization_endpoint or spec.authorization_endpoint,
+        "token_endpoint": rule.token_endpoint or spec.token_endpoint,
+    }
+    for name, url in named.items():
+        if url is None:
+            detail = f"{spec.name} has no {name} for OAuth 1.0a"
+            raise Failure(ErrorCode.INVALID_REQUEST, detail, provider=spec.name, field=name)
+    temporary, page, token = (fill_template(str(url), values, spec) for url in named.values())
+    return OAuth1Endpoints(temporary, page, token)
+
+
+def temporary_credentials_request(
+    spec: ProviderSpec, url: str, client: OAuthClient, callback: str, at: datetime
+) -> SignedRequest:
+    """RFC 5849 section 2.1. Raises as `authorization`."""
+    return _request(spec, url, client, at, None, ("oauth_callback", callback))
+
+
+def token_credentials_request(
+    spec: ProviderSpec, url: str, client: OAuthClient, temporary: TokenPair, verifier: Secret, at: datetime
+) -> SignedRequest:
+    """RFC 5849 section 2.3. Raises as `authorization`."""
+    return _request(spec, url, client, at, temporary, ("oauth_verifier", verifier.reveal()))
+
+
+def _request(
+    spec: ProviderSpec,
+    url: str,
+    client: OAuthClient,
+    at: datetime,
+    pair: TokenPair | None,
+    said: tuple[str, str],
+) -> SignedRequest:
+    rule = oauth1_spec(spec)
+    header = oauth1_authorization_header(
+        client, rule.signature_method, rule.method, url, at=at, pair=pair, realm=rule.realm, protocol=(said,)
+    )
+    fixed = {"Accept": "*/*", "User-Agent": "Evergrant"}
+    return SignedRequest(rule.method, url, {**fixed, **spec.required_headers, "Authorization": header})
+
+
+def oauth1_authorization_url(
+    spec: ProviderSpec, integration: Integration, temporary: TokenPair, scopes: Sequence[str]
+) -> str:
+    """Where the browser is sent (RFC 5849 section 2.2)."""
+    parts = urlsplit(oauth1_endpoints(spec, integration).authorization)
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    query.append(("oauth_token", temporary.token.reveal()))
+    query.extend(filled_params(spec, spec.authorization_params, integration.params).items())
+    wanted = requested_scopes(spec, integration, scopes)
+    if oauth1_spec(spec).scope_in == "authorization" and wanted:
+        query.append((spec.scope_param_name, spec.scope_separator.join(wanted)))
+    return urlunsplit((*parts[:3], urlencode(query, quote_via=quote), ""))
+
+
+def read_temporary_credentials(spec: ProviderSpec, reply: RawReply) -> TokenPair:
+    """Temporary credentials (RFC 5849 section 2.1). Raises as `replies.read_tokens`.
+
+    Without `oauth_callback_confirmed` it is OAuth 1.0, where one can finish what another began.
+    """
+    pair, fields = _pair(spec, reply, ErrorCode.CLIENT_REJECTED)
+    if fields.get("oauth_callback_confirmed") != "true":
+        raise unreadable_reply(spec, reply, "no oauth_callback_confirmed, so it speaks OAuth 1.0")
+    return pair
+
+
+def read_token_credentials(spec: ProviderSpec, reply: RawReply, *, now: datetime) -> TokenSet:
+    """Token credentials (RFC 5849 section 2.3), sealed as one. Raises as `replies.read_tokens`."""
+    pair, fields = _pair(spec, reply, ErrorCode.GRANT_REJECTED)
+    response = spec.response
+    facts = {path: str(fields[path]) for path in response.metadata_paths if path in fields}
+    moment = fields.get(response.expires_at_path or "")
+    try:
+        expires_in = seconds_until(moment, "an expiry", response.expires_at_format, now)
+    except UnreadableBody as why:
+        raise unreadable_reply(spec, reply, str(why)) from None
+    return TokenSet(
+        access_token=pair.as_secret(),
+        token_type=OAUTH1,
+        expires_in=expires_in,
+        scopes=() if oauth1_spec(spec).scope_in == "none" else None,
+        metadata={name: value for name, value in facts.items() if is_metadata_value(value)},
+    )
+
+
+def _pair(spec: ProviderSpec, reply: RawReply, refused: ErrorCode) -> tuple[TokenPair, dict[str, object]]:
+    """401 is the one status that RFC 5849 section 3.2 has for all that may be wrong with credentials."""
+    if reply.status == 401:
+        raise Failure(refused, f"{spec.name} answered with status 401", provider=spec.name)
+    read = spec.model_copy(update={"response": ResponseSpec(), "success_statuses": (200,)})
+    raise_for_failure(read, reply, (200,))
+    fields = reply_fields(read, reply)
+    token, secret = fields.get("oauth_token"), fields.get("oauth_token_secret")
+    for name, value in (("oauth_token", token), ("oauth_token_secret", secret)):
+        if not isinstance(value, str) or not value.isascii() or not value.isprintable():
+            raise unreadable_reply(spec, reply, f"no {name} that can be used")
+    if not token:
+        raise unreadable_reply(spec, reply, "an empty oauth_token")
+    return TokenPair(Secret(str(token)), Secret(str(secret))), fields
+
+
+def temporary_token_in(query: Query) -> Secret | None:
+    """The temporary token that a callback is about: what `state` is elsewhere. None: it isn't ours.
+
+    Raises Failure CALLBACK_INVALID when it is there twice.
+    """
+    for name in ("oauth_token", _DENIED):
+        if any(given == name for given, _ in query):
+            return _one(query, name)
+    return None
+
+
+def read_oauth1_callback(query: Query) -> Callback:
+    """Read a callback (RFC 5849 section 2.2). Raises Failure CALLBACK_INVALID."""
+    params = unique_params(query)
+    token = temporary_token_in(query)
+    problem = params.get(_PROBLEM)
+    if _DENIED in params or problem in _SAID_NO:
+        return Callback(None, token, denied=True, error=problem)
+    if problem is not None:
+        return Callback(None, token, denied=False, error=problem if problem.isidentifier() else "problem")
+    return Callback(_one(query, "oauth_verifier"), token, denied=False, error=None)
+
+
+def _one(query: Query, name: str) -> Secret:
+    values = [value for given, value in query if given == name]
+    good = len(values) == 1 and values[0].isascii() and values[0].isprintable()
+    if not good or not 0 < len(values[0]) <= _LONGEST:
+        raise Failure(
+            ErrorCode.CALLBACK_INVALID, f"The provider's callback was refused: {name} is not right."
+        )
+    return Secret(values[0])
+
+
+def require_signable(method: SignatureMethod) -> None:
+    """Raise Failure INVALID_REQUEST where a signature would hand out the secrets themselves."""
+    if method is SignatureMethod.PLAINTEXT:
+        detail = "A PLAINTEXT signature is the client's secret and the token's; it is not handed out."
+        raise Failure(ErrorCode.INVALID_REQUEST, detail, field="connection_id")

@@ -1,0 +1,142 @@
+"""What we say of ourselves to a server that registers clients, and what it made of us (RFC 7591). Pure."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from evergrant_server.core.access import Endpoints
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.secret import Secret
+from providers.responses.durations import retry_after
+from providers.responses.json_paths import UnreadableBody, json_type, parse_body
+from providers.responses.raw_reply import RawReply
+
+CLIENT_NAME = "Evergrant"
+_METHODS = ("client_secret_basic", "client_secret_post", "none")
+_LONGEST = 2048
+
+
+@dataclass(frozen=True)
+class RegisteredClient:
+    """What the server made of us (RFC 7591 section 3.2.1)."""
+
+    client_id: str
+    client_secret: Secret | None
+    client_auth: str
+    secret_expires_at: datetime | None  # None: it doesn't
+    management_url: str | None  # RFC 7592 section 3
+    management_token: Secret | None
+
+
+def client_metadata(
+    redirect_uri: str,
+    *,
+    auth: str,
+    scopes: tuple[str, ...] = (),
+    client_id: str | None = None,
+    dpop: bool = False,
+) -> dict[str, Any]:
+    """What we say of ourselves (RFC 7591 section 2); with `client_id`, as a document at that URL.
+
+    `dpop`: this client's tokens are bound, always (RFC 9449 section 5.2).
+    """
+    metadata: dict[str, Any] = {
+        "client_name": CLIENT_NAME,
+        "redirect_uris": [redirect_uri],
+        "grant_types": ["authorization_code", "refresh_token"],
+        "response_types": ["code"],
+        "token_endpoint_auth_method": auth,
+    }
+    if dpop:
+        metadata["dpop_bound_access_tokens"] = True
+    if scopes:
+        metadata["scope"] = " ".join(scopes)
+    return metadata if client_id is None else {"client_id": client_id, **metadata}
+
+
+def auth_method_to_request(endpoints: Endpoints) -> str:
+    """The first way of ours that the server takes; Basic is its default (RFC 7591 section 2)."""
+    offered = endpoints.token_auth_methods
+    return next((method for method in _METHODS if method in offered), _METHODS[0])
+
+
+def read_registration(reply: RawReply, *, asked_auth: str) -> RegisteredClient:
+    """Who we are from here on.
+
+    Raises Failure CLIENT_REJECTED when the server refuses us, REPLY_UNREADABLE when it can't be
+    told what it made of us, PROVIDER_ERROR and PROVIDER_RATE_LIMITED when time may help.
+    """
+    if reply.status == 429:
+        raise Failure(
+            ErrorCode.PROVIDER_RATE_LIMITED, "too many registrations", retry_after=retry_after(reply.headers)
+        )
+    if reply.status >= 500:
+        raise Failure(
+            ErrorCode.PROVIDER_ERROR, f"the registration endpoint answered with status {reply.status}"
+        )
+    try:
+        data = parse_body(reply.body, "json")
+    except UnreadableBody as why:
+        if reply.status >= 400:
+            raise _refused(reply.status, None) from None
+        raise _unreadable(reply, str(why)) from None
+    if reply.status not in (200, 201):
+        raise _refused(reply.status, data.get("error"))
+    try:
+        return _registered(data, asked_auth)
+    except UnreadableBody as why:
+        raise _unreadable(reply, str(why)) from None
+
+
+def _registered(data: dict[str, Any], asked_auth: str) -> RegisteredClient:
+    client_id = _text(data, "client_id")
+    if client_id is None:
+        raise UnreadableBody("no client_id")
+    secret = _text(data, "client_secret")
+    auth = _text(data, "token_endpoint_auth_method") or asked_auth
+    if auth not in _METHODS:
+        raise UnreadableBody("a token_endpoint_auth_method that we didn't ask for")
+    if auth != "none" and secret is None:
+        raise UnreadableBody("no client_secret, though it wants one at the token endpoint")
+    token, url = _text(data, "registration_access_token"), _text(data, "registration_client_uri")
+    return RegisteredClient(
+        client_id=client_id,
+        client_secret=Secret(secret) if secret and auth != "none" else None,
+        client_auth=auth,
+        secret_expires_at=_expiry(data.get("client_secret_expires_at")) if secret else None,
+        management_url=url,
+        management_token=Secret(token) if token else None,
+    )
+
+
+def _text(data: dict[str, Any], name: str) -> str | None:
+    value = data.get(name)
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str) or len(value) > _LONGEST or not value.isprintable():
+        raise UnreadableBody(f"a {name} that is {json_type(value)}, too long or not printable")
+    return value
+
+
+def _expiry(value: Any) -> datetime | None:
+    """0 means never (RFC 7591 section 3.2.1)."""
+    if value is None or value == 0:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 253_402_300_800:
+        raise UnreadableBody(f"a client_secret_expires_at that is {json_type(value)}, or no time")
+    return datetime.fromtimestamp(value, UTC)
+
+
+def _refused(status: int, error: Any) -> Failure:
+    named = f" and the error {error}" if isinstance(error, str) and error.replace("_", "").isalnum() else ""
+    return Failure(
+        ErrorCode.CLIENT_REJECTED,
+        f"the server doesn't register us: status {status}{named[:80]}",
+        field="registration",
+    )
+
+
+def _unreadable(reply: RawReply, why: str) -> Failure:
+    return Failure(
+        ErrorCode.REPLY_UNREADABLE, f"the registration answered with status {reply.status} and {why}"
+    )

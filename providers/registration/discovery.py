@@ -1,0 +1,209 @@
+"""From an issuer URL to its endpoints: RFC 8414, then OpenID Connect Discovery 1.0.
+
+The issuer inside the document must equal the one asked for as a plain string (RFC 8414
+section 3.3): anything else lets one server speak for another.
+"""
+
+from typing import Any, NoReturn
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx2
+
+from evergrant_server.core.access import Endpoints
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.egress import Egress
+from providers.definition.schema_request import MUTUAL_TLS
+from providers.responses.json_paths import UnreadableBody, json_type, parse_body
+
+_LONGEST_URL = 2048
+_ALIASED = (
+    "token_endpoint",
+    "revocation_endpoint",
+    "introspection_endpoint",
+    "pushed_authorization_request_endpoint",
+    "device_authorization_endpoint",
+)
+_DOCUMENT_LIMIT = 256 * 1024  # bytes; real ones have a few thousand
+
+
+async def discover(egress: Egress, issuer: str) -> Endpoints:
+    """The endpoints a server publishes for `issuer`.
+
+    Raises Failure DISCOVERY_FAILED saying what was wrong where, EGRESS_REFUSED when a URL may
+    not be connected to, PROVIDER_UNREACHABLE or PROVIDER_ERROR when time may help.
+    """
+    _check_issuer(egress, issuer)
+    missing: list[str] = []
+    async with egress.client(headers={"Accept": "application/json", "User-Agent": "Evergrant"}) as http:
+        for url in document_urls(issuer):
+            document = await _document(http, url, issuer, missing)
+            if document is not None:
+                return _endpoints(egress, issuer, document)
+    _fail(issuer, "no metadata document: " + "; ".join(missing))
+
+
+def document_urls(issuer: str) -> tuple[str, ...]:
+    """Where the metadata of an issuer may be, in the order they are tried.
+
+    RFC 8414's name goes between host and path (section 3.1); servers mounted below a path often
+    have it after the path instead. OpenID's goes after the path (Discovery 1.0 section 4.1) and
+    is last: its document may lack the revocation endpoint, which is not among its fields.
+    """
+    parts = urlsplit(issuer)
+    path = parts.path.rstrip("/")  # both documents say: without a terminating slash
+
+    def at(place: str) -> str:
+        return urlunsplit((parts.scheme, parts.netloc, place, "", ""))
+
+    oauth, oidc = "/.well-known/oauth-authorization-server", "/.well-known/openid-configuration"
+    return tuple(dict.fromkeys([at(oauth + path), at(path + oauth), at(path + oidc)]))
+
+
+def _check_issuer(egress: Egress, issuer: str) -> None:
+    if len(issuer) > _LONGEST_URL:
+        _fail("", "the issuer is too long")
+    try:
+        parts = urlsplit(issuer)
+    except ValueError:
+        _fail("", "the issuer is not a URL")
+    if parts.query or parts.fragment or "?" in issuer or "#" in issuer:
+        _fail(issuer, "an issuer has no query and no fragment (RFC 8414 section 2)")
+    egress.policy.check_url(issuer)
+
+
+async def _document(
+    http: httpx2.AsyncClient, url: str, issuer: str, missing: list[str]
+) -> dict[str, Any] | None:
+    """One document, or None when it isn't there (`missing` then says why)."""
+    place = urlsplit(url).path
+    try:
+        answer = await http.get(url)
+    except httpx2.TransportError as error:
+        detail = f"{urlsplit(issuer).hostname} could not be reached ({type(error).__name__})"
+        raise Failure(ErrorCode.PROVIDER_UNREACHABLE, detail, issuer=issuer) from None
+    if answer.status_code == 429 or answer.status_code >= 500:
+        detail = f"{place} answered with status {answer.status_code}"
+        raise Failure(ErrorCode.PROVIDER_ERROR, detail, issuer=issuer)
+    if answer.status_code != 200:
+        missing.append(f"{place} answered with status {answer.status_code}")
+        return None
+    try:
+        if len(answer.content) > _DOCUMENT_LIMIT:
+            raise UnreadableBody(f"a body of {len(answer.content)} bytes")
+        return parse_body(answer.content, "json")
+    except UnreadableBody as why:
+        missing.append(f"{place} has {why}")  # a page that answers every path, most often
+        return None
+
+
+def _endpoints(egress: Egress, issuer: str, document: dict[str, Any]) -> Endpoints:
+    named = document.get("issuer")
+    if named != issuer:
+        _fail(issuer, "the document names another issuer" if named else "the document names no issuer")
+    grants = _strings(issuer, document, "grant_types_supported")
+    browser = grants is None or "authorization_code" in grants
+    methods = _strings(issuer, document, "code_challenge_methods_supported")
+    if browser and methods is not None and "S256" not in methods:
+        _fail(issuer, "the server doesn't support PKCE with S256 (RFC 9700 section 2.1.1)")
+    iss = document.get("authorization_response_iss_parameter_supported", False)
+    if not isinstance(iss, bool):
+        _fail(issuer, f"authorization_response_iss_parameter_supported is {json_type(iss)}")
+    return Endpoints(
+        issuer=issuer,
+        # a server without the code grant may still be used by flows that need no browser
+        authorization_endpoint=_needed(egress, issuer, document, "authorization_endpoint")
+        if browser
+        else None,
+        token_endpoint=_needed(egress, issuer, document, "token_endpoint"),
+        revocation_endpoint=_url(egress, issuer, document, "revocation_endpoint"),
+        introspection_endpoint=_url(egress, issuer, document, "introspection_endpoint"),
+        device_authorization_endpoint=_url(egress, issuer, document, "device_authorization_endpoint"),
+        iss_in_callback=iss,
+        token_auth_methods=tuple(_strings(issuer, document, "token_endpoint_auth_methods_supported") or ()),
+        registration_endpoint=_url(egress, issuer, document, "registration_endpoint"),
+        pushed_authorization_request_endpoint=_url(
+            egress, issuer, document, "pushed_authorization_request_endpoint"
+        ),
+        pushed_requests_required=document.get("require_pushed_authorization_requests") is True,
+        dpop_algorithms=tuple(_strings(issuer, document, "dpop_signing_alg_values_supported") or ()),
+        takes_metadata_documents=document.get("client_id_metadata_document_supported") is True,
+        mtls_aliases=_aliases(egress, issuer, document),
+    )
+
+
+def _aliases(egress: Egress, issuer: str, document: dict[str, Any]) -> dict[str, str]:
+    """RFC 8705 section 5. Each is judged as the endpoint that it stands for."""
+    aliases = document.get("mtls_endpoint_aliases", {})
+    if not isinstance(aliases, dict):
+        _fail(issuer, f"mtls_endpoint_aliases is {json_type(aliases)}")
+    found = {name: _url(egress, issuer, aliases, name) for name in _ALIASED}
+    return {name: url for name, url in found.items() if url is not None}
+
+
+def weakening_changes(pinned: Endpoints, now: Endpoints, client_auth: str | None = None) -> tuple[str, ...]:
+    """Why newly read metadata must not replace what is pinned; empty when it may. Pure.
+
+    A document that was taken over could send codes, tokens and secrets to another host, or
+    have a check left out that protected its clients (RFC 9700 section 4.4).
+    """
+    before, after = (pinned, now)
+    if client_auth in MUTUAL_TLS:
+        before, after = pinned.for_mutual_tls(), now.for_mutual_tls()
+    reasons = [
+        f"{name} would move to another host"
+        for name in ("authorization_endpoint", *_ALIASED)
+        if _moved(getattr(before, name), getattr(after, name))
+    ]
+    if pinned.iss_in_callback and not now.iss_in_callback:
+        reasons.append("callbacks would no longer name their issuer (RFC 9207)")
+    if pinned.pushed_requests_required and not now.pushed_requests_required:
+        reasons.append("what is asked would be seen and changed by browsers again (RFC 9126)")
+    if pinned.revocation_endpoint is not None and now.revocation_endpoint is None:
+        reasons.append("grants could no longer be revoked (RFC 7009)")
+    if client_auth and now.token_auth_methods and client_auth not in now.token_auth_methods:
+        reasons.append(f"our client authentication, {client_auth}, would no longer be taken")
+    return tuple(reasons)
+
+
+def _moved(before: str | None, after: str | None) -> bool:
+    return before is not None and after is not None and _origin(before) != _origin(after)
+
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc.lower()
+
+
+def _needed(egress: Egress, issuer: str, document: dict[str, Any], name: str) -> str:
+    url = _url(egress, issuer, document, name)
+    if url is None:
+        _fail(issuer, f"{name} is missing")
+    return url
+
+
+def _url(egress: Egress, issuer: str, document: dict[str, Any], name: str) -> str | None:
+    url = document.get(name)
+    if url is None:
+        return None
+    if not isinstance(url, str) or len(url) > _LONGEST_URL or not url.isprintable() or "{" in url:
+        _fail(issuer, f"{name} is not a URL")
+    if "#" in url:
+        _fail(issuer, f"{name} has a fragment (RFC 6749 sections 3.1 and 3.2)")
+    try:
+        egress.policy.check_url(url)
+    except Failure as refused:
+        _fail(issuer, f"{name}: {refused.detail}")
+    return url
+
+
+def _strings(issuer: str, document: dict[str, Any], name: str) -> list[str] | None:
+    value = document.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        _fail(issuer, f"{name} is not an array of strings")
+    return value
+
+
+def _fail(issuer: str, why: str) -> NoReturn:
+    raise Failure(ErrorCode.DISCOVERY_FAILED, f"{issuer or 'discovery'}: {why}", issuer=issuer[:200])

@@ -1,0 +1,171 @@
+"""The device flow's two requests and their judges (RFC 8628). Pure.
+
+No content of a reply reaches a message, but for the code and the address that are made to be shown.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from urllib.parse import urlsplit
+
+from evergrant_server.core.access import Endpoints
+from evergrant_server.core.connections.device_code import DEFAULT_INTERVAL_S, DeviceCode, DevicePoll
+from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.connections.grant import TokenSet
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.secret import Secret
+from providers.definition.schema import ProviderSpec
+from providers.requests.client import OAuthClient
+from providers.requests.client_grants import PreparedRequest
+from providers.requests.request_format import code_exchange_format
+from providers.responses.error_mapping import error_name, failure_of_reply, reply_fields, unreadable_reply
+from providers.responses.json_paths import UnreadableBody, json_type
+from providers.responses.raw_reply import RawReply
+from providers.responses.token_response import read_tokens
+
+DEVICE_CODE = "urn:ietf:params:oauth:grant-type:device_code"
+_SECRET = re.compile(r"[\x21-\x7e]{1,4096}")
+_SHOWN = re.compile(r"[\x20-\x7e]{1,64}")  # typed in by a person
+_LONGEST_URL = 2048
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_LONGEST_LIFE_S = 86_400.0
+_INTERVALS_S = (0.0, 300.0)
+
+_POLLS = {"authorization_pending": DevicePoll.PENDING, "slow_down": DevicePoll.SLOW_DOWN}
+_ENDS = {"access_denied": ErrorCode.CONSENT_DENIED, "expired_token": ErrorCode.CONSENT_EXPIRED}
+
+
+class DevicePending(Failure):
+    """Nothing was spent: ask again, after the interval that `poll` makes of the last one."""
+
+    def __init__(self, poll: DevicePoll) -> None:
+        super().__init__(ErrorCode.REFRESH_PENDING, f"the device code is {poll.value}")
+        self.poll = poll
+
+
+def device_authorization_request(
+    spec: ProviderSpec,
+    endpoints: Endpoints,
+    client: OAuthClient,
+    scopes: Sequence[str],
+    params: Mapping[str, str],
+) -> PreparedRequest:
+    """Ask for a code (RFC 8628 section 3.1). Raises Failure INVALID_REQUEST."""
+    spec.require_usable(Flow.DEVICE_CODE)
+    url = endpoints.device_authorization_endpoint
+    if url is None:
+        detail = f"{spec.name} has no device authorization endpoint"
+        raise Failure(ErrorCode.INVALID_REQUEST, detail, field="flow", provider=spec.name)
+    fields = {"client_id": client.client_id}
+    if scopes:
+        fields[spec.scope_param_name] = spec.scope_separator.join(scopes)
+    dialect = code_exchange_format(spec, client, params)
+    asking = replace(dialect, extra_params=fields, omitted_params=("grant_type",), requests_tokens=False)
+    return PreparedRequest(url, DEVICE_CODE, asking)
+
+
+def device_token_request(
+    spec: ProviderSpec,
+    endpoints: Endpoints,
+    client: OAuthClient,
+    device_code: Secret,
+    params: Mapping[str, str],
+) -> PreparedRequest:
+    """Ask whether the subject has approved (RFC 8628 section 3.4). Raises Failure INVALID_REQUEST."""
+    spec.require_usable(Flow.DEVICE_CODE)
+    dialect = code_exchange_format(spec, client, params)
+    fields = {**dialect.extra_params, "device_code": device_code.reveal(), "client_id": client.client_id}
+    return PreparedRequest(endpoints.token_endpoint, DEVICE_CODE, replace(dialect, extra_params=fields))
+
+
+def read_device_authorization(spec: ProviderSpec, reply: RawReply, now: datetime) -> DeviceCode:
+    """The code of a device authorization response. Raises Failure as `read_tokens` does."""
+    error = _error(spec, reply)
+    if reply.status != 200 or error is not None:
+        raise failure_of_reply(spec, reply, error)
+    data = reply_fields(spec, reply)
+    try:
+        complete = data.get("verification_uri_complete")
+        return DeviceCode(
+            device_code=Secret(_text(data.get("device_code"), "a device code", _SECRET)),
+            user_code=_text(data.get("user_code"), "a user code", _SHOWN),
+            # Google wrote `verification_url` before the RFC was done, and still does
+            verification_uri=_url(data.get("verification_uri", data.get("verification_url"))),
+            verification_uri_complete=None if complete is None else _url(complete),
+            expires_at=now + timedelta(seconds=_number(data.get("expires_in"), (1.0, _LONGEST_LIFE_S))),
+            interval_s=_number(data.get("interval", DEFAULT_INTERVAL_S), _INTERVALS_S),
+        )
+    except UnreadableBody as why:
+        raise unreadable_reply(spec, reply, str(why)) from None
+
+
+def read_device_token(
+    spec: ProviderSpec, reply: RawReply, *, requested_scopes: Sequence[str], now: datetime
+) -> TokenSet:
+    """The tokens, when the subject has approved (RFC 8628 section 3.5).
+
+    Raises NotYet while it has to be asked again; Failure CONSENT_DENIED and CONSENT_EXPIRED when
+    it is over, else as `read_tokens`.
+    """
+    error = _error(spec, reply)
+    if error in _POLLS:
+        raise DevicePending(_POLLS[error])
+    if error in _ENDS:
+        raise Failure(_ENDS[error], provider=spec.name)
+    if reply.status == 429:
+        raise DevicePending(DevicePoll.SLOW_DOWN)
+    if reply.status >= 500:
+        raise DevicePending(DevicePoll.NO_ANSWER)
+    return read_tokens(spec, reply, requested_scopes=requested_scopes, refreshing=False, now=now)
+
+
+def _error(spec: ProviderSpec, reply: RawReply) -> str | None:
+    try:
+        return error_name(spec, reply_fields(spec, reply))
+    except Failure:
+        return None  # an unreadable body names no error
+
+
+def _text(value: object, what: str, shape: re.Pattern[str]) -> str:
+    if not isinstance(value, str):
+        raise UnreadableBody(f"{what} that is {json_type(value)}")
+    if not shape.fullmatch(value):
+        raise UnreadableBody(f"{what} of a shape that can't be used")
+    return value
+
+
+def _url(value: object) -> str:
+    """An address a person may be sent to: https, or http on this machine."""
+    if not isinstance(value, str):
+        raise UnreadableBody(f"a verification address that is {json_type(value)}")
+    try:
+        url = urlsplit(value)
+        host = url.hostname
+    except ValueError:
+        raise UnreadableBody("a verification address that is not a URL") from None
+    safe = url.scheme == "https" or (url.scheme == "http" and host in _LOOPBACK)
+    plain = value.isascii() and value.isprintable() and not set(value) & set(' "<>\\')
+    if not host or "@" in url.netloc or not safe or not plain or len(value) > _LONGEST_URL:
+        raise UnreadableBody("a verification address that nobody may be sent to")
+    return value
+
+
+def _number(value: object, bounds: tuple[float, float]) -> float:
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
+        value = int(value)  # some servers write numbers as strings
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UnreadableBody(f"a time that is {json_type(value)}")
+    least, most = bounds
+    if not least <= value <= most:
+        raise UnreadableBody("a time out of bounds")
+    return float(value)
+
+
+__all__ = [
+    "DevicePending",
+    "device_authorization_request",
+    "device_token_request",
+    "read_device_authorization",
+    "read_device_token",
+]

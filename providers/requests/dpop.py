@@ -1,0 +1,139 @@
+"""DPoP: proofs that we hold the key which a token is bound to, and the nonces that servers want in them.
+
+RFC 9449. Pure, but for a proof's random id and the memory of nonces.
+"""
+
+import hashlib
+import json
+import re
+import secrets
+from base64 import urlsafe_b64encode
+from collections import OrderedDict
+from datetime import datetime
+from urllib.parse import urlsplit, urlunsplit
+
+from joserfc import jwt
+from joserfc.jwk import ECKey
+
+from evergrant_server.core.access import Endpoints, Integration
+from evergrant_server.core.connections.grant import Grant
+from evergrant_server.core.connections.proof_key import DPOP_ALGORITHM, DPOP_TOKEN_TYPE, ProofKey
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.secret import Secret
+from providers.definition.resolution import client_auth_of
+from providers.definition.schema import ClientAuth, ProviderSpec
+from providers.responses.json_paths import UnreadableBody, parse_body
+from providers.responses.raw_reply import RawReply
+
+_NONCE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,1024}")  # RFC 9449 section 8.1
+_MOST_NONCES = 10_000
+_DEFAULT_PORTS = {"https": 443, "http": 80}
+
+
+def wants_dpop(spec: ProviderSpec, integration: Integration, grant: Grant | None) -> bool:
+    """Are the connection's tokens to be bound to a key?
+
+    As the integration says; else as the definition says, and whatever that says later, a grant
+    that is bound stays so: its refresh token may be bound as well, and a public client's is, whatever
+    anybody says (RFC 9449 section 5).
+    """
+    held = grant is not None and grant.token_type == DPOP_TOKEN_TYPE
+    if integration.dpop is not None:
+        public = client_auth_of(spec, integration) == ClientAuth.NONE
+        return integration.dpop or (held and public)
+    return spec.dpop or held
+
+
+def with_dpop_binding(spec: ProviderSpec, integration: Integration, grant: Grant | None) -> ProviderSpec:
+    """The definition as it counts for this connection."""
+    wanted = wants_dpop(spec, integration, grant)
+    return spec if wanted is spec.dpop else spec.model_copy(update={"dpop": wanted})
+
+
+def require_dpop_algorithm(spec: ProviderSpec, endpoints: Endpoints) -> None:
+    """Raise Failure CLIENT_REJECTED for a server that can't verify ours (RFC 9449 section 5.1)."""
+    if endpoints.dpop_algorithms and DPOP_ALGORITHM not in endpoints.dpop_algorithms:
+        detail = f"{spec.name} takes no proof signed with {DPOP_ALGORITHM}"
+        raise Failure(ErrorCode.CLIENT_REJECTED, detail, provider=spec.name, field="dpop")
+
+
+def dpop_proof(
+    key: ProofKey,
+    method: str,
+    url: str,
+    at: datetime,
+    *,
+    nonce: str | None = None,
+    access_token: Secret | None = None,
+) -> str:
+    """One proof for one request (RFC 9449 section 4.2). `url` loses its query and fragment.
+
+    With the `access_token` that goes along, as a protected resource wants it (section 7).
+    """
+    claims: dict[str, object] = {
+        "jti": secrets.token_urlsafe(16),
+        "htm": method.upper(),
+        "htu": htu_of(url),
+        "iat": int(at.timestamp()),
+    }
+    if nonce is not None:
+        claims["nonce"] = nonce
+    if access_token is not None:
+        digest = hashlib.sha256(access_token.reveal().encode("ascii")).digest()
+        claims["ath"] = urlsafe_b64encode(digest).rstrip(b"=").decode()
+    header = {"typ": "dpop+jwt", "alg": DPOP_ALGORITHM, "jwk": key.public}
+    private = ECKey.import_key(json.loads(key.private.reveal()))
+    return jwt.encode(header, claims, private, algorithms=[DPOP_ALGORITHM])
+
+
+def htu_of(url: str) -> str:
+    """`htu`: the URL without query and fragment (RFC 9449 section 4.2)."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc, parts.path or "/", "", ""))
+
+
+def requires_nonce(reply: RawReply) -> bool:
+    """Was nothing done but to ask for a nonce? It spends nothing (RFC 9449 section 8)."""
+    if reply.status not in (400, 401) or nonce_in(reply) is None:
+        return False
+    try:
+        return parse_body(reply.body, "json").get("error") == "use_dpop_nonce"
+    except UnreadableBody:
+        return False
+
+
+def nonce_in(reply: RawReply) -> str | None:
+    """The nonce that the next proof should have, also beside tokens (RFC 9449 section 8.2)."""
+    said = reply.headers.get("dpop-nonce", "")
+    return said if _NONCE.fullmatch(said) else None
+
+
+def is_nonce(said: str) -> bool:
+    return _NONCE.fullmatch(said) is not None
+
+
+class NonceCache:
+    """The newest nonce of each server, for each key. Losing one costs a second request."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[str, str], str] = OrderedDict()
+
+    def get(self, url: str, key: ProofKey) -> str | None:
+        return self._known.get((origin_of(url), key.thumbprint))
+
+    def remember(self, url: str, key: ProofKey, reply: RawReply) -> None:
+        nonce = nonce_in(reply)
+        if nonce is None:
+            return
+        place = (origin_of(url), key.thumbprint)
+        self._known[place] = nonce
+        self._known.move_to_end(place)
+        if len(self._known) > _MOST_NONCES:
+            self._known.popitem(last=False)
+
+
+def origin_of(url: str) -> str:
+    """Scheme, host and port, as one text (RFC 6454 section 4)."""
+    parts = urlsplit(url)
+    port = parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
+    return f"{parts.scheme}://{(parts.hostname or '').lower()}:{port}"

@@ -1,0 +1,105 @@
+"""Reads how long something lasts, as providers say it: seconds, dates, strings. Pure."""
+
+import re
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from evergrant_server.core.clock import MAX_LIFETIME
+from providers.responses.json_paths import UnreadableBody, json_type
+
+_DIGITS = re.compile(r"[0-9]{1,15}")
+_LONGEST_S = MAX_LIFETIME.total_seconds()  # a longer life is a mistake, and overflows dates
+_LONGEST_RETRY_S = 86400.0
+
+
+def parse_duration(value: Any, name: str, *, unit: str = "s", zero_is_never: bool = False) -> float | None:
+    """Seconds from a number or a string of digits (RFC 6749 appendix A.14); None for "never" or absent.
+
+    Raises Unreadable for anything else. Zero without `zero_is_never` is refused too: a token
+    that is born expired would be refreshed without end.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str) and _DIGITS.fullmatch(value):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UnreadableBody(f"{name} that is {json_type(value)}, not digits")
+    if isinstance(value, float) and not value.is_integer():
+        raise UnreadableBody(f"{name} that is not a whole number")
+    if value == 0 and zero_is_never:
+        return None
+    # compared before it becomes a float: an integer of a thousand digits has no float
+    if not 0 < value <= _LONGEST_S * (1000 if unit == "ms" else 1):
+        raise UnreadableBody(f"{name} that is out of range")
+    return float(value) / (1000 if unit == "ms" else 1)
+
+
+def seconds_until(value: Any, name: str, how: str, now: datetime | None) -> float | None:
+    """Seconds from `now` to a moment given as ISO 8601 or as an epoch; None when absent.
+
+    Raises Unreadable for a moment that can't be read, is past, or is too far away.
+    """
+    if value is None:
+        return None
+    if now is None:
+        raise UnreadableBody(f"{name} that is a date, in a reply without one of its own")
+    try:
+        moment = _moment(value, how)
+        left = (moment - now).total_seconds()
+    except (ValueError, TypeError, OverflowError, OSError):
+        raise UnreadableBody(f"{name} that is not a date") from None
+    if not 0 < left <= _LONGEST_S:
+        raise UnreadableBody(f"{name} that is out of range")
+    return left
+
+
+def _moment(value: Any, how: str) -> datetime:
+    if how == "iso8601":
+        moment = datetime.fromisoformat(value)
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    if isinstance(value, bool):
+        raise TypeError("a boolean is not a moment")
+    return datetime.fromtimestamp(float(value) / (1000 if how == "epoch_ms" else 1), UTC)
+
+
+def reply_date(headers: dict[str, str]) -> datetime | None:
+    """The reply's own clock (RFC 9110 section 6.6.1)."""
+    return _http_date(headers.get("date", ""))
+
+
+def retry_after(headers: dict[str, str], now: datetime | None = None) -> float | None:
+    """Seconds of Retry-After (RFC 9110 section 10.2.3), from digits or a date; a day at most."""
+    text = headers.get("retry-after", "").strip()
+    if _DIGITS.fullmatch(text):
+        return min(float(text), _LONGEST_RETRY_S)
+    moment = _http_date(text)
+    now = reply_date(headers) or now
+    if moment is None or now is None:
+        return None
+    return min(max((moment - now).total_seconds(), 0.0), _LONGEST_RETRY_S)
+
+
+def rate_limit_reset(
+    headers: dict[str, str], name: str, how: str, now: datetime | None = None
+) -> float | None:
+    """Seconds until a rate limit ends, from the header in which a provider says it; a day at most."""
+    text = headers.get(name.lower(), "").strip()
+    if how == "seconds":
+        return min(float(text), _LONGEST_RETRY_S) if _DIGITS.fullmatch(text) else None
+    now = reply_date(headers) or now
+    if not text or now is None:
+        return None
+    try:
+        left = (_moment(text, how) - now).total_seconds()
+    except (ValueError, TypeError, OverflowError, OSError):
+        return None
+    return min(max(left, 0.0), _LONGEST_RETRY_S)
+
+
+def _http_date(text: str) -> datetime | None:
+    try:
+        moment = parsedate_to_datetime(text)
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,0 +1,134 @@
+"""Reads a body strictly: what is there, at which path, and nothing that is there twice. Pure."""
+
+import json
+import math
+from collections.abc import Iterable
+from typing import Any, NoReturn
+from urllib.parse import parse_qsl
+
+from evergrant_server.core.text import is_storable_text
+
+_DEEPEST = 32
+_LONGEST = 1024 * 1024
+_LONGEST_FACT = 1024
+
+
+class UnreadableBody(Exception):
+    """A body that isn't what was expected. The text says its shape, never its content."""
+
+
+def parse_body(body: bytes, form: str = "sniff", prefix: str | None = None) -> dict[str, Any]:
+    """A JSON object or a form as a dict. Sniffs the body, since Content-Type often lies.
+
+    Raises Unreadable: empty, not UTF-8, neither JSON nor form, not an object, a name twice
+    (RFC 8259 section 4 leaves it open who wins, so nobody does), NaN or Infinity, too deep.
+    """
+    if len(body) > _LONGEST:
+        raise UnreadableBody(f"a body of {len(body)} bytes")
+    try:
+        text = body.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise UnreadableBody(f"a body of {len(body)} bytes that is not UTF-8") from None
+    if prefix:
+        text = text.removeprefix(prefix).strip()
+    if not text:
+        raise UnreadableBody("an empty body")
+    if form == "json" or (form == "sniff" and text[0] in '{["'):
+        return _json(text)
+    return _form(text)
+
+
+def _json(text: str) -> dict[str, Any]:
+    if _depth(text) > _DEEPEST:
+        raise UnreadableBody(f"JSON nested deeper than {_DEEPEST}")
+    try:
+        data = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise UnreadableBody(f"a body of {len(text)} characters that is not JSON") from None
+    if not isinstance(data, dict):
+        raise UnreadableBody(f"JSON that is {json_type(data)}, not an object")
+    return data
+
+
+def _form(text: str) -> dict[str, Any]:
+    if text.startswith("<"):
+        raise UnreadableBody(f"markup of {len(text)} characters")
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=True, max_num_fields=200)
+    except ValueError:
+        raise UnreadableBody(f"a body of {len(text)} characters that is neither JSON nor a form") from None
+    return _once(pairs)
+
+
+def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise UnreadableBody("a name that is there twice")
+        found[name] = value
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise UnreadableBody("a number that is not a number")
+
+
+def _depth(text: str) -> int:
+    """The deepest nesting, strings left out, without recursion."""
+    deepest = level = 0
+    in_string = escaped = False
+    for char in text:
+        if in_string:
+            in_string = escaped or char != '"'
+            escaped = char == "\\" and not escaped
+        elif char == '"':
+            in_string = True
+        elif char in "{[":
+            level += 1
+            deepest = max(deepest, level)
+        elif char in "}]":
+            level -= 1
+    return deepest
+
+
+def value_at(data: Any, path: str | None) -> Any:
+    """What is at a dotted path, or None when it isn't there."""
+    if path is None:
+        return None
+    for name in path.split("."):
+        if isinstance(data, dict):
+            data = data.get(name)
+        elif isinstance(data, list) and name.isdigit() and int(name) < len(data):
+            data = data[int(name)]
+        else:
+            return None
+    return data
+
+
+def is_metadata_value(value: Any) -> bool:
+    """A short scalar that a column and an answer of ours can hold. JSON's text may name a number that
+    is none (1e999)."""
+    match value:
+        case str():
+            return len(value) <= _LONGEST_FACT and is_storable_text(value)
+        case float():
+            return math.isfinite(value)
+        case _:
+            return isinstance(value, int) and len(str(value)) <= _LONGEST_FACT
+
+
+def json_type(value: Any) -> str:
+    """The JSON type of a value, for a message that may not show the value."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a string"
+        case list():
+            return "an array"
+        case _:
+            return "an object"

@@ -1,0 +1,196 @@
+"""The whole catalogue looked at: every definition, every vector, and what they say about each other.
+
+Reads files and sends nothing. `checking.py` asks a definition's endpoints; this asks nobody.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.errors import Failure
+from providers.definition.registry import CATALOG, read_definition_file
+from providers.definition.schema import ProviderSpec
+from providers.definition.strict_yaml import InvalidYaml, parse_yaml
+from providers.definition.validation import DefinitionProblem, problems_of
+
+VECTORS = CATALOG.parent.parent / "tests" / "conformance" / "providers" / "vectors"
+_ENOUGH = 2  # independent sources
+_GUIDE = "docs/guide/adding-a-provider.md says how"
+_VECTOR = {
+    *("params", "scopes", "chain_scopes", "endpoints", "facts"),  # what is given
+    *("authorize", "callbacks", "exchange", "post_exchange", "refresh", "revoke", "grants"),
+    *("replies", "refusals", "lookups", "api"),
+}
+_TOKENS = {"access_token", "refresh_token", "expires_in", "scopes"}
+_MORE_OF_TOKENS = {"token_type", "metadata", "id_token", "refresh_expires_in"}
+
+
+@dataclass(frozen=True)
+class UnusableFlow:
+    """A flow that a definition speaks and can't be used in, with the field and the reason."""
+
+    provider: str
+    flow: str
+    field: str
+    why: str
+    in_every_flow: bool  # no other flow of this definition works either
+
+    def __str__(self) -> str:
+        kind = "not usable" if self.in_every_flow else f"usable, but not for {self.flow}"
+        return f"{self.provider}: {kind}: {self.field}: {self.why}"
+
+
+@dataclass(frozen=True)
+class CatalogueReport:
+    """What was looked at, and what is wrong with it."""
+
+    count: int
+    with_two_sources: int
+    unusable_definitions: int  # definitions that say more than the flows carry out
+    unusable: tuple[UnusableFlow, ...]  # flows that definitions speak and nobody can use yet
+    vectors: int | None  # None: they are not here
+    problems: tuple[DefinitionProblem, ...] = field(default=())
+
+    @property
+    def two_source_share(self) -> float:
+        """The part of definitions whose token endpoint two or more independent sources agree on."""
+        return self.with_two_sources / self.count if self.count else 0.0
+
+
+def check_catalogue(catalog: Path = CATALOG, vectors: Path | None = VECTORS) -> CatalogueReport:
+    """Look at every definition of a folder, and at the vectors when there is a folder of them."""
+    specs: dict[str, ProviderSpec] = {}
+    problems: list[DefinitionProblem] = []
+    for path in sorted(catalog.glob("*.yaml")):
+        try:
+            spec = specs[path.stem] = read_definition_file(path)
+        except Failure as failure:
+            what = failure.detail.partition(f"{path.name}: ")[2]
+            where, _, rest = what.partition(": ")
+            named = bool(rest) and " " not in where
+            problems.append(
+                DefinitionProblem(
+                    path.name, where if named else "file", rest if named else what, "Correct it"
+                )
+            )
+        else:
+            problems += problems_of(spec, path.name)
+    problems += _disagreements(specs)
+    here = vectors is not None and vectors.is_dir()
+    if vectors is not None and here:
+        problems += _vectors(specs, vectors, {path.stem for path in catalog.glob("*.yaml")})
+    return CatalogueReport(
+        count=len(specs),
+        with_two_sources=sum(
+            spec.sources.agreeing.get("token_endpoint", 0) >= _ENOUGH for spec in specs.values()
+        ),
+        unusable_definitions=sum(unusable_field(spec) is not None for spec in specs.values()),
+        unusable=tuple(it for spec in specs.values() for it in unusable_flows(spec)),
+        vectors=len(list(vectors.glob("*.yaml"))) if vectors is not None and here else None,
+        problems=tuple(problems),
+    )
+
+
+def unusable_field(spec: ProviderSpec) -> str | None:
+    """The field for which a definition can't be used in any flow, or None."""
+    try:
+        spec.require_any_flow()
+    except Failure as failure:
+        return str(failure.context["field"])
+    return None
+
+
+def unusable_flows(spec: ProviderSpec) -> Iterator[UnusableFlow]:
+    """The flows of a definition that are refused when they are used, one reason each."""
+    dead = unusable_field(spec) is not None
+    for mode in spec.auth_modes:
+        if mode not in set(Flow):
+            yield UnusableFlow(spec.name, mode, "auth_modes", f"{mode} is not carried out", dead)
+            continue
+        for field_name, why in spec.unsupported_fields(Flow(mode)):
+            yield UnusableFlow(spec.name, mode, field_name, why, dead)
+            break
+
+
+def _disagreements(specs: dict[str, ProviderSpec]) -> Iterator[DefinitionProblem]:
+    """One token endpoint reads requests in one way: definitions that share it must agree."""
+    sharing: dict[str, list[ProviderSpec]] = defaultdict(list)
+    for spec in specs.values():
+        if spec.token_endpoint is not None and not spec.token_endpoint.startswith("https://{"):
+            sharing[spec.token_endpoint].append(spec)
+    for first, *others in sharing.values():
+        for other in others:
+            for name in ("client_auth", "token_request_format", "token_request_method", "client_id_param"):
+                if getattr(first, name) != getattr(other, name) and not _by_key(first, other):
+                    yield DefinitionProblem(
+                        f"{other.name}.yaml",
+                        name,
+                        f"differs from {first.name}.yaml, which has the same token endpoint",
+                        "Find out which is right",
+                    )
+
+
+def _by_key(*specs: ProviderSpec) -> bool:
+    """A service account proves itself by what it signs, at the endpoint that others use with a secret."""
+    return any(spec.auth_modes == ("jwt_bearer",) for spec in specs)
+
+
+def _vectors(specs: dict[str, ProviderSpec], folder: Path, defined: set[str]) -> Iterator[DefinitionProblem]:
+    """`defined` are also the definitions that couldn't be read: their vectors may be right."""
+    there = {path.stem: path for path in folder.glob("*.yaml")}
+    for name in sorted(there.keys() - defined):
+        yield DefinitionProblem(
+            f"vectors/{name}.yaml", "file", "has no definition", "Rename it, or delete it"
+        )
+    for name, spec in specs.items():
+        file = f"vectors/{name}.yaml"
+        if name not in there:
+            yield DefinitionProblem(file, "file", "is missing", f"Write one: {_GUIDE}")
+            continue
+        try:
+            vector = parse_yaml(there[name].read_text(encoding="utf-8"))
+        except (InvalidYaml, UnicodeDecodeError) as error:
+            yield DefinitionProblem(file, "file", str(error)[:300], "Correct it")
+            continue
+        if not isinstance(vector, dict):
+            yield DefinitionProblem(file, "file", "is no mapping of fields", f"Write one: {_GUIDE}")
+            continue
+        if "scopes" not in vector:
+            yield DefinitionProblem(file, "scopes", "is missing", "Say those that an app asks for, or []")
+        for part in _parts(spec):
+            if not vector.get(part):
+                yield DefinitionProblem(file, part, "is missing", f"Say it: {_GUIDE}")
+        yield from (DefinitionProblem(file, *found) for found in _unread(vector))
+
+
+def _unread(vector: dict[Any, Any]) -> Iterator[tuple[str, str, str]]:
+    """What no test reads, and so proves nothing; and what of tokens is always read."""
+    for name in sorted(map(str, vector.keys() - _VECTOR)):
+        yield name[:64], "is read by no test", f"Correct its name: {_GUIDE}"
+    expected = [(name, vector.get(name)) for name in ("exchange", "post_exchange", "refresh")]
+    replies = vector.get("replies")
+    if isinstance(replies, list):
+        expected += [(f"replies.{place}", reply) for place, reply in enumerate(replies)]
+    for where, part in expected:
+        tokens = part.get("tokens") if isinstance(part, dict) else None
+        if isinstance(tokens, dict):
+            for name in sorted(_TOKENS - tokens.keys()):
+                yield f"{where}.tokens.{name}", "is missing", "Say it, or null where the reply has none"
+            for name in sorted(map(str, tokens.keys() - _TOKENS - _MORE_OF_TOKENS)):
+                yield f"{where}.tokens.{name[:64]}", "is read by no test", f"Correct its name: {_GUIDE}"
+
+
+def _parts(spec: ProviderSpec) -> tuple[str, ...]:
+    """What a vector has to show, for what its definition says."""
+    if "authorization_code" not in spec.auth_modes:
+        return ("grants", "refusals")
+    parts = ("authorize", "exchange", "refusals")
+    if spec.refresh_supported:
+        parts += ("refresh",)
+    if spec.post_token_exchange is not None:
+        parts += ("post_exchange",)
+    parts += ("lookups",) if spec.post_auth else ()
+    return (*parts, "revoke") if spec.has_revocation else parts
