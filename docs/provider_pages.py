@@ -73,12 +73,12 @@ def _letter(letter: str, note: str) -> str:
                 "",
                 f"**{words.escape_markdown(spec.display_name)}**",
                 "",
-                *_about(spec),
+                *_facts_of(spec),
             ]
     return "\n".join(lines) + "\n"
 
 
-def _about(spec: ProviderSpec) -> list[str]:
+def _facts_of(spec: ProviderSpec) -> list[str]:
     """What is known of one provider, a line each; what isn't known has none."""
     said = {
         "Flows": ", ".join(words.flows(spec)),

@@ -22,7 +22,7 @@ from evergrant_server.store import Store, Transaction
 from providers.definition.registry import Registry
 from providers.tools.definition_check import check_definition
 
-_NOBODY = "nobody decided in time"
+_DECISION_TIMEOUT = "nobody decided in time"
 
 
 class DefinitionRolloutActivities:
@@ -37,10 +37,10 @@ class DefinitionRolloutActivities:
         """Look at schema, hosts, TLS and endpoints, and write what was found."""
         async with heartbeating():
             async with self._store.read() as tx:
-                definition = await _of(tx, order)
+                definition = await _load_definition(tx, order)
                 serving = await tx.definitions.serving(order.tenant, definition.name)
             if definition.state is not DefinitionState.CHECKING:
-                return _news(definition)
+                return _result(definition)
             before = (
                 self._registry.serving(definition.name, serving)
                 if self._replaces(definition, serving)
@@ -50,15 +50,15 @@ class DefinitionRolloutActivities:
 
         async def write(tx: Transaction) -> DefinitionResult:
             now = self._clock.now()
-            current = await _of(tx, order)
+            current = await _load_definition(tx, order)
             if current.state is not DefinitionState.CHECKING:
-                return _news(current)
+                return _result(current)
             after = await tx.definitions.replace(
                 current.with_checks(findings, now), expected=current.revision
             )
             wrong = [it.check for it in findings if it.level != "ok"]
             await self._record(tx, order, AuditAction.DEFINITION_CHECKED, after, not_ok=wrong)
-            return _news(after)
+            return _result(after)
 
         return await commit_with_retries(self._store, write)
 
@@ -68,17 +68,17 @@ class DefinitionRolloutActivities:
 
         async def write(tx: Transaction) -> DefinitionResult:
             now = self._clock.now()
-            current = await _of(tx, order)
+            current = await _load_definition(tx, order)
             if current.state is not DefinitionState.WAITING:
-                return _news(current)
+                return _result(current)
             if current.approved:
                 serving = await tx.definitions.serving(order.tenant, current.name)
-                return await self._moved(
+                return await self._write_move(
                     tx, order, current, current.started(now, replaces=self._replaces(current, serving))
                 )
             if current.approved is None and not order.overdue:
-                return _news(current)
-            return await self._moved(tx, order, current, current.rejected(now, _NOBODY))
+                return _result(current)
+            return await self._write_move(tx, order, current, current.rejected(now, _DECISION_TIMEOUT))
 
         return await commit_with_retries(self._store, write)
 
@@ -88,29 +88,29 @@ class DefinitionRolloutActivities:
 
         async def write(tx: Transaction) -> DefinitionResult:
             now = self._clock.now()
-            current = await _of(tx, order)
+            current = await _load_definition(tx, order)
             if current.state is not DefinitionState.STAGED:
-                return _news(current)
+                return _result(current)
             if order.roll_back is not None:
-                return await self._moved(tx, order, current, current.rolled_back(order.roll_back, now))
+                return await self._write_move(tx, order, current, current.rolled_back(order.roll_back, now))
             match judge_rollout(current, now):
                 case RolloutVerdict.WAIT:
-                    return _news(current)
+                    return _result(current)
                 case RolloutVerdict.HOLD:
                     look = max(HELD_CHECK_INTERVAL_S, current.rollout.check_interval_s)
-                    return _news(current).model_copy(update={"next_check_s": look})
+                    return _result(current).model_copy(update={"next_check_s": look})
                 case RolloutVerdict.ROLL_ON:
-                    return await self._moved(tx, order, current, current.advanced(now))
+                    return await self._write_move(tx, order, current, current.advanced(now))
                 case RolloutVerdict.ROLL_BACK:
                     why = f"{current.bad} of {current.good + current.bad} refreshes worked only as before"
-                    return await self._moved(tx, order, current, current.rolled_back(why, now))
+                    return await self._write_move(tx, order, current, current.rolled_back(why, now))
 
         return await commit_with_retries(self._store, write)
 
     def _replaces(self, definition: Definition, serving: list[Definition]) -> bool:
         return bool(serving) or definition.name in self._registry.names()
 
-    async def _moved(
+    async def _write_move(
         self, tx: Transaction, order: DefinitionCall, before: Definition, after: Definition
     ) -> DefinitionResult:
         """Write the move with its record; what an active version replaces ends with it."""
@@ -121,7 +121,7 @@ class DefinitionRolloutActivities:
                     ended = older.replaced(self._clock.now())
                     await tx.definitions.replace(ended, expected=older.revision)
         await self._record(tx, order, _ACTIONS[saved.state], saved, share=saved.share, reason=saved.reason)
-        return _news(saved)
+        return _result(saved)
 
     async def _record(
         self, tx: Transaction, order: DefinitionCall, action: AuditAction, it: Definition, **detail: object
@@ -146,13 +146,13 @@ _ACTIONS = {
 }
 
 
-async def _of(tx: Transaction, order: DefinitionCall) -> Definition:
+async def _load_definition(tx: Transaction, order: DefinitionCall) -> Definition:
     found = await tx.definitions.get(order.tenant, order.definition_id)
     if found is None:
         raise Failure(ErrorCode.NOT_FOUND, f"there is no definition {order.definition_id}")
     return found
 
 
-def _news(it: Definition) -> DefinitionResult:
+def _result(it: Definition) -> DefinitionResult:
     decided = it.approved is not None
     return DefinitionResult(state=it.state, share=it.share, good=it.good, bad=it.bad, decided=decided)

@@ -30,8 +30,8 @@ from providers.registration.client_metadata import RegisteredClient, read_regist
 from providers.registration.discovery import discover, weakening_changes
 from providers.responses.raw_reply import RawReply
 
-_BY = RequestContext(by="schedule")
-_AT_A_TIME = 20  # documents a pass, so that no issuer's outage makes a pass of hours
+_SCHEDULE = RequestContext(by="schedule")
+_BATCH_SIZE = 20  # documents a pass, so that no issuer's outage makes a pass of hours
 
 
 class DiscoveryActivities:
@@ -62,21 +62,21 @@ class DiscoveryActivities:
             )
         try:
             if integration.issuer is None:
-                endpoints, quirks = await self._per_host(integration)
+                endpoints, quirks = await self._host_endpoints(integration)
             else:
                 endpoints, quirks = await discover(self._egress, integration.issuer), ()
-            if self._is_to_register(integration, endpoints):
+            if self._must_register(integration, endpoints):
                 integration = await self._registrations.await_earlier(integration)
-            if self._is_to_register(integration, endpoints):
+            if self._must_register(integration, endpoints):
                 redirect_uri = f"{self._public_url}/oauth/callback/{integration.id}"
                 return await self._registrations.register(
-                    order, integration, endpoints, redirect_uri, self._concluded, quirks
+                    order, integration, endpoints, redirect_uri, self._commit_registration, quirks
                 )
         except Failure as failure:
-            return await self._failed(order, integration, failure)
-        return await self._ready(order, integration, _pinned(integration, endpoints), None)
+            return await self._write_failed(order, integration, failure)
+        return await self._write_ready(order, integration, _endpoints_to_pin(integration, endpoints), None)
 
-    async def _per_host(self, integration: Integration) -> tuple[Endpoints, tuple[str, ...]]:
+    async def _host_endpoints(self, integration: Integration) -> tuple[Endpoints, tuple[str, ...]]:
         """The endpoints of a host whose definition says where it registers clients."""
         async with self._store.read() as tx:
             versions = await tx.definitions.serving(integration.tenant, integration.provider)
@@ -84,26 +84,26 @@ class DiscoveryActivities:
         endpoints = definition_endpoints(spec, integration.params)
         return endpoints.model_copy(update={"token_auth_methods": (spec.client_auth.value,)}), spec.quirks
 
-    def _is_to_register(self, integration: Integration, endpoints: Endpoints) -> bool:
+    def _must_register(self, integration: Integration, endpoints: Endpoints) -> bool:
         """Is it wanted and not done? Raises Failure when the server can't."""
         if (
             integration.registration is RegistrationMethod.METADATA_DOCUMENT
             and not endpoints.takes_metadata_documents
         ):
-            raise _impossible("it reads no client metadata documents")
+            raise _cannot_register("it reads no client metadata documents")
         if integration.registration is not RegistrationMethod.DYNAMIC or integration.client_id:
             return False
         if endpoints.registration_endpoint is None:
-            raise _impossible("it has no registration endpoint")
+            raise _cannot_register("it has no registration endpoint")
         return True
 
     async def replay_answer(self, use: SingleUseAttempt, answer: JournaledReply) -> DiscoveryResult:
         """A registration's answer from a journal, through the same judge and commit as a new one."""
-        return await self._concluded(
+        return await self._commit_registration(
             RegistrationAttempt.model_validate(answer.request), answer.reply, use.keys
         )
 
-    async def _concluded(
+    async def _commit_registration(
         self, it: RegistrationAttempt, reply: RawReply, keys: UnwrappedKeys
     ) -> DiscoveryResult:
         """What the issuer made of us, unless somebody wants something else by now."""
@@ -116,10 +116,12 @@ class DiscoveryActivities:
             registered = read_registration(reply, asked_auth=it.auth)
         except Failure as failure:
             await self._registrations.close_intent(seen, it.sent_at, spent=initial is not None)
-            return await self._failed(it.request, seen, failure)
-        return await self._ready(it.request, seen, _pinned(seen, it.endpoints), registered, keys)
+            return await self._write_failed(it.request, seen, failure)
+        return await self._write_ready(
+            it.request, seen, _endpoints_to_pin(seen, it.endpoints), registered, keys
+        )
 
-    async def _ready(
+    async def _write_ready(
         self,
         order: DiscoverEndpoints,
         seen: Integration,
@@ -129,7 +131,7 @@ class DiscoveryActivities:
     ) -> DiscoveryResult:
         async def pin(tx: Transaction) -> None:
             now = self._clock.now()
-            current = await _unchanged(tx, seen)
+            current = await _current_if_same_issuer(tx, seen)
             if current is None:
                 return
             if registered and (
@@ -165,9 +167,11 @@ class DiscoveryActivities:
         await commit_with_retries(self._store, pin, keys)
         return DiscoveryResult()
 
-    async def _failed(self, order: DiscoverEndpoints, seen: Integration, failure: Failure) -> DiscoveryResult:
+    async def _write_failed(
+        self, order: DiscoverEndpoints, seen: Integration, failure: Failure
+    ) -> DiscoveryResult:
         async def write(tx: Transaction) -> None:
-            current = await _unchanged(tx, seen)
+            current = await _current_if_same_issuer(tx, seen)
             if current is None:
                 return
             after = current.model_copy(
@@ -194,14 +198,14 @@ class DiscoveryActivities:
         changed = refused = 0
         async with heartbeating():
             async with self._store.read() as tx:
-                due = await tx.integrations.with_metadata_older_than(before, _AT_A_TIME)
+                due = await tx.integrations.with_metadata_older_than(before, _BATCH_SIZE)
             for integration in due:
-                action = await self._compared(integration)
+                action = await self._compare_metadata(integration)
                 changed += action is AuditAction.METADATA_CHANGED
                 refused += action is AuditAction.METADATA_REFUSED
         return RereadMetadataResult(read=len(due), changed=changed, refused=refused)
 
-    async def _compared(self, seen: Integration) -> AuditAction | None:
+    async def _compare_metadata(self, seen: Integration) -> AuditAction | None:
         """An issuer that is away has changed nothing; one whose document went bad is told of."""
         assert seen.issuer is not None
         reasons: tuple[str, ...] = ()
@@ -216,14 +220,14 @@ class DiscoveryActivities:
 
         async def write(tx: Transaction) -> AuditAction | None:
             now = self._clock.now()
-            current = await _unchanged(tx, seen)
+            current = await _current_if_same_issuer(tx, seen)
             if current is None or current.endpoints != seen.endpoints:
                 return None
-            action, changes = _verdict(current, now_it_says, reasons)
+            action, changes = _metadata_change(current, now_it_says, reasons)
             after = current.model_copy(update={"metadata_read_at": now, **changes})
             await tx.integrations.replace(after, expected=current.revision)
             if action is not None:
-                await self._record(tx, action, after, _BY, reasons=list(reasons))
+                await self._record(tx, action, after, _SCHEDULE, reasons=list(reasons))
             return action
 
         return await commit_with_retries(self._store, write)
@@ -242,7 +246,7 @@ class DiscoveryActivities:
         await audit.append(tx, entry)
 
 
-def _verdict(
+def _metadata_change(
     current: Integration, now_it_says: Endpoints | None, reasons: tuple[str, ...]
 ) -> tuple[AuditAction | None, dict[str, Any]]:
     """What to write. The same refusal is told once, not every day."""
@@ -255,16 +259,16 @@ def _verdict(
     return None, {"problem": None}
 
 
-async def _unchanged(tx: Transaction, seen: Integration) -> Integration | None:
+async def _current_if_same_issuer(tx: Transaction, seen: Integration) -> Integration | None:
     """The row, unless it has another issuer by now: its own discovery is under way then."""
     current = await tx.integrations.get(seen.tenant, seen.id)
     return current if current is not None and current.issuer == seen.issuer else None
 
 
-def _impossible(why: str) -> Failure:
+def _cannot_register(why: str) -> Failure:
     return Failure(ErrorCode.CLIENT_REJECTED, f"the server can't register us: {why}", field="registration")
 
 
-def _pinned(integration: Integration, endpoints: Endpoints) -> Endpoints | None:
+def _endpoints_to_pin(integration: Integration, endpoints: Endpoints) -> Endpoints | None:
     """What an issuer published is kept with the integration; else its definition says it each time."""
     return endpoints if integration.issuer is not None else None

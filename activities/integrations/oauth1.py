@@ -21,7 +21,7 @@ from evergrant_server.store import Store
 from providers.oauth1.flow import oauth1_endpoints, read_temporary_credentials, temporary_credentials_request
 from providers.requests.sender import Sender
 
-_MOVED_ON = "The consent was begun anew, or is over."
+_SUPERSEDED = "The consent was begun anew, or is over."
 
 
 class OAuth1Activities:
@@ -38,26 +38,26 @@ class OAuth1Activities:
         self, order: RequestTemporaryCredentials
     ) -> TemporaryCredentialsResult:
         try:
-            consent = await self._consent(order)
+            consent = await self._waiting_consent(order)
             held = await self._holder.load(order.tenant, consent.connection_id)
             if held.connection.flow is not Flow.OAUTH1:
                 raise Failure(ErrorCode.INVALID_REQUEST, "This flow needs no preparation.", field="flow")
-            pair, _ = await try_each_secret(held, lambda it: self._temporary(it, consent))
-            await self._keep(order, consent, pair)
+            pair, _ = await try_each_secret(held, lambda it: self._send(it, consent))
+            await self._write_temporary_credentials(order, consent, pair)
         except Failure as failure:
             return TemporaryCredentialsResult(
                 failure=failure.code, detail=failure.detail, retry_after=failure.retry_after
             )
         return TemporaryCredentialsResult()
 
-    async def _consent(self, order: RequestTemporaryCredentials) -> Consent:
+    async def _waiting_consent(self, order: RequestTemporaryCredentials) -> Consent:
         async with self._store.read() as tx:
             consent = await tx.consents.get(order.tenant, order.consent_id)
         if consent is None or not consent.is_current_start(order.revision):
-            raise Failure(ErrorCode.CALLBACK_INVALID, _MOVED_ON)
+            raise Failure(ErrorCode.CALLBACK_INVALID, _SUPERSEDED)
         return consent
 
-    async def _temporary(self, held: ProviderContext, consent: Consent) -> TokenPair:
+    async def _send(self, held: ProviderContext, consent: Consent) -> TokenPair:
         assert consent.redirect_uri is not None
         client = held.client
         url = oauth1_endpoints(held.spec, held.integration).temporary
@@ -68,7 +68,9 @@ class OAuth1Activities:
             held.spec, await self._sender.send_signed(held.spec, client, request)
         )
 
-    async def _keep(self, order: RequestTemporaryCredentials, consent: Consent, pair: TokenPair) -> None:
+    async def _write_temporary_credentials(
+        self, order: RequestTemporaryCredentials, consent: Consent, pair: TokenPair
+    ) -> None:
         ready = consent.model_copy(update={"state_hash": hash_state(pair.token)})
         async with self._store.write() as tx:
             await tx.consents.replace(ready, expected=order.revision, verifier=pair.as_secret())

@@ -36,7 +36,7 @@ class ParActivities:
         """Write the reference, or why there is none, beside the consent that waits for it."""
         async with heartbeating():
             async with self._store.read() as tx:
-                consent = await self._waiting(tx, order)
+                consent = await self._waiting_consent(tx, order)
                 if consent is None:
                     return PushResult(superseded=True)
                 asked = await tx.consents.pushed_request(consent)
@@ -44,24 +44,26 @@ class ParActivities:
                 held = (
                     await self._holder.load(order.tenant, order.connection_id)
                 ).without_staged_definition()
-                outcome, _ = await try_each_secret(held, lambda it: self._pushed(it, asked))
+                outcome, _ = await try_each_secret(held, lambda it: self._send(it, asked))
             except Failure as failure:
                 if failure.kind is FailureKind.PLATFORM_UNAVAILABLE:
                     raise  # Temporal asks again
                 outcome = PushedAuthorization(failure=failure)
-            return await self._written(order, outcome)
+            return await self._write_outcome(order, outcome)
 
-    async def _pushed(self, held: ProviderContext, asked: PushedAuthorization) -> PushedAuthorization:
+    async def _send(self, held: ProviderContext, asked: PushedAuthorization) -> PushedAuthorization:
         request = par_request(held.spec, held.endpoints, held.client, asked.fields)
         sent_at = self._clock.now()  # its life is counted from before it began
         reply = await self._sender.send_prepared(held.spec, held.client, request)
         return read_par_reply(held.spec, reply, sent_at)
 
-    async def _written(self, order: PushAuthorizationRequest, outcome: PushedAuthorization) -> PushResult:
+    async def _write_outcome(
+        self, order: PushAuthorizationRequest, outcome: PushedAuthorization
+    ) -> PushResult:
         failure = outcome.failure
 
         async def write(tx: Transaction) -> PushResult:
-            current = await self._waiting(tx, order)
+            current = await self._waiting_consent(tx, order)
             if current is None:
                 return PushResult(superseded=True)
             await tx.consents.replace(current, expected=order.revision, request=outcome)
@@ -80,7 +82,7 @@ class ParActivities:
         return await commit_with_retries(self._store, write)
 
     @staticmethod
-    async def _waiting(tx: Transaction, order: PushAuthorizationRequest) -> Consent | None:
+    async def _waiting_consent(tx: Transaction, order: PushAuthorizationRequest) -> Consent | None:
         """The consent, while the click that asked for this is the newest one."""
         consent = await tx.consents.get(order.tenant, order.consent_id)
         return consent if consent is not None and consent.is_current_start(order.revision) else None

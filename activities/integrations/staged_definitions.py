@@ -44,9 +44,9 @@ class StagedDefinitionFallback:
 
         `ask` ends nothing for a failure that may be a staged version's fault.
         """
-        held = await self._unless_left_open(held)
+        held = await self._unless_attempt_open(held)
         if held.skipped_definition is not None:
-            return await self._counted(held, held.skipped_definition, await ask(held), good=False)
+            return await self._count_result(held, held.skipped_definition, await ask(held), good=False)
         if held.definition is None or not held.provisional:
             return await ask(held)
         try:
@@ -56,14 +56,16 @@ class StagedDefinitionFallback:
                 raise
             news = failed_grant_result(failure)
         if news.failure is None:
-            return await self._counted(held, held.definition, news, good=not news.used_previous_definition)
+            return await self._count_result(
+                held, held.definition, news, good=not news.used_previous_definition
+            )
         if news.failure not in DEFINITION_FAULTS or news.consent_over:
             return news
-        return await self._counted(
+        return await self._count_result(
             held, held.definition, await ask(held.with_previous_definition()), good=False
         )
 
-    async def _unless_left_open(self, held: ProviderContext) -> ProviderContext:
+    async def _unless_attempt_open(self, held: ProviderContext) -> ProviderContext:
         """What a staged version has left open is asked about the way it was asked before."""
         if not held.provisional:
             return held
@@ -71,7 +73,7 @@ class StagedDefinitionFallback:
             left_open = await open_attempt(tx, held.connection)
         return held if left_open is None else held.skipping_staged_definition()
 
-    async def _counted(
+    async def _count_result(
         self, held: ProviderContext, definition: Definition, news: GrantResult, *, good: bool
     ) -> GrantResult:
         """Only what brought a newer grant tells anything about the version."""

@@ -15,10 +15,10 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
-_LIVES_S = 60  # an assertion is used at once; a stolen one is of no use after this
+_LIFETIME_S = 60  # an assertion is used at once; a stolen one is of no use after this
 _CURVES = {"P-256": "ES256", "P-384": "ES384", "P-521": "ES512", "Ed25519": "Ed25519"}
-_SMALLEST_RSA = 2048  # bits, RFC 7518 section 3.3
-_SIGNS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519")
+_MIN_RSA_BITS = 2048  # bits, RFC 7518 section 3.3
+_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519")
 _PEM_KINDS = ("RSA", "EC", "OKP")
 
 
@@ -51,7 +51,7 @@ def sign_jwt(
         header["kid"] = name
     header |= headers or {}
     try:
-        return jwt.encode(header, dict(claims), private, algorithms=list(_SIGNS))
+        return jwt.encode(header, dict(claims), private, algorithms=list(_ALGORITHMS))
     except (JoseError, ValueError, TypeError):
         detail = f"the integration's key can't sign with {header['alg']}"
         raise Failure(ErrorCode.CLIENT_REJECTED, detail) from None
@@ -63,11 +63,11 @@ def import_signing_key(key: ClientKey) -> Key:
     try:
         found = JWKRegistry.import_key(json.loads(text)) if text.startswith("{") else _from_pem(text)
     except (JoseError, ValueError, TypeError, KeyError):
-        raise _unfit("it is neither a PEM private key nor a JWK") from None
+        raise _unusable_key("it is neither a PEM private key nor a JWK") from None
     if isinstance(found, OctKey) or not found.is_private:
-        raise _unfit("it is not a private key")
-    if isinstance(found, RSAKey) and found.raw_value.key_size < _SMALLEST_RSA:
-        raise _unfit(f"an RSA key needs {_SMALLEST_RSA} bits")
+        raise _unusable_key("it is not a private key")
+    if isinstance(found, RSAKey) and found.raw_value.key_size < _MIN_RSA_BITS:
+        raise _unusable_key(f"an RSA key needs {_MIN_RSA_BITS} bits")
     signing_algorithm(found)
     return found
 
@@ -76,14 +76,14 @@ def signing_algorithm(key: Key) -> str:
     """What the key says of itself, else what is usual for its kind."""
     named = key.get("alg")
     if named is not None:
-        if named not in _SIGNS:
-            raise _unfit("its alg is none of a signature with a private key")
+        if named not in _ALGORITHMS:
+            raise _unusable_key("its alg is none of a signature with a private key")
         return str(named)
     if isinstance(key, RSAKey):
         return "RS256"
     curve = str(key.get("crv")) if isinstance(key, ECKey | OKPKey) else ""
     if curve not in _CURVES:
-        raise _unfit("its curve is not used for signatures")
+        raise _unusable_key("its curve is not used for signatures")
     return _CURVES[curve]
 
 
@@ -106,11 +106,11 @@ def _claims(client_id: str, audience: str, at: datetime) -> dict[str, Any]:
         "aud": audience,
         "jti": secrets.token_urlsafe(16),
         "iat": now,
-        "exp": now + _LIVES_S,
+        "exp": now + _LIFETIME_S,
     }
 
 
-def _unfit(why: str) -> Failure:
+def _unusable_key(why: str) -> Failure:
     return Failure(
         ErrorCode.CLIENT_REJECTED, f"the integration's key can't be used: {why}", field="client_key"
     )

@@ -10,7 +10,7 @@ from evergrant_server.core.connections.client_certificate import ClientCertifica
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 
-_MOST_CERTIFICATES = 10
+_MAX_CERTIFICATES = 10
 
 
 def parse_client_certificate(certificate: str, private: Secret, now: datetime) -> ClientCertificate:
@@ -19,9 +19,9 @@ def parse_client_certificate(certificate: str, private: Secret, now: datetime) -
     try:
         chain = x509.load_pem_x509_certificates(certificate.encode())
     except ValueError:
-        raise _bad("the certificate is not PEM") from None
-    if len(chain) > _MOST_CERTIFICATES:
-        raise _bad(f"more than {_MOST_CERTIFICATES} certificates")
+        raise _unusable_certificate("the certificate is not PEM") from None
+    if len(chain) > _MAX_CERTIFICATES:
+        raise _unusable_certificate(f"more than {_MAX_CERTIFICATES} certificates")
     try:
         key = load_pem_private_key(private.reveal().encode(), None)
     except (
@@ -29,21 +29,21 @@ def parse_client_certificate(certificate: str, private: Secret, now: datetime) -
         TypeError,
         UnsupportedAlgorithm,
     ):  # an encrypted one too
-        raise _bad("the private key is not PEM without a password") from None
+        raise _unusable_certificate("the private key is not PEM without a password") from None
     try:
         ours = chain[0].public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     except (ValueError, UnsupportedAlgorithm):
-        raise _bad("the certificate's key is of a kind that is not known") from None
+        raise _unusable_certificate("the certificate's key is of a kind that is not known") from None
     if key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) != ours:
-        raise _bad("the private key is not the first certificate's")
+        raise _unusable_certificate("the private key is not the first certificate's")
     ends = min(it.not_valid_after_utc for it in chain)
     if ends <= now:
-        raise _bad("a certificate of the chain is over")
+        raise _unusable_certificate("a certificate of the chain is over")
     text = "".join(it.public_bytes(Encoding.PEM).decode() for it in chain)
     return ClientCertificate(certificate=text, private=private, expires_at=ends)
 
 
-def _bad(why: str) -> Failure:
+def _unusable_certificate(why: str) -> Failure:
     return Failure(
         ErrorCode.INVALID_REQUEST, f"The client certificate can't be used: {why}.", field="client_certificate"
     )

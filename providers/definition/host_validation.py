@@ -18,7 +18,16 @@ _PROBES = (
     "acme.evil.com",
 )
 # where anybody may register the next label; the vendor owns nothing but what stands before them
-_PUBLIC = (".co.uk", ".com.au", ".com.br", ".co.jp", ".com.cn", ".github.io", ".vercel.app", ".herokuapp.com")
+_PUBLIC_SUFFIXES = (
+    ".co.uk",
+    ".com.au",
+    ".com.br",
+    ".co.jp",
+    ".com.cn",
+    ".github.io",
+    ".vercel.app",
+    ".herokuapp.com",
+)
 
 
 def hosts_are_pinned(spec: ProviderSpec) -> Iterator[tuple[str, str, str]]:
@@ -30,7 +39,7 @@ def hosts_are_pinned(spec: ProviderSpec) -> Iterator[tuple[str, str, str]]:
             yield field, "names an address or a host without a domain", "Name the provider's host"
         authority = url.removeprefix("https://").partition("/")[0]
         for name in placeholders(authority):
-            probe = _let_through(spec, authority, name)
+            probe = _foreign_host_accepted(spec, authority, name)
             if probe is not None:
                 loose.setdefault(name, (probe, field))
     for name, (probe, field) in loose.items():
@@ -41,20 +50,20 @@ def hosts_are_pinned(spec: ProviderSpec) -> Iterator[tuple[str, str, str]]:
         )
 
 
-def _let_through(spec: ProviderSpec, authority: str, name: str) -> str | None:
+def _foreign_host_accepted(spec: ProviderSpec, authority: str, name: str) -> str | None:
     """A host that isn't the vendor's, and that this parameter would take; None when it takes none."""
     rule = spec.template_params.get(name)
     if rule is None or rule.kind == "arbitrary_host":
         return None
     ending = authority.rpartition(f"{{{name}}}")[2]
     for other in placeholders(ending):
-        ending = ending.replace(f"{{{other}}}", _closed(spec.template_params.get(other)))
-    if ending.count(".") >= 2 and not placeholders(ending) and ending not in _PUBLIC:
+        ending = ending.replace(f"{{{other}}}", _first_of_enum(spec.template_params.get(other)))
+    if ending.count(".") >= 2 and not placeholders(ending) and ending not in _PUBLIC_SUFFIXES:
         return None  # {name}.vendor.com: whatever it is, the vendor owns it
     return next((probe for probe in _PROBES if rule.problem(rule.normalised(probe)) is None), None)
 
 
-def _closed(rule: TemplateParam | None) -> str:
+def _first_of_enum(rule: TemplateParam | None) -> str:
     """One value of a closed list, to see what stands behind it; nothing for an open one."""
     return rule.enum[0] if rule is not None and rule.enum else ""
 

@@ -16,8 +16,8 @@ from providers.quirks import QUIRKS
 from providers.responses.json_paths import json_type
 
 CATALOG = Path(__file__).resolve().parents[1] / "catalog"
-_MOST_BROUGHT = 1000  # parsed versions of tenants kept in memory
-_MOST_LINES = 12
+_MAX_TENANT_SPECS = 1000  # parsed versions of tenants kept in memory
+_MAX_ERRORS = 12
 
 
 class Registry:
@@ -25,7 +25,7 @@ class Registry:
 
     def __init__(self, specs: dict[str, ProviderSpec]) -> None:
         self._specs = dict(sorted(specs.items()))
-        self._brought: dict[str, ProviderSpec] = {}
+        self._tenant_specs: dict[str, ProviderSpec] = {}
 
     @classmethod
     def load(cls, folder: Path | None = None) -> "Registry":
@@ -77,12 +77,12 @@ class Registry:
 
     def parse(self, definition: Definition) -> ProviderSpec:
         """What a tenant's version says; parsed once, for a version never changes."""
-        known = self._brought.get(definition.id)
+        known = self._tenant_specs.get(definition.id)
         if known is None:
-            if len(self._brought) >= _MOST_BROUGHT:
-                self._brought.clear()
+            if len(self._tenant_specs) >= _MAX_TENANT_SPECS:
+                self._tenant_specs.clear()
             known = parse_definition(definition.document, f"version {definition.version}")
-            self._brought[definition.id] = known
+            self._tenant_specs[definition.id] = known
         return known
 
     def offline_scope(self, name: str) -> str | None:
@@ -99,14 +99,14 @@ class Registry:
 
 def read_definition_file(path: Path) -> ProviderSpec:
     """One definition from its file. Raises Failure INVALID_REQUEST as `read_spec`."""
-    spec = _parsed(_text_of(path), path.name)
+    spec = _cached_parse(_read_text(path), path.name)
     if spec.name != path.stem:
-        raise _wrong(path.name, f"name: is {spec.name!r}, but the file is called {path.stem!r}")
+        raise _invalid_definition(path.name, f"name: is {spec.name!r}, but the file is called {path.stem!r}")
     return spec
 
 
 @lru_cache(maxsize=512)  # the same text is the same definition: a process parses its catalogue once
-def _parsed(text: str, where: str) -> ProviderSpec:
+def _cached_parse(text: str, where: str) -> ProviderSpec:
     return parse_yaml_definition(text, where)
 
 
@@ -115,7 +115,7 @@ def parse_yaml_definition(text: str, where: str) -> ProviderSpec:
     try:
         data = parse_yaml(text)
     except InvalidYaml as error:
-        raise _wrong(where, str(error)) from None
+        raise _invalid_definition(where, str(error)) from None
     return parse_definition(data, where)
 
 
@@ -123,30 +123,32 @@ def parse_definition(data: object, where: str) -> ProviderSpec:
     """A definition from what a document holds. Raises Failure INVALID_REQUEST as `read_spec`."""
     if not isinstance(data, dict):
         shape = "empty" if data is None else json_type(data)
-        raise _wrong(where, f"is {shape}, not a mapping of fields")
+        raise _invalid_definition(where, f"is {shape}, not a mapping of fields")
     try:
         spec = ProviderSpec.model_validate(data)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False)
-        lines = describe_errors(ProviderSpec, found, _MOST_LINES)
-        raise _wrong(where, "; ".join(lines), str(data.get("name", ""))[:64]) from None
+        lines = describe_errors(ProviderSpec, found, _MAX_ERRORS)
+        raise _invalid_definition(where, "; ".join(lines), str(data.get("name", ""))[:64]) from None
     unknown = set(spec.quirks) - set(QUIRKS)
     if unknown:
-        raise _wrong(where, f"quirks: no hook is called {', '.join(sorted(unknown))[:200]}", spec.name)
+        raise _invalid_definition(
+            where, f"quirks: no hook is called {', '.join(sorted(unknown))[:200]}", spec.name
+        )
     return spec
 
 
-def _text_of(path: Path) -> str:
+def _read_text(path: Path) -> str:
     """A file's text, no more of it than is read. Raises Failure INVALID_REQUEST."""
     try:
         with path.open("rb") as file:
             return file.read(4 * MAX_CHARACTERS + 1).decode("utf-8")
     except UnicodeDecodeError:
-        raise _wrong(path.name, "is not UTF-8") from None
+        raise _invalid_definition(path.name, "is not UTF-8") from None
     except OSError as error:
-        raise _wrong(path.name, f"can't be read: {error.strerror}") from None
+        raise _invalid_definition(path.name, f"can't be read: {error.strerror}") from None
 
 
-def _wrong(where: str, what: str, provider: str = "") -> Failure:
+def _invalid_definition(where: str, what: str, provider: str = "") -> Failure:
     named = f"provider {provider!r} in {where}" if provider else where
     return Failure(ErrorCode.INVALID_REQUEST, f"{named}: {what}", field=what.split(":", 1)[0])

@@ -9,7 +9,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from providers.definition.schema import ClientAuth, ProviderSpec
 from providers.definition.schema_base import PLACEHOLDER
 
-_LATER = frozenset({"client_id", "token"})  # known only when a revocation is sent
+_REVOCATION_PLACEHOLDERS = frozenset({"client_id", "token"})  # known only when a revocation is sent
 
 
 def definition_endpoints(spec: ProviderSpec, params: Mapping[str, str]) -> Endpoints:
@@ -23,10 +23,14 @@ def definition_endpoints(spec: ProviderSpec, params: Mapping[str, str]) -> Endpo
         detail = f"provider {spec.name} has no endpoints of its own; give an issuer"
         raise Failure(ErrorCode.INVALID_REQUEST, detail, field="issuer", provider=spec.name)
     values = checked_params(spec, params)
-    later = _from_callback(spec)
+    later = _callback_params(spec)
 
     def filled(template: str | None) -> str | None:
-        return None if template is None else fill_template(template, values, spec, leave=_LATER | later)
+        return (
+            None
+            if template is None
+            else fill_template(template, values, spec, leave=_REVOCATION_PLACEHOLDERS | later)
+        )
 
     template = spec.revocation.url if spec.revocation and spec.revocation.url else spec.revocation_endpoint
     return Endpoints(
@@ -48,7 +52,7 @@ def require_complete(spec: ProviderSpec, url: str) -> str:
     """The URL, if nothing in it waits for a callback. Raises Failure INVALID_REQUEST naming what does."""
     waiting = PLACEHOLDER.search(url)
     if waiting:
-        raise _bad(spec, waiting.group(1), "comes in a callback, and hasn't come yet")
+        raise _invalid_param(spec, waiting.group(1), "comes in a callback, and hasn't come yet")
     return url
 
 
@@ -70,7 +74,7 @@ def api_base_url_of(spec: ProviderSpec, params: Mapping[str, str], facts: Mappin
         return None
 
 
-def _from_callback(spec: ProviderSpec) -> frozenset[str]:
+def _callback_params(spec: ProviderSpec) -> frozenset[str]:
     return frozenset(name for name, rule in spec.template_params.items() if rule.source == "callback")
 
 
@@ -79,7 +83,7 @@ def checked_params(spec: ProviderSpec, params: Mapping[str, str]) -> dict[str, s
     unknown = set(params) - set(spec.template_params)
     if unknown:
         name = min(unknown)[:64]
-        raise _bad(spec, name, "is not a parameter of this provider")
+        raise _invalid_param(spec, name, "is not a parameter of this provider")
     values: dict[str, str] = {}
     for name, rule in spec.template_params.items():
         given = params.get(name, rule.default)
@@ -88,7 +92,7 @@ def checked_params(spec: ProviderSpec, params: Mapping[str, str]) -> dict[str, s
         value = rule.normalised(given)
         problem = rule.problem(value)
         if problem:
-            raise _bad(spec, name, problem)
+            raise _invalid_param(spec, name, problem)
         values[name] = value
     return values
 
@@ -106,7 +110,7 @@ def fill_template(
         elif name in leave:
             out.append(found.group(0))
         else:
-            raise _bad(spec, name, "is missing")
+            raise _invalid_param(spec, name, "is missing")
         at = found.end()
     return "".join([*out, template[at:]])
 
@@ -145,5 +149,5 @@ def assertion_audience(spec: ProviderSpec, endpoints: Endpoints) -> str:
     return endpoints.token_endpoint
 
 
-def _bad(spec: ProviderSpec, name: str, problem: str) -> Failure:
+def _invalid_param(spec: ProviderSpec, name: str, problem: str) -> Failure:
     return Failure(ErrorCode.INVALID_REQUEST, f"{name} {problem}", field=f"params.{name}", provider=spec.name)

@@ -36,17 +36,17 @@ AuthMode = Literal[
 ]  # no password grant (RFC 9700 section 2.4); `implicit` only where an operator allows it (2.1.2)
 
 
-_NO_CODE = tuple(flow for flow in Flow if flow not in (Flow.AUTHORIZATION_CODE, Flow.IMPLICIT))
-_WITH_REQUEST = tuple(flow for flow in Flow if flow is not Flow.IMPLICIT)
-_MINTING = tuple(flow for flow in Flow if flow.is_client_grant)
-_NOT_ASKED_OF: dict[str, tuple[Flow, ...]] = {  # flows that have nothing to do with a field
+_WITHOUT_CODE = tuple(flow for flow in Flow if flow not in (Flow.AUTHORIZATION_CODE, Flow.IMPLICIT))
+_WITH_TOKEN_REQUEST = tuple(flow for flow in Flow if flow is not Flow.IMPLICIT)
+_CLIENT_GRANTS = tuple(flow for flow in Flow if flow.is_client_grant)
+_EXEMPT_FLOWS: dict[str, tuple[Flow, ...]] = {  # flows that have nothing to do with a field
     **dict.fromkeys(
         (
             "flow",
             "allow_unsolicited_callback",
             "issuer_template",
         ),
-        _NO_CODE,
+        _WITHOUT_CODE,
     ),
     **dict.fromkeys(
         (
@@ -55,9 +55,9 @@ _NOT_ASKED_OF: dict[str, tuple[Flow, ...]] = {  # flows that have nothing to do 
             "min_refresh_age_s",
             "refresh_buffer_s",
         ),
-        (*_MINTING, Flow.IMPLICIT),
+        (*_CLIENT_GRANTS, Flow.IMPLICIT),
     ),
-    **dict.fromkeys(("dpop", "callback_verify"), _WITH_REQUEST),
+    **dict.fromkeys(("dpop", "callback_verify"), _WITH_TOKEN_REQUEST),
 }
 
 
@@ -109,7 +109,7 @@ class ProviderSpec(
     quirks: tuple[str, ...] = ()  # named hooks, see providers/quirks
 
     @model_validator(mode="after")
-    def _holds_together(self) -> Self:
+    def _check_consistency(self) -> Self:
         if {"authorization_code", "implicit"} & set(self.auth_modes) and not self.discovery:
             for needed in ("authorization_endpoint", "token_endpoint"):
                 if getattr(self, needed) is None:
@@ -228,14 +228,14 @@ class ProviderSpec(
         if flow.is_static:
             return  # nothing is ever asked of the provider
         if flow.value not in self.auth_modes:
-            raise self._unusable(flow, "auth_modes", f"speaks {', '.join(self.auth_modes)}")
+            raise self._unusable_failure(flow, "auth_modes", f"speaks {', '.join(self.auth_modes)}")
         for field, why in self.unsupported_fields(flow):
-            raise self._unusable(flow, field, why)
+            raise self._unusable_failure(flow, field, why)
 
     def unsupported_fields(self, flow: Flow) -> Iterator[tuple[str, str]]:
         """What this flow would need and doesn't carry out: field and why not."""
-        for field, (needed, why) in self._beyond().items():
-            if needed and not flow.is_static and flow not in _NOT_ASKED_OF.get(field, ()):
+        for field, (needed, why) in self._unsupported().items():
+            if needed and not flow.is_static and flow not in _EXEMPT_FLOWS.get(field, ()):
                 yield field, why
 
     def require_any_flow(self) -> None:
@@ -249,13 +249,13 @@ class ProviderSpec(
                 failures.append(failure)
         raise failures[0]
 
-    def _unusable(self, flow: Flow, field: str, why: str) -> Failure:
+    def _unusable_failure(self, flow: Flow, field: str, why: str) -> Failure:
         name = flow.value.replace("_", " ")
         article = "an" if name[0] in "aeiou" else "a"
         detail = f"provider {self.name} can't be used for {article} {name} connection: {field}: {why}"
         return Failure(ErrorCode.INVALID_REQUEST, detail, provider=self.name, field=field)
 
-    def _beyond(self) -> dict[str, tuple[Any, str]]:
+    def _unsupported(self) -> dict[str, tuple[Any, str]]:
         """What the schema can say and the flows don't do: field -> (is it asked for, why not)."""
         later = {n for n, p in self.template_params.items() if p.source == "post_auth_lookup"}
         texts = (text for part in self._param_templates().values() for text in part)

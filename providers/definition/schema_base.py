@@ -20,7 +20,7 @@ class SpecPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def _url(value: str) -> str:
+def _check_url(value: str) -> str:
     if not value.startswith("https://"):
         raise ValueError("must start with https://")
     if "{" in PLACEHOLDER.sub("", value) or "}" in PLACEHOLDER.sub("", value):
@@ -41,29 +41,29 @@ def _matching(pattern: re.Pattern[str], what: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-UrlTemplate = Annotated[str, AfterValidator(_url)]
+UrlTemplate = Annotated[str, AfterValidator(_check_url)]
 """An https URL, with `{name}` where a template parameter goes."""
 
 JsonPath = Annotated[str, _matching(_PATH, "a dotted path such as data.access_token")]
 """Names joined by dots, from the top of the reply; a number picks an element of an array."""
 
 
-def _printable(value: str) -> str:
+def _check_printable(value: str) -> str:
     if not value.isprintable():
         raise ValueError("must be one line of printable characters")
     return value
 
 
-def _header_value(value: str) -> str:
+def _check_header_value(value: str) -> str:
     if not value.isascii() or not value.isprintable():
         raise ValueError("must be printable ASCII: it becomes a header")
     return value
 
 
-TextLine = Annotated[str, AfterValidator(_printable), Field(min_length=1, max_length=600)]
+TextLine = Annotated[str, AfterValidator(_check_printable), Field(min_length=1, max_length=600)]
 """Words for people: one line, no control characters."""
 
-HeaderValue = Annotated[str, AfterValidator(_header_value), Field(max_length=1024)]
+HeaderValue = Annotated[str, AfterValidator(_check_header_value), Field(max_length=1024)]
 
 MAX_SECONDS = MAX_LIFETIME.total_seconds()
 

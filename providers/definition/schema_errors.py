@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from providers.responses.json_paths import json_type
 
-_WORDS = {
+_MESSAGES = {
     "dict_type": "must be a mapping of fields",
     "missing": "is missing",
     "model_type": "must be a mapping of fields",
@@ -18,7 +18,7 @@ _WORDS = {
     "too_short": "must not be empty",
     "tuple_type": "must be a list: [one, another]",
 }
-_LONGEST_NAME = 64
+_MAX_NAME_LENGTH = 64
 
 
 def describe_errors(schema: type[BaseModel], found: Sequence[ErrorDetails], most: int) -> list[str]:
@@ -27,23 +27,23 @@ def describe_errors(schema: type[BaseModel], found: Sequence[ErrorDetails], most
     above = {item["loc"][:depth] for item in found for depth in range(len(item["loc"]))}
     own = [item for item in found if item["type"] != "too_short" or item["loc"] not in above]
     more = [f"and {len(own) - most} more"] if len(own) > most else []
-    return [*(_line(schema, item) for item in own[:most]), *more]
+    return [*(_describe_error(schema, item) for item in own[:most]), *more]
 
 
-def _line(schema: type[BaseModel], item: ErrorDetails) -> str:
-    said = _WORDS.get(item["type"]) or item["msg"].removeprefix("Value error, ")
+def _describe_error(schema: type[BaseModel], item: ErrorDetails) -> str:
+    said = _MESSAGES.get(item["type"]) or item["msg"].removeprefix("Value error, ")
     if not item["loc"]:
-        return _of_the_whole(schema, said)
-    field = ".".join(_shown(str(part)) for part in item["loc"])
+        return _describe_model_error(schema, said)
+    field = ".".join(_printable_name(str(part)) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"{field}: is no field{_instead(schema, item['loc'])}"
+        return f"{field}: is no field{_suggestion(schema, item['loc'])}"
     value = item["input"]
     if item["type"] == "missing" or (item["type"] == "value_error" and isinstance(value, dict)):
         return f"{field}: {said}"
-    return f"{field}: {said} (there is {_kind(value)})"
+    return f"{field}: {said} (there is {_describe_type(value)})"
 
 
-def _of_the_whole(schema: type[BaseModel], said: str) -> str:
+def _describe_model_error(schema: type[BaseModel], said: str) -> str:
     """What a rule about several fields says begins with the one to look at."""
     first, _, rest = said.partition(" ")
     field = first.removesuffix(":")
@@ -52,7 +52,7 @@ def _of_the_whole(schema: type[BaseModel], said: str) -> str:
     return f"{field}: {said if rest.startswith('and ') else rest}"
 
 
-def _kind(value: Any) -> str:
+def _describe_type(value: Any) -> str:
     match value:
         case str():
             return f"{json_type(value)} of {len(value)} character{'s' * (len(value) != 1)}"
@@ -64,30 +64,30 @@ def _kind(value: Any) -> str:
             return json_type(value)
 
 
-def _instead(schema: type[BaseModel], place: tuple[int | str, ...]) -> str:
+def _suggestion(schema: type[BaseModel], place: tuple[int | str, ...]) -> str:
     """The field that may be meant: one that is called nearly so, or so in another part."""
     *above, last = place
-    name, here = str(last)[:_LONGEST_NAME], schema
+    name, here = str(last)[:_MAX_NAME_LENGTH], schema
     for part in above:
         field = here.model_fields.get(str(part))
-        here = (_part(field.annotation) if field else None) or here
+        here = (_nested_model(field.annotation) if field else None) or here
     for close in get_close_matches(name, here.model_fields, n=1, cutoff=0.8):
         return f"; {'.'.join(map(str, (*above, close)))} is one"
     if here is not schema and name in schema.model_fields:
         return f" of {'.'.join(map(str, above))}; {name} is one by itself"
     for other, field in schema.model_fields.items():
-        part = _part(field.annotation)
+        part = _nested_model(field.annotation)
         if part is not None and name in part.model_fields:
             return f" by itself; {other}.{name} is one"
     return "; the schema lists those that are"
 
 
-def _part(annotation: Any) -> type[BaseModel] | None:
+def _nested_model(annotation: Any) -> type[BaseModel] | None:
     """The model in `Model`, `Model | None`, `tuple[Model, …]` or `dict[str, Model]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((part for it in get_args(annotation) if (part := _part(it)) is not None), None)
+    return next((part for it in get_args(annotation) if (part := _nested_model(it)) is not None), None)
 
 
-def _shown(name: str) -> str:
-    return name[:_LONGEST_NAME] if name.isprintable() else ascii(name[:_LONGEST_NAME])
+def _printable_name(name: str) -> str:
+    return name[:_MAX_NAME_LENGTH] if name.isprintable() else ascii(name[:_MAX_NAME_LENGTH])

@@ -33,7 +33,7 @@ class RefreshSpec(SpecPart):
     params: Params = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _says_what_for(self) -> Self:
+    def _check_kind(self) -> Self:
         exchange = self.kind == "access_token_exchange"
         if exchange and self.grant_type is None:
             raise ValueError("an access_token_exchange needs its grant_type")

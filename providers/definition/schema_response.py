@@ -139,7 +139,7 @@ class AccountLookup(SpecPart):
     label: JsonPath | None = None
 
     @model_validator(mode="after")
-    def _known_by(self) -> Self:
+    def _check_choice(self) -> Self:
         if self.id is not None and self.id not in self.metadata:
             raise ValueError(f"id names {self.id}, which metadata doesn't have")
         if self.choose is None and (self.id is not None or self.label is not None):

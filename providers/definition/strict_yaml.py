@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 MAX_CHARACTERS = 64 * 1024
-_DEEPEST = 32
+_MAX_DEPTH = 32
 
 # libyaml's, where PyYAML was built with it: the catalogue is read at every start
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -65,7 +65,7 @@ def _refuse_bombs(text: str) -> None:
             raise InvalidYaml(f"has anchors or aliases, which are not read: write it out (line {line})")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
-            if depth > _DEEPEST:
+            if depth > _MAX_DEPTH:
                 raise InvalidYaml("is nested too deeply")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1

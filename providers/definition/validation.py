@@ -30,7 +30,7 @@ class DefinitionProblem:
 
 RuleFindings = Iterator[tuple[str, str, str]]  # field, what is wrong, the repair
 
-_AGEING = (
+_REFRESH_FIELDS = (
     "refresh_endpoint",
     "refresh_params",
     "refresh_param_names",
@@ -46,7 +46,7 @@ _AGEING = (
     "refresh_buffer_s",
     "offline_scope",
 )
-_SCOPES = (
+_SCOPE_FIELDS = (
     "default_scopes",
     "offline_scope",
     "scope_separator",
@@ -55,8 +55,10 @@ _SCOPES = (
     "scope_params",
     "scope_param_name",
 )
-_SECRET = re.compile(r"token|secret|session_key|session_nonce|password|assertion|webhook\.url", re.IGNORECASE)
-_DROP = "Leave it out"
+_SECRET_NAME = re.compile(
+    r"token|secret|session_key|session_nonce|password|assertion|webhook\.url", re.IGNORECASE
+)
+_REMOVE = "Leave it out"
 
 
 def problems_of(spec: ProviderSpec, file: str) -> list[DefinitionProblem]:
@@ -74,9 +76,9 @@ def differs_from_default(spec: ProviderSpec, field: str) -> bool:
 def refresh_fields_are_used(spec: ProviderSpec) -> RuleFindings:
     if spec.refresh_supported or spec.refresh.kind != "refresh_token":
         return
-    for field in _AGEING:
+    for field in _REFRESH_FIELDS:
         if differs_from_default(spec, field):
-            yield field, "says how tokens are refreshed, and refresh_supported is false", _DROP
+            yield field, "says how tokens are refreshed, and refresh_supported is false", _REMOVE
     if spec.revocation_endpoint and (spec.revocation is None or spec.revocation.token == "refresh_token"):
         yield (
             "revocation.token",
@@ -87,13 +89,13 @@ def refresh_fields_are_used(spec: ProviderSpec) -> RuleFindings:
 
 def rotation_makes_sense(spec: ProviderSpec) -> RuleFindings:
     if spec.refresh_rotates is False and spec.on_reuse:
-        yield "on_reuse", "speaks of a token used again, and refresh_rotates is false", _DROP
+        yield "on_reuse", "speaks of a token used again, and refresh_rotates is false", _REMOVE
 
 
 def scope_fields_are_used(spec: ProviderSpec) -> RuleFindings:
-    for field in _SCOPES if not spec.scopes_supported else ():
+    for field in _SCOPE_FIELDS if not spec.scopes_supported else ():
         if differs_from_default(spec, field):
-            yield field, "speaks of scopes, and scopes_supported is false", _DROP
+            yield field, "speaks of scopes, and scopes_supported is false", _REMOVE
     for scope in (*spec.default_scopes, *([spec.offline_scope] if spec.offline_scope else [])):
         if spec.scope_separator in scope:
             yield "default_scopes", f"{scope!r} holds the separator", "Make it two scopes"
@@ -113,12 +115,12 @@ def credential_fields_are_used(spec: ProviderSpec) -> RuleFindings:
                 yield (
                     field,
                     f"is used by client_secret_post alone, and client_auth is {spec.client_auth}",
-                    _DROP,
+                    _REMOVE,
                 )
     if spec.basic_auth_template is not None and ClientAuth.BASIC not in methods:
-        yield "basic_auth_template", "is used by client_secret_basic alone", _DROP
+        yield "basic_auth_template", "is used by client_secret_basic alone", _REMOVE
     if spec.pkce is Pkce.OFF and differs_from_default(spec, "pkce_challenge_encoding"):
-        yield "pkce_challenge_encoding", "speaks of a challenge, and pkce is off", _DROP
+        yield "pkce_challenge_encoding", "speaks of a challenge, and pkce is off", _REMOVE
     if (
         spec.client_auth is ClientAuth.NONE
         and spec.pkce is Pkce.OFF
@@ -130,7 +132,7 @@ def credential_fields_are_used(spec: ProviderSpec) -> RuleFindings:
             "Find out how codes are bound",
         )
     if spec.token_request_method == "GET" and spec.token_request_format is not BodyFormat.FORM:
-        yield "token_request_format", "says how a body is written, and a GET has none", _DROP
+        yield "token_request_format", "says how a body is written, and a GET has none", _REMOVE
 
 
 def flows_have_what_they_need(spec: ProviderSpec) -> RuleFindings:
@@ -155,7 +157,7 @@ def revocation_has_a_url(spec: ProviderSpec) -> RuleFindings:
     if spec.revocation_endpoint is None and rule.url is None and not spec.discovery:
         yield "revocation", "has no URL to go to", "Say revocation_endpoint, or revocation.url"
     if spec.revocation_endpoint is not None and rule.url is not None:
-        yield "revocation_endpoint", "is never used: revocation.url wins", _DROP
+        yield "revocation_endpoint", "is never used: revocation.url wins", _REMOVE
     if rule.auth == "header" and rule.auth_template is None:
         yield "revocation.auth_template", "is missing for auth: header", "Say what the header holds"
 
@@ -168,7 +170,7 @@ def dates_have_a_path(spec: ProviderSpec) -> RuleFindings:
             yield (
                 f"response.{prefix}_format",
                 f"says how a date is written, and there is no {prefix}_path",
-                _DROP,
+                _REMOVE,
             )
 
 
@@ -180,20 +182,23 @@ def metadata_holds_no_secret(spec: ProviderSpec) -> RuleFindings:
         ("callback_metadata_params", spec.callback_metadata_params),
     ):
         for name in names:
-            if name in secrets or _SECRET.search(name) or name == spec.callback_code_param:
-                yield field, f"{name} looks like a secret, and facts are shown", _DROP
+            if name in secrets or _SECRET_NAME.search(name) or name == spec.callback_code_param:
+                yield field, f"{name} looks like a secret, and facts are shown", _REMOVE
 
 
 def parameters_are_used(spec: ProviderSpec) -> RuleFindings:
     texts = [
-        text for text in _texts(spec.model_dump(mode="json", exclude={"template_params", "notes", "sources"}))
+        text
+        for text in _nested_texts(
+            spec.model_dump(mode="json", exclude={"template_params", "notes", "sources"})
+        )
     ]
     used = placeholders(*texts)
     if spec.jwt_bearer is not None:
         used |= spec.jwt_bearer.claims_when.keys()
     for name in spec.template_params:
         if name not in used:
-            yield f"template_params.{name}", "is used by nothing", _DROP
+            yield f"template_params.{name}", "is used by nothing", _REMOVE
 
 
 def categories_are_known(spec: ProviderSpec) -> RuleFindings:
@@ -204,16 +209,16 @@ def categories_are_known(spec: ProviderSpec) -> RuleFindings:
         yield "categories", "is empty", "Take one of providers/definition/categories.py"
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _nested_texts(value: Any) -> Iterator[str]:
     match value:
         case str():
             yield value
         case dict():
             for item in value.values():
-                yield from _texts(item)
+                yield from _nested_texts(item)
         case list() | tuple():
             for item in value:
-                yield from _texts(item)
+                yield from _nested_texts(item)
         case _:
             return
 

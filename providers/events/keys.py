@@ -8,10 +8,10 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.egress import Egress
 from providers.responses.json_paths import UnreadableBody, parse_body
 
-_LIMIT = 256 * 1024  # bytes
-_MOST = 50
-_PUBLIC = {"RSA": ("n", "e"), "EC": ("crv", "x", "y")}
-_KEPT = ("kty", "kid", "use", "alg")
+_MAX_BYTES = 256 * 1024  # bytes
+_MAX_KEYS = 50
+_PUBLIC_MEMBERS = {"RSA": ("n", "e"), "EC": ("crv", "x", "y")}
+_COMMON_MEMBERS = ("kty", "kid", "use", "alg")
 
 
 async def fetch_keys(egress: Egress, url: str) -> tuple[dict[str, Any], ...]:
@@ -35,23 +35,23 @@ async def fetch_keys(egress: Egress, url: str) -> tuple[dict[str, Any], ...]:
 def parse_jwks(content: bytes) -> tuple[dict[str, Any], ...]:
     """The usable keys of a JWK set. Raises Failure DISCOVERY_FAILED when it is none, or has none."""
     try:
-        document = parse_body(content) if len(content) <= _LIMIT else None
+        document = parse_body(content) if len(content) <= _MAX_BYTES else None
     except UnreadableBody:
         document = None
     keys = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(keys, list):
         raise Failure(ErrorCode.DISCOVERY_FAILED, "the transmitter's keys are not a JWK set")
-    found = tuple(public for key in keys[:_MOST] if (public := _public(key)) is not None)
+    found = tuple(public for key in keys[:_MAX_KEYS] if (public := _public_key(key)) is not None)
     if not found:
         raise Failure(ErrorCode.DISCOVERY_FAILED, "the transmitter's JWK set has no key that can be used")
     return found
 
 
-def _public(key: Any) -> dict[str, Any] | None:
+def _public_key(key: Any) -> dict[str, Any] | None:
     """The public members of an RSA or EC key; symmetric ones and those for encryption are left out."""
     if not isinstance(key, dict) or key.get("use") not in (None, "sig"):
         return None
-    needed = _PUBLIC.get(str(key.get("kty")))
+    needed = _PUBLIC_MEMBERS.get(str(key.get("kty")))
     if needed is None or any(not isinstance(key.get(name), str) for name in needed):
         return None
-    return {name: key[name] for name in (*_KEPT, *needed) if isinstance(key.get(name), str)}
+    return {name: key[name] for name in (*_COMMON_MEMBERS, *needed) if isinstance(key.get(name), str)}

@@ -31,13 +31,13 @@ def verify_meta(it: EventRequest, trust: EventTrust) -> VerifiedEvents:
         form = parse_qs(it.body.decode("ascii"), max_num_fields=20)
         (signed,) = form["signed_request"]
         signature, _, payload = signed.partition(".")
-        given = _decoded(signature)
+        given = _decode_base64url(signature)
     except (KeyError, ValueError, binascii.Error):
         raise EventRejected("invalid_request", "There is no signed_request that can be read.") from None
     expected = hmac.new(secret_key(trust), payload.encode(), hashlib.sha256).digest()
     require_signature(hmac.compare_digest(expected, given))
     try:
-        claims = json.loads(_decoded(payload))
+        claims = json.loads(_decode_base64url(payload))
     except (ValueError, binascii.Error, RecursionError):
         claims = None
     if not isinstance(claims, dict) or str(claims.get("algorithm")).upper() != "HMAC-SHA256":
@@ -51,5 +51,5 @@ def verify_meta(it: EventRequest, trust: EventTrust) -> VerifiedEvents:
     return VerifiedEvents(sha256_hex(payload.encode()), (fact,))
 
 
-def _decoded(part: str) -> bytes:
+def _decode_base64url(part: str) -> bytes:
     return base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))

@@ -22,7 +22,7 @@ CERTAINTIES: dict[str, Certainty] = {
     f"{_SCHEMAS}/caep/event-type/session-revoked": Certainty.SUSPECTED,
     f"{_SCHEMAS}/caep/event-type/credential-change": Certainty.SUSPECTED,
 }
-_VERIFICATIONS = (
+_VERIFICATION_TYPES = (
     f"{_SCHEMAS}/risc/event-type/verification",
     f"{_SCHEMAS}/ssf/event-type/verification",
 )
@@ -40,70 +40,74 @@ def read_set_events(
         if weight is None or not isinstance(event, dict):
             continue
         subject = event.get("subject") or claims.get("sub_id")
-        told = _moment(event.get("event_timestamp")) or _moment(claims.get("toe"))
+        told = _timestamp(event.get("event_timestamp")) or _timestamp(claims.get("toe"))
         at = min(told, issued_at) if told is not None else issued_at
         found.append(
-            ProviderEvent(kind, weight, _accounts(subject, issuers), at, at_is_issue_time=told is None)
+            ProviderEvent(
+                kind, weight, _accounts_of_subject(subject, issuers), at, at_is_issue_time=told is None
+            )
         )
     return tuple(found)
 
 
 def verification_state(events: dict[str, Any]) -> str | None:
     """The `state` of a verification event, empty when it has none; None when it is no such event."""
-    for kind in _VERIFICATIONS:
+    for kind in _VERIFICATION_TYPES:
         if kind in events:
             state = events[kind].get("state") if isinstance(events[kind], dict) else None
             return state[:MAX_ID_LENGTH] if isinstance(state, str) and is_storable_text(state) else ""
     return None
 
 
-def _moment(value: Any) -> datetime | None:
+def _timestamp(value: Any) -> datetime | None:
     return from_unix(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _accounts(subject: Any, issuers: frozenset[str]) -> _Accounts:
+def _accounts_of_subject(subject: Any, issuers: frozenset[str]) -> _Accounts:
     """By `format` (RFC 9493), or `subject_type`, as its drafts and Google have it."""
     if not isinstance(subject, dict):
         return ()
     match str(subject.get("format") or subject.get("subject_type")).replace("-", "_"):
         case "iss_sub" | "id_token_claims":
-            return _of_issuer(subject, issuers)
+            return _accounts_of_issuer(subject, issuers)
         case "email":
-            return _of_email(subject.get("email"))
+            return _accounts_of_email(subject.get("email"))
         case "opaque":
             return accounts_with_id(subject.get("id"))
         case "account":
             return ()  # an acct: URI names nobody that we know
         case "oauth_token" | "token":
-            return _of_token(subject)
+            return _accounts_of_token(subject)
         case "complex":
-            return _accounts(subject.get("user"), issuers)
+            return _accounts_of_subject(subject.get("user"), issuers)
         case "aliases":
             each = subject.get("identifiers")
             return tuple(
-                it for one in (each if isinstance(each, list) else ())[:10] for it in _alias(one, issuers)
+                it
+                for one in (each if isinstance(each, list) else ())[:10]
+                for it in _accounts_of_alias(one, issuers)
             )
     return ()
 
 
-def _alias(subject: Any, issuers: frozenset[str]) -> _Accounts:
+def _accounts_of_alias(subject: Any, issuers: frozenset[str]) -> _Accounts:
     """RFC 9493 section 3.2.8: no aliases in aliases."""
     nested = isinstance(subject, dict) and subject.get("format") in ("aliases", "complex")
-    return () if nested else _accounts(subject, issuers)
+    return () if nested else _accounts_of_subject(subject, issuers)
 
 
-def _of_issuer(subject: dict[str, Any], issuers: frozenset[str]) -> _Accounts:
+def _accounts_of_issuer(subject: dict[str, Any], issuers: frozenset[str]) -> _Accounts:
     """A `sub` means something together with its issuer alone."""
     iss, sub = subject.get("iss"), subject.get("sub")
     ours = isinstance(iss, str) and iss in issuers
     return accounts_with_id(sub) if ours and isinstance(sub, str) else ()
 
 
-def _of_email(email: Any) -> _Accounts:
+def _accounts_of_email(email: Any) -> _Accounts:
     return (frozenset({AccountIdentifier(EMAIL, email.casefold())}),) if is_identifier(email) else ()
 
 
-def _of_token(subject: dict[str, Any]) -> _Accounts:
+def _accounts_of_token(subject: dict[str, Any]) -> _Accounts:
     """Google's way to name a refresh token: its first 16 characters, or its double SHA-512."""
     name = _TOKEN_NAMES.get(str(subject.get("token_identifier_alg")))
     token = subject.get("token")

@@ -28,7 +28,7 @@ MEDIA_TYPE = "application/secevent+jwt"
 MAX_EVENT_AGE = timedelta(days=30)  # an older event is refused, so that `jti` need not be kept for longer
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512")
 _KEY_TYPES = {"RSA": RSAKey, "EC": ECKey}
-_NOT_IN_A_SET = ("sub", "nonce")  # an id token has them: it must not pass for an event
+_ID_TOKEN_CLAIMS = ("sub", "nonce")  # an id token has them: it must not pass for an event
 
 
 def verify_set(it: EventRequest, trust: EventTrust) -> VerifiedEvents:
@@ -64,7 +64,7 @@ def _header(token: bytes) -> dict[str, Any]:
     if token.count(b".") != 2:
         raise EventRejected("invalid_request", "The body is not a signed token in compact form.")
     try:
-        header = json.loads(_decoded(token.partition(b".")[0]))
+        header = json.loads(_decode_base64url(token.partition(b".")[0]))
     except (ValueError, binascii.Error, RecursionError):
         header = None
     if not isinstance(header, dict):
@@ -99,7 +99,9 @@ def _key(header: dict[str, Any], trust: EventTrust) -> RSAKey | ECKey:
     usable = [
         key
         for key in trust.keys or ()
-        if key.get("kty") == family and key.get("use") in (None, "sig") and _fits(key, header["alg"])
+        if key.get("kty") == family
+        and key.get("use") in (None, "sig")
+        and _allows_algorithm(key, header["alg"])
     ]
     named = [key for key in usable if key.get("kid") == kid] if kid is not None else usable
     if len(named) != 1:
@@ -110,7 +112,7 @@ def _key(header: dict[str, Any], trust: EventTrust) -> RSAKey | ECKey:
         raise EventRejected("invalid_key", "The transmitter's key can't be used.") from None
 
 
-def _fits(key: dict[str, Any], alg: str) -> bool:
+def _allows_algorithm(key: dict[str, Any], alg: str) -> bool:
     return key.get("alg") in (None, alg)
 
 
@@ -122,7 +124,7 @@ def _check_parties(claims: dict[str, Any], trust: EventTrust) -> None:
     ours = set(trust.audience or (trust.client_id,))
     if not isinstance(audience, list) or not any(isinstance(it, str) and it in ours for it in audience):
         raise EventRejected("invalid_audience", "aud doesn't name this receiver.")
-    if any(name in claims for name in _NOT_IN_A_SET):
+    if any(name in claims for name in _ID_TOKEN_CLAIMS):
         raise EventRejected("invalid_request", "The subject belongs into the event, or into sub_id.")
 
 
@@ -137,5 +139,5 @@ def _check_time(claims: dict[str, Any], now: datetime) -> datetime:
     return issued_at
 
 
-def _decoded(part: bytes) -> bytes:
+def _decode_base64url(part: bytes) -> bytes:
     return base64.urlsafe_b64decode(part + b"=" * (-len(part) % 4))

@@ -29,10 +29,10 @@ from providers.responses.json_paths import UnreadableBody, is_metadata_value
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import raise_for_failure
 
-_DENIED = "denied"  # X and those that follow it: the token, under another name
-_PROBLEM = "oauth_problem"  # the Problem Reporting extension
-_SAID_NO = ("user_refused", "permission_denied")
-_LONGEST = 2048
+_DENIED_PARAM = "denied"  # X and those that follow it: the token, under another name
+_PROBLEM_PARAM = "oauth_problem"  # the Problem Reporting extension
+_DENIAL_PROBLEMS = ("user_refused", "permission_denied")
+_MAX_LENGTH = 2048
 
 
 @dataclass(frozen=True)
@@ -80,17 +80,17 @@ def temporary_credentials_request(
     spec: ProviderSpec, url: str, client: OAuthClient, callback: str, at: datetime
 ) -> SignedRequest:
     """RFC 5849 section 2.1. Raises as `authorization`."""
-    return _request(spec, url, client, at, None, ("oauth_callback", callback))
+    return _signed_request(spec, url, client, at, None, ("oauth_callback", callback))
 
 
 def token_credentials_request(
     spec: ProviderSpec, url: str, client: OAuthClient, temporary: TokenPair, verifier: Secret, at: datetime
 ) -> SignedRequest:
     """RFC 5849 section 2.3. Raises as `authorization`."""
-    return _request(spec, url, client, at, temporary, ("oauth_verifier", verifier.reveal()))
+    return _signed_request(spec, url, client, at, temporary, ("oauth_verifier", verifier.reveal()))
 
 
-def _request(
+def _signed_request(
     spec: ProviderSpec,
     url: str,
     client: OAuthClient,
@@ -125,7 +125,7 @@ def read_temporary_credentials(spec: ProviderSpec, reply: RawReply) -> TokenPair
 
     Without `oauth_callback_confirmed` it is OAuth 1.0, where one can finish what another began.
     """
-    pair, fields = _pair(spec, reply, ErrorCode.CLIENT_REJECTED)
+    pair, fields = _read_token_pair(spec, reply, ErrorCode.CLIENT_REJECTED)
     if fields.get("oauth_callback_confirmed") != "true":
         raise unreadable_reply(spec, reply, "no oauth_callback_confirmed, so it speaks OAuth 1.0")
     return pair
@@ -133,7 +133,7 @@ def read_temporary_credentials(spec: ProviderSpec, reply: RawReply) -> TokenPair
 
 def read_token_credentials(spec: ProviderSpec, reply: RawReply, *, now: datetime) -> TokenSet:
     """Token credentials (RFC 5849 section 2.3), sealed as one. Raises as `replies.read_tokens`."""
-    pair, fields = _pair(spec, reply, ErrorCode.GRANT_REJECTED)
+    pair, fields = _read_token_pair(spec, reply, ErrorCode.GRANT_REJECTED)
     response = spec.response
     facts = {path: str(fields[path]) for path in response.metadata_paths if path in fields}
     moment = fields.get(response.expires_at_path or "")
@@ -150,7 +150,9 @@ def read_token_credentials(spec: ProviderSpec, reply: RawReply, *, now: datetime
     )
 
 
-def _pair(spec: ProviderSpec, reply: RawReply, refused: ErrorCode) -> tuple[TokenPair, dict[str, object]]:
+def _read_token_pair(
+    spec: ProviderSpec, reply: RawReply, refused: ErrorCode
+) -> tuple[TokenPair, dict[str, object]]:
     """401 is the one status that RFC 5849 section 3.2 has for all that may be wrong with credentials."""
     if reply.status == 401:
         raise Failure(refused, f"{spec.name} answered with status 401", provider=spec.name)
@@ -171,9 +173,9 @@ def temporary_token_in(query: Query) -> Secret | None:
 
     Raises Failure CALLBACK_INVALID when it is there twice.
     """
-    for name in ("oauth_token", _DENIED):
+    for name in ("oauth_token", _DENIED_PARAM):
         if any(given == name for given, _ in query):
-            return _one(query, name)
+            return _single_value(query, name)
     return None
 
 
@@ -181,18 +183,18 @@ def read_oauth1_callback(query: Query) -> Callback:
     """Read a callback (RFC 5849 section 2.2). Raises Failure CALLBACK_INVALID."""
     params = unique_params(query)
     token = temporary_token_in(query)
-    problem = params.get(_PROBLEM)
-    if _DENIED in params or problem in _SAID_NO:
+    problem = params.get(_PROBLEM_PARAM)
+    if _DENIED_PARAM in params or problem in _DENIAL_PROBLEMS:
         return Callback(None, token, denied=True, error=problem)
     if problem is not None:
         return Callback(None, token, denied=False, error=problem if problem.isidentifier() else "problem")
-    return Callback(_one(query, "oauth_verifier"), token, denied=False, error=None)
+    return Callback(_single_value(query, "oauth_verifier"), token, denied=False, error=None)
 
 
-def _one(query: Query, name: str) -> Secret:
+def _single_value(query: Query, name: str) -> Secret:
     values = [value for given, value in query if given == name]
     good = len(values) == 1 and values[0].isascii() and values[0].isprintable()
-    if not good or not 0 < len(values[0]) <= _LONGEST:
+    if not good or not 0 < len(values[0]) <= _MAX_LENGTH:
         raise Failure(
             ErrorCode.CALLBACK_INVALID, f"The provider's callback was refused: {name} is not right."
         )

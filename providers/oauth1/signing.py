@@ -30,7 +30,7 @@ from providers.requests.client import OAuthClient
 
 Pairs = Sequence[tuple[str, str]]
 
-_NOTHING = TokenPair(Secret(""), Secret(""))
+_NO_TOKEN = TokenPair(Secret(""), Secret(""))
 
 
 def oauth1_authorization_header(
@@ -83,20 +83,20 @@ def oauth1_signature(
         raise Failure(ErrorCode.INVALID_REQUEST, detail, field="url")
     # authlib reads protocol parameters as a header writes them
     base = construct_base_string(method, url, [*theirs, *((n, escape(v)) for n, v in protocol)])
-    token_secret = (pair or _NOTHING).secret.reveal()
+    token_secret = (pair or _NO_TOKEN).secret.reveal()
     match signature_method:
         case SignatureMethod.RSA_SHA1:
             return rsa_sha1_signature(base, _rsa_key(client))
         case SignatureMethod.PLAINTEXT:
-            return plaintext_signature(_secret(client), token_secret)
+            return plaintext_signature(_client_secret(client), token_secret)
         case SignatureMethod.HMAC_SHA1:
-            return hmac_sha1_signature(base, _secret(client), token_secret)
+            return hmac_sha1_signature(base, _client_secret(client), token_secret)
         case SignatureMethod.HMAC_SHA256:
-            key = f"{escape(_secret(client))}&{escape(token_secret)}"
+            key = f"{escape(_client_secret(client))}&{escape(token_secret)}"
             return base64.b64encode(hmac.digest(key.encode(), base.encode(), hashlib.sha256)).decode()
 
 
-def _secret(client: OAuthClient) -> str:
+def _client_secret(client: OAuthClient) -> str:
     if client.client_secret is None:
         raise Failure(ErrorCode.CLIENT_REJECTED, "the integration has no client secret to sign with")
     return client.client_secret.reveal()

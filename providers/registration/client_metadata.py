@@ -12,8 +12,8 @@ from providers.responses.json_paths import UnreadableBody, json_type, parse_body
 from providers.responses.raw_reply import RawReply
 
 CLIENT_NAME = "Evergrant"
-_METHODS = ("client_secret_basic", "client_secret_post", "none")
-_LONGEST = 2048
+_AUTH_METHODS = ("client_secret_basic", "client_secret_post", "none")
+_MAX_LENGTH = 2048
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def client_metadata(
 def auth_method_to_request(endpoints: Endpoints) -> str:
     """The first way of ours that the server takes; Basic is its default (RFC 7591 section 2)."""
     offered = endpoints.token_auth_methods
-    return next((method for method in _METHODS if method in offered), _METHODS[0])
+    return next((method for method in _AUTH_METHODS if method in offered), _AUTH_METHODS[0])
 
 
 def read_registration(reply: RawReply, *, asked_auth: str) -> RegisteredClient:
@@ -83,18 +83,18 @@ def read_registration(reply: RawReply, *, asked_auth: str) -> RegisteredClient:
     if reply.status not in (200, 201):
         raise _refused(reply.status, data.get("error"))
     try:
-        return _registered(data, asked_auth)
+        return _parse_registration(data, asked_auth)
     except UnreadableBody as why:
         raise _unreadable(reply, str(why)) from None
 
 
-def _registered(data: dict[str, Any], asked_auth: str) -> RegisteredClient:
+def _parse_registration(data: dict[str, Any], asked_auth: str) -> RegisteredClient:
     client_id = _text(data, "client_id")
     if client_id is None:
         raise UnreadableBody("no client_id")
     secret = _text(data, "client_secret")
     auth = _text(data, "token_endpoint_auth_method") or asked_auth
-    if auth not in _METHODS:
+    if auth not in _AUTH_METHODS:
         raise UnreadableBody("a token_endpoint_auth_method that we didn't ask for")
     if auth != "none" and secret is None:
         raise UnreadableBody("no client_secret, though it wants one at the token endpoint")
@@ -113,7 +113,7 @@ def _text(data: dict[str, Any], name: str) -> str | None:
     value = data.get(name)
     if value is None or value == "":
         return None
-    if not isinstance(value, str) or len(value) > _LONGEST or not value.isprintable():
+    if not isinstance(value, str) or len(value) > _MAX_LENGTH or not value.isprintable():
         raise UnreadableBody(f"a {name} that is {json_type(value)}, too long or not printable")
     return value
 

@@ -15,7 +15,7 @@ from evergrant_server.egress import Egress
 from providers.definition.schema_request import MUTUAL_TLS
 from providers.responses.json_paths import UnreadableBody, json_type, parse_body
 
-_LONGEST_URL = 2048
+_MAX_URL_LENGTH = 2048
 _ALIASED = (
     "token_endpoint",
     "revocation_endpoint",
@@ -23,7 +23,7 @@ _ALIASED = (
     "pushed_authorization_request_endpoint",
     "device_authorization_endpoint",
 )
-_DOCUMENT_LIMIT = 256 * 1024  # bytes; real ones have a few thousand
+_MAX_DOCUMENT_BYTES = 256 * 1024  # bytes; real ones have a few thousand
 
 
 async def discover(egress: Egress, issuer: str) -> Endpoints:
@@ -36,9 +36,9 @@ async def discover(egress: Egress, issuer: str) -> Endpoints:
     missing: list[str] = []
     async with egress.client(headers={"Accept": "application/json", "User-Agent": "Evergrant"}) as http:
         for url in document_urls(issuer):
-            document = await _document(http, url, issuer, missing)
+            document = await _fetch_document(http, url, issuer, missing)
             if document is not None:
-                return _endpoints(egress, issuer, document)
+                return _parse_endpoints(egress, issuer, document)
     _fail(issuer, "no metadata document: " + "; ".join(missing))
 
 
@@ -60,7 +60,7 @@ def document_urls(issuer: str) -> tuple[str, ...]:
 
 
 def _check_issuer(egress: Egress, issuer: str) -> None:
-    if len(issuer) > _LONGEST_URL:
+    if len(issuer) > _MAX_URL_LENGTH:
         _fail("", "the issuer is too long")
     try:
         parts = urlsplit(issuer)
@@ -71,7 +71,7 @@ def _check_issuer(egress: Egress, issuer: str) -> None:
     egress.policy.check_url(issuer)
 
 
-async def _document(
+async def _fetch_document(
     http: httpx2.AsyncClient, url: str, issuer: str, missing: list[str]
 ) -> dict[str, Any] | None:
     """One document, or None when it isn't there (`missing` then says why)."""
@@ -88,7 +88,7 @@ async def _document(
         missing.append(f"{place} answered with status {answer.status_code}")
         return None
     try:
-        if len(answer.content) > _DOCUMENT_LIMIT:
+        if len(answer.content) > _MAX_DOCUMENT_BYTES:
             raise UnreadableBody(f"a body of {len(answer.content)} bytes")
         return parse_body(answer.content, "json")
     except UnreadableBody as why:
@@ -96,13 +96,13 @@ async def _document(
         return None
 
 
-def _endpoints(egress: Egress, issuer: str, document: dict[str, Any]) -> Endpoints:
+def _parse_endpoints(egress: Egress, issuer: str, document: dict[str, Any]) -> Endpoints:
     named = document.get("issuer")
     if named != issuer:
         _fail(issuer, "the document names another issuer" if named else "the document names no issuer")
-    grants = _strings(issuer, document, "grant_types_supported")
+    grants = _optional_strings(issuer, document, "grant_types_supported")
     browser = grants is None or "authorization_code" in grants
-    methods = _strings(issuer, document, "code_challenge_methods_supported")
+    methods = _optional_strings(issuer, document, "code_challenge_methods_supported")
     if browser and methods is not None and "S256" not in methods:
         _fail(issuer, "the server doesn't support PKCE with S256 (RFC 9700 section 2.1.1)")
     iss = document.get("authorization_response_iss_parameter_supported", False)
@@ -111,21 +111,25 @@ def _endpoints(egress: Egress, issuer: str, document: dict[str, Any]) -> Endpoin
     return Endpoints(
         issuer=issuer,
         # a server without the code grant may still be used by flows that need no browser
-        authorization_endpoint=_needed(egress, issuer, document, "authorization_endpoint")
+        authorization_endpoint=_required_url(egress, issuer, document, "authorization_endpoint")
         if browser
         else None,
-        token_endpoint=_needed(egress, issuer, document, "token_endpoint"),
-        revocation_endpoint=_url(egress, issuer, document, "revocation_endpoint"),
-        introspection_endpoint=_url(egress, issuer, document, "introspection_endpoint"),
-        device_authorization_endpoint=_url(egress, issuer, document, "device_authorization_endpoint"),
+        token_endpoint=_required_url(egress, issuer, document, "token_endpoint"),
+        revocation_endpoint=_optional_url(egress, issuer, document, "revocation_endpoint"),
+        introspection_endpoint=_optional_url(egress, issuer, document, "introspection_endpoint"),
+        device_authorization_endpoint=_optional_url(
+            egress, issuer, document, "device_authorization_endpoint"
+        ),
         iss_in_callback=iss,
-        token_auth_methods=tuple(_strings(issuer, document, "token_endpoint_auth_methods_supported") or ()),
-        registration_endpoint=_url(egress, issuer, document, "registration_endpoint"),
-        pushed_authorization_request_endpoint=_url(
+        token_auth_methods=tuple(
+            _optional_strings(issuer, document, "token_endpoint_auth_methods_supported") or ()
+        ),
+        registration_endpoint=_optional_url(egress, issuer, document, "registration_endpoint"),
+        pushed_authorization_request_endpoint=_optional_url(
             egress, issuer, document, "pushed_authorization_request_endpoint"
         ),
         pushed_requests_required=document.get("require_pushed_authorization_requests") is True,
-        dpop_algorithms=tuple(_strings(issuer, document, "dpop_signing_alg_values_supported") or ()),
+        dpop_algorithms=tuple(_optional_strings(issuer, document, "dpop_signing_alg_values_supported") or ()),
         takes_metadata_documents=document.get("client_id_metadata_document_supported") is True,
         mtls_aliases=_aliases(egress, issuer, document),
     )
@@ -136,7 +140,7 @@ def _aliases(egress: Egress, issuer: str, document: dict[str, Any]) -> dict[str,
     aliases = document.get("mtls_endpoint_aliases", {})
     if not isinstance(aliases, dict):
         _fail(issuer, f"mtls_endpoint_aliases is {json_type(aliases)}")
-    found = {name: _url(egress, issuer, aliases, name) for name in _ALIASED}
+    found = {name: _optional_url(egress, issuer, aliases, name) for name in _ALIASED}
     return {name: url for name, url in found.items() if url is not None}
 
 
@@ -152,7 +156,7 @@ def weakening_changes(pinned: Endpoints, now: Endpoints, client_auth: str | None
     reasons = [
         f"{name} would move to another host"
         for name in ("authorization_endpoint", *_ALIASED)
-        if _moved(getattr(before, name), getattr(after, name))
+        if _origin_changed(getattr(before, name), getattr(after, name))
     ]
     if pinned.iss_in_callback and not now.iss_in_callback:
         reasons.append("callbacks would no longer name their issuer (RFC 9207)")
@@ -165,7 +169,7 @@ def weakening_changes(pinned: Endpoints, now: Endpoints, client_auth: str | None
     return tuple(reasons)
 
 
-def _moved(before: str | None, after: str | None) -> bool:
+def _origin_changed(before: str | None, after: str | None) -> bool:
     return before is not None and after is not None and _origin(before) != _origin(after)
 
 
@@ -174,18 +178,18 @@ def _origin(url: str) -> tuple[str, str]:
     return parts.scheme, parts.netloc.lower()
 
 
-def _needed(egress: Egress, issuer: str, document: dict[str, Any], name: str) -> str:
-    url = _url(egress, issuer, document, name)
+def _required_url(egress: Egress, issuer: str, document: dict[str, Any], name: str) -> str:
+    url = _optional_url(egress, issuer, document, name)
     if url is None:
         _fail(issuer, f"{name} is missing")
     return url
 
 
-def _url(egress: Egress, issuer: str, document: dict[str, Any], name: str) -> str | None:
+def _optional_url(egress: Egress, issuer: str, document: dict[str, Any], name: str) -> str | None:
     url = document.get(name)
     if url is None:
         return None
-    if not isinstance(url, str) or len(url) > _LONGEST_URL or not url.isprintable() or "{" in url:
+    if not isinstance(url, str) or len(url) > _MAX_URL_LENGTH or not url.isprintable() or "{" in url:
         _fail(issuer, f"{name} is not a URL")
     if "#" in url:
         _fail(issuer, f"{name} has a fragment (RFC 6749 sections 3.1 and 3.2)")
@@ -196,7 +200,7 @@ def _url(egress: Egress, issuer: str, document: dict[str, Any], name: str) -> st
     return url
 
 
-def _strings(issuer: str, document: dict[str, Any], name: str) -> list[str] | None:
+def _optional_strings(issuer: str, document: dict[str, Any], name: str) -> list[str] | None:
     value = document.get(name)
     if value is None:
         return None

@@ -66,10 +66,10 @@ def requested_scopes(spec: ProviderSpec, integration: Integration, scopes: Seque
     wanted = tuple(scopes) or integration.default_scopes or spec.default_scopes
     if spec.offline_scope:
         wanted = (*wanted, spec.offline_scope)
-    return _writable(spec, wanted, "scopes")
+    return _checked_scopes(spec, wanted, "scopes")
 
 
-def _writable(spec: ProviderSpec, scopes: Sequence[str], field: str) -> tuple[str, ...]:
+def _checked_scopes(spec: ProviderSpec, scopes: Sequence[str], field: str) -> tuple[str, ...]:
     for scope in scopes:
         if not _SCOPE.fullmatch(scope) or spec.scope_separator in scope:
             raise Failure(ErrorCode.INVALID_REQUEST, f"{scope[:80]!r} is not a scope", field=field)
@@ -85,7 +85,7 @@ def token_slot_scope_params(
         detail = f"{spec.name} has no scopes of their own for {min(unknown)[:64]}"
         raise Failure(ErrorCode.INVALID_REQUEST, detail, field="chain_scopes", provider=spec.name)
     return {
-        spec.scope_params[chain]: _writable(spec, scopes, "chain_scopes")
+        spec.scope_params[chain]: _checked_scopes(spec, scopes, "chain_scopes")
         for chain, scopes in chain_scopes.items()
     }
 
@@ -123,9 +123,9 @@ def build_authorization_url(
         raise Failure(ErrorCode.INVALID_REQUEST, detail, provider=spec.name, field="flow")
     values = checked_params(spec, integration.params)
     extra = {name: fill_template(text, values, spec) for name, text in spec.authorization_params.items()}
-    extra |= _asked_for(spec, params or {})
+    extra |= _caller_params(spec, params or {})
     if verifier is None:
-        extra = _for_token(extra)
+        extra = _implicit_params(extra)
         spec = spec.model_copy(update={"offline_scope": None})  # no refresh token comes (section 4.2.2)
     if target is not None and target.audience:
         extra["audience"] = target.audience
@@ -145,7 +145,7 @@ def build_authorization_url(
         scope=None,  # ours: separator and name differ
         **extra,
     )
-    return _bent(spec, url, wanted, verifier, target.resources if target else ())
+    return _in_provider_format(spec, url, wanted, verifier, target.resources if target else ())
 
 
 def integration_endpoints(
@@ -168,7 +168,7 @@ def redirect_uri_to_send(spec: ProviderSpec, params: Mapping[str, str], ours: st
     return fill_template(spec.redirect_uri_override, checked_params(spec, params), spec)
 
 
-def _asked_for(spec: ProviderSpec, params: Mapping[str, str]) -> dict[str, str]:
+def _caller_params(spec: ProviderSpec, params: Mapping[str, str]) -> dict[str, str]:
     unknown = set(params) - set(spec.authorization_params_from_request)
     if unknown:
         detail = f"{min(unknown)[:64]} is not a parameter a caller may set at {spec.name}"
@@ -176,7 +176,7 @@ def _asked_for(spec: ProviderSpec, params: Mapping[str, str]) -> dict[str, str]:
     return dict(params)
 
 
-def _for_token(extra: Mapping[str, str]) -> dict[str, str]:
+def _implicit_params(extra: Mapping[str, str]) -> dict[str, str]:
     """The token in the fragment, which no server sees: any other response mode puts it elsewhere."""
     return {
         **{name: text for name, text in extra.items() if name != "response_mode"},
@@ -184,7 +184,7 @@ def _for_token(extra: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _bent(
+def _in_provider_format(
     spec: ProviderSpec, url: str, scopes: tuple[str, ...], verifier: Secret | None, resources: tuple[str, ...]
 ) -> str:
     """The standard request in this provider's dialect: names, order, scope writing, fragment."""

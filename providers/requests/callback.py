@@ -18,9 +18,9 @@ from providers.requests.callback_facts import callback_metadata, callback_scopes
 
 Query = Sequence[tuple[str, str]]
 
-_MOST_PARAMS = 50
-_LONGEST = {"state": 512, "iss": 2048}
-_LONGEST_VALUE = 8192
+_MAX_PARAMS = 50
+_MAX_LENGTHS = {"state": 512, "iss": 2048}
+_MAX_VALUE_LENGTH = 8192
 _ERROR = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 _VISIBLE = re.compile(r"[\x20-\x7e]+")  # VSCHAR (RFC 6749 appendix A.5, A.11)
 
@@ -43,7 +43,7 @@ def state_in(query: Query) -> Secret:
     values = [value for name, value in query if name == "state"]
     if len(values) != 1 or not values[0]:
         reject_callback("state is there twice" if len(values) > 1 else "state is missing")
-    if len(values[0]) > _LONGEST["state"] or not _VISIBLE.fullmatch(values[0]):
+    if len(values[0]) > _MAX_LENGTHS["state"] or not _VISIBLE.fullmatch(values[0]):
         reject_callback("state is malformed")
     return Secret(values[0])
 
@@ -91,13 +91,13 @@ def read_callback(
 
 def unique_params(query: Query) -> dict[str, str]:
     """Each parameter once (RFC 6749 section 3.1). Raises Failure CALLBACK_INVALID."""
-    if len(query) > _MOST_PARAMS:
+    if len(query) > _MAX_PARAMS:
         reject_callback("too many parameters")
     for name, times in Counter(name for name, _ in query).items():
         if times > 1:
             reject_callback(f"{_shown(name)} is there twice")
     for name, value in query:
-        if len(name) > 256 or len(value) > _LONGEST.get(name, _LONGEST_VALUE):
+        if len(name) > 256 or len(value) > _MAX_LENGTHS.get(name, _MAX_VALUE_LENGTH):
             reject_callback(f"{_shown(name)} is too long")
     return dict(query)
 

@@ -15,7 +15,7 @@ from evergrant_server.core.secret import Secret
 from providers.definition.resolution import checked_params, fill_template
 from providers.definition.schema import ProviderSpec
 
-_LONGEST_FACT = 1024
+_MAX_VALUE_LENGTH = 1024
 
 
 def callback_metadata(
@@ -29,10 +29,10 @@ def callback_metadata(
     facts: dict[str, str] = {}
     for name in spec.callback_metadata_params:
         if name in query:
-            facts[name] = _fact(spec, name, query[name])
-    for name, value in _bound(spec, query).items():
+            facts[name] = _checked_metadata(spec, name, query[name])
+    for name, value in _template_params(spec, query).items():
         facts[name] = value
-    _as_expected(spec, query, params)
+    _check_expected(spec, query, params)
     return facts
 
 
@@ -67,7 +67,9 @@ def check_callback_signature(
     given = [value for name, value in query if name == rule.param]
     if len(given) != 1 or not given[0].isascii():
         _refuse(f"its signature {rule.param} is missing or there twice")
-    message = "&".join(sorted(_signed(name, value) for name, value in query if name != rule.param)).encode()
+    message = "&".join(
+        sorted(_escaped_pair(name, value) for name, value in query if name != rule.param)
+    ).encode()
     right = False
     for secret in secrets:
         digest = hmac.new(secret.reveal().encode(), message, hashlib.sha256).hexdigest()
@@ -76,20 +78,20 @@ def check_callback_signature(
         _refuse(f"its signature {rule.param} is wrong")
 
 
-def _signed(name: str, value: str) -> str:
+def _escaped_pair(name: str, value: str) -> str:
     name = name.replace("%", "%25").replace("&", "%26").replace("=", "%3D")
     return f"{name}={value.replace('%', '%25').replace('&', '%26')}"
 
 
-def _fact(spec: ProviderSpec, name: str, value: str) -> str:
+def _checked_metadata(spec: ProviderSpec, name: str, value: str) -> str:
     pattern = spec.callback_patterns.get(name)
-    plain = value.isprintable() and len(value) <= _LONGEST_FACT
+    plain = value.isprintable() and len(value) <= _MAX_VALUE_LENGTH
     if not plain or (pattern is not None and not re.fullmatch(pattern, value)):
         _refuse(f"{name} is malformed")
     return value
 
 
-def _bound(spec: ProviderSpec, query: Mapping[str, str]) -> dict[str, str]:
+def _template_params(spec: ProviderSpec, query: Mapping[str, str]) -> dict[str, str]:
     """Parts of URLs that came, by parameter and as they are used."""
     given = {
         name: query[said]
@@ -103,7 +105,7 @@ def _bound(spec: ProviderSpec, query: Mapping[str, str]) -> dict[str, str]:
     return {name: checked[name] for name in given}
 
 
-def _as_expected(spec: ProviderSpec, query: Mapping[str, str], params: Mapping[str, str]) -> None:
+def _check_expected(spec: ProviderSpec, query: Mapping[str, str], params: Mapping[str, str]) -> None:
     """A callback that names the account names the one that was asked for."""
     if not spec.callback_expected:
         return

@@ -25,7 +25,7 @@ from providers.responses.token_response import read_tokens
 
 TOKEN_EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
 ACCESS_TOKEN_TYPE = "urn:ietf:params:oauth:token-type:access_token"
-_USABLE_TYPES = (ACCESS_TOKEN_TYPE, "urn:ietf:params:oauth:token-type:jwt")
+_ACCESS_TOKEN_TYPES = (ACCESS_TOKEN_TYPE, "urn:ietf:params:oauth:token-type:jwt")
 JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 
 
@@ -62,19 +62,21 @@ def client_grant_request(
     match flow:
         case Flow.CLIENT_CREDENTIALS:
             rule = spec.client_credentials or ClientCredentialsGrant()
-            return _request(spec, endpoints, client, asked, rule.grant_type, rule.params)
+            return _prepared(spec, endpoints, client, asked, rule.grant_type, rule.params)
         case Flow.JWT_BEARER:
-            assertion = {"assertion": _assertion(spec, endpoints, client, asked)}
-            return _request(spec, endpoints, client, asked, JWT_BEARER, {}, assertion)
+            assertion = {"assertion": _jwt_bearer_assertion(spec, endpoints, client, asked)}
+            return _prepared(spec, endpoints, client, asked, JWT_BEARER, {}, assertion)
         case Flow.TOKEN_EXCHANGE:
             rule = spec.token_exchange or TokenExchangeGrant()
-            return _request(spec, endpoints, client, asked, TOKEN_EXCHANGE, rule.params, _exchanged(asked))
+            return _prepared(
+                spec, endpoints, client, asked, TOKEN_EXCHANGE, rule.params, _subject_token_params(asked)
+            )
         case _:
             detail = f"{flow.value} needs somebody who consents"
             raise Failure(ErrorCode.INVALID_REQUEST, detail, field="flow", provider=spec.name)
 
 
-def _request(
+def _prepared(
     spec: ProviderSpec,
     endpoints: Endpoints,
     client: OAuthClient,
@@ -102,7 +104,7 @@ def _request(
     return PreparedRequest(endpoints.token_endpoint, grant_type, dialect)
 
 
-def _exchanged(asked: ClientGrantInput) -> dict[str, str]:
+def _subject_token_params(asked: ClientGrantInput) -> dict[str, str]:
     """The token that is exchanged, and of what type it is (RFC 8693 section 2.1)."""
     if asked.subject_token is None:
         raise Failure(ErrorCode.CLIENT_REJECTED, "there is no token to exchange", field="subject_token")
@@ -123,13 +125,15 @@ def read_exchanged_token(
     """
     tokens = read_tokens(spec, reply, requested_scopes=requested_scopes, refreshing=False, now=now)
     issued = reply_fields(spec, reply).get("issued_token_type")
-    if issued not in _USABLE_TYPES:
+    if issued not in _ACCESS_TOKEN_TYPES:
         known = "no issued_token_type" if issued is None else "an issued_token_type that is no access token"
         raise unreadable_reply(spec, reply, known)
     return tokens
 
 
-def _assertion(spec: ProviderSpec, endpoints: Endpoints, client: OAuthClient, asked: ClientGrantInput) -> str:
+def _jwt_bearer_assertion(
+    spec: ProviderSpec, endpoints: Endpoints, client: OAuthClient, asked: ClientGrantInput
+) -> str:
     """The grant itself: who we are, for whom, what for, signed (RFC 7523 section 3)."""
     if client.key is None:
         detail = f"the integration has no key, and {spec.name} wants a signed assertion"
@@ -149,11 +153,11 @@ def _assertion(spec: ProviderSpec, endpoints: Endpoints, client: OAuthClient, as
         **given,
     }
     now = int(asked.at.timestamp())
-    claims: dict[str, object] = {name: _said(text, words) for name, text in templates.items()}
+    claims: dict[str, object] = {name: _fill_claim(text, words) for name, text in templates.items()}
     claims |= {"iat": now, "exp": now + rule.lifetime_s}
     return sign_jwt(client.key, {k: v for k, v in claims.items() if v != ""}, alg=rule.alg)
 
 
-def _said(template: str, words: Mapping[str, str]) -> str:
+def _fill_claim(template: str, words: Mapping[str, str]) -> str:
     """The template in one pass: a value that holds braces stays what it is."""
     return PLACEHOLDER.sub(lambda found: words.get(found.group(1), ""), template)

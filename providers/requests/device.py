@@ -25,15 +25,15 @@ from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import read_tokens
 
 DEVICE_CODE = "urn:ietf:params:oauth:grant-type:device_code"
-_SECRET = re.compile(r"[\x21-\x7e]{1,4096}")
-_SHOWN = re.compile(r"[\x20-\x7e]{1,64}")  # typed in by a person
-_LONGEST_URL = 2048
+_DEVICE_CODE = re.compile(r"[\x21-\x7e]{1,4096}")
+_USER_CODE = re.compile(r"[\x20-\x7e]{1,64}")  # typed in by a person
+_MAX_URL_LENGTH = 2048
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_LONGEST_LIFE_S = 86_400.0
+_MAX_LIFETIME_S = 86_400.0
 _INTERVALS_S = (0.0, 300.0)
 
-_POLLS = {"authorization_pending": DevicePoll.PENDING, "slow_down": DevicePoll.SLOW_DOWN}
-_ENDS = {"access_denied": ErrorCode.CONSENT_DENIED, "expired_token": ErrorCode.CONSENT_EXPIRED}
+_PENDING_ERRORS = {"authorization_pending": DevicePoll.PENDING, "slow_down": DevicePoll.SLOW_DOWN}
+_FINAL_ERRORS = {"access_denied": ErrorCode.CONSENT_DENIED, "expired_token": ErrorCode.CONSENT_EXPIRED}
 
 
 class DevicePending(Failure):
@@ -81,20 +81,21 @@ def device_token_request(
 
 def read_device_authorization(spec: ProviderSpec, reply: RawReply, now: datetime) -> DeviceCode:
     """The code of a device authorization response. Raises Failure as `read_tokens` does."""
-    error = _error(spec, reply)
+    error = _error_or_none(spec, reply)
     if reply.status != 200 or error is not None:
         raise failure_of_reply(spec, reply, error)
     data = reply_fields(spec, reply)
     try:
         complete = data.get("verification_uri_complete")
         return DeviceCode(
-            device_code=Secret(_text(data.get("device_code"), "a device code", _SECRET)),
-            user_code=_text(data.get("user_code"), "a user code", _SHOWN),
+            device_code=Secret(_checked_text(data.get("device_code"), "a device code", _DEVICE_CODE)),
+            user_code=_checked_text(data.get("user_code"), "a user code", _USER_CODE),
             # Google wrote `verification_url` before the RFC was done, and still does
-            verification_uri=_url(data.get("verification_uri", data.get("verification_url"))),
-            verification_uri_complete=None if complete is None else _url(complete),
-            expires_at=now + timedelta(seconds=_number(data.get("expires_in"), (1.0, _LONGEST_LIFE_S))),
-            interval_s=_number(data.get("interval", DEFAULT_INTERVAL_S), _INTERVALS_S),
+            verification_uri=_checked_url(data.get("verification_uri", data.get("verification_url"))),
+            verification_uri_complete=None if complete is None else _checked_url(complete),
+            expires_at=now
+            + timedelta(seconds=_checked_seconds(data.get("expires_in"), (1.0, _MAX_LIFETIME_S))),
+            interval_s=_checked_seconds(data.get("interval", DEFAULT_INTERVAL_S), _INTERVALS_S),
         )
     except UnreadableBody as why:
         raise unreadable_reply(spec, reply, str(why)) from None
@@ -108,11 +109,11 @@ def read_device_token(
     Raises NotYet while it has to be asked again; Failure CONSENT_DENIED and CONSENT_EXPIRED when
     it is over, else as `read_tokens`.
     """
-    error = _error(spec, reply)
-    if error in _POLLS:
-        raise DevicePending(_POLLS[error])
-    if error in _ENDS:
-        raise Failure(_ENDS[error], provider=spec.name)
+    error = _error_or_none(spec, reply)
+    if error in _PENDING_ERRORS:
+        raise DevicePending(_PENDING_ERRORS[error])
+    if error in _FINAL_ERRORS:
+        raise Failure(_FINAL_ERRORS[error], provider=spec.name)
     if reply.status == 429:
         raise DevicePending(DevicePoll.SLOW_DOWN)
     if reply.status >= 500:
@@ -120,14 +121,14 @@ def read_device_token(
     return read_tokens(spec, reply, requested_scopes=requested_scopes, refreshing=False, now=now)
 
 
-def _error(spec: ProviderSpec, reply: RawReply) -> str | None:
+def _error_or_none(spec: ProviderSpec, reply: RawReply) -> str | None:
     try:
         return error_name(spec, reply_fields(spec, reply))
     except Failure:
         return None  # an unreadable body names no error
 
 
-def _text(value: object, what: str, shape: re.Pattern[str]) -> str:
+def _checked_text(value: object, what: str, shape: re.Pattern[str]) -> str:
     if not isinstance(value, str):
         raise UnreadableBody(f"{what} that is {json_type(value)}")
     if not shape.fullmatch(value):
@@ -135,7 +136,7 @@ def _text(value: object, what: str, shape: re.Pattern[str]) -> str:
     return value
 
 
-def _url(value: object) -> str:
+def _checked_url(value: object) -> str:
     """An address a person may be sent to: https, or http on this machine."""
     if not isinstance(value, str):
         raise UnreadableBody(f"a verification address that is {json_type(value)}")
@@ -146,12 +147,12 @@ def _url(value: object) -> str:
         raise UnreadableBody("a verification address that is not a URL") from None
     safe = url.scheme == "https" or (url.scheme == "http" and host in _LOOPBACK)
     plain = value.isascii() and value.isprintable() and not set(value) & set(' "<>\\')
-    if not host or "@" in url.netloc or not safe or not plain or len(value) > _LONGEST_URL:
+    if not host or "@" in url.netloc or not safe or not plain or len(value) > _MAX_URL_LENGTH:
         raise UnreadableBody("a verification address that nobody may be sent to")
     return value
 
 
-def _number(value: object, bounds: tuple[float, float]) -> float:
+def _checked_seconds(value: object, bounds: tuple[float, float]) -> float:
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
         value = int(value)  # some servers write numbers as strings
     if isinstance(value, bool) or not isinstance(value, int | float):

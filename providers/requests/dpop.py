@@ -26,7 +26,7 @@ from providers.responses.json_paths import UnreadableBody, parse_body
 from providers.responses.raw_reply import RawReply
 
 _NONCE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,1024}")  # RFC 9449 section 8.1
-_MOST_NONCES = 10_000
+_MAX_NONCES = 10_000
 _DEFAULT_PORTS = {"https": 443, "http": 80}
 
 
@@ -128,7 +128,7 @@ class NonceCache:
         place = (origin_of(url), key.thumbprint)
         self._known[place] = nonce
         self._known.move_to_end(place)
-        if len(self._known) > _MOST_NONCES:
+        if len(self._known) > _MAX_NONCES:
             self._known.popitem(last=False)
 
 

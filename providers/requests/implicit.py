@@ -56,7 +56,7 @@ def read_fragment(
         reject_callback(
             "token_type is missing"
         )  # required, and a type we don't know must not be used (section 7.1)
-    tokens, scopes = _read(spec, given, requested, nonce_hash, now)
+    tokens, scopes = _read_tokens(spec, given, requested, nonce_hash, now)
     facts = callback_metadata(spec, given, params)
     tokens = tokens.model_copy(update={"metadata": tokens.metadata | facts})
     return Callback(None, state, False, None, facts, scopes, tokens)
@@ -77,7 +77,7 @@ def read_implicit_query(
     return Callback(None, state, denied=error in spec.callback_denials, error=error)
 
 
-def _read(
+def _read_tokens(
     spec: ProviderSpec,
     given: Mapping[str, str],
     requested: Sequence[str],

@@ -19,8 +19,8 @@ from providers.responses.error_mapping import error_name, failure_of_reply, repl
 from providers.responses.json_paths import UnreadableBody, json_type
 from providers.responses.raw_reply import RawReply
 
-_REFERENCE = re.compile(r"[\x21-\x7e]{1,2048}")
-_LONGEST_LIFE_S = 3600.0
+_REQUEST_URI = re.compile(r"[\x21-\x7e]{1,2048}")
+_MAX_LIFETIME_S = 3600.0
 
 
 def requires_par(spec: ProviderSpec, endpoints: Endpoints) -> bool:
@@ -75,11 +75,11 @@ def read_par_reply(spec: ProviderSpec, reply: RawReply, now: datetime) -> Pushed
     except Failure:
         error = None  # an unreadable body names no error
     if reply.status not in (200, 201) or error is not None:  # 201 by the RFC, 200 by some servers
-        raise _ours(failure_of_reply(spec, reply, error, now))
+        raise _as_client_failure(failure_of_reply(spec, reply, error, now))
     data = reply_fields(spec, reply)
     try:
         reference, lives_s = data.get("request_uri"), data.get("expires_in")
-        if not isinstance(reference, str) or not _REFERENCE.fullmatch(reference):
+        if not isinstance(reference, str) or not _REQUEST_URI.fullmatch(reference):
             raise UnreadableBody(
                 f"a request_uri that is {json_type(reference)}, or of a shape that can't be used"
             )
@@ -87,7 +87,7 @@ def read_par_reply(spec: ProviderSpec, reply: RawReply, now: datetime) -> Pushed
             raise UnreadableBody(f"an expires_in that is {json_type(lives_s)}, or not positive")
     except UnreadableBody as why:
         raise unreadable_reply(spec, reply, str(why)) from None
-    expires_at = now + timedelta(seconds=min(lives_s, _LONGEST_LIFE_S))
+    expires_at = now + timedelta(seconds=min(lives_s, _MAX_LIFETIME_S))
     return PushedAuthorization(request_uri=reference, expires_at=expires_at)
 
 
@@ -106,7 +106,7 @@ def par_authorization_url(
     return urlunsplit((*parts[:3], encoded, spec.authorization_url_fragment or ""))
 
 
-def _ours(failure: Failure) -> Failure:
+def _as_client_failure(failure: Failure) -> Failure:
     """`invalid_grant` and its like have no meaning here: the request is what was refused."""
     if failure.code is not ErrorCode.GRANT_REJECTED:
         return failure

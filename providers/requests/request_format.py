@@ -38,7 +38,8 @@ def refresh_format(
         body_format=spec.token_request_format.value,
         auth=spec.refresh_client_auth.value if spec.refresh_client_auth else client.auth,
         renames=spec.token_request_param_names | spec.refresh_param_names,
-        extra_params=filled_params(spec, spec.refresh_params, params) | _included(spec, redirect_uri, params),
+        extra_params=filled_params(spec, spec.refresh_params, params)
+        | _redirect_uri_param(spec, redirect_uri, params),
         query=filled_params(spec, spec.token_query_params, params),
         headers=spec.token_request_headers,
         bearer=token.reveal() if in_header else None,
@@ -99,7 +100,7 @@ def filled_params(spec: ProviderSpec, templates: Params, params: Params) -> dict
     return {name: fill_template(text, values, spec) for name, text in templates.items()}
 
 
-def _included(spec: ProviderSpec, redirect_uri: str | None, params: Params) -> dict[str, str]:
+def _redirect_uri_param(spec: ProviderSpec, redirect_uri: str | None, params: Params) -> dict[str, str]:
     if "redirect_uri" not in spec.refresh_params_include:
         return {}
     if redirect_uri is None:

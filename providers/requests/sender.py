@@ -81,7 +81,7 @@ class Sender:
             standard["code_verifier"] = verifier.reveal()
 
         def ask(authlib: ProviderClient) -> Awaitable[Any]:
-            auth = self._auth(spec, client, dialect)
+            auth = self._request_auth(spec, client, dialect)
             return authlib.fetch_token(url, grant_type="authorization_code", auth=auth, **standard)
 
         return await self._send(spec, client, ask, before_send)
@@ -114,7 +114,7 @@ class Sender:
             return authlib.refresh_token(
                 url,
                 refresh_token=refresh_token.reveal(),
-                auth=self._auth(spec, client, dialect),
+                auth=self._request_auth(spec, client, dialect),
                 **standard,
             )
 
@@ -138,7 +138,7 @@ class Sender:
             url = fill_template(rule.url, checked_params(spec, params or {}), spec)
 
         def ask(authlib: ProviderClient) -> Awaitable[Any]:
-            auth = self._auth(spec, client, dialect)
+            auth = self._request_auth(spec, client, dialect)
             return authlib.fetch_token(url, grant_type=rule.grant_type, auth=auth)
 
         return await self._send(spec, client, ask, before_send)
@@ -155,7 +155,7 @@ class Sender:
         url = require_complete(spec, request.url)
 
         def ask(authlib: ProviderClient) -> Awaitable[Any]:
-            auth = self._auth(spec, client, request.dialect)
+            auth = self._request_auth(spec, client, request.dialect)
             return authlib.fetch_token(url, grant_type=request.grant_type, auth=auth)
 
         return await self._send(spec, client, ask, before_send)
@@ -175,7 +175,7 @@ class Sender:
         `hint` is `refresh_token` or `access_token`; `spec.revocation.token` says which of the
         two ends the grant.
         """
-        url = _needed(spec, endpoints.revocation_endpoint, "revocation_endpoint")
+        url = _require_endpoint(spec, endpoints.revocation_endpoint, "revocation_endpoint")
         url = require_complete(spec, fill_url_encoded(url, client_id=client.client_id, token=token.reveal()))
         dialect = revocation_format(spec, client, token)
 
@@ -184,7 +184,7 @@ class Sender:
                 url,
                 token=token.reveal(),
                 token_type_hint=hint,
-                auth=self._auth(spec, client, dialect),
+                auth=self._request_auth(spec, client, dialect),
             )
 
         return await self._send(spec, client, ask, before_send)
@@ -204,7 +204,7 @@ class Sender:
             detail = f"{spec.name} introspects in a way of its own, which is not carried out"
             raise Failure(ErrorCode.INVALID_REQUEST, detail, provider=spec.name, field="introspection")
         url = require_complete(
-            spec, _needed(spec, endpoints.introspection_endpoint, "introspection_endpoint")
+            spec, _require_endpoint(spec, endpoints.introspection_endpoint, "introspection_endpoint")
         )
         dialect = RequestFormat(auth=client.auth)
 
@@ -213,12 +213,14 @@ class Sender:
                 url,
                 token=token.reveal(),
                 token_type_hint=hint,
-                auth=self._auth(spec, client, dialect),
+                auth=self._request_auth(spec, client, dialect),
             )
 
         return await self._send(spec, client, ask, before_send)
 
-    def _auth(self, spec: ProviderSpec, client: OAuthClient, dialect: RequestFormat) -> ProviderRequestAuth:
+    def _request_auth(
+        self, spec: ProviderSpec, client: OAuthClient, dialect: RequestFormat
+    ) -> ProviderRequestAuth:
         return ProviderRequestAuth(spec, client, dialect, self._nonces)
 
     async def send_signed(
@@ -248,19 +250,19 @@ class Sender:
         That answer spends nothing (RFC 9449 section 8), so both are one use of a credential: only the
         second answer counts, and `before_send` is asked before its first byte as well.
         """
-        reply = await self._once(spec, client, ask, before_send)
+        reply = await self._send_once(spec, client, ask, before_send)
         if client.proof_key is not None and spec.dpop and requires_nonce(reply):
-            reply = await self._once(spec, client, ask, before_send)
+            reply = await self._send_once(spec, client, ask, before_send)
         return reply
 
-    async def _once(
+    async def _send_once(
         self,
         spec: ProviderSpec,
         client: OAuthClient,
         ask: Callable[[ProviderClient], Awaitable[Any]],
         before_send: BeforeSend | None,
     ) -> RawReply:
-        watch = SendObserver(_stopping(before_send))
+        watch = SendObserver(_stop_on_failure(before_send))
         try:
             transport = self._egress.transport(watch, client.certificate_to_present())
         except Failure as failure:
@@ -273,12 +275,12 @@ class Sender:
             response = await ask(authlib)
         except ReplyReceived as answered:
             response = answered.response
-        except _Stopped as stopped:
+        except _SendStopped as stopped:
             raise SendFailed(stopped.failure, sent=False) from stopped.__cause__
         except httpx2.InvalidURL:
             raise SendFailed(Failure(ErrorCode.EGRESS_REFUSED, "not a URL"), sent=False) from None
         except httpx2.TransportError as error:
-            raise SendFailed(_unreachable(spec, error), sent=watch.sent) from None
+            raise SendFailed(_unreachable_failure(spec, error), sent=watch.sent) from None
         except Failure as failure:
             raise SendFailed(failure, sent=watch.sent) from None
         finally:
@@ -291,7 +293,7 @@ class Sender:
         return reply
 
 
-class _Stopped(Exception):
+class _SendStopped(Exception):
     """`before_send` said no."""
 
     def __init__(self, failure: Failure) -> None:
@@ -299,7 +301,7 @@ class _Stopped(Exception):
         self.failure = failure
 
 
-def _stopping(before_send: BeforeSend | None) -> BeforeSend | None:
+def _stop_on_failure(before_send: BeforeSend | None) -> BeforeSend | None:
     if before_send is None:
         return None
 
@@ -307,22 +309,22 @@ def _stopping(before_send: BeforeSend | None) -> BeforeSend | None:
         try:
             return before_send()
         except Failure as failure:
-            raise _Stopped(failure) from failure
+            raise _SendStopped(failure) from failure
         except Exception as error:
             detail = "the request was stopped before a byte left"
-            raise _Stopped(Failure(ErrorCode.PROVIDER_UNREACHABLE, detail)) from error
+            raise _SendStopped(Failure(ErrorCode.PROVIDER_UNREACHABLE, detail)) from error
 
     return check
 
 
-def _unreachable(spec: ProviderSpec, error: httpx2.TransportError) -> Failure:
+def _unreachable_failure(spec: ProviderSpec, error: httpx2.TransportError) -> Failure:
     """Only the kind of trouble is told: an error's own text might quote a URL."""
     timed_out = isinstance(error, httpx2.TimeoutException)
     kind = "did not answer in time" if timed_out else f"could not be talked to ({type(error).__name__})"
     return Failure(ErrorCode.PROVIDER_UNREACHABLE, f"{spec.name} {kind}", provider=spec.name)
 
 
-def _needed(spec: ProviderSpec, url: str | None, name: str) -> str:
+def _require_endpoint(spec: ProviderSpec, url: str | None, name: str) -> str:
     if url is None:
         raise Failure(ErrorCode.INVALID_REQUEST, f"{spec.name} has no {name}", provider=spec.name, field=name)
     return url

@@ -19,7 +19,7 @@ from providers.definition.schema import ClientAuth, ProviderSpec
 from providers.requests.client import OAuthClient
 from providers.requests.dpop import NonceCache, dpop_proof
 
-_STANDARD = {"Accept": "application/json", "User-Agent": "Evergrant"}
+_STANDARD_HEADERS = {"Accept": "application/json", "User-Agent": "Evergrant"}
 _BODY_HEADERS = ("content-type", "content-length")
 
 
@@ -67,17 +67,17 @@ class ProviderRequestAuth(httpx2.Auth):
         headers = httpx2.Headers(
             [(k, v) for k, v in request.headers.multi_items() if k.lower() not in (*_BODY_HEADERS, "host")]
         )
-        headers.update(_STANDARD)
+        headers.update(_STANDARD_HEADERS)
         headers.update(dict(self._spec.required_headers))
         headers.update(dict(dialect.headers))
         if dialect.bearer is not None:
             headers["Authorization"] = f"Bearer {dialect.bearer}"
-        self._identify(fields, headers)
-        written = _written(request, dialect, _renamed(fields, self._renames()), headers)
-        self._prove(written)
+        self._authenticate_client(fields, headers)
+        written = _build_request(request, dialect, _rename_params(fields, self._param_names()), headers)
+        self._add_dpop_proof(written)
         yield written
 
-    def _prove(self, request: httpx2.Request) -> None:
+    def _add_dpop_proof(self, request: httpx2.Request) -> None:
         """That we hold the key which the tokens are to be bound to (RFC 9449 section 5)."""
         key = self._client.proof_key
         if key is None or not self._spec.dpop or not self._dialect.requests_tokens:
@@ -86,14 +86,14 @@ class ProviderRequestAuth(httpx2.Auth):
         nonce = self._nonces.get(url, key)
         request.headers["DPoP"] = dpop_proof(key, request.method, url, self._client.now(), nonce=nonce)
 
-    def _renames(self) -> dict[str, str | None]:
+    def _param_names(self) -> dict[str, str | None]:
         named: dict[str, str | None] = {
             "client_id": self._spec.client_id_param,
             "client_secret": self._spec.client_secret_param,
         }
         return named | dict(self._dialect.renames)
 
-    def _identify(self, fields: dict[str, str], headers: httpx2.Headers) -> None:
+    def _authenticate_client(self, fields: dict[str, str], headers: httpx2.Headers) -> None:
         """Say who we are (RFC 6749 section 2.3.1)."""
         match self._dialect.auth:
             case ClientAuth.BASIC.value:
@@ -144,12 +144,12 @@ class ProviderRequestAuth(httpx2.Auth):
         return base64.b64encode(pair.encode()).decode("ascii")
 
 
-def _renamed(fields: Mapping[str, str], renames: Mapping[str, str | None]) -> dict[str, str]:
+def _rename_params(fields: Mapping[str, str], renames: Mapping[str, str | None]) -> dict[str, str]:
     named = {renames.get(name, name): value for name, value in fields.items()}
     return {name: value for name, value in named.items() if name is not None}
 
 
-def _written(
+def _build_request(
     request: httpx2.Request, dialect: RequestFormat, fields: dict[str, str], headers: httpx2.Headers
 ) -> httpx2.Request:
     """The request with its fields where this provider reads them."""

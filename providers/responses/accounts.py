@@ -26,8 +26,8 @@ from providers.responses.error_mapping import unreadable_reply
 from providers.responses.json_paths import UnreadableBody, is_metadata_value, parse_body, value_at
 from providers.responses.raw_reply import RawReply
 
-_MOST_OPTIONS = 200
-_LONGEST_LABEL = 200
+_MAX_OPTIONS = 200
+_MAX_LABEL_LENGTH = 200
 
 
 async def send_lookup(
@@ -60,7 +60,7 @@ def read_lookup(spec: ProviderSpec, lookup: AccountLookup, reply: RawReply) -> t
     that: a scope is missing, or the definition is wrong) and REPLY_UNREADABLE.
     """
     if reply.status != 200:
-        raise _refused(spec, reply)
+        raise _failure(spec, reply)
     try:
         # an array at the top is wrapped, so that one strict reader reads both
         body = b'{"whole":' + reply.body + b"}" if lookup.choose == WHOLE_REPLY else reply.body
@@ -68,9 +68,9 @@ def read_lookup(spec: ProviderSpec, lookup: AccountLookup, reply: RawReply) -> t
     except UnreadableBody as why:
         raise unreadable_reply(spec, reply, str(why)) from None
     if lookup.choose is None:
-        return (AccountOption(id="", label="", metadata=_facts(lookup, data)),)
+        return (AccountOption(id="", label="", metadata=_metadata(lookup, data)),)
     items = value_at(data, "whole" if lookup.choose == WHOLE_REPLY else lookup.choose)
-    if not isinstance(items, list) or len(items) > _MOST_OPTIONS:
+    if not isinstance(items, list) or len(items) > _MAX_OPTIONS:
         raise unreadable_reply(spec, reply, "no list of accounts, or too long a one")
     options = [_option(lookup, item) for item in items if isinstance(item, dict)]
     if None in options or len({it.id for it in options if it}) != len(items):
@@ -79,21 +79,21 @@ def read_lookup(spec: ProviderSpec, lookup: AccountLookup, reply: RawReply) -> t
 
 
 def _option(lookup: AccountLookup, item: dict[str, Any]) -> AccountOption | None:
-    facts = _facts(lookup, item)
+    facts = _metadata(lookup, item)
     known_by = facts.get(lookup.id_field)
     if known_by is None or not str(known_by) or not str(known_by).isprintable():
         return None
     named = value_at(item, lookup.label) if lookup.label else None
     label = named if isinstance(named, str) and named.isprintable() and named else str(known_by)
-    return AccountOption(id=str(known_by), label=label[:_LONGEST_LABEL], metadata=facts)
+    return AccountOption(id=str(known_by), label=label[:_MAX_LABEL_LENGTH], metadata=facts)
 
 
-def _facts(lookup: AccountLookup, data: dict[str, Any]) -> dict[str, Any]:
+def _metadata(lookup: AccountLookup, data: dict[str, Any]) -> dict[str, Any]:
     found = {name: value_at(data, path) for name, path in lookup.metadata.items()}
     return {name: value for name, value in found.items() if is_metadata_value(value)}
 
 
-def _refused(spec: ProviderSpec, reply: RawReply) -> Failure:
+def _failure(spec: ProviderSpec, reply: RawReply) -> Failure:
     detail = f"{spec.name} answered the question which accounts there are with status {reply.status}"
     wait = retry_after(reply.headers)
     match reply.status:

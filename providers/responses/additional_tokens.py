@@ -13,7 +13,7 @@ from providers.responses.json_paths import UnreadableBody, json_type, value_at
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import read_nested_tokens
 
-_MOST = 50
+_MAX_TOKEN_SETS = 50
 _NAME = re.compile(r"[\x21-\x7e]{1,80}")  # it becomes a label
 
 
@@ -30,7 +30,7 @@ def additional_token_sets(
         return {}
     chains: dict[str, TokenSet] = {}
     try:
-        for name, data in _found(spec, rule, value_at(reply_fields(spec, reply), rule.path)):
+        for name, data in _token_objects(spec, rule, value_at(reply_fields(spec, reply), rule.path)):
             if name in chains:
                 raise UnreadableBody("two chains of one name")
             chains[name] = read_nested_tokens(spec, reply, data, now)
@@ -39,11 +39,13 @@ def additional_token_sets(
     return chains
 
 
-def _found(spec: ProviderSpec, rule: AdditionalTokens, value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+def _token_objects(
+    spec: ProviderSpec, rule: AdditionalTokens, value: Any
+) -> Iterator[tuple[str, dict[str, Any]]]:
     if value is None:
         return
     items = [value] if rule.name else value
-    if not isinstance(items, list) or len(items) > _MOST:
+    if not isinstance(items, list) or len(items) > _MAX_TOKEN_SETS:
         raise UnreadableBody(f"further tokens that are {json_type(value)}, or too many")
     for item in items:
         if not isinstance(item, dict):

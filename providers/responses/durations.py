@@ -9,8 +9,8 @@ from evergrant_server.core.clock import MAX_LIFETIME
 from providers.responses.json_paths import UnreadableBody, json_type
 
 _DIGITS = re.compile(r"[0-9]{1,15}")
-_LONGEST_S = MAX_LIFETIME.total_seconds()  # a longer life is a mistake, and overflows dates
-_LONGEST_RETRY_S = 86400.0
+_MAX_SECONDS = MAX_LIFETIME.total_seconds()  # a longer life is a mistake, and overflows dates
+_MAX_RETRY_S = 86400.0
 
 
 def parse_duration(value: Any, name: str, *, unit: str = "s", zero_is_never: bool = False) -> float | None:
@@ -30,7 +30,7 @@ def parse_duration(value: Any, name: str, *, unit: str = "s", zero_is_never: boo
     if value == 0 and zero_is_never:
         return None
     # compared before it becomes a float: an integer of a thousand digits has no float
-    if not 0 < value <= _LONGEST_S * (1000 if unit == "ms" else 1):
+    if not 0 < value <= _MAX_SECONDS * (1000 if unit == "ms" else 1):
         raise UnreadableBody(f"{name} that is out of range")
     return float(value) / (1000 if unit == "ms" else 1)
 
@@ -45,16 +45,16 @@ def seconds_until(value: Any, name: str, how: str, now: datetime | None) -> floa
     if now is None:
         raise UnreadableBody(f"{name} that is a date, in a reply without one of its own")
     try:
-        moment = _moment(value, how)
+        moment = _parse_moment(value, how)
         left = (moment - now).total_seconds()
     except (ValueError, TypeError, OverflowError, OSError):
         raise UnreadableBody(f"{name} that is not a date") from None
-    if not 0 < left <= _LONGEST_S:
+    if not 0 < left <= _MAX_SECONDS:
         raise UnreadableBody(f"{name} that is out of range")
     return left
 
 
-def _moment(value: Any, how: str) -> datetime:
+def _parse_moment(value: Any, how: str) -> datetime:
     if how == "iso8601":
         moment = datetime.fromisoformat(value)
         return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
@@ -72,12 +72,12 @@ def retry_after(headers: dict[str, str], now: datetime | None = None) -> float |
     """Seconds of Retry-After (RFC 9110 section 10.2.3), from digits or a date; a day at most."""
     text = headers.get("retry-after", "").strip()
     if _DIGITS.fullmatch(text):
-        return min(float(text), _LONGEST_RETRY_S)
+        return min(float(text), _MAX_RETRY_S)
     moment = _http_date(text)
     now = reply_date(headers) or now
     if moment is None or now is None:
         return None
-    return min(max((moment - now).total_seconds(), 0.0), _LONGEST_RETRY_S)
+    return min(max((moment - now).total_seconds(), 0.0), _MAX_RETRY_S)
 
 
 def rate_limit_reset(
@@ -86,15 +86,15 @@ def rate_limit_reset(
     """Seconds until a rate limit ends, from the header in which a provider says it; a day at most."""
     text = headers.get(name.lower(), "").strip()
     if how == "seconds":
-        return min(float(text), _LONGEST_RETRY_S) if _DIGITS.fullmatch(text) else None
+        return min(float(text), _MAX_RETRY_S) if _DIGITS.fullmatch(text) else None
     now = reply_date(headers) or now
     if not text or now is None:
         return None
     try:
-        left = (_moment(text, how) - now).total_seconds()
+        left = (_parse_moment(text, how) - now).total_seconds()
     except (ValueError, TypeError, OverflowError, OSError):
         return None
-    return min(max(left, 0.0), _LONGEST_RETRY_S)
+    return min(max(left, 0.0), _MAX_RETRY_S)
 
 
 def _http_date(text: str) -> datetime | None:

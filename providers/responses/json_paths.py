@@ -8,9 +8,9 @@ from urllib.parse import parse_qsl
 
 from evergrant_server.core.text import is_storable_text
 
-_DEEPEST = 32
-_LONGEST = 1024 * 1024
-_LONGEST_FACT = 1024
+_MAX_DEPTH = 32
+_MAX_BYTES = 1024 * 1024
+_MAX_VALUE_LENGTH = 1024
 
 
 class UnreadableBody(Exception):
@@ -23,7 +23,7 @@ def parse_body(body: bytes, form: str = "sniff", prefix: str | None = None) -> d
     Raises Unreadable: empty, not UTF-8, neither JSON nor form, not an object, a name twice
     (RFC 8259 section 4 leaves it open who wins, so nobody does), NaN or Infinity, too deep.
     """
-    if len(body) > _LONGEST:
+    if len(body) > _MAX_BYTES:
         raise UnreadableBody(f"a body of {len(body)} bytes")
     try:
         text = body.decode("utf-8-sig").strip()
@@ -34,15 +34,15 @@ def parse_body(body: bytes, form: str = "sniff", prefix: str | None = None) -> d
     if not text:
         raise UnreadableBody("an empty body")
     if form == "json" or (form == "sniff" and text[0] in '{["'):
-        return _json(text)
-    return _form(text)
+        return _parse_json(text)
+    return _parse_form(text)
 
 
-def _json(text: str) -> dict[str, Any]:
-    if _depth(text) > _DEEPEST:
-        raise UnreadableBody(f"JSON nested deeper than {_DEEPEST}")
+def _parse_json(text: str) -> dict[str, Any]:
+    if _depth(text) > _MAX_DEPTH:
+        raise UnreadableBody(f"JSON nested deeper than {_MAX_DEPTH}")
     try:
-        data = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+        data = json.loads(text, object_pairs_hook=_unique_names, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise UnreadableBody(f"a body of {len(text)} characters that is not JSON") from None
     if not isinstance(data, dict):
@@ -50,17 +50,17 @@ def _json(text: str) -> dict[str, Any]:
     return data
 
 
-def _form(text: str) -> dict[str, Any]:
+def _parse_form(text: str) -> dict[str, Any]:
     if text.startswith("<"):
         raise UnreadableBody(f"markup of {len(text)} characters")
     try:
         pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=True, max_num_fields=200)
     except ValueError:
         raise UnreadableBody(f"a body of {len(text)} characters that is neither JSON nor a form") from None
-    return _once(pairs)
+    return _unique_names(pairs)
 
 
-def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_names(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
@@ -110,11 +110,11 @@ def is_metadata_value(value: Any) -> bool:
     is none (1e999)."""
     match value:
         case str():
-            return len(value) <= _LONGEST_FACT and is_storable_text(value)
+            return len(value) <= _MAX_VALUE_LENGTH and is_storable_text(value)
         case float():
             return math.isfinite(value)
         case _:
-            return isinstance(value, int) and len(str(value)) <= _LONGEST_FACT
+            return isinstance(value, int) and len(str(value)) <= _MAX_VALUE_LENGTH
 
 
 def json_type(value: Any) -> str:

@@ -21,7 +21,7 @@ from providers.responses.json_paths import UnreadableBody, is_metadata_value, js
 from providers.responses.raw_reply import RawReply
 
 _TOKEN = re.compile(r"[\x21-\x7e]{1,65536}")  # VSCHAR without space: it must fit into a header
-_LONGEST_FACT = 1024
+_MAX_VALUE_LENGTH = 1024
 
 
 def read_tokens(
@@ -43,7 +43,7 @@ def read_tokens(
     raise_for_failure(spec, reply, spec.success_statuses, now)
     data = reply_fields(spec, reply)
     try:
-        return _tokens(spec, reply, data, requested_scopes, refreshing, now)
+        return _read_token_set(spec, reply, data, requested_scopes, refreshing, now)
     except UnreadableBody as why:
         raise unreadable_reply(spec, reply, str(why)) from None
 
@@ -57,7 +57,7 @@ def read_revocation(spec: ProviderSpec, reply: RawReply) -> None:
     rule = spec.revocation or RevocationSpec()
     if reply.status in rule.gone_statuses:
         return
-    error = _quiet_error(spec, reply)
+    error = _error_or_none(spec, reply)
     if error and error in rule.gone_error_codes:
         return
     if reply.status not in rule.success_statuses:
@@ -68,7 +68,7 @@ def read_revocation(spec: ProviderSpec, reply: RawReply) -> None:
 
 def is_unsupported_token_type(spec: ProviderSpec, reply: RawReply) -> bool:
     """Whether the provider says that it can't revoke this kind of token (RFC 7009 section 2.2.1)."""
-    return reply.status == 400 and _quiet_error(spec, reply) == "unsupported_token_type"
+    return reply.status == 400 and _error_or_none(spec, reply) == "unsupported_token_type"
 
 
 def read_introspection(spec: ProviderSpec, reply: RawReply) -> bool:
@@ -84,19 +84,19 @@ def raise_for_failure(
     spec: ProviderSpec, reply: RawReply, success: tuple[int, ...], now: datetime | None = None
 ) -> None:
     """Raise for a status that isn't success, and for an error that hides behind one that is."""
-    error = _quiet_error(spec, reply)
+    error = _error_or_none(spec, reply)
     if reply.status not in success or error is not None:
         raise failure_of_reply(spec, reply, error, now)
 
 
-def _quiet_error(spec: ProviderSpec, reply: RawReply) -> str | None:
+def _error_or_none(spec: ProviderSpec, reply: RawReply) -> str | None:
     try:
         return error_name(spec, reply_fields(spec, reply))
     except Failure:
         return None  # an unreadable body names no error
 
 
-def _tokens(
+def _read_token_set(
     spec: ProviderSpec,
     reply: RawReply,
     data: dict[str, Any],
@@ -110,12 +110,12 @@ def _tokens(
         access = value_at(data, response.alternate_access_token_path)
     if access is None:
         raise UnreadableBody("no access token")
-    refresh_token = _token(value_at(data, response.refresh_token_path), "a refresh token")
+    refresh_token = _checked_token(value_at(data, response.refresh_token_path), "a refresh token")
     scopes = _scopes(spec, value_at(data, response.scope_path))
     if scopes is not None and spec.offline_scope in requested and (refresh_token or refreshing):
         # granted though not listed: some providers don't echo the scope that yields a refresh token
         scopes = tuple(dict.fromkeys((*scopes, str(spec.offline_scope))))
-    token = _token(access, "an access token")
+    token = _checked_token(access, "an access token")
     if token is None:
         raise UnreadableBody("an empty access token")
     clock = reply_date(reply.headers) or now
@@ -127,7 +127,7 @@ def _tokens(
         access_token=token,
         token_type=_token_type(spec, value_at(data, response.token_type_path)),
         refresh_token=refresh_token if spec.refresh_supported else None,
-        id_token=_token(value_at(data, response.id_token_path), "an id token"),
+        id_token=_checked_token(value_at(data, response.id_token_path), "an id token"),
         expires_in=expires_in,
         refresh_expires_in=refresh_expires_in,
         scopes=scopes,
@@ -140,10 +140,10 @@ def read_nested_tokens(
     spec: ProviderSpec, reply: RawReply, data: dict[str, Any], now: datetime | None
 ) -> TokenSet:
     """The tokens of a part of a reply to a code, laid out as a reply of its own. Raises Unreadable."""
-    return _tokens(spec, reply, data, (), False, now)
+    return _read_token_set(spec, reply, data, (), False, now)
 
 
-def _token(value: Any, what: str) -> Secret | None:
+def _checked_token(value: Any, what: str) -> Secret | None:
     if value is None or value == "":
         return None
     if not isinstance(value, str):
@@ -219,6 +219,6 @@ def _metadata(spec: ProviderSpec, data: dict[str, Any]) -> dict[str, Any]:
     """Facts beside the tokens: short scalars at declared paths, keyed by path."""
     facts = {path: value_at(data, path) for path in spec.response.metadata_paths}
     for name, rule in spec.response.metadata_patterns.items():
-        found = re.search(rule.pattern, str(value_at(data, rule.path) or "")[:_LONGEST_FACT])
+        found = re.search(rule.pattern, str(value_at(data, rule.path) or "")[:_MAX_VALUE_LENGTH])
         facts[name] = found.group(1) if found else None
     return {name: value for name, value in facts.items() if is_metadata_value(value)}

@@ -17,15 +17,15 @@ from providers.definition.strict_yaml import InvalidYaml, parse_yaml
 from providers.definition.validation import DefinitionProblem, problems_of
 
 VECTORS = CATALOG.parent.parent / "tests" / "conformance" / "providers" / "vectors"
-_ENOUGH = 2  # independent sources
+_MIN_SOURCES = 2  # independent sources
 _GUIDE = "docs/guide/adding-a-provider.md says how"
-_VECTOR = {
+_VECTOR_FIELDS = {
     *("params", "scopes", "chain_scopes", "endpoints", "facts"),  # what is given
     *("authorize", "callbacks", "exchange", "post_exchange", "refresh", "revoke", "grants"),
     *("replies", "refusals", "lookups", "api"),
 }
-_TOKENS = {"access_token", "refresh_token", "expires_in", "scopes"}
-_MORE_OF_TOKENS = {"token_type", "metadata", "id_token", "refresh_expires_in"}
+_REQUIRED_TOKEN_FIELDS = {"access_token", "refresh_token", "expires_in", "scopes"}
+_OPTIONAL_TOKEN_FIELDS = {"token_type", "metadata", "id_token", "refresh_expires_in"}
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,11 @@ def check_catalogue(catalog: Path = CATALOG, vectors: Path | None = VECTORS) -> 
     problems += _disagreements(specs)
     here = vectors is not None and vectors.is_dir()
     if vectors is not None and here:
-        problems += _vectors(specs, vectors, {path.stem for path in catalog.glob("*.yaml")})
+        problems += _vector_problems(specs, vectors, {path.stem for path in catalog.glob("*.yaml")})
     return CatalogueReport(
         count=len(specs),
         with_two_sources=sum(
-            spec.sources.agreeing.get("token_endpoint", 0) >= _ENOUGH for spec in specs.values()
+            spec.sources.agreeing.get("token_endpoint", 0) >= _MIN_SOURCES for spec in specs.values()
         ),
         unusable_definitions=sum(unusable_field(spec) is not None for spec in specs.values()),
         unusable=tuple(it for spec in specs.values() for it in unusable_flows(spec)),
@@ -124,7 +124,9 @@ def _disagreements(specs: dict[str, ProviderSpec]) -> Iterator[DefinitionProblem
     for first, *others in sharing.values():
         for other in others:
             for name in ("client_auth", "token_request_format", "token_request_method", "client_id_param"):
-                if getattr(first, name) != getattr(other, name) and not _by_key(first, other):
+                if getattr(first, name) != getattr(other, name) and not _either_signs_assertions(
+                    first, other
+                ):
                     yield DefinitionProblem(
                         f"{other.name}.yaml",
                         name,
@@ -133,12 +135,14 @@ def _disagreements(specs: dict[str, ProviderSpec]) -> Iterator[DefinitionProblem
                     )
 
 
-def _by_key(*specs: ProviderSpec) -> bool:
+def _either_signs_assertions(*specs: ProviderSpec) -> bool:
     """A service account proves itself by what it signs, at the endpoint that others use with a secret."""
     return any(spec.auth_modes == ("jwt_bearer",) for spec in specs)
 
 
-def _vectors(specs: dict[str, ProviderSpec], folder: Path, defined: set[str]) -> Iterator[DefinitionProblem]:
+def _vector_problems(
+    specs: dict[str, ProviderSpec], folder: Path, defined: set[str]
+) -> Iterator[DefinitionProblem]:
     """`defined` are also the definitions that couldn't be read: their vectors may be right."""
     there = {path.stem: path for path in folder.glob("*.yaml")}
     for name in sorted(there.keys() - defined):
@@ -160,15 +164,15 @@ def _vectors(specs: dict[str, ProviderSpec], folder: Path, defined: set[str]) ->
             continue
         if "scopes" not in vector:
             yield DefinitionProblem(file, "scopes", "is missing", "Say those that an app asks for, or []")
-        for part in _parts(spec):
+        for part in _expected_parts(spec):
             if not vector.get(part):
                 yield DefinitionProblem(file, part, "is missing", f"Say it: {_GUIDE}")
-        yield from (DefinitionProblem(file, *found) for found in _unread(vector))
+        yield from (DefinitionProblem(file, *found) for found in _field_problems(vector))
 
 
-def _unread(vector: dict[Any, Any]) -> Iterator[tuple[str, str, str]]:
+def _field_problems(vector: dict[Any, Any]) -> Iterator[tuple[str, str, str]]:
     """What no test reads, and so proves nothing; and what of tokens is always read."""
-    for name in sorted(map(str, vector.keys() - _VECTOR)):
+    for name in sorted(map(str, vector.keys() - _VECTOR_FIELDS)):
         yield name[:64], "is read by no test", f"Correct its name: {_GUIDE}"
     expected = [(name, vector.get(name)) for name in ("exchange", "post_exchange", "refresh")]
     replies = vector.get("replies")
@@ -177,13 +181,13 @@ def _unread(vector: dict[Any, Any]) -> Iterator[tuple[str, str, str]]:
     for where, part in expected:
         tokens = part.get("tokens") if isinstance(part, dict) else None
         if isinstance(tokens, dict):
-            for name in sorted(_TOKENS - tokens.keys()):
+            for name in sorted(_REQUIRED_TOKEN_FIELDS - tokens.keys()):
                 yield f"{where}.tokens.{name}", "is missing", "Say it, or null where the reply has none"
-            for name in sorted(map(str, tokens.keys() - _TOKENS - _MORE_OF_TOKENS)):
+            for name in sorted(map(str, tokens.keys() - _REQUIRED_TOKEN_FIELDS - _OPTIONAL_TOKEN_FIELDS)):
                 yield f"{where}.tokens.{name[:64]}", "is read by no test", f"Correct its name: {_GUIDE}"
 
 
-def _parts(spec: ProviderSpec) -> tuple[str, ...]:
+def _expected_parts(spec: ProviderSpec) -> tuple[str, ...]:
     """What a vector has to show, for what its definition says."""
     if "authorization_code" not in spec.auth_modes:
         return ("grants", "refusals")

@@ -25,8 +25,8 @@ _DRY_RUN = {
     "client_id": "evergrant-dry-run",
     "redirect_uri": "https://evergrant.invalid/",
 }
-_OURS_ALONE = ("categories", "sources")  # how the catalogue is kept, nothing about a provider
-_SECRETS_GO_TO = (
+_CATALOGUE_FIELDS = ("categories", "sources")  # how the catalogue is kept, nothing about a provider
+_CREDENTIAL_FIELDS = (
     "token_endpoint",
     "refresh_endpoint",
     "refresh.url",
@@ -46,17 +46,17 @@ async def check_definition(
     egress: Egress, spec: ProviderSpec, before: ProviderSpec | None
 ) -> list[CheckResult]:
     """What is found out about a definition; `before` is the one it would replace."""
-    findings = [_usable(spec), *_ruled(spec), *_hosts(spec, before)]
-    urls, unfilled = _urls(spec)
+    findings = [_usability_finding(spec), *_rule_findings(spec), *_host_findings(spec, before)]
+    urls, unfilled = _endpoint_urls(spec)
     if unfilled:
         named = ", ".join(sorted(unfilled))
         findings.append(_warn("endpoints", f"not looked at, for want of parameters: {named}"))
     for name, url in urls.items():
-        findings.append(await _looked_at(egress, spec, name, url))
+        findings.append(await _probe_endpoint(egress, spec, name, url))
     return findings
 
 
-def _usable(spec: ProviderSpec) -> CheckResult:
+def _usability_finding(spec: ProviderSpec) -> CheckResult:
     try:
         spec.require_any_flow()
     except Failure as failure:
@@ -64,18 +64,18 @@ def _usable(spec: ProviderSpec) -> CheckResult:
     return _ok("schema", f"version {spec.version} says nothing that the flows can't honour")
 
 
-def _ruled(spec: ProviderSpec) -> Iterable[CheckResult]:
+def _rule_findings(spec: ProviderSpec) -> Iterable[CheckResult]:
     """What reads well and can't be meant; the catalogue has nothing of it."""
     for problem in problems_of(spec, spec.name):
-        if problem.field.split(".")[0] not in _OURS_ALONE:
+        if problem.field.split(".")[0] not in _CATALOGUE_FIELDS:
             yield _warn("rules", f"{problem.field}: {problem.what}. {problem.repair}.")
 
 
-def _hosts(spec: ProviderSpec, before: ProviderSpec | None) -> Iterable[CheckResult]:
+def _host_findings(spec: ProviderSpec, before: ProviderSpec | None) -> Iterable[CheckResult]:
     """A replacement that sends secrets to a new host is for an admin to see."""
     if before is None:
         return
-    new = _secret_hosts(spec) - _secret_hosts(before)
+    new = _credential_hosts(spec) - _credential_hosts(before)
     if new:
         yield _warn(
             HOSTS_CHECK, f"tokens and client secrets would go to {', '.join(sorted(new))}, as they don't now"
@@ -84,10 +84,10 @@ def _hosts(spec: ProviderSpec, before: ProviderSpec | None) -> Iterable[CheckRes
         yield _ok(HOSTS_CHECK, "tokens and client secrets go to no new host")
 
 
-def _secret_hosts(spec: ProviderSpec) -> set[str]:
+def _credential_hosts(spec: ProviderSpec) -> set[str]:
     """With defaults in place: another default is another host for whoever gave none."""
     urls, values = spec.credential_urls(), checked_params(spec, {})
-    goes = [name for name in urls if name in _SECRETS_GO_TO or name.startswith("post_auth.")]
+    goes = [name for name in urls if name in _CREDENTIAL_FIELDS or name.startswith("post_auth.")]
     return {_host(urls[name], values) for name in goes}
 
 
@@ -97,7 +97,7 @@ def _host(template: str, values: Mapping[str, str]) -> str:
     return urlsplit(template).netloc
 
 
-def _urls(spec: ProviderSpec) -> tuple[dict[str, str], set[str]]:
+def _endpoint_urls(spec: ProviderSpec) -> tuple[dict[str, str], set[str]]:
     """The endpoints with default parameters in place, and those that need parameters nobody gave."""
     values = checked_params(spec, {})
     urls, unfilled = {}, set[str]()
@@ -112,20 +112,20 @@ def _urls(spec: ProviderSpec) -> tuple[dict[str, str], set[str]]:
     return urls, unfilled
 
 
-async def _looked_at(egress: Egress, spec: ProviderSpec, name: str, url: str) -> CheckResult:
+async def _probe_endpoint(egress: Egress, spec: ProviderSpec, name: str, url: str) -> CheckResult:
     """One request through the guard: scheme, port, address, TLS, and what comes back."""
     try:
         async with egress.client(headers={"Accept": "application/json", "User-Agent": "Evergrant"}) as http:
             if name == "authorization_endpoint":
-                return _page(name, await http.get(url))
-            return _token_endpoint(spec, name, await http.post(url, data=_DRY_RUN))
+                return _authorization_page_finding(name, await http.get(url))
+            return _token_endpoint_finding(spec, name, await http.post(url, data=_DRY_RUN))
     except Failure as failure:
         return _problem(name, failure.detail)
     except httpx2.TransportError as error:
         return _problem(name, f"{urlsplit(url).hostname} could not be reached ({type(error).__name__})")
 
 
-def _page(name: str, answer: httpx2.Response) -> CheckResult:
+def _authorization_page_finding(name: str, answer: httpx2.Response) -> CheckResult:
     if answer.status_code in (404, 405, 410):
         return _problem(name, f"there is no page: status {answer.status_code}")
     if answer.status_code >= 500:
@@ -133,7 +133,7 @@ def _page(name: str, answer: httpx2.Response) -> CheckResult:
     return _ok(name, f"status {answer.status_code}")
 
 
-def _token_endpoint(spec: ProviderSpec, name: str, answer: httpx2.Response) -> CheckResult:
+def _token_endpoint_finding(spec: ProviderSpec, name: str, answer: httpx2.Response) -> CheckResult:
     reply = RawReply(answer.status_code, {k.lower(): v for k, v in answer.headers.items()}, answer.content)
     try:
         error = error_name(spec, reply_fields(spec, reply))
