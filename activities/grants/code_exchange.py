@@ -49,7 +49,7 @@ from evergrant_server.core.messages.connection import (
 from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
-from providers.definition.resolution import params_from_metadata
+from providers.definition.templates import params_from_metadata
 from providers.responses.raw_reply import RawReply
 
 RETRIED_BY_TEMPORAL = (ErrorCode.REFRESH_PENDING, ErrorCode.JOURNAL_UNAVAILABLE)

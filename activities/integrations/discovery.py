@@ -25,7 +25,7 @@ from evergrant_server.core.messages.maintenance import RereadMetadata, RereadMet
 from evergrant_server.egress import Egress
 from evergrant_server.store import Store, Transaction, UnwrappedKeys
 from providers.definition.registry import Registry
-from providers.definition.resolution import definition_endpoints
+from providers.definition.templates import definition_endpoints
 from providers.registration.client_metadata import RegisteredClient, read_registration
 from providers.registration.discovery import discover, weakening_changes
 from providers.responses.raw_reply import RawReply

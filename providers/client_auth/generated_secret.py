@@ -10,8 +10,8 @@ from evergrant_server.core.connections.client_key import ClientKey
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from providers.client_auth.assertions import sign_jwt
-from providers.definition.resolution import checked_params, fill_template
 from providers.definition.schema import ProviderSpec
+from providers.definition.templates import checked_params, fill_template
 
 
 def generate_client_secret(

@@ -14,10 +14,10 @@ from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.connections.token_pair import OAUTH1, TokenPair
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
-from providers.definition.resolution import checked_params, fill_template
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_request import OAuth1Spec, SignatureMethod
 from providers.definition.schema_response import ResponseSpec
+from providers.definition.templates import checked_params, fill_template
 from providers.oauth1.signing import oauth1_authorization_header
 from providers.requests.authorization_url import requested_scopes
 from providers.requests.callback import Callback, Query, unique_params

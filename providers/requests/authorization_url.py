@@ -16,7 +16,9 @@ from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.connections.flow import Flow, TokenTarget
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
-from providers.definition.resolution import (
+from providers.definition.schema import ProviderSpec
+from providers.definition.schema_request import MUTUAL_TLS, Pkce
+from providers.definition.templates import (
     checked_params,
     client_auth_of,
     definition_endpoints,
@@ -24,8 +26,6 @@ from providers.definition.resolution import (
     params_from_metadata,
     require_complete,
 )
-from providers.definition.schema import ProviderSpec
-from providers.definition.schema_request import MUTUAL_TLS, Pkce
 
 _VERIFIER = re.compile(r"[A-Za-z0-9\-._~]{43,128}")  # RFC 7636 section 4.1
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 section 3.3

@@ -14,7 +14,7 @@ from evergrant_server.core.connections.imported_tokens import ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from providers.definition.schema import ProviderSpec
-from providers.requests.callback_facts import callback_metadata, callback_scopes
+from providers.requests.callback_metadata import callback_metadata, callback_scopes
 
 Query = Sequence[tuple[str, str]]
 

@@ -13,9 +13,9 @@ from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from providers.client_auth.assertions import sign_jwt
-from providers.definition.resolution import checked_params
 from providers.definition.schema import PLACEHOLDER, ProviderSpec
 from providers.definition.schema_request import ClientCredentialsGrant, JwtBearerGrant, TokenExchangeGrant
+from providers.definition.templates import checked_params
 from providers.requests.client import OAuthClient
 from providers.requests.request_format import filled_params
 from providers.requests.wire import RequestFormat

@@ -19,7 +19,7 @@ from providers.requests.callback import (
     state_in,
     unique_params,
 )
-from providers.requests.callback_facts import callback_metadata
+from providers.requests.callback_metadata import callback_metadata
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import read_tokens
 

@@ -13,9 +13,9 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import BeforeSend, Egress, SendObserver
-from providers.definition.resolution import checked_params, fill_template, fill_url_encoded, require_complete
 from providers.definition.schema import ProviderSpec, RefreshSpec
 from providers.definition.schema_request import Pkce
+from providers.definition.templates import checked_params, fill_template, fill_url_encoded, require_complete
 from providers.oauth1.flow import SignedRequest
 from providers.quirks import QUIRKS, Quirk
 from providers.requests.authorization_url import redirect_uri_to_send

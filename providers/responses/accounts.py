@@ -13,14 +13,14 @@ from evergrant_server.core.connections.account import AccountOption
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress
-from providers.definition.resolution import (
+from providers.definition.schema import ProviderSpec
+from providers.definition.schema_response import WHOLE_REPLY, AccountLookup
+from providers.definition.templates import (
     checked_params,
     fill_template,
     params_from_metadata,
     require_complete,
 )
-from providers.definition.schema import ProviderSpec
-from providers.definition.schema_response import WHOLE_REPLY, AccountLookup
 from providers.responses.durations import retry_after
 from providers.responses.error_mapping import unreadable_reply
 from providers.responses.json_paths import UnreadableBody, is_metadata_value, parse_body, value_at

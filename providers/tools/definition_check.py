@@ -12,9 +12,9 @@ import httpx2
 from evergrant_server.core.definition import HOSTS_CHECK, CheckLevel, CheckResult
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.egress import Egress
-from providers.definition.resolution import checked_params, fill_template
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_base import placeholders
+from providers.definition.templates import checked_params, fill_template
 from providers.definition.validation import problems_of
 from providers.responses.error_mapping import error_name, failure_of_reply, reply_fields
 from providers.responses.raw_reply import RawReply

@@ -33,8 +33,8 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.policy import decide, may_see
 from evergrant_server.store import Transaction
-from providers.definition.resolution import api_base_url_of
 from providers.definition.schema import ProviderSpec
+from providers.definition.templates import api_base_url_of
 
 router = APIRouter(tags=["connections"])
 

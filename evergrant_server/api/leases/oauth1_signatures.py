@@ -25,7 +25,7 @@ from evergrant_server.core.connections.token_pair import TokenPair
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.store import LeaseRow
-from providers.definition.resolution import client_auth_of
+from providers.definition.templates import client_auth_of
 from providers.oauth1.flow import oauth1_endpoints, oauth1_spec, require_signable
 from providers.oauth1.signing import oauth1_authorization_header
 from providers.requests.client import OAuthClient

@@ -42,11 +42,11 @@ from evergrant_server.core.messages.connection import (
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.logs import log_event
 from evergrant_server.telemetry.names import LogEvent
-from providers.definition.resolution import require_complete
+from providers.definition.templates import require_complete
 from providers.oauth1 import flow
 from providers.requests.authorization_url import integration_endpoints
 from providers.requests.callback import Callback, read_callback, state_in
-from providers.requests.callback_facts import check_callback_signature
+from providers.requests.callback_metadata import check_callback_signature
 from providers.requests.implicit import ACCESS_TOKEN_PARAM, read_implicit_query
 
 log = logging.getLogger("evergrant.api")

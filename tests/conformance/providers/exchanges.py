@@ -17,8 +17,8 @@ from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.connections.token_pair import OAUTH1, TokenPair
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress, EgressPolicy
-from providers.definition.resolution import client_auth_of, params_from_metadata
 from providers.definition.schema import ProviderSpec
+from providers.definition.templates import client_auth_of, params_from_metadata
 from providers.oauth1.flow import oauth1_authorization_url, read_token_credentials, token_credentials_request
 from providers.oauth1.flow import oauth1_endpoints as oauth1_endpoints
 from providers.requests.authorization_url import integration_endpoints, requested_scopes

@@ -16,8 +16,8 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.secret import Secret
 from providers.definition.registry import Registry, parse_yaml_definition
-from providers.definition.resolution import api_base_url_of
 from providers.definition.strict_yaml import parse_yaml
+from providers.definition.templates import api_base_url_of
 from providers.definition.validation import problems_of
 from providers.requests.authorization_url import build_authorization_url
 from providers.requests.callback import read_callback

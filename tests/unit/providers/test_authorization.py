@@ -12,8 +12,8 @@ from evergrant_server.core.access import Endpoints
 from evergrant_server.core.connections.flow import TokenTarget
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
-from providers.definition.resolution import client_auth_of, definition_endpoints
 from providers.definition.schema import ProviderSpec
+from providers.definition.templates import client_auth_of, definition_endpoints
 from providers.requests.authorization_url import (
     asks_for_id_token,
     build_authorization_url,

@@ -12,8 +12,8 @@ from typing import NoReturn
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
-from providers.definition.resolution import checked_params, fill_template
 from providers.definition.schema import ProviderSpec
+from providers.definition.templates import checked_params, fill_template
 
 _MAX_VALUE_LENGTH = 1024
 
