@@ -1,4 +1,4 @@
-"""docs/reference/events.md and event.schema.json: what a receiver is told, made from `core.events`."""
+"""Renders docs/reference/events.md and event.schema.json from `core.events`."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -12,27 +12,27 @@ WHEN = {
     EventType.CREATED: "a connection got its first grant: the subject consented, or it was imported",
     EventType.REFRESHED: "a refresh replaced the grant; as often as tokens expire",
     EventType.FAILING: "refreshes keep failing; `repairer` should look. A valid token is served all the same",
-    EventType.RECOVERED: "it works again after it had been failing, or had needed a consent",
-    EventType.NEEDS_REAUTH: "the grant is lost, `reason` says why; the subject has to consent again",
-    EventType.OUTCOME_UNKNOWN: "a refresh's answer was lost and its token is spent. Always told with "
-    "`connection.needs_reauth`: that one is for who asks subjects, this one for who counts losses",
-    EventType.EXPIRING: "something that no refresh keeps alive ends at `ends_at`",
-    EventType.REVOKED: "it is revoked, for good; `revocation` says how that was reached",
-    EventType.PING: "somebody asked for it (`POST /v1/webhooks/{name}/test`); `data` has `tenant`, `webhook`",
+    EventType.RECOVERED: "refreshes succeed again, or the subject has consented again",
+    EventType.NEEDS_REAUTH: "the grant is lost (`reason`); the subject has to consent again",
+    EventType.OUTCOME_UNKNOWN: "a refresh's response was lost and its token is spent. Always sent with "
+    "`connection.needs_reauth`: that one is for contacting subjects, this one for counting losses",
+    EventType.EXPIRING: "a grant that no refresh extends ends at `ends_at`",
+    EventType.REVOKED: "it is revoked; `revocation` shows the result at the provider",
+    EventType.PING: "an admin requested it (`POST /v1/webhooks/{name}/test`); `data`: `tenant`, `webhook`",
 }
 PROBLEMS = {
-    DeliveryProblem.REFUSED: "the endpoint answered with a status outside 2xx, which `response_status` says",
-    DeliveryProblem.REDIRECTED: "it answered with a redirect, which is not followed",
+    DeliveryProblem.REFUSED: "the endpoint answered with a status outside 2xx (`response_status`)",
+    DeliveryProblem.REDIRECTED: "it answered with a redirect; redirects aren't followed",
     DeliveryProblem.GONE: "it answered 410: the webhook is disabled",
-    DeliveryProblem.TIMED_OUT: "no complete answer within 15 seconds",
-    DeliveryProblem.UNREACHABLE: "no connection, or no TLS with a certificate we trust",
-    DeliveryProblem.UNREADABLE: "an answer of more than 1 MiB, or in an encoding nobody asked for",
-    DeliveryProblem.EGRESS_REFUSED: "its name led to an address that isn't the public internet",
+    DeliveryProblem.TIMED_OUT: "no complete response within 15 seconds",
+    DeliveryProblem.UNREACHABLE: "no connection, or no TLS with a trusted certificate",
+    DeliveryProblem.UNREADABLE: "a response of more than 1 MiB, or in an unrequested encoding",
+    DeliveryProblem.EGRESS_REFUSED: "its name resolved to an address outside the public internet",
 }
 DISABLED = {
     DisabledBy.ADMIN: "an admin",
     DisabledBy.GONE: "the endpoint answered 410",
-    DisabledBy.FAILING: "nothing got through for as long as `EVERGRANT_WEBHOOK_GIVE_UP_AFTER`",
+    DisabledBy.FAILING: "no delivery succeeded for `EVERGRANT_WEBHOOK_GIVE_UP_AFTER`",
 }
 
 
@@ -45,11 +45,11 @@ def page(note: str, table: Table) -> str:
             note,
             "# Events",
             "",
-            "What webhooks are told ([how to receive them](../guide/webhooks.md)). Each comes from an audit",
-            "record, is written in the same transaction, and is told at least once to each webhook that",
-            "wants it: do nothing for a `webhook-id` that you know.",
+            "The events that webhooks receive ([how](../guide/webhooks.md)). Each is written with its audit",
+            "record in one transaction, and delivered at least once to each subscribed webhook: ignore a",
+            "`webhook-id` that you have handled.",
             "",
-            *table(("event", "by default", "told when"), events),
+            *table(("event", "by default", "sent when"), events),
             "",
             "## What is sent",
             "",
@@ -60,13 +60,13 @@ def page(note: str, table: Table) -> str:
             "",
             "## Deliveries",
             "",
-            "A delivery that fails is tried again after these seconds, each up to a fifth longer or shorter:",
+            "A failed delivery is retried after these seconds, each up to a fifth longer or shorter:",
             f"{waits}.",
-            "Then it is `failed`. An endpoint that fails is left alone as a whole, for five seconds at first",
-            "and for an hour at most, and gets one try at a time until one succeeds.",
+            "Then it is `failed`. A failing endpoint gets one delivery at a time, with pauses of five",
+            "seconds to an hour, until one succeeds.",
             "",
             *table(
-                ("`problem`", "what happened"), [(f"`{it.value}`", PROBLEMS[it]) for it in DeliveryProblem]
+                ("`problem`", "meaning"), [(f"`{it.value}`", PROBLEMS[it]) for it in DeliveryProblem]
             ),
             "",
             *table(("`disabled_by`", "who"), [(f"`{it.value}`", DISABLED[it]) for it in DisabledBy]),
@@ -76,5 +76,5 @@ def page(note: str, table: Table) -> str:
 
 
 def schema() -> str:
-    said = {"$schema": "https://json-schema.org/draft/2020-12/schema", **EventMessage.model_json_schema()}
-    return json.dumps(said, indent=2) + "\n"
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **EventMessage.model_json_schema()}
+    return json.dumps(schema, indent=2) + "\n"

@@ -1,4 +1,4 @@
-"""docs/telemetry.md: the tables of `evergrant_server.telemetry.names`, and what to know around them."""
+"""docs/telemetry.md: the tables of `evergrant_server.telemetry.names`, with their explanations."""
 
 from collections.abc import Callable, Iterable
 
@@ -13,11 +13,11 @@ Off by default: no SDK is installed, and a span costs nothing. They are on in ev
 worker) that has `OTEL_EXPORTER_OTLP_ENDPOINT` (or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`) in its
 environment; the protocol is `http/protobuf` (port 4318). The other standard variables work as usual:
 `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_TRACES_SAMPLER`, `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`,
-`OTEL_BSP_*`, `OTEL_TRACES_EXPORTER=none`, `OTEL_SDK_DISABLED=true`. A queue with a bound and a thread
-of its own send the spans: a collector that is away loses spans, and never delays a lease.
+`OTEL_BSP_*`, `OTEL_TRACES_EXPORTER=none`, `OTEL_SDK_DISABLED=true`. A bounded queue with its own
+thread sends the spans: an unavailable collector loses spans, and never delays a lease.
 
 A caller's `traceparent` is continued; `tracestate` and `baggage` are not read. The trace id of a
-request is the one in the audit log. A refresh belongs to the trace of whoever asked for it:
+request is the one in the audit log. A refresh belongs to its requester's trace:
 
 ```
 POST /v1/lease                                 the API
@@ -28,8 +28,8 @@ POST /v1/lease                                 the API
           POST                                 the provider
 ```
 
-What a workflow does by its own timer belongs to the trace of its run. `RunWorkflow` ends when the run
-does, which may take years. No span holds a URL, a path, a header, a body or an exception's text of ours.
+A step that a workflow's timer starts belongs to the trace of its run. `RunWorkflow` ends with the run,
+which may take years. No span holds a URL, a path, a header, a body or the text of an exception.
 """
 _METRICS = """
 ## Metrics
@@ -39,15 +39,15 @@ _METRICS = """
 A worker's page has the metrics of Temporal's SDK too (`temporal_…`). With an OTLP endpoint configured
 (`OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_METRICS_ENDPOINT`) the same are pushed.
 
-Each process counts for itself. With `EVERGRANT_API_WORKERS` above 1 a scrape reaches one of the API's
-processes, so push over OTLP there, or run more copies of one process each. Attributes have few values:
-no tenant, id or subject is ever among them, so the page needs no authentication.
+Each process has its own counters. With `EVERGRANT_API_WORKERS` above 1 a scrape reaches one of the API's
+processes, so push over OTLP there, or run more copies of one process each. Attributes have few values,
+never a tenant, id or subject, so the page needs no authentication.
 """
 _LOGS = """
 ## Logs
 
 One line each on standard error: text, or with `EVERGRANT_LOG_FORMAT=json` one JSON object. Libraries
-that log requests speak from WARNING on, whatever `EVERGRANT_LOG_LEVEL` says.
+that log requests log from WARNING on, whatever `EVERGRANT_LOG_LEVEL` is.
 """
 
 
@@ -61,12 +61,12 @@ def page(note: str, table: Table) -> str:
             note,
             "# Telemetry",
             "",
-            "Traces, metrics and logs say which provider, which outcome, which code and (logs and traces)",
-            "which id. None of them holds a secret; a test plants some everywhere and looks for them.",
+            "Traces, metrics and logs name the provider, the outcome, the code and (logs and traces) the id.",
+            "None of them holds a secret; a test plants secrets and searches for them.",
             _TRACES,
             *table(("span", "kind", "where", "attributes"), spans),
             "",
-            "The names with a colon, and their attributes, are those of Temporal's own plugin.",
+            "Names with a colon, and their attributes, come from Temporal's own plugin.",
             _METRICS,
             *table(("metric", "kind", "unit", "what it counts", "attributes"), metrics),
             "",

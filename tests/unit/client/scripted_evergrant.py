@@ -1,11 +1,13 @@
-"""A scripted Evergrant on loopback: answers what it was told to, in order, and remembers requests."""
+"""A scripted Evergrant on loopback: answers a route's responses in order, and records the requests."""
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any, Self
 from urllib.parse import parse_qsl, urlsplit
 
 TOKEN = "canary/tok+en.0123456789abcdefXYZ"
@@ -18,28 +20,35 @@ class ScriptedResponse:
     body: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
     content_type: str = "application/json"
-    drop: bool = False  # close the connection without a word
+    drop: bool = False  # close the connection without a response
 
 
 @dataclass(frozen=True)
 class RecordedRequest:
-    """One request, and when it came (the loop's clock, seconds)."""
+    """One request; `at` is when it arrived, in seconds of the monotonic clock."""
 
     method: str
     path: str
     query: dict[str, str]
     headers: dict[str, str]
-    body: Any
-    at: float
+    raw: bytes
+    at: float = field(default_factory=time.monotonic)
+
+    @property
+    def body(self) -> Any:
+        return json.loads(self.raw) if self.raw else None
 
 
 def problem(
     status: int, kind: str, code: str, headers: Mapping[str, str] | None = None, **more: Any
 ) -> ScriptedResponse:
     body = {"type": f"/docs/errors#{code}", "title": code, "status": status, "code": code, "kind": kind}
-    return ScriptedResponse(
-        status, body | {"detail": "said so"} | more, headers or {}, "application/problem+json"
-    )
+    body |= {"detail": "the reason", **more}
+    return ScriptedResponse(status, body, headers or {}, "application/problem+json")
+
+
+def page(*items: dict[str, Any], next_cursor: str | None = None) -> ScriptedResponse:
+    return ScriptedResponse(200, {"items": list(items), "next_cursor": next_cursor})
 
 
 def lease(**changes: Any) -> ScriptedResponse:
@@ -78,84 +87,87 @@ def connection(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def audit_record(**changes: Any) -> dict[str, Any]:
+    return {
+        "seq": 3,
+        "lane": "main",
+        "at": "2030-01-01T00:00:00Z",
+        "action": "grant.refreshed",
+        "object": "con_1",
+        "by": "schedule",
+        "trace_id": "",
+        "detail": {"generation": 4},
+        "workflow_run_id": "run",
+        "workflow_event_id": 17,
+    } | changes
+
+
 class ScriptedEvergrant:
-    """The last answer of a route is repeated; a route nobody scripted is a 404 without a problem."""
+    """A route's last response repeats. A route without a script is a 404 without a problem document."""
 
     def __init__(self) -> None:
-        self.seen: list[RecordedRequest] = []
+        self.requests: list[RecordedRequest] = []
         self.url = ""
-        self._answers: dict[str, list[ScriptedResponse]] = {}
+        self._responses: dict[str, list[ScriptedResponse]] = {}
 
-    def script(self, route: str, *answers: ScriptedResponse) -> None:
+    @contextmanager
+    def running(self) -> Iterator[Self]:
+        with served(self._respond) as self.url:
+            yield self
+
+    def script(self, route: str, *responses: ScriptedResponse) -> None:
         """`route` is method and path: `POST /v1/lease`."""
-        self._answers[route] = list(answers)
+        self._responses[route] = list(responses)
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while request := await self._read(reader):
-                self.seen.append(request)
-                answer = self._next(f"{request.method} {request.path}")
-                if answer.drop:
-                    return
-                writer.write(_rendered(answer))
-                await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.close()
+    def count(self, route: str) -> int:
+        return [f"{made.method} {made.path}" for made in self.requests].count(route)
 
-    def _next(self, route: str) -> ScriptedResponse:
-        left = self._answers.get(route)
+    def _respond(self, request: RecordedRequest) -> ScriptedResponse:
+        self.requests.append(request)
+        left = self._responses.get(f"{request.method} {request.path}")
         if not left:
-            return ScriptedResponse(404, "nothing here", content_type="text/html")
+            return ScriptedResponse(404, "not found", content_type="text/html")
         return left.pop(0) if len(left) > 1 else left[0]
 
-    async def _read(self, reader: asyncio.StreamReader) -> RecordedRequest | None:
-        line = await reader.readline()
-        if not line:
-            return None
-        method, target, _ = line.decode().split()
-        headers: dict[str, str] = {}
-        while (field_line := (await reader.readline()).decode().strip()) != "":
-            name, _, value = field_line.partition(":")
-            headers[name.lower()] = value.strip()
-        raw = await reader.readexactly(int(headers.get("content-length", "0")))
-        parts = urlsplit(target)
-        now = asyncio.get_running_loop().time()
-        return RecordedRequest(
-            method, parts.path, dict(parse_qsl(parts.query)), headers, json.loads(raw) if raw else None, now
-        )
 
+@contextmanager
+def served(respond: Callable[[RecordedRequest], ScriptedResponse]) -> Iterator[str]:
+    """An HTTP server on loopback in threads of its own; yields its URL."""
 
-def _rendered(answer: ScriptedResponse) -> bytes:
-    body = answer.body if isinstance(answer.body, str) else json.dumps(answer.body)
-    fields = {"content-type": answer.content_type, "content-length": str(len(body.encode()))}
-    head = "".join(f"{name}: {value}\r\n" for name, value in (fields | dict(answer.headers)).items())
-    return f"HTTP/1.1 {answer.status} Scripted\r\n{head}\r\n{body}".encode()
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        timeout = 5  # seconds an idle connection is kept
 
+        def log_message(self, format: str, *args: object) -> None:
+            """Logs nothing."""
 
-@asynccontextmanager
-async def scripted_evergrant() -> AsyncIterator[ScriptedEvergrant]:
-    evergrant = ScriptedEvergrant()
-    connections: set[asyncio.Task[None]] = set()
+        def serve(self) -> None:
+            parts = urlsplit(self.path)
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            raw = self.rfile.read(int(headers.get("content-length", "0")))
+            query = dict(parse_qsl(parts.query))
+            response = respond(RecordedRequest(self.command, parts.path, query, headers, raw))
+            if response.drop:
+                self.close_connection = True
+                return
+            text = response.body if isinstance(response.body, str) else json.dumps(response.body)
+            self.send_response_only(response.status)  # without the real time in a Date header
+            fields = {"content-type": response.content_type, "content-length": str(len(text.encode()))}
+            for name, value in (fields | dict(response.headers)).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(text.encode())
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        connections.add(task)
-        try:
-            await evergrant.serve(reader, writer)
-        except asyncio.CancelledError:
-            pass  # only the end of the block below cancels; asyncio's own callback would log it as an error
-        finally:
-            connections.discard(task)
+    for method in ("GET", "POST", "PUT", "DELETE"):
+        setattr(Handler, f"do_{method}", Handler.serve)
 
-    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
-    evergrant.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
     try:
-        yield evergrant
+        yield f"http://127.0.0.1:{server.server_address[1]}"
     finally:
-        listener.close()
-        for task in tuple(connections):
-            task.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
+        server.shutdown()
+        thread.join()
+        server.server_close()

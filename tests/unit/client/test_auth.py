@@ -1,62 +1,55 @@
-"""`auth()` against a resource over real HTTP: which requests carry the token, and what a 401 does."""
+"""`auth()` against an API over real HTTP: which requests carry the token, a 401's report, DPoP proofs."""
 
 import asyncio
-import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx2
 import pytest
-from evergrant import AsyncEvergrant, BadRequest, Evergrant, ProviderUnavailable, ReconnectNeeded
+from evergrant import AsyncEvergrant, BadRequest, Evergrant, Proof, ProviderUnavailable, ReconnectNeeded
 from evergrant.testing import FakeConnection, FakeEvergrant, ManualClock
+
+from tests.unit.client.scripted_evergrant import RecordedRequest, ScriptedResponse, served
 
 
 class Resource:
-    """An API that knows which tokens are good, and remembers what it was sent."""
+    """A provider's API that accepts some tokens and records its requests.
 
-    def __init__(self, good: Callable[[str], bool]) -> None:
-        self.good = good
-        self.seen: list[tuple[str, str | None, bytes]] = []
+    With `proves` it accepts a request only with its DPoP proof, and with `nonce` in that, if any.
+    """
+
+    def __init__(self, accepts: Callable[[str], bool]) -> None:
+        self.accepts = accepts
+        self.requests: list[RecordedRequest] = []
         self.redirects: dict[str, str] = {}
-        resource = self
+        self.proves: FakeConnection | None = None
+        self.nonce: str | None = None
+        self.url = ""
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+    def respond(self, request: RecordedRequest) -> ScriptedResponse:
+        self.requests.append(request)
+        if target := self.redirects.get(request.path):
+            return ScriptedResponse(302, "", {"location": target})
+        if self.proves is not None:
+            return self._respond_to_proof(self.proves, request)
+        token = request.headers.get("authorization", "").removeprefix("Bearer ")
+        return ScriptedResponse(200 if self.accepts(token) else 401, "")
 
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-            def do_GET(self) -> None:
-                carried = self.headers.get("authorization")
-                body = self.rfile.read(int(self.headers.get("content-length", "0")))
-                resource.seen.append((self.path, carried, body))
-                target = resource.redirects.get(self.path)
-                good = resource.good((carried or "").removeprefix("Bearer "))
-                self.send_response(302 if target else 200 if good else 401)
-                if target:
-                    self.send_header("location", target)
-                self.send_header("content-length", "0")
-                self.end_headers()
-
-            def do_POST(self) -> None:
-                self.do_GET()
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
-        self._thread = threading.Thread(target=self.http.serve_forever, args=(0.01,))
-        self._thread.start()
+    def _respond_to_proof(self, connection: FakeConnection, request: RecordedRequest) -> ScriptedResponse:
+        proof = request.headers.get("dpop", "")
+        expected = f"{connection.generation} GET {self.url}{request.path} {self.nonce}"
+        if (request.headers.get("authorization"), proof) == (f"DPoP {connection.token}", expected):
+            return ScriptedResponse(200, "")
+        if self.nonce is None or proof.endswith(f" {self.nonce}"):
+            return ScriptedResponse(401, "")
+        challenge = {"www-authenticate": 'DPoP error="use_dpop_nonce"', "dpop-nonce": self.nonce}
+        return ScriptedResponse(401, "", challenge)
 
     @property
     def tokens(self) -> list[str | None]:
-        return [carried for _, carried, _ in self.seen]
-
-    def stop(self) -> None:
-        self.http.shutdown()
-        self._thread.join()
-        self.http.server_close()
+        return [request.headers.get("authorization") for request in self.requests]
 
 
 @pytest.fixture
@@ -65,45 +58,65 @@ def alice(fake_evergrant: FakeEvergrant) -> FakeConnection:
 
 
 @pytest.fixture
-def resource(alice: FakeConnection) -> Iterator[Resource]:
-    """It takes the newest token and no other."""
-    made = Resource(lambda token: token == alice.token)
-    yield made
-    made.stop()
+def resources(alice: FakeConnection) -> Iterator[tuple[Resource, Resource]]:
+    """Two origins: one accepts the newest token alone, the other accepts none."""
+    made = (Resource(lambda token: token == alice.token), Resource(lambda token: False))
+    with ExitStack() as stack:
+        for resource in made:
+            resource.url = stack.enter_context(served(resource.respond))
+        yield made
 
 
 @pytest.fixture
-def elsewhere() -> Iterator[Resource]:
-    """Another origin, which takes nothing."""
-    made = Resource(lambda token: False)
-    yield made
-    made.stop()
+def resource(resources: tuple[Resource, Resource]) -> Resource:
+    return resources[0]
+
+
+@pytest.fixture
+def other_origin(resources: tuple[Resource, Resource]) -> Resource:
+    return resources[1]
 
 
 class Http:
-    """Requests through either client's auth."""
+    """GET requests through either client's auth; `between` runs after the first of them."""
 
     def __init__(self, kind: str, clock: ManualClock) -> None:
         self._kind = kind
         self._clock = clock
 
     async def get(
-        self, *urls: str, origins: Any, at_once: bool = False, **more: Any
-    ) -> list[httpx2.Response]:
+        self,
+        *urls: str,
+        origins: Any,
+        at_once: bool = False,
+        between: Callable[[], object] = lambda: None,
+        **more: Any,
+    ) -> list[int]:
         if self._kind == "blocking":
-            return await asyncio.to_thread(self._blocking, urls, origins, more)
+            return await asyncio.to_thread(self._blocking, urls, origins, between, more)
         async with AsyncEvergrant(clock=self._clock) as client:
             auth = client.auth("crm", "alice", origins=origins)
             async with httpx2.AsyncClient(auth=auth, trust_env=False, **more) as http:
                 if at_once:
-                    return list(await asyncio.gather(*(http.get(url) for url in urls)))
-                return [await http.get(url) for url in urls]
+                    responses = await asyncio.gather(*(http.get(url) for url in urls))
+                    return [response.status_code for response in responses]
+                statuses: list[int] = []
+                for url in urls:
+                    statuses.append((await http.get(url)).status_code)
+                    between()
+                return statuses
 
-    def _blocking(self, urls: tuple[str, ...], origins: Any, more: dict[str, Any]) -> list[httpx2.Response]:
+    def _blocking(
+        self, urls: tuple[str, ...], origins: Any, between: Callable[[], object], more: dict[str, Any]
+    ) -> list[int]:
         with Evergrant(clock=self._clock) as client:
             auth = client.auth("crm", "alice", origins=origins)
             with httpx2.Client(auth=auth, trust_env=False, **more) as http:
-                return [http.get(url) for url in urls]
+                statuses: list[int] = []
+                for url in urls:
+                    statuses.append(http.get(url).status_code)
+                    between()
+                return statuses
 
 
 @pytest.fixture(params=["blocking", "asyncio"])
@@ -111,113 +124,120 @@ def http(request: pytest.FixtureRequest, evergrant_clock: ManualClock) -> Http:
     return Http(request.param, evergrant_clock)
 
 
-def refreshes(fake: FakeEvergrant, alice: FakeConnection) -> list[Any]:
+@pytest.fixture
+def reports(fake_evergrant: FakeEvergrant, alice: FakeConnection) -> Callable[[], list[Any]]:
+    """The generations that were reported as refused."""
     path = f"/v1/connections/{alice.id}/refresh"
-    return [it.body["generation"] for it in fake.requests if it.path == path]
+    return lambda: [made.body["generation"] for made in fake_evergrant.requests if made.path == path]
+
+
+def refuse_current(resource: Resource, alice: FakeConnection) -> str:
+    """The API refuses the current token and accepts every other; returns the refused one."""
+    refused = alice.token
+    resource.accepts = lambda token: token != refused
+    return refused
 
 
 async def test_each_request_carries_a_token(
-    http: Http, resource: Resource, alice: FakeConnection, fake_evergrant: FakeEvergrant
+    http: Http, resource: Resource, alice: FakeConnection, reports: Callable[[], list[Any]]
 ):
-    answers = await http.get(f"{resource.url}/a", f"{resource.url}/b", origins=resource.url)
-    assert [it.status_code for it in answers] == [200, 200]
+    assert await http.get(f"{resource.url}/a", f"{resource.url}/b", origins=resource.url) == [200, 200]
     assert resource.tokens == [f"Bearer {alice.token}"] * 2
-    assert refreshes(fake_evergrant, alice) == []
+    assert reports() == []
 
 
 async def test_a_401_is_reported_with_its_generation_and_the_request_repeated(
-    http: Http, resource: Resource, alice: FakeConnection, fake_evergrant: FakeEvergrant
+    http: Http, resource: Resource, alice: FakeConnection, reports: Callable[[], list[Any]]
 ):
-    stale = alice.token
-    resource.good = lambda token: token != stale
-    (answer,) = await http.get(f"{resource.url}/a", origins=resource.url)
-    assert answer.status_code == 200
-    assert resource.tokens == [f"Bearer {stale}", f"Bearer {alice.token}"]
-    assert refreshes(fake_evergrant, alice) == [1]
+    refused = refuse_current(resource, alice)
+    assert await http.get(f"{resource.url}/a", origins=resource.url) == [200]
+    assert resource.tokens == [f"Bearer {refused}", f"Bearer {alice.token}"]
+    assert reports() == [1]
 
 
-async def test_a_resource_that_takes_nothing_is_not_refreshed_for_again_and_again(
-    http: Http, resource: Resource, alice: FakeConnection, fake_evergrant: FakeEvergrant
+async def test_an_api_that_refuses_every_token_causes_one_report(
+    http: Http, resource: Resource, reports: Callable[[], list[Any]]
 ):
-    resource.good = lambda token: False
-    answers = await http.get(*[f"{resource.url}/a"] * 5, origins=resource.url)
-    assert {it.status_code for it in answers} == {401}
-    assert refreshes(fake_evergrant, alice) == [1]
-    assert len(resource.seen) == 6
+    resource.accepts = lambda token: False
+    assert await http.get(*[f"{resource.url}/a"] * 5, origins=resource.url) == [401] * 5
+    assert reports() == [1]
+    assert len(resource.requests) == 6
 
 
-async def test_many_401s_at_once_are_one_report(
-    evergrant_clock: ManualClock, resource: Resource, alice: FakeConnection, fake_evergrant: FakeEvergrant
+async def test_simultaneous_401s_are_one_report(
+    evergrant_clock: ManualClock,
+    resource: Resource,
+    alice: FakeConnection,
+    reports: Callable[[], list[Any]],
 ):
-    stale = alice.token
-    resource.good = lambda token: token != stale
+    refuse_current(resource, alice)
     urls = [f"{resource.url}/{number}" for number in range(20)]
-    answers = await Http("asyncio", evergrant_clock).get(*urls, origins=resource.url, at_once=True)
-    assert {it.status_code for it in answers} == {200}
-    assert refreshes(fake_evergrant, alice) == [1]
+    statuses = await Http("asyncio", evergrant_clock).get(*urls, origins=resource.url, at_once=True)
+    assert set(statuses) == {200}
+    assert reports() == [1]
 
 
-async def test_another_origin_gets_no_token_and_its_401_is_its_own(
-    http: Http, resource: Resource, elsewhere: Resource, alice: FakeConnection, fake_evergrant: FakeEvergrant
+async def test_another_origin_gets_no_token_and_its_401_is_not_reported(
+    http: Http, resource: Resource, other_origin: Resource, fake_evergrant: FakeEvergrant
 ):
-    (answer,) = await http.get(f"{elsewhere.url}/a", origins=[resource.url])
-    assert (answer.status_code, elsewhere.tokens) == (401, [None])
+    assert await http.get(f"{other_origin.url}/a", origins=[resource.url]) == [401]
+    assert other_origin.tokens == [None]
     assert fake_evergrant.requests == []
 
 
 @pytest.mark.parametrize("back", [False, True])
-async def test_a_redirect_elsewhere_takes_no_token_along(
+async def test_a_redirect_to_another_origin_drops_the_token(
     http: Http,
     resource: Resource,
-    elsewhere: Resource,
-    alice: FakeConnection,
-    fake_evergrant: FakeEvergrant,
+    other_origin: Resource,
+    reports: Callable[[], list[Any]],
     back: bool,
 ):
-    resource.redirects["/a"] = f"{elsewhere.url}/b"
+    resource.redirects["/a"] = f"{other_origin.url}/b"
     if back:
-        elsewhere.redirects["/b"] = f"{resource.url}/c"
-    (answer,) = await http.get(f"{resource.url}/a", origins=resource.url, follow_redirects=True)
-    assert answer.status_code == 401
-    assert elsewhere.tokens == [None]
-    assert refreshes(fake_evergrant, alice) == []
+        other_origin.redirects["/b"] = f"{resource.url}/c"
+    assert await http.get(f"{resource.url}/a", origins=resource.url, follow_redirects=True) == [401]
+    assert other_origin.tokens == [None]
+    assert reports() == []
 
 
-async def test_a_redirect_within_the_origin_keeps_it(http: Http, resource: Resource, alice: FakeConnection):
+async def test_a_redirect_within_the_origin_keeps_the_token(
+    http: Http, resource: Resource, alice: FakeConnection
+):
     resource.redirects["/a"] = "/b"
-    (answer,) = await http.get(f"{resource.url}/a", origins=resource.url, follow_redirects=True)
-    assert (answer.status_code, resource.tokens) == (200, [f"Bearer {alice.token}"] * 2)
+    assert await http.get(f"{resource.url}/a", origins=resource.url, follow_redirects=True) == [200]
+    assert resource.tokens == [f"Bearer {alice.token}"] * 2
 
 
-async def test_a_missing_consent_is_raised_before_anything_is_sent(
+async def test_a_missing_consent_is_raised_before_a_request_is_sent(
     http: Http, resource: Resource, alice: FakeConnection
 ):
     alice.lose()
     with pytest.raises(ReconnectNeeded) as needed:
         await http.get(f"{resource.url}/a", origins=resource.url)
     assert needed.value.connect_url == alice.link
-    assert resource.seen == []
+    assert resource.requests == []
 
 
 def test_a_body_is_sent_again_and_a_stream_is_not(
     evergrant_clock: ManualClock, resource: Resource, alice: FakeConnection
 ):
-    resource.good = lambda token, stale=alice.token: token != stale
+    refuse_current(resource, alice)
     with Evergrant(clock=evergrant_clock, cache_leases_for=timedelta(0)) as client:
         auth = client.auth("crm", "alice", origins=resource.url)
         with httpx2.Client(auth=auth, trust_env=False) as http:
             assert http.post(f"{resource.url}/a", json={"n": 1}).status_code == 200
-            assert [body for _, _, body in resource.seen] == [b'{"n":1}'] * 2
-            resource.good = lambda token, stale=alice.token: token != stale
+            assert [request.raw for request in resource.requests] == [b'{"n":1}'] * 2
+            refuse_current(resource, alice)
             sent = http.post(f"{resource.url}/b", content=iter([b"x"]), headers={"content-length": "1"})
             assert sent.status_code == 401
-            assert http.get(f"{resource.url}/c").status_code == 200  # it was reported all the same
+            assert http.get(f"{resource.url}/c").status_code == 200  # the 401 was reported all the same
 
 
-def test_a_report_that_can_not_be_made_is_an_error(
+def test_a_report_that_fails_is_raised(
     evergrant_clock: ManualClock, resource: Resource, alice: FakeConnection
 ):
-    resource.good = lambda token: False
+    resource.accepts = lambda token: False
     alice.refuses_refresh = True
     with Evergrant(clock=evergrant_clock, deadline=timedelta(seconds=0.5)) as client:
         auth = client.auth("crm", "alice", origins=resource.url)
@@ -243,13 +263,45 @@ def test_only_origins_are_allowed(fake_evergrant: FakeEvergrant, origins: Any):
     assert refused.value.code == "origin_invalid"
 
 
-async def test_each_auth_is_for_its_own_kind_of_client(fake_evergrant: FakeEvergrant):
+async def test_each_auth_is_for_its_own_kind_of_http_client(fake_evergrant: FakeEvergrant):
     with Evergrant() as client:
-        mine = client.auth("crm", "alice", origins="https://a.example")
+        blocking = client.auth("crm", "alice", origins="https://a.example")
     async with AsyncEvergrant() as other:
-        theirs = other.auth("crm", "alice", origins="https://a.example")
-    with httpx2.Client(auth=theirs) as http, pytest.raises(RuntimeError, match="AsyncClient"):
+        asynchronous = other.auth("crm", "alice", origins="https://a.example")
+    with httpx2.Client(auth=asynchronous) as http, pytest.raises(RuntimeError, match="AsyncClient"):
         http.get("https://a.example")
-    async with httpx2.AsyncClient(auth=mine) as http:
+    async with httpx2.AsyncClient(auth=blocking) as http:
         with pytest.raises(RuntimeError, match="AsyncEvergrant"):
             await http.get("https://a.example")
+
+
+@pytest.mark.parametrize("nonce", [None, "n-1"])
+async def test_each_request_has_a_proof_of_the_token_it_carries(
+    http: Http,
+    resource: Resource,
+    alice: FakeConnection,
+    reports: Callable[[], list[Any]],
+    nonce: str | None,
+):
+    """RFC 9449. The grant is refreshed between two requests, which the cached lease doesn't show."""
+    alice.token_type = "DPoP"
+    resource.proves, resource.nonce = alice, nonce
+    urls = (f"{resource.url}/a", f"{resource.url}/b")
+    assert await http.get(*urls, origins=resource.url, between=alice.rotate) == [200, 200]
+    # The nonce costs one more request, once; a proof of another generation costs none.
+    assert len(resource.requests) == (2 if nonce is None else 3)
+    assert reports() == []
+
+
+def test_a_proof_is_made_for_a_bound_token_only(
+    fake_evergrant: FakeEvergrant, evergrant_clock: ManualClock, alice: FakeConnection
+):
+    alice.token_type = "DPoP"
+    with Evergrant(clock=evergrant_clock) as client:
+        proof = client.proof(alice.id, "get", "https://api.example/me#top", nonce="n")
+        assert isinstance(proof, Proof)
+        assert (proof.proof, proof.generation) == ("1 GET https://api.example/me n", 1)
+        assert proof.proof not in repr(proof)
+        alice.token_type = "Bearer"
+        with pytest.raises(BadRequest):
+            client.proof(alice.id, "GET", "https://api.example/me")

@@ -1,9 +1,19 @@
-"""What the clients send, and what they make of good answers."""
+"""The calls for leases and connections: the request that is sent, and the result of a good response."""
 
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from evergrant import AuditRecord, Connection, ConsentRequired, Lease, ProtocolError, ReconnectNeeded, State
+from evergrant import (
+    AsyncEvergrant,
+    AuditRecord,
+    Connection,
+    ConsentRequired,
+    Evergrant,
+    Lease,
+    ProtocolError,
+    ReconnectNeeded,
+    State,
+)
 
 from tests.unit.client.conftest import Caller
 from tests.unit.client.scripted_evergrant import (
@@ -11,49 +21,59 @@ from tests.unit.client.scripted_evergrant import (
     TOKEN,
     ScriptedEvergrant,
     ScriptedResponse,
+    audit_record,
     connection,
     consent_required,
     lease,
+    page,
     problem,
 )
 
 MOMENT = timedelta(milliseconds=1)
+LEASE = "POST /v1/lease"
+CONNECTION = "GET /v1/connections/con_1"
+
+
+def test_both_clients_have_the_same_methods():
+    closing = {"close", "aclose", "__enter__", "__exit__", "__aenter__", "__aexit__"}
+    assert set(dir(Evergrant)) - closing == set(dir(AsyncEvergrant)) - closing
+    assert Evergrant.connect.__doc__ == AsyncEvergrant.connect.__doc__ != ""
 
 
 async def test_a_lease_carries_the_token_and_its_facts(caller: Caller, evergrant: ScriptedEvergrant):
-    evergrant.script("POST /v1/lease", lease())
+    evergrant.script(LEASE, lease(), lease(expires_at=None))
     leased = await caller.call("lease", "crm", "alice", min_ttl=timedelta(minutes=2), scopes=("read",))
     assert isinstance(leased, Lease)
     assert (leased.access_token, leased.token_type) == (TOKEN, "Bearer")
     assert leased.expires_at == datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
     assert (leased.scopes, leased.generation, leased.connection_id) == (("read",), 7, "con_1")
-    (seen,) = evergrant.seen
-    assert seen.headers["authorization"] == "Bearer evg_key_canary"
-    asked = {"integration": "crm", "subject": "alice", "label": "default", "min_ttl": 120, "scopes": ["read"]}
-    assert seen.body == asked
+    (sent,) = evergrant.requests
+    assert sent.headers["authorization"] == "Bearer evg_key_canary"
+    names = {"integration": "crm", "subject": "alice", "label": "default"}
+    assert sent.body == names | {"min_ttl": 120, "scopes": ["read"]}
+    assert (await caller.call("lease", "crm", "bob")).expires_at is None
 
 
-async def test_a_token_that_never_expires_has_no_expiry(caller: Caller, evergrant: ScriptedEvergrant):
-    evergrant.script("POST /v1/lease", lease(expires_at=None))
-    assert (await caller.call("lease", "crm", "alice")).expires_at is None
-
-
-async def test_a_missing_consent_is_an_answer(caller: Caller, evergrant: ScriptedEvergrant):
-    evergrant.script("POST /v1/lease", consent_required())
+async def test_a_missing_consent_is_a_result(caller: Caller, evergrant: ScriptedEvergrant):
+    evergrant.script(LEASE, consent_required())
     needed = await caller.call("lease", "crm", "alice")
     assert needed == ConsentRequired(connect_url=LINK, connection_id="con_1", expires_at=None)
     assert LINK not in repr(needed)
+    with pytest.raises(ReconnectNeeded) as raised:
+        await caller.call("token", "crm", "alice")
+    assert (raised.value.connect_url, raised.value.code) == (LINK, "consent_required")
+    assert LINK not in str(raised.value)
 
 
 async def test_a_consent_that_this_app_may_not_open_is_an_error(caller: Caller, evergrant: ScriptedEvergrant):
-    evergrant.script("POST /v1/lease", problem(409, "ReconnectNeeded", "consent_required"))
+    evergrant.script(LEASE, problem(409, "ReconnectNeeded", "consent_required"))
     with pytest.raises(ReconnectNeeded) as refused:
         await caller.call("lease", "crm", "alice")
     assert refused.value.connect_url is None
 
 
 @pytest.mark.parametrize(
-    "broken",
+    "mistyped",
     [
         {"access_token": None},
         {"generation": "7"},
@@ -65,125 +85,114 @@ async def test_a_consent_that_this_app_may_not_open_is_an_error(caller: Caller, 
         {"connection_id": 1},
     ],
 )
-async def test_a_lease_that_says_something_else_is_refused_without_quoting_it(
-    caller: Caller, evergrant: ScriptedEvergrant, broken: dict[str, object]
+async def test_a_mistyped_member_is_named_and_not_quoted(
+    caller: Caller, evergrant: ScriptedEvergrant, mistyped: dict[str, object]
 ):
-    evergrant.script("POST /v1/lease", lease(**broken))
-    with pytest.raises(ProtocolError, match=next(iter(broken))) as refused:
+    evergrant.script(LEASE, lease(**mistyped))
+    with pytest.raises(ProtocolError, match=next(iter(mistyped))) as refused:
         await caller.call("lease", "crm", "alice")
     assert TOKEN not in str(refused.value)
 
 
-async def test_connect_is_sent_once_with_a_key_and_returns_the_link(
-    caller: Caller, evergrant: ScriptedEvergrant
-):
-    evergrant.script(
-        "POST /v1/connections", ScriptedResponse(201, connection(state="pending_consent", connect_url=LINK))
-    )
-    opened = await caller.call("connect", "crm", "alice", return_to="https://app.example/done")
-    assert isinstance(opened, Connection)
-    assert (opened.connect_url, opened.state) == (LINK, State.PENDING_CONSENT)
-    assert LINK not in repr(opened)
+async def test_each_connect_has_its_own_idempotency_key(caller: Caller, evergrant: ScriptedEvergrant):
+    opened = ScriptedResponse(201, connection(state="pending_consent", connect_url=LINK))
+    evergrant.script("POST /v1/connections", opened)
+    made = await caller.call("connect", "crm", "alice", return_to="https://app.example/done")
+    assert isinstance(made, Connection)
+    assert (made.connect_url, made.state) == (LINK, State.PENDING_CONSENT)
+    assert LINK not in repr(made)
     await caller.call("connect", "crm", "alice")
-    keys = [seen.headers["idempotency-key"] for seen in evergrant.seen]
-    assert len(set(keys)) == 2
-    assert evergrant.seen[0].body["return_to"] == "https://app.example/done"
+    assert len({sent.headers["idempotency-key"] for sent in evergrant.requests}) == 2
+    assert evergrant.requests[0].body["return_to"] == "https://app.example/done"
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "path", "body"),
+    ("name", "arguments", "body"),
     [
-        ("refresh", ("con_1",), "/v1/connections/con_1/refresh", {}),
-        ("reauthorize", ("con_1",), "/v1/connections/con_1/reauthorize", {}),
-        ("revoke", ("con_1", "left"), "/v1/connections/con_1/revoke", {"reason": "left"}),
+        ("refresh", (), {}),
+        ("reauthorize", (), {}),
+        ("revoke", ("left",), {"reason": "left"}),
+        ("choose", ("site-1",), {"choice": "site-1"}),
     ],
 )
-async def test_commands(
-    caller: Caller,
-    evergrant: ScriptedEvergrant,
-    name: str,
-    arguments: tuple[str, ...],
-    path: str,
-    body: dict[str, str],
+async def test_a_command_is_a_post_with_a_key(
+    caller: Caller, evergrant: ScriptedEvergrant, name: str, arguments: tuple[str, ...], body: dict[str, str]
 ):
-    evergrant.script(f"POST {path}", ScriptedResponse(202, connection(state="revoking")))
-    assert (await caller.call(name, *arguments)).state is State.REVOKING
-    assert evergrant.seen[0].body == body
-    assert evergrant.seen[0].headers["idempotency-key"]
+    evergrant.script(
+        f"POST /v1/connections/con_1/{name}", ScriptedResponse(202, connection(state="revoking"))
+    )
+    assert (await caller.call(name, "con_1", *arguments)).state is State.REVOKING
+    assert evergrant.requests[0].body == body
+    assert evergrant.requests[0].headers["idempotency-key"]
 
 
-async def test_an_id_can_not_leave_its_place_in_the_path(caller: Caller, evergrant: ScriptedEvergrant):
+async def test_every_optional_member_of_a_connection_is_read(caller: Caller, evergrant: ScriptedEvergrant):
+    account = {"id": "site-1", "label": "One", "metadata": {"cloud": 1}}
+    progress = {"since": "2030-01-01T00:00:00Z", "failure": "client_rejected", "failed_at": None}
+    more = {"choices": [account], "metadata": {"team": "t"}, "revoking": progress, "flow": None}
+    evergrant.script(CONNECTION, ScriptedResponse(200, connection(**more)))
+    found = await caller.call("connection", "con_1")
+    assert (found.choices[0].id, found.choices[0].metadata) == ("site-1", {"cloud": 1})
+    assert (found.metadata, found.flow, found.device) == ({"team": "t"}, "authorization_code", None)
+    assert found.revoking.failure == "client_rejected"
+    evergrant.script(CONNECTION, ScriptedResponse(200, connection(state="unheard_of")))
+    with pytest.raises(ProtocolError, match="unheard_of"):
+        await caller.call("connection", "con_1")
+
+
+async def test_an_id_is_escaped_in_the_path(caller: Caller, evergrant: ScriptedEvergrant):
     evergrant.script("GET /v1/connections/..%2Fapps%3Fx", ScriptedResponse(200, connection()))
     await caller.call("connection", "../apps?x")
-    assert evergrant.seen[0].path == "/v1/connections/..%2Fapps%3Fx"
+    assert evergrant.requests[0].path == "/v1/connections/..%2Fapps%3Fx"
 
 
-async def test_a_list_is_read_to_its_end(caller: Caller, evergrant: ScriptedEvergrant):
-    evergrant.script(
-        "GET /v1/connections",
-        ScriptedResponse(
-            200, {"items": [connection(id="con_1"), connection(id="con_2")], "next_cursor": "c+/="}
-        ),
-        ScriptedResponse(200, {"items": [connection(id="con_3")], "next_cursor": None}),
-    )
+async def test_a_list_is_read_to_its_last_page(caller: Caller, evergrant: ScriptedEvergrant):
+    first = page(connection(id="con_1"), connection(id="con_2"), next_cursor="c+/=")
+    evergrant.script("GET /v1/connections", first, page(connection(id="con_3")))
     soon = datetime(2030, 1, 1, tzinfo=UTC)
     found = await caller.list("connections", subject="alice", state=State.ACTIVE, expiring_before=soon)
-    assert [it.id for it in found] == ["con_1", "con_2", "con_3"]
+    assert [each.id for each in found] == ["con_1", "con_2", "con_3"]
     filters = {"subject": "alice", "state": "active", "expiring_before": "2030-01-01T00:00:00+00:00"}
-    assert [seen.query for seen in evergrant.seen] == [filters, filters | {"cursor": "c+/="}]
+    assert [sent.query for sent in evergrant.requests] == [filters, filters | {"cursor": "c+/="}]
 
 
-async def test_audit_items_name_the_history_event(caller: Caller, evergrant: ScriptedEvergrant):
-    item = {
-        "seq": 3,
-        "lane": "main",
-        "at": "2030-01-01T00:00:00Z",
-        "action": "grant.refreshed",
-        "object": "con_1",
-        "by": "schedule",
-        "trace_id": "",
-        "detail": {"generation": 4},
-        "workflow_run_id": "run",
-        "workflow_event_id": 17,
-    }
-    evergrant.script(
-        "GET /v1/connections/con_1/audit", ScriptedResponse(200, {"items": [item], "next_cursor": None})
-    )
-    (read,) = await caller.list("audit", "con_1")
-    assert isinstance(read, AuditRecord)
-    assert (read.seq, read.workflow_event_id, read.detail) == (3, 17, {"generation": 4})
+async def test_an_audit_record_names_its_history_event(caller: Caller, evergrant: ScriptedEvergrant):
+    evergrant.script("GET /v1/connections/con_1/audit", page(audit_record()))
+    (record,) = await caller.list("audit", "con_1")
+    assert isinstance(record, AuditRecord)
+    assert (record.seq, record.workflow_event_id, record.detail) == (3, 17, {"generation": 4})
 
 
 async def test_waiting_ends_when_the_subject_has_consented(caller: Caller, evergrant: ScriptedEvergrant):
     pending = ScriptedResponse(200, connection(state="pending_consent", generation=0))
-    evergrant.script("GET /v1/connections/con_1", pending, pending, ScriptedResponse(200, connection()))
+    evergrant.script(CONNECTION, pending, pending, ScriptedResponse(200, connection()))
     found = await caller.call("wait_for_consent", "con_1", timedelta(seconds=30), every=MOMENT)
     assert found.state is State.ACTIVE
-    assert len(evergrant.seen) == 3
+    assert len(evergrant.requests) == 3
 
 
-async def test_waiting_for_a_reauthorization_needs_a_newer_grant(
+async def test_after_a_reauthorization_waiting_needs_a_newer_grant(
     caller: Caller, evergrant: ScriptedEvergrant
 ):
-    old, new = (ScriptedResponse(200, connection(generation=it)) for it in (4, 5))
-    evergrant.script("GET /v1/connections/con_1", old, old, new)
+    old, new = (ScriptedResponse(200, connection(generation=number)) for number in (4, 5))
+    evergrant.script(CONNECTION, old, old, new)
     limit = timedelta(seconds=30)
     found = await caller.call("wait_for_consent", "con_1", limit, newer_than=4, every=MOMENT)
     assert found.generation == 5
 
 
 async def test_waiting_has_a_deadline(caller: Caller, evergrant: ScriptedEvergrant):
-    evergrant.script("GET /v1/connections/con_1", ScriptedResponse(200, connection(state="pending_consent")))
+    evergrant.script(CONNECTION, ScriptedResponse(200, connection(state="pending_consent")))
     with pytest.raises(TimeoutError):
         await caller.call("wait_for_consent", "con_1", timedelta(seconds=0.5), every=MOMENT)
-    assert len(evergrant.seen) > 1
+    assert len(evergrant.requests) > 1
 
 
 @pytest.mark.parametrize("state", ["denied", "consent_expired", "revoking", "revoked"])
-async def test_waiting_stops_at_a_consent_that_ended(
+async def test_waiting_stops_when_the_connection_has_ended(
     caller: Caller, evergrant: ScriptedEvergrant, state: str
 ):
-    evergrant.script("GET /v1/connections/con_1", ScriptedResponse(200, connection(state=state)))
+    evergrant.script(CONNECTION, ScriptedResponse(200, connection(state=state)))
     with pytest.raises(ReconnectNeeded) as ended:
         await caller.call("wait_for_consent", "con_1", timedelta(seconds=30))
     assert ended.value.connection_id == "con_1"

@@ -1,105 +1,84 @@
-"""The `evergrant` command as a shell sees it: exit status, one line of error, no token unasked."""
+"""The `evergrant` command: exit status, one line for an error, no secret on a terminal unless asked for."""
 
-import asyncio
+import io
 import json
 import os
 import pty
+import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.unit.client.conftest import Command, Ended
 from tests.unit.client.scripted_evergrant import (
     LINK,
     TOKEN,
     ScriptedEvergrant,
     ScriptedResponse,
+    audit_record,
     connection,
     consent_required,
     lease,
+    page,
     problem,
+)
+from tests.unit.client.test_admin_calls import (
+    INTEGRATION,
+    SECRET,
+    VERSION,
+    a_delivery,
+    a_version,
+    a_webhook,
+    an_integration,
 )
 
 ROOT = Path(__file__).parents[3]
 REPORT = "POST /v1/connections/con_1/refresh"
-COMMAND = str(Path(sys.executable).parent / "evergrant")
 
 
-@dataclass(frozen=True)
-class Ended:
-    status: int | None
-    out: str
-    err: str
+def test_a_token_is_printed_in_full_to_a_pipe(command: Command, evergrant: ScriptedEvergrant):
+    evergrant.script("POST /v1/lease", lease())
+    assert command("token", "crm", "alice", "--min-ttl", "60") == Ended(0, TOKEN + "\n", "")
+    assert evergrant.requests[0].body["min_ttl"] == 60
 
 
-async def command(evergrant: ScriptedEvergrant, *arguments: str, terminal: bool = False) -> Ended:
-    """Run it with stdout a pipe, or a terminal."""
+@pytest.mark.parametrize(("option", "shown"), [((), False), (("-o", "json"), False), (("--show",), True)])
+def test_a_token_is_hidden_on_a_terminal(evergrant: ScriptedEvergrant, option: tuple[str, ...], shown: bool):
+    evergrant.script("POST /v1/lease", lease())
     env = {"PATH": os.environ["PATH"], "EVERGRANT_URL": evergrant.url, "EVERGRANT_API_KEY": "evg_canary"}
-    env["PYTHONPATH"] = str(ROOT / "clients/python/src")  # this checkout's, whichever is installed
-    ours, theirs = pty.openpty() if terminal else (None, None)
-    child = await asyncio.create_subprocess_exec(
-        COMMAND,
-        *arguments,
-        env=env,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=theirs if theirs is not None else asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await asyncio.wait_for(child.communicate(), 30)
-    if ours is not None and theirs is not None:
-        os.close(theirs)
-        out = os.read(ours, 65536)
-        os.close(ours)
-    ended = Ended(child.returncode, (out or b"").decode(), err.decode())
-    assert "Traceback" not in ended.err
-    return ended
+    env["PYTHONPATH"] = str(ROOT / "clients/python/src")
+    executable = str(Path(sys.executable).parent / "evergrant")
+    ours, theirs = pty.openpty()
+    subprocess.run([executable, "token", "crm", "alice", *option], env=env, stdout=theirs, check=True)
+    os.close(theirs)
+    out = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert (TOKEN in out, "con_1" in out) == (shown, not shown)
 
 
-async def test_a_token_goes_bare_into_a_pipe(evergrant: ScriptedEvergrant):
-    evergrant.script("POST /v1/lease", lease())
-    ended = await command(evergrant, "token", "crm", "alice", "--min-ttl", "60")
-    assert ended == Ended(0, TOKEN + "\n", "")
-    assert evergrant.seen[0].body["min_ttl"] == 60
-
-
-async def test_a_token_is_hidden_on_a_terminal(evergrant: ScriptedEvergrant):
-    evergrant.script("POST /v1/lease", lease())
-    hidden = await command(evergrant, "token", "crm", "alice", terminal=True)
-    assert hidden.status == 0
-    assert TOKEN not in hidden.out
-    assert "con_1" in hidden.out
-    as_json = await command(evergrant, "token", "crm", "alice", "-o", "json", terminal=True)
-    assert TOKEN not in as_json.out
-    shown = await command(evergrant, "token", "crm", "alice", "--show", terminal=True)
-    assert shown.out.strip() == TOKEN
-
-
-async def test_a_proof_goes_bare_into_a_header(evergrant: ScriptedEvergrant):
+def test_a_proof_is_printed_as_a_header_value(command: Command, evergrant: ScriptedEvergrant):
     members = {"proof": "ey.J.x", "htu": "https://api.example/me", "generation": 3, "expires_at": None}
     answer = ScriptedResponse(200, {**members, "token_type": "DPoP", "connection_id": "con_1"})
     evergrant.script("POST /v1/connections/con_1/proof", answer)
-    ended = await command(evergrant, "proof", "con_1", "get", "https://api.example/me", "--nonce", "n")
+    ended = command("proof", "con_1", "get", "https://api.example/me", "--nonce", "n")
     assert ended == Ended(0, "ey.J.x\n", "")
-    assert evergrant.seen[0].body == {"htm": "GET", "htu": "https://api.example/me", "nonce": "n"}
+    assert evergrant.requests[0].body == {"htm": "GET", "htu": "https://api.example/me", "nonce": "n"}
 
 
-async def test_a_missing_consent_says_where_to_send_the_subject(evergrant: ScriptedEvergrant):
+def test_a_missing_consent_prints_the_link(command: Command, evergrant: ScriptedEvergrant):
     evergrant.script("POST /v1/lease", consent_required())
-    ended = await command(evergrant, "token", "crm", "alice")
+    ended = command("token", "crm", "alice")
     assert (ended.status, ended.out) == (1, "")
     assert ended.err.startswith("evergrant: consent_required: ")
     assert LINK in ended.err
 
 
-async def test_an_error_is_one_line_with_code_and_repair(evergrant: ScriptedEvergrant):
-    evergrant.script(
-        "GET /v1/connections/con_9",
-        problem(404, "BadRequest", "not_found", detail="no\x1b[31m such\nthing", repair="Check the name."),
-    )
-    ended = await command(evergrant, "connections", "get", "con_9")
+def test_an_error_is_one_line_with_code_and_repair(command: Command, evergrant: ScriptedEvergrant):
+    texts = {"detail": "no\x1b[31m such\nthing", "repair": "Check the name."}
+    evergrant.script("GET /v1/connections/con_9", problem(404, "BadRequest", "not_found", **texts))
     line = "evergrant: not_found: no [31m such thing (Check the name.)\n"
-    assert ended == Ended(1, "", line)
+    assert command("connections", "get", "con_9") == Ended(1, "", line)
 
 
 @pytest.mark.parametrize(
@@ -112,28 +91,37 @@ async def test_an_error_is_one_line_with_code_and_repair(evergrant: ScriptedEver
         ("providers", "-o", "yaml"),
     ],
 )
-async def test_misuse_is_status_2(evergrant: ScriptedEvergrant, arguments: tuple[str, ...]):
-    ended = await command(evergrant, *arguments)
+def test_wrong_usage_is_status_2(command: Command, evergrant: ScriptedEvergrant, arguments: tuple[str, ...]):
+    ended = command(*arguments)
     assert (ended.status, ended.out, ended.err.count("\n")) == (2, "", 1)
     assert ended.err.startswith("evergrant: usage: ")
-    assert evergrant.seen == []
+    assert evergrant.requests == []
 
 
-async def test_nothing_listens(evergrant: ScriptedEvergrant):
-    ended = await command(evergrant, "providers", "--url", "https://")
-    assert ended.status == 1
-    assert ended.err.startswith("evergrant: url_invalid: ")
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (problem(401, "BadRequest", "unauthenticated"), "unauthenticated"),
+        (ScriptedResponse(404, "<html>", content_type="text/html"), "protocol_error"),
+        (ScriptedResponse(200, {"items": []}, {"evergrant-version": "9.1.0"}), "version_mismatch"),
+    ],
+)
+def test_a_wrong_key_url_or_version_is_one_line(
+    command: Command, evergrant: ScriptedEvergrant, answer: ScriptedResponse, code: str
+):
+    evergrant.script("GET /v1/connections", answer)
+    ended = command("connections", "ls")
+    assert (ended.status, ended.out, ended.err.count("\n")) == (1, "", 1)
+    assert ended.err.startswith(f"evergrant: {code}: ")
 
 
-async def test_lists_as_table_and_as_json(evergrant: ScriptedEvergrant):
+def test_a_list_is_a_table_or_json(command: Command, evergrant: ScriptedEvergrant):
     long = "alice-" + "x" * 200
-    page = ScriptedResponse(200, {"items": [connection(subject=long)], "next_cursor": None})
-    evergrant.script("GET /v1/connections", page)
-    table = await command(evergrant, "connections", "ls")
-    header, row = table.out.splitlines()
+    evergrant.script("GET /v1/connections", page(connection(subject=long)))
+    header, row = command("connections", "ls").out.splitlines()
     assert header.split()[:3] == ["ID", "INTEGRATION", "SUBJECT"]
     assert row.split()[:3] == ["con_1", "crm", long]
-    (item,) = json.loads((await command(evergrant, "connections", "ls", "-o", "json")).out)
+    (item,) = json.loads(command("connections", "ls", "-o", "json").out)
     assert item == connection(subject=long) | {
         "flow": "authorization_code",
         "created_at": "2030-01-01T00:00:00+00:00",
@@ -142,55 +130,48 @@ async def test_lists_as_table_and_as_json(evergrant: ScriptedEvergrant):
 
 
 @pytest.mark.parametrize("name", ["refresh", "reauthorize"])
-async def test_commands_of_a_connection(evergrant: ScriptedEvergrant, name: str):
+def test_the_commands_of_a_connection(command: Command, evergrant: ScriptedEvergrant, name: str):
     evergrant.script(
         f"POST /v1/connections/con_1/{name}", ScriptedResponse(202, connection(connect_url=LINK))
     )
-    ended = await command(evergrant, "connections", name, "con_1", "-o", "json")
+    ended = command("connections", name, "con_1", "-o", "json")
     assert (ended.status, json.loads(ended.out)["connect_url"]) == (0, LINK)
 
 
-async def test_a_refused_token_is_reported_with_its_generation(evergrant: ScriptedEvergrant):
-    evergrant.script(REPORT, ScriptedResponse(200, connection(generation=8)))
-    ended = await command(evergrant, "connections", "refresh", "con_1", "--refused", "7", "-o", "json")
-    assert (ended.status, ended.err, json.loads(ended.out)["generation"]) == (0, "", 8)
-    assert evergrant.seen[0].body == {"generation": 7, "reason": "unauthorized"}
+@pytest.mark.parametrize(
+    ("newest", "note"),
+    [(8, ""), (7, "generation 7 is still the newest: another refresh would not help now\n")],
+)
+def test_a_refused_token_is_reported_with_its_generation(
+    command: Command, evergrant: ScriptedEvergrant, newest: int, note: str
+):
+    evergrant.script(REPORT, ScriptedResponse(200, connection(generation=newest)))
+    ended = command("connections", "refresh", "con_1", "--refused", "7", "-o", "json")
+    assert (ended.status, ended.err, json.loads(ended.out)["generation"]) == (0, note, newest)
+    assert evergrant.requests[0].body == {"generation": 7, "reason": "unauthorized"}
 
 
-async def test_a_report_that_helps_nobody_says_so(evergrant: ScriptedEvergrant):
-    evergrant.script(REPORT, ScriptedResponse(200, connection(generation=7)))
-    ended = await command(evergrant, "connections", "refresh", "con_1", "--refused", "7", "-o", "json")
-    assert (ended.status, json.loads(ended.out)["generation"]) == (0, 7)
-    assert ended.err == "generation 7 is still the newest: another refresh would not help now\n"
-
-
-async def test_a_report_that_fails_says_when_to_come_back(evergrant: ScriptedEvergrant):
-    facts = {"retry_after": 89.2, "repair": "Come back."}
+def test_a_failed_report_prints_when_to_try_again(command: Command, evergrant: ScriptedEvergrant):
+    facts = {"retry_after": 89.2, "repair": "Try again."}
     evergrant.script(REPORT, problem(503, "ProviderUnavailable", "provider_error", **facts))
-    ended = await command(evergrant, "connections", "refresh", "con_1", "--refused", "7")
-    line = "evergrant: provider_error: said so (Come back.) Retry-After: 90 seconds\n"
-    assert ended == Ended(1, "", line)
+    line = "evergrant: provider_error: the reason (Try again.) Retry-After: 90 seconds\n"
+    assert command("connections", "refresh", "con_1", "--refused", "7") == Ended(1, "", line)
 
 
 @pytest.mark.parametrize("generation", ["0", "-1", "seven", "7.6", "none", ""])
-async def test_what_is_no_generation_is_not_reported(evergrant: ScriptedEvergrant, generation: str):
-    ended = await command(evergrant, "connections", "refresh", "con_1", "--refused", generation)
+def test_an_invalid_generation_is_not_reported(
+    command: Command, evergrant: ScriptedEvergrant, generation: str
+):
+    ended = command("connections", "refresh", "con_1", "--refused", generation)
     assert (ended.status, ended.out, ended.err.count("\n")) == (2, "", 1)
-    said = "evergrant: usage: Invalid value for --refused: a generation is a whole number from 1 on"
-    assert ended.err.startswith(said)
-    assert evergrant.seen == []
-
-
-async def test_revoke_sends_its_reason(evergrant: ScriptedEvergrant):
-    evergrant.script("POST /v1/connections/con_1/revoke", ScriptedResponse(202, connection(state="revoking")))
-    ended = await command(evergrant, "connections", "revoke", "con_1", "--reason", "left the company")
-    assert ended.status == 0
-    assert evergrant.seen[0].body == {"reason": "left the company"}
+    usage = "evergrant: usage: Invalid value for --refused: a generation is a whole number from 1 on"
+    assert ended.err.startswith(usage)
+    assert evergrant.requests == []
 
 
 @pytest.mark.parametrize("output", ["table", "json"])
-async def test_live_shows_where_the_store_differs(evergrant: ScriptedEvergrant, output: str):
-    said = {
+def test_live_marks_where_the_store_differs(command: Command, evergrant: ScriptedEvergrant, output: str):
+    live = {
         "state": "needs_reauth",
         "generation": 1,
         "expires_at": None,
@@ -202,98 +183,156 @@ async def test_live_shows_where_the_store_differs(evergrant: ScriptedEvergrant, 
     }
     differs = ["state", "reason"]
     evergrant.script(
-        "GET /v1/connections/con_1", ScriptedResponse(200, connection(live=said, differs=differs))
+        "GET /v1/connections/con_1", ScriptedResponse(200, connection(live=live, differs=differs))
     )
-    ended = await command(evergrant, "connections", "get", "con_1", "--live", "-o", output)
+    ended = command("connections", "get", "con_1", "--live", "-o", output)
     assert (ended.status, ended.err) == (0, "")
-    assert evergrant.seen[0].query == {"live": "true"}
+    assert evergrant.requests[0].query == {"live": "true"}
     if output == "json":
         shown = json.loads(ended.out)
-        assert (shown["state"], shown["live"], shown["differs"]) == ("active", said, differs)
+        assert (shown["state"], shown["live"], shown["differs"]) == ("active", live, differs)
     else:
         marked = [line.split()[0] for line in ended.out.splitlines() if line.rstrip().endswith("differs")]
         assert marked == differs
         assert "wait for a new consent" in ended.out
 
 
-async def test_live_without_an_answer_shows_the_store_and_fails(evergrant: ScriptedEvergrant):
+def test_live_without_an_answer_shows_the_store_and_fails(command: Command, evergrant: ScriptedEvergrant):
     evergrant.script("GET /v1/connections/con_1", ScriptedResponse(200, connection(live=None, differs=None)))
-    ended = await command(evergrant, "connections", "get", "con_1", "--live")
+    ended = command("connections", "get", "con_1", "--live")
     assert ended.status == 1
     assert "active" in ended.out
     assert ended.err.startswith("evergrant: temporal_unavailable: ")
     assert ended.err.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("answer", "code"),
-    [
-        (problem(401, "BadRequest", "unauthenticated"), "unauthenticated"),
-        (ScriptedResponse(404, "<html>", content_type="text/html"), "protocol_error"),
-        (ScriptedResponse(200, {"items": []}, {"evergrant-version": "9.1.0"}), "version_mismatch"),
-    ],
-)
-async def test_a_wrong_key_url_or_version_is_one_line(
-    evergrant: ScriptedEvergrant, answer: ScriptedResponse, code: str
-):
-    evergrant.script("GET /v1/connections", answer)
-    ended = await command(evergrant, "connections", "ls")
-    assert (ended.status, ended.out, ended.err.count("\n")) == (1, "", 1)
-    assert ended.err.startswith(f"evergrant: {code}: ")
-
-
-async def test_connect_waits_for_the_subject(evergrant: ScriptedEvergrant):
+def test_connect_waits_for_the_subject(command: Command, evergrant: ScriptedEvergrant):
     pending = connection(state="pending_consent", connect_url=LINK)
     evergrant.script("POST /v1/connections", ScriptedResponse(201, pending))
     evergrant.script("GET /v1/connections/con_1", ScriptedResponse(200, connection()))
-    asked = ("connections", "connect", "crm", "alice", "--scope", "a", "--scope", "b")
-    ended = await command(evergrant, *asked, "--wait", "20", "-o", "json")
+    connect = ("connections", "connect", "crm", "alice", "--scope", "a", "--scope", "b")
+    ended = command(*connect, "--wait", "20", "-o", "json")
     assert (ended.err, json.loads(ended.out)["state"]) == (f"open {LINK}\n", "active")
-    assert evergrant.seen[0].body["scopes"] == ["a", "b"]
+    assert evergrant.requests[0].body["scopes"] == ["a", "b"]
     evergrant.script("GET /v1/connections/con_1", ScriptedResponse(200, pending))
-    late = await command(evergrant, *asked, "--wait", "0.1")
+    late = command(*connect, "--wait", "0.1")
     assert late.status == 1
     assert "timeout" in late.err
 
 
-async def test_providers_apps_and_audit(evergrant: ScriptedEvergrant):
-    app = {"id": "app_1", "name": "etl", "disabled": False, "created_at": "2030-01-01T00:00:00Z"}
-    record = {
-        "seq": 1,
-        "lane": "main",
-        "at": "2030-01-01T00:00:00Z",
-        "action": "connection.created",
-        "object": "con_1",
-        "by": "app:etl",
-        "trace_id": "",
-        "detail": {},
-        "workflow_run_id": None,
-        "workflow_event_id": None,
-    }
-    for route, item in (
-        ("providers", {"name": "github", "display_name": "GitHub"}),
-        ("apps", app),
-        ("connections/con_1/audit", record),
-    ):
-        evergrant.script(f"GET /v1/{route}", ScriptedResponse(200, {"items": [item], "next_cursor": None}))
-    assert "GitHub" in (await command(evergrant, "providers")).out
-    assert "etl" in (await command(evergrant, "apps", "ls")).out
-    assert "connection.created" in (await command(evergrant, "audit", "con_1")).out
-    evergrant.script("GET /v1/audit", ScriptedResponse(200, {"items": [record], "next_cursor": None}))
-    assert "connection.created" in (await command(evergrant, "audit")).out
+@pytest.mark.parametrize(
+    ("arguments", "path", "item", "shown"),
+    [
+        (("providers",), "providers", {"name": "github", "display_name": "GitHub"}, "GitHub"),
+        (("providers", "ls"), "providers", {"name": "github", "display_name": "GitHub"}, "GitHub"),
+        (
+            ("apps", "ls"),
+            "apps",
+            {"id": "app_1", "name": "etl", "disabled": False, "created_at": "2030-01-01T00:00:00Z"},
+            "etl",
+        ),
+        (("audit", "con_1"), "connections/con_1/audit", audit_record(), "grant.refreshed"),
+        (("audit",), "audit", audit_record(), "grant.refreshed"),
+    ],
+)
+def test_providers_apps_and_audit(
+    command: Command,
+    evergrant: ScriptedEvergrant,
+    arguments: tuple[str, ...],
+    path: str,
+    item: dict[str, object],
+    shown: str,
+):
+    evergrant.script(f"GET /v1/{path}", page(item))
+    assert shown in command(*arguments).out
 
 
-async def test_the_catalogue_of_a_checkout_is_looked_at_by_the_server_there(evergrant: ScriptedEvergrant):
-    ended = await command(evergrant, "providers", "check", str(ROOT))
-    assert ended.status == 0, ended
-    assert " providers, " in ended.out
-    assert ended.out.endswith(" 0 problems\n")
-    as_json = await command(evergrant, "providers", "check", str(ROOT), "-o", "json")
-    assert json.loads(as_json.out)["problems"] == []
-    assert evergrant.seen == []
-
-
-async def test_no_checkout_is_no_catalogue(evergrant: ScriptedEvergrant, tmp_path: Path):
-    ended = await command(evergrant, "providers", "check", str(tmp_path))
+def test_the_catalogue_of_a_checkout_is_checked_by_its_own_server(
+    command: Command, evergrant: ScriptedEvergrant, tmp_path: Path
+):
+    package = tmp_path / "evergrant_server"
+    package.mkdir()
+    (package / "__main__.py").write_text("import sys\nprint(*sys.argv[1:])\nsys.exit(1)")
+    checked = command("providers", "check", str(tmp_path), "-o", "json")
+    assert checked == Ended(1, "providers check -o json\n", "")
+    ended = command("providers", "check", str(package))
     assert (ended.status, ended.out) == (1, "")
     assert "is no checkout of Evergrant" in ended.err
+    assert evergrant.requests == []
+
+
+def test_a_secret_is_read_from_a_file_or_the_standard_input(
+    command: Command, evergrant: ScriptedEvergrant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = tmp_path / "secret"
+    file.write_text(f"{SECRET}\n")
+    evergrant.script("PUT /v1/integrations/crm", ScriptedResponse(201, an_integration()))
+    evergrant.script("POST /v1/integrations/crm/rotate-secret", ScriptedResponse(200, an_integration()))
+    put = ("integrations", "put", "crm", "--provider", "gitlab", "--client-id", "c-1", "--param", "a=b=c")
+    ended = command(*put, "--client-secret-file", str(file), "--scope", "read", "-o", "json")
+    assert (ended.status, json.loads(ended.out)["redirect_uri"]) == (0, "https://e/oauth/callback/int_1")
+    assert evergrant.requests[0].body == {**INTEGRATION, "params": {"a": "b=c"}, "default_scopes": ["read"]}
+    monkeypatch.setattr("sys.stdin", io.StringIO(SECRET))
+    rotate = ("integrations", "rotate-secret", "crm", "--client-secret-file", "-", "--overlap", "60")
+    assert command(*rotate).status == 0
+    assert evergrant.requests[1].body == {"client_secret": SECRET, "overlap_s": 60}
+
+
+def test_a_definition_is_proposed_from_a_file(command: Command, evergrant: ScriptedEvergrant, tmp_path: Path):
+    file = tmp_path / "acme.json"
+    file.write_text('{"name": "acme-crm"}')
+    evergrant.script("POST /v1/providers", ScriptedResponse(201, a_version(state="checking")))
+    evergrant.script(f"POST {VERSION}/approve", ScriptedResponse(200, a_version(approved=True)))
+    ended = command("providers", "propose", str(file))
+    assert ended.status == 0
+    assert "hosts: warning: a new host" in ended.out
+    assert command("providers", "approve", "acme-crm", "1").status == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("providers", "propose", "/nowhere/acme.json"),
+        ("providers", "propose", "pyproject.toml"),
+        ("providers", "--url", "https://"),
+        ("integrations", "put", "crm", "--provider", "gitlab", "--client-id", "c", "--param", "a"),
+        ("integrations", "rotate-secret", "crm", "--client-secret-file", "/nowhere/secret"),
+    ],
+)
+def test_an_unusable_argument_is_one_line(command: Command, arguments: tuple[str, ...]):
+    ended = command(*arguments)
+    assert (ended.status, ended.out, ended.err.count("\n")) == (1, "", 1)
+    assert ended.err.startswith("evergrant: ")
+
+
+def test_the_commands_of_webhooks(command: Command, evergrant: ScriptedEvergrant):
+    route, url = "/v1/webhooks/hooks", "https://hooks.example.com/in"
+    created = ScriptedResponse(201, a_webhook(secret=SECRET))
+    evergrant.script(f"PUT {route}", created, ScriptedResponse(200, a_webhook(secret=None)))
+    evergrant.script("GET /v1/webhooks", page(a_webhook()))
+    evergrant.script(f"GET {route}", ScriptedResponse(200, a_webhook()))
+    evergrant.script(f"POST {route}/rotate-secret", ScriptedResponse(200, a_webhook(secret=SECRET)))
+    evergrant.script(f"GET {route}/deliveries", page(a_delivery()))
+    evergrant.script(
+        f"POST {route}/deliveries/dlv_1/replay", ScriptedResponse(202, a_delivery(status="pending"))
+    )
+    evergrant.script(f"POST {route}/test", ScriptedResponse(202, a_delivery(event_type="webhook.ping")))
+    evergrant.script(f"DELETE {route}", ScriptedResponse(204, ""))
+
+    def printed(*arguments: str) -> str:
+        ended = command("webhooks", *arguments)
+        assert (ended.status, ended.err) == (0, "")
+        return ended.out
+
+    events = ("--event", "connection.revoked", "--event", "connection.failing")
+    assert SECRET in printed("put", "hooks", url, *events, "--integration", "crm")
+    assert evergrant.requests[0].body["events"] == ["connection.revoked", "connection.failing"]
+    assert "secret " not in printed("put", "hooks", url, "--disabled")
+    assert evergrant.requests[1].body == {"url": url, "disabled": True}
+    assert url in printed("ls")
+    assert "secret" not in json.loads(printed("get", "hooks", "-o", "json"))
+    assert json.loads(printed("rotate", "hooks", "--overlap", "0", "-o", "json"))["secret"] == SECRET
+    assert "refused" in printed("deliveries", "hooks", "--status", "failed")
+    assert "pending" in printed("replay", "hooks", "dlv_1")
+    assert "webhook.ping" in printed("test", "hooks")
+    assert printed("delete", "hooks") == ""

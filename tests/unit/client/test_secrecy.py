@@ -1,5 +1,6 @@
-"""A lease can't be shown, pickled, copied or written as JSON; settings don't leak the key."""
+"""Secrets stay inside: a lease can't be printed, pickled, copied or serialised, and no API key is shown."""
 
+import base64
 import copy
 import dataclasses
 import json
@@ -11,10 +12,14 @@ from datetime import UTC, datetime
 from io import StringIO
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from urllib.parse import quote, urlencode
 
 import pytest
 from evergrant import BadRequest, Evergrant, Lease, LeaseLeak
-from evergrant.target import ServerAddress
+from evergrant.server import ServerAddress
+from evergrant.temporal.leak_detection import contains_secret
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic_core import PydanticSerializationError, to_json
 from rich.console import Console
 from rich.pretty import Pretty
@@ -23,6 +28,17 @@ from temporalio.converter import DataConverter
 
 from tests.unit.client.conftest import Caller
 from tests.unit.client.scripted_evergrant import TOKEN, ScriptedEvergrant, lease
+
+SECRETS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=16, max_size=80)
+ENCODINGS = {
+    "raw": str.encode,
+    "json": lambda secret: json.dumps({"a": [secret]}).encode(),
+    "url": lambda secret: quote(secret, safe="").encode(),
+    "form": lambda secret: urlencode({"access_token": secret}).encode(),
+    "hex": lambda secret: secret.encode().hex().encode(),
+    "base64": lambda secret: base64.b64encode(secret.encode()),
+    "base64url": lambda secret: base64.urlsafe_b64encode(secret.encode()),
+}
 
 
 @pytest.fixture
@@ -37,25 +53,15 @@ def leased() -> Lease:
     )
 
 
-def test_no_way_of_printing_shows_the_token(leased: Lease):
-    shown = f"{leased} {leased!r} {leased!s} {[leased]}{leased:}"
-    assert TOKEN not in shown
-    assert shown.count("***") == 5
-
-
-def test_pretty_printers_and_logging_show_no_token(leased: Lease, caplog: pytest.LogCaptureFixture):
+def test_printing_and_logging_show_no_token(leased: Lease, caplog: pytest.LogCaptureFixture):
     logging.getLogger("user").warning("%s %r", leased, {"lease": leased})
     pretty = Console(record=True, width=200, file=StringIO())
     pretty.print(leased, [leased])
     pretty.print(Pretty({"lease": leased}, expand_all=True))
-    said = pprint.pformat({"lease": leased}) + f"{leased!a}" + caplog.text + pretty.export_text()
-    assert TOKEN not in said
-    assert said.count("***") >= 6
-
-
-def test_it_does_not_cross_to_another_process(leased: Lease):
-    with pytest.raises(LeaseLeak):
-        ForkingPickler.dumps({"lease": leased})
+    shown = f"{leased} {leased!r} {leased!a} {[leased]}" + pprint.pformat({"lease": leased})
+    shown += caplog.text + pretty.export_text()
+    assert TOKEN not in shown
+    assert shown.count("***") == 10
 
 
 def test_a_traceback_with_locals_shows_no_token(leased: Lease):
@@ -65,41 +71,45 @@ def test_a_traceback_with_locals_shows_no_token(leased: Lease):
     try:
         fails(leased)
     except ValueError as error:
-        told = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
-    assert "Lease(access_token=***" in told
-    assert TOKEN not in told
+        shown = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+    assert "Lease(access_token=***" in shown
+    assert TOKEN not in shown
 
 
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_pickling_is_refused(leased: Lease, protocol: int):
+@pytest.mark.parametrize(
+    "copy_it",
+    [
+        *(lambda leased, p=p: pickle.dumps(leased, p) for p in range(pickle.HIGHEST_PROTOCOL + 1)),
+        lambda leased: ForkingPickler.dumps({"lease": leased}),
+        copy.copy,
+        copy.deepcopy,
+        lambda leased: leased.__getstate__(),
+    ],
+)
+def test_pickling_and_copying_are_refused(leased: Lease, copy_it):
     with pytest.raises(LeaseLeak):
-        pickle.dumps(leased, protocol)
+        copy_it(leased)
 
 
-@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda it: it.__getstate__()])
-def test_copying_is_refused(leased: Lease, way):
-    with pytest.raises(LeaseLeak):
-        way(leased)
-
-
-@pytest.mark.parametrize("way", [json.dumps, vars, dataclasses.asdict, dict, list])
-def test_it_can_not_be_taken_apart_by_accident(leased: Lease, way):
-    with pytest.raises(TypeError):
-        way(leased)
-
-
-def test_pydantic_refuses_it(leased: Lease):
-    with pytest.raises(PydanticSerializationError):
-        to_json({"lease": leased})
-
-
-@pytest.mark.parametrize("converter", [DataConverter.default, pydantic_data_converter])
-def test_temporals_converters_refuse_it(leased: Lease, converter: DataConverter):
+@pytest.mark.parametrize(
+    "serialise",
+    [
+        json.dumps,
+        vars,
+        dataclasses.asdict,
+        dict,
+        list,
+        lambda leased: to_json({"lease": leased}),
+        lambda leased: DataConverter.default.payload_converter.to_payloads([{"lease": leased}]),
+        lambda leased: pydantic_data_converter.payload_converter.to_payloads([{"lease": leased}]),
+    ],
+)
+def test_serialising_is_refused(leased: Lease, serialise):
     with pytest.raises((TypeError, PydanticSerializationError)):
-        converter.payload_converter.to_payloads([{"lease": leased}])
+        serialise(leased)
 
 
-def test_it_can_not_be_changed(leased: Lease):
+def test_a_lease_is_immutable(leased: Lease):
     with pytest.raises(AttributeError):
         leased.generation = 2  # type: ignore[misc]  # what is tested
     with pytest.raises(AttributeError):
@@ -107,17 +117,17 @@ def test_it_can_not_be_changed(leased: Lease):
 
 
 @pytest.fixture
-def talkative(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The HTTP libraries as a user has them, whatever this process has silenced for the server."""
+def http_logging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The HTTP libraries' loggers with their defaults, whatever the server's tests have silenced."""
     for name, logger in logging.Logger.manager.loggerDict.items():
         if name.startswith(("httpx2", "httpcore2")) and isinstance(logger, logging.Logger):
             monkeypatch.setattr(logger, "filters", [])
             monkeypatch.setattr(logger, "level", logging.NOTSET)
-    logging.Logger.manager._clear_cache()  # type: ignore[attr-defined]  # levels are remembered
+    logging.Logger.manager._clear_cache()  # type: ignore[attr-defined]  # levels are cached
 
 
-async def test_logs_at_debug_hold_neither_key_nor_token(
-    caller: Caller, evergrant: ScriptedEvergrant, caplog: pytest.LogCaptureFixture, talkative: None
+async def test_debug_logs_hold_neither_key_nor_token(
+    caller: Caller, evergrant: ScriptedEvergrant, caplog: pytest.LogCaptureFixture, http_logging: None
 ):
     evergrant.script("POST /v1/lease", lease())
     with caplog.at_level(logging.DEBUG):
@@ -127,21 +137,20 @@ async def test_logs_at_debug_hold_neither_key_nor_token(
     assert "evg_key_canary" not in caplog.text
 
 
-class TestTarget:
+class TestServerAddress:
     def test_arguments_win_over_the_environment(self):
         env = {"EVERGRANT_URL": "https://a.example/", "EVERGRANT_API_KEY": "env"}
         assert ServerAddress.from_settings(environ=env) == ServerAddress("https://a.example", "env")
-        assert ServerAddress.from_settings("https://b.example", "arg", environ=env) == ServerAddress(
-            "https://b.example", "arg"
-        )
+        given_address = ServerAddress.from_settings("https://b.example", "arg", environ=env)
+        assert given_address == ServerAddress("https://b.example", "arg")
 
-    def test_a_key_file_is_read_without_its_line_end(self, tmp_path: Path):
+    def test_a_key_file_is_read_without_its_line_break(self, tmp_path: Path):
         file = tmp_path / "key"
         file.write_text("evg_from_file\n")
         env = {"EVERGRANT_URL": "http://localhost:8080", "EVERGRANT_API_KEY_FILE": str(file)}
         assert ServerAddress.from_settings(environ=env).api_key == "evg_from_file"
 
-    def test_the_key_is_not_shown(self):
+    def test_repr_hides_the_key(self):
         assert "canary" not in repr(ServerAddress("https://a.example", "canary"))
 
     @pytest.mark.parametrize(
@@ -163,10 +172,10 @@ class TestTarget:
         assert "EVERGRANT_" in refused.value.repair
 
     @pytest.mark.parametrize("url", ["http://127.8.9.1:1", "http://[::1]:1", "http://localhost"])
-    def test_plain_http_stays_on_this_machine(self, url: str):
+    def test_plain_http_is_for_loopback(self, url: str):
         assert ServerAddress.from_settings(url, "key", environ={}).url == url
 
-    def test_plain_http_elsewhere_has_to_be_asked_for(self):
+    def test_plain_http_to_another_machine_has_to_be_allowed(self):
         ServerAddress.from_settings("http://a.example", "key", allow_plain_http=True, environ={})
         ServerAddress.from_settings("http://a.example", "key", environ={"EVERGRANT_ALLOW_PLAIN_HTTP": "1"})
 
@@ -176,3 +185,22 @@ class TestTarget:
         monkeypatch.setenv("EVERGRANT_URL", "https://a.example")
         monkeypatch.setenv("EVERGRANT_API_KEY", "key")
         Evergrant().close()
+
+
+class TestLeakDetection:
+    @pytest.mark.parametrize("encoding", ENCODINGS)
+    @given(secret=SECRETS)
+    def test_a_secret_is_found_in_each_encoding(self, encoding: str, secret: str):
+        data = b"before " + ENCODINGS[encoding](secret) + b" after"
+        assert contains_secret(data, ["another secret entirely", secret])
+
+    @given(secret=SECRETS, before=st.binary(max_size=5), after=st.binary(max_size=5))
+    def test_a_secret_is_found_inside_a_larger_base64(self, secret: str, before: bytes, after: bytes):
+        assert contains_secret(base64.b64encode(before + secret.encode() + after), [secret])
+
+    @given(secret=SECRETS)
+    def test_data_without_the_secret_passes(self, secret: str):
+        assert not contains_secret(json.dumps({"count": 3, "ids": ["a", "b"]}).encode(), [secret])
+
+    def test_an_empty_secret_is_ignored(self):
+        assert not contains_secret(b"anything", [""])

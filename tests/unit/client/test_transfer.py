@@ -1,14 +1,17 @@
-"""Files of grants and the commands for them: lines by number, no token anywhere, the right exit status."""
+"""Import and export: files of grants, the commands for them, and the converters of the moving-in guide."""
 
+import csv
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from evergrant import BadRequest, ProtocolError
-from evergrant.transfer_files import (
-    LONGEST_LINE,
+from evergrant.grant_files import (
+    MAX_LINE_BYTES,
     InvalidLine,
     LineDecrypter,
     ParsedLine,
@@ -18,11 +21,13 @@ from evergrant.transfer_files import (
 )
 from joserfc import jwe, jwk
 
-from tests.unit.client.conftest import Caller
+from evergrant_server.api.transfer.models import ImportItem
+from tests.unit.client.conftest import Caller, Command
 from tests.unit.client.scripted_evergrant import ScriptedEvergrant, ScriptedResponse, problem
-from tests.unit.client.test_command import command
 
+ROOT = Path(__file__).parents[3]
 CANARY = "canary-token-0123"
+IMPORT = "POST /v1/connections/import"
 
 
 def outcome(index: int, **changes: Any) -> dict[str, Any]:
@@ -45,37 +50,37 @@ def outcomes(*items: dict[str, Any]) -> ScriptedResponse:
         (b'{"a": 1, "a": 2}', "duplicate_member"),
         (b'{"a": {"b": 1, "b": 2}}', "duplicate_member"),
         (b'{"a": "\xff"}', "not_utf8"),
-        (b"x" * (LONGEST_LINE + 5), "line_too_long"),
-        (b"x" * (LONGEST_LINE * 3), "line_too_long"),
+        (b"x" * (MAX_LINE_BYTES + 5), "line_too_long"),
+        (b"x" * (MAX_LINE_BYTES * 3), "line_too_long"),
         (b"a.b.c.d.e", "sealed"),
     ],
 )
-def test_a_bad_line_is_named_by_number_and_the_next_is_read(raw: bytes, code: str):
+def test_an_invalid_line_is_named_by_number_and_the_next_is_read(raw: bytes, code: str):
     good = json.dumps({"access_token": CANARY}).encode()
     content = b"\xef\xbb\xbf" + good + b"\r\n\n" + raw + b"\n" + good
-    first, bad, last = read_lines(io.BytesIO(content))
+    first, invalid, last = read_lines(io.BytesIO(content))
     assert isinstance(first, ParsedLine)
-    assert isinstance(bad, InvalidLine)
+    assert isinstance(invalid, InvalidLine)
     assert isinstance(last, ParsedLine)
-    assert (first.number, bad.number, bad.code, last.number) == (1, 3, code, 4)
+    assert (first.number, invalid.number, invalid.code, last.number) == (1, 3, code, 4)
     assert last.end == len(content)
-    assert CANARY not in repr([first, bad, last])
+    assert CANARY not in repr([first, invalid, last])
 
 
 def test_a_sealed_line_opens_with_its_key_alone(tmp_path: Path):
     private, public = generate_key_pair()
-    mine, others = tmp_path / "mine", tmp_path / "others"
-    mine.write_text(private)
-    others.write_text(generate_key_pair()[0])
+    own, other = tmp_path / "own", tmp_path / "other"
+    own.write_text(private)
+    other.write_text(generate_key_pair()[0])
     header = {"alg": "ECDH-ES+A256KW", "enc": "A256GCM"}
     text = json.dumps({"access_token": CANARY}).encode()
     key = jwk.OKPKey.import_key(json.loads(public))
     sealed = jwe.encrypt_compact(header, text, key, algorithms=["ECDH-ES+A256KW", "A256GCM"]).encode()
-    (line,) = read_lines(io.BytesIO(sealed), LineDecrypter(mine))
+    (line,) = read_lines(io.BytesIO(sealed), LineDecrypter(own))
     assert isinstance(line, ParsedLine)
     assert line.item == {"access_token": CANARY}
-    for broken, path in ((sealed, others), (sealed[:-6] + b"AAAAAA", mine), (b"a.b.c.d.e", mine)):
-        (line,) = read_lines(io.BytesIO(broken), LineDecrypter(path))
+    for content, path in ((sealed, other), (sealed[:-6] + b"AAAAAA", own), (b"a.b.c.d.e", own)):
+        (line,) = read_lines(io.BytesIO(content), LineDecrypter(path))
         assert isinstance(line, InvalidLine)
         assert line.code == "not_for_this_key"
 
@@ -93,52 +98,53 @@ def test_a_private_key_is_never_sent(tmp_path: Path):
         LineDecrypter(file)
 
 
-async def test_items_go_in_requests_of_fifty(caller: Caller, evergrant: ScriptedEvergrant):
+async def test_items_are_sent_in_batches_of_fifty(caller: Caller, evergrant: ScriptedEvergrant):
     sizes = (50, 50, 20)
-    evergrant.script(
-        "POST /v1/connections/import", *(outcomes(*(outcome(n) for n in range(size))) for size in sizes)
-    )
+    evergrant.script(IMPORT, *(outcomes(*(outcome(n) for n in range(size))) for size in sizes))
     found = await caller.list("import_connections", ({"subject": str(n)} for n in range(120)), verify=False)
-    assert [it.index for it in found] == list(range(120))
-    assert [len(it.body["items"]) for it in evergrant.seen] == list(sizes)
-    assert evergrant.seen[0].body["verify"] is False
+    assert [each.index for each in found] == list(range(120))
+    assert [len(sent.body["items"]) for sent in evergrant.requests] == list(sizes)
+    assert evergrant.requests[0].body["verify"] is False
 
 
-async def test_another_number_of_outcomes_is_another_server(caller: Caller, evergrant: ScriptedEvergrant):
-    evergrant.script("POST /v1/connections/import", outcomes(outcome(0)))
+async def test_a_missing_outcome_is_a_protocol_error(caller: Caller, evergrant: ScriptedEvergrant):
+    evergrant.script(IMPORT, outcomes(outcome(0)))
     with pytest.raises(ProtocolError):
         await caller.list("import_connections", [{}, {}])
 
 
-async def test_the_command_reports_by_line_and_exits_with_1(evergrant: ScriptedEvergrant, tmp_path: Path):
+def test_import_reports_each_line_and_exits_with_1(
+    command: Command, evergrant: ScriptedEvergrant, tmp_path: Path
+):
     file = tmp_path / "grants.jsonl"
     file.write_text(f'{{"access_token": "{CANARY}"}}\n{{{CANARY}\n{{}}\n{{}}\n')
     evergrant.script(
-        "POST /v1/connections/import",
+        IMPORT,
         outcomes(
             outcome(0),
             outcome(1, status="invalid", verification=None, code="not_found", detail="no\x1b such"),
             outcome(2, verification="failed", code="grant_rejected", detail="refused"),
         ),
     )
-    ended = await command(evergrant, "import", str(file))
+    ended = command("import", str(file))
     assert ended.status == 1
     assert f"{file}:2: not_json" in ended.err
     assert f"{file}:3: not_found: no  such" in ended.err
     assert f"{file}:4: grant_rejected" in ended.err
     assert CANARY not in ended.err + ended.out
-    machine = await command(evergrant, "import", str(file), "-o", "json")
-    report = json.loads(machine.out)
-    assert [it["line"] for it in report["failures"]] == [2, 3, 4]
+    report = json.loads(command("import", str(file), "-o", "json").out)
+    assert [failure["line"] for failure in report["failures"]] == [2, 3, 4]
     assert (report["imported"], report["invalid"], report["failed"]) == (2, 2, 1)
 
 
-async def test_what_stops_an_import_says_where_to_go_on(evergrant: ScriptedEvergrant, tmp_path: Path):
+def test_an_interrupted_import_names_its_last_line(
+    command: Command, evergrant: ScriptedEvergrant, tmp_path: Path
+):
     file = tmp_path / "grants.jsonl"
     file.write_text("{}\n" * 60)
     denied = problem(403, "Denied", "not_permitted")
-    evergrant.script("POST /v1/connections/import", outcomes(*(outcome(n) for n in range(50))), denied)
-    ended = await command(evergrant, "import", str(file))
+    evergrant.script(IMPORT, outcomes(*(outcome(n) for n in range(50))), denied)
+    ended = command("import", str(file))
     assert ended.status == 1
     assert "stopped after line 50; run it again to go on" in ended.err
     assert "not_permitted" in ended.err
@@ -147,27 +153,131 @@ async def test_what_stops_an_import_says_where_to_go_on(evergrant: ScriptedEverg
 @pytest.mark.parametrize(
     "arguments", [("import", "absent.jsonl"), ("export", "--to", "absent", "--out", "x")]
 )
-async def test_a_missing_file_is_one_line(evergrant: ScriptedEvergrant, arguments: tuple[str, ...]):
-    ended = await command(evergrant, *arguments)
+def test_a_missing_file_is_one_line(
+    command: Command, evergrant: ScriptedEvergrant, arguments: tuple[str, ...]
+):
+    ended = command(*arguments)
     assert (ended.status, len(ended.err.splitlines())) == (1, 1)
-    assert evergrant.seen == []
+    assert evergrant.requests == []
 
 
-async def test_half_an_export_is_no_file(evergrant: ScriptedEvergrant, tmp_path: Path):
+def test_a_failed_export_leaves_no_file(command: Command, evergrant: ScriptedEvergrant, tmp_path: Path):
     private, public, out = (tmp_path / name for name in ("private", "public", "out"))
-    assert (await command(evergrant, "export-key", str(private), str(public))).status == 0
+    assert command("export-key", str(private), str(public)).status == 0
     assert private.stat().st_mode & 0o777 == 0o600
-    again = await command(evergrant, "export-key", str(private), str(public))
+    again = command("export-key", str(private), str(public))
     assert (again.status, "exists" in again.err) == (1, True)
     export = {"id": "exp_1", "status": "running", "exported": 0, "skipped": 0, "key": "k"}
-    page = ScriptedResponse(200, "a.b.c.d.e", {"X-Evergrant-Exported": "2"}, "text/plain")
-    evergrant.script("POST /v1/connections/export", ScriptedResponse(202, export))
-    evergrant.script(
-        "GET /v1/connections/export",
-        ScriptedResponse(202, export),
-        page,
-        problem(404, "BadRequest", "not_found"),
-    )
-    ended = await command(evergrant, "export", "--to", str(public), "--out", str(out))
+    line = ScriptedResponse(200, "a.b.c.d.e", {"X-Evergrant-Exported": "2"}, "text/plain")
+    running, missing = ScriptedResponse(202, export), problem(404, "BadRequest", "not_found")
+    evergrant.script("POST /v1/connections/export", running)
+    evergrant.script("GET /v1/connections/export", running, line, missing)
+    ended = command("export", "--to", str(public), "--out", str(out))
     assert (ended.status, out.exists()) == (1, False)
-    assert "d" not in evergrant.seen[0].body["public_key"]
+    assert "d" not in evergrant.requests[0].body["public_key"]
+
+
+def convert(recipe: str, file: Path, *more: str) -> tuple[list[dict[str, Any]], str]:
+    """Run a converter as the guide says; every line must be an item that the API accepts."""
+    arguments = [sys.executable, "-m", f"examples.migrations.{recipe}", str(file), *more]
+    ended = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)
+    items = [json.loads(line) for line in ended.stdout.splitlines()]
+    for item in items:
+        ImportItem.model_validate(item)
+    return items, ended.stderr
+
+
+def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    return file
+
+
+def test_nango_rows_are_converted(tmp_path: Path):
+    common = {"provider_config_key": "hubspot-prod", "environment_id": 1, "deleted_at": None}
+    credentials = {
+        "type": "OAUTH2",
+        "access_token": "at-1",
+        "refresh_token": "rt-1",
+        "expires_at": "2030-01-02T03:04:05.000Z",
+        "raw": {"token_type": "bearer", "scope": "contacts oauth"},
+    }
+    encrypted = {"type": "OAUTH2", "encrypted_credentials": "x"}
+    rows: list[dict[str, Any]] = [
+        common | {"connection_id": "user-1", "credentials": credentials},
+        common | {"connection_id": "user-2", "credentials": json.dumps(credentials | {"expires_at": None})},
+        common | {"connection_id": "user-3", "credentials": {"type": "API_KEY", "apiKey": "secret-k"}},
+        common | {"connection_id": "user-4", "credentials": encrypted},
+        common | {"connection_id": "user-5", "credentials": credentials, "deleted_at": "2029-01-01"},
+        {"unexpected": "secret-k"},
+    ]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    items, errors = convert("nango", file, "--integration", "hubspot-prod=crm")
+    assert items[0] == {
+        "integration": "crm",
+        "subject": "user-1",
+        "access_token": "at-1",
+        "refresh_token": "rt-1",
+        "scopes": ["contacts", "oauth"],
+        "expires_at": "2030-01-02T03:04:05+00:00",
+    }
+    assert [item.get("expires") for item in items] == [None, "unknown"]
+    assert [line.split(":")[0] for line in errors.splitlines()] == ["row 3", "row 4", "row 5", "row 6"]
+    assert "secret-k" not in errors
+
+
+def test_auth0_users_are_converted(tmp_path: Path):
+    identity = {"connection": "google-oauth2", "provider": "google-oauth2", "user_id": "1001"}
+    password = {"connection": "Username-Password-Authentication", "provider": "auth0", "user_id": "5"}
+    tokens = {"access_token": "ya-1", "refresh_token": "1//rt", "expires_in": 3599}
+    rows: list[dict[str, Any]] = [
+        {"user_id": "google-oauth2|1001", "identities": [identity | tokens, password]},
+        {"user_id": "google-oauth2|1002", "identities": [identity | {"access_token": "ya-2"}]},
+        {"user_id": "auth0|5", "identities": []},
+    ]
+    file = write_rows(tmp_path / "users.jsonl", rows)
+    items, errors = convert("auth0", file, "--integration", "google-oauth2=google")
+    assert items == [
+        {
+            "integration": "google",
+            "subject": "google-oauth2|1001",
+            "access_token": "ya-1",
+            "refresh_token": "1//rt",
+            "expires": "unknown",
+            "metadata": {"auth0_identity": "google-oauth2|1001"},
+        }
+    ]
+    assert len(errors.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("expires_at", "expected"),
+    [
+        ("2030-01-02 03:04:05+00", {"expires_at": "2030-01-02T03:04:05+00:00"}),
+        ("2030-01-02 03:04:05", {"expires_at": "2030-01-02T03:04:05+00:00"}),
+        ("1893553445", {"expires_at": "2030-01-02T03:04:05+00:00"}),
+        ("1893553445000", {"expires_at": "2030-01-02T03:04:05+00:00"}),
+        ("", {"expires": "unknown"}),
+    ],
+)
+def test_a_csv_table_is_converted(tmp_path: Path, expires_at: str, expected: dict[str, str]):
+    file = tmp_path / "tokens.csv"
+    columns = ["provider", "user_id", "access_token", "refresh_token", "expires_at", "scope", "account"]
+    with file.open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(columns)
+        writer.writerow(["hubspot", 7, "at,1", 'rt"1', expires_at, "a,b c", "sales"])
+        writer.writerow(["hubspot", 8, "at-2", "", "", "", ""])
+        writer.writerow(["hubspot", 9, "at-3", "rt-3", "next week", "", ""])
+    items, errors = convert("table", file, "--integration", "hubspot=crm")
+    assert items == [
+        {
+            "integration": "crm",
+            "subject": "7",
+            "label": "sales",
+            "access_token": "at,1",
+            "refresh_token": 'rt"1',
+            "scopes": ["a", "b", "c"],
+            **expected,
+        }
+    ]
+    assert [line.split(":")[0] for line in errors.splitlines()] == ["row 2", "row 3"]

@@ -1,4 +1,4 @@
-"""A user's program: every outcome of the client, checked for exhaustiveness by a type checker."""
+"""A user's program that handles every outcome of the client; a type checker proves it."""
 
 from datetime import timedelta
 from typing import assert_never
@@ -41,7 +41,7 @@ def outcome(client: Evergrant) -> str:
 def repairer(error: EvergrantError) -> str:
     match error:
         case ConsentTimeout():
-            return f"nobody came: {error.repair}"
+            return f"subject, not in time: {error.repair}"
         case ReconnectNeeded():
             return f"subject: {error.connect_url}"
         case ClientMisconfigured():
@@ -55,7 +55,7 @@ def repairer(error: EvergrantError) -> str:
         case BadRequest():
             return f"you: {error.repair}"
         case Unreachable() | ProtocolError():
-            return f"whoever runs the network: {error.code}"
+            return f"network: {error.code}"
         case _:
             return "a newer client"
 
@@ -81,7 +81,7 @@ def refused(client: Evergrant, lease: Lease) -> str:
 def compared(client: Evergrant, connection_id: str) -> str:
     found = client.connection(connection_id, live=True)
     if found.live is None:
-        return "its workflow could not be asked"
+        return "the workflow did not answer"
     return f"{found.live.next_step}; the store differs in {', '.join(found.differs) or 'nothing'}"
 
 

@@ -1,11 +1,11 @@
 """The client of Evergrant: name a connection, get a lease or a typed answer.
 
-Owns the two clients (`Evergrant`, `AsyncEvergrant`), what they return and what they raise,
-the `evergrant` command and, in `evergrant.temporal`, the Temporal plugin. Owns no policy, no
-storage and no OAuth: those are the server's, which this package never imports.
+Owns the two clients (`Evergrant`, `AsyncEvergrant`), what they return and raise, the `evergrant`
+command and, in `evergrant.temporal`, the Temporal plugin. Owns no policy, no storage and no OAuth:
+those are the server's, which this package never imports.
 
-Names are loaded when they are first used, so that `evergrant.temporal.workflow` can be
-imported inside Temporal's workflow sandbox, where an HTTP library can't.
+Names are loaded on first use, so that `evergrant.temporal.workflow` can be imported inside
+Temporal's workflow sandbox, where an HTTP library can't.
 """
 
 from importlib import import_module
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
         Proof,
         Provider,
         RevocationProgress,
+        Signature,
         State,
     )
-    from evergrant.signatures import Signature
     from evergrant.sync_client import Evergrant
 
 __all__ = [
@@ -72,32 +72,14 @@ __all__ = [
     "Unreachable",
 ]
 
-_MODELS = frozenset(
-    {
-        "App",
-        "AuditItem",
-        "Connection",
-        "ConsentRequired",
-        "Choice",
-        "DeviceCode",
-        "Lease",
-        "LeaseLeak",
-        "Live",
-        "Proof",
-        "Provider",
-        "Revoking",
-        "State",
-    }
-)
-_ELSEWHERE = {
-    "Evergrant": "evergrant.sync_client",
-    "AsyncEvergrant": "evergrant.async_client",
-    "Signature": "evergrant.signatures",
-}
+_MODULES = ("evergrant.models", "evergrant.errors")  # neither imports an HTTP library
+_CLIENTS = {"Evergrant": "evergrant.sync_client", "AsyncEvergrant": "evergrant.async_client"}
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'evergrant' has no attribute {name!r}")
-    home = _ELSEWHERE.get(name) or ("evergrant.models" if name in _MODELS else "evergrant.errors")
-    return getattr(import_module(home), name)
+    if name in _CLIENTS:
+        return getattr(import_module(_CLIENTS[name]), name)
+    models, errors = (import_module(module) for module in _MODULES)
+    return getattr(models, name, None) or getattr(errors, name)

@@ -1,40 +1,34 @@
-"""`AsyncEvergrant`: the asyncio client. A thin shell around `calls`, `replies` and `patience`."""
+"""`AsyncEvergrant`: the asyncio client."""
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Iterable, Mapping
-from datetime import datetime, timedelta
+from collections.abc import AsyncIterator, Iterable
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
-import httpx2
+from evergrant.auth import AsyncLeaseAuth, ReportedTokens
+from evergrant.calls import connections as connection_calls
+from evergrant.calls import integrations as integration_calls
+from evergrant.calls import leases as lease_calls
+from evergrant.calls import transfer as transfer_calls
+from evergrant.calls import webhooks as webhook_calls
+from evergrant.calls.leases import LeaseRequest
+from evergrant.calls.transfer import ImportItem, ImportOutcome
+from evergrant.dpop import MAX_PROOF_ATTEMPTS, LeaseWithProof, generation_keeps_changing
+from evergrant.lease_cache import CACHE_LEASES_FOR, Clock, LeaseCache, utc_now
+from evergrant.models import Connection, ConsentRequired, Lease
+from evergrant.origins import AllowedOrigins
+from evergrant.retries import DEADLINE, Deadline, is_consent_complete
+from evergrant.server import ServerAddress
+from evergrant.single_flight import AsyncSingleFlight
+from evergrant.transport import AsyncTransport, lists_async, sends_async
 
-from evergrant import calls
-from evergrant.administration import AsyncAdministration
-from evergrant.auth import AllowedOrigins, AsyncLeaseAuth, ReportedTokens
-from evergrant.caching import CACHE_LEASES_FOR, CacheKey, Clock, LeaseCache, utc_now
-from evergrant.calls import Answer, Call
-from evergrant.flights import AsyncSingleFlight
-from evergrant.models import App, AuditRecord, Connection, ConsentRequired, Lease, Proof, Provider, State
-from evergrant.patience import DEADLINE, RetryBudget, consent_is_complete
-from evergrant.proving import MAX_PROOF_ATTEMPTS, LeaseWithProof, generation_keeps_changing
-from evergrant.replies import Page
-from evergrant.sending import read_response, request_arguments, transport_error
-from evergrant.signatures import AsyncSignatures
-from evergrant.target import ServerAddress
-from evergrant.transfer import AsyncTransfers
-from evergrant.webhook_calls import AsyncWebhooks
 
-
-class AsyncEvergrant(AsyncTransfers, AsyncWebhooks, AsyncAdministration, AsyncSignatures):
+class AsyncEvergrant(AsyncTransport):
     """Evergrant over HTTP, for asyncio. An async context manager; tasks of one event loop may share one.
 
-    `url` and `api_key` default to EVERGRANT_URL and EVERGRANT_API_KEY (or the file named by
-    EVERGRANT_API_KEY_FILE). `deadline` bounds each call with all its attempts. Plain http is
-    for this machine only, unless `allow_plain_http`. Every method raises `EvergrantError`.
-
-    `cache_leases_for` bounds how long a lease is served again from this process, and with that how
-    long one can outlive a revocation made elsewhere; zero asks Evergrant each time.
+    Takes the arguments of `Evergrant` and has the same methods, awaited.
     """
 
     def __init__(
@@ -48,14 +42,12 @@ class AsyncEvergrant(AsyncTransfers, AsyncWebhooks, AsyncAdministration, AsyncSi
         cache_leases_for: timedelta = CACHE_LEASES_FOR,
         clock: Clock = utc_now,
     ) -> None:
-        self._target = ServerAddress.from_settings(url, api_key, allow_plain_http=allow_plain_http)
-        self._deadline = deadline
+        server = ServerAddress.from_settings(url, api_key, allow_plain_http=allow_plain_http)
         self._cache = LeaseCache(cache_leases_for, clock)
-        self._leasing = AsyncSingleFlight[Lease | ConsentRequired]()
-        self._reporting = AsyncSingleFlight[Connection]()
-        self._reports = ReportedTokens()
-        # Neither a proxy nor a .netrc of the environment gets to see the API key.
-        self._http = httpx2.AsyncClient(verify=tls or True, trust_env=False)
+        self._leases_in_flight = AsyncSingleFlight[Lease | ConsentRequired]()
+        self._reports_in_flight = AsyncSingleFlight[Connection]()
+        self._reported = ReportedTokens()
+        super().__init__(server, deadline, tls)
 
     async def __aenter__(self) -> Self:
         return self
@@ -66,8 +58,8 @@ class AsyncEvergrant(AsyncTransfers, AsyncWebhooks, AsyncAdministration, AsyncSi
         await self.aclose()
 
     async def aclose(self) -> None:
-        await self._leasing.cancel_all()
-        await self._reporting.cancel_all()
+        await self._leases_in_flight.cancel_all()
+        await self._reports_in_flight.cancel_all()
         await self._http.aclose()
 
     async def lease(
@@ -79,23 +71,8 @@ class AsyncEvergrant(AsyncTransfers, AsyncWebhooks, AsyncAdministration, AsyncSi
         min_ttl: timedelta | None = None,
         scopes: tuple[str, ...] | None = None,
     ) -> Lease | ConsentRequired:
-        """A token that is valid for at least `min_ttl`, or where to send the subject.
-
-        Answered from this process where it can be; callers who ask for the same at once share a call.
-        """
-        key = CacheKey(integration, subject, label, scopes)
-        if (cached := self._cache.get(key, min_ttl)) is not None:
-            return cached
-        call = calls.lease(integration, subject, label=label, min_ttl=min_ttl, scopes=scopes)
-
-        async def ask() -> Lease | ConsentRequired:
-            asked = self._cache.begin_request()
-            leased = await self._do(call)
-            if isinstance(leased.result, Lease):
-                self._cache.store(key, leased.result, asked, leased.server_time)
-            return leased.result
-
-        return await self._leasing.run((key, min_ttl), ask)
+        """See `Evergrant.lease`."""
+        return await self._lease(LeaseRequest(integration, subject, label, min_ttl, scopes))
 
     async def token(
         self,
@@ -106,19 +83,9 @@ class AsyncEvergrant(AsyncTransfers, AsyncWebhooks, AsyncAdministration, AsyncSi
         min_ttl: timedelta | None = None,
         scopes: tuple[str, ...] | None = None,
     ) -> str:
-        """The bare access token, for code that has no use for the rest.
-
-        Raises ReconnectNeeded, with `connect_url`, where `lease` returns `ConsentRequired`.
-        """
-        return (await self._taken(integration, subject, label, min_ttl, scopes)).access_token
-
-    async def proof(self, connection_id: str, method: str, url: str, *, nonce: str | None = None) -> Proof:
-        """A `DPoP` header for one request with a token that is bound to a key (RFC 9449 section 7).
-
-        Needed where a lease's `token_type` is `DPoP`; `nonce` is what the resource asked for, if it did.
-        Its `generation` must be the lease's: with another, lease again. `auth` does all of this.
-        """
-        return await self._do(calls.proof(connection_id, method, url, nonce=nonce))
+        """See `Evergrant.token`."""
+        leased = await self._require_lease(LeaseRequest(integration, subject, label, min_ttl, scopes))
+        return leased.access_token
 
     def auth(
         self,
@@ -130,138 +97,58 @@ class AsyncEvergrant(AsyncTransfers, AsyncWebhooks, AsyncAdministration, AsyncSi
         min_ttl: timedelta | None = None,
         scopes: tuple[str, ...] | None = None,
     ) -> AsyncLeaseAuth:
-        """For httpx2: puts a token on each request to `origins` (`https://api.example.com`), no others.
-
-        A 401 is reported to Evergrant, once per grant, and the request is sent once more with the
-        newer token. Requests raise ReconnectNeeded while a consent is missing.
-        """
+        """See `Evergrant.auth`."""
+        request = LeaseRequest(integration, subject, label, min_ttl, scopes)
 
         async def take() -> Lease:
-            return await self._taken(integration, subject, label, min_ttl, scopes)
+            return await self._require_lease(request)
 
         async def report(refused: Lease) -> Lease:
             self._cache.invalidate(refused.connection_id, refused.generation)
-            if not self._reports.contains(refused.connection_id, refused.generation):
+            if not self._reported.contains(refused.connection_id, refused.generation):
                 await self.report_refused(refused.connection_id, refused.generation)
             return await take()
 
         async def prove(lease: Lease, method: str, url: str, nonce: str | None) -> LeaseWithProof:
             for _ in range(MAX_PROOF_ATTEMPTS):
-                made = await self.proof(lease.connection_id, method, url, nonce=nonce)
-                if made.generation == lease.generation:
-                    return LeaseWithProof(lease, made)
+                proof = await self.proof(lease.connection_id, method, url, nonce=nonce)
+                if proof.generation == lease.generation:
+                    return LeaseWithProof(lease, proof)
                 self._cache.invalidate(lease.connection_id, lease.generation)  # it was refreshed meanwhile
                 lease = await take()
             raise generation_keeps_changing(lease)
 
-        return AsyncLeaseAuth(AllowedOrigins.of(origins), self._reports, take, report, prove)
+        return AsyncLeaseAuth(AllowedOrigins.of(origins), self._reported, take, report, prove)
 
-    async def connect(
-        self,
-        integration: str,
-        subject: str,
-        *,
-        label: str = "default",
-        scopes: tuple[str, ...] | None = None,
-        return_to: str | None = None,
-        flow: str | None = None,
-        resources: tuple[str, ...] = (),
-        audience: str | None = None,
-        choice: str | None = None,
-        chain_scopes: Mapping[str, tuple[str, ...]] | None = None,
-    ) -> Connection:
-        """Begin a connection. Where its `flow` asks somebody, they finish it at `connect_url`.
-
-        Without `flow` the provider's definition decides; with `client_credentials`, `jwt_bearer` and
-        the like nobody is asked, and the connection becomes active by itself. `resources` (RFC 8707)
-        and `audience` say what its tokens are for; `choice` which account, where a grant reaches several;
-        `chain_scopes` those of further tokens of the same consent, each a connection of its own.
-        """
-        return await self._do(
-            calls.connect(
-                integration,
-                subject,
-                label=label,
-                scopes=scopes,
-                return_to=return_to,
-                flow=flow,
-                resources=resources,
-                audience=audience,
-                choice=choice,
-                chain_scopes=chain_scopes,
-            )
-        )
-
-    async def connection(self, connection_id: str, *, live: bool = False) -> Connection:
-        """The connection as the store has it; with `live` also in its workflow's own words."""
-        return await self._do(calls.connection(connection_id, live=live))
-
-    def connections(
-        self,
-        *,
-        integration: str | None = None,
-        provider: str | None = None,
-        subject: str | None = None,
-        state: State | None = None,
-        expiring_before: datetime | None = None,
-    ) -> AsyncIterator[Connection]:
-        """Every connection this app may see, page by page as it is read."""
-        return self._items(
-            calls.connections(
-                integration=integration,
-                provider=provider,
-                subject=subject,
-                state=state,
-                expiring_before=expiring_before,
-            )
-        )
+    proof = sends_async(lease_calls.proof)
+    sign = sends_async(lease_calls.sign)
 
     async def refresh(self, connection_id: str, *, seen_generation: int | None = None) -> Connection:
-        """Make the grant newer than `seen_generation`, by default than it is now."""
+        """See `Evergrant.refresh`."""
         self._cache.invalidate(connection_id)
-        return await self._do(calls.refresh(connection_id, seen_generation=seen_generation))
+        return await self.send(connection_calls.refresh(connection_id, seen_generation=seen_generation))
 
     async def report_refused(self, connection_id: str, generation: int) -> Connection:
-        """Say that the provider's API answered 401 to the token of a lease, which should be good.
+        """See `Evergrant.report_refused`."""
+        call = connection_calls.report_refused(connection_id, generation)
 
-        Both arguments are the lease's. However many report one generation, it is refreshed once. Where the
-        answer's `generation` is newer, lease again (RFC 6750 section 3.1). Where it is the same, another
-        refresh would not help: nothing refreshes this grant, or a token that a report had replaced was
-        refused as well. A report is then heard again after five minutes, which each refresh that didn't
-        help doubles, to six hours at the most. `auth` reports by itself.
-
-        Raises ProviderUnavailable, with `retry_after` in seconds, while refreshes fail; ReconnectNeeded where
-        the subject has to consent again; any other EvergrantError.
-        """
-        call = calls.report_refused(connection_id, generation)
-
-        async def tell() -> Connection:
-            # done before the flight lands: who comes later must see it
+        async def report() -> Connection:
+            # Before the shared call ends: later callers must see both changes.
             try:
-                answer = await self._do(call)
+                connection = await self.send(call)
             finally:
-                self._cache.invalidate(connection_id, generation)  # also what was leased again meanwhile
-            self._reports.add(connection_id, generation)
-            return answer
+                self._cache.invalidate(connection_id, generation)  # also a lease cached meanwhile
+            self._reported.add(connection_id, generation)
+            return connection
 
-        return await self._reporting.run((connection_id, generation), tell)
-
-    async def reauthorize(
-        self, connection_id: str, *, scopes: tuple[str, ...] | None = None, return_to: str | None = None
-    ) -> Connection:
-        """Open a new consent for the same connection; what it holds stays until that is given."""
-        return await self._do(calls.reauthorize(connection_id, scopes=scopes, return_to=return_to))
-
-    async def choose(self, connection_id: str, choice: str) -> Connection:
-        """Say which of its `choices` the connection is for, by the choice's id."""
-        return await self._do(calls.choose(connection_id, choice))
+        return await self._reports_in_flight.run((connection_id, generation), report)
 
     async def revoke(self, connection_id: str, reason: str) -> Connection:
-        """Revoke. From the answer on no lease leaves; the state is `revoked` once the provider agrees."""
+        """See `Evergrant.revoke`."""
         try:
-            return await self._do(calls.revoke(connection_id, reason))
+            return await self.send(connection_calls.revoke(connection_id, reason))
         finally:
-            self._cache.invalidate(connection_id)  # also when the answer was lost: it may have been done
+            self._cache.invalidate(connection_id)  # also without an answer: the server may have revoked
 
     async def wait_for_consent(
         self,
@@ -271,57 +158,70 @@ class AsyncEvergrant(AsyncTransfers, AsyncWebhooks, AsyncAdministration, AsyncSi
         newer_than: int = 0,
         every: timedelta = timedelta(seconds=2),
     ) -> Connection:
-        """The connection, once the subject has consented.
-
-        After `reauthorize`, pass its `generation` as `newer_than`. Raises ConsentTimeout
-        after `timeout`, ReconnectNeeded when the consent was denied, expired or the connection revoked.
-        """
-        patience = RetryBudget(timeout)
+        """See `Evergrant.wait_for_consent`."""
+        deadline = Deadline(timeout)
         while True:
-            found = await self._do(calls.connection(connection_id), patience.poll_timeout_s())
-            if consent_is_complete(found, newer_than):
+            found = await self.send(connection_calls.connection(connection_id), deadline.poll_timeout_s())
+            if is_consent_complete(found, newer_than):
                 return found
-            await asyncio.sleep(patience.poll_delay_s(every))
+            await asyncio.sleep(deadline.poll_pause_s(every))
 
-    def audit(self, connection_id: str | None = None) -> AsyncIterator[AuditRecord]:
-        """A connection's audit records, or the whole tenant's, page by page as they are read."""
-        return self._items(calls.audit(connection_id))
+    connect = sends_async(connection_calls.connect)
+    connection = sends_async(connection_calls.connection)
+    connections = lists_async(connection_calls.connections)
+    reauthorize = sends_async(connection_calls.reauthorize)
+    choose = sends_async(connection_calls.choose)
+    audit = lists_async(connection_calls.audit)
+    providers = lists_async(connection_calls.providers)
+    apps = lists_async(connection_calls.apps)
 
-    def providers(self) -> AsyncIterator[Provider]:
-        return self._items(calls.providers())
+    integrations = lists_async(integration_calls.integrations)
+    integration = sends_async(integration_calls.integration)
+    put_integration = sends_async(integration_calls.put_integration)
+    delete_integration = sends_async(integration_calls.delete_integration)
+    rotate_client_secret = sends_async(integration_calls.rotate_client_secret)
+    roll_client_secret_back = sends_async(integration_calls.roll_client_secret_back)
+    propose_provider = sends_async(integration_calls.propose_provider)
+    provider_versions = lists_async(integration_calls.provider_versions)
+    approve_provider = sends_async(integration_calls.approve_provider)
+    reject_provider = sends_async(integration_calls.reject_provider)
+    roll_provider_back = sends_async(integration_calls.roll_provider_back)
 
-    def apps(self) -> AsyncIterator[App]:
-        return self._items(calls.apps())
+    webhooks = lists_async(webhook_calls.webhooks)
+    webhook = sends_async(webhook_calls.webhook)
+    put_webhook = sends_async(webhook_calls.put_webhook)
+    delete_webhook = sends_async(webhook_calls.delete_webhook)
+    rotate_webhook_secret = sends_async(webhook_calls.rotate_webhook_secret)
+    webhook_deliveries = lists_async(webhook_calls.webhook_deliveries)
+    replay_webhook = sends_async(webhook_calls.replay_webhook)
+    test_webhook = sends_async(webhook_calls.test_webhook)
 
-    async def _taken(
-        self,
-        integration: str,
-        subject: str,
-        label: str,
-        min_ttl: timedelta | None,
-        scopes: tuple[str, ...] | None,
-    ) -> Lease:
-        answer = await self.lease(integration, subject, label=label, min_ttl=min_ttl, scopes=scopes)
+    async def import_connections(
+        self, items: Iterable[ImportItem], *, dry_run: bool = False, verify: bool = True
+    ) -> AsyncIterator[ImportOutcome]:
+        """See `Evergrant.import_connections`."""
+        for call in transfer_calls.import_calls(items, dry_run=dry_run, verify=verify):
+            for outcome in await self.send(call):
+                yield outcome
+
+    start_export = sends_async(transfer_calls.start_export)
+    export_lines = sends_async(transfer_calls.export_lines)
+    drop_export = sends_async(transfer_calls.drop_export)
+
+    async def _lease(self, request: LeaseRequest) -> Lease | ConsentRequired:
+        if (cached := self._cache.get(request)) is not None:
+            return cached
+
+        async def request_lease() -> Lease | ConsentRequired:
+            ticket = self._cache.begin_request()
+            response = await self.send(lease_calls.lease(request))
+            self._cache.store(request, response, ticket)
+            return response.result
+
+        return await self._leases_in_flight.run(request, request_lease)
+
+    async def _require_lease(self, request: LeaseRequest) -> Lease:
+        answer = await self._lease(request)
         if isinstance(answer, ConsentRequired):
             raise answer.as_error()
         return answer
-
-    async def _do(self, call: Call[Answer], within_s: float | None = None) -> Answer:
-        total = self._deadline if within_s is None else min(self._deadline, timedelta(seconds=within_s))
-        patience = RetryBudget(total)
-        async for attempt in patience.attempts():
-            with attempt:
-                try:
-                    response = await self._http.request(**request_arguments(call, self._target, patience))
-                except httpx2.RequestError as error:
-                    raise transport_error(error) from error
-                return call.parse(read_response(response))
-        raise AssertionError("an attempt returns or raises")
-
-    async def _items(self, call: Call[Page[Answer]]) -> AsyncIterator[Answer]:
-        following: Call[Page[Answer]] | None = call
-        while following is not None:
-            page = await self._do(following)
-            for item in page.items:
-                yield item
-            following = calls.next_page(following, page)

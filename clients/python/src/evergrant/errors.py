@@ -2,27 +2,27 @@
 
     EvergrantError
     ├── ReconnectNeeded       the subject has to consent (again)
-    │   └── ConsentTimeout    nobody did within the time that was waited; also a TimeoutError
-    ├── ClientMisconfigured   the integration's admin has to correct our OAuth client
+    │   └── ConsentTimeout    the subject did not consent in time; also a TimeoutError
+    ├── ClientMisconfigured   the integration's admin has to correct the OAuth client
     ├── ProviderUnavailable   time: the provider is down or asks to slow down
-    ├── Denied                the permit's admin has to allow it
+    ├── Denied                the permit's admin has to allow the request
     ├── PlatformUnavailable   Evergrant's operator: store, keys, audit, Temporal
     ├── BadRequest            you: the call or the client's own settings are wrong
-    ├── Unreachable           the network, or whatever stands in front of Evergrant
+    ├── Unreachable           the network, or a gateway in front of Evergrant
     └── ProtocolError         another server, or another version, answered
 
-The first six come from a problem document (RFC 9457), whose `kind` is the class's name and
-whose `code` is stable. No message holds a token, a key or a connect link.
+ReconnectNeeded to BadRequest come from a problem document (RFC 9457), whose `kind` is the class's
+name and whose `code` is stable. No message holds a token, a key or a connect link.
 """
 
 from collections.abc import Mapping
 
 
 class EvergrantError(Exception):
-    """Base of all. `code` is stable, `detail` is for people, `repair` says what ends it.
+    """Base class. `code` is stable, `detail` is for people, `repair` says what ends the failure.
 
-    `status` is the HTTP status, None when nothing was answered. `retry_after` is in seconds,
-    None when the server named no time. `context` holds the problem document's further members.
+    `status` is the HTTP status, None without a response. `retry_after` is in seconds, None when the
+    server named no time. `context` holds the problem document's further members.
     """
 
     default_code = "unknown"
@@ -63,37 +63,37 @@ class ReconnectNeeded(EvergrantError):
 
     @property
     def connect_url(self) -> str | None:
-        """For the subject alone: whoever opens it can consent in their place. Never log it."""
+        """For the subject alone: any person who opens it can consent in their place. Never log it."""
         return self._text("connect_url")
 
 
 class ConsentTimeout(ReconnectNeeded, TimeoutError):
-    """Nobody finished the consent before the deadline that `wait_for_consent` was given."""
+    """The subject did not finish the consent within the timeout of `wait_for_consent`."""
 
     default_code = "consent_timeout"
     default_repair = "Ask the subject to finish, then wait again."
 
 
 class ClientMisconfigured(EvergrantError):
-    """The provider doesn't accept our OAuth client, or its definition is wrong."""
+    """The provider refuses the OAuth client, or the provider's definition is wrong."""
 
     default_repair = "Have the integration's admin correct it."
 
 
 class ProviderUnavailable(EvergrantError):
-    """The provider can't serve now. `retry_after` says when to come back, in seconds."""
+    """The provider can't answer now. `retry_after` is in seconds."""
 
     default_repair = "Try again later."
 
 
 class Denied(EvergrantError):
-    """No permit of this app allows that."""
+    """No permit of this app allows the request."""
 
     default_repair = "Have the permit's admin allow it."
 
 
 class PlatformUnavailable(EvergrantError):
-    """Evergrant itself can't serve now; nothing was handed out."""
+    """Evergrant itself can't answer now. No token was handed out."""
 
     default_repair = "Try again; if it stays, tell Evergrant's operator."
 
@@ -105,14 +105,14 @@ class BadRequest(EvergrantError):
 
 
 class Unreachable(EvergrantError):
-    """No answer came, or a gateway answered in Evergrant's place."""
+    """No response arrived, or a gateway answered in Evergrant's place."""
 
     default_code = "unreachable"
     default_repair = "Check EVERGRANT_URL and that Evergrant is running."
 
 
 class ProtocolError(EvergrantError):
-    """What answered isn't this version of Evergrant. The answer itself is not quoted."""
+    """The response is not from this version of Evergrant. The message does not quote it."""
 
     default_code = "protocol_error"
     default_repair = "Check that EVERGRANT_URL is Evergrant's, and that client and server versions match."

@@ -1,18 +1,24 @@
-"""Typed reading of JSON objects: a member that is missing or of another type is a ProtocolError.
+"""Typed reading of JSON objects: a missing or mistyped member raises ProtocolError.
 
-Messages name the member, never its value: the value may be a token.
+Error messages name the member, never its value: the value may be a token.
 """
 
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast, get_type_hints
 
 from evergrant.errors import ProtocolError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Model = TypeVar("Model", bound="DataclassInstance")
+
 
 class Fields:
-    """One JSON object. Each method reads one member as one type."""
+    """One JSON object. `what` names it in errors; each method reads one member as one type."""
 
     def __init__(self, members: Mapping[str, object], what: str) -> None:
         self._members = members
@@ -37,12 +43,32 @@ class Fields:
     def members(self) -> Mapping[str, object]:
         return self._members
 
+    def has(self, name: str) -> bool:
+        """Whether the member is present and not null."""
+        return self._members.get(name) is not None
+
+    def build(self, model: type[Model], **given: object) -> Model:
+        """A dataclass from the members that have its fields' names, each read by the field's type.
+
+        `given` holds fields that are read another way. A member that is absent or null keeps the
+        field's default, where the field has one.
+        """
+        hints = get_type_hints(model)
+        values: dict[str, Any] = dict(given)
+        for field in dataclasses.fields(model):
+            optional = (
+                field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+            )
+            if field.name not in values and (self.has(field.name) or not optional):
+                values[field.name] = _READERS[hints[field.name]](self, field.name)
+        return model(**values)
+
     def text(self, name: str) -> str:
         value = self._members.get(name)
         return value if isinstance(value, str) else self._wrong(name, "text")
 
     def text_or_none(self, name: str) -> str | None:
-        return None if self._members.get(name) is None else self.text(name)
+        return self.text(name) if self.has(name) else None
 
     def integer(self, name: str) -> int:
         value = self._members.get(name)
@@ -51,7 +77,7 @@ class Fields:
         return self._wrong(name, "an integer")
 
     def integer_or_none(self, name: str) -> int | None:
-        return None if self._members.get(name) is None else self.integer(name)
+        return self.integer(name) if self.has(name) else None
 
     def number(self, name: str) -> float:
         value = self._members.get(name)
@@ -73,12 +99,12 @@ class Fields:
         value = self._members.get(name)
         return cast(list[object], value) if isinstance(value, list) else self._wrong(name, "a list")
 
-    def mapping(self, name: str) -> Mapping[str, object]:
+    def mapping(self, name: str) -> Mapping[str, Any]:
         value = self._members.get(name)
-        return cast(dict[str, object], value) if isinstance(value, dict) else self._wrong(name, "an object")
+        return cast(dict[str, Any], value) if isinstance(value, dict) else self._wrong(name, "an object")
 
     def time(self, name: str) -> datetime:
-        """An RFC 3339 time; one without an offset is refused, not guessed."""
+        """An RFC 3339 time in UTC. A time without an offset is refused."""
         try:
             at = datetime.fromisoformat(self.text(name))
         except ValueError:
@@ -86,7 +112,21 @@ class Fields:
         return at.astimezone(UTC) if at.tzinfo else self._wrong(name, "a time with its offset")
 
     def time_or_none(self, name: str) -> datetime | None:
-        return None if self._members.get(name) is None else self.time(name)
+        return self.time(name) if self.has(name) else None
 
     def _wrong(self, name: str, expected: str) -> NoReturn:
         raise ProtocolError(f"`{name}` of the {self._what} is not {expected}")
+
+
+_READERS: Mapping[object, Callable[[Fields, str], object]] = {
+    str: Fields.text,
+    str | None: Fields.text_or_none,
+    int: Fields.integer,
+    int | None: Fields.integer_or_none,
+    float: Fields.number,
+    bool: Fields.boolean,
+    datetime: Fields.time,
+    datetime | None: Fields.time_or_none,
+    tuple[str, ...]: Fields.texts,
+    Mapping[str, Any]: Fields.mapping,
+}

@@ -1,4 +1,4 @@
-"""What the clients return. Plain values; the two that hold a secret don't show it."""
+"""What the clients return: plain values. The ones that hold a secret leave it out of `repr`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,16 +10,16 @@ from evergrant.errors import ReconnectNeeded
 
 
 class LeaseLeak(TypeError):
-    """Something tried to pickle, copy or serialise a lease."""
+    """A lease can't be pickled, copied or serialised."""
 
 
 @final
 class Lease:
     """An access token with its real expiry.
 
-    `expires_at` is aware, None for a token that never expires. `generation` numbers the grant
-    it was taken from. Not a dataclass, and without a `__dict__`: `dataclasses.asdict`, `vars`,
-    json, pydantic and Temporal's converters would otherwise write the token out.
+    `expires_at` has a time zone, and is None for a token that never expires. `generation` numbers
+    the grant the token is from. Not a dataclass, and without a `__dict__`: `dataclasses.asdict`,
+    `vars`, json, pydantic and Temporal's converters would otherwise write the token out.
     """
 
     __slots__ = ("access_token", "connection_id", "expires_at", "generation", "scopes", "token_type")
@@ -57,23 +57,23 @@ class Lease:
         )
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError("a lease can't be changed; take a new one")
+        raise AttributeError("a lease can't be changed; lease a new one")
 
     def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError("a lease can't be changed; take a new one")
+        raise AttributeError("a lease can't be changed; lease a new one")
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        raise LeaseLeak("a lease is never pickled or copied: take one where the token is used")
+        raise LeaseLeak("a lease is never pickled or copied: lease where the token is used")
 
     def __getstate__(self) -> NoReturn:
-        raise LeaseLeak("a lease is never pickled or copied: take one where the token is used")
+        raise LeaseLeak("a lease is never pickled or copied: lease where the token is used")
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What goes along as the `DPoP` header of one request (RFC 9449), with the token of `generation`.
+    """The `DPoP` header of one request (RFC 9449) with the access token of `generation`.
 
-    It works once, for `htu` and the method it was asked for.
+    Valid once, for the URL `htu` and the method it was made for.
     """
 
     proof: str = field(repr=False)
@@ -84,11 +84,20 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True)
+class Signature:
+    """The headers that sign one request (OAuth 1.0a). Send them soon; `repr` leaves them out."""
+
+    headers: Mapping[str, str] = field(repr=False)
+    generation: int
+    connection_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class ConsentRequired:
     """There is no grant yet: the subject has to open `connect_url`.
 
-    The link is for the subject alone (whoever opens it can consent in their place), so `repr`
-    leaves it out. `expires_at` is when it stops working, None when the server doesn't say.
+    The link is for the subject alone (any person who opens it can consent in their place), so
+    `repr` leaves it out. `expires_at` is when it stops working, None when the server doesn't say.
     """
 
     connect_url: str = field(repr=False)
@@ -96,7 +105,7 @@ class ConsentRequired:
     expires_at: datetime | None
 
     def as_error(self) -> ReconnectNeeded:
-        """The same answer for code that wants a token or an exception. Its message has no link."""
+        """The same answer as an exception. Its message has no link."""
         return ReconnectNeeded(
             f"{self.connection_id} waits for its subject's consent",
             context={"connection_id": self.connection_id, "connect_url": self.connect_url},
@@ -104,7 +113,7 @@ class ConsentRequired:
 
 
 class State(StrEnum):
-    """Where a connection is in its life."""
+    """The state of a connection."""
 
     PENDING_CONSENT = "pending_consent"
     ACTIVE = "active"
@@ -116,23 +125,23 @@ class State(StrEnum):
 
     @property
     def final(self) -> bool:
-        """Nothing leaves this state; a new connection has to be started."""
+        """Whether the connection has ended; a new consent is then a new connection."""
         return self in (State.REVOKED, State.CONSENT_EXPIRED, State.DENIED)
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """One subject's grant at one integration. No token: those come with a lease.
+    """One subject's grant at one integration. Holds no token: tokens come with a lease.
 
-    `reason` is a failure code and `repairer` who has to act, both None while all is well.
-    `expires_at` is the access token's; in the answer to `connect` it is the link's, as the server
-    says it. `connect_url` and `connect_expires_at` are there after `connect` and `reauthorize`.
-    `metadata` are facts that came with the grant: which account it is, where its API lives. `choices`
+    `reason` is a failure code and `repairer` says who has to act; both are None in normal operation.
+    `expires_at` is the access token's; in the answer to `connect` it is the connect link's.
+    `connect_url` and `connect_expires_at` are set after `connect` and `reauthorize`.
+    `metadata` are facts that came with the grant: which account it is, where its API is. `choices`
     are the accounts it reaches; with the reason `choice_required` one of them has to be chosen first.
-    `consented_with` is the connection whose consents bring this one's grants, for a further chain of tokens.
-    `revoking` is there while the provider hasn't confirmed a revocation yet.
-    `live` is there when it was asked for and the workflow answered; `differs` names the members
-    that it says otherwise.
+    `consented_with` is the connection whose consents bring this one's grants, for a further token slot.
+    `revoking` is set until the provider has confirmed a revocation.
+    `live` is set when it was asked for and the workflow answered; `differs` names the members in
+    which the workflow differs from the store.
     """
 
     id: str
@@ -173,7 +182,7 @@ class AccountChoice:
 
 @dataclass(frozen=True, slots=True)
 class DeviceCode:
-    """What the subject does in the device flow: type `user_code` in at `verification_uri`."""
+    """The device flow (RFC 8628): the subject types `user_code` in at `verification_uri`."""
 
     user_code: str
     verification_uri: str
@@ -183,7 +192,7 @@ class DeviceCode:
 
 @dataclass(frozen=True, slots=True)
 class RevocationProgress:
-    """How far a revocation is. `failure` is the code that the last try met, at `failed_at`."""
+    """How far a revocation is. `failure` is the failure code of the last attempt, made at `failed_at`."""
 
     since: datetime | None
     failure: str | None
@@ -192,7 +201,7 @@ class RevocationProgress:
 
 @dataclass(frozen=True, slots=True)
 class LiveStatus:
-    """What the connection's workflow says of itself. `next_step` is for people."""
+    """The connection as its workflow describes it. `next_step` is text for people."""
 
     state: State
     generation: int
@@ -206,14 +215,14 @@ class LiveStatus:
 
 @dataclass(frozen=True, slots=True)
 class AuditRecord:
-    """One audit record. `seq` is gapless within its lane.
+    """One audit record. `seq` is gapless within its shard.
 
-    `workflow_run_id` and `workflow_event_id` name the history event that decided it, None for
-    what the API decided by itself.
+    `workflow_run_id` and `workflow_event_id` name the history event that decided it, None for a
+    decision of the API.
     """
 
     seq: int
-    shard: str
+    lane: str
     at: datetime
     action: str
     object: str
@@ -226,7 +235,7 @@ class AuditRecord:
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """An entry of the catalogue; `facts` is all the server says of it."""
+    """An entry of the catalogue; `facts` holds all members of the server's answer."""
 
     name: str
     facts: Mapping[str, object] = field(repr=False)

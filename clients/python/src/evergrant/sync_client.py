@@ -1,40 +1,39 @@
-"""`Evergrant`: the blocking client. A thin shell around `calls`, `replies` and `patience`."""
+"""`Evergrant`: the blocking client."""
 
 import ssl
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
-import httpx2
+from evergrant.auth import LeaseAuth, ReportedTokens
+from evergrant.calls import connections as connection_calls
+from evergrant.calls import integrations as integration_calls
+from evergrant.calls import leases as lease_calls
+from evergrant.calls import transfer as transfer_calls
+from evergrant.calls import webhooks as webhook_calls
+from evergrant.calls.leases import LeaseRequest
+from evergrant.calls.transfer import ImportItem, ImportOutcome
+from evergrant.dpop import MAX_PROOF_ATTEMPTS, LeaseWithProof, generation_keeps_changing
+from evergrant.lease_cache import CACHE_LEASES_FOR, Clock, LeaseCache, utc_now
+from evergrant.models import Connection, ConsentRequired, Lease
+from evergrant.origins import AllowedOrigins
+from evergrant.retries import DEADLINE, Deadline, is_consent_complete
+from evergrant.server import ServerAddress
+from evergrant.single_flight import SingleFlight
+from evergrant.transport import Transport, lists, sends
 
-from evergrant import calls
-from evergrant.administration import Administration
-from evergrant.auth import AllowedOrigins, LeaseAuth, ReportedTokens
-from evergrant.caching import CACHE_LEASES_FOR, CacheKey, Clock, LeaseCache, utc_now
-from evergrant.calls import Answer, Call
-from evergrant.flights import SingleFlight
-from evergrant.models import App, AuditRecord, Connection, ConsentRequired, Lease, Proof, Provider, State
-from evergrant.patience import DEADLINE, RetryBudget, consent_is_complete
-from evergrant.proving import MAX_PROOF_ATTEMPTS, LeaseWithProof, generation_keeps_changing
-from evergrant.replies import Page
-from evergrant.sending import read_response, request_arguments, transport_error
-from evergrant.signatures import Signatures
-from evergrant.target import ServerAddress
-from evergrant.transfer import Transfers
-from evergrant.webhook_calls import Webhooks
 
-
-class Evergrant(Transfers, Webhooks, Administration, Signatures):
+class Evergrant(Transport):
     """Evergrant over HTTP, for code that blocks. A context manager; threads may share one.
 
     `url` and `api_key` default to EVERGRANT_URL and EVERGRANT_API_KEY (or the file named by
     EVERGRANT_API_KEY_FILE). `deadline` bounds each call with all its attempts. Plain http is
     for this machine only, unless `allow_plain_http`. Every method raises `EvergrantError`.
 
-    `cache_leases_for` bounds how long a lease is served again from this process, and with that how
-    long one can outlive a revocation made elsewhere; zero asks Evergrant each time.
+    `cache_leases_for` bounds how long a lease is served again from this process, and so how long it
+    can outlive a revocation made elsewhere; with zero each lease is a request to Evergrant.
     """
 
     def __init__(
@@ -48,14 +47,12 @@ class Evergrant(Transfers, Webhooks, Administration, Signatures):
         cache_leases_for: timedelta = CACHE_LEASES_FOR,
         clock: Clock = utc_now,
     ) -> None:
-        self._target = ServerAddress.from_settings(url, api_key, allow_plain_http=allow_plain_http)
-        self._deadline = deadline
+        server = ServerAddress.from_settings(url, api_key, allow_plain_http=allow_plain_http)
         self._cache = LeaseCache(cache_leases_for, clock)
-        self._leasing = SingleFlight[Lease | ConsentRequired]()
-        self._reporting = SingleFlight[Connection]()
-        self._reports = ReportedTokens()
-        # Neither a proxy nor a .netrc of the environment gets to see the API key.
-        self._http = httpx2.Client(verify=tls or True, trust_env=False)
+        self._leases_in_flight = SingleFlight[Lease | ConsentRequired]()
+        self._reports_in_flight = SingleFlight[Connection]()
+        self._reported = ReportedTokens()
+        super().__init__(server, deadline, tls)
 
     def __enter__(self) -> Self:
         return self
@@ -77,23 +74,12 @@ class Evergrant(Transfers, Webhooks, Administration, Signatures):
         min_ttl: timedelta | None = None,
         scopes: tuple[str, ...] | None = None,
     ) -> Lease | ConsentRequired:
-        """A token that is valid for at least `min_ttl`, or where to send the subject.
+        """A token that is valid for at least `min_ttl`, or the link to send the subject to.
 
-        Answered from this process where it can be; callers who ask for the same at once share a call.
+        Answered from this process's cache where possible; simultaneous callers with the same
+        arguments share one request.
         """
-        key = CacheKey(integration, subject, label, scopes)
-        if (cached := self._cache.get(key, min_ttl)) is not None:
-            return cached
-        call = calls.lease(integration, subject, label=label, min_ttl=min_ttl, scopes=scopes)
-
-        def ask() -> Lease | ConsentRequired:
-            asked = self._cache.begin_request()
-            leased = self._do(call)
-            if isinstance(leased.result, Lease):
-                self._cache.store(key, leased.result, asked, leased.server_time)
-            return leased.result
-
-        return self._leasing.run((key, min_ttl), ask)
+        return self._lease(LeaseRequest(integration, subject, label, min_ttl, scopes))
 
     def token(
         self,
@@ -104,19 +90,8 @@ class Evergrant(Transfers, Webhooks, Administration, Signatures):
         min_ttl: timedelta | None = None,
         scopes: tuple[str, ...] | None = None,
     ) -> str:
-        """The bare access token, for code that has no use for the rest.
-
-        Raises ReconnectNeeded, with `connect_url`, where `lease` returns `ConsentRequired`.
-        """
-        return (self._taken(integration, subject, label, min_ttl, scopes)).access_token
-
-    def proof(self, connection_id: str, method: str, url: str, *, nonce: str | None = None) -> Proof:
-        """A `DPoP` header for one request with a token that is bound to a key (RFC 9449 section 7).
-
-        Needed where a lease's `token_type` is `DPoP`; `nonce` is what the resource asked for, if it did.
-        Its `generation` must be the lease's: with another, lease again. `auth` does all of this.
-        """
-        return self._do(calls.proof(connection_id, method, url, nonce=nonce))
+        """The bare access token. Raises ReconnectNeeded, with `connect_url`, for `ConsentRequired`."""
+        return self._require_lease(LeaseRequest(integration, subject, label, min_ttl, scopes)).access_token
 
     def auth(
         self,
@@ -133,132 +108,67 @@ class Evergrant(Transfers, Webhooks, Administration, Signatures):
         A 401 is reported to Evergrant, once per grant, and the request is sent once more with the
         newer token. Requests raise ReconnectNeeded while a consent is missing.
         """
+        request = LeaseRequest(integration, subject, label, min_ttl, scopes)
 
         def take() -> Lease:
-            return self._taken(integration, subject, label, min_ttl, scopes)
+            return self._require_lease(request)
 
         def report(refused: Lease) -> Lease:
             self._cache.invalidate(refused.connection_id, refused.generation)
-            if not self._reports.contains(refused.connection_id, refused.generation):
+            if not self._reported.contains(refused.connection_id, refused.generation):
                 self.report_refused(refused.connection_id, refused.generation)
             return take()
 
         def prove(lease: Lease, method: str, url: str, nonce: str | None) -> LeaseWithProof:
             for _ in range(MAX_PROOF_ATTEMPTS):
-                made = self.proof(lease.connection_id, method, url, nonce=nonce)
-                if made.generation == lease.generation:
-                    return LeaseWithProof(lease, made)
+                proof = self.proof(lease.connection_id, method, url, nonce=nonce)
+                if proof.generation == lease.generation:
+                    return LeaseWithProof(lease, proof)
                 self._cache.invalidate(lease.connection_id, lease.generation)  # it was refreshed meanwhile
                 lease = take()
             raise generation_keeps_changing(lease)
 
-        return LeaseAuth(AllowedOrigins.of(origins), self._reports, take, report, prove)
+        return LeaseAuth(AllowedOrigins.of(origins), self._reported, take, report, prove)
 
-    def connect(
-        self,
-        integration: str,
-        subject: str,
-        *,
-        label: str = "default",
-        scopes: tuple[str, ...] | None = None,
-        return_to: str | None = None,
-        flow: str | None = None,
-        resources: tuple[str, ...] = (),
-        audience: str | None = None,
-        choice: str | None = None,
-        chain_scopes: Mapping[str, tuple[str, ...]] | None = None,
-    ) -> Connection:
-        """Begin a connection. Where its `flow` asks somebody, they finish it at `connect_url`.
-
-        Without `flow` the provider's definition decides; with `client_credentials`, `jwt_bearer` and
-        the like nobody is asked, and the connection becomes active by itself. `resources` (RFC 8707)
-        and `audience` say what its tokens are for; `choice` which account, where a grant reaches several.
-        """
-        return self._do(
-            calls.connect(
-                integration,
-                subject,
-                label=label,
-                scopes=scopes,
-                return_to=return_to,
-                flow=flow,
-                resources=resources,
-                audience=audience,
-                choice=choice,
-                chain_scopes=chain_scopes,
-            )
-        )
-
-    def connection(self, connection_id: str, *, live: bool = False) -> Connection:
-        """The connection as the store has it; with `live` also in its workflow's own words."""
-        return self._do(calls.connection(connection_id, live=live))
-
-    def connections(
-        self,
-        *,
-        integration: str | None = None,
-        provider: str | None = None,
-        subject: str | None = None,
-        state: State | None = None,
-        expiring_before: datetime | None = None,
-    ) -> Iterator[Connection]:
-        """Every connection this app may see, page by page as it is read."""
-        return self._items(
-            calls.connections(
-                integration=integration,
-                provider=provider,
-                subject=subject,
-                state=state,
-                expiring_before=expiring_before,
-            )
-        )
+    proof = sends(lease_calls.proof)
+    sign = sends(lease_calls.sign)
 
     def refresh(self, connection_id: str, *, seen_generation: int | None = None) -> Connection:
-        """Make the grant newer than `seen_generation`, by default than it is now."""
+        """Refresh the grant, unless it is newer than `seen_generation` (None: than it is now)."""
         self._cache.invalidate(connection_id)
-        return self._do(calls.refresh(connection_id, seen_generation=seen_generation))
+        return self.send(connection_calls.refresh(connection_id, seen_generation=seen_generation))
 
     def report_refused(self, connection_id: str, generation: int) -> Connection:
-        """Say that the provider's API answered 401 to the token of a lease, which should be good.
+        """Report that the provider's API answered 401 to the token of a lease that should be valid.
 
-        Both arguments are the lease's. However many report one generation, it is refreshed once. Where the
-        answer's `generation` is newer, lease again (RFC 6750 section 3.1). Where it is the same, another
-        refresh would not help: nothing refreshes this grant, or a token that a report had replaced was
-        refused as well. A report is then heard again after five minutes, which each refresh that didn't
-        help doubles, to six hours at the most. `auth` reports by itself.
+        Both arguments are the lease's. However many callers report one generation, it is refreshed once.
+        Where the answer's `generation` is newer, lease again (RFC 6750 section 3.1). Where it is the same,
+        another refresh would not help: this grant can't be refreshed, or the provider's API also refused a
+        token that came from a report. Evergrant then accepts the next report after five minutes; each
+        refresh that didn't help doubles that time, to six hours at most. `auth` reports by itself.
 
-        Raises ProviderUnavailable, with `retry_after` in seconds, while refreshes fail; ReconnectNeeded where
-        the subject has to consent again; any other EvergrantError.
+        Raises ProviderUnavailable, with `retry_after` in seconds, while refreshes fail; ReconnectNeeded
+        where the subject has to consent again; any other EvergrantError.
         """
-        call = calls.report_refused(connection_id, generation)
+        call = connection_calls.report_refused(connection_id, generation)
 
-        def tell() -> Connection:
-            # done before the flight lands: who comes later must see it
+        def report() -> Connection:
+            # Before the shared call ends: later callers must see both changes.
             try:
-                answer = self._do(call)
+                connection = self.send(call)
             finally:
-                self._cache.invalidate(connection_id, generation)  # also what was leased again meanwhile
-            self._reports.add(connection_id, generation)
-            return answer
+                self._cache.invalidate(connection_id, generation)  # also a lease cached meanwhile
+            self._reported.add(connection_id, generation)
+            return connection
 
-        return self._reporting.run((connection_id, generation), tell)
-
-    def reauthorize(
-        self, connection_id: str, *, scopes: tuple[str, ...] | None = None, return_to: str | None = None
-    ) -> Connection:
-        """Open a new consent for the same connection; what it holds stays until that is given."""
-        return self._do(calls.reauthorize(connection_id, scopes=scopes, return_to=return_to))
-
-    def choose(self, connection_id: str, choice: str) -> Connection:
-        """Say which of its `choices` the connection is for, by the choice's id."""
-        return self._do(calls.choose(connection_id, choice))
+        return self._reports_in_flight.run((connection_id, generation), report)
 
     def revoke(self, connection_id: str, reason: str) -> Connection:
-        """Revoke. From the answer on no lease leaves; the state is `revoked` once the provider agrees."""
+        """Revoke. From the answer on no lease leaves; `revoked` once the provider has confirmed."""
         try:
-            return self._do(calls.revoke(connection_id, reason))
+            return self.send(connection_calls.revoke(connection_id, reason))
         finally:
-            self._cache.invalidate(connection_id)  # also when the answer was lost: it may have been done
+            self._cache.invalidate(connection_id)  # also without an answer: the server may have revoked
 
     def wait_for_consent(
         self,
@@ -270,54 +180,76 @@ class Evergrant(Transfers, Webhooks, Administration, Signatures):
     ) -> Connection:
         """The connection, once the subject has consented.
 
-        After `reauthorize`, pass its `generation` as `newer_than`. Raises ConsentTimeout
+        After `reauthorize`, pass the connection's `generation` as `newer_than`. Raises ConsentTimeout
         after `timeout`, ReconnectNeeded when the consent was denied, expired or the connection revoked.
         """
-        patience = RetryBudget(timeout)
+        deadline = Deadline(timeout)
         while True:
-            found = self._do(calls.connection(connection_id), patience.poll_timeout_s())
-            if consent_is_complete(found, newer_than):
+            found = self.send(connection_calls.connection(connection_id), deadline.poll_timeout_s())
+            if is_consent_complete(found, newer_than):
                 return found
-            time.sleep(patience.poll_delay_s(every))
+            time.sleep(deadline.poll_pause_s(every))
 
-    def audit(self, connection_id: str | None = None) -> Iterator[AuditRecord]:
-        """A connection's audit records, or the whole tenant's, page by page as they are read."""
-        return self._items(calls.audit(connection_id))
+    connect = sends(connection_calls.connect)
+    connection = sends(connection_calls.connection)
+    connections = lists(connection_calls.connections)
+    reauthorize = sends(connection_calls.reauthorize)
+    choose = sends(connection_calls.choose)
+    audit = lists(connection_calls.audit)
+    providers = lists(connection_calls.providers)
+    apps = lists(connection_calls.apps)
 
-    def providers(self) -> Iterator[Provider]:
-        return self._items(calls.providers())
+    integrations = lists(integration_calls.integrations)
+    integration = sends(integration_calls.integration)
+    put_integration = sends(integration_calls.put_integration)
+    delete_integration = sends(integration_calls.delete_integration)
+    rotate_client_secret = sends(integration_calls.rotate_client_secret)
+    roll_client_secret_back = sends(integration_calls.roll_client_secret_back)
+    propose_provider = sends(integration_calls.propose_provider)
+    provider_versions = lists(integration_calls.provider_versions)
+    approve_provider = sends(integration_calls.approve_provider)
+    reject_provider = sends(integration_calls.reject_provider)
+    roll_provider_back = sends(integration_calls.roll_provider_back)
 
-    def apps(self) -> Iterator[App]:
-        return self._items(calls.apps())
+    webhooks = lists(webhook_calls.webhooks)
+    webhook = sends(webhook_calls.webhook)
+    put_webhook = sends(webhook_calls.put_webhook)
+    delete_webhook = sends(webhook_calls.delete_webhook)
+    rotate_webhook_secret = sends(webhook_calls.rotate_webhook_secret)
+    webhook_deliveries = lists(webhook_calls.webhook_deliveries)
+    replay_webhook = sends(webhook_calls.replay_webhook)
+    test_webhook = sends(webhook_calls.test_webhook)
 
-    def _taken(
-        self,
-        integration: str,
-        subject: str,
-        label: str,
-        min_ttl: timedelta | None,
-        scopes: tuple[str, ...] | None,
-    ) -> Lease:
-        answer = self.lease(integration, subject, label=label, min_ttl=min_ttl, scopes=scopes)
+    def import_connections(
+        self, items: Iterable[ImportItem], *, dry_run: bool = False, verify: bool = True
+    ) -> Iterator[ImportOutcome]:
+        """Import existing grants, in requests of 50, and yield the outcome of each, in order.
+
+        `docs/guide/moving-in.md` lists an item's members. With `verify` the server refreshes each grant
+        once: stop every other system that refreshes it first. Sending an item again changes nothing, so
+        an interrupted import is simply run again.
+        """
+        for call in transfer_calls.import_calls(items, dry_run=dry_run, verify=verify):
+            yield from self.send(call)
+
+    start_export = sends(transfer_calls.start_export)
+    export_lines = sends(transfer_calls.export_lines)
+    drop_export = sends(transfer_calls.drop_export)
+
+    def _lease(self, request: LeaseRequest) -> Lease | ConsentRequired:
+        if (cached := self._cache.get(request)) is not None:
+            return cached
+
+        def request_lease() -> Lease | ConsentRequired:
+            ticket = self._cache.begin_request()
+            response = self.send(lease_calls.lease(request))
+            self._cache.store(request, response, ticket)
+            return response.result
+
+        return self._leases_in_flight.run(request, request_lease)
+
+    def _require_lease(self, request: LeaseRequest) -> Lease:
+        answer = self._lease(request)
         if isinstance(answer, ConsentRequired):
             raise answer.as_error()
         return answer
-
-    def _do(self, call: Call[Answer], within_s: float | None = None) -> Answer:
-        total = self._deadline if within_s is None else min(self._deadline, timedelta(seconds=within_s))
-        patience = RetryBudget(total)
-        for attempt in patience.attempts():
-            with attempt:
-                try:
-                    response = self._http.request(**request_arguments(call, self._target, patience))
-                except httpx2.RequestError as error:
-                    raise transport_error(error) from error
-                return call.parse(read_response(response))
-        raise AssertionError("an attempt returns or raises")
-
-    def _items(self, call: Call[Page[Answer]]) -> Iterator[Answer]:
-        following: Call[Page[Answer]] | None = call
-        while following is not None:
-            page = self._do(following)
-            yield from page.items
-            following = calls.next_page(following, page)

@@ -1,10 +1,10 @@
-"""For whoever receives Evergrant's webhooks: is a message ours, whole and new? (Standard Webhooks.)
+"""For the receivers of Evergrant's webhooks: verifies a message (Standard Webhooks).
 
     event = verify(body, headers, secret)     # raises WebhookRefused
     if event.type == "connection.needs_reauth":
         ask(event.data["subject"])
 
-Needs nothing but the standard library, and no API key.
+Needs only the standard library, and no API key.
 """
 
 import base64
@@ -19,16 +19,16 @@ from typing import Any, cast
 
 __all__ = ["TOLERANCE", "WebhookEvent", "WebhookRefused", "verify"]
 
-TOLERANCE = timedelta(minutes=5)  # between the sender's clock and ours, and on the way
+TOLERANCE = timedelta(minutes=5)  # between the two clocks, transport included
 _PREFIX = "whsec_"
-_MOST_SIGNATURES = 20
+_MAX_SIGNATURES = 20
 
 
 class WebhookRefused(ValueError):
-    """A message that must not be believed. `code` is stable; answer it with 400 and nothing else.
+    """The message is not to be trusted. Answer it with 400. `code` is stable:
 
     `not_signed` (headers are missing or malformed), `too_old`, `too_new`, `bad_signature`,
-    `not_an_event` (signed, but no event of ours).
+    `not_an_event` (signed, but not in the format of an event).
     """
 
     def __init__(self, code: str, detail: str) -> None:
@@ -38,7 +38,7 @@ class WebhookRefused(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class WebhookEvent:
-    """One event. `id` is the same each time it is sent: keep it, and do nothing the second time."""
+    """One event. `id` is the same in each delivery: store it, and ignore the event the second time."""
 
     id: str
     type: str
@@ -54,29 +54,31 @@ def verify(
     tolerance: timedelta = TOLERANCE,
     now: datetime | None = None,
 ) -> WebhookEvent:
-    """The event that a request holds, once it is proven to be ours.
+    """The event of a request, once its signature and its age are verified.
 
-    `payload` is the body as it came, before any parser. `headers` may be in any case. Of several
-    `secret`s (while one is rotated) any may have signed. A message further than `tolerance` from
-    `now` is refused, whatever its signature: it may be a recording.
+    `payload` is the body before any parser. `headers` may be in any case. Of several `secret`s
+    (during a rotation) any may have signed. A message further than `tolerance` from `now` is refused
+    even when its signature is valid: it may be a recording.
 
-    Raises WebhookRefused, and ValueError for a secret that isn't one.
+    Raises WebhookRefused, and ValueError for a malformed secret.
     """
     body = payload.encode() if isinstance(payload, str) else payload
-    named = {name.lower(): value for name, value in headers.items()}
-    id, timestamp, signatures = (named.get(f"webhook-{it}", "") for it in ("id", "timestamp", "signature"))
+    by_name = {name.lower(): value for name, value in headers.items()}
+    id, timestamp, signatures = (
+        by_name.get(f"webhook-{name}", "") for name in ("id", "timestamp", "signature")
+    )
     if not id or not (timestamp.isascii() and timestamp.isdigit()) or not signatures:
         raise WebhookRefused("not_signed", "webhook-id, -timestamp or -signature is missing or malformed")
-    keys = [_key(it) for it in ((secret,) if isinstance(secret, str) else secret)]
+    keys = [_key(each) for each in ((secret,) if isinstance(secret, str) else secret)]
     signed = f"{id}.{timestamp}.".encode() + body
-    if not _any_matches(keys, signed, signatures.split(" ")[:_MOST_SIGNATURES]):
+    if not _any_matches(keys, signed, signatures.split(" ")[:_MAX_SIGNATURES]):
         raise WebhookRefused("bad_signature", "no signature is by this secret over this body")
     _refuse_recordings(int(timestamp[:12]), tolerance, now or datetime.now(UTC))
     return _event(id, body)
 
 
 def _any_matches(keys: list[bytes], signed: bytes, signatures: list[str]) -> bool:
-    """Every pair is compared, in constant time each: how long it takes says nothing."""
+    """Compares every pair, each in constant time, so that the time taken reveals no match."""
     found = False
     for key in keys:
         expected = b"v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest())
@@ -90,7 +92,7 @@ def _key(secret: str) -> bytes:
         key = base64.b64decode(secret.strip().removeprefix(_PREFIX), validate=True)
     except (binascii.Error, ValueError):
         key = b""
-    if not key:  # an empty key would be everybody's
+    if not key:  # anyone can sign with an empty key
         raise ValueError("the signing secret is not whsec_ and base64")
     return key
 
@@ -104,12 +106,12 @@ def _refuse_recordings(sent: int, tolerance: timedelta, now: datetime) -> None:
 
 def _event(id: str, body: bytes) -> WebhookEvent:
     try:
-        said: object = json.loads(body)
-        members = cast(dict[str, Any], said) if isinstance(said, dict) else {}
-        kind, data = members["type"], members["data"]
+        parsed: object = json.loads(body)
+        members = cast(dict[str, Any], parsed) if isinstance(parsed, dict) else {}
+        event_type, data = members["type"], members["data"]
         at = datetime.fromisoformat(members["timestamp"])
     except (ValueError, KeyError, TypeError):
-        raise WebhookRefused("not_an_event", "type, timestamp or data is missing or malformed") from None
-    if not isinstance(kind, str) or not isinstance(data, dict):
+        event_type = data = at = None
+    if not isinstance(event_type, str) or not isinstance(data, dict) or at is None:
         raise WebhookRefused("not_an_event", "type, timestamp or data is missing or malformed")
-    return WebhookEvent(id, kind, at, cast(dict[str, Any], data))
+    return WebhookEvent(id, event_type, at, cast(dict[str, Any], data))

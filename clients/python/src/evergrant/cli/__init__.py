@@ -1,7 +1,7 @@
-"""The `evergrant` command: what the client can do, from a shell.
+"""The `evergrant` command: the client from a shell.
 
-Owns words, tables and exit statuses. Does nothing that `Evergrant` can't: each command is one
-call of it. Tokens leave through `evergrant token` alone, and never unasked to a terminal.
+Owns arguments, tables and exit statuses. Each command is one call of `Evergrant`. Tokens are
+printed by `evergrant token` alone, and on a terminal only with --show.
 """
 
 from evergrant.cli.main import main

@@ -20,8 +20,8 @@ def _status(arguments: Sequence[str] | None) -> int:
     try:
         build_app()(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        words = " ".join(str(error).split())
-        print(f"evergrant: usage: {words} (See evergrant --help.)", file=sys.stderr)
+        message = " ".join(str(error).split())
+        print(f"evergrant: usage: {message} (See evergrant --help.)", file=sys.stderr)
         return 2
     except EvergrantError as error:
         show_error(error)
@@ -29,7 +29,7 @@ def _status(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader has left; without this the interpreter complains again while it flushes.
+        # The reader closed the pipe; without this the interpreter fails again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0

@@ -1,19 +1,30 @@
-"""How results and errors look: a table for people, JSON for programs, one line for an error."""
+"""How results and errors are printed: a table for people, JSON for programs, one line for an error."""
 
 import json
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from datetime import datetime
 from enum import StrEnum
 from math import ceil
+from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 from rich.table import Table
 
 from evergrant.errors import EvergrantError
-from evergrant.models import App, AuditRecord, Connection, Lease, LiveStatus, Proof, Provider
+from evergrant.models import Connection, Lease
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Row = Mapping[str, object]
+
+_CONNECTION = (
+    *("id", "integration", "provider", "subject", "label", "flow", "state", "generation", "scopes"),
+    *("expires_at", "reason", "repairer", "created_at", "changed_at"),
+)
+_LEASE = ("token_type", "expires_at", "scopes", "generation", "connection_id")
 
 
 class Format(StrEnum):
@@ -22,7 +33,7 @@ class Format(StrEnum):
 
 
 def show_rows(rows: Iterable[Row], columns: tuple[str, ...], output: Format) -> None:
-    """Many things: a table of `columns`, or a JSON array with everything."""
+    """A list: a table of `columns`, or a JSON array with every member."""
     if output is Format.JSON:
         print(json.dumps(list(rows), indent=2))
         return
@@ -35,7 +46,7 @@ def show_rows(rows: Iterable[Row], columns: tuple[str, ...], output: Format) -> 
 
 
 def show_one(row: Row, output: Format) -> None:
-    """One thing: name and value on a line each, or a JSON object."""
+    """One object: a line for each member, or a JSON object."""
     if output is Format.JSON:
         print(json.dumps(row, indent=2))
         return
@@ -45,14 +56,14 @@ def show_one(row: Row, output: Format) -> None:
 
 
 def show_live(connection: Connection, output: Format) -> None:
-    """A connection beside what its workflow says of it; `differs` marks where they disagree."""
+    """A connection beside its workflow's description; `differs` marks where they disagree."""
     row = connection_row(connection)
-    said = None if connection.live is None else live_row(connection.live)
+    live = None if connection.live is None else row_of(connection.live)
     if output is Format.JSON:
-        show_one({**row, "live": said, "differs": list(connection.differs)}, output)
+        show_one({**row, "live": live, "differs": list(connection.differs)}, output)
         return
     show_one(row, output)
-    if said is not None:
+    if live is not None:
         print()
         rows = (
             {
@@ -61,105 +72,65 @@ def show_live(connection: Connection, output: Format) -> None:
                 "workflow": value,
                 "differs": "differs" if name in connection.differs else "",
             }
-            for name, value in said.items()
+            for name, value in live.items()
         )
         show_rows(rows, ("member", "store", "workflow", "differs"), output)
 
 
 def show_error(error: EvergrantError) -> None:
-    """One line on stderr: code, what happened, what to do, and after how long if the server said it."""
-    detail = f": {_line(error.detail)}" if error.detail else ""
+    """One line on stderr: code, detail, repair, and the seconds to wait if the server named them."""
+    detail = f": {printable(error.detail)}" if error.detail else ""
     wait = "" if error.retry_after is None else f" Retry-After: {ceil(error.retry_after)} seconds"
-    print(f"evergrant: {error.code}{detail} ({_line(error.repair)}){wait}", file=sys.stderr)
+    print(f"evergrant: {error.code}{detail} ({printable(error.repair)}){wait}", file=sys.stderr)
+
+
+def row_of(model: "DataclassInstance") -> dict[str, object]:
+    """Every field of a model, as JSON values."""
+    return _row(model, tuple(field.name for field in fields(model)))
 
 
 def connection_row(connection: Connection) -> Row:
-    row: dict[str, object] = {
-        "id": connection.id,
-        "integration": connection.integration,
-        "provider": connection.provider,
-        "subject": connection.subject,
-        "label": connection.label,
-        "flow": connection.flow,
-        "state": connection.state.value,
-        "generation": connection.generation,
-        "scopes": list(connection.scopes),
-        "expires_at": _time(connection.expires_at),
-        "reason": connection.reason,
-        "repairer": connection.repairer,
-        "created_at": _time(connection.created_at),
-        "changed_at": _time(connection.changed_at),
-    }
+    row = _row(connection, _CONNECTION)
     if connection.reason == "choice_required":
-        row["choices"] = ", ".join(f"{it.id} ({it.label})" for it in connection.choices)
+        row["choices"] = ", ".join(f"{choice.id} ({choice.label})" for choice in connection.choices)
     if connection.device is not None:
         row["user_code"] = connection.device.user_code
         row["verification_uri"] = connection.device.verification_uri
     if connection.connect_url is not None:
-        row["connect_url"] = connection.connect_url
-        row["connect_expires_at"] = _time(connection.connect_expires_at)
+        row |= _row(connection, ("connect_url", "connect_expires_at"))
     return row
 
 
-def live_row(live: LiveStatus) -> Row:
-    return {
-        "state": live.state.value,
-        "generation": live.generation,
-        "expires_at": _time(live.expires_at),
-        "reason": live.reason,
-        "repairer": live.repairer,
-        "failures": live.failures,
-        "next_step": live.next_step,
-        "next_at": _time(live.next_at),
-    }
-
-
 def lease_row(lease: Lease, *, show_token: bool) -> Row:
-    return {
-        "access_token": lease.access_token if show_token else "(hidden: --show prints it)",
-        "token_type": lease.token_type,
-        "expires_at": _time(lease.expires_at),
-        "scopes": list(lease.scopes),
-        "generation": lease.generation,
-        "connection_id": lease.connection_id,
-    }
+    token = lease.access_token if show_token else "(hidden: --show prints it)"
+    return {"access_token": token, **_row(lease, _LEASE)}
 
 
-def proof_row(made: Proof) -> Row:
-    return {
-        "proof": made.proof,
-        "htu": made.htu,
-        "generation": made.generation,
-        "expires_at": _time(made.expires_at),
-        "connection_id": made.connection_id,
-    }
+def printable(text: str) -> str:
+    """Without control characters: a server's text must not steer the terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
-def audit_row(item: AuditRecord) -> Row:
-    return {
-        "seq": item.seq,
-        "lane": item.shard,
-        "at": _time(item.at),
-        "action": item.action,
-        "object": item.object,
-        "by": item.by,
-        "trace_id": item.trace_id,
-        "detail": dict(item.detail),
-        "workflow_run_id": item.workflow_run_id,
-        "workflow_event_id": item.workflow_event_id,
-    }
+def _row(source: object, names: tuple[str, ...]) -> dict[str, object]:
+    return {name: _json_value(getattr(source, name)) for name in names}
 
 
-def provider_row(provider: Provider) -> Row:
-    return provider.facts
-
-
-def app_row(app: App) -> Row:
-    return {"id": app.id, "name": app.name, "disabled": app.disabled, "created_at": _time(app.created_at)}
+def _json_value(value: object) -> object:
+    match value:
+        case datetime():
+            return value.isoformat()
+        case StrEnum():
+            return value.value
+        case tuple():
+            return list(cast(tuple[object, ...], value))
+        case Mapping():
+            return dict(cast(Mapping[str, object], value))
+        case _:
+            return value
 
 
 def _console() -> Console:
-    # Into a file or a pipe nothing may be folded to the width of a terminal that isn't there.
+    # In a file or a pipe nothing is folded to a terminal's width.
     return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 10_000)
 
 
@@ -168,17 +139,8 @@ def _cell(value: object) -> str:
         case None:
             return "-"
         case list() | tuple():
-            return " ".join(str(part) for part in value) or "-"  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]  # a JSON list of anything
+            return " ".join(str(part) for part in cast(list[object], value)) or "-"
         case dict():
             return json.dumps(value)
         case _:
-            return _line(str(value))
-
-
-def _line(text: str) -> str:
-    """Without control characters: what the server says must not steer the terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
-
-
-def _time(at: datetime | None) -> str | None:
-    return None if at is None else at.isoformat()
+            return printable(str(value))

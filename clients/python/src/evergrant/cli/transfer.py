@@ -1,4 +1,4 @@
-"""`evergrant import`, `export` and `export-key`: files of grants, in and out."""
+"""`evergrant import`, `export` and `export-key`: existing grants in, sealed grants out."""
 
 import os
 import sys
@@ -15,12 +15,11 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from evergrant.cli.options import DEFAULT_OPTIONS, Options
-from evergrant.cli.output import Format, show_one
+from evergrant.calls.transfer import IMPORT_BATCH_SIZE, Export, ImportOutcome, ImportStatus, SealedPage
+from evergrant.cli.options import DEFAULTS, Options
+from evergrant.cli.output import Format, printable, show_one
 from evergrant.errors import BadRequest, EvergrantError
-from evergrant.sync_client import Evergrant
-from evergrant.transfer import IMPORT_BATCH_SIZE, Export, ImportOutcome, ImportStatus, SealedPage, poll_delays
-from evergrant.transfer_files import (
+from evergrant.grant_files import (
     InvalidLine,
     LineDecrypter,
     ParsedLine,
@@ -30,40 +29,42 @@ from evergrant.transfer_files import (
     read_public_key,
     write_private_file,
 )
+from evergrant.retries import Deadline
+from evergrant.sync_client import Evergrant
 
 _BATCH_BYTES = 600_000  # a request's body may have 1 MiB
-_SHOWN = 1000  # failed lines kept for the JSON report; all of them are counted
+_MAX_REPORTED = 1000  # failed lines in the JSON report; all of them are counted
+_POLL_EVERY = timedelta(seconds=1)
 
 
 @dataclass
 class _Report:
-    """What became of a file, counted; failures by line number."""
+    """The outcomes of a file's lines, counted, and the failures by line number."""
 
     path: str
-    machine: bool
+    as_json: bool
     counts: Counter[str] = field(default_factory=Counter[str])
     failures: list[dict[str, object]] = field(default_factory=list[dict[str, object]])
-    last: int = 0
+    last_line: int = 0
 
     def add(self, number: int, outcome: ImportOutcome) -> None:
-        self.last = number
+        self.last_line = number
         self.counts[outcome.status.value] += 1
         if outcome.verification is not None:
             self.counts[outcome.verification] += 1
         if outcome.failed:
-            self.fail(number, outcome.code or "unknown", outcome.detail or "")
+            self._add_failure(number, outcome.code or "unknown", outcome.detail or "")
 
-    def bad(self, line: InvalidLine) -> None:
-        self.last = line.number
+    def add_invalid(self, line: InvalidLine) -> None:
+        self.last_line = line.number
         self.counts[ImportStatus.INVALID.value] += 1
-        self.fail(line.number, line.code, line.detail)
+        self._add_failure(line.number, line.code, line.detail)
 
-    def fail(self, number: int, code: str, detail: str) -> None:
-        if len(self.failures) < _SHOWN:
+    def _add_failure(self, number: int, code: str, detail: str) -> None:
+        if len(self.failures) < _MAX_REPORTED:
             self.failures.append({"line": number, "code": code, "detail": detail})
-        if not self.machine:
-            words = "".join(letter if letter.isprintable() else " " for letter in detail)
-            print(f"{self.path}:{number}: {code}: {words}", file=sys.stderr)
+        if not self.as_json:
+            print(f"{self.path}:{number}: {code}: {printable(detail)}", file=sys.stderr)
 
     def show(self, seconds: float, options: Options) -> None:
         row: dict[str, object] = {
@@ -72,7 +73,7 @@ class _Report:
         }
         row["seconds"] = round(seconds, 1)
         if options.output is Format.JSON:
-            row["failures"] = sorted(self.failures, key=lambda it: str(it["line"]).zfill(12))
+            row["failures"] = sorted(self.failures, key=lambda failure: str(failure["line"]).zfill(12))
         show_one(row, options.output)
 
     @property
@@ -87,20 +88,20 @@ def import_file(
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     verify: bool = True,
     key: Path | None = None,
-    options: Options = DEFAULT_OPTIONS,
+    options: Options = DEFAULTS,
 ) -> None:
-    """Import existing grants, one JSON object a line. Running it again changes nothing.
+    """Import existing grants from a file with a JSON object on each line. Running it again changes nothing.
 
     Parameters
     ----------
     dry_run
-        Judge every line, write nothing.
+        Check every line; import none.
     verify
-        Refresh each grant once after it is in. Stop whatever else refreshes them first.
+        Refresh each grant once after its import. First stop every other system that refreshes it.
     key
         Private key of a sealed export.
     """
-    opener = LineDecrypter(key) if key else None
+    decrypter = LineDecrypter(key) if key else None
     started = time.monotonic()
     report = _Report(str(file), options.output is Format.JSON)
     try:
@@ -109,14 +110,14 @@ def import_file(
         raise file_error(file, error) from None
     with source, options.client() as client, _progress(source) as advance:
         try:
-            for batch in _batches(read_lines(source, opener), report):
+            for batch in _batches(read_lines(source, decrypter), report):
                 items = [line.item for line in batch]
                 outcomes = client.import_connections(items, dry_run=dry_run, verify=verify)
                 for line, outcome in zip(batch, outcomes, strict=True):
                     report.add(line.number, outcome)
                 advance(batch[-1].end)
         except (EvergrantError, KeyboardInterrupt):
-            print(f"evergrant: stopped after line {report.last}; run it again to go on", file=sys.stderr)
+            print(f"evergrant: stopped after line {report.last_line}; run it again to go on", file=sys.stderr)
             report.show(time.monotonic() - started, options)
             raise
     report.show(time.monotonic() - started, options)
@@ -125,17 +126,17 @@ def import_file(
 
 
 def _batches(lines: Iterator[ParsedLine | InvalidLine], report: _Report) -> Iterator[list[ParsedLine]]:
-    """Good lines in requests' worth; bad ones are reported as they come."""
+    """The valid lines in batches of one request; invalid lines go to the report."""
     batch: list[ParsedLine] = []
-    begins = end = 0
+    start = end = 0
     for line in lines:
         if isinstance(line, InvalidLine):
-            report.bad(line)
+            report.add_invalid(line)
             end = line.end
             continue
-        if batch and (len(batch) == IMPORT_BATCH_SIZE or line.end - begins > _BATCH_BYTES):
+        if batch and (len(batch) == IMPORT_BATCH_SIZE or line.end - start > _BATCH_BYTES):
             yield batch
-            batch, begins = [], end
+            batch, start = [], end
         batch.append(line)
         end = line.end
     if batch:
@@ -144,7 +145,7 @@ def _batches(lines: Iterator[ParsedLine | InvalidLine], report: _Report) -> Iter
 
 @contextmanager
 def _progress(source: BinaryIO) -> Generator[Callable[[int], None]]:
-    """A bar over the file's bytes, for people alone."""
+    """A progress bar over the file's bytes, on a terminal only."""
     size = os.fstat(source.fileno()).st_size
     columns = (TextColumn("importing"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(
@@ -166,9 +167,9 @@ def export_file(
     provider: str | None = None,
     subject: str | None = None,
     wait: float = 3600,
-    options: Options = DEFAULT_OPTIONS,
+    options: Options = DEFAULTS,
 ) -> None:
-    """Export every live grant, each line sealed to a public key. It can be imported elsewhere.
+    """Export every live grant to a file, each line sealed to a public key, for import elsewhere.
 
     Parameters
     ----------
@@ -192,22 +193,30 @@ def export_file(
             total = _fetch(client, export.id, first, written)
             written.flush()
             os.fsync(written.fileno())
-            ended = client.drop_export(export.id)  # the file is safe: the server's copy can go
+            dropped = client.drop_export(export.id)  # the file is on disk: the server's copy can go
         done = True
     finally:
         if not done:
-            out.unlink(missing_ok=True)  # half an export looks like a whole one
-    row = {"id": export.id, "exported": total, "skipped": ended.skipped, "key": ended.key, "file": str(out)}
+            out.unlink(missing_ok=True)  # a partial export looks like a complete one
+    row = {
+        "id": export.id,
+        "exported": total,
+        "skipped": dropped.skipped,
+        "key": dropped.key,
+        "file": str(out),
+    }
     show_one(row, options.output)
 
 
 def _sealed(client: Evergrant, export: Export, limit: timedelta) -> SealedPage:
-    for pause in poll_delays(limit):
+    """The first page, once the server has sealed all lines. Raises TimeoutError after `limit`."""
+    deadline = Deadline(limit)
+    while True:
+        pause = deadline.poll_pause_s(_POLL_EVERY)
         page = client.export_lines(export.id)
         if isinstance(page, SealedPage):
             return page
         time.sleep(min(pause, 0.2 if page.exported == 0 else 1.0))
-    raise AssertionError("looks ends by raising")
 
 
 def _fetch(client: Evergrant, export_id: str, page: Export | SealedPage, written: TextIO) -> int:
@@ -220,13 +229,13 @@ def _fetch(client: Evergrant, export_id: str, page: Export | SealedPage, written
             return fetched
         page = client.export_lines(export_id, fetched)
     raise BadRequest(
-        "the export began anew while it was fetched", code="export_changed", repair="Run it again."
+        "the export was started again while it was fetched", code="export_changed", repair="Run it again."
     )
 
 
 def export_key(private: Path, public: Path, /) -> None:
-    """Make a key pair for `export --to PUBLIC` and `import --key PRIVATE`. Nothing leaves this machine."""
-    secret, shown = generate_key_pair()
-    write_private_file(private, secret)
-    write_private_file(public, shown)
+    """Make a key pair for `export --to PUBLIC` and `import --key PRIVATE`. The keys stay on this machine."""
+    private_jwk, public_jwk = generate_key_pair()
+    write_private_file(private, private_jwk)
+    write_private_file(public, public_jwk)
     print(f"private: {private} (keep it)\npublic:  {public}")

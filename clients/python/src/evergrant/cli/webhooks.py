@@ -1,37 +1,30 @@
-"""`evergrant webhooks`: where events go, and what became of them."""
+"""`evergrant webhooks`: subscriptions to events, and the log of their deliveries."""
 
-from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from cyclopts import App
 
-from evergrant.cli.options import DEFAULT_OPTIONS, Options
-from evergrant.cli.output import Row, show_one, show_rows
-from evergrant.webhook_calls import Webhook, WebhookDelivery
+from evergrant.calls.webhooks import Webhook
+from evergrant.cli.options import DEFAULTS, Options
+from evergrant.cli.output import Row, row_of, show_one, show_rows
 
 _WEBHOOKS = ("name", "url", "integration", "events", "disabled_by", "failures", "failing_since")
 _DELIVERIES = (
-    "id",
-    "event_type",
-    "status",
-    "attempts",
-    "response_status",
-    "problem",
-    "next_at",
-    "created_at",
+    *("id", "event_type", "status", "attempts"),
+    *("response_status", "problem", "next_at", "created_at"),
 )
 
 
-def list_webhooks(*, options: Options = DEFAULT_OPTIONS) -> None:
+def list_webhooks(*, options: Options = DEFAULTS) -> None:
     """List the webhooks of the tenant."""
     with options.client() as client:
-        show_rows((_row(it) for it in client.webhooks()), _WEBHOOKS, options.output)
+        show_rows((_webhook_row(webhook) for webhook in client.webhooks()), _WEBHOOKS, options.output)
 
 
-def get_webhook(name: str, /, *, options: Options = DEFAULT_OPTIONS) -> None:
-    """Show one webhook, and how its endpoint does."""
+def get_webhook(name: str, /, *, options: Options = DEFAULTS) -> None:
+    """Show one webhook and the state of its endpoint."""
     with options.client() as client:
-        show_one(_row(client.webhook(name)), options.output)
+        show_one(_webhook_row(client.webhook(name)), options.output)
 
 
 def put_webhook(
@@ -42,30 +35,30 @@ def put_webhook(
     event: tuple[str, ...] = (),
     integration: str | None = None,
     disabled: bool = False,
-    options: Options = DEFAULT_OPTIONS,
+    options: Options = DEFAULTS,
 ) -> None:
     """Create or change a webhook. The signing secret is shown when it is created, and never again.
 
     Parameters
     ----------
     event
-        An event to be told of, such as connection.needs_reauth; more with more of these.
-        Without any: all but connection.refreshed.
+        An event to subscribe to, such as connection.needs_reauth; may be repeated.
+        By default all but connection.refreshed.
     integration
-        Only what happens at this integration.
+        Only events of this integration.
     """
     with options.client() as client:
         made = client.put_webhook(name, url, events=event or None, integration=integration, disabled=disabled)
-    show_one(_row(made), options.output)
+    show_one(_webhook_row(made), options.output)
 
 
-def delete_webhook(name: str, /, *, options: Options = DEFAULT_OPTIONS) -> None:
-    """Delete a webhook with its log; what waits is not delivered any more."""
+def delete_webhook(name: str, /, *, options: Options = DEFAULTS) -> None:
+    """Delete a webhook with its log. Pending deliveries are dropped."""
     with options.client() as client:
         client.delete_webhook(name)
 
 
-def rotate_secret(name: str, /, *, overlap: float | None = None, options: Options = DEFAULT_OPTIONS) -> None:
+def rotate_secret(name: str, /, *, overlap: float | None = None, options: Options = DEFAULTS) -> None:
     """Make a new signing secret and show it, once.
 
     Parameters
@@ -73,13 +66,13 @@ def rotate_secret(name: str, /, *, overlap: float | None = None, options: Option
     overlap
         Seconds in which messages carry both signatures; 0 for a secret that leaked.
     """
-    kept = None if overlap is None else timedelta(seconds=overlap)
+    overlap_time = None if overlap is None else timedelta(seconds=overlap)
     with options.client() as client:
-        show_one(_row(client.rotate_webhook_secret(name, overlap=kept)), options.output)
+        show_one(_webhook_row(client.rotate_webhook_secret(name, overlap=overlap_time)), options.output)
 
 
-def deliveries(name: str, /, *, status: str | None = None, options: Options = DEFAULT_OPTIONS) -> None:
-    """Show what was sent and what came of it, newest first.
+def deliveries(name: str, /, *, status: str | None = None, options: Options = DEFAULTS) -> None:
+    """Show the log of deliveries, newest first.
 
     Parameters
     ----------
@@ -88,23 +81,23 @@ def deliveries(name: str, /, *, status: str | None = None, options: Options = DE
     """
     with options.client() as client:
         found = client.webhook_deliveries(name, status=status)
-        show_rows((_row(it) for it in found), _DELIVERIES, options.output)
+        show_rows((row_of(delivery) for delivery in found), _DELIVERIES, options.output)
 
 
-def replay(name: str, delivery_id: str, /, *, options: Options = DEFAULT_OPTIONS) -> None:
+def replay(name: str, delivery_id: str, /, *, options: Options = DEFAULTS) -> None:
     """Send one delivery again."""
     with options.client() as client:
-        show_one(_row(client.replay_webhook(name, delivery_id)), options.output)
+        show_one(row_of(client.replay_webhook(name, delivery_id)), options.output)
 
 
-def send_ping(name: str, /, *, options: Options = DEFAULT_OPTIONS) -> None:
-    """Have a webhook.ping sent; `deliveries` says what came of it."""
+def send_ping(name: str, /, *, options: Options = DEFAULTS) -> None:
+    """Have a webhook.ping sent; `deliveries` shows the result."""
     with options.client() as client:
-        show_one(_row(client.test_webhook(name)), options.output)
+        show_one(row_of(client.test_webhook(name)), options.output)
 
 
 def webhooks_app() -> App:
-    app = App(name="webhooks", help="Where events go, and what became of them.")
+    app = App(name="webhooks", help="Subscriptions to events, and their deliveries.")
     app.command(list_webhooks, name=("ls", "list"))
     app.command(get_webhook, name="get")
     app.command(put_webhook, name="put")
@@ -116,15 +109,9 @@ def webhooks_app() -> App:
     return app
 
 
-def _row(it: Webhook | WebhookDelivery) -> Row:
-    """Its members, times as text; a secret only where there is one to show."""
-    members: dict[str, object] = asdict(it)
-    if members.get("secret", "") is None:
-        del members["secret"]
-    return {name: _plain(value) for name, value in members.items()}
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return list(value) if isinstance(value, tuple) else value  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]  # a tuple of text
+def _webhook_row(webhook: Webhook) -> Row:
+    """Every member; the secret only in the answer that has it."""
+    row = row_of(webhook)
+    if webhook.secret is None:
+        del row["secret"]
+    return row

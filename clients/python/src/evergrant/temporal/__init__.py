@@ -1,11 +1,11 @@
-"""Evergrant inside Temporal: a plugin for the worker, and words for workflow code.
+"""Evergrant inside Temporal: a plugin for the worker, and functions for workflow code.
 
 Owns how an activity gets its lease (`lease`, `lease_blocking`), what keeps tokens out of
 Temporal (`EvergrantPlugin`), and how a workflow asks a connection's workflow for a fresh grant
-(`TokenInbox`, `request_token`). Owns no token: a workflow only ever learns that one is ready.
+(`TokenInbox`, `request_token`). A workflow never receives a token, only the fact that one is ready.
 
-Names are loaded when they are first used: workflow code takes `TokenInbox` from here inside
-the sandbox without loading an HTTP library.
+Names are loaded on first use: workflow code imports `TokenInbox` from here inside the sandbox
+without loading an HTTP library.
 """
 
 from importlib import import_module
@@ -33,10 +33,10 @@ __all__ = [
     "request_token",
 ]
 
-_HOMES = {"EvergrantPlugin": "plugin", "lease": "leases", "lease_blocking": "leases"}
+_MODULES = {"EvergrantPlugin": "plugin", "lease": "leases", "lease_blocking": "leases"}
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'evergrant.temporal' has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'workflow')}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'workflow')}"), name)

@@ -1,4 +1,4 @@
-"""What an `EvergrantError` that leaves an activity means for its retries. Decided here alone."""
+"""The one mapping from an `EvergrantError` that leaves an activity to Temporal's retries."""
 
 from datetime import timedelta
 
@@ -13,9 +13,9 @@ from evergrant.errors import (
     ReconnectNeeded,
 )
 
-# The same attempt fails again until a person has acted, and who that is isn't this worker.
-_FINAL = (ReconnectNeeded, Denied, BadRequest, ProtocolError)
-_ADMIN_MAY_HAVE_ACTED = timedelta(minutes=1)
+# The same attempt fails again until a person has acted.
+_NON_RETRYABLE = (ReconnectNeeded, Denied, BadRequest, ProtocolError)
+_RETRY_AFTER_MISCONFIGURATION = timedelta(minutes=1)  # the integration's admin may have corrected it
 
 
 def application_error(error: EvergrantError) -> ApplicationError:
@@ -25,12 +25,12 @@ def application_error(error: EvergrantError) -> ApplicationError:
         str(error),
         {"code": error.code, "connection_id": connection_id, "repair": error.repair},
         type=type(error).__name__,
-        non_retryable=isinstance(error, _FINAL),
-        next_retry_delay=_delay(error),
+        non_retryable=isinstance(error, _NON_RETRYABLE),
+        next_retry_delay=_retry_delay(error),
     )
 
 
-def _delay(error: EvergrantError) -> timedelta | None:
+def _retry_delay(error: EvergrantError) -> timedelta | None:
     if error.retry_after is not None:
         return timedelta(seconds=error.retry_after)
-    return _ADMIN_MAY_HAVE_ACTED if isinstance(error, ClientMisconfigured) else None
+    return _RETRY_AFTER_MISCONFIGURATION if isinstance(error, ClientMisconfigured) else None

@@ -1,4 +1,4 @@
-"""Stands around each activity: gives it its leases, and keeps them out of what it hands to Temporal."""
+"""The activity interceptor: gives an activity its leases and keeps their tokens out of Temporal."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,12 +18,12 @@ from temporalio.worker import (
 from evergrant.errors import EvergrantError
 from evergrant.models import Lease, LeaseLeak
 from evergrant.temporal.failures import application_error
+from evergrant.temporal.leak_detection import contains_secret
 from evergrant.temporal.leases import CURRENT_LEASES, ActivityLeases, WorkerClients
-from evergrant.temporal.spills import contains_secret
 
 
 class LeaseInterceptor(Interceptor):
-    """`clients` is asked at each activity: they are opened when the worker runs."""
+    """`clients` is called for each activity: the clients are opened when the worker runs."""
 
     def __init__(self, clients: Callable[[], WorkerClients]) -> None:
         self._clients = clients
@@ -42,7 +42,7 @@ class _Inbound(ActivityInboundInterceptor):
 
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:
         leases = ActivityLeases(self._clients())
-        before = CURRENT_LEASES.set(leases)
+        previous = CURRENT_LEASES.set(leases)
         try:
             result = await self.next.execute_activity(input)
         except Exception as error:
@@ -51,7 +51,7 @@ class _Inbound(ActivityInboundInterceptor):
             _refuse_secrets("result", (result,), leases)
             return result
         finally:
-            CURRENT_LEASES.reset(before)
+            CURRENT_LEASES.reset(previous)
         # Raised here, not above: inside the handler the original would become its context.
         raise failure
 
@@ -64,7 +64,7 @@ class _Outbound(ActivityOutboundInterceptor):
 
 
 def _refuse_secrets(what: str, values: tuple[Any, ...], leases: ActivityLeases) -> None:
-    """Raises a failure that is not retried, and doesn't quote what it found."""
+    """Raises a failure that is not retried, and doesn't quote the secret."""
     if not leases.secrets:
         return
     if any(isinstance(value, Lease) for value in values):
@@ -78,7 +78,7 @@ def _refuse_secrets(what: str, values: tuple[Any, ...], leases: ActivityLeases) 
 
 
 def _without_secrets(error: Exception, leases: ActivityLeases) -> Exception:
-    """The error itself, or one that can be recorded in its place."""
+    """The error itself, or a replacement when it quotes a secret."""
     failure = application_error(error) if isinstance(error, EvergrantError) else error
     if not leases.secrets:
         return failure
@@ -86,11 +86,10 @@ def _without_secrets(error: Exception, leases: ActivityLeases) -> Exception:
     DefaultFailureConverter().to_failure(failure, activity.payload_converter(), recorded)
     if not contains_secret(recorded.SerializeToString(), leases.secrets):
         return failure
-    final = isinstance(failure, ApplicationError) and failure.non_retryable
     return ApplicationError(
         f"{type(error).__name__}: withheld, because it quoted a leased token",
         type="TokenInFailure",
-        non_retryable=final,
+        non_retryable=isinstance(failure, ApplicationError) and failure.non_retryable,
     )
 
 

@@ -1,4 +1,4 @@
-"""The running activity's leases: taken from Evergrant when asked for, never through Temporal."""
+"""The running activity's leases, requested from Evergrant directly and never through Temporal."""
 
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class WorkerClients:
 
 
 class ActivityLeases:
-    """What one running activity has been given, so that none of it leaves with its result."""
+    """The secrets that one running activity has received, so that none leaves with its result."""
 
     def __init__(self, clients: WorkerClients) -> None:
         self.clients = clients
@@ -29,7 +29,7 @@ class ActivityLeases:
         return tuple(self._secrets)
 
     def record(self, answer: Lease | ConsentRequired) -> Lease:
-        """Remember it. Raises ReconnectNeeded when it is no lease."""
+        """Remember the token or the connect link. Raises ReconnectNeeded for ConsentRequired."""
         match answer:
             case Lease():
                 self._secrets.append(answer.access_token)
@@ -52,8 +52,8 @@ async def lease(
 ) -> Lease:
     """A lease for the running async activity. Raises EvergrantError.
 
-    Left uncaught, the error becomes a failure that is retried or not by its kind. Where nobody
-    has consented yet it is ReconnectNeeded; its connect link stays out of Temporal.
+    Left uncaught, the error becomes a failure that is retried or not by its kind. Without a consent
+    it is ReconnectNeeded; its connect link stays out of Temporal.
     """
     leases = _current()
     answer = await leases.clients.asyncio.lease(

@@ -1,24 +1,27 @@
-"""`EvergrantPlugin`: one line in the worker, or in the client that the worker is made from."""
+"""`EvergrantPlugin`: one line in the worker, or in the Temporal client that the worker uses."""
 
 import ssl
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from typing import TypeVar
 
 from temporalio.plugin import SimplePlugin
 from temporalio.worker import Worker, WorkerConfig
 
 from evergrant.async_client import AsyncEvergrant
-from evergrant.caching import CACHE_LEASES_FOR
-from evergrant.patience import DEADLINE
+from evergrant.lease_cache import CACHE_LEASES_FOR
+from evergrant.retries import DEADLINE
 from evergrant.sync_client import Evergrant
 from evergrant.temporal.interceptor import LeaseInterceptor
 from evergrant.temporal.leases import WorkerClients
 
+Client = TypeVar("Client", Evergrant, AsyncEvergrant)
+
 
 class EvergrantPlugin(SimplePlugin):
-    """Gives a worker's activities their leases, and refuses tokens in what they hand to Temporal.
+    """Gives a worker's activities their leases, and refuses tokens in what they send to Temporal.
 
-    Takes what `Evergrant` takes, and opens its clients when a worker runs: a process that only
+    Takes the arguments of `Evergrant`, and opens its clients when a worker runs: a process that only
     starts workflows needs no API key. Pass it to the Temporal client or to the worker; given to
     both, it still acts once. It leaves the data converter alone.
     """
@@ -34,24 +37,20 @@ class EvergrantPlugin(SimplePlugin):
         cache_leases_for: timedelta = CACHE_LEASES_FOR,
     ) -> None:
         super().__init__(  # pyright: ignore[reportUnknownMemberType]  # temporalio leaves a Callable open
-            "evergrant.EvergrantPlugin", interceptors=[LeaseInterceptor(self._opened)]
+            "evergrant.EvergrantPlugin", interceptors=[LeaseInterceptor(self._open_clients)]
         )
-        self._asyncio = lambda: AsyncEvergrant(
-            url,
-            api_key,
-            deadline=deadline,
-            tls=tls,
-            allow_plain_http=allow_plain_http,
-            cache_leases_for=cache_leases_for,
-        )
-        self._blocking = lambda: Evergrant(
-            url,
-            api_key,
-            deadline=deadline,
-            tls=tls,
-            allow_plain_http=allow_plain_http,
-            cache_leases_for=cache_leases_for,
-        )
+
+        def connect(kind: type[Client]) -> Client:
+            return kind(
+                url,
+                api_key,
+                deadline=deadline,
+                tls=tls,
+                allow_plain_http=allow_plain_http,
+                cache_leases_for=cache_leases_for,
+            )
+
+        self._connect = lambda: WorkerClients(connect(AsyncEvergrant), connect(Evergrant))
         self._clients: WorkerClients | None = None
         self._running = 0
 
@@ -62,9 +61,9 @@ class EvergrantPlugin(SimplePlugin):
         return configured
 
     async def run_worker(self, worker: Worker, next: Callable[[Worker], Awaitable[None]]) -> None:
-        """Hold the clients open while any worker runs. Raises BadRequest for missing settings."""
+        """Keep the clients open while any worker runs. Raises BadRequest for missing settings."""
         if self._clients is None:
-            self._clients = WorkerClients(self._asyncio(), self._blocking())
+            self._clients = self._connect()
         self._running += 1
         try:
             await super().run_worker(worker, next)
@@ -74,11 +73,11 @@ class EvergrantPlugin(SimplePlugin):
                 await self._close()
 
     async def _close(self) -> None:
-        clients, self._clients = self._opened(), None
+        clients, self._clients = self._open_clients(), None
         clients.blocking.close()
         await clients.asyncio.aclose()
 
-    def _opened(self) -> WorkerClients:
+    def _open_clients(self) -> WorkerClients:
         if self._clients is None:
             raise RuntimeError("the worker of this activity isn't running")
         return self._clients

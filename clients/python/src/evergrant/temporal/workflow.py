@@ -1,7 +1,7 @@
-"""For workflow code: ask a connection's workflow for a fresh grant, and hear that it is ready.
+"""For workflow code: ask a connection's workflow for a fresh grant, and wait until it is ready.
 
-Imports the standard library and temporalio only, so it runs inside the sandbox. What comes
-back are facts; the token itself is leased in the activity that uses it.
+Imports the standard library and temporalio only, so it runs inside the sandbox. The answer holds
+facts; the token itself is leased in the activity that uses it.
 
     @workflow.defn
     class SyncContacts(TokenInbox):
@@ -23,7 +23,7 @@ REQUEST_TOKEN = "request_token"
 
 @dataclass(frozen=True)
 class RequestContext:
-    """Who asked, and in which trace (W3C trace id, "" when there is none)."""
+    """The requester and its trace (W3C trace id, "" when there is none)."""
 
     by: str
     trace_id: str = ""
@@ -31,18 +31,18 @@ class RequestContext:
 
 @dataclass(frozen=True)
 class RequestToken:
-    """What the connection's workflow is sent; it answers the workflow `reply_to`."""
+    """The signal to the connection's workflow, which answers the workflow `reply_to`."""
 
     app: str
     reply_to: str
-    asked: RequestContext
+    context: RequestContext
 
 
 @dataclass(frozen=True)
 class TokenReady:
-    """What it answers. `problem` is a failure code when there is no usable grant.
+    """The signal back. `problem` is a failure code when there is no usable grant.
 
-    `again`: somebody has to act, and another answer comes when there is a token.
+    `again`: a person has to act, and another answer follows when there is a token.
     """
 
     connection_id: str
@@ -55,7 +55,7 @@ class TokenReady:
 class TokenNotReady(ApplicationError):
     """There is no fresh grant; fails the workflow unless it is caught. `code` says why.
 
-    `again`: it can be waited for, with `TokenInbox.token_repaired`.
+    `again`: `TokenInbox.token_repaired` can wait for it.
     """
 
     def __init__(self, connection_id: str, code: str, *, again: bool = False) -> None:
@@ -71,14 +71,14 @@ def connection_workflow_id(connection: str | tuple[str, str]) -> str:
 
 
 async def request_token(connection: str | tuple[str, str], *, app: str, trace_id: str = "") -> str:
-    """Ask for a fresh grant; `token_ready` is signalled back to this workflow.
+    """Ask for a fresh grant; the connection's workflow signals `token_ready` back to this one.
 
     Returns the connection's id, which the answer carries. Raises TokenNotReady with the code
-    `connection_not_running` when that connection has no workflow: it ended, or never was.
+    `connection_not_running` when that connection has no running workflow.
     """
     target = connection_workflow_id(connection)
-    asked = RequestContext(by=f"app:{app}", trace_id=trace_id)
-    message = RequestToken(app=app, reply_to=workflow.info().workflow_id, asked=asked)
+    context = RequestContext(by=f"app:{app}", trace_id=trace_id)
+    message = RequestToken(app=app, reply_to=workflow.info().workflow_id, context=context)
     connection_id = target.rpartition(":")[2]
     try:
         await workflow.get_external_workflow_handle(target).signal(REQUEST_TOKEN, message)
@@ -88,12 +88,12 @@ async def request_token(connection: str | tuple[str, str], *, app: str, trace_id
 
 
 class TokenInbox:
-    """Mix into a workflow class: receives `token_ready`, and `token_for` asks and waits."""
+    """Mix into a workflow class: receives `token_ready`; `token_for` asks and waits."""
 
     @workflow.signal(name=TOKEN_READY)
-    def token_ready(self, news: TokenReady) -> None:
-        received, _ = self._received(news.connection_id)
-        self._letters()[news.connection_id] = (received + 1, news)
+    def token_ready(self, answer: TokenReady) -> None:
+        count, _ = self._received(answer.connection_id)
+        self._answers()[answer.connection_id] = (count + 1, answer)
 
     async def token_for(
         self,
@@ -115,39 +115,40 @@ class TokenInbox:
             )
         except TimeoutError:
             raise TokenNotReady(connection_id, "timeout") from None
-        return self._good(connection_id)
+        return self._require_ready(connection_id)
 
     async def token_repaired(
         self, connection: str | tuple[str, str], *, timeout: timedelta = timedelta(days=7)
     ) -> TokenReady:
-        """After a TokenNotReady with `again`: wait, for days if need be, until somebody has acted.
+        """After a TokenNotReady with `again`: wait, for days if need be, until there is a token.
 
         Raises TokenNotReady when the connection ended instead; its code is `timeout` after `timeout`.
         """
         connection_id = connection_workflow_id(connection).rpartition(":")[2]
 
-        def decided() -> bool:
-            _, news = self._received(connection_id)
-            return news is not None and not news.again
+        def is_final() -> bool:
+            _, answer = self._received(connection_id)
+            return answer is not None and not answer.again
 
         try:
             await workflow.wait_condition(
-                decided, timeout=timeout, timeout_summary=f"repair of {connection_id}"
+                is_final, timeout=timeout, timeout_summary=f"repair of {connection_id}"
             )
         except TimeoutError:
             raise TokenNotReady(connection_id, "timeout") from None
-        return self._good(connection_id)
+        return self._require_ready(connection_id)
 
-    def _good(self, connection_id: str) -> TokenReady:
-        _, news = self._received(connection_id)
-        assert news is not None
-        if news.problem is not None:
-            raise TokenNotReady(connection_id, news.problem, again=news.again)
-        return news
+    def _require_ready(self, connection_id: str) -> TokenReady:
+        _, answer = self._received(connection_id)
+        assert answer is not None
+        if answer.problem is not None:
+            raise TokenNotReady(connection_id, answer.problem, again=answer.again)
+        return answer
 
     def _received(self, connection_id: str) -> tuple[int, TokenReady | None]:
-        return self._letters().get(connection_id, (0, None))
+        """How many answers have come for a connection, and the newest."""
+        return self._answers().get(connection_id, (0, None))
 
-    def _letters(self) -> dict[str, tuple[int, TokenReady]]:
+    def _answers(self) -> dict[str, tuple[int, TokenReady]]:
         # Made on first use: a workflow's own __init__ need not know of this class.
-        return self.__dict__.setdefault("_evergrant_letters", {})
+        return self.__dict__.setdefault("_evergrant_answers", {})

@@ -1,7 +1,7 @@
-"""A fake Evergrant for your own tests: real HTTP on loopback, scripted, with a clock that you move.
+"""A fake Evergrant for your own tests: real HTTP on loopback, scripted, with a clock that the test moves.
 
-Owns the fake (`FakeEvergrant`), what it can be told, and the pytest fixtures `fake_evergrant` and
-`evergrant_clock`. Speaks the server's HTTP shapes; owns no OAuth, no permits and no storage.
+Owns the fake (`FakeEvergrant`), its connections, and the pytest fixtures `fake_evergrant` and
+`evergrant_clock`. Answers in the server's HTTP formats; owns no OAuth, no permits and no storage.
 """
 
 from evergrant.testing.clock import ManualClock

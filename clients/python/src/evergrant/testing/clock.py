@@ -1,11 +1,11 @@
-"""A clock that stands still until a test moves it."""
+"""A clock that only the test moves."""
 
 from datetime import UTC, datetime, timedelta
 from threading import Lock
 
 
 class ManualClock:
-    """Call it for the time: pass it as `clock` to the clients too, so that an hour passes for both."""
+    """Call it for the time. Pass it as `clock` to the clients too, so that an hour passes for both."""
 
     def __init__(self, at: datetime | None = None) -> None:
         self._at = (at or datetime.now(UTC)).astimezone(UTC).replace(microsecond=0)

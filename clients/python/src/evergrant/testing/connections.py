@@ -1,4 +1,4 @@
-"""The fake's connections: what a test can do to one, and how the server would show it."""
+"""The fake's connections: what a test can do to one, and its JSON as the server would show connection."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,23 +30,23 @@ class FakeConnection:
     reason: str | None = None
     link: str = field(default="", repr=False)
     link_expires_at: datetime | None = None
-    leases: int = 0  # how often it was leased
+    leases: int = 0  # how many leases were handed out
     refuses_refresh: bool = False
-    token_type: str = "Bearer"  # "DPoP": each request needs a proof (RFC 9449), which says what it is for
+    token_type: str = "Bearer"  # "DPoP": each request needs a proof (RFC 9449)
     events: list[tuple[datetime, str]] = field(default_factory=list[tuple[datetime, str]])
 
     def consent(self) -> None:
-        """The subject consents: there is a grant from now on."""
+        """The subject consents: the connection has a grant from now on."""
         self._move(State.ACTIVE, None, "connection.consented")
         self.link, self.link_expires_at = "", None
         self.rotate()
 
     def deny(self) -> None:
-        """The subject says no, for good."""
+        """The subject denies the consent. The connection has ended."""
         self._move(State.DENIED, "consent_denied", "connection.denied")
 
     def rotate(self, token: str | None = None) -> str:
-        """A newer grant, as a refresh makes it; returns its token. The old one is no longer leased."""
+        """Replace the grant, as a refresh does. Returns the new token; the old one is no longer leased."""
         self.generation += 1
         self.token = token or f"fake-{self.id}-{self.generation}-{token_urlsafe(16)}"
         self.expires_at = None if self.lifetime is None else self.now() + self.lifetime
@@ -54,24 +54,24 @@ class FakeConnection:
         return self.token
 
     def lose(self, reason: str = "grant_rejected") -> None:
-        """The provider no longer accepts the grant: only the subject can help."""
+        """The provider no longer accepts the grant: the subject has to consent again."""
         self._move(State.NEEDS_REAUTH, reason, "connection.needs_reauth")
         self.token, self.expires_at = "", None
 
     def revoke(self) -> None:
-        """Revoked and confirmed. No lease leaves from now on."""
+        """The connection is revoked, and the provider has confirmed. No lease leaves from now on."""
         self._move(State.REVOKED, "connection_revoked", "connection.revoked")
         self.token, self.expires_at = "", None
 
     def open_consent(self) -> str:
-        """A new connect link, as `reauthorize` makes it."""
+        """The connect link, as `reauthorize` returns connection."""
         if not self.link:
             self.link = f"{self.url}/connect/{token_urlsafe(24)}"
             self.link_expires_at = self.now() + CONSENT_WITHIN
         return self.link
 
     def refresh_if_due(self, min_ttl: timedelta) -> None:
-        """Refresh a grant that has expired, or would within `min_ttl`, as the server would."""
+        """Refresh a grant that has expired, or expires within `min_ttl`."""
         ends = self.expires_at
         if ends is not None and ends - self.now() <= min_ttl and not self.refuses_refresh:
             self.rotate()
@@ -88,40 +88,43 @@ class FakeConnection:
         self.events.append((self.now(), action))
 
 
-def connection_body(it: FakeConnection, *, link: bool = False) -> dict[str, object]:
-    """As `GET /v1/connections/{id}` shows it."""
-    changed = it.events[-1][0] if it.events else it.now()
+def connection_body(connection: FakeConnection, *, link: bool = False) -> dict[str, object]:
+    """The body of `GET /v1/connections/{id}`."""
+    changed = connection.events[-1][0] if connection.events else connection.now()
     body: dict[str, object] = {
-        "id": it.id,
-        "integration": it.integration,
+        "id": connection.id,
+        "integration": connection.integration,
         "provider": "fake",
-        "subject": it.subject,
-        "label": it.label,
-        "state": it.state.value,
-        "generation": it.generation,
-        "scopes": list(it.scopes),
-        "expires_at": rfc3339(it.expires_at),
-        "reason": it.reason,
-        "repairer": "subject" if it.reason else None,
-        "created_at": rfc3339(it.events[0][0] if it.events else changed),
+        "subject": connection.subject,
+        "label": connection.label,
+        "state": connection.state.value,
+        "generation": connection.generation,
+        "scopes": list(connection.scopes),
+        "expires_at": rfc3339(connection.expires_at),
+        "reason": connection.reason,
+        "repairer": "subject" if connection.reason else None,
+        "created_at": rfc3339(connection.events[0][0] if connection.events else changed),
         "changed_at": rfc3339(changed),
     }
     if link:
-        body |= {"connect_url": it.open_consent(), "connect_expires_at": rfc3339(it.link_expires_at)}
+        body |= {
+            "connect_url": connection.open_consent(),
+            "connect_expires_at": rfc3339(connection.link_expires_at),
+        }
     return body
 
 
-def live_body(it: FakeConnection) -> dict[str, object]:
-    """As its workflow would describe itself: the fake's never differs from the store."""
+def live_body(connection: FakeConnection) -> dict[str, object]:
+    """The workflow's description, which in the fake never differs from the store."""
     return {
-        "state": it.state.value,
-        "generation": it.generation,
-        "expires_at": rfc3339(it.expires_at),
-        "reason": it.reason,
-        "repairer": "subject" if it.reason else None,
+        "state": connection.state.value,
+        "generation": connection.generation,
+        "expires_at": rfc3339(connection.expires_at),
+        "reason": connection.reason,
+        "repairer": "subject" if connection.reason else None,
         "failures": 0,
-        "next_step": "refresh due" if it.state is State.ACTIVE else "wait",
-        "next_at": rfc3339(it.expires_at),
+        "next_step": "refresh due" if connection.state is State.ACTIVE else "wait",
+        "next_at": rfc3339(connection.expires_at),
         "failed": None,
         "failing_since": None,
     }

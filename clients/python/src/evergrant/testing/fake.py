@@ -1,4 +1,4 @@
-"""The fake server: what a test tells it, and the thread that answers on loopback."""
+"""The fake server: how a test scripts it, and the thread that answers on loopback."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ from types import TracebackType
 from typing import Self
 
 from evergrant.models import State
-from evergrant.testing.answers import FakeResponse, problem
 from evergrant.testing.clock import ManualClock
 from evergrant.testing.connections import LIFETIME, FakeConnection
+from evergrant.testing.responses import FakeResponse, problem
 from evergrant.testing.routes import route
-from evergrant.testing.serving import handler
+from evergrant.testing.serving import handler_class
 
 API_KEY = "evg_fake_key"
 
@@ -31,10 +31,10 @@ class Request:
 
 
 class FakeEvergrant:
-    """An Evergrant that does what a test tells it. A context manager; threads may use it.
+    """An Evergrant that a test scripts. A context manager; threads may use it.
 
-    Connections that nobody made begin when they are asked for, and wait for consent. `requests`
-    holds all that came in. `version` is what it says of itself.
+    A lease of an unknown connection creates it, waiting for consent. `requests` holds every request.
+    `version` is the server version that it reports.
     """
 
     def __init__(self, clock: ManualClock | None = None, *, api_key: str = API_KEY) -> None:
@@ -47,7 +47,7 @@ class FakeEvergrant:
         self._next: deque[FakeResponse] = deque()
         self._down: FakeResponse | None = None
         self._http = ThreadingHTTPServer(
-            ("127.0.0.1", 0), handler(self.respond, lambda: self.version, self.clock)
+            ("127.0.0.1", 0), handler_class(self.respond, lambda: self.version, self.clock)
         )
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
@@ -64,8 +64,6 @@ class FakeEvergrant:
         self._thread.join()
         self._http.server_close()
 
-    # --- what a test tells it ---------------------------------------------------------
-
     def connect(
         self,
         integration: str,
@@ -76,7 +74,7 @@ class FakeEvergrant:
         lifetime: timedelta | None = LIFETIME,
         scopes: tuple[str, ...] = (),
     ) -> FakeConnection:
-        """An active connection. `lifetime` is that of each of its tokens, None for never expiring."""
+        """An active connection. `lifetime` is that of each token, None for tokens that never expire."""
         with self.lock:
             made = self.pending(integration, subject, label=label, lifetime=lifetime, scopes=scopes)
             made.consent()
@@ -93,7 +91,7 @@ class FakeEvergrant:
         lifetime: timedelta | None = LIFETIME,
         scopes: tuple[str, ...] = (),
     ) -> FakeConnection:
-        """A connection whose subject has not consented yet: `ConsentRequired`, until `consent()`."""
+        """A connection that waits for its subject: a lease is `ConsentRequired`, until `consent()`."""
         with self.lock:
             made = FakeConnection(
                 id=f"con_fake{len(self.connections) + 1}",
@@ -112,12 +110,12 @@ class FakeEvergrant:
     def fail(
         self, code: str, *, kind: str, status: int, times: int = 1, retry_after: float | None = None
     ) -> None:
-        """Answer the next `times` requests with this problem, then go on as before."""
+        """Answer the next `times` requests with this problem."""
         with self.lock:
             self._next.extend([problem(status, kind, code, retry_after=retry_after)] * times)
 
     def drop(self, times: int = 1) -> None:
-        """Close the next `times` connections without an answer, before anything was done."""
+        """Close the next `times` connections without a response; their requests have no effect."""
         with self.lock:
             self._next.extend([FakeResponse(0)] * times)
 
@@ -134,9 +132,7 @@ class FakeEvergrant:
     def called(self, method: str, path: str) -> int:
         """How often a route was called: `called("POST", "/v1/lease")`."""
         with self.lock:
-            return sum(1 for it in self.requests if (it.method, it.path) == (method, path))
-
-    # --- what it answers --------------------------------------------------------------
+            return [(made.method, made.path) for made in self.requests].count((method, path))
 
     def respond(
         self,
@@ -157,17 +153,21 @@ class FakeEvergrant:
             return route(self, method, path, query, body)
 
     def find(self, integration: str, subject: str, label: str) -> FakeConnection | None:
-        """The connection that has not ended, else the newest."""
+        """The connection that has not ended, else the newest one."""
         names = (integration, subject, label)
-        found = [it for it in self.connections.values() if (it.integration, it.subject, it.label) == names]
-        living = [it for it in found if not it.state.final]
-        return next(iter(living or found[::-1]), None)
+        found = [
+            made
+            for made in self.connections.values()
+            if (made.integration, made.subject, made.label) == names
+        ]
+        live = [made for made in found if not made.state.final]
+        return next(iter(live or found[::-1]), None)
 
     def select(self, query: Mapping[str, str]) -> list[FakeConnection]:
-        asked = {name: query[name] for name in ("integration", "subject") if name in query}
+        filters = {name: query[name] for name in ("integration", "subject") if name in query}
         return [
-            it
-            for it in self.connections.values()
-            if all(getattr(it, name) == value for name, value in asked.items())
-            and it.state == State(query.get("state", it.state))
+            found
+            for found in self.connections.values()
+            if all(getattr(found, name) == value for name, value in filters.items())
+            and found.state == State(query.get("state", found.state))
         ]

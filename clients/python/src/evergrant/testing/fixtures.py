@@ -1,4 +1,4 @@
-"""pytest fixtures, loaded by themselves where `evergrant` is installed."""
+"""pytest fixtures, loaded through an entry point where `evergrant` is installed."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -8,12 +8,12 @@ import pytest
 if TYPE_CHECKING:
     from evergrant.testing import FakeEvergrant, ManualClock
 
-# The fake is imported by the fixtures, not by this module: pytest loads it in every run.
+# The fixtures import the fake, not this module: pytest loads the module in every run.
 
 
 @pytest.fixture
 def evergrant_clock() -> "ManualClock":
-    """The clock of `fake_evergrant`; pass it to the clients as well: `Evergrant(clock=evergrant_clock)`."""
+    """The clock of `fake_evergrant`; pass it to the clients too: `Evergrant(clock=evergrant_clock)`."""
     from evergrant.testing import ManualClock
 
     return ManualClock()

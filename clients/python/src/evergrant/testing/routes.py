@@ -1,12 +1,12 @@
-"""The routes of the fake: the shapes of Evergrant's HTTP API, over connections in memory."""
+"""The routes of the fake: Evergrant's HTTP API over connections in memory."""
 
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from evergrant.models import State
-from evergrant.testing.answers import FakeResponse, problem
 from evergrant.testing.connections import FakeConnection, connection_body, live_body, rfc3339
+from evergrant.testing.responses import FakeResponse, problem
 
 if TYPE_CHECKING:
     from evergrant.testing.fake import FakeEvergrant
@@ -23,14 +23,14 @@ def route(
         case ("POST", ["v1", "connections"]):
             return _connect(fake, body)
         case ("GET", ["v1", "connections"]):
-            return _page([connection_body(it) for it in fake.select(query)])
+            return _page([connection_body(found) for found in fake.select(query)])
         case (_, ["v1", "connections", connection_id, *rest]):
             found = fake.connections.get(connection_id)
             if found is None:
                 return problem(404, "BadRequest", "not_found")
             return _one(found, method, rest, query, body)
         case ("GET", ["v1", "audit"]):
-            return _page([it for one in fake.connections.values() for it in _audit(one)])
+            return _page([record for found in fake.connections.values() for record in _audit(found)])
         case ("GET", ["v1", "providers"]):
             return _page([{"name": "fake", "display_name": "Fake", "categories": [], "default_scopes": []}])
         case ("GET", ["v1", "apps"]):
@@ -48,8 +48,8 @@ def _lease(fake: "FakeEvergrant", body: Body) -> FakeResponse:
     if found is None or found.state in (State.CONSENT_EXPIRED, State.DENIED):
         found = fake.pending(names[0], names[1], label=names[2])
     if found.state is State.ACTIVE:
-        least = body.get("min_ttl")
-        found.refresh_if_due(timedelta(seconds=least if isinstance(least, int | float) else 0))
+        min_ttl = body.get("min_ttl")
+        found.refresh_if_due(timedelta(seconds=min_ttl if isinstance(min_ttl, int | float) else 0))
         return _leased(found, body)
     if found.state in (State.PENDING_CONSENT, State.NEEDS_REAUTH):
         return problem(
@@ -66,8 +66,8 @@ def _lease(fake: "FakeEvergrant", body: Body) -> FakeResponse:
 def _leased(found: FakeConnection, body: Body) -> FakeResponse:
     if not found.valid:
         return problem(503, "ProviderUnavailable", "refresh_pending", retry_after=1)
-    asked = body.get("scopes")
-    if isinstance(asked, list) and not set(found.scopes).issuperset(map(str, asked)):  # pyright: ignore[reportUnknownArgumentType]  # a JSON list of anything
+    scopes = body.get("scopes")
+    if isinstance(scopes, list) and not set(found.scopes).issuperset(map(str, scopes)):  # pyright: ignore[reportUnknownArgumentType]  # a JSON list of anything
         return problem(409, "ReconnectNeeded", "scope_not_granted", connection_id=found.id)
     found.leases += 1
     return FakeResponse(
@@ -128,16 +128,16 @@ def _refresh(found: FakeConnection, body: Body) -> FakeResponse:
 
 
 def _proof(found: FakeConnection, body: Body) -> FakeResponse:
-    """In words instead of a signature: generation, method, URL and nonce."""
+    """A readable stand-in for a signature: generation, method, URL and nonce."""
     if not found.valid:
         return problem(503, "ProviderUnavailable", "refresh_pending", retry_after=1)
     if found.token_type != "DPoP":
         return problem(400, "BadRequest", "invalid_request")
-    said = (found.generation, body.get("htm"), body.get("htu"), body.get("nonce"))
+    parts = (found.generation, body.get("htm"), body.get("htu"), body.get("nonce"))
     return FakeResponse(
         200,
         {
-            "proof": " ".join(str(it) for it in said),
+            "proof": " ".join(str(part) for part in parts),
             "token_type": "DPoP",
             "htu": str(body.get("htu")),
             "generation": found.generation,
@@ -148,7 +148,7 @@ def _proof(found: FakeConnection, body: Body) -> FakeResponse:
 
 
 def _subject(fake: "FakeEvergrant", method: str, link: str) -> FakeResponse:
-    """The connect link: it can be looked at, and a POST consents, as the subject's browser would."""
+    """The connect link: a GET shows the connection, a POST consents, as the subject's browser would."""
     for found in fake.connections.values():
         if found.link.endswith(f"/{link}"):
             if method == "POST":

@@ -1,4 +1,4 @@
-"""HTTP on loopback for the fake: reads a request, writes the answer, knows nothing else."""
+"""The HTTP handler of the fake: reads a request and writes its response."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -7,16 +7,16 @@ from http.server import BaseHTTPRequestHandler
 from typing import cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from evergrant.testing.answers import FakeResponse
 from evergrant.testing.clock import ManualClock
+from evergrant.testing.responses import FakeResponse
 
-Answering = Callable[[str, str, Mapping[str, str], Mapping[str, str], Mapping[str, object]], FakeResponse]
+Respond = Callable[[str, str, Mapping[str, str], Mapping[str, str], Mapping[str, object]], FakeResponse]
 
 
-def handler(
-    answer: Answering, version: Callable[[], str], clock: ManualClock
+def handler_class(
+    respond: Respond, version: Callable[[], str], clock: ManualClock
 ) -> type[BaseHTTPRequestHandler]:
-    """A handler class that asks `answer`. Its `Date` is the test's clock, not this machine's."""
+    """A handler that calls `respond`. Its `Date` header is the test's clock, not this machine's."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -32,7 +32,7 @@ def handler(
             self._serve()
 
         def log_message(self, format: str, *args: object) -> None:
-            """Nothing: the fake keeps its requests for those who want to see them."""
+            """Logs nothing: `FakeEvergrant.requests` holds the requests."""
 
         def date_time_string(self, timestamp: float | None = None) -> str:
             return format_datetime(clock(), usegmt=True)
@@ -41,16 +41,16 @@ def handler(
             parts = urlsplit(self.path)
             headers = {name.lower(): value for name, value in self.headers.items()}
             raw = self.rfile.read(int(headers.get("content-length", "0")))
-            said = answer(
+            response = respond(
                 self.command, unquote(parts.path), dict(parse_qsl(parts.query)), headers, _object(raw)
             )
-            if said.status == 0:
+            if response.status == 0:
                 self.close_connection = True
                 return
-            body = json.dumps(said.body).encode()
-            self.send_response(said.status)
-            told = {"content-type": said.media_type, "evergrant-version": version(), **said.headers}
-            for name, value in told.items():
+            body = json.dumps(response.body).encode()
+            self.send_response(response.status)
+            fields = {"content-type": response.media_type, "evergrant-version": version(), **response.headers}
+            for name, value in fields.items():
                 self.send_header(name, value)
             self.send_header("content-length", str(len(body)))
             self.end_headers()

@@ -1,0 +1,168 @@
+"""Connections, their audit records, and the lists of providers and apps."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from evergrant.calls.call import Call, list_or_none, path_of, post, query_of, without_none
+from evergrant.errors import ProtocolError
+from evergrant.fields import Fields
+from evergrant.models import (
+    AccountChoice,
+    App,
+    AuditRecord,
+    Connection,
+    DeviceCode,
+    LiveStatus,
+    Provider,
+    RevocationProgress,
+    State,
+)
+from evergrant.responses import Page, one, page
+
+
+def connect(
+    integration: str,
+    subject: str,
+    *,
+    label: str = "default",
+    scopes: tuple[str, ...] | None = None,
+    return_to: str | None = None,
+    flow: str | None = None,
+    resources: tuple[str, ...] = (),
+    audience: str | None = None,
+    choice: str | None = None,
+    chain_scopes: Mapping[str, tuple[str, ...]] | None = None,
+) -> Call[Connection]:
+    """Begin a connection. Where its `flow` needs a consent, the subject gives it at `connect_url`.
+
+    Without `flow` the provider's definition decides; with `client_credentials`, `jwt_bearer` and the
+    like there is no consent, and the connection becomes active by itself. `resources` (RFC 8707) and
+    `audience` name what its tokens are for; `choice` the account, where a grant reaches several;
+    `chain_scopes` the scopes of further tokens of the same consent, each a connection of its own.
+    """
+    body = without_none(
+        integration=integration,
+        subject=subject,
+        label=label,
+        scopes=list_or_none(scopes),
+        return_to=return_to,
+        flow=flow,
+        resources=list(resources) or None,
+        audience=audience,
+        choice=choice,
+        chain_scopes=None if chain_scopes is None else {name: list(of) for name, of in chain_scopes.items()},
+    )
+    return post("/v1/connections", one("connection", _connection), body)
+
+
+def connection(connection_id: str, *, live: bool = False) -> Call[Connection]:
+    """The connection as the store has it; with `live` also as its workflow describes it."""
+    query = {"live": "true"} if live else None
+    return Call("GET", path_of("connections", connection_id), one("connection", _connection), query=query)
+
+
+def connections(
+    *,
+    integration: str | None = None,
+    provider: str | None = None,
+    subject: str | None = None,
+    state: State | None = None,
+    expiring_before: datetime | None = None,
+) -> Call[Page[Connection]]:
+    """Every connection this app may see, fetched page by page. ValueError for a time without a zone."""
+    if expiring_before is not None and expiring_before.tzinfo is None:
+        raise ValueError("expiring_before needs a time zone")
+    query = query_of(
+        integration=integration,
+        provider=provider,
+        subject=subject,
+        state=state.value if state else None,
+        expiring_before=expiring_before.isoformat() if expiring_before else None,
+    )
+    return Call("GET", "/v1/connections", page("connection", _connection), query=query)
+
+
+def report_refused(connection_id: str, generation: int) -> Call[Connection]:
+    body = {"generation": generation, "reason": "unauthorized"}
+    return _command(connection_id, "refresh", body)
+
+
+def refresh(connection_id: str, *, seen_generation: int | None = None) -> Call[Connection]:
+    return _command(connection_id, "refresh", without_none(seen_generation=seen_generation))
+
+
+def reauthorize(
+    connection_id: str, *, scopes: tuple[str, ...] | None = None, return_to: str | None = None
+) -> Call[Connection]:
+    """Open a new consent for the same connection. The current grant stays until the subject consents."""
+    body = without_none(scopes=list_or_none(scopes), return_to=return_to)
+    return _command(connection_id, "reauthorize", body)
+
+
+def choose(connection_id: str, choice: str) -> Call[Connection]:
+    """Choose the account the connection is for, by the id of one of its `choices`."""
+    return _command(connection_id, "choose", {"choice": choice})
+
+
+def revoke(connection_id: str, reason: str) -> Call[Connection]:
+    return _command(connection_id, "revoke", {"reason": reason})
+
+
+def audit(connection_id: str | None = None) -> Call[Page[AuditRecord]]:
+    """A connection's audit records, or the whole tenant's, fetched page by page."""
+    path = "/v1/audit" if connection_id is None else path_of("connections", connection_id, "audit")
+    return Call("GET", path, page("audit record", lambda item: item.build(AuditRecord)))
+
+
+def providers() -> Call[Page[Provider]]:
+    """The providers of the catalogue, the tenant's own definitions among them."""
+    return Call(
+        "GET", "/v1/providers", page("provider", lambda item: item.build(Provider, facts=item.members))
+    )
+
+
+def apps() -> Call[Page[App]]:
+    """The apps of the tenant."""
+    return Call("GET", "/v1/apps", page("app", lambda item: item.build(App)))
+
+
+def _command(connection_id: str, name: str, body: Mapping[str, object]) -> Call[Connection]:
+    return post(path_of("connections", connection_id, name), one("connection", _connection), body)
+
+
+def _connection(item: Fields) -> Connection:
+    return item.build(
+        Connection,
+        state=_state(item),
+        live=_live(item),
+        device=_nested(item, "device", DeviceCode),
+        revoking=_nested(item, "revoking", RevocationProgress),
+        choices=_choices(item),
+    )
+
+
+def _choices(item: Fields) -> tuple[AccountChoice, ...]:
+    if not item.has("choices"):
+        return ()
+    return tuple(Fields.of(choice, "choice").build(AccountChoice) for choice in item.array("choices"))
+
+
+def _nested(item: Fields, name: str, model: type[DeviceCode] | type[RevocationProgress]) -> object:
+    return Fields(item.mapping(name), name).build(model) if item.has(name) else None
+
+
+def _live(item: Fields) -> LiveStatus | None:
+    if not item.has("live"):
+        return None
+    live = Fields(item.mapping("live"), "live connection")
+    return live.build(LiveStatus, state=_state(live))
+
+
+def _state(item: Fields) -> State:
+    value = item.text("state")
+    try:
+        return State(value)
+    except ValueError:
+        raise ProtocolError(
+            f"the connection is in a state that this client doesn't know: {value[:40]!r}"
+        ) from None

@@ -1,0 +1,95 @@
+"""Leases, DPoP proofs (RFC 9449) and request signatures (OAuth 1.0a)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from evergrant.calls.call import Call, list_or_none, path_of, seconds_or_none, without_none
+from evergrant.fields import Fields
+from evergrant.models import ConsentRequired, Lease, Proof, Signature
+from evergrant.responses import Response, parse_body, parse_problem
+
+FormFields = Mapping[str, str] | Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRequest:
+    """What a lease is asked for. `min_ttl`: the token is to be valid for at least so long."""
+
+    integration: str
+    subject: str
+    label: str = "default"
+    min_ttl: timedelta | None = None
+    scopes: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseResponse:
+    """The answer to a lease call, and the server's clock when it answered."""
+
+    result: Lease | ConsentRequired
+    server_time: datetime | None
+
+
+def lease(request: LeaseRequest) -> Call[LeaseResponse]:
+    body = without_none(
+        integration=request.integration,
+        subject=request.subject,
+        label=request.label,
+        min_ttl=seconds_or_none(request.min_ttl),
+        scopes=list_or_none(request.scopes),
+    )
+    return Call("POST", "/v1/lease", _parse_lease, body=body)
+
+
+def proof(connection_id: str, method: str, url: str, *, nonce: str | None = None) -> Call[Proof]:
+    """A `DPoP` header for one request with a token that is bound to a key (RFC 9449 section 7).
+
+    Needed where a lease's `token_type` is `DPoP`; `nonce` is the resource's `DPoP-Nonce`, if it sent
+    one. The proof's `generation` must be the lease's: otherwise lease again. `auth` does all of this.
+    """
+    body = without_none(htm=method.upper(), htu=url.partition("#")[0], nonce=nonce)
+    return Call("POST", path_of("connections", connection_id, "proof"), _parse_proof, body=body)
+
+
+def sign(connection_id: str, method: str, url: str, form: FormFields | None = None) -> Call[Signature]:
+    """Sign one request (OAuth 1.0a). `url` includes its query; `form` is the body, where it is a form.
+
+    Needs a permit with the action `token`, as a lease does.
+    """
+    pairs = list(form.items()) if isinstance(form, Mapping) else list(form or ())
+    body = {"method": method.upper(), "url": url, "form": [list(pair) for pair in pairs]}
+    return Call("POST", path_of("connections", connection_id, "signatures"), _parse_signature, body=body)
+
+
+def _parse_lease(response: Response) -> LeaseResponse:
+    """200 is a lease. 409 `consent_required` with a connect link is a result too, not an error."""
+    if response.status == 409 and (needed := _consent_required(response)):
+        return LeaseResponse(needed, response.date)
+    body = parse_body(response, "lease")
+    leased = Lease(
+        body.text("access_token"),
+        token_type=body.text("token_type"),
+        expires_at=body.time_or_none("expires_at"),
+        scopes=body.texts("scopes"),
+        generation=body.integer("generation"),
+        connection_id=body.text("connection_id"),
+    )
+    return LeaseResponse(leased, response.date)
+
+
+def _consent_required(response: Response) -> ConsentRequired | None:
+    problem = parse_problem(response)
+    if problem is None or problem.get("code") != "consent_required" or "connect_url" not in problem:
+        return None
+    return Fields(problem, "problem document").build(ConsentRequired)
+
+
+def _parse_proof(response: Response) -> Proof:
+    return parse_body(response, "proof").build(Proof)
+
+
+def _parse_signature(response: Response) -> Signature:
+    body = parse_body(response, "signature")
+    headers = Fields.of(body.mapping("headers"), "signature's headers")
+    return body.build(Signature, headers={name: headers.text(name) for name in headers.members})

@@ -1,0 +1,182 @@
+"""`evergrant connections`: begin, look at, refresh and revoke connections, and sign requests."""
+
+import sys
+from datetime import timedelta
+
+from cyclopts import App
+
+from evergrant.cli.options import DEFAULTS, Generation, Options
+from evergrant.cli.output import Format, connection_row, show_live, show_one, show_rows
+from evergrant.errors import PlatformUnavailable
+from evergrant.models import Connection, State
+
+_CONNECTIONS = ("id", "integration", "subject", "label", "state", "generation", "expires_at", "reason")
+
+
+def list_connections(
+    *,
+    integration: str | None = None,
+    provider: str | None = None,
+    subject: str | None = None,
+    state: State | None = None,
+    options: Options = DEFAULTS,
+) -> None:
+    """List the connections this app may see."""
+    with options.client() as client:
+        found = client.connections(integration=integration, provider=provider, subject=subject, state=state)
+        show_rows((connection_row(connection) for connection in found), _CONNECTIONS, options.output)
+
+
+def get_connection(connection_id: str, /, *, live: bool = False, options: Options = DEFAULTS) -> None:
+    """Show one connection.
+
+    Parameters
+    ----------
+    live
+        Ask its workflow too, two seconds at most, and show where the store differs.
+    """
+    with options.client() as client:
+        found = client.connection(connection_id, live=live)
+    if not live:
+        _show(found, options)
+        return
+    show_live(found, options.output)
+    if found.live is None:
+        raise PlatformUnavailable(
+            "the workflow did not answer; this is the store's state",
+            code="temporal_unavailable",
+            repair="Check that Temporal and the workers run.",
+        )
+
+
+def connect(
+    integration: str,
+    subject: str,
+    /,
+    *,
+    label: str = "default",
+    scope: tuple[str, ...] = (),
+    return_to: str | None = None,
+    flow: str | None = None,
+    resource: tuple[str, ...] = (),
+    audience: str | None = None,
+    choice: str | None = None,
+    wait: float | None = None,
+    options: Options = DEFAULTS,
+) -> None:
+    """Begin a connection and print the subject's next step, if there is one.
+
+    Parameters
+    ----------
+    flow
+        How its tokens are obtained, such as client_credentials; by default as the provider's definition says.
+    resource
+        The resource its tokens are for, an absolute URI (RFC 8707).
+    audience
+        The same, for servers that have a parameter of this name instead.
+    choice
+        The account to choose, where the grant reaches several.
+    wait
+        Seconds to wait for the subject to finish; the link is printed first, on stderr.
+    """
+    with options.client() as client:
+        opened = client.connect(
+            integration,
+            subject,
+            label=label,
+            scopes=scope or None,
+            return_to=return_to,
+            flow=flow,
+            resources=resource,
+            audience=audience,
+            choice=choice,
+        )
+        if wait is not None:
+            if opened.device is not None:
+                where = f"open {opened.device.verification_uri} and enter {opened.device.user_code}"
+                print(where, file=sys.stderr, flush=True)
+            elif opened.connect_url is not None:
+                print(f"open {opened.connect_url}", file=sys.stderr, flush=True)
+            opened = client.wait_for_consent(opened.id, timedelta(seconds=wait))
+        _show(opened, options)
+
+
+def refresh(connection_id: str, /, *, refused: Generation | None = None, options: Options = DEFAULTS) -> None:
+    """Refresh a connection's grant.
+
+    Parameters
+    ----------
+    refused
+        Report that the provider's API answered 401 to the token of a lease of this generation. However many
+        callers report it, it is refreshed once; and not at all while another refresh would not help.
+    """
+    with options.client() as client:
+        if refused is None:
+            _show(client.refresh(connection_id), options)
+            return
+        found = client.report_refused(connection_id, refused)
+    _show(found, options)
+    if found.generation == refused:
+        reason = "another refresh would not help now"
+        print(f"generation {refused} is still the newest: {reason}", file=sys.stderr)
+
+
+def reauthorize(connection_id: str, /, *, scope: tuple[str, ...] = (), options: Options = DEFAULTS) -> None:
+    """Open a new consent for a connection and print the link for its subject."""
+    with options.client() as client:
+        _show(client.reauthorize(connection_id, scopes=scope or None), options)
+
+
+def choose(connection_id: str, choice: str, /, *, options: Options = DEFAULTS) -> None:
+    """Choose the account a connection is for, by the id of one of its choices."""
+    with options.client() as client:
+        _show(client.choose(connection_id, choice), options)
+
+
+def revoke(connection_id: str, /, *, reason: str, options: Options = DEFAULTS) -> None:
+    """Revoke a connection. It can't be undone."""
+    with options.client() as client:
+        _show(client.revoke(connection_id, reason), options)
+
+
+def sign(
+    connection_id: str,
+    method: str,
+    url: str,
+    /,
+    *,
+    form: tuple[str, ...] = (),
+    options: Options = DEFAULTS,
+) -> None:
+    """Print the headers that sign one request, for connections without a token to lease (OAuth 1.0a).
+
+    Parameters
+    ----------
+    form
+        A field of its form body, as NAME=VALUE; may be repeated.
+    """
+    fields = [(name, value) for name, _, value in (field.partition("=") for field in form)]
+    with options.client() as client:
+        signed = client.sign(connection_id, method, url, fields)
+    if options.output is Format.TABLE:
+        for name, value in signed.headers.items():
+            print(f"{name}: {value}")
+    else:
+        show_one(dict(signed.headers), options.output)
+
+
+def connections_app() -> App:
+    app = App(name="connections", help="Subjects' grants.")
+    app.command(list_connections, name="ls")
+    app.command(get_connection, name="get")
+    app.command(connect, name=("connect", "create"))
+    app.command(refresh)
+    app.command(reauthorize)
+    app.command(choose)
+    app.command(revoke)
+    app.command(sign)
+    return app
+
+
+def _show(connection: Connection, options: Options) -> None:
+    show_one(connection_row(connection), options.output)

@@ -1,0 +1,219 @@
+"""`evergrant integrations` and `evergrant providers`: OAuth clients, and the tenant's own definitions."""
+
+from datetime import timedelta
+from pathlib import Path
+
+from cyclopts import App
+
+from evergrant.calls.integrations import ProviderVersion
+from evergrant.cli.catalogue import check_catalogue
+from evergrant.cli.options import (
+    DEFAULTS,
+    InputFile,
+    Options,
+    argument_error,
+    read_json_object,
+    read_text,
+)
+from evergrant.cli.output import Row, row_of, show_one, show_rows
+
+_INTEGRATIONS = ("name", "provider", "client_id", "state", "problem", "redirect_uri")
+_PROVIDERS = ("name", "display_name", "categories", "default_scopes")
+_VERSIONS = ("version", "state", "share", "good", "bad", "proposed_by", "decided_by", "reason")
+
+
+def list_providers(*, options: Options = DEFAULTS) -> None:
+    """List the providers of the catalogue, with this tenant's own definitions."""
+    with options.client() as client:
+        show_rows((provider.facts for provider in client.providers()), _PROVIDERS, options.output)
+
+
+def propose(definition: InputFile, /, *, rollout: Path | None = None, options: Options = DEFAULTS) -> None:
+    """Propose a provider's definition. A worker checks it, and an admin decides.
+
+    Parameters
+    ----------
+    definition
+        A JSON file with the members of a catalogue file; - reads it from the standard input.
+    rollout
+        A JSON file: shares, stage_s, enough, most_bad.
+    """
+    stages = read_json_object(rollout) if rollout else None
+    with options.client() as client:
+        _show_version(client.propose_provider(read_json_object(definition), rollout=stages), options)
+
+
+def versions(provider: str, /, *, options: Options = DEFAULTS) -> None:
+    """List the versions that this tenant proposed, the newest first."""
+    with options.client() as client:
+        found = (_version_row(version) for version in client.provider_versions(provider))
+        show_rows(found, _VERSIONS, options.output)
+
+
+def approve(
+    provider: str,
+    version: int,
+    /,
+    *,
+    reason: str | None = None,
+    accept_hosts: bool = False,
+    options: Options = DEFAULTS,
+) -> None:
+    """Approve a checked version.
+
+    Parameters
+    ----------
+    accept_hosts
+        You have read the finding that client secrets and tokens would go to new hosts.
+    """
+    with options.client() as client:
+        approved = client.approve_provider(provider, version, reason=reason, accept_hosts=accept_hosts)
+        _show_version(approved, options)
+
+
+def reject(provider: str, version: int, /, *, reason: str, options: Options = DEFAULTS) -> None:
+    """Reject a checked version."""
+    with options.client() as client:
+        _show_version(client.reject_provider(provider, version, reason), options)
+
+
+def roll_back(provider: str, version: int, /, *, reason: str, options: Options = DEFAULTS) -> None:
+    """Put the version before a staged one back into service."""
+    with options.client() as client:
+        _show_version(client.roll_provider_back(provider, version, reason), options)
+
+
+def list_integrations(*, options: Options = DEFAULTS) -> None:
+    """List the OAuth clients that this app administers."""
+    with options.client() as client:
+        show_rows((found.members for found in client.integrations()), _INTEGRATIONS, options.output)
+
+
+def get_integration(name: str, /, *, options: Options = DEFAULTS) -> None:
+    """Show one OAuth client, with the redirect URI to register at the provider."""
+    with options.client() as client:
+        show_one(client.integration(name).members, options.output)
+
+
+def put_integration(
+    name: str,
+    /,
+    *,
+    provider: str,
+    client_id: str | None = None,
+    client_secret_file: InputFile | None = None,
+    client_auth: str | None = None,
+    registration: str | None = None,
+    issuer: str | None = None,
+    dpop: bool | None = None,
+    param: tuple[str, ...] = (),
+    scope: tuple[str, ...] = (),
+    options: Options = DEFAULTS,
+) -> None:
+    """Create or change an OAuth client. The provider's definition decides where an option is left out.
+
+    Parameters
+    ----------
+    client_secret_file
+        A file with the client secret; - reads it from the standard input. Left out, the secret stays.
+    registration
+        Instead of a client id: dynamic or metadata_document.
+    dpop
+        Have tokens bound to a key (RFC 9449).
+    param
+        A parameter of the provider's URLs, as NAME=VALUE.
+    """
+    members = {
+        "provider": provider,
+        "client_id": client_id,
+        "client_secret": _secret(client_secret_file) if client_secret_file else None,
+        "client_auth": client_auth,
+        "registration": registration,
+        "issuer": issuer,
+        "dpop": dpop,
+        "params": dict(_parameter(text) for text in param) or None,
+        "default_scopes": list(scope) or None,
+    }
+    given = {key: value for key, value in members.items() if value is not None}
+    with options.client() as client:
+        show_one(client.put_integration(name, **given).members, options.output)
+
+
+def delete_integration(name: str, /, *, options: Options = DEFAULTS) -> None:
+    """Delete an OAuth client with its secret. Refused while it has live connections."""
+    with options.client() as client:
+        client.delete_integration(name)
+
+
+def rotate_secret(
+    name: str,
+    /,
+    *,
+    client_secret_file: InputFile,
+    overlap: float | None = None,
+    options: Options = DEFAULTS,
+) -> None:
+    """Put a new client secret first; the previous one is tried too, for a while.
+
+    Parameters
+    ----------
+    client_secret_file
+        A file with the new secret; - reads it from the standard input.
+    overlap
+        Seconds for which the previous one is kept; a day by default.
+    """
+    overlap_time = None if overlap is None else timedelta(seconds=overlap)
+    with options.client() as client:
+        changed = client.rotate_client_secret(name, _secret(client_secret_file), overlap=overlap_time)
+        show_one(changed.members, options.output)
+
+
+def roll_secret_back(name: str, /, *, options: Options = DEFAULTS) -> None:
+    """Make the client secret from before the rotation the only one again."""
+    with options.client() as client:
+        show_one(client.roll_client_secret_back(name).members, options.output)
+
+
+def integrations_app() -> App:
+    app = App(name="integrations", help="OAuth clients at providers.")
+    app.command(list_integrations, name=("ls", "list"))
+    app.command(get_integration, name="get")
+    app.command(put_integration, name="put")
+    app.command(delete_integration, name="delete")
+    app.command(rotate_secret)
+    app.command(roll_secret_back)
+    return app
+
+
+def providers_app() -> App:
+    app = App(name="providers", help="The catalogue, and definitions of your own.")
+    app.default(list_providers)
+    app.command(list_providers, name=("ls", "list"))
+    app.command(check_catalogue, name="check")
+    app.command(propose)
+    app.command(versions)
+    app.command(approve)
+    app.command(reject)
+    app.command(roll_back)
+    return app
+
+
+def _secret(file: Path) -> str:
+    """Read from a file, never from the command line, which other users of the machine can see."""
+    return read_text(file).strip()
+
+
+def _parameter(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise argument_error(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
+def _version_row(version: ProviderVersion) -> Row:
+    findings = [f"{found.check}: {found.level}: {found.detail}" for found in version.findings]
+    return {**row_of(version), "findings": findings}
+
+
+def _show_version(version: ProviderVersion, options: Options) -> None:
+    show_one(_version_row(version), options.output)

@@ -1,0 +1,82 @@
+"""Deadlines and retries: when the client sends a call again, and when it gives up. Decides; waits nowhere."""
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import stamina
+
+from evergrant.errors import (
+    ConsentTimeout,
+    PlatformUnavailable,
+    ProviderUnavailable,
+    ReconnectNeeded,
+    Unreachable,
+)
+from evergrant.models import Connection, State
+
+DEADLINE = timedelta(seconds=30)
+ATTEMPT_LIMIT_S = 20.0  # longer than the server's own wait for a refresh
+CONNECT_LIMIT_S = 5.0
+_LONGEST_PAUSE_S = 2.0
+_LAST_POLL_S = 2.0
+
+
+class Deadline:
+    """The total time of one call, from now on, for any number of attempts."""
+
+    def __init__(self, total: timedelta, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._ends = clock() + total.total_seconds()
+        self._longest_pause = min(_LONGEST_PAUSE_S, total.total_seconds() / 4)
+
+    def seconds_left(self) -> float:
+        """Seconds until the deadline, never negative."""
+        return max(0.0, self._ends - self._clock())
+
+    def attempts(self):  # stamina doesn't export the type: an iterator for `for` and `async for`
+        return stamina.retry_context(
+            on=self.should_retry,
+            attempts=None,
+            timeout=None,  # `should_retry` ends the attempts: it knows Retry-After
+            wait_initial=min(0.1, self._longest_pause),
+            wait_max=self._longest_pause,
+            wait_jitter=min(0.5, self._longest_pause),
+        )
+
+    def should_retry(self, error: Exception) -> bool | float:
+        """False, True (after a growing pause), or the seconds to wait before the next attempt.
+
+        A Retry-After beyond the deadline is a False: the client doesn't begin to wait.
+        """
+        if not isinstance(error, Unreachable | ProviderUnavailable | PlatformUnavailable):
+            return False
+        if error.status == 500:  # a defect, not an overload: the same request fails again
+            return False
+        if error.retry_after is None:
+            return self.seconds_left() > self._longest_pause
+        return error.retry_after if error.retry_after < self.seconds_left() else False
+
+    def poll_timeout_s(self) -> float:
+        """Seconds for one poll: the last one, at the deadline, still gets its answer."""
+        return max(self.seconds_left(), _LAST_POLL_S)
+
+    def poll_pause_s(self, every: timedelta) -> float:
+        """Seconds until the next poll. Raises ConsentTimeout after the deadline."""
+        if (left := self.seconds_left()) <= 0:
+            raise ConsentTimeout("the subject did not finish the consent in time")
+        return min(every.total_seconds(), left)
+
+
+def is_consent_complete(connection: Connection, newer_than: int) -> bool:
+    """Whether the consent has brought a grant. Raises ReconnectNeeded when it ended without one."""
+    if connection.state is State.ACTIVE:
+        return connection.generation > newer_than
+    if connection.state.final or connection.state is State.REVOKING:
+        raise ReconnectNeeded(
+            f"the connection is {connection.state.value}",
+            code=connection.reason or connection.state.value,
+            repair="Start a new connection.",
+            context={"connection_id": connection.id},
+        )
+    return False

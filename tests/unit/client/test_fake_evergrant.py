@@ -1,0 +1,116 @@
+"""`evergrant.testing` as a user's tests see it: the fixtures, a connection's states, outages and failures."""
+
+from datetime import timedelta
+
+import httpx2
+import pytest
+import stamina
+from evergrant import (
+    AsyncEvergrant,
+    ConsentRequired,
+    ConsentTimeout,
+    Evergrant,
+    Lease,
+    PlatformUnavailable,
+    ProtocolError,
+    ReconnectNeeded,
+    State,
+    Unreachable,
+)
+from evergrant.testing import FakeEvergrant, ManualClock
+from evergrant.testing.connections import connection_body, live_body
+
+from evergrant_server.api.http.responses import ConnectionView, LeaseView, LiveView
+
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def client(fake_evergrant: FakeEvergrant, evergrant_clock: ManualClock):
+    with Evergrant(clock=evergrant_clock) as made, stamina.set_testing(True, attempts=2):
+        yield made
+
+
+def test_a_connection_from_consent_to_revocation(
+    fake_evergrant: FakeEvergrant, client: Evergrant, evergrant_clock: ManualClock
+):
+    needed = client.lease("crm", "alice")
+    assert isinstance(needed, ConsentRequired)
+    fake_evergrant.connections[needed.connection_id].consent()
+    assert client.wait_for_consent(needed.connection_id, HOUR).state is State.ACTIVE
+    first = client.lease("crm", "alice")
+    assert isinstance(first, Lease)
+    evergrant_clock.advance(HOUR)
+    second = client.lease("crm", "alice")
+    assert isinstance(second, Lease)
+    assert (first.generation, second.generation) == (1, 2)
+    client.revoke(second.connection_id, "done")
+    with pytest.raises(ReconnectNeeded, match="connection_revoked"):
+        client.lease("crm", "alice")
+    actions = [record.action for record in client.audit(second.connection_id)]
+    assert actions[-1] == "connection.revoked"
+    assert client.connect("crm", "alice").id != second.connection_id
+
+
+def test_a_post_to_the_connect_link_consents(client: Evergrant):
+    opened = client.connect("crm", "alice")
+    assert opened.connect_url is not None
+    assert httpx2.get(opened.connect_url).json()["state"] == "pending_consent"
+    httpx2.post(opened.connect_url).raise_for_status()
+    assert client.connection(opened.id).state is State.ACTIVE
+
+
+def test_a_consent_that_is_not_given_in_time(client: Evergrant):
+    opened = client.connect("crm", "alice")
+    moment = timedelta(milliseconds=5)
+    with pytest.raises(ConsentTimeout) as late:
+        client.wait_for_consent(opened.id, 4 * moment, every=moment)
+    assert isinstance(late.value, TimeoutError)
+    assert str(late.value) == "consent_timeout: the subject did not finish the consent in time"
+
+
+def test_outages_and_failures(fake_evergrant: FakeEvergrant, client: Evergrant):
+    alice = fake_evergrant.connect("crm", "alice")
+    fake_evergrant.go_down()
+    with pytest.raises(PlatformUnavailable):
+        client.token("crm", "alice")
+    fake_evergrant.come_back()
+    fake_evergrant.drop()
+    assert client.token("crm", "alice") == alice.token
+    fake_evergrant.fail("client_rejected", kind="ClientMisconfigured", status=424)
+    with pytest.raises(Exception, match="client_rejected"):
+        client.connection(alice.id)
+    fake_evergrant.drop(times=2)
+    with pytest.raises(Unreachable):
+        client.connection(alice.id)
+    fake_evergrant.version = "9.0.0"
+    with pytest.raises(ProtocolError, match=r"9\.0\.0"):
+        client.connection(alice.id)
+
+
+async def test_a_rotated_token_and_lists(fake_evergrant: FakeEvergrant, evergrant_clock: ManualClock):
+    alice = fake_evergrant.connect("crm", "alice", token="known", lifetime=None)
+    async with AsyncEvergrant(clock=evergrant_clock) as client:
+        assert await client.token("crm", "alice") == "known"
+        alice.rotate()
+        evergrant_clock.advance(timedelta(seconds=30))
+        new = await client.lease("crm", "alice")
+        assert isinstance(new, Lease)
+        assert (new.expires_at, new.generation, new.access_token) == (None, 2, alice.token)
+        assert [found.id async for found in client.connections(state=State.ACTIVE)] == [alice.id]
+        assert [found.name async for found in client.providers()] == ["fake"]
+    assert fake_evergrant.called("POST", "/v1/lease") == alice.leases == 2
+
+
+def test_a_wrong_api_key_is_refused(fake_evergrant: FakeEvergrant):
+    with Evergrant(api_key="another") as client, pytest.raises(Exception, match="unauthenticated"):
+        client.token("crm", "alice")
+
+
+def test_the_fakes_members_are_the_servers(fake_evergrant: FakeEvergrant):
+    alice = fake_evergrant.connect("crm", "alice")
+    assert set(connection_body(alice, link=True)) <= set(ConnectionView.model_fields)
+    assert set(live_body(alice)) == set(LiveView.model_fields)
+    with httpx2.Client(headers={"authorization": f"Bearer {fake_evergrant.api_key}"}) as http:
+        leased = http.post(f"{fake_evergrant.url}/v1/lease", json={"integration": "crm", "subject": "alice"})
+    assert set(leased.json()) == set(LeaseView.model_fields)

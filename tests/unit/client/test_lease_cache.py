@@ -1,0 +1,264 @@
+"""The lease cache: no expired lease, none older than the bound, one request for simultaneous callers."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+from evergrant import AsyncEvergrant, Evergrant, Lease, ProviderUnavailable, ReconnectNeeded
+from evergrant.calls.leases import LeaseRequest, LeaseResponse
+from evergrant.lease_cache import LeaseCache
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.client.conftest import Caller
+from tests.unit.client.scripted_evergrant import (
+    TOKEN,
+    ScriptedEvergrant,
+    ScriptedResponse,
+    connection,
+    consent_required,
+    lease,
+    problem,
+)
+
+ROUTE = "POST /v1/lease"
+START = datetime(2030, 1, 1, tzinfo=UTC)
+S = timedelta(seconds=1)
+HOUR = timedelta(hours=1)
+REQUEST = LeaseRequest("crm", "alice")
+
+
+class Now:
+    """A clock that only the test moves."""
+
+    def __init__(self) -> None:
+        self.at = START
+
+    def __call__(self) -> datetime:
+        return self.at
+
+
+@pytest.fixture
+def now() -> Now:
+    return Now()
+
+
+@pytest.fixture
+def client_arguments(now: Now) -> dict[str, Any]:
+    return {"clock": now}
+
+
+def expiring(after: timedelta, **changes: Any) -> ScriptedResponse:
+    return lease(expires_at=(START + after).isoformat(), **changes)
+
+
+async def test_the_same_request_is_answered_from_the_cache(caller: Caller, evergrant: ScriptedEvergrant):
+    evergrant.script(ROUTE, expiring(HOUR))
+    first = await caller.call("lease", "crm", "alice")
+    assert await caller.call("lease", "crm", "alice") is first
+    assert await caller.call("token", "crm", "alice") == TOKEN
+    assert len(evergrant.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "more"),
+    [
+        (("erp", "alice"), {}),
+        (("crm", "bob"), {}),
+        (("crm", "alice"), {"label": "second"}),
+        (("crm", "alice"), {"scopes": ("read",)}),
+    ],
+)
+async def test_another_request_is_sent(
+    caller: Caller, evergrant: ScriptedEvergrant, names: tuple[str, str], more: dict[str, Any]
+):
+    evergrant.script(ROUTE, expiring(HOUR))
+    await caller.call("lease", "crm", "alice")
+    await caller.call("lease", *names, **more)
+    assert len(evergrant.requests) == 2
+
+
+async def test_a_lease_outlives_a_revocation_by_the_bound_at_most(
+    caller: Caller, evergrant: ScriptedEvergrant, now: Now
+):
+    evergrant.script(ROUTE, expiring(HOUR), problem(409, "ReconnectNeeded", "connection_revoked"))
+    await caller.call("lease", "crm", "alice")
+    now.at += 29.9 * S
+    assert isinstance(await caller.call("lease", "crm", "alice"), Lease)
+    now.at += 0.1 * S
+    with pytest.raises(ReconnectNeeded, match="connection_revoked"):
+        await caller.call("lease", "crm", "alice")
+
+
+async def test_a_clock_set_back_makes_no_lease_younger(
+    caller: Caller, evergrant: ScriptedEvergrant, now: Now
+):
+    evergrant.script(ROUTE, expiring(HOUR))
+    await caller.call("lease", "crm", "alice")
+    now.at -= S
+    await caller.call("lease", "crm", "alice")
+    assert len(evergrant.requests) == 2
+
+
+async def test_the_last_tenth_of_a_lifetime_is_not_served(
+    caller: Caller, evergrant: ScriptedEvergrant, now: Now
+):
+    evergrant.script(ROUTE, expiring(20 * S), expiring(60 * S, generation=8))
+    await caller.call("lease", "crm", "alice")
+    now.at += 17.9 * S
+    assert (await caller.call("lease", "crm", "alice")).generation == 7
+    now.at += 0.1 * S
+    assert (await caller.call("lease", "crm", "alice")).generation == 8
+
+
+async def test_min_ttl_is_compared_when_a_lease_is_served(caller: Caller, evergrant: ScriptedEvergrant):
+    evergrant.script(ROUTE, expiring(600 * S))
+    await caller.call("lease", "crm", "alice")
+    await caller.call("lease", "crm", "alice", min_ttl=599 * S)
+    assert len(evergrant.requests) == 1
+    await caller.call("lease", "crm", "alice", min_ttl=601 * S)
+    assert len(evergrant.requests) == 2
+
+
+async def test_the_servers_date_corrects_a_clock_that_is_behind(
+    caller: Caller, evergrant: ScriptedEvergrant, now: Now
+):
+    """The `Date` header (RFC 9110 section 6.6.1); this machine is an hour behind it."""
+    date = {"date": format_datetime(START + HOUR, usegmt=True)}
+    evergrant.script(ROUTE, ScriptedResponse(200, expiring(HOUR + 20 * S).body, date))
+    await caller.call("lease", "crm", "alice")
+    now.at += 16 * S
+    await caller.call("lease", "crm", "alice")
+    assert len(evergrant.requests) == 1
+    now.at += S
+    await caller.call("lease", "crm", "alice")
+    assert len(evergrant.requests) == 2
+
+
+async def test_a_missing_consent_is_not_cached(caller: Caller, evergrant: ScriptedEvergrant):
+    evergrant.script(ROUTE, consent_required(), expiring(HOUR))
+    assert not isinstance(await caller.call("lease", "crm", "alice"), Lease)
+    assert isinstance(await caller.call("lease", "crm", "alice"), Lease)
+
+
+@pytest.mark.parametrize(("name", "arguments"), [("revoke", ("left",)), ("refresh", ())])
+async def test_a_change_by_this_client_invalidates_the_lease(
+    caller: Caller, evergrant: ScriptedEvergrant, name: str, arguments: tuple[str, ...]
+):
+    evergrant.script(ROUTE, expiring(HOUR))
+    changed = ScriptedResponse(202, connection(state="revoking"))
+    evergrant.script(f"POST /v1/connections/con_1/{name}", changed)
+    await caller.call("lease", "crm", "alice")
+    await caller.call(name, "con_1", *arguments)
+    await caller.call("lease", "crm", "alice")
+    assert evergrant.count(ROUTE) == 2
+
+
+async def test_a_bound_of_zero_caches_nothing(evergrant: ScriptedEvergrant):
+    evergrant.script(ROUTE, lease())
+    async with AsyncEvergrant(evergrant.url, "key", cache_leases_for=timedelta(0)) as client:
+        await client.lease("crm", "alice")
+        await client.lease("crm", "alice")
+    assert len(evergrant.requests) == 2
+    with pytest.raises(ValueError, match="cache_leases_for"):
+        Evergrant(evergrant.url, "key", cache_leases_for=-S)
+
+
+async def test_simultaneous_tasks_share_one_request(evergrant: ScriptedEvergrant):
+    evergrant.script(ROUTE, lease())
+    async with AsyncEvergrant(evergrant.url, "key", cache_leases_for=timedelta(0)) as client:
+        answers = await asyncio.gather(*(client.lease("crm", "alice") for _ in range(50)))
+        assert len({id(answer) for answer in answers}) == 1
+        assert len(evergrant.requests) == 1
+
+
+async def test_a_cancelled_task_does_not_cancel_the_shared_request(evergrant: ScriptedEvergrant):
+    evergrant.script(ROUTE, lease())
+    async with AsyncEvergrant(evergrant.url, "key") as client:
+        first = asyncio.create_task(client.lease("crm", "alice"))
+        second = asyncio.create_task(client.lease("crm", "alice"))
+        await asyncio.sleep(0)
+        first.cancel()
+        assert isinstance(await second, Lease)
+        with pytest.raises(asyncio.CancelledError):
+            await first
+    assert len(evergrant.requests) == 1
+
+
+async def test_simultaneous_threads_share_one_request_or_its_failure(evergrant: ScriptedEvergrant):
+    """The first attempt is refused for half a second, so that all threads call meanwhile."""
+    evergrant.script(ROUTE, problem(503, "ProviderUnavailable", "provider_error", retry_after=0.5), lease())
+    with (
+        ThreadPoolExecutor(8) as pool,
+        Evergrant(evergrant.url, "key", cache_leases_for=timedelta(0)) as client,
+    ):
+        loop = asyncio.get_running_loop()
+        answers = await asyncio.gather(
+            *(loop.run_in_executor(pool, client.lease, "crm", "alice") for _ in range(8))
+        )
+    assert len({id(answer) for answer in answers}) == 1
+    assert len(evergrant.requests) == 2
+    evergrant.script(ROUTE, problem(503, "ProviderUnavailable", "provider_error", retry_after=3600))
+    with Evergrant(evergrant.url, "key") as client, pytest.raises(ProviderUnavailable):
+        await asyncio.to_thread(client.lease, "crm", "alice")
+
+
+class TestLeaseCache:
+    def test_an_invalidation_during_the_request_prevents_caching(self, now: Now):
+        cache = LeaseCache(30 * S, now)
+        ticket = cache.begin_request()
+        cache.invalidate("con_1")
+        cache.store(REQUEST, response(), ticket)
+        assert cache.get(REQUEST) is None
+
+    def test_an_old_generation_is_invalidated_without_newer_ones(self, now: Now):
+        cache = LeaseCache(30 * S, now)
+        cache.store(REQUEST, response(generation=8), cache.begin_request())
+        cache.invalidate("con_1", 7)
+        assert cache.get(REQUEST) is not None
+        cache.invalidate("con_1", 8)
+        assert cache.get(REQUEST) is None
+
+    def test_repr_shows_no_token(self, now: Now):
+        cache = LeaseCache(30 * S, now)
+        cache.store(REQUEST, response(), cache.begin_request())
+        assert TOKEN not in repr(vars(cache))
+
+    @given(
+        lifetime=st.floats(0, 100),
+        response_time=st.floats(0, 50),
+        passed=st.floats(0, 200),
+        bound=st.floats(0, 100),
+        min_ttl=st.none() | st.floats(0, 100),
+    )
+    def test_a_served_lease_is_valid_young_and_long_enough(
+        self, lifetime: float, response_time: float, passed: float, bound: float, min_ttl: float | None
+    ):
+        now = Now()
+        cache = LeaseCache(bound * S, now)
+        ticket = cache.begin_request()
+        now.at += response_time * S
+        cache.store(REQUEST, response(START + lifetime * S), ticket)
+        now.at += passed * S
+        least = None if min_ttl is None else min_ttl * S
+        served = cache.get(LeaseRequest("crm", "alice", min_ttl=least))
+        if served is not None:
+            assert served.expires_at is not None
+            assert now.at < served.expires_at
+            assert served.expires_at - now.at >= (min_ttl or 0) * S
+            assert now.at - START < bound * S
+
+
+def response(expires_at: datetime | None = None, generation: int = 1) -> LeaseResponse:
+    leased = Lease(
+        TOKEN,
+        token_type="Bearer",
+        expires_at=expires_at,
+        scopes=(),
+        generation=generation,
+        connection_id="con_1",
+    )
+    return LeaseResponse(leased, None)

@@ -1,0 +1,79 @@
+"""The package's imports and types, as a user's program sees them."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import evergrant as package
+import pytest
+from evergrant import Evergrant, temporal
+
+from tests.unit.client.scripted_evergrant import LINK, ScriptedEvergrant, consent_required, lease, problem
+from tests.unit.client.user_program import outcome
+
+PROGRAM = Path(__file__).with_name("user_program.py")
+CLIENT = Path(__file__).parents[3] / "clients/python/src"
+
+
+def imported_by(statement: str) -> set[str]:
+    code = f"import sys\n{statement}\nprint('\\n'.join(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {name.partition(".")[0] for name in run.stdout.splitlines()}
+
+
+def test_workflow_code_imports_no_http_library():
+    imported = imported_by("from evergrant.temporal import TokenInbox, request_token")
+    assert "temporalio" in imported
+    assert not imported & {"httpx2", "stamina", "cyclopts", "rich", "pydantic"}
+
+
+def test_the_client_imports_neither_temporal_nor_the_server():
+    imported = imported_by("import evergrant; evergrant.Evergrant; evergrant.AsyncEvergrant")
+    assert "httpx2" in imported
+    assert not imported & {"temporalio", "evergrant_server", "providers", "workflows"}
+
+
+@pytest.mark.parametrize("module", [package, temporal])
+def test_every_public_name_can_be_imported(module):
+    for name in module.__all__:
+        assert getattr(module, name).__name__ == name
+    with pytest.raises(AttributeError):
+        _ = module.nothing
+
+
+def strict_errors(folder: Path, program: str) -> list[str]:
+    """Pyright's errors for `program` under strict checking."""
+    (folder / "program.py").write_text(program)
+    settings = {"typeCheckingMode": "strict", "pythonVersion": "3.11", "extraPaths": [str(CLIENT)]}
+    (folder / "pyrightconfig.json").write_text(json.dumps(settings))
+    arguments = ["--project", str(folder), "--pythonpath", sys.executable, "--outputjson"]
+    run = subprocess.run([sys.executable, "-m", "pyright", *arguments], capture_output=True, timeout=120)
+    report = json.loads(run.stdout)
+    assert report["summary"]["filesAnalyzed"] == 1
+    return [f"{found.get('rule')}: {found['message']}" for found in report["generalDiagnostics"]]
+
+
+def test_a_program_that_handles_every_outcome_passes_strict_checking(tmp_path: Path):
+    assert strict_errors(tmp_path, PROGRAM.read_text()) == []
+
+
+def test_strict_checking_finds_an_unhandled_outcome(tmp_path: Path):
+    whole = PROGRAM.read_text()
+    handler = '        case ConsentRequired(connect_url=url):\n            return f"send alice to {url}"\n'
+    assert handler in whole
+    errors = strict_errors(tmp_path, whole.replace(handler, ""))
+    assert any("ConsentRequired" in error and "Never" in error for error in errors)
+
+
+async def test_the_program_runs(evergrant: ScriptedEvergrant):
+    with Evergrant(evergrant.url, "key", cache_leases_for=timedelta(0)) as client:
+        for response, expected in (
+            (lease(), "33 characters until 2030-01-02 03:04:05+00:00"),
+            (consent_required(), f"send alice to {LINK}"),
+            (problem(403, "Denied", "not_permitted"), "permit admin"),
+        ):
+            evergrant.script("POST /v1/lease", response)
+            assert await asyncio.to_thread(outcome, client) == expected

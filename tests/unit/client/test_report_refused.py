@@ -1,0 +1,186 @@
+"""`report_refused`: one report for each generation, its result, and the cache afterwards."""
+
+import asyncio
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx2
+import pytest
+from evergrant import AsyncEvergrant, Connection, Evergrant, EvergrantError, ProviderUnavailable
+
+from tests.unit.client.conftest import Caller
+from tests.unit.client.scripted_evergrant import (
+    TOKEN,
+    ScriptedEvergrant,
+    ScriptedResponse,
+    connection,
+    lease,
+    problem,
+)
+
+LEASE = "POST /v1/lease"
+REPORT = "POST /v1/connections/con_1/refresh"
+GUIDE = Path(__file__).parents[3] / "docs/guide/python.md"
+
+
+def generation(number: int) -> ScriptedResponse:
+    return ScriptedResponse(200, connection(generation=number))
+
+
+def endless(number: int, **changes: Any) -> ScriptedResponse:
+    """A lease of a generation that never expires."""
+    return lease(expires_at=None, generation=number, **changes)
+
+
+def busy(seconds: float) -> ScriptedResponse:
+    return problem(503, "ProviderUnavailable", "refresh_pending", retry_after=seconds)
+
+
+@pytest.mark.parametrize("newest", [8, 7])
+async def test_a_report_sends_the_generation_and_returns_the_newest(
+    caller: Caller, evergrant: ScriptedEvergrant, newest: int
+):
+    evergrant.script(REPORT, generation(newest))
+    found = await caller.call("report_refused", "con_1", 7)
+    assert isinstance(found, Connection)
+    assert found.generation == newest
+    (sent,) = evergrant.requests
+    assert sent.body == {"generation": 7, "reason": "unauthorized"}
+    assert sent.headers["idempotency-key"]
+
+
+async def test_the_refused_token_leaves_the_cache(caller: Caller, evergrant: ScriptedEvergrant):
+    evergrant.script(LEASE, endless(7), endless(8))
+    evergrant.script(REPORT, generation(8))
+    assert (await caller.call("lease", "crm", "alice")).generation == 7
+    await caller.call("report_refused", "con_1", 7)
+    assert (await caller.call("lease", "crm", "alice")).generation == 8
+
+
+async def test_a_newer_token_stays_in_the_cache(caller: Caller, evergrant: ScriptedEvergrant):
+    evergrant.script(LEASE, endless(8))
+    evergrant.script(REPORT, generation(8))
+    await caller.call("lease", "crm", "alice")
+    assert (await caller.call("report_refused", "con_1", 7)).generation == 8
+    await caller.call("lease", "crm", "alice")
+    assert evergrant.count(LEASE) == 1
+
+
+async def test_a_lease_during_the_report_is_not_cached(caller: Caller, evergrant: ScriptedEvergrant):
+    evergrant.script(LEASE, endless(7), endless(8))
+    evergrant.script(REPORT, busy(2), generation(8))
+    report = asyncio.create_task(caller.call("report_refused", "con_1", 7))
+    async with asyncio.timeout(20):
+        while not evergrant.count(REPORT):
+            await asyncio.sleep(0.01)
+    assert (await caller.call("lease", "crm", "alice")).generation == 7
+    assert not report.done()
+    assert (await report).generation == 8
+    assert (await caller.call("lease", "crm", "alice")).generation == 8
+
+
+async def test_simultaneous_reports_share_one_request(caller: Caller, evergrant: ScriptedEvergrant):
+    """The first attempt is refused for a second, so that all callers report meanwhile."""
+    evergrant.script(REPORT, busy(1), generation(8))
+    answers = await asyncio.gather(*(caller.call("report_refused", "con_1", 7) for _ in range(4)))
+    assert [answer.generation for answer in answers] == [8] * 4
+    assert len({sent.headers["idempotency-key"] for sent in evergrant.requests}) == 1
+    assert evergrant.count(REPORT) == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "retry_after"),
+    [
+        (busy(40), "refresh_pending", 40),
+        (problem(409, "ReconnectNeeded", "grant_rejected", connection_id="con_1"), "grant_rejected", None),
+        (problem(404, "BadRequest", "not_found"), "not_found", None),
+    ],
+)
+async def test_a_failed_report_is_raised_can_be_repeated_and_empties_the_cache(
+    caller: Caller,
+    evergrant: ScriptedEvergrant,
+    answer: ScriptedResponse,
+    code: str,
+    retry_after: float | None,
+):
+    evergrant.script(LEASE, endless(7))
+    evergrant.script(REPORT, answer)
+    await caller.call("lease", "crm", "alice")
+    for _ in range(2):
+        with pytest.raises(EvergrantError) as failed:
+            await caller.call("report_refused", "con_1", 7)
+        error = failed.value
+        assert (type(error).__name__, error.code) == (answer.body["kind"], code)
+        assert error.retry_after == retry_after
+    assert evergrant.count(REPORT) == 2
+    await caller.call("lease", "crm", "alice")
+    assert evergrant.count(LEASE) == 2
+
+
+async def test_auth_does_not_repeat_a_report(caller: Caller, evergrant: ScriptedEvergrant):
+    """The scripted server is the provider's API too, and refuses every token."""
+    evergrant.script(LEASE, endless(7))
+    evergrant.script(REPORT, generation(7))
+    evergrant.script("GET /me", ScriptedResponse(401, {}))
+    await caller.call("report_refused", "con_1", 7)
+    assert await get_me(caller.client, evergrant.url) == 401
+    assert evergrant.count(REPORT) == 1
+
+
+async def get_me(client: Evergrant | AsyncEvergrant, origin: str) -> int:
+    """The status of a request through the client's own auth."""
+    if isinstance(client, AsyncEvergrant):
+        auth = client.auth("crm", "alice", origins=origin)
+        async with httpx2.AsyncClient(auth=auth, trust_env=False) as http:
+            return (await http.get(f"{origin}/me")).status_code
+    with httpx2.Client(auth=client.auth("crm", "alice", origins=origin), trust_env=False) as blocking:
+        return (await asyncio.to_thread(blocking.get, f"{origin}/me")).status_code
+
+
+class Unauthorized(Exception):
+    """Raised by the guide's SDK for a 401."""
+
+
+def guide_example(accepts: Callable[[str], bool]) -> Callable[[Evergrant], Any]:
+    """The guide's function, with an SDK whose API accepts some tokens."""
+
+    class Crm:
+        def __init__(self, token: str) -> None:
+            self._token = token
+
+        def contacts(self) -> list[str]:
+            if not accepts(self._token):
+                raise Unauthorized
+            return ["bob"]
+
+    section = GUIDE.read_text(encoding="utf-8").partition("## A provider's own SDK")[2]
+    program = re.search(r"```python\n(.*?)```", section, re.DOTALL)
+    assert program is not None
+    names: dict[str, Any] = {"sdk": SimpleNamespace(Crm=Crm, Unauthorized=Unauthorized)}
+    exec(program[1], names)
+    return names["contacts"]
+
+
+def test_the_guides_example_takes_the_newer_token(evergrant: ScriptedEvergrant):
+    evergrant.script(LEASE, endless(7), endless(8, access_token="newer"))
+    evergrant.script(REPORT, generation(8))
+    with Evergrant(evergrant.url, "key") as client:
+        assert guide_example(lambda token: token == "newer")(client) == ["bob"]
+        assert guide_example(lambda token: True)(client) == ["bob"]
+    assert evergrant.count(REPORT) == 1
+
+
+def test_the_guides_example_ends_when_no_newer_token_exists(evergrant: ScriptedEvergrant):
+    evergrant.script(LEASE, endless(7))
+    evergrant.script(REPORT, generation(7))
+    with Evergrant(evergrant.url, "key") as client:
+        tried: list[str] = []
+        with pytest.raises(Unauthorized):
+            guide_example(lambda token: bool(tried.append(token)))(client)
+        assert tried == [TOKEN]
+        evergrant.script(REPORT, busy(60))
+        with pytest.raises(ProviderUnavailable):
+            guide_example(lambda token: False)(client)
