@@ -65,9 +65,7 @@ def page(note: str, table: Table) -> str:
             "Then it is `failed`. A failing endpoint gets one delivery at a time, with pauses of five",
             "seconds to an hour, until one succeeds.",
             "",
-            *table(
-                ("`problem`", "meaning"), [(f"`{it.value}`", PROBLEMS[it]) for it in DeliveryProblem]
-            ),
+            *table(("`problem`", "meaning"), [(f"`{it.value}`", PROBLEMS[it]) for it in DeliveryProblem]),
             "",
             *table(("`disabled_by`", "who"), [(f"`{it.value}`", DISABLED[it]) for it in DisabledBy]),
             "",
