@@ -179,7 +179,7 @@ def _active() -> Connection:
 async def test_an_answer_that_dies_at_a_heartbeat_before_it_is_kept_was_in_the_window(tmp_path: Path):
     """When a worker beats is a matter of time: a slow exchange is under way at its first beat."""
     slow = replace(SCENARIOS[1], answers=lambda _: (drip(3 * BEAT_S),))
-    beat = Fault(point="activities.support.heartbeat:heartbeats.beat#1", side=AFTER, kind="die")
+    beat = Fault(point="activities.support.heartbeat:heartbeating.beat#1", side=AFTER, kind="die")
     case = Case(slow, beat, Layout.ONE, Rotation.STRICT)
     walked = await walk_table(tmp_path, lambda _: [case], scenarios=REFRESH)
     assert walked.verdicts == {Verdict.UNKNOWN: 1}
@@ -189,7 +189,7 @@ async def test_an_answer_that_dies_behind_a_refusal_that_was_kept_was_in_the_win
     """A busy machine lets a short limit pass: what was kept is the no to the version on trial."""
     trial = next(it for it in SCENARIOS if it.name == "refresh, definition on trial fails")
     late = replace(trial, answers=lambda _: (error("invalid_grant"), drop_after_commit()))
-    dies = Fault(point="activities.integrations.staged_definitions:EitherDefinition.asked#7", kind="die")
+    dies = Fault(point="activities.integrations.staged_definitions:StagedDefinitionFallback.run#7", kind="die")
     case = Case(late, dies, Layout.ONE, Rotation.STRICT)
     walked = await walk_table(tmp_path, lambda _: [case], scenarios=REFRESH)
     assert walked.verdicts == {Verdict.UNKNOWN: 1}, walked.judged[0].story
@@ -198,7 +198,7 @@ async def test_an_answer_that_dies_behind_a_refusal_that_was_kept_was_in_the_win
 async def test_an_answer_that_dies_before_a_refusal_that_is_kept_was_in_the_window(tmp_path: Path):
     """The same worker sends again, and dies with the no to that in its journal."""
     lost = replace(SCENARIOS[0], answers=lambda _: (drop_after_commit(),))
-    dies = Fault(point="activities.single_use:SingleUse._section#6", kind="die")
+    dies = Fault(point="activities.single_use.protocol:SingleUseProtocol._send_and_conclude#6", kind="die")
     case = Case(lost, dies, Layout.ONE, Rotation.STRICT)
     walked = await walk_table(tmp_path, lambda _: [case], scenarios=REFRESH)
     assert walked.verdicts == {Verdict.UNKNOWN: 1}, walked.judged[0].story
@@ -209,7 +209,7 @@ async def test_an_answer_that_dies_beside_a_room_that_was_left_was_in_the_window
     room = next(it for it in SCENARIOS if it.name == "refresh, a dead worker's room")
     lost = replace(room, answers=lambda _: (drop_after_commit(),))
     swept = Fault(
-        point="activities.single_use.journal_replay:Replayer._no_answer#6",
+        point="activities.single_use.journal_replay:JournalReplayer._close_unsent#6",
         side=AFTER,
         kind="cut",
         answered_by="task",

@@ -38,7 +38,7 @@ PATH = (
     "activities.support.transactions",
     "activities.grants.refresh",
     "activities.single_use.journal_replay",
-    "activities.single_use",
+    "activities.single_use.protocol",
     "evergrant_server.egress.network",
     "evergrant_server.egress.transport",
     "evergrant_server.telemetry.metrics",
@@ -48,38 +48,38 @@ JOURNAL = "evergrant_server.journal"  # with everything below it
 
 # No credential is spent here: other flows, which share a module with the two.
 ELSEWHERE = {
-    "activities.single_use.journal_replay:Replayer._of_an_integration": (
+    "activities.single_use.journal_replay:JournalReplayer._replay_registration": (
         "a registration: there is no connection yet"
     ),
-    "activities.grants.code_exchange:ConsentActivities.end_consent": (
+    "activities.grants.code_exchange:CodeExchangeActivities.end_consent": (
         "ends a consent without a code: one transaction"
     ),
-    "activities.grants.code_exchange:ConsentActivities._wait_for_an_answer": "ends a consent without a code",
-    "activities.grants.code_exchange:ConsentActivities._turn_late_ones_away": (
+    "activities.grants.code_exchange:CodeExchangeActivities._require_no_open_attempt": "ends a consent without a code",
+    "activities.grants.code_exchange:CodeExchangeActivities._revoke_late_tokens": (
         "ends a consent: what is kept is revoked"
     ),
-    "activities.grants.code_exchange:ConsentActivities._install.install#4": (
+    "activities.grants.code_exchange:CodeExchangeActivities._install_tokens.install#4": (
         "another grant overtook what waits to be read"
     ),
-    "activities.grants.code_exchange:ConsentActivities._install.install#5": (
+    "activities.grants.code_exchange:CodeExchangeActivities._install_tokens.install#5": (
         "another grant overtook what waits to be read"
     ),
-    "activities.grants.code_exchange:ConsentActivities._too_late#3": (
+    "activities.grants.code_exchange:CodeExchangeActivities._keep_or_record_late#3": (
         "another grant is at work: nothing is installed"
     ),
-    "activities.grants.code_exchange:_what_is_true": "ends a consent without a code: one transaction",
-    "activities.grants.client_secrets:with_either_secret": (
+    "activities.grants.code_exchange:_stored_result": "ends a consent without a code: one transaction",
+    "activities.grants.client_secrets:try_each_secret": (
         "a revocation, or before a consent: spends nothing"
     ),
     "evergrant_server.egress.network:GuardedBackend.connect_unix_socket": "always refuses",
-    "activities.grants.refresh:RefreshActivities._renewal#2": (
+    "activities.grants.refresh:RefreshActivities._token_request#2": (
         "an access token that is exchanged is not spent"
     ),
     "providers.requests.sender:Sender.exchange_access_token": (
         "an access token that is exchanged is not spent"
     ),
-    "providers.requests.sender:Sender.signed": "OAuth 1.0a: another request in the code exchange's section",
-    "providers.requests.sender:Sender.mint": "a minting spends nothing",
+    "providers.requests.sender:Sender.send_signed": "OAuth 1.0a: another request in the code exchange's section",
+    "providers.requests.sender:Sender.send_prepared": "a minting spends nothing",
     "providers.requests.sender:Sender.revoke": "revocation spends nothing",
     "providers.requests.sender:Sender.introspect": "introspection spends nothing",
 }
@@ -87,10 +87,10 @@ ELSEWHERE = {
 ELSEWHERE_CALLED = {
     "tx.grants.access_token": "an access token that is exchanged is not spent",
     "install_import": "an import brings its tokens: no provider is asked",
-    "turned_away": "what came when its connection had ended: it is revoked",
-    "subject_token_of": "a minting spends nothing",
-    "self._of_an_integration": "a registration: there is no connection yet",
-    "forget_unsent": "a registration: there is no connection yet",
+    "revoke_orphaned_tokens": "what came when its connection had ended: it is revoked",
+    "load_subject_token": "a minting spends nothing",
+    "self._replay_registration": "a registration: there is no connection yet",
+    "drop_unsent_intent": "a registration: there is no connection yet",
 }
 JOURNAL_STEPS = f"{JOURNAL}.entry"  # its system calls: between two of them a process can die as well
 

@@ -66,33 +66,33 @@ def _nonce_wanted(rotation: Rotation) -> tuple[Answer, ...]:
     return (raw(b'{"error": "use_dpop_nonce"}', 400, headers),)
 
 
-ANSWER_READ = "activities.single_use:SingleUse._section#1"
-JOURNALLED = "activities.single_use:SingleUse._journalled#1"
-COMMITTED = "activities.support.transactions:settled#1.exit"
+ANSWER_READ = "activities.single_use.protocol:SingleUseProtocol._send_and_conclude#1"
+JOURNALLED = "activities.single_use.protocol:SingleUseProtocol._write_entry#1"
+COMMITTED = "activities.support.transactions:commit_with_retries#1.exit"
 LOST_COMMIT = Fault(point=COMMITTED, side=AFTER, kind="lost", answered_by="store")
 READ_TOO_LATE = Fault(point=ANSWER_READ, side=AFTER, kind="stop")
 UNEXPECTED = Fault(
     point="providers.requests.sender:Sender._send#1", side=AFTER, kind="lost", answered_by="unexpected"
 )
 STORE_AWAY = Fault(
-    point="activities.support.transactions:settled#1.enter",
+    point="activities.support.transactions:commit_with_retries#1.enter",
     side=AFTER,
     kind="lost",
     answered_by="store",
     lasts=True,
 )
 LOST_CONSENT = Fault(
-    point="activities.grants.code_exchange:ConsentActivities._consent#1.exit",
+    point="activities.grants.code_exchange:CodeExchangeActivities._load_consent#1.exit",
     side=AFTER,
     kind="lost",
     answered_by="store",
 )
 
 LOOKED_TOO_SOON = Fault(
-    point="activities.grants.code_exchange:ConsentActivities._consent#1.exit", side=AFTER, kind="stop"
+    point="activities.grants.code_exchange:CodeExchangeActivities._load_consent#1.exit", side=AFTER, kind="stop"
 )
 
-SENDING = "activities.single_use:SingleUse._section#1"
+SENDING = "activities.single_use.protocol:SingleUseProtocol._send_and_conclude#1"
 UNSENT = Fault(point=SENDING, side=BEFORE, kind="die")
 STOPPED = Fault(point=SENDING, side=BEFORE, kind="stop")
 KEPT_AND_STOPPED = Fault(point=JOURNALLED, side=AFTER, kind="stop")

@@ -22,11 +22,11 @@ from tests.faults.harness.walk import Case, Layout, Told, Walk
 Passage = tuple[str, str, int]  # point, side, the how-manieth time
 _KEPT = (JOURNALLED, AFTER, 1)
 _MOST_PASSAGES = 3  # of one point in one way: later ones, as in a loop, are in the same place
-_BEATING = "activities.support.heartbeat:heartbeats.beat"  # how often is a matter of the machine's speed
+_BEATING = "activities.support.heartbeat:heartbeating.beat"  # how often is a matter of the machine's speed
 _SWEEPING = (
     "activities.single_use.journal_replay:"  # goes on beside everything; walked where it finds something
 )
-WRITING = "evergrant_server.egress.transport:Watch.trace#1"  # after it the first byte is written
+WRITING = "evergrant_server.egress.transport:SendObserver.trace#1"  # after it the first byte is written
 
 
 @dataclass(frozen=True)
