@@ -189,7 +189,9 @@ async def test_an_answer_that_dies_behind_a_refusal_that_was_kept_was_in_the_win
     """A busy machine lets a short limit pass: what was kept is the no to the version on trial."""
     trial = next(it for it in SCENARIOS if it.name == "refresh, definition on trial fails")
     late = replace(trial, answers=lambda _: (error("invalid_grant"), drop_after_commit()))
-    dies = Fault(point="activities.integrations.staged_definitions:StagedDefinitionFallback.run#7", kind="die")
+    dies = Fault(
+        point="activities.integrations.staged_definitions:StagedDefinitionFallback.run#7", kind="die"
+    )
     case = Case(late, dies, Layout.ONE, Rotation.STRICT)
     walked = await walk_table(tmp_path, lambda _: [case], scenarios=REFRESH)
     assert walked.verdicts == {Verdict.UNKNOWN: 1}, walked.judged[0].story

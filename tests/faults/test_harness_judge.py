@@ -156,7 +156,9 @@ def test_nor_when_it_had_been_installed():
 
 
 _LATE = 10.0 + SEND_S + REPLAY_S
-_OF_A_DISK = Fault(point="evergrant_server.journal.entry:JournalReservation.write_entry#5", side=AFTER, kind="lost")
+_OF_A_DISK = Fault(
+    point="evergrant_server.journal.entry:JournalReservation.write_entry#5", side=AFTER, kind="lost"
+)
 
 
 @pytest.mark.parametrize(

@@ -68,9 +68,7 @@ ELSEWHERE = {
         "another grant is at work: nothing is installed"
     ),
     "activities.grants.code_exchange:_stored_result": "ends a consent without a code: one transaction",
-    "activities.grants.client_secrets:try_each_secret": (
-        "a revocation, or before a consent: spends nothing"
-    ),
+    "activities.grants.client_secrets:try_each_secret": ("a revocation, or before a consent: spends nothing"),
     "evergrant_server.egress.network:GuardedBackend.connect_unix_socket": "always refuses",
     "activities.grants.refresh:RefreshActivities._token_request#2": (
         "an access token that is exchanged is not spent"

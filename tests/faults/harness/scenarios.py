@@ -89,7 +89,9 @@ LOST_CONSENT = Fault(
 )
 
 LOOKED_TOO_SOON = Fault(
-    point="activities.grants.code_exchange:CodeExchangeActivities._load_consent#1.exit", side=AFTER, kind="stop"
+    point="activities.grants.code_exchange:CodeExchangeActivities._load_consent#1.exit",
+    side=AFTER,
+    kind="stop",
 )
 
 SENDING = "activities.single_use.protocol:SingleUseProtocol._send_and_conclude#1"
