@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterable
 
-from evergrant_server.telemetry.names import ATTRIBUTES, LOG_EVENTS, LOG_FIELDS, METRICS, SPANS
+from evergrant_server.telemetry.log_names import ExplainedName, LogEvent, LogField
+from evergrant_server.telemetry.names import ATTRIBUTES, METRICS, SPANS
 
 Table = Callable[[tuple[str, ...], Iterable[tuple[str, ...]]], list[str]]
 
@@ -52,9 +53,10 @@ that log requests log from WARNING on, whatever `EVERGRANT_LOG_LEVEL` is.
 
 
 def page(note: str, table: Table) -> str:
-    spans = [(f"`{it.name}`", it.kind, it.emitted_by, _ticked(it.attributes)) for it in SPANS]
+    spans = [(f"`{span.name}`", span.kind, span.emitted_by, _ticked(span.attributes)) for span in SPANS]
     metrics = [
-        (f"`{it.name}`", it.kind, f"`{it.unit}`", it.description, _ticked(it.attributes)) for it in METRICS
+        (f"`{metric.name}`", metric.kind, f"`{metric.unit}`", metric.description, _ticked(metric.attributes))
+        for metric in METRICS
     ]
     return "\n".join(
         [
@@ -72,19 +74,20 @@ def page(note: str, table: Table) -> str:
             "",
             "## Attributes",
             "",
-            *table(("attribute", "what it is"), [(f"`{name}`", it) for name, it in ATTRIBUTES.items()]),
+            *table(("attribute", "what it is"), [(f"`{name}`", text) for name, text in ATTRIBUTES.items()]),
             _LOGS,
-            *table(("member", "what it is"), [(f"`{it.value}`", said) for it, said in LOG_FIELDS.items()]),
+            *table(("member", "what it is"), _explained(LogField)),
             "",
             "### Events",
             "",
-            *table(
-                ("message begins with", "logged when"),
-                [(f"`{it.value}`", LOG_EVENTS[it]) for it in LOG_EVENTS],
-            ),
+            *table(("message begins with", "logged when"), _explained(LogEvent)),
             "",
         ]
     )
+
+
+def _explained(names: Iterable[ExplainedName]) -> list[tuple[str, str]]:
+    return [(f"`{name.value}`", name.explanation) for name in names]
 
 
 def _ticked(names: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Every setting of the server: flag, then environment (`EVERGRANT_…`), then file, then default.
+"""Every setting of the server: a flag wins over the environment (`EVERGRANT_…`), a file, and the default.
 
 Secrets are read from files only. The Temporal connection may also come from a profile of
 `temporalio.envconfig` (see `temporal_link`).
@@ -8,20 +8,27 @@ import os
 import re
 from datetime import timedelta
 from difflib import get_close_matches
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal
-from urllib.parse import quote, urlsplit
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from evergrant_server.core.messages.connection import TASK_QUEUE
+from evergrant_server.setting_types import (
+    DatabaseUrl,
+    Days,
+    Duration,
+    HostPorts,
+    LogLevel,
+    TemporalAddress,
+    check_public_url,
+    with_password,
+)
 
 PREFIX = "EVERGRANT_"
 SETTINGS_FILE = "evergrant.env"
-_CLIENT_VARIABLES = {"EVERGRANT_URL", "EVERGRANT_API_KEY", "EVERGRANT_API_KEY_FILE"}  # the client's
-_LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+_CLIENT_VARIABLES = {"EVERGRANT_URL", "EVERGRANT_API_KEY", "EVERGRANT_API_KEY_FILE"}
 
 
 class BadSettings(ValueError):
@@ -40,14 +47,14 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(
         default=Path(".evergrant"),
-        description="Where a worker keeps its journal, and `dev` everything it has: on a local disk that "
-        "outlives the process, another one on each host.",
+        description="The folder of a worker's journal, and of all data of `dev`. It must be on a local disk "
+        "that outlives the process; each host needs its own.",
     )
-    database_url: str = Field(
+    database_url: DatabaseUrl = Field(
         default="", repr=False, description="SQLAlchemy URL of the store; empty: SQLite in the data folder."
     )
     database_password_file: Path | None = Field(
-        default=None, description="A file with the database's password, which then isn't in the URL."
+        default=None, description="A file that holds the database's password, to keep it out of the URL."
     )
     key_file: Path | None = Field(
         default=None, description="The key ring; empty: keys.json in the data folder."
@@ -55,10 +62,11 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="The address the API listens on.")
     port: int = Field(default=8480, ge=1, le=65535, description="The port the API listens on.")
     public_url: str = Field(
-        default="", description="How browsers and providers reach the API; empty: http://host:port."
+        default="",
+        description="The URL at which browsers and providers reach the API; empty: http://host:port.",
     )
     api_workers: int = Field(default=1, ge=1, le=64, description="API worker processes.")
-    temporal_address: str = Field(
+    temporal_address: TemporalAddress = Field(
         default="", description="host:port of Temporal's frontend; empty: envconfig."
     )
     temporal_namespace: str = Field(default="default", description="The Temporal namespace.")
@@ -73,156 +81,90 @@ class Settings(BaseSettings):
     temporal_ui_port: int = Field(
         default=8481, ge=1, le=65535, description="`dev` only: port of the Temporal UI."
     )
-    history_retention: timedelta = Field(
+    history_retention: Duration = Field(
         default=timedelta(days=365),
         description="How long Temporal keeps closed runs; set by `dev` and `db upgrade`.",
     )
-    tenant: str = Field(
-        default="default", description="The tenant that `keys bootstrap` and `audit verify` work for."
-    )
-    consent_ttl: timedelta = Field(
+    tenant: str = Field(default="default", description="The tenant of `keys bootstrap` and `audit verify`.")
+    consent_ttl: Duration = Field(
         default=timedelta(hours=1), description="How long a connect link can be used."
     )
-    lease_wait: timedelta = Field(
+    lease_wait: Duration = Field(
         default=timedelta(seconds=10),
-        description="How long a lease waits for a refresh before it answers 503.",
+        description="How long a lease request waits for a refresh before the API answers 503.",
     )
-    relay_interval: timedelta = Field(
-        default=timedelta(seconds=1), description="How often the outbox is looked at when nobody nudges it."
+    relay_interval: Duration = Field(
+        default=timedelta(seconds=1),
+        description="How often the relay reads the outbox when no process has announced a message.",
     )
-    reconcile_interval: timedelta = Field(
+    reconcile_interval: Duration = Field(
         default=timedelta(minutes=5),
-        description="How often live connections without a workflow are looked for, "
-        "and how long one is without at the most.",
+        description="How often reconcile looks for live connections without a workflow; "
+        "a connection is without one for at most this long.",
     )
-    metadata_interval: timedelta = Field(
+    metadata_interval: Duration = Field(
         default=timedelta(hours=1),
-        description="How often discovered metadata is looked for that is over a day old; 20 issuers a time.",
+        description="How often metadata that is over a day old is read again; 20 issuers in a pass.",
     )
-    introspection_interval: timedelta = Field(
+    introspection_interval: Duration = Field(
         default=timedelta(hours=12),
-        description="How often a provider that offers it is asked whether a grant still lives.",
+        description="How often each grant is introspected (RFC 7662) at a provider that offers it.",
     )
-    expiry_announce_days: Annotated[tuple[int, ...], NoDecode] = Field(
+    expiry_announce_days: Days = Field(
         default=(14, 3, 1),
-        description="Days before a grant ends for good on which that is announced, for grants that come "
-        "from then on, and for runs that begin again. Comma-separated; 0 announces nothing.",
+        description="Days before a grant ends for good on which the event `connection.expiring` is sent. A "
+        "change counts for new grants and for restarted workflows. Comma-separated; 0 sends none.",
     )
-    webhook_retention: timedelta = Field(
+    webhook_retention: Duration = Field(
         default=timedelta(days=30),
-        description="How long the log of deliveries to webhooks, and with it what can be replayed, is kept.",
+        description="How long deliveries to webhooks are kept, and can be replayed.",
     )
-    webhook_give_up_after: timedelta = Field(
+    webhook_give_up_after: Duration = Field(
         default=timedelta(days=5),
         description="How long a webhook's endpoint may fail before the webhook is disabled.",
     )
-    webhook_secret_overlap: timedelta = Field(
+    webhook_secret_overlap: Duration = Field(
         default=timedelta(days=1),
         description="How long a rotated signing secret of a webhook still signs beside the new one.",
     )
     circuit_threshold: int = Field(
         default=5,
         ge=0,
-        description="Failures in a row, over all connections of an integration, after which a worker sends "
-        "its provider one probe at a time (or after a 429 to each of three connections); 0: never, "
-        "and its retries are not rationed either.",
+        description="Consecutive failures over all connections of an integration after which a worker opens "
+        "its circuit and sends one probe at a time (a 429 to each of three connections opens it too). "
+        "0 switches circuits and retry budgets off.",
     )
-    circuit_longest_gap: timedelta = Field(
+    circuit_longest_gap: Duration = Field(
         default=timedelta(minutes=10),
-        description="The longest time between two probes, unless a 429 says longer (an hour at most).",
+        description="The longest time between two probes of an open circuit; a 429 may extend it to an hour.",
     )
-    egress_allow: Annotated[tuple[str, ...], NoDecode] = Field(
+    egress_allow: HostPorts = Field(
         default=(),
-        description="host:port pairs that may be private or plain http. A door: for tests and inner servers.",
+        description="host:port pairs that may be private or plain http. This opens the egress guard: use it "
+        "for tests and internal servers only.",
     )
     allow_tokens_in_browser: bool = Field(
         default=False,
-        description="Allows the flow `implicit`, where the access token itself passes through the subject's "
-        "browser (RFC 9700 section 2.1.2 advises against it).",
+        description="Allows the flow `implicit`, which passes the access token through the subject's browser "
+        "(RFC 9700 section 2.1.2 advises against it).",
     )
     four_eyes: bool = Field(
         default=False,
-        description="Whoever proposed a provider's definition can't approve it: another app must.",
+        description="The app that proposed a provider's definition can't approve it: another app must.",
     )
-    log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_level: LogLevel = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_format: Literal["text", "json"] = Field(
-        default="text", description="`text` for people, `json` for one JSON object a line."
+        default="text", description="`text` for reading, `json` for one JSON object per line."
     )
     metrics_port: int | None = Field(
         default=None,
         ge=1,
         le=65535,
-        description="Where a worker serves `/metrics`, Temporal's own included; empty: nowhere.",
+        description="The port on which a worker serves `/metrics`, Temporal's own included; empty: none.",
     )
-    metrics_host: str = Field(default="127.0.0.1", description="The address it serves them on.")
-
-    @field_validator("expiry_announce_days", mode="before")
-    @classmethod
-    def _days(cls, value: Any) -> Any:
-        parts = value.split(",") if isinstance(value, str) else value
-        days = {int(part) for part in parts}
-        if not days <= set(range(366)):
-            raise ValueError("give days from 1 to 365, or 0 for none")
-        return tuple(sorted(days - {0}, reverse=True))
-
-    @field_validator("egress_allow", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        return (
-            tuple(part.strip() for part in value.split(",") if part.strip())
-            if isinstance(value, str)
-            else value
-        )
-
-    @field_validator("egress_allow")
-    @classmethod
-    def _host_and_port(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for entry in value:
-            host, colon, port = entry.rpartition(":")
-            if not (host and colon and port.isdigit() and 0 < int(port) < 65536) or "/" in host:
-                raise ValueError(f"{entry!r} is not host:port; write for example 10.0.0.7:8443")
-        return value
-
-    @field_validator("log_level")
-    @classmethod
-    def _level(cls, value: str) -> str:
-        if value.upper() not in _LOG_LEVELS:
-            raise ValueError(f"{value!r} is no level; use {', '.join(_LOG_LEVELS)}")
-        return value.upper()
-
-    @field_validator("database_url")
-    @classmethod
-    def _async_driver(cls, value: str) -> str:
-        if value and not value.startswith(("sqlite+aiosqlite:///", "postgresql+asyncpg://")):
-            raise ValueError("use sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER@HOST/DATABASE")
-        return value
-
-    @field_validator("temporal_address")
-    @classmethod
-    def _frontend(cls, value: str) -> str:
-        host, _, port = value.rpartition(":")
-        if value and (not host or not port.isdigit() or "/" in value):
-            raise ValueError(f"{value!r} is not host:port; Temporal's frontend listens on 7233 by default")
-        return value
-
-    @field_validator(
-        "history_retention",
-        "consent_ttl",
-        "lease_wait",
-        "relay_interval",
-        "reconcile_interval",
-        "metadata_interval",
-        "introspection_interval",
-        "webhook_retention",
-        "webhook_give_up_after",
-        "webhook_secret_overlap",
-        "circuit_longest_gap",
+    metrics_host: str = Field(
+        default="127.0.0.1", description="The address on which a worker serves `/metrics`."
     )
-    @classmethod
-    def _positive(cls, value: timedelta) -> timedelta:
-        if value <= timedelta(0):
-            raise ValueError("must be more than 0 seconds")
-        return value
 
     @model_validator(mode="after")
     def _derive(self) -> "Settings":
@@ -230,28 +172,18 @@ class Settings(BaseSettings):
         if not self.database_url:
             self.database_url = f"sqlite+aiosqlite:///{self.data_dir / 'evergrant.db'}"
         elif self.database_password_file is not None:
-            self.database_url = _with_password(self.database_url, self.database_password_file)
+            self.database_url = with_password(self.database_url, self.database_password_file)
         if self.key_file is None:
             self.key_file = self.data_dir / "keys.json"
         if not self.public_url:
             self.public_url = f"http://{self.host}:{self.port}"
         self.public_url = self.public_url.rstrip("/")
-        self._check_public_url()
+        check_public_url(self.public_url)
         return self
-
-    def _check_public_url(self) -> None:
-        url = urlsplit(self.public_url)
-        if url.scheme not in ("http", "https") or not url.hostname or url.path or url.query or url.fragment:
-            raise ValueError("EVERGRANT_PUBLIC_URL must be https://host[:port], without a path")
-        if url.scheme == "http" and not _is_loopback(url.hostname):
-            raise ValueError(
-                "EVERGRANT_PUBLIC_URL may be http only on a loopback address; "
-                f"use https://{url.netloc} and end TLS in front of the API"
-            )
 
     @property
     def key_path(self) -> Path:
-        """The key file's path (never None after validation)."""
+        """The key file's path; never None after validation."""
         assert self.key_file is not None
         return self.key_file
 
@@ -260,66 +192,41 @@ class Settings(BaseSettings):
         return self.database_url.startswith("sqlite")
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _with_password(url: str, file: Path) -> str:
-    """The URL with the password that the file holds."""
-    try:
-        password = file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not text"
-        raise ValueError(f"EVERGRANT_DATABASE_PASSWORD_FILE: {file} can't be read ({reason})") from None
-    if not password:
-        raise ValueError(f"EVERGRANT_DATABASE_PASSWORD_FILE: {file} is empty; write the password into it")
-    scheme, _, rest = url.partition("://")
-    authority, slash, path = rest.partition("/")
-    user, at, host = authority.rpartition("@")
-    if not at:
-        raise ValueError("EVERGRANT_DATABASE_URL: names no user for the password; use USER@HOST/DATABASE")
-    return f"{scheme}://{user.partition(':')[0]}:{quote(password, safe='')}@{host}{slash}{path}"
-
-
 def load_settings(**flags: Any) -> Settings:
-    """Read the settings; `flags` win, None flags count as not given.
+    """Read the settings. Flags win; a flag that is None counts as not given.
 
-    Raises BadSettings with one line per setting that is wrong.
+    Raises BadSettings with one line per invalid setting.
     """
     given = {name: value for name, value in flags.items() if value is not None}
     lines = _misspelled_settings()
     try:
         settings = Settings(**given)
+        if not lines:
+            return settings
     except ValidationError as error:
         for problem in error.errors(include_input=False, include_url=False):
-            said = problem["msg"].removeprefix("Value error, ")
+            message = problem["msg"].removeprefix("Value error, ")
             if problem["type"].startswith("time_delta"):
-                said = "use seconds, or an ISO 8601 duration such as PT10M or P365D"
+                message = "use seconds, or an ISO 8601 duration such as PT10M or P365D"
             name = ".".join(str(part) for part in problem["loc"])
-            lines.append(f"{PREFIX}{name.upper()}: {said}" if name else said)
-        raise BadSettings("\n  ".join(lines)) from None
-    if lines:
-        raise BadSettings("\n  ".join(lines))
-    return settings
+            lines.append(f"{PREFIX}{name.upper()}: {message}" if name else message)
+    raise BadSettings("\n  ".join(lines))
 
 
 def _misspelled_settings() -> list[str]:
-    """Names that are almost a setting: they would be ignored, and the default used instead."""
+    """One line per variable whose name is almost a setting: it would be ignored without a word."""
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
     names = {name.upper() for name in os.environ}
     try:
         text = Path(SETTINGS_FILE).read_text(encoding="utf-8")
-        names |= {it.upper() for it in re.findall(r"^\s*(?:export\s+)?(\w+)\s*=", text, re.MULTILINE)}
+        names |= {name.upper() for name in re.findall(r"^\s*(?:export\s+)?(\w+)\s*=", text, re.MULTILINE)}
     except FileNotFoundError:
         pass
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text"
         return [f"{Path(SETTINGS_FILE).absolute()}: can't be read ({reason}); correct or remove it"]
-    unknown = sorted(it for it in names if it.startswith(PREFIX) and it not in known | _CLIENT_VARIABLES)
+    unknown = sorted(
+        name for name in names if name.startswith(PREFIX) and name not in known | _CLIENT_VARIABLES
+    )
     meant = [(name, get_close_matches(name, known, n=1, cutoff=0.85)) for name in unknown]
     return [f"{name}: there is no such setting; did you mean {near[0]}?" for name, near in meant if near]

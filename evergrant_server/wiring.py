@@ -45,15 +45,13 @@ from evergrant_server.telemetry import metrics, traces
 from evergrant_server.telemetry.logs import configure_logging
 from evergrant_server.telemetry.sdk import BadTelemetry
 from evergrant_server.telemetry.traces import TracingTransport
-from evergrant_server.temporal_link import (
-    ClosedRunExporter,
-    OutboxRelay,
-    Reconciler,
-    TemporalLink,
-    WorkflowStarter,
-)
+from evergrant_server.temporal_link.closed_runs import ClosedRunExporter
 from evergrant_server.temporal_link.connect import connect
+from evergrant_server.temporal_link.link import TemporalLink
+from evergrant_server.temporal_link.outbox_relay import OutboxRelay
+from evergrant_server.temporal_link.reconcile import Reconciler
 from evergrant_server.temporal_link.tracing import client_plugins, replay_safe_provider
+from evergrant_server.temporal_link.workflow_starter import WorkflowStarter
 from providers.definition.registry import Registry
 from providers.requests.sender import Sender
 
@@ -113,9 +111,9 @@ def build_activities(
     parts: Platform, sections: CriticalSections, journal: Journal, limits: TimeLimits = LIMITS
 ) -> WorkerParts:
     """Every activity, in plain sight; a harness gives `limits` of its own."""
-    around = TracingTransport if traces.is_enabled() else None
+    wrapper = TracingTransport if traces.is_enabled() else None
     policy = EgressPolicy(allow=parts.settings.egress_allow)
-    egress = Egress(policy, around=around)
+    egress = Egress(policy, wrapper=wrapper)
     sender = Sender(egress)
     settings = parts.settings
     holder = ProviderContextLoader(
@@ -151,7 +149,7 @@ def build_activities(
     )
     webhooks = WebhookDeliveryActivities(
         parts.store,
-        Egress(policy, answer_time=ANSWER_TIMEOUT_S, around=around),
+        Egress(policy, answer_timeout_s=ANSWER_TIMEOUT_S, wrapper=wrapper),
         parts.clock,
         give_up_after=parts.settings.webhook_give_up_after,
         retention=parts.settings.webhook_retention,

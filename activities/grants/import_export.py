@@ -1,4 +1,4 @@
-"""Grants that come in with their tokens, and grants that leave sealed to an admin's key."""
+"""Installs imported grants, and exports grants sealed to an admin's key."""
 
 import json
 from datetime import datetime
@@ -34,37 +34,36 @@ from evergrant_server.core.single_use.attempt import AttemptOutcome
 from evergrant_server.crypto import Recipient
 from evergrant_server.store import Store, Transaction
 
-PAGE_SIZE = 100  # connections looked at in one transaction
+PAGE_SIZE = 100  # connections in one transaction
 
 
 async def install_import(
     store: Store,
     clock: Clock,
-    order: ExchangeCode | RequestFirstTokens,
-    held: ProviderContext,
+    request: ExchangeCode | RequestFirstTokens,
+    context: ProviderContext,
     consent: Consent,
 ) -> GrantResult:
-    """Move an import's tokens from the intake lane into the connection's own lanes.
+    """Move an import's tokens from the intake key to the connection's lease and refresh keys.
 
-    No provider is asked, so nothing is spent and nothing can be lost: one transaction, tried
-    until it holds.
+    No request is sent to the provider, so one transaction is enough, repeated until it commits.
     """
 
     async def install(tx: Transaction) -> GrantResult:
         now = clock.now()
-        current = await load_connection(tx, order)
+        current = await load_connection(tx, request)
         waiting = await tx.consents.get(consent.tenant, consent.id)
         if waiting is None or waiting.status is not ConsentStatus.CODE_RECEIVED:
-            grant = await tx.grants.get(order.tenant, order.connection_id)
-            return held.grant_result(current, grant) if grant else GrantResult(state=current.state)
+            grant = await tx.grants.get(request.tenant, request.connection_id)
+            return context.grant_result(current, grant) if grant else GrantResult(state=current.state)
         if current.state.is_final:
             await end_consent(tx, waiting, ConsentStatus.FAILED, ErrorCode.CONSENT_EXPIRED)
             return GrantResult(failure=ErrorCode.CONSENT_EXPIRED)
         imported = await tx.consents.imported_tokens(waiting)
         obtained_at = imported.obtained_at(consent.created_at)
         tokens = imported.token_set(obtained_at)
-        after = _with_grant(current, held, consent, now, order)
-        if held.access_token_exchange is not None:  # the token is what the next one is made from
+        after = _with_grant(current, context, consent, now, request)
+        if context.access_token_exchange is not None:  # it is the subject token of later exchanges
             tokens = tokens.model_copy(
                 update={"refresh_token": None, "refresh_expires_in": tokens.expires_in}
             )
@@ -73,17 +72,17 @@ async def install_import(
             generation=after.generation,
             requested=consent.scopes,
             at=obtained_at,
-            renewable=held.renewable,
+            renewable=context.renewable,
         )
         saved = await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=current.revision)
-        under_way = await tx.attempts.open_of_any_kind(order.tenant, order.connection_id, MAIN_SLOT)
-        if under_way is not None:  # it was refreshing what this grant replaces
+        under_way = await tx.attempts.open_of_any_kind(request.tenant, request.connection_id, MAIN_SLOT)
+        if under_way is not None:  # a refresh of the grant that this one replaces
             await tx.attempts.close(under_way, AttemptOutcome.SUPERSEDED, now)
-        await record_recovery(tx, order, current, now)
+        await record_recovery(tx, request, current, now)
         await end_consent(tx, waiting, ConsentStatus.DONE)
         await append_audit(
             tx,
-            order,
+            request,
             AuditAction.GRANT_INSTALLED,
             now,
             generation=grant.generation,
@@ -91,13 +90,13 @@ async def install_import(
             consent=consent.id,
             **_import_details(current, consent),
         )
-        return held.grant_result(saved, grant)
+        return context.grant_result(saved, grant)
 
     return await commit_with_retries(store, install)
 
 
 def _import_details(current: Connection, consent: Consent) -> dict[str, object]:
-    """How the tokens came here, for the record."""
+    """The origin of the tokens, for the audit record."""
     if current.consented_with:
         return {"consented_with": current.consented_with}
     return {} if consent.came_from_browser else {"imported": True}
@@ -105,23 +104,23 @@ def _import_details(current: Connection, consent: Consent) -> dict[str, object]:
 
 def _with_grant(
     current: Connection,
-    held: ProviderContext,
+    context: ProviderContext,
     consent: Consent,
     now: datetime,
-    order: ExchangeCode | RequestFirstTokens,
+    request: ExchangeCode | RequestFirstTokens,
 ) -> Connection:
-    """What the subject has consented to here is what the next consent asks for, and is looked up."""
-    after = current.granted(now, order.generation)
+    """The connection with the new grant. For a consent in a browser, its scopes become the requested ones."""
+    after = current.granted(now, request.generation)
     if not consent.came_from_browser:
         return after
-    looking = FollowUp.LOOKING_UP if held.spec.post_auth else None
-    return after.model_copy(update={"requested_scopes": consent.scopes, "follow_up": looking})
+    follow_up = FollowUp.LOOKING_UP if context.spec.post_auth else None
+    return after.model_copy(update={"requested_scopes": consent.scopes, "follow_up": follow_up})
 
 
-async def is_import_pending(store: Store, order: ExchangeCode) -> bool:
-    """True for an import whose tokens can be opened, or could be if a key were there."""
+async def is_import_pending(store: Store, request: ExchangeCode) -> bool:
+    """True for an import whose tokens can be opened, now or once the key service answers."""
     async with store.read() as tx:
-        consent = await tx.consents.get(order.tenant, order.consent_id)
+        consent = await tx.consents.get(request.tenant, request.consent_id)
         if consent is None or consent.kind is not ConsentKind.IMPORT:
             return False
         try:
@@ -134,26 +133,26 @@ async def is_import_pending(store: Store, order: ExchangeCode) -> bool:
 async def end_consent(
     tx: Transaction, current: Consent, status: ConsentStatus, failure: ErrorCode | None = None
 ) -> None:
-    """Write how a consent ended, and drop its secrets."""
+    """Write the consent's final status and erase its secrets."""
     ended = current.model_copy(update={"status": status, "failure": failure})
     await tx.consents.erase_secrets(await tx.consents.replace(ended, expected=current.revision))
 
 
 class ExportActivities:
-    """Only a worker can open refresh tokens, so only a worker can export them."""
+    """Seals and deletes exports. Only workers do this, because only they can open refresh tokens."""
 
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
 
     @activity.defn(name=ActivityName.EXPORT_PAGE)
-    async def export_page(self, order: SealExportPage) -> ExportProgress:
-        """Seal one page of connections, with an audit record for each in the same transaction."""
+    async def export_page(self, request: SealExportPage) -> ExportProgress:
+        """Seal one page of connections and append an audit record for each, in one transaction."""
 
         async def write(tx: Transaction) -> ExportProgress:
-            export = await _load_export(tx, order)
-            if export.pages > order.page or export.status is not ExportStatus.RUNNING:
-                return _progress(export)  # an earlier try of this activity had committed
+            export = await _load_export(tx, request)
+            if export.pages > request.page or export.status is not ExportStatus.RUNNING:
+                return _progress(export)  # an earlier attempt of this activity has committed
             recipient = Recipient.parse(dict(export.recipient))
             found = await tx.connections.page(
                 export.tenant, **export.filters.model_dump(), after=export.after, limit=PAGE_SIZE
@@ -164,7 +163,7 @@ class ExportActivities:
                     continue
                 lines.append(recipient.seal(line))
                 detail = {"export": export.id, "key": recipient.thumbprint}
-                await self._record(tx, order, AuditAction.CONNECTION_EXPORTED, connection.id, detail)
+                await self._record(tx, request, AuditAction.CONNECTION_EXPORTED, connection.id, detail)
             last = found[-1].id if len(found) == PAGE_SIZE else None
             after = export.page_sealed(len(lines), len(found) - len(lines), last)
             return _progress(await tx.exports.write_page(export, after, lines))
@@ -173,37 +172,42 @@ class ExportActivities:
             return await commit_with_retries(self._store, write)
 
     @activity.defn(name=ActivityName.DELETE_EXPORT)
-    async def drop_export(self, order: DeleteExport) -> None:
-        """Delete what nobody fetched in time; does nothing when it is gone already."""
+    async def drop_export(self, request: DeleteExport) -> None:
+        """Delete the lines of an export that the admin didn't fetch in time, if they still exist."""
 
-        async def drop(tx: Transaction) -> None:
-            export = await _load_export(tx, order)
+        async def delete(tx: Transaction) -> None:
+            export = await _load_export(tx, request)
             if export.status is ExportStatus.GONE:
                 return
             await tx.exports.delete_lines(export)
-            await self._record(tx, order, AuditAction.EXPORT_DELETED, export.id, {"why": "expired"})
+            await self._record(tx, request, AuditAction.EXPORT_DELETED, export.id, {"why": "expired"})
 
-        await commit_with_retries(self._store, drop)
+        await commit_with_retries(self._store, delete)
 
     async def _record(
-        self, tx: Transaction, order: ExportCall, action: AuditAction, what: str, detail: dict[str, object]
+        self,
+        tx: Transaction,
+        request: ExportCall,
+        action: AuditAction,
+        object_id: str,
+        detail: dict[str, object],
     ) -> None:
         entry = AuditEntry(
-            tenant=order.tenant,
+            tenant=request.tenant,
             at=self._clock.now(),
             action=action,
-            object=what,
-            context=order.context,
+            object=object_id,
+            context=request.context,
             detail=detail,
-            provenance=order.provenance,
+            provenance=request.provenance,
         )
         await audit.append(tx, entry)
 
 
-async def _load_export(tx: Transaction, order: ExportCall) -> Export:
-    export = await tx.exports.get(order.tenant, order.export_id)
+async def _load_export(tx: Transaction, request: ExportCall) -> Export:
+    export = await tx.exports.get(request.tenant, request.export_id)
     if export is None:
-        raise Failure(ErrorCode.NOT_FOUND, f"there is no export {order.export_id}")
+        raise Failure(ErrorCode.NOT_FOUND, f"there is no export {request.export_id}")
     return export
 
 
@@ -213,10 +217,10 @@ def _progress(export: Export) -> ExportProgress:
 
 
 async def _export_line(tx: Transaction, connection: Connection) -> Secret | None:
-    """What `import` takes, or None: no live grant, or one whose seal is broken and that can't be read."""
+    """The connection as a line for `import`; None without a live grant, or when its seal is broken."""
     grant = await tx.grants.get(connection.tenant, connection.id)
     if connection.state is not LifecycleState.ACTIVE or grant is None or grant.token_type == DPOP_TOKEN_TYPE:
-        return None  # a bound token opens nothing without its key, which never leaves
+        return None  # a DPoP-bound token is useless without its key, which is not exported
     try:
         access = await tx.grants.access_token(connection)
         refresh = await tx.grants.refresh_token(connection)

@@ -18,8 +18,8 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.connection import ConnectionCall, GrantResult
 from evergrant_server.core.single_use.attempt import AttemptOutcome, LateTokens
 from evergrant_server.store import Store, Transaction
+from evergrant_server.telemetry.log_names import LogEvent
 from evergrant_server.telemetry.logs import log_event, stack_frames
-from evergrant_server.telemetry.names import LogEvent
 from providers.requests.sender import Sender
 
 log = logging.getLogger("evergrant.activities")

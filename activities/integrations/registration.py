@@ -34,8 +34,8 @@ from evergrant_server.journal import Journal, JournalEntry, JournalReservation
 from evergrant_server.journal.entry import EntryHeader
 from evergrant_server.store import Store, Transaction, UnwrappedKeys
 from evergrant_server.store.sealing import NO_CONNECTION
+from evergrant_server.telemetry.log_names import LogEvent
 from evergrant_server.telemetry.logs import log_event
-from evergrant_server.telemetry.names import LogEvent
 from providers.quirks import registration_request
 from providers.registration.client_metadata import auth_method_to_request, client_metadata
 from providers.registration.dynamic_registration import send_registration

@@ -1,4 +1,4 @@
-"""Has a run's history kept beyond Temporal's retention."""
+"""Requests that a run's history is kept beyond Temporal's retention."""
 
 from temporalio import activity
 
@@ -10,20 +10,20 @@ from evergrant_server.store import Store, Transaction
 
 
 class HistoryActivities:
-    """Asks the relay for an export. A run can't export its own last events: they aren't there yet."""
+    """Requests exports from the relay, which makes them after the run has closed."""
 
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
 
     @activity.defn(name=ActivityName.EXPORT_RUN_HISTORY)
-    async def run_ends(self, order: ExportRunHistory) -> None:
-        run = order.provenance
+    async def run_ends(self, request: ExportRunHistory) -> None:
+        run = request.provenance
         message = history_export_message(
-            order.tenant, order.connection_id, run.workflow_id, run.run_id, self._clock.now()
+            request.tenant, request.connection_id, run.workflow_id, run.run_id, self._clock.now()
         )
 
-        async def ask(tx: Transaction) -> None:
+        async def add(tx: Transaction) -> None:
             await tx.outbox.add(message)
 
-        await commit_with_retries(self._store, ask)
+        await commit_with_retries(self._store, add)

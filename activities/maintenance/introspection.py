@@ -1,6 +1,7 @@
-"""Looks whether grants still live at their providers (RFC 7662), slowly; and keeps receivers in order."""
+"""Introspects grants at their providers (RFC 7662), slowly, and keeps receivers' keys current."""
 
 import asyncio
+from collections import Counter
 from datetime import datetime, timedelta
 
 from temporalio import activity
@@ -38,109 +39,110 @@ from evergrant_server.store import Store, Transaction
 from providers.requests.sender import Sender
 from providers.responses.token_response import read_introspection
 
+INTEGRATION_LIMIT = timedelta(minutes=10)  # enough for _MAX_CONNECTIONS when the provider answers at once
 _SCHEDULE_CONTEXT = RequestContext(by="schedule")
-_PAUSE_S = 0.25  # between two questions about one integration
-_MAX_CONNECTIONS = 1000  # of one integration in one pass; what is left comes first in the next
-_CONCURRENT_INTEGRATIONS = 8  # integrations
-_MAX_FAILURES = 3  # in a row, and an integration is left alone until the next pass
+_PAUSE_S = 0.25  # between two requests for one integration
+_MAX_CONNECTIONS = 1000  # of one integration in one pass; the next pass takes the others first
+_CONCURRENT_INTEGRATIONS = 8
+_MAX_FAILURES = 3  # in a row; then the integration is skipped until the next pass
 _PAGE_SIZE = 200
+_PLAN_BATCH = 100
 _KEYS_AGE = timedelta(hours=12)
-INTEGRATION_LIMIT = timedelta(minutes=10)  # enough for `_MOST`, unless each answer takes its time
-_RECEIVED_AGE = timedelta(days=60)  # twice as long as an event may be old
+_RECEIVED_AGE = timedelta(days=60)  # twice as long as a security event is accepted
 
 
 class IntrospectionActivities:
-    """Errors condemn nobody: only a clear answer about the very token that is held."""
+    """Acts only on a clear answer about the very token that the store holds; an error means nothing."""
 
     def __init__(
         self,
         store: Store,
-        holder: ProviderContextLoader,
+        contexts: ProviderContextLoader,
         sender: Sender,
         keys: ReceiverKeysActivities,
         clock: Clock,
         interval: timedelta,
-        longest_turn: timedelta = INTEGRATION_LIMIT,
+        integration_limit: timedelta = INTEGRATION_LIMIT,
     ) -> None:
         self._store = store
-        self._holder = holder
+        self._contexts = contexts
         self._sender = sender
         self._keys = keys
         self._clock = clock
         self._interval = interval
-        self._longest_turn = longest_turn.total_seconds()
+        self._integration_limit_s = integration_limit.total_seconds()
 
     @activity.defn(name=ACTIVITY_INTROSPECT_GRANTS)
-    async def introspect_grants(self, order: IntrospectGrants) -> IntrospectGrantsResult:
-        """One pass over the receivers, and over the integrations whose provider introspects.
+    async def introspect_grants(self, request: IntrospectGrants) -> IntrospectGrantsResult:
+        """Run one pass over the receivers and over the integrations whose provider introspects.
 
-        No turn is longer than `longest_turn`: a provider of one tenant's keeps nobody else waiting.
+        Each integration has a time limit, so that a slow provider doesn't delay other tenants.
         """
         await self._refresh_receiver_keys()
-        tally: dict[str, int] = {}
-        turns = asyncio.Semaphore(_CONCURRENT_INTEGRATIONS)
+        outcomes: Counter[str] = Counter()
+        semaphore = asyncio.Semaphore(_CONCURRENT_INTEGRATIONS)
 
-        async def look(integration: Integration) -> None:
-            async with turns:
-                await self._check_integration(integration, tally)
+        async def check(integration: Integration) -> None:
+            async with semaphore:
+                await self._check_integration(integration, outcomes)
 
         after: str | None = None
         while page := await self._integrations(after):
             after = page[-1].id
-            await asyncio.gather(*(look(it) for it in page))
+            await asyncio.gather(*(check(integration) for integration in page))
         return IntrospectGrantsResult(
-            checked=sum(tally.values()),
-            ended=tally.get(ReportDecision.ENDED, 0),
-            asked=tally.get(ReportDecision.REFRESH_REQUESTED, 0),
-            failed=tally.get("failed", 0),
+            checked=outcomes.total(),
+            ended=outcomes[ReportDecision.ENDED],
+            asked=outcomes[ReportDecision.REFRESH_REQUESTED],
+            failed=outcomes["failed"],
         )
 
     async def _integrations(self, after: str | None) -> list[Integration]:
         async with self._store.read() as tx:
             return await tx.integrations.page_of_all_tenants(after, _PAGE_SIZE)
 
-    async def _check_integration(self, it: Integration, tally: dict[str, int]) -> None:
-        ends = seconds_since_boot() + self._longest_turn
-        await self._schedule_new_connections(it)
+    async def _check_integration(self, integration: Integration, outcomes: Counter[str]) -> None:
+        ends = seconds_since_boot() + self._integration_limit_s
+        await self._schedule_new_connections(integration)
         now = self._clock.now()
         async with self._store.read() as tx:
-            due = await tx.introspections.due(it.tenant, it.id, now, _MAX_CONNECTIONS)
+            due = await tx.introspections.due(integration.tenant, integration.id, now, _MAX_CONNECTIONS)
         failures = 0
         for connection in due:
             activity.heartbeat()
             outcome = await self._check_connection(connection)
-            tally[outcome] = tally.get(outcome, 0) + 1
+            outcomes[outcome] += 1
             failures = failures + 1 if outcome == "failed" else 0
             if failures == _MAX_FAILURES or seconds_since_boot() >= ends:
                 return
             await asyncio.sleep(_PAUSE_S)
 
-    async def _schedule_new_connections(self, it: Integration) -> None:
-        """Give connections that are new here a moment of their own, spread over the interval."""
+    async def _schedule_new_connections(self, integration: Integration) -> None:
+        """Give connections that were never introspected a time, spread over the interval."""
         async with self._store.read() as tx:
-            unknown = await tx.introspections.unscheduled(it.tenant, it.id, _MAX_CONNECTIONS)
-        if not unknown or not await self._introspects(unknown[0]):
+            new = await tx.introspections.unscheduled(integration.tenant, integration.id, _MAX_CONNECTIONS)
+        if not new or not await self._can_introspect(new[0]):
             return
         now = self._clock.now()
-        for start in range(0, len(unknown), 100):
+        for start in range(0, len(new), _PLAN_BATCH):
             async with self._store.write() as tx:
-                for connection in unknown[start : start + 100]:
+                for connection in new[start : start + _PLAN_BATCH]:
                     first = now + self._interval * jitter(connection.id, 0)
                     await tx.introspections.schedule(connection.tenant, connection.id, first)
 
-    async def _introspects(self, connection: Connection) -> bool:
+    async def _can_introspect(self, connection: Connection) -> bool:
         try:
-            return supports_introspection(await self._holder.load(connection.tenant, connection.id))
+            return supports_introspection(await self._contexts.load(connection.tenant, connection.id))
         except Failure:
             return False
 
     async def _check_connection(self, connection: Connection) -> str:
-        """What came of one connection: a word for the tally, and for its row."""
+        """Introspect one connection's grant. Returns the outcome, which its row keeps as well."""
         try:
-            held = await self._holder.load(connection.tenant, connection.id)
-            if held.provisional or not supports_introspection(held):
+            context = await self._contexts.load(connection.tenant, connection.id)
+            if context.provisional or not supports_introspection(context):
                 return await self._schedule_next(connection, "skipped")
-            finding = await self._introspect_grant(held)
+            finding = await self._introspect_grant(context)
         except Failure:
             return await self._schedule_next(connection, "failed")
         outcome = await commit_with_retries(
@@ -148,90 +150,90 @@ class IntrospectionActivities:
         )
         return await self._schedule_next(connection, outcome)
 
-    async def _introspect_grant(self, held: ProviderContext) -> IntrospectionFinding:
-        """Ask about the refresh token; about the access token where that says nothing."""
-        now, grant = self._clock.now(), held.grant
+    async def _introspect_grant(self, context: ProviderContext) -> IntrospectionFinding:
+        """Introspect the refresh token, and the access token where that gives no answer."""
+        now, grant, flow = self._clock.now(), context.grant, context.connection.flow
         async with self._store.read() as tx:
-            refresh = await tx.grants.refresh_token(held.connection)
-            access = await tx.grants.access_token(held.connection)
+            refresh = await tx.grants.refresh_token(context.connection)
+            access = await tx.grants.access_token(context.connection)
             answers = await tx.introspections.provider_recognizes_tokens(
-                held.integration.tenant, held.integration.id
+                context.integration.tenant, context.integration.id
             )
-        flow = held.connection.flow
         if flow.is_client_grant:
-            refresh = None  # brought to be exchanged: often another issuer's, and no refresh token
-        refresh_active = None if refresh is None else await self._is_active(held, refresh, "refresh_token")
+            refresh = None  # it is a subject token to exchange, often another issuer's
+        refresh_active = None if refresh is None else await self._is_active(context, refresh, "refresh_token")
         access_active = None
         if not refresh_active and not (refresh_active is False and answers):
-            # a key that somebody brought is no token of this provider's
+            # a static credential is not a token that the provider issued
             valid = grant is not None and grant.is_valid(now) and not flow.is_static
-            access_active = await self._is_active(held, access, "access_token") if valid else None
-        seen = IntrospectionAnswers(
-            refresh_active=refresh_active, access_active=access_active, refresh_answers=answers
+            access_active = await self._is_active(context, access, "access_token") if valid else None
+        return judge_introspection(
+            IntrospectionAnswers(
+                refresh_active=refresh_active, access_active=access_active, refresh_answers=answers
+            )
         )
-        return judge_introspection(seen)
 
-    async def _is_active(self, held: ProviderContext, token: Secret, hint: str) -> bool:
-        """Raises Failure for anything but a clear answer."""
-        reply = await self._sender.introspect(held.spec, held.endpoints, held.client, token=token, hint=hint)
-        return read_introspection(held.spec, reply)
+    async def _is_active(self, context: ProviderContext, token: Secret, hint: str) -> bool:
+        """The member `active` of the response. Raises Failure for anything but a clear answer."""
+        reply = await self._sender.introspect(
+            context.spec, context.endpoints, context.client, token=token, hint=hint
+        )
+        return read_introspection(context.spec, reply)
 
     async def _apply_finding(
-        self, tx: Transaction, asked_about: Connection, finding: IntrospectionFinding
+        self, tx: Transaction, checked: Connection, finding: IntrospectionFinding
     ) -> str:
-        """A token that a refresh may be replacing right now is no witness, nor is one whose successor is
-        kept unread."""
-        weight = finding.certainty
-        if weight is None:
+        """Report the finding, unless the token has been replaced or a refresh may be replacing it now."""
+        if finding.certainty is None:
             return finding.value
-        current = await tx.connections.get(asked_about.tenant, asked_about.id)
-        if current is None or current.generation != asked_about.generation:
+        current = await tx.connections.get(checked.tenant, checked.id)
+        if current is None or current.generation != checked.generation:
             return ReportDecision.OUTDATED
         unread = await tx.attempts.unread_at_generation(
             current.tenant, current.id, current.generation, *ROTATING
         )
         if unread is not None or await open_attempt(tx, current) is not None:
             return "busy"
-        news = ProviderReport(
+        report = ProviderReport(
             source=ReportSource.INTROSPECTION,
             kind=finding.value,
-            certainty=weight,
-            generation=asked_about.generation,
+            certainty=finding.certainty,
+            generation=checked.generation,
         )
-        return await apply_external_event(tx, current, news, _SCHEDULE_CONTEXT, self._clock.now())
+        return await apply_external_event(tx, current, report, _SCHEDULE_CONTEXT, self._clock.now())
 
     async def _schedule_next(self, connection: Connection, outcome: str) -> str:
         now = self._clock.now()
         at = _next_check_at(now, self._interval, connection)
 
-        async def plan(tx: Transaction) -> None:
+        async def schedule(tx: Transaction) -> None:
             await tx.introspections.schedule(
                 connection.tenant, connection.id, at, outcome=outcome, checked_at=now
             )
 
-        await commit_with_retries(self._store, plan)
+        await commit_with_retries(self._store, schedule)
         return outcome
 
     async def _refresh_receiver_keys(self) -> None:
-        now, ends = self._clock.now(), seconds_since_boot() + self._longest_turn
+        """Read keys that are old, within the time limit. The next pass continues with the others."""
+        now, ends = self._clock.now(), seconds_since_boot() + self._integration_limit_s
         async with self._store.write() as tx:
             await tx.receivers.delete_events_before(now - _RECEIVED_AGE)
         async with self._store.read() as tx:
-            old = await tx.receivers.with_keys_older_than(now - _KEYS_AGE)
-        for receiver in old:
+            receivers = await tx.receivers.with_keys_older_than(now - _KEYS_AGE)
+        for receiver in receivers:
             activity.heartbeat()
-            order = FetchReceiverKeys(
-                tenant=receiver.tenant, receiver_id=receiver.id, context=_SCHEDULE_CONTEXT
+            await self._keys.fetch_keys(
+                FetchReceiverKeys(tenant=receiver.tenant, receiver_id=receiver.id, context=_SCHEDULE_CONTEXT)
             )
-            await self._keys.fetch_keys(order)
             if seconds_since_boot() >= ends:
-                return  # those that were read aren't old any more: the others come in the next pass
+                return
 
 
-def supports_introspection(held: ProviderContext) -> bool:
-    """By RFC 7662: other ways to ask need the token in the URL, or an answer of their own."""
-    asks = held.connection.flow.is_bearer and held.spec.introspection is None
-    return asks and held.endpoints.introspection_endpoint is not None
+def supports_introspection(context: ProviderContext) -> bool:
+    """Whether the provider introspects by RFC 7662; other ways put the token into the URL."""
+    plain = context.connection.flow.is_bearer and context.spec.introspection is None
+    return plain and context.endpoints.introspection_endpoint is not None
 
 
 def _next_check_at(now: datetime, interval: timedelta, connection: Connection) -> datetime:

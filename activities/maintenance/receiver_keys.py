@@ -1,4 +1,4 @@
-"""Reads a transmitter's keys and pins them to the receiver; the API never calls anybody (ADR 0008)."""
+"""Reads a transmitter's keys and pins them to the receiver; the API sends no requests (ADR 0008)."""
 
 from temporalio import activity
 
@@ -22,11 +22,11 @@ class ReceiverKeysActivities:
         self._clock = clock
 
     @activity.defn(name=ACTIVITY_FETCH_RECEIVER_KEYS)
-    async def fetch_keys(self, order: FetchReceiverKeys) -> ReceiverKeysResult:
-        """Pin what the document has now. Keys that can't be read again stay, and the row says why."""
+    async def fetch_keys(self, request: FetchReceiverKeys) -> ReceiverKeysResult:
+        """Pin the keys in the transmitter's document. If it can't be read, the old keys stay."""
         async with self._store.read() as tx:
-            receiver = await tx.receivers.find_in_any_tenant(order.receiver_id)
-        if receiver is None or receiver.tenant != order.tenant or receiver.jwks_uri is None:
+            receiver = await tx.receivers.find_in_any_tenant(request.receiver_id)
+        if receiver is None or receiver.tenant != request.tenant or receiver.jwks_uri is None:
             return ReceiverKeysResult(problem="the receiver is gone")
         try:
             keys = await fetch_keys(self._egress, receiver.jwks_uri)
@@ -37,9 +37,9 @@ class ReceiverKeysActivities:
             fetched = ReceiverKeysResult(problem=failure.detail)
 
         async def pin(tx: Transaction) -> None:
-            current = await tx.receivers.find_in_any_tenant(order.receiver_id)
+            current = await tx.receivers.find_in_any_tenant(request.receiver_id)
             if current is None or current.jwks_uri != receiver.jwks_uri:
-                return  # it was changed meanwhile; its own reading is under way
+                return  # changed meanwhile, which started another fetch
             after = current.model_copy(update={**changes, "keys_at": self._clock.now()})
             await tx.receivers.replace(after, expected=current.revision)
 

@@ -1,4 +1,4 @@
-"""Deliveries to webhooks: signed (Standard Webhooks), sent through the guard, their outcome written."""
+"""Delivers events to webhooks: signed (Standard Webhooks), sent through the egress guard."""
 
 import asyncio
 from dataclasses import dataclass
@@ -28,10 +28,10 @@ from evergrant_server.store import Store, Transaction
 from evergrant_server.telemetry import metrics
 from providers.responses.durations import retry_after
 
-ANSWER_TIMEOUT_S = 15.0  # seconds, for the whole exchange
-ROUND_SIZE = 20  # deliveries; a round ends well inside its time-out, however slow the receiver
-CONCURRENT_DELIVERIES = 4  # deliveries to one endpoint at the same time
-CONCURRENT_ROUNDS = 20  # in one worker: slow receivers must not take the places that refreshes need
+ANSWER_TIMEOUT_S = 15.0  # for the whole exchange
+ROUND_SIZE = 20  # deliveries; with the slowest receiver a round still ends within its timeout
+CONCURRENT_DELIVERIES = 4  # to one endpoint
+CONCURRENT_ROUNDS = 20  # in one worker: slow receivers must not take the slots that refreshes need
 _BUSY_WAIT = timedelta(seconds=5)
 _LEAST_WAIT_S = 1.0  # after a round that had nothing to send
 
@@ -40,11 +40,11 @@ _SCHEDULE_CONTEXT = RequestContext(by="schedule")
 
 @dataclass(frozen=True)
 class _DeliveryBatch:
-    """What a round has in hand: everything is read before the first byte is sent."""
+    """Everything that a round needs, read before the first byte is sent."""
 
     webhook: Webhook
     secrets: tuple[Secret, ...]
-    due: list[tuple[Delivery, str]]  # with the body
+    due: list[tuple[Delivery, str]]  # each with the event's body
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class _DeliveryOutcome:
 
 
 class WebhookDeliveryActivities:
-    """Sends rounds. `give_up_after`: an endpoint that fails for longer is disabled."""
+    """Sends rounds of deliveries. A webhook whose endpoint fails for `give_up_after` is disabled."""
 
     def __init__(
         self, store: Store, egress: Egress, clock: Clock, *, give_up_after: timedelta, retention: timedelta
@@ -65,42 +65,45 @@ class WebhookDeliveryActivities:
         self._clock = clock
         self._give_up_after = give_up_after
         self._retention = retention
-        self._under_way = 0
+        self._rounds = 0
 
     @activity.defn(name=ActivityName.DELIVER_WEBHOOKS)
-    async def deliver_due(self, order: DeliverWebhooks) -> DeliveryRound:
-        """Send what is due, a bounded number of it; says what came of it and when to look again.
+    async def deliver_due(self, request: DeliverWebhooks) -> DeliveryRound:
+        """Send a bounded number of due deliveries. Returns the counts and when to look again.
 
-        The first one goes alone: an endpoint that is down costs one call a round.
+        The first one is sent alone, so an endpoint that is down costs one request per round.
         """
-        if self._under_way >= CONCURRENT_ROUNDS:
+        if self._rounds >= CONCURRENT_ROUNDS:
             wait_s = _BUSY_WAIT.total_seconds()
             return DeliveryRound(next_at=self._clock.now() + _BUSY_WAIT, paused=True, wait_s=wait_s)
-        self._under_way += 1
+        self._rounds += 1
         try:
             async with heartbeating():
-                return await self._deliver_round(order)
+                return await self._deliver_round(request)
         finally:
-            self._under_way -= 1
+            self._rounds -= 1
 
-    async def _deliver_round(self, order: DeliverWebhooks) -> DeliveryRound:
-        ready = await self._load_batch(order)
-        if ready is None:
+    async def _deliver_round(self, request: DeliverWebhooks) -> DeliveryRound:
+        batch = await self._load_batch(request)
+        if batch is None:
             return DeliveryRound()
-        outcomes = [await self._deliver(ready, it) for it in ready.due[:1]]
+        outcomes = [await self._deliver(batch, *due) for due in batch.due[:1]]
         if outcomes and outcomes[0].problem is None:
-            turns = asyncio.Semaphore(CONCURRENT_DELIVERIES)
-            outcomes += await asyncio.gather(
-                *(self._deliver_in_turn(turns, ready, it) for it in ready.due[1:])
-            )
-        if outcomes:
-            await self._update_health(ready.webhook, outcomes)
-        return await self._round_result(order, outcomes)
+            semaphore = asyncio.Semaphore(CONCURRENT_DELIVERIES)
 
-    async def _load_batch(self, order: DeliverWebhooks) -> _DeliveryBatch | None:
+            async def deliver(delivery: Delivery, body: str) -> _DeliveryOutcome:
+                async with semaphore:
+                    return await self._deliver(batch, delivery, body)
+
+            outcomes += await asyncio.gather(*(deliver(*due) for due in batch.due[1:]))
+        if outcomes:
+            await self._update_health(batch.webhook, outcomes)
+        return await self._round_result(request, outcomes)
+
+    async def _load_batch(self, request: DeliverWebhooks) -> _DeliveryBatch | None:
         now = self._clock.now()
         async with self._store.read() as tx:
-            webhook = await tx.webhooks.get(order.tenant, order.webhook_id)
+            webhook = await tx.webhooks.get(request.tenant, request.webhook_id)
             if webhook is None or webhook.disabled:
                 return None
             due = await tx.deliveries.due(webhook, now, ROUND_SIZE, by_hand=True)
@@ -108,7 +111,7 @@ class WebhookDeliveryActivities:
                 due += await tx.deliveries.due(webhook, now, ROUND_SIZE - len(due), by_hand=False)
             if webhook.failures:
                 due = due[:1]
-            bodies = [await self._body(tx, it) for it in due]
+            bodies = [await self._body(tx, delivery) for delivery in due]
             secrets = await tx.webhooks.signing_secrets(webhook, now)
         return _DeliveryBatch(webhook, secrets, list(zip(due, bodies, strict=True)))
 
@@ -119,22 +122,15 @@ class WebhookDeliveryActivities:
             raise Failure(ErrorCode.INTERNAL, f"the event of {delivery.id} is gone")
         return event.body
 
-    async def _deliver_in_turn(
-        self, turns: asyncio.Semaphore, ready: _DeliveryBatch, one: tuple[Delivery, str]
-    ) -> _DeliveryOutcome:
-        async with turns:
-            return await self._deliver(ready, one)
-
-    async def _deliver(self, ready: _DeliveryBatch, one: tuple[Delivery, str]) -> _DeliveryOutcome:
-        delivery, body = one
-        outcome = await self._post(ready, delivery, body)
+    async def _deliver(self, batch: _DeliveryBatch, delivery: Delivery, body: str) -> _DeliveryOutcome:
+        outcome = await self._post(batch, delivery, body)
         metrics.count_webhook_delivery(outcome.problem)
 
         async def write(tx: Transaction) -> None:
             now = self._clock.now()
             current = await tx.deliveries.get(delivery.tenant, delivery.id)
             if current is None or current.revision != delivery.revision:
-                return  # it was deleted, or is to be sent again by hand: this try says nothing about that
+                return  # deleted, or an admin has requested a replay meanwhile
             if outcome.problem is None and outcome.status is not None:
                 after = current.delivered(outcome.status, now)
             else:
@@ -144,13 +140,13 @@ class WebhookDeliveryActivities:
         await commit_with_retries(self._store, write)
         return outcome
 
-    async def _post(self, ready: _DeliveryBatch, delivery: Delivery, body: str) -> _DeliveryOutcome:
-        """One try. The receiver's words are read to the limit and dropped: only the status is kept."""
-        headers = signed_headers(ready.secrets, delivery.event_id, self._clock.now(), body)
+    async def _post(self, batch: _DeliveryBatch, delivery: Delivery, body: str) -> _DeliveryOutcome:
+        """Attempt one delivery. The response's body is dropped; only the status is kept."""
+        headers = signed_headers(batch.secrets, delivery.event_id, self._clock.now(), body)
         headers |= {"content-type": "application/json", "user-agent": "Evergrant"}
         try:
             async with self._egress.client() as client:
-                answer = await client.post(ready.webhook.url, content=body.encode(), headers=headers)
+                answer = await client.post(batch.webhook.url, content=body.encode(), headers=headers)
         except Failure as failure:
             refused = failure.code is ErrorCode.EGRESS_REFUSED
             return _DeliveryOutcome(
@@ -164,16 +160,16 @@ class WebhookDeliveryActivities:
         return _DeliveryOutcome(answer.status_code, delivery_problem(answer.status_code), wait)
 
     async def _update_health(self, webhook: Webhook, outcomes: list[_DeliveryOutcome]) -> None:
-        """What the round says of the endpoint as a whole; one delivery that gets through is enough."""
-        gone = any(it.problem is DeliveryProblem.GONE for it in outcomes)
-        works = any(it.problem is None for it in outcomes)
-        wait = max((it.retry_after or 0 for it in outcomes), default=0) or None
+        """Update the webhook's failures from the round; one successful delivery resets them."""
+        gone = any(outcome.problem is DeliveryProblem.GONE for outcome in outcomes)
+        works = any(outcome.problem is None for outcome in outcomes)
+        wait = max((outcome.retry_after or 0 for outcome in outcomes), default=0) or None
 
-        async def note(tx: Transaction) -> None:
+        async def update(tx: Transaction) -> None:
             now = self._clock.now()
             current = await tx.webhooks.get(webhook.tenant, webhook.id)
             if current is None or current.disabled or current.url != webhook.url:
-                return  # what the old URL did is not held against the new one
+                return  # the outcomes are of the old URL
             if gone:
                 after = current.disabled_as_gone()
             elif works:
@@ -185,7 +181,7 @@ class WebhookDeliveryActivities:
             if after.disabled:
                 await self._record_disabled(tx, after, now)
 
-        await commit_with_retries(self._store, note)
+        await commit_with_retries(self._store, update)
 
     async def _record_disabled(self, tx: Transaction, webhook: Webhook, now: datetime) -> None:
         detail = {"webhook": webhook.name, "why": webhook.disabled_by, "failures": webhook.failures}
@@ -199,20 +195,22 @@ class WebhookDeliveryActivities:
         )
         await audit.append(tx, entry)
 
-    async def _round_result(self, order: DeliverWebhooks, outcomes: list[_DeliveryOutcome]) -> DeliveryRound:
-        """When the next round makes sense; old deliveries go on the way."""
+    async def _round_result(
+        self, request: DeliverWebhooks, outcomes: list[_DeliveryOutcome]
+    ) -> DeliveryRound:
+        """The counts and the time of the next round. Deletes old deliveries on the way."""
         now = self._clock.now()
+        replay_at = scheduled_at = None
         async with self._store.write() as tx:
-            await tx.deliveries.prune(order.tenant, order.webhook_id, now - self._retention)
-            webhook = await tx.webhooks.get(order.tenant, order.webhook_id)
-            waits = webhook is not None and not webhook.disabled
-            by_hand = await tx.deliveries.next_at(webhook, by_hand=True) if webhook and waits else None
-            rest = await tx.deliveries.next_at(webhook, by_hand=False) if webhook and waits else None
-        if webhook is not None and rest is not None and webhook.paused_until is not None:
-            rest = max(rest, webhook.paused_until)
-        moments = [it for it in (by_hand, rest) if it is not None]
-        delivered = sum(it.problem is None for it in outcomes)
-        next_at = min(moments, default=None)
+            await tx.deliveries.prune(request.tenant, request.webhook_id, now - self._retention)
+            webhook = await tx.webhooks.get(request.tenant, request.webhook_id)
+            if webhook is not None and not webhook.disabled:
+                replay_at = await tx.deliveries.next_at(webhook, by_hand=True)
+                scheduled_at = await tx.deliveries.next_at(webhook, by_hand=False)
+        if webhook is not None and scheduled_at is not None and webhook.paused_until is not None:
+            scheduled_at = max(scheduled_at, webhook.paused_until)
+        delivered = sum(outcome.problem is None for outcome in outcomes)
+        next_at = min((at for at in (replay_at, scheduled_at) if at is not None), default=None)
         wait_s = None if next_at is None else max((next_at - now).total_seconds(), 0.0)
         if wait_s is not None and not outcomes:
             wait_s = max(wait_s, _LEAST_WAIT_S)
@@ -221,5 +219,5 @@ class WebhookDeliveryActivities:
             failed=len(outcomes) - delivered,
             next_at=next_at,
             wait_s=wait_s,
-            paused=webhook is not None and webhook.paused(now) and by_hand is None,
+            paused=webhook is not None and webhook.paused(now) and replay_at is None,
         )

@@ -42,8 +42,8 @@ from evergrant_server.egress import BeforeSend
 from evergrant_server.journal import AttemptStatus, Journal, JournalEntry, JournalReservation
 from evergrant_server.store import NO_CONNECTION, Store, Transaction, UnwrappedKeys
 from evergrant_server.telemetry import metrics
+from evergrant_server.telemetry.log_names import LogEvent
 from evergrant_server.telemetry.logs import log_event, stack_frames
-from evergrant_server.telemetry.names import LogEvent
 from providers.requests.sender import SendFailed
 from providers.responses.error_mapping import UnreadableTokens
 from providers.responses.raw_reply import RawReply

@@ -13,8 +13,8 @@ from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, 
 
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind, RetryAdvice
 from evergrant_server.core.messages.connection import GrantResult, RevocationResult
+from evergrant_server.telemetry.log_names import LogEvent
 from evergrant_server.telemetry.logs import log_event
-from evergrant_server.telemetry.names import LogEvent
 
 log = logging.getLogger("evergrant.activities")
 

@@ -14,8 +14,8 @@ from evergrant_server.api.http.responses import AuditView, Page, Timeline
 from evergrant_server.core.access import Action
 from evergrant_server.core.ids import connection_workflow_id
 from evergrant_server.store import Transaction
+from evergrant_server.telemetry.log_names import LogEvent
 from evergrant_server.telemetry.logs import log_event
-from evergrant_server.telemetry.names import LogEvent
 
 log = logging.getLogger("evergrant.api")
 

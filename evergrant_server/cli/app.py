@@ -1,29 +1,25 @@
-"""The commands and how they fail: 0 done, 1 failed with a code, 2 wrong usage or settings."""
+"""The commands and their flags. `main` runs them."""
 
 import asyncio
 import logging
-import sys
-import traceback
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, Group, Parameter
 
 from evergrant_server import __version__
-from evergrant_server.checkout import require_own_packages
-from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.process_exit import exit_process
-from evergrant_server.settings import BadSettings, Settings, load_settings
+from evergrant_server.settings import Settings, load_settings
 
 app = App(
     name="evergrant_server",
     help="Evergrant: managed OAuth. Name a connection, get a working token.",
     version=__version__,
     help_on_error=False,
-    result_action="return_value",  # its own way of exiting would miss `leave`
+    result_action="return_value",  # cyclopts would exit without `exit_process`
 )
 _SETTINGS = Group("Settings (each is also EVERGRANT_… in the environment)")
 
@@ -31,7 +27,7 @@ _SETTINGS = Group("Settings (each is also EVERGRANT_… in the environment)")
 @Parameter(name="*", group=_SETTINGS)
 @dataclass
 class Flags:
-    """The settings most often given by hand; the others come from the environment."""
+    """The settings that operators give most often; the others come from the environment."""
 
     data_dir: Path | None = None
     database_url: str | None = None
@@ -69,7 +65,7 @@ def serve(*, flags: Flags | None = None) -> None:
 
 @app.command
 def worker(*, flags: Flags | None = None) -> None:
-    """Run a worker. Start as many as you like, each with a data folder of its own or shared."""
+    """Run a worker. Any number may run, with separate data folders or a shared one."""
     settings = _settings(flags)
     import worker as worker_process
 
@@ -83,18 +79,18 @@ def reconcile(
     compare: bool = True,
     flags: Flags | None = None,
 ) -> None:
-    """Start a workflow for every live connection that has none. Harmless to repeat.
+    """Start a workflow for every live connection that has none. Does nothing the second time.
 
-    Exits 1 when the store turns out to be older than the workflows, or when workflows that were
-    asked didn't answer, and names the connections.
+    Exits 1, and names the connections, when the store is older than their workflows or when
+    workflows don't answer.
 
     Parameters
     ----------
     restart_older_than
-        Also start anew what has run for longer, such as 30d or 12h: for runs that no worker
-        of today can go on with.
+        Also restart workflows that have run for longer, such as 30d or 12h: for runs that the
+        current workers can't continue.
     compare
-        Ask every workflow for the generation it knows. It takes most of the time.
+        Query every workflow for the generation it knows. This takes most of the time.
     """
     settings = _settings(flags)
     from evergrant_server.cli import operate
@@ -108,7 +104,7 @@ def doctor(
     output: Annotated[Literal["text", "json"], Parameter(name=["--output", "-o"])] = "text",
     flags: Flags | None = None,
 ) -> None:
-    """Check everything this installation stands on, and name the command that repairs it.
+    """Check everything that this installation needs, and name the command that repairs a problem.
 
     Exits 0 when nothing is wrong, 1 otherwise.
 
@@ -118,16 +114,16 @@ def doctor(
         `text`, or `json`: a list of objects with `check`, `ok`, `detail` and `repair`.
     """
     settings = _settings(flags)
-    from evergrant_server.cli import doctor as diagnosis
+    from evergrant_server.cli.doctor import report
 
-    if not asyncio.run(diagnosis.run(settings, output)):
+    if not asyncio.run(report.run(settings, output)):
         exit_process(1)
 
 
 db = App(name="db", help="The database's schema, and the Temporal namespace.")
 keys = App(name="keys", help="The key ring, and the first API key.")
 audit = App(name="audit", help="The audit log.")
-providers = App(name="providers", help="The catalogue of providers.")
+providers = App(name="providers", help="The provider catalogue.")
 for group in (db, keys, audit, providers):
     app.command(group)
 
@@ -149,7 +145,7 @@ def upgrade(*, namespace: bool = True, flags: Flags | None = None) -> None:
 
 @db.command
 def current(*, flags: Flags | None = None) -> None:
-    """Print the schema's version, and the newest this code knows."""
+    """Print the schema's version, and the newest that this release knows."""
     settings = _settings(flags)
     from evergrant_server.cli import operate
 
@@ -158,7 +154,7 @@ def current(*, flags: Flags | None = None) -> None:
 
 @keys.command
 def create(*, flags: Flags | None = None) -> None:
-    """Create the key file. An existing one is never overwritten."""
+    """Create the key file. Never overwrites an existing one."""
     settings = _settings(flags)
     from evergrant_server.cli import operate
 
@@ -166,17 +162,17 @@ def create(*, flags: Flags | None = None) -> None:
 
 
 @keys.command
-def rotate(lane: str, *, flags: Flags | None = None) -> None:
-    """Add a new current root key to a lane (lease, refresh or intake). Old rows stay readable."""
+def rotate(purpose: str, *, flags: Flags | None = None) -> None:
+    """Add a new current root key for a purpose (lease, refresh or intake). Old rows stay readable."""
     settings = _settings(flags)
     from evergrant_server.cli import operate
 
-    operate.rotate_keys(settings, lane)
+    operate.rotate_keys(settings, purpose)
 
 
 @keys.command
 def export_api(out: Path, *, flags: Flags | None = None) -> None:
-    """Write the key file for API processes: without the refresh lane."""
+    """Write the key file for API processes: without the refresh keys."""
     settings = _settings(flags)
     from evergrant_server.cli import operate
 
@@ -195,7 +191,7 @@ def bootstrap(
     Parameters
     ----------
     again
-        Make another key when there is one already.
+        Create another key even if there is one already.
     out
         Write the key to this file (mode 0600) instead of printing it.
     """
@@ -207,7 +203,7 @@ def bootstrap(
 
 @audit.command
 def verify(*, flags: Flags | None = None) -> None:
-    """Check every chain of the audit log; names the first place that doesn't hold."""
+    """Check every hash chain of the audit log, and name the first record that doesn't match."""
     settings = _settings(flags)
     from evergrant_server.cli import operate
 
@@ -221,71 +217,27 @@ def check_providers(
     vectors: Path | None = None,
     output: Annotated[Literal["text", "json"], Parameter(name=["--output", "-o"])] = "text",
 ) -> None:
-    """Look at every definition and vector, and say what contradicts itself, is loose or is missing.
+    """Check every provider definition and exchange vector for contradictions and omissions.
 
-    Asks no provider. Exits 0 when nothing is wrong, 1 otherwise, with file, field and repair.
+    Sends no request. Exits 0 when nothing is wrong, otherwise 1 with file, field and repair.
 
     Parameters
     ----------
     catalog
-        A folder of definitions; the checkout's own without one.
+        A folder of definitions; default: the checkout's own.
     vectors
-        A folder of exchange vectors; the checkout's own without one.
+        A folder of exchange vectors; default: the checkout's own.
     output
         `text`, or `json`: the counts, and problems with `file`, `field`, `what` and `repair`.
     """
-    from evergrant_server.cli import catalogue
+    from evergrant_server.cli import provider_check
 
-    if not catalogue.report_catalogue(catalog, vectors, output):
+    if not provider_check.run(catalog, vectors, output):
         exit_process(1)
 
 
-def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run a command and exit. Failures are one message on standard error."""
-    try:
-        require_own_packages()
-        app(arguments, print_error=False, exit_on_error=False)
-    except CycloptsError as error:
-        _fail(f"invalid_usage: {' '.join(str(error).split())}\n  {_usage_hint(error)}", 2)
-    except BadSettings as error:
-        _fail(f"invalid_settings: {error}", 2)
-    except Failure as failure:
-        _fail(_failure_message(failure), 1)
-    except SystemExit as end:  # granian's, and --help's
-        exit_process(end.code if isinstance(end.code, int) else int(end.code is not None))
-    except KeyboardInterrupt:
-        _fail("stopped", 130)
-    except Exception as error:
-        _fail(_unexpected_message(error), 1)
-    exit_process(0)
-
-
-def _usage_hint(error: CycloptsError) -> str:
-    command = " ".join(("python -m evergrant_server", *(error.command_chain or ())))
-    return f"See: {command} --help"
-
-
-def _failure_message(failure: Failure) -> str:
-    """Code, detail and repair. A detail that names the exact command needs no other repair."""
-    said = f"{failure.code}: {failure.detail}"
-    repaired = "key_file" in failure.context or "python -m evergrant_server" in failure.detail
-    return said if repaired else f"{said}\n  {failure.rule.repair}"
-
-
-def _unexpected_message(error: Exception) -> str:
-    """What nobody has a name for: where it happened, without what it quotes."""
-    if logging.getLogger().isEnabledFor(logging.DEBUG):
-        traceback.print_exc()
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
-    return (
-        f"{ErrorCode.INTERNAL}: {type(error).__name__} at {where}\n"
-        "  Run it again with EVERGRANT_LOG_LEVEL=DEBUG for the whole story, and report it."
-    )
-
-
 def _settings(flags: Flags | None) -> Settings:
-    """The settings. Commands read them before they import: a mistake is answered at once."""
+    """Load the settings. Commands do so before slow imports, so a mistake is reported at once."""
     settings = (flags or Flags()).settings()
     logging.getLogger().setLevel(settings.log_level)
     return settings
@@ -293,8 +245,3 @@ def _settings(flags: Flags | None) -> Settings:
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(work)
-
-
-def _fail(message: str, status: int) -> NoReturn:
-    print(f"evergrant: {message}", file=sys.stderr)
-    exit_process(status)

@@ -1,8 +1,8 @@
 """`dev`: the whole platform from one command, with nothing else installed.
 
-Starts the Temporal dev server (with its UI and a database file), the API and a worker as
-processes of their own, restarts what dies, and ends all of it on Ctrl-C. A second start
-finds everything as it was: keys, database and Temporal's file are in the data folder.
+Starts the Temporal dev server (with its UI and a database file), the API and a worker as child
+processes, restarts those that exit, and stops all on Ctrl-C. Keys, database and Temporal's file
+are in the data folder, so the next start continues with them.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from typing import Any
 import httpx2
 
 from evergrant_server.cli import operate
-from evergrant_server.cli.doctor_temporal import temporal_program
+from evergrant_server.cli.doctor.temporal import temporal_program
 from evergrant_server.cli.process import WORKER_STOP_LIMIT_S, ChildProcess, keep_running
 from evergrant_server.cli.serve import require_free_port, settings_environment
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -31,16 +31,18 @@ _TEMPORAL_STARTS = 3
 
 
 async def run(settings: Settings) -> None:
-    """Run until SIGINT or SIGTERM. Raises BadSettings or Failure when something can't start."""
+    """Run until SIGINT or SIGTERM. Raises BadSettings or Failure when a process can't start."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     settings = _prepare_data_dir(settings)
     temporal = ChildProcess("temporal", _temporal_command(settings), settings.data_dir)
     env = {**os.environ, **settings_environment(settings)}
-    me = [sys.executable, "-m", "evergrant_server"]
-    api = ChildProcess("api", [*me, "serve"], settings.data_dir, env)
-    worker = ChildProcess("worker", [*me, "worker"], settings.data_dir, env, end_limit_s=WORKER_STOP_LIMIT_S)
+    program = [sys.executable, "-m", "evergrant_server"]
+    api = ChildProcess("api", [*program, "serve"], settings.data_dir, env)
+    worker = ChildProcess(
+        "worker", [*program, "worker"], settings.data_dir, env, stop_limit_s=WORKER_STOP_LIMIT_S
+    )
     try:
         await temporal.start()
         await _await_unless_stopped(stop, _start_and_wait(settings, temporal, api, worker))
@@ -53,15 +55,15 @@ async def run(settings: Settings) -> None:
 
 
 def _prepare_data_dir(settings: Settings) -> Settings:
-    """Folder, keys and free ports, before anything is started."""
+    """Create folder and keys, and check the ports, before any process is started."""
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not settings.key_path.exists():
         operate.create_keys(settings)
-    _refuse_taken_ports(settings)
+    _require_free_ports(settings)
     return settings.model_copy(update={"temporal_address": f"127.0.0.1:{settings.temporal_port}"})
 
 
-def _refuse_taken_ports(settings: Settings) -> None:
+def _require_free_ports(settings: Settings) -> None:
     require_free_port("EVERGRANT_PORT", settings.host, settings.port)
     require_free_port("EVERGRANT_TEMPORAL_PORT", "127.0.0.1", settings.temporal_port)
     require_free_port("EVERGRANT_TEMPORAL_UI_PORT", "127.0.0.1", settings.temporal_ui_port)
@@ -114,17 +116,17 @@ async def _start_and_wait(
 
 
 async def upgrade_when_ready(settings: Settings, temporal: ChildProcess) -> None:
-    """Schema, then the namespace as soon as Temporal answers.
+    """Upgrade the schema, and prepare the namespace as soon as Temporal answers.
 
-    Temporal chooses most of its ports itself: when somebody else has one of them before it listens
-    there, it is started again. Raises BadSettings when it is a port of our settings, and Failure
-    when Temporal ends for another reason or doesn't answer within a minute.
+    Temporal chooses most of its ports itself. When another process takes one of them first,
+    Temporal is started again. Raises BadSettings when that port is one of the settings, and Failure
+    when Temporal exits for another reason or doesn't answer within a minute.
     """
     await schema.upgrade(settings.database_url)
     starts_left = _TEMPORAL_STARTS - 1
     for attempt in range(_START_LIMIT_S * 5):
         if starts_left and temporal.has_exited and temporal.has_logged("address already in use"):
-            _refuse_taken_ports(settings)
+            _require_free_ports(settings)
             await temporal.start()
             starts_left -= 1
         temporal.raise_if_exited()
@@ -137,7 +139,7 @@ async def upgrade_when_ready(settings: Settings, temporal: ChildProcess) -> None
 
 
 async def _await_unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
-    """Await `work`, but give it up as soon as somebody wants to stop."""
+    """Await `work`, but cancel it as soon as `stop` is set."""
     task = asyncio.create_task(work)
     waiter = asyncio.create_task(stop.wait())
     await asyncio.wait((task, waiter), return_when=asyncio.FIRST_COMPLETED)
@@ -167,4 +169,4 @@ def _print_addresses(settings: Settings, worker: ChildProcess) -> None:
     print(f"  Temporal       {facts['temporal']}, namespace {facts['namespace']}")
     print(f"  admin key      {facts['admin_key_file']}")
     print(f"  logs and data  {facts['data_dir']}")
-    print("Ctrl-C ends all of it; the next start finds everything as it was.", flush=True)
+    print("Ctrl-C stops everything; the next start continues with the same data.", flush=True)

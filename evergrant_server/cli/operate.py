@@ -1,4 +1,4 @@
-"""What an operator does beside running processes."""
+"""The operator's commands that end by themselves: schema, keys, reconcile, audit."""
 
 import os
 import sys
@@ -14,9 +14,9 @@ from evergrant_server.core.ids import Tenant
 from evergrant_server.crypto.keyring import KeyPurpose, KeyRing, Role
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store, schema
-from evergrant_server.temporal_link import ReconcileCounts
 from evergrant_server.temporal_link.connect import connect
 from evergrant_server.temporal_link.namespace import prepare_namespace
+from evergrant_server.temporal_link.reconcile import ReconcileCounts
 from evergrant_server.wiring import open_platform
 
 
@@ -33,27 +33,26 @@ async def upgrade(settings: Settings, namespace: bool) -> None:
 
 
 async def current(settings: Settings) -> None:
-    print(
-        f"{await schema.current_version(settings.database_url) or 'none'} (newest: {schema.expected_version()})"
-    )
+    found = await schema.current_version(settings.database_url)
+    print(f"{found or 'none'} (newest: {schema.expected_version()})")
 
 
 def create_keys(settings: Settings) -> None:
     KeyRing.create(settings.key_path)
-    print(f"created {settings.key_path}; back it up: without it nothing that is stored can be read")
+    print(f"created {settings.key_path}; back it up: without it no stored token can be read")
 
 
-def rotate_keys(settings: Settings, lane: str) -> None:
-    if lane not in set(KeyPurpose):
-        raise BadSettings(f"there is no lane {lane!r}: use {', '.join(KeyPurpose)}")
+def rotate_keys(settings: Settings, purpose: str) -> None:
+    if purpose not in set(KeyPurpose):
+        raise BadSettings(f"there is no key purpose {purpose!r}: use {', '.join(KeyPurpose)}")
     ring = KeyRing.open(settings.key_path, Role.OPERATOR)
-    current = ring.rotate(KeyPurpose(lane)).current_root_id(KeyPurpose(lane))
-    print(f"{lane}: the current key is now {current}; restart API and workers")
+    current = ring.rotate(KeyPurpose(purpose)).current_root_id(KeyPurpose(purpose))
+    print(f"{purpose}: the current key is now {current}; restart API and workers")
 
 
 def export_api_keys(settings: Settings, out: Path) -> None:
     KeyRing.open(settings.key_path, Role.OPERATOR).export(out, Role.API)
-    print(f"wrote {out}: it can open access tokens, and no refresh token")
+    print(f"wrote {out}: it can open access tokens, but no refresh tokens")
 
 
 async def bootstrap(settings: Settings, again: bool, out: Path | None) -> None:
@@ -72,27 +71,26 @@ async def bootstrap(settings: Settings, again: bool, out: Path | None) -> None:
 
 
 async def reconcile(settings: Settings, older_than: timedelta | None, compare: bool) -> None:
-    said = ProgressPrinter()
+    progress = ProgressPrinter()
     async with open_platform(settings, Role.OPERATOR) as parts:
         result = await parts.reconciler.reconcile_all(
-            compare=compare, older_than=older_than, told=said.print_progress
+            compare=compare, older_than=older_than, on_progress=progress.print_progress
         )
     print_report(result, restarting=older_than is not None)
 
 
 def print_report(result: ReconcileCounts, *, restarting: bool) -> None:
-    """Print what a pass did. Raises Failure STORE_BEHIND, or TEMPORAL_UNAVAILABLE for who didn't answer."""
+    """Print the result of a pass. Raises Failure STORE_BEHIND, or TEMPORAL_UNAVAILABLE after missing answers."""
     print(f"{result.live} live connections, {result.started} workflows started")
     if restarting:
-        print(
-            f"{result.restarted} restarted, {len(result.awaiting_provider)} left for later: an answer may yet come"
-        )
+        waiting = len(result.awaiting_provider)
+        print(f"{result.restarted} restarted, {waiting} left for later: their provider may still answer")
     for connection_id in result.store_behind:
         print(f"{connection_id}: the store is behind its workflow; restore a newer backup, or reauthorize it")
     for connection_id in result.unanswered:
-        print(f"{connection_id}: its workflow doesn't answer, so nobody knows whether the store is behind")
+        print(f"{connection_id}: its workflow doesn't answer, so the store may be behind")
     if not result.workers_answered:
-        print("no worker answers, and the others were not asked; start one and run this again")
+        print("no worker answers, so the rest was not compared; start a worker and run this again")
     if result.store_behind:
         raise Failure(
             ErrorCode.STORE_BEHIND, f"{len(result.store_behind)} connections are behind their workflows"
@@ -102,17 +100,17 @@ def print_report(result: ReconcileCounts, *, restarting: bool) -> None:
 
 
 class ProgressPrinter:
-    """Prints how far a pass is, no more than once a second."""
+    """Prints the progress of a pass, at most once a second."""
 
     def __init__(self) -> None:
-        self._at = time.monotonic()
+        self._printed_at = time.monotonic()
 
-    def print_progress(self, so_far: ReconcileCounts) -> None:
-        if time.monotonic() - self._at < 1:
+    def print_progress(self, counts: ReconcileCounts) -> None:
+        if time.monotonic() - self._printed_at < 1:
             return
-        self._at = time.monotonic()
-        counts = f"{so_far.live} live, {so_far.started} started, {len(so_far.store_behind)} behind"
-        print(f"{counts}, {so_far.restarted} restarted" if so_far.restarted else counts, flush=True)
+        self._printed_at = time.monotonic()
+        line = f"{counts.live} live, {counts.started} started, {len(counts.store_behind)} behind"
+        print(f"{line}, {counts.restarted} restarted" if counts.restarted else line, flush=True)
 
 
 async def verify_audit(settings: Settings) -> None:
@@ -124,11 +122,11 @@ async def verify_audit(settings: Settings) -> None:
         await store.close()
     print(verdict)
     if not verdict.ok:
-        raise Failure(ErrorCode.AUDIT_UNAVAILABLE, "the audit log was altered at the place above")
+        raise Failure(ErrorCode.AUDIT_UNAVAILABLE, "the audit log was altered at the record above")
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only we can read, replacing what was there."""
+    """Write a file that only this user can read, replacing an existing one."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "w") as file:

@@ -1,4 +1,4 @@
-"""One process that `dev` looks after: its log, its pid file, its restart, its end."""
+"""A child process of `dev`: its log, its pid file, its restarts and its end."""
 
 import asyncio
 import os
@@ -8,14 +8,14 @@ from pathlib import Path
 
 from evergrant_server.core.errors import ErrorCode, Failure
 
-WORKER_STOP_LIMIT_S = 130.0  # longer than a worker's graceful shutdown, with its store away
+WORKER_STOP_LIMIT_S = 130.0  # longer than a worker's graceful shutdown while its store is unavailable
 _STOP_LIMIT_S = 10.0
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 10.0
 
 
 class ChildProcess:
-    """A child in a session of its own, so that Ctrl-C reaches `dev` alone."""
+    """A child process in a session of its own, so that Ctrl-C reaches only `dev`."""
 
     def __init__(
         self,
@@ -23,10 +23,10 @@ class ChildProcess:
         command: list[str],
         folder: Path,
         env: dict[str, str] | None = None,
-        end_limit_s: float = _STOP_LIMIT_S,
+        stop_limit_s: float = _STOP_LIMIT_S,
     ) -> None:
         self.name = name
-        self._end_limit_s = end_limit_s
+        self._stop_limit_s = stop_limit_s
         self.pid_file = folder / f"{name}.pid"
         self._command = command
         self._log = folder / f"{name}.log"
@@ -51,25 +51,25 @@ class ChildProcess:
     def has_exited(self) -> bool:
         return self._child is not None and self._child.returncode is not None
 
-    def has_logged(self, words: str) -> bool:
-        """Has it logged `words` since its last start?"""
+    def has_logged(self, text: str) -> bool:
+        """Whether its log contains `text` since the last start."""
         with self._log.open("rb") as log:
             log.seek(self._log_start)
-            return words.encode() in log.read()
+            return text.encode() in log.read()
 
     def raise_if_exited(self) -> None:
-        """Raise Failure INTERNAL with the last line of its log when it has ended."""
+        """Raise Failure INTERNAL with the last line of its log if it has exited."""
         if self._child is None or self._child.returncode is None:
             return
         lines = self._log.read_text(errors="replace").strip().splitlines()
         raise Failure(
             ErrorCode.INTERNAL,
-            f"{self.name} ended with status {self._child.returncode}: {lines[-1] if lines else 'no output'} "
+            f"{self.name} exited with status {self._child.returncode}: {lines[-1] if lines else 'no output'} "
             f"(log: {self._log})",
         )
 
     async def stop(self) -> None:
-        """Ask it to end and wait for that; end its whole session when it won't."""
+        """Send SIGTERM and wait for the exit; kill its whole session after the time limit."""
         child = self._child
         if child is None:
             return
@@ -77,7 +77,7 @@ class ChildProcess:
             with suppress(ProcessLookupError):
                 child.send_signal(signal.SIGTERM)
             try:
-                async with asyncio.timeout(self._end_limit_s):
+                async with asyncio.timeout(self._stop_limit_s):
                     await child.wait()
             except TimeoutError:
                 with suppress(ProcessLookupError):
@@ -87,7 +87,7 @@ class ChildProcess:
 
 
 async def keep_running(stop: asyncio.Event, processes: list[ChildProcess]) -> None:
-    """Keep every process running until `stop`; one that dies is started again, ever slower."""
+    """Restart processes that exit, with growing pauses, until `stop` is set."""
 
     async def keep(process: ChildProcess) -> None:
         pause = _FIRST_PAUSE_S
@@ -96,7 +96,7 @@ async def keep_running(stop: asyncio.Event, processes: list[ChildProcess]) -> No
             status = await process.wait()
             if asyncio.get_running_loop().time() - started > 60:
                 pause = _FIRST_PAUSE_S
-            print(f"{process.name} ended with status {status}; starting it again", flush=True)
+            print(f"{process.name} exited with status {status}; starting it again", flush=True)
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE_S)
             await process.start()

@@ -1,4 +1,4 @@
-"""The API in granian, the server that carried the lease path best."""
+"""Runs the API in granian, the fastest server for the lease path."""
 
 import asyncio
 import os
@@ -32,20 +32,20 @@ _PASSED_TO_CHILDREN = (
 
 
 def serve_api(settings: Settings) -> None:
-    """Serve until a signal ends it. Says at once what would stop it from starting.
+    """Serve until a signal ends the process. Checks port, keys and store before.
 
     Raises Failure for keys and store, BadSettings for a port that is taken.
     """
     require_free_port("EVERGRANT_PORT", settings.host, settings.port)
     asyncio.run(_check_keys_and_store(settings))
-    os.environ.update(settings_environment(settings))  # granian's processes read the settings from there
+    os.environ.update(settings_environment(settings))  # granian's processes read the settings from it
     granian_server(
         "evergrant_server.asgi:application", settings.host, settings.port, settings.api_workers
     ).serve()
 
 
 def granian_server(target: str, host: str, port: int, workers: int) -> Any:
-    """granian as the API runs in it; the benchmarks run what they compare with in the same."""
+    """granian as it runs the API; the benchmarks compare with an application in the same server."""
     return Granian(
         target,
         address=host,
@@ -59,14 +59,14 @@ def granian_server(target: str, host: str, port: int, workers: int) -> Any:
 
 
 def settings_environment(settings: Settings) -> dict[str, str]:
-    """The settings as variables for a process of ours."""
+    """The settings as environment variables for a child process."""
     values = {f"EVERGRANT_{name.upper()}": str(getattr(settings, name)) for name in _PASSED_TO_CHILDREN}
     values["EVERGRANT_EGRESS_ALLOW"] = ",".join(settings.egress_allow)
     return values
 
 
 def require_free_port(setting: str, host: str, port: int) -> None:
-    """Raise BadSettings when somebody listens there already."""
+    """Raise BadSettings when another process listens on the port."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -74,7 +74,7 @@ def require_free_port(setting: str, host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise BadSettings(
-                f"{setting}: {host}:{port} can't be used ({error.strerror}); stop what listens there, "
+                f"{setting}: {host}:{port} can't be used ({error.strerror}); stop the process that listens there, "
                 "or choose another port"
             ) from None
 

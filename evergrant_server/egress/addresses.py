@@ -1,7 +1,7 @@
-"""Which addresses are the public internet. Pure.
+"""Which addresses belong to the public internet. Pure.
 
 A host may be written in any notation the resolver accepts (decimal, octal, hexadecimal,
-IPv4 inside IPv6): what is judged is the address that comes out.
+IPv4 inside IPv6): the check applies to the resulting address.
 """
 
 import ipaddress
@@ -9,12 +9,12 @@ import socket
 from ipaddress import IPv4Address, IPv6Address
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-# Where in it the IPv4 address sits, only its own network's translator knows (RFC 8215, RFC 6052 section 2.2).
+# Only that network's translator knows where the IPv4 address is in it (RFC 8215, RFC 6052 section 2.2).
 _LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
 
 
 def _embedded_ipv4(address: IPv6Address) -> IPv4Address | None:
-    """The IPv4 address that an IPv6 address leads to, when it is one of the wrapping kinds."""
+    """The IPv4 address that an IPv6 address embeds, if any."""
     if address.ipv4_mapped is not None:
         return address.ipv4_mapped
     if address.sixtofour is not None:
@@ -25,7 +25,7 @@ def _embedded_ipv4(address: IPv6Address) -> IPv4Address | None:
 
 
 def address_refusal(text: str) -> str | None:
-    """Why this address may not be connected to, or None when it is public.
+    """The reason to refuse this address, or None when it is public.
 
     `text` is an address as the resolver prints it, with or without an IPv6 zone.
     """
@@ -37,15 +37,15 @@ def address_refusal(text: str) -> str | None:
         if address.teredo is not None:
             return "a Teredo tunnel address"
         if address in _LOCAL_NAT64:
-            return "a local translator's address"
-        inner = _embedded_ipv4(address)
-        if inner is not None:
-            return _non_public_kind(inner)
+            return "an address of a local NAT64 translator"
+        embedded = _embedded_ipv4(address)
+        if embedded is not None:
+            return _non_public_kind(embedded)
     return _non_public_kind(address)
 
 
 def literal_address(host: str) -> str | None:
-    """The address that a URL's host already is, in any notation resolvers take (`127.1`, `0x7f000001`)."""
+    """The address that a URL's host denotes without a resolver (`127.1`, `0x7f000001`), or None."""
     try:
         return str(ipaddress.ip_address(host.strip("[]")))
     except ValueError:

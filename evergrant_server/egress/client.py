@@ -1,4 +1,4 @@
-"""Makes transports and clients that can go nowhere but through the guard."""
+"""Makes HTTP transports and clients that connect only through the guard."""
 
 import ssl
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from evergrant_server.egress.network import default_tls_context
 from evergrant_server.egress.policy import EgressPolicy
 from evergrant_server.egress.transport import GuardedTransport, SendObserver
 
-CONNECT_TIMEOUT_S = 5.0  # seconds
-ANSWER_TIMEOUT_S = 30.0  # seconds for the whole exchange; less than core.attempt.LIMITS.answer
+CONNECT_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 30.0  # for the whole exchange; less than core.attempt.LIMITS.answer
 BODY_LIMIT = 1024 * 1024  # bytes, after decompression
 
 
@@ -21,9 +21,9 @@ TransportWrapper = Callable[[httpx2.AsyncBaseTransport], httpx2.AsyncBaseTranspo
 
 
 class Egress:
-    """The way out of one process. The TLS context is read once; connections belong to each call.
+    """Makes the transports of one process. Reads the TLS context once; connections are never shared.
 
-    `around` may watch what passes, as a trace does; the guard is inside it and stays the last.
+    `wrapper` wraps every transport, for example to trace requests; the guard stays the innermost.
     """
 
     def __init__(
@@ -31,44 +31,46 @@ class Egress:
         policy: EgressPolicy,
         *,
         tls: ssl.SSLContext | None = None,
-        connect_time: float = CONNECT_TIMEOUT_S,
-        answer_time: float = ANSWER_TIMEOUT_S,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        answer_timeout_s: float = ANSWER_TIMEOUT_S,
         body_limit: int = BODY_LIMIT,
-        around: TransportWrapper | None = None,
+        wrapper: TransportWrapper | None = None,
     ) -> None:
         self.policy = policy
         self._tls = tls or default_tls_context()
-        self._connect_time = connect_time
-        self._answer_time = answer_time
+        self._connect_timeout_s = connect_timeout_s
+        self._answer_timeout_s = answer_timeout_s
         self._body_limit = body_limit
-        self._around = around
+        self._wrapper = wrapper
 
     def transport(
-        self, watch: SendObserver | None = None, certificate: ClientCertificate | None = None
+        self, observer: SendObserver | None = None, certificate: ClientCertificate | None = None
     ) -> httpx2.AsyncBaseTransport:
-        """A guarded transport. With `watch`, its `sent` says whether a byte left.
+        """A guarded transport. `observer.sent` says whether a byte may have left.
 
-        `certificate` is presented to whoever asks for one, by this transport alone. Raises Failure
-        CLIENT_REJECTED when it can't be.
+        This transport alone presents `certificate` to servers that request one. Raises Failure
+        CLIENT_REJECTED when the certificate can't be used.
         """
         guarded = GuardedTransport(
             self.policy,
             tls=tls_with_certificate(self._tls, certificate) if certificate else self._tls,
-            connect_time=self._connect_time,
-            answer_time=self._answer_time,
+            connect_timeout_s=self._connect_timeout_s,
+            answer_timeout_s=self._answer_timeout_s,
             body_limit=self._body_limit,
-            watch=watch,
+            observer=observer,
         )
-        return self._around(guarded) if self._around else guarded
+        return self._wrapper(guarded) if self._wrapper else guarded
 
-    def client(self, watch: SendObserver | None = None, **options: Any) -> httpx2.AsyncClient:
-        """An httpx2 client on a guarded transport. `watch` is for one request.
+    def client(self, observer: SendObserver | None = None, **options: Any) -> httpx2.AsyncClient:
+        """An httpx2 client on a guarded transport. An `observer` is for one request.
 
-        Follows no redirect and reads neither proxies nor .netrc from the environment;
-        `options` can't turn that off. Use as `async with`.
+        It follows no redirects and reads neither proxies nor .netrc from the environment, whatever
+        `options` say. Use as `async with`.
         """
-        options.update(transport=self.transport(watch), trust_env=False, follow_redirects=False, timeout=None)
-        for way_around in ("mounts", "proxy"):
-            if way_around in options:
-                raise TypeError(f"{way_around} would go around the egress guard")
+        options.update(
+            transport=self.transport(observer), trust_env=False, follow_redirects=False, timeout=None
+        )
+        for option in ("mounts", "proxy"):
+            if option in options:
+                raise TypeError(f"{option} would go around the egress guard")
         return httpx2.AsyncClient(**options)

@@ -1,4 +1,4 @@
-"""Makes a TLS context that presents a certificate of ours, and trusts whom the other one trusts."""
+"""Makes a TLS context that presents an integration's client certificate (mutual TLS)."""
 
 import secrets
 import ssl
@@ -18,11 +18,11 @@ from evergrant_server.egress.network import default_tls_context
 
 
 def tls_with_certificate(trusting: ssl.SSLContext, certificate: ClientCertificate) -> ssl.SSLContext:
-    """A context of its own, so that no other integration's request presents it.
+    """A context of its own with the authorities of `trusting`: no other integration presents this certificate.
 
-    The standard library loads keys from files alone: for that moment the key is on disk, encrypted
-    with a password that nobody else has. Raises Failure CLIENT_REJECTED for one that can't be used, and
-    JOURNAL_UNAVAILABLE when there is no room for it.
+    The standard library loads keys only from files. Meanwhile the key is on disk, encrypted with a
+    random password. Raises Failure CLIENT_REJECTED when the certificate can't be used, and
+    JOURNAL_UNAVAILABLE when it can't be written.
     """
     authorities = trusting.get_ca_certs(binary_form=True)
     context = (
@@ -39,11 +39,11 @@ def tls_with_certificate(trusting: ssl.SSLContext, certificate: ClientCertificat
             chain.write_text(certificate.certificate, encoding="ascii")
             private.write_bytes(sealed)
             context.load_cert_chain(chain, private, password)
-    except (ValueError, TypeError, ssl.SSLError):  # the library's words may quote the key
+    except (ValueError, TypeError, ssl.SSLError):  # the library's message may quote the key
         raise Failure(
             ErrorCode.CLIENT_REJECTED, "the integration's client certificate can't be used"
         ) from None
     except OSError as error:
-        why = f"no room for a client certificate's key: {error.strerror or type(error).__name__}"
-        raise Failure(ErrorCode.JOURNAL_UNAVAILABLE, why) from None
+        detail = f"a client certificate's key can't be written: {error.strerror or type(error).__name__}"
+        raise Failure(ErrorCode.JOURNAL_UNAVAILABLE, detail) from None
     return context

@@ -1,9 +1,9 @@
-"""Keeps the HTTP libraries from printing URLs and headers, whatever level logging is set to."""
+"""Keeps the HTTP libraries from logging URLs and headers, whatever the log level."""
 
 import logging
 
-# httpx2 logs every URL at INFO, and some providers want the secret in the query of a GET.
-# httpcore2 logs response headers at DEBUG. A filter stays when a level is lowered again.
+# httpx2 logs every URL at INFO, and some providers require the secret in the query of a GET.
+# httpcore2 logs response headers at DEBUG. A filter is kept when a level is lowered again.
 _NOISY = (
     "httpx2",
     "httpcore2.connection",

@@ -14,9 +14,9 @@ from evergrant_server.egress.policy import EgressPolicy
 
 
 class GuardedBackend(httpcore2.AsyncNetworkBackend):
-    """Opens the sockets. A name is resolved here, once: no second lookup can rebind it.
+    """Opens the sockets. It resolves each name once, so DNS rebinding can't change the address.
 
-    httpcore2 keeps the name for SNI, certificate and Host; only the socket gets the address.
+    httpcore2 uses the name for SNI, certificate and Host; only the socket uses the address.
     Raises Failure EGRESS_REFUSED, httpcore2.ConnectError and httpcore2.ConnectTimeout.
     """
 
@@ -28,7 +28,7 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         self,
         host: str,
         port: int,
-        timeout: float | None = None,  # httpcore2's interface, not ours
+        timeout: float | None = None,  # httpcore2's interface
         local_address: str | None = None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
@@ -42,7 +42,7 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
     async def connect_unix_socket(
         self,
         path: str,
-        timeout: float | None = None,  # httpcore2's interface, not ours
+        timeout: float | None = None,  # httpcore2's interface
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
         raise Failure(ErrorCode.EGRESS_REFUSED, "a unix socket is not a provider")
@@ -55,9 +55,9 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         addresses = list(dict.fromkeys(entry[4][0] for entry in found))
         if not self._policy.allows(host, port):
             for address in addresses:
-                why = address_refusal(address)
-                if why:  # one bad address among good ones is how rebinding starts: refuse them all
-                    raise Failure(ErrorCode.EGRESS_REFUSED, f"{host} resolves to {why}", host=host)
+                reason = address_refusal(address)
+                if reason:  # one private address among public ones is a sign of rebinding: refuse all
+                    raise Failure(ErrorCode.EGRESS_REFUSED, f"{host} resolves to {reason}", host=host)
         return addresses
 
     async def _connect_first(
@@ -67,15 +67,15 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         local_address: str | None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None,
     ) -> httpcore2.AsyncNetworkStream:
-        trouble: Exception = httpcore2.ConnectError("the host has no address")
+        failure: Exception = httpcore2.ConnectError("the host has no address")
         for address in addresses:
             try:
                 return await self._sockets.connect_tcp(
                     address, port, local_address=local_address, socket_options=socket_options
                 )
             except httpcore2.ConnectError as error:
-                trouble = error
-        raise trouble
+                failure = error
+        raise failure
 
 
 def default_tls_context() -> ssl.SSLContext:

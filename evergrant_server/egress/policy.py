@@ -1,4 +1,4 @@
-"""Where Evergrant may connect: public hosts over https, and what an operator allowed by name."""
+"""Where Evergrant may connect: public hosts over https, and exceptions that an operator configured."""
 
 import re
 from dataclasses import dataclass, field
@@ -33,8 +33,8 @@ class EgressPolicy:
     """The rule for every outbound URL.
 
     Without an allowance: https only, ports 443 and 8443, public addresses only. Each entry
-    of `allow` (`host:port`) is a deliberate hole: for exactly that host and port, plain http
-    and private addresses are accepted too. Raises Failure INVALID_REQUEST for a bad entry.
+    of `allow` (`host:port`) is an exception: for exactly that host and port, plain http and
+    private addresses are accepted too. Raises Failure INVALID_REQUEST for a bad entry.
     """
 
     allow: tuple[str, ...] = ()
@@ -44,11 +44,11 @@ class EgressPolicy:
         object.__setattr__(self, "_allowed", frozenset(_parse_entry(entry) for entry in self.allow))
 
     def allows(self, host: str, port: int) -> bool:
-        """True when an operator made this exact host and port an exception."""
+        """True when the operator made this exact host and port an exception."""
         return _host_port(host.lower().strip("[]"), port) in self._allowed
 
     def check_url(self, url: str | httpx2.URL) -> None:
-        """Refuse a URL by what can be seen without resolving it.
+        """Refuse a URL by its scheme, host and port, without resolving it.
 
         Raises Failure EGRESS_REFUSED; its detail names scheme, host and port, never path or query.
         """
@@ -77,10 +77,10 @@ class EgressPolicy:
             )
 
     def check_endpoint(self, url: str) -> None:
-        """`check_url`, and what else can be said of a URL that will be called later. Resolves nothing.
+        """Refuse a URL that will be requested later, without resolving it. Includes `check_url`.
 
-        A host that is an address must be a public one; what a name leads to is judged at each
-        call. Raises Failure EGRESS_REFUSED.
+        A host that is an address must be public; a name's addresses are checked at each request.
+        Raises Failure EGRESS_REFUSED.
         """
         self.check_url(url)
         parsed = httpx2.URL(url)
@@ -89,8 +89,8 @@ class EgressPolicy:
             return
         host = parsed.host.rstrip(".").lower()
         address = literal_address(host)
-        why = address_refusal(address) if address is not None else None
+        reason = address_refusal(address) if address is not None else None
         if host == "localhost" or host.endswith(".localhost"):  # RFC 6761 section 6.3
-            why = "a loopback address"
-        if why:
-            raise Failure(ErrorCode.EGRESS_REFUSED, f"{parsed.host} is {why}", host=parsed.host)
+            reason = "a loopback address"
+        if reason:
+            raise Failure(ErrorCode.EGRESS_REFUSED, f"{parsed.host} is {reason}", host=parsed.host)

@@ -1,4 +1,4 @@
-"""The guarded transport: policy, pinned connection, one time limit and one size limit."""
+"""The guarded transport: egress policy, pinned address, one time limit and one size limit."""
 
 import ssl
 import zlib
@@ -29,11 +29,11 @@ BeforeSend = Callable[[], Callable[[], None] | None]
 
 
 class SendObserver:
-    """Sees the moment a request's first byte is written.
+    """Observes the moment at which a request's first byte is written.
 
-    `before_send` is called just before it, with the connection already open; what it returns,
-    if anything, is called when the last byte has been written. What it raises
-    stops the request. `sent` is False only when it is certain that no byte left.
+    The transport calls `before_send` just before, with the connection open, and calls what that
+    returns after the last byte. An exception from `before_send` stops the request. `sent` is False
+    only when it is certain that no byte left.
     """
 
     def __init__(self, before_send: BeforeSend | None = None) -> None:
@@ -52,12 +52,12 @@ class SendObserver:
 
 
 class GuardedTransport(httpx2.AsyncBaseTransport):
-    """Sends one request where the policy allows, and reads the whole answer within its limits.
+    """Sends one request if the policy allows, and reads the whole response within the limits.
 
-    The answer comes back complete and decoded. Raises Failure EGRESS_REFUSED (the policy),
-    Failure REPLY_UNREADABLE (too large, or an encoding nobody asked for), and httpx2's
-    transport errors (`ReadTimeout` when the whole answer took longer than `answer_time` seconds).
-    Connections are not kept: a stale one would make it unclear whether a request arrived.
+    The response is complete and decoded. Raises Failure EGRESS_REFUSED (the policy),
+    Failure REPLY_UNREADABLE (too large, or in an unknown encoding), and httpx2's
+    transport errors (`ReadTimeout` when the whole exchange takes longer than `answer_timeout_s`).
+    Connections are not reused: a stale one would make it unclear whether a request arrived.
     """
 
     def __init__(
@@ -65,16 +65,16 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         policy: EgressPolicy,
         *,
         tls: ssl.SSLContext,
-        connect_time: float,
-        answer_time: float,
+        connect_timeout_s: float,
+        answer_timeout_s: float,
         body_limit: int,
-        watch: SendObserver | None = None,
+        observer: SendObserver | None = None,
     ) -> None:
         self._policy = policy
-        self._connect_time = connect_time
-        self._answer_time = answer_time
+        self._connect_timeout_s = connect_timeout_s
+        self._answer_timeout_s = answer_timeout_s
         self._body_limit = body_limit
-        self._watch = watch
+        self._observer = observer
         self._pool = httpcore2.AsyncConnectionPool(
             ssl_context=tls, max_keepalive_connections=0, network_backend=GuardedBackend(policy)
         )
@@ -84,10 +84,14 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         assert isinstance(request.stream, AsyncIterable)
         request.headers["Accept-Encoding"] = "identity"
         extensions = {
-            "timeout": {"connect": self._connect_time, "read": self._answer_time, "write": self._answer_time}
+            "timeout": {
+                "connect": self._connect_timeout_s,
+                "read": self._answer_timeout_s,
+                "write": self._answer_timeout_s,
+            }
         }
-        if self._watch is not None:
-            extensions["trace"] = self._watch.trace  # type: ignore[assignment]  # a dict of mixed values
+        if self._observer is not None:
+            extensions["trace"] = self._observer.trace  # type: ignore[assignment]  # a dict of mixed values
         url = request.url
         outgoing = httpcore2.Request(
             method=request.method,
@@ -97,14 +101,14 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
             extensions=extensions,
         )
         try:
-            with anyio.fail_after(self._answer_time):
+            with anyio.fail_after(self._answer_timeout_s):
                 return await self._receive(outgoing)
         except TimeoutError:
             raise httpx2.ReadTimeout("the whole answer took too long", request=request) from None
         except Exception as error:
-            for theirs, ours in _ERROR_TYPES:
-                if isinstance(error, theirs):
-                    raise ours(str(error), request=request) from error
+            for transport_error, public_error in _ERROR_TYPES:
+                if isinstance(error, transport_error):
+                    raise public_error(str(error), request=request) from error
             raise
 
     async def _receive(self, outgoing: httpcore2.Request) -> httpx2.Response:
@@ -117,8 +121,8 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
                 body.add(chunk)
         finally:
             await answer.aclose()
-        for gone in ("content-encoding", "content-length", "transfer-encoding"):
-            headers.pop(gone, None)
+        for name in ("content-encoding", "content-length", "transfer-encoding"):
+            headers.pop(name, None)
         return httpx2.Response(answer.status, headers=headers, content=body.content())
 
     async def aclose(self) -> None:
@@ -140,14 +144,14 @@ class _Body:
             case "deflate":
                 self._decoder = zlib.decompressobj()
             case _:
-                raise Failure(
-                    ErrorCode.REPLY_UNREADABLE, "the answer has a content encoding nobody asked for"
-                )
+                raise Failure(ErrorCode.REPLY_UNREADABLE, "the answer has an unknown content encoding")
 
     def add(self, chunk: bytes) -> None:
         self._raw += len(chunk)
         if self._decoder is not None:
-            room = self._limit - len(self._parts) + 1  # one byte more shows that there is more
+            room = (
+                self._limit - len(self._parts) + 1
+            )  # one byte more than the limit reveals that it is exceeded
             try:
                 chunk = self._decoder.decompress(chunk, room)
             except zlib.error:

@@ -1,19 +1,20 @@
-"""Logs: one line each, with ids and codes. Libraries that log requests are kept quiet.
+"""Logs: one line each, with ids and codes. Libraries log from WARNING on.
 
-An exception is logged by its class and its frames. Its text isn't: a library's may quote a
-token, and a validation error quotes what was sent.
+An exception is logged as its class and its frames. Its text is left out: a library may quote a
+token in it, and a validation error quotes the input.
 """
 
 import json
 import logging
 import sys
 from datetime import UTC, datetime
+from traceback import walk_tb
 from types import TracebackType
 from typing import Any, TextIO
 
 from opentelemetry import trace
 
-from evergrant_server.telemetry.names import LogEvent, LogField
+from evergrant_server.telemetry.log_names import LogEvent, LogField
 
 _QUIET_LIBRARIES = (
     "httpx2", "httpcore2", "authlib", "aiosqlite", "asyncio", "sqlalchemy", "alembic", "_granian",
@@ -24,9 +25,9 @@ _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tup
 
 
 def configure_logging(level: str, form: str = "text", stream: TextIO | None = None) -> None:
-    """Log to standard error, as text or as one JSON object a line.
+    """Log to standard error, as text or as one JSON object per line.
 
-    Libraries speak from WARNING on: at DEBUG they print requests.
+    Libraries log from WARNING on: at DEBUG they print requests.
     """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
@@ -38,24 +39,21 @@ def configure_logging(level: str, form: str = "text", stream: TextIO | None = No
 def log_event(
     logger: logging.Logger, level: int, event: LogEvent, detail: str = "", *, code: str = "", object: str = ""
 ) -> None:
-    """Log one of our events. `detail` holds no secret; `object` is an id."""
+    """Log an event. `detail` must hold no secret; `object` is an id."""
     message = f"{event.value}: {detail}" if detail else event.value
     logger.log(level, message, extra={LogField.CODE: code, LogField.OBJECT: object}, stacklevel=2)
 
 
 def stack_frames(error: BaseException) -> list[str]:
-    """Where it came from: file, line and function, the innermost last."""
-    found: list[str] = []
-    at = error.__traceback__
-    while at is not None:
-        code = at.tb_frame.f_code
-        found.append(f"{code.co_filename}:{at.tb_lineno} {code.co_name}")
-        at = at.tb_next
-    return found
+    """File, line and function of each frame, the innermost last."""
+    return [
+        f"{frame.f_code.co_filename}:{line} {frame.f_code.co_name}"
+        for frame, line in walk_tb(error.__traceback__)
+    ]
 
 
 class TextFormatter(logging.Formatter):
-    """For people: time, level, logger, message, then code and id."""
+    """Text: time, level, logger, message, then code and id."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -63,8 +61,8 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         record.exc_text = None  # another handler may have put a full traceback there
         line = super().format(record)
-        known = [str(it) for it in (_extra(record, LogField.CODE), _extra(record, LogField.OBJECT)) if it]
-        return f"{line} [{' '.join(known)}]" if known else line
+        tags = [tag for field in (LogField.CODE, LogField.OBJECT) if (tag := _extra(record, field))]
+        return f"{line} [{' '.join(tags)}]" if tags else line
 
     def formatException(self, ei: _ExcInfo) -> str:  # noqa: N802 the standard library calls it so
         error = ei[1]
@@ -75,19 +73,19 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """For machines: the members of `LogField`."""
+    """One JSON object with the members of `LogField`."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        here = trace.get_current_span().get_span_context()
+        span = trace.get_current_span().get_span_context()
         error = record.exc_info[1] if record.exc_info else None
         members: dict[LogField, Any] = {
             LogField.TIME: at.replace("+00:00", "Z"),
             LogField.LEVEL: record.levelname,
             LogField.LOGGER: record.name,
             LogField.MESSAGE: record.getMessage(),
-            LogField.TRACE_ID: trace.format_trace_id(here.trace_id) if here.is_valid else None,
-            LogField.SPAN_ID: trace.format_span_id(here.span_id) if here.is_valid else None,
+            LogField.TRACE_ID: trace.format_trace_id(span.trace_id) if span.is_valid else None,
+            LogField.SPAN_ID: trace.format_span_id(span.span_id) if span.is_valid else None,
             LogField.CODE: _extra(record, LogField.CODE),
             LogField.OBJECT: _extra(record, LogField.OBJECT),
             LogField.EXCEPTION: type(error).__name__ if error is not None else None,

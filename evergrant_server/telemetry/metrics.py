@@ -1,4 +1,4 @@
-"""Metrics: one line wherever something is counted, and how the counts leave the process.
+"""Metrics: a function for each thing that is counted or measured, and how values leave the process.
 
 Recording costs next to nothing until `start` has been called. Attributes are few and have few
 values: providers, outcomes and codes; never a tenant, an id or a subject.
@@ -7,68 +7,60 @@ values: providers, outcomes and codes; never a tenant, an id or a subject.
 import time
 from collections.abc import Awaitable
 from contextlib import suppress
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from opentelemetry import metrics
 
 from evergrant_server.core.errors import Failure
+from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.telemetry import names
 from evergrant_server.telemetry.names import OUTCOME, PROVIDER, MetricName
 from evergrant_server.telemetry.sdk import otlp_enabled, resource
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_UNKNOWN_PROVIDER = "unknown"  # refused before it was clear which provider it was about
+_UNKNOWN_PROVIDER = "unknown"  # the lease was refused before its provider was known
 
-_meter = metrics.get_meter("evergrant")  # a stand-in until a provider is set
-
-
-class News(Protocol):
-    """What an activity's answer says of its success."""
-
-    @property
-    def failure(self) -> str | None: ...
+_meter = metrics.get_meter("evergrant")  # a no-op until `start` sets a provider
 
 
-N = TypeVar("N", bound=News)
+def _counter(metric: MetricName) -> metrics.Counter:
+    return _meter.create_counter(metric.name, metric.unit, metric.description)
 
 
-def _counter(it: MetricName) -> metrics.Counter:
-    return _meter.create_counter(it.name, it.unit, it.description)
+def _gauge(metric: MetricName) -> Any:
+    return _meter.create_gauge(metric.name, metric.unit, metric.description)
 
 
-def _histogram(it: MetricName) -> metrics.Histogram:
+def _histogram(metric: MetricName) -> metrics.Histogram:
     return _meter.create_histogram(
-        it.name, it.unit, it.description, explicit_bucket_boundaries_advisory=list(it.buckets)
+        metric.name,
+        metric.unit,
+        metric.description,
+        explicit_bucket_boundaries_advisory=list(metric.buckets),
     )
 
 
-_leases, _time_to_expiry = _counter(names.LEASES), _histogram(names.TIME_TO_EXPIRY)
-_refreshes, _refresh_time = _counter(names.REFRESHES), _histogram(names.REFRESH_TIME)
-_exchanges, _revocations = _counter(names.EXCHANGES), _counter(names.REVOCATIONS)
+_leases = _counter(names.LEASES)
+_time_to_expiry = _histogram(names.TIME_TO_EXPIRY)
+_refreshes = _counter(names.REFRESHES)
+_refresh_time = _histogram(names.REFRESH_TIME)
+_code_exchanges = _counter(names.EXCHANGES)
+_revocations = _counter(names.REVOCATIONS)
 _deliveries = _counter(names.DELIVERIES)
-_audit_batch = _histogram(names.AUDIT_BATCH)
-_outbox_depth = _meter.create_gauge(
-    names.OUTBOX_DEPTH.name, names.OUTBOX_DEPTH.unit, names.OUTBOX_DEPTH.description
-)
-_outbox_age = _meter.create_gauge(names.OUTBOX_AGE.name, names.OUTBOX_AGE.unit, names.OUTBOX_AGE.description)
-_journal_waiting = _meter.create_gauge(
-    names.JOURNAL_WAITING.name, names.JOURNAL_WAITING.unit, names.JOURNAL_WAITING.description
-)
-_journal_set_aside = _meter.create_gauge(
-    names.JOURNAL_SET_ASIDE.name, names.JOURNAL_SET_ASIDE.unit, names.JOURNAL_SET_ASIDE.description
-)
 _security_events = _counter(names.SECURITY_EVENTS)
+_audit_batch = _histogram(names.AUDIT_BATCH)
+_circuits_open = _gauge(names.CIRCUITS_OPEN)
+_outbox_depth = _gauge(names.OUTBOX_DEPTH)
+_outbox_age = _gauge(names.OUTBOX_AGE)
+_journal_waiting = _gauge(names.JOURNAL_WAITING)
+_journal_set_aside = _gauge(names.JOURNAL_SET_ASIDE)
 _journal_replayed = _counter(names.JOURNAL_REPLAYED)
-_sent_twice, _send_window = _counter(names.DOUBLE_SENDS), _histogram(names.DOUBLE_SEND_WINDOW)
-
-
-_circuits_open = _meter.create_gauge(
-    names.CIRCUITS_OPEN.name, names.CIRCUITS_OPEN.unit, names.CIRCUITS_OPEN.description
-)
+_double_sends = _counter(names.DOUBLE_SENDS)
+_double_send_window = _histogram(names.DOUBLE_SEND_WINDOW)
 
 
 def count_lease(provider: str, seconds_left: float | None) -> None:
-    """A lease has left."""
+    """Count a lease that the API released. `seconds_left` is None for a token without an expiry."""
     _leases.add(1, {PROVIDER: provider, OUTCOME: "leased"})
     if seconds_left is not None:
         _time_to_expiry.record(seconds_left, {PROVIDER: provider})
@@ -78,39 +70,39 @@ def count_refused_lease(code: str) -> None:
     _leases.add(1, {PROVIDER: _UNKNOWN_PROVIDER, OUTCOME: code})
 
 
-async def measure_refresh(provider: str, work: Awaitable[N]) -> N:
-    """Await a refresh, and say how it ended and how long it took."""
+async def measure_refresh(provider: str, refresh: Awaitable[GrantResult]) -> GrantResult:
+    """Await a refresh, and record its outcome and duration."""
     began = time.perf_counter()
-    outcome = "cut"  # cancelled, or the platform's own trouble without a code
+    outcome = "cut"  # the activity was cancelled, or failed without a code
     try:
-        news = await work
-        outcome = news.failure or "refreshed"
-        return news
+        result = await refresh
+        outcome = result.failure or "refreshed"
+        return result
     except Failure as failure:
         outcome = failure.code.value
         raise
     finally:
-        about = {PROVIDER: provider, OUTCOME: str(outcome)}
-        _refreshes.add(1, about)
-        _refresh_time.record(time.perf_counter() - began, about)
+        attributes = {PROVIDER: provider, OUTCOME: str(outcome)}
+        _refreshes.add(1, attributes)
+        _refresh_time.record(time.perf_counter() - began, attributes)
 
 
 def count_code_exchange(provider: str, failure: str | None) -> None:
-    _exchanges.add(1, {PROVIDER: provider, OUTCOME: str(failure or "granted")})
+    _code_exchanges.add(1, {PROVIDER: provider, OUTCOME: str(failure or "granted")})
 
 
 def count_revocation(provider: str, outcome: str) -> None:
-    """`outcome` is how it was revoked, or a failure's code."""
+    """Count an attempt to revoke. `outcome` is how the grant was revoked, or a failure's code."""
     _revocations.add(1, {PROVIDER: provider, OUTCOME: str(outcome)})
 
 
 def count_webhook_delivery(problem: str | None) -> None:
-    """One try to deliver an event; None: it got through."""
+    """Count an attempt to deliver an event; `problem` is None when the receiver accepted it."""
     _deliveries.add(1, {OUTCOME: str(problem or "delivered")})
 
 
 def count_security_event(outcome: str) -> None:
-    """Something came in at a receiver; `outcome` is `heard`, or why it wasn't believed."""
+    """Count a security event. `outcome` is `heard`, or why the receiver refused it."""
     _security_events.add(1, {OUTCOME: outcome})
 
 
@@ -138,18 +130,18 @@ def count_journal_replay(outcome: str) -> None:
 
 def count_double_send(outcome: str) -> None:
     """`outcome` is "possible", "one after the other" or "overlapped"."""
-    _sent_twice.add(1, {OUTCOME: outcome})
+    _double_sends.add(1, {OUTCOME: outcome})
 
 
 def record_send_window(seconds: float) -> None:
-    _send_window.record(seconds)
+    _double_send_window.record(seconds)
 
 
-# --- how they leave the process -----------------------------------------------------------
+# --- export ---------------------------------------------------------------------------------
 
 
 class _MetricsState:
-    """The readers of this process. The SDK's provider can be set once a process."""
+    """This process's provider and registry. The SDK's provider can be set only once a process."""
 
     def __init__(self) -> None:
         self.provider: Any = None
@@ -160,7 +152,7 @@ _state = _MetricsState()
 
 
 def start(service: str) -> Any:
-    """Collect from now on: for `exposition`, and over OTLP when the environment asks for it.
+    """Start to collect: for `exposition`, and over OTLP when the environment asks for it.
 
     Returns the SDK's meter provider. A second call changes nothing.
     """
@@ -184,9 +176,9 @@ def start(service: str) -> Any:
 
 
 def flush(limit_ms: float = 2000) -> None:
-    """Send what is left, within the limit."""
+    """Export what is buffered, within the limit."""
     if _state.provider is not None:
-        with suppress(Exception):  # the last numbers are not worth a failed shutdown
+        with suppress(Exception):  # the last values are not worth a failed shutdown
             _state.provider.force_flush(limit_ms)
 
 

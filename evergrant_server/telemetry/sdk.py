@@ -1,4 +1,4 @@
-"""What the environment says about OpenTelemetry: the standard `OTEL_…` variables, nothing of ours."""
+"""OpenTelemetry's configuration, from the standard `OTEL_…` variables."""
 
 import os
 from typing import Any
@@ -7,36 +7,36 @@ _PROTOCOL = "http/protobuf"
 
 
 class BadTelemetry(ValueError):
-    """A variable that can't be used; the message names it and says what would be right."""
+    """An `OTEL_…` variable that can't be used; the message names it and gives the right value."""
 
 
 def otlp_enabled(signal: str) -> bool:
-    """Is `TRACES` or `METRICS` to be sent over OTLP? Off unless an endpoint or exporter is named.
+    """Whether to export `TRACES` or `METRICS` over OTLP: only if an endpoint or exporter is configured.
 
-    Raises BadTelemetry for a protocol that isn't spoken.
+    Raises BadTelemetry for a protocol that isn't supported.
     """
     if _variable("OTEL_SDK_DISABLED") == "true":
         return False
     exporter = _variable(f"OTEL_{signal}_EXPORTER")
-    named = any(_variable(f"OTEL_EXPORTER_OTLP_{part}ENDPOINT") for part in ("", f"{signal}_"))
-    wanted = exporter == "otlp" or (named and not exporter)
+    has_endpoint = any(_variable(f"OTEL_EXPORTER_OTLP_{part}ENDPOINT") for part in ("", f"{signal}_"))
+    wanted = exporter == "otlp" or (has_endpoint and not exporter)
     if wanted:
         protocol = _variable(f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL") or _variable(
             "OTEL_EXPORTER_OTLP_PROTOCOL"
         )
         if protocol not in ("", _PROTOCOL):
             raise BadTelemetry(
-                f"OTEL_EXPORTER_OTLP_PROTOCOL: {protocol!r} isn't spoken; use {_PROTOCOL} (port 4318)"
+                f"OTEL_EXPORTER_OTLP_PROTOCOL: {protocol!r} isn't supported; use {_PROTOCOL} (port 4318)"
             )
     return wanted
 
 
 def resource(service: str) -> Any:
-    """Who speaks. `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` win."""
+    """The process's resource. `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` win."""
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
-    ours = Resource({"service.name": service, "service.namespace": "evergrant"})
-    return Resource.create().merge(ours).merge(OTELResourceDetector().detect())
+    defaults = Resource({"service.name": service, "service.namespace": "evergrant"})
+    return Resource.create().merge(defaults).merge(OTELResourceDetector().detect())
 
 
 def _variable(variable: str) -> str:

@@ -1,8 +1,8 @@
 """Traces: one lease followed from the caller's request to the provider's answer.
 
-Off until `start` is told to by the standard `OTEL_…` variables; then spans are kept in a bounded
-queue that a thread of its own empties, so that no request ever waits for a collector. Of what a
-caller sends, only the ids of `traceparent` are taken over: no tracestate, no baggage.
+Off unless the standard `OTEL_…` variables ask for it. Spans wait in a bounded queue that a thread
+empties, so that no request waits for a collector. Of a caller's headers, only the ids in
+`traceparent` are used: no tracestate, no baggage.
 """
 
 import re
@@ -30,12 +30,14 @@ from evergrant_server.telemetry.sdk import otlp_enabled, resource
 # W3C Trace Context section 3.2.2
 _TRACEPARENT = re.compile(r"^(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?\Z")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
-_OTHER_METHOD = "_OTHER"  # the conventions' word for a method nobody knows
+_OTHER_METHOD = "_OTHER"  # what the conventions prescribe for an unknown method
 
-_tracer = trace.get_tracer("evergrant")  # a stand-in until a provider is set
+_tracer = trace.get_tracer("evergrant")  # a no-op until `start` sets a provider
 
 
 class _TracingState:
+    """This process's provider, which the SDK lets be set only once."""
+
     def __init__(self) -> None:
         self.provider: Any = None
 
@@ -44,9 +46,9 @@ _state = _TracingState()
 
 
 def start(service: str, provider_for: Callable[[Any], Any]) -> bool:
-    """Trace from now on if the environment asks for it; says whether this process traces.
+    """Start to trace if the environment asks for it. Returns whether this process traces.
 
-    `provider_for` makes the SDK's tracer provider of a resource. Raises BadTelemetry.
+    `provider_for` makes the SDK's tracer provider for a resource. Raises BadTelemetry.
     """
     if _state.provider is None and otlp_enabled("TRACES"):
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -60,12 +62,12 @@ def start(service: str, provider_for: Callable[[Any], Any]) -> bool:
 
 
 def is_enabled() -> bool:
-    """Does this process trace?"""
+    """Whether this process traces."""
     return _state.provider is not None
 
 
 def flush(limit_ms: int = 2000) -> None:
-    """Send what is left, within the limit."""
+    """Export what is buffered, within the limit."""
     if _state.provider is not None:
         with suppress(Exception):  # the last spans are not worth a failed shutdown
             _state.provider.force_flush(limit_ms)
@@ -75,20 +77,20 @@ def flush(limit_ms: int = 2000) -> None:
 
 
 def current_ids() -> tuple[str, str]:
-    """The trace and span that this code runs in, as hex; ("", "") when nothing is traced."""
-    it = trace.get_current_span().get_span_context()
-    if not (it.is_valid and it.trace_flags.sampled):
+    """The ids of the current trace and span in hex; ("", "") when none is sampled."""
+    span = trace.get_current_span().get_span_context()
+    if not (span.is_valid and span.trace_flags.sampled):
         return "", ""
-    return trace.format_trace_id(it.trace_id), trace.format_span_id(it.span_id)
+    return trace.format_trace_id(span.trace_id), trace.format_span_id(span.span_id)
 
 
 @contextmanager
-def continue_trace(asked: RequestContext | None) -> Iterator[None]:
-    """Run the block in the trace of whoever asked, if that was traced."""
-    if asked is None or not asked.span_id or _state.provider is None:
+def continue_trace(request: RequestContext | None) -> Iterator[None]:
+    """Run the block in the trace of the original request, if that was traced."""
+    if request is None or not request.span_id or _state.provider is None:
         yield
         return
-    parent = _remote_span(asked.trace_id, asked.span_id, TraceFlags.SAMPLED)
+    parent = _remote_span(request.trace_id, request.span_id, TraceFlags.SAMPLED)
     token = context.attach(trace.set_span_in_context(parent))
     try:
         yield
@@ -119,16 +121,16 @@ class TracingMiddleware:
             _parent_context(scope),
             SpanKind.SERVER,
             {HTTP_METHOD: method},
-            record_exception=False,  # its text may quote anything
+            record_exception=False,  # its text may quote a secret
             set_status_on_exception=False,
         ) as span:
 
-            async def sending(message: Message) -> None:
+            async def send_traced(message: Message) -> None:
                 if message["type"] == "http.response.start":
                     _set_response_attributes(span, method, scope, message["status"])
                 await send(message)
 
-            await self._app(scope, receive, sending)
+            await self._app(scope, receive, send_traced)
 
 
 def _parent_context(scope: Scope) -> context.Context | None:
@@ -152,25 +154,25 @@ def _set_response_attributes(span: trace.Span, method: str, scope: Scope, status
 
 
 def set_problem_code(code: str) -> None:
-    """Say on the current span which problem was answered."""
+    """Set the code of the response's problem document on the current span."""
     trace.get_current_span().set_attribute(CODE, code)
 
 
 class TracingTransport(httpx2.AsyncBaseTransport):
-    """A span around every request that leaves, and what came of it. Neither URL nor header is told."""
+    """A span around every outbound request, with its outcome. It holds neither URL nor headers."""
 
     def __init__(self, inner: httpx2.AsyncBaseTransport) -> None:
         self._inner = inner
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         method, url = _method_name(request.method), request.url
-        about = {
+        attributes = {
             HTTP_METHOD: method,
             SERVER_ADDRESS: url.host,
             SERVER_PORT: url.port or _default_port(url.scheme),
         }
         with _tracer.start_as_current_span(
-            method, None, SpanKind.CLIENT, about, record_exception=False, set_status_on_exception=False
+            method, None, SpanKind.CLIENT, attributes, record_exception=False, set_status_on_exception=False
         ) as span:
             try:
                 response = await self._inner.handle_async_request(request)

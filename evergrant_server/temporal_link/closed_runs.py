@@ -1,7 +1,6 @@
-"""Closed runs whose history nobody has asked for: those that were ended by hand, or failed.
+"""Requests the export of histories of runs that were terminated or reset, or timed out.
 
-A run that ends by itself asks for its export before it closes. One that was terminated,
-reset or timed out can't; it is found by looking.
+A run that completes requests its own export before it closes.
 """
 
 from datetime import datetime
@@ -25,7 +24,7 @@ class _ConnectionRun(NamedTuple):
 
 
 class ClosedRunExporter:
-    """Has the histories of closed runs exported that are not yet. Harmless to repeat."""
+    """Has the histories of closed runs exported, each once."""
 
     def __init__(self, store: Store, link: TemporalLink, clock: Clock) -> None:
         self._store = store
@@ -33,31 +32,35 @@ class ClosedRunExporter:
         self._clock = clock
 
     async def request_exports(self, since: datetime | None) -> int:
-        """Put an export into the outbox for each run that closed since then; says for how many.
+        """Put an export into the outbox for each run that closed since then. Returns their number.
 
         Raises Failure TEMPORAL_UNAVAILABLE or STORE_UNAVAILABLE.
         """
         closed = _connection_runs(await self._link.closed_connections(since))
-        asked = 0
+        requested = 0
         for first in range(0, len(closed), _BATCH):
             batch = closed[first : first + _BATCH]
             async with self._store.read() as tx:
                 missing = await self._not_exported(tx, batch)
             if missing:
                 async with self._store.write() as tx:
-                    asked += sum(
+                    requested += sum(
                         [await self._request_export(tx, run) for run in await self._not_exported(tx, missing)]
                     )
-        return asked
+        return requested
 
     async def _not_exported(self, tx: Transaction, runs: list[_ConnectionRun]) -> list[_ConnectionRun]:
-        kept = await tx.histories.closed_run_ids([(it.tenant, it.workflow_id, it.run_id) for it in runs])
-        waiting = await tx.outbox.targets_with_undelivered([history_target(it.run_id) for it in runs])
-        return [it for it in runs if it.run_id not in kept and history_target(it.run_id) not in waiting]
+        exported = await tx.histories.closed_run_ids(
+            [(run.tenant, run.workflow_id, run.run_id) for run in runs]
+        )
+        waiting = await tx.outbox.targets_with_undelivered([history_target(run.run_id) for run in runs])
+        return [
+            run for run in runs if run.run_id not in exported and history_target(run.run_id) not in waiting
+        ]
 
     async def _request_export(self, tx: Transaction, run: _ConnectionRun) -> bool:
         if await tx.connections.get(run.tenant, run.connection_id) is None:
-            return False  # another installation's, or newer than a restored store
+            return False  # another installation's, or created after the backup that was restored
         now = self._clock.now()
         await tx.outbox.add(
             history_export_message(run.tenant, run.connection_id, run.workflow_id, run.run_id, now)
@@ -66,9 +69,11 @@ class ClosedRunExporter:
 
 
 def _connection_runs(closed: list[ClosedRun]) -> list[_ConnectionRun]:
-    matches = [(it, CONNECTION_WORKFLOW_ID.match(it.workflow_id)) for it in closed]
+    matches = [(run, CONNECTION_WORKFLOW_ID.match(run.workflow_id)) for run in closed]
     return [
-        _ConnectionRun(Tenant(match["tenant"]), ConnectionId(match["connection"]), it.workflow_id, it.run_id)
-        for it, match in matches
+        _ConnectionRun(
+            Tenant(match["tenant"]), ConnectionId(match["connection"]), run.workflow_id, run.run_id
+        )
+        for run, match in matches
         if match is not None
     ]

@@ -1,4 +1,4 @@
-"""Connecting, with one data converter for everybody who speaks to our workflows."""
+"""Connects to Temporal with the data converter of our workflows."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from evergrant_server.settings import BadSettings, Settings
 
 
 async def connect(settings: Settings, *, lazy: bool = False, **options: Any) -> Client:
-    """A client for the configured namespace.
+    """Connect a client to the configured namespace.
 
-    The address comes from `temporal_address`, else from Temporal's own environment and
-    profile file (`temporalio.envconfig`), which also bring TLS and API keys.
-    Raises Failure TEMPORAL_UNAVAILABLE, unless `lazy`.
+    The address comes from `temporal_address`, else from Temporal's own environment and profile
+    file (`temporalio.envconfig`), which also configure TLS and API keys. Raises BadSettings for a
+    bad profile, and Failure TEMPORAL_UNAVAILABLE unless `lazy`.
     """
     profile: dict[str, Any] = {}
     if not settings.temporal_address:

@@ -1,4 +1,4 @@
-"""What a namespace must have before a worker may use it: itself, search attributes, retention."""
+"""Prepares a namespace for workers: the namespace itself, its search attributes and its retention."""
 
 import asyncio
 from datetime import timedelta
@@ -17,117 +17,103 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.search_attributes import KEYWORDS
+from evergrant_server.temporal_link.calls import call_temporal, find_in_temporal
+
+_REPAIR = "Run: python -m evergrant_server db upgrade"
 
 
 async def prepare_namespace(client: Client, retention: timedelta) -> None:
-    """Register what is missing, the namespace too, and raise retention to `retention`.
+    """Register the namespace and its search attributes, and raise its retention to `retention`.
 
     Does nothing the second time. Raises Failure TEMPORAL_UNAVAILABLE.
     """
-    try:
+    current = await get_retention(client)
+    if current is None:
         await _register_namespace(client, retention)
+        current = await get_retention(client)
+    if await missing_search_attributes(client):
         await _register_search_attributes(client)
-        await _raise_retention(client, retention)
-    except RPCError as error:
-        raise Failure(
-            ErrorCode.TEMPORAL_UNAVAILABLE,
-            f"namespace {client.namespace} can't be prepared: {error.status.name}",
-        ) from None
+    if current is not None and current < retention:
+        await _set_retention(client, retention)
 
 
 async def require_prepared_namespace(client: Client) -> None:
     """Raise Failure TEMPORAL_UNAVAILABLE, with the repair, when a worker couldn't work here."""
-    repair = "Run: python -m evergrant_server db upgrade"
-    try:
-        missing = await missing_search_attributes(client)
-    except RPCError as error:
-        why = "doesn't exist" if error.status is RPCStatusCode.NOT_FOUND else f"answers {error.status.name}"
-        raise Failure(
-            ErrorCode.TEMPORAL_UNAVAILABLE, f"the namespace {client.namespace} {why}. {repair}"
-        ) from None
+    missing = await missing_search_attributes(client)
+    if missing is None:
+        detail = f"the namespace {client.namespace} doesn't exist. {_REPAIR}"
+        raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, detail)
     if missing:
-        names = ", ".join(missing)
-        raise Failure(
-            ErrorCode.TEMPORAL_UNAVAILABLE,
-            f"the namespace {client.namespace} lacks the search attributes {names}. {repair}",
+        detail = (
+            f"the namespace {client.namespace} lacks the search attributes {', '.join(missing)}. {_REPAIR}"
         )
+        raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, detail)
 
 
-async def missing_search_attributes(client: Client) -> list[str]:
-    """The search attributes that the namespace doesn't have yet."""
-    found = await client.operator_service.list_search_attributes(
-        ListSearchAttributesRequest(namespace=client.namespace)
-    )
-    return [name for name in KEYWORDS if name not in found.custom_attributes]
+async def missing_search_attributes(client: Client) -> list[str] | None:
+    """The search attributes that the namespace lacks; None when there is no such namespace.
+
+    Raises Failure TEMPORAL_UNAVAILABLE.
+    """
+    request = ListSearchAttributesRequest(namespace=client.namespace)
+    answer = await find_in_temporal(client.operator_service.list_search_attributes(request))
+    return None if answer is None else [name for name in KEYWORDS if name not in answer.custom_attributes]
 
 
-async def get_retention(client: Client) -> timedelta:
-    """How long the namespace keeps closed runs."""
-    answer = await client.workflow_service.describe_namespace(
-        DescribeNamespaceRequest(namespace=client.namespace)
-    )
-    return answer.config.workflow_execution_retention_ttl.ToTimedelta()
+async def get_retention(client: Client) -> timedelta | None:
+    """How long the namespace keeps closed runs; None when there is no such namespace.
+
+    Raises Failure TEMPORAL_UNAVAILABLE.
+    """
+    request = DescribeNamespaceRequest(namespace=client.namespace)
+    answer = await find_in_temporal(client.workflow_service.describe_namespace(request))
+    return None if answer is None else answer.config.workflow_execution_retention_ttl.ToTimedelta()
 
 
 async def _register_namespace(client: Client, retention: timedelta) -> None:
-    try:
-        await get_retention(client)
-        return
-    except RPCError as error:
-        if error.status is not RPCStatusCode.NOT_FOUND:
-            raise
-    ttl = Duration()
-    ttl.FromTimedelta(retention)
-    asked = RegisterNamespaceRequest(
-        namespace=client.namespace, workflow_execution_retention_period=ttl, description="Evergrant"
+    request = RegisterNamespaceRequest(
+        namespace=client.namespace,
+        workflow_execution_retention_period=_duration(retention),
+        description="Evergrant",
     )
     try:
-        await client.workflow_service.register_namespace(asked)
+        await client.workflow_service.register_namespace(request)
     except RPCError as error:
-        if error.status is not RPCStatusCode.ALREADY_EXISTS:  # another process was faster
-            raise
-    async with asyncio.timeout(60):  # servers look up namespaces in a cache of a few seconds
-        while not await _is_visible(client):
+        _raise_unless_exists(error, client)
+    async with asyncio.timeout(60):  # Temporal's services cache namespaces for a few seconds
+        while await missing_search_attributes(client) is None:
             await asyncio.sleep(0.2)
 
 
-async def _is_visible(client: Client) -> bool:
-    try:
-        await missing_search_attributes(client)
-    except RPCError as error:
-        if error.status is RPCStatusCode.NOT_FOUND:
-            return False
-        raise
-    return True
-
-
 async def _register_search_attributes(client: Client) -> None:
-    missing = await missing_search_attributes(client)
-    if not missing:
-        return
+    missing = await missing_search_attributes(client) or []
+    request = AddSearchAttributesRequest(
+        namespace=client.namespace,
+        search_attributes=dict.fromkeys(missing, IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD),
+    )
     try:
-        await client.operator_service.add_search_attributes(
-            AddSearchAttributesRequest(
-                namespace=client.namespace,
-                search_attributes=dict.fromkeys(missing, IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD),
-            )
-        )
+        await client.operator_service.add_search_attributes(request)
     except RPCError as error:
-        if error.status is not RPCStatusCode.ALREADY_EXISTS:  # another process was faster
-            raise
+        _raise_unless_exists(error, client)
     async with asyncio.timeout(30):
         while await missing_search_attributes(client):
             await asyncio.sleep(0.1)
 
 
-async def _raise_retention(client: Client, retention: timedelta) -> None:
-    if await get_retention(client) >= retention:
-        return
-    ttl = Duration()
-    ttl.FromTimedelta(retention)
-    await client.workflow_service.update_namespace(
-        UpdateNamespaceRequest(
-            namespace=client.namespace,
-            config=NamespaceConfig(workflow_execution_retention_ttl=ttl),
-        )
-    )
+async def _set_retention(client: Client, retention: timedelta) -> None:
+    config = NamespaceConfig(workflow_execution_retention_ttl=_duration(retention))
+    request = UpdateNamespaceRequest(namespace=client.namespace, config=config)
+    await call_temporal(client.workflow_service.update_namespace(request))
+
+
+def _raise_unless_exists(error: RPCError, client: Client) -> None:
+    """Ignore that another process registered the same first."""
+    if error.status is not RPCStatusCode.ALREADY_EXISTS:
+        detail = f"namespace {client.namespace} can't be prepared: {error.status.name}"
+        raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, detail) from None
+
+
+def _duration(value: timedelta) -> Duration:
+    duration = Duration()
+    duration.FromTimedelta(value)
+    return duration

@@ -1,4 +1,4 @@
-"""The relay: takes the outbox to Temporal, at least once and in order per workflow."""
+"""The relay: delivers the outbox to Temporal, at least once and in order per workflow."""
 
 import asyncio
 import logging
@@ -11,23 +11,20 @@ from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import CONNECTION_WORKFLOW_ID, ConnectionId, Tenant
-from evergrant_server.core.messages.connection import ConnectionStart, ExportStart, Provenance, RequestContext
-from evergrant_server.core.messages.definition_rollout import RolloutStart
-from evergrant_server.core.messages.par import PushAuthorizationRequest
-from evergrant_server.core.messages.webhooks import WakeWebhook
+from evergrant_server.core.messages.connection import Provenance, RequestContext
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
-from evergrant_server.core.provider_events.receivers import FetchReceiverKeys
 from evergrant_server.store import HistoryExport, Store
 from evergrant_server.telemetry import metrics, traces
+from evergrant_server.telemetry.log_names import LogEvent
 from evergrant_server.telemetry.logs import log_event
-from evergrant_server.telemetry.names import LogEvent
+from evergrant_server.temporal_link import start_requests
 from evergrant_server.temporal_link.calls import WorkflowNotRunning
 from evergrant_server.temporal_link.link import TemporalLink
 from evergrant_server.temporal_link.reconcile import Reconciler, StartOutcome
 
 log = logging.getLogger("evergrant.relay")
 
-_CLAIM_TIME = timedelta(seconds=30)  # a claim whose relay died is free again after this
+_CLAIM_TIME = timedelta(seconds=30)  # after this, another relay may claim the message
 _BATCH = 50
 _FIRST_RETRY = timedelta(seconds=1)
 _LONGEST_RETRY = timedelta(minutes=5)
@@ -35,7 +32,7 @@ _REPORT_INTERVAL_S = 5.0
 
 
 class OutboxRelay:
-    """Run any number of them: a message is claimed before it is delivered."""
+    """Delivers messages. Any number may run: each claims a message before it delivers it."""
 
     def __init__(
         self,
@@ -55,7 +52,7 @@ class OutboxRelay:
         self._reported_at = -_REPORT_INTERVAL_S
 
     def notify(self) -> None:
-        """Say that a message was committed, so that nobody waits for the next look."""
+        """Wake the relay after a message was committed, instead of at its next interval."""
         self._notified.set()
 
     async def run(self) -> None:
@@ -64,18 +61,18 @@ class OutboxRelay:
             self._notified.clear()
             await self._report_depth()
             if await self.deliver_batch() == 0:
-                # not wait_for: before Python 3.12 it loses a cancellation that comes with a nudge
+                # not wait_for: before Python 3.12 it loses a cancellation that comes with a notification
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._interval):
                         await self._notified.wait()
 
     async def _report_depth(self) -> None:
-        """Say how much waits and for how long; every few seconds, for it costs a query."""
+        """Set the metrics of the outbox, at most every few seconds because it costs a query."""
         if self._loop_time() < self._reported_at + _REPORT_INTERVAL_S:
             return
         self._reported_at = self._loop_time()
         now = self._clock.now()
-        with suppress(Failure):  # the next round says that the store is away
+        with suppress(Failure):  # the next round logs that the store is unavailable
             async with self._store.read() as tx:
                 depth, oldest = await tx.outbox.depth(now), await tx.outbox.oldest_undelivered_at()
             metrics.set_outbox(depth, (now - oldest).total_seconds() if oldest else 0)
@@ -85,7 +82,7 @@ class OutboxRelay:
         return asyncio.get_running_loop().time()
 
     async def deliver_batch(self) -> int:
-        """One round; says how many messages were claimed."""
+        """Claim and deliver a batch of messages. Returns how many were claimed."""
         try:
             async with self._store.write() as tx:
                 batch = await tx.outbox.claim(self._name, self._clock.now(), _CLAIM_TIME, _BATCH)
@@ -94,20 +91,20 @@ class OutboxRelay:
             return len(batch)
         except Failure as failure:
             log_event(log, logging.WARNING, LogEvent.OUTBOX_STUCK, code=failure.code)
-        except Exception as unexpected:  # a relay that ends is missed by nobody until much waits
+        except Exception as unexpected:  # the relay must not end: nothing would restart it
             log_event(
                 log, logging.ERROR, LogEvent.OUTBOX_STUCK, type(unexpected).__name__, code=ErrorCode.INTERNAL
             )
         return 0
 
     async def _deliver(self, message: OutboxMessage) -> None:
-        """Hand one message over or put it off; what is wrong with it is not in others' way."""
+        """Deliver one message or postpone it, so that a failure doesn't hold up the others."""
         try:
             await self._deliver_or_restart(message)
         except Failure as failure:
             await self._postpone(message, failure.code)
         except Exception as unexpected:
-            # its text may quote anything: only the kind is kept
+            # only the class: the text may quote a secret
             await self._postpone(message, f"{ErrorCode.INTERNAL}: {type(unexpected).__name__}")
 
     async def _deliver_or_restart(self, message: OutboxMessage) -> None:
@@ -120,42 +117,30 @@ class OutboxRelay:
             await self._mark_delivered(message)
 
     async def _handle_missing_workflow(self, message: OutboxMessage) -> None:
-        """Its run has closed, or Temporal has lost it: the store says which, and decides."""
+        """Start the workflow again if the store says that it is needed, else drop the message."""
         match = CONNECTION_WORKFLOW_ID.match(message.target)
-        revival = StartOutcome.NOT_NEEDED
+        outcome = StartOutcome.NOT_NEEDED
         if match is not None:
             tenant, connection = Tenant(match["tenant"]), ConnectionId(match["connection"])
-            revival = await self._reconciler.start_workflow(tenant, connection)
-        if revival is StartOutcome.NOT_NEEDED:
-            what = f"{message.kind} {message.name}"
-            log_event(log, logging.INFO, LogEvent.MESSAGE_TOO_LATE, what, object=message.target)
+            outcome = await self._reconciler.start_workflow(tenant, connection)
+        if outcome is StartOutcome.NOT_NEEDED:
+            detail = f"{message.kind} {message.name}"
+            log_event(log, logging.INFO, LogEvent.MESSAGE_TOO_LATE, detail, object=message.target)
             await self._mark_delivered(message)
-        else:  # whoever started it: it hasn't heard this, and to hear it twice does no harm
-            await self._postpone(message, "its workflow runs again")
+        else:  # the new run may have missed the message, and receiving it twice does no harm
+            await self._postpone(message, "its workflow was started again")
 
     async def _dispatch(self, message: OutboxMessage) -> None:
         match message.kind:
-            case OutboxKind.START_WORKFLOW:
-                await self._link.start_connection(ConnectionStart.model_validate(message.payload))
             case OutboxKind.SIGNAL:
                 await self._link.signal(message.target, message.name, message.payload)
-            case OutboxKind.START_EXPORT:
-                await self._link.start_export(ExportStart.model_validate(message.payload))
-            case OutboxKind.WAKE_WEBHOOK:
-                await self._link.wake_webhook(WakeWebhook.model_validate(message.payload))
-            case OutboxKind.START_DEFINITION_ROLLOUT:
-                await self._link.start_onboarding(RolloutStart.model_validate(message.payload))
-            case OutboxKind.FETCH_RECEIVER_KEYS:
-                await self._link.start_key_fetch(FetchReceiverKeys.model_validate(message.payload))
-            case OutboxKind.PUSH_AUTHORIZATION_REQUEST:
-                await self._link.start_pushed_request(
-                    PushAuthorizationRequest.model_validate(message.payload)
-                )
             case OutboxKind.EXPORT_HISTORY:
                 await self._export_history(message)
+            case kind:
+                await self._link.start(start_requests.from_outbox(kind, message.payload))
 
     async def _export_history(self, message: OutboxMessage) -> None:
-        """Keep a closed run's history in the store, with an audit record that says so."""
+        """Store a closed run's history, with an audit record."""
         payload = message.payload
         workflow, run_id = payload["workflow_id"], payload["run_id"]
         if not await self._link.is_closed(workflow, run_id):
@@ -199,6 +184,6 @@ class OutboxRelay:
 
 
 def _request_context(message: OutboxMessage) -> RequestContext | None:
-    """Who wrote the message, and in which trace."""
-    asked = message.payload.get("context")
-    return RequestContext.model_validate(asked) if asked else None
+    """The context of the request that wrote the message."""
+    context = message.payload.get("context")
+    return RequestContext.model_validate(context) if context else None

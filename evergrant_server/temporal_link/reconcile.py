@@ -1,4 +1,4 @@
-"""Rebuilds what Temporal should hold from what the store holds."""
+"""Reconcile: gives every live connection in the store a workflow, and compares the two."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
@@ -13,27 +13,26 @@ from evergrant_server.core.ids import ConnectionId, Tenant, connection_workflow_
 from evergrant_server.store import Store
 from evergrant_server.temporal_link.drift_repair import CheckedConnection, DriftRepair
 from evergrant_server.temporal_link.link import TemporalLink
-from evergrant_server.temporal_link.overdue_deliveries import wake_overdue_webhooks
-from evergrant_server.temporal_link.rollout_restart import restart_onboardings
+from evergrant_server.temporal_link.lost_workflows import restart_definition_rollouts, wake_overdue_webhooks
 from evergrant_server.temporal_link.runs import RunningWorkflow
 from evergrant_server.temporal_link.workflow_starter import WorkflowStarter
 
 T = TypeVar("T")
 
 _BATCH = 200
-_CONCURRENCY = 16  # starts, looks and questions under way; Temporal's frontend takes far more
-_RETRY_CONCURRENCY = 4  # of those that weren't answered in time: their worker may be a slow one
-_UNANSWERED_LIMIT = 32  # questions in a row that nobody answers: no worker is there
+_CONCURRENCY = 16  # calls of Temporal at the same time; its frontend takes far more
+_RETRY_CONCURRENCY = 4  # queries that are repeated: their worker may be slow
+_UNANSWERED_LIMIT = 32  # consecutive queries without an answer that mean: no worker is running
 
 
 @dataclass(frozen=True)
 class ReconcileCounts:
-    """How far a pass is, and in the end what it did.
+    """The progress of a pass, and in the end its result.
 
-    `behind` names those whose workflow knows a newer generation than the store: the store was
-    restored from a backup, and their refresh tokens may be spent. `busy` names those that were
-    to be restarted and may be awaiting a provider's answer. `unanswered` names those that were
-    asked and didn't answer, the second time either: whether the store is behind them is open.
+    `store_behind` names connections whose workflow knows a newer generation than the store: the
+    store was restored from a backup, and their refresh tokens may be spent. `awaiting_provider`
+    names those that were not restarted because the provider may still answer. `unanswered` names
+    those whose workflow didn't answer two queries: their store may be behind.
     """
 
     live: int = 0
@@ -42,9 +41,9 @@ class ReconcileCounts:
     store_behind: tuple[str, ...] = ()
     awaiting_provider: tuple[str, ...] = ()
     unanswered: tuple[str, ...] = ()
-    workers_answered: bool = True  # False: no worker answered, so nobody knows whether the store is behind
-    after: str | None = None  # the last connection that was looked at
-    complete: bool = False  # there is none after it
+    workers_answered: bool = True  # False: no worker is running, so the rest was not compared
+    after: str | None = None  # the last connection that was checked
+    complete: bool = False  # no connection comes after it
 
     def including(self, found: CheckedConnection) -> "ReconcileCounts":
         name = found.connection.id
@@ -53,112 +52,109 @@ class ReconcileCounts:
             live=self.live + 1,
             started=self.started + found.started,
             restarted=self.restarted + found.restarted,
-            store_behind=(*self.store_behind, name) if found.store_behind else self.store_behind,
-            awaiting_provider=(*self.awaiting_provider, name)
-            if found.awaiting_provider
-            else self.awaiting_provider,
-            unanswered=self.unanswered if found.answered else (*self.unanswered, name),
+            store_behind=(*self.store_behind, *((name,) if found.store_behind else ())),
+            awaiting_provider=(*self.awaiting_provider, *((name,) if found.awaiting_provider else ())),
+            unanswered=(*self.unanswered, *(() if found.answered else (name,))),
         )
 
 
 class StartOutcome(StrEnum):
-    """What became of one connection's workflow when it was to be started."""
+    """The result of starting one connection's workflow."""
 
     STARTED = "started"
-    ALREADY_RUNNING = "runs"  # somebody else has started it
-    NOT_NEEDED = "ended"  # it is not to live any more
+    ALREADY_RUNNING = "already_running"
+    NOT_NEEDED = "not_needed"  # the connection is in a final state
 
 
 class Reconciler:
-    """Starts a workflow for every live connection that has none. Harmless to repeat."""
+    """Starts a workflow for every live connection that has none. Does nothing the second time."""
 
-    def __init__(self, store: Store, link: TemporalLink, lives: WorkflowStarter, clock: Clock) -> None:
+    def __init__(self, store: Store, link: TemporalLink, starter: WorkflowStarter, clock: Clock) -> None:
         self._store = store
         self._link = link
         self._clock = clock
-        self._drifts = DriftRepair(store, link, lives, clock)
+        self._repair = DriftRepair(store, link, starter, clock)
 
     async def reconcile_all(
         self,
         *,
         compare: bool = True,
         older_than: timedelta | None = None,
-        told: Callable[[ReconcileCounts], None] | None = None,
-        begin: ReconcileCounts | None = None,
-        enough: Callable[[], bool] = lambda: False,
+        on_progress: Callable[[ReconcileCounts], None] | None = None,
+        resume_from: ReconcileCounts | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> ReconcileCounts:
-        """Go through the store in batches, on from `begin`; `told` hears of each batch.
+        """Check all live connections in batches; `on_progress` and `should_stop` are called after each.
 
-        `enough` is asked after each batch: another pass may go on from there.
-
-        `compare` asks every workflow what it knows, else only those whose state differs from
-        the store's. `older_than` starts anew what has run for longer. Raises Failure
-        TEMPORAL_UNAVAILABLE or STORE_UNAVAILABLE.
+        `compare` queries every workflow, else only those whose state differs from the store's.
+        `older_than` restarts workflows that have run for longer. A later call can continue a
+        stopped pass with `resume_from`. Raises Failure TEMPORAL_UNAVAILABLE or STORE_UNAVAILABLE.
         """
-        before = None if older_than is None else self._clock.now() - older_than
-        going = _ReconcilePass(self._drifts, await self._link.running_connections(), compare, before)
-        done = begin or ReconcileCounts()
-        while not done.complete:
+        started_before = None if older_than is None else self._clock.now() - older_than
+        running = await self._link.running_connections()
+        current_pass = _ReconcilePass(self._repair, running, compare, started_before)
+        counts = resume_from or ReconcileCounts()
+        while not counts.complete:
             async with self._store.read() as tx:
-                batch = await tx.connections.live_in_all_tenants(done.after, _BATCH)
-            for found in await going.check_batch(batch):
-                done = done.including(found)
-            done = replace(
-                done,
-                workers_answered=done.workers_answered and going.workers_answered,
+                batch = await tx.connections.live_in_all_tenants(counts.after, _BATCH)
+            for found in await current_pass.check_batch(batch):
+                counts = counts.including(found)
+            counts = replace(
+                counts,
+                workers_answered=counts.workers_answered and current_pass.workers_answered,
                 complete=len(batch) < _BATCH,
+                after=batch[-1].id if batch else counts.after,
             )
-            if batch:
-                done = replace(done, after=batch[-1].id)
-                if told is not None:
-                    told(done)
-            if enough():
+            if batch and on_progress is not None:
+                on_progress(counts)
+            if should_stop():
                 break
         await wake_overdue_webhooks(self._store, self._link, self._clock)
-        await restart_onboardings(self._store, self._link)
-        return done
+        await restart_definition_rollouts(self._store, self._link)
+        return counts
 
     async def start_workflow(self, tenant: Tenant, connection_id: ConnectionId) -> StartOutcome:
-        """Start the workflow of one connection, unless it runs or is not to live any more."""
+        """Start the workflow of one connection, unless it is running or no longer needed."""
         async with self._store.read() as tx:
             connection = await tx.connections.get(tenant, connection_id)
         if connection is None or connection.state.is_final:
             return StartOutcome.NOT_NEEDED
-        found = await self._drifts.start_if_closed(connection)
+        found = await self._repair.start_if_closed(connection)
         if found.running:
             return StartOutcome.ALREADY_RUNNING
         return StartOutcome.STARTED if found.started else StartOutcome.NOT_NEEDED
 
 
 class _ReconcilePass:
-    """One pass: what visibility said when it began, and whether any worker answers questions.
+    """One pass over the connections, with what visibility listed when it began.
 
-    Once nobody has answered for long, slowly asked either, nobody is asked any more.
+    It stops to query workflows once so many didn't answer in a row that no worker can be running.
     """
 
     def __init__(
-        self, drifts: DriftRepair, running: dict[str, RunningWorkflow], compare: bool, before: datetime | None
+        self,
+        repair: DriftRepair,
+        running: dict[str, RunningWorkflow],
+        compare: bool,
+        started_before: datetime | None,
     ) -> None:
-        self._drifts = drifts
+        self._repair = repair
         self._running = running
         self._compare = compare
-        self._before = before
+        self._started_before = started_before
         self._unanswered_in_a_row = 0
-        self._given_up = False
-
-    @property
-    def workers_answered(self) -> bool:
-        return not self._given_up
+        self.workers_answered = True
 
     async def check_batch(self, batch: list[Connection]) -> list[CheckedConnection]:
-        """Look at each of them, and a second time, with less at once, at those that didn't answer."""
-        found = await gather_bounded(self._check(it) for it in batch)
-        silent = [place for place, it in enumerate(found) if not it.answered]
+        """Check each connection; check those again, fewer at a time, whose workflow didn't answer."""
+        found = await gather_bounded(self._check(connection) for connection in batch)
+        unanswered = [index for index, checked in enumerate(found) if not checked.answered]
         self._unanswered_in_a_row = 0
-        again = await gather_bounded((self._retry(batch[place]) for place in silent), _RETRY_CONCURRENCY)
-        for place, it in zip(silent, again, strict=True):
-            found[place] = it
-        self._given_up = self._given_up or self._limit_reached
+        again = await gather_bounded((self._retry(batch[index]) for index in unanswered), _RETRY_CONCURRENCY)
+        for index, checked in zip(unanswered, again, strict=True):
+            found[index] = checked
+        if self._limit_reached:
+            self.workers_answered = False
         return found
 
     @property
@@ -166,41 +162,41 @@ class _ReconcilePass:
         return self._unanswered_in_a_row >= _UNANSWERED_LIMIT
 
     async def _check(self, connection: Connection) -> CheckedConnection:
-        seen = self._running.get(connection_workflow_id(connection.tenant, connection.id))
-        if seen is None:
-            found = await self._drifts.start_if_closed(connection)
+        listed = self._running.get(connection_workflow_id(connection.tenant, connection.id))
+        if listed is None:
+            found = await self._repair.start_if_closed(connection)
             if found.started or not self._compare:
                 return found
-        elif self._before is not None and seen.started_at < self._before:
-            return self._count_unanswered(await self._drifts.restart(connection))
-        differs = seen is not None and seen.state != connection.state
-        if not (self._compare or differs) or self._given_up:
+        elif self._started_before is not None and listed.started_at < self._started_before:
+            return self._count_unanswered(await self._repair.restart(connection))
+        differs = listed is not None and listed.state != connection.state
+        if not (self._compare or differs) or not self.workers_answered:
             return CheckedConnection(connection)
         return await self._compare_workflow(connection)
 
     async def _retry(self, connection: Connection) -> CheckedConnection:
-        """It may be slow, or have ended since the pass began."""
+        """Check a connection again: its worker may be slow, or its run may have closed since."""
         if self._limit_reached:
             return CheckedConnection(connection, answered=False)
-        found = await self._drifts.start_if_closed(connection)
+        found = await self._repair.start_if_closed(connection)
         return found if found.started else await self._compare_workflow(connection)
 
     async def _compare_workflow(self, connection: Connection) -> CheckedConnection:
         if self._limit_reached:
             return CheckedConnection(connection, answered=False)
-        return self._count_unanswered(await self._drifts.compare(connection))
+        return self._count_unanswered(await self._repair.compare(connection))
 
     def _count_unanswered(self, found: CheckedConnection) -> CheckedConnection:
         self._unanswered_in_a_row = 0 if found.answered else self._unanswered_in_a_row + 1
         return found
 
 
-async def gather_bounded(work: Iterable[Awaitable[T]], at_once: int = _CONCURRENCY) -> list[T]:
-    """The results in order, with a bounded number under way."""
-    turn = asyncio.Semaphore(at_once)
+async def gather_bounded(calls: Iterable[Awaitable[T]], limit: int = _CONCURRENCY) -> list[T]:
+    """Await the calls, at most `limit` at the same time. Returns the results in order."""
+    semaphore = asyncio.Semaphore(limit)
 
-    async def one(it: Awaitable[T]) -> T:
-        async with turn:
-            return await it
+    async def bounded(call: Awaitable[T]) -> T:
+        async with semaphore:
+            return await call
 
-    return await asyncio.gather(*(one(it) for it in work))
+    return await asyncio.gather(*(bounded(call) for call in calls))

@@ -1,20 +1,24 @@
-"""What Temporal says of runs: whether there is one, how it stands, what happened in it."""
+"""Reads workflow runs from Temporal: whether one is open, its state and its history."""
 
+import base64
+import binascii
+import json
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from temporalio.client import WorkflowExecution, WorkflowExecutionDescription
+from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescription
 from temporalio.common import SearchAttributeKey
+from temporalio.service import RPCError
 
 from evergrant_server.core.messages import search_attributes
 from evergrant_server.core.messages.connection import CONNECTION_WORKFLOW
-from evergrant_server.temporal_link.calls import TemporalCalls, WorkflowNotRunning
+from evergrant_server.temporal_link.calls import call_temporal, find_in_temporal
 
 
 @dataclass(frozen=True)
 class RunningWorkflow:
-    """When a run began, and the state that it shows."""
+    """An open run. `state` is its search attribute."""
 
     started_at: datetime
     state: str | None
@@ -22,27 +26,42 @@ class RunningWorkflow:
 
 @dataclass(frozen=True)
 class NewestRun:
+    """A workflow's newest run, open or closed. `state` is its search attribute."""
+
     run_id: str
     running: bool
-    state: str | None  # the last one it showed
+    state: str | None
 
 
 @dataclass(frozen=True)
 class ClosedRun:
-    """One run that has ended, however it did."""
-
     workflow_id: str
     run_id: str
 
 
-class WorkflowRuns(TemporalCalls):
-    """Looks at runs and changes none."""
+class WorkflowRuns:
+    """Reads the runs of one namespace. Raises Failure TEMPORAL_UNAVAILABLE."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def ready(self) -> bool:
+        """True when Temporal answers within two seconds."""
+        try:
+            return await self._client.service_client.check_health(timeout=timedelta(seconds=2))
+        except (RPCError, RuntimeError):
+            return False
 
     async def history(self, workflow: str, run_id: str | None = None) -> list[dict[str, Any]]:
         """Every event of a run (the newest, without `run_id`), as Temporal's JSON."""
         handle = self._client.get_workflow_handle(workflow, run_id=run_id)
-        history = await self._call(handle.fetch_history())
+        history = await call_temporal(handle.fetch_history())
         return history.to_json_dict()["events"]
+
+    async def newest_generation(self, workflow: str, run_id: str | None = None) -> int:
+        """The highest generation in a run's history; 0 when it has none."""
+        events = await self.history(workflow, run_id)
+        return max((_generation_in(payload) for event in events for payload in _payloads(event)), default=0)
 
     async def current_run(self, workflow: str) -> str | None:
         """The id of the newest run, or None when Temporal has none."""
@@ -50,14 +69,14 @@ class WorkflowRuns(TemporalCalls):
         return None if found is None else found.run_id
 
     async def newest_run(self, workflow: str) -> NewestRun | None:
-        """The newest run, or None when Temporal has none: from Temporal itself, not from visibility."""
+        """The newest run, or None when Temporal has none. Reads Temporal itself, not visibility."""
         found = await self._describe_newest(workflow)
         if found is None:
             return None
         return NewestRun(found.run_id, found.close_time is None, _state_attribute(found))
 
     async def is_idle(self, workflow: str) -> bool:
-        """True while the newest run waits for a message or a time, and for no activity."""
+        """True while the newest run is open and has neither an activity nor a workflow task pending."""
         found = await self._describe_newest(workflow)
         if found is None:
             return False
@@ -72,39 +91,53 @@ class WorkflowRuns(TemporalCalls):
         return found is not None and found.close_time is None
 
     async def running_connections(self) -> dict[str, RunningWorkflow]:
-        """Running connection workflows by id, as visibility has them.
-
-        Visibility lags behind: what is missing here may run all the same.
-        """
+        """Running connection workflows by id, from visibility, which lags: a missing one may run."""
         query = f"WorkflowType = '{CONNECTION_WORKFLOW}' AND ExecutionStatus = 'Running'"
         return {
-            it.id: RunningWorkflow(it.start_time, _state_attribute(it))
-            for it in await self._list_workflows(query)
+            run.id: RunningWorkflow(run.start_time, _state_attribute(run))
+            for run in await self._list_workflows(query)
         }
 
     async def closed_connections(self, since: datetime | None) -> list[ClosedRun]:
-        """Runs of connection workflows that closed since then and are still kept by Temporal."""
+        """Runs of connection workflows that closed since then, as far as Temporal retains them."""
         query = f"WorkflowType = '{CONNECTION_WORKFLOW}' AND ExecutionStatus != 'Running'"
         if since is not None:
             query += f" AND CloseTime >= '{since.isoformat()}'"
-        return [ClosedRun(it.id, it.run_id) for it in await self._list_workflows(query)]
+        return [ClosedRun(run.id, run.run_id) for run in await self._list_workflows(query)]
 
     async def is_closed(self, workflow: str, run_id: str) -> bool:
         handle = self._client.get_workflow_handle(workflow, run_id=run_id)
-        return (await self._call(handle.describe())).close_time is not None
+        return (await call_temporal(handle.describe())).close_time is not None
 
     async def _describe_newest(self, workflow: str) -> WorkflowExecutionDescription | None:
-        try:
-            return await self._call(self._client.get_workflow_handle(workflow).describe())
-        except WorkflowNotRunning:
-            return None
+        return await find_in_temporal(self._client.get_workflow_handle(workflow).describe())
 
     async def _list_workflows(self, query: str) -> list[WorkflowExecution]:
-        async def every() -> list[WorkflowExecution]:
-            return [it async for it in self._client.list_workflows(query, page_size=1000)]
+        async def all_runs() -> list[WorkflowExecution]:
+            return [run async for run in self._client.list_workflows(query, page_size=1000)]
 
-        return await self._call(every())
+        return await call_temporal(all_runs())
 
 
-def _state_attribute(found: WorkflowExecution) -> str | None:
-    return found.typed_search_attributes.get(SearchAttributeKey.for_keyword(search_attributes.STATE))
+def _state_attribute(run: WorkflowExecution) -> str | None:
+    return run.typed_search_attributes.get(SearchAttributeKey.for_keyword(search_attributes.STATE))
+
+
+def _payloads(event: dict[str, Any]) -> list[dict[str, Any]]:
+    """The input or result of a history event."""
+    for attributes in (value for name, value in event.items() if name.endswith("EventAttributes")):
+        payloads = attributes.get("result") or attributes.get("input") or {}
+        return payloads.get("payloads") or []
+    return []
+
+
+def _generation_in(payload: dict[str, Any]) -> int:
+    try:
+        content = json.loads(base64.b64decode(payload["data"]))
+    except (KeyError, binascii.Error, ValueError):
+        return 0
+    if not isinstance(content, dict):
+        return 0
+    state = content.get("life", content)
+    generation = state.get("generation") if isinstance(state, dict) else None
+    return generation if isinstance(generation, int) else 0

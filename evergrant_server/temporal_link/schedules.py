@@ -1,8 +1,8 @@
-"""What happens again and again: one table, and the Temporal Schedules that carry it out.
+"""The table of recurring workflows, and the Temporal Schedules that start them.
 
-A schedule belongs to an installation, hence to its task queue. Workers declare them when
-they start and look after them while they run: a schedule that somebody deleted comes back,
-one that somebody paused stays paused, and the doctor says so.
+A schedule belongs to an installation, hence to its task queue. Workers declare the schedules when
+they start and every few minutes: one that an operator deleted comes back, one that an operator
+paused stays paused, and the doctor reports it.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from temporalio.client import (
 )
 from temporalio.service import RPCError, RPCStatusCode
 
-from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.connection import Message
 from evergrant_server.core.messages.maintenance import (
     INTROSPECTION_WORKFLOW,
@@ -38,21 +38,20 @@ from evergrant_server.core.messages.maintenance import (
     RereadMetadata,
 )
 from evergrant_server.settings import Settings
+from evergrant_server.telemetry.log_names import LogEvent
 from evergrant_server.telemetry.logs import log_event
-from evergrant_server.telemetry.names import LogEvent
+from evergrant_server.temporal_link.calls import find_in_temporal
 
 log = logging.getLogger("evergrant.schedules")
 
-_CATCHUP_WINDOW = timedelta(
-    minutes=1
-)  # a pass that was missed for longer isn't made up for: the next one does it
-_EXECUTION_TIMEOUT = timedelta(hours=1)  # a pass that hangs doesn't stand in the way of the next one for ever
+_CATCHUP_WINDOW = timedelta(minutes=1)  # a run that was missed for longer is left to the next one
+_EXECUTION_TIMEOUT = timedelta(hours=1)  # a run that hangs must not prevent the next one for ever
 _REDECLARE_INTERVAL = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
 class ScheduleDefinition:
-    """A row of the table: which workflow is started how often, and with what."""
+    """A row of the table: the workflow, its input and its interval."""
 
     name: str
     workflow: str
@@ -67,29 +66,29 @@ SCHEDULES = (
         workflow=RECONCILE_WORKFLOW,
         input=ReconcileRequest(),
         interval=lambda settings: settings.reconcile_interval,
-        note="gives every live connection its workflow again, and exports histories",
+        note="starts missing workflows of live connections, and exports histories",
     ),
     ScheduleDefinition(
         name="reread-metadata",
         workflow=REREAD_METADATA_WORKFLOW,
         input=RereadMetadata(),
         interval=lambda settings: settings.metadata_interval,
-        note="compares what was discovered with what issuers publish now",
+        note="compares discovered metadata with what issuers publish now",
     ),
     ScheduleDefinition(
-        name="look-elsewhere",
+        name="introspection",
         workflow=INTROSPECTION_WORKFLOW,
         input=IntrospectGrants(),
-        # each connection is asked about once in an interval; a pass takes those whose turn it is
+        # a run takes the connections whose turn it is: each comes once in an interval
         interval=lambda settings: max(settings.introspection_interval / 24, timedelta(minutes=1)),
-        note="asks providers that introspect whether grants still live",
+        note="introspects grants (RFC 7662) at providers that offer it",
     ),
 )
 
 
 @dataclass(frozen=True)
 class ScheduleStatus:
-    """What Temporal has of a routine."""
+    """A schedule as Temporal has it."""
 
     definition: ScheduleDefinition
     exists: bool
@@ -97,18 +96,18 @@ class ScheduleStatus:
     note: str = ""
 
 
-def schedule_id(settings: Settings, routine: ScheduleDefinition) -> str:
-    """`evergrant:reconcile`: installations with a task queue each don't share schedules."""
-    return f"{settings.temporal_task_queue}:{routine.name}"
+def schedule_id(settings: Settings, definition: ScheduleDefinition) -> str:
+    """For example `evergrant:reconcile`. Installations with different task queues share no schedule."""
+    return f"{settings.temporal_task_queue}:{definition.name}"
 
 
 async def keep_schedules(
-    client: Client, settings: Settings, routines: tuple[ScheduleDefinition, ...] = SCHEDULES
+    client: Client, settings: Settings, definitions: tuple[ScheduleDefinition, ...] = SCHEDULES
 ) -> None:
-    """Declare every routine now, and again for as long as the task lives. Trouble is logged."""
+    """Declare the schedules now and every few minutes, until cancelled. Logs what fails."""
     while True:
         try:
-            await declare_schedules(client, settings, routines)
+            await declare_schedules(client, settings, definitions)
         except (RPCError, RuntimeError) as error:
             log_event(
                 log,
@@ -121,58 +120,53 @@ async def keep_schedules(
 
 
 async def declare_schedules(
-    client: Client, settings: Settings, routines: tuple[ScheduleDefinition, ...] = SCHEDULES
+    client: Client, settings: Settings, definitions: tuple[ScheduleDefinition, ...] = SCHEDULES
 ) -> None:
-    """Create the schedules that are missing and change those that differ; nothing the second time.
+    """Create schedules that are missing and update those that differ. Does nothing the second time.
 
-    Whether one is paused is the operator's to say and stays as it is. Raises RPCError.
+    A paused schedule stays paused. Raises RPCError.
     """
-    for routine in routines:
-        wanted = _schedule(settings, routine)
+    for definition in definitions:
+        wanted = _schedule(settings, definition)
         try:
-            await client.create_schedule(schedule_id(settings, routine), wanted)
+            await client.create_schedule(schedule_id(settings, definition), wanted)
         except ScheduleAlreadyRunningError:
-            await _update_if_different(client, schedule_id(settings, routine), wanted)
+            await _update_if_different(client, schedule_id(settings, definition), wanted)
 
 
 async def schedule_statuses(client: Client, settings: Settings) -> list[ScheduleStatus]:
-    """What Temporal has of each routine. Raises Failure TEMPORAL_UNAVAILABLE."""
-    try:
-        return [await _status_of(client, settings, routine) for routine in SCHEDULES]
-    except (RPCError, RuntimeError) as error:
-        raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, f"Temporal can't say: {_error_name(error)}") from None
+    """The state of each schedule. Raises Failure TEMPORAL_UNAVAILABLE."""
+    return [await _status_of(client, settings, definition) for definition in SCHEDULES]
 
 
-async def _status_of(client: Client, settings: Settings, routine: ScheduleDefinition) -> ScheduleStatus:
-    try:
-        found = await client.get_schedule_handle(schedule_id(settings, routine)).describe()
-    except RPCError as error:
-        if error.status is RPCStatusCode.NOT_FOUND:
-            return ScheduleStatus(routine, exists=False)
-        raise
+async def _status_of(client: Client, settings: Settings, definition: ScheduleDefinition) -> ScheduleStatus:
+    handle = client.get_schedule_handle(schedule_id(settings, definition))
+    found = await find_in_temporal(handle.describe())
+    if found is None:
+        return ScheduleStatus(definition, exists=False)
     state = found.schedule.state
-    return ScheduleStatus(routine, exists=True, paused=state.paused, note=state.note or "")
+    return ScheduleStatus(definition, exists=True, paused=state.paused, note=state.note or "")
 
 
-def _schedule(settings: Settings, routine: ScheduleDefinition) -> Schedule:
+def _schedule(settings: Settings, definition: ScheduleDefinition) -> Schedule:
     return Schedule(
         action=ScheduleActionStartWorkflow(
-            routine.workflow,
-            routine.input,
-            id=schedule_id(settings, routine),  # Temporal puts the time behind it
+            definition.workflow,
+            definition.input,
+            id=schedule_id(settings, definition),  # Temporal appends the time
             task_queue=settings.temporal_task_queue,
             execution_timeout=_EXECUTION_TIMEOUT,
-            static_summary=routine.note,
+            static_summary=definition.note,
         ),
-        spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=routine.interval(settings))]),
+        spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=definition.interval(settings))]),
         policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=_CATCHUP_WINDOW),
-        state=ScheduleState(note=routine.note),
+        state=ScheduleState(note=definition.note),
     )
 
 
 async def _update_if_different(client: Client, name: str, wanted: Schedule) -> None:
-    async def update(it: ScheduleUpdateInput) -> ScheduleUpdate | None:
-        found = it.description.schedule
+    async def update(current: ScheduleUpdateInput) -> ScheduleUpdate | None:
+        found = current.description.schedule
         if await _comparable(client, found) == await _comparable(client, wanted):
             return None
         wanted.state = found.state
@@ -181,25 +175,27 @@ async def _update_if_different(client: Client, name: str, wanted: Schedule) -> N
     try:
         await client.get_schedule_handle(name).update(update)
     except RPCError as error:
-        if error.status is not RPCStatusCode.NOT_FOUND:  # deleted just now: the next look makes it again
+        if error.status is not RPCStatusCode.NOT_FOUND:  # deleted just now: the next round creates it again
             raise
 
 
 async def _comparable(client: Client, schedule: Schedule) -> list[Any]:
-    """What of a schedule is ours to say; arguments as the bytes they are sent as."""
+    """What we define of a schedule, with arguments as the bytes that are sent."""
     action = schedule.action
     assert isinstance(action, ScheduleActionStartWorkflow)
-    payloads = await client.data_converter.encode([it for it in action.args if isinstance(it, Message)])
-    sent = [it.data for it in (payloads or action.args)]
-    rhythm = [(it.every, it.offset) for it in schedule.spec.intervals]
-    plain = not (schedule.spec.calendars or schedule.spec.cron_expressions or schedule.spec.skip)
+    payloads = await client.data_converter.encode(
+        [argument for argument in action.args if isinstance(argument, Message)]
+    )
+    arguments = [payload.data for payload in (payloads or action.args)]
+    intervals = [(interval.every, interval.offset) for interval in schedule.spec.intervals]
+    only_intervals = not (schedule.spec.calendars or schedule.spec.cron_expressions or schedule.spec.skip)
     return [
         action.workflow,
         action.task_queue,
         action.execution_timeout,
-        sent,
-        rhythm,
-        plain,
+        arguments,
+        intervals,
+        only_intervals,
         schedule.policy.overlap,
         schedule.policy.catchup_window,
     ]

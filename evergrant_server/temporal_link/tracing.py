@@ -1,8 +1,8 @@
-"""Traces across Temporal: its own plugin's spans, and the thread from who asked to what was done.
+"""Traces across Temporal: its own plugin's spans, and the link from a request to its activities.
 
-A workflow's `run` carries out what a signal or an update asked for, so by itself an activity would
-belong to the trace in which the workflow was started, long ago. The interceptor here lets `Asked`
-carry the span: it is noted when a message arrives, and taken up when an activity is scheduled.
+A workflow's `run` carries out what a signal or an update requested, so by default an activity would
+belong to the trace in which the workflow was started, long ago. The interceptor writes the span of
+a handled message into its `RequestContext`, and continues that trace when an activity is scheduled.
 Workflow code knows nothing of it.
 """
 
@@ -32,17 +32,17 @@ from evergrant_server.telemetry import traces
 
 
 def replay_safe_provider(resource: Resource) -> ReplaySafeTracerProvider:
-    """Temporal's provider: replay makes the same span ids again, and ends no span twice."""
+    """Temporal's provider: a replay creates the same span ids again, and ends no span twice."""
     return create_tracer_provider(resource=resource, shutdown_on_exit=False)
 
 
 def client_plugins() -> list[SimplePlugin]:
-    """For the client, whose plugins reach its workers. None when this process doesn't trace."""
+    """Plugins for the client, which pass to its workers; empty when this process doesn't trace."""
     return [OpenTelemetryPlugin(add_temporal_spans=True)] if traces.is_enabled() else []
 
 
 class RequestTraceInterceptor(Interceptor):
-    """Must come after the plugin's interceptor, which a client's plugin always does."""
+    """Must run after the plugin's interceptor, as interceptors of a worker always do."""
 
     def workflow_interceptor_class(
         self, input: WorkflowInterceptorClassInput
@@ -70,15 +70,15 @@ class _OutboundTracing(WorkflowOutboundInterceptor):
 
 
 def _request_context(args: Sequence[Any]) -> RequestContext | None:
-    asked = getattr(args[0], "context", None) if args else None
-    return asked if isinstance(asked, RequestContext) else None
+    context = getattr(args[0], "context", None) if args else None
+    return context if isinstance(context, RequestContext) else None
 
 
 def _with_current_span(args: Sequence[Any]) -> Sequence[Any]:
-    """The message with the span of its handling, when that is part of the asker's trace."""
-    asked = _request_context(args)
+    """The message with the span that handles it, when that belongs to the request's trace."""
+    context = _request_context(args)
     trace_id, span_id = traces.current_ids()
-    if asked is None or not span_id or trace_id != asked.trace_id:
+    if context is None or not span_id or trace_id != context.trace_id:
         return args
-    noted = asked.model_copy(update={"span_id": span_id})
-    return [cast(Any, args[0]).model_copy(update={"context": noted}), *args[1:]]
+    updated = context.model_copy(update={"span_id": span_id})
+    return [cast(Any, args[0]).model_copy(update={"context": updated}), *args[1:]]

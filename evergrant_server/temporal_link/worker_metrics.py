@@ -1,4 +1,4 @@
-"""The metrics of a worker, Temporal's SDK included, on a port of its own."""
+"""Serves a worker's metrics, including those of Temporal's SDK, on a port of its own."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,13 +12,13 @@ from temporalio.runtime import MetricBuffer, Runtime, TelemetryConfig
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.telemetry import metrics
 
-_BUFFER_SIZE = 50_000  # updates of the SDK between two looks
+_BUFFER_SIZE = 50_000  # updates of the SDK between two polls
 _POLL_INTERVAL = timedelta(seconds=1)
 
 
 @asynccontextmanager
 async def serve_worker_metrics(settings: Settings, service: str) -> AsyncIterator[dict[str, Any]]:
-    """Serve `/metrics` while the block runs; yields what the Temporal client needs for its part.
+    """Serve `/metrics` while the block runs. Yields options for the Temporal client.
 
     Does nothing without `metrics_port`. Raises BadSettings when the port is taken.
     """
@@ -31,7 +31,7 @@ async def serve_worker_metrics(settings: Settings, service: str) -> AsyncIterato
     except OSError as error:
         raise BadSettings(
             f"EVERGRANT_METRICS_PORT: {settings.metrics_host}:{settings.metrics_port} can't be used "
-            f"({error.strerror}); stop what listens there, or choose another port"
+            f"({error.strerror}); stop the process that listens there, or choose another port"
         ) from None
     buffer = MetricBuffer(_BUFFER_SIZE)
     runtime = Runtime(telemetry=TelemetryConfig(metrics=buffer))

@@ -1,8 +1,5 @@
-"""Begins the workflow of a connection with what the store says of it."""
+"""Starts the workflow of a connection from its rows in the store."""
 
-import base64
-import binascii
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,17 +21,16 @@ from evergrant_server.core.messages.connection import (
 from evergrant_server.core.single_use.attempt import LIMITS
 from evergrant_server.crypto.keyring import KeyRing
 from evergrant_server.store import Store, Transaction
+from evergrant_server.temporal_link import start_requests
 from evergrant_server.temporal_link.link import TemporalLink
 
 RECONCILE_CONTEXT = RequestContext(by="reconcile")
 
-RefreshRulesLookup = Callable[
-    [str, Sequence[Definition], str], RefreshRules
-]  # see `providers.definition.registry.Registry`
+RefreshRulesLookup = Callable[[str, Sequence[Definition], str], RefreshRules]  # `Registry.refresh_rules`
 
 
 class WorkflowStarter:
-    """Starts runs; which connections need one is its caller's to find out."""
+    """Starts a connection's workflow. Which connections need one is for the caller to find out."""
 
     def __init__(
         self,
@@ -42,61 +38,53 @@ class WorkflowStarter:
         link: TemporalLink,
         ring: KeyRing,
         clock: Clock,
-        known_rules: RefreshRulesLookup,
+        refresh_rules_of: RefreshRulesLookup,
         announce_days: tuple[int, ...] | None = None,
     ) -> None:
         self._store = store
         self._link = link
         self._ring = ring
         self._clock = clock
-        self._known_rules = known_rules
+        self._refresh_rules_of = refresh_rules_of
         self._announce_days = announce_days
 
     async def start(
         self,
         connection: Connection,
         *,
-        known: int = 0,
-        instead: bool = False,
-        reply_later: tuple[str, ...] = (),
+        known_generation: int = 0,
+        replace_running: bool = False,
+        pending_replies: tuple[str, ...] = (),
     ) -> bool:
-        """Start its workflow, unless its row has ended meanwhile.
+        """Start the workflow, unless the connection has reached a final state meanwhile.
 
-        `known` is a generation that an earlier run is known to have had: the new one remembers
-        it, so that a store that is behind still shows. `reply_later` are the workflows that it
-        was to tell. `instead` ends a running one in the same call.
+        `known_generation` is one that an earlier run knew: the new run keeps it, so a store that
+        is behind is still noticed. `pending_replies` are workflows that the earlier run owed a
+        `token_ready`. `replace_running` terminates a running workflow in the same call.
         """
-        async with self._store.read() as tx:  # after the look at Temporal: it may just have ended
-            now = await tx.connections.get(connection.tenant, connection.id)
-            if now is None or now.state.is_final:
+        async with self._store.read() as tx:  # read after Temporal was asked: it may just have ended
+            current = await tx.connections.get(connection.tenant, connection.id)
+            if current is None or current.state.is_final:
                 return False
-            start = _with_pending_replies(await self._start_message(tx, now, known), reply_later)
-        await self._link.start_connection(start, again=True, instead=instead)
+            start = await self._start_message(tx, current, known_generation)
+        request = start_requests.connection(
+            _with_pending_replies(start, pending_replies), allow_restart=True, replace_running=replace_running
+        )
+        await self._link.start(request)
         return True
 
     async def has_attempt_under_way(self, connection: Connection) -> bool:
-        """True while a credential of it is being spent, as far as the store tells."""
+        """True while the provider may still answer an open attempt of this connection."""
         async with self._store.read() as tx:
             attempt = await tx.attempts.open_of_any_kind(connection.tenant, connection.id, MAIN_SLOT)
         return attempt is not None and self._clock.now() < attempt.send_by + LIMITS.answer
 
-    async def _start_message(self, tx: Transaction, connection: Connection, known: int) -> ConnectionStart:
+    async def _start_message(
+        self, tx: Transaction, connection: Connection, known_generation: int
+    ) -> ConnectionStart:
         tenant, now = connection.tenant, self._clock.now()
         integration = await tx.integrations.get(tenant, connection.integration_id)
         grant = await tx.grants.get(tenant, connection.id)
-        consent = await tx.consents.received_consent(tenant, connection.id)
-        waiting: tuple[LifecycleEvent, ...] = ()
-        if consent is not None:
-            waiting = (
-                LifecycleEvent(
-                    kind=EventKind.CONSENT_GRANTED, context=RECONCILE_CONTEXT, consent_id=consent.id
-                ),
-            )
-        for late in await tx.late_tokens.of_connection(tenant, connection.id):
-            came = LifecycleEvent(
-                kind=EventKind.LATE_TOKENS_RECEIVED, context=RECONCILE_CONTEXT, attempt_id=late.attempt_id
-            )
-            waiting = (*waiting, came)
         rules = await self._refresh_rules(tx, connection, integration) if grant and integration else None
         life = state_from_store(connection, grant, rules, now, self._announce_days)
         return ConnectionStart(
@@ -107,51 +95,42 @@ class WorkflowStarter:
             provider=connection.provider,
             subject_hash=self._ring.subject_hash(tenant, connection.subject),
             rules=NEWEST_RULES,
-            life=life.model_copy(update={"generation": max(life.generation, known)}),
+            life=life.model_copy(update={"generation": max(life.generation, known_generation)}),
             context=RECONCILE_CONTEXT,
-            waiting=waiting,
+            waiting=await _waiting_events(tx, connection),
         )
 
     async def _refresh_rules(
         self, tx: Transaction, connection: Connection, integration: Integration
     ) -> RefreshRules:
-        """As its provider's definition knows them now; one that is gone, or doesn't fit, says nothing."""
+        """The rules of the provider's current definition; the integration's own when it has none."""
         versions = await tx.definitions.serving(connection.tenant, integration.provider)
         try:
-            known = self._known_rules(integration.provider, versions, connection.id)
+            provider_rules = self._refresh_rules_of(integration.provider, versions, connection.id)
         except Failure:
             return integration.refresh
-        return integration.with_provider_rules(known).refresh
+        return integration.with_provider_rules(provider_rules).refresh
 
 
-def _with_pending_replies(start: ConnectionStart, later: tuple[str, ...]) -> ConnectionStart:
-    """The same, and the run looks at once whether there is something to tell these workflows."""
-    if not later:
+async def _waiting_events(tx: Transaction, connection: Connection) -> tuple[LifecycleEvent, ...]:
+    """A received consent and late tokens, which no workflow has handled yet."""
+    events: list[LifecycleEvent] = []
+    consent = await tx.consents.received_consent(connection.tenant, connection.id)
+    if consent is not None:
+        events.append(_event(EventKind.CONSENT_GRANTED, consent_id=consent.id))
+    for late in await tx.late_tokens.of_connection(connection.tenant, connection.id):
+        events.append(_event(EventKind.LATE_TOKENS_RECEIVED, attempt_id=late.attempt_id))
+    return tuple(events)
+
+
+def _event(kind: EventKind, **ids: Any) -> LifecycleEvent:
+    return LifecycleEvent(kind=kind, context=RECONCILE_CONTEXT, **ids)
+
+
+def _with_pending_replies(start: ConnectionStart, pending_replies: tuple[str, ...]) -> ConnectionStart:
+    """The message for a run that owes these workflows a reply, and sends it at once if it can."""
+    if not pending_replies:
         return start
-    life = start.life.model_copy(update={"reply_later": later})
-    look = LifecycleEvent(kind=EventKind.TIMER_FIRED, context=RECONCILE_CONTEXT)
-    return start.model_copy(update={"life": life, "waiting": (*start.waiting, look)})
-
-
-def newest_generation(events: list[dict[str, Any]]) -> int:
-    """The newest generation that a run's history tells of; 0 when it tells of none."""
-    return max((_generation_of(payload) for event in events for payload in _payloads(event)), default=0)
-
-
-def _payloads(event: dict[str, Any]) -> list[dict[str, Any]]:
-    for attributes in (value for name, value in event.items() if name.endswith("EventAttributes")):
-        said = attributes.get("result") or attributes.get("input") or {}
-        return said.get("payloads") or []
-    return []
-
-
-def _generation_of(payload: dict[str, Any]) -> int:
-    try:
-        said = json.loads(base64.b64decode(payload["data"]))
-    except (KeyError, binascii.Error, ValueError):
-        return 0
-    if not isinstance(said, dict):
-        return 0
-    found = said.get("life", said)
-    generation = found.get("generation") if isinstance(found, dict) else None
-    return generation if isinstance(generation, int) else 0
+    life = start.life.model_copy(update={"reply_later": pending_replies})
+    waiting = (*start.waiting, _event(EventKind.TIMER_FIRED))
+    return start.model_copy(update={"life": life, "waiting": waiting})

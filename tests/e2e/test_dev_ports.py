@@ -76,7 +76,7 @@ async def test_it_is_not_started_for_ever(
     settings: Settings, starting: Callable[..., ChildProcess], tmp_path: Path
 ):
     async with running(starting(99)) as temporal:
-        with pytest.raises(Failure, match=r"temporal ended with status 1: .*address already in use"):
+        with pytest.raises(Failure, match=r"temporal exited with status 1: .*address already in use"):
             await dev.upgrade_when_ready(settings, temporal)
     assert (tmp_path / "starts").read_text() == "3\n"
 

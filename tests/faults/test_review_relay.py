@@ -15,8 +15,8 @@ from evergrant_server.core.outbox import OutboxKind, OutboxMessage
 from evergrant_server.store import Store
 from evergrant_server.store.outbox import Outbox
 from evergrant_server.store.tables import OutboxRow
-from evergrant_server.temporal_link import OutboxRelay
 from evergrant_server.temporal_link.calls import WorkflowNotRunning
+from evergrant_server.temporal_link.outbox_relay import OutboxRelay
 from evergrant_server.temporal_link.reconcile import StartOutcome
 from tests.fakes.databases import (  # noqa: F401  # fixtures
     clock,

@@ -10,8 +10,8 @@ import pytest_asyncio
 from temporalio.client import ScheduleActionStartWorkflow, ScheduleDescription, ScheduleOverlapPolicy
 from temporalio.service import RPCError
 
-from evergrant_server.cli import doctor_temporal
-from evergrant_server.cli.diagnosis import CheckFailed
+from evergrant_server.cli.doctor import temporal as doctor_temporal
+from evergrant_server.cli.doctor.checks import CheckFailed
 from evergrant_server.core.ids import connection_workflow_id
 from evergrant_server.temporal_link.schedules import SCHEDULES, declare_schedules, schedule_id
 from tests.fakes.databases import sqlite_url

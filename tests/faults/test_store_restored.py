@@ -28,7 +28,7 @@ from evergrant_server.core.messages.maintenance import (
     ReconcileResult,
 )
 from evergrant_server.store.tables import METADATA
-from evergrant_server.temporal_link import ClosedRunExporter
+from evergrant_server.temporal_link.closed_runs import ClosedRunExporter
 from evergrant_server.temporal_link.drift_repair import DriftRepair
 from evergrant_server.temporal_link.namespace import prepare_namespace
 from evergrant_server.temporal_link.workflow_starter import WorkflowStarter

@@ -20,7 +20,7 @@ class TemporalPort(Protocol):
     """The calls to workflows. Each raises Failure TEMPORAL_UNAVAILABLE; times are seconds."""
 
     async def ensure_fresh(
-        self, tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh, *, timeout: float
+        self, tenant: Tenant, connection_id: ConnectionId, request: EnsureFresh, *, timeout: float
     ) -> EnsureFreshResult: ...
 
     async def describe(
@@ -28,11 +28,11 @@ class TemporalPort(Protocol):
     ) -> ConnectionDescription | None: ...
 
     async def discover(
-        self, tenant: Tenant, integration_id: IntegrationId, asked: RequestContext, timeout: float
+        self, tenant: Tenant, integration_id: IntegrationId, context: RequestContext, timeout: float
     ) -> DiscoveryResult: ...
 
     async def prepare_consent(
-        self, order: RequestTemporaryCredentials, timeout: float
+        self, request: RequestTemporaryCredentials, timeout: float
     ) -> TemporaryCredentialsResult: ...
 
     async def ready(self) -> bool: ...

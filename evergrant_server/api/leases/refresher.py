@@ -21,8 +21,8 @@ from evergrant_server.core.messages.connection import (
     RequestContext,
 )
 from evergrant_server.store import LeaseRow, LeaseRows
+from evergrant_server.telemetry.log_names import LogEvent
 from evergrant_server.telemetry.logs import log_event
-from evergrant_server.telemetry.names import LogEvent
 
 log = logging.getLogger("evergrant.api")
 

@@ -40,8 +40,8 @@ from evergrant_server.core.messages.connection import (
     ConsentGranted,
 )
 from evergrant_server.store import Transaction
+from evergrant_server.telemetry.log_names import LogEvent
 from evergrant_server.telemetry.logs import log_event
-from evergrant_server.telemetry.names import LogEvent
 from providers.definition.templates import require_complete
 from providers.oauth1 import flow
 from providers.requests.authorization_url import integration_endpoints

@@ -161,7 +161,7 @@ def work_of(
         def named(inner: httpx2.AsyncBaseTransport) -> httpx2.AsyncBaseTransport:
             return Named(inner, start.name)
 
-        return Egress(policy, tls=TLS, connect_time=longest, answer_time=longest, around=named)
+        return Egress(policy, tls=TLS, connect_timeout_s=longest, answer_timeout_s=longest, wrapper=named)
 
     circuit_breakers.admit = _queued if start.queued else _ADMIT
     wiring.Egress = egress  # type: ignore[misc,assignment]  # this process is the harness's alone

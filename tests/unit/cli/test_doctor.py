@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from evergrant_server.cli import doctor, doctor_here
-from evergrant_server.cli.diagnosis import CheckFailed, compare_clocks
+from evergrant_server.cli.doctor import host, report
+from evergrant_server.cli.doctor.checks import CheckFailed, compare_clocks
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.settings import Settings, load_settings
@@ -46,7 +46,7 @@ async def forever(settings: Settings) -> str:
 
 async def test_one_that_fails_hides_no_other(settings: Settings) -> None:
     checks = {"a": problem, "b": failure, "c": unforeseen, "d": fine}
-    found = await doctor.diagnose(settings, checks)
+    found = await report.diagnose(settings, checks)
     assert [(it.check, it.ok) for it in found] == [("a", False), ("b", False), ("c", False), ("d", True)]
     assert found[0].repair == "mend it"
     assert "EVERGRANT_DATABASE_URL" in found[1].repair
@@ -54,17 +54,17 @@ async def test_one_that_fails_hides_no_other(settings: Settings) -> None:
 
 
 async def test_one_that_hangs_ends_in_time(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor.CHECK_TIMEOUT_S < 5
-    monkeypatch.setattr(doctor, "CHECK_TIMEOUT_S", 0.05)
+    assert report.CHECK_TIMEOUT_S < 5
+    monkeypatch.setattr(report, "CHECK_TIMEOUT_S", 0.05)
     async with asyncio.timeout(20):
-        found = await doctor.diagnose(settings, {"hangs": forever, "fine": fine})
+        found = await report.diagnose(settings, {"hangs": forever, "fine": fine})
     assert [it.ok for it in found] == [False, True]
 
 
 async def test_every_problem_comes_with_a_repair(settings: Settings) -> None:
     """With a key file and nothing else running."""
-    found = await doctor.diagnose(settings)
-    assert len(found) == len(doctor.CHECKS)
+    found = await report.diagnose(settings)
+    assert len(found) == len(report.CHECKS)
     assert [it.check for it in found if not it.ok and not it.repair] == []
     assert {it.check for it in found if it.ok} >= {
         "packages",
@@ -81,10 +81,10 @@ async def test_every_problem_comes_with_a_repair(settings: Settings) -> None:
 async def test_key_file_modes(settings: Settings, mode: int, repair: str) -> None:
     settings.key_path.chmod(mode)
     if not repair:
-        assert "refresh" in await doctor_here.key_file(settings)
+        assert "refresh" in await host.key_file(settings)
         return
     with pytest.raises(CheckFailed) as found:
-        await doctor_here.key_file(settings)
+        await host.key_file(settings)
     assert found.value.repair == f"{repair} {settings.key_path}"
 
 
@@ -92,19 +92,19 @@ async def test_the_apis_key_file_is_told_apart(settings: Settings) -> None:
     exported = settings.data_dir / "api.json"
     KeyRing.open(settings.key_path, Role.OPERATOR).export(exported, Role.API)
     settings.key_file = exported
-    assert "the API's file" in await doctor_here.key_file(settings)
+    assert "for the API" in await host.key_file(settings)
 
 
 async def test_an_open_data_folder_is_a_problem(settings: Settings) -> None:
     settings.data_dir.chmod(0o755)
     with pytest.raises(CheckFailed) as found:
-        await doctor_here.data_folder(settings)
+        await host.data_folder(settings)
     assert found.value.repair == f"chmod 700 {settings.data_dir}"
 
 
 async def test_the_journal_check_leaves_nothing(settings: Settings) -> None:
     before = sorted(os.listdir(settings.data_dir))
-    await doctor_here.journal(settings)
+    await host.journal(settings)
     assert sorted(os.listdir(settings.data_dir)) == before
 
 

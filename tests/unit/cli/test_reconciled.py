@@ -1,10 +1,10 @@
-"""What `reconcile` prints of a pass, and how it ends."""
+"""The report of `reconcile` and its exit: drift and missing answers fail the command."""
 
 import pytest
 
 from evergrant_server.cli.operate import print_report
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.temporal_link import ReconcileCounts
+from evergrant_server.temporal_link.reconcile import ReconcileCounts
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from evergrant_server.temporal_link import ReconcileCounts
         (
             ReconcileCounts(unanswered=("con_1",), workers_answered=False),
             ErrorCode.TEMPORAL_UNAVAILABLE,
-            "start one and run",
+            "start a worker and run",
         ),
         (
             ReconcileCounts(store_behind=("con_3",), unanswered=("con_1",)),
@@ -27,7 +27,7 @@ from evergrant_server.temporal_link import ReconcileCounts
         ),
     ],
 )
-def test_who_was_not_compared_is_named_and_the_command_fails(
+def test_unanswered_workflows_are_named_and_the_command_fails(
     result: ReconcileCounts, code: ErrorCode, named: str, capsys: pytest.CaptureFixture[str]
 ):
     with pytest.raises(Failure) as failed:

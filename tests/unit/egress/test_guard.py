@@ -251,7 +251,7 @@ async def test_a_slow_loris_ends_at_the_limit_for_the_whole_answer() -> None:
 
     async with a_server(drip) as port:
         with pytest.raises(httpx2.ReadTimeout):
-            await get(egress_to(port, answer_time=0.3), f"http://127.0.0.1:{port}/")
+            await get(egress_to(port, answer_timeout_s=0.3), f"http://127.0.0.1:{port}/")
 
 
 async def test_a_watch_knows_that_a_byte_left_only_after_the_connection() -> None:
@@ -272,7 +272,9 @@ async def test_plain_http_behind_https_is_not_sent_to() -> None:
     heads: list[bytes] = []
     async with a_server(answering(b""), heads) as port:
         watch = SendObserver()
-        async with httpx2.AsyncClient(transport=egress_to(port, connect_time=0.3).transport(watch)) as client:
+        async with httpx2.AsyncClient(
+            transport=egress_to(port, connect_timeout_s=0.3).transport(watch)
+        ) as client:
             with pytest.raises(httpx2.TransportError):
                 await client.get(f"https://127.0.0.1:{port}/secret")
         assert not watch.sent

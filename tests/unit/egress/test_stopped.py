@@ -45,7 +45,7 @@ def stopped() -> None:
 
 async def post(port: int) -> httpx2.Response:
     """The process is stopped once it has sent the last byte."""
-    egress = Egress(EgressPolicy(allow=(f"127.0.0.1:{port}",)), answer_time=LIMIT_S)
+    egress = Egress(EgressPolicy(allow=(f"127.0.0.1:{port}",)), answer_timeout_s=LIMIT_S)
     async with egress.client(SendObserver(lambda: stopped)) as client:
         return await client.post(f"http://127.0.0.1:{port}/", content=b"x")
 

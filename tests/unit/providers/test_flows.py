@@ -143,7 +143,7 @@ async def test_a_slow_answer_ends_at_the_limit() -> None:
     async with ScriptedProvider() as idp:
         idp.script(delay(asyncio.Event()))
         with pytest.raises(SendFailed, match="in time") as raised:
-            await Talk(idp, answer_time=0.3).refresh("x")
+            await Talk(idp, answer_timeout_s=0.3).refresh("x")
         assert raised.value.sent
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from docs.generate import DOCS, PAGES
-from evergrant_server.cli.doctor import CHECKS
+from evergrant_server.cli.doctor.report import CHECKS
 from examples.demo.claims import Claim
 
 ROOT = Path(__file__).parents[3]

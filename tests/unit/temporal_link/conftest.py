@@ -12,14 +12,19 @@ from evergrant_server.core.connections.connection import Connection, LifecycleSt
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant, new_id
 from evergrant_server.crypto.keyring import KeyRing
 from evergrant_server.store import Store
-from evergrant_server.temporal_link import Reconciler, WorkflowStarter
+from evergrant_server.temporal_link.reconcile import Reconciler
+from evergrant_server.temporal_link.workflow_starter import WorkflowStarter
 from providers.definition.registry import Registry
 from tests.fakes.databases import clock, key_path, migrated_sqlite, ring, sqlite_url
-from tests.fakes.scripted_link import ScriptedLink
+from tests.unit.temporal_link.scripted_link import ScriptedLink
 
 __all__ = ["clock", "key_path", "ring"]
 
-Place = Callable[[int], Awaitable[tuple[Reconciler, ScriptedLink]]]
+Prepare = Callable[[int], Awaitable[tuple[Reconciler, ScriptedLink]]]
+
+
+def connection_ids(*numbers: int) -> tuple[str, ...]:
+    return tuple(f"con_{number:026}" for number in numbers)
 
 
 @pytest_asyncio.fixture
@@ -31,26 +36,26 @@ async def store(tmp_path: Path, ring: KeyRing, clock: SetClock) -> AsyncIterator
 
 
 @pytest.fixture
-def place(store: Store, ring: KeyRing, clock: SetClock) -> Place:
-    """So many connections, what reconciles them, and the link that it asks."""
+def prepare(store: Store, ring: KeyRing, clock: SetClock) -> Prepare:
+    """Adds that many connections; returns the reconciler and the link that it queries."""
 
-    async def made(many: int) -> tuple[Reconciler, ScriptedLink]:
-        connections = [connection(number, clock) for number in range(many)]
+    async def prepared(count: int) -> tuple[Reconciler, ScriptedLink]:
+        connections = [connection(number, clock) for number in range(count)]
         async with store.write() as tx:
-            for it in connections:
-                await tx.connections.add(it)
+            for added in connections:
+                await tx.connections.add(added)
         link = ScriptedLink(connections)
-        lives = WorkflowStarter(store, link, ring, clock, Registry({}).refresh_rules)
-        return Reconciler(store, link, lives, clock), link
+        starter = WorkflowStarter(store, link, ring, clock, Registry({}).refresh_rules)
+        return Reconciler(store, link, starter, clock), link
 
-    return made
+    return prepared
 
 
 def connection(number: int, clock: SetClock) -> Connection:
     now = clock.now()
     return Connection(
         tenant=Tenant("acme"),
-        id=ConnectionId(f"con_{number:026}"),
+        id=ConnectionId(*connection_ids(number)),
         integration_id=IntegrationId(new_id("int")),
         integration="crm",
         provider="generic",

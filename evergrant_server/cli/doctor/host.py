@@ -1,4 +1,4 @@
-"""The doctor's checks of this host: packages, catalogue, key file, folders, the public URL."""
+"""Checks of this host: packages, catalogue, key file, folders, public URL."""
 
 import fcntl
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx2
 
 from evergrant_server.checkout import ROOT, require_own_packages
-from evergrant_server.cli.diagnosis import COMMAND, CheckFailed
+from evergrant_server.cli.doctor.checks import COMMAND, CheckFailed
 from evergrant_server.core.errors import Failure
 from evergrant_server.crypto import KeyPurpose, keyfile
 from evergrant_server.journal.journal import waiting_paths
@@ -21,7 +21,7 @@ _NOT_NEEDED = "an API with PostgreSQL keeps nothing on disk"
 
 
 async def packages(settings: Settings) -> str:
-    """`workflows`, `activities` and `providers` are ours."""
+    """`workflows`, `activities` and `providers` come from this checkout."""
     try:
         require_own_packages()
     except BadSettings as error:
@@ -37,7 +37,7 @@ async def catalogue(settings: Settings) -> str:
 
 
 async def key_file(settings: Settings) -> str:
-    """Exists, belongs to us, closed to others, whole, and with the lanes of some role."""
+    """The key file exists, is private to this user, is complete and fits a role."""
     path = settings.key_path
     try:
         file = keyfile.read(path)
@@ -46,9 +46,9 @@ async def key_file(settings: Settings) -> str:
     missing = {KeyPurpose.LEASE, KeyPurpose.INTAKE} - file.purposes.keys()
     if missing:
         repair = f"EVERGRANT_KEY_FILE=<the full file> {COMMAND} keys export-api {shlex.quote(str(path))}"
-        raise CheckFailed(f"{path} lacks the lane {', '.join(sorted(missing))}", repair)
-    kind = "the API's file" if KeyPurpose.REFRESH not in file.purposes else "full, for workers and operators"
-    return f"{path}: {kind}, lanes {', '.join(sorted(file.purposes))}"
+        raise CheckFailed(f"{path} lacks the keys for {', '.join(sorted(missing))}", repair)
+    role = "for the API" if KeyPurpose.REFRESH not in file.purposes else "for workers and operators"
+    return f"{path}: {role}, with keys for {', '.join(sorted(file.purposes))}"
 
 
 def _key_repair(path: Path) -> str:
@@ -67,7 +67,7 @@ def _key_repair(path: Path) -> str:
 
 
 def _keeps_no_files(settings: Settings) -> bool:
-    """An API with its own key file and PostgreSQL writes no file: its disk may be read-only."""
+    """True for an API with its own key file and PostgreSQL, whose disk may be read-only."""
     if settings.uses_sqlite:
         return False
     try:
@@ -94,12 +94,12 @@ async def data_folder(settings: Settings) -> str:
 
 
 async def journal(settings: Settings) -> str:
-    """A worker must be able to write its journal here, and to lock it."""
+    """A worker can write and lock its journal here, and left no unreadable entry."""
     if _keeps_no_files(settings):
         return _NOT_NEEDED
     folder = settings.data_dir / "journals"
     above = folder if folder.is_dir() else settings.data_dir
-    probe = above / f".doctor-{secrets.token_hex(8)}"  # a file: workers look at folders alone
+    probe = above / f".doctor-{secrets.token_hex(8)}"  # a file: workers only read folders
     try:
         descriptor = os.open(probe, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -113,24 +113,24 @@ async def journal(settings: Settings) -> str:
         repair = f"install -d -m 700 {shlex.quote(str(above))}    # on a local disk, writable by this user"
         raise CheckFailed(f"{above} can't be written and locked ({error.strerror})", repair) from None
     if above != folder:
-        return f"{folder} will be made by the first worker"
+        return f"{folder} will be created by the first worker"
     waiting, unreadable = waiting_paths(folder)
     if unreadable:
         repair = f"ls {shlex.quote(str(folder))}/*/*.set-aside    # named by attempt; see docs/protocol.md"
-        raise CheckFailed(f"{len(unreadable)} entries of {folder} can't be read, and are kept", repair)
+        raise CheckFailed(f"{len(unreadable)} entries of {folder} can't be read and are kept", repair)
     count = sum(it.is_dir() for it in folder.iterdir())
-    return f"{folder}: written, locked; {count} journals, {len(waiting)} answers wait for the store"
+    return f"{folder}: written, locked; {count} journals, {len(waiting)} answers are not in the store yet"
 
 
 async def public_url(settings: Settings) -> str:
-    """The callback's and the connect pages' address leads to an Evergrant."""
+    """The address of callback and connect pages reaches an Evergrant API."""
     url = f"{settings.public_url}/livez"
-    start = f"{COMMAND} serve    # or correct EVERGRANT_PUBLIC_URL, or what ends TLS in front of the API"
+    start = f"{COMMAND} serve    # or correct EVERGRANT_PUBLIC_URL, or the TLS proxy in front of the API"
     try:
         async with httpx2.AsyncClient(trust_env=False, timeout=3) as http:
             answer = await http.get(url)
     except httpx2.HTTPError as error:
         raise CheckFailed(f"{url} can't be reached ({type(error).__name__})", start) from None
     if answer.status_code != 200 or answer.text != '{"status":"ok"}':
-        raise CheckFailed(f"{url} answers {answer.status_code}, and not as Evergrant does", start)
-    return f"{settings.public_url} leads to an Evergrant"
+        raise CheckFailed(f"{url} answers {answer.status_code}, not as Evergrant does", start)
+    return f"{settings.public_url} reaches Evergrant"

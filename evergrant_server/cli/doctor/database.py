@@ -1,11 +1,11 @@
-"""The doctor's checks of the database: reachable, migrated, ours, delivered, on time."""
+"""Checks of the database: connection, schema, keys, outbox, client certificates, clock."""
 
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from evergrant_server.cli.diagnosis import COMMAND, CheckFailed, compare_clocks
+from evergrant_server.cli.doctor.checks import COMMAND, CheckFailed, compare_clocks
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyPurpose, KeyRing, Role, keyfile
@@ -14,7 +14,7 @@ from evergrant_server.store import Store, schema
 from evergrant_server.store.probe import database_time, undelivered_messages, unwrap_newest_tenant_key
 
 CERTIFICATE_WARNING = timedelta(days=30)
-OUTBOX_AGE_LIMIT = timedelta(minutes=1)  # an outbox message that waits longer isn't being delivered
+OUTBOX_AGE_LIMIT = timedelta(minutes=1)  # no relay is delivering a message that waits longer
 
 
 async def reachable(settings: Settings) -> str:
@@ -37,30 +37,30 @@ async def migrations(settings: Settings) -> str:
     if found is not None and not schema.is_known(found):
         raise CheckFailed(
             f"schema {found} is from a newer server than this one ({newest})",
-            "Run the release that wrote it, or a newer one; never downgrade a database",
+            "Run the release that wrote it or a newer one; never downgrade a database",
         )
     raise CheckFailed(f"schema {found or 'none'}, this code needs {newest}", f"{COMMAND} db upgrade")
 
 
 async def keys_open(settings: Settings) -> str:
-    """Unwrap one tenant key of each lane that this key file holds."""
-    ring, lanes = _ring(settings)
+    """Unwrap one tenant key for each purpose in this key file."""
+    ring, purposes = _ring(settings)
     async with _store(settings, ring) as store:
         opened = []
-        for lane in sorted(lanes):
+        for purpose in sorted(purposes):
             try:
-                if await unwrap_newest_tenant_key(store, ring, KeyPurpose(lane)):
-                    opened.append(lane)
+                if await unwrap_newest_tenant_key(store, ring, KeyPurpose(purpose)):
+                    opened.append(purpose)
             except Failure as failure:
                 if failure.code not in (ErrorCode.KEY_UNAVAILABLE, ErrorCode.SEAL_BROKEN):
                     raise
                 raise CheckFailed(
                     f"{settings.key_path} doesn't open this database's keys: {failure.detail}",
-                    "Set EVERGRANT_KEY_FILE to the key file that filled this database, or restore that file",
+                    "Set EVERGRANT_KEY_FILE to the key file that this database was written with, or restore that file",
                 ) from None
     if not opened:
         return "the database holds no sealed value yet"
-    return f"opened a tenant's key in the lanes {', '.join(opened)}"
+    return f"opened a tenant's key for {', '.join(opened)}"
 
 
 async def outbox(settings: Settings) -> str:
@@ -71,31 +71,31 @@ async def outbox(settings: Settings) -> str:
     age = SystemClock().now() - oldest
     if age > OUTBOX_AGE_LIMIT:
         raise CheckFailed(
-            f"{depth} messages wait, the oldest for {age.total_seconds():.0f} s: nobody delivers them",
+            f"{depth} messages wait, the oldest for {age.total_seconds():.0f} s: no relay delivers them",
             f"{COMMAND} worker    # and see the checks of Temporal",
         )
     return f"{depth} waiting, the oldest for {max(age.total_seconds(), 0):.0f} s"
 
 
 async def certificates(settings: Settings) -> str:
-    """Client certificates end on a day that is known: an admin hears of it before providers refuse us."""
+    """Find client certificates that expire soon, before a provider refuses them."""
     now = SystemClock().now()
     async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
         ending = await tx.integrations.with_certificates_expiring_before(now + CERTIFICATE_WARNING)
     if not ending:
-        return f"none ends within {CERTIFICATE_WARNING.days} days"
+        return f"none expires within {CERTIFICATE_WARNING.days} days"
     first = ending[0]
     ends = first.client_certificate_expires_at
-    when = "is over" if ends is None or ends <= now else f"ends on {ends:%Y-%m-%d}"
+    when = "has expired" if ends is None or ends <= now else f"expires on {ends:%Y-%m-%d}"
     raise CheckFailed(
-        f"{len(ending)} of integrations end soon; that of {first.name} (tenant {first.tenant}) {when}",
+        f"{len(ending)} expire soon; that of the integration {first.name} (tenant {first.tenant}) {when}",
         f"PUT /v1/integrations/{first.name} with a new client_certificate",
     )
 
 
 async def clock(settings: Settings) -> str:
     async with _store(settings, _ring(settings)[0]) as store:
-        await database_time(store)  # the first one also opens the connection
+        await database_time(store)  # the first query also opens the connection
         before = SystemClock().now()
         theirs = await database_time(store)
     if theirs is None:
@@ -104,11 +104,11 @@ async def clock(settings: Settings) -> str:
 
 
 def _ring(settings: Settings) -> tuple[KeyRing, frozenset[str]]:
-    """The ring, for the widest role its file allows; without a usable file there is nothing to compare."""
+    """The key ring for the widest role that its file allows, and the file's purposes."""
     try:
-        lanes = frozenset(keyfile.read(settings.key_path).purposes)
-        role = Role.OPERATOR if KeyPurpose.REFRESH in lanes else Role.API
-        return KeyRing.open(settings.key_path, role), lanes
+        purposes = frozenset(keyfile.read(settings.key_path).purposes)
+        role = Role.OPERATOR if KeyPurpose.REFRESH in purposes else Role.API
+        return KeyRing.open(settings.key_path, role), purposes
     except Failure as failure:
         raise CheckFailed(
             f"can't be checked without a usable key file: {failure.detail}", _see_check("key file")

@@ -1,14 +1,14 @@
-"""What the doctor's checks have in common."""
+"""What the doctor's checks share: how they fail, and the comparison of two clocks."""
 
 from datetime import datetime, timedelta
 
 COMMAND = "python -m evergrant_server"
-MAX_SKEW = timedelta(seconds=5)  # further apart, tokens look expired that aren't, and the reverse
+MAX_SKEW = timedelta(seconds=5)  # with a larger difference, valid tokens look expired and the other way round
 CLOCK_REPAIR = "timedatectl set-ntp true    # on the host whose clock is wrong"
 
 
 class CheckFailed(Exception):
-    """Something is wrong; `repair` is the command, or the setting, that makes it right."""
+    """A check found a problem. `repair` is the command or the setting that solves it."""
 
     def __init__(self, what: str, repair: str) -> None:
         super().__init__(what)
@@ -17,7 +17,7 @@ class CheckFailed(Exception):
 
 
 def compare_clocks(theirs: datetime, before: datetime, after: datetime, whose: str) -> str:
-    """How far `theirs` is outside of the time in which it was asked for. Raises Problem above SKEW."""
+    """How far `theirs` is outside the interval in which it was read. Raises CheckFailed above MAX_SKEW."""
     ahead = max(theirs - after, timedelta(0)) - max(before - theirs, timedelta(0))
     seconds = ahead.total_seconds()
     if abs(ahead) > MAX_SKEW:

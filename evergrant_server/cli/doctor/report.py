@@ -1,4 +1,4 @@
-"""`doctor`: every check side by side, each with what is wrong and the command that repairs it."""
+"""Runs all checks at the same time and prints each result with its repair."""
 
 import asyncio
 import json
@@ -6,42 +6,42 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from evergrant_server.cli import doctor_database, doctor_here, doctor_temporal
-from evergrant_server.cli.diagnosis import CheckFailed
+from evergrant_server.cli.doctor import database, host, temporal
+from evergrant_server.cli.doctor.checks import CheckFailed
 from evergrant_server.core.errors import Failure
 from evergrant_server.settings import Settings
 
-CHECK_TIMEOUT_S = 4.9  # each check answers within five seconds, whatever it waits for
+CHECK_TIMEOUT_S = 4.9  # each check ends within five seconds
 
 Check = Callable[[Settings], Awaitable[str]]
 
 CHECKS: dict[str, Check] = {
-    "packages": doctor_here.packages,
-    "catalogue": doctor_here.catalogue,
-    "key file": doctor_here.key_file,
-    "data folder": doctor_here.data_folder,
-    "journal": doctor_here.journal,
-    "database": doctor_database.reachable,
-    "migrations": doctor_database.migrations,
-    "keys of the database": doctor_database.keys_open,
-    "outbox": doctor_database.outbox,
-    "client certificates": doctor_database.certificates,
-    "clock, database": doctor_database.clock,
-    "temporal": doctor_temporal.reachable,
-    "temporal program": doctor_temporal.program,
-    "namespace": doctor_temporal.namespace,
-    "retention": doctor_temporal.retention,
-    "search attributes": doctor_temporal.search_attributes,
-    "workers": doctor_temporal.workers,
-    "schedules": doctor_temporal.schedules,
-    "clock, Temporal": doctor_temporal.clock,
-    "public URL": doctor_here.public_url,
+    "packages": host.packages,
+    "catalogue": host.catalogue,
+    "key file": host.key_file,
+    "data folder": host.data_folder,
+    "journal": host.journal,
+    "database": database.reachable,
+    "migrations": database.migrations,
+    "keys of the database": database.keys_open,
+    "outbox": database.outbox,
+    "client certificates": database.certificates,
+    "clock, database": database.clock,
+    "temporal": temporal.reachable,
+    "temporal program": temporal.program,
+    "namespace": temporal.namespace,
+    "retention": temporal.retention,
+    "search attributes": temporal.search_attributes,
+    "workers": temporal.workers,
+    "schedules": temporal.schedules,
+    "clock, Temporal": temporal.clock,
+    "public URL": host.public_url,
 }
 
 
 @dataclass(frozen=True)
 class DoctorFinding:
-    """What one check found. `repair` is a command to type, or the setting to change; empty when ok."""
+    """`repair` is the command to run or the setting to change; empty when ok."""
 
     check: str
     ok: bool
@@ -50,7 +50,7 @@ class DoctorFinding:
 
 
 async def run(settings: Settings, output: Literal["text", "json"]) -> bool:
-    """Print what every check found; True when nothing is wrong."""
+    """Print the result of every check; True without a problem."""
     found = await diagnose(settings)
     if output == "json":
         print(json.dumps([asdict(finding) for finding in found], indent=1))
@@ -63,7 +63,7 @@ async def run(settings: Settings, output: Literal["text", "json"]) -> bool:
 
 
 async def diagnose(settings: Settings, checks: dict[str, Check] = CHECKS) -> list[DoctorFinding]:
-    """Run the checks side by side: none hides, delays or stops another."""
+    """Run the checks at the same time. A check that fails or hangs doesn't affect the others."""
     return list(await asyncio.gather(*(_run_check(name, check, settings) for name, check in checks.items())))
 
 
@@ -77,12 +77,16 @@ async def _run_check(name: str, check: Check, settings: Settings) -> DoctorFindi
         return DoctorFinding(name, False, f"{failure.code}: {failure.detail}", failure.rule.repair)
     except TimeoutError:
         return DoctorFinding(
-            name, False, f"no answer within {CHECK_TIMEOUT_S:.0f} s", "Look at what it waits for, above."
+            name,
+            False,
+            f"no answer within {CHECK_TIMEOUT_S:.0f} s",
+            "See the checks above that found a problem.",
         )
-    except Exception as error:
-        # a check that fails in a way nobody foresaw must not hide the others
+    except Exception as error:  # an unexpected failure must not hide the other results
         detail = f"the check itself failed: {type(error).__name__}"
-        return DoctorFinding(name, False, detail, "EVERGRANT_LOG_LEVEL=DEBUG, and report it")
+        return DoctorFinding(
+            name, False, detail, "Run it again with EVERGRANT_LOG_LEVEL=DEBUG, and report it"
+        )
 
 
 def _print(finding: DoctorFinding) -> None:

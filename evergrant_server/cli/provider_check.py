@@ -1,0 +1,45 @@
+"""`providers check`: the catalogue's problems, for authors of definitions."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Literal
+
+from evergrant_server.core.errors import ErrorCode, Failure
+from providers.definition.registry import CATALOG
+from providers.tools.catalogue_report import VECTORS, CatalogueReport, check_catalogue
+
+
+def run(catalog: Path | None, vectors: Path | None, output: Literal["text", "json"]) -> bool:
+    """Print the problems and counts; True without a problem. Raises Failure INVALID_REQUEST."""
+    for folder in (catalog, vectors):
+        if folder is not None and not folder.is_dir():
+            raise Failure(ErrorCode.INVALID_REQUEST, f"{folder} is not a folder")
+    report = check_catalogue(catalog or CATALOG, vectors or VECTORS)
+    write = _as_json if output == "json" else _as_text
+    sys.stdout.write(write(report))
+    return not report.problems and report.count > 0
+
+
+def _as_text(report: CatalogueReport) -> str:
+    lines = [str(problem) for problem in (*report.unusable, *report.problems)]
+    vectors = f"{report.vectors} vectors" if report.vectors is not None else "no vectors to check"
+    count = len(report.problems)
+    lines.append(
+        f"{report.count} providers, {report.two_source_share:.0%} with two or more sources, {vectors}, "
+        f"{report.unusable_definitions} not usable yet, {count} problem{'s' * (count != 1)}"
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _as_json(report: CatalogueReport) -> str:
+    problems = [vars(problem) for problem in report.problems]
+    body = {
+        "count": report.count,
+        "share_with_two_sources": round(report.two_source_share, 4),
+        "vectors": report.vectors,
+        "refused_at_use": report.unusable_definitions,
+        "unusable": [vars(problem) for problem in report.unusable],
+        "problems": problems,
+    }
+    return json.dumps(body, indent=2) + "\n"

@@ -1,0 +1,103 @@
+"""The types of settings: how the text of a variable is read, and what is refused."""
+
+from datetime import timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote, urlsplit
+
+from pydantic import AfterValidator, BeforeValidator
+from pydantic_settings import NoDecode
+
+_LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+_DATABASE_SCHEMES = ("sqlite+aiosqlite:///", "postgresql+asyncpg://")
+
+
+def _days(value: Any) -> tuple[int, ...]:
+    days = {int(part) for part in (value.split(",") if isinstance(value, str) else value)}
+    if not days <= set(range(366)):
+        raise ValueError("give days from 1 to 365, or 0 for none")
+    return tuple(sorted(days - {0}, reverse=True))
+
+
+def _split(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _host_ports(entries: tuple[str, ...]) -> tuple[str, ...]:
+    for entry in entries:
+        host, colon, port = entry.rpartition(":")
+        if not (host and colon and port.isdigit() and 0 < int(port) < 65536) or "/" in host:
+            raise ValueError(f"{entry!r} is not host:port; write for example 10.0.0.7:8443")
+    return entries
+
+
+def _log_level(value: str) -> str:
+    if value.upper() not in _LOG_LEVELS:
+        raise ValueError(f"{value!r} is no level; use {', '.join(_LOG_LEVELS)}")
+    return value.upper()
+
+
+def _database_url(value: str) -> str:
+    if value and not value.startswith(_DATABASE_SCHEMES):
+        raise ValueError("use sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER@HOST/DATABASE")
+    return value
+
+
+def _temporal_address(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if value and (not host or not port.isdigit() or "/" in value):
+        raise ValueError(f"{value!r} is not host:port; Temporal's frontend listens on 7233 by default")
+    return value
+
+
+def _positive(value: timedelta) -> timedelta:
+    if value <= timedelta(0):
+        raise ValueError("must be more than 0 seconds")
+    return value
+
+
+DatabaseUrl = Annotated[str, AfterValidator(_database_url)]
+Days = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_days)]
+Duration = Annotated[timedelta, AfterValidator(_positive)]
+HostPorts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_host_ports)]
+LogLevel = Annotated[str, AfterValidator(_log_level)]
+TemporalAddress = Annotated[str, AfterValidator(_temporal_address)]
+
+
+def check_public_url(text: str) -> None:
+    """Require https, or http on a loopback address, and nothing after host and port. Raises ValueError."""
+    url = urlsplit(text)
+    if url.scheme not in ("http", "https") or not url.hostname or url.path or url.query or url.fragment:
+        raise ValueError("EVERGRANT_PUBLIC_URL must be https://host[:port], without a path")
+    if url.scheme == "http" and not _is_loopback(url.hostname):
+        raise ValueError(
+            "EVERGRANT_PUBLIC_URL may be http only on a loopback address; "
+            f"use https://{url.netloc} and end TLS in front of the API"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def with_password(url: str, file: Path) -> str:
+    """The database URL with the password that the file holds. Raises ValueError."""
+    try:
+        password = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        raise ValueError(f"EVERGRANT_DATABASE_PASSWORD_FILE: {file} can't be read ({reason})") from None
+    if not password:
+        raise ValueError(f"EVERGRANT_DATABASE_PASSWORD_FILE: {file} is empty; write the password into it")
+    scheme, _, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    user, at, host = authority.rpartition("@")
+    if not at:
+        raise ValueError("EVERGRANT_DATABASE_URL: names no user for the password; use USER@HOST/DATABASE")
+    return f"{scheme}://{user.partition(':')[0]}:{quote(password, safe='')}@{host}{slash}{path}"

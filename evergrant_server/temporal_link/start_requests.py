@@ -1,0 +1,167 @@
+"""Which workflow each kind of outbox message starts: id, argument, and what happens if it runs already."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from temporalio.common import (
+    SearchAttributeKey,
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
+
+from evergrant_server.core.ids import (
+    connection_workflow_id,
+    definition_rollout_workflow_id,
+    export_workflow_id,
+    webhook_workflow_id,
+)
+from evergrant_server.core.messages import search_attributes
+from evergrant_server.core.messages.base import Message
+from evergrant_server.core.messages.connection import (
+    CONNECTION_WORKFLOW,
+    EXPORT_WORKFLOW,
+    ConnectionStart,
+    ExportStart,
+)
+from evergrant_server.core.messages.definition_rollout import DEFINITION_ROLLOUT_WORKFLOW, RolloutStart
+from evergrant_server.core.messages.par import (
+    PUSHED_AUTHORIZATION_WORKFLOW,
+    PushAuthorizationRequest,
+    pushed_authorization_workflow_id,
+)
+from evergrant_server.core.messages.webhooks import SIGNAL_WAKE, WEBHOOK_WORKFLOW, WakeWebhook, WebhookStart
+from evergrant_server.core.outbox import OutboxKind
+from evergrant_server.core.provider_events.receivers import FETCH_RECEIVER_KEYS_WORKFLOW, FetchReceiverKeys
+
+
+@dataclass(frozen=True)
+class StartRequest:
+    """A workflow to start unless its id is running. `options` are those of `Client.start_workflow`."""
+
+    workflow: str
+    argument: Message
+    workflow_id: str
+    summary: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def connection(
+    start: ConnectionStart, *, allow_restart: bool = False, replace_running: bool = False
+) -> StartRequest:
+    """A connection's workflow.
+
+    After a run that completed, a new one starts only with `allow_restart`, for callers that have
+    read in the store that the connection is still live. With `replace_running` Temporal terminates
+    the running one in the same call, so there is no moment without a workflow.
+    """
+    attributes = {
+        search_attributes.TENANT: start.tenant,
+        search_attributes.PROVIDER: start.provider,
+        search_attributes.INTEGRATION: start.integration,
+        search_attributes.STATE: start.life.state,
+        search_attributes.SUBJECT: start.subject_hash,
+    }
+    pairs = [
+        SearchAttributePair(SearchAttributeKey.for_keyword(name), str(value))
+        for name, value in attributes.items()
+    ]
+    options: dict[str, Any] = {
+        "id_reuse_policy": WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
+        "search_attributes": TypedSearchAttributes(pairs),
+        "static_details": f"requested by {start.context.by}",
+    }
+    if allow_restart:
+        options["id_reuse_policy"] = WorkflowIDReusePolicy.ALLOW_DUPLICATE
+    if replace_running:
+        options["id_conflict_policy"] = WorkflowIDConflictPolicy.TERMINATE_EXISTING
+    return StartRequest(
+        CONNECTION_WORKFLOW,
+        start,
+        connection_workflow_id(start.tenant, start.connection_id),
+        f"{start.integration} ({start.provider})",
+        options,
+    )
+
+
+def export(start: ExportStart) -> StartRequest:
+    """An export's workflow, once."""
+    return StartRequest(
+        EXPORT_WORKFLOW,
+        start,
+        export_workflow_id(start.tenant, start.export_id),
+        "export of grants",
+        {
+            "id_reuse_policy": WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            "static_details": f"requested by {start.context.by}",
+        },
+    )
+
+
+def receiver_keys(request: FetchReceiverKeys) -> StartRequest:
+    """A worker reads a transmitter's keys, unless one does already."""
+    workflow_id = f"keys:{request.tenant}:{request.receiver_id}"
+    return StartRequest(
+        FETCH_RECEIVER_KEYS_WORKFLOW, request, workflow_id, "keys of a security event transmitter"
+    )
+
+
+def pushed_authorization(request: PushAuthorizationRequest) -> StartRequest:
+    """A worker pushes an authorization request (RFC 9126), once, within two minutes: a browser waits."""
+    return StartRequest(
+        PUSHED_AUTHORIZATION_WORKFLOW,
+        request,
+        pushed_authorization_workflow_id(request),
+        "a pushed authorization request",
+        {
+            "id_reuse_policy": WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            "execution_timeout": timedelta(minutes=2),
+        },
+    )
+
+
+def webhook(request: WakeWebhook) -> StartRequest:
+    """The workflow that delivers to this webhook is signalled, or started with the signal."""
+    return StartRequest(
+        WEBHOOK_WORKFLOW,
+        WebhookStart(tenant=request.tenant, webhook_id=request.webhook_id),
+        webhook_workflow_id(request.tenant, request.webhook_id),
+        "deliveries to a webhook",
+        {"start_signal": SIGNAL_WAKE, "start_signal_args": [request]},
+    )
+
+
+def definition_rollout(start: RolloutStart) -> StartRequest:
+    """A proposed definition's workflow, unless it has completed."""
+    return StartRequest(
+        DEFINITION_ROLLOUT_WORKFLOW,
+        start,
+        definition_rollout_workflow_id(start.tenant, start.definition_id),
+        f"definition of {start.provider}",
+        {
+            "id_reuse_policy": WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
+            "static_details": f"proposed by {start.context.by}",
+        },
+    )
+
+
+def from_outbox(kind: OutboxKind, payload: dict[str, Any]) -> StartRequest:
+    """The request in an outbox message of a kind that starts a workflow."""
+    match kind:
+        case OutboxKind.START_WORKFLOW:
+            return connection(ConnectionStart.model_validate(payload))
+        case OutboxKind.START_EXPORT:
+            return export(ExportStart.model_validate(payload))
+        case OutboxKind.WAKE_WEBHOOK:
+            return webhook(WakeWebhook.model_validate(payload))
+        case OutboxKind.START_DEFINITION_ROLLOUT:
+            return definition_rollout(RolloutStart.model_validate(payload))
+        case OutboxKind.FETCH_RECEIVER_KEYS:
+            return receiver_keys(FetchReceiverKeys.model_validate(payload))
+        case OutboxKind.PUSH_AUTHORIZATION_REQUEST:
+            return pushed_authorization(PushAuthorizationRequest.model_validate(payload))
+        case OutboxKind.SIGNAL | OutboxKind.EXPORT_HISTORY:
+            raise ValueError(f"a message of kind {kind} starts no workflow")

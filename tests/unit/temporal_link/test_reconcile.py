@@ -1,0 +1,103 @@
+"""Reconcile: missing workflows are started, workflows that don't answer are queried again and then named."""
+
+import pytest
+
+from evergrant_server.core.clock import SetClock
+from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
+from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
+from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.messages.connection import EventKind
+from evergrant_server.core.secret import Secret
+from evergrant_server.store import Store
+from evergrant_server.temporal_link.reconcile import StartOutcome
+from evergrant_server.temporal_link.runs import NewestRun
+from tests.unit.temporal_link.conftest import Prepare, connection_ids
+
+NEVER = 1_000  # more queries than a pass sends
+TENANT, CONNECTION = Tenant("acme"), ConnectionId(*connection_ids(0))
+
+
+@pytest.mark.parametrize(
+    ("newest", "outcome"),
+    [(NewestRun("run", True, None), StartOutcome.ALREADY_RUNNING), (None, StartOutcome.STARTED)],
+)
+async def test_a_workflow_is_started_unless_it_is_running(
+    prepare: Prepare, newest: NewestRun | None, outcome: StartOutcome
+):
+    reconciler, link = await prepare(1)
+    link.newest = newest
+    assert await reconciler.start_workflow(TENANT, CONNECTION) is outcome
+    expected = [CONNECTION] if outcome is StartOutcome.STARTED else []
+    assert [start.connection_id for start in link.started] == expected
+
+
+async def test_no_workflow_is_started_for_a_final_or_unknown_connection(
+    prepare: Prepare, store: Store, clock: SetClock
+):
+    reconciler, _ = await prepare(1)
+    assert await reconciler.start_workflow(TENANT, ConnectionId("con_unknown")) is StartOutcome.NOT_NEEDED
+    async with store.write() as tx:
+        current = await tx.connections.get(TENANT, CONNECTION)
+        assert current is not None
+        revoking = current.revocation_requested("left", clock.now())
+        revoked = revoking.revocation_ended(RevocationOutcome.NOTHING_HELD, clock.now())
+        await tx.connections.replace(revoked, expected=current.revision)
+    assert await reconciler.start_workflow(TENANT, CONNECTION) is StartOutcome.NOT_NEEDED
+
+
+@pytest.mark.parametrize("pending", [(), ("pipeline-1", "pipeline-2")])
+async def test_a_workflow_that_is_behind_is_replaced_and_its_pending_replies_are_kept(
+    prepare: Prepare, store: Store, clock: SetClock, pending: tuple[str, ...]
+):
+    reconciler, link = await prepare(1)
+    link.pending_replies = pending
+    await install_grant(store, clock)
+    clock.advance(60)
+    assert (await reconciler.reconcile_all()).restarted == 1
+    (start,) = link.started
+    assert (start.life.state, start.life.reply_later) == (LifecycleState.ACTIVE, pending)
+    assert [event.kind for event in start.waiting] == ([EventKind.TIMER_FIRED] if pending else [])
+
+
+async def install_grant(store: Store, clock: SetClock) -> None:
+    """Install a grant in the store that the workflow knows nothing of."""
+    now = clock.now()
+    async with store.write() as tx:
+        current = await tx.connections.get(TENANT, CONNECTION)
+        assert current is not None
+        after = current.granted(now)
+        tokens = TokenSet(access_token=Secret("at-1"), expires_in=3600)
+        grant = Grant.from_tokens(tokens, generation=after.generation, requested=(), at=now)
+        await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=current.revision)
+
+
+async def test_a_late_answer_is_accepted_and_a_missing_one_is_named(prepare: Prepare):
+    reconciler, link = await prepare(6)
+    late, missing = connection_ids(2, 4)
+    link.silent = {late: 1, missing: NEVER}
+    counts = await reconciler.reconcile_all()
+    assert (counts.live, counts.unanswered, counts.workers_answered) == (6, (missing,), True)
+    assert [link.queries[name] for name in connection_ids(*range(6))] == [1, 1, 2, 1, 2, 1]
+
+
+async def test_a_worker_that_was_slow_for_many_at_once_still_counts_as_running(prepare: Prepare):
+    reconciler, link = await prepare(230)
+    link.silent = dict.fromkeys(connection_ids(*range(32)), 1)
+    counts = await reconciler.reconcile_all()
+    assert (counts.live, counts.workers_answered, counts.unanswered) == (230, True, ())
+    assert len(link.queries) == 230
+
+
+async def test_without_a_worker_the_pass_soon_stops_to_query(prepare: Prepare):
+    reconciler, link = await prepare(450)
+    link.silent = dict.fromkeys(connection_ids(*range(450)), NEVER)
+    counts = await reconciler.reconcile_all()
+    assert (counts.live, counts.workers_answered) == (450, False)
+    assert counts.unanswered == connection_ids(*range(200)), "the rest wasn't queried"
+    assert link.queries.total() < 100
+
+
+async def test_without_comparison_no_workflow_is_queried(prepare: Prepare):
+    reconciler, link = await prepare(3)
+    counts = await reconciler.reconcile_all(compare=False)
+    assert (counts.unanswered, counts.workers_answered, link.queries.total()) == ((), True, 0)

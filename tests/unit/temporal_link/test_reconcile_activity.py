@@ -1,0 +1,166 @@
+"""The recurring pass: it continues where an earlier run stopped, and its mark moves only when all is compared."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from temporalio.testing import ActivityEnvironment
+
+from activities.maintenance.reconcile import RUN_LIMIT, ReconcileActivities
+from evergrant_server import audit
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.clock import SetClock
+from evergrant_server.core.ids import AppId, Tenant
+from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.messages.maintenance import AuditCheckpoint, ReconcileRequest, ReconcileResult
+from evergrant_server.store import Store
+from evergrant_server.temporal_link.closed_runs import ClosedRunExporter
+from evergrant_server.temporal_link.reconcile import Reconciler
+from tests.unit.temporal_link.conftest import Prepare, connection_ids
+from tests.unit.temporal_link.scripted_link import ScriptedLink
+
+ACME, APP = Tenant("acme"), AppId("app_1")
+LOST = AuditCheckpoint(tenant=ACME, seq=7, hash="of a record that the backup doesn't have")
+SEVERAL_BATCHES = 450
+STOP_AFTER_A_BATCH = timedelta(0)
+
+MakeActivities = Callable[..., ReconcileActivities]
+
+
+@pytest.fixture
+def activities_of(store: Store, clock: SetClock) -> MakeActivities:
+    def make(
+        reconciler: Reconciler, link: ScriptedLink, run_limit: timedelta = RUN_LIMIT
+    ) -> ReconcileActivities:
+        closed_runs = ClosedRunExporter(store, link, clock)
+        return ReconcileActivities(store, reconciler, closed_runs, clock, timedelta(days=30), run_limit)
+
+    return make
+
+
+async def run(
+    activities: ReconcileActivities, request: ReconcileRequest, environment: ActivityEnvironment | None = None
+) -> ReconcileResult:
+    return await (environment or ActivityEnvironment()).run(activities.reconcile, request)
+
+
+def next_request(last: ReconcileResult) -> ReconcileRequest:
+    """What `ReconcileWorkflow` makes of the last run's result."""
+    return ReconcileRequest(mark=last.mark, so_far=last if last.after else None)
+
+
+async def append_record(store: Store, clock: SetClock) -> None:
+    entry = AuditEntry(
+        tenant=ACME,
+        at=clock.now(),
+        action=AuditAction.HISTORY_EXPORTED,
+        object="con",
+        context=RequestContext(by="schedule"),
+    )
+    async with store.write() as tx:
+        await audit.append(tx, entry)
+
+
+async def test_a_pass_of_several_runs_checks_each_connection_once(
+    prepare: Prepare, activities_of: MakeActivities, store: Store, clock: SetClock
+):
+    reconciler, link = await prepare(SEVERAL_BATCHES)
+    await append_record(store, clock)
+    activities = activities_of(reconciler, link, STOP_AFTER_A_BATCH)
+    runs = [await run(activities, ReconcileRequest(mark=LOST))]
+    while runs[-1].after is not None and len(runs) < 5:
+        runs.append(await run(activities, next_request(runs[-1])))
+    assert [result.live for result in runs] == [200, 400, 450]
+    assert [result.mark == LOST for result in runs] == [True, True, False], "it moves at the end"
+    assert runs[-1].mark is not None
+    assert (len(link.queries), set(link.queries.values())) == (SEVERAL_BATCHES, {1})
+    assert link.closed_run_queries == 3, "every run exports histories"
+
+
+async def test_the_mark_stays_when_a_workflow_did_not_answer_in_an_earlier_run(
+    prepare: Prepare, activities_of: MakeActivities, store: Store, clock: SetClock
+):
+    reconciler, link = await prepare(SEVERAL_BATCHES)
+    await append_record(store, clock)
+    silent = connection_ids(0)
+    link.silent = {silent[0]: 2}
+    activities = activities_of(reconciler, link, STOP_AFTER_A_BATCH)
+    last = await run(activities, ReconcileRequest(mark=LOST))
+    assert last.after is not None
+    for _ in range(2):
+        last = await run(activities, next_request(last))
+    assert last.after is None
+    assert (last.unanswered, last.first_unanswered, last.mark) == (1, silent, LOST)
+
+
+async def test_a_store_that_is_restored_during_a_pass_is_compared_from_the_beginning(
+    prepare: Prepare, activities_of: MakeActivities
+):
+    reconciler, link = await prepare(SEVERAL_BATCHES)
+    activities = activities_of(reconciler, link, STOP_AFTER_A_BATCH)
+    first = await run(activities, ReconcileRequest())
+    assert (first.live, link.queries.total()) == (200, 0)
+    again = await run(activities, next_request(first).model_copy(update={"mark": LOST}))
+    assert (again.live, len(link.queries)) == (200, 200)
+
+
+async def test_the_time_of_an_attempt_that_crashed_counts_for_the_run(
+    prepare: Prepare, activities_of: MakeActivities
+):
+    reconciler, link = await prepare(SEVERAL_BATCHES)
+    environment = ActivityEnvironment()
+    before = ReconcileResult(spent_s=RUN_LIMIT.total_seconds())
+    environment.info = replace(environment.info, heartbeat_details=[before])
+    stopped = await run(activities_of(reconciler, link), ReconcileRequest(), environment)
+    assert (stopped.live, stopped.after is None, stopped.spent_s) == (200, False, 0)
+    rest = await run(activities_of(reconciler, link), next_request(stopped))
+    assert (rest.live, rest.after) == (SEVERAL_BATCHES, None)
+
+
+async def test_the_mark_moves_once_every_workflow_has_answered(
+    prepare: Prepare, activities_of: MakeActivities, caplog: pytest.LogCaptureFixture
+):
+    reconciler, link = await prepare(3)
+    silent = connection_ids(1)
+    link.silent = {silent[0]: 2}
+    activities = activities_of(reconciler, link)
+    first = await run(activities, ReconcileRequest(mark=LOST))
+    assert (first.unanswered, first.first_unanswered, first.compared, first.mark) == (1, silent, True, LOST)
+    assert f"not compared: 1 didn't answer, the first {silent[0]}" in caplog.text
+    second = await run(activities, ReconcileRequest(mark=first.mark))
+    assert (second.unanswered, second.mark) == (0, None), "the audit log has no record yet"
+
+
+@pytest.mark.parametrize(
+    "earlier", [{"unanswered": 1, "first_unanswered": connection_ids(0)}, {"compared": False}]
+)
+async def test_another_attempt_keeps_what_the_heartbeat_says_is_unanswered(
+    prepare: Prepare, activities_of: MakeActivities, earlier: dict
+):
+    reconciler, link = await prepare(3)
+    environment = ActivityEnvironment()
+    before = ReconcileResult(live=1, comparing=True, after=connection_ids(0)[0], **earlier)
+    environment.info = replace(environment.info, heartbeat_details=[before])
+    result = await run(
+        activities_of(reconciler, link), ReconcileRequest(mark=LOST, compare=True), environment
+    )
+    assert result.model_dump(include=set(earlier)) == earlier
+    assert (result.live, result.mark) == (3, LOST)
+
+
+async def test_a_response_that_showed_a_key_is_deleted_after_a_day(
+    prepare: Prepare, activities_of: MakeActivities, store: Store, clock: SetClock
+):
+    activities = activities_of(*await prepare(0))
+    async with store.write() as tx:
+        await tx.idempotency.store(ACME, APP, "k", "hash", 201, '{"key": "evg_shown_once"}', clock.now())
+
+    async def exists_after(passed: timedelta) -> bool:
+        clock.advance(passed.total_seconds())
+        await run(activities, ReconcileRequest())
+        async with store.read() as tx:
+            return await tx.idempotency.find(ACME, APP, "k") is not None
+
+    assert await exists_after(timedelta(hours=23))
+    assert not await exists_after(timedelta(hours=2))
