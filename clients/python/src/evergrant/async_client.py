@@ -1,26 +1,24 @@
 """`AsyncEvergrant`: the asyncio client."""
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator, Iterable
 from datetime import timedelta
 from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
-from evergrant.auth import AsyncLeaseAuth, ReportedTokens
+from evergrant.auth import AsyncLeaseAuth
 from evergrant.calls import connections as connection_calls
 from evergrant.calls import integrations as integration_calls
 from evergrant.calls import leases as lease_calls
 from evergrant.calls import transfer as transfer_calls
 from evergrant.calls import webhooks as webhook_calls
-from evergrant.calls.leases import LeaseRequest
+from evergrant.calls.leases import LeaseOptions, LeaseRequest
 from evergrant.calls.transfer import ImportItem, ImportOutcome
 from evergrant.dpop import MAX_PROOF_ATTEMPTS, LeaseWithProof, generation_keeps_changing
-from evergrant.lease_cache import CACHE_LEASES_FOR, Clock, LeaseCache, utc_now
 from evergrant.models import Connection, ConsentRequired, Lease
+from evergrant.options import ClientOptions
 from evergrant.origins import AllowedOrigins
-from evergrant.retries import DEADLINE, Deadline, is_consent_complete
-from evergrant.server import ServerAddress
+from evergrant.retries import Deadline, is_consent_complete
 from evergrant.single_flight import AsyncSingleFlight
 from evergrant.transport import AsyncTransport, lists_async, sends_async
 
@@ -32,22 +30,11 @@ class AsyncEvergrant(AsyncTransport):
     """
 
     def __init__(
-        self,
-        url: str | None = None,
-        api_key: str | None = None,
-        *,
-        deadline: timedelta = DEADLINE,
-        tls: ssl.SSLContext | None = None,
-        allow_plain_http: bool = False,
-        cache_leases_for: timedelta = CACHE_LEASES_FOR,
-        clock: Clock = utc_now,
+        self, url: str | None = None, api_key: str | None = None, **options: Unpack[ClientOptions]
     ) -> None:
-        server = ServerAddress.from_settings(url, api_key, allow_plain_http=allow_plain_http)
-        self._cache = LeaseCache(cache_leases_for, clock)
+        super().__init__(url, api_key, **options)
         self._leases_in_flight = AsyncSingleFlight[Lease | ConsentRequired]()
         self._reports_in_flight = AsyncSingleFlight[Connection]()
-        self._reported = ReportedTokens()
-        super().__init__(server, deadline, tls)
 
     async def __aenter__(self) -> Self:
         return self
@@ -63,42 +50,21 @@ class AsyncEvergrant(AsyncTransport):
         await self._http.aclose()
 
     async def lease(
-        self,
-        integration: str,
-        subject: str,
-        *,
-        label: str = "default",
-        min_ttl: timedelta | None = None,
-        scopes: tuple[str, ...] | None = None,
+        self, integration: str, subject: str, **options: Unpack[LeaseOptions]
     ) -> Lease | ConsentRequired:
         """See `Evergrant.lease`."""
-        return await self._lease(LeaseRequest(integration, subject, label, min_ttl, scopes))
+        return await self._lease(LeaseRequest(integration, subject, **options))
 
-    async def token(
-        self,
-        integration: str,
-        subject: str,
-        *,
-        label: str = "default",
-        min_ttl: timedelta | None = None,
-        scopes: tuple[str, ...] | None = None,
-    ) -> str:
+    async def token(self, integration: str, subject: str, **options: Unpack[LeaseOptions]) -> str:
         """See `Evergrant.token`."""
-        leased = await self._require_lease(LeaseRequest(integration, subject, label, min_ttl, scopes))
+        leased = await self._require_lease(LeaseRequest(integration, subject, **options))
         return leased.access_token
 
     def auth(
-        self,
-        integration: str,
-        subject: str,
-        *,
-        origins: str | Iterable[str],
-        label: str = "default",
-        min_ttl: timedelta | None = None,
-        scopes: tuple[str, ...] | None = None,
+        self, integration: str, subject: str, *, origins: str | Iterable[str], **options: Unpack[LeaseOptions]
     ) -> AsyncLeaseAuth:
         """See `Evergrant.auth`."""
-        request = LeaseRequest(integration, subject, label, min_ttl, scopes)
+        request = LeaseRequest(integration, subject, **options)
 
         async def take() -> Lease:
             return await self._require_lease(request)

@@ -1,26 +1,24 @@
 """`Evergrant`: the blocking client."""
 
-import ssl
 import time
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
-from evergrant.auth import LeaseAuth, ReportedTokens
+from evergrant.auth import LeaseAuth
 from evergrant.calls import connections as connection_calls
 from evergrant.calls import integrations as integration_calls
 from evergrant.calls import leases as lease_calls
 from evergrant.calls import transfer as transfer_calls
 from evergrant.calls import webhooks as webhook_calls
-from evergrant.calls.leases import LeaseRequest
+from evergrant.calls.leases import LeaseOptions, LeaseRequest
 from evergrant.calls.transfer import ImportItem, ImportOutcome
 from evergrant.dpop import MAX_PROOF_ATTEMPTS, LeaseWithProof, generation_keeps_changing
-from evergrant.lease_cache import CACHE_LEASES_FOR, Clock, LeaseCache, utc_now
 from evergrant.models import Connection, ConsentRequired, Lease
+from evergrant.options import ClientOptions
 from evergrant.origins import AllowedOrigins
-from evergrant.retries import DEADLINE, Deadline, is_consent_complete
-from evergrant.server import ServerAddress
+from evergrant.retries import Deadline, is_consent_complete
 from evergrant.single_flight import SingleFlight
 from evergrant.transport import Transport, lists, sends
 
@@ -29,30 +27,15 @@ class Evergrant(Transport):
     """Evergrant over HTTP, for code that blocks. A context manager; threads may share one.
 
     `url` and `api_key` default to EVERGRANT_URL and EVERGRANT_API_KEY (or the file named by
-    EVERGRANT_API_KEY_FILE). `deadline` bounds each call with all its attempts. Plain http is
-    for this machine only, unless `allow_plain_http`. Every method raises `EvergrantError`.
-
-    `cache_leases_for` bounds how long a lease is served again from this process, and so how long it
-    can outlive a revocation made elsewhere; with zero each lease is a request to Evergrant.
+    EVERGRANT_API_KEY_FILE); `ClientOptions` describes the options. Every method raises `EvergrantError`.
     """
 
     def __init__(
-        self,
-        url: str | None = None,
-        api_key: str | None = None,
-        *,
-        deadline: timedelta = DEADLINE,
-        tls: ssl.SSLContext | None = None,
-        allow_plain_http: bool = False,
-        cache_leases_for: timedelta = CACHE_LEASES_FOR,
-        clock: Clock = utc_now,
+        self, url: str | None = None, api_key: str | None = None, **options: Unpack[ClientOptions]
     ) -> None:
-        server = ServerAddress.from_settings(url, api_key, allow_plain_http=allow_plain_http)
-        self._cache = LeaseCache(cache_leases_for, clock)
+        super().__init__(url, api_key, **options)
         self._leases_in_flight = SingleFlight[Lease | ConsentRequired]()
         self._reports_in_flight = SingleFlight[Connection]()
-        self._reported = ReportedTokens()
-        super().__init__(server, deadline, tls)
 
     def __enter__(self) -> Self:
         return self
@@ -66,49 +49,29 @@ class Evergrant(Transport):
         self._http.close()
 
     def lease(
-        self,
-        integration: str,
-        subject: str,
-        *,
-        label: str = "default",
-        min_ttl: timedelta | None = None,
-        scopes: tuple[str, ...] | None = None,
+        self, integration: str, subject: str, **options: Unpack[LeaseOptions]
     ) -> Lease | ConsentRequired:
         """A token that is valid for at least `min_ttl`, or the link to send the subject to.
 
+        `label` (default `default`) selects among a subject's connections; `scopes` narrows the scopes.
         Answered from this process's cache where possible; simultaneous callers with the same
         arguments share one request.
         """
-        return self._lease(LeaseRequest(integration, subject, label, min_ttl, scopes))
+        return self._lease(LeaseRequest(integration, subject, **options))
 
-    def token(
-        self,
-        integration: str,
-        subject: str,
-        *,
-        label: str = "default",
-        min_ttl: timedelta | None = None,
-        scopes: tuple[str, ...] | None = None,
-    ) -> str:
+    def token(self, integration: str, subject: str, **options: Unpack[LeaseOptions]) -> str:
         """The bare access token. Raises ReconnectNeeded, with `connect_url`, for `ConsentRequired`."""
-        return self._require_lease(LeaseRequest(integration, subject, label, min_ttl, scopes)).access_token
+        return self._require_lease(LeaseRequest(integration, subject, **options)).access_token
 
     def auth(
-        self,
-        integration: str,
-        subject: str,
-        *,
-        origins: str | Iterable[str],
-        label: str = "default",
-        min_ttl: timedelta | None = None,
-        scopes: tuple[str, ...] | None = None,
+        self, integration: str, subject: str, *, origins: str | Iterable[str], **options: Unpack[LeaseOptions]
     ) -> LeaseAuth:
         """For httpx2: puts a token on each request to `origins` (`https://api.example.com`), no others.
 
         A 401 is reported to Evergrant, once per grant, and the request is sent once more with the
         newer token. Requests raise ReconnectNeeded while a consent is missing.
         """
-        request = LeaseRequest(integration, subject, label, min_ttl, scopes)
+        request = LeaseRequest(integration, subject, **options)
 
         def take() -> Lease:
             return self._require_lease(request)

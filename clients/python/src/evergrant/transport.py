@@ -6,15 +6,15 @@ client's method from a function that builds a call, with its parameters and docs
 
 import inspect
 import json
-import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from datetime import timedelta
-from typing import Any, Concatenate, ParamSpec, TypedDict, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypedDict, TypeVar, Unpack
 
 import httpx2
 
 from evergrant.calls.call import Call, Result, next_page
 from evergrant.errors import EvergrantError, ProtocolError, Unreachable
+from evergrant.options import ClientOptions, ClientState
 from evergrant.responses import Page, Response, check_version
 from evergrant.retries import ATTEMPT_LIMIT_S, CONNECT_LIMIT_S, Deadline
 from evergrant.server import ServerAddress
@@ -23,14 +23,15 @@ Params = ParamSpec("Params")
 Item = TypeVar("Item")
 
 
-class Transport:
+class Transport(ClientState):
     """Sends calls and blocks until they are answered. Threads may share one."""
 
-    def __init__(self, server: ServerAddress, deadline: timedelta, tls: ssl.SSLContext | None) -> None:
-        self._server = server
-        self._deadline = deadline
+    def __init__(
+        self, url: str | None = None, api_key: str | None = None, **options: Unpack[ClientOptions]
+    ) -> None:
+        super().__init__(url, api_key, **options)
         # trust_env: a proxy or a .netrc of the environment must not see the API key.
-        self._http = httpx2.Client(verify=tls or True, trust_env=False)
+        self._http = httpx2.Client(verify=self._tls, trust_env=False)
 
     def send(self, call: Call[Result], within_s: float | None = None) -> Result:
         """Send a call, again after failures that time may repair. Raises EvergrantError."""
@@ -53,13 +54,14 @@ class Transport:
             following = next_page(following, page)
 
 
-class AsyncTransport:
+class AsyncTransport(ClientState):
     """`Transport` for asyncio. Tasks of one event loop may share one."""
 
-    def __init__(self, server: ServerAddress, deadline: timedelta, tls: ssl.SSLContext | None) -> None:
-        self._server = server
-        self._deadline = deadline
-        self._http = httpx2.AsyncClient(verify=tls or True, trust_env=False)
+    def __init__(
+        self, url: str | None = None, api_key: str | None = None, **options: Unpack[ClientOptions]
+    ) -> None:
+        super().__init__(url, api_key, **options)
+        self._http = httpx2.AsyncClient(verify=self._tls, trust_env=False)
 
     async def send(self, call: Call[Result], within_s: float | None = None) -> Result:
         """Send a call, again after failures that time may repair. Raises EvergrantError."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TypedDict
 
 from evergrant.calls.call import Call, list_or_none, path_of, seconds_or_none, without_none
 from evergrant.fields import Fields
@@ -12,9 +13,17 @@ from evergrant.responses import Response, parse_body, parse_problem
 FormFields = Mapping[str, str] | Sequence[tuple[str, str]]
 
 
+class LeaseOptions(TypedDict, total=False):
+    """Optional arguments of a lease: the connection's label, the least validity, narrower scopes."""
+
+    label: str
+    min_ttl: timedelta | None
+    scopes: tuple[str, ...] | None
+
+
 @dataclass(frozen=True, slots=True)
 class LeaseRequest:
-    """What a lease is asked for. `min_ttl`: the token is to be valid for at least so long."""
+    """The arguments of a lease. The token is to be valid for at least `min_ttl`."""
 
     integration: str
     subject: str

@@ -2,9 +2,10 @@
 
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import timedelta
+from typing import Unpack
 
 from evergrant.async_client import AsyncEvergrant
+from evergrant.calls.leases import LeaseOptions
 from evergrant.models import ConsentRequired, Lease
 from evergrant.sync_client import Evergrant
 
@@ -42,38 +43,20 @@ class ActivityLeases:
 CURRENT_LEASES: ContextVar[ActivityLeases | None] = ContextVar("evergrant_activity_leases", default=None)
 
 
-async def lease(
-    integration: str,
-    subject: str,
-    *,
-    label: str = "default",
-    min_ttl: timedelta | None = None,
-    scopes: tuple[str, ...] | None = None,
-) -> Lease:
+async def lease(integration: str, subject: str, **options: Unpack[LeaseOptions]) -> Lease:
     """A lease for the running async activity. Raises EvergrantError.
 
     Left uncaught, the error becomes a failure that is retried or not by its kind. Without a consent
     it is ReconnectNeeded; its connect link stays out of Temporal.
     """
     leases = _current()
-    answer = await leases.clients.asyncio.lease(
-        integration, subject, label=label, min_ttl=min_ttl, scopes=scopes
-    )
-    return leases.record(answer)
+    return leases.record(await leases.clients.asyncio.lease(integration, subject, **options))
 
 
-def lease_blocking(
-    integration: str,
-    subject: str,
-    *,
-    label: str = "default",
-    min_ttl: timedelta | None = None,
-    scopes: tuple[str, ...] | None = None,
-) -> Lease:
+def lease_blocking(integration: str, subject: str, **options: Unpack[LeaseOptions]) -> Lease:
     """`lease` for an activity that runs in a thread."""
     leases = _current()
-    answer = leases.clients.blocking.lease(integration, subject, label=label, min_ttl=min_ttl, scopes=scopes)
-    return leases.record(answer)
+    return leases.record(leases.clients.blocking.lease(integration, subject, **options))
 
 
 def _current() -> ActivityLeases:

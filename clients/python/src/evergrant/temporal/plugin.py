@@ -1,21 +1,16 @@
 """`EvergrantPlugin`: one line in the worker, or in the Temporal client that the worker uses."""
 
-import ssl
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
-from typing import TypeVar
+from typing import Unpack
 
 from temporalio.plugin import SimplePlugin
 from temporalio.worker import Worker, WorkerConfig
 
 from evergrant.async_client import AsyncEvergrant
-from evergrant.lease_cache import CACHE_LEASES_FOR
-from evergrant.retries import DEADLINE
+from evergrant.options import ClientOptions
 from evergrant.sync_client import Evergrant
 from evergrant.temporal.interceptor import LeaseInterceptor
 from evergrant.temporal.leases import WorkerClients
-
-Client = TypeVar("Client", Evergrant, AsyncEvergrant)
 
 
 class EvergrantPlugin(SimplePlugin):
@@ -27,30 +22,14 @@ class EvergrantPlugin(SimplePlugin):
     """
 
     def __init__(
-        self,
-        url: str | None = None,
-        api_key: str | None = None,
-        *,
-        deadline: timedelta = DEADLINE,
-        tls: ssl.SSLContext | None = None,
-        allow_plain_http: bool = False,
-        cache_leases_for: timedelta = CACHE_LEASES_FOR,
+        self, url: str | None = None, api_key: str | None = None, **options: Unpack[ClientOptions]
     ) -> None:
         super().__init__(  # pyright: ignore[reportUnknownMemberType]  # temporalio leaves a Callable open
             "evergrant.EvergrantPlugin", interceptors=[LeaseInterceptor(self._open_clients)]
         )
-
-        def connect(kind: type[Client]) -> Client:
-            return kind(
-                url,
-                api_key,
-                deadline=deadline,
-                tls=tls,
-                allow_plain_http=allow_plain_http,
-                cache_leases_for=cache_leases_for,
-            )
-
-        self._connect = lambda: WorkerClients(connect(AsyncEvergrant), connect(Evergrant))
+        self._connect = lambda: WorkerClients(
+            AsyncEvergrant(url, api_key, **options), Evergrant(url, api_key, **options)
+        )
         self._clients: WorkerClients | None = None
         self._running = 0
 
