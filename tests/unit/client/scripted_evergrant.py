@@ -4,11 +4,14 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
 from urllib.parse import parse_qsl, urlsplit
+
+from evergrant import AuditRecord, Connection
 
 TOKEN = "canary/tok+en.0123456789abcdefXYZ"
 LINK = "https://evergrant.example/connect/canary-link-0123456789"
@@ -69,37 +72,31 @@ def consent_required() -> ScriptedResponse:
     )
 
 
+_EXAMPLES = {
+    str: "text",
+    int: 1,
+    float: 0,
+    bool: False,
+    datetime: "2030-01-01T00:00:00Z",
+    tuple[str, ...]: [],
+}
+
+
+def example(model: type[Any], **members: Any) -> dict[str, Any]:
+    """The JSON of a client's model: an example for each required member, null for an optional one."""
+    hints = get_type_hints(model)
+    required = [each.name for each in fields(model) if each.default is each.default_factory]
+    return {name: _EXAMPLES.get(hints[name]) for name in required} | members
+
+
 def connection(**changes: Any) -> dict[str, Any]:
-    return {
-        "id": "con_1",
-        "integration": "crm",
-        "provider": "hubspot",
-        "subject": "alice",
-        "label": "default",
-        "state": "active",
-        "generation": 1,
-        "scopes": ["read"],
-        "expires_at": None,
-        "reason": None,
-        "repairer": None,
-        "created_at": "2030-01-01T00:00:00Z",
-        "changed_at": "2030-01-01T00:00:00+00:00",
-    } | changes
+    names = {"id": "con_1", "integration": "crm", "subject": "alice", "state": "active"}
+    return example(Connection, **(names | changes))
 
 
 def audit_record(**changes: Any) -> dict[str, Any]:
-    return {
-        "seq": 3,
-        "lane": "main",
-        "at": "2030-01-01T00:00:00Z",
-        "action": "grant.refreshed",
-        "object": "con_1",
-        "by": "schedule",
-        "trace_id": "",
-        "detail": {"generation": 4},
-        "workflow_run_id": "run",
-        "workflow_event_id": 17,
-    } | changes
+    members = {"action": "grant.refreshed", "detail": {"generation": 4}, "workflow_event_id": 17}
+    return example(AuditRecord, **(members | changes))
 
 
 class ScriptedEvergrant:

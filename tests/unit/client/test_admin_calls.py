@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 from evergrant import BadRequest, ProtocolError
-from evergrant.calls.integrations import Finding, Integration
+from evergrant.calls.integrations import Finding, Integration, ProviderVersion
 from evergrant.calls.webhooks import Webhook, WebhookDelivery
 
 from tests.unit.client.conftest import Caller
-from tests.unit.client.scripted_evergrant import ScriptedEvergrant, ScriptedResponse, page, problem
+from tests.unit.client.scripted_evergrant import ScriptedEvergrant, ScriptedResponse, example, page, problem
 
 SECRET = "canary-secret-0123456789"
 INTEGRATION = {"provider": "gitlab", "client_id": "c-1", "client_secret": SECRET}
@@ -19,72 +19,22 @@ URL = "https://hooks.example.com/in"
 
 
 def an_integration(**changes: Any) -> dict[str, Any]:
-    return {
-        "id": "int_1",
-        "name": "crm",
-        "provider": "gitlab",
-        "client_id": "c-1",
-        "state": "ready",
-        "problem": None,
-        "redirect_uri": "https://e/oauth/callback/int_1",
-        "previous_secret_until": None,
-        "secret_refused_at": None,
-        "a_later_member": True,
-        **changes,
-    }
+    members = {"name": "crm", "redirect_uri": "https://e/oauth/callback/int_1", "a_later_member": True}
+    return example(Integration, **(members | changes))
 
 
 def a_version(**changes: Any) -> dict[str, Any]:
-    return {
-        "name": "acme-crm",
-        "version": 1,
-        "state": "waiting",
-        "share": 0,
-        "findings": [{"check": "hosts", "level": "warning", "detail": "a new host"}],
-        "good": 0,
-        "bad": 0,
-        "proposed_by": "app:ops",
-        "decided_by": None,
-        "reason": None,
-        **changes,
-    }
+    findings = [{"check": "hosts", "level": "warning", "detail": "a new host"}]
+    return example(ProviderVersion, **({"name": "acme-crm", "findings": findings} | changes))
 
 
 def a_webhook(**changes: Any) -> dict[str, Any]:
-    return {
-        "id": "whk_1",
-        "name": "hooks",
-        "url": URL,
-        "events": ["connection.revoked"],
-        "integration": "*",
-        "disabled": False,
-        "disabled_by": None,
-        "failures": 0,
-        "failing_since": None,
-        "paused_until": None,
-        "secret_changed_at": "2030-01-01T00:00:00Z",
-        "previous_secret_until": None,
-        "created_at": "2030-01-01T00:00:00Z",
-        "changed_at": "2030-01-01T00:00:00Z",
-        "revision": 1,
-        **changes,
-    }
+    return example(Webhook, **({"name": "hooks", "url": URL} | changes))
 
 
 def a_delivery(**changes: Any) -> dict[str, Any]:
-    return {
-        "id": "dlv_1",
-        "event_id": "evt_1",
-        "event_type": "connection.revoked",
-        "status": "failed",
-        "attempts": 10,
-        "response_status": 500,
-        "problem": "refused",
-        "next_at": None,
-        "created_at": "2030-01-01T00:00:00Z",
-        "ended_at": "2030-01-04T00:00:00Z",
-        **changes,
-    }
+    members = {"id": "dlv_1", "status": "failed", "response_status": 500, "problem": "refused"}
+    return example(WebhookDelivery, **(members | changes))
 
 
 async def test_an_integration_is_put_read_and_deleted(caller: Caller, evergrant: ScriptedEvergrant):
@@ -173,7 +123,7 @@ async def test_deliveries_are_listed_replayed_and_tested(caller: Caller, evergra
     evergrant.script(f"POST {HOOK}/test", ScriptedResponse(202, a_delivery(event_type="webhook.ping")))
     (entry,) = await caller.list("webhook_deliveries", "hooks", status="failed")
     assert isinstance(entry, WebhookDelivery)
-    assert (entry.response_status, entry.problem, entry.attempts) == (500, "refused", 10)
+    assert (entry.response_status, entry.problem, entry.attempts) == (500, "refused", 1)
     assert evergrant.requests[0].query == {"status": "failed"}
     assert (await caller.call("replay_webhook", "hooks", entry.id)).status == "pending"
     assert (await caller.call("test_webhook", "hooks")).event_type == "webhook.ping"

@@ -160,7 +160,7 @@ async def test_an_audit_record_names_its_history_event(caller: Caller, evergrant
     evergrant.script("GET /v1/connections/con_1/audit", page(audit_record()))
     (record,) = await caller.list("audit", "con_1")
     assert isinstance(record, AuditRecord)
-    assert (record.seq, record.workflow_event_id, record.detail) == (3, 17, {"generation": 4})
+    assert (record.seq, record.workflow_event_id, record.detail) == (1, 17, {"generation": 4})
 
 
 async def test_waiting_ends_when_the_subject_has_consented(caller: Caller, evergrant: ScriptedEvergrant):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from evergrant import App, LiveStatus
 
 from tests.unit.client.conftest import Command, Ended
 from tests.unit.client.scripted_evergrant import (
@@ -19,6 +20,7 @@ from tests.unit.client.scripted_evergrant import (
     audit_record,
     connection,
     consent_required,
+    example,
     lease,
     page,
     problem,
@@ -171,16 +173,8 @@ def test_an_invalid_generation_is_not_reported(
 
 @pytest.mark.parametrize("output", ["table", "json"])
 def test_live_marks_where_the_store_differs(command: Command, evergrant: ScriptedEvergrant, output: str):
-    live = {
-        "state": "needs_reauth",
-        "generation": 1,
-        "expires_at": None,
-        "reason": "grant_rejected",
-        "repairer": "subject",
-        "failures": 1,
-        "next_step": "wait for a new consent",
-        "next_at": None,
-    }
+    changed = {"state": "needs_reauth", "reason": "grant_rejected", "next_step": "wait for a new consent"}
+    live = example(LiveStatus, **changed)
     differs = ["state", "reason"]
     evergrant.script(
         "GET /v1/connections/con_1", ScriptedResponse(200, connection(live=live, differs=differs))
@@ -225,12 +219,7 @@ def test_connect_waits_for_the_subject(command: Command, evergrant: ScriptedEver
     [
         (("providers",), "providers", {"name": "github", "display_name": "GitHub"}, "GitHub"),
         (("providers", "ls"), "providers", {"name": "github", "display_name": "GitHub"}, "GitHub"),
-        (
-            ("apps", "ls"),
-            "apps",
-            {"id": "app_1", "name": "etl", "disabled": False, "created_at": "2030-01-01T00:00:00Z"},
-            "etl",
-        ),
+        (("apps", "ls"), "apps", example(App, name="etl"), "etl"),
         (("audit", "con_1"), "connections/con_1/audit", audit_record(), "grant.refreshed"),
         (("audit",), "audit", audit_record(), "grant.refreshed"),
     ],

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from evergrant import BadRequest, ProtocolError
+from evergrant.calls.transfer import Export, ImportOutcome
 from evergrant.grant_files import (
     MAX_LINE_BYTES,
     InvalidLine,
@@ -23,7 +24,7 @@ from joserfc import jwe, jwk
 
 from evergrant_server.api.transfer.models import ImportItem
 from tests.unit.client.conftest import Caller, Command
-from tests.unit.client.scripted_evergrant import ScriptedEvergrant, ScriptedResponse, problem
+from tests.unit.client.scripted_evergrant import ScriptedEvergrant, ScriptedResponse, example, problem
 
 ROOT = Path(__file__).parents[3]
 CANARY = "canary-token-0123"
@@ -31,8 +32,8 @@ IMPORT = "POST /v1/connections/import"
 
 
 def outcome(index: int, **changes: Any) -> dict[str, Any]:
-    good = {"index": index, "status": "imported", "connection_id": f"con_{index}", "verification": "verified"}
-    return good | changes
+    members = {"index": index, "status": "imported", "verification": "verified"}
+    return example(ImportOutcome, **(members | changes))
 
 
 def outcomes(*items: dict[str, Any]) -> ScriptedResponse:
@@ -167,7 +168,7 @@ def test_a_failed_export_leaves_no_file(command: Command, evergrant: ScriptedEve
     assert private.stat().st_mode & 0o777 == 0o600
     again = command("export-key", str(private), str(public))
     assert (again.status, "exists" in again.err) == (1, True)
-    export = {"id": "exp_1", "status": "running", "exported": 0, "skipped": 0, "key": "k"}
+    export = example(Export, id="exp_1", status="running")
     line = ScriptedResponse(200, "a.b.c.d.e", {"X-Evergrant-Exported": "2"}, "text/plain")
     running, missing = ScriptedResponse(202, export), problem(404, "BadRequest", "not_found")
     evergrant.script("POST /v1/connections/export", running)
@@ -193,7 +194,7 @@ def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def test_nango_rows_are_converted(tmp_path: Path):
-    common = {"provider_config_key": "hubspot-prod", "environment_id": 1, "deleted_at": None}
+    common = {"provider_config_key": "hubspot-prod", "deleted_at": None}
     credentials = {
         "type": "OAUTH2",
         "access_token": "at-1",
@@ -201,25 +202,17 @@ def test_nango_rows_are_converted(tmp_path: Path):
         "expires_at": "2030-01-02T03:04:05.000Z",
         "raw": {"token_type": "bearer", "scope": "contacts oauth"},
     }
-    encrypted = {"type": "OAUTH2", "encrypted_credentials": "x"}
-    rows: list[dict[str, Any]] = [
-        common | {"connection_id": "user-1", "credentials": credentials},
-        common | {"connection_id": "user-2", "credentials": json.dumps(credentials | {"expires_at": None})},
-        common | {"connection_id": "user-3", "credentials": {"type": "API_KEY", "apiKey": "secret-k"}},
-        common | {"connection_id": "user-4", "credentials": encrypted},
-        common | {"connection_id": "user-5", "credentials": credentials, "deleted_at": "2029-01-01"},
-        {"unexpected": "secret-k"},
+    unusable: list[Any] = [
+        {"type": "API_KEY", "apiKey": "secret-k"},
+        {"type": "OAUTH2", "encrypted_credentials": "x"},
     ]
-    file = write_rows(tmp_path / "rows.jsonl", rows)
+    usable: list[Any] = [credentials, json.dumps(credentials | {"expires_at": None})]
+    rows = [common | {"connection_id": "user", "credentials": each} for each in [*usable, *unusable]]
+    deleted = rows[0] | {"deleted_at": "2029-01-01"}
+    file = write_rows(tmp_path / "rows.jsonl", [*rows, deleted, {"unexpected": "secret-k"}])
     items, errors = convert("nango", file, "--integration", "hubspot-prod=crm")
-    assert items[0] == {
-        "integration": "crm",
-        "subject": "user-1",
-        "access_token": "at-1",
-        "refresh_token": "rt-1",
-        "scopes": ["contacts", "oauth"],
-        "expires_at": "2030-01-02T03:04:05+00:00",
-    }
+    tokens = {"access_token": "at-1", "refresh_token": "rt-1", "expires_at": "2030-01-02T03:04:05+00:00"}
+    assert items[0] == {"integration": "crm", "subject": "user", "scopes": ["contacts", "oauth"], **tokens}
     assert [item.get("expires") for item in items] == [None, "unknown"]
     assert [line.split(":")[0] for line in errors.splitlines()] == ["row 3", "row 4", "row 5", "row 6"]
     assert "secret-k" not in errors
@@ -236,16 +229,10 @@ def test_auth0_users_are_converted(tmp_path: Path):
     ]
     file = write_rows(tmp_path / "users.jsonl", rows)
     items, errors = convert("auth0", file, "--integration", "google-oauth2=google")
-    assert items == [
-        {
-            "integration": "google",
-            "subject": "google-oauth2|1001",
-            "access_token": "ya-1",
-            "refresh_token": "1//rt",
-            "expires": "unknown",
-            "metadata": {"auth0_identity": "google-oauth2|1001"},
-        }
-    ]
+    subject = "google-oauth2|1001"
+    names = {"integration": "google", "subject": subject, "metadata": {"auth0_identity": subject}}
+    tokens = {"access_token": "ya-1", "refresh_token": "1//rt", "expires": "unknown"}
+    assert items == [names | tokens]
     assert len(errors.splitlines()) == 2
 
 
@@ -269,15 +256,7 @@ def test_a_csv_table_is_converted(tmp_path: Path, expires_at: str, expected: dic
         writer.writerow(["hubspot", 8, "at-2", "", "", "", ""])
         writer.writerow(["hubspot", 9, "at-3", "rt-3", "next week", "", ""])
     items, errors = convert("table", file, "--integration", "hubspot=crm")
-    assert items == [
-        {
-            "integration": "crm",
-            "subject": "7",
-            "label": "sales",
-            "access_token": "at,1",
-            "refresh_token": 'rt"1',
-            "scopes": ["a", "b", "c"],
-            **expected,
-        }
-    ]
+    names = {"integration": "crm", "subject": "7", "label": "sales"}
+    tokens = {"access_token": "at,1", "refresh_token": 'rt"1', "scopes": ["a", "b", "c"]}
+    assert items == [names | tokens | expected]
     assert [line.split(":")[0] for line in errors.splitlines()] == ["row 2", "row 3"]

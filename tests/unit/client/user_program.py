@@ -60,13 +60,6 @@ def repairer(error: EvergrantError) -> str:
             return "a newer client"
 
 
-def bare(client: Evergrant) -> str:
-    try:
-        return client.token("crm", "alice")
-    except ReconnectNeeded as needed:
-        return f"send alice to {needed.connect_url}"
-
-
 async def call(client: AsyncEvergrant) -> int:
     auth = client.auth("crm", "alice", origins="https://api.example.com")
     async with httpx2.AsyncClient(auth=auth) as http:
