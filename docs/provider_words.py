@@ -1,7 +1,7 @@
 """What a definition says, in words for people."""
 
-from providers.definition.schema import ClientAuth, ProviderSpec
-from providers.definition.schema_request import BodyFormat, Pkce
+from providers.definition.schema import ProviderSpec
+from providers.definition.schema_request import BodyFormat, ClientAuth, Pkce
 from providers.tools.catalogue_report import unusable_flows
 
 _FLOWS = {
@@ -79,8 +79,6 @@ def scopes(spec: ProviderSpec) -> str:
         parts.append("asked for by default: " + ", ".join(f"`{scope}`" for scope in spec.default_scopes))
     if spec.offline_scope:
         parts.append(f"`{spec.offline_scope}` yields the refresh token and is always added")
-    if spec.optional_scope_param:
-        parts.append(f"optional ones ride in `{spec.optional_scope_param}`")
     return "; ".join(parts)
 
 

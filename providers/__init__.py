@@ -1,8 +1,7 @@
-"""How services speak OAuth: a catalogue of data, and the code that sends and judges by it.
+"""How services speak OAuth: definitions as data, and the code that sends requests and reads replies.
 
-Owns the definitions (`catalog/`, `spec.py`), the registry, building authorization URLs,
-sending token, refresh and revocation requests, discovery, and judging what comes back.
-Doesn't own when to send (workflows), what to keep (store) or where one may connect
-(`evergrant_server.egress`). A provider's oddity is a field of its file, or a named hook in
-`quirks/`; no code asks for a provider by name.
+Owns the catalogue, the requests to providers and the meaning of their replies. Doesn't own when to
+send (workflows), what to keep (the store) or which addresses are allowed (`evergrant_server.egress`).
+A provider's peculiarity is a field of its definition or a named hook in `quirks/`; no code compares
+a provider's name.
 """

@@ -14,7 +14,7 @@ from evergrant_server.core.connections.proof_key import DPOP_TOKEN_TYPE
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
-from providers.definition.schema import RefreshSpec
+from providers.definition.schema_lifecycle import RefreshSpec
 from providers.requests.client_grants import ClientGrantInput, client_grant_request, read_exchanged_token
 from providers.requests.sender import Sender
 from providers.responses.raw_reply import RawReply

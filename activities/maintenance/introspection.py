@@ -231,9 +231,8 @@ class IntrospectionActivities:
 
 
 def supports_introspection(context: ProviderContext) -> bool:
-    """Whether the provider introspects by RFC 7662; other ways put the token into the URL."""
-    plain = context.connection.flow.is_bearer and context.spec.introspection is None
-    return plain and context.endpoints.introspection_endpoint is not None
+    """Whether the provider can be asked about this connection's tokens (RFC 7662)."""
+    return context.connection.flow.is_bearer and context.endpoints.introspection_endpoint is not None
 
 
 def _next_check_at(now: datetime, interval: timedelta, connection: Connection) -> datetime:

@@ -18,7 +18,8 @@ from evergrant_server.core.messages.connection import GrantResult
 from evergrant_server.store import Store, Transaction
 from providers.client_auth.generated_secret import generate_client_secret
 from providers.definition.registry import Registry
-from providers.definition.schema import ProviderSpec, RefreshSpec
+from providers.definition.schema import ProviderSpec
+from providers.definition.schema_lifecycle import RefreshSpec
 from providers.definition.templates import assertion_audience, client_auth_of, params_from_metadata
 from providers.requests.authorization_url import integration_endpoints
 from providers.requests.client import OAuthClient

@@ -1,11 +1,12 @@
-"""Rules about where a definition would send codes and secrets. Pure."""
+"""Rules about the hosts to which a definition sends codes and secrets. Pure."""
 
 import ipaddress
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from providers.definition.schema import ProviderSpec, TemplateParam
+from providers.definition.schema import ProviderSpec
 from providers.definition.schema_base import PLACEHOLDER, placeholders
+from providers.definition.template_param import TemplateParam
 
 _PROBES = (
     "evil.com",
@@ -17,7 +18,7 @@ _PROBES = (
     "127.0.0.1",
     "acme.evil.com",
 )
-# where anybody may register the next label; the vendor owns nothing but what stands before them
+# suffixes below which any person may register a domain
 _PUBLIC_SUFFIXES = (
     ".co.uk",
     ".com.au",
@@ -31,7 +32,7 @@ _PUBLIC_SUFFIXES = (
 
 
 def hosts_are_pinned(spec: ProviderSpec) -> Iterator[tuple[str, str, str]]:
-    """A parameter may choose among the vendor's hosts, unless it openly names any host."""
+    """A parameter chooses only among the vendor's hosts, unless its kind is `arbitrary_host`."""
     loose: dict[str, tuple[str, str]] = {}
     for field, url in spec.credential_urls().items():
         host = urlsplit(PLACEHOLDER.sub("x", url)).hostname or ""
@@ -45,13 +46,13 @@ def hosts_are_pinned(spec: ProviderSpec) -> Iterator[tuple[str, str, str]]:
     for name, (probe, field) in loose.items():
         yield (
             f"template_params.{name}",
-            f"lets {probe} into the host of {field}: a client secret or a token could go there",
+            f"accepts {probe} in the host of {field}, which would get client secrets or tokens",
             "Pin it to the vendor's domain: a closed list, or a pattern that ends in it",
         )
 
 
 def _foreign_host_accepted(spec: ProviderSpec, authority: str, name: str) -> str | None:
-    """A host that isn't the vendor's, and that this parameter would take; None when it takes none."""
+    """A host of another owner that this parameter accepts, or None."""
     rule = spec.template_params.get(name)
     if rule is None or rule.kind == "arbitrary_host":
         return None
@@ -59,29 +60,29 @@ def _foreign_host_accepted(spec: ProviderSpec, authority: str, name: str) -> str
     for other in placeholders(ending):
         ending = ending.replace(f"{{{other}}}", _first_of_enum(spec.template_params.get(other)))
     if ending.count(".") >= 2 and not placeholders(ending) and ending not in _PUBLIC_SUFFIXES:
-        return None  # {name}.vendor.com: whatever it is, the vendor owns it
+        return None  # {name}.vendor.com: the vendor owns every value
     return next((probe for probe in _PROBES if rule.problem(rule.normalised(probe)) is None), None)
 
 
 def _first_of_enum(rule: TemplateParam | None) -> str:
-    """One value of a closed list, to see what stands behind it; nothing for an open one."""
+    """The first value of a closed list; empty for an open one."""
     return rule.enum[0] if rule is not None and rule.enum else ""
 
 
 def sources_are_named(spec: ProviderSpec) -> Iterator[tuple[str, str, str]]:
-    """Where the code is asked for and where the secret goes may be two hosts, if somebody has seen it."""
+    """Authorization and token endpoint may have different hosts only where a source confirms it."""
     known = spec.sources.agreeing.keys() | set(spec.sources.vendor_documentation)
     urls = (spec.authorization_endpoint, spec.token_endpoint)
     hosts = {urlsplit(url).netloc for url in urls if url is not None}
     if len(hosts) > 1 and "token_endpoint" not in known:
         yield (
             "sources.agreeing",
-            "doesn't name token_endpoint, which is on another host than the authorization endpoint",
-            "Say how many sources agree on it, or that the vendor's pages say so",
+            "lacks token_endpoint, whose host differs from the authorization endpoint's",
+            "Add how many sources agree on it, or list it in vendor_documentation",
         )
     for name in sorted(known):
         if name.split(".")[0] not in ProviderSpec.model_fields:
-            yield "sources", f"speaks of {name}, which is no field", "Name the field as the definition does"
+            yield "sources", f"has {name}, which is no field", "Name the field as the definition does"
 
 
 def _is_address(host: str) -> bool:

@@ -1,4 +1,4 @@
-"""The catalogue in memory: every definition read and checked once, found by name."""
+"""The catalogue in memory: every definition, parsed once and found by name."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -21,7 +21,10 @@ _MAX_ERRORS = 12
 
 
 class Registry:
-    """The providers of one catalogue. A changed file needs a new `load`; what tenants bring is asked for."""
+    """The definitions of one catalogue, and the tenants' versions that callers pass in.
+
+    A changed file takes effect with the next `load`.
+    """
 
     def __init__(self, specs: dict[str, ProviderSpec]) -> None:
         self._specs = dict(sorted(specs.items()))
@@ -29,7 +32,7 @@ class Registry:
 
     @classmethod
     def load(cls, folder: Path | None = None) -> "Registry":
-        """Read every `*.yaml` of a folder (the catalogue beside this file without one).
+        """Read every `*.yaml` of a folder, by default the catalogue.
 
         Raises Failure INVALID_REQUEST naming the file, the provider and the field that is wrong.
         """
@@ -51,10 +54,9 @@ class Registry:
     def candidates(
         self, name: str, versions: Sequence[Definition], identity: str | None = None
     ) -> list[tuple[ProviderSpec, Definition | None]]:
-        """Who answers for `identity`: a tenant's version before the catalogue's own (None).
+        """The definitions that apply to `identity`: a tenant's version before the catalogue's (None).
 
-        While a version is staged, the one that answered before it comes second. Raises Failure
-        PROVIDER_UNKNOWN when there is neither.
+        A staged version comes before the one that it replaces. Raises Failure PROVIDER_UNKNOWN.
         """
         found: list[tuple[ProviderSpec, Definition | None]] = []
         for definition in serving_versions(versions, identity):
@@ -65,18 +67,18 @@ class Registry:
         return found
 
     def serving(self, name: str, versions: Sequence[Definition], identity: str | None = None) -> ProviderSpec:
-        """The definition that answers first. Raises Failure PROVIDER_UNKNOWN."""
+        """The first of `candidates`. Raises Failure PROVIDER_UNKNOWN."""
         return self.candidates(name, versions, identity)[0][0]
 
     def refresh_rules(self, name: str, versions: Sequence[Definition], identity: str) -> RefreshRules:
-        """How tokens age there. A staged version's word on it isn't relied on yet.
+        """The refresh rules of the last candidate, since a staged version isn't relied on for them.
 
-        Raises Failure PROVIDER_UNKNOWN, or INVALID_REQUEST for a version that can't be read any more.
+        Raises Failure PROVIDER_UNKNOWN, or INVALID_REQUEST for a stored version that is no longer valid.
         """
         return self.candidates(name, versions, identity)[-1][0].refresh_rules()
 
     def parse(self, definition: Definition) -> ProviderSpec:
-        """What a tenant's version says; parsed once, for a version never changes."""
+        """A tenant's version, parsed once, since a version never changes."""
         known = self._tenant_specs.get(definition.id)
         if known is None:
             if len(self._tenant_specs) >= _MAX_TENANT_SPECS:
@@ -86,7 +88,7 @@ class Registry:
         return known
 
     def offline_scope(self, name: str) -> str | None:
-        """The scope that only yields a refresh token; None also for what a tenant alone defines."""
+        """The catalogue's offline scope of a provider; None also for a provider that only a tenant defines."""
         spec = self._specs.get(name)
         return spec.offline_scope if spec else None
 
@@ -98,20 +100,20 @@ class Registry:
 
 
 def read_definition_file(path: Path) -> ProviderSpec:
-    """One definition from its file. Raises Failure INVALID_REQUEST as `read_spec`."""
+    """One definition from its file. Raises Failure INVALID_REQUEST."""
     spec = _cached_parse(_read_text(path), path.name)
     if spec.name != path.stem:
         raise _invalid_definition(path.name, f"name: is {spec.name!r}, but the file is called {path.stem!r}")
     return spec
 
 
-@lru_cache(maxsize=512)  # the same text is the same definition: a process parses its catalogue once
+@lru_cache(maxsize=512)  # tests load the catalogue many times
 def _cached_parse(text: str, where: str) -> ProviderSpec:
     return parse_yaml_definition(text, where)
 
 
 def parse_yaml_definition(text: str, where: str) -> ProviderSpec:
-    """One definition from YAML. Raises Failure INVALID_REQUEST with every wrong field named."""
+    """One definition from YAML. Raises Failure INVALID_REQUEST that names every invalid field."""
     try:
         data = parse_yaml(text)
     except InvalidYaml as error:
@@ -120,7 +122,7 @@ def parse_yaml_definition(text: str, where: str) -> ProviderSpec:
 
 
 def parse_definition(data: object, where: str) -> ProviderSpec:
-    """A definition from what a document holds. Raises Failure INVALID_REQUEST as `read_spec`."""
+    """A definition from parsed data. Raises Failure INVALID_REQUEST that names every invalid field."""
     if not isinstance(data, dict):
         shape = "empty" if data is None else json_type(data)
         raise _invalid_definition(where, f"is {shape}, not a mapping of fields")
@@ -132,14 +134,12 @@ def parse_definition(data: object, where: str) -> ProviderSpec:
         raise _invalid_definition(where, "; ".join(lines), str(data.get("name", ""))[:64]) from None
     unknown = set(spec.quirks) - set(QUIRKS)
     if unknown:
-        raise _invalid_definition(
-            where, f"quirks: no hook is called {', '.join(sorted(unknown))[:200]}", spec.name
-        )
+        raise _invalid_definition(where, f"quirks: unknown: {', '.join(sorted(unknown))[:200]}", spec.name)
     return spec
 
 
 def _read_text(path: Path) -> str:
-    """A file's text, no more of it than is read. Raises Failure INVALID_REQUEST."""
+    """The text of a file, up to the limit of `parse_yaml`. Raises Failure INVALID_REQUEST."""
     try:
         with path.open("rb") as file:
             return file.read(4 * MAX_CHARACTERS + 1).decode("utf-8")

@@ -1,7 +1,7 @@
-"""A provider's definition: the schema of `catalog/*.yaml`, with errors that name the field.
+"""The schema of a provider's definition (`catalog/*.yaml`). Errors name the field.
 
-The schema can say more than today's flows do. What a flow can't honour is refused when the
-provider is used (`require_usable`), never ignored.
+The schema can express more than the flows support. `require_usable` refuses a definition that a flow
+can't follow.
 """
 
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode, Failure
-from providers.definition.schema_base import PLACEHOLDER, SpecPart, TextLine, UrlTemplate, placeholders
-from providers.definition.schema_lifecycle import RefreshPart, RefreshSpec, RevocationPart, RevocationSpec
+from providers.definition.schema_base import SpecPart, TextLine, UrlTemplate, placeholders
+from providers.definition.schema_lifecycle import RefreshPart, RevocationPart
 from providers.definition.schema_request import (
     AuthorizationPart,
     CallbackPart,
@@ -22,7 +22,7 @@ from providers.definition.schema_request import (
     TokenRequestPart,
 )
 from providers.definition.schema_response import AccountLookup, ApiRequest, ErrorPart, ResponseSpec
-from providers.definition.template import TemplateParam
+from providers.definition.template_param import TemplateParam
 
 AuthMode = Literal[
     "authorization_code",
@@ -33,36 +33,19 @@ AuthMode = Literal[
     "oauth1",
     "api_key",
     "implicit",
-]  # no password grant (RFC 9700 section 2.4); `implicit` only where an operator allows it (2.1.2)
-
+]  # no password grant (RFC 9700 section 2.4); `implicit` only where the operator allows it (2.1.2)
 
 _WITHOUT_CODE = tuple(flow for flow in Flow if flow not in (Flow.AUTHORIZATION_CODE, Flow.IMPLICIT))
 _WITH_TOKEN_REQUEST = tuple(flow for flow in Flow if flow is not Flow.IMPLICIT)
-_CLIENT_GRANTS = tuple(flow for flow in Flow if flow.is_client_grant)
-_EXEMPT_FLOWS: dict[str, tuple[Flow, ...]] = {  # flows that have nothing to do with a field
-    **dict.fromkeys(
-        (
-            "flow",
-            "allow_unsolicited_callback",
-            "issuer_template",
-        ),
-        _WITHOUT_CODE,
-    ),
-    **dict.fromkeys(
-        (
-            "refresh_extends_current",
-            "refresh_scope_param",
-            "min_refresh_age_s",
-            "refresh_buffer_s",
-        ),
-        (*_CLIENT_GRANTS, Flow.IMPLICIT),
-    ),
-    **dict.fromkeys(("dpop", "callback_verify"), _WITH_TOKEN_REQUEST),
+_EXEMPT_FLOWS: dict[str, tuple[Flow, ...]] = {  # flows that a field doesn't concern
+    "flow": _WITHOUT_CODE,
+    "dpop": _WITH_TOKEN_REQUEST,
+    "callback_verify": _WITH_TOKEN_REQUEST,
 }
 
 
 class Sources(SpecPart):
-    """How many independent public sources agree on a field, and what only the vendor's pages say."""
+    """By field, how many independent public sources agree; and the fields that only the vendor documents."""
 
     agreeing: dict[str, int] = Field(default_factory=dict)
     vendor_documentation: tuple[str, ...] = ()
@@ -70,7 +53,7 @@ class Sources(SpecPart):
 
 
 class DescriptivePart(SpecPart):
-    """What people and other parts of the platform want to know; no OAuth request depends on it."""
+    """Fields on which no OAuth request depends."""
 
     display_name: TextLine
     categories: tuple[str, ...] = ()
@@ -95,75 +78,87 @@ class ProviderSpec(
     RefreshPart,
     RevocationPart,
 ):
-    """How one service speaks OAuth. The same for every tenant; names no secret."""
+    """How one service speaks OAuth. It is the same for every tenant and holds no secret."""
 
     name: str = Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")
     version: int = Field(1, ge=1)
     auth_modes: tuple[AuthMode, ...] = Field(min_length=1)
-    discovery: bool = False  # endpoints come from the issuer an integration names
+    discovery: bool = False  # endpoints come from the integration's issuer
     issuer: UrlTemplate | None = None
-    issuer_template: bool = False  # the issuer in its metadata is a template: can't be compared
     iss_in_callback: bool = False  # authorization_response_iss_parameter_supported (RFC 9207)
     template_params: dict[str, TemplateParam] = Field(default_factory=dict)
     response: ResponseSpec = Field(default_factory=ResponseSpec)
-    quirks: tuple[str, ...] = ()  # named hooks, see providers/quirks
+    quirks: tuple[str, ...] = ()  # see providers/quirks
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
+        self._check_endpoints()
+        self._check_placeholders()
+        self._check_refresh()
+        self._check_additional_tokens()
+        if sum(lookup.choose is not None for lookup in self.post_auth) > 1:
+            raise ValueError("post_auth has more than one choice")
+        return self
+
+    def _check_endpoints(self) -> None:
         if {"authorization_code", "implicit"} & set(self.auth_modes) and not self.discovery:
             for needed in ("authorization_endpoint", "token_endpoint"):
                 if getattr(self, needed) is None:
                     raise ValueError(f"{needed} is missing, and there is no discovery")
+        if (self.client_registration == "per_host") is (self.registration_endpoint is None):
+            raise ValueError("client_registration: per_host and registration_endpoint go together")
+
+    def _check_placeholders(self) -> None:
         known = set(self.template_params)
-        for name, url in self.credential_urls().items():
-            unknown = placeholders(url) - known
+        urls = self.credential_urls()
+        for name, url in urls.items():
+            host = url.removeprefix("https://").partition("/")[0]
+            in_host = placeholders(host) & known
+            if any(self.template_params[param].allows(char) for param in in_host for char in "/ "):
+                raise ValueError(f"{name} has a parameter in its host that may hold a / or a space")
+        templates = self._param_templates() | {name: (url,) for name, url in urls.items()}
+        for name, texts in templates.items():
+            unknown = placeholders(*texts) - known
             unknown -= {"client_id", "token"} if name == "revocation.url" else set()
             if unknown:
                 raise ValueError(f"{name} uses {sorted(unknown)}, which template_params doesn't define")
-            host = url.removeprefix("https://").partition("/")[0]
-            if any(self.template_params[p].allows(char) for p in placeholders(host) for char in "/ "):
-                raise ValueError(f"{name} has a parameter in its host that may hold a / or a space")
-        for name, texts in self._param_templates().items():
-            unknown = placeholders(*texts) - known
-            if unknown:
-                raise ValueError(f"{name} uses {sorted(unknown)}, which template_params doesn't define")
-        if (self.client_registration == "per_host") is (self.registration_endpoint is None):
-            raise ValueError("client_registration: per_host and registration_endpoint go together")
-        if sum(lookup.choose is not None for lookup in self.post_auth) > 1:
-            raise ValueError("post_auth has more than one choice")
+
+    def _check_refresh(self) -> None:
         if self.rotation_grace_s is not None and self.refresh_rotates is not True:
-            raise ValueError("rotation_grace_s says something only when refresh_rotates is true")
+            raise ValueError("rotation_grace_s needs refresh_rotates: true")
         if self.refresh_token_in == "header" and ClientAuth.BASIC in (
             self.refresh_client_auth or self.client_auth,
         ):
             raise ValueError("refresh_token_in: header and client_secret_basic want the same header")
-        first = self.post_token_exchange
-        if first is not None and first.kind != "access_token_exchange":
+        exchange = self.post_token_exchange
+        if exchange is not None and exchange.kind != "access_token_exchange":
             raise ValueError("post_token_exchange is of kind access_token_exchange")
-        if first is not None and self.refresh_supported and not self.refreshes_with_access_token:
-            raise ValueError("post_token_exchange and refresh tokens at once: nobody says which is spent")
-        further = self.response.additional_tokens
-        if self.scope_params and (further is None or set(self.scope_params) != {further.name}):
-            raise ValueError("scope_params asks for the chain that response.additional_tokens names")
-        if further is not None and (self.dpop or "oauth1" in self.auth_modes):
-            raise ValueError(
-                "response.additional_tokens: a chain of its own has no proof key and no signature"
-            )
-        return self
+        if exchange is not None and self.refresh_supported and not self.refreshes_with_access_token:
+            raise ValueError("post_token_exchange and refresh tokens exclude each other")
+
+    def _check_additional_tokens(self) -> None:
+        additional = self.response.additional_tokens
+        if self.scope_params and (additional is None or set(self.scope_params) != {additional.name}):
+            raise ValueError("scope_params names the token slot of response.additional_tokens")
+        if additional is not None and (self.dpop or "oauth1" in self.auth_modes):
+            raise ValueError("response.additional_tokens: these tokens have no proof key and no signature")
 
     def _param_templates(self) -> dict[str, tuple[str | None, ...]]:
-        """What is filled in beside URLs, by field name."""
-        fields = ("authorization_params", "token_params", "token_query_params", "refresh_params")
-        filled = {name: tuple(getattr(self, name).values()) for name in fields}
-        expected = tuple(self.callback_expected.values())
-        return {
-            **filled,
-            "redirect_uri_override": (self.redirect_uri_override,),
-            "callback_expected": expected,
+        """The templates of parameters, by field name."""
+        fields = (
+            "authorization_params",
+            "token_params",
+            "token_query_params",
+            "refresh_params",
+            "callback_expected",
+        )
+        filled: dict[str, tuple[str | None, ...]] = {
+            name: tuple(getattr(self, name).values()) for name in fields
         }
+        return filled | {"redirect_uri_override": (self.redirect_uri_override,)}
 
     def url_templates(self) -> dict[str, str]:
-        """Every URL of the OAuth requests, by field name, templates unfilled."""
+        """Every URL template of an OAuth request, by field name."""
         urls: dict[str, str | None] = {
             "authorization_endpoint": self.authorization_endpoint,
             "pushed_authorization_request_endpoint": self.pushed_authorization_request_endpoint,
@@ -181,20 +176,20 @@ class ProviderSpec(
             "registration_endpoint": self.registration_endpoint,
             "issuer": self.issuer,
         }
-        urls |= {f"post_auth.{place}": lookup.url for place, lookup in enumerate(self.post_auth)}
+        urls |= {f"post_auth.{index}": lookup.url for index, lookup in enumerate(self.post_auth)}
         return {name: url for name, url in urls.items() if url is not None}
 
     def credential_urls(self) -> dict[str, str]:
-        """The same, and where apps are told to send the tokens."""
+        """`url_templates` and the base URL of the API, to which apps send the tokens."""
         api = {"api_base_url": self.api_base_url} if self.api_base_url is not None else {}
         return self.url_templates() | api
 
     def refresh_rules(self) -> RefreshRules:
-        """How this provider's refresh tokens behave; what isn't known counts as strict."""
+        """The rotation and lifetimes of refresh tokens. An unknown rotation counts as strict."""
         rotation, grace_s = self._rotation()
         idle = self.refresh_token_idle_s
         if self.refresh_rotates is not False:
-            # each rotation starts a new lifetime, so a lifetime is also the longest idle time
+            # each rotation starts a new lifetime, so the lifetime bounds the idle time as well
             idle = idle or self.refresh_token_lifetime_s
         return RefreshRules(
             rotation=rotation,
@@ -215,31 +210,31 @@ class ProviderSpec(
 
     @property
     def refreshes_with_access_token(self) -> bool:
-        """The access token is its own refresh token: once it is over, nothing can be made from it."""
+        """Whether a refresh exchanges the access token itself, so that an expired one can't be refreshed."""
         return self.refresh_supported and self.refresh.kind == "access_token_exchange"
 
     @property
     def has_revocation(self) -> bool:
-        """False when the provider is declared to have no revocation. Discovery may still find one."""
+        """Whether the definition has a revocation. Discovery may find one where it has none."""
         return self.revocation_endpoint is not None or self.revocation is not None
 
     def require_usable(self, flow: Flow = Flow.AUTHORIZATION_CODE) -> None:
-        """Raise Failure INVALID_REQUEST when this flow can't honour this definition."""
+        """Raise Failure INVALID_REQUEST when this flow doesn't support the definition."""
         if flow.is_static:
-            return  # nothing is ever asked of the provider
+            return  # sends the provider no request
         if flow.value not in self.auth_modes:
             raise self._unusable_failure(flow, "auth_modes", f"speaks {', '.join(self.auth_modes)}")
         for field, why in self.unsupported_fields(flow):
             raise self._unusable_failure(flow, field, why)
 
     def unsupported_fields(self, flow: Flow) -> Iterator[tuple[str, str]]:
-        """What this flow would need and doesn't carry out: field and why not."""
+        """Fields of the definition that this flow doesn't support, each with the reason."""
         for field, (needed, why) in self._unsupported().items():
             if needed and not flow.is_static and flow not in _EXEMPT_FLOWS.get(field, ()):
                 yield field, why
 
     def require_any_flow(self) -> None:
-        """Raise the Failure of `require_usable` for the first flow, unless there is one that works."""
+        """Raise the Failure of `require_usable` for the first flow, unless some flow is usable."""
         flows = [flow for flow in Flow if flow.value in self.auth_modes] or [Flow.AUTHORIZATION_CODE]
         failures: list[Failure] = []
         for flow in flows:
@@ -256,21 +251,13 @@ class ProviderSpec(
         return Failure(ErrorCode.INVALID_REQUEST, detail, provider=self.name, field=field)
 
     def _unsupported(self) -> dict[str, tuple[Any, str]]:
-        """What the schema can say and the flows don't do: field -> (is it asked for, why not)."""
+        """Features that flows don't support, by field: whether the definition uses it, and the reason."""
         later = {n for n, p in self.template_params.items() if p.source == "post_auth_lookup"}
         texts = (text for part in self._param_templates().values() for text in part)
         used = placeholders(*self.url_templates().values(), *texts)
         return {
-            "flow": (self.flow != "redirect", "the provider begins it, with a callback that has no state"),
-            "allow_unsolicited_callback": (self.allow_unsolicited_callback, "every callback needs a state"),
-            "response.id_token": (self.response.id_token == "verify", "id tokens are kept, not verified"),
-            "refresh_extends_current": (self.refresh_extends_current, "a refresh must bring a token"),
-            "refresh_scope_param": (self.refresh_scope_param, "one token per connection"),
-            "issuer_template": (self.issuer_template, "an issuer is compared as a plain string"),
-            "dpop": (self.dpop, "a token that a browser brings is bound to no key"),
-            "callback_verify": (self.callback_verify, "what a browser brings itself is not signed"),
-            "template_params": (used & later, "what a lookup brings comes too late for these requests"),
+            "flow": (self.flow != "redirect", "the provider starts it, with a callback without a state"),
+            "dpop": (self.dpop, "a token in a fragment can't be bound to a key"),
+            "callback_verify": (self.callback_verify, "a fragment is not signed"),
+            "template_params": (used & later, "the lookup comes after these requests"),
         }
-
-
-__all__ = ["PLACEHOLDER", "ClientAuth", "ProviderSpec", "RefreshSpec", "RevocationSpec", "TemplateParam"]

@@ -1,4 +1,4 @@
-"""What every part of a provider's definition shares: strictness, and the small types."""
+"""The base model of a definition's parts, and the types of its fields."""
 
 import re
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from evergrant_server.core.clock import MAX_LIFETIME
+from providers.definition.patterns import check_pattern
 
 PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*(?:\.[a-zA-Z0-9_-]+)?)\}")
 _PATH = re.compile(r"^[A-Za-z0-9_\-:@/]+(?:\.[A-Za-z0-9_\-:@/]+)*\Z")
@@ -15,7 +16,7 @@ _HEADER = re.compile(r"^[A-Za-z0-9_-]{1,64}\Z")
 
 
 class SpecPart(BaseModel):
-    """A frozen piece of a definition. An unknown field is an error: it would be ignored silently."""
+    """A frozen part of a definition. An unknown field is an error, since nothing would read it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -45,7 +46,7 @@ UrlTemplate = Annotated[str, AfterValidator(_check_url)]
 """An https URL, with `{name}` where a template parameter goes."""
 
 JsonPath = Annotated[str, _matching(_PATH, "a dotted path such as data.access_token")]
-"""Names joined by dots, from the top of the reply; a number picks an element of an array."""
+"""Names joined by dots, from the top of the reply. A number picks an element of an array."""
 
 
 def _check_printable(value: str) -> str:
@@ -61,23 +62,32 @@ def _check_header_value(value: str) -> str:
 
 
 TextLine = Annotated[str, AfterValidator(_check_printable), Field(min_length=1, max_length=600)]
-"""Words for people: one line, no control characters."""
+"""One line of text without control characters."""
 
 HeaderValue = Annotated[str, AfterValidator(_check_header_value), Field(max_length=1024)]
 
 MAX_SECONDS = MAX_LIFETIME.total_seconds()
 
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
-"""How long something lasts: a century at most, for a date must come of it."""
+"""A duration of at most a century, so that adding it to a date can't overflow."""
 
 ParamName = Annotated[str, _matching(_PARAM, "a parameter name")]
 HeaderName = Annotated[str, _matching(_HEADER, "a header name")]
 
 Params = dict[ParamName, str]
 Renames = dict[ParamName, ParamName | None]
-"""Standard parameter name to the one this provider wants; null leaves the parameter out."""
+"""Standard parameter name to the provider's own. Null leaves the parameter out."""
+
+
+def _check_anchored(value: str) -> str:
+    check_pattern(value)
+    return value
+
+
+AnchoredPattern = Annotated[str, AfterValidator(_check_anchored)]
+"""A regular expression for a whole text: `^…$`, without capturing groups."""
 
 
 def placeholders(*texts: str | None) -> set[str]:
-    """The names in braces in these templates."""
+    """The names of the placeholders in these templates."""
     return {name for text in texts if text for name in PLACEHOLDER.findall(text)}

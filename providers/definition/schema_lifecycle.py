@@ -1,4 +1,4 @@
-"""How a provider's tokens age and end: refresh, rotation, revocation, introspection."""
+"""The refresh and the end of a provider's grants: rotation, lifetimes, revocation."""
 
 from typing import Annotated, Literal, Self
 
@@ -18,10 +18,10 @@ from providers.definition.schema_base import (
 
 
 class RefreshSpec(SpecPart):
-    """How new access tokens are made. `refresh_token` is RFC 6749 section 6.
+    """How the provider issues new access tokens. `refresh_token` is RFC 6749 section 6.
 
-    With `access_token_exchange` the access token itself is sent, while it is good, and there is
-    no refresh token. The other fields belong to that kind.
+    With `access_token_exchange` there is no refresh token: the request sends the current access
+    token. The other fields belong to that kind.
     """
 
     kind: Literal["refresh_token", "access_token_exchange"] = "refresh_token"
@@ -29,7 +29,7 @@ class RefreshSpec(SpecPart):
     method: Literal["POST", "GET"] = "POST"
     url: UrlTemplate | None = None  # None: the token endpoint
     token_param: ParamName = "access_token"
-    client: Literal["client_auth", "secret", "none"] = "client_auth"  # `secret`: without our client id
+    client: Literal["client_auth", "secret", "none"] = "client_auth"  # `secret`: without the client id
     params: Params = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -43,7 +43,7 @@ class RefreshSpec(SpecPart):
 
 
 class RefreshPart(SpecPart):
-    """RFC 6749 section 6, and what providers add to it. Lifetimes in seconds."""
+    """RFC 6749 section 6, and providers' additions to it. Lifetimes are in seconds."""
 
     refresh_supported: bool = True
     refresh_endpoint: UrlTemplate | None = None
@@ -52,23 +52,21 @@ class RefreshPart(SpecPart):
     refresh_params_include: tuple[Literal["redirect_uri"], ...] = ()
     refresh_token_in: Literal["body", "header"] = "body"
     refresh_sends_scope: bool = False
-    refresh_scope_param: ParamName | None = None  # the scope picks the resource a token is for
-    refresh_extends_current: bool = False
     refresh: RefreshSpec = RefreshSpec()
-    post_token_exchange: RefreshSpec | None = None  # a first token is exchanged once, for a long-lived one
-    refresh_rotates: bool | None = None  # None: not known
+    post_token_exchange: RefreshSpec | None = None  # exchanges the first token for a long-lived one, once
+    refresh_rotates: bool | None = None  # None: unknown
     rotation_grace_s: Annotated[float, Field(ge=0, le=MAX_SECONDS)] | Literal["unlimited"] | None = None
     on_reuse: Literal["family_revoked"] | None = None
     refresh_token_lifetime_s: Seconds | None = None
     refresh_token_idle_s: Seconds | None = None
-    access_token_lifetime_s: Seconds | None = None  # what is usual; the reply decides
+    access_token_lifetime_s: Seconds | None = None  # informational; the reply decides
     assumed_lifetime_s: Seconds | None = None  # used when a reply has no expiry
     min_refresh_age_s: Seconds | None = None  # a younger access token is not refreshed
     refresh_buffer_s: Seconds | None = None  # an earlier refresh before the expiry is refused
 
 
 class RevocationSpec(SpecPart):
-    """A revocation request, when it is not RFC 7009 as written.
+    """A revocation request that differs from RFC 7009.
 
     `url` and `params` may hold `{client_id}`; `url` may also hold `{token}`.
     """
@@ -85,25 +83,16 @@ class RevocationSpec(SpecPart):
     token_param: ParamName | None = "token"
     hint_param: ParamName | None = "token_type_hint"
     params: Params = Field(default_factory=dict)
-    param_names: Renames = Field(default_factory=dict)  # the client's own: {client_id: clientId}
+    param_names: Renames = Field(default_factory=dict)  # of the client's parameters: {client_id: clientId}
     headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict)
     success_statuses: tuple[int, ...] = (200, 204)
-    gone_statuses: tuple[int, ...] = ()  # the provider doesn't know the token: it is dead already
+    gone_statuses: tuple[int, ...] = ()  # the token is unknown or ended already
     gone_error_codes: tuple[str, ...] = ()
 
 
-class IntrospectionSpec(SpecPart):
-    """An introspection that is not RFC 7662."""
-
-    method: Literal["GET", "POST"] = "GET"
-    url: UrlTemplate
-    redact: bool = True
-
-
 class RevocationPart(SpecPart):
-    """How a grant ends. No endpoint and no template: the provider has no revocation."""
+    """Revocation and introspection. Without an endpoint or a template, the provider has no revocation."""
 
     revocation_endpoint: UrlTemplate | None = None
     revocation: RevocationSpec | None = None
     introspection_endpoint: UrlTemplate | None = None
-    introspection: IntrospectionSpec | None = None

@@ -1,12 +1,12 @@
-"""What a provider wants to be sent: at its authorize page, its callback and its token endpoint."""
+"""The authorization request, the callback and the token request of a provider."""
 
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from providers.definition.patterns import BadPattern, check_pattern
 from providers.definition.schema_base import (
+    AnchoredPattern,
     HeaderName,
     HeaderValue,
     ParamName,
@@ -18,7 +18,7 @@ from providers.definition.schema_base import (
 
 
 class ClientAuth(StrEnum):
-    """How we say who we are (RFC 6749 section 2.3, OpenID Connect Core section 9)."""
+    """Client authentication (RFC 6749 section 2.3, OpenID Connect Core section 9)."""
 
     BASIC = "client_secret_basic"
     POST = "client_secret_post"
@@ -33,12 +33,12 @@ MUTUAL_TLS = frozenset({ClientAuth.TLS, ClientAuth.SELF_SIGNED_TLS})  # RFC 8705
 
 
 class Pkce(StrEnum):
-    """RFC 7636. The challenge is always S256; the other words say how the provider takes it."""
+    """RFC 7636. The challenge is always S256; the member says how the provider treats it."""
 
     REQUIRED = "required"
     S256 = "S256"
     SUPPORTED = "supported"
-    OFF = "off"  # its parameters are refused there
+    OFF = "off"  # the provider refuses its parameters
 
 
 class BodyFormat(StrEnum):
@@ -52,25 +52,22 @@ class AuthorizationPart(SpecPart):
 
     authorization_endpoint: UrlTemplate | None = None
     pushed_authorization_request_endpoint: UrlTemplate | None = None  # RFC 9126
-    require_pushed_authorization_requests: bool = False  # no other request is taken (section 5)
+    require_pushed_authorization_requests: bool = False  # section 5
     authorization_params: Params = Field(default_factory=dict)
-    authorization_params_from_request: tuple[ParamName, ...] = ()  # a caller may give these
+    authorization_params_from_request: tuple[ParamName, ...] = ()  # an app may set these
     authorization_param_names: Renames = Field(default_factory=dict)
     authorization_client_id_param: ParamName | None = None
     authorization_param_order: tuple[ParamName, ...] = ()
     authorization_url_fragment: str | None = Field(None, pattern=r"^[A-Za-z0-9_]+$")
     authorization_url_fragment_route: str | None = Field(None, pattern=r"^/[A-Za-z0-9_/\-]*$")
-    redirect_uri_override: str | None = None  # a template; what is sent in place of our URL
+    redirect_uri_override: str | None = None  # a template, sent instead of the callback URL
     scopes_supported: bool = True
     default_scopes: tuple[str, ...] = ()
-    offline_scope: str | None = None  # the scope that yields a refresh token; always added
+    offline_scope: str | None = None  # yields a refresh token; always requested
     scope_separator: str = Field(" ", min_length=1, max_length=1)
-    scope_raw_encoding: bool = False  # the separator reaches the wire unescaped
+    scope_raw_encoding: bool = False  # the separator is sent unescaped
     scope_param_name: ParamName = "scope"
-    scope_params: dict[str, ParamName] = Field(
-        default_factory=dict
-    )  # chain -> parameter: scope lists of further chains of tokens
-    optional_scope_param: ParamName | None = None
+    scope_params: dict[str, ParamName] = Field(default_factory=dict)  # token slot -> its scope parameter
     omit_empty_scope: bool = True
     id_token_nonce: bool = True  # false: its id tokens repeat no nonce, so none is sent
     pkce: Pkce = Pkce.SUPPORTED
@@ -78,7 +75,7 @@ class AuthorizationPart(SpecPart):
 
 
 class CallbackSignature(SpecPart):
-    """A signature over the callback's query."""
+    """A signature over the query of the callback."""
 
     kind: Literal["hmac_sha256_query"]
     param: ParamName
@@ -86,36 +83,26 @@ class CallbackSignature(SpecPart):
 
 
 class CallbackPart(SpecPart):
-    """How the provider sends the subject back (RFC 6749 section 4.1.2)."""
+    """The redirect back to Evergrant (RFC 6749 section 4.1.2)."""
 
-    flow: Literal["redirect", "install", "admin_consent"] = "redirect"
-    callback_method: Literal["GET", "POST"] = "GET"
+    flow: Literal["redirect", "install"] = "redirect"  # install: the provider starts it, without a state
     callback_code_param: ParamName = "code"
     callback_error_params: tuple[ParamName, ...] = ("error",)
     callback_denials: tuple[str, ...] = ("access_denied",)
     callback_missing_code_is_denial: bool = False
-    callback_metadata_params: tuple[ParamName, ...] = ()  # facts that are kept, and used in no request
-    callback_patterns: dict[ParamName, str] = Field(default_factory=dict)  # what such a fact looks like
-    callback_expected: dict[ParamName, str] = Field(default_factory=dict)  # templates it must equal
+    callback_metadata_params: tuple[ParamName, ...] = ()  # kept as metadata, sent in no request
+    callback_patterns: dict[ParamName, AnchoredPattern] = Field(default_factory=dict)  # of that metadata
+    callback_expected: dict[ParamName, str] = Field(
+        default_factory=dict
+    )  # templates that the parameter must equal
     callback_verify: CallbackSignature | None = None
     scope_from_callback: bool = False
     callback_scope_param: ParamName = "scope"
     decode_code: bool = False
-    allow_unsolicited_callback: bool = False
-
-    @field_validator("callback_patterns")
-    @classmethod
-    def _anchored(cls, value: dict[str, str]) -> dict[str, str]:
-        for name, pattern in value.items():
-            try:
-                check_pattern(pattern)
-            except BadPattern as error:
-                raise ValueError(f"{name}: the pattern {error}") from None
-        return value
 
 
 class SecretGenerator(SpecPart):
-    """A client secret that is a JWT made on demand."""
+    """A client secret that is a signed JWT, generated when it is needed."""
 
     kind: Literal["jwt"]
     alg: Literal["ES256", "RS256"]
@@ -131,29 +118,26 @@ class TokenRequestPart(SpecPart):
     token_request_method: Literal["POST", "GET"] = "POST"
     token_request_format: BodyFormat = BodyFormat.FORM
     token_request_headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict)
-    required_headers: dict[HeaderName, HeaderValue] = Field(
-        default_factory=dict
-    )  # on every request to this provider
+    required_headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict)  # of every request
     token_request_param_names: Renames = Field(default_factory=dict)
     token_params: Params = Field(default_factory=dict)
     token_query_params: Params = Field(default_factory=dict)
-    optional_token_params: Params = Field(default_factory=dict)
     client_auth: ClientAuth = ClientAuth.BASIC
     refresh_client_auth: ClientAuth | None = None
-    dpop: bool = False  # tokens are bound to a key of the connection's (RFC 9449)
+    dpop: bool = False  # tokens are bound to the connection's key (RFC 9449)
     client_assertion_audience: Literal["issuer", "token_endpoint"] = "issuer"  # RFC 7523 section 3
     basic_auth_template: str | None = None  # for example "{client_secret}:"
-    basic_auth_encoding: Literal["form", "raw"] = "form"  # RFC 6749 section 2.3.1 says form
+    basic_auth_encoding: Literal["form", "raw"] = "form"  # form: RFC 6749 section 2.3.1
     client_id_param: ParamName = "client_id"
     client_secret_param: ParamName = "client_secret"
     client_secret_header: HeaderName | None = None
     client_secret_generator: SecretGenerator | None = None
     client_registration: Literal["manual", "per_host"] = "manual"
-    registration_endpoint: UrlTemplate | None = None  # where each host registers clients
+    registration_endpoint: UrlTemplate | None = None  # with per_host
 
 
 class ClientCredentialsGrant(SpecPart):
-    """RFC 6749 section 4.4, or a dialect of it."""
+    """RFC 6749 section 4.4, with the provider's own grant type and parameters."""
 
     grant_type: str = "client_credentials"
     params: Params = Field(default_factory=dict)
@@ -162,7 +146,7 @@ class ClientCredentialsGrant(SpecPart):
 class JwtBearerGrant(SpecPart):
     """RFC 7523 section 2.1: a signed assertion is the grant."""
 
-    alg: str | None = None  # None: what the key is for
+    alg: str | None = None  # None: the algorithm of the key
     # `{client_id}`, `{subject}`, `{scopes}`, `{token_endpoint}`, `{issuer}` and template parameters;
     # a claim that comes out empty is left out
     claims: Params = Field(
@@ -179,7 +163,7 @@ class TokenExchangeGrant(SpecPart):
 
 
 class SignatureMethod(StrEnum):
-    """RFC 5849 section 3.4; HMAC-SHA256 is what servers added since."""
+    """RFC 5849 section 3.4. HMAC-SHA256 is a later addition of some servers."""
 
     HMAC_SHA1 = "HMAC-SHA1"
     HMAC_SHA256 = "HMAC-SHA256"
@@ -188,18 +172,18 @@ class SignatureMethod(StrEnum):
 
 
 class OAuth1Spec(SpecPart):
-    """OAuth 1.0a (RFC 5849). Endpoints it doesn't name are the definition's own."""
+    """OAuth 1.0a (RFC 5849). An endpoint that is absent here is the definition's own."""
 
     authorization_endpoint: UrlTemplate | None = None
     token_endpoint: UrlTemplate | None = None
     method: Literal["POST", "GET"] = "POST"  # of both token requests
     signature_method: SignatureMethod = SignatureMethod.HMAC_SHA1
     realm: str | None = Field(default=None, pattern=r"^[\x20\x21\x23-\x5b\x5d-\x7e]{1,200}$")
-    scope_in: Literal["authorization", "none"] = "none"  # RFC 5849 knows no scope
+    scope_in: Literal["authorization", "none"] = "none"  # RFC 5849 has no scopes
 
 
 class OtherGrantsPart(SpecPart):
-    """What flows other than the authorization code need to know."""
+    """Grants other than the authorization code."""
 
     client_credentials: ClientCredentialsGrant | None = None
     jwt_bearer: JwtBearerGrant | None = None

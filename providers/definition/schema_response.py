@@ -1,10 +1,10 @@
-"""What a provider answers: where a reply keeps its tokens, and what its errors mean."""
+"""A provider's replies: the place of the tokens, the meaning of errors, accounts."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from providers.definition.patterns import BadPattern, check_pattern
+from providers.definition.patterns import check_pattern
 from providers.definition.schema_base import (
     HeaderName,
     HeaderValue,
@@ -15,27 +15,22 @@ from providers.definition.schema_base import (
 )
 
 
+def _check_one_group(value: str) -> str:
+    check_pattern(value, groups=1, anchored_end=False)
+    return value
+
+
 class MetadataPattern(SpecPart):
-    """A fact cut out of a field: the pattern's first group."""
+    """Metadata cut out of a field: the pattern's one capturing group."""
 
     path: JsonPath
-    pattern: str
-
-    @field_validator("pattern")
-    @classmethod
-    def _one_group(cls, value: str) -> str:
-        try:
-            check_pattern(value, groups=1, anchored_end=False)
-        except BadPattern as error:
-            raise ValueError(str(error)) from None
-        return value
+    pattern: Annotated[str, AfterValidator(_check_one_group)]
 
 
 class AdditionalTokens(SpecPart):
-    """Further chains of tokens beside the main one, each with a refresh token, expiry and scopes of its own.
+    """Tokens of further slots beside `main`, each with its own refresh token, expiry and scopes.
 
-    At `path` is one object, whose chain is called `name`, or an array of them, each called what its
-    field `key` says.
+    At `path` is one object, whose slot is `name`, or an array of objects, whose field `key` names the slot.
     """
 
     path: JsonPath
@@ -50,17 +45,16 @@ class AdditionalTokens(SpecPart):
 
 
 class ResponseSpec(SpecPart):
-    """A token reply (RFC 6749 section 5.1). Paths that a reply lacks are simply absent."""
+    """A token reply (RFC 6749 section 5.1). A path that a reply lacks reads as absent."""
 
-    format: Literal["sniff", "json", "form"] = "sniff"  # what it is, whatever Content-Type says
+    format: Literal["sniff", "json", "form"] = "sniff"  # Content-Type is ignored
     strip_body_prefix: str | None = None
     access_token_path: JsonPath = "access_token"
     alternate_access_token_path: JsonPath | None = None
     refresh_token_path: JsonPath | None = "refresh_token"
     id_token_path: JsonPath | None = "id_token"
-    id_token: Literal["keep", "verify"] = "keep"
     token_type_path: JsonPath | None = "token_type"
-    bearer_token_types: tuple[str, ...] = ("bearer",)  # names for RFC 6750, case ignored
+    bearer_token_types: tuple[str, ...] = ("bearer",)  # names for RFC 6750 tokens; case is ignored
     expires_in_path: JsonPath | None = "expires_in"
     expires_in_unit: Literal["s", "ms"] = "s"
     expires_at_path: JsonPath | None = None
@@ -78,17 +72,16 @@ class ResponseSpec(SpecPart):
 
 
 class ErrorRule(SpecPart):
-    """When a reply is an error whatever its HTTP status says.
+    """A field that makes a reply an error, whatever its HTTP status.
 
-    The field at `path` is compared as JSON: a rule with `not_in` fires when the field is
-    there and has another value, one with `values` when it has one of these, one with neither
-    when the field is there at all.
+    The field at `path` is compared as JSON. With `not_in` the rule applies when the field is
+    present with another value, with `values` when it has one of these, with neither when it is present.
     """
 
     path: JsonPath
     not_in: tuple[Any, ...] | None = None
     values: tuple[Any, ...] | None = None
-    code_path: JsonPath | None = None  # where the error's name is; None: at `path`
+    code_path: JsonPath | None = None  # of the error's name; None: `path`
 
     @model_validator(mode="after")
     def _one_test(self) -> Self:
@@ -98,15 +91,15 @@ class ErrorRule(SpecPart):
 
 
 class ErrorPart(SpecPart):
-    """Which answers mean success, which end the grant, and which only need time."""
+    """Replies that mean success, errors that end the grant, and errors that are retried."""
 
     success_statuses: tuple[int, ...] = (200,)
-    status_field: JsonPath | None = None  # with ok_values: anything else in it is an error
+    status_field: JsonPath | None = None  # any value but `ok_values` is an error
     ok_values: tuple[Any, ...] = ()
     error_rules: tuple[ErrorRule, ...] = ()
     terminal_error_codes: tuple[str, ...] = ()
     retryable_error_codes: tuple[str, ...] = ()
-    rate_limit_reset_header: HeaderName | None = None  # read where a reply has no Retry-After
+    rate_limit_reset_header: HeaderName | None = None  # read when Retry-After is absent
     rate_limit_reset_format: Literal["seconds", "epoch_s", "epoch_ms", "iso8601"] = "epoch_s"
 
     @model_validator(mode="after")
@@ -119,15 +112,15 @@ class ErrorPart(SpecPart):
         return self
 
 
-WHOLE_REPLY = "[]"  # as `choose`: the reply itself is the array
+WHOLE_REPLY = "[]"  # in `choose`: the reply itself is the array
 
 
 class AccountLookup(SpecPart):
-    """A question asked after consent: which account, which host.
+    """A request after consent that finds the account or host of the grant.
 
-    `choose` is where the array is among whose members somebody chooses; `metadata` is then read from
-    each member, `id` names the fact that tells them apart (the first one, if nothing is said), and
-    `label` is where a member has its name for people.
+    `choose` is the path of an array of which the subject chooses a member. `metadata` is then read
+    from each member; `id` names the metadata that identifies a member (by default the first), and
+    `label` is the path of a member's display name.
     """
 
     method: Literal["GET"] = "GET"
@@ -143,7 +136,7 @@ class AccountLookup(SpecPart):
         if self.id is not None and self.id not in self.metadata:
             raise ValueError(f"id names {self.id}, which metadata doesn't have")
         if self.choose is None and (self.id is not None or self.label is not None):
-            raise ValueError("id and label speak of a choice, and there is none")
+            raise ValueError("has id or label without choose")
         return self
 
     @property
@@ -152,7 +145,7 @@ class AccountLookup(SpecPart):
 
 
 class ApiRequest(SpecPart):
-    """How the provider's own API wants its credential."""
+    """The credential of a request to the provider's own API."""
 
     auth_header: HeaderName = "Authorization"
     auth_scheme: HeaderValue = "Bearer"

@@ -1,7 +1,7 @@
-"""YAML as definitions are written in: plain data, each key once, no aliases, nothing huge.
+"""Reads YAML strictly: plain data, each key once, no aliases, a bounded size.
 
-An alias could make a file of a hundred bytes into gigabytes; a key written twice would let the
-second win silently.
+An alias can expand a file of a hundred bytes to gigabytes, and of a repeated key the first value
+would be lost silently.
 """
 
 from typing import Any
@@ -11,24 +11,24 @@ import yaml
 MAX_CHARACTERS = 64 * 1024
 _MAX_DEPTH = 32
 
-# libyaml's, where PyYAML was built with it: the catalogue is read at every start
+# libyaml's loader is faster, and the catalogue is read at every start
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class InvalidYaml(ValueError):
-    """Why a text was not read. It names positions and kinds, and shows little of the text."""
+    """Why a text was refused. The message names positions and kinds, and quotes little of the text."""
 
 
-class _StrictLoader(_Loader):  # type: ignore[misc]  # one of two, both SafeLoaders
-    """SafeLoader that refuses a key written twice."""
+class _StrictLoader(_Loader):  # type: ignore[misc]  # either loader is a SafeLoader
+    """SafeLoader that refuses a repeated key."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise InvalidYaml(f"a key must be a word (line {key.start_mark.line + 1})")
+                raise InvalidYaml(f"a key must be a scalar (line {key.start_mark.line + 1})")
             if key.value in seen:
-                raise InvalidYaml(f"{key.value[:64]!r} is there twice (line {key.start_mark.line + 1})")
+                raise InvalidYaml(f"{key.value[:64]!r} is repeated (line {key.start_mark.line + 1})")
             seen.add(key.value)
         return dict(super().construct_mapping(node, deep))
 
@@ -36,33 +36,33 @@ class _StrictLoader(_Loader):  # type: ignore[misc]  # one of two, both SafeLoad
 def parse_yaml(text: str) -> Any:
     """The data of one document. Raises NotYaml."""
     if len(text) > MAX_CHARACTERS:
-        raise InvalidYaml(f"has {len(text)} characters; {MAX_CHARACTERS} are read at most")
+        raise InvalidYaml(f"has {len(text)} characters; the limit is {MAX_CHARACTERS}")
     try:
         _refuse_bombs(text)
-        return yaml.load(text, Loader=_StrictLoader)  # a SafeLoader underneath
+        return yaml.load(text, Loader=_StrictLoader)  # a SafeLoader
     except yaml.YAMLError as error:
         raise InvalidYaml(f"is not YAML: {_why(text, error)}") from None
     except ValueError as error:
         if isinstance(error, InvalidYaml):
             raise
-        raise InvalidYaml("has a number or a date that can't be read") from None
+        raise InvalidYaml("has a number or a date that is invalid") from None
 
 
 def _why(text: str, error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     lines = text.split("\n")
     if mark is not None and mark.line < len(lines) and lines[mark.line].startswith("\t", mark.column):
-        return f"it has a tab, where YAML wants spaces (line {mark.line + 1})"
+        return f"it has a tab where YAML needs spaces (line {mark.line + 1})"
     return " ".join(str(error).replace('in "<unicode string>", ', "at ").split())[:300]
 
 
 def _refuse_bombs(text: str) -> None:
-    """Look at the events alone, before anything is built from them."""
+    """Check the parser's events before any object is built."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             line = event.start_mark.line + 1
-            raise InvalidYaml(f"has anchors or aliases, which are not read: write it out (line {line})")
+            raise InvalidYaml(f"has anchors or aliases, which are not supported (line {line})")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > _MAX_DEPTH:

@@ -1,4 +1,4 @@
-"""Fills in what a definition leaves open: hosts, parameters, client authentication."""
+"""Fills in the template parameters of a definition, and selects the client authentication."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,18 +6,19 @@ from urllib.parse import quote
 
 from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.errors import ErrorCode, Failure
-from providers.definition.schema import ClientAuth, ProviderSpec
+from providers.definition.schema import ProviderSpec
 from providers.definition.schema_base import PLACEHOLDER
+from providers.definition.schema_request import ClientAuth
 
-_REVOCATION_PLACEHOLDERS = frozenset({"client_id", "token"})  # known only when a revocation is sent
+_REVOCATION_PLACEHOLDERS = frozenset({"client_id", "token"})  # filled in when a revocation is sent
 
 
 def definition_endpoints(spec: ProviderSpec, params: Mapping[str, str]) -> Endpoints:
-    """The provider's endpoints with this integration's template parameters in place.
+    """The definition's endpoints with an integration's parameters filled in.
 
-    What a callback brings may be missing still: its place stays, and `complete` refuses to send there.
-    Raises Failure INVALID_REQUEST naming the parameter that is missing, unknown or malformed,
-    and for a provider whose endpoints must be discovered.
+    A placeholder of a callback's parameter may stay; `require_complete` refuses such a URL. Raises
+    Failure INVALID_REQUEST that names a missing, unknown or malformed parameter, and for a provider
+    whose endpoints must be discovered.
     """
     if spec.token_endpoint is None:
         detail = f"provider {spec.name} has no endpoints of its own; give an issuer"
@@ -49,22 +50,22 @@ def definition_endpoints(spec: ProviderSpec, params: Mapping[str, str]) -> Endpo
 
 
 def require_complete(spec: ProviderSpec, url: str) -> str:
-    """The URL, if nothing in it waits for a callback. Raises Failure INVALID_REQUEST naming what does."""
+    """The URL, if it has no placeholder left. Raises Failure INVALID_REQUEST that names the parameter."""
     waiting = PLACEHOLDER.search(url)
     if waiting:
-        raise _invalid_param(spec, waiting.group(1), "comes in a callback, and hasn't come yet")
+        raise _invalid_param(spec, waiting.group(1), "is not known yet, since it comes with the callback")
     return url
 
 
 def params_from_metadata(spec: ProviderSpec, facts: Mapping[str, Any]) -> dict[str, str]:
-    """Of what is known of a connection, the template parameters. Whoever fills them in checks them again."""
+    """The template parameters among a connection's metadata, unchecked."""
     names = [name for name, rule in spec.template_params.items() if rule.source != "integration"]
     known = {name: facts[name] for name in names if name in facts}
     return {name: str(it) for name, it in known.items() if isinstance(it, str | int)}
 
 
 def api_base_url_of(spec: ProviderSpec, params: Mapping[str, str], facts: Mapping[str, Any]) -> str | None:
-    """Where the provider's API is for this connection; None while a part of that isn't known, or is wrong."""
+    """The base URL of the provider's API, or None while a parameter of it is missing or invalid."""
     if spec.api_base_url is None:
         return None
     try:
@@ -88,7 +89,7 @@ def checked_params(spec: ProviderSpec, params: Mapping[str, str]) -> dict[str, s
     for name, rule in spec.template_params.items():
         given = params.get(name, rule.default)
         if given is None:
-            continue  # missed where a template needs it
+            continue  # an error only where a template needs it
         value = rule.normalised(given)
         problem = rule.problem(value)
         if problem:
@@ -116,17 +117,17 @@ def fill_template(
 
 
 def fill_url_encoded(template: str, **values: str) -> str:
-    """A URL with values put in percent-encoded, so that none can leave its place."""
+    """A URL with percent-encoded values filled in."""
     for name, value in values.items():
         template = template.replace(f"{{{name}}}", quote(value, safe=""))
     return template
 
 
 def client_auth_of(spec: ProviderSpec, integration: Integration) -> str:
-    """How this integration authenticates: its own choice, else what the provider takes.
+    """The integration's method of client authentication: its own choice, else the definition's.
 
-    For a discovered server, its metadata decides between Basic and the request body; Basic is
-    what every server must support (RFC 6749 section 2.3.1).
+    For a discovered server, the metadata decides between Basic and the request body. Basic is
+    mandatory for servers (RFC 6749 section 2.3.1).
     """
     if integration.client_auth is not None:
         return integration.client_auth
@@ -139,10 +140,10 @@ def client_auth_of(spec: ProviderSpec, integration: Integration) -> str:
 
 
 def assertion_audience(spec: ProviderSpec, endpoints: Endpoints) -> str:
-    """Whom a signed client assertion is for: one string (RFC 7523 section 3).
+    """The audience of a client assertion (RFC 7523 section 3).
 
-    The issuer, since a token endpoint can be another server's by a mix-up; the token endpoint where
-    the definition says so, or there is no issuer.
+    The issuer, which a mix-up attack can't change; the token endpoint where the definition says so
+    or there is no issuer.
     """
     if spec.client_assertion_audience == "issuer" and endpoints.issuer is not None:
         return endpoints.issuer

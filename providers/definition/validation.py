@@ -1,6 +1,6 @@
-"""What a definition may say and still be wrong: contradictions, loose hosts, secrets kept as facts. Pure.
+"""Rules that find mistakes in a definition that the schema accepts. Pure.
 
-The schema refuses what can't be read; these rules find what reads well and can't be meant.
+For example contradictory fields, hosts that the vendor doesn't own, secrets kept as metadata.
 """
 
 import re
@@ -10,14 +10,14 @@ from typing import Any
 
 from providers.definition.categories import CATEGORIES
 from providers.definition.host_validation import hosts_are_pinned, sources_are_named
-from providers.definition.schema import ClientAuth, ProviderSpec
+from providers.definition.schema import ProviderSpec
 from providers.definition.schema_base import placeholders
-from providers.definition.schema_request import BodyFormat, Pkce
+from providers.definition.schema_request import BodyFormat, ClientAuth, Pkce
 
 
 @dataclass(frozen=True)
 class DefinitionProblem:
-    """One thing that is wrong, where it is, and what to do about it."""
+    """A mistake: its file and field, and how to repair it."""
 
     file: str
     field: str
@@ -51,23 +51,22 @@ _SCOPE_FIELDS = (
     "offline_scope",
     "scope_separator",
     "scope_raw_encoding",
-    "optional_scope_param",
     "scope_params",
     "scope_param_name",
 )
 _SECRET_NAME = re.compile(
     r"token|secret|session_key|session_nonce|password|assertion|webhook\.url", re.IGNORECASE
 )
-_REMOVE = "Leave it out"
+_REMOVE = "Remove it"
 
 
 def problems_of(spec: ProviderSpec, file: str) -> list[DefinitionProblem]:
-    """Everything the rules find in one definition."""
+    """The mistakes of one definition, by all rules."""
     return [DefinitionProblem(file, *found) for rule in RULES for found in rule(spec)]
 
 
 def differs_from_default(spec: ProviderSpec, field: str) -> bool:
-    """Whether a definition says something else than the field's default."""
+    """Whether the field has another value than its default."""
     return bool(
         getattr(spec, field) != ProviderSpec.model_fields[field].get_default(call_default_factory=True)
     )
@@ -78,24 +77,24 @@ def refresh_fields_are_used(spec: ProviderSpec) -> RuleFindings:
         return
     for field in _REFRESH_FIELDS:
         if differs_from_default(spec, field):
-            yield field, "says how tokens are refreshed, and refresh_supported is false", _REMOVE
+            yield field, "is about refreshing, and refresh_supported is false", _REMOVE
     if spec.revocation_endpoint and (spec.revocation is None or spec.revocation.token == "refresh_token"):
         yield (
             "revocation.token",
-            "wants a refresh token, and there is none",
-            "Say revocation: {token: access_token}",
+            "needs a refresh token, and there is none",
+            "Set revocation: {token: access_token}",
         )
 
 
 def rotation_makes_sense(spec: ProviderSpec) -> RuleFindings:
     if spec.refresh_rotates is False and spec.on_reuse:
-        yield "on_reuse", "speaks of a token used again, and refresh_rotates is false", _REMOVE
+        yield "on_reuse", "is about reused tokens, and refresh_rotates is false", _REMOVE
 
 
 def scope_fields_are_used(spec: ProviderSpec) -> RuleFindings:
     for field in _SCOPE_FIELDS if not spec.scopes_supported else ():
         if differs_from_default(spec, field):
-            yield field, "speaks of scopes, and scopes_supported is false", _REMOVE
+            yield field, "is about scopes, and scopes_supported is false", _REMOVE
     for scope in (*spec.default_scopes, *([spec.offline_scope] if spec.offline_scope else [])):
         if spec.scope_separator in scope:
             yield "default_scopes", f"{scope!r} holds the separator", "Make it two scopes"
@@ -103,7 +102,7 @@ def scope_fields_are_used(spec: ProviderSpec) -> RuleFindings:
         yield (
             "default_scopes",
             "lists the offline scope, which is always added",
-            "Leave it in offline_scope alone",
+            "Leave it in offline_scope only",
         )
 
 
@@ -114,13 +113,13 @@ def credential_fields_are_used(spec: ProviderSpec) -> RuleFindings:
             if differs_from_default(spec, field):
                 yield (
                     field,
-                    f"is used by client_secret_post alone, and client_auth is {spec.client_auth}",
+                    f"is used by client_secret_post only, and client_auth is {spec.client_auth}",
                     _REMOVE,
                 )
     if spec.basic_auth_template is not None and ClientAuth.BASIC not in methods:
-        yield "basic_auth_template", "is used by client_secret_basic alone", _REMOVE
+        yield "basic_auth_template", "is used by client_secret_basic only", _REMOVE
     if spec.pkce is Pkce.OFF and differs_from_default(spec, "pkce_challenge_encoding"):
-        yield "pkce_challenge_encoding", "speaks of a challenge, and pkce is off", _REMOVE
+        yield "pkce_challenge_encoding", "is about the challenge, and pkce is off", _REMOVE
     if (
         spec.client_auth is ClientAuth.NONE
         and spec.pkce is Pkce.OFF
@@ -128,11 +127,11 @@ def credential_fields_are_used(spec: ProviderSpec) -> RuleFindings:
     ):
         yield (
             "pkce",
-            "is off for a public client: anybody who sees a code can use it",
+            "is off for a public client, so a stolen code can be used",
             "Find out how codes are bound",
         )
     if spec.token_request_method == "GET" and spec.token_request_format is not BodyFormat.FORM:
-        yield "token_request_format", "says how a body is written, and a GET has none", _REMOVE
+        yield "token_request_format", "is about the body, and a GET has none", _REMOVE
 
 
 def flows_have_what_they_need(spec: ProviderSpec) -> RuleFindings:
@@ -140,14 +139,14 @@ def flows_have_what_they_need(spec: ProviderSpec) -> RuleFindings:
     for mode, field in needs.items():
         listed, there = mode in spec.auth_modes, getattr(spec, field) is not None
         if listed and not there and not spec.discovery:
-            yield field, f"is missing, and auth_modes lists {mode}", f"Say it, or drop {mode}"
+            yield field, f"is missing, and auth_modes lists {mode}", f"Add it, or remove {mode}"
         if there and not listed:
-            yield "auth_modes", f"lacks {mode}, and {field} is there", f"List {mode}, or drop {field}"
+            yield "auth_modes", f"lacks {mode}, and {field} is present", f"List {mode}, or remove {field}"
     for mode in ("client_credentials", "jwt_bearer", "token_exchange"):
         if getattr(spec, mode, None) is not None and mode not in spec.auth_modes:
             yield mode, "describes a flow that auth_modes doesn't list", f"List {mode}, or leave it out"
     if spec.token_endpoint is None and not spec.discovery:
-        yield "token_endpoint", "is missing, and there is no discovery", "Say it"
+        yield "token_endpoint", "is missing, and there is no discovery", "Add it"
 
 
 def revocation_has_a_url(spec: ProviderSpec) -> RuleFindings:
@@ -155,11 +154,11 @@ def revocation_has_a_url(spec: ProviderSpec) -> RuleFindings:
     if rule is None:
         return
     if spec.revocation_endpoint is None and rule.url is None and not spec.discovery:
-        yield "revocation", "has no URL to go to", "Say revocation_endpoint, or revocation.url"
+        yield "revocation", "has no URL", "Add revocation_endpoint or revocation.url"
     if spec.revocation_endpoint is not None and rule.url is not None:
-        yield "revocation_endpoint", "is never used: revocation.url wins", _REMOVE
+        yield "revocation_endpoint", "is unused, since revocation.url takes precedence", _REMOVE
     if rule.auth == "header" and rule.auth_template is None:
-        yield "revocation.auth_template", "is missing for auth: header", "Say what the header holds"
+        yield "revocation.auth_template", "is missing for auth: header", "Add the header's value"
 
 
 def dates_have_a_path(spec: ProviderSpec) -> RuleFindings:
@@ -169,13 +168,13 @@ def dates_have_a_path(spec: ProviderSpec) -> RuleFindings:
         if given != default and getattr(spec.response, f"{prefix}_path") is None:
             yield (
                 f"response.{prefix}_format",
-                f"says how a date is written, and there is no {prefix}_path",
+                f"is about a date, and there is no {prefix}_path",
                 _REMOVE,
             )
 
 
 def metadata_holds_no_secret(spec: ProviderSpec) -> RuleFindings:
-    """What is kept beside the tokens is shown to people and written to logs."""
+    """Metadata is shown to people and written to logs."""
     secrets = {spec.response.access_token_path, spec.response.refresh_token_path, spec.response.id_token_path}
     for field, names in (
         ("response.metadata_paths", spec.response.metadata_paths),
@@ -183,30 +182,25 @@ def metadata_holds_no_secret(spec: ProviderSpec) -> RuleFindings:
     ):
         for name in names:
             if name in secrets or _SECRET_NAME.search(name) or name == spec.callback_code_param:
-                yield field, f"{name} looks like a secret, and facts are shown", _REMOVE
+                yield field, f"{name} looks like a secret, and metadata is shown", _REMOVE
 
 
 def parameters_are_used(spec: ProviderSpec) -> RuleFindings:
-    texts = [
-        text
-        for text in _nested_texts(
-            spec.model_dump(mode="json", exclude={"template_params", "notes", "sources"})
-        )
-    ]
-    used = placeholders(*texts)
+    dumped = spec.model_dump(mode="json", exclude={"template_params", "notes", "sources"})
+    used = placeholders(*_nested_texts(dumped))
     if spec.jwt_bearer is not None:
         used |= spec.jwt_bearer.claims_when.keys()
     for name in spec.template_params:
         if name not in used:
-            yield f"template_params.{name}", "is used by nothing", _REMOVE
+            yield f"template_params.{name}", "is unused", _REMOVE
 
 
 def categories_are_known(spec: ProviderSpec) -> RuleFindings:
     for name in spec.categories:
         if name not in CATEGORIES:
-            yield "categories", f"{name} is none", "Take one of providers/definition/categories.py"
+            yield "categories", f"{name} is unknown", "Choose one of providers/definition/categories.py"
     if not spec.categories:
-        yield "categories", "is empty", "Take one of providers/definition/categories.py"
+        yield "categories", "is empty", "Choose one of providers/definition/categories.py"
 
 
 def _nested_texts(value: Any) -> Iterator[str]:

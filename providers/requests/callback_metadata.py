@@ -6,12 +6,12 @@ parameter's own rule first, a fact meets its pattern, and scopes can only become
 
 import hashlib
 import hmac
-import re
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
+from providers.definition.patterns import matches
 from providers.definition.schema import ProviderSpec
 from providers.definition.templates import checked_params, fill_template
 
@@ -86,7 +86,7 @@ def _escaped_pair(name: str, value: str) -> str:
 def _checked_metadata(spec: ProviderSpec, name: str, value: str) -> str:
     pattern = spec.callback_patterns.get(name)
     plain = value.isprintable() and len(value) <= _MAX_VALUE_LENGTH
-    if not plain or (pattern is not None and not re.fullmatch(pattern, value)):
+    if not plain or (pattern is not None and not matches(pattern, value)):
         _refuse(f"{name} is malformed")
     return value
 

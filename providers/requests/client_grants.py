@@ -13,7 +13,8 @@ from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from providers.client_auth.assertions import sign_jwt
-from providers.definition.schema import PLACEHOLDER, ProviderSpec
+from providers.definition.schema import ProviderSpec
+from providers.definition.schema_base import PLACEHOLDER
 from providers.definition.schema_request import ClientCredentialsGrant, JwtBearerGrant, TokenExchangeGrant
 from providers.definition.templates import checked_params
 from providers.requests.client import OAuthClient

@@ -20,7 +20,8 @@ from evergrant_server.core.connections.grant import Grant
 from evergrant_server.core.connections.proof_key import DPOP_ALGORITHM, DPOP_TOKEN_TYPE, ProofKey
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
-from providers.definition.schema import ClientAuth, ProviderSpec
+from providers.definition.schema import ProviderSpec
+from providers.definition.schema_request import ClientAuth
 from providers.definition.templates import client_auth_of
 from providers.responses.json_paths import UnreadableBody, parse_body
 from providers.responses.raw_reply import RawReply

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
-from providers.definition.schema import ProviderSpec, RefreshSpec, RevocationSpec
+from providers.definition.schema import ProviderSpec
+from providers.definition.schema_lifecycle import RefreshSpec, RevocationSpec
 from providers.definition.templates import checked_params, fill_template
 from providers.requests.authorization_url import redirect_uri_to_send
 from providers.requests.client import OAuthClient

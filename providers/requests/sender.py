@@ -13,7 +13,8 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import BeforeSend, Egress, SendObserver
-from providers.definition.schema import ProviderSpec, RefreshSpec
+from providers.definition.schema import ProviderSpec
+from providers.definition.schema_lifecycle import RefreshSpec
 from providers.definition.schema_request import Pkce
 from providers.definition.templates import checked_params, fill_template, fill_url_encoded, require_complete
 from providers.oauth1.flow import SignedRequest
@@ -200,9 +201,6 @@ class Sender:
         before_send: BeforeSend | None = None,
     ) -> RawReply:
         """Ask whether a token is active (RFC 7662 section 2.1)."""
-        if spec.introspection is not None:
-            detail = f"{spec.name} introspects in a way of its own, which is not carried out"
-            raise Failure(ErrorCode.INVALID_REQUEST, detail, provider=spec.name, field="introspection")
         url = require_complete(
             spec, _require_endpoint(spec, endpoints.introspection_endpoint, "introspection_endpoint")
         )

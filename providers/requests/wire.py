@@ -15,7 +15,8 @@ import httpx2
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from providers.client_auth.assertions import ASSERTION_TYPE, client_assertion, secret_assertion
-from providers.definition.schema import ClientAuth, ProviderSpec
+from providers.definition.schema import ProviderSpec
+from providers.definition.schema_request import ClientAuth
 from providers.requests.client import OAuthClient
 from providers.requests.dpop import NonceCache, dpop_proof
 

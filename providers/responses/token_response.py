@@ -14,7 +14,9 @@ from evergrant_server.core.connections.proof_key import DPOP_TOKEN_TYPE
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.text import is_storable_text
-from providers.definition.schema import ProviderSpec, RevocationSpec
+from providers.definition.patterns import first_group
+from providers.definition.schema import ProviderSpec
+from providers.definition.schema_lifecycle import RevocationSpec
 from providers.responses.durations import parse_duration, reply_date, seconds_until
 from providers.responses.error_mapping import error_name, failure_of_reply, reply_fields, unreadable_reply
 from providers.responses.json_paths import UnreadableBody, is_metadata_value, json_type, value_at
@@ -219,6 +221,5 @@ def _metadata(spec: ProviderSpec, data: dict[str, Any]) -> dict[str, Any]:
     """Facts beside the tokens: short scalars at declared paths, keyed by path."""
     facts = {path: value_at(data, path) for path in spec.response.metadata_paths}
     for name, rule in spec.response.metadata_patterns.items():
-        found = re.search(rule.pattern, str(value_at(data, rule.path) or "")[:_MAX_VALUE_LENGTH])
-        facts[name] = found.group(1) if found else None
+        facts[name] = first_group(rule.pattern, str(value_at(data, rule.path) or "")[:_MAX_VALUE_LENGTH])
     return {name: value for name, value in facts.items() if is_metadata_value(value)}

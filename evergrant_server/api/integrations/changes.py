@@ -16,8 +16,8 @@ from evergrant_server.policy import scopes_above
 from evergrant_server.store import Transaction
 from providers.client_auth.assertions import import_signing_key
 from providers.client_auth.certificates import parse_client_certificate
-from providers.definition.schema import ClientAuth, ProviderSpec
-from providers.definition.schema_request import MUTUAL_TLS
+from providers.definition.schema import ProviderSpec
+from providers.definition.schema_request import MUTUAL_TLS, ClientAuth
 from providers.definition.templates import definition_endpoints
 
 _PAGE_ROWS = 200

@@ -208,4 +208,4 @@ async def test_a_tenants_definition_is_looked_at_by_the_same_rules() -> None:
     findings = await check_definition(Egress(EgressPolicy()), spec, None)
     warned = [finding.detail for finding in findings if finding.check == "rules"]
     assert len(warned) == 1, "neither categories nor sources: those are the catalogue's own"
-    assert warned[0].startswith("template_params.d: lets evil.com into the host")
+    assert warned[0].startswith("template_params.d: accepts evil.com in the host")

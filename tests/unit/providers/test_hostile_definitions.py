@@ -1,21 +1,19 @@
 """Definitions written to do harm: each ends in one typed error that names provider and field, soon."""
 
-import re
 import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from providers.definition.host_validation import hosts_are_pinned
-from providers.definition.patterns import BadPattern, check_pattern
+from providers.definition.patterns import InvalidPattern, check_pattern, matches
 from providers.definition.registry import Registry, parse_yaml_definition
 from tests.unit.providers.definitions import spec_like
 from tests.unit.providers.test_definitions import MINIMAL
 
-METADATA_PATTERN = "response.metadata_patterns.a.pattern"
 BILLION = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
 
 
@@ -36,14 +34,14 @@ def refused(text: str) -> Failure:
         ("name: &n acme\n", "anchors or aliases"),
         (MINIMAL + "x: " + "[" * 300, "is nested too deeply"),
         (MINIMAL + "x: " + "[" * 30_000, "is not YAML"),
-        (MINIMAL + "note: " + "9" * 70_000, "characters; 65536 are read at most"),
+        (MINIMAL + "note: " + "9" * 70_000, "characters; the limit is 65536"),
         (MINIMAL + "version: " + "9" * 5000, "a number or a date"),
-        (MINIMAL + "? [a]\n: b\n", "a key must be a word"),
+        (MINIMAL + "? [a]\n: b\n", "a key must be a scalar"),
         (MINIMAL + "!!python/name:os.system x: y\n", "is not YAML"),
         (MINIMAL + "<<: {a: b}\n", "is no field"),
         ("- a\n", "is an array, not a mapping"),
         ("\x00", "is not YAML"),
-        (MINIMAL + "name: acme\n", "'name' is there twice"),
+        (MINIMAL + "name: acme\n", "'name' is repeated"),
         (MINIMAL + "? " + "k" * 1000 + "\n: v\n", "is no field"),
         (MINIMAL + "".join(f"field{n}: 1\n" for n in range(500)), "and 488 more"),
     ],
@@ -71,11 +69,7 @@ def test_what_is_no_plain_data_is_refused(text: str, said: str) -> None:
         ("refresh_rotates: true\nrotation_grace_s: -1", "rotation_grace_s"),
         ("token_params: {a: '{client_secret}'}", "token_params"),
         ("redirect_uri_override: '{nobody}'", "redirect_uri_override"),
-        ("template_params: {a: {pattern: '^(?:[a-z]+)+$'}}", "template_params.a"),
-        (
-            "response: {metadata_patterns: {a: {path: b, pattern: '^(a*)*$'}}}",
-            "response.metadata_patterns.a.pattern",
-        ),
+        ("template_params: {a: {pattern: '^(?=evil)$'}}", "template_params.a.pattern"),
         (
             "response: {metadata_patterns: {a: {path: b, pattern: '(a)'}}}",
             "response.metadata_patterns.a.pattern",
@@ -93,9 +87,9 @@ def test_a_hostile_field_is_named_and_never_quoted(line: str, field: str) -> Non
 
 def test_the_shape_of_what_stands_there_is_told() -> None:
     text = MINIMAL.replace("https://acme.example/token", "http://acme.example/token")
-    said = "token_endpoint: must start with https:// (there is a string of 25 characters)"
+    said = "token_endpoint: must start with https:// (it is a string of 25 characters)"
     assert said in refused(text).detail
-    assert refused(MINIMAL + "pkce: [1]\n").detail.endswith("(there is an array)")
+    assert refused(MINIMAL + "pkce: [1]\n").detail.endswith("(it is an array)")
 
 
 def test_files_that_are_no_text_are_refused(tmp_path: Path) -> None:
@@ -110,80 +104,41 @@ def test_files_that_are_no_text_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "pattern",
-    [
-        r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$",
-        r"^(?:[a-z0-9-]+\.)+acme\.example$",
-        r"^(?:-[a-z]+)*$",
-        r"^(?:a|b{2,3})$",
-    ],
-)
-def test_patterns_that_end_are_taken(pattern: str) -> None:
-    check_pattern(pattern)
-
-
-@pytest.mark.parametrize(
     ("pattern", "why"),
     [
-        ("^(?:a+)+$", "may never end"),
-        ("^(?:a|a)*$", "may never end"),
-        ("^(?:a|ab)+$", "may never end"),
-        ("^(?:a?){40}$", "may never end"),
-        ("^(?:a{1,63}){1,8}$", "may never end"),
-        ("^(?:a*b)*$", None),
-        ("^a*a*a*a*$", "too many repeats"),
-        ("^(?:a*|b)(?:a*|b)(?:a*|b)(?:a*|b)$", "too many repeats"),
-        ("^.*$", "dot"),
-        ("^.$", "dot"),
-        ("^[^a]$", "may not be there"),
-        (r"^\S+$", r"has \S"),
-        (r"^(?=a)a$", "looks around"),
-        (r"^(?i:a)$", "looks around"),
-        (r"^(a)\1$", r"has \1"),
-        ("^a|b$", "anchors"),
         ("a", "anchored"),
         ("^a", "anchored"),
         (r"^a\$", "anchored"),
         ("^(a)$", "no capturing group"),
-        ("^(?:)*$", "repeats nothing"),
-        ("^" + "(?:" * 20 + "a" + ")" * 20 + "$", "nested"),
         ("^" + "a" * 500 + "$", "longer"),
-        ("^a{2,1}$", "out of order"),
-        ("^a{x}$", "count"),
-        ("^a**$", "twice"),
-        ("^[b-a]$", "backwards"),
-        ("^[]$", "empty class"),
-        ("^[a$", "too early"),
-        ("^(?:a$", "too early"),
-        ("^a)$", "too many"),
-        ("^a^b$", "can't stand there"),
+        ("^(?=a)a$", "look-around"),
+        (r"^(a)\1$", "back reference"),
+        ("^[a$", "not a regular expression"),
+        (r"^\pL{900}$", "not a regular expression"),  # needs too much memory
     ],
 )
-def test_patterns_that_may_not_end_or_match_anything_are_refused(pattern: str, why: str | None) -> None:
-    if why is None:
-        check_pattern(pattern)
-        return
-    with pytest.raises(BadPattern, match=re.escape(why)):
+def test_pattern_refused(pattern: str, why: str) -> None:
+    with pytest.raises(InvalidPattern, match=why):
         check_pattern(pattern)
 
 
-PARTS = (*"ab-|*+?)^$", "[ab]", "[a-z]", "(?:", "{1,9}", "{0,63}", "\\.")
+PARTS = (*"ab-|*+?)^$.", "[ab]", "[^a]", "(?:", "{1,9}", "{0,63}", "\\.")
 
 
-@settings(max_examples=400, deadline=None)
-@given(
-    st.lists(st.sampled_from(PARTS), max_size=12).map(lambda it: f"^{''.join(it)}$"), st.sampled_from("ab.-")
-)
-def test_what_is_taken_matches_soon(pattern: str, letter: str) -> None:
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(PARTS), max_size=12).map(lambda parts: f"^{''.join(parts)}$"))
+@example("^(?:a+)+$")
+@example("^(?:a{1,63}){1,8}$")
+@example("^a*a*a*a*a*a*a*a*$")
+def test_pattern_matched_in_linear_time(pattern: str) -> None:
     try:
         check_pattern(pattern)
-    except BadPattern:
+    except InvalidPattern:
         return
-    compiled = re.compile(pattern)  # the small language is a part of Python's
     began = time.thread_time()
-    for text in (letter * 253, letter * 252 + "!", "ab" * 126 + "!", "a." * 126 + "!"):
-        compiled.fullmatch(text)
-    assert time.thread_time() - began < 5, "seconds of this thread's own work"
+    for text in ("a" * 253, "a" * 252 + "!", "ab" * 126 + "!", "a\ud800"):
+        matches(pattern, text)
+    assert time.thread_time() - began < 1, "seconds of this thread's own work"
 
 
 @pytest.mark.parametrize("where", ["api_base_url", "token_endpoint"])

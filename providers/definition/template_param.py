@@ -8,40 +8,38 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from providers.definition.patterns import BadPattern, check_pattern
-from providers.definition.schema_base import ParamName, SpecPart
+from providers.definition.patterns import matches
+from providers.definition.schema_base import AnchoredPattern, ParamName, SpecPart
 
-_HOST = r"^(?=.{1,253}$)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,63}(?::[0-9]{1,5})?$"
+_HOST = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,63}(?::[0-9]{1,5})?")
 
 
 class TemplateParam(SpecPart):
     """One `{name}`: exactly one of `pattern`, `enum`, or `kind: arbitrary_host`.
 
-    `normalise` is done before the check; `host_of_origin` makes `https://host/` a host. `source`
-    says who fills it. What comes in a callback was written by whoever sent the browser: it is
-    checked before any use, may not name any host, and wins over what the integration says.
+    `normalise` is applied before the check; `host_of_origin` makes `https://host/` a host. A value
+    from a callback is untrusted: it is checked before any use, may not name an arbitrary host, and
+    takes precedence over the integration's.
     """
 
-    pattern: str | None = None
+    pattern: AnchoredPattern | None = None
     enum: tuple[str, ...] | None = None
     kind: Literal["text", "arbitrary_host"] = "text"
     default: str | None = None
     normalise: tuple[Literal["lower", "underscore_to_hyphen", "host_of_origin"], ...] = ()
     source: Literal["integration", "callback", "post_auth_lookup"] = "integration"
-    callback_param: ParamName | None = None  # what it is called in the callback; None: by its own name
+    callback_param: ParamName | None = None  # its name in the callback, if it is another
     description: str = ""
 
     @model_validator(mode="after")
-    def _one_rule(self) -> Self:
+    def _check_rule(self) -> Self:
         rules = [self.pattern is not None, self.enum is not None, self.kind == "arbitrary_host"]
         if sum(rules) != 1:
             raise ValueError("needs exactly one of pattern, enum, kind: arbitrary_host")
-        if self.pattern is not None:
-            _check_pattern(self.pattern)
         if self.default is not None and self.problem(self.default):
             raise ValueError("its default doesn't meet its own rule")
         if self.source != "integration" and self.kind == "arbitrary_host":
-            raise ValueError("may not name any host: whoever sent the browser wrote it")
+            raise ValueError("may not name an arbitrary host, since the callback is untrusted")
         if self.callback_param is not None and self.source != "callback":
             raise ValueError("has a callback_param, and its source is not the callback")
         return self
@@ -55,7 +53,7 @@ class TemplateParam(SpecPart):
         return value.replace("_", "-") if "underscore_to_hyphen" in self.normalise else value
 
     def allows(self, char: str) -> bool:
-        """Whether a value may have this character: then it may be no part of a host."""
+        """Whether the pattern names this character literally."""
         return self.pattern is not None and char in self.pattern
 
     def problem(self, value: str) -> str | None:
@@ -63,17 +61,9 @@ class TemplateParam(SpecPart):
         if not value or len(value) > 253 or not value.isascii() or not value.isprintable():
             return "must be 1 to 253 printable ASCII characters"
         if any(bad in value for bad in "\\?#@%{}") or any(c in value and not self.allows(c) for c in "/ "):
-            return "must not hold \\ ? # @ % { }, nor / or a space that its rule doesn't name"
+            return "must not hold \\ ? # @ % { }, nor a / or a space that its pattern doesn't name"
         if self.enum is not None:
             return None if value in self.enum else f"must be one of {', '.join(self.enum)}"
-        pattern = self.pattern if self.pattern is not None else _HOST
-
-        return None if re.fullmatch(pattern, value) else f"must match {pattern}"
-
-
-def _check_pattern(pattern: str) -> None:
-    try:
-        check_pattern(pattern)
-        re.compile(pattern)
-    except (BadPattern, re.error) as error:
-        raise ValueError(f"its pattern {error}") from None
+        if self.pattern is not None:
+            return None if matches(self.pattern, value) else f"must match {self.pattern}"
+        return None if _HOST.fullmatch(value) else "must be a host name"
