@@ -34,7 +34,10 @@ def problem(text: str) -> str:
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ("acces_params: {}", "acces_params: is no field; docs/reference/provider.schema.json lists the fields"),
+        (
+            "acces_params: {}",
+            "acces_params: is no field; docs/reference/provider.schema.json lists the fields",
+        ),
         ("token_endpiont: x", "token_endpiont: is no field; token_endpoint is one"),
         ("expires_in_path: x", "expires_in_path: is no field by itself; response.expires_in_path is one"),
         ("response: {pkce: required}", "response.pkce: is no field of response; pkce is one by itself"),
