@@ -11,18 +11,18 @@ import pytest_asyncio
 
 from evergrant_server.temporal_link.namespace import prepare_namespace
 from tests.fakes.databases import lent, postgres_server  # noqa: F401  # a fixture
-from tests.fakes.installation import Installation, installation
-from tests.fakes.scripted_provider import ScriptedProvider
+from tests.fakes.platform.installation import Installation, installation
+from tests.fakes.providers.scripted_provider import ScriptedProvider
 from tests.fakes.temporal import running_temporal
 
 KINDS = ("sqlite", "postgresql")
 ON_BOTH = {
-    "test_elsewhere",
-    "test_one_connection",
-    "test_review_takeover",
+    "test_external_revocation",
+    "test_misbehaving_provider",
+    "test_takeover",
     "test_revocation",
     "test_store_restored",
-    "test_webhook_rounds",
+    "test_delivery_rounds",
 }
 """What leans on a database's own ways: compare-and-set, queues, queries over many rows."""
 

@@ -17,9 +17,9 @@ from evergrant_server.store import Store
 from examples.demo.subject import Subject
 from examples.demo.waiting import wait_until
 from tests.fakes.certificates import OwnCertificate, own_certificate
-from tests.fakes.oauth1_server import OAuth1Server
-from tests.fakes.processes import RunningPlatform
-from tests.fakes.scripted_provider import Call, ScriptedProvider, html
+from tests.fakes.platform.processes import RunningPlatform
+from tests.fakes.providers.oauth1_server import OAuth1Server
+from tests.fakes.providers.scripted_provider import Call, ScriptedProvider, html
 
 Secrets = dict[str, list[str | bytes]]
 

@@ -34,11 +34,11 @@ from examples.demo.waiting import WaitTimedOut, wait_until
 from providers.requests.client import OAuthClient
 from providers.responses.raw_reply import RawReply
 from tests.fakes.certificates import loopback_tls
-from tests.fakes.oauth1_server import OAuth1Server
+from tests.fakes.events.webhook_receiver import Receiver
 from tests.fakes.otlp import Received, running_receiver
-from tests.fakes.processes import RunningPlatform, running_platform
-from tests.fakes.receiver import Receiver
-from tests.fakes.scripted_provider import ScriptedProvider, ok, raw
+from tests.fakes.platform.processes import RunningPlatform, running_platform
+from tests.fakes.providers.oauth1_server import OAuth1Server
+from tests.fakes.providers.scripted_provider import ScriptedProvider, ok, raw
 from tests.fakes.temporal import running_temporal
 from tests.security.canaries import decoded, dump, files, forms, hits, keys_of
 from tests.security.canary_flows import ManyFlows, OtherLives

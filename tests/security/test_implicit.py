@@ -20,7 +20,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.consent import ConsentKind, ConsentStatus
 from evergrant_server.core.errors import ErrorCode, Failure
 from tests.fakes.api import Api
-from tests.fakes.transmitter import id_token
+from tests.fakes.events.transmitter import id_token
 from tests.fakes.visitor import Visitor
 from tests.security.test_callback import ISSUER, Started, an_integration, assert_refused
 

@@ -19,7 +19,7 @@ from providers.responses.additional_tokens import additional_token_sets
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import read_tokens
 from tests.fakes.api import OTHER, TENANT, Api
-from tests.fakes.security_events import (
+from tests.fakes.events.security_events import (
     HEARD,
     REFRESH,
     TRANSMITTER,
@@ -31,7 +31,7 @@ from tests.fakes.security_events import (
     unix,
     world,
 )
-from tests.fakes.transmitter import (
+from tests.fakes.events.transmitter import (
     ISSUER,
     SESSIONS_REVOKED,
     TOKEN_REVOKED,

@@ -21,10 +21,10 @@ from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.store import Store
 from tests.fakes.databases import migrated_sqlite, sqlite_url
-from tests.fakes.receiver import Receiver
+from tests.fakes.events.webhook_receiver import Receiver
+from tests.fakes.events.webhooks import listening, log_of
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import skipping_time
-from tests.fakes.webhooks import listening, log_of
 from tests.workflows.tellings import delivering, until_called
 
 ASKED = RequestContext(by="app:boss")

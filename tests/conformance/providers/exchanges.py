@@ -29,7 +29,7 @@ from providers.responses.additional_tokens import additional_token_sets
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import read_tokens
 from tests.conformance.providers.lifted import lifted
-from tests.fakes.scripted_provider import Call, ScriptedProvider, raw
+from tests.fakes.providers.scripted_provider import Call, ScriptedProvider, raw
 from tests.unit.providers.definitions import NOW, an_integration
 
 KEY = ClientKey(private=Secret(json.dumps(RSAKey.generate_key(2048).as_dict(private=True))))

@@ -36,7 +36,7 @@ from tests.conformance.providers.exchanges import (
     raw_reply,
     send,
 )
-from tests.fakes.scripted_provider import ScriptedProvider
+from tests.fakes.providers.scripted_provider import ScriptedProvider
 
 GUIDE = DOCS / "guide" / "adding-a-provider.md"
 VECTORS = Path(__file__).parent / "vectors"

@@ -22,7 +22,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store
 from tests.conformance.store.samples import ACME, a_connection, a_grant, added, an_integration, some_tokens
 from tests.fakes.databases import NOW
-from tests.fakes.transmitter import id_token
+from tests.fakes.events.transmitter import id_token
 
 ANOTHER = IntegrationId("int_1111111111111111111111")
 

@@ -24,7 +24,7 @@ from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
 from tests.conformance.store.samples import granted
 from tests.fakes.databases import NOW
-from tests.fakes.webhooks import SECRET, TENANT, a_webhook, listening, log_of, reread
+from tests.fakes.events.webhooks import SECRET, TENANT, a_webhook, listening, log_of, reread
 
 URL = "https://hooks.example.com/in"
 ASKED = RequestContext(by="app:boss")

@@ -1,4 +1,4 @@
-// panva's oidc-provider on a free port of loopback, for end-to-end tests (tests/fakes/oidc_provider.py).
+// panva's oidc-provider on a free port of loopback, for end-to-end tests (tests/fakes/providers/oidc_provider.py).
 // Anybody may register a client (RFC 7591) and log in as anybody. It remembers what it was asked at
 // its OAuth endpoints, and forgets everything when it ends.
 //

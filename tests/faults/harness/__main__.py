@@ -12,12 +12,12 @@ from pathlib import Path
 from statistics import median
 
 from evergrant_server.process_exit import exit_process
-from tests.faults.harness.chaos import run
-from tests.faults.harness.plan import plan
+from tests.faults.harness.random_run.plan import plan
+from tests.faults.harness.random_run.run import run
 from tests.faults.harness.report import run_report, table_report
-from tests.faults.harness.table import Table
-from tests.faults.harness.walk import Case
-from tests.faults.harness.walking import Walked, walk_table
+from tests.faults.harness.table.case_run import Case
+from tests.faults.harness.table.cases import Table
+from tests.faults.harness.table.table_run import Walked, walk_table
 
 
 def say(line: str) -> None:

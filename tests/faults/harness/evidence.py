@@ -3,9 +3,9 @@
 import time
 from datetime import UTC, datetime
 
-from tests.faults.harness.ground import End
+from tests.faults.harness.database import End
 from tests.faults.harness.provider import Use
-from tests.faults.harness.site_processes import Installation
+from tests.faults.harness.random_run.processes import Installation
 
 _LAST = 16
 _OF_ATTEMPTS = """

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Any
 
-from tests.fakes.scripted_provider import Call, Family, ScriptedProvider
+from tests.fakes.providers.scripted_provider import Call, Family, ScriptedProvider
 
 GRACE_S = 60.0
 

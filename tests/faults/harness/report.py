@@ -3,10 +3,10 @@
 from collections import Counter
 from statistics import median
 
-from tests.faults.harness.chaos import Ran
-from tests.faults.harness.judge import Verdict
-from tests.faults.harness.plan import told
-from tests.faults.harness.walking import Walked
+from tests.faults.harness.random_run.plan import told
+from tests.faults.harness.random_run.run import Ran
+from tests.faults.harness.table.judge import Verdict
+from tests.faults.harness.table.table_run import Walked
 
 _WORDS = {"die": "process killed", "stop": "process stopped", "lost": "answer lost", "cut": "activity cut"}
 

@@ -11,18 +11,8 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from tests.fakes.api import TENANT, Api
-from tests.fakes.security_events import (
-    PUT,
-    TRANSMITTER,
-    granted,
-    push,
-    state,
-    unix,
-    world,
-)
-from tests.fakes.transmitter import (
-    ISSUER,
-)
+from tests.fakes.events.security_events import PUT, TRANSMITTER, granted, push, state, unix, world
+from tests.fakes.events.transmitter import ISSUER
 
 
 async def test_nobody_without_the_admin_permit_configures_a_receiver(api: Api):

@@ -12,7 +12,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress, EgressPolicy
 from providers.requests.client import OAuthClient
 from providers.requests.sender import Sender, SendFailed
-from tests.fakes.scripted_provider import Call, ScriptedProvider, raw
+from tests.fakes.providers.scripted_provider import Call, ScriptedProvider, raw
 from tests.unit.providers.definitions import spec_like
 
 CODE, VERIFIER, TOKEN = Secret("c0de"), Secret("v" * 43), Secret("rt-1")

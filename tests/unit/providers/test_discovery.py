@@ -9,7 +9,7 @@ from evergrant_server.core.access import Endpoints
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.egress import Egress, EgressPolicy
 from providers.registration.discovery import discover, document_urls, weakening_changes
-from tests.fakes.scripted_provider import ScriptedProvider, drop, html, raw, status
+from tests.fakes.providers.scripted_provider import ScriptedProvider, drop, html, raw, status
 
 
 def egress_to(idp: ScriptedProvider) -> Egress:

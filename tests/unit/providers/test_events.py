@@ -13,7 +13,7 @@ from evergrant_server.core.secret import Secret
 from providers.events import VERIFIERS, EventRejected, EventRequest, EventTrust, VerifiedEvents
 from providers.events.base import hmac_hex
 from providers.events.keys import parse_jwks
-from tests.fakes.transmitter import Transmitter
+from tests.fakes.events.transmitter import Transmitter
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 UNIX = str(int(NOW.timestamp()))

@@ -19,7 +19,7 @@ from providers.requests.callback import read_callback
 from providers.requests.client import OAuthClient
 from providers.requests.sender import RawReply, Sender, SendFailed
 from providers.responses.token_response import read_introspection, read_revocation, read_tokens
-from tests.fakes.scripted_provider import (
+from tests.fakes.providers.scripted_provider import (
     ScriptedProvider,
     delay,
     drop,

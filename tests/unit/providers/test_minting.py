@@ -26,7 +26,7 @@ from providers.requests.client_grants import (
 )
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import read_tokens
-from tests.fakes.other_grants import OtherGrants
+from tests.fakes.providers.client_grants import OtherGrants
 from tests.unit.providers.definitions import spec_like
 from tests.unit.providers.test_flows import Talk
 

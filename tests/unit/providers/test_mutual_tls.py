@@ -26,7 +26,7 @@ from providers.requests.client_grants import ClientGrantInput, client_grant_requ
 from providers.requests.sender import Sender, SendFailed
 from providers.responses.raw_reply import RawReply
 from tests.fakes.certificates import LoopbackTls, OwnCertificate, loopback_tls, own_certificate
-from tests.fakes.scripted_provider import ScriptedProvider, raw
+from tests.fakes.providers.scripted_provider import ScriptedProvider, raw
 from tests.unit.providers.definitions import an_integration, spec_like
 
 NOW = datetime.now(UTC)

@@ -20,7 +20,7 @@ from providers.requests.dpop import dpop_proof, nonce_in, require_dpop_algorithm
 from providers.requests.sender import Sender, SendFailed
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import read_tokens
-from tests.fakes.scripted_provider import ScriptedProvider, raw
+from tests.fakes.providers.scripted_provider import ScriptedProvider, raw
 from tests.unit.providers.definitions import a_grant, an_integration, spec_like
 
 AT = datetime(2026, 5, 1, tzinfo=UTC)

@@ -1,0 +1,42 @@
+"""The benchmarks run and print every row. What the figures are is no business of a test."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+from bench import report
+
+ROOT = Path(__file__).parents[3]
+LIMIT_S = 120  # a bench that hangs, not one that is slow
+
+
+async def test_a_quick_run_prints_every_row() -> None:
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "bench", "--quick", cwd=ROOT, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        out, _ = await asyncio.wait_for(child.communicate(), LIMIT_S)
+    finally:
+        if child.returncode is None:
+            child.terminate()
+            await child.wait()
+    assert child.returncode == 0
+    tables = _tables(out.decode())
+    databases = [(store, clients) for store in ("SQLite", "PostgreSQL") for clients in ("16", "64")]
+    assert [(row["store"], row["clients"]) for row in tables[report.LEASES]] == databases
+    assert [(row["store"], row["callers"]) for row in tables[report.AUDIT]] == databases
+    assert [row["callers"] for row in tables[report.REFRESHES]] == ["16"]
+    assert all(float(row["ratio"]) > 0 for rows in tables.values() for row in rows)
+    (refresh,) = tables[report.REFRESHES]
+    assert float(refresh["history events a refresh"]) > 0
+
+
+def _tables(text: str) -> dict[str, list[dict[str, str]]]:
+    """Rows by their column names, for each table's title."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for title in (report.LEASES, report.AUDIT, report.REFRESHES):
+        _, _, rest = text.partition(f"{title}\n\n")
+        lines = rest.partition("\n\n")[0].splitlines()
+        header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+        found[title] = [dict(zip(header, row, strict=True)) for row in rows]
+    return found

@@ -1,0 +1,352 @@
+"""Mistakes in settings, keys, database, Temporal and checkout: each is answered with its repair.
+
+One message that names what is wrong and what to do, the right exit status (1 failed with a code,
+2 wrong usage or settings), no traceback, and nothing half-written. The table is `seeded`.
+"""
+
+import asyncio
+import json
+import shutil
+import socket
+import sqlite3
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import asyncpg
+import httpx2
+import pytest
+import pytest_asyncio
+
+from evergrant_server.core.access import Integration
+from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.ids import IntegrationId, Tenant, new_id
+from evergrant_server.core.secret import Secret
+from evergrant_server.crypto import KeyRing, Role
+from evergrant_server.store import Store
+from tests.fakes.databases import Postgres, migrated_sqlite, postgres, sqlite_url
+from tests.fakes.platform.command_errors import COMMAND, IN_SETTINGS, ROOT, Mistake, Told, carried_out
+from tests.fakes.ports import free_port
+from tests.fakes.temporal import TemporalServer, running_temporal
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+TOGETHER = 2  # how many run at a time
+SERVER_URL = "EVERGRANT_DATABASE_URL"
+
+
+class Place:
+    """Folders with a sound installation each, to be spoilt in one way."""
+
+    def __init__(self, root: Path, temporal: TemporalServer, server: Postgres) -> None:
+        self.root = root
+        self.temporal = temporal
+        self.server = server
+
+    async def sound(self, name: str) -> Path:
+        """Keys, and a database with the newest schema and one sealed value."""
+        folder = self.root / name
+        folder.mkdir(mode=0o700)
+        KeyRing.create(folder / "keys.json")
+        await migrated_sqlite(folder)
+        return folder
+
+    async def filled(self, name: str) -> Path:
+        folder = await self.sound(name)
+        ring = KeyRing.open(folder / "keys.json", Role.WORKER)
+        store = await Store.open(sqlite_url(folder), ring, SystemClock())
+        now = datetime.now(UTC)
+        integration = Integration(
+            tenant=Tenant("default"), id=IntegrationId(new_id("int")), name="crm", provider="github",
+            client_id="c", created_at=now, changed_at=now,
+        )  # fmt: skip
+        async with store.write() as tx:
+            await tx.integrations.put(integration, Secret("the client's secret"), expected=None)
+        await store.close()
+        return folder
+
+
+async def keys(place: Place) -> AsyncIterator[tuple[Mistake, Path]]:
+    folder = await place.sound("no-keys")
+    (folder / "keys.json").unlink()
+    yield Mistake("no key file", "serve", 1, (f"{folder}/keys.json", "keys create")), folder
+
+    folder = await place.sound("open-keys")
+    (folder / "keys.json").chmod(0o640)
+    yield Mistake("a key file that a group reads", "worker", 1, (f"chmod 600 {folder}/keys.json",)), folder
+
+    folder = await place.sound("short-keys")
+    whole = (folder / "keys.json").read_bytes()
+    (folder / "keys.json").write_bytes(whole[: len(whole) // 2])
+    yield Mistake("a truncated key file", "serve", 1, (f"{folder}/keys.json", "malformed", "backup")), folder
+
+    for command in ("serve", "worker"):
+        folder = await place.filled(f"other-keys-{command}")
+        (folder / "keys.json").unlink()
+        KeyRing.create(folder / "keys.json")
+        said = ("key_unavailable", "doesn't open this database's keys", "EVERGRANT_KEY_FILE")
+        yield Mistake(f"another database's keys, {command}", command, 1, said), folder
+
+    folder = await place.sound("api-keys")
+    KeyRing.open(folder / "keys.json", Role.OPERATOR).export(folder / "api.json", Role.API)
+    env = {"EVERGRANT_KEY_FILE": str(folder / "api.json")}
+    yield (
+        Mistake("the API's key file given to a worker", "worker", 1, ("refresh lane", "full key file"), env),
+        folder,
+    )
+    yield (
+        Mistake("rotating the API's key file", "keys rotate lease", 1, ("full key file",), env),
+        folder,
+    )
+    yield Mistake("an unknown lane", "keys rotate tokens", 2, ("tokens", "lease, refresh, intake")), folder
+    yield Mistake("keys made twice", "keys create", 1, ("exists already", "keys.json")), folder
+
+
+async def databases(place: Place) -> AsyncIterator[tuple[Mistake, Path]]:
+    for name, version, repair in (
+        ("newer", "9999", "newer server"),
+        ("older", "0001", "python -m evergrant_server db upgrade"),
+    ):
+        folder = await place.sound(name)
+        with closing(sqlite3.connect(folder / "evergrant.db")) as database, database:
+            database.execute("UPDATE alembic_version SET version_num = ?", (version,))
+        said = ("schema_mismatch", version, repair)
+        yield Mistake(f"a database from a server that is {name}", "serve", 1, said), folder
+
+    folder = await place.sound("empty")
+    (folder / "evergrant.db").unlink()
+    yield Mistake("no database yet", "worker", 1, ("empty", "python -m evergrant_server db upgrade")), folder
+
+    folder = await place.sound("no-sqlite")
+    (folder / "evergrant.db").write_bytes(b"something else entirely, for long enough. " * 40)
+    yield Mistake("a file that is no database", "serve", 1, ("no SQLite database", SERVER_URL)), folder
+
+    folder = await place.sound("postgresql")
+    for name, url, said in (
+        ("no server there", f"postgresql+asyncpg://evergrant@127.0.0.1:{free_port()}/x", "nothing listens"),
+        ("a wrong password", await _refusing(place.server), "refused the user or the password"),
+        ("no such database", place.server.url("nowhere"), "no database of that name"),
+    ):
+        yield (
+            Mistake(name, "db upgrade", 1, ("store_unavailable", said, SERVER_URL), {SERVER_URL: url}),
+            folder,
+        )
+
+    folder = await place.sound("twice")
+    await carried_out(Mistake("", "keys bootstrap", 0, ()), folder)
+    yield Mistake("bootstrap twice", "keys bootstrap", 1, ("already_exists", "bootstrap --again")), folder
+
+    (place.root / "file").write_text("not a folder")
+    env = {"EVERGRANT_DATA_DIR": str(place.root / "file/data")}
+    yield (
+        Mistake("a data folder that can't be written", "keys create", 1, ("file/data", "can't be"), env),
+        folder,
+    )
+
+
+async def _refusing(server: Postgres) -> str:
+    """A URL whose user must give a password, and gives another."""
+    folder = Path(str(server.url("x").partition("host=")[2]))
+    rules = folder / "pg_hba.conf"
+    rules.write_text("local all guarded scram-sha-256\n" + rules.read_text())
+    await server.admin("CREATE ROLE guarded LOGIN PASSWORD 'right'", "SELECT pg_reload_conf()")
+    return server.url("postgres").replace("postgres@", "guarded:wrong@")
+
+
+async def temporals(place: Place) -> AsyncIterator[tuple[Mistake, Path]]:
+    folder = await place.sound("temporal")
+    here, address = place.temporal.address, "EVERGRANT_TEMPORAL_ADDRESS"
+    nowhere = {address: f"127.0.0.1:{free_port()}"}
+    for command in ("worker", "reconcile"):
+        yield (
+            Mistake(f"no Temporal, {command}", command, 1, ("temporal_unavailable", address), nowhere),
+            folder,
+        )
+    env = {address: here, "EVERGRANT_TEMPORAL_NAMESPACE": "nowhere"}
+    yield Mistake("no such namespace", "worker", 1, ("nowhere doesn't exist", "db upgrade"), env), folder
+    env = {address: here}
+    said = ("search attributes", "EvergrantTenant", "db upgrade")
+    yield Mistake("search attributes missing", "worker", 1, said, env), folder
+    yield (
+        Mistake(
+            "closed runs kept for a day", "doctor -o json", 1, ("24 h", "db upgrade"), env, wrong="retention"
+        ),
+        folder,
+    )
+    yield (
+        Mistake("nobody works", "doctor -o json", 1, ("evergrant_server worker",), env, wrong="workers"),
+        folder,
+    )
+    env = {"EVERGRANT_TEMPORAL_PROFILE": "staging"}
+    yield Mistake("an unknown profile", "worker", 2, ("EVERGRANT_TEMPORAL_PROFILE", "staging"), env), folder
+
+    url = await place.server.fresh()
+    await _in_database(
+        place.server, url,
+        "CREATE FUNCTION public.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS "
+        "$$SELECT pg_catalog.clock_timestamp() + interval '5 min'$$",
+        f"ALTER DATABASE {url.partition('?')[0].rpartition('/')[2]} SET search_path = public, pg_catalog",
+    )  # fmt: skip
+    said = ("300", "ahead of", "timedatectl")
+    yield (
+        Mistake(
+            "a clock that is wrong", "doctor -o json", 1, said, {SERVER_URL: url}, wrong="clock, database"
+        ),
+        folder,
+    )
+
+
+async def _in_database(server: Postgres, url: str, *statements: str) -> None:
+
+    connection = await asyncpg.connect(
+        host=url.partition("host=")[2], user="postgres", database=url.partition("?")[0].rpartition("/")[2]
+    )
+    for statement in statements:
+        await connection.execute(statement)
+    await connection.close()
+
+
+async def checkouts(place: Place) -> AsyncIterator[tuple[Mistake, Path]]:
+    folder = await place.sound("checkout")
+    foreign = place.root / "site-packages"
+    (foreign / "workflows").mkdir(parents=True)
+    (foreign / "workflows/__init__.py").write_text('"""Somebody else\'s."""\n')
+    env = {"PYTHONPATH": f"{foreign}:{ROOT}"}
+    said = ("'workflows'", str(foreign / "workflows"), "PYTHONPATH")
+    yield Mistake("somebody else's workflows", "worker", 2, said, env, python=("-P",)), folder
+
+    copy = place.root / "copy"
+    for name in ("evergrant_server", "workflows", "activities", "providers", "migrations"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "providers/catalog/acme.yaml").write_text("name: acme\ntoken_endpoint: not a url\n")
+    said = ("acme", "acme.yaml", "token")
+    yield Mistake("a malformed provider", "serve", 1, said, cwd=copy), folder
+
+
+@asynccontextmanager
+async def _taken() -> AsyncIterator[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Mistake, Told]]:
+    """Every mistake carried out, two at a time."""
+    root, turn = tmp_path_factory.mktemp("mistakes"), asyncio.Semaphore(TOGETHER)
+
+    async def answer(mistake: Mistake, folder: Path) -> tuple[Mistake, Told]:
+        async with turn:
+            return mistake, await carried_out(mistake, folder)
+
+    (root / "temporal-data").mkdir()
+    async with AsyncExitStack() as stack:
+        temporal = await stack.enter_async_context(running_temporal(root / "temporal-data"))
+        await temporal.keep_closed_runs(timedelta(days=1))
+        port = await stack.enter_async_context(_taken())
+        place = Place(root, temporal, postgres())
+        settings = await place.sound("settings")
+        table = [(mistake, settings) for mistake in IN_SETTINGS]
+        table += [
+            (
+                Mistake(
+                    "a port in use", f"serve --port {port}", 2, ("EVERGRANT_PORT", str(port), "another port")
+                ),
+                settings,
+            )
+        ]
+        for seed in (keys, databases, temporals, checkouts):
+            table += [row async for row in seed(place)]
+        told = await asyncio.gather(*(answer(mistake, folder) for mistake, folder in table))
+    return {mistake.name: (mistake, it) for mistake, it in told}
+
+
+Answers = dict[str, tuple[Mistake, Told]]
+
+
+async def test_the_table_is_long_enough(answers: Answers) -> None:
+    assert len(answers) >= 35
+
+
+async def test_each_has_its_exit_status(answers: Answers) -> None:
+    wrong = {
+        name: (it.status, it.err) for name, (mistake, it) in answers.items() if it.status != mistake.status
+    }
+    assert wrong == {}
+
+
+async def test_each_names_what_is_wrong_and_the_repair(answers: Answers) -> None:
+    silent = {}
+    for name, (mistake, told) in answers.items():
+        text = _finding(mistake, told) if mistake.wrong else told.err
+        if missing := [words for words in mistake.says if words not in text]:
+            silent[name] = (missing, text)
+    assert silent == {}
+
+
+async def test_each_is_one_message_without_a_traceback(answers: Answers) -> None:
+    noisy = {}
+    for name, (mistake, told) in answers.items():
+        lines = told.err.splitlines()
+        one = (
+            not lines
+            if mistake.wrong
+            else bool(lines) and lines[0].startswith("evergrant: ") and len(lines) <= 3
+        )
+        if not one or "Traceback" in told.err + told.out:
+            noisy[name] = told.err
+    assert noisy == {}
+
+
+async def test_none_leaves_anything_half_written(answers: Answers) -> None:
+    left = {name: it.after ^ it.before for name, (_, it) in answers.items() if it.after != it.before}
+    assert left == {}
+
+
+async def test_the_doctor_fails_the_check_that_is_meant(answers: Answers) -> None:
+    diagnosed = [(mistake, told) for mistake, told in answers.values() if mistake.wrong]
+    assert diagnosed
+    for mistake, told in diagnosed:
+        found = {it["check"]: it["ok"] for it in json.loads(told.out)}
+        assert found[mistake.wrong] is False
+        assert found["key file"] is found["database"] is found["migrations"] is True, "one hides another"
+
+
+async def test_two_apis_on_one_port(tmp_path: Path) -> None:
+    await migrated_sqlite(tmp_path)
+    KeyRing.create(tmp_path / "keys.json")
+    port = free_port()
+    said = ("EVERGRANT_PORT", str(port), "another port")
+    second = Mistake("two APIs", f"serve --port {port}", 2, said)
+    async with _serving(tmp_path, port):
+        told = await carried_out(second, tmp_path)
+    assert told.status == 2
+    assert [words for words in said if words not in told.err] == []
+
+
+@asynccontextmanager
+async def _serving(folder: Path, port: int) -> AsyncIterator[None]:
+    """An API that answers on this port."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, *COMMAND, "serve", "--data-dir", str(folder), "--port", str(port), cwd=ROOT,
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(30), httpx2.AsyncClient(trust_env=False) as http:
+            while True:
+                with suppress(httpx2.HTTPError):
+                    if (await http.get(f"http://127.0.0.1:{port}/livez")).status_code == 200:
+                        break
+                assert child.returncode is None
+                await asyncio.sleep(0.05)
+        yield
+    finally:
+        child.terminate()
+        await child.wait()
+
+
+def _finding(mistake: Mistake, told: Told) -> str:
+    found = {it["check"]: it for it in json.loads(told.out)}
+    return f"{found[mistake.wrong]['detail']} -> {found[mistake.wrong]['repair']}"

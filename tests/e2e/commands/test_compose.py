@@ -1,0 +1,142 @@
+"""What docker-compose.yml says our services run, run here: from an empty database to a lease."""
+
+import json
+import stat
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from examples.demo.evergrant_api import EvergrantApi
+from examples.demo.subject import Subject
+from examples.demo.waiting import wait_until
+from tests.fakes.databases import postgres
+from tests.fakes.platform.compose import Compose, Running
+from tests.fakes.ports import free_port
+from tests.fakes.providers.scripted_provider import ScriptedProvider
+from tests.fakes.temporal import TemporalServer, running_temporal
+
+
+@dataclass
+class Site:
+    compose: Compose
+    temporal: TemporalServer
+    folder: Path
+    port: int
+
+    def own(self, service: str) -> dict[str, str]:
+        """The data folder that the image gives a service, which no setting of the file names."""
+        return {"EVERGRANT_DATA_DIR": str(self.folder / f"data-{service}")}
+
+
+@asynccontextmanager
+async def site(folder: Path, idp: ScriptedProvider) -> AsyncIterator[Site]:
+    """PostgreSQL and Temporal as the file's services find them, and the volumes as folders."""
+    server, port = postgres(), free_port()
+    url = await server.fresh(migrated=False)
+    for name in ("keys/worker", "keys/api", "secrets"):
+        (folder / name).mkdir(mode=0o700, parents=True)
+    async with running_temporal(folder) as temporal:
+        replaced = {
+            "evergrant@postgres/evergrant": "evergrant@" + url.partition("@")[2],
+            "temporal:7233": temporal.address,
+            "/run/evergrant": str(folder / "secrets"),
+            "/keys/": f"{folder}/keys/",
+            "0.0.0.0": "127.0.0.1",
+            "localhost:8480": f"127.0.0.1:{port}",
+            "127.0.0.1:8480": f"127.0.0.1:{port}",
+            "8480": str(port),
+            "otel-collector:4318": f"127.0.0.1:{free_port()}",
+        }
+        compose = Compose(replaced, {"EVERGRANT_EGRESS_ALLOW": idp.allowance})
+        await compose.run("secrets")
+        password = (folder / "secrets/database-password").read_text()
+        database = url.partition("?")[0].rpartition("/")[2]
+        await server.admin(
+            f"CREATE ROLE evergrant LOGIN PASSWORD '{password}'",
+            f"ALTER DATABASE {database} OWNER TO evergrant",
+        )
+        try:
+            yield Site(compose, temporal, folder, port)
+        finally:
+            await server.drop(url)
+            await server.admin("DROP ROLE evergrant")
+
+
+async def test_the_services_of_the_file_serve_a_lease(tmp_path):
+    async with AsyncExitStack() as stack:
+        idp = await stack.enter_async_context(ScriptedProvider())
+        place = await stack.enter_async_context(site(tmp_path, idp))
+        first = await place.compose.run("init", extra=place.own("init"))
+        assert "search attributes, retention 365 d" in first
+        keys = (tmp_path / "keys/worker/keys.json").read_bytes()
+        await place.compose.run("init", extra=place.own("init"))
+        assert (tmp_path / "keys/worker/keys.json").read_bytes() == keys
+        started = [await _worker(place, stack, name) for name in ("worker-1", "worker-2")]
+        started.append(await _api(place, stack))
+        admin = await place.compose.run("worker-1", "keys", "bootstrap", extra=place.own("worker-1"))
+        await _lease(place, idp, admin.strip(), stack)
+        await _doctor_is_content(place)
+        assert [await process.stop() for process in started] == [0, 0, 0]
+
+
+async def test_init_gives_the_api_a_file_without_the_refresh_lane(tmp_path):
+    async with ScriptedProvider() as idp, site(tmp_path, idp) as place:
+        await place.compose.run("init", extra=place.own("init"))
+    full, api = (json.loads((tmp_path / f"keys/{who}/keys.json").read_text()) for who in ("worker", "api"))
+    assert set(full["lanes"]) - set(api["lanes"]) == {"refresh"}
+    assert stat.S_IMODE((tmp_path / "keys/api/keys.json").stat().st_mode) == 0o600
+
+
+async def _worker(place: Site, stack: AsyncExitStack, name: str) -> Running:
+    process = await place.compose.start(name, place.folder / f"{name}.log", place.own(name))
+    stack.push_async_callback(process.stop)
+    await process.says("worker ready")
+    return process
+
+
+async def _api(place: Site, stack: AsyncExitStack) -> Running:
+    own = place.own("api")
+    process = await place.compose.start("api", place.folder / "api.log", own)
+    stack.push_async_callback(process.stop)
+    await process.until(lambda: place.compose.healthy("api", own))
+    return process
+
+
+async def _lease(place: Site, idp: ScriptedProvider, admin_key: str, stack: AsyncExitStack) -> None:
+    """Integration, consent and lease, as an admin and a subject would."""
+    api = await stack.enter_async_context(EvergrantApi(f"http://127.0.0.1:{place.port}", admin_key))
+    body = {
+        "provider": "generic",
+        "issuer": idp.issuer,
+        "client_id": idp.client_id,
+        "client_secret": idp.client_secret,
+        "default_scopes": ["read"],
+    }
+    await api.put("/v1/integrations/crm", body)
+
+    async def discovered() -> bool | None:
+        return (await api.get("/v1/integrations/crm"))["state"] == "ready" or None
+
+    await wait_until(discovered, "the issuer's metadata", 30)
+    await api.put("/v1/apps/report", {})
+    permit = {"integration": "crm", "subjects": ["alice"], "actions": ["token", "connect"]}
+    await api.put("/v1/apps/report/permits/crm", permit)
+    key = (await api.post("/v1/apps/report/keys"))["key"]
+    app = await stack.enter_async_context(EvergrantApi(f"http://127.0.0.1:{place.port}", key))
+    connection = await app.post("/v1/connections", {"integration": "crm", "subject": "alice"})
+    async with Subject("alice", "") as alice:
+        await alice.consent(connection["connect_url"])
+    await app.state(connection["id"], "active", 30)
+    lease = await app.lease("crm", "alice")
+    assert idp.active(lease["access_token"])
+    assert (lease["generation"], lease["scopes"]) == (1, ["read"])
+
+
+async def _doctor_is_content(place: Site) -> None:
+    """In a worker's container and in the API's, which has no folder to write to and no refresh lane."""
+    for service in ("worker-1", "api"):
+        found = json.loads(await place.compose.run(service, "doctor", "-o", "json", extra=place.own(service)))
+        assert [it for it in found if not it["ok"]] == []
+    lanes = next(it["detail"] for it in found if it["check"] == "keys of the database")
+    assert "refresh" not in lanes

@@ -1,0 +1,99 @@
+"""A server's command run with one thing wrong: what it says, its status, and what it left behind."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+COMMAND = ("-m", "evergrant_server")
+_LIMIT_S = 45
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One row of the table. `says` names the setting or file, and the repair; `-` writes nothing."""
+
+    name: str
+    command: str
+    status: int
+    says: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    python: tuple[str, ...] = ()  # options of Python itself
+    cwd: Path = ROOT
+    wrong: str = ""  # for `doctor`: the one check that has to fail
+
+
+# each is found before anything is opened
+IN_SETTINGS = [
+    Mistake("an unknown log level", "serve", 2, ("EVERGRANT_LOG_LEVEL", "DEBUG, INFO"),
+            env={"EVERGRANT_LOG_LEVEL": "loud"}),
+    Mistake("a port that is no number", "serve", 2, ("EVERGRANT_PORT", "integer"),
+            env={"EVERGRANT_PORT": "http"}),
+    Mistake("a port out of range", "serve --port 99999", 2, ("EVERGRANT_PORT", "65535")),
+    Mistake("a flag's value of the wrong kind", "serve --port http", 2, ("--port", "serve --help")),
+    Mistake("an unknown flag", "serve --hots 127.0.0.1", 2, ("--hots", "--host", "serve --help")),
+    Mistake("an unknown command", "sevre", 2, ("sevre", "serve", "--help")),
+    Mistake("a missing argument", "keys rotate", 2, ("lane", "keys rotate --help")),
+    Mistake("a misspelt setting", "db current", 2,
+            ("EVERGRANT_DATABSE_URL", "did you mean EVERGRANT_DATABASE_URL"),
+            env={"EVERGRANT_DATABSE_URL": "postgresql+asyncpg://evergrant@db/evergrant"}),
+    Mistake("plain http on a public host", "serve", 2, ("EVERGRANT_PUBLIC_URL", "https://auth.example.com"),
+            env={"EVERGRANT_PUBLIC_URL": "http://auth.example.com"}),
+    Mistake("a public URL with a path", "serve", 2, ("EVERGRANT_PUBLIC_URL", "without a path"),
+            env={"EVERGRANT_PUBLIC_URL": "https://example.com/evergrant"}),
+    Mistake("an egress allowance without a port", "worker", 2,
+            ("EVERGRANT_EGRESS_ALLOW", "10.0.0.7", "host:port"),
+            env={"EVERGRANT_EGRESS_ALLOW": "10.0.0.7"}),
+    Mistake("a database of another kind", "db upgrade", 2, ("EVERGRANT_DATABASE_URL", "postgresql+asyncpg://"),
+            env={"EVERGRANT_DATABASE_URL": "mysql://evergrant@db/evergrant"}),
+    Mistake("a Temporal address that is a URL", "worker", 2, ("EVERGRANT_TEMPORAL_ADDRESS", "host:port"),
+            env={"EVERGRANT_TEMPORAL_ADDRESS": "https://temporal:7233"}),
+    Mistake("a duration in words", "serve", 2, ("EVERGRANT_HISTORY_RETENTION", "seconds", "P365D"),
+            env={"EVERGRANT_HISTORY_RETENTION": "a year"}),
+    Mistake("a password file that isn't there", "db upgrade", 2,
+            ("EVERGRANT_DATABASE_PASSWORD_FILE", "/nowhere"),
+            env={"EVERGRANT_DATABASE_PASSWORD_FILE": "/nowhere",
+                 "EVERGRANT_DATABASE_URL": "postgresql+asyncpg://evergrant@db/evergrant"}),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Told:
+    status: int
+    out: str
+    err: str
+    before: frozenset[str]
+    after: frozenset[str]
+
+
+async def carried_out(mistake: Mistake, folder: Path) -> Told:
+    """Run it with `folder` as its data folder, unless the mistake says otherwise."""
+    inherited = {
+        name: it for name, it in os.environ.items() if not name.startswith(("EVERGRANT_", "TEMPORAL_"))
+    }
+    env = {**inherited, "EVERGRANT_DATA_DIR": str(folder), **mistake.env}
+    before = _files(folder)
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, *mistake.python, *COMMAND, *mistake.command.split(), cwd=mistake.cwd, env=env,
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        out, err = await asyncio.wait_for(child.communicate(), _LIMIT_S)
+    except TimeoutError:
+        child.kill()
+        out, err = await child.communicate()
+        err += b"\n(it went on instead of refusing)"
+    assert child.returncode is not None
+    return Told(child.returncode, out.decode(), err.decode(), before, _files(folder))
+
+
+def _files(folder: Path) -> frozenset[str]:
+    """What is there, but for what any start may leave: SQLite's companions, a worker's lock."""
+    return frozenset(
+        f"{path.relative_to(folder)} {path.stat().st_size}"
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.endswith(("-wal", "-shm")) and "journals" not in path.parts
+    )

@@ -1,0 +1,145 @@
+"""docker-compose.yml without an engine: its services' commands and environment, run as processes here.
+
+Host names and folders of the file are replaced by ones of this machine, and nothing else.
+"""
+
+import asyncio
+import json
+import os
+import re
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[3]
+
+
+class Compose:
+    """The file, with `given` as the environment of whoever types `docker compose up`."""
+
+    def __init__(self, replaced: Mapping[str, str], given: Mapping[str, str]) -> None:
+        self.document = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+        self._replaced = replaced
+        self._given = given
+
+    def environment(self, service: str) -> dict[str, str]:
+        """What the container would see, on this machine."""
+        own = {name: self._here(str(value)) for name, value in self._of(service)["environment"].items()}
+        python = str(Path(sys.executable).parent)  # the image's `python`
+        home = os.environ.get("HOME", "/")
+        return {"PATH": f"{python}:{os.defpath}", "HOME": home, "PYTHONUNBUFFERED": "1", **own}
+
+    def arguments(self, service: str) -> list[str]:
+        """The service's whole command line: its entrypoint, or the image's, and its command."""
+        entrypoint = self._of(service).get("entrypoint") or image_entrypoint()
+        return [self._here(part) for part in (*entrypoint, *self._of(service)["command"])]
+
+    def probe(self, service: str) -> list[str]:
+        """The command of its health check."""
+        kind, *command = self._of(service)["healthcheck"]["test"]
+        assert kind == "CMD"
+        return [self._here(part) for part in command]
+
+    def mounts(self, service: str) -> dict[str, str]:
+        """Volume by folder, with `:ro` where it is read-only."""
+        pairs = (it.partition(":") for it in self._of(service)["volumes"])
+        return {target.removesuffix(":ro"): source + target[len(target.removesuffix(":ro")) :]
+                for source, _, target in pairs}  # fmt: skip
+
+    async def run(self, service: str, *command: str, extra: Mapping[str, str] | None = None) -> str:
+        """Run a one-shot service (or another command of its image) to its end; returns what it printed."""
+        arguments = [*image_entrypoint(), *command] if command else self.arguments(service)
+        return await finished(arguments, {**self.environment(service), **(extra or {})})
+
+    async def start(self, service: str, log: Path, extra: Mapping[str, str]) -> "Running":
+        """Start a long-running service; `Running.until` waits for what says that it is ready."""
+        env = {**self.environment(service), **extra}
+        with log.open("wb") as output:
+            child = await asyncio.create_subprocess_exec(
+                *self.arguments(service), cwd=ROOT, env=env, stdin=asyncio.subprocess.DEVNULL,
+                stdout=output, stderr=output, start_new_session=True,
+            )  # fmt: skip
+        return Running(service, child, log)
+
+    async def healthy(self, service: str, extra: Mapping[str, str]) -> bool:
+        """Does its health check pass?"""
+        try:
+            await finished(self.probe(service), {**self.environment(service), **extra})
+        except AssertionError:
+            return False
+        return True
+
+    def _of(self, service: str) -> dict[str, Any]:
+        return {"environment": {}, **self.document["services"][service]}
+
+    def _here(self, text: str) -> str:
+        filled = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda it: self._given.get(it[1]) or it[2], text)
+        filled = filled.replace("$$", "$")
+        for there, here in self._replaced.items():
+            filled = filled.replace(there, here)
+        return filled
+
+
+class Running:
+    """A service's process, ended by its pid."""
+
+    def __init__(self, name: str, child: asyncio.subprocess.Process, log: Path) -> None:
+        self.name = name
+        self._child = child
+        self._log = log
+
+    async def until(self, ready: Callable[[], Awaitable[bool]], within_s: float = 60) -> None:
+        """Wait for `ready`. Raises AssertionError with the log when the process ends first."""
+        async with asyncio.timeout(within_s):
+            while not await ready():
+                assert self._child.returncode is None, f"{self.name} ended:\n{self.log()}"
+                await asyncio.sleep(0.1)
+
+    async def says(self, words: str) -> None:
+        """Wait until it has printed these words."""
+
+        async def said() -> bool:
+            return words in self.log()
+
+        await self.until(said)
+
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    async def stop(self, within_s: float = 30) -> int:
+        """SIGTERM, as compose sends it; returns the exit status."""
+        if self._child.returncode is None:
+            self._child.terminate()
+            try:
+                await asyncio.wait_for(self._child.wait(), within_s)
+            except TimeoutError:
+                self._child.kill()
+        return await self._child.wait()
+
+
+def image_entrypoint() -> list[str]:
+    """What the Dockerfile runs when a service says nothing else."""
+    found = re.search(
+        r"^ENTRYPOINT (\[.*\])$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert found is not None
+    return json.loads(found[1])
+
+
+async def finished(arguments: list[str], env: Mapping[str, str], within_s: float = 60) -> str:
+    """Run to the end and return its output. Raises AssertionError with its words when it fails."""
+    child = await asyncio.create_subprocess_exec(
+        *arguments, cwd=ROOT, env=dict(env), stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        out, err = await asyncio.wait_for(child.communicate(), within_s)
+    except BaseException:
+        child.kill()
+        await child.wait()
+        raise
+    assert child.returncode == 0, f"{arguments} ended with {child.returncode}:\n{(err + out).decode()}"
+    return out.decode()

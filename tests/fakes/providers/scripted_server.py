@@ -1,0 +1,176 @@
+"""The HTTP side of a scripted server: reads requests, remembers them, answers as its script says."""
+
+import asyncio
+import json
+import time
+from abc import ABC, abstractmethod
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import parse_qsl, urlsplit
+
+from tests.fakes.certificates import LoopbackTls
+from tests.fakes.providers.scripted_answers import Answer, ok, written
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request as it came."""
+
+    endpoint: str
+    method: str
+    target: str
+    headers: dict[str, str]
+    body: bytes
+    params: dict[str, str]
+    at: float = field(default_factory=time.monotonic)
+
+
+class ScriptedServer(ABC):
+    """Listens on loopback while it is entered; what acting means is its subclass's."""
+
+    def __init__(self, path: str, tls: LoopbackTls | None) -> None:
+        self.tls = tls
+        self.aliases: dict[str, str] = {}  # another path -> the endpoint it is
+        self.calls: list[Call] = []
+        self._path = path
+        self._scripts: dict[str, deque[Answer]] = defaultdict(deque)
+        self._news = asyncio.Condition()
+        self._server: asyncio.Server | None = None
+        self._busy: set[asyncio.Task[Any]] = set()
+
+    @abstractmethod
+    def _act(self, call: Call) -> tuple[int, dict[str, str], dict[str, Any] | None]:
+        """Do what a request asks for: the reply's status, headers and JSON."""
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(
+            self._serve, "127.0.0.1", 0, ssl=self.tls.server if self.tls else None
+        )
+        self.port: int = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._busy:
+            task.cancel()
+        await asyncio.gather(*self._busy, return_exceptions=True)
+        await self._server.wait_closed()
+
+    @property
+    def allowance(self) -> str:
+        """What EgressPolicy(allow=…) needs to reach this server."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def origin(self) -> str:
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
+
+    @property
+    def issuer(self) -> str:
+        return self.origin + self._path
+
+    def url(self, endpoint: str) -> str:
+        """The URL of `authorize`, `token`, `revoke` or `introspect`."""
+        return f"{self.issuer}/{endpoint}"
+
+    def script(self, *answers: Answer, at: str = "token") -> None:
+        """Queue answers for an endpoint, in order."""
+        self._scripts[at].extend(answers)
+
+    def unscript(self, at: str = "token") -> int:
+        """Forget what is queued and nobody came for; returns how many answers that were."""
+        forgotten = len(self._scripts[at])
+        self._scripts[at].clear()
+        return forgotten
+
+    def count(self, endpoint: str, **params: str) -> int:
+        """How many requests came to an endpoint with these parameters."""
+        return sum(call.endpoint == endpoint and params.items() <= call.params.items() for call in self.calls)
+
+    async def until(self, endpoint: str, times: int = 1, timeout: float = 20) -> None:  # a test's own limit
+        """Wait until so many requests have arrived at an endpoint."""
+        async with asyncio.timeout(timeout), self._news:
+            await self._news.wait_for(lambda: self.count(endpoint) >= times)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._busy.add(task)
+        try:
+            call = await self._read(reader)
+            async with self._news:
+                self.calls.append(call)
+                self._news.notify_all()
+            reply = await self._reply(call, writer)
+            if reply is not None:
+                writer.write(reply)
+                await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # the client went away, as some tests make it
+        except asyncio.CancelledError:
+            pass  # this server goes: asyncio of 3.11 prints a traceback for a handler that says so
+        finally:
+            self._busy.discard(task)
+            writer.close()
+
+    async def _read(self, reader: asyncio.StreamReader) -> Call:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        first, *lines = head.split("\r\n")
+        method, target, _ = first.split(" ")
+        headers = {n.lower(): v.strip() for n, _, v in (line.partition(":") for line in lines if line)}
+        body = await reader.readexactly(int(headers.get("content-length", "0")))
+        parts = urlsplit(target)
+        params = dict(parse_qsl(parts.query, keep_blank_values=True))
+        if "json" in headers.get("content-type", ""):
+            params |= {name: str(value) for name, value in json.loads(body or b"{}").items()}
+        else:
+            params |= dict(parse_qsl(body.decode("latin-1"), keep_blank_values=True))
+        if ".well-known" in parts.path:
+            endpoint = "metadata"
+        else:
+            endpoint = parts.path.removeprefix(self._path).strip("/")
+            endpoint = self.aliases.get(endpoint, endpoint)
+        return Call(endpoint, method, target, headers, body, params)
+
+    async def _reply(self, call: Call, writer: asyncio.StreamWriter) -> bytes | None:
+        script = self._scripts[call.endpoint]
+        answer = script.popleft() if script else ok()
+        while answer.wait is not None and answer.wait_first:
+            await _waited(answer.wait)
+            answer = answer.then or ok()
+        code, headers, body = answer.status, dict(answer.headers), answer.body
+        if answer.acts:
+            code, acted, data = self._act(call)
+            headers = acted | headers
+            body = written(data, answer.fields)
+        if answer.wait is not None:
+            await _waited(answer.wait)
+        if not answer.answers:
+            return None
+        headers = {"Content-Length": str(len(body or b"")), "Connection": "close"} | headers
+        lines = [f"HTTP/1.1 {code} Scripted", *(f"{name}: {value}" for name, value in headers.items())]
+        reply = "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")
+        if answer.drips_s:
+            await _dripped(writer, reply, answer.drips_s)
+            return b""
+        return reply
+
+
+async def _dripped(writer: asyncio.StreamWriter, reply: bytes, over_s: float) -> None:
+    """Raises ConnectionError once the other end has gone away."""
+    for number in range(len(reply)):
+        writer.write(reply[number : number + 1])
+        await writer.drain()
+        await asyncio.sleep(over_s / len(reply))
+
+
+async def _waited(until: "asyncio.Event | float") -> None:
+    if isinstance(until, asyncio.Event):
+        await until.wait()
+    else:
+        await asyncio.sleep(until)

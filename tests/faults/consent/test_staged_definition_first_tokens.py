@@ -1,0 +1,248 @@
+"""A staged definition misreads the answer that brings a connection's first tokens: none is lost.
+
+An authorization code is used once, and so is the poll that a device code's approval answers.
+"""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from evergrant_server.core.access import Integration
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
+from evergrant_server.core.connections.device_code import DevicePoll
+from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.definition import Definition, DefinitionState, Rollout
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.ids import ConsentId, DefinitionId, IntegrationId, new_id
+from evergrant_server.core.messages.connection import GrantResult
+from evergrant_server.core.secret import Secret
+from tests.fakes.certificates import loopback_tls
+from tests.fakes.databases import migrated_sqlite, sqlite_url
+from tests.fakes.platform.installation import TENANT, Installation, installation
+from tests.fakes.providers.scripted_provider import Answer, ScriptedProvider, error, ok, raw, status
+from tests.faults.single_use.test_takeover import Activities
+
+MISREADS = {"response": {"access_token_path": "data.token"}}
+TOKENS = raw(
+    json.dumps({"access_token": "at-1", "token_type": "Bearer", "expires_in": 60}).encode(),
+    headers={"Content-Type": "application/json"},
+)
+A_CODE = raw(
+    json.dumps(
+        {
+            "device_code": "dc-1",
+            "user_code": "WDJB-MJHT",
+            "verification_uri": "https://example.com/device",
+            "expires_in": 600,
+            "interval": 0,
+        }
+    ).encode(),
+    headers={"Content-Type": "application/json"},
+)
+
+
+@pytest_asyncio.fixture
+async def idp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ScriptedProvider]:
+    tls = loopback_tls(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tls.authorities))
+    async with ScriptedProvider(tls=tls) as provider:
+        yield provider
+
+
+@pytest_asyncio.fixture
+async def place(temporal_address: str, tmp_path: Path, idp: ScriptedProvider) -> AsyncIterator[Installation]:
+    await migrated_sqlite(tmp_path)
+    async with installation(temporal_address, sqlite_url(tmp_path), tmp_path, allow=(idp.allowance,)) as here:
+        yield here
+
+
+class Staged:
+    """A good version that serves all, and one over it for practically everybody."""
+
+    def __init__(self, place: Installation, idp: ScriptedProvider, folder: Path) -> None:
+        self.place = place
+        self.idp = idp
+        self.worker = Activities(place, (idp.allowance,), folder / "worker")
+
+    def document(self, **wrong: Any) -> dict[str, Any]:
+        return {
+            "name": "acme-crm",
+            "display_name": "Acme CRM",
+            "auth_modes": ["authorization_code", "client_credentials", "device_code"],
+            "authorization_endpoint": self.idp.url("authorize"),
+            "token_endpoint": self.idp.url("token"),
+            "device_authorization_endpoint": self.idp.url("device"),
+            "pkce": "S256",
+            "refresh_rotates": True,
+        } | wrong
+
+    async def begin(self, flow: Flow, **wrong: Any) -> tuple[Integration, Connection]:
+        now = self.place.parts.clock.now()
+        async with self.place.store.write() as tx:
+            for version, document in ((1, self.document()), (2, self.document(**wrong))):
+                definition = Definition(
+                    tenant=TENANT,
+                    id=DefinitionId(new_id("def")),
+                    name="acme-crm",
+                    version=version,
+                    document=document,
+                    rollout=Rollout(shares=(0.999999, 1.0), stage_s=3600),
+                    proposed_by="app:admin",
+                    created_at=now,
+                    changed_at=now,
+                ).started(now, replaces=version == 2)
+                await tx.definitions.add(definition)
+            integration = await tx.integrations.put(
+                Integration(
+                    tenant=TENANT,
+                    id=IntegrationId(new_id("int")),
+                    name="crm",
+                    provider="acme-crm",
+                    client_id=self.idp.client_id,
+                    default_scopes=("read",),
+                    created_at=now,
+                    changed_at=now,
+                ),
+                Secret(self.idp.client_secret),
+                expected=None,
+            )
+        connection = await self.place.begin(integration)
+        async with self.place.store.write() as tx:
+            changed = connection.model_copy(update={"flow": flow})
+            return integration, await tx.connections.replace(changed, expected=connection.revision)
+
+    async def unasked(self, connection: Connection, kind: ConsentKind) -> Consent:
+        now = self.place.parts.clock.now()
+        consent = Consent(
+            tenant=TENANT,
+            id=ConsentId(new_id("cns")),
+            connection_id=connection.id,
+            integration_id=connection.integration_id,
+            kind=kind,
+            status=ConsentStatus.CODE_RECEIVED,
+            scopes=("read",),
+            link_hash=new_id("cns"),
+            created_at=now,
+            expires_at=connection.consent_deadline,
+            by="app:crm-sync",
+            trace_id="",
+        )
+        async with self.place.store.write() as tx:
+            await tx.consents.add(consent, None)
+        return consent
+
+    async def exchanged(
+        self, endpoint: str = "token", **wrong: Any
+    ) -> tuple[Connection, Consent, GrantResult]:
+        integration, connection = await self.begin(Flow.AUTHORIZATION_CODE, **wrong)
+        consent = await self.place.consent(self.idp, integration, connection, tell=False, endpoint=endpoint)
+        return connection, consent, await self.worker.exchange(connection, consent)
+
+    async def counted(self) -> tuple[int, int]:
+        async with self.place.store.read() as tx:
+            versions = await tx.definitions.serving(TENANT, "acme-crm")
+        (it,) = (it for it in versions if it.state is DefinitionState.STAGED)
+        return it.good, it.bad
+
+
+@pytest.fixture
+def staged(place: Installation, idp: ScriptedProvider, tmp_path: Path) -> Staged:
+    return Staged(place, idp, tmp_path)
+
+
+async def test_a_code_whose_answer_a_staged_version_misreads_is_read_as_before(staged: Staged):
+    connection, _, news = await staged.exchanged(**MISREADS)
+    assert (news.failure, (await staged.place.row(connection)).state) == (None, LifecycleState.ACTIVE)
+    assert staged.idp.count("token") == 1
+    assert await staged.counted() == (0, 1)
+
+
+async def test_a_code_that_is_read_well_counts_for_the_version(staged: Staged):
+    _, _, news = await staged.exchanged(display_name="Acme")
+    assert news.failure is None
+    assert await staged.counted() == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "answer", [error("invalid_grant"), error("invalid_client", 401), status(404), status(500)]
+)
+async def test_a_code_that_a_staged_endpoint_refuses_goes_to_the_one_before(staged: Staged, answer: Answer):
+    staged.idp.script(answer, at="broken")
+    connection, _, news = await staged.exchanged("broken", token_endpoint=staged.idp.url("broken"))
+    assert (news.failure, (await staged.place.row(connection)).state) == (None, LifecycleState.ACTIVE)
+    assert (staged.idp.count("broken"), staged.idp.count("token")) == (1, 1)
+    assert await staged.counted() == (0, 1)
+
+
+async def test_a_code_goes_to_no_endpoint_of_another_server(staged: Staged):
+    """RFC 9700 section 4.4: it was given at an endpoint that the version before doesn't name."""
+    staged.idp.script(error("invalid_grant"), error("invalid_grant"), at="broken")
+    _, _, news = await staged.exchanged(
+        "broken",
+        token_endpoint=staged.idp.url("broken"),
+        authorization_endpoint=staged.idp.url("v2/authorize"),
+    )
+    assert news.failure is not None
+    assert staged.idp.count("token") == 0
+
+
+async def test_a_refusal_by_both_ends_the_consent(staged: Staged):
+    staged.idp.script(error("invalid_grant"), error("invalid_grant"))
+    _, consent, news = await staged.exchanged(display_name="Acme")
+    async with staged.place.store.read() as tx:
+        ended = await tx.consents.get(TENANT, consent.id)
+    assert ended is not None
+    assert (ended.status, ended.failure) == (ConsentStatus.FAILED, news.failure)
+    assert await staged.counted() == (0, 0)
+
+
+async def test_an_answer_that_said_yes_and_that_neither_reads_is_not_asked_for_again(staged: Staged):
+    """It is set aside, and a second use of the code would end its tokens (RFC 6749 section 4.1.2)."""
+    staged.idp.script(raw(b'{"other": "tokens"}', headers={"Content-Type": "application/json"}))
+    _, _, news = await staged.exchanged(**MISREADS)
+    assert news.failure is ErrorCode.REPLY_UNREADABLE
+    assert staged.idp.count("token") == 1
+    assert staged.worker.journal.count_waiting()[1] == 1
+
+
+async def test_a_minted_token_that_a_staged_version_misreads_is_read_as_before(staged: Staged):
+    _, connection = await staged.begin(Flow.CLIENT_CREDENTIALS, **MISREADS)
+    staged.idp.script(TOKENS)
+    news = await staged.worker.mint(connection, await staged.unasked(connection, ConsentKind.CLIENT_GRANT))
+    assert (news.failure, (await staged.place.row(connection)).state) == (None, LifecycleState.ACTIVE)
+    assert await staged.counted() == (0, 1)
+
+
+async def test_a_staged_version_that_mints_nothing_ends_no_consent(staged: Staged):
+    staged.idp.script(error("unauthorized_client"), at="broken")
+    staged.idp.script(TOKENS)
+    _, connection = await staged.begin(Flow.CLIENT_CREDENTIALS, token_endpoint=staged.idp.url("broken"))
+    news = await staged.worker.mint(connection, await staged.unasked(connection, ConsentKind.CLIENT_GRANT))
+    assert (news.failure, await staged.counted()) == (None, (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "asked"),
+    [("misreads", ok()), ("elsewhere", error("invalid_grant")), ("elsewhere", status(500))],
+)
+async def test_a_poll_that_a_staged_version_gets_wrong_is_asked_as_before(
+    staged: Staged, wrong: str, asked: Answer
+):
+    idp = staged.idp
+    changes = MISREADS if wrong == "misreads" else {"token_endpoint": idp.url("broken")}
+    idp.script(A_CODE, at="device")
+    idp.script(asked, at="broken")
+    idp.script(error("authorization_pending"), TOKENS) if wrong == "misreads" else idp.script(TOKENS)
+    _, connection = await staged.begin(Flow.DEVICE_CODE, **changes)
+    consent = await staged.unasked(connection, ConsentKind.DEVICE)
+    assert (await staged.worker.poll(connection, consent)).device_poll is DevicePoll.STARTED
+    if wrong == "misreads":
+        assert (await staged.worker.poll(connection, consent)).device_poll is DevicePoll.PENDING
+    news = await staged.worker.poll(connection, consent)
+    assert (news.failure, (await staged.place.row(connection)).state) == (None, LifecycleState.ACTIVE)
+    assert await staged.counted() == (0, 1)

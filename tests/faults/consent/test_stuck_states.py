@@ -1,0 +1,248 @@
+"""States out of which nothing led: each test is one, and shows what leads out of it now."""
+
+import json
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import update
+
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
+from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
+from evergrant_server.core.connections.imported_tokens import ImportedTokens
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import connection_workflow_id
+from evergrant_server.core.messages.connection import SIGNAL_PROVIDER_CHANGED, ProviderChanged
+from evergrant_server.core.secret import Secret
+from evergrant_server.crypto import Sealed
+from evergrant_server.store import Transaction
+from evergrant_server.store.records import columns_equal, find_one
+from evergrant_server.store.tables import ConnectionGrantRow, ConsentRow, IntegrationRow, Row
+from tests.fakes.platform.installation import ASKED, TENANT, Installation
+from tests.fakes.providers.scripted_provider import ScriptedProvider, drop_after_commit, raw
+from tests.faults.refresh.test_misbehaving_provider import open_attempts
+from tests.faults.single_use.test_takeover import Activities
+
+STRICT = RefreshRules(rotation=Rotation.STRICT)
+NEARLY_OVER = timedelta(seconds=-58)  # the deadline's grace of a minute ends in two seconds
+
+
+def altered(sealed: Sealed) -> Sealed:
+    return Sealed(sealed[:-1] + bytes([sealed[-1] ^ 1]))
+
+
+async def breaks(tx: Transaction, table: type[Row], column: str, **equal: str) -> None:
+    """Alter what is sealed in one row."""
+    row = await find_one(tx.connection, table, tenant=TENANT, **equal)
+    assert row is not None
+    mine = columns_equal(table, tenant=TENANT, **equal)
+    changed = update(table).where(mine).values({column: altered(row[column])})
+    await tx.connection.execute(changed)
+
+
+async def brought(place: Installation, connection: Connection) -> Consent:
+    """An import whose tokens wait for a worker."""
+    now = place.parts.clock.now()
+    consent = Consent.without_subject(
+        connection, ConsentKind.IMPORT, ("read",), ASKED, at=now, expires_at=now + timedelta(days=7)
+    )
+    async with place.store.write() as tx:
+        await tx.consents.add_import(consent, ImportedTokens(access_token=Secret("at-1"), expires_at=None))
+    return consent
+
+
+async def reconnect(place: Installation, idp: ScriptedProvider, connection: Connection) -> Consent:
+    async with place.store.read() as tx:
+        integration = await tx.integrations.get(TENANT, connection.integration_id)
+    assert integration is not None
+    return await place.consent(idp, integration, connection)
+
+
+async def consent_of(place: Installation, consent: Consent) -> Consent:
+    async with place.store.read() as tx:
+        found = await tx.consents.get(TENANT, consent.id)
+    assert found is not None
+    return found
+
+
+async def ended(place: Installation, connection: Connection) -> None:
+    """Wait until the workflow's run has closed."""
+    await place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id)).result()
+
+
+async def test_a_reconnect_supersedes_a_refresh_whose_answer_was_lost(
+    place: Installation, idp: ScriptedProvider
+):
+    connection = await place.connect(idp, STRICT)
+    idp.script(drop_after_commit())
+    await place.ensure_fresh(connection, 1)
+    assert await open_attempts(place, connection) == 1
+    await reconnect(place, idp, connection)
+    again = await place.until(connection, lambda c: c.generation == 2)
+    assert again.state is LifecycleState.ACTIVE
+    assert await open_attempts(place, connection) == 0
+
+
+async def test_a_refusal_that_comes_with_status_200_doesn_t_block_the_reconnect(
+    place: Installation, idp: ScriptedProvider
+):
+    """GitHub answers so."""
+    connection = await place.connect(idp, STRICT)
+    idp.script(raw(json.dumps({"error": "invalid_grant"}).encode(), 200))
+    assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.GRANT_REJECTED
+    assert await open_attempts(place, connection) == 0
+    await reconnect(place, idp, connection)
+    assert (await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)).generation == 2
+
+
+async def test_a_revocation_that_meets_the_deadline_is_carried_out(
+    place: Installation, idp: ScriptedProvider
+):
+    """The store says revoking before the workflow hears of it, and its time has come."""
+    connection = await place.begin(await place.integration(idp), deadline=NEARLY_OVER)
+    await place.revoke(connection, tell=False)
+    over = await place.until(connection, lambda c: c.state.final)
+    assert (over.state, over.revocation) == (LifecycleState.REVOKED, RevocationOutcome.NOTHING_HELD)
+    await ended(place, connection)
+
+
+async def test_a_code_that_came_before_the_deadline_is_exchanged_after_it(
+    place: Installation, idp: ScriptedProvider
+):
+    """Nobody relayed its message in time; the subject has consented all the same."""
+    integration = await place.integration(idp)
+    connection = await place.begin(integration, deadline=NEARLY_OVER)
+    await place.consent(idp, integration, connection, tell=False)
+    granted = await place.until(connection, lambda c: c.state is not LifecycleState.PENDING_CONSENT)
+    assert (granted.state, granted.generation) == (LifecycleState.ACTIVE, 1)
+    assert (await place.ensure_fresh(connection, 1)).generation == 2
+
+
+async def test_a_live_row_gets_a_workflow_even_when_its_last_one_has_ended(
+    place: Installation, idp: ScriptedProvider
+):
+    """A store restored from a backup, say: what it says is live must be revocable."""
+    connection = await place.begin(await place.integration(idp), deadline=NEARLY_OVER)
+    before = await place.row(connection)
+    over = await place.until(connection, lambda c: c.state.final)
+    assert over.state is LifecycleState.CONSENT_EXPIRED
+    await ended(place, connection)
+    async with place.store.write() as tx:
+        await tx.connections.replace(before, expected=over.revision)
+    await place.revoke(connection)
+    await place.until(connection, lambda c: c.state is LifecycleState.REVOKED)
+
+
+async def test_reconcile_hands_over_a_code_that_waits(place: Installation, idp: ScriptedProvider):
+    integration = await place.integration(idp)
+    connection = await place.begin(integration)
+    await place.until_started(connection)
+    await place.terminate(connection)
+    await place.consent(idp, integration, connection, tell=False)
+    assert (await place.parts.reconciler.reconcile_all()).started == 1
+    assert (await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)).generation == 1
+
+
+async def test_a_broken_seal_doesn_t_stand_between_a_subject_and_a_new_grant(
+    place: Installation, idp: ScriptedProvider
+):
+    connection = await place.connect(idp)
+    async with place.store.write() as tx:
+        await breaks(tx, ConnectionGrantRow, "sealed_refresh", connection_id=connection.id)
+    assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.SEAL_BROKEN
+    await reconnect(place, idp, connection)
+    assert (await place.until(connection, lambda c: c.generation == 2)).state is LifecycleState.ACTIVE
+
+
+async def test_a_provider_that_left_the_catalogue_ends_no_workflow(
+    place: Installation, idp: ScriptedProvider
+):
+    connection = await place.connect(idp)
+    mine = columns_equal(IntegrationRow, tenant=TENANT, id=connection.integration_id)
+    async with place.store.write() as tx:
+        await tx.connection.execute(update(IntegrationRow).where(mine).values(provider="was-renamed"))
+    assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.CLIENT_REJECTED
+    await place.revoke(connection)
+    await place.until_audited(connection, AuditAction.REVOCATION_FAILED)
+    async with place.store.write() as tx:
+        await tx.connection.execute(update(IntegrationRow).where(mine).values(provider="generic"))
+    handle = place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id))
+    await handle.signal(SIGNAL_PROVIDER_CHANGED, ProviderChanged(version=2, context=ASKED))
+    assert (await place.until(connection, lambda c: c.state is LifecycleState.REVOKED)).revocation
+
+
+async def test_a_code_that_can_t_be_exchanged_leaves_no_page_waiting(
+    place: Installation, idp: ScriptedProvider
+):
+    integration = await place.integration(idp)
+    connection = await place.begin(integration)
+    mine = columns_equal(IntegrationRow, tenant=TENANT, id=integration.id)
+    async with place.store.write() as tx:
+        await tx.connection.execute(update(IntegrationRow).where(mine).values(provider="was-renamed"))
+    consent = await place.consent(idp, integration, connection)
+    await place.until_audited(connection, AuditAction.CONSENT_FAILED)
+    failed = await consent_of(place, consent)
+    assert (failed.status, failed.failure) == (ConsentStatus.FAILED, ErrorCode.CLIENT_REJECTED)
+
+
+async def test_a_code_whose_seal_is_broken_doesn_t_block_what_comes_behind_it(
+    place: Installation, idp: ScriptedProvider
+):
+    integration = await place.integration(idp)
+    connection = await place.begin(integration)
+    consent = await place.consent(idp, integration, connection, tell=False)
+    async with place.store.write() as tx:
+        await breaks(tx, ConsentRow, "sealed_code", id=consent.id)
+    await place.tell_consent(connection, consent)
+    await place.until_audited(connection, AuditAction.CONSENT_FAILED)
+    assert (await consent_of(place, consent)).failure is not None
+    await reconnect(place, idp, connection)
+    assert (await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)).generation == 1
+
+
+async def test_tokens_brought_by_an_import_that_nobody_can_open_don_t_block_a_revocation(
+    place: Installation, idp: ScriptedProvider
+):
+    connection = await place.begin(await place.integration(idp))
+    consent = await brought(place, connection)
+    async with place.store.write() as tx:
+        await breaks(tx, ConsentRow, "sealed_tokens", id=consent.id)
+    await place.tell_consent(connection, consent)
+    await place.until_audited(connection, AuditAction.CONSENT_FAILED)
+    assert (await consent_of(place, consent)).failure == ErrorCode.SEAL_BROKEN
+    await place.revoke(connection)
+    await place.until(connection, lambda c: c.state is LifecycleState.REVOKED)
+
+
+async def test_an_import_outlasts_a_broken_secret_of_our_client(place: Installation, idp: ScriptedProvider):
+    """Its tokens may be the only copies, and an admin puts the secret again."""
+    integration = await place.integration(idp)
+    connection = await place.begin(integration)
+    consent = await brought(place, connection)
+    async with place.store.write() as tx:
+        await breaks(tx, IntegrationRow, "sealed_client_secret", id=integration.id)
+    here = Activities(place, (idp.allowance,), place.parts.settings.data_dir / "here")
+    with pytest.raises(Failure) as again:
+        await here.exchange(connection, consent)
+    assert again.value.code is ErrorCode.SEAL_BROKEN
+    assert (await consent_of(place, consent)).status is ConsentStatus.CODE_RECEIVED
+    async with place.store.write() as tx:
+        current = await tx.integrations.get(TENANT, integration.id)
+        assert current is not None
+        await tx.integrations.put(current, Secret(idp.client_secret), expected=current.revision)
+    assert (await here.exchange(connection, consent)).generation == 1
+
+
+async def test_a_code_is_not_spent_for_a_connection_that_is_being_revoked(
+    place: Installation, idp: ScriptedProvider
+):
+    integration = await place.integration(idp)
+    connection = await place.begin(integration)
+    await place.revoke(connection, tell=False)
+    consent = await place.consent(idp, integration, connection)
+    await place.tell_revoke(connection)
+    over = await place.until(connection, lambda c: c.state is LifecycleState.REVOKED)
+    assert (over.generation, over.revocation) == (0, RevocationOutcome.NOTHING_HELD)
+    assert idp.count("token") == 0
+    assert (await consent_of(place, consent)).failure == ErrorCode.CONNECTION_REVOKED

@@ -1,0 +1,334 @@
+"""The database of the table: real PostgreSQL, with witnesses that the product knows nothing of.
+
+A trigger looks at every change of a connection's row and of its grant: a revision that isn't the next
+one was written over a newer row; a generation never goes back; `revoked` and `revoking` are never left.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import asyncpg
+import httpx2
+import yaml
+
+from activities.support.transactions import commit_with_retries
+from evergrant_server.core.access import Endpoints, Integration
+from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.consent import Consent, ConsentStatus
+from evergrant_server.core.connections.grant import MAIN_SLOT, Grant, Origin, TokenSet
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.definition import Definition, DefinitionState
+from evergrant_server.core.ids import ConnectionId, ConsentId, DefinitionId, IntegrationId, Tenant, new_id
+from evergrant_server.core.secret import Secret
+from evergrant_server.core.single_use.attempt import Attempt
+from evergrant_server.crypto.keyring import KeyRing, Role
+from evergrant_server.store import Store, Transaction
+from providers.definition.registry import Registry
+from providers.requests.authorization_url import build_authorization_url, new_state, new_verifier
+from tests.fakes.databases import postgres
+from tests.faults.harness.instrumentation.points import ROOT
+from tests.faults.harness.provider import GRACE_S, StrictProvider
+from tests.faults.harness.table.scenarios import ON_TRIAL
+
+TENANT = Tenant("faults")
+PUBLIC_URL = "http://127.0.0.1:9"
+CATALOG = ROOT / "providers" / "catalog"
+WITNESS = Path(__file__).with_name("witness.sql")
+
+
+_WITHOUT_A_RECORD = """
+    SELECT row_id, change FROM witness_change WHERE NOT EXISTS (
+        SELECT 1 FROM audit WHERE audit.object = row_id AND audit.xmin = witness_change.xmin
+    )
+"""
+_ATTEMPTS = "SELECT * FROM attempt JOIN witness_attempt ON attempt_id = id WHERE connection_id = $1"
+_SECRETS = {
+    "right": lambda right: (right,),
+    "rotated too early": lambda right: (right, "not yet"),
+    "wrong": lambda right: ("wrong", "wrong as well"),
+}
+
+
+# an answer that crossed another use was installed, and that use was heard to be refused
+CROSSED = """FROM attempt it JOIN attempt other USING (tenant, connection_id, kind, from_generation)
+    WHERE it.outcome = 'installed_late' AND other.outcome = 'refused'"""
+
+
+@dataclass(frozen=True)
+class End:
+    """What the store says when a case is over."""
+
+    connection: Connection
+    consent: Consent | None
+    refresh_token: str | None
+    open_attempt: Attempt | None  # there is one at most
+    wrongs: tuple[str, ...]  # what the witness saw
+    crossed_a_refusal: bool = False  # an answer was installed beside a use that was heard to be refused
+
+
+@dataclass(frozen=True)
+class Attempted:
+    """One attempt, as its row tells it. Monotonic seconds: the case's machine is one."""
+
+    journal: str
+    spends: tuple[str, str, int]  # kind, credential, generation
+    opened: float  # before it was decided that it may be sent
+    written: float  # after that
+    send_by: float
+    outcome: str | None = None
+
+
+class Ground:
+    """One migrated database for the whole table, and the shortest way to a connection in it."""
+
+    def __init__(self, url: str, key_file: Path, store: Store, witness: asyncpg.Connection) -> None:
+        self.url, self.key_file, self.store = url, key_file, store
+        self._witness = witness
+        self._asking = asyncio.Lock()  # one question at a time on one connection
+        self._clock = SystemClock()
+        self._registry = Registry.load()
+        self._browser = httpx2.AsyncClient(trust_env=False, limits=httpx2.Limits(max_keepalive_connections=0))
+
+    @classmethod
+    async def open(cls, folder: Path) -> "Ground":
+        url = await postgres().fresh()
+        key_file = folder / f"{new_id('key')}.json"
+        KeyRing.create(key_file)
+        witness = await asyncpg.connect(**arguments_of(url))
+        await witness.execute(WITNESS.read_text(encoding="utf-8"))
+        store = await Store.open(url, KeyRing.open(key_file, Role.WORKER), SystemClock())
+        ground = cls(url, key_file, store, witness)
+        await ground._stage_a_definition()
+        return ground
+
+    async def _stage_a_definition(self) -> None:
+        """A version of a provider's definition that is being tried, for scenarios that use it."""
+        document = yaml.safe_load((CATALOG / "generic.yaml").read_text(encoding="utf-8"))
+        now = self._clock.now()
+        definition = Definition(
+            tenant=TENANT,
+            id=DefinitionId(new_id("def")),
+            name=ON_TRIAL,
+            version=1,
+            document={**document, "name": ON_TRIAL},
+            state=DefinitionState.STAGED,
+            share=1.0,
+            proposed_by="harness",
+            created_at=now,
+            changed_at=now,
+        )
+        async with self.store.write() as tx:
+            await tx.definitions.add(definition)
+
+    async def let_go(self) -> None:
+        await self.store.close()
+        await self._browser.aclose()
+        await self._witness.close()
+
+    async def close(self) -> None:
+        await self.let_go()
+        await postgres().drop(self.url)
+
+    async def _asked(self) -> asyncpg.Connection:
+        """The witness's own session, which ends with everybody's when the server is restarted."""
+        if self._witness.is_closed():
+            self._witness = await asyncpg.connect(**arguments_of(self.url))
+        return self._witness
+
+    async def integration(
+        self, tx: Transaction, idp: StrictProvider, rotation: Rotation, provider: str, secrets: str
+    ) -> Integration:
+        now = self._clock.now()
+        grace = GRACE_S if rotation is Rotation.GRACE else 0
+        integration = Integration(
+            tenant=TENANT,
+            id=IntegrationId(new_id("int")),
+            name=new_id("int"),
+            provider=provider,
+            client_id=idp.client_id,
+            issuer=idp.issuer,
+            default_scopes=("read",),
+            refresh=RefreshRules(rotation=rotation, grace_s=grace),
+            endpoints=Endpoints(
+                issuer=idp.issuer,
+                authorization_endpoint=idp.url("authorize"),
+                token_endpoint=idp.url("token"),
+                revocation_endpoint=idp.url("revoke"),
+            ),
+            created_at=now,
+            changed_at=now,
+        )
+        first, *after = _SECRETS[secrets](idp.client_secret)
+        integration = await tx.integrations.put(integration, Secret(first), expected=None)
+        for secret in after:
+            integration = await tx.integrations.rotate_secret(
+                integration,
+                Secret(secret),
+                until=now + timedelta(hours=1),
+                expected=integration.revision,
+            )
+        return integration
+
+    async def connection(
+        self, tx: Transaction, integration: Integration, subject: str = "user-1"
+    ) -> Connection:
+        """One whose subject hasn't consented yet."""
+        now = self._clock.now()
+        connection = Connection(
+            tenant=TENANT,
+            id=ConnectionId(new_id("con")),
+            integration_id=integration.id,
+            integration=integration.name,
+            provider=integration.provider,
+            subject=subject,
+            requested_scopes=("read",),
+            created_at=now,
+            changed_at=now,
+            consent_deadline=now + timedelta(hours=1),
+        )
+        await tx.connections.add(connection)
+        return connection
+
+    async def granted(
+        self, tx: Transaction, connection: Connection, idp: StrictProvider, *, refreshable: bool
+    ) -> Connection:
+        """The same with its first grant, as a code exchange leaves it."""
+        given = idp.grant()
+        now = self._clock.now()
+        tokens = TokenSet(
+            access_token=Secret(given["access_token"]),
+            refresh_token=Secret(given["refresh_token"]) if refreshable else None,
+            expires_in=given["expires_in"],
+        )
+        after = connection.granted(now)
+        grant = Grant.from_tokens(tokens, generation=after.generation, requested=("read",), at=now)
+        return await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=connection.revision)
+
+    async def leased(self, connection: Connection) -> None:
+        """As the ledger leaves it when somebody took this generation."""
+        put = "INSERT INTO usage (tenant, connection_id, leased_generation, revision) VALUES ($1, $2, $3, 1)"
+        async with self._asking:
+            await (await self._asked()).execute(put, TENANT, connection.id, connection.generation)
+
+    async def consent(
+        self, idp: StrictProvider, integration: Integration, connection: Connection, *, started: bool = True
+    ) -> Consent:
+        """A consent with a code of the real server; not `started`: one that can't be exchanged."""
+        now = self._clock.now()
+        verifier = new_verifier()
+        redirect_uri = f"{PUBLIC_URL}/oauth/callback/{integration.id}"
+        url = build_authorization_url(
+            self._registry.get("generic"),
+            integration,
+            redirect_uri=redirect_uri,
+            state=new_state(),
+            verifier=verifier,
+            scopes=("read",),
+        )
+        answer = await self._browser.get(url)
+        code = dict(parse_qsl(urlsplit(answer.headers["location"]).query))["code"]
+        consent = Consent(
+            tenant=TENANT,
+            id=ConsentId(new_id("cns")),
+            connection_id=connection.id,
+            integration_id=integration.id,
+            status=ConsentStatus.STARTED,
+            scopes=("read",),
+            link_hash=new_id("cns"),
+            state_hash=new_id("cns"),
+            browser_hash="b",
+            redirect_uri=redirect_uri,
+            issuer=idp.issuer,
+            token_endpoint=idp.url("token") if started else None,
+            created_at=now,
+            expires_at=now + timedelta(hours=1),
+            by="subject",
+            trace_id="",
+        )
+        async with self.store.write() as tx:
+            await tx.consents.add(consent, Secret("link"))
+            received = consent.model_copy(update={"status": ConsentStatus.CODE_RECEIVED})
+            return await tx.consents.replace(received, expected=1, verifier=verifier, code=Secret(code))
+
+    async def revoke(self, connection: Connection) -> None:
+        """What the API writes first when somebody revokes; a worker may write in the same moment."""
+
+        async def revoke(tx: Transaction) -> None:
+            current = await tx.connections.get(TENANT, connection.id)
+            assert current is not None
+            await tx.connections.replace(
+                current.revocation_requested("left", self._clock.now()), expected=current.revision
+            )
+
+        await commit_with_retries(self.store, revoke)
+
+    async def forget_changes(self) -> None:
+        """What was put there by hand has no record."""
+        async with self._asking:
+            await (await self._asked()).execute("DELETE FROM witness_change")
+
+    async def changes_without_a_record(self) -> list[str]:
+        """Of a connection's state or generation: the audit's record is written in the same transaction."""
+        async with self._asking:
+            found = await (await self._asked()).fetch(_WITHOUT_A_RECORD)
+        return [f"{it['row_id']}: {it['change']} without a record in its transaction" for it in found]
+
+    async def count(self, query: str) -> int:
+        async with self._asking:
+            return int(await (await self._asked()).fetchval(query) or 0)
+
+    async def rows(self, query: str, *arguments: object) -> list[asyncpg.Record]:
+        async with self._asking:
+            return await (await self._asked()).fetch(query, *arguments)
+
+    async def attempts(self, connection: ConnectionId) -> tuple[Attempted, ...]:
+        """Everything that was tried for it, by moments of this machine's clock, which nobody moved."""
+        since = time.time() - time.monotonic()
+        return tuple(
+            Attempted(
+                journal=it["journal_id"],
+                spends=(it["kind"], it["credential"], it["from_generation"]),
+                opened=it["opened_at"].timestamp() - since,
+                written=it["at"].timestamp() - since,
+                send_by=it["send_by"].timestamp() - since,
+                outcome=it["outcome"],
+            )
+            for it in await self.rows(_ATTEMPTS, connection)
+        )
+
+    async def row(self, connection: ConnectionId) -> Connection:
+        async with self.store.read() as tx:
+            row = await tx.connections.get(TENANT, connection)
+        assert row is not None
+        return row
+
+    async def end(self, connection: ConnectionId, consent: Consent | None) -> End:
+        async with self.store.read() as tx:
+            row = await tx.connections.get(TENANT, connection)
+            assert row is not None
+            refresh = await tx.grants.refresh_token(row) if row.generation else None
+            still_open = await tx.attempts.open_of_any_kind(TENANT, connection, MAIN_SLOT)
+            now = await tx.consents.get(TENANT, consent.id) if consent else None
+        async with self._asking:
+            witness = await self._asked()
+            seen = await witness.fetch("SELECT wrong FROM witness WHERE row_id = $1", connection)
+            crossed = await witness.fetchval(f"SELECT count(*) {CROSSED} AND connection_id = $1", connection)
+        wrongs = tuple(str(it["wrong"]) for it in seen)
+        token = refresh.reveal() if refresh is not None else None
+        return End(row, now, token, still_open, wrongs, bool(crossed))
+
+
+def arguments_of(url: str) -> dict[str, Any]:
+    """asyncpg's own arguments for a store's URL."""
+    parts = urlsplit(url.replace("postgresql+asyncpg", "postgresql"))
+    return {
+        "host": dict(parse_qsl(parts.query))["host"],
+        "user": "postgres",
+        "database": parts.path.lstrip("/"),
+    }

@@ -1,0 +1,289 @@
+"""Every await of the path, found in the source and given a name, so that none can be forgotten.
+
+An import hook rewrites the modules below while they are loaded, in the harness's processes alone:
+
+    await X              ->  await __point__("activities.grants.refresh:_refresh#2", X)
+    async with X: ...    ->  async with __around__("...#3", X): ...     (two points: .enter and .exit)
+    async def f(): ...   ->  the same between entering and leaving, when nothing is awaited in it
+    os.fsync(fd)         ->  __step__("...#4", os.fsync, fd)            (in the journal alone)
+
+`passages` is told before and after each; a plan may have it act there.
+"""
+
+import ast
+import importlib.abc
+import importlib.machinery
+import re
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+from tests.faults.harness.instrumentation.passages import around, called, point, step
+
+ROOT = Path(__file__).parents[4]
+
+# What a refresh and a code exchange await, from the activity down to the socket. Below `tx` lie single
+# statements of a transaction that these modules begin and end: nothing of it is seen before its commit.
+PATH = (
+    "activities.single_use.circuit_breakers",
+    "activities.grants.client_secrets",
+    "activities.grants.code_exchange",
+    "activities.single_use.critical_section",
+    "activities.integrations.staged_definitions",
+    "activities.support.heartbeat",
+    "activities.support.provider_context",
+    "activities.support.transactions",
+    "activities.grants.refresh",
+    "activities.single_use.journal_replay",
+    "activities.single_use.protocol",
+    "evergrant_server.egress.network",
+    "evergrant_server.egress.transport",
+    "evergrant_server.telemetry.metrics",
+    "providers.requests.sender",
+)
+JOURNAL = "evergrant_server.journal"  # with everything below it
+
+# No credential is spent here: other flows, which share a module with the two.
+ELSEWHERE = {
+    "activities.single_use.journal_replay:JournalReplayer._replay_registration": (
+        "a registration: there is no connection yet"
+    ),
+    "activities.grants.code_exchange:CodeExchangeActivities.end_consent": (
+        "ends a consent without a code: one transaction"
+    ),
+    "activities.grants.code_exchange:CodeExchangeActivities._require_no_open_attempt": "ends a consent without a code",
+    "activities.grants.code_exchange:CodeExchangeActivities._revoke_late_tokens": (
+        "ends a consent: what is kept is revoked"
+    ),
+    "activities.grants.code_exchange:CodeExchangeActivities._install_tokens.install#4": (
+        "another grant overtook what waits to be read"
+    ),
+    "activities.grants.code_exchange:CodeExchangeActivities._install_tokens.install#5": (
+        "another grant overtook what waits to be read"
+    ),
+    "activities.grants.code_exchange:CodeExchangeActivities._keep_or_record_late#3": (
+        "another grant is at work: nothing is installed"
+    ),
+    "activities.grants.code_exchange:_stored_result": "ends a consent without a code: one transaction",
+    "activities.grants.client_secrets:try_each_secret": ("a revocation, or before a consent: spends nothing"),
+    "evergrant_server.egress.network:GuardedBackend.connect_unix_socket": "always refuses",
+    "activities.grants.refresh:RefreshActivities._token_request#2": (
+        "an access token that is exchanged is not spent"
+    ),
+    "providers.requests.sender:Sender.exchange_access_token": (
+        "an access token that is exchanged is not spent"
+    ),
+    "providers.requests.sender:Sender.send_signed": "OAuth 1.0a: another request in the code exchange's section",
+    "providers.requests.sender:Sender.send_prepared": "a minting spends nothing",
+    "providers.requests.sender:Sender.revoke": "revocation spends nothing",
+    "providers.requests.sender:Sender.introspect": "introspection spends nothing",
+}
+
+ELSEWHERE_CALLED = {
+    "tx.grants.access_token": "an access token that is exchanged is not spent",
+    "install_import": "an import brings its tokens: no provider is asked",
+    "revoke_orphaned_tokens": "what came when its connection had ended: it is revoked",
+    "load_subject_token": "a minting spends nothing",
+    "self._replay_registration": "a registration: there is no connection yet",
+    "drop_unsent_intent": "a registration: there is no connection yet",
+}
+JOURNAL_STEPS = f"{JOURNAL}.entry"  # its system calls: between two of them a process can die as well
+
+Change = Callable[[str, ast.Module], None]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One place where the path can be left: `module:function#n`, counted within the function."""
+
+    name: str
+    kind: str  # "store", "wire", "disk" or "task": who answers there
+    line: int
+    source: str  # of what is awaited
+
+    @property
+    def elsewhere(self) -> str | None:
+        """Why it is no point of a refresh or a code exchange; None: it is one."""
+        for function, why in ELSEWHERE.items():
+            if self.name == function or self.name.startswith((function + "#", function + ".")):
+                return why
+        return ELSEWHERE_CALLED.get(self.source.partition("(")[0])
+
+
+def kind_of(module: str, source: str) -> str:
+    """Who answers what is awaited here: the database, the provider, or another task of ours."""
+    words = set(re.findall(r"\w+", source))
+    if module == JOURNAL_STEPS:
+        return "task" if "close" in words else "disk"  # a closed file can't be closed again
+    if module.startswith(("evergrant_server.egress", "providers")):
+        return "task" if "aclose" in words or ".aclose" in module else "wire"
+    return "store" if words & {"tx", "read", "write", "hold_keys"} else "task"
+
+
+class Marker(ast.NodeTransformer):
+    """Names the points of one module and has `passages` told of them."""
+
+    def __init__(self, module: str) -> None:
+        self.points: list[Point] = []
+        self._module = module
+        self._inside: list[str] = []
+        self._counted: dict[str, int] = {}
+
+    def _point(self, node: ast.AST, awaited: ast.expr | None, part: str = "") -> str:
+        function = f"{self._module}:{'.'.join(self._inside)}"
+        if part in ("", ".enter"):
+            self._counted[function] = self._counted.get(function, 0) + 1
+        name = f"{function}#{self._counted[function]}{part}"
+        source = ast.unparse(awaited) if awaited is not None else ""
+        kind = kind_of(self._module, source or self._inside[-1])
+        self.points.append(Point(name, kind, getattr(node, "lineno", 0), source))
+        return name
+
+    def _within(self, node: Any) -> ast.AST:
+        self._inside.append(node.name)
+        self.generic_visit(node)
+        self._inside.pop()
+        return node
+
+    visit_ClassDef = _within  # noqa: N815  the visitor's own naming
+    visit_FunctionDef = _within  # noqa: N815  the visitor's own naming
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
+        before = len(self.points)
+        self._within(node)
+        if len(self.points) == before:  # somebody awaits it: it is left as a point is
+            self._inside.append(node.name)
+            name = self._point(node, None)
+            self._inside.pop()
+            item = ast.withitem(_call("__called__", name))
+            node.body = [ast.With(items=[item], body=node.body, type_comment=None)]
+        return node
+
+    def visit_Await(self, node: ast.Await) -> ast.AST:
+        name = self._point(node, node.value)
+        self.generic_visit(node)
+        node.value = _call("__point__", name, node.value)
+        return node
+
+    def visit_AsyncWith(self, node: ast.AsyncWith) -> ast.AST:
+        for item in node.items:
+            enter = self._point(node, item.context_expr, ".enter")
+            self._point(node, item.context_expr, ".exit")
+            name = enter.removesuffix(".enter")
+            item.context_expr = _call("__around__", name, self.visit(item.context_expr))
+        node.body = [self.visit(statement) for statement in node.body]
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        if self._module != JOURNAL_STEPS or not self._inside or not ast.unparse(node).startswith("os."):
+            return node
+        step = _call("__step__", self._point(node, node), node.func, *node.args)
+        step.keywords = node.keywords
+        return step
+
+    def visit_comprehension(self, node: ast.comprehension) -> ast.AST:
+        if node.is_async:
+            raise NotImplementedError(f"{self._module}: an async comprehension has no name yet")
+        self.generic_visit(node)
+        return node
+
+    def visit_AsyncFor(self, node: ast.AsyncFor) -> ast.AST:
+        """Each step awaits: the stream it iterates over is the wire's, and is read in one go."""
+        self._point(node, node.iter)
+        function = f"{self._module}:{'.'.join(self._inside)}"
+        name = f"{function}#{self._counted[function]}"
+        self.generic_visit(node)
+        node.iter = _call("__each__", name, node.iter)
+        return node
+
+
+def _call(function: str, name: str, *more: ast.expr) -> ast.Call:
+    return ast.Call(func=ast.Name(function, ast.Load()), args=[ast.Constant(name), *more], keywords=[])
+
+
+def on_path(module: str) -> bool:
+    return module in PATH or module == JOURNAL or module.startswith(JOURNAL + ".")
+
+
+def marked(module: str, source: str) -> tuple[ast.Module, list[Point]]:
+    """The module's tree with its points marked, and the points."""
+    tree = ast.parse(source)
+    marker = Marker(module)
+    return ast.fix_missing_locations(marker.visit(tree)), marker.points
+
+
+def existing() -> list[Point]:
+    """Every point there is, from the source alone."""
+    journal = sorted((ROOT / JOURNAL.replace(".", "/")).glob("*.py"))
+    modules = [*PATH, *(f"{JOURNAL}.{it.stem}" for it in journal if it.stem != "__init__")]
+    found: list[Point] = []
+    for module in modules:
+        text = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+        found += marked(module, text)[1]
+    return found
+
+
+class Hook(importlib.abc.MetaPathFinder):
+    """Loads the modules of the path with their points marked, and others with what a build breaks."""
+
+    def __init__(
+        self, changes: Iterable[Change] = (), *, mark: bool = True, only: tuple[str, ...] = ()
+    ) -> None:
+        self._changes = tuple(changes)
+        self._mark = mark
+        self._only = only
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if not name.startswith(("activities", "evergrant_server", "providers")):
+            return None
+        if self._only and name not in self._only:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        if spec is None or not isinstance(spec.loader, importlib.machinery.SourceFileLoader):
+            return None
+        spec.loader = _Loader(spec.loader.name, spec.loader.path, self._changes, self._mark)
+        return spec
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    def __init__(self, name: str, path: str, changes: tuple[Change, ...], mark: bool) -> None:
+        super().__init__(name, path)
+        self._module, self._changes, self._mark = name, changes, mark
+
+    def get_code(self, fullname: str) -> CodeType | None:
+        """No cache: what is compiled here is nobody else's."""
+        source = Path(self.path).read_text(encoding="utf-8")
+        tree = ast.parse(source)
+        for change in self._changes:
+            change(self._module, tree)
+        if self._mark and on_path(self._module):
+            tree = Marker(self._module).visit(tree)
+        return compile(ast.fix_missing_locations(tree), self.path, "exec")
+
+    def exec_module(self, module: Any) -> None:
+        module.__dict__.update(
+            __point__=point, __around__=around, __called__=called, __each__=each, __step__=step
+        )
+        super().exec_module(module)
+
+
+async def each(name: str, stream: Any) -> Any:
+    iterator = aiter(stream)
+    while True:
+        try:
+            item = await point(name, anext(iterator))
+        except StopAsyncIteration:
+            return
+        yield item
+
+
+def install(changes: Iterable[Change] = (), *, mark: bool = True) -> None:
+    """From here on modules are loaded marked. Refuses when one of them is loaded already."""
+    loaded = [name for name in sys.modules if on_path(name)]
+    if loaded:
+        raise RuntimeError(f"loaded before the hook: {loaded}")
+    sys.meta_path.insert(0, Hook(changes, mark=mark))

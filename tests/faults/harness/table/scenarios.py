@@ -1,0 +1,260 @@
+"""The ways that a refresh and a code exchange can take through the code: together they pass every point."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from evergrant_server.core.connections.refresh_rules import Rotation
+from tests.fakes.providers.scripted_provider import (
+    Answer,
+    delay,
+    drop,
+    drop_after_commit,
+    error,
+    hold_answer,
+    ok,
+    raw,
+)
+from tests.faults.harness.instrumentation.passages import AFTER, BEFORE, Fault
+
+REFRESH, EXCHANGE = "refresh_grant", "exchange_code"
+ROTATIONS = (Rotation.NONE, Rotation.GRACE, Rotation.STRICT)
+CROOKED = "crooked"  # a definition that can't be used; the workers' registry has it
+PROVING = "proving"  # its tokens are bound to a key (RFC 9449)
+ON_TRIAL = "on-trial"  # a definition of which the tenant has a staged version
+
+
+def _nothing(rotation: Rotation) -> tuple[Answer, ...]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One way: what the provider is told to answer, and what befalls the worker besides the fault."""
+
+    name: str
+    flow: str
+    answers: Callable[[Rotation], tuple[Answer, ...]] = _nothing
+    befalls: tuple[Fault, ...] = ()
+    refused: bool = False  # the provider says no, or the consent can't be exchanged: that is the right end
+    provider: str = "generic"
+    refreshable: bool = True
+    started: bool = True
+    secrets: str = "right"
+    replayed: bool = False  # a worker before this one died with the answer in its journal
+    neighbour: bool = False  # and this one was there already: it has a journal of its own
+    leaves: Fault | None = None  # what befalls the worker before this one; None: dead with its answer kept
+    layouts: tuple[str, ...] = ("one worker", "two, one host", "two hosts")
+    sweeps_late: bool = False  # the refresh comes before it has looked through any journal
+    queued: bool = False  # the circuit lets it through after a moment, as at the end of an outage
+    leased: bool = False
+    unread: bool = False  # its definition can't read the provider's tokens, and is repaired meanwhile
+    held: bool = False  # the provider answers late, and the worker is shut down meanwhile
+    ends: bool = False  # and is gone then, whatever it still waited for
+    crosses: Callable[[asyncio.Event], Answer] | None = None  # stopped, it goes on while another use waits
+    rotations: tuple[Rotation, ...] = field(default=ROTATIONS)
+
+    @property
+    def begins_answered(self) -> bool:
+        """An answer lies in a journal before the first worker does anything."""
+        return self.replayed and (self.leaves is None or self.leaves.point == JOURNALLED)
+
+
+def _refused(rotation: Rotation) -> tuple[Answer, ...]:
+    return (error("invalid_grant"), error("invalid_grant"), error("invalid_grant"))
+
+
+def _answered_then_refused(rotation: Rotation) -> tuple[Answer, ...]:
+    """The second use is refused: a strict server does so by itself."""
+    return () if rotation is Rotation.STRICT else (ok(), error("invalid_grant"))
+
+
+def _nonce_wanted(rotation: Rotation) -> tuple[Answer, ...]:
+    """Nothing was done but to ask for a nonce (RFC 9449 section 8)."""
+    headers = {"Content-Type": "application/json", "DPoP-Nonce": "n-1"}
+    return (raw(b'{"error": "use_dpop_nonce"}', 400, headers),)
+
+
+ANSWER_READ = "activities.single_use.protocol:SingleUseProtocol._send_and_conclude#1"
+JOURNALLED = "activities.single_use.protocol:SingleUseProtocol._write_entry#1"
+COMMITTED = "activities.support.transactions:commit_with_retries#1.exit"
+LOST_COMMIT = Fault(point=COMMITTED, side=AFTER, kind="lost", answered_by="store")
+READ_TOO_LATE = Fault(point=ANSWER_READ, side=AFTER, kind="stop")
+UNEXPECTED = Fault(
+    point="providers.requests.sender:Sender._send#1", side=AFTER, kind="lost", answered_by="unexpected"
+)
+STORE_AWAY = Fault(
+    point="activities.support.transactions:commit_with_retries#1.enter",
+    side=AFTER,
+    kind="lost",
+    answered_by="store",
+    lasts=True,
+)
+LOST_CONSENT = Fault(
+    point="activities.grants.code_exchange:CodeExchangeActivities._load_consent#1.exit",
+    side=AFTER,
+    kind="lost",
+    answered_by="store",
+)
+
+LOOKED_TOO_SOON = Fault(
+    point="activities.grants.code_exchange:CodeExchangeActivities._load_consent#1.exit",
+    side=AFTER,
+    kind="stop",
+)
+
+SENDING = "activities.single_use.protocol:SingleUseProtocol._send_and_conclude#1"
+UNSENT = Fault(point=SENDING, side=BEFORE, kind="die")
+STOPPED = Fault(point=SENDING, side=BEFORE, kind="stop")
+KEPT_AND_STOPPED = Fault(point=JOURNALLED, side=AFTER, kind="stop")
+UNHEARD = Fault(point=SENDING, side=AFTER, kind="die")
+
+SCENARIOS = (
+    Scenario("refresh", REFRESH, leased=True),
+    Scenario("code exchange", EXCHANGE),
+    Scenario("refresh, refused", REFRESH, _refused, refused=True),
+    Scenario("refresh, connection closed without acting", REFRESH, lambda _: (drop(),)),
+    Scenario("refresh, definition can't be used", REFRESH, refused=True, provider=CROOKED),
+    Scenario("refresh, nothing to refresh with", REFRESH, refused=True, refreshable=False),
+    Scenario("refresh, the commit's answer lost", REFRESH, befalls=(LOST_COMMIT,)),
+    Scenario(
+        "refresh, answer read too late",
+        REFRESH,
+        _answered_then_refused,
+        befalls=(READ_TOO_LATE,),
+        refused=True,
+    ),
+    Scenario(
+        "refresh, refusal read too late",
+        REFRESH,
+        lambda _: (error("invalid_grant"), ok()),
+        befalls=(READ_TOO_LATE,),
+        refused=True,  # unless another host went on meanwhile
+    ),
+    Scenario(
+        "code exchange, answer read too late",
+        EXCHANGE,
+        befalls=(READ_TOO_LATE,),
+        refused=True,
+    ),
+    Scenario("refresh, a library's mistake", REFRESH, befalls=(UNEXPECTED,), refused=True),
+    Scenario("refresh, in a queue after an outage", REFRESH, queued=True),
+    Scenario("refresh, definition on trial works", REFRESH, provider=ON_TRIAL),
+    Scenario(
+        "refresh, definition on trial fails",
+        REFRESH,
+        lambda _: (error("invalid_grant"), ok()),
+        provider=ON_TRIAL,
+    ),
+    Scenario(
+        "refresh, definition on trial is passed over",
+        REFRESH,
+        provider=ON_TRIAL,
+        replayed=True,
+        leaves=UNHEARD,
+        rotations=(Rotation.NONE,),
+    ),
+    Scenario(
+        "refresh, a second use refused too late",
+        REFRESH,
+        lambda _: (drop(), error("invalid_grant"), ok()),
+        befalls=(READ_TOO_LATE.model_copy(update={"passage": 2}),),
+        refused=True,  # unless another host went on meanwhile
+        rotations=(Rotation.NONE,),
+    ),
+    Scenario("refresh, worker shut down meanwhile", REFRESH, held=True),
+    Scenario(
+        "refresh, worker shut down while the store is away",
+        REFRESH,
+        befalls=(STORE_AWAY,),
+        held=True,
+        ends=True,
+    ),
+    Scenario("refresh, a proof lacks its nonce", REFRESH, _nonce_wanted, provider=PROVING),
+    Scenario(
+        "refresh, two answers lost",
+        REFRESH,
+        lambda _: (drop_after_commit(), drop_after_commit()),
+        refused=True,
+    ),
+    Scenario("refresh, secret rotated too early", REFRESH, secrets="rotated too early"),
+    Scenario("refresh, no secret is right", REFRESH, secrets="wrong", refused=True),
+    Scenario("refresh, answer in a journal", REFRESH, replayed=True),
+    Scenario("code exchange, answer in a journal", EXCHANGE, replayed=True),
+    Scenario(
+        "refresh, answer in a neighbour's journal",
+        REFRESH,
+        replayed=True,
+        neighbour=True,
+        rotations=(Rotation.STRICT,),  # others send again sooner than they look
+    ),
+    Scenario(
+        "refresh, answer in a stopped neighbour's journal",
+        REFRESH,
+        replayed=True,
+        neighbour=True,
+        leaves=KEPT_AND_STOPPED,
+        layouts=("one worker", "two, one host"),
+    ),
+    Scenario("refresh, a dead worker's room", REFRESH, replayed=True, leaves=UNSENT),
+    Scenario(
+        "refresh, a dead worker's room, not swept yet",
+        REFRESH,
+        replayed=True,
+        leaves=UNSENT,
+        sweeps_late=True,
+    ),
+    Scenario("refresh, a dead neighbour's room", REFRESH, replayed=True, neighbour=True, leaves=UNSENT),
+    Scenario(
+        "refresh, a stopped neighbour is fenced off",
+        REFRESH,
+        replayed=True,
+        neighbour=True,
+        leaves=STOPPED,
+        layouts=("two, one host",),
+    ),
+    Scenario(
+        "refresh, fenced off with an answer",
+        REFRESH,
+        _answered_then_refused,
+        befalls=(READ_TOO_LATE,),
+        refused=True,
+        layouts=("two, one host",),
+    ),
+    Scenario(
+        "refresh, an answer crosses its successor",
+        REFRESH,
+        befalls=(READ_TOO_LATE,),
+        refused=True,
+        crosses=hold_answer,
+        layouts=("two, one host",),
+        rotations=(Rotation.STRICT,),
+    ),
+    Scenario(
+        "refresh, an answer crosses a use that has none",
+        REFRESH,
+        befalls=(READ_TOO_LATE,),
+        crosses=lambda gate: delay(gate, drop()),
+        layouts=("two, one host",),
+        rotations=(Rotation.STRICT,),
+    ),
+    Scenario("code exchange, refused", EXCHANGE, _refused, refused=True),
+    Scenario("code exchange, consent never started", EXCHANGE, started=False, refused=True),
+    Scenario("code exchange, store away at first", EXCHANGE, befalls=(LOST_CONSENT,)),
+    Scenario(
+        "code exchange, done by another meanwhile",
+        EXCHANGE,
+        befalls=(LOOKED_TOO_SOON,),
+        layouts=("two, one host", "two hosts"),
+        rotations=(Rotation.STRICT,),
+    ),
+    Scenario(
+        "refresh, tokens that its definition can't read", REFRESH, unread=True, rotations=(Rotation.STRICT,)
+    ),
+    Scenario(
+        "code exchange, tokens that its definition can't read",
+        EXCHANGE,
+        unread=True,
+        rotations=(Rotation.STRICT,),
+    ),
+)

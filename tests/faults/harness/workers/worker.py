@@ -1,0 +1,308 @@
+"""A worker process: the real activities on a real store, told what to do by its parent.
+
+It runs below the fork server (`warm`), with every limit shortened so that a case takes a second. What
+Temporal would do, the parent does: it asks again until it is told an outcome.
+"""
+
+import asyncio
+import copy
+import errno
+import json
+import os
+import select
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, cast
+
+import httpcore2
+import httpx2
+from sqlalchemy.ext.asyncio import AsyncEngine
+from temporalio.testing import ActivityEnvironment
+
+from activities.single_use import circuit_breakers, journal_replay
+from activities.single_use.critical_section import CriticalSections
+from activities.support import heartbeat, transactions
+from evergrant_server import wiring
+from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages.connection import ExchangeCode, GrantResult, RefreshGrant
+from evergrant_server.core.single_use import attempt as protocol
+from evergrant_server.core.single_use.attempt import TimeLimits
+from evergrant_server.core.single_use.circuit_breaker import Admission
+from evergrant_server.crypto.keyring import KeyRing, Role
+from evergrant_server.egress import Egress
+from evergrant_server.egress.network import default_tls_context
+from evergrant_server.journal import Journal
+from evergrant_server.settings import Settings
+from evergrant_server.store import Store, engine
+from providers.definition.registry import Registry
+from providers.requests.sender import SendFailed
+from tests.faults.harness.instrumentation.passages import AFTER, Fault, passages
+from tests.faults.harness.table.scenarios import CROOKED, JOURNALLED, ON_TRIAL, PROVING
+from tests.faults.harness.workers.limits import (
+    ANSWER_S,
+    BEAT_S,
+    COMMIT_AGAIN_S,
+    DATABASE_MS,
+    DRAIN_S,
+    HTTP_S,
+    LOOK_AGAIN_S,
+    LOOK_ASIDE_S,
+    MOST_SENDS,
+    OVERDUE_S,
+    PATIENT_S,
+    REPLAY_S,
+    SEND_S,
+    SWEEP_S,
+    seconds,
+)
+from tests.faults.harness.workers.start import Start
+
+WORKER = "x-harness-worker"
+TLS = default_tls_context()
+LIMITS = TimeLimits(
+    send=seconds(SEND_S),
+    answer=seconds(ANSWER_S),
+    poll_interval=seconds(LOOK_AGAIN_S),
+    replay=seconds(REPLAY_S),
+)
+_ADMIT = circuit_breakers.admit
+_LEAVES_WITHIN_S = 0.3
+PATIENT = TimeLimits(
+    send=seconds(PATIENT_S),
+    answer=seconds(PATIENT_S),
+    poll_interval=LIMITS.poll_interval,
+    replay=LIMITS.replay,
+)
+_ORDERS = {"refresh_grant": RefreshGrant, "exchange_code": ExchangeCode, "drain": RefreshGrant}
+registry: list[Registry] = []  # read once, by the fork server
+engines: dict[str, AsyncEngine] = {}  # with their compiled statements, from the rehearsal
+
+
+def read_catalogue() -> None:
+    """The catalogue, and a definition that loads and can't be used."""
+    found = Registry.load()
+    generic = found.get("generic")
+    found._specs[CROOKED] = generic.model_copy(update={"name": CROOKED, "auth_modes": ("device_code",)})
+    found._specs[ON_TRIAL] = generic.model_copy(update={"name": ON_TRIAL})
+    found._specs[PROVING] = generic.model_copy(update={"name": PROVING, "dpop": True})
+    registry.append(found)
+
+
+def shorten() -> None:
+    """Every limit of the path, in this process alone."""
+    heartbeat._INTERVAL_S = BEAT_S
+    journal_replay._OVERDUE_S = OVERDUE_S
+    journal_replay._RETRY_SET_ASIDE_S = LOOK_ASIDE_S
+    transactions._MAX_WAIT_S = COMMIT_AGAIN_S
+    protocol.MAX_SENDS = MOST_SENDS
+    engine._PG_SETTINGS.update(
+        statement_timeout=str(DATABASE_MS),
+        lock_timeout=str(DATABASE_MS),
+        idle_in_transaction_session_timeout=str(DATABASE_MS),
+    )
+
+
+class Named(httpx2.AsyncBaseTransport):
+    """Says which worker a request came from, for the records of the other end."""
+
+    def __init__(self, inner: httpx2.AsyncBaseTransport, name: str) -> None:
+        self._inner, self._name = inner, name
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        request.headers[WORKER] = self._name
+        return await self._inner.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+def parts_of(start: Start) -> wiring.Platform:
+    """A worker's parts without Temporal."""
+    settings = Settings(
+        data_dir=start.journals.parent,
+        database_url=start.database_url,
+        key_file=start.key_file,
+        public_url=start.public_url,
+        egress_allow=(start.allow,),
+    )
+    ring = KeyRing.open(start.key_file, Role.WORKER)
+    clock = SystemClock()
+    if start.database_url not in engines:
+        engines[start.database_url] = engine.make_engine(start.database_url)
+    store = Store(engines[start.database_url], ring, clock)
+    nothing = cast(Any, None)
+    catalogue = _repaired_later(start.repaired_after_s) if start.repaired_after_s else registry[0]
+    return wiring.Platform(settings, clock, ring, store, catalogue, nothing, nothing, nothing, nothing)
+
+
+def _repaired_later(after_s: float) -> Registry:
+    """A catalogue whose definition takes every token for one of a kind that it doesn't know, for a while."""
+    broken = copy.copy(registry[0])
+    broken._specs = dict(registry[0]._specs)
+    generic = broken.get("generic")
+    response = generic.response.model_copy(update={"bearer_token_types": ("of another kind",)})
+    broken._specs["generic"] = generic.model_copy(update={"response": response})
+    asyncio.get_running_loop().call_later(after_s, lambda: broken._specs.update(generic=generic))
+    return broken
+
+
+def _queued(circuit: Any, *_: Any) -> tuple[Any, Admission]:
+    return circuit, Admission(BEAT_S)
+
+
+def work_of(
+    parts: wiring.Platform, sections: CriticalSections, journal: Journal, start: Start
+) -> wiring.WorkerParts:
+    longest = PATIENT_S if start.patient else HTTP_S
+
+    def egress(policy: Any, *, answer_time: float = HTTP_S, around: Any = None) -> Egress:
+        def named(inner: httpx2.AsyncBaseTransport) -> httpx2.AsyncBaseTransport:
+            return Named(inner, start.name)
+
+        return Egress(policy, tls=TLS, connect_timeout_s=longest, answer_timeout_s=longest, wrapper=named)
+
+    circuit_breakers.admit = _queued if start.queued else _ADMIT
+    wiring.Egress = egress  # type: ignore[misc,assignment]  # this process is the harness's alone
+    return wiring.build_activities(parts, sections, journal, PATIENT if start.patient else LIMITS)
+
+
+def lost(fault: Fault) -> Exception | None:
+    """What is heard instead of an answer that got lost on its way."""
+    if fault.answered_by == "store":
+        return Failure(ErrorCode.STORE_UNAVAILABLE, "the answer was lost", retry_after=0.1)
+    if fault.answered_by == "unexpected":
+        return RuntimeError("a library's mistake")
+    if fault.answered_by == "disk":
+        return OSError(errno.EIO, "the answer was lost")
+    if (
+        fault.point.startswith(
+            ("providers.requests.sender:Sender.", "activities.single_use.circuit_breakers")
+        )
+        and "_once#" not in fault.point
+    ):
+        return SendFailed(Failure(ErrorCode.PROVIDER_UNREACHABLE, "the answer was lost"), sent=True)
+    if fault.point.startswith("providers"):
+        return httpx2.ReadError("the answer was lost")
+    if "network" in fault.point:
+        return httpcore2.ConnectError("the answer was lost")
+    return httpcore2.ReadError("the answer was lost")
+
+
+class Child:
+    """Lives through one case after another, and answers its parent's orders until the socket closes.
+
+    Between two cases nothing is left but the imports and the sessions with the database: store, keys,
+    journal and sections are each case's own. It ends when anything of a case goes on.
+    """
+
+    def __init__(self, line: socket.socket) -> None:
+        self._line = line
+        self._environment: ActivityEnvironment | None = None
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._was_stopped = False
+        passages.tell = self._tell
+        passages.cut = self._cut
+        passages.lost = lost
+
+    def _say(self, message: dict[str, Any]) -> None:
+        left = memoryview(json.dumps(message).encode() + b"\n")
+        while left:  # a busy parent may be slow to read
+            select.select([], [self._line], [])
+            left = left[os.write(self._line.fileno(), left) :]
+
+    def _tell(self, fault: Fault) -> None:
+        self._was_stopped |= fault.kind == "stop"
+        self._say({"at": fault.model_dump(), "kept": passages.times(JOURNALLED, AFTER)})
+
+    def _cut(self) -> None:
+        """What Temporal does at start-to-close: it cancels the activity, not what it awaits."""
+        if self._environment is not None:
+            self._environment.cancel()
+
+    async def run(self) -> None:
+        reader, _ = await asyncio.open_connection(sock=self._line.dup())
+        while line := await reader.readline():
+            told = json.loads(line)
+            if "start" in told:
+                self._begin(Start.model_validate(told["start"]))
+            elif "leave" in told:
+                if not await self._leaves():
+                    return
+            else:
+                task = asyncio.create_task(self._obey(told))
+                self._under_way.add(task)
+                task.add_done_callback(self._under_way.discard)
+
+    def _begin(self, start: Start) -> None:
+        self._environment, self._was_stopped = None, False
+        passages.start(start.plan)
+        self._engine_url = start.database_url
+        self._sections = CriticalSections()
+        self._journal = Journal(start.journals)
+        work = work_of(parts_of(start), self._sections, self._journal, start)
+        self._does: dict[str, Callable[..., Any]] = {it.__name__: it for it in work.activities}
+        self._does["drain"] = self._drain
+        self._sweeping = asyncio.create_task(_sweep(work, start.sweeps_after_s))
+        self._say({"pid": os.getpid(), "journal": self._journal.id})
+
+    async def _leaves(self) -> bool:
+        """The case is over. False when something of it goes on: then this process may not live on."""
+        passages.plan = []
+        self._sweeping.cancel()
+        await asyncio.wait({self._sweeping})
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=_LEAVES_WITHIN_S)
+        if len(asyncio.all_tasks()) > 1:
+            return False
+        if self._was_stopped:  # the database may have ended its sessions meanwhile
+            await engines[self._engine_url].dispose()
+        self._journal.release()
+        self._say({"left": True})
+        return True
+
+    async def _drain(self, order: Any) -> GrantResult:
+        await self._sections.drain(seconds(DRAIN_S))
+        return GrantResult()
+
+    async def _obey(self, order: dict[str, Any]) -> None:
+        call = _ORDERS[order["do"]].model_validate(order["call"])
+        environment = ActivityEnvironment()
+        environment.info = replace(environment.info, started_time=SystemClock().now())  # by Temporal's clock
+        if order["do"] != "drain":
+            self._environment = environment
+        answer: dict[str, Any] = {"id": order["id"]}
+        try:
+            news: GrantResult = await environment.run(self._does[order["do"]], call)
+            answer["news"] = news.model_dump(mode="json")
+        except Failure as failure:
+            answer["raised"] = failure.code
+        except asyncio.CancelledError:
+            answer["raised"] = "cut"
+        except Exception as unexpected:
+            answer["raised"] = f"unexpected {type(unexpected).__name__}: {unexpected}"
+        answer["passed"] = passages.log
+        passages.log = []
+        self._say(answer)
+
+
+async def _sweep(work: wiring.WorkerParts, after_s: float) -> None:
+    await asyncio.sleep(after_s)
+    await work.replayer.run(seconds(SWEEP_S))
+
+
+def main(line: socket.socket) -> None:
+    asyncio.run(Child(line).run())
+
+
+def rehearse(line: socket.socket) -> None:
+    """The same in the fork server itself, so that what is slow the first time is done."""
+
+    async def rehearsal() -> None:
+        await Child(line).run()
+        for it in engines.values():
+            await it.dispose()
+
+    asyncio.run(rehearsal())
+    line.close()

@@ -1,0 +1,254 @@
+"""The short form of `make faults`, and the proof that it can fail."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from zlib import crc32
+
+from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.refresh_rules import Rotation
+from evergrant_server.core.ids import ConnectionId, IntegrationId, new_id
+from tests.e2e.servers.test_authorization_server import REDIRECT, Client
+from tests.fakes.providers.authorization_server import running_authorization_server
+from tests.fakes.providers.scripted_provider import Answer, drip, drop_after_commit, error
+from tests.faults.harness.database import TENANT, End, Ground
+from tests.faults.harness.instrumentation.passages import AFTER, BEFORE, Fault
+from tests.faults.harness.instrumentation.points import ROOT, Point, existing
+from tests.faults.harness.provider import StrictProvider
+from tests.faults.harness.random_run.aftermath import Aftermath, judge_real
+from tests.faults.harness.random_run.plan import KINDS, SLOW, plan, told
+from tests.faults.harness.random_run.real_server import RealServer
+from tests.faults.harness.random_run.run import run
+from tests.faults.harness.table.case_run import Case, Layout
+from tests.faults.harness.table.cases import WRITING, Table
+from tests.faults.harness.table.judge import BAD, Verdict
+from tests.faults.harness.table.scenarios import JOURNALLED, SCENARIOS
+from tests.faults.harness.table.table_run import Choose, Walked, walk_table
+from tests.faults.harness.workers.limits import BEAT_S
+
+REFRESH = SCENARIOS[:1]
+CASES, SEED = 30, 1
+
+
+async def test_the_table_has_every_await_of_the_path_and_a_sample_of_it_loses_nothing(tmp_path: Path):
+    walked = await walk_table(tmp_path, _sample_and_what_the_broken_builds_are_given, short=True)
+    assert walked.table.never == []
+    assert [str(it) for it in walked.bad] == []
+    assert not walked.failed
+    assert 0 < walked.table.share(walked.reached) < 100  # a sample says what it walked itself
+    assert walked.verdicts[Verdict.KEPT] > CASES / 3
+
+
+def _killed_with_an_answer_in_the_journal(table: Table) -> Sequence[Case]:
+    return [
+        case
+        for case in table.cases
+        if case.fault is not None
+        and (case.fault.point, case.fault.side, case.fault.kind) == (JOURNALLED, AFTER, "die")
+        and (case.scenario.name, case.layout, case.rotation) == ("refresh", Layout.ONE, Rotation.STRICT)
+    ]
+
+
+def _revoked_while_the_answer_is_committed(table: Table) -> Sequence[Case]:
+    return [
+        case
+        for case in table.cases
+        if case.revoked
+        and case.fault is not None
+        and "_install.install#" in case.fault.point
+        and (case.layout, case.rotation) == (Layout.TWO, Rotation.STRICT)
+    ]
+
+
+def _stopped_while_the_answer_is_on_its_way(table: Table) -> Sequence[Case]:
+    """Once its bytes are written. It is answered late, but before anybody may take over, and whoever else
+    is there is asked meanwhile."""
+    slow = replace(SCENARIOS[0], answers=lambda _: (Answer(wait=5 * BEAT_S, wait_first=False),))
+    listens = Fault(point=WRITING, kind="stop", passage=7)  # of the transport's events
+    return [Case(slow, listens, layout, Rotation.STRICT) for layout in (Layout.TWO, Layout.HOSTS)]
+
+
+def _sample_and_what_the_broken_builds_are_given(table: Table) -> Sequence[Case]:
+    """What a broken build fails with, this one must not."""
+    given = (
+        _killed_with_an_answer_in_the_journal,
+        _revoked_while_the_answer_is_committed,
+        _stopped_while_the_answer_is_on_its_way,
+    )
+    return [*table.sample(CASES, SEED), *(case for choose in given for case in choose(table))]
+
+
+async def _broken(folder: Path, choose: Choose, build: str) -> Walked:
+    walked = await walk_table(folder, choose, broken=(build,), scenarios=REFRESH)
+    assert walked.cases > 0
+    return walked
+
+
+async def test_a_build_without_a_journal_loses_connections(tmp_path: Path):
+    broken = await _broken(tmp_path, _killed_with_an_answer_in_the_journal, "no-journal")
+    assert broken.verdicts[Verdict.LOST] == broken.cases
+
+
+async def test_a_build_without_compare_and_set_undoes_a_revocation(tmp_path: Path):
+    broken = await _broken(tmp_path, _revoked_while_the_answer_is_committed, "no-compare-and-set")
+    assert any("revoking became active" in str(it) for it in broken.bad)
+
+
+async def test_a_build_that_takes_over_at_once_is_seen_on_one_host_and_on_two(tmp_path: Path):
+    broken = await _broken(tmp_path, _stopped_while_the_answer_is_on_its_way, "no-waiting")
+    on_one, on_two = sorted(broken.judged, key=lambda it: it.told.case.layout is Layout.HOSTS)
+    assert on_one.verdict in BAD
+    assert "1 uses of one credential in flight together on one host" in on_one.why
+    assert on_two.verdict in BAD
+    assert any("host-b took over from host-a" in why for why in on_two.why)
+
+
+def _writes_a_refresh(point: Point) -> bool:
+    return "RefreshActivities._install" in point.name and point.source.startswith("tx.grants.install(")
+
+
+async def test_the_command_exits_with_1_for_a_broken_build(tmp_path: Path):
+    """A piece of the table so small that it is hardly more than a case that this build fails."""
+    (writes,) = [it.name for it in existing() if _writes_a_refresh(it)]
+    stopped = Fault(point=writes, side=BEFORE, kind="stop")
+    undone = Case(SCENARIOS[0], stopped, Layout.TWO, Rotation.STRICT, revoked=True)
+    of = 4000
+    number = crc32(str(undone).encode()) % of + 1
+    command = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.faults.harness",
+        "--broken", "no-compare-and-set", "--shard", f"{number}/{of}", "--seconds", "0",
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'clients/python/src'}"},
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    said = (await command.communicate())[0].decode()
+    assert f"VIOLATION: {undone}: " in said
+    assert "revoking became active" in said
+    assert command.returncode == 1
+
+
+async def test_a_random_run_loses_nothing_and_gives_every_reader_a_typed_answer(tmp_path: Path):
+    ran = await run(tmp_path, 12, SEED, readers=20, connections=24, without=SLOW)
+    assert ran.violations == []
+    assert ran.aftermath.lost == []
+    assert ran.not_injected == []
+    assert ran.missing == []
+    assert ran.seen.leases > 0
+    assert ran.aftermath.changes > 0
+    assert ran.aftermath.refreshes > 0
+    assert ran.aftermath.real_states[LifecycleState.ACTIVE] > 0
+
+
+async def test_a_connection_whose_family_the_real_server_has_killed_counts_as_lost(tmp_path: Path):
+    """A build that sends a spent token again would leave it so: active in the store, dead at the server."""
+    async with running_authorization_server(tmp_path, "--grace", "0") as server:
+        await server.register(REDIRECT)
+        client = Client(server)
+        first = (await client.tokens())["refresh_token"]
+        newest = (await client.refresh(first)).json()["refresh_token"]
+        assert (await client.refresh(first)).status_code == 400
+        real, after = RealServer(server), Aftermath()
+        await judge_real(real, [End(_active(), None, newest, None, ())], after)
+        await client.http.aclose()
+    assert [it.partition(": ")[2] for it in after.lost] == [
+        "the store calls it active, the provider has killed it"
+    ]
+    assert after.violations == ["1 active connections, the real server has 0 grants"]
+
+
+def _active() -> Connection:
+    now = SystemClock().now()
+    return Connection(
+        tenant=TENANT,
+        id=ConnectionId(new_id("con")),
+        integration_id=IntegrationId(new_id("int")),
+        integration="real",
+        provider="generic",
+        subject="person-1",
+        requested_scopes=("read",),
+        created_at=now,
+        changed_at=now,
+        consent_deadline=now,
+    ).granted(now)
+
+
+async def test_an_answer_that_dies_at_a_heartbeat_before_it_is_kept_was_in_the_window(tmp_path: Path):
+    """When a worker beats is a matter of time: a slow exchange is under way at its first beat."""
+    slow = replace(SCENARIOS[1], answers=lambda _: (drip(3 * BEAT_S),))
+    beat = Fault(point="activities.support.heartbeat:heartbeating.beat#1", side=AFTER, kind="die")
+    case = Case(slow, beat, Layout.ONE, Rotation.STRICT)
+    walked = await walk_table(tmp_path, lambda _: [case], scenarios=REFRESH)
+    assert walked.verdicts == {Verdict.UNKNOWN: 1}
+
+
+async def test_an_answer_that_dies_behind_a_refusal_that_was_kept_was_in_the_window(tmp_path: Path):
+    """A busy machine lets a short limit pass: what was kept is the no to the version on trial."""
+    trial = next(it for it in SCENARIOS if it.name == "refresh, definition on trial fails")
+    late = replace(trial, answers=lambda _: (error("invalid_grant"), drop_after_commit()))
+    dies = Fault(
+        point="activities.integrations.staged_definitions:StagedDefinitionFallback.run#7", kind="die"
+    )
+    case = Case(late, dies, Layout.ONE, Rotation.STRICT)
+    walked = await walk_table(tmp_path, lambda _: [case], scenarios=REFRESH)
+    assert walked.verdicts == {Verdict.UNKNOWN: 1}, walked.judged[0].story
+
+
+async def test_an_answer_that_dies_before_a_refusal_that_is_kept_was_in_the_window(tmp_path: Path):
+    """The same worker sends again, and dies with the no to that in its journal."""
+    lost = replace(SCENARIOS[0], answers=lambda _: (drop_after_commit(),))
+    dies = Fault(point="activities.single_use.protocol:SingleUseProtocol._send_and_conclude#6", kind="die")
+    case = Case(lost, dies, Layout.ONE, Rotation.STRICT)
+    walked = await walk_table(tmp_path, lambda _: [case], scenarios=REFRESH)
+    assert walked.verdicts == {Verdict.UNKNOWN: 1}, walked.judged[0].story
+
+
+async def test_an_answer_that_dies_beside_a_room_that_was_left_was_in_the_window(tmp_path: Path):
+    """A worker before this one left a room, and no answer."""
+    room = next(it for it in SCENARIOS if it.name == "refresh, a dead worker's room")
+    lost = replace(room, answers=lambda _: (drop_after_commit(),))
+    swept = Fault(
+        point="activities.single_use.journal_replay:JournalReplayer._close_unsent#6",
+        side=AFTER,
+        kind="cut",
+        answered_by="task",
+    )
+    case = Case(lost, swept, Layout.ONE, Rotation.STRICT)
+    walked = await walk_table(tmp_path, lambda _: [case], scenarios=REFRESH)
+    assert walked.verdicts == {Verdict.UNKNOWN: 1}, walked.judged[0].story
+
+
+async def test_a_change_of_state_without_its_record_is_seen(tmp_path: Path):
+    ground = await Ground.open(tmp_path)
+    try:
+        async with StrictProvider(Rotation.STRICT, 60) as idp, ground.store.write() as tx:
+            integration = await ground.integration(tx, idp, Rotation.STRICT, "generic", "right")
+            connection = await ground.connection(tx, integration)
+            await ground.granted(tx, connection, idp, refreshable=True)
+        told = "pending_consent at 0 became active at 1 without a record in its transaction"
+        assert await ground.changes_without_a_record() == [f"{connection.id}: {told}"]
+        await ground.forget_changes()
+        assert await ground.changes_without_a_record() == []
+    finally:
+        await ground.close()
+
+
+def test_the_pieces_of_the_table_are_the_whole_of_it():
+    table = Table([])
+    fault = Fault(point="", kind="die")
+    table.cases = [
+        Case(SCENARIOS[0], fault.model_copy(update={"passage": it}), Layout.ONE, Rotation.STRICT)
+        for it in range(40)
+    ]
+    pieces = [table.shard(number, 4) for number in (1, 2, 3, 4)]
+    assert sorted(map(str, chain(*pieces))) == sorted(map(str, table.cases))
+    assert all(pieces)
+
+
+def test_a_seed_draws_the_same_plan_with_every_kind_of_fault():
+    assert plan(SEED, 120) == plan(SEED, 120)
+    assert plan(SEED, 120) != plan(SEED + 1, 120)
+    assert set(told(plan(SEED, 25))) == set(KINDS)

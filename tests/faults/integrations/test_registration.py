@@ -1,0 +1,368 @@
+"""A worker registers us at an issuer, once; and reads its metadata again without being weakened."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import pytest_asyncio
+from temporalio.testing import ActivityEnvironment
+
+from activities.integrations.discovery import DiscoveryActivities
+from activities.integrations.registration import ClientRegistrations
+from activities.single_use.critical_section import CriticalSections
+from activities.single_use.journal_replay import JournalReplayer
+from evergrant_server.core.access import Integration, IntegrationState, RegistrationMethod
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.ids import IntegrationId, new_id
+from evergrant_server.core.messages.connection import DiscoverEndpoints, DiscoveryResult
+from evergrant_server.core.messages.maintenance import (
+    REREAD_METADATA_WORKFLOW,
+    RereadMetadata,
+    RereadMetadataResult,
+)
+from evergrant_server.core.secret import Secret
+from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, TimeLimits
+from evergrant_server.egress import Egress, EgressPolicy
+from evergrant_server.journal import Journal
+from evergrant_server.store import Store
+from tests.fakes.platform.installation import ASKED, TENANT, Installation, installation
+from tests.fakes.providers.authorization_server import running_authorization_server
+from tests.fakes.providers.scripted_provider import (
+    ScriptedProvider,
+    drop,
+    drop_after_commit,
+    error,
+    html,
+    status,
+)
+
+
+@pytest_asyncio.fixture
+async def idp() -> AsyncIterator[ScriptedProvider]:
+    async with ScriptedProvider() as provider:
+        provider.metadata["registration_endpoint"] = provider.url("register")
+        yield provider
+
+
+@pytest_asyncio.fixture
+async def place(
+    temporal_address: str, database_url: str, tmp_path: Path, idp: ScriptedProvider
+) -> AsyncIterator[Installation]:
+    async with installation(temporal_address, database_url, tmp_path, allow=(idp.allowance,)) as here:
+        yield here
+
+
+async def wanted(
+    place: Installation, issuer: str, how: RegistrationMethod, initial: str | None = None
+) -> Integration:
+    """What `PUT /v1/integrations/crm` with a registration writes."""
+    now = place.parts.clock.now()
+    integration = Integration(
+        tenant=TENANT,
+        id=IntegrationId(new_id("int")),
+        name="crm",
+        provider="generic",
+        client_id="",
+        issuer=issuer,
+        registration=how,
+        default_scopes=("read",),
+        state=IntegrationState.DISCOVERING,
+        created_at=now,
+        changed_at=now,
+    )
+    async with place.store.write() as tx:
+        added = await tx.integrations.put(integration, None, expected=None)
+        return await tx.integrations.request_registration(added, Secret(initial) if initial else None)
+
+
+async def discovered(place: Installation, integration: Integration) -> DiscoveryResult:
+    return await place.parts.link.discover(TENANT, integration.id, ASKED, timeout=15)
+
+
+async def now_of(place: Installation, integration: Integration) -> Integration:
+    async with place.store.read() as tx:
+        found = await tx.integrations.get(TENANT, integration.id)
+    assert found is not None
+    return found
+
+
+async def test_rfc7591_a_registered_client_connects(place: Installation, idp: ScriptedProvider):
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
+    assert (await discovered(place, integration)).failure is None
+    ready = await now_of(place, integration)
+    assert (ready.state, ready.client_id, ready.client_auth) == (
+        IntegrationState.READY,
+        idp.client_id,
+        "client_secret_basic",
+    )
+    assert idp.redirect_uris[0].endswith(f"/oauth/callback/{integration.id}")
+    connection = await place.begin(ready)
+    await place.consent(idp, ready, connection)
+    await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)
+    assert await place.actions_on(integration.id) == [
+        AuditAction.CLIENT_REGISTERED,
+        AuditAction.INTEGRATION_DISCOVERED,
+    ]
+
+
+async def test_reading_the_metadata_again_registers_nobody_again(place: Installation, idp: ScriptedProvider):
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
+    await discovered(place, integration)
+    await discovered(place, integration)
+    assert idp.count("register") == 1
+
+
+async def test_rfc7591_3_an_initial_access_token_is_sent_once_whatever_comes_of_it(
+    place: Installation, idp: ScriptedProvider
+):
+    idp.script(drop_after_commit(), at="register")
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC, initial="iat-1")
+    await discovered(place, integration)
+    lost = await discovered(place, integration)
+    assert lost.failure is ErrorCode.CLIENT_REJECTED
+    assert "initial access token" in lost.detail
+    assert idp.count("register") == 1
+    (sent,) = (call for call in idp.calls if call.endpoint == "register")
+    assert sent.headers["authorization"] == "Bearer iat-1"
+    assert (await now_of(place, integration)).state is IntegrationState.FAILED
+
+
+class Worker:
+    """What a worker would run, called without Temporal, with a journal folder that others share."""
+
+    def __init__(
+        self,
+        place: Installation,
+        idp: ScriptedProvider,
+        journals: Path,
+        limits: TimeLimits = LIMITS,
+        store: Store | None = None,
+    ) -> None:
+        parts, sections, store = place.parts, CriticalSections(), store or place.store
+        self.journal = Journal(journals)
+        egress = Egress(EgressPolicy(allow=(idp.allowance,)))
+        sending = ClientRegistrations(store, egress, parts.clock, sections, self.journal, limits)
+        url = parts.settings.public_url
+        self.discovery = self.made_of(store, parts.registry, egress, parts.clock, url, sending)
+        endings = {AttemptKind.REGISTRATION: self.discovery.replay_answer}
+        self.replayer = JournalReplayer(store, parts.clock, self.journal, sections, endings)
+
+    made_of = DiscoveryActivities
+
+    async def discover(self, integration: Integration) -> DiscoveryResult:
+        order = DiscoverEndpoints(tenant=TENANT, integration_id=integration.id, context=ASKED)
+        return await ActivityEnvironment().run(self.discovery.discover_endpoints, order)
+
+
+class _Dies(Exception):
+    """The process, in this instant."""
+
+
+class DiesWithTheAnswer(Worker):
+    class Discovery(DiscoveryActivities):
+        async def _concluded(self, it: Any, reply: Any, keys: Any) -> DiscoveryResult:
+            raise _Dies
+
+    made_of = Discovery
+
+
+@pytest.mark.parametrize("initial", [None, "iat-1"])
+async def test_an_answer_whose_worker_died_with_it_is_replayed_by_any_other(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path, initial: str | None
+):
+    """Else the client at the issuer is nobody's, and an open issuer makes a second one."""
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC, initial=initial)
+    first = DiesWithTheAnswer(place, idp, tmp_path / "shared")
+    with pytest.raises(_Dies):
+        await first.discover(integration)
+    first.journal.release()
+    assert (await now_of(place, integration)).client_id == ""
+    second = Worker(place, idp, tmp_path / "shared")
+    assert await second.replayer.sweep() == 1
+    assert second.journal.count_waiting() == (0, 0)
+    ready = await now_of(place, integration)
+    assert (ready.state, ready.client_id) == (IntegrationState.READY, idp.client_id)
+    assert (await second.discover(integration)).failure is None
+    assert idp.count("register") == 1
+    assert await second.replayer.sweep() == 0
+
+
+async def test_what_asks_again_before_the_replay_waits_for_it(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
+    first = DiesWithTheAnswer(place, idp, tmp_path / "shared")
+    with pytest.raises(_Dies):
+        await first.discover(integration)
+    first.journal.release()
+    second = Worker(place, idp, tmp_path / "shared")
+    again = asyncio.create_task(second.discover(integration))
+    await idp.until("metadata", 2)
+    await second.replayer.sweep()
+    assert (await again).failure is None
+    assert idp.count("register") == 1
+
+
+async def test_an_answer_that_somebody_no_longer_wants_changes_nothing(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
+    first = DiesWithTheAnswer(place, idp, tmp_path / "shared")
+    with pytest.raises(_Dies):
+        await first.discover(integration)
+    first.journal.release()
+    async with place.store.write() as tx:  # a `PUT` asks for another one
+        asked_anew = await tx.integrations.request_registration(await now_of(place, integration), None)
+    second = Worker(place, idp, tmp_path / "shared")
+    assert await second.replayer.sweep() == 1
+    assert await now_of(place, integration) == asked_anew
+
+
+async def test_no_plain_secret_lies_in_the_journal(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
+    with pytest.raises(_Dies):
+        await DiesWithTheAnswer(place, idp, tmp_path / "shared").discover(integration)
+    (entry,) = (tmp_path / "shared").glob("*/*.entry")
+    assert idp.client_secret.encode() not in entry.read_bytes()
+
+
+async def test_what_was_certainly_not_sent_may_be_sent_again(place: Installation, idp: ScriptedProvider):
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC, initial="iat-1")
+    nowhere = idp.url("register").replace(str(idp.port), "9")
+    idp.metadata["registration_endpoint"] = nowhere
+    assert (await discovered(place, integration)).failure is not None
+    idp.metadata["registration_endpoint"] = idp.url("register")
+    assert (await discovered(place, integration)).failure is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (error("invalid_redirect_uri"), ErrorCode.CLIENT_REJECTED),
+        (status(401), ErrorCode.CLIENT_REJECTED),
+        (status(503), ErrorCode.PROVIDER_ERROR),
+        (html(), ErrorCode.REPLY_UNREADABLE),
+        (drop(), ErrorCode.PROVIDER_UNREACHABLE),
+    ],
+)
+async def test_a_refused_registration_says_so(
+    place: Installation, idp: ScriptedProvider, answer: Any, code: ErrorCode
+):
+    idp.script(answer, at="register")
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
+    assert (await discovered(place, integration)).failure is code
+    failed = await now_of(place, integration)
+    assert (failed.state, failed.client_id) == (IntegrationState.FAILED, "")
+
+
+async def test_a_server_without_registration_is_told_apart(place: Installation, idp: ScriptedProvider):
+    idp.metadata["registration_endpoint"] = None
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
+    assert (await discovered(place, integration)).detail == (
+        "the server can't register us: it has no registration endpoint"
+    )
+
+
+async def test_a_metadata_document_needs_a_server_that_reads_them(place: Installation, idp: ScriptedProvider):
+    integration = await wanted(place, idp.issuer, RegistrationMethod.METADATA_DOCUMENT)
+    assert (await discovered(place, integration)).failure is ErrorCode.CLIENT_REJECTED
+    idp.metadata["client_id_metadata_document_supported"] = True
+    assert (await discovered(place, integration)).failure is None
+    assert idp.count("register") == 0
+
+
+async def reread(place: Installation) -> RereadMetadataResult:
+    """What the schedule starts, with nothing too young for it."""
+    return await place.parts.client.execute_workflow(
+        REREAD_METADATA_WORKFLOW,
+        RereadMetadata(older_than_s=-1),
+        id=new_id("out"),
+        task_queue=place.parts.settings.temporal_task_queue,
+        result_type=RereadMetadataResult,
+    )
+
+
+async def test_metadata_that_weakens_is_refused_once_and_what_was_pinned_stays(
+    place: Installation, idp: ScriptedProvider
+):
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
+    await discovered(place, integration)
+    pinned = (await now_of(place, integration)).endpoints
+    idp.metadata["token_endpoint"] = idp.url("v2/token")
+    idp.metadata["revocation_endpoint"] = None
+    assert (await reread(place)).refused == 1
+    after = await now_of(place, integration)
+    assert after.endpoints == pinned
+    assert after.state is IntegrationState.READY
+    assert "revoked" in (after.problem or "")
+    assert (await reread(place)).refused == 0  # told once
+    actions = await place.actions_on(integration.id)
+    assert actions.count(AuditAction.METADATA_REFUSED) == 1
+
+
+async def test_a_harmless_change_is_taken_over(place: Installation, idp: ScriptedProvider):
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
+    await discovered(place, integration)
+    idp.metadata["token_endpoint"] = idp.url("v2/token")
+    assert await reread(place) == RereadMetadataResult(read=1, changed=1, refused=0)
+    endpoints = (await now_of(place, integration)).endpoints
+    assert endpoints is not None
+    assert endpoints.token_endpoint == idp.url("v2/token")
+
+
+async def test_an_issuer_that_is_away_has_changed_nothing(place: Installation, idp: ScriptedProvider):
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
+    await discovered(place, integration)
+    before = await now_of(place, integration)
+    idp.script(*[status(503)] * 9, at="metadata")
+    assert await reread(place) == RereadMetadataResult(read=1, changed=0, refused=0)
+    assert (await now_of(place, integration)).endpoints == before.endpoints
+
+
+async def test_what_was_read_lately_is_left_alone(place: Installation, idp: ScriptedProvider):
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
+    await discovered(place, integration)
+    async with place.store.read() as tx:
+        day_ago = place.parts.clock.now() - timedelta(days=1)
+        assert await tx.integrations.with_metadata_older_than(day_ago, 10) == []
+
+
+async def test_django_oauth_toolkit_registers_us_and_knows_our_secret(
+    temporal_address: str, database_url: str, tmp_path: Path
+):
+    """A server that nobody here wrote: it refuses the code, so it knew the client."""
+    async with (
+        running_authorization_server(tmp_path / "server", "--registration") as server,
+        installation(
+            temporal_address, database_url, tmp_path / "here", allow=(_host(server.issuer),)
+        ) as place,
+    ):
+        integration = await wanted(place, server.issuer, RegistrationMethod.DYNAMIC)
+        assert await discovered(place, integration) == DiscoveryResult()
+        ready = await now_of(place, integration)
+        assert ready.endpoints is not None
+        async with place.store.read() as tx:
+            secret = await tx.integrations.client_secret(ready)
+        assert secret is not None
+        said = {}
+        for known, password in ((True, secret.reveal()), (False, "wrong")):
+            async with httpx2.AsyncClient(trust_env=False, timeout=30) as http:
+                answer = await http.post(
+                    ready.endpoints.token_endpoint,
+                    data={"grant_type": "authorization_code", "code": "none", "redirect_uri": "https://e/"},
+                    auth=(ready.client_id, password),
+                )
+            said[known] = answer.json()["error"]
+        assert said == {True: "invalid_grant", False: "invalid_client"}
+
+
+def _host(issuer: str) -> str:
+    return issuer.removeprefix("http://")

@@ -1,0 +1,92 @@
+"""A registration under way on another host is waited for, as long as its answer may come."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+from evergrant_server.core.access import IntegrationState, RegistrationMethod
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.store import Store, Transaction, UnwrappedKeys
+from tests.fakes.platform.installation import Installation
+from tests.fakes.providers.scripted_provider import ScriptedProvider, hold_answer
+from tests.faults.integrations.test_registration import Worker, idp, now_of, place, wanted
+from tests.faults.support.reply_timing import SHORT
+
+__all__ = ["idp", "place"]  # fixtures
+
+
+async def test_a_registration_on_another_host_is_waited_for(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    """Neither sees the other's journals: a second client at the issuer would be nobody's."""
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
+    slow, second = (Worker(place, idp, tmp_path / host) for host in ("slow", "second"))
+    gate = asyncio.Event()
+    idp.script(hold_answer(gate), at="register")
+    first = asyncio.create_task(slow.discover(integration))
+    await idp.until("register", 1)
+    again = asyncio.create_task(second.discover(await now_of(place, integration)))
+    await idp.until("metadata", 2)
+    await asyncio.sleep(0.5)
+    gate.set()
+    assert (await first).failure is None
+    assert (await again).failure is None
+    assert idp.count("register") == 1
+    assert (await now_of(place, integration)).state is IntegrationState.READY
+
+
+async def test_a_registration_on_another_host_is_taken_over_when_its_answer_can_t_come_any_more(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
+    slow, second = (Worker(place, idp, tmp_path / host, SHORT) for host in ("slow", "second"))
+    gate = asyncio.Event()
+    idp.script(hold_answer(gate), at="register")
+    first = asyncio.create_task(slow.discover(integration))
+    await idp.until("register", 1)
+    assert (await second.discover(await now_of(place, integration))).failure is None
+    assert idp.count("register") == 2
+    ready = await now_of(place, integration)
+    gate.set()
+    await first
+    assert await now_of(place, integration) == ready
+
+
+async def test_a_registration_whose_intent_was_not_heard_of_is_sent_all_the_same(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    """The commit is tried again, and finds the intent: it is its own, and no other worker's. Else its
+    initial access token would count as used, and no byte has left."""
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC, initial="iat-1")
+    store = await Store.open(place.parts.settings.database_url, place.parts.ring, place.parts.clock)
+    write, lost = store.write, [Failure(ErrorCode.STORE_UNAVAILABLE, "its answer was lost")]
+
+    @asynccontextmanager
+    async def unheard_once(keys: UnwrappedKeys | None = None) -> AsyncIterator[Transaction]:
+        async with write(keys) as tx:
+            yield tx
+        if lost:
+            raise lost.pop()
+
+    store.write = unheard_once  # type: ignore[method-assign]  # the commit is real, its answer is lost
+    news = await Worker(place, idp, tmp_path / "here", store=store).discover(integration)
+    await store.close()
+    assert lost == []
+    assert news.failure is None
+    (sent,) = (call for call in idp.calls if call.endpoint == "register")
+    assert sent.headers["authorization"] == "Bearer iat-1"
+
+
+async def test_a_registration_that_is_dated_ahead_is_waited_for_from_when_it_was_seen(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    """The other host's clock was an hour ahead, and it died."""
+    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
+    async with place.store.write() as tx:
+        later = place.parts.clock.now() + timedelta(hours=1)
+        ahead = integration.model_copy(update={"registration_sent_at": later})
+        await tx.integrations.replace(ahead, expected=integration.revision)
+    assert (await Worker(place, idp, tmp_path / "here", SHORT).discover(integration)).failure is None
+    assert idp.count("register") == 1

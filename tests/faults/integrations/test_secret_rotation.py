@@ -1,0 +1,141 @@
+"""A client secret is rotated, and whichever of the two the provider knows, nobody fails.
+
+RFC 6749 section 5.2: invalid_client is about us, so it has spent neither a code nor a refresh token.
+"""
+
+import asyncio
+from datetime import timedelta
+
+from evergrant_server.core.access import Integration
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.secret import Secret
+from tests.fakes.platform.installation import TENANT, Installation
+from tests.fakes.providers.scripted_provider import ScriptedProvider, error, status
+
+STRICT = RefreshRules(rotation=Rotation.STRICT)
+
+
+async def integration_of(place: Installation, connection: Connection) -> Integration:
+    async with place.store.read() as tx:
+        found = await tx.integrations.get(TENANT, connection.integration_id)
+    assert found is not None
+    return found
+
+
+async def rotate(place: Installation, integration: Integration, secret: str, overlap_s: float = 3600) -> None:
+    """What `POST …/rotate-secret` writes."""
+    until = place.parts.clock.now() + timedelta(seconds=overlap_s)
+    async with place.store.write() as tx:
+        current = await tx.integrations.get(TENANT, integration.id)
+        assert current is not None
+        await tx.integrations.rotate_secret(current, Secret(secret), until=until, expected=current.revision)
+
+
+async def test_before_and_after_the_provider_learns_the_new_secret_every_refresh_works(
+    place: Installation, idp: ScriptedProvider
+):
+    connection = await place.connect(idp, STRICT)
+    await rotate(place, await integration_of(place, connection), "new-secret")
+    assert (await place.ensure_fresh(connection, 1)).generation == 2
+    assert (await integration_of(place, connection)).secret_refused_at is not None
+    idp.client_secret = "new-secret"
+    assert (await place.ensure_fresh(connection, 2)).generation == 3
+    assert (await integration_of(place, connection)).secret_refused_at is None
+    assert (await place.ensure_fresh(connection, 3)).generation == 4
+    said = [it for it in await place.actions(connection) if it.startswith("integration.")]
+    assert said == [AuditAction.SECRET_REFUSED, AuditAction.SECRET_ACCEPTED]
+
+
+async def test_the_secret_that_works_comes_first(place: Installation, idp: ScriptedProvider):
+    connection = await place.connect(idp, STRICT)
+    await rotate(place, await integration_of(place, connection), "mistyped")
+    await place.ensure_fresh(connection, 1)
+    before = idp.count("token")
+    await place.ensure_fresh(connection, 2)
+    assert idp.count("token") == before + 1
+
+
+async def test_an_outage_says_nothing_of_the_other_secret(place: Installation, idp: ScriptedProvider):
+    connection = await place.connect(idp, STRICT)
+    await rotate(place, await integration_of(place, connection), "new-secret")
+    idp.script(error("invalid_client", 401), status(503))
+    await place.ensure_fresh(connection, 1)
+    assert idp.count("token", grant_type="refresh_token") == 2
+    assert (await integration_of(place, connection)).secret_refused_at is None
+
+
+async def test_a_401_without_a_name_that_asks_for_a_client_has_the_other_secret_tried(
+    place: Installation, idp: ScriptedProvider
+):
+    connection = await place.connect(idp, STRICT)
+    await rotate(place, await integration_of(place, connection), "new-secret")
+    idp.script(status(401, {"WWW-Authenticate": 'Basic realm="clients"'}))
+    assert (await place.ensure_fresh(connection, 1)).generation == 2
+    assert (await integration_of(place, connection)).secret_refused_at is not None
+    bearer = status(401, {"WWW-Authenticate": 'Bearer realm="api"'})
+    before = idp.count("token")
+    idp.script(bearer)
+    assert (await place.ensure_fresh(connection, 2)).problem is ErrorCode.PROVIDER_ERROR
+    assert idp.count("token") == before + 1, "that was about no client"
+
+
+async def test_a_code_survives_a_refused_secret(place: Installation, idp: ScriptedProvider):
+    integration = await place.integration(idp, STRICT)
+    await rotate(place, integration, "new-secret")
+    connection = await place.begin(integration)
+    await place.consent(idp, integration, connection)
+    assert (await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)).generation == 1
+
+
+async def test_a_revocation_is_confirmed_with_the_other_secret(place: Installation, idp: ScriptedProvider):
+    connection = await place.connect(idp, STRICT)
+    await rotate(place, await integration_of(place, connection), "new-secret")
+    await place.revoke(connection)
+    await place.until(connection, lambda c: c.state is LifecycleState.REVOKED)
+
+
+async def test_when_neither_is_taken_an_admin_must_act_and_the_grant_stays(
+    place: Installation, idp: ScriptedProvider
+):
+    connection = await place.connect(idp, STRICT)
+    await rotate(place, await integration_of(place, connection), "mistyped")
+    idp.client_secret = "nobody told us"
+    assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.CLIENT_REJECTED
+    assert (await place.row(connection)).state is LifecycleState.ACTIVE
+    assert (await integration_of(place, connection)).secret_refused_at is None  # nothing is known of it
+
+
+async def test_after_the_overlap_the_secret_before_is_not_tried(place: Installation, idp: ScriptedProvider):
+    connection = await place.connect(idp, STRICT)
+    await rotate(place, await integration_of(place, connection), "mistyped", overlap_s=-1)
+    assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.CLIENT_REJECTED
+    assert idp.count("token") == 2  # the code, and one refresh
+
+
+async def test_under_load_no_refresh_fails_while_the_secret_changes_on_both_sides(
+    place: Installation, idp: ScriptedProvider
+):
+    """Ours first, the provider's in the middle: 0 failures, and the last ones need one call each."""
+    integration = await place.integration(idp, STRICT)
+    connections = [await place.begin(integration, subject=f"user-{number}") for number in range(8)]
+    for connection in connections:
+        await place.consent(idp, integration, connection)
+    for connection in connections:
+        await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)
+
+    async def keeps_refreshing(connection: Connection) -> list[ErrorCode | None]:
+        return [(await place.ensure_fresh(connection, seen)).problem for seen in range(1, 6)]
+
+    running = [asyncio.create_task(keeps_refreshing(connection)) for connection in connections]
+    await rotate(place, integration, "new-secret")
+    async with asyncio.timeout(20):
+        while (await integration_of(place, connections[0])).secret_refused_at is None:
+            await asyncio.sleep(0.01)
+    idp.client_secret = "new-secret"
+    problems = [problem for said in await asyncio.gather(*running) for problem in said]
+    assert problems == [None] * 40
+    assert (await place.ensure_fresh(connections[0], 6)).generation == 7
+    assert (await integration_of(place, connections[0])).secret_refused_at is None

@@ -1,0 +1,276 @@
+"""The store came from an older backup: told per connection, and nothing that may be spent is sent.
+
+The backup is a real one: SQLite's file copied, every row of PostgreSQL copied out and back in.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import closing
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+import pytest_asyncio
+from temporalio.testing import ActivityEnvironment
+
+from activities.maintenance.reconcile import ReconcileActivities
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.ids import connection_workflow_id
+from evergrant_server.core.messages.maintenance import (
+    RECONCILE_WORKFLOW,
+    AuditCheckpoint,
+    ReconcileRequest,
+    ReconcileResult,
+)
+from evergrant_server.store.tables import METADATA
+from evergrant_server.temporal_link.closed_runs import ClosedRunExporter
+from evergrant_server.temporal_link.drift_repair import DriftRepair
+from evergrant_server.temporal_link.namespace import prepare_namespace
+from evergrant_server.temporal_link.workflow_starter import WorkflowStarter
+from tests.fakes.platform.installation import TENANT, Installation, installation
+from tests.fakes.providers.scripted_provider import ScriptedProvider
+from tests.fakes.temporal import TemporalServer
+from tests.faults.temporal.test_temporal_lost import lose_everything
+
+STRICT = RefreshRules(rotation=Rotation.STRICT)
+
+Backup = Callable[[], Awaitable[Callable[[], Awaitable[None]]]]
+
+
+@pytest.fixture
+def backup(database_url: str) -> Backup:
+    """Call it for a backup; call that to restore it, under running processes."""
+    if database_url.startswith("sqlite"):
+        return lambda: _sqlite(Path(database_url.partition(":///")[2]))
+    return lambda: _postgres(database_url.replace("postgresql+asyncpg", "postgresql"))
+
+
+async def _sqlite(file: Path) -> Callable[[], Awaitable[None]]:
+    def copy(source: Path, target: Path) -> None:
+        with closing(sqlite3.connect(source)) as there, closing(sqlite3.connect(target)) as here:
+            there.backup(here)
+
+    saved = file.with_suffix(".backup")
+    await asyncio.to_thread(copy, file, saved)
+    return lambda: asyncio.to_thread(copy, saved, file)
+
+
+async def _postgres(url: str) -> Callable[[], Awaitable[None]]:
+    tables = [table.name for table in METADATA.sorted_tables]
+
+    async def dump() -> dict[str, list[asyncpg.Record]]:
+        connection = await asyncpg.connect(url)
+        try:
+            async with connection.transaction(isolation="repeatable_read"):
+                return {name: await connection.fetch(f'SELECT * FROM "{name}"') for name in tables}
+        finally:
+            await connection.close()
+
+    saved = await dump()
+    quoted = ", ".join(f'"{name}"' for name in tables)
+
+    async def restore() -> None:
+        connection = await asyncpg.connect(url)
+        try:
+            async with connection.transaction():
+                await connection.execute(f"TRUNCATE {quoted}")
+                for name in tables:
+                    rows = saved[name]
+                    if rows:
+                        columns = list(rows[0].keys())
+                        await connection.copy_records_to_table(name, records=rows, columns=columns)
+        finally:
+            await connection.close()
+
+    return restore
+
+
+async def refreshed(place: Installation, connection: Connection, times: int) -> None:
+    for generation in range(1, times + 1):
+        assert (await place.ensure_fresh(connection, generation)).generation == generation + 1
+
+
+async def reauthorized(place: Installation, idp: ScriptedProvider, connection: Connection) -> Connection:
+    async with place.store.read() as tx:
+        integration = await tx.integrations.get(TENANT, connection.integration_id)
+    assert integration is not None
+    before = await place.row(connection)
+    await place.consent(idp, integration, connection)
+    return await place.until(connection, lambda row: row.generation > before.generation)
+
+
+async def test_nothing_spent_is_sent_and_each_connection_is_named(
+    place: Installation, idp: ScriptedProvider, backup: Backup
+):
+    behind, untouched = await place.connect(idp, STRICT), await place.connect(idp, STRICT)
+    restore = await backup()
+    await refreshed(place, behind, 2)
+    await restore()
+    assert (await place.row(behind)).generation == 1
+    sent = idp.count("token")
+    told = await place.parts.reconciler.reconcile_all()
+    assert (told.live, told.started, told.store_behind) == (2, 0, (behind.id,))
+    assert (await place.ensure_fresh(behind, 3)).problem is ErrorCode.STORE_BEHIND
+    assert idp.count("token") == sent
+    assert (await place.ensure_fresh(untouched, 1)).generation == 2
+    assert all(family.alive for family in idp.families)
+
+
+async def test_a_reauthorization_ends_it(place: Installation, idp: ScriptedProvider, backup: Backup):
+    """The new grant's number goes beyond those that were lost, or it would look like one of them."""
+    connection = await place.connect(idp, STRICT)
+    restore = await backup()
+    await refreshed(place, connection, 3)
+    await restore()
+    assert (await place.ensure_fresh(connection, 4)).problem is ErrorCode.STORE_BEHIND
+    again = await reauthorized(place, idp, connection)
+    assert (again.state, again.generation) == (LifecycleState.ACTIVE, 5)
+    assert (await place.parts.reconciler.reconcile_all()).store_behind == ()
+    assert (await place.ensure_fresh(connection, 5)).generation == 6
+
+
+async def test_a_workflow_that_was_ended_by_hand_still_tells(
+    place: Installation, idp: ScriptedProvider, backup: Backup
+):
+    """Its closed run knows the generation; the run that follows is told, and sends nothing."""
+    connection = await place.connect(idp, STRICT)
+    restore = await backup()
+    await refreshed(place, connection, 2)
+    await place.terminate(connection)
+    await restore()
+    sent = idp.count("token")
+    told = await place.parts.reconciler.reconcile_all()
+    assert (told.started, told.store_behind) == (1, (connection.id,))
+    assert (await place.ensure_fresh(connection, 3)).problem is ErrorCode.STORE_BEHIND
+    assert (await place.parts.reconciler.reconcile_all()).store_behind == (connection.id,)
+    assert idp.count("token") == sent
+
+
+async def test_the_schedules_pass_sees_that_the_store_is_older_than_it_was(
+    place: Installation, idp: ScriptedProvider, backup: Backup
+):
+    """It asks no workflow unless a record of the audit log is missing that was there before."""
+    connection = await place.connect(idp, STRICT)
+    restore = await backup()
+    await refreshed(place, connection, 2)
+
+    async def one_pass(order: ReconcileRequest) -> ReconcileResult:
+        return await place.parts.client.execute_workflow(
+            RECONCILE_WORKFLOW, order, id=f"pass-{connection.id}",
+            task_queue=place.parts.settings.temporal_task_queue, result_type=ReconcileResult,
+        )  # fmt: skip
+
+    first = await one_pass(ReconcileRequest())
+    assert (first.live, first.started, first.behind) == (1, 0, 0)
+    await restore()
+    second = await one_pass(ReconcileRequest(mark=first.mark, closed_since=first.closed_since))
+    assert (second.behind, second.first_behind) == (1, (connection.id,))
+    assert second.mark == first.mark  # so that the next pass says it again
+
+
+class SetBack(ClosedRunExporter):
+    """Somebody puts the backup back between a pass's beginning and its end."""
+
+    restore: Callable[[], Awaitable[None]]
+
+    async def have_exported(self, since: datetime | None) -> int:
+        await self.restore()
+        return await super().request_exports(since)
+
+
+async def test_a_store_that_is_set_back_during_a_pass_is_seen_by_the_next_one(
+    place: Installation, idp: ScriptedProvider, backup: Backup
+):
+    """At the pass's beginning the record was there, so it asked nobody."""
+    connection = await place.connect(idp, STRICT)
+    restore = await backup()
+    await refreshed(place, connection, 2)
+    parts = place.parts
+    closed = SetBack(parts.store, parts.link, parts.clock)
+
+    async def one_pass(runs: ClosedRunExporter, mark: AuditCheckpoint | None) -> ReconcileResult:
+        upkeep = ReconcileActivities(parts.store, parts.reconciler, runs, parts.clock, timedelta(days=30))
+        return await ActivityEnvironment().run(upkeep.reconcile, ReconcileRequest(mark=mark))
+
+    usual = ClosedRunExporter(parts.store, parts.link, parts.clock)
+    first = await one_pass(usual, None)
+    closed.restore = restore
+    second = await one_pass(closed, first.mark)
+    assert (second.behind, second.mark) == (0, first.mark)
+    third = await one_pass(usual, second.mark)
+    assert third.first_behind == (connection.id,)
+
+
+async def test_a_revocation_that_the_backup_has_forgotten_is_carried_out_again(
+    place: Installation, idp: ScriptedProvider, backup: Backup
+):
+    connection = await place.connect(idp, STRICT)
+    restore = await backup()
+    await place.revoke(connection)
+    await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
+    await place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id)).result()
+    told = idp.count("revoke")
+    await restore()
+    assert (await place.row(connection)).state is LifecycleState.ACTIVE
+    await place.parts.reconciler.reconcile_all()
+    assert (await place.row(connection)).state is not LifecycleState.ACTIVE
+    await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
+    assert idp.count("revoke") > told
+
+
+async def test_a_closed_run_that_visibility_still_shows_is_followed_by_one_that_revokes(
+    place: Installation, idp: ScriptedProvider, backup: Backup
+):
+    """A pass that looks a moment after the end finds it running, and asks it."""
+    connection = await place.connect(idp, STRICT)
+    restore = await backup()
+    await place.revoke(connection)
+    await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
+    await place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id)).result()
+    await restore()
+    parts = place.parts
+    lives = WorkflowStarter(parts.store, parts.link, parts.ring, parts.clock, parts.registry.refresh_rules)
+    found = await DriftRepair(parts.store, parts.link, lives, parts.clock).compare(connection)
+    assert (found.started, found.store_behind) == (True, False), "nobody has to do anything about it"
+    await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
+
+
+@pytest_asyncio.fixture
+async def alone(
+    tmp_path: Path, database_url: str, idp: ScriptedProvider
+) -> AsyncIterator[tuple[Installation, Any]]:
+    """With a Temporal of its own, to be lost."""
+    folder = tmp_path / "temporal"
+    folder.mkdir()
+    servers = [await TemporalServer.start(folder)]
+    await prepare_namespace(await servers[0].client(), timedelta(days=365))
+    async with installation(servers[0].address, database_url, tmp_path, allow=(idp.allowance,)) as here:
+        yield here, servers
+    await servers[0].stop()
+
+
+async def test_when_temporal_is_lost_too_nobody_knows_and_the_provider_s_no_is_believed(
+    alone: tuple[Installation, Any], tmp_path: Path, idp: ScriptedProvider, backup: Backup
+):
+    """What is left: one spent token is sent, the provider says no, and the subject is asked."""
+    place, servers = alone
+    connection = await place.connect(idp, STRICT)
+    restore = await backup()
+    await refreshed(place, connection, 2)
+    await lose_everything(servers, tmp_path / "temporal")
+    await prepare_namespace(await servers[0].client(), timedelta(days=365))
+    await restore()
+    told = await place.parts.reconciler.reconcile_all()
+    assert (told.started, told.store_behind) == (1, ())
+    sent = idp.count("token")
+    assert (await place.ensure_fresh(connection, 1, limit_s=60)).problem is ErrorCode.GRANT_REJECTED
+    assert idp.count("token") == sent + 1
+    row = await place.row(connection)
+    assert (row.state, row.reason) == (LifecycleState.NEEDS_REAUTH, ErrorCode.GRANT_REJECTED)
+    again = await reauthorized(place, idp, connection)
+    assert again.state is LifecycleState.ACTIVE

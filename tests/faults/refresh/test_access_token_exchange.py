@@ -1,0 +1,164 @@
+"""An access token that is its own refresh token, as at Meta's services, through every real part.
+
+The provider gives a first token of an hour, and a long-lived one for it; that one is exchanged for
+its successor while it is good, and for nothing once it is over.
+"""
+
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.definition import Definition, DefinitionState
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.ids import DefinitionId, new_id
+from providers.definition.schema import ProviderSpec
+from tests.fakes.certificates import loopback_tls
+from tests.fakes.databases import sqlite_url
+from tests.fakes.platform.installation import ASKED, TENANT, Installation, installation
+from tests.fakes.providers.scripted_provider import Call, ScriptedProvider, drop_after_commit, ok, status
+
+FIRST, LONG = "ig_exchange_token", "ig_refresh_token"
+
+
+class MetaLike(ScriptedProvider):
+    """Its tokens have no refresh tokens; `/long` and `/again` take an access token in the query."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more)
+        self.good: set[str] = set()
+
+    def _act(self, call: Call) -> tuple[int, dict[str, str], dict[str, Any] | None]:
+        code, headers, data = super()._act(call)
+        if call.endpoint == "token" and data is not None:
+            return code, headers, {"access_token": self._made(), "user_id": 17841400000000000}
+        if call.endpoint not in ("long", "again"):
+            return code, headers, data
+        if call.params.get("access_token") not in self.good:
+            return 400, {}, {"error": {"message": "x", "type": "OAuthException", "code": 190}}
+        return 200, {}, {"access_token": self._made(), "token_type": "bearer", "expires_in": 5183944}
+
+    def _made(self) -> str:
+        token = "at-" + secrets.token_urlsafe(16)
+        self.good.add(token)
+        return token
+
+
+@dataclass
+class World:
+    place: Installation
+    idp: MetaLike
+
+    async def connect(self, **more: Any) -> Connection:
+        """A connection at a provider whose definition is the catalogue's for Instagram, but for its URLs."""
+        document = {
+            "name": f"meta-{new_id('def')[-6:]}",
+            "display_name": "As Meta does",
+            "auth_modes": ["authorization_code"],
+            "authorization_endpoint": self.idp.url("authorize"),
+            "token_endpoint": self.idp.url("token"),
+            "response": {"metadata_paths": ["user_id"]},
+            "refresh": self._exchange(LONG, "again", "none"),
+            "post_token_exchange": self._exchange(FIRST, "long", "secret"),
+            "client_auth": "client_secret_post",
+            "terminal_error_codes": ["190"],
+            **more,
+        }
+        now = self.place.parts.clock.now()
+        definition = Definition(
+            tenant=TENANT,
+            id=DefinitionId(new_id("def")),
+            name=document["name"],
+            version=1,
+            document=document,
+            state=DefinitionState.ACTIVE,
+            share=1,
+            proposed_by=ASKED.by,
+            created_at=now,
+            changed_at=now,
+        )
+        rules = ProviderSpec.model_validate(document).refresh_rules()
+        integration = await self.place.integration(self.idp, rules)
+        async with self.place.store.write() as tx:
+            await tx.definitions.add(definition)
+            there = integration.model_copy(update={"provider": definition.name})
+            integration = await tx.integrations.put(there, None, expected=integration.revision)
+        connection = await self.place.begin(integration, "adaptive")
+        await self.place.consent(self.idp, integration, connection)
+        return connection
+
+    def _exchange(self, grant_type: str, endpoint: str, client: str) -> dict[str, str]:
+        url = self.idp.url(endpoint)
+        return {
+            "kind": "access_token_exchange",
+            "grant_type": grant_type,
+            "method": "GET",
+            "url": url,
+            "client": client,
+        }
+
+    async def token(self, connection: Connection) -> str:
+        async with self.place.store.read() as tx:
+            return (await tx.grants.access_token(await self.place.row(connection))).reveal()
+
+    def sent(self, endpoint: str) -> list[dict[str, str]]:
+        return [call.params for call in self.idp.calls if call.endpoint == endpoint]
+
+
+@pytest_asyncio.fixture
+async def world(
+    temporal_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[World]:
+    tls = loopback_tls(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tls.authorities))
+    async with (
+        MetaLike(tls=tls) as idp,
+        installation(temporal_address, sqlite_url(tmp_path), tmp_path, allow=(idp.allowance,)) as place,
+    ):
+        yield World(place, idp)
+
+
+async def test_a_first_token_is_exchanged_at_once_and_a_lost_answer_costs_another_request(world: World):
+    world.idp.script(drop_after_commit(), at="long")
+    connection = await world.connect()
+    await world.place.until(connection, lambda c: c.generation == 2)
+    tries = world.sent("long")
+    assert len(tries) == 2
+    assert {tuple(sorted(it)) for it in tries} == {("access_token", "client_secret", "grant_type")}
+    assert {it["access_token"] for it in tries} <= world.idp.good
+    row, grant = await world.place.grant(connection)
+    assert (row.state, grant.interim, grant.ends_together, grant.refreshable) == (
+        LifecycleState.ACTIVE,
+        False,
+        True,
+        True,
+    )
+    assert grant.metadata == {"user_id": 17841400000000000}
+    held = await world.token(connection)
+    assert (await world.place.ensure_fresh(connection, 2)).generation == 3
+    assert world.sent("again") == [{"grant_type": LONG, "access_token": held}]
+    assert await world.token(connection) != held
+
+
+async def test_a_token_younger_than_the_provider_wants_is_not_refreshed_but_a_first_one_is(world: World):
+    connection = await world.connect(min_refresh_age_s=86_400)
+    await world.place.until(connection, lambda c: c.generation == 2)
+    answer = await world.place.ensure_fresh(connection, 2)
+    assert (answer.declined, answer.generation) == (True, 2)
+    assert answer.retry_after == pytest.approx(86_400, abs=60)
+    assert world.sent("again") == []
+
+
+async def test_a_token_that_ran_out_needs_the_subject(world: World):
+    """It is tried from half of its life on; once it is over, nothing is sent any more."""
+    world.idp.script(ok(expires_in=3), at="long")
+    world.idp.script(*[status(503)] * 9, at="again")
+    connection = await world.connect()
+    ended = await world.place.until(connection, lambda c: c.state is LifecycleState.NEEDS_REAUTH)
+    assert ended.reason is ErrorCode.CONSENT_REQUIRED
+    assert len(world.sent("again")) in (1, 2)

@@ -1,0 +1,172 @@
+"""What has hurt others who keep refresh tokens, once each, on real parts."""
+
+import asyncio
+import contextlib
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.grant import Origin, TokenSet
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.secret import Secret
+from tests.fakes.platform.installation import Installation
+from tests.fakes.providers.scripted_provider import ScriptedProvider, delay, error, ok, raw, status
+
+NEVER_ROTATES = RefreshRules(rotation=Rotation.NONE)
+STRICT = RefreshRules(rotation=Rotation.STRICT)
+
+
+def refreshes(idp: ScriptedProvider) -> int:
+    return idp.count("token", grant_type="refresh_token")
+
+
+async def rotated_elsewhere(place: Installation, connection: Connection, idp: ScriptedProvider) -> None:
+    """Another process of ours has installed a newer grant."""
+    row, grant = await place.grant(connection)
+    new = idp.grant()
+    tokens = TokenSet(access_token=Secret(new["access_token"]), refresh_token=Secret(new["refresh_token"]))
+    after = row.refreshed(place.parts.clock.now())
+    newer = grant.model_copy(update={"generation": after.generation})
+    async with place.store.write() as tx:
+        await tx.grants.install(after, tokens, newer, origin=Origin.REFRESH, expected=row.revision)
+
+
+async def test_a_provider_slower_than_any_lock_is_called_once(place: Installation, idp: ScriptedProvider):
+    """A lock with a time limit lets the second caller in while the first one still waits."""
+    connection = await place.connect(idp, STRICT)
+    slow = asyncio.Event()
+    idp.script(delay(slow))
+    first = asyncio.create_task(place.ensure_fresh(connection, 1, limit_s=40))
+    await idp.until("token", 2)
+    others = [asyncio.create_task(place.ensure_fresh(connection, 1, limit_s=40)) for _ in range(5)]
+    await asyncio.sleep(7)  # longer than the heartbeat's limit, which is what a worker's death looks like
+    assert refreshes(idp) == 1
+    slow.set()
+    assert {(await it).generation for it in (first, *others)} == {2}
+    assert refreshes(idp) == 1
+
+
+async def test_no_scope_is_sent_with_a_refresh_to_who_did_not_ask_for_it(
+    place: Installation, idp: ScriptedProvider
+):
+    connection = await place.connect(idp)
+    await place.ensure_fresh(connection, 1)
+    (call,) = [it for it in idp.calls if it.params.get("grant_type") == "refresh_token"]
+    assert "scope" not in call.params
+
+
+async def test_a_refresh_token_that_the_reply_omits_is_kept(place: Installation, lenient: ScriptedProvider):
+    connection = await place.connect(lenient, NEVER_ROTATES)
+    for absent in ({"refresh_token": None}, {"refresh_token": ""}):
+        row = await place.row(connection)
+        lenient.script(ok(**absent))
+        assert (await place.ensure_fresh(connection, row.generation)).generation == row.generation + 1
+    assert (await place.ensure_fresh(connection, 3)).generation == 4
+    sent = {it.params["refresh_token"] for it in lenient.calls if "refresh_token" in it.params}
+    assert len(sent) == 1
+
+
+async def test_a_restart_with_an_expired_token_refreshes_once(place: Installation, idp: ScriptedProvider):
+    """Temporal has forgotten the connection, and its token is over: the first who asks has it refreshed."""
+    idp.script(ok(expires_in=1))
+    connection = await place.connect(idp, STRICT)
+    _, grant = await place.grant(connection)
+    await place.terminate(connection)
+    assert grant.expires_at is not None
+    while place.parts.clock.now() <= grant.expires_at:
+        await asyncio.sleep(0.05)
+    assert (await place.parts.reconciler.reconcile_all()).started == 1
+    answers = await asyncio.gather(*(place.ensure_fresh(connection, 1) for _ in range(5)))
+    assert {it.generation for it in answers} == {2}
+    assert refreshes(idp) == 1
+
+
+async def test_a_refresh_right_after_process_start_uses_the_discovered_endpoints(
+    place: Installation, idp: ScriptedProvider
+):
+    """They are in the store: nobody needs the issuer's metadata to be readable again first."""
+    connection = await place.connect(idp)
+    assert (await place.ensure_fresh(connection, 1)).generation == 2
+    assert idp.count("metadata") == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "lifetime"),
+    [
+        (None, None),
+        ("7200", timedelta(hours=2)),
+        (7200.0, timedelta(hours=2)),
+        (3153600000, timedelta(days=36500)),
+    ],
+)
+async def test_odd_lifetimes_that_can_be_read(
+    place: Installation, lenient: ScriptedProvider, said: Any, lifetime: timedelta | None
+):
+    connection = await place.connect(lenient, NEVER_ROTATES)
+    lenient.script(ok(expires_in=said))
+    assert (await place.ensure_fresh(connection, 1)).generation == 2
+    _, grant = await place.grant(connection)
+    assert grant.lifetime == lifetime
+
+
+@pytest.mark.parametrize("said", ["0", "-5", '"soon"', "1e99", "NaN", "3600.5", "true", "[]"])
+async def test_a_lifetime_that_can_not_be_read_keeps_the_old_grant_and_causes_no_storm(
+    place: Installation, lenient: ScriptedProvider, said: str
+):
+    """Zero would make a token that is due at once, for ever."""
+    connection = await place.connect(lenient, NEVER_ROTATES)
+    lenient.script(
+        raw(b'{"access_token": "at", "token_type": "bearer", "expires_in": ' + said.encode() + b"}")
+    )
+    assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.REPLY_UNREADABLE
+    for _ in range(5):
+        assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.REPLY_UNREADABLE
+    assert refreshes(lenient) == 1
+    row = await place.row(connection)
+    assert (row.state, row.generation) == (LifecycleState.ACTIVE, 1)
+
+
+@pytest.mark.parametrize("loser", [error("invalid_grant"), error("invalid_request"), status(400)])
+async def test_a_race_whose_loser_is_refused_condemns_nobody(
+    place: Installation, idp: ScriptedProvider, loser: Any
+):
+    """Another process rotated the token: ours loses, reads the store again, and goes on from there."""
+    connection = await place.connect(idp, STRICT)
+    gate = asyncio.Event()
+    idp.script(delay(gate, loser))
+    ours = asyncio.create_task(place.ensure_fresh(connection, 1))
+    await idp.until("token", 2)
+    await rotated_elsewhere(place, connection, idp)
+    gate.set()
+    answer = await ours
+    assert (answer.generation, answer.problem) == (2, None)
+    assert (await place.ensure_fresh(connection, 2)).generation == 3
+
+
+async def test_every_racer_is_given_the_same_new_token(place: Installation, lenient: ScriptedProvider):
+    """Some servers answer a repeated refresh with the first one's reply: it is installed as it is."""
+    connection = await place.connect(lenient, NEVER_ROTATES)
+    lenient.script(ok(access_token="the-same"), ok(access_token="the-same"))
+    assert (await place.ensure_fresh(connection, 1)).generation == 2
+    assert (await place.ensure_fresh(connection, 2)).generation == 3
+    async with place.store.read() as tx:
+        assert (await tx.grants.access_token(await place.row(connection))).reveal() == "the-same"
+
+
+async def test_one_dead_connection_is_asked_for_once_however_many_want_it(
+    place: Installation, idp: ScriptedProvider
+):
+    """60,000 failing refreshes a day from one dead connection: here it is one."""
+    connection = await place.connect(idp)
+    for family in idp.families:
+        family.alive = False
+    told = await place.ensure_fresh(connection, 1)
+    assert told.problem is ErrorCode.GRANT_REJECTED
+    for _ in range(20):
+        with contextlib.suppress(Failure):  # the update's validator says no, which costs no event
+            await place.ensure_fresh(connection, 1)
+    assert refreshes(idp) == 1
+    assert (await place.row(connection)).state is LifecycleState.NEEDS_REAUTH

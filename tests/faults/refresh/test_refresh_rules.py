@@ -1,0 +1,132 @@
+"""What a connection's refreshes go by: the definition of now, the admin's word, the operator's settings."""
+
+import base64
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from activities.support.provider_context import ProviderContextLoader
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.definition import Definition, DefinitionState, Rollout
+from evergrant_server.core.ids import DefinitionId, connection_workflow_id, new_id
+from evergrant_server.core.messages.connection import ConnectionStart, ConnectionState
+from evergrant_server.temporal_link.reconcile import StartOutcome
+from tests.fakes.platform.installation import TENANT, Installation, installation
+from tests.fakes.providers.scripted_provider import ScriptedProvider, ok
+
+
+async def version(
+    place: Installation, idp: ScriptedProvider, number: int, state: DefinitionState, **says: Any
+) -> None:
+    now = place.parts.clock.now()
+    document = {
+        "name": "acme-crm",
+        "display_name": "Acme CRM",
+        "auth_modes": ["authorization_code"],
+        "authorization_endpoint": "https://crm.acme.example/authorize",
+        "token_endpoint": "https://crm.acme.example/token",
+        **says,
+    }
+    definition = Definition(
+        tenant=TENANT, id=DefinitionId(new_id("def")), name="acme-crm", version=number, document=document,
+        state=state, share=1.0, rollout=Rollout(), approved=True, proposed_by="app:admin",
+        created_at=now, changed_at=now,
+    )  # fmt: skip
+    async with place.store.write() as tx:
+        await tx.definitions.add(definition)
+
+
+async def connection_of(
+    place: Installation, idp: ScriptedProvider, said: dict[str, Any] | None
+) -> Connection:
+    written = await place.integration(idp, RefreshRules(rotation=Rotation.STRICT))
+    changed = written.model_copy(update={"provider": "acme-crm", "endpoints": None, "refresh_said": said})
+    async with place.store.write() as tx:
+        kept = await tx.integrations.put(changed, None, expected=written.revision)
+    return await place.begin(kept)
+
+
+async def rules_for(place: Installation, connection: Connection) -> RefreshRules:
+    holder = ProviderContextLoader(
+        place.store, place.parts.registry, "https://evergrant.example", place.parts.clock
+    )
+    return (await holder.load(TENANT, connection.id)).integration.refresh
+
+
+@pytest.mark.parametrize(
+    ("said", "before", "after"),
+    [
+        ({}, Rotation.STRICT, Rotation.NONE),
+        ({"rotation": "grace", "grace_s": 5.0}, Rotation.GRACE, Rotation.GRACE),
+        (None, Rotation.STRICT, Rotation.STRICT),  # of before it was kept what was said
+    ],
+)
+async def test_refresh_rules_follow_the_definition_and_the_admin_s_word_stays(
+    place: Installation,
+    idp: ScriptedProvider,
+    said: dict[str, Any] | None,
+    before: Rotation,
+    after: Rotation,
+):
+    await version(place, idp, 1, DefinitionState.ACTIVE, refresh_rotates=True)
+    connection = await connection_of(place, idp, said)
+    assert (await rules_for(place, connection)).rotation is before
+    await version(place, idp, 2, DefinitionState.STAGED, refresh_rotates=False)
+    assert (await rules_for(place, connection)).rotation is before  # it isn't relied on yet
+    await version(place, idp, 3, DefinitionState.ACTIVE, refresh_rotates=False)
+    assert (await rules_for(place, connection)).rotation is after
+
+
+async def test_the_days_of_an_announcement_come_with_the_facts_of_a_grant(
+    place: Installation, idp: ScriptedProvider
+):
+    connection = await place.connect(idp)
+    held = await ProviderContextLoader(
+        place.store, place.parts.registry, "https://evergrant.example", place.parts.clock, (9, 2)
+    ).load(TENANT, connection.id)
+    assert held.grant is not None
+    assert held.grant_result(held.connection, held.grant).announce_days == (9, 2)
+    unset = replace(held, announce_days=None)
+    assert unset.grant_result(held.connection, held.grant).announce_days is None
+
+
+async def test_a_run_that_begins_again_goes_by_the_rules_of_now_and_the_operator_s_days(
+    temporal_address: str, database_url: str, tmp_path: Path, idp: ScriptedProvider
+):
+    """It was terminated, and the definition has learnt that this provider refuses early refreshes."""
+    days, allow = (9, 2), (idp.allowance,)
+    async with installation(
+        temporal_address, database_url, tmp_path, allow=allow, expiry_announce_days=days
+    ) as place:
+        idp.script(ok(expires_in=600))
+        connection = await place.connect(idp, policy="warm")
+        await follows(place, connection, {"refresh_token_idle_s": 86_400.0})
+        await version(place, idp, 1, DefinitionState.ACTIVE, min_refresh_age_s=570)
+        await version(place, idp, 2, DefinitionState.STAGED, min_refresh_age_s=60)  # not relied on yet
+        running = place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id))
+        await running.terminate()
+        assert await place.parts.reconciler.start_workflow(TENANT, connection.id) is StartOutcome.STARTED
+        life = begun_with((await running.fetch_history()).to_json_dict()["events"])
+        assert (life.idle_s, life.min_age_s, life.announce_days) == (86_400.0, 570, days)
+        described = await place.parts.link.describe(TENANT, connection.id, timeout=20)
+        assert described.next_at is not None
+        assert life.obtained_at is not None
+        assert described.next_at >= life.obtained_at + timedelta(seconds=570)
+
+
+async def follows(place: Installation, connection: Connection, said: dict[str, Any]) -> None:
+    """From now on its integration is one of the tenant's own provider."""
+    async with place.store.write() as tx:
+        written = await tx.integrations.get(TENANT, connection.integration_id)
+        assert written is not None
+        changed = written.model_copy(update={"provider": "acme-crm", "refresh_said": said})
+        await tx.integrations.put(changed, None, expected=written.revision)
+
+
+def begun_with(history: list[dict[str, Any]]) -> ConnectionState:
+    (given,) = history[0]["workflowExecutionStartedEventAttributes"]["input"]["payloads"]
+    return ConnectionStart.model_validate_json(base64.b64decode(given["data"])).life

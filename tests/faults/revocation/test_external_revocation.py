@@ -1,0 +1,369 @@
+"""Grants that end at their provider while we hold them: asked for, told, and told at a bad moment.
+
+Store (SQLite and PostgreSQL), worker and Temporal are real; the provider does what the script says.
+"""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+from temporalio.testing import ActivityEnvironment
+
+from activities.maintenance.introspection import IntrospectionActivities
+from activities.maintenance.receiver_keys import ReceiverKeysActivities
+from activities.support.provider_context import ProviderContextLoader
+from evergrant_server.audit.external_revocation import apply_external_event
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.connections.grant import Origin, TokenSet
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.ids import ReceiverId, connection_workflow_id, new_id
+from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.messages.maintenance import (
+    INTROSPECTION_WORKFLOW,
+    IntrospectGrants,
+    IntrospectGrantsResult,
+)
+from evergrant_server.core.provider_events.external_revocation import (
+    Certainty,
+    ProviderReport,
+    ReportDecision,
+    ReportSource,
+)
+from evergrant_server.core.provider_events.introspection import IntrospectionFinding
+from evergrant_server.core.provider_events.receivers import Receiver, ReceiverKind
+from evergrant_server.core.secret import Secret
+from evergrant_server.egress import Egress, EgressPolicy
+from providers.requests.sender import Sender
+from tests.fakes.platform.installation import TENANT, Installation
+from tests.fakes.providers.scripted_provider import ScriptedProvider, hold_answer, html, ok, raw, status
+from tests.faults.integrations.test_secret_rotation import integration_of
+
+STRICT = RefreshRules(rotation=Rotation.STRICT)
+PROVIDER = RequestContext(by="provider:generic")
+
+
+async def introspected(place: Installation, idp: ScriptedProvider) -> Connection:
+    """A connection whose provider introspects, and that is asked about at the next pass."""
+    connection = await place.connect(idp, STRICT)
+    async with place.store.write() as tx:
+        integration = await tx.integrations.get(TENANT, connection.integration_id)
+        assert integration is not None
+        assert integration.endpoints is not None
+        endpoints = integration.endpoints.model_copy(update={"introspection_endpoint": idp.url("introspect")})
+        after = integration.model_copy(update={"endpoints": endpoints})
+        await tx.integrations.replace(after, expected=integration.revision)
+    await due(place, connection)
+    return connection
+
+
+async def due(place: Installation, connection: Connection) -> None:
+    async with place.store.write() as tx:
+        known = await tx.introspections.last_outcome(TENANT, connection.id)
+        now = place.parts.clock.now()
+        await tx.introspections.schedule(TENANT, connection.id, now, outcome=known or "never")
+
+
+async def one_pass(place: Installation) -> IntrospectGrantsResult:
+    """What the schedule starts."""
+    return await place.parts.client.execute_workflow(
+        INTROSPECTION_WORKFLOW,
+        IntrospectGrants(),
+        id=f"look-elsewhere-{place.parts.settings.temporal_task_queue}",
+        task_queue=place.parts.settings.temporal_task_queue,
+        result_type=IntrospectGrantsResult,
+    )
+
+
+async def outcome(place: Installation, connection: Connection) -> str | None:
+    async with place.store.read() as tx:
+        return await tx.introspections.last_outcome(TENANT, connection.id)
+
+
+async def until_told(place: Installation, connection: Connection, state: LifecycleState) -> None:
+    """Wait until the workflow says so as well."""
+    async with asyncio.timeout(20):
+        while (await place.parts.link.describe(TENANT, connection.id)).state is not state:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_grant_that_its_provider_ended_is_noticed_before_anybody_needs_it(
+    place: Installation, idp: ScriptedProvider
+):
+    connection = await introspected(place, idp)
+    assert await one_pass(place) == IntrospectGrantsResult(checked=1)
+    assert await outcome(place, connection) == IntrospectionFinding.REFRESH_TOKEN_ACTIVE
+    idp.families[-1].alive = False  # its subject has taken it back
+    await due(place, connection)
+    assert await one_pass(place) == IntrospectGrantsResult(checked=1, ended=1)
+    row = await place.row(connection)
+    assert (row.state, row.reason) == (LifecycleState.NEEDS_REAUTH, ErrorCode.GRANT_REVOKED_ELSEWHERE)
+    await until_told(place, connection, LifecycleState.NEEDS_REAUTH)
+    assert idp.refreshes == 0
+    assert (await one_pass(place)).checked == 0, "its turn is over"
+
+
+async def test_a_token_whose_successor_is_kept_unread_is_no_witness(
+    place: Installation, idp: ScriptedProvider
+):
+    """It is spent, and what was made of it waits for a definition that can read it."""
+    connection = await introspected(place, idp)
+    await one_pass(place)
+    idp.script(ok(token_type="of another kind"))
+    assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.REPLY_UNREADABLE
+    idp.script(raw(b'{"active": false}', 200), at="introspect")
+    await due(place, connection)
+    assert (await one_pass(place)).ended == 0
+    assert (await place.row(connection)).state is LifecycleState.ACTIVE
+
+
+async def test_rfc7662_2_2_a_server_that_knows_no_refresh_tokens_condemns_nobody(
+    place: Installation, idp: ScriptedProvider
+):
+    """It says `active: false` of every refresh token; the access token is asked about instead."""
+    connection = await introspected(place, idp)
+    idp.script(raw(b'{"active": false}', 200), at="introspect")
+    await one_pass(place)
+    assert await outcome(place, connection) == IntrospectionFinding.ACCESS_TOKEN_ACTIVE
+    assert (await place.row(connection)).state is LifecycleState.ACTIVE
+    assert idp.refreshes == 0
+
+
+async def test_a_token_that_was_brought_to_be_exchanged_is_not_asked_about(
+    place: Installation, idp: ScriptedProvider
+):
+    """It lies where refresh tokens do, and is none of this provider's: a no says nothing of the grant."""
+    connection = await introspected(place, idp)
+    await one_pass(place)
+    assert await outcome(place, connection) == IntrospectionFinding.REFRESH_TOKEN_ACTIVE, (
+        "of others a no would count"
+    )
+    row, grant = await place.grant(connection)
+    async with place.store.write() as tx:
+        access = await tx.grants.access_token(row)
+        tokens = TokenSet(access_token=access, refresh_token=Secret("another-issuer-s"))
+        exchanged = row.model_copy(update={"flow": Flow.TOKEN_EXCHANGE})
+        await tx.grants.install(exchanged, tokens, grant, origin=Origin.NEW, expected=row.revision)
+    await due(place, connection)
+    assert (await one_pass(place)).ended == 0
+    assert await outcome(place, connection) == IntrospectionFinding.ACCESS_TOKEN_ACTIVE
+    assert (await place.row(connection)).state is LifecycleState.ACTIVE
+    assert idp.count("introspect", token="another-issuer-s") == 0
+
+
+async def test_a_credential_that_somebody_brought_is_no_token_of_the_provider_s(
+    place: Installation, idp: ScriptedProvider
+):
+    connection = await introspected(place, idp)
+    begun = await place.begin(await integration_of(place, connection), subject="user-2")
+    _, grant = await place.grant(connection)
+    async with place.store.write() as tx:
+        after = begun.granted(place.parts.clock.now()).model_copy(update={"flow": Flow.API_KEY})
+        await tx.grants.install(
+            after, TokenSet(access_token=Secret("a-key")), grant, origin=Origin.NEW, expected=begun.revision
+        )
+    await due(place, begun)
+    await one_pass(place)
+    assert await outcome(place, begun) == IntrospectionFinding.NOTHING_LEARNT
+    assert idp.count("introspect", token="a-key") == 0
+
+
+async def test_a_dead_access_token_is_a_reason_to_refresh_and_no_more(
+    place: Installation, idp: ScriptedProvider
+):
+    connection = await introspected(place, idp)
+    dead = raw(b'{"active": false}', 200)
+    idp.script(dead, dead, at="introspect")
+    assert (await one_pass(place)).asked == 1
+    refreshed = await place.until(connection, lambda it: it.generation == 2)
+    assert refreshed.state is LifecycleState.ACTIVE
+    assert AuditAction.PROVIDER_REPORT_RECEIVED in await place.actions(connection)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        status(500),
+        status(401),
+        html(),
+        raw(b'{"active": "false"}', 200),
+        raw(b'{"active": 0}', 200),
+        raw(b"{}", 200),
+    ],
+)
+async def test_rfc7662_2_2_errors_condemn_nobody(place: Installation, idp: ScriptedProvider, answer):
+    connection = await introspected(place, idp)
+    await one_pass(place)
+    idp.script(answer, at="introspect")
+    await due(place, connection)
+    assert (await one_pass(place)).failed == 1
+    assert (await place.row(connection)).state is LifecycleState.ACTIVE
+    assert await place.actions(connection) == [AuditAction.GRANT_INSTALLED]
+
+
+async def a_receiver(place: Installation, connection: Connection, jwks_uri: str) -> Receiver:
+    """Of its integration; nobody has read its transmitter's keys yet."""
+    now = place.parts.clock.now()
+    receiver = Receiver(
+        tenant=TENANT,
+        id=ReceiverId(new_id("rcv")),
+        integration_id=connection.integration_id,
+        kind=ReceiverKind.SET,
+        issuer="https://transmitter.example/",
+        jwks_uri=jwks_uri,
+        created_at=now,
+        changed_at=now,
+    )
+    async with place.store.write() as tx:
+        return await tx.receivers.put(receiver, None, expected=None)
+
+
+async def keys_read(place: Installation, receiver: Receiver) -> bool:
+    async with place.store.read() as tx:
+        found = await tx.receivers.find_in_any_tenant(receiver.id)
+    assert found is not None
+    return found.keys_at is not None
+
+
+async def test_transmitters_keys_are_read_however_long_a_provider_takes_to_answer(
+    place: Installation, idp: ScriptedProvider
+):
+    connection = await introspected(place, idp)
+    receiver = await a_receiver(place, connection, idp.url("keys"))
+    gate = asyncio.Event()
+    idp.script(hold_answer(gate), at="introspect")
+    looking = asyncio.create_task(one_pass(place))
+    await idp.until("introspect", 1)
+    read = await keys_read(place, receiver)
+    gate.set()
+    await looking
+    assert read
+
+
+async def test_a_turn_ends_and_what_is_left_comes_first_in_the_next_pass(
+    place: Installation, idp: ScriptedProvider
+):
+    """As when each answer takes all the time that an integration has in a pass."""
+    first = await introspected(place, idp)
+    integration = await integration_of(place, first)
+    second = await place.begin(integration, subject="user-2")
+    await place.consent(idp, integration, second)
+    await place.until(second, lambda it: it.state is LifecycleState.ACTIVE)
+    await due(place, second)
+    activities = looking_elsewhere(place, longest_turn=timedelta(0))
+    for _ in range(2):
+        assert (
+            await ActivityEnvironment().run(activities.introspect_grants, IntrospectGrants())
+        ).checked == 1
+    both = [await outcome(place, first), await outcome(place, second)]
+    assert both == [IntrospectionFinding.REFRESH_TOKEN_ACTIVE] * 2
+
+
+def looking_elsewhere(place: Installation, *, longest_turn: timedelta) -> IntrospectionActivities:
+    parts, settings = place.parts, place.parts.settings
+    egress = Egress(EgressPolicy(allow=settings.egress_allow))
+    announced = settings.expiry_announce_days
+    return IntrospectionActivities(
+        parts.store,
+        ProviderContextLoader(parts.store, parts.registry, settings.public_url, parts.clock, announced),
+        Sender(egress),
+        ReceiverKeysActivities(parts.store, egress, parts.clock),
+        parts.clock,
+        settings.introspection_interval,
+        longest_turn,
+    )
+
+
+async def told(place: Installation, connection: Connection) -> ReportDecision:
+    news = ProviderReport(
+        source=ReportSource.SECURITY_EVENT, kind="tokens-revoked", certainty=Certainty.ENDED
+    )
+    async with place.store.write() as tx:
+        row = await tx.connections.get(TENANT, connection.id)
+        assert row is not None
+        verdict = await apply_external_event(tx, row, news, PROVIDER, place.parts.clock.now())
+    place.parts.relay.notify()
+    return verdict
+
+
+async def test_a_refresh_under_way_that_succeeds_is_verified_before_it_is_believed(
+    place: Installation, idp: ScriptedProvider
+):
+    """Its answer may be older than the news. The token it brought is tried, and the grant lives."""
+    connection = await place.connect(idp, STRICT)
+    gate = asyncio.Event()
+    idp.script(hold_answer(gate))
+    refreshing = asyncio.create_task(place.ensure_fresh(connection, 1))
+    await idp.until("token", 2)
+    assert await told(place, connection) is ReportDecision.ENDED
+    assert (await place.row(connection)).state is LifecycleState.NEEDS_REAUTH
+    gate.set()
+    await refreshing
+    alive = await place.until(connection, lambda it: it.state is LifecycleState.ACTIVE)
+    assert alive.generation == 2
+    assert alive.reason is None
+    assert AuditAction.LATE_TOKENS_RECEIVED in await place.actions(connection)
+    await until_told(place, connection, LifecycleState.ACTIVE)
+
+
+async def test_a_refresh_under_way_whose_grant_is_dead_changes_nothing(
+    place: Installation, idp: ScriptedProvider
+):
+    connection = await place.connect(idp, STRICT)
+    gate = asyncio.Event()
+    idp.script(hold_answer(gate))
+    refreshing = asyncio.create_task(place.ensure_fresh(connection, 1))
+    await idp.until("token", 2)
+    await told(place, connection)
+    idp.families[-1].alive = False
+    gate.set()
+    await refreshing
+    await idp.until("token", 3)
+    await until_told(place, connection, LifecycleState.NEEDS_REAUTH)
+    row = await place.row(connection)
+    assert (row.state, row.generation) == (LifecycleState.NEEDS_REAUTH, 1)
+
+
+async def test_a_doubt_is_settled_by_the_token_endpoint(place: Installation, idp: ScriptedProvider):
+    connection = await place.connect(idp, STRICT)
+    idp.families[-1].alive = False
+    news = ProviderReport(source=ReportSource.HOOK, kind="github", certainty=Certainty.SUSPECTED)
+    async with place.store.write() as tx:
+        row = await tx.connections.get(TENANT, connection.id)
+        assert row is not None
+        assert (
+            await apply_external_event(tx, row, news, PROVIDER, place.parts.clock.now())
+            is ReportDecision.REFRESH_REQUESTED
+        )
+    place.parts.relay.notify()
+    ended = await place.until(connection, lambda it: it.state is LifecycleState.NEEDS_REAUTH)
+    assert ended.reason is ErrorCode.GRANT_REJECTED
+
+
+async def test_doubts_that_come_together_cost_one_refresh(place: Installation, idp: ScriptedProvider):
+    connection = await place.connect(idp, STRICT)
+    news = ProviderReport(
+        source=ReportSource.SECURITY_EVENT, kind="session-revoked", certainty=Certainty.SUSPECTED
+    )
+    async with place.store.write() as tx:
+        row = await tx.connections.get(TENANT, connection.id)
+        assert row is not None
+        for _ in range(10):
+            assert (
+                await apply_external_event(tx, row, news, PROVIDER, place.parts.clock.now())
+                is ReportDecision.REFRESH_REQUESTED
+            )
+    place.parts.relay.notify()
+    name = connection_workflow_id(TENANT, connection.id)
+    async with asyncio.timeout(30):
+        while await waits(place, name) or not await place.parts.link.is_idle(name):
+            await asyncio.sleep(0.05)
+    assert (await place.row(connection)).generation == 2
+    assert idp.count("token", grant_type="refresh_token") == 1
+
+
+async def waits(place: Installation, name: str) -> bool:
+    async with place.store.read() as tx:
+        return bool(await tx.outbox.targets_with_undelivered([name]))

@@ -1,0 +1,381 @@
+"""Two workers that can't see each other spend one refresh token: the slow one's answer comes last.
+
+The second worker has a journal folder of its own, as on another host.
+"""
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio.testing import ActivityEnvironment
+
+from activities.grants.client_grants import ClientGrantActivities
+from activities.grants.code_exchange import CodeExchangeActivities
+from activities.grants.device import DeviceActivities
+from activities.grants.late_tokens import LateTokenActivities
+from activities.grants.refresh import RefreshActivities
+from activities.grants.revocation import RevocationActivities
+from activities.single_use.circuit_breakers import CircuitBreakers
+from activities.single_use.critical_section import CriticalSections
+from activities.single_use.journal_replay import JournalReplayer
+from activities.single_use.protocol import SingleUseProtocol
+from activities.support.provider_context import ProviderContextLoader
+from evergrant_server.core.access import Integration
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
+from evergrant_server.core.connections.consent import Consent
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import AttemptId, connection_workflow_id
+from evergrant_server.core.messages.connection import (
+    ExchangeCode,
+    GrantResult,
+    Provenance,
+    RefreshGrant,
+    RequestFirstTokens,
+    RevocationResult,
+    RevokeGrant,
+)
+from evergrant_server.core.messages.late_tokens import VerifyLateTokens
+from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, TimeLimits
+from evergrant_server.core.single_use.circuit_breaker import BreakerRules
+from evergrant_server.egress import Egress, EgressPolicy
+from evergrant_server.journal import Journal
+from evergrant_server.store import Store
+from providers.requests.sender import Sender
+from tests.fakes.platform.installation import ASKED, TENANT, Installation
+from tests.fakes.providers.scripted_provider import (
+    ScriptedProvider,
+    delay,
+    drop_after_commit,
+    error,
+    hold_answer,
+    ok,
+    status,
+)
+from tests.faults.refresh.test_misbehaving_provider import open_attempts
+
+NEVER_ROTATES = RefreshRules(rotation=Rotation.NONE)
+
+
+class Activities:
+    """What one worker would run, called without Temporal."""
+
+    def __init__(
+        self,
+        place: Installation,
+        allow: tuple[str, ...],
+        journals: Path,
+        limits: TimeLimits = LIMITS,
+        store: Store | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        parts = place.parts
+        store, clock = store or parts.store, clock or parts.clock
+        self.journal = Journal(journals)
+        sections = CriticalSections()
+        sender = Sender(Egress(EgressPolicy(allow=allow)))
+        protocol = SingleUseProtocol(store, clock, sections, self.journal, limits)
+        holder = ProviderContextLoader(store, parts.registry, parts.settings.public_url, clock)
+        common = (store, holder, sender, protocol, clock)
+        self._refresh = RefreshActivities(*common, CircuitBreakers(BreakerRules(threshold=0)))
+        self._revocation = RevocationActivities(*common)
+        self._consent = CodeExchangeActivities(*common)
+        self._minting = ClientGrantActivities(*common)
+        self._devices = DeviceActivities(*common)
+        self._late = LateTokenActivities(*common)
+        endings = {
+            AttemptKind.REFRESH: self._refresh.replay,
+            AttemptKind.CODE_EXCHANGE: self._consent.replay,
+            AttemptKind.LATE_TOKENS: self._late.replay,
+            AttemptKind.CLIENT_GRANT: self._minting.replay,
+            AttemptKind.DEVICE_CODE: self._devices.replay,
+        }
+        self.replayer = JournalReplayer(store, clock, self.journal, sections, endings)
+
+    async def refresh(
+        self,
+        connection: Connection,
+        generation: int,
+        env: ActivityEnvironment | None = None,
+        *,
+        token_over: bool = False,
+    ) -> GrantResult:
+        order = RefreshGrant(**_call(connection), generation=generation, token_over=token_over)
+        async with asyncio.timeout(20):
+            return await (env or at_temporal()).run(self._refresh.refresh_grant, order)
+
+    async def revoke(self, connection: Connection) -> RevocationResult:
+        order = RevokeGrant(**_call(connection))
+        return await at_temporal().run(self._revocation.revoke_grant, order)
+
+    async def verify(self, connection: Connection, late: AttemptId) -> GrantResult:
+        order = VerifyLateTokens(**_call(connection), attempt_id=late)
+        return await at_temporal().run(self._late.verify_late_tokens, order)
+
+    async def exchange(self, connection: Connection, consent: Consent) -> GrantResult:
+        order = ExchangeCode(**_call(connection), consent_id=consent.id)
+        return await at_temporal().run(self._consent.exchange_code, order)
+
+    async def mint(self, connection: Connection, consent: Consent) -> GrantResult:
+        order = RequestFirstTokens(**_call(connection), consent_id=consent.id)
+        return await at_temporal().run(self._minting.request_client_grant, order)
+
+    async def poll(self, connection: Connection, consent: Consent) -> GrantResult:
+        order = RequestFirstTokens(**_call(connection), consent_id=consent.id)
+        return await at_temporal().run(self._devices.poll_device, order)
+
+
+def at_temporal(now: datetime | None = None) -> ActivityEnvironment:
+    """Where an activity began just now, by Temporal's clock."""
+    env = ActivityEnvironment()
+    env.info = replace(env.info, started_time=now or datetime.now(UTC))
+    return env
+
+
+def _call(connection: Connection) -> dict[str, Any]:
+    workflow = connection_workflow_id(TENANT, connection.id)
+    provenance = Provenance(workflow_id=workflow, run_id="r", event_id=1)
+    return {
+        "tenant": TENANT,
+        "connection_id": connection.id,
+        "context": ASKED,
+        "provenance": provenance,
+    }
+
+
+def two_hosts(place: Installation, idp: ScriptedProvider, folder: Path) -> tuple[Activities, Activities]:
+    """Neither sees the other's journals."""
+    allow = (idp.allowance,)
+    return Activities(place, allow, folder / "slow"), Activities(place, allow, folder / "quick")
+
+
+async def integration_of(place: Installation, connection: Connection) -> Integration:
+    async with place.store.read() as tx:
+        found = await tx.integrations.get(TENANT, connection.integration_id)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_an_answer_that_comes_after_a_takeover_ends_quietly(
+    place: Installation, lenient: ScriptedProvider, tmp_path: Path, refused: bool
+):
+    """It changes nothing: the newer grant stays, a late no doesn't condemn it, and nobody loops."""
+    connection = await place.connect(lenient, NEVER_ROTATES)
+    slow, quick = two_hosts(place, lenient, tmp_path)
+    gate = asyncio.Event()
+    lenient.script(delay(gate, error("invalid_grant")) if refused else hold_answer(gate))
+    late = asyncio.create_task(slow.refresh(connection, 1))
+    await lenient.until("token", 2)
+    assert (await quick.refresh(connection, 1)).generation == 2
+    gate.set()
+    await late
+    row = await place.row(connection)
+    assert (row.state, row.generation) == (LifecycleState.ACTIVE, 2)
+    assert await open_attempts(place, connection) == 0
+
+
+async def test_an_answer_that_comes_after_the_takeover_was_refused_is_verified_first(
+    place: Installation, lenient: ScriptedProvider, tmp_path: Path
+):
+    connection = await place.connect(lenient, NEVER_ROTATES)
+    slow, quick = two_hosts(place, lenient, tmp_path)
+    gate = asyncio.Event()
+    lenient.script(hold_answer(gate), error("invalid_grant"))
+    late = asyncio.create_task(slow.refresh(connection, 1))
+    await lenient.until("token", 2)
+    await quick.refresh(connection, 1)
+    gate.set()
+    news = await late
+    row = await place.row(connection)
+    assert (row.state, news.failure) == (LifecycleState.NEEDS_REAUTH, row.reason)
+    assert await open_attempts(place, connection) == 0
+
+
+async def test_a_second_use_that_is_refused_after_the_first_was_installed_has_the_new_grant_tried(
+    place: Installation, lenient: ScriptedProvider, tmp_path: Path
+):
+    """The refusal may have ended the family: whether the new token works is found out at once."""
+    connection = await place.connect(lenient, NEVER_ROTATES)
+    slow, quick = two_hosts(place, lenient, tmp_path)
+    first, second = asyncio.Event(), asyncio.Event()
+    lenient.script(hold_answer(first), delay(second, error("invalid_grant")))
+    slowly = asyncio.create_task(slow.refresh(connection, 1))
+    await lenient.until("token", 2)
+    again = asyncio.create_task(quick.refresh(connection, 1))
+    await lenient.until("token", 3)
+    first.set()
+    assert (await slowly).generation == 2
+    second.set()
+    assert (await again).generation == 2
+    assert (await place.row(connection)).state is LifecycleState.ACTIVE
+    async with asyncio.timeout(20):
+        while "rotate" not in await signals(place, connection):
+            await asyncio.sleep(0.05)
+
+
+async def signals(place: Installation, connection: Connection) -> list[str]:
+    events = await place.parts.link.history(connection_workflow_id(TENANT, connection.id))
+    said = (event.get("workflowExecutionSignaledEventAttributes") for event in events)
+    return [it["signalName"] for it in said if it]
+
+
+async def test_what_is_in_flight_here_is_not_sent_again(
+    place: Installation, lenient: ScriptedProvider, tmp_path: Path
+):
+    """Temporal gave the activity up and asks again; the provider would take the token, too."""
+    connection = await place.connect(lenient, NEVER_ROTATES)
+    worker = Activities(place, (lenient.allowance,), tmp_path / "here")
+    gate = asyncio.Event()
+    lenient.script(hold_answer(gate))
+    first = asyncio.create_task(worker.refresh(connection, 1))
+    await lenient.until("token", 2)
+    assert (await worker.refresh(connection, 1)).failure is ErrorCode.REFRESH_PENDING
+    gate.set()
+    assert (await first).generation == 2
+    assert (await worker.refresh(connection, 1)).generation == 2, "done already"
+    assert lenient.count("token", grant_type="refresh_token") == 1
+
+
+async def test_a_revocation_and_a_new_code_wait_for_what_is_in_flight(
+    place: Installation, lenient: ScriptedProvider, tmp_path: Path
+):
+    """The first would miss the token that lands; the second would be overtaken by it."""
+    connection = await place.connect(lenient, NEVER_ROTATES)
+    worker = Activities(place, (lenient.allowance,), tmp_path / "here")
+    gate = asyncio.Event()
+    lenient.script(hold_answer(gate))
+    refresh = asyncio.create_task(worker.refresh(connection, 1))
+    await lenient.until("token", 2)
+    integration = await integration_of(place, connection)
+    consent = await place.consent(lenient, integration, connection, tell=False)
+    with pytest.raises(Failure) as waits:
+        await worker.exchange(connection, consent)
+    assert waits.value.code is ErrorCode.REFRESH_PENDING
+    await place.revoke(connection, tell=False)
+    assert (await worker.revoke(connection)).failure is ErrorCode.REFRESH_PENDING
+    assert lenient.count("revoke") == 0
+    gate.set()
+    assert (await refresh).state is LifecycleState.REVOKING
+    assert (await worker.revoke(connection)).revocation is RevocationOutcome.CONFIRMED
+    assert not any(family.alive for family in lenient.families if family.used or family.access_tokens)
+
+
+async def test_cancelling_the_activity_doesn_t_cut_the_critical_section(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    connection = await place.connect(idp)
+    worker = Activities(place, (idp.allowance,), tmp_path / "here")
+    gate, env = asyncio.Event(), at_temporal()
+    idp.script(hold_answer(gate))
+    refresh = asyncio.create_task(worker.refresh(connection, 1, env))
+    await idp.until("token", 2)
+    env.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await refresh
+    gate.set()
+    assert (await place.until(connection, lambda c: c.generation == 2)).state is LifecycleState.ACTIVE
+
+
+async def test_a_token_spent_by_a_worker_that_died_is_sent_once_more_and_named_honestly(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    connection = await place.connect(idp, RefreshRules(rotation=Rotation.STRICT))
+    journals = tmp_path / "one-host"
+    dies, goes_on = (Activities(place, (idp.allowance,), journals) for _ in range(2))
+    idp.script(drop_after_commit())
+    assert (await dies.refresh(connection, 1)).failure is ErrorCode.PROVIDER_UNREACHABLE
+    assert (await goes_on.refresh(connection, 1)).failure is ErrorCode.REFRESH_PENDING
+    dies.journal.release()
+    assert (await goes_on.refresh(connection, 1)).failure is ErrorCode.OUTCOME_UNKNOWN
+    row = await place.row(connection)
+    assert (row.state, row.reason) == (LifecycleState.NEEDS_REAUTH, ErrorCode.OUTCOME_UNKNOWN)
+
+
+async def test_a_second_send_doesn_t_make_a_token_younger(
+    place: Installation, lenient: ScriptedProvider, tmp_path: Path
+):
+    connection = await place.connect(lenient, NEVER_ROTATES)
+    worker = Activities(place, (lenient.allowance,), tmp_path / "here")
+    lenient.script(drop_after_commit())
+    await worker.refresh(connection, 1)
+    async with place.store.read() as tx:
+        first = await tx.attempts.open_of_kind(TENANT, connection.id, "main", AttemptKind.REFRESH)
+    assert first is not None
+    assert (await worker.refresh(connection, 1)).obtained_at == first.opened_at
+
+
+async def test_an_outage_longer_than_a_tokens_life_makes_the_next_token_no_older(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    """It would seem over when it comes, and is not due again at once: callers would go without it."""
+    idp.script(ok(expires_in=1))
+    connection = await place.connect(idp, RefreshRules(rotation=Rotation.STRICT))
+    here = Activities(place, (idp.allowance,), tmp_path / "here")
+    await asyncio.sleep(1.1)
+    idp.script(status(500), status(500), ok(expires_in=2))
+    for _ in range(2):
+        assert (await here.refresh(connection, 1)).failure is ErrorCode.PROVIDER_ERROR
+    await asyncio.sleep(2.1)
+    sent_after = place.parts.clock.now()
+    assert (await here.refresh(connection, 1)).generation == 2
+    assert (await place.grant(connection))[1].obtained_at >= sent_after
+
+
+async def test_an_intent_that_is_too_old_is_not_sent(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    """A process that was stopped between intent and send; somebody else may have taken over."""
+    connection = await place.connect(idp)
+    limits = TimeLimits(send=timedelta(seconds=-1))
+    worker = Activities(place, (idp.allowance,), tmp_path / "here", limits)
+    assert (await worker.refresh(connection, 1)).failure is ErrorCode.REFRESH_PENDING
+    assert idp.count("token", grant_type="refresh_token") == 0
+    assert await open_attempts(place, connection) == 0
+
+
+async def test_a_refusal_is_no_answer_to_keep(place: Installation, idp: ScriptedProvider, tmp_path: Path):
+    connection = await place.connect(idp)
+    here = Activities(place, (idp.allowance,), tmp_path / "here")
+    idp.script(error("invalid_grant"))
+    await here.refresh(connection, 1)
+    assert list((tmp_path / "here").glob("*/*.*")) == []
+
+
+async def test_an_outage_that_answers_500_condemns_no_grant_that_it_never_touched(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    """A 500 doesn't say whether the token is spent. Sending again does, once nobody can be listening:
+    what would be lost by it is lost already (strict rotation, the access token over)."""
+    idp.script(ok(expires_in=1))
+    connection = await place.connect(idp)
+    here = Activities(place, (idp.allowance,), tmp_path / "here")
+    async with asyncio.timeout(20):
+        while (await place.grant(connection))[1].is_valid(place.parts.clock.now()):
+            await asyncio.sleep(0.05)
+    idp.script(*[status(500)] * 5)
+    for _ in range(5):
+        assert (await here.refresh(connection, 1)).failure is ErrorCode.PROVIDER_ERROR
+        assert (await place.row(connection)).state is LifecycleState.ACTIVE
+    assert (await here.refresh(connection, 1)).generation == 2
+
+
+async def test_a_500_that_followed_a_commit_is_named_honestly_at_the_first_refusal(
+    place: Installation, idp: ScriptedProvider, tmp_path: Path
+):
+    idp.script(ok(expires_in=1))
+    connection = await place.connect(idp)
+    here = Activities(place, (idp.allowance,), tmp_path / "here")
+    async with asyncio.timeout(20):
+        while (await place.grant(connection))[1].is_valid(place.parts.clock.now()):
+            await asyncio.sleep(0.05)
+    idp.script(drop_after_commit(), status(500), status(500))
+    for _ in range(3):
+        await here.refresh(connection, 1)
+    assert (await here.refresh(connection, 1)).failure is ErrorCode.OUTCOME_UNKNOWN
+    row = await place.row(connection)
+    assert (row.state, row.reason) == (LifecycleState.NEEDS_REAUTH, ErrorCode.OUTCOME_UNKNOWN)

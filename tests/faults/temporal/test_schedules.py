@@ -1,0 +1,89 @@
+"""What recurs: declared once, restored when deleted, left alone when paused, and it does its work."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from temporalio.client import ScheduleActionStartWorkflow, ScheduleDescription, ScheduleOverlapPolicy
+from temporalio.service import RPCError
+
+from evergrant_server.cli.doctor import temporal as doctor_temporal
+from evergrant_server.cli.doctor.checks import CheckFailed
+from evergrant_server.core.ids import connection_workflow_id
+from evergrant_server.temporal_link.schedules import SCHEDULES, declare_schedules, schedule_id
+from tests.fakes.databases import sqlite_url
+from tests.fakes.platform.installation import TENANT, Installation, installation
+from tests.fakes.providers.scripted_provider import ScriptedProvider
+
+
+@pytest_asyncio.fixture
+async def place(temporal_address: str, tmp_path: Path, idp: ScriptedProvider) -> AsyncIterator[Installation]:
+    url = sqlite_url(tmp_path)
+    async with installation(
+        temporal_address, url, tmp_path, allow=(idp.allowance,), reconcile_interval=timedelta(seconds=2)
+    ) as here:
+        yield here
+
+
+async def described(place: Installation) -> ScheduleDescription:
+    """The schedule, once the worker has declared it."""
+    handle = place.parts.client.get_schedule_handle(schedule_id(place.parts.settings, SCHEDULES[0]))
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await handle.describe()
+            except RPCError:
+                await asyncio.sleep(0.05)
+
+
+async def test_a_worker_declares_what_recurs(place: Installation):
+    found = await described(place)
+    action = found.schedule.action
+    assert isinstance(action, ScheduleActionStartWorkflow)
+    assert (action.workflow, action.task_queue) == (
+        "ReconcileWorkflow",
+        place.parts.settings.temporal_task_queue,
+    )
+    assert found.schedule.spec.intervals[0].every == timedelta(seconds=2)
+    assert found.schedule.policy.overlap is ScheduleOverlapPolicy.SKIP
+    assert "not paused" in await doctor_temporal.schedules(place.parts.settings)
+
+
+async def test_declaring_again_changes_nothing_and_another_interval_is_taken_over(place: Installation):
+    before = await described(place)
+    await declare_schedules(place.parts.client, place.parts.settings)
+    assert (await described(place)).info.last_updated_at == before.info.last_updated_at
+    slower = place.parts.settings.model_copy(update={"reconcile_interval": timedelta(minutes=7)})
+    await declare_schedules(place.parts.client, slower)
+    assert (await described(place)).schedule.spec.intervals[0].every == timedelta(minutes=7)
+
+
+async def test_what_somebody_deleted_comes_back(place: Installation):
+    handle = place.parts.client.get_schedule_handle((await described(place)).id)
+    await handle.delete()
+    with pytest.raises(CheckFailed, match="reconcile"):
+        await doctor_temporal.schedules(place.parts.settings)
+    await described(place)  # the worker looks again by itself
+
+
+async def test_what_somebody_paused_stays_paused_and_the_doctor_says_so(place: Installation):
+    handle = place.parts.client.get_schedule_handle((await described(place)).id)
+    await handle.pause(note="maintenance till noon")
+    slower = place.parts.settings.model_copy(update={"reconcile_interval": timedelta(minutes=7)})
+    await declare_schedules(place.parts.client, slower)
+    assert (await described(place)).schedule.state.paused
+    with pytest.raises(CheckFailed, match="maintenance till noon"):
+        await doctor_temporal.schedules(place.parts.settings)
+
+
+async def test_a_workflow_that_was_terminated_is_there_again_soon(place: Installation, idp: ScriptedProvider):
+    connection = await place.connect(idp)
+    await place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id)).terminate()
+    async with asyncio.timeout(20):
+        while not await place.parts.link.is_running(connection_workflow_id(TENANT, connection.id)):
+            await asyncio.sleep(0.05)
+    assert (await place.ensure_fresh(connection, 1)).generation == 2
+    await place.until_exported(connection)

@@ -1,0 +1,81 @@
+"""A pipeline that was told to wait for a person hears again, though the connection's run was started anew."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest_asyncio
+from evergrant.temporal import TokenInbox, TokenNotReady
+from temporalio import workflow
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.ids import connection_workflow_id
+from tests.fakes.databases import migrated_sqlite, sqlite_url
+from tests.fakes.platform.installation import TENANT, Installation, installation
+from tests.fakes.providers.scripted_provider import ScriptedProvider, error
+from tests.faults.temporal.test_reconcile_restart import run_of, until_visible
+
+
+@workflow.defn(name="WaitingPipeline")
+class WaitingPipeline(TokenInbox):
+    """Is told no, and waits until it hears again."""
+
+    def __init__(self) -> None:
+        self._told = ""
+
+    @workflow.run
+    async def run(self, connection: str) -> tuple[str, int]:
+        try:
+            await self.token_for(connection, app="crm-sync")
+        except TokenNotReady as no:
+            self._told = no.code if no.again else ""
+        return self._told, (await self.token_repaired(connection)).generation
+
+    @workflow.query
+    def told(self) -> str:
+        return self._told
+
+
+@pytest_asyncio.fixture
+async def place(temporal_address: str, tmp_path: Path, idp: ScriptedProvider) -> AsyncIterator[Installation]:
+    await migrated_sqlite(tmp_path)
+    async with installation(temporal_address, sqlite_url(tmp_path), tmp_path, allow=(idp.allowance,)) as here:
+        yield here
+
+
+async def test_a_run_that_is_started_anew_tells_who_waited_for_the_one_before(
+    place: Installation, idp: ScriptedProvider
+):
+    connection = await place.connect(idp)
+    await until_visible(place, [connection])
+    idp.script(error("invalid_grant"))
+    assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.GRANT_REJECTED
+    client, name, queue = (
+        place.parts.client,
+        connection_workflow_id(TENANT, connection.id),
+        f"pipeline-{connection.id}",
+    )
+    runner = UnsandboxedWorkflowRunner()  # this file imports what no sandbox can
+    async with Worker(client, task_queue=queue, workflows=[WaitingPipeline], workflow_runner=runner):
+        pipeline = await client.start_workflow(WaitingPipeline.run, name, id=queue, task_queue=queue)
+        async with asyncio.timeout(20):
+            while await pipeline.query(WaitingPipeline.told) != ErrorCode.GRANT_REJECTED:
+                await asyncio.sleep(0.05)
+        first = await run_of(place, connection)
+        for _ in range(2):  # and so does the run after that
+            async with asyncio.timeout(20):  # until Temporal's list has the newest run
+                while not (
+                    await place.parts.reconciler.reconcile_all(compare=False, older_than=timedelta(0))
+                ).restarted:
+                    await asyncio.sleep(0.05)
+        assert await run_of(place, connection) != first
+        async with place.store.read() as tx:
+            integration = await tx.integrations.get(TENANT, connection.integration_id)
+        assert integration is not None
+        await place.consent(idp, integration, connection)
+        await place.until(connection, lambda row: row.state is LifecycleState.ACTIVE)
+        async with asyncio.timeout(20):
+            assert tuple(await pipeline.result()) == (ErrorCode.GRANT_REJECTED, 2)

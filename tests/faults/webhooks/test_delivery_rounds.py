@@ -1,0 +1,336 @@
+"""One round after the other, on a clock that is set: how much an endpoint gets, when, signed by what."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from standardwebhooks import Webhook as Judge
+from temporalio.testing import ActivityEnvironment
+
+from activities.maintenance.webhook_delivery import (
+    CONCURRENT_DELIVERIES,
+    CONCURRENT_ROUNDS,
+    ROUND_SIZE,
+    WebhookDeliveryActivities,
+)
+from evergrant_server import audit
+from evergrant_server.core.clock import SetClock
+from evergrant_server.core.events import EventType, WebhookEvent
+from evergrant_server.core.ids import EventId, new_id
+from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.messages.webhooks import DeliverWebhooks, DeliveryRound
+from evergrant_server.core.secret import Secret
+from evergrant_server.core.webhooks import (
+    DeliveryProblem,
+    DeliveryStatus,
+    DisabledBy,
+    Webhook,
+    new_signing_secret,
+)
+from evergrant_server.egress import Egress, EgressPolicy
+from evergrant_server.store import Store
+from tests.fakes.databases import clock, key_path, ring, store  # noqa: F401  # fixtures
+from tests.fakes.events.webhook_receiver import Received, Receiver
+from tests.fakes.events.webhooks import SECRET, TENANT, listening, log_of, reread
+
+ASKED = RequestContext(by="app:boss")
+GIVE_UP, RETENTION = timedelta(days=5), timedelta(days=30)
+
+
+class Rounds:
+    """A webhook, and the activity that its workflow would call."""
+
+    def __init__(self, where: Store, at: SetClock, receiver: Receiver, webhook: Webhook) -> None:
+        self.store, self.clock, self.receiver, self.webhook = where, at, receiver, webhook
+        self.allow = (receiver.allowance,)
+
+    async def tell(self, count: int = 1, *, by_hand: bool = False) -> None:
+        for _ in range(count):
+            event = WebhookEvent(
+                tenant=TENANT,
+                id=EventId(new_id("evt")),
+                type=EventType.PING,
+                connection_id=None,
+                at=self.clock.now(),
+                body='{"type":"webhook.ping"}',
+            )
+            async with self.store.write() as tx:
+                await audit.write_event(tx, [self.webhook], event, ASKED, event.at, by_hand=by_hand)
+
+    def activities(self, **limits: Any) -> WebhookDeliveryActivities:
+        return WebhookDeliveryActivities(
+            self.store,
+            Egress(EgressPolicy(allow=self.allow), **limits),
+            self.clock,
+            give_up_after=GIVE_UP,
+            retention=RETENTION,
+        )
+
+    async def round(self, **limits: Any) -> DeliveryRound:
+        order = DeliverWebhooks(tenant=TENANT, webhook_id=self.webhook.id)
+        return await ActivityEnvironment().run(self.activities(**limits).deliver_due, order)
+
+    async def row(self) -> Webhook:
+        return await reread(self.store, self.webhook)
+
+
+def signed_by(message: Received, *secrets: Secret) -> bool:
+    """Are the signatures by exactly these, as the Standard Webhooks package would sign?"""
+    at = datetime.fromtimestamp(int(message.headers["webhook-timestamp"]), UTC)
+    expected = [Judge(it.reveal()).sign(message.id, at, message.body.decode()) for it in secrets]
+    return message.headers["webhook-signature"].split() == expected
+
+
+@pytest_asyncio.fixture
+async def rounds(store: Store, clock: SetClock) -> AsyncIterator[Rounds]:  # noqa: F811  # the fixtures
+    async with Receiver() as receiver:
+        webhook = await listening(store, receiver.url, clock.now())
+        yield Rounds(store, clock, receiver, webhook)
+
+
+async def test_a_round_is_bounded_and_so_is_what_an_endpoint_gets_at_once(rounds: Rounds):
+    async def slowly(message: Received) -> int:
+        await asyncio.sleep(0.02)
+        return 204
+
+    rounds.receiver.answer = slowly
+    await rounds.tell(ROUND_SIZE + 5)
+    first = await rounds.round()
+    assert (first.delivered, first.failed) == (ROUND_SIZE, 0)
+    assert first.next_at is not None
+    assert first.next_at <= rounds.clock.now(), "the rest is due at once"
+    second = await rounds.round()
+    assert (second.delivered, second.next_at) == (5, None)
+    assert 2 <= rounds.receiver.most_at_once <= CONCURRENT_DELIVERIES
+    assert len({it.id for it in rounds.receiver.received}) == ROUND_SIZE + 5
+
+
+async def test_waits_are_told_by_the_clock_that_moments_are_from(rounds: Rounds):
+    """Temporal's clock may be an hour ahead: the next moment is over there, and not here."""
+    await rounds.tell(ROUND_SIZE + 1)
+    assert (await rounds.round()).wait_s == 0, "the rest is due at once"
+    assert (await rounds.round()).wait_s is None
+    rounds.receiver.answer = 503
+    await rounds.tell(1)
+    failed = await rounds.round()
+    assert failed.next_at is not None
+    assert failed.wait_s == (failed.next_at - rounds.clock.now()).total_seconds() > 0
+    early = await rounds.round()
+    assert (early.failed, early.wait_s) == (0, failed.wait_s)
+    rounds.clock.advance(failed.wait_s - 0.001)
+    nearly = await rounds.round()
+    assert (nearly.failed, nearly.wait_s) == (0, 1.0), "no round without a pause, unless it was a full one"
+
+
+async def test_an_endpoint_that_is_down_costs_one_call_a_round_however_much_waits(rounds: Rounds):
+    rounds.receiver.answer = 503
+    await rounds.tell(40)
+    calls = 0
+    for _ in range(30):
+        done = await rounds.round()
+        calls += 1
+        assert (done.failed, done.paused) == (1, True)
+        assert done.next_at is not None
+        again = await rounds.round()
+        assert (again.failed, again.next_at) == (0, done.next_at), "left alone until then"
+        rounds.clock.advance((done.next_at - rounds.clock.now()).total_seconds())
+    assert len(rounds.receiver.received) == calls
+    rounds.receiver.answer = 204
+    done = await rounds.round()
+    assert (done.delivered, (await rounds.row()).failures) == (1, 0), "the first one goes alone"
+    while (await rounds.round()).delivered:
+        pass
+    assert all(it.status == "delivered" or it.next_at for it in await log_of(rounds.store, rounds.webhook))
+
+
+async def test_one_event_that_a_receiver_chokes_on_is_not_in_the_others_way(rounds: Rounds):
+    await rounds.tell(1)
+    (poison,) = await log_of(rounds.store, rounds.webhook)
+    await rounds.tell(5)
+
+    async def choke(message: Received) -> int:
+        return 500 if message.id == poison.event_id else 204
+
+    rounds.receiver.answer = choke
+    for _ in range(12):
+        done = await rounds.round()
+        if done.next_at is not None:
+            wait = (done.next_at - rounds.clock.now()).total_seconds()
+            rounds.clock.advance(max(wait, 0))
+    log = await log_of(rounds.store, rounds.webhook)
+    assert [it.status for it in log if it.id != poison.id] == [DeliveryStatus.DELIVERED] * 5
+
+
+async def test_days_of_failing_disable_it_and_nothing_more_is_sent(rounds: Rounds):
+    rounds.receiver.answer = 500
+    calls, began = 0, rounds.clock.now()
+    while not (await rounds.row()).disabled:
+        await rounds.tell()
+        done = await rounds.round()
+        calls += done.failed
+        if done.next_at is not None:
+            rounds.clock.advance((done.next_at - rounds.clock.now()).total_seconds())
+    assert GIVE_UP <= rounds.clock.now() - began <= GIVE_UP + timedelta(hours=3)
+    assert calls < 200
+    assert (await rounds.row()).disabled_by is DisabledBy.FAILING
+    assert (await rounds.round()) == DeliveryRound()
+    assert len(rounds.receiver.received) == calls
+
+
+async def test_a_ping_goes_even_into_a_pause_and_before_what_waits(rounds: Rounds):
+    rounds.receiver.script(500)
+    await rounds.tell(3)
+    assert (await rounds.round()).paused
+    await rounds.tell(by_hand=True)
+    (ping,) = [it for it in await log_of(rounds.store, rounds.webhook) if it.by_hand]
+    done = await rounds.round()
+    assert (done.delivered, rounds.receiver.received[-1].id) == (1, ping.event_id)
+    assert not done.paused, "it got through, so the endpoint works"
+
+
+async def test_the_old_secret_signs_during_its_overlap_and_not_after(rounds: Rounds):
+    new = new_signing_secret(b"n" * 32)
+    overlap = timedelta(minutes=2)
+    async with rounds.store.write() as tx:
+        rotated = rounds.webhook.model_copy(update={"previous_secret_until": rounds.clock.now() + overlap})
+        await tx.webhooks.rotate_secret(rotated, new, expected=1)
+    moment = rounds.clock.now()
+
+    async def sent_at(after: timedelta) -> Received:
+        rounds.clock.advance((moment + after - rounds.clock.now()).total_seconds())
+        await rounds.tell()
+        await rounds.round()
+        return rounds.receiver.received[-1]
+
+    during, after = await sent_at(timedelta(minutes=1)), await sent_at(overlap)
+    assert signed_by(during, new, SECRET)
+    assert signed_by(after, new)
+
+
+async def test_a_receiver_may_ask_to_be_left_alone(rounds: Rounds):
+    rounds.receiver.script(429)
+    rounds.receiver.headers["retry-after"] = "3600"
+    await rounds.tell()
+    done = await rounds.round()
+    assert done.next_at == rounds.clock.now() + timedelta(hours=1)
+
+
+@pytest.mark.parametrize(
+    ("limits", "body", "problem"),
+    [
+        ({"answer_time": 0.2}, b"", DeliveryProblem.TIMED_OUT),
+        ({"body_limit": 100}, b"x" * 1000, DeliveryProblem.UNREADABLE),
+    ],
+    ids=["a receiver that never answers", "an answer without end"],
+)
+async def test_what_a_hostile_receiver_gets(
+    rounds: Rounds, limits: dict[str, Any], body: bytes, problem: DeliveryProblem
+):
+    if not body:
+        rounds.receiver.answer = lambda message: asyncio.sleep(60, 204)
+    else:
+        rounds.receiver.answer, rounds.receiver.answer_body = 200, body
+    await rounds.tell()
+    await rounds.round(**limits)
+    (delivery,) = await log_of(rounds.store, rounds.webhook)
+    assert (delivery.problem, delivery.response_status) == (problem, None)
+
+
+async def test_an_address_that_is_not_allowed_any_more_is_not_called(rounds: Rounds):
+    rounds.allow = ()
+    await rounds.tell()
+    await rounds.round()
+    (delivery,) = await log_of(rounds.store, rounds.webhook)
+    assert delivery.problem == DeliveryProblem.EGRESS_REFUSED
+    assert rounds.receiver.received == []
+
+
+async def test_a_name_that_rebinds_after_registration_is_not_followed(
+    rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+):
+    """The name was public when the webhook was made; now it leads to loopback, where the receiver listens."""
+    port = int(rounds.receiver.allowance.rpartition(":")[2])
+    async with rounds.store.write() as tx:
+        moved = rounds.webhook.model_copy(update={"url": "https://rebinding.example:8443/in"})
+        await tx.webhooks.replace(moved, expected=1)
+    asked: list[str] = []
+
+    async def resolve(host: str, _: int, **__: object) -> list[tuple[object, ...]]:
+        asked.append(host)
+        return [(2, 1, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr("anyio.getaddrinfo", resolve)
+    await rounds.tell()
+    await rounds.round()
+    (delivery,) = await log_of(rounds.store, rounds.webhook)
+    assert (asked, delivery.problem) == (["rebinding.example"], DeliveryProblem.EGRESS_REFUSED)
+    assert rounds.receiver.received == []
+
+
+async def test_slow_receivers_take_a_bounded_share_of_a_worker(rounds: Rounds):
+    """A worker has a hundred places for activities, and refreshes need them too."""
+    hold = asyncio.Event()
+
+    async def held(message: Received) -> int:
+        await hold.wait()
+        return 204
+
+    rounds.receiver.answer = held
+    await rounds.tell()
+    activities = rounds.activities()
+    order = DeliverWebhooks(tenant=TENANT, webhook_id=rounds.webhook.id)
+    slow = [
+        asyncio.create_task(ActivityEnvironment().run(activities.deliver_due, order))
+        for _ in range(CONCURRENT_ROUNDS)
+    ]
+    await rounds.receiver.until_busy(CONCURRENT_ROUNDS)
+    refused = await ActivityEnvironment().run(activities.deliver_due, order)
+    assert (refused.paused, refused.delivered, refused.failed) == (True, 0, 0)
+    assert refused.next_at is not None
+    assert refused.next_at > rounds.clock.now()
+    hold.set()
+    await asyncio.gather(*slow)
+    assert (await ActivityEnvironment().run(activities.deliver_due, order)).next_at is None
+
+
+async def test_what_the_old_url_did_is_not_held_against_the_new_one(rounds: Rounds):
+    async def moved_meanwhile(message: Received) -> int:
+        async with rounds.store.write() as tx:
+            after = rounds.webhook.model_copy(update={"url": rounds.receiver.origin})
+            await tx.webhooks.replace(after, expected=1)
+        return 410
+
+    rounds.receiver.answer = moved_meanwhile
+    await rounds.tell()
+    await rounds.round()
+    row = await rounds.row()
+    assert (row.disabled, row.failures) == (False, 0)
+
+
+async def test_a_replay_during_a_try_is_sent_again_all_the_same(rounds: Rounds):
+    await rounds.tell()
+    (delivery,) = await log_of(rounds.store, rounds.webhook)
+
+    async def replayed_meanwhile(message: Received) -> int:
+        async with rounds.store.write() as tx:
+            await tx.deliveries.replace(delivery.replayed(rounds.clock.now()), expected=1)
+        return 204
+
+    rounds.receiver.answer = replayed_meanwhile
+    await rounds.round()
+    rounds.receiver.answer = 204
+    assert (await rounds.round()).delivered == 1
+    first, second = rounds.receiver.received
+    assert first.id == second.id
+
+
+async def test_old_entries_of_the_log_go(rounds: Rounds):
+    await rounds.tell(3)
+    await rounds.round()
+    rounds.clock.advance(RETENTION.total_seconds() + 1)
+    await rounds.tell()
+    await rounds.round()
+    assert len(await log_of(rounds.store, rounds.webhook)) == 1
