@@ -10,12 +10,14 @@ from temporalio.client import Client
 from activities.grants.accounts import AccountActivities
 from activities.grants.client_grants import ClientGrantActivities
 from activities.grants.code_exchange import CodeExchangeActivities
+from activities.grants.consent_end import ConsentEndActivities
 from activities.grants.device import DeviceActivities
 from activities.grants.expiry_notice import ExpiryActivities
 from activities.grants.import_export import ExportActivities
-from activities.grants.late_tokens import LateTokenActivities
+from activities.grants.late_verification import LateTokenActivities
 from activities.grants.refresh import RefreshActivities
 from activities.grants.revocation import RevocationActivities
+from activities.grants.services import GrantServices
 from activities.integrations.definition_rollout import DefinitionRolloutActivities
 from activities.integrations.discovery import DiscoveryActivities
 from activities.integrations.oauth1 import OAuth1Activities
@@ -126,11 +128,13 @@ def build_activities(
             longest_gap=parts.settings.circuit_longest_gap.total_seconds(),
         )
     )
-    consent = CodeExchangeActivities(parts.store, holder, sender, single_use, parts.clock)
-    minting = ClientGrantActivities(parts.store, holder, sender, single_use, parts.clock)
-    devices = DeviceActivities(parts.store, holder, sender, single_use, parts.clock)
-    refresh = RefreshActivities(parts.store, holder, sender, single_use, parts.clock, circuits)
-    revocation = RevocationActivities(parts.store, holder, sender, single_use, parts.clock)
+    services = GrantServices(parts.store, holder, sender, single_use, parts.clock)
+    code_exchange = CodeExchangeActivities(services)
+    consent_end = ConsentEndActivities(services)
+    minting = ClientGrantActivities(services)
+    devices = DeviceActivities(services)
+    refresh = RefreshActivities(services, circuits)
+    revocation = RevocationActivities(services)
     history = HistoryActivities(parts.store, parts.clock)
     registrations = ClientRegistrations(parts.store, egress, parts.clock, sections, journal, limits)
     discovery = DiscoveryActivities(
@@ -156,19 +160,19 @@ def build_activities(
     )
     onboarding = DefinitionRolloutActivities(parts.store, parts.registry, egress, parts.clock)
     preparing = OAuth1Activities(parts.store, holder, sender, parts.clock)
-    late = LateTokenActivities(parts.store, holder, sender, single_use, parts.clock)
+    late = LateTokenActivities(services)
     follow_ups = AccountActivities(parts.store, holder, egress, parts.clock)
     endings = {
         AttemptKind.REFRESH: refresh.replay,
-        AttemptKind.CODE_EXCHANGE: consent.replay,
+        AttemptKind.CODE_EXCHANGE: code_exchange.replay,
         AttemptKind.LATE_TOKENS: late.replay,
         AttemptKind.CLIENT_GRANT: minting.replay,
         AttemptKind.DEVICE_CODE: devices.replay,
         AttemptKind.REGISTRATION: discovery.replay_answer,
     }
     offered = [
-        consent.exchange_code,
-        consent.end_consent,
+        code_exchange.exchange_code,
+        consent_end.end_consent,
         minting.request_client_grant,
         devices.poll_device,
         refresh.refresh_grant,

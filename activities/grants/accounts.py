@@ -1,4 +1,4 @@
-"""After a grant came: which accounts it reaches, asked of the provider, and which one is meant."""
+"""Accounts: asks the provider which ones a new grant reaches, and chooses the requested one."""
 
 from temporalio import activity
 
@@ -20,75 +20,79 @@ from providers.responses.accounts import read_lookup, send_lookup
 
 
 class AccountActivities:
-    """Asks with the access token. Doing it twice changes nothing: the row says whether it is open."""
+    """Looks accounts up with the access token. Idempotent: the row says whether a lookup is due."""
 
-    def __init__(self, store: Store, holder: ProviderContextLoader, egress: Egress, clock: Clock) -> None:
+    def __init__(self, store: Store, contexts: ProviderContextLoader, egress: Egress, clock: Clock) -> None:
         self._store = store
-        self._holder = holder
+        self._contexts = contexts
         self._egress = egress
         self._clock = clock
 
     @activity.defn(name=ActivityName.LOOK_UP_ACCOUNTS)
-    async def look_up_accounts(self, order: LookUpAccounts) -> GrantResult:
-        """Says what holds now; with a failure the workflow asks again later."""
+    async def look_up_accounts(self, request: LookUpAccounts) -> GrantResult:
+        """Return what the store holds afterwards; after a failure the workflow tries again later."""
         async with heartbeating():
             try:
-                held = await self._holder.load(order.tenant, order.connection_id)
-                if held.grant is None or held.connection.follow_up is not FollowUp.LOOKING_UP:
-                    return GrantResult(generation=held.connection.generation, choosing=_awaits_choice(held))
-                return await self._look_up(order, held, held.grant)
+                context = await self._contexts.load(request.tenant, request.connection_id)
+                if context.grant is None or context.connection.follow_up is not FollowUp.LOOKING_UP:
+                    return GrantResult(
+                        generation=context.connection.generation, choosing=_awaits_choice(context)
+                    )
+                return await self._look_up(request, context, context.grant)
             except Failure as failure:
                 return failed_grant_result(failure)
 
-    async def _look_up(self, order: LookUpAccounts, held: ProviderContext, grant: Grant) -> GrantResult:
+    async def _look_up(self, request: LookUpAccounts, context: ProviderContext, grant: Grant) -> GrantResult:
         if not grant.is_valid(self._clock.now()):
-            raise Failure(ErrorCode.REFRESH_PENDING, "its access token is over: another one comes first")
+            raise Failure(ErrorCode.REFRESH_PENDING, "its access token has expired: a refresh comes first")
         async with self._store.read() as tx:
-            token = await tx.grants.access_token(held.connection)
-        facts: dict[str, object] = {}
+            token = await tx.grants.access_token(context.connection)
+        metadata_found: dict[str, object] = {}
         options: tuple[AccountOption, ...] = ()
-        for lookup in held.spec.post_auth:
+        for lookup in context.spec.post_auth:
             reply = await send_lookup(
-                self._egress, held.spec, lookup, token, held.integration.params, grant.metadata
+                self._egress, context.spec, lookup, token, context.integration.params, grant.metadata
             )
-            read = read_lookup(held.spec, lookup, reply)
+            found = read_lookup(context.spec, lookup, reply)
             if lookup.choose is None:
-                facts |= read[0].metadata
+                metadata_found |= found[0].metadata
             else:
-                options = read
+                options = found
         return await commit_with_retries(
-            self._store, lambda tx: self._write_accounts(tx, order, held, facts, options)
+            self._store, lambda tx: self._write_accounts(tx, request, context, metadata_found, options)
         )
 
     async def _write_accounts(
         self,
         tx: Transaction,
-        order: LookUpAccounts,
-        held: ProviderContext,
-        facts: dict[str, object],
+        request: LookUpAccounts,
+        context: ProviderContext,
+        metadata_found: dict[str, object],
         options: tuple[AccountOption, ...],
     ) -> GrantResult:
         now = self._clock.now()
-        current = await load_connection(tx, order)
-        grant = await tx.grants.get(order.tenant, order.connection_id)
+        current = await load_connection(tx, request)
+        grant = await tx.grants.get(request.tenant, request.connection_id)
         looking = current.follow_up is FollowUp.LOOKING_UP and current.state is LifecycleState.ACTIVE
-        if grant is None or not looking or current.generation != held.connection.generation:
+        if grant is None or not looking or current.generation != context.connection.generation:
             return GrantResult(generation=current.generation, look_up=looking)
         after, option = current, None
-        if any(lookup.choose for lookup in held.spec.post_auth):
+        if any(lookup.choose for lookup in context.spec.post_auth):
             after, option = current.accounts_found(options, now)
         else:
             after = current.model_copy(update={"follow_up": None, "changed_at": now})
-        known = grant.metadata | facts | (option.metadata if option else {})
+        metadata = grant.metadata | metadata_found | (option.metadata if option else {})
         saved = await tx.connections.replace(after, expected=current.revision)
-        told = grant.model_copy(update={"metadata": known, "options": options})
-        await tx.grants.update_facts(saved, told)
+        updated = grant.model_copy(update={"metadata": metadata, "options": options})
+        await tx.grants.update_facts(saved, updated)
         if option is not None:
-            await append_audit(tx, order, AuditAction.ACCOUNT_CHOSEN, now, choice=option.id, of=len(options))
+            await append_audit(
+                tx, request, AuditAction.ACCOUNT_CHOSEN, now, choice=option.id, of=len(options)
+            )
         elif after.follow_up is FollowUp.CHOOSING:
-            await append_audit(tx, order, AuditAction.ACCOUNT_CHOICE_REQUESTED, now, of=len(options))
-        return held.grant_result(saved, told)
+            await append_audit(tx, request, AuditAction.ACCOUNT_CHOICE_REQUESTED, now, of=len(options))
+        return context.grant_result(saved, updated)
 
 
-def _awaits_choice(held: ProviderContext) -> bool:
-    return held.connection.follow_up is FollowUp.CHOOSING
+def _awaits_choice(context: ProviderContext) -> bool:
+    return context.connection.follow_up is FollowUp.CHOOSING

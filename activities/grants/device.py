@@ -1,27 +1,33 @@
-"""The device flow: a code for the subject, then asking whether they approved it (RFC 8628).
+"""The device flow: get a code for the subject, then poll whether they approved it (RFC 8628).
 
-Each request but the one that brings tokens spends nothing; that one looks like all the others
-when it is sent, so each is an attempt of the protocol.
+Only the poll that brings tokens spends the code; since no poll is known to be that one before
+its reply, each is an attempt of the protocol.
 """
 
 from datetime import datetime
-from functools import partial
 
 from temporalio import activity
 
-from activities.grants.client_grants import ClientGrantActivities
+from activities.grants.candidates import candidates, may_be_definition_fault
 from activities.grants.client_secrets import is_client_refused
-from activities.grants.code_exchange import CODE_RULES, MAX_TRIES, RETRIED_BY_TEMPORAL
-from activities.grants.import_export import end_consent
-from activities.grants.token_request import ResponseParser
-from activities.integrations.staged_definitions import may_be_definition_fault
-from activities.single_use.protocol import OutcomeHandler, SingleUseAttempt
+from activities.grants.consent_flow import (
+    FirstGrantOutcome,
+    is_retried_by_temporal,
+    load_consent,
+    record_ended_consent,
+    record_failed_try,
+    require_no_open_attempt,
+    result_if_ended,
+    result_of_replay,
+)
+from activities.grants.services import GrantServices
+from activities.grants.token_request import CODE_RULES, PreparedTokenRequest
+from activities.single_use.journaled_reply import JournaledReply
+from activities.single_use.protocol import SingleUseAttempt
 from activities.support.failures import failed_grant_result
 from activities.support.heartbeat import heartbeating
 from activities.support.provider_context import ProviderContext
-from activities.support.transactions import append_audit, close_attempt, commit_with_retries, load_connection
-from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connections.connection import LifecycleState
+from activities.support.transactions import close_attempt, commit_with_retries
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.device_code import DeviceCode, DevicePoll
 from evergrant_server.core.connections.grant import TokenSet
@@ -39,181 +45,169 @@ from providers.requests.device import (
 from providers.responses.raw_reply import RawReply
 
 
-class DeviceActivities(ClientGrantActivities):
-    """Gets a code, asks about it once per call, and installs what comes as a consent's end does."""
+class DeviceActivities:
+    """Makes one request a call: for a code, or the poll of one."""
+
+    def __init__(self, services: GrantServices) -> None:
+        self._services = services
 
     @activity.defn(name=ActivityName.POLL_DEVICE_TOKEN)
-    async def poll_device(self, order: RequestFirstTokens) -> GrantResult:
-        """One request. `poll` in the news says that it has to be asked again."""
+    async def poll_device(self, request: RequestFirstTokens) -> GrantResult:
+        """Get a code or poll once. `device_poll` in the result asks for another call."""
         async with heartbeating():
             try:
-                consent = await self._load_consent(order)
-                held = await self._contexts.load(order.tenant, order.connection_id)
-                ask = partial(self._authorize_or_poll, order, consent)
-                return await self._result_if_ended(consent, held) or await self._client_secrets.try_each(
-                    order, held, lambda by: self._definitions.run(by, ask)
-                )
+                return await self._poll(request)
             except Failure as failure:
-                if failure.code in RETRIED_BY_TEMPORAL and activity.info().attempt < MAX_TRIES:
-                    raise  # nothing was sent, and Temporal asks again
-                news = failed_grant_result(failure)
-                if (done := await self._result_of_replay(order)) is not None:
-                    return done
-                over = await commit_with_retries(self._store, partial(self._end_if_unusable, order, failure))
-                return news.model_copy(update={"consent_over": over})
+                if is_retried_by_temporal(failure):
+                    raise
+                return await self._result_of_failure(request, failure)
 
-    async def _authorize_or_poll(
-        self, order: RequestFirstTokens, consent: Consent, held: ProviderContext
-    ) -> GrantResult:
-        async with self._store.read() as tx:
-            device = await tx.consents.device_code(consent)
-            expired = device is not None and self._clock.now() >= device.expires_at
-            if expired:  # the subject may have approved, and the last poll's answer says so
-                await self._require_no_open_attempt(tx, held.connection)
-        if device is None:
-            return await self._request_device_code(consent, held)
-        if expired:
-            raise Failure(ErrorCode.CONSENT_EXPIRED)
-        return await self._poll_token_endpoint(order, consent, device, held)
+    async def _poll(self, request: RequestFirstTokens) -> GrantResult:
+        """The request from load to commit."""
+        services = self._services
+        consent = await load_consent(services, request)
+        context = await services.contexts.load(request.tenant, request.connection_id)
+        result = result_if_ended(consent, context)
+        if result is not None:
+            return result
+        async for candidate in candidates(services, request, context):
+            context = candidate.context
+            with candidate:
+                device_code = await self._device_code(consent, context)
+                if device_code is None:
+                    candidate.result = await self._request_device_code(consent, context)
+                else:
+                    token_request = _device_token_request(context, device_code)
+                    attempt = await services.single_use.open(
+                        AttemptKind.DEVICE_CODE,
+                        context.connection,
+                        token_request.rules,
+                        token_valid=False,
+                        credential=consent.id,
+                    )
+                    reply = token_request.send(services.sender, attempt.check)
+                    outcome = DeviceOutcome(services, request, context, consent)
+                    # in a task that nothing cuts: send, journal the reply, judge it, commit
+                    candidate.result = await services.single_use.spend(attempt, request, reply, outcome)
+            result = candidate.result
+        assert result is not None
+        return result
 
-    async def _request_device_code(self, consent: Consent, held: ProviderContext) -> GrantResult:
-        """Get a code. One whose answer is lost expires by itself, and another is asked for."""
-        params = held.integration.params
-        request = device_authorization_request(held.spec, held.endpoints, held.client, consent.scopes, params)
+    async def _device_code(self, consent: Consent, context: ProviderContext) -> DeviceCode | None:
+        """The code to poll with; None before there is one. Raises Failure CONSENT_EXPIRED after its end."""
+        async with self._services.store.read() as tx:
+            device_code = await tx.consents.device_code(consent)
+            if device_code is not None and self._services.clock.now() >= device_code.expires_at:
+                # the subject may have approved it in time: the reply of the last poll says so
+                await require_no_open_attempt(self._services, tx, context.connection)
+                raise Failure(ErrorCode.CONSENT_EXPIRED)
+        return device_code
+
+    async def _request_device_code(self, consent: Consent, context: ProviderContext) -> GrantResult:
+        """Get a code. One whose reply is lost expires by itself, and another is requested."""
+        services = self._services
+        prepared = device_authorization_request(
+            context.spec, context.endpoints, context.client, consent.scopes, context.integration.params
+        )
         try:
-            reply = await self._sender.send_prepared(held.spec, held.client, request)
-            device = read_device_authorization(held.spec, reply, self._clock.now())
+            reply = await services.sender.send_prepared(context.spec, context.client, prepared)
+            device_code = read_device_authorization(context.spec, reply, services.clock.now())
         except Failure as failure:
-            if is_client_refused(failure) and held.other_client is not None:
+            if is_client_refused(failure) and context.other_client is not None:
                 return GrantResult(failure=failure.code, client_refused=True)
             raise
 
-        async def keep(tx: Transaction) -> GrantResult:
+        async def store(tx: Transaction) -> None:
             current = await tx.consents.get(consent.tenant, consent.id)
             if current is not None and current.status is ConsentStatus.CODE_RECEIVED:
-                await tx.consents.store_device_code(current, device, expected=current.revision)
-            return GrantResult(device_poll=DevicePoll.STARTED, interval_s=device.interval_s)
+                await tx.consents.store_device_code(current, device_code, expected=current.revision)
 
-        return await commit_with_retries(self._store, keep)
+        await commit_with_retries(services.store, store)
+        return GrantResult(device_poll=DevicePoll.STARTED, interval_s=device_code.interval_s)
 
-    async def _poll_token_endpoint(
-        self, order: RequestFirstTokens, consent: Consent, device: DeviceCode, held: ProviderContext
-    ) -> GrantResult:
-        code, params = device.device_code, held.integration.params
-        request = device_token_request(held.spec, held.endpoints, held.client, code, params)
-        use = await self._single_use.open(
-            AttemptKind.DEVICE_CODE,
-            held.connection,
-            CODE_RULES,
-            token_valid=False,
-            credential=consent.id,
+    async def _result_of_failure(self, request: RequestFirstTokens, failure: Failure) -> GrantResult:
+        result = failed_grant_result(failure)
+        replayed = await result_of_replay(self._services, request)
+        if replayed is not None:
+            return replayed
+        over = await commit_with_retries(
+            self._services.store, lambda tx: self._end_if_unusable(tx, request, failure)
         )
-        reading = self._parser(held, consent, self._clock.now)
-        news = await self._single_use.spend(
-            use,
-            order,
-            send=lambda check: self._sender.send_prepared(held.spec, held.client, request, before_send=check),
-            ending=self._client_grant_handler(order, held, consent, reading, provisional=held.provisional),
-        )
-        return news.model_copy(update={"used_previous_definition": reading.used_previous_definition})
+        return result.model_copy(update={"consent_over": over})
 
-    def _read_tokens(
-        self, held: ProviderContext, reply: RawReply, consent: Consent, came_at: datetime
-    ) -> TokenSet:
-        return read_device_token(held.spec, reply, requested_scopes=consent.scopes, now=came_at)
+    async def replay(self, attempt: SingleUseAttempt, journaled: JournaledReply) -> GrantResult:
+        """Judge and commit a reply that a journal holds, as one that has just arrived."""
+        services, request = self._services, RequestFirstTokens.model_validate(journaled.request)
+        consent = await load_consent(services, request)
+        context = await services.contexts.load(request.tenant, request.connection_id)
+        outcome = DeviceOutcome(services, request, context, consent, provisional=journaled.provisional)
+        return await services.single_use.conclude(attempt, journaled, outcome)
 
-    def _client_grant_handler(
-        self,
-        order: RequestFirstTokens,
-        held: ProviderContext,
-        consent: Consent,
-        reading: ResponseParser,
-        *,
-        provisional: bool,
-    ) -> OutcomeHandler[GrantResult]:
-        return OutcomeHandler(
-            judge=reading.tokens,
-            commit=partial(self._install_tokens, order, held, consent),
-            fail=partial(self._record_poll_failure, order, held, provisional),
-            provisional=provisional,
-        )
-
-    async def _record_poll_failure(
-        self,
-        order: RequestFirstTokens,
-        held: ProviderContext,
-        provisional: bool,
-        use: SingleUseAttempt,
-        failure: Failure,
-        outcome: AttemptOutcome | None,
-    ) -> GrantResult:
-        """Ask again, or the code is done with. What was not heard may have brought the tokens."""
-
-        async def settle(tx: Transaction) -> GrantResult:
-            now = self._clock.now()
-            # the definition before asks about the same code, unless it brought what neither can read
-            if outcome is not AttemptOutcome.UNREAD and _may_be_definition_fault(failure, provisional):
-                if outcome is not None:
-                    await close_attempt(tx, use.row, outcome, now)
-                code = ErrorCode.PROVIDER_ERROR if isinstance(failure, DevicePending) else failure.code
-                return GrantResult(attempt_id=use.row.id, failure=code)
-            if isinstance(failure, DevicePending):
-                await close_attempt(tx, use.row, AttemptOutcome.NOT_SENT, now)
-                return GrantResult(device_poll=failure.poll)
-            if failure.kind is FailureKind.PROVIDER_UNAVAILABLE:
-                if outcome is not None:
-                    await close_attempt(tx, use.row, outcome, now)
-                return GrantResult(device_poll=DevicePoll.NO_ANSWER)
-            await close_attempt(tx, use.row, outcome or AttemptOutcome.REFUSED, now)
-            if is_client_refused(failure) and held.other_client is not None:
-                return GrantResult(attempt_id=use.row.id, failure=failure.code, client_refused=True)
-            lost = failure.code is ErrorCode.GRANT_REJECTED and use.row.sends > 1
-            said = Failure(ErrorCode.OUTCOME_UNKNOWN) if lost else failure
-            await self._end_consent(tx, order, said)
-            return GrantResult(attempt_id=use.row.id, failure=said.code, consent_over=True)
-
-        return await commit_with_retries(self._store, settle)
-
-    async def _end_if_unusable(self, order: RequestFirstTokens, failure: Failure, tx: Transaction) -> bool:
-        """Is the consent over? A code that was never got may still be asked for; one in hand that
-        can't be asked about is done with."""
-        consent = await tx.consents.get(order.tenant, order.consent_id)
+    async def _end_if_unusable(self, tx: Transaction, request: RequestFirstTokens, failure: Failure) -> bool:
+        """True when the consent is over: a code that can't be polled is of no use, while one that was
+        never received can still be requested."""
+        now = self._services.clock.now()
+        consent = await tx.consents.get(request.tenant, request.consent_id)
         if consent is None or consent.status is not ConsentStatus.CODE_RECEIVED:
             return True
         if not await _has_device_code(tx, consent) and failure.kind is not FailureKind.RECONNECT_NEEDED:
-            await self._write_failed_try(tx, order, failure)
+            await record_failed_try(tx, request, failure, now)
             return False
-        await self._end_consent(tx, order, failure)
+        await record_ended_consent(tx, request, failure, now)
         return True
 
-    async def _end_consent(self, tx: Transaction, order: RequestFirstTokens, failure: Failure) -> None:
-        now = self._clock.now()
-        consent = await tx.consents.get(order.tenant, order.consent_id)
-        if consent is None or consent.status is not ConsentStatus.CODE_RECEIVED:
-            return
-        denied = failure.code is ErrorCode.CONSENT_DENIED
-        await end_consent(tx, consent, ConsentStatus.DENIED if denied else ConsentStatus.FAILED, failure.code)
-        current = await load_connection(tx, order)
-        if current.state is LifecycleState.PENDING_CONSENT:
-            await tx.connections.replace(
-                current.waiting_for_grant(failure.code, now), expected=current.revision
-            )
-        await append_audit(
-            tx, order, AuditAction.CONSENT_FAILED, now, reason=failure.code, consent=consent.id
-        )
+
+class DeviceOutcome(FirstGrantOutcome):
+    """Poll again, or end the consent. A poll without a reply may have spent the code."""
+
+    def read(self, context: ProviderContext, reply: RawReply, came_at: datetime) -> TokenSet:
+        return read_device_token(context.spec, reply, requested_scopes=self.consent.scopes, now=came_at)
+
+    async def record_failure(
+        self, tx: Transaction, attempt: SingleUseAttempt, failure: Failure, outcome: AttemptOutcome | None
+    ) -> GrantResult:
+        now, row = self.services.clock.now(), attempt.row
+        pending = failure.poll if isinstance(failure, DevicePending) else None
+        # the previous definition polls with the same code, unless the reply brought unreadable tokens
+        if outcome is not AttemptOutcome.UNREAD and self._may_be_definition_fault(failure):
+            if outcome is not None:
+                await close_attempt(tx, row, outcome, now)
+            code = failure.code if pending is None else ErrorCode.PROVIDER_ERROR
+            return GrantResult(attempt_id=row.id, failure=code)
+        if pending is not None:
+            await close_attempt(tx, row, AttemptOutcome.NOT_SENT, now)
+            return GrantResult(device_poll=pending)
+        if failure.kind is FailureKind.PROVIDER_UNAVAILABLE:
+            if outcome is not None:
+                await close_attempt(tx, row, outcome, now)
+            return GrantResult(device_poll=DevicePoll.NO_ANSWER)
+        await close_attempt(tx, row, outcome or AttemptOutcome.REFUSED, now)
+        if is_client_refused(failure) and self.context.other_client is not None:
+            return GrantResult(attempt_id=row.id, failure=failure.code, client_refused=True)
+        if failure.code is ErrorCode.GRANT_REJECTED and row.sends > 1:
+            failure = Failure(ErrorCode.OUTCOME_UNKNOWN)  # an earlier poll spent it, and its reply is lost
+        await record_ended_consent(tx, self._request, failure, now)
+        return GrantResult(attempt_id=row.id, failure=failure.code, consent_over=True)
+
+    def _may_be_definition_fault(self, failure: Failure) -> bool:
+        """Also for an endpoint that doesn't answer "not yet": a staged definition may have named it."""
+        if isinstance(failure, DevicePending):
+            return self.provisional and failure.poll is DevicePoll.NO_ANSWER
+        return may_be_definition_fault(failure, provisional=self.provisional)
+
+
+def _device_token_request(context: ProviderContext, device_code: DeviceCode) -> PreparedTokenRequest:
+    prepared = device_token_request(
+        context.spec, context.endpoints, context.client, device_code.device_code, context.integration.params
+    )
+    return PreparedTokenRequest(context, prepared, CODE_RULES)
 
 
 async def _has_device_code(tx: Transaction, consent: Consent) -> bool:
+    """True also for a code whose seal is broken."""
     try:
         return await tx.consents.device_code(consent) is not None
     except Failure as failure:
         if failure.code is not ErrorCode.SEAL_BROKEN:
             raise
-        return True  # and nobody can open it
-
-
-def _may_be_definition_fault(failure: Failure, provisional: bool) -> bool:
-    """What an endpoint that was named by a staged version didn't say, too: a 500 is "not yet" elsewhere."""
-    if isinstance(failure, DevicePending):
-        return provisional and failure.poll is DevicePoll.NO_ANSWER
-    return may_be_definition_fault(failure, provisional=provisional)
+        return True

@@ -1,4 +1,4 @@
-"""Says ahead that a grant will end which no refresh keeps alive."""
+"""Announces the end of a grant that no refresh extends."""
 
 from datetime import datetime
 
@@ -15,43 +15,47 @@ from evergrant_server.store import Store, Transaction
 
 
 class ExpiryActivities:
-    """Writes the audit record that events are made of. Tells nobody itself."""
+    """Writes the audit record; the event is made of it."""
 
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
 
     @activity.defn(name=ActivityName.ANNOUNCE_EXPIRY)
-    async def announce_expiry(self, order: AnnounceExpiry) -> None:
-        """Record it, unless the store holds another grant by now, or was told before.
+    async def announce_expiry(self, request: AnnounceExpiry) -> None:
+        """Record it, unless the store holds another grant by now or it was announced before.
 
-        A run that begins again doesn't know what the one before it has announced.
+        A workflow run doesn't know what the run before it has announced.
         """
 
         async def announce(tx: Transaction) -> None:
-            current = await load_connection(tx, order)
-            grant = await tx.grants.get(order.tenant, order.connection_id)
+            current = await load_connection(tx, request)
+            grant = await tx.grants.get(request.tenant, request.connection_id)
             if current.state is not LifecycleState.ACTIVE or grant is None:
                 return
-            if not any(is_same_end(order.ends_at, it) for it in (grant.expires_at, grant.refresh_expires_at)):
+            if not any(
+                is_same_end(request.ends_at, it) for it in (grant.expires_at, grant.refresh_expires_at)
+            ):
                 return
-            if await _is_announced(tx, order):
+            if await _is_announced(tx, request):
                 return
             await append_audit(
                 tx,
-                order,
+                request,
                 AuditAction.CONNECTION_EXPIRING,
                 self._clock.now(),
-                days=order.days,
-                ends_at=order.ends_at.isoformat(),
+                days=request.days,
+                ends_at=request.ends_at.isoformat(),
             )
 
         await commit_with_retries(self._store, announce)
 
 
-async def _is_announced(tx: Transaction, order: AnnounceExpiry) -> bool:
-    """As much of this end, or more, was said already."""
-    last = await audit.newest_record(tx, order.tenant, order.connection_id, AuditAction.CONNECTION_EXPIRING)
-    if last is None or last.detail["days"] > order.days:
+async def _is_announced(tx: Transaction, request: AnnounceExpiry) -> bool:
+    """True when this end was announced as many days ahead, or more."""
+    last = await audit.newest_record(
+        tx, request.tenant, request.connection_id, AuditAction.CONNECTION_EXPIRING
+    )
+    if last is None or last.detail["days"] > request.days:
         return False
-    return is_same_end(datetime.fromisoformat(last.detail["ends_at"]), order.ends_at)
+    return is_same_end(datetime.fromisoformat(last.detail["ends_at"]), request.ends_at)

@@ -5,6 +5,7 @@ from datetime import datetime
 
 from temporalio import activity
 
+from activities.grants.consents import end_consent
 from activities.support.connection_health import record_recovery
 from activities.support.heartbeat import heartbeating
 from activities.support.provider_context import ProviderContext
@@ -128,14 +129,6 @@ async def is_import_pending(store: Store, request: ExchangeCode) -> bool:
         except Failure as failure:
             return failure.code is not ErrorCode.SEAL_BROKEN
         return True
-
-
-async def end_consent(
-    tx: Transaction, current: Consent, status: ConsentStatus, failure: ErrorCode | None = None
-) -> None:
-    """Write the consent's final status and erase its secrets."""
-    ended = current.model_copy(update={"status": status, "failure": failure})
-    await tx.consents.erase_secrets(await tx.consents.replace(ended, expected=current.revision))
 
 
 class ExportActivities:

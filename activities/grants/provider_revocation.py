@@ -1,4 +1,4 @@
-"""Tells a provider that tokens are to end (RFC 7009), and says what of them has ended."""
+"""Revokes tokens at their provider (RFC 7009)."""
 
 from activities.support.provider_context import ProviderContext
 from evergrant_server.core.connections.connection import RevocationOutcome
@@ -8,31 +8,31 @@ from providers.responses.token_response import is_unsupported_token_type, read_r
 
 
 async def revoke_at_provider(
-    sender: Sender, held: ProviderContext, refresh_token: Secret | None, access_token: Secret
+    sender: Sender, context: ProviderContext, refresh_token: Secret | None, access_token: Secret
 ) -> RevocationOutcome:
-    """Raises Failure when the provider confirms nothing (RFC 7009 section 2.2.1)."""
-    rule = held.spec.revocation
+    """What the provider has confirmed. Raises Failure when that is nothing (RFC 7009 section 2.2.1)."""
+    rule = context.spec.revocation
     refresh, access = (refresh_token, "refresh_token"), (access_token, "access_token")
-    if rule is not None:  # a way of its own: one token ends the whole grant
+    if rule is not None:  # not by RFC 7009: one token revokes the whole grant
         first, second = (refresh, access) if rule.token == "refresh_token" else (access, refresh)
-        ended = await _revoke_token(sender, held, *first) or await _revoke_token(sender, held, *second)
+        ended = await _revoke_token(sender, context, *first) or await _revoke_token(sender, context, *second)
         return RevocationOutcome.CONFIRMED if ended else RevocationOutcome.NOT_SUPPORTED
-    grant_ended = await _revoke_token(sender, held, *refresh)
-    access_ended = await _revoke_token(sender, held, *access)
+    grant_ended = await _revoke_token(sender, context, *refresh)
+    access_ended = await _revoke_token(sender, context, *access)
     if grant_ended or (access_ended and refresh_token is None):
         return RevocationOutcome.CONFIRMED
     return RevocationOutcome.ACCESS_TOKEN_ONLY if access_ended else RevocationOutcome.NOT_SUPPORTED
 
 
-async def _revoke_token(sender: Sender, held: ProviderContext, token: Secret | None, hint: str) -> bool:
-    """False when there is no such token, or the provider revokes none of its kind.
+async def _revoke_token(sender: Sender, context: ProviderContext, token: Secret | None, hint: str) -> bool:
+    """False without a token, or when the provider revokes none of its type.
 
-    200 means done, also for an unknown token; 503 means still live (RFC 7009 section 2.2).
+    200 means revoked, also for an unknown token; 503 means still valid (RFC 7009 section 2.2).
     """
     if token is None:
         return False
-    reply = await sender.revoke(held.spec, held.endpoints, held.client, token=token, hint=hint)
-    if is_unsupported_token_type(held.spec, reply):
+    reply = await sender.revoke(context.spec, context.endpoints, context.client, token=token, hint=hint)
+    if is_unsupported_token_type(context.spec, reply):
         return False
-    read_revocation(held.spec, reply)
+    read_revocation(context.spec, reply)
     return True

@@ -4,13 +4,13 @@ import logging
 
 from temporalio import activity
 
-from activities.grants.client_secrets import try_each_secret
+from activities.grants.client_secrets import record_accepted_secret, try_each_secret
 from activities.grants.orphaned_tokens import all_slots, context_for_tokens
 from activities.grants.provider_revocation import revoke_at_provider
-from activities.single_use.protocol import open_attempt
+from activities.grants.services import GrantServices
+from activities.single_use.attempt_tracker import open_attempt
 from activities.support.failures import revocation_result_of
 from activities.support.heartbeat import heartbeating
-from activities.support.provider_activities import ProviderActivities
 from activities.support.provider_context import ProviderContext
 from activities.support.transactions import append_audit, commit_with_retries, load_connection
 from evergrant_server.core.audit import AuditAction
@@ -41,146 +41,144 @@ _BEST_FIRST = (
 _RESTORED_REASON = "asked for before, and the store came from an older backup"
 
 
-class RevocationActivities(ProviderActivities):
-    """Tells the provider for as long as it takes, and shreds what is left."""
+class RevocationActivities:
+    """Revokes at the provider for as long as it takes, then destroys what the store holds."""
+
+    def __init__(self, services: GrantServices) -> None:
+        self._services = services
+        self._store = services.store
+        self._clock = services.clock
 
     @activity.defn(name=ActivityName.BEGIN_REVOCATION)
-    async def record_revocation_request(self, order: BeginRevocation) -> None:
+    async def record_revocation_request(self, request: BeginRevocation) -> None:
         """Write `revoking`, unless the API already has."""
 
-        async def ask(tx: Transaction) -> None:
+        async def begin(tx: Transaction) -> None:
             now = self._clock.now()
-            current = await load_connection(tx, order)
+            current = await load_connection(tx, request)
             if current.state is LifecycleState.REVOKING or current.state.is_final:
                 return
-            await tx.connections.replace(
-                current.revocation_requested(order.reason, now), expected=current.revision
-            )
-            await append_audit(tx, order, AuditAction.REVOCATION_REQUESTED, now, reason=order.reason)
+            revoking = current.revocation_requested(request.reason, now)
+            await tx.connections.replace(revoking, expected=current.revision)
+            await append_audit(tx, request, AuditAction.REVOCATION_REQUESTED, now, reason=request.reason)
 
-        await commit_with_retries(self._store, ask)
+        await commit_with_retries(self._store, begin)
 
     @activity.defn(name=ActivityName.REVOKE_GRANT)
-    async def revoke_grant(self, order: RevokeGrant) -> RevocationResult:
-        """Revoke at the provider. Without a confirmation the news carry a failure, never a success."""
+    async def revoke_grant(self, request: RevokeGrant) -> RevocationResult:
+        """Revoke at the provider. Without a confirmation the result is a failure, never a success."""
         async with heartbeating():
             try:
-                held = await self._contexts.load(order.tenant, order.connection_id)
-                if held.connection.state.is_final:
-                    return RevocationResult(
-                        revocation=held.connection.revocation or RevocationOutcome.NOTHING_HELD
-                    )
-                how = await self._try_revocation(
-                    order, held.without_staged_definition()
-                )  # a wrong endpoint would say yes, too
+                context = await self._services.contexts.load(request.tenant, request.connection_id)
+                connection = context.connection
+                if connection.state.is_final:
+                    outcome = connection.revocation or RevocationOutcome.NOTHING_HELD
+                    return RevocationResult(revocation=outcome)
+                # a staged definition isn't relied on: the wrong endpoint may confirm, too
+                outcome = await self._revoke(request, context.without_staged_definition())
             except Failure as failure:
-                return await self._record_failure(order, failure)
+                return await self._record_failure(request, failure)
             except Exception as unexpected:
-                # its text may quote anything; tried again ever more slowly, as what has a name
+                # its text may quote a secret; as a failure it is retried ever more slowly
                 what = f"revoke_grant: {type(unexpected).__name__} at {stack_frames(unexpected)[-1]}"
-                log_event(log, logging.ERROR, LogEvent.ACTIVITY_FAILED, what, object=order.connection_id)
-                return await self._record_failure(order, Failure(ErrorCode.INTERNAL))
-            return await self._finish(order, how, held.connection.generation)
-
-    async def _try_revocation(self, order: RevokeGrant, held: ProviderContext) -> RevocationOutcome:
-        try:
-            await self._require_no_open_attempt(held)
-            how = await self._revoke_with_either_secret(order, held)
-        except Failure as failure:
-            metrics.count_revocation(held.spec.name, failure.code)
-            raise
-        metrics.count_revocation(held.spec.name, how)
-        return how
-
-    async def _revoke_with_either_secret(
-        self, order: RevokeGrant, held: ProviderContext
-    ) -> RevocationOutcome:
-        how, other = await try_each_secret(held, self._revoke_at_provider)
-        if other:
-            await self._client_secrets.record_accepted_secret(order, held)
-        return how
-
-    async def _require_no_open_attempt(self, held: ProviderContext) -> None:
-        """A token that is still on its way must land first, so that it can be revoked too."""
-        its = held.connection
-        async with self._store.read() as tx:
-            attempt = await open_attempt(tx, its)
-            taken_over = await tx.attempts.superseded(its.tenant, its.id, its.generation)
-        may_come = attempt is not None and self._single_use.may_be_answered(attempt)
-        if may_come or self._single_use.has_late_entry(taken_over):
-            raise Failure(
-                ErrorCode.REFRESH_PENDING, "a token is still on its way", retry_after=_RETRY_AFTER_S
+                log_event(log, logging.ERROR, LogEvent.ACTIVITY_FAILED, what, object=request.connection_id)
+                return await self._record_failure(request, Failure(ErrorCode.INTERNAL))
+            return await commit_with_retries(
+                self._store, lambda tx: self._finish(tx, request, outcome, connection.generation)
             )
 
-    async def _revoke_at_provider(self, held: ProviderContext) -> RevocationOutcome:
-        late = await self._late_tokens(held)
-        if held.grant is None and not late:
+    async def _revoke(self, request: RevokeGrant, context: ProviderContext) -> RevocationOutcome:
+        try:
+            await self._require_no_open_attempt(context)
+            outcome, with_other_secret = await try_each_secret(context, self._revoke_all_tokens)
+            if with_other_secret:
+                await record_accepted_secret(self._store, self._clock, request, context)
+        except Failure as failure:
+            metrics.count_revocation(context.spec.name, failure.code)
+            raise
+        metrics.count_revocation(context.spec.name, outcome)
+        return outcome
+
+    async def _require_no_open_attempt(self, context: ProviderContext) -> None:
+        """Raises Failure REFRESH_PENDING while a token may still arrive: it is installed first, and
+        then revoked as well."""
+        connection, tracker = context.connection, self._services.single_use.tracker
+        async with self._store.read() as tx:
+            attempt = await open_attempt(tx, connection)
+            superseded = await tx.attempts.superseded(connection.tenant, connection.id, connection.generation)
+        may_arrive = attempt is not None and tracker.may_be_answered(attempt)
+        if may_arrive or tracker.has_late_entry(superseded):
+            why = "a token is still on its way"
+            raise Failure(ErrorCode.REFRESH_PENDING, why, retry_after=_RETRY_AFTER_S)
+
+    async def _revoke_all_tokens(self, context: ProviderContext) -> RevocationOutcome:
+        late = await self._late_tokens(context)
+        if context.grant is None and not late:
             return RevocationOutcome.NOTHING_HELD
-        flow = held.connection.flow
-        if held.endpoints.revocation_endpoint is None or flow.is_static or not flow.is_bearer:
-            # a key that somebody brought is theirs to take back; OAuth 1.0a has no revocation
+        flow = context.connection.flow
+        if context.endpoints.revocation_endpoint is None or flow.is_static or not flow.is_bearer:
+            # a static credential is the subject's to take back; OAuth 1.0a has no revocation
             return RevocationOutcome.NOT_SUPPORTED
-        # late ones are not believed, and perhaps alive all the same
-        told = [
-            await self._revoke_tokens(context_for_tokens(held, it), it.refresh_token, it.access_token)
+        outcomes = [  # late tokens are unverified, and may be valid all the same
+            await self._revoke_tokens(context_for_tokens(context, it), it.refresh_token, it.access_token)
             for it in late
         ]
-        if held.grant is not None:
+        if context.grant is not None:
             async with self._store.read() as tx:
-                refresh_token = await tx.grants.refresh_token(held.connection)
-                access_token = await tx.grants.access_token(held.connection)
-            told.append(await self._revoke_tokens(held, refresh_token, access_token))
-        return max(told, key=_BEST_FIRST.index)
+                refresh_token = await tx.grants.refresh_token(context.connection)
+                access_token = await tx.grants.access_token(context.connection)
+            outcomes.append(await self._revoke_tokens(context, refresh_token, access_token))
+        return max(outcomes, key=_BEST_FIRST.index)
 
     async def _revoke_tokens(
-        self, held: ProviderContext, refresh_token: Secret | None, access_token: Secret
+        self, context: ProviderContext, refresh_token: Secret | None, access_token: Secret
     ) -> RevocationOutcome:
-        brought = held.connection.flow.is_client_grant  # to be exchanged: that is not ours to end
-        return await revoke_at_provider(self._sender, held, None if brought else refresh_token, access_token)
+        if context.connection.flow.is_client_grant:
+            refresh_token = None  # an imported token that is exchanged stays valid: the subject owns it
+        return await revoke_at_provider(self._services.sender, context, refresh_token, access_token)
 
-    async def _late_tokens(self, held: ProviderContext) -> list[TokenSet]:
+    async def _late_tokens(self, context: ProviderContext) -> list[TokenSet]:
+        connection = context.connection
         async with self._store.read() as tx:
-            found = await tx.late_tokens.of_connection(held.connection.tenant, held.connection.id)
+            found = await tx.late_tokens.of_connection(connection.tenant, connection.id)
             return [it for late in found for it in all_slots(await tx.late_tokens.tokens(late))]
 
-    async def _record_failure(self, order: RevokeGrant, failure: Failure) -> RevocationResult:
-        news = revocation_result_of(failure)
+    async def _record_failure(self, request: RevokeGrant, failure: Failure) -> RevocationResult:
+        result = revocation_result_of(failure)
         if failure.code is ErrorCode.REFRESH_PENDING:
-            return news  # nothing was tried yet
+            return result  # the provider was not asked yet
 
-        async def note(tx: Transaction) -> None:
-            await append_audit(
-                tx, order, AuditAction.REVOCATION_FAILED, self._clock.now(), reason=failure.code
-            )
-
-        await commit_with_retries(self._store, note)
-        return news
-
-    async def _finish(self, order: RevokeGrant, how: RevocationOutcome, told: int) -> RevocationResult:
-        """Shred what the provider was told of: the generation `told`, and nothing that came meanwhile."""
-
-        async def done(tx: Transaction) -> RevocationResult:
+        async def record(tx: Transaction) -> None:
             now = self._clock.now()
-            current = await load_connection(tx, order)
-            if current.state is LifecycleState.REVOKED:
-                return RevocationResult(revocation=current.revocation)
-            if current.generation != told:  # a journal's answer was taken for lost, and landed all the same
-                return RevocationResult(failure=ErrorCode.REFRESH_PENDING, retry_after=_RETRY_AFTER_S)
-            attempt = await open_attempt(tx, current)
-            if attempt is not None:
-                await tx.attempts.close(attempt, AttemptOutcome.SUPERSEDED, now)
-            asked = (
-                current
-                if current.state is LifecycleState.REVOKING
-                else current.revocation_requested(_RESTORED_REASON, now)
-            )
-            await tx.connections.replace(asked.revocation_ended(how, now), expected=current.revision)
-            destroyed = await tx.grants.shred(order.tenant, order.connection_id)
-            said = {"how": how, "keys_destroyed": destroyed}
-            lost = attempt or await tx.attempts.unread_at_generation(order.tenant, order.connection_id, told)
-            if lost is not None:  # a token that came with it was never seen, and so never revoked
-                said["answer_lost"] = lost.id
-            await append_audit(tx, order, AuditAction.REVOKED, now, **said)
-            return RevocationResult(revocation=how)
+            await append_audit(tx, request, AuditAction.REVOCATION_FAILED, now, reason=failure.code)
 
-        return await commit_with_retries(self._store, done)
+        await commit_with_retries(self._store, record)
+        return result
+
+    async def _finish(
+        self, tx: Transaction, request: RevokeGrant, outcome: RevocationOutcome, generation: int
+    ) -> RevocationResult:
+        """Write `revoked` and destroy the keys, if the provider was asked about the current `generation`."""
+        now = self._clock.now()
+        current = await load_connection(tx, request)
+        if current.state is LifecycleState.REVOKED:
+            return RevocationResult(revocation=current.revocation)
+        if current.generation != generation:  # a journaled reply was counted as lost, and was installed
+            return RevocationResult(failure=ErrorCode.REFRESH_PENDING, retry_after=_RETRY_AFTER_S)
+        attempt = await open_attempt(tx, current)
+        if attempt is not None:
+            await tx.attempts.close(attempt, AttemptOutcome.SUPERSEDED, now)
+        if current.state is not LifecycleState.REVOKING:
+            revoking = current.revocation_requested(_RESTORED_REASON, now)
+        else:
+            revoking = current
+        await tx.connections.replace(revoking.revocation_ended(outcome, now), expected=current.revision)
+        destroyed = await tx.grants.shred(request.tenant, request.connection_id)
+        detail = {"how": outcome, "keys_destroyed": destroyed}
+        lost = attempt or await tx.attempts.unread_at_generation(
+            request.tenant, request.connection_id, generation
+        )
+        if lost is not None:  # its tokens were never seen, and so never revoked
+            detail["answer_lost"] = lost.id
+        await append_audit(tx, request, AuditAction.REVOKED, now, **detail)
+        return RevocationResult(revocation=outcome)

@@ -1,7 +1,7 @@
-"""Further chains of tokens that a consent brought: each becomes a connection of its own.
+"""Further token slots of a consent (Slack's bot and user tokens): each has a connection of its own.
 
-They are written in the transaction that installs the first chain, sealed as an import is, so that
-both are there or neither; each one's own workflow then installs its grant and goes on by itself.
+They are written in the transaction that installs the main slot, sealed as imports are; the
+workflow of each connection then installs its grant.
 """
 
 from datetime import datetime
@@ -35,22 +35,24 @@ async def install_further_slots(
     asked_at: datetime,
     now: datetime,
 ) -> None:
-    """Give every further chain of `tokens` to its connection, which is made unless there is one.
+    """Hand the tokens of every further slot to its connection, which is created unless it exists.
 
     `first` is the connection that was consented to, with its new grant. Raises Failure STORE_CONFLICT
-    when one of them was started meanwhile.
+    when another transaction has created one of them.
     """
-    for chain, own in tokens.further.items():
-        label = first.label_of_slot(chain)
-        scopes = own.scopes if own.scopes is not None else first.chain_scopes.get(chain, ())
-        facts = own.model_copy(update={"scopes": scopes, "metadata": tokens.metadata | own.metadata})
+    for slot, slot_tokens in tokens.further.items():
+        label = first.label_of_slot(slot)
+        scopes = slot_tokens.scopes
+        if scopes is None:
+            scopes = first.chain_scopes.get(slot, ())
+        metadata = tokens.metadata | slot_tokens.metadata
+        imported = slot_tokens.model_copy(update={"scopes": scopes, "metadata": metadata})
         found = await tx.connections.by_names(first.tenant, first.integration, first.subject, label)
         live = found is not None and not found.state.is_final
         if found is not None and live:
             connection = await _update_existing(tx, found, first, scopes)
         else:
             connection = await _create_connection(tx, ring, call, first, label, scopes, now)
-        # its tokens came with the first one's code, at `asked_at`
         consent = Consent.without_subject(
             connection,
             ConsentKind.IMPORT,
@@ -59,12 +61,12 @@ async def install_further_slots(
             at=asked_at,
             expires_at=asked_at + INSTALL_WITHIN,
         )
-        await tx.consents.add_import(consent, ImportedTokens.from_token_set(facts, asked_at))
+        await tx.consents.add_import(consent, ImportedTokens.from_token_set(imported, asked_at))
         granted = ConsentGranted(consent_id=consent.id, context=call.context)
         await tx.outbox.add(
             signal_message(connection.tenant, connection.id, SIGNAL_CONSENT_GRANTED, granted, now)
         )
-        if first.state is LifecycleState.REVOKING and not live:  # revoked before anybody had any of it
+        if first.state is LifecycleState.REVOKING and not live:  # the new connection is revoked with it
             revoke = Revoke(reason=first.revoke_reason or "", context=call.context)
             await tx.outbox.add(signal_message(connection.tenant, connection.id, SIGNAL_REVOKE, revoke, now))
 
@@ -72,7 +74,7 @@ async def install_further_slots(
 async def _update_existing(
     tx: Transaction, found: Connection, first: Connection, scopes: tuple[str, ...]
 ) -> Connection:
-    """Its id, its permits and its audit stay; from now on it is asked for with the first one."""
+    """Keep its id, permits and audit; from now on the consents of `first` bring its grants."""
     changes = {"consented_with": first.id, "requested_scopes": scopes}
     return await tx.connections.replace(found.model_copy(update=changes), expected=found.revision)
 

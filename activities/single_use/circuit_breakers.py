@@ -1,7 +1,7 @@
-"""The circuits of this process: one per integration, and what it takes to pass one.
+"""The circuit breakers of this process: one per integration, and the permit to send through one.
 
-Each worker has its own, from what it saw itself. Several workers probe an outage each; none
-of them needs another, or the store, to leave a provider alone.
+Each worker has its own, from the replies it saw itself. Several workers probe an outage each;
+none depends on another, or on the store.
 """
 
 import asyncio
@@ -28,34 +28,34 @@ from providers.responses.durations import retry_after
 from providers.responses.raw_reply import RawReply
 
 _Key = tuple[IntegrationId, int, str]
-_MAX_CIRCUITS = 10_000
+_MAX_BREAKERS = 10_000
 
 
 class SendSuppressed(Failure):
-    """Nothing was sent: the provider fails everybody and is left alone, or fails many and this would be
-    one retry too many. Ask again after `retry_after` seconds."""
+    """Nothing was sent: the provider fails for every connection, or this would be one retry too many.
+    Try again after `retry_after` seconds."""
 
 
 class BreakerPermit:
-    """Leave to send one request; what comes of it is told to the circuit."""
+    """The permit to send one request; its outcome is reported to the breaker."""
 
     def __init__(
         self,
-        circuits: "CircuitBreakers",
+        breakers: "CircuitBreakers",
         key: _Key,
         provider: str,
-        leave: Admission,
+        admission: Admission,
         connection: ConnectionId,
     ) -> None:
-        self._circuits = circuits
+        self._breakers = breakers
         self._key = key
         self._provider = provider
-        self._admission = leave
+        self._admission = admission
         self._connection = connection
         self.reported = False
 
     async def track(self, sending: Awaitable[RawReply]) -> RawReply:
-        """Await a request, and note whether the provider serves."""
+        """Await a request, and report whether the provider answers."""
         try:
             reply = await sending
         except SendFailed as failure:
@@ -67,21 +67,34 @@ class BreakerPermit:
         elif reply.status >= 500:
             self._report_failure(ErrorCode.PROVIDER_ERROR, retry_after(reply.headers))
         else:
-            self._report(lambda it, now, rules: answered(it, now, rules, self._connection))
+            breakers = self._breakers
+            self._report(answered(self._breaker(), breakers.elapsed(), breakers.rules, self._connection))
         return reply
 
     def release(self) -> None:
+        """Give the permit back without an outcome, unless one was reported."""
         if not self.reported:
-            leave = self._admission
-            self._report(lambda it, now, rules: released(it, probe=leave.probe, retry=leave.retry))
+            admission = self._admission
+            self._report(released(self._breaker(), probe=admission.probe, retry=admission.retry))
 
-    def _report_failure(self, code: ErrorCode, wait: float | None) -> None:
-        probe, whose = self._admission.probe, self._connection
-        self._report(lambda it, now, rules: failed(it, now, rules, code, wait, probe=probe, connection=whose))
+    def _report_failure(self, code: ErrorCode, retry_after_s: float | None) -> None:
+        after = failed(
+            self._breaker(),
+            self._breakers.elapsed(),
+            self._breakers.rules,
+            code,
+            retry_after_s,
+            probe=self._admission.probe,
+            connection=self._connection,
+        )
+        self._report(after)
 
-    def _report(self, change: Callable[[CircuitBreaker, float, BreakerRules], CircuitBreaker]) -> None:
+    def _breaker(self) -> CircuitBreaker:
+        return self._breakers.of(self._key)
+
+    def _report(self, after: CircuitBreaker) -> None:
         self.reported = True
-        self._circuits.update(self._key, self._provider, change)
+        self._breakers.put(self._key, self._provider, after)
 
 
 class CircuitBreakers:
@@ -94,69 +107,63 @@ class CircuitBreakers:
         elapsed: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        self._rules = rules
-        self._elapsed = elapsed
+        self.rules = rules
+        self.elapsed = elapsed
         self._random = chance
-        self._circuits: dict[_Key, tuple[str, CircuitBreaker]] = {}
+        self._breakers: dict[_Key, tuple[str, CircuitBreaker]] = {}
 
     @asynccontextmanager
     async def permit(
         self, integration: Integration, connection: ConnectionId, definition: str = ""
     ) -> AsyncIterator[BreakerPermit]:
-        """Wait for a turn of `connection`, if it comes soon. Raises HeldBack.
+        """Wait for a turn of `connection`, if it comes soon. Raises SendSuppressed.
 
-        A repaired integration is another revision, and starts with a closed circuit; so does each
-        version of a definition, whose faults must not close the way of the one before.
+        Each revision of an integration starts with a closed breaker, since it may be repaired; so
+        does each version of a definition, whose faults must not close the way of the one before.
         """
         key = (integration.id, integration.revision, definition)
         self._drop_older_revisions(integration)
-        _, circuit = self._circuits.get(key, ("", CircuitBreaker()))
-        circuit, admission = admit(circuit, self._elapsed(), self._rules, self._random(), connection)
+        breaker, admission = admit(self.of(key), self.elapsed(), self.rules, self._random(), connection)
         if admission.delay is None:
-            raise _suppressed(integration, circuit, admission)
-        self._store(key, integration.provider, circuit)
-        passage = BreakerPermit(self, key, integration.provider, admission, connection)
+            raise _suppressed(integration, breaker, admission)
+        self.put(key, integration.provider, breaker)
+        permit = BreakerPermit(self, key, integration.provider, admission, connection)
         try:
             if admission.delay:
                 await asyncio.sleep(admission.delay)
-            yield passage
+            yield permit
         finally:
-            passage.release()
+            permit.release()
 
-    def _drop_older_revisions(self, integration: Integration) -> None:
-        """The circuits of its older revisions: nobody passes them any more, and the gauge counts them."""
-        older = [it for it in self._circuits if it[0] == integration.id and it[1] < integration.revision]
-        for key in older:
-            self._store(key, integration.provider, CircuitBreaker())
+    def of(self, key: _Key) -> CircuitBreaker:
+        return self._breakers.get(key, ("", CircuitBreaker()))[1]
 
-    def update(
-        self,
-        key: _Key,
-        provider: str,
-        change: Callable[[CircuitBreaker, float, BreakerRules], CircuitBreaker],
-    ) -> None:
-        _, before = self._circuits.get(key, (provider, CircuitBreaker()))
-        self._store(key, provider, change(before, self._elapsed(), self._rules))
-
-    def count_open(self, provider: str) -> int:
-        """How many integrations of a provider are left alone now."""
-        return sum(it.opened for name, it in self._circuits.values() if name == provider)
-
-    def _store(self, key: _Key, provider: str, circuit: CircuitBreaker) -> None:
-        _, before = self._circuits.pop(key, ("", CircuitBreaker()))
-        if circuit != CircuitBreaker():
-            if len(self._circuits) >= _MAX_CIRCUITS:
-                self._circuits.pop(next(iter(self._circuits)))
-            self._circuits[key] = (provider, circuit)
-        if before.opened != circuit.opened:
+    def put(self, key: _Key, provider: str, breaker: CircuitBreaker) -> None:
+        """Replace a breaker. One that equals a new one needs no memory."""
+        _, before = self._breakers.pop(key, ("", CircuitBreaker()))
+        if breaker != CircuitBreaker():
+            if len(self._breakers) >= _MAX_BREAKERS:
+                self._breakers.pop(next(iter(self._breakers)))
+            self._breakers[key] = (provider, breaker)
+        if before.opened != breaker.opened:
             metrics.set_open_circuits(provider, self.count_open(provider))
 
+    def count_open(self, provider: str) -> int:
+        """How many of a provider's integrations are not sent to now."""
+        return sum(it.opened for name, it in self._breakers.values() if name == provider)
 
-def _suppressed(integration: Integration, circuit: CircuitBreaker, admission: Admission) -> SendSuppressed:
+    def _drop_older_revisions(self, integration: Integration) -> None:
+        """The gauge counts them, and no request uses them any more."""
+        older = [it for it in self._breakers if it[0] == integration.id and it[1] < integration.revision]
+        for key in older:
+            self.put(key, integration.provider, CircuitBreaker())
+
+
+def _suppressed(integration: Integration, breaker: CircuitBreaker, admission: Admission) -> SendSuppressed:
     provider, name = integration.provider, integration.name
     if admission.last_failure is not None:
-        why = f"{provider} fails for many connections of {name}; their retries are rationed"
+        why = f"{provider} fails for many connections of {name}; their retries are limited"
     else:
-        why = f"{provider} fails for every connection of {name}; it is left alone"
-    code = admission.last_failure or circuit.reason or ErrorCode.PROVIDER_ERROR
+        why = f"{provider} fails for every connection of {name}; nothing is sent to it"
+    code = admission.last_failure or breaker.reason or ErrorCode.PROVIDER_ERROR
     return SendSuppressed(code, why, retry_after=admission.retry_after)

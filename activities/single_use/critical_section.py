@@ -1,8 +1,8 @@
-"""Critical sections: work that the process owns and an activity merely awaits.
+"""Critical sections: tasks that the process owns and an activity merely awaits.
 
 Temporal raises CancelledError inside an activity at start-to-close and at shutdown, also
-between a provider's answer and its commit. What may not be cut there runs in a task of its
-own; the activity's end doesn't end it, and shutdown waits for it.
+between a provider's reply and its commit. What may not be cut there runs in a task of its
+own: the end of the activity doesn't end it, and shutdown waits for it.
 """
 
 import asyncio
@@ -19,17 +19,17 @@ log = logging.getLogger("evergrant.journal")
 
 T = TypeVar("T")
 
-CLEANUP_TIMEOUT_S = 5.0  # for giving a room back
+CLEANUP_TIMEOUT_S = 5.0  # for a cancelled section to release its journal reservation
 
 
 class CriticalSections:
-    """The sections under way in this process, by attempt."""
+    """The critical sections of this process, by attempt."""
 
     def __init__(self) -> None:
         self._running: dict[AttemptId, asyncio.Task[Any]] = {}
 
     async def run(self, attempt_id: AttemptId, work: Coroutine[Any, Any, T]) -> T:
-        """Await `work` without being able to cut it."""
+        """Await `work`; cancelling this call doesn't cancel it."""
         task = asyncio.create_task(work, name=f"critical section {attempt_id}")
         self._running[attempt_id] = task
         task.add_done_callback(lambda done: self._on_done(attempt_id, done))
@@ -39,10 +39,10 @@ class CriticalSections:
         return attempt_id in self._running
 
     async def drain(self, limit: timedelta | None = None) -> None:
-        """Wait until every section has ended; called after the worker has stopped polling.
+        """Wait until every section has ended; called once the worker has stopped polling.
 
-        After `limit` the others are cut. It is for when every answer has come: a store that is away
-        can be waited for without an end, and what it hasn't got is in the journal.
+        After `limit` the remaining ones are cancelled: an unavailable store could be waited for
+        without end, and the journal holds what it doesn't have yet.
         """
         end = None if limit is None else asyncio.get_running_loop().time() + limit.total_seconds()
         while self._running:
@@ -52,19 +52,14 @@ class CriticalSections:
             await asyncio.wait(list(self._running.values()), timeout=left)
 
     async def _cancel_remaining(self) -> None:
-        cut = dict(self._running)
-        for attempt, task in cut.items():
-            log_event(
-                log,
-                logging.WARNING,
-                LogEvent.JOURNAL_STUCK,
-                "shutdown; the next sweep replays it",
-                object=attempt,
-            )
+        remaining = dict(self._running)
+        for attempt_id, task in remaining.items():
+            why = "shutdown; the next sweep replays it"
+            log_event(log, logging.WARNING, LogEvent.JOURNAL_STUCK, why, object=attempt_id)
             task.cancel()
-        await asyncio.wait(list(cut.values()), timeout=CLEANUP_TIMEOUT_S)
+        await asyncio.wait(list(remaining.values()), timeout=CLEANUP_TIMEOUT_S)
 
     def _on_done(self, attempt_id: AttemptId, task: asyncio.Task[Any]) -> None:
         self._running.pop(attempt_id, None)
         if not task.cancelled():
-            task.exception()  # the activity that awaited it may be gone
+            task.exception()  # read it here: the activity that awaited the task may be gone

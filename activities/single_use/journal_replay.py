@@ -1,9 +1,8 @@
-"""Replays what owners left behind: answers that a journal of this host has and the store hasn't.
+"""Journal replay: concludes the replies that a journal of this host holds and the store doesn't.
 
-Any worker of a host replays its own entries whose commit failed, those of every owner that is gone,
-and those that a living owner, stopped or cut off from the store, leaves lying; at start-up and from
-then on. What can't be read is kept, set aside and told, and looked at again: its definition may
-have been repaired.
+Any worker of a host replays its own entries whose commit failed, those of owners that are gone,
+and those that a living owner, stopped or cut off from the store, leaves behind. What can't be
+read is set aside, logged, and tried again: its definition may have been repaired.
 """
 
 import asyncio
@@ -15,7 +14,7 @@ from pathlib import Path
 from activities.integrations.registration import drop_unsent_intent
 from activities.single_use.critical_section import CriticalSections
 from activities.single_use.journaled_reply import JournaledReply
-from activities.single_use.protocol import ANSWER_PURPOSES, SingleUseAttempt
+from activities.single_use.protocol import REPLY_PURPOSES, SingleUseAttempt
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -32,15 +31,15 @@ from evergrant_server.telemetry.logs import log_event, stack_frames
 
 log = logging.getLogger("evergrant.journal")
 
-ConcludeReply = Callable[[SingleUseAttempt, JournaledReply], Awaitable[object]]
+Replay = Callable[[SingleUseAttempt, JournaledReply], Awaitable[object]]
 
 _SWEEP_INTERVAL = timedelta(seconds=1)
 _RETRY_SET_ASIDE_S = 30.0
-_OVERDUE_S = 2.0  # a commit takes milliseconds; Temporal finds a stopped worker out after five seconds
+_OVERDUE_S = 2.0  # a commit takes milliseconds; Temporal notices a stopped worker after five seconds
 
 
 class JournalReplayer:
-    """Takes journals' entries through the same judge and commit as an answer that has just come."""
+    """Concludes journal entries with the same judge and commit as a reply that has just arrived."""
 
     def __init__(
         self,
@@ -48,13 +47,13 @@ class JournalReplayer:
         clock: Clock,
         journal: Journal,
         sections: CriticalSections,
-        endings: Mapping[AttemptKind, ConcludeReply],
+        replays: Mapping[AttemptKind, Replay],
     ) -> None:
         self._store = store
         self._clock = clock
         self._journal = journal
         self._sections = sections
-        self._handlers = endings
+        self._replays = replays
         self._logged: set[tuple[Path, str]] = set()
         self._last_retry = seconds_since_boot()
 
@@ -68,16 +67,16 @@ class JournalReplayer:
             await asyncio.sleep(interval.total_seconds())
 
     async def sweep(self) -> int:
-        """Replay what is free; says how many answers the store has now that it hadn't."""
+        """Replay what no living worker concludes; returns how many replies were concluded."""
         done = 0
         for path in self._journal.own_paths():
             if not self._sections.in_flight(attempt_id_of(path)):  # its own section is about to drop it
                 done += await self._replay_path(path)
-        with self._journal.abandoned_paths() as left:
-            for path in left:
+        with self._journal.abandoned_paths() as paths:
+            for path in paths:
                 done += await self._replay_path(path)
-        with self._journal.overdue_paths(_OVERDUE_S) as left:
-            for path in left:
+        with self._journal.overdue_paths(_OVERDUE_S) as paths:
+            for path in paths:
                 done += await self._replay_path(path)
         if seconds_since_boot() - self._last_retry >= _RETRY_SET_ASIDE_S:
             done += await self.retry_set_aside()
@@ -87,9 +86,7 @@ class JournalReplayer:
     async def retry_set_aside(self) -> int:
         """Replay what was set aside, where a definition can read it by now."""
         self._last_retry, done = seconds_since_boot(), 0
-        for (
-            path
-        ) in self._journal.set_aside_batch():  # two workers that do this at once find out when they commit
+        for path in self._journal.set_aside_batch():  # two workers at once: the commit decides
             done += await self._replay_path(path)
         return done
 
@@ -106,9 +103,8 @@ class JournalReplayer:
             self._handle_failure(path, failure)
             return False
         except Exception as unexpected:
-            self._log_once(
-                path, ErrorCode.INTERNAL, f"{type(unexpected).__name__} at {stack_frames(unexpected)[-1]}"
-            )
+            what = f"{type(unexpected).__name__} at {stack_frames(unexpected)[-1]}"
+            self._log_once(path, ErrorCode.INTERNAL, what)
             return False
         await self._journal.in_thread(entry.drop)
         metrics.count_journal_replay(outcome)
@@ -116,7 +112,7 @@ class JournalReplayer:
         return True
 
     async def _close_unsent(self, path: Path) -> None:
-        """An owner died before an answer. What it certainly didn't send counts as no use."""
+        """Close the attempt of an owner that died before it sent: the credential was not used."""
         try:
             header = await self._journal.in_thread(read_unsent_header, path)
             if header is not None:
@@ -128,7 +124,7 @@ class JournalReplayer:
                         await tx.attempts.close(attempt, AttemptOutcome.NOT_SENT, self._clock.now())
             await self._journal.in_thread(path.unlink, missing_ok=True)
         except (Failure, OSError):
-            return  # the next sweep
+            return  # the next sweep tries again
 
     async def _replay(self, entry: JournalEntry) -> str:
         header = entry.header
@@ -138,22 +134,19 @@ class JournalReplayer:
             connection = await tx.connections.get(header.tenant, header.connection_id)
             attempt = await tx.attempts.get(header.tenant, header.attempt_id)
             if connection is not None and connection.state is LifecycleState.REVOKED:
-                return "revoked"  # its keys were destroyed: nobody can open this, and nobody should
+                return "revoked"  # its keys were destroyed: the entry can't be opened
             if connection is None or attempt is None:
-                raise Failure(ErrorCode.STORE_BEHIND, "the store doesn't know the attempt of this answer")
+                raise Failure(ErrorCode.STORE_BEHIND, "the store doesn't know the attempt of this reply")
             if entry.is_set_aside and connection.generation != attempt.from_generation:
                 return "superseded"  # the subject has consented again, or tokens were imported
             packed = await tx.sealer.open_bytes(
                 KeyPurpose.REFRESH, header.connection_id, header.associated_data, entry.sealed
             )
-        answer = JournaledReply.unpack(packed)
-        keys = await self._store.unwrap_keys(header.tenant, header.connection_id, ANSWER_PURPOSES)
-        work = self._handlers[attempt.kind](SingleUseAttempt(attempt, keys, entry=entry), answer)
-        await self._sections.run(attempt.id, _run(work))
-        return "replayed"
+        keys = await self._store.unwrap_keys(header.tenant, header.connection_id, REPLY_PURPOSES)
+        return await self._conclude(SingleUseAttempt(attempt, keys, entry=entry), packed)
 
     async def _replay_registration(self, entry: JournalEntry) -> str:
-        """The answer to a registration: it has no connection, and no row of its own."""
+        """Replay the reply to a registration, which has neither a connection nor a row of its own."""
         header, now = entry.header, self._clock.now()
         async with self._store.read() as tx:
             packed = await tx.sealer.open_bytes(
@@ -161,29 +154,30 @@ class JournalReplayer:
             )
         keys = await self._store.unwrap_keys(header.tenant, NO_CONNECTION, (KeyPurpose.INTAKE,))
         attempt = Attempt(
-            **header.model_dump(exclude={"format", "attempt_id", "began"}),
+            **header.model_dump(exclude={"format", "attempt_id", "began_at"}),
             id=header.attempt_id,
             journal_id=self._journal.id,
             opened_at=now,
             send_by=now,
         )
-        work = self._handlers[attempt.kind](
-            SingleUseAttempt(attempt, keys, entry=entry), JournaledReply.unpack(packed)
-        )
-        await self._sections.run(attempt.id, _run(work))
+        return await self._conclude(SingleUseAttempt(attempt, keys, entry=entry), packed)
+
+    async def _conclude(self, attempt: SingleUseAttempt, packed: bytes) -> str:
+        work = self._replays[attempt.row.kind](attempt, JournaledReply.unpack(packed))
+        await self._sections.run(attempt.row.id, _run(work))
         return "replayed"
 
     def _handle_failure(self, path: Path, failure: Failure) -> None:
-        """Unreadable for good: out of the way. Everything else is tried again."""
+        """Set aside what can never be read; everything else is tried again."""
         if failure.code is ErrorCode.REFRESH_PENDING:
-            return  # another worker's use is under way: it is no trouble to wait for
+            return  # another worker's use is in flight: not worth a log line
         if failure.code is ErrorCode.SEAL_BROKEN and path.suffix != SET_ASIDE_SUFFIX:
             path = self._journal.set_aside(path)
             metrics.count_journal_replay(failure.code)
         self._log_once(path, failure.code, failure.detail)
 
     def _log_once(self, path: Path, code: ErrorCode, detail: str) -> None:
-        """Once for each trouble, not once a sweep."""
+        """Once for each entry and code, not once a sweep."""
         if (path, code) not in self._logged:
             self._logged.add((path, code))
             log_event(log, logging.ERROR, LogEvent.JOURNAL_STUCK, detail, code=code, object=path.stem)

@@ -1,49 +1,69 @@
-"""A provider's answer as the journal keeps it: the reply, and the order it answers. Sealed as one value."""
+"""A provider's reply as the journal keeps it: the raw reply and the request it answers, sealed together."""
 
 import json
+import logging
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.connection import ConnectionCall
+from evergrant_server.core.messages.base import Message
+from evergrant_server.crypto import SealingKey
+from evergrant_server.journal import Journal, JournalEntry, JournalReservation
+from evergrant_server.telemetry.log_names import LogEvent
+from evergrant_server.telemetry.logs import log_event
 from providers.responses.raw_reply import RawReply
+
+log = logging.getLogger("evergrant.protocol")
 
 
 @dataclass(frozen=True)
 class JournaledReply:
-    """Raw, so that a mistake in judging it loses nothing. It may hold tokens: it never shows itself."""
+    """The raw reply, so that a bug in judging it loses nothing. It may hold tokens: `repr` hides it."""
 
-    request: dict[str, Any] = field(repr=False)  # the activity's input, to be read by who wrote it
+    request: dict[str, Any] = field(repr=False)  # the activity's input
     came_at: datetime
     reply: RawReply
-    provisional: bool = False  # a staged definition asked: a refusal isn't believed, whoever reads it
+    provisional: bool = False  # asked by a staged definition: a refusal condemns nothing
 
     @classmethod
     def for_request(
-        cls, order: ConnectionCall, reply: RawReply, came_at: datetime, *, provisional: bool = False
+        cls, request: Message, reply: RawReply, came_at: datetime, *, provisional: bool = False
     ) -> "JournaledReply":
-        return cls(order.model_dump(mode="json"), came_at, reply, provisional)
+        return cls(request.model_dump(mode="json"), came_at, reply, provisional)
 
     def pack(self) -> bytes:
         """One line of JSON, then the body as it came."""
-        facts = {
-            "order": self.request,
+        header = {
+            "request": self.request,
             "came_at": self.came_at.isoformat(),
             "status": self.reply.status,
             "headers": self.reply.headers,
             "provisional": self.provisional,
         }
-        return json.dumps(facts).encode() + b"\n" + self.reply.body
+        return json.dumps(header).encode() + b"\n" + self.reply.body
 
     @classmethod
     def unpack(cls, packed: bytes) -> "JournaledReply":
-        """Raises Failure SEAL_BROKEN for what `packed` didn't write."""
+        """Raises Failure SEAL_BROKEN for bytes that `pack` didn't write."""
         first, _, body = packed.partition(b"\n")
         try:
-            facts = json.loads(first)
-            reply = RawReply(facts["status"], facts["headers"], body)
-            came_at = datetime.fromisoformat(facts["came_at"])
-            return cls(facts["order"], came_at, reply, facts.get("provisional", False))
+            header = json.loads(first)
+            reply = RawReply(header["status"], header["headers"], body)
+            came_at = datetime.fromisoformat(header["came_at"])
+            return cls(header["request"], came_at, reply, header["provisional"])
         except (ValueError, KeyError, TypeError):
-            raise Failure(ErrorCode.SEAL_BROKEN, "the entry holds no answer") from None
+            raise Failure(ErrorCode.SEAL_BROKEN, "the entry holds no reply") from None
+
+
+async def write_entry(
+    journal: Journal, reservation: JournalReservation, key: SealingKey, journaled: JournaledReply
+) -> JournalEntry | None:
+    """Write a reply to the journal before anything else reads it. None: the disk broke since the
+    reservation, which is logged and doesn't stop the commit."""
+    try:
+        return await journal.in_thread(reservation.write_entry, key, journaled.pack())
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        log_event(log, logging.ERROR, LogEvent.JOURNAL_FAILED, why, object=reservation.header.attempt_id)
+        return None

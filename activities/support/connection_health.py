@@ -1,4 +1,4 @@
-"""Failing and recovered: who can repair a connection hears of it once, and once more when it works."""
+"""Connection health: `failing` is announced once to its repairer, and so is the recovery."""
 
 from datetime import datetime, timedelta
 
@@ -11,8 +11,8 @@ from evergrant_server.core.errors import FAILURES, ErrorCode, Failure, FailureKi
 from evergrant_server.core.messages.connection import ConnectionCall
 from evergrant_server.store import Store, Transaction
 
-# A wait for an answer that may be lost ends within a minute, or once the access token is over. Where that
-# is far away, an owner's host has to come back first, and somebody should know.
+# A wait for a reply ends within a minute, or once the access token has expired. Where that is far away,
+# the host of the attempt has to come back first, and an operator should know.
 _LONG_WAIT_ALERT = timedelta(hours=1)
 
 
@@ -25,7 +25,7 @@ async def record_refresh_failure(
     *,
     token_over: bool,
 ) -> None:
-    """Count a refresh that failed; the one with which it is failing is announced."""
+    """Count a failed refresh; the one from which the connection counts as failing is announced."""
     if current.state is not LifecycleState.ACTIVE:
         return
     after = current.refresh_failed(why, now, token_over=token_over)
@@ -44,17 +44,17 @@ async def record_refresh_failure(
 
 
 async def record_recovery(tx: Transaction, call: ConnectionCall, before: Connection, now: datetime) -> None:
-    """After a grant was installed over `before`."""
+    """Announce the recovery of a connection that was failing, or without a grant, as `before`."""
     if before.is_unwell and before.state is not LifecycleState.REVOKING:
         reason = before.last_failure or before.reason
         await append_audit(tx, call, AuditAction.CONNECTION_RECOVERED, now, reason=reason)
 
 
 async def record_unsent(store: Store, clock: Clock, call: ConnectionCall, failure: Failure) -> None:
-    """Nothing was sent: a circuit is open, or a key is away. Callers feel it once the token is over.
+    """Record that nothing was sent, once that matters: when the access token has expired.
 
-    A refusal of our own is a failure like a provider's: somebody has to act, and can see it from the first.
-    So is a wait of an hour for the answer to an earlier use.
+    A denied permit counts as a failure from the first time, since its admin has to act. So does a
+    wait of an hour for the reply to an earlier attempt.
     """
     if failure.code is ErrorCode.NOT_FOUND:
         return
@@ -77,5 +77,5 @@ async def record_unsent(store: Store, clock: Clock, call: ConnectionCall, failur
 
 
 def denied_source(failure: Failure) -> dict[str, str]:
-    """For the record of a refusal of our own: which app may not lease which source."""
+    """Which app may not lease which source, for the audit record of a denied refresh."""
     return dict(failure.context) if failure.kind is FailureKind.DENIED else {}

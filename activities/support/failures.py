@@ -18,33 +18,32 @@ from evergrant_server.telemetry.logs import log_event
 
 log = logging.getLogger("evergrant.activities")
 
-# Temporal asks again for these, and nothing else can be done meanwhile. What else fails goes
-# back as a result: a workflow that can't do one thing must still hear of the next.
+# Raised: Temporal runs the activity again. Other failures are results, so that the workflow can
+# still handle its next event.
 _RETRIED_BY_TEMPORAL = (ErrorCode.STORE_UNAVAILABLE, ErrorCode.STORE_CONFLICT, ErrorCode.SCHEMA_MISMATCH)
 
 
 def is_temporary_outage(failure: Failure) -> bool:
-    """True for what the operator repairs and what then goes on: a store, a key, a disk. A seal that is
-    broken stays broken."""
+    """True for a store, a key or a disk that the operator repairs. A broken seal stays broken."""
     return failure.kind is FailureKind.PLATFORM_UNAVAILABLE and failure.code is not ErrorCode.SEAL_BROKEN
 
 
 def failed_grant_result(failure: Failure) -> GrantResult:
-    """A failure that `core` decides about, as a result. The store's own are raised again."""
+    """The result for a failure that the workflow decides about. Failures of the store are raised."""
     if failure.code in _RETRIED_BY_TEMPORAL:
         raise failure
     return GrantResult(failure=failure.code, retry_after=failure.retry_after)
 
 
 def revocation_result_of(failure: Failure) -> RevocationResult:
-    """As `grant_news`, for revocation."""
+    """As `failed_grant_result`, for revocation."""
     if failure.code in _RETRIED_BY_TEMPORAL:
         raise failure
     return RevocationResult(failure=failure.code, retry_after=failure.retry_after)
 
 
 def to_application_error(failure: Failure) -> ApplicationError:
-    """The failure as Temporal sees it; the table says whether it is tried again."""
+    """The failure as Temporal sees it; the failure table says whether it is retried."""
     platform = failure.kind is FailureKind.PLATFORM_UNAVAILABLE
     return ApplicationError(
         failure.detail,
@@ -58,7 +57,7 @@ def to_application_error(failure: Failure) -> ApplicationError:
 
 
 class FailureInterceptor(Interceptor):
-    """Puts every activity behind the mapping above."""
+    """Maps the failures of every activity."""
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
         return _FailureMapper(next)
@@ -71,7 +70,7 @@ class _FailureMapper(ActivityInboundInterceptor):
         except Failure as failure:
             error = to_application_error(failure)
         except Exception as unexpected:
-            # The message may quote anything: only the type and the place are kept.
+            # the message may quote a secret: only the type and the place are kept
             where = _innermost_frame(unexpected)
             what = f"{input.fn.__name__}: {type(unexpected).__name__} at {where}"
             log_event(log, logging.ERROR, LogEvent.ACTIVITY_FAILED, what)

@@ -1,4 +1,4 @@
-"""Tells Temporal that a worker lives while it waits for a provider, so that its death is noticed."""
+"""Heartbeats while an activity waits for a provider, so that Temporal notices a crashed worker."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -13,7 +13,7 @@ _INTERVAL_S = 1.5  # well inside the heartbeat time-out of `workflows.activity_c
 
 @asynccontextmanager
 async def heartbeating(progress: Callable[[], Message] | None = None) -> AsyncIterator[None]:
-    """Beat for as long as the block runs. A heartbeat carries nothing, or how far the work is."""
+    """Heartbeat for as long as the block runs, with its `progress` if there is any."""
 
     async def beat() -> None:
         while True:

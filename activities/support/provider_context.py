@@ -1,4 +1,4 @@
-"""What an activity needs in hand before it talks to a provider: rows, definition, client."""
+"""The provider context: rows, definition and client of one connection, loaded before any request."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -28,6 +28,8 @@ from providers.requests.dpop import require_dpop_algorithm, with_dpop_binding
 
 @dataclass(frozen=True)
 class ProviderContext:
+    """Everything that a request for one connection needs, except its tokens."""
+
     connection: Connection
     integration: Integration
     grant: Grant | None
@@ -35,10 +37,10 @@ class ProviderContext:
     endpoints: Endpoints
     client: OAuthClient
     redirect_uri: str
-    other_client: OAuthClient | None = None  # in the overlap of a rotation: with the other secret
-    definition: Definition | None = None  # the tenant's own version that `spec` is from
-    previous_spec: ProviderSpec | None = None  # while that one is staged: what answered before
-    announce_days: tuple[int, ...] | None = None  # see `GrantNews`
+    other_client: OAuthClient | None = None  # during a rotation: with the other secret
+    definition: Definition | None = None  # the tenant's version that `spec` is from
+    previous_spec: ProviderSpec | None = None  # while `definition` is staged: the version before it
+    announce_days: tuple[int, ...] | None = None  # see `GrantResult`
     skipped_definition: Definition | None = (
         None  # a staged version that isn't asked: what works counts against it
     )
@@ -48,17 +50,17 @@ class ProviderContext:
 
     @property
     def definition_id(self) -> str:
-        """The tenant's version that answers, "" for the catalogue's own."""
+        """The tenant's version, "" for the catalogue's."""
         return self.definition.id if self.definition else ""
 
     @property
     def provisional(self) -> bool:
-        """A staged version answers: its refusals are asked again before they are believed."""
+        """True for a staged version: its refusals are tried again with the version before it."""
         return self.previous_spec is not None
 
     @property
     def access_token_exchange(self) -> RefreshSpec | None:
-        """How the access token that is held is exchanged for the next one; None: not at all."""
+        """How the access token is exchanged for the next one; None: it is not."""
         flow, first = self.connection.flow, self.spec.post_token_exchange
         if not flow.may_refresh:
             return None
@@ -68,68 +70,68 @@ class ProviderContext:
 
     @property
     def spends_nothing(self) -> bool:
-        """A refresh uses nothing up, so an answer that was lost costs another request."""
+        """True when a refresh spends no credential: a lost reply costs another request."""
         return self.connection.flow.is_client_grant or self.access_token_exchange is not None
 
     @property
     def renewable(self) -> bool:
-        """New tokens are made without a refresh token."""
+        """True when new tokens are issued without a refresh token."""
         flow = self.connection.flow
         return flow.is_client_grant or (self.spec.refreshes_with_access_token and flow.may_refresh)
 
     @property
     def issues_short_lived_token(self) -> bool:
-        """A first token is one that is to be exchanged for a long-lived one."""
+        """True when the first token is to be exchanged for a long-lived one."""
         return self.spec.post_token_exchange is not None and self.connection.flow.may_refresh
 
     @property
     def resources(self) -> tuple[str, ...]:
-        """What its tokens are for (RFC 8707), where a refresh token was granted for that."""
+        """The resources of its tokens (RFC 8707), where a refresh token was granted for them."""
         connection = self.connection
         return connection.target.resources if connection.flow.uses_browser else ()
 
     @property
     def params(self) -> dict[str, str]:
-        """What templates are filled from: the integration's, and what came in this connection's callback."""
+        """Template parameters: the integration's, and those of this connection's callback."""
         return self.integration.params | params_from_metadata(self.spec, self.facts)
 
     @property
     def needs_proof_key(self) -> bool:
-        """Its tokens are to be bound to a key (RFC 9449), and there is none yet."""
+        """True when its tokens are to be bound to a DPoP key (RFC 9449) that doesn't exist yet."""
         over = self.connection.state is LifecycleState.REVOKING or self.connection.state.is_final
         wanted = self.spec.dpop or (self.previous_spec is not None and self.previous_spec.dpop)
         return wanted and self.client.proof_key is None and not over
 
     def with_proof_key(self, key: ProofKey) -> "ProviderContext":
-        """The same in hand, with the key that its tokens are bound to."""
+        """The context with the DPoP key of its tokens."""
         other = replace(self.other_client, proof_key=key) if self.other_client else None
         return replace(self, client=replace(self.client, proof_key=key), other_client=other)
 
     def grant_result(self, connection: Connection, grant: Grant) -> GrantResult:
-        """The facts of a grant that the store holds now."""
+        """The result that describes a stored grant."""
         return grant_result_of(connection, grant, self.integration.refresh, self.announce_days)
 
     def without_staged_definition(self) -> "ProviderContext":
-        """The same in hand, for what can't be asked twice: a staged version isn't relied on yet."""
-        return self.with_previous_definition() if self.provisional else self
+        """The context for what can't be tried twice: a staged version isn't relied on."""
+        context = self.with_previous_definition() if self.provisional else self
+        return replace(context, skipped_definition=None)
 
     def skipping_staged_definition(self) -> "ProviderContext":
-        """As before, since the staged version can't be asked, or must not be."""
+        """The context by the version before the staged one, which the result counts against."""
         return replace(self.with_previous_definition(), skipped_definition=self.definition)
 
     def with_previous_definition(self) -> "ProviderContext":
-        """The same in hand, by the definition that answered before. Raises as `Holder.take`."""
+        """The context by the version before the staged one. Raises as `load`."""
         assert self.previous_spec is not None
         return replace(self._with_spec(self.previous_spec, self.facts), definition=None, previous_spec=None)
 
     def with_facts(self, facts: Mapping[str, Any]) -> "ProviderContext":
-        """The same in hand, for tokens that came with other facts: they may say at which host they are.
-        Raises as `Holder.take`."""
+        """The context for tokens whose reply had other facts: they may name another host. Raises as `load`."""
         return self._with_spec(self.spec, facts)
 
     def _with_spec(self, spec: ProviderSpec, facts: Mapping[str, Any]) -> "ProviderContext":
         endpoints = _resolve_endpoints(spec, self.integration, facts)
-        said = {
+        changed = {
             "auth": client_auth_of(spec, self.integration),
             "audience": assertion_audience(spec, endpoints),
         }
@@ -138,13 +140,13 @@ class ProviderContext:
             spec=spec,
             facts=facts,
             endpoints=endpoints,
-            client=replace(self.client, **said),
-            other_client=replace(self.other_client, **said) if self.other_client else None,
+            client=replace(self.client, **changed),
+            other_client=replace(self.other_client, **changed) if self.other_client else None,
         )
 
 
 class ProviderContextLoader:
-    """Reads holdings. Every key that will be needed is unwrapped here, before any intent."""
+    """Loads provider contexts. Every client credential is unwrapped here, before any intent."""
 
     def __init__(
         self,
@@ -161,22 +163,25 @@ class ProviderContextLoader:
         self._clock = clock
 
     def offline_scope(self, provider: str) -> str | None:
-        """The scope that brings a refresh token there: no ceiling counts it."""
+        """The scope that asks for a refresh token: no scope ceiling counts it."""
         return self._registry.offline_scope(provider)
 
     async def load(self, tenant: Tenant, connection_id: ConnectionId) -> ProviderContext:
-        """Raises Failure NOT_FOUND, CLIENT_REJECTED (its definition is gone, or doesn't fit any
-        more), KEY_UNAVAILABLE, SEAL_BROKEN or STORE_UNAVAILABLE."""
+        """The context of a connection.
+
+        Raises Failure NOT_FOUND, CLIENT_REJECTED (its definition is gone or doesn't fit any more),
+        KEY_UNAVAILABLE, SEAL_BROKEN or STORE_UNAVAILABLE.
+        """
         async with self._store.read() as tx:
-            held = await self.load_in(tx, tenant, connection_id)
-        if not held.needs_proof_key:
-            return held
-        require_dpop_algorithm(held.spec, held.endpoints)
+            context = await self.load_in(tx, tenant, connection_id)
+        if not context.needs_proof_key:
+            return context
+        require_dpop_algorithm(context.spec, context.endpoints)
         now = self._clock.now()
         key = await commit_with_retries(
             self._store, lambda tx: tx.proof_keys.get_or_create(tenant, connection_id, now)
         )
-        return held.with_proof_key(key)
+        return context.with_proof_key(key)
 
     async def load_in(self, tx: Transaction, tenant: Tenant, connection_id: ConnectionId) -> ProviderContext:
         connection = await tx.connections.get(tenant, connection_id)
@@ -185,24 +190,30 @@ class ProviderContextLoader:
         integration = await tx.integrations.get(tenant, connection.integration_id)
         if integration is None:
             raise Failure(ErrorCode.CLIENT_REJECTED, f"the integration {connection.integration} was deleted")
-        spec, definition, older = await self._definition_for(tx, connection, integration)
+        spec, definition, previous_spec = await self._definition_for(tx, connection, integration)
         grant = await tx.grants.get(tenant, connection_id)
         facts = grant.metadata if grant else {}
-        passed_over: Definition | None = None
+        skipped: Definition | None = None
         try:
             endpoints = _resolve_endpoints(spec, integration, facts)
         except Failure:
-            if older is None:
+            if previous_spec is None:
                 raise
-            passed_over, spec, definition, older = definition, older, None, None
+            skipped, spec, definition, previous_spec = definition, previous_spec, None, None
             endpoints = _resolve_endpoints(spec, integration, facts)
         spec = with_dpop_binding(spec, integration, grant)
-        older = None if older is None else with_dpop_binding(older, integration, grant)
-        key = await tx.proof_keys.get(tenant, connection_id) if spec.dpop or (older and older.dpop) else None
+        previous_spec = (
+            None if previous_spec is None else with_dpop_binding(previous_spec, integration, grant)
+        )
+        key = (
+            await tx.proof_keys.get(tenant, connection_id)
+            if spec.dpop or (previous_spec and previous_spec.dpop)
+            else None
+        )
         clients = await self._clients(tx, spec, endpoints, integration)
-        # a staged version's word on what may be sent twice isn't relied on yet
-        rules = (older or spec).refresh_rules()
-        held = ProviderContext(
+        # whether a credential may be sent twice: a staged version isn't relied on
+        rules = (previous_spec or spec).refresh_rules()
+        context = ProviderContext(
             connection=connection,
             integration=integration.with_provider_rules(rules),
             grant=grant,
@@ -211,18 +222,18 @@ class ProviderContextLoader:
             client=clients[0],
             other_client=clients[1] if len(clients) > 1 else None,
             definition=definition,
-            previous_spec=older,
-            skipped_definition=passed_over,
+            previous_spec=previous_spec,
+            skipped_definition=skipped,
             facts=facts,
             announce_days=self.announce_days,
             redirect_uri=f"{self._public_url}/oauth/callback/{integration.id}",
         )
-        return held if key is None else held.with_proof_key(key)
+        return context if key is None else context.with_proof_key(key)
 
     async def _clients(
         self, tx: Transaction, spec: ProviderSpec, endpoints: Endpoints, integration: Integration
     ) -> list[OAuthClient]:
-        """Our client with the secret that is tried first, then with the other one, if there is one."""
+        """The client with the secret to try first, then with the other one, if there is one."""
         secrets = [await tx.integrations.client_secret(integration)]
         if integration.previous_secret_is_usable(self._clock.now()):
             secrets.append(await tx.integrations.previous_secret(integration))
@@ -246,14 +257,14 @@ class ProviderContextLoader:
         versions = await tx.definitions.serving(integration.tenant, integration.provider)
         try:
             answering = self._registry.candidates(integration.provider, versions, connection.id)
-        except Failure as failure:  # the catalogue changed under it: an admin's to repair, no caller's
+        except Failure as failure:  # the catalogue has changed: the integration's admin can repair it
             raise Failure(ErrorCode.CLIENT_REJECTED, failure.detail) from None
-        older = answering[1][0] if len(answering) > 1 else None
-        return (*answering[0], older)
+        previous_spec = answering[1][0] if len(answering) > 1 else None
+        return (*answering[0], previous_spec)
 
 
 def _resolve_endpoints(spec: ProviderSpec, integration: Integration, facts: Mapping[str, Any]) -> Endpoints:
     try:
         return integration_endpoints(spec, integration, facts)
-    except Failure as failure:  # as above
+    except Failure as failure:  # the integration's admin can repair it
         raise Failure(ErrorCode.CLIENT_REJECTED, failure.detail) from None

@@ -1,4 +1,4 @@
-"""Commits that have to happen, and the audit record that goes with each."""
+"""Transactions that must commit, and the rows that most of them write."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -23,9 +23,9 @@ async def commit_with_retries(
 ) -> T:
     """Run `work` in a write transaction until it commits.
 
-    A conflict means that somebody else changed the row: `work` reads it again. A store that
-    is away is waited for: the answer in hand can't be asked for twice. `keys` were held before
-    it came, so that a key service that is away is not.
+    After a conflict `work` reads the rows again. An unavailable store is waited for: the reply in
+    hand can't be requested twice. `keys` were unwrapped before it came, so that an unavailable
+    key service is not waited for.
     """
     wait = 0.05
     while True:
@@ -42,7 +42,7 @@ async def commit_with_retries(
 async def append_audit(
     tx: Transaction, call: ConnectionCall, action: AuditAction, at: datetime, **detail: object
 ) -> None:
-    """Append what happened, with the workflow run and event that decided it."""
+    """Append an audit record, with the workflow run and event that decided it."""
     entry = AuditEntry(
         tenant=call.tenant,
         at=at,
@@ -56,8 +56,7 @@ async def append_audit(
 
 
 async def close_attempt(tx: Transaction, attempt: Attempt, outcome: AttemptOutcome, at: datetime) -> bool:
-    """Write how an attempt ended; False when another one took over and said so already. What was unread
-    until now is read at last."""
+    """Write how an open or unread attempt ended; False when it has ended, as after a takeover."""
     now = await tx.attempts.get(attempt.tenant, attempt.id)
     if now is None or now.outcome not in (None, AttemptOutcome.UNREAD):
         return False
@@ -66,13 +65,13 @@ async def close_attempt(tx: Transaction, attempt: Attempt, outcome: AttemptOutco
 
 
 async def is_taken_over(tx: Transaction, attempt: Attempt) -> bool:
-    """True when somebody else has sent its credential again since."""
+    """True when another attempt has sent its credential since."""
     now = await tx.attempts.get(attempt.tenant, attempt.id)
     return now is not None and now.outcome is AttemptOutcome.SUPERSEDED
 
 
 async def load_connection(tx: Transaction, call: ConnectionCall, *, locked: bool = False) -> Connection:
-    """The row as it is now, and until `tx` ends if `locked`. Raises Failure NOT_FOUND when it is gone."""
+    """The stored row, locked until `tx` ends if `locked`. Raises Failure NOT_FOUND."""
     read = tx.connections.get_for_update if locked else tx.connections.get
     connection = await read(call.tenant, call.connection_id)
     if connection is None:

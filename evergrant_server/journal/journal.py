@@ -1,4 +1,4 @@
-"""What one worker writes, and what it can know of every other worker's journal on its host."""
+"""The journal of one worker, and what it can read in those of the other workers on its host."""
 
 import asyncio
 import os
@@ -27,24 +27,24 @@ from evergrant_server.journal.lock import JournalLock, try_lock
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_MAX_LOCKED = 50  # of others' entries at a time: each costs a descriptor
+_MAX_LOCKED = 50  # entries of other workers at a time: each needs a file descriptor
 _SET_ASIDE_BATCH = 50
 _THREADS = 8
 
 
 @dataclass(frozen=True)
 class AttemptStatus:
-    """What is known here of an attempt. None: its owner is on another host."""
+    """What this host can tell of an attempt. None: its owner is on another host."""
 
     owner_alive: bool | None
     in_flight: bool | None
     answered: bool
-    unsent: bool = False  # its owner died, and it is certain that no byte had left
-    age_s: float | None = None  # of another worker's that is under way: counted by the machine, not the clock
+    unsent: bool = False  # its owner died, and certainly sent no byte
+    age_s: float | None = None  # of another worker's attempt in flight, in seconds since boot
 
 
 class Journal:
-    """The journals of one host, seen by the worker that owns one of them."""
+    """The journals of one host, as the worker sees them that owns one."""
 
     def __init__(self, folder: Path) -> None:
         """Raises Failure STORE_UNAVAILABLE when the folder can't be used."""
@@ -52,8 +52,10 @@ class Journal:
         self.folder = folder
         self._directory = folder / self._lock.id
         self._live: set[AttemptId] = set()
-        self._first_seen: dict[Path, float] = {}  # others' answers: when they were first seen, elapsed
-        self._last_set_aside: Path | None = None  # where the look at what was set aside goes on
+        self._first_seen: dict[
+            Path, float
+        ] = {}  # entries of other workers: when they were first seen, in seconds since boot
+        self._last_set_aside: Path | None = None  # where the next batch begins
         self._threads = ThreadPoolExecutor(_THREADS, "journal")
 
     @property
@@ -61,37 +63,39 @@ class Journal:
         return self._lock.id
 
     def reserve(self, attempt: Attempt) -> JournalReservation:
-        """Room for its answer. Raises Failure JOURNAL_UNAVAILABLE when there is none."""
+        """Reserve space for its reply. Raises Failure JOURNAL_UNAVAILABLE when there is none."""
         return JournalReservation(self._directory, attempt, self._live)
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Disk work that blocks, in a thread of its own: the event loop's are shared with the resolver,
-        and an answer in hand doesn't wait for somebody's name server. Raises what `work` raises."""
+        """Run blocking disk work in a thread of the journal: the event loop's are shared with the resolver,
+        and a slow name server must not delay a reply. Raises what `work` raises."""
         doing = self._threads.submit(work, *args, **kwargs)
         return await asyncio.wrap_future(doing)
 
     def status_of(self, attempt: Attempt) -> AttemptStatus:
-        """What can be seen of an attempt from here. The order counts: a dead owner answers no more."""
+        """The status of an attempt. The order counts: a dead owner writes no more entries."""
         alive = self._lock.is_held(attempt.journal_id)
         if alive is None:
             return AttemptStatus(None, None, False)
         mine = attempt.journal_id == self.id
-        room = self._path(attempt, RESERVATION_SUFFIX)
-        under_way = attempt.id in self._live if mine else alive and room.exists()
-        # a room becomes an entry by its renaming: looked for in this order, none is missed
+        reservation = self._path(attempt, RESERVATION_SUFFIX)
+        under_way = attempt.id in self._live if mine else alive and reservation.exists()
+        # a reservation is renamed to an entry: checked in this order, none is missed
         answered = self._path(attempt, ENTRY_SUFFIX).exists()
         gone = not under_way and (mine or not alive)
-        age = reservation_age_s(room) if under_way and not mine else None
-        return AttemptStatus(alive, under_way, answered, gone and read_unsent_header(room) is not None, age)
+        age = reservation_age_s(reservation) if under_way and not mine else None
+        return AttemptStatus(
+            alive, under_way, answered, gone and read_unsent_header(reservation) is not None, age
+        )
 
     def fence(self, attempt: Attempt) -> bool:
-        """Make sure that its owner sends no more, as far as this host can: False when it can't be stopped."""
+        """Keep its owner from sending, as far as this host can. False while it is sending."""
         if attempt.journal_id == self.id or self._lock.is_held(attempt.journal_id) is not True:
             return True
         return remove_reservation(self._path(attempt, RESERVATION_SUFFIX))
 
     def owner_of(self, attempt_id: AttemptId) -> str | None:
-        """Whose directory has its room or its answer, for an attempt that has no row; None: nobody's here."""
+        """The journal that has its reservation or entry, for an attempt without a row; None: none here."""
         found = (
             path
             for suffix in (RESERVATION_SUFFIX, ENTRY_SUFFIX)
@@ -100,7 +104,7 @@ class Journal:
         return next((path.parent.name for path in found), None)
 
     def entry(self, attempt: Attempt) -> JournalEntry | None:
-        """Its answer, if one waits on this host. Raises Failure SEAL_BROKEN when it is torn."""
+        """Its entry, if it is on this host. Raises Failure SEAL_BROKEN when it is incomplete."""
         if self._lock.is_held(attempt.journal_id) is None:
             return None
         try:
@@ -109,12 +113,12 @@ class Journal:
             return None
 
     def own_paths(self) -> list[Path]:
-        """Its entries, and the rooms that an earlier owner of this directory left."""
+        """The entries of this journal, and the reservations that an earlier owner left."""
         return [it for it in _paths_in(self._directory) if attempt_id_of(it) not in self._live]
 
     @contextmanager
     def abandoned_paths(self) -> Iterator[list[Path]]:
-        """Entries and rooms of every owner that is gone, whose locks are held for the length of the block."""
+        """Entries and reservations of owners that are gone. Their locks are held for the length of the block."""
         found: list[Path] = []
         held: list[int] = []
         try:
@@ -131,10 +135,10 @@ class Journal:
 
     @contextmanager
     def overdue_paths(self, after_s: float) -> Iterator[list[Path]]:
-        """Entries that have lain for so long with an owner that lives: it is stopped, or the store doesn't
-        hear it. Each is held for the length of the block, so that one worker alone takes it up.
+        """Old entries of living owners, which are stopped or can't reach the store.
 
-        The owner may go on at any moment: what it commits then finds that its attempt has ended.
+        Each is locked for the length of the block, so that one worker replays it. The owner may
+        continue at any moment: its commit then finds that the attempt has ended.
         """
         others = (it for it in self.folder.glob(f"*/*{ENTRY_SUFFIX}") if it.parent != self._directory)
         since = {it: self._first_seen.get(it, seconds_since_boot()) for it in others}
@@ -154,7 +158,7 @@ class Journal:
                 os.close(fd)
 
     def set_aside_batch(self) -> list[Path]:
-        """Some of what was set aside on this host, others at the next call."""
+        """Some of the entries that were set aside on this host; the next call returns the following ones."""
         _, found = waiting_paths(self.folder)
         last = self._last_set_aside
         turn = ([it for it in found if last is not None and it > last] or found)[:_SET_ASIDE_BATCH]
@@ -162,19 +166,19 @@ class Journal:
         return turn
 
     def count_waiting(self) -> tuple[int, int]:
-        """On this host, dead owners and living ones: answers that wait, and those set aside."""
+        """How many entries of this host wait, and how many were set aside."""
         waiting, aside = waiting_paths(self.folder)
         return len(waiting), len(aside)
 
     def set_aside(self, path: Path) -> Path:
-        """Keep what can't be read out of the way; doctor and a metric tell of it."""
+        """Rename an entry that can't be read; doctor and a metric report it."""
         aside = path.with_suffix(SET_ASIDE_SUFFIX)
         with suppress(FileNotFoundError):  # another worker of this host was faster
             os.rename(path, aside)
         return aside
 
     def release(self) -> None:
-        """Give the directory up. What is in it is anybody's to replay."""
+        """Release the directory: any worker of the host may replay its entries."""
         self._lock.release()
         self._threads.shutdown(wait=False)
 
@@ -191,5 +195,5 @@ def attempt_id_of(path: Path) -> AttemptId:
 
 
 def waiting_paths(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Of all journals below a folder: the answers that wait, and those set aside as unreadable."""
+    """The entries that wait and those set aside as unreadable, of all journals below a folder."""
     return sorted(folder.glob(f"*/*{ENTRY_SUFFIX}")), sorted(folder.glob(f"*/*{SET_ASIDE_SUFFIX}"))

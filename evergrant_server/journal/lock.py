@@ -1,8 +1,8 @@
-"""The directory whose lock says that a worker is alive.
+"""The directory whose lock shows that a worker is alive.
 
-An attempt names its journal, not a process: whoever holds the lock of that directory owns
-the attempt, and a lock that anyone can take means that the owner is gone. `flock` is
-released by the kernel when a process dies, however it dies.
+An attempt names its journal, not a process: the process that holds the directory's lock owns
+the attempt, and a free lock means that the owner is gone. The kernel releases a `flock` when
+its process dies.
 """
 
 import fcntl
@@ -17,10 +17,12 @@ class JournalLock:
     """Holds one directory below `folder` for this process's life."""
 
     def __init__(self, folder: Path) -> None:
-        """Take a free directory, or make one. Raises Failure STORE_UNAVAILABLE if the disk won't."""
+        """Lock a free directory, or make one. Raises Failure STORE_UNAVAILABLE."""
         self._folder = folder
         try:
-            folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # parents made on the way are open
+            folder.parent.mkdir(
+                mode=0o700, parents=True, exist_ok=True
+            )  # `mode` doesn't apply to parents that are created
             folder.mkdir(mode=0o700, exist_ok=True)
             self.id, self._fd = self._claim_directory()
         except OSError as error:
@@ -29,7 +31,7 @@ class JournalLock:
             ) from None
 
     def is_held(self, journal_id: str) -> bool | None:
-        """True while its owner lives, False when it died, None when it isn't on this host, or is nobody's."""
+        """True while its owner is alive, False when it died, None when this host has no such journal."""
         if journal_id == self.id:
             return True
         named = "/" not in journal_id and journal_id not in ("", ".", "..")  # "" is the folder itself
@@ -42,7 +44,7 @@ class JournalLock:
         return False
 
     def try_take(self, directory: Path) -> int | None:
-        """Hold another directory whose owner is gone, until the descriptor is closed; None: it isn't free."""
+        """Lock another directory until the descriptor is closed; None while its owner is alive."""
         return _try_directory(directory)
 
     def release(self) -> None:
@@ -60,7 +62,7 @@ class JournalLock:
 
 
 def try_lock(path: Path, *, create: bool = False) -> int | None:
-    """Hold a file until the descriptor is closed; None when another does, or it isn't there."""
+    """Lock a file until the descriptor is closed; None when it is locked or doesn't exist."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Waiting for a worker's news. The row is watched: API and workers share nothing else (ADR 0008)."""
+"""Polls a row until a worker has changed it: API and workers share only the store (ADR 0008)."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -9,11 +9,11 @@ T = TypeVar("T")
 _POLL_INTERVAL_S = 0.1
 
 
-async def poll_until(look: Callable[[], Awaitable[T]], over: Callable[[T], bool], longest: float) -> T:
-    """What `look` sees when that is the end of it, or what it saw last after `longest` seconds."""
+async def poll_until(read: Callable[[], Awaitable[T]], done: Callable[[T], bool], longest: float) -> T:
+    """The first value of `read` that is `done`, or the last one after `longest` seconds."""
     ends = asyncio.get_running_loop().time() + longest
     while True:
-        seen = await look()
-        if over(seen) or asyncio.get_running_loop().time() >= ends:
-            return seen
+        value = await read()
+        if done(value) or asyncio.get_running_loop().time() >= ends:
+            return value
         await asyncio.sleep(_POLL_INTERVAL_S)

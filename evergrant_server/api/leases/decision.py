@@ -1,4 +1,4 @@
-"""Deciding one lease: who asks, for which row, is it fresh, and who must repair it if not."""
+"""Decides one lease: the caller's permit, the row, its freshness, or the refusal."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,7 +24,7 @@ from evergrant_server.policy import DecisionReason, decide, scopes_above
 from evergrant_server.store import LeaseRow
 from providers.requests.dpop import origin_of
 
-_MAX_TRIES = 4  # a row that keeps changing under a lease is worth a few looks, not a loop
+_MAX_TRIES = 4  # for a row that keeps changing
 _MAX_CACHED = 50_000
 
 _NameKey = tuple[Tenant, str, str, str]
@@ -39,135 +39,141 @@ class Lease:
 
 
 class LeaseIssuer:
-    """The lease path. Sealed rows are cached; nothing leaves before the ledger's commit agrees."""
+    """Issues leases. Sealed rows are cached; no token leaves before the ledger's commit."""
 
-    def __init__(self, parts: ApiContext) -> None:
-        self._parts = parts
+    def __init__(self, api: ApiContext) -> None:
+        self._api = api
         self._margin = RULES[NEWEST_RULES].margin
-        self._refusals = LeaseRefusals(parts)
-        self._proving = DpopProofs(parts)
+        self._refusals = LeaseRefusals(api)
+        self._proofs = DpopProofs(api)
         self._rows: dict[_NameKey | _IdKey, LeaseRow] = {}
 
-    async def issue(self, request: Request, ask: LeaseRequest, known: tuple[Caller, bool]) -> Lease:
-        """Judge, record, and only then hand out. `known` is what `Authenticator.cached` said.
+    async def issue(self, request: Request, lease_request: LeaseRequest, known: tuple[Caller, bool]) -> Lease:
+        """Decide and record a lease. `known` is the result of `Authenticator.cached`.
 
-        Raises Failure; one that concerns an authenticated app is in the audit log too.
+        Raises Failure; a refusal of an authenticated app is in the audit log too.
         """
-        caller, from_memory = known
+        caller, from_cache = known
         trace = trace_of(request)
         for _ in range(_MAX_TRIES):
-            asked = trace.request_context(caller.by)
+            context = trace.request_context(caller.by)
             try:
-                return await self._decide(caller, ask, asked, cached=from_memory)
+                return await self._decide(caller, lease_request, context, cached=from_cache)
             except StaleClaim:
-                self._forget(caller, ask)
+                self._forget(caller, lease_request)
             except Failure as failure:
-                if not from_memory:
-                    await self._refusals.record(caller, ask, asked, failure)
+                if not from_cache:
+                    await self._refusals.record(caller, lease_request, context, failure)
                     raise
-                self._forget(caller, ask)  # what was refused from memory is judged again from the store
-            caller, from_memory = await self._parts.authenticator.authenticate(request), False
-            self._parts.authenticator.cache(caller)
+                self._forget(
+                    caller, lease_request
+                )  # a refusal from the cache is decided again from the store
+            caller, from_cache = await self._api.authenticator.authenticate(request), False
+            self._api.authenticator.cache(caller)
         failure = Failure(ErrorCode.STORE_CONFLICT, "The connection keeps changing.", retry_after=1.0)
-        await self._refusals.record(caller, ask, asked, failure)
+        await self._refusals.record(caller, lease_request, context, failure)
         raise failure
 
     async def _decide(
-        self, caller: Caller, ask: LeaseRequest, asked: RequestContext, *, cached: bool
+        self, caller: Caller, lease_request: LeaseRequest, context: RequestContext, *, cached: bool
     ) -> Lease:
-        row = await self._load_row(caller, ask, cached=cached)
-        if cached and not self._can_serve_cached(row, ask):
-            raise StaleClaim  # a caller from memory makes nothing happen: no link, no refresh
+        row = await self._load_row(caller, lease_request, cached=cached)
+        if cached and not self._can_serve_cached(row, lease_request):
+            raise StaleClaim  # a cached caller starts nothing: no link, no refresh
         if row is None:
-            raise await self._refusals.absent(caller, ask, asked)
-        self._check_permit(caller, ask, row)
-        _require_kind(ask, row)
+            raise await self._refusals.absent(caller, lease_request, context)
+        self._check_permit(caller, lease_request, row)
+        _require_kind(lease_request, row)
         if row.leasable:
-            row = await self._refreshed_row(ask, row, asked)
+            row = await self._refreshed_row(lease_request, row, context)
         if not row.leasable or not self._is_valid(row):
-            raise await self._refusals.not_leasable(caller, ask, row, asked)
-        self._check_scopes(caller, ask, row)
-        if ask.proof is not None:
-            await self._proving.require_provable(row, ask.proof)
-        await self._parts.ledger.record(self._claim(caller, ask, row, asked))
-        self._remember(ask, row)
+            raise await self._refusals.not_leasable(caller, lease_request, row, context)
+        self._check_scopes(caller, lease_request, row)
+        if lease_request.proof is not None:
+            await self._proofs.require_provable(row, lease_request.proof)
+        await self._api.ledger.record(self._claim(caller, lease_request, row, context))
+        self._remember(lease_request, row)
         return Lease(row)
 
     # --- rows -------------------------------------------------------------------------
 
-    async def _load_row(self, caller: Caller, ask: LeaseRequest, *, cached: bool) -> LeaseRow | None:
-        known = self._rows.get(_cache_key(caller, ask)) if cached else None
-        if known is not None and self._is_fresh(known, ask):
+    async def _load_row(
+        self, caller: Caller, lease_request: LeaseRequest, *, cached: bool
+    ) -> LeaseRow | None:
+        known = self._rows.get(_cache_key(caller, lease_request)) if cached else None
+        if known is not None and self._is_fresh(known, lease_request):
             return known
-        rows = self._parts.lease_rows
-        if ask.names is not None:
-            it = ask.names
-            return await rows.load_by_names(caller.tenant, it.integration, it.subject, it.label)
-        assert ask.connection_id is not None
-        return await rows.load(caller.tenant, ask.connection_id)
+        rows = self._api.lease_rows
+        if lease_request.names is not None:
+            names = lease_request.names
+            return await rows.load_by_names(caller.tenant, names.integration, names.subject, names.label)
+        assert lease_request.connection_id is not None
+        return await rows.load(caller.tenant, lease_request.connection_id)
 
-    def _remember(self, ask: LeaseRequest, row: LeaseRow) -> None:
+    def _remember(self, lease_request: LeaseRequest, row: LeaseRow) -> None:
         if len(self._rows) >= _MAX_CACHED:
             self._rows.clear()
-        if ask.names is not None:
+        if lease_request.names is not None:
             self._rows[(row.tenant, row.integration, row.subject, row.label)] = row
         else:
             self._rows[(row.tenant, row.connection_id)] = row
 
-    def _forget(self, caller: Caller, ask: LeaseRequest) -> None:
-        self._rows.pop(_cache_key(caller, ask), None)
-        self._parts.authenticator.evict(caller)
+    def _forget(self, caller: Caller, lease_request: LeaseRequest) -> None:
+        self._rows.pop(_cache_key(caller, lease_request), None)
+        self._api.authenticator.evict(caller)
 
     # --- freshness --------------------------------------------------------------------
 
-    async def _refreshed_row(self, ask: LeaseRequest, row: LeaseRow, asked: RequestContext) -> LeaseRow:
-        """The row, or a newer one. Whatever a refresh does, a token that is valid is served."""
-        if self._is_fresh(row, ask) or row.state is not LifecycleState.ACTIVE:
+    async def _refreshed_row(
+        self, lease_request: LeaseRequest, row: LeaseRow, context: RequestContext
+    ) -> LeaseRow:
+        """The row, or a newer one. A valid token is served whatever the refresh does (rule 5)."""
+        if self._is_fresh(row, lease_request) or row.state is not LifecycleState.ACTIVE:
             return row
-        freshening = self._parts.freshening
-        if self._is_valid(row) and ask.min_ttl is None:
-            freshening.start_refresh(row.tenant, row.connection_id, row.generation, asked)
+        waiter = self._api.freshening
+        if self._is_valid(row) and lease_request.min_ttl is None:
+            waiter.start_refresh(row.tenant, row.connection_id, row.generation, context)
             return row
-        outcome = await freshening.wait_for_newer(
-            row.tenant, row.connection_id, row.generation, asked, RefreshReason.DUE
+        result = await waiter.wait_for_newer(
+            row.tenant, row.connection_id, row.generation, context, RefreshReason.DUE
         )
-        newest = outcome.row or row
+        newest = result.row or row
         if self._is_valid(newest) or newest.state is not LifecycleState.ACTIVE:
             return newest
-        raise _refusal_of(outcome, newest)
+        raise _refusal_of(result, newest)
 
-    def _is_fresh(self, row: LeaseRow, ask: LeaseRequest) -> bool:
-        return row.grant is not None and row.grant.is_fresh(self._now(), self._margin, ask.min_ttl)
+    def _is_fresh(self, row: LeaseRow, lease_request: LeaseRequest) -> bool:
+        return row.grant is not None and row.grant.is_fresh(self._now(), self._margin, lease_request.min_ttl)
 
     def _is_valid(self, row: LeaseRow) -> bool:
         return row.grant is not None and row.grant.is_valid(self._now())
 
-    def _can_serve_cached(self, row: LeaseRow | None, ask: LeaseRequest) -> bool:
-        """Can this row be leased as it is, at most with a refresh ahead?"""
+    def _can_serve_cached(self, row: LeaseRow | None, lease_request: LeaseRequest) -> bool:
+        """True when this row can be leased without waiting for a refresh."""
         if row is None or not row.leasable or not self._is_valid(row):
             return False
-        return ask.min_ttl is None or self._is_fresh(row, ask)
+        return lease_request.min_ttl is None or self._is_fresh(row, lease_request)
 
     def _now(self) -> datetime:
-        return self._parts.clock.now()
+        return self._api.clock.now()
 
     # --- permits ----------------------------------------------------------------------
 
-    def _check_permit(self, caller: Caller, ask: LeaseRequest, row: LeaseRow) -> None:
-        verdict = decide(
+    def _check_permit(self, caller: Caller, lease_request: LeaseRequest, row: LeaseRow) -> None:
+        decision = decide(
             caller.permits, integration=row.integration, subject=row.subject, action=Action.TOKEN
         )
-        if verdict.reason is DecisionReason.NO_PERMIT:
+        if decision.reason is DecisionReason.NO_PERMIT:
             raise Failure(ErrorCode.NOT_FOUND)
-        if not verdict.allowed:
+        if not decision.allowed:
             raise Failure(ErrorCode.NOT_PERMITTED, "That needs the action token.")
-        if ask.body.scopes:
-            self._within_ceiling(caller, row, ask.body.scopes)
+        if lease_request.body.scopes:
+            self._within_ceiling(caller, row, lease_request.body.scopes)
 
-    def _check_scopes(self, caller: Caller, ask: LeaseRequest, row: LeaseRow) -> None:
-        """What was asked must be granted; and all that the token can do must be permitted."""
+    def _check_scopes(self, caller: Caller, lease_request: LeaseRequest, row: LeaseRow) -> None:
+        """The requested scopes must be granted; all scopes of the token must be permitted."""
         assert row.grant is not None
-        missing = scopes_above(ask.body.scopes or (), row.grant.scopes)
+        missing = scopes_above(lease_request.body.scopes or (), row.grant.scopes)
         if missing:
             raise Failure(
                 ErrorCode.SCOPE_NOT_GRANTED, connection_id=row.connection_id, scopes=" ".join(missing)
@@ -175,20 +181,26 @@ class LeaseIssuer:
         self._within_ceiling(caller, row, row.grant.scopes)
 
     def _within_ceiling(self, caller: Caller, row: LeaseRow, scopes: tuple[str, ...]) -> None:
-        offline = self._parts.registry.offline_scope(row.provider)
-        verdict = decide(
+        offline = self._api.registry.offline_scope(row.provider)
+        decision = decide(
             caller.permits,
             integration=row.integration,
             subject=row.subject,
             action=Action.TOKEN,
             scopes=(scope for scope in scopes if scope != offline),
         )
-        if not verdict.allowed:
-            raise_scope_not_permitted(scopes_above((it for it in scopes if it != offline), verdict.ceiling))
+        if not decision.allowed:
+            raise_scope_not_permitted(scopes_above((it for it in scopes if it != offline), decision.ceiling))
 
-    def _claim(self, caller: Caller, ask: LeaseRequest, row: LeaseRow, asked: RequestContext) -> LeaseClaim:
+    def _claim(
+        self, caller: Caller, lease_request: LeaseRequest, row: LeaseRow, context: RequestContext
+    ) -> LeaseClaim:
         assert row.grant is not None
-        proof_for = None if ask.proof is None else f"{ask.proof.method} {origin_of(ask.proof.url)}"
+        proof_for = (
+            None
+            if lease_request.proof is None
+            else f"{lease_request.proof.method} {origin_of(lease_request.proof.url)}"
+        )
         return LeaseClaim(
             tenant=caller.tenant,
             connection_id=row.connection_id,
@@ -196,35 +208,40 @@ class LeaseIssuer:
             app_id=caller.app.id,
             app_revision=caller.app.revision,
             generation=row.generation,
-            context=asked,
+            context=context,
             scopes=row.grant.scopes,
             at=self._now(),
             dpop_request=proof_for,
-            signed_request=ask.signs,
+            signed_request=lease_request.signs,
         )
 
 
-def _require_kind(ask: LeaseRequest, row: LeaseRow) -> None:
-    """A token whose requests are signed stays here; there is nothing to sign with any other."""
+def _require_kind(lease_request: LeaseRequest, row: LeaseRow) -> None:
+    """An OAuth 1.0a token signs requests and never leaves; no other token signs."""
     if row.grant is None:
         return
     signs = row.grant.token_type == OAUTH1
-    if signs and not ask.signs:
+    if signs and not lease_request.signs:
         raise Failure(ErrorCode.SIGNATURE_NEEDED, connection_id=row.connection_id)
-    if ask.signs and not signs:
+    if lease_request.signs and not signs:
         raise Failure(ErrorCode.INVALID_REQUEST, "Its requests are not signed: lease its token.", field="url")
 
 
-def _cache_key(caller: Caller, ask: LeaseRequest) -> _NameKey | _IdKey:
-    if ask.names is not None:
-        return (caller.tenant, ask.names.integration, ask.names.subject, ask.names.label)
-    assert ask.connection_id is not None
-    return (caller.tenant, ask.connection_id)
+def _cache_key(caller: Caller, lease_request: LeaseRequest) -> _NameKey | _IdKey:
+    if lease_request.names is not None:
+        return (
+            caller.tenant,
+            lease_request.names.integration,
+            lease_request.names.subject,
+            lease_request.names.label,
+        )
+    assert lease_request.connection_id is not None
+    return (caller.tenant, lease_request.connection_id)
 
 
-def _refusal_of(outcome: RefreshWaitResult, row: LeaseRow) -> Failure:
-    failure = outcome.failure or Failure(ErrorCode.REFRESH_PENDING, retry_after=1.0)
-    if failure.kind is FailureKind.RECONNECT_NEEDED:  # the store will say so in a moment, with a link
+def _refusal_of(result: RefreshWaitResult, row: LeaseRow) -> Failure:
+    failure = result.failure or Failure(ErrorCode.REFRESH_PENDING, retry_after=1.0)
+    if failure.kind is FailureKind.RECONNECT_NEEDED:  # the next lease says so from the store, with a link
         return Failure(failure.code, connection_id=row.connection_id)
     return Failure(
         failure.code, failure.detail, retry_after=failure.retry_after, connection_id=row.connection_id

@@ -1,4 +1,4 @@
-"""Why no lease leaves: the failure that says who must act, a connect link where one helps, the record."""
+"""Refused leases: the failure, with a connect link where a consent helps, and its audit record."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ from evergrant_server.store import LeaseRow
 
 @dataclass(frozen=True)
 class LeaseRequest:
-    """One request for a lease: by names, or by connection id; or for a signature, of what `signs` says."""
+    """A request for a lease by names or connection id, or for a proof or a signature made with its token."""
 
     body: TokenBody
     names: LeaseBody | None
     connection_id: ConnectionId | None
-    proof: ProofRequest | None = None  # not the token: a proof for one request with it
+    proof: ProofRequest | None = None  # a DPoP proof for one request, instead of the token
     signs: str = ""
 
     @property
@@ -38,15 +38,15 @@ class LeaseRequest:
 
 
 class LeaseRefusals:
-    """Makes and records refusals. Never asked on behalf of a caller from memory."""
+    """Makes and records refusals, for callers that were read from the store."""
 
-    def __init__(self, parts: ApiContext) -> None:
-        self._parts = parts
+    def __init__(self, api: ApiContext) -> None:
+        self._api = api
 
     async def not_leasable(
-        self, caller: Caller, ask: LeaseRequest, row: LeaseRow, asked: RequestContext
+        self, caller: Caller, lease_request: LeaseRequest, row: LeaseRow, context: RequestContext
     ) -> Failure:
-        """Why this connection gives no token."""
+        """The failure for a connection without a leasable token."""
         if row.follow_up is FollowUp.CHOOSING and row.state in (
             LifecycleState.ACTIVE,
             LifecycleState.NEEDS_REAUTH,
@@ -61,31 +61,35 @@ class LeaseRefusals:
                 return Failure(ErrorCode.REFRESH_PENDING, retry_after=1.0, connection_id=row.connection_id)
             case _:
                 wanted = ConnectionRequest(
-                    row.integration, row.subject, row.label, ask.body.scopes, for_lease=True
+                    row.integration, row.subject, row.label, lease_request.body.scopes, for_lease=True
                 )
-                needed = await self._consent_required(caller, wanted, asked, row.connection_id)
+                needed = await self._consent_required(caller, wanted, context, row.connection_id)
                 if row.reason is ErrorCode.GRANT_REVOKED_ELSEWHERE:
                     needed.context["reason"] = row.reason.value
                 return needed
 
-    async def absent(self, caller: Caller, ask: LeaseRequest, asked: RequestContext) -> Failure:
-        """Absent: begin it for an app that may connect; for any other it just isn't there."""
-        if ask.names is None:
+    async def absent(self, caller: Caller, lease_request: LeaseRequest, context: RequestContext) -> Failure:
+        """The failure for a missing connection. For an app that may connect, the connection is created."""
+        if lease_request.names is None:
             return Failure(ErrorCode.NOT_FOUND)
-        it = ask.names
+        names = lease_request.names
         if not all(
-            decide(caller.permits, integration=it.integration, subject=it.subject, action=action).allowed
+            decide(
+                caller.permits, integration=names.integration, subject=names.subject, action=action
+            ).allowed
             for action in (Action.TOKEN, Action.CONNECT)
         ):
             return Failure(ErrorCode.NOT_FOUND)
-        wanted = ConnectionRequest(it.integration, it.subject, it.label, it.scopes, for_lease=True)
-        return await self._consent_required(caller, wanted, asked, None)
+        wanted = ConnectionRequest(
+            names.integration, names.subject, names.label, names.scopes, for_lease=True
+        )
+        return await self._consent_required(caller, wanted, context, None)
 
     async def _consent_required(
         self,
         caller: Caller,
         wanted: ConnectionRequest,
-        asked: RequestContext,
+        context: RequestContext,
         connection_id: ConnectionId | None,
     ) -> Failure:
         needed = Failure(ErrorCode.CONSENT_REQUIRED)
@@ -96,18 +100,16 @@ class LeaseRefusals:
         )
         if not may_connect.allowed:
             return needed
-        establishing = ConnectionSetup(self._parts, caller, asked)
+        setup = ConnectionSetup(self._api, caller, context)
         try:
-            opened = await run_transaction(
-                self._parts.store, lambda tx: establishing.find_or_create(tx, wanted)
-            )
+            opened = await run_transaction(self._api.store, lambda tx: setup.find_or_create(tx, wanted))
         except Failure as failure:
             if failure.code is not ErrorCode.CONSENT_EXPIRED:
                 return failure
-            needed.retry_after = 5.0  # an unanswered consent is just being closed: no link for a moment
+            needed.retry_after = 5.0  # an expired consent is being closed: a new link is possible in a moment
             return needed
-        self._parts.relay.notify()
-        if opened.connection.flow.is_client_grant:  # nobody has to consent: it is only not there yet
+        self._api.relay.notify()
+        if opened.connection.flow.is_client_grant:  # no consent is needed: its first token is on the way
             return Failure(ErrorCode.REFRESH_PENDING, retry_after=1.0, connection_id=opened.connection.id)
         needed.context["connection_id"] = opened.connection.id
         if opened.connect_url is not None and opened.consent is not None:
@@ -116,21 +118,21 @@ class LeaseRefusals:
         return needed
 
     async def record(
-        self, caller: Caller, ask: LeaseRequest, asked: RequestContext, failure: Failure
+        self, caller: Caller, lease_request: LeaseRequest, context: RequestContext, failure: Failure
     ) -> None:
-        """Put the refusal into the log, best effort: it hands out nothing, so it needs no proof."""
-        what = failure.context.get("connection_id") or ask.connection_id or ""
+        """Record the refusal, best effort: no token left, so no record is required."""
+        connection_id = failure.context.get("connection_id") or lease_request.connection_id or ""
         detail: dict[str, object] = {"app": caller.app.id, "code": failure.code.value}
-        if ask.names is not None:
-            detail["integration"] = ask.names.integration
+        if lease_request.names is not None:
+            detail["integration"] = lease_request.names.integration
         entry = AuditEntry(
             tenant=caller.tenant,
-            at=self._parts.clock.now(),
+            at=self._api.clock.now(),
             action=AuditAction.LEASE_REFUSED,
-            object=what if is_id(what, "con") else caller.app.id,
-            context=asked,
+            object=connection_id if is_id(connection_id, "con") else caller.app.id,
+            context=context,
             detail=detail,
         )
-        with suppress(Failure):  # the refusal stands, whatever the log can say about it
-            async with self._parts.store.write() as tx:
+        with suppress(Failure):  # it is refused even if that can't be recorded
+            async with self._api.store.write() as tx:
                 await audit.append(tx, entry)

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from activities.grants import orphaned_tokens
-from activities.grants.code_exchange import CODE_RULES
+from activities.grants.token_request import CODE_RULES
 from activities.single_use.critical_section import CriticalSections
 from activities.single_use.journaled_reply import JournaledReply
 from activities.single_use.protocol import SingleUseProtocol
@@ -75,7 +75,7 @@ class Worker(Activities):
         order = EndConsent(
             tenant=TENANT, connection_id=connection.id, context=ASKED, provenance=PROVENANCE, denied=False
         )
-        return await at_temporal().run(self._consent.end_consent, order)
+        return await at_temporal().run(self._consent_end.end_consent, order)
 
 
 class Device:

@@ -109,7 +109,7 @@ async def test_a_build_that_takes_over_at_once_is_seen_on_one_host_and_on_two(tm
 
 
 def _writes_a_refresh(point: Point) -> bool:
-    return "RefreshActivities._install" in point.name and point.source.startswith("tx.grants.install(")
+    return "RefreshOutcome._replace_grant" in point.name and point.source.startswith("tx.grants.install(")
 
 
 async def test_the_command_exits_with_1_for_a_broken_build(tmp_path: Path):
@@ -189,9 +189,7 @@ async def test_an_answer_that_dies_behind_a_refusal_that_was_kept_was_in_the_win
     """A busy machine lets a short limit pass: what was kept is the no to the version on trial."""
     trial = next(it for it in SCENARIOS if it.name == "refresh, definition on trial fails")
     late = replace(trial, answers=lambda _: (error("invalid_grant"), drop_after_commit()))
-    dies = Fault(
-        point="activities.integrations.staged_definitions:StagedDefinitionFallback.run#7", kind="die"
-    )
+    dies = Fault(point="activities.grants.refresh:RefreshActivities._refresh#4", kind="die", passage=2)
     case = Case(late, dies, Layout.ONE, Rotation.STRICT)
     walked = await walk_table(tmp_path, lambda _: [case], scenarios=REFRESH)
     assert walked.verdicts == {Verdict.UNKNOWN: 1}, walked.judged[0].story

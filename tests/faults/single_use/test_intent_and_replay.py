@@ -11,7 +11,7 @@ import pytest
 
 from activities.single_use.critical_section import CriticalSections
 from activities.single_use.journaled_reply import JournaledReply
-from activities.single_use.protocol import OutcomeHandler, SingleUseAttempt, SingleUseProtocol
+from activities.single_use.protocol import SingleUseProtocol
 from activities.support.provider_context import ProviderContext, ProviderContextLoader
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
@@ -29,7 +29,6 @@ from evergrant_server.core.single_use.attempt import (
     TimeLimits,
 )
 from evergrant_server.crypto import KeyPurpose
-from evergrant_server.egress import BeforeSend
 from evergrant_server.journal import Journal
 from evergrant_server.store import Store, Transaction, UnwrappedKeys
 from providers.requests.sender import Sender
@@ -38,6 +37,7 @@ from tests.fakes.platform.installation import ASKED, TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, error
 from tests.faults.refresh.test_misbehaving_provider import open_attempts
 from tests.faults.single_use.test_takeover import Activities, at_temporal
+from tests.unit.activities.protocol_worker import Told
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
 
@@ -53,27 +53,18 @@ async def test_the_time_to_send_counts_from_before_the_intent(
     use = await single_use.open(AttemptKind.REFRESH, connection, STRICT, token_valid=True)
     await asyncio.sleep(0.3)  # the process is stopped
     left: list[bool] = []
-    said: list[tuple[ErrorCode, AttemptOutcome | None]] = []
 
-    async def send(check: BeforeSend) -> RawReply:
-        check()
+    async def sending() -> RawReply:
+        use.check()
         left.append(True)
         return RawReply(200, {}, b"{}")
 
-    async def settle(use: SingleUseAttempt, failure: Failure, outcome: AttemptOutcome | None) -> None:
-        said.append((failure.code, outcome))
-
-    def judge(reply: RawReply) -> TokenSet:
-        raise Failure(ErrorCode.REPLY_UNREADABLE)
-
-    async def commit(use: SingleUseAttempt, tokens: TokenSet) -> None:
-        raise AssertionError("nothing was judged good")
-
     provenance = Provenance(workflow_id="w", run_id="r", event_id=1)
     order = ConnectionCall(tenant=TENANT, connection_id=connection.id, context=ASKED, provenance=provenance)
-    await single_use.spend(use, order, send=send, ending=OutcomeHandler(judge, commit, settle))
+    told = Told(journal)
+    await single_use.spend(use, order, sending(), told.ending())
     assert left == []
-    assert said == [(ErrorCode.REFRESH_PENDING, AttemptOutcome.NOT_SENT)]
+    assert told.settled == [(ErrorCode.REFRESH_PENDING, AttemptOutcome.NOT_SENT)]
     journal.release()
 
 
@@ -300,7 +291,7 @@ async def test_what_comes_after_all_was_revoked_is_revoked_too(
     connection = await place.connect(idp, STRICT)
     long_ago = TimeLimits(send=-timedelta(minutes=2))
     far = Activities(place, (idp.allowance,), tmp_path / "far", long_ago)
-    use = await far._refresh._single_use.open(AttemptKind.REFRESH, connection, STRICT, token_valid=True)
+    use = await far.single_use.open(AttemptKind.REFRESH, connection, STRICT, token_valid=True)
     await place.revoke(connection)
     await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
     provenance = Provenance(workflow_id="w", run_id="r", event_id=1)

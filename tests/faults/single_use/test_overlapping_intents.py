@@ -14,14 +14,16 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from activities.single_use import protocol
+from activities.single_use.intent import commit_intent
 from activities.single_use.protocol import SingleUseAttempt
 from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import Origin
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.single_use.attempt import AttemptOutcome, TimeLimits
+from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome, TimeLimits
 from evergrant_server.crypto import KeyPurpose
-from evergrant_server.store import Store, Transaction
+from evergrant_server.store import Store
 from tests.conformance.store.samples import a_grant, granted, some_tokens
 from tests.fakes.databases import NOW, clock, database_url, key_path, postgres_server, ring, store
 from tests.unit.activities.protocol_worker import LIMITS, STRICT, Told, Worker, fails
@@ -39,7 +41,9 @@ class Instant:
     async def installing(self) -> AsyncIterator[None]:
         """What the answer brought is committed at the end."""
         async with self._store.write() as tx:
-            await self._slow.single_use.record_late_install(tx, self._late, STRICT)
+            await self._slow.single_use.tracker.record_late_install(
+                tx, self._late.row, STRICT, journaled=True
+            )
             yield
             after = self.connection.refreshed(NOW)
             tokens = some_tokens("at-2", "rt-2")
@@ -89,7 +93,9 @@ async def test_a_use_that_begins_while_an_answer_is_installed_sends_nothing(
     store: Store, clock: SetClock, tmp_path: Path, quick: Worker, monkeypatch: pytest.MonkeyPatch
 ):
     instant = await begun(store, clock, tmp_path / "host", quick)
-    monkeypatch.setattr(quick.single_use, "has_late_entry", lambda taken_over: False)  # it had looked before
+    monkeypatch.setattr(
+        quick.single_use.tracker, "has_late_entry", lambda taken_over: False
+    )  # it had looked before
     async with instant.installing():
         third = asyncio.create_task(quick.begin(instant.connection))
         await waits(store, third)
@@ -101,17 +107,16 @@ async def test_an_answer_that_would_be_installed_while_a_use_begins_waits_for_it
     store: Store, clock: SetClock, tmp_path: Path, quick: Worker, monkeypatch: pytest.MonkeyPatch
 ):
     instant = await begun(store, clock, tmp_path / "host", quick)
-    monkeypatch.setattr(quick.single_use, "has_late_entry", lambda taken_over: False)
+    monkeypatch.setattr(quick.single_use.tracker, "has_late_entry", lambda taken_over: False)
     opened, go_on = asyncio.Event(), asyncio.Event()
-    intend = quick.single_use._commit_intent  # pyright: ignore[reportPrivateUsage]  # the last moment before its commit
 
-    async def slowly(tx: Transaction, *of: object) -> object:
-        intended = await intend(tx, *of)
+    async def slowly(*of: Any, **more: Any) -> Attempt:
+        intended = await commit_intent(*of, **more)
         opened.set()
         await go_on.wait()
         return intended
 
-    monkeypatch.setattr(quick.single_use, "_commit_intent", slowly)
+    monkeypatch.setattr(protocol, "commit_intent", slowly)  # the last moment before its commit
     third = asyncio.create_task(quick.begin(instant.connection))
     await opened.wait()
     late = asyncio.create_task(instant.installs())

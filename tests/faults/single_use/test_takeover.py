@@ -14,10 +14,12 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.grants.client_grants import ClientGrantActivities
 from activities.grants.code_exchange import CodeExchangeActivities
+from activities.grants.consent_end import ConsentEndActivities
 from activities.grants.device import DeviceActivities
-from activities.grants.late_tokens import LateTokenActivities
+from activities.grants.late_verification import LateTokenActivities
 from activities.grants.refresh import RefreshActivities
 from activities.grants.revocation import RevocationActivities
+from activities.grants.services import GrantServices
 from activities.single_use.circuit_breakers import CircuitBreakers
 from activities.single_use.critical_section import CriticalSections
 from activities.single_use.journal_replay import JournalReplayer
@@ -80,13 +82,15 @@ class Activities:
         sender = Sender(Egress(EgressPolicy(allow=allow)))
         protocol = SingleUseProtocol(store, clock, sections, self.journal, limits)
         holder = ProviderContextLoader(store, parts.registry, parts.settings.public_url, clock)
-        common = (store, holder, sender, protocol, clock)
-        self._refresh = RefreshActivities(*common, CircuitBreakers(BreakerRules(threshold=0)))
-        self._revocation = RevocationActivities(*common)
-        self._consent = CodeExchangeActivities(*common)
-        self._minting = ClientGrantActivities(*common)
-        self._devices = DeviceActivities(*common)
-        self._late = LateTokenActivities(*common)
+        services = GrantServices(store, holder, sender, protocol, clock)
+        self.single_use = protocol
+        self._refresh = RefreshActivities(services, CircuitBreakers(BreakerRules(threshold=0)))
+        self._revocation = RevocationActivities(services)
+        self._consent = CodeExchangeActivities(services)
+        self._minting = ClientGrantActivities(services)
+        self._devices = DeviceActivities(services)
+        self._late = LateTokenActivities(services)
+        self._consent_end = ConsentEndActivities(services)
         endings = {
             AttemptKind.REFRESH: self._refresh.replay,
             AttemptKind.CODE_EXCHANGE: self._consent.replay,

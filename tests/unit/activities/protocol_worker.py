@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from activities.single_use.critical_section import CriticalSections
+from activities.single_use.journaled_reply import JournaledReply
 from activities.single_use.protocol import OutcomeHandler, SingleUseAttempt, SingleUseProtocol
 from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connections.connection import Connection
@@ -16,12 +18,12 @@ from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotati
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.connection import ConnectionCall, Provenance, RequestContext
 from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome, TimeLimits
-from evergrant_server.egress import BeforeSend
 from evergrant_server.journal import Journal
 from evergrant_server.store import Store
 from providers.responses.error_mapping import UnreadableTokens
 from providers.responses.raw_reply import RawReply
 from tests.conformance.store.samples import some_tokens
+from tests.fakes.databases import NOW
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
 NO_ROTATION = RefreshRules(rotation=Rotation.NONE)
@@ -64,21 +66,30 @@ class Told:
     entries: list[str] = field(default_factory=list)
 
     def ending(self, *, provisional: bool = False) -> OutcomeHandler[str]:
-        async def commit(use: SingleUseAttempt, tokens: TokenSet) -> str:
-            self.entries += [it.name for it in self.journal.folder.glob("*/*.entry")]
-            if self.commits is not None:
-                await self.commits()
-            self.committed.append(use)
-            return tokens.access_token.reveal()
+        return RecordingHandler(self, provisional)
 
-        async def settle(use: SingleUseAttempt, failure: Failure, outcome: AttemptOutcome | None) -> str:
-            self.settled.append((failure.code, outcome))
-            self.failures.append((use.row.id, failure))
-            return failure.code
 
-        return OutcomeHandler(
-            self.judge, commit, settle, provisional=provisional, spends_credential=self.spends
-        )
+class RecordingHandler(OutcomeHandler[str]):
+    def __init__(self, told: Told, provisional: bool) -> None:
+        self._told = told
+        self.provisional = provisional
+        self.spends_credential = told.spends
+
+    def judge(self, reply: RawReply, came_at: datetime) -> TokenSet:
+        return self._told.judge(reply)
+
+    async def commit(self, attempt: SingleUseAttempt, tokens: TokenSet) -> str:
+        told = self._told
+        told.entries += [it.name for it in told.journal.folder.glob("*/*.entry")]
+        if told.commits is not None:
+            await told.commits()
+        told.committed.append(attempt)
+        return tokens.access_token.reveal()
+
+    async def fail(self, attempt: SingleUseAttempt, failure: Failure, outcome: AttemptOutcome | None) -> str:
+        self._told.settled.append((failure.code, outcome))
+        self._told.failures.append((attempt.row.id, failure))
+        return failure.code
 
 
 class Worker:
@@ -110,14 +121,14 @@ class Worker:
     ) -> str:
         """Send, and be answered with `reply`, or with what goes wrong once the bytes have left."""
 
-        async def send(check: BeforeSend) -> RawReply:
-            check()()
+        async def sending() -> RawReply:
+            use.check()()
             if isinstance(reply, Exception):
                 raise reply
             return reply
 
-        order, ending = an_order(use), told.ending(provisional=provisional)
-        return await self.single_use.spend(use, order, send=send, ending=ending)
+        handler = told.ending(provisional=provisional)
+        return await self.single_use.spend(use, an_order(use), sending(), handler)
 
     async def dies(self, use: SingleUseAttempt, *, sent: bool) -> None:
         """As the kernel ends a process: its locks go, its files stay."""
@@ -141,6 +152,10 @@ def an_order(use: SingleUseAttempt) -> ConnectionCall:
         context=RequestContext(by="app:billing", trace_id="b" * 32),
         provenance=Provenance(workflow_id="w", run_id="r", event_id=1),
     )
+
+
+def journaled(use: SingleUseAttempt, reply: RawReply = YES) -> JournaledReply:
+    return JournaledReply.for_request(an_order(use), reply, NOW)
 
 
 async def row(store: Store, attempt: Attempt) -> Attempt:

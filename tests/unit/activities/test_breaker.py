@@ -86,7 +86,7 @@ async def test_it_is_turned_off_with_the_circuit():
 async def test_a_circuit_with_nothing_to_remember_is_dropped():
     place = Place()
     await place.send(ONE, 500)
-    kept = place.circuits._circuits  # pyright: ignore[reportPrivateUsage]  # what it costs is not told
+    kept = place.circuits._breakers  # pyright: ignore[reportPrivateUsage]  # what it costs is not told
     assert kept
     await place.send(ONE, 200)
     place.now = 10

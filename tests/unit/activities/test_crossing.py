@@ -48,7 +48,9 @@ def came(use: SingleUseAttempt) -> SingleUseAttempt:
 async def waits(store: Store, worker: Worker, use: SingleUseAttempt, rules: RefreshRules = STRICT) -> bool:
     """Was what came installed beside a use that may have ended it?"""
     async with store.write() as tx:
-        crossed = await worker.single_use.record_late_install(tx, use, rules)
+        crossed = await worker.single_use.tracker.record_late_install(
+            tx, use.row, rules, journaled=use.entry is not None
+        )
     outcome = (await row(store, use.row)).outcome
     assert outcome is not AttemptOutcome.INSTALLED
     assert crossed or outcome is not AttemptOutcome.INSTALLED_LATE
@@ -131,7 +133,7 @@ async def test_what_it_answers_is_not_sent_again_while_it_waits_in_a_journal(
         async with store.write() as tx:
             await tx.attempts.close(second.row, end, second.row.opened_at)
     for worker in (answered, other):
-        with fails(ErrorCode.REFRESH_PENDING, "waits in a journal"):
+        with fails(ErrorCode.REFRESH_PENDING, "a late reply waits in a journal"):
             await worker.begin(connection)
     late.entry.drop()
     assert (await other.begin(connection)).row.from_generation == 1
@@ -156,7 +158,7 @@ async def test_what_comes_ever_so_late_is_waited_for_since_it_was_taken_over(
     await other.begin(connection)
     came(late)
     for worker in (answered, other):
-        assert worker.single_use.has_late_entry([await row(store, late.row)])
-        assert not worker.single_use.has_late_entry([])
+        assert worker.single_use.tracker.has_late_entry([await row(store, late.row)])
+        assert not worker.single_use.tracker.has_late_entry([])
     clock.advance(OVER_S + LIMITS.replay.total_seconds())
-    assert not answered.single_use.has_late_entry([await row(store, late.row)])
+    assert not answered.single_use.tracker.has_late_entry([await row(store, late.row)])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from activities.single_use import protocol
+from activities.single_use import attempt_tracker
 from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
@@ -44,7 +44,7 @@ async def test_the_intent_is_committed_with_its_room_before_anything_is_sent(
     assert (stands.sends, stands.asked_at) == (1, None)
     assert stands.id.startswith("att_")
     assert worker.files() == [".room"]
-    assert worker.single_use.status_of(stands).in_flight
+    assert worker.single_use.tracker.status_of(stands).in_flight
 
 
 async def test_what_is_spent_is_told_from_what_else_has_this_generation(
@@ -213,7 +213,7 @@ async def test_how_long_an_answer_may_take_is_the_workers_own(
     patient = Worker(store, clock, host, TimeLimits(answer=timedelta(hours=1)))
     use = await far.begin(connection)
     clock.advance(OVER.total_seconds() + 1)
-    assert patient.single_use.may_be_answered(use.row)
+    assert patient.single_use.tracker.may_be_answered(use.row)
 
 
 async def test_a_worker_that_was_stopped_past_every_deadline_is_fenced_off(
@@ -221,8 +221,8 @@ async def test_a_worker_that_was_stopped_past_every_deadline_is_fenced_off(
 ):
     hasty = Worker(store, clock, host, TimeLimits(send=timedelta(0), answer=timedelta(0)))
     stopped = await worker.begin(connection)
-    assert hasty.single_use.status_of(stopped.row).in_flight is False
-    assert worker.single_use.status_of(stopped.row).in_flight, "it knows better of itself"
+    assert hasty.single_use.tracker.status_of(stopped.row).in_flight is False
+    assert worker.single_use.tracker.status_of(stopped.row).in_flight, "it knows better of itself"
     clock.advance(OVER.total_seconds() + 1)
     second = await hasty.begin(connection)
     assert second.row.sends == 2
@@ -234,10 +234,10 @@ async def test_a_neighbour_that_is_within_its_deadline_is_under_way(
     worker: Worker, neighbour: Worker, connection: Connection
 ):
     use = await worker.begin(connection)
-    assert neighbour.single_use.status_of(use.row).in_flight
+    assert neighbour.single_use.tracker.status_of(use.row).in_flight
     await worker.spend(use, Told(worker.journal))
-    assert not neighbour.single_use.status_of(use.row).in_flight
-    assert not worker.single_use.status_of(use.row).in_flight
+    assert not neighbour.single_use.tracker.status_of(use.row).in_flight
+    assert not worker.single_use.tracker.status_of(use.row).in_flight
 
 
 async def test_the_deadline_of_a_stopped_neighbour_is_the_answers(
@@ -246,7 +246,7 @@ async def test_the_deadline_of_a_stopped_neighbour_is_the_answers(
     use = await worker.begin(connection)
     for send, answer in ((0, 3600), (3600, 0)):
         limits = TimeLimits(send=timedelta(seconds=send), answer=timedelta(seconds=answer))
-        assert Worker(store, clock, host, limits).single_use.status_of(use.row).in_flight
+        assert Worker(store, clock, host, limits).single_use.tracker.status_of(use.row).in_flight
 
 
 async def test_a_worker_in_the_instant_of_sending_is_not_overtaken(
@@ -271,7 +271,7 @@ async def test_a_credential_that_was_sent_as_often_as_it_may_be_is_not_sent_agai
         often = use.row.model_copy(update={"id": "att_often", "sends": MAX_SENDS})
         await tx.attempts.open(often)
         await tx.attempts.close(often, AttemptOutcome.SUPERSEDED, NOW)
-    with fails(ErrorCode.OUTCOME_UNKNOWN, "as often as it may be"):
+    with fails(ErrorCode.OUTCOME_UNKNOWN, "as often as allowed"):
         await worker.begin(connection)
     assert (await worker.begin(connection, rules=NO_ROTATION)).row.sends == MAX_SENDS + 1
 
@@ -294,17 +294,17 @@ async def test_an_attempt_from_the_future_is_waited_for_as_long_as_an_answer_tak
 ):  # fmt: skip
     """Its host's clock was a day ahead. Ours gets there tomorrow, and nobody waits for that."""
     machine = 1000.0
-    monkeypatch.setattr(protocol, "seconds_since_boot", lambda: machine)
+    monkeypatch.setattr(attempt_tracker, "seconds_since_boot", lambda: machine)
     clock.advance(86_400)
     ahead = (await far.begin(connection)).row
     clock.advance(-86_400)
-    assert worker.single_use.may_be_answered(ahead), "seen for the first time"
+    assert worker.single_use.tracker.may_be_answered(ahead), "seen for the first time"
     machine += OVER.total_seconds() - 1
-    assert worker.single_use.may_be_answered(ahead)
+    assert worker.single_use.tracker.may_be_answered(ahead)
     with fails(ErrorCode.REFRESH_PENDING):
         await worker.begin(connection)
     machine += 2
-    assert not worker.single_use.may_be_answered(ahead)
+    assert not worker.single_use.tracker.may_be_answered(ahead)
     assert (await worker.begin(connection)).row.sends == 2
     assert (await row(store, ahead)).outcome is AttemptOutcome.SUPERSEDED
 
@@ -313,21 +313,23 @@ async def test_of_attempts_from_the_future_no_more_than_so_many_are_remembered(
     worker: Worker, far: Worker, connection: Connection, clock: SetClock, monkeypatch: pytest.MonkeyPatch
 ):
     machine = 1000.0
-    monkeypatch.setattr(protocol, "seconds_since_boot", lambda: machine)
-    monkeypatch.setattr(protocol, "_MAX_FIRST_SEEN", 2)
+    monkeypatch.setattr(attempt_tracker, "seconds_since_boot", lambda: machine)
+    monkeypatch.setattr(attempt_tracker, "_MAX_FIRST_SEEN", 2)
     clock.advance(86_400)
     ahead = (await far.begin(connection)).row
     clock.advance(-86_400)
 
     def another(name: str) -> None:
-        assert worker.single_use.may_be_answered(ahead.model_copy(update={"id": name}))
+        assert worker.single_use.tracker.may_be_answered(ahead.model_copy(update={"id": name}))
 
-    assert worker.single_use.may_be_answered(ahead)
+    assert worker.single_use.tracker.may_be_answered(ahead)
     another("att_1")
     machine += OVER.total_seconds() + 1
-    assert not worker.single_use.may_be_answered(ahead), "remembered, also when there is room for no more"
+    assert not worker.single_use.tracker.may_be_answered(ahead), (
+        "remembered, also when there is room for no more"
+    )
     another("att_2")
-    assert worker.single_use.may_be_answered(ahead), "forgotten: it is waited for anew"
+    assert worker.single_use.tracker.may_be_answered(ahead), "forgotten: it is waited for anew"
 
 
 @pytest.mark.parametrize("after", [timedelta(0), OVER - timedelta(seconds=1)])
@@ -336,11 +338,11 @@ async def test_what_may_come_of_an_attempt_has_to_be_waited_for(
 ):
     use = await far.begin(connection)
     clock.advance(after.total_seconds())
-    assert worker.single_use.may_be_answered(use.row)
-    assert far.single_use.may_be_answered(use.row)
+    assert worker.single_use.tracker.may_be_answered(use.row)
+    assert far.single_use.tracker.may_be_answered(use.row)
     clock.advance((OVER - after).total_seconds() + 1)
-    assert not worker.single_use.may_be_answered(use.row)
-    assert far.single_use.may_be_answered(use.row), "it is under way there"
+    assert not worker.single_use.tracker.may_be_answered(use.row)
+    assert far.single_use.tracker.may_be_answered(use.row), "it is under way there"
 
 
 async def test_an_answer_that_nobody_can_read_is_not_waited_for_for_ever(
@@ -351,6 +353,6 @@ async def test_an_answer_that_nobody_can_read_is_not_waited_for_for_ever(
     use.reservation.write_entry(use.keys.current(KeyPurpose.REFRESH), b"an answer")
     await worker.dies(use, sent=False)
     clock.advance((OVER + LIMITS.replay).total_seconds() - 1)
-    assert neighbour.single_use.may_be_answered(use.row)
+    assert neighbour.single_use.tracker.may_be_answered(use.row)
     clock.advance(2)
-    assert not neighbour.single_use.may_be_answered(use.row)
+    assert not neighbour.single_use.tracker.may_be_answered(use.row)

@@ -12,13 +12,14 @@ from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.single_use.attempt import AttemptOutcome
+from evergrant_server.core.single_use.attempt import AttemptOutcome, TimeLimits
 from evergrant_server.journal.entry import RESERVATION_SUFFIX, remove_reservation
 from evergrant_server.store import Store
 from evergrant_server.telemetry import metrics
 from tests.fakes.databases import NOW
 from tests.unit.activities.protocol_worker import Worker, an_order
 
+LIMITS = TimeLimits(send=timedelta(0), poll_interval=timedelta(seconds=7))
 LAST = 1000.0  # the last moment, by the machine's own count
 
 
@@ -42,7 +43,7 @@ async def about_to_send(
 ) -> tuple[SingleUseAttempt, SendFence]:
     use = await worker.begin(connection)
     assert use.reservation is not None
-    return use, SendFence(use.reservation, clock, LAST, 7)
+    return use, SendFence(use.reservation, clock, LAST, LIMITS)
 
 
 def fenced(worker: Worker, use: SingleUseAttempt) -> bool:

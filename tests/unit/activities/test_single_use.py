@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from activities.single_use import protocol, send_fence
+from activities.single_use.attempt_tracker import open_attempt
 from activities.single_use.journaled_reply import JournaledReply
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction
@@ -22,7 +23,6 @@ from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotati
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome, TimeLimits
 from evergrant_server.crypto import KeyPurpose, open_sealed
-from evergrant_server.egress import BeforeSend
 from evergrant_server.journal import JournalEntry
 from evergrant_server.store import Store
 from providers.requests.sender import SendFailed
@@ -37,6 +37,7 @@ from tests.unit.activities.protocol_worker import (
     Worker,
     an_order,
     fails,
+    journaled,
     refusing,
     unread,
 )
@@ -97,21 +98,13 @@ async def test_a_definition_that_does_not_fit_is_the_integrations_and_no_callers
     worker: Worker, connection: Connection, wrong: ErrorCode, said: ErrorCode
 ):
     use, told = await worker.begin(connection), Told(worker.journal)
-    why: list[str] = []
-    ending = told.ending()
-    settle = ending.fail
 
-    async def kept(use: object, failure: Failure, outcome: AttemptOutcome | None) -> str:
-        why.append(failure.detail)
-        return await settle(use, failure, outcome)  # type: ignore[arg-type]  # passed on as it came
-
-    async def send(check: BeforeSend) -> RawReply:
+    async def sending() -> RawReply:
         raise Failure(wrong, "no field for the scopes")
 
-    object.__setattr__(ending, "settle", kept)
-    await worker.single_use.spend(use, an_order(use), send=send, ending=ending)
+    await worker.single_use.spend(use, an_order(use), sending(), told.ending())
     assert told.settled == [(said, AttemptOutcome.NOT_SENT)]
-    assert why == ["no field for the scopes"]
+    assert [failure.detail for _, failure in told.failures] == ["no field for the scopes"]
 
 
 async def test_after_an_error_of_ours_nobody_knows_whether_it_left_and_no_log_quotes_it(
@@ -241,10 +234,10 @@ async def test_what_was_set_aside_is_read_later_or_left_alone(
     kept = protocol.SingleUseAttempt(use.row, use.keys, entry=JournalEntry.read(path))
     again = Told(worker.journal, judge=unread)
     with fails(ErrorCode.REPLY_UNREADABLE):
-        await worker.single_use.conclude(kept, YES, again.ending())
+        await worker.single_use.conclude(kept, journaled(kept), again.ending())
     assert (again.settled, worker.files()) == ([], [".set-aside"])
     repaired = Told(worker.journal)
-    assert await worker.single_use.conclude(kept, YES, repaired.ending()) == "at-2"
+    assert await worker.single_use.conclude(kept, journaled(kept), repaired.ending()) == "at-2"
     assert worker.files() == []
 
 
@@ -325,7 +318,7 @@ async def test_nothing_cuts_a_use_between_its_send_and_its_commit(worker: Worker
     activity.cancel()
     with pytest.raises(asyncio.CancelledError):
         await activity
-    assert worker.single_use.status_of(use.row).in_flight, "the process owns it"
+    assert worker.single_use.tracker.status_of(use.row).in_flight, "the process owns it"
     let_go.set()
     await worker.sections.drain()
     assert len(told.committed) == 1
@@ -339,16 +332,14 @@ async def test_a_use_that_was_stopped_before_it_sent_does_not_send(
     use, told = await late.begin(connection), Told(late.journal)
     left: list[bool] = []
 
-    async def send(check: BeforeSend) -> RawReply:
-        written = check()
+    async def sending() -> RawReply:
+        written = use.check()
         left.append(True)
         written()
         return YES
 
-    ending = told.ending()
-    assert (
-        await late.single_use.spend(use, an_order(use), send=send, ending=ending) == ErrorCode.REFRESH_PENDING
-    )
+    said = await late.single_use.spend(use, an_order(use), sending(), told.ending())
+    assert said == ErrorCode.REFRESH_PENDING
     assert left == []
     assert told.settled == [(ErrorCode.REFRESH_PENDING, AttemptOutcome.NOT_SENT)]
     assert [failure.retry_after for _, failure in told.failures] == [7]
@@ -361,15 +352,15 @@ async def test_a_use_that_goes_on_after_a_takeover_is_recorded(
     monkeypatch.setattr(send_fence, "seconds_since_boot", lambda: machine)
     use, told = await worker.begin(connection), Told(worker.journal)
 
-    async def send(check: BeforeSend) -> RawReply:
+    async def sending() -> RawReply:
         nonlocal machine
-        check()()
+        use.check()()
         machine += 60
         async with store.write() as tx:
             await tx.attempts.close(use.row, AttemptOutcome.SUPERSEDED, NOW)
         return YES
 
-    await worker.single_use.spend(use, an_order(use), send=send, ending=told.ending())
+    await worker.single_use.spend(use, an_order(use), sending(), told.ending())
     async with store.read() as tx:
         (said,) = await audit.page(tx, connection.tenant, object=connection.id, limit=9)
     assert (said.action, said.context, said.detail["attempt"]) == (
@@ -385,8 +376,8 @@ async def test_what_is_under_way_for_a_connection_is_found(
     other = await granted(store, subject="user-2")
     use = await worker.begin(connection)
     async with store.read() as tx:
-        assert await protocol.open_attempt(tx, connection) == use.row
-        assert await protocol.open_attempt(tx, other) is None
+        assert await open_attempt(tx, connection) == use.row
+        assert await open_attempt(tx, other) is None
 
 
 async def test_an_answer_from_a_journal_is_judged_like_one_that_has_just_come(
@@ -396,9 +387,10 @@ async def test_an_answer_from_a_journal_is_judged_like_one_that_has_just_come(
     assert use.reservation is not None
     entry = use.reservation.write_entry(use.keys.current(KeyPurpose.REFRESH), b"an answer")
     replayed = protocol.SingleUseAttempt(use.row, use.keys, entry=entry)
-    assert await worker.single_use.conclude(replayed, YES, told.ending()) == "at-2"
+    assert await worker.single_use.conclude(replayed, journaled(replayed), told.ending()) == "at-2"
     assert told.committed == [replayed]
     assert worker.files() == []
     refused = Told(worker.journal, judge=refusing(ErrorCode.GRANT_REJECTED))
-    await worker.single_use.conclude(protocol.SingleUseAttempt(use.row, use.keys), NO, refused.ending())
+    without_entry = protocol.SingleUseAttempt(use.row, use.keys)
+    await worker.single_use.conclude(without_entry, journaled(use, NO), refused.ending())
     assert refused.settled == [(ErrorCode.GRANT_REJECTED, AttemptOutcome.REFUSED)]

@@ -72,7 +72,7 @@ def test_the_same_attempt_has_no_two_rooms(room: JournalReservation, path: Path,
     before = path.read_bytes()
     live: set[AttemptId] = set()
     with pytest.raises(
-        Failure, match=f"The journal {tmp_path} has no room for an answer: File exists"
+        Failure, match=f"The journal {tmp_path} has no space for a reply: File exists"
     ) as caught:
         JournalReservation(tmp_path, ATTEMPT, live)
     assert caught.value.code is ErrorCode.JOURNAL_UNAVAILABLE
@@ -148,7 +148,7 @@ def test_a_room_that_was_given_back_sends_and_keeps_nothing(
     assert room.begin_send() is False
     room.end_send()
     room.release()
-    with pytest.raises(OSError, match="given back") as caught:
+    with pytest.raises(OSError, match="released") as caught:
         room.write_entry(key, SECRET)
     assert caught.value.errno == errno.EBADF
     assert list(tmp_path.iterdir()) == []
@@ -247,7 +247,7 @@ def test_what_is_torn_says_what_is_wrong_with_it(room: JournalReservation, key: 
     newer = json.dumps(json.loads(first) | {"format": 2}).encode()
     for torn in (first + b"\n", first, newer + b"\n" + sealed):
         path.write_bytes(torn)
-        with pytest.raises(Failure, match=r"att_1.entry is cut short, or another's") as caught:
+        with pytest.raises(Failure, match=r"att_1.entry is incomplete, or of another attempt") as caught:
             JournalEntry.read(path)
         assert caught.value.code is ErrorCode.SEAL_BROKEN
     path.write_bytes(b"{}\n" + sealed)
@@ -256,5 +256,5 @@ def test_what_is_torn_says_what_is_wrong_with_it(room: JournalReservation, key: 
     assert caught.value.code is ErrorCode.SEAL_BROKEN
     another = path.with_name("att_2.entry")
     another.write_bytes(first + b"\n" + sealed)
-    with pytest.raises(Failure, match="another's"):
+    with pytest.raises(Failure, match="of another attempt"):
         JournalEntry.read(another)

@@ -30,8 +30,8 @@ def without_compare_and_set(module: str, tree: ast.Module) -> None:
 
 def without_journal(module: str, tree: ast.Module) -> None:
     """An answer goes straight to the database."""
-    if module == "activities.single_use.protocol":
-        _function(tree, "_write_entry").body = _body("return None")
+    if module == "activities.single_use.journaled_reply":
+        _function(tree, "write_entry").body = _body("return None")
 
 
 def without_waiting(module: str, tree: ast.Module) -> None:

@@ -2,7 +2,7 @@
 
 An import hook rewrites the modules below while they are loaded, in the harness's processes alone:
 
-    await X              ->  await __point__("activities.grants.refresh:_refresh#2", X)
+    await X              ->  await __point__("activities.grants.refresh:RefreshActivities._refresh#2", X)
     async with X: ...    ->  async with __around__("...#3", X): ...     (two points: .enter and .exit)
     async def f(): ...   ->  the same between entering and leaving, when nothing is awaited in it
     os.fsync(fd)         ->  __step__("...#4", os.fsync, fd)            (in the journal alone)
@@ -28,17 +28,23 @@ ROOT = Path(__file__).parents[4]
 # What a refresh and a code exchange await, from the activity down to the socket. Below `tx` lie single
 # statements of a transaction that these modules begin and end: nothing of it is seen before its commit.
 PATH = (
-    "activities.single_use.circuit_breakers",
+    "activities.grants.candidates",
     "activities.grants.client_secrets",
     "activities.grants.code_exchange",
+    "activities.grants.consent_flow",
+    "activities.grants.grant_outcome",
+    "activities.grants.refresh",
+    "activities.grants.refresh_outcome",
+    "activities.single_use.attempt_tracker",
+    "activities.single_use.circuit_breakers",
     "activities.single_use.critical_section",
-    "activities.integrations.staged_definitions",
+    "activities.single_use.intent",
+    "activities.single_use.journal_replay",
+    "activities.single_use.journaled_reply",
+    "activities.single_use.protocol",
     "activities.support.heartbeat",
     "activities.support.provider_context",
     "activities.support.transactions",
-    "activities.grants.refresh",
-    "activities.single_use.journal_replay",
-    "activities.single_use.protocol",
     "evergrant_server.egress.network",
     "evergrant_server.egress.transport",
     "evergrant_server.telemetry.metrics",
@@ -51,24 +57,16 @@ ELSEWHERE = {
     "activities.single_use.journal_replay:JournalReplayer._replay_registration": (
         "a registration: there is no connection yet"
     ),
-    "activities.grants.code_exchange:CodeExchangeActivities.end_consent": (
-        "ends a consent without a code: one transaction"
+    "activities.grants.consent_flow:require_no_open_attempt": "ends a consent without a code",
+    "activities.grants.consent_flow:record_failed_try": "a client grant or a device code",
+    "activities.grants.consent_flow:record_ended_consent": "a device code",
+    "activities.grants.consent_flow:_show_reason": "a client grant or a device code",
+    "activities.grants.consent_flow:FirstGrantOutcome.install#4": "another grant overtook what was unread",
+    "activities.grants.consent_flow:FirstGrantOutcome.install#5": "another grant overtook what was unread",
+    "activities.grants.consent_flow:FirstGrantOutcome._keep_late#3": (
+        "another grant is installed: nothing is replaced"
     ),
-    "activities.grants.code_exchange:CodeExchangeActivities._require_no_open_attempt": "ends a consent without a code",
-    "activities.grants.code_exchange:CodeExchangeActivities._revoke_late_tokens": (
-        "ends a consent: what is kept is revoked"
-    ),
-    "activities.grants.code_exchange:CodeExchangeActivities._install_tokens.install#4": (
-        "another grant overtook what waits to be read"
-    ),
-    "activities.grants.code_exchange:CodeExchangeActivities._install_tokens.install#5": (
-        "another grant overtook what waits to be read"
-    ),
-    "activities.grants.code_exchange:CodeExchangeActivities._keep_or_record_late#3": (
-        "another grant is at work: nothing is installed"
-    ),
-    "activities.grants.code_exchange:_stored_result": "ends a consent without a code: one transaction",
-    "activities.grants.client_secrets:try_each_secret": ("a revocation, or before a consent: spends nothing"),
+    "activities.grants.client_secrets:try_each_secret": "a revocation, or before a consent: spends nothing",
     "evergrant_server.egress.network:GuardedBackend.connect_unix_socket": "always refuses",
     "activities.grants.refresh:RefreshActivities._token_request#2": (
         "an access token that is exchanged is not spent"
@@ -116,11 +114,13 @@ class Point:
 def kind_of(module: str, source: str) -> str:
     """Who answers what is awaited here: the database, the provider, or another task of ours."""
     words = set(re.findall(r"\w+", source))
+    if source.startswith("commit_with_retries("):
+        return "task"  # it tries again what the store loses
     if module == JOURNAL_STEPS:
         return "task" if "close" in words else "disk"  # a closed file can't be closed again
     if module.startswith(("evergrant_server.egress", "providers")):
         return "task" if "aclose" in words or ".aclose" in module else "wire"
-    return "store" if words & {"tx", "read", "write", "hold_keys"} else "task"
+    return "store" if words & {"tx", "read", "write", "unwrap_keys"} else "task"
 
 
 class Marker(ast.NodeTransformer):

@@ -76,7 +76,7 @@ def _nonce_wanted(rotation: Rotation) -> tuple[Answer, ...]:
 
 
 ANSWER_READ = "activities.single_use.protocol:SingleUseProtocol._send_and_conclude#1"
-JOURNALLED = "activities.single_use.protocol:SingleUseProtocol._write_entry#1"
+JOURNALLED = "activities.single_use.journaled_reply:write_entry#1"
 COMMITTED = "activities.support.transactions:commit_with_retries#1.exit"
 LOST_COMMIT = Fault(point=COMMITTED, side=AFTER, kind="lost", answered_by="store")
 READ_TOO_LATE = Fault(point=ANSWER_READ, side=AFTER, kind="stop")
@@ -91,17 +91,13 @@ STORE_AWAY = Fault(
     lasts=True,
 )
 LOST_CONSENT = Fault(
-    point="activities.grants.code_exchange:CodeExchangeActivities._load_consent#1.exit",
+    point="activities.grants.consent_flow:load_consent#1.exit",
     side=AFTER,
     kind="lost",
     answered_by="store",
 )
 
-LOOKED_TOO_SOON = Fault(
-    point="activities.grants.code_exchange:CodeExchangeActivities._load_consent#1.exit",
-    side=AFTER,
-    kind="stop",
-)
+LOOKED_TOO_SOON = Fault(point="activities.grants.consent_flow:load_consent#1.exit", side=AFTER, kind="stop")
 
 SENDING = "activities.single_use.protocol:SingleUseProtocol._send_and_conclude#1"
 UNSENT = Fault(point=SENDING, side=BEFORE, kind="die")

@@ -1,0 +1,113 @@
+"""The client secrets and definitions to try a request with: usually one of each.
+
+During a rotation the provider may know either client secret. A client is authenticated before
+anything else (RFC 6749 section 3.2.1), so a refused secret has spent no refresh token and no
+code. While a version of a definition is staged, what may be its fault is tried again with the
+version before it. Each try is an attempt of its own.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+
+from activities.grants.client_secrets import record_accepted_secret, with_other_secret
+from activities.grants.services import GrantServices
+from activities.single_use.attempt_tracker import open_attempt
+from activities.support.failures import failed_grant_result
+from activities.support.provider_context import ProviderContext
+from evergrant_server.core.errors import FAILURES, ErrorCode, Failure, FailureKind
+from evergrant_server.core.messages.connection import ConnectionCall, GrantResult
+from evergrant_server.store import Store
+
+# Replies, and failures to send. The protocol for single-use credentials refuses a second send
+# where the outcome of the first is unknown.
+_DEFINITION_FAULTS = frozenset(
+    {
+        ErrorCode.GRANT_REJECTED,
+        ErrorCode.CLIENT_REJECTED,
+        ErrorCode.REPLY_UNREADABLE,
+        ErrorCode.DISCOVERY_FAILED,
+        ErrorCode.EGRESS_REFUSED,
+        ErrorCode.PROVIDER_UNREACHABLE,
+        ErrorCode.PROVIDER_ERROR,
+        ErrorCode.INVALID_REQUEST,
+    }
+)
+
+
+def may_be_definition_fault(failure: Failure, *, provisional: bool) -> bool:
+    """True when a staged version may be at fault: then nothing is ended or condemned."""
+    return provisional and failure.code in _DEFINITION_FAULTS
+
+
+@dataclass
+class Candidate:
+    """One try: the context to use, and its result."""
+
+    context: ProviderContext
+    result: GrantResult = field(default_factory=GrantResult)
+
+    def __enter__(self) -> None:
+        """Try it: a Failure that may be the staged definition's fault becomes the result."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, Failure):
+            return False
+        if not may_be_definition_fault(error, provisional=self.context.provisional):
+            return False
+        self.result = failed_grant_result(error)
+        return True
+
+    @property
+    def definition_may_be_at_fault(self) -> bool:
+        result = self.result
+        return self.context.provisional and result.failure in _DEFINITION_FAULTS and not result.consent_over
+
+
+async def candidates(
+    services: GrantServices, request: ConnectionCall, context: ProviderContext
+) -> AsyncIterator[Candidate]:
+    """Yield the candidates until one is not refused. The caller sets the result of each."""
+    for number, with_secret in enumerate(_by_client_secret(context)):
+        candidate = Candidate(await _skip_undecided_definition(services.store, with_secret))
+        yield candidate
+        if candidate.definition_may_be_at_fault:
+            candidate = Candidate(candidate.context.skipping_staged_definition())
+            yield candidate
+        await _count_for_rollout(services.store, candidate)
+        if not candidate.result.client_refused:
+            if number == 1 and _accepts_client(candidate.result):
+                await record_accepted_secret(services.store, services.clock, request, context)
+            return
+
+
+def _by_client_secret(context: ProviderContext) -> list[ProviderContext]:
+    """The secret that comes first, the other one, and the first again: the provider may have changed
+    over between the two tries."""
+    if context.other_client is None:
+        return [context]
+    return [context, with_other_secret(context), replace(context, other_client=None)]
+
+
+async def _skip_undecided_definition(store: Store, context: ProviderContext) -> ProviderContext:
+    """The version before a staged one continues what the staged one has left open."""
+    if not context.provisional:
+        return context
+    async with store.read() as tx:
+        left_open = await open_attempt(tx, context.connection)
+    return context if left_open is None else context.skipping_staged_definition()
+
+
+async def _count_for_rollout(store: Store, candidate: Candidate) -> None:
+    """Count a new grant for or against the staged version; nothing else says anything about it."""
+    context, result = candidate.context, candidate.result
+    staged = context.skipped_definition or (context.definition if context.provisional else None)
+    installed = result.failure is None and (result.generation or 0) > context.connection.generation
+    if staged is not None and installed:
+        good = context.skipped_definition is None and not result.used_previous_definition
+        async with store.write() as tx:
+            await tx.definitions.count_refresh(staged, good=good)
+
+
+def _accepts_client(result: GrantResult) -> bool:
+    """True when the result shows that the provider took the client secret; no outage does."""
+    return result.failure is None or FAILURES[result.failure].kind is FailureKind.RECONNECT_NEEDED

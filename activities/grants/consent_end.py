@@ -1,0 +1,78 @@
+"""The end of a consent that brought no tokens: its deadline passed, or the subject denied it."""
+
+from temporalio import activity
+
+from activities.grants.consent_flow import require_no_open_attempt
+from activities.grants.consents import end_consent
+from activities.grants.orphaned_tokens import revoke_late_tokens
+from activities.grants.services import GrantServices
+from activities.support.failures import is_temporary_outage
+from activities.support.transactions import append_audit, commit_with_retries, load_connection
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.consent import ConsentKind, ConsentStatus
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.lifecycle.snapshot import grant_result_of
+from evergrant_server.core.messages.connection import ActivityName, EndConsent, GrantResult
+from evergrant_server.store import Transaction
+
+
+class ConsentEndActivities:
+    """Ends consents, unless the store holds something that the workflow doesn't know yet."""
+
+    def __init__(self, services: GrantServices) -> None:
+        self._services = services
+
+    @activity.defn(name=ActivityName.END_CONSENT)
+    async def end_consent(self, request: EndConsent) -> GrantResult | None:
+        """End the consent and return None, or return what the store holds instead.
+
+        Raises Failure REFRESH_PENDING while tokens may still arrive: Temporal runs it again.
+        """
+        store = self._services.store
+        result = await commit_with_retries(store, lambda tx: self._end(tx, request))
+        if result is None:
+            await self._revoke_late_tokens(request)
+        return result
+
+    async def _end(self, tx: Transaction, request: EndConsent) -> GrantResult | None:
+        now = self._services.clock.now()
+        current = await load_connection(tx, request)
+        if current.state is not LifecycleState.PENDING_CONSENT:
+            return await self._stored_result(tx, current)
+        received = await tx.consents.received_consent(request.tenant, request.connection_id)
+        if received is not None and (received.kind is ConsentKind.CODE or received.came_from_browser):
+            return GrantResult(state=current.state, consent_id=received.id)  # its signal is on the way
+        await require_no_open_attempt(self._services, tx, current)
+        after = current.consent_denied(now) if request.denied else current.consent_expired(now)
+        await tx.connections.replace(after, expected=current.revision)
+        if received is not None:  # a client grant or a device code: its secrets are erased
+            await end_consent(tx, received, ConsentStatus.FAILED, ErrorCode.CONSENT_EXPIRED)
+        action = AuditAction.CONSENT_DENIED if request.denied else AuditAction.CONSENT_EXPIRED
+        await append_audit(tx, request, action, now)
+        return None
+
+    async def _stored_result(self, tx: Transaction, current: Connection) -> GrantResult | None:
+        """What the store holds of a connection whose consent has ended already."""
+        if current.state.is_final:
+            return None
+        grant = await tx.grants.get(current.tenant, current.id)
+        integration = await tx.integrations.get(current.tenant, current.integration_id)
+        if current.state is LifecycleState.REVOKING or grant is None or integration is None:
+            return GrantResult(state=current.state)
+        announce_days = self._services.contexts.announce_days
+        return grant_result_of(current, grant, integration.refresh, announce_days)
+
+    async def _revoke_late_tokens(self, request: EndConsent) -> None:
+        """Revoke the tokens that arrived late: no workflow is left to verify them."""
+        services = self._services
+        async with services.store.read() as tx:
+            late = await tx.late_tokens.of_connection(request.tenant, request.connection_id)
+        try:
+            if late:
+                context = await services.contexts.load(request.tenant, request.connection_id)
+                await revoke_late_tokens(services, request, context, late)
+        except Failure as failure:
+            if is_temporary_outage(failure):
+                raise  # Temporal runs it again
+            # without its definition the provider can't be asked: the tokens stay sealed

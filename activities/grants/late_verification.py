@@ -1,0 +1,225 @@
+"""Verifies late tokens with a refresh: another use may have invalidated them, and a success is the proof."""
+
+from datetime import datetime
+
+from temporalio import activity
+
+from activities.grants.candidates import candidates
+from activities.grants.client_secrets import is_client_refused
+from activities.grants.consents import after_consent, end_unless_done
+from activities.grants.grant_outcome import GrantOutcome
+from activities.grants.late_tokens import LateReply, awaits_verification
+from activities.grants.services import GrantServices
+from activities.grants.token_request import RefreshTokenRequest
+from activities.grants.token_slots import install_further_slots
+from activities.single_use.journaled_reply import JournaledReply
+from activities.single_use.protocol import SingleUseAttempt
+from activities.support.connection_health import record_recovery
+from activities.support.failures import failed_grant_result
+from activities.support.heartbeat import heartbeating
+from activities.support.provider_context import ProviderContext
+from activities.support.transactions import append_audit, close_attempt, commit_with_retries, load_connection
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.consent import ConsentStatus
+from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
+from evergrant_server.core.errors import FAILURES, ErrorCode, Failure, FailureKind
+from evergrant_server.core.ids import ConsentId
+from evergrant_server.core.messages.connection import ActivityName, GrantResult
+from evergrant_server.core.messages.late_tokens import VerifyLateTokens
+from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome, LateTokens
+from evergrant_server.store import Transaction
+from providers.responses.raw_reply import RawReply
+from providers.responses.token_response import read_tokens
+
+
+class LateTokenActivities:
+    """Spends the late refresh token by the same protocol as any other."""
+
+    def __init__(self, services: GrantServices) -> None:
+        self._services = services
+        self._store = services.store
+
+    @activity.defn(name=ActivityName.VERIFY_LATE_TOKENS)
+    async def verify_late_tokens(self, request: VerifyLateTokens) -> GrantResult:
+        """Return what the store holds. A failure of kind ReconnectNeeded: the tokens are invalid."""
+        async with heartbeating():
+            try:
+                result = await self._verify(request)
+                return result if _is_undecided(result) else await self._with_next(request, result)
+            except Failure as failure:
+                if failure.code is ErrorCode.OUTCOME_UNKNOWN:
+                    return await self._with_next(request, await self._drop(request, failure.code))
+                return failed_grant_result(failure)
+
+    async def _verify(self, request: VerifyLateTokens) -> GrantResult:
+        """The verification from load to commit."""
+        services = self._services
+        context = await services.contexts.load(request.tenant, request.connection_id)
+        context = context.without_staged_definition()
+        async with self._store.read() as tx:
+            late = await tx.late_tokens.get(request.tenant, request.attempt_id)
+        if late is None or not awaits_verification(context.connection, late):
+            return await self._already_decided(request)
+        late_reply = await self._load_reply(late)
+        refresh_token, flow = late_reply.tokens.refresh_token, context.connection.flow
+        if refresh_token is None or flow.is_client_grant or not context.spec.refresh_supported:
+            return await self._drop(request, ErrorCode.CONSENT_REQUIRED)  # nothing to verify them with
+        result: GrantResult | None = None
+        async for candidate in candidates(services, request, context):
+            context = candidate.context.with_facts(late_reply.metadata(candidate.context.facts))
+            token_request = RefreshTokenRequest(context, refresh_token, late_reply.scopes(context))
+            attempt = await services.single_use.open(
+                AttemptKind.LATE_TOKENS,
+                context.connection,
+                token_request.rules,
+                token_valid=False,
+                credential=request.attempt_id,
+            )
+            reply = token_request.send(services.sender, attempt.check)
+            outcome = LateTokensOutcome(services, request, context, late_reply)
+            # in a task that nothing cuts: send, journal the reply, judge it, commit
+            result = candidate.result = await services.single_use.spend(attempt, request, reply, outcome)
+        assert result is not None
+        return result
+
+    async def _with_next(self, request: VerifyLateTokens, result: GrantResult) -> GrantResult:
+        """Name the next late tokens to verify: the workflow knows of one at a time."""
+        async with self._store.read() as tx:
+            connection = await load_connection(tx, request)
+            stored = await tx.late_tokens.of_connection(request.tenant, request.connection_id)
+        others = (
+            late.attempt_id
+            for late in stored
+            if late.attempt_id != request.attempt_id and awaits_verification(connection, late)
+        )
+        return result.model_copy(update={"next_late_attempt": next(others, None)})
+
+    async def replay(self, attempt: SingleUseAttempt, journaled: JournaledReply) -> GrantResult:
+        """Judge and commit a reply that a journal holds, as one that has just arrived."""
+        services, request = self._services, VerifyLateTokens.model_validate(journaled.request)
+        context = await services.contexts.load(request.tenant, request.connection_id)
+        async with self._store.read() as tx:
+            late = await tx.late_tokens.get(request.tenant, request.attempt_id)
+        if late is None:
+            return await self._already_decided(request)
+        trusted, late_reply = context.without_staged_definition(), await self._load_reply(late)
+        outcome = LateTokensOutcome(services, request, trusted, late_reply)
+        return await services.single_use.conclude(attempt, journaled, outcome)
+
+    async def _load_reply(self, late: LateTokens) -> LateReply:
+        async with self._store.read() as tx:
+            tokens = await tx.late_tokens.tokens(late)
+            row = await tx.attempts.get(late.tenant, late.attempt_id)
+            consent_id = row.credential if row is not None else ""
+            consent = await tx.consents.get(late.tenant, ConsentId(consent_id)) if consent_id else None
+        return LateReply(late.asked_at, tokens, consent)
+
+    async def _drop(self, request: VerifyLateTokens, reason: ErrorCode) -> GrantResult:
+        now = self._services.clock.now()
+        return await commit_with_retries(self._store, lambda tx: _drop_refused(tx, request, reason, now))
+
+    async def _already_decided(self, request: VerifyLateTokens) -> GrantResult:
+        """Verified by an earlier try, or overtaken by another grant or a revocation."""
+        context = await self._services.contexts.load(request.tenant, request.connection_id)
+        async with self._store.read() as tx:
+            result = await _stored_result(tx, context.connection, context)
+        return result.model_copy(update={"consent_over": result.failure is not None})
+
+
+class LateTokensOutcome(GrantOutcome):
+    """Brings the connection back with what the verifying refresh returned, or drops the late tokens."""
+
+    def __init__(
+        self,
+        services: GrantServices,
+        request: VerifyLateTokens,
+        context: ProviderContext,
+        late_reply: LateReply,
+    ) -> None:
+        super().__init__(services, request, context)
+        self._request = request
+        self._late = late_reply
+
+    def read(self, context: ProviderContext, reply: RawReply, came_at: datetime) -> TokenSet:
+        scopes = self._late.scopes(context)
+        return read_tokens(context.spec, reply, requested_scopes=scopes, refreshing=True, now=came_at)
+
+    async def install(
+        self, tx: Transaction, attempt: SingleUseAttempt, tokens: TokenSet, since: datetime
+    ) -> GrantResult | None:
+        request, context, consent = self._request, self.context, self._late.consent
+        now, tokens = self.services.clock.now(), self._late.merged_with(tokens, since)
+        current = await load_connection(tx, request)
+        if current.state.is_final:
+            return None
+        if current.generation != attempt.row.from_generation:
+            await close_attempt(tx, attempt.row, AttemptOutcome.SUPERSEDED, now)
+            return await _stored_result(tx, current, context)
+        after = current.granted(now)
+        if consent is not None:
+            after = after_consent(after, consent, context)
+        stored = await tx.grants.get(request.tenant, request.connection_id)  # its account may be chosen
+        grant = Grant.from_tokens(
+            tokens,
+            generation=after.generation,
+            requested=after.requested_scopes,
+            at=since,
+            before=stored if consent is None else None,
+        )
+        origin = Origin.REFRESH if consent is None else Origin.NEW
+        saved = await tx.grants.install(after, tokens, grant, origin=origin, expected=current.revision)
+        # the reply to the code is valid, and so are the tokens for further slots that came with it
+        ring = self.services.store.ring
+        await install_further_slots(tx, ring, request, saved, self._late.tokens, since, now)
+        await close_attempt(tx, attempt.row, AttemptOutcome.INSTALLED, now)
+        detail: dict[str, object] = {"generation": grant.generation, "late_attempt": request.attempt_id}
+        if consent is not None:  # it was written off when its code was refused a second time
+            await end_unless_done(tx, consent, ConsentStatus.DONE)
+            detail |= {"scopes": list(grant.scopes), "consent": consent.id}
+            await append_audit(tx, request, AuditAction.GRANT_INSTALLED, now, **detail)
+            await record_recovery(tx, request, current, now)
+        elif current.state is not LifecycleState.REVOKING:
+            await append_audit(tx, request, AuditAction.CONNECTION_RECOVERED, now, **detail)
+        return context.grant_result(saved, grant)
+
+    async def record_failure(
+        self, tx: Transaction, attempt: SingleUseAttempt, failure: Failure, outcome: AttemptOutcome | None
+    ) -> GrantResult:
+        now = self.services.clock.now()
+        if outcome is not None:
+            await close_attempt(tx, attempt.row, outcome, now)
+        if failure.kind is FailureKind.RECONNECT_NEEDED:
+            return await _drop_refused(tx, self._request, failure.code, now)
+        return GrantResult(
+            attempt_id=attempt.row.id,
+            failure=failure.code,
+            retry_after=failure.retry_after,
+            client_refused=is_client_refused(failure),
+        )
+
+
+async def _drop_refused(
+    tx: Transaction, request: VerifyLateTokens, reason: ErrorCode, now: datetime
+) -> GrantResult:
+    """Delete these late tokens and no others; the connection stays as it is."""
+    await tx.late_tokens.delete(request.tenant, request.connection_id, request.attempt_id)
+    detail = {"attempt": request.attempt_id, "verified": False, "reason": reason}
+    await append_audit(tx, request, AuditAction.LATE_TOKENS_RECEIVED, now, **detail)
+    return GrantResult(failure=reason)
+
+
+async def _stored_result(tx: Transaction, current: Connection, context: ProviderContext) -> GrantResult:
+    grant = await tx.grants.get(current.tenant, current.id)
+    if current.state is LifecycleState.ACTIVE and grant is not None:
+        return context.grant_result(current, grant)
+    if current.state is LifecycleState.REVOKING:
+        return GrantResult(state=LifecycleState.REVOKING)
+    return GrantResult(state=current.state, failure=current.reason or ErrorCode.CONSENT_REQUIRED)
+
+
+def _is_undecided(result: GrantResult) -> bool:
+    """True when a grant came, or nothing that says whether the tokens are valid."""
+    if result.failure is None:
+        return True
+    return not result.consent_over and FAILURES[result.failure].kind is not FailureKind.RECONNECT_NEEDED

@@ -1,0 +1,130 @@
+"""What this worker can tell of an attempt: is its owner alive, is it in flight, may it be answered?"""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from activities.single_use.critical_section import CriticalSections
+from activities.support.clocks import earlier_now
+from evergrant_server.core.clock import Clock, seconds_since_boot
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.grant import MAIN_SLOT
+from evergrant_server.core.connections.refresh_rules import RefreshRules
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import AttemptId
+from evergrant_server.core.single_use.attempt import (
+    Attempt,
+    AttemptOutcome,
+    TimeLimits,
+    answer_may_come,
+    is_dated_ahead,
+    may_invalidate,
+    redated,
+)
+from evergrant_server.journal import AttemptStatus, Journal
+from evergrant_server.store import Transaction
+
+_MAX_FIRST_SEEN = 10_000
+
+
+class AttemptTracker:
+    """Reads journals, the sections of this process and the clocks. Decides nothing (see `core`)."""
+
+    def __init__(
+        self, clock: Clock, sections: CriticalSections, journal: Journal, limits: TimeLimits
+    ) -> None:
+        self._clock = clock
+        self._sections = sections
+        self._journal = journal
+        self.limits = limits
+        self._first_seen: dict[AttemptId, float] = {}  # attempts dated ahead of this host: seconds since boot
+
+    def status_of(self, attempt: Attempt) -> AttemptStatus:
+        """The status of an attempt, as far as this host can see it."""
+        status = self._journal.status_of(attempt)
+        if attempt.journal_id == self._journal.id:
+            return replace(status, in_flight=status.in_flight or self._sections.in_flight(attempt.id))
+        # a worker that was stopped past every deadline is fenced off, not waited for
+        deadline = (self.limits.send + self.limits.answer).total_seconds()
+        expired = status.age_s is not None and status.age_s >= deadline
+        return replace(status, in_flight=False) if status.in_flight and expired else status
+
+    def may_be_answered(self, attempt: Attempt) -> bool:
+        """True while a reply may still arrive and be installed."""
+        status = self.status_of(attempt)
+        return answer_may_come(
+            self.without_clock_skew(attempt),
+            earlier_now(self._clock),
+            owner_alive=status.owner_alive,
+            in_flight=status.in_flight,
+            answered=status.answered,
+            limits=self.limits,
+        )
+
+    def has_late_entry(self, superseded: list[Attempt]) -> bool:
+        """True while a reply to one of them lies on this host, to be replayed after the attempt that
+        took over. The time limit counts from the newest takeover."""
+        newest = max((it.closed_at or it.opened_at for it in superseded), default=None)
+        if newest is None:
+            return False
+        since = {"send_by": newest + self.limits.send}
+        return any(
+            self.status_of(it).answered and self.may_be_answered(it.model_copy(update=since))
+            for it in superseded
+        )
+
+    async def record_late_install(
+        self, tx: Transaction, late: Attempt, rules: RefreshRules, *, journaled: bool
+    ) -> bool:
+        """Record that a reply is installed after another attempt took over.
+
+        Returns True when another use was refused or never answered: it may have invalidated these
+        tokens. Raises Failure REFRESH_PENDING while a use of this host may still be answered; a
+        reply that is not `journaled` can't wait, and uses of other hosts are not visible here.
+        """
+        now = earlier_now(self._clock)
+        await tx.connections.get_for_update(late.tenant, late.connection_id)  # no intent comes in between
+        other = await tx.attempts.open_of_any_kind(late.tenant, late.connection_id, late.chain)
+        if (
+            other is not None
+            and journaled
+            and may_invalidate(other, late, rules, now)
+            and self.status_of(other).owner_alive is not None
+            and self.may_be_answered(other)
+        ):
+            raise self.pending("another worker of this host has sent it again and waits for the answer")
+        uses = await tx.attempts.other_possibly_harmful_uses(late)
+        may_be_invalid = any(may_invalidate(it, late, rules, now) for it in uses)
+        row = await tx.attempts.get(late.tenant, late.id)
+        if may_be_invalid and row is not None and row.outcome is AttemptOutcome.SUPERSEDED:
+            await tx.attempts.mark_installed_late(row)
+        return may_be_invalid
+
+    def without_clock_skew(self, attempt: Attempt) -> Attempt:
+        """An attempt whose deadlines can be compared with this host's clock.
+
+        For one that is dated ahead of it, they count from when this worker first saw it (ADR 0020).
+        """
+        now = earlier_now(self._clock)
+        if not is_dated_ahead(attempt, now, self.limits):
+            return attempt
+        if len(self._first_seen) >= _MAX_FIRST_SEEN and attempt.id not in self._first_seen:
+            self._first_seen.clear()
+        since = self._first_seen.setdefault(attempt.id, seconds_since_boot())
+        return redated(attempt, now - timedelta(seconds=seconds_since_boot() - since), self.limits)
+
+    def now(self) -> datetime:
+        """The earlier of the local and Temporal's time."""
+        return earlier_now(self._clock)
+
+    def fence(self, attempt: Attempt) -> bool:
+        """Keep the owner from sending, where it is on this host. False while it is sending."""
+        return self._journal.fence(attempt)
+
+    def pending(self, why: str) -> Failure:
+        """The failure for what has to be waited for."""
+        return Failure(ErrorCode.REFRESH_PENDING, why, retry_after=self.limits.poll_interval.total_seconds())
+
+
+async def open_attempt(tx: Transaction, connection: Connection) -> Attempt | None:
+    """The open attempt of a connection, of any kind. Its worker may have crashed."""
+    return await tx.attempts.open_of_any_kind(connection.tenant, connection.id, MAIN_SLOT)

@@ -1,0 +1,99 @@
+"""The intent: the committed row that says a credential is about to be sent."""
+
+from activities.single_use.attempt_tracker import AttemptTracker
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.refresh_rules import RefreshRules
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.single_use.attempt import (
+    Attempt,
+    AttemptOutcome,
+    Takeover,
+    decide_attempt,
+    may_invalidate,
+    with_earlier_sends,
+)
+from evergrant_server.journal import AttemptStatus
+from evergrant_server.store import Transaction
+from evergrant_server.telemetry import metrics
+
+_NO_ATTEMPT = AttemptStatus(None, None, False)
+
+
+async def commit_intent(
+    tx: Transaction,
+    attempt: Attempt,
+    state: LifecycleState,
+    rules: RefreshRules,
+    tracker: AttemptTracker,
+    *,
+    token_valid: bool,
+) -> Attempt:
+    """Write `attempt` as the open one, if the protocol allows it (`core.single_use.attempt`).
+
+    `state` is the connection's when the credential was read. Raises as `SingleUseProtocol.open`,
+    and Failure STORE_CONFLICT when another attempt has ended since then.
+    """
+    connection = (attempt.tenant, attempt.connection_id)
+    _require_unchanged(attempt, state, await tx.connections.get(*connection))
+    earlier = await tx.attempts.open_of_any_kind(*connection, attempt.chain)
+    status = tracker.status_of(earlier) if earlier is not None else _NO_ATTEMPT
+    if earlier is not None and status.unsent:  # its owner died first: the credential was not used
+        await tx.attempts.close(earlier, AttemptOutcome.NOT_SENT, attempt.opened_at)
+        earlier = None
+    unknown = await tx.attempts.newest_of_unknown_outcome(attempt)
+    if unknown is not None:
+        await _require_no_late_entry(tx, attempt, unknown, rules, tracker)
+    decision = decide_attempt(
+        attempt,
+        rules,
+        tracker.now(),
+        opened=None if earlier is None else tracker.without_clock_skew(earlier),
+        unknown=unknown,
+        unread=await tx.attempts.unread_of_credential(attempt),
+        token_valid=token_valid,
+        owner_alive=status.owner_alive,
+        in_flight=status.in_flight,
+        answered=status.answered,
+        limits=tracker.limits,
+    )
+    match decision:
+        case Takeover.WAIT:
+            raise tracker.pending("an earlier attempt has no known outcome yet")
+        case Takeover.AWAIT_DEFINITION:
+            raise Failure(ErrorCode.REPLY_UNREADABLE, "its reply is kept until its definition can read it")
+        case Takeover.GIVE_UP:
+            raise Failure(ErrorCode.OUTCOME_UNKNOWN, "it was sent as often as allowed, and no reply came")
+        case Takeover.RESEND:
+            pass
+    attempt = with_earlier_sends(attempt, unknown)
+    if earlier is not None:
+        if not tracker.fence(earlier):
+            raise tracker.pending("its owner was stopped in the instant of sending")
+        if attempt.sends > 1 and status.owner_alive is None and rules.resend_is_safe_for is None:
+            metrics.count_double_send("possible")
+        await tx.attempts.close(earlier, AttemptOutcome.SUPERSEDED, attempt.opened_at)
+    await tx.attempts.open(attempt)
+    # a second look: from here on no other attempt is opened or installed, and one that was is visible
+    _require_unchanged(attempt, state, await tx.connections.get_for_share(*connection))
+    return attempt
+
+
+async def _require_no_late_entry(
+    tx: Transaction, attempt: Attempt, unknown: Attempt, rules: RefreshRules, tracker: AttemptTracker
+) -> None:
+    """Raises Failure REFRESH_PENDING while a journal holds a late reply that a further use may invalidate."""
+    counted = with_earlier_sends(attempt, unknown)
+    if not may_invalidate(counted, unknown, rules, attempt.opened_at):
+        return
+    generation = attempt.from_generation
+    superseded = await tx.attempts.superseded(attempt.tenant, attempt.connection_id, generation)
+    same = [it for it in superseded if it.spends(attempt.kind, generation, attempt.credential)]
+    if tracker.has_late_entry(same):
+        raise tracker.pending("a late reply waits in a journal")
+
+
+def _require_unchanged(attempt: Attempt, state: LifecycleState, now: Connection | None) -> None:
+    """Raises Failure STORE_CONFLICT when an attempt that ended since the credential was read has spent
+    it: it left no open row, but a newer generation or a connection in another state."""
+    if now is None or now.generation != attempt.from_generation or now.state is not state:
+        raise Failure(ErrorCode.STORE_CONFLICT, f"{attempt.connection_id} was changed meanwhile")
