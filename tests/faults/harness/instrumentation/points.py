@@ -152,6 +152,8 @@ class Marker(ast.NodeTransformer):
     visit_FunctionDef = _within  # noqa: N815  the visitor's own naming
 
     def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
+        if any(ast.unparse(it) == "abstractmethod" for it in node.decorator_list):
+            return node  # it has no body to leave
         before = len(self.points)
         self._within(node)
         if len(self.points) == before:  # somebody awaits it: it is left as a point is
