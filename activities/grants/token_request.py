@@ -12,7 +12,7 @@ from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotati
 from evergrant_server.core.connections.token_pair import TokenPair
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import BeforeSend
-from providers.definition.schema import RefreshSpec
+from providers.definition.schema_lifecycle import RefreshSpec
 from providers.oauth1.flow import token_credentials_request
 from providers.requests.client_grants import ClientGrantInput, PreparedRequest, client_grant_request
 from providers.requests.sender import Sender
