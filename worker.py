@@ -1,4 +1,4 @@
-"""The worker: runs workflows and activities. Any number of copies, a journal each."""
+"""The worker: runs workflows and activities. Any number may run, each with a journal of its own."""
 
 import asyncio
 import signal
@@ -18,48 +18,57 @@ from evergrant_server.temporal_link.namespace import require_prepared_namespace
 from evergrant_server.temporal_link.schedules import keep_schedules
 from evergrant_server.temporal_link.tracing import RequestTraceInterceptor
 from evergrant_server.temporal_link.worker_metrics import serve_worker_metrics
-from evergrant_server.wiring import build_activities, flush_telemetry, open_platform, start_telemetry
+from evergrant_server.wiring.platform import Platform, open_platform
+from evergrant_server.wiring.telemetry import flush_telemetry, start_telemetry
+from evergrant_server.wiring.worker_parts import WorkerParts, build_worker_parts
 from workflows.registry import WORKFLOWS
 
 SERVICE = "evergrant-worker"
-GRACEFUL_SHUTDOWN = timedelta(seconds=100)  # longer than any activity that talks to a provider
-COMMIT_LIMIT = timedelta(seconds=10)  # after that: for what has been answered, and waits for the store
+GRACEFUL_SHUTDOWN = timedelta(seconds=100)  # longer than any activity that sends a request to a provider
+COMMIT_LIMIT = timedelta(seconds=10)  # then for answers that still have to be committed
 
 
 async def run(settings: Settings, stop: asyncio.Event, limits: TimeLimits = LIMITS) -> None:
-    """Work until `stop` is set, then let what has begun come to its end. Tests give shorter `limits`."""
+    """Work until `stop` is set, then finish the activities that have begun. Tests pass shorter `limits`."""
     sections = CriticalSections()
     journal = Journal(settings.data_dir / "journals")
     async with (
         serve_worker_metrics(settings, SERVICE) as options,
-        open_platform(settings, Role.WORKER, **options) as parts,
+        open_platform(settings, Role.WORKER, **options) as platform,
     ):
-        await require_prepared_namespace(parts.client)
-        work = build_activities(parts, sections, journal, limits)
-        worker = Worker(
-            parts.client,
-            task_queue=settings.temporal_task_queue,
-            workflows=WORKFLOWS,
-            activities=work.activities,
-            interceptors=[FailureInterceptor(), RequestTraceInterceptor()],
-            workflow_runner=SandboxedWorkflowRunner(
-                SandboxRestrictions.default.with_passthrough_modules("evergrant_server.core", "pydantic")
-            ),
-            graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
-            sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),  # a dead worker's share moves on
-        )
-        running = (parts.relay.run(), work.replayer.run(), keep_schedules(parts.client, settings))
-        beside = [asyncio.create_task(it) for it in running]
+        await require_prepared_namespace(platform.client)
+        parts = build_worker_parts(platform, sections, journal, limits)
+        background = [
+            asyncio.create_task(platform.relay.run()),
+            asyncio.create_task(parts.replayer.run()),
+            asyncio.create_task(keep_schedules(platform.client, settings)),
+        ]
         try:
-            async with worker:
+            async with _temporal_worker(platform, parts):
                 print("worker ready", flush=True)
                 await stop.wait()
         finally:
-            for task in beside:
+            for task in background:
                 task.cancel()
-            await asyncio.gather(*beside, return_exceptions=True)  # before what they use is closed
+            await asyncio.gather(*background, return_exceptions=True)  # before the platform is closed
             await sections.drain(COMMIT_LIMIT)
     journal.release()
+
+
+def _temporal_worker(platform: Platform, parts: WorkerParts) -> Worker:
+    return Worker(
+        platform.client,
+        task_queue=platform.settings.temporal_task_queue,
+        workflows=WORKFLOWS,
+        activities=parts.activities,
+        interceptors=[FailureInterceptor(), RequestTraceInterceptor()],
+        workflow_runner=SandboxedWorkflowRunner(
+            SandboxRestrictions.default.with_passthrough_modules("evergrant_server.core", "pydantic")
+        ),
+        graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
+        # after this, another worker takes over the workflows of one that crashed
+        sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
+    )
 
 
 async def main(settings: Settings) -> None:

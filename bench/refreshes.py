@@ -20,7 +20,7 @@ from evergrant_server.core.ids import connection_workflow_id, new_id
 from evergrant_server.core.messages.connection import EnsureFresh, RequestContext
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.temporal_link.namespace import prepare_namespace
-from evergrant_server.wiring import Platform, open_platform
+from evergrant_server.wiring.platform import Platform, open_platform
 from tests.fakes.ports import free_port
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 from tests.fakes.temporal import running_temporal

@@ -1,4 +1,4 @@
-"""The API as granian runs it: opened when the process starts serving, closed when it stops."""
+"""The API as granian runs it: opened and closed by the ASGI lifespan."""
 
 import asyncio
 import os
@@ -14,11 +14,12 @@ from evergrant_server.egress import EgressPolicy
 from evergrant_server.gc_tuning import tune_garbage_collector
 from evergrant_server.settings import load_settings
 from evergrant_server.store import LeaseRows
-from evergrant_server.wiring import flush_telemetry, open_platform, start_telemetry
+from evergrant_server.wiring.platform import open_platform
+from evergrant_server.wiring.telemetry import flush_telemetry, start_telemetry
 
 
 class Application:
-    """An ASGI application whose parts live from lifespan start-up to shutdown."""
+    """An ASGI application that opens its parts at lifespan start-up and closes them at shutdown."""
 
     def __init__(self) -> None:
         self._app: Any = None
@@ -43,25 +44,25 @@ class Application:
         settings = load_settings()
         start_telemetry(settings, "evergrant-api")
         self._open.push_async_callback(asyncio.to_thread, flush_telemetry)
-        parts = await self._open.enter_async_context(open_platform(settings, Role.API, lazy=True))
-        ledger = LeaseLedger(parts.store, f"api-{os.getpid()}-{new_id('out')[-6:]}", parts.clock)
+        platform = await self._open.enter_async_context(open_platform(settings, Role.API, lazy=True))
+        ledger = LeaseLedger(platform.store, f"api-{os.getpid()}-{new_id('out')[-6:]}", platform.clock)
         await ledger.start()
         self._open.push_async_callback(ledger.stop)
-        relay = asyncio.create_task(parts.relay.run())
+        relay = asyncio.create_task(platform.relay.run())
         self._open.push_async_callback(_cancel, relay)
         api = ApiContext(
             settings=settings,
-            store=parts.store,
-            ring=parts.ring,
-            registry=parts.registry,
-            clock=parts.clock,
-            link=parts.link,
-            relay=parts.relay,
+            store=platform.store,
+            ring=platform.ring,
+            registry=platform.registry,
+            clock=platform.clock,
+            link=platform.link,
+            relay=platform.relay,
             ledger=ledger,
-            lease_rows=LeaseRows(parts.store),
+            lease_rows=LeaseRows(platform.store),
             check_endpoint=EgressPolicy(allow=settings.egress_allow).check_endpoint,
         )
-        self._open.push_async_callback(api.freshening.stop)  # before the ledger it ends in
+        self._open.push_async_callback(api.freshening.stop)  # before the ledger, which it writes to
         self._app = create_app(api)
         tune_garbage_collector()
 

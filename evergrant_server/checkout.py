@@ -1,4 +1,4 @@
-"""The folder this server runs from, and the check that its packages come from there."""
+"""The folder that the server runs from, and the check that its packages come from it."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,9 +9,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def require_own_packages() -> None:
-    """Raise BadSettings when `workflows`, `activities` or `providers` is somebody else's package.
+    """Raise BadSettings when `workflows`, `activities` or `providers` is another distribution's package.
 
-    Other distributions install packages of such names; one found first would be run instead.
+    Other distributions install packages with these names; Python would run the one found first.
     """
     for name in ("workflows", "activities", "providers"):
         spec = find_spec(name)

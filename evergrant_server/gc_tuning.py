@@ -1,15 +1,15 @@
-"""The garbage collector of a process that serves: what start-up made is never looked at again."""
+"""Tunes the garbage collector of an API process: objects from start-up are never scanned again."""
 
 import gc
 
-_YOUNG, _MIDDLE, _OLD = 50_000, 50, 100  # allocations, then collections of the generation before
+_YOUNG, _MIDDLE, _OLD = 50_000, 50, 100  # allocations, then collections of the younger generation
 
 
 def tune_garbage_collector() -> None:
-    """Call once, when everything is imported and open.
+    """Freeze what exists and collect less often. Call once, when everything is imported and open.
 
-    A full collection walks every object of every module and stops the event loop meanwhile, so
-    it lengthens the slowest leases. What is frozen isn't walked, and the rest less often.
+    A full collection scans every object of every module and stops the event loop meanwhile, which
+    lengthens the slowest leases. Frozen objects aren't scanned.
     """
     gc.collect()
     gc.freeze()

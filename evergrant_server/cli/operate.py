@@ -17,7 +17,7 @@ from evergrant_server.store import Store, schema
 from evergrant_server.temporal_link.connect import connect
 from evergrant_server.temporal_link.namespace import prepare_namespace
 from evergrant_server.temporal_link.reconcile import ReconcileCounts
-from evergrant_server.wiring import open_platform
+from evergrant_server.wiring.platform import open_platform
 
 
 async def upgrade(settings: Settings, namespace: bool) -> None:
@@ -80,7 +80,7 @@ async def reconcile(settings: Settings, older_than: timedelta | None, compare: b
 
 
 def print_report(result: ReconcileCounts, *, restarting: bool) -> None:
-    """Print the result of a pass. Raises Failure STORE_BEHIND, or TEMPORAL_UNAVAILABLE after missing answers."""
+    """Print the result of a pass. Raises Failure STORE_BEHIND, or TEMPORAL_UNAVAILABLE without answers."""
     print(f"{result.live} live connections, {result.started} workflows started")
     if restarting:
         waiting = len(result.awaiting_provider)

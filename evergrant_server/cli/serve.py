@@ -74,8 +74,8 @@ def require_free_port(setting: str, host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise BadSettings(
-                f"{setting}: {host}:{port} can't be used ({error.strerror}); stop the process that listens there, "
-                "or choose another port"
+                f"{setting}: {host}:{port} can't be used ({error.strerror}); "
+                "stop the process that listens there, or choose another port"
             ) from None
 
 

@@ -18,7 +18,7 @@ from evergrant_server.egress.network import default_tls_context
 
 
 def tls_with_certificate(trusting: ssl.SSLContext, certificate: ClientCertificate) -> ssl.SSLContext:
-    """A context of its own with the authorities of `trusting`: no other integration presents this certificate.
+    """A new context with the authorities of `trusting`; no other integration presents the certificate.
 
     The standard library loads keys only from files. Meanwhile the key is on disk, encrypted with a
     random password. Raises Failure CLIENT_REJECTED when the certificate can't be used, and

@@ -56,7 +56,7 @@ async def keys_open(settings: Settings) -> str:
                     raise
                 raise CheckFailed(
                     f"{settings.key_path} doesn't open this database's keys: {failure.detail}",
-                    "Set EVERGRANT_KEY_FILE to the key file that this database was written with, or restore that file",
+                    "Set EVERGRANT_KEY_FILE to the key file of this database, or restore that file",
                 ) from None
     if not opened:
         return "the database holds no sealed value yet"

@@ -65,7 +65,8 @@ async def workers(settings: Settings) -> str:
     found = await probe.pollers(await _client(settings), settings.temporal_task_queue)
     if not found.workflows or not found.activities:
         raise CheckFailed(
-            f"no worker polls the task queue {settings.temporal_task_queue!r}: refreshes and revocations wait",
+            f"no worker polls the task queue {settings.temporal_task_queue!r}: "
+            "refreshes and revocations wait",
             f"{COMMAND} worker",
         )
     names = sorted({*found.workflows, *found.activities})

@@ -31,7 +31,7 @@ from evergrant_server.core.messages.connection import EXPORT_WORKFLOW
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.temporal_link.namespace import prepare_namespace
-from evergrant_server.wiring import Platform, open_platform
+from evergrant_server.wiring.platform import Platform, open_platform
 from tests.fakes.databases import migrated_sqlite, sqlite_url
 from tests.fakes.platform.installation import prepared, running_worker
 from tests.fakes.platform.serving import serving

@@ -52,7 +52,7 @@ from evergrant_server.core.single_use.attempt import LIMITS, TimeLimits
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.settings import Settings, load_settings
 from evergrant_server.store import Transaction, schema
-from evergrant_server.wiring import Platform, open_platform
+from evergrant_server.wiring.platform import Platform, open_platform
 from providers.requests.authorization_url import build_authorization_url, new_state, new_verifier
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 

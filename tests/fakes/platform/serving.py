@@ -11,7 +11,7 @@ from evergrant_server.crypto.keyring import KeyPurpose, Role
 from evergrant_server.egress import EgressPolicy
 from evergrant_server.settings import Settings
 from evergrant_server.store import LeaseRows
-from evergrant_server.wiring import open_platform
+from evergrant_server.wiring.platform import open_platform
 from tests.fakes.http_server import served
 
 

@@ -17,7 +17,7 @@ from evergrant_server.core.definition import Definition, DefinitionState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import DefinitionId, new_id
 from evergrant_server.crypto.keyring import Role
-from evergrant_server.wiring import open_platform
+from evergrant_server.wiring.platform import open_platform
 from providers.definition.schema import ProviderSpec
 from tests.fakes.certificates import loopback_tls
 from tests.fakes.databases import migrated_sqlite, sqlite_url

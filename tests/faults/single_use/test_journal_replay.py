@@ -27,7 +27,7 @@ from evergrant_server.crypto import AssociatedData, KeyPurpose, SealingKey, new_
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.settings import Settings
 from evergrant_server.store import Store
-from evergrant_server.wiring import open_platform
+from evergrant_server.wiring.platform import open_platform
 from tests.fakes.databases import migrated_sqlite, sqlite_url
 from tests.fakes.platform.installation import TENANT, Installation, prepared
 from tests.fakes.providers.scripted_provider import ScriptedProvider, hold_answer

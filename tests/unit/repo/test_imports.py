@@ -13,7 +13,7 @@ TEMPORAL_PLACES = (
     "activities/",
     "worker.py",
     "evergrant_server/temporal_link/",
-    "evergrant_server/wiring.py",
+    "evergrant_server/wiring/",
     "clients/python/src/evergrant/temporal/",
     "examples/",
     "tests/",

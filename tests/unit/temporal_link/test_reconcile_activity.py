@@ -1,4 +1,4 @@
-"""The recurring pass: it continues where an earlier run stopped, and its mark moves only when all is compared."""
+"""The recurring pass continues where a run stopped, and moves its mark only when all is compared."""
 
 from collections.abc import Callable
 from dataclasses import replace

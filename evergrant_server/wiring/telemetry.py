@@ -1,0 +1,26 @@
+"""Starts and flushes a process's telemetry."""
+
+from evergrant_server.settings import BadSettings, Settings
+from evergrant_server.telemetry import metrics, traces
+from evergrant_server.telemetry.logs import configure_logging
+from evergrant_server.telemetry.sdk import BadTelemetry
+from evergrant_server.temporal_link.tracing import replay_safe_provider
+
+
+def start_telemetry(settings: Settings, service: str) -> None:
+    """Start logs, metrics and, if the environment asks for them, traces.
+
+    Raises BadSettings for an `OTEL_…` variable that can't be used.
+    """
+    configure_logging(settings.log_level, settings.log_format)
+    try:
+        traces.start(service, replay_safe_provider)
+        metrics.start(service)
+    except BadTelemetry as error:
+        raise BadSettings(str(error)) from None
+
+
+def flush_telemetry() -> None:
+    """Export what is buffered. An unreachable collector delays this by a few seconds at most."""
+    traces.flush()
+    metrics.flush()

@@ -1,0 +1,191 @@
+"""What a worker runs: every activity, and the replay of journals."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from activities.grants.accounts import AccountActivities
+from activities.grants.client_grants import ClientGrantActivities
+from activities.grants.code_exchange import CodeExchangeActivities
+from activities.grants.consent_end import ConsentEndActivities
+from activities.grants.device import DeviceActivities
+from activities.grants.expiry_notice import ExpiryActivities
+from activities.grants.import_export import ExportActivities
+from activities.grants.late_verification import LateTokenActivities
+from activities.grants.refresh import RefreshActivities
+from activities.grants.revocation import RevocationActivities
+from activities.grants.services import GrantServices
+from activities.integrations.definition_rollout import DefinitionRolloutActivities
+from activities.integrations.discovery import DiscoveryActivities
+from activities.integrations.oauth1 import OAuth1Activities
+from activities.integrations.par import ParActivities
+from activities.integrations.registration import ClientRegistrations
+from activities.maintenance.history import HistoryActivities
+from activities.maintenance.introspection import IntrospectionActivities
+from activities.maintenance.receiver_keys import ReceiverKeysActivities
+from activities.maintenance.reconcile import ReconcileActivities
+from activities.maintenance.webhook_delivery import ANSWER_TIMEOUT_S, WebhookDeliveryActivities
+from activities.single_use.circuit_breakers import CircuitBreakers
+from activities.single_use.critical_section import CriticalSections
+from activities.single_use.journal_replay import ConcludeReply, JournalReplayer
+from activities.single_use.protocol import SingleUseProtocol
+from activities.support.provider_context import ProviderContextLoader
+from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, TimeLimits
+from evergrant_server.core.single_use.circuit_breaker import BreakerRules
+from evergrant_server.egress import Egress, EgressPolicy
+from evergrant_server.journal import Journal
+from evergrant_server.telemetry import traces
+from evergrant_server.telemetry.traces import TracingTransport
+from evergrant_server.temporal_link.closed_runs import ClosedRunExporter
+from evergrant_server.wiring.platform import Platform
+from providers.requests.sender import Sender
+
+Activity = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class WorkerParts:
+    """Activities for Temporal, and the replayer that a worker runs by itself."""
+
+    activities: list[Activity]
+    replayer: JournalReplayer
+
+
+def build_worker_parts(
+    platform: Platform,
+    sections: CriticalSections,
+    journal: Journal,
+    limits: TimeLimits = LIMITS,
+    make_egress: Callable[..., Egress] = Egress,
+) -> WorkerParts:
+    """Make every activity class once. The fault harness passes its own `limits` and `make_egress`."""
+    egress = make_egress(_policy(platform), wrapper=_wrapper())
+    sender = Sender(egress)
+    settings, store, clock = platform.settings, platform.store, platform.clock
+    contexts = ProviderContextLoader(
+        store, platform.registry, settings.public_url, clock, settings.expiry_announce_days
+    )
+    single_use = SingleUseProtocol(store, clock, sections, journal, limits)
+    registrations = ClientRegistrations(store, egress, clock, sections, journal, limits)
+    grants, replays = _grant_activities(platform, contexts, egress, sender, single_use)
+    discovery = DiscoveryActivities(
+        store, platform.registry, egress, clock, settings.public_url, registrations
+    )
+    replays[AttemptKind.REGISTRATION] = discovery.replay_answer
+    activities = [
+        *grants,
+        *_integration_activities(platform, contexts, egress, sender, discovery),
+        *_maintenance_activities(platform, contexts, egress, sender, make_egress),
+    ]
+    return WorkerParts(activities, JournalReplayer(store, clock, journal, sections, replays))
+
+
+def _grant_activities(
+    platform: Platform,
+    contexts: ProviderContextLoader,
+    egress: Egress,
+    sender: Sender,
+    single_use: SingleUseProtocol,
+) -> tuple[list[Activity], dict[AttemptKind, ConcludeReply]]:
+    """Activities of connections, and those that replay an answer from the journal."""
+    store, clock = platform.store, platform.clock
+    services = GrantServices(store, contexts, sender, single_use, clock)
+    code_exchange = CodeExchangeActivities(services)
+    client_grants = ClientGrantActivities(services)
+    devices = DeviceActivities(services)
+    refresh = RefreshActivities(services, _circuit_breakers(platform))
+    late_tokens = LateTokenActivities(services)
+    revocation = RevocationActivities(services)
+    export = ExportActivities(store, clock)
+    activities = [
+        code_exchange.exchange_code,
+        ConsentEndActivities(services).end_consent,
+        client_grants.request_client_grant,
+        devices.poll_device,
+        refresh.refresh_grant,
+        late_tokens.verify_late_tokens,
+        AccountActivities(store, contexts, egress, clock).look_up_accounts,
+        revocation.record_revocation_request,
+        revocation.revoke_grant,
+        ExpiryActivities(store, clock).announce_expiry,
+        export.export_page,
+        export.drop_export,
+    ]
+    replays: dict[AttemptKind, ConcludeReply] = {
+        AttemptKind.REFRESH: refresh.replay,
+        AttemptKind.CODE_EXCHANGE: code_exchange.replay,
+        AttemptKind.LATE_TOKENS: late_tokens.replay,
+        AttemptKind.CLIENT_GRANT: client_grants.replay,
+        AttemptKind.DEVICE_CODE: devices.replay,
+    }
+    return activities, replays
+
+
+def _integration_activities(
+    platform: Platform,
+    contexts: ProviderContextLoader,
+    egress: Egress,
+    sender: Sender,
+    discovery: DiscoveryActivities,
+) -> list[Activity]:
+    store, clock = platform.store, platform.clock
+    rollout = DefinitionRolloutActivities(store, platform.registry, egress, clock)
+    return [
+        discovery.discover_endpoints,
+        discovery.reread_metadata,
+        ParActivities(store, contexts, sender, clock).push_authorization_request,
+        OAuth1Activities(store, contexts, sender, clock).fetch_temporary_credentials,
+        rollout.check_definition,
+        rollout.decide_definition,
+        rollout.watch_definition,
+    ]
+
+
+def _maintenance_activities(
+    platform: Platform,
+    contexts: ProviderContextLoader,
+    egress: Egress,
+    sender: Sender,
+    make_egress: Callable[..., Egress],
+) -> list[Activity]:
+    settings, store, clock = platform.settings, platform.store, platform.clock
+    receiver_keys = ReceiverKeysActivities(store, egress, clock)
+    introspection = IntrospectionActivities(
+        store, contexts, sender, receiver_keys, clock, settings.introspection_interval
+    )
+    closed_runs = ClosedRunExporter(store, platform.link, clock)
+    reconcile = ReconcileActivities(
+        store, platform.reconciler, closed_runs, clock, settings.webhook_retention
+    )
+    webhooks = WebhookDeliveryActivities(
+        store,
+        make_egress(_policy(platform), answer_timeout_s=ANSWER_TIMEOUT_S, wrapper=_wrapper()),
+        clock,
+        give_up_after=settings.webhook_give_up_after,
+        retention=settings.webhook_retention,
+    )
+    return [
+        receiver_keys.fetch_keys,
+        introspection.introspect_grants,
+        reconcile.reconcile,
+        HistoryActivities(store, clock).run_ends,
+        webhooks.deliver_due,
+    ]
+
+
+def _policy(platform: Platform) -> EgressPolicy:
+    return EgressPolicy(allow=platform.settings.egress_allow)
+
+
+def _wrapper() -> type[TracingTransport] | None:
+    return TracingTransport if traces.is_enabled() else None
+
+
+def _circuit_breakers(platform: Platform) -> CircuitBreakers:
+    settings = platform.settings
+    return CircuitBreakers(
+        BreakerRules(
+            threshold=settings.circuit_threshold,
+            longest_gap=settings.circuit_longest_gap.total_seconds(),
+        )
+    )
