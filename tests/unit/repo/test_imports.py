@@ -68,7 +68,7 @@ def test_every_package_is_under_a_contract() -> None:
         f"evergrant_server.{path.parent.name}" for path in (ROOT / "evergrant_server").glob("*/__init__.py")
     }
     packages |= {"workflows", "activities", "providers", "evergrant"}
-    above_all = {"evergrant_server.cli", "evergrant_server.telemetry"}
+    above_all = {"evergrant_server.cli", "evergrant_server.wiring"}
     assert packages - above_all <= under
 
 
