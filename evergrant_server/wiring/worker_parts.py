@@ -27,7 +27,7 @@ from activities.maintenance.reconcile import ReconcileActivities
 from activities.maintenance.webhook_delivery import ANSWER_TIMEOUT_S, WebhookDeliveryActivities
 from activities.single_use.circuit_breakers import CircuitBreakers
 from activities.single_use.critical_section import CriticalSections
-from activities.single_use.journal_replay import ConcludeReply, JournalReplayer
+from activities.single_use.journal_replay import JournalReplayer, Replay
 from activities.single_use.protocol import SingleUseProtocol
 from activities.support.provider_context import ProviderContextLoader
 from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, TimeLimits
@@ -86,7 +86,7 @@ def _grant_activities(
     egress: Egress,
     sender: Sender,
     single_use: SingleUseProtocol,
-) -> tuple[list[Activity], dict[AttemptKind, ConcludeReply]]:
+) -> tuple[list[Activity], dict[AttemptKind, Replay]]:
     """Activities of connections, and those that replay an answer from the journal."""
     store, clock = platform.store, platform.clock
     services = GrantServices(store, contexts, sender, single_use, clock)
@@ -111,7 +111,7 @@ def _grant_activities(
         export.export_page,
         export.drop_export,
     ]
-    replays: dict[AttemptKind, ConcludeReply] = {
+    replays: dict[AttemptKind, Replay] = {
         AttemptKind.REFRESH: refresh.replay,
         AttemptKind.CODE_EXCHANGE: code_exchange.replay,
         AttemptKind.LATE_TOKENS: late_tokens.replay,
