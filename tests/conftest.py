@@ -7,11 +7,16 @@ from typing import Any
 import pytest
 
 from evergrant_server.process_exit import exit_process
+from tests.fakes import leftovers
 
 _SLOW_FIRST = ("e2e", "workflows", "faults")  # with files side by side, the run ends with quick ones
 _HERE = Path(__file__).parent
 
 _ended: list[int] = []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    leftovers.watch()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
