@@ -19,7 +19,9 @@ MARK = "TEST_RUN_OF_EVERGRANT"
 _ROOT = Path(__file__).parents[2]
 _PROC = Path("/proc")
 _TO_END_S = 3.0  # between SIGTERM and SIGKILL
-_watchers: list[tuple[subprocess.Popen[bytes], int]] = []  # with our end of its pipe, open until this process ends
+_watchers: list[
+    tuple[subprocess.Popen[bytes], int]
+] = []  # with our end of its pipe, open until this process ends
 
 
 def watch() -> None:
