@@ -23,7 +23,6 @@ from temporalio.testing import ActivityEnvironment
 from activities.single_use import circuit_breakers, journal_replay
 from activities.single_use.critical_section import CriticalSections
 from activities.support import heartbeat, transactions
-from evergrant_server import wiring
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.connection import ExchangeCode, GrantResult, RefreshGrant
@@ -31,11 +30,13 @@ from evergrant_server.core.single_use import attempt as protocol
 from evergrant_server.core.single_use.attempt import TimeLimits
 from evergrant_server.core.single_use.circuit_breaker import Admission
 from evergrant_server.crypto.keyring import KeyRing, Role
-from evergrant_server.egress import Egress
+from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.egress.network import default_tls_context
 from evergrant_server.journal import Journal
 from evergrant_server.settings import Settings
 from evergrant_server.store import Store, engine
+from evergrant_server.wiring.platform import Platform
+from evergrant_server.wiring.worker_parts import WorkerParts, build_worker_parts
 from providers.definition.registry import Registry
 from providers.requests.sender import SendFailed
 from tests.faults.harness.instrumentation.passages import AFTER, Fault, passages
@@ -118,7 +119,7 @@ class Named(httpx2.AsyncBaseTransport):
         await self._inner.aclose()
 
 
-def parts_of(start: Start) -> wiring.Platform:
+def parts_of(start: Start) -> Platform:
     """A worker's parts without Temporal."""
     settings = Settings(
         data_dir=start.journals.parent,
@@ -134,7 +135,7 @@ def parts_of(start: Start) -> wiring.Platform:
     store = Store(engines[start.database_url], ring, clock)
     nothing = cast(Any, None)
     catalogue = _repaired_later(start.repaired_after_s) if start.repaired_after_s else registry[0]
-    return wiring.Platform(settings, clock, ring, store, catalogue, nothing, nothing, nothing, nothing)
+    return Platform(settings, clock, ring, store, catalogue, nothing, nothing, nothing, nothing)
 
 
 def _repaired_later(after_s: float) -> Registry:
@@ -152,20 +153,17 @@ def _queued(circuit: Any, *_: Any) -> tuple[Any, Admission]:
     return circuit, Admission(BEAT_S)
 
 
-def work_of(
-    parts: wiring.Platform, sections: CriticalSections, journal: Journal, start: Start
-) -> wiring.WorkerParts:
+def work_of(parts: Platform, sections: CriticalSections, journal: Journal, start: Start) -> WorkerParts:
     longest = PATIENT_S if start.patient else HTTP_S
 
-    def egress(policy: Any, **limits: Any) -> Egress:
+    def egress(policy: EgressPolicy, **_: object) -> Egress:
         def named(inner: httpx2.AsyncBaseTransport) -> httpx2.AsyncBaseTransport:
             return Named(inner, start.name)
 
         return Egress(policy, tls=TLS, connect_timeout_s=longest, answer_timeout_s=longest, wrapper=named)
 
     circuit_breakers.admit = _queued if start.queued else _ADMIT
-    wiring.Egress = egress  # type: ignore[misc,assignment]  # this process is the harness's alone
-    return wiring.build_activities(parts, sections, journal, PATIENT if start.patient else LIMITS)
+    return build_worker_parts(parts, sections, journal, PATIENT if start.patient else LIMITS, egress)
 
 
 def lost(fault: Fault) -> Exception | None:
@@ -287,7 +285,7 @@ class Child:
         self._say(answer)
 
 
-async def _sweep(work: wiring.WorkerParts, after_s: float) -> None:
+async def _sweep(work: WorkerParts, after_s: float) -> None:
     await asyncio.sleep(after_s)
     await work.replayer.run(seconds(SWEEP_S))
 
