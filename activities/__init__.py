@@ -1,5 +1,6 @@
-"""Side effects, one class per collaborator: what workflows have done for them.
+"""Activities: the side effects that workflows ask for.
 
-Owns sending, judging and committing, in that order; decides nothing about a connection's
-life. Domain failures go back as results; `failures` maps the rest for Temporal.
+Owns sending, judging and committing, in that order. Doesn't own decisions about a connection
+(`core.lifecycle`) or when to act (`workflows`). Failures that a workflow decides about are
+returned as results; `support.failures` maps the others for Temporal.
 """

@@ -6,7 +6,7 @@ from temporalio import activity
 
 from activities.grants.candidates import candidates
 from activities.grants.client_secrets import is_client_refused
-from activities.grants.consents import after_consent, end_unless_done
+from activities.grants.consent_changes import after_consent, end_unless_done
 from activities.grants.grant_outcome import GrantOutcome
 from activities.grants.late_tokens import LateReply, awaits_verification
 from activities.grants.services import GrantServices

@@ -12,12 +12,13 @@ from datetime import UTC, datetime
 from activities.single_use.attempt_tracker import AttemptTracker
 from activities.single_use.critical_section import CriticalSections
 from activities.single_use.journaled_reply import JournaledReply, write_entry
+from activities.single_use.registration_intent import end_intent, registration_attempt_id
 from activities.single_use.send_fence import SendFence
 from activities.support.transactions import commit_with_retries
 from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import AttemptId, ConnectionId, IntegrationId, Tenant, derived_id
+from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.messages.connection import DiscoverEndpoints, DiscoveryResult, Message
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import (
@@ -29,7 +30,6 @@ from evergrant_server.core.single_use.attempt import (
 from evergrant_server.crypto import KeyPurpose
 from evergrant_server.egress import Egress
 from evergrant_server.journal import Journal
-from evergrant_server.journal.entry import EntryHeader
 from evergrant_server.store import Store, Transaction, UnwrappedKeys
 from evergrant_server.store.sealing import NO_CONNECTION
 from providers.quirks import registration_request
@@ -199,31 +199,3 @@ class ClientRegistrations:
             opened_at=sent_at,
             send_by=sent_at + self._limits.send,
         )
-
-
-def registration_attempt_id(integration_id: IntegrationId, sent_at: datetime) -> AttemptId:
-    """The id of an intent's attempt."""
-    return AttemptId(derived_id("att", integration_id, sent_at.isoformat()))
-
-
-async def end_intent(
-    tx: Transaction,
-    tenant: Tenant,
-    integration_id: IntegrationId,
-    sent_at: datetime,
-    since: datetime | None = None,
-) -> None:
-    """Withdraw an intent, or date it `since`."""
-    current = await tx.integrations.get(tenant, integration_id)
-    if current is not None and current.registration_sent_at == sent_at:
-        after = current.model_copy(update={"registration_sent_at": since})
-        await tx.integrations.replace(after, expected=current.revision)
-
-
-async def drop_unsent_intent(tx: Transaction, header: EntryHeader) -> None:
-    """Withdraw the intent of a worker that died before it sent."""
-    integration_id = IntegrationId(header.connection_id)
-    current = await tx.integrations.get(header.tenant, integration_id)
-    sent_at = current.registration_sent_at if current is not None else None
-    if sent_at is not None and registration_attempt_id(integration_id, sent_at) == header.attempt_id:
-        await end_intent(tx, header.tenant, integration_id, sent_at)

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from activities.grants.accounts import AccountActivities
-from activities.grants.client_grants import ClientGrantActivities
-from activities.grants.code_exchange import CodeExchangeActivities
-from activities.grants.consent_end import ConsentEndActivities
-from activities.grants.device import DeviceActivities
-from activities.grants.expiry_notice import ExpiryActivities
-from activities.grants.import_export import ExportActivities
+from activities.consents.accounts import AccountActivities
+from activities.consents.client_grants import ClientGrantActivities
+from activities.consents.code_exchange import CodeExchangeActivities
+from activities.consents.consent_end import ConsentEndActivities
+from activities.consents.device import DeviceActivities
+from activities.consents.expiry_notice import ExpiryActivities
+from activities.consents.import_export import ExportActivities
 from activities.grants.late_verification import LateTokenActivities
 from activities.grants.refresh import RefreshActivities
 from activities.grants.revocation import RevocationActivities

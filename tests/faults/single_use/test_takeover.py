@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from temporalio.testing import ActivityEnvironment
 
-from activities.grants.client_grants import ClientGrantActivities
-from activities.grants.code_exchange import CodeExchangeActivities
-from activities.grants.consent_end import ConsentEndActivities
-from activities.grants.device import DeviceActivities
+from activities.consents.client_grants import ClientGrantActivities
+from activities.consents.code_exchange import CodeExchangeActivities
+from activities.consents.consent_end import ConsentEndActivities
+from activities.consents.device import DeviceActivities
 from activities.grants.late_verification import LateTokenActivities
 from activities.grants.refresh import RefreshActivities
 from activities.grants.revocation import RevocationActivities

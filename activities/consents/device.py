@@ -8,9 +8,7 @@ from datetime import datetime
 
 from temporalio import activity
 
-from activities.grants.candidates import candidates, may_be_definition_fault
-from activities.grants.client_secrets import is_client_refused
-from activities.grants.consent_flow import (
+from activities.consents.first_grant import (
     FirstGrantOutcome,
     is_retried_by_temporal,
     load_consent,
@@ -20,6 +18,8 @@ from activities.grants.consent_flow import (
     result_if_ended,
     result_of_replay,
 )
+from activities.grants.candidates import candidates, may_be_definition_fault
+from activities.grants.client_secrets import is_client_refused
 from activities.grants.services import GrantServices
 from activities.grants.token_request import CODE_RULES, PreparedTokenRequest
 from activities.single_use.journaled_reply import JournaledReply

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from temporalio import activity
 
-from activities.grants.consents import end_consent
+from activities.grants.consent_changes import end_consent
 from activities.support.connection_health import record_recovery
 from activities.support.heartbeat import heartbeating
 from activities.support.provider_context import ProviderContext

@@ -2,8 +2,8 @@
 
 from temporalio import activity
 
-from activities.grants.consent_flow import require_no_open_attempt
-from activities.grants.consents import end_consent
+from activities.consents.first_grant import require_no_open_attempt
+from activities.grants.consent_changes import end_consent
 from activities.grants.orphaned_tokens import revoke_late_tokens
 from activities.grants.services import GrantServices
 from activities.support.failures import is_temporary_outage

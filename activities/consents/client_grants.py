@@ -4,9 +4,7 @@ from datetime import datetime
 
 from temporalio import activity
 
-from activities.grants.candidates import candidates, may_be_definition_fault
-from activities.grants.client_secrets import is_client_refused
-from activities.grants.consent_flow import (
+from activities.consents.first_grant import (
     FirstGrantOutcome,
     is_retried_by_temporal,
     load_consent,
@@ -14,7 +12,9 @@ from activities.grants.consent_flow import (
     result_if_ended,
     result_of_replay,
 )
-from activities.grants.import_export import install_import
+from activities.consents.import_export import install_import
+from activities.grants.candidates import candidates, may_be_definition_fault
+from activities.grants.client_secrets import is_client_refused
 from activities.grants.services import GrantServices
 from activities.grants.subject_tokens import load_subject_token
 from activities.grants.token_replies import read_client_grant_tokens

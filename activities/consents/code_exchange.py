@@ -4,9 +4,7 @@ from datetime import datetime
 
 from temporalio import activity
 
-from activities.grants.candidates import candidates, may_be_definition_fault
-from activities.grants.client_secrets import is_client_refused
-from activities.grants.consent_flow import (
+from activities.consents.first_grant import (
     FirstGrantOutcome,
     is_retried_by_temporal,
     load_consent,
@@ -14,8 +12,10 @@ from activities.grants.consent_flow import (
     result_if_ended,
     result_of_replay,
 )
-from activities.grants.consents import end_consent, end_unless_done
-from activities.grants.import_export import install_import, is_import_pending
+from activities.consents.import_export import install_import, is_import_pending
+from activities.grants.candidates import candidates, may_be_definition_fault
+from activities.grants.client_secrets import is_client_refused
+from activities.grants.consent_changes import end_consent, end_unless_done
 from activities.grants.services import GrantServices
 from activities.grants.token_replies import read_first_tokens, token_endpoint_for_code
 from activities.grants.token_request import CodeExchangeRequest

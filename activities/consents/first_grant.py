@@ -4,7 +4,7 @@ from datetime import datetime
 
 from temporalio import activity
 
-from activities.grants.consents import after_consent, end_consent, end_unless_done
+from activities.grants.consent_changes import after_consent, end_consent, end_unless_done
 from activities.grants.grant_outcome import GrantOutcome
 from activities.grants.late_tokens import keep_late_tokens, signal_late_tokens
 from activities.grants.services import GrantServices
