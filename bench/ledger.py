@@ -14,7 +14,7 @@ from evergrant_server import audit
 from evergrant_server.audit.lease_ledger import LeaseClaim, LeaseLedger
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import SystemClock
-from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.store import Store
 

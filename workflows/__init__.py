@@ -1,7 +1,7 @@
-"""Durable life stories, deterministic and thin: they ask `core` what to do and have it done.
+"""Temporal workflows: deterministic and thin. They ask `core` what to do, and call activities for it.
 
-Owns the order of things in time. Parses no reply, knows no provider, holds no secret;
-side effects are reached through `calls` alone.
+Owns the order of things in time. Parses no reply, knows no provider, holds no secret; side effects
+are reached through `activity_calls` alone.
 
-Nothing is imported here: the sandbox runs this file and a workflow's own anew for each instance.
+Imports nothing here: the sandbox runs this file anew for each workflow instance.
 """

@@ -1,8 +1,8 @@
-"""The life of one connection, from consent to revocation.
+"""One connection, from its consent to its revocation.
 
-`run` waits for what happens next, asks `core.lifecycle` and carries out the step; the
-result of a step is the next thing that happens. Signals, updates and timers all go
-through one inbox, so that nothing is decided twice at once.
+`run` waits for the next event, asks `core.lifecycle` and carries the command out; the result of a
+command is the next event. Signals, updates and timers go through one inbox, so that two decisions
+are never made at once.
 """
 
 from collections import deque
@@ -15,12 +15,7 @@ from temporalio.exceptions import ApplicationError, FailureError
 with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.connections.connection import LifecycleState
     from evergrant_server.core.errors import FAILURES
-    from evergrant_server.core.lifecycle.account_choice import (
-        SIGNAL_ACCOUNT_CHOSEN,
-        AccountChosen,
-        LookUpAccounts,
-        blocking_reason,
-    )
+    from evergrant_server.core.lifecycle.account_choice import blocking_reason
     from evergrant_server.core.lifecycle.schedule import (
         NEWEST_RULES,
         RULES,
@@ -28,382 +23,276 @@ with workflow.unsafe.imports_passed_through():
         jitter,
         with_announce_days,
     )
-    from evergrant_server.core.lifecycle.timers import grant_ends_at, no_token_to_protect
-    from evergrant_server.core.lifecycle.token_requests import callers_can_be_told, with_waiting_caller
-    from evergrant_server.core.lifecycle.transition import (
-        Command,
-        Timer,
-        Transition,
+    from evergrant_server.core.lifecycle.timers import Timer, next_timer
+    from evergrant_server.core.lifecycle.token_requests import (
+        callers_can_be_told,
         ensure_fresh_refusal,
-        next_step,
-        next_timer,
+        with_waiting_caller,
     )
+    from evergrant_server.core.lifecycle.transition import next_step
     from evergrant_server.core.messages import connection as m
-    from evergrant_server.core.messages.late_tokens import (
-        SIGNAL_LATE_TOKENS_RECEIVED,
-        LateTokensReceived,
-        VerifyLateTokens,
+    from evergrant_server.core.messages.activities import ExportRunHistory
+    from evergrant_server.core.messages.base import RequestContext
+    from evergrant_server.core.messages.names import (
+        QueryName,
+        SignalName,
+        UpdateName,
+        WorkflowName,
+        is_valid_workflow_id,
     )
-    from evergrant_server.core.provider_events.external_revocation import (
-        SIGNAL_REVOKED_AT_PROVIDER,
-        RevokedAtProvider,
-    )
-    from workflows import activity_calls
+    from workflows.activity_calls import export_run_history, provenance
     from workflows.cancellation import shielded_from_cancellation
-    from workflows.presentation import STATE_ATTRIBUTE, details
+    from workflows.commands import carry_out
+    from workflows.presentation import STATE_ATTRIBUTE, connection_details
 
-_BY_ITSELF = m.RequestContext(by="schedule")
+_SCHEDULE = RequestContext(by="schedule")
 
 
 @dataclass
 class _Ticket:
-    """One happening in the inbox; `done` once everything it led to has been carried out."""
+    """An event in the inbox; `done` once everything that it led to has been carried out."""
 
-    happening: m.LifecycleEvent
+    event: m.LifecycleEvent
     done: bool = False
 
 
-@workflow.defn(name=m.CONNECTION_WORKFLOW)
+@workflow.defn(name=WorkflowName.CONNECTION)
 class ConnectionWorkflow:
     @workflow.init
     def __init__(self, start: m.ConnectionStart) -> None:
         self._start = start
-        self._rules = RULES[start.rules]
-        self._life = start.life
-        self._inbox = deque(_Ticket(happening) for happening in start.waiting)
-        self._cancelled = False  # by hand
-        self._busy = False  # something is being carried out, and the store may be ahead of the life
+        self._connection = start.life
+        self._inbox = deque(_Ticket(event) for event in start.waiting)
+        self._cancelled = False  # by the operator
+        self._busy = False  # a command is being carried out: the store may be ahead of the state
 
     @workflow.run
     async def run(self, start: m.ConnectionStart) -> m.ConnectionEnded:
-        """Only a revocation ends a life: one whose run is cancelled by hand goes on in a new run."""
-        return await shielded_from_cancellation(self._live(), self._cancel_asked)
+        """A run that the operator cancels is followed by a new one: only a final state ends it."""
+        return await shielded_from_cancellation(self._until_final(), self._cancel_requested)
 
-    async def _live(self) -> m.ConnectionEnded:
+    async def _until_final(self) -> m.ConnectionEnded:
         self._show()
-        while not self._life.state.is_final:
-            ticket = await self._next()
+        while not self._connection.state.is_final:
+            ticket = await self._next_ticket()
             if ticket is not None:
                 await self._handle(ticket)
-            if self._cancelled or self._long_enough():
+            if self._cancelled or self._is_long_enough():
                 await self._continue_as_new()
-        await activity_calls.run_ends(m.ExportRunHistory(**self._call(None)))
-        await self._answer_everybody()
-        life = self._life
-        return m.ConnectionEnded(state=life.state, revocation=life.revocation, generations=life.generation)
+        await export_run_history(ExportRunHistory(**self._call(_SCHEDULE)))
+        await self._finish_handlers()
+        connection = self._connection
+        return m.ConnectionEnded(
+            state=connection.state, revocation=connection.revocation, generations=connection.generation
+        )
 
-    async def _next(self) -> _Ticket | None:
-        """The oldest thing in the inbox, or the moment that `wake` names; None: a new run comes first."""
-        due = self._wake()
-        timeout = None if due is None else max((due.at - workflow.now()).total_seconds(), 0.001)
+    async def _next_ticket(self) -> _Ticket | None:
+        """The oldest event of the inbox, or that of the next timer; None after a cancellation."""
+        timer = self._next_timer()
+        timeout = None if timer is None else max((timer.at - workflow.now()).total_seconds(), 0.001)
         try:
             await workflow.wait_condition(
                 lambda: bool(self._inbox) or self._cancelled,
                 timeout=timeout,
-                timeout_summary=due.summary if due else None,
+                timeout_summary=timer.summary if timer else None,
             )
         except TimeoutError:
-            return _Ticket(m.LifecycleEvent(kind=m.EventKind.TIMER_FIRED, context=_BY_ITSELF))
+            return _Ticket(m.LifecycleEvent(kind=m.EventKind.TIMER_FIRED, context=_SCHEDULE))
         return self._inbox.popleft() if self._inbox else None
 
     async def _handle(self, ticket: _Ticket) -> None:
         self._busy = True
-        await self._live_through(ticket.happening)
-        self._life = with_waiting_caller(self._life, ticket.happening.reply_to, self._rules)
-        await self._reply(ticket)
-        await self._reply_again()
+        event: m.LifecycleEvent | None = ticket.event
+        while event is not None:
+            now = workflow.now()
+            step = next_step(self._connection, event, now, self._rules(), self._share())
+            changed = step.state.state is not self._connection.state
+            self._connection = step.state
+            self._show(changed)
+            event = await carry_out(step, event, self._call(event.context), workflow.now())
+        self._show()
+        await self._reply(ticket.event.reply_to)
         self._busy, ticket.done = False, True
 
-    async def _live_through(self, happening: m.LifecycleEvent | None) -> None:
-        while happening is not None:
-            step = next_step(self._life, happening, workflow.now(), self._rules_now(), self._share())
-            moved = step.state.state is not self._life.state
-            self._life = step.state
-            self._show(moved)
-            happening = await self._carry_out(step, happening)
-        self._show()
-
-    async def _carry_out(self, step: Transition, cause: m.LifecycleEvent) -> m.LifecycleEvent | None:
-        """Have the step done by an activity; what came of it is the next happening."""
-        match step.command:
-            case Command.EXCHANGE_CODE:
-                consent_id = cause.consent_id or (cause.result and cause.result.consent_id)
-                assert consent_id is not None
-                order = m.ExchangeCode(
-                    **self._call(cause), consent_id=consent_id, generation=self._life.generation
-                )
-                news = await activity_calls.exchange_code(order)
-                return m.LifecycleEvent(
-                    kind=m.EventKind.CODE_EXCHANGE_ENDED, context=cause.context, result=news
-                )
-            case Command.REQUEST_CLIENT_GRANT | Command.POLL_DEVICE_TOKEN:
-                consent_id = self._life.waiting_consent
-                assert consent_id is not None
-                order = m.RequestFirstTokens(
-                    **self._call(cause), consent_id=consent_id, generation=self._life.generation
-                )
-                first_tokens = (
-                    activity_calls.poll_device
-                    if step.command is Command.POLL_DEVICE_TOKEN
-                    else activity_calls.mint_grant
-                )
-                news = await first_tokens(order)
-                return m.LifecycleEvent(
-                    kind=m.EventKind.FIRST_TOKENS_ENDED,
-                    context=cause.context,
-                    result=news,
-                    consent_id=consent_id,
-                )
-            case Command.REFRESH | Command.REFRESH_IF_LEASED:
-                # a caller may have read a newer one: this run was reset, or a journal's answer came
-                generation = max(self._life.generation, cause.seen_generation or 0)
-                known = generation == self._life.generation  # of a newer one's end nothing is known here
-                order = m.RefreshGrant(
-                    **self._call(cause),
-                    generation=generation,
-                    only_if_leased=step.command is Command.REFRESH_IF_LEASED,
-                    token_over=self._life.reported == generation
-                    or (known and no_token_to_protect(self._life, workflow.now(), self._rules)),
-                )
-                news = await activity_calls.refresh_grant(order)
-                return m.LifecycleEvent(kind=m.EventKind.REFRESH_ENDED, context=cause.context, result=news)
-            case Command.VERIFY_LATE_TOKENS:
-                assert self._life.late is not None
-                news = await activity_calls.verify_late_answer(
-                    VerifyLateTokens(**self._call(cause), attempt_id=self._life.late)
-                )
-                return m.LifecycleEvent(
-                    kind=m.EventKind.LATE_VERIFICATION_ENDED, context=cause.context, result=news
-                )
-            case Command.LOOK_UP_ACCOUNTS:
-                news = await activity_calls.look_up(
-                    LookUpAccounts(**self._call(cause), generation=self._life.generation)
-                )
-                return m.LifecycleEvent(
-                    kind=m.EventKind.ACCOUNT_LOOKUP_ENDED, context=cause.context, result=news
-                )
-            case Command.ANNOUNCE_EXPIRY:
-                ends_at = grant_ends_at(self._life)
-                assert ends_at is not None
-                await activity_calls.announce_expiry(
-                    m.AnnounceExpiry(**self._call(cause), days=step.days_before_end, ends_at=ends_at)
-                )
-            case Command.BEGIN_REVOCATION:
-                await activity_calls.ask_revocation(
-                    m.BeginRevocation(**self._call(cause), reason=self._life.revoke_reason or "")
-                )
-                return m.LifecycleEvent(kind=m.EventKind.REVOCATION_ENDED, context=cause.context)
-            case Command.REVOKE:
-                news = await activity_calls.revoke_grant(m.RevokeGrant(**self._call(cause)))
-                return m.LifecycleEvent(
-                    kind=m.EventKind.REVOCATION_ENDED, context=cause.context, revocation=news
-                )
-            case Command.END_CONSENT:
-                order = m.EndConsent(**self._call(cause), consent_id=cause.consent_id, denied=step.denied)
-                news = await activity_calls.end_consent(order)
-                if news is not None:
-                    return m.LifecycleEvent(
-                        kind=m.EventKind.CONSENT_NOT_ENDED, context=cause.context, result=news
-                    )
-        return None
-
-    async def _reply(self, ticket: _Ticket) -> None:
-        """Answer a workflow that asked with `request_token`; it may be gone, which is its business."""
-        if ticket.happening.reply_to is not None:
-            await self._tell(ticket.happening.reply_to)
-
-    async def _reply_again(self) -> None:
-        """Tell those who were told no, and wait: somebody has repaired it, or it has ended."""
-        life = self._life
-        if life.reply_later and callers_can_be_told(life, self._rules):
-            self._life = life.model_copy(update={"reply_later": ()})
-            for caller in life.reply_later:
-                await self._tell(caller)
-
-    async def _tell(self, workflow_id: str) -> None:
-        life = self._life
-        ready = m.TokenReady(
-            connection_id=self._start.connection_id,
-            generation=life.generation,
-            expires_at=life.expires_at,
-            problem=life.refusal
-            or (blocking_reason(life) if life.choosing or life.state is not LifecycleState.ACTIVE else None),
-            again=workflow_id in life.reply_later,
-        )
-        caller = workflow.get_external_workflow_handle(workflow_id)
-        try:
-            await caller.signal(m.SIGNAL_TOKEN_READY, ready)
-        except FailureError:
-            workflow.logger.warning("the workflow that asked for a token is gone")
-
     async def _continue_as_new(self) -> None:
-        """Hand the life, and the signals nobody got to, to a fresh run."""
-        if self._life.state.is_final:
+        """Hand the state, and the signals that are left, to a new run."""
+        if self._connection.state.is_final:
             return
-        await activity_calls.run_ends(m.ExportRunHistory(**self._call(None)))
-        await self._answer_everybody()
-        if self._life.state.is_final:
+        await export_run_history(ExportRunHistory(**self._call(_SCHEDULE)))
+        await self._finish_handlers()
+        if self._connection.state.is_final:
             return
-        waiting = tuple(ticket.happening for ticket in self._inbox)
-        life = self._life.model_copy(update={"runs": self._life.runs + 1})
-        changes = {"life": life, "waiting": waiting, "rules": NEWEST_RULES}
+        waiting = tuple(ticket.event for ticket in self._inbox)
+        state = self._connection.model_copy(update={"runs": self._connection.runs + 1})
+        changes = {"life": state, "waiting": waiting, "rules": NEWEST_RULES}
         workflow.continue_as_new(self._start.model_copy(update=changes))
 
-    async def _answer_everybody(self) -> None:
-        """Leave no update without its answer; signals may wait for the next run, if there is one."""
-        while not workflow.all_handlers_finished() or (self._inbox and self._life.state.is_final):
+    async def _finish_handlers(self) -> None:
+        """Every update gets its answer; signals may wait for the next run, if there is one."""
+        while not workflow.all_handlers_finished() or (self._inbox and self._connection.state.is_final):
             await workflow.wait_condition(lambda: bool(self._inbox) or workflow.all_handlers_finished())
             if self._inbox:
                 await self._handle(self._inbox.popleft())
 
-    # --- messages ---------------------------------------------------------------------
+    # --- answers to `request_token` ----------------------------------------------------
 
-    @workflow.signal(name=m.SIGNAL_CONSENT_GRANTED)
-    def consent_granted(self, it: m.ConsentGranted) -> None:
-        self._put(m.EventKind.CONSENT_GRANTED, it.context, consent_id=it.consent_id)
+    async def _reply(self, reply_to: str | None) -> None:
+        """Answer the workflow that asked; and those that waited for a person, if one has acted."""
+        self._connection = with_waiting_caller(self._connection, reply_to)
+        if reply_to is not None:
+            await self._send_token_ready(reply_to)
+        waiting = self._connection.reply_later
+        if waiting and callers_can_be_told(self._connection):
+            self._connection = self._connection.model_copy(update={"reply_later": ()})
+            for caller in waiting:
+                await self._send_token_ready(caller)
 
-    @workflow.signal(name=m.SIGNAL_CONSENT_DENIED)
-    def consent_denied(self, it: m.ConsentDenied) -> None:
-        self._put(m.EventKind.CONSENT_DENIED, it.context, consent_id=it.consent_id)
-
-    @workflow.signal(name=m.SIGNAL_REVOKE)
-    def revoke_signal(self, it: m.Revoke) -> None:
-        self._put(m.EventKind.REVOCATION_REQUESTED, it.context, reason=it.reason)
-
-    @workflow.signal(name=m.SIGNAL_ROTATE)
-    def rotate(self, it: m.Rotate) -> None:
-        self._put(
-            m.EventKind.ROTATION_REQUESTED, it.context, reason=it.reason, seen_generation=it.seen_generation
+    async def _send_token_ready(self, workflow_id: str) -> None:
+        connection = self._connection
+        usable = connection.state is LifecycleState.ACTIVE and not connection.choosing
+        message = m.TokenReady(
+            connection_id=self._start.connection_id,
+            generation=connection.generation,
+            expires_at=connection.expires_at,
+            problem=connection.refusal or (None if usable else blocking_reason(connection)),
+            again=workflow_id in connection.reply_later,
         )
+        try:
+            await workflow.get_external_workflow_handle(workflow_id).signal(SignalName.TOKEN_READY, message)
+        except FailureError:
+            workflow.logger.warning("the workflow that asked for a token is gone")
 
-    @workflow.signal(name=m.SIGNAL_REQUEST_TOKEN)
-    def request_token(self, it: m.RequestToken) -> None:
-        if not m.is_valid_workflow_id(it.reply_to):
+    # --- signals, updates, queries -----------------------------------------------------
+
+    @workflow.signal(name=SignalName.CONSENT_GRANTED)
+    def consent_granted(self, signal: m.ConsentGranted) -> None:
+        self._put(m.EventKind.CONSENT_GRANTED, signal.context, consent_id=signal.consent_id)
+
+    @workflow.signal(name=SignalName.CONSENT_DENIED)
+    def consent_denied(self, signal: m.ConsentDenied) -> None:
+        self._put(m.EventKind.CONSENT_DENIED, signal.context, consent_id=signal.consent_id)
+
+    @workflow.signal(name=SignalName.REVOKE)
+    def revoke(self, signal: m.Revoke) -> None:
+        self._put(m.EventKind.REVOCATION_REQUESTED, signal.context, reason=signal.reason)
+
+    @workflow.signal(name=SignalName.ROTATE)
+    def rotate(self, signal: m.Rotate) -> None:
+        seen = signal.seen_generation
+        self._put(m.EventKind.ROTATION_REQUESTED, signal.context, reason=signal.reason, seen_generation=seen)
+
+    @workflow.signal(name=SignalName.REQUEST_TOKEN)
+    def request_token(self, signal: m.RequestToken) -> None:
+        if not is_valid_workflow_id(signal.reply_to):
             workflow.logger.warning("a request for a token names no workflow to answer")
             return
-        self._put(m.EventKind.TOKEN_REQUESTED, it.context, reply_to=it.reply_to, reason=it.app)
+        self._put(m.EventKind.TOKEN_REQUESTED, signal.context, reply_to=signal.reply_to, reason=signal.app)
 
-    @workflow.signal(name=m.SIGNAL_PROVIDER_CHANGED)
-    def provider_changed(self, it: m.ProviderChanged) -> None:
-        self._put(m.EventKind.PROVIDER_CHANGED, it.context)
+    @workflow.signal(name=SignalName.PROVIDER_CHANGED)
+    def provider_changed(self, signal: m.ProviderChanged) -> None:
+        self._put(m.EventKind.PROVIDER_CHANGED, signal.context)
 
-    @workflow.signal(name=SIGNAL_REVOKED_AT_PROVIDER)
-    def revoked_elsewhere(self, it: RevokedAtProvider) -> None:
+    @workflow.signal(name=SignalName.REVOKED_AT_PROVIDER)
+    def revoked_at_provider(self, signal: m.RevokedAtProvider) -> None:
         self._put(
-            m.EventKind.REVOKED_AT_PROVIDER, it.context, seen_generation=it.generation, reason=it.source
+            m.EventKind.REVOKED_AT_PROVIDER,
+            signal.context,
+            seen_generation=signal.generation,
+            reason=signal.source,
         )
 
-    @workflow.signal(name=SIGNAL_LATE_TOKENS_RECEIVED)
-    def answer_came_late(self, it: LateTokensReceived) -> None:
-        self._put(m.EventKind.LATE_TOKENS_RECEIVED, it.context, attempt_id=it.attempt_id)
+    @workflow.signal(name=SignalName.LATE_TOKENS_RECEIVED)
+    def late_tokens_received(self, signal: m.LateTokensReceived) -> None:
+        self._put(m.EventKind.LATE_TOKENS_RECEIVED, signal.context, attempt_id=signal.attempt_id)
 
-    @workflow.signal(name=SIGNAL_ACCOUNT_CHOSEN)
-    def choice_made(self, it: AccountChosen) -> None:
-        self._put(m.EventKind.ACCOUNT_CHOSEN, it.context, reason=it.choice)
+    @workflow.signal(name=SignalName.ACCOUNT_CHOSEN)
+    def account_chosen(self, signal: m.AccountChosen) -> None:
+        self._put(m.EventKind.ACCOUNT_CHOSEN, signal.context, reason=signal.choice)
 
-    @workflow.update(name=m.UPDATE_ENSURE_FRESH)
-    async def ensure_fresh(self, it: m.EnsureFresh) -> m.EnsureFreshResult:
+    @workflow.update(name=UpdateName.ENSURE_FRESH)
+    async def ensure_fresh(self, request: m.EnsureFresh) -> m.EnsureFreshResult:
         """Callers share one refresh: the second finds the generation already newer."""
         ticket = self._put(
             m.EventKind.REFRESH_REQUESTED,
-            it.context,
-            seen_generation=it.seen_generation,
-            wish=it.refresh_reason,
+            request.context,
+            seen_generation=request.seen_generation,
+            refresh_reason=request.refresh_reason,
         )
-        await self._done(ticket)
-        life = self._life
-        if life.declined_s is not None and life.generation <= it.seen_generation:
-            return m.EnsureFreshResult(generation=life.generation, retry_after=life.declined_s, declined=True)
-        again = life.ask_at or life.retry_at
+        await workflow.wait_condition(lambda: ticket.done)
+        connection = self._connection
+        older = connection.generation <= request.seen_generation
+        if connection.declined_s is not None and older:
+            return m.EnsureFreshResult(
+                generation=connection.generation, retry_after=connection.declined_s, declined=True
+            )
+        again = connection.ask_at or connection.retry_at
         return m.EnsureFreshResult(
-            generation=life.generation,
-            problem=life.refusal if life.generation <= it.seen_generation else None,
+            generation=connection.generation,
+            problem=connection.refusal if older else None,
             retry_after=None if again is None else max((again - workflow.now()).total_seconds(), 0),
         )
 
     @ensure_fresh.validator
-    def _worth_it(self, it: m.EnsureFresh) -> None:
-        refusal = None if self._busy else ensure_fresh_refusal(self._life, it.seen_generation)
+    def _refuse_needless_refresh(self, request: m.EnsureFresh) -> None:
+        """A rejected update leaves nothing in the history."""
+        refusal = None if self._busy else ensure_fresh_refusal(self._connection, request.seen_generation)
         if refusal is not None:
             raise ApplicationError(FAILURES[refusal].meaning, type=refusal, non_retryable=True)
 
-    @workflow.update(name=m.UPDATE_REAUTHORIZE)
-    async def reauthorize(self, it: m.Reauthorize) -> m.ConnectionDescription:
-        await self._done(
-            self._put(m.EventKind.REAUTHORIZATION_REQUESTED, it.context, consent_id=it.consent_id)
-        )
-        return self.describe()
-
-    @workflow.update(name=m.UPDATE_REVOKE)
-    async def revoke(self, it: m.Revoke) -> m.ConnectionDescription:
-        await self._done(self._put(m.EventKind.REVOCATION_REQUESTED, it.context, reason=it.reason))
-        return self.describe()
-
-    @revoke.validator
-    def _not_revoked_yet(self, it: m.Revoke) -> None:
-        if self._life.state.is_final:
-            raise ApplicationError("nothing is left to revoke", type=self._life.state, non_retryable=True)
-
-    @workflow.query(name=m.QUERY_DESCRIBE)
+    @workflow.query(name=QueryName.DESCRIBE)
     def describe(self) -> m.ConnectionDescription:
-        life, due = self._life, self._wake()
-        reason = blocking_reason(life)
+        connection, timer = self._connection, self._next_timer()
+        reason = blocking_reason(connection)
         return m.ConnectionDescription(
             connection_id=self._start.connection_id,
-            state=life.state,
-            generation=life.generation,
-            expires_at=life.expires_at,
-            next_step=due.summary if due else "nothing, until somebody asks",
-            next_at=due.at if due else None,
+            state=connection.state,
+            generation=connection.generation,
+            expires_at=connection.expires_at,
+            next_step=timer.summary if timer else "nothing, until a caller asks",
+            next_at=timer.at if timer else None,
             reason=reason,
             repairer=FAILURES[reason].repairer if reason else None,
-            failures=life.failures,
-            failed=life.failed,
-            failing_since=life.failing_since,
-            reply_later=life.reply_later,
+            failures=connection.failures,
+            failed=connection.failed,
+            failing_since=connection.failing_since,
+            reply_later=connection.reply_later,
         )
 
-    # --- small parts ------------------------------------------------------------------
+    # --- what the above is made of -----------------------------------------------------
 
-    def _put(self, event: m.EventKind, asked: m.RequestContext, **brings: Any) -> _Ticket:
-        ticket = _Ticket(m.LifecycleEvent(kind=event, context=asked, **brings))
+    def _put(self, kind: m.EventKind, context: RequestContext, **brings: Any) -> _Ticket:
+        ticket = _Ticket(m.LifecycleEvent(kind=kind, context=context, **brings))
         self._inbox.append(ticket)
         return ticket
 
-    def _cancel_asked(self) -> None:
+    def _cancel_requested(self) -> None:
         self._cancelled = True
 
-    async def _done(self, ticket: _Ticket) -> None:
-        await workflow.wait_condition(lambda: ticket.done)
-
-    def _call(self, cause: m.LifecycleEvent | None) -> dict[str, Any]:
-        info = workflow.info()
+    def _call(self, context: RequestContext) -> dict[str, Any]:
+        """The fields of a ConnectionCall."""
         return {
             "tenant": self._start.tenant,
             "connection_id": self._start.connection_id,
-            "context": cause.context if cause else _BY_ITSELF,
-            "provenance": m.Provenance(
-                workflow_id=info.workflow_id,
-                run_id=info.run_id,
-                event_id=info.get_current_history_length(),
-            ),
+            "context": context,
+            "provenance": provenance(),
         }
 
-    def _long_enough(self) -> bool:
+    def _is_long_enough(self) -> bool:
         info = workflow.info()
-        length = info.get_current_history_length()
-        return info.is_continue_as_new_suggested() or length >= self._rules.longest_history
+        long = info.get_current_history_length() >= self._rules().longest_history
+        return long or info.is_continue_as_new_suggested()
 
-    def _wake(self) -> Timer | None:
-        return next_timer(self._life, self._rules_now(), self._share())
+    def _next_timer(self) -> Timer | None:
+        return next_timer(self._connection, self._rules(), self._share())
 
-    def _rules_now(self) -> LifecycleRules:
-        return with_announce_days(self._rules, self._life.announce_days)
+    def _rules(self) -> LifecycleRules:
+        return with_announce_days(RULES[self._start.rules], self._connection.announce_days)
 
     def _share(self) -> float:
-        return jitter(self._start.connection_id, self._life.generation)
+        return jitter(self._start.connection_id, self._connection.generation)
 
-    def _show(self, moved: bool = False) -> None:
-        workflow.set_current_details(details(self._start, self._life, self._wake()))
-        if moved:
-            workflow.upsert_search_attributes([STATE_ATTRIBUTE.value_set(self._life.state)])
+    def _show(self, state_changed: bool = False) -> None:
+        details = connection_details(self._start, self._connection, self._next_timer())
+        workflow.set_current_details(details)
+        if state_changed:
+            workflow.upsert_search_attributes([STATE_ATTRIBUTE.value_set(self._connection.state)])

@@ -1,4 +1,4 @@
-"""A definition's way in: checks by machine, an admin's decision, then stages that are watched."""
+"""A definition's rollout: checks by machine, an admin's decision, then stages that are evaluated."""
 
 from contextlib import suppress
 from datetime import timedelta
@@ -9,75 +9,74 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.definition import DefinitionState
     from evergrant_server.core.messages import definition_rollout as m
-    from evergrant_server.core.messages.connection import Provenance
-    from workflows import activity_calls
+    from evergrant_server.core.messages.names import SignalName, WorkflowName
+    from workflows.activity_calls import (
+        apply_definition_decision,
+        check_definition,
+        evaluate_rollout,
+        provenance,
+    )
 
 _TIME_TO_DECIDE = timedelta(days=30)
 
 
-@workflow.defn(name=m.DEFINITION_ROLLOUT_WORKFLOW)
+@workflow.defn(name=WorkflowName.DEFINITION_ROLLOUT)
 class DefinitionRolloutWorkflow:
-    """What is proposed, found and decided is in the store; the order of it is here."""
+    """Owns the order of the steps; the definition, findings and decision are in the store."""
 
     @workflow.init
     def __init__(self, start: m.RolloutStart) -> None:
         self._start = start
-        self._asked = start.context  # by whoever moved it last
+        self._context = start.context  # of the newest command
         self._decided = False
         self._roll_back: str | None = None
 
     @workflow.run
     async def run(self, start: m.RolloutStart) -> m.RolloutResult:
-        news = await activity_calls.check_definition(m.DefinitionCall(**self._call()))
-        if news.state is DefinitionState.WAITING:
-            self._decided = self._decided or news.decided  # this run may follow one that was ended
-            news = await self._decision()
-        while news.state is DefinitionState.STAGED:
-            news = await self._stage(news)
-        return m.RolloutResult(state=news.state)
+        result = await check_definition(m.DefinitionCall(**self._call()))
+        if result.state is DefinitionState.WAITING:
+            self._decided = self._decided or result.decided  # before this run, which may not be the first
+            result = await self._decision()
+        while result.state is DefinitionState.STAGED:
+            result = await self._stage(result)
+        return m.RolloutResult(state=result.state)
 
     async def _decision(self) -> m.DefinitionResult:
         overdue = False
         workflow.set_current_details("an admin decides")
         try:
             await workflow.wait_condition(
-                lambda: self._decided, timeout=_TIME_TO_DECIDE, timeout_summary="nobody decided"
+                lambda: self._decided, timeout=_TIME_TO_DECIDE, timeout_summary="reject it undecided"
             )
         except TimeoutError:
             overdue = True
-        return await activity_calls.decide_definition(m.DefinitionCall(**self._call(), overdue=overdue))
+        return await apply_definition_decision(m.DefinitionCall(**self._call(), overdue=overdue))
 
-    async def _stage(self, news: m.DefinitionResult) -> m.DefinitionResult:
-        seen = f"{news.good} refreshes worked, {news.bad} only as before"
-        held = " (no evidence yet: it is held)" if news.next_check_s is not None else ""
-        workflow.set_current_details(f"serves {news.share:.0%} of the connections: {seen}{held}")
-        with suppress(TimeoutError):  # nobody wants it back: the counts decide
+    async def _stage(self, result: m.DefinitionResult) -> m.DefinitionResult:
+        seen = f"{result.good} refreshes worked, {result.bad} only with the version before"
+        held = " (no evidence yet: it is held)" if result.next_check_s is not None else ""
+        workflow.set_current_details(f"serves {result.share:.0%} of the connections: {seen}{held}")
+        with suppress(TimeoutError):  # the counts decide
             await workflow.wait_condition(
                 lambda: self._roll_back is not None,
-                timeout=news.next_check_s or self._start.check_interval_s,
-                timeout_summary="look at the stage",
+                timeout=result.next_check_s or self._start.check_interval_s,
+                timeout_summary="evaluate the rollout stage",
             )
-        return await activity_calls.watch_definition(
-            m.DefinitionCall(**self._call(), roll_back=self._roll_back)
-        )
+        return await evaluate_rollout(m.DefinitionCall(**self._call(), roll_back=self._roll_back))
 
-    @workflow.signal(name=m.SIGNAL_DEFINITION_DECIDED)
-    def decided(self, it: m.DefinitionDecided) -> None:
-        self._decided, self._asked = True, it.context
+    @workflow.signal(name=SignalName.DEFINITION_DECIDED)
+    def decided(self, signal: m.DefinitionDecided) -> None:
+        self._decided, self._context = True, signal.context
 
-    @workflow.signal(name=m.SIGNAL_ROLL_BACK_DEFINITION)
-    def roll_back(self, it: m.RollBackDefinition) -> None:
-        self._roll_back, self._asked = it.reason, it.context
+    @workflow.signal(name=SignalName.ROLL_BACK_DEFINITION)
+    def roll_back(self, signal: m.RollBackDefinition) -> None:
+        self._roll_back, self._context = signal.reason, signal.context
 
     def _call(self) -> dict[str, Any]:
-        info = workflow.info()
+        """The fields of a DefinitionCall."""
         return {
             "tenant": self._start.tenant,
             "definition_id": self._start.definition_id,
-            "context": self._asked,
-            "provenance": Provenance(
-                workflow_id=info.workflow_id,
-                run_id=info.run_id,
-                event_id=info.get_current_history_length(),
-            ),
+            "context": self._context,
+            "provenance": provenance(),
         }

@@ -3,30 +3,33 @@
 from temporalio.common import SearchAttributeKey
 
 from evergrant_server.core.errors import FAILURES
-from evergrant_server.core.lifecycle.transition import Timer
+from evergrant_server.core.lifecycle.timers import Timer
 from evergrant_server.core.messages.connection import ConnectionStart, ConnectionState
 from evergrant_server.core.messages.search_attributes import STATE
 
 STATE_ATTRIBUTE = SearchAttributeKey.for_keyword(STATE)
 
 
-def details(start: ConnectionStart, life: ConnectionState, due: Timer | None) -> str:
-    """Markdown for the UI's current details: what is, what comes next, who has to act."""
+def connection_details(start: ConnectionStart, connection: ConnectionState, timer: Timer | None) -> str:
+    """Markdown: the state, what comes next, and who has to act."""
+    expires_at = connection.expires_at.isoformat() if connection.expires_at else "no expiry"
     lines = [
-        f"**{life.state}** at `{start.integration}` ({start.provider}), generation {life.generation}",
+        f"**{connection.state}** at `{start.integration}` ({start.provider}), "
+        f"generation {connection.generation}",
         "",
-        f"- access token expires: {life.expires_at.isoformat() if life.expires_at else 'no expiry'}"
-        if life.generation
-        else "- no grant yet",
-        f"- next: {due.summary} at {due.at.isoformat()}" if due else "- next: nothing, until somebody asks",
+        f"- access token expires: {expires_at}" if connection.generation else "- no grant yet",
+        f"- next: {timer.summary} at {timer.at.isoformat()}"
+        if timer
+        else "- next: nothing, until a caller asks",
     ]
-    if life.reason is not None:
-        rule = FAILURES[life.reason]
-        lines.append(f"- `{life.reason}`: {rule.meaning} To repair ({rule.repairer}): {rule.repair}")
-    if life.failures:
-        lines.append(f"- failures in a row: {life.failures}")
-    if life.failed is not None and life.failing_since is not None:
-        lines.append(f"- revoking fails since {life.failing_since.isoformat()}, last with `{life.failed}`")
-    if life.revocation is not None:
-        lines.append(f"- revocation: {life.revocation}")
+    if connection.reason is not None:
+        rule = FAILURES[connection.reason]
+        lines.append(f"- `{connection.reason}`: {rule.meaning} To repair ({rule.repairer}): {rule.repair}")
+    if connection.failures:
+        lines.append(f"- failures in a row: {connection.failures}")
+    if connection.failed is not None and connection.failing_since is not None:
+        since = connection.failing_since.isoformat()
+        lines.append(f"- revocation fails since {since}, last with `{connection.failed}`")
+    if connection.revocation is not None:
+        lines.append(f"- revocation: {connection.revocation}")
     return "\n".join(lines)

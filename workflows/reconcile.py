@@ -1,26 +1,23 @@
-"""A pass over the store, or a part of it: every live connection gets its workflow again."""
+"""A pass over the store: every live connection gets its workflow again."""
 
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from evergrant_server.core.messages.maintenance import (
-        RECONCILE_WORKFLOW,
-        ReconcileRequest,
-        ReconcileResult,
-    )
+    from evergrant_server.core.messages.maintenance import ReconcileRequest, ReconcileResult
+    from evergrant_server.core.messages.names import WorkflowName
     from workflows import activity_calls
 
 
-@workflow.defn(name=RECONCILE_WORKFLOW)
+@workflow.defn(name=WorkflowName.RECONCILE)
 class ReconcileWorkflow:
-    """Started by a schedule. Hands on what the last run has noted; knows counts alone."""
+    """Started by a schedule; goes on where the run before it ended. Knows counts alone."""
 
     @workflow.run
-    async def run(self, order: ReconcileRequest) -> ReconcileResult:
+    async def run(self, request: ReconcileRequest) -> ReconcileResult:
         if workflow.has_last_completion_result():
             last = workflow.get_last_completion_result(ReconcileResult)
             if last is not None:
                 so_far = None if last.after is None else last
                 noted = {"mark": last.mark, "closed_since": last.closed_since, "so_far": so_far}
-                order = order.model_copy(update=noted)
-        return await activity_calls.reconcile(order)
+                request = request.model_copy(update=noted)
+        return await activity_calls.reconcile(request)

@@ -12,8 +12,8 @@ from evergrant_server.core.connections.account import AccountOption, FollowUp
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.grant import Grant
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.lifecycle.account_choice import LookUpAccounts
-from evergrant_server.core.messages.connection import ActivityName, GrantResult
+from evergrant_server.core.messages.activities import GrantResult, LookUpAccounts
+from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.egress import Egress
 from evergrant_server.store import Store, Transaction
 from providers.responses.accounts import read_lookup, send_lookup

@@ -29,7 +29,8 @@ from evergrant_server.core.connections.consent import ConsentKind
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import Failure
-from evergrant_server.core.messages.connection import ActivityName, GrantResult, RequestFirstTokens
+from evergrant_server.core.messages.activities import GrantResult, RequestFirstTokens
+from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
 from evergrant_server.store import Transaction
 from providers.responses.raw_reply import RawReply

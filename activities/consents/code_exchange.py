@@ -31,7 +31,8 @@ from evergrant_server.core.connections.consent import Consent, ConsentKind, Cons
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.connections.id_token import require_nonce
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
-from evergrant_server.core.messages.connection import ActivityName, ExchangeCode, GrantResult
+from evergrant_server.core.messages.activities import ExchangeCode, GrantResult
+from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics

@@ -13,7 +13,8 @@ from evergrant_server.core.connections.connection import Connection, LifecycleSt
 from evergrant_server.core.connections.consent import ConsentKind, ConsentStatus
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.lifecycle.snapshot import grant_result_of
-from evergrant_server.core.messages.connection import ActivityName, EndConsent, GrantResult
+from evergrant_server.core.messages.activities import EndConsent, GrantResult
+from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.store import Transaction
 
 

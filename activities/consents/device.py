@@ -32,7 +32,8 @@ from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.device_code import DeviceCode, DevicePoll
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
-from evergrant_server.core.messages.connection import ActivityName, GrantResult, RequestFirstTokens
+from evergrant_server.core.messages.activities import GrantResult, RequestFirstTokens
+from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
 from evergrant_server.store import Transaction
 from providers.requests.device import (

@@ -10,7 +10,8 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.lifecycle.timers import is_same_end
-from evergrant_server.core.messages.connection import ActivityName, AnnounceExpiry
+from evergrant_server.core.messages.activities import AnnounceExpiry
+from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.store import Store, Transaction
 
 

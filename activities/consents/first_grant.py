@@ -20,8 +20,8 @@ from evergrant_server.core.connections.connection import Connection, LifecycleSt
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure, RetryAdvice
-from evergrant_server.core.lifecycle.late_tokens import STATES_WITHOUT_GRANT
-from evergrant_server.core.messages.connection import ExchangeCode, GrantResult, RequestFirstTokens
+from evergrant_server.core.lifecycle.timers import STATES_WITHOUT_GRANT
+from evergrant_server.core.messages.activities import ExchangeCode, GrantResult, RequestFirstTokens
 from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome
 from evergrant_server.store import Transaction
 

@@ -20,16 +20,9 @@ from evergrant_server.core.connections.grant import MAIN_SLOT, Grant, Origin
 from evergrant_server.core.connections.proof_key import DPOP_TOKEN_TYPE
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.export import Export, ExportStatus
-from evergrant_server.core.messages.connection import (
-    ActivityName,
-    DeleteExport,
-    ExchangeCode,
-    ExportCall,
-    ExportProgress,
-    GrantResult,
-    RequestFirstTokens,
-    SealExportPage,
-)
+from evergrant_server.core.messages.activities import ExchangeCode, GrantResult, RequestFirstTokens
+from evergrant_server.core.messages.export import DeleteExport, ExportCall, ExportProgress, SealExportPage
+from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import AttemptOutcome
 from evergrant_server.crypto import Recipient
@@ -138,7 +131,7 @@ class ExportActivities:
         self._store = store
         self._clock = clock
 
-    @activity.defn(name=ActivityName.EXPORT_PAGE)
+    @activity.defn(name=ActivityName.SEAL_EXPORT_PAGE)
     async def export_page(self, request: SealExportPage) -> ExportProgress:
         """Seal one page of connections and append an audit record for each, in one transaction."""
 

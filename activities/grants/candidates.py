@@ -15,7 +15,7 @@ from activities.single_use.attempt_tracker import open_attempt
 from activities.support.failures import failed_grant_result
 from activities.support.provider_context import ProviderContext
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure, FailureKind
-from evergrant_server.core.messages.connection import ConnectionCall, GrantResult
+from evergrant_server.core.messages.activities import ConnectionCall, GrantResult
 from evergrant_server.store import Store
 
 # Replies, and failures to send. The protocol for single-use credentials refuses a second send

@@ -9,7 +9,7 @@ from activities.support.transactions import append_audit, commit_with_retries
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.connection import ConnectionCall
+from evergrant_server.core.messages.activities import ConnectionCall
 from evergrant_server.store import Store, Transaction
 
 T = TypeVar("T")

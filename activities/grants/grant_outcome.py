@@ -12,7 +12,7 @@ from activities.support.provider_context import ProviderContext
 from activities.support.transactions import commit_with_retries
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.connection import ConnectionCall, GrantResult
+from evergrant_server.core.messages.activities import ConnectionCall, GrantResult
 from evergrant_server.core.single_use.attempt import AttemptOutcome
 from evergrant_server.store import Transaction
 from providers.responses.raw_reply import RawReply

@@ -11,9 +11,10 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.connections.grant import TokenSet
-from evergrant_server.core.lifecycle.late_tokens import STATES_WITHOUT_GRANT
-from evergrant_server.core.messages.connection import ConnectionCall
-from evergrant_server.core.messages.late_tokens import SIGNAL_LATE_TOKENS_RECEIVED, LateTokensReceived
+from evergrant_server.core.lifecycle.timers import STATES_WITHOUT_GRANT
+from evergrant_server.core.messages.activities import ConnectionCall
+from evergrant_server.core.messages.connection import LateTokensReceived
+from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.outbox import signal_message
 from evergrant_server.core.single_use.attempt import Attempt, LateTokens
 from evergrant_server.store import Transaction
@@ -49,7 +50,9 @@ async def keep_late_tokens(
 async def signal_late_tokens(tx: Transaction, call: ConnectionCall, attempt: Attempt, at: datetime) -> None:
     """Have the workflow verify them, or read the store if they are installed already."""
     received = LateTokensReceived(attempt_id=attempt.id, context=call.context)
-    message = signal_message(attempt.tenant, attempt.connection_id, SIGNAL_LATE_TOKENS_RECEIVED, received, at)
+    message = signal_message(
+        attempt.tenant, attempt.connection_id, SignalName.LATE_TOKENS_RECEIVED, received, at
+    )
     await tx.outbox.add(message)
 
 

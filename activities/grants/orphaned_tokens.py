@@ -14,7 +14,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import RevocationOutcome
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.connection import ConnectionCall, GrantResult
+from evergrant_server.core.messages.activities import ConnectionCall, GrantResult
 from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome, LateTokens
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.log_names import LogEvent

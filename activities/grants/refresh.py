@@ -27,7 +27,8 @@ from activities.support.transactions import append_audit, commit_with_retries, l
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.connection import ActivityName, GrantResult, RefreshGrant
+from evergrant_server.core.messages.activities import GrantResult, RefreshGrant
+from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics

@@ -16,15 +16,10 @@ from evergrant_server.core.connections.connection import Connection, LifecycleSt
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.connections.refresh_rules import Rotation
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
-from evergrant_server.core.lifecycle.late_tokens import STATES_WITHOUT_GRANT
-from evergrant_server.core.messages.connection import (
-    SIGNAL_PROVIDER_CHANGED,
-    SIGNAL_ROTATE,
-    GrantResult,
-    ProviderChanged,
-    RefreshGrant,
-    Rotate,
-)
+from evergrant_server.core.lifecycle.timers import STATES_WITHOUT_GRANT
+from evergrant_server.core.messages.activities import GrantResult, RefreshGrant
+from evergrant_server.core.messages.connection import ProviderChanged, Rotate
+from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.outbox import signal_message
 from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome
 from evergrant_server.store import Transaction
@@ -160,7 +155,7 @@ async def _signal_provider_changed(
 ) -> None:
     """Have the workflow read the store now: it may be waiting for hours."""
     changed = ProviderChanged(version=connection.revision, context=request.context)
-    message = signal_message(request.tenant, request.connection_id, SIGNAL_PROVIDER_CHANGED, changed, now)
+    message = signal_message(request.tenant, request.connection_id, SignalName.PROVIDER_CHANGED, changed, now)
     await tx.outbox.add(message)
 
 
@@ -172,5 +167,5 @@ async def _signal_rotate(tx: Transaction, request: RefreshGrant, row: Attempt, n
     reason = "a second use of the previous token may have invalidated this grant"
     for seen in (row.from_generation, row.from_generation + 1):
         rotate = Rotate(reason=reason, context=request.context, seen_generation=seen)
-        message = signal_message(request.tenant, request.connection_id, SIGNAL_ROTATE, rotate, now)
+        message = signal_message(request.tenant, request.connection_id, SignalName.ROTATE, rotate, now)
         await tx.outbox.add(message)

@@ -9,7 +9,9 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import Grant
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
-from evergrant_server.core.messages.connection import SIGNAL_ROTATE, RequestContext, Rotate
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.connection import Rotate
+from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.outbox import signal_message
 from evergrant_server.core.secret import Secret
 from evergrant_server.policy import may_exchange, source_scopes
@@ -58,7 +60,7 @@ async def _load_source_token(
         # with the generation that was read: other connections of this source signal at the same time
         reason = "its token is to be exchanged"
         rotate = Rotate(reason=reason, context=by, seen_generation=source.generation)
-        message = signal_message(source.tenant, source.id, SIGNAL_ROTATE, rotate, services.clock.now())
+        message = signal_message(source.tenant, source.id, SignalName.ROTATE, rotate, services.clock.now())
         async with services.store.write() as tx:
             await tx.outbox.add(message)
     why = "the connection whose token is exchanged has none that is valid"

@@ -14,13 +14,9 @@ from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.connections.imported_tokens import INSTALL_WITHIN, ImportedTokens
 from evergrant_server.core.ids import ConnectionId, new_id
 from evergrant_server.core.lifecycle.snapshot import start_message
-from evergrant_server.core.messages.connection import (
-    SIGNAL_CONSENT_GRANTED,
-    SIGNAL_REVOKE,
-    ConnectionCall,
-    ConsentGranted,
-    Revoke,
-)
+from evergrant_server.core.messages.activities import ConnectionCall
+from evergrant_server.core.messages.connection import ConsentGranted, Revoke
+from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.outbox import signal_message
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import Transaction
@@ -64,11 +60,13 @@ async def install_further_slots(
         await tx.consents.add_import(consent, ImportedTokens.from_token_set(imported, asked_at))
         granted = ConsentGranted(consent_id=consent.id, context=call.context)
         await tx.outbox.add(
-            signal_message(connection.tenant, connection.id, SIGNAL_CONSENT_GRANTED, granted, now)
+            signal_message(connection.tenant, connection.id, SignalName.CONSENT_GRANTED, granted, now)
         )
         if first.state is LifecycleState.REVOKING and not live:  # the new connection is revoked with it
             revoke = Revoke(reason=first.revoke_reason or "", context=call.context)
-            await tx.outbox.add(signal_message(connection.tenant, connection.id, SIGNAL_REVOKE, revoke, now))
+            await tx.outbox.add(
+                signal_message(connection.tenant, connection.id, SignalName.REVOKE, revoke, now)
+            )
 
 
 async def _update_existing(

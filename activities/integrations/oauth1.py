@@ -12,11 +12,11 @@ from evergrant_server.core.connections.consent import Consent, hash_state
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.token_pair import TokenPair
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.temporary_credentials import (
-    ACTIVITY_REQUEST_TEMPORARY_CREDENTIALS,
+from evergrant_server.core.messages.integrations import (
     RequestTemporaryCredentials,
     TemporaryCredentialsResult,
 )
+from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.store import Store
 from providers.oauth1.flow import oauth1_endpoints, read_temporary_credentials, temporary_credentials_request
 from providers.requests.sender import Sender
@@ -33,7 +33,7 @@ class OAuth1Activities:
         self._sender = sender
         self._clock = clock
 
-    @activity.defn(name=ACTIVITY_REQUEST_TEMPORARY_CREDENTIALS)
+    @activity.defn(name=ActivityName.REQUEST_TEMPORARY_CREDENTIALS)
     async def fetch_temporary_credentials(
         self, order: RequestTemporaryCredentials
     ) -> TemporaryCredentialsResult:

@@ -10,13 +10,10 @@ from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.consent import Consent
+from evergrant_server.core.connections.pushed_authorization import PushedAuthorization
 from evergrant_server.core.errors import Failure, FailureKind
-from evergrant_server.core.messages.par import (
-    ACTIVITY_PUSH_AUTHORIZATION_REQUEST,
-    PushAuthorizationRequest,
-    PushedAuthorization,
-    PushResult,
-)
+from evergrant_server.core.messages.integrations import PushAuthorizationRequest, PushResult
+from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.store import Store, Transaction
 from providers.requests.par import par_request, read_par_reply
 from providers.requests.sender import Sender
@@ -31,7 +28,7 @@ class ParActivities:
         self._sender = sender
         self._clock = clock
 
-    @activity.defn(name=ACTIVITY_PUSH_AUTHORIZATION_REQUEST)
+    @activity.defn(name=ActivityName.PUSH_AUTHORIZATION_REQUEST)
     async def push_authorization_request(self, order: PushAuthorizationRequest) -> PushResult:
         """Write the reference, or why there is none, beside the consent that waits for it."""
         async with heartbeating():

@@ -19,7 +19,8 @@ from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
-from evergrant_server.core.messages.connection import DiscoverEndpoints, DiscoveryResult, Message
+from evergrant_server.core.messages.base import Message
+from evergrant_server.core.messages.integrations import DiscoverEndpoints, DiscoveryResult
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import (
     Attempt,

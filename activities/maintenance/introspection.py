@@ -16,12 +16,10 @@ from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.lifecycle.schedule import jitter
-from evergrant_server.core.messages.connection import RequestContext
-from evergrant_server.core.messages.maintenance import (
-    ACTIVITY_INTROSPECT_GRANTS,
-    IntrospectGrants,
-    IntrospectGrantsResult,
-)
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.integrations import FetchReceiverKeys
+from evergrant_server.core.messages.maintenance import IntrospectGrants, IntrospectGrantsResult
+from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.provider_events.external_revocation import (
     ProviderReport,
     ReportDecision,
@@ -32,7 +30,6 @@ from evergrant_server.core.provider_events.introspection import (
     IntrospectionFinding,
     judge_introspection,
 )
-from evergrant_server.core.provider_events.receivers import FetchReceiverKeys
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import ROTATING
 from evergrant_server.store import Store, Transaction
@@ -72,7 +69,7 @@ class IntrospectionActivities:
         self._interval = interval
         self._integration_limit_s = integration_limit.total_seconds()
 
-    @activity.defn(name=ACTIVITY_INTROSPECT_GRANTS)
+    @activity.defn(name=ActivityName.INTROSPECT_GRANTS)
     async def introspect_grants(self, request: IntrospectGrants) -> IntrospectGrantsResult:
         """Run one pass over the receivers and over the integrations whose provider introspects.
 

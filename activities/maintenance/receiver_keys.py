@@ -5,11 +5,8 @@ from temporalio import activity
 from activities.support.transactions import commit_with_retries
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import Failure
-from evergrant_server.core.provider_events.receivers import (
-    ACTIVITY_FETCH_RECEIVER_KEYS,
-    FetchReceiverKeys,
-    ReceiverKeysResult,
-)
+from evergrant_server.core.messages.integrations import FetchReceiverKeys, ReceiverKeysResult
+from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.egress import Egress
 from evergrant_server.store import Store, Transaction
 from providers.events.keys import fetch_keys
@@ -21,7 +18,7 @@ class ReceiverKeysActivities:
         self._egress = egress
         self._clock = clock
 
-    @activity.defn(name=ACTIVITY_FETCH_RECEIVER_KEYS)
+    @activity.defn(name=ActivityName.FETCH_RECEIVER_KEYS)
     async def fetch_keys(self, request: FetchReceiverKeys) -> ReceiverKeysResult:
         """Pin the keys in the transmitter's document. If it can't be read, the old keys stay."""
         async with self._store.read() as tx:

@@ -23,7 +23,7 @@ from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.connections.refresh_rules import RefreshRules
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.ids import AttemptId, new_id
-from evergrant_server.core.messages.connection import ConnectionCall
+from evergrant_server.core.messages.activities import ConnectionCall
 from evergrant_server.core.single_use.attempt import (
     LIMITS,
     Attempt,

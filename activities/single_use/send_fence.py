@@ -11,7 +11,7 @@ from activities.support.transactions import append_audit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.connection import ConnectionCall
+from evergrant_server.core.messages.activities import ConnectionCall
 from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome, TimeLimits
 from evergrant_server.journal import JournalReservation
 from evergrant_server.store import Store

@@ -8,7 +8,7 @@ from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import MAIN_SLOT
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure, FailureKind
-from evergrant_server.core.messages.connection import ConnectionCall
+from evergrant_server.core.messages.activities import ConnectionCall
 from evergrant_server.store import Store, Transaction
 
 # A wait for a reply ends within a minute, or once the access token has expired. Where that is far away,

@@ -12,7 +12,7 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind, RetryAdvice
-from evergrant_server.core.messages.connection import GrantResult, RevocationResult
+from evergrant_server.core.messages.activities import GrantResult, RevocationResult
 from evergrant_server.telemetry.log_names import LogEvent
 from evergrant_server.telemetry.logs import log_event
 

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, suppress
 
 from temporalio import activity
 
-from evergrant_server.core.messages.connection import Message
+from evergrant_server.core.messages.base import Message
 
 _INTERVAL_S = 1.5  # well inside the heartbeat time-out of `workflows.activity_calls`
 

@@ -14,7 +14,7 @@ from evergrant_server.core.definition import Definition
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.lifecycle.snapshot import grant_result_of
-from evergrant_server.core.messages.connection import GrantResult
+from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.store import Store, Transaction
 from providers.client_auth.generated_secret import generate_client_secret
 from providers.definition.registry import Registry

@@ -9,7 +9,7 @@ from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.connection import ConnectionCall
+from evergrant_server.core.messages.activities import ConnectionCall
 from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome
 from evergrant_server.store import Store, Transaction, UnwrappedKeys
 

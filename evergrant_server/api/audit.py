@@ -12,7 +12,7 @@ from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.dependencies import CallerDep, ContextDep, TenantAdminDep, visible_connection
 from evergrant_server.api.http.responses import AuditView, Page, Timeline
 from evergrant_server.core.access import Action
-from evergrant_server.core.ids import connection_workflow_id
+from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.log_names import LogEvent
 from evergrant_server.telemetry.logs import log_event

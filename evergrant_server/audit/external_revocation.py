@@ -7,13 +7,12 @@ from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.base import Message, Provenance, RequestContext
-from evergrant_server.core.messages.connection import SIGNAL_ROTATE, Rotate
+from evergrant_server.core.messages.connection import RevokedAtProvider, Rotate
+from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.outbox import signal_message
 from evergrant_server.core.provider_events.external_revocation import (
-    SIGNAL_REVOKED_AT_PROVIDER,
     ProviderReport,
     ReportDecision,
-    RevokedAtProvider,
     judge_report,
 )
 from evergrant_server.store.transactions import Transaction
@@ -47,10 +46,10 @@ async def apply_external_event(
         after = connection.rejected(ErrorCode.GRANT_REVOKED_ELSEWHERE, now)
         await tx.connections.replace(after, expected=connection.revision)
         told = RevokedAtProvider(generation=connection.generation, source=news.source, context=asked)
-        await _tell(tx, connection, SIGNAL_REVOKED_AT_PROVIDER, told, now)
+        await _tell(tx, connection, SignalName.REVOKED_AT_PROVIDER, told, now)
     elif verdict is ReportDecision.REFRESH_REQUESTED:
         rotate = Rotate(reason=news.kind, context=asked, seen_generation=connection.generation)
-        await _tell(tx, connection, SIGNAL_ROTATE, rotate, now)
+        await _tell(tx, connection, SignalName.ROTATE, rotate, now)
     if verdict in _RECORDED:
         await append(tx, _entry(connection, news, verdict, asked, now, provenance))
     return verdict

@@ -16,7 +16,7 @@ from evergrant_server.audit.publishing import publish_events
 from evergrant_server.core.audit import AuditAction, AuditEntry, AuditRecord
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
-from evergrant_server.core.messages.connection import Provenance, RequestContext
+from evergrant_server.core.messages.base import Provenance, RequestContext
 from evergrant_server.store.records import Values, columns_equal, fetch_all, insert
 from evergrant_server.store.tables import AuditRow, AuditShardRow
 from evergrant_server.store.transactions import Transaction

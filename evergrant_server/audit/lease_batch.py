@@ -16,7 +16,7 @@ from evergrant_server.audit.hash_chain import chained_rows
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.ids import AppId, ConnectionId, Tenant
-from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.store import Transaction
 from evergrant_server.store.hop import on_postgresql, on_sqlite
 

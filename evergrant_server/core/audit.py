@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from evergrant_server.core.ids import Tenant
-from evergrant_server.core.messages.connection import Provenance, RequestContext
+from evergrant_server.core.messages.base import Provenance, RequestContext
 
 
 class AuditAction(StrEnum):

@@ -43,8 +43,6 @@ _LENGTH = 22  # 110 bits
 _SHAPE = re.compile(rf"^(?:{'|'.join(PREFIXES)})_[{_ALPHABET}]{{{_LENGTH}}}\Z")
 _SLUG = re.compile(r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
 
-CONNECTION_WORKFLOW_ID = re.compile(r"^connection:(?P<tenant>[a-z0-9-]+):(?P<connection>con_[0-9a-z]+)\Z")
-
 
 def new_id(prefix: str) -> str:
     """A fresh random id such as `con_…`. Raises ValueError for a prefix nobody owns."""
@@ -69,23 +67,3 @@ def is_id(value: str, prefix: str) -> bool:
 def is_slug(value: str) -> bool:
     """True for names of tenants, integrations, apps and permits: a DNS label in lower case."""
     return bool(_SLUG.match(value))
-
-
-def connection_workflow_id(tenant: Tenant, connection: ConnectionId) -> str:
-    """The id of the one workflow that lives for this connection."""
-    return f"connection:{tenant}:{connection}"
-
-
-def export_workflow_id(tenant: Tenant, export: ExportId) -> str:
-    """The id of the workflow that writes this export."""
-    return f"export:{tenant}:{export}"
-
-
-def webhook_workflow_id(tenant: Tenant, webhook: WebhookId) -> str:
-    """The id of the one workflow that delivers to this webhook."""
-    return f"webhook:{tenant}:{webhook}"
-
-
-def definition_rollout_workflow_id(tenant: Tenant, definition: DefinitionId) -> str:
-    """The id of the workflow that checks, decides and rolls out this version of a definition."""
-    return f"onboarding:{tenant}:{definition}"

@@ -8,9 +8,9 @@ from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import connection_workflow_id
 from evergrant_server.core.lifecycle.drift import Drift, find_drift
-from evergrant_server.core.messages.connection import SIGNAL_REVOKE, Revoke
+from evergrant_server.core.messages.connection import Revoke
+from evergrant_server.core.messages.names import SignalName, connection_workflow_id
 from evergrant_server.store import Store
 from evergrant_server.temporal_link.link import TemporalLink
 from evergrant_server.temporal_link.workflow_starter import RECONCILE_CONTEXT, WorkflowStarter
@@ -131,7 +131,7 @@ class DriftRepair:
         """Send the signal again; a workflow that received it meanwhile ignores this one."""
         revoke = Revoke(reason=connection.revoke_reason or "", context=RECONCILE_CONTEXT)
         name = connection_workflow_id(connection.tenant, connection.id)
-        await self._link.signal(name, SIGNAL_REVOKE, revoke.model_dump(mode="json"))
+        await self._link.signal(name, SignalName.REVOKE, revoke.model_dump(mode="json"))
 
     async def _restore_revocation(self, connection: Connection) -> None:
         """Write a revocation that the store lost with a restored backup: from here on no lease leaves."""

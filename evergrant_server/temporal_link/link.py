@@ -17,20 +17,23 @@ from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant, connection_workflow_id
-from evergrant_server.core.messages import temporary_credentials
-from evergrant_server.core.messages.base import Message
-from evergrant_server.core.messages.connection import (
-    DISCOVERY_WORKFLOW,
-    QUERY_DESCRIBE,
-    TASK_QUEUE,
-    UPDATE_ENSURE_FRESH,
-    ConnectionDescription,
+from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
+from evergrant_server.core.messages.base import Message, RequestContext
+from evergrant_server.core.messages.connection import ConnectionDescription, EnsureFresh, EnsureFreshResult
+from evergrant_server.core.messages.integrations import (
     DiscoverEndpoints,
     DiscoveryResult,
-    EnsureFresh,
-    EnsureFreshResult,
-    RequestContext,
+    RequestTemporaryCredentials,
+    TemporaryCredentialsResult,
+)
+from evergrant_server.core.messages.names import (
+    TASK_QUEUE,
+    QueryName,
+    UpdateName,
+    WorkflowName,
+    connection_workflow_id,
+    discovery_workflow_id,
+    temporary_credentials_workflow_id,
 )
 from evergrant_server.temporal_link.calls import call_temporal, temporal_unavailable
 from evergrant_server.temporal_link.runs import WorkflowRuns
@@ -56,7 +59,7 @@ class TemporalLink(WorkflowRuns):
         TEMPORAL_UNAVAILABLE also when Temporal knows no such workflow.
         """
         update = self._connection_handle(tenant, connection_id).execute_update(
-            UPDATE_ENSURE_FRESH,
+            UpdateName.ENSURE_FRESH,
             request,
             result_type=EnsureFreshResult,
             rpc_timeout=timedelta(seconds=timeout),
@@ -78,7 +81,7 @@ class TemporalLink(WorkflowRuns):
         Raises Failure TEMPORAL_UNAVAILABLE also when no worker answers the query in time.
         """
         query = self._connection_handle(tenant, connection_id).query(
-            QUERY_DESCRIBE,
+            QueryName.DESCRIBE,
             result_type=ConnectionDescription,
             reject_condition=QueryRejectCondition.NOT_OPEN,
             rpc_timeout=timedelta(seconds=timeout),
@@ -102,26 +105,24 @@ class TemporalLink(WorkflowRuns):
     ) -> DiscoveryResult:
         """Have a worker read an issuer's metadata, and wait for the result."""
         return await self._execute(
-            DISCOVERY_WORKFLOW,
+            WorkflowName.DISCOVERY,
             DiscoverEndpoints(tenant=tenant, integration_id=integration_id, context=context),
-            f"discovery:{tenant}:{integration_id}",
+            discovery_workflow_id(tenant, integration_id),
             timeout,
             result_type=DiscoveryResult,
             static_summary="endpoints of an integration",
         )
 
     async def prepare_consent(
-        self, request: temporary_credentials.RequestTemporaryCredentials, timeout: float
-    ) -> temporary_credentials.TemporaryCredentialsResult:
+        self, request: RequestTemporaryCredentials, timeout: float
+    ) -> TemporaryCredentialsResult:
         """Have a worker get temporary credentials (RFC 5849 section 2.1), and wait for the result."""
         return await self._execute(
-            temporary_credentials.TEMPORARY_CREDENTIALS_WORKFLOW,
+            WorkflowName.TEMPORARY_CREDENTIALS,
             request,
-            temporary_credentials.temporary_credentials_workflow_id(
-                request.tenant, request.consent_id, request.revision
-            ),
+            temporary_credentials_workflow_id(request.tenant, request.consent_id, request.revision),
             timeout,
-            result_type=temporary_credentials.TemporaryCredentialsResult,
+            result_type=TemporaryCredentialsResult,
             static_summary="temporary credentials before the redirect to the provider",
         )
 

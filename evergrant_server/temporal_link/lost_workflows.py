@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 from evergrant_server.core.clock import Clock
-from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.definition_rollout import RolloutStart
 from evergrant_server.core.messages.webhooks import WakeWebhook
 from evergrant_server.store import Store

@@ -12,7 +12,7 @@ from temporalio.common import SearchAttributeKey
 from temporalio.service import RPCError
 
 from evergrant_server.core.messages import search_attributes
-from evergrant_server.core.messages.connection import CONNECTION_WORKFLOW
+from evergrant_server.core.messages.names import WorkflowName
 from evergrant_server.temporal_link.calls import call_temporal, find_in_temporal
 
 
@@ -92,7 +92,7 @@ class WorkflowRuns:
 
     async def running_connections(self) -> dict[str, RunningWorkflow]:
         """Running connection workflows by id, from visibility, which lags: a missing one may run."""
-        query = f"WorkflowType = '{CONNECTION_WORKFLOW}' AND ExecutionStatus = 'Running'"
+        query = f"WorkflowType = '{WorkflowName.CONNECTION}' AND ExecutionStatus = 'Running'"
         return {
             run.id: RunningWorkflow(run.start_time, _state_attribute(run))
             for run in await self._list_workflows(query)
@@ -100,7 +100,7 @@ class WorkflowRuns:
 
     async def closed_connections(self, since: datetime | None) -> list[ClosedRun]:
         """Runs of connection workflows that closed since then, as far as Temporal retains them."""
-        query = f"WorkflowType = '{CONNECTION_WORKFLOW}' AND ExecutionStatus != 'Running'"
+        query = f"WorkflowType = '{WorkflowName.CONNECTION}' AND ExecutionStatus != 'Running'"
         if since is not None:
             query += f" AND CloseTime >= '{since.isoformat()}'"
         return [ClosedRun(run.id, run.run_id) for run in await self._list_workflows(query)]

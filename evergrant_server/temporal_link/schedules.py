@@ -28,15 +28,9 @@ from temporalio.client import (
 from temporalio.service import RPCError, RPCStatusCode
 
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.messages.connection import Message
-from evergrant_server.core.messages.maintenance import (
-    INTROSPECTION_WORKFLOW,
-    RECONCILE_WORKFLOW,
-    REREAD_METADATA_WORKFLOW,
-    IntrospectGrants,
-    ReconcileRequest,
-    RereadMetadata,
-)
+from evergrant_server.core.messages.base import Message
+from evergrant_server.core.messages.maintenance import IntrospectGrants, ReconcileRequest, RereadMetadata
+from evergrant_server.core.messages.names import WorkflowName
 from evergrant_server.settings import Settings
 from evergrant_server.telemetry.log_names import LogEvent
 from evergrant_server.telemetry.logs import log_event
@@ -63,21 +57,21 @@ class ScheduleDefinition:
 SCHEDULES = (
     ScheduleDefinition(
         name="reconcile",
-        workflow=RECONCILE_WORKFLOW,
+        workflow=WorkflowName.RECONCILE,
         input=ReconcileRequest(),
         interval=lambda settings: settings.reconcile_interval,
         note="starts missing workflows of live connections, and exports histories",
     ),
     ScheduleDefinition(
         name="reread-metadata",
-        workflow=REREAD_METADATA_WORKFLOW,
+        workflow=WorkflowName.REREAD_METADATA,
         input=RereadMetadata(),
         interval=lambda settings: settings.metadata_interval,
         note="compares discovered metadata with what issuers publish now",
     ),
     ScheduleDefinition(
         name="introspection",
-        workflow=INTROSPECTION_WORKFLOW,
+        workflow=WorkflowName.INTROSPECTION,
         input=IntrospectGrants(),
         # a run takes the connections whose turn it is: each comes once in an interval
         interval=lambda settings: max(settings.introspection_interval / 24, timedelta(minutes=1)),

@@ -13,29 +13,24 @@ from temporalio.common import (
     WorkflowIDReusePolicy,
 )
 
-from evergrant_server.core.ids import (
+from evergrant_server.core.messages import search_attributes
+from evergrant_server.core.messages.base import Message
+from evergrant_server.core.messages.connection import ConnectionStart
+from evergrant_server.core.messages.definition_rollout import RolloutStart
+from evergrant_server.core.messages.export import ExportStart
+from evergrant_server.core.messages.integrations import FetchReceiverKeys, PushAuthorizationRequest
+from evergrant_server.core.messages.names import (
+    SignalName,
+    WorkflowName,
     connection_workflow_id,
     definition_rollout_workflow_id,
     export_workflow_id,
+    pushed_authorization_workflow_id,
+    receiver_keys_workflow_id,
     webhook_workflow_id,
 )
-from evergrant_server.core.messages import search_attributes
-from evergrant_server.core.messages.base import Message
-from evergrant_server.core.messages.connection import (
-    CONNECTION_WORKFLOW,
-    EXPORT_WORKFLOW,
-    ConnectionStart,
-    ExportStart,
-)
-from evergrant_server.core.messages.definition_rollout import DEFINITION_ROLLOUT_WORKFLOW, RolloutStart
-from evergrant_server.core.messages.par import (
-    PUSHED_AUTHORIZATION_WORKFLOW,
-    PushAuthorizationRequest,
-    pushed_authorization_workflow_id,
-)
-from evergrant_server.core.messages.webhooks import SIGNAL_WAKE, WEBHOOK_WORKFLOW, WakeWebhook, WebhookStart
+from evergrant_server.core.messages.webhooks import WakeWebhook, WebhookStart
 from evergrant_server.core.outbox import OutboxKind
-from evergrant_server.core.provider_events.receivers import FETCH_RECEIVER_KEYS_WORKFLOW, FetchReceiverKeys
 
 
 @dataclass(frozen=True)
@@ -79,7 +74,7 @@ def connection(
     if replace_running:
         options["id_conflict_policy"] = WorkflowIDConflictPolicy.TERMINATE_EXISTING
     return StartRequest(
-        CONNECTION_WORKFLOW,
+        WorkflowName.CONNECTION,
         start,
         connection_workflow_id(start.tenant, start.connection_id),
         f"{start.integration} ({start.provider})",
@@ -90,7 +85,7 @@ def connection(
 def export(start: ExportStart) -> StartRequest:
     """An export's workflow, once."""
     return StartRequest(
-        EXPORT_WORKFLOW,
+        WorkflowName.EXPORT,
         start,
         export_workflow_id(start.tenant, start.export_id),
         "export of grants",
@@ -103,18 +98,18 @@ def export(start: ExportStart) -> StartRequest:
 
 def receiver_keys(request: FetchReceiverKeys) -> StartRequest:
     """A worker reads a transmitter's keys, unless one does already."""
-    workflow_id = f"keys:{request.tenant}:{request.receiver_id}"
+    workflow_id = receiver_keys_workflow_id(request.tenant, request.receiver_id)
     return StartRequest(
-        FETCH_RECEIVER_KEYS_WORKFLOW, request, workflow_id, "keys of a security event transmitter"
+        WorkflowName.FETCH_RECEIVER_KEYS, request, workflow_id, "keys of a security event transmitter"
     )
 
 
 def pushed_authorization(request: PushAuthorizationRequest) -> StartRequest:
     """A worker pushes an authorization request (RFC 9126), once, within two minutes: a browser waits."""
     return StartRequest(
-        PUSHED_AUTHORIZATION_WORKFLOW,
+        WorkflowName.PUSHED_AUTHORIZATION,
         request,
-        pushed_authorization_workflow_id(request),
+        pushed_authorization_workflow_id(request.tenant, request.consent_id, request.revision),
         "a pushed authorization request",
         {
             "id_reuse_policy": WorkflowIDReusePolicy.REJECT_DUPLICATE,
@@ -126,18 +121,18 @@ def pushed_authorization(request: PushAuthorizationRequest) -> StartRequest:
 def webhook(request: WakeWebhook) -> StartRequest:
     """The workflow that delivers to this webhook is signalled, or started with the signal."""
     return StartRequest(
-        WEBHOOK_WORKFLOW,
+        WorkflowName.WEBHOOK_DELIVERY,
         WebhookStart(tenant=request.tenant, webhook_id=request.webhook_id),
         webhook_workflow_id(request.tenant, request.webhook_id),
         "deliveries to a webhook",
-        {"start_signal": SIGNAL_WAKE, "start_signal_args": [request]},
+        {"start_signal": SignalName.WAKE_WEBHOOK, "start_signal_args": [request]},
     )
 
 
 def definition_rollout(start: RolloutStart) -> StartRequest:
     """A proposed definition's workflow, unless it has completed."""
     return StartRequest(
-        DEFINITION_ROLLOUT_WORKFLOW,
+        WorkflowName.DEFINITION_ROLLOUT,
         start,
         definition_rollout_workflow_id(start.tenant, start.definition_id),
         f"definition of {start.provider}",

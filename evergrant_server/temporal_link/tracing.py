@@ -27,7 +27,7 @@ from temporalio.worker import (
 )
 from temporalio.workflow import ActivityHandle
 
-from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.telemetry import traces
 
 

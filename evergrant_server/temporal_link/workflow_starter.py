@@ -11,13 +11,9 @@ from evergrant_server.core.connections.refresh_rules import RefreshRules
 from evergrant_server.core.definition import Definition
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES
-from evergrant_server.core.lifecycle.transition import state_from_store
-from evergrant_server.core.messages.connection import (
-    ConnectionStart,
-    EventKind,
-    LifecycleEvent,
-    RequestContext,
-)
+from evergrant_server.core.lifecycle.snapshot import state_from_store
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.connection import ConnectionStart, EventKind, LifecycleEvent
 from evergrant_server.core.single_use.attempt import LIMITS
 from evergrant_server.crypto.keyring import KeyRing
 from evergrant_server.store import Store, Transaction

@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from evergrant_server.core.access import Endpoints, Integration
+from evergrant_server.core.connections.pushed_authorization import Fields, PushedAuthorization
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.par import Fields, PushedAuthorization
 from providers.definition.schema import ProviderSpec
 from providers.requests.client import OAuthClient
 from providers.requests.client_grants import PreparedRequest

@@ -35,13 +35,9 @@ from evergrant_server.core.ids import (
     Tenant,
     new_id,
 )
-from evergrant_server.core.messages.connection import (
-    ConnectionDescription,
-    DiscoveryResult,
-    EnsureFresh,
-    EnsureFreshResult,
-    RequestContext,
-)
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.connection import ConnectionDescription, EnsureFresh, EnsureFreshResult
+from evergrant_server.core.messages.integrations import DiscoveryResult
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.egress import EgressPolicy
@@ -95,6 +91,9 @@ class ScriptedLink:
             reason=None,
             repairer=None,
             failures=0,
+            failed=None,
+            failing_since=None,
+            reply_later=(),
         )
 
     async def discover(

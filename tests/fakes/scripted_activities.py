@@ -9,11 +9,27 @@ from typing import Any
 from temporalio import activity
 
 from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
-from evergrant_server.core.lifecycle.account_choice import LookUpAccounts
-from evergrant_server.core.messages import connection as m
-from evergrant_server.core.messages.late_tokens import VerifyLateTokens
+from evergrant_server.core.messages.activities import (
+    AnnounceExpiry,
+    BeginRevocation,
+    EndConsent,
+    ExchangeCode,
+    ExportRunHistory,
+    GrantResult,
+    LookUpAccounts,
+    RefreshGrant,
+    RequestFirstTokens,
+    RevocationResult,
+    RevokeGrant,
+    VerifyLateTokens,
+)
+from evergrant_server.core.messages.integrations import (
+    FetchReceiverKeys,
+    PushAuthorizationRequest,
+    PushResult,
+    ReceiverKeysResult,
+)
 from evergrant_server.core.messages.maintenance import (
-    ACTIVITY_INTROSPECT_GRANTS,
     IntrospectGrants,
     IntrospectGrantsResult,
     ReconcileRequest,
@@ -21,17 +37,8 @@ from evergrant_server.core.messages.maintenance import (
     RereadMetadata,
     RereadMetadataResult,
 )
-from evergrant_server.core.messages.par import (
-    ACTIVITY_PUSH_AUTHORIZATION_REQUEST,
-    PushAuthorizationRequest,
-    PushResult,
-)
+from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.messages.webhooks import DeliverWebhooks, DeliveryRound
-from evergrant_server.core.provider_events.receivers import (
-    ACTIVITY_FETCH_RECEIVER_KEYS,
-    FetchReceiverKeys,
-    ReceiverKeysResult,
-)
 
 
 class ScriptedActivities:
@@ -48,7 +55,7 @@ class ScriptedActivities:
         self.calls: list[tuple[str, Any]] = []
         self.now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
-    def count(self, name: m.ActivityName) -> int:
+    def count(self, name: ActivityName) -> int:
         return sum(1 for called, _ in self.calls if called == name)
 
     def everything(self) -> list[Callable[..., Any]]:
@@ -72,7 +79,7 @@ class ScriptedActivities:
             self.look_up,
         ]
 
-    async def _answer(self, name: m.ActivityName, order: Any, default: Callable[[], Any]) -> Any:
+    async def _answer(self, name: ActivityName, order: Any, default: Callable[[], Any]) -> Any:
         self.calls.append((name, order))
         if self.answers[name]:
             answer = self.answers[name].pop(0)
@@ -82,10 +89,10 @@ class ScriptedActivities:
                 return answer
         return default()
 
-    def _news(self) -> m.GrantResult:
+    def _news(self) -> GrantResult:
         self.generation += 1
         now = activity.info().started_time
-        return m.GrantResult(
+        return GrantResult(
             state=LifecycleState.ACTIVE,
             generation=self.generation,
             obtained_at=now,
@@ -94,73 +101,73 @@ class ScriptedActivities:
             idle_s=self.idle_s,
         )
 
-    @activity.defn(name=m.ActivityName.EXCHANGE_CODE)
-    async def exchange_code(self, order: m.ExchangeCode) -> m.GrantResult:
-        return await self._answer(m.ActivityName.EXCHANGE_CODE, order, self._news)
+    @activity.defn(name=ActivityName.EXCHANGE_CODE)
+    async def exchange_code(self, order: ExchangeCode) -> GrantResult:
+        return await self._answer(ActivityName.EXCHANGE_CODE, order, self._news)
 
-    @activity.defn(name=m.ActivityName.REQUEST_CLIENT_GRANT)
-    async def mint_grant(self, order: m.RequestFirstTokens) -> m.GrantResult:
-        return await self._answer(m.ActivityName.REQUEST_CLIENT_GRANT, order, self._news)
+    @activity.defn(name=ActivityName.REQUEST_CLIENT_GRANT)
+    async def mint_grant(self, order: RequestFirstTokens) -> GrantResult:
+        return await self._answer(ActivityName.REQUEST_CLIENT_GRANT, order, self._news)
 
-    @activity.defn(name=m.ActivityName.POLL_DEVICE_TOKEN)
-    async def poll_device(self, order: m.RequestFirstTokens) -> m.GrantResult:
-        return await self._answer(m.ActivityName.POLL_DEVICE_TOKEN, order, self._news)
+    @activity.defn(name=ActivityName.POLL_DEVICE_TOKEN)
+    async def poll_device(self, order: RequestFirstTokens) -> GrantResult:
+        return await self._answer(ActivityName.POLL_DEVICE_TOKEN, order, self._news)
 
-    @activity.defn(name=m.ActivityName.REFRESH_GRANT)
-    async def refresh_grant(self, order: m.RefreshGrant) -> m.GrantResult:
-        return await self._answer(m.ActivityName.REFRESH_GRANT, order, self._news)
+    @activity.defn(name=ActivityName.REFRESH_GRANT)
+    async def refresh_grant(self, order: RefreshGrant) -> GrantResult:
+        return await self._answer(ActivityName.REFRESH_GRANT, order, self._news)
 
-    @activity.defn(name=m.ActivityName.VERIFY_LATE_TOKENS)
-    async def verify_late_answer(self, order: VerifyLateTokens) -> m.GrantResult:
-        return await self._answer(m.ActivityName.VERIFY_LATE_TOKENS, order, self._news)
+    @activity.defn(name=ActivityName.VERIFY_LATE_TOKENS)
+    async def verify_late_answer(self, order: VerifyLateTokens) -> GrantResult:
+        return await self._answer(ActivityName.VERIFY_LATE_TOKENS, order, self._news)
 
-    @activity.defn(name=m.ActivityName.END_CONSENT)
-    async def end_consent(self, order: m.EndConsent) -> None:
-        await self._answer(m.ActivityName.END_CONSENT, order, lambda: None)
+    @activity.defn(name=ActivityName.END_CONSENT)
+    async def end_consent(self, order: EndConsent) -> None:
+        await self._answer(ActivityName.END_CONSENT, order, lambda: None)
 
-    @activity.defn(name=m.ActivityName.BEGIN_REVOCATION)
-    async def ask_revocation(self, order: m.BeginRevocation) -> None:
-        await self._answer(m.ActivityName.BEGIN_REVOCATION, order, lambda: None)
+    @activity.defn(name=ActivityName.BEGIN_REVOCATION)
+    async def ask_revocation(self, order: BeginRevocation) -> None:
+        await self._answer(ActivityName.BEGIN_REVOCATION, order, lambda: None)
 
-    @activity.defn(name=m.ActivityName.REVOKE_GRANT)
-    async def revoke_grant(self, order: m.RevokeGrant) -> m.RevocationResult:
-        done = m.RevocationResult(revocation=RevocationOutcome.CONFIRMED)
-        return await self._answer(m.ActivityName.REVOKE_GRANT, order, lambda: done)
+    @activity.defn(name=ActivityName.REVOKE_GRANT)
+    async def revoke_grant(self, order: RevokeGrant) -> RevocationResult:
+        done = RevocationResult(revocation=RevocationOutcome.CONFIRMED)
+        return await self._answer(ActivityName.REVOKE_GRANT, order, lambda: done)
 
-    @activity.defn(name=m.ActivityName.LOOK_UP_ACCOUNTS)
-    async def look_up(self, order: LookUpAccounts) -> m.GrantResult:
-        known = m.GrantResult(generation=order.generation)
-        return await self._answer(m.ActivityName.LOOK_UP_ACCOUNTS, order, lambda: known)
+    @activity.defn(name=ActivityName.LOOK_UP_ACCOUNTS)
+    async def look_up(self, order: LookUpAccounts) -> GrantResult:
+        known = GrantResult(generation=order.generation)
+        return await self._answer(ActivityName.LOOK_UP_ACCOUNTS, order, lambda: known)
 
-    @activity.defn(name=m.ActivityName.EXPORT_RUN_HISTORY)
-    async def run_ends(self, order: m.ExportRunHistory) -> None:
-        await self._answer(m.ActivityName.EXPORT_RUN_HISTORY, order, lambda: None)
+    @activity.defn(name=ActivityName.EXPORT_RUN_HISTORY)
+    async def run_ends(self, order: ExportRunHistory) -> None:
+        await self._answer(ActivityName.EXPORT_RUN_HISTORY, order, lambda: None)
 
-    @activity.defn(name=m.ActivityName.RECONCILE)
+    @activity.defn(name=ActivityName.RECONCILE)
     async def reconcile(self, order: ReconcileRequest) -> ReconcileResult:
-        return await self._answer(m.ActivityName.RECONCILE, order, lambda: ReconcileResult(live=3, started=1))
+        return await self._answer(ActivityName.RECONCILE, order, lambda: ReconcileResult(live=3, started=1))
 
-    @activity.defn(name=m.ActivityName.DELIVER_WEBHOOKS)
+    @activity.defn(name=ActivityName.DELIVER_WEBHOOKS)
     async def deliver_due(self, order: DeliverWebhooks) -> DeliveryRound:
-        return await self._answer(m.ActivityName.DELIVER_WEBHOOKS, order, DeliveryRound)
+        return await self._answer(ActivityName.DELIVER_WEBHOOKS, order, DeliveryRound)
 
-    @activity.defn(name=m.ActivityName.ANNOUNCE_EXPIRY)
-    async def announce_expiry(self, order: m.AnnounceExpiry) -> None:
-        await self._answer(m.ActivityName.ANNOUNCE_EXPIRY, order, lambda: None)
+    @activity.defn(name=ActivityName.ANNOUNCE_EXPIRY)
+    async def announce_expiry(self, order: AnnounceExpiry) -> None:
+        await self._answer(ActivityName.ANNOUNCE_EXPIRY, order, lambda: None)
 
-    @activity.defn(name=m.ActivityName.REREAD_METADATA)
+    @activity.defn(name=ActivityName.REREAD_METADATA)
     async def reread_metadata(self, order: RereadMetadata) -> RereadMetadataResult:
         none = RereadMetadataResult(read=0, changed=0, refused=0)
-        return await self._answer(m.ActivityName.REREAD_METADATA, order, lambda: none)
+        return await self._answer(ActivityName.REREAD_METADATA, order, lambda: none)
 
-    @activity.defn(name=ACTIVITY_INTROSPECT_GRANTS)
+    @activity.defn(name=ActivityName.INTROSPECT_GRANTS)
     async def look_elsewhere(self, order: IntrospectGrants) -> IntrospectGrantsResult:
         return IntrospectGrantsResult(checked=3, ended=1)
 
-    @activity.defn(name=ACTIVITY_PUSH_AUTHORIZATION_REQUEST)
+    @activity.defn(name=ActivityName.PUSH_AUTHORIZATION_REQUEST)
     async def push_request(self, order: PushAuthorizationRequest) -> PushResult:
         return PushResult()
 
-    @activity.defn(name=ACTIVITY_FETCH_RECEIVER_KEYS)
+    @activity.defn(name=ActivityName.FETCH_RECEIVER_KEYS)
     async def fetch_keys(self, order: FetchReceiverKeys) -> ReceiverKeysResult:
         return ReceiverKeysResult(keys=2)

@@ -8,6 +8,8 @@ from temporalio.client import Client
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages import connection as m
+from evergrant_server.core.messages.activities import GrantResult
+from evergrant_server.core.messages.names import ActivityName, SignalName, UpdateName
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.lives import ASKED, Life, a_consent, living
 
@@ -18,16 +20,16 @@ async def asked_by_many_at_once(client: Client) -> Life:
     async with living(client, scripted, policy="on_demand") as life:
         await life.consent()
         await asyncio.sleep(1.1)
-        scripted.answers[m.ActivityName.REFRESH_GRANT].append(m.GrantResult(failure=ErrorCode.GRANT_REJECTED))
+        scripted.answers[ActivityName.REFRESH_GRANT].append(GrantResult(failure=ErrorCode.GRANT_REJECTED))
         for pipeline in ("one-that-is-gone", "another-that-is-gone"):
             ask = m.RequestToken(app="crm-sync", reply_to=pipeline, context=ASKED)
-            await life.handle.signal(m.SIGNAL_REQUEST_TOKEN, ask)
+            await life.handle.signal(SignalName.REQUEST_TOKEN, ask)
         await life.until(lambda d: d.reason is ErrorCode.GRANT_REJECTED)
-        await life.handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
+        await life.handle.signal(SignalName.CONSENT_GRANTED, a_consent())
         await life.until(lambda d: d.generation == 2)
         newer = m.Rotate(reason="its token is to be exchanged", context=ASKED, seen_generation=2)
         for _ in range(3):
-            await life.handle.signal(m.SIGNAL_ROTATE, newer)
+            await life.handle.signal(SignalName.ROTATE, newer)
         await life.until(lambda d: d.generation == 3)
         return life
 
@@ -35,18 +37,18 @@ async def asked_by_many_at_once(client: Client) -> Life:
 async def reported_while_an_answer_is_lost(client: Client) -> Life:
     """A token that has no end is reported; an answer is lost, and the next try knows of the report."""
     scripted = ScriptedActivities()
-    endless = m.GrantResult(
+    endless = GrantResult(
         state=LifecycleState.ACTIVE, generation=1, obtained_at=datetime.now(UTC), refreshable=True
     )
-    scripted.answers[m.ActivityName.EXCHANGE_CODE].append(endless)
-    lost = m.GrantResult(failure=ErrorCode.PROVIDER_UNREACHABLE)
+    scripted.answers[ActivityName.EXCHANGE_CODE].append(endless)
+    lost = GrantResult(failure=ErrorCode.PROVIDER_UNREACHABLE)
     newer = endless.model_copy(update={"generation": 2})
-    scripted.answers[m.ActivityName.REFRESH_GRANT] += [lost, newer]
+    scripted.answers[ActivityName.REFRESH_GRANT] += [lost, newer]
     async with living(client, scripted, policy="on_demand") as life:
         await life.consent()
         report = m.EnsureFresh(seen_generation=1, context=ASKED, refresh_reason=m.RefreshReason.UNAUTHORIZED)
-        await life.handle.execute_update(m.UPDATE_ENSURE_FRESH, report, result_type=m.EnsureFreshResult)
+        await life.handle.execute_update(UpdateName.ENSURE_FRESH, report, result_type=m.EnsureFreshResult)
         await life.until(lambda d: d.generation == 2)
-        orders = [order for name, order in scripted.calls if name == m.ActivityName.REFRESH_GRANT]
+        orders = [order for name, order in scripted.calls if name == ActivityName.REFRESH_GRANT]
         assert [order.token_over for order in orders] == [True, True]
         return life

@@ -6,8 +6,9 @@ from temporalio.client import Client
 
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.lifecycle.account_choice import SIGNAL_ACCOUNT_CHOSEN, AccountChosen
-from evergrant_server.core.messages import connection as m
+from evergrant_server.core.messages.activities import GrantResult
+from evergrant_server.core.messages.connection import AccountChosen
+from evergrant_server.core.messages.names import ActivityName, SignalName
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.lives import ASKED, Life, living
 
@@ -16,7 +17,7 @@ async def accounts_looked_up_and_chosen(client: Client) -> Life:
     """An outage while the provider is asked, then several accounts, then a choice."""
     scripted = ScriptedActivities()
     now = datetime.now(UTC)
-    news = m.GrantResult(
+    news = GrantResult(
         state=LifecycleState.ACTIVE,
         generation=1,
         obtained_at=now,
@@ -25,12 +26,12 @@ async def accounts_looked_up_and_chosen(client: Client) -> Life:
         look_up=True,
     )
     async with living(client, scripted) as life:
-        scripted.answers[m.ActivityName.EXCHANGE_CODE].append(news)
-        away = m.GrantResult(failure=ErrorCode.PROVIDER_ERROR)
+        scripted.answers[ActivityName.EXCHANGE_CODE].append(news)
+        away = GrantResult(failure=ErrorCode.PROVIDER_ERROR)
         several = news.model_copy(update={"look_up": False, "choosing": True})
-        scripted.answers[m.ActivityName.LOOK_UP_ACCOUNTS] += [away, several]
+        scripted.answers[ActivityName.LOOK_UP_ACCOUNTS] += [away, several]
         await life.consent()
         await life.until(lambda d: d.reason is ErrorCode.CHOICE_REQUIRED)
-        await life.handle.signal(SIGNAL_ACCOUNT_CHOSEN, AccountChosen(choice="site-1", context=ASKED))
+        await life.handle.signal(SignalName.ACCOUNT_CHOSEN, AccountChosen(choice="site-1", context=ASKED))
         await life.until(lambda d: d.reason is None)
         return life

@@ -7,6 +7,8 @@ from temporalio.client import Client
 
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.messages import connection as m
+from evergrant_server.core.messages.activities import GrantResult
+from evergrant_server.core.messages.names import ActivityName, UpdateName
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.lives import ASKED, Life, living
 
@@ -17,11 +19,9 @@ async def reported_when_over(client: Client) -> Life:
     """Tokens that are dated an hour ahead; each is over after two seconds all the same, and reported."""
     scripted = ScriptedActivities()
     async with living(client, scripted, policy="on_demand") as life:
-        for generation, name in enumerate(
-            (m.ActivityName.EXCHANGE_CODE, *[m.ActivityName.REFRESH_GRANT] * 2)
-        ):
+        for generation, name in enumerate((ActivityName.EXCHANGE_CODE, *[ActivityName.REFRESH_GRANT] * 2)):
             ahead = datetime.now(UTC) + timedelta(hours=1)
-            news = m.GrantResult(
+            news = GrantResult(
                 state=LifecycleState.ACTIVE,
                 generation=generation + 1,
                 obtained_at=ahead,
@@ -36,7 +36,7 @@ async def reported_when_over(client: Client) -> Life:
                     seen_generation=generation, context=ASKED, refresh_reason=m.RefreshReason.UNAUTHORIZED
                 )
                 await life.handle.execute_update(
-                    m.UPDATE_ENSURE_FRESH, report, result_type=m.EnsureFreshResult
+                    UpdateName.ENSURE_FRESH, report, result_type=m.EnsureFreshResult
                 )
                 described = await life.until(lambda d, seen=generation: d.generation > seen)
             assert described.expires_at is not None

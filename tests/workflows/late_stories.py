@@ -7,12 +7,13 @@ from temporalio.client import Client
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import AttemptId, new_id
-from evergrant_server.core.messages import connection as m
-from evergrant_server.core.messages.late_tokens import SIGNAL_LATE_TOKENS_RECEIVED, LateTokensReceived
+from evergrant_server.core.messages.activities import GrantResult
+from evergrant_server.core.messages.connection import LateTokensReceived
+from evergrant_server.core.messages.names import ActivityName, SignalName
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.lives import ASKED, Life, living
 
-REFRESH = m.ActivityName.REFRESH_GRANT
+REFRESH = ActivityName.REFRESH_GRANT
 
 
 async def answer_came_late(client: Client) -> Life:
@@ -20,14 +21,14 @@ async def answer_came_late(client: Client) -> Life:
     scripted = ScriptedActivities()
     async with living(client, scripted) as life:
         await life.consent()
-        scripted.answers[REFRESH].append(m.GrantResult(failure=ErrorCode.OUTCOME_UNKNOWN))
+        scripted.answers[REFRESH].append(GrantResult(failure=ErrorCode.OUTCOME_UNKNOWN))
         await life.ensure_fresh(1)
         await life.until(lambda d: d.state is LifecycleState.NEEDS_REAUTH)
-        scripted.answers[m.ActivityName.VERIFY_LATE_TOKENS].append(
-            m.GrantResult(failure=ErrorCode.PROVIDER_ERROR)
+        scripted.answers[ActivityName.VERIFY_LATE_TOKENS].append(
+            GrantResult(failure=ErrorCode.PROVIDER_ERROR)
         )
         came = LateTokensReceived(attempt_id=AttemptId(new_id("att")), context=ASKED)
-        await life.handle.signal(SIGNAL_LATE_TOKENS_RECEIVED, came)
+        await life.handle.signal(SignalName.LATE_TOKENS_RECEIVED, came)
         await life.until(lambda d: d.state is LifecycleState.ACTIVE)
         return life
 
@@ -38,17 +39,17 @@ async def tokens_read_beside_a_grant(client: Client) -> Life:
     async with living(client, scripted) as life:
         await life.consent()
         now = datetime.now(UTC)
-        newer = m.GrantResult(
+        newer = GrantResult(
             state=LifecycleState.ACTIVE,
             generation=2,
             obtained_at=now,
             expires_at=now + timedelta(hours=1),
             refreshable=True,
         )
-        scripted.answers[m.ActivityName.VERIFY_LATE_TOKENS] += [newer, newer]
+        scripted.answers[ActivityName.VERIFY_LATE_TOKENS] += [newer, newer]
         for _ in range(2):
             came = LateTokensReceived(attempt_id=AttemptId(new_id("att")), context=ASKED)
-            await life.handle.signal(SIGNAL_LATE_TOKENS_RECEIVED, came)
+            await life.handle.signal(SignalName.LATE_TOKENS_RECEIVED, came)
             await life.until(lambda d: d.generation == 2)
         return life
 
@@ -56,7 +57,7 @@ async def tokens_read_beside_a_grant(client: Client) -> Life:
 async def interim_exchanged(client: Client) -> Life:
     """A first token that is exchanged for a long-lived one: at once, and again after an outage."""
     scripted, now = ScriptedActivities(), datetime.now(UTC)
-    first = m.GrantResult(
+    first = GrantResult(
         state=LifecycleState.ACTIVE,
         generation=1,
         obtained_at=now,
@@ -66,9 +67,9 @@ async def interim_exchanged(client: Client) -> Life:
     )
     end = now + timedelta(days=60)
     kept = first.model_copy(update={"generation": 2, "expires_at": end, "interim": False})
-    scripted.answers[m.ActivityName.EXCHANGE_CODE].append(first)
+    scripted.answers[ActivityName.EXCHANGE_CODE].append(first)
     long_lived = kept.model_copy(update={"refresh_expires_at": end, "ends_together": True})
-    scripted.answers[REFRESH] += [m.GrantResult(failure=ErrorCode.PROVIDER_ERROR), long_lived]
+    scripted.answers[REFRESH] += [GrantResult(failure=ErrorCode.PROVIDER_ERROR), long_lived]
     async with living(client, scripted) as life:
         await life.consent()
         described = await life.until(lambda d: d.generation == 2)
@@ -81,18 +82,18 @@ async def late_answers_one_after_another(client: Client) -> Life:
     scripted = ScriptedActivities()
     async with living(client, scripted) as life:
         await life.consent()
-        scripted.answers[REFRESH].append(m.GrantResult(failure=ErrorCode.OUTCOME_UNKNOWN))
+        scripted.answers[REFRESH].append(GrantResult(failure=ErrorCode.OUTCOME_UNKNOWN))
         await life.ensure_fresh(1)
         await life.until(lambda d: d.state is LifecycleState.NEEDS_REAUTH)
         first, second = (
             LateTokensReceived(attempt_id=AttemptId(new_id("att")), context=ASKED) for _ in range(2)
         )
-        verify = m.ActivityName.VERIFY_LATE_TOKENS
-        away = m.GrantResult(failure=ErrorCode.PROVIDER_ERROR, retry_after=600)
-        refused = m.GrantResult(failure=ErrorCode.GRANT_REJECTED, next_late_attempt=first.attempt_id)
+        verify = ActivityName.VERIFY_LATE_TOKENS
+        away = GrantResult(failure=ErrorCode.PROVIDER_ERROR, retry_after=600)
+        refused = GrantResult(failure=ErrorCode.GRANT_REJECTED, next_late_attempt=first.attempt_id)
         scripted.answers[verify] += [away, refused]
-        await life.handle.signal(SIGNAL_LATE_TOKENS_RECEIVED, first)
+        await life.handle.signal(SignalName.LATE_TOKENS_RECEIVED, first)
         await life.until(lambda d: d.next_at is not None)
-        await life.handle.signal(SIGNAL_LATE_TOKENS_RECEIVED, second)
+        await life.handle.signal(SignalName.LATE_TOKENS_RECEIVED, second)
         await life.until(lambda d: d.state is LifecycleState.ACTIVE)
         return life

@@ -10,21 +10,22 @@ from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
-from evergrant_server.core.ids import (
-    ConnectionId,
-    ConsentId,
-    IntegrationId,
-    Tenant,
-    connection_workflow_id,
-    new_id,
-)
+from evergrant_server.core.ids import ConnectionId, ConsentId, IntegrationId, Tenant, new_id
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES
 from evergrant_server.core.messages import connection as m
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.names import (
+    QueryName,
+    SignalName,
+    UpdateName,
+    WorkflowName,
+    connection_workflow_id,
+)
 from tests.fakes.scripted_activities import ScriptedActivities
 from workflows.registry import WORKFLOWS
 
 _SIGNALLED_BACK = "EVENT_TYPE_EXTERNAL_WORKFLOW_EXECUTION_SIGNALED"
-ASKED = m.RequestContext(by="app:crm-sync", trace_id="0af7651916cd43dd8448eb211c80319c")
+ASKED = RequestContext(by="app:crm-sync", trace_id="0af7651916cd43dd8448eb211c80319c")
 
 
 def a_start(**life: Any) -> m.ConnectionStart:
@@ -72,7 +73,7 @@ class Life:
         self.start = start
 
     async def describe(self) -> m.ConnectionDescription:
-        return await self.handle.query(m.QUERY_DESCRIBE, result_type=m.ConnectionDescription)
+        return await self.handle.query(QueryName.DESCRIBE, result_type=m.ConnectionDescription)
 
     async def until(self, condition: Callable[[m.ConnectionDescription], bool]) -> m.ConnectionDescription:
         async with asyncio.timeout(20):
@@ -81,7 +82,7 @@ class Life:
         return description
 
     async def consent(self) -> m.ConnectionDescription:
-        await self.handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
+        await self.handle.signal(SignalName.CONSENT_GRANTED, a_consent())
         return await self.until(lambda d: d.generation >= 1)
 
     async def until_answered(self, requests: int) -> None:
@@ -95,7 +96,7 @@ class Life:
 
     async def ensure_fresh(self, seen: int) -> m.EnsureFreshResult:
         ask = m.EnsureFresh(seen_generation=seen, context=ASKED)
-        return await self.handle.execute_update(m.UPDATE_ENSURE_FRESH, ask, result_type=m.EnsureFreshResult)
+        return await self.handle.execute_update(UpdateName.ENSURE_FRESH, ask, result_type=m.EnsureFreshResult)
 
     async def events(self) -> list[dict[str, Any]]:
         return (await self.handle.fetch_history()).to_json_dict()["events"]
@@ -114,7 +115,7 @@ async def living(
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(a_worker(client, scripted, f"queue-{start.connection_id}"))
         handle = await client.start_workflow(
-            m.CONNECTION_WORKFLOW,
+            WorkflowName.CONNECTION,
             start,
             id=connection_workflow_id(start.tenant, start.connection_id),
             task_queue=f"queue-{start.connection_id}",

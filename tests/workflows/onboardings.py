@@ -11,9 +11,14 @@ from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from evergrant_server.core.definition import DefinitionState
-from evergrant_server.core.ids import DefinitionId, Tenant, definition_rollout_workflow_id, new_id
+from evergrant_server.core.ids import DefinitionId, Tenant, new_id
 from evergrant_server.core.messages import definition_rollout as m
-from evergrant_server.core.messages.connection import ActivityName
+from evergrant_server.core.messages.names import (
+    ActivityName,
+    SignalName,
+    WorkflowName,
+    definition_rollout_workflow_id,
+)
 from tests.workflows.lives import ASKED
 from workflows.registry import WORKFLOWS
 
@@ -71,7 +76,7 @@ async def onboarding(
         workflow_runner=SandboxedWorkflowRunner(passing),
     ):
         yield await client.start_workflow(
-            m.DEFINITION_ROLLOUT_WORKFLOW,
+            WorkflowName.DEFINITION_ROLLOUT,
             start,
             id=definition_rollout_workflow_id(start.tenant, start.definition_id),
             task_queue=queue,
@@ -80,12 +85,12 @@ async def onboarding(
 
 
 async def decided(handle: WorkflowHandle[Any, Any]) -> None:
-    await handle.signal(m.SIGNAL_DEFINITION_DECIDED, m.DefinitionDecided(context=ASKED))
+    await handle.signal(SignalName.DEFINITION_DECIDED, m.DefinitionDecided(context=ASKED))
 
 
 async def wanted_back(handle: WorkflowHandle[Any, Any]) -> None:
     await handle.signal(
-        m.SIGNAL_ROLL_BACK_DEFINITION, m.RollBackDefinition(reason="support tickets", context=ASKED)
+        SignalName.ROLL_BACK_DEFINITION, m.RollBackDefinition(reason="support tickets", context=ASKED)
     )
 
 

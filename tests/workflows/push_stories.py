@@ -3,11 +3,8 @@
 from temporalio.client import Client
 
 from evergrant_server.core.ids import ConnectionId, ConsentId, Tenant
-from evergrant_server.core.messages.par import (
-    PUSHED_AUTHORIZATION_WORKFLOW,
-    PushAuthorizationRequest,
-    pushed_authorization_workflow_id,
-)
+from evergrant_server.core.messages.integrations import PushAuthorizationRequest
+from evergrant_server.core.messages.names import WorkflowName, pushed_authorization_workflow_id
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.lives import ASKED, Life, a_start, a_worker
 
@@ -23,9 +20,15 @@ async def request_pushed(client: Client) -> Life:
             context=ASKED,
         )
         await client.execute_workflow(
-            PUSHED_AUTHORIZATION_WORKFLOW,
+            WorkflowName.PUSHED_AUTHORIZATION,
             order,
-            id=pushed_authorization_workflow_id(order),
+            id=pushed_authorization_workflow_id(order.tenant, order.consent_id, order.revision),
             task_queue="queue-push",
         )
-        return Life(client.get_workflow_handle(pushed_authorization_workflow_id(order)), scripted, a_start())
+        return Life(
+            client.get_workflow_handle(
+                pushed_authorization_workflow_id(order.tenant, order.consent_id, order.revision)
+            ),
+            scripted,
+            a_start(),
+        )

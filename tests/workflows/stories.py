@@ -22,21 +22,20 @@ from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ReceiverId, Tenant
 from evergrant_server.core.messages import connection as m
-from evergrant_server.core.messages.maintenance import (
-    INTROSPECTION_WORKFLOW,
-    RECONCILE_WORKFLOW,
-    REREAD_METADATA_WORKFLOW,
-    IntrospectGrants,
-    ReconcileRequest,
-    RereadMetadata,
+from evergrant_server.core.messages.activities import GrantResult, RevocationResult
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.connection import RevokedAtProvider
+from evergrant_server.core.messages.integrations import FetchReceiverKeys
+from evergrant_server.core.messages.maintenance import IntrospectGrants, ReconcileRequest, RereadMetadata
+from evergrant_server.core.messages.names import (
+    ActivityName,
+    SignalName,
+    UpdateName,
+    WorkflowName,
+    receiver_keys_workflow_id,
 )
 from evergrant_server.core.messages.webhooks import DeliveryRound
-from evergrant_server.core.provider_events.external_revocation import (
-    SIGNAL_REVOKED_AT_PROVIDER,
-    ReportSource,
-    RevokedAtProvider,
-)
-from evergrant_server.core.provider_events.receivers import FETCH_RECEIVER_KEYS_WORKFLOW, FetchReceiverKeys
+from evergrant_server.core.provider_events.external_revocation import ReportSource
 from evergrant_server.temporal_link.namespace import prepare_namespace
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import running_temporal
@@ -55,7 +54,7 @@ from tests.workflows.push_stories import request_pushed
 from tests.workflows.tellings import delivering, until_called
 
 HISTORIES = Path(__file__).parent / "histories"
-REFRESH = m.ActivityName.REFRESH_GRANT
+REFRESH = ActivityName.REFRESH_GRANT
 
 
 class Lived(Protocol):
@@ -71,7 +70,7 @@ async def whole_life(client: Client) -> Life:
     async with living(client) as life:
         await life.consent()
         await life.ensure_fresh(1)
-        await life.handle.signal(m.SIGNAL_REVOKE, m.Revoke(reason="left", context=ASKED))
+        await life.handle.signal(SignalName.REVOKE, m.Revoke(reason="left", context=ASKED))
         await life.handle.result()
         return life
 
@@ -79,7 +78,7 @@ async def whole_life(client: Client) -> Life:
 async def denied(client: Client) -> Life:
     async with living(client) as life:
         no = m.ConsentDenied(consent_id=a_consent().consent_id, context=ASKED)
-        await life.handle.signal(m.SIGNAL_CONSENT_DENIED, no)
+        await life.handle.signal(SignalName.CONSENT_DENIED, no)
         await life.handle.result()
         return life
 
@@ -95,22 +94,20 @@ async def outage_then_refused_then_reconnected(client: Client) -> Life:
     async with living(client, scripted) as life:
         await life.consent()
         scripted.answers[REFRESH] += [
-            m.GrantResult(failure=ErrorCode.PROVIDER_UNREACHABLE),
-            m.GrantResult(failure=ErrorCode.PROVIDER_RATE_LIMITED, retry_after=1),
-            m.GrantResult(failure=ErrorCode.GRANT_REJECTED),
+            GrantResult(failure=ErrorCode.PROVIDER_UNREACHABLE),
+            GrantResult(failure=ErrorCode.PROVIDER_RATE_LIMITED, retry_after=1),
+            GrantResult(failure=ErrorCode.GRANT_REJECTED),
         ]
         await life.ensure_fresh(1)
         await life.until(lambda d: d.state is LifecycleState.NEEDS_REAUTH)
-        again = m.Reauthorize(consent_id=a_consent().consent_id, context=ASKED)
-        await life.handle.execute_update(m.UPDATE_REAUTHORIZE, again, result_type=m.ConnectionDescription)
-        await life.handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
+        await life.handle.signal(SignalName.CONSENT_GRANTED, a_consent())
         await life.until(lambda d: d.state is LifecycleState.ACTIVE)
         return life
 
 
 async def idle_then_kept_alive(client: Client) -> Life:
     scripted = ScriptedActivities(lifetime=timedelta(seconds=2), idle_s=8)
-    scripted.answers[REFRESH].append(m.GrantResult(not_leased=True))
+    scripted.answers[REFRESH].append(GrantResult(not_leased=True))
     async with living(client, scripted) as life:
         await life.consent()
         await life.until(lambda d: d.generation == 2)
@@ -119,12 +116,12 @@ async def idle_then_kept_alive(client: Client) -> Life:
 
 async def asked_by_a_pipeline_while_revoking(client: Client) -> Life:
     scripted = ScriptedActivities()
-    scripted.answers[m.ActivityName.REVOKE_GRANT].append(m.RevocationResult(failure=ErrorCode.PROVIDER_ERROR))
+    scripted.answers[ActivityName.REVOKE_GRANT].append(RevocationResult(failure=ErrorCode.PROVIDER_ERROR))
     async with living(client, scripted) as life:
         await life.consent()
-        await life.handle.execute_update(m.UPDATE_REVOKE, m.Revoke(reason="left", context=ASKED))
+        await life.handle.signal(SignalName.REVOKE, m.Revoke(reason="left", context=ASKED))
         ask = m.RequestToken(app="crm-sync", reply_to="a-pipeline-that-is-gone", context=ASKED)
-        await life.handle.signal(m.SIGNAL_REQUEST_TOKEN, ask)
+        await life.handle.signal(SignalName.REQUEST_TOKEN, ask)
         await life.handle.result()
         return life
 
@@ -133,12 +130,12 @@ async def rotated_and_repaired(client: Client) -> Life:
     scripted = ScriptedActivities()
     async with living(client, scripted, policy="warm") as life:
         await life.consent()
-        await life.handle.signal(m.SIGNAL_ROTATE, m.Rotate(reason="leak suspected", context=ASKED))
+        await life.handle.signal(SignalName.ROTATE, m.Rotate(reason="leak suspected", context=ASKED))
         await life.until(lambda d: d.generation == 2)
-        scripted.answers[REFRESH].append(m.GrantResult(failure=ErrorCode.CLIENT_REJECTED))
+        scripted.answers[REFRESH].append(GrantResult(failure=ErrorCode.CLIENT_REJECTED))
         await life.ensure_fresh(2)
-        await life.handle.signal(m.SIGNAL_PROVIDER_CHANGED, m.ProviderChanged(version=2, context=ASKED))
-        await life.until(lambda d: d.generation == 3)
+        await life.handle.signal(SignalName.PROVIDER_CHANGED, m.ProviderChanged(version=2, context=ASKED))
+        await life.ensure_fresh(2)
         return life
 
 
@@ -146,11 +143,11 @@ async def revoked_elsewhere_then_reconnected(client: Client) -> Life:
     async with living(client) as life:
         await life.consent()
         over = RevokedAtProvider(
-            generation=1, source=ReportSource.SECURITY_EVENT, context=m.RequestContext(by="provider")
+            generation=1, source=ReportSource.SECURITY_EVENT, context=RequestContext(by="provider")
         )
-        await life.handle.signal(SIGNAL_REVOKED_AT_PROVIDER, over)
+        await life.handle.signal(SignalName.REVOKED_AT_PROVIDER, over)
         await life.until(lambda d: d.state is LifecycleState.NEEDS_REAUTH)
-        await life.handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
+        await life.handle.signal(SignalName.CONSENT_GRANTED, a_consent())
         await life.until(lambda d: d.state is LifecycleState.ACTIVE)
         return life
 
@@ -160,7 +157,7 @@ async def continued_as_new(client: Client) -> Life:
     async with living(client) as life:
         await life.consent()
         rotate = m.Rotate(reason="many", context=ASKED)
-        await asyncio.gather(*(life.handle.signal(m.SIGNAL_ROTATE, rotate) for _ in range(330)))
+        await asyncio.gather(*(life.handle.signal(SignalName.ROTATE, rotate) for _ in range(330)))
         first = client.get_workflow_handle(life.handle.id, run_id=life.handle.first_execution_run_id)
         async with asyncio.timeout(120):
             while (await first.describe()).close_time is None:
@@ -194,7 +191,7 @@ async def reconciled(client: Client) -> Life:
     scripted = ScriptedActivities()
     async with a_worker(client, scripted, "queue-reconcile"):
         await client.execute_workflow(
-            RECONCILE_WORKFLOW, ReconcileRequest(), id="evergrant:reconcile", task_queue="queue-reconcile"
+            WorkflowName.RECONCILE, ReconcileRequest(), id="evergrant:reconcile", task_queue="queue-reconcile"
         )
         return Life(client.get_workflow_handle("evergrant:reconcile"), scripted, a_start())
 
@@ -204,7 +201,7 @@ async def metadata_read_again(client: Client) -> Life:
     scripted = ScriptedActivities()
     async with a_worker(client, scripted, "queue-reread"):
         handle = await client.start_workflow(
-            REREAD_METADATA_WORKFLOW,
+            WorkflowName.REREAD_METADATA,
             RereadMetadata(),
             id="evergrant:reread-metadata",
             task_queue="queue-reread",
@@ -219,7 +216,7 @@ async def looked_elsewhere(client: Client) -> Life:
     async with a_worker(client, scripted, "queue-elsewhere"):
         name = "evergrant:look-elsewhere"
         await client.execute_workflow(
-            INTROSPECTION_WORKFLOW, IntrospectGrants(), id=name, task_queue="queue-elsewhere"
+            WorkflowName.INTROSPECTION, IntrospectGrants(), id=name, task_queue="queue-elsewhere"
         )
         return Life(client.get_workflow_handle(name), scripted, a_start())
 
@@ -228,8 +225,10 @@ async def keys_fetched(client: Client) -> Life:
     async with a_worker(client, scripted := ScriptedActivities(), "queue-keys"):
         receiver_id = ReceiverId("rcv_0000000000000000000000")
         order = FetchReceiverKeys(tenant=Tenant("acme"), receiver_id=receiver_id, context=ASKED)
-        name = f"keys:acme:{receiver_id}"
-        await client.execute_workflow(FETCH_RECEIVER_KEYS_WORKFLOW, order, id=name, task_queue="queue-keys")
+        name = receiver_keys_workflow_id(Tenant("acme"), receiver_id)
+        await client.execute_workflow(
+            WorkflowName.FETCH_RECEIVER_KEYS, order, id=name, task_queue="queue-keys"
+        )
         return Life(client.get_workflow_handle(name), scripted, a_start())
 
 
@@ -258,7 +257,7 @@ async def told_to_a_receiver_that_was_down(client: Client) -> Lived:
     now = datetime.now(UTC)
     paused = DeliveryRound(failed=1, next_at=now + timedelta(hours=1), paused=True)
     soon = DeliveryRound(failed=1, next_at=now + timedelta(seconds=4), paused=True)
-    scripted.answers[m.ActivityName.DELIVER_WEBHOOKS] = [
+    scripted.answers[ActivityName.DELIVER_WEBHOOKS] = [
         DeliveryRound(delivered=20, next_at=now),
         paused,
         soon,
@@ -278,13 +277,13 @@ async def told_to_a_receiver_that_was_down(client: Client) -> Lived:
 async def minted_after_an_outage(client: Client) -> Life:
     """Nobody consents: the first token is asked for again by itself, the next ones are minted too."""
     scripted = ScriptedActivities()
-    scripted.answers[m.ActivityName.REQUEST_CLIENT_GRANT].append(
-        m.GrantResult(failure=ErrorCode.PROVIDER_UNREACHABLE)
+    scripted.answers[ActivityName.REQUEST_CLIENT_GRANT].append(
+        GrantResult(failure=ErrorCode.PROVIDER_UNREACHABLE)
     )
     async with living(client, scripted, flow="client_credentials") as life:
         await life.consent()
         await life.ensure_fresh(1)
-        await life.handle.signal(m.SIGNAL_REVOKE, m.Revoke(reason="left", context=ASKED))
+        await life.handle.signal(SignalName.REVOKE, m.Revoke(reason="left", context=ASKED))
         await life.handle.result()
         return life
 
@@ -292,10 +291,10 @@ async def minted_after_an_outage(client: Client) -> Life:
 async def approved_on_another_device(client: Client) -> Life:
     """A code is asked about until it was approved: slower when told so, and when nothing is heard."""
     scripted = ScriptedActivities()
-    scripted.answers[m.ActivityName.POLL_DEVICE_TOKEN] += [
-        m.GrantResult(device_poll=DevicePoll.STARTED, interval_s=0.2),
-        m.GrantResult(device_poll=DevicePoll.PENDING),
-        m.GrantResult(device_poll=DevicePoll.NO_ANSWER),
+    scripted.answers[ActivityName.POLL_DEVICE_TOKEN] += [
+        GrantResult(device_poll=DevicePoll.STARTED, interval_s=0.2),
+        GrantResult(device_poll=DevicePoll.PENDING),
+        GrantResult(device_poll=DevicePoll.NO_ANSWER),
     ]
     async with living(client, scripted, flow="device_code") as life:
         await life.consent()
@@ -305,12 +304,12 @@ async def approved_on_another_device(client: Client) -> Life:
 
 async def device_code_denied(client: Client) -> Life:
     scripted = ScriptedActivities()
-    scripted.answers[m.ActivityName.POLL_DEVICE_TOKEN] += [
-        m.GrantResult(device_poll=DevicePoll.STARTED, interval_s=0.2),
-        m.GrantResult(failure=ErrorCode.CONSENT_DENIED, consent_over=True),
+    scripted.answers[ActivityName.POLL_DEVICE_TOKEN] += [
+        GrantResult(device_poll=DevicePoll.STARTED, interval_s=0.2),
+        GrantResult(failure=ErrorCode.CONSENT_DENIED, consent_over=True),
     ]
     async with living(client, scripted, flow="device_code") as life:
-        await life.handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
+        await life.handle.signal(SignalName.CONSENT_GRANTED, a_consent())
         await life.handle.result()
         return life
 
@@ -320,11 +319,11 @@ async def told_no_and_told_again(client: Client) -> Life:
     scripted = ScriptedActivities()
     async with living(client, scripted) as life:
         await life.consent()
-        scripted.answers[REFRESH].append(m.GrantResult(failure=ErrorCode.GRANT_REJECTED))
+        scripted.answers[REFRESH].append(GrantResult(failure=ErrorCode.GRANT_REJECTED))
         await life.ensure_fresh(1)
         ask = m.RequestToken(app="crm-sync", reply_to="a-pipeline-that-is-gone", context=ASKED)
-        await life.handle.signal(m.SIGNAL_REQUEST_TOKEN, ask)
-        await life.handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
+        await life.handle.signal(SignalName.REQUEST_TOKEN, ask)
+        await life.handle.signal(SignalName.CONSENT_GRANTED, a_consent())
         await life.until(lambda d: d.generation == 2)
         return life
 
@@ -333,8 +332,8 @@ async def end_announced(client: Client) -> Life:
     """A grant that can't be refreshed lasts a day and a little: that is recorded, and a 401 reported."""
     scripted = ScriptedActivities(lifetime=timedelta(days=1, seconds=2))
     now = datetime.now(UTC)
-    scripted.answers[m.ActivityName.EXCHANGE_CODE].append(
-        m.GrantResult(
+    scripted.answers[ActivityName.EXCHANGE_CODE].append(
+        GrantResult(
             state=LifecycleState.ACTIVE,
             generation=1,
             obtained_at=now,
@@ -344,49 +343,52 @@ async def end_announced(client: Client) -> Life:
     async with living(client, scripted) as life:
         await life.consent()
         async with asyncio.timeout(30):
-            while not scripted.count(m.ActivityName.ANNOUNCE_EXPIRY):
+            while not scripted.count(ActivityName.ANNOUNCE_EXPIRY):
                 await asyncio.sleep(0.1)
         scripted.generation = 1
         for generation in (1, 2):  # the second is declined
             report = m.EnsureFresh(
                 seen_generation=generation, context=ASKED, refresh_reason=m.RefreshReason.UNAUTHORIZED
             )
-            await life.handle.execute_update(m.UPDATE_ENSURE_FRESH, report, result_type=m.EnsureFreshResult)
+            await life.handle.execute_update(UpdateName.ENSURE_FRESH, report, result_type=m.EnsureFreshResult)
         return life
 
 
 STORIES: dict[str, Story] = {
-    "2_told_no_and_told_again": told_no_and_told_again,
-    "2_end_announced": end_announced,
-    "1_whole_life": whole_life,
-    "1_denied": denied,
-    "1_nobody_consented": nobody_consented,
-    "1_outage_then_refused_then_reconnected": outage_then_refused_then_reconnected,
-    "1_idle_then_kept_alive": idle_then_kept_alive,
-    "1_asked_by_a_pipeline_while_revoking": asked_by_a_pipeline_while_revoking,
-    "1_rotated_and_repaired": rotated_and_repaired,
-    "1_continued_as_new": continued_as_new,
-    "webhook_told_to_a_receiver_that_was_down": told_to_a_receiver_that_was_down,
-    "1_reconciled": reconciled,
-    "1_looked_elsewhere": looked_elsewhere,
-    "1_keys_fetched": keys_fetched,
-    "2_revoked_elsewhere_then_reconnected": revoked_elsewhere_then_reconnected,
-    "1_cancelled_in_the_middle_of_a_refresh": cancelled_in_the_middle_of_a_refresh,
-    "1_metadata_read_again": metadata_read_again,
-    "onboarding_1_in_stages": onboarded_in_stages,
-    "onboarding_1_rolled_back": onboarding_rolled_back,
-    "2_answer_came_late": answer_came_late,
-    "3_late_answers_one_after_another": late_answers_one_after_another,
-    "4_interim_exchanged": interim_exchanged,
-    "5_reported_when_over": reported_when_over,
-    "6_asked_by_many_at_once": asked_by_many_at_once,
-    "7_tokens_read_beside_a_grant": tokens_read_beside_a_grant,
-    "8_reported_while_an_answer_is_lost": reported_while_an_answer_is_lost,
-    "1_minted_after_an_outage": minted_after_an_outage,
-    "1_approved_on_another_device": approved_on_another_device,
-    "1_device_code_denied": device_code_denied,
-    "1_request_pushed": request_pushed,
-    "3_accounts_looked_up_and_chosen": accounts_looked_up_and_chosen,
+    story.__name__: story
+    for story in (
+        accounts_looked_up_and_chosen,
+        answer_came_late,
+        approved_on_another_device,
+        asked_by_a_pipeline_while_revoking,
+        asked_by_many_at_once,
+        cancelled_in_the_middle_of_a_refresh,
+        continued_as_new,
+        denied,
+        device_code_denied,
+        end_announced,
+        idle_then_kept_alive,
+        interim_exchanged,
+        keys_fetched,
+        late_answers_one_after_another,
+        looked_elsewhere,
+        metadata_read_again,
+        minted_after_an_outage,
+        nobody_consented,
+        onboarded_in_stages,
+        onboarding_rolled_back,
+        outage_then_refused_then_reconnected,
+        reconciled,
+        reported_when_over,
+        reported_while_an_answer_is_lost,
+        request_pushed,
+        revoked_elsewhere_then_reconnected,
+        rotated_and_repaired,
+        tokens_read_beside_a_grant,
+        told_no_and_told_again,
+        told_to_a_receiver_that_was_down,
+        whole_life,
+    )
 }
 
 

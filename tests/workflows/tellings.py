@@ -9,15 +9,10 @@ from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
-from evergrant_server.core.ids import Tenant, WebhookId, new_id, webhook_workflow_id
-from evergrant_server.core.messages.connection import ActivityName, RequestContext
-from evergrant_server.core.messages.webhooks import (
-    SIGNAL_WAKE,
-    WEBHOOK_WORKFLOW,
-    DeliveryRound,
-    WakeWebhook,
-    WebhookStart,
-)
+from evergrant_server.core.ids import Tenant, WebhookId, new_id
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.names import ActivityName, SignalName, WorkflowName, webhook_workflow_id
+from evergrant_server.core.messages.webhooks import DeliveryRound, WakeWebhook, WebhookStart
 from tests.fakes.scripted_activities import ScriptedActivities
 from workflows.registry import WORKFLOWS
 
@@ -39,11 +34,11 @@ class Told:
         """What the relay does."""
         order = WakeWebhook(tenant=TENANT, webhook_id=self.webhook, at_once=at_once, context=ASKED)
         return await self._client.start_workflow(
-            WEBHOOK_WORKFLOW,
+            WorkflowName.WEBHOOK_DELIVERY,
             WebhookStart(tenant=TENANT, webhook_id=self.webhook),
             id=webhook_workflow_id(TENANT, self.webhook),
             task_queue=self._queue,
-            start_signal=SIGNAL_WAKE,
+            start_signal=SignalName.WAKE_WEBHOOK,
             start_signal_args=[order],
             result_type=DeliveryRound,
         )

@@ -5,6 +5,8 @@ from datetime import timedelta
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages import connection as m
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.names import SignalName, UpdateName
 from tests.workflows.lives import a_consent
 from tests.workflows.year import (
     DAY,
@@ -39,8 +41,8 @@ async def test_a_year_with_an_outage_and_an_idle_quarter():
             await pass_by(env, QUARTER[1])
             idle = [it for it in provider.sent if QUARTER[0] + HOUR <= it]
             woken = await described(handle)
-            ask = m.EnsureFresh(seen_generation=woken.generation, context=m.RequestContext(by="app:back"))
-            fresh = await handle.execute_update(m.UPDATE_ENSURE_FRESH, ask, result_type=m.EnsureFreshResult)
+            ask = m.EnsureFresh(seen_generation=woken.generation, context=RequestContext(by="app:back"))
+            fresh = await handle.execute_update(UpdateName.ENSURE_FRESH, ask, result_type=m.EnsureFreshResult)
             assert fresh.problem is None, "the quarter has not cost the grant"
             await pass_by(env, 365 * DAY - QUARTER[1])
             assert await alive(handle)
@@ -70,8 +72,8 @@ async def test_a_hard_end_is_announced_and_then_needs_its_subject():
             assert len(provider.sent) <= 2, "the one that has shown that a refresh moves nothing"
             await env.sleep(2 * DAY)
             generation = (await described(handle)).generation
-            ask = m.EnsureFresh(seen_generation=generation, context=m.RequestContext(by="app:late"))
-            told = await handle.execute_update(m.UPDATE_ENSURE_FRESH, ask, result_type=m.EnsureFreshResult)
+            ask = m.EnsureFresh(seen_generation=generation, context=RequestContext(by="app:late"))
+            told = await handle.execute_update(UpdateName.ENSURE_FRESH, ask, result_type=m.EnsureFreshResult)
             assert told.problem is ErrorCode.GRANT_REJECTED
             assert (await described(handle)).state is LifecycleState.NEEDS_REAUTH
 
@@ -86,11 +88,9 @@ async def test_a_caller_is_served_soon_after_an_outage_of_twelve_hours():
             served = None
             for minutes in range(0, 14 * 60, 10):
                 known = await described(handle)
-                ask = m.EnsureFresh(
-                    seen_generation=known.generation, context=m.RequestContext(by="app:reader")
-                )
+                ask = m.EnsureFresh(seen_generation=known.generation, context=RequestContext(by="app:reader"))
                 told = await handle.execute_update(
-                    m.UPDATE_ENSURE_FRESH, ask, result_type=m.EnsureFreshResult
+                    UpdateName.ENSURE_FRESH, ask, result_type=m.EnsureFreshResult
                 )
                 if told.problem is None:
                     served = timedelta(hours=8, minutes=minutes + 1)
@@ -116,7 +116,7 @@ async def test_a_subject_who_takes_forty_days_costs_nothing_meanwhile():
             assert (len(provider.sent), await events_of(env.client, handle, first_run)) == (sent, events)
             provider.forget()
             generation = (await described(handle)).generation
-            await handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
+            await handle.signal(SignalName.CONSENT_GRANTED, a_consent())
             await env.sleep(timedelta(minutes=1))
             again = await described(handle)
             assert (again.state, again.generation) == (LifecycleState.ACTIVE, generation + 1)

@@ -16,10 +16,13 @@ from evergrant_server.core.connections.connection import LifecycleState, Revocat
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import new_id
 from evergrant_server.core.messages import connection as m
+from evergrant_server.core.messages.activities import GrantResult, RevocationResult
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.names import ActivityName, SignalName
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.lives import ASKED, a_consent, living
 
-REFRESH = m.ActivityName.REFRESH_GRANT
+REFRESH = ActivityName.REFRESH_GRANT
 
 
 async def test_a_life_from_consent_to_revocation(client: Client):
@@ -28,13 +31,19 @@ async def test_a_life_from_consent_to_revocation(client: Client):
         granted = await life.consent()
         assert (granted.state, granted.next_step) == (LifecycleState.ACTIVE, "refresh due")
         assert (await life.ensure_fresh(1)).generation == 2
-        await life.handle.signal(m.SIGNAL_REVOKE, m.Revoke(reason="left", context=ASKED))
+        await life.handle.signal(SignalName.REVOKE, m.Revoke(reason="left", context=ASKED))
         ended = await life.handle.result()
         assert ended == m.ConnectionEnded(
             state=LifecycleState.REVOKED, revocation=RevocationOutcome.CONFIRMED, generations=2
         )
         called = [name for name, _ in life.scripted.calls]
-        assert called == ["exchange_code", "refresh_grant", "ask_revocation", "revoke_grant", "run_ends"]
+        assert called == [
+            "exchange_code",
+            "refresh_grant",
+            "begin_revocation",
+            "revoke_grant",
+            "export_run_history",
+        ]
 
 
 async def test_every_command_carries_who_asked_and_the_trace_into_history(client: Client):
@@ -95,32 +104,32 @@ async def test_a_rejected_grant_is_said_to_whoever_waits(client: Client):
     scripted = ScriptedActivities()
     async with living(client, scripted) as life:
         await life.consent()
-        scripted.answers[REFRESH].append(m.GrantResult(failure=ErrorCode.GRANT_REJECTED))
+        scripted.answers[REFRESH].append(GrantResult(failure=ErrorCode.GRANT_REJECTED))
         answer = await life.ensure_fresh(1)
         assert answer.problem is ErrorCode.GRANT_REJECTED
         described = await life.describe()
         assert (described.state, described.repairer) == (LifecycleState.NEEDS_REAUTH, "subject")
-        await life.handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
+        await life.handle.signal(SignalName.CONSENT_GRANTED, a_consent())
         assert (await life.until(lambda d: d.state is LifecycleState.ACTIVE)).generation == 2
 
 
 async def test_a_revocation_waits_for_the_provider_as_long_as_it_takes(client: Client):
     scripted = ScriptedActivities()
-    down = m.RevocationResult(failure=ErrorCode.PROVIDER_UNREACHABLE)
-    scripted.answers[m.ActivityName.REVOKE_GRANT] += [down]
+    down = RevocationResult(failure=ErrorCode.PROVIDER_UNREACHABLE)
+    scripted.answers[ActivityName.REVOKE_GRANT] += [down]
     async with living(client, scripted) as life:
         await life.consent()
-        await life.handle.execute_update(m.UPDATE_REVOKE, m.Revoke(reason="left", context=ASKED))
-        described = await life.describe()
-        assert (described.state, described.failures) == (LifecycleState.REVOKING, 1)
+        await life.handle.signal(SignalName.REVOKE, m.Revoke(reason="left", context=ASKED))
+        described = await life.until(lambda d: d.failures == 1)
+        assert described.state is LifecycleState.REVOKING
         assert (await life.handle.result()).state is LifecycleState.REVOKED
-        assert scripted.count(m.ActivityName.REVOKE_GRANT) == 2
+        assert scripted.count(ActivityName.REVOKE_GRANT) == 2
 
 
 async def test_a_denied_and_an_expired_consent_end_the_workflow(client: Client):
     async with living(client) as life:
         denial = m.ConsentDenied(consent_id=a_consent().consent_id, context=ASKED)
-        await life.handle.signal(m.SIGNAL_CONSENT_DENIED, denial)
+        await life.handle.signal(SignalName.CONSENT_DENIED, denial)
         assert (await life.handle.result()).state is LifecycleState.DENIED
     async with living(client, consent_deadline=datetime.now(UTC) - timedelta(minutes=2)) as life:
         assert (await life.handle.result()).state is LifecycleState.CONSENT_EXPIRED
@@ -131,11 +140,11 @@ async def test_a_code_whose_signal_comes_twice_is_exchanged_once(client: Client)
     async with living(client) as life:
         granted = a_consent()
         for _ in range(3):
-            await life.handle.signal(m.SIGNAL_CONSENT_GRANTED, granted)
+            await life.handle.signal(SignalName.CONSENT_GRANTED, granted)
         await life.until(lambda d: d.generation == 1)
-        await life.handle.signal(m.SIGNAL_ROTATE, m.Rotate(reason="test", context=ASKED))
+        await life.handle.signal(SignalName.ROTATE, m.Rotate(reason="test", context=ASKED))
         await life.until(lambda d: d.generation == 2)
-        assert life.scripted.count(m.ActivityName.EXCHANGE_CODE) == 1
+        assert life.scripted.count(ActivityName.EXCHANGE_CODE) == 1
 
 
 @workflow.defn(name="SomebodyElse")
@@ -148,14 +157,14 @@ class SomebodyElse:
     @workflow.run
     async def run(self, connection: str) -> m.TokenReady:
         ask = m.RequestToken(
-            app="crm-sync", reply_to=workflow.info().workflow_id, context=m.RequestContext(by="app:x")
+            app="crm-sync", reply_to=workflow.info().workflow_id, context=RequestContext(by="app:x")
         )
-        await workflow.get_external_workflow_handle(connection).signal(m.SIGNAL_REQUEST_TOKEN, ask)
+        await workflow.get_external_workflow_handle(connection).signal(SignalName.REQUEST_TOKEN, ask)
         await workflow.wait_condition(lambda: self.ready is not None)
         assert self.ready is not None
         return self.ready
 
-    @workflow.signal(name=m.SIGNAL_TOKEN_READY)
+    @workflow.signal(name=SignalName.TOKEN_READY)
     def token_ready(self, ready: m.TokenReady) -> None:
         self.ready = ready
 
@@ -210,7 +219,7 @@ class ToldOnce:
         assert self._news is not None
         return self._news.generation
 
-    @workflow.signal(name=m.SIGNAL_TOKEN_READY)
+    @workflow.signal(name=SignalName.TOKEN_READY)
     def token_ready(self, news: m.TokenReady) -> None:
         self._news = news
 
@@ -219,7 +228,7 @@ async def test_who_was_told_no_hears_again_when_the_subject_has_acted(client: Cl
     scripted = ScriptedActivities()
     async with living(client, scripted) as life:
         await life.consent()
-        scripted.answers[REFRESH].append(m.GrantResult(failure=ErrorCode.GRANT_REJECTED))
+        scripted.answers[REFRESH].append(GrantResult(failure=ErrorCode.GRANT_REJECTED))
         await life.ensure_fresh(1)
         queue = f"patient-{life.handle.id}"
         async with Worker(client, task_queue=queue, workflows=[PatientPipeline]):
@@ -230,7 +239,7 @@ async def test_who_was_told_no_hears_again_when_the_subject_has_acted(client: Cl
                 for number in range(3)
             ]
             await life.until_answered(3)
-            await life.handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
+            await life.handle.signal(SignalName.CONSENT_GRANTED, a_consent())
             results = [await it.result() for it in pipelines]
         assert [tuple(it) for it in results] == [("grant_rejected", 2)] * 3
 
@@ -240,14 +249,14 @@ async def test_who_finds_out_that_the_grant_is_dead_hears_again_as_well(client: 
     async with living(client, scripted, policy="on_demand") as life:
         await life.consent()
         await asyncio.sleep(1.1)  # nobody refreshes it ahead
-        scripted.answers[REFRESH].append(m.GrantResult(failure=ErrorCode.GRANT_REJECTED))
+        scripted.answers[REFRESH].append(GrantResult(failure=ErrorCode.GRANT_REJECTED))
         queue = f"finds-out-{life.handle.id}"
         async with Worker(client, task_queue=queue, workflows=[PatientPipeline]):
             pipeline = await client.start_workflow(
                 PatientPipeline.run, life.handle.id, id=queue, task_queue=queue
             )
             await life.until_answered(1)
-            await life.handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
+            await life.handle.signal(SignalName.CONSENT_GRANTED, a_consent())
             assert tuple(await pipeline.result()) == ("grant_rejected", 2)
 
 
@@ -267,7 +276,7 @@ async def test_a_caller_that_is_gone_disturbs_nobody(client: Client):
     async with living(client) as life:
         await life.consent()
         ask = m.RequestToken(app="x", reply_to="no-such-workflow", context=ASKED)
-        await life.handle.signal(m.SIGNAL_REQUEST_TOKEN, ask)
+        await life.handle.signal(SignalName.REQUEST_TOKEN, ask)
         assert (await life.ensure_fresh(1)).generation == 2
 
 
@@ -288,6 +297,6 @@ async def test_a_request_for_a_token_that_names_no_workflow_stops_nothing(client
     async with living(client) as life:
         await life.consent()
         ask = m.RequestToken(app="crm-sync", reply_to=nobody, context=ASKED)
-        await life.handle.signal(m.SIGNAL_REQUEST_TOKEN, ask)
+        await life.handle.signal(SignalName.REQUEST_TOKEN, ask)
         async with asyncio.timeout(15):
             assert (await life.ensure_fresh(1)).generation == 2

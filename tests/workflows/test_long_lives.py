@@ -15,15 +15,22 @@ from temporalio.testing import WorkflowEnvironment
 
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import connection_workflow_id
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.messages import connection as m
+from evergrant_server.core.messages.activities import GrantResult, RevocationResult
+from evergrant_server.core.messages.names import (
+    ActivityName,
+    SignalName,
+    UpdateName,
+    WorkflowName,
+    connection_workflow_id,
+)
 from evergrant_server.core.messages.search_attributes import KEYWORDS
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import skipping_time
 from tests.workflows.lives import ASKED, Life, a_consent, a_start, a_worker, living
 
-REFRESH = m.ActivityName.REFRESH_GRANT
+REFRESH = ActivityName.REFRESH_GRANT
 
 
 @pytest.fixture
@@ -40,13 +47,13 @@ async def test_a_flood_of_signals_is_bounded_by_continue_as_new_and_loses_none(
     async with living(client, scripted) as life:
         await life.consent()
         rotate = m.Rotate(reason="flood", context=ASKED)
-        await asyncio.gather(*(life.handle.signal(m.SIGNAL_ROTATE, rotate) for _ in range(60)))
+        await asyncio.gather(*(life.handle.signal(SignalName.ROTATE, rotate) for _ in range(60)))
         await life.until(lambda d: d.generation == 61)
         newest = client.get_workflow_handle(life.handle.id)
         assert (await newest.describe()).run_id != life.handle.first_execution_run_id
         length = (await newest.describe()).history_length
         assert length < 400
-        runs = scripted.count(m.ActivityName.EXPORT_RUN_HISTORY)
+        runs = scripted.count(ActivityName.EXPORT_RUN_HISTORY)
         assert runs >= 2, "each run that ended was exported"
 
 
@@ -56,10 +63,12 @@ async def test_updates_are_answered_across_continue_as_new(client: Client, short
         handle = client.get_workflow_handle(life.handle.id)
         for _ in range(25):
             ask = m.EnsureFresh(seen_generation=generation, context=ASKED)
-            answer = await handle.execute_update(m.UPDATE_ENSURE_FRESH, ask, result_type=m.EnsureFreshResult)
+            answer = await handle.execute_update(
+                UpdateName.ENSURE_FRESH, ask, result_type=m.EnsureFreshResult
+            )
             assert answer.generation == generation + 1
             generation = answer.generation
-        assert life.scripted.count(m.ActivityName.EXPORT_RUN_HISTORY) >= 1
+        assert life.scripted.count(ActivityName.EXPORT_RUN_HISTORY) >= 1
 
 
 class Year(ScriptedActivities):
@@ -69,12 +78,12 @@ class Year(ScriptedActivities):
         super().__init__(idle_s=idle_s)
         self._begin, self._outage, self._leased = begin, outage, leased
 
-    async def _answer(self, name: m.ActivityName, order: Any, default: Callable[[], Any]) -> Any:
+    async def _answer(self, name: ActivityName, order: Any, default: Callable[[], Any]) -> Any:
         day = (activity.info().started_time - self._begin).days
         if name == REFRESH and order.only_if_leased and not self._leased:
-            self.answers[name] = [m.GrantResult(not_leased=True)]
+            self.answers[name] = [GrantResult(not_leased=True)]
         elif name == REFRESH and day in self._outage:
-            self.answers[name] = [m.GrantResult(failure=ErrorCode.PROVIDER_ERROR)]
+            self.answers[name] = [GrantResult(failure=ErrorCode.PROVIDER_ERROR)]
         return await super()._answer(name, order, default)
 
 
@@ -87,10 +96,10 @@ async def one_year(policy: str, *, idle_s: float | None, leased: bool, outage: r
         start = a_start(policy=policy, consent_deadline=begin + timedelta(hours=1))
         async with a_worker(env.client, scripted, "year"):
             handle = await env.client.start_workflow(
-                m.CONNECTION_WORKFLOW, start, id=connection_workflow_id(start.tenant, start.connection_id),
+                WorkflowName.CONNECTION, start, id=connection_workflow_id(start.tenant, start.connection_id),
                 task_queue="year", result_type=m.ConnectionEnded,
             )  # fmt: skip
-            await handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
+            await handle.signal(SignalName.CONSENT_GRANTED, a_consent())
             await env.sleep(timedelta(days=365))
             life = Life(
                 env.client.get_workflow_handle(handle.id, result_type=m.ConnectionEnded), scripted, start
@@ -130,10 +139,10 @@ async def test_an_outage_of_a_day_costs_a_handful_of_calls():
 class DaysDown(Year):
     """The provider's revocation endpoint is down for five days."""
 
-    async def _answer(self, name: m.ActivityName, order: Any, default: Callable[[], Any]) -> Any:
+    async def _answer(self, name: ActivityName, order: Any, default: Callable[[], Any]) -> Any:
         up_again = activity.info().started_time - self._begin >= timedelta(days=5)
-        if name == m.ActivityName.REVOKE_GRANT and not up_again:
-            self.answers[name] = [m.RevocationResult(failure=ErrorCode.PROVIDER_UNREACHABLE)]
+        if name == ActivityName.REVOKE_GRANT and not up_again:
+            self.answers[name] = [RevocationResult(failure=ErrorCode.PROVIDER_UNREACHABLE)]
         return await super()._answer(name, order, default)
 
 
@@ -148,11 +157,11 @@ async def test_a_revocation_outlasts_five_days_without_the_provider(rules: int):
         start = start.model_copy(update={"rules": rules})
         async with a_worker(env.client, scripted, "days"):
             handle = await env.client.start_workflow(
-                m.CONNECTION_WORKFLOW, start, id=connection_workflow_id(start.tenant, start.connection_id),
+                WorkflowName.CONNECTION, start, id=connection_workflow_id(start.tenant, start.connection_id),
                 task_queue="days", result_type=m.ConnectionEnded,
             )  # fmt: skip
-            await handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
-            await handle.signal(m.SIGNAL_REVOKE, m.Revoke(reason="left", context=ASKED))
+            await handle.signal(SignalName.CONSENT_GRANTED, a_consent())
+            await handle.signal(SignalName.REVOKE, m.Revoke(reason="left", context=ASKED))
             await env.sleep(timedelta(days=3))
             life = Life(
                 env.client.get_workflow_handle(handle.id, result_type=m.ConnectionEnded), scripted, start
@@ -164,6 +173,6 @@ async def test_a_revocation_outlasts_five_days_without_the_provider(rules: int):
             assert said.next_at is not None
             await env.sleep(timedelta(days=2, hours=2))
             assert (await life.describe()).state is LifecycleState.REVOKED
-            tries = scripted.count(m.ActivityName.REVOKE_GRANT)
+            tries = scripted.count(ActivityName.REVOKE_GRANT)
             assert 5 * 24 * 0.7 < tries < 5 * 24 * 1.4 + 12
             print(f"rules {rules}: {tries} tries")

@@ -6,13 +6,8 @@ from datetime import timedelta
 from temporalio.client import Client, Schedule, ScheduleActionStartWorkflow, ScheduleSpec
 
 from evergrant_server.core.ids import Tenant
-from evergrant_server.core.messages.connection import ActivityName
-from evergrant_server.core.messages.maintenance import (
-    RECONCILE_WORKFLOW,
-    AuditCheckpoint,
-    ReconcileRequest,
-    ReconcileResult,
-)
+from evergrant_server.core.messages.maintenance import AuditCheckpoint, ReconcileRequest, ReconcileResult
+from evergrant_server.core.messages.names import ActivityName, WorkflowName
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.lives import a_worker
 
@@ -26,7 +21,7 @@ async def test_the_next_run_goes_on_where_the_last_one_stopped_until_the_end(cli
     whole = half.model_copy(update={"live": 300, "after": None})
     scripted.answers[ActivityName.RECONCILE] += [half, whole]
     action = ScheduleActionStartWorkflow(
-        RECONCILE_WORKFLOW,
+        WorkflowName.RECONCILE,
         ReconcileRequest(),
         id="evergrant:long-pass",
         task_queue=QUEUE,

@@ -40,7 +40,7 @@ def test_every_story_is_recorded_and_every_recording_is_a_story():
 
 async def test_replay_can_fail():
     """A history with its refresh taken for an exchange must not pass."""
-    name = "1_whole_life"
+    name = "whole_life"
     changed = (HISTORIES / f"{name}.json").read_text().replace('"refresh_grant"', '"exchange_code"')
     with pytest.raises((NondeterminismError, Exception)) as caught:
         await replayer().replay_workflow(WorkflowHistory.from_json("replay-changed", changed))

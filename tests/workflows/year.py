@@ -18,8 +18,15 @@ from temporalio.testing import WorkflowEnvironment
 
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import connection_workflow_id
 from evergrant_server.core.messages import connection as m
+from evergrant_server.core.messages.activities import GrantResult
+from evergrant_server.core.messages.names import (
+    ActivityName,
+    QueryName,
+    SignalName,
+    WorkflowName,
+    connection_workflow_id,
+)
 from evergrant_server.core.messages.search_attributes import KEYWORDS
 from evergrant_server.core.single_use.circuit_breaker import (
     BreakerRules,
@@ -33,7 +40,7 @@ from tests.fakes.temporal import skipping_time
 from tests.workflows.lives import a_consent, a_start, a_worker
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-REFRESH = m.ActivityName.REFRESH_GRANT
+REFRESH = ActivityName.REFRESH_GRANT
 
 
 class Provider(ScriptedActivities):
@@ -61,36 +68,36 @@ class Provider(ScriptedActivities):
         """The subject consents again: the next refresh token has its whole life before it."""
         self._ends = None
 
-    async def _answer(self, name: m.ActivityName, order: Any, default: Callable[[], Any]) -> Any:
+    async def _answer(self, name: ActivityName, order: Any, default: Callable[[], Any]) -> Any:
         now = activity.info().started_time
         self.begin = self.begin or now
         passed = now - self.begin
         self.calls.append((name, order))
-        if name == m.ActivityName.ANNOUNCE_EXPIRY:
+        if name == ActivityName.ANNOUNCE_EXPIRY:
             self.announced.append(order.days)
         if name == REFRESH:
             return self._refreshed(order, now, passed)
-        return self._dated(default(), now) if name == m.ActivityName.EXCHANGE_CODE else default()
+        return self._dated(default(), now) if name == ActivityName.EXCHANGE_CODE else default()
 
-    def _refreshed(self, order: Any, now: datetime, passed: timedelta) -> m.GrantResult:
+    def _refreshed(self, order: Any, now: datetime, passed: timedelta) -> GrantResult:
         if order.only_if_leased and not self._leased(passed):
-            return m.GrantResult(not_leased=True)
+            return GrantResult(not_leased=True)
         at = now.timestamp()
         self._circuit, admission = admit(self._circuit, at, self._rules, 0.5)
         if admission.delay is None:
-            return m.GrantResult(failure=ErrorCode.PROVIDER_ERROR, retry_after=admission.retry_after)
+            return GrantResult(failure=ErrorCode.PROVIDER_ERROR, retry_after=admission.retry_after)
         self.sent.append(passed)
         if self._away(passed):
             self._circuit = failed(
                 self._circuit, at, self._rules, ErrorCode.PROVIDER_ERROR, None, probe=admission.probe
             )
-            return m.GrantResult(failure=ErrorCode.PROVIDER_ERROR)
+            return GrantResult(failure=ErrorCode.PROVIDER_ERROR)
         self._circuit = answered(self._circuit, at, self._rules)
         if self._ends is not None and now >= self._ends:
-            return m.GrantResult(failure=ErrorCode.GRANT_REJECTED)
+            return GrantResult(failure=ErrorCode.GRANT_REJECTED)
         return self._dated(self._news(), now)
 
-    def _dated(self, news: m.GrantResult, now: datetime) -> m.GrantResult:
+    def _dated(self, news: GrantResult, now: datetime) -> GrantResult:
         if self._refresh_lives and (self._ends is None or self._rotates):
             self._ends = now + self._refresh_lives
         dates = {"obtained_at": now, "expires_at": now + self.lifetime, "refresh_expires_at": self._ends}
@@ -116,15 +123,15 @@ async def living_with(
     start = a_start(policy=policy, consent_deadline=begin + HOUR)
     async with a_worker(env.client, provider, "year"):
         handle = await env.client.start_workflow(
-            m.CONNECTION_WORKFLOW, start, id=connection_workflow_id(start.tenant, start.connection_id),
+            WorkflowName.CONNECTION, start, id=connection_workflow_id(start.tenant, start.connection_id),
             task_queue="year", result_type=m.ConnectionEnded,
         )  # fmt: skip
-        await handle.signal(m.SIGNAL_CONSENT_GRANTED, a_consent())
+        await handle.signal(SignalName.CONSENT_GRANTED, a_consent())
         yield env.client.get_workflow_handle(handle.id, result_type=m.ConnectionEnded)
 
 
 async def described(handle: WorkflowHandle[Any, m.ConnectionEnded]) -> m.ConnectionDescription:
-    return await handle.query(m.QUERY_DESCRIBE, result_type=m.ConnectionDescription)
+    return await handle.query(QueryName.DESCRIBE, result_type=m.ConnectionDescription)
 
 
 async def events_of(

@@ -7,7 +7,7 @@ from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, KeyId, PermitId, Tenant, new_id
-from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.store import Store, Transaction
 
 ADMIN = "admin"

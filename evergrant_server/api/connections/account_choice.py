@@ -27,8 +27,9 @@ from evergrant_server.core.connections.account import FollowUp
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import ConsentStatus, hash_link
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.lifecycle.account_choice import SIGNAL_ACCOUNT_CHOSEN, AccountChosen
 from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.connection import AccountChosen
+from evergrant_server.core.messages.names import SignalName
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["connections"])
@@ -115,7 +116,7 @@ async def save_account_choice(
     await audit.append(tx, entry)
     await tx.outbox.add(
         connection_signal_message(
-            saved, SIGNAL_ACCOUNT_CHOSEN, AccountChosen(choice=option.id, context=asked), now
+            saved, SignalName.ACCOUNT_CHOSEN, AccountChosen(choice=option.id, context=asked), now
         )
     )
     return saved

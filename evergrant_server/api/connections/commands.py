@@ -32,7 +32,9 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.connection import SIGNAL_REVOKE, RequestContext, Revoke
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.connection import Revoke
+from evergrant_server.core.messages.names import SignalName
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["connections"])
@@ -244,7 +246,7 @@ async def _begin_revocation(
         connection.revocation_requested(reason, now), expected=connection.revision
     )
     told = Revoke(reason=reason, context=asked)
-    await tx.outbox.add(connection_signal_message(after, SIGNAL_REVOKE, told, now))
+    await tx.outbox.add(connection_signal_message(after, SignalName.REVOKE, told, now))
     await ConnectionSetup(parts, caller, asked).record(
         tx, AuditAction.REVOCATION_REQUESTED, after.id, reason=reason
     )

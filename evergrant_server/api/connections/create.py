@@ -36,7 +36,9 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.imported_tokens import ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, ConsentId, new_id
-from evergrant_server.core.messages.connection import SIGNAL_CONSENT_GRANTED, ConsentGranted, RequestContext
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.connection import ConsentGranted
+from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.secret import Secret
 from evergrant_server.policy import DecisionReason, decide, scopes_above
 from evergrant_server.store import Transaction
@@ -357,7 +359,7 @@ async def _signal_consent_granted(
 ) -> None:
     """The workflow goes on with a consent that no browser brings anything for."""
     granted = ConsentGranted(consent_id=consent.id, context=asked)
-    await tx.outbox.add(connection_signal_message(connection, SIGNAL_CONSENT_GRANTED, granted, now))
+    await tx.outbox.add(connection_signal_message(connection, SignalName.CONSENT_GRANTED, granted, now))
 
 
 def default_flow(spec: ProviderSpec) -> Flow:

@@ -16,7 +16,7 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
-from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.policy import DecisionReason, decide, may_see
 from evergrant_server.store import Transaction
 

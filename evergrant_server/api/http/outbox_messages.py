@@ -4,9 +4,11 @@ from datetime import datetime
 
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.lifecycle.snapshot import start_message
-from evergrant_server.core.messages.connection import Message, RequestContext
+from evergrant_server.core.messages.base import Message, RequestContext
+from evergrant_server.core.messages.integrations import FetchReceiverKeys
+from evergrant_server.core.messages.names import receiver_keys_workflow_id
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage, outbox_message, signal_message
-from evergrant_server.core.provider_events.receivers import FetchReceiverKeys, Receiver
+from evergrant_server.core.provider_events.receivers import Receiver
 from evergrant_server.crypto import KeyRing
 
 
@@ -27,5 +29,5 @@ def connection_signal_message(
 def fetch_keys_message(receiver: Receiver, asked: RequestContext, now: datetime) -> OutboxMessage:
     """Have a worker read the keys of a receiver's transmitter."""
     order = FetchReceiverKeys(tenant=receiver.tenant, receiver_id=receiver.id, context=asked)
-    target = f"keys:{receiver.tenant}:{receiver.id}"
+    target = receiver_keys_workflow_id(receiver.tenant, receiver.id)
     return outbox_message(receiver.tenant, OutboxKind.FETCH_RECEIVER_KEYS, target, order, now)

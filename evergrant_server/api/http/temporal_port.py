@@ -3,14 +3,10 @@
 from typing import Any, Protocol
 
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
-from evergrant_server.core.messages.connection import (
-    ConnectionDescription,
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.connection import ConnectionDescription, EnsureFresh, EnsureFreshResult
+from evergrant_server.core.messages.integrations import (
     DiscoveryResult,
-    EnsureFresh,
-    EnsureFreshResult,
-    RequestContext,
-)
-from evergrant_server.core.messages.temporary_credentials import (
     RequestTemporaryCredentials,
     TemporaryCredentialsResult,
 )

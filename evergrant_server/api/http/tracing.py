@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.types import Scope
 
-from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.telemetry.traces import current_ids
 
 # W3C Trace Context section 3.2.2; version ff and an all-zero trace id are invalid

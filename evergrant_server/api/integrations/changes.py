@@ -10,7 +10,9 @@ from evergrant_server.core.connections.client_key import ClientKey
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, Tenant, new_id
-from evergrant_server.core.messages.connection import SIGNAL_PROVIDER_CHANGED, ProviderChanged, RequestContext
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.connection import ProviderChanged
+from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.secret import Secret
 from evergrant_server.policy import scopes_above
 from evergrant_server.store import Transaction
@@ -232,7 +234,7 @@ async def retry_failing_connections(
     """Have every connection that fails try again: what failed may be repaired now."""
     said = ProviderChanged(version=integration.revision, context=asked)
     for connection in await tx.connections.failing(integration.tenant, integration.id):
-        await tx.outbox.add(connection_signal_message(connection, SIGNAL_PROVIDER_CHANGED, said, now))
+        await tx.outbox.add(connection_signal_message(connection, SignalName.PROVIDER_CHANGED, said, now))
 
 
 def _with_body(

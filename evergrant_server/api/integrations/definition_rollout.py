@@ -22,15 +22,14 @@ from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.definition import CheckResult, Definition, DefinitionState, Rollout
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import DefinitionId, definition_rollout_workflow_id, new_id
-from evergrant_server.core.messages.connection import Message, RequestContext
+from evergrant_server.core.ids import DefinitionId, new_id
+from evergrant_server.core.messages.base import Message, RequestContext
 from evergrant_server.core.messages.definition_rollout import (
-    SIGNAL_DEFINITION_DECIDED,
-    SIGNAL_ROLL_BACK_DEFINITION,
     DefinitionDecided,
     RollBackDefinition,
     RolloutStart,
 )
+from evergrant_server.core.messages.names import SignalName, definition_rollout_workflow_id
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage, outbox_message
 from evergrant_server.core.text import is_storable
 from evergrant_server.store import Transaction
@@ -183,7 +182,7 @@ async def roll_back_definition(
         await signal_rollout(
             tx,
             found,
-            SIGNAL_ROLL_BACK_DEFINITION,
+            SignalName.ROLL_BACK_DEFINITION,
             RollBackDefinition(reason=body.reason, context=asked),
             asked,
             now,
@@ -226,7 +225,7 @@ async def _save_decision(
         decided = found.with_decision(asked.by, body.reason, now, approved=approved)
         saved = await tx.definitions.replace(decided, expected=found.revision)
         await signal_rollout(
-            tx, saved, SIGNAL_DEFINITION_DECIDED, DefinitionDecided(context=asked), asked, now
+            tx, saved, SignalName.DEFINITION_DECIDED, DefinitionDecided(context=asked), asked, now
         )
         if approved:
             await _record(tx, saved, AuditAction.DEFINITION_APPROVED, asked, now, reason=body.reason)

@@ -36,7 +36,7 @@ from evergrant_server.api.integrations.definitions import integration_spec, spec
 from evergrant_server.core.access import Action, Integration, IntegrationState, RegistrationMethod
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.secret import Secret
 from evergrant_server.policy import decide
 from evergrant_server.store import Transaction

@@ -19,7 +19,8 @@ from evergrant_server.core.connections.token_pair import OAUTH1
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
-from evergrant_server.core.messages.connection import RefreshReason, RequestContext
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.connection import RefreshReason
 from evergrant_server.policy import DecisionReason, decide, scopes_above
 from evergrant_server.store import LeaseRow
 from providers.requests.dpop import origin_of

@@ -15,12 +15,8 @@ from evergrant_server.api.http.temporal_port import TemporalPort
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
-from evergrant_server.core.messages.connection import (
-    EnsureFresh,
-    EnsureFreshResult,
-    RefreshReason,
-    RequestContext,
-)
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.connection import EnsureFresh, EnsureFreshResult, RefreshReason
 from evergrant_server.store import LeaseRow, LeaseRows
 from evergrant_server.telemetry.log_names import LogEvent
 from evergrant_server.telemetry.logs import log_event

@@ -17,7 +17,7 @@ from evergrant_server.core.connections.account import FollowUp
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, is_id
-from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.policy import decide
 from evergrant_server.store import LeaseRow
 

@@ -33,12 +33,8 @@ from evergrant_server.core.connections.consent import Consent, ConsentKind, Cons
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, is_id
-from evergrant_server.core.messages.connection import (
-    SIGNAL_CONSENT_DENIED,
-    SIGNAL_CONSENT_GRANTED,
-    ConsentDenied,
-    ConsentGranted,
-)
+from evergrant_server.core.messages.connection import ConsentDenied, ConsentGranted
+from evergrant_server.core.messages.names import SignalName
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.log_names import LogEvent
 from evergrant_server.telemetry.logs import log_event
@@ -270,12 +266,12 @@ async def _save_outcome(
         if status is ConsentStatus.CODE_RECEIVED:
             granted = ConsentGranted(consent_id=after.id, context=asked)
             await tx.outbox.add(
-                connection_signal_message(going.connection, SIGNAL_CONSENT_GRANTED, granted, now)
+                connection_signal_message(going.connection, SignalName.CONSENT_GRANTED, granted, now)
             )
         elif status is ConsentStatus.DENIED:
             denied = ConsentDenied(consent_id=after.id, context=asked)
             await tx.outbox.add(
-                connection_signal_message(going.connection, SIGNAL_CONSENT_DENIED, denied, now)
+                connection_signal_message(going.connection, SignalName.CONSENT_DENIED, denied, now)
             )
         await subjects.record(
             tx,

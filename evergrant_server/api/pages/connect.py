@@ -37,9 +37,9 @@ from evergrant_server.core.connections.consent import (
 from evergrant_server.core.connections.device_code import DeviceCode
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.id_token import hash_of_nonce
+from evergrant_server.core.connections.pushed_authorization import PushedAuthorization
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.connection import RequestContext
-from evergrant_server.core.messages.par import PushedAuthorization
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.store import Transaction
 from providers.requests.authorization_url import (
     asks_for_id_token,

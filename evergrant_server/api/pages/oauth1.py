@@ -4,8 +4,8 @@ from evergrant_server.api.pages.session import ConsentSession, SubjectPages
 from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.connections.token_pair import TokenPair
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.connection import RequestContext
-from evergrant_server.core.messages.temporary_credentials import RequestTemporaryCredentials
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.integrations import RequestTemporaryCredentials
 from evergrant_server.store import Transaction
 from providers.oauth1.flow import oauth1_authorization_url, oauth1_endpoints
 

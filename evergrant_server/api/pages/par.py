@@ -6,13 +6,11 @@ from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.polling import poll_until
 from evergrant_server.core.access import Endpoints
 from evergrant_server.core.connections.consent import Consent
+from evergrant_server.core.connections.pushed_authorization import PushedAuthorization
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.messages.par import (
-    PushAuthorizationRequest,
-    PushedAuthorization,
-    pushed_authorization_workflow_id,
-)
+from evergrant_server.core.messages.integrations import PushAuthorizationRequest
+from evergrant_server.core.messages.names import pushed_authorization_workflow_id
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage, outbox_message
 from providers.definition.schema import ProviderSpec
 from providers.requests.par import requires_par
@@ -38,7 +36,7 @@ def push_message(consent: Consent, asked: RequestContext, now: datetime) -> Outb
     return outbox_message(
         consent.tenant,
         OutboxKind.PUSH_AUTHORIZATION_REQUEST,
-        pushed_authorization_workflow_id(order),
+        pushed_authorization_workflow_id(consent.tenant, consent.id, consent.revision),
         order,
         now,
     )

@@ -22,7 +22,7 @@ from evergrant_server.core.access import Integration
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, ReceiverId, is_id
-from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.provider_events.account_identifiers import SUB, fact_name
 from evergrant_server.core.provider_events.external_revocation import (
     ProviderReport,

@@ -20,7 +20,7 @@ from evergrant_server.core.access import Action, Integration
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ReceiverId, new_id
-from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.provider_events.receivers import (
     ACCOUNT_IS_SUB,
     ACCOUNT_IS_SUBJECT,

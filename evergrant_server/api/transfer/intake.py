@@ -22,7 +22,9 @@ from evergrant_server.core.connections.consent import Consent, ConsentKind
 from evergrant_server.core.connections.imported_tokens import INSTALL_WITHIN, ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.ids import ConnectionId, new_id
-from evergrant_server.core.messages.connection import SIGNAL_CONSENT_GRANTED, ConsentGranted, RequestContext
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.connection import ConsentGranted
+from evergrant_server.core.messages.names import SignalName
 from evergrant_server.policy import decide, scopes_above
 from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec
@@ -145,7 +147,7 @@ class ImportWriter:
         await tx.consents.add_import(consent, imported_tokens(item, now))
         await tx.outbox.add(connection_start_message(connection, self._parts.ring, self._asked, now))
         granted = ConsentGranted(consent_id=consent.id, context=self._asked)
-        await tx.outbox.add(connection_signal_message(connection, SIGNAL_CONSENT_GRANTED, granted, now))
+        await tx.outbox.add(connection_signal_message(connection, SignalName.CONSENT_GRANTED, granted, now))
         entry = AuditEntry(
             tenant=connection.tenant,
             at=now,

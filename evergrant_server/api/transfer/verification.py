@@ -7,7 +7,8 @@ from evergrant_server.api.transfer.models import ImportOutcome
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.ids import ConnectionId, Tenant
-from evergrant_server.core.messages.connection import EnsureFresh, RequestContext
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.connection import EnsureFresh
 
 WAIT_S = 15.0  # for a whole request: shorter than a client's patience with one attempt
 MIN_WAIT_S = 3.0  # after items that took so long that nobody would be asked for a refresh

@@ -29,7 +29,7 @@ from evergrant_server.api.webhooks.models import (
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant, WebhookId, new_id
-from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.webhooks import SECRET_BYTES, DisabledBy, Webhook, new_signing_secret
 from evergrant_server.store import Transaction
 

@@ -217,3 +217,22 @@ class Connection(BaseModel):
 
     def _changed(self, move: StateChange, at: datetime, **changes: object) -> "Connection":
         return self.model_copy(update={"state": state_after(self.state, move), "changed_at": at, **changes})
+
+
+def is_leasable(
+    state: LifecycleState,
+    reason: ErrorCode | None,
+    follow_up: FollowUp | None = None,
+    *,
+    reported: bool = False,
+) -> bool:
+    """May a valid token be leased? Also while the subject is asked for a new consent; not once the
+    provider has ended the grant, nor while the account is still to be chosen.
+
+    `reported`: an app says that the provider's API refuses the token. It counts once the grant can't
+    be refreshed any more; by itself it proves nothing.
+    """
+    held = state in (LifecycleState.ACTIVE, LifecycleState.NEEDS_REAUTH)
+    ended = reason is ErrorCode.GRANT_REVOKED_ELSEWHERE
+    refused = reported and state is LifecycleState.NEEDS_REAUTH
+    return held and not ended and not refused and follow_up is not FollowUp.CHOOSING

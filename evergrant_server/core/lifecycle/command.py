@@ -1,33 +1,44 @@
-"""What a connection's workflow is told to do next, and the life that goes with it. Pure."""
+"""What a decision is made from and what comes of it: moment, command, transition."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 
+from evergrant_server.core.lifecycle.schedule import LifecycleRules
 from evergrant_server.core.messages.connection import ConnectionState
 
 
 class Command(StrEnum):
-    """What the workflow is told to do next."""
+    """What the workflow does next, mostly by an activity."""
 
     NOTHING = "nothing"
     EXCHANGE_CODE = "exchange code"
-    REQUEST_CLIENT_GRANT = "mint"
-    POLL_DEVICE_TOKEN = "ask about the device code"
+    REQUEST_CLIENT_GRANT = "request client grant"
+    POLL_DEVICE_TOKEN = "poll device token"
     REFRESH = "refresh"
     REFRESH_IF_LEASED = "refresh if leased"
     END_CONSENT = "end consent"
-    BEGIN_REVOCATION = "write revocation"
+    BEGIN_REVOCATION = "begin revocation"
     REVOKE = "revoke at the provider"
-    ANNOUNCE_EXPIRY = "announce that the grant ends"
-    VERIFY_LATE_TOKENS = "verify a late answer"
-    LOOK_UP_ACCOUNTS = "look up the accounts"
+    ANNOUNCE_EXPIRY = "announce expiry"
+    VERIFY_LATE_TOKENS = "verify late tokens"
+    LOOK_UP_ACCOUNTS = "look up accounts"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When and by which rules a decision is made. `share` in [0, 1) spreads a fleet."""
+
+    now: datetime
+    rules: LifecycleRules
+    share: float
 
 
 @dataclass(frozen=True)
 class Transition:
-    """The life after what happened, and what to do now."""
+    """The connection's state after an event, and the command that follows from it."""
 
     state: ConnectionState
     command: Command = Command.NOTHING
-    denied: bool = False  # with END_CONSENT: said no, instead of ran out
-    days_before_end: int = 0  # with ANNOUNCE: before the end
+    denied: bool = False  # with END_CONSENT: the subject denied it; otherwise the deadline passed
+    days_before_end: int = 0  # with ANNOUNCE_EXPIRY

@@ -1,65 +1,67 @@
-"""What a connection's life makes of an answer that came too late to be installed. Pure.
+"""What late tokens lead to: a verification by a refresh, and a grant only if that succeeds. Pure.
 
-It is never believed as it is: where rotation is strict, another use may have ended its family
-meanwhile. It is verified by a refresh, and until that has an answer it is not forgotten.
+Late tokens are never believed as they are: where rotation is strict, another use may have ended
+their family meanwhile. They are kept until a verification has an answer.
 """
 
-from datetime import datetime
-from typing import Any
-
-from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.connections.connection import LifecycleState, StateChange
 from evergrant_server.core.errors import FAILURES, ErrorCode, FailureKind
 from evergrant_server.core.ids import AttemptId
-from evergrant_server.core.lifecycle.schedule import LifecycleRules, retry_at
-from evergrant_server.core.messages.connection import ConnectionState, GrantResult
+from evergrant_server.core.lifecycle.command import Command, Moment, Transition
+from evergrant_server.core.lifecycle.grant_install import (
+    NO_LATE_TOKENS,
+    install,
+    is_told_to_revoke,
+    start_revoking,
+)
+from evergrant_server.core.lifecycle.schedule import retry_at
+from evergrant_server.core.lifecycle.timers import STATES_WITHOUT_GRANT
+from evergrant_server.core.messages.activities import GrantResult
+from evergrant_server.core.messages.connection import ConnectionState, LifecycleEvent
 
-# Nobody has a grant here: an answer that came late may be the way back to one.
-STATES_WITHOUT_GRANT = (LifecycleState.PENDING_CONSENT, LifecycleState.NEEDS_REAUTH)
+
+def on_late_tokens_received(connection: ConnectionState, event: LifecycleEvent, at: Moment) -> Transition:
+    return _verify(connection, event.attempt_id) or Transition(connection)
 
 
-# What a life knows of none.
-NO_LATE_TOKENS: dict[str, Any] = {"late": None, "late_at": None, "late_failures": 0}
+def on_late_verification_ended(connection: ConnectionState, event: LifecycleEvent, at: Moment) -> Transition:
+    result = event.result or GrantResult()
+    if is_told_to_revoke(result):
+        return start_revoking(connection, Command.REVOKE)
+    newer = result.failure is None and (result.generation or 0) > connection.generation
+    if connection.state is LifecycleState.ACTIVE and not newer:
+        return Transition(connection.model_copy(update={"late": None}))  # the grant stays as it is
+    if result.failure is None and result.generation is not None:
+        return install(connection, StateChange.GRANTED, result, at.now)
+    return _verify(connection, result.next_late_attempt) or Transition(_failed(connection, result, at))
 
 
-def verifying_late_tokens(
-    life: ConnectionState, attempt_id: AttemptId | None, rules: LifecycleRules
-) -> ConnectionState | None:
-    """The life that verifies it now; None when nothing can come of it any more."""
-    if attempt_id is not None and life.state is LifecycleState.ACTIVE and rules.told_of_grants:
-        return life.model_copy(update={"late": attempt_id})  # installed already: what holds is asked for
-    if attempt_id is None or life.state not in STATES_WITHOUT_GRANT:
+def _verify(connection: ConnectionState, attempt_id: AttemptId | None) -> Transition | None:
+    """None when the tokens are of no use to the connection any more."""
+    if attempt_id is None:
         return None
-    return life.model_copy(update={**_ended(life, rules), "late": attempt_id})
-
-
-def verification_at(life: ConnectionState) -> datetime | None:
-    """When to try the verification again; None when there is none to try."""
-    if life.late is None or life.state not in STATES_WITHOUT_GRANT:
+    if connection.state is LifecycleState.ACTIVE:  # installed already: the store is asked what holds
+        changes = {"late": attempt_id}
+    elif connection.state in STATES_WITHOUT_GRANT:
+        changes = {**_without_late_tokens(connection), "late": attempt_id}
+    else:
         return None
-    return life.late_at or life.retry_at  # a life that began before they were apart has the second
+    return Transition(connection.model_copy(update=changes), Command.VERIFY_LATE_TOKENS)
 
 
-def after_failed_verification(
-    life: ConnectionState, news: GrantResult, now: datetime, rules: LifecycleRules, share: float
-) -> ConnectionState:
-    """Refused: it is as dead as the rest. Anything else says nothing about it: again, later."""
-    code = news.failure or ErrorCode.INTERNAL
-    if news.failure is None or news.consent_over or FAILURES[code].kind is FailureKind.RECONNECT_NEEDED:
-        return life.model_copy(update=_ended(life, rules))
-    failures = (life.late_failures if rules.late_apart else life.failures) + 1
-    again = retry_at(now, failures, code, news.retry_after, rules, share)
-    if not rules.late_apart:
-        return life.model_copy(update={"failures": failures, "retry_at": again})
-    return life.model_copy(update={"late_failures": failures, "late_at": again})
+def _failed(connection: ConnectionState, result: GrantResult, at: Moment) -> ConnectionState:
+    """Refused tokens are dropped; any other failure says nothing about them, so they are tried later."""
+    code = result.failure or ErrorCode.INTERNAL
+    refused = FAILURES[code].kind is FailureKind.RECONNECT_NEEDED
+    if result.failure is None or result.consent_over or refused:
+        return connection.model_copy(update=_without_late_tokens(connection))
+    failures = connection.late_failures + 1
+    again = retry_at(at.now, failures, code, result.retry_after, at.rules, at.share)
+    return connection.model_copy(update={"late_failures": failures, "late_at": again})
 
 
-def with_verification_at(life: ConnectionState, at: datetime) -> ConnectionState:
-    """What may have hindered the verification is repaired."""
-    return life if life.late_at is None else life.model_copy(update={"late_at": at})
-
-
-def _ended(life: ConnectionState, rules: LifecycleRules) -> dict[str, Any]:
-    """One is done with. A first token that is waited for is asked for again when it would have been."""
-    if rules.late_apart and life.waiting_consent is not None:
+def _without_late_tokens(connection: ConnectionState) -> dict[str, object]:
+    """First tokens that are waited for are requested again when they would have been."""
+    if connection.waiting_consent is not None:
         return NO_LATE_TOKENS
     return {**NO_LATE_TOKENS, "retry_at": None, "failures": 0}

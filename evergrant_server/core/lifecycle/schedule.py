@@ -1,4 +1,4 @@
-"""When a connection is looked at next. Every function is pure; jitter comes from the id."""
+"""The rules that workflows decide by, and when something is due or tried again. Pure; jitter comes from ids."""
 
 import hashlib
 from datetime import datetime, timedelta
@@ -12,100 +12,58 @@ from evergrant_server.core.errors import FAILURES, ErrorCode, RetryAdvice
 
 class RefreshPolicy(StrEnum):
     WARM = "warm"  # always refreshed ahead
-    ON_DEMAND = "on_demand"  # only when somebody asks
+    ON_DEMAND = "on_demand"  # only when a caller asks
     ADAPTIVE = "adaptive"  # ahead, if the current generation was leased
 
 
 class LifecycleRules(BaseModel):
-    """The numbers behind decisions. A run names its version, since a change here changes replay."""
+    """The numbers behind decisions. A run's input names their version: a change of them changes replay."""
 
     model_config = ConfigDict(frozen=True)
 
     margin: timedelta = timedelta(minutes=5)  # capped at a quarter of the token's lifetime
     spread: float = 0.2  # the share of the margin over which a fleet's refreshes are spread
-    first_backoff: timedelta = timedelta(seconds=2)
-    longest_backoff: timedelta = timedelta(minutes=30)
-    repair_interval: timedelta = timedelta(minutes=15)  # for what an admin must repair
-    longest_revocation_backoff: timedelta = timedelta(hours=1)
+    shortest_interval: timedelta = timedelta(
+        minutes=2
+    )  # between refreshes, capped at a quarter of a lifetime
+    keep_alive_share: float = 0.5  # of its idle life, after which an idle grant is refreshed
     consent_grace: timedelta = timedelta(minutes=1)  # a callback at the deadline still gets through
     longest_history: int = 2000  # events after which a run continues as new; Temporal's own limit is higher
-    keep_alive_share: float = 0.5  # refresh an idle grant after this share of its idle life
-    # Version 1 had none of what follows: its defaults are how it behaved.
-    backoff_growth: float = 2.0
-    repair_growth: float = 1.0
-    longest_repair_interval: timedelta = timedelta(minutes=15)
-    first_refused: timedelta | None = None  # an answer that refuses, by a name nobody knows
+    announce_days: tuple[int, ...] = (14, 3, 1)  # before a grant ends that no refresh extends
+
+    first_backoff: timedelta = timedelta(seconds=2)
+    backoff_growth: float = 4.0
+    longest_backoff: timedelta = timedelta(hours=2)
+    longest_platform_backoff: timedelta = timedelta(minutes=1)  # nothing was sent: the provider isn't asked
+    longest_revocation_backoff: timedelta = timedelta(hours=1)
+    longest_retry_after: timedelta = timedelta(hours=1)  # a longer Retry-After is not believed
+    caller_backoff: timedelta = timedelta(minutes=1)  # callers may cause a try this often in an outage
+    repair_interval: timedelta = timedelta(minutes=15)  # for what an admin must repair
+    repair_growth: float = 2.0
+    longest_repair_interval: timedelta = timedelta(hours=6)
+    repaired_spread: timedelta = timedelta(minutes=1)  # over which a fleet tries what an admin has repaired
+    first_refused: timedelta = timedelta(minutes=1)  # the provider's error has a name that isn't known
     refused_growth: float = 6.0
     longest_refused: timedelta = timedelta(hours=12)
-    asked_backoff: timedelta | None = None  # callers may cause a try this often, while time repairs it
-    longest_retry_after: timedelta = timedelta(days=1)  # a Retry-After above it is not believed
-    shortest_interval: timedelta | None = None  # between two refreshes, capped at a quarter of the lifetime
     forced_interval: timedelta = timedelta(minutes=5)  # after a 401 report, doubled while that doesn't help
     longest_forced_interval: timedelta = timedelta(hours=6)
     forced_forgotten: timedelta = timedelta(days=1)
-    announce_days: tuple[int, ...] = ()  # before a grant ends that no refresh extends
-    tracks_refresh_expiry: bool = False
-    repaired_spread: timedelta = timedelta(0)  # over which a fleet tries what an admin has repaired
-    answers_again: bool = False  # a workflow that was told no hears again when there is a token
-    late_apart: bool = False  # a late answer and a first token are each tried again at a moment of its own
-    longest_ours: timedelta | None = None  # while something of ours is away, and the provider isn't asked
-    once_for_all: bool = False  # who want a newer token than the same one share a refresh
-    told_of_grants: bool = False  # one that a journal brought beside a grant that works is asked about
-    own_clock: bool = False  # a worker's clock that is ahead is seen, and a token that is over is no riddle
-    heeds_reports: bool = False  # nobody waits, for the sake of a token that was refused, for a lost answer
-    keeps_all_alive: bool = False  # also who refreshes ahead, where the refresh token ends first
-    first_come: bool = False  # who can't be told again hears so at once, instead of the one who waits longest
 
 
-_RULES_2 = LifecycleRules(
-    backoff_growth=4.0,
-    longest_backoff=timedelta(hours=2),
-    repair_growth=2.0,
-    longest_repair_interval=timedelta(hours=6),
-    first_refused=timedelta(minutes=1),
-    asked_backoff=timedelta(minutes=1),
-    longest_retry_after=timedelta(hours=1),
-    shortest_interval=timedelta(minutes=2),
-    announce_days=(14, 3, 1),
-    tracks_refresh_expiry=True,
-    repaired_spread=timedelta(minutes=1),
-    answers_again=True,
-)
-_RULES_3 = _RULES_2.model_copy(update={"late_apart": True})
-
-_RULES_4 = _RULES_3.model_copy(update={"longest_ours": timedelta(minutes=1)})
-
-_RULES_5 = _RULES_4.model_copy(update={"own_clock": True})
-
-_RULES_6 = _RULES_5.model_copy(update={"once_for_all": True})
-
-_RULES_7 = _RULES_6.model_copy(update={"told_of_grants": True})
-
-RULES: dict[int, LifecycleRules] = {
-    1: LifecycleRules(),
-    2: _RULES_2,
-    3: _RULES_3,
-    4: _RULES_4,
-    5: _RULES_5,
-    6: _RULES_6,
-    7: _RULES_7,
-    8: _RULES_7.model_copy(update={"heeds_reports": True, "keeps_all_alive": True, "first_come": True}),
-}
+RULES: dict[int, LifecycleRules] = {1: LifecycleRules()}
 NEWEST_RULES = max(RULES)
 
 _LONGEST_IDLE_S = 1e12  # half of it is beyond every date; a span holds no more than 8e13
 
-# Met before anything is sent, and over at once when our operator has repaired it.
+# Met before anything is sent, and over as soon as the operator has repaired it.
 _PLATFORM_CODES = frozenset(
     {ErrorCode.KEY_UNAVAILABLE, ErrorCode.JOURNAL_UNAVAILABLE, ErrorCode.STORE_UNAVAILABLE}
 )
 
 
 def with_announce_days(rules: LifecycleRules, days: tuple[int, ...] | None) -> LifecycleRules:
-    """`rules` with the days that the operator set (None: nobody did), where they announce at all."""
-    if days is None or not rules.announce_days:
-        return rules
-    return rules.model_copy(update={"announce_days": days})
+    """`rules` with the days that the operator set; None: the operator set none."""
+    return rules if days is None else rules.model_copy(update={"announce_days": days})
 
 
 def jitter(identity: str, generation: int) -> float:
@@ -155,17 +113,17 @@ def retry_at(
 ) -> datetime:
     """When to try again after `failures` failures in a row: the table's class, then Retry-After.
 
-    `refused`: the provider answered this grant with an error that nobody knows. It may be dead,
-    and then each further try is one too many.
+    `refused`: the provider answered this grant with an error whose name isn't known. The grant may
+    be dead, so each further try comes much later than the one before.
     """
     if FAILURES[code].retry is RetryAdvice.AFTER_REPAIR:
         wait = _backoff(rules.repair_interval, rules.repair_growth, failures, rules.longest_repair_interval)
         return now + wait
-    if refused and rules.first_refused is not None:
+    if refused:
         wait = _backoff(rules.first_refused, rules.refused_growth, failures, rules.longest_refused)
     else:
-        ours = rules.longest_ours if code in _PLATFORM_CODES else None
-        longest = ours or rules.longest_backoff
+        ours = code in _PLATFORM_CODES
+        longest = rules.longest_platform_backoff if ours else rules.longest_backoff
         wait = _backoff(rules.first_backoff, rules.backoff_growth, failures, longest)
     wait = wait * (0.75 + 0.5 * share)
     return now + max(wait, _believed_retry_after(retry_after, rules))
@@ -180,13 +138,13 @@ def caller_retry_at(
     *,
     refused: bool,
 ) -> datetime:
-    """From when on a caller's wish causes another try: sooner than the workflow's own, in an outage.
+    """From when on a caller's request causes another try: sooner than the workflow's own, in an outage.
 
     Not for what an admin must repair, nor for a refusal: callers would hammer a dead grant.
     """
-    if rules.asked_backoff is None or refused or FAILURES[code].retry is RetryAdvice.AFTER_REPAIR:
+    if refused or FAILURES[code].retry is RetryAdvice.AFTER_REPAIR:
         return retry
-    return min(retry, now + max(rules.asked_backoff, _believed_retry_after(retry_after, rules)))
+    return min(retry, now + max(rules.caller_backoff, _believed_retry_after(retry_after, rules)))
 
 
 def next_forced_refresh_at(last: datetime, times: int, rules: LifecycleRules) -> datetime:

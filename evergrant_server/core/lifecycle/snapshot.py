@@ -1,27 +1,24 @@
-"""What a workflow is told of its connection: when it begins, and when a grant comes. Pure."""
+"""The store's view of a connection as messages: the state that a run starts with, and a grant's facts. Pure."""
 
 from datetime import datetime
-from typing import Any
 
 from evergrant_server.core.connections.account import FollowUp
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import Grant
 from evergrant_server.core.connections.refresh_rules import RefreshRules
-from evergrant_server.core.ids import connection_workflow_id
+from evergrant_server.core.lifecycle.grant_install import grant_facts_of
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES
-from evergrant_server.core.messages.connection import (
-    ConnectionStart,
-    ConnectionState,
-    GrantResult,
-    RequestContext,
-)
+from evergrant_server.core.messages.activities import GrantResult
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.connection import ConnectionStart, ConnectionState
+from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage, outbox_message
 
 
 def grant_result_of(
     connection: Connection, grant: Grant, rules: RefreshRules, announce_days: tuple[int, ...] | None = None
 ) -> GrantResult:
-    """The facts of the grant that the store holds now. A first token may be exchanged at any age."""
+    """The facts of the grant that the store holds now. A short-lived first token has no minimum age."""
     return GrantResult(
         state=connection.state,
         generation=grant.generation,
@@ -40,22 +37,6 @@ def grant_result_of(
     )
 
 
-def grant_facts_of(news: GrantResult) -> dict[str, Any]:
-    """What a life keeps of a grant, whether it hears of it or begins with it."""
-    return {
-        "obtained_at": news.obtained_at,
-        "expires_at": news.expires_at,
-        "refreshable": news.refreshable,
-        "idle_s": news.idle_s,
-        "refresh_expires_at": news.refresh_expires_at,
-        "margin_s": news.margin_s,
-        "min_age_s": news.min_age_s,
-        "interim": news.interim,
-        "ends_together": news.ends_together,
-        "announce_days": news.announce_days,
-    }
-
-
 def state_from_store(
     connection: Connection,
     grant: Grant | None,
@@ -63,11 +44,11 @@ def state_from_store(
     now: datetime,
     announce_days: tuple[int, ...] | None = None,
 ) -> ConnectionState:
-    """The life of a connection as the store tells it: a new workflow goes on from here.
+    """The state from which a new run goes on.
 
-    `rules` are the integration's, None while there is no grant; `announce_days` as in `GrantNews`.
+    `rules` are the integration's, None while there is no grant; `announce_days` as in `GrantResult`.
     """
-    life = ConnectionState(
+    state = ConnectionState(
         state=connection.state,
         generation=connection.generation,
         policy=connection.refresh_policy,
@@ -80,16 +61,16 @@ def state_from_store(
         choosing=connection.follow_up is FollowUp.CHOOSING,
     )
     if grant is None:
-        return life
-    news = grant_result_of(connection, grant, rules or RefreshRules(), announce_days)
-    return life.model_copy(update={**grant_facts_of(news), "end_known_at": grant.obtained_at})
+        return state
+    result = grant_result_of(connection, grant, rules or RefreshRules(), announce_days)
+    return state.model_copy(update={**grant_facts_of(result), "end_known_at": grant.obtained_at})
 
 
 def start_message(
-    connection: Connection, subject_hash: str, asked: RequestContext, now: datetime
+    connection: Connection, subject_hash: str, context: RequestContext, now: datetime
 ) -> OutboxMessage:
-    """Has the workflow of a new connection begin, written with the row itself."""
-    order = ConnectionStart(
+    """The outbox message that starts a new connection's workflow; written with the row itself."""
+    start = ConnectionStart(
         tenant=connection.tenant,
         connection_id=connection.id,
         integration_id=connection.integration_id,
@@ -98,7 +79,7 @@ def start_message(
         subject_hash=subject_hash,
         rules=NEWEST_RULES,
         life=state_from_store(connection, None, None, now),
-        context=asked,
+        context=context,
     )
     target = connection_workflow_id(connection.tenant, connection.id)
-    return outbox_message(connection.tenant, OutboxKind.START_WORKFLOW, target, order, now)
+    return outbox_message(connection.tenant, OutboxKind.START_WORKFLOW, target, start, now)

@@ -1,133 +1,162 @@
-"""When a connection's workflow looks again without being asked, and what for. Pure."""
+"""Timers: when a connection's workflow acts without a message, and for what purpose. Pure."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import Enum, auto
 
 from evergrant_server.core.clock import CLOCK_SKEW, add_time
 from evergrant_server.core.connections.connection import LifecycleState, StateChange
-from evergrant_server.core.lifecycle.late_tokens import verification_at
 from evergrant_server.core.lifecycle.schedule import LifecycleRules, RefreshPolicy, due_at, keep_alive_at
-from evergrant_server.core.messages.connection import ConnectionState, GrantResult
+from evergrant_server.core.messages.activities import GrantResult
+from evergrant_server.core.messages.connection import ConnectionState
 
 _SAME_END = timedelta(hours=1)  # replies round, and clocks differ a little
-_LAST_CHANCE = 0.9  # of the refresh token's life: what is waited for longer would outlive it
+_LAST_CHANCE = 0.9  # of the refresh token's connection: what is waited for longer would outlive it
+
+
+# Late tokens may be the way back to a grant here.
+STATES_WITHOUT_GRANT = (LifecycleState.PENDING_CONSENT, LifecycleState.NEEDS_REAUTH)
+
+
+class TimerPurpose(Enum):
+    """What the workflow does when the timer fires."""
+
+    REFRESH = auto()
+    KEEP_ALIVE = auto()  # refresh, whether or not the grant was leased
+    ANNOUNCE_EXPIRY = auto()
+    REQUEST_FIRST_TOKENS = auto()
+    LOOK_UP_ACCOUNTS = auto()
+    VERIFY_LATE_TOKENS = auto()
+    END_CONSENT = auto()
+    REVOKE = auto()
 
 
 @dataclass(frozen=True)
 class Timer:
-    """When the workflow looks again without being asked, and why.
-
-    `days`: to announce that the grant ends in as many days. `mints`: to ask for a first token
-    again, where nobody has to consent. `looks`: to look up the accounts. `keeps`: to keep the
-    refresh token alive, whoever has leased what.
-    """
+    """The next moment that matters. `summary` is what the Temporal UI shows."""
 
     at: datetime
     summary: str
-    days: int | None = None
-    mints: bool = False
-    looks: bool = False
-    keeps: bool = False
+    purpose: TimerPurpose = TimerPurpose.REFRESH
 
 
-def next_timer(life: ConnectionState, rules: LifecycleRules, share: float = 0.0) -> Timer | None:
-    """The next moment that matters by itself; None means only a message can."""
-    match life.state:
+def next_timer(connection: ConnectionState, rules: LifecycleRules, share: float = 0.0) -> Timer | None:
+    """The earliest timer; None when the connection waits for a message alone."""
+    match connection.state:
         case LifecycleState.PENDING_CONSENT:
-            return _earlier(_deadline(life, rules), _late_answer(life), _minting(life))
+            return _earlier(
+                _deadline(connection, rules), _late_verification(connection), _first_tokens(connection)
+            )
         case LifecycleState.NEEDS_REAUTH:
-            return _earlier(_late_answer(life), _minting(life))
+            return _earlier(_late_verification(connection), _first_tokens(connection))
         case LifecycleState.REVOKING:
-            return Timer(life.retry_at, "tell the provider again") if life.retry_at else None
+            return (
+                Timer(connection.retry_at, "revoke again", TimerPurpose.REVOKE)
+                if connection.retry_at
+                else None
+            )
         case LifecycleState.ACTIVE:
-            refresh, announcement = _refresh(life, rules, share), _announcement(life, rules)
-            return _earlier(refresh, announcement, _polling(life), _looking(life))
+            refresh, announcement = _refresh(connection, rules, share), _announcement(connection, rules)
+            return _earlier(refresh, announcement, _device_poll(connection), _account_lookup(connection))
         case _:
             return None
 
 
-def _deadline(life: ConnectionState, rules: LifecycleRules) -> Timer | None:
-    if life.consent_deadline is None:
+def _deadline(connection: ConnectionState, rules: LifecycleRules) -> Timer | None:
+    if connection.consent_deadline is None:
         return None
-    return Timer(life.consent_deadline + rules.consent_grace, "consent deadline")
-
-
-def _late_answer(life: ConnectionState) -> Timer | None:
-    at = verification_at(life)
-    return None if at is None else Timer(at, "verify the late answer again")
-
-
-def refresh_due_at(life: ConnectionState, rules: LifecycleRules, share: float = 0.0) -> datetime | None:
-    """When the access token is to be replaced; None when it never expires."""
-    if life.expires_at is None or life.obtained_at is None:
-        return None
-    return due_at(
-        life.obtained_at, life.expires_at, rules, share, margin_s=life.margin_s, min_age_s=life.min_age_s
+    return Timer(
+        connection.consent_deadline + rules.consent_grace, "consent deadline", TimerPurpose.END_CONSENT
     )
 
 
-def token_ends_at(life: ConnectionState) -> datetime | None:
-    """When the access token ends by the workflow's own clock: also when a clock that is behind dated it."""
-    if life.expires_at is None or life.installed_at is None or life.obtained_at is None:
-        return life.expires_at
-    return max(life.expires_at, add_time(life.installed_at, life.expires_at - life.obtained_at))
+def _late_verification(connection: ConnectionState) -> Timer | None:
+    if connection.late is None or connection.late_at is None or connection.state not in STATES_WITHOUT_GRANT:
+        return None
+    return Timer(connection.late_at, "verify late tokens again", TimerPurpose.VERIFY_LATE_TOKENS)
 
 
-def token_has_ended(life: ConnectionState, now: datetime) -> bool:
-    """The access token has ended."""
-    ends = token_ends_at(life)
+def refresh_due_at(connection: ConnectionState, rules: LifecycleRules, share: float = 0.0) -> datetime | None:
+    """When the access token is to be replaced; None when it never expires."""
+    if connection.expires_at is None or connection.obtained_at is None:
+        return None
+    return due_at(
+        connection.obtained_at,
+        connection.expires_at,
+        rules,
+        share,
+        margin_s=connection.margin_s,
+        min_age_s=connection.min_age_s,
+    )
+
+
+def token_ends_at(connection: ConnectionState) -> datetime | None:
+    """When the access token ends by the workflow's own clock: a worker's clock may be behind."""
+    if connection.expires_at is None or connection.installed_at is None or connection.obtained_at is None:
+        return connection.expires_at
+    return max(
+        connection.expires_at,
+        add_time(connection.installed_at, connection.expires_at - connection.obtained_at),
+    )
+
+
+def token_has_ended(connection: ConnectionState, now: datetime) -> bool:
+    ends = token_ends_at(connection)
     return ends is not None and now >= ends
 
 
-def no_token_to_protect(life: ConnectionState, now: datetime, rules: LifecycleRules) -> bool:
-    """Waiting for an answer that may be lost keeps no token alive: it has ended, it was refused, or
-    what it is refreshed from is about to end."""
-    if token_has_ended(life, now) or (life.reported is not None and life.reported == life.generation):
+def no_token_to_protect(connection: ConnectionState, now: datetime) -> bool:
+    """True when waiting for a lost answer keeps no token alive: the access token has ended or was
+    refused, or the refresh token is about to end."""
+    reported = connection.reported is not None and connection.reported == connection.generation
+    if reported or token_has_ended(connection, now):
         return True
-    if not rules.keeps_all_alive or life.obtained_at is None:
+    if connection.obtained_at is None:
         return False
-    span = _refreshable_for(life, rules)
-    return span is not None and now >= add_time(life.obtained_at, span * _LAST_CHANCE)
+    span = _refreshable_for(connection)
+    return span is not None and now >= add_time(connection.obtained_at, span * _LAST_CHANCE)
 
 
-def without_future_dates(news: GrantResult, now: datetime, rules: LifecycleRules) -> GrantResult:
-    """No grant was obtained after this workflow heard of it: the clock that dated it was ahead."""
-    if not rules.own_clock or news.obtained_at is None or news.obtained_at <= now + CLOCK_SKEW:
-        return news
-    ahead = news.obtained_at - now
-    ends = {"expires_at": news.expires_at, "refresh_expires_at": news.refresh_expires_at}
-    moved = {name: None if end is None else end - ahead for name, end in ends.items()}
-    return news.model_copy(update={"obtained_at": now, **moved})
+def without_future_dates(result: GrantResult, now: datetime) -> GrantResult:
+    """A grant that is dated later than `now` comes from a worker whose clock is ahead: shift its dates."""
+    if result.obtained_at is None or result.obtained_at <= now + CLOCK_SKEW:
+        return result
+    ahead = result.obtained_at - now
+    ends = {"expires_at": result.expires_at, "refresh_expires_at": result.refresh_expires_at}
+    shifted = {name: None if end is None else end - ahead for name, end in ends.items()}
+    return result.model_copy(update={"obtained_at": now, **shifted})
 
 
-def earliest_refresh_at(life: ConnectionState) -> datetime | None:
-    """Before this the provider is declared to refuse a refresh."""
+def earliest_refresh_at(connection: ConnectionState) -> datetime | None:
+    """The provider is declared to refuse a refresh before this; None: at no time."""
     moments: list[datetime] = []
-    if life.min_age_s is not None and life.obtained_at is not None:
-        moments.append(add_time(life.obtained_at, life.min_age_s))
-    if life.margin_s is not None and life.expires_at is not None:
-        moments.append(life.expires_at - timedelta(seconds=life.margin_s))
+    if connection.min_age_s is not None and connection.obtained_at is not None:
+        moments.append(add_time(connection.obtained_at, connection.min_age_s))
+    if connection.margin_s is not None and connection.expires_at is not None:
+        moments.append(connection.expires_at - timedelta(seconds=connection.margin_s))
     return max(moments, default=None)
 
 
-def settled_at(life: ConnectionState, rules: LifecycleRules) -> datetime | None:
-    """Until then a grant that just came is not due, whatever a clock says of it.
+def settled_at(connection: ConnectionState, rules: LifecycleRules) -> datetime | None:
+    """Until then a new grant is not due, whatever its dates say; None: it is of unknown age.
 
-    A worker's clock that is an hour behind brings tokens that look over at once.
+    A worker whose clock is an hour behind brings tokens that look expired at once.
     """
-    if rules.shortest_interval is None or life.installed_at is None:
+    if connection.installed_at is None:
         return None
-    if life.expires_at is None or life.obtained_at is None:
+    if connection.expires_at is None or connection.obtained_at is None:
         return None
-    return life.installed_at + min(rules.shortest_interval, (life.expires_at - life.obtained_at) / 4)
+    return connection.installed_at + min(
+        rules.shortest_interval, (connection.expires_at - connection.obtained_at) / 4
+    )
 
 
-def grant_ends_at(life: ConnectionState) -> datetime | None:
-    """When the grant ends unless the subject consents again; None when nothing says that it does."""
-    if not life.refreshable:
-        return life.expires_at
-    if life.refresh_extends is False or life.failures:
-        return life.refresh_expires_at
+def grant_ends_at(connection: ConnectionState) -> datetime | None:
+    """When the grant ends unless the subject consents again; None when no end is known."""
+    if not connection.refreshable:
+        return connection.expires_at
+    if connection.refresh_extends is False or connection.failures:
+        return connection.refresh_expires_at
     return None  # refreshing keeps it alive
 
 
@@ -141,92 +170,108 @@ def _earlier(*moments: Timer | None) -> Timer | None:
     return min((it for it in moments if it), key=lambda it: it.at, default=None)
 
 
-def _minting(life: ConnectionState) -> Timer | None:
-    """A consent that nobody has to give is looked at again by itself."""
-    if life.waiting_consent is None or life.poll_at is not None:
-        return _polling(life)
-    return Timer(life.retry_at, "ask for the first token again", mints=True) if life.retry_at else None
-
-
-def _polling(life: ConnectionState) -> Timer | None:
-    return Timer(life.poll_at, "ask whether the code was approved", mints=True) if life.poll_at else None
-
-
-def _looking(life: ConnectionState) -> Timer | None:
-    return Timer(life.look_at, "ask which accounts there are", looks=True) if life.look_at else None
-
-
-def _refresh(life: ConnectionState, rules: LifecycleRules, share: float) -> Timer | None:
-    if life.retry_at is not None:
-        return Timer(life.retry_at, "try the refresh again")
-    if life.interim and life.obtained_at is not None:
-        return Timer(life.obtained_at, "exchange the first token for a long-lived one")
-    if life.expires_at is None or life.obtained_at is None:
+def _first_tokens(connection: ConnectionState) -> Timer | None:
+    """Of a consent that needs no subject, or is given on another device."""
+    if connection.waiting_consent is None or connection.poll_at is not None:
+        return _device_poll(connection)
+    if connection.retry_at is None:
         return None
-    if not life.refreshable:
-        return Timer(life.expires_at, "access token expires, and can't be refreshed")
-    if life.ends_together:
-        return _before_the_end(life, rules, share)
-    ahead = life.policy == RefreshPolicy.WARM or (life.policy == RefreshPolicy.ADAPTIVE and life.leased)
-    at = refresh_due_at(life, rules, share)
+    return Timer(connection.retry_at, "request first tokens again", TimerPurpose.REQUEST_FIRST_TOKENS)
+
+
+def _device_poll(connection: ConnectionState) -> Timer | None:
+    if connection.poll_at is None:
+        return None
+    return Timer(connection.poll_at, "poll the device code", TimerPurpose.REQUEST_FIRST_TOKENS)
+
+
+def _account_lookup(connection: ConnectionState) -> Timer | None:
+    if connection.look_at is None:
+        return None
+    return Timer(connection.look_at, "look up the accounts", TimerPurpose.LOOK_UP_ACCOUNTS)
+
+
+def _refresh(connection: ConnectionState, rules: LifecycleRules, share: float) -> Timer | None:
+    if connection.retry_at is not None:
+        return Timer(connection.retry_at, "try the refresh again")
+    if connection.interim and connection.obtained_at is not None:
+        return Timer(connection.obtained_at, "exchange the first token for a long-lived one")
+    if connection.expires_at is None or connection.obtained_at is None:
+        return None
+    if not connection.refreshable:
+        return Timer(connection.expires_at, "access token expires, and can't be refreshed")
+    if connection.ends_together:
+        return _before_the_end(connection, rules, share)
+    ahead = connection.policy == RefreshPolicy.WARM or (
+        connection.policy == RefreshPolicy.ADAPTIVE and connection.leased
+    )
+    at = refresh_due_at(connection, rules, share)
     if ahead and at is not None:
-        refresh = Timer(max(at, settled_at(life, rules) or at), "refresh due")
-        return _earlier(refresh, _keep_alive(life, rules, share)) if rules.keeps_all_alive else refresh
-    return _keep_alive(life, rules, share)
+        refresh = Timer(max(at, settled_at(connection, rules) or at), "refresh due")
+        return _earlier(refresh, _keep_alive(connection, rules, share))
+    return _keep_alive(connection, rules, share)
 
 
-def _before_the_end(life: ConnectionState, rules: LifecycleRules, share: float) -> Timer | None:
-    """Once the token is over, nothing can be made from it: an outage has half of its life to end.
+def _before_the_end(connection: ConnectionState, rules: LifecycleRules, share: float) -> Timer | None:
+    """Once the token is over, nothing can be made from it: an outage has half of its connection to end.
 
     Where a refresh doesn't move the end, an earlier one is for nothing.
     """
-    kept, last = _keep_alive(life, rules, share), refresh_due_at(life, rules, share)
+    kept, last = _keep_alive(connection, rules, share), refresh_due_at(connection, rules, share)
     if kept is None:
-        return None if last is None else Timer(max(last, settled_at(life, rules) or last), "refresh due")
-    return Timer(max(kept.at, earliest_refresh_at(life) or kept.at), "refresh long before the token ends")
+        return (
+            None if last is None else Timer(max(last, settled_at(connection, rules) or last), "refresh due")
+        )
+    return Timer(
+        max(kept.at, earliest_refresh_at(connection) or kept.at), "refresh long before the token ends"
+    )
 
 
-def _keep_alive(life: ConnectionState, rules: LifecycleRules, share: float) -> Timer | None:
-    """Before the refresh token dies of idleness, or of an age that a refresh starts anew."""
-    assert life.obtained_at is not None
-    span = _refreshable_for(life, rules)
+def _keep_alive(connection: ConnectionState, rules: LifecycleRules, share: float) -> Timer | None:
+    """Before the refresh token ends by idleness, or by an age that a refresh starts anew."""
+    assert connection.obtained_at is not None
+    span = _refreshable_for(connection)
     if span is None:
         return None
-    at = keep_alive_at(life.obtained_at, span, rules, share)
-    return Timer(max(at, settled_at(life, rules) or at), "keep the refresh token alive", keeps=True)
+    at = keep_alive_at(connection.obtained_at, span, rules, share)
+    return Timer(
+        max(at, settled_at(connection, rules) or at), "keep the refresh token alive", TimerPurpose.KEEP_ALIVE
+    )
 
 
-def _refreshable_for(life: ConnectionState, rules: LifecycleRules) -> float | None:
+def _refreshable_for(connection: ConnectionState) -> float | None:
     """Seconds from when the grant was obtained: until then a refresh keeps its refresh token alive."""
-    assert life.obtained_at is not None
-    spans = [] if life.idle_s is None else [life.idle_s]
-    ages = rules.tracks_refresh_expiry and life.refreshable and life.refresh_extends is not False
-    if ages and life.refresh_expires_at is not None:
-        left = (life.refresh_expires_at - life.obtained_at).total_seconds()
+    assert connection.obtained_at is not None
+    spans = [] if connection.idle_s is None else [connection.idle_s]
+    ages = connection.refreshable and connection.refresh_extends is not False
+    if ages and connection.refresh_expires_at is not None:
+        left = (connection.refresh_expires_at - connection.obtained_at).total_seconds()
         spans += [left] if left > 0 else []
     return min(spans, default=None)
 
 
-def _announcement(life: ConnectionState, rules: LifecycleRules) -> Timer | None:
-    """The next announcement: of those that were missed only the last, none from before the grant."""
-    end, known = grant_ends_at(life), life.end_known_at or life.obtained_at
+def _announcement(connection: ConnectionState, rules: LifecycleRules) -> Timer | None:
+    """The next announcement: of missed ones only the last, and none from before the grant."""
+    end, known = grant_ends_at(connection), connection.end_known_at or connection.obtained_at
     if end is None or known is None:
         return None
-    open_ = [d for d in rules.announce_days if d not in life.announced and end - timedelta(days=d) > known]
+    open_ = [
+        d for d in rules.announce_days if d not in connection.announced and end - timedelta(days=d) > known
+    ]
     if not open_:
         return None
     days = max(open_)
-    return Timer(end - timedelta(days=days), "announce that the grant ends", days)
+    return Timer(end - timedelta(days=days), "announce that the grant ends", TimerPurpose.ANNOUNCE_EXPIRY)
 
 
-def refresh_extends_end(life: ConnectionState, move: StateChange, news: GrantResult) -> bool | None:
-    """Did this refresh move the refresh token's end along with it? None while that isn't known."""
-    if move is not StateChange.REFRESHED:
-        return None  # another grant: what was seen of the old one says nothing
-    before, after = life.refresh_expires_at, news.refresh_expires_at
-    if before is None or after is None or life.obtained_at is None or news.obtained_at is None:
-        return life.refresh_extends
-    passed = news.obtained_at - life.obtained_at
+def refresh_extends_end(connection: ConnectionState, change: StateChange, result: GrantResult) -> bool | None:
+    """Did this refresh move the refresh token's end? None while that isn't known."""
+    if change is not StateChange.REFRESHED:
+        return None  # another grant: the old one's behaviour says nothing about it
+    before, after = connection.refresh_expires_at, result.refresh_expires_at
+    if before is None or after is None or connection.obtained_at is None or result.obtained_at is None:
+        return connection.refresh_extends
+    passed = result.obtained_at - connection.obtained_at
     if passed < timedelta(minutes=1):
-        return life.refresh_extends  # too short to tell a moved end from a rounded one
+        return connection.refresh_extends  # too short to tell a moved end from a rounded one
     return after - before > passed / 2

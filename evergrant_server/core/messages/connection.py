@@ -1,7 +1,6 @@
-"""Everything that crosses Temporal: names, inputs, signals, updates, results. No secrets.
+"""What crosses Temporal to and from a connection's workflow: input, state, events, signals, replies.
 
-All a caller may know of the connection workflow is here: task queue, signal, update and
-query names, and the shapes of what they carry.
+No secrets. A message is a contract: it stands in histories and in the outbox.
 """
 
 from datetime import datetime
@@ -11,130 +10,100 @@ from evergrant_server.core.connections.connection import LifecycleState, Revocat
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Repairer
 from evergrant_server.core.ids import AttemptId, ConnectionId, ConsentId, IntegrationId, Tenant
-from evergrant_server.core.messages.activities import ActivityName as ActivityName
-from evergrant_server.core.messages.activities import AnnounceExpiry as AnnounceExpiry
-from evergrant_server.core.messages.activities import BeginRevocation as BeginRevocation
-from evergrant_server.core.messages.activities import ConnectionCall as ConnectionCall
-from evergrant_server.core.messages.activities import DiscoverEndpoints as DiscoverEndpoints
-from evergrant_server.core.messages.activities import DiscoveryResult as DiscoveryResult
-from evergrant_server.core.messages.activities import EndConsent as EndConsent
-from evergrant_server.core.messages.activities import ExchangeCode as ExchangeCode
-from evergrant_server.core.messages.activities import ExportRunHistory as ExportRunHistory
-from evergrant_server.core.messages.activities import GrantResult as GrantResult
-from evergrant_server.core.messages.activities import RefreshGrant as RefreshGrant
-from evergrant_server.core.messages.activities import RequestFirstTokens as RequestFirstTokens
-from evergrant_server.core.messages.activities import RevocationResult as RevocationResult
-from evergrant_server.core.messages.activities import RevokeGrant as RevokeGrant
-from evergrant_server.core.messages.base import Message
-from evergrant_server.core.messages.base import Provenance as Provenance
-from evergrant_server.core.messages.base import RequestContext as RequestContext
-from evergrant_server.core.messages.export import DeleteExport as DeleteExport
-from evergrant_server.core.messages.export import ExportCall as ExportCall
-from evergrant_server.core.messages.export import ExportProgress as ExportProgress
-from evergrant_server.core.messages.export import ExportResult as ExportResult
-from evergrant_server.core.messages.export import ExportStart as ExportStart
-from evergrant_server.core.messages.export import SealExportPage as SealExportPage
-
-_LONGEST_ID = 1000  # bytes, Temporal's own limit
-
-TASK_QUEUE = "evergrant"
-CONNECTION_WORKFLOW = "ConnectionWorkflow"
-DISCOVERY_WORKFLOW = "DiscoveryWorkflow"
-EXPORT_WORKFLOW = "ExportWorkflow"
-
-SIGNAL_CONSENT_GRANTED = "consent_granted"
-SIGNAL_CONSENT_DENIED = "consent_denied"
-SIGNAL_REVOKE = "revoke"
-SIGNAL_ROTATE = "rotate"
-SIGNAL_REQUEST_TOKEN = "request_token"
-SIGNAL_PROVIDER_CHANGED = "provider_changed"
-SIGNAL_TOKEN_READY = "token_ready"  # sent back to the caller's workflow
-UPDATE_ENSURE_FRESH = "ensure_fresh"
-UPDATE_REAUTHORIZE = "reauthorize"
-UPDATE_REVOKE = "revoke"
-QUERY_DESCRIBE = "describe"
+from evergrant_server.core.messages.activities import GrantResult, RevocationResult
+from evergrant_server.core.messages.base import Message, RequestContext
+from evergrant_server.core.provider_events.external_revocation import ReportSource
 
 
 class ConnectionState(Message):
-    """What the workflow knows of its connection: facts that decide the next step."""
+    """What the workflow knows of its connection: the facts that decide the next step."""
 
     state: LifecycleState = LifecycleState.PENDING_CONSENT
+    flow: Flow = Flow.AUTHORIZATION_CODE
+    policy: str = "adaptive"
+    runs: int = 1  # since the connection began (continue-as-new adds one)
     generation: int = 0
+    leased: bool = True  # False: this generation was looked at, and no app had leased it
+
+    # the grant
     obtained_at: datetime | None = None
+    installed_at: datetime | None = None  # when this workflow learnt of the grant, by its own clock
     expires_at: datetime | None = None  # None while active: the token never expires
     refreshable: bool = False
-    idle_s: float | None = None  # the refresh token dies after this many idle seconds
-    policy: str = "adaptive"
-    consent_deadline: datetime | None = None
-    leased: bool = True  # False: this generation was looked at and nobody had leased it
-    failures: int = 0  # refreshes or revocations failed in a row
-    failed: ErrorCode | None = None  # what the last of these revocations met
-    failing_since: datetime | None = None  # the first of them
-    retry_at: datetime | None = None
-    reason: ErrorCode | None = None
-    refusal: ErrorCode | None = None  # why the last thing that was asked could not be done
-    revoke_reason: str | None = None
-    revocation: RevocationOutcome | None = None
-    runs: int = 1  # runs since the connection began (continue-as-new adds one)
-    recent_consents: tuple[str, ...] = ()  # consents already exchanged or refused
-    ask_at: datetime | None = None  # from when on a caller may cause another try; None: at `retry_at`
-    declined_s: float | None = None  # the last thing asked was not done, and may be asked again after this
-    installed_at: datetime | None = None  # when this workflow heard of the grant, by its own clock
+    idle_s: float | None = None  # the refresh token ends after this many idle seconds
     refresh_expires_at: datetime | None = None
-    refresh_extends: bool | None = None  # does a refresh move that moment? None: not seen yet
+    refresh_extends: bool | None = None  # whether a refresh moves that moment; None: not seen yet
     margin_s: float | None = None  # a refresh earlier before the expiry is refused
     min_age_s: float | None = None  # a refresh of a younger token is refused
+    interim: bool = False  # this token is exchanged for a long-lived one at once
+    ends_together: bool = False  # what a refresh is made from ends with the access token
     end_known_at: datetime | None = None  # since when `announced` is about this end
     announced: tuple[int, ...] = ()  # days before the end that were announced
-    announce_days: tuple[int, ...] | None = None  # as was set when the grant came; None: the rules' own
-    forced: int = 0  # refreshes that reports of a refused token have forced, see `forced_at`
+    announce_days: tuple[int, ...] | None = None  # as set when the grant came; None: the rules' own
+
+    # failures and tries
+    failures: int = 0  # refreshes, first token requests or revocations failed in a row
+    retry_at: datetime | None = None
+    ask_at: datetime | None = None  # from when on a caller may cause another try; None: at `retry_at`
+    reason: ErrorCode | None = None
+    refusal: ErrorCode | None = None  # why the last request could not be carried out
+    declined_s: float | None = None  # the last request may be repeated after this; nothing is wrong
+    forced: int = 0  # refreshes that reports of a refused token have forced
     forced_at: datetime | None = None
     reported: int | None = None  # the generation whose token was reported as refused
-    late: AttemptId | None = None  # an answer that came too late waits to be verified
-    reply_later: tuple[str, ...] = ()  # workflows that hear again once there is a token
-    flow: Flow = Flow.AUTHORIZATION_CODE
-    waiting_consent: ConsentId | None = None  # not over: looked at again at `retry_at`, or `poll_at`
+
+    # consents and first tokens
+    consent_deadline: datetime | None = None
+    recent_consents: tuple[str, ...] = ()  # exchanged or refused already
+    waiting_consent: ConsentId | None = None  # first tokens are requested for it at `retry_at` or `poll_at`
     poll_at: datetime | None = None
     poll_interval_s: float | None = None
-    late_at: datetime | None = None  # when `late` is verified again; before rules 3 that was `retry_at`
-    late_failures: int = 0  # verifications of it that said nothing, in a row
-    look_at: datetime | None = None  # when the provider is asked which accounts there are
-    look_ups: int = 0  # how often that failed, in a row
-    choosing: bool = False  # there are several, and nobody has said which
-    interim: bool = False  # this token is to be exchanged for a long-lived one, at once
-    ends_together: bool = False  # what a refresh is made from is over when the access token is
+
+    # late tokens, accounts, callers
+    late: AttemptId | None = None  # late tokens of this attempt wait to be verified
+    late_at: datetime | None = None
+    late_failures: int = 0
+    look_at: datetime | None = None  # when the provider is asked for the accounts
+    look_ups: int = 0  # failed in a row
+    choosing: bool = False  # the account is still to be chosen
+    reply_later: tuple[str, ...] = ()  # workflows that are told once there is a token
+
+    # revocation
+    revoke_reason: str | None = None
+    revocation: RevocationOutcome | None = None
+    failed: ErrorCode | None = None  # what the last revocation attempt met
+    failing_since: datetime | None = None  # the first of those attempts
 
 
 class EventKind(StrEnum):
-    """What can happen to a connection's workflow: signals, updates, timers, activity results."""
+    """What can happen to a connection: signals, updates, timers, results of activities."""
 
     CONSENT_GRANTED = "consent_granted"
     CONSENT_DENIED = "consent_denied"
-    CODE_EXCHANGE_ENDED = "code_exchanged"
-    FIRST_TOKENS_ENDED = "grant_minted"
-    REFRESH_REQUESTED = "freshness_asked"
+    CONSENT_NOT_ENDED = "consent_not_ended"
+    CODE_EXCHANGE_ENDED = "code_exchange_ended"
+    FIRST_TOKENS_ENDED = "first_tokens_ended"
+    REFRESH_REQUESTED = "refresh_requested"
     TOKEN_REQUESTED = "token_requested"
-    ROTATION_REQUESTED = "rotate_asked"
-    REAUTHORIZATION_REQUESTED = "reauthorize_asked"
-    TIMER_FIRED = "time_came"
-    REFRESH_ENDED = "grant_refreshed"
-    REVOCATION_REQUESTED = "revoke_asked"
-    REVOCATION_ENDED = "revocation_tried"
+    ROTATION_REQUESTED = "rotation_requested"
+    REFRESH_ENDED = "refresh_ended"
+    TIMER_FIRED = "timer_fired"
     PROVIDER_CHANGED = "provider_changed"
-    CONSENT_NOT_ENDED = "consent_stands"
-    REVOKED_AT_PROVIDER = "revoked_elsewhere"
-    LATE_TOKENS_RECEIVED = "answer_came_late"
-    LATE_VERIFICATION_ENDED = "late_answer_tried"
-    ACCOUNT_LOOKUP_ENDED = "looked_up"
-    ACCOUNT_CHOSEN = "choice_made"
+    REVOCATION_REQUESTED = "revocation_requested"
+    REVOCATION_ENDED = "revocation_ended"
+    REVOKED_AT_PROVIDER = "revoked_at_provider"
+    LATE_TOKENS_RECEIVED = "late_tokens_received"
+    LATE_VERIFICATION_ENDED = "late_verification_ended"
+    ACCOUNT_LOOKUP_ENDED = "account_lookup_ended"
+    ACCOUNT_CHOSEN = "account_chosen"
 
 
 class RefreshReason(StrEnum):
-    """Why somebody wants a newer grant."""
+    """Why a caller wants a newer grant."""
 
-    COMMAND = ""  # because they say so
-    DUE = "due"  # it looks due by their clock
-    UNAUTHORIZED = "unauthorized"  # its token was refused, though it should be good
+    COMMAND = "command"
+    DUE = "due"  # the token is due by the caller's clock
+    UNAUTHORIZED = "unauthorized"  # a resource server refused the token, though it should be valid
 
 
 class LifecycleEvent(Message):
@@ -153,7 +122,7 @@ class LifecycleEvent(Message):
 
 
 class ConnectionStart(Message):
-    """The input of a connection's run; continue-as-new hands the next run the life so far."""
+    """The input of a connection's run; continue-as-new hands the next run the state so far."""
 
     tenant: Tenant
     connection_id: ConnectionId
@@ -161,18 +130,21 @@ class ConnectionStart(Message):
     integration: str
     provider: str
     subject_hash: str  # keyed; the subject itself is not in any index of Temporal
-    rules: int
+    rules: int  # the version of LifecycleRules
     life: ConnectionState
     context: RequestContext
-    waiting: tuple["LifecycleEvent", ...] = ()  # signals that the previous run did not get to
+    waiting: tuple[LifecycleEvent, ...] = ()  # signals that the previous run did not get to
 
 
 class ConnectionEnded(Message):
     """The result of a connection's workflow."""
 
     state: LifecycleState
-    revocation: RevocationOutcome | None = None
+    revocation: RevocationOutcome | None
     generations: int
+
+
+# --- signals -----------------------------------------------------------------------------
 
 
 class ConsentGranted(Message):
@@ -191,7 +163,7 @@ class Revoke(Message):
 
 
 class Rotate(Message):
-    """Refresh now. With `seen_generation` it is about that grant: one that is newer is left alone."""
+    """Refresh now. With `seen_generation`, a grant that is newer than that is left as it is."""
 
     reason: str
     context: RequestContext
@@ -206,11 +178,6 @@ class RequestToken(Message):
     context: RequestContext
 
 
-def is_valid_workflow_id(value: str) -> bool:
-    """True when Temporal takes `value` as a workflow id. One that it doesn't fails the whole task."""
-    return 0 < len(value.encode()) <= _LONGEST_ID
-
-
 class TokenReady(Message):
     """The answer to `request_token`: facts, and a code instead when there is no token.
 
@@ -219,14 +186,41 @@ class TokenReady(Message):
 
     connection_id: ConnectionId
     generation: int
-    expires_at: datetime | None = None
-    problem: ErrorCode | None = None
-    again: bool = False
+    expires_at: datetime | None
+    problem: ErrorCode | None
+    again: bool
 
 
 class ProviderChanged(Message):
+    """The integration, or what a refresh depends on, has changed: what failed may work now."""
+
     version: int
     context: RequestContext
+
+
+class RevokedAtProvider(Message):
+    """The grant of `generation` is over, says the provider."""
+
+    generation: int
+    source: ReportSource
+    context: RequestContext
+
+
+class LateTokensReceived(Message):
+    """Tokens of this attempt came after it had been given up; they are kept sealed in the store."""
+
+    attempt_id: AttemptId
+    context: RequestContext
+
+
+class AccountChosen(Message):
+    """The account has been chosen, and written to the store."""
+
+    choice: str
+    context: RequestContext
+
+
+# --- updates and queries -----------------------------------------------------------------
 
 
 class EnsureFresh(Message):
@@ -238,20 +232,15 @@ class EnsureFresh(Message):
 
 
 class EnsureFreshResult(Message):
-    """What `ensure_fresh` answers: the generation now, or why there is none.
+    """The generation now, or why there is no newer one. `retry_after` is in seconds.
 
-    `declined`: nothing is wrong, and nothing was done either; ask again after `retry_after`.
+    `declined`: nothing is wrong, and nothing was done; ask again after `retry_after`.
     """
 
     generation: int
     problem: ErrorCode | None = None
     retry_after: float | None = None
     declined: bool = False
-
-
-class Reauthorize(Message):
-    consent_id: ConsentId
-    context: RequestContext
 
 
 class ConnectionDescription(Message):
@@ -266,6 +255,6 @@ class ConnectionDescription(Message):
     reason: ErrorCode | None
     repairer: Repairer | None
     failures: int
-    failed: ErrorCode | None = None  # what the last try to revoke met
-    failing_since: datetime | None = None  # when the first of these tries failed
-    reply_later: tuple[str, ...] = ()  # see `Life`: a run that follows by hand goes on with them
+    failed: ErrorCode | None  # what the last revocation attempt met
+    failing_since: datetime | None  # when the first of those attempts failed
+    reply_later: tuple[str, ...]  # a run that replaces this one goes on with them

@@ -2,11 +2,7 @@
 
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.ids import DefinitionId, Tenant
-from evergrant_server.core.messages.connection import Message, Provenance, RequestContext
-
-DEFINITION_ROLLOUT_WORKFLOW = "OnboardingWorkflow"
-SIGNAL_DEFINITION_DECIDED = "decided"
-SIGNAL_ROLL_BACK_DEFINITION = "roll_back"
+from evergrant_server.core.messages.base import Message, Provenance, RequestContext
 
 
 class RolloutStart(Message):

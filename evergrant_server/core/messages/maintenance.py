@@ -3,12 +3,7 @@
 from datetime import datetime
 
 from evergrant_server.core.ids import Tenant
-from evergrant_server.core.messages.connection import Message
-
-RECONCILE_WORKFLOW = "ReconcileWorkflow"
-REREAD_METADATA_WORKFLOW = "RereadMetadataWorkflow"
-INTROSPECTION_WORKFLOW = "LookElsewhereWorkflow"
-ACTIVITY_INTROSPECT_GRANTS = "look_elsewhere"
+from evergrant_server.core.messages.base import Message
 
 
 class AuditCheckpoint(Message):

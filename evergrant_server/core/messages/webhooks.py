@@ -3,10 +3,7 @@
 from datetime import datetime
 
 from evergrant_server.core.ids import Tenant, WebhookId
-from evergrant_server.core.messages.connection import Message, RequestContext
-
-WEBHOOK_WORKFLOW = "WebhookDeliveryWorkflow"
-SIGNAL_WAKE = "wake"
+from evergrant_server.core.messages.base import Message, RequestContext
 
 
 class WebhookStart(Message):

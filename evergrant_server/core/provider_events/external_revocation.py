@@ -1,25 +1,22 @@
-"""News that a grant was ended, or may have been, on the provider's side. Pure.
+"""A provider's report that it ended a grant, or may have: what follows from it. Pure.
 
-A provider says so by introspection, a security event or a hook of its own. What is certain
-stops the connection at once; what is not is a reason to refresh: the token endpoint knows.
+Reports come by introspection, a security event or a provider's own hook. A certain end stops the
+connection at once; a suspicion leads to a refresh, since the token endpoint knows.
 """
 
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from evergrant_server.core.connections.account import FollowUp
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import Grant
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.messages.base import Message, RequestContext
-from evergrant_server.core.messages.connection import ConnectionState
+from evergrant_server.core.messages.base import Message
 
-_TELLING_TAKES = timedelta(minutes=10)
-SIGNAL_REVOKED_AT_PROVIDER = "revoked_elsewhere"
+_REPORT_DELAY = timedelta(minutes=10)  # between an end at the provider and its report
 
 
 class ReportSource(StrEnum):
-    """How it came to us."""
+    """How the report came."""
 
     INTROSPECTION = "introspection"  # RFC 7662
     SECURITY_EVENT = "security_event"  # a signed token of RISC or CAEP (RFC 8417)
@@ -27,96 +24,53 @@ class ReportSource(StrEnum):
 
 
 class Certainty(StrEnum):
-    """What the news say of the grant."""
+    """What the report says of the grant."""
 
-    ENDED = "ended"  # the grant, or the account it is of, is gone
-    SUSPECTED = "doubted"  # sessions or an access token ended: the refresh token may live on
+    ENDED = "ended"  # the grant, or its account, is gone
+    SUSPECTED = "suspected"  # sessions or an access token ended: the refresh token may be valid
 
 
 class ProviderReport(Message):
-    """One piece of news about one connection. `at` is when it was true over there, if that was said."""
+    """One report about one connection."""
 
     source: ReportSource
     kind: str  # the event's type, as the provider names it
     certainty: Certainty
-    at: datetime | None = None
-    at_is_issue_time: bool = False  # `at` is when it was told; it happened at some moment before
-    generation: int | None = None  # the grant it is about, where it is known: news of an older one are old
+    at: datetime | None = None  # when it happened at the provider, if that was said
+    at_is_issue_time: bool = False  # `at` is when the report was issued; the event came before
+    generation: int | None = None  # the grant it is about, if that is known
 
 
 class ReportDecision(StrEnum):
-    """What follows from news."""
+    """What follows from a report."""
 
     ENDED = "ended"  # the subject must consent again
-    REFRESH_REQUESTED = "asked"  # the workflow refreshes, and so finds out
-    OUTDATED = "older"  # it is about a grant that was replaced since
-    NOTHING_HELD = "nothing_held"  # nothing is held that could have ended, or that is known already
-    UNTESTABLE = "untestable"  # doubted, and there is no refresh token to find out with
+    REFRESH_REQUESTED = "refresh_requested"  # the workflow refreshes, and so finds out
+    OUTDATED = "outdated"  # it is about a grant that was replaced since
+    NOTHING_HELD = "nothing_held"  # no grant is held that could have ended, or the end is known
+    UNTESTABLE = "untestable"  # suspected, and there is no refresh token to find out with
 
 
-class RevokedAtProvider(Message):
-    """The signal: the grant of `generation` is over, says the provider."""
+def judge_report(connection: Connection, grant: Grant | None, report: ProviderReport) -> ReportDecision:
+    """A grant that was obtained after the reported event is never touched.
 
-    generation: int
-    source: ReportSource
-    context: RequestContext
-
-
-def judge_report(connection: Connection, grant: Grant | None, news: ProviderReport) -> ReportDecision:
-    """Decide. A grant that was obtained after what the news tell of is never touched.
-
-    `obtained_at` is when its tokens were asked for: whatever ended before that did not end them.
+    `obtained_at` is when its tokens were requested: what ended before that did not end them.
     """
     known = connection.reason is ErrorCode.GRANT_REVOKED_ELSEWHERE
     if grant is None or known or connection.state not in (LifecycleState.ACTIVE, LifecycleState.NEEDS_REAUTH):
         return ReportDecision.NOTHING_HELD
-    if news.at is not None and news.at < grant.obtained_at:
+    if report.at is not None and report.at < grant.obtained_at:
         return ReportDecision.OUTDATED
-    if news.generation is not None and news.generation < grant.generation:
+    if report.generation is not None and report.generation < grant.generation:
         return ReportDecision.OUTDATED
-    if news.certainty is Certainty.ENDED and not _may_be_older(grant, news):
+    if report.certainty is Certainty.ENDED and not _may_be_outdated(grant, report):
         return ReportDecision.ENDED
     if connection.state is not LifecycleState.ACTIVE:
         return ReportDecision.NOTHING_HELD
     return ReportDecision.REFRESH_REQUESTED if grant.refreshable else ReportDecision.UNTESTABLE
 
 
-def _may_be_older(grant: Grant, news: ProviderReport) -> bool:
-    """Told without its moment, just after the grant was obtained: it may be about the one before."""
-    recent = news.at is not None and news.at - grant.obtained_at < _TELLING_TAKES
-    return news.at_is_issue_time and recent and grant.refreshable
-
-
-def is_leasable(
-    state: LifecycleState,
-    reason: ErrorCode | None,
-    follow_up: FollowUp | None = None,
-    *,
-    reported: bool = False,
-) -> bool:
-    """May a valid token be handed out? While the subject is asked again, too, but not one that the
-    provider has said is dead, nor one for nobody knows which account.
-
-    `reported`: an app says that the provider's API refuses it. Alone that proves nothing; with a
-    grant that can't be refreshed any more it is no token that is valid.
-    """
-    held = (
-        state in (LifecycleState.ACTIVE, LifecycleState.NEEDS_REAUTH)
-        and reason is not ErrorCode.GRANT_REVOKED_ELSEWHERE
-    )
-    refused = reported and state is LifecycleState.NEEDS_REAUTH
-    return held and not refused and follow_up is not FollowUp.CHOOSING
-
-
-def after_external_revocation(life: ConnectionState, generation: int) -> ConnectionState:
-    """The life once the store says so of `generation`; a newer grant stays what it is."""
-    if life.state not in (LifecycleState.ACTIVE, LifecycleState.NEEDS_REAUTH) or life.generation > generation:
-        return life
-    changes = {
-        "state": LifecycleState.NEEDS_REAUTH,
-        "reason": ErrorCode.GRANT_REVOKED_ELSEWHERE,
-        "retry_at": None,
-        "ask_at": None,
-        "failures": 0,
-    }
-    return life.model_copy(update=changes)
+def _may_be_outdated(grant: Grant, report: ProviderReport) -> bool:
+    """Issued just after the grant was obtained, without the event's own time: it may be about the one before."""
+    recent = report.at is not None and report.at - grant.obtained_at < _REPORT_DELAY
+    return report.at_is_issue_time and recent and grant.refreshable

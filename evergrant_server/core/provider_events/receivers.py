@@ -11,10 +11,6 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from evergrant_server.core.ids import IntegrationId, ReceiverId, Tenant
-from evergrant_server.core.messages.base import Message, RequestContext
-
-FETCH_RECEIVER_KEYS_WORKFLOW = "FetchKeysWorkflow"
-ACTIVITY_FETCH_RECEIVER_KEYS = "fetch_keys"
 
 ACCOUNT_IS_SUBJECT = "subject"
 ACCOUNT_IS_SUB = "sub"
@@ -58,16 +54,3 @@ class Receiver(BaseModel):
     created_at: datetime
     changed_at: datetime
     revision: int = 1
-
-
-class FetchReceiverKeys(Message):
-    """Read the public keys of a receiver's transmitter, and pin them."""
-
-    tenant: Tenant
-    receiver_id: ReceiverId
-    context: RequestContext
-
-
-class ReceiverKeysResult(Message):
-    keys: int = 0
-    problem: str | None = None

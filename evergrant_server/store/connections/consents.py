@@ -9,9 +9,9 @@ from sqlmodel import col
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.connections.device_code import DeviceCode
 from evergrant_server.core.connections.imported_tokens import ImportedTokens
+from evergrant_server.core.connections.pushed_authorization import PushedAuthorization
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, ConsentId, Tenant
-from evergrant_server.core.messages.par import PushedAuthorization
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import AssociatedData, KeyPurpose
 from evergrant_server.store.records import (

@@ -7,11 +7,10 @@ from sqlalchemy import JSON, Boolean, Integer, String, TextualSelect, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from evergrant_server.core.connections.account import FollowUp
-from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.connections.connection import LifecycleState, is_leasable
 from evergrant_server.core.connections.grant import MAIN_SLOT, Grant
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
-from evergrant_server.core.provider_events.external_revocation import is_leasable
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyPurpose, KeyRing, Sealed, key_id_of, open_sealed
 from evergrant_server.crypto.envelope import key_unavailable, seal_broken

@@ -9,7 +9,7 @@ from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import Origin
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, ReceiverId, Tenant, new_id
-from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.provider_events.external_revocation import (
     Certainty,
     ProviderReport,

@@ -11,7 +11,7 @@ from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.events import CONNECTION_EVENTS, EventType, WebhookEvent
 from evergrant_server.core.ids import EventId, Tenant, new_id
-from evergrant_server.core.messages.connection import Provenance, RequestContext
+from evergrant_server.core.messages.base import Provenance, RequestContext
 from evergrant_server.core.webhooks import (
     Delivery,
     DeliveryProblem,

@@ -27,7 +27,7 @@ from evergrant_server.audit import verify_log
 from evergrant_server.core.access import Action, App, AppKey, Endpoints, Integration, Permit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.ids import AppId, IntegrationId, KeyId, PermitId, Tenant, new_id
-from evergrant_server.core.messages.connection import EXPORT_WORKFLOW
+from evergrant_server.core.messages.names import WorkflowName
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.temporal_link.namespace import prepare_namespace
@@ -269,7 +269,7 @@ async def nothing_secret_in_temporal(one: Instance, idp: ScriptedProvider) -> No
     """Invariant 1, over the whole history of the export and of some connections, both instances'."""
     searched = 0
     tokens = [token for family in idp.families for token in (*family.access_tokens, *family.used)]
-    query = f"WorkflowType = '{EXPORT_WORKFLOW}' OR WorkflowType = 'ConnectionWorkflow'"
+    query = f"WorkflowType = '{WorkflowName.EXPORT}' OR WorkflowType = 'ConnectionWorkflow'"
     async for found in one.parts.client.list_workflows(query):
         handle = one.parts.client.get_workflow_handle(found.id, run_id=found.run_id)
         text = json.dumps((await handle.fetch_history()).to_json_dict())

@@ -24,28 +24,18 @@ from evergrant_server.core.connections.connection import Connection, LifecycleSt
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.connections.refresh_rules import RefreshRules
-from evergrant_server.core.ids import (
-    ConnectionId,
-    ConsentId,
-    IntegrationId,
-    OutboxId,
-    Tenant,
-    connection_workflow_id,
-    new_id,
-)
+from evergrant_server.core.ids import ConnectionId, ConsentId, IntegrationId, OutboxId, Tenant, new_id
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES
-from evergrant_server.core.lifecycle.transition import state_from_store
+from evergrant_server.core.lifecycle.snapshot import state_from_store
+from evergrant_server.core.messages.base import Message, RequestContext
 from evergrant_server.core.messages.connection import (
-    SIGNAL_CONSENT_GRANTED,
-    SIGNAL_REVOKE,
     ConnectionStart,
     ConsentGranted,
     EnsureFresh,
     EnsureFreshResult,
-    Message,
-    RequestContext,
     Revoke,
 )
+from evergrant_server.core.messages.names import SignalName, connection_workflow_id
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import LIMITS, TimeLimits
@@ -189,7 +179,7 @@ class Installation:
         """The message alone, for when it comes later than what it says."""
         granted = ConsentGranted(consent_id=consent.id, context=RequestContext(by="subject"))
         async with self.store.write() as tx:
-            await self._put(tx, connection, OutboxKind.SIGNAL, SIGNAL_CONSENT_GRANTED, granted)
+            await self._put(tx, connection, OutboxKind.SIGNAL, SignalName.CONSENT_GRANTED, granted)
         self.parts.relay.notify()
 
     async def _code(
@@ -231,7 +221,7 @@ class Installation:
         """The message alone, for when it comes later than what it says."""
         async with self.store.write() as tx:
             order = Revoke(reason="left", context=ASKED)
-            await self._put(tx, connection, OutboxKind.SIGNAL, SIGNAL_REVOKE, order)
+            await self._put(tx, connection, OutboxKind.SIGNAL, SignalName.REVOKE, order)
         self.parts.relay.notify()
 
     async def ensure_fresh(self, connection: Connection, seen: int, limit_s: float = 20) -> EnsureFreshResult:

@@ -25,7 +25,8 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AttemptId, new_id
-from evergrant_server.core.messages.connection import EndConsent, GrantResult, Provenance, RequestFirstTokens
+from evergrant_server.core.messages.activities import EndConsent, GrantResult, RequestFirstTokens
+from evergrant_server.core.messages.base import Provenance
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome, LateTokens
 from evergrant_server.crypto import KeyPurpose
@@ -136,6 +137,7 @@ class Device:
             context=ASKED,
             provenance=PROVENANCE,
             consent_id=self.consent.id,
+            generation=0,
         )
         answer = JournaledReply.for_request(
             order, RawReply(200, JSON, self.approved()), self.worker.clock.now()

@@ -19,7 +19,7 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.definition import Definition, DefinitionState, Rollout
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConsentId, DefinitionId, IntegrationId, new_id
-from evergrant_server.core.messages.connection import GrantResult
+from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.secret import Secret
 from tests.fakes.certificates import loopback_tls
 from tests.fakes.databases import migrated_sqlite, sqlite_url

@@ -12,8 +12,8 @@ from evergrant_server.core.connections.consent import Consent, ConsentKind, Cons
 from evergrant_server.core.connections.imported_tokens import ImportedTokens
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import connection_workflow_id
-from evergrant_server.core.messages.connection import SIGNAL_PROVIDER_CHANGED, ProviderChanged
+from evergrant_server.core.messages.connection import ProviderChanged
+from evergrant_server.core.messages.names import SignalName, connection_workflow_id
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import Sealed
 from evergrant_server.store import Transaction
@@ -168,7 +168,7 @@ async def test_a_provider_that_left_the_catalogue_ends_no_workflow(
     async with place.store.write() as tx:
         await tx.connection.execute(update(IntegrationRow).where(mine).values(provider="generic"))
     handle = place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id))
-    await handle.signal(SIGNAL_PROVIDER_CHANGED, ProviderChanged(version=2, context=ASKED))
+    await handle.signal(SignalName.PROVIDER_CHANGED, ProviderChanged(version=2, context=ASKED))
     assert (await place.until(connection, lambda c: c.state is LifecycleState.REVOKED)).revocation
 
 

@@ -13,7 +13,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.connection import GrantResult
+from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.provider_events.external_revocation import Certainty, ProviderReport, ReportSource
 from evergrant_server.core.single_use.attempt import ROTATING, TimeLimits
 from providers.definition.registry import Registry

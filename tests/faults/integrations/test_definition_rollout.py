@@ -18,8 +18,9 @@ from evergrant_server.core.connections.connection import Connection, LifecycleSt
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.definition import CheckLevel, Definition, DefinitionState, Rollout
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import DefinitionId, IntegrationId, definition_rollout_workflow_id, new_id
-from evergrant_server.core.messages.definition_rollout import SIGNAL_DEFINITION_DECIDED, DefinitionDecided
+from evergrant_server.core.ids import DefinitionId, IntegrationId, new_id
+from evergrant_server.core.messages.definition_rollout import DefinitionDecided
+from evergrant_server.core.messages.names import SignalName, definition_rollout_workflow_id
 from evergrant_server.core.secret import Secret
 from tests.fakes.certificates import loopback_tls
 from tests.fakes.platform.installation import ASKED, TENANT, Installation, installation
@@ -89,7 +90,7 @@ class Onboarding:
             decided = definition.with_decision("app:admin", "looked at it", now, approved=approved)
             saved = await tx.definitions.replace(decided, expected=definition.revision)
             await onboarding.signal_rollout(
-                tx, saved, SIGNAL_DEFINITION_DECIDED, DefinitionDecided(context=ASKED), ASKED, now
+                tx, saved, SignalName.DEFINITION_DECIDED, DefinitionDecided(context=ASKED), ASKED, now
             )
         self._place.parts.relay.notify()
 

@@ -20,12 +20,9 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import IntegrationId, new_id
-from evergrant_server.core.messages.connection import DiscoverEndpoints, DiscoveryResult
-from evergrant_server.core.messages.maintenance import (
-    REREAD_METADATA_WORKFLOW,
-    RereadMetadata,
-    RereadMetadataResult,
-)
+from evergrant_server.core.messages.integrations import DiscoverEndpoints, DiscoveryResult
+from evergrant_server.core.messages.maintenance import RereadMetadata, RereadMetadataResult
+from evergrant_server.core.messages.names import WorkflowName
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, TimeLimits
 from evergrant_server.egress import Egress, EgressPolicy
@@ -282,7 +279,7 @@ async def test_a_metadata_document_needs_a_server_that_reads_them(place: Install
 async def reread(place: Installation) -> RereadMetadataResult:
     """What the schedule starts, with nothing too young for it."""
     return await place.parts.client.execute_workflow(
-        REREAD_METADATA_WORKFLOW,
+        WorkflowName.REREAD_METADATA,
         RereadMetadata(older_than_s=-1),
         id=new_id("out"),
         task_queue=place.parts.settings.temporal_task_queue,

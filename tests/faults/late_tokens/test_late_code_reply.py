@@ -20,7 +20,7 @@ from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.definition import Definition, DefinitionState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AttemptId, DefinitionId, new_id
-from evergrant_server.core.messages.connection import GrantResult
+from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import LateTokens
 from providers.definition.schema import ProviderSpec

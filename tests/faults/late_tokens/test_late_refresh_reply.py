@@ -16,7 +16,7 @@ from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.messages.connection import GrantResult
+from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.single_use.attempt import LateTokens, TimeLimits
 from tests.fakes.databases import database_url, postgres_server  # noqa: F401  # fixtures
 from tests.fakes.platform.installation import TENANT, Installation, installation

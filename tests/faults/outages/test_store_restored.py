@@ -20,13 +20,8 @@ from activities.maintenance.reconcile import ReconcileActivities
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import connection_workflow_id
-from evergrant_server.core.messages.maintenance import (
-    RECONCILE_WORKFLOW,
-    AuditCheckpoint,
-    ReconcileRequest,
-    ReconcileResult,
-)
+from evergrant_server.core.messages.maintenance import AuditCheckpoint, ReconcileRequest, ReconcileResult
+from evergrant_server.core.messages.names import WorkflowName, connection_workflow_id
 from evergrant_server.store.tables import METADATA
 from evergrant_server.temporal_link.closed_runs import ClosedRunExporter
 from evergrant_server.temporal_link.drift_repair import DriftRepair
@@ -161,7 +156,7 @@ async def test_the_schedules_pass_sees_that_the_store_is_older_than_it_was(
 
     async def one_pass(order: ReconcileRequest) -> ReconcileResult:
         return await place.parts.client.execute_workflow(
-            RECONCILE_WORKFLOW, order, id=f"pass-{connection.id}",
+            WorkflowName.RECONCILE, order, id=f"pass-{connection.id}",
             task_queue=place.parts.settings.temporal_task_queue, result_type=ReconcileResult,
         )  # fmt: skip
 

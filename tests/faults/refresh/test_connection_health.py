@@ -8,14 +8,10 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import connection_workflow_id
-from evergrant_server.core.messages.connection import (
-    SIGNAL_PROVIDER_CHANGED,
-    AnnounceExpiry,
-    EnsureFreshResult,
-    Provenance,
-    ProviderChanged,
-)
+from evergrant_server.core.messages.activities import AnnounceExpiry
+from evergrant_server.core.messages.base import Provenance
+from evergrant_server.core.messages.connection import EnsureFreshResult, ProviderChanged
+from evergrant_server.core.messages.names import SignalName, connection_workflow_id
 from tests.fakes.platform.installation import ASKED, TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, error, ok, status
 
@@ -26,7 +22,7 @@ FAILING, RECOVERED = AuditAction.CONNECTION_FAILING, AuditAction.CONNECTION_RECO
 async def look_again(place: Installation, connection: Connection) -> EnsureFreshResult:
     """An admin has changed the integration, and somebody wants a token."""
     workflow = place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id))
-    await workflow.signal(SIGNAL_PROVIDER_CHANGED, ProviderChanged(version=2, context=ASKED))
+    await workflow.signal(SignalName.PROVIDER_CHANGED, ProviderChanged(version=2, context=ASKED))
     return await place.ensure_fresh(connection, 1)
 
 

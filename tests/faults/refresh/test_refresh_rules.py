@@ -12,8 +12,9 @@ from activities.support.provider_context import ProviderContextLoader
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.definition import Definition, DefinitionState, Rollout
-from evergrant_server.core.ids import DefinitionId, connection_workflow_id, new_id
+from evergrant_server.core.ids import DefinitionId, new_id
 from evergrant_server.core.messages.connection import ConnectionStart, ConnectionState
+from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.temporal_link.reconcile import StartOutcome
 from tests.fakes.platform.installation import TENANT, Installation, installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, ok

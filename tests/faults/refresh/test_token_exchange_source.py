@@ -15,10 +15,11 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import AppId, ConnectionId, PermitId, connection_workflow_id, new_id
+from evergrant_server.core.ids import AppId, ConnectionId, PermitId, new_id
 from evergrant_server.core.lifecycle.schedule import jitter
 from evergrant_server.core.lifecycle.snapshot import start_message
-from evergrant_server.core.messages.connection import SIGNAL_PROVIDER_CHANGED, ProviderChanged
+from evergrant_server.core.messages.connection import ProviderChanged
+from evergrant_server.core.messages.names import SignalName, connection_workflow_id
 from tests.fakes.platform.installation import ASKED, TENANT, Installation, installation
 from tests.fakes.providers.client_grants import TOKEN_EXCHANGE, OtherGrants
 from tests.fakes.providers.scripted_provider import ok
@@ -103,7 +104,7 @@ class World:
     async def look_again(self, connection: Connection) -> None:
         """What the workflow hears when permits have changed."""
         workflow = self.place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id))
-        await workflow.signal(SIGNAL_PROVIDER_CHANGED, ProviderChanged(version=2, context=ASKED))
+        await workflow.signal(SignalName.PROVIDER_CHANGED, ProviderChanged(version=2, context=ASKED))
 
     @property
     def exchanges(self) -> int:

@@ -19,7 +19,8 @@ from evergrant_server.core.connections.grant import MAIN_SLOT, TokenSet
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant, new_id
-from evergrant_server.core.messages.connection import ConnectionCall, Provenance, RefreshGrant
+from evergrant_server.core.messages.activities import ConnectionCall, RefreshGrant
+from evergrant_server.core.messages.base import Provenance
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import (
     LIMITS,

@@ -14,7 +14,7 @@ import pytest
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.messages.connection import GrantResult
+from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.single_use.attempt import TimeLimits
 from tests.fakes.databases import database_url, postgres_server
 from tests.fakes.platform.installation import Installation

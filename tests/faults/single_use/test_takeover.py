@@ -31,17 +31,18 @@ from evergrant_server.core.connections.connection import Connection, LifecycleSt
 from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import AttemptId, connection_workflow_id
-from evergrant_server.core.messages.connection import (
+from evergrant_server.core.ids import AttemptId
+from evergrant_server.core.messages.activities import (
     ExchangeCode,
     GrantResult,
-    Provenance,
     RefreshGrant,
     RequestFirstTokens,
     RevocationResult,
     RevokeGrant,
+    VerifyLateTokens,
 )
-from evergrant_server.core.messages.late_tokens import VerifyLateTokens
+from evergrant_server.core.messages.base import Provenance
+from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, TimeLimits
 from evergrant_server.core.single_use.circuit_breaker import BreakerRules
 from evergrant_server.egress import Egress, EgressPolicy
@@ -121,15 +122,15 @@ class Activities:
         return await at_temporal().run(self._late.verify_late_tokens, order)
 
     async def exchange(self, connection: Connection, consent: Consent) -> GrantResult:
-        order = ExchangeCode(**_call(connection), consent_id=consent.id)
+        order = ExchangeCode(**_call(connection), consent_id=consent.id, generation=0)
         return await at_temporal().run(self._consent.exchange_code, order)
 
     async def mint(self, connection: Connection, consent: Consent) -> GrantResult:
-        order = RequestFirstTokens(**_call(connection), consent_id=consent.id)
+        order = RequestFirstTokens(**_call(connection), consent_id=consent.id, generation=0)
         return await at_temporal().run(self._minting.request_client_grant, order)
 
     async def poll(self, connection: Connection, consent: Consent) -> GrantResult:
-        order = RequestFirstTokens(**_call(connection), consent_id=consent.id)
+        order = RequestFirstTokens(**_call(connection), consent_id=consent.id, generation=0)
         return await at_temporal().run(self._devices.poll_device, order)
 
 

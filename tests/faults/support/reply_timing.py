@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.connection import GrantResult
+from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.single_use.attempt import TimeLimits
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 

@@ -9,7 +9,7 @@ import pytest_asyncio
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 
-from evergrant_server.core.ids import connection_workflow_id
+from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.temporal_link.calls import WorkflowNotRunning
 from tests.fakes.databases import sqlite_url
 from tests.fakes.platform.installation import TENANT, Installation, installation

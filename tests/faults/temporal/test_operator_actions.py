@@ -28,7 +28,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import connection_workflow_id
+from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.core.single_use.attempt import AttemptKind
 from evergrant_server.journal import Journal
 from tests.fakes.databases import sqlite_url

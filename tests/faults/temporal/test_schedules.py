@@ -12,7 +12,7 @@ from temporalio.service import RPCError
 
 from evergrant_server.cli.doctor import temporal as doctor_temporal
 from evergrant_server.cli.doctor.checks import CheckFailed
-from evergrant_server.core.ids import connection_workflow_id
+from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.temporal_link.schedules import SCHEDULES, declare_schedules, schedule_id
 from tests.fakes.databases import sqlite_url
 from tests.fakes.platform.installation import TENANT, Installation, installation

@@ -12,7 +12,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import connection_workflow_id
+from evergrant_server.core.messages.names import connection_workflow_id
 from tests.fakes.databases import migrated_sqlite, sqlite_url
 from tests.fakes.platform.installation import TENANT, Installation, installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, error

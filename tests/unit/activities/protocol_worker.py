@@ -16,7 +16,8 @@ from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import MAIN_SLOT, TokenSet
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.connection import ConnectionCall, Provenance, RequestContext
+from evergrant_server.core.messages.activities import ConnectionCall
+from evergrant_server.core.messages.base import Provenance, RequestContext
 from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome, TimeLimits
 from evergrant_server.journal import Journal
 from evergrant_server.store import Store

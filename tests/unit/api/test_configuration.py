@@ -6,7 +6,7 @@ from evergrant_server import audit
 from evergrant_server.api.apps.bootstrap import bootstrap_admin
 from evergrant_server.core.access import Action, Endpoints, Integration, IntegrationState
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.connection import DiscoveryResult
+from evergrant_server.core.messages.integrations import DiscoveryResult
 from tests.fakes.api import TENANT, Api
 
 GITLAB = {"provider": "gitlab", "client_id": "client-1", "client_secret": "canary-secret"}

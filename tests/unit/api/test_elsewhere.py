@@ -11,7 +11,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import Origin, TokenSet
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.provider_events.external_revocation import (
     Certainty,
     ProviderReport,

@@ -10,8 +10,9 @@ import pytest
 from evergrant_server.core.access import Action, Endpoints
 from evergrant_server.core.connections.consent import Consent, ConsentStatus, hash_link
 from evergrant_server.core.connections.id_token import hash_of_nonce
+from evergrant_server.core.connections.pushed_authorization import PushedAuthorization
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.par import PushAuthorizationRequest, PushedAuthorization
+from evergrant_server.core.messages.integrations import PushAuthorizationRequest
 from evergrant_server.core.outbox import OutboxKind
 from tests.fakes.api import Api
 from tests.fakes.visitor import Visitor

@@ -6,7 +6,7 @@ import pytest
 
 from evergrant_server.api.apps.bootstrap import bootstrap_admin
 from evergrant_server.core.access import Endpoints, Integration, IntegrationState
-from evergrant_server.core.messages.connection import DiscoveryResult
+from evergrant_server.core.messages.integrations import DiscoveryResult
 from tests.fakes.api import TENANT, Api
 
 ISSUER = "https://idp.example"

@@ -13,12 +13,8 @@ from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId, Tenant
-from evergrant_server.core.messages.connection import (
-    SIGNAL_PROVIDER_CHANGED,
-    EnsureFresh,
-    EnsureFreshResult,
-    RefreshReason,
-)
+from evergrant_server.core.messages.connection import EnsureFresh, EnsureFreshResult, RefreshReason
+from evergrant_server.core.messages.names import SignalName
 from tests.fakes.api import NOW, Api
 
 REPORT = {"generation": 1, "reason": "unauthorized"}
@@ -157,7 +153,7 @@ async def test_a_repair_reaches_every_connection_that_fails_and_no_other(api: Ap
     assert answer.status_code == 200, answer.text
     async with api.worker.write() as tx:
         waiting = await tx.outbox.claim("test", api.clock.now(), timedelta(minutes=1), 100)
-    told = [it for it in waiting if it.name == SIGNAL_PROVIDER_CHANGED]
+    told = [it for it in waiting if it.name == SignalName.PROVIDER_CHANGED]
     assert {it.target.rsplit(":", 1)[-1] for it in told} == {failing.id, revoking.id, minted.id}
 
 

@@ -10,7 +10,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import AppId, ConnectionId
-from evergrant_server.core.messages.connection import SIGNAL_PROVIDER_CHANGED
+from evergrant_server.core.messages.names import SignalName
 from tests.fakes.api import TENANT, Api
 
 ISSUER = "https://back.example"
@@ -49,7 +49,9 @@ async def told_to_look_again(api: Api) -> list[str]:
     told: list[str] = []
     async with api.worker.write() as tx:
         while messages := await tx.outbox.claim("test", api.clock.now(), timedelta(seconds=30)):
-            told += [it.target.rpartition(":")[2] for it in messages if it.name == SIGNAL_PROVIDER_CHANGED]
+            told += [
+                it.target.rpartition(":")[2] for it in messages if it.name == SignalName.PROVIDER_CHANGED
+            ]
             for message in messages:
                 await tx.outbox.mark_delivered(message.id, api.clock.now())
     return told

@@ -15,7 +15,7 @@ from evergrant_server.audit.canonical import record_hash
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
-from evergrant_server.core.messages.connection import Provenance, RequestContext
+from evergrant_server.core.messages.base import Provenance, RequestContext
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store
 from evergrant_server.store.tables import AuditRow, AuditShardRow

@@ -15,7 +15,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import Store, Transaction
 from tests.conformance.store.samples import (

@@ -3,26 +3,25 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pytest
-
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.lifecycle.command import Command, Transition
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.lifecycle.timers import no_token_to_protect
 from evergrant_server.core.lifecycle.token_requests import callers_can_be_told, with_waiting_caller
-from evergrant_server.core.lifecycle.transition import Command, Transition, next_step
+from evergrant_server.core.lifecycle.transition import next_step
+from evergrant_server.core.messages.activities import GrantResult
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import (
     ConnectionState,
     EventKind,
-    GrantResult,
     LifecycleEvent,
     RefreshReason,
-    RequestContext,
 )
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
-BEFORE, NEWEST = RULES[5], RULES[NEWEST_RULES]
+RULES_NOW = RULES[NEWEST_RULES]
 ACTIVE = ConnectionState(
     state=LifecycleState.ACTIVE, generation=1, obtained_at=NOW - HOUR, expires_at=NOW, installed_at=NOW - HOUR,
     refreshable=True, policy="on_demand",
@@ -33,23 +32,22 @@ NEWER = GrantResult(
 DEAD = GrantResult(failure=ErrorCode.GRANT_REJECTED)
 
 
-def step(life: ConnectionState, event: EventKind, rules: Any = NEWEST, **brings: Any) -> Transition:
+def step(life: ConnectionState, event: EventKind, **brings: Any) -> Transition:
     return next_step(
-        life, LifecycleEvent(kind=event, context=RequestContext(by="app:x"), **brings), NOW, rules, 0.5
+        life, LifecycleEvent(kind=event, context=RequestContext(by="app:x"), **brings), NOW, RULES_NOW, 0.5
     )
 
 
-@pytest.mark.parametrize(("rules", "refreshes"), [(NEWEST, 1), (BEFORE, 50)])
-def test_fifty_who_want_a_newer_token_than_the_same_one_share_one_refresh(rules: Any, refreshes: int):
+def test_fifty_who_want_a_newer_token_than_the_same_one_share_one_refresh():
     life, done = ACTIVE, 0
     for _ in range(50):
-        asked = step(life, EventKind.ROTATION_REQUESTED, rules, seen_generation=1)
+        asked = step(life, EventKind.ROTATION_REQUESTED, seen_generation=1)
         life = asked.state
         if asked.command is Command.REFRESH:
             done += 1
             news = NEWER.model_copy(update={"generation": life.generation + 1})
-            life = step(life, EventKind.REFRESH_ENDED, rules, result=news).state
-    assert done == refreshes
+            life = step(life, EventKind.REFRESH_ENDED, result=news).state
+    assert done == 1
 
 
 def test_who_names_no_generation_wants_a_newer_one_than_the_newest():
@@ -62,67 +60,62 @@ def test_who_names_no_generation_wants_a_newer_one_than_the_newest():
     )
 
 
-@pytest.mark.parametrize(("rules", "hears"), [(NEWEST, ("pipeline",)), (BEFORE, ())])
-def test_who_finds_out_that_the_grant_is_dead_hears_again(rules: Any, hears: tuple[str, ...]):
-    asked = step(ACTIVE, EventKind.TOKEN_REQUESTED, rules, reply_to="pipeline")
+def test_who_finds_out_that_the_grant_is_dead_hears_again():
+    asked = step(ACTIVE, EventKind.TOKEN_REQUESTED, reply_to="pipeline")
     assert (asked.command, asked.state.reply_later) == (Command.REFRESH, ())
-    after = step(asked.state, EventKind.REFRESH_ENDED, rules, result=DEAD).state
+    after = step(asked.state, EventKind.REFRESH_ENDED, result=DEAD).state
     assert after.state is LifecycleState.NEEDS_REAUTH
-    life = with_waiting_caller(after, "pipeline", rules)
-    assert life.reply_later == hears
-    assert not callers_can_be_told(life, rules)
-    assert with_waiting_caller(life, "pipeline", rules).reply_later == hears, "once"
+    life = with_waiting_caller(after, "pipeline")
+    assert life.reply_later == ("pipeline",)
+    assert not callers_can_be_told(life)
+    assert with_waiting_caller(life, "pipeline").reply_later == ("pipeline",), "once"
 
 
-@pytest.mark.parametrize(("rules", "hears"), [(NEWEST, ("pipeline",)), (BEFORE, ())])
-def test_who_asks_while_an_account_has_to_be_chosen_hears_again(rules: Any, hears: tuple[str, ...]):
+def test_who_asks_while_an_account_has_to_be_chosen_hears_again():
     choosing = ACTIVE.model_copy(update={"choosing": True, "expires_at": NOW + HOUR})
     life = with_waiting_caller(
-        step(choosing, EventKind.TOKEN_REQUESTED, rules, reply_to="pipeline").state, "pipeline", rules
+        step(choosing, EventKind.TOKEN_REQUESTED, reply_to="pipeline").state, "pipeline"
     )
-    assert life.reply_later == hears
-    assert callers_can_be_told(life, rules) is (rules is BEFORE)
-    chosen = step(life, EventKind.ACCOUNT_CHOSEN, rules, reason="1").state
-    assert callers_can_be_told(chosen, rules)
+    assert life.reply_later == ("pipeline",)
+    assert not callers_can_be_told(life)
+    chosen = step(life, EventKind.ACCOUNT_CHOSEN, reason="1").state
+    assert callers_can_be_told(chosen)
 
 
 def test_nobody_waits_where_there_is_a_token_or_nothing_will_come():
-    assert with_waiting_caller(ACTIVE, "pipeline", NEWEST) == ACTIVE
+    assert with_waiting_caller(ACTIVE, "pipeline") == ACTIVE
     dead = ACTIVE.model_copy(update={"state": LifecycleState.NEEDS_REAUTH})
-    assert with_waiting_caller(dead, None, NEWEST) == dead
-    assert callers_can_be_told(ACTIVE.model_copy(update={"state": LifecycleState.REVOKED}), NEWEST)
+    assert with_waiting_caller(dead, None) == dead
+    assert callers_can_be_told(ACTIVE.model_copy(update={"state": LifecycleState.REVOKED}))
 
 
-@pytest.mark.parametrize(("rules", "first", "last"), [(NEWEST, 0, 99), (RULES[7], 50, 149)])
-def test_the_hundred_who_came_first_hear_again_and_who_comes_later_hears_that_nothing_follows(
-    rules: Any, first: int, last: int
-):
+def test_the_hundred_who_came_first_hear_again_and_who_comes_later_hears_that_nothing_follows():
     dead = ACTIVE.model_copy(update={"state": LifecycleState.NEEDS_REAUTH})
     for caller in range(150):
-        dead = with_waiting_caller(dead, f"pipeline-{caller}", rules)
+        dead = with_waiting_caller(dead, f"pipeline-{caller}")
     assert len(dead.reply_later) == 100
-    assert (dead.reply_later[0], dead.reply_later[-1]) == (f"pipeline-{first}", f"pipeline-{last}")
+    assert (dead.reply_later[0], dead.reply_later[-1]) == ("pipeline-0", "pipeline-99")
 
 
 LASTING = ACTIVE.model_copy(update={"expires_at": None, "generation": 3})
 
 
-def report(life: ConnectionState, rules: Any = NEWEST, **what: Any) -> Transition:
-    return step(life, EventKind.REFRESH_REQUESTED, rules, refresh_reason=RefreshReason.UNAUTHORIZED, **what)
+def report(life: ConnectionState, **what: Any) -> Transition:
+    return step(life, EventKind.REFRESH_REQUESTED, refresh_reason=RefreshReason.UNAUTHORIZED, **what)
 
 
 def test_a_token_that_was_reported_is_over_for_every_later_try():
     """It has no end of its own, so nothing else can say so."""
-    assert not no_token_to_protect(LASTING, NOW + 9999 * HOUR, NEWEST)
+    assert not no_token_to_protect(LASTING, NOW + 9999 * HOUR)
     reported = report(LASTING, seen_generation=3)
     assert reported.command is Command.REFRESH
-    assert no_token_to_protect(reported.state, NOW, NEWEST)
+    assert no_token_to_protect(reported.state, NOW)
     pending = GrantResult(failure=ErrorCode.REFRESH_PENDING)
     failed = step(reported.state, EventKind.REFRESH_ENDED, result=pending).state
-    assert no_token_to_protect(failed, NOW, NEWEST), "also for the try that comes by itself"
+    assert no_token_to_protect(failed, NOW), "also for the try that comes by itself"
     renewed = NEWER.model_copy(update={"generation": 4, "expires_at": None})
     after = step(failed, EventKind.REFRESH_ENDED, result=renewed).state
-    assert not no_token_to_protect(after, NOW, NEWEST), "of the next token nothing is said"
+    assert not no_token_to_protect(after, NOW), "of the next token nothing is said"
 
 
 def test_a_report_that_comes_between_two_tries_is_heeded_by_the_next():
@@ -131,7 +124,7 @@ def test_a_report_that_comes_between_two_tries_is_heeded_by_the_next():
     )
     reported = report(waits)
     assert (reported.command, reported.state.refusal) == (Command.NOTHING, ErrorCode.REFRESH_PENDING)
-    assert no_token_to_protect(reported.state, NOW, NEWEST)
+    assert no_token_to_protect(reported.state, NOW)
 
 
 def test_a_report_that_is_declined_says_nothing():
@@ -139,5 +132,4 @@ def test_a_report_that_is_declined_says_nothing():
     again = LASTING.model_copy(update={"forced": 1, "forced_at": NOW})
     declined = report(again)
     assert declined.state.declined_s is not None
-    assert not no_token_to_protect(declined.state, NOW, NEWEST)
-    assert report(LASTING, RULES[7]).state.reported is None, "as histories have it"
+    assert not no_token_to_protect(declined.state, NOW)

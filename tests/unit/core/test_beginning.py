@@ -10,13 +10,10 @@ from evergrant_server.core.connections.refresh_rules import RefreshRules
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.lifecycle.snapshot import grant_result_of, state_from_store
-from evergrant_server.core.lifecycle.transition import next_step, next_timer
-from evergrant_server.core.messages.connection import (
-    ConnectionState,
-    EventKind,
-    LifecycleEvent,
-    RequestContext,
-)
+from evergrant_server.core.lifecycle.timers import next_timer
+from evergrant_server.core.lifecycle.transition import next_step
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.connection import ConnectionState, EventKind, LifecycleEvent
 
 RULES_NOW = RULES[NEWEST_RULES]
 NOW = datetime(2030, 1, 1, tzinfo=UTC)

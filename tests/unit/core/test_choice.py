@@ -5,21 +5,18 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from evergrant_server.core.connections.account import AccountOption, FollowUp, matching_option
-from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.connection import Connection, LifecycleState, is_leasable
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.lifecycle.account_choice import blocking_reason
+from evergrant_server.core.lifecycle.command import Command, Transition
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.lifecycle.snapshot import state_from_store
-from evergrant_server.core.lifecycle.transition import Command, Transition, next_step, next_timer
-from evergrant_server.core.messages.connection import (
-    ConnectionState,
-    EventKind,
-    GrantResult,
-    LifecycleEvent,
-    RequestContext,
-)
-from evergrant_server.core.provider_events.external_revocation import is_leasable
+from evergrant_server.core.lifecycle.timers import TimerPurpose, next_timer
+from evergrant_server.core.lifecycle.transition import next_step
+from evergrant_server.core.messages.activities import GrantResult
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.connection import ConnectionState, EventKind, LifecycleEvent
 
 RULES_NOW = RULES[NEWEST_RULES]
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -78,7 +75,7 @@ def test_a_grant_that_came_is_followed_by_a_lookup():
     life = granted()
     woken = next_timer(life, RULES_NOW)
     assert woken is not None
-    assert (woken.at, woken.looks) == (NOW, True)
+    assert (woken.at, woken.purpose) == (NOW, TimerPurpose.LOOK_UP_ACCOUNTS)
     assert step(life, EventKind.TIMER_FIRED).command is Command.LOOK_UP_ACCOUNTS
     answered = step(life, EventKind.ACCOUNT_LOOKUP_ENDED, result=news()).state
     woken = next_timer(answered, RULES_NOW)

@@ -4,25 +4,22 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.connection import Connection, LifecycleState, is_leasable
 from evergrant_server.core.connections.grant import Grant
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
+from evergrant_server.core.lifecycle.command import Command
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
-from evergrant_server.core.lifecycle.transition import Command, next_step, next_timer
-from evergrant_server.core.messages.connection import (
-    ConnectionState,
-    EventKind,
-    GrantResult,
-    LifecycleEvent,
-    RequestContext,
-)
+from evergrant_server.core.lifecycle.timers import next_timer
+from evergrant_server.core.lifecycle.transition import next_step
+from evergrant_server.core.messages.activities import GrantResult
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.connection import ConnectionState, EventKind, LifecycleEvent
 from evergrant_server.core.provider_events.external_revocation import (
     Certainty,
     ProviderReport,
     ReportDecision,
     ReportSource,
-    is_leasable,
     judge_report,
 )
 

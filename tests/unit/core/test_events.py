@@ -20,7 +20,7 @@ from evergrant_server.core.events import (
     event_body,
     events_of,
 )
-from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.messages.base import RequestContext
 
 ROOT = Path(__file__).parents[3]
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -7,15 +7,13 @@ from datetime import UTC, datetime, timedelta
 from evergrant_server.core.clock import clock_correction
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.lifecycle.command import Command
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES, jitter
-from evergrant_server.core.lifecycle.transition import Command, next_step, next_timer
-from evergrant_server.core.messages.connection import (
-    ConnectionState,
-    EventKind,
-    GrantResult,
-    LifecycleEvent,
-    RequestContext,
-)
+from evergrant_server.core.lifecycle.timers import next_timer
+from evergrant_server.core.lifecycle.transition import next_step
+from evergrant_server.core.messages.activities import GrantResult
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.connection import ConnectionState, EventKind, LifecycleEvent
 from evergrant_server.core.single_use.circuit_breaker import (
     BreakerRules,
     CircuitBreaker,

@@ -10,16 +10,17 @@ from evergrant_server.core.connections.connection import LifecycleState, Revocat
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import FAILURES, ErrorCode, FailureKind
 from evergrant_server.core.ids import ConsentId
+from evergrant_server.core.lifecycle.command import Command
 from evergrant_server.core.lifecycle.schedule import RULES, RefreshPolicy
-from evergrant_server.core.lifecycle.transition import Command, next_step, next_timer
+from evergrant_server.core.lifecycle.timers import next_timer
+from evergrant_server.core.lifecycle.transition import next_step
+from evergrant_server.core.messages.activities import GrantResult, RevocationResult
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import (
     ConnectionState,
     EventKind,
-    GrantResult,
     LifecycleEvent,
     RefreshReason,
-    RequestContext,
-    RevocationResult,
 )
 
 ASKED = RequestContext(by="app:test")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId
-from evergrant_server.core.messages.connection import GrantResult
+from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.single_use.circuit_breaker import (
     Admission,
     BreakerRules,

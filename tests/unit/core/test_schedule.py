@@ -7,16 +7,17 @@ import pytest
 
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES, jitter, retry_at, with_announce_days
-from evergrant_server.core.lifecycle.timers import grant_ends_at, token_has_ended
-from evergrant_server.core.lifecycle.transition import Command, next_step, next_timer
+from evergrant_server.core.lifecycle.command import Command
+from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES, jitter
+from evergrant_server.core.lifecycle.timers import grant_ends_at, next_timer, token_has_ended
+from evergrant_server.core.lifecycle.transition import next_step
+from evergrant_server.core.messages.activities import GrantResult
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import (
     ConnectionState,
     EventKind,
-    GrantResult,
     LifecycleEvent,
     RefreshReason,
-    RequestContext,
 )
 
 NEW = RULES[NEWEST_RULES]
@@ -309,17 +310,11 @@ def test_a_report_of_a_token_that_is_over_is_no_riddle():
         "and may report again when it is over"
     )
     lasting = life.model_copy(update={"expires_at": None})
-    for forever, rules in ((lasting, NEW), (life, RULES[4])):
-        told = next_step(forever, _report(report), NOW + HOUR - timedelta(seconds=1), rules).state
-        assert told.declined_s == NEW.forced_interval.total_seconds() * 4 + 1
-    assert next_step(life, _report(report), NOW + HOUR, RULES[4]).command is Command.NOTHING, "as it was"
+    told = step(lasting, EventKind.REFRESH_REQUESTED, NOW + HOUR - timedelta(seconds=1), **report).state
+    assert told.declined_s == NEW.forced_interval.total_seconds() * 4 + 1
     failing = life.model_copy(update={"ask_at": NOW + 2 * HOUR, "reason": ErrorCode.PROVIDER_UNREACHABLE})
     refused = step(failing, EventKind.REFRESH_REQUESTED, NOW + HOUR, **report)
     assert (refused.command, refused.state.refusal) == (Command.NOTHING, ErrorCode.PROVIDER_UNREACHABLE)
-
-
-def _report(brings: dict[str, object]) -> LifecycleEvent:
-    return LifecycleEvent(kind=EventKind.REFRESH_REQUESTED, context=ASKED, **brings)
 
 
 def test_a_clock_that_is_behind_makes_no_token_over_before_its_time():
@@ -340,107 +335,3 @@ def test_a_worker_whose_clock_is_ahead_dates_no_token_into_the_future():
     woken = next_timer(life, NEW)
     assert woken is not None
     assert woken.at < NOW + HOUR
-    old = next_step(
-        ACTIVE, LifecycleEvent(kind=EventKind.REFRESH_ENDED, context=ASKED, result=news), NOW, RULES[4]
-    )
-    assert old.state.expires_at == NOW + 2 * HOUR, "as it was"
-    near = news.model_copy(update={"obtained_at": NOW + timedelta(minutes=2)})
-    assert step(ACTIVE, EventKind.REFRESH_ENDED, result=near).state.obtained_at == near.obtained_at
-    lasting = news.model_copy(update={"expires_at": None})
-    assert step(ACTIVE, EventKind.REFRESH_ENDED, result=lasting).state.expires_at is None
-
-
-def test_a_worker_whose_clock_is_an_hour_behind_causes_no_storm():
-    """Every grant it brings looks over when it comes."""
-    behind = iter(range(4, 100_000))
-
-    def answer(now: datetime) -> GrantResult:
-        return GrantResult(
-            state=LifecycleState.ACTIVE, generation=next(behind), refreshable=True,
-            obtained_at=now - HOUR, expires_at=now,
-        )  # fmt: skip
-
-    _, tries, _ = simulated(ACTIVE.model_copy(update={"policy": "warm"}), answer, NOW + 2 * HOUR)
-    assert len(tries) <= 2 * HOUR / NEW.shortest_interval
-
-
-def test_what_only_looks_due_is_not_refreshed_again_at_once_but_a_command_is():
-    life = step(ACTIVE, EventKind.REFRESH_ENDED, result=hourly()(NOW)).state
-    at = NOW + timedelta(seconds=30)
-    looks_due = step(
-        life,
-        EventKind.REFRESH_REQUESTED,
-        at,
-        seen_generation=life.generation,
-        refresh_reason=RefreshReason.DUE,
-    )
-    assert (looks_due.command, looks_due.state.declined_s) == (Command.NOTHING, 90.0)
-    assert (
-        step(life, EventKind.REFRESH_REQUESTED, at, seen_generation=life.generation).command
-        is Command.REFRESH
-    )
-    back = NOW - HOUR  # the workflow's clock jumped back: what it knows is from the future
-    jumped = step(
-        life,
-        EventKind.REFRESH_REQUESTED,
-        back,
-        seen_generation=life.generation,
-        refresh_reason=RefreshReason.DUE,
-    )
-    assert jumped.command is Command.REFRESH
-
-
-def test_a_clock_that_is_behind_makes_no_loop_of_keeping_alive():
-    """A worker's clock says of every grant that it came a day ago, and its idle life is an hour."""
-    generations = iter(range(4, 100))
-
-    def answer(now: datetime) -> GrantResult:
-        came = now - DAY
-        return GrantResult(
-            state=LifecycleState.ACTIVE,
-            generation=next(generations),
-            obtained_at=came,
-            expires_at=came + HOUR,
-            refreshable=True,
-            idle_s=3600,
-        )
-
-    life = ACTIVE.model_copy(update={"policy": "on_demand", "idle_s": 3600})
-    _, tries, _ = simulated(life, answer, NOW + 2 * HOUR)
-    assert 1 < len(tries) <= 2 + 90 * 60 / 120
-
-
-@pytest.mark.parametrize(
-    "code", [ErrorCode.KEY_UNAVAILABLE, ErrorCode.JOURNAL_UNAVAILABLE, ErrorCode.STORE_UNAVAILABLE]
-)
-def test_what_is_ours_to_repair_is_tried_again_within_a_minute_and_a_quarter(code: ErrorCode):
-    """Nothing is sent meanwhile. A provider's outage, and what may have been sent, waits as before."""
-    last = retry_at(NOW, 50, code, None, NEW, share=0.999) - NOW
-    assert timedelta(seconds=45) < last <= timedelta(seconds=75)
-    for other in (ErrorCode.PROVIDER_UNREACHABLE, ErrorCode.INTERNAL):
-        assert retry_at(NOW, 50, other, None, NEW, share=0.5) - NOW == NEW.longest_backoff
-    assert retry_at(NOW, 50, code, None, RULES[3], share=0.5) - NOW == NEW.longest_backoff
-
-
-@pytest.mark.parametrize(("days", "said"), [(None, [14, 3, 1]), ((30, 7), [30, 7]), ((), []), ((2,), [2])])
-def test_an_operator_says_when_an_end_is_announced(days: tuple[int, ...] | None, said: list[int]):
-    life = ACTIVE.model_copy(
-        update={
-            "refreshable": False,
-            "expires_at": NOW + 40 * DAY,
-            "end_known_at": NOW,
-            "announce_days": days,
-        }
-    )
-    rules = with_announce_days(NEW, life.announce_days)
-    told: list[int] = []
-    while (woken := next_timer(life, rules)) is not None and woken.days is not None:
-        happening = LifecycleEvent(kind=EventKind.TIMER_FIRED, context=ASKED)
-        step_ = next_step(life, happening, woken.at, rules)
-        told.append(step_.days_before_end)
-        life = step_.state
-    assert told == said
-
-
-def test_rules_that_announced_nothing_do_not_begin_to():
-    assert with_announce_days(RULES[1], (14,)) is RULES[1]

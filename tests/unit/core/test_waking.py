@@ -7,9 +7,11 @@ import pytest
 from evergrant_server.core.clock import LATEST
 from evergrant_server.core.connections.connection import LifecycleState, StateChange
 from evergrant_server.core.ids import AttemptId, ConsentId
+from evergrant_server.core.lifecycle.command import Command
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES, LifecycleRules
 from evergrant_server.core.lifecycle.timers import (
     Timer,
+    TimerPurpose,
     earliest_refresh_at,
     grant_ends_at,
     is_same_end,
@@ -21,14 +23,10 @@ from evergrant_server.core.lifecycle.timers import (
     token_ends_at,
     token_has_ended,
 )
-from evergrant_server.core.lifecycle.transition import Command, next_step
-from evergrant_server.core.messages.connection import (
-    ConnectionState,
-    EventKind,
-    GrantResult,
-    LifecycleEvent,
-    RequestContext,
-)
+from evergrant_server.core.lifecycle.transition import next_step
+from evergrant_server.core.messages.activities import GrantResult
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.connection import ConnectionState, EventKind, LifecycleEvent
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 HOUR, DAY, MINUTE, TICK = (
@@ -37,7 +35,7 @@ HOUR, DAY, MINUTE, TICK = (
     timedelta(minutes=1),
     timedelta(microseconds=1),
 )
-NEW, NEWEST = RULES[2], RULES[NEWEST_RULES]
+NEW = RULES[NEWEST_RULES]
 SOON, LATER = NOW + MINUTE, NOW + HOUR
 ACTIVE = ConnectionState(
     state=LifecycleState.ACTIVE,
@@ -66,22 +64,24 @@ def waiting(**what: object) -> ConnectionState:
 @pytest.mark.parametrize("state", [LifecycleState.PENDING_CONSENT, LifecycleState.NEEDS_REAUTH])
 def test_without_a_grant_a_late_answer_and_a_first_token_are_looked_at(state: LifecycleState):
     assert next_timer(ConnectionState(state=state), NEW) is None
-    late = ConnectionState(state=state, late=AttemptId("att_1"), retry_at=SOON)
-    assert next_timer(late, NEW) == Timer(SOON, "verify the late answer again")
+    late = ConnectionState(state=state, late=AttemptId("att_1"), late_at=SOON)
+    assert next_timer(late, NEW) == Timer(SOON, "verify late tokens again", TimerPurpose.VERIFY_LATE_TOKENS)
     mints = ConnectionState(state=state, waiting_consent=ConsentId("cns_1"), retry_at=SOON)
-    assert next_timer(mints, NEW) == Timer(SOON, "ask for the first token again", mints=True)
+    assert next_timer(mints, NEW) == Timer(
+        SOON, "request first tokens again", TimerPurpose.REQUEST_FIRST_TOKENS
+    )
     assert next_timer(life(mints, waiting_consent=None), NEW) is None
     assert next_timer(life(mints, retry_at=None), NEW) is None
     polls = life(mints, poll_at=LATER)
-    assert next_timer(polls, NEW) == Timer(LATER, "ask whether the code was approved", mints=True)
+    assert next_timer(polls, NEW) == Timer(LATER, "poll the device code", TimerPurpose.REQUEST_FIRST_TOKENS)
     assert next_timer(life(polls, retry_at=None, waiting_consent=None), NEW) == next_timer(polls, NEW)
 
 
 def test_a_consent_ends_a_grace_after_its_deadline_unless_something_comes_before():
     assert next_timer(waiting(consent_deadline=LATER), NEW) == Timer(
-        LATER + NEW.consent_grace, "consent deadline"
+        LATER + NEW.consent_grace, "consent deadline", TimerPurpose.END_CONSENT
     )
-    both = waiting(consent_deadline=LATER, late=AttemptId("att_1"), retry_at=SOON)
+    both = waiting(consent_deadline=LATER, late=AttemptId("att_1"), late_at=SOON)
     assert moment(both) == SOON
     assert moment(waiting(consent_deadline=NOW - HOUR, poll_at=SOON)) == NOW - HOUR + NEW.consent_grace
     assert next_timer(ConnectionState(state=LifecycleState.NEEDS_REAUTH, consent_deadline=LATER), NEW) is None
@@ -89,7 +89,7 @@ def test_a_consent_ends_a_grace_after_its_deadline_unless_something_comes_before
 
 def test_what_is_over_is_not_looked_at():
     told = ConnectionState(state=LifecycleState.REVOKING, retry_at=SOON)
-    assert next_timer(told, NEW) == Timer(SOON, "tell the provider again")
+    assert next_timer(told, NEW) == Timer(SOON, "revoke again", TimerPurpose.REVOKE)
     assert next_timer(life(told, retry_at=None), NEW) is None
     assert next_timer(life(told, state=LifecycleState.REVOKED), NEW) is None
 
@@ -140,7 +140,7 @@ def test_who_is_refreshed_ahead(policy: str, leased: bool, ahead: bool):
     assert found == (
         Timer(DUE, "refresh due")
         if ahead
-        else Timer(NOW + 20 * HOUR, "keep the refresh token alive", keeps=True)
+        else Timer(NOW + 20 * HOUR, "keep the refresh token alive", TimerPurpose.KEEP_ALIVE)
     )
 
 
@@ -148,26 +148,23 @@ def test_who_is_refreshed_ahead(policy: str, leased: bool, ahead: bool):
 @pytest.mark.parametrize("leased", [True, False])
 def test_a_refresh_token_that_ends_before_its_access_token_is_kept_alive(policy: str, leased: bool):
     long = life(policy=policy, leased=leased, expires_at=NOW + 30 * DAY, idle_s=10 * 86_400.0, generation=1)
-    alive = Timer(NOW + 5 * DAY, "keep the refresh token alive", keeps=True)
-    assert next_timer(long, NEWEST) == alive
+    alive = Timer(NOW + 5 * DAY, "keep the refresh token alive", TimerPurpose.KEEP_ALIVE)
+    assert next_timer(long, NEW) == alive
     came = LifecycleEvent(kind=EventKind.TIMER_FIRED, context=RequestContext(by="schedule"))
-    assert next_step(long, came, alive.at, NEWEST).command is Command.REFRESH, "whoever has leased it"
+    assert next_step(long, came, alive.at, NEW).command is Command.REFRESH, "whoever has leased it"
     dated = life(long, idle_s=None, refresh_expires_at=NOW + 10 * DAY)
-    assert next_timer(dated, NEWEST) == alive
-    if policy == "warm":
-        assert moment(long, RULES[7]) == NOW + 30 * DAY - 5 * MINUTE, "as histories have it"
+    assert next_timer(dated, NEW) == alive
 
 
 def test_a_lost_answer_is_not_waited_for_beyond_the_refresh_tokens_own_end():
     long = life(expires_at=NOW + 30 * DAY, idle_s=10 * 86_400.0)
-    assert not no_token_to_protect(long, NOW + 9 * DAY - TICK, NEWEST)
-    assert no_token_to_protect(long, NOW + 9 * DAY, NEWEST)
-    assert not no_token_to_protect(long, NOW + 9 * DAY, RULES[7])
-    assert no_token_to_protect(life(long, expires_at=None), NOW + 9 * DAY, NEWEST)
-    assert not no_token_to_protect(life(long, obtained_at=None), NOW + 9 * DAY, NEWEST)
-    assert not no_token_to_protect(life(long, idle_s=None), NOW + 29 * DAY, NEWEST)
-    assert no_token_to_protect(life(long, idle_s=None), NOW + 30 * DAY, NEWEST)
-    assert no_token_to_protect(ACTIVE, NOW + HOUR, RULES[5])
+    assert not no_token_to_protect(long, NOW + 9 * DAY - TICK)
+    assert no_token_to_protect(long, NOW + 9 * DAY)
+    assert no_token_to_protect(life(long, expires_at=None), NOW + 9 * DAY)
+    assert not no_token_to_protect(life(long, obtained_at=None), NOW + 9 * DAY)
+    assert not no_token_to_protect(life(long, idle_s=None), NOW + 29 * DAY)
+    assert no_token_to_protect(life(long, idle_s=None), NOW + 30 * DAY)
+    assert no_token_to_protect(ACTIVE, NOW + HOUR)
 
 
 def test_a_refresh_comes_no_sooner_than_the_grant_has_settled():
@@ -176,14 +173,12 @@ def test_a_refresh_comes_no_sooner_than_the_grant_has_settled():
     kept = life(behind, policy="on_demand", idle_s=60.0)
     assert moment(kept) == NOW + NEW.shortest_interval
     assert moment(life(kept, idle_s=86_400.0)) == NOW + 11 * HOUR
-    assert moment(behind, RULES[1]) == NOW - 5 * MINUTE
 
 
 def test_a_grant_settles_for_a_quarter_of_a_short_life():
     assert settled_at(life(installed_at=NOW), NEW) == NOW + 2 * MINUTE
     assert settled_at(life(installed_at=NOW, expires_at=NOW + 4 * MINUTE), NEW) == NOW + MINUTE
     assert settled_at(ACTIVE, NEW) is None
-    assert settled_at(life(installed_at=NOW), RULES[1]) is None
     for missing in ("expires_at", "obtained_at"):
         assert settled_at(life(installed_at=NOW, **{missing: None}), NEW) is None
 
@@ -194,7 +189,6 @@ def test_a_refresh_token_s_age_keeps_it_alive_where_a_refresh_may_start_it_anew(
     assert moment(life(idle, refresh_extends=True)) == NOW + 15 * DAY
     assert moment(life(idle, idle_s=10 * 86_400.0)) == NOW + 5 * DAY, "whichever is shorter"
     assert moment(life(idle, refresh_extends=False, end_known_at=NOW + 30 * DAY)) is None
-    assert moment(idle, RULES[1]) is None, "the first rules knew nothing of it"
     assert moment(life(idle, refresh_expires_at=NOW + timedelta(seconds=1))) == NOW + timedelta(seconds=0.5)
     assert moment(life(idle, refresh_expires_at=NOW)) is None, "over already"
     assert moment(life(idle, refresh_expires_at=NOW - DAY)) is None
@@ -231,9 +225,11 @@ def test_ends_an_hour_apart_are_the_same():
 
 def test_the_next_announcement_is_the_longest_that_is_open():
     ends = life(refreshable=False, expires_at=NOW + 30 * DAY, end_known_at=NOW)
-    assert next_timer(ends, NEW) == Timer(NOW + 16 * DAY, "announce that the grant ends", 14)
+    assert next_timer(ends, NEW) == Timer(
+        NOW + 16 * DAY, "announce that the grant ends", TimerPurpose.ANNOUNCE_EXPIRY
+    )
     assert next_timer(life(ends, announced=(14,)), NEW) == Timer(
-        NOW + 27 * DAY, "announce that the grant ends", 3
+        NOW + 27 * DAY, "announce that the grant ends", TimerPurpose.ANNOUNCE_EXPIRY
     )
     done = next_timer(life(ends, announced=(14, 3, 1)), NEW)
     assert done == Timer(NOW + 30 * DAY, "access token expires, and can't be refreshed")
@@ -273,7 +269,9 @@ def test_where_a_refresh_moves_no_end_it_waits_for_the_margin():
 
 
 def test_accounts_are_asked_for_when_that_was_said():
-    assert next_timer(life(look_at=SOON), NEW) == Timer(SOON, "ask which accounts there are", looks=True)
+    assert next_timer(life(look_at=SOON), NEW) == Timer(
+        SOON, "look up the accounts", TimerPurpose.LOOK_UP_ACCOUNTS
+    )
 
 
 DATED = life(refresh_expires_at=NOW + DAY)
@@ -311,13 +309,12 @@ def refreshed(before: ConnectionState, news: GrantResult) -> ConnectionState:
     happening = LifecycleEvent(
         kind=EventKind.REFRESH_ENDED, context=RequestContext(by="app:test"), result=news
     )
-    return next_step(before, happening, NOW, RULES[5]).state
+    return next_step(before, happening, NOW, NEW).state
 
 
 @pytest.mark.parametrize("share", [0.0, 0.99])
 def test_a_worker_whose_clock_is_ahead_puts_no_refresh_beyond_the_end_of_what_it_is_made_from(share: float):
     """The refresh token ends with the access token: an hour late is too late."""
-    newest = RULES[5]
     news = GrantResult(
         generation=4,
         obtained_at=NOW + HOUR,
@@ -328,7 +325,7 @@ def test_a_worker_whose_clock_is_ahead_puts_no_refresh_beyond_the_end_of_what_it
     )
     after = refreshed(ACTIVE, news)
     assert after.refresh_expires_at == NOW + HOUR
-    woken = next_timer(after, newest, share)
+    woken = next_timer(after, NEW, share)
     assert woken is not None
     assert woken.at <= NOW + HOUR / 2
     fixed = ACTIVE.model_copy(update={"refresh_expires_at": NOW + DAY, "obtained_at": NOW - HOUR})

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evergrant_server.core.access import Endpoints, Integration
+from evergrant_server.core.connections.pushed_authorization import PushedAuthorization
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, Tenant
-from evergrant_server.core.messages.par import PushedAuthorization
 from providers.requests.client import OAuthClient
 from providers.requests.par import (
     par_authorization_url,

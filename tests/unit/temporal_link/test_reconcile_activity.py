@@ -12,7 +12,7 @@ from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import SetClock
 from evergrant_server.core.ids import AppId, Tenant
-from evergrant_server.core.messages.connection import RequestContext
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.maintenance import AuditCheckpoint, ReconcileRequest, ReconcileResult
 from evergrant_server.store import Store
 from evergrant_server.temporal_link.closed_runs import ClosedRunExporter

@@ -25,7 +25,7 @@ from activities.single_use.critical_section import CriticalSections
 from activities.support import heartbeat, transactions
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.connection import ExchangeCode, GrantResult, RefreshGrant
+from evergrant_server.core.messages.activities import ExchangeCode, GrantResult, RefreshGrant
 from evergrant_server.core.single_use import attempt as protocol
 from evergrant_server.core.single_use.attempt import TimeLimits
 from evergrant_server.core.single_use.circuit_breaker import Admission

@@ -1,0 +1,129 @@
+"""What a consent leads to: a code exchange, first tokens without a subject, or its end. Pure."""
+
+from datetime import timedelta
+
+from evergrant_server.core.connections.connection import LifecycleState, StateChange, state_after
+from evergrant_server.core.connections.device_code import DEFAULT_INTERVAL_S, DevicePoll, next_poll_interval
+from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.errors import FAILURES, ErrorCode, RetryAdvice
+from evergrant_server.core.ids import ConsentId
+from evergrant_server.core.lifecycle.command import Command, Moment, Transition
+from evergrant_server.core.lifecycle.grant_install import install, start_revoking
+from evergrant_server.core.lifecycle.schedule import retry_at
+from evergrant_server.core.messages.activities import GrantResult
+from evergrant_server.core.messages.connection import ConnectionState, LifecycleEvent
+
+_REMEMBERED_CONSENTS = 20
+_CONSENT_ENDS = {
+    ErrorCode.CONSENT_DENIED: StateChange.CONSENT_DENIED,
+    ErrorCode.CONSENT_EXPIRED: StateChange.CONSENT_EXPIRED,
+}
+
+
+def on_consent_granted(connection: ConnectionState, event: LifecycleEvent, at: Moment) -> Transition:
+    """The signal comes at least once; the consent is used once."""
+    if event.consent_id is None or event.consent_id in connection.recent_consents:
+        return Transition(connection)
+    return _use_consent(connection, event.consent_id)
+
+
+def on_consent_denied(connection: ConnectionState, event: LifecycleEvent, at: Moment) -> Transition:
+    """A denied reauthorization leaves the grant as it is."""
+    if connection.state is not LifecycleState.PENDING_CONSENT:
+        return Transition(connection)
+    return Transition(_ended(connection, ErrorCode.CONSENT_DENIED), Command.END_CONSENT, denied=True)
+
+
+def on_consent_expired(connection: ConnectionState) -> Transition:
+    return Transition(_ended(connection, ErrorCode.CONSENT_EXPIRED), Command.END_CONSENT)
+
+
+def on_consent_not_ended(connection: ConnectionState, event: LifecycleEvent, at: Moment) -> Transition:
+    """The store didn't take the consent's end: it says revoking, granted, or that a code waits."""
+    result = event.result
+    if result is None or connection.state not in (LifecycleState.CONSENT_EXPIRED, LifecycleState.DENIED):
+        return Transition(connection)
+    pending = connection.model_copy(update={"state": LifecycleState.PENDING_CONSENT, "reason": None})
+    if result.state is LifecycleState.REVOKING:
+        return start_revoking(pending, Command.REVOKE)
+    if result.consent_id is not None:
+        return _use_consent(pending, result.consent_id)
+    return install(pending, StateChange.GRANTED, result, at.now)
+
+
+def on_code_exchange_ended(connection: ConnectionState, event: LifecycleEvent, at: Moment) -> Transition:
+    result = event.result or GrantResult()
+    if result.failure is not None:
+        return Transition(connection.model_copy(update={"refusal": result.failure}))
+    return install(connection, StateChange.GRANTED, result, at.now)
+
+
+def on_first_tokens_ended(connection: ConnectionState, event: LifecycleEvent, at: Moment) -> Transition:
+    """A client grant or a device poll has an answer."""
+    result = event.result or GrantResult()
+    if result.device_poll is not None:
+        return Transition(_poll_again(connection, result, result.device_poll, event.consent_id, at))
+    connection = connection.model_copy(
+        update={"waiting_consent": None, "poll_at": None, "poll_interval_s": None}
+    )
+    if result.failure is None:
+        return install(connection, StateChange.GRANTED, result, at.now)
+    if result.failure in _CONSENT_ENDS and connection.state is LifecycleState.PENDING_CONSENT:
+        denied = result.failure is ErrorCode.CONSENT_DENIED
+        return Transition(_ended(connection, result.failure), Command.END_CONSENT, denied=denied)
+    return Transition(_request_again(connection, result, result.failure, event.consent_id, at))
+
+
+def request_first_tokens(connection: ConnectionState) -> Command:
+    device = connection.flow is Flow.DEVICE_CODE
+    return Command.POLL_DEVICE_TOKEN if device else Command.REQUEST_CLIENT_GRANT
+
+
+def _use_consent(connection: ConnectionState, consent: ConsentId) -> Transition:
+    recent = (*connection.recent_consents, consent)[-_REMEMBERED_CONSENTS:]
+    connection = connection.model_copy(update={"recent_consents": recent})
+    if connection.flow.uses_browser:
+        return Transition(connection, Command.EXCHANGE_CODE)
+    waiting = connection.model_copy(update={"waiting_consent": consent})
+    return Transition(waiting, request_first_tokens(connection))
+
+
+def _ended(connection: ConnectionState, reason: ErrorCode) -> ConnectionState:
+    state = state_after(connection.state, _CONSENT_ENDS[reason])
+    return connection.model_copy(update={"state": state, "reason": reason})
+
+
+def _poll_again(
+    connection: ConnectionState,
+    result: GrantResult,
+    poll: DevicePoll,
+    consent: ConsentId | None,
+    at: Moment,
+) -> ConnectionState:
+    """The device code isn't approved yet: poll again, never sooner than before (RFC 8628 section 3.5)."""
+    interval = next_poll_interval(result.interval_s or connection.poll_interval_s or DEFAULT_INTERVAL_S, poll)
+    changes = {
+        "waiting_consent": consent,
+        "poll_interval_s": interval,
+        "poll_at": at.now + timedelta(seconds=interval),
+    }
+    return connection.model_copy(update=changes)
+
+
+def _request_again(
+    connection: ConnectionState,
+    result: GrantResult,
+    code: ErrorCode,
+    consent: ConsentId | None,
+    at: Moment,
+) -> ConnectionState:
+    """What time or an admin may repair is tried again; a grant that works is left as it is."""
+    connection = connection.model_copy(update={"refusal": code})
+    if connection.state not in (LifecycleState.PENDING_CONSENT, LifecycleState.NEEDS_REAUTH):
+        return connection
+    failures = connection.failures + 1
+    connection = connection.model_copy(update={"failures": failures, "reason": code, "retry_at": None})
+    if FAILURES[code].retry is RetryAdvice.NEVER or result.consent_over:
+        return connection
+    again = retry_at(at.now, failures, code, result.retry_after, at.rules, at.share)
+    return connection.model_copy(update={"waiting_consent": consent, "retry_at": again})

@@ -1,0 +1,61 @@
+"""What an ended refresh leads to: a new grant, another try, or a new consent. Pure."""
+
+from evergrant_server.core.connections.connection import LifecycleState, StateChange, state_after
+from evergrant_server.core.errors import FAILURES, ErrorCode, FailureKind
+from evergrant_server.core.lifecycle.command import Command, Moment, Transition
+from evergrant_server.core.lifecycle.grant_install import install, is_told_to_revoke, start_revoking
+from evergrant_server.core.lifecycle.schedule import caller_retry_at, retry_at
+from evergrant_server.core.messages.activities import GrantResult
+from evergrant_server.core.messages.connection import ConnectionState, LifecycleEvent
+
+
+def on_refresh_ended(connection: ConnectionState, event: LifecycleEvent, at: Moment) -> Transition:
+    result = event.result or GrantResult()
+    if is_told_to_revoke(result):
+        return start_revoking(connection, Command.REVOKE)
+    if result.not_leased:
+        return Transition(connection.model_copy(update={"leased": False, "retry_at": None}))
+    if result.failure is None:
+        return _installed(connection, result, at)
+    if FAILURES[result.failure].kind is FailureKind.RECONNECT_NEEDED:
+        return Transition(_rejected(connection, result.failure))
+    return Transition(_failed(connection, result, result.failure, at))
+
+
+def _installed(connection: ConnectionState, result: GrantResult, at: Moment) -> Transition:
+    """A refresh that brought no newer grant is not due again at once, whatever the grant says."""
+    after = install(connection, StateChange.REFRESHED, result, at.now)
+    state = after.state
+    if state.state is not LifecycleState.ACTIVE or state.generation > connection.generation:
+        return after
+    again = max(state.expires_at or at.now, at.now + at.rules.first_backoff)
+    return Transition(state.model_copy(update={"retry_at": again}), after.command)
+
+
+def _rejected(connection: ConnectionState, code: ErrorCode) -> ConnectionState:
+    changes = {
+        "state": state_after(connection.state, StateChange.REJECTED),
+        "reason": code,
+        "refusal": code,
+        "retry_at": None,
+        "ask_at": None,
+        "failures": 0,
+    }
+    return connection.model_copy(update=changes)
+
+
+def _failed(connection: ConnectionState, result: GrantResult, code: ErrorCode, at: Moment) -> ConnectionState:
+    failures, now, expires_at = connection.failures + 1, at.now, connection.expires_at
+    refused, told = result.unknown_error, result.retry_after
+    again = retry_at(now, failures, code, told, at.rules, at.share, refused=refused)
+    if code is ErrorCode.REFRESH_PENDING and expires_at is not None and now < expires_at:
+        # an attempt of unknown outcome may be decided once the token is over: callers wait for that
+        again = min(again, expires_at + at.rules.first_backoff)
+    changes = {
+        "failures": failures,
+        "retry_at": again,
+        "ask_at": caller_retry_at(now, again, code, told, at.rules, refused=refused),
+        "reason": code,
+        "refusal": code,
+    }
+    return connection.model_copy(update=changes)

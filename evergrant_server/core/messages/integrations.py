@@ -1,0 +1,68 @@
+"""What crosses Temporal for an integration: discovery, receiver keys, and requests ahead of a browser.
+
+The API makes no outbound call (ADR 0008), so a worker makes these for it. No secrets.
+"""
+
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.ids import ConnectionId, ConsentId, IntegrationId, ReceiverId, Tenant
+from evergrant_server.core.messages.base import Message, RequestContext
+
+
+class DiscoverEndpoints(Message):
+    """Read an issuer's metadata and pin it (RFC 8414 section 3)."""
+
+    tenant: Tenant
+    integration_id: IntegrationId
+    context: RequestContext
+
+
+class DiscoveryResult(Message):
+    failure: ErrorCode | None = None
+    detail: str = ""
+
+
+class FetchReceiverKeys(Message):
+    """Read the public keys of a receiver's transmitter, and pin them (RFC 7517)."""
+
+    tenant: Tenant
+    receiver_id: ReceiverId
+    context: RequestContext
+
+
+class ReceiverKeysResult(Message):
+    keys: int = 0
+    problem: str | None = None
+
+
+class PushAuthorizationRequest(Message):
+    """Push what the consent holds (RFC 9126 section 2), if it is still at `revision`."""
+
+    tenant: Tenant
+    connection_id: ConnectionId
+    consent_id: ConsentId
+    revision: int
+    context: RequestContext
+
+
+class PushResult(Message):
+    """The outcome, for the history: neither the reference nor a field."""
+
+    failure: ErrorCode | None = None
+    superseded: bool = False
+
+
+class RequestTemporaryCredentials(Message):
+    """Request temporary credentials (RFC 5849 section 2.1) and keep them with the consent."""
+
+    tenant: Tenant
+    consent_id: ConsentId
+    revision: int  # of the consent as the browser began with it
+    context: RequestContext
+
+
+class TemporaryCredentialsResult(Message):
+    """`failure` None: the browser may go on."""
+
+    failure: ErrorCode | None = None
+    detail: str = ""
+    retry_after: float | None = None  # seconds
