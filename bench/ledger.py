@@ -19,7 +19,7 @@ from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.store import Store
 
 CALLERS = (16, 64)
-_LANE, _PLAIN = "bench", "bench-plain"
+_SHARD, _PLAIN = "bench", "bench-plain"
 _ASKED = RequestContext(by="app:pipeline", trace_id="0af7651916cd43dd8448eb211c80319c")
 
 
@@ -43,14 +43,14 @@ async def measure(store: str, ready: Installation, bounds: Bounds) -> list[Ledge
     settings, clock = ready.settings, SystemClock()
     opened = await Store.open(settings.database_url, KeyRing.open(settings.key_path, Role.API), clock)
     claims = cycle([_claim(ready, number) for number in range(len(ready.connections))])
-    ledger = LeaseLedger(opened, _LANE, clock)
+    ledger = LeaseLedger(opened, _SHARD, clock)
 
     async def grouped() -> None:
         await ledger.record(replace(next(claims), at=clock.now()))
 
     async def alone() -> None:
         async with opened.write() as tx:
-            await audit.append(tx, _entry(next(claims)), lane=_PLAIN)
+            await audit.append(tx, _entry(next(claims)), shard=_PLAIN)
 
     found: list[LedgerRate] = []
     await ledger.start()
@@ -84,10 +84,10 @@ async def _rate(work: Callable[[], Awaitable[None]], callers: int, bounds: Bound
 
 
 async def _head(store: Store) -> tuple[int, int]:
-    """Records in the ledger's lane, and its row's revision, which every commit raises by one."""
-    query = text("SELECT count, revision FROM audit_shard WHERE tenant = :tenant AND lane = :lane")
+    """Records in the ledger's shard, and its row's revision, which every commit raises by one."""
+    query = text("SELECT count, revision FROM audit_shard WHERE tenant = :tenant AND shard = :shard")
     async with store.read() as tx:
-        row = (await tx.connection.execute(query, {"tenant": TENANT, "lane": _LANE})).one_or_none()
+        row = (await tx.connection.execute(query, {"tenant": TENANT, "shard": _SHARD})).one_or_none()
     return (0, 0) if row is None else (row[0], row[1])
 
 

@@ -102,7 +102,7 @@ class DefinitionRolloutActivities:
                 case RolloutVerdict.ROLL_ON:
                     return await self._write_move(tx, order, current, current.advanced(now))
                 case RolloutVerdict.ROLL_BACK:
-                    why = f"{current.bad} of {current.good + current.bad} refreshes worked only as before"
+                    why = f"{current.failed} of {current.succeeded + current.failed} refreshes worked only as before"
                     return await self._write_move(tx, order, current, current.rolled_back(why, now))
 
         return await commit_with_retries(self._store, write)
@@ -155,4 +155,4 @@ async def _load_definition(tx: Transaction, order: DefinitionCall) -> Definition
 
 def _result(it: Definition) -> DefinitionResult:
     decided = it.approved is not None
-    return DefinitionResult(state=it.state, share=it.share, good=it.good, bad=it.bad, decided=decided)
+    return DefinitionResult(state=it.state, share=it.share, good=it.succeeded, bad=it.failed, decided=decided)

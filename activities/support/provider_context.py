@@ -64,7 +64,7 @@ class ProviderContext:
         flow, first = self.connection.flow, self.spec.post_token_exchange
         if not flow.may_refresh:
             return None
-        if first is not None and self.grant is not None and self.grant.interim:
+        if first is not None and self.grant is not None and self.grant.short_lived:
             return first
         return self.spec.refresh if self.spec.refreshes_with_access_token else None
 

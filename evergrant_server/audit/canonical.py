@@ -31,7 +31,7 @@ def record_hash(row: Mapping[str, Any]) -> str:
     content = {
         "format": RECORD_FORMAT,
         "tenant": row["tenant"],
-        "lane": row["lane"],
+        "shard": row["shard"],
         "seq": row["seq"],
         "at": format_timestamp(row["at"]),
         "action": row["action"],

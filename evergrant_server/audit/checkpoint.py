@@ -13,13 +13,13 @@ async def newest_checkpoint(tx: Transaction) -> AuditCheckpoint | None:
     """The newest record of any tenant's main chain; None while there is none."""
     last = (
         (col(AuditRow.tenant) == col(AuditShardRow.tenant))
-        & (col(AuditRow.lane) == col(AuditShardRow.lane))
+        & (col(AuditRow.shard) == col(AuditShardRow.shard))
         & (col(AuditRow.seq) == col(AuditShardRow.count))
     )
     query = (
         select(col(AuditRow.tenant), col(AuditRow.seq), col(AuditRow.hash))
         .join(AuditShardRow, last)
-        .where(col(AuditShardRow.lane) == "main")
+        .where(col(AuditShardRow.shard) == "main")
         .order_by(col(AuditRow.at).desc(), col(AuditRow.tenant))
         .limit(1)
     )
@@ -29,5 +29,5 @@ async def newest_checkpoint(tx: Transaction) -> AuditCheckpoint | None:
 
 async def contains_checkpoint(tx: Transaction, mark: AuditCheckpoint) -> bool:
     """False when the record isn't there, or another one is in its place."""
-    row = await find_one(tx.connection, AuditRow, tenant=mark.tenant, lane="main", seq=mark.seq)
+    row = await find_one(tx.connection, AuditRow, tenant=mark.tenant, shard="main", seq=mark.seq)
     return row is not None and row["hash"] == mark.hash

@@ -24,8 +24,8 @@ from evergrant_server.store.types import UtcDateTime
 from evergrant_server.store.webhooks.tables import WebhookRow
 
 
-async def append(tx: Transaction, entry: AuditEntry, *, lane: str = "main") -> AuditRecord:
-    """Add a record to the chain (tenant, lane), committed or rolled back with `tx`; and what webhooks
+async def append(tx: Transaction, entry: AuditEntry, *, shard: str = "main") -> AuditRecord:
+    """Add a record to the chain (tenant, shard), committed or rolled back with `tx`; and what webhooks
     are to be told of it.
 
     Change the rows first and append last: from here to the commit the chain is locked, and
@@ -33,24 +33,24 @@ async def append(tx: Transaction, entry: AuditEntry, *, lane: str = "main") -> A
 
     Raises TypeError when the detail holds what JSON can't say: a Secret never gets in.
     """
-    head = await _locked_head(tx.connection, entry.tenant, lane)
-    (row,) = chained_rows([entry], lane, head.count, head.last_hash)
+    head = await _locked_head(tx.connection, entry.tenant, shard)
+    (row,) = chained_rows([entry], shard, head.count, head.last_hash)
     await tx.connection.execute(plain_insert(AuditRow), row)
     moved = col(AuditShardRow.revision) + 1
     after: Values = {"count": row["seq"], "last_hash": row["hash"], "revision": moved}
-    mine = columns_equal(AuditShardRow, tenant=entry.tenant, lane=lane)
+    mine = columns_equal(AuditShardRow, tenant=entry.tenant, shard=shard)
     await tx.connection.execute(update(AuditShardRow).where(mine).values(after))
     if head.heard:
         await publish_events(tx, entry)
     return _record_of(row)
 
 
-def chained_rows(entries: Sequence[AuditEntry], lane: str, seq: int, previous: str) -> list[Values]:
+def chained_rows(entries: Sequence[AuditEntry], shard: str, seq: int, previous: str) -> list[Values]:
     """The rows of these entries, behind the record that has number `seq` and hash `previous`."""
     rows: list[Values] = []
     for entry in entries:
         seq += 1
-        row = _row_of(entry, lane, seq, previous)
+        row = _row_of(entry, shard, seq, previous)
         previous = row["hash"] = record_hash(row)
         rows.append(row)
     return rows
@@ -64,11 +64,11 @@ async def page(
     after: str | None = None,
     limit: int = 50,
 ) -> list[AuditRecord]:
-    """Records of every lane, oldest first (by moment, lane, number), after the cursor `after`.
+    """Records of every shard, oldest first (by moment, shard, number), after the cursor `after`.
 
     Cursors come from `page_cursor`. Raises Failure INVALID_REQUEST for any other.
     """
-    order = (col(AuditRow.at), col(AuditRow.lane), col(AuditRow.seq))
+    order = (col(AuditRow.at), col(AuditRow.shard), col(AuditRow.seq))
     query = select(AuditRow).where(columns_equal(AuditRow, tenant=tenant))
     if object is not None:
         query = query.where(col(AuditRow.object) == object)
@@ -90,7 +90,7 @@ async def newest_record(
 
 def page_cursor(record: AuditRecord) -> str:
     """The opaque cursor of the page that begins after this record."""
-    position = [record.at.isoformat(), record.lane, record.seq]
+    position = [record.at.isoformat(), record.shard, record.seq]
     return base64.urlsafe_b64encode(canonical_json(position).encode()).decode().rstrip("=")
 
 
@@ -100,11 +100,11 @@ def _after(cursor: str) -> Tuple:
 
 def _position(cursor: str) -> tuple[datetime, str, int]:
     try:
-        at, lane, seq = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        position = datetime.fromisoformat(at), lane, seq
+        at, shard, seq = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        position = datetime.fromisoformat(at), shard, seq
     except (ValueError, TypeError):
         position = None
-    if position is None or position[0].tzinfo is None or type(lane) is not str or type(seq) is not int:
+    if position is None or position[0].tzinfo is None or type(shard) is not str or type(seq) is not int:
         raise Failure(ErrorCode.INVALID_REQUEST, "The cursor is not one of ours.", field="after")
     return position
 
@@ -117,29 +117,29 @@ class _Head(NamedTuple):
     heard: bool
 
 
-async def _locked_head(connection: AsyncConnection, tenant: str, lane: str) -> _Head:
+async def _locked_head(connection: AsyncConnection, tenant: str, shard: str) -> _Head:
     """The chain's end, its row locked until the transaction ends, so that numbers have no gaps.
 
     (SQLite's write transaction locks all.)
     """
-    mine = columns_equal(AuditShardRow, tenant=tenant, lane=lane)
+    mine = columns_equal(AuditShardRow, tenant=tenant, shard=shard)
     heard = exists().where(columns_equal(WebhookRow, tenant=tenant, disabled_by=None))
     query = (
         select(col(AuditShardRow.count), col(AuditShardRow.last_hash), heard).where(mine).with_for_update()
     )
     head = (await connection.execute(query)).one_or_none()
     if head is None:
-        empty = {"tenant": tenant, "lane": lane, "count": 0, "last_hash": GENESIS_HASH, "revision": 1}
+        empty = {"tenant": tenant, "shard": shard, "count": 0, "last_hash": GENESIS_HASH, "revision": 1}
         await insert(connection, AuditShardRow, empty)
         head = (await connection.execute(query)).one()
     return _Head(head[0], head[1], bool(head[2]))
 
 
-def _row_of(entry: AuditEntry, lane: str, seq: int, previous: str) -> Values:
+def _row_of(entry: AuditEntry, shard: str, seq: int, previous: str) -> Values:
     came_from = entry.provenance
     return {
         "tenant": entry.tenant,
-        "lane": lane,
+        "shard": shard,
         "seq": seq,
         "at": entry.at,
         "action": entry.action.value,
@@ -169,7 +169,7 @@ def _record_of(row: Mapping[str, Any]) -> AuditRecord:
         context=RequestContext(by=row["by"], trace_id=row["trace_id"]),
         detail=json.loads(row["detail"]),
         provenance=provenance,
-        lane=row["lane"],
+        shard=row["shard"],
         seq=row["seq"],
         previous_hash=row["previous_hash"],
         hash=row["hash"],

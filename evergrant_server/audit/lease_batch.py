@@ -23,7 +23,7 @@ from evergrant_server.store.hop import on_postgresql, on_sqlite
 # A token that is valid is served while the subject is asked to consent again, too.
 _LEASABLE = frozenset({LifecycleState.ACTIVE.value, LifecycleState.NEEDS_REAUTH.value})
 _COLUMNS = (
-    "tenant", "lane", "seq", "at", "action", "object", "by", "trace_id", "detail",
+    "tenant", "shard", "seq", "at", "action", "object", "by", "trace_id", "detail",
     "workflow_id", "run_id", "event_id", "previous_hash", "hash", "revision",
 )  # fmt: skip
 _NAMES = ", ".join(f'"{name}"' for name in _COLUMNS)
@@ -38,11 +38,11 @@ _LITE_CONNECTIONS = (
     " WHERE id IN (SELECT value FROM json_each(?))"
 )
 _LITE_APPS = "SELECT id, tenant, revision, disabled FROM app WHERE id IN (SELECT value FROM json_each(?))"
-_LITE_HEAD = "SELECT count, last_hash FROM audit_shard WHERE tenant = ? AND lane = ?"
-_LITE_FIRST = "INSERT INTO audit_shard (tenant, lane, count, last_hash, revision) VALUES (?, ?, 0, ?, 1)"
+_LITE_HEAD = "SELECT count, last_hash FROM audit_shard WHERE tenant = ? AND shard = ?"
+_LITE_FIRST = "INSERT INTO audit_shard (tenant, shard, count, last_hash, revision) VALUES (?, ?, 0, ?, 1)"
 _LITE_RECORDS = f"INSERT INTO audit ({_NAMES}) VALUES ({', '.join(':' + name for name in _COLUMNS)})"
 _LITE_MOVED = (
-    "UPDATE audit_shard SET count = ?, last_hash = ?, revision = revision + 1 WHERE tenant = ? AND lane = ?"
+    "UPDATE audit_shard SET count = ?, last_hash = ?, revision = revision + 1 WHERE tenant = ? AND shard = ?"
 )
 _LITE_USAGE = (
     "INSERT INTO usage (tenant, connection_id, leased_generation, revision) VALUES (?, ?, ?, 1)" + _RAISED
@@ -57,9 +57,9 @@ _PG_CONNECTIONS = (
 _PG_APPS = (
     "SELECT id, tenant, revision, disabled FROM app WHERE id = ANY($1::varchar[]) ORDER BY id FOR SHARE"
 )
-_PG_HEAD = "SELECT count, last_hash FROM audit_shard WHERE tenant = $1 AND lane = $2 FOR UPDATE"
+_PG_HEAD = "SELECT count, last_hash FROM audit_shard WHERE tenant = $1 AND shard = $2 FOR UPDATE"
 _PG_FIRST = (
-    "INSERT INTO audit_shard (tenant, lane, count, last_hash, revision) VALUES ($1, $2, 0, $3, 1)"
+    "INSERT INTO audit_shard (tenant, shard, count, last_hash, revision) VALUES ($1, $2, 0, $3, 1)"
     " ON CONFLICT DO NOTHING"
 )
 _PG_TYPES = (
@@ -68,7 +68,7 @@ _PG_TYPES = (
 )  # fmt: skip
 _PG_RECORDS = (
     f"WITH moved AS (UPDATE audit_shard SET count = $16, last_hash = $17, revision = revision + 1"
-    f" WHERE tenant = $18 AND lane = $19)"
+    f" WHERE tenant = $18 AND shard = $19)"
     f" INSERT INTO audit ({_NAMES})"
     f" SELECT * FROM unnest({', '.join(f'${n}::{it}[]' for n, it in enumerate(_PG_TYPES, 1))})"
 )
@@ -95,12 +95,12 @@ class LeaseClaim:
     signed_request: str = ""  # the request that was signed, where that was asked for instead of the token
 
 
-async def write_sqlite(tx: Transaction, lane: str, claims: Sequence[LeaseClaim]) -> frozenset[int]:
+async def write_sqlite(tx: Transaction, shard: str, claims: Sequence[LeaseClaim]) -> frozenset[int]:
     """Write what still holds; returns the places of those claims. The transaction is IMMEDIATE."""
-    return await on_sqlite(tx.connection, lambda raw: _write_sqlite(raw, lane, claims))
+    return await on_sqlite(tx.connection, lambda raw: _write_sqlite(raw, shard, claims))
 
 
-def _write_sqlite(raw: sqlite3.Connection, lane: str, claims: Sequence[LeaseClaim]) -> frozenset[int]:
+def _write_sqlite(raw: sqlite3.Connection, shard: str, claims: Sequence[LeaseClaim]) -> frozenset[int]:
     connection_ids, app_ids = _ids(claims)
     good = _good(
         claims,
@@ -109,18 +109,18 @@ def _write_sqlite(raw: sqlite3.Connection, lane: str, claims: Sequence[LeaseClai
     )
     kept = [claims[place] for place in sorted(good)]
     for tenant, entries in _by_tenant(kept):
-        head: tuple[int, str] | None = raw.execute(_LITE_HEAD, (tenant, lane)).fetchone()
+        head: tuple[int, str] | None = raw.execute(_LITE_HEAD, (tenant, shard)).fetchone()
         if head is None:
-            raw.execute(_LITE_FIRST, (tenant, lane, GENESIS_HASH))
+            raw.execute(_LITE_FIRST, (tenant, shard, GENESIS_HASH))
             head = (0, GENESIS_HASH)
-        rows = chained_rows(entries, lane, *head)
+        rows = chained_rows(entries, shard, *head)
         raw.executemany(_LITE_RECORDS, [{**row, "at": _lite_moment(row["at"])} for row in rows])
-        raw.execute(_LITE_MOVED, (rows[-1]["seq"], rows[-1]["hash"], tenant, lane))
+        raw.execute(_LITE_MOVED, (rows[-1]["seq"], rows[-1]["hash"], tenant, shard))
     raw.executemany(_LITE_USAGE, _newest_generations(kept))
     return good
 
 
-async def write_postgresql(tx: Transaction, lane: str, claims: Sequence[LeaseClaim]) -> frozenset[int]:
+async def write_postgresql(tx: Transaction, shard: str, claims: Sequence[LeaseClaim]) -> frozenset[int]:
     """Write what still holds; returns the places of those claims."""
     raw = await on_postgresql(tx.connection)
     connection_ids, app_ids = _ids(claims)
@@ -129,19 +129,19 @@ async def write_postgresql(tx: Transaction, lane: str, claims: Sequence[LeaseCla
         good = _good(claims, connections, await raw.fetch(_PG_APPS, app_ids))
         kept = [claims[place] for place in sorted(good)]
         for tenant, entries in _by_tenant(kept):
-            rows = chained_rows(entries, lane, *await _locked_head(raw, tenant, lane))
+            rows = chained_rows(entries, shard, *await _locked_head(raw, tenant, shard))
             columns = ([row[name] for row in rows] for name in _COLUMNS)
-            await raw.execute(_PG_RECORDS, *columns, rows[-1]["seq"], rows[-1]["hash"], tenant, lane)
+            await raw.execute(_PG_RECORDS, *columns, rows[-1]["seq"], rows[-1]["hash"], tenant, shard)
         if kept:
             await raw.execute(_PG_USAGE, *zip(*_newest_generations(kept), strict=True))
     return good
 
 
-async def _locked_head(raw: Any, tenant: str, lane: str) -> tuple[int, str]:
-    head = await raw.fetchrow(_PG_HEAD, tenant, lane)
+async def _locked_head(raw: Any, tenant: str, shard: str) -> tuple[int, str]:
+    head = await raw.fetchrow(_PG_HEAD, tenant, shard)
     if head is None:
-        await raw.execute(_PG_FIRST, tenant, lane, GENESIS_HASH)
-        head = await raw.fetchrow(_PG_HEAD, tenant, lane)
+        await raw.execute(_PG_FIRST, tenant, shard, GENESIS_HASH)
+        head = await raw.fetchrow(_PG_HEAD, tenant, shard)
     return head[0], head[1]
 
 

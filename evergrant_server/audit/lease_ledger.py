@@ -29,11 +29,11 @@ class _Waiting(NamedTuple):
 
 
 class LeaseLedger:
-    """Records leases in this process's own lane. One per process; belongs to one event loop."""
+    """Records leases in this process's own shard. One per process; belongs to one event loop."""
 
-    def __init__(self, store: Store, lane: str, clock: Clock) -> None:
+    def __init__(self, store: Store, shard: str, clock: Clock) -> None:
         self._store = store
-        self._lane = lane
+        self._lane = shard
         self._clock = clock
         self._waiting: list[_Waiting] = []
         self._came = asyncio.Event()

@@ -25,7 +25,7 @@ class ShardHead(NamedTuple):
 
 @dataclass(frozen=True)
 class AuditVerification:
-    """`ok`, or the first bad place: lane, number and why. `heads` can be kept elsewhere."""
+    """`ok`, or the first bad place: shard, number and why. `heads` can be kept elsewhere."""
 
     ok: bool
     records: int
@@ -45,40 +45,42 @@ async def verify_log(store: Store, tenant: Tenant) -> AuditVerification:
 
     Finds a record that was deleted, edited, put in another place, added by hand, and a tail
     that was cut. It can't see one thing: somebody who may write to the database and cuts
-    the tail *and* sets the lane's count and hash back to match (or rewrites the whole chain
+    the tail *and* sets the shard's count and hash back to match (or rewrites the whole chain
     from some record on). Only a copy of `heads` outside the database shows that: the last
     known head must still be in the chain. Raises Failure STORE_UNAVAILABLE.
     """
     heads, strays = await _heads(store, tenant)
     checked = 0
-    for lane, head in sorted(heads.items()):
-        seen, flaw = await _walk(store, tenant, lane, head)
+    for shard, head in sorted(heads.items()):
+        seen, flaw = await _walk(store, tenant, shard, head)
         checked += seen
         if flaw is not None:
-            return AuditVerification(False, checked, lane, flaw.seq, flaw.why, heads)
-    for lane, newest in sorted(strays.items()):
+            return AuditVerification(False, checked, shard, flaw.seq, flaw.why, heads)
+    for shard, newest in sorted(strays.items()):
         why = "there are records beyond the recorded end of the chain"
-        return AuditVerification(False, checked, lane, newest, why, heads)
+        return AuditVerification(False, checked, shard, newest, why, heads)
     return AuditVerification(True, checked, heads=heads)
 
 
 async def _heads(store: Store, tenant: Tenant) -> tuple[dict[str, ShardHead], dict[str, int]]:
     """The recorded end of every chain, and chains whose records go beyond it, in one snapshot."""
-    lanes = select(col(AuditShardRow.lane), col(AuditShardRow.count), col(AuditShardRow.last_hash))
-    newest = select(col(AuditRow.lane), func.max(col(AuditRow.seq)))
+    shards = select(col(AuditShardRow.shard), col(AuditShardRow.count), col(AuditShardRow.last_hash))
+    newest = select(col(AuditRow.shard), func.max(col(AuditRow.seq)))
     async with store.read() as tx:
-        recorded = await tx.connection.execute(lanes.where(columns_equal(AuditShardRow, tenant=tenant)))
-        heads = {lane: ShardHead(count, last_hash) for lane, count, last_hash in recorded}
-        grouped = newest.where(columns_equal(AuditRow, tenant=tenant)).group_by(col(AuditRow.lane))
-        ends = {lane: seq for lane, seq in await tx.connection.execute(grouped)}
-    return heads, {lane: seq for lane, seq in ends.items() if lane not in heads or seq > heads[lane].count}
+        recorded = await tx.connection.execute(shards.where(columns_equal(AuditShardRow, tenant=tenant)))
+        heads = {shard: ShardHead(count, last_hash) for shard, count, last_hash in recorded}
+        grouped = newest.where(columns_equal(AuditRow, tenant=tenant)).group_by(col(AuditRow.shard))
+        ends = {shard: seq for shard, seq in await tx.connection.execute(grouped)}
+    return heads, {
+        shard: seq for shard, seq in ends.items() if shard not in heads or seq > heads[shard].count
+    }
 
 
-async def _walk(store: Store, tenant: Tenant, lane: str, head: ShardHead) -> tuple[int, _Flaw | None]:
+async def _walk(store: Store, tenant: Tenant, shard: str, head: ShardHead) -> tuple[int, _Flaw | None]:
     """Check one chain up to its head; returns how many records were good, and the first flaw."""
     seen, previous = 0, GENESIS_HASH
     while True:
-        rows = await _next_rows(store, tenant, lane, seen, head.count)
+        rows = await _next_rows(store, tenant, shard, seen, head.count)
         for row in rows:
             flaw = _flaw_of(row, seen + 1, previous)
             if flaw is not None:
@@ -94,9 +96,9 @@ async def _walk(store: Store, tenant: Tenant, lane: str, head: ShardHead) -> tup
 
 
 async def _next_rows(
-    store: Store, tenant: Tenant, lane: str, after: int, until: int
+    store: Store, tenant: Tenant, shard: str, after: int, until: int
 ) -> list[Mapping[str, Any]]:
-    place = columns_equal(AuditRow, tenant=tenant, lane=lane)
+    place = columns_equal(AuditRow, tenant=tenant, shard=shard)
     span = (col(AuditRow.seq) > after) & (col(AuditRow.seq) <= until)
     query = select(AuditRow).where(place, span).order_by(col(AuditRow.seq)).limit(_STRIDE)
     async with store.read() as tx:

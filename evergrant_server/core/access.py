@@ -65,7 +65,9 @@ class Integration(BaseModel):
     default_scopes: tuple[str, ...] = ()
     scope_ceiling: tuple[str, ...] | None = None  # None: no ceiling of its own
     refresh: RefreshRules = RefreshRules()
-    refresh_said: dict[str, Any] | None = None  # of these, what its admin says; None: of before it was kept
+    refresh_overrides: dict[str, Any] | None = (
+        None  # of these, what its admin says; None: of before it was kept
+    )
     state: IntegrationState = IntegrationState.READY
     problem: str | None = None
     endpoints: Endpoints | None = None
@@ -84,9 +86,9 @@ class Integration(BaseModel):
 
     def with_provider_rules(self, known: RefreshRules) -> "Integration":
         """With the refresh rules that its provider's definition knows now, and the admin's over them."""
-        if self.refresh_said is None:
+        if self.refresh_overrides is None:
             return self
-        rules = RefreshRules.model_validate({**known.model_dump(), **self.refresh_said})
+        rules = RefreshRules.model_validate({**known.model_dump(), **self.refresh_overrides})
         return self.model_copy(update={"refresh": rules})
 
     def previous_secret_is_usable(self, now: datetime) -> bool:

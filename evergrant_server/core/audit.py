@@ -97,7 +97,7 @@ class AuditEntry(BaseModel):
 class AuditRecord(AuditEntry):
     """An entry in its chain: gapless `seq` per (tenant, lane), each hash covering the one before."""
 
-    lane: str
+    shard: str
     seq: int
     previous_hash: str
     hash: str

@@ -96,8 +96,8 @@ class Definition(BaseModel):
     share: float = 0
     rollout: Rollout = Rollout()
     findings: tuple[CheckResult, ...] = ()
-    good: int = 0  # refreshes in this stage that worked
-    bad: int = 0  # and those that had to be asked again the way before
+    succeeded: int = 0  # refreshes in this stage that worked
+    failed: int = 0  # and those that had to be asked again the way before
     proposed_by: str
     decided_by: str | None = None
     approved: bool | None = None
@@ -149,7 +149,7 @@ class Definition(BaseModel):
         return self._with(at, state=DefinitionState.REPLACED, share=0.0)
 
     def _staged(self, share: float, at: datetime) -> "Definition":
-        return self._with(at, state=DefinitionState.STAGED, share=share, good=0, bad=0)
+        return self._with(at, state=DefinitionState.STAGED, share=share, succeeded=0, failed=0)
 
     def _with(self, at: datetime, **changes: Any) -> "Definition":
         return self.model_copy(update={"changed_at": at, **changes})
@@ -171,19 +171,19 @@ def judge_rollout(staged: Definition, now: datetime) -> RolloutVerdict:
     A stage that has seen nothing for long goes on to a larger share, in which somebody may be.
     Nothing becomes active that nobody has seen work: at the last share it is held, staged.
     """
-    seen = staged.good + staged.bad
-    bad = staged.bad > staged.rollout.most_bad * seen
-    if staged.bad >= _MIN_FAILURES and bad:
+    seen = staged.succeeded + staged.failed
+    bad = staged.failed > staged.rollout.most_bad * seen
+    if staged.failed >= _MIN_FAILURES and bad:
         return RolloutVerdict.ROLL_BACK
     stage = timedelta(seconds=staged.rollout.stage_s)
     if now < staged.changed_at + stage:
         return RolloutVerdict.WAIT
     asks_for_none = staged.rollout.enough == 0
-    if seen >= staged.rollout.enough and (staged.good or asks_for_none):
+    if seen >= staged.rollout.enough and (staged.succeeded or asks_for_none):
         return RolloutVerdict.ROLL_ON
     if now < staged.changed_at + stage * LONGEST_STAGE:
         return RolloutVerdict.WAIT
-    speaks_for_it = staged.good > 0 and not bad
+    speaks_for_it = staged.succeeded > 0 and not bad
     nobody_there = seen == 0 and staged.share < 1
     return RolloutVerdict.ROLL_ON if speaks_for_it or nobody_there else RolloutVerdict.HOLD
 

@@ -1,4 +1,4 @@
-"""Sealing: the key ring, its lanes, and the bytes that a sealed value is made of.
+"""Sealing: the key ring, its purposes, and the bytes that a sealed value is made of.
 
 Owns the key file, the wrapping of keys by keys and AES-256-GCM over one value in one
 place. Doesn't own where sealed bytes are kept or which row needs which key: that is the

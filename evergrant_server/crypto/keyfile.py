@@ -25,7 +25,7 @@ _FEWEST_DISTINCT = 12  # of 32 random bytes about 30 differ; fewer than 12 never
 
 @dataclass(frozen=True)
 class RootKeys:
-    """The root keys of one lane: every one still opens, `current` alone seals."""
+    """The root keys of one purpose: every one still opens, `current` alone seals."""
 
     current: str
     keys: dict[str, SealingKey]
@@ -33,7 +33,7 @@ class RootKeys:
 
 @dataclass(frozen=True)
 class KeyFile:
-    """What a key file holds. `export` is True for a copy made for a role with fewer lanes."""
+    """What a key file holds. `export` is True for a copy made for a role with fewer purposes."""
 
     purposes: dict[str, RootKeys]
     subject: SealingKey
@@ -104,26 +104,26 @@ def _parsed(path: Path, raw: bytes) -> KeyFile:
         malformed("it is not an Evergrant key file")
     if document.get("version") != VERSION:
         raise key_file_error(path, "has another format version", "Use the server version that wrote it.")
-    if not isinstance(document.get("lanes"), dict) or not document["lanes"]:
-        malformed("it has no lanes")
-    lanes: dict[str, RootKeys] = {}
-    for lane, content in document["lanes"].items():
+    if not isinstance(document.get("purposes"), dict) or not document["purposes"]:
+        malformed("it has no purposes")
+    purposes: dict[str, RootKeys] = {}
+    for purpose, content in document["purposes"].items():
         if not isinstance(content, dict) or not isinstance(content.get("keys"), dict):
-            malformed(f"lane {lane} has no keys")
+            malformed(f"purpose {purpose} has no keys")
         if content.get("current") not in content["keys"]:
-            malformed(f"lane {lane} has no current key")
+            malformed(f"purpose {purpose} has no current key")
         if not all(0 < len(name.encode()) < 256 for name in content["keys"]):
-            malformed(f"lane {lane} has a key without a usable name")
-        lanes[lane] = RootKeys(
+            malformed(f"purpose {purpose} has a key without a usable name")
+        purposes[purpose] = RootKeys(
             content["current"], {name: key(name, it) for name, it in content["keys"].items()}
         )
     file = KeyFile(
-        lanes,
+        purposes,
         key("subject", document.get("subject")),
         key("derive", document.get("derive")),
         document.get("export") is True,
     )
-    held = [file.subject, file.derive, *(it for roots in lanes.values() for it in roots.keys.values())]
+    held = [file.subject, file.derive, *(it for roots in purposes.values() for it in roots.keys.values())]
     if len({it.reveal() for it in held}) != len(held):
         raise key_file_error(path, "uses one key twice", "Create keys with keys create, never by hand.")
     return file
@@ -193,15 +193,15 @@ def _serialised(file: KeyFile) -> bytes:
     def text(key: SealingKey) -> str:
         return base64.b64encode(key.reveal()).decode()
 
-    lanes = {
-        lane: {"current": roots.current, "keys": {name: text(key) for name, key in roots.keys.items()}}
-        for lane, roots in file.purposes.items()
+    purposes = {
+        purpose: {"current": roots.current, "keys": {name: text(key) for name, key in roots.keys.items()}}
+        for purpose, roots in file.purposes.items()
     }
     document = {
         "format": FORMAT,
         "version": VERSION,
         "export": file.export,
-        "lanes": lanes,
+        "purposes": purposes,
         "subject": text(file.subject),
         "derive": text(file.derive),
     }

@@ -1,4 +1,4 @@
-"""The key ring: the root keys one process holds, by lane, and what may be done with them."""
+"""The key ring: the root keys one process holds, by purpose, and what may be done with them."""
 
 import hashlib
 import hmac
@@ -25,7 +25,7 @@ from evergrant_server.crypto.keyfile import KeyFile, RootKeys
 
 
 class KeyPurpose(StrEnum):
-    """What a key may open. Keys of one lane never open values of another."""
+    """What a key may open. Keys of one purpose never open values of another."""
 
     LEASE = "lease"  # access tokens
     REFRESH = "refresh"  # refresh tokens and id tokens
@@ -33,7 +33,7 @@ class KeyPurpose(StrEnum):
 
 
 class Role(StrEnum):
-    """Who opens the ring. The internet-facing API never holds the refresh lane."""
+    """Who opens the ring. The internet-facing API never holds the refresh purpose."""
 
     API = "api"
     WORKER = "worker"
@@ -48,14 +48,14 @@ PURPOSES_OF_ROLE: dict[Role, frozenset[KeyPurpose]] = {
 
 
 class KeyRing:
-    """Root keys of the lanes a role may use. Doesn't print; every failure names the place."""
+    """Root keys of the purposes a role may use. Doesn't print; every failure names the place."""
 
     def __init__(self, path: Path, role: Role, file: KeyFile) -> None:
         """Use `open` or `create`: they check the file. Lanes the role may not use are dropped here."""
         self._path = path
         self._role = role
         self._file = replace(
-            file, purposes={lane: file.purposes[lane] for lane in sorted(PURPOSES_OF_ROLE[role])}
+            file, purposes={purpose: file.purposes[purpose] for purpose in sorted(PURPOSES_OF_ROLE[role])}
         )
 
     @classmethod
@@ -63,24 +63,24 @@ class KeyRing:
         """Read the key file for `role`.
 
         Raises Failure KEY_UNAVAILABLE, with a one-line repair, when the file is missing,
-        open to others, malformed, weak, or lacks a lane of the role.
+        open to others, malformed, weak, or lacks a purpose of the role.
         """
         path = Path(path)
         file = keyfile.read(path)
         missing = sorted(PURPOSES_OF_ROLE[role] - file.purposes.keys())
         if missing:
-            repair = f"Use the full key file, or run with a role that needs no {missing[0]} lane."
-            raise keyfile.key_file_error(path, f"has no {missing[0]} lane, which a {role} needs", repair)
+            repair = f"Use the full key file, or run with a role that needs no {missing[0]} purpose."
+            raise keyfile.key_file_error(path, f"has no {missing[0]} purpose, which a {role} needs", repair)
         return cls(path, role, file)
 
     @classmethod
     def create(cls, path: Path | str, role: Role = Role.OPERATOR) -> "KeyRing":
-        """Write a new key file (mode 0600, with all lanes) and open it for `role`.
+        """Write a new key file (mode 0600, with all purposes) and open it for `role`.
 
         Raises Failure KEY_UNAVAILABLE when the file exists already or can't be written.
         """
-        lanes = {lane.value: _with_new_key(None) for lane in KeyPurpose}
-        file = KeyFile(lanes, new_sealing_key("subject"), new_sealing_key("derive"))
+        purposes = {purpose.value: _with_new_key(None) for purpose in KeyPurpose}
+        file = KeyFile(purposes, new_sealing_key("subject"), new_sealing_key("derive"))
         keyfile.create(Path(path), file)
         return cls.open(path, role)
 
@@ -91,28 +91,28 @@ class KeyRing:
     def __repr__(self) -> str:
         return f"KeyRing({str(self._path)!r}, {self._role.value})"
 
-    def holds(self, lane: KeyPurpose) -> bool:
-        return lane in self._file.purposes
+    def holds(self, purpose: KeyPurpose) -> bool:
+        return purpose in self._file.purposes
 
     def restricted(self, role: Role) -> "KeyRing":
-        """The same ring with no more lanes than `role` may use; the others leave with this object.
+        """The same ring with no more purposes than `role` may use; the others leave with this object.
 
-        Raises Failure KEY_UNAVAILABLE when this ring lacks a lane of the role: a ring never widens.
+        Raises Failure KEY_UNAVAILABLE when this ring lacks a purpose of the role: a ring never widens.
         """
-        self._needs_lanes_of(role)
+        self._require_purposes_of(role)
         return KeyRing(self._path, role, self._file)
 
     def export(self, path: Path | str, role: Role) -> None:
-        """Write a new key file for `role` alone, for a host that must not hold the other lanes.
+        """Write a new key file for `role` alone, for a host that must not hold the other purposes.
 
         It can't be rotated: rotate the full file and export again. Raises Failure
-        KEY_UNAVAILABLE when the file exists or this ring lacks a lane of the role.
+        KEY_UNAVAILABLE when the file exists or this ring lacks a purpose of the role.
         """
-        self._needs_lanes_of(role)
-        lanes = {lane.value: self._file.purposes[lane] for lane in sorted(PURPOSES_OF_ROLE[role])}
-        keyfile.create(Path(path), replace(self._file, purposes=lanes, export=True))
+        self._require_purposes_of(role)
+        purposes = {purpose.value: self._file.purposes[purpose] for purpose in sorted(PURPOSES_OF_ROLE[role])}
+        keyfile.create(Path(path), replace(self._file, purposes=purposes, export=True))
 
-    def rotate(self, lane: KeyPurpose) -> "KeyRing":
+    def rotate(self, purpose: KeyPurpose) -> "KeyRing":
         """Add a new current root key to the file; what the old ones wrapped stays readable.
 
         Returns the ring as it is now. Other processes see the new key when they are
@@ -120,30 +120,32 @@ class KeyRing:
         """
         with keyfile.file_lock(self._path):
             file = keyfile.read(self._path)
-            if file.export or lane not in self._file.purposes:
+            if file.export or purpose not in self._file.purposes:
                 raise keyfile.key_file_error(
                     self._path, "is an export, or this role may not rotate it", "Rotate the full key file."
                 )
-            file = replace(file, purposes={**file.purposes, lane.value: _with_new_key(file.purposes[lane])})
+            file = replace(
+                file, purposes={**file.purposes, purpose.value: _with_new_key(file.purposes[purpose])}
+            )
             keyfile.rewrite(self._path, file)
         return KeyRing(self._path, self._role, file)
 
-    def wrap(self, lane: KeyPurpose, place: AssociatedData, key: SealingKey) -> Sealed:
-        """Seal a tenant's key under the lane's current root."""
-        roots = self._roots(lane, place)
+    def wrap(self, purpose: KeyPurpose, place: AssociatedData, key: SealingKey) -> Sealed:
+        """Seal a tenant's key under the purpose's current root."""
+        roots = self._roots(purpose, place)
         return seal(roots.keys[roots.current], place, key.reveal())
 
-    def unwrap(self, lane: KeyPurpose, place: AssociatedData, key_id: str, wrapped: bytes) -> SealingKey:
+    def unwrap(self, purpose: KeyPurpose, place: AssociatedData, key_id: str, wrapped: bytes) -> SealingKey:
         """Open a tenant's key. Raises Failure KEY_UNAVAILABLE or SEAL_BROKEN naming its row."""
         root_id = key_id_of(wrapped, place)
-        root = self._roots(lane, place).keys.get(root_id)
+        root = self._roots(purpose, place).keys.get(root_id)
         if root is None:
-            raise key_unavailable(place, f"root key {root_id!r} of lane {lane} is not in the key ring")
+            raise key_unavailable(place, f"root key {root_id!r} of purpose {purpose} is not in the key ring")
         return SealingKey(key_id, open_sealed(root, place, wrapped))
 
-    def current_root_id(self, lane: KeyPurpose) -> str:
-        """The id of the root key that seals in this lane now."""
-        return self._file.purposes[lane].current
+    def current_root_id(self, purpose: KeyPurpose) -> str:
+        """The id of the root key that seals in this purpose now."""
+        return self._file.purposes[purpose].current
 
     def subject_hash(self, tenant: str, subject: str) -> str:
         """A keyed hash for search indexes: 128 bits of HMAC-SHA256 in hex, the same after a rotation."""
@@ -160,18 +162,18 @@ class KeyRing:
         hkdf = HKDF(algorithm=SHA256(), length=32, salt=None, info=encode_parts("derive", purpose))
         return hkdf.derive(self._file.derive.reveal())
 
-    def _roots(self, lane: KeyPurpose, place: AssociatedData) -> RootKeys:
-        roots = self._file.purposes.get(lane)
+    def _roots(self, purpose: KeyPurpose, place: AssociatedData) -> RootKeys:
+        roots = self._file.purposes.get(purpose)
         if roots is None:
-            raise key_unavailable(place, f"the {self._role} role doesn't hold the {lane} lane")
+            raise key_unavailable(place, f"the {self._role} role doesn't hold the {purpose} purpose")
         return roots
 
-    def _needs_lanes_of(self, role: Role) -> None:
+    def _require_purposes_of(self, role: Role) -> None:
         missing = sorted(PURPOSES_OF_ROLE[role] - self._file.purposes.keys())
         if missing:
             raise Failure(
                 ErrorCode.KEY_UNAVAILABLE,
-                f"A ring of the {self._role} role doesn't hold the {missing[0]} lane.",
+                f"A ring of the {self._role} role doesn't hold the {missing[0]} purpose.",
             )
 
 

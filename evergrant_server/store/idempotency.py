@@ -57,7 +57,7 @@ class Idempotency:
             "request_hash": request_hash,
             "status": status,
             "sealed_body": await self._seals.seal(KeyPurpose.INTAKE, NO_CONNECTION, place, Secret(body)),
-            "remembered_at": at,
+            "stored_at": at,
             "revision": 1,
         }
         if await insert(self._connection, IdempotencyRow, values):
@@ -70,7 +70,7 @@ class Idempotency:
     async def prune(self, before: datetime, limit: int = 1000) -> int:
         """Forget answers given before this moment, `limit` at the most; returns how many."""
         key = (col(IdempotencyRow.tenant), col(IdempotencyRow.app_id), col(IdempotencyRow.key))
-        old = select(*key).where(col(IdempotencyRow.remembered_at) < before).limit(limit)
+        old = select(*key).where(col(IdempotencyRow.stored_at) < before).limit(limit)
         gone = delete(IdempotencyRow).where(tuple_(*key).in_(old))
         return (await self._connection.execute(gone)).rowcount
 

@@ -30,14 +30,14 @@ async def undelivered_messages(store: Store) -> tuple[int, datetime | None]:
     return count, oldest
 
 
-async def unwrap_newest_tenant_key(store: Store, ring: KeyRing, lane: KeyPurpose) -> str | None:
-    """Unwrap the newest tenant key of a lane; returns its id, None when there is none yet.
+async def unwrap_newest_tenant_key(store: Store, ring: KeyRing, purpose: KeyPurpose) -> str | None:
+    """Unwrap the newest tenant key of a purpose; returns its id, None when there is none yet.
 
     Raises Failure KEY_UNAVAILABLE or SEAL_BROKEN when this ring isn't the one it was made with.
     """
     query = (
         select(col(KeyRow.tenant), col(KeyRow.id), col(KeyRow.sealed_key))
-        .where(columns_equal(KeyRow, lane=lane.value, connection_id=NO_CONNECTION))
+        .where(columns_equal(KeyRow, purpose=purpose.value, connection_id=NO_CONNECTION))
         .order_by(col(KeyRow.created_at).desc())
         .limit(1)
     )
@@ -46,7 +46,7 @@ async def unwrap_newest_tenant_key(store: Store, ring: KeyRing, lane: KeyPurpose
     if row is None:
         return None
     key, sealed = row["id"], row["sealed_key"]
-    return unwrap(ring, row["tenant"], lane, WrappedKey(key, NO_CONNECTION, sealed, key, sealed)).id
+    return unwrap(ring, row["tenant"], purpose, WrappedKey(key, NO_CONNECTION, sealed, key, sealed)).id
 
 
 async def require_matching_key_ring(store: Store, ring: KeyRing) -> None:
@@ -55,11 +55,11 @@ async def require_matching_key_ring(store: Store, ring: KeyRing) -> None:
     Found at the start: a process that went on would seal new rows with keys that the old ones
     don't know.
     """
-    for lane in KeyPurpose:
-        if not ring.holds(lane):
+    for purpose in KeyPurpose:
+        if not ring.holds(purpose):
             continue
         try:
-            await unwrap_newest_tenant_key(store, ring, lane)
+            await unwrap_newest_tenant_key(store, ring, purpose)
         except Failure as failure:
             if failure.code not in (ErrorCode.KEY_UNAVAILABLE, ErrorCode.SEAL_BROKEN):
                 raise

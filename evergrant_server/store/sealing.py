@@ -55,32 +55,32 @@ class UnwrappedKeys:
         self._current = dict(current)
         self._by_id = {key.id: key for key in current.values()}
 
-    def current(self, lane: KeyPurpose) -> SealingKey:
-        return self._current[lane]
+    def current(self, purpose: KeyPurpose) -> SealingKey:
+        return self._current[purpose]
 
     def get(self, key_id: str) -> SealingKey | None:
         return self._by_id.get(key_id)
 
     def merged_with(self, other: "UnwrappedKeys") -> "UnwrappedKeys":
-        """With keys of other lanes."""
+        """With keys of other purposes."""
         return UnwrappedKeys({**self._current, **other._current})
 
     def __repr__(self) -> str:
         return f"HeldKeys({', '.join(self._current)})"
 
 
-def key_associated_data(tenant: str, key_id: str, lane: KeyPurpose, connection_id: str) -> AssociatedData:
-    """Where a wrapped key lives; its lane and connection are part of the place."""
-    return AssociatedData(tenant, "key", key_id, f"sealed_key:{lane.value}:{connection_id}")
+def key_associated_data(tenant: str, key_id: str, purpose: KeyPurpose, connection_id: str) -> AssociatedData:
+    """Where a wrapped key lives; its purpose and connection are part of the place."""
+    return AssociatedData(tenant, "key", key_id, f"sealed_key:{purpose.value}:{connection_id}")
 
 
-def unwrap(ring: KeyRing, tenant: str, lane: KeyPurpose, rows: WrappedKey) -> SealingKey:
+def unwrap(ring: KeyRing, tenant: str, purpose: KeyPurpose, rows: WrappedKey) -> SealingKey:
     """Unwrap a key through its tenant's. Raises Failure KEY_UNAVAILABLE or SEAL_BROKEN."""
-    above = key_associated_data(tenant, rows.tenant_key_id, lane, NO_CONNECTION)
-    tenant_key = ring.unwrap(lane, above, rows.tenant_key_id, rows.tenant_key)
+    above = key_associated_data(tenant, rows.tenant_key_id, purpose, NO_CONNECTION)
+    tenant_key = ring.unwrap(purpose, above, rows.tenant_key_id, rows.tenant_key)
     if rows.connection_id == NO_CONNECTION:
         return tenant_key
-    place = key_associated_data(tenant, rows.id, lane, rows.connection_id)
+    place = key_associated_data(tenant, rows.id, purpose, rows.connection_id)
     return SealingKey(rows.id, open_sealed(tenant_key, place, rows.wrapped))
 
 
@@ -96,49 +96,51 @@ class ColumnSealer:
         self._held = held
 
     async def find_current_keys(
-        self, tenant: str, connection_id: str, lanes: Iterable[KeyPurpose]
+        self, tenant: str, connection_id: str, purposes: Iterable[KeyPurpose]
     ) -> UnwrappedKeys | None:
         """The connection's current keys, or None when one wasn't made yet. Raises as `hold` does."""
         keys: dict[KeyPurpose, SealingKey] = {}
-        for lane in lanes:
-            rows = await self._rows(tenant, lane, connection_id=connection_id, retired_at=None)
+        for purpose in purposes:
+            rows = await self._rows(tenant, purpose, connection_id=connection_id, retired_at=None)
             if rows is None:
                 return None
-            keys[lane] = unwrap(self.ring, tenant, lane, rows)
+            keys[purpose] = unwrap(self.ring, tenant, purpose, rows)
         return UnwrappedKeys(keys)
 
     async def get_or_create_keys(
-        self, tenant: str, connection_id: str, lanes: Iterable[KeyPurpose]
+        self, tenant: str, connection_id: str, purposes: Iterable[KeyPurpose]
     ) -> UnwrappedKeys:
         """The connection's current keys, made when needed. Raises Failure KEY_UNAVAILABLE, SEAL_BROKEN."""
         place = AssociatedData(tenant, "key", connection_id, "held")
-        return UnwrappedKeys({lane: await self._current(lane, connection_id, place) for lane in lanes})
+        return UnwrappedKeys(
+            {purpose: await self._current(purpose, connection_id, place) for purpose in purposes}
+        )
 
     async def seal(
-        self, lane: KeyPurpose, connection_id: str, place: AssociatedData, value: Secret
+        self, purpose: KeyPurpose, connection_id: str, place: AssociatedData, value: Secret
     ) -> Sealed:
         """Seal a column of a connection (or, with NOBODY, of the tenant), making its key when needed."""
-        return seal(await self._current(lane, connection_id, place), place, value.reveal().encode())
+        return seal(await self._current(purpose, connection_id, place), place, value.reveal().encode())
 
     async def open(
-        self, lane: KeyPurpose, connection_id: str, place: AssociatedData, sealed: bytes
+        self, purpose: KeyPurpose, connection_id: str, place: AssociatedData, sealed: bytes
     ) -> Secret:
         """Open a column. Raises Failure SEAL_BROKEN or KEY_UNAVAILABLE that names it."""
-        return Secret((await self.open_bytes(lane, connection_id, place, sealed)).decode())
+        return Secret((await self.open_bytes(purpose, connection_id, place, sealed)).decode())
 
     async def open_bytes(
-        self, lane: KeyPurpose, connection_id: str, place: AssociatedData, sealed: bytes
+        self, purpose: KeyPurpose, connection_id: str, place: AssociatedData, sealed: bytes
     ) -> bytes:
         """As `open`, for what is no text: a journal's entry."""
-        if not self.ring.holds(lane):
-            raise key_unavailable(place, f"the {self.ring.role} role doesn't hold the {lane} lane")
+        if not self.ring.holds(purpose):
+            raise key_unavailable(place, f"the {self.ring.role} role doesn't hold the {purpose} purpose")
         key_id = key_id_of(sealed, place)
-        rows = await self._rows(place.tenant, lane, id=key_id)
+        rows = await self._rows(place.tenant, purpose, id=key_id)
         if rows is None:
             raise key_unavailable(place, f"its key {key_id} is not in the store")
         if rows.connection_id != connection_id:
             raise seal_broken(place, "was sealed with a key of another connection")
-        key = self._unwrapped(place.tenant, lane, rows)
+        key = self._unwrapped(place.tenant, purpose, rows)
         return open_sealed(key, place, sealed)
 
     async def destroy_keys(self, tenant: str, connection_id: str) -> int:
@@ -147,39 +149,39 @@ class ColumnSealer:
         gone = delete(KeyRow).where(keys, col(KeyRow.connection_id) != NO_CONNECTION)
         return (await self._connection.execute(gone)).rowcount
 
-    async def _current(self, lane: KeyPurpose, connection_id: str, place: AssociatedData) -> SealingKey:
-        if not self.ring.holds(lane):
-            raise key_unavailable(place, f"the {self.ring.role} role doesn't hold the {lane} lane")
+    async def _current(self, purpose: KeyPurpose, connection_id: str, place: AssociatedData) -> SealingKey:
+        if not self.ring.holds(purpose):
+            raise key_unavailable(place, f"the {self.ring.role} role doesn't hold the {purpose} purpose")
         current = {"connection_id": connection_id, "retired_at": None}
-        rows = await self._rows(place.tenant, lane, **current)
+        rows = await self._rows(place.tenant, purpose, **current)
         if rows is None:
-            await self._create(place.tenant, lane, connection_id, place)
-            rows = await self._rows(place.tenant, lane, **current)
+            await self._create(place.tenant, purpose, connection_id, place)
+            rows = await self._rows(place.tenant, purpose, **current)
         if rows is None:
             raise key_unavailable(place, "its key vanished while it was being made")
-        return self._unwrapped(place.tenant, lane, rows)
+        return self._unwrapped(place.tenant, purpose, rows)
 
-    def _unwrapped(self, tenant: str, lane: KeyPurpose, rows: WrappedKey) -> SealingKey:
+    def _unwrapped(self, tenant: str, purpose: KeyPurpose, rows: WrappedKey) -> SealingKey:
         held = self._held.get(rows.id) if self._held else None
-        return held or unwrap(self.ring, tenant, lane, rows)
+        return held or unwrap(self.ring, tenant, purpose, rows)
 
     async def _create(
-        self, tenant: str, lane: KeyPurpose, connection_id: str, for_place: AssociatedData
+        self, tenant: str, purpose: KeyPurpose, connection_id: str, for_place: AssociatedData
     ) -> None:
         """Add a key; when another writer was faster, theirs is the one (the index allows one)."""
         key = new_sealing_key("tky" if connection_id == NO_CONNECTION else "cky")
-        place = key_associated_data(tenant, key.id, lane, connection_id)
+        place = key_associated_data(tenant, key.id, purpose, connection_id)
         if connection_id == NO_CONNECTION:
-            parent, wrapped = self.ring.current_root_id(lane), self.ring.wrap(lane, place, key)
+            parent, wrapped = self.ring.current_root_id(purpose), self.ring.wrap(purpose, place, key)
         else:
-            above = await self._current(lane, NO_CONNECTION, for_place)
+            above = await self._current(purpose, NO_CONNECTION, for_place)
             parent, wrapped = above.id, seal(above, place, key.reveal())
         values = {
             "tenant": tenant,
             "id": key.id,
-            "lane": lane.value,
+            "purpose": purpose.value,
             "connection_id": connection_id,
-            "parent": parent,
+            "wrapping_key_id": parent,
             "sealed_key": wrapped,
             "created_at": self._now,
             "retired_at": None,
@@ -187,12 +189,12 @@ class ColumnSealer:
         }
         await insert(self._connection, KeyRow, values)
 
-    async def _rows(self, tenant: str, lane: KeyPurpose, **equal: str | None) -> WrappedKey | None:
+    async def _rows(self, tenant: str, purpose: KeyPurpose, **equal: str | None) -> WrappedKey | None:
         above = aliased(KeyRow)
         over = and_(
             col(above.tenant) == col(KeyRow.tenant),
-            col(above.lane) == col(KeyRow.lane),
-            col(above.id) == col(KeyRow.parent),
+            col(above.purpose) == col(KeyRow.purpose),
+            col(above.id) == col(KeyRow.wrapping_key_id),
         )
         parent_id: Label[str] = col(above.id).label("parent_id")
         parent_key: Label[Sealed] = col(above.sealed_key).label("parent_key")
@@ -206,7 +208,7 @@ class ColumnSealer:
             )
             .select_from(KeyRow)
             .outerjoin(above, over)
-            .where(columns_equal(KeyRow, tenant=tenant, lane=lane.value, **equal))
+            .where(columns_equal(KeyRow, tenant=tenant, purpose=purpose.value, **equal))
         )
         row = await fetch_first(self._connection, query)
         if row is None:
@@ -215,6 +217,6 @@ class ColumnSealer:
         if row["connection_id"] == NO_CONNECTION:
             return WrappedKey(*mine, row["id"], row["sealed_key"])
         if row["parent_key"] is None:
-            place = key_associated_data(tenant, row["id"], lane, row["connection_id"])
+            place = key_associated_data(tenant, row["id"], purpose, row["connection_id"])
             raise key_unavailable(place, "the tenant key that wraps it is not in the store")
         return WrappedKey(*mine, row["parent_id"], row["parent_key"])

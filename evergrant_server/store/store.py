@@ -95,18 +95,18 @@ class Store:
                 yield connection
 
     async def unwrap_keys(
-        self, tenant: str, connection_id: str, lanes: tuple[KeyPurpose, ...]
+        self, tenant: str, connection_id: str, purposes: tuple[KeyPurpose, ...]
     ) -> UnwrappedKeys:
         """Unwrap the keys that a connection's next answer will need, making those it lacks.
 
         Raises Failure KEY_UNAVAILABLE, SEAL_BROKEN, STORE_UNAVAILABLE.
         """
         async with self.read() as tx:
-            found = await tx.sealer.find_current_keys(tenant, connection_id, lanes)
+            found = await tx.sealer.find_current_keys(tenant, connection_id, purposes)
         if found is not None:
             return found
         async with self.write() as tx:
-            return await tx.sealer.get_or_create_keys(tenant, connection_id, lanes)
+            return await tx.sealer.get_or_create_keys(tenant, connection_id, purposes)
 
     def _tx(self, connection: AsyncConnection, keys: UnwrappedKeys | None = None) -> Transaction:
         return Transaction(connection, self.ring, self._clock.now(), keys)

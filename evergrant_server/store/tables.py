@@ -1,6 +1,6 @@
 """The tables. Every one starts with `tenant` and its rows carry `revision`.
 
-`sealed_*` columns hold sealed bytes only; docs/reference/storage.md says in which lane.
+`sealed_*` columns hold sealed bytes only; docs/reference/storage.md says in which purpose.
 Statements are built from these classes with SQLAlchemy Core: rows never become session
 objects, because the rows are not the domain.
 """
@@ -76,7 +76,7 @@ class ConnectionRow(Row, table=True):
     failing_since: datetime | None = _maybe_moment()
     follow_up: str | None = None
     choice: str | None = None
-    chain_scopes: dict[str, Any] = _json()
+    slot_scopes: dict[str, Any] = _json()
     consented_with: str | None = None
     reported_generation: int | None = None
     revision: int
@@ -86,7 +86,7 @@ class ConnectionGrantRow(Row, table=True):
     __table_args__ = (_of_connection(), Index(None, "tenant", "expires_at"))
     tenant: str = Field(primary_key=True)
     connection_id: str = Field(primary_key=True)
-    chain: str = Field(primary_key=True)
+    slot: str = Field(primary_key=True)
     generation: int
     token_type: str
     scopes: list[str] = _json()
@@ -94,7 +94,7 @@ class ConnectionGrantRow(Row, table=True):
     expires_at: datetime | None = _maybe_moment()
     refresh_expires_at: datetime | None = _maybe_moment()
     refreshable: bool
-    interim: bool = False
+    short_lived: bool = False
     facts: dict[str, Any] = _json()  # the grant's `metadata`
     options: list[dict[str, Any]] = _json()
     sealed_access: Sealed | None = _sealed()
@@ -116,7 +116,7 @@ class IntegrationRow(Row, table=True):
     default_scopes: list[str] = _json()
     scope_ceiling: list[str] | None = Field(default=None, sa_type=JSON)
     refresh: dict[str, Any] = _json()
-    refresh_said: dict[str, Any] | None = Field(default=None, sa_type=JSON)
+    refresh_overrides: dict[str, Any] | None = Field(default=None, sa_type=JSON)
     state: str
     problem: str | None = None
     endpoints: dict[str, Any] | None = Field(default=None, sa_type=JSON)
@@ -190,7 +190,7 @@ class ConsentRow(Row, table=True):
     kind: str
     status: str
     scopes: list[str] = _json()
-    chain_scopes: dict[str, Any] = _json()
+    slot_scopes: dict[str, Any] = _json()
     return_to: str | None = None
     link_hash: str
     state_hash: str | None = None
@@ -251,7 +251,7 @@ class AttemptRow(Row, table=True):
             "uq_attempt_open",
             "tenant",
             "connection_id",
-            "chain",
+            "slot",
             unique=True,
             sqlite_where=text("outcome IS NULL"),
             postgresql_where=text("outcome IS NULL"),
@@ -261,7 +261,7 @@ class AttemptRow(Row, table=True):
     tenant: str = Field(primary_key=True)
     id: str = Field(primary_key=True)
     connection_id: str
-    chain: str
+    slot: str
     kind: str
     credential: str
     from_generation: int
@@ -269,7 +269,7 @@ class AttemptRow(Row, table=True):
     opened_at: datetime = _moment()
     send_by: datetime = _moment()
     sends: int
-    asked_at: datetime | None = _maybe_moment()
+    first_sent_at: datetime | None = _maybe_moment()
     outcome: str | None = None
     closed_at: datetime | None = _maybe_moment()
     revision: int
@@ -315,7 +315,7 @@ class UsageRow(Row, table=True):
 class AuditRow(Row, table=True):
     __table_args__ = (Index(None, "tenant", "object", "at"), Index(None, "tenant", "at"))
     tenant: str = Field(primary_key=True)
-    lane: str = Field(primary_key=True)
+    shard: str = Field(primary_key=True)
     seq: int = Field(primary_key=True, sa_type=BigInteger)
     at: datetime = _moment()
     action: str
@@ -333,7 +333,7 @@ class AuditRow(Row, table=True):
 
 class AuditShardRow(Row, table=True):
     tenant: str = Field(primary_key=True)
-    lane: str = Field(primary_key=True)
+    shard: str = Field(primary_key=True)
     count: int = Field(sa_type=BigInteger)
     last_hash: str
     revision: int
@@ -360,7 +360,7 @@ class KeyRow(Row, table=True):
             "uq_key_current",
             "tenant",
             "connection_id",
-            "lane",
+            "purpose",
             unique=True,
             sqlite_where=text("retired_at IS NULL"),
             postgresql_where=text("retired_at IS NULL"),
@@ -368,9 +368,9 @@ class KeyRow(Row, table=True):
     )
     tenant: str = Field(primary_key=True)
     id: str = Field(primary_key=True)
-    lane: str
+    purpose: str
     connection_id: str
-    parent: str
+    wrapping_key_id: str
     sealed_key: Sealed = _sealed()
     created_at: datetime = _moment()
     retired_at: datetime | None = _maybe_moment()
@@ -378,12 +378,12 @@ class KeyRow(Row, table=True):
 
 
 class IdempotencyRow(Row, table=True):
-    __table_args__ = (Index(None, "remembered_at"),)
+    __table_args__ = (Index(None, "stored_at"),)
     tenant: str = Field(primary_key=True)
     app_id: str = Field(primary_key=True)
     key: str = Field(primary_key=True)
     request_hash: str
     status: int
     sealed_body: Sealed = _sealed()
-    remembered_at: datetime = _moment()
+    stored_at: datetime = _moment()
     revision: int

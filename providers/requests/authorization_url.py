@@ -77,16 +77,16 @@ def _checked_scopes(spec: ProviderSpec, scopes: Sequence[str], field: str) -> tu
 
 
 def token_slot_scope_params(
-    spec: ProviderSpec, chain_scopes: Mapping[str, Sequence[str]]
+    spec: ProviderSpec, slot_scopes: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[str, ...]]:
-    """Scopes by the parameter they go into. Raises Failure INVALID_REQUEST (field `chain_scopes`)."""
-    unknown = set(chain_scopes) - set(spec.scope_params)
+    """Scopes by the parameter they go into. Raises Failure INVALID_REQUEST (field `slot_scopes`)."""
+    unknown = set(slot_scopes) - set(spec.scope_params)
     if unknown:
         detail = f"{spec.name} has no scopes of their own for {min(unknown)[:64]}"
-        raise Failure(ErrorCode.INVALID_REQUEST, detail, field="chain_scopes", provider=spec.name)
+        raise Failure(ErrorCode.INVALID_REQUEST, detail, field="slot_scopes", provider=spec.name)
     return {
-        spec.scope_params[chain]: _checked_scopes(spec, scopes, "chain_scopes")
-        for chain, scopes in chain_scopes.items()
+        spec.scope_params[chain]: _checked_scopes(spec, scopes, "slot_scopes")
+        for chain, scopes in slot_scopes.items()
     }
 
 
@@ -98,7 +98,7 @@ def build_authorization_url(
     state: Secret,
     verifier: Secret | None,
     scopes: Sequence[str],
-    chain_scopes: Mapping[str, Sequence[str]] | None = None,
+    slot_scopes: Mapping[str, Sequence[str]] | None = None,
     params: Mapping[str, str] | None = None,
     target: TokenTarget | None = None,
     dpop_jkt: str | None = None,
@@ -108,7 +108,7 @@ def build_authorization_url(
 
     Without a verifier it asks for the token itself (RFC 6749 section 4.2.1): no code, nothing to bind.
 
-    `chain_scopes` are those of further chains, where the definition has a parameter for them.
+    `slot_scopes` are those of further chains, where the definition has a parameter for them.
     `params` are the caller's own (a login hint, say); each must be on the definition's list.
     `target` says what the tokens are for (RFC 8707 section 2.1). `dpop_jkt` names the key that the
     code is to be bound to (RFC 9449 section 10). `nonce` is what the id token has to repeat.
@@ -134,7 +134,7 @@ def build_authorization_url(
     if nonce is not None:
         extra["nonce"] = nonce.reveal()
     wanted = requested_scopes(spec, integration, scopes)
-    further = token_slot_scope_params(spec, chain_scopes or {})
+    further = token_slot_scope_params(spec, slot_scopes or {})
     extra |= {param: spec.scope_separator.join(its) for param, its in further.items()}
     authlib = OAuth2Client(None, client_id=integration.client_id, code_challenge_method="S256")
     url, _ = authlib.create_authorization_url(

@@ -20,7 +20,7 @@ VECTORS = CATALOG.parent.parent / "tests" / "conformance" / "providers" / "vecto
 _MIN_SOURCES = 2  # independent sources
 _GUIDE = "docs/guide/adding-a-provider.md says how"
 _VECTOR_FIELDS = {
-    *("params", "scopes", "chain_scopes", "endpoints", "facts"),  # what is given
+    *("params", "scopes", "slot_scopes", "endpoints", "facts"),  # what is given
     *("authorize", "callbacks", "exchange", "post_exchange", "refresh", "revoke", "grants"),
     *("replies", "refusals", "lookups", "api"),
 }

@@ -154,8 +154,8 @@ async def _request_new_consent(
         raise Failure(ErrorCode.NOT_FOUND)
     require_ready(integration)
     named, connection = connection, await consenting_connection(tx, connection)
-    if connection is not named and (wanted.scopes, wanted.chain_scopes) != (None, None):
-        detail = "Its scopes are chain_scopes of the connection it came with."
+    if connection is not named and (wanted.scopes, wanted.slot_scopes) != (None, None):
+        detail = "Its scopes are slot_scopes of the connection it came with."
         raise Failure(ErrorCode.INVALID_REQUEST, detail, field="scopes")
     before = connection.requested_scopes or None
     scopes = await establishing.permitted_scopes(tx, integration, connection.subject, wanted.scopes or before)
@@ -164,7 +164,7 @@ async def _request_new_consent(
             ErrorCode.INVALID_REQUEST, "Revoke it, and begin one with the new credential.", field="flow"
         )
     further = await establishing.permitted_slot_scopes(
-        tx, integration, connection.subject, connection, wanted.chain_scopes
+        tx, integration, connection.subject, connection, wanted.slot_scopes
     )
     if connection.flow.is_client_grant:
         consent, url = (

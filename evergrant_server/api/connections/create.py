@@ -77,15 +77,15 @@ class ConnectionSetup:
         if found is not None and live:
             require_same_settings(found, wanted)
         flow = await self._flow_to_use(tx, integration, found if live else None, wanted.flow)
-        if wanted.chain_scopes and flow is not Flow.AUTHORIZATION_CODE:
+        if wanted.slot_scopes and flow is not Flow.AUTHORIZATION_CODE:
             detail = "Only an authorization code brings further chains."
-            raise Failure(ErrorCode.INVALID_REQUEST, detail, field="chain_scopes")
+            raise Failure(ErrorCode.INVALID_REQUEST, detail, field="slot_scopes")
         before = found.requested_scopes if found is not None and live else ()
         scopes = await self.permitted_scopes(
             tx, integration, wanted.subject, scopes_to_request(wanted, before)
         )
         chains = await self.permitted_slot_scopes(
-            tx, integration, wanted.subject, found if live else None, wanted.chain_scopes
+            tx, integration, wanted.subject, found if live else None, wanted.slot_scopes
         )
         if found is not None and live:
             if wanted.choice not in (None, found.choice):
@@ -187,7 +187,7 @@ class ConnectionSetup:
             kind=ConsentKind.DEVICE if device else ConsentKind.CODE,
             status=ConsentStatus.CODE_RECEIVED if device else ConsentStatus.OPEN,
             scopes=scopes,
-            chain_scopes=dict(chains),
+            slot_scopes=dict(chains),
             return_to=return_to,
             link_hash=hash_link(link),
             created_at=self._now,
@@ -301,7 +301,7 @@ class ConnectionSetup:
             source=wanted.source,
             source_app=None if wanted.source is None else self._caller.app.id,
             choice=wanted.choice,
-            chain_scopes=dict(chains),
+            slot_scopes=dict(chains),
             created_at=self._now,
             changed_at=self._now,
             consent_deadline=deadline,

@@ -26,7 +26,7 @@ class ConnectionRequest:
     flow: Flow | None = None  # None: as it is, or as the provider's definition says first
     target: TokenTarget = field(default_factory=TokenTarget)
     source: ConnectionId | None = None
-    chain_scopes: Mapping[str, tuple[str, ...]] | None = None  # of further chains
+    slot_scopes: Mapping[str, tuple[str, ...]] | None = None  # of further chains
     choice: str | None = None  # of the accounts that a new connection's grant may reach
     supplied_tokens: Callable[[ProviderSpec, Flow], ImportedTokens | None] = lambda spec, flow: None
 
@@ -79,7 +79,7 @@ def is_reusable(consent: Consent, wanted: ConnectionRequest) -> bool:
         return False
     if wanted.for_lease:
         return True
-    if wanted.chain_scopes is not None and dict(wanted.chain_scopes) != consent.chain_scopes:
+    if wanted.slot_scopes is not None and dict(wanted.slot_scopes) != consent.slot_scopes:
         return False
     begun = consent.status is not ConsentStatus.OPEN and consent.kind is not ConsentKind.DEVICE
     return not begun and consent.return_to == wanted.return_to
@@ -103,7 +103,7 @@ async def consenting_connection(tx: Transaction, connection: Connection) -> Conn
 async def unrevoked_slots(tx: Transaction, first: Connection) -> dict[str, tuple[str, ...]]:
     """Consenting again brings nothing back that was revoked."""
     kept: dict[str, tuple[str, ...]] = {}
-    for chain, scopes in first.chain_scopes.items():
+    for chain, scopes in first.slot_scopes.items():
         label = first.label_of_slot(chain)
         found = await tx.connections.by_names(first.tenant, first.integration, first.subject, label)
         if found is None or found.state not in (LifecycleState.REVOKING, LifecycleState.REVOKED):

@@ -99,7 +99,7 @@ async def create_connection(
         ),
         source=None if body.source is None else ConnectionId(body.source),
         choice=body.choice,
-        chain_scopes=body.chain_scopes,
+        slot_scopes=body.slot_scopes,
         supplied_tokens=lambda spec, flow: _supplied_tokens(spec, flow, body),
     )
 

@@ -158,7 +158,7 @@ class ConnectionBody(Body):
     `resources` (RFC 8707) and `audience` say what the tokens are for, where a flow has room for it.
     `token_exchange` wants a `source` (a connection whose token is exchanged) or a `subject_token`;
     `api_key` and `basic` want the `credential`. `choice` is the account to take, where the provider is
-    asked which accounts the grant reaches and there are several. `chain_scopes` are the scopes of further
+    asked which accounts the grant reaches and there are several. `slot_scopes` are the scopes of further
     tokens that the same consent brings, by the chain's name (at Slack `user`): each becomes a connection
     of its own, with that name as its label.
     """
@@ -175,7 +175,7 @@ class ConnectionBody(Body):
     subject_token_type: Annotated[str, Field(max_length=200), AfterValidator(_resource)] | None = None
     credential: CredentialBody | None = None
     choice: AccountChoice | None = None
-    chain_scopes: SlotScopes | None = None
+    slot_scopes: SlotScopes | None = None
     return_to: ReturnTo | None = None
 
 
@@ -189,7 +189,7 @@ class ReauthorizeBody(Body):
     """Ask the subject again, for the same scopes unless others are given."""
 
     scopes: Scopes | None = None
-    chain_scopes: SlotScopes | None = None
+    slot_scopes: SlotScopes | None = None
     return_to: ReturnTo | None = None
 
 

@@ -124,7 +124,7 @@ class ConnectionView(View):
     api_base_url: str | None = None
     choice: str | None = None
     choices: tuple[AccountOption, ...] = ()
-    chain_scopes: dict[str, tuple[str, ...]] = {}
+    slot_scopes: dict[str, tuple[str, ...]] = {}
     consented_with: str | None = None
     created_at: datetime
     changed_at: datetime
@@ -200,7 +200,7 @@ class IntegrationView(View):
         cls, integration: Integration, *, redirect_uri: str, has_secret: bool, has_key: bool = False
     ) -> "IntegrationView":
         shown = integration.model_dump(
-            exclude={"tenant", "endpoints", "registration_sent_at", "refresh_said"}
+            exclude={"tenant", "endpoints", "registration_sent_at", "refresh_overrides"}
         )
         return cls(**shown, redirect_uri=redirect_uri, has_client_secret=has_secret, has_client_key=has_key)
 
@@ -251,7 +251,7 @@ class PermitView(View):
 
 class AuditView(View):
     seq: int
-    lane: str
+    shard: str
     at: datetime
     action: str
     object: str
@@ -267,7 +267,7 @@ class AuditView(View):
     def of(cls, record: AuditRecord) -> "AuditView":
         decided = record.provenance
         return cls(
-            **record.model_dump(include={"seq", "lane", "at", "object", "detail", "hash"}),
+            **record.model_dump(include={"seq", "shard", "at", "object", "detail", "hash"}),
             action=record.action.value,
             by=record.context.by,
             trace_id=record.context.trace_id,

@@ -251,7 +251,7 @@ def _with_body(
             "dpop": body.dpop,
             "default_scopes": body.default_scopes,
             "scope_ceiling": body.scope_ceiling,
-            "refresh_said": body.refresh.overrides,
+            "refresh_overrides": body.refresh.overrides,
             "changed_at": now,
         }
     )

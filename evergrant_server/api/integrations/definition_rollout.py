@@ -68,7 +68,7 @@ class RollBackBody(Body):
 
 
 class DefinitionView(View):
-    """`share` of the connections that this version answers for; `good` and `bad` count its stage."""
+    """`share` of the connections that this version answers for; `succeeded` and `failed` count its stage."""
 
     id: str
     name: str
@@ -77,8 +77,8 @@ class DefinitionView(View):
     share: float
     rollout: Rollout
     findings: tuple[CheckResult, ...]
-    good: int
-    bad: int
+    succeeded: int
+    failed: int
     proposed_by: str
     decided_by: str | None
     approved: bool | None

@@ -165,7 +165,7 @@ async def _save_attempt(
         state=state,
         verifier=verifier,
         scopes=consent.scopes,
-        chain_scopes=consent.chain_scopes,
+        slot_scopes=consent.slot_scopes,
         target=going.connection.target,
         nonce=nonce,
         dpop_jkt=await _dpop_thumbprint(tx, going, now) if verifier is not None else None,

@@ -133,7 +133,7 @@ def _refusal_response(receiver: Receiver, refused: EventRejected) -> Response:
 async def _refetch_keys(parts: ApiContext, receiver: Receiver, asked: RequestContext) -> Response:
     """Have the transmitter's keys read again, now and then; meanwhile it may send the token once more."""
     now = parts.clock.now()
-    last = receiver.keys_asked_at
+    last = receiver.keys_requested_at
     waits = last is not None and (receiver.keys_at is None or receiver.keys_at < last)
     if last is not None and now - last < _KEY_FETCH_INTERVAL and not waits:
         return _refusal_response(
@@ -142,7 +142,7 @@ async def _refetch_keys(parts: ApiContext, receiver: Receiver, asked: RequestCon
     if last is None or now - last >= _KEY_FETCH_INTERVAL:
         try:
             async with parts.store.write() as tx:
-                after = receiver.model_copy(update={"keys_asked_at": now})
+                after = receiver.model_copy(update={"keys_requested_at": now})
                 await tx.receivers.replace(after, expected=receiver.revision)
                 await tx.outbox.add(fetch_keys_message(after, asked, now))
         except Failure as failure:

@@ -77,7 +77,7 @@ class EventReceiverView(View):
 
     @classmethod
     def of(cls, it: Receiver, *, public_url: str, has_secret: bool) -> "EventReceiverView":
-        shown = it.model_dump(exclude={"tenant", "integration_id", "keys", "keys_asked_at"})
+        shown = it.model_dump(exclude={"tenant", "integration_id", "keys", "keys_requested_at"})
         url = f"{public_url}/v1/security-events/{it.id}"
         return cls(**shown, url=url, has_secret=has_secret, keys=len(it.keys or ()))
 
@@ -106,7 +106,7 @@ async def put_event_receiver(
             secret = body.secret if body.kind is before.kind else _required_secret(body)
             after = await tx.receivers.put(_with_body(before, body, now), secret, expected=before.revision)
         if after.jwks_uri is not None and after.keys is None:
-            after = after.model_copy(update={"keys_asked_at": now})
+            after = after.model_copy(update={"keys_requested_at": now})
             after = await tx.receivers.replace(after, expected=after.revision)
             await tx.outbox.add(fetch_keys_message(after, asked, now))
         await _record(tx, AuditAction.RECEIVER_PUT, integration, after, asked, now)
@@ -184,7 +184,7 @@ def _new_receiver(integration: Integration, body: EventReceiverBody, now: dateti
 def _with_body(before: Receiver, body: EventReceiverBody, now: datetime) -> Receiver:
     """Keys belong to an issuer and a place: another one's are fetched anew."""
     kept = (body.issuer, body.jwks_uri) == (before.issuer, before.jwks_uri)
-    fresh = {} if kept else {"keys": None, "keys_at": None, "keys_asked_at": None, "keys_problem": None}
+    fresh = {} if kept else {"keys": None, "keys_at": None, "keys_requested_at": None, "keys_problem": None}
     usual = ACCOUNT_IS_SUB if body.kind is ReceiverKind.SET else ACCOUNT_IS_SUBJECT
     given = body.model_dump(exclude={"secret", "account_in"})
     update = {**given, "account_in": body.account_in or usual, "changed_at": now, **fresh}

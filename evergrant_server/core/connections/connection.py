@@ -117,7 +117,7 @@ class Connection(BaseModel):
     failing_since: datetime | None = None  # set once it was announced that refreshes keep failing
     follow_up: FollowUp | None = None
     choice: str | None = None  # the account that was asked for, or chosen
-    chain_scopes: dict[str, tuple[str, ...]] = {}  # asked for further chains, which the same consent brings
+    slot_scopes: dict[str, tuple[str, ...]] = {}  # asked for further chains, which the same consent brings
     consented_with: ConnectionId | None = None  # whose consents bring this one's grants
     reported_generation: int | None = None  # whose access token the provider's API has refused, says an app
     revision: int = 1

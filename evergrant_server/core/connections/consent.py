@@ -59,7 +59,7 @@ class Consent(BaseModel):
     kind: ConsentKind = ConsentKind.CODE
     status: ConsentStatus = ConsentStatus.OPEN
     scopes: tuple[str, ...] = ()
-    chain_scopes: dict[str, tuple[str, ...]] = {}  # further lists, each for a chain of tokens of its own
+    slot_scopes: dict[str, tuple[str, ...]] = {}  # further lists, each for a chain of tokens of its own
     return_to: str | None = None
     link_hash: str
     state_hash: str | None = None
@@ -110,7 +110,7 @@ class Consent(BaseModel):
     @property
     def all_scopes(self) -> tuple[str, ...]:
         """Every scope, whichever chain it is for: what the subject is shown."""
-        further = (scope for scopes in self.chain_scopes.values() for scope in scopes)
+        further = (scope for scopes in self.slot_scopes.values() for scope in scopes)
         return tuple(dict.fromkeys((*self.scopes, *further)))
 
     def is_current_start(self, revision: int) -> bool:

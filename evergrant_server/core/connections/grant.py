@@ -67,7 +67,7 @@ class Grant(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    chain: str = MAIN_SLOT
+    slot: str = MAIN_SLOT
     generation: int
     token_type: str = "Bearer"
     scopes: tuple[str, ...]
@@ -75,7 +75,7 @@ class Grant(BaseModel):
     expires_at: datetime | None
     refresh_expires_at: datetime | None = None
     refreshable: bool
-    interim: bool = False  # the provider gives a long-lived token for it, and that one is what we hold
+    short_lived: bool = False  # the provider gives a long-lived token for it, and that one is what we hold
     metadata: dict[str, Any] = {}
     options: tuple[AccountOption, ...] = ()  # the accounts it reaches, where they were looked up
 
@@ -97,7 +97,7 @@ class Grant(BaseModel):
         refresh token on a refresh means that the old one stays. `renewable`: new tokens are made
         without a refresh token. What was said of an `interim` token's end says nothing of the next.
         """
-        kept = before if before is not None and not before.interim else None
+        kept = before if before is not None and not before.short_lived else None
         return cls(
             generation=generation,
             token_type=tokens.token_type,
@@ -109,7 +109,7 @@ class Grant(BaseModel):
             refreshable=renewable
             or tokens.refresh_token is not None
             or (kept is not None and kept.refreshable),
-            interim=interim,
+            short_lived=interim,
             metadata={**(before.metadata if before else {}), **tokens.metadata},
             options=before.options if before else (),
         )

@@ -49,7 +49,7 @@ class Receiver(BaseModel):
     account_in: str = ACCOUNT_IS_SUB
     keys: tuple[dict[str, Any], ...] | None = None  # public keys, as they were fetched
     keys_at: datetime | None = None
-    keys_asked_at: datetime | None = None
+    keys_requested_at: datetime | None = None
     keys_problem: str | None = None
     created_at: datetime
     changed_at: datetime

@@ -73,7 +73,7 @@ class Attempt(BaseModel):
     tenant: Tenant
     id: AttemptId
     connection_id: ConnectionId
-    chain: str = MAIN_SLOT
+    slot: str = MAIN_SLOT
     kind: AttemptKind
     credential: str = ""
     from_generation: int
@@ -81,7 +81,7 @@ class Attempt(BaseModel):
     opened_at: datetime
     send_by: datetime
     sends: int = 1
-    asked_at: datetime | None = None  # when the first of these uses was opened; None: this is it
+    first_sent_at: datetime | None = None  # when the first of these uses was opened; None: this is it
     outcome: AttemptOutcome | None = None
     closed_at: datetime | None = None
     revision: int = 1
@@ -89,7 +89,7 @@ class Attempt(BaseModel):
     @property
     def first_opened_at(self) -> datetime:
         """When this credential may first have been used: grace and a token's age count from here."""
-        return self.asked_at or self.opened_at
+        return self.first_sent_at or self.opened_at
 
     def tokens_valid_from(self, lifetime_s: float | None) -> datetime:
         """From when the tokens of its answer live. From the first use: a server may answer a later one
@@ -113,10 +113,10 @@ class LateTokens(BaseModel):
     tenant: Tenant
     attempt_id: AttemptId
     connection_id: ConnectionId
-    chain: str = MAIN_SLOT
+    slot: str = MAIN_SLOT
     from_generation: int
-    asked_at: datetime
-    came_at: datetime
+    requested_at: datetime
+    received_at: datetime
     revision: int = 1
 
 
@@ -217,14 +217,14 @@ def is_dated_ahead(attempt: Attempt, now: datetime, limits: TimeLimits = LIMITS)
 def redated(attempt: Attempt, since: datetime, limits: TimeLimits = LIMITS) -> Attempt:
     """One that is dated ahead, with deadlines that count from when it was first seen."""
     deadlines = {"opened_at": since, "send_by": since + limits.send}
-    return attempt.model_copy(update={**deadlines, "asked_at": attempt.first_opened_at})
+    return attempt.model_copy(update={**deadlines, "first_sent_at": attempt.first_opened_at})
 
 
 def with_earlier_sends(wanted: Attempt, unknown: Attempt | None) -> Attempt:
     """`wanted` with the uses before it: the count goes from attempt to attempt."""
     if unknown is None:
         return wanted
-    before = {"sends": unknown.sends + 1, "asked_at": unknown.first_opened_at}
+    before = {"sends": unknown.sends + 1, "first_sent_at": unknown.first_opened_at}
     return wanted.model_copy(update=before)
 
 

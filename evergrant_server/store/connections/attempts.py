@@ -40,7 +40,7 @@ class Attempts:
         if not await insert(self._connection, AttemptRow, column_values(attempt)):
             raise Failure(
                 ErrorCode.STORE_CONFLICT,
-                f"{attempt.connection_id} has an open attempt on its {attempt.chain} chain.",
+                f"{attempt.connection_id} has an open attempt on its {attempt.slot} chain.",
                 row=attempt.connection_id,
             )
 
@@ -53,7 +53,7 @@ class Attempts:
             AttemptRow,
             tenant=tenant,
             connection_id=connection_id,
-            chain=chain,
+            slot=chain,
             kind=kind.value,
             outcome=None,
         )
@@ -72,7 +72,7 @@ class Attempts:
             AttemptRow,
             tenant=tenant,
             connection_id=connection_id,
-            chain=chain,
+            slot=chain,
             outcome=None,
         )
         return None if row is None else Attempt.model_validate(row)
@@ -168,7 +168,7 @@ def _same(wanted: Attempt) -> ColumnElement[bool]:
         tenant=wanted.tenant,
         connection_id=wanted.connection_id,
         from_generation=wanted.from_generation,
-        chain=wanted.chain,
+        slot=wanted.slot,
         kind=wanted.kind.value,
         credential=wanted.credential,
     )

@@ -161,6 +161,6 @@ def _expires_before(moment: datetime) -> ColumnElement[bool]:
     same = and_(
         col(ConnectionGrantRow.tenant) == col(ConnectionRow.tenant),
         col(ConnectionGrantRow.connection_id) == col(ConnectionRow.id),
-        col(ConnectionGrantRow.chain) == MAIN_SLOT,
+        col(ConnectionGrantRow.slot) == MAIN_SLOT,
     )
     return exists().where(same, col(ConnectionGrantRow.expires_at) < moment)

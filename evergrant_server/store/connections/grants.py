@@ -1,4 +1,4 @@
-"""Grants and their tokens, sealed per connection: access in the lease lane, the rest in refresh."""
+"""Grants and their tokens, sealed per connection: access in the lease purpose, the rest in refresh."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -52,7 +52,7 @@ class Grants:
 
     async def get(self, tenant: Tenant, connection_id: ConnectionId, chain: str = MAIN_SLOT) -> Grant | None:
         row = await find_one(
-            self._connection, ConnectionGrantRow, tenant=tenant, connection_id=connection_id, chain=chain
+            self._connection, ConnectionGrantRow, tenant=tenant, connection_id=connection_id, slot=chain
         )
         return None if row is None else grant_from_row(row)
 
@@ -65,13 +65,13 @@ class Grants:
 
         A refresh without a refresh token or id token in its reply keeps the old one (RFC 6749 section
         6, OpenID Connect Core section 12.2); a new grant inherits none. Needs the lease and refresh
-        lanes. Raises Failure STORE_CONFLICT, NOT_FOUND, KEY_UNAVAILABLE.
+        purposes. Raises Failure STORE_CONFLICT, NOT_FOUND, KEY_UNAVAILABLE.
         """
-        if grant.chain == MAIN_SLOT and grant.generation != after.generation:
+        if grant.slot == MAIN_SLOT and grant.generation != after.generation:
             raise ValueError("a main grant is installed with the generation of its connection")
         key = {"tenant": after.tenant, "id": after.id}
         revision = await compare_and_set(self._connection, ConnectionRow, key, column_values(after), expected)
-        old = await self._row(after, grant.chain)
+        old = await self._row(after, grant.slot)
         kept = old if origin is Origin.REFRESH else None
         columns = column_values(grant)
         values: Values = {
@@ -88,7 +88,7 @@ class Grants:
         }
         await self._put(values, old)
         await LateTokenSets(self._connection, self._seals).delete(after.tenant, after.id)  # superseded
-        if grant.chain == MAIN_SLOT:
+        if grant.slot == MAIN_SLOT:
             await AccountIdentifiers(self._connection, self._seals.ring).update_from_reply(
                 after, tokens, grant, origin
             )
@@ -103,18 +103,18 @@ class Grants:
         return token
 
     async def refresh_token(self, connection: Connection, chain: str = MAIN_SLOT) -> Secret | None:
-        """The refresh token, or None. Raises Failure KEY_UNAVAILABLE without the refresh lane."""
+        """The refresh token, or None. Raises Failure KEY_UNAVAILABLE without the refresh purpose."""
         return await self._open(KeyPurpose.REFRESH, connection, chain, REFRESH_COLUMN)
 
     async def id_token(self, connection: Connection, chain: str = MAIN_SLOT) -> Secret | None:
-        """The newest id token, or None. Raises Failure KEY_UNAVAILABLE without the refresh lane."""
+        """The newest id token, or None. Raises Failure KEY_UNAVAILABLE without the refresh purpose."""
         return await self._open(KeyPurpose.REFRESH, connection, chain, ID_TOKEN_COLUMN)
 
     async def update_facts(self, connection: Connection, grant: Grant) -> None:
         """Write what was found out of a grant, its facts and options, in a transaction that has changed
         its connection."""
         mine = columns_equal(
-            ConnectionGrantRow, tenant=connection.tenant, connection_id=connection.id, chain=MAIN_SLOT
+            ConnectionGrantRow, tenant=connection.tenant, connection_id=connection.id, slot=MAIN_SLOT
         )
         told: Values = {
             "facts": grant.metadata,
@@ -124,7 +124,7 @@ class Grants:
         await self._connection.execute(update(ConnectionGrantRow).where(mine).values(told))
 
     async def shred(self, tenant: Tenant, connection_id: ConnectionId) -> int:
-        """Destroy the connection's keys, of every lane, and every sealed column of it; facts stay.
+        """Destroy the connection's keys, of every purpose, and every sealed column of it; facts stay.
 
         Says how many keys there were.
         """
@@ -159,7 +159,7 @@ class Grants:
         return destroyed
 
     async def _put(self, values: Values, old: Mapping[str, Any] | None) -> None:
-        key = {name: values[name] for name in ("tenant", "connection_id", "chain")}
+        key = {name: values[name] for name in ("tenant", "connection_id", "slot")}
         if old is not None:
             await compare_and_set(self._connection, ConnectionGrantRow, key, values, old["revision"])
         elif not await insert(self._connection, ConnectionGrantRow, values):
@@ -170,19 +170,19 @@ class Grants:
     ) -> Sealed | None:
         """Seal the new token, or the kept one again for its new generation."""
         if new is None and kept is not None and kept[column] is not None:
-            place = grant_associated_data(after.tenant, after.id, grant.chain, column, kept["generation"])
+            place = grant_associated_data(after.tenant, after.id, grant.slot, column, kept["generation"])
             new = await self._seals.open(KeyPurpose.REFRESH, after.id, place, kept[column])
         if new is None:
             return None
         return await self._sealed(KeyPurpose.REFRESH, after, grant, column, new)
 
     async def _sealed(
-        self, lane: KeyPurpose, owner: Connection, grant: Grant, column: str, value: Secret
+        self, purpose: KeyPurpose, owner: Connection, grant: Grant, column: str, value: Secret
     ) -> Sealed:
-        place = grant_associated_data(owner.tenant, owner.id, grant.chain, column, grant.generation)
-        return await self._seals.seal(lane, owner.id, place, value)
+        place = grant_associated_data(owner.tenant, owner.id, grant.slot, column, grant.generation)
+        return await self._seals.seal(purpose, owner.id, place, value)
 
-    async def _open(self, lane: KeyPurpose, owner: Connection, chain: str, column: str) -> Secret | None:
+    async def _open(self, purpose: KeyPurpose, owner: Connection, chain: str, column: str) -> Secret | None:
         row = await self._row(owner, chain)
         if row is None or row[column] is None:
             return None
@@ -193,13 +193,13 @@ class Grants:
             raise Failure(
                 ErrorCode.STORE_CONFLICT, f"{owner.id} is no longer at generation {owner.generation}."
             )
-        return await self._seals.open(lane, owner.id, place, row[column])
+        return await self._seals.open(purpose, owner.id, place, row[column])
 
     async def _row(self, owner: Connection, chain: str) -> Mapping[str, Any] | None:
         same = (col(ConnectionRow.tenant) == col(ConnectionGrantRow.tenant)) & (
             col(ConnectionRow.id) == col(ConnectionGrantRow.connection_id)
         )
-        mine = columns_equal(ConnectionGrantRow, tenant=owner.tenant, connection_id=owner.id, chain=chain)
+        mine = columns_equal(ConnectionGrantRow, tenant=owner.tenant, connection_id=owner.id, slot=chain)
         generation: Label[int] = col(ConnectionRow.generation).label("connection_generation")
         query = select(ConnectionGrantRow, generation).join(ConnectionRow, same).where(mine)
         return await fetch_first(self._connection, query)

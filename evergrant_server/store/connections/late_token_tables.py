@@ -18,9 +18,9 @@ class LateTokensRow(Row, table=True):
     tenant: str = Field(primary_key=True)
     attempt_id: str = Field(primary_key=True)
     connection_id: str
-    chain: str
+    slot: str
     from_generation: int
-    asked_at: datetime = Field(sa_type=UtcDateTime)
-    came_at: datetime = Field(sa_type=UtcDateTime)
+    requested_at: datetime = Field(sa_type=UtcDateTime)
+    received_at: datetime = Field(sa_type=UtcDateTime)
     sealed_tokens: Sealed = Field(sa_type=SealedBytes)
     revision: int

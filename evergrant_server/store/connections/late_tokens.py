@@ -36,7 +36,7 @@ class LateTokenSets:
     async def of_connection(self, tenant: Tenant, connection_id: ConnectionId) -> list[LateTokens]:
         """The newest first."""
         mine = columns_equal(LateTokensRow, tenant=tenant, connection_id=connection_id)
-        newest = col(LateTokensRow.came_at).desc()
+        newest = col(LateTokensRow.received_at).desc()
         rows = await fetch_all(self._connection, select(LateTokensRow).where(mine).order_by(newest))
         return [LateTokens.model_validate(row) for row in rows]
 
@@ -58,4 +58,4 @@ class LateTokenSets:
 
 
 def _place(late: LateTokens) -> AssociatedData:
-    return AssociatedData(late.tenant, "late_answer", late.attempt_id, _COLUMN, late.from_generation)
+    return AssociatedData(late.tenant, "late_tokens", late.attempt_id, _COLUMN, late.from_generation)

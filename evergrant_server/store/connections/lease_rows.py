@@ -27,10 +27,10 @@ SELECT c.tenant, c.id AS connection_id, c.integration_id, c.integration, c.provi
        g.refresh_expires_at, g.refreshable, g.facts, g.sealed_access,
        k.id AS key_id, k.sealed_key AS connection_key, t.id AS tenant_key_id, t.sealed_key AS tenant_key
 FROM connection c
-LEFT JOIN connection_grant g ON g.tenant = c.tenant AND g.connection_id = c.id AND g.chain = '{MAIN_SLOT}'
-LEFT JOIN key k ON k.tenant = c.tenant AND k.connection_id = c.id AND k.lane = '{KeyPurpose.LEASE}'
+LEFT JOIN connection_grant g ON g.tenant = c.tenant AND g.connection_id = c.id AND g.slot = '{MAIN_SLOT}'
+LEFT JOIN key k ON k.tenant = c.tenant AND k.connection_id = c.id AND k.purpose = '{KeyPurpose.LEASE}'
      AND k.retired_at IS NULL
-LEFT JOIN key t ON t.tenant = c.tenant AND t.id = k.parent AND t.lane = '{KeyPurpose.LEASE}'
+LEFT JOIN key t ON t.tenant = c.tenant AND t.id = k.wrapping_key_id AND t.purpose = '{KeyPurpose.LEASE}'
      AND t.connection_id = ''
 """
 

@@ -17,7 +17,7 @@ _COLUMN = "sealed_key"
 
 
 class ProofKeys:
-    """Proof keys of one transaction. In the lease lane: who hands out the token makes its proofs."""
+    """Proof keys of one transaction. In the lease purpose: who hands out the token makes its proofs."""
 
     def __init__(self, connection: AsyncConnection, seals: ColumnSealer) -> None:
         self._connection = connection

@@ -20,8 +20,8 @@ class DefinitionRow(Row, table=True):
     share: float
     rollout: dict[str, Any] = json_column()
     findings: list[dict[str, Any]] = json_column()
-    good: int
-    bad: int
+    succeeded: int
+    failed: int
     proposed_by: str
     decided_by: str | None = None
     approved: bool | None = None

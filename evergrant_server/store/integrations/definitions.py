@@ -75,7 +75,7 @@ class Definitions:
 
     async def count_refresh(self, definition: Definition, *, good: bool) -> None:
         """One more refresh under a staged version. Not a change of the row: its revision stays."""
-        column = DefinitionRow.good if good else DefinitionRow.bad
+        column = DefinitionRow.succeeded if good else DefinitionRow.failed
         mine = columns_equal(
             DefinitionRow, tenant=definition.tenant, id=definition.id, share=definition.share
         )

@@ -32,7 +32,7 @@ class AccountIdentifiers:
         }
         mine = columns_equal(AccountIdentifierRow, tenant=owner.tenant, connection_id=owner.id)
         rows = await fetch_all(self._connection, select(AccountIdentifierRow).where(mine))
-        had = {row["name"]: row["mark"] for row in rows}
+        had = {row["name"]: row["identifier_hash"] for row in rows}
         stay = unreplaced_names(tokens, origin)
         gone = [name for name, mark in had.items() if name not in stay and wanted.get(name) != mark]
         if gone:
@@ -45,7 +45,7 @@ class AccountIdentifiers:
                     "connection_id": owner.id,
                     "name": name,
                     "integration_id": owner.integration_id,
-                    "mark": mark,
+                    "identifier_hash": mark,
                     "revision": 1,
                 }
                 await insert(self._connection, AccountIdentifierRow, values)
@@ -60,7 +60,7 @@ class AccountIdentifiers:
         found = columns_equal(AccountIdentifierRow, tenant=tenant, integration_id=integration_id)
         query = (
             select(col(AccountIdentifierRow.connection_id))
-            .where(found, col(AccountIdentifierRow.mark).in_(hashes))
+            .where(found, col(AccountIdentifierRow.identifier_hash).in_(hashes))
             .group_by(col(AccountIdentifierRow.connection_id))
             .having(func.count() == len(hashes))
             .order_by(col(AccountIdentifierRow.connection_id))

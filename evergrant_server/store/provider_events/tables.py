@@ -35,7 +35,7 @@ class EventReceiverRow(Row, table=True):
     account_in: str
     keys: list[dict[str, Any]] | None = Field(default=None, sa_type=JSON)
     keys_at: datetime | None = optional_timestamp_column()
-    keys_asked_at: datetime | None = optional_timestamp_column()
+    keys_requested_at: datetime | None = optional_timestamp_column()
     keys_problem: str | None = None
     sealed_secret: Sealed | None = sealed_column()
     created_at: datetime = timestamp_column()
@@ -58,12 +58,12 @@ class ReceivedEventRow(Row, table=True):
 
 
 class AccountIdentifierRow(Row, table=True):
-    __table_args__ = (connection_foreign_key(), Index(None, "tenant", "integration_id", "mark"))
+    __table_args__ = (connection_foreign_key(), Index(None, "tenant", "integration_id", "identifier_hash"))
     tenant: str = Field(primary_key=True)
     connection_id: str = Field(primary_key=True)
     name: str = Field(primary_key=True)
     integration_id: str
-    mark: str
+    identifier_hash: str
     revision: int
 
 

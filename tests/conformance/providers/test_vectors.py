@@ -74,7 +74,7 @@ def test_the_browser_is_sent_with_exactly_this(exchange: Exchange) -> None:
         state=Secret(SECRETS["<state>"]),
         verifier=Secret(SECRETS["<verifier>"]),
         scopes=exchange.vector["scopes"],
-        chain_scopes=exchange.vector.get("chain_scopes"),
+        slot_scopes=exchange.vector.get("slot_scopes"),
     )
     expected = exchange.vector["authorize"]
     url = url.replace(f"#{expected['route']}?", "?") if "route" in expected else url

@@ -221,8 +221,8 @@ async def test_what_an_admin_s_repair_may_help_is_found_also_where_no_refresh_fa
         attempt_id=AttemptId(new_id("att")),
         connection_id=came_late.id,
         from_generation=1,
-        asked_at=NOW,
-        came_at=NOW,
+        requested_at=NOW,
+        received_at=NOW,
     )
     async with store.write() as tx:
         rejected = came_late.rejected(ErrorCode.OUTCOME_UNKNOWN, NOW)

@@ -94,7 +94,7 @@ async def test_one_attempt_is_open_per_connection_and_chain(store: Store):
     ended = await asyncio.gather(*(begin() for _ in range(5)), return_exceptions=True)
     assert [it.code for it in ended if isinstance(it, Failure)] == [ErrorCode.STORE_CONFLICT] * 4
     async with store.write() as tx:
-        await tx.attempts.open(an_attempt(connection, chain="bot"))
+        await tx.attempts.open(an_attempt(connection, slot="bot"))
 
 
 async def test_an_attempt_is_closed_once_and_makes_room(store: Store):

@@ -141,8 +141,8 @@ async def test_the_wrapped_keys_of_the_refresh_lane_do_not_open_with_the_lease_r
     """Even with the database in hand and lane names rewritten, the API's ring opens nothing."""
     connection = await granted(store)
     async with store.write() as tx:
-        await tx.connection.execute(KeyRow.__table__.delete().where(KeyRow.lane == KeyPurpose.LEASE))  # type: ignore[attr-defined]  # SQLModel adds it
-    await tamper(store, KeyRow, {"lane": KeyPurpose.LEASE.value}, lane=KeyPurpose.REFRESH.value)
+        await tx.connection.execute(KeyRow.__table__.delete().where(KeyRow.purpose == KeyPurpose.LEASE))  # type: ignore[attr-defined]  # SQLModel adds it
+    await tamper(store, KeyRow, {"purpose": KeyPurpose.LEASE.value}, purpose=KeyPurpose.REFRESH.value)
     row = await columns_of(store, ConnectionGrantRow, connection_id=connection.id)
     await tamper(
         store, ConnectionGrantRow, {"sealed_access": row["sealed_refresh"]}, connection_id=connection.id
@@ -320,7 +320,7 @@ async def test_two_first_grants_of_a_tenant_agree_on_its_keys(store: Store):
 async def test_a_second_chain_has_tokens_of_its_own(store: Store):
     connection = await granted(store)
     async with store.write() as tx:
-        grant, tokens = a_grant(5, chain="bot"), some_tokens("bot-at", None)
+        grant, tokens = a_grant(5, slot="bot"), some_tokens("bot-at", None)
         after = await tx.grants.install(
             connection, tokens, grant, origin=Origin.REFRESH, expected=connection.revision
         )

@@ -84,7 +84,7 @@ async def test_init_gives_the_api_a_file_without_the_refresh_lane(tmp_path):
     async with ScriptedProvider() as idp, site(tmp_path, idp) as place:
         await place.compose.run("init", extra=place.own("init"))
     full, api = (json.loads((tmp_path / f"keys/{who}/keys.json").read_text()) for who in ("worker", "api"))
-    assert set(full["lanes"]) - set(api["lanes"]) == {"refresh"}
+    assert set(full["purposes"]) - set(api["purposes"]) == {"refresh"}
     assert stat.S_IMODE((tmp_path / "keys/api/keys.json").stat().st_mode) == 0o600
 
 
@@ -134,9 +134,9 @@ async def _lease(place: Site, idp: ScriptedProvider, admin_key: str, stack: Asyn
 
 
 async def _doctor_is_content(place: Site) -> None:
-    """In a worker's container and in the API's, which has no folder to write to and no refresh lane."""
+    """In a worker's container and in the API's, which has no folder to write to and no refresh purpose."""
     for service in ("worker-1", "api"):
         found = json.loads(await place.compose.run(service, "doctor", "-o", "json", extra=place.own(service)))
         assert [it for it in found if not it["ok"]] == []
-    lanes = next(it["detail"] for it in found if it["check"] == "keys of the database")
-    assert "refresh" not in lanes
+    purposes = next(it["detail"] for it in found if it["check"] == "keys of the database")
+    assert "refresh" not in purposes

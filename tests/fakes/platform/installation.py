@@ -138,7 +138,7 @@ class Installation:
         *,
         tell: bool = True,
         endpoint: str = "token",
-        chain_scopes: dict[str, tuple[str, ...]] | None = None,
+        slot_scopes: dict[str, tuple[str, ...]] | None = None,
     ) -> Consent:
         """What the connect page and the callback write, with a code of the real server.
 
@@ -147,7 +147,7 @@ class Installation:
         """
         now = self.parts.clock.now()
         verifier = new_verifier()
-        code = await self._code(idp, integration, verifier, chain_scopes or {})
+        code = await self._code(idp, integration, verifier, slot_scopes or {})
         consent = Consent(
             tenant=TENANT,
             id=ConsentId(new_id("cns")),
@@ -155,7 +155,7 @@ class Installation:
             integration_id=integration.id,
             status=ConsentStatus.STARTED,
             scopes=("read",),
-            chain_scopes=chain_scopes or {},
+            slot_scopes=slot_scopes or {},
             link_hash=new_id("cns"),
             state_hash=new_id("cns"),
             browser_hash="b",
@@ -187,7 +187,7 @@ class Installation:
         idp: ScriptedProvider,
         integration: Integration,
         verifier: Secret,
-        chain_scopes: dict[str, tuple[str, ...]],
+        slot_scopes: dict[str, tuple[str, ...]],
     ) -> str:
         """Go where the browser is sent; the scripted server consents by itself."""
         async with self.store.read() as tx:
@@ -199,7 +199,7 @@ class Installation:
             state=new_state(),
             verifier=verifier,
             scopes=("read",),
-            chain_scopes=chain_scopes,
+            slot_scopes=slot_scopes,
         )
         async with httpx2.AsyncClient(
             trust_env=False, timeout=30, verify=idp.tls.trust if idp.tls else True

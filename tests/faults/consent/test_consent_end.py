@@ -261,8 +261,8 @@ async def kept_late(device: Device, *chains: str) -> LateTokens:
         attempt_id=AttemptId(new_id("att")),
         connection_id=device.connection.id,
         from_generation=0,
-        asked_at=now,
-        came_at=now,
+        requested_at=now,
+        received_at=now,
     )
     given = device.idp.grant()
     beside = {name: device.idp.grant() for name in chains}

@@ -147,7 +147,7 @@ class Staged:
         async with self.place.store.read() as tx:
             versions = await tx.definitions.serving(TENANT, "acme-crm")
         (it,) = (it for it in versions if it.state is DefinitionState.STAGED)
-        return it.good, it.bad
+        return it.succeeded, it.failed
 
 
 @pytest.fixture

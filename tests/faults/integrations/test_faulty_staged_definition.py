@@ -76,7 +76,7 @@ async def test_refreshes_go_on_as_before_and_count_against_it(
         assert (fresh.problem, fresh.generation) == (None, generation + 1)
     assert (await place.row(connection)).state is LifecycleState.ACTIVE
     counted = await onboarding.until(version, lambda it: it.bad >= 3)
-    assert counted.good == 0
+    assert counted.succeeded == 0
 
 
 async def test_an_endpoint_that_is_left_alone_keeps_nobody_from_the_one_before(

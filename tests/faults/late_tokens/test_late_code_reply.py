@@ -192,8 +192,8 @@ async def verified(place: Installation, idp: SaysMoreAtFirst, folder: Path, flow
         attempt_id=AttemptId(new_id("att")),
         connection_id=connection.id,
         from_generation=0,
-        asked_at=now,
-        came_at=now,
+        requested_at=now,
+        received_at=now,
     )
     given = idp.grant()
     tokens = TokenSet(access_token=Secret("at-late"), refresh_token=Secret(given["refresh_token"]))

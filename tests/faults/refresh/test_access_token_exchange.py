@@ -132,7 +132,7 @@ async def test_a_first_token_is_exchanged_at_once_and_a_lost_answer_costs_anothe
     assert {tuple(sorted(it)) for it in tries} == {("access_token", "client_secret", "grant_type")}
     assert {it["access_token"] for it in tries} <= world.idp.good
     row, grant = await world.place.grant(connection)
-    assert (row.state, grant.interim, grant.ends_together, grant.refreshable) == (
+    assert (row.state, grant.short_lived, grant.ends_together, grant.refreshable) == (
         LifecycleState.ACTIVE,
         False,
         True,

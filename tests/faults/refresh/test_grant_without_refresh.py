@@ -114,7 +114,7 @@ async def test_an_interim_token_that_nothing_exchanges_is_not_tried_without_a_pa
     connection = await place.connect(idp)
     row, grant = await place.grant(connection)
     async with place.store.write() as tx:
-        interim = grant.model_copy(update={"generation": 2, "interim": True})
+        interim = grant.model_copy(update={"generation": 2, "short_lived": True})
         tokens = TokenSet(access_token=Secret("at-2"))
         await tx.grants.install(
             row.refreshed(row.changed_at), tokens, interim, origin=Origin.REFRESH, expected=row.revision

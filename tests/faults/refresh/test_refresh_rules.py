@@ -45,7 +45,9 @@ async def connection_of(
     place: Installation, idp: ScriptedProvider, said: dict[str, Any] | None
 ) -> Connection:
     written = await place.integration(idp, RefreshRules(rotation=Rotation.STRICT))
-    changed = written.model_copy(update={"provider": "acme-crm", "endpoints": None, "refresh_said": said})
+    changed = written.model_copy(
+        update={"provider": "acme-crm", "endpoints": None, "refresh_overrides": said}
+    )
     async with place.store.write() as tx:
         kept = await tx.integrations.put(changed, None, expected=written.revision)
     return await place.begin(kept)
@@ -124,7 +126,7 @@ async def follows(place: Installation, connection: Connection, said: dict[str, A
     async with place.store.write() as tx:
         written = await tx.integrations.get(TENANT, connection.integration_id)
         assert written is not None
-        changed = written.model_copy(update={"provider": "acme-crm", "refresh_said": said})
+        changed = written.model_copy(update={"provider": "acme-crm", "refresh_overrides": said})
         await tx.integrations.put(changed, None, expected=written.revision)
 
 

@@ -107,7 +107,7 @@ class World:
 
     async def connected(self, integration: Integration) -> tuple[Connection, Connection]:
         first = await self.place.begin(integration)
-        await self.place.consent(self.idp, integration, first, chain_scopes=USER)
+        await self.place.consent(self.idp, integration, first, slot_scopes=USER)
         return await self.both(first)
 
     async def both(self, first: Connection, generation: int = 1) -> tuple[Connection, Connection]:
@@ -152,7 +152,7 @@ async def test_each_chain_rotates_on_its_own_and_a_new_consent_renews_both(world
     assert (await place.ensure_fresh(second, 2)).generation == 3, "its rotated refresh token is its own"
     assert (await place.row(first)).generation == 2
 
-    await place.consent(idp, integration, await place.row(first), chain_scopes=USER)
+    await place.consent(idp, integration, await place.row(first), slot_scopes=USER)
     await place.until(second, lambda c: c.generation == 4)
     first = await place.until(first, lambda c: c.generation == 3)
     assert (await world.second(first) or first).id == second.id, "its id, permits and audit stay"
@@ -176,7 +176,7 @@ async def test_a_revoked_chain_leaves_the_other_and_begins_anew_when_consented_t
     await place.until(first, lambda c: c.generation == 2)
     assert (await world.second(first) or first).id == second.id, "not asked for, not brought"
 
-    await place.consent(idp, integration, await place.row(first), chain_scopes=USER)
+    await place.consent(idp, integration, await place.row(first), slot_scopes=USER)
     first = await place.until(first, lambda c: c.generation == 3)
     anew = await world.second(first)
     assert anew is not None
@@ -191,7 +191,7 @@ async def test_what_is_revoked_before_its_tokens_came_is_revoked_with_all_of_the
     first = await place.begin(integration)
     gate = asyncio.Event()
     idp.script(hold_answer(gate))
-    await place.consent(idp, integration, first, chain_scopes=USER)
+    await place.consent(idp, integration, first, slot_scopes=USER)
     await idp.until("token", 1)
     await place.revoke(first)
     gate.set()
@@ -216,7 +216,7 @@ async def test_killed_between_journal_and_commit_both_chains_are_installed(
             first = await world.place.begin(integration)
             gate = asyncio.Event()
             idp.script(hold_answer(gate))
-            await world.place.consent(idp, integration, first, chain_scopes=USER)
+            await world.place.consent(idp, integration, first, slot_scopes=USER)
             await idp.until("token", 1, 30)
             async with store_that_takes_no_write(tmp_path):
                 gate.set()

@@ -36,9 +36,9 @@ REFRESH, ACCESS = "refresh_token", "access_token"
 
 async def keys_of(place: Installation, connection: Connection) -> dict[str, int]:
     query = (
-        select(col(KeyRow.lane), func.count())
+        select(col(KeyRow.purpose), func.count())
         .where(col(KeyRow.connection_id) == connection.id)
-        .group_by(col(KeyRow.lane))
+        .group_by(col(KeyRow.purpose))
     )
     async with place.store.read() as tx:
         return {lane: count for lane, count in await tx.connection.execute(query)}

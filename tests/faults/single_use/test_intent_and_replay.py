@@ -121,8 +121,8 @@ async def test_a_late_answer_that_is_refused_takes_no_other_with_it(
             attempt_id=AttemptId(new_id("att")),
             connection_id=connection.id,
             from_generation=1,
-            asked_at=now,
-            came_at=now,
+            requested_at=now,
+            received_at=now,
         )
         for _ in range(2)
     ]

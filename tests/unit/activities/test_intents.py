@@ -41,7 +41,7 @@ async def test_the_intent_is_committed_with_its_room_before_anything_is_sent(
     assert (stands.kind, stands.credential, stands.from_generation) == (AttemptKind.DEVICE_CODE, "c", 1)
     assert stands.journal_id == worker.journal.id
     assert (stands.opened_at, stands.send_by) == (NOW, NOW + LIMITS.send)
-    assert (stands.sends, stands.asked_at) == (1, None)
+    assert (stands.sends, stands.first_sent_at) == (1, None)
     assert stands.id.startswith("att_")
     assert worker.files() == [".room"]
     assert worker.single_use.tracker.status_of(stands).in_flight
@@ -124,7 +124,7 @@ async def test_an_owner_that_died_before_it_sent_made_no_use(
     first = await worker.begin(connection)
     await worker.dies(first, sent=False)
     second = await neighbour.begin(connection, token_valid=True)
-    assert (second.row.sends, second.row.asked_at) == (1, None)
+    assert (second.row.sends, second.row.first_sent_at) == (1, None)
     ended = await row(store, first.row)
     assert (ended.outcome, ended.closed_at) == (AttemptOutcome.NOT_SENT, NOW)
 
@@ -142,7 +142,7 @@ async def test_a_use_of_an_owner_that_died_is_counted(
     await worker.dies(first, sent=True)
     clock.advance(10)
     second = await neighbour.begin(connection, rules=rules, token_valid=True)
-    assert (second.row.sends, second.row.asked_at) == (2, NOW)
+    assert (second.row.sends, second.row.first_sent_at) == (2, NOW)
     ended = await row(store, first.row)
     assert (ended.outcome, ended.closed_at) == (AttemptOutcome.SUPERSEDED, NOW + timedelta(seconds=10))
     assert await opened(store, connection) == second.row

@@ -8,7 +8,7 @@ from evergrant_server.core.ids import ConnectionId
 from tests.fakes.api import TENANT, Api
 
 USER = {"user": ("users:read",)}
-NEW = {"integration": "crm", "subject": "user-1", "chain_scopes": USER}
+NEW = {"integration": "crm", "subject": "user-1", "slot_scopes": USER}
 
 
 async def consent_of(api: Api, connection_id: str) -> Consent:
@@ -22,7 +22,7 @@ async def slack(api: Api, **more: object) -> tuple[Connection, Connection]:
     """A bot's connection and the user's that came with it."""
     integration = await api.integration(provider="slack", default_scopes=("commands",))
     first = await api.active(
-        integration, scopes=("commands",), requested_scopes=("commands",), chain_scopes=USER
+        integration, scopes=("commands",), requested_scopes=("commands",), slot_scopes=USER
     )
     user = {"label": "user", "requested_scopes": USER["user"], "scopes": USER["user"]}
     return first, await api.active(integration, "at-user", consented_with=first.id, **user, **more)
@@ -33,9 +33,9 @@ async def test_the_browser_asks_for_both_lists_and_the_subject_sees_both(api: Ap
     key = await api.app_with("asker", Action.CONNECT)
     answer = await api.post("/v1/connections", key, NEW)
     assert answer.status_code == 201, answer.text
-    assert answer.json()["chain_scopes"] == {"user": ["users:read"]}
+    assert answer.json()["slot_scopes"] == {"user": ["users:read"]}
     consent = await consent_of(api, answer.json()["id"])
-    assert (consent.scopes, consent.chain_scopes) == (("commands",), USER)
+    assert (consent.scopes, consent.slot_scopes) == (("commands",), USER)
     page = await api.client.get(answer.json()["connect_url"])
     assert "commands" in page.text
     assert "users:read" in page.text
@@ -50,13 +50,13 @@ async def test_only_chains_that_the_definition_knows_and_scopes_below_the_ceilin
     key = await api.app_with("asker", Action.CONNECT, ceiling=("commands",))
     above = await api.post("/v1/connections", key, NEW)
     assert (above.status_code, above.json()["code"]) == (403, "scope_not_permitted")
-    unknown = await api.post("/v1/connections", key, {**NEW, "chain_scopes": {"team": ["commands"]}})
-    assert (unknown.status_code, unknown.json()["field"]) == (400, "chain_scopes")
-    minted = {"integration": "files", "chain_scopes": {"user": ["x"]}, "flow": "client_credentials"}
+    unknown = await api.post("/v1/connections", key, {**NEW, "slot_scopes": {"team": ["commands"]}})
+    assert (unknown.status_code, unknown.json()["field"]) == (400, "slot_scopes")
+    minted = {"integration": "files", "slot_scopes": {"user": ["x"]}, "flow": "client_credentials"}
     await api.integration("files", provider="globus")
     nobody = await api.post("/v1/connections", key, {**NEW, **minted})
-    assert (nobody.status_code, nobody.json()["field"]) == (400, "chain_scopes")
-    empty = await api.post("/v1/connections", key, {**NEW, "chain_scopes": {"user": []}})
+    assert (nobody.status_code, nobody.json()["field"]) == (400, "slot_scopes")
+    empty = await api.post("/v1/connections", key, {**NEW, "slot_scopes": {"user": []}})
     assert empty.status_code == 400
 
 
@@ -78,11 +78,11 @@ async def test_a_chain_that_needs_its_subject_is_asked_for_with_the_first(api: A
     assert (needed.status_code, needed.json()["code"]) == (409, "consent_required")
     assert needed.json()["connection_id"] == second.id
     consent = await consent_of(api, first.id)
-    assert (consent.scopes, consent.chain_scopes) == (("commands",), USER)
+    assert (consent.scopes, consent.slot_scopes) == (("commands",), USER)
     assert (await api.lease(key, label="user")).json()["connect_url"] == needed.json()["connect_url"]
     again = await api.post(f"/v1/connections/{second.id}/reauthorize", key)
     assert (again.status_code, again.json()["id"]) == (200, second.id)
-    assert (await consent_of(api, first.id)).chain_scopes == USER
+    assert (await consent_of(api, first.id)).slot_scopes == USER
     other = await api.post(f"/v1/connections/{second.id}/reauthorize", key, {"scopes": ["commands"]})
     assert (other.status_code, other.json()["field"]) == (400, "scopes")
     await api.change(first, lambda it: it.revocation_requested("left", api.clock.now()))
@@ -96,7 +96,7 @@ async def test_an_app_of_the_first_alone_gets_its_link_and_asks_nothing_for_the_
     api.clock.advance(7200)
     bot = await api.app_with("bot", Action.TOKEN, Action.CONNECT, ceiling=("commands",))
     assert (await api.lease(bot)).json()["code"] == "consent_required"
-    assert (await consent_of(api, first.id)).chain_scopes == {}
+    assert (await consent_of(api, first.id)).slot_scopes == {}
     user = await api.app_with("user", Action.TOKEN, Action.CONNECT, ceiling=USER["user"])
     refused = await api.post("/v1/connections/" + first.id + "/reauthorize", user)
     assert refused.json()["code"] == "scope_not_permitted"
@@ -107,8 +107,8 @@ async def test_what_was_revoked_is_asked_for_again_only_by_name(api: Api):
     await api.change(second, lambda it: it.revocation_requested("left", api.clock.now()))
     key = await api.app_with("asker", Action.CONNECT)
     await api.post(f"/v1/connections/{first.id}/reauthorize", key)
-    assert (await consent_of(api, first.id)).chain_scopes == {}
+    assert (await consent_of(api, first.id)).slot_scopes == {}
     api.clock.advance(1)
-    named = await api.post(f"/v1/connections/{first.id}/reauthorize", key, {"chain_scopes": USER})
+    named = await api.post(f"/v1/connections/{first.id}/reauthorize", key, {"slot_scopes": USER})
     assert named.status_code == 200, named.text
-    assert (await consent_of(api, first.id)).chain_scopes == USER
+    assert (await consent_of(api, first.id)).slot_scopes == USER

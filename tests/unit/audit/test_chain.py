@@ -36,10 +36,10 @@ def an_entry(object: str = "con_1", **changes: Any) -> AuditEntry:
     return AuditEntry(**{**values, **changes})
 
 
-async def put(store: Store, *entries: AuditEntry, lane: str = "main") -> None:
+async def put(store: Store, *entries: AuditEntry, shard: str = "main") -> None:
     for entry in entries:
         async with store.write() as tx:
-            await audit.append(tx, entry, lane=lane)
+            await audit.append(tx, entry, shard=shard)
 
 
 async def test_records_follow_each_other_and_come_back_equal(store: Store):
@@ -84,9 +84,9 @@ async def test_concurrent_writers_share_a_chain_without_gaps(store: Store):
 
 async def test_lanes_and_tenants_have_chains_of_their_own(store: Store):
     await put(store, an_entry(), an_entry(tenant="other"))
-    await put(store, an_entry(), an_entry(), lane="lease-1")
+    await put(store, an_entry(), an_entry(), shard="lease-1")
     verdict = await audit.verify_log(store, ACME)
-    assert {lane: head.count for lane, head in verdict.heads.items()} == {"main": 1, "lease-1": 2}
+    assert {shard: head.count for shard, head in verdict.heads.items()} == {"main": 1, "lease-1": 2}
     assert (await audit.verify_log(store, Tenant("nobody"))).ok
 
 
@@ -100,12 +100,12 @@ async def test_a_secret_never_gets_in(store: Store):
 async def test_pages_go_on_where_the_last_one_ended(store: Store):
     entries = [an_entry(at=NOW + timedelta(seconds=n // 2)) for n in range(9)]
     for n, entry in enumerate(entries):
-        await put(store, entry, lane=("a", "b")[n % 2])
+        await put(store, entry, shard=("a", "b")[n % 2])
     seen: list[tuple[Any, str, int]] = []
     after: str | None = None
     async with store.read() as tx:
         while page := await audit.page(tx, ACME, after=after, limit=4):
-            seen += [(it.at, it.lane, it.seq) for it in page]
+            seen += [(it.at, it.shard, it.seq) for it in page]
             after = audit.page_cursor(page[-1])
     assert seen == sorted(seen)
     assert len(seen) == len(set(seen)) == 9
@@ -180,7 +180,7 @@ CASES: dict[str, tuple[Tampering, int, str]] = {
         5,
         "isn't the one",
     ),
-    "lane row deleted": (lambda c: c.execute(delete(AuditShardRow)), 5, "beyond the recorded end"),
+    "shard row deleted": (lambda c: c.execute(delete(AuditShardRow)), 5, "beyond the recorded end"),
 }
 
 

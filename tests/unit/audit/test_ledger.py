@@ -78,7 +78,7 @@ async def test_a_lease_is_in_the_log_when_record_returns(store: Store, ledger: L
         (record,) = await audit.page(tx, ACME, object=connection.id, limit=5)
         assert await tx.usage.leased_generation(ACME, connection.id) == 1
         assert await tx.connections.get(ACME, connection.id) == connection  # its revision didn't move
-    assert record.lane == "lease-1"
+    assert record.shard == "lease-1"
     assert record.context == RequestContext(by="app:billing", trace_id="b" * 32)
     assert record.detail == {"app": app.id, "generation": 1, "scopes": ["repo"]}
 
@@ -279,4 +279,4 @@ async def test_two_processes_lease_beside_each_other(
     await second.close()
     verdict = await audit.verify_log(store, ACME)
     assert verdict.ok
-    assert {lane: head.count for lane, head in verdict.heads.items()} == {"lease-1": 20, "lease-2": 20}
+    assert {shard: head.count for shard, head in verdict.heads.items()} == {"lease-1": 20, "lease-2": 20}

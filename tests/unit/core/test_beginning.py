@@ -72,7 +72,7 @@ def test_no_refresh_before_the_provider_s_own_margin(share: float):
 
 
 def test_a_first_token_is_exchanged_at_any_age():
-    life = revived(GRANT.model_copy(update={"interim": True}))
+    life = revived(GRANT.model_copy(update={"short_lived": True}))
     assert life.min_age_s is None
     woken = next_timer(life, RULES_NOW)
     assert woken is not None
@@ -88,7 +88,7 @@ def test_the_days_that_the_operator_set_are_known():
 @pytest.mark.parametrize("interim", [True, False])
 def test_beginning_with_a_grant_is_hearing_of_it(rules: RefreshRules, interim: bool):
     end = NOW + timedelta(days=30)
-    grant = GRANT.model_copy(update={"interim": interim, "refresh_expires_at": end})
+    grant = GRANT.model_copy(update={"short_lived": interim, "refresh_expires_at": end})
     begun = revived(grant, rules, (9, 2))
     told = heard(grant, rules, (9, 2))
     since = {"installed_at", "end_known_at"}  # when it was heard: another moment, by another clock

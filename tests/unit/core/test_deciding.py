@@ -142,7 +142,7 @@ def test_a_grace_is_over_the_moment_after_its_last():
     end = NOW + timedelta(seconds=30)
     assert decide_takeover(OPEN, GRACE, end, **alive) is RESEND
     assert decide_takeover(OPEN, GRACE, end + TICK, **alive) is WAIT
-    again = OPEN.model_copy(update={"asked_at": NOW, "opened_at": end, "sends": MAX_SENDS})
+    again = OPEN.model_copy(update={"first_sent_at": NOW, "opened_at": end, "sends": MAX_SENDS})
     assert may_send_again(GRACE, again, end)
     assert not may_send_again(GRACE, again, end + TICK), "it counts from the first use, not from the last"
 
@@ -156,7 +156,7 @@ def test_what_is_seen_on_this_host_is_believed(in_flight: bool, may: bool):
 def test_uses_are_counted_from_the_first():
     assert with_earlier_sends(WANTED, None) is WANTED
     second = with_earlier_sends(WANTED.model_copy(update={"opened_at": LISTENED}), OPEN)
-    assert (second.sends, second.asked_at, second.first_opened_at) == (2, NOW, NOW)
+    assert (second.sends, second.first_sent_at, second.first_opened_at) == (2, NOW, NOW)
     third = with_earlier_sends(WANTED, second)
     assert (third.sends, third.first_opened_at) == (3, NOW)
 
@@ -192,11 +192,11 @@ def test_a_use_that_is_dated_ahead_of_our_clock():
 
 
 def test_tokens_live_from_the_first_use_unless_that_leaves_next_to_nothing():
-    again = OPEN.model_copy(update={"opened_at": NOW + HOUR * 3 / 4, "asked_at": NOW})
+    again = OPEN.model_copy(update={"opened_at": NOW + HOUR * 3 / 4, "first_sent_at": NOW})
     assert again.tokens_valid_from(3600) == NOW
     assert again.tokens_valid_from(None) == NOW
     assert again.tokens_valid_from(3599.9) == again.opened_at
-    ahead = OPEN.model_copy(update={"asked_at": NOW + HOUR})
+    ahead = OPEN.model_copy(update={"first_sent_at": NOW + HOUR})
     assert ahead.tokens_valid_from(3600) == NOW, "no first use comes after a later one: a clock was set back"
 
 

@@ -88,7 +88,7 @@ def test_who_asks_for_no_evidence_needs_none():
 def test_a_rollout_goes_through_its_shares_and_counts_each_stage_anew():
     now = staged(good=9, bad=1)
     second = now.advanced(NOW)
-    assert (second.share, second.good, second.bad) == (0.25, 0, 0)
+    assert (second.share, second.succeeded, second.failed) == (0.25, 0, 0)
     third = second.advanced(NOW)
     assert (third.state, third.share) == (DefinitionState.STAGED, 1.0)
     assert third.advanced(NOW).state is DefinitionState.ACTIVE

@@ -1,4 +1,4 @@
-"""The key file and the ring: lanes by role, rotation, and every file that is refused."""
+"""The key file and the ring: purposes by role, rotation, and every file that is refused."""
 
 import base64
 import json
@@ -87,12 +87,12 @@ def _b64(raw: bytes) -> str:
     [
         _set("format", to="other"),
         _set("version", to=2),
-        _set("lanes", to={}),
-        _set("lanes", to=[]),
-        _set("lanes", "lease", to=None),
-        _set("lanes", "lease", "keys", to={}),
-        _set("lanes", "lease", "current", to="root_none"),
-        _set("lanes", "lease", "keys", "", to="x"),
+        _set("purposes", to={}),
+        _set("purposes", to=[]),
+        _set("purposes", "lease", to=None),
+        _set("purposes", "lease", "keys", to={}),
+        _set("purposes", "lease", "current", to="root_none"),
+        _set("purposes", "lease", "keys", "", to="x"),
         _set("subject", to=None),
         _set("subject", to="not base64!"),
         _set("derive", to=_b64(b"short")),
@@ -104,7 +104,7 @@ def _b64(raw: bytes) -> str:
 )
 def test_a_malformed_or_weak_file_is_refused(path: Path, change: Callable[[dict[str, Any]], None]):
     document = json.loads(path.read_text())
-    held = [key for lane in document["lanes"].values() for key in lane["keys"].values()]
+    held = [key for purpose in document["purposes"].values() for key in purpose["keys"].values()]
     change(document)
     path.write_text(json.dumps(document))
     failure = refusal(lambda: KeyRing.open(path, Role.API))
@@ -136,9 +136,9 @@ def test_the_api_role_never_holds_the_refresh_lane(path: Path):
     failure = refusal(lambda: api.unwrap(KeyPurpose.REFRESH, PLACE, key.id, wrapped))
     assert failure.context["row"] == "tky_1"
     refusal(lambda: api.wrap(KeyPurpose.REFRESH, PLACE, key))
-    for lane in (KeyPurpose.LEASE, KeyPurpose.INTAKE):  # with the lanes it has, it can't open it either
-        refusal(lambda lane=lane: api.unwrap(lane, PLACE, key.id, wrapped))
-    assert [api.holds(lane) for lane in (KeyPurpose.LEASE, KeyPurpose.REFRESH, KeyPurpose.INTAKE)] == [
+    for purpose in (KeyPurpose.LEASE, KeyPurpose.INTAKE):  # with the purposes it has, it can't open it either
+        refusal(lambda purpose=purpose: api.unwrap(purpose, PLACE, key.id, wrapped))
+    assert [api.holds(purpose) for purpose in (KeyPurpose.LEASE, KeyPurpose.REFRESH, KeyPurpose.INTAKE)] == [
         True,
         False,
         True,
@@ -157,7 +157,7 @@ def test_an_export_for_the_api_holds_no_refresh_key(path: Path):
     exported = path.with_name("api.json")
     full = KeyRing.open(path, Role.OPERATOR)
     full.export(exported, Role.API)
-    refresh = json.loads(path.read_text())["lanes"]["refresh"]["keys"].values()
+    refresh = json.loads(path.read_text())["purposes"]["refresh"]["keys"].values()
     assert not any(key in exported.read_text() for key in refresh)
     api = KeyRing.open(exported, Role.API)
     assert api.current_root_id(KeyPurpose.LEASE) == full.current_root_id(KeyPurpose.LEASE)
@@ -190,7 +190,7 @@ def test_rotations_at_once_lose_no_key(path: Path):
     ring = KeyRing.open(path, Role.OPERATOR)
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda _: ring.rotate(KeyPurpose.LEASE), range(8)))
-    assert len(json.loads(path.read_text())["lanes"]["lease"]["keys"]) == 9
+    assert len(json.loads(path.read_text())["purposes"]["lease"]["keys"]) == 9
 
 
 def test_hashes_and_derived_keys_are_keyed_and_outlive_a_rotation(path: Path, tmp_path: Path):

@@ -82,7 +82,7 @@ def test_scopes_of_a_chain_go_into_its_own_parameter():
             token_slot_scope_params(spec, wrong)
         assert (raised.value.code, raised.value.context["field"]) == (
             ErrorCode.INVALID_REQUEST,
-            "chain_scopes",
+            "slot_scopes",
         )
     with pytest.raises(ValueError, match="scope_params"):
         spec_like(scope_params={"team": "team_scope"}, response=response)

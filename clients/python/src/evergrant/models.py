@@ -222,7 +222,7 @@ class AuditRecord:
     """
 
     seq: int
-    lane: str
+    shard: str
     at: datetime
     action: str
     object: str

@@ -31,14 +31,14 @@ def connect(
     resources: tuple[str, ...] = (),
     audience: str | None = None,
     choice: str | None = None,
-    chain_scopes: Mapping[str, tuple[str, ...]] | None = None,
+    slot_scopes: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Call[Connection]:
     """Begin a connection. Where its `flow` needs a consent, the subject gives it at `connect_url`.
 
     Without `flow` the provider's definition decides; with `client_credentials`, `jwt_bearer` and the
     like there is no consent, and the connection becomes active by itself. `resources` (RFC 8707) and
     `audience` name what its tokens are for; `choice` the account, where a grant reaches several;
-    `chain_scopes` the scopes of further tokens of the same consent, each a connection of its own.
+    `slot_scopes` the scopes of further tokens of the same consent, each a connection of its own.
     """
     body = without_none(
         integration=integration,
@@ -50,7 +50,7 @@ def connect(
         resources=list(resources) or None,
         audience=audience,
         choice=choice,
-        chain_scopes=None if chain_scopes is None else {name: list(of) for name, of in chain_scopes.items()},
+        slot_scopes=None if slot_scopes is None else {name: list(of) for name, of in slot_scopes.items()},
     )
     return post("/v1/connections", one("connection", _connection), body)
 

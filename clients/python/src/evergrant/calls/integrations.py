@@ -42,7 +42,7 @@ class Finding:
 class ProviderVersion:
     """A version of a provider definition that this tenant proposed.
 
-    It serves `share` of the connections. `good` and `bad` count the refreshes in its stage: those
+    It serves `share` of the connections. `succeeded` and `failed` count the refreshes in its stage: those
     that succeeded, and those that failed where the version before would have succeeded.
     """
 
@@ -51,8 +51,8 @@ class ProviderVersion:
     state: str
     share: float
     findings: tuple[Finding, ...]
-    good: int
-    bad: int
+    succeeded: int
+    failed: int
     proposed_by: str
     decided_by: str | None
     reason: str | None

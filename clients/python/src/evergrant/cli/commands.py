@@ -15,7 +15,7 @@ from evergrant.cli.webhooks import webhooks_app
 from evergrant.errors import ReconnectNeeded
 from evergrant.models import ConsentRequired, Lease
 
-_AUDIT = ("seq", "lane", "at", "action", "by", "detail")
+_AUDIT = ("seq", "shard", "at", "action", "by", "detail")
 
 
 def token(

@@ -19,7 +19,7 @@ from evergrant.cli.output import Row, row_of, show_one, show_rows
 
 _INTEGRATIONS = ("name", "provider", "client_id", "state", "problem", "redirect_uri")
 _PROVIDERS = ("name", "display_name", "categories", "default_scopes")
-_VERSIONS = ("version", "state", "share", "good", "bad", "proposed_by", "decided_by", "reason")
+_VERSIONS = ("version", "state", "share", "succeeded", "failed", "proposed_by", "decided_by", "reason")
 
 
 def list_providers(*, options: Options = DEFAULTS) -> None:

@@ -161,7 +161,7 @@ def _audit(found: FakeConnection) -> list[dict[str, object]]:
     return [
         {
             "seq": number,
-            "lane": "main",
+            "shard": "main",
             "at": rfc3339(at),
             "action": action,
             "object": found.id,
