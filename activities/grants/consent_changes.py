@@ -30,7 +30,7 @@ def after_consent(granted: Connection, consent: Consent, context: ProviderContex
     looks_up = context.spec.post_auth and granted.flow.is_bearer
     changes = {
         "requested_scopes": consent.scopes,
-        "chain_scopes": granted.chain_scopes | consent.chain_scopes,
+        "slot_scopes": granted.slot_scopes | consent.slot_scopes,
         "follow_up": FollowUp.LOOKING_UP if looks_up else None,
     }
     return granted.model_copy(update=changes)

@@ -29,8 +29,8 @@ async def keep_late_tokens(
         attempt_id=attempt.id,
         connection_id=attempt.connection_id,
         from_generation=attempt.from_generation,
-        asked_at=attempt.first_opened_at,
-        came_at=at,
+        requested_at=attempt.first_opened_at,
+        received_at=at,
     )
     if not await tx.late_tokens.add(late, tokens):
         return  # a replay: they are stored already

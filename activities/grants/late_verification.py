@@ -113,7 +113,7 @@ class LateTokenActivities:
             row = await tx.attempts.get(late.tenant, late.attempt_id)
             consent_id = row.credential if row is not None else ""
             consent = await tx.consents.get(late.tenant, ConsentId(consent_id)) if consent_id else None
-        return LateReply(late.asked_at, tokens, consent)
+        return LateReply(late.requested_at, tokens, consent)
 
     async def _drop(self, request: VerifyLateTokens, reason: ErrorCode) -> GrantResult:
         now = self._services.clock.now()

@@ -168,7 +168,7 @@ class RefreshActivities:
         grant = context.grant
         assert grant is not None
         if self._token_is_valid(context):
-            if grant.expires_at is None and not grant.interim:
+            if grant.expires_at is None and not grant.short_lived:
                 return GrantResult(not_leased=True)  # nothing ends: no timer is needed
             return context.grant_result(context.connection, grant)
 

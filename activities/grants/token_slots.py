@@ -40,7 +40,7 @@ async def install_further_slots(
         label = first.label_of_slot(slot)
         scopes = slot_tokens.scopes
         if scopes is None:
-            scopes = first.chain_scopes.get(slot, ())
+            scopes = first.slot_scopes.get(slot, ())
         metadata = tokens.metadata | slot_tokens.metadata
         imported = slot_tokens.model_copy(update={"scopes": scopes, "metadata": metadata})
         found = await tx.connections.by_names(first.tenant, first.integration, first.subject, label)

@@ -83,7 +83,7 @@ class AttemptTracker:
         """
         now = earlier_now(self._clock)
         await tx.connections.get_for_update(late.tenant, late.connection_id)  # no intent comes in between
-        other = await tx.attempts.open_of_any_kind(late.tenant, late.connection_id, late.chain)
+        other = await tx.attempts.open_of_any_kind(late.tenant, late.connection_id, late.slot)
         if (
             other is not None
             and journaled

@@ -35,7 +35,7 @@ async def commit_intent(
     """
     connection = (attempt.tenant, attempt.connection_id)
     _require_unchanged(attempt, state, await tx.connections.get(*connection))
-    earlier = await tx.attempts.open_of_any_kind(*connection, attempt.chain)
+    earlier = await tx.attempts.open_of_any_kind(*connection, attempt.slot)
     status = tracker.status_of(earlier) if earlier is not None else _NO_ATTEMPT
     if earlier is not None and status.unsent:  # its owner died first: the credential was not used
         await tx.attempts.close(earlier, AttemptOutcome.NOT_SENT, attempt.opened_at)
