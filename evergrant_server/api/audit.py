@@ -39,7 +39,9 @@ async def list_audit_records(
 async def verify_audit_log(parts: ContextDep, caller: TenantAdminDep) -> dict[str, Any]:
     """Walk every chain; says the first place that isn't whole. Keep `heads` elsewhere."""
     verdict = await audit.verify_log(parts.store, caller.tenant)
-    heads = {shard: {"count": head.count, "last_hash": head.last_hash} for shard, head in verdict.heads.items()}
+    heads = {
+        shard: {"count": head.count, "last_hash": head.last_hash} for shard, head in verdict.heads.items()
+    }
     return {
         "ok": verdict.ok,
         "records": verdict.records,

@@ -109,7 +109,11 @@ async def test_marks_follow_the_tokens_and_are_forgotten_with_them(store: Store)
 async def test_a_mark_is_stored_as_a_keyed_hash(store: Store):
     await granted(store)
     async with store.read() as tx:
-        rows = (await tx.connection.exec_driver_sql("SELECT identifier_hash FROM account_identifier")).scalars().all()
+        rows = (
+            (await tx.connection.exec_driver_sql("SELECT identifier_hash FROM account_identifier"))
+            .scalars()
+            .all()
+        )
     assert len(rows) >= 4
     assert all(len(row) == 32 and "account" not in row and "rt-" not in row for row in rows)
 
