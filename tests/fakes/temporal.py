@@ -19,10 +19,11 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 from temporalio.testing import WorkflowEnvironment
 
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.ports import free_port
 
 PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL")
-_START_LIMIT_S = 30
+_START_LIMIT_S = PATIENCE_S
 _MOST_STARTS = 3
 
 

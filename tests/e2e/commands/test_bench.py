@@ -7,7 +7,7 @@ from pathlib import Path
 from bench import report
 
 ROOT = Path(__file__).parents[3]
-LIMIT_S = 120  # a bench that hangs, not one that is slow
+LIMIT_S = 500  # a bench that hangs, not one that is slow
 
 
 async def test_a_quick_run_prints_every_row() -> None:

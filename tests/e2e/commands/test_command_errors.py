@@ -27,6 +27,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
 from tests.fakes.databases import Postgres, migrated_sqlite, postgres, sqlite_url
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.command_errors import COMMAND, IN_SETTINGS, ROOT, Mistake, Told, carried_out
 from tests.fakes.ports import free_port
 from tests.fakes.temporal import TemporalServer, running_temporal
@@ -334,7 +335,7 @@ async def _serving(folder: Path, port: int) -> AsyncIterator[None]:
         stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        async with asyncio.timeout(30), httpx2.AsyncClient(trust_env=False) as http:
+        async with asyncio.timeout(PATIENCE_S), httpx2.AsyncClient(trust_env=False) as http:
             while True:
                 with suppress(httpx2.HTTPError):
                     if (await http.get(f"http://127.0.0.1:{port}/livez")).status_code == 200:

@@ -25,7 +25,7 @@ async def test_every_claim_of_the_demo_is_observed(database: str, request: pytes
         cwd=ROOT, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     try:
-        output, _ = await asyncio.wait_for(child.communicate(), 240)
+        output, _ = await asyncio.wait_for(child.communicate(), 500)
     finally:
         if child.returncode is None:
             child.terminate()

@@ -12,19 +12,20 @@ import pytest
 
 from examples.demo.platform import EvergrantProcess, still_running
 from examples.demo.processes import ROOT
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.ports import free_port
 
 NOBODY = "127.0.0.1:9"
 
 
 async def ready(platform: EvergrantProcess) -> int:
-    async with httpx2.AsyncClient(trust_env=False, timeout=30) as http:
+    async with httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_S) as http:
         return (await http.get(f"{platform.api}/readyz")).status_code
 
 
 async def get(platform: EvergrantProcess, path: str) -> httpx2.Response:
     headers = {"Authorization": f"Bearer {platform.admin_key}"}
-    async with httpx2.AsyncClient(trust_env=False, timeout=30, headers=headers) as http:
+    async with httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_S, headers=headers) as http:
         return await http.get(f"{platform.api}{path}")
 
 
@@ -33,7 +34,7 @@ async def test_it_ends_with_everything_and_the_second_start_finds_it_as_it_was(t
     pids = first.pids()
     assert await ready(first) == 200
     headers = {"Authorization": f"Bearer {first.admin_key}"}
-    async with httpx2.AsyncClient(trust_env=False, timeout=30, headers=headers) as http:
+    async with httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_S, headers=headers) as http:
         assert (await http.put(f"{first.api}/v1/apps/crm-sync", json={})).status_code < 300
     assert await first.stop() == 0
     assert still_running(pids) == []
@@ -56,12 +57,12 @@ async def test_ctrl_c_while_it_starts_leaves_nothing_behind(tmp_path: Path):
         cwd=ROOT, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     pid_file = tmp_path / "temporal.pid"
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while not pid_file.exists() or not pid_file.read_text().strip():
             await asyncio.sleep(0.02)
     temporal = int(pid_file.read_text())
     child.send_signal(signal.SIGINT)
-    output, _ = await asyncio.wait_for(child.communicate(), 60)
+    output, _ = await asyncio.wait_for(child.communicate(), PATIENCE_S)
     assert child.returncode == 0, output.decode()
     assert b"Traceback" not in output
     assert still_running([temporal]) == []
@@ -79,7 +80,7 @@ async def test_a_port_in_use_is_named(tmp_path: Path, taken: str):
             sys.executable, "-m", "evergrant_server", "dev", "--data-dir", str(tmp_path),
             cwd=ROOT, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        _, complaint = await asyncio.wait_for(child.communicate(), 60)
+        _, complaint = await asyncio.wait_for(child.communicate(), PATIENCE_S)
     assert child.returncode == 2
     (line,) = complaint.decode().strip().splitlines()
     assert f"EVERGRANT_{taken}: 127.0.0.1:{ports[taken]} can't be used" in line

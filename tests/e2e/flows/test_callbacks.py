@@ -26,6 +26,7 @@ from examples.demo.forms import read_forms, read_refresh
 from examples.demo.platform import EvergrantProcess
 from examples.demo.waiting import wait_until
 from tests.fakes.certificates import LoopbackTls, loopback_tls, own_certificate
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.providers.scripted_provider import ScriptedProvider, delay, drop, raw, status
 
 COMMAND = str(Path(sys.executable).parent / "evergrant")
@@ -97,7 +98,7 @@ class World:
         env = {**kept, "EVERGRANT_URL": self.platform.api, "EVERGRANT_API_KEY": self.key}
         pipe = asyncio.subprocess.PIPE
         child = await asyncio.create_subprocess_exec(COMMAND, *words, env=env, stdout=pipe, stderr=pipe)
-        out, err = await asyncio.wait_for(child.communicate(), 60)
+        out, err = await asyncio.wait_for(child.communicate(), PATIENCE_S)
         assert child.returncode == 0, err.decode()
         return out.decode()
 

@@ -24,6 +24,7 @@ from examples.demo.authorization_server import AuthorizationServer
 from examples.demo.evergrant_api import ApiProblem, EvergrantApi
 from examples.demo.platform import EvergrantProcess
 from examples.demo.waiting import wait_until
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.providers.client_grants import DEVICE_CODE, JWT_BEARER, TOKEN_EXCHANGE, OtherGrants
 from tests.fakes.providers.scripted_provider import drop, error, status
 
@@ -78,7 +79,7 @@ class World:
         env = {**kept, "EVERGRANT_URL": self.platform.api, "EVERGRANT_API_KEY": self.key}
         pipe = asyncio.subprocess.PIPE
         child = await asyncio.create_subprocess_exec(COMMAND, *command, env=env, stdout=pipe, stderr=pipe)
-        out, err = await asyncio.wait_for(child.communicate(), 60)
+        out, err = await asyncio.wait_for(child.communicate(), PATIENCE_S)
         return child.returncode, out.decode(), err.decode()
 
 
@@ -172,7 +173,7 @@ async def test_rfc8628_device_authorization_at_a_real_server(world: World):
     begun = await world.connect("television", "device_code", "sam")
     device = begun["device"]
     assert (begun["state"], device["verification_uri"]) == ("pending_consent", f"{world.real.issuer}/device/")
-    async with httpx2.AsyncClient(trust_env=False, timeout=30) as browser:
+    async with httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_S) as browser:
         page = await browser.get(begun["connect_url"])
         assert device["user_code"] in page.text
         await world.real.scripted_consent(f"{device['verification_uri']}?user_code={device['user_code']}")
@@ -190,7 +191,7 @@ async def test_rfc8628_3_5_slow_down_and_silence_are_heeded(world: World):
     await world.integration("slowly", world.idp)
     world.idp.script(error("authorization_pending"), drop(), error("slow_down"))
     begun = await world.connect("slowly", "device_code", "sam")
-    await world.idp.until("token", 3, timeout=20)
+    await world.idp.until("token", 3, timeout=PATIENCE_S)
     world.idp.approve(begun["device"]["user_code"])
     await world.api.state(begun["id"], "active", SOON_S)
     assert world.idp.count("device") == 1

@@ -32,6 +32,7 @@ from evergrant_server.wiring.platform import Platform, open_platform
 from examples.demo.evergrant_api import ApiProblem, EvergrantApi
 from tests.fakes.certificates import LoopbackTls, loopback_tls
 from tests.fakes.databases import migrated_sqlite, sqlite_url
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import ASKED, TENANT, prepared, running_worker
 from tests.fakes.platform.serving import serving
 from tests.fakes.ports import free_port
@@ -102,13 +103,13 @@ class World:
         return await self.api.state(begun["id"], "active", SOON_S)
 
     def browser(self) -> httpx2.AsyncClient:
-        return httpx2.AsyncClient(trust_env=False, timeout=60)
+        return httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_S)
 
     def signing(self) -> AsyncEvergrant:
         return AsyncEvergrant(self.url, self.key, deadline=timedelta(seconds=30))
 
     async def called(self, signed: Any, url: str, method: str = "GET", **more: Any) -> httpx2.Response:
-        async with httpx2.AsyncClient(trust_env=False, timeout=30, verify=self.tls.trust) as app:
+        async with httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_S, verify=self.tls.trust) as app:
             return await app.request(method, url, headers=dict(signed.headers), **more)
 
     async def records(self, connection: dict[str, Any], action: AuditAction) -> list[dict[str, Any]]:
@@ -170,7 +171,7 @@ async def test_rfc5849_a_life_whose_requests_are_signed(world: World, how: str):
         assert posted.status_code == 401
         signed = await client.sign(connection["id"], "POST", world.idp.url("api"), form)
         headers = {"Content-Type": "application/x-www-form-urlencoded", **signed.headers}
-        async with httpx2.AsyncClient(trust_env=False, timeout=30, verify=world.tls.trust) as app:
+        async with httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_S, verify=world.tls.trust) as app:
             posted = await app.post(world.idp.url("api"), content=urlencode(form), headers=headers)
         assert posted.status_code == 200
         assert signed.generation == 1

@@ -21,6 +21,7 @@ from joserfc.jwk import ECKey
 from examples.demo.evergrant_api import ApiProblem, EvergrantApi
 from examples.demo.platform import EvergrantProcess
 from examples.demo.waiting import wait_until
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.providers.client_grants import DEVICE_CODE
 from tests.fakes.providers.oidc_provider import CODE, OidcProvider, running_oidc_provider
 
@@ -228,7 +229,7 @@ async def test_rfc9449_tokens_bound_to_a_key_that_outlives_refreshes_and_workers
     target = {"url": world.platform.api, "api_key": world.key}
     async with AsyncEvergrant(**target) as app:
         auth = app.auth(name, "sam", origins=world.server.issuer)
-        async with httpx2.AsyncClient(auth=auth, trust_env=False, timeout=30) as http:
+        async with httpx2.AsyncClient(auth=auth, trust_env=False, timeout=PATIENCE_S) as http:
             for _ in range(2):  # the second with the nonce in mind
                 assert (await http.get(f"{world.server.issuer}/me")).json() == {"sub": "sam"}
     said = await world.server.active(await world.server.register(), lease["access_token"])

@@ -16,6 +16,7 @@ from examples.demo.evergrant_api import EvergrantApi
 from examples.demo.platform import EvergrantProcess
 from examples.demo.subject import Subject
 from tests.fakes.browser import running_browser
+from tests.fakes.patience import PATIENCE_S
 
 
 @pytest_asyncio.fixture
@@ -60,7 +61,7 @@ async def consent(it: story.Story, page: Page) -> None:
 
 async def text_with(page: Page, expected: str) -> str:
     """All that a page shows, in its frames too (details are rendered in one), once `expected` is there."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             with suppress(Error):  # a frame that is just being replaced
                 shown = [await frame.locator("body").inner_text() for frame in page.frames]

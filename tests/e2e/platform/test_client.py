@@ -19,6 +19,7 @@ from examples.demo.authorization_server import AuthorizationServer
 from examples.demo.evergrant_api import EvergrantApi
 from examples.demo.platform import EvergrantProcess
 from examples.demo.waiting import wait_until
+from tests.fakes.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[3]
 COMMAND = str(Path(sys.executable).parent / "evergrant")
@@ -41,7 +42,7 @@ class World:
         env = {**kept, "EVERGRANT_URL": self.platform.api, "EVERGRANT_API_KEY": self.key}
         pipe = asyncio.subprocess.PIPE
         child = await asyncio.create_subprocess_exec(*command, env=env, stdout=pipe, stderr=pipe)
-        out, err = await asyncio.wait_for(child.communicate(), 60)
+        out, err = await asyncio.wait_for(child.communicate(), PATIENCE_S)
         return child.returncode, out.decode(), err.decode()
 
 
@@ -132,7 +133,7 @@ async def asynchronously(world: World, connection_id: str) -> None:
         assert await client.lease(*ALICE) is first
 
         auth = client.auth(*ALICE, origins=world.server.issuer)
-        async with httpx2.AsyncClient(auth=auth, trust_env=False, timeout=30) as http:
+        async with httpx2.AsyncClient(auth=auth, trust_env=False, timeout=PATIENCE_S) as http:
             url = f"{world.server.issuer}/api/whoami"
             answers = await asyncio.gather(*(http.get(url) for _ in range(5)))
         assert [it.status_code for it in answers] == [200] * 5

@@ -32,6 +32,7 @@ from tests.e2e.servers.test_authorization_server import REDIRECT, Client
 from tests.fakes.databases import migrated_sqlite, sqlite_url
 from tests.fakes.events.keys_server import keys_server
 from tests.fakes.events.transmitter import ISSUER, MEDIA_TYPE, TOKEN_REVOKED, Transmitter
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import TENANT, Installation, installation
 from tests.fakes.platform.serving import serving
 from tests.fakes.providers.authorization_server import running_authorization_server
@@ -59,14 +60,14 @@ async def test_an_event_stops_leases_with_the_reason_and_a_consent_repairs_it(te
             integration = await integration_of(place, connection)
             async with (
                 serving(place.parts.settings) as url,
-                httpx2.AsyncClient(base_url=url, trust_env=False, timeout=30) as http,
+                httpx2.AsyncClient(base_url=url, trust_env=False, timeout=PATIENCE_S) as http,
             ):
                 headers = {"Authorization": f"Bearer {await admin(place.parts)}"}
                 put = {"kind": "set", "issuer": ISSUER, "jwks_uri": keys.url}
                 where = f"/v1/integrations/{integration.name}/security-events"
                 made = await http.put(where, json=put, headers=headers)
                 assert made.status_code == 201, made.text
-                async with asyncio.timeout(20):  # the worker reads the keys
+                async with asyncio.timeout(PATIENCE_S):  # the worker reads the keys
                     while (await http.get(where, headers=headers)).json()["keys"] != 2:
                         await asyncio.sleep(0.05)
                 ask = {"integration": integration.name, "subject": "user-1"}
@@ -82,7 +83,7 @@ async def test_an_event_stops_leases_with_the_reason_and_a_consent_repairs_it(te
                 assert refused.json()["reason"] == "grant_revoked_elsewhere"
                 assert refused.json()["connect_url"]
                 shown = f"/v1/connections/{connection.id}?live=true"
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(PATIENCE_S):
                     while True:
                         live = (await http.get(shown, headers=headers)).json()
                         if live["live"] and live["live"]["reason"] == "grant_revoked_elsewhere":

@@ -26,6 +26,7 @@ from evergrant_server.telemetry.names import (
 from examples.demo.subject import Subject
 from examples.demo.waiting import wait_until
 from tests.fakes.otlp import Received, attributes, running_receiver, tree
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.processes import RunningPlatform, running_platform
 from tests.fakes.providers.scripted_provider import ScriptedProvider, ok
 from tests.fakes.temporal import running_temporal
@@ -153,7 +154,7 @@ async def test_one_trace_from_the_caller_to_the_provider(
 
 async def _metrics_hold(platform: RunningPlatform, of_api: str, received: Received) -> None:
     """Both expositions parse, say what happened, and name no tenant, id or subject."""
-    async with httpx2.AsyncClient(trust_env=False, timeout=30) as http:
+    async with httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_S) as http:
         of_worker = (await http.get(platform.worker_metrics)).text
     api = {it.name: it for it in text_string_to_metric_families(of_api)}
     worker = {it.name: it for it in text_string_to_metric_families(of_worker)}

@@ -17,6 +17,7 @@ import pytest
 import pytest_asyncio
 
 from examples.demo.authorization_server import AuthorizationServer
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.providers.authorization_server import running_authorization_server
 
 REDIRECT = "http://127.0.0.1:1/callback"  # nobody listens there: the person stops before it
@@ -46,7 +47,7 @@ class Client:
 
     def __init__(self, server: AuthorizationServer) -> None:
         self.server = server
-        self.http = httpx2.AsyncClient(base_url=server.issuer, trust_env=False, timeout=30)
+        self.http = httpx2.AsyncClient(base_url=server.issuer, trust_env=False, timeout=PATIENCE_S)
         self.verifier = secrets.token_urlsafe(32)
         self.state = secrets.token_urlsafe(16)
 
@@ -294,7 +295,7 @@ def _command(*arguments: str) -> list[str]:
 
 async def _until(server: AuthorizationServer, **wanted: int) -> None:
     """Wait until the server says so of its withheld answers."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             held = await server.held()
             if all(held[name] == value for name, value in wanted.items()):

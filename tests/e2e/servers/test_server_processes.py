@@ -12,6 +12,7 @@ from temporalio.worker import Worker
 
 from tests.e2e.servers.sleeping_workflow import Naps
 from tests.fakes.browser import running_browser
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.providers.authorization_server import running_authorization_server
 from tests.fakes.temporal import NoTemporal, TemporalServer, running_temporal, skipping_time
 
@@ -36,7 +37,7 @@ async def test_the_dev_server_keeps_its_workflows_and_ends_by_pid(tmp_path):
 async def test_the_dev_server_shows_its_ui(tmp_path):
     async with running_temporal(tmp_path, headless=False) as server:
         assert server.ui is not None
-        async with httpx2.AsyncClient(trust_env=False, timeout=30) as http:
+        async with httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_S) as http:
             page = await http.get(server.ui, follow_redirects=True)
         assert page.status_code == 200
         assert "html" in page.headers["content-type"]
@@ -53,7 +54,7 @@ async def test_the_test_server_skips_a_year():
         skipping_time() as environment,
         Worker(environment.client, task_queue="naps", workflows=[Naps]),
     ):
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             answer = await environment.client.execute_workflow(
                 Naps.run, 365 * 24, id="long-nap", task_queue="naps"
             )
@@ -84,7 +85,7 @@ async def test_a_person_with_chromium_consents(tmp_path):
         await page.fill("input[name=password]", server.password)
         await page.click("input[type=submit]")
         await page.click("input[name=allow]")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             query = parse_qs(urlsplit(await arrived).query)
         assert query["state"] == ["here"]
         assert query["iss"] == [server.issuer]

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.fakes.ports import free_port
+
 ROOT = Path(__file__).parents[3]
 COMMAND = ("-m", "evergrant_server")
-_LIMIT_S = 45
+_LIMIT_S = 180  # a command that goes on instead of refusing, not one that is slow
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,11 @@ async def carried_out(mistake: Mistake, folder: Path) -> Told:
     inherited = {
         name: it for name, it in os.environ.items() if not name.startswith(("EVERGRANT_", "TEMPORAL_"))
     }
-    env = {**inherited, "EVERGRANT_DATA_DIR": str(folder), **mistake.env}
+    # no port of the defaults: another Evergrant may run on this machine
+    env = {**inherited, "EVERGRANT_DATA_DIR": str(folder), "EVERGRANT_PORT": str(free_port())}
+    if "EVERGRANT_TEMPORAL_PROFILE" not in mistake.env:
+        env["EVERGRANT_TEMPORAL_ADDRESS"] = f"127.0.0.1:{free_port()}"
+    env |= mistake.env
     before = _files(folder)
     child = await asyncio.create_subprocess_exec(
         sys.executable, *mistake.python, *COMMAND, *mistake.command.split(), cwd=mistake.cwd, env=env,

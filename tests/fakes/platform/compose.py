@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from tests.fakes.patience import PATIENCE_S
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -91,7 +93,7 @@ class Running:
         self._child = child
         self._log = log
 
-    async def until(self, ready: Callable[[], Awaitable[bool]], within_s: float = 60) -> None:
+    async def until(self, ready: Callable[[], Awaitable[bool]], within_s: float = PATIENCE_S) -> None:
         """Wait for `ready`. Raises AssertionError with the log when the process ends first."""
         async with asyncio.timeout(within_s):
             while not await ready():
@@ -109,7 +111,7 @@ class Running:
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
-    async def stop(self, within_s: float = 30) -> int:
+    async def stop(self, within_s: float = PATIENCE_S) -> int:
         """SIGTERM, as compose sends it; returns the exit status."""
         if self._child.returncode is None:
             self._child.terminate()
@@ -129,7 +131,7 @@ def image_entrypoint() -> list[str]:
     return json.loads(found[1])
 
 
-async def finished(arguments: list[str], env: Mapping[str, str], within_s: float = 60) -> str:
+async def finished(arguments: list[str], env: Mapping[str, str], within_s: float = PATIENCE_S) -> str:
     """Run to the end and return its output. Raises AssertionError with its words when it fails."""
     child = await asyncio.create_subprocess_exec(
         *arguments, cwd=ROOT, env=dict(env), stdin=asyncio.subprocess.DEVNULL,

@@ -44,6 +44,7 @@ from evergrant_server.settings import Settings, load_settings
 from evergrant_server.store import Transaction, schema
 from evergrant_server.wiring.platform import Platform, open_platform
 from providers.requests.authorization_url import build_authorization_url, new_state, new_verifier
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 
 TENANT = Tenant("acme")
@@ -202,7 +203,7 @@ class Installation:
             slot_scopes=slot_scopes,
         )
         async with httpx2.AsyncClient(
-            trust_env=False, timeout=30, verify=idp.tls.trust if idp.tls else True
+            trust_env=False, timeout=PATIENCE_S, verify=idp.tls.trust if idp.tls else True
         ) as browser:
             answer = await browser.get(url)
         return dict(parse_qsl(urlsplit(answer.headers["location"]).query))["code"]
@@ -224,7 +225,9 @@ class Installation:
             await self._put(tx, connection, OutboxKind.SIGNAL, SignalName.REVOKE, order)
         self.parts.relay.notify()
 
-    async def ensure_fresh(self, connection: Connection, seen: int, limit_s: float = 20) -> EnsureFreshResult:
+    async def ensure_fresh(
+        self, connection: Connection, seen: int, limit_s: float = PATIENCE_S
+    ) -> EnsureFreshResult:
         ask = EnsureFresh(seen_generation=seen, context=ASKED)
         return await self.parts.link.ensure_fresh(TENANT, connection.id, ask, timeout=limit_s)
 
@@ -234,7 +237,7 @@ class Installation:
         assert found is not None
         return found
 
-    async def until(self, connection: Connection, condition: Any, limit_s: float = 20) -> Connection:
+    async def until(self, connection: Connection, condition: Any, limit_s: float = PATIENCE_S) -> Connection:
         async with asyncio.timeout(limit_s):
             while not condition(row := await self.row(connection)):
                 await asyncio.sleep(0.05)
@@ -275,7 +278,7 @@ class Installation:
 
     async def until_started(self, connection: Connection) -> None:
         """Wait until the connection's workflow is there."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while not await self.parts.link.is_running(connection_workflow_id(TENANT, connection.id)):
                 await asyncio.sleep(0.05)
 
@@ -284,13 +287,13 @@ class Installation:
         await self.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id)).terminate()
 
     async def until_audited(self, connection: Connection, action: AuditAction) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while action not in await self.actions(connection):
                 await asyncio.sleep(0.05)
 
     async def until_exported(self, connection: Connection) -> list[AuditAction]:
         """Wait until a closed run's history is in the store."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while AuditAction.HISTORY_EXPORTED not in (found := await self.actions(connection)):
                 await asyncio.sleep(0.05)
         return found

@@ -18,11 +18,12 @@ from typing import Any
 
 import httpx2
 
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.ports import free_port
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 
 ROOT = Path(__file__).parents[3]
-_LIMIT_S = 60
+_LIMIT_S = PATIENCE_S
 
 
 @dataclass
@@ -40,7 +41,7 @@ class RunningPlatform:
     def client(self, **headers: str) -> httpx2.AsyncClient:
         """A caller with the admin's key."""
         given = {"Authorization": f"Bearer {self.admin_key}", **headers}
-        return httpx2.AsyncClient(base_url=self.url, headers=given, trust_env=False, timeout=60)
+        return httpx2.AsyncClient(base_url=self.url, headers=given, trust_env=False, timeout=PATIENCE_S)
 
     def caller(self, key: str) -> httpx2.AsyncClient:
         return self.client(Authorization=f"Bearer {key}")
@@ -103,7 +104,7 @@ class RunningPlatform:
                 child.send_signal(signal.SIGTERM)
         for child in self.children.values():
             try:
-                await asyncio.wait_for(child.wait(), 30)
+                await asyncio.wait_for(child.wait(), PATIENCE_S)
             except TimeoutError:
                 child.kill()
                 await child.wait()

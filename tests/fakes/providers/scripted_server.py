@@ -11,6 +11,7 @@ from typing import Any, Self
 from urllib.parse import parse_qsl, urlsplit
 
 from tests.fakes.certificates import LoopbackTls
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.providers.scripted_answers import Answer, ok, written
 
 
@@ -92,7 +93,9 @@ class ScriptedServer(ABC):
         """How many requests came to an endpoint with these parameters."""
         return sum(call.endpoint == endpoint and params.items() <= call.params.items() for call in self.calls)
 
-    async def until(self, endpoint: str, times: int = 1, timeout: float = 20) -> None:  # a test's own limit
+    async def until(
+        self, endpoint: str, times: int = 1, timeout: float = PATIENCE_S
+    ) -> None:  # a test's own limit
         """Wait until so many requests have arrived at an endpoint."""
         async with asyncio.timeout(timeout), self._news:
             await self._news.wait_for(lambda: self.count(endpoint) >= times)

@@ -18,6 +18,7 @@ from evergrant_server.core.provider_events.external_revocation import Certainty,
 from evergrant_server.core.single_use.attempt import ROTATING, TimeLimits
 from providers.definition.registry import Registry
 from tests.fakes.databases import migrated_sqlite, sqlite_url
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import ASKED, TENANT, Installation, installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, error, hold_answer, ok, raw
 from tests.faults.consent.test_stuck_states import consent_of
@@ -73,7 +74,7 @@ async def test_a_new_consents_tokens_are_installed_beside_a_grant_that_still_wor
 
 async def known(place: Installation, connection: Connection, generation: int) -> None:
     """Wait until its workflow has heard of it."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while (await place.parts.link.describe(TENANT, connection.id)).generation < generation:
             await asyncio.sleep(0.05)
 
@@ -133,7 +134,7 @@ async def test_a_first_consents_tokens_are_installed_and_its_workflow_knows(
     monkeypatch.setattr(Registry, "get", lambda self, name: repaired(get(self, name)))
     assert await here.replayer.retry_set_aside() == 1
     await place.until(connection, lambda row: row.state is LifecycleState.ACTIVE)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while (await place.parts.link.describe(TENANT, connection.id)).state is not LifecycleState.ACTIVE:
             await asyncio.sleep(0.05)
     assert (await place.ensure_fresh(connection, 1)).generation == 2

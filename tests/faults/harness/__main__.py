@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 
 from evergrant_server.process_exit import exit_process
+from tests.fakes import leftovers
 from tests.faults.harness.random_run.plan import plan
 from tests.faults.harness.random_run.run import run
 from tests.faults.harness.report import run_report, table_report
@@ -75,6 +76,7 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    leftovers.watch()
     status = asyncio.run(main(arguments()))
     sys.stdout.flush()
     exit_process(status)

@@ -24,6 +24,7 @@ from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.grant import MAIN_SLOT, Grant, Origin, TokenSet
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.definition import Definition, DefinitionState
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, ConsentId, DefinitionId, IntegrationId, Tenant, new_id
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import Attempt
@@ -309,19 +310,28 @@ class Ground:
         return row
 
     async def end(self, connection: ConnectionId, consent: Consent | None) -> End:
+        """One snapshot of the store. A grant that doesn't belong to its connection's row is a wrong, and no
+        reason to stop: a build without compare-and-set leaves such rows."""
+        wrongs: list[str] = []
         async with self.store.read() as tx:
             row = await tx.connections.get(TENANT, connection)
             assert row is not None
-            refresh = await tx.grants.refresh_token(row) if row.generation else None
+            try:
+                refresh = await tx.grants.refresh_token(row) if row.generation else None
+            except Failure as failure:
+                if failure.code is not ErrorCode.SEAL_BROKEN:
+                    raise
+                refresh = None
+                wrongs.append(str(failure))
             still_open = await tx.attempts.open_of_any_kind(TENANT, connection, MAIN_SLOT)
             now = await tx.consents.get(TENANT, consent.id) if consent else None
         async with self._asking:
             witness = await self._asked()
             seen = await witness.fetch("SELECT wrong FROM witness WHERE row_id = $1", connection)
             crossed = await witness.fetchval(f"SELECT count(*) {CROSSED} AND connection_id = $1", connection)
-        wrongs = tuple(str(it["wrong"]) for it in seen)
+        wrongs += [str(it["wrong"]) for it in seen]
         token = refresh.reveal() if refresh is not None else None
-        return End(row, now, token, still_open, wrongs, bool(crossed))
+        return End(row, now, token, still_open, tuple(wrongs), bool(crossed))
 
 
 def arguments_of(url: str) -> dict[str, Any]:

@@ -234,6 +234,23 @@ async def test_a_change_of_state_without_its_record_is_seen(tmp_path: Path):
         await ground.close()
 
 
+async def test_a_grant_of_another_generation_than_its_connection_is_a_violation(tmp_path: Path):
+    """A build without compare-and-set can leave such rows, and the harness still comes to its end."""
+    ground = await Ground.open(tmp_path)
+    try:
+        async with StrictProvider(Rotation.STRICT, 60) as idp, ground.store.write() as tx:
+            integration = await ground.integration(tx, idp, Rotation.STRICT, "generic", "right")
+            connection = await ground.connection(tx, integration)
+            await ground.granted(tx, connection, idp, refreshable=True)
+        await ground.rows("UPDATE connection SET generation = 2, revision = revision + 1")
+        end = await ground.end(connection.id, None)
+        assert end.refresh_token is None
+        (wrong,) = end.wrongs
+        assert "another generation than its connection" in wrong
+    finally:
+        await ground.close()
+
+
 def test_the_pieces_of_the_table_are_the_whole_of_it():
     table = Table([])
     fault = Fault(point="", kind="die")

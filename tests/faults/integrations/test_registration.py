@@ -28,6 +28,7 @@ from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, TimeLi
 from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.journal import Journal
 from evergrant_server.store import Store
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import ASKED, TENANT, Installation, installation
 from tests.fakes.providers.authorization_server import running_authorization_server
 from tests.fakes.providers.scripted_provider import (
@@ -79,7 +80,7 @@ async def wanted(
 
 
 async def discovered(place: Installation, integration: Integration) -> DiscoveryResult:
-    return await place.parts.link.discover(TENANT, integration.id, ASKED, timeout=15)
+    return await place.parts.link.discover(TENANT, integration.id, ASKED, timeout=PATIENCE_S)
 
 
 async def now_of(place: Installation, integration: Integration) -> Integration:
@@ -351,7 +352,7 @@ async def test_django_oauth_toolkit_registers_us_and_knows_our_secret(
         assert secret is not None
         said = {}
         for known, password in ((True, secret.reveal()), (False, "wrong")):
-            async with httpx2.AsyncClient(trust_env=False, timeout=30) as http:
+            async with httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_S) as http:
                 answer = await http.post(
                     ready.endpoints.token_endpoint,
                     data={"grant_type": "authorization_code", "code": "none", "redirect_uri": "https://e/"},

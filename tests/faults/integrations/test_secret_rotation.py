@@ -12,6 +12,7 @@ from evergrant_server.core.connections.connection import Connection, LifecycleSt
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.secret import Secret
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, error, status
 
@@ -131,7 +132,7 @@ async def test_under_load_no_refresh_fails_while_the_secret_changes_on_both_side
 
     running = [asyncio.create_task(keeps_refreshing(connection)) for connection in connections]
     await rotate(place, integration, "new-secret")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while (await integration_of(place, connections[0])).secret_refused_at is None:
             await asyncio.sleep(0.01)
     idp.client_secret = "new-secret"

@@ -19,6 +19,7 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.single_use.attempt import LateTokens, TimeLimits
 from tests.fakes.databases import database_url, postgres_server  # noqa: F401  # fixtures
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import TENANT, Installation, installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, drop, error, hold_answer, status
 from tests.faults.refresh.test_misbehaving_provider import open_attempts
@@ -75,7 +76,7 @@ async def given_up(place: Installation, idp: ScriptedProvider, slow: Slow) -> Co
     connection = await place.connect(idp, STRICT)
     await slow.refreshes(connection)
     await place.ensure_fresh(connection, 1)
-    lost = await place.until(connection, lambda c: c.state is LifecycleState.NEEDS_REAUTH, 30)
+    lost = await place.until(connection, lambda c: c.state is LifecycleState.NEEDS_REAUTH)
     assert lost.reason is ErrorCode.OUTCOME_UNKNOWN
     assert idp.count("token", grant_type="refresh_token") == 2
     return lost
@@ -100,7 +101,7 @@ async def test_a_late_answer_that_still_works_brings_the_connection_back(
     await slow.refreshes(connection)
     brief.script(error("invalid_grant"))
     await place.ensure_fresh(connection, 1)
-    await place.until(connection, lambda c: c.state is LifecycleState.NEEDS_REAUTH, 30)
+    await place.until(connection, lambda c: c.state is LifecycleState.NEEDS_REAUTH)
     await slow.answered()
     back = await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)
     assert back.generation == 2
@@ -123,7 +124,7 @@ async def test_a_late_answer_of_a_family_that_was_ended_is_not_believed(
     connection = await given_up(place, brief, slow)
     assert not brief.families[-1].alive
     await slow.answered()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while len(await late_records(place, connection)) < 2:
             await asyncio.sleep(0.05)
     came, refused = await late_records(place, connection)
@@ -147,9 +148,9 @@ async def test_a_late_answer_is_verified_again_until_the_provider_says_what_it_i
     await slow.refreshes(connection)
     brief.script(error("invalid_grant"), trouble)
     await place.ensure_fresh(connection, 1)
-    await place.until(connection, lambda c: c.state is LifecycleState.NEEDS_REAUTH, 30)
+    await place.until(connection, lambda c: c.state is LifecycleState.NEEDS_REAUTH)
     await slow.answered()
-    await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE, 30)
+    await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)
 
 
 async def test_a_late_answer_is_overtaken_by_a_new_consent(
@@ -174,11 +175,11 @@ async def test_a_late_answer_is_revoked_with_its_connection(
     await slow.refreshes(connection)
     brief.script(error("invalid_grant"), *(status(503) for _ in range(50)))
     await place.ensure_fresh(connection, 1)
-    await place.until(connection, lambda c: c.state is LifecycleState.NEEDS_REAUTH, 30)
+    await place.until(connection, lambda c: c.state is LifecycleState.NEEDS_REAUTH)
     await slow.answered()
     assert len(await late_answers(place, connection)) == 1
     await place.revoke(connection)
-    ended = await place.until(connection, lambda c: c.state is LifecycleState.REVOKED, 30)
+    ended = await place.until(connection, lambda c: c.state is LifecycleState.REVOKED)
     assert ended.revocation is RevocationOutcome.CONFIRMED
     family = brief.families[-1]
     revoked = [call.params["token"] for call in brief.calls if call.endpoint == "revoke"]

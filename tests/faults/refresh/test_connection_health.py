@@ -12,6 +12,7 @@ from evergrant_server.core.messages.activities import AnnounceExpiry
 from evergrant_server.core.messages.base import Provenance
 from evergrant_server.core.messages.connection import EnsureFreshResult, ProviderChanged
 from evergrant_server.core.messages.names import SignalName, connection_workflow_id
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import ASKED, TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, error, ok, status
 
@@ -117,7 +118,7 @@ async def ends_announced(place: Installation, connection: Connection) -> list[tu
 
 async def until_announcing(place: Installation, connection: Connection) -> None:
     """Wait until the newest run has had its announcement carried out."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             history = await place.parts.link.history(connection_workflow_id(TENANT, connection.id))
             if any("activityTaskCompletedEventAttributes" in event for event in history):

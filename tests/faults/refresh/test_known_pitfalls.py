@@ -39,9 +39,9 @@ async def test_a_provider_slower_than_any_lock_is_called_once(place: Installatio
     connection = await place.connect(idp, STRICT)
     slow = asyncio.Event()
     idp.script(delay(slow))
-    first = asyncio.create_task(place.ensure_fresh(connection, 1, limit_s=40))
+    first = asyncio.create_task(place.ensure_fresh(connection, 1))
     await idp.until("token", 2)
-    others = [asyncio.create_task(place.ensure_fresh(connection, 1, limit_s=40)) for _ in range(5)]
+    others = [asyncio.create_task(place.ensure_fresh(connection, 1)) for _ in range(5)]
     await asyncio.sleep(7)  # longer than the heartbeat's limit, which is what a worker's death looks like
     assert refreshes(idp) == 1
     slow.set()

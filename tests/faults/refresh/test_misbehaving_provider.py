@@ -18,6 +18,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import AttemptKind
 from tests.e2e.platform.test_transfer import admin
 from tests.fakes.events.transmitter import id_token
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import TENANT, Installation
 from tests.fakes.platform.serving import serving
 from tests.fakes.providers.scripted_provider import (
@@ -239,14 +240,14 @@ async def test_a_reported_token_whose_refresh_is_refused_is_leased_no_more(
     at = f"/v1/connections/{connection.id}"
     async with (
         serving(place.parts.settings) as url,
-        httpx2.AsyncClient(base_url=url, trust_env=False, timeout=30, headers=headers) as http,
+        httpx2.AsyncClient(base_url=url, trust_env=False, timeout=PATIENCE_S, headers=headers) as http,
     ):
         assert (await http.post(f"{at}/token", json={})).status_code == 200
         idp.script(error("temporarily_unavailable", 503))
         report = {"generation": 1, "reason": "unauthorized"}
         assert (await http.post(f"{at}/refresh", json=report)).json()["code"] == "provider_error"
         assert (await http.post(f"{at}/token", json={})).status_code == 200, "nothing confirms the report"
-        await place.until(connection, lambda row: row.state is LifecycleState.NEEDS_REAUTH, 60)
+        await place.until(connection, lambda row: row.state is LifecycleState.NEEDS_REAUTH)
         answer = await http.post(f"{at}/token", json={})
     assert (answer.status_code, answer.json()["code"]) == (409, "consent_required"), answer.text
 

@@ -16,6 +16,7 @@ from evergrant_server.core.ids import DefinitionId, new_id
 from evergrant_server.core.messages.connection import ConnectionStart, ConnectionState
 from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.temporal_link.reconcile import StartOutcome
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import TENANT, Installation, installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, ok
 
@@ -115,7 +116,7 @@ async def test_a_run_that_begins_again_goes_by_the_rules_of_now_and_the_operator
         assert await place.parts.reconciler.start_workflow(TENANT, connection.id) is StartOutcome.STARTED
         life = begun_with((await running.fetch_history()).to_json_dict()["events"])
         assert (life.idle_s, life.min_age_s, life.announce_days) == (86_400.0, 570, days)
-        described = await place.parts.link.describe(TENANT, connection.id, timeout=20)
+        described = await place.parts.link.describe(TENANT, connection.id, timeout=PATIENCE_S)
         assert described.next_at is not None
         assert life.obtained_at is not None
         assert described.next_at >= life.obtained_at + timedelta(seconds=570)

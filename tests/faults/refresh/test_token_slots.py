@@ -111,10 +111,10 @@ class World:
         return await self.both(first)
 
     async def both(self, first: Connection, generation: int = 1) -> tuple[Connection, Connection]:
-        first = await self.place.until(first, lambda c: c.generation == generation, 40)
+        first = await self.place.until(first, lambda c: c.generation == generation)
         second = await self.second(first)
         assert second is not None, "one transaction brings both"
-        return first, await self.place.until(second, lambda c: c.generation >= generation, 40)
+        return first, await self.place.until(second, lambda c: c.generation >= generation)
 
 
 @pytest_asyncio.fixture
@@ -217,7 +217,7 @@ async def test_killed_between_journal_and_commit_both_chains_are_installed(
             gate = asyncio.Event()
             idp.script(hold_answer(gate))
             await world.place.consent(idp, integration, first, slot_scopes=USER)
-            await idp.until("token", 1, 30)
+            await idp.until("token", 1)
             async with store_that_takes_no_write(tmp_path):
                 gate.set()
                 await workers.until_journalled()

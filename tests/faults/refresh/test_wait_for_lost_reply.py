@@ -11,6 +11,7 @@ from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.connection import EnsureFresh, RefreshReason
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import ASKED, TENANT, Installation
 from tests.fakes.providers.scripted_provider import (
     Answer,
@@ -46,7 +47,7 @@ async def test_a_token_that_was_reported_keeps_nobody_waiting_for_a_lost_answer(
     connection = await place.connect(idp, STRICT)
     idp.script(lost)
     report = EnsureFresh(seen_generation=1, context=ASKED, refresh_reason=RefreshReason.UNAUTHORIZED)
-    heard = await place.parts.link.ensure_fresh(TENANT, connection.id, report, timeout=20)
+    heard = await place.parts.link.ensure_fresh(TENANT, connection.id, report, timeout=PATIENCE_S)
     assert heard.problem is not None
     row = await place.until(
         connection, lambda it: it.generation == 2 or it.state is LifecycleState.NEEDS_REAUTH

@@ -34,6 +34,7 @@ from evergrant_server.core.provider_events.receivers import Receiver, ReceiverKi
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress, EgressPolicy
 from providers.requests.sender import Sender
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, hold_answer, html, ok, raw, status
 from tests.faults.integrations.test_secret_rotation import integration_of
@@ -81,7 +82,7 @@ async def outcome(place: Installation, connection: Connection) -> str | None:
 
 async def until_told(place: Installation, connection: Connection, state: LifecycleState) -> None:
     """Wait until the workflow says so as well."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while (await place.parts.link.describe(TENANT, connection.id)).state is not state:
             await asyncio.sleep(0.05)
 
@@ -354,7 +355,7 @@ async def test_doubts_that_come_together_cost_one_refresh(place: Installation, i
             )
     place.parts.relay.notify()
     name = connection_workflow_id(TENANT, connection.id)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while await waits(place, name) or not await place.parts.link.is_idle(name):
             await asyncio.sleep(0.05)
     assert (await place.row(connection)).generation == 2

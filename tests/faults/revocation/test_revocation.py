@@ -22,6 +22,7 @@ from evergrant_server.store import Store
 from evergrant_server.store.connections.grants import Grants
 from evergrant_server.store.tables import KeyRow
 from tests.fakes.databases import sqlite_url
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import ASKED, TENANT, Installation
 from tests.fakes.platform.processes import running_platform
 from tests.fakes.ports import free_port
@@ -97,7 +98,7 @@ async def test_what_failed_last_is_told_by_the_workflow_while_it_goes_on_trying(
     idp.script(status(500), status(503, {"Retry-After": "4"}), at="revoke")
     await place.revoke(connection)
     await idp.until("revoke", 2)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while (now := await described(place, connection)) is None or now.failures < 2:
             await asyncio.sleep(0.05)
     assert (now.state, now.failed) == (LifecycleState.REVOKING, ErrorCode.PROVIDER_ERROR)
@@ -106,7 +107,7 @@ async def test_what_failed_last_is_told_by_the_workflow_while_it_goes_on_trying(
     assert now.failing_since < first
     assert now.next_at is not None
     await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while (
             then := await described(place, connection)
         ) is not None and then.state is not LifecycleState.REVOKED:
@@ -129,7 +130,7 @@ async def test_what_nobody_foresaw_is_tried_again_ever_more_slowly(
         broke.setattr(Grants, "refresh_token", broken)
         await place.revoke(connection)
         await place.until_audited(connection, AuditAction.REVOCATION_FAILED)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while (now := await described(place, connection)) is None or now.failed is not ErrorCode.INTERNAL:
                 await asyncio.sleep(0.05)
     failed = await last(place, connection, AuditAction.REVOCATION_FAILED)
@@ -148,7 +149,7 @@ async def test_once_an_admin_has_repaired_our_client_it_is_told_at_once(
     connection = await place.connect(idp, STRICT)
     idp.client_secret = "which nobody told us"
     await place.revoke(connection)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while (
             now := await described(place, connection)
         ) is None or now.failed is not ErrorCode.CLIENT_REJECTED:
@@ -202,7 +203,7 @@ async def test_no_process_leases_once_another_has_revoked(
             base_url=f"http://127.0.0.1:{port}",
             headers={"Authorization": f"Bearer {key}"},
             trust_env=False,
-            timeout=30,
+            timeout=PATIENCE_S,
         )
         async with platform.caller(key) as one, other:
             await until_ready(other)
@@ -217,7 +218,7 @@ async def test_no_process_leases_once_another_has_revoked(
 
 
 async def until_ready(caller: httpx2.AsyncClient) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
                 if (await caller.get("/readyz")).status_code == 200:
@@ -246,14 +247,14 @@ async def test_the_api_says_since_when_and_what_failed_last(
             asked = (await caller.post(f"{where}/revoke", json={})).json()
             assert asked["revoking"]["since"] is not None
             assert asked["revoking"]["failure"] is None
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE_S):
                 while (told := (await caller.get(where)).json())["revoking"]["failure"] is None:
                     await asyncio.sleep(0.05)
             assert told["revoking"]["failure"] == "provider_error"
             assert told["revoking"]["since"] == asked["revoking"]["since"] < told["revoking"]["failed_at"]
             live = (await caller.get(where, params={"live": "true"})).json()["live"]
             assert (live["failed"], live["state"]) == ("provider_error", "revoking")
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE_S):
                 while (told := (await caller.get(where)).json())["state"] != "revoked":
                     await asyncio.sleep(0.05)
             assert told["revoking"] is None

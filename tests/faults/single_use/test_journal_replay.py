@@ -29,6 +29,7 @@ from evergrant_server.settings import Settings
 from evergrant_server.store import Store
 from evergrant_server.wiring.platform import open_platform
 from tests.fakes.databases import migrated_sqlite, sqlite_url
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import TENANT, Installation, prepared
 from tests.fakes.providers.scripted_provider import ScriptedProvider, hold_answer
 from tests.faults.refresh.test_misbehaving_provider import open_attempts
@@ -67,7 +68,7 @@ class Workers:
                 stderr=out, stdin=asyncio.subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
         self._running.append(child)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             while b"worker ready" not in log.read_bytes():
                 assert child.returncode is None, log.read_text()
                 await asyncio.sleep(0.05)
@@ -83,7 +84,7 @@ class Workers:
         return list(self.journals.glob("*/*.entry"))
 
     async def until_journalled(self) -> Path:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while not (found := self.entries()):
                 await asyncio.sleep(0.02)
         return found[0]
@@ -106,7 +107,7 @@ async def host(
 @asynccontextmanager
 async def store_that_takes_no_write(folder: Path) -> AsyncIterator[None]:
     """Somebody holds SQLite's write lock, as a stopped process would."""
-    lock = sqlite3.connect(folder / "evergrant.db", isolation_level=None, timeout=20)
+    lock = sqlite3.connect(folder / "evergrant.db", isolation_level=None, timeout=PATIENCE_S)
     try:
         lock.execute("BEGIN IMMEDIATE")
         yield
@@ -148,19 +149,19 @@ async def test_a_worker_killed_or_stopped_between_journal_and_commit_costs_nothi
         written = entry.read_bytes()
     if heir == "the next worker":
         await workers.start()
-    row = await place.until(connection, lambda c: c.generation == 2, 30)
+    row = await place.until(connection, lambda c: c.generation == 2)
     assert row.state is LifecycleState.ACTIVE
     if befalls is signal.SIGSTOP:
         struck.send_signal(signal.SIGCONT)  # it commits once more what the store has by now
     told = await asked
     assert told.generation == 2 or told.problem is ErrorCode.REFRESH_PENDING, "asked before it was taken up"
     assert idp.count("token", grant_type="refresh_token") == 1, "asked once"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while workers.entries():
             await asyncio.sleep(0.05)
     assert await open_attempts(place, connection) == 0
     assert await place.actions(connection) == [AuditAction.GRANT_INSTALLED, AuditAction.GRANT_REFRESHED]
-    async with asyncio.timeout(20):  # a workflow that was told to wait comes back to it
+    async with asyncio.timeout(PATIENCE_S):  # a workflow that was told to wait comes back to it
         while (await place.ensure_fresh(connection, 2)).generation < 3:
             await asyncio.sleep(0.1)
     assert idp.families[-1].alive, "its new refresh token is the family's"

@@ -26,6 +26,7 @@ from evergrant_server.crypto import KeyPurpose
 from evergrant_server.store import Store
 from tests.conformance.store.samples import a_grant, granted, some_tokens
 from tests.fakes.databases import NOW, clock, database_url, key_path, postgres_server, ring, store
+from tests.fakes.patience import PATIENCE_S
 from tests.unit.activities.protocol_worker import LIMITS, STRICT, Told, Worker, fails
 
 __all__ = ["clock", "database_url", "key_path", "postgres_server", "ring", "store"]  # fixtures
@@ -80,7 +81,7 @@ async def begun(store: Store, clock: SetClock, host: Path, quick: Worker) -> Ins
 async def waits(store: Store, task: asyncio.Task[Any]) -> None:
     """For somebody else's transaction: SQLite begins no second one, PostgreSQL says who waits for a row."""
     waiting = text("SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE NOT granted")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not store.is_sqlite and not task.done():
             async with store.autocommit() as connection:
                 if (await connection.execute(waiting)).scalar_one():

@@ -17,6 +17,7 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.single_use.attempt import TimeLimits
 from tests.fakes.databases import database_url, postgres_server
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import Installation
 from tests.fakes.providers.scripted_provider import (
     Answer,
@@ -83,7 +84,7 @@ async def test_an_answer_that_the_other_use_killed_is_not_installed(
     connection = await place.connect(brief, STRICT)
     await crossing.begins(connection, hold_answer(crossing.answers))
     await crossing.ends()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while await late_answers(place, connection):  # verified, and refused
             await asyncio.sleep(0.05)
     row = await place.row(connection)
@@ -122,7 +123,7 @@ async def test_an_answer_is_installed_when_nothing_more_can_come_of_the_other_us
     await crossing.ends()
     row = await place.row(connection)
     assert (row.state, row.generation) == (LifecycleState.ACTIVE, 2)
-    async with asyncio.timeout(20):  # its workflow may wait for hours since the other use failed
+    async with asyncio.timeout(PATIENCE_S):  # its workflow may wait for hours since the other use failed
         while "provider_changed" not in await signals(place, connection):
             await asyncio.sleep(0.05)
     assert (await crossing.quick.refresh(row, 2)).generation == 3, "its refresh token is the newest"
@@ -239,7 +240,7 @@ async def test_a_no_to_a_use_that_was_taken_over_has_its_successor_tried(
     assert (await outcome(partial(quick.refresh, connection, 1, token_over=True))).generation == 2
     answers.set()
     assert (await first).generation == 2
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while "rotate" not in await signals(place, connection):
             await asyncio.sleep(0.05)
     failed = await place.records(AuditAction.REFRESH_FAILED)

@@ -49,6 +49,7 @@ from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.journal import Journal
 from evergrant_server.store import Store
 from providers.requests.sender import Sender
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import ASKED, TENANT, Installation
 from tests.fakes.providers.scripted_provider import (
     ScriptedProvider,
@@ -110,7 +111,7 @@ class Activities:
         token_over: bool = False,
     ) -> GrantResult:
         order = RefreshGrant(**_call(connection), generation=generation, token_over=token_over)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             return await (env or at_temporal()).run(self._refresh.refresh_grant, order)
 
     async def revoke(self, connection: Connection) -> RevocationResult:
@@ -218,7 +219,7 @@ async def test_a_second_use_that_is_refused_after_the_first_was_installed_has_th
     second.set()
     assert (await again).generation == 2
     assert (await place.row(connection)).state is LifecycleState.ACTIVE
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while "rotate" not in await signals(place, connection):
             await asyncio.sleep(0.05)
 
@@ -359,7 +360,7 @@ async def test_an_outage_that_answers_500_condemns_no_grant_that_it_never_touche
     idp.script(ok(expires_in=1))
     connection = await place.connect(idp)
     here = Activities(place, (idp.allowance,), tmp_path / "here")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while (await place.grant(connection))[1].is_valid(place.parts.clock.now()):
             await asyncio.sleep(0.05)
     idp.script(*[status(500)] * 5)
@@ -375,7 +376,7 @@ async def test_a_500_that_followed_a_commit_is_named_honestly_at_the_first_refus
     idp.script(ok(expires_in=1))
     connection = await place.connect(idp)
     here = Activities(place, (idp.allowance,), tmp_path / "here")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while (await place.grant(connection))[1].is_valid(place.parts.clock.now()):
             await asyncio.sleep(0.05)
     idp.script(drop_after_commit(), status(500), status(500))

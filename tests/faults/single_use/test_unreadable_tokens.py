@@ -17,6 +17,7 @@ from providers.definition.registry import Registry
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_response import ErrorRule
 from tests.conformance.store.samples import a_grant
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, ok, raw
 from tests.faults.revocation.test_external_revocation import waits
@@ -81,7 +82,7 @@ async def test_who_asks_after_the_repair_waits_for_no_backoff(
     get = Registry.get  # the worker has a catalogue of its own
     monkeypatch.setattr(Registry, "get", lambda self, name: repaired(get(self, name)))
     await place.until(connection, lambda row: row.generation == 2)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while await waits(place, connection_workflow_id(TENANT, connection.id)):
             await asyncio.sleep(0.05)
     fresh = await place.ensure_fresh(connection, 2)

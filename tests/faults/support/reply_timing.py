@@ -8,6 +8,7 @@ from typing import Any
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.single_use.attempt import TimeLimits
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 
 SHORT = TimeLimits(
@@ -19,7 +20,7 @@ Ask = Callable[[], Coroutine[Any, Any, GrantResult]]
 
 async def left(idp: ScriptedProvider, ask: Ask) -> "asyncio.Task[GrantResult]":
     """Ask, and return once a request has arrived; what `ask` brings comes later."""
-    arrived = asyncio.create_task(idp.until("token", idp.count("token") + 1, timeout=30))
+    arrived = asyncio.create_task(idp.until("token", idp.count("token") + 1, timeout=PATIENCE_S))
     while True:
         asked = asyncio.create_task(ask())
         await asyncio.wait({asked, arrived}, return_when=asyncio.FIRST_COMPLETED)
@@ -35,7 +36,7 @@ async def left(idp: ScriptedProvider, ask: Ask) -> "asyncio.Task[GrantResult]":
 
 async def outcome(ask: Ask) -> GrantResult:
     """Ask until there is nothing to wait for any more."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             asked = asyncio.create_task(ask())
             await asyncio.wait({asked})

@@ -12,6 +12,7 @@ from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.temporal_link.calls import WorkflowNotRunning
 from tests.fakes.databases import sqlite_url
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import TENANT, Installation, installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 
@@ -35,7 +36,7 @@ async def test_history_outlives_temporal(place: Installation, idp: ScriptedProvi
             namespace="default", workflow_execution=WorkflowExecution(workflow_id=workflow)
         )
     )
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while await place.parts.link.current_run(workflow) is not None:
             await asyncio.sleep(0.1)
     with pytest.raises(WorkflowNotRunning):

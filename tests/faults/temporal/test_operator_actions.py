@@ -32,6 +32,7 @@ from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.core.single_use.attempt import AttemptKind
 from evergrant_server.journal import Journal
 from tests.fakes.databases import sqlite_url
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import TENANT, Installation, installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, hold_answer
 
@@ -121,7 +122,7 @@ IN_THE_MIDDLE = {name: hand for name, hand in HANDS.items() if name != "reset to
 
 async def until_it_lives(place: Installation, connection: Connection, generation: int) -> None:
     """Wait until a workflow runs that knows this generation."""
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             if await place.parts.link.is_running(connection_workflow_id(TENANT, connection.id)):
                 with suppress(Failure):  # this run may be followed by another in this very moment
@@ -135,7 +136,7 @@ async def unharmed(place: Installation, idp: ScriptedProvider, connection: Conne
     """Nothing was revoked or sent twice, and the next refresh works."""
     row = await place.row(connection)
     assert (row.state, row.generation) == (LifecycleState.ACTIVE, left)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while (await place.ensure_fresh(connection, left)).generation <= left:
             await asyncio.sleep(0.1)
     assert idp.count("revoke") == 0
@@ -150,7 +151,7 @@ async def test_at_rest(place: Installation, idp: ScriptedProvider, hand: str):
     await place.ensure_fresh(connection, 1)
     before = await place.parts.link.current_run(connection_workflow_id(TENANT, connection.id))
     await HANDS[hand](place, connection)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while await place.parts.link.current_run(connection_workflow_id(TENANT, connection.id)) in (
             before,
             None,
@@ -171,7 +172,7 @@ async def test_in_the_middle_of_a_refresh(place: Installation, idp: ScriptedProv
     await idp.until("token", 2)
     await HANDS[hand](place, connection)
     if hand != "cancel":  # which waits for the answer
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while not await place.parts.link.is_running(connection_workflow_id(TENANT, connection.id)):
                 await asyncio.sleep(0.1)
     gate.set()
@@ -188,7 +189,7 @@ async def test_a_cancelled_run_is_followed_by_another(place: Installation, idp: 
         handle = place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id))
         before = (await handle.describe()).run_id
         await handle.cancel()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while (now := await handle.describe()).run_id == before:
                 await asyncio.sleep(0.05)
         assert now.status is WorkflowExecutionStatus.RUNNING

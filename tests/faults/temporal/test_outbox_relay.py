@@ -27,6 +27,7 @@ from tests.fakes.databases import (  # noqa: F401  # fixtures
     ring,
     store,
 )
+from tests.fakes.patience import PATIENCE_S
 
 TENANT = Tenant("acme")
 BAD, GOOD = (connection_workflow_id(TENANT, ConnectionId(new_id("con"))) for _ in range(2))
@@ -188,5 +189,5 @@ async def test_a_relay_that_is_ended_as_it_is_nudged_ends(
     await looked.wait()  # from here on it waits for a nudge
     relay.notify()
     running.cancel()
-    done, _ = await asyncio.wait({running}, timeout=20)
+    done, _ = await asyncio.wait({running}, timeout=PATIENCE_S)
     assert done

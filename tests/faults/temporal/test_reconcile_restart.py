@@ -19,6 +19,7 @@ from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.temporal_link.closed_runs import ClosedRunExporter
 from evergrant_server.temporal_link.runs import RunningWorkflow
 from tests.fakes.databases import migrated_sqlite, sqlite_url
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import TENANT, Installation, installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, hold_answer
 
@@ -38,7 +39,7 @@ async def run_of(place: Installation, connection: Connection) -> str | None:
 
 
 async def until_visible(place: Installation, connections: list[Connection]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while len(await place.parts.link.running_connections()) < len(connections):
             await asyncio.sleep(0.05)
 

@@ -30,6 +30,7 @@ from evergrant_server.store import Store
 from evergrant_server.store.tables import ConnectionGrantRow, ConnectionRow
 from evergrant_server.temporal_link.namespace import prepare_namespace
 from tests.fakes.databases import sqlite_url
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.processes import ROOT, RunningPlatform, running_platform
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 from tests.fakes.temporal import TemporalServer
@@ -120,7 +121,7 @@ async def lease_all(platform: RunningPlatform, key: str, generation: int) -> Non
         async with turn:
             body = {"integration": "crm", "subject": f"user-{number}"}
             for _ in range(5):  # a lease waits ten seconds for its refresh, then says 503: ask again
-                answer = await caller.post("/v1/lease", json=body, timeout=30)
+                answer = await caller.post("/v1/lease", json=body, timeout=PATIENCE_S)
                 if answer.status_code != 503:
                     break
         assert answer.status_code == 200, answer.text

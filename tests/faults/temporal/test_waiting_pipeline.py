@@ -14,6 +14,7 @@ from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.names import connection_workflow_id
 from tests.fakes.databases import migrated_sqlite, sqlite_url
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import TENANT, Installation, installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, error
 from tests.faults.temporal.test_reconcile_restart import run_of, until_visible
@@ -61,12 +62,12 @@ async def test_a_run_that_is_started_anew_tells_who_waited_for_the_one_before(
     runner = UnsandboxedWorkflowRunner()  # this file imports what no sandbox can
     async with Worker(client, task_queue=queue, workflows=[WaitingPipeline], workflow_runner=runner):
         pipeline = await client.start_workflow(WaitingPipeline.run, name, id=queue, task_queue=queue)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while await pipeline.query(WaitingPipeline.told) != ErrorCode.GRANT_REJECTED:
                 await asyncio.sleep(0.05)
         first = await run_of(place, connection)
         for _ in range(2):  # and so does the run after that
-            async with asyncio.timeout(20):  # until Temporal's list has the newest run
+            async with asyncio.timeout(PATIENCE_S):  # until Temporal's list has the newest run
                 while not (
                     await place.parts.reconciler.reconcile_all(compare=False, older_than=timedelta(0))
                 ).restarted:
@@ -77,5 +78,5 @@ async def test_a_run_that_is_started_anew_tells_who_waited_for_the_one_before(
         assert integration is not None
         await place.consent(idp, integration, connection)
         await place.until(connection, lambda row: row.state is LifecycleState.ACTIVE)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             assert tuple(await pipeline.result()) == (ErrorCode.GRANT_REJECTED, 2)
