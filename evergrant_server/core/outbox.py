@@ -16,9 +16,9 @@ class OutboxKind(StrEnum):
     SIGNAL = "signal"  # payload: the signal's message; `name` is the signal
     START_EXPORT = "start_export"  # payload: ExportStart
     WAKE_WEBHOOK = "wake_webhook"  # payload: WakeWebhook
-    START_DEFINITION_ROLLOUT = "start_onboarding"  # payload: OnboardingStart
-    FETCH_RECEIVER_KEYS = "fetch_keys"  # payload: FetchKeys
-    PUSH_AUTHORIZATION_REQUEST = "push_request"  # payload: PushRequest
+    START_DEFINITION_ROLLOUT = "start_definition_rollout"  # payload: RolloutStart
+    FETCH_RECEIVER_KEYS = "fetch_receiver_keys"  # payload: FetchReceiverKeys
+    PUSH_AUTHORIZATION_REQUEST = "push_authorization_request"  # payload: PushAuthorizationRequest
     EXPORT_HISTORY = "export_history"  # payload: {"run_id": …}
 
 
@@ -40,29 +40,29 @@ class OutboxMessage(BaseModel):
 
 
 def outbox_message(
-    tenant: Tenant, kind: OutboxKind, target: str, said: Message, at: datetime, *, name: str = ""
+    tenant: Tenant, kind: OutboxKind, target: str, message: Message, at: datetime, *, name: str = ""
 ) -> OutboxMessage:
-    """A message that says `said`, to be added in the transaction that makes it true."""
+    """To be added in the transaction that makes `message` true."""
     return OutboxMessage(
         tenant=tenant,
         id=OutboxId(new_id("out")),
         kind=kind,
         target=target,
         name=name,
-        payload=said.model_dump(mode="json"),
+        payload=message.model_dump(mode="json"),
         created_at=at,
     )
 
 
 def history_target(run_id: str) -> str:
-    """A target of its own: an export waits for nobody else's messages."""
+    """A target of its own: a history's export waits for no other message."""
     return f"history:{run_id}"
 
 
 def history_export_message(
     tenant: Tenant, connection_id: ConnectionId, workflow_id: str, run_id: str, at: datetime
 ) -> OutboxMessage:
-    """Have a run's history kept, once it has closed."""
+    """Have the history of a run exported once it has closed."""
     return OutboxMessage(
         tenant=tenant,
         id=OutboxId(new_id("out")),
@@ -74,9 +74,9 @@ def history_export_message(
 
 
 def signal_message(
-    tenant: Tenant, connection_id: ConnectionId, name: str, said: Message, at: datetime
+    tenant: Tenant, connection_id: ConnectionId, name: str, message: Message, at: datetime
 ) -> OutboxMessage:
     """A signal to the workflow of a connection."""
     return outbox_message(
-        tenant, OutboxKind.SIGNAL, connection_workflow_id(tenant, connection_id), said, at, name=name
+        tenant, OutboxKind.SIGNAL, connection_workflow_id(tenant, connection_id), message, at, name=name
     )

@@ -186,7 +186,7 @@ async def test_an_event_older_than_the_grant_is_recorded_and_ignored(api: Api):
     assert (await push(api, path, TRANSMITTER.token(unix(api) - 3001))).status_code == 202
     assert await state(api, connection) is LifecycleState.ACTIVE
     (heard,) = await records(api, AuditAction.PROVIDER_REPORT_RECEIVED)
-    assert heard.detail["verdict"] == "older"
+    assert heard.detail["verdict"] == "outdated"
     told = TRANSMITTER.token(unix(api), toe=unix(api) - 3001)
     await push(api, path, told)
     assert await state(api, connection) is LifecycleState.ACTIVE
@@ -201,7 +201,7 @@ async def test_told_just_after_a_consent_without_its_moment_it_is_a_reason_to_lo
     await push(api, path, TRANSMITTER.token(unix(api)))
     assert await state(api, connection) is LifecycleState.ACTIVE
     (heard,) = await records(api, AuditAction.PROVIDER_REPORT_RECEIVED)
-    assert heard.detail["verdict"] == "asked"
+    assert heard.detail["verdict"] == "refresh_requested"
     await push(api, path, TRANSMITTER.token(unix(api), toe=unix(api) - 5))
     assert await state(api, connection) is LifecycleState.NEEDS_REAUTH
 

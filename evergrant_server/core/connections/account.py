@@ -1,4 +1,4 @@
-"""Which of a subject's accounts at a provider a connection is for. Pure."""
+"""The accounts that a grant reaches at the provider, and which one the connection is for. Pure."""
 
 from enum import StrEnum
 from typing import Any
@@ -7,10 +7,10 @@ from pydantic import BaseModel, ConfigDict
 
 
 class FollowUp(StrEnum):
-    """What is open after a grant came; None when nothing is."""
+    """What is still open after a new grant."""
 
-    LOOKING_UP = "looking"  # the provider is asked which accounts there are
-    CHOOSING = "choosing"  # there are several, and somebody has to say which
+    LOOKING_UP = "looking_up"  # the provider is asked for the accounts
+    CHOOSING = "choosing"  # there are several: the subject or the app chooses one
 
 
 class AccountOption(BaseModel):
@@ -23,8 +23,8 @@ class AccountOption(BaseModel):
     metadata: dict[str, Any] = {}
 
 
-def matching_option(options: tuple[AccountOption, ...], wish: str | None) -> AccountOption | None:
-    """The only account there is, or the one that was asked for; None when somebody has to choose."""
+def matching_option(options: tuple[AccountOption, ...], choice: str | None) -> AccountOption | None:
+    """The only account, or the one with the id `choice`; None when one has to be chosen."""
     if len(options) == 1:
         return options[0]
-    return next((it for it in options if it.id == wish), None)
+    return next((option for option in options if option.id == choice), None)

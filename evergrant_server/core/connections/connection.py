@@ -12,7 +12,7 @@ from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, Tenant
 
 
 class LifecycleState(StrEnum):
-    """Where a connection is in its life. "Refreshing" is not a state: it is an open attempt."""
+    """The state of a connection. "Refreshing" is not a state: it is an open attempt."""
 
     PENDING_CONSENT = "pending_consent"
     ACTIVE = "active"
@@ -41,10 +41,10 @@ class StateChange(StrEnum):
 
 
 class RevocationOutcome(StrEnum):
-    """How `revoked` was reached; said with the state, so that nobody reads more into it."""
+    """How `revoked` was reached; shown with the state."""
 
     CONFIRMED = "confirmed"  # the provider answered as RFC 7009 section 2.2 asks
-    ACCESS_TOKEN_ONLY = "access_token_only"  # it revokes no refresh token: what it keeps may live on there
+    ACCESS_TOKEN_ONLY = "access_token_only"  # it revokes no refresh token, which may stay valid there
     NOT_SUPPORTED = "not_supported"  # the provider has no revocation endpoint, or it revokes none of ours
     NOTHING_HELD = "nothing_held"  # no token was ever installed
 
@@ -74,7 +74,7 @@ _FAILURES_UNTIL_FAILING = 3
 
 
 class IllegalStateChange(ValueError):
-    """A move that the table doesn't have: a bug, never a provider's doing."""
+    """A change that the table doesn't have: a bug, never caused by a provider."""
 
 
 def state_after(state: LifecycleState, move: StateChange) -> LifecycleState:
@@ -100,38 +100,39 @@ class Connection(BaseModel):
     state: LifecycleState = LifecycleState.PENDING_CONSENT
     generation: int = 0
     requested_scopes: tuple[str, ...] = ()
-    reason: ErrorCode | None = None  # why it needs somebody, or None
+    reason: ErrorCode | None = None  # why a person has to act
     revocation: RevocationOutcome | None = None
     revoke_reason: str | None = None
     refresh_policy: str = "adaptive"
     flow: Flow = Flow.AUTHORIZATION_CODE
     target: TokenTarget = TokenTarget()
-    source: ConnectionId | None = None  # whose token is exchanged for this one's
-    source_app: AppId | None = None  # in whose name: it must still be allowed to lease the source
+    source: ConnectionId | None = None  # its token is exchanged for this one's (RFC 8693)
+    source_app: AppId | None = None  # the app must still be permitted to lease the source
     created_at: datetime
     changed_at: datetime
     consent_deadline: datetime
     failures: int = 0  # refreshes that failed in a row
     last_failure: ErrorCode | None = None
     last_failed_at: datetime | None = None
-    failing_since: datetime | None = None  # set once it was announced that refreshes keep failing
+    failing_since: datetime | None = None  # set once failing refreshes were published
     follow_up: FollowUp | None = None
-    choice: str | None = None  # the account that was asked for, or chosen
-    slot_scopes: dict[str, tuple[str, ...]] = {}  # asked for further chains, which the same consent brings
-    consented_with: ConnectionId | None = None  # whose consents bring this one's grants
+    choice: str | None = None  # the account that was requested or chosen
+    # requested for further token slots, which the same consent fills
+    slot_scopes: dict[str, tuple[str, ...]] = {}
+    consented_with: ConnectionId | None = None  # the consents of that connection bring this one's grants
     reported_generation: int | None = None  # whose access token the provider's API has refused, says an app
     revision: int = 1
 
     def granted(self, at: datetime, known: int = 0) -> "Connection":
-        """A consent brought a new grant; the subject has repaired whatever was wrong.
+        """A consent brought a new grant, which ends any failure.
 
         `known` is the newest generation that the workflow knows: a row from an older backup goes
-        beyond it, or the new grant would look like one of those that were lost.
+        beyond it, or the new grant would look like one that the backup lost.
         """
         return self._with_new_grant(StateChange.GRANTED, at, max(self.generation, known) + 1)
 
     def waiting_for_grant(self, reason: ErrorCode, at: datetime) -> "Connection":
-        """Nothing was granted yet, and this is why: shown, and cleared by the first grant."""
+        """Why there is no grant yet; cleared by the first one."""
         if self.state is not LifecycleState.PENDING_CONSENT:
             raise IllegalStateChange(f"a connection that is {self.state} doesn't wait for its first grant")
         return self.model_copy(update={"reason": reason, "changed_at": at})
@@ -139,7 +140,7 @@ class Connection(BaseModel):
     def accounts_found(
         self, options: tuple[AccountOption, ...], at: datetime
     ) -> tuple["Connection", AccountOption | None]:
-        """The accounts are known: the one that is meant, or None while somebody has to choose."""
+        """The accounts are known; the second value is None while one has to be chosen."""
         option = matching_option(options, self.choice)
         if option is not None:
             return self.account_chosen(option, at), option
@@ -154,19 +155,19 @@ class Connection(BaseModel):
         return chain if self.label == "default" != chain else f"{self.label}:{chain}"
 
     def with_source_app(self, app: AppId) -> "Connection":
-        """From here on its source's token is exchanged in the name of `app`."""
+        """From here on its source's token is exchanged on behalf of `app`."""
         return self.model_copy(update={"source_app": app})
 
     @property
     def is_unwell(self) -> bool:
-        """Somebody was told that it doesn't work, and is to hear when it does again."""
+        """Its failure was published, so its recovery is published too."""
         return self.failing_since is not None or self.state is LifecycleState.NEEDS_REAUTH
 
     def refreshed(self, at: datetime) -> "Connection":
         return self._with_new_grant(StateChange.REFRESHED, at, self.generation + 1)
 
     def refresh_failed(self, why: ErrorCode, at: datetime, *, token_over: bool) -> "Connection":
-        """It is failing from the third failure in a row, or once callers feel it."""
+        """It is failing from the third failure in a row, or once its access token has ended."""
         failures = self.failures + 1
         failing = failures >= _FAILURES_UNTIL_FAILING or token_over
         changes = {
@@ -191,7 +192,7 @@ class Connection(BaseModel):
         return self._changed(StateChange.CONSENT_EXPIRED, at, reason=ErrorCode.CONSENT_EXPIRED)
 
     def revocation_requested(self, reason: str, at: datetime) -> "Connection":
-        """From the commit of this on no lease leaves; the first reason is kept."""
+        """No lease is issued once this is committed; the first reason is kept."""
         return self._changed(
             StateChange.REVOCATION_REQUESTED,
             at,
@@ -203,7 +204,7 @@ class Connection(BaseModel):
         return self._changed(StateChange.REVOCATION_ENDED, at, revocation=how)
 
     def _with_new_grant(self, move: StateChange, at: datetime, generation: int) -> "Connection":
-        """A new grant repairs whatever was wrong; it doesn't undo a revocation."""
+        """A new grant ends any failure; it doesn't undo a revocation."""
         changes = {
             "generation": generation,
             "reported_generation": None,

@@ -16,31 +16,31 @@ LINK_BYTES = 32
 
 
 def hash_link(link: str) -> str:
-    """What a consent is found by when somebody opens its connect link."""
+    """Finds the consent of a connect link."""
     return hashlib.sha256(link.encode()).hexdigest()
 
 
 def hash_state(state: Secret) -> str:
-    """What a consent is found by when its browser comes back, without keeping the state itself."""
+    """Finds the consent of a callback, without keeping the state itself."""
     return hashlib.sha256(state.reveal().encode()).hexdigest()
 
 
 class ConsentStatus(StrEnum):
-    OPEN = "open"  # the link exists; nobody has gone on yet
+    OPEN = "open"  # the link exists and has not been followed
     STARTED = "started"  # a browser is bound, a state and a verifier exist
     CODE_RECEIVED = "code_received"  # the callback came; the code waits for the worker
     DONE = "done"  # exchanged
     DENIED = "denied"
-    FAILED = "failed"  # the provider refused the code, or us
+    FAILED = "failed"  # the provider refused the code or the client
 
 
 class ConsentKind(StrEnum):
     """Where the tokens of a consent come from."""
 
     CODE = "code"  # from a code that the subject's browser brings
-    IMPORT = "import"  # they came with the consent: from who asked the subject before, or in a fragment
-    DEVICE = "device"  # from a code that the subject types in elsewhere (RFC 8628)
-    CLIENT_GRANT = "mint"  # from what we hold ourselves: nobody is asked
+    IMPORT = "import"  # they came with the consent: by an import, or in a fragment
+    DEVICE = "device"  # from a code that the subject types in on another device (RFC 8628)
+    CLIENT_GRANT = "client_grant"  # from our own credentials: no subject is asked
 
 
 class Consent(BaseModel):
@@ -88,9 +88,9 @@ class Consent(BaseModel):
         at: datetime,
         expires_at: datetime,
     ) -> "Consent":
-        """One that no subject has to give: it waits for the worker at once.
+        """A consent that no subject has to give: the worker uses it at once.
 
-        No link leads to it: the hash is of chance.
+        No link leads to it: the hash is random.
         """
         return cls(
             tenant=connection.tenant,
@@ -109,15 +109,15 @@ class Consent(BaseModel):
 
     @property
     def all_scopes(self) -> tuple[str, ...]:
-        """Every scope, whichever chain it is for: what the subject is shown."""
+        """The scopes of every token slot: what the subject is shown."""
         further = (scope for scopes in self.slot_scopes.values() for scope in scopes)
         return tuple(dict.fromkeys((*self.scopes, *further)))
 
     def is_current_start(self, revision: int) -> bool:
-        """The click that left it at `revision` is the newest one, and its browser hasn't come back."""
+        """The click that left it at `revision` is the newest, and its callback hasn't come."""
         return self.status is ConsentStatus.STARTED and self.revision == revision
 
     @property
     def came_from_browser(self) -> bool:
-        """A browser brought what it holds: if that comes to nothing, the subject is asked again."""
+        """A browser brought its code or tokens; if they fail, the subject is asked again."""
         return self.browser_hash is not None

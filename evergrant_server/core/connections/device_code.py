@@ -1,7 +1,7 @@
-"""A device code: what the subject types in elsewhere, and how often we may ask (RFC 8628). Pure."""
+"""A device code (RFC 8628): the codes, and how often the worker may poll. Pure."""
 
 import json
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
@@ -14,12 +14,12 @@ _LONGEST_INTERVAL_S = 60.0
 
 
 class DevicePoll(StrEnum):
-    """What asking once came to, when it brought neither tokens nor an end."""
+    """The outcome of one poll that brought neither tokens nor an end."""
 
-    STARTED = "begun"  # there is a code now; nobody has been asked yet
+    STARTED = "started"  # there is a code now, and no poll yet
     PENDING = "authorization_pending"
     SLOW_DOWN = "slow_down"
-    NO_ANSWER = "unheard"  # no answer in time, or the server is in trouble
+    NO_ANSWER = "no_answer"  # none in time, or a server error
 
 
 def next_poll_interval(interval_s: float, poll: DevicePoll) -> float:
@@ -29,10 +29,6 @@ def next_poll_interval(interval_s: float, poll: DevicePoll) -> float:
     if poll is DevicePoll.NO_ANSWER:
         return max(interval_s, min(interval_s * 2, _LONGEST_INTERVAL_S))
     return interval_s
-
-
-def next_poll_at(now: datetime, interval_s: float) -> datetime:
-    return now + timedelta(seconds=interval_s)
 
 
 class DeviceCode(BaseModel):

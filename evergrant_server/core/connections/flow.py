@@ -1,7 +1,7 @@
-"""How a connection comes by its tokens: the flow it was started with, and what follows from it.
+"""The flow by which a connection gets its tokens, and what follows from it.
 
-The life of a connection is the same whatever its flow. What differs is what replaces the
-subject's consent, and what a new access token is made from.
+The lifecycle is the same in every flow. Flows differ in what replaces the subject's consent, and
+in what a new access token is made from.
 """
 
 from enum import StrEnum
@@ -24,15 +24,12 @@ class Flow(StrEnum):
 
     @property
     def is_client_grant(self) -> bool:
-        """Nobody is asked: what we hold of our own makes a token, as often as it is needed.
-
-        Nothing is spent by that, so an answer that was lost costs nothing but another request.
-        """
+        """Our own credentials get a token without the subject, and aren't spent: a lost reply costs a request."""
         return self in (Flow.CLIENT_CREDENTIALS, Flow.JWT_BEARER, Flow.TOKEN_EXCHANGE)
 
     @property
     def is_static(self) -> bool:
-        """Somebody brings the credential, and it is good until they bring another."""
+        """The app brings the credential, which is valid until the app brings another."""
         return self in (Flow.API_KEY, Flow.BASIC)
 
     @property
@@ -47,12 +44,12 @@ class Flow(StrEnum):
 
     @property
     def is_bearer(self) -> bool:
-        """Its token is sent as it is. Otherwise each request is signed with it, and it stays here."""
+        """Its token is leased and sent as it is; otherwise the worker signs each request with it."""
         return self is not Flow.OAUTH1
 
 
 class TokenTarget(BaseModel):
-    """Where a connection's tokens are for, passed on as it was asked for.
+    """What a connection's tokens are for, passed on to the provider as requested.
 
     `resources` are absolute URIs (RFC 8707 section 2); `audience` is the parameter that some
     servers had before it.

@@ -1,4 +1,4 @@
-"""A grant that somebody else got: its tokens and facts, on the way from the API to the worker."""
+"""Tokens that Evergrant didn't request itself, and their facts, on the way from the API to the worker."""
 
 import json
 from datetime import datetime, timedelta
@@ -16,8 +16,8 @@ INSTALL_WITHIN = timedelta(days=7)  # a worker that stays away longer finds the 
 class ImportedTokens(BaseModel):
     """Never a message: its secrets refuse to be serialised, except into another secret.
 
-    `expires_at` None means that the access token never expires; a token whose expiry nobody
-    knows is said to expire when it was received.
+    `expires_at` None means that the access token never expires; a token of unknown expiry
+    counts as expired since it was received.
     """
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
@@ -51,7 +51,7 @@ class ImportedTokens(BaseModel):
 
     @classmethod
     def from_token_set(cls, tokens: TokenSet, at: datetime) -> "ImportedTokens":
-        """Those of a reply that was asked for `at`."""
+        """Those of a reply that was requested `at`."""
         return cls(
             access_token=tokens.access_token,
             refresh_token=tokens.refresh_token,
@@ -67,7 +67,7 @@ class ImportedTokens(BaseModel):
         return cls.model_validate(json.loads(text.reveal()))
 
     def obtained_at(self, received_at: datetime) -> datetime:
-        """When the provider may be said to have issued it: never after its end."""
+        """When the provider issued it, as far as is known; never after its end."""
         issued_at = self.issued_at or received_at
         return issued_at if self.expires_at is None else min(issued_at, self.expires_at)
 

@@ -1,4 +1,4 @@
-"""The key that a connection's tokens are bound to: they open nothing without a proof by it (RFC 9449)."""
+"""The key that a connection's tokens are bound to: they are useless without a proof by it (RFC 9449)."""
 
 import json
 

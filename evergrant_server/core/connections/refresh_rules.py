@@ -1,4 +1,4 @@
-"""What the rest of the system may ask about a provider without knowing how it speaks."""
+"""How the tokens of a provider age, and whether a refresh token may be sent twice."""
 
 from datetime import timedelta
 from enum import StrEnum
@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict
 class Rotation(StrEnum):
     """What a provider does with a refresh token when it is used."""
 
-    NONE = "none"  # it stays good
-    GRACE = "grace"  # a new one is issued; the old one is good for `grace_s` more seconds
+    NONE = "none"  # it stays valid
+    GRACE = "grace"  # a new one is issued; the old one is valid for `grace_s` more seconds
     STRICT = "strict"  # a second use is refused, and may kill the whole family
     UNKNOWN = "unknown"  # not known: treated as strict
 

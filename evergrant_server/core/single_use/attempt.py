@@ -21,9 +21,9 @@ class AttemptKind(StrEnum):
 
     REFRESH = "refresh"  # the refresh token of a generation
     CODE_EXCHANGE = "code_exchange"  # the authorization code of a consent
-    LATE_TOKENS = "late_answer"  # the refresh token of an answer that came too late to be installed
+    LATE_TOKENS = "late_tokens"  # the refresh token of a reply that came too late to be installed
     DEVICE_CODE = "device_code"  # the poll that a device code's approval answers (RFC 8628 section 3.4)
-    CLIENT_GRANT = "mint"  # nothing: but the answer must land before a revocation ends
+    CLIENT_GRANT = "client_grant"  # none is spent, but the reply must land before a revocation ends
     REGISTRATION = "registration"  # an initial access token (RFC 7591 section 3)
 
 

@@ -203,7 +203,7 @@ async def test_invariant_1_no_secret_of_oauth1_is_in_any_file(world: World):
     files = {it: it.read_bytes() for it in world.settings.data_dir.rglob("*") if it.is_file()}
     held = b"".join(files.values())
     assert held.count(begun["id"].encode()) > 3, "the files are those that this connection is in"
-    assert b"PrepareConsentWorkflow" in held
+    assert b"TemporaryCredentialsWorkflow" in held
     assert [secret for secret in secrets if secret.encode() in held] == []
 
 

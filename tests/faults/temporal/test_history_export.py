@@ -50,7 +50,7 @@ async def test_history_outlives_temporal(place: Installation, idp: ScriptedProvi
     assert [it["activityType"]["name"] for it in scheduled if it] == [
         "exchange_code",
         "refresh_grant",
-        "ask_revocation",
+        "begin_revocation",
         "revoke_grant",
-        "run_ends",
+        "export_run_history",
     ]
