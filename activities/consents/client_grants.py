@@ -4,28 +4,18 @@ from datetime import datetime
 
 from temporalio import activity
 
-from activities.consents.first_grant import (
-    FirstGrantOutcome,
-    is_retried_by_temporal,
-    load_consent,
-    record_failed_try,
-    result_if_ended,
-    result_of_replay,
-)
-from activities.consents.import_export import install_import
-from activities.grants.candidates import candidates, may_be_definition_fault
+from activities.consents.first_grant import FirstGrantActivities
+from activities.consents.first_grant_outcome import FirstGrantOutcome, record_failed_try
+from activities.grants.candidates import may_be_definition_fault
 from activities.grants.client_secrets import is_client_refused
-from activities.grants.services import GrantServices
 from activities.grants.subject_tokens import load_subject_token
 from activities.grants.token_replies import read_client_grant_tokens
-from activities.grants.token_request import client_grant_token_request
-from activities.single_use.journaled_reply import JournaledReply
+from activities.grants.token_request import TokenRequest, client_grant_token_request
 from activities.single_use.protocol import SingleUseAttempt
-from activities.support.failures import failed_grant_result
-from activities.support.heartbeat import heartbeating
 from activities.support.provider_context import ProviderContext
-from activities.support.transactions import close_attempt, commit_with_retries
-from evergrant_server.core.connections.consent import ConsentKind
+from activities.support.transactions import close_attempt
+from evergrant_server.core.access import Endpoints
+from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import Failure
@@ -34,74 +24,6 @@ from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
 from evergrant_server.store import Transaction
 from providers.responses.raw_reply import RawReply
-
-
-class ClientGrantActivities:
-    """Requests first tokens that no subject has to consent to."""
-
-    def __init__(self, services: GrantServices) -> None:
-        self._services = services
-
-    @activity.defn(name=ActivityName.REQUEST_CLIENT_GRANT)
-    async def request_client_grant(self, request: RequestFirstTokens) -> GrantResult:
-        """Get the first tokens. After a failure that can be repaired the consent waits for the next try."""
-        async with heartbeating():
-            try:
-                return await self._request(request)
-            except Failure as failure:
-                if is_retried_by_temporal(failure):
-                    raise
-                return await self._result_of_failure(request, failure)
-
-    async def _request(self, request: RequestFirstTokens) -> GrantResult:
-        """The request from load to commit."""
-        services = self._services
-        consent = await load_consent(services, request)
-        context = await services.contexts.load(request.tenant, request.connection_id)
-        if consent.kind is ConsentKind.IMPORT:  # a static credential
-            return await install_import(services.store, services.clock, request, context, consent)
-        result = result_if_ended(consent, context)
-        if result is not None:
-            return result
-        async for candidate in candidates(services, request, context):
-            context = candidate.context
-            with candidate:
-                subject_token = await load_subject_token(services, request.context, context, consent)
-                now = services.clock.now()
-                token_request = client_grant_token_request(context, consent.scopes, now, subject_token)
-                attempt = await services.single_use.open(
-                    AttemptKind.CLIENT_GRANT,
-                    context.connection,
-                    token_request.rules,
-                    token_valid=False,
-                    credential=consent.id,
-                )
-                reply = token_request.send(services.sender, attempt.check)
-                outcome = ClientGrantOutcome(services, request, context, consent)
-                # in a task that nothing cuts: send, journal the reply, judge it, commit
-                candidate.result = await services.single_use.spend(attempt, request, reply, outcome)
-            result = candidate.result
-        assert result is not None
-        return result
-
-    async def _result_of_failure(self, request: RequestFirstTokens, failure: Failure) -> GrantResult:
-        result = failed_grant_result(failure)
-        replayed = await result_of_replay(self._services, request)
-        if replayed is not None:
-            return replayed
-        now = self._services.clock.now()
-        await commit_with_retries(
-            self._services.store, lambda tx: record_failed_try(tx, request, failure, now)
-        )
-        return result
-
-    async def replay(self, attempt: SingleUseAttempt, journaled: JournaledReply) -> GrantResult:
-        """Judge and commit a reply that a journal holds, as one that has just arrived."""
-        services, request = self._services, RequestFirstTokens.model_validate(journaled.request)
-        consent = await load_consent(services, request)
-        context = await services.contexts.load(request.tenant, request.connection_id)
-        outcome = ClientGrantOutcome(services, request, context, consent, provisional=journaled.provisional)
-        return await services.single_use.conclude(attempt, journaled, outcome)
 
 
 class ClientGrantOutcome(FirstGrantOutcome):
@@ -132,3 +54,29 @@ class ClientGrantOutcome(FirstGrantOutcome):
             return GrantResult(attempt_id=row.id, failure=failure.code)
         await record_failed_try(tx, self._request, failure, now)
         return GrantResult(attempt_id=row.id, failure=failure.code, retry_after=failure.retry_after)
+
+
+class ClientGrantActivities(FirstGrantActivities[RequestFirstTokens]):
+    """Requests first tokens that no subject has to consent to."""
+
+    kind = AttemptKind.CLIENT_GRANT
+    request_type = RequestFirstTokens
+    outcome_type = ClientGrantOutcome
+
+    @activity.defn(name=ActivityName.REQUEST_CLIENT_GRANT)
+    async def request_client_grant(self, request: RequestFirstTokens) -> GrantResult:
+        """Get the first tokens. After a failure that can be repaired the consent waits for the next try."""
+        return await self._get_first_grant(request)
+
+    async def _token_request(
+        self, consent: Consent, context: ProviderContext, request: RequestFirstTokens, loaded: Endpoints
+    ) -> TokenRequest:
+        subject_token = await load_subject_token(self._services, request.context, context, consent)
+        now = self._services.clock.now()
+        return client_grant_token_request(context, consent.scopes, now, subject_token)
+
+    async def _record_failed_activity(
+        self, tx: Transaction, request: RequestFirstTokens, failure: Failure
+    ) -> bool:
+        await record_failed_try(tx, request, failure, self._services.clock.now())
+        return False

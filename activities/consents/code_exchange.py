@@ -4,27 +4,17 @@ from datetime import datetime
 
 from temporalio import activity
 
-from activities.consents.first_grant import (
-    FirstGrantOutcome,
-    is_retried_by_temporal,
-    load_consent,
-    may_be_sent_later,
-    result_if_ended,
-    result_of_replay,
-)
-from activities.consents.import_export import install_import, is_import_pending
-from activities.grants.candidates import candidates, may_be_definition_fault
+from activities.consents.first_grant import FirstGrantActivities, may_be_sent_later
+from activities.consents.first_grant_outcome import FirstGrantOutcome
+from activities.consents.import_export import is_import_pending
+from activities.grants.candidates import may_be_definition_fault
 from activities.grants.client_secrets import is_client_refused
 from activities.grants.consent_changes import end_consent, end_unless_done
-from activities.grants.services import GrantServices
 from activities.grants.token_replies import read_first_tokens, token_endpoint_for_code
 from activities.grants.token_request import CodeExchangeRequest
-from activities.single_use.journaled_reply import JournaledReply
 from activities.single_use.protocol import SingleUseAttempt
-from activities.support.failures import failed_grant_result
-from activities.support.heartbeat import heartbeating
 from activities.support.provider_context import ProviderContext
-from activities.support.transactions import append_audit, close_attempt, commit_with_retries
+from activities.support.transactions import append_audit, close_attempt
 from evergrant_server.core.access import Endpoints
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
@@ -38,109 +28,6 @@ from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
 from providers.definition.templates import params_from_metadata
 from providers.responses.raw_reply import RawReply
-
-
-class CodeExchangeActivities:
-    """Exchanges the codes of consents, and installs imports, which are consents with their tokens."""
-
-    def __init__(self, services: GrantServices) -> None:
-        self._services = services
-
-    @activity.defn(name=ActivityName.EXCHANGE_CODE)
-    async def exchange_code(self, request: ExchangeCode) -> GrantResult:
-        """Spend the code of a consent, once. Returns what the store holds afterwards."""
-        async with heartbeating():
-            try:
-                return await self._exchange(request)
-            except Failure as failure:
-                if is_retried_by_temporal(failure):
-                    raise
-                platform = failure.kind is FailureKind.PLATFORM_UNAVAILABLE
-                if platform and await is_import_pending(self._services.store, request):
-                    raise  # its tokens can be installed once the platform is available
-                return await self._result_of_failure(request, failure)
-
-    async def _exchange(self, request: ExchangeCode) -> GrantResult:
-        """The exchange from load to commit."""
-        services = self._services
-        consent = await load_consent(services, request)
-        context = await services.contexts.load(request.tenant, request.connection_id)
-        if consent.kind is ConsentKind.IMPORT:
-            return await install_import(services.store, services.clock, request, context, consent)
-        result = result_if_ended(consent, context)
-        if result is not None:
-            return result
-        loaded_endpoints = context.endpoints
-        async for candidate in candidates(services, request, context):
-            context = candidate.context
-            with candidate:
-                token_request = await self._token_request(consent, context, loaded_endpoints)
-                attempt = await services.single_use.open(
-                    AttemptKind.CODE_EXCHANGE,
-                    context.connection,
-                    token_request.rules,
-                    token_valid=False,
-                    credential=consent.id,
-                )
-                reply = token_request.send(services.sender, attempt.check)
-                outcome = CodeExchangeOutcome(services, request, context, consent)
-                # in a task that nothing cuts: send, journal the reply, judge it, commit
-                candidate.result = await services.single_use.spend(attempt, request, reply, outcome)
-                metrics.count_code_exchange(context.spec.name, candidate.result.failure)
-            result = candidate.result
-        assert result is not None
-        return result
-
-    async def _token_request(
-        self, consent: Consent, context: ProviderContext, loaded_endpoints: Endpoints
-    ) -> CodeExchangeRequest:
-        async with self._services.store.read() as tx:
-            code = await tx.consents.code(consent)
-            verifier = await tx.consents.verifier(consent)
-        token_endpoint = token_endpoint_for_code(consent, loaded_endpoints, context.endpoints)
-        if consent.redirect_uri is None or token_endpoint is None:
-            raise Failure(ErrorCode.CALLBACK_INVALID, "the consent was never started")
-        return CodeExchangeRequest(
-            context,
-            context.endpoints.model_copy(update={"token_endpoint": token_endpoint}),
-            code,
-            verifier,
-            consent.redirect_uri,
-            context.integration.params | params_from_metadata(context.spec, consent.facts),
-            self._services.clock.now(),
-        )
-
-    async def _result_of_failure(self, request: ExchangeCode, failure: Failure) -> GrantResult:
-        result = failed_grant_result(failure)
-        replayed = await result_of_replay(self._services, request)
-        if replayed is not None:
-            return replayed
-        await commit_with_retries(self._services.store, lambda tx: self._fail_consent(tx, request, failure))
-        return result
-
-    async def replay(self, attempt: SingleUseAttempt, journaled: JournaledReply) -> GrantResult:
-        """Judge and commit a reply that a journal holds, as one that has just arrived."""
-        services, request = self._services, ExchangeCode.model_validate(journaled.request)
-        consent = await load_consent(services, request)
-        context = await services.contexts.load(request.tenant, request.connection_id)
-        outcome = CodeExchangeOutcome(services, request, context, consent, provisional=journaled.provisional)
-        return await services.single_use.conclude(attempt, journaled, outcome)
-
-    async def _fail_consent(self, tx: Transaction, request: ExchangeCode, failure: Failure) -> None:
-        """End a consent whose code can't be spent: the subject opens a new link.
-
-        The tokens of an import stay until its deadline, unless their seal is broken.
-        """
-        consent = await tx.consents.get(request.tenant, request.consent_id)
-        if consent is None or consent.status is not ConsentStatus.CODE_RECEIVED:
-            return
-        imported = consent.kind is ConsentKind.IMPORT and not consent.came_from_browser
-        if imported and failure.code is not ErrorCode.SEAL_BROKEN:
-            return
-        await end_consent(tx, consent, ConsentStatus.FAILED, failure.code)
-        now = self._services.clock.now()
-        detail = {"reason": failure.code, "consent": consent.id}
-        await append_audit(tx, request, AuditAction.CONSENT_FAILED, now, **detail)
 
 
 class CodeExchangeOutcome(FirstGrantOutcome):
@@ -186,6 +73,64 @@ class CodeExchangeOutcome(FirstGrantOutcome):
         detail = {"reason": code, "consent": self.consent.id}
         await append_audit(tx, self.call, AuditAction.CONSENT_FAILED, now, **detail)
         return GrantResult(attempt_id=attempt.row.id, failure=code, consent_over=True)
+
+
+class CodeExchangeActivities(FirstGrantActivities[ExchangeCode]):
+    """Exchanges the codes of consents, and installs imports, which are consents with their tokens."""
+
+    kind = AttemptKind.CODE_EXCHANGE
+    request_type = ExchangeCode
+    outcome_type = CodeExchangeOutcome
+
+    @activity.defn(name=ActivityName.EXCHANGE_CODE)
+    async def exchange_code(self, request: ExchangeCode) -> GrantResult:
+        """Spend the code of a consent, once."""
+        return await self._get_first_grant(request)
+
+    async def _token_request(
+        self, consent: Consent, context: ProviderContext, request: ExchangeCode, loaded: Endpoints
+    ) -> CodeExchangeRequest:
+        async with self._services.store.read() as tx:
+            code = await tx.consents.code(consent)
+            verifier = await tx.consents.verifier(consent)
+        token_endpoint = token_endpoint_for_code(consent, loaded, context.endpoints)
+        if consent.redirect_uri is None or token_endpoint is None:
+            raise Failure(ErrorCode.CALLBACK_INVALID, "the consent was never started")
+        return CodeExchangeRequest(
+            context,
+            context.endpoints.model_copy(update={"token_endpoint": token_endpoint}),
+            code,
+            verifier,
+            consent.redirect_uri,
+            context.integration.params | params_from_metadata(context.spec, consent.facts),
+            self._services.clock.now(),
+        )
+
+    def _count(self, context: ProviderContext, result: GrantResult) -> None:
+        metrics.count_code_exchange(context.spec.name, result.failure)
+
+    async def _result_of_failure(self, request: ExchangeCode, failure: Failure) -> GrantResult:
+        """The tokens of an import can be installed once the platform is available: Temporal tries again."""
+        platform = failure.kind is FailureKind.PLATFORM_UNAVAILABLE
+        if platform and await is_import_pending(self._services.store, request):
+            raise failure
+        return await super()._result_of_failure(request, failure)
+
+    async def _record_failed_activity(self, tx: Transaction, request: ExchangeCode, failure: Failure) -> bool:
+        """End a consent whose code can't be spent: the subject opens a new link.
+
+        The tokens of an import stay until its deadline, unless their seal is broken.
+        """
+        consent = await tx.consents.get(request.tenant, request.consent_id)
+        if consent is None or consent.status is not ConsentStatus.CODE_RECEIVED:
+            return False
+        imported = consent.kind is ConsentKind.IMPORT and not consent.came_from_browser
+        if not imported or failure.code is ErrorCode.SEAL_BROKEN:
+            await end_consent(tx, consent, ConsentStatus.FAILED, failure.code)
+            detail = {"reason": failure.code, "consent": consent.id}
+            now = self._services.clock.now()
+            await append_audit(tx, request, AuditAction.CONSENT_FAILED, now, **detail)
+        return False  # as far as the workflow knows: it may offer a new link
 
 
 def _was_not_sent(failure: Failure, outcome: AttemptOutcome | None) -> bool:

@@ -2,7 +2,7 @@
 
 from temporalio import activity
 
-from activities.consents.first_grant import require_no_open_attempt
+from activities.consents.first_grant_outcome import require_no_open_attempt
 from activities.grants.consent_changes import end_consent
 from activities.grants.orphaned_tokens import revoke_late_tokens
 from activities.grants.services import GrantServices

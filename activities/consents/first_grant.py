@@ -1,55 +1,135 @@
-"""What code exchange, client grants and the device flow have in common: a consent that waits for tokens."""
+"""The first grant of a consent: what code exchange, client grants and the device flow have in common."""
 
-from datetime import datetime
+from abc import ABC, abstractmethod
+from typing import Generic, TypeVar
 
 from temporalio import activity
 
-from activities.grants.consent_changes import after_consent, end_consent, end_unless_done
-from activities.grants.grant_outcome import GrantOutcome
-from activities.grants.late_tokens import keep_late_tokens, signal_late_tokens
+from activities.consents.first_grant_outcome import FirstGrantOutcome
+from activities.consents.import_export import install_import
+from activities.grants.candidates import candidates
 from activities.grants.services import GrantServices
-from activities.grants.token_replies import merge_callback
-from activities.grants.token_slots import install_further_slots
-from activities.single_use.attempt_tracker import open_attempt
+from activities.grants.token_request import TokenRequest
+from activities.single_use.journaled_reply import JournaledReply
 from activities.single_use.protocol import SingleUseAttempt
-from activities.support.connection_health import denied_source, record_recovery
+from activities.support.failures import failed_grant_result
+from activities.support.heartbeat import heartbeating
 from activities.support.provider_context import ProviderContext
-from activities.support.transactions import append_audit, load_connection
-from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.consent import Consent, ConsentStatus
-from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
-from evergrant_server.core.errors import ErrorCode, Failure, RetryAdvice
-from evergrant_server.core.lifecycle.timers import STATES_WITHOUT_GRANT
-from evergrant_server.core.messages.activities import ExchangeCode, GrantResult, RequestFirstTokens
-from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome
+from activities.support.transactions import commit_with_retries
+from evergrant_server.core.access import Endpoints
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages.activities import ExchangeCode, RequestFirstTokens
+from evergrant_server.core.messages.connection import GrantResult
+from evergrant_server.core.single_use.attempt import AttemptKind
 from evergrant_server.store import Transaction
 
 _RETRIED_BY_TEMPORAL = (ErrorCode.REFRESH_PENDING, ErrorCode.JOURNAL_UNAVAILABLE)
 _MAX_TRIES = 200  # three seconds apart: longer than a reply may be waited for
 
-ConsentRequest = ExchangeCode | RequestFirstTokens
-
-
-def is_retried_by_temporal(failure: Failure) -> bool:
-    """True while nothing was sent and Temporal runs the activity again."""
-    return may_be_sent_later(failure) and activity.info().attempt < _MAX_TRIES
+R = TypeVar("R", ExchangeCode, RequestFirstTokens)
 
 
 def may_be_sent_later(failure: Failure) -> bool:
+    """True for a failure before anything was sent, which a later try may not meet."""
     return failure.code in _RETRIED_BY_TEMPORAL
 
 
-async def load_consent(services: GrantServices, request: ConsentRequest) -> Consent:
-    """Raises Failure CALLBACK_INVALID when the connection has no such consent."""
-    async with services.store.read() as tx:
-        consent = await tx.consents.get(request.tenant, request.consent_id)
-    if consent is None or consent.connection_id != request.connection_id:
-        raise Failure(ErrorCode.CALLBACK_INVALID, f"there is no consent {request.consent_id}")
-    return consent
+class FirstGrantActivities(ABC, Generic[R]):
+    """Gets the first tokens of a consent, once. A flow says what it asks with, and what a failure ends."""
+
+    kind: AttemptKind
+    request_type: type[R]
+    outcome_type: type[FirstGrantOutcome]
+
+    def __init__(self, services: GrantServices) -> None:
+        self._services = services
+
+    @abstractmethod
+    async def _token_request(
+        self, consent: Consent, context: ProviderContext, request: R, loaded: Endpoints
+    ) -> TokenRequest | GrantResult:
+        """What to ask for tokens with, or the result of another step. `loaded` are the endpoints of the
+        definition that is tried first."""
+
+    @abstractmethod
+    async def _record_failed_activity(self, tx: Transaction, request: R, failure: Failure) -> bool:
+        """Record a failure that came before or instead of a reply. Returns True if the consent is over."""
+
+    def _count(self, context: ProviderContext, result: GrantResult) -> None:
+        """Count a sent request in the metrics of its flow."""
+
+    async def _get_first_grant(self, request: R) -> GrantResult:
+        """Returns what the store holds afterwards. Raises what Temporal tries again."""
+        async with heartbeating():
+            try:
+                return await self._send_and_install(request)
+            except Failure as failure:
+                if may_be_sent_later(failure) and activity.info().attempt < _MAX_TRIES:
+                    raise
+                return await self._result_of_failure(request, failure)
+
+    async def _send_and_install(self, request: R) -> GrantResult:
+        """The flow from load to commit. Each candidate is tried at most once, in an attempt of its own."""
+        services = self._services
+        consent = await self._load_consent(request)
+        context = await services.contexts.load(request.tenant, request.connection_id)
+        if consent.kind is ConsentKind.IMPORT:  # it came with its tokens
+            return await install_import(services.store, services.clock, request, context, consent)
+        result = _result_if_ended(consent, context)
+        if result is not None:
+            return result
+        loaded = context.endpoints
+        async for candidate in candidates(services, request, context):  # one, outside rotations and rollouts
+            context = candidate.context
+            with candidate:
+                step = await self._token_request(consent, context, request, loaded)
+                if isinstance(step, GrantResult):
+                    candidate.result = step
+                else:
+                    attempt = await services.single_use.open(
+                        self.kind, context.connection, step.rules, token_valid=False, credential=consent.id
+                    )
+                    reply = step.send(services.sender, attempt.check)
+                    outcome = self.outcome_type(services, request, context, consent)
+                    # in a task that nothing cuts: send, journal the reply, judge it, commit
+                    candidate.result = await services.single_use.spend(attempt, request, reply, outcome)
+                    self._count(context, candidate.result)
+            result = candidate.result
+        assert result is not None
+        return result
+
+    async def replay(self, attempt: SingleUseAttempt, journaled: JournaledReply) -> GrantResult:
+        """Judge and commit a reply that a journal holds, as one that has just arrived."""
+        services, request = self._services, self.request_type.model_validate(journaled.request)
+        consent = await self._load_consent(request)
+        context = await services.contexts.load(request.tenant, request.connection_id)
+        outcome = self.outcome_type(services, request, context, consent, provisional=journaled.provisional)
+        return await services.single_use.conclude(attempt, journaled, outcome)
+
+    async def _load_consent(self, request: R) -> Consent:
+        """Raises Failure CALLBACK_INVALID when the connection has no such consent."""
+        async with self._services.store.read() as tx:
+            consent = await tx.consents.get(request.tenant, request.consent_id)
+        if consent is None or consent.connection_id != request.connection_id:
+            raise Failure(ErrorCode.CALLBACK_INVALID, f"there is no consent {request.consent_id}")
+        return consent
+
+    async def _result_of_failure(self, request: R, failure: Failure) -> GrantResult:
+        services, result = self._services, failed_grant_result(failure)
+        async with services.store.read() as tx:
+            consent = await tx.consents.get(request.tenant, request.consent_id)
+        if consent is not None and consent.status is ConsentStatus.DONE:  # by a replay, during this try
+            context = await services.contexts.load(request.tenant, request.connection_id)
+            return _result_if_ended(consent, context) or result
+        over = await commit_with_retries(
+            services.store, lambda tx: self._record_failed_activity(tx, request, failure)
+        )
+        return result.model_copy(update={"consent_over": over})
 
 
-def result_if_ended(consent: Consent, context: ProviderContext) -> GrantResult | None:
+def _result_if_ended(consent: Consent, context: ProviderContext) -> GrantResult | None:
     """The result of an earlier try that has committed. Raises Failure CONNECTION_REVOKED."""
     if consent.status is ConsentStatus.DONE and context.grant is not None:
         return context.grant_result(context.connection, context.grant)
@@ -59,133 +139,3 @@ def result_if_ended(consent: Consent, context: ProviderContext) -> GrantResult |
     if context.connection.state is LifecycleState.REVOKING or context.connection.state.is_final:
         raise Failure(ErrorCode.CONNECTION_REVOKED)  # an unspent code is no grant: nothing to revoke
     return None
-
-
-async def result_of_replay(services: GrantServices, request: ConsentRequest) -> GrantResult | None:
-    """The result of a reply that was replayed during this try, which found its code gone."""
-    async with services.store.read() as tx:
-        consent = await tx.consents.get(request.tenant, request.consent_id)
-    if consent is None or consent.status is not ConsentStatus.DONE:
-        return None
-    context = await services.contexts.load(request.tenant, request.connection_id)
-    return result_if_ended(consent, context)
-
-
-async def require_no_open_attempt(services: GrantServices, tx: Transaction, connection: Connection) -> None:
-    """Raises Failure REFRESH_PENDING while an open attempt may still bring tokens: if the connection
-    ended now, nothing could use them."""
-    attempt = await open_attempt(tx, connection)
-    tracker = services.single_use.tracker
-    if attempt is not None and tracker.may_be_answered(attempt):
-        raise tracker.pending("a token is still on its way")
-
-
-async def record_failed_try(tx: Transaction, call: ConsentRequest, failure: Failure, now: datetime) -> None:
-    """Record the reason; a failure that the same request meets again ends the consent."""
-    consent = await tx.consents.get(call.tenant, call.consent_id)
-    if consent is None or consent.status is not ConsentStatus.CODE_RECEIVED:
-        return
-    if failure.rule.retry is RetryAdvice.NEVER:
-        await end_consent(tx, consent, ConsentStatus.FAILED, failure.code)
-    await _show_reason(tx, call, failure.code, now)
-    detail = {"reason": failure.code, "consent": consent.id, **denied_source(failure)}
-    await append_audit(tx, call, AuditAction.CONSENT_FAILED, now, **detail)
-
-
-async def record_ended_consent(
-    tx: Transaction, call: ConsentRequest, failure: Failure, now: datetime
-) -> None:
-    """End a consent that brings no tokens any more, and record the reason."""
-    consent = await tx.consents.get(call.tenant, call.consent_id)
-    if consent is None or consent.status is not ConsentStatus.CODE_RECEIVED:
-        return
-    denied = failure.code is ErrorCode.CONSENT_DENIED
-    await end_consent(tx, consent, ConsentStatus.DENIED if denied else ConsentStatus.FAILED, failure.code)
-    await _show_reason(tx, call, failure.code, now)
-    await append_audit(tx, call, AuditAction.CONSENT_FAILED, now, reason=failure.code, consent=consent.id)
-
-
-async def _show_reason(tx: Transaction, call: ConsentRequest, reason: ErrorCode, now: datetime) -> None:
-    current = await load_connection(tx, call)
-    if current.state is LifecycleState.PENDING_CONSENT:
-        await tx.connections.replace(current.waiting_for_grant(reason, now), expected=current.revision)
-
-
-class FirstGrantOutcome(GrantOutcome):
-    """Installs the grant of a consent."""
-
-    def __init__(
-        self,
-        services: GrantServices,
-        request: ConsentRequest,
-        context: ProviderContext,
-        consent: Consent,
-        *,
-        provisional: bool = False,
-    ) -> None:
-        super().__init__(services, request, context, provisional=provisional)
-        self._request = request
-        self.consent = consent
-
-    async def install(
-        self, tx: Transaction, attempt: SingleUseAttempt, tokens: TokenSet, since: datetime
-    ) -> GrantResult | None:
-        request, context, consent = self._request, self.context, self.consent
-        now, tokens = self.services.clock.now(), merge_callback(tokens, consent)
-        current = await load_connection(tx, request)
-        row = await tx.attempts.get(attempt.row.tenant, attempt.row.id)
-        if row is None or row.outcome not in (None, AttemptOutcome.UNREAD):
-            installed = row is not None and row.outcome is AttemptOutcome.INSTALLED
-            return await self._keep_late(tx, current, attempt.row, tokens, installed=installed)
-        if current.state.is_final:
-            return None
-        was_unread = row.outcome is AttemptOutcome.UNREAD
-        if was_unread and _is_overtaken(current, attempt.row):
-            await tx.attempts.close(row, AttemptOutcome.SUPERSEDED, now)
-            return await self._keep_late(tx, current, attempt.row, tokens, installed=False)
-        after = after_consent(current.granted(now, request.generation), consent, context)
-        grant = Grant.from_tokens(
-            tokens,
-            generation=after.generation,
-            requested=consent.scopes,
-            at=since,
-            renewable=context.renewable or context.issues_short_lived_token,
-            interim=context.issues_short_lived_token,
-        )
-        saved = await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=current.revision)
-        await install_further_slots(tx, self.services.store.ring, request, saved, tokens, since, now)
-        # not `close_attempt`: a takeover in this moment is a conflict, and the row shows it at the next try
-        await tx.attempts.close(row, AttemptOutcome.INSTALLED, now)
-        await record_recovery(tx, request, current, now)
-        await end_unless_done(tx, consent, ConsentStatus.DONE)
-        detail = {"generation": grant.generation, "scopes": list(grant.scopes), "consent": consent.id}
-        await append_audit(tx, request, AuditAction.GRANT_INSTALLED, now, **detail)
-        if was_unread:  # its workflow has given the consent up
-            await signal_late_tokens(tx, request, attempt.row, now)
-        return context.grant_result(saved, grant)
-
-    async def _keep_late(
-        self, tx: Transaction, current: Connection, row: Attempt, tokens: TokenSet, *, installed: bool
-    ) -> GrantResult | None:
-        """The attempt has ended: its reply was replayed, or another worker took over and was refused.
-
-        None: the connection has ended, and the tokens are revoked.
-        """
-        call, now = self._request, self.services.clock.now()
-        grant = await tx.grants.get(call.tenant, call.connection_id)
-        if installed and grant is not None:
-            return self.context.grant_result(current, grant)  # perhaps by this worker's lost commit
-        if current.state is LifecycleState.REVOKING or current.state.is_final:
-            return None
-        if current.generation == row.from_generation and current.state in STATES_WITHOUT_GRANT:
-            await keep_late_tokens(tx, call, row, tokens, now)
-        else:  # revoking them might end the grant that is installed
-            detail = {"attempt": row.id, "state": current.state, "revoked": False}
-            await append_audit(tx, call, AuditAction.LATE_TOKENS_RECEIVED, now, **detail)
-        return GrantResult(attempt_id=row.id, failure=ErrorCode.OUTCOME_UNKNOWN)
-
-
-def _is_overtaken(current: Connection, attempt: Attempt) -> bool:
-    """True when another grant came since the tokens were set aside, or the provider ended the grant."""
-    ended = current.reason is ErrorCode.GRANT_REVOKED_ELSEWHERE and current.changed_at > attempt.opened_at
-    return ended or current.generation != attempt.from_generation

@@ -32,6 +32,7 @@ PATH = (
     "activities.grants.client_secrets",
     "activities.consents.code_exchange",
     "activities.consents.first_grant",
+    "activities.consents.first_grant_outcome",
     "activities.grants.grant_outcome",
     "activities.grants.refresh",
     "activities.grants.refresh_outcome",
@@ -57,13 +58,13 @@ ELSEWHERE = {
     "activities.single_use.journal_replay:JournalReplayer._replay_registration": (
         "a registration: there is no connection yet"
     ),
-    "activities.consents.first_grant:require_no_open_attempt": "ends a consent without a code",
-    "activities.consents.first_grant:record_failed_try": "a client grant or a device code",
-    "activities.consents.first_grant:record_ended_consent": "a device code",
-    "activities.consents.first_grant:_show_reason": "a client grant or a device code",
-    "activities.consents.first_grant:FirstGrantOutcome.install#4": "another grant overtook what was unread",
-    "activities.consents.first_grant:FirstGrantOutcome.install#5": "another grant overtook what was unread",
-    "activities.consents.first_grant:FirstGrantOutcome._keep_late#3": (
+    "activities.consents.first_grant_outcome:require_no_open_attempt": "ends a consent without a code",
+    "activities.consents.first_grant_outcome:record_failed_try": "a client grant or a device code",
+    "activities.consents.first_grant_outcome:record_ended_consent": "a device code",
+    "activities.consents.first_grant_outcome:_record_failed_consent": "a client grant or a device code",
+    "activities.consents.first_grant_outcome:FirstGrantOutcome.install#4": "another grant overtook what was unread",
+    "activities.consents.first_grant_outcome:FirstGrantOutcome.install#5": "another grant overtook what was unread",
+    "activities.consents.first_grant_outcome:FirstGrantOutcome._keep_late#3": (
         "another grant is installed: nothing is replaced"
     ),
     "activities.grants.client_secrets:try_each_secret": "a revocation, or before a consent: spends nothing",

@@ -91,13 +91,15 @@ STORE_AWAY = Fault(
     lasts=True,
 )
 LOST_CONSENT = Fault(
-    point="activities.consents.first_grant:load_consent#1.exit",
+    point="activities.consents.first_grant:FirstGrantActivities._load_consent#1.exit",
     side=AFTER,
     kind="lost",
     answered_by="store",
 )
 
-LOOKED_TOO_SOON = Fault(point="activities.consents.first_grant:load_consent#1.exit", side=AFTER, kind="stop")
+LOOKED_TOO_SOON = Fault(
+    point="activities.consents.first_grant:FirstGrantActivities._load_consent#1.exit", side=AFTER, kind="stop"
+)
 
 SENDING = "activities.single_use.protocol:SingleUseProtocol._send_and_conclude#1"
 UNSENT = Fault(point=SENDING, side=BEFORE, kind="die")
