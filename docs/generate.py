@@ -67,7 +67,7 @@ WHEN = {
     "or a refresh has to decide",
     AuditAction.REVOKED_AT_PROVIDER: "the provider reported that the grant was ended there",
     AuditAction.SENT_TWICE: "a stopped worker resumed late, and two workers sent the credential",
-    AuditAction.LATE_TOKENS_RECEIVED: "a late response arrived: its tokens are verified before they are used, "
+    AuditAction.LATE_TOKENS_RECEIVED: "a late response arrived: its tokens are verified before their use, "
     "or revoked when the connection has ended",
     AuditAction.REAUTHORIZATION_REQUESTED: "a new consent was requested",
     AuditAction.TOKEN_REPORTED: "an app said that the provider's API refuses the token of a generation",

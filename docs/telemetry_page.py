@@ -48,7 +48,7 @@ _LOGS = """
 ## Logs
 
 One line each on standard error: text, or with `EVERGRANT_LOG_FORMAT=json` one JSON object. Libraries
-that log requests log from WARNING on, whatever `EVERGRANT_LOG_LEVEL` is.
+that log requests log from WARNING on, at any `EVERGRANT_LOG_LEVEL`.
 """
 
 

@@ -118,7 +118,7 @@ def test_a_lease_is_immutable(leased: Lease):
 
 @pytest.fixture
 def http_logging(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The HTTP libraries' loggers with their defaults, whatever the server's tests have silenced."""
+    """The HTTP libraries' loggers with their defaults, even if a server's test has silenced them."""
     for name, logger in logging.Logger.manager.loggerDict.items():
         if name.startswith(("httpx2", "httpcore2")) and isinstance(logger, logging.Logger):
             monkeypatch.setattr(logger, "filters", [])

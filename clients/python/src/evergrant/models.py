@@ -136,12 +136,11 @@ class Connection:
     `reason` is a failure code and `repairer` says who has to act; both are None in normal operation.
     `expires_at` is the access token's; in the answer to `connect` it is the connect link's.
     `connect_url` and `connect_expires_at` are set after `connect` and `reauthorize`.
-    `metadata` are facts that came with the grant: which account it is, where its API is. `choices`
-    are the accounts it reaches; with the reason `choice_required` one of them has to be chosen first.
-    `consented_with` is the connection whose consents bring this one's grants, for a further token slot.
-    `revoking` is set until the provider has confirmed a revocation.
-    `live` is set when it was asked for and the workflow answered; `differs` names the members in
-    which the workflow differs from the store.
+    `metadata` are facts that came with the grant, such as the account's id. `choices` are the accounts
+    it reaches; with the reason `choice_required` one of them has to be chosen first. `consented_with` is
+    the connection whose consents bring a further token slot's grants. `revoking` is set until the
+    provider has confirmed a revocation.
+    `live` is the workflow's description, if requested; `differs` names the members in which it differs.
     """
 
     id: str
