@@ -8,6 +8,7 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
+    from evergrant import Lease
     from evergrant.temporal import TokenInbox, lease, lease_blocking
 
     from evergrant_server.core.errors import ErrorCode
@@ -44,29 +45,20 @@ class StandInConnection:
 
 
 @activity.defn
-async def returns_facts(how: str) -> int:
-    return (await lease("crm", "alice")).generation
+async def use_lease(how: str) -> object:
+    return _use(how, await lease("crm", "alice"))
 
 
 @activity.defn
-def returns_facts_from_a_thread(how: str) -> int:
-    return lease_blocking("crm", "alice").generation
+def use_lease_in_a_thread(how: str) -> object:
+    return _use(how, lease_blocking("crm", "alice"))
 
 
-@activity.defn
-async def misuses(how: str) -> object:
-    leased = await lease("crm", "alice")
-    return _misused(how, leased.access_token, leased)
-
-
-@activity.defn
-def misuses_from_a_thread(how: str) -> object:
-    leased = lease_blocking("crm", "alice")
-    return _misused(how, leased.access_token, leased)
-
-
-def _misused(how: str, token: str, leased: object) -> object:
+def _use(how: str, leased: Lease) -> object:
+    token = leased.access_token
     match how:
+        case "returns facts":
+            return leased.generation
         case "returns the lease":
             return leased
         case "returns the token":
@@ -117,4 +109,4 @@ class ShortWait(TokenInbox):
         await self.token_for(request.connection, app="short-wait", timeout=self.limit)
 
 
-ACTIVITIES = (returns_facts, returns_facts_from_a_thread, misuses, misuses_from_a_thread)
+ACTIVITIES = (use_lease, use_lease_in_a_thread)

@@ -8,6 +8,7 @@ from evergrant import (
     AuditRecord,
     Connection,
     ConsentRequired,
+    ConsentTimeout,
     Evergrant,
     Lease,
     ProtocolError,
@@ -163,28 +164,27 @@ async def test_an_audit_record_names_its_history_event(caller: Caller, evergrant
     assert (record.seq, record.workflow_event_id, record.detail) == (1, 17, {"generation": 4})
 
 
-async def test_waiting_ends_when_the_subject_has_consented(caller: Caller, evergrant: ScriptedEvergrant):
-    pending = ScriptedResponse(200, connection(state="pending_consent", generation=0))
-    evergrant.script(CONNECTION, pending, pending, ScriptedResponse(200, connection()))
-    found = await caller.call("wait_for_consent", "con_1", timedelta(seconds=30), every=MOMENT)
-    assert found.state is State.ACTIVE
-    assert len(evergrant.requests) == 3
-
-
-async def test_after_a_reauthorization_waiting_needs_a_newer_grant(
-    caller: Caller, evergrant: ScriptedEvergrant
+@pytest.mark.parametrize(
+    ("before", "newer_than"),
+    [({"state": "pending_consent", "generation": 0}, 0), ({"generation": 4}, 4)],
+    ids=["consent", "reauthorization"],
+)
+async def test_waiting_ends_with_a_newer_grant(
+    caller: Caller, evergrant: ScriptedEvergrant, before: dict[str, object], newer_than: int
 ):
-    old, new = (ScriptedResponse(200, connection(generation=number)) for number in (4, 5))
-    evergrant.script(CONNECTION, old, old, new)
+    waiting = ScriptedResponse(200, connection(**before))
+    evergrant.script(CONNECTION, waiting, waiting, ScriptedResponse(200, connection(generation=5)))
     limit = timedelta(seconds=30)
-    found = await caller.call("wait_for_consent", "con_1", limit, newer_than=4, every=MOMENT)
-    assert found.generation == 5
+    found = await caller.call("wait_for_consent", "con_1", limit, newer_than=newer_than, every=MOMENT)
+    assert (found.state, found.generation, len(evergrant.requests)) == (State.ACTIVE, 5, 3)
 
 
 async def test_waiting_has_a_deadline(caller: Caller, evergrant: ScriptedEvergrant):
     evergrant.script(CONNECTION, ScriptedResponse(200, connection(state="pending_consent")))
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError) as late:
         await caller.call("wait_for_consent", "con_1", timedelta(seconds=0.5), every=MOMENT)
+    assert isinstance(late.value, ConsentTimeout)
+    assert str(late.value) == "consent_timeout: the subject did not finish the consent in time"
     assert len(evergrant.requests) > 1
 
 

@@ -8,7 +8,6 @@ import stamina
 from evergrant import (
     AsyncEvergrant,
     ConsentRequired,
-    ConsentTimeout,
     Evergrant,
     Lease,
     PlatformUnavailable,
@@ -60,15 +59,6 @@ def test_a_post_to_the_connect_link_consents(client: Evergrant):
     assert client.connection(opened.id).state is State.ACTIVE
 
 
-def test_a_consent_that_is_not_given_in_time(client: Evergrant):
-    opened = client.connect("crm", "alice")
-    moment = timedelta(milliseconds=5)
-    with pytest.raises(ConsentTimeout) as late:
-        client.wait_for_consent(opened.id, 4 * moment, every=moment)
-    assert isinstance(late.value, TimeoutError)
-    assert str(late.value) == "consent_timeout: the subject did not finish the consent in time"
-
-
 def test_outages_and_failures(fake_evergrant: FakeEvergrant, client: Evergrant):
     alice = fake_evergrant.connect("crm", "alice")
     fake_evergrant.go_down()
@@ -100,11 +90,6 @@ async def test_a_rotated_token_and_lists(fake_evergrant: FakeEvergrant, evergran
         assert [found.id async for found in client.connections(state=State.ACTIVE)] == [alice.id]
         assert [found.name async for found in client.providers()] == ["fake"]
     assert fake_evergrant.called("POST", "/v1/lease") == alice.leases == 2
-
-
-def test_a_wrong_api_key_is_refused(fake_evergrant: FakeEvergrant):
-    with Evergrant(api_key="another") as client, pytest.raises(Exception, match="unauthenticated"):
-        client.token("crm", "alice")
 
 
 def test_the_fakes_members_are_the_servers(fake_evergrant: FakeEvergrant):

@@ -82,15 +82,6 @@ async def test_a_lease_during_the_report_is_not_cached(caller: Caller, evergrant
     assert (await caller.call("lease", "crm", "alice")).generation == 8
 
 
-async def test_simultaneous_reports_share_one_request(caller: Caller, evergrant: ScriptedEvergrant):
-    """The first attempt is refused for a second, so that all callers report meanwhile."""
-    evergrant.script(REPORT, busy(1), generation(8))
-    answers = await asyncio.gather(*(caller.call("report_refused", "con_1", 7) for _ in range(4)))
-    assert [answer.generation for answer in answers] == [8] * 4
-    assert len({sent.headers["idempotency-key"] for sent in evergrant.requests}) == 1
-    assert evergrant.count(REPORT) == 2
-
-
 @pytest.mark.parametrize(
     ("answer", "code", "retry_after"),
     [

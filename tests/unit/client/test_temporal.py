@@ -70,7 +70,7 @@ async def users(client: Client, plugin: EvergrantPlugin) -> AsyncIterator[Client
             yield client
 
 
-async def run_one(client: Client, name: str, how: str = "") -> tuple[object, str]:
+async def run_one(client: Client, name: str, how: str = "returns facts") -> tuple[object, str]:
     """The workflow's result or its activity's failure, and its whole history as text."""
     handle = await client.start_workflow(RunOne.run, args=[name, how], id=f"one-{uuid4()}", task_queue=QUEUE)
     try:
@@ -87,7 +87,7 @@ async def history_text(client: Client, workflow_id: str) -> str:
     return raw.decode("utf-8", "replace")
 
 
-@pytest.mark.parametrize("name", ["returns_facts", "returns_facts_from_a_thread"])
+@pytest.mark.parametrize("name", ["use_lease", "use_lease_in_a_thread"])
 async def test_an_activity_gets_its_lease(users: Client, evergrant: ScriptedEvergrant, name: str):
     evergrant.script("POST /v1/lease", lease())
     result, history = await run_one(users, name)
@@ -96,7 +96,7 @@ async def test_an_activity_gets_its_lease(users: Client, evergrant: ScriptedEver
     assert TOKEN not in history
 
 
-@pytest.mark.parametrize("name", ["misuses", "misuses_from_a_thread"])
+@pytest.mark.parametrize("name", ["use_lease", "use_lease_in_a_thread"])
 async def test_a_token_never_leaves_an_activity(users: Client, evergrant: ScriptedEvergrant, name: str):
     evergrant.script("POST /v1/lease", lease())
     expected = {
@@ -122,7 +122,7 @@ async def test_a_missing_consent_is_not_retried_and_its_link_stays_out(
     users: Client, evergrant: ScriptedEvergrant
 ):
     evergrant.script("POST /v1/lease", consent_required())
-    failure, history = await run_one(users, "returns_facts")
+    failure, history = await run_one(users, "use_lease")
     assert isinstance(failure, ApplicationError)
     assert (failure.type, failure.non_retryable) == ("ReconnectNeeded", True)
     assert failure.details[0]["connection_id"] == "con_1"
@@ -133,7 +133,7 @@ async def test_a_missing_consent_is_not_retried_and_its_link_stays_out(
 async def test_an_outage_is_retried_after_retry_after(users: Client, evergrant: ScriptedEvergrant):
     busy = problem(503, "ProviderUnavailable", "provider_rate_limited", retry_after=2.5)
     evergrant.script("POST /v1/lease", busy, lease())
-    result, _ = await run_one(users, "returns_facts")
+    result, _ = await run_one(users, "use_lease")
     first, second = evergrant.requests
     assert result == 7
     assert second.at - first.at >= 2.5
@@ -156,7 +156,7 @@ async def acts_once(client: Client, worker: Worker) -> None:
     installed = worker.config(active_config=True)["interceptors"]
     assert sum(isinstance(interceptor, LeaseInterceptor) for interceptor in installed) == 1
     async with worker:
-        assert (await run_one(client, "returns_facts"))[0] == 7
+        assert (await run_one(client, "use_lease"))[0] == 7
 
 
 async def test_a_worker_needs_settings_and_a_client_does_not(temporal: TemporalServer):
@@ -167,7 +167,7 @@ async def test_a_worker_needs_settings_and_a_client_does_not(temporal: TemporalS
 
 async def test_a_lease_outside_a_plugin_worker_is_an_error():
     with pytest.raises(RuntimeError, match="EvergrantPlugin"):
-        await ACTIVITIES[0]("")
+        await ACTIVITIES[0]("returns facts")
 
 
 class TestPipeline:

@@ -151,17 +151,6 @@ def test_an_interrupted_import_names_its_last_line(
     assert "not_permitted" in ended.err
 
 
-@pytest.mark.parametrize(
-    "arguments", [("import", "absent.jsonl"), ("export", "--to", "absent", "--out", "x")]
-)
-def test_a_missing_file_is_one_line(
-    command: Command, evergrant: ScriptedEvergrant, arguments: tuple[str, ...]
-):
-    ended = command(*arguments)
-    assert (ended.status, len(ended.err.splitlines())) == (1, 1)
-    assert evergrant.requests == []
-
-
 def test_a_failed_export_leaves_no_file(command: Command, evergrant: ScriptedEvergrant, tmp_path: Path):
     private, public, out = (tmp_path / name for name in ("private", "public", "out"))
     assert command("export-key", str(private), str(public)).status == 0
