@@ -5,7 +5,6 @@
 """
 
 import argparse
-import asyncio
 import os
 import tempfile
 from pathlib import Path
@@ -15,44 +14,46 @@ from bench.bounds import Bounds
 from bench.leases import LeaseRate
 from bench.ledger import LedgerRate
 from bench.processes import Generator, load_generator, postgresql, sqlite
-from evergrant_server.process_exit import exit_process
+from evergrant_server.process_exit import exit_process, run_interruptible
 
 PARTS = ("sqlite", "postgresql", "refreshes")
 _SECONDS = 6.0
 _MOST_SECONDS = 12.0  # keeps a whole run under four minutes
 
 
-async def run(folder: Path, bounds: Bounds) -> None:
-    _say(f"{os.cpu_count()} cores; load before: {_load()}; {bounds.seconds} s for each side", "")
+async def run(folder: Path, bounds: Bounds) -> int:
+    """Run every measurement. Returns the exit status."""
+    _print(f"{os.cpu_count()} cores; load before: {_load()}; {bounds.seconds} s for each side", "")
     async with load_generator() as generator:
         rates, records = await _on("SQLite", sqlite(folder / "sqlite"), folder / "sqlite", generator, bounds)
         async with postgresql() as url:
             more = await _on("PostgreSQL", url, folder / "postgresql", generator, bounds)
     rates, records = rates + more[0], records + more[1]
-    _say(*report.leases(rates))
-    _say(*report.audit(records, rates))
-    _say(*report.refreshes(await refreshes.measure(folder / "refreshes", bounds)))
-    _say(f"load after: {_load()}")
+    _print(*report.leases(rates))
+    _print(*report.audit(records, rates))
+    _print(*report.refreshes(await refreshes.measure(folder / "refreshes", bounds)))
+    _print(f"load after: {_load()}")
+    return 0
 
 
 async def _on(
     store: str, url: str, folder: Path, generator: Generator, bounds: Bounds
 ) -> tuple[list[LeaseRate], list[LedgerRate]]:
-    """What is measured on each of the two databases."""
+    """The measurements on one of the two databases."""
     async with leases.two_servers(folder, url, generator) as (ready, bare_port):
         rates = await leases.measure(store, ready, bare_port, generator, bounds)
     return rates, await ledger.measure(store, ready, bounds)
 
 
 def _load() -> str:
-    return " ".join(f"{it:.2f}" for it in os.getloadavg())
+    return " ".join(f"{average:.2f}" for average in os.getloadavg())
 
 
-def _say(*lines: str) -> None:
+def _print(*lines: str) -> None:
     print(*lines, sep="\n", flush=True)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few hundred operations of each kind")
     parser.add_argument("--seconds", type=float, default=_SECONDS, help=f"at most {_MOST_SECONDS:.0f}")
@@ -64,9 +65,8 @@ def main() -> None:
         folder = Path(name)
         for part in PARTS:
             (folder / part).mkdir()
-        asyncio.run(run(folder, bounds))
+        return run_interruptible(run(folder, bounds))
 
 
 if __name__ == "__main__":
-    main()
-    exit_process(0)
+    exit_process(main())

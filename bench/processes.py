@@ -41,7 +41,7 @@ def python_module(
     """`python -m` with these arguments, named for its log."""
     parts = name.split()
     command = [sys.executable, "-m", *parts, *arguments]
-    return ChildProcess(parts[-1], command, folder, {**os.environ, **(env or {})}, end_limit_s=20.0)
+    return ChildProcess(parts[-1], command, folder, {**os.environ, **(env or {})}, stop_limit_s=20.0)
 
 
 async def _alive(port: int) -> bool:
@@ -81,6 +81,7 @@ async def load_generator() -> AsyncIterator[Generator]:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=_LINE_LIMIT,
+        start_new_session=True,  # Ctrl-C doesn't reach it; it ends with its standard input
     )
     try:
         yield Generator(child)

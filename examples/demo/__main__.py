@@ -4,11 +4,9 @@ OPEN=1 prints the connect link and waits for a person instead of consenting by s
 EVERGRANT_DATABASE_URL makes it run on that database instead of SQLite.
 """
 
-import asyncio
 import os
 import secrets
 import shutil
-import signal
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,7 +16,7 @@ from time import monotonic
 from rich.console import Console
 from temporalio.client import Client
 
-from evergrant_server.process_exit import exit_process
+from evergrant_server.process_exit import INTERRUPTED, exit_process, run_interruptible
 from examples.demo import endings, pipeline, story
 from examples.demo.authorization_server import AuthorizationServer
 from examples.demo.claims import Claim, Claims
@@ -26,8 +24,8 @@ from examples.demo.evergrant_api import EvergrantApi
 from examples.demo.platform import EvergrantProcess, still_running
 
 
-async def demo(console: Console, by_hand: bool) -> bool:
-    """Run the whole story. True when every claim was observed."""
+async def demo(console: Console, by_hand: bool) -> int:
+    """Run the whole story. Returns the exit status: 0 when every claim was observed, else 1."""
     began = monotonic()
     claims = Claims(console)
     started: list[int] = []
@@ -41,7 +39,7 @@ async def demo(console: Console, by_hand: bool) -> bool:
         claims.observed(Claim.ENDED, f"{len(started)} processes")
     for pid in left:
         console.print(f"[red]process {pid} is still running[/]")
-    return claims.conclude(monotonic() - began)
+    return 0 if claims.conclude(monotonic() - began) else 1
 
 
 async def _tell(console: Console, claims: Claims, by_hand: bool, started: list[int]) -> None:
@@ -130,26 +128,12 @@ async def _status(it: story.Story, doing: str) -> AsyncIterator[None]:
         yield
 
 
-async def _main() -> int:
-    console = Console(highlight=False)
-    task = asyncio.current_task()
-    assert task is not None
-
-    def stop() -> None:
-        if not task.cancelling():  # once: a second Ctrl-C must not cut the ending short
-            task.cancel()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop)
-    try:
-        return 0 if await demo(console, by_hand=os.environ.get("OPEN") == "1") else 1
-    except asyncio.CancelledError:
-        console.print("stopped; everything that was started has been ended")
-        return 130
-
-
 def main() -> int:
-    return asyncio.run(_main())
+    console = Console(highlight=False)
+    status = run_interruptible(demo(console, by_hand=os.environ.get("OPEN") == "1"))
+    if status == INTERRUPTED:
+        console.print("stopped; everything that was started has been ended")
+    return status
 
 
 if __name__ == "__main__":
