@@ -20,8 +20,12 @@ from providers.client_auth.generated_secret import generate_client_secret
 from providers.definition.registry import Registry
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_lifecycle import RefreshSpec
-from providers.definition.templates import assertion_audience, client_auth_of, params_from_metadata
-from providers.requests.authorization_url import integration_endpoints
+from providers.definition.templates import (
+    assertion_audience,
+    client_auth_of,
+    integration_endpoints,
+    params_from_metadata,
+)
 from providers.requests.client import OAuthClient
 from providers.requests.dpop import require_dpop_algorithm, with_dpop_binding
 

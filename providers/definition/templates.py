@@ -8,7 +8,7 @@ from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.errors import ErrorCode, Failure
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_base import PLACEHOLDER
-from providers.definition.schema_request import ClientAuth
+from providers.definition.schema_request import MUTUAL_TLS, ClientAuth
 
 _REVOCATION_PLACEHOLDERS = frozenset({"client_id", "token"})  # filled in when a revocation is sent
 
@@ -27,11 +27,9 @@ def definition_endpoints(spec: ProviderSpec, params: Mapping[str, str]) -> Endpo
     later = _callback_params(spec)
 
     def filled(template: str | None) -> str | None:
-        return (
-            None
-            if template is None
-            else fill_template(template, values, spec, leave=_REVOCATION_PLACEHOLDERS | later)
-        )
+        if template is None:
+            return None
+        return fill_template(template, values, spec, leave=_REVOCATION_PLACEHOLDERS | later)
 
     template = spec.revocation.url if spec.revocation and spec.revocation.url else spec.revocation_endpoint
     return Endpoints(
@@ -49,6 +47,26 @@ def definition_endpoints(spec: ProviderSpec, params: Mapping[str, str]) -> Endpo
     )
 
 
+def integration_endpoints(
+    spec: ProviderSpec, integration: Integration, metadata: Mapping[str, Any] | None = None
+) -> Endpoints:
+    """An integration's endpoints: those discovered and pinned, else the definition's.
+
+    `metadata` is the connection's, in which a callback may have brought a template parameter.
+    """
+    if integration.endpoints is not None:
+        mutual = client_auth_of(spec, integration) in MUTUAL_TLS
+        return integration.endpoints.for_mutual_tls() if mutual else integration.endpoints
+    return definition_endpoints(spec, {**integration.params, **params_from_metadata(spec, metadata or {})})
+
+
+def redirect_uri_to_send(spec: ProviderSpec, params: Mapping[str, str], callback_url: str) -> str:
+    """The redirect_uri of a request: the callback URL, or the name under which the provider knows it."""
+    if spec.redirect_uri_override is None:
+        return callback_url
+    return fill_template(spec.redirect_uri_override, checked_params(spec, params), spec)
+
+
 def require_complete(spec: ProviderSpec, url: str) -> str:
     """The URL, if it has no placeholder left. Raises Failure INVALID_REQUEST that names the parameter."""
     waiting = PLACEHOLDER.search(url)
@@ -57,19 +75,18 @@ def require_complete(spec: ProviderSpec, url: str) -> str:
     return url
 
 
-def params_from_metadata(spec: ProviderSpec, facts: Mapping[str, Any]) -> dict[str, str]:
+def params_from_metadata(spec: ProviderSpec, metadata: Mapping[str, Any]) -> dict[str, str]:
     """The template parameters among a connection's metadata, unchecked."""
     names = [name for name, rule in spec.template_params.items() if rule.source != "integration"]
-    known = {name: facts[name] for name in names if name in facts}
-    return {name: str(it) for name, it in known.items() if isinstance(it, str | int)}
+    return {name: str(metadata[name]) for name in names if isinstance(metadata.get(name), str | int)}
 
 
-def api_base_url_of(spec: ProviderSpec, params: Mapping[str, str], facts: Mapping[str, Any]) -> str | None:
+def api_base_url_of(spec: ProviderSpec, params: Mapping[str, str], metadata: Mapping[str, Any]) -> str | None:
     """The base URL of the provider's API, or None while a parameter of it is missing or invalid."""
     if spec.api_base_url is None:
         return None
     try:
-        values = checked_params(spec, {**params, **params_from_metadata(spec, facts)})
+        values = checked_params(spec, {**params, **params_from_metadata(spec, metadata)})
         return fill_template(spec.api_base_url, values, spec)
     except Failure:
         return None

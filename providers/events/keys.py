@@ -6,6 +6,7 @@ import httpx2
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.egress import Egress
+from providers.requests.client import STANDARD_HEADERS
 from providers.responses.json_paths import UnreadableBody, parse_body
 
 _MAX_BYTES = 256 * 1024  # bytes
@@ -19,7 +20,7 @@ async def fetch_keys(egress: Egress, url: str) -> tuple[dict[str, Any], ...]:
 
     Raises Failure EGRESS_REFUSED, PROVIDER_UNREACHABLE, PROVIDER_ERROR or DISCOVERY_FAILED.
     """
-    async with egress.client(headers={"Accept": "application/json", "User-Agent": "Evergrant"}) as http:
+    async with egress.client(headers=STANDARD_HEADERS) as http:
         try:
             answer = await http.get(url)
         except httpx2.InvalidURL:

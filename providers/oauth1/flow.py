@@ -1,7 +1,6 @@
-"""OAuth 1.0a (RFC 5849 section 2): its endpoints, its requests, and what its replies and callbacks say. Pure.
+"""The OAuth 1.0a flow (RFC 5849 section 2): endpoints, requests, replies and callbacks. Pure.
 
-Temporary credentials, a page where the subject consents, token credentials. The token is no
-bearer token: each request is signed (`oauth1_signing`).
+Temporary credentials, the subject's consent, token credentials. Each request is signed.
 """
 
 from collections.abc import Sequence
@@ -15,21 +14,22 @@ from evergrant_server.core.connections.token_pair import OAUTH1, TokenPair
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from providers.definition.schema import ProviderSpec
-from providers.definition.schema_request import OAuth1Spec, SignatureMethod
+from providers.definition.schema_request import OAuth1Spec
 from providers.definition.schema_response import ResponseSpec
 from providers.definition.templates import checked_params, fill_template
 from providers.oauth1.signing import oauth1_authorization_header
 from providers.requests.authorization_url import requested_scopes
-from providers.requests.callback import Callback, Query, unique_params
+from providers.requests.callback import Callback
+from providers.requests.callback_parameters import Query, reject_callback, unique_params
 from providers.requests.client import OAuthClient
-from providers.requests.request_format import filled_params
+from providers.requests.request_format import SignedRequest, filled_params
 from providers.responses.durations import seconds_until
 from providers.responses.error_mapping import reply_fields, unreadable_reply
 from providers.responses.json_paths import UnreadableBody, is_metadata_value
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import raise_for_failure
 
-_DENIED_PARAM = "denied"  # X and those that follow it: the token, under another name
+_DENIED_PARAM = "denied"  # X and others: the token of a refused consent
 _PROBLEM_PARAM = "oauth_problem"  # the Problem Reporting extension
 _DENIAL_PROBLEMS = ("user_refused", "permission_denied")
 _MAX_LENGTH = 2048
@@ -37,23 +37,11 @@ _MAX_LENGTH = 2048
 
 @dataclass(frozen=True)
 class OAuth1Endpoints:
-    """Where the three steps go (RFC 5849 section 2)."""
+    """The three endpoints (RFC 5849 section 2)."""
 
     temporary: str
     authorization: str
     token: str
-
-
-@dataclass(frozen=True)
-class SignedRequest:
-    """A request without a body: all it says is in its header, which no repr shows."""
-
-    method: str
-    url: str
-    headers: dict[str, str]
-
-    def __repr__(self) -> str:
-        return f"SignedRequest({self.url!r})"
 
 
 def oauth1_spec(spec: ProviderSpec) -> OAuth1Spec:
@@ -79,14 +67,14 @@ def oauth1_endpoints(spec: ProviderSpec, integration: Integration) -> OAuth1Endp
 def temporary_credentials_request(
     spec: ProviderSpec, url: str, client: OAuthClient, callback: str, at: datetime
 ) -> SignedRequest:
-    """RFC 5849 section 2.1. Raises as `authorization`."""
+    """RFC 5849 section 2.1. Raises as `oauth1_authorization_header`."""
     return _signed_request(spec, url, client, at, None, ("oauth_callback", callback))
 
 
 def token_credentials_request(
     spec: ProviderSpec, url: str, client: OAuthClient, temporary: TokenPair, verifier: Secret, at: datetime
 ) -> SignedRequest:
-    """RFC 5849 section 2.3. Raises as `authorization`."""
+    """RFC 5849 section 2.3. Raises as `oauth1_authorization_header`."""
     return _signed_request(spec, url, client, at, temporary, ("oauth_verifier", verifier.reveal()))
 
 
@@ -96,11 +84,11 @@ def _signed_request(
     client: OAuthClient,
     at: datetime,
     pair: TokenPair | None,
-    said: tuple[str, str],
+    param: tuple[str, str],
 ) -> SignedRequest:
     rule = oauth1_spec(spec)
     header = oauth1_authorization_header(
-        client, rule.signature_method, rule.method, url, at=at, pair=pair, realm=rule.realm, protocol=(said,)
+        client, rule.signature_method, rule.method, url, at=at, pair=pair, realm=rule.realm, protocol=(param,)
     )
     fixed = {"Accept": "*/*", "User-Agent": "Evergrant"}
     return SignedRequest(rule.method, url, {**fixed, **spec.required_headers, "Authorization": header})
@@ -109,36 +97,37 @@ def _signed_request(
 def oauth1_authorization_url(
     spec: ProviderSpec, integration: Integration, temporary: TokenPair, scopes: Sequence[str]
 ) -> str:
-    """Where the browser is sent (RFC 5849 section 2.2)."""
+    """The URL of the consent page (RFC 5849 section 2.2)."""
     parts = urlsplit(oauth1_endpoints(spec, integration).authorization)
     query = parse_qsl(parts.query, keep_blank_values=True)
     query.append(("oauth_token", temporary.token.reveal()))
     query.extend(filled_params(spec, spec.authorization_params, integration.params).items())
-    wanted = requested_scopes(spec, integration, scopes)
-    if oauth1_spec(spec).scope_in == "authorization" and wanted:
-        query.append((spec.scope_param_name, spec.scope_separator.join(wanted)))
+    requested = requested_scopes(spec, integration, scopes)
+    if oauth1_spec(spec).scope_in == "authorization" and requested:
+        query.append((spec.scope_param_name, spec.scope_separator.join(requested)))
     return urlunsplit((*parts[:3], urlencode(query, quote_via=quote), ""))
 
 
 def read_temporary_credentials(spec: ProviderSpec, reply: RawReply) -> TokenPair:
-    """Temporary credentials (RFC 5849 section 2.1). Raises as `replies.read_tokens`.
+    """Temporary credentials (RFC 5849 section 2.1). Raises as `read_tokens`.
 
-    Without `oauth_callback_confirmed` it is OAuth 1.0, where one can finish what another began.
+    A reply without `oauth_callback_confirmed` is refused: in OAuth 1.0 one person could finish the
+    consent that another had started.
     """
     pair, fields = _read_token_pair(spec, reply, ErrorCode.CLIENT_REJECTED)
     if fields.get("oauth_callback_confirmed") != "true":
-        raise unreadable_reply(spec, reply, "no oauth_callback_confirmed, so it speaks OAuth 1.0")
+        raise unreadable_reply(spec, reply, "no oauth_callback_confirmed, as in OAuth 1.0")
     return pair
 
 
 def read_token_credentials(spec: ProviderSpec, reply: RawReply, *, now: datetime) -> TokenSet:
-    """Token credentials (RFC 5849 section 2.3), sealed as one. Raises as `replies.read_tokens`."""
+    """Token credentials (RFC 5849 section 2.3), as one secret. Raises as `read_tokens`."""
     pair, fields = _read_token_pair(spec, reply, ErrorCode.GRANT_REJECTED)
     response = spec.response
-    facts = {path: str(fields[path]) for path in response.metadata_paths if path in fields}
-    moment = fields.get(response.expires_at_path or "")
+    metadata = {path: str(fields[path]) for path in response.metadata_paths if path in fields}
+    expiry = fields.get(response.expires_at_path or "")
     try:
-        expires_in = seconds_until(moment, "an expiry", response.expires_at_format, now)
+        expires_in = seconds_until(expiry, "an expiry", response.expires_at_format, now)
     except UnreadableBody as why:
         raise unreadable_reply(spec, reply, str(why)) from None
     return TokenSet(
@@ -146,14 +135,14 @@ def read_token_credentials(spec: ProviderSpec, reply: RawReply, *, now: datetime
         token_type=OAUTH1,
         expires_in=expires_in,
         scopes=() if oauth1_spec(spec).scope_in == "none" else None,
-        metadata={name: value for name, value in facts.items() if is_metadata_value(value)},
+        metadata={name: value for name, value in metadata.items() if is_metadata_value(value)},
     )
 
 
 def _read_token_pair(
     spec: ProviderSpec, reply: RawReply, refused: ErrorCode
 ) -> tuple[TokenPair, dict[str, object]]:
-    """401 is the one status that RFC 5849 section 3.2 has for all that may be wrong with credentials."""
+    """Token and secret, and the reply's fields. 401 means refused credentials (RFC 5849 section 3.2)."""
     if reply.status == 401:
         raise Failure(refused, f"{spec.name} answered with status 401", provider=spec.name)
     read = spec.model_copy(update={"response": ResponseSpec(), "success_statuses": (200,)})
@@ -162,16 +151,16 @@ def _read_token_pair(
     token, secret = fields.get("oauth_token"), fields.get("oauth_token_secret")
     for name, value in (("oauth_token", token), ("oauth_token_secret", secret)):
         if not isinstance(value, str) or not value.isascii() or not value.isprintable():
-            raise unreadable_reply(spec, reply, f"no {name} that can be used")
+            raise unreadable_reply(spec, reply, f"no {name} that is valid")
     if not token:
         raise unreadable_reply(spec, reply, "an empty oauth_token")
     return TokenPair(Secret(str(token)), Secret(str(secret))), fields
 
 
 def temporary_token_in(query: Query) -> Secret | None:
-    """The temporary token that a callback is about: what `state` is elsewhere. None: it isn't ours.
+    """The temporary token of a callback, which identifies the consent as `state` does in OAuth 2.
 
-    Raises Failure CALLBACK_INVALID when it is there twice.
+    None for a callback of another protocol. Raises Failure CALLBACK_INVALID when it is repeated.
     """
     for name in ("oauth_token", _DENIED_PARAM):
         if any(given == name for given, _ in query):
@@ -195,14 +184,5 @@ def _single_value(query: Query, name: str) -> Secret:
     values = [value for given, value in query if given == name]
     good = len(values) == 1 and values[0].isascii() and values[0].isprintable()
     if not good or not 0 < len(values[0]) <= _MAX_LENGTH:
-        raise Failure(
-            ErrorCode.CALLBACK_INVALID, f"The provider's callback was refused: {name} is not right."
-        )
+        reject_callback(f"{name} is malformed")
     return Secret(values[0])
-
-
-def require_signable(method: SignatureMethod) -> None:
-    """Raise Failure INVALID_REQUEST where a signature would hand out the secrets themselves."""
-    if method is SignatureMethod.PLAINTEXT:
-        detail = "A PLAINTEXT signature is the client's secret and the token's; it is not handed out."
-        raise Failure(ErrorCode.INVALID_REQUEST, detail, field="connection_id")

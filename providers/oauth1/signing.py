@@ -1,7 +1,4 @@
-"""Signs requests as OAuth 1.0a wants it (RFC 5849 section 3). Pure, but for the nonce.
-
-The arithmetic is authlib's; what may be signed, and with what, is decided here.
-"""
+"""Signs requests of OAuth 1.0a (RFC 5849 section 3), with authlib's arithmetic. Pure but for the nonce."""
 
 import base64
 import hashlib
@@ -45,13 +42,13 @@ def oauth1_authorization_header(
     realm: str | None = None,
     protocol: Iterable[tuple[str, str]] = (),
 ) -> str:
-    """The `Authorization` header of one request (RFC 5849 section 3.5.1), good for it alone.
+    """The `Authorization` header of one request (RFC 5849 section 3.5.1).
 
-    `form` is its body, where that is a form; any other body is not signed. Raises Failure
-    CLIENT_REJECTED without the secret or key that signs, INVALID_REQUEST for a URL or a form
-    that names a parameter of the protocol itself.
+    `form` is the body, if it is a form; other bodies are not signed. Raises Failure CLIENT_REJECTED
+    when the integration lacks the secret or key, INVALID_REQUEST for a URL or form with an `oauth_`
+    parameter.
     """
-    said = [
+    params = [
         ("oauth_consumer_key", client.client_id),
         ("oauth_nonce", secrets.token_hex(16)),
         ("oauth_signature_method", signature_method.value),
@@ -60,11 +57,11 @@ def oauth1_authorization_header(
         *protocol,
     ]
     if pair is not None:
-        said.append(("oauth_token", pair.token.reveal()))
-    said.append(
-        ("oauth_signature", oauth1_signature(client, signature_method, method, url, said, form, pair))
+        params.append(("oauth_token", pair.token.reveal()))
+    params.append(
+        ("oauth_signature", oauth1_signature(client, signature_method, method, url, params, form, pair))
     )
-    return str(prepare_headers(said, realm=realm)["Authorization"])
+    return str(prepare_headers(params, realm=realm)["Authorization"])
 
 
 def oauth1_signature(
@@ -76,13 +73,13 @@ def oauth1_signature(
     form: Pairs = (),
     pair: TokenPair | None = None,
 ) -> str:
-    """RFC 5849 section 3.4. Raises as `authorization`."""
-    theirs = [*parse_qsl(urlsplit(url).query, keep_blank_values=True), *form]
-    if any(name.startswith("oauth_") for name, _ in theirs):
-        detail = "A request that is signed has no oauth_ parameters of its own."
+    """RFC 5849 section 3.4. Raises as `oauth1_authorization_header`."""
+    unsigned = [*parse_qsl(urlsplit(url).query, keep_blank_values=True), *form]
+    if any(name.startswith("oauth_") for name, _ in unsigned):
+        detail = "A request to sign may have no oauth_ parameters."
         raise Failure(ErrorCode.INVALID_REQUEST, detail, field="url")
-    # authlib reads protocol parameters as a header writes them
-    base = construct_base_string(method, url, [*theirs, *((n, escape(v)) for n, v in protocol)])
+    # authlib expects protocol parameters escaped, as in a header
+    base = construct_base_string(method, url, [*unsigned, *((n, escape(v)) for n, v in protocol)])
     token_secret = (pair or _NO_TOKEN).secret.reveal()
     match signature_method:
         case SignatureMethod.RSA_SHA1:
@@ -94,6 +91,13 @@ def oauth1_signature(
         case SignatureMethod.HMAC_SHA256:
             key = f"{escape(_client_secret(client))}&{escape(token_secret)}"
             return base64.b64encode(hmac.digest(key.encode(), base.encode(), hashlib.sha256)).decode()
+
+
+def require_signable(method: SignatureMethod) -> None:
+    """Raise Failure INVALID_REQUEST for a method whose signature reveals the secrets."""
+    if method is SignatureMethod.PLAINTEXT:
+        detail = "A PLAINTEXT signature would reveal the secrets of the client and the token."
+        raise Failure(ErrorCode.INVALID_REQUEST, detail, field="connection_id")
 
 
 def _client_secret(client: OAuthClient) -> str:

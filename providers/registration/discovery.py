@@ -13,6 +13,7 @@ from evergrant_server.core.access import Endpoints
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.egress import Egress
 from providers.definition.schema_request import MUTUAL_TLS
+from providers.requests.client import STANDARD_HEADERS
 from providers.responses.json_paths import UnreadableBody, json_type, parse_body
 
 _MAX_URL_LENGTH = 2048
@@ -34,7 +35,7 @@ async def discover(egress: Egress, issuer: str) -> Endpoints:
     """
     _check_issuer(egress, issuer)
     missing: list[str] = []
-    async with egress.client(headers={"Accept": "application/json", "User-Agent": "Evergrant"}) as http:
+    async with egress.client(headers=STANDARD_HEADERS) as http:
         for url in document_urls(issuer):
             document = await _fetch_document(http, url, issuer, missing)
             if document is not None:

@@ -1,7 +1,7 @@
 """Registers our client at a server that lets clients register themselves (RFC 7591 section 3).
 
 A registration belongs to the issuer it was made at and is never used elsewhere. What the
-answer means is for `client_metadata`.
+response means is for `client_metadata`.
 """
 
 import json
@@ -12,7 +12,7 @@ import httpx2
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import BeforeSend, Egress, SendObserver
-from providers.registration.client_metadata import CLIENT_NAME
+from providers.requests.client import STANDARD_HEADERS
 from providers.requests.sender import SendFailed
 from providers.responses.raw_reply import RawReply
 
@@ -26,16 +26,16 @@ async def send_registration(
     before_send: BeforeSend | None = None,
 ) -> RawReply:
     """POST the metadata (RFC 7591 section 3.1). Raises SendFailed, which says whether a byte left."""
-    headers = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": CLIENT_NAME}
+    headers = {**STANDARD_HEADERS, "Content-Type": "application/json"}
     if initial_token is not None:
         headers["Authorization"] = f"Bearer {initial_token.reveal()}"
     watch = SendObserver(before_send)
     try:
         async with egress.client(watch, headers=headers) as http:
-            answer = await http.post(endpoint, content=json.dumps(metadata).encode())
+            response = await http.post(endpoint, content=json.dumps(metadata).encode())
     except Failure as failure:
         raise SendFailed(failure, sent=watch.sent) from None
     except httpx2.TransportError as error:
         why = f"the registration endpoint could not be reached ({type(error).__name__})"
         raise SendFailed(Failure(ErrorCode.PROVIDER_UNREACHABLE, why), sent=watch.sent) from None
-    return RawReply(answer.status_code, {k.lower(): v for k, v in answer.headers.items()}, answer.content)
+    return RawReply.of(response)

@@ -1,81 +1,74 @@
-"""What a callback says beside its code: parts of URLs, facts to keep, granted scopes, a signature. Pure.
+"""Reads a callback's further parameters: template parameters, metadata, granted scopes, a signature. Pure.
 
-The query was written by whoever sent the browser. So a value that ends in a URL meets its
-parameter's own rule first, a fact meets its pattern, and scopes can only become fewer.
+The query is untrusted: a value that ends in a URL meets its parameter's rule first, metadata meets
+its pattern, and scopes are only reduced.
 """
 
 import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
 
-from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.errors import Failure
 from evergrant_server.core.secret import Secret
 from providers.definition.patterns import matches
 from providers.definition.schema import ProviderSpec
 from providers.definition.templates import checked_params, fill_template
-
-_MAX_VALUE_LENGTH = 1024
+from providers.requests.callback_parameters import Query, reject_callback
+from providers.responses.json_paths import MAX_VALUE_LENGTH
 
 
 def callback_metadata(
     spec: ProviderSpec, query: Mapping[str, str], params: Mapping[str, str]
 ) -> dict[str, str]:
-    """What is kept of a callback: declared facts by their own names, parts of URLs by their parameter's.
+    """The declared metadata of a callback, and its template parameters by their own names.
 
-    `params` are the integration's; they stand in for a part of a URL that didn't come. Raises
-    Failure CALLBACK_INVALID for one that is malformed, unexpected, or missing altogether.
+    `params` are the integration's template parameters. Raises Failure CALLBACK_INVALID for a value
+    that is malformed, unexpected or missing.
     """
-    facts: dict[str, str] = {}
-    for name in spec.callback_metadata_params:
-        if name in query:
-            facts[name] = _checked_metadata(spec, name, query[name])
-    for name, value in _template_params(spec, query).items():
-        facts[name] = value
+    metadata = {name: query[name] for name in spec.callback_metadata_params if name in query}
+    for name, value in metadata.items():
+        pattern = spec.callback_patterns.get(name)
+        plain = value.isprintable() and len(value) <= MAX_VALUE_LENGTH
+        if not plain or (pattern is not None and not matches(pattern, value)):
+            reject_callback(f"{name} is malformed")
+    metadata |= _template_params(spec, query)
     _check_expected(spec, query, params)
-    return facts
+    return metadata
 
 
 def callback_scopes(
     spec: ProviderSpec, query: Mapping[str, str], requested: Sequence[str]
 ) -> tuple[str, ...] | None:
-    """The scopes that were granted, where the callback says so; None when it doesn't.
-
-    Never more than were asked for: a browser could add any.
-    """
+    """The granted scopes among the requested, or None where the callback doesn't hold them."""
     text = query.get(spec.callback_scope_param)
     if not spec.scope_from_callback or text is None:
         return None
     separator = spec.response.scope_separator or spec.scope_separator
-    said = set(text.replace(separator, " ").split())
-    return tuple(scope for scope in dict.fromkeys(requested) if scope in said)
+    granted = set(text.replace(separator, " ").split())
+    return tuple(scope for scope in dict.fromkeys(requested) if scope in granted)
 
 
-def check_callback_signature(
-    spec: ProviderSpec, query: Sequence[tuple[str, str]], secrets: Sequence[Secret]
-) -> None:
-    """Raise Failure CALLBACK_INVALID unless the query is signed with one of our client secrets.
+def check_callback_signature(spec: ProviderSpec, query: Query, secrets: Sequence[Secret]) -> None:
+    """Raise Failure CALLBACK_INVALID unless one of the client secrets signed the query.
 
-    HMAC-SHA256 in hexadecimal over the other parameters, sorted; what separates them is escaped
-    where it is part of a name or value, so that two queries never read the same. Compared in
-    constant time.
+    HMAC-SHA256 in hexadecimal over the other parameters, sorted. Separators are escaped in names and
+    values, so that no two queries have the same message. The comparison takes constant time.
     https://shopify.dev/docs/apps/build/authentication-authorization/access-tokens/authorization-code-grant
     """
     rule = spec.callback_verify
     if rule is None:
         return
-    given = [value for name, value in query if name == rule.param]
-    if len(given) != 1 or not given[0].isascii():
-        _refuse(f"its signature {rule.param} is missing or there twice")
-    message = "&".join(
-        sorted(_escaped_pair(name, value) for name, value in query if name != rule.param)
-    ).encode()
-    right = False
+    signatures = [value for name, value in query if name == rule.param]
+    if len(signatures) != 1 or not signatures[0].isascii():
+        reject_callback(f"its signature {rule.param} is missing or repeated")
+    pairs = [_escaped_pair(name, value) for name, value in query if name != rule.param]
+    message = "&".join(sorted(pairs)).encode()
+    valid = False
     for secret in secrets:
         digest = hmac.new(secret.reveal().encode(), message, hashlib.sha256).hexdigest()
-        right |= hmac.compare_digest(digest, given[0].lower())
-    if not right:
-        _refuse(f"its signature {rule.param} is wrong")
+        valid |= hmac.compare_digest(digest, signatures[0].lower())
+    if not valid:
+        reject_callback(f"its signature {rule.param} is wrong")
 
 
 def _escaped_pair(name: str, value: str) -> str:
@@ -83,37 +76,25 @@ def _escaped_pair(name: str, value: str) -> str:
     return f"{name}={value.replace('%', '%25').replace('&', '%26')}"
 
 
-def _checked_metadata(spec: ProviderSpec, name: str, value: str) -> str:
-    pattern = spec.callback_patterns.get(name)
-    plain = value.isprintable() and len(value) <= _MAX_VALUE_LENGTH
-    if not plain or (pattern is not None and not matches(pattern, value)):
-        _refuse(f"{name} is malformed")
-    return value
-
-
 def _template_params(spec: ProviderSpec, query: Mapping[str, str]) -> dict[str, str]:
-    """Parts of URLs that came, by parameter and as they are used."""
+    """The template parameters that the callback brings, checked and normalised."""
     given = {
-        name: query[said]
+        name: query[param]
         for name, rule in spec.template_params.items()
-        if rule.source == "callback" and (said := rule.callback_param or name) in query
+        if rule.source == "callback" and (param := rule.callback_param or name) in query
     }
     try:
         checked = checked_params(spec, given)
     except Failure as failure:
-        _refuse(f"{failure.context.get('field', 'a parameter')} is malformed")
+        reject_callback(f"{failure.context.get('field', 'a parameter')} is malformed")
     return {name: checked[name] for name in given}
 
 
 def _check_expected(spec: ProviderSpec, query: Mapping[str, str], params: Mapping[str, str]) -> None:
-    """A callback that names the account names the one that was asked for."""
+    """Raise Failure CALLBACK_INVALID for a callback of another account than the requested."""
     if not spec.callback_expected:
         return
     values = checked_params(spec, params)
     for name, template in spec.callback_expected.items():
         if query.get(name) != fill_template(template, values, spec):
-            _refuse(f"{name} is missing, or names another account")
-
-
-def _refuse(why: str) -> NoReturn:
-    raise Failure(ErrorCode.CALLBACK_INVALID, f"The provider's callback was refused: {why}.")
+            reject_callback(f"{name} is missing, or names another account")

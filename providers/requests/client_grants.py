@@ -1,6 +1,6 @@
-"""Requests for tokens that nobody has to consent to. Pure, but for an assertion's random id.
+"""Token requests without a subject's consent: client credentials, JWT bearer, token exchange.
 
-Each is a form for the token endpoint; `flows` sends it and `replies` judges what comes back.
+Pure but for an assertion's random id.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,7 @@ from providers.definition.schema_base import PLACEHOLDER
 from providers.definition.schema_request import ClientCredentialsGrant, JwtBearerGrant, TokenExchangeGrant
 from providers.definition.templates import checked_params
 from providers.requests.client import OAuthClient
-from providers.requests.request_format import filled_params
-from providers.requests.wire import RequestFormat
+from providers.requests.request_format import PreparedRequest, RequestFormat, filled_params
 from providers.responses.error_mapping import reply_fields, unreadable_reply
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import read_tokens
@@ -32,48 +31,39 @@ JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 
 @dataclass(frozen=True)
 class ClientGrantInput:
-    """Who asks for what: everything a request for a token of our own is made from."""
+    """The inputs of a client grant's request."""
 
     scopes: tuple[str, ...]
     target: TokenTarget
     subject: str
     params: Mapping[str, str]
     at: datetime
-    subject_token: Secret | None = None  # what is exchanged
-
-
-@dataclass(frozen=True)
-class PreparedRequest:
-    """One request to the token endpoint. `dialect` holds the fields: some are secrets, so no repr."""
-
-    url: str
-    grant_type: str
-    dialect: RequestFormat
+    subject_token: Secret | None = None  # for token exchange
 
 
 def client_grant_request(
-    spec: ProviderSpec, flow: Flow, endpoints: Endpoints, client: OAuthClient, asked: ClientGrantInput
+    spec: ProviderSpec, flow: Flow, endpoints: Endpoints, client: OAuthClient, grant: ClientGrantInput
 ) -> PreparedRequest:
-    """The request for a token in one of the flows that mint.
+    """The token request of a client grant.
 
-    Raises Failure INVALID_REQUEST when the definition doesn't speak this flow, CLIENT_REJECTED
-    when the integration lacks what it needs.
+    Raises Failure INVALID_REQUEST when the definition doesn't support the flow, CLIENT_REJECTED
+    when the integration lacks a key or a subject token.
     """
     spec.require_usable(flow)
     match flow:
         case Flow.CLIENT_CREDENTIALS:
             rule = spec.client_credentials or ClientCredentialsGrant()
-            return _prepared(spec, endpoints, client, asked, rule.grant_type, rule.params)
+            return _prepared(spec, endpoints, client, grant, rule.grant_type, rule.params)
         case Flow.JWT_BEARER:
-            assertion = {"assertion": _jwt_bearer_assertion(spec, endpoints, client, asked)}
-            return _prepared(spec, endpoints, client, asked, JWT_BEARER, {}, assertion)
+            assertion = {"assertion": _jwt_bearer_assertion(spec, endpoints, client, grant)}
+            return _prepared(spec, endpoints, client, grant, JWT_BEARER, {}, assertion)
         case Flow.TOKEN_EXCHANGE:
             rule = spec.token_exchange or TokenExchangeGrant()
             return _prepared(
-                spec, endpoints, client, asked, TOKEN_EXCHANGE, rule.params, _subject_token_params(asked)
+                spec, endpoints, client, grant, TOKEN_EXCHANGE, rule.params, _subject_token_params(grant)
             )
         case _:
-            detail = f"{flow.value} needs somebody who consents"
+            detail = f"{flow.value} needs a subject's consent"
             raise Failure(ErrorCode.INVALID_REQUEST, detail, field="flow", provider=spec.name)
 
 
@@ -81,37 +71,37 @@ def _prepared(
     spec: ProviderSpec,
     endpoints: Endpoints,
     client: OAuthClient,
-    asked: ClientGrantInput,
+    grant: ClientGrantInput,
     grant_type: str,
     templates: Mapping[str, str],
     secrets: Mapping[str, str] | None = None,
 ) -> PreparedRequest:
-    fields = filled_params(spec, templates, asked.params) | dict(secrets or {})
-    if asked.scopes and spec.scopes_supported:
-        fields[spec.scope_param_name] = spec.scope_separator.join(asked.scopes)
-    if asked.target.audience:
-        fields["audience"] = asked.target.audience
-    dialect = RequestFormat(
+    fields = filled_params(spec, templates, grant.params) | dict(secrets or {})
+    if grant.scopes and spec.scopes_supported:
+        fields[spec.scope_param_name] = spec.scope_separator.join(grant.scopes)
+    if grant.target.audience:
+        fields["audience"] = grant.target.audience
+    format = RequestFormat(
         method=spec.token_request_method,
         body_format=spec.token_request_format.value,
         auth=client.auth,
         renames=spec.token_request_param_names,
         extra_params=fields,
-        repeated_params=tuple(("resource", uri) for uri in asked.target.resources),  # RFC 8707 section 2
-        query=filled_params(spec, spec.token_query_params, asked.params),
+        repeated_params=tuple(("resource", uri) for uri in grant.target.resources),  # RFC 8707 section 2
+        query=filled_params(spec, spec.token_query_params, grant.params),
         headers=spec.token_request_headers,
         requests_tokens=True,
     )
-    return PreparedRequest(endpoints.token_endpoint, grant_type, dialect)
+    return PreparedRequest(endpoints.token_endpoint, grant_type, format)
 
 
-def _subject_token_params(asked: ClientGrantInput) -> dict[str, str]:
-    """The token that is exchanged, and of what type it is (RFC 8693 section 2.1)."""
-    if asked.subject_token is None:
+def _subject_token_params(grant: ClientGrantInput) -> dict[str, str]:
+    """The subject token and its type (RFC 8693 section 2.1)."""
+    if grant.subject_token is None:
         raise Failure(ErrorCode.CLIENT_REJECTED, "there is no token to exchange", field="subject_token")
     return {
-        "subject_token": asked.subject_token.reveal(),
-        "subject_token_type": asked.target.subject_token_type or ACCESS_TOKEN_TYPE,
+        "subject_token": grant.subject_token.reveal(),
+        "subject_token_type": grant.target.subject_token_type or ACCESS_TOKEN_TYPE,
         "requested_token_type": ACCESS_TOKEN_TYPE,
     }
 
@@ -119,10 +109,10 @@ def _subject_token_params(asked: ClientGrantInput) -> dict[str, str]:
 def read_exchanged_token(
     spec: ProviderSpec, reply: RawReply, *, requested_scopes: Sequence[str], now: datetime
 ) -> TokenSet:
-    """The token of an exchange, when it is one that opens an API (RFC 8693 section 2.2.1). Pure.
+    """The access token of a token exchange (RFC 8693 section 2.2.1).
 
-    Raises as `read_tokens`; REPLY_UNREADABLE without an `issued_token_type`, or for another one:
-    what was issued instead may be anything, and would be sent about as a bearer token.
+    Raises as `read_tokens`, and REPLY_UNREADABLE when `issued_token_type` is missing or isn't an
+    access token's, since the token would be used as a bearer token.
     """
     tokens = read_tokens(spec, reply, requested_scopes=requested_scopes, refreshing=False, now=now)
     issued = reply_fields(spec, reply).get("issued_token_type")
@@ -133,32 +123,32 @@ def read_exchanged_token(
 
 
 def _jwt_bearer_assertion(
-    spec: ProviderSpec, endpoints: Endpoints, client: OAuthClient, asked: ClientGrantInput
+    spec: ProviderSpec, endpoints: Endpoints, client: OAuthClient, grant: ClientGrantInput
 ) -> str:
-    """The grant itself: who we are, for whom, what for, signed (RFC 7523 section 3)."""
+    """The signed assertion that is the grant (RFC 7523 section 3)."""
     if client.key is None:
-        detail = f"the integration has no key, and {spec.name} wants a signed assertion"
+        detail = f"the integration has no key to sign the assertion that {spec.name} requires"
         raise Failure(ErrorCode.CLIENT_REJECTED, detail, provider=spec.name, field="client_key")
     rule = spec.jwt_bearer or JwtBearerGrant()
-    given = checked_params(spec, asked.params)
+    values = checked_params(spec, grant.params)
     templates = dict(rule.claims)
     for param, more in rule.claims_when.items():
-        if given.get(param) == "yes":
+        if values.get(param) == "yes":
             templates |= more
     words = {
         "client_id": client.client_id,
-        "subject": asked.subject,
-        "scopes": " ".join(asked.scopes),
+        "subject": grant.subject,
+        "scopes": " ".join(grant.scopes),
         "token_endpoint": endpoints.token_endpoint,
         "issuer": endpoints.issuer or endpoints.token_endpoint,
-        **given,
+        **values,
     }
-    now = int(asked.at.timestamp())
+    now = int(grant.at.timestamp())
     claims: dict[str, object] = {name: _fill_claim(text, words) for name, text in templates.items()}
     claims |= {"iat": now, "exp": now + rule.lifetime_s}
     return sign_jwt(client.key, {k: v for k, v in claims.items() if v != ""}, alg=rule.alg)
 
 
 def _fill_claim(template: str, words: Mapping[str, str]) -> str:
-    """The template in one pass: a value that holds braces stays what it is."""
+    """The template filled in one pass, so that braces in a value stay."""
     return PLACEHOLDER.sub(lambda found: words.get(found.group(1), ""), template)

@@ -1,6 +1,6 @@
-"""The device flow's two requests and their judges (RFC 8628). Pure.
+"""The two requests of the device flow, and their replies (RFC 8628). Pure.
 
-No content of a reply reaches a message, but for the code and the address that are made to be shown.
+Error messages quote no content of a reply.
 """
 
 import re
@@ -17,16 +17,20 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from providers.definition.schema import ProviderSpec
 from providers.requests.client import OAuthClient
-from providers.requests.client_grants import PreparedRequest
-from providers.requests.request_format import code_exchange_format
-from providers.responses.error_mapping import error_name, failure_of_reply, reply_fields, unreadable_reply
+from providers.requests.request_format import PreparedRequest, code_exchange_format
+from providers.responses.error_mapping import (
+    error_name_or_none,
+    failure_of_reply,
+    reply_fields,
+    unreadable_reply,
+)
 from providers.responses.json_paths import UnreadableBody, json_type
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import read_tokens
 
 DEVICE_CODE = "urn:ietf:params:oauth:grant-type:device_code"
 _DEVICE_CODE = re.compile(r"[\x21-\x7e]{1,4096}")
-_USER_CODE = re.compile(r"[\x20-\x7e]{1,64}")  # typed in by a person
+_USER_CODE = re.compile(r"[\x20-\x7e]{1,64}")  # typed in by the subject
 _MAX_URL_LENGTH = 2048
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MAX_LIFETIME_S = 86_400.0
@@ -37,7 +41,7 @@ _FINAL_ERRORS = {"access_denied": ErrorCode.CONSENT_DENIED, "expired_token": Err
 
 
 class DevicePending(Failure):
-    """Nothing was spent: ask again, after the interval that `poll` makes of the last one."""
+    """The device code is still valid: poll again after the interval that `poll` determines."""
 
     def __init__(self, poll: DevicePoll) -> None:
         super().__init__(ErrorCode.REFRESH_PENDING, f"the device code is {poll.value}")
@@ -51,7 +55,7 @@ def device_authorization_request(
     scopes: Sequence[str],
     params: Mapping[str, str],
 ) -> PreparedRequest:
-    """Ask for a code (RFC 8628 section 3.1). Raises Failure INVALID_REQUEST."""
+    """The device authorization request (RFC 8628 section 3.1). Raises Failure INVALID_REQUEST."""
     spec.require_usable(Flow.DEVICE_CODE)
     url = endpoints.device_authorization_endpoint
     if url is None:
@@ -60,8 +64,8 @@ def device_authorization_request(
     fields = {"client_id": client.client_id}
     if scopes:
         fields[spec.scope_param_name] = spec.scope_separator.join(scopes)
-    dialect = code_exchange_format(spec, client, params)
-    asking = replace(dialect, extra_params=fields, omitted_params=("grant_type",), requests_tokens=False)
+    format = code_exchange_format(spec, client, params)
+    asking = replace(format, extra_params=fields, omitted_params=("grant_type",), requests_tokens=False)
     return PreparedRequest(url, DEVICE_CODE, asking)
 
 
@@ -72,16 +76,16 @@ def device_token_request(
     device_code: Secret,
     params: Mapping[str, str],
 ) -> PreparedRequest:
-    """Ask whether the subject has approved (RFC 8628 section 3.4). Raises Failure INVALID_REQUEST."""
+    """The device access token request (RFC 8628 section 3.4). Raises Failure INVALID_REQUEST."""
     spec.require_usable(Flow.DEVICE_CODE)
-    dialect = code_exchange_format(spec, client, params)
-    fields = {**dialect.extra_params, "device_code": device_code.reveal(), "client_id": client.client_id}
-    return PreparedRequest(endpoints.token_endpoint, DEVICE_CODE, replace(dialect, extra_params=fields))
+    format = code_exchange_format(spec, client, params)
+    fields = {**format.extra_params, "device_code": device_code.reveal(), "client_id": client.client_id}
+    return PreparedRequest(endpoints.token_endpoint, DEVICE_CODE, replace(format, extra_params=fields))
 
 
 def read_device_authorization(spec: ProviderSpec, reply: RawReply, now: datetime) -> DeviceCode:
-    """The code of a device authorization response. Raises Failure as `read_tokens` does."""
-    error = _error_or_none(spec, reply)
+    """The codes of a device authorization response. Raises Failure as `read_tokens`."""
+    error = error_name_or_none(spec, reply)
     if reply.status != 200 or error is not None:
         raise failure_of_reply(spec, reply, error)
     data = reply_fields(spec, reply)
@@ -90,7 +94,7 @@ def read_device_authorization(spec: ProviderSpec, reply: RawReply, now: datetime
         return DeviceCode(
             device_code=Secret(_checked_text(data.get("device_code"), "a device code", _DEVICE_CODE)),
             user_code=_checked_text(data.get("user_code"), "a user code", _USER_CODE),
-            # Google wrote `verification_url` before the RFC was done, and still does
+            # Google uses `verification_url`, from a draft of the RFC
             verification_uri=_checked_url(data.get("verification_uri", data.get("verification_url"))),
             verification_uri_complete=None if complete is None else _checked_url(complete),
             expires_at=now
@@ -104,12 +108,12 @@ def read_device_authorization(spec: ProviderSpec, reply: RawReply, now: datetime
 def read_device_token(
     spec: ProviderSpec, reply: RawReply, *, requested_scopes: Sequence[str], now: datetime
 ) -> TokenSet:
-    """The tokens, when the subject has approved (RFC 8628 section 3.5).
+    """The tokens after the subject's approval (RFC 8628 section 3.5).
 
-    Raises NotYet while it has to be asked again; Failure CONSENT_DENIED and CONSENT_EXPIRED when
-    it is over, else as `read_tokens`.
+    Raises DevicePending while polling goes on, Failure CONSENT_DENIED and CONSENT_EXPIRED, and as
+    `read_tokens`.
     """
-    error = _error_or_none(spec, reply)
+    error = error_name_or_none(spec, reply)
     if error in _PENDING_ERRORS:
         raise DevicePending(_PENDING_ERRORS[error])
     if error in _FINAL_ERRORS:
@@ -121,23 +125,16 @@ def read_device_token(
     return read_tokens(spec, reply, requested_scopes=requested_scopes, refreshing=False, now=now)
 
 
-def _error_or_none(spec: ProviderSpec, reply: RawReply) -> str | None:
-    try:
-        return error_name(spec, reply_fields(spec, reply))
-    except Failure:
-        return None  # an unreadable body names no error
-
-
 def _checked_text(value: object, what: str, shape: re.Pattern[str]) -> str:
     if not isinstance(value, str):
         raise UnreadableBody(f"{what} that is {json_type(value)}")
     if not shape.fullmatch(value):
-        raise UnreadableBody(f"{what} of a shape that can't be used")
+        raise UnreadableBody(f"{what} with invalid characters or length")
     return value
 
 
 def _checked_url(value: object) -> str:
-    """An address a person may be sent to: https, or http on this machine."""
+    """A URL to which the subject may be sent: https, or http on loopback."""
     if not isinstance(value, str):
         raise UnreadableBody(f"a verification address that is {json_type(value)}")
     try:
@@ -148,25 +145,16 @@ def _checked_url(value: object) -> str:
     safe = url.scheme == "https" or (url.scheme == "http" and host in _LOOPBACK)
     plain = value.isascii() and value.isprintable() and not set(value) & set(' "<>\\')
     if not host or "@" in url.netloc or not safe or not plain or len(value) > _MAX_URL_LENGTH:
-        raise UnreadableBody("a verification address that nobody may be sent to")
+        raise UnreadableBody("a verification address that is unsafe")
     return value
 
 
 def _checked_seconds(value: object, bounds: tuple[float, float]) -> float:
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
-        value = int(value)  # some servers write numbers as strings
+        value = int(value)  # some servers send numbers as strings
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UnreadableBody(f"a time that is {json_type(value)}")
     least, most = bounds
     if not least <= value <= most:
         raise UnreadableBody("a time out of bounds")
     return float(value)
-
-
-__all__ = [
-    "DevicePending",
-    "device_authorization_request",
-    "device_token_request",
-    "read_device_authorization",
-    "read_device_token",
-]

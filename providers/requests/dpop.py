@@ -1,6 +1,6 @@
-"""DPoP: proofs that we hold the key which a token is bound to, and the nonces that servers want in them.
+"""DPoP (RFC 9449): proofs of possession of the key that binds tokens, and the servers' nonces.
 
-RFC 9449. Pure, but for a proof's random id and the memory of nonces.
+Pure but for a proof's random id and the cache of nonces.
 """
 
 import hashlib
@@ -32,29 +32,28 @@ _DEFAULT_PORTS = {"https": 443, "http": 80}
 
 
 def wants_dpop(spec: ProviderSpec, integration: Integration, grant: Grant | None) -> bool:
-    """Are the connection's tokens to be bound to a key?
+    """Whether the connection's tokens are bound to a key.
 
-    As the integration says; else as the definition says, and whatever that says later, a grant
-    that is bound stays so: its refresh token may be bound as well, and a public client's is, whatever
-    anybody says (RFC 9449 section 5).
+    The integration decides, else the definition. A bound grant stays bound: its refresh token may be
+    bound too, and a public client's always is (RFC 9449 section 5).
     """
-    held = grant is not None and grant.token_type == DPOP_TOKEN_TYPE
+    is_bound = grant is not None and grant.token_type == DPOP_TOKEN_TYPE
     if integration.dpop is not None:
         public = client_auth_of(spec, integration) == ClientAuth.NONE
-        return integration.dpop or (held and public)
-    return spec.dpop or held
+        return integration.dpop or (is_bound and public)
+    return spec.dpop or is_bound
 
 
 def with_dpop_binding(spec: ProviderSpec, integration: Integration, grant: Grant | None) -> ProviderSpec:
-    """The definition as it counts for this connection."""
+    """The definition with `dpop` set as `wants_dpop` decides for this connection."""
     wanted = wants_dpop(spec, integration, grant)
     return spec if wanted is spec.dpop else spec.model_copy(update={"dpop": wanted})
 
 
 def require_dpop_algorithm(spec: ProviderSpec, endpoints: Endpoints) -> None:
-    """Raise Failure CLIENT_REJECTED for a server that can't verify ours (RFC 9449 section 5.1)."""
+    """Raise Failure CLIENT_REJECTED for a server that can't verify our proofs (RFC 9449 section 5.1)."""
     if endpoints.dpop_algorithms and DPOP_ALGORITHM not in endpoints.dpop_algorithms:
-        detail = f"{spec.name} takes no proof signed with {DPOP_ALGORITHM}"
+        detail = f"{spec.name} accepts no proof signed with {DPOP_ALGORITHM}"
         raise Failure(ErrorCode.CLIENT_REJECTED, detail, provider=spec.name, field="dpop")
 
 
@@ -67,9 +66,9 @@ def dpop_proof(
     nonce: str | None = None,
     access_token: Secret | None = None,
 ) -> str:
-    """One proof for one request (RFC 9449 section 4.2). `url` loses its query and fragment.
+    """The proof of one request (RFC 9449 section 4.2).
 
-    With the `access_token` that goes along, as a protected resource wants it (section 7).
+    `access_token` is the token that a request to a protected resource carries (section 7).
     """
     claims: dict[str, object] = {
         "jti": secrets.token_urlsafe(16),
@@ -94,7 +93,7 @@ def htu_of(url: str) -> str:
 
 
 def requires_nonce(reply: RawReply) -> bool:
-    """Was nothing done but to ask for a nonce? It spends nothing (RFC 9449 section 8)."""
+    """Whether the server only asks for a nonce, which spends no credential (RFC 9449 section 8)."""
     if reply.status not in (400, 401) or nonce_in(reply) is None:
         return False
     try:
@@ -104,17 +103,17 @@ def requires_nonce(reply: RawReply) -> bool:
 
 
 def nonce_in(reply: RawReply) -> str | None:
-    """The nonce that the next proof should have, also beside tokens (RFC 9449 section 8.2)."""
-    said = reply.headers.get("dpop-nonce", "")
-    return said if _NONCE.fullmatch(said) else None
+    """The nonce for the next proof; a token reply may hold one too (RFC 9449 section 8.2)."""
+    text = reply.headers.get("dpop-nonce", "")
+    return text if _NONCE.fullmatch(text) else None
 
 
-def is_nonce(said: str) -> bool:
-    return _NONCE.fullmatch(said) is not None
+def is_nonce(text: str) -> bool:
+    return _NONCE.fullmatch(text) is not None
 
 
 class NonceCache:
-    """The newest nonce of each server, for each key. Losing one costs a second request."""
+    """The newest nonce by server and key. Losing one costs a second request."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[str, str], str] = OrderedDict()
@@ -126,15 +125,15 @@ class NonceCache:
         nonce = nonce_in(reply)
         if nonce is None:
             return
-        place = (origin_of(url), key.thumbprint)
-        self._known[place] = nonce
-        self._known.move_to_end(place)
+        entry = (origin_of(url), key.thumbprint)
+        self._known[entry] = nonce
+        self._known.move_to_end(entry)
         if len(self._known) > _MAX_NONCES:
             self._known.popitem(last=False)
 
 
 def origin_of(url: str) -> str:
-    """Scheme, host and port, as one text (RFC 6454 section 4)."""
+    """Scheme, host and port as one string (RFC 6454 section 4)."""
     parts = urlsplit(url)
     port = parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
     return f"{parts.scheme}://{(parts.hostname or '').lower()}:{port}"

@@ -1,22 +1,60 @@
-"""From a definition to the dialect of one request: exchange, refresh, revocation. Pure."""
+"""The format of one request at a provider: code exchange, refresh, revocation. Pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_lifecycle import RefreshSpec, RevocationSpec
-from providers.definition.templates import checked_params, fill_template
-from providers.requests.authorization_url import redirect_uri_to_send
+from providers.definition.schema_request import ClientAuth
+from providers.definition.templates import checked_params, fill_template, redirect_uri_to_send
 from providers.requests.client import OAuthClient
-from providers.requests.wire import RequestFormat
 
 Params = Mapping[str, str]
+NO_AUTH = "no authentication"  # as `auth`: not even the client id is sent
+
+
+@dataclass(frozen=True)
+class RequestFormat:
+    """How a request differs from RFC 6749. `extra_params` may hold secrets.
+
+    `auth` is a `ClientAuth`, "header" or "bearer" (the format's own header authenticates), or NO_AUTH.
+    """
+
+    method: str = "POST"
+    body_format: str = "form"
+    auth: str = ClientAuth.BASIC.value
+    renames: Mapping[str, str | None] = field(default_factory=dict)
+    extra_params: Mapping[str, str] = field(default_factory=dict, repr=False)
+    repeated_params: tuple[tuple[str, str], ...] = ()
+    query: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    bearer: str | None = field(default=None, repr=False)  # a token that authenticates the request
+    omitted_params: tuple[str, ...] = ()
+    requests_tokens: bool = False  # the reply may hold tokens, so a DPoP proof is added where needed
+
+
+@dataclass(frozen=True)
+class PreparedRequest:
+    """A request to a token, device authorization or PAR endpoint, ready to send."""
+
+    url: str
+    grant_type: str
+    format: RequestFormat
+
+
+@dataclass(frozen=True)
+class SignedRequest:
+    """A request without a body whose headers are complete. They hold a signature, so no repr shows them."""
+
+    method: str
+    url: str
+    headers: dict[str, str] = field(repr=False)
 
 
 def code_exchange_format(spec: ProviderSpec, client: OAuthClient, params: Params) -> RequestFormat:
-    """How a code exchange is written. Raises Failure INVALID_REQUEST for a missing parameter."""
+    """The format of a code exchange. Raises Failure INVALID_REQUEST for a missing parameter."""
     return RequestFormat(
         method=spec.token_request_method,
         body_format=spec.token_request_format.value,
@@ -32,7 +70,7 @@ def code_exchange_format(spec: ProviderSpec, client: OAuthClient, params: Params
 def refresh_format(
     spec: ProviderSpec, client: OAuthClient, token: Secret, redirect_uri: str | None, params: Params
 ) -> RequestFormat:
-    """How a refresh is written. Raises Failure INVALID_REQUEST for a missing parameter."""
+    """The format of a refresh. Raises Failure INVALID_REQUEST for a missing parameter."""
     in_header = spec.refresh_token_in == "header"
     return RequestFormat(
         method=spec.token_request_method,
@@ -52,28 +90,28 @@ def refresh_format(
 def access_token_exchange_format(
     spec: ProviderSpec, client: OAuthClient, rule: RefreshSpec, token: Secret, params: Params
 ) -> RequestFormat:
-    """How an access token is exchanged for its successor. Raises as `refresh_dialect`."""
+    """The format of exchanging an access token for the next one. Raises as `refresh_format`."""
     renames = dict(spec.token_request_param_names)
     if rule.client == "secret":
         renames["client_id"] = None
     return RequestFormat(
         method=rule.method,
-        auth="none at all" if rule.client == "none" else client.auth,
+        auth=NO_AUTH if rule.client == "none" else client.auth,
         renames=renames,
         extra_params={rule.token_param: token.reveal()} | filled_params(spec, rule.params, params),
         headers=spec.token_request_headers,
     )
 
 
-def with_resources(dialect: RequestFormat, resources: Sequence[str]) -> RequestFormat:
-    """The same for tokens of these resources (RFC 8707 section 2.2)."""
+def with_resources(format: RequestFormat, resources: Sequence[str]) -> RequestFormat:
+    """The format with resource parameters (RFC 8707 section 2.2)."""
     return replace(
-        dialect, repeated_params=(*dialect.repeated_params, *(("resource", uri) for uri in resources))
+        format, repeated_params=(*format.repeated_params, *(("resource", uri) for uri in resources))
     )
 
 
 def revocation_format(spec: ProviderSpec, client: OAuthClient, token: Secret) -> RequestFormat:
-    """How a revocation is written: RFC 7009, or the definition's template."""
+    """The format of a revocation: RFC 7009 or the definition's template."""
     rule = spec.revocation or RevocationSpec()
     headers = dict(rule.headers)
     if rule.auth == "header" and rule.auth_template is not None:
@@ -94,7 +132,7 @@ def revocation_format(spec: ProviderSpec, client: OAuthClient, token: Secret) ->
 
 
 def filled_params(spec: ProviderSpec, templates: Params, params: Params) -> dict[str, str]:
-    """Parameters with the integration's own in place. Raises Failure INVALID_REQUEST for a missing one."""
+    """Parameter templates, filled in. Raises Failure INVALID_REQUEST for a missing template parameter."""
     if not templates:
         return {}
     values = checked_params(spec, params)
@@ -105,6 +143,6 @@ def _redirect_uri_param(spec: ProviderSpec, redirect_uri: str | None, params: Pa
     if "redirect_uri" not in spec.refresh_params_include:
         return {}
     if redirect_uri is None:
-        detail = f"{spec.name} wants the redirect URI in a refresh"
+        detail = f"{spec.name} requires the redirect URI in a refresh"
         raise Failure(ErrorCode.INVALID_REQUEST, detail, provider=spec.name, field="refresh_params_include")
     return {"redirect_uri": redirect_uri_to_send(spec, params, redirect_uri)}

@@ -1,7 +1,4 @@
-"""Sends: code exchange, refresh, minting, revocation, introspection. What answers mean is for `replies`.
-
-Every request leaves through authlib's AsyncOAuth2Client on the egress transport.
-"""
+"""Sends the requests to a provider, through authlib's AsyncOAuth2Client on the egress transport."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
@@ -16,28 +13,35 @@ from evergrant_server.egress import BeforeSend, Egress, SendObserver
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_lifecycle import RefreshSpec
 from providers.definition.schema_request import Pkce
-from providers.definition.templates import checked_params, fill_template, fill_url_encoded, require_complete
-from providers.oauth1.flow import SignedRequest
+from providers.definition.templates import (
+    checked_params,
+    fill_template,
+    fill_url_encoded,
+    redirect_uri_to_send,
+    require_complete,
+)
 from providers.quirks import QUIRKS, Quirk
-from providers.requests.authorization_url import redirect_uri_to_send
 from providers.requests.client import OAuthClient, ProviderClient, ReplyReceived
-from providers.requests.client_grants import PreparedRequest
 from providers.requests.dpop import NonceCache, requires_nonce
 from providers.requests.request_format import (
+    PreparedRequest,
+    RequestFormat,
+    SignedRequest,
     access_token_exchange_format,
     code_exchange_format,
     refresh_format,
     revocation_format,
     with_resources,
 )
-from providers.requests.wire import ProviderRequestAuth, RequestFormat
+from providers.requests.wire import ProviderRequestAuth
 from providers.responses.raw_reply import RawReply
 
 Params = Mapping[str, str]
+AuthlibCall = Callable[[ProviderClient], Awaitable[Any]]
 
 
 class SendFailed(Failure):
-    """No answer came. `sent` is False only when it is certain that no byte of the request left."""
+    """No reply was received. `sent` is False only when certainly no byte of the request was sent."""
 
     def __init__(self, failure: Failure, *, sent: bool) -> None:
         super().__init__(failure.code, failure.detail, retry_after=failure.retry_after, **failure.context)
@@ -46,12 +50,12 @@ class SendFailed(Failure):
 
 
 class Sender:
-    """Sends OAuth requests for any provider, one connection each.
+    """Sends OAuth requests for any provider, each over its own TCP connection.
 
-    Every method raises SendFailed when no answer came, and Failure INVALID_REQUEST before
-    anything is sent when the definition and the call don't fit. `before_send` is called when
-    the connection is open, just before the first byte; what it raises stops the request.
-    `params` are the integration's template parameters, for definitions that use them here.
+    Every method raises SendFailed when no reply is received, and Failure INVALID_REQUEST before
+    sending when the definition doesn't support the call. `before_send` is called when the TCP
+    connection is open, just before the first byte; an exception of it stops the request. `params` are
+    the integration's template parameters.
     """
 
     def __init__(self, egress: Egress, quirks: Mapping[str, Quirk] = QUIRKS) -> None:
@@ -72,20 +76,15 @@ class Sender:
         resources: Sequence[str] = (),
         before_send: BeforeSend | None = None,
     ) -> RawReply:
-        """Swap an authorization code for tokens (RFC 6749 section 4.1.3, RFC 7636 section 4.5)."""
+        """Exchange an authorization code for tokens (RFC 6749 section 4.1.3, RFC 7636 section 4.5)."""
         spec.require_usable()
-        url = require_complete(spec, endpoints.token_endpoint)
         params = params or {}
-        dialect = with_resources(code_exchange_format(spec, client, params), resources)
+        format = with_resources(code_exchange_format(spec, client, params), resources)
         standard = {"code": code.reveal(), "redirect_uri": redirect_uri_to_send(spec, params, redirect_uri)}
         if spec.pkce is not Pkce.OFF:
             standard["code_verifier"] = verifier.reveal()
-
-        def ask(authlib: ProviderClient) -> Awaitable[Any]:
-            auth = self._request_auth(spec, client, dialect)
-            return authlib.fetch_token(url, grant_type="authorization_code", auth=auth, **standard)
-
-        return await self._send(spec, client, ask, before_send)
+        request = PreparedRequest(endpoints.token_endpoint, "authorization_code", format)
+        return await self._fetch_token(spec, client, request, before_send, standard)
 
     async def refresh(
         self,
@@ -101,25 +100,20 @@ class Sender:
         resources: Sequence[str] = (),
         before_send: BeforeSend | None = None,
     ) -> RawReply:
-        """Use a refresh token (RFC 6749 section 6). `scopes` go along only where the provider wants them."""
+        """Use a refresh token (RFC 6749 section 6). `scopes` are sent only where the provider requires them."""
         spec.require_usable(flow)
         if not spec.refresh_supported:
             detail = f"provider {spec.name} has no refresh"
             raise Failure(ErrorCode.INVALID_REQUEST, detail, provider=spec.name, field="refresh_supported")
         url = require_complete(spec, endpoints.refresh_endpoint or endpoints.token_endpoint)
-        dialect = refresh_format(spec, client, refresh_token, redirect_uri, params or {})
-        dialect = with_resources(dialect, resources)
+        format = refresh_format(spec, client, refresh_token, redirect_uri, params or {})
+        auth = self._request_auth(spec, client, with_resources(format, resources))
         standard = {"scope": spec.scope_separator.join(scopes)} if spec.refresh_sends_scope and scopes else {}
 
-        def ask(authlib: ProviderClient) -> Awaitable[Any]:
-            return authlib.refresh_token(
-                url,
-                refresh_token=refresh_token.reveal(),
-                auth=self._request_auth(spec, client, dialect),
-                **standard,
-            )
+        def call(authlib: ProviderClient) -> Awaitable[Any]:
+            return authlib.refresh_token(url, refresh_token=refresh_token.reveal(), auth=auth, **standard)
 
-        return await self._send(spec, client, ask, before_send)
+        return await self._send(spec, client, call, before_send)
 
     async def exchange_access_token(
         self,
@@ -132,17 +126,13 @@ class Sender:
         params: Params | None = None,
         before_send: BeforeSend | None = None,
     ) -> RawReply:
-        """Exchange an access token that is good for its successor. No RFC: Meta's services do it."""
-        dialect = access_token_exchange_format(spec, client, rule, token, params or {})
+        """Exchange a valid access token for the next one. No RFC describes it; Meta's services do it."""
+        format = access_token_exchange_format(spec, client, rule, token, params or {})
         url = endpoints.token_endpoint
         if rule.url is not None:
             url = fill_template(rule.url, checked_params(spec, params or {}), spec)
-
-        def ask(authlib: ProviderClient) -> Awaitable[Any]:
-            auth = self._request_auth(spec, client, dialect)
-            return authlib.fetch_token(url, grant_type=rule.grant_type, auth=auth)
-
-        return await self._send(spec, client, ask, before_send)
+        request = PreparedRequest(url, str(rule.grant_type), format)
+        return await self._fetch_token(spec, client, request, before_send)
 
     async def send_prepared(
         self,
@@ -152,14 +142,8 @@ class Sender:
         *,
         before_send: BeforeSend | None = None,
     ) -> RawReply:
-        """Ask for tokens on the strength of what we hold ourselves (RFC 6749 section 4.4, RFC 7523)."""
-        url = require_complete(spec, request.url)
-
-        def ask(authlib: ProviderClient) -> Awaitable[Any]:
-            auth = self._request_auth(spec, client, request.dialect)
-            return authlib.fetch_token(url, grant_type=request.grant_type, auth=auth)
-
-        return await self._send(spec, client, ask, before_send)
+        """Send a client grant, device or PAR request."""
+        return await self._fetch_token(spec, client, request, before_send)
 
     async def revoke(
         self,
@@ -171,24 +155,19 @@ class Sender:
         hint: str | None = None,
         before_send: BeforeSend | None = None,
     ) -> RawReply:
-        """Tell the provider to end a grant (RFC 7009 section 2.1, or the definition's own way).
+        """Revoke a token (RFC 7009 section 2.1, or the definition's own request).
 
-        `hint` is `refresh_token` or `access_token`; `spec.revocation.token` says which of the
-        two ends the grant.
+        `hint` is `refresh_token` or `access_token`; `spec.revocation.token` names the one that ends
+        the grant.
         """
         url = _require_endpoint(spec, endpoints.revocation_endpoint, "revocation_endpoint")
         url = require_complete(spec, fill_url_encoded(url, client_id=client.client_id, token=token.reveal()))
-        dialect = revocation_format(spec, client, token)
+        auth = self._request_auth(spec, client, revocation_format(spec, client, token))
 
-        def ask(authlib: ProviderClient) -> Awaitable[Any]:
-            return authlib.revoke_token(
-                url,
-                token=token.reveal(),
-                token_type_hint=hint,
-                auth=self._request_auth(spec, client, dialect),
-            )
+        def call(authlib: ProviderClient) -> Awaitable[Any]:
+            return authlib.revoke_token(url, token=token.reveal(), token_type_hint=hint, auth=auth)
 
-        return await self._send(spec, client, ask, before_send)
+        return await self._send(spec, client, call, before_send)
 
     async def introspect(
         self,
@@ -201,25 +180,14 @@ class Sender:
         before_send: BeforeSend | None = None,
     ) -> RawReply:
         """Ask whether a token is active (RFC 7662 section 2.1)."""
-        url = require_complete(
-            spec, _require_endpoint(spec, endpoints.introspection_endpoint, "introspection_endpoint")
-        )
-        dialect = RequestFormat(auth=client.auth)
+        url = _require_endpoint(spec, endpoints.introspection_endpoint, "introspection_endpoint")
+        url = require_complete(spec, url)
+        auth = self._request_auth(spec, client, RequestFormat(auth=client.auth))
 
-        def ask(authlib: ProviderClient) -> Awaitable[Any]:
-            return authlib.introspect_token(
-                url,
-                token=token.reveal(),
-                token_type_hint=hint,
-                auth=self._request_auth(spec, client, dialect),
-            )
+        def call(authlib: ProviderClient) -> Awaitable[Any]:
+            return authlib.introspect_token(url, token=token.reveal(), token_type_hint=hint, auth=auth)
 
-        return await self._send(spec, client, ask, before_send)
-
-    def _request_auth(
-        self, spec: ProviderSpec, client: OAuthClient, dialect: RequestFormat
-    ) -> ProviderRequestAuth:
-        return ProviderRequestAuth(spec, client, dialect, self._nonces)
+        return await self._send(spec, client, call, before_send)
 
     async def send_signed(
         self,
@@ -229,35 +197,56 @@ class Sender:
         *,
         before_send: BeforeSend | None = None,
     ) -> RawReply:
-        """Send a request that is signed already (RFC 5849 sections 2.1 and 2.3)."""
+        """Send a signed request of OAuth 1.0a (RFC 5849 sections 2.1 and 2.3)."""
 
-        def ask(authlib: ProviderClient) -> Awaitable[Any]:
+        def call(authlib: ProviderClient) -> Awaitable[Any]:
             return authlib.request(request.method, request.url, headers=request.headers, withhold_token=True)
 
-        return await self._send(spec, client, ask, before_send)
+        return await self._send(spec, client, call, before_send)
+
+    def _request_auth(
+        self, spec: ProviderSpec, client: OAuthClient, format: RequestFormat
+    ) -> ProviderRequestAuth:
+        return ProviderRequestAuth(spec, client, format, self._nonces)
+
+    async def _fetch_token(
+        self,
+        spec: ProviderSpec,
+        client: OAuthClient,
+        request: PreparedRequest,
+        before_send: BeforeSend | None,
+        standard: Params | None = None,
+    ) -> RawReply:
+        url = require_complete(spec, request.url)
+        auth = self._request_auth(spec, client, request.format)
+
+        def call(authlib: ProviderClient) -> Awaitable[Any]:
+            return authlib.fetch_token(url, grant_type=request.grant_type, auth=auth, **(standard or {}))
+
+        return await self._send(spec, client, call, before_send)
 
     async def _send(
         self,
         spec: ProviderSpec,
         client: OAuthClient,
-        ask: Callable[[ProviderClient], Awaitable[Any]],
+        call: AuthlibCall,
         before_send: BeforeSend | None,
     ) -> RawReply:
-        """Once; and once more for a server that did nothing but name the nonce it wants in a proof.
+        """Send once, and again when the server only asks for a DPoP nonce (RFC 9449 section 8).
 
-        That answer spends nothing (RFC 9449 section 8), so both are one use of a credential: only the
-        second answer counts, and `before_send` is asked before its first byte as well.
+        Such a reply spends no credential, so both requests are one use of it. `before_send` is called
+        before each.
         """
-        reply = await self._send_once(spec, client, ask, before_send)
+        reply = await self._send_once(spec, client, call, before_send)
         if client.proof_key is not None and spec.dpop and requires_nonce(reply):
-            reply = await self._send_once(spec, client, ask, before_send)
+            reply = await self._send_once(spec, client, call, before_send)
         return reply
 
     async def _send_once(
         self,
         spec: ProviderSpec,
         client: OAuthClient,
-        ask: Callable[[ProviderClient], Awaitable[Any]],
+        call: AuthlibCall,
         before_send: BeforeSend | None,
     ) -> RawReply:
         watch = SendObserver(_stop_on_failure(before_send))
@@ -270,7 +259,7 @@ class Sender:
             for hook in self._quirks[name].hooks:
                 authlib.register_compliance_hook(hook, self._quirks[name].reshape)
         try:
-            response = await ask(authlib)
+            response = await call(authlib)
         except ReplyReceived as answered:
             response = answered.response
         except _SendStopped as stopped:
@@ -283,16 +272,14 @@ class Sender:
             raise SendFailed(failure, sent=watch.sent) from None
         finally:
             await transport.aclose()
-        reply = RawReply(
-            response.status_code, {k.lower(): v for k, v in response.headers.items()}, response.content
-        )
+        reply = RawReply.of(response)
         if client.proof_key is not None:
             self._nonces.remember(str(response.request.url), client.proof_key, reply)
         return reply
 
 
 class _SendStopped(Exception):
-    """`before_send` said no."""
+    """An exception of `before_send`, on its way through authlib."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__("stopped before sending")
@@ -309,16 +296,16 @@ def _stop_on_failure(before_send: BeforeSend | None) -> BeforeSend | None:
         except Failure as failure:
             raise _SendStopped(failure) from failure
         except Exception as error:
-            detail = "the request was stopped before a byte left"
+            detail = "the request was stopped before sending"
             raise _SendStopped(Failure(ErrorCode.PROVIDER_UNREACHABLE, detail)) from error
 
     return check
 
 
 def _unreachable_failure(spec: ProviderSpec, error: httpx2.TransportError) -> Failure:
-    """Only the kind of trouble is told: an error's own text might quote a URL."""
+    """The failure with the kind of error only, since the error's text may quote a URL."""
     timed_out = isinstance(error, httpx2.TimeoutException)
-    kind = "did not answer in time" if timed_out else f"could not be talked to ({type(error).__name__})"
+    kind = "did not reply in time" if timed_out else f"could not be reached ({type(error).__name__})"
     return Failure(ErrorCode.PROVIDER_UNREACHABLE, f"{spec.name} {kind}", provider=spec.name)
 
 
@@ -326,6 +313,3 @@ def _require_endpoint(spec: ProviderSpec, url: str | None, name: str) -> str:
     if url is None:
         raise Failure(ErrorCode.INVALID_REQUEST, f"{spec.name} has no {name}", provider=spec.name, field=name)
     return url
-
-
-__all__ = ["RawReply", "SendFailed", "Sender"]

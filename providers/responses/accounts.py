@@ -1,7 +1,7 @@
-"""Asks a provider which accounts a grant reaches: one declared request, judged by declared paths.
+"""Looks up the accounts that a grant reaches, by a request of the definition.
 
-The access token goes to the URL of the definition and nowhere else. Nothing is spent: what fails
-is asked again. Facts are short scalars; a body that is something else is REPLY_UNREADABLE.
+The access token is sent only to the definition's URL. A lookup spends no credential, so it can be
+repeated.
 """
 
 from collections.abc import Mapping
@@ -21,6 +21,7 @@ from providers.definition.templates import (
     params_from_metadata,
     require_complete,
 )
+from providers.requests.client import STANDARD_HEADERS
 from providers.responses.durations import retry_after
 from providers.responses.error_mapping import unreadable_reply
 from providers.responses.json_paths import UnreadableBody, is_metadata_value, parse_body, value_at
@@ -36,33 +37,36 @@ async def send_lookup(
     lookup: AccountLookup,
     token: Secret,
     params: Mapping[str, str],
-    facts: Mapping[str, Any],
+    metadata: Mapping[str, Any],
 ) -> RawReply:
-    """Send one lookup with the access token. Raises Failure PROVIDER_UNREACHABLE, EGRESS_REFUSED,
-    REPLY_UNREADABLE, INVALID_REQUEST for a parameter that is missing."""
-    values = checked_params(spec, {**params, **params_from_metadata(spec, facts)})
+    """Send a lookup with the access token.
+
+    Raises Failure PROVIDER_UNREACHABLE, EGRESS_REFUSED, REPLY_UNREADABLE, and INVALID_REQUEST for a
+    missing template parameter.
+    """
+    values = checked_params(spec, {**params, **params_from_metadata(spec, metadata)})
     url = require_complete(spec, fill_template(lookup.url, values, spec))
-    headers = {"Accept": "application/json", "User-Agent": "Evergrant", **spec.required_headers}
+    headers = STANDARD_HEADERS | spec.required_headers
     headers["Authorization"] = f"{lookup.auth_scheme} {token.reveal()}"
     try:
         async with egress.client(headers=headers) as http:
-            answer = await http.request(lookup.method, url)
+            response = await http.request(lookup.method, url)
     except httpx2.TransportError as error:
-        why = f"{spec.name} could not be asked which accounts there are ({type(error).__name__})"
+        why = f"{spec.name} could not be reached for its accounts ({type(error).__name__})"
         raise Failure(ErrorCode.PROVIDER_UNREACHABLE, why, provider=spec.name) from None
-    return RawReply(answer.status_code, {k.lower(): v for k, v in answer.headers.items()}, answer.content)
+    return RawReply.of(response)
 
 
 def read_lookup(spec: ProviderSpec, lookup: AccountLookup, reply: RawReply) -> tuple[AccountOption, ...]:
-    """The accounts that a reply names; exactly one, without an id, where there is nothing to choose. Pure.
+    """The accounts of a reply; exactly one, without an id, where there is no choice. Pure.
 
-    Raises Failure PROVIDER_RATE_LIMITED, PROVIDER_ERROR, CLIENT_REJECTED (the grant may not ask
-    that: a scope is missing, or the definition is wrong) and REPLY_UNREADABLE.
+    Raises Failure PROVIDER_RATE_LIMITED, PROVIDER_ERROR, CLIENT_REJECTED (the grant lacks a scope, or
+    the definition is wrong) and REPLY_UNREADABLE.
     """
     if reply.status != 200:
         raise _failure(spec, reply)
     try:
-        # an array at the top is wrapped, so that one strict reader reads both
+        # a top-level array is wrapped, since the parser expects an object
         body = b'{"whole":' + reply.body + b"}" if lookup.choose == WHOLE_REPLY else reply.body
         data = parse_body(body, "json")
     except UnreadableBody as why:
@@ -71,21 +75,23 @@ def read_lookup(spec: ProviderSpec, lookup: AccountLookup, reply: RawReply) -> t
         return (AccountOption(id="", label="", metadata=_metadata(lookup, data)),)
     items = value_at(data, "whole" if lookup.choose == WHOLE_REPLY else lookup.choose)
     if not isinstance(items, list) or len(items) > _MAX_OPTIONS:
-        raise unreadable_reply(spec, reply, "no list of accounts, or too long a one")
-    options = [_option(lookup, item) for item in items if isinstance(item, dict)]
-    if None in options or len({it.id for it in options if it}) != len(items):
+        raise unreadable_reply(spec, reply, "no list of accounts, or a too long one")
+    found = [_option(lookup, item) for item in items if isinstance(item, dict)]
+    options = tuple(option for option in found if option is not None)
+    if len({option.id for option in options}) != len(items):
         raise unreadable_reply(spec, reply, "an account without an id of its own")
-    return tuple(it for it in options if it is not None)
+    return options
 
 
 def _option(lookup: AccountLookup, item: dict[str, Any]) -> AccountOption | None:
-    facts = _metadata(lookup, item)
-    known_by = facts.get(lookup.id_field)
-    if known_by is None or not str(known_by) or not str(known_by).isprintable():
+    metadata = _metadata(lookup, item)
+    id = metadata.get(lookup.id_field)
+    if id is None or not str(id) or not str(id).isprintable():
         return None
-    named = value_at(item, lookup.label) if lookup.label else None
-    label = named if isinstance(named, str) and named.isprintable() and named else str(known_by)
-    return AccountOption(id=str(known_by), label=label[:_MAX_LABEL_LENGTH], metadata=facts)
+    label = value_at(item, lookup.label) if lookup.label else None
+    if not isinstance(label, str) or not label or not label.isprintable():
+        label = str(id)
+    return AccountOption(id=str(id), label=label[:_MAX_LABEL_LENGTH], metadata=metadata)
 
 
 def _metadata(lookup: AccountLookup, data: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +100,7 @@ def _metadata(lookup: AccountLookup, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _failure(spec: ProviderSpec, reply: RawReply) -> Failure:
-    detail = f"{spec.name} answered the question which accounts there are with status {reply.status}"
+    detail = f"{spec.name} replied to the request for accounts with status {reply.status}"
     wait = retry_after(reply.headers)
     match reply.status:
         case 429:

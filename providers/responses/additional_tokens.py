@@ -1,4 +1,4 @@
-"""Further chains of tokens in a reply to a code: each is refreshed, leased and revoked on its own. Pure."""
+"""Reads the tokens of further slots in a reply to a code exchange. Pure."""
 
 import re
 from collections.abc import Iterator
@@ -14,29 +14,29 @@ from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import read_nested_tokens
 
 _MAX_TOKEN_SETS = 50
-_NAME = re.compile(r"[\x21-\x7e]{1,80}")  # it becomes a label
+_NAME = re.compile(r"[\x21-\x7e]{1,80}")  # becomes a connection's label
 
 
 def additional_token_sets(
     spec: ProviderSpec, reply: RawReply, *, now: datetime | None = None
 ) -> dict[str, TokenSet]:
-    """The chains beside the main one, by name. What has no access token brings none.
+    """The tokens of each slot but `main`, in a reply that `read_tokens` has accepted.
 
-    For a reply that `read_tokens` has read. Raises Failure REPLY_UNREADABLE: to keep some of the
-    chains would lose the others for good.
+    Raises Failure REPLY_UNREADABLE when any of them is unreadable, since those that weren't kept would
+    be lost.
     """
     rule = spec.response.additional_tokens
     if rule is None:
         return {}
-    chains: dict[str, TokenSet] = {}
+    slots: dict[str, TokenSet] = {}
     try:
         for name, data in _token_objects(spec, rule, value_at(reply_fields(spec, reply), rule.path)):
-            if name in chains:
-                raise UnreadableBody("two chains of one name")
-            chains[name] = read_nested_tokens(spec, reply, data, now)
+            if name in slots:
+                raise UnreadableBody("two token slots of one name")
+            slots[name] = read_nested_tokens(spec, reply, data, now)
     except UnreadableBody as why:
         raise unreadable_reply(spec, reply, str(why)) from None
-    return chains
+    return slots
 
 
 def _token_objects(
@@ -51,7 +51,7 @@ def _token_objects(
         if not isinstance(item, dict):
             raise UnreadableBody(f"further tokens that are {json_type(item)}")
         if value_at(item, spec.response.access_token_path) is None:
-            continue  # who consented, and no token
+            continue  # an account without a token
         name = rule.name or item.get(str(rule.key))
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise UnreadableBody("further tokens without a name")

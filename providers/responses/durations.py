@@ -1,4 +1,4 @@
-"""Reads how long something lasts, as providers say it: seconds, dates, strings. Pure."""
+"""Reads durations that providers send as seconds, dates or strings. Pure."""
 
 import re
 from datetime import UTC, datetime
@@ -9,15 +9,15 @@ from evergrant_server.core.clock import MAX_LIFETIME
 from providers.responses.json_paths import UnreadableBody, json_type
 
 _DIGITS = re.compile(r"[0-9]{1,15}")
-_MAX_SECONDS = MAX_LIFETIME.total_seconds()  # a longer life is a mistake, and overflows dates
+_MAX_SECONDS = MAX_LIFETIME.total_seconds()  # a longer one is a mistake and overflows dates
 _MAX_RETRY_S = 86400.0
 
 
 def parse_duration(value: Any, name: str, *, unit: str = "s", zero_is_never: bool = False) -> float | None:
     """Seconds from a number or a string of digits (RFC 6749 appendix A.14); None for "never" or absent.
 
-    Raises Unreadable for anything else. Zero without `zero_is_never` is refused too: a token
-    that is born expired would be refreshed without end.
+    Raises UnreadableBody for other values, and for zero without `zero_is_never`, since a token that is
+    expired when issued would be refreshed without end.
     """
     if value is None:
         return None
@@ -29,77 +29,77 @@ def parse_duration(value: Any, name: str, *, unit: str = "s", zero_is_never: boo
         raise UnreadableBody(f"{name} that is not a whole number")
     if value == 0 and zero_is_never:
         return None
-    # compared before it becomes a float: an integer of a thousand digits has no float
+    # compared as an integer: one of a thousand digits has no float
     if not 0 < value <= _MAX_SECONDS * (1000 if unit == "ms" else 1):
         raise UnreadableBody(f"{name} that is out of range")
     return float(value) / (1000 if unit == "ms" else 1)
 
 
-def seconds_until(value: Any, name: str, how: str, now: datetime | None) -> float | None:
-    """Seconds from `now` to a moment given as ISO 8601 or as an epoch; None when absent.
+def seconds_until(value: Any, name: str, format: str, now: datetime | None) -> float | None:
+    """Seconds from `now` to a time in ISO 8601 or epoch format; None when absent.
 
-    Raises Unreadable for a moment that can't be read, is past, or is too far away.
+    Raises UnreadableBody for an invalid time, one in the past, or one more than a century away.
     """
     if value is None:
         return None
     if now is None:
-        raise UnreadableBody(f"{name} that is a date, in a reply without one of its own")
+        raise UnreadableBody(f"{name} that is a date, in a reply without a Date header")
     try:
-        moment = _parse_moment(value, how)
-        left = (moment - now).total_seconds()
+        time = _parse_moment(value, format)
+        seconds = (time - now).total_seconds()
     except (ValueError, TypeError, OverflowError, OSError):
         raise UnreadableBody(f"{name} that is not a date") from None
-    if not 0 < left <= _MAX_SECONDS:
+    if not 0 < seconds <= _MAX_SECONDS:
         raise UnreadableBody(f"{name} that is out of range")
-    return left
+    return seconds
 
 
-def _parse_moment(value: Any, how: str) -> datetime:
-    if how == "iso8601":
-        moment = datetime.fromisoformat(value)
-        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+def _parse_moment(value: Any, format: str) -> datetime:
+    if format == "iso8601":
+        time = datetime.fromisoformat(value)
+        return time if time.tzinfo else time.replace(tzinfo=UTC)
     if isinstance(value, bool):
-        raise TypeError("a boolean is not a moment")
-    return datetime.fromtimestamp(float(value) / (1000 if how == "epoch_ms" else 1), UTC)
+        raise TypeError("a boolean is not a time")
+    return datetime.fromtimestamp(float(value) / (1000 if format == "epoch_ms" else 1), UTC)
 
 
 def reply_date(headers: dict[str, str]) -> datetime | None:
-    """The reply's own clock (RFC 9110 section 6.6.1)."""
+    """The Date header (RFC 9110 section 6.6.1)."""
     return _http_date(headers.get("date", ""))
 
 
 def retry_after(headers: dict[str, str], now: datetime | None = None) -> float | None:
-    """Seconds of Retry-After (RFC 9110 section 10.2.3), from digits or a date; a day at most."""
+    """Retry-After in seconds (RFC 9110 section 10.2.3), from digits or a date; a day at most."""
     text = headers.get("retry-after", "").strip()
     if _DIGITS.fullmatch(text):
         return min(float(text), _MAX_RETRY_S)
-    moment = _http_date(text)
+    time = _http_date(text)
     now = reply_date(headers) or now
-    if moment is None or now is None:
+    if time is None or now is None:
         return None
-    return min(max((moment - now).total_seconds(), 0.0), _MAX_RETRY_S)
+    return min(max((time - now).total_seconds(), 0.0), _MAX_RETRY_S)
 
 
 def rate_limit_reset(
-    headers: dict[str, str], name: str, how: str, now: datetime | None = None
+    headers: dict[str, str], name: str, format: str, now: datetime | None = None
 ) -> float | None:
-    """Seconds until a rate limit ends, from the header in which a provider says it; a day at most."""
+    """Seconds until a rate limit ends, from the provider's own header; a day at most."""
     text = headers.get(name.lower(), "").strip()
-    if how == "seconds":
+    if format == "seconds":
         return min(float(text), _MAX_RETRY_S) if _DIGITS.fullmatch(text) else None
     now = reply_date(headers) or now
     if not text or now is None:
         return None
     try:
-        left = (_parse_moment(text, how) - now).total_seconds()
+        seconds = (_parse_moment(text, format) - now).total_seconds()
     except (ValueError, TypeError, OverflowError, OSError):
         return None
-    return min(max(left, 0.0), _MAX_RETRY_S)
+    return min(max(seconds, 0.0), _MAX_RETRY_S)
 
 
 def _http_date(text: str) -> datetime | None:
     try:
-        moment = parsedate_to_datetime(text)
+        time = parsedate_to_datetime(text)
     except (ValueError, TypeError, OverflowError, IndexError):
         return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)

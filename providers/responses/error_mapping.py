@@ -1,12 +1,11 @@
-"""Sorts a refusal by who repairs it. Pure.
+"""Maps an unsuccessful reply to a failure, sorted by who repairs it. Pure.
 
-The rule behind the sorting: a grant is condemned only by an error that is known to mean
-so. Providers invent names, gateways answer in their place, and a page of HTML with status
-400 says nothing about a refresh token; calling it dead would send a subject back to a
-consent page for somebody's outage.
+Only an error that is known to end a grant does so. Providers invent error names and gateways reply
+in their place; ending a grant for such a reply would send the subject to a new consent because of an
+outage.
 
-A server that refuses a client has to answer 401 and name the scheme the client failed in (RFC 6749
-section 5.2): that says who we are is what was refused, also where no body does.
+A 401 that names the scheme of client authentication refuses the client, also without a body (RFC 6749
+section 5.2).
 """
 
 import codecs
@@ -35,7 +34,7 @@ _CLIENT_ERRORS = frozenset(
         "invalid_redirect_uri",
     }
 )
-# OpenID Connect Core section 3.1.2.6, on a refresh too: only the subject can go on
+# OpenID Connect Core section 3.1.2.6, in a reply to a refresh too
 _GRANT_ERRORS = frozenset(
     {
         "invalid_grant",
@@ -46,28 +45,28 @@ _GRANT_ERRORS = frozenset(
     }
 )
 _RATE_LIMIT_ERRORS = frozenset({"slow_down", "rate_limited", "ratelimited", "rate_limit_exceeded"})
-# a field of JSON or of a form, wherever it was moved to
+# a token field of JSON or of a form
 _TOKEN_FIELD = re.compile(rb'token"\s*:\s*(?:"[^"]|[0-9{[])|(?:^|&)[^=&\s]*token=[^&\s]', re.IGNORECASE)
 _LOGGABLE_ERROR = re.compile(r"[a-z0-9_.\-]{1,64}")
-# whoever asks for one of these was shown an access token, which says nothing about the client
+# schemes of access tokens, which don't concern the client
 _RESOURCE_SCHEMES = frozenset({"bearer", "dpop", "oauth", "token"})
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
-# what stands first in a challenge, and isn't followed by "=" as a parameter is (RFC 9110 section 11.6.1)
+# the scheme of a challenge; a parameter would be followed by "=" (RFC 9110 section 11.6.1)
 _SCHEME = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+)(?:$|[ \t]+(?![ \t=]))")
 _WRONG_ENDPOINT = frozenset({404, 405, 406, 410, 411, 413, 414, 415})
 
 
 def error_name(spec: ProviderSpec, data: dict[str, Any]) -> str | None:
-    """The name of the error a body reports, "" for one without a name, None when it reports none."""
+    """The name of the error in a body, "" for an error without a name, None for no error."""
     for rule in spec.error_rules:
         value = value_at(data, rule.path)
         if value is None:
             continue
         if rule.not_in is not None:
-            fires = not _is_one_of(value, rule.not_in)
+            applies = not _is_one_of(value, rule.not_in)
         else:
-            fires = rule.values is None or _is_one_of(value, rule.values)
-        if fires:
+            applies = rule.values is None or _is_one_of(value, rule.values)
+        if applies:
             return _error_text(value_at(data, rule.code_path or rule.path))
     if spec.status_field is not None and not _is_one_of(value_at(data, spec.status_field), spec.ok_values):
         return _error_text(value_at(data, spec.status_field))
@@ -78,7 +77,7 @@ def error_name(spec: ProviderSpec, data: dict[str, Any]) -> str | None:
 
 
 def _is_one_of(value: Any, values: tuple[Any, ...]) -> bool:
-    """Membership as JSON sees it: true is not 1."""
+    """Membership by JSON equality, in which true is not 1."""
     return any(value == known and isinstance(value, bool) == isinstance(known, bool) for known in values)
 
 
@@ -86,12 +85,20 @@ def _error_text(value: Any) -> str:
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 
+def error_name_or_none(spec: ProviderSpec, reply: RawReply) -> str | None:
+    """`error_name` of a reply, whose body may be unreadable."""
+    try:
+        return error_name(spec, reply_fields(spec, reply))
+    except Failure:
+        return None
+
+
 def failure_of_reply(
     spec: ProviderSpec, reply: RawReply, error: str | None, now: datetime | None = None
 ) -> Failure:
-    """The failure an unsuccessful reply means. `error` is its name, when it had a readable one.
+    """The failure of an unsuccessful reply with the error name `error`.
 
-    `now` is for a wait that is given as a date, in a reply without one of its own.
+    `now` converts a retry date when the reply has no Date header.
     """
     wait = retry_after(reply.headers, now)
     if wait is None and spec.rate_limit_reset_header:
@@ -102,11 +109,11 @@ def failure_of_reply(
     context = {"provider": spec.name, "provider_status": str(reply.status)}
     if error and _LOGGABLE_ERROR.fullmatch(error):
         context["provider_error"] = error
-    said = f" and the error {context['provider_error']}" if "provider_error" in context else ""
+    text = f" and the error {context['provider_error']}" if "provider_error" in context else ""
     waits = code in (ErrorCode.PROVIDER_ERROR, ErrorCode.PROVIDER_RATE_LIMITED)
     return (_failure_class(reply) if code is ErrorCode.REPLY_UNREADABLE else Failure)(
         code,
-        f"{spec.name} answered with status {reply.status}{said}",
+        f"{spec.name} answered with status {reply.status}{text}",
         retry_after=wait if waits else None,
         **context,
     )
@@ -123,23 +130,23 @@ def _code_of_reply(spec: ProviderSpec, reply: RawReply, error: str | None) -> Er
     if error in _CLIENT_ERRORS or (status == 401 and not error and _challenges_client(reply.headers)):
         return ErrorCode.CLIENT_REJECTED
     if error is None and (status < 400 or status in _WRONG_ENDPOINT):
-        return ErrorCode.REPLY_UNREADABLE  # a redirect or a missing page: the definition is wrong
+        return ErrorCode.REPLY_UNREADABLE  # such as a redirect: the definition is wrong
     return ErrorCode.PROVIDER_ERROR
 
 
 def _challenges_client(headers: dict[str, str]) -> bool:
-    """Does it name a scheme in which clients authenticate? Of several challenges one is enough."""
+    """Whether any challenge names a scheme of client authentication."""
     challenges = _QUOTED.sub('""', headers.get("www-authenticate", "")).split(",")
     schemes = (_SCHEME.match(it.strip()) for it in challenges)
     return any(it is not None and it.group(1).lower() not in _RESOURCE_SCHEMES for it in schemes)
 
 
 class UnreadableTokens(Failure):
-    """REPLY_UNREADABLE of a yes with tokens in it all the same: what they were asked with is spent."""
+    """An unparseable 2xx reply that appears to contain tokens. The credential that was sent is spent."""
 
 
 def unreadable_reply(spec: ProviderSpec, reply: RawReply, why: str) -> Failure:
-    """REPLY_UNREADABLE with the shape of what came, never its content."""
+    """REPLY_UNREADABLE with a description of the reply, without its content."""
     return _failure_class(reply)(
         ErrorCode.REPLY_UNREADABLE,
         f"{spec.name} answered with status {reply.status} and {why}",

@@ -1,4 +1,4 @@
-"""Reads a body strictly: what is there, at which path, and nothing that is there twice. Pure."""
+"""Parses bodies strictly, and reads values at dotted paths. Pure."""
 
 import json
 import math
@@ -10,18 +10,18 @@ from evergrant_server.core.text import is_storable_text
 
 _MAX_DEPTH = 32
 _MAX_BYTES = 1024 * 1024
-_MAX_VALUE_LENGTH = 1024
+MAX_VALUE_LENGTH = 1024
 
 
 class UnreadableBody(Exception):
-    """A body that isn't what was expected. The text says its shape, never its content."""
+    """A body that isn't as expected. The message describes it without its content."""
 
 
 def parse_body(body: bytes, form: str = "sniff", prefix: str | None = None) -> dict[str, Any]:
-    """A JSON object or a form as a dict. Sniffs the body, since Content-Type often lies.
+    """A JSON object or a form as a dict. The body decides, since Content-Type is often wrong.
 
-    Raises Unreadable: empty, not UTF-8, neither JSON nor form, not an object, a name twice
-    (RFC 8259 section 4 leaves it open who wins, so nobody does), NaN or Infinity, too deep.
+    Raises UnreadableBody for a body that is empty, not UTF-8, neither JSON nor a form, not an object,
+    nested too deeply, or has a repeated name (RFC 8259 section 4), NaN or Infinity.
     """
     if len(body) > _MAX_BYTES:
         raise UnreadableBody(f"a body of {len(body)} bytes")
@@ -64,7 +64,7 @@ def _unique_names(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise UnreadableBody("a name that is there twice")
+            raise UnreadableBody("a name that is repeated")
         found[name] = value
     return found
 
@@ -74,7 +74,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _depth(text: str) -> int:
-    """The deepest nesting, strings left out, without recursion."""
+    """The depth of nesting outside of strings, found without recursion."""
     deepest = level = 0
     in_string = escaped = False
     for char in text:
@@ -92,7 +92,7 @@ def _depth(text: str) -> int:
 
 
 def value_at(data: Any, path: str | None) -> Any:
-    """What is at a dotted path, or None when it isn't there."""
+    """The value at a dotted path, or None."""
     if path is None:
         return None
     for name in path.split("."):
@@ -106,19 +106,18 @@ def value_at(data: Any, path: str | None) -> Any:
 
 
 def is_metadata_value(value: Any) -> bool:
-    """A short scalar that a column and an answer of ours can hold. JSON's text may name a number that
-    is none (1e999)."""
+    """Whether the value is a short scalar that a column can hold, unlike 1e999 or a lone surrogate."""
     match value:
         case str():
-            return len(value) <= _MAX_VALUE_LENGTH and is_storable_text(value)
+            return len(value) <= MAX_VALUE_LENGTH and is_storable_text(value)
         case float():
             return math.isfinite(value)
         case _:
-            return isinstance(value, int) and len(str(value)) <= _MAX_VALUE_LENGTH
+            return isinstance(value, int) and len(str(value)) <= MAX_VALUE_LENGTH
 
 
 def json_type(value: Any) -> str:
-    """The JSON type of a value, for a message that may not show the value."""
+    """The JSON type of a value, for messages that may not show the value."""
     match value:
         case None:
             return "null"

@@ -16,6 +16,7 @@ from providers.definition.schema import ProviderSpec
 from providers.definition.schema_base import placeholders
 from providers.definition.templates import checked_params, fill_template
 from providers.definition.validation import problems_of
+from providers.requests.client import STANDARD_HEADERS
 from providers.responses.error_mapping import error_name, failure_of_reply, reply_fields
 from providers.responses.raw_reply import RawReply
 
@@ -115,7 +116,7 @@ def _endpoint_urls(spec: ProviderSpec) -> tuple[dict[str, str], set[str]]:
 async def _probe_endpoint(egress: Egress, spec: ProviderSpec, name: str, url: str) -> CheckResult:
     """One request through the guard: scheme, port, address, TLS, and what comes back."""
     try:
-        async with egress.client(headers={"Accept": "application/json", "User-Agent": "Evergrant"}) as http:
+        async with egress.client(headers=STANDARD_HEADERS) as http:
             if name == "authorization_endpoint":
                 return _authorization_page_finding(name, await http.get(url))
             return _token_endpoint_finding(spec, name, await http.post(url, data=_DRY_RUN))
@@ -125,16 +126,16 @@ async def _probe_endpoint(egress: Egress, spec: ProviderSpec, name: str, url: st
         return _problem(name, f"{urlsplit(url).hostname} could not be reached ({type(error).__name__})")
 
 
-def _authorization_page_finding(name: str, answer: httpx2.Response) -> CheckResult:
-    if answer.status_code in (404, 405, 410):
-        return _problem(name, f"there is no page: status {answer.status_code}")
-    if answer.status_code >= 500:
-        return _warn(name, f"it has trouble of its own: status {answer.status_code}")
-    return _ok(name, f"status {answer.status_code}")
+def _authorization_page_finding(name: str, response: httpx2.Response) -> CheckResult:
+    if response.status_code in (404, 405, 410):
+        return _problem(name, f"there is no page: status {response.status_code}")
+    if response.status_code >= 500:
+        return _warn(name, f"it has trouble of its own: status {response.status_code}")
+    return _ok(name, f"status {response.status_code}")
 
 
-def _token_endpoint_finding(spec: ProviderSpec, name: str, answer: httpx2.Response) -> CheckResult:
-    reply = RawReply(answer.status_code, {k.lower(): v for k, v in answer.headers.items()}, answer.content)
+def _token_endpoint_finding(spec: ProviderSpec, name: str, response: httpx2.Response) -> CheckResult:
+    reply = RawReply.of(response)
     try:
         error = error_name(spec, reply_fields(spec, reply))
     except Failure:
@@ -148,7 +149,7 @@ def _token_endpoint_finding(spec: ProviderSpec, name: str, answer: httpx2.Respon
         return _warn(name, f"it has trouble of its own: {failure.detail}")
     if 400 <= reply.status < 500 and reply.status not in (404, 405, 410):
         return _warn(name, f"refuses in words of its own: {failure.detail}")
-    return _problem(name, f"doesn't answer as a token endpoint: {failure.detail}")
+    return _problem(name, f"doesn't response as a token endpoint: {failure.detail}")
 
 
 def _ok(check: str, detail: str) -> CheckResult:

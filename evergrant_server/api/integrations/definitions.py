@@ -6,7 +6,7 @@ from evergrant_server.core.ids import Tenant
 from evergrant_server.store import Transaction
 from providers.definition.registry import Registry
 from providers.definition.schema import ProviderSpec
-from providers.requests.authorization_url import integration_endpoints
+from providers.definition.templates import integration_endpoints
 
 
 async def spec_by_name(tx: Transaction, registry: Registry, tenant: Tenant, provider: str) -> ProviderSpec:

@@ -15,7 +15,7 @@ from evergrant_server.core.access import Endpoints
 from evergrant_server.core.connections.proof_key import DPOP_TOKEN_TYPE
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.store import LeaseRow
-from providers.requests.authorization_url import integration_endpoints
+from providers.definition.templates import integration_endpoints
 from providers.requests.dpop import dpop_proof, htu_of, origin_of
 
 

@@ -26,8 +26,8 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.store import LeaseRow
 from providers.definition.templates import client_auth_of
-from providers.oauth1.flow import oauth1_endpoints, oauth1_spec, require_signable
-from providers.oauth1.signing import oauth1_authorization_header
+from providers.oauth1.flow import oauth1_endpoints, oauth1_spec
+from providers.oauth1.signing import oauth1_authorization_header, require_signable
 from providers.requests.client import OAuthClient
 
 router = APIRouter(tags=["leases"])

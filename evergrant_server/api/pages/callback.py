@@ -38,11 +38,11 @@ from evergrant_server.core.messages.names import SignalName
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.log_names import LogEvent
 from evergrant_server.telemetry.logs import log_event
-from providers.definition.templates import require_complete
+from providers.definition.templates import integration_endpoints, require_complete
 from providers.oauth1 import flow
-from providers.requests.authorization_url import integration_endpoints
-from providers.requests.callback import Callback, read_callback, state_in
+from providers.requests.callback import Callback, read_callback
 from providers.requests.callback_metadata import check_callback_signature
+from providers.requests.callback_parameters import state_in
 from providers.requests.implicit import ACCESS_TOKEN_PARAM, read_implicit_query
 
 log = logging.getLogger("evergrant.api")

@@ -41,10 +41,10 @@ from evergrant_server.core.connections.pushed_authorization import PushedAuthori
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.store import Transaction
+from providers.definition.templates import integration_endpoints
 from providers.requests.authorization_url import (
     asks_for_id_token,
     build_authorization_url,
-    integration_endpoints,
     new_nonce,
     new_state,
     new_verifier,

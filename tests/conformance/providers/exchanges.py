@@ -18,10 +18,10 @@ from evergrant_server.core.connections.token_pair import OAUTH1, TokenPair
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress, EgressPolicy
 from providers.definition.schema import ProviderSpec
-from providers.definition.templates import client_auth_of, params_from_metadata
+from providers.definition.templates import client_auth_of, integration_endpoints, params_from_metadata
 from providers.oauth1.flow import oauth1_authorization_url, read_token_credentials, token_credentials_request
 from providers.oauth1.flow import oauth1_endpoints as oauth1_endpoints
-from providers.requests.authorization_url import integration_endpoints, requested_scopes
+from providers.requests.authorization_url import requested_scopes
 from providers.requests.client import OAuthClient
 from providers.requests.client_grants import ClientGrantInput, client_grant_request
 from providers.requests.sender import Sender

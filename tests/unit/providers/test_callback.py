@@ -6,16 +6,20 @@ from hypothesis import strategies as st
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from providers.definition.schema import ProviderSpec
-from providers.requests.callback import Callback, read_callback, state_in
+from providers.requests.callback import Callback, read_callback
+from providers.requests.callback_parameters import state_in
 from tests.unit.providers.definitions import spec_like
 
 ISSUER = "https://idp.example"
+PLAIN = spec_like()
 Query = list[tuple[str, str]]
 GOOD: Query = [("code", "c0de"), ("state", "st"), ("iss", ISSUER)]
 
 
-def judge(query: Query, *, required: bool = True, spec: ProviderSpec | None = None) -> Callback:
-    return read_callback(query, expected_issuer=ISSUER, iss_required=required, spec=spec)
+def judge(query: Query, *, required: bool = True, spec: ProviderSpec = PLAIN) -> Callback:
+    return read_callback(
+        query, expected_issuer=ISSUER, iss_required=required, spec=spec, params={}, requested=()
+    )
 
 
 def refused(query: Query, *, required: bool = True) -> str:
@@ -37,7 +41,7 @@ def test_rfc6749_4_1_2_a_code_and_its_state() -> None:
 @pytest.mark.parametrize("name", ["state", "code", "iss", "anything"])
 def test_rfc6749_3_1_a_parameter_twice_is_refused(name: str) -> None:
     value = dict(GOOD).get(name, "x")
-    assert "twice" in refused([*GOOD, (name, value), (name, value)])
+    assert "repeated" in refused([*GOOD, (name, value), (name, value)])
 
 
 @pytest.mark.parametrize(
@@ -183,7 +187,7 @@ def test_a_fact_that_looks_otherwise_than_declared_is_refused(realm: str) -> Non
 
 def test_a_callback_may_name_no_host_at_will() -> None:
     any_host = {"kind": "arbitrary_host", "source": "callback"}
-    with pytest.raises(ValueError, match="may not name any host"):
+    with pytest.raises(ValueError, match="may not name an arbitrary host"):
         spec_like(token_endpoint="https://{host}/token", template_params={"host": any_host})
     rule = {"pattern": "^a/b$", "source": "callback"}
     with pytest.raises(ValueError, match="in its host that may hold a /"):

@@ -17,7 +17,8 @@ from providers.registration.discovery import discover
 from providers.requests.authorization_url import build_authorization_url, new_state, new_verifier
 from providers.requests.callback import read_callback
 from providers.requests.client import OAuthClient
-from providers.requests.sender import RawReply, Sender, SendFailed
+from providers.requests.sender import Sender, SendFailed
+from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import read_introspection, read_revocation, read_tokens
 from tests.fakes.providers.scripted_provider import (
     ScriptedProvider,
@@ -74,7 +75,12 @@ async def test_a_whole_life_from_discovery_to_revocation(auth: str) -> None:
             answer = await browser.get(url)
         query = parse_qsl(urlsplit(answer.headers["location"]).query)
         callback = read_callback(
-            query, expected_issuer=endpoints.issuer, iss_required=endpoints.iss_in_callback
+            query,
+            expected_issuer=endpoints.issuer,
+            iss_required=endpoints.iss_in_callback,
+            spec=GENERIC,
+            params={},
+            requested=("read",),
         )
         assert callback.state == state
         assert callback.code is not None

@@ -91,7 +91,7 @@ def test_a_definition_says_one_choice_and_what_it_is_known_by() -> None:
         spec_like(post_auth=[NESTED, NESTED])
     with pytest.raises(ValueError, match="which metadata doesn't have"):
         spec_like(post_auth=[NESTED | {"id": "other"}])
-    with pytest.raises(ValueError, match="there is none"):
+    with pytest.raises(ValueError, match="without choose"):
         spec_like(post_auth=[NESTED | {"choose": None}])
 
 

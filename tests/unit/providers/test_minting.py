@@ -158,7 +158,7 @@ def test_a_flow_that_asks_somebody_is_not_minted(flow: Flow) -> None:
     spec = spec_like(auth_modes=[*BOTH, "authorization_code", "device_code"])
     from evergrant_server.core.access import Endpoints
 
-    with pytest.raises(Failure, match="somebody who consents"):
+    with pytest.raises(Failure, match="subject's consent"):
         client_grant_request(
             spec, flow, Endpoints(token_endpoint="x"), OAuthClient("c", None, "none"), asked()
         )

@@ -19,8 +19,8 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress, EgressPolicy
 from providers.client_auth.certificates import parse_client_certificate
+from providers.definition.templates import integration_endpoints
 from providers.registration.discovery import discover, weakening_changes
-from providers.requests.authorization_url import integration_endpoints
 from providers.requests.client import OAuthClient
 from providers.requests.client_grants import ClientGrantInput, client_grant_request
 from providers.requests.sender import Sender, SendFailed
@@ -89,7 +89,7 @@ async def test_nobody_else_gets_in(idp: ScriptedProvider, tls: LoopbackTls, ours
     ("ours", "why"),
     [
         (client(None), "has no client certificate"),
-        (replace(client(), now=lambda: NOW + timedelta(days=2)), "is over since"),
+        (replace(client(), now=lambda: NOW + timedelta(days=2)), "expired on"),
     ],
 )
 async def test_without_a_good_certificate_nothing_is_sent(

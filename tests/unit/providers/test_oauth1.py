@@ -25,11 +25,10 @@ from providers.oauth1.flow import (
     read_oauth1_callback,
     read_temporary_credentials,
     read_token_credentials,
-    require_signable,
     temporary_credentials_request,
     temporary_token_in,
 )
-from providers.oauth1.signing import oauth1_authorization_header, oauth1_signature
+from providers.oauth1.signing import oauth1_authorization_header, oauth1_signature, require_signable
 from providers.requests.client import OAuthClient
 from providers.responses.raw_reply import RawReply
 from tests.unit.providers.definitions import an_integration, spec_like

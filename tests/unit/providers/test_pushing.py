@@ -129,8 +129,8 @@ def test_rfc9126_2_1_what_is_pushed_is_what_the_browser_would_have_carried():
     assert asked == (("state", "s"), ("resource", "https://a"), ("resource", "https://b"))
     known = endpoints(pushed_authorization_request_endpoint="https://idp.example/par")
     request = par_request(SPEC, known, CLIENT, asked)
-    assert (request.url, request.dialect.extra_params) == ("https://idp.example/par", {"state": "s"})
-    assert request.dialect.repeated_params == asked[1:]
+    assert (request.url, request.format.extra_params) == ("https://idp.example/par", {"state": "s"})
+    assert request.format.repeated_params == asked[1:]
     assert "state" not in repr(PushedAuthorization(asked))
 
 
