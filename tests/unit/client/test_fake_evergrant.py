@@ -6,20 +6,46 @@ import httpx2
 import pytest
 import stamina
 from evergrant import (
+    App,
     AsyncEvergrant,
+    AuditRecord,
+    Connection,
     ConsentRequired,
+    DeviceCode,
     Evergrant,
     Lease,
+    LiveStatus,
     PlatformUnavailable,
+    Proof,
     ProtocolError,
     ReconnectNeeded,
+    RevocationProgress,
+    Signature,
     State,
     Unreachable,
 )
+from evergrant.calls.integrations import Integration, ProviderVersion
+from evergrant.calls.transfer import Export
+from evergrant.calls.webhooks import Webhook, WebhookDelivery
 from evergrant.testing import FakeEvergrant, ManualClock
 from evergrant.testing.connections import connection_body, live_body
+from pydantic import BaseModel
 
-from evergrant_server.api.http.responses import ConnectionView, LeaseView, LiveView
+from evergrant_server.api.http.responses import (
+    AppView,
+    AuditView,
+    ConnectionView,
+    DeviceView,
+    IntegrationView,
+    LeaseView,
+    LiveView,
+    ProofView,
+    RevocationProgressView,
+)
+from evergrant_server.api.integrations.definition_rollout import DefinitionView
+from evergrant_server.api.leases.oauth1_signatures import SignatureView
+from evergrant_server.api.transfer.models import ExportView
+from evergrant_server.api.webhooks.models import DeliveryView, WebhookSecretView
 
 HOUR = timedelta(hours=1)
 
@@ -90,6 +116,30 @@ async def test_a_rotated_token_and_lists(fake_evergrant: FakeEvergrant, evergran
         assert [found.id async for found in client.connections(state=State.ACTIVE)] == [alice.id]
         assert [found.name async for found in client.providers()] == ["fake"]
     assert fake_evergrant.called("POST", "/v1/lease") == alice.leases == 2
+
+
+VIEWS: dict[type, type[BaseModel]] = {
+    App: AppView,
+    AuditRecord: AuditView,
+    Connection: ConnectionView,
+    DeviceCode: DeviceView,
+    Export: ExportView,
+    Integration: IntegrationView,
+    Lease: LeaseView,
+    LiveStatus: LiveView,
+    Proof: ProofView,
+    ProviderVersion: DefinitionView,
+    RevocationProgress: RevocationProgressView,
+    Signature: SignatureView,
+    Webhook: WebhookSecretView,
+    WebhookDelivery: DeliveryView,
+}
+
+
+@pytest.mark.parametrize("model", VIEWS)
+def test_every_member_of_a_model_is_in_the_servers_response(model: type):
+    members = set(model.__annotations__) - {"differs", "members"}
+    assert members <= set(VIEWS[model].model_fields)
 
 
 def test_the_fakes_members_are_the_servers(fake_evergrant: FakeEvergrant):
