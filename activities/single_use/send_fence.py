@@ -38,7 +38,8 @@ class SendFence:
         self.written_at: datetime | None = None  # None: no byte is known to have left
 
     def check(self) -> Callable[[], None]:
-        """Call just before the bytes are written; call the returned function once they are.
+        """The attempt's `before_send`: call it just before the bytes are written, and what it returns
+        once they are.
 
         Raises Failure REFRESH_PENDING, and nothing is sent, when it is too late or another worker
         of this host has taken over.
