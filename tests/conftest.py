@@ -19,7 +19,12 @@ def pytest_configure(config: pytest.Config) -> None:
     leftovers.watch()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.option.markexpr:  # a run that chooses by marks chooses for itself
+        slow = [item for item in items if item.get_closest_marker("soak")]
+        items[:] = [item for item in items if not item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=slow)
+
     def place(item: pytest.Item) -> int:
         folder = item.path.relative_to(_HERE).parts[0]
         return _SLOW_FIRST.index(folder) if folder in _SLOW_FIRST else len(_SLOW_FIRST)

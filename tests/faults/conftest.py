@@ -17,10 +17,7 @@ from tests.fakes.temporal import running_temporal
 
 KINDS = ("sqlite", "postgresql")
 ON_BOTH = {
-    "test_external_revocation",
-    "test_misbehaving_provider",
     "test_takeover",
-    "test_revocation",
     "test_store_restored",
     "test_delivery_rounds",
 }

@@ -2,6 +2,8 @@
 
 from datetime import timedelta
 
+import pytest
+
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages import connection as m
@@ -32,6 +34,7 @@ def leased(passed: timedelta) -> bool:
     return not QUARTER[0] <= passed < QUARTER[1]
 
 
+@pytest.mark.soak
 async def test_a_year_with_an_outage_and_an_idle_quarter():
     """Hourly tokens, leased all the time but for a quarter; the refresh token lives 90 days from each use."""
     async with skipping() as env:

@@ -13,7 +13,7 @@ from tests.fakes.databases import Postgres, postgres_server
 __all__ = ["postgres_server"]  # the fixture
 
 
-@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.soak)])
 async def test_every_claim_of_the_demo_is_observed(database: str, request: pytest.FixtureRequest, tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("EVERGRANT_")}
     environment["EVERGRANT_KEY_FILE"] = str(tmp_path / "keys.json")

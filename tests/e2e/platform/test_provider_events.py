@@ -57,7 +57,7 @@ async def test_an_event_stops_leases_with_the_reason_and_a_consent_repairs_it(te
         allow = (idp.allowance, keys.allowance)
         async with installation(temporal, sqlite_url(tmp_path), tmp_path, allow=allow) as place:
             connection = await place.connect(idp)
-            integration = await integration_of(place, connection)
+            integration = await place.integration_of(connection)
             async with (
                 serving(place.parts.settings) as url,
                 httpx2.AsyncClient(base_url=url, trust_env=False, timeout=PATIENCE_S) as http,

@@ -22,9 +22,19 @@ from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
-from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
+from evergrant_server.core.connections.grant import MAIN_SLOT, Grant, Origin, TokenSet
 from evergrant_server.core.connections.refresh_rules import RefreshRules
-from evergrant_server.core.ids import ConnectionId, ConsentId, IntegrationId, OutboxId, Tenant, new_id
+from evergrant_server.core.definition import Definition, DefinitionState
+from evergrant_server.core.ids import (
+    AttemptId,
+    ConnectionId,
+    ConsentId,
+    DefinitionId,
+    IntegrationId,
+    OutboxId,
+    Tenant,
+    new_id,
+)
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES
 from evergrant_server.core.lifecycle.snapshot import state_from_store
 from evergrant_server.core.messages.base import Message, RequestContext
@@ -38,11 +48,12 @@ from evergrant_server.core.messages.connection import (
 from evergrant_server.core.messages.names import SignalName, connection_workflow_id
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.single_use.attempt import LIMITS, TimeLimits
+from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, LateTokens, TimeLimits
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.settings import Settings, load_settings
 from evergrant_server.store import Transaction, schema
 from evergrant_server.wiring.platform import Platform, open_platform
+from providers.definition.schema import ProviderSpec
 from providers.requests.authorization_url import build_authorization_url, new_state, new_verifier
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.providers.scripted_provider import ScriptedProvider
@@ -259,6 +270,89 @@ class Installation:
         tokens = TokenSet(access_token=Secret("an-old-token"), refresh_token=Secret("a-spent-token"))
         async with self.store.write() as tx:
             await tx.grants.install(old, tokens, grant, origin=Origin.NEW, expected=current.revision)
+
+    async def integration_of(self, connection: Connection) -> Integration:
+        async with self.store.read() as tx:
+            found = await tx.integrations.get(TENANT, connection.integration_id)
+        assert found is not None
+        return found
+
+    async def consent_of(self, consent: Consent) -> Consent:
+        """The consent's row as it is now."""
+        async with self.store.read() as tx:
+            found = await tx.consents.get(TENANT, consent.id)
+        assert found is not None
+        return found
+
+    async def access_token(self, connection: Connection) -> str:
+        async with self.store.read() as tx:
+            return (await tx.grants.access_token(await self.row(connection))).reveal()
+
+    async def open_attempts(self, connection: Connection) -> int:
+        async with self.store.read() as tx:
+            found = [
+                await tx.attempts.open_of_kind(TENANT, connection.id, MAIN_SLOT, kind) for kind in AttemptKind
+            ]
+        return sum(attempt is not None for attempt in found)
+
+    async def late_tokens(self, connection: Connection) -> list[LateTokens]:
+        async with self.store.read() as tx:
+            return await tx.late_tokens.of_connection(TENANT, connection.id)
+
+    async def keep_late(
+        self, connection: Connection, tokens: TokenSet, *, from_generation: int = 0
+    ) -> LateTokens:
+        """Tokens of a reply that came late, which wait to be verified."""
+        now = self.parts.clock.now()
+        late = LateTokens(
+            tenant=TENANT,
+            attempt_id=AttemptId(new_id("att")),
+            connection_id=connection.id,
+            from_generation=from_generation,
+            asked_at=now,
+            came_at=now,
+        )
+        async with self.store.write() as tx:
+            assert await tx.late_tokens.add(late, tokens)
+        return late
+
+    async def define(self, document: dict[str, Any], **more: Any) -> Definition:
+        """A definition of the tenant's own: version 1, and active, unless `more` says otherwise."""
+        now = self.parts.clock.now()
+        given: dict[str, Any] = {"version": 1, "state": DefinitionState.ACTIVE, "share": 1.0, **more}
+        definition = Definition(
+            tenant=TENANT,
+            id=DefinitionId(new_id("def")),
+            name=document["name"],
+            document=document,
+            proposed_by=ASKED.by,
+            created_at=now,
+            changed_at=now,
+            **given,
+        )
+        async with self.store.write() as tx:
+            await tx.definitions.add(definition)
+        return definition
+
+    async def integration_with(self, idp: ScriptedProvider, document: dict[str, Any]) -> Integration:
+        """An integration at a provider of the tenant's own definition."""
+        rules = ProviderSpec.model_validate(document).refresh_rules()
+        made = await self.integration(idp, rules)
+        await self.define(document)
+        there = made.model_copy(update={"provider": document["name"], "endpoints": None, "issuer": None})
+        async with self.store.write() as tx:
+            return await tx.integrations.put(there, None, expected=made.revision)
+
+    async def signals(self, connection: Connection) -> list[str]:
+        """The signals that the connection's workflow was sent, by name."""
+        events = await self.parts.link.history(connection_workflow_id(TENANT, connection.id))
+        sent = (event.get("workflowExecutionSignaledEventAttributes") for event in events)
+        return [it["signalName"] for it in sent if it]
+
+    async def until_signalled(self, connection: Connection, name: str) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while name not in await self.signals(connection):
+                await asyncio.sleep(0.05)
 
     async def audited(self, connection: Connection) -> list[AuditRecord]:
         async with self.store.read() as tx:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from evergrant_server.core.connections.device_code import DevicePoll
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import AttemptId, new_id
+from evergrant_server.core.ids import AttemptId
 from evergrant_server.core.messages.activities import EndConsent, GrantResult, RequestFirstTokens
 from evergrant_server.core.messages.base import Provenance
 from evergrant_server.core.secret import Secret
@@ -34,15 +33,13 @@ from evergrant_server.journal import Journal
 from evergrant_server.store.tables import ConsentRow
 from providers.responses.raw_reply import RawReply
 from tests.fakes.certificates import loopback_tls
-from tests.fakes.databases import migrated_sqlite, sqlite_url
-from tests.fakes.platform.installation import ASKED, TENANT, Installation, installation
+from tests.fakes.platform.installation import ASKED, TENANT, Installation
 from tests.fakes.providers.scripted_provider import Answer as Scripted
 from tests.fakes.providers.scripted_provider import ScriptedProvider, delay, hold_answer, ok, raw, status
 from tests.faults.consent.test_staged_definition_first_tokens import A_CODE
 from tests.faults.consent.test_stuck_states import breaks
 from tests.faults.late_tokens.test_late_code_reply import integration
-from tests.faults.refresh.test_misbehaving_provider import open_attempts
-from tests.faults.single_use.test_takeover import Activities, at_temporal
+from tests.faults.support.activities import Activities, at_temporal
 
 CODE_LIVES_S = 600
 JSON = {"content-type": "application/json"}
@@ -56,13 +53,6 @@ async def idp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     async with ScriptedProvider(tls=tls) as provider:
         provider.script(A_CODE, at="device")
         yield provider
-
-
-@pytest_asyncio.fixture
-async def place(temporal_address: str, tmp_path: Path, idp: ScriptedProvider) -> AsyncIterator[Installation]:
-    await migrated_sqlite(tmp_path)
-    async with installation(temporal_address, sqlite_url(tmp_path), tmp_path, allow=(idp.allowance,)) as here:
-        yield here
 
 
 class Worker(Activities):
@@ -217,8 +207,10 @@ async def test_a_consents_deadline_waits_for_what_is_on_its_way(device: Device):
     assert stands.state is LifecycleState.ACTIVE
 
 
-@pytest.mark.parametrize("state", [LifecycleState.CONSENT_EXPIRED, LifecycleState.DENIED])
-@pytest.mark.parametrize(("said", "revoked"), [(ok(), True), (status(503), False)])
+@pytest.mark.parametrize(
+    ("state", "said", "revoked"),
+    [(LifecycleState.CONSENT_EXPIRED, ok(), True), (LifecycleState.DENIED, status(503), False)],
+)
 async def test_what_a_journal_has_for_a_consent_that_ended_is_revoked_once_and_told(
     device: Device, state: LifecycleState, said: Scripted, revoked: bool
 ):
@@ -250,20 +242,11 @@ async def test_an_answer_in_flight_when_its_consent_ends_is_revoked(device: Devi
     news = await poll
     assert (news.failure, news.consent_over) == (ErrorCode.CONSENT_EXPIRED, True)
     assert await device.turned_away()
-    assert await open_attempts(device.place, device.connection) == 0
+    assert await device.place.open_attempts(device.connection) == 0
 
 
 async def kept_late(device: Device, *chains: str) -> LateTokens:
     """With the tokens of further chains beside it."""
-    now: datetime = device.place.parts.clock.now()
-    late = LateTokens(
-        tenant=TENANT,
-        attempt_id=AttemptId(new_id("att")),
-        connection_id=device.connection.id,
-        from_generation=0,
-        requested_at=now,
-        received_at=now,
-    )
     given = device.idp.grant()
     beside = {name: device.idp.grant() for name in chains}
     tokens = TokenSet(
@@ -274,9 +257,7 @@ async def kept_late(device: Device, *chains: str) -> LateTokens:
             for name, it in beside.items()
         },
     )
-    async with device.place.store.write() as tx:
-        assert await tx.late_tokens.add(late, tokens)
-    return late
+    return await device.place.keep_late(device.connection, tokens)
 
 
 async def test_the_chains_of_a_late_answer_end_with_their_consent(device: Device):
@@ -361,4 +342,4 @@ async def test_a_late_answer_that_is_verified_after_its_consent_ended_is_revoked
     gate.set()
     assert (await verified).failure is ErrorCode.CONSENT_EXPIRED
     assert await device.turned_away()
-    assert await open_attempts(device.place, device.connection) == 0
+    assert await device.place.open_attempts(device.connection) == 0

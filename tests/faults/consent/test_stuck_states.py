@@ -21,8 +21,7 @@ from evergrant_server.store.records import columns_equal, find_one
 from evergrant_server.store.tables import ConnectionGrantRow, ConsentRow, IntegrationRow, Row
 from tests.fakes.platform.installation import ASKED, TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, drop_after_commit, raw
-from tests.faults.refresh.test_misbehaving_provider import open_attempts
-from tests.faults.single_use.test_takeover import Activities
+from tests.faults.support.activities import Activities
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
 NEARLY_OVER = timedelta(seconds=-58)  # the deadline's grace of a minute ends in two seconds
@@ -52,20 +51,6 @@ async def brought(place: Installation, connection: Connection) -> Consent:
     return consent
 
 
-async def reconnect(place: Installation, idp: ScriptedProvider, connection: Connection) -> Consent:
-    async with place.store.read() as tx:
-        integration = await tx.integrations.get(TENANT, connection.integration_id)
-    assert integration is not None
-    return await place.consent(idp, integration, connection)
-
-
-async def consent_of(place: Installation, consent: Consent) -> Consent:
-    async with place.store.read() as tx:
-        found = await tx.consents.get(TENANT, consent.id)
-    assert found is not None
-    return found
-
-
 async def ended(place: Installation, connection: Connection) -> None:
     """Wait until the workflow's run has closed."""
     await place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id)).result()
@@ -77,11 +62,11 @@ async def test_a_reconnect_supersedes_a_refresh_whose_answer_was_lost(
     connection = await place.connect(idp, STRICT)
     idp.script(drop_after_commit())
     await place.ensure_fresh(connection, 1)
-    assert await open_attempts(place, connection) == 1
-    await reconnect(place, idp, connection)
+    assert await place.open_attempts(connection) == 1
+    await place.consent(idp, await place.integration_of(connection), connection)
     again = await place.until(connection, lambda c: c.generation == 2)
     assert again.state is LifecycleState.ACTIVE
-    assert await open_attempts(place, connection) == 0
+    assert await place.open_attempts(connection) == 0
 
 
 async def test_a_refusal_that_comes_with_status_200_doesn_t_block_the_reconnect(
@@ -91,8 +76,8 @@ async def test_a_refusal_that_comes_with_status_200_doesn_t_block_the_reconnect(
     connection = await place.connect(idp, STRICT)
     idp.script(raw(json.dumps({"error": "invalid_grant"}).encode(), 200))
     assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.GRANT_REJECTED
-    assert await open_attempts(place, connection) == 0
-    await reconnect(place, idp, connection)
+    assert await place.open_attempts(connection) == 0
+    await place.consent(idp, await place.integration_of(connection), connection)
     assert (await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)).generation == 2
 
 
@@ -151,7 +136,7 @@ async def test_a_broken_seal_doesn_t_stand_between_a_subject_and_a_new_grant(
     async with place.store.write() as tx:
         await breaks(tx, ConnectionGrantRow, "sealed_refresh", connection_id=connection.id)
     assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.SEAL_BROKEN
-    await reconnect(place, idp, connection)
+    await place.consent(idp, await place.integration_of(connection), connection)
     assert (await place.until(connection, lambda c: c.generation == 2)).state is LifecycleState.ACTIVE
 
 
@@ -182,7 +167,7 @@ async def test_a_code_that_can_t_be_exchanged_leaves_no_page_waiting(
         await tx.connection.execute(update(IntegrationRow).where(mine).values(provider="was-renamed"))
     consent = await place.consent(idp, integration, connection)
     await place.until_audited(connection, AuditAction.CONSENT_FAILED)
-    failed = await consent_of(place, consent)
+    failed = await place.consent_of(consent)
     assert (failed.status, failed.failure) == (ConsentStatus.FAILED, ErrorCode.CLIENT_REJECTED)
 
 
@@ -196,8 +181,8 @@ async def test_a_code_whose_seal_is_broken_doesn_t_block_what_comes_behind_it(
         await breaks(tx, ConsentRow, "sealed_code", id=consent.id)
     await place.tell_consent(connection, consent)
     await place.until_audited(connection, AuditAction.CONSENT_FAILED)
-    assert (await consent_of(place, consent)).failure is not None
-    await reconnect(place, idp, connection)
+    assert (await place.consent_of(consent)).failure is not None
+    await place.consent(idp, await place.integration_of(connection), connection)
     assert (await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)).generation == 1
 
 
@@ -210,7 +195,7 @@ async def test_tokens_brought_by_an_import_that_nobody_can_open_don_t_block_a_re
         await breaks(tx, ConsentRow, "sealed_tokens", id=consent.id)
     await place.tell_consent(connection, consent)
     await place.until_audited(connection, AuditAction.CONSENT_FAILED)
-    assert (await consent_of(place, consent)).failure == ErrorCode.SEAL_BROKEN
+    assert (await place.consent_of(consent)).failure == ErrorCode.SEAL_BROKEN
     await place.revoke(connection)
     await place.until(connection, lambda c: c.state is LifecycleState.REVOKED)
 
@@ -226,7 +211,7 @@ async def test_an_import_outlasts_a_broken_secret_of_our_client(place: Installat
     with pytest.raises(Failure) as again:
         await here.exchange(connection, consent)
     assert again.value.code is ErrorCode.SEAL_BROKEN
-    assert (await consent_of(place, consent)).status is ConsentStatus.CODE_RECEIVED
+    assert (await place.consent_of(consent)).status is ConsentStatus.CODE_RECEIVED
     async with place.store.write() as tx:
         current = await tx.integrations.get(TENANT, integration.id)
         assert current is not None
@@ -245,4 +230,4 @@ async def test_a_code_is_not_spent_for_a_connection_that_is_being_revoked(
     over = await place.until(connection, lambda c: c.state is LifecycleState.REVOKED)
     assert (over.generation, over.revocation) == (0, RevocationOutcome.NOTHING_HELD)
     assert idp.count("token") == 0
-    assert (await consent_of(place, consent)).failure == ErrorCode.CONNECTION_REVOKED
+    assert (await place.consent_of(consent)).failure == ErrorCode.CONNECTION_REVOKED

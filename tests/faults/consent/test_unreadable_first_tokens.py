@@ -1,12 +1,10 @@
 """A consent's tokens that a definition can't read: kept, read once it is repaired, and never forgotten."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from evergrant_server.audit.external_revocation import apply_external_event
 from evergrant_server.core.audit import AuditAction
@@ -15,27 +13,18 @@ from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.provider_events.external_revocation import Certainty, ProviderReport, ReportSource
-from evergrant_server.core.single_use.attempt import ROTATING, TimeLimits
+from evergrant_server.core.single_use.attempt import TimeLimits
 from providers.definition.registry import Registry
-from tests.fakes.databases import migrated_sqlite, sqlite_url
 from tests.fakes.patience import PATIENCE_S
-from tests.fakes.platform.installation import ASKED, TENANT, Installation, installation
+from tests.fakes.platform.installation import ASKED, TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, error, hold_answer, ok, raw
-from tests.faults.consent.test_stuck_states import consent_of
 from tests.faults.integrations.test_secret_rotation import rotate
-from tests.faults.single_use.test_takeover import Activities, integration_of
 from tests.faults.single_use.test_unreadable_tokens import repaired
+from tests.faults.support.activities import Activities
 from tests.faults.support.reply_timing import SHORT, left, outcome
 
 JSON = {"Content-Type": "application/json"}
 UNREAD = ok(token_type="of another kind")
-
-
-@pytest_asyncio.fixture
-async def place(temporal_address: str, tmp_path: Path, idp: ScriptedProvider) -> AsyncIterator[Installation]:
-    await migrated_sqlite(tmp_path)
-    async with installation(temporal_address, sqlite_url(tmp_path), tmp_path, allow=(idp.allowance,)) as here:
-        yield here
 
 
 @pytest.fixture
@@ -44,7 +33,7 @@ def here(place: Installation, idp: ScriptedProvider, tmp_path: Path) -> Activiti
 
 
 async def consented(place: Installation, idp: ScriptedProvider, connection: Connection) -> Consent:
-    return await place.consent(idp, await integration_of(place, connection), connection, tell=False)
+    return await place.consent(idp, await place.integration_of(connection), connection, tell=False)
 
 
 async def unread(
@@ -67,7 +56,7 @@ async def test_a_new_consents_tokens_are_installed_beside_a_grant_that_still_wor
     assert await here.replayer.retry_set_aside() == 1
     row = await place.row(connection)
     assert (row.state, row.generation) == (LifecycleState.ACTIVE, 2)
-    assert (await consent_of(place, consent)).status is ConsentStatus.DONE
+    assert (await place.consent_of(consent)).status is ConsentStatus.DONE
     await known(place, connection, 2)
     assert (await place.ensure_fresh(connection, 2)).generation == 3
 
@@ -160,7 +149,7 @@ async def test_a_newer_grant_overtakes_them(place: Installation, idp: ScriptedPr
     place.parts.registry._specs["generic"] = repaired(place.parts.registry.get("generic"))
     assert await here.replayer.retry_set_aside() == 1
     assert (await place.row(connection)).generation == 2
-    assert (await consent_of(place, consent)).status is ConsentStatus.FAILED
+    assert (await place.consent_of(consent)).status is ConsentStatus.FAILED
 
 
 async def taken_over(
@@ -216,19 +205,8 @@ async def test_a_late_answer_is_verified_with_either_secret(
     """Ours was rotated first, and no refresh has noticed that the provider takes the old one yet."""
     connection = await place.begin(await place.integration(idp))
     gate, exchange = await taken_over(place, idp, connection, tmp_path)
-    await rotate(place, await integration_of(place, connection), "new-secret")
+    await rotate(place, await place.integration_of(connection), "new-secret")
     gate.set()
     await exchange
     row = await place.until(connection, lambda it: it.state is LifecycleState.ACTIVE)
     assert row.generation == 1
-
-
-async def test_introspection_goes_on_beside_a_consents_tokens_that_wait(
-    place: Installation, idp: ScriptedProvider, here: Activities
-):
-    """Only a refresh's answer makes the token before it no witness."""
-    connection = await place.connect(idp)
-    await unread(place, idp, here, connection)
-    async with place.store.read() as tx:
-        assert await tx.attempts.unread_at_generation(TENANT, connection.id, 1) is not None
-        assert await tx.attempts.unread_at_generation(TENANT, connection.id, 1, *ROTATING) is None

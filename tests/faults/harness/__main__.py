@@ -34,7 +34,9 @@ async def table(folder: Path, arguments: argparse.Namespace) -> Walked:
         return it.sample(arguments.cases, arguments.seed, piece) if arguments.cases else piece
 
     broken = tuple(arguments.broken)
-    return await walk_table(folder, chosen, broken=broken, jobs=arguments.jobs, say=say)
+    return await walk_table(
+        folder, chosen, broken=broken, jobs=arguments.jobs, short=arguments.short, say=say
+    )
 
 
 async def main(arguments: argparse.Namespace) -> int:
@@ -71,6 +73,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cases", type=int, default=0, help="walk so many of the table; 0: all")
     parser.add_argument("--shard", type=piece, default=(1, 1), help="1/4: the first quarter of the table")
     parser.add_argument("--jobs", type=int, default=1, help="fork servers at once, twelve cases each")
+    parser.add_argument(
+        "--short", action="store_true", help="most scenarios for their strictest rotation only"
+    )
     parser.add_argument("--broken", action="append", default=[], help="a build that is broken on purpose")
     return parser.parse_args()
 

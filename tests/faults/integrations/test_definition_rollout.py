@@ -23,7 +23,7 @@ from evergrant_server.core.messages.definition_rollout import DefinitionDecided
 from evergrant_server.core.messages.names import SignalName, definition_rollout_workflow_id
 from evergrant_server.core.secret import Secret
 from tests.fakes.certificates import loopback_tls
-from tests.fakes.platform.installation import ASKED, TENANT, Installation, installation
+from tests.fakes.platform.installation import ASKED, TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, error
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
@@ -37,14 +37,6 @@ async def idp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     monkeypatch.setenv("SSL_CERT_FILE", str(tls.authorities))
     async with ScriptedProvider(tls=tls) as provider:
         yield provider
-
-
-@pytest_asyncio.fixture
-async def place(
-    temporal_address: str, database_url: str, tmp_path: Path, idp: ScriptedProvider
-) -> AsyncIterator[Installation]:
-    async with installation(temporal_address, database_url, tmp_path, allow=(idp.allowance,)) as here:
-        yield here
 
 
 def document(idp: ScriptedProvider, token: str = "token") -> dict[str, Any]:

@@ -15,7 +15,7 @@ from evergrant_server.core.ids import IntegrationId
 from evergrant_server.core.single_use.attempt import AttemptOutcome
 from tests.conformance.store.samples import an_attempt
 from tests.fakes.certificates import loopback_tls
-from tests.fakes.platform.installation import TENANT, Installation, installation
+from tests.fakes.platform.installation import TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, error, status
 from tests.faults.integrations.test_definition_rollout import Onboarding, connections_of, document
 
@@ -29,14 +29,6 @@ async def idp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     monkeypatch.setenv("SSL_CERT_FILE", str(tls.authorities))
     async with ScriptedProvider(tls=tls, expires_in=8) as provider:
         yield provider
-
-
-@pytest_asyncio.fixture
-async def place(
-    temporal_address: str, database_url: str, tmp_path: Path, idp: ScriptedProvider
-) -> AsyncIterator[Installation]:
-    async with installation(temporal_address, database_url, tmp_path, allow=(idp.allowance,)) as here:
-        yield here
 
 
 async def staged(

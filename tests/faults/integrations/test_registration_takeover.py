@@ -11,10 +11,10 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.store import Store, Transaction, UnwrappedKeys
 from tests.fakes.platform.installation import Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, hold_answer
-from tests.faults.integrations.test_registration import Worker, idp, now_of, place, wanted
+from tests.faults.integrations.test_registration import Worker, idp, now_of, wanted
 from tests.faults.support.reply_timing import SHORT
 
-__all__ = ["idp", "place"]  # fixtures
+__all__ = ["idp"]  # a fixture
 
 
 async def test_a_registration_on_another_host_is_waited_for(

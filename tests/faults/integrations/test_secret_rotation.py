@@ -19,13 +19,6 @@ from tests.fakes.providers.scripted_provider import ScriptedProvider, error, sta
 STRICT = RefreshRules(rotation=Rotation.STRICT)
 
 
-async def integration_of(place: Installation, connection: Connection) -> Integration:
-    async with place.store.read() as tx:
-        found = await tx.integrations.get(TENANT, connection.integration_id)
-    assert found is not None
-    return found
-
-
 async def rotate(place: Installation, integration: Integration, secret: str, overlap_s: float = 3600) -> None:
     """What `POST …/rotate-secret` writes."""
     until = place.parts.clock.now() + timedelta(seconds=overlap_s)
@@ -39,12 +32,12 @@ async def test_before_and_after_the_provider_learns_the_new_secret_every_refresh
     place: Installation, idp: ScriptedProvider
 ):
     connection = await place.connect(idp, STRICT)
-    await rotate(place, await integration_of(place, connection), "new-secret")
+    await rotate(place, await place.integration_of(connection), "new-secret")
     assert (await place.ensure_fresh(connection, 1)).generation == 2
-    assert (await integration_of(place, connection)).secret_refused_at is not None
+    assert (await place.integration_of(connection)).secret_refused_at is not None
     idp.client_secret = "new-secret"
     assert (await place.ensure_fresh(connection, 2)).generation == 3
-    assert (await integration_of(place, connection)).secret_refused_at is None
+    assert (await place.integration_of(connection)).secret_refused_at is None
     assert (await place.ensure_fresh(connection, 3)).generation == 4
     said = [it for it in await place.actions(connection) if it.startswith("integration.")]
     assert said == [AuditAction.SECRET_REFUSED, AuditAction.SECRET_ACCEPTED]
@@ -52,7 +45,7 @@ async def test_before_and_after_the_provider_learns_the_new_secret_every_refresh
 
 async def test_the_secret_that_works_comes_first(place: Installation, idp: ScriptedProvider):
     connection = await place.connect(idp, STRICT)
-    await rotate(place, await integration_of(place, connection), "mistyped")
+    await rotate(place, await place.integration_of(connection), "mistyped")
     await place.ensure_fresh(connection, 1)
     before = idp.count("token")
     await place.ensure_fresh(connection, 2)
@@ -61,21 +54,21 @@ async def test_the_secret_that_works_comes_first(place: Installation, idp: Scrip
 
 async def test_an_outage_says_nothing_of_the_other_secret(place: Installation, idp: ScriptedProvider):
     connection = await place.connect(idp, STRICT)
-    await rotate(place, await integration_of(place, connection), "new-secret")
+    await rotate(place, await place.integration_of(connection), "new-secret")
     idp.script(error("invalid_client", 401), status(503))
     await place.ensure_fresh(connection, 1)
     assert idp.count("token", grant_type="refresh_token") == 2
-    assert (await integration_of(place, connection)).secret_refused_at is None
+    assert (await place.integration_of(connection)).secret_refused_at is None
 
 
 async def test_a_401_without_a_name_that_asks_for_a_client_has_the_other_secret_tried(
     place: Installation, idp: ScriptedProvider
 ):
     connection = await place.connect(idp, STRICT)
-    await rotate(place, await integration_of(place, connection), "new-secret")
+    await rotate(place, await place.integration_of(connection), "new-secret")
     idp.script(status(401, {"WWW-Authenticate": 'Basic realm="clients"'}))
     assert (await place.ensure_fresh(connection, 1)).generation == 2
-    assert (await integration_of(place, connection)).secret_refused_at is not None
+    assert (await place.integration_of(connection)).secret_refused_at is not None
     bearer = status(401, {"WWW-Authenticate": 'Bearer realm="api"'})
     before = idp.count("token")
     idp.script(bearer)
@@ -93,7 +86,7 @@ async def test_a_code_survives_a_refused_secret(place: Installation, idp: Script
 
 async def test_a_revocation_is_confirmed_with_the_other_secret(place: Installation, idp: ScriptedProvider):
     connection = await place.connect(idp, STRICT)
-    await rotate(place, await integration_of(place, connection), "new-secret")
+    await rotate(place, await place.integration_of(connection), "new-secret")
     await place.revoke(connection)
     await place.until(connection, lambda c: c.state is LifecycleState.REVOKED)
 
@@ -102,16 +95,16 @@ async def test_when_neither_is_taken_an_admin_must_act_and_the_grant_stays(
     place: Installation, idp: ScriptedProvider
 ):
     connection = await place.connect(idp, STRICT)
-    await rotate(place, await integration_of(place, connection), "mistyped")
+    await rotate(place, await place.integration_of(connection), "mistyped")
     idp.client_secret = "nobody told us"
     assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.CLIENT_REJECTED
     assert (await place.row(connection)).state is LifecycleState.ACTIVE
-    assert (await integration_of(place, connection)).secret_refused_at is None  # nothing is known of it
+    assert (await place.integration_of(connection)).secret_refused_at is None  # nothing is known of it
 
 
 async def test_after_the_overlap_the_secret_before_is_not_tried(place: Installation, idp: ScriptedProvider):
     connection = await place.connect(idp, STRICT)
-    await rotate(place, await integration_of(place, connection), "mistyped", overlap_s=-1)
+    await rotate(place, await place.integration_of(connection), "mistyped", overlap_s=-1)
     assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.CLIENT_REJECTED
     assert idp.count("token") == 2  # the code, and one refresh
 
@@ -133,10 +126,10 @@ async def test_under_load_no_refresh_fails_while_the_secret_changes_on_both_side
     running = [asyncio.create_task(keeps_refreshing(connection)) for connection in connections]
     await rotate(place, integration, "new-secret")
     async with asyncio.timeout(PATIENCE_S):
-        while (await integration_of(place, connections[0])).secret_refused_at is None:
+        while (await place.integration_of(connections[0])).secret_refused_at is None:
             await asyncio.sleep(0.01)
     idp.client_secret = "new-secret"
     problems = [problem for said in await asyncio.gather(*running) for problem in said]
     assert problems == [None] * 40
     assert (await place.ensure_fresh(connections[0], 6)).generation == 7
-    assert (await integration_of(place, connections[0])).secret_refused_at is None
+    assert (await place.integration_of(connections[0])).secret_refused_at is None

@@ -17,18 +17,15 @@ from evergrant_server.core.connections.connection import Connection, LifecycleSt
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import TokenSet
-from evergrant_server.core.definition import Definition, DefinitionState
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import AttemptId, DefinitionId, new_id
+from evergrant_server.core.ids import new_id
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.single_use.attempt import LateTokens
-from providers.definition.schema import ProviderSpec
 from tests.fakes.certificates import loopback_tls
 from tests.fakes.databases import migrated_sqlite, sqlite_url
-from tests.fakes.platform.installation import TENANT, Installation, installation
+from tests.fakes.platform.installation import Installation, installation
 from tests.fakes.providers.scripted_provider import Call, ScriptedProvider, error, hold_answer
-from tests.faults.single_use.test_takeover import Activities
+from tests.faults.support.activities import Activities
 from tests.faults.support.reply_timing import SHORT, left, outcome
 
 A_DAY_S = 86_400
@@ -77,24 +74,7 @@ async def integration(place: Installation, idp: ScriptedProvider, **more: Any) -
         "refresh_rotates": True,
         **more,
     }
-    now = place.parts.clock.now()
-    definition = Definition(
-        tenant=TENANT,
-        id=DefinitionId(new_id("def")),
-        name=str(document["name"]),
-        version=1,
-        document=document,
-        state=DefinitionState.ACTIVE,
-        share=1,
-        proposed_by="app:admin",
-        created_at=now,
-        changed_at=now,
-    )
-    made = await place.integration(idp, ProviderSpec.model_validate(document).refresh_rules())
-    async with place.store.write() as tx:
-        await tx.definitions.add(definition)
-        there = made.model_copy(update={"provider": definition.name, "endpoints": None, "issuer": None})
-        return await tx.integrations.put(there, None, expected=made.revision)
+    return await place.integration_with(idp, document)
 
 
 async def consented(
@@ -123,13 +103,6 @@ async def came_late(
     assert (await exchange).failure is ErrorCode.OUTCOME_UNKNOWN
 
 
-async def ended(place: Installation, consent: Consent) -> Consent:
-    async with place.store.read() as tx:
-        found = await tx.consents.get(TENANT, consent.id)
-    assert found is not None
-    return found
-
-
 async def test_a_late_first_answer_brings_what_came_with_it(
     place: Installation, idp: SaysMoreAtFirst, tmp_path: Path
 ):
@@ -145,7 +118,7 @@ async def test_a_late_first_answer_brings_what_came_with_it(
     lives = grant.refresh_expires_at - place.parts.clock.now()
     assert timedelta(hours=23) < lives < timedelta(days=1)
     assert (back.requested_scopes, back.follow_up) == (("read", "write"), FollowUp.LOOKING_UP)
-    done = await ended(place, consent)
+    done = await place.consent_of(consent)
     assert (done.status, done.failure) == (ConsentStatus.DONE, None)
     (refresh,) = (it for it in idp.calls if it.params.get("grant_type") == "refresh_token")
     assert refresh.target == "/eu/token"
@@ -186,21 +159,13 @@ async def verified(place: Installation, idp: SaysMoreAtFirst, folder: Path, flow
         template_params={},
         post_auth=[],
     )
-    connection, now = await place.begin(at), place.parts.clock.now()
-    late = LateTokens(
-        tenant=TENANT,
-        attempt_id=AttemptId(new_id("att")),
-        connection_id=connection.id,
-        from_generation=0,
-        requested_at=now,
-        received_at=now,
-    )
+    connection = await place.begin(at)
     given = idp.grant()
     tokens = TokenSet(access_token=Secret("at-late"), refresh_token=Secret(given["refresh_token"]))
     async with place.store.write() as tx:
         changed = connection.model_copy(update={"flow": flow})
         connection = await tx.connections.replace(changed, expected=connection.revision)
-        assert await tx.late_tokens.add(late, tokens)
+    late = await place.keep_late(connection, tokens)
     return await Activities(place, (idp.allowance,), folder / "here").verify(connection, late.attempt_id)
 
 

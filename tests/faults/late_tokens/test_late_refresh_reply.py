@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
-import pytest
 import pytest_asyncio
 
 from evergrant_server.core.audit import AuditAction, AuditRecord
@@ -17,13 +16,12 @@ from evergrant_server.core.connections.connection import Connection, LifecycleSt
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.activities import GrantResult
-from evergrant_server.core.single_use.attempt import LateTokens, TimeLimits
+from evergrant_server.core.single_use.attempt import TimeLimits
 from tests.fakes.databases import database_url, postgres_server  # noqa: F401  # fixtures
 from tests.fakes.patience import PATIENCE_S
-from tests.fakes.platform.installation import TENANT, Installation, installation
+from tests.fakes.platform.installation import Installation, installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, drop, error, hold_answer, status
-from tests.faults.refresh.test_misbehaving_provider import open_attempts
-from tests.faults.single_use.test_takeover import Activities, integration_of
+from tests.faults.support.activities import Activities
 from tests.faults.support.reply_timing import SHORT, left
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
@@ -82,11 +80,6 @@ async def given_up(place: Installation, idp: ScriptedProvider, slow: Slow) -> Co
     return lost
 
 
-async def late_answers(place: Installation, connection: Connection) -> list[LateTokens]:
-    async with place.store.read() as tx:
-        return await tx.late_tokens.of_connection(TENANT, connection.id)
-
-
 async def late_records(place: Installation, connection: Connection) -> list[AuditRecord]:
     found = await place.audited(connection)
     return [it for it in found if it.action is AuditAction.LATE_TOKENS_RECEIVED]
@@ -111,8 +104,8 @@ async def test_a_late_answer_that_still_works_brings_the_connection_back(
     assert set(actions[-3:]) == told
     (twice,) = [it for it in await place.audited(connection) if it.action is AuditAction.SENT_TWICE]
     assert twice.detail["overlapped"] is False, "the slow one's bytes had left long before"
-    assert await late_answers(place, connection) == []
-    assert await open_attempts(place, connection) == 0
+    assert await place.late_tokens(connection) == []
+    assert await place.open_attempts(connection) == 0
     assert (await place.ensure_fresh(connection, 2)).generation == 3, "its refresh token is the newest"
     assert brief.families[-1].alive
 
@@ -136,17 +129,16 @@ async def test_a_late_answer_of_a_family_that_was_ended_is_not_believed(
         ErrorCode.OUTCOME_UNKNOWN,
         1,
     )
-    assert await late_answers(place, connection) == []
+    assert await place.late_tokens(connection) == []
 
 
-@pytest.mark.parametrize("trouble", [status(503), drop()])
 async def test_a_late_answer_is_verified_again_until_the_provider_says_what_it_is(
-    place: Installation, brief: ScriptedProvider, tmp_path: Path, trouble
+    place: Installation, brief: ScriptedProvider, tmp_path: Path
 ):
     slow = Slow(place, brief, tmp_path)
     connection = await place.connect(brief, STRICT)
     await slow.refreshes(connection)
-    brief.script(error("invalid_grant"), trouble)
+    brief.script(error("invalid_grant"), drop(), status(503))
     await place.ensure_fresh(connection, 1)
     await place.until(connection, lambda c: c.state is LifecycleState.NEEDS_REAUTH)
     await slow.answered()
@@ -158,10 +150,10 @@ async def test_a_late_answer_is_overtaken_by_a_new_consent(
 ):
     slow = Slow(place, brief, tmp_path)
     connection = await given_up(place, brief, slow)
-    await place.consent(brief, await integration_of(place, connection), connection)
+    await place.consent(brief, await place.integration_of(connection), connection)
     await place.until(connection, lambda c: c.generation == 2)
     await slow.answered()
-    assert await late_answers(place, connection) == []
+    assert await place.late_tokens(connection) == []
     assert (await place.row(connection)).generation == 2
     assert await late_records(place, connection) == []
 
@@ -177,11 +169,11 @@ async def test_a_late_answer_is_revoked_with_its_connection(
     await place.ensure_fresh(connection, 1)
     await place.until(connection, lambda c: c.state is LifecycleState.NEEDS_REAUTH)
     await slow.answered()
-    assert len(await late_answers(place, connection)) == 1
+    assert len(await place.late_tokens(connection)) == 1
     await place.revoke(connection)
     ended = await place.until(connection, lambda c: c.state is LifecycleState.REVOKED)
     assert ended.revocation is RevocationOutcome.CONFIRMED
     family = brief.families[-1]
     revoked = [call.params["token"] for call in brief.calls if call.endpoint == "revoke"]
     assert family.refresh_token in revoked
-    assert await late_answers(place, connection) == []
+    assert await place.late_tokens(connection) == []

@@ -91,9 +91,7 @@ async def refreshed(place: Installation, connection: Connection, times: int) -> 
 
 
 async def reauthorized(place: Installation, idp: ScriptedProvider, connection: Connection) -> Connection:
-    async with place.store.read() as tx:
-        integration = await tx.integrations.get(TENANT, connection.integration_id)
-    assert integration is not None
+    integration = await place.integration_of(connection)
     before = await place.row(connection)
     await place.consent(idp, integration, connection)
     return await place.until(connection, lambda row: row.generation > before.generation)
@@ -173,7 +171,7 @@ class SetBack(ClosedRunExporter):
 
     restore: Callable[[], Awaitable[None]]
 
-    async def have_exported(self, since: datetime | None) -> int:
+    async def request_exports(self, since: datetime | None) -> int:
         await self.restore()
         return await super().request_exports(since)
 

@@ -14,13 +14,10 @@ import pytest
 import pytest_asyncio
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.definition import Definition, DefinitionState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import DefinitionId, new_id
-from providers.definition.schema import ProviderSpec
+from evergrant_server.core.ids import new_id
 from tests.fakes.certificates import loopback_tls
-from tests.fakes.databases import sqlite_url
-from tests.fakes.platform.installation import ASKED, TENANT, Installation, installation
+from tests.fakes.platform.installation import Installation
 from tests.fakes.providers.scripted_provider import Call, ScriptedProvider, drop_after_commit, ok, status
 
 FIRST, LONG = "ig_exchange_token", "ig_refresh_token"
@@ -69,25 +66,7 @@ class World:
             "terminal_error_codes": ["190"],
             **more,
         }
-        now = self.place.parts.clock.now()
-        definition = Definition(
-            tenant=TENANT,
-            id=DefinitionId(new_id("def")),
-            name=document["name"],
-            version=1,
-            document=document,
-            state=DefinitionState.ACTIVE,
-            share=1,
-            proposed_by=ASKED.by,
-            created_at=now,
-            changed_at=now,
-        )
-        rules = ProviderSpec.model_validate(document).refresh_rules()
-        integration = await self.place.integration(self.idp, rules)
-        async with self.place.store.write() as tx:
-            await tx.definitions.add(definition)
-            there = integration.model_copy(update={"provider": definition.name})
-            integration = await tx.integrations.put(there, None, expected=integration.revision)
+        integration = await self.place.integration_with(self.idp, document)
         connection = await self.place.begin(integration, "adaptive")
         await self.place.consent(self.idp, integration, connection)
         return connection
@@ -111,16 +90,16 @@ class World:
 
 
 @pytest_asyncio.fixture
-async def world(
-    temporal_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[World]:
+async def idp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MetaLike]:
     tls = loopback_tls(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(tls.authorities))
-    async with (
-        MetaLike(tls=tls) as idp,
-        installation(temporal_address, sqlite_url(tmp_path), tmp_path, allow=(idp.allowance,)) as place,
-    ):
-        yield World(place, idp)
+    async with MetaLike(tls=tls) as provider:
+        yield provider
+
+
+@pytest.fixture
+def world(place: Installation, idp: MetaLike) -> World:
+    return World(place, idp)
 
 
 async def test_a_first_token_is_exchanged_at_once_and_a_lost_answer_costs_another_request(world: World):

@@ -15,7 +15,7 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.single_use.attempt import TimeLimits
 from tests.fakes.platform.installation import Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, drop, hold_answer, ok
-from tests.faults.single_use.test_takeover import Activities, at_temporal
+from tests.faults.support.activities import Activities, at_temporal
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
 HOUR = timedelta(hours=1)

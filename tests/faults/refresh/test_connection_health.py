@@ -62,11 +62,10 @@ async def test_a_consent_that_repairs_is_a_recovery(place: Installation, idp: Sc
     connection = await place.connect(idp)
     idp.script(error("invalid_grant"))
     await place.ensure_fresh(connection, 1)
-    async with place.store.read() as tx:
-        integration = await tx.integrations.get(TENANT, connection.integration_id)
-    assert integration is not None
+    integration = await place.integration_of(connection)
     await place.consent(idp, integration, connection)
-    await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)
+    again = await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)
+    assert (again.id, again.generation) == (connection.id, 2)
     recovered = [it for it in await place.audited(connection) if it.action is RECOVERED]
     assert [it.detail["reason"] for it in recovered] == [ErrorCode.GRANT_REJECTED]
 

@@ -4,26 +4,8 @@ Their refresh tokens work once. A server that doesn't bind answers with the next
 answer must not be thrown away.
 """
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
-import pytest_asyncio
-
-from tests.fakes.databases import sqlite_url
-from tests.fakes.platform.installation import TENANT, Installation, installation
+from tests.fakes.platform.installation import TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, ok
-
-
-@pytest_asyncio.fixture
-async def idp() -> AsyncIterator[ScriptedProvider]:
-    async with ScriptedProvider() as server:
-        yield server
-
-
-@pytest_asyncio.fixture
-async def place(temporal_address: str, tmp_path: Path, idp: ScriptedProvider) -> AsyncIterator[Installation]:
-    async with installation(temporal_address, sqlite_url(tmp_path), tmp_path, allow=(idp.allowance,)) as it:
-        yield it
 
 
 async def test_a_bearer_grant_outlives_a_server_that_binds_nothing(

@@ -20,7 +20,7 @@ from tests.fakes.platform.installation import TENANT, Installation
 from tests.fakes.platform.serving import serving
 from tests.fakes.providers.scripted_provider import ScriptedProvider, raw
 from tests.faults.refresh.test_refresh_rules import follows, version
-from tests.faults.single_use.test_takeover import Activities, integration_of
+from tests.faults.support.activities import Activities
 
 REPORT = {"generation": 1, "reason": "unauthorized"}
 JSON = {"Content-Type": "application/json"}
@@ -67,7 +67,7 @@ async def test_a_refresh_token_that_the_definition_has_no_use_for_is_no_reason_t
         bare = {**BARE, "refresh_token": idp.grant()["refresh_token"]}
         idp.script(raw(json.dumps(bare).encode(), 200, JSON))
     connection = await place.connect(idp)
-    await version(place, idp, 1, DefinitionState.ACTIVE, refresh_supported=False)
+    await version(place, 1, DefinitionState.ACTIVE, refresh_supported=False)
     await follows(place, connection, {})
     headers, sent = {"Authorization": f"Bearer {await admin(place.parts)}"}, idp.count("token")
     async with (
@@ -89,7 +89,7 @@ async def test_rfc6749_6_a_new_consent_is_never_refreshed_with_the_token_of_the_
     idp.script(raw(json.dumps({**idp.grant(), "id_token": id_token("account-1")}).encode(), 200, JSON))
     connection = await place.connect(idp)
     idp.script(raw(json.dumps({**BARE, "expires_in": 3600}).encode(), 200, JSON))
-    await place.consent(idp, await integration_of(place, connection), connection)
+    await place.consent(idp, await place.integration_of(connection), connection)
     await place.until(connection, lambda row: row.generation == 2)
     row, grant = await place.grant(connection)
     async with place.store.read() as tx:

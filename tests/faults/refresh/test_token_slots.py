@@ -13,15 +13,13 @@ import pytest_asyncio
 from evergrant_server.core.access import Integration
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.definition import Definition, DefinitionState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import DefinitionId, new_id
+from evergrant_server.core.ids import new_id
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.wiring.platform import open_platform
-from providers.definition.schema import ProviderSpec
 from tests.fakes.certificates import loopback_tls
 from tests.fakes.databases import migrated_sqlite, sqlite_url
-from tests.fakes.platform.installation import ASKED, TENANT, Installation, installation, prepared
+from tests.fakes.platform.installation import TENANT, Installation, prepared
 from tests.fakes.providers.scripted_provider import Call, ScriptedProvider, hold_answer
 from tests.faults.single_use.test_journal_replay import Workers, store_that_takes_no_write
 
@@ -72,25 +70,7 @@ class World:
             },
             "refresh_rotates": True,
         }
-        now = self.place.parts.clock.now()
-        definition = Definition(
-            tenant=TENANT,
-            id=DefinitionId(new_id("def")),
-            name=str(document["name"]),
-            version=1,
-            document=document,
-            state=DefinitionState.ACTIVE,
-            share=1,
-            proposed_by=ASKED.by,
-            created_at=now,
-            changed_at=now,
-        )
-        rules = ProviderSpec.model_validate(document).refresh_rules()
-        made = await self.place.integration(self.idp, rules)
-        async with self.place.store.write() as tx:
-            await tx.definitions.add(definition)
-            there = made.model_copy(update={"provider": definition.name})
-            return await tx.integrations.put(there, None, expected=made.revision)
+        return await self.place.integration_with(self.idp, document)
 
     async def second(self, first: Connection) -> Connection | None:
         async with self.place.store.read() as tx:
@@ -125,12 +105,9 @@ async def idp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
         yield idp
 
 
-@pytest_asyncio.fixture
-async def world(temporal_address: str, tmp_path: Path, idp: SlackLike) -> AsyncIterator[World]:
-    async with installation(
-        temporal_address, sqlite_url(tmp_path), tmp_path, allow=(idp.allowance,)
-    ) as place:
-        yield World(place, idp)
+@pytest.fixture
+def world(place: Installation, idp: SlackLike) -> World:
+    return World(place, idp)
 
 
 async def test_each_chain_rotates_on_its_own_and_a_new_consent_renews_both(world: World):

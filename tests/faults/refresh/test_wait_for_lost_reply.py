@@ -21,18 +21,17 @@ from tests.fakes.providers.scripted_provider import (
     ok,
     status,
 )
-from tests.faults.single_use.test_takeover import Activities, at_temporal
+from tests.faults.support.activities import Activities, at_temporal
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
 
 
-@pytest.mark.parametrize("endless", [True, False])
 @pytest.mark.parametrize(
-    ("lost", "ends_as"),
+    ("endless", "lost", "ends_as"),
     [
-        (drop(), (LifecycleState.ACTIVE, 2, None)),
-        (status(500), (LifecycleState.ACTIVE, 2, None)),
-        (drop_after_commit(), (LifecycleState.NEEDS_REAUTH, 1, ErrorCode.OUTCOME_UNKNOWN)),
+        (True, drop(), (LifecycleState.ACTIVE, 2, None)),
+        (False, status(500), (LifecycleState.ACTIVE, 2, None)),
+        (False, drop_after_commit(), (LifecycleState.NEEDS_REAUTH, 1, ErrorCode.OUTCOME_UNKNOWN)),
     ],
 )
 async def test_a_token_that_was_reported_keeps_nobody_waiting_for_a_lost_answer(

@@ -27,7 +27,7 @@ from tests.fakes.platform.installation import ASKED, TENANT, Installation
 from tests.fakes.platform.processes import running_platform
 from tests.fakes.ports import free_port
 from tests.fakes.providers.scripted_provider import Answer, ScriptedProvider, error, ok, status
-from tests.faults.integrations.test_secret_rotation import integration_of, rotate
+from tests.faults.integrations.test_secret_rotation import rotate
 from tests.faults.temporal.test_temporal_lost import add_connections
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
@@ -154,7 +154,7 @@ async def test_once_an_admin_has_repaired_our_client_it_is_told_at_once(
             now := await described(place, connection)
         ) is None or now.failed is not ErrorCode.CLIENT_REJECTED:
             await asyncio.sleep(0.05)
-    integration = await integration_of(place, connection)
+    integration = await place.integration_of(connection)
     await rotate(place, integration, idp.client_secret)
     async with place.store.write() as tx:
         await retry_failing_connections(tx, integration, ASKED, place.parts.clock.now())

@@ -18,7 +18,7 @@ from evergrant_server.core.connections.connection import Connection, LifecycleSt
 from evergrant_server.core.connections.grant import MAIN_SLOT, TokenSet
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant, new_id
+from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages.activities import ConnectionCall, RefreshGrant
 from evergrant_server.core.messages.base import Provenance
 from evergrant_server.core.secret import Secret
@@ -26,7 +26,6 @@ from evergrant_server.core.single_use.attempt import (
     LIMITS,
     AttemptKind,
     AttemptOutcome,
-    LateTokens,
     TimeLimits,
 )
 from evergrant_server.crypto import KeyPurpose
@@ -36,8 +35,7 @@ from providers.requests.sender import Sender
 from providers.responses.raw_reply import RawReply
 from tests.fakes.platform.installation import ASKED, TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, error
-from tests.faults.refresh.test_misbehaving_provider import open_attempts
-from tests.faults.single_use.test_takeover import Activities, at_temporal
+from tests.faults.support.activities import Activities, at_temporal
 from tests.unit.activities.protocol_worker import Told
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
@@ -114,22 +112,14 @@ async def test_a_late_answer_that_is_refused_takes_no_other_with_it(
     idp.script(error("invalid_grant"))
     await place.ensure_fresh(connection, 1)
     await place.until(connection, lambda it: it.state is LifecycleState.NEEDS_REAUTH)
-    now = place.parts.clock.now()
     kept = [
-        LateTokens(
-            tenant=TENANT,
-            attempt_id=AttemptId(new_id("att")),
-            connection_id=connection.id,
+        await place.keep_late(
+            connection,
+            TokenSet(access_token=Secret("a"), refresh_token=Secret(f"dead-{number}")),
             from_generation=1,
-            requested_at=now,
-            received_at=now,
         )
-        for _ in range(2)
+        for number in range(2)
     ]
-    async with place.store.write() as tx:
-        for late in kept:
-            tokens = TokenSet(access_token=Secret("a"), refresh_token=Secret(f"dead-{late.attempt_id}"))
-            assert await tx.late_tokens.add(late, tokens)
     worker = Activities(place, (idp.allowance,), tmp_path / "here")
     news = await worker.verify(connection, kept[refused].attempt_id)
     assert news.failure is ErrorCode.GRANT_REJECTED
@@ -156,7 +146,7 @@ async def test_nothing_is_sent_for_a_connection_that_was_condemned_since_it_was_
     with pytest.raises(Failure) as raised:
         await single_use.open(AttemptKind.REFRESH, read, STRICT, token_valid=True)
     assert raised.value.code is ErrorCode.STORE_CONFLICT
-    assert await open_attempts(place, read) == 0
+    assert await place.open_attempts(read) == 0
 
 
 async def died_with(

@@ -32,8 +32,7 @@ from tests.fakes.databases import migrated_sqlite, sqlite_url
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import TENANT, Installation, prepared
 from tests.fakes.providers.scripted_provider import ScriptedProvider, hold_answer
-from tests.faults.refresh.test_misbehaving_provider import open_attempts
-from tests.faults.single_use.test_takeover import Activities
+from tests.faults.support.activities import Activities
 from tests.security.canaries import hits
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
@@ -159,7 +158,7 @@ async def test_a_worker_killed_or_stopped_between_journal_and_commit_costs_nothi
     async with asyncio.timeout(PATIENCE_S):
         while workers.entries():
             await asyncio.sleep(0.05)
-    assert await open_attempts(place, connection) == 0
+    assert await place.open_attempts(connection) == 0
     assert await place.actions(connection) == [AuditAction.GRANT_INSTALLED, AuditAction.GRANT_REFRESHED]
     async with asyncio.timeout(PATIENCE_S):  # a workflow that was told to wait comes back to it
         while (await place.ensure_fresh(connection, 2)).generation < 3:
@@ -219,7 +218,7 @@ async def test_a_key_service_that_is_away_is_found_before_anything_is_sent(
     assert (await worker.refresh(connection, 1)).failure is ErrorCode.KEY_UNAVAILABLE
     ring.away = False
     assert idp.count("token", grant_type="refresh_token") == 0
-    assert await open_attempts(place, connection) == 0
+    assert await place.open_attempts(connection) == 0
 
 
 async def test_a_journal_without_room_is_found_before_anything_is_sent(
@@ -231,7 +230,7 @@ async def test_a_journal_without_room_is_found_before_anything_is_sent(
     shutil.move(mine, tmp_path / "unmounted")
     assert (await worker.refresh(connection, 1)).failure is ErrorCode.JOURNAL_UNAVAILABLE
     assert idp.count("token", grant_type="refresh_token") == 0
-    assert await open_attempts(place, connection) == 0
+    assert await place.open_attempts(connection) == 0
     shutil.move(tmp_path / "unmounted", mine)
     assert (await worker.refresh(connection, 1)).generation == 2
 

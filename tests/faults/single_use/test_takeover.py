@@ -4,53 +4,16 @@ The second worker has a journal folder of its own, as on another host.
 """
 
 import asyncio
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
-from temporalio.testing import ActivityEnvironment
 
-from activities.consents.client_grants import ClientGrantActivities
-from activities.consents.code_exchange import CodeExchangeActivities
-from activities.consents.consent_end import ConsentEndActivities
-from activities.consents.device import DeviceActivities
-from activities.grants.late_verification import LateTokenActivities
-from activities.grants.refresh import RefreshActivities
-from activities.grants.revocation import RevocationActivities
-from activities.grants.services import GrantServices
-from activities.single_use.circuit_breakers import CircuitBreakers
-from activities.single_use.critical_section import CriticalSections
-from activities.single_use.journal_replay import JournalReplayer
-from activities.single_use.protocol import SingleUseProtocol
-from activities.support.provider_context import ProviderContextLoader
-from evergrant_server.core.access import Integration
-from evergrant_server.core.clock import Clock
-from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
-from evergrant_server.core.connections.consent import Consent
+from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import AttemptId
-from evergrant_server.core.messages.activities import (
-    ExchangeCode,
-    GrantResult,
-    RefreshGrant,
-    RequestFirstTokens,
-    RevocationResult,
-    RevokeGrant,
-    VerifyLateTokens,
-)
-from evergrant_server.core.messages.base import Provenance
-from evergrant_server.core.messages.names import connection_workflow_id
-from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, TimeLimits
-from evergrant_server.core.single_use.circuit_breaker import BreakerRules
-from evergrant_server.egress import Egress, EgressPolicy
-from evergrant_server.journal import Journal
-from evergrant_server.store import Store
-from providers.requests.sender import Sender
+from evergrant_server.core.single_use.attempt import AttemptKind
 from tests.fakes.patience import PATIENCE_S
-from tests.fakes.platform.installation import ASKED, TENANT, Installation
+from tests.fakes.platform.installation import TENANT, Installation
 from tests.fakes.providers.scripted_provider import (
     ScriptedProvider,
     delay,
@@ -60,110 +23,15 @@ from tests.fakes.providers.scripted_provider import (
     ok,
     status,
 )
-from tests.faults.refresh.test_misbehaving_provider import open_attempts
+from tests.faults.support.activities import Activities, at_temporal
 
 NEVER_ROTATES = RefreshRules(rotation=Rotation.NONE)
-
-
-class Activities:
-    """What one worker would run, called without Temporal."""
-
-    def __init__(
-        self,
-        place: Installation,
-        allow: tuple[str, ...],
-        journals: Path,
-        limits: TimeLimits = LIMITS,
-        store: Store | None = None,
-        clock: Clock | None = None,
-    ) -> None:
-        parts = place.parts
-        store, clock = store or parts.store, clock or parts.clock
-        self.journal = Journal(journals)
-        sections = CriticalSections()
-        sender = Sender(Egress(EgressPolicy(allow=allow)))
-        protocol = SingleUseProtocol(store, clock, sections, self.journal, limits)
-        holder = ProviderContextLoader(store, parts.registry, parts.settings.public_url, clock)
-        services = GrantServices(store, holder, sender, protocol, clock)
-        self.single_use = protocol
-        self._refresh = RefreshActivities(services, CircuitBreakers(BreakerRules(threshold=0)))
-        self._revocation = RevocationActivities(services)
-        self._consent = CodeExchangeActivities(services)
-        self._minting = ClientGrantActivities(services)
-        self._devices = DeviceActivities(services)
-        self._late = LateTokenActivities(services)
-        self._consent_end = ConsentEndActivities(services)
-        endings = {
-            AttemptKind.REFRESH: self._refresh.replay,
-            AttemptKind.CODE_EXCHANGE: self._consent.replay,
-            AttemptKind.LATE_TOKENS: self._late.replay,
-            AttemptKind.CLIENT_GRANT: self._minting.replay,
-            AttemptKind.DEVICE_CODE: self._devices.replay,
-        }
-        self.replayer = JournalReplayer(store, clock, self.journal, sections, endings)
-
-    async def refresh(
-        self,
-        connection: Connection,
-        generation: int,
-        env: ActivityEnvironment | None = None,
-        *,
-        token_over: bool = False,
-    ) -> GrantResult:
-        order = RefreshGrant(**_call(connection), generation=generation, token_over=token_over)
-        async with asyncio.timeout(PATIENCE_S):
-            return await (env or at_temporal()).run(self._refresh.refresh_grant, order)
-
-    async def revoke(self, connection: Connection) -> RevocationResult:
-        order = RevokeGrant(**_call(connection))
-        return await at_temporal().run(self._revocation.revoke_grant, order)
-
-    async def verify(self, connection: Connection, late: AttemptId) -> GrantResult:
-        order = VerifyLateTokens(**_call(connection), attempt_id=late)
-        return await at_temporal().run(self._late.verify_late_tokens, order)
-
-    async def exchange(self, connection: Connection, consent: Consent) -> GrantResult:
-        order = ExchangeCode(**_call(connection), consent_id=consent.id, generation=0)
-        return await at_temporal().run(self._consent.exchange_code, order)
-
-    async def mint(self, connection: Connection, consent: Consent) -> GrantResult:
-        order = RequestFirstTokens(**_call(connection), consent_id=consent.id, generation=0)
-        return await at_temporal().run(self._minting.request_client_grant, order)
-
-    async def poll(self, connection: Connection, consent: Consent) -> GrantResult:
-        order = RequestFirstTokens(**_call(connection), consent_id=consent.id, generation=0)
-        return await at_temporal().run(self._devices.poll_device, order)
-
-
-def at_temporal(now: datetime | None = None) -> ActivityEnvironment:
-    """Where an activity began just now, by Temporal's clock."""
-    env = ActivityEnvironment()
-    env.info = replace(env.info, started_time=now or datetime.now(UTC))
-    return env
-
-
-def _call(connection: Connection) -> dict[str, Any]:
-    workflow = connection_workflow_id(TENANT, connection.id)
-    provenance = Provenance(workflow_id=workflow, run_id="r", event_id=1)
-    return {
-        "tenant": TENANT,
-        "connection_id": connection.id,
-        "context": ASKED,
-        "provenance": provenance,
-    }
 
 
 def two_hosts(place: Installation, idp: ScriptedProvider, folder: Path) -> tuple[Activities, Activities]:
     """Neither sees the other's journals."""
     allow = (idp.allowance,)
     return Activities(place, allow, folder / "slow"), Activities(place, allow, folder / "quick")
-
-
-async def integration_of(place: Installation, connection: Connection) -> Integration:
-    async with place.store.read() as tx:
-        found = await tx.integrations.get(TENANT, connection.integration_id)
-    assert found is not None
-    return found
 
 
 @pytest.mark.parametrize("refused", [False, True])
@@ -182,7 +50,7 @@ async def test_an_answer_that_comes_after_a_takeover_ends_quietly(
     await late
     row = await place.row(connection)
     assert (row.state, row.generation) == (LifecycleState.ACTIVE, 2)
-    assert await open_attempts(place, connection) == 0
+    assert await place.open_attempts(connection) == 0
 
 
 async def test_an_answer_that_comes_after_the_takeover_was_refused_is_verified_first(
@@ -199,7 +67,7 @@ async def test_an_answer_that_comes_after_the_takeover_was_refused_is_verified_f
     news = await late
     row = await place.row(connection)
     assert (row.state, news.failure) == (LifecycleState.NEEDS_REAUTH, row.reason)
-    assert await open_attempts(place, connection) == 0
+    assert await place.open_attempts(connection) == 0
 
 
 async def test_a_second_use_that_is_refused_after_the_first_was_installed_has_the_new_grant_tried(
@@ -219,15 +87,7 @@ async def test_a_second_use_that_is_refused_after_the_first_was_installed_has_th
     second.set()
     assert (await again).generation == 2
     assert (await place.row(connection)).state is LifecycleState.ACTIVE
-    async with asyncio.timeout(PATIENCE_S):
-        while "rotate" not in await signals(place, connection):
-            await asyncio.sleep(0.05)
-
-
-async def signals(place: Installation, connection: Connection) -> list[str]:
-    events = await place.parts.link.history(connection_workflow_id(TENANT, connection.id))
-    said = (event.get("workflowExecutionSignaledEventAttributes") for event in events)
-    return [it["signalName"] for it in said if it]
+    await place.until_signalled(connection, "rotate")
 
 
 async def test_what_is_in_flight_here_is_not_sent_again(
@@ -257,7 +117,7 @@ async def test_a_revocation_and_a_new_code_wait_for_what_is_in_flight(
     lenient.script(hold_answer(gate))
     refresh = asyncio.create_task(worker.refresh(connection, 1))
     await lenient.until("token", 2)
-    integration = await integration_of(place, connection)
+    integration = await place.integration_of(connection)
     consent = await place.consent(lenient, integration, connection, tell=False)
     with pytest.raises(Failure) as waits:
         await worker.exchange(connection, consent)
@@ -330,26 +190,6 @@ async def test_an_outage_longer_than_a_tokens_life_makes_the_next_token_no_older
     sent_after = place.parts.clock.now()
     assert (await here.refresh(connection, 1)).generation == 2
     assert (await place.grant(connection))[1].obtained_at >= sent_after
-
-
-async def test_an_intent_that_is_too_old_is_not_sent(
-    place: Installation, idp: ScriptedProvider, tmp_path: Path
-):
-    """A process that was stopped between intent and send; somebody else may have taken over."""
-    connection = await place.connect(idp)
-    limits = TimeLimits(send=timedelta(seconds=-1))
-    worker = Activities(place, (idp.allowance,), tmp_path / "here", limits)
-    assert (await worker.refresh(connection, 1)).failure is ErrorCode.REFRESH_PENDING
-    assert idp.count("token", grant_type="refresh_token") == 0
-    assert await open_attempts(place, connection) == 0
-
-
-async def test_a_refusal_is_no_answer_to_keep(place: Installation, idp: ScriptedProvider, tmp_path: Path):
-    connection = await place.connect(idp)
-    here = Activities(place, (idp.allowance,), tmp_path / "here")
-    idp.script(error("invalid_grant"))
-    await here.refresh(connection, 1)
-    assert list((tmp_path / "here").glob("*/*.*")) == []
 
 
 async def test_an_outage_that_answers_500_condemns_no_grant_that_it_never_touched(

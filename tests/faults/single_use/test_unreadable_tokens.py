@@ -21,7 +21,7 @@ from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, ok, raw
 from tests.faults.revocation.test_external_revocation import waits
-from tests.faults.single_use.test_takeover import Activities
+from tests.faults.support.activities import Activities
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
 

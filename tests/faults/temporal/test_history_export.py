@@ -1,27 +1,16 @@
 """Temporal forgets closed runs; the exported history still tells the whole life."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
-import pytest_asyncio
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 
 from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.temporal_link.calls import WorkflowNotRunning
-from tests.fakes.databases import sqlite_url
 from tests.fakes.patience import PATIENCE_S
-from tests.fakes.platform.installation import TENANT, Installation, installation
+from tests.fakes.platform.installation import TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider
-
-
-@pytest_asyncio.fixture
-async def place(temporal_address: str, tmp_path: Path, idp: ScriptedProvider) -> AsyncIterator[Installation]:
-    url = sqlite_url(tmp_path)
-    async with installation(temporal_address, url, tmp_path, allow=(idp.allowance,)) as here:
-        yield here
 
 
 async def test_history_outlives_temporal(place: Installation, idp: ScriptedProvider):

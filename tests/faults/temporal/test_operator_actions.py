@@ -117,7 +117,8 @@ HANDS = {
     "reset to before a refresh, updates dropped": reset("before", NOTHING),
     "reset to after a refresh": reset("after"),
 }
-IN_THE_MIDDLE = {name: hand for name, hand in HANDS.items() if name != "reset to after a refresh"}
+IN_THE_MIDDLE = ("terminate", "cancel", "reset to before a refresh, updates dropped")
+AT_REST = tuple(name for name in HANDS if name not in ("terminate", "reset to before a refresh"))
 
 
 async def until_it_lives(place: Installation, connection: Connection, generation: int) -> None:
@@ -145,7 +146,7 @@ async def unharmed(place: Installation, idp: ScriptedProvider, connection: Conne
     assert AuditAction.REVOCATION_REQUESTED not in await place.actions(connection)
 
 
-@pytest.mark.parametrize("hand", HANDS)
+@pytest.mark.parametrize("hand", AT_REST)
 async def test_at_rest(place: Installation, idp: ScriptedProvider, hand: str):
     connection = await place.connect(idp, STRICT)
     await place.ensure_fresh(connection, 1)
@@ -199,7 +200,7 @@ async def test_a_cancelled_run_is_followed_by_another(place: Installation, idp: 
     assert (await place.ensure_fresh(connection, 1)).generation == 2
 
 
-@pytest.mark.parametrize("hand", ["cancel", "terminate", "delete", "reset to the beginning, signals dropped"])
+@pytest.mark.parametrize("hand", ["cancel", "delete", "reset to the beginning, signals dropped"])
 async def test_a_revocation_under_way_is_carried_out_all_the_same(
     place: Installation, idp: ScriptedProvider, hand: str
 ):
@@ -210,7 +211,7 @@ async def test_a_revocation_under_way_is_carried_out_all_the_same(
     await idp.until("revoke", 1)
     await HANDS[hand](place, connection)
     gate.set()
-    over = await place.until(connection, lambda row: row.state is LifecycleState.REVOKED, limit_s=60)
+    over = await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
     assert over.revocation is RevocationOutcome.CONFIRMED
     assert not any(family.alive for family in idp.families)
 

@@ -55,7 +55,7 @@ class Trouble:
             raise self._at_signal or WorkflowNotRunning
         self.signalled.append(target)
 
-    async def revive(self, tenant: Tenant, connection_id: ConnectionId) -> StartOutcome:
+    async def start_workflow(self, tenant: Tenant, connection_id: ConnectionId) -> StartOutcome:
         if self._revives is not None:
             return self._revives
         assert self._at_revival is not None
@@ -80,9 +80,7 @@ async def put(store: Store, clock: SetClock, target: str) -> None:  # noqa: F811
     "goes_wrong",
     [
         {"at_signal": ValueError("its text may be a secret")},
-        {"at_signal": Failure(ErrorCode.TEMPORAL_UNAVAILABLE)},
         {"at_revival": Failure(ErrorCode.TEMPORAL_UNAVAILABLE)},
-        {"at_revival": KeyError("rules")},
     ],
 )
 async def test_what_can_t_be_delivered_is_put_off_and_the_next_one_delivered(
@@ -179,7 +177,7 @@ async def test_a_relay_that_is_ended_as_it_is_nudged_ends(
     looked = asyncio.Event()
 
     class Idle(OutboxRelay):
-        async def deliver(self) -> int:
+        async def deliver_batch(self) -> int:
             looked.set()
             return 0
 

@@ -1,13 +1,10 @@
 """`reconcile --restart-older-than`, and a pass that another worker goes on with."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
-import pytest_asyncio
 from temporalio.testing import ActivityEnvironment
 
 from activities.maintenance.reconcile import ReconcileActivities
@@ -18,19 +15,11 @@ from evergrant_server.core.messages.maintenance import ReconcileRequest, Reconci
 from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.temporal_link.closed_runs import ClosedRunExporter
 from evergrant_server.temporal_link.runs import RunningWorkflow
-from tests.fakes.databases import migrated_sqlite, sqlite_url
 from tests.fakes.patience import PATIENCE_S
-from tests.fakes.platform.installation import TENANT, Installation, installation
+from tests.fakes.platform.installation import TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, hold_answer
 
 LONG_AGO = timedelta(days=30)
-
-
-@pytest_asyncio.fixture
-async def place(temporal_address: str, tmp_path: Path, idp: ScriptedProvider) -> AsyncIterator[Installation]:
-    await migrated_sqlite(tmp_path)
-    async with installation(temporal_address, sqlite_url(tmp_path), tmp_path, allow=(idp.allowance,)) as here:
-        yield here
 
 
 async def run_of(place: Installation, connection: Connection) -> str | None:

@@ -12,11 +12,10 @@ from temporalio.service import RPCError
 
 from evergrant_server.cli.doctor import temporal as doctor_temporal
 from evergrant_server.cli.doctor.checks import CheckFailed
-from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.temporal_link.schedules import SCHEDULES, declare_schedules, schedule_id
 from tests.fakes.databases import sqlite_url
 from tests.fakes.patience import PATIENCE_S
-from tests.fakes.platform.installation import TENANT, Installation, installation
+from tests.fakes.platform.installation import Installation, installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 
 
@@ -78,13 +77,3 @@ async def test_what_somebody_paused_stays_paused_and_the_doctor_says_so(place: I
     assert (await described(place)).schedule.state.paused
     with pytest.raises(CheckFailed, match="maintenance till noon"):
         await doctor_temporal.schedules(place.parts.settings)
-
-
-async def test_a_workflow_that_was_terminated_is_there_again_soon(place: Installation, idp: ScriptedProvider):
-    connection = await place.connect(idp)
-    await place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id)).terminate()
-    async with asyncio.timeout(PATIENCE_S):
-        while not await place.parts.link.is_running(connection_workflow_id(TENANT, connection.id)):
-            await asyncio.sleep(0.05)
-    assert (await place.ensure_fresh(connection, 1)).generation == 2
-    await place.until_exported(connection)

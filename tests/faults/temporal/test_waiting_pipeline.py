@@ -1,11 +1,8 @@
 """A pipeline that was told to wait for a person hears again, though the connection's run was started anew."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
-from pathlib import Path
 
-import pytest_asyncio
 from evergrant.temporal import TokenInbox, TokenNotReady
 from temporalio import workflow
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
@@ -13,9 +10,8 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.names import connection_workflow_id
-from tests.fakes.databases import migrated_sqlite, sqlite_url
 from tests.fakes.patience import PATIENCE_S
-from tests.fakes.platform.installation import TENANT, Installation, installation
+from tests.fakes.platform.installation import TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, error
 from tests.faults.temporal.test_reconcile_restart import run_of, until_visible
 
@@ -38,13 +34,6 @@ class WaitingPipeline(TokenInbox):
     @workflow.query
     def told(self) -> str:
         return self._told
-
-
-@pytest_asyncio.fixture
-async def place(temporal_address: str, tmp_path: Path, idp: ScriptedProvider) -> AsyncIterator[Installation]:
-    await migrated_sqlite(tmp_path)
-    async with installation(temporal_address, sqlite_url(tmp_path), tmp_path, allow=(idp.allowance,)) as here:
-        yield here
 
 
 async def test_a_run_that_is_started_anew_tells_who_waited_for_the_one_before(
@@ -73,9 +62,7 @@ async def test_a_run_that_is_started_anew_tells_who_waited_for_the_one_before(
                 ).restarted:
                     await asyncio.sleep(0.05)
         assert await run_of(place, connection) != first
-        async with place.store.read() as tx:
-            integration = await tx.integrations.get(TENANT, connection.integration_id)
-        assert integration is not None
+        integration = await place.integration_of(connection)
         await place.consent(idp, integration, connection)
         await place.until(connection, lambda row: row.state is LifecycleState.ACTIVE)
         async with asyncio.timeout(PATIENCE_S):

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
-import pytest
 import pytest_asyncio
 from standardwebhooks import Webhook as Judge
 
@@ -145,12 +144,9 @@ async def test_a_workflow_that_was_ended_by_hand_is_given_back_by_reconcile(
     assert len(receiver.received) == 2
 
 
-@pytest.mark.parametrize("location", ["https://127.0.0.1/", "http://169.254.169.254/latest"])
-async def test_a_redirect_is_not_followed(
-    here: Installation, idp: ScriptedProvider, receiver: Receiver, location: str
-):
+async def test_a_redirect_is_not_followed(here: Installation, idp: ScriptedProvider, receiver: Receiver):
     webhook = await listening(here.store, receiver.url, here.parts.clock.now())
-    receiver.headers["location"] = location
+    receiver.headers["location"] = "http://169.254.169.254/latest"
     receiver.script(307)
     await here.connect(idp)
     (delivery,) = await until_log(here.store, webhook, lambda it: bool(it) and it[0].attempts == 1)

@@ -221,7 +221,7 @@ async def test_a_receiver_may_ask_to_be_left_alone(rounds: Rounds):
 @pytest.mark.parametrize(
     ("limits", "body", "problem"),
     [
-        ({"answer_time": 0.2}, b"", DeliveryProblem.TIMED_OUT),
+        ({"answer_timeout_s": 0.2}, b"", DeliveryProblem.TIMED_OUT),
         ({"body_limit": 100}, b"x" * 1000, DeliveryProblem.UNREADABLE),
     ],
     ids=["a receiver that never answers", "an answer without end"],
