@@ -309,8 +309,8 @@ class Installation:
             attempt_id=AttemptId(new_id("att")),
             connection_id=connection.id,
             from_generation=from_generation,
-            asked_at=now,
-            came_at=now,
+            requested_at=now,
+            received_at=now,
         )
         async with self.store.write() as tx:
             assert await tx.late_tokens.add(late, tokens)

@@ -87,7 +87,7 @@ async def test_a_revocation_that_meets_the_deadline_is_carried_out(
     """The store says revoking before the workflow hears of it, and its time has come."""
     connection = await place.begin(await place.integration(idp), deadline=NEARLY_OVER)
     await place.revoke(connection, tell=False)
-    over = await place.until(connection, lambda c: c.state.final)
+    over = await place.until(connection, lambda c: c.state.is_final)
     assert (over.state, over.revocation) == (LifecycleState.REVOKED, RevocationOutcome.NOTHING_HELD)
     await ended(place, connection)
 
@@ -110,7 +110,7 @@ async def test_a_live_row_gets_a_workflow_even_when_its_last_one_has_ended(
     """A store restored from a backup, say: what it says is live must be revocable."""
     connection = await place.begin(await place.integration(idp), deadline=NEARLY_OVER)
     before = await place.row(connection)
-    over = await place.until(connection, lambda c: c.state.final)
+    over = await place.until(connection, lambda c: c.state.is_final)
     assert over.state is LifecycleState.CONSENT_EXPIRED
     await ended(place, connection)
     async with place.store.write() as tx:

@@ -158,7 +158,7 @@ async def test_a_token_endpoint_moves_under_load_without_a_failed_refresh(
     proposed = await onboarding.propose(document(idp, "v2/token"))
     await onboarding.decide(proposed, approved=True)
     moved, said = await under_load(
-        place, connections, onboarding.until(proposed, lambda it: not it.state.open)
+        place, connections, onboarding.until(proposed, lambda it: not it.state.is_open)
     )
     assert moved.state is DefinitionState.ACTIVE
     assert len(said) >= 12
@@ -181,7 +181,7 @@ async def test_an_endpoint_that_refuses_every_grant_is_rolled_back_and_condemns_
     assert proposed.state is DefinitionState.WAITING
     await onboarding.decide(proposed, approved=True)
     moved, said = await under_load(
-        place, connections, onboarding.until(proposed, lambda it: not it.state.open)
+        place, connections, onboarding.until(proposed, lambda it: not it.state.is_open)
     )
     assert moved.state is DefinitionState.ROLLED_BACK
     assert "worked only as before" in (moved.reason or "")
@@ -206,7 +206,7 @@ async def test_a_rejected_version_never_serves_and_all_of_it_is_on_record(
     onboarding = Onboarding(place)
     proposed = await onboarding.propose(document(idp))
     await onboarding.decide(proposed, approved=False)
-    ended = await onboarding.until(proposed, lambda it: not it.state.open)
+    ended = await onboarding.until(proposed, lambda it: not it.state.is_open)
     assert (ended.state, ended.reason) == (DefinitionState.REJECTED, "looked at it")
     async with place.store.read() as tx:
         assert await tx.definitions.serving(TENANT, "acme-crm") == []
