@@ -7,7 +7,7 @@ The API is not part of it; what a browser and the API would write is written by 
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -248,7 +248,12 @@ class Installation:
         assert found is not None
         return found
 
-    async def until(self, connection: Connection, condition: Any, limit_s: float = PATIENCE_S) -> Connection:
+    async def until(
+        self,
+        connection: Connection,
+        condition: Callable[[Connection], bool],
+        limit_s: float = PATIENCE_S,
+    ) -> Connection:
         async with asyncio.timeout(limit_s):
             while not condition(row := await self.row(connection)):
                 await asyncio.sleep(0.05)

@@ -4,7 +4,7 @@ Worker, Temporal, store and TLS are real; the provider has one good and one bad 
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from evergrant_server.core.messages.definition_rollout import DefinitionDecided
 from evergrant_server.core.messages.names import SignalName, definition_rollout_workflow_id
 from evergrant_server.core.secret import Secret
 from tests.fakes.certificates import loopback_tls
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import ASKED, TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, error
 
@@ -86,8 +87,8 @@ class Onboarding:
             )
         self._place.parts.relay.notify()
 
-    async def until(self, definition: Definition, condition: Any, limit_s: float = 60) -> Definition:
-        async with asyncio.timeout(limit_s):
+    async def until(self, definition: Definition, condition: Callable[[Definition], bool]) -> Definition:
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 async with self._place.store.read() as tx:
                     found = await tx.definitions.get(TENANT, definition.id)
@@ -158,7 +159,7 @@ async def test_a_token_endpoint_moves_under_load_without_a_failed_refresh(
     proposed = await onboarding.propose(document(idp, "v2/token"))
     await onboarding.decide(proposed, approved=True)
     moved, said = await under_load(
-        place, connections, onboarding.until(proposed, lambda it: not it.state.is_open)
+        place, connections, onboarding.until(proposed, lambda it: not it.state.in_progress)
     )
     assert moved.state is DefinitionState.ACTIVE
     assert len(said) >= 12
@@ -181,7 +182,7 @@ async def test_an_endpoint_that_refuses_every_grant_is_rolled_back_and_condemns_
     assert proposed.state is DefinitionState.WAITING
     await onboarding.decide(proposed, approved=True)
     moved, said = await under_load(
-        place, connections, onboarding.until(proposed, lambda it: not it.state.is_open)
+        place, connections, onboarding.until(proposed, lambda it: not it.state.in_progress)
     )
     assert moved.state is DefinitionState.ROLLED_BACK
     assert "worked only as before" in (moved.reason or "")
@@ -206,7 +207,7 @@ async def test_a_rejected_version_never_serves_and_all_of_it_is_on_record(
     onboarding = Onboarding(place)
     proposed = await onboarding.propose(document(idp))
     await onboarding.decide(proposed, approved=False)
-    ended = await onboarding.until(proposed, lambda it: not it.state.is_open)
+    ended = await onboarding.until(proposed, lambda it: not it.state.in_progress)
     assert (ended.state, ended.reason) == (DefinitionState.REJECTED, "looked at it")
     async with place.store.read() as tx:
         assert await tx.definitions.serving(TENANT, "acme-crm") == []

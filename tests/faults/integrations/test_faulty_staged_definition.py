@@ -67,7 +67,7 @@ async def test_refreshes_go_on_as_before_and_count_against_it(
         fresh = await place.ensure_fresh(connection, generation)
         assert (fresh.problem, fresh.generation) == (None, generation + 1)
     assert (await place.row(connection)).state is LifecycleState.ACTIVE
-    counted = await onboarding.until(version, lambda it: it.bad >= 3)
+    counted = await onboarding.until(version, lambda it: it.failed >= 3)
     assert counted.succeeded == 0
 
 
