@@ -6,8 +6,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from evergrant.webhooks import WebhookRefused, verify
 
-SECRETS = os.environ["WEBHOOK_SECRET"].split()  # two of them while one is rotated
-seen: set[str] = set()  # in earnest: a table with a unique key
+SECRETS = os.environ["WEBHOOK_SECRET"].split()  # two while one is being rotated
+seen: set[str] = set()  # in production: a table with a unique key
 
 
 class Receiver(BaseHTTPRequestHandler):
@@ -17,7 +17,7 @@ class Receiver(BaseHTTPRequestHandler):
             event = verify(body, dict(self.headers), SECRETS)
         except WebhookRefused:
             return self.send_error(400)
-        if event.id not in seen:  # it may come twice
+        if event.id not in seen:  # an event may arrive twice
             seen.add(event.id)
             print(event.type, event.data.get("connection_id"), flush=True)
         self.send_response(204)
