@@ -110,7 +110,7 @@ async def postgresql() -> AsyncIterator[str]:
 
 
 def sqlite(folder: Path) -> str:
-    return f"sqlite+aiosqlite:///{folder / 'evergrant.db'}"
+    return f"sqlite:///{folder / 'evergrant.db'}"
 
 
 def first_refusal(refused: Iterable[dict[str, Any]]) -> str:

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator
 from pydantic_settings import NoDecode
 
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
-_DATABASE_SCHEMES = ("sqlite+aiosqlite:///", "postgresql+asyncpg://")
+_DATABASE_SCHEMES = ("sqlite:///", "postgresql://", "postgresql+asyncpg://")
 
 
 def _days(value: Any) -> tuple[int, ...]:
@@ -40,7 +40,7 @@ def _log_level(value: str) -> str:
 
 def _database_url(value: str) -> str:
     if value and not value.startswith(_DATABASE_SCHEMES):
-        raise ValueError("use sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER@HOST/DATABASE")
+        raise ValueError("use sqlite:///FILE or postgresql://USER@HOST/DATABASE")
     return value
 
 

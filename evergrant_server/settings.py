@@ -170,7 +170,7 @@ class Settings(BaseSettings):
     def _derive(self) -> "Settings":
         self.data_dir = self.data_dir.expanduser().absolute()
         if not self.database_url:
-            self.database_url = f"sqlite+aiosqlite:///{self.data_dir / 'evergrant.db'}"
+            self.database_url = f"sqlite:///{self.data_dir / 'evergrant.db'}"
         elif self.database_password_file is not None:
             self.database_url = with_password(self.database_url, self.database_password_file)
         if self.key_file is None:

@@ -6,23 +6,23 @@ import os
 from alembic import context
 from sqlalchemy import Connection
 
-from evergrant_server.store.engine import make_engine
+from evergrant_server.store.database.engine import open_database
 from evergrant_server.store.tables import METADATA
 
 
 def _run(connection: Connection) -> None:
-    context.configure(connection=connection, target_metadata=METADATA, render_as_batch=True)
+    context.configure(connection=connection, target_metadata=METADATA)
     with context.begin_transaction():
         context.run_migrations()
 
 
 async def _run_on(url: str) -> None:
-    engine = make_engine(url)
+    database = open_database(url)
     try:
-        async with engine.begin() as connection:
+        async with database.write() as connection:
             await connection.run_sync(_run)
     finally:
-        await engine.dispose()
+        await database.close()
 
 
 given = context.config.attributes.get("connection")

@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, String, Tuple, exists, select, tuple_, update
-from sqlalchemy import insert as plain_insert
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import BigInteger, String, Tuple, bindparam, exists, select, tuple_, update
 from sqlmodel import col
 
 from evergrant_server.audit.canonical import GENESIS_HASH, canonical_json, record_hash
@@ -17,11 +15,30 @@ from evergrant_server.core.audit import AuditAction, AuditEntry, AuditRecord
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages.base import Provenance, RequestContext
+from evergrant_server.store.columns import table_of
+from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.records import Values, columns_equal, fetch_all, insert
 from evergrant_server.store.tables import AuditRow, AuditShardRow
 from evergrant_server.store.transactions import Transaction
 from evergrant_server.store.types import UtcDateTime
 from evergrant_server.store.webhooks.tables import WebhookRow
+
+_SHARDS = table_of(AuditShardRow)
+_ADD_RECORD = table_of(AuditRow).insert()
+_MOVE_END = (
+    update(_SHARDS)
+    .where(_SHARDS.c.tenant == bindparam("of_tenant"), _SHARDS.c.shard == bindparam("of_shard"))
+    .values(count=bindparam("count"), last_hash=bindparam("last_hash"), revision=_SHARDS.c.revision + 1)
+)
+_LOCK_END = (
+    select(
+        _SHARDS.c.count,
+        _SHARDS.c.last_hash,
+        exists().where(columns_equal(WebhookRow, tenant=bindparam("tenant"), disabled_by=None)),
+    )
+    .where(_SHARDS.c.tenant == bindparam("tenant"), _SHARDS.c.shard == bindparam("shard"))
+    .with_for_update()
+)
 
 
 async def append(tx: Transaction, entry: AuditEntry, *, shard: str = "main") -> AuditRecord:
@@ -35,12 +52,10 @@ async def append(tx: Transaction, entry: AuditEntry, *, shard: str = "main") -> 
     """
     head = await _locked_head(tx.connection, entry.tenant, shard)
     (row,) = chained_rows([entry], shard, head.count, head.last_hash)
-    await tx.connection.execute(plain_insert(AuditRow), row)
-    moved = col(AuditShardRow.revision) + 1
-    after: Values = {"count": row["seq"], "last_hash": row["hash"], "revision": moved}
-    mine = columns_equal(AuditShardRow, tenant=entry.tenant, shard=shard)
-    await tx.connection.execute(update(AuditShardRow).where(mine).values(after))
-    if head.heard:
+    await tx.connection.execute(_ADD_RECORD, row)
+    end = {"of_tenant": entry.tenant, "of_shard": shard, "count": row["seq"], "last_hash": row["hash"]}
+    await tx.connection.execute(_MOVE_END, end)
+    if head.has_webhooks:
         await publish_events(tx, entry)
     return _record_of(row)
 
@@ -114,24 +129,21 @@ class _Head(NamedTuple):
 
     count: int
     last_hash: str
-    heard: bool
+    has_webhooks: bool
 
 
-async def _locked_head(connection: AsyncConnection, tenant: str, shard: str) -> _Head:
+async def _locked_head(connection: DatabaseConnection, tenant: str, shard: str) -> _Head:
     """The chain's end, its row locked until the transaction ends, so that numbers have no gaps.
 
     (SQLite's write transaction locks all.)
     """
-    mine = columns_equal(AuditShardRow, tenant=tenant, shard=shard)
-    heard = exists().where(columns_equal(WebhookRow, tenant=tenant, disabled_by=None))
-    query = (
-        select(col(AuditShardRow.count), col(AuditShardRow.last_hash), heard).where(mine).with_for_update()
-    )
-    head = (await connection.execute(query)).one_or_none()
+    which = {"tenant": tenant, "shard": shard}
+    head = (await connection.execute(_LOCK_END, which)).one_or_none()
     if head is None:
-        empty = {"tenant": tenant, "shard": shard, "count": 0, "last_hash": GENESIS_HASH, "revision": 1}
-        await insert(connection, AuditShardRow, empty)
-        head = (await connection.execute(query)).one()
+        await insert(
+            connection, AuditShardRow, {**which, "count": 0, "last_hash": GENESIS_HASH, "revision": 1}
+        )
+        head = (await connection.execute(_LOCK_END, which)).one()
     return _Head(head[0], head[1], bool(head[2]))
 
 

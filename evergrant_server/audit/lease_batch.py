@@ -5,7 +5,6 @@ running them.
 """
 
 import json
-import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +17,8 @@ from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.ids import AppId, ConnectionId, Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.store import Transaction
-from evergrant_server.store.hop import on_postgresql, on_sqlite
+from evergrant_server.store.database.postgresql import asyncpg_driver
+from evergrant_server.store.database.sqlite import sqlite_driver
 
 # A token that is valid is served while the subject is asked to consent again, too.
 _LEASABLE = frozenset({LifecycleState.ACTIVE.value, LifecycleState.NEEDS_REAUTH.value})
@@ -97,10 +97,7 @@ class LeaseClaim:
 
 async def write_sqlite(tx: Transaction, shard: str, claims: Sequence[LeaseClaim]) -> frozenset[int]:
     """Write what still holds; returns the places of those claims. The transaction is IMMEDIATE."""
-    return await on_sqlite(tx.connection, lambda raw: _write_sqlite(raw, shard, claims))
-
-
-def _write_sqlite(raw: sqlite3.Connection, shard: str, claims: Sequence[LeaseClaim]) -> frozenset[int]:
+    raw = sqlite_driver(tx.connection)
     connection_ids, app_ids = _ids(claims)
     good = _good(
         claims,
@@ -122,7 +119,7 @@ def _write_sqlite(raw: sqlite3.Connection, shard: str, claims: Sequence[LeaseCla
 
 async def write_postgresql(tx: Transaction, shard: str, claims: Sequence[LeaseClaim]) -> frozenset[int]:
     """Write what still holds; returns the places of those claims."""
-    raw = await on_postgresql(tx.connection)
+    raw = await asyncpg_driver(tx.connection)
     connection_ids, app_ids = _ids(claims)
     async with raw.transaction():
         connections = await raw.fetch(_PG_CONNECTIONS, connection_ids)

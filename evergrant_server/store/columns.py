@@ -3,7 +3,7 @@
 import re
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, Integer, MetaData
+from sqlalchemy import JSON, BigInteger, Integer, MetaData, Table
 from sqlalchemy.orm import declared_attr
 from sqlmodel import Field, ForeignKeyConstraint, SQLModel
 
@@ -54,3 +54,8 @@ class Row(SQLModel):
     def __tablename__(cls) -> str:  # noqa: N805  # pyright: ignore[reportIncompatibleVariableOverride]  # as SQLModel does: SQLAlchemy hands over the class
         """`AppKeyRow` is the table `app_key`."""
         return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__.removesuffix("Row")).lower()
+
+
+def table_of(row: type[Row]) -> Table:
+    """The table of a row class, for statements that go around SQLAlchemy's ORM."""
+    return METADATA.tables[str(row.__tablename__)]

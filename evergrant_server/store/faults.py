@@ -42,7 +42,7 @@ def translate_errors() -> Generator[None]:
         yield
     except SQLAlchemyError as error:
         raise _failure_of(error) from None
-    except (sqlite3.Error, PostgresError, InterfaceError) as error:  # from store.hop
+    except (sqlite3.Error, PostgresError, InterfaceError) as error:  # from a driver
         raise _failure_of(DBAPIError("", None, error)) from None
     except (OSError, TimeoutError) as error:
         name = type(error).__name__

@@ -5,10 +5,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import select, tuple_
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.records import (
     column_values,
     columns_equal,
@@ -38,7 +38,7 @@ class HistoryExport(BaseModel):
 class Histories:
     """Exports of one transaction."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: DatabaseConnection) -> None:
         self._connection = connection
 
     async def add(self, export: HistoryExport) -> None:

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import delete, select, tuple_
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import AssociatedData, KeyPurpose
+from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.records import Values, find_one, insert
 from evergrant_server.store.sealing import NO_CONNECTION, ColumnSealer
 from evergrant_server.store.tables import IdempotencyRow
@@ -31,7 +31,7 @@ class StoredResponse:
 class Idempotency:
     """Remembered answers of one transaction."""
 
-    def __init__(self, connection: AsyncConnection, seals: ColumnSealer) -> None:
+    def __init__(self, connection: DatabaseConnection, seals: ColumnSealer) -> None:
         self._connection = connection
         self._seals = seals
 

@@ -4,7 +4,6 @@ from datetime import datetime, timedelta
 
 from pydantic import ValidationError
 from sqlalchemy import ColumnElement, delete, exists, func, or_, select, text, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 from sqlmodel import col
 
@@ -12,6 +11,7 @@ from evergrant_server.core.clock import CLOCK_SKEW
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import OutboxId
 from evergrant_server.core.outbox import OutboxMessage
+from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.records import (
     Values,
     already_exists,
@@ -29,7 +29,7 @@ _TARGET_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:target, 0))"
 class Outbox:
     """Messages of one transaction. At least once, and in order for each target."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: DatabaseConnection) -> None:
         self._connection = connection
 
     async def add(self, message: OutboxMessage) -> None:

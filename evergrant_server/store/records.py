@@ -1,16 +1,28 @@
 """Between values of core and rows: the few statements every repository is made of."""
 
 from enum import StrEnum
+from functools import cache
 from typing import Any, NoReturn
 
 from pydantic import BaseModel
-from sqlalchemy import ColumnElement, Executable, Insert, and_, exists, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Executable,
+    Insert,
+    Select,
+    Update,
+    and_,
+    bindparam,
+    exists,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.store.tables import Row
+from evergrant_server.store.columns import Row, table_of
+from evergrant_server.store.database.connection import DatabaseConnection
 
 Values = dict[str, Any]
 
@@ -21,16 +33,10 @@ def column_values(model: BaseModel, **more: Any) -> Values:
     return {**plain, **more}
 
 
-def insert_or_ignore(connection: AsyncConnection, table: type[Row]) -> Insert:
-    """An INSERT that does nothing when a unique index already has the row (both databases know it)."""
-    if connection.dialect.name == "sqlite":
-        return sqlite.insert(table).on_conflict_do_nothing()
-    return postgresql.insert(table).on_conflict_do_nothing()
-
-
-async def insert(connection: AsyncConnection, table: type[Row], values: Values) -> bool:
+async def insert(connection: DatabaseConnection, table: type[Row], values: Values) -> bool:
     """Add a row. False when one of the table's unique indexes already has it."""
-    return (await connection.execute(insert_or_ignore(connection, table).values(values))).rowcount == 1
+    statement = _insert_statement(table, connection.dialect.name)
+    return (await connection.execute(statement, values)).rowcount == 1
 
 
 def columns_equal(table: type[Row], **equal: Any) -> ColumnElement[bool]:
@@ -38,39 +44,68 @@ def columns_equal(table: type[Row], **equal: Any) -> ColumnElement[bool]:
     return and_(*(col(getattr(table, name)) == value for name, value in equal.items()))
 
 
-async def find_one(connection: AsyncConnection, table: type[Row], **equal: Any) -> Values | None:
+async def find_one(connection: DatabaseConnection, table: type[Row], **equal: Any) -> Values | None:
     """The one row with these columns, or None."""
-    return await fetch_first(connection, select(table).where(columns_equal(table, **equal)))
+    given = {name: value for name, value in equal.items() if value is not None}
+    statement = _select_statement(table, tuple(given), tuple(name for name in equal if name not in given))
+    return await fetch_first(connection, statement, given)
 
 
-async def fetch_first(connection: AsyncConnection, query: Executable) -> Values | None:
+async def fetch_first(
+    connection: DatabaseConnection, query: Executable, parameters: Values | None = None
+) -> Values | None:
     """The query's first row by its column names, or None."""
-    row = (await connection.execute(query)).mappings().first()
+    row = (await connection.execute(query, parameters)).mappings().first()
     return None if row is None else {str(name): value for name, value in row.items()}
 
 
-async def fetch_all(connection: AsyncConnection, query: Executable) -> list[Values]:
+async def fetch_all(connection: DatabaseConnection, query: Executable) -> list[Values]:
     """The query's rows by their column names."""
     rows = (await connection.execute(query)).mappings()
     return [{str(name): value for name, value in row.items()} for row in rows]
 
 
 async def compare_and_set(
-    connection: AsyncConnection, table: type[Row], key: Values, values: Values, expected: int
+    connection: DatabaseConnection, table: type[Row], key: Values, values: Values, expected: int
 ) -> int:
     """Change the row only if its revision is `expected`; returns the new revision.
 
     Raises Failure STORE_CONFLICT when it changed meanwhile, NOT_FOUND when it is gone.
     """
     changed = {**{n: v for n, v in values.items() if n not in key}, "revision": expected + 1}
-    statement = update(table).where(columns_equal(table, **key, revision=expected)).values(changed)
-    if (await connection.execute(statement)).rowcount != 1:
+    read = {f"read_{name}": value for name, value in (*key.items(), ("revision", expected))}
+    statement = _update_statement(table, tuple(key), tuple(changed))
+    if (await connection.execute(statement, {**changed, **read})).rowcount != 1:
         await _explain_conflict(connection, table, key, expected)
     return expected + 1
 
 
+# Building a statement takes longer than running it: those that every repository sends are built once.
+
+
+@cache
+def _insert_statement(table: type[Row], dialect: str) -> Insert:
+    """Does nothing when a unique index already has the row; both databases know it."""
+    insert_into = sqlite.insert if dialect == "sqlite" else postgresql.insert
+    return insert_into(table_of(table)).on_conflict_do_nothing()
+
+
+@cache
+def _select_statement(table: type[Row], names: tuple[str, ...], nulls: tuple[str, ...]) -> Select[Any]:
+    rows = table_of(table)
+    given = (rows.c[name] == bindparam(name) for name in names)
+    return select(rows).where(*given, *(rows.c[name].is_(None) for name in nulls))
+
+
+@cache
+def _update_statement(table: type[Row], key: tuple[str, ...], names: tuple[str, ...]) -> Update:
+    rows = table_of(table)
+    same = (rows.c[name] == bindparam(f"read_{name}") for name in (*key, "revision"))
+    return update(rows).where(*same).values({name: bindparam(name) for name in names})
+
+
 async def _explain_conflict(
-    connection: AsyncConnection, table: type[Row], key: Values, expected: int
+    connection: DatabaseConnection, table: type[Row], key: Values, expected: int
 ) -> NoReturn:
     name = str(key.get("id", "the row"))
     there = await connection.execute(select(exists().where(columns_equal(table, **key))))

@@ -11,7 +11,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.store.engine import BEGIN_OPTION, make_engine, sqlite_path
+from evergrant_server.store.database.engine import open_database, sqlite_path
 from evergrant_server.store.faults import store_unavailable, translate_errors
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
@@ -36,13 +36,13 @@ async def current_version(url: str) -> str | None:
     """The version the database has; None when it is empty. Raises Failure STORE_UNAVAILABLE."""
     if _absent(url):
         return None
-    engine = make_engine(url)
+    database = open_database(url)
     try:
         with translate_errors():
-            async with engine.connect() as connection:
+            async with database.read() as connection:
                 return await connection.run_sync(_version)
     finally:
-        await engine.dispose()
+        await database.close()
 
 
 async def upgrade(url: str) -> None:
@@ -52,13 +52,13 @@ async def upgrade(url: str) -> None:
     when it can't be reached.
     """
     _private_file(url)
-    engine = make_engine(url)
+    database = open_database(url)
     try:
         with translate_errors():
-            async with engine.execution_options(**{BEGIN_OPTION: "BEGIN IMMEDIATE"}).begin() as connection:
+            async with database.write() as connection:
                 await connection.run_sync(_upgrade)
     finally:
-        await engine.dispose()
+        await database.close()
 
 
 def require_expected_version(connection: Connection) -> None:

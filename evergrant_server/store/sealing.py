@@ -7,11 +7,9 @@ for those that a single-use credential's answer will need (`HeldKeys`).
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import Label, and_, delete, select
-from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.orm import aliased
+from sqlalchemy import Select, and_, bindparam, delete, select
 from sqlmodel import col
 
 from evergrant_server.core.secret import Secret
@@ -27,10 +25,37 @@ from evergrant_server.crypto import (
     seal,
 )
 from evergrant_server.crypto.envelope import key_unavailable, seal_broken
+from evergrant_server.store.columns import table_of
+from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.records import columns_equal, fetch_first, insert
 from evergrant_server.store.tables import KeyRow
 
 NO_CONNECTION = ""  # the connection id of a tenant's own key
+
+
+_KEYS = table_of(KeyRow)
+_WRAPPING_KEYS = _KEYS.alias()
+_KEY = (
+    select(
+        _KEYS.c.id,
+        _KEYS.c.connection_id,
+        _KEYS.c.sealed_key,
+        _WRAPPING_KEYS.c.id.label("wrapping_key_id"),
+        _WRAPPING_KEYS.c.sealed_key.label("wrapping_key"),
+    )
+    .select_from(_KEYS)
+    .outerjoin(
+        _WRAPPING_KEYS,
+        and_(
+            _WRAPPING_KEYS.c.tenant == _KEYS.c.tenant,
+            _WRAPPING_KEYS.c.purpose == _KEYS.c.purpose,
+            _WRAPPING_KEYS.c.id == _KEYS.c.wrapping_key_id,
+        ),
+    )
+    .where(_KEYS.c.tenant == bindparam("tenant"), _KEYS.c.purpose == bindparam("purpose"))
+)
+_KEY_BY_ID = _KEY.where(_KEYS.c.id == bindparam("id"))
+_CURRENT_KEY = _KEY.where(_KEYS.c.connection_id == bindparam("connection_id"), _KEYS.c.retired_at.is_(None))
 
 
 class WrappedKey(NamedTuple):
@@ -88,7 +113,7 @@ class ColumnSealer:
     """Seals and opens columns within one transaction; makes missing keys in the same one."""
 
     def __init__(
-        self, connection: AsyncConnection, ring: KeyRing, now: datetime, held: UnwrappedKeys | None = None
+        self, connection: DatabaseConnection, ring: KeyRing, now: datetime, held: UnwrappedKeys | None = None
     ) -> None:
         self._connection = connection
         self.ring = ring
@@ -101,7 +126,7 @@ class ColumnSealer:
         """The connection's current keys, or None when one wasn't made yet. Raises as `hold` does."""
         keys: dict[KeyPurpose, SealingKey] = {}
         for purpose in purposes:
-            rows = await self._rows(tenant, purpose, connection_id=connection_id, retired_at=None)
+            rows = await self._current_row(tenant, purpose, connection_id)
             if rows is None:
                 return None
             keys[purpose] = unwrap(self.ring, tenant, purpose, rows)
@@ -135,7 +160,7 @@ class ColumnSealer:
         if not self.ring.holds(purpose):
             raise key_unavailable(place, f"the {self.ring.role} role doesn't hold the {purpose} purpose")
         key_id = key_id_of(sealed, place)
-        rows = await self._rows(place.tenant, purpose, id=key_id)
+        rows = await self._by_id(place.tenant, purpose, key_id)
         if rows is None:
             raise key_unavailable(place, f"its key {key_id} is not in the store")
         if rows.connection_id != connection_id:
@@ -152,11 +177,10 @@ class ColumnSealer:
     async def _current(self, purpose: KeyPurpose, connection_id: str, place: AssociatedData) -> SealingKey:
         if not self.ring.holds(purpose):
             raise key_unavailable(place, f"the {self.ring.role} role doesn't hold the {purpose} purpose")
-        current = {"connection_id": connection_id, "retired_at": None}
-        rows = await self._rows(place.tenant, purpose, **current)
+        rows = await self._current_row(place.tenant, purpose, connection_id)
         if rows is None:
             await self._create(place.tenant, purpose, connection_id, place)
-            rows = await self._rows(place.tenant, purpose, **current)
+            rows = await self._current_row(place.tenant, purpose, connection_id)
         if rows is None:
             raise key_unavailable(place, "its key vanished while it was being made")
         return self._unwrapped(place.tenant, purpose, rows)
@@ -189,34 +213,23 @@ class ColumnSealer:
         }
         await insert(self._connection, KeyRow, values)
 
-    async def _rows(self, tenant: str, purpose: KeyPurpose, **equal: str | None) -> WrappedKey | None:
-        above = aliased(KeyRow)
-        over = and_(
-            col(above.tenant) == col(KeyRow.tenant),
-            col(above.purpose) == col(KeyRow.purpose),
-            col(above.id) == col(KeyRow.wrapping_key_id),
-        )
-        parent_id: Label[str] = col(above.id).label("parent_id")
-        parent_key: Label[Sealed] = col(above.sealed_key).label("parent_key")
-        query = (
-            select(
-                col(KeyRow.id),
-                col(KeyRow.connection_id),
-                col(KeyRow.sealed_key),
-                parent_id,
-                parent_key,
-            )
-            .select_from(KeyRow)
-            .outerjoin(above, over)
-            .where(columns_equal(KeyRow, tenant=tenant, purpose=purpose.value, **equal))
-        )
-        row = await fetch_first(self._connection, query)
+    async def _by_id(self, tenant: str, purpose: KeyPurpose, key_id: str) -> WrappedKey | None:
+        return await self._row(_KEY_BY_ID, purpose, tenant=tenant, id=key_id)
+
+    async def _current_row(self, tenant: str, purpose: KeyPurpose, connection_id: str) -> WrappedKey | None:
+        return await self._row(_CURRENT_KEY, purpose, tenant=tenant, connection_id=connection_id)
+
+    async def _row(
+        self, query: Select[Any], purpose: KeyPurpose, tenant: str, **equal: str
+    ) -> WrappedKey | None:
+        parameters = {"tenant": tenant, "purpose": purpose.value, **equal}
+        row = await fetch_first(self._connection, query, parameters)
         if row is None:
             return None
-        mine = (row["id"], row["connection_id"], row["sealed_key"])
+        key = (row["id"], row["connection_id"], row["sealed_key"])
         if row["connection_id"] == NO_CONNECTION:
-            return WrappedKey(*mine, row["id"], row["sealed_key"])
-        if row["parent_key"] is None:
+            return WrappedKey(*key, row["id"], row["sealed_key"])
+        if row["wrapping_key"] is None:
             place = key_associated_data(tenant, row["id"], purpose, row["connection_id"])
             raise key_unavailable(place, "the tenant key that wraps it is not in the store")
-        return WrappedKey(*mine, row["parent_id"], row["parent_key"])
+        return WrappedKey(*key, row["wrapping_key_id"], row["wrapping_key"])

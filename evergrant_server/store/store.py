@@ -2,14 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import Connection
 
 from evergrant_server.core.clock import Clock
 from evergrant_server.crypto import KeyPurpose, KeyRing
 from evergrant_server.store import schema
-from evergrant_server.store.engine import BEGIN_OPTION, make_engine
+from evergrant_server.store.database.connection import Database, DatabaseConnection
+from evergrant_server.store.database.engine import open_database
 from evergrant_server.store.faults import translate_errors
 from evergrant_server.store.sealing import UnwrappedKeys
 from evergrant_server.store.transactions import Transaction
@@ -20,24 +21,12 @@ _CLOSE_S = 10.0
 class Store:
     """One database and the keys to its columns. Belongs to one event loop."""
 
-    def __init__(self, engine: AsyncEngine, ring: KeyRing, clock: Clock) -> None:
-        """Use `open`: it checks that the database can be reached and has our schema."""
-        self._engine = engine
+    def __init__(self, database: Database, ring: KeyRing, clock: Clock) -> None:
+        """Use `open`: it checks that the database can be reached and has this version's schema."""
+        self._database = database
         self._clock = clock
         self.ring = ring
-        self.is_sqlite = engine.dialect.name == "sqlite"
-        # SQLite has one writer. Waiting here is fair and doesn't poll, as its busy handler does.
-        self._writing = asyncio.Lock()
-        if self.is_sqlite:
-            self._readers = engine
-            self._writers = engine.execution_options(**{BEGIN_OPTION: "BEGIN IMMEDIATE"})
-            self._single = engine.execution_options(**{BEGIN_OPTION: ""})
-        else:
-            self._readers = engine.execution_options(
-                isolation_level="REPEATABLE READ", postgresql_readonly=True
-            )
-            self._writers = engine
-            self._single = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self.is_sqlite = database.is_sqlite
 
     @classmethod
     async def open(cls, url: str, ring: KeyRing, clock: Clock, *, expect_schema: bool = True) -> "Store":
@@ -48,50 +37,46 @@ class Store:
         """
         if expect_schema:
             schema.require_existing_file(url)
-        engine = make_engine(url)
+        database = open_database(url)
         try:
             with translate_errors():
-                async with engine.connect() as connection:
-                    if expect_schema:
-                        await connection.run_sync(schema.require_expected_version)
+                async with database.read() as connection:
+                    await connection.run_sync(schema.require_expected_version if expect_schema else _connect)
         except BaseException:
-            await engine.dispose()
+            await database.close()
             raise
-        return cls(engine, ring, clock)
+        return cls(database, ring, clock)
 
     async def close(self) -> None:
         """Close every connection, but wait for no silent database. Transactions must have ended."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_S):
-                await self._engine.dispose()
+                await self._database.close()
 
     @asynccontextmanager
     async def read(self) -> AsyncGenerator[Transaction]:
         """One snapshot: every query inside sees the same moment."""
         with translate_errors():
-            async with self._readers.connect() as connection:
-                yield self._tx(connection)
+            async with self._database.read() as connection:
+                yield self._transaction(connection)
 
     @asynccontextmanager
     async def write(self, keys: UnwrappedKeys | None = None) -> AsyncGenerator[Transaction]:
         """One change: committed on a clean exit, rolled back on an exception.
 
         With `keys`, what they seal or open needs no key service. Nothing but database calls
-        may be awaited inside. Raises Failure STORE_UNAVAILABLE
-        when it can't begin or commit, STORE_CONFLICT when another change came first.
+        may be awaited inside. Raises Failure STORE_UNAVAILABLE when it can't begin or commit,
+        STORE_CONFLICT when another change came first.
         """
-        async with AsyncExitStack() as stack:
-            if self.is_sqlite:
-                await stack.enter_async_context(self._writing)
-            stack.enter_context(translate_errors())
-            connection = await stack.enter_async_context(self._writers.begin())
-            yield self._tx(connection, keys)
+        with translate_errors():
+            async with self._database.write() as connection:
+                yield self._transaction(connection, keys)
 
     @asynccontextmanager
-    async def autocommit(self) -> AsyncGenerator[AsyncConnection]:
+    async def autocommit(self) -> AsyncGenerator[DatabaseConnection]:
         """A connection for one plain query, without a transaction around it: the lease path's."""
         with translate_errors():
-            async with self._single.connect() as connection:
+            async with self._database.autocommit() as connection:
                 yield connection
 
     async def unwrap_keys(
@@ -108,5 +93,10 @@ class Store:
         async with self.write() as tx:
             return await tx.sealer.get_or_create_keys(tenant, connection_id, purposes)
 
-    def _tx(self, connection: AsyncConnection, keys: UnwrappedKeys | None = None) -> Transaction:
+    def _transaction(self, connection: DatabaseConnection, keys: UnwrappedKeys | None = None) -> Transaction:
         return Transaction(connection, self.ring, self._clock.now(), keys)
+
+
+def _connect(connection: Connection) -> None:
+    """Raise what the database raises when it can't be used."""
+    connection.exec_driver_sql("SELECT 1")

@@ -3,8 +3,6 @@
 from datetime import datetime
 from functools import cached_property
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store.access.apps import Access
 from evergrant_server.store.connections.attempts import Attempts
@@ -14,6 +12,7 @@ from evergrant_server.store.connections.grants import Grants
 from evergrant_server.store.connections.late_tokens import LateTokenSets
 from evergrant_server.store.connections.proof_keys import ProofKeys
 from evergrant_server.store.connections.usage import Usage
+from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.exports.exports import Exports
 from evergrant_server.store.histories import Histories
 from evergrant_server.store.idempotency import Idempotency
@@ -32,7 +31,7 @@ class Transaction:
     """The repositories of one transaction. Nothing but calls to these may be awaited inside it."""
 
     def __init__(
-        self, connection: AsyncConnection, ring: KeyRing, now: datetime, held: UnwrappedKeys | None = None
+        self, connection: DatabaseConnection, ring: KeyRing, now: datetime, held: UnwrappedKeys | None = None
     ) -> None:
         self.connection = connection
         self._seals = ColumnSealer(connection, ring, now, held)

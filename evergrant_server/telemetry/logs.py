@@ -17,7 +17,7 @@ from opentelemetry import trace
 from evergrant_server.telemetry.log_names import LogEvent, LogField
 
 _QUIET_LIBRARIES = (
-    "httpx2", "httpcore2", "authlib", "aiosqlite", "asyncio", "sqlalchemy", "alembic", "_granian",
+    "httpx2", "httpcore2", "authlib", "asyncio", "sqlalchemy", "alembic", "_granian",
     "opentelemetry", "urllib3", "requests",
 )  # fmt: skip
 

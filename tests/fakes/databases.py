@@ -36,7 +36,7 @@ _numbers = itertools.count(1)
 
 def sqlite_url(folder: Path) -> str:
     """The URL of a SQLite database that doesn't exist yet."""
-    return f"sqlite+aiosqlite:///{folder / 'evergrant.db'}"
+    return f"sqlite:///{folder / 'evergrant.db'}"
 
 
 async def migrated_sqlite(folder: Path) -> None:

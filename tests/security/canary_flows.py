@@ -175,7 +175,7 @@ class OtherLives:
 
     async def _proof_key(self) -> str:
         """The private half, as the database has it sealed."""
-        url = f"sqlite+aiosqlite:///{self.platform.data / 'evergrant.db'}"
+        url = f"sqlite:///{self.platform.data / 'evergrant.db'}"
         ring = KeyRing.open(self.platform.key_file, Role.API)
         store = await Store.open(url, ring, SystemClock())
         try:

@@ -3,12 +3,12 @@
 from datetime import datetime
 
 from sqlalchemy import delete, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from evergrant_server.core.access import App, AppKey, Permit
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, KeyId, Tenant
+from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.records import (
     already_exists,
     column_values,
@@ -24,7 +24,7 @@ from evergrant_server.store.tables import AppKeyRow, AppRow, PermitRow
 class Access:
     """Who may do what, within one transaction."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: DatabaseConnection) -> None:
         self._connection = connection
 
     async def put_app(self, app: App, *, expected: int | None) -> App:

@@ -3,12 +3,12 @@
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, or_, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
 from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome
+from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.records import (
     column_values,
     columns_equal,
@@ -32,7 +32,7 @@ _UNKNOWN = (AttemptOutcome.SUPERSEDED.value, AttemptOutcome.GIVEN_UP.value, Atte
 class Attempts:
     """Attempts of one transaction."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: DatabaseConnection) -> None:
         self._connection = connection
 
     async def open(self, attempt: Attempt) -> None:

@@ -3,7 +3,6 @@
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, Executable, and_, exists, or_, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -12,6 +11,7 @@ from evergrant_server.core.connections.grant import MAIN_SLOT
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, Tenant
 from evergrant_server.store.connections.late_token_tables import LateTokensRow
+from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.records import (
     already_exists,
     column_values,
@@ -30,7 +30,7 @@ _WAITS = (LifecycleState.PENDING_CONSENT.value, LifecycleState.NEEDS_REAUTH.valu
 class Connections:
     """Connections of one transaction."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: DatabaseConnection) -> None:
         self._connection = connection
 
     async def add(self, c: Connection) -> None:

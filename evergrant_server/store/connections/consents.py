@@ -3,7 +3,6 @@
 from datetime import datetime
 
 from sqlalchemy import select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
@@ -14,6 +13,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, ConsentId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import AssociatedData, KeyPurpose
+from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.records import (
     Values,
     already_exists,
@@ -37,7 +37,7 @@ _CAN_GO_ON = (ConsentStatus.OPEN.value, ConsentStatus.STARTED.value)
 class Consents:
     """Consents of one transaction."""
 
-    def __init__(self, connection: AsyncConnection, seals: ColumnSealer) -> None:
+    def __init__(self, connection: DatabaseConnection, seals: ColumnSealer) -> None:
         self._connection = connection
         self._seals = seals
 

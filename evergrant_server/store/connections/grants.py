@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Label, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import and_, bindparam, select, update
 from sqlmodel import col
 
 from evergrant_server.core.connections.connection import Connection
@@ -14,8 +13,10 @@ from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed
 from evergrant_server.crypto.envelope import seal_broken
+from evergrant_server.store.columns import table_of
 from evergrant_server.store.connections.late_tokens import LateTokenSets
 from evergrant_server.store.connections.proof_keys import ProofKeys
+from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.provider_events.account_identifiers import AccountIdentifiers
 from evergrant_server.store.records import (
     Values,
@@ -30,6 +31,18 @@ from evergrant_server.store.sealing import ColumnSealer
 from evergrant_server.store.tables import ConnectionGrantRow, ConnectionRow, ConsentRow
 
 ACCESS_COLUMN, REFRESH_COLUMN, ID_TOKEN_COLUMN = "sealed_access", "sealed_refresh", "sealed_id_token"
+
+_GRANTS, _CONNECTIONS = table_of(ConnectionGrantRow), table_of(ConnectionRow)
+_GRANT_AND_GENERATION = (
+    select(_GRANTS, _CONNECTIONS.c.generation.label("connection_generation"))
+    .join(
+        _CONNECTIONS,
+        and_(_CONNECTIONS.c.tenant == _GRANTS.c.tenant, _CONNECTIONS.c.id == _GRANTS.c.connection_id),
+    )
+    .where(
+        *(_GRANTS.c[name] == bindparam(name) for name in ("tenant", "connection_id", "slot")),
+    )
+)
 
 
 def grant_associated_data(
@@ -46,7 +59,7 @@ def grant_from_row(row: Mapping[str, Any]) -> Grant:
 class Grants:
     """Grants of one transaction."""
 
-    def __init__(self, connection: AsyncConnection, seals: ColumnSealer) -> None:
+    def __init__(self, connection: DatabaseConnection, seals: ColumnSealer) -> None:
         self._connection = connection
         self._seals = seals
 
@@ -196,13 +209,8 @@ class Grants:
         return await self._seals.open(purpose, owner.id, place, row[column])
 
     async def _row(self, owner: Connection, chain: str) -> Mapping[str, Any] | None:
-        same = (col(ConnectionRow.tenant) == col(ConnectionGrantRow.tenant)) & (
-            col(ConnectionRow.id) == col(ConnectionGrantRow.connection_id)
-        )
-        mine = columns_equal(ConnectionGrantRow, tenant=owner.tenant, connection_id=owner.id, slot=chain)
-        generation: Label[int] = col(ConnectionRow.generation).label("connection_generation")
-        query = select(ConnectionGrantRow, generation).join(ConnectionRow, same).where(mine)
-        return await fetch_first(self._connection, query)
+        parameters = {"tenant": owner.tenant, "connection_id": owner.id, "slot": chain}
+        return await fetch_first(self._connection, _GRANT_AND_GENERATION, parameters)
 
 
 def was_rolled_back(chain: str, grant_generation: int, connection_generation: int) -> bool:

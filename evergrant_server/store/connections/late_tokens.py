@@ -1,7 +1,6 @@
 """Answers that came when their connection had been given up: sealed until they are verified."""
 
 from sqlalchemy import delete, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from evergrant_server.core.connections.grant import TokenSet
@@ -9,6 +8,7 @@ from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
 from evergrant_server.core.single_use.attempt import LateTokens
 from evergrant_server.crypto import AssociatedData, KeyPurpose
 from evergrant_server.store.connections.late_token_tables import LateTokensRow
+from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.records import column_values, columns_equal, fetch_all, find_one, insert
 from evergrant_server.store.sealing import ColumnSealer
 
@@ -18,7 +18,7 @@ _COLUMN = "sealed_tokens"
 class LateTokenSets:
     """Late answers of one transaction."""
 
-    def __init__(self, connection: AsyncConnection, seals: ColumnSealer) -> None:
+    def __init__(self, connection: DatabaseConnection, seals: ColumnSealer) -> None:
         self._connection = connection
         self._seals = seals
 

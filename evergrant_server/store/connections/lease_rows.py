@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import JSON, Boolean, Integer, String, TextualSelect, text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from evergrant_server.core.connections.account import FollowUp
 from evergrant_server.core.connections.connection import LifecycleState, is_leasable
@@ -15,6 +14,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyPurpose, KeyRing, Sealed, key_id_of, open_sealed
 from evergrant_server.crypto.envelope import key_unavailable, seal_broken
 from evergrant_server.store.connections.grants import ACCESS_COLUMN, grant_associated_data, was_rolled_back
+from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.sealing import WrappedKey, unwrap
 from evergrant_server.store.store import Store
 from evergrant_server.store.tables import LIVE_CONDITION
@@ -126,7 +126,7 @@ class LeaseRows:
 
 
 async def _first(
-    connection: AsyncConnection, query: TextualSelect, parameters: dict[str, str]
+    connection: DatabaseConnection, query: TextualSelect, parameters: dict[str, str]
 ) -> LeaseRow | None:
     row = (await connection.execute(query, parameters)).mappings().first()
     if row is None:

@@ -3,13 +3,13 @@
 from datetime import datetime
 
 from sqlalchemy import delete
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from evergrant_server.core.connections.proof_key import ProofKey
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.crypto import AssociatedData, KeyPurpose, new_proof_key
 from evergrant_server.store.connections.proof_key_tables import ProofKeyRow
+from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.records import Values, columns_equal, find_one, insert
 from evergrant_server.store.sealing import ColumnSealer
 
@@ -19,7 +19,7 @@ _COLUMN = "sealed_key"
 class ProofKeys:
     """Proof keys of one transaction. In the lease purpose: who hands out the token makes its proofs."""
 
-    def __init__(self, connection: AsyncConnection, seals: ColumnSealer) -> None:
+    def __init__(self, connection: DatabaseConnection, seals: ColumnSealer) -> None:
         self._connection = connection
         self._seals = seals
 

@@ -1,8 +1,7 @@
 """What leases tell the schedule: the newest generation of a connection that anybody took."""
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.records import find_one
 from evergrant_server.store.tables import UsageRow
 
@@ -11,7 +10,7 @@ class Usage:
     """Usage rows of one transaction. They are raised by the lease ledger, without touching the
     connection's revision: a lease doesn't change a connection."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: DatabaseConnection) -> None:
         self._connection = connection
 
     async def leased_generation(self, tenant: Tenant, connection_id: ConnectionId) -> int:

@@ -1,11 +1,11 @@
 """Exports and their lines. A line is a JWE to a key that this store doesn't have."""
 
 from sqlalchemy import delete, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from evergrant_server.core.export import Export
 from evergrant_server.core.ids import ExportId, Tenant
+from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.records import (
     already_exists,
     column_values,
@@ -20,7 +20,7 @@ from evergrant_server.store.tables import ExportLineRow, ExportRow
 class Exports:
     """Exports of one transaction."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: DatabaseConnection) -> None:
         self._connection = connection
 
     async def add(self, export: Export) -> None:

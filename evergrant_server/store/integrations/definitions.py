@@ -1,11 +1,11 @@
 """Definitions of providers that tenants brought, a row a version."""
 
 from sqlalchemy import func, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from evergrant_server.core.definition import Definition, DefinitionState
 from evergrant_server.core.ids import DefinitionId, Tenant
+from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.integrations.definition_tables import DefinitionRow
 from evergrant_server.store.records import (
     Values,
@@ -25,7 +25,7 @@ _OPEN = tuple(state.value for state in DefinitionState if state.in_progress)
 class Definitions:
     """Definitions of one transaction."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: DatabaseConnection) -> None:
         self._connection = connection
 
     async def add(self, definition: Definition) -> None:

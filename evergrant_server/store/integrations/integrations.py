@@ -3,7 +3,6 @@
 from datetime import datetime
 
 from sqlalchemy import and_, delete, exists, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from evergrant_server.core.access import Integration, IntegrationState
@@ -13,6 +12,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed
+from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.records import (
     Values,
     already_exists,
@@ -38,7 +38,7 @@ _CERTIFICATE = "sealed_client_certificate"
 class Integrations:
     """Integrations of one transaction."""
 
-    def __init__(self, connection: AsyncConnection, seals: ColumnSealer) -> None:
+    def __init__(self, connection: DatabaseConnection, seals: ColumnSealer) -> None:
         self._connection = connection
         self._seals = seals
 

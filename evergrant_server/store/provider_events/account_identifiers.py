@@ -1,7 +1,6 @@
 """What connections are known by at their providers: keyed hashes, to be found by and never read back."""
 
 from sqlalchemy import delete, func, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from evergrant_server.core.connections.connection import Connection
@@ -10,6 +9,7 @@ from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.provider_events.account_identifiers import account_identifiers_of, unreplaced_names
 from evergrant_server.core.provider_events.receivers import AccountIdentifier
 from evergrant_server.crypto import KeyRing
+from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.provider_events.tables import AccountIdentifierRow
 from evergrant_server.store.records import columns_equal, fetch_all, insert
 from evergrant_server.store.tables import FINAL_STATES, ConnectionRow
@@ -18,7 +18,7 @@ from evergrant_server.store.tables import FINAL_STATES, ConnectionRow
 class AccountIdentifiers:
     """Marks of one transaction."""
 
-    def __init__(self, connection: AsyncConnection, ring: KeyRing) -> None:
+    def __init__(self, connection: DatabaseConnection, ring: KeyRing) -> None:
         self._connection = connection
         self._ring = ring
 

@@ -4,12 +4,12 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Executable, Select, and_, exists, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.provider_events.introspection import IntrospectionFinding
+from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.provider_events.tables import IntrospectionRow
 from evergrant_server.store.records import columns_equal, compare_and_set, fetch_all, find_one, insert
 from evergrant_server.store.tables import ConnectionRow
@@ -20,7 +20,7 @@ NEVER_INTROSPECTED = "never"
 class Introspections:
     """Introspections of one transaction."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: DatabaseConnection) -> None:
         self._connection = connection
 
     async def unscheduled(

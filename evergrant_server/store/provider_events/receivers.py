@@ -3,13 +3,13 @@
 from datetime import datetime
 
 from sqlalchemy import delete, or_, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from evergrant_server.core.ids import IntegrationId, ReceiverId, Tenant
 from evergrant_server.core.provider_events.receivers import Receiver
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import AssociatedData, KeyPurpose
+from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.provider_events.tables import EventReceiverRow, ReceivedEventRow
 from evergrant_server.store.records import (
     Values,
@@ -29,7 +29,7 @@ _COLUMN = "sealed_secret"
 class Receivers:
     """Receivers of one transaction."""
 
-    def __init__(self, connection: AsyncConnection, seals: ColumnSealer) -> None:
+    def __init__(self, connection: DatabaseConnection, seals: ColumnSealer) -> None:
         self._connection = connection
         self._seals = seals
 

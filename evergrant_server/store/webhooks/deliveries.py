@@ -3,12 +3,12 @@
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, delete, exists, func, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from evergrant_server.core.events import WebhookEvent
 from evergrant_server.core.ids import DeliveryId, EventId, Tenant, WebhookId
 from evergrant_server.core.webhooks import Delivery, DeliveryStatus, Webhook
+from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.records import (
     already_exists,
     column_values,
@@ -26,7 +26,7 @@ _PRUNED_AT_ONCE = 500
 class Deliveries:
     """Events and deliveries of one transaction."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: DatabaseConnection) -> None:
         self._connection = connection
 
     async def add_event(self, event: WebhookEvent) -> bool:

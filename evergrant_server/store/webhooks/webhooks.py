@@ -3,7 +3,6 @@
 from datetime import datetime
 
 from sqlalchemy import delete, exists, or_, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -11,6 +10,7 @@ from evergrant_server.core.ids import Tenant, WebhookId
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.webhooks import DeliveryStatus, Webhook
 from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed
+from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.records import (
     Values,
     already_exists,
@@ -30,7 +30,7 @@ _SECRET, _PREVIOUS = "sealed_secret", "sealed_previous_secret"
 class Webhooks:
     """Webhooks of one transaction."""
 
-    def __init__(self, connection: AsyncConnection, seals: ColumnSealer) -> None:
+    def __init__(self, connection: DatabaseConnection, seals: ColumnSealer) -> None:
         self._connection = connection
         self._seals = seals
 

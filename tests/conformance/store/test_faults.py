@@ -10,7 +10,8 @@ from sqlalchemy import text
 from evergrant_server.core.clock import SetClock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyRing
-from evergrant_server.store import LeaseRows, Store, engine, schema
+from evergrant_server.store import LeaseRows, Store, schema
+from evergrant_server.store.database import sqlite
 from tests.conformance.store.samples import ACME, a_connection, added, granted
 from tests.fakes.databases import NOW, Postgres, sqlite_url
 
@@ -20,10 +21,10 @@ from tests.fakes.databases import NOW, Postgres, sqlite_url
     [
         "mysql://u:pw-canary@localhost/x",
         "not a url",
-        "sqlite+aiosqlite://",
+        "sqlite://",
         "postgresql+asyncpg://u:pw-canary@127.0.0.1:9/none",
         "postgresql+asyncpg://u:pw-canary@/none?host=/nonexistent",
-        "sqlite+aiosqlite:////proc/nowhere/x.db",
+        "sqlite:////proc/nowhere/x.db",
     ],
 )
 async def test_an_unusable_database_is_unavailable_and_quotes_no_password(
@@ -47,7 +48,7 @@ async def test_a_file_that_is_no_database_is_unavailable(tmp_path: Path, ring: K
 async def test_a_sqlite_file_locked_by_another_process_is_unavailable(
     tmp_path: Path, ring: KeyRing, clock: SetClock, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(engine, "_BUSY_MS", 50)
+    monkeypatch.setattr(sqlite, "BUSY_MS", 50)
     await schema.upgrade(sqlite_url(tmp_path))
     store = await Store.open(sqlite_url(tmp_path), ring, clock)
     other = sqlite3.connect(tmp_path / "evergrant.db", isolation_level=None)

@@ -11,7 +11,7 @@ from evergrant_server.core.clock import SetClock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import Store, schema
-from evergrant_server.store.engine import make_engine
+from evergrant_server.store.database.engine import open_database
 from evergrant_server.store.tables import METADATA
 
 
@@ -49,23 +49,23 @@ def shape_of(connection: Connection) -> dict[str, Any]:
 
 
 async def test_the_migrated_schema_is_exactly_that_of_the_tables(database_url: str):
-    engine = make_engine(database_url)
-    async with engine.begin() as connection:
+    database = open_database(database_url)
+    async with database.write() as connection:
         migrated = await connection.run_sync(shape_of)
         await connection.run_sync(METADATA.drop_all)
         await connection.run_sync(METADATA.create_all)
         assert migrated == await connection.run_sync(shape_of)
-    await engine.dispose()
+    await database.close()
 
 
 async def test_partial_indexes_are_partial_in_the_database_too(database_url: str):
     """Alembic's comparison doesn't look at conditions."""
-    engine = make_engine(database_url)
-    async with engine.connect() as connection:
-        sqlite = engine.dialect.name == "sqlite"
+    database = open_database(database_url)
+    async with database.read() as connection:
+        sqlite = database.is_sqlite
         query = "SELECT sql FROM sqlite_master" if sqlite else "SELECT indexdef FROM pg_indexes"
         definitions = [it for it in (await connection.execute(text(query))).scalars() if it]
-    await engine.dispose()
+    await database.close()
     for name in (
         "uq_connection_live",
         "ix_connection_source_app",
@@ -84,10 +84,10 @@ async def test_every_table_starts_with_tenant_and_carries_a_revision(database_ur
         names = [it for it in inspector.get_table_names() if it != "alembic_version"]
         return {name: [it["name"] for it in inspector.get_columns(name)] for name in names}
 
-    engine = make_engine(database_url)
-    async with engine.connect() as connection:
+    database = open_database(database_url)
+    async with database.read() as connection:
         tables = await connection.run_sync(columns)
-    await engine.dispose()
+    await database.close()
     assert set(tables) == set(METADATA.tables)
     assert len(tables) > 15
     for name, names in tables.items():
@@ -104,10 +104,10 @@ async def test_an_empty_database_is_refused(empty_url: str, ring: KeyRing, clock
 
 
 async def test_a_database_from_a_newer_version_is_refused(database_url: str, ring: KeyRing, clock: SetClock):
-    engine = make_engine(database_url)
-    async with engine.begin() as connection:
+    database = open_database(database_url)
+    async with database.write() as connection:
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    await engine.dispose()
+    await database.close()
     for refused in (lambda: Store.open(database_url, ring, clock), lambda: schema.upgrade(database_url)):
         with pytest.raises(Failure, match="newer") as caught:
             await refused()
@@ -118,11 +118,11 @@ async def test_a_database_from_a_newer_version_is_refused(database_url: str, rin
 
 async def test_a_new_sqlite_file_is_private_and_durable(tmp_path: Path):
     file = tmp_path / "deep" / "store.db"
-    await schema.upgrade(f"sqlite+aiosqlite:///{file}")
+    await schema.upgrade(f"sqlite:///{file}")
     assert file.stat().st_mode & 0o777 == 0o600
-    engine = make_engine(f"sqlite+aiosqlite:///{file}")
-    async with engine.connect() as connection:
+    database = open_database(f"sqlite:///{file}")
+    async with database.read() as connection:
         asked = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout", "secure_delete")
         found = [(await connection.execute(text(f"PRAGMA {it}"))).scalar_one() for it in asked]
-    await engine.dispose()
+    await database.close()
     assert found == ["wal", 2, 1, 5000, 1]

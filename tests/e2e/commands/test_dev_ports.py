@@ -32,7 +32,7 @@ def settings(tmp_path: Path) -> Settings:
     port = free_port()
     return Settings(
         data_dir=tmp_path,
-        database_url=f"sqlite+aiosqlite:///{tmp_path / 'evergrant.db'}",
+        database_url=f"sqlite:///{tmp_path / 'evergrant.db'}",
         port=free_port(),
         temporal_port=port,
         temporal_ui_port=free_port(),

@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from sqlalchemy import event, text
+from sqlalchemy import text
 
 from evergrant_server import audit
 from evergrant_server.audit import LeaseClaim, LeaseLedger, StaleClaim
@@ -17,7 +18,7 @@ from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.crypto import KeyRing
-from evergrant_server.store import Store, Transaction
+from evergrant_server.store import Store, Transaction, UnwrappedKeys
 from tests.conformance.store.samples import (
     ACME,
     a_key,
@@ -59,9 +60,17 @@ def a_claim(connection: Connection, app: App, **changes: Any) -> LeaseClaim:
     return LeaseClaim(**{**values, **changes})
 
 
-def count_commits(store: Store) -> list[None]:
+def count_commits(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[None]:
     commits: list[None] = []
-    event.listen(store._engine.sync_engine, "commit", lambda _: commits.append(None))
+    write = store.write
+
+    @asynccontextmanager
+    async def counted(keys: UnwrappedKeys | None = None) -> AsyncIterator[Transaction]:
+        async with write(keys) as tx:
+            yield tx
+        commits.append(None)
+
+    monkeypatch.setattr(store, "write", counted)
     return commits
 
 
@@ -83,10 +92,12 @@ async def test_a_lease_is_in_the_log_when_record_returns(store: Store, ledger: L
     assert record.detail == {"app": app.id, "generation": 1, "scopes": ["repo"]}
 
 
-async def test_fifty_leases_at_once_make_one_gapless_chain_in_few_commits(store: Store, ledger: LeaseLedger):
+async def test_fifty_leases_at_once_make_one_gapless_chain_in_few_commits(
+    store: Store, ledger: LeaseLedger, monkeypatch: pytest.MonkeyPatch
+):
     connections = [await granted(store, subject=f"s{n}") for n in range(5)]
     app = await an_app_of(store)
-    commits = count_commits(store)
+    commits = count_commits(store, monkeypatch)
     await asyncio.gather(*(ledger.record(a_claim(connections[n % 5], app)) for n in range(50)))
     assert len(commits) <= 5
     assert [seq for _, seq in await leases_in_the_log(store)] == list(range(1, 51))
@@ -136,10 +147,11 @@ async def test_a_revocation_while_others_lease_lets_only_earlier_leases_through(
     assert (await audit.verify_log(store, ACME)).ok
 
 
-async def somebody_waits(store: Store, tx: Transaction) -> bool:
-    """Another writer stands behind this transaction."""
+async def another_writer_waits(store: Store, tx: Transaction) -> bool:
+    """The database has a writer that stands behind this transaction."""
     if store.is_sqlite:
-        return bool(store._writing._waiters)
+        await asyncio.sleep(0.05)  # long enough for it to have finished, if nothing stopped it
+        return True
     counted = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
     return (await tx.connection.execute(counted)).scalar_one() > 0
 
@@ -150,7 +162,7 @@ async def test_a_lease_waits_for_a_revocation_that_is_being_committed(store: Sto
         await tx.connections.replace(connection.revocation_requested("x", NOW), expected=connection.revision)
         lease = asyncio.create_task(ledger.record(a_claim(connection, app)))
         async with asyncio.timeout(20):
-            while not lease.done() and not await somebody_waits(store, tx):
+            while not lease.done() and not await another_writer_waits(store, tx):
                 await asyncio.sleep(0)
         assert not lease.done()
     with pytest.raises(StaleClaim):

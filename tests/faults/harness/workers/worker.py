@@ -17,7 +17,6 @@ from typing import Any, cast
 
 import httpcore2
 import httpx2
-from sqlalchemy.ext.asyncio import AsyncEngine
 from temporalio.testing import ActivityEnvironment
 
 from activities.single_use import circuit_breakers, journal_replay
@@ -34,7 +33,10 @@ from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.egress.network import default_tls_context
 from evergrant_server.journal import Journal
 from evergrant_server.settings import Settings
-from evergrant_server.store import Store, engine
+from evergrant_server.store import Store
+from evergrant_server.store.database import postgresql
+from evergrant_server.store.database.connection import Database
+from evergrant_server.store.database.engine import open_database
 from evergrant_server.wiring.platform import Platform
 from evergrant_server.wiring.worker_parts import WorkerParts, build_worker_parts
 from providers.definition.registry import Registry
@@ -78,7 +80,7 @@ PATIENT = TimeLimits(
 )
 _ORDERS = {"refresh_grant": RefreshGrant, "exchange_code": ExchangeCode, "drain": RefreshGrant}
 registry: list[Registry] = []  # read once, by the fork server
-engines: dict[str, AsyncEngine] = {}  # with their compiled statements, from the rehearsal
+databases: dict[str, Database] = {}  # with their compiled statements, from the rehearsal
 
 
 def read_catalogue() -> None:
@@ -98,7 +100,7 @@ def shorten() -> None:
     journal_replay._RETRY_SET_ASIDE_S = LOOK_ASIDE_S
     transactions._MAX_WAIT_S = COMMIT_AGAIN_S
     protocol.MAX_SENDS = MOST_SENDS
-    engine._PG_SETTINGS.update(
+    postgresql._SETTINGS.update(
         statement_timeout=str(DATABASE_MS),
         lock_timeout=str(DATABASE_MS),
         idle_in_transaction_session_timeout=str(DATABASE_MS),
@@ -130,9 +132,9 @@ def parts_of(start: Start) -> Platform:
     )
     ring = KeyRing.open(start.key_file, Role.WORKER)
     clock = SystemClock()
-    if start.database_url not in engines:
-        engines[start.database_url] = engine.make_engine(start.database_url)
-    store = Store(engines[start.database_url], ring, clock)
+    if start.database_url not in databases:
+        databases[start.database_url] = open_database(start.database_url)
+    store = Store(databases[start.database_url], ring, clock)
     nothing = cast(Any, None)
     catalogue = _repaired_later(start.repaired_after_s) if start.repaired_after_s else registry[0]
     return Platform(settings, clock, ring, store, catalogue, nothing, nothing, nothing, nothing)
@@ -236,7 +238,7 @@ class Child:
     def _begin(self, start: Start) -> None:
         self._environment, self._was_stopped = None, False
         passages.start(start.plan)
-        self._engine_url = start.database_url
+        self._database_url = start.database_url
         self._sections = CriticalSections()
         self._journal = Journal(start.journals)
         work = work_of(parts_of(start), self._sections, self._journal, start)
@@ -255,7 +257,7 @@ class Child:
         if len(asyncio.all_tasks()) > 1:
             return False
         if self._was_stopped:  # the database may have ended its sessions meanwhile
-            await engines[self._engine_url].dispose()
+            await databases[self._database_url].close()
         self._journal.release()
         self._say({"left": True})
         return True
@@ -299,8 +301,8 @@ def rehearse(line: socket.socket) -> None:
 
     async def rehearsal() -> None:
         await Child(line).run()
-        for it in engines.values():
-            await it.dispose()
+        for it in databases.values():
+            await it.close()
 
     asyncio.run(rehearsal())
     line.close()

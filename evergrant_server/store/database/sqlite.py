@@ -1,0 +1,179 @@
+"""SQLite through the standard `sqlite3`: statements run on the event loop, only waits leave it.
+
+A statement takes microseconds and a hop to another thread a hundred, so each runs where it is
+called. What can take long doesn't block the loop: opening the file and COMMIT (an fsync) run in
+a thread, and BEGIN IMMEDIATE is retried between sleeps while another process writes.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from time import monotonic
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+from sqlalchemy import URL, Connection, CursorResult, Dialect, Executable, QueuePool, create_engine, event
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from evergrant_server.store.database.connection import DatabaseConnection, Parameters
+
+P = ParamSpec("P")
+T = TypeVar("T")
+BUSY_MS = 5_000  # how long SQLite waits for another process's write
+_CONNECTIONS = 16
+_POOL_TIMEOUT_S = 10.0
+_PRAGMAS = (
+    "journal_mode=WAL",
+    "synchronous=FULL",  # an intent must survive a power cut
+    "foreign_keys=ON",
+    "secure_delete=ON",  # shredded keys don't stay in free pages
+)
+_RETRY_DELAYS_S = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.025, 0.05, 0.1)  # the last one repeats
+
+
+class SqliteConnection:
+    """A `DatabaseConnection`: what it is asked runs at once, on the event loop."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @property
+    def dialect(self) -> Dialect:
+        return self._connection.dialect
+
+    @property
+    def driver(self) -> sqlite3.Connection:
+        """The driver's connection, inside the same transaction."""
+        return _driver_of(self._connection)
+
+    async def execute(self, statement: Executable, parameters: Parameters | None = None) -> CursorResult[Any]:
+        return self._connection.execute(statement, parameters)
+
+    async def exec_driver_sql(self, statement: str) -> CursorResult[Any]:
+        return self._connection.exec_driver_sql(statement)
+
+    async def run_sync(
+        self, fn: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        return fn(self._connection, *args, **kwargs)
+
+
+class SqliteDatabase:
+    """One SQLite file. One task of this process writes at a time, in the order in which they came."""
+
+    is_sqlite = True
+
+    def __init__(self, path: Path) -> None:
+        self._engine = create_engine(
+            URL.create("sqlite", database=str(path)),
+            hide_parameters=True,
+            poolclass=QueuePool,
+            pool_size=_CONNECTIONS,
+            max_overflow=0,
+            pool_use_lifo=True,
+            # autocommit: this class sends BEGIN itself
+            connect_args={"check_same_thread": False, "isolation_level": None},
+        )
+        event.listen(self._engine, "connect", _configure)
+        self._begin_anew()
+
+    @asynccontextmanager
+    async def read(self) -> AsyncGenerator[SqliteConnection]:
+        async with self._connected() as connection:
+            _driver_of(connection).execute("BEGIN")
+            yield SqliteConnection(connection)
+
+    @asynccontextmanager
+    async def write(self) -> AsyncGenerator[SqliteConnection]:
+        async with self._writer, self._connected() as connection:
+            await _begin_immediate(_driver_of(connection))
+            transaction = connection.begin()  # sends nothing: the driver is in autocommit mode
+            yield SqliteConnection(connection)
+            await self._in_thread(transaction.commit)
+
+    @asynccontextmanager
+    async def autocommit(self) -> AsyncGenerator[SqliteConnection]:
+        async with self._connected() as connection:
+            yield SqliteConnection(connection)
+
+    async def close(self) -> None:
+        """Close every connection. Afterwards another event loop, or a forked process, may use it."""
+        await self._in_thread(self._engine.dispose)
+        self._thread.shutdown(wait=False)
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._free = asyncio.Semaphore(_CONNECTIONS)  # the engine's pool would block the loop
+        self._writer = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite")
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncGenerator[Connection]:
+        """A connection of the pool; what is uncommitted at the end is rolled back."""
+        await asyncio.sleep(0)  # a task that reads in a loop lets others run between its transactions
+        try:
+            async with asyncio.timeout(_POOL_TIMEOUT_S):
+                await self._free.acquire()
+        except TimeoutError:
+            raise PoolTimeout from None
+        try:
+            idle = cast(QueuePool, self._engine.pool).checkedin()
+            connection = self._engine.connect() if idle else await self._in_thread(self._engine.connect)
+            with connection:
+                yield connection
+        finally:
+            self._free.release()
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """Run `work` in the thread and wait for its end, even when the caller is cancelled meanwhile."""
+        future = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        cancelled: asyncio.CancelledError | None = None
+        while not future.done():
+            try:
+                await asyncio.wait((future,))
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            future.exception()  # marked as retrieved: the caller hears of its cancellation instead
+            raise cancelled
+        return future.result()
+
+
+def _configure(driver: sqlite3.Connection, record: object) -> None:
+    for pragma in (f"busy_timeout={BUSY_MS}", *_PRAGMAS):
+        driver.execute(f"PRAGMA {pragma}")
+
+
+async def _begin_immediate(driver: sqlite3.Connection) -> None:
+    """Take the write lock. Raises sqlite3.OperationalError when another process keeps it for BUSY_MS."""
+    until = monotonic() + BUSY_MS / 1000
+    delays = iter(_RETRY_DELAYS_S)
+    driver.execute("PRAGMA busy_timeout=0")  # SQLite's own wait would block the loop
+    try:
+        while not _begun(driver, last=monotonic() >= until):
+            await asyncio.sleep(next(delays, _RETRY_DELAYS_S[-1]))
+    finally:
+        driver.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+
+
+def _begun(driver: sqlite3.Connection, *, last: bool) -> bool:
+    try:
+        driver.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError as error:
+        if last or error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # the low byte: any kind of busy
+            raise
+        return False
+    return True
+
+
+def _driver_of(connection: Connection) -> sqlite3.Connection:
+    return cast(sqlite3.Connection, connection.connection.dbapi_connection)
+
+
+def sqlite_driver(connection: DatabaseConnection) -> sqlite3.Connection:
+    """sqlite3's own connection, inside the same transaction: for statements too hot to be built."""
+    if not isinstance(connection, SqliteConnection):
+        raise TypeError("this connection is not SQLite's")
+    return connection.driver

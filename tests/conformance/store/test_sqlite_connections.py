@@ -1,0 +1,152 @@
+"""SQLite on the event loop: nothing blocks it, and a cancelled task leaves no transaction open."""
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from evergrant_server.store.database.errors import translate_errors
+from sqlalchemy import text
+
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.store.database.connection import sqlite
+from evergrant_server.store.database.sqlite import SqliteDatabase, sqlite_driver
+
+COUNT = text("SELECT count(*) FROM noted")
+NOTE = text("INSERT INTO noted VALUES (1)")
+
+
+@pytest_asyncio.fixture
+async def database(tmp_path: Path) -> AsyncIterator[SqliteDatabase]:
+    opened = SqliteDatabase(tmp_path / "evergrant.db")
+    async with opened.write() as connection:
+        await connection.execute(text("CREATE TABLE noted (n INTEGER)"))
+    yield opened
+    await opened.close()
+
+
+async def note(database: SqliteDatabase) -> None:
+    async with database.write() as connection:
+        await connection.execute(NOTE)
+
+
+async def count(database: SqliteDatabase) -> int:
+    async with database.read() as connection:
+        return (await connection.execute(COUNT)).scalar_one()
+
+
+async def test_a_commit_that_is_cancelled_ends_before_its_task_does(database: SqliteDatabase):
+    goes_on = threading.Event()
+    database._thread.submit(goes_on.wait)  # COMMIT stands behind this
+    writing = asyncio.create_task(note(database))
+    await asyncio.sleep(0.05)
+    for _ in range(2):
+        writing.cancel()
+        await asyncio.sleep(0.01)
+        assert not writing.done()
+    goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    assert await count(database) == 1
+    await note(database)
+    assert await count(database) == 2
+
+
+async def test_a_writer_that_is_cancelled_before_its_commit_is_rolled_back(database: SqliteDatabase):
+    began = asyncio.Event()
+
+    async def hang() -> None:
+        async with database.write() as connection:
+            await connection.execute(NOTE)
+            began.set()
+            await asyncio.Event().wait()
+
+    hanging = asyncio.create_task(hang())
+    await began.wait()
+    hanging.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await hanging
+    await note(database)
+    assert await count(database) == 1
+
+
+async def test_the_loop_runs_on_while_another_process_writes(database: SqliteDatabase, tmp_path: Path):
+    other = sqlite3.connect(tmp_path / "evergrant.db", isolation_level=None)
+    try:
+        other.execute("BEGIN IMMEDIATE")
+        writing = asyncio.create_task(note(database))
+        for _ in range(20):
+            await asyncio.sleep(0.005)
+        assert not writing.done()
+        assert await count(database) == 0
+        other.execute("COMMIT")
+        await writing
+        assert await count(database) == 1
+    finally:
+        other.close()
+
+
+async def test_a_writer_that_is_cancelled_while_another_process_writes_leaves_nothing_open(
+    database: SqliteDatabase, tmp_path: Path
+):
+    other = sqlite3.connect(tmp_path / "evergrant.db", isolation_level=None)
+    try:
+        other.execute("BEGIN IMMEDIATE")
+        writing = asyncio.create_task(note(database))
+        await asyncio.sleep(0.02)
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+    finally:
+        other.close()
+    async with database.write() as connection:
+        waits = sqlite_driver(connection).execute("PRAGMA busy_timeout").fetchone()
+    assert waits == (sqlite.BUSY_MS,)
+
+
+async def test_more_transactions_than_connections_wait_and_then_fail(
+    database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sqlite, "_POOL_TIMEOUT_S", 0.05)
+    ends = asyncio.Event()
+
+    async def reading() -> None:
+        async with database.read():
+            await ends.wait()
+
+    readers = [asyncio.create_task(reading()) for _ in range(sqlite._CONNECTIONS)]
+    await asyncio.sleep(0.2)
+    with pytest.raises(Failure, match="connections are busy") as caught, translate_errors():
+        await count(database)
+    assert caught.value.code is ErrorCode.STORE_UNAVAILABLE
+    ends.set()
+    await asyncio.gather(*readers)
+    assert await count(database) == 0
+
+
+def test_a_loop_that_ends_during_a_commit_leaves_it_committed(tmp_path: Path):
+    file = tmp_path / "evergrant.db"
+    failed: list[object] = []
+
+    async def leaves() -> None:
+        database = SqliteDatabase(file)
+        async with database.write() as connection:
+            await connection.execute(text("CREATE TABLE noted (n INTEGER)"))
+        timer = threading.Event()
+        database._thread.submit(timer.wait, 0.2)
+        writing = asyncio.create_task(note(database))
+        await asyncio.sleep(0.05)
+        assert not writing.done()
+
+    before, threading.excepthook = threading.excepthook, failed.append
+    try:
+        asyncio.run(leaves())
+    finally:
+        threading.excepthook = before
+    assert not failed
+    with sqlite3.connect(file) as other:
+        assert other.execute("SELECT count(*) FROM noted").fetchone() == (1,)
+    other.close()
