@@ -16,7 +16,8 @@ from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, KeyId,
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.settings import Settings, load_settings
-from evergrant_server.store import Store, Transaction, schema
+from evergrant_server.store import Store, Transaction
+from evergrant_server.store.database import schema
 
 TENANT = Tenant("bench")
 _CLOCK = SystemClock()

@@ -1,4 +1,4 @@
-"""Runs migrations on the connection that `store.schema` hands over, or on EVERGRANT_DATABASE_URL."""
+"""Runs migrations on the connection that `store.database.schema` hands over, or on EVERGRANT_DATABASE_URL."""
 
 import asyncio
 import os
@@ -6,8 +6,8 @@ import os
 from alembic import context
 from sqlalchemy import Connection
 
+from evergrant_server.store.database.columns import METADATA
 from evergrant_server.store.database.engine import open_database
-from evergrant_server.store.tables import METADATA
 
 
 def _run(connection: Connection) -> None:

@@ -4,8 +4,8 @@ from sqlalchemy import select
 from sqlmodel import col
 
 from evergrant_server.core.messages.maintenance import AuditCheckpoint
-from evergrant_server.store.records import fetch_first, find_one
-from evergrant_server.store.tables import AuditRow, AuditShardRow
+from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
+from evergrant_server.store.database.rows import fetch_first, find_one
 from evergrant_server.store.transactions import Transaction
 
 

@@ -10,8 +10,8 @@ from sqlmodel import col
 from evergrant_server.audit.canonical import GENESIS_HASH, record_hash
 from evergrant_server.core.ids import Tenant
 from evergrant_server.store import Store
-from evergrant_server.store.records import columns_equal
-from evergrant_server.store.tables import AuditRow, AuditShardRow
+from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
+from evergrant_server.store.database.rows import columns_equal
 
 _STRIDE = 1_000  # records read at a time
 

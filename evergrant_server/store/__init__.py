@@ -9,9 +9,9 @@ Failures are `core.errors.Failure`: STORE_UNAVAILABLE when the database can't be
 STORE_CONFLICT when a row changed meanwhile, SCHEMA_MISMATCH, SEAL_BROKEN, KEY_UNAVAILABLE.
 """
 
+from evergrant_server.store.access.idempotency import StoredResponse
+from evergrant_server.store.connections.histories import HistoryExport
 from evergrant_server.store.connections.lease_rows import LeaseRow, LeaseRows
-from evergrant_server.store.histories import HistoryExport
-from evergrant_server.store.idempotency import StoredResponse
 from evergrant_server.store.sealing import NO_CONNECTION, UnwrappedKeys
 from evergrant_server.store.store import Store
 from evergrant_server.store.transactions import Transaction

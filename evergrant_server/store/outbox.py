@@ -1,18 +1,36 @@
 """The outbox: deliveries written in the transaction that made them true, in order per target."""
 
 from datetime import datetime, timedelta
+from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, delete, exists, func, or_, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    Index,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.orm import aliased
-from sqlmodel import col
+from sqlmodel import Field, col
 
 from evergrant_server.core.clock import CLOCK_SKEW
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import OutboxId
 from evergrant_server.core.outbox import OutboxMessage
+from evergrant_server.store.database.columns import (
+    BIG_INTEGER,
+    Row,
+    json_column,
+    optional_timestamp_column,
+    timestamp_column,
+)
 from evergrant_server.store.database.connection import DatabaseConnection
-from evergrant_server.store.records import (
+from evergrant_server.store.database.rows import (
     Values,
     already_exists,
     column_values,
@@ -20,7 +38,36 @@ from evergrant_server.store.records import (
     fetch_all,
     insert,
 )
-from evergrant_server.store.tables import OutboxRow
+
+
+class OutboxRow(Row, table=True):
+    __table_args__ = (
+        Index(None, "id", unique=True),
+        Index(
+            "ix_outbox_undelivered",
+            "target",
+            "seq",
+            sqlite_where=text("delivered_at IS NULL"),
+            postgresql_where=text("delivered_at IS NULL"),
+        ),
+        {"sqlite_autoincrement": True},
+    )
+    tenant: str
+    seq: int | None = Field(default=None, primary_key=True, sa_type=BIG_INTEGER)  # pyright: ignore[reportArgumentType]  # an instance carries the variant
+    id: str
+    kind: str
+    target: str
+    name: str
+    payload: dict[str, Any] = json_column()
+    created_at: datetime = timestamp_column()
+    attempts: int
+    next_at: datetime | None = optional_timestamp_column()
+    last_error: str | None = None
+    claimed_by: str | None = None
+    claimed_until: datetime | None = optional_timestamp_column()
+    delivered_at: datetime | None = optional_timestamp_column()
+    revision: int
+
 
 _FARTHEST = timedelta(minutes=10)  # a relay puts nothing off for longer; see `_due`
 _TARGET_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:target, 0))")

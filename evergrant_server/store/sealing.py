@@ -9,8 +9,16 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Select, and_, bindparam, delete, select
-from sqlmodel import col
+from sqlalchemy import (
+    Index,
+    Select,
+    and_,
+    bindparam,
+    delete,
+    select,
+    text,
+)
+from sqlmodel import Field, col
 
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import (
@@ -25,12 +33,42 @@ from evergrant_server.crypto import (
     seal,
 )
 from evergrant_server.crypto.envelope import key_unavailable, seal_broken
-from evergrant_server.store.columns import table_of
+from evergrant_server.store.database.columns import (
+    Row,
+    optional_timestamp_column,
+    sealed_column,
+    table_of,
+    timestamp_column,
+)
 from evergrant_server.store.database.connection import DatabaseConnection
-from evergrant_server.store.records import columns_equal, fetch_first, insert
-from evergrant_server.store.tables import KeyRow
+from evergrant_server.store.database.rows import columns_equal, fetch_first, insert
 
 NO_CONNECTION = ""  # the connection id of a tenant's own key
+
+
+class KeyRow(Row, table=True):
+    """A tenant's key (`connection_id` empty, wrapped by a root) or a connection's (by the tenant's)."""
+
+    __table_args__ = (
+        Index(
+            "uq_key_current",
+            "tenant",
+            "connection_id",
+            "purpose",
+            unique=True,
+            sqlite_where=text("retired_at IS NULL"),
+            postgresql_where=text("retired_at IS NULL"),
+        ),
+    )
+    tenant: str = Field(primary_key=True)
+    id: str = Field(primary_key=True)
+    purpose: str
+    connection_id: str
+    wrapping_key_id: str
+    sealed_key: Sealed = sealed_column()
+    created_at: datetime = timestamp_column()
+    retired_at: datetime | None = optional_timestamp_column()
+    revision: int
 
 
 _KEYS = table_of(KeyRow)

@@ -8,10 +8,10 @@ from sqlalchemy import Connection
 
 from evergrant_server.core.clock import Clock
 from evergrant_server.crypto import KeyPurpose, KeyRing
-from evergrant_server.store import schema
+from evergrant_server.store.database import schema
 from evergrant_server.store.database.connection import Database, DatabaseConnection
 from evergrant_server.store.database.engine import open_database
-from evergrant_server.store.faults import translate_errors
+from evergrant_server.store.database.errors import translate_errors
 from evergrant_server.store.sealing import UnwrappedKeys
 from evergrant_server.store.transactions import Transaction
 

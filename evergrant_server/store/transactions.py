@@ -5,17 +5,17 @@ from functools import cached_property
 
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store.access.apps import Access
+from evergrant_server.store.access.idempotency import Idempotency
 from evergrant_server.store.connections.attempts import Attempts
 from evergrant_server.store.connections.connections import Connections
 from evergrant_server.store.connections.consents import Consents
 from evergrant_server.store.connections.grants import Grants
+from evergrant_server.store.connections.histories import Histories
 from evergrant_server.store.connections.late_tokens import LateTokenSets
 from evergrant_server.store.connections.proof_keys import ProofKeys
 from evergrant_server.store.connections.usage import Usage
 from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.exports.exports import Exports
-from evergrant_server.store.histories import Histories
-from evergrant_server.store.idempotency import Idempotency
 from evergrant_server.store.integrations.definitions import Definitions
 from evergrant_server.store.integrations.integrations import Integrations
 from evergrant_server.store.outbox import Outbox

@@ -24,8 +24,9 @@ import pytest_asyncio
 
 from evergrant_server.core.clock import SetClock
 from evergrant_server.crypto import KeyRing, Role
-from evergrant_server.store import Store, schema
-from evergrant_server.store.tables import METADATA
+from evergrant_server.store import Store
+from evergrant_server.store.database import schema
+from evergrant_server.store.database.columns import METADATA
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 _TEMPLATE = "evergrant_template"

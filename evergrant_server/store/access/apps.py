@@ -8,8 +8,9 @@ from sqlmodel import col
 from evergrant_server.core.access import App, AppKey, Permit
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, KeyId, Tenant
+from evergrant_server.store.access.tables import AppKeyRow, AppRow, PermitRow
 from evergrant_server.store.database.connection import DatabaseConnection
-from evergrant_server.store.records import (
+from evergrant_server.store.database.rows import (
     already_exists,
     column_values,
     columns_equal,
@@ -18,7 +19,6 @@ from evergrant_server.store.records import (
     find_one,
     insert,
 )
-from evergrant_server.store.tables import AppKeyRow, AppRow, PermitRow
 
 
 class Access:

@@ -8,8 +8,9 @@ from sqlmodel import col
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
 from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome
+from evergrant_server.store.connections.tables import AttemptRow
 from evergrant_server.store.database.connection import DatabaseConnection
-from evergrant_server.store.records import (
+from evergrant_server.store.database.rows import (
     column_values,
     columns_equal,
     compare_and_set,
@@ -18,7 +19,6 @@ from evergrant_server.store.records import (
     find_one,
     insert,
 )
-from evergrant_server.store.tables import AttemptRow
 
 _MOST_SUPERSEDED = 20  # whoever was stopped while as many others sent it has nothing that is any good
 _ENDED_NOTHING = (

@@ -10,9 +10,14 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import MAIN_SLOT
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, Tenant
-from evergrant_server.store.connections.late_token_tables import LateTokensRow
+from evergrant_server.store.connections.tables import (
+    FINAL_STATES,
+    ConnectionGrantRow,
+    ConnectionRow,
+    LateTokensRow,
+)
 from evergrant_server.store.database.connection import DatabaseConnection
-from evergrant_server.store.records import (
+from evergrant_server.store.database.rows import (
     already_exists,
     column_values,
     columns_equal,
@@ -22,7 +27,6 @@ from evergrant_server.store.records import (
     find_one,
     insert,
 )
-from evergrant_server.store.tables import FINAL_STATES, ConnectionGrantRow, ConnectionRow
 
 _WAITS = (LifecycleState.PENDING_CONSENT.value, LifecycleState.NEEDS_REAUTH.value)
 

@@ -13,8 +13,9 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, ConsentId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import AssociatedData, KeyPurpose
+from evergrant_server.store.connections.tables import ConsentRow
 from evergrant_server.store.database.connection import DatabaseConnection
-from evergrant_server.store.records import (
+from evergrant_server.store.database.rows import (
     Values,
     already_exists,
     column_values,
@@ -25,7 +26,6 @@ from evergrant_server.store.records import (
     insert,
 )
 from evergrant_server.store.sealing import NO_CONNECTION, ColumnSealer
-from evergrant_server.store.tables import ConsentRow
 
 _LINK, _VERIFIER, _CODE = "sealed_link", "sealed_verifier", "sealed_code"
 _TOKENS = "sealed_tokens"

@@ -13,12 +13,12 @@ from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed
 from evergrant_server.crypto.envelope import seal_broken
-from evergrant_server.store.columns import table_of
 from evergrant_server.store.connections.late_tokens import LateTokenSets
 from evergrant_server.store.connections.proof_keys import ProofKeys
+from evergrant_server.store.connections.tables import ConnectionGrantRow, ConnectionRow, ConsentRow
+from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.connection import DatabaseConnection
-from evergrant_server.store.provider_events.account_identifiers import AccountIdentifiers
-from evergrant_server.store.records import (
+from evergrant_server.store.database.rows import (
     Values,
     column_values,
     columns_equal,
@@ -27,8 +27,8 @@ from evergrant_server.store.records import (
     find_one,
     insert,
 )
+from evergrant_server.store.provider_events.account_identifiers import AccountIdentifiers
 from evergrant_server.store.sealing import ColumnSealer
-from evergrant_server.store.tables import ConnectionGrantRow, ConnectionRow, ConsentRow
 
 ACCESS_COLUMN, REFRESH_COLUMN, ID_TOKEN_COLUMN = "sealed_access", "sealed_refresh", "sealed_id_token"
 

@@ -7,9 +7,9 @@ from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
 from evergrant_server.core.single_use.attempt import LateTokens
 from evergrant_server.crypto import AssociatedData, KeyPurpose
-from evergrant_server.store.connections.late_token_tables import LateTokensRow
+from evergrant_server.store.connections.tables import LateTokensRow
 from evergrant_server.store.database.connection import DatabaseConnection
-from evergrant_server.store.records import column_values, columns_equal, fetch_all, find_one, insert
+from evergrant_server.store.database.rows import column_values, columns_equal, fetch_all, find_one, insert
 from evergrant_server.store.sealing import ColumnSealer
 
 _COLUMN = "sealed_tokens"

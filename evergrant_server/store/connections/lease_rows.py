@@ -14,11 +14,11 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyPurpose, KeyRing, Sealed, key_id_of, open_sealed
 from evergrant_server.crypto.envelope import key_unavailable, seal_broken
 from evergrant_server.store.connections.grants import ACCESS_COLUMN, grant_associated_data, was_rolled_back
+from evergrant_server.store.connections.tables import LIVE_CONDITION
 from evergrant_server.store.database.connection import DatabaseConnection
+from evergrant_server.store.database.types import SealedBytes, UtcDateTime
 from evergrant_server.store.sealing import WrappedKey, unwrap
 from evergrant_server.store.store import Store
-from evergrant_server.store.tables import LIVE_CONDITION
-from evergrant_server.store.types import SealedBytes, UtcDateTime
 
 _SELECT = f"""
 SELECT c.tenant, c.id AS connection_id, c.integration_id, c.integration, c.provider, c.subject, c.label,

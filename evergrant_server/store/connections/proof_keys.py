@@ -8,9 +8,9 @@ from evergrant_server.core.connections.proof_key import ProofKey
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.crypto import AssociatedData, KeyPurpose, new_proof_key
-from evergrant_server.store.connections.proof_key_tables import ProofKeyRow
+from evergrant_server.store.connections.tables import ProofKeyRow
 from evergrant_server.store.database.connection import DatabaseConnection
-from evergrant_server.store.records import Values, columns_equal, find_one, insert
+from evergrant_server.store.database.rows import Values, columns_equal, find_one, insert
 from evergrant_server.store.sealing import ColumnSealer
 
 _COLUMN = "sealed_key"

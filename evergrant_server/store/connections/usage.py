@@ -1,9 +1,9 @@
 """What leases tell the schedule: the newest generation of a connection that anybody took."""
 
 from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.store.connections.tables import UsageRow
 from evergrant_server.store.database.connection import DatabaseConnection
-from evergrant_server.store.records import find_one
-from evergrant_server.store.tables import UsageRow
+from evergrant_server.store.database.rows import find_one
 
 
 class Usage:

@@ -6,7 +6,7 @@ from sqlmodel import col
 from evergrant_server.core.export import Export
 from evergrant_server.core.ids import ExportId, Tenant
 from evergrant_server.store.database.connection import DatabaseConnection
-from evergrant_server.store.records import (
+from evergrant_server.store.database.rows import (
     already_exists,
     column_values,
     columns_equal,
@@ -14,7 +14,7 @@ from evergrant_server.store.records import (
     find_one,
     insert,
 )
-from evergrant_server.store.tables import ExportLineRow, ExportRow
+from evergrant_server.store.exports.tables import ExportLineRow, ExportRow
 
 
 class Exports:

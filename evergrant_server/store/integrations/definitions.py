@@ -6,8 +6,7 @@ from sqlmodel import col
 from evergrant_server.core.definition import Definition, DefinitionState
 from evergrant_server.core.ids import DefinitionId, Tenant
 from evergrant_server.store.database.connection import DatabaseConnection
-from evergrant_server.store.integrations.definition_tables import DefinitionRow
-from evergrant_server.store.records import (
+from evergrant_server.store.database.rows import (
     Values,
     already_exists,
     column_values,
@@ -17,6 +16,7 @@ from evergrant_server.store.records import (
     find_one,
     insert,
 )
+from evergrant_server.store.integrations.tables import DefinitionRow
 
 _SERVING = tuple(state.value for state in DefinitionState if state.serves)
 _OPEN = tuple(state.value for state in DefinitionState if state.in_progress)

@@ -12,8 +12,9 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed
+from evergrant_server.store.connections.tables import FINAL_STATES, ConnectionRow
 from evergrant_server.store.database.connection import DatabaseConnection
-from evergrant_server.store.records import (
+from evergrant_server.store.database.rows import (
     Values,
     already_exists,
     column_values,
@@ -23,8 +24,8 @@ from evergrant_server.store.records import (
     find_one,
     insert,
 )
+from evergrant_server.store.integrations.tables import IntegrationRow
 from evergrant_server.store.sealing import NO_CONNECTION, ColumnSealer
-from evergrant_server.store.tables import FINAL_STATES, ConnectionRow, IntegrationRow
 
 _COLUMN = "sealed_client_secret"
 _PREVIOUS = "sealed_previous_secret"

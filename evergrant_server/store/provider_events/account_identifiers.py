@@ -9,10 +9,10 @@ from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.provider_events.account_identifiers import account_identifiers_of, unreplaced_names
 from evergrant_server.core.provider_events.receivers import AccountIdentifier
 from evergrant_server.crypto import KeyRing
+from evergrant_server.store.connections.tables import FINAL_STATES, ConnectionRow
 from evergrant_server.store.database.connection import DatabaseConnection
+from evergrant_server.store.database.rows import columns_equal, fetch_all, insert
 from evergrant_server.store.provider_events.tables import AccountIdentifierRow
-from evergrant_server.store.records import columns_equal, fetch_all, insert
-from evergrant_server.store.tables import FINAL_STATES, ConnectionRow
 
 
 class AccountIdentifiers:

@@ -9,10 +9,10 @@ from sqlmodel import col
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.provider_events.introspection import IntrospectionFinding
+from evergrant_server.store.connections.tables import ConnectionRow
 from evergrant_server.store.database.connection import DatabaseConnection
+from evergrant_server.store.database.rows import columns_equal, compare_and_set, fetch_all, find_one, insert
 from evergrant_server.store.provider_events.tables import IntrospectionRow
-from evergrant_server.store.records import columns_equal, compare_and_set, fetch_all, find_one, insert
-from evergrant_server.store.tables import ConnectionRow
 
 NEVER_INTROSPECTED = "never"
 

@@ -10,8 +10,7 @@ from evergrant_server.core.provider_events.receivers import Receiver
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import AssociatedData, KeyPurpose
 from evergrant_server.store.database.connection import DatabaseConnection
-from evergrant_server.store.provider_events.tables import EventReceiverRow, ReceivedEventRow
-from evergrant_server.store.records import (
+from evergrant_server.store.database.rows import (
     Values,
     already_exists,
     column_values,
@@ -21,6 +20,7 @@ from evergrant_server.store.records import (
     find_one,
     insert,
 )
+from evergrant_server.store.provider_events.tables import EventReceiverRow, ReceivedEventRow
 from evergrant_server.store.sealing import NO_CONNECTION, ColumnSealer
 
 _COLUMN = "sealed_secret"

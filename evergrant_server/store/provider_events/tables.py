@@ -3,14 +3,15 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, Index, UniqueConstraint
+from sqlalchemy import Index, UniqueConstraint
 from sqlmodel import Field, ForeignKeyConstraint
 
 from evergrant_server.crypto import Sealed
-from evergrant_server.store.columns import (
+from evergrant_server.store.database.columns import (
     Row,
     connection_foreign_key,
     json_column,
+    optional_json_column,
     optional_timestamp_column,
     sealed_column,
     timestamp_column,
@@ -33,7 +34,7 @@ class EventReceiverRow(Row, table=True):
     jwks_uri: str | None = None
     audience: list[str] = json_column()
     account_in: str
-    keys: list[dict[str, Any]] | None = Field(default=None, sa_type=JSON)
+    keys: list[dict[str, Any]] | None = optional_json_column()
     keys_at: datetime | None = optional_timestamp_column()
     keys_requested_at: datetime | None = optional_timestamp_column()
     keys_problem: str | None = None

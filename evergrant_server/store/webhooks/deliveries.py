@@ -9,7 +9,7 @@ from evergrant_server.core.events import WebhookEvent
 from evergrant_server.core.ids import DeliveryId, EventId, Tenant, WebhookId
 from evergrant_server.core.webhooks import Delivery, DeliveryStatus, Webhook
 from evergrant_server.store.database.connection import DatabaseConnection
-from evergrant_server.store.records import (
+from evergrant_server.store.database.rows import (
     already_exists,
     column_values,
     columns_equal,

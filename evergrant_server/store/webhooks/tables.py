@@ -6,8 +6,12 @@ from sqlalchemy import JSON, Index, Text, UniqueConstraint, text
 from sqlmodel import Field, ForeignKeyConstraint
 
 from evergrant_server.crypto import Sealed
-from evergrant_server.store.tables import Row
-from evergrant_server.store.types import SealedBytes, UtcDateTime
+from evergrant_server.store.database.columns import (
+    Row,
+    optional_timestamp_column,
+    sealed_column,
+    timestamp_column,
+)
 
 
 class WebhookRow(Row, table=True):
@@ -20,14 +24,14 @@ class WebhookRow(Row, table=True):
     integration: str
     disabled_by: str | None = None
     failures: int
-    failing_since: datetime | None = Field(default=None, sa_type=UtcDateTime)
-    paused_until: datetime | None = Field(default=None, sa_type=UtcDateTime)
-    sealed_secret: Sealed = Field(sa_type=SealedBytes)
-    sealed_previous_secret: Sealed | None = Field(default=None, sa_type=SealedBytes)
-    previous_secret_until: datetime | None = Field(default=None, sa_type=UtcDateTime)
-    secret_changed_at: datetime = Field(sa_type=UtcDateTime)
-    created_at: datetime = Field(sa_type=UtcDateTime)
-    changed_at: datetime = Field(sa_type=UtcDateTime)
+    failing_since: datetime | None = optional_timestamp_column()
+    paused_until: datetime | None = optional_timestamp_column()
+    sealed_secret: Sealed = sealed_column()
+    sealed_previous_secret: Sealed | None = sealed_column()
+    previous_secret_until: datetime | None = optional_timestamp_column()
+    secret_changed_at: datetime = timestamp_column()
+    created_at: datetime = timestamp_column()
+    changed_at: datetime = timestamp_column()
     revision: int
 
 
@@ -37,7 +41,7 @@ class EventRow(Row, table=True):
     id: str = Field(primary_key=True)
     type: str
     connection_id: str | None = None
-    at: datetime = Field(sa_type=UtcDateTime)
+    at: datetime = timestamp_column()
     body: str = Field(sa_type=Text)  # as it is signed and sent
     revision: int
 
@@ -70,7 +74,7 @@ class DeliveryRow(Row, table=True):
     tries: int
     response_status: int | None = None
     problem: str | None = None
-    next_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
-    created_at: datetime = Field(sa_type=UtcDateTime)
-    ended_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    next_at: datetime | None = optional_timestamp_column()
+    created_at: datetime = timestamp_column()
+    ended_at: datetime | None = optional_timestamp_column()
     revision: int

@@ -11,7 +11,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.core.webhooks import DeliveryStatus, Webhook
 from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed
 from evergrant_server.store.database.connection import DatabaseConnection
-from evergrant_server.store.records import (
+from evergrant_server.store.database.rows import (
     Values,
     already_exists,
     column_values,

@@ -13,7 +13,9 @@ from evergrant_server.core.connections.grant import Origin
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyPurpose, KeyRing, Role, Sealed
 from evergrant_server.store import LeaseRows, Store
-from evergrant_server.store.tables import METADATA, ConnectionGrantRow, KeyRow, Row
+from evergrant_server.store.connections.tables import ConnectionGrantRow
+from evergrant_server.store.database.columns import METADATA, Row
+from evergrant_server.store.sealing import KeyRow
 from tests.conformance.store.samples import (
     ACME,
     a_connection,

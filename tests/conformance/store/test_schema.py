@@ -10,9 +10,10 @@ from sqlalchemy import Connection, inspect, text
 from evergrant_server.core.clock import SetClock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyRing
-from evergrant_server.store import Store, schema
+from evergrant_server.store import Store
+from evergrant_server.store.database import schema
+from evergrant_server.store.database.columns import METADATA
 from evergrant_server.store.database.engine import open_database
-from evergrant_server.store.tables import METADATA
 
 
 async def test_an_empty_database_is_brought_to_head_and_stays_there(empty_url: str):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from evergrant_server.store.database.errors import translate_errors
 from sqlalchemy import text
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.store.database.connection import sqlite
+from evergrant_server.store.database import sqlite
+from evergrant_server.store.database.errors import translate_errors
 from evergrant_server.store.database.sqlite import SqliteDatabase, sqlite_driver
 
 COUNT = text("SELECT count(*) FROM noted")

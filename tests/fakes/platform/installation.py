@@ -51,7 +51,8 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, LateTokens, TimeLimits
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.settings import Settings, load_settings
-from evergrant_server.store import Transaction, schema
+from evergrant_server.store import Transaction
+from evergrant_server.store.database import schema
 from evergrant_server.wiring.platform import Platform, open_platform
 from providers.definition.schema import ProviderSpec
 from providers.requests.authorization_url import build_authorization_url, new_state, new_verifier

@@ -30,7 +30,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome, LateTokens
 from evergrant_server.crypto import KeyPurpose
 from evergrant_server.journal import Journal
-from evergrant_server.store.tables import ConsentRow
+from evergrant_server.store.connections.tables import ConsentRow
 from providers.responses.raw_reply import RawReply
 from tests.fakes.certificates import loopback_tls
 from tests.fakes.platform.installation import ASKED, TENANT, Installation

@@ -17,8 +17,10 @@ from evergrant_server.core.messages.names import SignalName, connection_workflow
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import Sealed
 from evergrant_server.store import Transaction
-from evergrant_server.store.records import columns_equal, find_one
-from evergrant_server.store.tables import ConnectionGrantRow, ConsentRow, IntegrationRow, Row
+from evergrant_server.store.connections.tables import ConnectionGrantRow, ConsentRow
+from evergrant_server.store.database.columns import Row
+from evergrant_server.store.database.rows import columns_equal, find_one
+from evergrant_server.store.integrations.tables import IntegrationRow
 from tests.fakes.platform.installation import ASKED, TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, drop_after_commit, raw
 from tests.faults.support.activities import Activities

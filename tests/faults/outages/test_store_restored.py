@@ -22,7 +22,7 @@ from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotati
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.maintenance import AuditCheckpoint, ReconcileRequest, ReconcileResult
 from evergrant_server.core.messages.names import WorkflowName, connection_workflow_id
-from evergrant_server.store.tables import METADATA
+from evergrant_server.store.database.columns import METADATA
 from evergrant_server.temporal_link.closed_runs import ClosedRunExporter
 from evergrant_server.temporal_link.drift_repair import DriftRepair
 from evergrant_server.temporal_link.namespace import prepare_namespace

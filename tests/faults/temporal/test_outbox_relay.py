@@ -14,8 +14,7 @@ from evergrant_server.core.ids import ConnectionId, OutboxId, Tenant, new_id
 from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
 from evergrant_server.store import Store
-from evergrant_server.store.outbox import Outbox
-from evergrant_server.store.tables import OutboxRow
+from evergrant_server.store.outbox import Outbox, OutboxRow
 from evergrant_server.temporal_link.calls import WorkflowNotRunning
 from evergrant_server.temporal_link.outbox_relay import OutboxRelay
 from evergrant_server.temporal_link.reconcile import StartOutcome

@@ -27,7 +27,7 @@ from evergrant_server.core.ids import ConnectionId, Tenant, new_id
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
-from evergrant_server.store.tables import ConnectionGrantRow, ConnectionRow
+from evergrant_server.store.connections.tables import ConnectionGrantRow, ConnectionRow
 from evergrant_server.temporal_link.namespace import prepare_namespace
 from tests.fakes.databases import sqlite_url
 from tests.fakes.patience import PATIENCE_S

@@ -18,7 +18,7 @@ from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages.base import Provenance, RequestContext
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store
-from evergrant_server.store.tables import AuditRow, AuditShardRow
+from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
 from tests.fakes.databases import NOW
 
 ACME = Tenant("acme")

@@ -10,10 +10,10 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import AssociatedData, KeyPurpose
+from evergrant_server.store.access.tables import IdempotencyRow
 from evergrant_server.store.database.connection import DatabaseConnection
-from evergrant_server.store.records import Values, find_one, insert
+from evergrant_server.store.database.rows import Values, find_one, insert
 from evergrant_server.store.sealing import NO_CONNECTION, ColumnSealer
-from evergrant_server.store.tables import IdempotencyRow
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import col
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.store.columns import Row, table_of
+from evergrant_server.store.database.columns import Row, table_of
 from evergrant_server.store.database.connection import DatabaseConnection
 
 Values = dict[str, Any]

@@ -7,7 +7,7 @@ from sqlalchemy import JSON, BigInteger, Integer, MetaData, Table
 from sqlalchemy.orm import declared_attr
 from sqlmodel import Field, ForeignKeyConstraint, SQLModel
 
-from evergrant_server.store.types import SealedBytes, UtcDateTime
+from evergrant_server.store.database.types import SealedBytes, UtcDateTime
 
 METADATA = MetaData(
     naming_convention={
@@ -30,6 +30,10 @@ def optional_timestamp_column() -> Any:
 
 def json_column() -> Any:
     return Field(sa_type=JSON)
+
+
+def optional_json_column() -> Any:
+    return Field(default=None, sa_type=JSON)
 
 
 def sealed_column() -> Any:

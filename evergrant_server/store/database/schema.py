@@ -12,9 +12,9 @@ from sqlalchemy import Connection, text
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.store.database.engine import open_database, sqlite_path
-from evergrant_server.store.faults import store_unavailable, translate_errors
+from evergrant_server.store.database.errors import store_unavailable, translate_errors
 
-MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
+MIGRATIONS = Path(__file__).resolve().parents[3] / "migrations"
 _UPGRADE_LOCK = 0x4576_6572  # "Ever": one upgrade at a time on PostgreSQL
 
 

@@ -8,8 +8,9 @@ from sqlalchemy import select, tuple_
 from sqlmodel import col
 
 from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.store.connections.tables import HistoryRow
 from evergrant_server.store.database.connection import DatabaseConnection
-from evergrant_server.store.records import (
+from evergrant_server.store.database.rows import (
     column_values,
     columns_equal,
     compare_and_set,
@@ -17,7 +18,6 @@ from evergrant_server.store.records import (
     find_one,
     insert,
 )
-from evergrant_server.store.tables import HistoryRow
 
 
 class HistoryExport(BaseModel):
