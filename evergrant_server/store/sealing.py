@@ -7,11 +7,11 @@ for those that a single-use credential's answer will need (`HeldKeys`).
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy import (
+    Executable,
     Index,
-    Select,
     and_,
     bindparam,
     delete,
@@ -258,7 +258,7 @@ class ColumnSealer:
         return await self._row(_CURRENT_KEY, purpose, tenant=tenant, connection_id=connection_id)
 
     async def _row(
-        self, query: Select[Any], purpose: KeyPurpose, tenant: str, **equal: str
+        self, query: Executable, purpose: KeyPurpose, tenant: str, **equal: str
     ) -> WrappedKey | None:
         parameters = {"tenant": tenant, "purpose": purpose.value, **equal}
         row = await fetch_first(self._connection, query, parameters)

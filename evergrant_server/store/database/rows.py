@@ -9,7 +9,7 @@ from sqlalchemy import (
     ColumnElement,
     Executable,
     Insert,
-    Select,
+    Table,
     Update,
     and_,
     bindparam,
@@ -35,7 +35,7 @@ def column_values(model: BaseModel, **more: Any) -> Values:
 
 async def insert(connection: DatabaseConnection, table: type[Row], values: Values) -> bool:
     """Add a row. False when one of the table's unique indexes already has it."""
-    statement = _insert_statement(table, connection.dialect.name)
+    statement = _insert_statement(table_of(table), connection.dialect.name)
     return (await connection.execute(statement, values)).rowcount == 1
 
 
@@ -47,7 +47,9 @@ def columns_equal(table: type[Row], **equal: Any) -> ColumnElement[bool]:
 async def find_one(connection: DatabaseConnection, table: type[Row], **equal: Any) -> Values | None:
     """The one row with these columns, or None."""
     given = {name: value for name, value in equal.items() if value is not None}
-    statement = _select_statement(table, tuple(given), tuple(name for name in equal if name not in given))
+    statement = _select_statement(
+        table_of(table), tuple(given), tuple(name for name in equal if name not in given)
+    )
     return await fetch_first(connection, statement, given)
 
 
@@ -74,7 +76,7 @@ async def compare_and_set(
     """
     changed = {**{n: v for n, v in values.items() if n not in key}, "revision": expected + 1}
     read = {f"read_{name}": value for name, value in (*key.items(), ("revision", expected))}
-    statement = _update_statement(table, tuple(key), tuple(changed))
+    statement = _update_statement(table_of(table), tuple(key), tuple(changed))
     if (await connection.execute(statement, {**changed, **read})).rowcount != 1:
         await _explain_conflict(connection, table, key, expected)
     return expected + 1
@@ -84,24 +86,22 @@ async def compare_and_set(
 
 
 @cache
-def _insert_statement(table: type[Row], dialect: str) -> Insert:
+def _insert_statement(table: Table, dialect: str) -> Insert:
     """Does nothing when a unique index already has the row; both databases know it."""
     insert_into = sqlite.insert if dialect == "sqlite" else postgresql.insert
-    return insert_into(table_of(table)).on_conflict_do_nothing()
+    return insert_into(table).on_conflict_do_nothing()
 
 
 @cache
-def _select_statement(table: type[Row], names: tuple[str, ...], nulls: tuple[str, ...]) -> Select[Any]:
-    rows = table_of(table)
-    given = (rows.c[name] == bindparam(name) for name in names)
-    return select(rows).where(*given, *(rows.c[name].is_(None) for name in nulls))
+def _select_statement(table: Table, names: tuple[str, ...], nulls: tuple[str, ...]) -> Executable:
+    given = (table.c[name] == bindparam(name) for name in names)
+    return select(table).where(*given, *(table.c[name].is_(None) for name in nulls))
 
 
 @cache
-def _update_statement(table: type[Row], key: tuple[str, ...], names: tuple[str, ...]) -> Update:
-    rows = table_of(table)
-    same = (rows.c[name] == bindparam(f"read_{name}") for name in (*key, "revision"))
-    return update(rows).where(*same).values({name: bindparam(name) for name in names})
+def _update_statement(table: Table, key: tuple[str, ...], names: tuple[str, ...]) -> Update:
+    same = (table.c[name] == bindparam(f"read_{name}") for name in (*key, "revision"))
+    return update(table).where(*same).values({name: bindparam(name) for name in names})
 
 
 async def _explain_conflict(

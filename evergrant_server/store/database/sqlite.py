@@ -48,10 +48,12 @@ class SqliteConnection:
         """The driver's connection, inside the same transaction."""
         return _driver_of(self._connection)
 
-    async def execute(self, statement: Executable, parameters: Parameters | None = None) -> CursorResult[Any]:
+    async def execute(
+        self, statement: Executable, parameters: Parameters | None = None
+    ) -> CursorResult[*tuple[Any, ...]]:
         return self._connection.execute(statement, parameters)
 
-    async def exec_driver_sql(self, statement: str) -> CursorResult[Any]:
+    async def exec_driver_sql(self, statement: str) -> CursorResult[*tuple[Any, ...]]:
         return self._connection.exec_driver_sql(statement)
 
     async def run_sync(
