@@ -7,9 +7,9 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
-from bench import place
+from bench import installation
 from bench.bounds import Bounds
-from bench.place import Installation, lease_request
+from bench.installation import Installation, lease_request
 from bench.processes import Generator, first_refusal, python_module, running_process
 from evergrant_server.cli.serve import settings_environment
 from tests.fakes.ports import free_port
@@ -62,8 +62,8 @@ async def two_servers(
     folder: Path, database_url: str, generator: Generator
 ) -> AsyncIterator[tuple[Installation, int]]:
     """The API over a prepared store, and the bare route with an answer of the same size."""
-    ready = await place.prepare(
-        folder, database_url, free_port(), [place.token_reply() for _ in range(_CONNECTIONS)]
+    ready = await installation.prepare(
+        folder, database_url, free_port(), [installation.token_reply() for _ in range(_CONNECTIONS)]
     )
     api = python_module("evergrant_server serve", folder, env=settings_environment(ready.settings))
     async with running_process(api, port=ready.settings.port):

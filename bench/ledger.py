@@ -9,7 +9,7 @@ from time import perf_counter
 from sqlalchemy import text
 
 from bench.bounds import Bounds
-from bench.place import TENANT, Installation
+from bench.installation import TENANT, Installation
 from evergrant_server import audit
 from evergrant_server.audit.lease_ledger import LeaseClaim, LeaseLedger
 from evergrant_server.core.audit import AuditAction, AuditEntry

@@ -10,7 +10,7 @@ from time import perf_counter
 
 from temporalio.client import Client, WorkflowHandle
 
-from bench import place
+from bench import installation
 from bench.bounds import Bounds
 from bench.ceiling import Ceiling
 from bench.processes import python_module, running_process, sqlite
@@ -139,7 +139,7 @@ async def _product(
     folder: Path, address: str, idp: ScriptedProvider
 ) -> AsyncIterator[tuple[Platform, tuple[Connection, ...]]]:
     """A worker process on a store whose connections all have their workflow."""
-    ready = await place.prepare(
+    ready = await installation.prepare(
         folder,
         sqlite(folder),
         free_port(),
