@@ -1,6 +1,6 @@
-"""Ratios measured in one run on one machine: what a lease, its audit record and a refresh cost.
+"""Measures the cost of a lease, its audit record and a refresh, as ratios of one run on one machine.
 
-Owns the load generator, the bare counterparts that the product is compared with, and the
-report. Asserts nothing: a ratio is read by people (docs/benchmarks.md). Everything runs on
-loopback, in a temporary folder, for a bounded time.
+Owns the load generator, the bare counterparts for the comparison, and the report. Asserts nothing:
+docs/benchmarks.md explains how to read a ratio. Everything runs on loopback, in a temporary folder,
+for a bounded time.
 """

@@ -1,9 +1,8 @@
-"""What a lease is compared with: a FastAPI POST route that does nothing but parse and answer.
+"""The counterpart of a lease: a FastAPI POST route that only parses and answers.
 
-`python -m bench.bare PORT BYTES` serves it as `python -m evergrant_server serve` serves the
-API: the same granian configuration, the same treatment of the garbage collector. It reads
-the body into a pydantic model and answers with a model of about `BYTES` bytes, as a route
-of any service would.
+`python -m bench.bare PORT BYTES` serves it as `python -m evergrant_server serve` serves the API:
+with the same configuration of granian and the garbage collector. It reads the body into a pydantic
+model and answers with a model of about `BYTES` bytes.
 """
 
 import os
@@ -24,7 +23,7 @@ _FRAME = '{"access_token":""}'
 
 
 class BareRequest(BaseModel):
-    """The members that a lease's body has."""
+    """The members of a lease request."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -1,4 +1,4 @@
-"""How long and how much one measurement may take."""
+"""The limits of one measurement."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,12 @@ QUICK_S = 0.3
 
 @dataclass(frozen=True)
 class Bounds:
-    """`seconds` for each side of a measurement, and at most `most` operations a round, whichever
-    is reached first."""
+    """Each side stops after `seconds`, and each round after `most` operations."""
 
     seconds: float
     most: int = 100_000
 
     @classmethod
     def quick(cls) -> "Bounds":
-        """Enough to see that everything runs; the figures mean nothing."""
+        """Enough to see that everything runs; the figures are meaningless."""
         return cls(QUICK_S, 100)

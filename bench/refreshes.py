@@ -34,7 +34,7 @@ _ASKED = RequestContext(by="app:pipeline")
 
 @dataclass(frozen=True)
 class RefreshRate:
-    """One row. Rates are a second, times milliseconds; `events` is what a refresh adds to history."""
+    """One row. Rates are per second, times milliseconds; `events` counts history events per refresh."""
 
     events: float
     refreshes: float
@@ -51,7 +51,7 @@ class RefreshRate:
 
 @dataclass
 class _Side:
-    """One kind of update and what its rounds gave. Each caller has a workflow of its own."""
+    """One kind of update and the results of its rounds. Each caller has its own workflow."""
 
     update: Callable[[int], Awaitable[None]]
     took: list[float]
@@ -74,7 +74,7 @@ class _Side:
 
 
 async def measure(folder: Path, bounds: Bounds) -> RefreshRate:
-    """Both against one Temporal server, by turns; the provider answers from this process."""
+    """Measure both in turns against one Temporal server; the provider runs in this process."""
     async with (
         ScriptedProvider() as idp,
         running_temporal(folder) as temporal,
@@ -124,7 +124,7 @@ async def _alternate(
 
 
 async def _update_all(update: Callable[[int], Awaitable[None]]) -> None:
-    """Once for every workflow, so that a worker holds it in its cache."""
+    """Update every workflow once, so that the worker has it in its cache."""
     await asyncio.gather(*(update(caller) for caller in range(CALLERS)))
 
 
@@ -138,7 +138,7 @@ async def _events(parts: Platform, connections: tuple[Connection, ...]) -> int:
 async def _product(
     folder: Path, address: str, idp: ScriptedProvider
 ) -> AsyncIterator[tuple[Platform, tuple[Connection, ...]]]:
-    """A worker process on a store whose connections all have their workflow."""
+    """Run a worker on a store whose connections all have a workflow."""
     ready = await installation.prepare(
         folder,
         sqlite(folder),

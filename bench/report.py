@@ -43,7 +43,7 @@ def leases(rows: Iterable[LeaseRate]) -> list[str]:
 
 def audit(rows: Iterable[LedgerRate], rates: Iterable[LeaseRate]) -> list[str]:
     header = "store", "callers", "records/s", "records a commit", "one by one/s", "ratio", "share of a lease"
-    leased = {(it.store, it.clients): it.lease.per_second for it in rates}
+    leased = {(rate.store, rate.clients): rate.lease.per_second for rate in rates}
     return _table(
         AUDIT,
         header,
@@ -88,7 +88,7 @@ def refreshes(row: RefreshRate) -> list[str]:
 
 
 def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table that reads well as it is, and as Markdown."""
+    """A Markdown table with aligned columns."""
     widths = [max(len(row[place]) for row in (header, *rows)) for place in range(len(header))]
     lines = [_line(header, widths), _line(["-" * width for width in widths], widths)]
     return [title, "", *lines, *(_line(row, widths) for row in rows), ""]

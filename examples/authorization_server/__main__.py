@@ -1,7 +1,7 @@
 """Start it: `python -m examples.authorization_server --data DIR`; one JSON line says it is ready.
 
 The line holds `issuer`, `port`, `pid` and `credentials`, the path of the file (mode 0600) with
-the person's password and the key of the control surface.
+the user's password and the key of the control API.
 """
 
 import json
@@ -19,11 +19,11 @@ from examples.authorization_server.options import Options, parse
 
 
 class Server(ThreadedWSGIServer):
-    request_queue_size = 128  # callers may come all at once
+    request_queue_size = 128  # many callers may connect at once
 
 
 class Handler(WSGIRequestHandler):
-    """Django's own, which also lets the application see its client's connection."""
+    """Django's handler, which also passes the client's connection to the application."""
 
     def get_environ(self) -> dict[str, Any]:
         return {**super().get_environ(), "authorization_server.connection": self.connection}
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         "pid": os.getpid(),
         "credentials": str(options.data / "credentials.json"),
     }
-    try:  # whoever reads that it is ready may end it at once
+    try:  # a reader of this line may send the signal at once
         print(json.dumps(ready), flush=True)
         server.serve_forever(poll_interval=0.1)
     except KeyboardInterrupt:

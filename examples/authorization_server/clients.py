@@ -1,4 +1,4 @@
-"""The rows that must exist before anybody can consent: one person, and confidential clients."""
+"""Creates the rows that a consent needs: one user, and confidential clients."""
 
 from django.contrib.auth import get_user_model
 from oauth2_provider.models import get_application_model
@@ -8,7 +8,7 @@ from examples.authorization_server.options import SeededClient
 
 
 def register(client: SeededClient) -> None:
-    """Put a confidential client of one grant type; the same client id again replaces it."""
+    """Create a confidential client for one grant type, or replace the one with the same id."""
     application = get_application_model()
     application.objects.update_or_create(
         client_id=client.client_id,

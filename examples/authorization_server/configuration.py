@@ -1,4 +1,4 @@
-"""Django's settings for the project, made from the command line's options."""
+"""Django's settings for the project, from the command line's options."""
 
 import json
 import os
@@ -18,7 +18,7 @@ _PACKAGE = __package__
 
 @dataclass(frozen=True)
 class Credentials:
-    """What is made up on the first start of a data folder and kept in a file of mode 0600."""
+    """Random secrets of a data folder, kept in a file of mode 0600."""
 
     user: str
     password: str
@@ -126,7 +126,7 @@ _LOGGING = {
     "handlers": {"stderr": {"class": "logging.StreamHandler"}},
     "root": {"handlers": ["stderr"], "level": "WARNING"},
     "loggers": {
-        # An expected 400 or 401 is an answer, not news; access lines would quote query strings.
+        # Expected 400 and 401 answers are not errors; access lines would quote query strings.
         "django.request": {"level": "ERROR"},
         "django.server": {"level": "CRITICAL", "handlers": [], "propagate": True},
         "oauth2_provider": {"level": "ERROR"},

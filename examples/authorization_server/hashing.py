@@ -1,10 +1,10 @@
-"""How this project hashes secrets at rest."""
+"""A fast hasher for the random secrets of this project."""
 
 from django.contrib.auth.hashers import PBKDF2PasswordHasher
 
 
 class QuickHasher(PBKDF2PasswordHasher):
-    """PBKDF2 with few rounds: every secret here is random, so there is nothing to guess.
+    """PBKDF2 with few rounds, which is enough because every secret here is random.
 
     Django's default takes hundreds of milliseconds a call, and django-oauth-toolkit hashes the
     client secret on each request to the token endpoint.

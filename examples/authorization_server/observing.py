@@ -1,4 +1,4 @@
-"""The server's own record of its token endpoint: calls, answers, secrets; and answers withheld."""
+"""Records calls, answers and secrets of the token endpoint, and can withhold an answer."""
 
 import json
 import select
@@ -15,9 +15,9 @@ HOLD_LIMIT_S = 300.0
 
 
 class Counts:
-    """Calls per grant type, how they were answered, and every secret that crossed. In memory.
+    """Calls and answers per grant type, and every secret that was sent. In memory.
 
-    The secrets are kept so that whoever runs the server can search for them where none may be.
+    The demo and the tests search for the secrets where none may be.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Counts:
             self._answers[what, status] += 1
 
     def crossed(self, request: HttpRequest, response: HttpResponse) -> None:
-        """Remember the single-use values of a request and the tokens of its answer."""
+        """Record the single-use values of a request and the tokens of its answer."""
         found = [request.POST.get(name) for name in ("code", "code_verifier", "refresh_token", "token")]
         if response.status_code == 200 and response.content:
             reply = json.loads(response.content)
@@ -56,10 +56,10 @@ class Counts:
 
 
 class Hold:
-    """Withholds the next answer to one grant type, after the server has acted on the request.
+    """Withholds the next answer to one grant type, after the server has processed the request.
 
-    What the server did is committed by then: a client that is killed while it waits has spent
-    its refresh token and never sees the new one.
+    The server has committed by then: a client that is killed while it waits has spent its refresh
+    token and never receives the new one.
     """
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class Hold:
             self._armed = grant_type
 
     def release(self) -> None:
-        """Let every withheld answer go, and disarm."""
+        """Send every withheld answer, and disarm."""
         with self._changed:
             self._armed = None
             self._release_number += 1
@@ -91,7 +91,7 @@ class Hold:
             }
 
     def withhold(self, grant_type: str, client: socket.socket) -> None:
-        """Wait here if this answer is the one asked for: until released, or the client is gone."""
+        """Wait, if this grant type is armed, until released or until the client has disconnected."""
         with self._changed:
             if self._armed != grant_type:
                 return
@@ -108,7 +108,7 @@ class Hold:
 
 
 def _gone(client: socket.socket) -> bool:
-    """True when the other end has closed: readable, and nothing there to read."""
+    """True when the client has closed: the socket is readable but has no data."""
     try:
         readable, _, _ = select.select([client], [], [], 0)
         return bool(readable) and client.recv(1, socket.MSG_PEEK) == b""

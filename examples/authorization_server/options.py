@@ -1,4 +1,4 @@
-"""What the authorization server can be told on its command line."""
+"""The command line of the authorization server."""
 
 import argparse
 from dataclasses import dataclass
@@ -47,13 +47,15 @@ def parse(argv: list[str] | None = None) -> Options:
     parser.add_argument("--data", type=Path, required=True, help="folder for its database and credentials")
     parser.add_argument("--postgres", help="SOCKET_FOLDER/NAME of an empty database, instead of a file")
     parser.add_argument("--port", type=int, default=0, help="0 (the default) takes any free port")
-    parser.add_argument("--user", default="sam", help="the one person who can log in")
+    parser.add_argument("--user", default="sam", help="the only user who can log in")
     parser.add_argument("--access-token-seconds", type=int, default=3600)
     parser.add_argument("--rotate", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--reuse-protection", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--grace", type=int, default=0, help="seconds a rotated refresh token still answers")
+    parser.add_argument(
+        "--grace", type=int, default=0, help="seconds for which a rotated refresh token is still accepted"
+    )
     parser.add_argument("--registration", action="store_true", help="clients may register themselves")
-    parser.add_argument("--implicit", action="store_true", help="tokens may be asked for in the browser")
+    parser.add_argument("--implicit", action="store_true", help="allow the implicit grant")
     parser.add_argument("--device-interval", type=int, default=5, help="seconds between a device's polls")
     parser.add_argument("--client", type=seeded_client, action="append", default=[], dest="clients")
     known = vars(parser.parse_args(argv))

@@ -1,4 +1,4 @@
-"""The routes: django-oauth-toolkit's endpoints, a login page, a resource, and the control surface."""
+"""The routes: django-oauth-toolkit's endpoints, a login page, a resource, and the control API."""
 
 import hashlib
 import json
@@ -26,19 +26,19 @@ View = Callable[[HttpRequest], HttpResponse]
 
 
 class Metadata(oauth.OAuthServerMetadataView):
-    """Its own document, and the device authorization endpoint (RFC 8628 section 4), which it leaves out."""
+    """The toolkit's metadata with the device authorization endpoint, which it omits (RFC 8628 section 4)."""
 
     def get(self, request: HttpRequest, *args: object, **kwargs: object) -> JsonResponse:
-        said = json.loads(super().get(request, *args, **kwargs).content)
+        metadata = json.loads(super().get(request, *args, **kwargs).content)
         return JsonResponse(
-            {**said, "device_authorization_endpoint": f"{said['issuer']}/device-authorization/"}
+            {**metadata, "device_authorization_endpoint": f"{metadata['issuer']}/device-authorization/"}
         )
 
 
 @require_http_methods(["GET"])
 @protected_resource_metadata(scopes=["read"])
 def whoami(request: HttpRequest) -> JsonResponse:
-    """The protected resource. 401 with a Bearer challenge without a live token (RFC 6750)."""
+    """The protected resource. Answers 401 with a Bearer challenge without a valid token (RFC 6750)."""
     bearer = parse_bearer_token(request.META["HTTP_AUTHORIZATION"]) or ""
     checksum = hashlib.sha256(bearer.encode()).hexdigest()
     token = get_access_token_model().objects.select_related("user").get(token_checksum=checksum)
@@ -46,7 +46,7 @@ def whoami(request: HttpRequest) -> JsonResponse:
 
 
 def controlled(view: View) -> View:
-    """Only for whoever can read the credentials file: it holds the key that must be sent."""
+    """Require the control key, which is in the credentials file."""
 
     @csrf_exempt
     @wraps(view)
@@ -75,7 +75,7 @@ def show_counts(request: HttpRequest) -> JsonResponse:
 @controlled
 @require_http_methods(["GET"])
 def show_issued(request: HttpRequest) -> JsonResponse:
-    """How many refresh tokens are live and spent, and every code, verifier and token that crossed."""
+    """The numbers of live and spent refresh tokens, and every code, verifier and token that was sent."""
     tokens = get_refresh_token_model().objects
     return JsonResponse(
         {
@@ -89,7 +89,7 @@ def show_issued(request: HttpRequest) -> JsonResponse:
 @controlled
 @require_http_methods(["GET", "POST", "DELETE"])
 def withhold(request: HttpRequest) -> JsonResponse:
-    """POST `{grant_type}` withholds its next answer, DELETE lets go, GET says what is held."""
+    """POST `{grant_type}` withholds its next answer, DELETE releases it, GET shows the state."""
     if request.method == "POST":
         hold.arm(json.loads(request.body)["grant_type"])
     elif request.method == "DELETE":

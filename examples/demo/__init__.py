@@ -1,5 +1,6 @@
-"""The demo: one connection's whole life against real parts, every claim observed and printed.
+"""The demo: one connection from consent to revocation on real servers, with every claim observed.
 
-Owns the scripted person, the processes it starts and the observations. Speaks to Evergrant
-over HTTP and to Temporal's history as any client would; imports nothing of the server.
+Owns the scripted subject, the processes that it starts and the observations. Uses Evergrant over
+HTTP and reads Temporal's histories as any client would; of the server it imports only how a
+command ends.
 """

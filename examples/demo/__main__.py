@@ -1,7 +1,7 @@
 """`python -m examples.demo`: exit status 0 only if every claim was observed.
 
-OPEN=1 prints the connect link and waits for a person instead of consenting by script.
-EVERGRANT_DATABASE_URL makes it run on that database instead of SQLite.
+OPEN=1 prints the connect link and waits for a person instead of the scripted subject.
+EVERGRANT_DATABASE_URL selects another database than SQLite.
 """
 
 import os
@@ -57,14 +57,14 @@ async def _tell(console: Console, claims: Claims, by_hand: bool, started: list[i
             app_key = await story.configure(admin, server, suffix)
         claims.observed(Claim.CONFIGURED, f"{server.issuer} discovered, example-{suffix}, demo-{suffix}")
         app = await stack.enter_async_context(EvergrantApi(platform.api, app_key))
-        it = story.Story(console, claims, server, platform, admin, app, app_key, suffix, by_hand)
-        await _steps(it, stack, data, started)
+        run = story.Story(console, claims, server, platform, admin, app, app_key, suffix, by_hand)
+        await _steps(run, stack, data, started)
         with console.status("ending everything…"):
             await stack.aclose()
 
 
 def _keep_logs_of(console: Console, data: Path) -> Callable[..., None]:
-    """When a step fails, its logs outlive the data folder."""
+    """Copies the logs out of the data folder when a step fails."""
 
     def keep(kind: type[BaseException] | None, *_: object) -> None:
         logs = list(data.glob("*/*.log"))
@@ -89,42 +89,42 @@ async def _start(
     platform = await EvergrantProcess.start(data / "evergrant", allowed)
 
     async def stop() -> None:
-        started.extend(platform.pids())  # as they are now: the worker was replaced on the way
+        started.extend(platform.pids())  # at the end, because the worker was replaced
         await platform.stop()
 
     stack.push_async_callback(stop)
     return server, platform
 
 
-async def _steps(it: story.Story, stack: AsyncExitStack, data: Path, started: list[int]) -> None:
-    client = await Client.connect(it.platform.temporal, namespace=it.platform.namespace)
-    worker = await pipeline.start_worker(it, data)
+async def _steps(run: story.Story, stack: AsyncExitStack, data: Path, started: list[int]) -> None:
+    client = await Client.connect(run.platform.temporal, namespace=run.platform.namespace)
+    worker = await pipeline.start_worker(run, data)
     stack.push_async_callback(worker.stop)
     started.append(worker.pid)
-    await _step(it, "asking a person for consent…", story.consent(it), quiet=it.by_hand)
-    await _step(it, "calling the protected resource…", story.call_resource(it))
-    async with _status(it, "a pipeline signals for its token…"):
-        pipeline_id = await pipeline.run_pipeline(it, client)
-    await _step(it, f"letting the token of {story.ACCESS_TOKEN_S} s expire…", story.let_it_expire(it))
-    await _step(it, "letting the next one expire, which nobody used…", story.ask_all_at_once(it))
-    await _step(it, "killing the worker in the middle of a refresh…", story.kill_the_worker(it))
-    await _step(it, "revoking…", story.revoke(it))
-    await _step(it, "reading the workflow's history…", endings.show_history(it, client))
-    await _step(it, "looking for secrets…", endings.look_for_secrets(it, client, pipeline_id))
+    await _step(run, "getting the subject's consent…", story.consent(run), quiet=run.by_hand)
+    await _step(run, "calling the protected resource…", story.call_resource(run))
+    async with _status(run, "a pipeline signals for its token…"):
+        pipeline_id = await pipeline.run_pipeline(run, client)
+    await _step(run, f"letting the token of {story.ACCESS_TOKEN_S} s expire…", story.let_it_expire(run))
+    await _step(run, "letting the next one expire unused…", story.ask_all_at_once(run))
+    await _step(run, "killing the worker in the middle of a refresh…", story.kill_the_worker(run))
+    await _step(run, "revoking…", story.revoke(run))
+    await _step(run, "reading the workflow's history…", endings.show_history(run, client))
+    await _step(run, "looking for secrets…", endings.look_for_secrets(run, client, pipeline_id))
 
 
-async def _step(it: story.Story, doing: str, work: Awaitable[None], *, quiet: bool = False) -> None:
+async def _step(run: story.Story, doing: str, work: Awaitable[None], *, quiet: bool = False) -> None:
     if quiet:
         return await work
-    async with _status(it, doing):
+    async with _status(run, doing):
         await work
 
 
 @asynccontextmanager
-async def _status(it: story.Story, doing: str) -> AsyncIterator[None]:
-    if not it.console.is_terminal:
-        it.console.print(f"[dim]· {doing}[/]")
-    with it.console.status(doing):
+async def _status(run: story.Story, doing: str) -> AsyncIterator[None]:
+    if not run.console.is_terminal:
+        run.console.print(f"[dim]· {doing}[/]")
+    with run.console.status(doing):
         yield
 
 

@@ -1,4 +1,4 @@
-"""The authorization server's process, and what is asked of it besides OAuth."""
+"""The authorization server's process and its control API."""
 
 import json
 import secrets
@@ -13,7 +13,7 @@ from examples.demo.subject import Landing, Subject
 
 
 class AuthorizationServer:
-    """A running `python -m examples.authorization_server`, its person and its control surface."""
+    """A running `python -m examples.authorization_server`, with its user's credentials."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -42,7 +42,7 @@ class AuthorizationServer:
         return await self._process.stop()
 
     def last_lines(self) -> list[str]:
-        """The last lines that the server wrote, for a failing test to show."""
+        """The last lines of the server's output, for the message of a failing test."""
         return list(self._process.last_lines)
 
     async def register(
@@ -71,12 +71,12 @@ class AuthorizationServer:
         return issued["live"], issued["spent"]
 
     async def secrets(self) -> list[str]:
-        """Every code, verifier and token that ever crossed its token endpoint, and our client's secret."""
+        """Every code, verifier and token that its token endpoint handled, and our client's secret."""
         issued = (await self._control.get("/_demo/issued")).raise_for_status().json()
         return [*issued["secrets"], self.client_secret]
 
     async def hold_next(self, grant_type: str) -> None:
-        """Withhold the next answer to this grant type, once the server has acted."""
+        """Withhold the next answer to this grant type, after the server has processed the request."""
         (await self._control.post("/_demo/hold", json={"grant_type": grant_type})).raise_for_status()
 
     async def held(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class AuthorizationServer:
     async def scripted_consent(
         self, url: str, *, allow: bool = True, stop_before: str | None = None
     ) -> Landing:
-        """A fresh browser opens `url`, logs in as this server's person and allows or declines."""
+        """Open `url` in a new browser, log in as this server's user, and allow or decline."""
         async with Subject(self.user, self.password) as subject:
             return await subject.consent(url, allow=allow, stop_before=stop_before)
 

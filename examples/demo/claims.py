@@ -1,4 +1,4 @@
-"""What the demo claims, and whether each was observed. Anything unobserved is a failure."""
+"""The demo's claims and their observations. A claim that wasn't observed is a failure."""
 
 from enum import StrEnum
 
@@ -15,27 +15,27 @@ class Claim(StrEnum):
     PIPELINE = "a pipeline signalled for its token and called the resource"
     ROTATED = "the token expired, after a refresh that rotated its refresh token"
     COALESCED = "50 callers asked at once with an expired token: one refresh"
-    SURVIVED = "the worker was killed during a refresh and the connection lives"
+    SURVIVED = "the worker was killed during a refresh and the connection stayed active"
     REVOKED = "revoked: the authorization server's introspection says active: false"
     REFUSED = "Evergrant refuses the lease from then on"
-    HISTORY = "the workflow's history tells the whole life"
+    HISTORY = "the workflow's history shows every step"
     NO_SECRET = "no token is in any workflow's history"
     ENDED = "everything that was started has ended"
 
 
 class NotObserved(RuntimeError):
-    """Something else was seen than the claim says; the message holds what."""
+    """The demo observed something else than the claim; the message tells what."""
 
 
 class Claims:
-    """The table of observations, printed as they are made."""
+    """Prints observations as they are made, and the verdict."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._seen: dict[Claim, str] = {}
 
     def observed(self, claim: Claim, figure: str) -> None:
-        """Tick a claim off, with the figure that was seen."""
+        """Record a claim as observed, with the observed figure."""
         self._seen[claim] = figure
         self._console.print(f"[green]✓[/] {escape(claim)} [dim]— {escape(figure)}[/]", soft_wrap=True)
 
@@ -55,6 +55,6 @@ class Claims:
 
 
 def expect(condition: bool, seen: str) -> None:
-    """Raise NotObserved with what was seen instead."""
+    """Raise NotObserved with the observation unless the condition holds."""
     if not condition:
         raise NotObserved(seen)

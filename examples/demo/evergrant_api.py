@@ -1,4 +1,4 @@
-"""The few calls of Evergrant's HTTP API that the demo makes, with one key."""
+"""The calls of Evergrant's HTTP API that the demo makes with one key."""
 
 from datetime import datetime
 from typing import Any, Self
@@ -10,7 +10,7 @@ from examples.demo.waiting import wait_until
 
 
 class ApiProblem(RuntimeError):
-    """A problem document (RFC 9457): its status and stable code."""
+    """A problem document in a response (RFC 9457): status and stable code."""
 
     def __init__(self, call: str, status: int, code: str, detail: str) -> None:
         super().__init__(f"{call} answered {status} {code}: {detail}")
@@ -19,7 +19,7 @@ class ApiProblem(RuntimeError):
 
 
 class EvergrantApi:
-    """One caller of Evergrant. `callers` is how many requests it may have open at once."""
+    """One app of Evergrant. `callers` is the number of requests that it may have open."""
 
     def __init__(self, base_url: str, key: str, *, callers: int = 60) -> None:
         self._http = httpx2.AsyncClient(
@@ -52,7 +52,7 @@ class EvergrantApi:
         return await self.get(f"/v1/connections/{connection_id}")
 
     async def generation(self, connection_id: str, at_least: int, within_s: float) -> dict[str, Any]:
-        """Wait until the connection holds this generation or a later one."""
+        """Wait until the connection has this generation or a later one."""
 
         async def reached() -> dict[str, Any] | None:
             found = await self.connection(connection_id)

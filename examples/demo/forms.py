@@ -1,4 +1,4 @@
-"""What a page asks a person to fill in: its forms, read with the standard library."""
+"""Reads the forms of an HTML page with the standard library."""
 
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -13,7 +13,7 @@ class Button:
 
 @dataclass
 class HtmlForm:
-    """One form of a page, with the values it would send as it stands."""
+    """One form of a page, with the values that it would send unchanged."""
 
     method: str
     action: str
@@ -30,7 +30,7 @@ class _FormReader(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.forms: list[HtmlForm] = []
-        self.onward: str | None = None
+        self.refresh_url: str | None = None
         self._form: HtmlForm | None = None
         self._button: dict[str, str] | None = None
         self._label = ""
@@ -39,7 +39,7 @@ class _FormReader(HTMLParser):
         attributes = {name: value or "" for name, value in attrs}
         if tag == "meta" and attributes.get("http-equiv", "").lower() == "refresh":
             _, _, url = attributes.get("content", "").partition("url=")
-            self.onward = url or None
+            self.refresh_url = url or None
         elif tag == "form":
             self._form = HtmlForm(attributes.get("method", "get").lower(), attributes.get("action", ""))
             self.forms.append(self._form)
@@ -79,8 +79,8 @@ def read_forms(html: str) -> list[HtmlForm]:
 
 
 def read_refresh(html: str) -> str | None:
-    """Where the page sends the browser on by itself, if it does."""
-    return _read(html).onward
+    """The target of the page's `refresh` meta element, or None."""
+    return _read(html).refresh_url
 
 
 def _read(html: str) -> _FormReader:

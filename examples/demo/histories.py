@@ -1,4 +1,4 @@
-"""What Temporal remembers: a connection's timeline, and a search for secrets in every history."""
+"""Reads Temporal's histories: a connection's timeline, and a search for secrets."""
 
 import base64
 import json
@@ -25,13 +25,13 @@ class TimelineEntry:
 
 
 async def timeline(client: Client, workflow_id: str) -> list[TimelineEntry]:
-    """The life of a workflow's newest run, event by event, leaving out Temporal's own bookkeeping."""
-    moments = []
+    """The events of a workflow's newest run, without Temporal's bookkeeping."""
+    entries = []
     async for event in client.get_workflow_handle(workflow_id).fetch_history_events():
-        told = _describe_event(event)
-        if told is not None:
-            moments.append(TimelineEntry(event.event_time.ToDatetime(), *told))
-    return moments
+        description = _describe_event(event)
+        if description is not None:
+            entries.append(TimelineEntry(event.event_time.ToDatetime(), *description))
+    return entries
 
 
 def _describe_event(event: HistoryEvent) -> tuple[str, str] | None:
@@ -50,8 +50,9 @@ def _describe_event(event: HistoryEvent) -> tuple[str, str] | None:
             return f"does {activity}", _summary(event)
         case "ACTIVITY_TASK_STARTED":
             started = event.activity_task_started_event_attributes
-            again = started.attempt > 1
-            return ("  again", f"attempt {started.attempt}, after: {_failure(started)}") if again else None
+            if started.attempt == 1:
+                return None
+            return "  again", f"attempt {started.attempt}, after: {_failure(started)}"
         case "ACTIVITY_TASK_COMPLETED":
             return "  done", _facts(event.activity_task_completed_event_attributes.result.payloads)
         case "TIMER_STARTED":
@@ -69,7 +70,7 @@ def _failure(started: Any) -> str:
     failure = started.last_failure
     while failure.HasField("cause"):
         failure = failure.cause
-    return failure.message or "a failure without words"
+    return failure.message or "a failure without a message"
 
 
 def _by(payloads: Iterable[Payload]) -> str:
@@ -101,7 +102,7 @@ def _value(payload: Payload) -> Any:
 
 @dataclass(frozen=True)
 class HistorySearch:
-    """What was looked through, and in which workflows something was found."""
+    """The searched workflows and events, and the workflows in which something was found."""
 
     workflows: tuple[str, ...]
     events: int
@@ -109,7 +110,7 @@ class HistorySearch:
 
 
 async def search(client: Client, workflow_ids: Iterable[str], secrets: Iterable[str]) -> HistorySearch:
-    """Look for the secrets, as they are and in base64, in these histories and all others listed."""
+    """Search these histories, and all others that Temporal lists, for the secrets, plain and in base64."""
     needles = [needle for secret in secrets for needle in _shapes(secret)]
     names = set(workflow_ids)
     async for workflow in client.list_workflows():
@@ -117,21 +118,21 @@ async def search(client: Client, workflow_ids: Iterable[str], secrets: Iterable[
     events, found = 0, []
     for name in sorted(names):
         handle = client.get_workflow_handle(name)
-        hay = [(await handle.describe()).raw_description.SerializeToString()]
+        texts = [(await handle.describe()).raw_description.SerializeToString()]
         async for event in handle.fetch_history_events():
-            hay.append(event.SerializeToString())
-        events += len(hay) - 1
-        if any(needle in straw for needle in needles for straw in hay):
+            texts.append(event.SerializeToString())
+        events += len(texts) - 1
+        if any(needle in text for needle in needles for text in texts):
             found.append(name)
     return HistorySearch(tuple(sorted(names)), events, tuple(found))
 
 
 def _shapes(secret: str) -> list[bytes]:
-    """The secret itself, and its base64 wherever it may begin in a longer text (three ways)."""
+    """The secret, and its base64 at each of the three offsets in a longer text."""
     raw = secret.encode()
     shapes = [raw]
     for shift in range(3):
         whole = base64.b64encode(b"\0" * shift + raw)
-        # Characters at both ends depend on neighbours: leave them out.
+        # the characters at both ends depend on the neighbours
         shapes.append(whole[(0, 2, 3)[shift] : len(whole) - 4])
     return shapes

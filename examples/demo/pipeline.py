@@ -1,4 +1,4 @@
-"""The step of the pipeline: somebody else's workflow, in its own worker, signals for its token."""
+"""The pipeline's step: a workflow of another team signals for its token."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ from examples.pipeline.messages import TASK_QUEUE, SyncReport, SyncRequest
 
 
 async def start_worker(story: Story, data: Path) -> Process:
-    """Start the worker of `examples.pipeline`; it has the app's key and talks to the same Temporal."""
+    """Start the worker of `examples.pipeline` with the app's key and the same Temporal."""
     key_file = data / "pipeline.key"
     key_file.touch(mode=0o600)
     key_file.write_text(story.app_key)
@@ -25,7 +25,7 @@ async def start_worker(story: Story, data: Path) -> Process:
 
 
 async def run_pipeline(story: Story, client: Client) -> str:
-    """Run one of its workflows to the end. Returns the workflow's id."""
+    """Run one of its workflows. Returns the workflow's id."""
     order = SyncRequest(
         connection=story.workflow_id,
         integration=story.integration,

@@ -48,7 +48,7 @@ class EvergrantProcess:
         return int(self._worker_pid_file.read_text())
 
     async def new_worker(self, instead_of: int) -> int:
-        """Wait until another worker runs than the one that was killed."""
+        """Wait until `dev` has replaced the killed worker."""
 
         async def found() -> int | None:
             with suppress(OSError, ValueError):
@@ -59,11 +59,11 @@ class EvergrantProcess:
         return await wait_until(found, "a new worker", 60)
 
     def pids(self) -> list[int]:
-        """Every process of the platform, by its pid files."""
+        """Every process of the platform, from its pid files."""
         return [*_pids(self._data), self._process.pid]
 
     async def stop(self) -> int:
-        """Ask `dev` to end everything; what is left when it had to be killed is killed as well."""
+        """Stop `dev`. If it had to be killed, kill its child processes as well."""
         pids = _pids(self._data)
         try:
             return await self._process.stop()
@@ -79,10 +79,10 @@ def still_running(pids: list[int]) -> list[int]:
 
 
 def _pids(data: Path) -> list[int]:
-    """What `dev` has started, each the leader of a session of its own."""
+    """The child processes of `dev`, each the leader of its own session."""
     pids = []
     for file in data.glob("*.pid"):
-        with suppress(OSError, ValueError):  # being written, or gone by now
+        with suppress(OSError, ValueError):  # just being written, or deleted
             pids.append(int(file.read_text()))
     return pids
 
@@ -94,7 +94,7 @@ def _kill(leaders: list[int]) -> None:
 
 
 def _environment(egress_allow: str) -> dict[str, str]:
-    """Ours, without settings of another installation that happen to be set here."""
+    """This environment without the settings of another installation."""
     env = {
         name: value
         for name, value in os.environ.items()
@@ -102,9 +102,9 @@ def _environment(egress_allow: str) -> dict[str, str]:
     }
     url = env.get("EVERGRANT_DATABASE_URL")
     if url and "EVERGRANT_KEY_FILE" not in env:
-        # The keys must live as long as the database that they opened, not as long as this run.
-        known_by = hashlib.sha256(url.encode()).hexdigest()[:12]
-        env["EVERGRANT_KEY_FILE"] = str(ROOT / ".demo" / f"keys-{known_by}.json")
+        # The keys must be kept as long as the database, not only for this run.
+        fingerprint = hashlib.sha256(url.encode()).hexdigest()[:12]
+        env["EVERGRANT_KEY_FILE"] = str(ROOT / ".demo" / f"keys-{fingerprint}.json")
         (ROOT / ".demo").mkdir(mode=0o700, exist_ok=True)
     ports = {"EVERGRANT_TEMPORAL_PORT": _free_port(), "EVERGRANT_TEMPORAL_UI_PORT": _free_port()}
     return {
@@ -115,7 +115,7 @@ def _environment(egress_allow: str) -> dict[str, str]:
 
 
 def _free_port() -> int:
-    """One that nobody listens on, from below the range that a system hands out by itself meanwhile."""
+    """An unused port below the range from which the system assigns ports."""
     while True:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", random.randrange(12_000, 20_000)))
@@ -131,7 +131,7 @@ def _alive(pid: int) -> bool:
 
 
 def _zombie(pid: int) -> bool:
-    """A process that ended, but whose parent hasn't looked yet (where /proc tells)."""
+    """True for a process that has exited but wasn't waited for yet (on systems with /proc)."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     return False

@@ -1,4 +1,4 @@
-"""Child processes that say they are ready with one line, and are ended by pid."""
+"""Child processes that print a line when they are ready, and are stopped by pid."""
 
 import asyncio
 import contextlib
@@ -15,11 +15,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class DidNotStart(RuntimeError):
-    """A process ended, or kept silent, before it said that it is ready."""
+    """A process exited, or printed nothing in time, before it was ready."""
 
 
 class Process:
-    """One child, in a session of its own so that a Ctrl-C here doesn't reach it on its own."""
+    """One child process, in a session of its own, so that Ctrl-C doesn't reach it directly."""
 
     def __init__(self, name: str, child: asyncio.subprocess.Process, ready: dict[str, Any]) -> None:
         self.name = name
@@ -43,9 +43,9 @@ class Process:
         env: Mapping[str, str] | None = None,
         program: str = sys.executable,
     ) -> "Process":
-        """Run `program` (this Python) with `arguments`; wait for a line of `ready_prefix` and perhaps JSON.
+        """Run `program` (default: this Python) and wait for a line with `ready_prefix` and perhaps JSON.
 
-        An empty prefix waits for a JSON object. Raises DidNotStart with the child's last words.
+        An empty prefix waits for a JSON object. Raises DidNotStart with the child's last lines.
         """
         child = await asyncio.create_subprocess_exec(
             program,
@@ -66,14 +66,14 @@ class Process:
         except BaseException as error:
             await process.stop()
             if isinstance(error, TimeoutError):
-                raise DidNotStart(process._words(f"said nothing for {within_s:.0f} s")) from None
+                raise DidNotStart(process._with_last_lines(f"printed nothing for {within_s:.0f} s")) from None
             raise
         assert child.stdout is not None
         process._drain(child.stdout)
         return process
 
     async def stop(self, grace: float = 30) -> int:
-        """Ask it to end, wait, and kill it only when it doesn't. Returns its exit status."""
+        """Send SIGTERM, wait, and kill it after `grace` seconds. Returns its exit status."""
         if self._child.returncode is None:
             self._child.terminate()
             try:
@@ -97,7 +97,7 @@ class Process:
                 return {}
             self.last_lines.append(line)
         await self._child.wait()
-        raise DidNotStart(self._words(f"ended with status {self._child.returncode}"))
+        raise DidNotStart(self._with_last_lines(f"ended with status {self._child.returncode}"))
 
     def _drain(self, stream: asyncio.StreamReader) -> None:
         async def read() -> None:
@@ -106,5 +106,5 @@ class Process:
 
         self._drains.append(asyncio.create_task(read()))
 
-    def _words(self, what: str) -> str:
+    def _with_last_lines(self, what: str) -> str:
         return f"{self.name} {what}\n" + "\n".join(f"  {line}" for line in self.last_lines)

@@ -1,4 +1,4 @@
-"""The steps of the demo, one function each, in the order in which they are told."""
+"""The steps of the demo, one function each, in order."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ CALLERS = 50
 
 @dataclass
 class Story:
-    """What the steps share. `suffix` keeps runs on one database apart."""
+    """The state that the steps share. `suffix` separates runs on one database."""
 
     console: Console
     claims: Claims
@@ -116,14 +116,15 @@ async def call_resource(story: Story) -> None:
     answer = await story.server.whoami(lease["access_token"])
     expect(answer.status_code == 200, f"the resource answered {answer.status_code}")
     expect((await story.server.whoami("not-a-token")).status_code == 401, "the resource takes anything")
-    who = answer.json()
+    account = answer.json()
     story.claims.observed(
-        Claim.RESOURCE, f"lease in {took:.0f} ms, it says {who['user']} with {' '.join(who['scopes'])}"
+        Claim.RESOURCE,
+        f"lease in {took:.0f} ms, it says {account['user']} with {' '.join(account['scopes'])}",
     )
 
 
 async def let_it_expire(story: Story) -> None:
-    """Somebody used generation 1, so it is replaced ahead of its expiry, without being asked."""
+    """An app used generation 1, so Evergrant replaces it before its expiry without a request."""
     before = await story.lease()
     refreshes, (live, spent) = await story.server.calls("refresh_token"), await story.server.refresh_tokens()
     expires_at = moment(before["expires_at"])
@@ -144,7 +145,7 @@ async def let_it_expire(story: Story) -> None:
 
 
 async def ask_all_at_once(story: Story) -> None:
-    """Nobody used the current generation, so it was left to expire; now everybody wants it."""
+    """No app used the current generation, so it expired; then many callers request it at once."""
     found = await story.app.connection(story.connection_id)
     await _pass(moment(found["expires_at"]))
     before = await story.server.calls("refresh_token")
@@ -164,7 +165,7 @@ async def ask_all_at_once(story: Story) -> None:
 
 
 async def kill_the_worker(story: Story) -> None:
-    """The server has acted, its answer is under way, and the worker that waits for it dies."""
+    """Kill the worker after the server has processed the refresh and before its answer arrives."""
     before = await story.app.connection(story.connection_id)
     pid = story.platform.worker_pid()
     sent = await story.server.calls("refresh_token")
@@ -202,8 +203,8 @@ async def revoke(story: Story) -> None:
     await story.admin.post(f"/v1/connections/{story.connection_id}/revoke", {"reason": "the demo is over"})
     await _refused(story)
     found = await story.admin.state(story.connection_id, "revoked", 30)
-    said = await story.server.introspect(lease["access_token"])
-    expect(said == {"active": False}, f"introspection says active: {said['active']}")
+    reply = await story.server.introspect(lease["access_token"])
+    expect(reply == {"active": False}, f"introspection says active: {reply['active']}")
     live, spent = await story.server.refresh_tokens()
     expect(live == 0, f"{live} refresh tokens are still live")
     story.claims.observed(
@@ -212,8 +213,8 @@ async def revoke(story: Story) -> None:
 
 
 async def _refused(story: Story) -> None:
-    """No lease leaves by either route. By names there may be a new consent to ask for instead."""
-    said = []
+    """Neither route returns a lease. The route by names may offer a new consent instead."""
+    refusals = []
     routes: tuple[tuple[str, dict[str, str]], ...] = (
         (f"/v1/connections/{story.connection_id}/token", {}),
         ("/v1/lease", {"integration": story.integration, "subject": story.subject}),
@@ -222,11 +223,11 @@ async def _refused(story: Story) -> None:
         try:
             await story.app.post(path, body)
         except ApiProblem as refused:
-            said.append(f"{refused.status} {refused.code}")
+            refusals.append(f"{refused.status} {refused.code}")
         else:
             expect(False, f"{path} still handed out a token")
-    expect(said[0].endswith("connection_revoked"), f"the refusal was {said[0]}")
-    story.claims.observed(Claim.REFUSED, f"{said[0]} by id, {said[1]} by names")
+    expect(refusals[0].endswith("connection_revoked"), f"the refusal was {refusals[0]}")
+    story.claims.observed(Claim.REFUSED, f"{refusals[0]} by id, {refusals[1]} by names")
 
 
 def _held(story: Story, what: str, least: int) -> Any:
@@ -237,7 +238,7 @@ def _held(story: Story, what: str, least: int) -> Any:
 
 
 async def _give_up(task: asyncio.Task[Any]) -> None:
-    """The request that set off the refresh may still wait, or have failed when its worker died."""
+    """Cancel the request that caused the refresh; it may have failed when the worker was killed."""
     task.cancel()
     for end in await asyncio.gather(task, return_exceptions=True):
         if isinstance(end, Exception) and not isinstance(end, ApiProblem | httpx2.HTTPError):
@@ -245,5 +246,5 @@ async def _give_up(task: asyncio.Task[Any]) -> None:
 
 
 async def _pass(at: datetime) -> None:
-    """Wait until this moment is over."""
+    """Wait until just after this time."""
     await asyncio.sleep(max((at + timedelta(seconds=0.2) - datetime.now(UTC)).total_seconds(), 0))

@@ -1,4 +1,4 @@
-"""A scripted person with a browser: opens a link, logs in, allows or declines, lands somewhere."""
+"""A scripted subject with a browser: opens a link, logs in, allows or declines."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -13,22 +13,22 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 
 
 class LostSubject(RuntimeError):
-    """The pages led in a circle, or to something a person can't go on from."""
+    """The pages led in a circle, or to a page without a way on."""
 
 
 @dataclass(frozen=True)
 class Landing:
-    """Where the person ended up. `response` is None when the URL was only looked at, not opened."""
+    """The final page. `response` is None when the URL was not opened."""
 
     url: str
     response: httpx2.Response | None
-    pages: int  # how many pages with a form were filled in
+    pages: int  # forms that were filled in
 
 
 class Subject:
-    """One person in one browser. Cookies live as long as this object does.
+    """One subject in one browser, which keeps cookies as long as this object exists.
 
-    Redirects are followed by hand, so that a test can stop before a URL that nobody serves.
+    It follows redirects itself, so a test can stop before a URL that no server serves.
     """
 
     def __init__(self, user: str, password: str) -> None:
@@ -43,10 +43,10 @@ class Subject:
         await self._browser.aclose()
 
     async def consent(self, url: str, *, allow: bool = True, stop_before: str | None = None) -> Landing:
-        """Go on from `url` until a page asks for nothing more.
+        """Follow the pages from `url` until one has no form.
 
-        `stop_before` is the beginning of a URL that is returned instead of opened. Raises
-        LostSubject after thirty steps, or when a page refuses the password.
+        A URL that begins with `stop_before` is returned instead of opened. Raises LostSubject after
+        thirty steps, or when the login page comes back.
         """
         request, pages = self._browser.build_request("GET", url), 0
         logged_in = False
@@ -57,9 +57,9 @@ class Subject:
             if response.status_code in _REDIRECTS:
                 request = self._redirected(request, response)
                 continue
-            onward = read_refresh(response.text) if response.status_code == 200 else None
-            if onward is not None:
-                request = self._browser.build_request("GET", urljoin(str(response.url), onward))
+            target = read_refresh(response.text) if response.status_code == 200 else None
+            if target is not None:
+                request = self._browser.build_request("GET", urljoin(str(response.url), target))
                 continue
             form = _form_to_fill(response)
             if form is None:
@@ -100,7 +100,7 @@ def _form_to_fill(response: httpx2.Response) -> HtmlForm | None:
 
 
 def _pick(form: HtmlForm, allow: bool) -> Button | None:
-    """The button to press: the one named `allow` says yes where there is one, any other says no."""
+    """The button to press. Where one is named `allow`, that one allows and any other declines."""
     yes = [button for button in form.buttons if button.name == "allow"]
     if not yes:
         return form.buttons[0]
@@ -110,7 +110,7 @@ def _pick(form: HtmlForm, allow: bool) -> Button | None:
 
 
 def _origin(page: httpx2.Response) -> dict[str, str]:
-    """What a browser says of where a form was: nothing more than `null` under `no-referrer`.
+    """The headers in which a browser names the form's page: only `null` under `no-referrer`.
 
     Fetch standard, "append a request `Origin` header": a page's referrer policy applies to
     navigations that are not CORS requests, on its own origin too.

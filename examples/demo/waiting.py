@@ -1,4 +1,4 @@
-"""Waiting for something to become true, never for a number of seconds."""
+"""Waits for a condition instead of a number of seconds."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -8,13 +8,13 @@ Found = TypeVar("Found")
 
 
 class WaitTimedOut(RuntimeError):
-    """What was waited for did not become true in time."""
+    """The condition did not become true in time."""
 
 
 async def wait_until(
     look: Callable[[], Awaitable[Found | None]], what: str, within_s: float, every_s: float = 0.1
 ) -> Found:
-    """Look again and again until there is something else than None. Raises NeverHappened."""
+    """Call `look` until it returns something else than None. Raises WaitTimedOut."""
     try:
         async with asyncio.timeout(within_s):
             while True:

@@ -1,5 +1,5 @@
-"""Converters: what other systems can be made to give out, as lines that `evergrant import` takes.
+"""Converters from other systems' exports to lines for `evergrant import`.
 
-Each is a pure function from one row to one item, so that it can be read, changed and tested.
-They own shapes alone; they hold tokens, so they print nothing but their output.
+Each is a pure function from one row to its items, to be read, changed and tested. They own only
+formats. Rows hold tokens, so a converter prints only its output.
 """

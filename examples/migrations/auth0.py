@@ -20,7 +20,7 @@ def auth0(row: Row, integrations: Mapping[str, str]) -> list[Item]:
     found: list[Item] = []
     for identity in row.get("identities") or []:
         if not identity.get("access_token") or not identity.get("refresh_token"):
-            continue  # of unknown expiry and without a refresh token: nobody could use it
+            continue  # without an expiry and a refresh token it can't be leased
         name = identity["connection"]
         found.append(
             item(

@@ -1,4 +1,4 @@
-"""What the converters share: an item, its expiry, and the way from rows to lines."""
+"""What the converters share: items, expiries, and the conversion of rows to lines."""
 
 import json
 import sys
@@ -11,21 +11,21 @@ Item = dict[str, Any]
 
 
 class SkippedRow(Exception):
-    """A row that has nothing to import; the message says why and holds no token."""
+    """A row without a grant to import; the message gives the reason and holds no token."""
 
 
 def item(**members: Any) -> Item:
-    """The members that are known."""
+    """An item with the members that have a value."""
     return {name: value for name, value in members.items() if value not in (None, "")}
 
 
 def expiry(value: str | float | None) -> Item:
-    """An expiry as the other system wrote it: ISO 8601, epoch seconds or milliseconds, or nothing known."""
+    """The member for an expiry in ISO 8601, epoch seconds or milliseconds, or unknown."""
     if value in (None, ""):
         return {"expires": "unknown"}
     if isinstance(value, str) and not value.replace(".", "", 1).isdigit():
         at = datetime.fromisoformat(value.strip().replace(" ", "T", 1))
-        # PostgreSQL's `timestamp` has no zone: what is stored in it is UTC by convention
+        # PostgreSQL's `timestamp` has no zone; UTC is the convention
         return {"expires_at": (at if at.tzinfo else at.replace(tzinfo=UTC)).isoformat()}
     seconds = float(value)
     if seconds > 1e11:
@@ -42,17 +42,17 @@ def scopes(value: str | list[str] | None) -> list[str] | None:
 
 
 def convert(rows: Iterable[Row], into: Callable[[Row], Item | list[Item]]) -> Iterator[str]:
-    """Lines for `evergrant import`. Rows without a grant are named on stderr by number, and skipped."""
+    """Lines for `evergrant import`. Skipped rows are listed by number on standard error."""
     for number, row in enumerate(rows, 1):
         try:
             found = into(row)
-        except SkippedRow as why:
-            print(f"row {number}: skipped: {why}", file=sys.stderr)
+        except SkippedRow as reason:
+            print(f"row {number}: skipped: {reason}", file=sys.stderr)
             continue
         except (KeyError, TypeError, ValueError) as error:
             print(
                 f"row {number}: skipped: not of the expected shape ({type(error).__name__})", file=sys.stderr
             )
             continue
-        for it in found if isinstance(found, list) else [found]:
-            yield json.dumps(it)
+        for line in found if isinstance(found, list) else [found]:
+            yield json.dumps(line)

@@ -20,21 +20,21 @@ def nango(row: Row, integrations: Mapping[str, str]) -> Item:
     """One connection. The integration keeps its name unless `integrations` gives another."""
     if row.get("deleted") or row.get("deleted_at"):
         raise SkippedRow("deleted")
-    held = row["credentials"]
-    held = json.loads(held) if isinstance(held, str) else held
-    if held.get("type") != "OAUTH2":
+    credentials = row["credentials"]
+    credentials = json.loads(credentials) if isinstance(credentials, str) else credentials
+    if credentials.get("type") != "OAUTH2":
         raise SkippedRow("it isn't OAuth 2")
-    if "access_token" not in held:
-        raise SkippedRow("its credentials are encrypted, or there are none")
-    raw = held.get("raw") or {}
+    if "access_token" not in credentials:
+        raise SkippedRow("its credentials are encrypted or missing")
+    raw = credentials.get("raw") or {}
     name = row["provider_config_key"]
     return item(
         integration=integrations.get(name, name),
         subject=str(row["connection_id"]),
-        access_token=held["access_token"],
-        refresh_token=held.get("refresh_token") or raw.get("refresh_token"),
+        access_token=credentials["access_token"],
+        refresh_token=credentials.get("refresh_token") or raw.get("refresh_token"),
         scopes=scopes(raw.get("scope")),
-        **expiry(held.get("expires_at")),
+        **expiry(credentials.get("expires_at")),
     )
 
 

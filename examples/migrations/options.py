@@ -7,7 +7,7 @@ from typing import Any
 
 
 def mapping(arguments: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """The file, and what each of their integrations is called here."""
+    """The file, and our name for each of their integrations."""
     parser = argparse.ArgumentParser()
     parser.add_argument("file")
     parser.add_argument("--integration", action="append", default=[], metavar="THEIRS=OURS")

@@ -21,7 +21,7 @@ def table(row: Row, integrations: Mapping[str, str]) -> Item:
         raise SkippedRow("no access token")
     ends = expiry(row.get("expires_at"))
     if "expires" in ends and not row.get("refresh_token"):
-        raise SkippedRow("of unknown expiry and without a refresh token: nobody could use it")
+        raise SkippedRow("no expiry and no refresh token")
     name = row["provider"]
     return item(
         integration=integrations.get(name, name),

@@ -52,7 +52,7 @@ async def connect(options: argparse.Namespace) -> Client:
 
 
 async def work(options: argparse.Namespace) -> None:
-    """Run the worker until SIGINT or SIGTERM, then let what is running end."""
+    """Run the worker until SIGINT or SIGTERM, then finish running activities."""
     key = options.api_key_file.read_text(encoding="utf-8").strip() if options.api_key_file else None
     worker = Worker(
         await connect(options),
@@ -100,11 +100,10 @@ def main() -> int:
 
 
 def exit_process(status: int) -> NoReturn:
-    """End the process at once, with nothing left unwritten.
+    """Flush the streams and end the process without the interpreter's shutdown.
 
-    temporalio's Rust threads may still call into the interpreter while it is torn down, and then
-    the process aborts with its work done (seen with temporalio 1.35.0 on Python 3.11.7). This
-    skips `atexit` handlers: the pipeline has none.
+    Threads of temporalio 1.35.0 may call into the interpreter while it shuts down, which aborts the
+    process (seen on Python 3.11.7). This skips `atexit` functions: the pipeline has none.
     """
     sys.stdout.flush()
     sys.stderr.flush()

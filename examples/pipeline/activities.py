@@ -1,4 +1,4 @@
-"""The activity: takes the lease where it is used, and returns facts."""
+"""The activity: takes a lease, calls the resource and returns counts and ids."""
 
 import httpx2
 from evergrant.temporal import lease
@@ -10,7 +10,7 @@ from examples.pipeline.messages import SyncReport, SyncRequest
 
 @activity.defn
 async def fetch_contacts(order: SyncRequest) -> SyncReport:
-    """Read the resource with the subject's token. Fails for good when the resource refuses it."""
+    """Read the resource with the subject's token. A refusal by the resource is not retried."""
     leased = await lease(order.integration, order.subject)
     bearer = {"authorization": f"Bearer {leased.access_token}"}
     async with httpx2.AsyncClient(trust_env=False, timeout=20) as http:

@@ -1,4 +1,4 @@
-"""What goes in and comes out of the pipeline: names and counts."""
+"""The pipeline's input and result: names and counts."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ class SyncRequest:
 
 @dataclass(frozen=True)
 class SyncReport:
-    """What was read: how many records, their ids, and with which generation of the grant."""
+    """The number of records, their ids, and the generation of the grant that read them."""
 
     count: int
     ids: list[str]

@@ -1,4 +1,4 @@
-"""The workflow: ask for a fresh grant, wait until it is there, then fetch."""
+"""The workflow: requests a fresh grant, waits for it, then fetches."""
 
 from datetime import timedelta
 
@@ -10,7 +10,7 @@ from examples.pipeline.messages import APP, SyncReport, SyncRequest
 
 @workflow.defn
 class SyncContacts(TokenInbox):
-    """Reads a subject's contacts at a provider, without ever holding their token."""
+    """Reads a subject's contacts at a provider without holding their token."""
 
     @workflow.run
     async def run(self, order: SyncRequest) -> SyncReport:

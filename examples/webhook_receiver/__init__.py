@@ -1,4 +1,4 @@
-"""Somebody who receives Evergrant's webhooks, in twenty lines and the standard library.
+"""A receiver of Evergrant's webhooks in twenty lines, with the standard library.
 
-Owns the verification and the memory of what was done already; the rest of a receiver is its own.
+Owns the verification and the record of handled events. What an event causes is the receiver's own.
 """
