@@ -11,9 +11,11 @@ from evergrant.server import ServerAddress
 
 
 class ClientOptions(TypedDict, total=False):
-    """`deadline` bounds each call with all its attempts (thirty seconds). Plain http is for this
-    machine only, unless `allow_plain_http`. `cache_leases_for` (thirty seconds) bounds how long a lease
-    is served again from this process, and so how long it can outlive a revocation made elsewhere; with
+    """Optional arguments of both clients.
+
+    `deadline` bounds each call with all its attempts (thirty seconds). Plain http is for this machine
+    only, unless `allow_plain_http`. `cache_leases_for` (thirty seconds) bounds how long a lease is
+    served again from this process, and so how long it can outlive a revocation made elsewhere; with
     zero each lease is a request to Evergrant. `clock` is for tests.
     """
 

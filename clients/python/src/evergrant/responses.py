@@ -57,12 +57,12 @@ class Page(Generic[Item]):
     next_cursor: str | None
 
 
-def one(what: str, build: Callable[[Fields], Item]) -> Callable[[Response], Item]:
+def object_parser(what: str, build: Callable[[Fields], Item]) -> Callable[[Response], Item]:
     """A parser of a response that is one JSON object."""
     return lambda response: build(parse_body(response, what))
 
 
-def page(what: str, build: Callable[[Fields], Item]) -> Callable[[Response], Page[Item]]:
+def page_parser(what: str, build: Callable[[Fields], Item]) -> Callable[[Response], Page[Item]]:
     """A parser of a response that is one page of a list."""
 
     def parse(response: Response) -> Page[Item]:

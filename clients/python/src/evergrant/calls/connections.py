@@ -17,7 +17,7 @@ from evergrant.models import (
     RevocationProgress,
     State,
 )
-from evergrant.responses import Page, one, page
+from evergrant.responses import Page, object_parser, page_parser
 
 
 def connect(
@@ -52,13 +52,15 @@ def connect(
         choice=choice,
         slot_scopes=None if slot_scopes is None else {name: list(of) for name, of in slot_scopes.items()},
     )
-    return post("/v1/connections", one("connection", _connection), body)
+    return post("/v1/connections", object_parser("connection", _connection), body)
 
 
 def connection(connection_id: str, *, live: bool = False) -> Call[Connection]:
     """The connection as the store has it; with `live` also as its workflow describes it."""
     query = {"live": "true"} if live else None
-    return Call("GET", path_of("connections", connection_id), one("connection", _connection), query=query)
+    return Call(
+        "GET", path_of("connections", connection_id), object_parser("connection", _connection), query=query
+    )
 
 
 def connections(
@@ -79,7 +81,7 @@ def connections(
         state=state.value if state else None,
         expiring_before=expiring_before.isoformat() if expiring_before else None,
     )
-    return Call("GET", "/v1/connections", page("connection", _connection), query=query)
+    return Call("GET", "/v1/connections", page_parser("connection", _connection), query=query)
 
 
 def report_refused(connection_id: str, generation: int) -> Call[Connection]:
@@ -111,23 +113,23 @@ def revoke(connection_id: str, reason: str) -> Call[Connection]:
 def audit(connection_id: str | None = None) -> Call[Page[AuditRecord]]:
     """A connection's audit records, or the whole tenant's, fetched page by page."""
     path = "/v1/audit" if connection_id is None else path_of("connections", connection_id, "audit")
-    return Call("GET", path, page("audit record", lambda item: item.build(AuditRecord)))
+    return Call("GET", path, page_parser("audit record", lambda item: item.build(AuditRecord)))
 
 
 def providers() -> Call[Page[Provider]]:
     """The providers of the catalogue, the tenant's own definitions among them."""
     return Call(
-        "GET", "/v1/providers", page("provider", lambda item: item.build(Provider, facts=item.members))
+        "GET", "/v1/providers", page_parser("provider", lambda item: item.build(Provider, facts=item.members))
     )
 
 
 def apps() -> Call[Page[App]]:
     """The apps of the tenant."""
-    return Call("GET", "/v1/apps", page("app", lambda item: item.build(App)))
+    return Call("GET", "/v1/apps", page_parser("app", lambda item: item.build(App)))
 
 
 def _command(connection_id: str, name: str, body: Mapping[str, object]) -> Call[Connection]:
-    return post(path_of("connections", connection_id, name), one("connection", _connection), body)
+    return post(path_of("connections", connection_id, name), object_parser("connection", _connection), body)
 
 
 def _connection(item: Fields) -> Connection:

@@ -7,7 +7,7 @@ from typing import Any
 
 from evergrant.calls.call import Call, path_of, post, seconds_or_none, without_none
 from evergrant.fields import Fields
-from evergrant.responses import Page, one, page, require_success
+from evergrant.responses import Page, object_parser, page_parser, require_success
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +60,18 @@ class ProviderVersion:
 
 def integrations() -> Call[Page[Integration]]:
     """The integrations that this app administers."""
-    return Call("GET", "/v1/integrations", page("integration", _integration))
+    return Call("GET", "/v1/integrations", page_parser("integration", _integration))
 
 
 def integration(name: str) -> Call[Integration]:
-    return Call("GET", path_of("integrations", name), one("integration", _integration))
+    return Call("GET", path_of("integrations", name), object_parser("integration", _integration))
 
 
 def put_integration(name: str, **members: object) -> Call[Integration]:
     """Create or change an integration; `members` as the HTTP reference names them, `client_secret` too."""
-    return Call("PUT", path_of("integrations", name), one("integration", _integration), body=members)
+    return Call(
+        "PUT", path_of("integrations", name), object_parser("integration", _integration), body=members
+    )
 
 
 def delete_integration(name: str) -> Call[None]:
@@ -95,14 +97,14 @@ def propose_provider(
     """Propose a definition, in the format of the catalogue's files; a worker checks it."""
     return post(
         "/v1/providers",
-        one("provider version", _version),
+        object_parser("provider version", _version),
         without_none(definition=definition, rollout=rollout or None),
     )
 
 
 def provider_versions(name: str) -> Call[Page[ProviderVersion]]:
     """The versions that this tenant proposed, the newest first."""
-    return Call("GET", path_of("providers", name, "versions"), page("provider version", _version))
+    return Call("GET", path_of("providers", name, "versions"), page_parser("provider version", _version))
 
 
 def approve_provider(
@@ -122,12 +124,16 @@ def roll_provider_back(name: str, version: int, reason: str) -> Call[ProviderVer
 
 
 def _rotate(name: str, body: Mapping[str, object]) -> Call[Integration]:
-    return post(path_of("integrations", name, "rotate-secret"), one("integration", _integration), body)
+    return post(
+        path_of("integrations", name, "rotate-secret"), object_parser("integration", _integration), body
+    )
 
 
 def _decide(name: str, decision: str, body: Mapping[str, object]) -> Call[ProviderVersion]:
     """Needs no Idempotency-Key: the server accepts the first decision only."""
-    return Call("POST", path_of("providers", name, decision), one("provider version", _version), body=body)
+    return Call(
+        "POST", path_of("providers", name, decision), object_parser("provider version", _version), body=body
+    )
 
 
 def _integration(item: Fields) -> Integration:

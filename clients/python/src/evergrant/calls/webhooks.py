@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from evergrant.calls.call import Call, path_of, post, query_of, seconds_or_none, without_none
-from evergrant.responses import Page, one, page, require_success
+from evergrant.responses import Page, object_parser, page_parser, require_success
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,10 @@ class WebhookDelivery:
     ended_at: datetime | None
 
 
-_WEBHOOK = one("webhook", lambda item: item.build(Webhook))
-_WEBHOOKS = page("webhook", lambda item: item.build(Webhook))
-_DELIVERY = one("delivery", lambda item: item.build(WebhookDelivery))
-_DELIVERIES = page("delivery", lambda item: item.build(WebhookDelivery))
+_WEBHOOK = object_parser("webhook", lambda item: item.build(Webhook))
+_WEBHOOKS = page_parser("webhook", lambda item: item.build(Webhook))
+_DELIVERY = object_parser("delivery", lambda item: item.build(WebhookDelivery))
+_DELIVERIES = page_parser("delivery", lambda item: item.build(WebhookDelivery))
 
 
 def webhooks() -> Call[Page[Webhook]]:

@@ -1,4 +1,4 @@
-"""The fake's connections: what a test can do to one, and its JSON as the server would show connection."""
+"""The fake's connections: what a test can do to one, and its JSON as the server would show it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -64,7 +64,7 @@ class FakeConnection:
         self.token, self.expires_at = "", None
 
     def open_consent(self) -> str:
-        """The connect link, as `reauthorize` returns connection."""
+        """The connect link, as `reauthorize` returns it."""
         if not self.link:
             self.link = f"{self.url}/connect/{token_urlsafe(24)}"
             self.link_expires_at = self.now() + CONSENT_WITHIN
