@@ -1,4 +1,4 @@
-"""A definition's way in: checked by machine, decided by an admin, rolled out in stages."""
+"""Rolls out a proposed definition: automatic checks, an admin's decision, stages."""
 
 from temporalio import activity
 
@@ -22,7 +22,7 @@ from evergrant_server.store import Store, Transaction
 from providers.definition.registry import Registry
 from providers.tools.definition_check import check_definition
 
-_DECISION_TIMEOUT = "nobody decided in time"
+_DECISION_TIMEOUT = "no admin decided in time"
 
 
 class DefinitionRolloutActivities:
@@ -33,77 +33,77 @@ class DefinitionRolloutActivities:
         self._clock = clock
 
     @activity.defn(name=ActivityName.CHECK_DEFINITION)
-    async def check_definition(self, order: DefinitionCall) -> DefinitionResult:
-        """Look at schema, hosts, TLS and endpoints, and write what was found."""
+    async def check_definition(self, request: DefinitionCall) -> DefinitionResult:
+        """Check schema, hosts, TLS and endpoints, and write the findings."""
         async with heartbeating():
             async with self._store.read() as tx:
-                definition = await _load_definition(tx, order)
-                serving = await tx.definitions.serving(order.tenant, definition.name)
+                definition = await _load_definition(tx, request)
+                serving = await tx.definitions.serving(request.tenant, definition.name)
             if definition.state is not DefinitionState.CHECKING:
                 return _result(definition)
-            before = (
-                self._registry.serving(definition.name, serving)
-                if self._replaces(definition, serving)
-                else None
-            )
+            replaces = self._replaces(definition, serving)
+            before = self._registry.serving(definition.name, serving) if replaces else None
             findings = await check_definition(self._egress, self._registry.parse(definition), before)
 
         async def write(tx: Transaction) -> DefinitionResult:
             now = self._clock.now()
-            current = await _load_definition(tx, order)
+            current = await _load_definition(tx, request)
             if current.state is not DefinitionState.CHECKING:
                 return _result(current)
             after = await tx.definitions.replace(
                 current.with_checks(findings, now), expected=current.revision
             )
-            wrong = [it.check for it in findings if it.level != "ok"]
-            await self._record(tx, order, AuditAction.DEFINITION_CHECKED, after, not_ok=wrong)
+            not_ok = [finding.check for finding in findings if finding.level != "ok"]
+            await self._record(tx, request, AuditAction.DEFINITION_CHECKED, after, not_ok=not_ok)
             return _result(after)
 
         return await commit_with_retries(self._store, write)
 
     @activity.defn(name=ActivityName.APPLY_DEFINITION_DECISION)
-    async def decide_definition(self, order: DefinitionCall) -> DefinitionResult:
-        """Carry out what an admin decided: the first stage, or the end."""
+    async def apply_decision(self, request: DefinitionCall) -> DefinitionResult:
+        """Apply the admin's decision: start the first stage, or reject the definition."""
 
         async def write(tx: Transaction) -> DefinitionResult:
             now = self._clock.now()
-            current = await _load_definition(tx, order)
+            current = await _load_definition(tx, request)
             if current.state is not DefinitionState.WAITING:
                 return _result(current)
             if current.approved:
-                serving = await tx.definitions.serving(order.tenant, current.name)
+                serving = await tx.definitions.serving(request.tenant, current.name)
                 return await self._write_move(
-                    tx, order, current, current.started(now, replaces=self._replaces(current, serving))
+                    tx, request, current, current.started(now, replaces=self._replaces(current, serving))
                 )
-            if current.approved is None and not order.overdue:
+            if current.approved is None and not request.overdue:
                 return _result(current)
-            return await self._write_move(tx, order, current, current.rejected(now, _DECISION_TIMEOUT))
+            return await self._write_move(tx, request, current, current.rejected(now, _DECISION_TIMEOUT))
 
         return await commit_with_retries(self._store, write)
 
     @activity.defn(name=ActivityName.EVALUATE_ROLLOUT)
-    async def watch_definition(self, order: DefinitionCall) -> DefinitionResult:
-        """Look at a stage's counts, and roll on or back."""
+    async def evaluate_rollout(self, request: DefinitionCall) -> DefinitionResult:
+        """Evaluate the counts of a stage, and roll forward or back."""
 
         async def write(tx: Transaction) -> DefinitionResult:
             now = self._clock.now()
-            current = await _load_definition(tx, order)
+            current = await _load_definition(tx, request)
             if current.state is not DefinitionState.STAGED:
                 return _result(current)
-            if order.roll_back is not None:
-                return await self._write_move(tx, order, current, current.rolled_back(order.roll_back, now))
+            if request.roll_back is not None:
+                return await self._write_move(
+                    tx, request, current, current.rolled_back(request.roll_back, now)
+                )
             match judge_rollout(current, now):
                 case RolloutVerdict.WAIT:
                     return _result(current)
                 case RolloutVerdict.HOLD:
-                    look = max(HELD_CHECK_INTERVAL_S, current.rollout.check_interval_s)
-                    return _result(current).model_copy(update={"next_check_s": look})
+                    next_check_s = max(HELD_CHECK_INTERVAL_S, current.rollout.check_interval_s)
+                    return _result(current).model_copy(update={"next_check_s": next_check_s})
                 case RolloutVerdict.ROLL_ON:
-                    return await self._write_move(tx, order, current, current.advanced(now))
+                    return await self._write_move(tx, request, current, current.advanced(now))
                 case RolloutVerdict.ROLL_BACK:
-                    why = f"{current.failed} of {current.succeeded + current.failed} refreshes worked only as before"
-                    return await self._write_move(tx, order, current, current.rolled_back(why, now))
+                    total = current.succeeded + current.failed
+                    why = f"{current.failed} of {total} refreshes worked only with the earlier version"
+                    return await self._write_move(tx, request, current, current.rolled_back(why, now))
 
         return await commit_with_retries(self._store, write)
 
@@ -111,29 +111,34 @@ class DefinitionRolloutActivities:
         return bool(serving) or definition.name in self._registry.names()
 
     async def _write_move(
-        self, tx: Transaction, order: DefinitionCall, before: Definition, after: Definition
+        self, tx: Transaction, request: DefinitionCall, before: Definition, after: Definition
     ) -> DefinitionResult:
-        """Write the move with its record; what an active version replaces ends with it."""
+        """Write the new state with its audit record. An active version ends the version that it replaces."""
         saved = await tx.definitions.replace(after, expected=before.revision)
         if saved.state is DefinitionState.ACTIVE:
-            for older in await tx.definitions.serving(order.tenant, saved.name):
+            for older in await tx.definitions.serving(request.tenant, saved.name):
                 if older.version < saved.version:
                     ended = older.replaced(self._clock.now())
                     await tx.definitions.replace(ended, expected=older.revision)
-        await self._record(tx, order, _ACTIONS[saved.state], saved, share=saved.share, reason=saved.reason)
+        await self._record(tx, request, _ACTIONS[saved.state], saved, share=saved.share, reason=saved.reason)
         return _result(saved)
 
     async def _record(
-        self, tx: Transaction, order: DefinitionCall, action: AuditAction, it: Definition, **detail: object
+        self,
+        tx: Transaction,
+        request: DefinitionCall,
+        action: AuditAction,
+        definition: Definition,
+        **detail: object,
     ) -> None:
         entry = AuditEntry(
-            tenant=it.tenant,
+            tenant=definition.tenant,
             at=self._clock.now(),
             action=action,
-            object=it.id,
-            context=order.context,
-            detail={"provider": it.name, "version": it.version, **detail},
-            provenance=order.provenance,
+            object=definition.id,
+            context=request.context,
+            detail={"provider": definition.name, "version": definition.version, **detail},
+            provenance=request.provenance,
         )
         await audit.append(tx, entry)
 
@@ -146,13 +151,18 @@ _ACTIONS = {
 }
 
 
-async def _load_definition(tx: Transaction, order: DefinitionCall) -> Definition:
-    found = await tx.definitions.get(order.tenant, order.definition_id)
+async def _load_definition(tx: Transaction, request: DefinitionCall) -> Definition:
+    found = await tx.definitions.get(request.tenant, request.definition_id)
     if found is None:
-        raise Failure(ErrorCode.NOT_FOUND, f"there is no definition {order.definition_id}")
+        raise Failure(ErrorCode.NOT_FOUND, f"there is no definition {request.definition_id}")
     return found
 
 
-def _result(it: Definition) -> DefinitionResult:
-    decided = it.approved is not None
-    return DefinitionResult(state=it.state, share=it.share, good=it.succeeded, bad=it.failed, decided=decided)
+def _result(definition: Definition) -> DefinitionResult:
+    return DefinitionResult(
+        state=definition.state,
+        share=definition.share,
+        good=definition.succeeded,
+        bad=definition.failed,
+        decided=definition.approved is not None,
+    )

@@ -1,6 +1,6 @@
-"""Temporary credentials (RFC 5849 section 2.1): what a browser must bring along to the provider's page.
+"""Requests temporary credentials of OAuth 1.0a (RFC 5849 section 2.1).
 
-Nothing single-use is spent, so a lost answer costs another click.
+They spend no single-use credential, so after a lost reply the subject clicks again.
 """
 
 from temporalio import activity
@@ -21,56 +21,54 @@ from evergrant_server.store import Store
 from providers.oauth1.flow import oauth1_endpoints, read_temporary_credentials, temporary_credentials_request
 from providers.requests.sender import Sender
 
-_SUPERSEDED = "The consent was begun anew, or is over."
+_SUPERSEDED = "The consent was restarted, or has ended."
 
 
 class OAuth1Activities:
-    """Asks for them and keeps them with the consent, which is found by the token when it comes back."""
+    """Stores temporary credentials with the consent, which the callback's token identifies."""
 
-    def __init__(self, store: Store, holder: ProviderContextLoader, sender: Sender, clock: Clock) -> None:
+    def __init__(self, store: Store, contexts: ProviderContextLoader, sender: Sender, clock: Clock) -> None:
         self._store = store
-        self._holder = holder
+        self._contexts = contexts
         self._sender = sender
         self._clock = clock
 
     @activity.defn(name=ActivityName.REQUEST_TEMPORARY_CREDENTIALS)
-    async def fetch_temporary_credentials(
-        self, order: RequestTemporaryCredentials
+    async def request_temporary_credentials(
+        self, request: RequestTemporaryCredentials
     ) -> TemporaryCredentialsResult:
         try:
-            consent = await self._waiting_consent(order)
-            held = await self._holder.load(order.tenant, consent.connection_id)
-            if held.connection.flow is not Flow.OAUTH1:
-                raise Failure(ErrorCode.INVALID_REQUEST, "This flow needs no preparation.", field="flow")
-            pair, _ = await try_each_secret(held, lambda it: self._send(it, consent))
-            await self._write_temporary_credentials(order, consent, pair)
+            consent = await self._waiting_consent(request)
+            context = await self._contexts.load(request.tenant, consent.connection_id)
+            if context.connection.flow is not Flow.OAUTH1:
+                raise Failure(
+                    ErrorCode.INVALID_REQUEST, "This flow has no temporary credentials.", field="flow"
+                )
+            pair, _ = await try_each_secret(context, lambda each: self._send(each, consent))
+            await self._write_temporary_credentials(request, consent, pair)
         except Failure as failure:
             return TemporaryCredentialsResult(
                 failure=failure.code, detail=failure.detail, retry_after=failure.retry_after
             )
         return TemporaryCredentialsResult()
 
-    async def _waiting_consent(self, order: RequestTemporaryCredentials) -> Consent:
+    async def _waiting_consent(self, request: RequestTemporaryCredentials) -> Consent:
         async with self._store.read() as tx:
-            consent = await tx.consents.get(order.tenant, order.consent_id)
-        if consent is None or not consent.is_current_start(order.revision):
+            consent = await tx.consents.get(request.tenant, request.consent_id)
+        if consent is None or not consent.is_current_start(request.revision):
             raise Failure(ErrorCode.CALLBACK_INVALID, _SUPERSEDED)
         return consent
 
-    async def _send(self, held: ProviderContext, consent: Consent) -> TokenPair:
+    async def _send(self, context: ProviderContext, consent: Consent) -> TokenPair:
         assert consent.redirect_uri is not None
-        client = held.client
-        url = oauth1_endpoints(held.spec, held.integration).temporary
-        request = temporary_credentials_request(
-            held.spec, url, client, consent.redirect_uri, self._clock.now()
-        )
-        return read_temporary_credentials(
-            held.spec, await self._sender.send_signed(held.spec, client, request)
-        )
+        spec, client = context.spec, context.client
+        url = oauth1_endpoints(spec, context.integration).temporary
+        request = temporary_credentials_request(spec, url, client, consent.redirect_uri, self._clock.now())
+        return read_temporary_credentials(spec, await self._sender.send_signed(spec, client, request))
 
     async def _write_temporary_credentials(
-        self, order: RequestTemporaryCredentials, consent: Consent, pair: TokenPair
+        self, request: RequestTemporaryCredentials, consent: Consent, pair: TokenPair
     ) -> None:
         ready = consent.model_copy(update={"state_hash": hash_state(pair.token)})
         async with self._store.write() as tx:
-            await tx.consents.replace(ready, expected=order.revision, verifier=pair.as_secret())
+            await tx.consents.replace(ready, expected=request.revision, verifier=pair.as_secret())

@@ -1,4 +1,4 @@
-"""Pushes authorization requests: what a browser waits for is asked by a worker (ADR 0008, ADR 0016)."""
+"""Pushes authorization requests (RFC 9126), for which the subject's browser waits (ADR 0008, ADR 0016)."""
 
 from temporalio import activity
 
@@ -20,58 +20,57 @@ from providers.requests.sender import Sender
 
 
 class ParActivities:
-    """Needs a sender and our client's credentials; spends nothing, so it needs no attempt."""
+    """A pushed request spends no single-use credential, so it needs no attempt."""
 
-    def __init__(self, store: Store, holder: ProviderContextLoader, sender: Sender, clock: Clock) -> None:
+    def __init__(self, store: Store, contexts: ProviderContextLoader, sender: Sender, clock: Clock) -> None:
         self._store = store
-        self._holder = holder
+        self._contexts = contexts
         self._sender = sender
         self._clock = clock
 
     @activity.defn(name=ActivityName.PUSH_AUTHORIZATION_REQUEST)
-    async def push_authorization_request(self, order: PushAuthorizationRequest) -> PushResult:
-        """Write the reference, or why there is none, beside the consent that waits for it."""
+    async def push_authorization_request(self, request: PushAuthorizationRequest) -> PushResult:
+        """Write the reference, or the failure, to the consent that waits for it."""
         async with heartbeating():
             async with self._store.read() as tx:
-                consent = await self._waiting_consent(tx, order)
+                consent = await self._waiting_consent(tx, request)
                 if consent is None:
                     return PushResult(superseded=True)
-                asked = await tx.consents.pushed_request(consent)
+                pushed = await tx.consents.pushed_request(consent)
             try:
-                held = (
-                    await self._holder.load(order.tenant, order.connection_id)
-                ).without_staged_definition()
-                outcome, _ = await try_each_secret(held, lambda it: self._send(it, asked))
+                context = await self._contexts.load(request.tenant, request.connection_id)
+                context = context.without_staged_definition()
+                outcome, _ = await try_each_secret(context, lambda each: self._send(each, pushed))
             except Failure as failure:
                 if failure.kind is FailureKind.PLATFORM_UNAVAILABLE:
-                    raise  # Temporal asks again
+                    raise  # Temporal retries
                 outcome = PushedAuthorization(failure=failure)
-            return await self._write_outcome(order, outcome)
+            return await self._write_outcome(request, outcome)
 
-    async def _send(self, held: ProviderContext, asked: PushedAuthorization) -> PushedAuthorization:
-        request = par_request(held.spec, held.endpoints, held.client, asked.fields)
-        sent_at = self._clock.now()  # its life is counted from before it began
-        reply = await self._sender.send_prepared(held.spec, held.client, request)
-        return read_par_reply(held.spec, reply, sent_at)
+    async def _send(self, context: ProviderContext, pushed: PushedAuthorization) -> PushedAuthorization:
+        request = par_request(context.spec, context.endpoints, context.client, pushed.fields)
+        sent_at = self._clock.now()  # `expires_in` counts from before the request
+        reply = await self._sender.send_prepared(context.spec, context.client, request)
+        return read_par_reply(context.spec, reply, sent_at)
 
     async def _write_outcome(
-        self, order: PushAuthorizationRequest, outcome: PushedAuthorization
+        self, request: PushAuthorizationRequest, outcome: PushedAuthorization
     ) -> PushResult:
         failure = outcome.failure
 
         async def write(tx: Transaction) -> PushResult:
-            current = await self._waiting_consent(tx, order)
+            current = await self._waiting_consent(tx, request)
             if current is None:
                 return PushResult(superseded=True)
-            await tx.consents.replace(current, expected=order.revision, request=outcome)
+            await tx.consents.replace(current, expected=request.revision, request=outcome)
             if failure is not None:
                 entry = AuditEntry(
-                    tenant=order.tenant,
+                    tenant=request.tenant,
                     at=self._clock.now(),
                     action=AuditAction.CONSENT_FAILED,
-                    object=order.connection_id,
-                    context=order.context,
-                    detail={"reason": failure.code, "consent": order.consent_id, "pushed": False},
+                    object=request.connection_id,
+                    context=request.context,
+                    detail={"reason": failure.code, "consent": request.consent_id, "pushed": False},
                 )
                 await audit.append(tx, entry)
             return PushResult(failure=failure.code if failure else None)
@@ -79,7 +78,7 @@ class ParActivities:
         return await commit_with_retries(self._store, write)
 
     @staticmethod
-    async def _waiting_consent(tx: Transaction, order: PushAuthorizationRequest) -> Consent | None:
-        """The consent, while the click that asked for this is the newest one."""
-        consent = await tx.consents.get(order.tenant, order.consent_id)
-        return consent if consent is not None and consent.is_current_start(order.revision) else None
+    async def _waiting_consent(tx: Transaction, request: PushAuthorizationRequest) -> Consent | None:
+        """The consent, unless the subject has clicked again since the request."""
+        consent = await tx.consents.get(request.tenant, request.consent_id)
+        return consent if consent is not None and consent.is_current_start(request.revision) else None

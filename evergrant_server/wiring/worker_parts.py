@@ -17,6 +17,7 @@ from activities.grants.revocation import RevocationActivities
 from activities.grants.services import GrantServices
 from activities.integrations.definition_rollout import DefinitionRolloutActivities
 from activities.integrations.discovery import DiscoveryActivities
+from activities.integrations.metadata_rereading import MetadataRereadingActivities
 from activities.integrations.oauth1 import OAuth1Activities
 from activities.integrations.par import ParActivities
 from activities.integrations.registration import ClientRegistrations
@@ -132,12 +133,12 @@ def _integration_activities(
     rollout = DefinitionRolloutActivities(store, platform.registry, egress, clock)
     return [
         discovery.discover_endpoints,
-        discovery.reread_metadata,
+        MetadataRereadingActivities(store, egress, clock).reread_metadata,
         ParActivities(store, contexts, sender, clock).push_authorization_request,
-        OAuth1Activities(store, contexts, sender, clock).fetch_temporary_credentials,
+        OAuth1Activities(store, contexts, sender, clock).request_temporary_credentials,
         rollout.check_definition,
-        rollout.decide_definition,
-        rollout.watch_definition,
+        rollout.apply_decision,
+        rollout.evaluate_rollout,
     ]
 
 

@@ -1,4 +1,4 @@
-"""Signs JWTs with a key or a secret of ours: who we are (RFC 7523 section 2.2), or what we ask for (2.1)."""
+"""Signs JWTs with a client's key or secret: client assertions (RFC 7523 section 2.2) and grants (2.1)."""
 
 import json
 import secrets
@@ -15,7 +15,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
-_LIFETIME_S = 60  # an assertion is used at once; a stolen one is of no use after this
+_LIFETIME_S = 60  # an assertion is used at once
 _CURVES = {"P-256": "ES256", "P-384": "ES384", "P-521": "ES512", "Ed25519": "Ed25519"}
 _MIN_RSA_BITS = 2048  # bits, RFC 7518 section 3.3
 _ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519")
@@ -23,12 +23,12 @@ _PEM_KINDS = ("RSA", "EC", "OKP")
 
 
 def client_assertion(client_id: str, audience: str, key: ClientKey, at: datetime) -> str:
-    """Who we are, signed with our key: one audience, one use, a minute (RFC 7523 section 3)."""
+    """A client assertion signed with the key, for one audience and one use (RFC 7523 section 3)."""
     return sign_jwt(key, _claims(client_id, audience, at))
 
 
 def secret_assertion(client_id: str, audience: str, secret: Secret, at: datetime) -> str:
-    """The same with the client secret as the key (OpenID Connect Core section 9)."""
+    """A client assertion signed with the client secret (OpenID Connect Core section 9)."""
     claims = _claims(client_id, audience, at)
     return jwt.encode({"alg": "HS256", "typ": "JWT"}, claims, OctKey.import_key(secret.reveal()))
 
@@ -40,10 +40,7 @@ def sign_jwt(
     alg: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> str:
-    """A JWT over these claims; `headers` are put over its own.
-
-    Raises Failure CLIENT_REJECTED for a key that can't sign it.
-    """
+    """A JWT over these claims; `headers` override its own. Raises Failure CLIENT_REJECTED: unusable key."""
     private = import_signing_key(key)
     header = {"alg": alg or signing_algorithm(private), "typ": "JWT"}
     name = key.id or private.kid
@@ -58,7 +55,7 @@ def sign_jwt(
 
 
 def import_signing_key(key: ClientKey) -> Key:
-    """The key to sign with. Raises Failure CLIENT_REJECTED that says what it isn't, never what it is."""
+    """The key to sign with. Raises Failure CLIENT_REJECTED, which never quotes the key."""
     text = key.private.reveal().strip()
     try:
         found = JWKRegistry.import_key(json.loads(text)) if text.startswith("{") else _from_pem(text)
@@ -73,11 +70,11 @@ def import_signing_key(key: ClientKey) -> Key:
 
 
 def signing_algorithm(key: Key) -> str:
-    """What the key says of itself, else what is usual for its kind."""
+    """The algorithm that the key names, else the default of its type."""
     named = key.get("alg")
     if named is not None:
         if named not in _ALGORITHMS:
-            raise _unusable_key("its alg is none of a signature with a private key")
+            raise _unusable_key("its alg is not a signature algorithm")
         return str(named)
     if isinstance(key, RSAKey):
         return "RS256"
@@ -95,7 +92,7 @@ def _from_pem(text: str) -> Key:
             return JWKRegistry.import_key(text, kind)
         except (JoseError, ValueError, TypeError):
             continue
-    raise ValueError("no kind of key that is known")
+    raise ValueError("an unknown type of key")
 
 
 def _claims(client_id: str, audience: str, at: datetime) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Reads a client certificate and its key before they are kept (RFC 8705 section 2). Pure."""
+"""Checks a client certificate and its key before they are stored (RFC 8705 section 2). Pure."""
 
 from datetime import datetime
 
@@ -14,8 +14,11 @@ _MAX_CERTIFICATES = 10
 
 
 def parse_client_certificate(certificate: str, private: Secret, now: datetime) -> ClientCertificate:
-    """A certificate that can be presented. Raises Failure INVALID_REQUEST (field `client_certificate`):
-    not PEM, over already, or with another key than the one that came with it."""
+    """A certificate chain and its key.
+
+    Raises Failure INVALID_REQUEST (field `client_certificate`) when they aren't PEM, have expired, or
+    don't belong together.
+    """
     try:
         chain = x509.load_pem_x509_certificates(certificate.encode())
     except ValueError:
@@ -24,22 +27,18 @@ def parse_client_certificate(certificate: str, private: Secret, now: datetime) -
         raise _unusable_certificate(f"more than {_MAX_CERTIFICATES} certificates")
     try:
         key = load_pem_private_key(private.reveal().encode(), None)
-    except (
-        ValueError,
-        TypeError,
-        UnsupportedAlgorithm,
-    ):  # an encrypted one too
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # or encrypted
         raise _unusable_certificate("the private key is not PEM without a password") from None
     try:
         ours = chain[0].public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     except (ValueError, UnsupportedAlgorithm):
-        raise _unusable_certificate("the certificate's key is of a kind that is not known") from None
+        raise _unusable_certificate("the certificate's key has an unknown type") from None
     if key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) != ours:
         raise _unusable_certificate("the private key is not the first certificate's")
-    ends = min(it.not_valid_after_utc for it in chain)
+    ends = min(each.not_valid_after_utc for each in chain)
     if ends <= now:
-        raise _unusable_certificate("a certificate of the chain is over")
-    text = "".join(it.public_bytes(Encoding.PEM).decode() for it in chain)
+        raise _unusable_certificate("a certificate of the chain has expired")
+    text = "".join(each.public_bytes(Encoding.PEM).decode() for each in chain)
     return ClientCertificate(certificate=text, private=private, expires_at=ends)
 
 

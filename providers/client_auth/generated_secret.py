@@ -1,4 +1,4 @@
-"""A client secret that is a JWT made on demand, as Apple wants it. Pure.
+"""Generates a client secret that is a signed JWT, as Apple requires. Pure.
 
 https://developer.apple.com/documentation/accountorganizationaldatasharing/creating-a-client-secret
 """
@@ -17,21 +17,21 @@ from providers.definition.templates import checked_params, fill_template
 def generate_client_secret(
     spec: ProviderSpec, client_id: str, params: Mapping[str, str], key: ClientKey | None, at: datetime
 ) -> Secret:
-    """The secret of this moment, signed with the integration's key.
+    """A client secret signed with the integration's key.
 
-    Raises Failure CLIENT_REJECTED: the integration lacks the key or a parameter, or the key can't
-    sign with the definition's algorithm.
+    Raises Failure CLIENT_REJECTED when the integration lacks the key or a parameter, or when the key
+    can't sign with the definition's algorithm.
     """
     rule = spec.client_secret_generator
     assert rule is not None
     if key is None:
-        why = f"the integration has no key, and {spec.name} wants a secret that is signed"
+        why = f"the integration has no key to sign the client secret that {spec.name} requires"
         raise Failure(ErrorCode.CLIENT_REJECTED, why, provider=spec.name, field="client_key")
     try:
         values = {**checked_params(spec, params), "client_id": client_id}
         claims = {name: fill_template(text, values, spec) for name, text in rule.claims.items()}
         named = {name: fill_template(text, values, spec) for name, text in rule.headers.items()}
-    except Failure as failure:  # an admin's to repair, and no caller's
+    except Failure as failure:  # the integration's admin repairs it
         raise Failure(ErrorCode.CLIENT_REJECTED, failure.detail, provider=spec.name) from None
     now = int(at.timestamp())
     times = {"iat": now, "exp": now + rule.lifetime_s}

@@ -88,7 +88,7 @@ class Registry:
         return known
 
     def offline_scope(self, name: str) -> str | None:
-        """The catalogue's offline scope of a provider; None also for a provider that only a tenant defines."""
+        """The offline scope of a provider in the catalogue; None for a tenant's own provider."""
         spec = self._specs.get(name)
         return spec.offline_scope if spec else None
 

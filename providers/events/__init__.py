@@ -1,28 +1,5 @@
-"""What providers send us: verified by signature, and read into facts. Pure, but for `keys`.
+"""Security events that providers send: signatures verified, events parsed. Pure but for `keys`.
 
-Owns one small file per way of signing, and the table of them. Decides nothing about
-connections: a fact names accounts, and what the news mean for a grant is `core.elsewhere`'s.
+Owns one module for each way of signing, and the table of verifiers. Doesn't decide what an event
+means for a connection (`evergrant_server.core.provider_events`).
 """
-
-from providers.events.base import (
-    EventRejected,
-    EventRequest,
-    EventTrust,
-    ProviderEvent,
-    UnknownKey,
-    VerifiedEvents,
-    Verifier,
-)
-from providers.events.verifiers import VERIFIERS, needs_secret
-
-__all__ = [
-    "VERIFIERS",
-    "EventRejected",
-    "EventRequest",
-    "EventTrust",
-    "ProviderEvent",
-    "UnknownKey",
-    "VerifiedEvents",
-    "Verifier",
-    "needs_secret",
-]

@@ -1,4 +1,4 @@
-"""What every verifier takes and gives, and the steps that most of them share."""
+"""The inputs and outputs of verifiers, and the steps that most of them share."""
 
 import hashlib
 import hmac
@@ -13,14 +13,14 @@ from evergrant_server.core.provider_events.receivers import AccountIdentifier
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.text import is_storable_text
 
-TIMESTAMP_TOLERANCE = timedelta(minutes=5)  # how far a signed moment may be from now
+TIMESTAMP_TOLERANCE = timedelta(minutes=5)  # between a signed timestamp and now
 MAX_ID_LENGTH = 256
 ACCOUNT_ID = "account"  # a mark that the receiver's `account_in` gives its meaning
 
 
 @dataclass(frozen=True)
 class EventRequest:
-    """One request. Header names are in lower case; the body is as it came."""
+    """One request. Header names are in lower case; the body is unchanged."""
 
     headers: Mapping[str, str]
     body: bytes
@@ -29,7 +29,7 @@ class EventRequest:
 
 @dataclass(frozen=True)
 class EventTrust:
-    """What a request is verified by. `issuers` are those whose subjects are this integration's."""
+    """The keys and parties by which a request is verified. `issuers` are the issuers of known subjects."""
 
     secret: Secret | None = None
     issuer: str | None = None
@@ -41,9 +41,9 @@ class EventTrust:
 
 @dataclass(frozen=True)
 class ProviderEvent:
-    """One thing that happened. A connection is meant that bears every mark of one of `accounts`.
+    """One event. It concerns a connection that has every identifier of one of `accounts`.
 
-    `issued`: `at` is when it was told; it happened at some moment before.
+    With `at_is_issue_time`, `at` is when the event was issued, which is later than when it occurred.
     """
 
     kind: str
@@ -55,16 +55,16 @@ class ProviderEvent:
 
 @dataclass(frozen=True)
 class VerifiedEvents:
-    """A request that is what it says. `id` is the same when it comes again."""
+    """The verified events of a request. A repeated delivery has the same `id`."""
 
     id: str
     events: tuple[ProviderEvent, ...] = ()
-    audit_detail: Mapping[str, str] = field(default_factory=dict)  # worth a record though nothing follows
-    reply: dict[str, str] | None = None  # what the provider wants to hear, instead of nothing
+    audit_detail: Mapping[str, str] = field(default_factory=dict)  # recorded though no event follows
+    reply: dict[str, str] | None = None  # the response that the provider expects
 
 
 class EventRejected(Exception):
-    """Not believed. `err` is a code of RFC 8935 section 2.4; nothing of the request is quoted."""
+    """The request is rejected. `error` is a code of RFC 8935 section 2.4."""
 
     def __init__(self, err: str, description: str) -> None:
         super().__init__(f"{err}: {description}")
@@ -73,15 +73,15 @@ class EventRejected(Exception):
 
 
 class UnknownKey(Exception):
-    """Signed with a key that is not pinned: its transmitter may have a newer one."""
+    """The request is signed with a key that isn't pinned; the transmitter may have a new one."""
 
 
 class Verifier(Protocol):
-    def __call__(self, it: EventRequest, trust: EventTrust) -> VerifiedEvents: ...
+    def __call__(self, request: EventRequest, trust: EventTrust) -> VerifiedEvents: ...
 
 
 def accounts_with_id(value: object) -> tuple[frozenset[AccountIdentifier], ...]:
-    """Whoever the provider calls by this id; nobody, when it is no id."""
+    """The accounts with this provider id; none when it isn't a valid id."""
     if isinstance(value, bool) or not isinstance(value, str | int):
         return ()
     name = str(value)
@@ -89,14 +89,14 @@ def accounts_with_id(value: object) -> tuple[frozenset[AccountIdentifier], ...]:
 
 
 def is_identifier(value: object) -> TypeGuard[str]:
-    """A text that can be compared with what we keep. JSON may name half a character: nobody is called so."""
+    """Whether the value is a text that the store can hold, which a lone surrogate isn't."""
     return isinstance(value, str) and 0 < len(value) <= MAX_ID_LENGTH and is_storable_text(value)
 
 
 def checked_challenge(value: str) -> str:
-    """What a provider wants back in our answer. Raises Refused for what can't be said again."""
+    """A challenge to repeat in the response. Raises EventRejected for invalid text."""
     if not is_storable_text(value):
-        raise EventRejected("invalid_request", "What is to be answered holds NUL, or half a character.")
+        raise EventRejected("invalid_request", "The challenge holds NUL or a lone surrogate.")
     return value
 
 
@@ -117,19 +117,19 @@ def hmac_hex(key: bytes, *parts: bytes) -> str:
 
 def require_signature(signature_holds: bool) -> None:
     if not signature_holds:
-        raise EventRejected("authentication_failed", "The signature doesn't hold.")
+        raise EventRejected("authentication_failed", "The signature is invalid.")
 
 
 def signed_timestamp(text: str, now: datetime) -> datetime:
-    """A moment in Unix seconds that the signature covers. Raises Refused outside the window."""
-    moment = from_unix(text) if text.isascii() and text.isdigit() else None
-    if moment is None or abs(now - moment) > TIMESTAMP_TOLERANCE:
+    """A signed timestamp in Unix seconds. Raises EventRejected when it is too far from `now`."""
+    timestamp = from_unix(text) if text.isascii() and text.isdigit() else None
+    if timestamp is None or abs(now - timestamp) > TIMESTAMP_TOLERANCE:
         raise EventRejected("invalid_request", "The timestamp is missing, or too far from now.")
-    return moment
+    return timestamp
 
 
 def from_unix(value: object, *, unit: float = 1) -> datetime | None:
-    """A moment given as a number of seconds (times `unit`) since 1970; None when it is none."""
+    """The time after a number of seconds (times `unit`) since 1970, or None."""
     try:
         return datetime.fromtimestamp(float(str(value)) * unit, UTC)
     except (ValueError, OverflowError, OSError):
@@ -137,7 +137,7 @@ def from_unix(value: object, *, unit: float = 1) -> datetime | None:
 
 
 def json_object(body: bytes) -> dict[str, Any]:
-    """The body as a JSON object. Raises Refused."""
+    """The body as a JSON object. Raises EventRejected."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
@@ -148,7 +148,7 @@ def json_object(body: bytes) -> dict[str, Any]:
 
 
 def nested(value: object, *names: str) -> Any:
-    """A member inside objects, or None."""
+    """A member of nested objects, or None."""
     for name in names:
         value = value.get(name) if isinstance(value, dict) else None
     return value

@@ -1,7 +1,7 @@
-"""GitHub's `github_app_authorization`: a user took back what a GitHub App may do for them.
+"""GitHub's `github_app_authorization` event: a user revoked a GitHub App's authorization.
 
-docs.github.com: "Validating webhook deliveries". The signature covers no moment, so an old
-delivery can be played again; a refresh tells whether it is true, where there is one.
+docs.github.com: "Validating webhook deliveries". The signature covers no timestamp, so a delivery
+could be replayed: a refresh or an introspection has to confirm the event.
 """
 
 from evergrant_server.core.provider_events.external_revocation import Certainty
@@ -21,18 +21,18 @@ from providers.events.base import (
 )
 
 
-def verify_github(it: EventRequest, trust: EventTrust) -> VerifiedEvents:
-    expected = "sha256=" + hmac_hex(secret_key(trust), it.body)
-    require_signature(equal_in_constant_time(expected, it.headers.get("x-hub-signature-256", "")))
-    event = it.headers.get("x-github-event", "")
+def verify_github(request: EventRequest, trust: EventTrust) -> VerifiedEvents:
+    expected = "sha256=" + hmac_hex(secret_key(trust), request.body)
+    require_signature(equal_in_constant_time(expected, request.headers.get("x-hub-signature-256", "")))
+    event = request.headers.get("x-github-event", "")
     if event != "github_app_authorization":
         return VerifiedEvents("")
-    body = json_object(it.body)
+    body = json_object(request.body)
     if body.get("action") != "revoked":
         return VerifiedEvents("")
     sender = body.get("sender")
     accounts = (*accounts_with_id(nested(sender, "id")), *accounts_with_id(nested(sender, "login")))
-    id = sha256_hex(it.headers.get("x-github-delivery", "").encode(), it.body)
+    id = sha256_hex(request.headers.get("x-github-delivery", "").encode(), request.body)
     return VerifiedEvents(
         id, (ProviderEvent("github:github_app_authorization.revoked", Certainty.SUSPECTED, accounts),)
     )

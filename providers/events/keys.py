@@ -1,4 +1,4 @@
-"""A transmitter's public keys (RFC 7517), read over the guarded way out."""
+"""Fetches a transmitter's public keys (RFC 7517) through the egress policy."""
 
 from typing import Any
 
@@ -16,25 +16,25 @@ _COMMON_MEMBERS = ("kty", "kid", "use", "alg")
 
 
 async def fetch_keys(egress: Egress, url: str) -> tuple[dict[str, Any], ...]:
-    """The public keys for signatures that the document has, and nothing else of it.
+    """The document's public keys for signatures.
 
     Raises Failure EGRESS_REFUSED, PROVIDER_UNREACHABLE, PROVIDER_ERROR or DISCOVERY_FAILED.
     """
     async with egress.client(headers=STANDARD_HEADERS) as http:
         try:
-            answer = await http.get(url)
+            response = await http.get(url)
         except httpx2.InvalidURL:
             raise Failure(ErrorCode.EGRESS_REFUSED, "jwks_uri is not a URL") from None
         except httpx2.TransportError as error:
-            detail = f"the transmitter's keys could not be read ({type(error).__name__})"
+            detail = f"the transmitter's keys could not be fetched ({type(error).__name__})"
             raise Failure(ErrorCode.PROVIDER_UNREACHABLE, detail) from None
-    if answer.status_code != 200:
-        raise Failure(ErrorCode.PROVIDER_ERROR, f"the transmitter's keys: status {answer.status_code}")
-    return parse_jwks(answer.content)
+    if response.status_code != 200:
+        raise Failure(ErrorCode.PROVIDER_ERROR, f"the transmitter's keys: status {response.status_code}")
+    return parse_jwks(response.content)
 
 
 def parse_jwks(content: bytes) -> tuple[dict[str, Any], ...]:
-    """The usable keys of a JWK set. Raises Failure DISCOVERY_FAILED when it is none, or has none."""
+    """The usable keys of a JWK set. Raises Failure DISCOVERY_FAILED for an invalid or empty set."""
     try:
         document = parse_body(content) if len(content) <= _MAX_BYTES else None
     except UnreadableBody:
@@ -44,12 +44,12 @@ def parse_jwks(content: bytes) -> tuple[dict[str, Any], ...]:
         raise Failure(ErrorCode.DISCOVERY_FAILED, "the transmitter's keys are not a JWK set")
     found = tuple(public for key in keys[:_MAX_KEYS] if (public := _public_key(key)) is not None)
     if not found:
-        raise Failure(ErrorCode.DISCOVERY_FAILED, "the transmitter's JWK set has no key that can be used")
+        raise Failure(ErrorCode.DISCOVERY_FAILED, "the transmitter's JWK set has no usable key")
     return found
 
 
 def _public_key(key: Any) -> dict[str, Any] | None:
-    """The public members of an RSA or EC key; symmetric ones and those for encryption are left out."""
+    """The public members of an RSA or EC key; None for symmetric keys and keys for encryption."""
     if not isinstance(key, dict) or key.get("use") not in (None, "sig"):
         return None
     needed = _PUBLIC_MEMBERS.get(str(key.get("kty")))

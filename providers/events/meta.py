@@ -1,7 +1,7 @@
-"""Meta's deauthorize callback: a `signed_request` in a form, by Facebook, Instagram and Threads.
+"""Meta's deauthorize callback: a `signed_request` in a form, from Facebook, Instagram and Threads.
 
-developers.facebook.com: "Parsing the signed request": two base64url parts, HMAC-SHA256 over the
-second as it is written.
+developers.facebook.com: "Parsing the signed request": two base64url parts; HMAC-SHA256 over the
+encoded second part.
 """
 
 import base64
@@ -26,14 +26,14 @@ from providers.events.base import (
 )
 
 
-def verify_meta(it: EventRequest, trust: EventTrust) -> VerifiedEvents:
+def verify_meta(request: EventRequest, trust: EventTrust) -> VerifiedEvents:
     try:
-        form = parse_qs(it.body.decode("ascii"), max_num_fields=20)
+        form = parse_qs(request.body.decode("ascii"), max_num_fields=20)
         (signed,) = form["signed_request"]
         signature, _, payload = signed.partition(".")
         given = _decode_base64url(signature)
     except (KeyError, ValueError, binascii.Error):
-        raise EventRejected("invalid_request", "There is no signed_request that can be read.") from None
+        raise EventRejected("invalid_request", "The signed_request is missing or malformed.") from None
     expected = hmac.new(secret_key(trust), payload.encode(), hashlib.sha256).digest()
     require_signature(hmac.compare_digest(expected, given))
     try:
@@ -41,7 +41,7 @@ def verify_meta(it: EventRequest, trust: EventTrust) -> VerifiedEvents:
     except (ValueError, binascii.Error, RecursionError):
         claims = None
     if not isinstance(claims, dict) or str(claims.get("algorithm")).upper() != "HMAC-SHA256":
-        raise EventRejected("invalid_request", "The signed_request holds something else.")
+        raise EventRejected("invalid_request", "The signed_request is not an HMAC-SHA256 object.")
     fact = ProviderEvent(
         "meta:deauthorize",
         Certainty.ENDED,

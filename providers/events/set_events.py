@@ -1,4 +1,4 @@
-"""What the events of a token mean: one table of types, and whom their subjects name."""
+"""The meaning of a security event token's events: a table of types, and the accounts of their subjects."""
 
 from datetime import datetime
 from typing import Any
@@ -16,7 +16,7 @@ CERTAINTIES: dict[str, Certainty] = {
     f"{_SCHEMAS}/risc/event-type/account-purged": Certainty.ENDED,
     f"{_SCHEMAS}/oauth/event-type/tokens-revoked": Certainty.ENDED,
     f"{_SCHEMAS}/oauth/event-type/token-revoked": Certainty.ENDED,
-    # a session that ended says little about a grant: the token endpoint knows
+    # the end of a session says little about a grant
     f"{_SCHEMAS}/risc/event-type/sessions-revoked": Certainty.SUSPECTED,
     f"{_SCHEMAS}/risc/event-type/account-credential-change-required": Certainty.SUSPECTED,
     f"{_SCHEMAS}/caep/event-type/session-revoked": Certainty.SUSPECTED,
@@ -33,7 +33,7 @@ _Accounts = tuple[frozenset[AccountIdentifier], ...]
 def read_set_events(
     events: dict[str, Any], claims: dict[str, Any], issued_at: datetime, issuers: frozenset[str]
 ) -> tuple[ProviderEvent, ...]:
-    """One fact for each event that can concern a grant, whether or not its subject is known here."""
+    """The events that can concern a grant, also those of unknown subjects."""
     found: list[ProviderEvent] = []
     for kind, event in events.items():
         weight = CERTAINTIES.get(kind)
@@ -51,7 +51,7 @@ def read_set_events(
 
 
 def verification_state(events: dict[str, Any]) -> str | None:
-    """The `state` of a verification event, empty when it has none; None when it is no such event."""
+    """The `state` of a verification event, empty when absent; None for other events."""
     for kind in _VERIFICATION_TYPES:
         if kind in events:
             state = events[kind].get("state") if isinstance(events[kind], dict) else None
@@ -75,7 +75,7 @@ def _accounts_of_subject(subject: Any, issuers: frozenset[str]) -> _Accounts:
         case "opaque":
             return accounts_with_id(subject.get("id"))
         case "account":
-            return ()  # an acct: URI names nobody that we know
+            return ()  # an acct: URI is no identifier of a connection
         case "oauth_token" | "token":
             return _accounts_of_token(subject)
         case "complex":
@@ -97,7 +97,7 @@ def _accounts_of_alias(subject: Any, issuers: frozenset[str]) -> _Accounts:
 
 
 def _accounts_of_issuer(subject: dict[str, Any], issuers: frozenset[str]) -> _Accounts:
-    """A `sub` means something together with its issuer alone."""
+    """A `sub` is unique only within its issuer."""
     iss, sub = subject.get("iss"), subject.get("sub")
     ours = isinstance(iss, str) and iss in issuers
     return accounts_with_id(sub) if ours and isinstance(sub, str) else ()
@@ -108,7 +108,7 @@ def _accounts_of_email(email: Any) -> _Accounts:
 
 
 def _accounts_of_token(subject: dict[str, Any]) -> _Accounts:
-    """Google's way to name a refresh token: its first 16 characters, or its double SHA-512."""
+    """Google names a refresh token by its first 16 characters or its double SHA-512."""
     name = _TOKEN_NAMES.get(str(subject.get("token_identifier_alg")))
     token = subject.get("token")
     if subject.get("token_type") != "refresh_token" or name is None:

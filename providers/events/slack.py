@@ -1,6 +1,6 @@
 """Slack's Events API: `v0` signatures over version, timestamp and body.
 
-`tokens_revoked` names users and the kind of their tokens; `app_uninstalled` ends all of a workspace.
+`tokens_revoked` names users and their kind of token; `app_uninstalled` ends all grants of a workspace.
 docs.slack.dev: "Verifying requests from Slack", "tokens_revoked event", "app_uninstalled event".
 """
 
@@ -29,16 +29,16 @@ from providers.events.base import (
     signed_timestamp,
 )
 
-# Both facts are in a bot's reply, and a user's token that came with it has both: the kind tells them apart.
+# a reply with a bot's and a user's token has both identifiers, so the holder distinguishes them
 _USERS = {"oauth": ("user", "authed_user.id"), "bot": ("bot", "bot_user_id")}
 
 
-def verify_slack(it: EventRequest, trust: EventTrust) -> VerifiedEvents:
-    timestamp = it.headers.get("x-slack-request-timestamp", "")
-    expected = "v0=" + hmac_hex(secret_key(trust), b"v0:", timestamp.encode(), b":", it.body)
-    require_signature(equal_in_constant_time(expected, it.headers.get("x-slack-signature", "")))
-    signed_timestamp(timestamp, it.now)
-    body = json_object(it.body)
+def verify_slack(request: EventRequest, trust: EventTrust) -> VerifiedEvents:
+    timestamp = request.headers.get("x-slack-request-timestamp", "")
+    expected = "v0=" + hmac_hex(secret_key(trust), b"v0:", timestamp.encode(), b":", request.body)
+    require_signature(equal_in_constant_time(expected, request.headers.get("x-slack-signature", "")))
+    signed_timestamp(timestamp, request.now)
+    body = json_object(request.body)
     challenge = body.get("challenge")
     if body.get("type") == "url_verification" and isinstance(challenge, str):
         return VerifiedEvents("", reply={"challenge": checked_challenge(challenge)})
@@ -50,8 +50,8 @@ def verify_slack(it: EventRequest, trust: EventTrust) -> VerifiedEvents:
         return VerifiedEvents("")
     known = body.get("event_id")
     if isinstance(known, str) and not is_storable_text(known):
-        raise EventRejected("invalid_request", "event_id holds NUL, or half a character.")
-    id = known if isinstance(known, str) else sha256_hex(it.body)
+        raise EventRejected("invalid_request", "event_id holds NUL or a lone surrogate.")
+    id = known if isinstance(known, str) else sha256_hex(request.body)
     return VerifiedEvents(id, (ProviderEvent(f"slack:{event}", Certainty.ENDED, accounts, at),))
 
 

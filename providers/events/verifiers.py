@@ -1,4 +1,4 @@
-"""The table of verifiers. A kind without a row is no kind."""
+"""The table of verifiers."""
 
 from evergrant_server.core.provider_events.receivers import ReceiverKind
 from providers.events.base import Verifier
@@ -18,5 +18,5 @@ VERIFIERS: dict[ReceiverKind, Verifier] = {
 
 
 def needs_secret(kind: ReceiverKind) -> bool:
-    """True when what comes in is signed with a secret that both sides hold."""
+    """Whether events of this kind are signed with a shared secret."""
     return kind is not ReceiverKind.SET

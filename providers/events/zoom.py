@@ -1,7 +1,7 @@
-"""Zoom's `app_deauthorized`: somebody removed the app. `v0` signatures over timestamp and body.
+"""Zoom's `app_deauthorized` event: a user removed the app. `v0` signatures over timestamp and body.
 
-developers.zoom.us: "Using webhooks", "App deauthorized". An endpoint is first asked to prove
-that it knows the secret (`endpoint.url_validation`).
+developers.zoom.us: "Using webhooks", "App deauthorized". Zoom first validates that the endpoint
+knows the secret (`endpoint.url_validation`).
 """
 
 from evergrant_server.core.provider_events.external_revocation import Certainty
@@ -27,13 +27,13 @@ from providers.events.base import (
 _MILLISECONDS = 0.001
 
 
-def verify_zoom(it: EventRequest, trust: EventTrust) -> VerifiedEvents:
+def verify_zoom(request: EventRequest, trust: EventTrust) -> VerifiedEvents:
     key = secret_key(trust)
-    timestamp = it.headers.get("x-zm-request-timestamp", "")
-    expected = "v0=" + hmac_hex(key, b"v0:", timestamp.encode(), b":", it.body)
-    require_signature(equal_in_constant_time(expected, it.headers.get("x-zm-signature", "")))
-    signed_timestamp(timestamp, it.now)
-    body = json_object(it.body)
+    timestamp = request.headers.get("x-zm-request-timestamp", "")
+    expected = "v0=" + hmac_hex(key, b"v0:", timestamp.encode(), b":", request.body)
+    require_signature(equal_in_constant_time(expected, request.headers.get("x-zm-signature", "")))
+    signed_timestamp(timestamp, request.now)
+    body = json_object(request.body)
     event = body.get("event")
     plain = nested(body, "payload", "plainToken")
     if event == "endpoint.url_validation" and isinstance(plain, str) and len(plain) <= MAX_ID_LENGTH:
@@ -46,5 +46,5 @@ def verify_zoom(it: EventRequest, trust: EventTrust) -> VerifiedEvents:
     at = from_unix(body.get("event_ts"), unit=_MILLISECONDS)
     accounts = accounts_with_id(nested(body, "payload", "user_id"))
     return VerifiedEvents(
-        sha256_hex(it.body), (ProviderEvent("zoom:app_deauthorized", Certainty.ENDED, accounts, at),)
+        sha256_hex(request.body), (ProviderEvent("zoom:app_deauthorized", Certainty.ENDED, accounts, at),)
     )

@@ -1,8 +1,7 @@
-"""Named oddities that no field of a definition can say, in one table.
+"""Named hooks for peculiarities that no field of a definition expresses, in one table.
 
-A quirk reshapes: a reply on its way to the judge (an authlib compliance hook), or what we say of
-ourselves when a server registers us. It never decides: judging stays in `replies.py`. A definition
-asks for a quirk by name; nothing registers itself.
+Owns reshaping a reply before it is read (an authlib compliance hook) and the format of a
+registration. Doesn't interpret replies (`providers.responses`). A definition lists quirks by name.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +18,7 @@ ResponseHook = Literal["access_token_response", "refresh_token_response"]
 
 @dataclass(frozen=True)
 class Quirk:
-    """One oddity: which of authlib's compliance hooks it uses, and what it does there; or how a
-    registration is written."""
+    """A hook: the authlib compliance hooks that it reshapes, or the format of a registration."""
 
     hooks: tuple[ResponseHook, ...] = ()
     reshape: Callable[[httpx2.Response], httpx2.Response] = lambda reply: reply
@@ -34,7 +32,7 @@ QUIRKS: Mapping[str, Quirk] = {
 
 
 def registration_request(quirks: Sequence[str], metadata: dict[str, Any]) -> dict[str, Any]:
-    """What is sent to a server that registers clients (RFC 7591 section 2), in its own words if any."""
+    """The body of a registration (RFC 7591 section 2), in the provider's own format if it has one."""
     for name in quirks:
         write = QUIRKS[name].registration
         if write is not None:

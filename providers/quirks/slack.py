@@ -1,4 +1,4 @@
-"""Slack's reply when only a user consented to user scopes: the token sits in `authed_user`."""
+"""Slack's reply to a consent to user scopes only, whose token is in `authed_user`."""
 
 import json
 
@@ -8,15 +8,14 @@ _MOVED = ("access_token", "refresh_token", "expires_in", "scope", "token_type")
 
 
 def token_under_authed_user(reply: httpx2.Response) -> httpx2.Response:
-    """Lift the user's token, with its own expiry, scope and refresh token, to the top level.
+    """Move the user's token, with its expiry, scope and refresh token, to the top level.
 
-    Only when there is no bot token: mixing fields of the two would pair one token with the
-    other's refresh token. https://docs.slack.dev/authentication/installing-with-oauth
+    Only without a bot token: mixed fields would pair one token with the other's refresh token. https://docs.slack.dev/authentication/installing-with-oauth
     """
     try:
         data = json.loads(reply.content)
     except (ValueError, RecursionError):
-        return reply  # not ours to judge
+        return reply  # the reader of replies rejects it
     user = data.get("authed_user") if isinstance(data, dict) else None
     if not isinstance(user, dict) or "access_token" in data or "access_token" not in user:
         return reply

@@ -1,4 +1,4 @@
-"""What we say of ourselves to a server that registers clients, and what it made of us (RFC 7591). Pure."""
+"""Client metadata for a registration, and the registered client in its reply (RFC 7591). Pure."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,12 +18,12 @@ _MAX_LENGTH = 2048
 
 @dataclass(frozen=True)
 class RegisteredClient:
-    """What the server made of us (RFC 7591 section 3.2.1)."""
+    """The client that the server registered (RFC 7591 section 3.2.1)."""
 
     client_id: str
     client_secret: Secret | None
     client_auth: str
-    secret_expires_at: datetime | None  # None: it doesn't
+    secret_expires_at: datetime | None  # None: never
     management_url: str | None  # RFC 7592 section 3
     management_token: Secret | None
 
@@ -36,9 +36,9 @@ def client_metadata(
     client_id: str | None = None,
     dpop: bool = False,
 ) -> dict[str, Any]:
-    """What we say of ourselves (RFC 7591 section 2); with `client_id`, as a document at that URL.
+    """Client metadata (RFC 7591 section 2). With `client_id` it is a document at that URL.
 
-    `dpop`: this client's tokens are bound, always (RFC 9449 section 5.2).
+    `dpop`: all tokens of this client are bound (RFC 9449 section 5.2).
     """
     metadata: dict[str, Any] = {
         "client_name": CLIENT_NAME,
@@ -55,16 +55,16 @@ def client_metadata(
 
 
 def auth_method_to_request(endpoints: Endpoints) -> str:
-    """The first way of ours that the server takes; Basic is its default (RFC 7591 section 2)."""
+    """The preferred method that the server supports; its default is Basic (RFC 7591 section 2)."""
     offered = endpoints.token_auth_methods
     return next((method for method in _AUTH_METHODS if method in offered), _AUTH_METHODS[0])
 
 
 def read_registration(reply: RawReply, *, asked_auth: str) -> RegisteredClient:
-    """Who we are from here on.
+    """The registered client.
 
-    Raises Failure CLIENT_REJECTED when the server refuses us, REPLY_UNREADABLE when it can't be
-    told what it made of us, PROVIDER_ERROR and PROVIDER_RATE_LIMITED when time may help.
+    Raises Failure CLIENT_REJECTED when the server refuses, REPLY_UNREADABLE for an invalid reply,
+    PROVIDER_ERROR and PROVIDER_RATE_LIMITED when a later try may succeed.
     """
     if reply.status == 429:
         raise Failure(
@@ -95,9 +95,9 @@ def _parse_registration(data: dict[str, Any], asked_auth: str) -> RegisteredClie
     secret = _text(data, "client_secret")
     auth = _text(data, "token_endpoint_auth_method") or asked_auth
     if auth not in _AUTH_METHODS:
-        raise UnreadableBody("a token_endpoint_auth_method that we didn't ask for")
+        raise UnreadableBody("a token_endpoint_auth_method that wasn't requested")
     if auth != "none" and secret is None:
-        raise UnreadableBody("no client_secret, though it wants one at the token endpoint")
+        raise UnreadableBody("no client_secret, though its token endpoint requires one")
     token, url = _text(data, "registration_access_token"), _text(data, "registration_client_uri")
     return RegisteredClient(
         client_id=client_id,
@@ -123,7 +123,7 @@ def _expiry(value: Any) -> datetime | None:
     if value is None or value == 0:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 253_402_300_800:
-        raise UnreadableBody(f"a client_secret_expires_at that is {json_type(value)}, or no time")
+        raise UnreadableBody(f"a client_secret_expires_at that is {json_type(value)}, or out of range")
     return datetime.fromtimestamp(value, UTC)
 
 
@@ -131,7 +131,7 @@ def _refused(status: int, error: Any) -> Failure:
     named = f" and the error {error}" if isinstance(error, str) and error.replace("_", "").isalnum() else ""
     return Failure(
         ErrorCode.CLIENT_REJECTED,
-        f"the server doesn't register us: status {status}{named[:80]}",
+        f"the server refused the registration: status {status}{named[:80]}",
         field="registration",
     )
 

@@ -1,7 +1,7 @@
-"""From an issuer URL to its endpoints: RFC 8414, then OpenID Connect Discovery 1.0.
+"""Discovers the endpoints of an issuer: RFC 8414, then OpenID Connect Discovery 1.0.
 
-The issuer inside the document must equal the one asked for as a plain string (RFC 8414
-section 3.3): anything else lets one server speak for another.
+The issuer in the document must equal the requested one as a string (RFC 8414 section 3.3), so that
+no server can publish metadata for another.
 """
 
 from typing import Any, NoReturn
@@ -24,14 +24,14 @@ _ALIASED = (
     "pushed_authorization_request_endpoint",
     "device_authorization_endpoint",
 )
-_MAX_DOCUMENT_BYTES = 256 * 1024  # bytes; real ones have a few thousand
+_MAX_DOCUMENT_BYTES = 256 * 1024  # usual documents have a few thousand
 
 
 async def discover(egress: Egress, issuer: str) -> Endpoints:
-    """The endpoints a server publishes for `issuer`.
+    """The endpoints that a server publishes for `issuer`.
 
-    Raises Failure DISCOVERY_FAILED saying what was wrong where, EGRESS_REFUSED when a URL may
-    not be connected to, PROVIDER_UNREACHABLE or PROVIDER_ERROR when time may help.
+    Raises Failure DISCOVERY_FAILED with the reason, EGRESS_REFUSED for a URL that the egress policy
+    forbids, PROVIDER_UNREACHABLE or PROVIDER_ERROR when a later try may succeed.
     """
     _check_issuer(egress, issuer)
     missing: list[str] = []
@@ -44,17 +44,17 @@ async def discover(egress: Egress, issuer: str) -> Endpoints:
 
 
 def document_urls(issuer: str) -> tuple[str, ...]:
-    """Where the metadata of an issuer may be, in the order they are tried.
+    """The possible URLs of an issuer's metadata, in the order in which they are tried.
 
-    RFC 8414's name goes between host and path (section 3.1); servers mounted below a path often
-    have it after the path instead. OpenID's goes after the path (Discovery 1.0 section 4.1) and
-    is last: its document may lack the revocation endpoint, which is not among its fields.
+    RFC 8414 puts its suffix between host and path (section 3.1); some servers put it after the path.
+    OpenID Connect puts its own after the path (Discovery 1.0 section 4.1); it is last, since its
+    document may lack the revocation endpoint.
     """
     parts = urlsplit(issuer)
-    path = parts.path.rstrip("/")  # both documents say: without a terminating slash
+    path = parts.path.rstrip("/")  # both specifications remove a terminating slash
 
-    def at(place: str) -> str:
-        return urlunsplit((parts.scheme, parts.netloc, place, "", ""))
+    def at(url_path: str) -> str:
+        return urlunsplit((parts.scheme, parts.netloc, url_path, "", ""))
 
     oauth, oidc = "/.well-known/oauth-authorization-server", "/.well-known/openid-configuration"
     return tuple(dict.fromkeys([at(oauth + path), at(path + oauth), at(path + oidc)]))
@@ -75,25 +75,25 @@ def _check_issuer(egress: Egress, issuer: str) -> None:
 async def _fetch_document(
     http: httpx2.AsyncClient, url: str, issuer: str, missing: list[str]
 ) -> dict[str, Any] | None:
-    """One document, or None when it isn't there (`missing` then says why)."""
-    place = urlsplit(url).path
+    """One document, or None with the reason added to `missing`."""
+    path = urlsplit(url).path
     try:
-        answer = await http.get(url)
+        response = await http.get(url)
     except httpx2.TransportError as error:
         detail = f"{urlsplit(issuer).hostname} could not be reached ({type(error).__name__})"
         raise Failure(ErrorCode.PROVIDER_UNREACHABLE, detail, issuer=issuer) from None
-    if answer.status_code == 429 or answer.status_code >= 500:
-        detail = f"{place} answered with status {answer.status_code}"
+    if response.status_code == 429 or response.status_code >= 500:
+        detail = f"{path} replied with status {response.status_code}"
         raise Failure(ErrorCode.PROVIDER_ERROR, detail, issuer=issuer)
-    if answer.status_code != 200:
-        missing.append(f"{place} answered with status {answer.status_code}")
+    if response.status_code != 200:
+        missing.append(f"{path} replied with status {response.status_code}")
         return None
     try:
-        if len(answer.content) > _MAX_DOCUMENT_BYTES:
-            raise UnreadableBody(f"a body of {len(answer.content)} bytes")
-        return parse_body(answer.content, "json")
+        if len(response.content) > _MAX_DOCUMENT_BYTES:
+            raise UnreadableBody(f"a body of {len(response.content)} bytes")
+        return parse_body(response.content, "json")
     except UnreadableBody as why:
-        missing.append(f"{place} has {why}")  # a page that answers every path, most often
+        missing.append(f"{path} has {why}")  # often an HTML page
         return None
 
 
@@ -111,7 +111,7 @@ def _parse_endpoints(egress: Egress, issuer: str, document: dict[str, Any]) -> E
         _fail(issuer, f"authorization_response_iss_parameter_supported is {json_type(iss)}")
     return Endpoints(
         issuer=issuer,
-        # a server without the code grant may still be used by flows that need no browser
+        # client grants need no authorization endpoint
         authorization_endpoint=_required_url(egress, issuer, document, "authorization_endpoint")
         if browser
         else None,
@@ -137,7 +137,7 @@ def _parse_endpoints(egress: Egress, issuer: str, document: dict[str, Any]) -> E
 
 
 def _aliases(egress: Egress, issuer: str, document: dict[str, Any]) -> dict[str, str]:
-    """RFC 8705 section 5. Each is judged as the endpoint that it stands for."""
+    """The aliases for mutual TLS (RFC 8705 section 5), checked as their endpoints are."""
     aliases = document.get("mtls_endpoint_aliases", {})
     if not isinstance(aliases, dict):
         _fail(issuer, f"mtls_endpoint_aliases is {json_type(aliases)}")
@@ -146,12 +146,12 @@ def _aliases(egress: Egress, issuer: str, document: dict[str, Any]) -> dict[str,
 
 
 def weakening_changes(pinned: Endpoints, now: Endpoints, client_auth: str | None = None) -> tuple[str, ...]:
-    """Why newly read metadata must not replace what is pinned; empty when it may. Pure.
+    """Why new metadata must not replace the pinned; empty when it may. Pure.
 
-    A document that was taken over could send codes, tokens and secrets to another host, or
-    have a check left out that protected its clients (RFC 9700 section 4.4).
+    An attacker's document could send codes, tokens and secrets to another host, or omit a check that
+    protects clients (RFC 9700 section 4.4).
     """
-    before, after = (pinned, now)
+    before, after = pinned, now
     if client_auth in MUTUAL_TLS:
         before, after = pinned.for_mutual_tls(), now.for_mutual_tls()
     reasons = [
@@ -162,11 +162,11 @@ def weakening_changes(pinned: Endpoints, now: Endpoints, client_auth: str | None
     if pinned.iss_in_callback and not now.iss_in_callback:
         reasons.append("callbacks would no longer name their issuer (RFC 9207)")
     if pinned.pushed_requests_required and not now.pushed_requests_required:
-        reasons.append("what is asked would be seen and changed by browsers again (RFC 9126)")
+        reasons.append("browsers could read and change requests again (RFC 9126)")
     if pinned.revocation_endpoint is not None and now.revocation_endpoint is None:
         reasons.append("grants could no longer be revoked (RFC 7009)")
     if client_auth and now.token_auth_methods and client_auth not in now.token_auth_methods:
-        reasons.append(f"our client authentication, {client_auth}, would no longer be taken")
+        reasons.append(f"our client authentication, {client_auth}, would no longer be supported")
     return tuple(reasons)
 
 

@@ -1,8 +1,4 @@
-"""Registers our client at a server that lets clients register themselves (RFC 7591 section 3).
-
-A registration belongs to the issuer it was made at and is never used elsewhere. What the
-response means is for `client_metadata`.
-"""
+"""Sends a dynamic client registration (RFC 7591 section 3). `client_metadata` reads the reply."""
 
 import json
 from typing import Any
@@ -25,7 +21,7 @@ async def send_registration(
     *,
     before_send: BeforeSend | None = None,
 ) -> RawReply:
-    """POST the metadata (RFC 7591 section 3.1). Raises SendFailed, which says whether a byte left."""
+    """POST the metadata (RFC 7591 section 3.1). Raises SendFailed."""
     headers = {**STANDARD_HEADERS, "Content-Type": "application/json"}
     if initial_token is not None:
         headers["Authorization"] = f"Bearer {initial_token.reveal()}"

@@ -35,7 +35,7 @@ class OAuthClient:
     proof_key: ProofKey | None = None  # that binds the tokens (RFC 9449)
 
     def certificate_to_present(self) -> ClientCertificate | None:
-        """The certificate of the TLS handshake. Raises Failure CLIENT_REJECTED when it is missing or expired."""
+        """The certificate for the TLS handshake. Raises Failure CLIENT_REJECTED: missing, or expired."""
         if self.auth not in MUTUAL_TLS:
             return None
         if self.certificate is None:

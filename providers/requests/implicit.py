@@ -54,7 +54,7 @@ def read_fragment(
 def read_implicit_query(
     query: Query, *, expected_issuer: str | None, iss_required: bool, spec: ProviderSpec
 ) -> Callback:
-    """Read the query of an implicit response, which may hold only an error. Raises Failure CALLBACK_INVALID."""
+    """Read the query of an implicit response: an error. Raises Failure CALLBACK_INVALID."""
     given, state = checked_query(query, expected_issuer, iss_required)
     if ACCESS_TOKEN_PARAM in given:
         reject_callback("a token is in the query, which servers log")

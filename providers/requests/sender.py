@@ -100,7 +100,7 @@ class Sender:
         resources: Sequence[str] = (),
         before_send: BeforeSend | None = None,
     ) -> RawReply:
-        """Use a refresh token (RFC 6749 section 6). `scopes` are sent only where the provider requires them."""
+        """Use a refresh token (RFC 6749 section 6). `scopes` are sent only if `refresh_sends_scope`."""
         spec.require_usable(flow)
         if not spec.refresh_supported:
             detail = f"provider {spec.name} has no refresh"

@@ -1,7 +1,4 @@
-"""The whole catalogue looked at: every definition, every vector, and what they say about each other.
-
-Reads files and sends nothing. `checking.py` asks a definition's endpoints; this asks nobody.
-"""
+"""Checks every definition of the catalogue, every vector, and their agreement. Sends no request."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -30,13 +27,13 @@ _OPTIONAL_TOKEN_FIELDS = {"token_type", "metadata", "id_token", "refresh_expires
 
 @dataclass(frozen=True)
 class UnusableFlow:
-    """A flow that a definition speaks and can't be used in, with the field and the reason."""
+    """A flow that a definition lists and that isn't usable, with the field and the reason."""
 
     provider: str
     flow: str
     field: str
     why: str
-    in_every_flow: bool  # no other flow of this definition works either
+    in_every_flow: bool  # no flow of this definition is usable
 
     def __str__(self) -> str:
         kind = "not usable" if self.in_every_flow else f"usable, but not for {self.flow}"
@@ -45,42 +42,35 @@ class UnusableFlow:
 
 @dataclass(frozen=True)
 class CatalogueReport:
-    """What was looked at, and what is wrong with it."""
+    """The counts of the catalogue, and its problems."""
 
     count: int
     with_two_sources: int
-    unusable_definitions: int  # definitions that say more than the flows carry out
-    unusable: tuple[UnusableFlow, ...]  # flows that definitions speak and nobody can use yet
-    vectors: int | None  # None: they are not here
+    unusable_definitions: int  # definitions without a usable flow
+    unusable: tuple[UnusableFlow, ...]  # flows that are not supported yet
+    vectors: int | None  # None: this checkout has none
     problems: tuple[DefinitionProblem, ...] = field(default=())
 
     @property
     def two_source_share(self) -> float:
-        """The part of definitions whose token endpoint two or more independent sources agree on."""
+        """The share of definitions with two or more independent sources for the token endpoint."""
         return self.with_two_sources / self.count if self.count else 0.0
 
 
 def check_catalogue(catalog: Path = CATALOG, vectors: Path | None = VECTORS) -> CatalogueReport:
-    """Look at every definition of a folder, and at the vectors when there is a folder of them."""
+    """Check every definition of a folder, and the vectors, if their folder exists."""
     specs: dict[str, ProviderSpec] = {}
     problems: list[DefinitionProblem] = []
     for path in sorted(catalog.glob("*.yaml")):
         try:
             spec = specs[path.stem] = read_definition_file(path)
         except Failure as failure:
-            what = failure.detail.partition(f"{path.name}: ")[2]
-            where, _, rest = what.partition(": ")
-            named = bool(rest) and " " not in where
-            problems.append(
-                DefinitionProblem(
-                    path.name, where if named else "file", rest if named else what, "Correct it"
-                )
-            )
+            problems.append(_unreadable_definition(path.name, failure))
         else:
             problems += problems_of(spec, path.name)
     problems += _disagreements(specs)
-    here = vectors is not None and vectors.is_dir()
-    if vectors is not None and here:
+    vectors = vectors if vectors is not None and vectors.is_dir() else None
+    if vectors is not None:
         problems += _vector_problems(specs, vectors, {path.stem for path in catalog.glob("*.yaml")})
     return CatalogueReport(
         count=len(specs),
@@ -88,14 +78,22 @@ def check_catalogue(catalog: Path = CATALOG, vectors: Path | None = VECTORS) -> 
             spec.sources.agreeing.get("token_endpoint", 0) >= _MIN_SOURCES for spec in specs.values()
         ),
         unusable_definitions=sum(unusable_field(spec) is not None for spec in specs.values()),
-        unusable=tuple(it for spec in specs.values() for it in unusable_flows(spec)),
-        vectors=len(list(vectors.glob("*.yaml"))) if vectors is not None and here else None,
+        unusable=tuple(flow for spec in specs.values() for flow in unusable_flows(spec)),
+        vectors=len(list(vectors.glob("*.yaml"))) if vectors is not None else None,
         problems=tuple(problems),
     )
 
 
+def _unreadable_definition(file: str, failure: Failure) -> DefinitionProblem:
+    what = failure.detail.partition(f"{file}: ")[2]
+    field, _, rest = what.partition(": ")
+    if not rest or " " in field:
+        return DefinitionProblem(file, "file", what, "Correct it")
+    return DefinitionProblem(file, field, rest, "Correct it")
+
+
 def unusable_field(spec: ProviderSpec) -> str | None:
-    """The field for which a definition can't be used in any flow, or None."""
+    """The field that makes every flow of a definition unusable, or None."""
     try:
         spec.require_any_flow()
     except Failure as failure:
@@ -104,11 +102,11 @@ def unusable_field(spec: ProviderSpec) -> str | None:
 
 
 def unusable_flows(spec: ProviderSpec) -> Iterator[UnusableFlow]:
-    """The flows of a definition that are refused when they are used, one reason each."""
+    """The flows of a definition that aren't usable, with one reason each."""
     dead = unusable_field(spec) is not None
     for mode in spec.auth_modes:
         if mode not in set(Flow):
-            yield UnusableFlow(spec.name, mode, "auth_modes", f"{mode} is not carried out", dead)
+            yield UnusableFlow(spec.name, mode, "auth_modes", f"{mode} is not supported", dead)
             continue
         for field_name, why in spec.unsupported_fields(Flow(mode)):
             yield UnusableFlow(spec.name, mode, field_name, why, dead)
@@ -116,7 +114,7 @@ def unusable_flows(spec: ProviderSpec) -> Iterator[UnusableFlow]:
 
 
 def _disagreements(specs: dict[str, ProviderSpec]) -> Iterator[DefinitionProblem]:
-    """One token endpoint reads requests in one way: definitions that share it must agree."""
+    """Differences between definitions that share a token endpoint."""
     sharing: dict[str, list[ProviderSpec]] = defaultdict(list)
     for spec in specs.values():
         if spec.token_endpoint is not None and not spec.token_endpoint.startswith("https://{"):
@@ -136,23 +134,21 @@ def _disagreements(specs: dict[str, ProviderSpec]) -> Iterator[DefinitionProblem
 
 
 def _either_signs_assertions(*specs: ProviderSpec) -> bool:
-    """A service account proves itself by what it signs, at the endpoint that others use with a secret."""
+    """Whether one is a service account's, which sends a signed assertion instead of a secret."""
     return any(spec.auth_modes == ("jwt_bearer",) for spec in specs)
 
 
 def _vector_problems(
     specs: dict[str, ProviderSpec], folder: Path, defined: set[str]
 ) -> Iterator[DefinitionProblem]:
-    """`defined` are also the definitions that couldn't be read: their vectors may be right."""
+    """`defined` includes the names of unreadable definitions, whose vectors may be valid."""
     there = {path.stem: path for path in folder.glob("*.yaml")}
     for name in sorted(there.keys() - defined):
-        yield DefinitionProblem(
-            f"vectors/{name}.yaml", "file", "has no definition", "Rename it, or delete it"
-        )
+        yield DefinitionProblem(f"vectors/{name}.yaml", "file", "has no definition", "Rename or delete it")
     for name, spec in specs.items():
         file = f"vectors/{name}.yaml"
         if name not in there:
-            yield DefinitionProblem(file, "file", "is missing", f"Write one: {_GUIDE}")
+            yield DefinitionProblem(file, "file", "is missing", f"Add one: {_GUIDE}")
             continue
         try:
             vector = parse_yaml(there[name].read_text(encoding="utf-8"))
@@ -160,18 +156,20 @@ def _vector_problems(
             yield DefinitionProblem(file, "file", str(error)[:300], "Correct it")
             continue
         if not isinstance(vector, dict):
-            yield DefinitionProblem(file, "file", "is no mapping of fields", f"Write one: {_GUIDE}")
+            yield DefinitionProblem(file, "file", "is not a mapping of fields", f"Add one: {_GUIDE}")
             continue
         if "scopes" not in vector:
-            yield DefinitionProblem(file, "scopes", "is missing", "Say those that an app asks for, or []")
+            yield DefinitionProblem(
+                file, "scopes", "is missing", "List the scopes that an app requests, or []"
+            )
         for part in _expected_parts(spec):
             if not vector.get(part):
-                yield DefinitionProblem(file, part, "is missing", f"Say it: {_GUIDE}")
+                yield DefinitionProblem(file, part, "is missing", f"Add it: {_GUIDE}")
         yield from (DefinitionProblem(file, *found) for found in _field_problems(vector))
 
 
 def _field_problems(vector: dict[Any, Any]) -> Iterator[tuple[str, str, str]]:
-    """What no test reads, and so proves nothing; and what of tokens is always read."""
+    """Fields that no test reads, and missing fields of tokens."""
     for name in sorted(map(str, vector.keys() - _VECTOR_FIELDS)):
         yield name[:64], "is read by no test", f"Correct its name: {_GUIDE}"
     expected = [(name, vector.get(name)) for name in ("exchange", "post_exchange", "refresh")]
@@ -182,13 +180,13 @@ def _field_problems(vector: dict[Any, Any]) -> Iterator[tuple[str, str, str]]:
         tokens = part.get("tokens") if isinstance(part, dict) else None
         if isinstance(tokens, dict):
             for name in sorted(_REQUIRED_TOKEN_FIELDS - tokens.keys()):
-                yield f"{where}.tokens.{name}", "is missing", "Say it, or null where the reply has none"
+                yield f"{where}.tokens.{name}", "is missing", "Add it, with null where the reply has none"
             for name in sorted(map(str, tokens.keys() - _REQUIRED_TOKEN_FIELDS - _OPTIONAL_TOKEN_FIELDS)):
                 yield f"{where}.tokens.{name[:64]}", "is read by no test", f"Correct its name: {_GUIDE}"
 
 
 def _expected_parts(spec: ProviderSpec) -> tuple[str, ...]:
-    """What a vector has to show, for what its definition says."""
+    """The parts that a vector needs for its definition."""
     if "authorization_code" not in spec.auth_modes:
         return ("grants", "refusals")
     parts = ("authorize", "exchange", "refusals")

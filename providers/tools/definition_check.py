@@ -1,7 +1,7 @@
-"""Checks of a definition by machine, before anybody approves it. Sends no secret and no code of anybody's.
+"""Checks a proposed definition before an admin decides about it. Sends no secret.
 
-What an endpoint answers to a request that can't succeed shows whether it is one: a token
-endpoint refuses an unknown client in the words of RFC 6749 section 5.2, a web page doesn't.
+A request of an unknown client shows whether a URL is a token endpoint: only a token endpoint refuses
+it as RFC 6749 section 5.2 describes.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,7 @@ from providers.definition.schema_base import placeholders
 from providers.definition.templates import checked_params, fill_template
 from providers.definition.validation import problems_of
 from providers.requests.client import STANDARD_HEADERS
-from providers.responses.error_mapping import error_name, failure_of_reply, reply_fields
+from providers.responses.error_mapping import error_name_or_none, failure_of_reply
 from providers.responses.raw_reply import RawReply
 
 _DRY_RUN = {
@@ -26,7 +26,7 @@ _DRY_RUN = {
     "client_id": "evergrant-dry-run",
     "redirect_uri": "https://evergrant.invalid/",
 }
-_CATALOGUE_FIELDS = ("categories", "sources")  # how the catalogue is kept, nothing about a provider
+_CATALOGUE_FIELDS = ("categories", "sources")  # about the catalogue, not the provider
 _CREDENTIAL_FIELDS = (
     "token_endpoint",
     "refresh_endpoint",
@@ -39,19 +39,19 @@ _CREDENTIAL_FIELDS = (
     "introspection_endpoint",
     "device_authorization_endpoint",
     "pushed_authorization_request_endpoint",
-    "api_base_url",  # where apps are told to send the tokens
+    "api_base_url",  # apps send tokens there
 )
 
 
 async def check_definition(
     egress: Egress, spec: ProviderSpec, before: ProviderSpec | None
 ) -> list[CheckResult]:
-    """What is found out about a definition; `before` is the one it would replace."""
+    """The findings about a definition; `before` is the one that it would replace."""
     findings = [_usability_finding(spec), *_rule_findings(spec), *_host_findings(spec, before)]
     urls, unfilled = _endpoint_urls(spec)
     if unfilled:
         named = ", ".join(sorted(unfilled))
-        findings.append(_warn("endpoints", f"not looked at, for want of parameters: {named}"))
+        findings.append(_warn("endpoints", f"not checked, since parameters are missing: {named}"))
     for name, url in urls.items():
         findings.append(await _probe_endpoint(egress, spec, name, url))
     return findings
@@ -62,31 +62,29 @@ def _usability_finding(spec: ProviderSpec) -> CheckResult:
         spec.require_any_flow()
     except Failure as failure:
         return _problem("schema", failure.detail)
-    return _ok("schema", f"version {spec.version} says nothing that the flows can't honour")
+    return _ok("schema", f"version {spec.version} has only supported fields")
 
 
 def _rule_findings(spec: ProviderSpec) -> Iterable[CheckResult]:
-    """What reads well and can't be meant; the catalogue has nothing of it."""
+    """The problems that the catalogue's rules find."""
     for problem in problems_of(spec, spec.name):
         if problem.field.split(".")[0] not in _CATALOGUE_FIELDS:
             yield _warn("rules", f"{problem.field}: {problem.what}. {problem.repair}.")
 
 
 def _host_findings(spec: ProviderSpec, before: ProviderSpec | None) -> Iterable[CheckResult]:
-    """A replacement that sends secrets to a new host is for an admin to see."""
+    """A warning about new hosts of secrets, for the admin who decides."""
     if before is None:
         return
     new = _credential_hosts(spec) - _credential_hosts(before)
     if new:
-        yield _warn(
-            HOSTS_CHECK, f"tokens and client secrets would go to {', '.join(sorted(new))}, as they don't now"
-        )
+        yield _warn(HOSTS_CHECK, f"tokens and client secrets would go to new hosts: {', '.join(sorted(new))}")
     else:
         yield _ok(HOSTS_CHECK, "tokens and client secrets go to no new host")
 
 
 def _credential_hosts(spec: ProviderSpec) -> set[str]:
-    """With defaults in place: another default is another host for whoever gave none."""
+    """The hosts that get secrets, with the defaults of template parameters filled in."""
     urls, values = spec.credential_urls(), checked_params(spec, {})
     goes = [name for name in urls if name in _CREDENTIAL_FIELDS or name.startswith("post_auth.")]
     return {_host(urls[name], values) for name in goes}
@@ -99,7 +97,7 @@ def _host(template: str, values: Mapping[str, str]) -> str:
 
 
 def _endpoint_urls(spec: ProviderSpec) -> tuple[dict[str, str], set[str]]:
-    """The endpoints with default parameters in place, and those that need parameters nobody gave."""
+    """The endpoints with default parameters filled in, and those whose parameters have no default."""
     values = checked_params(spec, {})
     urls, unfilled = {}, set[str]()
     for name in ("authorization_endpoint", "token_endpoint", "refresh_endpoint"):
@@ -114,7 +112,7 @@ def _endpoint_urls(spec: ProviderSpec) -> tuple[dict[str, str], set[str]]:
 
 
 async def _probe_endpoint(egress: Egress, spec: ProviderSpec, name: str, url: str) -> CheckResult:
-    """One request through the guard: scheme, port, address, TLS, and what comes back."""
+    """Send one request, through the egress policy, and judge the reply."""
     try:
         async with egress.client(headers=STANDARD_HEADERS) as http:
             if name == "authorization_endpoint":
@@ -128,28 +126,25 @@ async def _probe_endpoint(egress: Egress, spec: ProviderSpec, name: str, url: st
 
 def _authorization_page_finding(name: str, response: httpx2.Response) -> CheckResult:
     if response.status_code in (404, 405, 410):
-        return _problem(name, f"there is no page: status {response.status_code}")
+        return _problem(name, f"no page: status {response.status_code}")
     if response.status_code >= 500:
-        return _warn(name, f"it has trouble of its own: status {response.status_code}")
+        return _warn(name, f"the server fails: status {response.status_code}")
     return _ok(name, f"status {response.status_code}")
 
 
 def _token_endpoint_finding(spec: ProviderSpec, name: str, response: httpx2.Response) -> CheckResult:
     reply = RawReply.of(response)
-    try:
-        error = error_name(spec, reply_fields(spec, reply))
-    except Failure:
-        error = None
+    error = error_name_or_none(spec, reply)
     failure = failure_of_reply(spec, reply, error)
     if failure.code in (ErrorCode.GRANT_REJECTED, ErrorCode.CLIENT_REJECTED) and (
         error or reply.status == 401
     ):
-        return _ok(name, f"refuses an unknown client as a token endpoint does: {failure.detail}")
+        return _ok(name, f"refuses an unknown client, as a token endpoint does: {failure.detail}")
     if failure.code in (ErrorCode.PROVIDER_RATE_LIMITED, ErrorCode.PROVIDER_ERROR) and reply.status != 400:
-        return _warn(name, f"it has trouble of its own: {failure.detail}")
+        return _warn(name, f"the server fails: {failure.detail}")
     if 400 <= reply.status < 500 and reply.status not in (404, 405, 410):
-        return _warn(name, f"refuses in words of its own: {failure.detail}")
-    return _problem(name, f"doesn't response as a token endpoint: {failure.detail}")
+        return _warn(name, f"refuses in another way: {failure.detail}")
+    return _problem(name, f"doesn't reply as a token endpoint does: {failure.detail}")
 
 
 def _ok(check: str, detail: str) -> CheckResult:

@@ -40,8 +40,8 @@ from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.log_names import LogEvent
 from evergrant_server.telemetry.logs import log_event
-from providers.events import (
-    VERIFIERS,
+from providers.events.base import (
+    ACCOUNT_ID,
     EventRejected,
     EventRequest,
     EventTrust,
@@ -49,7 +49,7 @@ from providers.events import (
     UnknownKey,
     VerifiedEvents,
 )
-from providers.events.base import ACCOUNT_ID
+from providers.events.verifiers import VERIFIERS
 
 log = logging.getLogger("evergrant.api")
 

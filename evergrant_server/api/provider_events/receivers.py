@@ -29,7 +29,7 @@ from evergrant_server.core.provider_events.receivers import (
 )
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Transaction
-from providers.events import needs_secret
+from providers.events.verifiers import needs_secret
 
 router = APIRouter(tags=["security events"])
 

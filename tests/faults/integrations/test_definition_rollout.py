@@ -185,7 +185,7 @@ async def test_an_endpoint_that_refuses_every_grant_is_rolled_back_and_condemns_
         place, connections, onboarding.until(proposed, lambda it: not it.state.in_progress)
     )
     assert moved.state is DefinitionState.ROLLED_BACK
-    assert "worked only as before" in (moved.reason or "")
+    assert "worked only with the earlier version" in (moved.reason or "")
     assert set(said) == {None}
     assert [(await place.row(it)).state for it in connections] == [LifecycleState.ACTIVE] * 6
     tried = idp.count("broken")

@@ -152,7 +152,7 @@ def test_files_vectors_and_each_other_are_looked_at(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("vector", "field", "what"),
     [
-        ("[]", "file", "is no mapping of fields"),
+        ("[]", "file", "is not a mapping of fields"),
         ("{}", "scopes", "is missing"),
         ("scopes: []\ncallback: []", "callback", "is read by no test"),
         ("scopes: []\nexchange: {tokens: {access_token: a}}", "exchange.tokens.expires_in", "is missing"),

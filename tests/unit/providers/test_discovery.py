@@ -185,7 +185,7 @@ PINNED = Endpoints(
         ),
         ({"revocation_endpoint": None}, "could no longer be revoked"),
         ({"iss_in_callback": False}, "no longer name their issuer"),
-        ({"token_auth_methods": ("private_key_jwt",)}, "client_secret_basic, would no longer be taken"),
+        ({"token_auth_methods": ("private_key_jwt",)}, "client_secret_basic, would no longer be supported"),
     ],
 )
 def test_what_would_weaken_a_pinned_issuer_is_named(changes: dict[str, Any], why: str) -> None:

@@ -194,7 +194,7 @@ def test_a_key_says_how_it_signs(made: Any, algorithm: str) -> None:
         (json.dumps(OctKey.generate_key().as_dict(private=True)), "not a private key"),
         (SHORT, "2048 bits"),
         (json.dumps(OKPKey.generate_key("X25519").as_dict(private=True)), "not used for signatures"),
-        (json.dumps({**KEY.as_dict(private=True), "alg": "none"}), "none of a signature"),
+        (json.dumps({**KEY.as_dict(private=True), "alg": "none"}), "not a signature algorithm"),
     ],
     ids=[
         "text",

@@ -114,7 +114,7 @@ def test_what_cannot_be_presented_is_not_kept() -> None:
         (OURS.certificate, "no PEM", "the private key is not PEM"),
         (OURS.certificate, other.private, "not the first certificate's"),
         (OURS.certificate * 11, OURS.private, "more than"),
-        (OURS.certificate + own_certificate(days=-0.04).certificate, OURS.private, "is over"),
+        (OURS.certificate + own_certificate(days=-0.04).certificate, OURS.private, "has expired"),
     ):
         with pytest.raises(Failure, match=why) as raised:
             parse_client_certificate(certificate, Secret(private), NOW)
