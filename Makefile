@@ -14,7 +14,7 @@ TEST_READY := $(VENV)/.ready-test
 INPUTS := requirements/build.txt requirements/setup.sh clients/python/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench faults mutations dev lint format imports types docs histories db-upgrade doctor sbom lock clean
+.PHONY: help demo check test bench faults soak mutations dev lint format imports types docs histories db-upgrade doctor sbom lock clean
 
 help: ## show this list
 	@echo "Evergrant: make TARGET"
@@ -23,9 +23,13 @@ help: ## show this list
 demo: $(DEMO_READY) ## watch one connection live its whole life, on real parts (OPEN=1: you give the consent)
 	@$(PY) -m examples.demo
 
+check: lint ## for every save, under 90 seconds: ruff, the import rules, the types, the unit tests
+	@echo "==> unit tests"
+	@$(PY) -m pytest tests/unit -q -n 2 --dist loadfile
+
 # most tests wait for timers, workers and browsers: more of them at once than there are cores
-AT_ONCE ?= 3
-test: lint ## every check and every test, PostgreSQL and Temporal included (AT_ONCE=3: files of tests)
+AT_ONCE ?= 5
+test: lint ## every check and every test but the slow proofs, PostgreSQL and Temporal included (AT_ONCE=5: files of tests)
 	@echo "==> tests"
 	@$(PY) -m pytest -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder
 
@@ -40,6 +44,10 @@ JOBS ?= 1
 faults: SECONDS := $(if $(filter command line,$(origin SECONDS)),$(SECONDS),120)
 faults: $(TEST_READY) ## kill, stop and rob a refresh at every await, then a random run: CASES=0 (all) SHARD=1/1 JOBS=1 SECONDS=120 SEED=1
 	@$(PY) -m tests.faults.harness --cases $(CASES) --shard $(SHARD) --jobs $(JOBS) --seconds $(SECONDS) --seed $(SEED)
+
+MANY ?= 100
+soak: $(TEST_READY) ## the slow proofs that `make test` leaves out: a random run, a year, Temporal lost under MANY=100 connections
+	@EVERGRANT_FAULTS_MANY=$(MANY) $(PY) -m pytest -m soak
 
 mutations: $(TEST_READY) ## change the protocol's code in a thousand ways, four minutes: do the fast tests notice? JOBS=1
 	@$(PY) -m pip install --quiet --require-hashes --only-binary=:all: -r requirements/mutations.txt

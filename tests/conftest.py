@@ -1,10 +1,14 @@
-"""The order of a test run, and its end: its status must be the tests', not that of an SDK's threads."""
+"""One Temporal server for a run (or for each of its processes), the order of the tests, and the run's end."""
 
 import os
+import tempfile
+from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from evergrant_server.process_exit import exit_process
 from tests.fakes import leftovers
@@ -30,6 +34,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return _SLOW_FIRST.index(folder) if folder in _SLOW_FIRST else len(_SLOW_FIRST)
 
     items.sort(key=place)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def temporal_address() -> AsyncIterator[str]:
+    """The address of a server with the namespace that an installation needs: tests share it."""
+    from evergrant_server.temporal_link.namespace import prepare_namespace  # half a second that others save
+    from tests.fakes.temporal import running_temporal
+
+    with tempfile.TemporaryDirectory(prefix="evergrant-") as folder:
+        async with running_temporal(Path(folder)) as server:
+            await prepare_namespace(await server.client(), timedelta(days=365))
+            yield server.address
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

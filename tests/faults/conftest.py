@@ -1,19 +1,15 @@
-"""One Temporal server for the run; a database of each kind, a provider and an installation per test."""
+"""A database, a provider and an installation for each test, on the Temporal server of the run."""
 
-import tempfile
 import zlib
 from collections.abc import AsyncIterator
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from evergrant_server.temporal_link.namespace import prepare_namespace
 from tests.fakes.databases import lent, postgres_server  # noqa: F401  # a fixture
 from tests.fakes.platform.installation import Installation, installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider
-from tests.fakes.temporal import running_temporal
 
 KINDS = ("sqlite", "postgresql")
 ON_BOTH = {
@@ -36,14 +32,6 @@ async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncI
     falls_to = KINDS[zlib.crc32(request.node.name.encode()) % 2]
     async with lent(getattr(request, "param", falls_to), tmp_path) as url:
         yield url
-
-
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def temporal_address() -> AsyncIterator[str]:
-    with tempfile.TemporaryDirectory(prefix="evergrant-") as folder:
-        async with running_temporal(Path(folder)) as server:
-            await prepare_namespace(await server.client(), timedelta(days=365))
-            yield server.address
 
 
 @pytest_asyncio.fixture

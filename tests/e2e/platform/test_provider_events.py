@@ -6,16 +6,13 @@ server (django-oauth-toolkit, whose introspection knows access tokens alone).
 
 import asyncio
 import hashlib
-import tempfile
 import time
 from base64 import b64encode
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2
-import pytest_asyncio
 
 from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.audit import AuditAction
@@ -25,44 +22,35 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId, IntegrationId, new_id
 from evergrant_server.core.provider_events.introspection import IntrospectionFinding
 from evergrant_server.core.secret import Secret
-from evergrant_server.temporal_link.namespace import prepare_namespace
 from evergrant_server.temporal_link.reconcile import StartOutcome
-from tests.e2e.platform.test_transfer import admin
 from tests.e2e.servers.test_authorization_server import REDIRECT, Client
 from tests.fakes.databases import migrated_sqlite, sqlite_url
 from tests.fakes.events.keys_server import keys_server
 from tests.fakes.events.transmitter import ISSUER, MEDIA_TYPE, TOKEN_REVOKED, Transmitter
 from tests.fakes.patience import PATIENCE_S
-from tests.fakes.platform.installation import TENANT, Installation, installation
+from tests.fakes.platform.installation import TENANT, Installation, admin_key, installation
 from tests.fakes.platform.serving import serving
 from tests.fakes.providers.authorization_server import running_authorization_server
 from tests.fakes.providers.scripted_provider import ScriptedProvider
-from tests.fakes.temporal import running_temporal
 from tests.faults.revocation.test_external_revocation import due, one_pass, outcome
 
 
-@pytest_asyncio.fixture
-async def temporal() -> AsyncIterator[str]:
-    with tempfile.TemporaryDirectory(prefix="evergrant-") as folder:
-        async with running_temporal(Path(folder)) as server:
-            await prepare_namespace(await server.client(), timedelta(days=1))
-            yield server.address
-
-
-async def test_an_event_stops_leases_with_the_reason_and_a_consent_repairs_it(temporal: str, tmp_path: Path):
+async def test_an_event_stops_leases_with_the_reason_and_a_consent_repairs_it(
+    temporal_address: str, tmp_path: Path
+):
     transmitter = Transmitter()
     await migrated_sqlite(tmp_path)
     async with ScriptedProvider() as idp, keys_server(transmitter) as keys:
         transmitter.audience = idp.client_id
         allow = (idp.allowance, keys.allowance)
-        async with installation(temporal, sqlite_url(tmp_path), tmp_path, allow=allow) as place:
+        async with installation(temporal_address, sqlite_url(tmp_path), tmp_path, allow=allow) as place:
             connection = await place.connect(idp)
             integration = await place.integration_of(connection)
             async with (
                 serving(place.parts.settings) as url,
                 httpx2.AsyncClient(base_url=url, trust_env=False, timeout=PATIENCE_S) as http,
             ):
-                headers = {"Authorization": f"Bearer {await admin(place.parts)}"}
+                headers = {"Authorization": f"Bearer {await admin_key(place.parts)}"}
                 put = {"kind": "set", "issuer": ISSUER, "jwks_uri": keys.url}
                 where = f"/v1/integrations/{integration.name}/security-events"
                 made = await http.put(where, json=put, headers=headers)
@@ -118,7 +106,7 @@ async def integration_of(place: Installation, connection: Connection) -> Integra
 
 
 async def test_django_oauth_toolkit_forgets_a_token_and_the_next_pass_finds_out(
-    temporal: str, tmp_path: Path
+    temporal_address: str, tmp_path: Path
 ):
     await migrated_sqlite(tmp_path)
     async with running_authorization_server(tmp_path / "server", "--access-token-seconds", "600") as server:
@@ -126,7 +114,7 @@ async def test_django_oauth_toolkit_forgets_a_token_and_the_next_pass_finds_out(
         client = Client(server)
         tokens = await client.tokens()
         allow = (urlsplit(server.issuer).netloc,)
-        async with installation(temporal, sqlite_url(tmp_path), tmp_path, allow=allow) as place:
+        async with installation(temporal_address, sqlite_url(tmp_path), tmp_path, allow=allow) as place:
             connection = await held(place, server.issuer, server.client_id, server.client_secret, tokens)
             await due(place, connection)
             await one_pass(place)

@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,24 +18,20 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import pytest_asyncio
 from evergrant import AsyncEvergrant, Lease
 
-from evergrant_server.api.http.authentication import format_key, hash_secret, new_key_secret
 from evergrant_server.audit import verify_log
-from evergrant_server.core.access import Action, App, AppKey, Endpoints, Integration, Permit
+from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.ids import AppId, IntegrationId, KeyId, PermitId, Tenant, new_id
+from evergrant_server.core.ids import IntegrationId, Tenant, new_id
 from evergrant_server.core.messages.names import WorkflowName
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto.keyring import Role
-from evergrant_server.temporal_link.namespace import prepare_namespace
 from evergrant_server.wiring.platform import Platform, open_platform
 from tests.fakes.databases import migrated_sqlite, sqlite_url
-from tests.fakes.platform.installation import prepared, running_worker
+from tests.fakes.platform.installation import admin_key, prepared, running_worker
 from tests.fakes.platform.serving import serving
 from tests.fakes.providers.scripted_provider import Family, ScriptedProvider
-from tests.fakes.temporal import running_temporal
 
 GRANTS = int(os.environ.get("EVERGRANT_TEST_GRANTS", "30"))
 TENANT = Tenant("acme")
@@ -99,7 +94,7 @@ async def instance(address: str, folder: Path, idp: ScriptedProvider) -> AsyncIt
         serving(settings) as url,
     ):
         await integration(parts, idp)
-        yield Instance(url, await admin(parts), parts)
+        yield Instance(url, await admin_key(parts), parts)
 
 
 async def integration(parts: Platform, idp: ScriptedProvider) -> None:
@@ -125,36 +120,6 @@ async def integration(parts: Platform, idp: ScriptedProvider) -> None:
         await tx.integrations.put(row, Secret(idp.client_secret), expected=None)
 
 
-async def admin(parts: Platform) -> str:
-    now, secret = parts.clock.now(), new_key_secret()
-    app = App(tenant=TENANT, id=AppId(new_id("app")), name="admin", created_at=now)
-    key = AppKey(
-        tenant=TENANT, id=KeyId(new_id("key")), app_id=app.id, secret_hash=hash_secret(secret), created_at=now
-    )
-    permit = Permit(
-        tenant=TENANT,
-        id=PermitId(new_id("per")),
-        app_id=app.id,
-        name="all",
-        integration="*",
-        actions=tuple(Action),
-        created_at=now,
-    )
-    async with parts.store.write() as tx:
-        await tx.access.put_app(app, expected=None)
-        await tx.access.add_key(key)
-        await tx.access.put_permit(permit, expected=None)
-    return format_key(key.id, secret)
-
-
-@pytest_asyncio.fixture
-async def temporal() -> AsyncIterator[str]:
-    with tempfile.TemporaryDirectory(prefix="evergrant-") as folder:
-        async with running_temporal(Path(folder)) as server:
-            await prepare_namespace(await server.client(), timedelta(days=1))
-            yield server.address
-
-
 def grants_of(idp: ScriptedProvider, count: int) -> list[dict[str, Any]]:
     """What a system that did its own OAuth has: tokens of the provider, some of unknown expiry."""
     found = []
@@ -177,8 +142,8 @@ def grants_of(idp: ScriptedProvider, count: int) -> list[dict[str, Any]]:
     return found
 
 
-async def test_grants_move_in_and_on_to_a_second_instance(temporal: str, tmp_path: Path):
-    async with ScriptedProvider() as idp, instance(temporal, tmp_path / "one", idp) as one:
+async def test_grants_move_in_and_on_to_a_second_instance(temporal_address: str, tmp_path: Path):
+    async with ScriptedProvider() as idp, instance(temporal_address, tmp_path / "one", idp) as one:
         grants = grants_of(idp, GRANTS)
         subjects = [it["subject"] for it in grants]
         file = tmp_path / "grants.jsonl"
@@ -236,7 +201,7 @@ async def test_grants_move_in_and_on_to_a_second_instance(temporal: str, tmp_pat
         assert counted[AuditAction.EXPORT_DELETED] == 1
         export_s = time.monotonic() - began
 
-        async with instance(temporal, tmp_path / "two", idp) as two:
+        async with instance(temporal_address, tmp_path / "two", idp) as two:
             status, refused = await two.imported(sealed)
             assert (status, refused["invalid"]) == (1, GRANTS)  # sealed, and no key was given
             began = time.monotonic()
@@ -280,8 +245,8 @@ async def nothing_secret_in_temporal(one: Instance, idp: ScriptedProvider) -> No
     assert searched
 
 
-async def test_a_cold_import_refreshes_nothing_until_somebody_leases(temporal: str, tmp_path: Path):
-    async with ScriptedProvider() as idp, instance(temporal, tmp_path / "one", idp) as one:
+async def test_a_cold_import_refreshes_nothing_until_somebody_leases(temporal_address: str, tmp_path: Path):
+    async with ScriptedProvider() as idp, instance(temporal_address, tmp_path / "one", idp) as one:
         file = tmp_path / "grants.jsonl"
         file.write_text("\n".join(json.dumps(it) for it in grants_of(idp, 4)))
         status, cold = await one.imported(file, "--no-verify")
@@ -294,8 +259,8 @@ async def test_a_cold_import_refreshes_nothing_until_somebody_leases(temporal: s
         assert idp.refreshes == 4
 
 
-async def test_a_dead_refresh_token_is_said_and_the_rest_goes_on(temporal: str, tmp_path: Path):
-    async with ScriptedProvider() as idp, instance(temporal, tmp_path / "one", idp) as one:
+async def test_a_dead_refresh_token_is_said_and_the_rest_goes_on(temporal_address: str, tmp_path: Path):
+    async with ScriptedProvider() as idp, instance(temporal_address, tmp_path / "one", idp) as one:
         grants = grants_of(idp, 3)
         grants[1]["refresh_token"] = "rt-spent-long-ago"
         file = tmp_path / "grants.jsonl"

@@ -18,7 +18,8 @@ import httpx2
 
 import worker
 from evergrant_server import audit
-from evergrant_server.core.access import Endpoints, Integration
+from evergrant_server.api.http.authentication import format_key, hash_secret, new_key_secret
+from evergrant_server.core.access import Action, App, AppKey, Endpoints, Integration, Permit
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
@@ -26,12 +27,15 @@ from evergrant_server.core.connections.grant import MAIN_SLOT, Grant, Origin, To
 from evergrant_server.core.connections.refresh_rules import RefreshRules
 from evergrant_server.core.definition import Definition, DefinitionState
 from evergrant_server.core.ids import (
+    AppId,
     AttemptId,
     ConnectionId,
     ConsentId,
     DefinitionId,
     IntegrationId,
+    KeyId,
     OutboxId,
+    PermitId,
     Tenant,
     new_id,
 )
@@ -411,6 +415,29 @@ class Installation:
             created_at=self.parts.clock.now(),
         )
         await tx.outbox.add(message)
+
+
+async def admin_key(parts: Platform) -> str:
+    """The API key of an app that may do everything."""
+    now, secret = parts.clock.now(), new_key_secret()
+    app = App(tenant=TENANT, id=AppId(new_id("app")), name="admin", created_at=now)
+    key = AppKey(
+        tenant=TENANT, id=KeyId(new_id("key")), app_id=app.id, secret_hash=hash_secret(secret), created_at=now
+    )
+    permit = Permit(
+        tenant=TENANT,
+        id=PermitId(new_id("per")),
+        app_id=app.id,
+        name="all",
+        integration="*",
+        actions=tuple(Action),
+        created_at=now,
+    )
+    async with parts.store.write() as tx:
+        await tx.access.put_app(app, expected=None)
+        await tx.access.add_key(key)
+        await tx.access.put_permit(permit, expected=None)
+    return format_key(key.id, secret)
 
 
 async def prepared(

@@ -13,10 +13,9 @@ from evergrant import AsyncEvergrant
 from evergrant_server.core.connections.grant import Origin, TokenSet
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.secret import Secret
-from tests.e2e.platform.test_transfer import admin
 from tests.fakes.events.transmitter import id_token
 from tests.fakes.http_server import served
-from tests.fakes.platform.installation import TENANT, Installation
+from tests.fakes.platform.installation import TENANT, Installation, admin_key
 from tests.fakes.platform.serving import serving
 from tests.fakes.providers.scripted_provider import ScriptedProvider, raw
 from tests.faults.refresh.test_refresh_rules import follows, version
@@ -39,7 +38,7 @@ async def test_a_report_is_answered_with_the_generation_there_is(
 ):
     idp.script(raw(json.dumps({**BARE, **says}).encode(), 200, JSON))
     connection = await place.connect(idp)
-    key, sent = await admin(place.parts), idp.count("token")
+    key, sent = await admin_key(place.parts), idp.count("token")
     async with (
         serving(place.parts.settings) as url,
         served(takes_nothing) as resource,
@@ -69,7 +68,7 @@ async def test_a_refresh_token_that_the_definition_has_no_use_for_is_no_reason_t
     connection = await place.connect(idp)
     await version(place, 1, DefinitionState.ACTIVE, refresh_supported=False)
     await follows(place, connection, {})
-    headers, sent = {"Authorization": f"Bearer {await admin(place.parts)}"}, idp.count("token")
+    headers, sent = {"Authorization": f"Bearer {await admin_key(place.parts)}"}, idp.count("token")
     async with (
         serving(place.parts.settings) as url,
         httpx2.AsyncClient(base_url=url, trust_env=False, timeout=30, headers=headers) as http,
@@ -94,7 +93,7 @@ async def test_rfc6749_6_a_new_consent_is_never_refreshed_with_the_token_of_the_
     row, grant = await place.grant(connection)
     async with place.store.read() as tx:
         kept = await tx.grants.refresh_token(row), await tx.grants.id_token(row)
-    headers = {"Authorization": f"Bearer {await admin(place.parts)}"}
+    headers = {"Authorization": f"Bearer {await admin_key(place.parts)}"}
     async with (
         serving(place.parts.settings) as url,
         httpx2.AsyncClient(base_url=url, trust_env=False, timeout=30, headers=headers) as http,

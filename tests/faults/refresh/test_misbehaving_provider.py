@@ -14,10 +14,9 @@ from evergrant_server.core.connections.consent import ConsentStatus
 from evergrant_server.core.connections.id_token import hash_of_nonce
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode
-from tests.e2e.platform.test_transfer import admin
 from tests.fakes.events.transmitter import id_token
 from tests.fakes.patience import PATIENCE_S
-from tests.fakes.platform.installation import TENANT, Installation
+from tests.fakes.platform.installation import TENANT, Installation, admin_key
 from tests.fakes.platform.serving import serving
 from tests.fakes.providers.scripted_provider import (
     ScriptedProvider,
@@ -202,7 +201,7 @@ async def test_a_reported_token_whose_refresh_is_refused_is_leased_no_more(
     """The subject ended the grant at the provider; the date of the access token still lies ahead."""
     connection = await place.connect(idp)
     idp.families[0].alive = False
-    headers = {"Authorization": f"Bearer {await admin(place.parts)}"}
+    headers = {"Authorization": f"Bearer {await admin_key(place.parts)}"}
     at = f"/v1/connections/{connection.id}"
     async with (
         serving(place.parts.settings) as url,
