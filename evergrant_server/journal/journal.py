@@ -16,7 +16,6 @@ from evergrant_server.journal.entry import (
     ENTRY_SUFFIX,
     RESERVATION_SUFFIX,
     SET_ASIDE_SUFFIX,
-    JournalEntry,
     JournalReservation,
     read_unsent_header,
     remove_reservation,
@@ -102,15 +101,6 @@ class Journal:
             for path in self.folder.glob(f"*/{attempt_id}{suffix}")
         )
         return next((path.parent.name for path in found), None)
-
-    def entry(self, attempt: Attempt) -> JournalEntry | None:
-        """Its entry, if it is on this host. Raises Failure SEAL_BROKEN when it is incomplete."""
-        if self._lock.is_held(attempt.journal_id) is None:
-            return None
-        try:
-            return JournalEntry.read(self._path(attempt, ENTRY_SUFFIX))
-        except FileNotFoundError:
-            return None
 
     def own_paths(self) -> list[Path]:
         """The entries of this journal, and the reservations that an earlier owner left."""

@@ -36,7 +36,7 @@ from providers.responses.raw_reply import RawReply
 from tests.fakes.platform.installation import ASKED, TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, error
 from tests.faults.support.activities import Activities, at_temporal
-from tests.unit.activities.protocol_worker import Told
+from tests.unit.activities.single_use.protocol_worker import Told
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
 

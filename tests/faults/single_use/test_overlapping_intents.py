@@ -27,7 +27,7 @@ from evergrant_server.store import Store
 from tests.conformance.store.samples import a_grant, granted, some_tokens
 from tests.fakes.databases import NOW, clock, database_url, key_path, postgres_server, ring, store
 from tests.fakes.patience import PATIENCE_S
-from tests.unit.activities.protocol_worker import LIMITS, STRICT, Told, Worker, fails
+from tests.unit.activities.single_use.protocol_worker import LIMITS, STRICT, Told, Worker, fails
 
 __all__ = ["clock", "database_url", "key_path", "postgres_server", "ring", "store"]  # fixtures
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from activities.single_use import protocol, send_fence
-from activities.single_use.attempt_tracker import open_attempt
 from activities.single_use.journaled_reply import JournaledReply
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction
@@ -27,12 +26,12 @@ from evergrant_server.journal import JournalEntry
 from evergrant_server.store import Store
 from providers.requests.sender import SendFailed
 from providers.responses.raw_reply import RawReply
-from tests.conformance.store.samples import granted
 from tests.fakes.databases import NOW
-from tests.unit.activities.protocol_worker import (
+from tests.unit.activities.single_use.protocol_worker import (
     NO,
     NO_ROTATION,
     YES,
+    Judge,
     Told,
     Worker,
     an_order,
@@ -43,9 +42,7 @@ from tests.unit.activities.protocol_worker import (
 )
 
 
-async def test_an_answer_is_on_disk_before_it_is_committed_and_gone_afterwards(
-    worker: Worker, connection: Connection
-):
+async def test_a_reply_is_in_the_journal_until_it_is_committed(worker: Worker, connection: Connection):
     use, told = await worker.begin(connection), Told(worker.journal)
     assert await worker.spend(use, told) == "at-2"
     assert told.entries == [f"{use.row.id}.entry"]
@@ -57,7 +54,7 @@ async def test_an_answer_is_on_disk_before_it_is_committed_and_gone_afterwards(
 
 
 @pytest.mark.parametrize("provisional", [True, False])
-async def test_the_journal_keeps_the_answer_as_it_came_and_what_it_answers(
+async def test_the_journal_keeps_the_raw_reply_and_its_request(
     worker: Worker, connection: Connection, provisional: bool
 ):
     async def away() -> None:
@@ -67,8 +64,8 @@ async def test_the_journal_keeps_the_answer_as_it_came_and_what_it_answers(
     with fails(ErrorCode.KEY_UNAVAILABLE):
         await worker.spend(use, told, provisional=provisional)
     assert worker.files() == [".entry"], "whatever raises, the answer isn't lost"
-    entry = worker.journal.entry(use.row)
-    assert entry is not None
+    (path,) = worker.journal.own_paths()
+    entry = JournalEntry.read(path)
     packed = open_sealed(use.keys.current(KeyPurpose.REFRESH), entry.header.associated_data, entry.sealed)
     answer = JournaledReply.unpack(packed)
     assert (answer.reply, answer.came_at, answer.provisional) == (YES, NOW, provisional)
@@ -76,7 +73,7 @@ async def test_the_journal_keeps_the_answer_as_it_came_and_what_it_answers(
 
 
 @pytest.mark.parametrize(("sent", "outcome"), [(True, None), (False, AttemptOutcome.NOT_SENT)])
-async def test_without_an_answer_only_what_never_left_is_unused(
+async def test_without_a_reply_only_an_unsent_credential_is_unused(
     worker: Worker, connection: Connection, sent: bool, outcome: AttemptOutcome | None
 ):
     use, told = await worker.begin(connection), Told(worker.journal)
@@ -94,7 +91,7 @@ async def test_without_an_answer_only_what_never_left_is_unused(
         (ErrorCode.KEY_UNAVAILABLE, ErrorCode.KEY_UNAVAILABLE),
     ],
 )
-async def test_a_definition_that_does_not_fit_is_the_integrations_and_no_callers(
+async def test_a_definition_that_does_not_fit_is_client_misconfigured(
     worker: Worker, connection: Connection, wrong: ErrorCode, said: ErrorCode
 ):
     use, told = await worker.begin(connection), Told(worker.journal)
@@ -107,7 +104,7 @@ async def test_a_definition_that_does_not_fit_is_the_integrations_and_no_callers
     assert [failure.detail for _, failure in told.failures] == ["no field for the scopes"]
 
 
-async def test_after_an_error_of_ours_nobody_knows_whether_it_left_and_no_log_quotes_it(
+async def test_an_unexpected_exception_leaves_the_outcome_unknown_and_is_logged_without_its_text(
     worker: Worker, connection: Connection, caplog: pytest.LogCaptureFixture
 ):
     caplog.set_level(logging.DEBUG)
@@ -136,7 +133,7 @@ async def test_after_an_error_of_ours_nobody_knows_whether_it_left_and_no_log_qu
         (400, ErrorCode.PROVIDER_RATE_LIMITED, AttemptOutcome.NOT_SENT),
     ],
 )
-async def test_an_answer_without_tokens_says_what_became_of_the_credential(
+async def test_an_error_reply_decides_the_outcome(
     worker: Worker, connection: Connection, status: int, code: ErrorCode, outcome: AttemptOutcome | None
 ):
     use, told = await worker.begin(connection), Told(worker.journal, judge=refusing(code))
@@ -145,7 +142,7 @@ async def test_an_answer_without_tokens_says_what_became_of_the_credential(
     assert [attempt for attempt, _ in told.failures] == [use.row.id]
 
 
-async def test_an_answer_that_makes_the_judge_fail_is_kept(
+async def test_a_reply_that_breaks_the_judge_stays_in_the_journal(
     worker: Worker, connection: Connection, caplog: pytest.LogCaptureFixture
 ):
     def judge(reply: RawReply) -> None:
@@ -164,7 +161,7 @@ async def test_an_answer_that_makes_the_judge_fail_is_kept(
     [AttemptKind.REFRESH, AttemptKind.LATE_TOKENS, AttemptKind.CODE_EXCHANGE, AttemptKind.DEVICE_CODE],
 )
 @pytest.mark.parametrize("token_valid", [True, False])
-async def test_what_tokens_that_nobody_can_read_were_asked_with_is_not_sent_again(
+async def test_the_credential_of_unreadable_tokens_is_not_sent_again(
     store: Store,
     worker: Worker,
     far: Worker,
@@ -187,15 +184,7 @@ async def test_what_tokens_that_nobody_can_read_were_asked_with_is_not_sent_agai
     assert (await far.begin(connection, kind, rules=NO_ROTATION)).row.sends == 2
 
 
-async def test_what_may_be_asked_for_again_with_the_same_is_not_kept(worker: Worker, connection: Connection):
-    use = await worker.begin(connection, AttemptKind.CLIENT_GRANT)
-    told = Told(worker.journal, judge=unread, spends=False)
-    await worker.spend(use, told)
-    assert told.settled == [(ErrorCode.REPLY_UNREADABLE, None)]
-    assert worker.files() == []
-
-
-async def test_a_later_use_that_nobody_heard_of_doesn_t_release_what_waits_to_be_read(
+async def test_a_later_use_without_a_reply_does_not_release_unreadable_tokens(
     store: Store, worker: Worker, connection: Connection, clock: SetClock
 ):
     """Inside its grace the provider takes the token again; after it a further use would end those tokens."""
@@ -212,17 +201,7 @@ async def test_a_later_use_that_nobody_heard_of_doesn_t_release_what_waits_to_be
         await worker.begin(connection, rules=rules)
 
 
-async def test_tokens_that_there_is_no_room_to_keep_hold_nothing_up(
-    worker: Worker, connection: Connection, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(protocol, "_MAX_SET_ASIDE", 0)
-    use, told = await worker.begin(connection), Told(worker.journal, judge=unread)
-    await worker.spend(use, told)
-    assert told.settled == [(ErrorCode.REPLY_UNREADABLE, None)]
-    assert worker.files() == []
-
-
-async def test_what_was_set_aside_is_read_later_or_left_alone(
+async def test_an_entry_that_is_set_aside_is_concluded_once_it_can_be_read(
     worker: Worker, connection: Connection, caplog: pytest.LogCaptureFixture
 ):
     use, told = await worker.begin(connection), Told(worker.journal, judge=unread)
@@ -241,7 +220,7 @@ async def test_what_was_set_aside_is_read_later_or_left_alone(
     assert worker.files() == []
 
 
-async def test_an_answer_in_hand_waits_for_no_name_server(worker: Worker, connection: Connection):
+async def test_journal_writes_do_not_wait_for_the_resolvers_threads(worker: Worker, connection: Connection):
     """The event loop's threads are also the resolver's, and a name that hangs keeps one for long."""
     use, told, hangs = await worker.begin(connection), Told(worker.journal), threading.Event()
     loop = asyncio.get_running_loop()
@@ -255,28 +234,32 @@ async def test_an_answer_in_hand_waits_for_no_name_server(worker: Worker, connec
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "most", "left"),
+    ("status", "judge", "most", "spends", "left", "outcome"),
     [
-        (200, ErrorCode.REPLY_UNREADABLE, 1, [".set-aside"]),
-        (299, ErrorCode.REPLY_UNREADABLE, 1, [".set-aside"]),
-        (200, ErrorCode.REPLY_UNREADABLE, 0, []),
-        (300, ErrorCode.REPLY_UNREADABLE, 1, []),
-        (199, ErrorCode.REPLY_UNREADABLE, 1, []),
-        (500, ErrorCode.REPLY_UNREADABLE, 1, []),
-        (200, ErrorCode.GRANT_REJECTED, 1, []),
+        (200, refusing(ErrorCode.REPLY_UNREADABLE), 1, True, [".set-aside"], None),
+        (299, refusing(ErrorCode.REPLY_UNREADABLE), 1, True, [".set-aside"], None),
+        (200, refusing(ErrorCode.REPLY_UNREADABLE), 0, True, [], None),
+        (300, refusing(ErrorCode.REPLY_UNREADABLE), 1, True, [], None),
+        (199, refusing(ErrorCode.REPLY_UNREADABLE), 1, True, [], None),
+        (500, refusing(ErrorCode.REPLY_UNREADABLE), 1, True, [], None),
+        (200, refusing(ErrorCode.GRANT_REJECTED), 1, True, [], AttemptOutcome.REFUSED),
+        (200, unread, 1, True, [".set-aside"], AttemptOutcome.UNREAD),
+        (200, unread, 0, True, [], None),
+        (200, unread, 1, False, [], None),
     ],
 )
-async def test_a_yes_that_nobody_can_read_is_set_aside(
+async def test_only_an_unreadable_success_that_spent_its_credential_is_set_aside(
     worker: Worker, connection: Connection, monkeypatch: pytest.MonkeyPatch,
-    status: int, code: ErrorCode, most: int, left: list[str],
+    status: int, judge: Judge, most: int, spends: bool, left: list[str], outcome: AttemptOutcome | None,
 ):  # fmt: skip
     monkeypatch.setattr(protocol, "_MAX_SET_ASIDE", most)
-    use, told = await worker.begin(connection), Told(worker.journal, judge=refusing(code))
+    use, told = await worker.begin(connection), Told(worker.journal, judge=judge, spends=spends)
     await worker.spend(use, told, RawReply(status, {}, b"<p>"))
     assert worker.files() == left
+    assert [settled for _, settled in told.settled] == [outcome]
 
 
-async def test_a_disk_that_broke_since_the_intent_stops_no_commit(
+async def test_a_disk_that_breaks_after_the_intent_stops_no_commit(
     worker: Worker, connection: Connection, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     use, told = await worker.begin(connection), Told(worker.journal)
@@ -305,7 +288,9 @@ async def test_a_disk_that_broke_since_the_intent_stops_no_commit(
     assert "OSError" in caplog.text
 
 
-async def test_nothing_cuts_a_use_between_its_send_and_its_commit(worker: Worker, connection: Connection):
+async def test_cancelling_the_activity_does_not_cancel_send_and_commit(
+    worker: Worker, connection: Connection
+):
     asked, let_go = asyncio.Event(), asyncio.Event()
 
     async def slow() -> None:
@@ -325,7 +310,7 @@ async def test_nothing_cuts_a_use_between_its_send_and_its_commit(worker: Worker
     assert worker.files() == []
 
 
-async def test_a_use_that_was_stopped_before_it_sent_does_not_send(
+async def test_an_attempt_that_is_past_send_by_does_not_send(
     store: Store, clock: SetClock, host: Path, connection: Connection
 ):
     late = Worker(store, clock, host, TimeLimits(send=timedelta(0), poll_interval=timedelta(seconds=7)))
@@ -345,7 +330,7 @@ async def test_a_use_that_was_stopped_before_it_sent_does_not_send(
     assert [failure.retry_after for _, failure in told.failures] == [7]
 
 
-async def test_a_use_that_goes_on_after_a_takeover_is_recorded(
+async def test_a_use_that_continues_after_a_takeover_is_recorded(
     store: Store, worker: Worker, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ):
     machine = seconds_since_boot()
@@ -370,19 +355,7 @@ async def test_a_use_that_goes_on_after_a_takeover_is_recorded(
     )
 
 
-async def test_what_is_under_way_for_a_connection_is_found(
-    store: Store, worker: Worker, connection: Connection
-):
-    other = await granted(store, subject="user-2")
-    use = await worker.begin(connection)
-    async with store.read() as tx:
-        assert await open_attempt(tx, connection) == use.row
-        assert await open_attempt(tx, other) is None
-
-
-async def test_an_answer_from_a_journal_is_judged_like_one_that_has_just_come(
-    worker: Worker, connection: Connection
-):
+async def test_a_journaled_reply_is_concluded_like_a_new_one(worker: Worker, connection: Connection):
     use, told = await worker.begin(connection), Told(worker.journal)
     assert use.reservation is not None
     entry = use.reservation.write_entry(use.keys.current(KeyPurpose.REFRESH), b"an answer")

@@ -16,11 +16,10 @@ from evergrant_server.store import Store
 from evergrant_server.telemetry import metrics
 from tests.conformance.store.samples import refreshed, some_tokens
 from tests.fakes.databases import NOW
-from tests.unit.activities.protocol_worker import (
+from tests.unit.activities.single_use.protocol_worker import (
     LIMITS,
     NO_ROTATION,
     STRICT,
-    Told,
     Worker,
     fails,
     opened,
@@ -30,7 +29,7 @@ from tests.unit.activities.protocol_worker import (
 OVER = LIMITS.send + LIMITS.answer  # from an intent until nobody can be listening any more
 
 
-async def test_the_intent_is_committed_with_its_room_before_anything_is_sent(
+async def test_the_intent_and_its_reservation_exist_before_anything_is_sent(
     store: Store, worker: Worker, connection: Connection
 ):
     use = await worker.begin(connection, AttemptKind.DEVICE_CODE)
@@ -47,18 +46,11 @@ async def test_the_intent_is_committed_with_its_room_before_anything_is_sent(
     assert worker.single_use.tracker.status_of(stands).in_flight
 
 
-async def test_what_is_spent_is_told_from_what_else_has_this_generation(
-    worker: Worker, connection: Connection
-):
-    use = await worker.single_use.open(AttemptKind.REFRESH, connection, STRICT, token_valid=False)
-    assert use.row.credential == ""
-
-
 @pytest.mark.parametrize(
     ("kind", "intake"),
     [(AttemptKind.REFRESH, False), (AttemptKind.CODE_EXCHANGE, True), (AttemptKind.LATE_TOKENS, True)],
 )
-async def test_every_key_that_the_answer_needs_is_held_before_the_intent(
+async def test_the_keys_for_the_reply_are_unwrapped_before_the_intent(
     worker: Worker, connection: Connection, kind: AttemptKind, intake: bool
 ):
     use = await worker.begin(connection, kind)
@@ -66,7 +58,7 @@ async def test_every_key_that_the_answer_needs_is_held_before_the_intent(
     assert (KeyPurpose.INTAKE in repr(use.keys)) is intake
 
 
-async def test_a_full_disk_is_found_before_the_intent(
+async def test_a_full_disk_prevents_the_intent(
     store: Store, worker: Worker, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ):
     def full(attempt: object) -> None:
@@ -78,34 +70,25 @@ async def test_a_full_disk_is_found_before_the_intent(
     assert await opened(store, connection) is None
 
 
-async def test_nothing_is_begun_for_a_credential_that_was_replaced_since_it_was_read(
+async def test_an_attempt_is_refused_once_the_connection_has_changed_since_it_was_read(
     store: Store, worker: Worker, connection: Connection
 ):
-    await refreshed(store, connection, some_tokens("at-2", "rt-2"))
-    with fails(ErrorCode.STORE_CONFLICT, connection.id):
-        await worker.begin(connection)
-    assert await opened(store, connection) is None
-    assert worker.files() == [], "its room is given back"
-
-
-async def test_nothing_is_begun_for_a_connection_that_was_given_up_since_it_was_read(
-    store: Store, worker: Worker, connection: Connection
-):
-    async with store.write() as tx:
-        condemned = connection.rejected(ErrorCode.GRANT_REJECTED, NOW)
-        await tx.connections.replace(condemned, expected=connection.revision)
-    with fails(ErrorCode.STORE_CONFLICT):
-        await worker.begin(connection)
-    assert worker.files() == []
-
-
-async def test_nothing_is_begun_for_a_row_that_is_gone(worker: Worker, connection: Connection):
     gone = connection.model_copy(update={"id": "con_0000000000000000000000"})
     with fails(ErrorCode.STORE_CONFLICT):
         await worker.begin(gone)
+    async with store.write() as tx:
+        condemned = connection.rejected(ErrorCode.GRANT_REJECTED, NOW)
+        rejected = await tx.connections.replace(condemned, expected=connection.revision)
+    with fails(ErrorCode.STORE_CONFLICT):
+        await worker.begin(connection)
+    await refreshed(store, rejected, some_tokens("at-2", "rt-2"))
+    with fails(ErrorCode.STORE_CONFLICT, connection.id):
+        await worker.begin(connection)
+    assert await opened(store, connection) is None
+    assert worker.files() == [], "its reservation is released"
 
 
-async def test_a_use_that_is_under_way_is_waited_for(
+async def test_an_attempt_in_flight_is_waited_for(
     store: Store, worker: Worker, neighbour: Worker, connection: Connection
 ):
     first = await worker.begin(connection, rules=NO_ROTATION)
@@ -118,7 +101,7 @@ async def test_a_use_that_is_under_way_is_waited_for(
     assert neighbour.files() == [".room"], "its own is given back, the other's stays"
 
 
-async def test_an_owner_that_died_before_it_sent_made_no_use(
+async def test_an_attempt_whose_owner_died_unsent_does_not_count(
     store: Store, worker: Worker, neighbour: Worker, connection: Connection
 ):
     first = await worker.begin(connection)
@@ -130,7 +113,7 @@ async def test_an_owner_that_died_before_it_sent_made_no_use(
 
 
 @pytest.mark.parametrize("rules", [STRICT, NO_ROTATION, RefreshRules(rotation=Rotation.GRACE, grace_s=30)])
-async def test_a_use_of_an_owner_that_died_is_counted(
+async def test_an_attempt_whose_owner_died_after_sending_counts(
     store: Store,
     worker: Worker,
     neighbour: Worker,
@@ -148,7 +131,7 @@ async def test_a_use_of_an_owner_that_died_is_counted(
     assert await opened(store, connection) == second.row
 
 
-async def test_a_use_on_another_host_is_waited_for_until_nobody_needs_its_answer_any_more(
+async def test_an_attempt_of_another_host_is_waited_for_until_its_reply_can_t_arrive_and_the_token_is_over(
     store: Store,
     worker: Worker,
     far: Worker,
@@ -172,7 +155,7 @@ async def test_a_use_on_another_host_is_waited_for_until_nobody_needs_its_answer
 
 
 @pytest.mark.parametrize("rules", [NO_ROTATION, STRICT])
-async def test_what_harms_nobody_is_not_counted_as_sent_twice(
+async def test_a_harmless_second_send_is_not_counted(
     worker: Worker,
     neighbour: Worker,
     far: Worker,
@@ -192,31 +175,7 @@ async def test_what_harms_nobody_is_not_counted_as_sent_twice(
     assert counted == []
 
 
-async def test_what_takes_another_credentials_place_was_not_sent_twice(
-    worker: Worker,
-    far: Worker,
-    connection: Connection,
-    clock: SetClock,
-    monkeypatch: pytest.MonkeyPatch,
-):
-    counted: list[str] = []
-    monkeypatch.setattr(metrics, "count_double_send", counted.append)
-    await far.begin(connection, AttemptKind.DEVICE_CODE)
-    clock.advance(OVER.total_seconds() + 1)
-    assert (await worker.begin(connection)).row.sends == 1
-    assert counted == []
-
-
-async def test_how_long_an_answer_may_take_is_the_workers_own(
-    store: Store, far: Worker, connection: Connection, clock: SetClock, host: Path
-):
-    patient = Worker(store, clock, host, TimeLimits(answer=timedelta(hours=1)))
-    use = await far.begin(connection)
-    clock.advance(OVER.total_seconds() + 1)
-    assert patient.single_use.tracker.may_be_answered(use.row)
-
-
-async def test_a_worker_that_was_stopped_past_every_deadline_is_fenced_off(
+async def test_a_worker_stopped_past_every_deadline_is_fenced_off(
     store: Store, worker: Worker, connection: Connection, clock: SetClock, host: Path
 ):
     hasty = Worker(store, clock, host, TimeLimits(send=timedelta(0), answer=timedelta(0)))
@@ -230,17 +189,7 @@ async def test_a_worker_that_was_stopped_past_every_deadline_is_fenced_off(
     assert not stopped.reservation.begin_send(), "it sends no more"
 
 
-async def test_a_neighbour_that_is_within_its_deadline_is_under_way(
-    worker: Worker, neighbour: Worker, connection: Connection
-):
-    use = await worker.begin(connection)
-    assert neighbour.single_use.tracker.status_of(use.row).in_flight
-    await worker.spend(use, Told(worker.journal))
-    assert not neighbour.single_use.tracker.status_of(use.row).in_flight
-    assert not worker.single_use.tracker.status_of(use.row).in_flight
-
-
-async def test_the_deadline_of_a_stopped_neighbour_is_the_answers(
+async def test_a_stopped_neighbour_is_in_flight_until_both_limits_have_passed(
     store: Store, worker: Worker, connection: Connection, clock: SetClock, host: Path
 ):
     use = await worker.begin(connection)
@@ -249,7 +198,7 @@ async def test_the_deadline_of_a_stopped_neighbour_is_the_answers(
         assert Worker(store, clock, host, limits).single_use.tracker.status_of(use.row).in_flight
 
 
-async def test_a_worker_in_the_instant_of_sending_is_not_overtaken(
+async def test_a_worker_that_is_sending_is_not_taken_over(
     store: Store, worker: Worker, connection: Connection, clock: SetClock, host: Path
 ):
     hasty = Worker(store, clock, host, TimeLimits(send=timedelta(0), answer=timedelta(0)))
@@ -262,7 +211,7 @@ async def test_a_worker_in_the_instant_of_sending_is_not_overtaken(
     assert await opened(store, connection) == use.row
 
 
-async def test_a_credential_that_was_sent_as_often_as_it_may_be_is_not_sent_again(
+async def test_a_credential_is_given_up_after_the_most_sends(
     store: Store, worker: Worker, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ):
     use = await worker.begin(connection)
@@ -276,7 +225,7 @@ async def test_a_credential_that_was_sent_as_often_as_it_may_be_is_not_sent_agai
     assert (await worker.begin(connection, rules=NO_ROTATION)).row.sends == MAX_SENDS + 1
 
 
-async def test_an_answer_that_waits_in_a_journal_is_not_asked_for_again(
+async def test_a_journaled_reply_is_not_requested_again(
     worker: Worker, neighbour: Worker, connection: Connection, clock: SetClock
 ):
     use = await worker.begin(connection)
@@ -288,7 +237,7 @@ async def test_an_answer_that_waits_in_a_journal_is_not_asked_for_again(
         await neighbour.begin(connection, rules=NO_ROTATION)
 
 
-async def test_an_attempt_from_the_future_is_waited_for_as_long_as_an_answer_takes(
+async def test_an_attempt_dated_ahead_is_waited_for_since_it_was_first_seen(
     store: Store, worker: Worker, far: Worker, connection: Connection, clock: SetClock,
     monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
@@ -309,7 +258,7 @@ async def test_an_attempt_from_the_future_is_waited_for_as_long_as_an_answer_tak
     assert (await row(store, ahead)).outcome is AttemptOutcome.SUPERSEDED
 
 
-async def test_of_attempts_from_the_future_no_more_than_so_many_are_remembered(
+async def test_the_memory_of_attempts_dated_ahead_is_bounded(
     worker: Worker, far: Worker, connection: Connection, clock: SetClock, monkeypatch: pytest.MonkeyPatch
 ):
     machine = 1000.0
@@ -333,7 +282,7 @@ async def test_of_attempts_from_the_future_no_more_than_so_many_are_remembered(
 
 
 @pytest.mark.parametrize("after", [timedelta(0), OVER - timedelta(seconds=1)])
-async def test_what_may_come_of_an_attempt_has_to_be_waited_for(
+async def test_an_attempt_may_be_answered_until_its_limits_have_passed(
     worker: Worker, far: Worker, connection: Connection, clock: SetClock, after: timedelta
 ):
     use = await far.begin(connection)
@@ -345,7 +294,7 @@ async def test_what_may_come_of_an_attempt_has_to_be_waited_for(
     assert far.single_use.tracker.may_be_answered(use.row), "it is under way there"
 
 
-async def test_an_answer_that_nobody_can_read_is_not_waited_for_for_ever(
+async def test_a_journaled_reply_that_can_t_be_replayed_is_waited_for_ten_minutes(
     worker: Worker, neighbour: Worker, connection: Connection, clock: SetClock
 ):
     use = await worker.begin(connection)

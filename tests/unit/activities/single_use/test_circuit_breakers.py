@@ -44,7 +44,7 @@ class Place:
 @pytest.mark.parametrize(
     ("status", "code"), [(None, ErrorCode.PROVIDER_UNREACHABLE), (500, ErrorCode.PROVIDER_ERROR)]
 )
-async def test_a_retry_without_budget_is_held_back_and_says_why_and_how_long(
+async def test_a_retry_without_budget_is_suppressed_with_reason_and_delay(
     status: int | None, code: ErrorCode
 ):
     place = Place()
@@ -59,7 +59,7 @@ async def test_a_retry_without_budget_is_held_back_and_says_why_and_how_long(
     await place.send(ONE, 200)
 
 
-async def test_an_answer_ends_it_be_it_a_refusal():
+async def test_any_answer_ends_the_suppression():
     place = Place()
     await place.send(ONE, 500)
     await place.send(ONE, 400)
@@ -67,7 +67,7 @@ async def test_an_answer_ends_it_be_it_a_refusal():
         await place.send(ONE, 200)
 
 
-async def test_what_was_not_sent_costs_nothing():
+async def test_a_permit_that_was_not_used_costs_no_budget():
     place = Place()
     await place.send(ONE, 500)
     for _ in range(3):
@@ -77,13 +77,13 @@ async def test_what_was_not_sent_costs_nothing():
     await place.held_back(ONE)
 
 
-async def test_it_is_turned_off_with_the_circuit():
+async def test_a_threshold_of_zero_disables_the_budget():
     place = Place(BreakerRules(threshold=0, retries=0))
     for _ in range(3):
         await place.send(ONE, 500)
 
 
-async def test_a_circuit_with_nothing_to_remember_is_dropped():
+async def test_a_breaker_that_equals_a_new_one_is_dropped():
     place = Place()
     await place.send(ONE, 500)
     kept = place.circuits._breakers  # pyright: ignore[reportPrivateUsage]  # what it costs is not told
@@ -94,7 +94,7 @@ async def test_a_circuit_with_nothing_to_remember_is_dropped():
     assert not kept
 
 
-async def test_a_circuit_that_is_open_says_that_all_are_failed():
+async def test_an_open_breaker_says_that_every_connection_fails():
     place = Place(BreakerRules(threshold=1))
     await place.send(ONE, 500)
     assert "every connection" in (await place.held_back(ONE)).detail

@@ -13,7 +13,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome, TimeLimits
 from evergrant_server.crypto import KeyPurpose
 from evergrant_server.store import Store
-from tests.unit.activities.protocol_worker import (
+from tests.unit.activities.single_use.protocol_worker import (
     LIMITS,
     NO_ROTATION,
     STRICT,
@@ -57,7 +57,7 @@ async def waits(store: Store, worker: Worker, use: SingleUseAttempt, rules: Refr
     return crossed
 
 
-async def test_it_waits_for_a_use_that_is_under_way(
+async def test_a_late_reply_waits_for_a_use_in_flight(
     store: Store, answered: Worker, other: Worker, connection: Connection
 ):
     late = await answered.begin(connection)
@@ -76,7 +76,7 @@ async def test_it_waits_for_a_use_that_is_under_way(
 @pytest.mark.parametrize(
     ("end", "crossed"), [(AttemptOutcome.REFUSED, True), (AttemptOutcome.NOT_SENT, False)]
 )
-async def test_it_has_crossed_a_use_that_was_refused_and_none_that_did_nothing(
+async def test_a_refused_use_may_have_invalidated_the_late_tokens_and_an_unsent_one_not(
     store: Store, answered: Worker, other: Worker, connection: Connection, end: AttemptOutcome, crossed: bool
 ):
     late = await answered.begin(connection)
@@ -88,7 +88,7 @@ async def test_it_has_crossed_a_use_that_was_refused_and_none_that_did_nothing(
     assert (await row(store, late.row)).outcome is expected
 
 
-async def test_it_waits_for_nobody_where_the_provider_takes_both_uses(
+async def test_without_rotation_a_late_reply_waits_for_no_use(
     store: Store, answered: Worker, other: Worker, connection: Connection
 ):
     late = await answered.begin(connection)
@@ -96,7 +96,7 @@ async def test_it_waits_for_nobody_where_the_provider_takes_both_uses(
     assert not await waits(store, answered, came(late), NO_ROTATION)
 
 
-async def test_it_waits_for_no_use_of_another_credential(
+async def test_a_late_reply_waits_for_no_use_of_another_credential(
     store: Store, answered: Worker, other: Worker, connection: Connection
 ):
     late = await answered.begin(connection)
@@ -104,13 +104,13 @@ async def test_it_waits_for_no_use_of_another_credential(
     assert not await waits(store, answered, came(late))
 
 
-async def test_it_waits_for_nobody_when_no_other_use_is_left(
+async def test_a_late_reply_without_another_use_does_not_wait(
     store: Store, answered: Worker, connection: Connection
 ):
     assert not await waits(store, answered, came(await answered.begin(connection)))
 
 
-async def test_it_does_not_wait_for_what_only_another_host_can_see(
+async def test_a_late_reply_does_not_wait_for_another_host(
     store: Store, worker: Worker, far: Worker, connection: Connection, clock: SetClock
 ):
     """That host knows at once when its use has ended; here nobody would for a minute."""
@@ -121,7 +121,7 @@ async def test_it_does_not_wait_for_what_only_another_host_can_see(
 
 
 @pytest.mark.parametrize("end", [AttemptOutcome.NOT_SENT, AttemptOutcome.SUPERSEDED, None])
-async def test_what_it_answers_is_not_sent_again_while_it_waits_in_a_journal(
+async def test_a_credential_is_not_sent_again_while_its_late_reply_is_journaled(
     store: Store, answered: Worker, other: Worker, connection: Connection, end: AttemptOutcome | None
 ):
     late = await answered.begin(connection)
@@ -139,7 +139,7 @@ async def test_what_it_answers_is_not_sent_again_while_it_waits_in_a_journal(
     assert (await other.begin(connection)).row.from_generation == 1
 
 
-async def test_what_it_answers_is_sent_again_where_that_ends_nothing(
+async def test_without_rotation_a_credential_is_sent_again_beside_a_late_reply(
     answered: Worker, other: Worker, connection: Connection
 ):
     late = await answered.begin(connection)
@@ -149,7 +149,7 @@ async def test_what_it_answers_is_sent_again_where_that_ends_nothing(
     assert (await other.begin(connection, rules=NO_ROTATION)).row.sends == 3
 
 
-async def test_what_comes_ever_so_late_is_waited_for_since_it_was_taken_over(
+async def test_a_late_entry_is_waited_for_ten_minutes_after_the_takeover(
     store: Store, answered: Worker, other: Worker, connection: Connection, clock: SetClock
 ):
     """Its own times are long over; and ten minutes later what can't be replayed stands in nobody's way."""

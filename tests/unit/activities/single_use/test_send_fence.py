@@ -17,7 +17,7 @@ from evergrant_server.journal.entry import RESERVATION_SUFFIX, remove_reservatio
 from evergrant_server.store import Store
 from evergrant_server.telemetry import metrics
 from tests.fakes.databases import NOW
-from tests.unit.activities.protocol_worker import Worker, an_order
+from tests.unit.activities.single_use.protocol_worker import Worker, an_order
 
 LIMITS = TimeLimits(send=timedelta(0), poll_interval=timedelta(seconds=7))
 LAST = 1000.0  # the last moment, by the machine's own count
@@ -50,7 +50,7 @@ def fenced(worker: Worker, use: SingleUseAttempt) -> bool:
     return remove_reservation(worker.journal.folder / worker.journal.id / f"{use.row.id}{RESERVATION_SUFFIX}")
 
 
-async def test_until_the_last_moment_it_is_sent_and_nobody_takes_over_meanwhile(
+async def test_until_send_by_the_bytes_leave_under_the_lock(
     worker: Worker,
     connection: Connection,
     clock: SetClock,
@@ -72,7 +72,7 @@ async def test_until_the_last_moment_it_is_sent_and_nobody_takes_over_meanwhile(
     assert fenced(worker, use)
 
 
-async def test_after_the_last_moment_it_is_not_sent_and_others_may_take_over(
+async def test_after_send_by_nothing_is_sent_and_a_takeover_is_possible(
     worker: Worker, connection: Connection, clock: SetClock, machine: SetClock
 ):
     use, leaves = await about_to_send(worker, connection, clock)
@@ -84,7 +84,7 @@ async def test_after_the_last_moment_it_is_not_sent_and_others_may_take_over(
     assert fenced(worker, use)
 
 
-async def test_what_was_taken_over_is_not_sent(
+async def test_a_fenced_attempt_is_not_sent(
     worker: Worker, connection: Connection, clock: SetClock, machine: SetClock
 ):
     use, leaves = await about_to_send(worker, connection, clock)
@@ -110,7 +110,7 @@ async def told(store: Store, connection: Connection) -> list[AuditRecord]:
     ],
 )
 @pytest.mark.parametrize("installed", [False, True])
-async def test_a_use_that_outlived_a_takeover_is_told(
+async def test_a_use_after_a_takeover_is_recorded_and_counted(
     store: Store,
     worker: Worker,
     connection: Connection,
@@ -152,7 +152,7 @@ async def test_a_use_that_outlived_a_takeover_is_told(
 @pytest.mark.parametrize("late", [True, False])
 @pytest.mark.parametrize("checked", [True, False])
 @pytest.mark.parametrize("outcome", [AttemptOutcome.SUPERSEDED, AttemptOutcome.INSTALLED, None])
-async def test_what_nobody_took_over_was_sent_once(
+async def test_a_use_without_a_takeover_was_sent_once(
     store: Store,
     worker: Worker,
     connection: Connection,
@@ -175,7 +175,7 @@ async def test_what_nobody_took_over_was_sent_once(
     assert len(await told(store, connection)) == len(counted) == twice
 
 
-async def test_a_store_that_is_away_stops_nobody_here(
+async def test_an_unavailable_store_does_not_fail_the_attempt(
     store: Store,
     worker: Worker,
     connection: Connection,

@@ -12,7 +12,7 @@ from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
 from tests.conformance.store.samples import granted
 from tests.fakes.databases import NOW, migrated_sqlite, sqlite_url
-from tests.unit.activities.protocol_worker import Worker
+from tests.unit.activities.single_use.protocol_worker import Worker
 
 
 @pytest.fixture

@@ -56,9 +56,7 @@ def key() -> SealingKey:
     return new_sealing_key("cky")
 
 
-def test_a_room_is_large_enough_for_its_owner_alone_and_in_use(
-    room: JournalReservation, path: Path, live: set[AttemptId]
-):
+def test_a_reservation_is_large_private_and_live(room: JournalReservation, path: Path, live: set[AttemptId]):
     assert path.stat().st_size == RESERVED_BYTES >= 256 * 1024
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert live == {ATTEMPT.id}
@@ -67,7 +65,7 @@ def test_a_room_is_large_enough_for_its_owner_alone_and_in_use(
     assert live == set()
 
 
-def test_the_same_attempt_has_no_two_rooms(room: JournalReservation, path: Path, tmp_path: Path):
+def test_an_attempt_has_one_reservation(room: JournalReservation, path: Path, tmp_path: Path):
     room.begin_send()
     before = path.read_bytes()
     live: set[AttemptId] = set()
@@ -80,7 +78,7 @@ def test_the_same_attempt_has_no_two_rooms(room: JournalReservation, path: Path,
     assert live == set(), "nobody waits for a room that isn't there"
 
 
-def test_a_room_that_can_t_be_filled_is_given_back(tmp_path: Path, live: set[AttemptId]):
+def test_a_full_disk_refuses_the_reservation_and_leaves_no_file(tmp_path: Path, live: set[AttemptId]):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
@@ -92,7 +90,7 @@ def test_a_room_that_can_t_be_filled_is_given_back(tmp_path: Path, live: set[Att
     assert live == set()
 
 
-def test_it_says_whether_a_byte_may_have_left(room: JournalReservation, path: Path):
+def test_the_mark_says_whether_a_byte_may_have_left(room: JournalReservation, path: Path):
     assert read_unsent_header(path) == room.header
     assert room.header.model_copy(update={"began_at": None}) == EntryHeader.of(ATTEMPT).model_copy(
         update={"began_at": None}
@@ -103,7 +101,7 @@ def test_it_says_whether_a_byte_may_have_left(room: JournalReservation, path: Pa
     assert read_unsent_header(path) is None, "it was sent all the same"
 
 
-def test_who_can_t_be_read_may_have_sent(room: JournalReservation, path: Path, tmp_path: Path):
+def test_an_unreadable_reservation_counts_as_sent(room: JournalReservation, path: Path, tmp_path: Path):
     assert read_unsent_header(tmp_path / "att_2.room") is None
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b'"tenant"', b'"nobody"'))
@@ -114,7 +112,7 @@ def test_who_can_t_be_read_may_have_sent(room: JournalReservation, path: Path, t
     assert read_unsent_header(path) is not None
 
 
-def test_no_two_are_between_the_check_and_the_last_byte(room: JournalReservation, path: Path):
+def test_a_reservation_is_locked_from_check_to_last_byte(room: JournalReservation, path: Path):
     other = os.open(path, os.O_RDWR)
     fcntl.flock(other, fcntl.LOCK_EX)
     assert not room.begin_send(), "it is being fenced off this instant"
@@ -133,7 +131,7 @@ def test_no_two_are_between_the_check_and_the_last_byte(room: JournalReservation
     assert remove_reservation(path), "nothing is left to fence off"
 
 
-def test_who_was_fenced_off_lets_go_of_the_lock(room: JournalReservation, path: Path):
+def test_a_fenced_reservation_releases_its_lock(room: JournalReservation, path: Path):
     other = os.open(path, os.O_RDWR)
     assert remove_reservation(path)
     assert not room.begin_send()
@@ -141,7 +139,7 @@ def test_who_was_fenced_off_lets_go_of_the_lock(room: JournalReservation, path: 
     os.close(other)
 
 
-def test_a_room_that_was_given_back_sends_and_keeps_nothing(
+def test_a_released_reservation_sends_and_writes_nothing(
     room: JournalReservation, path: Path, key: SealingKey, tmp_path: Path
 ):
     room.release()
@@ -163,7 +161,7 @@ def test_a_room_that_was_given_back_sends_and_keeps_nothing(
     ],
     ids=str,
 )
-def test_a_room_whose_intent_may_stand_stays_and_says_that_it_was_no_use(
+def test_a_reservation_whose_intent_may_be_committed_stays_as_unsent(
     room: JournalReservation, path: Path, live: set[AttemptId], error: BaseException, stays: bool
 ):
     room.abandon(error)
@@ -175,7 +173,7 @@ def test_a_room_whose_intent_may_stand_stays_and_says_that_it_was_no_use(
     )
 
 
-def test_an_answer_is_whole_when_the_disk_takes_little_at_a_time(
+def test_short_writes_make_a_complete_entry(
     room: JournalReservation, key: SealingKey, monkeypatch: pytest.MonkeyPatch
 ):
     write = os.pwrite
@@ -184,7 +182,7 @@ def test_an_answer_is_whole_when_the_disk_takes_little_at_a_time(
     assert open_sealed(key, entry.header.associated_data, entry.sealed) == SECRET * 50
 
 
-def test_the_age_of_a_room_is_known_where_it_says_when_it_was_made(room: JournalReservation, path: Path):
+def test_the_age_of_a_reservation(room: JournalReservation, path: Path):
     age = reservation_age_s(path)
     assert age is not None
     assert age >= 0
@@ -194,7 +192,7 @@ def test_the_age_of_a_room_is_known_where_it_says_when_it_was_made(room: Journal
     assert reservation_age_s(path) is None
 
 
-def test_a_kept_answer_is_the_whole_file_and_its_room_is_over(
+def test_an_entry_replaces_its_reservation(
     room: JournalReservation, path: Path, key: SealingKey, live: set[AttemptId]
 ):
     reserved = path.stat().st_ino
@@ -215,7 +213,9 @@ def test_a_kept_answer_is_the_whole_file_and_its_room_is_over(
     assert not entry.path.exists()
 
 
-def test_a_late_answer_has_a_file_of_its_owner_alone(room: JournalReservation, path: Path, key: SealingKey):
+def test_a_reply_after_fencing_is_written_to_a_private_file(
+    room: JournalReservation, path: Path, key: SealingKey
+):
     assert remove_reservation(path)
     entry = room.write_entry(key, SECRET)
     assert stat.S_IMODE(entry.path.stat().st_mode) == 0o600
@@ -226,7 +226,7 @@ def descriptors() -> set[str]:
     return set(os.listdir("/proc/self/fd"))
 
 
-def test_no_descriptor_is_left_open(tmp_path: Path, live: set[AttemptId], key: SealingKey):
+def test_no_file_descriptor_is_left_open(tmp_path: Path, live: set[AttemptId], key: SealingKey):
     before = descriptors()
     room = JournalReservation(tmp_path, ATTEMPT, live)
     remove_reservation(tmp_path / "att_1.room")
@@ -235,13 +235,13 @@ def test_no_descriptor_is_left_open(tmp_path: Path, live: set[AttemptId], key: S
     assert descriptors() == before
 
 
-def test_the_seal_is_bound_to_all_of_its_header():
+def test_the_seal_is_bound_to_the_whole_header():
     assert EntryHeader.of(ATTEMPT).associated_data == AssociatedData(
         "acme", "journal", "att_1", "answer:con_1:refresh:1", 3
     )
 
 
-def test_what_is_torn_says_what_is_wrong_with_it(room: JournalReservation, key: SealingKey):
+def test_an_incomplete_entry_is_seal_broken(room: JournalReservation, key: SealingKey):
     path = room.write_entry(key, SECRET).path
     first, _, sealed = path.read_bytes().partition(b"\n")
     newer = json.dumps(json.loads(first) | {"format": 2}).encode()

@@ -16,7 +16,7 @@ async def for_ever(ended: list[str], name: str) -> None:
         ended.append(name)
 
 
-async def test_what_waits_for_a_store_that_stays_away_is_cut_at_the_limit(caplog: pytest.LogCaptureFixture):
+async def test_a_section_that_waits_for_the_store_is_cancelled_at_the_limit(caplog: pytest.LogCaptureFixture):
     sections, ended = CriticalSections(), list[str]()
     waits = asyncio.create_task(sections.run(AttemptId("att_1"), for_ever(ended, "one")))
     await asyncio.sleep(0)
@@ -31,7 +31,7 @@ async def test_what_waits_for_a_store_that_stays_away_is_cut_at_the_limit(caplog
         await waits
 
 
-async def test_what_ends_in_time_ends_by_itself():
+async def test_drain_waits_for_a_section_within_the_limit():
     sections, gate = CriticalSections(), asyncio.Event()
     running = asyncio.create_task(sections.run(AttemptId("att_1"), gate.wait()))
     await asyncio.sleep(0)
