@@ -3,7 +3,8 @@
 An HTTP library would be the bottleneck. Each client sends its next request when the last response
 is complete (a closed loop), so the rate is the server's.
 
-The process reads one round per line from standard input and answers with one line of JSON: `{"port": 8480, "clients": 16, "seconds": 2.0, "most": 100000, "requests": [...]}`.
+The process reads one round per line from standard input and answers with one line of JSON:
+`{"port": 8480, "clients": 16, "seconds": 2.0, "most": 100000, "requests": [...]}`.
 """
 
 import asyncio
