@@ -1,4 +1,4 @@
-"""The doctor's checks stand alone, end in time, and compare clocks by what both sides know."""
+"""The doctor's checks are independent, end in time, name a repair, and compare clocks."""
 
 import asyncio
 import os
@@ -27,42 +27,47 @@ async def fine(settings: Settings) -> str:
     return "fine"
 
 
-async def problem(settings: Settings) -> str:
-    raise CheckFailed("it is broken", "mend it")
+async def fails_with_a_problem(settings: Settings) -> str:
+    raise CheckFailed("it is broken", "repair it")
 
 
-async def failure(settings: Settings) -> str:
+async def fails_with_a_code(settings: Settings) -> str:
     raise Failure(ErrorCode.STORE_UNAVAILABLE, "gone")
 
 
-async def unforeseen(settings: Settings) -> str:
+async def fails_unexpectedly(settings: Settings) -> str:
     raise KeyError("a secret, perhaps")
 
 
-async def forever(settings: Settings) -> str:
+async def hangs(settings: Settings) -> str:
     await asyncio.Event().wait()
     return "never"
 
 
-async def test_one_that_fails_hides_no_other(settings: Settings) -> None:
-    checks = {"a": problem, "b": failure, "c": unforeseen, "d": fine}
+async def test_a_failing_check_does_not_affect_the_others(settings: Settings) -> None:
+    checks = {"a": fails_with_a_problem, "b": fails_with_a_code, "c": fails_unexpectedly, "d": fine}
     found = await report.diagnose(settings, checks)
-    assert [(it.check, it.ok) for it in found] == [("a", False), ("b", False), ("c", False), ("d", True)]
-    assert found[0].repair == "mend it"
+    assert [(result.check, result.ok) for result in found] == [
+        ("a", False),
+        ("b", False),
+        ("c", False),
+        ("d", True),
+    ]
+    assert found[0].repair == "repair it"
     assert "EVERGRANT_DATABASE_URL" in found[1].repair
     assert "secret" not in found[2].detail
 
 
-async def test_one_that_hangs_ends_in_time(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_hanging_check_ends_in_time(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.CHECK_TIMEOUT_S < 5
     monkeypatch.setattr(report, "CHECK_TIMEOUT_S", 0.05)
     async with asyncio.timeout(20):
-        found = await report.diagnose(settings, {"hangs": forever, "fine": fine})
+        found = await report.diagnose(settings, {"hangs": hangs, "fine": fine})
     assert [it.ok for it in found] == [False, True]
 
 
 async def test_every_problem_comes_with_a_repair(settings: Settings) -> None:
-    """With a key file and nothing else running."""
+    """The installation has only a key file."""
     found = await report.diagnose(settings)
     assert len(found) == len(report.CHECKS)
     assert [it.check for it in found if not it.ok and not it.repair] == []
@@ -88,7 +93,7 @@ async def test_key_file_modes(settings: Settings, mode: int, repair: str) -> Non
     assert found.value.repair == f"{repair} {settings.key_path}"
 
 
-async def test_the_apis_key_file_is_told_apart(settings: Settings) -> None:
+async def test_the_key_file_of_the_api_is_recognized(settings: Settings) -> None:
     exported = settings.data_dir / "api.json"
     KeyRing.open(settings.key_path, Role.OPERATOR).export(exported, Role.API)
     settings.key_file = exported
@@ -102,7 +107,7 @@ async def test_an_open_data_folder_is_a_problem(settings: Settings) -> None:
     assert found.value.repair == f"chmod 700 {settings.data_dir}"
 
 
-async def test_the_journal_check_leaves_nothing(settings: Settings) -> None:
+async def test_the_journal_check_leaves_no_file(settings: Settings) -> None:
     before = sorted(os.listdir(settings.data_dir))
     await host.journal(settings)
     assert sorted(os.listdir(settings.data_dir)) == before
@@ -114,11 +119,11 @@ def test_clocks_that_agree(seconds: int) -> None:
 
 
 @pytest.mark.parametrize(("seconds", "where"), [(-6, "6.0 s behind"), (300, "300.0 s ahead of")])
-def test_clocks_that_do_not(seconds: int, where: str) -> None:
+def test_clocks_that_differ(seconds: int, where: str) -> None:
     with pytest.raises(CheckFailed, match=where):
         compare_clocks(NOON + timedelta(seconds=seconds), NOON, NOON, "its")
 
 
-def test_a_slow_answer_is_no_skew() -> None:
+def test_a_slow_answer_is_not_a_skew() -> None:
     after = NOON + timedelta(seconds=30)
     assert "agree" in compare_clocks(NOON + timedelta(seconds=10), NOON, after, "its")

@@ -1,4 +1,4 @@
-"""The way out: what is refused, and limits seen against real servers on loopback."""
+"""The egress guard: refused addresses and URLs, and its limits against real servers on loopback."""
 
 import asyncio
 import gzip
@@ -35,7 +35,7 @@ async def a_server(respond: Respond, heads: list[bytes] | None = None) -> AsyncI
             await respond(writer)
             await writer.drain()
         except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # the client hung up, as these tests want
+            pass  # the client closed the connection, as intended
         finally:
             busy.discard(task)
             writer.close()
@@ -65,7 +65,7 @@ async def get(egress: Egress, url: str, **options: object) -> httpx2.Response:
 
 
 def egress_to(port: int, **limits: float) -> Egress:
-    return Egress(EgressPolicy(allow=(f"127.0.0.1:{port}",)), **limits)  # type: ignore[arg-type]  # test shorthand
+    return Egress(EgressPolicy(allow=(f"127.0.0.1:{port}",)), **limits)  # type: ignore[arg-type]  # limits are floats here
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def egress_to(port: int, **limits: float) -> Egress:
         "not an address",
     ],
 )
-def test_addresses_that_are_not_the_public_internet_are_refused(address: str) -> None:
+def test_non_public_addresses_are_refused(address: str) -> None:
     assert address_refusal(address) is not None
 
 
@@ -133,8 +133,8 @@ def test_public_addresses_are_accepted(address: str) -> None:
         "file:///etc/passwd",
     ],
 )
-async def test_urls_in_any_notation_are_refused_before_a_byte_leaves(url: str) -> None:
-    # a notation that no resolver here reads doesn't resolve, which is as good
+async def test_a_non_public_url_is_refused_in_any_notation(url: str) -> None:
+    # a notation that the resolver doesn't know fails to resolve, which is also a refusal
     with pytest.raises(
         (Failure, httpx2.UnsupportedProtocol, httpx2.ConnectError, httpx2.InvalidURL)
     ) as raised:
@@ -144,7 +144,7 @@ async def test_urls_in_any_notation_are_refused_before_a_byte_leaves(url: str) -
 
 
 async def test_the_checked_address_is_the_one_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rebinding: the name resolves once. The second, private answer is never asked for."""
+    """DNS rebinding: the name is resolved once, so the second, private answer is never used."""
     answers = [["93.184.215.14"], ["127.0.0.1"]]
     dialled: list[str] = []
 
@@ -153,7 +153,7 @@ async def test_the_checked_address_is_the_one_connected_to(monkeypatch: pytest.M
 
     async def dial(*, remote_host: str, **_: object) -> None:
         dialled.append(remote_host)
-        raise OSError("nobody there")
+        raise OSError("refused")
 
     monkeypatch.setattr("anyio.getaddrinfo", resolve)
     monkeypatch.setattr("anyio.connect_tcp", dial)
@@ -204,7 +204,7 @@ async def test_ambient_proxies_and_netrc_are_ignored(monkeypatch: pytest.MonkeyP
     assert f"host: 127.0.0.1:{port}".encode() in heads[0].lower()
 
 
-async def test_nothing_goes_round_the_guard() -> None:
+async def test_a_proxy_can_not_be_configured() -> None:
     with pytest.raises(TypeError, match="proxy"):
         Egress(EgressPolicy()).client(proxy="http://127.0.0.1:1")
 
@@ -236,12 +236,12 @@ async def test_a_broken_encoding_is_refused(body: bytes, encoding: str) -> None:
         assert raised.value.code is ErrorCode.REPLY_UNREADABLE
 
 
-async def test_gzip_that_nobody_asked_for_is_read() -> None:
+async def test_unrequested_gzip_is_decoded() -> None:
     async with a_server(answering(gzip.compress(b"hello"), "Content-Encoding: gzip")) as port:
         assert (await get(egress_to(port), f"http://127.0.0.1:{port}/")).text == "hello"
 
 
-async def test_a_slow_loris_ends_at_the_limit_for_the_whole_answer() -> None:
+async def test_a_slow_response_ends_at_the_limit_for_the_whole_exchange() -> None:
     async def drip(writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
         while True:
@@ -254,30 +254,30 @@ async def test_a_slow_loris_ends_at_the_limit_for_the_whole_answer() -> None:
             await get(egress_to(port, answer_timeout_s=0.3), f"http://127.0.0.1:{port}/")
 
 
-async def test_a_watch_knows_that_a_byte_left_only_after_the_connection() -> None:
+async def test_an_observer_sees_a_sent_byte_only_after_the_connection() -> None:
     async with a_server(answering(b"")) as port:
-        watch = SendObserver()
-        async with httpx2.AsyncClient(transport=egress_to(port).transport(watch)) as client:
+        observer = SendObserver()
+        async with httpx2.AsyncClient(transport=egress_to(port).transport(observer)) as client:
             await client.get(f"http://127.0.0.1:{port}/")
-        assert watch.sent
-    watch = SendObserver()
-    async with httpx2.AsyncClient(transport=egress_to(port).transport(watch)) as client:
+        assert observer.sent
+    observer = SendObserver()
+    async with httpx2.AsyncClient(transport=egress_to(port).transport(observer)) as client:
         with pytest.raises(httpx2.ConnectError):
             await client.get(f"http://127.0.0.1:{port}/")
-    assert not watch.sent
+    assert not observer.sent
 
 
-async def test_plain_http_behind_https_is_not_sent_to() -> None:
-    """An https URL whose server doesn't speak TLS: the request never leaves in the clear."""
+async def test_no_request_is_sent_to_plain_http_behind_https() -> None:
+    """The server of an https URL doesn't speak TLS."""
     heads: list[bytes] = []
     async with a_server(answering(b""), heads) as port:
-        watch = SendObserver()
+        observer = SendObserver()
         async with httpx2.AsyncClient(
-            transport=egress_to(port, connect_timeout_s=0.3).transport(watch)
+            transport=egress_to(port, connect_timeout_s=0.3).transport(observer)
         ) as client:
             with pytest.raises(httpx2.TransportError):
                 await client.get(f"https://127.0.0.1:{port}/secret")
-        assert not watch.sent
+        assert not observer.sent
     assert b"secret" not in b"".join(heads)
 
 

@@ -37,7 +37,7 @@ def test_compose_follows_its_specification() -> None:
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_the_schema_refuses_what_is_wrong(tmp_path: Path) -> None:
+def test_the_schema_refuses_an_unknown_key(tmp_path: Path) -> None:
     broken = {**COMPOSE, "services": {**SERVICES, "api": {**SERVICES["api"], "helthcheck": {}}}}
     (tmp_path / "docker-compose.yml").write_text(yaml.safe_dump(broken), encoding="utf-8")
     checked = run(
@@ -58,7 +58,9 @@ def test_compose_has_every_part_of_production() -> None:
 
 def test_only_workers_and_init_hold_the_full_key_file() -> None:
     holders = {
-        name for name, it in SERVICES.items() if any("worker-keys" in v for v in it.get("volumes", []))
+        name
+        for name, service in SERVICES.items()
+        if any("worker-keys" in volume for volume in service.get("volumes", []))
     }
     assert holders == {"init", "worker-1", "worker-2"}
     assert SERVICES["api"]["environment"]["EVERGRANT_KEY_FILE"].startswith("/keys/api/")
@@ -76,12 +78,12 @@ def test_workers_have_journals_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("name", ["worker-1", "worker-2"])
-def test_a_worker_that_is_told_to_stop_is_left_the_time_for_every_answer(name: str) -> None:
-    """Each of these holds what is inside it: an answer, its activity, the shutdown, its process, the host."""
+def test_every_stop_limit_includes_the_one_inside_it(name: str) -> None:
+    """The provider's answer, its activity, the graceful shutdown, the commits, the process, the container."""
     stopping = (
         worker.GRACEFUL_SHUTDOWN + worker.COMMIT_LIMIT
     ).total_seconds() + critical_section.CLEANUP_TIMEOUT_S
-    host = float(SERVICES[name]["stop_grace_period"].removesuffix("s"))
+    container = float(SERVICES[name]["stop_grace_period"].removesuffix("s"))
     answer = (LIMITS.send + LIMITS.answer).total_seconds()
     times = [
         answer,
@@ -89,12 +91,12 @@ def test_a_worker_that_is_told_to_stop_is_left_the_time_for_every_answer(name: s
         worker.GRACEFUL_SHUTDOWN.total_seconds(),
         stopping,
     ]
-    times += [WORKER_STOP_LIMIT_S, host]
+    times += [WORKER_STOP_LIMIT_S, container]
     assert times == sorted(set(times))
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_our_containers_can_do_little(name: str) -> None:
+def test_our_containers_are_unprivileged(name: str) -> None:
     service = SERVICES[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
@@ -128,7 +130,7 @@ def test_ports_are_published_on_loopback_alone() -> None:
     assert all(port.startswith("127.0.0.1:") for port in published)
 
 
-def test_files_that_compose_mounts_are_there() -> None:
+def test_files_that_compose_mounts_exist() -> None:
     mounted = [
         volume.partition(":")[0]
         for service in SERVICES.values()
@@ -151,7 +153,7 @@ def test_the_bill_of_materials_lists_what_production_runs(tmp_path: Path) -> Non
     text = (ROOT / "requirements/server.txt").read_text(encoding="utf-8")
     pinned = dict(re.findall(r"^([a-z0-9._-]+)(?:\[[a-z0-9,-]+\])?==([^\s;]+)", text, re.MULTILINE))
     assert bill["bomFormat"] == "CycloneDX"
-    assert {it["name"]: it["version"] for it in bill["components"]} == pinned
+    assert {component["name"]: component["version"] for component in bill["components"]} == pinned
 
 
 def test_one_version_everywhere() -> None:
@@ -161,8 +163,8 @@ def test_one_version_everywhere() -> None:
     assert f"## [{__version__}]" in changes
 
 
-def test_installing_the_root_brings_dependencies_and_no_package_of_ours(tmp_path: Path) -> None:
-    """What `pip install -e .` unpacks: the dependencies' names, and nothing called `workflows`."""
+def test_installing_the_root_installs_dependencies_but_no_package(tmp_path: Path) -> None:
+    """`pip install -e .` requires the dependencies and makes no module such as `workflows` importable."""
     build = "import sys; from setuptools.build_meta import build_editable; print(build_editable(sys.argv[1]))"
     built = run(sys.executable, "-c", build, tmp_path)
     assert built.returncode == 0, built.stderr

@@ -1,4 +1,4 @@
-"""The pages say what the code says, and their links lead somewhere."""
+"""Generated pages are current, lists on pages are complete, and links have a target."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ def test_page_is_current(name: str) -> None:
 
 
 @pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_inside_the_repository_lead_somewhere(path: Path) -> None:
+def test_links_inside_the_repository_have_a_target(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if target.startswith(("http://", "https://", "#")):

@@ -1,4 +1,4 @@
-"""Rules that hold for every file of the repository."""
+"""Rules for every file of the repository: hosts, paths, names, docstrings, lengths, silenced checks."""
 
 import ast
 import re
@@ -31,7 +31,7 @@ HOME_PATHS = re.compile(r"(?<![\w.])/(?:work|root|home/\w+)/")
 
 @cache
 def files() -> tuple[Path, ...]:
-    """What git has, and what it would take: not what it ignores."""
+    """Files that git tracks or would add."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -60,7 +60,7 @@ def test_no_file_names_a_package_registry() -> None:
     assert [(name, host) for name, text in texts() for host in REGISTRY_HOSTS if host in text] == []
 
 
-def test_no_file_names_a_folder_of_somebodys_machine() -> None:
+def test_no_file_names_a_home_folder() -> None:
     hits = [(name, found.group()) for name, text in texts() if (found := HOME_PATHS.search(text))]
     assert hits == []
 
@@ -86,13 +86,13 @@ def test_every_package_says_what_it_owns() -> None:
     assert [name for name, text in inits if not ast.get_docstring(ast.parse(text))] == []
 
 
-def test_every_module_says_what_it_is_for() -> None:
-    silent = [
+def test_every_module_has_a_docstring() -> None:
+    missing = [
         name
         for name, text in python()
         if name.startswith((*PACKAGES, "worker.py")) and text and not ast.get_docstring(ast.parse(text))
     ]
-    assert silent == []
+    assert missing == []
 
 
 def test_files_stay_readable() -> None:

@@ -1,4 +1,4 @@
-"""What import-linter's contracts can't say: closed lists, and that nothing escapes a contract."""
+"""Import rules beyond import-linter's contracts: closed lists, and a contract for every package."""
 
 import ast
 import sys
@@ -36,7 +36,7 @@ def sources() -> Iterator[Path]:
     yield from ROOT.glob("*.py")
 
 
-def test_core_knows_the_standard_library_and_pydantic_alone() -> None:
+def test_core_imports_only_the_standard_library_and_pydantic() -> None:
     allowed = sys.stdlib_module_names | {"pydantic", "pydantic_core"}
     for path in (ROOT / "evergrant_server/core").rglob("*.py"):
         for name in imported(path):
@@ -72,8 +72,8 @@ def test_every_package_is_under_a_contract() -> None:
     assert packages - above_all <= under
 
 
-def test_contracts_see_every_folder() -> None:
-    """import-linter follows packages: a folder of Python without `__init__.py` would escape it."""
+def test_every_folder_is_a_package() -> None:
+    """import-linter reads packages only: it misses a folder without `__init__.py`."""
     for top in SERVER:
         for folder in {path.parent for path in (ROOT / top).rglob("*.py")}:
             assert (folder / "__init__.py").exists(), f"{folder.relative_to(ROOT)} has no __init__.py"

@@ -1,4 +1,4 @@
-"""Make's targets explain themselves, and the locks hold only hashed pins."""
+"""Every target of the Makefile has help, and lock files hold only hashed pins."""
 
 import json
 import re
@@ -52,7 +52,7 @@ def test_locks_agree_on_versions(lock: str) -> None:
     assert not differing
 
 
-def test_smaller_locks_lie_inside_the_larger() -> None:
+def test_smaller_locks_are_subsets_of_larger_ones() -> None:
     assert pins("server").keys() < pins("demo").keys() < pins("test").keys()
 
 

@@ -1,4 +1,4 @@
-"""The score of a mutation run, from what mutmut says of each mutant."""
+"""The score of a mutation run, from mutmut's results."""
 
 from tests.mutations import below, scores, table
 
@@ -11,7 +11,7 @@ RESULTS = """
 """
 
 
-def test_what_no_test_noticed_counts_as_left():
+def test_mutants_that_no_test_killed_count_as_left():
     found = scores(RESULTS)
     assert table(found)[2:] == [
         "| core.a | 3 | 67% | 1 |",
