@@ -16,7 +16,7 @@ from evergrant_server.core.messages.activities import GrantResult, LookUpAccount
 from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.egress import Egress
 from evergrant_server.store import Store, Transaction
-from providers.responses.accounts import read_lookup, send_lookup
+from providers.requests.accounts import read_lookup, send_lookup
 
 
 class AccountActivities:

@@ -12,8 +12,8 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_errors import describe_errors
 from providers.definition.strict_yaml import MAX_CHARACTERS, InvalidYaml, parse_yaml
+from providers.json_type import json_type
 from providers.quirks import QUIRKS
-from providers.responses.json_paths import json_type
 
 CATALOG = Path(__file__).resolve().parents[1] / "catalog"
 _MAX_TENANT_SPECS = 1000  # parsed versions of tenants kept in memory

@@ -8,7 +8,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from providers.responses.json_paths import json_type
+from providers.json_type import json_type
 
 _MESSAGES = {
     "dict_type": "must be a mapping of fields",

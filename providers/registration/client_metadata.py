@@ -7,8 +7,9 @@ from typing import Any
 from evergrant_server.core.access import Endpoints
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
+from providers.json_type import json_type
 from providers.responses.durations import retry_after
-from providers.responses.json_paths import UnreadableBody, json_type, parse_body
+from providers.responses.json_paths import UnreadableBody, parse_body
 from providers.responses.raw_reply import RawReply
 
 CLIENT_NAME = "Evergrant"

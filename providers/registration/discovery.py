@@ -13,8 +13,9 @@ from evergrant_server.core.access import Endpoints
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.egress import Egress
 from providers.definition.schema_request import MUTUAL_TLS
+from providers.json_type import json_type
 from providers.requests.client import STANDARD_HEADERS
-from providers.responses.json_paths import UnreadableBody, json_type, parse_body
+from providers.responses.json_paths import UnreadableBody, parse_body
 
 _MAX_URL_LENGTH = 2048
 _ALIASED = (

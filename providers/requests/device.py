@@ -16,6 +16,7 @@ from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from providers.definition.schema import ProviderSpec
+from providers.json_type import json_type
 from providers.requests.client import OAuthClient
 from providers.requests.request_format import PreparedRequest, code_exchange_format
 from providers.responses.error_mapping import (
@@ -24,7 +25,7 @@ from providers.responses.error_mapping import (
     reply_fields,
     unreadable_reply,
 )
-from providers.responses.json_paths import UnreadableBody, json_type
+from providers.responses.json_paths import UnreadableBody
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import read_tokens
 

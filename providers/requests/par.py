@@ -12,6 +12,7 @@ from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.connections.pushed_authorization import Fields, PushedAuthorization
 from evergrant_server.core.errors import ErrorCode, Failure
 from providers.definition.schema import ProviderSpec
+from providers.json_type import json_type
 from providers.requests.client import OAuthClient
 from providers.requests.request_format import PreparedRequest, RequestFormat
 from providers.responses.error_mapping import (
@@ -20,7 +21,7 @@ from providers.responses.error_mapping import (
     reply_fields,
     unreadable_reply,
 )
-from providers.responses.json_paths import UnreadableBody, json_type
+from providers.responses.json_paths import UnreadableBody
 from providers.responses.raw_reply import RawReply
 
 _REQUEST_URI = re.compile(r"[\x21-\x7e]{1,2048}")

@@ -8,8 +8,9 @@ from typing import Any
 from evergrant_server.core.connections.grant import TokenSet
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_response import AdditionalTokens
+from providers.json_type import json_type
 from providers.responses.error_mapping import reply_fields, unreadable_reply
-from providers.responses.json_paths import UnreadableBody, json_type, value_at
+from providers.responses.json_paths import UnreadableBody, value_at
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import read_nested_tokens
 

@@ -6,7 +6,8 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from evergrant_server.core.clock import MAX_LIFETIME
-from providers.responses.json_paths import UnreadableBody, json_type
+from providers.json_type import json_type
+from providers.responses.json_paths import UnreadableBody
 
 _DIGITS = re.compile(r"[0-9]{1,15}")
 _MAX_SECONDS = MAX_LIFETIME.total_seconds()  # a longer one is a mistake and overflows dates

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 from urllib.parse import parse_qsl
 
 from evergrant_server.core.text import is_storable_text
+from providers.json_type import json_type
 
 _MAX_DEPTH = 32
 _MAX_BYTES = 1024 * 1024
@@ -114,20 +115,3 @@ def is_metadata_value(value: Any) -> bool:
             return math.isfinite(value)
         case _:
             return isinstance(value, int) and len(str(value)) <= MAX_VALUE_LENGTH
-
-
-def json_type(value: Any) -> str:
-    """The JSON type of a value, for messages that may not show the value."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "a boolean"
-        case int() | float():
-            return "a number"
-        case str():
-            return "a string"
-        case list():
-            return "an array"
-        case _:
-            return "an object"

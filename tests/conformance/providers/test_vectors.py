@@ -19,9 +19,9 @@ from providers.definition.registry import Registry, parse_yaml_definition
 from providers.definition.strict_yaml import parse_yaml
 from providers.definition.templates import api_base_url_of
 from providers.definition.validation import problems_of
+from providers.requests.accounts import read_lookup
 from providers.requests.authorization_url import build_authorization_url
 from providers.requests.callback import read_callback
-from providers.responses.accounts import read_lookup
 from providers.responses.token_response import read_revocation
 from tests.conformance.providers.exchanges import (
     REDIRECT,

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from providers.responses.accounts import read_lookup
+from providers.requests.accounts import read_lookup
 from providers.responses.raw_reply import RawReply
 from tests.unit.providers.definitions import spec_like
 
